@@ -12,7 +12,7 @@ from loralens.analysis.base.intruders import find_intruders
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
 from loralens.core.weights import Weight
-from loralens.formats.records.cache import SvdCache, digest
+from loralens.formats.records.cache import SvdCache, weight_digest
 from loralens.linalg.rank_update import decompose
 
 SIDE, TOP = 2048, 10
@@ -33,7 +33,7 @@ def run(data: Path, *, runs: int) -> dict[str, object]:
     report: dict[str, object] = {"side": SIDE, "goal_times_faster": 10}
     with tempfile.TemporaryDirectory() as folder:
         cache = SvdCache(Path(folder), limit=10**9)
-        cache.write(digest(weight), decompose(W))
+        cache.write(weight_digest(weight), decompose(W))
         for name, (rank, size) in CASES.items():
             B, A = rng.standard_normal((SIDE, rank)), rng.standard_normal((rank, SIDE))
             B *= size * np.linalg.norm(W) / np.linalg.norm(B @ A)
@@ -45,7 +45,7 @@ def _compare(
     module: LowRank, W: np.ndarray, U0: np.ndarray, weight: Weight, cache: SvdCache, *, runs: int
 ) -> dict[str, object]:
     def identity() -> np.ndarray:
-        kept = cache.read(digest(weight), weight.shape)
+        kept = cache.read(weight_digest(weight), weight.shape)
         assert kept is not None
         return find_intruders(module, kept, top=TOP).scores
 

@@ -17,7 +17,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
-from loralens.formats.files.packages import installed, model_folder
+from loralens.formats.files.packages import is_installed, model_folder
 from loralens.formats.records.corpora import INSTALL, read_corpus
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def run(*, runs: int) -> dict[str, object]:
     """Both sets of targets on the CPU, and a Llama on a GPU where there is one."""
     from benchmarks import train_card
 
-    if not all(map(installed, PACKAGES)):
+    if not all(map(is_installed, PACKAGES)):
         return {"owed": f"needs {', '.join(PACKAGES)}: {INSTALL}", "card": train_card.run(runs=runs)}
     found: dict[str, object] = {targets: _measured(targets, runs=runs) for targets in TARGETS}
     return found | {"goals": GOALS, "card": train_card.run(runs=runs)}

@@ -30,7 +30,7 @@ from rivals.training import train_one
 
 from loralens.charts.figure import save
 from loralens.errors import LoraLensError, OptionError
-from loralens.formats.files.writing import replacing
+from loralens.formats.files.atomic import atomic_file
 from loralens.formats.records.corpora import CORPORA
 
 __all__ = ["METHODS", "Method", "Results", "figure", "main", "measure", "read_results", "table", "train_one"]
@@ -128,7 +128,7 @@ def _told(told: dict[str, Any]) -> dict[str, Any]:
 def keep(path: Path, result: dict[str, Any]) -> None:
     """Write a result, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as stream:
+    with atomic_file(path) as stream:
         stream.write((json.dumps(result, indent=1) + "\n").encode())
 
 
@@ -177,7 +177,7 @@ def report(folder: Path) -> None:
     if not results.runs:
         raise OptionError(f"{folder}: no run is there", fix="first train: the same command without --report")
     text = table(results)
-    with replacing(folder / "table.md") as stream:
+    with atomic_file(folder / "table.md") as stream:
         stream.write(text.encode())
     save(figure(results), folder / "figure.png")
     print(f"{text}\nwrote {folder / 'table.md'} and {folder / 'figure.png'}")

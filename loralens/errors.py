@@ -1,15 +1,15 @@
 """The errors that loralens raises on purpose.
 
     LoraLensError
-    ├── FormatError      a file is not what it says it is, or not what we can read
+    ├── FormatError      a file is not what it claims to be, or cannot be read or written
     ├── ShapeError       arrays that do not fit together
     ├── MismatchError    two things that belong together and disagree: config and tensors, adapter and base
-    ├── OptionError      an option with a value that makes no sense
+    ├── OptionError      an option has a value that is not allowed
     │   └── UnknownModuleError   a module that an adapter does not have; a KeyError too
-    └── DivergenceError  training that left the finite numbers
+    └── DivergenceError  training has reached infinite numbers or NaN
 
-A message has three parts: where, what, and how to fix it. Code deep down knows *what*; whoever called it adds
-*where* on the way out::
+A message has three parts: where, what, and how to fix it. The code that finds the problem knows *what*; its callers add
+*where* while the error passes through them::
 
     with place("my_adapter/adapter_model.safetensors"):
         read(...)
@@ -21,22 +21,25 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, Self
 
-# Controls of C0 and C1, marks and overrides of direction, ends of lines and of paragraphs, halves of pairs.
+# The characters that can change what a terminal shows of other text. In order: the control characters of C0 and of C1,
+# the marks and overrides of writing direction, the separators of lines and paragraphs, and lone surrogates.
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def visible(text: str, *, keep: str = "") -> str:
-    """Text for people, in which what moves a cursor, hides or turns around text is an escape; but for ``keep``.
+    """Return text that is safe to show: characters that move the cursor, hide or reverse text become escapes.
 
-    A byte of a path that is no UTF-8 is shown as that byte.
+    Characters in ``keep`` stay as they are. A byte of a path that is not UTF-8 is shown by its hexadecimal number.
     """
-    if text.isprintable():  # nearly always, and at the speed of C
+    # Nearly all text is printable, and isprintable is much faster than the regular expression.
+    if text.isprintable():
         return text
     return UNPRINTABLE.sub(lambda match: match[0] if match[0] in keep else _escape(ord(match[0])), text)
 
 
 def _escape(code: int) -> str:
-    if 0xDC80 <= code <= 0xDCFF:  # as Python keeps such a byte of a path
+    # Python decodes a byte of a path that is not UTF-8 to a surrogate in this range (PEP 383).
+    if 0xDC80 <= code <= 0xDCFF:
         return f"\\x{code - 0xDC00:02x}"
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
@@ -59,12 +62,14 @@ class LoraLensError(Exception):
         self.where: tuple[str, ...] = ()
 
     def at(self, place: str) -> Self:
-        """This error, with ``place`` put before the places it already names."""
+        """Put ``place`` before the places that this error already names, and return the error."""
+        # A place that two callers add, such as the path of a file, is named once.
         if not self.where or self.where[0] != place:
             self.where = (place, *self.where)
         return self
 
-    def __reduce__(self) -> tuple[Any, ...]:  # Exception's own would call the class without fix
+    # Errors cross process boundaries. BaseException.__reduce__ would call the class without its required ``fix``.
+    def __reduce__(self) -> tuple[Any, ...]:
         return partial(type(self), fix=self.fix), (self.what,), {"where": self.where}
 
     def __str__(self) -> str:
@@ -72,19 +77,19 @@ class LoraLensError(Exception):
 
 
 class FormatError(LoraLensError):
-    """A file is not what it says it is, or not what we can read."""
+    """A file is not what it claims to be, or cannot be read or written."""
 
 
 class ShapeError(LoraLensError):
-    """Arrays that do not fit together."""
+    """The shapes of arrays do not fit together."""
 
 
 class MismatchError(LoraLensError):
-    """Two things that belong together and disagree."""
+    """Two things that belong together disagree, such as a configuration and its tensors."""
 
 
 class OptionError(LoraLensError):
-    """An option with a value that makes no sense."""
+    """An option has a value that is not allowed or does not make sense."""
 
 
 class UnknownModuleError(OptionError, KeyError):
@@ -92,7 +97,7 @@ class UnknownModuleError(OptionError, KeyError):
 
 
 class DivergenceError(LoraLensError):
-    """Training that left the finite numbers."""
+    """Training has reached a loss or a parameter that is infinite or not a number."""
 
 
 @contextmanager

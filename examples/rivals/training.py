@@ -14,9 +14,9 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW, Optimizer
 
 import loralens
-from loralens.core.attached import still
+from loralens.core.attached import frozen_evaluation
 from loralens.errors import DivergenceError
-from loralens.formats.files.location import existing
+from loralens.formats.files.location import existing_path
 from loralens.formats.records.corpora import CORPORA, read_corpus
 from loralens.training import Course, fit
 from loralens.training.feed import shuffled
@@ -34,7 +34,7 @@ def texts(corpus: str, part: str, length: int, model: str = MODEL) -> Examples:
     from transformers import AutoTokenizer
 
     found = getattr(read_corpus(corpus), part)
-    tokenizer = AutoTokenizer.from_pretrained(existing(Path(model)), local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(existing_path(Path(model)), local_files_only=True)
     return encoded(tokenizer, [e.text for e in found], length=length, labels=[e.label for e in found])
 
 
@@ -79,7 +79,7 @@ def train_one(
     course = Course(steps, lr=lr or row.lr, schedule="linear")
     batches = TASK.batches(learned, shuffled(len(learned), size=batch, seed=seed), seed=seed)
     made, losses, size = (by_loralens if row.targets else by_hand)(row, base, batches, course, seed)
-    with still(made, gradient=False):
+    with frozen_evaluation(made, gradient=False):
         measures = TASK.evaluation(first(judged, limit), size=EVALUATED)(made)
     return {
         "method": method,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 
 from loralens.core.adapter import Adapter
-from loralens.core.attached import Attachment, call, still
+from loralens.core.attached import Attachment, call, frozen_evaluation
 from loralens.errors import MismatchError, OptionError, place
 
 if TYPE_CHECKING:  # importing torch takes 1.4 s, and whoever passes a model has imported it
@@ -123,7 +123,7 @@ def measure_behaviour(model: "nn.Module", batches: Iterable[Any], *, adapters: M
     names = [BASE, *adapters]
     pairs = list(combinations(names, 2))
     sums: dict[tuple[str, str], _Difference] = {pair: _Difference() for pair in pairs}
-    with still(model, gradient=False):
+    with frozen_evaluation(model, gradient=False):
         for batch in batches:
             outputs = {name: _output(model, batch, attached.get(name)) for name in names}
             for first, second in pairs:

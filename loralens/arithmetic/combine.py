@@ -17,15 +17,15 @@ from loralens.arithmetic.method import CombiningMethod, Space, find_combining_me
 from loralens.arithmetic.methods import METHODS
 from loralens.arithmetic.quality import CombinationQuality, Quality, relative, total_quality
 from loralens.core.adapter import Adapter
-from loralens.core.carried import NONE, carried
+from loralens.core.carried import NONE, combine_extras
 from loralens.core.joint import Core, Joint, Lift
 from loralens.core.lowrank import LowRank
 from loralens.core.names import select
 from loralens.core.recipe import Ingredient, Recipe, Strength
 from loralens.core.structured import Update
 from loralens.core.threads import Step, in_threads
-from loralens.core.together import Row, checked, keepable, kept, together
-from loralens.core.vector import assembled
+from loralens.core.together import Row, check_combinable, keep_modules, match_modules, single_module
+from loralens.core.vector import assemble_adapter
 from loralens.errors import OptionError, place
 from loralens.linalg.factor import Floats
 
@@ -156,9 +156,7 @@ def combine_adapters(
     row = find_combining_method(method, METHODS)
     options_given = {"lam": lam, "density": density, **options}
     settings = row.settings(options_given, space)
-    if not adapters or (row.adapters and len(adapters) != row.adapters):
-        expected = row.adapters or "at least 1"
-        raise OptionError(f"{row.name} takes {expected} adapters, not {len(adapters)}", fix="give as many as it takes")
+    _check_count(row, len(adapters))
     labels = _labels(labels, len(adapters), take)
     strengths = [_strength(weight, label) for (_, weight), label in zip(adapters, labels, strict=True)]
     recipe = Recipe(
@@ -184,7 +182,7 @@ def combine_adapters(
         lifts = {name: stretches.pair(name, lift) for name, lift in lifts.items()}
     updates: dict[str, Update] = {name: work.stay.get(name) or lifts[name].at(dtype=dtype) for name in results}
     qualities = {name: quality for name, (_, quality) in results.items()}
-    extras = carried(
+    extras = combine_extras(
         plain,
         lambda t, name: strengths[t].of(name),
         labels=labels,
@@ -192,7 +190,7 @@ def combine_adapters(
         factors_stay=len(work.stay) == len(rows),
     )
     alive = _alive(updates, qualities, work.stretched) if drop_dead else updates
-    combined = assembled(plain[0], alive, extras)
+    combined = assemble_adapter(plain[0], alive, extras)
     notes = (*extras.notes, *(dora.notes(stretches) if dora and stretches else ()))
     combination = Combination(combined, qualities, recipe, lifts, notes, work.truncation, stretches)
     return replace(combination, adapter=combination.with_magnitudes(combined))
@@ -206,6 +204,13 @@ def _alive(
     if not alive:
         raise OptionError("nothing is left: every module comes out as 0", fix="leave out --drop-dead")
     return alive
+
+
+def _check_count(row: CombiningMethod, count: int) -> None:
+    """Raise an OptionError unless the method combines this number of adapters."""
+    if not count or (row.adapters and count != row.adapters):
+        expected = row.adapters or "at least 1"
+        raise OptionError(f"{row.name} takes {expected} adapters, not {count}", fix="give as many as it takes")
 
 
 def _labels(labels: Sequence[str], count: int, take: int | Literal["none"] | None) -> list[str]:
@@ -249,7 +254,7 @@ def _rows(
     OptionError
         Every module is left out.
     """
-    rows = together(adapters, labels)
+    rows = match_modules(adapters, labels)
     recipe.check_globs(rows)
     chosen = select(rows, recipe.modules)
     weights = {name: [one.strength.of(name) for one in recipe.adapters] for name in chosen}
@@ -285,8 +290,8 @@ class _Work:
         self.seed = seed if row.seeded else None
         # In a plain sum a module of one adapter keeps its stored factors; DoRA factors change with the stretch.
         stay = row.name == "sum" and settings["lam"] == 1 and not dora
-        unchanged = {name: kept(rows[name], weights[name], dtype) if stay else None for name in rows}
-        self.stay = keepable(rows, unchanged)
+        unchanged = {name: single_module(rows[name], weights[name], dtype) if stay else None for name in rows}
+        self.stay = keep_modules(rows, unchanged)
         self.dora = dora
         self.truncation: dict[str, float] = {}
         self.h: dict[str, Floats] = {}
@@ -326,7 +331,7 @@ class _Work:
     def joint(self, name: str) -> Joint:
         """The joint space of one module."""
         if name not in self.stay:
-            checked(name, self.rows[name], self.labels)
+            check_combinable(name, self.rows[name], self.labels)
         with place(name):
             return replace(Joint.of(self.rows[name], self.weights[name]), width=self.width)
 

@@ -12,7 +12,7 @@ from loralens.arithmetic.quality import Quality
 from loralens.core.adapter import Adapter
 from loralens.core.carried import magnitudes
 from loralens.core.joint import Core, Joint
-from loralens.core.together import Row, names_together
+from loralens.core.together import Row, match_names
 from loralens.core.weights import Weight
 from loralens.errors import MismatchError, OptionError, place
 from loralens.linalg.factor import Floats
@@ -59,7 +59,7 @@ class DoraCombination:
         for adapter, label in zip(adapters, labels, strict=True):
             with place(label):
                 separated.append(separate_stretches(adapter, weights, threads=threads))
-        called = names_together(adapters, labels)
+        called = match_names(adapters, labels)
         return cls(tuple(adapters), [one for one, _ in separated], [part for _, part in separated], called, weights)
 
     def row_changes(self, name: str, out: int) -> Floats:

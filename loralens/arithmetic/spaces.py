@@ -16,7 +16,7 @@ from loralens.core.joint import COMBINED, Joint
 from loralens.core.lowrank import LowRank
 from loralens.linalg.factor import Floats, Integers
 from loralens.linalg.product import truncating_maps
-from loralens.linalg.sketch import low_rank
+from loralens.linalg.sketch import low_rank_approximation
 
 
 class SpaceEntries(NamedTuple):
@@ -65,7 +65,7 @@ def _full(joint: Joint, places: Integers) -> SpaceEntries:
     rank = min(max(joint.width, sum(update.rank for update, _ in updates)), *joint.shape)
 
     def back(fuse: Fuse) -> Fused:
-        factors = low_rank(
+        factors = low_rank_approximation(
             lambda: ((rows, fuse(rows, stack)) for rows, stack in entries.blocks()),
             joint.shape,
             rank=rank,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from loralens.charts.mpl import boxes_for_missing_letters, draw, styled
 from loralens.charts.spec import Figure
 from loralens.errors import OptionError
-from loralens.formats.files.replacing import replacing
+from loralens.formats.files.atomic import atomic_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -55,7 +55,7 @@ def save(figure: "Figure | Drawing", path: Path | str) -> None:
     """
     path = Path(path)
     kind = check_suffix(path)
-    with replacing(path) as stream:
+    with atomic_file(path) as stream:
         write(figure, stream, kind)
 
 

@@ -13,8 +13,8 @@ import click
 from loralens.cli.terminal import raw, say
 from loralens.core.shell import typed
 from loralens.errors import OptionError, place, visible
-from loralens.formats.files.disk import check_room, disk
-from loralens.formats.files.packages import installed, model_folder
+from loralens.formats.files.disk import check_room, disk_errors
+from loralens.formats.files.packages import is_installed, model_folder
 from loralens.reporting.writing import check_target
 from loralens.verbs.train import DEMO
 
@@ -47,7 +47,7 @@ class Demo:
         _check_packages()
         self._check_places()
         begun = monotonic()
-        with place(self.folder), disk():
+        with place(self.folder), disk_errors():
             self.folder.mkdir(parents=True, exist_ok=True)
         first = self._trained(TASK, 8)
         wide, other = self._companion(TASK, 64), self._companion(OTHER, 8)
@@ -164,7 +164,7 @@ def _check_packages() -> None:
     missing = [name for name in ("torch", "transformers") if find_spec(name) is None]
     if missing:
         raise OptionError(f"the demo trains, and {missing[0]} is not installed", fix="pip install 'loralens[train]'")
-    absent = [name for name in PACKAGES if not installed(name)]
+    absent = [name for name in PACKAGES if not is_installed(name)]
     if absent:
         raise OptionError(
             f"the demo needs a real model and real texts, and {' and '.join(absent)} "

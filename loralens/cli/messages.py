@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from loralens.cli.progress import progress_bar
 from loralens.cli.terminal import say
 from loralens.core.messages import LEVELS, LOGGER
-from loralens.core.progress import displaying
+from loralens.core.progress import display_progress
 
 NAMES = {number: name for name, number in LEVELS.items()}
 
@@ -29,7 +29,7 @@ def messages_on_stderr() -> Iterator[None]:
     LOGGER.setLevel(logging.INFO)
     LOGGER.propagate = False  # they have been shown
     try:
-        with displaying(progress_bar):
+        with display_progress(progress_bar):
             yield
     finally:
         LOGGER.removeHandler(handler)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from loralens.cli.show import Rows
-from loralens.formats.files.location import existing
+from loralens.formats.files.location import existing_path
 
 BASE_HELP = "The base model: a folder, a safetensors file, or a Hub id in the local cache."
 
@@ -122,7 +122,7 @@ def weighted(text: str) -> tuple[str, float]:
         weight = float(number)
     except ValueError:
         return text, 1.0
-    existing(Path(path))
+    existing_path(Path(path))
     if not isfinite(weight):
         raise click.BadParameter(f"{text}: the weight must be a finite number")
     return path, weight

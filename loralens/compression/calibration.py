@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 
 from loralens.core.adapter import Adapter
-from loralens.core.attached import Attachment, Tree, call, first_input, still
+from loralens.core.attached import Attachment, Tree, call, first_input, frozen_evaluation
 from loralens.core.fingerprint import fingerprint
 from loralens.core.layers import Steps, steps
 from loralens.core.lazy import Array
@@ -83,7 +83,7 @@ def measure_moments(
     and nothing of the size of a weight.
     """
     sums, count = _Sums(out_side=out_side), 0
-    with still(model, gradient=out_side), _watch_modules(model, adapter, sums.watch) as hooked:
+    with frozen_evaluation(model, gradient=out_side), _watch_modules(model, adapter, sums.watch) as hooked:
         for batch in batches:
             count += 1
             mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None

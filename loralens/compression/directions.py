@@ -10,7 +10,7 @@ from loralens.core.lowrank import LowRank
 from loralens.core.scaling import Scaling
 from loralens.core.structured import Structured, Update
 from loralens.errors import place
-from loralens.linalg.factor import in_range, times
+from loralens.linalg.factor import check_in_range, times
 from loralens.linalg.measures import numerical_rank
 from loralens.linalg.product import truncating_maps
 
@@ -86,7 +86,7 @@ def cast_factors(module: Update, dtype: DType) -> Update:
     def rounded(x: Array) -> Array:
         with np.errstate(over="ignore"):
             result = x.astype(dtype)
-        return result if np.isfinite(result).sum() == np.isfinite(x).sum() else in_range(result, dtype)
+        return result if np.isfinite(result).sum() == np.isfinite(x).sum() else check_in_range(result, dtype)
 
     B, A = (factor.map(rounded, shape=factor.shape, dtype=dtype) for factor in (B, A))
     return LowRank(B, A, module.scale, scaling=module.scaling, layout=module.layout)
@@ -116,7 +116,7 @@ def nearest_pair(module: Structured, k: int, dtype: DType | None, recent: Recent
     def joint() -> Array:
         pair = module.truncated(k)
         with np.errstate(over="ignore"):
-            return in_range(np.hstack([pair.B.T, pair.A]).astype(dtype), dtype)
+            return check_in_range(np.hstack([pair.B.T, pair.A]).astype(dtype), dtype)
 
     both = recent.keep(LazyArray(joint, shape=(k, rows + columns), dtype=dtype))
     scaling = Scaling("given", origin=f"rank {k} of a {module.form.name}")

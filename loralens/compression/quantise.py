@@ -6,7 +6,7 @@ from dataclasses import replace
 from loralens.compression.loss import UpdateLoss, losses
 from loralens.core.adapter import Adapter
 from loralens.core.lowrank import LowRank
-from loralens.core.quantised import quantised
+from loralens.core.quantised import quantise_module
 from loralens.core.structured import Update
 from loralens.core.threads import in_threads
 from loralens.errors import MismatchError, OptionError, place
@@ -46,12 +46,12 @@ def quantise(
         name = min(set(bits) ^ set(adapter))
         raise OptionError(f"{name} is in the adapter or in bits, not in both", fix="give bits for every module")
 
-    def quantise_module(name: str) -> LowRank:
+    def quantise_named(name: str) -> LowRank:
         module: Update = adapter[name]
         with place(name):
             if not isinstance(module, LowRank):
                 raise MismatchError("is no pair of factors", fix="make it a pair first: loralens convert --rank R")
-            return quantised(module, bits if isinstance(bits, int) else bits[name])
+            return quantise_module(module, bits if isinstance(bits, int) else bits[name])
 
-    after = replace(adapter, modules=in_threads(quantise_module, list(adapter), threads))
+    after = replace(adapter, modules=in_threads(quantise_named, list(adapter), threads))
     return after, losses(adapter, after, threads=threads)

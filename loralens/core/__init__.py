@@ -1,4 +1,4 @@
-"""The nouns of the field: LowRank, Adapter, module names."""
+"""The basic types: `LowRank`, `Adapter`, names of modules, weights of the base, ranks."""
 
 from typing import TYPE_CHECKING
 

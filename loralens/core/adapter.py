@@ -1,4 +1,4 @@
-"""Adapter: the updates of a whole model, and whatever else their file carried."""
+"""`Adapter`: the updates of a whole model, and the other content of their file."""
 
 from collections.abc import Callable, Collection, ItemsView, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -21,14 +21,15 @@ Level = Literal["error", "warning", "note"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something a reader wants its user to know.
+    """A message of a reader about a file.
 
     Attributes
     ----------
     level : str
-        ``error``: the numbers would be wrong; ``warning``: they may not mean what they seem to; ``note``: good to know.
+        ``error``: the numbers would be wrong. ``warning``: their meaning may be another than it seems. ``note``: useful
+        information.
     code : str
-        A stable name for the kind of finding, for machines.
+        A stable name for the kind of finding, for programs.
     text, fix : str
         One sentence each.
     """
@@ -39,28 +40,27 @@ class Finding:
     fix: str = ""
 
     def record(self) -> dict[str, str]:
-        """As a JSON object."""
+        """The finding as a JSON object."""
         return {"level": self.level, "code": self.code, "text": self.text, "fix": self.fix}
 
 
 @dataclass(frozen=True, slots=True)
 class Extra:
-    """A stored tensor that is not half of a pair.
+    """A stored tensor that does not belong to a pair.
 
     Attributes
     ----------
     role : str
-        ``magnitude`` (DoRA, one number an output), ``magnitude_in`` (one an input), ``norms`` and ``norms_in`` (the
-        same where the file has none: an empty tensor, for which the lengths of W stand), ``bias``, ``lora_bias`` (a
-        bias on B), ``saved`` (a module trained in full, such as a head), ``copy`` (a duplicate of one), ``embedding``
-        (the full matrix of an adapted or resized one, or of a head), ``tokens`` (single rows of an embedding),
-        ``diagonal`` (KaSA), ``diff`` and ``diff_b`` (differences to be added to a weight or bias), ``shape`` (ComfyUI:
-        what a weight is padded to) or ``other``.
+        ``magnitude`` (DoRA, one number for each output), ``magnitude_in`` (one for each input), ``norms`` and
+        ``norms_in`` (the same if the file has none: an empty tensor stands for the lengths of W), ``bias``,
+        ``lora_bias`` (a bias on B), ``saved`` (a module trained in full, such as a head), ``copy`` (a duplicate of
+        one), ``embedding`` (the full matrix of an adapted or resized one, or of a head), ``tokens`` (single rows of an
+        embedding), ``diagonal`` (KaSA), ``diff`` and ``diff_b`` (differences that are added to a weight or bias),
+        ``shape`` (ComfyUI: the shape to which a weight is padded) or ``other``.
     module : str
-        The base model's module that it belongs to.
-    tensor : LazyArray
+        The module of the base model to which it belongs.
     parameter : str
-        Which parameter of that module it stands for: ``weight``, ``bias`` …
+        The parameter of that module: ``weight``, ``bias`` …
     """
 
     role: str
@@ -72,32 +72,32 @@ class Extra:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adapter:
-    """Module name → LowRank, in natural module order, plus whatever else the file carried.
+    """Module name → `LowRank` or `Structured` in natural order, and the other content of the file.
 
-    Works as a mapping: ``adapter["model.layers.0.self_attn.q_proj"]``, ``len``, ``in``, iteration over names,
-    ``items()``. ``adapter[0]`` and ``adapter[-1]`` are the first and the last module, ``adapter["*.q_proj"]`` is the
-    adapter of the modules that a glob matches. Copies share the numbers that are not read yet; a pickle holds them.
+    An adapter works as a mapping: ``adapter["model.layers.0.self_attn.q_proj"]``, ``len``, ``in``, iteration over
+    names, ``items()``. ``adapter[0]`` and ``adapter[-1]`` are the first and the last module, and
+    ``adapter["*.q_proj"]`` is an adapter with the modules that a glob matches. Copies share numbers that are not read
+    yet; a pickle contains them.
 
     Attributes
     ----------
-    modules : mapping of str to LowRank or Structured
     extra : mapping of str to Extra
-        Every stored tensor that is not half of a pair, by its key in the file. Rides along untouched.
+        Stored tensors that do not belong to a pair, by their key in the file. They are kept unchanged.
     config : mapping or None
-        The configuration beside the file, verbatim, fields unknown to us included.
+        The configuration next to the file, unchanged, including unknown fields.
     metadata : mapping or None
-        The header metadata of the file, verbatim.
+        The header metadata of the file, unchanged.
     format : str
-        The dialect it was read from.
+        The dialect of the file.
     base_model : str or None
-        What the file says it was trained on.
+        The name of the base model according to the file.
     findings : tuple of Finding
-        What the reader noticed.
+        Messages of the reader.
     narrowed : bool
-        Modules were taken out since it was read: a configuration that names them by pattern says too much.
+        Whether modules were removed after reading. A configuration that names modules by a pattern then names too many.
     peft_fields : mapping
-        Of a file in another dialect than PEFT's: fields of a PEFT configuration that it has no place for, and that an
-        adapter had before it was converted (``task_type``, ``lora_dropout``, ``target_modules`` …).
+        Fields of a PEFT configuration that the adapter had before it was converted to a dialect without them
+        (``task_type``, ``lora_dropout``, ``target_modules`` …).
     """
 
     modules: "Mapping[str, Update]"
@@ -112,6 +112,7 @@ class Adapter:
 
     def __post_init__(self) -> None:
         ordered = {name: self.modules[name] for name in sorted(self.modules, key=natural_key)}
+        # Read-only views: an adapter is frozen, and several results may share it.
         object.__setattr__(self, "modules", MappingProxyType(ordered))
         object.__setattr__(self, "extra", MappingProxyType(dict(self.extra)))
 
@@ -120,19 +121,20 @@ class Adapter:
     @overload
     def __getitem__(self, key: str) -> "Update": ...
     def __getitem__(self, key: str | int) -> "Update | Adapter":
-        """A module by its name or its place in natural order; by a glob, an adapter of the modules that it matches.
+        """A module by its name or its index in natural order; for a glob, an adapter with the modules that match.
 
         Raises
         ------
         UnknownModuleError
-            No module has this name, or is matched by this glob; it is a `KeyError` too.
+            No module has this name or matches this glob. The error is also a `KeyError`.
         IndexError
-            There are not so many modules.
+            The index is out of range.
         """
         if isinstance(key, int):
             return self.modules[list(self.modules)[key]]
         if key in self.modules:
             return self.modules[key]
+        # An exact name wins over a glob, because names may have brackets.
         if wild(key) and (matched := [name for name in self.modules if matches(name, key)]):
             return self.without(self.modules.keys() - {*matched})
         what = "no module is matched by" if wild(key) else "no module"
@@ -155,34 +157,36 @@ class Adapter:
         return self.modules.items()
 
     def map(self, f: "Callable[[Update], Update]") -> Self:
-        """The same adapter with ``f`` of every module."""
+        """The same adapter with ``f`` applied to every module."""
         return replace(self, modules={name: f(module) for name, module in self.items()})
 
     def without(self, names: Collection[str]) -> Self:
-        """The same adapter, these modules left out."""
-        kept = {name: module for name, module in self.items() if name not in names}
-        return replace(self, modules=kept, narrowed=self.narrowed or len(kept) < len(self))
+        """The same adapter without these modules."""
+        modules = {name: module for name, module in self.items() if name not in names}
+        return replace(self, modules=modules, narrowed=self.narrowed or len(modules) < len(self))
 
     def renamed(self, names: Mapping[str, str]) -> Self:
-        """The same adapter with modules, and what belongs to them, under other names; the rest keeps its own.
+        """The same adapter with other names for some modules and for the tensors that belong to them.
 
         Raises
         ------
         OptionError
-            Two modules would have one name, or two stored tensors one key.
+            Two modules would get the same name, or two stored tensors the same key.
         """
         new = {name: names.get(name, name) for name in self.modules}
+        # Two modules under one name would silently become one.
         if len(set(new.values())) < len(new):
             twice = next(name for name in new.values() if list(new.values()).count(name) > 1)
             raise OptionError(f"two modules would be called {twice}", fix="choose other names")
         extra: dict[str, Extra] = {}
-        for key, one in self.extra.items():
-            name = names.get(one.module, one.module)
-            renamed = _renamed_key(key, one.module, name)
+        for key, tensor in self.extra.items():
+            name = names.get(tensor.module, tensor.module)
+            renamed = _renamed_key(key, tensor.module, name)
             if renamed in extra:
                 raise OptionError(f"two tensors would be called {renamed}", fix="choose other names")
-            extra[renamed] = replace(one, module=name)
+            extra[renamed] = replace(tensor, module=name)
         changed = any(new[name] != name for name in new)
+        # The stored tensors have the old names, so they cannot be written back as they were.
         modules = {new[name]: module.without_origin() if changed else module for name, module in self.items()}
         return replace(self, modules=modules, extra=extra)
 
@@ -191,42 +195,42 @@ class Adapter:
         return self.map(lambda module: module.load())
 
     def __add__(self, other: "Adapter") -> "Adapter":
-        """The exact sum of both updates, module by module."""
-        return _sum((self, 1.0), (other, 1.0)) if isinstance(other, Adapter) else NotImplemented
+        """The exact sum of two updates, module by module."""
+        return _weighted_sum((self, 1.0), (other, 1.0)) if isinstance(other, Adapter) else NotImplemented
 
     def __radd__(self, other: object) -> "Adapter":
         """0 + a is a, so that `sum` of adapters works."""
         return self if type(other) is int and other == 0 else NotImplemented
 
     def __sub__(self, other: "Adapter") -> "Adapter":
-        """The exact difference of both updates; a − a is 0."""
-        return _sum((self, 1.0), (other, -1.0)) if isinstance(other, Adapter) else NotImplemented
+        """The exact difference of two updates; a − a is 0."""
+        return _weighted_sum((self, 1.0), (other, -1.0)) if isinstance(other, Adapter) else NotImplemented
 
     def __neg__(self) -> "Adapter":
-        """The update with its sign changed, its factors untouched."""
-        return _sum((self, -1.0))
+        """The update with the opposite sign and the same factors."""
+        return _weighted_sum((self, -1.0))
 
     def __mul__(self, strength: float) -> "Adapter":
-        """The update so many times, its factors untouched."""
-        return _sum((self, strength)) if isinstance(strength, int | float) else NotImplemented
+        """The update multiplied by a number, with the same factors."""
+        return _weighted_sum((self, strength)) if isinstance(strength, int | float) else NotImplemented
 
     __rmul__ = __mul__
 
     def __truediv__(self, divisor: float) -> "Adapter":
         """The update divided by a number."""
-        return _sum((self, 1 / divisor)) if isinstance(divisor, int | float) else NotImplemented
+        return _weighted_sum((self, 1 / divisor)) if isinstance(divisor, int | float) else NotImplemented
 
     @property
     def parameters(self) -> int:
-        """Numbers stored in pairs."""
+        """Number of stored numbers in pairs."""
         return sum(module.parameters for module in self.modules.values())
 
     @property
     def nbytes(self) -> int:
-        """Bytes stored in pairs."""
+        """Number of stored bytes in pairs."""
         return sum(module.nbytes for module in self.modules.values())
 
-    def __reduce__(self) -> tuple[Any, ...]:  # views of mappings, which protect an adapter, cannot be pickled
+    def __reduce__(self) -> tuple[Any, ...]:  # the read-only views of mappings cannot be pickled
         values = {one.name: getattr(self, one.name) for one in fields(self)}
         return partial(Adapter, **{**values, "modules": dict(self.modules), "extra": dict(self.extra)}), ()
 
@@ -236,10 +240,10 @@ class Adapter:
 
     def __repr__(self) -> str:
         ranks = sorted({module.rank for module in self.modules.values()})
-        return f"Adapter({self.format}, {len(self)} modules, rank {_span(ranks)}, {self.parameters:,} parameters)"
+        return f"Adapter({self.format}, {len(self)} modules, rank {_rank_range(ranks)}, {self.parameters:,} parameters)"
 
 
-MODULES_SHOWN = 20  # in a notebook
+MODULES_SHOWN = 20  # modules of the table in a notebook
 MODULE_COLUMNS: "tuple[Column[tuple[str, Update]], ...]" = (
     Column("name", lambda row: row[0], "module", align="left"),
     Column("shape", lambda row: row[1].shape, "out × in", shape),
@@ -249,17 +253,17 @@ MODULE_COLUMNS: "tuple[Column[tuple[str, Update]], ...]" = (
 )
 
 
-def _sum(*terms: tuple[Adapter, float]) -> Adapter:
-    from loralens.core.vector import weighted_sum  # which stands on this file
+def _weighted_sum(*terms: tuple[Adapter, float]) -> Adapter:
+    from loralens.core.vector import sum_adapters  # which stands on this file
 
-    return weighted_sum(terms)
+    return sum_adapters(terms)
 
 
 def _renamed_key(key: str, old: str, new: str) -> str:
-    """A stored key that names a module, with another name of it; as it is where it does not name the module."""
+    """A stored key with another name of its module; unchanged if the key does not contain the name."""
     head, named, tail = f".{key}.".rpartition(f".{old}.")
     return f"{head}.{new}.{tail}"[1:-1] if named and old else key
 
 
-def _span(ranks: list[int]) -> str:
+def _rank_range(ranks: list[int]) -> str:
     return "none" if not ranks else str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]}–{ranks[-1]}"

@@ -1,8 +1,8 @@
-"""Attachment: an adapter at work in a torch model that is its base, and gone again afterwards.
+"""`Attachment`: applies an adapter to its base, a torch model, for the duration of a block.
 
-Where the adapted weight belongs to a layer (linear, convolution, embedding), a hook adds scale·B·A·x to the layer's
-output: the weight stays as it is and nothing is rounded to its dtype but the sum. Elsewhere (stacks of experts, fused
-attention, LyCORIS products) the weight itself is changed while the adapter is on, and put back, the same bits, after.
+If the adapted weight belongs to a layer (linear, convolution, embedding), a hook adds scale·B·A·x to the output of the
+layer. The weight does not change, and only the sum is rounded to its dtype. Otherwise (stacks of experts, fused
+attention, LyCORIS products) the weight itself is changed within the block, and restored bit for bit after it.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -26,21 +26,21 @@ if TYPE_CHECKING:
     Watch = Callable[[str, Steps, Tensor, Tensor, Tensor], Tensor]
 
 PEFT_PREFIX = "base_model.model."
-BENDING = ("magnitude", "norms")  # extras that make a module DoRA, one number an output
-REPLACED = ("saved", "embedding", "bias")  # extras that take the place of a parameter of the model
+BENDING = ("magnitude", "norms")  # roles of extras that make a module DoRA with one number for each output
+REPLACED = ("saved", "embedding", "bias")  # roles of extras that replace a parameter of the model
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """Layers and parameters of a model by their names in the base model, wrappers of PEFT looked through.
+    """Layers and parameters of a model by their names in the base model, without the wrappers of PEFT.
 
     Attributes
     ----------
     layers : mapping of str to nn.Module
-        What is called with the input x: PEFT's wrapper where there is one.
+        The layer that is called with the input x, which is PEFT's wrapper if there is one.
     parameters : mapping of str to tuple of nn.Module and str
-        The layer that holds each parameter, and its name there.
+        The layer that has each parameter, and its name in the layer.
     """
 
     layers: "Mapping[str, nn.Module]"
@@ -54,6 +54,7 @@ class Tree:
         for path, layer in model.named_modules(remove_duplicate=False):
             parts = path.removeprefix(PEFT_PREFIX).split(".")
             name = ".".join(part for part in parts if part != "base_layer")
+            # PEFT's wrapper comes first and is what the model calls; the base layer below it has the same name.
             outer.setdefault(name, layer)
             inner[name] = layer
         parameters = {
@@ -70,12 +71,12 @@ class Tree:
         return parameter
 
     def weights(self, adapter: Adapter) -> Weights:
-        """Which parameter each module adapts, by shapes alone.
+        """The parameter that each module adapts, found by names and shapes.
 
         Raises
         ------
         MismatchError
-            A module has no weight in the model, or one of another shape.
+            A module has no weight in the model, or a weight of another shape.
         """
         stored = {key: _shape_of(self.parameter(key)) for key in self.parameters}
         conv1d = any(type(layer).__name__ == "Conv1D" for layer in self.layers.values())
@@ -83,7 +84,7 @@ class Tree:
 
 
 def _shape_of(parameter: "nn.Parameter") -> LazyArray:
-    """A parameter's shape, in the form that matching takes; its numbers stay with torch."""
+    """A `LazyArray` with the shape of a parameter, which is all that matching needs."""
 
     def unread() -> NoReturn:
         raise AssertionError("matching reads shapes only")
@@ -93,18 +94,18 @@ def _shape_of(parameter: "nn.Parameter") -> LazyArray:
 
 @final
 class Attachment:
-    """An adapter made ready for one model; ``with attachment.on():`` puts it to work.
+    """An adapter that is prepared for one model; ``with attachment.on():`` applies it.
 
     Attributes
     ----------
     hooked : tuple of str
-        Modules whose update a hook adds.
+        Modules whose update is added by a hook.
     changed : tuple of str
-        Modules whose weight is changed in place, rounded to its dtype.
+        Modules whose weight is changed in place and rounded to its dtype.
     left_out : mapping of str to str
-        Key of every stored tensor that is not applied → why.
+        Key of every stored tensor that is not applied → the reason.
     ran : set of str
-        Hooked modules that were called since; one that never was did nothing.
+        Hooked modules that have been called. The update of any other hooked module had no effect.
 
     Raises
     ------
@@ -118,22 +119,26 @@ class Attachment:
         self.ran: set[str] = set()
         self.left_out: dict[str, str] = {}
         self._steps: dict[str, tuple[nn.Module, Steps]] = {}
-        self._norms: dict[str, tuple[Tensor, Tensor]] = {}  # DoRA: the layer's bias and m / ‖W + ΔW‖, per output
-        self._biases: dict[str, Tensor] = {}  # of B
-        self._new: dict[str, Tensor] = {}  # whole parameters, by key
+        self._norms: dict[
+            str, tuple[Tensor, Tensor]
+        ] = {}  # DoRA: the bias of the layer, and m / ‖W + ΔW‖, for each output
+        self._biases: dict[str, Tensor] = {}  # biases on B
+        self._new: dict[str, Tensor] = {}  # new values of whole parameters, by key
         self.changed: tuple[str, ...] = ()
         for name, module in adapter.items():
             weight = weights.modules[name]
+            # A hook sees the whole output of a layer, so its weight must be exactly the weight of one layer.
             hooked = weight.key.endswith(".weight") and not weight.scattered
             layer = self.tree.parameters[weight.key][0] if hooked else None
             with place(name):
-                found = steps(module, layer) if isinstance(module, LowRank) and layer is not None else None
-            if found is None or layer is None:
-                self._change(name, module, weight)
+                steps_of_pair = steps(module, layer) if isinstance(module, LowRank) and layer is not None else None
+            if steps_of_pair is None or layer is None:
+                self._change_weight(name, module, weight)
             else:
-                self._steps[name] = (layer, found)
+                self._steps[name] = (layer, steps_of_pair)
+        # DoRA needs the bias that is in use, so trained biases are placed first.
         for key, extra in sorted(adapter.extra.items(), key=lambda item: item[1].role in BENDING):  # biases first
-            self._take(key, extra, adapter, weights)
+            self._place_extra(key, extra, adapter, weights)
 
     @property
     def hooked(self) -> tuple[str, ...]:
@@ -142,30 +147,31 @@ class Attachment:
 
     @property
     def replaced(self) -> tuple[str, ...]:
-        """Parameters of the model that are others while the adapter is on, by their keys."""
+        """Keys of the parameters of the model that have other values while the adapter is applied."""
         return tuple(self._new)
 
     @contextmanager
     def on(self, watch: "Watch | None" = None) -> Iterator[None]:
-        """The model with the adapter, inside the block.
+        """Apply the adapter within the block.
 
-        ``watch``, where one is given, gets the name, the steps, x, z and the adapted output of every hooked module
-        that is called, and returns the output to go on with.
+        ``watch`` is called with the name, the steps, x, z and the adapted output of every hooked module, and returns
+        the output that the model uses.
         """
         with ExitStack() as stack:
             for key, new in self._new.items():
                 parameter = self.tree.parameter(key)
+                # Registered before the change, so that an error in between restores it too.
                 stack.callback(partial(setattr, parameter, "data", parameter.data))
                 parameter.data = new
-            for name, (layer, found) in self._steps.items():
-                hook = partial(self._hook, name, found, watch)
+            for name, (layer, steps_of_pair) in self._steps.items():
+                hook = partial(self._hook, name, steps_of_pair, watch)
                 stack.callback(layer.register_forward_hook(hook, with_kwargs=True).remove)
             yield
 
     def _hook(
         self,
         name: str,
-        found: Steps,
+        steps_of_pair: Steps,
         watch: "Watch | None",
         layer: "nn.Module",
         args: tuple[Any, ...],
@@ -175,35 +181,39 @@ class Attachment:
         del layer
         self.ran.add(name)
         x = first_input(args, kwargs)
-        z = found.inside(x)
-        adapted = output + found.outside(z)  # float32 beside a 16-bit output: rounded once, below
+        z = steps_of_pair.inside(x)
+        adapted = output + steps_of_pair.outside(z)  # the sum of a float32 and a 16-bit tensor is float32
         if name in self._biases:
             adapted = adapted + self._biases[name]
         if name in self._norms:
             bias, factor = self._norms[name]
             adapted = (adapted - bias) * factor + bias
+        # The only rounding to the dtype of the model.
         adapted = adapted.to(output.dtype)
-        return adapted if watch is None else watch(name, found, x, z, adapted)
+        return adapted if watch is None else watch(name, steps_of_pair, x, z, adapted)
 
-    def _change(self, name: str, module: Update, weight: Weight) -> None:
-        """Make the weights that a module of no hookable layer changes: themselves + ΔW, rounded once."""
+    def _change_weight(self, name: str, module: Update, weight: Weight) -> None:
+        """Compute the new weights W + ΔW, rounded once, for a module whose layer cannot have a hook."""
         from torch import contiguous_format  # of which a reshape is a view
 
         for piece in weight.pieces:
-            whole = self._new.get(piece.key)
-            if whole is None:
+            changed_weight = self._new.get(piece.key)
+            if changed_weight is None:
                 own = self.tree.parameter(piece.key).detach()
-                whole = self._new[piece.key] = own.clone(memory_format=contiguous_format)
-            matrix = whole.reshape(-1, piece.width)[piece.start : piece.start + piece.rows]
+                # Several modules may change the same tensor (the experts of a stack), so the copy is shared.
+                changed_weight = self._new[piece.key] = own.clone(memory_format=contiguous_format)
+            matrix = changed_weight.reshape(-1, piece.width)[piece.start : piece.start + piece.rows]
             part = matrix if piece.columns is None else matrix[:, piece.columns]
-            dtype = compute_dtype(whole)
-            update = tensor(module.dense(), whole, dtype)
+            dtype = compute_dtype(changed_weight)
+            update = tensor(module.dense(), changed_weight, dtype)
             update = (update.T if weight.transposed else update)[piece.at : piece.at + piece.rows]
+            # Added in float32 and rounded once, as merging does.
             part.copy_(part.to(dtype) + update)
         self.changed = (*self.changed, name)
 
-    def _take(self, key: str, extra: Extra, adapter: Adapter, weights: Weights) -> None:
-        """Find a place for a tensor that is half of no pair, or say why there is none."""
+    def _place_extra(self, key: str, extra: Extra, adapter: Adapter, weights: Weights) -> None:
+        """Prepare the effect of a tensor that does not belong to a pair, or note why it has none."""
+        # The original of the copy is applied.
         if extra.role == "copy":
             return
         if extra.role in REPLACED + ADDED:
@@ -214,12 +224,12 @@ class Attachment:
             self._renormalise(key, extra, adapter, weights)
         elif extra.role == "lora_bias":
             update = adapter[extra.module].scale * extra.tensor.read().astype("float64").reshape(-1)
-            self._biases[extra.module] = self._beside(extra.module, update)
+            self._biases[extra.module] = self._per_output(extra.module, update)
         else:
             self.left_out[key] = f"{extra.role}: has no equivalent here"
 
     def _replace(self, key: str, extra: Extra, weights: Weights) -> None:
-        """Let a parameter that was trained in full take the place of the model's own; add a difference to it."""
+        """Replace a parameter of the model by one that was trained in full, or add a full difference to it."""
         name = f"{weights.match.rename(extra.module)}.{extra.parameter}"
         if extra.module in weights.modules:
             name = f"{weights.modules[extra.module].key.removesuffix('.weight')}.{extra.parameter}"
@@ -231,7 +241,7 @@ class Attachment:
         self._new[name] = (self._new.get(name, own) + new if extra.role in ADDED else new).to(own.dtype)
 
     def _renormalise(self, key: str, extra: Extra, adapter: Adapter, weights: Weights) -> None:
-        """DoRA: y becomes (W + ΔW) x · m / ‖W + ΔW‖, the norm per output."""
+        """Prepare DoRA: y becomes (W + ΔW) x · m / ‖W + ΔW‖, with a norm for each output."""
         name, (layer, _) = extra.module, self._steps[extra.module]
         module, weight = adapter[name], weights.modules[name]
         own = self.tree.parameter(weight.key).detach()
@@ -242,26 +252,26 @@ class Attachment:
         W = (own.T if weight.transposed else own).reshape(module.shape).to(dtype)
         norm = (W + tensor(module.dense(), own, dtype)).norm(dim=1)
         bias = self._new.get(f"{weight.key.removesuffix('.weight')}.bias", getattr(layer, "bias", None))
-        if extra.role == "norms":  # the file has none: PEFT takes the lengths of W, in the dtype of W
-            m = self._laid(name, W.norm(dim=1).to(own.dtype).to(dtype))
+        if extra.role == "norms":  # no magnitude in the file: PEFT uses the lengths of W, in the dtype of W
+            m = self._along_channels(name, W.norm(dim=1).to(own.dtype).to(dtype))
         else:
-            m = self._beside(name, extra.tensor.read().reshape(-1))
-        factor = m / self._laid(name, norm)
-        self._norms[name] = (self._laid(name, norm * 0 if bias is None else bias.detach().to(dtype)), factor)
+            m = self._per_output(name, extra.tensor.read().reshape(-1))
+        factor = m / self._along_channels(name, norm)
+        self._norms[name] = (self._along_channels(name, norm * 0 if bias is None else bias.detach().to(dtype)), factor)
 
-    def _beside(self, name: str, array: Any) -> "Tensor":
+    def _per_output(self, name: str, array: Any) -> "Tensor":
         """One number for each output, as a tensor that broadcasts against the output of the layer."""
         weight: Any = self._steps[name][0].weight
-        return self._laid(name, tensor(array, weight, compute_dtype(weight)))
+        return self._along_channels(name, tensor(array, weight, compute_dtype(weight)))
 
-    def _laid(self, name: str, numbers: "Tensor") -> "Tensor":
-        """(out,) along the channels of a convolution's output, along the last axis of any other."""
+    def _along_channels(self, name: str, numbers: "Tensor") -> "Tensor":
+        """Reshape (out,) so that it lies along the axis of the channels in the output of the layer."""
         return numbers.reshape(-1, *(1,) * (-1 - self._steps[name][1].axis))
 
 
 @contextmanager
-def modes_kept(model: "nn.Module") -> Iterator[None]:
-    """A block after which every module is in training or evaluation mode as it was before."""
+def keep_modes(model: "nn.Module") -> Iterator[None]:
+    """Restore the training or evaluation mode of every module after the block."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         yield
@@ -271,18 +281,19 @@ def modes_kept(model: "nn.Module") -> Iterator[None]:
 
 
 @contextmanager
-def still(model: "nn.Module", *, gradient: bool) -> Iterator[None]:
-    """A block in which the model is in evaluation mode and no parameter asks for a gradient; both are put back after.
+def frozen_evaluation(model: "nn.Module", *, gradient: bool) -> Iterator[None]:
+    """Put the model in evaluation mode without gradients of parameters within the block, and restore both after it.
 
-    ``gradient``: whether torch tracks gradients there, as of inputs.
+    ``gradient`` says whether torch tracks gradients of other tensors, such as inputs.
     """
     import torch
 
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
-        with modes_kept(model), torch.set_grad_enabled(gradient):
+        with keep_modes(model), torch.set_grad_enabled(gradient):
             model.eval()
             for parameter in trained:
+                # Without this, torch would keep activations for gradients of the weights.
                 parameter.requires_grad_(False)
             yield
     finally:
@@ -291,10 +302,11 @@ def still(model: "nn.Module", *, gradient: bool) -> Iterator[None]:
 
 
 def call(model: "nn.Module", batch: Any) -> Any:
-    """What the model returns for a batch: a mapping is its keywords, a tuple its arguments, anything else its only one.
+    """Call the model with a batch: a mapping gives keyword arguments, a tuple positional ones, else it is the argument.
 
-    Tensors go to the device of the model first.
+    Tensors are moved to the device of the model first.
     """
+    # A model spread over several devices takes its input on the first.
     device = next(model.parameters()).device
 
     def moved(value: Any) -> Any:

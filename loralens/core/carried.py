@@ -1,8 +1,8 @@
-"""What adapters carry besides pairs, when several become one.
+"""Combining the tensors of adapters that do not belong to pairs.
 
-Differences add up as updates do. Tensors trained in full (heads, biases, embeddings) do not: one adapter's stand, and
-where several have them somebody has to say whose. What bends the update itself (DoRA's magnitudes, a bias on B) is
-refused, by name.
+Full differences can be added like updates. Tensors trained in full (heads, biases, embeddings) cannot: the result has
+those of one adapter, and if several adapters have them, the user must choose one. Tensors that change the update itself
+(DoRA's magnitudes, a bias on B) are refused.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,25 +14,25 @@ import numpy as np
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import Array, LazyArray
 from loralens.errors import MismatchError
-from loralens.linalg.factor import in_range
+from loralens.linalg.factor import check_in_range
 
-StrengthOf = Callable[[int, str], float]  # of an adapter, by its place, in a module by the name that it has there
+StrengthOf = Callable[[int, str], float]  # (index of an adapter, name of a module in it) → weight
 
-NONE = -1  # in the place of an adapter: nobody's full tensors
-FULL = ("saved", "copy", "embedding", "tokens", "bias", "other")  # extras that do not add up
-ADDED = ("diff", "diff_b")  # those that do
-NORMS = ("norms", "norms_in")  # magnitudes that no file holds: the lengths of W stand for them
+NONE = -1  # instead of the index of an adapter: use the full tensors of none
+FULL = ("saved", "copy", "embedding", "tokens", "bias", "other")  # roles of tensors that cannot be added
+ADDED = ("diff", "diff_b")  # roles of tensors that can be added
+NORMS = ("norms", "norms_in")  # magnitudes that are not in the file and are the lengths of W
 MAGNITUDES = ("magnitude", "magnitude_in", *NORMS)
-BOUND = (*MAGNITUDES, "lora_bias", "diagonal")  # mean nothing without their module
-FIELDS = ("modules_to_save", "bias", "trainable_token_indices", "task_type")  # of a PEFT configuration, that say them
+BOUND = (*MAGNITUDES, "lora_bias", "diagonal")  # roles of tensors that are meaningless without their module
+FIELDS = ("modules_to_save", "bias", "trainable_token_indices", "task_type")  # fields of PEFT about full tensors
 NOBODY: Mapping[str, Any] = {"modules_to_save": None, "bias": "none", "trainable_token_indices": None}
-LISTED = 6  # modules that a message names
+LISTED = 6  # most modules that a message names
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Carried:
-    """The rest of a combined adapter: its extras, its configuration, and what there is to say."""
+class CombinedExtras:
+    """The parts of a combined adapter other than its modules: extra tensors, configuration, and notes."""
 
     extra: Mapping[str, Extra]
     config: Mapping[str, Any] | None
@@ -40,50 +40,54 @@ class Carried:
 
 
 def magnitudes(adapter: Adapter) -> dict[str, str]:
-    """DoRA module → key of its magnitude m: the tuned weight is m · (W + ΔW)/‖W + ΔW‖, not W + ΔW."""
+    """The DoRA modules of an adapter → the keys of their magnitudes m; their weight is m · (W + ΔW)/‖W + ΔW‖."""
     return {e.module: key for key, e in adapter.extra.items() if e.role in MAGNITUDES and e.module in adapter}
 
 
-def carried(
+def combine_extras(
     adapters: Sequence[Adapter],
     strength: StrengthOf,
     *,
     labels: Sequence[str],
     take: int | None = None,
     factors_stay: bool = False,
-) -> Carried:
-    """What the combination of ``adapters`` carries besides its modules.
+) -> CombinedExtras:
+    """Combine the extra tensors and the configurations of ``adapters``.
 
     Parameters
     ----------
     strength : callable
-        How strongly an adapter counts in a module.
+        The weight of an adapter in a module.
     take : int, optional
-        Whose tensors trained in full stand, by place; `NONE` for nobody's. By default those of the one that has any.
+        Index of the adapter whose tensors trained in full are used, or `NONE`. The default is the only one that has
+        such tensors.
     factors_stay : bool
-        It is one adapter whose factors are not touched, so what hangs on them may stay.
+        The factors of the only adapter do not change, so tensors that depend on them may stay.
 
     Raises
     ------
     MismatchError
-        DoRA; a bias on B or KaSA's diagonal beside new factors; full tensors in several adapters and no ``take``;
-        extras in another dialect than the first adapter's.
+        An adapter is DoRA, a bias on B or KaSA's diagonal does not fit new factors, several adapters have full tensors
+        and ``take`` is not given, or extras are in another dialect than the first adapter.
     """
+    # Only then do the tensors that depend on the factors still fit them.
     alone = factors_stay and len(adapters) == 1
     for t, adapter in enumerate(adapters):
-        _refuse_bent(adapter, labels[t], alone=alone, unchanged=alone and _unchanged(adapter, strength))
-    holder, notes = _holder(adapters, labels, take)
+        _check_plain(
+            adapter, labels[t], alone=alone, unchanged=alone and all(strength(0, name) == 1 for name in adapter)
+        )
+    holder, notes = _find_holder(adapters, labels, take)
     full = {} if holder is None or holder == NONE else _of_role(adapters[holder], FULL)
-    extra = full | _added(adapters, strength, labels)
+    extra = full | _sum_differences(adapters, strength, labels)
     if alone:
-        rest = {key: one for key, one in adapters[0].extra.items() if one.role not in (*FULL, *ADDED)}
-        extra = {key: (extra | rest)[key] for key in adapters[0].extra if key in extra or key in rest}
+        kept_extras = {key: one for key, one in adapters[0].extra.items() if one.role not in (*FULL, *ADDED)}
+        extra = {key: (extra | kept_extras)[key] for key in adapters[0].extra if key in extra or key in kept_extras}
     if holder is not None and full:
         _check_dialect(adapters, holder, labels)
         if any(strength(holder, name) != 1 for name in adapters[holder]):
             stay = f"{len(full)} tensors trained in full stay as they are"
             notes.append(f"{stay} in {labels[holder]}, whatever its weight")
-    return Carried(extra, _config(adapters, holder), tuple(notes))
+    return CombinedExtras(extra, _config(adapters, holder), tuple(notes))
 
 
 def _of_role(adapter: Adapter, roles: Sequence[str]) -> dict[str, Extra]:
@@ -91,12 +95,7 @@ def _of_role(adapter: Adapter, roles: Sequence[str]) -> dict[str, Extra]:
     return {key: one for key, one in adapter.extra.items() if one.role in roles}
 
 
-def _unchanged(adapter: Adapter, strength: StrengthOf) -> bool:
-    """Whether the only adapter counts once in every module."""
-    return all(strength(0, name) == 1 for name in adapter)
-
-
-def _refuse_bent(adapter: Adapter, label: str, *, alone: bool, unchanged: bool) -> None:
+def _check_plain(adapter: Adapter, label: str, *, alone: bool, unchanged: bool) -> None:
     """Refuse an adapter whose update is not scale·B·A alone."""
     if not unchanged and _of_role(adapter, MAGNITUDES):
         raise MismatchError(
@@ -112,35 +111,35 @@ def _refuse_bent(adapter: Adapter, label: str, *, alone: bool, unchanged: bool) 
             )
 
 
-def _holder(adapters: Sequence[Adapter], labels: Sequence[str], take: int | None) -> tuple[int | None, list[str]]:
-    """Whose full tensors stand, by place, None where nobody has any; and what to say of the others'."""
+def _find_holder(adapters: Sequence[Adapter], labels: Sequence[str], take: int | None) -> tuple[int | None, list[str]]:
+    """The index of the adapter whose full tensors are used (None if no adapter has any), and notes about the others."""
     holders = [t for t, adapter in enumerate(adapters) if _of_role(adapter, FULL)]
     if take is not None:
-        left = [labels[t] for t in holders if t != take]
-        notes = [f"tensors trained in full are left out of {', '.join(left)}"] if left else []
+        unused = [labels[t] for t in holders if t != take]
+        notes = [f"tensors trained in full are left out of {', '.join(unused)}"] if unused else []
         if take != NONE and take not in holders:  # it has none, so those of the others are left out
             take = NONE if holders else None
         return take, notes
-    if len(holders) > 1 and not _same(adapters, holders):
+    if len(holders) > 1 and not _same_full_tensors(adapters, holders):
         names = list(dict.fromkeys(one.module for t in holders for one in _of_role(adapters[t], FULL).values()))
         shown = ", ".join(names[:LISTED]) + (" …" if len(names) > LISTED else "")
         who = ", ".join(labels[t] for t in holders)
         raise MismatchError(
-            f"{who} each hold modules trained in full, and those do not add up: {shown}",
-            fix=f"say whose to take: --take {labels[holders[0]]}, or --take none",
+            f"{who} each have modules trained in full, which cannot be added: {shown}",
+            fix=f"choose whose to take: --take {labels[holders[0]]}, or --take none",
         )
     return (holders[0] if holders else None), []
 
 
-def _same(adapters: Sequence[Adapter], holders: Sequence[int]) -> bool:
-    """Whether all of them hold the same full tensors, to the bit."""
-    first, *others = (_of_role(adapters[t], FULL) for t in holders)
+def _same_full_tensors(adapters: Sequence[Adapter], holders: Sequence[int]) -> bool:
+    """Whether all of these adapters have the same full tensors, bit for bit."""
+    first, *other_tensors = (_of_role(adapters[t], FULL) for t in holders)
 
     def equal(key: str, other: Mapping[str, Extra]) -> bool:
         a, b = first[key].tensor, other[key].tensor
         return (a.shape, a.dtype) == (b.shape, b.dtype) and a.read().tobytes() == b.read().tobytes()
 
-    return all(set(other) == set(first) and all(equal(key, other) for key in first) for other in others)
+    return all(set(other) == set(first) and all(equal(key, other) for key in first) for other in other_tensors)
 
 
 def _check_dialect(adapters: Sequence[Adapter], holder: int, labels: Sequence[str]) -> None:
@@ -153,25 +152,25 @@ def _check_dialect(adapters: Sequence[Adapter], holder: int, labels: Sequence[st
         )
 
 
-def _added(adapters: Sequence[Adapter], strength: StrengthOf, labels: Sequence[str]) -> dict[str, Extra]:
-    """Differences, weighted and added up."""
+def _sum_differences(adapters: Sequence[Adapter], strength: StrengthOf, labels: Sequence[str]) -> dict[str, Extra]:
+    """The weighted sums of full differences, by key."""
     terms: dict[str, list[tuple[float, Extra]]] = {}
     for t, adapter in enumerate(adapters):
-        for key, one in _of_role(adapter, ADDED).items():
+        for key, extra in _of_role(adapter, ADDED).items():
             _check_dialect(adapters, t, labels)
-            terms.setdefault(key, []).append((strength(t, one.module), one))
-    return {key: replace(each[0][1], tensor=_weighted(each)) for key, each in terms.items()}
+            terms.setdefault(key, []).append((strength(t, extra.module), extra))
+    return {key: replace(each[0][1], tensor=_weighted_difference(each)) for key, each in terms.items()}
 
 
-def _weighted(terms: Sequence[tuple[float, Extra]]) -> LazyArray:
-    """The sum of some differences of one tensor, computed in float64 and rounded to the dtype of the first.
+def _weighted_difference(terms: Sequence[tuple[float, Extra]]) -> LazyArray:
+    """The weighted sum of differences of one tensor, computed in float64 and rounded to the dtype of the first.
 
-    Reading it raises FormatError where its numbers are too large for that.
+    Reading it raises FormatError if its numbers are too large for the dtype.
 
     Raises
     ------
     MismatchError
-        They have several shapes.
+        The differences have several shapes.
     """
     first = terms[0][1].tensor
     if len(terms) == 1 and terms[0][0] == 1:
@@ -182,18 +181,20 @@ def _weighted(terms: Sequence[tuple[float, Extra]]) -> LazyArray:
     def total() -> Array:
         summed = sum((w * one.tensor.read().astype(np.float64) for w, one in terms), np.zeros(first.shape))
         with np.errstate(over="ignore"):
+            # A sum that was infinite before rounding came from infinite differences and is passed on.
             rounded = np.asarray(summed).astype(first.dtype)
-        return in_range(rounded, first.dtype, what="differences") if np.isfinite(summed).all() else rounded
+        return check_in_range(rounded, first.dtype, what="differences") if np.isfinite(summed).all() else rounded
 
     return LazyArray(total, shape=first.shape, dtype=first.dtype)
 
 
 def _config(adapters: Sequence[Adapter], holder: int | None) -> Mapping[str, Any] | None:
-    """The first adapter's configuration, with what the holder of full tensors says of them."""
+    """The configuration of the first adapter, with the fields about full tensors from the adapter that has them."""
     config = adapters[0].config
+    # Only PEFT's configuration has such fields.
     if config is None or adapters[0].format != "peft" or holder is None or holder == 0:
         return config
     if holder == NONE:
         return {**config, **{key: value for key, value in NOBODY.items() if key in config}}
-    said = adapters[holder].config or {}
-    return {**config, **{key: said[key] for key in FIELDS if key in said}}
+    holder_config = adapters[holder].config or {}
+    return {**config, **{key: holder_config[key] for key in FIELDS if key in holder_config}}

@@ -1,4 +1,4 @@
-"""Clock: a limit to the processor time that names, globs and expressions out of one file may take."""
+"""`Clock`: a limit of the processor time for matching the names, globs and regular expressions of a file."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,12 +7,13 @@ from typing import final
 
 from loralens.errors import FormatError
 
-PLAIN_SECONDS = 5.0  # for what takes long only where there are millions of names times patterns
+# Real files need milliseconds.
+PLAIN_SECONDS = 5.0  # limit for work that takes long only with millions of pairs of names and patterns
 
 
 @final
 class Clock:
-    """Processor time of this thread that was spent on one thing, and its limit in seconds."""
+    """The processor time of this thread that was spent on a task, and its limit, in seconds."""
 
     __slots__ = ("limit", "spent")
 
@@ -21,18 +22,19 @@ class Clock:
 
     @property
     def left(self) -> float:
-        """Seconds, 0 where all are spent."""
+        """The seconds that remain, at least 0."""
         return max(0.0, self.limit - self.spent)
 
     @contextmanager
     def running(self, what: str, *, fix: str) -> Iterator[None]:
-        """Count the time of the block; ``what`` is at work in it.
+        """Count the time of the block; ``what`` names the work in the message.
 
         Raises
         ------
         FormatError
-            The limit is passed, now or before.
+            The limit is exceeded.
         """
+        # Processor time, not wall time: a busy machine must not make a file unreadable.
         begin = thread_time()
         try:
             yield
@@ -42,7 +44,7 @@ class Clock:
             raise self.error(what, fix=fix)
 
     def error(self, what: str, *, fix: str) -> FormatError:
-        """The error that says that the limit is passed."""
+        """The error for an exceeded limit."""
         return FormatError(
             f"{what} could not be matched with the modules' names within {self.limit:g} s of computing", fix=fix
         )

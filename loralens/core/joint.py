@@ -1,4 +1,4 @@
-"""Joint: one module of several adapters, brought into the small space that all their updates share."""
+"""`Joint`: the updates of one module by several adapters, expressed in the small space that contains all of them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -8,23 +8,23 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from loralens.core.lazy import Array, LazyArray
-from loralens.core.lowrank import Layout, LowRank, in_float64
+from loralens.core.lowrank import Layout, LowRank, check_float64
 from loralens.core.scaling import Scaling
 from loralens.core.structured import Update
 from loralens.errors import ShapeError
 from loralens.linalg.basis import Basis
-from loralens.linalg.factor import Integers, Measured, implicit, in_range, measure, times
+from loralens.linalg.factor import Integers, Measured, check_in_range, implicit, measure, times
 from loralens.linalg.measures import EPS
 
 Floats = NDArray[np.float64]
 
-BACKWARD = 64  # a core errs by less than this times ε ‖b_k‖‖a_k‖, summed over k
+BACKWARD = 64  # the error of a core is less than this times ε Σ_k ‖b_k‖‖a_k‖
 
 COMBINED = Scaling("given", origin="combined")
 
 
 class Core(NamedTuple):
-    """The SVD of a core matrix, as far as it is above rounding: U (p, k), s (k,) largest first, Vh (k, q)."""
+    """The part of the SVD of a core matrix above rounding: U (p, k), s (k,) largest first, Vh (k, q)."""
 
     U: Floats
     s: Floats
@@ -36,25 +36,25 @@ class Core(NamedTuple):
 class Joint:
     """ΔW_t = Q_B M_t Q_Aᵀ for T updates of one weight, Q_B (out, p) and Q_A (in, q) with orthonormal columns.
 
-    Any rule that is orthogonally equivariant gives the same update from the small M_t as from the ΔW_t themselves.
+    Any orthogonally equivariant rule gives the same update for the small M_t as for the ΔW_t themselves.
 
     Attributes
     ----------
     updates : tuple of LowRank or None
-        None where an adapter does not have the module: then M_t = 0.
+        None if an adapter does not have the module; then M_t = 0.
     strengths : float64 array, shape (T,)
-        The weights w_t, which are not in the cores.
+        The weights w_t. The cores do not include them.
     left, right : Basis
-        Q_B and Q_A; p and q are at most the ranks of all updates together, and may be 0.
+        Q_B and Q_A. p and q are at most the sum of all ranks, and may be 0.
     cores : float64 array, shape (T, p, q)
-        M_t, its scale included.
+        M_t, including the scale.
     floors : float64 array, shape (T,)
-        Up to where singular values of M_t are rounding: max(out, in)·ε·σ₁(ΔW_t), or 64·ε·Σ_k‖b_k‖‖a_k‖ where that is
-        more, as for factors that cancel in their product.
+        Singular values of M_t up to this are rounding. It is the larger of max(out, in)·ε·σ₁(ΔW_t) and
+        64·ε·Σ_k‖b_k‖‖a_k‖; the second is for factors that cancel in their product.
     plain : tuple of bool
-        Whether the bases are combinations of the factors as they are, side by side.
+        Whether the bases are combinations of the unchanged factors side by side.
     width : int
-        Directions that a result of full rank is to keep at least; by itself it keeps as many as the exact sum has.
+        Smallest number of directions of a result of full rank. The default is the rank of the exact sum.
     """
 
     updates: tuple[LowRank | None, ...]
@@ -68,34 +68,39 @@ class Joint:
 
     @classmethod
     def of(cls, updates: "Sequence[Update | None]", strengths: Sequence[float] | Floats) -> Self:
-        """The joint space of these updates, at least one of which is there.
+        """Compute the joint space of these updates, at least one of which is not None.
 
         Raises
         ------
         ShapeError
-            Updates of different shapes.
+            The updates differ in shape.
         MismatchError
-            An update that is no pair (LoKr, LoHa, full).
+            An update is not a pair (LoKr, LoHa, full).
         FormatError
             A factor holds NaN or Inf.
 
         Notes
         -----
-        [B_1 … B_T] and [A_1; …; A_T] are orthogonalised once: O((out + in)·(Σr)²), and nothing of size out × in.
+        [B_1 … B_T] and [A_1; …; A_T] are orthogonalised once, which costs O((out + in)·(Σr)²). No array of size
+        out × in is formed.
         """
-        given = [update for update in updates if update is not None]
-        if len({update.shape for update in given}) > 1:
-            shapes = ", ".join(str(update.shape) for update in given)
+        present_updates = [update for update in updates if update is not None]
+        if len({update.shape for update in present_updates}) > 1:
+            shapes = ", ".join(str(update.shape) for update in present_updates)
             raise ShapeError(f"updates of shapes {shapes}", fix="give adapters of one base model")
-        factors = [(update.B, update.A) for update in given]
+        factors = [(update.B, update.A) for update in present_updates]
         stacks = _side_by_side([B for B, _ in factors]), _side_by_side([A.T for _, A in factors])
-        left, right = map(measure, stacks)
-        D = _lengths(left, right) * np.repeat([update.scale for update in given], [A.shape[0] for _, A in factors])
+        factor_B, factor_A = map(measure, stacks)
+        D = _direction_lengths(factor_B, factor_A) * np.repeat(
+            [update.scale for update in present_updates], [A.shape[0] for _, A in factors]
+        )
         w = np.asarray(strengths, dtype=np.float64)
-        in_float64(max(1.0, float(np.abs(w).max(initial=0.0))), np.abs(D).max(initial=0.0, keepdims=True))
+        # Raises if norms of a combination would leave float64, before anything is computed.
+        check_float64(max(1.0, float(np.abs(w).max(initial=0.0))), np.abs(D).max(initial=0.0, keepdims=True))
+        # Rank indices of length 0 have no direction for the bases.
         alive = np.flatnonzero(D)
-        X_B, T_B, R_B = implicit(left, alive)
-        X_A, T_A, R_A = implicit(right, alive)
+        X_B, T_B, R_B = implicit(factor_B, alive)
+        X_A, T_A, R_A = implicit(factor_A, alive)
         owner = np.repeat([t for t, update in enumerate(updates) if update is not None], [len(A) for _, A in factors])
         cores = np.zeros((len(updates), len(R_B), len(R_A)))
         for t in set(owner[alive].tolist()):
@@ -103,7 +108,8 @@ class Joint:
             cores[t] = (R_B[:, mine] * D[alive][mine]) @ R_A[:, mine].T
         tops = np.array([np.linalg.norm(M, 2) if M.size else 0.0 for M in cores])
         lengths = np.bincount(owner, np.abs(D), minlength=len(updates))
-        floors = EPS * np.maximum(max(given[0].shape) * tops, BACKWARD * lengths)
+        # The larger of the usual threshold of a rank and the error of a product that cancels.
+        floors = EPS * np.maximum(max(present_updates[0].shape) * tops, BACKWARD * lengths)
         pairs = tuple(update if isinstance(update, LowRank) else None for update in updates)
         plain = X_B is stacks[0], X_A is stacks[1]
         return cls(pairs, w, Basis(X_B, T_B), Basis(X_A, T_A), cores, floors, plain)
@@ -115,9 +121,9 @@ class Joint:
 
     @property
     def floor(self) -> float:
-        """Σ|w_t|·floors_t: up to this, singular values of a combination are rounding.
+        """Σ|w_t|·floors_t: singular values of a combination up to this are rounding.
 
-        Against its own σ₁ a − a would have a rank.
+        A threshold relative to the σ₁ of the combination would give a − a a rank above 0.
         """
         return float(np.abs(self.strengths) @ self.floors)
 
@@ -128,7 +134,7 @@ class Joint:
 
     @property
     def present(self) -> Integers:
-        """Which updates are there and not 0, int64."""
+        """Indices of the updates that exist and are not 0, int64."""
         return np.flatnonzero(np.any(self.cores != 0, axis=(1, 2)))
 
     def total(self) -> Floats:
@@ -136,21 +142,21 @@ class Joint:
         return np.asarray(np.tensordot(self.strengths, self.cores, 1), dtype=np.float64)
 
     def decomposed(self, M: Floats | Core) -> Core:
-        """The SVD of a core matrix (p, q), what is below ``floor`` cut off; k may be 0."""
+        """The SVD of a core matrix (p, q) without singular values below ``floor``; k may be 0."""
         U, s, Vh = M if isinstance(M, Core) else np.linalg.svd(M, full_matrices=False)
         k = int(np.count_nonzero(s > self.floor))
         return Core(U[:, :k], s[:k], Vh[:k])
 
     def lifted(self, M: Floats | Core) -> "Lift":
-        """The update Q_B M Q_Aᵀ at any rank, its factors not made yet; what is below ``floor`` is left out."""
+        """The update Q_B M Q_Aᵀ as a `Lift` with factors computed on demand; values below ``floor`` are dropped."""
         U, s, Vh = self.decomposed(M)
-        given = [update for update in self.updates if update is not None]
+        present_updates = [update for update in self.updates if update is not None]
         root = np.sqrt(s)
         sides = (
-            _side(self.left, U * root, self.plain[0], lambda: [update.B for update in given]),
-            _side(self.right, Vh.T * root, self.plain[1], lambda: [update.A.T for update in given]),
+            _lifted_side(self.left, U * root, self.plain[0], lambda: [update.B for update in present_updates]),
+            _lifted_side(self.right, Vh.T * root, self.plain[1], lambda: [update.A.T for update in present_updates]),
         )
-        return Lift(s, *sides, self.dtype, given[0].layout)
+        return Lift(s, *sides, self.dtype, present_updates[0].layout)
 
     def lift(self, M: Floats | Core, dtype: DTypeLike | None = None) -> LowRank:
         """The update Q_B M Q_Aᵀ, re-factored to its numerical rank: `Lift.at`."""
@@ -158,56 +164,62 @@ class Joint:
 
     @property
     def dtype(self) -> "np.dtype[Any]":
-        """The dtype of a combination: the one that all factors have, else float32."""
-        found = {factor.dtype for update in self.updates if update is not None for factor in update.factors}
-        return found.pop() if len(found) == 1 else np.dtype(np.float32)
+        """The dtype of a combination: that of all factors if they agree, else float32."""
+        dtypes = {factor.dtype for update in self.updates if update is not None for factor in update.factors}
+        return dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
 
 
 def _side_by_side(parts: Sequence[Array]) -> Array:
-    """Factors of n rows each as one; in float64 where their dtypes differ."""
+    """Factors of n rows side by side in one array, in float64 if their dtypes differ."""
     if len(parts) == 1:
         return parts[0]
+    # In float64 every factor keeps its numbers exactly.
     if len({part.dtype for part in parts}) > 1:
         parts = [part.astype(np.float64) for part in parts]
+    # Column-major parts are joined in that order, which copies along the memory.
     if all(part.strides[0] < part.strides[1] for part in parts):
         return np.vstack([part.T for part in parts]).T
     return np.hstack(list(parts))
 
 
-def _lengths(left: Measured, right: Measured) -> Floats:
-    """‖b_k‖‖a_k‖."""
-    return np.asarray(np.ldexp(left.norms * right.norms, left.exponents + right.exponents), dtype=np.float64)
+def _direction_lengths(factor_B: Measured, factor_A: Measured) -> Floats:
+    """The strengths ‖b_k‖‖a_k‖ of all rank indices."""
+    return np.asarray(
+        np.ldexp(factor_B.norms * factor_A.norms, factor_B.exponents + factor_A.exponents), dtype=np.float64
+    )
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Side:
-    """Columns X @ M of a factor that is made when it is read: ``source`` gives X (n, r), M is (r, k)."""
+    """A factor X @ M that is computed when it is read; ``source`` returns X (n, r), and M is (r, k)."""
 
     n: int
     source: Callable[[], Array]
     M: Floats
-    rows: Floats | None = None  # what each row is multiplied by, (n,)
+    rows: Floats | None = None  # a factor for each row, (n,)
 
     def factor(self, rank: int, dtype: "np.dtype[Any]") -> LazyArray:
-        """The first ``rank`` columns, rounded once to ``dtype``; those that there are not are 0."""
+        """The first ``rank`` columns, rounded once to ``dtype``; columns beyond the last are 0."""
         M = np.zeros((len(self.M), rank))
         M[:, : self.M.shape[1]] = self.M[:, :rank]
-        return LazyArray(lambda: self._made(M, dtype), shape=(self.n, rank), dtype=dtype)
+        return LazyArray(lambda: self._compute(M, dtype), shape=(self.n, rank), dtype=dtype)
 
-    def _made(self, M: Floats, dtype: "np.dtype[Any]") -> Array:
+    def _compute(self, M: Floats, dtype: "np.dtype[Any]") -> Array:
         if self.rows is None:
             return times(self.source(), M, dtype)
         with np.errstate(over="ignore"):
-            return in_range((self.rows[:, None] * times(self.source(), M, np.dtype(np.float64))).astype(dtype), dtype)
+            return check_in_range(
+                (self.rows[:, None] * times(self.source(), M, np.dtype(np.float64))).astype(dtype), dtype
+            )
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Lift:
-    """A combined update at any rank up to its own: balanced factors U √s and √s Vᵀ under scale 1.
+    """A combined update that can be truncated to any rank: balanced factors U √s and √s Vᵀ with scale 1.
 
-    They are combinations of the factors of its updates, and made of them each time they are read.
+    The factors are combinations of the factors of the updates, and are computed from them at each read.
     """
 
     s: Floats
@@ -217,25 +229,26 @@ class Lift:
     layout: Layout
 
     def at(self, rank: int | None = None, dtype: DTypeLike | None = None) -> LowRank:
-        """The best update of this rank (all of it by default), in ``dtype`` (by default that of all factors).
+        """The best approximation of this rank (default: full rank), in ``dtype`` (default: that of all factors).
 
-        Rank 0 becomes rank 1 of exact zeros: no format holds rank 0. Factors are made in float64 and rounded once;
-        reading one raises FormatError where its numbers are too large for ``dtype``.
+        Rank 0 becomes rank 1 with zeros, because no format has rank 0. Factors are computed in float64 and rounded
+        once. Reading one raises FormatError if its numbers are too large for ``dtype``.
         """
         rank, kind = max(1, self.s.size if rank is None else rank), np.dtype(dtype or self.dtype)
         B, A = self.out.factor(rank, kind), self.in_.factor(rank, kind).T
         return LowRank(B, A, scaling=COMBINED, layout=self.layout)
 
     def stretched(self, rows: Floats) -> "Lift":
-        """diag(rows) times the update, at any rank of what it was: ``s`` and the order stay those of the update."""
+        """diag(rows) times the update. Truncation comes before the multiplication, so ``s`` does not change."""
         return replace(self, out=replace(self.out, rows=rows))
 
 
-def _side(basis: Basis, M: Floats, plain: bool, parts: Callable[[], list[Array]]) -> Side:
-    """The columns Q @ M of a basis: of the factors themselves where they span it, else made now."""
+def _lifted_side(basis: Basis, M: Floats, plain: bool, parts: Callable[[], list[Array]]) -> Side:
+    """The columns Q @ M of a basis, from the factors themselves if they span it, else computed now."""
     if not M.shape[1]:
         return Side(basis.n, lambda: np.zeros((basis.n, 0)), np.zeros((0, 0)))
+    # The factors are read again when needed, so no tall array stays in memory.
     if plain:
         return Side(basis.n, lambda: _side_by_side(parts()), basis.T @ M)
-    made = times(basis.X, basis.T @ M, np.dtype(np.float64))
-    return Side(basis.n, lambda: made, np.eye(M.shape[1]))
+    columns = times(basis.X, basis.T @ M, np.dtype(np.float64))
+    return Side(basis.n, lambda: columns, np.eye(M.shape[1]))

@@ -1,8 +1,8 @@
-"""A pair beside the torch layer that it adapts: what it does to an input, in the layer's own geometry.
+"""The forward computation of a pair next to the torch layer that it adapts, for each type of layer.
 
-A pair has two steps, and between them is its bottleneck z = A x, with the r numbers of each position last. Both are
-computed in float32 (float64 in float64 models), whatever the dtype of the model. The second goes backwards too: Bᵀg is
-what the gradient at the output says about z.
+A pair has two steps. The first gives the bottleneck z = A x, whose last axis has the r numbers of each position, and
+the second gives scale · B z. Both are computed in float32 (float64 in float64 models), whatever the dtype of the model.
+The second step also has a backward form: Bᵀg is the gradient at z that follows from the gradient g at the output.
 """
 
 from typing import TYPE_CHECKING, Any, Protocol, final
@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # 1.4 s: imported where it is used
 
 
 class Steps(Protocol):
-    """The two steps of a pair. ``axis`` is that of the channels in the output of the layer: -1 but for convolutions."""
+    """The two steps of a pair. ``axis`` is the axis of the channels in the output: -1 except for convolutions."""
 
     axis: int
 
@@ -26,7 +26,7 @@ class Steps(Protocol):
         """The bottleneck z = A x, shape (…, r), from the input of the layer."""
 
     def squares(self, x: "Tensor") -> "Tensor":
-        """‖x‖² of every position that `inside` makes a z of, shape (…)."""
+        """‖x‖² for every position of z, shape (…)."""
 
     def outside(self, z: "Tensor") -> "Tensor":
         """The update scale · B z, in the shape of the output of the layer."""
@@ -37,7 +37,7 @@ class Steps(Protocol):
 
 @final
 class LinearSteps:
-    """``nn.Linear``, and GPT-2's Conv1D, which is one with its weight stored (in, out)."""
+    """A pair of ``nn.Linear`` or of GPT-2's Conv1D, a linear layer with its weight stored as (in, out)."""
 
     axis = -1
 
@@ -63,23 +63,25 @@ class LinearSteps:
 
 @final
 class ConvolutionSteps:
-    """A convolution that is not grouped: A is a kernel like its own with r outputs, B a 1 × 1 one."""
+    """A pair of a convolution without groups: A is a kernel of the same size with r outputs, B is a 1 × 1 kernel."""
 
     def __init__(self, A: "Tensor", B: "Tensor", scale: float, layer: Any) -> None:
         self.A, self.B, self.scale = A.reshape(len(A), *layer.weight.shape[1:]), B, scale
         self.layer = layer
-        self.axis = 1 - layer.weight.ndim  # counted from the end: there may be no batch
+        self.axis = 1 - layer.weight.ndim  # counted from the end, since there may be no batch axis
 
     def inside(self, x: "Tensor") -> "Tensor":
-        """(…, in, size…) → (…, size'…, r), padded and strided as the layer is."""
+        """(…, in, size…) → (…, size'…, r), with the padding and stride of the layer."""
+        # The layer's own method applies its stride, dilation and padding mode.
         z: Tensor = self.layer._conv_forward(x.to(self.A.dtype), self.A, None)
         return z.movedim(self.axis, -1)
 
     def squares(self, x: "Tensor") -> "Tensor":
-        """(…, in, size…) → (…, size'…): of the patch under the kernel, padding included as the layer has it."""
+        """(…, in, size…) → (…, size'…), summed over the patch under the kernel, with the padding of the layer."""
+        # A kernel of ones sums the squares under it.
         ones = self.A.new_ones((1, *self.A.shape[1:]))
-        found: Tensor = self.layer._conv_forward(x.to(self.A.dtype).square(), ones, None)
-        return found.squeeze(self.axis)
+        sums: Tensor = self.layer._conv_forward(x.to(self.A.dtype).square(), ones, None)
+        return sums.squeeze(self.axis)
 
     def outside(self, z: "Tensor") -> "Tensor":
         """(…, size'…, r) → (…, out, size'…)."""
@@ -92,12 +94,13 @@ class ConvolutionSteps:
 
 @final
 class EmbeddingSteps:
-    """``nn.Embedding``: x is one-hot, so A x is a column of A. Gemma's scaled embeddings scale the update too."""
+    """A pair of ``nn.Embedding``: x is one-hot, so A x is a column of A. Gemma's embeddings also scale the update."""
 
     axis = -1
 
     def __init__(self, A: "Tensor", B: "Tensor", scale: float, layer: Any) -> None:
         self.columns, self.B, self.scale = A.T.contiguous(), B, scale
+        # Gemma multiplies the embedding by √hidden in the layer itself.
         self.outer = getattr(layer, "embed_scale", 1.0)
 
     def inside(self, x: "Tensor") -> "Tensor":
@@ -118,15 +121,17 @@ class EmbeddingSteps:
 
 
 def steps(module: LowRank, layer: "nn.Module") -> Steps | None:
-    """The steps of a pair beside its layer; None where a hook on the layer cannot stand in for the pair.
+    """The steps of a pair for its layer; None if a hook on the layer cannot apply the pair.
 
-    That is so for parameters that are no layer's weight, for layers of unknown arithmetic, for grouped convolutions
-    (every group has an A x of its own) and for the ``out_proj`` of ``nn.MultiheadAttention``, which is never called.
+    This is the case for parameters that are not the weight of a layer, for unknown types of layers, for grouped
+    convolutions (every group has its own A x), and for the ``out_proj`` of ``nn.MultiheadAttention``, which is never
+    called.
     """
     from torch import nn
 
     names = {base.__name__ for base in type(layer).__mro__}
     weight: Any = getattr(layer, "weight", None)
+    # torch's fast path of attention uses the weight of out_proj without calling the layer.
     if weight is None or "NonDynamicallyQuantizableLinear" in names:
         return None
     dtype = compute_dtype(weight)
@@ -135,6 +140,7 @@ def steps(module: LowRank, layer: "nn.Module") -> Steps | None:
         _check(module, tuple(weight.shape[::-1]))
         return EmbeddingSteps(A, B, scale, layer)
     if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        # In a grouped convolution every group reads other channels.
         return ConvolutionSteps(A, B, scale, layer) if layer.groups == 1 else None
     if not (isinstance(layer, nn.Linear) or "Conv1D" in names):
         return None
@@ -143,13 +149,13 @@ def steps(module: LowRank, layer: "nn.Module") -> Steps | None:
 
 
 def _check(module: LowRank, shape: tuple[int, ...]) -> None:
-    """Matching takes a weight that lies either way; what is multiplied here must lie as the layer has it."""
+    """Check that the update has the orientation of the layer; matching by shapes accepts both orientations."""
     if module.shape != shape:
         raise MismatchError(f"its update is {module.shape} and the layer {shape}", fix="give the model it was made for")
 
 
 def compute_dtype(like: "Tensor") -> "torch.dtype":
-    """float64 beside float64 weights, float32 beside all others."""
+    """float64 for float64 weights, float32 for all others."""
     import torch
 
     return torch.float64 if like.dtype == torch.float64 else torch.float32
@@ -159,5 +165,6 @@ def tensor(array: Any, like: "Tensor", dtype: "torch.dtype") -> "Tensor":
     """A torch copy of a NumPy array of any float dtype, on the device of ``like``."""
     import torch
 
+    # torch knows no ml_dtypes, so narrower floats go through float32.
     wide = np.float64 if dtype == torch.float64 or array.dtype == np.float64 else np.float32
     return torch.from_numpy(np.array(array, wide)).to(like.device, dtype)

@@ -1,4 +1,4 @@
-"""LazyArray: an array whose numbers stay where they are until somebody asks for them."""
+"""`LazyArray`: an array of known shape and dtype whose numbers are read or computed on demand."""
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
@@ -14,23 +14,23 @@ Array = NDArray[Any]
 
 @final
 class LazyArray:
-    """An array of known shape and dtype that is read, or computed, each time it is asked for.
+    """An array of known shape and dtype that is read or computed each time its numbers are needed.
 
-    Nothing is kept: two reads do the work twice, and what a read returned is freed as soon as the caller lets it go.
-    That is what lets a 300 MB adapter stream through 50 MB of memory.
+    Nothing is kept: two reads do the work twice, and the result is freed as soon as the caller drops it. So a 300 MB
+    adapter can be processed in 50 MB of memory.
 
     Parameters
     ----------
     read : callable
-        Takes nothing, returns the array. Callers never write into what it returns.
+        Takes nothing and returns the array. Callers must not modify the result.
     shape : tuple of int
     dtype : dtype
-        What ``read`` will return; anything else is a bug and fails an assertion.
+        Shape and dtype of the result of ``read``. Any other result is a bug and fails an assertion.
     rows : callable, optional
-        Takes start and stop, returns those rows without reading the others.
+        Takes start and stop, and returns these rows without reading the others.
     numbers : callable, optional
-        Takes start and stop in the order in which the numbers lie, returns those in one dimension without reading the
-        others: rows of every shape can then be read alone. Instead of ``rows``.
+        Takes start and stop in the order in which the numbers are stored, and returns these numbers in one dimension
+        without reading the others. Rows can then be read separately after any reshaping. Use it instead of ``rows``.
     """
 
     __slots__ = ("_numbers", "_read", "_rows", "dtype", "shape")
@@ -48,13 +48,14 @@ class LazyArray:
         self._rows = rows
         self._numbers = numbers
         if numbers and shape:
+            # Rows are consecutive numbers in C order.
             self._rows = _rows_of(numbers, shape[1:])
         self.shape = shape
         self.dtype: np.dtype[Any] = np.dtype(dtype)
 
     @classmethod
     def of(cls, array: "Array | LazyArray") -> "LazyArray":
-        """``array`` itself where it is lazy already, else a LazyArray that returns it."""
+        """``array`` itself if it is lazy, else a LazyArray that returns it."""
         return array if isinstance(array, LazyArray) else cls(lambda: array, shape=array.shape, dtype=array.dtype)
 
     @property
@@ -69,12 +70,13 @@ class LazyArray:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the numbers take, in memory and in the file alike."""
+        """Size of the numbers in bytes, in memory and in the file."""
         return self.size * self.dtype.itemsize
 
     def read(self) -> Array:
         """The array, read or computed now."""
         array = self._read()
+        # A wrong shape here is a bug of a reader, and would show up far away from its cause.
         assert array.shape == self.shape, (array.shape, self.shape)
         assert array.dtype == self.dtype, (array.dtype, self.dtype)
         return array
@@ -89,7 +91,7 @@ class LazyArray:
         return LazyArray(lambda: f(self.read()), shape=shape, dtype=self.dtype if dtype is None else dtype)
 
     def rows(self, start: int, stop: int) -> "LazyArray":
-        """Rows ``start`` to ``stop``; the others are not read where the array stands in a file as it is."""
+        """Rows ``start`` to ``stop``. The others are not read if ``streams`` is true."""
         assert 0 <= start <= stop <= self.shape[0], (start, stop, self.shape)
         rows, numbers, shape = self._rows, self._numbers, (stop - start, *self.shape[1:])
         if rows is None:
@@ -100,15 +102,16 @@ class LazyArray:
 
     @property
     def streams(self) -> bool:
-        """Whether some rows can be read without the others."""
+        """Whether rows can be read without the others."""
         return self._rows is not None
 
     def reshape(self, *shape: int) -> "LazyArray":
         """The same numbers in another shape.
 
-        Rows can still be read alone where single numbers can, as in a file, or where the first dimension stays.
+        Rows can still be read separately if single numbers can, as in a file, or if the first dimension is the same.
         """
         assert prod(shape) == self.size, (shape, self.shape)
+        # Rows of another first dimension are other rows; only single numbers can then still be read alone.
         rows = self._rows if shape and self.shape and shape[0] == self.shape[0] else None
         return LazyArray(
             lambda: self.read().reshape(shape),
@@ -124,9 +127,9 @@ class LazyArray:
         return self.map(lambda array: array.T, shape=self.shape[::-1])
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "LazyArray":
-        return self  # nobody writes into what it returns
+        return self  # a copy is not needed, since results are never modified
 
-    def __reduce__(self) -> tuple[Any, ...]:  # what reads it cannot be pickled; its numbers can
+    def __reduce__(self) -> tuple[Any, ...]:  # functions that read files cannot be pickled, but the numbers can
         return LazyArray.of, (self.read(),)
 
     def __repr__(self) -> str:
@@ -134,13 +137,13 @@ class LazyArray:
 
 
 def _rows_of(numbers: Callable[[int, int], Array], inner: tuple[int, ...]) -> Callable[[int, int], Array]:
-    """Rows of that inner shape, read as the numbers that they are."""
+    """A function that reads rows, whose shape is ``inner``, by means of a function that reads numbers."""
     size = prod(inner)
     return lambda start, stop: numbers(start * size, stop * size).reshape(stop - start, *inner)
 
 
-def joined(parts: Sequence[LazyArray]) -> LazyArray:
-    """Arrays of one dimension and one dtype, one after the other: only those that are asked for are read."""
+def concatenate(parts: Sequence[LazyArray]) -> LazyArray:
+    """The concatenation of one-dimensional arrays of one dtype; only parts that are needed are read."""
     stops = list(accumulate(part.size for part in parts))
     size, dtype = (stops[-1], parts[0].dtype) if parts else (0, np.dtype(np.uint8))
 
@@ -157,10 +160,10 @@ def joined(parts: Sequence[LazyArray]) -> LazyArray:
     return LazyArray(lambda: numbers(0, size), shape=(size,), dtype=dtype, numbers=numbers)
 
 
-def below(parts: Sequence[LazyArray]) -> LazyArray:
-    """Matrices of one width as one, the next below the last: only those that are asked for are read.
+def stack_rows(parts: Sequence[LazyArray]) -> LazyArray:
+    """Matrices of the same width stacked below each other; only parts that are needed are read.
 
-    In their dtype; in float32 where they have several.
+    The dtype is that of the matrices, or float32 if they differ in dtype.
     """
     stops = list(accumulate(part.shape[0] for part in parts))
     width, dtypes = parts[0].shape[1], {part.dtype for part in parts}
@@ -186,31 +189,31 @@ def below(parts: Sequence[LazyArray]) -> LazyArray:
 
 @final
 class Recent:
-    """Keeps the last arrays read through it, for many small parts asked for one after the other from a big tensor.
+    """A cache of the last arrays that were read, for callers that need many small parts of a big tensor in turn.
 
     Parameters
     ----------
     count : int
-        How many: 2 where parts of two tensors are asked for in turn.
+        Number of arrays to keep: 2 if parts of two tensors are needed alternately.
     """
 
     __slots__ = ("_count", "_held")
 
     def __init__(self, count: int = 1) -> None:
         self._count = count
-        self._held: tuple[tuple[LazyArray, Array], ...] = ()  # the last one read last
+        self._held: tuple[tuple[LazyArray, Array], ...] = ()  # in the order of reading
 
     def keep(self, array: LazyArray) -> LazyArray:
-        """``array``, read once while it is among the last ones read."""
+        """``array`` as a LazyArray that does not read again while the array is in the cache."""
 
         def read() -> Array:
-            others = tuple(held for held in self._held if held[0] is not array)
-            known = next((held for held in self._held if held[0] is array), None)
-            if known is None:
-                others = others[max(0, len(others) - self._count + 1) :]  # before one more is read
-                self._held = others
-                known = array, array.read()
-            self._held = (*others, known)
-            return known[1]
+            earlier = tuple(held for held in self._held if held[0] is not array)
+            hit = next((held for held in self._held if held[0] is array), None)
+            if hit is None:
+                earlier = earlier[max(0, len(earlier) - self._count + 1) :]  # before one more is read
+                self._held = earlier
+                hit = array, array.read()
+            self._held = (*earlier, hit)
+            return hit[1]
 
         return LazyArray(read, shape=array.shape, dtype=array.dtype)

@@ -1,4 +1,4 @@
-"""LowRank: the update ΔW = scale · B · A of one weight."""
+"""`LowRank`: the update ΔW = scale · B · A of one weight."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +14,8 @@ from loralens.errors import FormatError, ShapeError
 from loralens.linalg.basis import Basis
 from loralens.linalg.product import product_bases, product_singular_values, product_svd
 
-LARGEST = 1e140  # singular value of ΔW: the squares of all of a model's, added up, stay in float64
+# Its square is 1e280, so 1e28 of them can be added before float64 overflows.
+LARGEST = 1e140  # largest singular value of ΔW, so that the sum of the squares of all of a model stays in float64
 
 
 class SVD(NamedTuple):
@@ -26,10 +27,10 @@ class SVD(NamedTuple):
 
 
 class Bases(NamedTuple):
-    """A singular value decomposition whose vectors are kept as products: left (out, k), s (k,), right (in, k).
+    """A singular value decomposition with vectors in product form: left (out, k), s (k,), right (in, k).
 
-    Only directions that have a length: k is at most the numerical rank, and 0 where ΔW = 0. The columns of ``left`` and
-    ``right`` are paired up to one sign each.
+    Directions with σ = 0 are left out, so k is at most the numerical rank, and 0 if ΔW = 0. The columns of ``left`` and
+    ``right`` belong together in pairs, each pair up to a common sign.
     """
 
     left: Basis
@@ -39,7 +40,7 @@ class Bases(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What kind of weight a module adapts, and how the base model holds that weight.
+    """The kind of weight that a module adapts, and how the base model stores it.
 
     Attributes
     ----------
@@ -51,10 +52,10 @@ class Layout:
     groups : int
         Groups of a grouped convolution, or blocks of a ``merged`` pair.
     transposed : bool
-        The file says that the base stores this weight as (in, out). Only a hint: the shape of the base decides.
+        Whether the base stores this weight as (in, out) according to the file. The shape of the base decides.
     rows : str
-        The software whose order the rows of B are in, where nothing said how to put them into the order of the base;
-        empty where they are in it. Such an update has no place in a weight (`loralens.core.weights.check_rows`).
+        Name of the software whose order the rows of B have, if they could not be put into the order of the base; empty
+        otherwise. Such an update cannot be added to a weight (`loralens.core.weights.check_rows`).
     """
 
     kind: str = "linear"
@@ -65,24 +66,24 @@ class Layout:
 
     @property
     def blocks(self) -> int:
-        """Slices of a ``merged`` pair, each of which has rank r of its own; 1 for every other kind."""
+        """Number of blocks of a ``merged`` pair, each of which has rank r; 1 for every other kind."""
         return self.groups if self.kind == "merged" else 1
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """The stored tensors a module was read from, so that an untouched module is written back bit for bit.
+    """The stored tensors from which a module was read, so that an unchanged module is written back bit for bit.
 
     Attributes
     ----------
     format : str
         The dialect of the file.
     tensors : mapping of str to LazyArray
-        By their key in the file. The experts of one stack share theirs.
+        Tensors by their key in the file. The experts of a stack share tensors.
     share : int
-        How many modules share these tensors.
+        Number of modules that share these tensors.
     numbers : int or None
-        How many numbers the tensors hold, where they are packed bits; None: as many as their sizes say.
+        Number of numbers in the tensors if they are packed bits; None if it is the size of the tensors.
     """
 
     format: str
@@ -92,7 +93,7 @@ class Origin:
 
     @property
     def parameters(self) -> int:
-        """Numbers stored for one module, a lone α not counted."""
+        """Number of stored numbers of one module, not counting α."""
         if self.numbers is not None:
             return self.numbers // self.share
         return sum(tensor.size for tensor in self.tensors.values() if tensor.ndim) // self.share
@@ -103,15 +104,16 @@ class Origin:
         return sum(tensor.nbytes for tensor in self.tensors.values() if tensor.ndim) // self.share
 
 
-def in_float64(scale: float, s: Array) -> Array:
-    """Scale · s, singular values of ΔW, largest first.
+def check_float64(scale: float, s: Array) -> Array:
+    """Scale · s, the singular values of ΔW, after a check that norms of ΔW stay within float64.
 
     Raises
     ------
     FormatError
-        They are so large that norms of ΔW leave float64.
+        The singular values are too large.
     """
     top = float(s[0]) if len(s) else 0.0
+    # `not <=` also refuses NaN.
     if not scale * top <= LARGEST:
         raise FormatError(
             "ΔW is too large for float64, which has to hold sums of its squares: its scale is "
@@ -176,8 +178,8 @@ class LowRank:
         raise AttributeError(f"LowRank is frozen: make a new one instead of setting {name}")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        more = partial(LowRank, scaling=self.scaling, layout=self.layout, origin=self.origin)
-        return more, (self._B, self._A, self.scale)
+        rebuild = partial(LowRank, scaling=self.scaling, layout=self.layout, origin=self.origin)
+        return rebuild, (self._B, self._A, self.scale)
 
     def __delattr__(self, name: str) -> None:
         raise AttributeError(f"LowRank is frozen: {name} stays")
@@ -240,20 +242,20 @@ class LowRank:
         return type(self)(self._B, self._A, scale, scaling=scaling, layout=self.layout, origin=self.origin)
 
     def without_origin(self) -> Self:
-        """The same update, no longer bound to the tensors of a file: for what is written anew."""
+        """The same update without its `Origin`, so that it is written anew."""
         return type(self)(self._B, self._A, self.scale, scaling=self.scaling, layout=self.layout)
 
     def with_layout(self, layout: Layout) -> Self:
-        """The same update of another kind of weight; no longer bound to the tensors of a file."""
+        """The same update with another layout and without its `Origin`."""
         return type(self)(self._B, self._A, self.scale, scaling=self.scaling, layout=layout)
 
     def dense(self) -> Array:
-        """ΔW itself, float64, shape (out, in): out · in numbers, where all else here takes r · (out + in)."""
+        """ΔW itself, float64, shape (out, in). This takes out · in numbers; the pair has r · (out + in)."""
         return self.scale * (self.B.astype(np.float64) @ self.A.astype(np.float64))
 
     def singular_values(self) -> Array:
         """Singular values of ΔW, float64, shape (min(out, r, in),), largest first: |scale| · σ(B·A)."""
-        return in_float64(abs(self.scale), product_singular_values(self.B, self.A))
+        return check_float64(abs(self.scale), product_singular_values(self.B, self.A))
 
     def svd(self) -> SVD:
         """Thin SVD of ΔW in float64, without forming it.
@@ -265,12 +267,12 @@ class LowRank:
             the signs of ``U``, so ``U @ diag(s) @ Vh`` is ΔW.
         """
         U, s, Vh = product_svd(self.B, self.A)
-        return SVD(-U if self.scale < 0 else U, in_float64(abs(self.scale), s), Vh)
+        return SVD(-U if self.scale < 0 else U, check_float64(abs(self.scale), s), Vh)
 
     def bases(self) -> Bases:
-        """Singular directions of ΔW on both sides, without forming them: what overlaps are computed from."""
+        """Singular directions of ΔW on both sides in product form, from which overlaps are computed."""
         left, s, right = product_bases(self.B, self.A)
-        return Bases(Basis(left.X, -left.T) if self.scale < 0 else left, in_float64(abs(self.scale), s), right)
+        return Bases(Basis(left.X, -left.T) if self.scale < 0 else left, check_float64(abs(self.scale), s), right)
 
     def __repr__(self) -> str:
         out, in_ = self.shape
@@ -278,7 +280,7 @@ class LowRank:
 
 
 def same_numbers(first: LowRank, second: LowRank) -> bool:
-    """Whether two pairs have the same factors, entry by entry, under the same scale; never where one holds NaN."""
+    """Whether two pairs have the same factors entry by entry and the same scale; False if there is a NaN."""
     if (first.rank, first.scale) != (second.rank, second.scale):
         return False
     return np.array_equal(first.B, second.B) and np.array_equal(first.A, second.A)

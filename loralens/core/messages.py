@@ -1,8 +1,8 @@
-"""Messages: warnings and notes that a verb gives while it works.
+"""Messages to the user while a verb works: errors, warnings and notes.
 
-They are records of the logger ``loralens``: an error at level ERROR, a warning at WARNING, a note at INFO. The command
-line prints all of them to standard error; a program that calls the library sees warnings and errors unless it
-configures logging otherwise, and notes if it asks for them.
+They are records of the logger ``loralens`` with the levels ERROR, WARNING and INFO. The command line prints all of them
+to standard error. A program that uses the library sees warnings and errors unless it configures logging differently,
+and notes only if it enables them.
 """
 
 import logging
@@ -19,22 +19,23 @@ LEVELS = {"error": logging.ERROR, "warning": logging.WARNING, "note": logging.IN
 
 
 def tell(level: "Level", text: str, fix: str = "") -> None:
-    """Give a message; nothing in it is anything but text to a terminal."""
+    """Log a message; control characters in it are escaped."""
+    # `visible` escapes control characters, since texts from files could otherwise act on a terminal.
     LOGGER.log(LEVELS[level], "%s", visible(text) + (f"\n  fix: {visible(fix)}" if fix else ""))
 
 
 def note(text: str, fix: str = "") -> None:
-    """Something that is good to know."""
+    """Log a note, which the user may want to know."""
     tell("note", text, fix)
 
 
 def warn(text: str, fix: str = "") -> None:
-    """Something that may make a result mean something else than it seems to."""
+    """Log a warning about something that may change the meaning of a result."""
     tell("warning", text, fix)
 
 
 def tell_findings(place: str, findings: "Iterable[Finding]", *, without: Container[str] = ()) -> None:
-    """What a reader noticed of the file at ``place``, but for findings of the codes in ``without``."""
+    """Log the findings of a reader about the file at ``place``, except those whose code is in ``without``."""
     for finding in findings:
         if finding.code not in without:
             tell(finding.level, f"{place}: {finding.text}", finding.fix)

@@ -1,4 +1,4 @@
-"""Moments: what real inputs excite in the bottleneck of every module of an adapter."""
+"""`Moments`: second moments of the bottleneck of every module of an adapter over real inputs."""
 
 from collections.abc import ItemsView, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -20,14 +20,14 @@ class Moment:
     Attributes
     ----------
     K : float64 array, shape (r, r)
-        E[z zᵀ], z = A x: symmetric, no eigenvalue below 0 but for rounding. x is the input of the module in the
-        adapted model, the adapter switched on.
+        E[z zᵀ] with z = A x. It is symmetric and, apart from rounding, positive semidefinite. x is the input of the
+        module in the adapted model.
     count : int
-        How many inputs x the mean was taken over; 0: the data never reached the module and K is 0.
+        Number of inputs x. If it is 0, no input reached the module, and K is 0.
     G : float64 array, shape (r, r), or None
-        E[(Bᵀg)(Bᵀg)ᵀ], g = ∂loss/∂y at the output y of the module, where it was asked for.
+        E[(Bᵀg)(Bᵀg)ᵀ], where g = ∂loss/∂y at the output y of the module; None if it was not requested.
     trace : float or None
-        tr E[x xᵀ] = E‖x‖²: what of x no z shows. None where it was not measured.
+        tr E[x xᵀ] = E‖x‖², which includes the part of x that z does not depend on. None if it was not measured.
     """
 
     K: Array
@@ -39,17 +39,16 @@ class Moment:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moments:
-    """Module name → `Moment`, in natural order, and which adapter they belong to.
+    """Module name → `Moment`, in natural order, and the fingerprint of their adapter.
 
     Attributes
     ----------
-    modules : mapping of str to Moment
     fingerprint : str
-        Of the adapter, as `loralens.core.fingerprint` makes it.
+        The `loralens.core.fingerprint` of the adapter.
     unmeasured : mapping of str to str
-        Modules of the adapter without a moment, each with the reason.
+        Modules of the adapter without a moment → the reason.
     source : mapping of str to object
-        What they were measured on, as JSON: how many batches, and whatever the caller adds.
+        The source of the inputs, as JSON: the number of batches, and fields that the caller adds.
     """
 
     modules: Mapping[str, Moment]
@@ -58,9 +57,10 @@ class Moments:
     source: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        # Read-only views in natural order, because a frozen object must not change through its mappings.
         for name in ("modules", "unmeasured"):
-            given: Mapping[str, Any] = getattr(self, name)
-            ordered = {key: given[key] for key in sorted(given, key=natural_key)}
+            values: Mapping[str, Any] = getattr(self, name)
+            ordered = {key: values[key] for key in sorted(values, key=natural_key)}
             object.__setattr__(self, name, MappingProxyType(ordered))
         object.__setattr__(self, "source", MappingProxyType(dict(self.source)))
 
@@ -86,16 +86,16 @@ class Moments:
 
     @property
     def unreached(self) -> tuple[str, ...]:
-        """Modules that could be measured and that no input reached."""
+        """Modules that could be measured but that no input reached."""
         return tuple(name for name, moment in self.items() if not moment.count)
 
     def check(self, adapter: Adapter) -> None:
-        """Refuse an adapter that these moments were not measured with.
+        """Check that these moments were measured with this adapter.
 
         Raises
         ------
         MismatchError
-            Its names, shapes or factors are not those of the adapter at calibration.
+            The names, shapes or factors differ from those of the adapter at calibration.
         """
         if fingerprint(adapter) != self.fingerprint:
             turned = any(module.layout.rows for module in adapter.modules.values())

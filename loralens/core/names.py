@@ -1,4 +1,4 @@
-"""Module names: their block, their kind, their natural order, and globs over them.
+"""Names of modules: block, kind, natural order, and globs that select modules.
 
 A module name is the dotted path of a weight in the base model: ``model.layers.11.self_attn.q_proj``. One expert of a
 stack has its number in brackets behind it: ``model.layers.0.mlp.experts.gate_up_proj[3]``.
@@ -13,46 +13,51 @@ from loralens.core.clock import Clock
 from loralens.errors import OptionError
 
 _DIGITS = re.compile(r"([0-9]+)")
+# Numbers of ten or more digits are not indices of blocks.
 _NUMBER = re.compile(r"[0-9]{1,9}")
 _EXPERT = re.compile(r"(?P<stack>.+)\[(?P<number>[0-9]{1,9})\]")
 _EXPERT_ALONE = re.compile(r"(^|\.)experts\.\d+\.")
 FEWER_GLOBS = "name kinds of modules, q_proj, or use fewer and shorter globs"
-_WILD = {*"*?"}  # letters of a glob that stand for others
+_WILD = {*"*?"}  # the wildcards of a glob
 
 
 class Block(NamedTuple):
-    """The repeated part of a model that a module belongs to: ``model.layers`` number 11."""
+    """The block of a model that contains a module, for example ``model.layers`` number 11."""
 
     stack: str
     number: int
 
 
 class Expert(NamedTuple):
-    """One expert of a stack: the name of the stack's weight, and which of its matrices this is."""
+    """One expert of a stack: the name of the weight of the stack, and the number of the matrix in it."""
 
     stack: str
     number: int
 
 
 def natural_key(name: str) -> str:
-    """A sort key in which numbers count as numbers: block 2 comes before block 10.
+    """A sort key that orders numbers by value: block 2 comes before block 10.
 
-    One string, a few letters longer than the name: a tuple of parts takes fifty times the memory of ``1.1.1.1…``.
+    The key is a string that is a few letters longer than the name. A tuple of parts would take fifty times the memory
+    for names such as ``1.1.1.1…``.
     """
     return _DIGITS.sub(_number_key, name)
 
 
 def _number_key(digits: re.Match[str]) -> str:
-    """By length, then by digit (int() refuses more than 4300 digits), then by zeros before; a letter below all others
-    ends each part, so that what is shorter comes first.
+    """A text that sorts a number by its length, its digits and its leading zeros, in this order.
+
+    int() is not used because it refuses more than 4300 digits. The letter that ends each part sorts before all others,
+    so shorter parts come first.
     """
     number = digits[0].lstrip("0")
+    # The length sorts numbers without leading zeros by size.
     return f"\0{chr(1 + len(number))}{number}\0{digits[0]}\0"
 
 
 def block(name: str) -> Block | None:
     """The block of a module: the path up to its first number, and that number; None outside any block."""
-    path, joint = _parts(name)
+    path, joint = _split_name(name)
     for i, part in enumerate(path):
         if (i or joint == ".") and _NUMBER.fullmatch(part):
             return Block(joint.join(path[:i]), int(part))
@@ -64,13 +69,15 @@ def kind(name: str) -> str:
 
     A number that ends the name belongs to the kind, unless it is the block's: the kind of ``w_018`` is ``w``.
     """
-    path, joint = _parts(weight_name(name))
+    path, joint = _split_name(weight_name(name))
+    # kohya's names have no dots; what follows the last inner number is the kind.
     if joint == "_":
         inner = [i for i, part in enumerate(path[:-1]) if i and _NUMBER.fullmatch(part)]
         return joint.join(path[inner[-1] + 1 :] if inner else path[:-1])
     start = len(path) - 1
     while start and path[start].isdecimal():
         start -= 1
+    # `w_018` or `w.018`: the number counts modules and is no part of the kind.
     alone = start == 0 and len(path) == 2
     return path[0] if alone and path[1].isdecimal() else joint.join(path[start:])
 
@@ -92,18 +99,18 @@ def kind_in_block(name: str) -> str:
 
 def expert(name: str) -> Expert | None:
     """The stack and number of a module that is one expert of a stack; None for any other."""
-    found = _EXPERT.fullmatch(name)
-    return Expert(found["stack"], int(found["number"])) if found else None
+    parts = _EXPERT.fullmatch(name)
+    return Expert(parts["stack"], int(parts["number"])) if parts else None
 
 
 def weight_name(name: str) -> str:
     """The name of the weight that a module adapts: the stack's, where the module is one expert of it."""
-    found = expert(name)
-    return found.stack if found else name
+    expert_parts = expert(name)
+    return expert_parts.stack if expert_parts else name
 
 
-def _parts(name: str) -> tuple[list[str], str]:
-    """A name taken apart at its dots; at its underscores where it has no dots but numbers, as kohya writes names."""
+def _split_name(name: str) -> tuple[list[str], str]:
+    """Split a name at its dots, or at its underscores if it has numbers but no dots, as in kohya's names."""
     path = name.split("_")
     if "." not in name and any(i and _NUMBER.fullmatch(part) for i, part in enumerate(path)):
         return path, "_"
@@ -111,24 +118,24 @@ def _parts(name: str) -> tuple[list[str], str]:
 
 
 def is_expert_alone(name: str) -> bool:
-    """Whether a module is that of one expert, in a model that keeps no stack: ``model.layers.0.mlp.experts.3.w1``."""
+    """Whether a module belongs to an expert that is stored separately: ``model.layers.0.mlp.experts.3.w1``."""
     return bool(_EXPERT_ALONE.search(name))
 
 
 def select(names: Iterable[str], globs: str | Sequence[str]) -> list[str]:
-    """The names that match any of ``globs``, or the one; all of them where no glob is given.
+    """The names that match any of ``globs`` (one glob may be a plain string), or all names if there are no globs.
 
-    A glob is held against the whole name and against the kind, so ``q_proj`` means ``*.q_proj``, and ``q_*`` all
-    kinds that begin with q_. Brackets are literal, as expert numbers are written with them. One glob need not stand in
-    a list.
+    A glob is compared with the whole name and with the kind. So ``q_proj`` means ``*.q_proj``, and ``q_*`` means all
+    kinds that begin with q_. Brackets are literal, because expert numbers are written in brackets.
 
     Raises
     ------
     OptionError
-        A glob matches nothing; the message holds the nearest names.
+        A glob matches nothing. The message contains the nearest names.
     FormatError
-        There are so many names and globs that it would take minutes.
+        There are so many names and globs that matching would take minutes.
     """
+    # Names may be an iterator, and are gone through several times.
     names = list(names)
     globs = [globs] if isinstance(globs, str) else globs
     if not globs:
@@ -136,9 +143,10 @@ def select(names: Iterable[str], globs: str | Sequence[str]) -> list[str]:
     called: dict[str, set[str]] = {}
     for name in names:
         called.setdefault(name, set()).add(name)
+        # Kinds repeat in every block: a glob is matched once for each kind instead of once for each module.
         called.setdefault(kind(name), set()).add(name)
     clock = Clock()
-    hits = {glob: _hits(called, glob, clock) for glob in globs}
+    hits = {glob: _matching_names(called, glob, clock) for glob in globs}
     for glob, hit in hits.items():
         if not hit:
             raise OptionError(f"no module matches {glob!r}", fix=f"the nearest names are {nearest(glob, names)}")
@@ -146,13 +154,15 @@ def select(names: Iterable[str], globs: str | Sequence[str]) -> list[str]:
     return [name for name in names if name in chosen]
 
 
-def _hits(called: Mapping[str, set[str]], glob: str, clock: Clock) -> set[str]:
-    """The names that a glob matches, from whole names and kinds → names."""
+def _matching_names(called: Mapping[str, set[str]], glob: str, clock: Clock) -> set[str]:
+    """The names that a glob matches; ``called`` maps whole names and kinds to names."""
+    # Without wildcards a dictionary is enough.
     if not wild(glob):
         return called.get(glob, set())
-    pattern = _plain_brackets(glob)
+    pattern = _escape_brackets(glob)
     hits: set[str] = set()
     for name, names in called.items():
+        # fnmatch may backtrack for minutes on a hostile glob with many stars.
         with clock.running(f"the glob {glob!r:.60}", fix=FEWER_GLOBS):
             if fnmatchcase(name, pattern):
                 hits |= names
@@ -160,7 +170,7 @@ def _hits(called: Mapping[str, set[str]], glob: str, clock: Clock) -> set[str]:
 
 
 def wild(glob: str) -> bool:
-    """Whether a glob has letters that stand for others."""
+    """Whether a glob has wildcards."""
     return bool(_WILD & {*glob})
 
 
@@ -168,28 +178,28 @@ def matches(name: str, glob: str) -> bool:
     """Whether a glob of `select` matches this name."""
     if not wild(glob):
         return glob in (name, kind(name))
-    pattern = _plain_brackets(glob)
+    pattern = _escape_brackets(glob)
     return fnmatchcase(name, pattern) or fnmatchcase(kind(name), pattern)
 
 
-def _plain_brackets(glob: str) -> str:
-    """A glob for `fnmatch`, to which brackets would be sets of letters."""
+def _escape_brackets(glob: str) -> str:
+    """Escape the brackets of a glob for `fnmatch`, which would read them as sets of letters."""
     return glob.replace("[", "[[]")
 
 
 def some(names: Iterable[str], count: int = 3) -> str:
-    """In words: the first ``count`` names, and how many more there are."""
+    """The first ``count`` names and the number of the others, as text for a message."""
     names = list(names)
-    more = f" and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(names[:count]) + more if names else "nothing"
+    remainder = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + remainder if names else "nothing"
 
 
 class Named(Protocol):
-    """A row of a table that is found by its name."""
+    """A row of a table that can be found by its name."""
 
     @property
     def name(self) -> str:
-        """What the row is called."""
+        """The name of the row."""
         ...
 
 
@@ -197,12 +207,12 @@ Row = TypeVar("Row", bound=Named)
 
 
 def row_named(name: str, rows: Sequence[Row], what: str) -> Row:
-    """The row of a table that has this name; ``what`` says what its rows are.
+    """The row of a table that has this name; ``what`` names the rows in the message.
 
     Raises
     ------
     OptionError
-        There is none.
+        No row has this name.
     """
     for row in rows:
         if row.name == name:
@@ -214,7 +224,7 @@ def row_named(name: str, rows: Sequence[Row], what: str) -> Row:
 
 
 def nearest(name: str, names: Iterable[str], count: int = 3) -> str:
-    """The ``count`` names that look most like ``name``, in words for a message."""
+    """The ``count`` names that are most similar to ``name``, as text for a message."""
     from difflib import get_close_matches  # only when something is wrong
 
     names = list(names)

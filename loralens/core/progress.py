@@ -1,4 +1,4 @@
-"""Progress: how far a verb has come, for whoever displays it."""
+"""Progress of a verb, and the function that displays it."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -7,12 +7,13 @@ from contextvars import ContextVar
 Step = Callable[[int], None]
 Display = Callable[[str, int], AbstractContextManager[Step | None]]
 
+# A context variable, so that threads and nested calls do not see each other's display.
 _display: ContextVar[Display | None] = ContextVar("display", default=None)
 
 
 @contextmanager
 def progress(label: str, total: int) -> Iterator[Step | None]:
-    """What to call with every amount of work that is done, of ``total`` in all; None where nobody looks."""
+    """A function to call with each amount of work that is done, out of ``total``; None if nothing displays it."""
     display = _display.get()
     if display is None:
         yield None
@@ -22,14 +23,14 @@ def progress(label: str, total: int) -> Iterator[Step | None]:
 
 
 @contextmanager
-def displaying(display: Display) -> Iterator[None]:
-    """Within the block, the progress of every verb is displayed by ``display``.
+def display_progress(display: Display) -> Iterator[None]:
+    """Let ``display`` show the progress of every verb within the block.
 
     Parameters
     ----------
     display : callable
-        Given a label and the total amount of work, a context manager that gives the function to call with every amount
-        that is done.
+        Takes a label and the total amount of work, and returns a context manager. That gives the function to call with
+        each amount of work that is done.
     """
     token = _display.set(display)
     try:

@@ -1,16 +1,16 @@
-"""Modules in few bits: the bytes that hold one, and the `LowRank` that reads them.
+"""Modules in integers of a few bits: the bytes that store one, and the `LowRank` that reads them.
 
-The bytes of a module (out, in) of k directions, whole numbers as `loralens.linalg.packing` lays them out:
+The bytes of a module (out, in) with k directions, whose integers are packed by `loralens.linalg.packing`:
 
 =====================  =======================================================================
-k bytes                bits b of each direction, 2 to 16
+k bytes                bit width b of each direction, 2 to 16
 4k bytes               scales of the columns of B, float32, little-endian
 4k bytes               scales of the rows of A
-Σ⌈out·b/8⌉ bytes       numbers of B, column by column
-Σ⌈in·b/8⌉ bytes        numbers of A, row by row
+Σ⌈out·b/8⌉ bytes       integers of B, column by column
+Σ⌈in·b/8⌉ bytes        integers of A, row by row
 =====================  =======================================================================
 
-B[:, i] = scale_B[i] · numbers of column i, A[i] = scale_A[i] · numbers of row i; ΔW = scale · B · A as ever.
+B[:, i] = scale_B[i] · integers of column i, A[i] = scale_A[i] · integers of row i, and ΔW = scale · B · A.
 """
 
 from collections.abc import Sequence
@@ -28,90 +28,96 @@ from loralens.linalg.packing import FEWEST, MOST, Bytes, Numbers, pack, packed_l
 from loralens.linalg.quantise import Quantised, quantise_product
 
 NAME = "loralens-q"  # the dialect of files that hold these bytes
-PART = "q"  # what the bytes of a module are called, behind its name
-HEAD = 9  # bytes of a direction beside its numbers
+PART = "q"  # name of the tensor with the bytes of a module, after the name of the module
+HEAD = 9  # bytes of a direction in addition to its integers: the bit width and two float32 scales
 
 _DAMAGED = "the file is damaged: download or save it again"
 
 
 def direction_bytes(shape: tuple[int, int], bits: int) -> int:
-    """Bytes of one direction of a module (out, in): 9 + ⌈out·b/8⌉ + ⌈in·b/8⌉; 0 for a direction left out."""
+    """Bytes of one direction of a module (out, in): 9 + ⌈out·b/8⌉ + ⌈in·b/8⌉, or 0 if it is left out."""
     return HEAD + sum(packed_length(side, bits) for side in shape) if bits else 0
 
 
-def quantised(module: LowRank, bits: int | Sequence[int]) -> LowRank:
-    """A module in whole numbers of a few bits, which are kept: written as ``loralens-q``, they are what is written.
+def quantise_module(module: LowRank, bits: int | Sequence[int]) -> LowRank:
+    """Quantise a module to integers of a few bits. A file of the dialect ``loralens-q`` stores exactly these integers.
 
     Parameters
     ----------
     module : LowRank
     bits : int or sequence of int
-        2 to 16 for every direction, or for each leading singular direction, largest first; those of 0 bits and those
-        not named are left out.
+        One bit width from 2 to 16 for every direction, or one for each leading singular direction, largest first.
+        Directions with 0 bits and directions behind the last one are left out.
 
     Returns
     -------
     LowRank
-        Of as many directions as have bits; factors float32; scale, scaling and layout are those of ``module``, and
-        ``origin`` holds the bytes, so ``nbytes`` is what the numbers and their scales take.
+        It has the directions whose bit width is not 0, and float32 factors. Scale, scaling and layout are those of
+        ``module``. ``origin`` has the bytes, so ``nbytes`` is the size of the integers and their scales.
 
     Raises
     ------
     OptionError
-        Bits that are none of these, for more directions than there are, or for none; 0 bits before others.
+        A bit width is not allowed or is 0 before another one, or their number is 0 or larger than that of directions.
     FormatError
         A factor holds NaN or Inf, or is too large for float32.
     """
-    wanted = directions(module, bits)
-    data = as_bytes(quantise_product(module.B, module.A, np.array(wanted)))
+    widths = direction_bits(module, bits)
+    data = as_bytes(quantise_product(module.B, module.A, np.array(widths)))
     return from_bytes(
-        LazyArray.of(data), module.shape, rank=len(wanted), scale=module.scale, scaling=module.scaling,
+        LazyArray.of(data), module.shape, rank=len(widths), scale=module.scale, scaling=module.scaling,
         layout=module.layout, key=PART,
     )  # fmt: skip
 
 
-def directions(module: LowRank, bits: int | Sequence[int]) -> list[int]:
-    """The bits of the directions of ``module`` that are kept, largest first.
+def direction_bits(module: LowRank, bits: int | Sequence[int]) -> list[int]:
+    """The bit widths of the directions of ``module`` that are kept, largest direction first.
 
     Raises
     ------
     OptionError
-        As `quantised`.
+        As `quantise_module`.
     """
     most = min(module.rank, *module.shape)
-    each = [bits] * most if isinstance(bits, int) else [int(b) for b in bits]
-    kept = [b for b in each if b]
-    if not kept or len(each) > most or not all(FEWEST <= b <= MOST for b in kept) or each[: len(kept)] != kept:
+    widths = [bits] * most if isinstance(bits, int) else [int(b) for b in bits]
+    nonzero = [b for b in widths if b]
+    if (
+        not nonzero
+        or len(widths) > most
+        or not all(FEWEST <= b <= MOST for b in nonzero)
+        or widths[: len(nonzero)] != nonzero
+    ):
         raise OptionError(
-            f"{bits} are no bits of at most {most} directions, largest first",
+            f"{bits} are not the bit widths of at most {most} directions, largest first",
             fix=f"give {FEWEST} to {MOST} to each direction that is kept",
         )
-    return kept
+    return nonzero
 
 
-def as_bytes(found: Quantised) -> Bytes:
-    """The bytes that hold a product in whole numbers, uint8, one dimension."""
-    scales = np.stack([found.out_scales, found.in_scales]).astype("<f4")
+def as_bytes(product: Quantised) -> Bytes:
+    """The bytes that store a quantised product, uint8, in one dimension."""
+    scales = np.stack([product.out_scales, product.in_scales]).astype("<f4")
     parts = [
-        found.bits,
+        product.bits,
         scales.view(np.uint8).ravel(),
-        _packed(found.Q_B.T, found.bits),
-        _packed(found.Q_A, found.bits),
+        _pack_lines(product.Q_B.T, product.bits),
+        _pack_lines(product.Q_A, product.bits),
     ]
     return np.concatenate(parts)
 
 
-def _packed(lines: Numbers, bits: NDArray[np.uint8]) -> Bytes:
-    """The bytes of lines (k, count), one line after the other."""
+def _pack_lines(lines: Numbers, bits: NDArray[np.uint8]) -> Bytes:
+    """Pack lines of integers (k, count), one line after the other."""
     starts = np.cumsum([0, *(packed_length(lines.shape[1], int(b)) for b in bits)])
     data = np.empty(starts[-1], np.uint8)
+    # Directions of equal width are packed together, which is much faster than one by one.
     for run in _runs(bits):
         data[starts[run.start] : starts[run.stop]] = pack(lines[run], int(bits[run.start])).ravel()
     return data
 
 
-def _unpacked(data: Bytes, bits: NDArray[np.uint8], count: int) -> Numbers:
-    """The lines that `_packed` made ``data`` of, int16, shape (k, count)."""
+def _unpack_lines(data: Bytes, bits: NDArray[np.uint8], count: int) -> Numbers:
+    """The lines that `_pack_lines` made ``data`` of, int16, shape (k, count)."""
     starts = np.cumsum([0, *(packed_length(count, int(b)) for b in bits)])
     lines = np.empty((bits.size, count), np.int16)
     for run in _runs(bits):
@@ -121,7 +127,7 @@ def _unpacked(data: Bytes, bits: NDArray[np.uint8], count: int) -> Numbers:
 
 
 def _runs(bits: NDArray[np.uint8]) -> list[slice]:
-    """Directions one after the other that have equal bits."""
+    """The runs of consecutive directions with the same bit width."""
     edges = [0, *(np.flatnonzero(np.diff(bits)) + 1).tolist(), bits.size]
     return [slice(a, b) for a, b in pairwise(edges)]
 
@@ -136,16 +142,18 @@ def from_bytes(
     layout: Layout,
     key: str,
 ) -> LowRank:
-    """The module that these bytes hold; only the bits of its directions are read at once.
+    """The module that these bytes store. Only the bit widths are read at once, the factors on demand.
 
     Raises
     ------
     FormatError
-        They are not bytes of a module of this shape and rank.
+        These are not the bytes of a module of this shape and rank.
     """
     out, in_ = shape
+    # The size is checked first, so that a hostile rank cannot make a huge array.
     if data.dtype != np.uint8 or data.ndim != 1 or not 0 < HEAD * rank <= data.size:
         raise FormatError(f"{key}: {data.dtype} {data.shape} holds no {rank} directions", fix=_DAMAGED)
+    # Only this is read at once; it gives the positions of all other parts.
     bits = data.rows(0, rank).read()
     if not ((bits >= FEWEST) & (bits <= MOST)).all():
         raise FormatError(f"{key}: a direction of {bits.max()} or {bits.min()} bits", fix=_DAMAGED)
@@ -155,12 +163,12 @@ def from_bytes(
     middle = HEAD * rank + sum(packed_length(out, int(b)) for b in bits)
 
     def side(scales: int, start: int, stop: int, count: int) -> Array:
-        """The scales at this byte, times the numbers in these: (k, count), float32."""
-        numbers = _unpacked(data.rows(start, stop).read(), bits, count)
-        found = np.frombuffer(data.rows(scales, scales + 4 * rank).read().tobytes(), "<f4").astype(np.float32)
-        if not np.isfinite(found).all():
+        """One factor (k, count), float32: the scales that begin at byte ``scales``, times the integers of a range."""
+        numbers = _unpack_lines(data.rows(start, stop).read(), bits, count)
+        factors = np.frombuffer(data.rows(scales, scales + 4 * rank).read().tobytes(), "<f4").astype(np.float32)
+        if not np.isfinite(factors).all():
             raise FormatError(f"{key}: a scale is NaN or Inf", fix=_DAMAGED)
-        return numbers.astype(np.float32) * found[:, None]
+        return numbers.astype(np.float32) * factors[:, None]
 
     B = LazyArray(lambda: side(rank, HEAD * rank, middle, out).T, shape=(out, rank), dtype=np.float32)
     A = LazyArray(lambda: side(5 * rank, middle, size, in_), shape=(rank, in_), dtype=np.float32)
@@ -169,5 +177,5 @@ def from_bytes(
 
 
 def kernel_fits(layout: Layout, shape: tuple[int, int]) -> bool:
-    """Whether a layout is one that a module of this shape can have."""
+    """Whether a module of this shape can have this layout."""
     return layout.groups > 0 and all(k > 0 for k in layout.kernel) and shape[1] % prod(layout.kernel) == 0

@@ -1,4 +1,4 @@
-"""All spectra → all ranks: rules that look at one module, and budgets that look at all of them."""
+"""Choosing the ranks of all modules from their spectra: rules for single modules, and budgets for all together."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -23,20 +23,19 @@ _ATTENTION = re.compile(r"\.(in_proj_weight|out_proj)$")
 @final
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """How ranks are chosen: what is asked for, and how much of it.
+    """A rule for choosing ranks, with its value.
 
     Attributes
     ----------
     name : str
-        For each module: ``rank`` (so many directions), ``energy`` (a fraction of Σσ², in (0, 1]), ``error`` (of
-        ‖ΔW−ΔW'‖_F/‖ΔW‖_F, in [0, 1)) or ``sv-ratio`` (σ_i > σ_1/value, at least 1). For all together: ``parameters``
-        or ``bytes``.
-    value : float
+        For each module: ``rank`` (a number of directions), ``energy`` (a fraction of Σσ², in (0, 1]), ``error`` (of
+        ‖ΔW−ΔW'‖_F/‖ΔW‖_F, in [0, 1)) or ``sv-ratio`` (σ_i > σ_1/value, value at least 1). For all modules together:
+        ``parameters`` or ``bytes``.
 
     Raises
     ------
     OptionError
-        There is no such rule, or it makes no sense with this value.
+        There is no such rule, or the value is not allowed for it.
     """
 
     name: RuleName
@@ -52,21 +51,21 @@ class Rule:
             "bytes": not 0 < self.value < inf and "a number above 0",
         }
         if self.name not in wrong_by_name:
-            raise OptionError(f"{self.name!r} is no rule", fix=f"choose one of {', '.join(wrong_by_name)}")
+            raise OptionError(f"{self.name!r} is not a rule", fix=f"choose one of {', '.join(wrong_by_name)}")
         wrong = wrong_by_name[self.name]
         if wrong:
             raise OptionError(f"{self.name} {self.value:g} is not {wrong}", fix=f"give {wrong}")
 
     @property
     def budget(self) -> bool:
-        """Whether it looks at all modules together."""
+        """Whether the rule is a budget for all modules together."""
         return self.name in BUDGETS
 
     def rank_of(self, s: Array) -> int:
-        """The rank for one module of nonzero singular values ``s``, largest first; 0 for none.
+        """The rank for one module with the nonzero singular values ``s``, largest first; 0 if there are none.
 
-        Two roundings are forgiven where a tail is compared. sd-scripts keeps one direction more than its criterion
-        asks (and more than one where ``s`` is flat); here the criterion is what it says.
+        Comparisons of tails have a tolerance of two roundings. sd-scripts keeps one direction more than its criterion
+        requires (and more than one if ``s`` is flat); here the criterion is applied exactly.
         """
         if not s.size:
             return 0
@@ -75,6 +74,7 @@ class Rule:
         if self.name == "energy":
             return energy_rank(s, self.value)
         if self.name == "error":
+            # Relative to σ_1, so that squares neither over- nor underflow.
             tails = ((s / s[0]) ** 2)[::-1].cumsum()[::-1]  # tails[k] is lost if k values are kept
             return max(1, int(np.count_nonzero(tails > self.value**2 * (1 + 2 * EPS) * tails[0])))
         assert self.name == "sv-ratio", self.name
@@ -84,20 +84,20 @@ class Rule:
 @final
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One decision: the rank of a module, or of several whose factors are stored in one tensor.
+    """One decision: the rank of a module, or the common rank of several modules that share a tensor.
 
     Attributes
     ----------
     names : tuple of str
+        The modules.
     gains : float64 array, shape (k,)
-        What each direction saves of the error that the budget looks at, falling: Σ w·σ_i² over the modules, in any
-        one unit.
+        The squared error that each direction saves, largest first: Σ w·σ_i² over the modules, in any common unit.
     cost : int
         Parameters or bytes of one direction.
     least : int
-        Directions kept in any case.
+        Smallest allowed rank.
     most : int
-        Directions there are.
+        Largest allowed rank.
     """
 
     names: tuple[str, ...]
@@ -107,97 +107,101 @@ class Item:
     most: int
 
     def gain(self, rank: int) -> float:
-        """What ``rank`` directions save."""
+        """The squared error that ``rank`` directions save."""
         return float(self.gains[:rank].sum())
 
     def clipped(self, rank: int) -> int:
-        """``rank`` within what this item can have."""
+        """``rank``, limited to the range from ``least`` to ``most``."""
         return min(max(rank, self.least), self.most)
 
 
-Chosen = Sequence[int]  # one rank an item
+Chosen = Sequence[int]  # one rank for each item
 
 
-def cost_of(items: Sequence[Item], chosen: Chosen) -> int:
-    """What these ranks cost together."""
+def total_cost(items: Sequence[Item], chosen: Chosen) -> int:
+    """The total cost of these ranks."""
     return sum(item.cost * rank for item, rank in zip(items, chosen, strict=True))
 
 
-def gain_of(items: Sequence[Item], chosen: Chosen) -> float:
-    """What these ranks save together."""
+def total_gain(items: Sequence[Item], chosen: Chosen) -> float:
+    """The total squared error that these ranks save."""
     return sum(item.gain(rank) for item, rank in zip(items, chosen, strict=True))
 
 
 def uniform(items: Sequence[Item], rank: int) -> list[int]:
-    """One rank for all, as far as each goes."""
+    """The same rank for all items, limited to the range of each."""
     return [item.clipped(rank) for item in items]
 
 
 def _highest(items: Sequence[Item]) -> int:
-    """The most directions that any item has."""
+    """The largest rank that any item allows."""
     return max((item.most for item in items), default=0)
 
 
-def allocate(items: Sequence[Item], capacity: int) -> list[int]:
-    """The ranks that save most within ``capacity``, the least ones where not even they fit.
+def allocate_ranks(items: Sequence[Item], capacity: int) -> list[int]:
+    """Choose the ranks that save most within ``capacity``; the smallest ranks if not even they fit.
 
-    Directions by gain per cost while they fit; the first that does not ends its item, the others go on. Then the
-    better of that and every uniform rank that fits, and what is left is filled again. So it is never worse than
-    uniform, optimal where all costs are equal, and nowhere further from the optimum than one direction saves: up to
-    the first direction that does not fit, greedy is the linear relaxation.
+    Directions are taken greedily, by gain per cost, while they fit. The first direction of an item that does not fit
+    ends this item, and the others go on. The result is the better of this choice and the largest uniform choice that
+    fits, filled up in the same way. So it is never worse than a uniform choice, and it is optimal if all costs are
+    equal. It differs from the optimum by at most the gain of one direction, because up to the first direction that does
+    not fit, the greedy choice solves the linear relaxation.
     """
-    candidates = [_filled(items, uniform(items, 0), capacity)]
+    candidates = [_fill(items, uniform(items, 0), capacity)]
+    # So that the result is never worse than a uniform choice.
     for rank in range(_highest(items), 0, -1):
         chosen = uniform(items, rank)
-        if cost_of(items, chosen) <= capacity:  # a higher one that fits saves more than any lower one
-            candidates.append(_filled(items, chosen, capacity))
+        if total_cost(items, chosen) <= capacity:  # the largest rank that fits saves more than any smaller one
+            candidates.append(_fill(items, chosen, capacity))
             break
-    return max(candidates, key=lambda chosen: gain_of(items, chosen))  # the first of equals: greedy
+    return max(candidates, key=lambda chosen: total_gain(items, chosen))  # on a tie the first one, the greedy choice
 
 
-def _filled(items: Sequence[Item], start: Chosen, capacity: int) -> list[int]:
-    """``start`` and, by gain per cost, every direction that still fits; those that save nothing are left out."""
+def _fill(items: Sequence[Item], start: Chosen, capacity: int) -> list[int]:
+    """``start`` and every further direction that fits, by gain per cost; directions that save nothing are left out."""
     chosen = list(start)
-    left = capacity - cost_of(items, chosen)
+    remaining = capacity - total_cost(items, chosen)
     open_ = [item.gains[rank : item.most] / item.cost for item, rank in zip(items, chosen, strict=True)]
     which = np.repeat(np.arange(len(items)), [one.size for one in open_])
     worth = np.concatenate([*open_, np.zeros(0)])
     ended: set[int] = set()
     for j in np.argsort(-worth, kind="stable"):
         i = int(which[j])
+        # Sorted: all that follow save nothing either.
         if worth[j] <= 0:
             break
-        if i in ended or items[i].cost > left:
+        # A later direction of the item must not be taken without this one.
+        if i in ended or items[i].cost > remaining:
             ended.add(i)
             continue
         chosen[i] += 1
-        left -= items[i].cost
+        remaining -= items[i].cost
     return chosen
 
 
 def within(
     items: Sequence[Item], budget: int, size: Callable[[Chosen], int], *, one_rank: bool = False, unit: str = ""
 ) -> list[int]:
-    """The ranks that save most while ``size`` of them is at most ``budget``.
+    """Choose the ranks that save most while their ``size`` is at most ``budget``.
 
     Parameters
     ----------
     size : callable
-        The exact size of a choice. Nearly linear in it: a file has a header whose length hangs on the digits in it,
-        and what is kept whole may take less.
+        The exact size of a choice. It is nearly linear in the ranks: the length of the header of a file depends on its
+        digits, and modules that are kept unchanged may be smaller.
     one_rank : bool
-        Only uniform choices: the highest that fits.
+        Choose the largest uniform rank that fits.
     unit : str
-        Of the budget, for a message.
+        The unit of the budget, for the message.
 
     Raises
     ------
     OptionError
-        Not even the least ranks fit; the message says what they take.
+        Not even the smallest ranks fit. The message says what they need.
 
     Notes
     -----
-    No direction that saves anything fits into what is left over.
+    No further direction that saves something fits into the rest of the budget.
     """
     least = uniform(items, 0)
     needed = size(least)
@@ -207,21 +211,23 @@ def within(
     if one_rank:
         return _highest_uniform(items, budget, size)
     most = uniform(items, _highest(items))
+    # Everything fits, so nothing has to be chosen.
     if size(most) <= budget:
         return most
-    capacity, chosen = budget - needed + cost_of(items, least), least
-    while capacity > cost_of(items, least):
-        trial = allocate(items, capacity)
+    capacity, chosen = budget - needed + total_cost(items, least), least
+    while capacity > total_cost(items, least):
+        trial = allocate_ranks(items, capacity)
         excess = size(trial) - budget
         if excess <= 0:
             chosen = trial
             break
+        # The size is nearly linear, so subtracting the excess converges in a few rounds.
         capacity -= excess
-    return _topped_up(items, chosen, budget, size)
+    return _top_up(items, chosen, budget, size)
 
 
 def _highest_uniform(items: Sequence[Item], budget: int, size: Callable[[Chosen], int]) -> list[int]:
-    """The highest uniform choice whose size is within the budget; that of rank 0, the least ranks, always is."""
+    """The largest uniform choice within the budget, by bisection; that of rank 0 always fits."""
     low, high = 0, _highest(items)
     while low < high:
         middle = (low + high + 1) // 2
@@ -229,22 +235,25 @@ def _highest_uniform(items: Sequence[Item], budget: int, size: Callable[[Chosen]
     return uniform(items, low)
 
 
-def _topped_up(items: Sequence[Item], chosen: list[int], budget: int, size: Callable[[Chosen], int]) -> list[int]:
-    """``chosen`` and single directions more, by gain per cost, while the exact size allows it."""
-    left = budget - size(chosen)
+def _top_up(items: Sequence[Item], chosen: list[int], budget: int, size: Callable[[Chosen], int]) -> list[int]:
+    """``chosen`` and further single directions, by gain per cost, while the exact size is within the budget."""
+    remaining = budget - size(chosen)
     ended: set[int] = set()
     while True:
         worth = {
             i: item.gains[rank] / item.cost
             for i, (item, rank) in enumerate(zip(items, chosen, strict=True))
-            if i not in ended and rank < min(item.most, item.gains.size) and item.cost <= left and item.gains[rank] > 0
+            if i not in ended
+            and rank < min(item.most, item.gains.size)
+            and item.cost <= remaining
+            and item.gains[rank] > 0
         }
         if not worth:
             return chosen
         best = max(worth, key=worth.__getitem__)
-        more = [rank + (i == best) for i, rank in enumerate(chosen)]
-        if size(more) <= budget:
-            chosen, left = more, budget - size(more)
+        trial = [rank + (i == best) for i, rank in enumerate(chosen)]
+        if size(trial) <= budget:
+            chosen, remaining = trial, budget - size(trial)
         else:
             ended.add(best)
 
@@ -261,50 +270,53 @@ def ranks(
     widths: Mapping[str, int] | None = None,
     size: Callable[[Mapping[str, int]], int] | None = None,
 ) -> dict[str, int]:
-    """The rank of every module.
+    """Choose the rank of every module.
 
     Parameters
     ----------
     spectra : mapping of str to float64 array
-        Module name → its nonzero singular values, largest first: of ΔW, or whitened.
+        Module name → the nonzero singular values of ΔW or of the whitened ΔW, largest first.
     costs : mapping of str to int
         Module name → parameters or bytes of one direction.
     rule : Rule
     shared : mapping of str to str, optional
-        Module name → the group that shares one rank: the experts of a stack. The highest that any member needs, or
-        one decision of a budget.
+        Module name → the group of modules with the same rank, such as the experts of a stack. A rule gives the group
+        the largest rank that a member needs, and a budget decides for the group as a whole.
     weights : mapping of str to float, optional
-        What a budget multiplies σ² of a module with; 1 where absent.
+        The weight of σ² of a module under a budget. The default is 1.
     least : int or mapping of str to int
-        1, or 0 where a module may go altogether: one without directions always has ``least``.
+        The smallest rank: 1, or 0 if a module may be left out. A module without directions always gets ``least``.
     one_rank : bool
-        The same rank for all modules: the highest that any needs, or that the budget allows.
+        Give all modules the same rank: the largest that a module needs, or that the budget allows.
     widths : mapping of str to int, optional
-        Module name → how wide its factors are, which bounds the rank that ``one_rank`` gives it. Without it, and
-        without ``one_rank``, the number of its singular values does.
+        Module name → the width of its factors, which limits the rank under ``one_rank``. Otherwise the number of
+        singular values limits it.
     size : callable, optional
-        For budgets: what ranks really cost; else Σ rank·cost.
+        For budgets: the exact size of ranks. The default is Σ rank·cost.
 
     Raises
     ------
     OptionError
-        A budget that not even the least ranks keep.
+        Not even the smallest ranks are within the budget.
     """
     floors = {name: least if isinstance(least, int) else least[name] for name in spectra}
     tops = {name: widths[name] if widths and one_rank else s.size for name, s in spectra.items()}
     items = _items(spectra, costs, shared or {}, weights or {}, floors, tops)
     if rule.budget:
         exact = size or (lambda chosen: sum(costs[name] * rank for name, rank in chosen.items()))
-        chosen = within(items, int(rule.value), lambda c: exact(_named(items, c)), one_rank=one_rank, unit=rule.name)
-        return _named(items, chosen, order=spectra)
-    wanted = [max(rule.rank_of(spectra[name]) for name in item.names) for item in items]
+        chosen = within(
+            items, int(rule.value), lambda c: exact(_by_module(items, c)), one_rank=one_rank, unit=rule.name
+        )
+        return _by_module(items, chosen, order=spectra)
+    needed = [max(rule.rank_of(spectra[name]) for name in item.names) for item in items]
     if one_rank:
-        wanted = [max(wanted, default=0)] * len(items)
-    return _named(items, [item.clipped(rank) for item, rank in zip(items, wanted, strict=True)], order=spectra)
+        needed = [max(needed, default=0)] * len(items)
+    return _by_module(items, [item.clipped(rank) for item, rank in zip(items, needed, strict=True)], order=spectra)
 
 
 def energies(spectra: Mapping[str, Array]) -> dict[str, Array]:
-    """Module name → σ² of its directions, in units of the largest of all: nothing over- or underflows that counts."""
+    """Module name → σ² of its directions, relative to the largest of all, so that no overflow is possible."""
+    # One unit for all modules, since their energies are compared.
     top = max((float(s[0]) for s in spectra.values() if s.size), default=0.0)
     return {name: (s / (top or 1.0)) ** 2 for name, s in spectra.items()}
 
@@ -317,7 +329,7 @@ def _items(
     floors: Mapping[str, int],
     tops: Mapping[str, int],
 ) -> list[Item]:
-    """One decision for every module, or for every group of those that share a rank."""
+    """An `Item` for every module, or for every group of modules that share a rank."""
     groups: dict[str, list[str]] = {}
     for name in spectra:
         groups.setdefault(shared.get(name, name), []).append(name)
@@ -331,16 +343,16 @@ def _items(
     return items
 
 
-def _named(items: Sequence[Item], chosen: Chosen, order: Mapping[str, object] | None = None) -> dict[str, int]:
-    """Module name → its rank, in the order of the items or in another."""
-    found = {name: rank for item, rank in zip(items, chosen, strict=True) for name in item.names}
-    return found if order is None else {name: found[name] for name in order}
+def _by_module(items: Sequence[Item], chosen: Chosen, order: Mapping[str, object] | None = None) -> dict[str, int]:
+    """Module name → rank, in the order of the items or of ``order``."""
+    rank_of = {name: rank for item, rank in zip(items, chosen, strict=True) for name in item.names}
+    return rank_of if order is None else {name: rank_of[name] for name in order}
 
 
 def shared_ranks(modules: Updates) -> dict[str, str]:
-    """Module name → the group whose modules can only have one rank together; modules of their own are left out.
+    """Module name → the group of modules that must have the same rank; modules without a group are left out.
 
-    The experts of a stack stand in one tensor. Of an nn.MultiheadAttention PEFT adapts both projections with one r.
+    The experts of a stack are in one tensor. PEFT adapts both projections of an nn.MultiheadAttention with one r.
     """
     groups = {name: weight_name(name) for name, module in modules.items() if module.layout.kind == "experts"}
     for name in modules:

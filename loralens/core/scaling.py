@@ -1,4 +1,4 @@
-"""Scaling: where the scale of an update came from, and the α that a file has to say to give it back."""
+"""`Scaling`: how the scale of an update was determined, and the α that a file needs to reproduce it."""
 
 from dataclasses import dataclass, replace
 from math import sqrt
@@ -6,16 +6,17 @@ from typing import Literal
 
 Rule = Literal["alpha/r", "alpha/sqrt(r)", "given", "unknown"]
 
-TWICE = "twice, as PEFT adds it"  # how the origin of the scale of an nn.MultiheadAttention's out_proj ends
-CONVENTION = "no alpha in the file"  # how the origin of a scale begins that a file leaves to convention
+TWICE = "twice, as PEFT adds it"  # end of the origin of the scale of an nn.MultiheadAttention's out_proj
+CONVENTION = "no alpha in the file"  # beginning of the origin of a scale that follows from a convention
 
 
 @dataclass(frozen=True, slots=True)
 class Scaling:
-    """Where a scale came from.
+    """How a scale was determined.
 
-    Kept beside the number because it cannot be recovered from it: (α/r)·r differs from α in float64 for 7.7 % of all
-    pairs of small integers. A writer of the same dialect reuses ``alpha`` while scale and rank are unchanged.
+    This is stored in addition to the scale because α cannot be computed from it: (α/r)·r differs from α in float64 for
+    7.7 % of all pairs of small integers. A writer of the same dialect uses ``alpha`` again if scale and rank are
+    unchanged.
 
     Attributes
     ----------
@@ -24,7 +25,7 @@ class Scaling:
     alpha, rank : float, int or None
         The numbers that the rule was applied to.
     origin : str
-        In words, where they were found: ``adapter_config.json``, ``alpha_pattern 'q_proj'``, ``--alpha`` …
+        The source of the numbers, in words: ``adapter_config.json``, ``alpha_pattern 'q_proj'``, ``--alpha`` …
     """
 
     rule: Rule = "given"
@@ -34,21 +35,21 @@ class Scaling:
 
     @property
     def stated(self) -> bool:
-        """Whether the file says its scale: not where it is unknown, nor where the dialect's convention stands in."""
+        """Whether the scale is in the file, so it is neither unknown nor a convention of the dialect."""
         return self.rule != "unknown" and not self.origin.startswith(CONVENTION)
 
     @property
     def twice(self) -> bool:
-        """Whether it is double what the file says, because PEFT adds the update twice (see `doubled`)."""
+        """Whether the scale is twice that of the file, because PEFT adds the update twice (see `doubled`)."""
         return self.origin.endswith(TWICE)
 
     def doubled(self) -> "Scaling":
-        """That of an update which PEFT adds twice, in training too."""
+        """The scaling of an update that PEFT adds twice, also in training."""
         alpha = None if self.alpha is None else 2 * self.alpha
         return replace(self, alpha=alpha, origin=f"{self.origin}, {TWICE}" if self.origin else TWICE)
 
     def once(self) -> "Scaling":
-        """What the file says of an update that is `doubled`; as it is of any other."""
+        """The scaling in the file of an update that is `doubled`; unchanged for any other."""
         if not self.twice:
             return self
         alpha = None if self.alpha is None else self.alpha / 2
@@ -56,13 +57,14 @@ class Scaling:
 
     @property
     def value(self) -> float:
-        """The scale that the rule gives; 1 where the rule is not a formula."""
+        """The scale that follows from the rule; 1 if the rule is not a formula."""
         if self.alpha is None or self.rank is None:
             return 1.0
         return scale_of(self.alpha, self.rank, self.rule)
 
     def alpha_for(self, scale: float, rank: int, rule: Rule) -> float:
-        """The α from which a reader gets ``scale`` at ``rank`` under ``rule``: the one once read, if it still does."""
+        """The α that gives ``scale`` at ``rank`` under ``rule``; this is the α that was read, if it still applies."""
+        # The α that was read is written again to the bit; a computed one may differ in the last place.
         if self.alpha is not None and self.rule == rule and self.rank == rank and self.value == scale:
             return self.alpha
         return alpha_of(scale, rank, rule)
@@ -84,9 +86,9 @@ def scale_of(alpha: float, rank: int, rule: Rule) -> float:
 
 
 def alpha_of(scale: float, rank: int, rule: Rule) -> float:
-    """The α for which ``scale_of(α, rank, rule)`` is ``scale``, to the bit where float64 has one.
+    """The α for which ``scale_of(α, rank, rule)`` is ``scale``, bit for bit if float64 has such an α.
 
-    The product scale·r, rounded once. No neighbour of it can do better: the α that give a scale lie evenly around the
-    exact product, unless the scale is a power of two, and then the product is exact.
+    It is the product scale·r, rounded once. No neighbouring number is better: the α that give a scale lie symmetrically
+    around the exact product, unless the scale is a power of two, and then the product is exact.
     """
     return scale * (sqrt(rank) if rule == "alpha/sqrt(r)" else rank)

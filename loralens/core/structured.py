@@ -1,8 +1,8 @@
-"""Structured: an update that is exact, but too wide to be worth writing as a pair.
+"""`Structured`: an update of another form than a pair, whose exact rank is too large for a pair.
 
-LyCORIS files hold Kronecker products (LoKr), Hadamard products (LoHa) and full differences. While their exact rank is
-at most min(out, in)/2 the reader makes them a `LowRank`; above that they stay what they are. Singular values, norms
-and the dense update come from the structure; whatever needs a pair is refused with the way to one.
+LyCORIS files have Kronecker products (LoKr), Hadamard products (LoHa) and full differences. If their exact rank is at
+most min(out, in)/2, the reader converts them to a `LowRank`; otherwise they keep their form. Singular values, norms and
+the dense update are computed from the form. Operations that need a pair raise an error that says how to get one.
 """
 
 from collections.abc import Mapping
@@ -13,20 +13,20 @@ from typing import Any, NoReturn, Protocol, Self, final
 import numpy as np
 
 from loralens.core.lazy import Array, LazyArray
-from loralens.core.lowrank import SVD, Bases, Layout, LowRank, Origin, in_float64
+from loralens.core.lowrank import SVD, Bases, Layout, LowRank, Origin, check_float64
 from loralens.core.scaling import Scaling
 from loralens.errors import MismatchError
 from loralens.linalg.basis import Basis
-from loralens.linalg.factor import finite
+from loralens.linalg.factor import require_finite
 from loralens.linalg.measures import numerical_rank
 
 
 class Form(Protocol):
-    """A matrix in closed form: what it is called, its size, a bound on its rank, its numbers."""
+    """A matrix of a certain form."""
 
     @property
     def name(self) -> str:
-        """In words: "Kronecker product"."""
+        """The name of the form for messages, such as "Kronecker product"."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -50,7 +50,7 @@ class Form(Protocol):
 @final
 @dataclass(frozen=True, slots=True)
 class Kronecker:
-    """kron(first, second): LoKr. σ are the products of the σ of both."""
+    """kron(first, second), the form of LoKr. Its singular values are the products of those of both factors."""
 
     first: "LowRank | Dense"
     second: "LowRank | Dense"
@@ -64,7 +64,7 @@ class Kronecker:
 
     @property
     def rank(self) -> int:
-        """Ranks of a Kronecker product multiply."""
+        """The product of the ranks of both factors."""
         return min(self.first.rank, *self.first.shape) * min(self.second.rank, *self.second.shape)
 
     @property
@@ -79,6 +79,7 @@ class Kronecker:
     def singular_values(self) -> Array:
         """σᵢ(first)·σⱼ(second), largest first."""
         products = np.outer(self.first.singular_values(), self.second.singular_values()).ravel()
+        # Factors of lower rank have fewer products; the other singular values are 0.
         s = np.zeros(min(self.shape))
         s[: products.size] = np.sort(products)[::-1]
         return s
@@ -87,7 +88,7 @@ class Kronecker:
 @final
 @dataclass(frozen=True, slots=True)
 class Hadamard:
-    """first ∘ second, entry by entry: LoHa."""
+    """The entrywise product first ∘ second, the form of LoHa."""
 
     first: LowRank
     second: LowRank
@@ -100,7 +101,7 @@ class Hadamard:
 
     @property
     def rank(self) -> int:
-        """Ranks of a Hadamard product multiply, up to the size of the matrix."""
+        """The product of the ranks of both factors, limited by the size of the matrix."""
         return min(self.first.rank * self.second.rank, *self.shape)
 
     @property
@@ -113,8 +114,8 @@ class Hadamard:
         return self.first.dense() * self.second.dense()
 
     def singular_values(self) -> Array:
-        """Of the dense matrix: an entrywise product has no shorter way."""
-        return _singular_values(self.dense())
+        """Singular values of the dense matrix, since there is no shorter way for an entrywise product."""
+        return _dense_singular_values(self.dense())
 
 
 @final
@@ -137,7 +138,7 @@ class Dense:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of the stored array."""
+        """The dtype of the stored array."""
         return self.array.dtype
 
     def dense(self) -> Array:
@@ -145,14 +146,14 @@ class Dense:
         return self.array.read().astype(np.float64).reshape(self.shape)
 
     def singular_values(self) -> Array:
-        """Of the dense matrix."""
-        return _singular_values(self.dense())
+        """Singular values of the dense matrix."""
+        return _dense_singular_values(self.dense())
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Structured:
-    """The update ΔW = scale · form, read like a `LowRank` but for B and A, which it does not have.
+    """The update ΔW = scale · form. It has the interface of a `LowRank`, except for the factors B and A.
 
     Attributes
     ----------
@@ -185,6 +186,7 @@ class Structured:
     @property
     def parameters(self) -> int:
         """Numbers stored for this module."""
+        # Without a file the dense matrix is what would be stored.
         return self.origin.parameters if self.origin else prod(self.shape)
 
     @property
@@ -198,15 +200,15 @@ class Structured:
 
     def singular_values(self) -> Array:
         """Singular values of ΔW, float64, shape (min(out, in),), largest first."""
-        return in_float64(abs(self.scale), self.form.singular_values())
+        return check_float64(abs(self.scale), self.form.singular_values())
 
     def svd(self) -> SVD:
         """Thin SVD of the dense ΔW, float64."""
-        U, s, Vh = np.linalg.svd(finite(self.dense()), full_matrices=False)
-        return SVD(U, in_float64(1.0, s), Vh)
+        U, s, Vh = np.linalg.svd(require_finite(self.dense()), full_matrices=False)
+        return SVD(U, check_float64(1.0, s), Vh)
 
     def bases(self) -> Bases:
-        """Singular directions of the dense ΔW that have a length."""
+        """Singular directions of the dense ΔW with σ above rounding."""
         U, s, Vh = self.svd()
         k = numerical_rank(s, self.shape)
         return Bases(Basis.of(U[:, :k]), s[:k], Basis.of(Vh[:k].T))
@@ -221,11 +223,11 @@ class Structured:
         )
 
     def load(self) -> Self:
-        """Itself: its form reads what it needs."""
+        """Return itself; the form reads its arrays on demand."""
         return self
 
     def without_origin(self) -> "Structured":
-        """The same update, no longer bound to the tensors of a file."""
+        """The same update without its `Origin`."""
         return Structured(self.form, self.scale, self.scaling, self.layout)
 
     def rescaled(self, scale: float, scaling: Scaling) -> "Structured":
@@ -233,7 +235,7 @@ class Structured:
         return Structured(self.form, scale, scaling, self.layout, self.origin)
 
     def with_layout(self, layout: Layout) -> "Structured":
-        """The same update of another kind of weight; no longer bound to the tensors of a file."""
+        """The same update with another layout and without its `Origin`."""
         return Structured(self.form, self.scale, self.scaling, layout)
 
     def _no_pair(self) -> NoReturn:
@@ -244,7 +246,7 @@ class Structured:
 
     @property
     def B(self) -> Array:
-        """Refused with MismatchError: there is no pair."""
+        """Raises MismatchError, since there is no pair."""
         self._no_pair()
 
     @property
@@ -258,9 +260,9 @@ class Structured:
         self._no_pair()
 
 
-def _singular_values(matrix: Array) -> Array:
-    """Largest first, float64; FormatError where the matrix holds NaN or Inf."""
-    return np.asarray(np.linalg.svd(finite(matrix), compute_uv=False))
+def _dense_singular_values(matrix: Array) -> Array:
+    """Singular values, largest first, float64; raises FormatError if the matrix holds NaN or Inf."""
+    return np.asarray(np.linalg.svd(require_finite(matrix), compute_uv=False))
 
 
 Update = LowRank | Structured

@@ -1,44 +1,48 @@
-"""Work on many modules in plain threads."""
+"""Running a function for many modules in threads."""
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from threading import Event, Thread
 from typing import TypeVar
 
-FEW = 16  # modules below which starting threads costs more than they save
-MOST = 8  # threads: each holds the factors of one module
+FEW = 16  # number of modules below which starting threads costs more than they save
+MOST = 8  # most threads, since each of them has the factors of one module in memory
 
 T = TypeVar("T")
-Step = Callable[[int], None]  # is told how much more was done
+Step = Callable[[int], None]  # is called with the amount of work that was done since the last call
 
 
 def in_threads(work: Callable[[str], T], names: Sequence[str], count: int, step: Step | None = None) -> dict[str, T]:
-    """``work`` of every name, in the order of ``names``, each of ``count`` threads taking every ``count``-th.
+    """Call ``work`` for every name in threads, and return the results in the order of ``names``.
 
-    A thread stops at its first error; what is left is done by the caller, who meets the first error in order. (A pool
-    would cost 10 ms to import and as much to feed.) An interrupt lets every thread end with the name it works on. More
-    than one thread pays only where BLAS itself uses one. ``step`` is told 1 after every name.
+    Each of ``count`` threads takes every ``count``-th name. A thread stops at its first error. The caller's thread then
+    repeats the missing names in order, and so raises the first error. After an interrupt every thread ends with its
+    current name. More than one thread helps only if BLAS itself uses one. ``step`` is called with 1 after every name.
+    Plain threads are used because a pool would cost 10 ms to import, and as much again to run.
     """
+    # Few names are done before the threads would have started.
     count = 1 if len(names) < FEW else min(count, MOST)
-    found: dict[str, T] = {}
+    results: dict[str, T] = {}
     interrupted = Event()
 
     def share(first: int) -> None:
-        with suppress(Exception):  # a MemoryError too: whatever it is, the caller meets it
+        with suppress(Exception):  # of any kind: the caller's thread will raise it again
             for name in names[first::count]:
                 if interrupted.is_set():
                     return
-                found[name] = work(name)
+                results[name] = work(name)
                 if step:
                     step(1)
 
-    others = [Thread(target=share, args=(first,)) for first in range(1, count)]
-    for thread in others:
+    workers = [Thread(target=share, args=(first,)) for first in range(1, count)]
+    for thread in workers:
         thread.start()
     try:
         share(0)
-        for thread in others:
+        for thread in workers:
             thread.join()
     finally:  # after Ctrl-C or an error the others stop at their next name
+        # Threads cannot be killed; they look at this flag before each name.
         interrupted.set()
-    return {name: found[name] if name in found else work(name) for name in names}
+    # A name whose work failed in a thread is repeated here, so that the error has the caller's traceback.
+    return {name: results[name] if name in results else work(name) for name in names}

@@ -1,4 +1,4 @@
-"""The modules of several adapters brought together under the names of the first."""
+"""Matching the modules of several adapters, under the names of the first."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,14 +15,13 @@ from loralens.core.structured import Update
 from loralens.errors import MismatchError, ShapeError, place
 
 Row = tuple[Update | None, ...]  # one module of every adapter; None where an adapter does not have it
-LISTED = 4  # names of an adapter that a message holds
+LISTED = 4  # most kinds of an adapter that a message names
 
 
-def together(adapters: Sequence[Adapter], labels: Sequence[str]) -> dict[str, Row]:
-    """Module name → the module of every adapter.
+def match_modules(adapters: Sequence[Adapter], labels: Sequence[str]) -> dict[str, Row]:
+    """Module name → the modules of all adapters, None where an adapter does not have it.
 
-    By the names of the first adapter, for modules that it lacks by those of the first that has them; names are matched
-    exactly, else by normal form.
+    The names are those of the first adapter that has the module. Names are matched exactly, or else by normal form.
 
     Raises
     ------
@@ -31,7 +30,7 @@ def together(adapters: Sequence[Adapter], labels: Sequence[str]) -> dict[str, Ro
     ShapeError
         A module has two shapes.
     """
-    called = names_together(adapters, labels)
+    called = match_names(adapters, labels)
     rows = {
         name: tuple(None if one is None else adapter[one] for adapter, one in zip(adapters, own, strict=True))
         for name, own in called.items()
@@ -41,30 +40,27 @@ def together(adapters: Sequence[Adapter], labels: Sequence[str]) -> dict[str, Ro
     return rows
 
 
-def names_together(adapters: Sequence[Adapter], labels: Sequence[str]) -> dict[str, tuple[str | None, ...]]:
-    """Module name → what every adapter calls it, None where it does not have it; see `together`."""
+def match_names(adapters: Sequence[Adapter], labels: Sequence[str]) -> dict[str, tuple[str | None, ...]]:
+    """Module name → its names in all adapters, None where an adapter does not have it (see `match_modules`)."""
     names: dict[str, list[str | None]] = {name: [name] for name in adapters[0]}
     for t, adapter in enumerate(adapters[1:], 1):
-        found = same_modules(names, adapter)
-        if not found:
-            raise _no_common(adapters, labels, t)
+        same_names = same_modules(names, adapter)
+        # No common module at all is nearly always a mistake in the choice of adapters.
+        if not same_names:
+            first, second = (f"{labels[i]} has {_describe(adapters[i])}" for i in (0, t))
+            raise MismatchError(
+                f"no module in common: {first}; {second}",
+                fix="give adapters of one base model; loralens convert --base DIR puts names right",
+            )
         for name, own in names.items():
-            own.append(found.get(name))
-        known = set(found.values())
-        names |= {name: [*[None] * t, name] for name in adapter if name not in known}
+            own.append(same_names.get(name))
+        matched = set(same_names.values())
+        names |= {name: [*[None] * t, name] for name in adapter if name not in matched}
     return {name: tuple(own) for name, own in names.items()}
 
 
-def _no_common(adapters: Sequence[Adapter], labels: Sequence[str], t: int) -> MismatchError:
-    here, there = (f"{labels[i]} has {_listed(adapters[i])}" for i in (0, t))
-    return MismatchError(
-        f"no module in common: {here}; {there}",
-        fix="give adapters of one base model; loralens convert --base DIR puts names right",
-    )
-
-
-def _listed(adapter: Adapter) -> str:
-    """The kinds of an adapter, and its first names, in words."""
+def _describe(adapter: Adapter) -> str:
+    """The number of modules of an adapter, its kinds and its first name, as text."""
     kinds = list(dict.fromkeys(map(kind, adapter)))
     shown = ", ".join(kinds[:LISTED]) + (" …" if len(kinds) > LISTED else "")
     return f"{len(adapter)} modules ({shown}), {next(iter(adapter), 'none')} first"
@@ -73,15 +69,16 @@ def _listed(adapter: Adapter) -> str:
 def _check_shapes(name: str, row: Sequence[Update | None], labels: Sequence[str]) -> None:
     shapes = {update.shape: label for update, label in zip(row, labels, strict=True) if update is not None}
     if len(shapes) > 1:
-        (one, here), (other, there), *_ = shapes.items()
+        (shape, holder), (other_shape, other_holder), *_ = shapes.items()
         raise ShapeError(
-            f"{name} is {one[0]} × {one[1]} in {here} and {other[0]} × {other[1]} in {there}: two base models",
+            f"{name} is {shape[0]} × {shape[1]} in {holder} and "
+            f"{other_shape[0]} × {other_shape[1]} in {other_holder}: two base models",
             fix="give adapters of one base model",
         )
 
 
-def checked(name: str, row: Row, labels: Sequence[str]) -> None:
-    """Refuse updates that have no factors to combine, or whose factors would not stay what the format needs."""
+def check_combinable(name: str, row: Row, labels: Sequence[str]) -> None:
+    """Refuse updates without factors, and updates whose combination the format cannot store."""
     for update, label in zip(row, labels, strict=True):
         if update is None:
             continue
@@ -101,10 +98,10 @@ def checked(name: str, row: Row, labels: Sequence[str]) -> None:
         )
 
 
-def kept(row: Row, strengths: Sequence[float], dtype: DTypeLike | None = None) -> LowRank | None:
-    """The one module that counts in a sum, its factors untouched under another scale; None where several do, or none.
+def single_module(row: Row, strengths: Sequence[float], dtype: DTypeLike | None = None) -> LowRank | None:
+    """The only module with a weight in a sum, with its own factors and another scale; None if there is not exactly one.
 
-    Also None where its factors are not of ``dtype``, or it is no pair.
+    It is also None if its factors do not have ``dtype``, or if it is not a pair.
     """
     alone = [(update, w) for update, w in zip(row, strengths, strict=True) if update is not None and w]
     if len(alone) != 1:
@@ -117,38 +114,39 @@ def kept(row: Row, strengths: Sequence[float], dtype: DTypeLike | None = None) -
     return module if w == 1 else module.rescaled(w * module.scale, COMBINED)
 
 
-def keepable(rows: Mapping[str, Row], found: Mapping[str, LowRank | None]) -> dict[str, LowRank]:
+def keep_modules(rows: Mapping[str, Row], candidates: Mapping[str, LowRank | None]) -> dict[str, LowRank]:
     """Those of ``found`` that may stay: where modules share one rank and scale, only if all of them do."""
     groups = shared_ranks({name: next(update for update in row if update is not None) for name, row in rows.items()})
-    broken = {group for name, group in groups.items() if found.get(name) is None}
-    broken |= _uneven(groups, found)
-    return {name: module for name, module in found.items() if module and groups.get(name) not in broken}
+    broken = {group for name, group in groups.items() if candidates.get(name) is None}
+    # Files store one rank and one α for such a group.
+    broken |= _groups_that_differ(groups, candidates)
+    return {name: module for name, module in candidates.items() if module and groups.get(name) not in broken}
 
 
-def _uneven(groups: Mapping[str, str], found: Mapping[str, LowRank | None]) -> set[str]:
-    """Groups whose members differ in rank or scale."""
+def _groups_that_differ(groups: Mapping[str, str], candidates: Mapping[str, LowRank | None]) -> set[str]:
+    """The groups whose members differ in rank or scale."""
     terms: dict[str, set[tuple[int, float]]] = {}
     for name, group in groups.items():
-        module = found.get(name)
+        module = candidates.get(name)
         if module is not None:
             terms.setdefault(group, set()).add((module.rank, module.scale))
     return {group for group, each in terms.items() if len(each) > 1}
 
 
 def one_rank_a_stack(modules: Mapping[str, Update]) -> dict[str, Update]:
-    """The modules, those that can only have one rank together widened to the largest of them, by zeros."""
+    """The modules, where those that must have the same rank are padded with zeros to the largest rank among them."""
     groups = shared_ranks(modules)
     widest: dict[str, int] = {}
     for name, group in groups.items():
         widest[group] = max(widest.get(group, 0), modules[name].rank)
-    return {name: widened(module, widest.get(groups.get(name, ""), 0)) for name, module in modules.items()}
+    return {name: pad_rank(module, widest.get(groups.get(name, ""), 0)) for name, module in modules.items()}
 
 
-def widened(module: Update, rank: int) -> Update:
-    """The module with zeros beside its factors up to this rank: the same update. One that is no pair stays."""
+def pad_rank(module: Update, rank: int) -> Update:
+    """The same update with factors padded with zeros to ``rank``; an update that is not a pair is returned as it is."""
     if module.rank >= rank or not isinstance(module, LowRank):
         return module
-    (out, in_), more, (B, A) = module.shape, rank - module.rank, module.factors
-    wide = B.map(lambda X: np.pad(X, ((0, 0), (0, more))), shape=(out, rank))
-    tall = A.map(lambda X: np.pad(X, ((0, more), (0, 0))), shape=(rank, in_))
+    (out, in_), padding, (B, A) = module.shape, rank - module.rank, module.factors
+    wide = B.map(lambda X: np.pad(X, ((0, 0), (0, padding))), shape=(out, rank))
+    tall = A.map(lambda X: np.pad(X, ((0, padding), (0, 0))), shape=(rank, in_))
     return LowRank(wide, tall, module.scale, scaling=module.scaling, layout=module.layout)

@@ -1,4 +1,4 @@
-"""Training as others see it: the state that a run goes on from, and the record that it leaves with its adapter."""
+"""The state from which a training run continues, and the record of the training in the metadata of an adapter."""
 
 import json
 from collections.abc import Mapping
@@ -14,18 +14,18 @@ RECORD = "loralens_training"  # key of the metadata
 @final
 @dataclass(frozen=True, slots=True, eq=False)
 class State:
-    """A run between two steps.
+    """The state of a training run between two steps.
 
     Attributes
     ----------
     step : int
-        How many steps are done.
+        Number of steps that are done.
     tensors : mapping of str to array
-        What is trained, what its optimiser remembers, and the best so far, in their own dtypes.
+        Trained tensors, the state of the optimiser, and the best tensors so far, in their own dtypes.
     record : mapping
-        The rest, as JSON holds it.
+        All other values of the state, as JSON.
     run : mapping
-        What the run is that it belongs to, as JSON holds it: see `loralens.training.state.identity`.
+        The identity of the run, as JSON (see `loralens.training.state.identity`).
     """
 
     step: int
@@ -35,19 +35,20 @@ class State:
 
 
 def record_of(adapter: Adapter) -> Mapping[str, Any] | None:
-    """What the metadata says about how an adapter was trained by loralens; None where it says nothing, or no JSON.
+    """The record of a training by loralens in the metadata of an adapter; None if there is none, or it is not JSON.
 
-    ``A0`` is one digest of the first factors of all modules, ``A0_of`` has one for each; equal digests: the same
-    numbers. See `loralens.training.injection.Injection` for the rest.
+    ``A0`` is a digest of the initial factors A of all modules, and ``A0_of`` has a digest for each module. Equal
+    digests mean equal numbers. See `loralens.training.injection.Injection` for the other fields.
     """
     try:
         record = json.loads((adapter.metadata or {}).get(RECORD, "null"))
+    # Metadata of a file may hold anything; deeply nested JSON raises RecursionError.
     except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) else None
 
 
 def same_start(first: Adapter, second: Adapter) -> bool:
-    """Whether the records of two adapters name one A₀; false where one of them has no record."""
+    """Whether two adapters were trained from the same A₀ according to their records; False without a record."""
     starts = [(record_of(adapter) or {}).get("A0") for adapter in (first, second)]
     return starts[0] is not None and starts[0] == starts[1]

@@ -1,4 +1,4 @@
-"""Adapter files, in and out: the only room that touches the disk."""
+"""Reading and writing adapter files. Only this package accesses the disk."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,11 +22,25 @@ if TYPE_CHECKING:
 @final
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A dialect: its name, what it is called in words, where its functions live, and the files it is written to.
+    """A dialect of adapter files and the modules that read and write it.
 
-    ``module`` has ``detect`` and ``read``; ``writer``, where there is one, has ``write``. They are imported when they
-    are needed: most adapters are PEFT's, and nobody should wait for the other dialects. A ``silent`` dialect stores no
-    scale, so our record goes with every file; a ``complete`` one says all that a record would.
+    The modules are imported when they are needed: most adapters are PEFT's, and loading one should not take the time
+    that importing all other dialects takes.
+
+    Attributes
+    ----------
+    title : str
+        The name of the dialect in messages.
+    module : str
+        The module that has ``detect`` and ``read``.
+    writer : str
+        The module that has ``write``; empty for a dialect that is only read.
+    files : Files or None
+        The files that the writer's result goes to.
+    silent : bool
+        The dialect stores no scale, so every file gets the record of `loralens.formats.dialects.record`.
+    complete : bool
+        The dialect stores everything that the record would.
     """
 
     name: str
@@ -38,18 +52,19 @@ class Format:
     complete: bool = False
 
     def detect(self, stored: Stored) -> bool:
-        """Whether a file is of this dialect, by its content."""
+        """Whether the content of a file is of this dialect."""
         return bool(import_module(self.module).detect(stored))
 
     def read(self, stored: Stored) -> Adapter:
-        """The adapter of a file of this dialect."""
+        """Read the adapter from a file of this dialect."""
+        # Modules are loaded by name, so the type of the result is not known to a type checker.
         adapter = import_module(self.module).read(stored)
         assert isinstance(adapter, Adapter)
         return adapter
 
     @property
     def write(self) -> Callable[..., Stored]:
-        """Adapter → the tensors, metadata and configuration of a file."""
+        """The function that turns an adapter into the tensors, metadata and configuration of a file."""
         write: Callable[..., Stored] = import_module(self.writer).write
         return write
 
@@ -60,10 +75,12 @@ def _dialect(module: str, title: str, *, writer: str = "", files: Files | None =
     return Format(name, title, room + module, room + writer if writer else "", files, silent)
 
 
+# A loralib file is a plain state dict, so most have no configuration beside them.
 LORALIB = Files("lora.bin", "adapter_config.json", optional=True)
 GGUF, QUANTISED = "gguf", "loralens-q"
 
-# In the order in which content is asked (formats are told apart by their leaves; no two claim one file).
+# `detect_format` asks PEFT first and alone. The order of the others does not matter to it: their keys tell them apart,
+# and a file that two of them claim is refused. It is the order in which help texts and messages list the formats.
 FORMATS: tuple[Format, ...] = (
     _dialect("peft.reader", "Hugging Face PEFT", writer="peft.writer", files=PEFT),
     _dialect("gguf.reader", "GGUF adapter (llama.cpp)", writer="gguf.writer", files=Files("adapter.gguf")),
@@ -92,21 +109,11 @@ FORMATS: tuple[Format, ...] = (
 
 
 class WriterOptions(TypedDict, total=False):
-    """Options that only some dialects have when they are written; see `WRITTEN_WITH`.
+    """Options of writing that only some dialects have; `WRITTEN_WITH` says which."""
 
-    Attributes
-    ----------
-    arch : str, optional
-        GGUF: the architecture, as llama.cpp calls it.
-    base_config : mapping, optional
-        GGUF and mlx: the base's ``config.json``.
-    bits : int or mapping of str to sequence of int
-        loralens-q: of the whole numbers, for all directions or for each.
-    """
-
-    arch: str | None
-    base_config: Mapping[str, Any] | None
-    bits: int | Mapping[str, Sequence[int]]
+    arch: str | None  # llama.cpp's name of the architecture
+    base_config: Mapping[str, Any] | None  # the content of the base model's config.json
+    bits: int | Mapping[str, Sequence[int]]  # of a stored number: for all directions, or by module for each of them
 
 
 WRITTEN_WITH = {"arch": ("gguf",), "base_config": ("gguf", "mlx"), "bits": ("loralens-q",)}  # option → its dialects
@@ -123,24 +130,26 @@ def load(
     once: bool = False,
     strict: bool = True,
 ) -> Adapter:
-    """The adapter at ``path``, its numbers read when they are asked for.
+    """Load the adapter at ``path``. Its numbers are read when they are first used.
 
     Parameters
     ----------
     path : path
         A file, a folder that holds one, or a Hub id (``org/name``) that the local cache holds.
     format : str, optional
-        The dialect, where the content could be of several.
+        The dialect, for files whose content fits several.
     alpha, scale : float, optional
-        For files that do not say: α (the scale is then α/r of each module) or the scale itself.
+        For files that store no scale: α (the scale of each module is then α/r) or the scale itself.
     allow_pickle : bool
-        Read ``.bin`` and ``.pt`` files, by an unpickler that builds tensors and nothing else.
+        Read ``.bin`` and ``.pt`` files. The unpickler builds tensors and runs no code of the file.
     base : path, optional
-        The base model's folder: a GGUF adapter needs its head counts to put rows of q and k back in order.
+        The folder of the base model. A GGUF adapter needs its numbers of heads to restore the order of the rows of q
+        and k.
     once : bool
-        Take the out_proj of an ``nn.MultiheadAttention`` once, where PEFT up to 0.21.2 adds it twice, in training too.
+        Count the update of the out_proj of an ``nn.MultiheadAttention`` once. PEFT up to 0.21.2 adds it twice, in
+        training too.
     strict : bool
-        Raise what the reader found wrong enough to make the numbers wrong; else it stays in ``findings``.
+        Raise an error for a finding of the reader that makes the numbers wrong; else it stays in ``findings``.
 
     Raises
     ------
@@ -148,39 +157,44 @@ def load(
         What is wrong, where, and how to fix it.
     """
     _check_options(format, alpha, scale)
+    # A folder or a Hub id becomes the one file that it means, which every message then names.
     file = adapter_file(Path(path))
-    config = _config(file, base)
+    config = _read_config(file, base)
     with place(file):
         if is_pickle(file):
             _check_pickle(config, allow_pickle=allow_pickle)
-        stored = replace(_open(file), config=config)
-        adapter = _rescaled(_adapter(stored, file, format), alpha, scale)
-        adapter = adapter.map(_once) if once else adapter
+        # Containers know nothing of configurations, which are files of their own.
+        stored = replace(_read_stored(file), config=config)
+        adapter = _rescale(_read_with_record(stored, file, format), alpha, scale)
+        if once:
+            adapter = adapter.map(lambda m: m.rescaled(m.scale / 2, m.scaling.once()) if m.scaling.twice else m)
         for finding in adapter.findings:
             if strict and finding.level == "error":
                 raise MismatchError(finding.text, fix=finding.fix)
     return adapter
 
 
-def _config(file: Path, base: str | PathLike[str] | None) -> Mapping[str, Any] | None:
-    """The configuration that goes with a file: what stands beside it; for GGUF that of the base model."""
+def _read_config(file: Path, base: str | PathLike[str] | None) -> Mapping[str, Any] | None:
+    """The configuration for a file: the one beside it, or for GGUF that of the base model."""
     if is_gguf(file):
         from loralens.formats.models.checkpoint import model_config
 
         return model_config(Path(base)) if base else None
-    beside = config_beside(file)
-    return read_json(beside) if beside else None
+    config_file = config_beside(file)
+    return read_json(config_file) if config_file else None
 
 
-def _adapter(stored: Stored, file: Path, name: str | None) -> Adapter:
-    """The adapter, with the names and scales that loralens wrote down when it converted the file, if it did."""
+def _read_with_record(stored: Stored, file: Path, name: str | None) -> Adapter:
+    """The adapter, with the names and scales of the record that loralens wrote if it converted the file."""
+    # A pickle has no metadata: its record is a file of its own, which `record.read_record` looks for.
     if RECORD not in (stored.metadata or {}) and not is_pickle(file):
-        return _read(stored, name)
+        return _read_dialect(stored, name)
     from loralens.formats.dialects import record
 
-    said = record.of(stored, file)
-    form = name or record.format_of(said)
-    return record.apply(_read(stored, form if form in {f.name for f in FORMATS} else None), said)
+    conversion = record.read_record(stored, file)
+    # The dialect that the user names comes first. A record may name one that this version does not have.
+    form = name or record.format_of(conversion)
+    return record.apply(_read_dialect(stored, form if form in {f.name for f in FORMATS} else None), conversion)
 
 
 def _check_options(name: str | None, alpha: float | None, scale: float | None) -> None:
@@ -193,11 +207,12 @@ def _check_options(name: str | None, alpha: float | None, scale: float | None) -
             raise OptionError(f"{option} is {value}, not a finite number", fix="give a finite number")
 
 
-def _open(file: Path) -> Stored:
+def _read_stored(file: Path) -> Stored:
     if is_gguf(file):
         from loralens.formats.files.gguf.container import read_gguf
 
         return read_gguf(file)
+    # The first bytes decide, not the suffix: files are renamed, and safetensors files are called .bin, too.
     if not is_pickle(file):
         return read_safetensors(file)
     from loralens.formats.files.torch.pickle import read_pickle
@@ -207,6 +222,7 @@ def _open(file: Path) -> Stored:
 
 
 def _check_pickle(config: Mapping[str, Any] | None, *, allow_pickle: bool) -> None:
+    # The type comes first: whoever allows the pickle of an IA³ adapter would only meet the next error.
     _check_type(config)
     if not allow_pickle:
         raise FormatError(
@@ -215,37 +231,41 @@ def _check_pickle(config: Mapping[str, Any] | None, *, allow_pickle: bool) -> No
         )
 
 
-def _read(stored: Stored, name: str | None) -> Adapter:
+def _read_dialect(stored: Stored, name: str | None) -> Adapter:
     if name is not None:
         adapter = next(form for form in FORMATS if form.name == name).read(stored)
         if not len(adapter):
             raise FormatError(f"nothing in this file is {name}", fix="leave out --format, or give the dialect it is in")
         return adapter
     _check_type(stored.config)
-    adapter = detect(stored).read(stored)
-    _check_type(adapter.config)  # which may come out of the header
+    adapter = detect_format(stored).read(stored)
+    _check_type(adapter.config)  # some readers take the configuration from the file's own header
     return adapter
 
 
 def _check_type(config: Mapping[str, Any] | None) -> None:
-    """Refuse what PEFT's configuration says is no update that is a sum, before any dialect is tried."""
+    """Refuse an adapter whose PEFT configuration names a type whose update is not a sum, such as IA³.
+
+    This happens before any dialect is tried, because the tensors of such an adapter may look like those of a dialect.
+    """
     from loralens.formats.dialects.peft.types import TYPES
 
+    # Other programs have no such field in their configurations.
     kind = (config or {}).get("peft_type")
     if kind is None or kind in TYPES:
         return
-    said = ascii(kind)[:40] if isinstance(kind, str) else "of an unknown type"
+    named_type = ascii(kind)[:40] if isinstance(kind, str) else "of an unknown type"
     raise FormatError(
-        f"the configuration says that this is {said}, not a LoRA",
+        f"the configuration says that this is {named_type}, not a LoRA",
         fix=f"loralens reads adapters whose update is a sum, of PEFT {', '.join(TYPES[:-1])} and {TYPES[-1]}; give "
         "--format NAME if the file is of another program and the configuration does not belong to it",
     )
 
 
-def detect(stored: Stored) -> Format:
-    """The dialect of a file, by its content.
+def detect_format(stored: Stored) -> Format:
+    """The dialect that the content of a file is of.
 
-    PEFT is asked first and alone: its prefix, or its configuration beside its keys, leaves no doubt.
+    PEFT is asked first and alone: its prefix, or its configuration beside its keys, is unambiguous.
 
     Raises
     ------
@@ -254,12 +274,12 @@ def detect(stored: Stored) -> Format:
     """
     if FORMATS[0].detect(stored):
         return FORMATS[0]
-    found = [form for form in FORMATS[1:] if form.detect(stored)]
-    if len(found) == 1:
-        return found[0]
-    keys = ", ".join(list(stored.tensors)[:3]) or "none at all"
-    if found:
-        names = ", ".join(form.name for form in found)
+    matching = [form for form in FORMATS[1:] if form.detect(stored)]
+    if len(matching) == 1:
+        return matching[0]
+    keys = ", ".join(list(stored.tensors)[:3]) or "none at all"  # three keys show the style of the names
+    if matching:
+        names = ", ".join(form.name for form in matching)
         raise FormatError(f"could be any of {names}; its keys begin with {keys}", fix="say which: --format NAME")
     raise FormatError(
         f"holds no LoRA pairs of any dialect known here; its keys begin with {keys}",
@@ -267,32 +287,31 @@ def detect(stored: Stored) -> Format:
     )
 
 
-def _rescaled(adapter: Adapter, alpha: float | None, scale: float | None) -> Adapter:
-    """The adapter with the α or scale that its file does not say."""
+def _rescale(adapter: Adapter, alpha: float | None, scale: float | None) -> Adapter:
+    """The adapter with an α or a scale that the user gives for a file that stores none."""
     if alpha is None and scale is None:
         return adapter
 
-    def given(module: "Update") -> "Update":
+    def rescale(module: "Update") -> "Update":
+        # An update that PEFT adds twice stays doubled: the user gives what the configuration would have said.
         if scale is not None:
             twice = module.scaling.twice
             scaling = Scaling("given", origin="--scale")
             return module.rescaled(scale * (1 + twice), scaling.doubled() if twice else scaling)
+        # Fused projections have one block of r columns a slice, and α belongs to r, not to the width of all blocks.
         rank = module.scaling.rank or module.rank // module.layout.blocks
         scaling = Scaling("alpha/r", alpha, rank, "--alpha")
         scaling = scaling.doubled() if module.scaling.twice else scaling
         return module.rescaled(scaling.value, scaling)
 
-    rescaled = adapter.map(given)
+    rescaled = adapter.map(rescale)
+    # A scale that the file states is not overruled. It may be given again, as long as it is the same.
     for name, module in adapter.items():
         if module.scaling.stated and rescaled[name].scale != module.scale:
             raise OptionError(f"the file says its own scale ({module.scaling})", fix="leave out --alpha and --scale")
+    # The findings about α say that it was unknown or assumed, which is no longer so.
     findings = tuple(finding for finding in adapter.findings if not finding.code.startswith("alpha-"))
     return replace(rescaled, findings=findings)
-
-
-def _once(module: "Update") -> "Update":
-    """A module that PEFT adds twice, as it would be added once."""
-    return module.rescaled(module.scale / 2, module.scaling.once()) if module.scaling.twice else module
 
 
 def save(
@@ -304,42 +323,44 @@ def save(
     dry_run: bool = False,
     **options: Unpack[WriterOptions],
 ) -> None:
-    """Write an adapter: whole or not at all.
+    """Write an adapter. The files appear complete or not at all.
 
     Parameters
     ----------
     adapter : Adapter
     path : path
-        A folder, or a file with the suffix of the format, which gets its configuration beside it.
+        A folder, or a file with the suffix of the format. A file gets its configuration beside it.
     format : str, optional
-        A dialect that can be written; the adapter's own by default. In another than its own, a record of names and
-        scales goes into the metadata, and `load` reads it back.
+        A dialect that can be written; the adapter's own by default. A file of another dialect gets a record of names
+        and scales in its metadata, which `load` reads back.
     overwrite : bool
-        Replace what is there.
+        Replace an adapter that is there.
     dry_run : bool
-        Check all that can be checked, and write nothing.
+        Check everything that can be checked, and write nothing.
     **options
-        Of the format: ``arch`` and ``base_config`` for GGUF, ``base_config`` for mlx, ``bits`` for loralens-q.
+        Options of the format: ``arch`` and ``base_config`` for GGUF, ``base_config`` for mlx, ``bits`` for loralens-q.
 
     Raises
     ------
     OptionError
-        An unknown format, or one that is only read; a target that exists.
+        The format is unknown or only read, or the target exists.
     FormatError, MismatchError
-        What the format cannot hold, or a disk that cannot be written.
+        The format cannot hold something of the adapter, or the disk cannot be written.
     """
     from loralens.formats.files.writing import write_files
 
     target = Path(path)
     with place(target):
-        stored, files = stored_as(adapter, format, **options)
+        stored, files = encode_adapter(adapter, format, **options)
     write_files(stored, target, files=files, overwrite=overwrite, dry_run=dry_run)
 
 
-def stored_as(adapter: Adapter, format: str | None = None, **options: Unpack[WriterOptions]) -> tuple[Stored, Files]:
-    """What `save` would write: tensors and header, no number computed yet, and the files they go to.
+def encode_adapter(
+    adapter: Adapter, format: str | None = None, **options: Unpack[WriterOptions]
+) -> tuple[Stored, Files]:
+    """The tensors and header that `save` would write, and the files that they go to; no number is computed yet.
 
-    Parameters and errors as those of `save`.
+    Parameters and errors are those of `save`.
     """
     from loralens.formats.dialects import record
 
@@ -349,23 +370,27 @@ def stored_as(adapter: Adapter, format: str | None = None, **options: Unpack[Wri
         raise OptionError(f"{name!r} cannot be written", fix=f"choose one of {', '.join(writers)}")
     form = writers[name]
     assert form.files
-    if name not in (GGUF, QUANTISED):  # which can say that rows are in llama.cpp's order
+    # Only these two can store that the rows of q and k are in llama.cpp's order.
+    if name not in (GGUF, QUANTISED):
         check_rows(adapter.modules)
     if adapter.format == QUANTISED != name:
-        from loralens.formats.dialects.quantised.reader import expanded
+        from loralens.formats.dialects.quantised.reader import expand
 
-        adapter = expanded(adapter)
+        adapter = expand(adapter)
+    # After the expansion, which gives the adapter the dialect of its source: for that one the experts need no change.
     if adapter.format != name:
-        from loralens.formats.dialects.experts import as_in
+        from loralens.formats.dialects.experts import fit_experts
 
-        adapter = as_in(name, adapter, base_config=options.get("base_config"), arch=options.get("arch"))
+        adapter = fit_experts(name, adapter, base_config=options.get("base_config"), arch=options.get("arch"))
+    # The writers would raise a TypeError for an option that they do not have; a message is better.
     misplaced = [option for option in options if name not in WRITTEN_WITH.get(option, (name,))]
     if misplaced:
         raise OptionError(
             f"{name} has no option {misplaced[0]!r}", fix=f"it is one of {', '.join(WRITTEN_WITH[misplaced[0]])}"
         )
     stored = form.write(adapter, **options)
-    told = adapter.format == name and not form.silent and RECORD not in (adapter.metadata or {})
-    if not (told or form.complete):
+    # A file in its own dialect says everything itself, unless the adapter came with a record that must go on.
+    self_contained = adapter.format == name and not form.silent and RECORD not in (adapter.metadata or {})
+    if not (self_contained or form.complete):
         stored = record.stamp(stored, adapter, form.read(stored))
     return stored, form.files

@@ -1,4 +1,4 @@
-"""Basis: orthonormal columns, kept as the product of a tall factor and a small matrix."""
+"""`Basis`: orthonormal columns, stored as the product of a tall factor and a small matrix."""
 
 from dataclasses import dataclass
 from typing import Self, final
@@ -24,7 +24,7 @@ class Basis:
 
     @classmethod
     def of(cls, columns: Floats) -> Self:
-        """The basis of these orthonormal columns, shape (n, k)."""
+        """The basis that consists of these orthonormal columns, shape (n, k)."""
         return cls(columns, np.eye(columns.shape[1]))
 
     @property
@@ -46,5 +46,5 @@ class Basis:
         return Basis(self.X, self.T[:, :k])
 
     def cross(self, other: "Basis") -> Floats:
-        """Inner products of the columns, float64, shape (k, other.k): one thin product, no column formed."""
+        """Inner products of the columns, float64, shape (k, other.k), by one thin product without forming columns."""
         return np.asarray(self.T.T @ cross_gram(self.X, other.X) @ other.T, dtype=np.float64)

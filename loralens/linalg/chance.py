@@ -1,7 +1,7 @@
-"""What chance alone would give: mean and spread of overlaps between directions that know nothing of each other.
+"""Chance levels: mean and spread of overlaps between independent random directions.
 
-The null is strength-matched: singular values are kept and the directions drawn uniformly (Haar) on each side. The
-first two moments are then known in closed form, so nothing is sampled and no seed is needed.
+The null model keeps the singular values and draws the directions uniformly (Haar) on each side. The first two moments
+are then known in closed form, so nothing is sampled and no seed is needed.
 """
 
 from math import sqrt
@@ -14,11 +14,12 @@ from loralens.linalg.factor import Floats
 def overlap_chance(k1: int, k2: int, n: int) -> Floats:
     """Mean of φ(i, j) between uniform subspaces of R^n, max(i, j)/n; float64, shape (k1, k2)."""
     i, j = np.ogrid[1 : k1 + 1, 1 : k2 + 1]
+    # More directions than dimensions overlap fully, not more than that.
     return np.asarray(np.minimum(np.maximum(i, j) / n, 1.0), dtype=np.float64)
 
 
 def overlap_spread(i: int, j: int, n: int) -> float:
-    """Standard deviation of φ(i, j) between uniform subspaces of R^n; 0 where one of them is all of it.
+    """Standard deviation of φ(i, j) between uniform subspaces of R^n; 0 where one of them is all of R^n.
 
     Var Σcos² = 2 i j (n − i)(n − j) / (n² (n − 1)(n + 2)), and φ = Σcos²/min(i, j).
     """
@@ -30,23 +31,26 @@ def overlap_spread(i: int, j: int, n: int) -> float:
 def overlap_tail(phi: float, i: int, j: int, n: int) -> float:
     """Probability that φ(i, j) between uniform subspaces of R^n is at least ``phi``.
 
-    The beta distribution of the same mean and spread, which is exact where one of them is a single direction: φ is then
-    Beta(k/2, (n − k)/2), and 5 standard deviations are exceeded in 0.5 % of cases.
+    It is computed from the beta distribution with the same mean and spread. That is exact where one of the subspaces is
+    a single direction: φ is then Beta(k/2, (n − k)/2), and exceeds 5 standard deviations in 0.5 % of cases.
     """
-    from scipy.special import betainc  # 50 ms, and only this needs it
+    from scipy.special import betainc  # imported here: it takes 50 ms, and only this function needs it
 
     mean, spread = max(i, j) / n, overlap_spread(i, j, n)
+    # Without freedom φ always has its one value, so "at least" holds for certain.
     if not spread:
         return 1.0
+    # α + β of the beta distribution with this mean and variance.
     total = mean * (1 - mean) / spread**2 - 1
+    # The upper tail of Beta(α, β) is the lower tail of Beta(β, α) at 1 − φ, which does not cancel.
     return float(betainc((1 - mean) * total, mean * total, min(max(1 - phi, 0.0), 1.0)))
 
 
 def cosine_spread(shape: tuple[int, int]) -> float:
-    """Standard deviation 1/√(out·in) of the cosine of two updates of this shape; its mean is 0, whatever their ranks.
+    """Standard deviation 1/√(out·in) of the cosine of two random updates of this shape; its mean is 0 at every rank.
 
-    Exact where both sides are drawn: E⟨M, P N Qᵀ⟩² = ‖M‖²‖N‖²/(out·in). At small ranks the tails are heavier than a
-    Gaussian's.
+    This is exact where the directions of both sides are drawn: E⟨M, P N Qᵀ⟩² = ‖M‖²‖N‖²/(out·in). At small ranks the
+    distribution has heavier tails than a Gaussian.
     """
     return 1 / sqrt(shape[0] * shape[1])
 
@@ -66,35 +70,40 @@ def projection_moments(shape: tuple[int, int], rank: int, squares: float, fourth
     Notes
     -----
     The mean is rank²‖W‖²/(out·in). The variance follows from E[Q_ij Q_kl] = α δ_ij δ_kl + β (δ_ik δ_jl + δ_il δ_jk) for
-    a uniform projection Q, once on each side.
+    a uniform projection Q, which is applied once for each side.
     """
     out, in_ = shape
     mean = rank**2 / (out * in_) * squares
+    # First the expectation over V with U fixed, then over U.
     alpha, beta = _alpha_beta(in_, rank)
     trace_squared = alpha * squares**2 + 2 * beta * fourths  # E (tr M)², M = W Q Wᵀ
     square_trace = (alpha + beta) * fourths + beta * squares**2  # E tr M²
     alpha, beta = _alpha_beta(out, rank)
     second = alpha * trace_squared + 2 * beta * square_trace  # E (tr P M)²
+    # max: rounding may leave a variance of 0 slightly negative.
     return mean, sqrt(max(second - mean**2, 0.0))
 
 
 def projection_beyond(mean: float, spread: float, far: float) -> float:
     """Probability that ‖UᵀWV‖_F² is more than ``far`` standard deviations from its mean, on either side.
 
-    The gamma distribution of the same mean and spread: a sum of squares of near-Gaussian numbers, of which
-    2·(mean/spread)² count. At rank 1 that is χ²₁, which exceeds 3 standard deviations in 2.2 % of cases, where a
-    Gaussian does in 0.27 %. Sampled from flat to rank-one W it is off by a third of itself at most in spaces ten times
-    as wide as the rank; in narrower ones, where ‖UᵀWV‖ has a ceiling, it is too large by up to three quarters.
+    It is computed from the gamma distribution with the same mean and spread, because ‖UᵀWV‖_F² is a sum of about
+    2·(mean/spread)² squares of nearly Gaussian numbers. At rank 1 this is χ²₁, which exceeds 3 standard deviations in
+    2.2 % of cases; a Gaussian does so in 0.27 %. In comparison with samples, from flat to rank-one W, the probability
+    is wrong by at most a third of itself in spaces ten times as wide as the rank. In narrower spaces, where ‖UᵀWV‖ has
+    an upper limit, it is too large by up to three quarters.
     """
-    from scipy.special import gammainc, gammaincc  # 50 ms, and only this needs them
+    from scipy.special import gammainc, gammaincc  # imported here: it takes 50 ms, and only this function needs them
 
+    # In units of the gamma distribution's scale its mean is `shape` and its standard deviation √shape.
     shape = (mean / spread) ** 2
     above, below = shape + far * sqrt(shape), shape - far * sqrt(shape)
     return float(gammaincc(shape, above) + (gammainc(shape, below) if below > 0 else 0.0))
 
 
 def _alpha_beta(n: int, r: int) -> tuple[float, float]:
-    """α and β of a uniform projection of rank r in R^n; of R^1 only α + 2β counts, which is 1."""
+    """α and β of a uniform projection of rank r in R^n; in R^1 only α + 2β = 1 matters."""
+    # β's formula divides by n − 1.
     if n == 1:
         return 1.0 / 3.0, 1.0 / 3.0
     beta = r * (n - r) / (n * (n - 1) * (n + 2))

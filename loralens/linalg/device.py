@@ -1,7 +1,7 @@
-"""Device: where the work on a big matrix is done: NumPy on the CPU, or torch, by the same functions.
+"""`Device`: the place where a big matrix is worked on, either NumPy on the CPU or torch on a GPU.
 
-What is called with a device is written against the Python array API, so torch is imported only where a GPU is asked
-for. NumPy works in float64 where one pass over the matrix is all there is; torch in float32, TF32 off.
+Functions that take a device are written for the Python array API and serve both. torch is imported only if a GPU is
+requested. For single passes over a matrix, NumPy computes in float64 and torch in float32 without TF32.
 """
 
 import re
@@ -18,9 +18,10 @@ from array_api_compat import array_namespace
 from loralens.errors import OptionError
 from loralens.linalg.factor import Array, Floats, Scratch
 
-ROWS = 512  # of a matrix in one piece of a product: pieces do not depend on the threads, so neither do the bits
-BLOCK = 1 << 18  # numbers cast at a time on the CPU: 2 MiB in float64, which a cache holds
-BLOCK_TORCH = 1 << 25  # ... on a GPU: 128 MiB in float32
+# Rows in one part of a product. The parts do not depend on the number of threads, so neither do the bits of the result.
+ROWS = 512
+BLOCK = 1 << 18  # numbers cast at a time on the CPU: 2 MiB in float64, which fits into a cache
+BLOCK_TORCH = 1 << 25  # numbers cast at a time on a GPU: 128 MiB in float32, so that few copies are launched
 
 Float = Literal["float32", "float64"]
 T = TypeVar("T")
@@ -33,16 +34,16 @@ _scratch = Scratch()
 @final
 @dataclass(frozen=True, slots=True)
 class Device:
-    """Where arrays are worked on.
+    """The place where arrays are worked on.
 
     Attributes
     ----------
     name : str
         ``cpu`` (NumPy), ``cuda`` or ``cuda:N``.
     threads : int
-        How many of our own share the work on the CPU. More than one pays only where BLAS itself uses one.
+        Number of threads that share the work on the CPU. More than one helps only if BLAS itself uses one.
     torch : torch.device or None
-        Where torch does the work; None for NumPy.
+        The device of torch; None for NumPy.
     """
 
     name: str = "cpu"
@@ -51,34 +52,34 @@ class Device:
 
     @classmethod
     def of(cls, name: "str | Device", *, threads: int = 1) -> "Device":
-        """The device of this name, ``threads`` for the CPU; a device as it is.
+        """The device of this name (``threads`` is for the CPU); a `Device` is returned unchanged.
 
         Raises
         ------
         OptionError
-            An unknown name, no torch, or no such GPU.
+            The name is unknown, torch is not installed, or there is no such GPU.
         """
         if isinstance(name, Device):
             return name
         if name == "cpu":
             return cls(name, threads)
-        found = _CUDA.fullmatch(name)
-        if not found:
+        cuda = _CUDA.fullmatch(name)
+        if not cuda:
             raise OptionError(f"no device is called {name!r}", fix="choose cpu, cuda or cuda:N")
-        return cls(name, 1, _cuda(int(found[1] or 0)))
+        return cls(name, 1, _cuda(int(cuda[1] or 0)))
 
     @property
     def dtype(self) -> Float:
-        """What one pass over a matrix is computed in."""
+        """The dtype in which single passes over a matrix are computed."""
         return "float64" if self.torch is None else "float32"
 
     @property
     def block(self) -> int:
-        """How many numbers of a matrix are best cast at a time."""
+        """The number of entries of a matrix that is best cast at a time."""
         return BLOCK if self.torch is None else BLOCK_TORCH
 
     def put(self, array: Array, dtype: Float | None = None) -> Any:
-        """An array of any float dtype of NumPy, here, in ``dtype``; a copy unless it is here and of that dtype."""
+        """A NumPy array of any float dtype on this device, in ``dtype``; it is copied only if necessary."""
         dtype = dtype or self.dtype
         if self.torch is None:
             return np.asarray(array, dtype=dtype)
@@ -87,7 +88,7 @@ class Device:
         return _tensor(array).to(device=self.torch, dtype=getattr(torch, dtype))
 
     def cast(self, block: Array) -> Any:
-        """A block of a matrix, here, in the device's dtype; on the CPU gone when the same thread casts the next."""
+        """A block of a matrix on this device, in its dtype; on the CPU the next call in the thread overwrites it."""
         if self.torch is not None:
             return self.put(block)
         if block.dtype == np.float64:
@@ -97,7 +98,7 @@ class Device:
         return cast
 
     def empty(self, shape: tuple[int, int], dtype: Float) -> Any:
-        """An array here, to be filled."""
+        """An uninitialised array on this device."""
         if self.torch is None:
             return np.empty(shape, dtype)
         import torch
@@ -105,18 +106,19 @@ class Device:
         return torch.empty(shape, dtype=getattr(torch, dtype), device=self.torch)
 
     def numpy(self, array: Any) -> Floats:
-        """An array from here as NumPy's, float64."""
+        """An array of this device as a NumPy array, float64."""
         return np.asarray(array if self.torch is None else array.cpu().numpy(), dtype=np.float64)
 
     def squares(self, x: Any) -> float:
-        """Σx², added up in float64: torch's own float32 norm errs by 2e-5 for a million numbers."""
+        """Σx², summed in float64, since the float32 norm of torch has an error of 2e-5 for a million numbers."""
         if self.torch is None:
+            # np.dot of one long vector runs in BLAS and makes no copy.
             flat = x.reshape(-1)
             return float(np.dot(flat, flat))
         return float((x * x).sum(dtype=array_namespace(x).float64))
 
     def matmul(self, X: Any, Y: Any) -> Any:
-        """X @ Y; on the CPU some rows of X at a time, in threads."""
+        """X @ Y; on the CPU the threads share the rows of X."""
         if self.torch is not None or X.shape[0] <= ROWS:
             return X @ Y
         product = np.empty((X.shape[0], Y.shape[1]), X.dtype)
@@ -130,7 +132,8 @@ class Device:
         return product
 
     def map(self, work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-        """``work`` of every item, in order; items are drawn by the caller, a few ahead of the threads that work."""
+        """Yield ``work(item)`` of every item, in order; the caller's thread draws items a few ahead of the workers."""
+        # No pool for one thread: exceptions and profiles stay simple.
         if self.threads == 1:
             yield from map(work, items)
             return
@@ -138,6 +141,7 @@ class Device:
             waiting: deque[Future[R]] = deque()
             for item in items:
                 waiting.append(pool.submit(work, item))
+                # One item more than there are threads: they never wait, and few results are in memory.
                 if len(waiting) > self.threads:
                     yield waiting.popleft().result()
             while waiting:
@@ -145,7 +149,7 @@ class Device:
 
 
 def _cuda(index: int) -> Any:
-    """The GPU of this number, float32 products in full float32."""
+    """The GPU of this number, with float32 products in full precision."""
     try:
         import torch
     except ImportError as error:
@@ -154,15 +158,17 @@ def _cuda(index: int) -> Any:
         raise OptionError("torch sees no CUDA device here", fix="leave out --device, or install a CUDA build of torch")
     if index >= torch.cuda.device_count():
         raise OptionError(f"there is no cuda:{index}", fix=f"the last one is cuda:{torch.cuda.device_count() - 1}")
+    # TF32 has 10 bits of mantissa, which would be a relative error of 5e-4.
     torch.set_float32_matmul_precision("highest")
     return torch.device("cuda", index)
 
 
 def _tensor(array: Array) -> Any:
-    """The same numbers as a torch tensor on the CPU; bfloat16 stays what it is, narrower floats become float32."""
+    """The array as a torch tensor on the CPU; bfloat16 stays bfloat16, and float8 becomes float32."""
     import torch
 
     if array.dtype == ml_dtypes.bfloat16:
+        # torch does not know ml_dtypes: the bits go over as int16.
         return torch.from_numpy(np.array(array.view(np.int16))).view(torch.bfloat16)
     plain = array if array.dtype in (np.float16, np.float32, np.float64) else array.astype(np.float32)
     return torch.from_numpy(np.array(plain))  # a copy: torch takes no read-only memory

@@ -1,18 +1,18 @@
-"""The product s·B·A whose bits depend on nothing but s, B and A: no summation order, no BLAS, no thread count.
+"""The product s·B·A with bits that depend on s, B and A alone: not on BLAS, summation order or number of threads.
 
-Merging writes W + ΔW and unmerging takes ΔW away again, perhaps on another machine. Both must mean the same matrix, so
-ΔW is *defined* here, as one float32 matrix D:
+Merging writes W + ΔW, and unmerging subtracts ΔW again, perhaps on another machine. Both must use exactly the same
+matrix. Therefore ΔW is *defined* here, as a float32 matrix D:
 
-1. A rank index that is zero on one side is left out. Every other is balanced by an exact power of two, so that column j
-   of s·B and row j of A have largest entries of one exponent.
-2. With t = ⌊(53 − ⌈log₂ r⌉)/2⌋, every row of B and every column of A is cut, relative to its largest entry, into one
-   slice of t bits, or into two.
-3. Slices are integers up to 2ᵗ. r products of two of them sum to at most 2⁵³, so a float64 product of the slices
-   commits no rounding at all, in whatever order it is summed. Unscaled by powers of two and rounded once to float32, it
-   is D. Of two slices D = B₁A₁ + (B₁A₂ + B₂A₁), with one addition in float64.
+1. A rank index that is zero on one side is left out. Every other rank index is balanced by an exact power of two, so
+   that the largest entries of column j of s·B and of row j of A have the same exponent.
+2. With t = ⌊(53 − ⌈log₂ r⌉)/2⌋, every row of B and every column of A is split, relative to its largest entry, into one
+   slice of t bits, or into two slices.
+3. The slices are integers up to 2ᵗ. The sum of r products of them is at most 2⁵³, so a float64 product of two slices
+   involves no rounding, in any order of summation. D is this product, scaled back by powers of two and rounded once to
+   float32. With two slices D = B₁A₁ + (B₁A₂ + B₂A₁), with one addition in float64.
 
-|error| of an entry ≤ 2⁻ᵗ (max|b|·Σ|a| + max|a|·Σ|b|) with one slice, max and Σ over its row of B and its column of A:
-a relative 2e-8 of ‖ΔW‖ on trained factors, and 2⁻ᵗ of that with two.
+With one slice the error of an entry is at most 2⁻ᵗ (max|b|·Σ|a| + max|a|·Σ|b|), where max and Σ are taken over its row
+of B and its column of A. On trained factors this is a relative 2e-8 of ‖ΔW‖; with two slices it is 2⁻ᵗ times that.
 """
 
 from collections.abc import Sequence
@@ -24,13 +24,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loralens.errors import ShapeError
-from loralens.linalg.factor import Array, Floats, Scratch, finite
+from loralens.linalg.factor import Array, Floats, Scratch, require_finite
 
 Singles = NDArray[np.float32]
 Term = tuple[float, Array, Array]  # s, B (m, r), A (r, n)
 
-ROWS = 64  # of D made at a time: their float64 buffer stays in the cache
-WIDEST = 512  # rank indices whose products are summed without rounding; further ones are added block by block
+# 64 rows of 4,096 float64 numbers are 2 MiB.
+ROWS = 64  # rows of D computed at a time, so that their float64 buffer stays in the cache
+# t falls as the rank grows (⌈log₂ r⌉ = 9 here, t = 22), and with it the precision of a slice.
+WIDEST = 512  # most rank indices in one product without rounding; the products of further blocks are added to it
 
 _scratch = Scratch()
 
@@ -38,17 +40,17 @@ _scratch = Scratch()
 @final
 @dataclass(frozen=True, slots=True)
 class ExactProduct:
-    """D = Σ s·B·A, float32, made from its slices some rows at a time; made by `exact_product`.
+    """D = Σ s·B·A, float32, in the form of its slices; `exact_product` makes it, and rows are computed on demand.
 
     Attributes
     ----------
     pieces : tuple of Piece
-        Blocks of at most 512 rank indices, added in this order.
+        Blocks of at most 512 rank indices, which are added in this order.
     shape : tuple of int
         (m, n).
     """
 
-    pieces: "tuple[Piece, ...]"
+    pieces: "tuple[SlicedBlock, ...]"
     shape: tuple[int, int]
 
     @property
@@ -57,23 +59,25 @@ class ExactProduct:
         return ExactProduct(tuple(piece.T for piece in self.pieces), self.shape[::-1])
 
     def rows(self, start: int, stop: int, out: Singles | None = None) -> Singles:
-        """Rows ``start`` to ``stop`` of D, float32, shape (stop − start, n); they do not depend on the cut.
+        """Rows ``start`` to ``stop`` of D, float32, shape (stop − start, n); their bits do not depend on the range.
 
-        Into ``out`` where one is given. 64 rows at a time are worked on, in a float64 buffer that each thread keeps.
+        They are written into ``out`` if it is given. 64 rows at a time are computed in a float64 buffer of the thread.
         """
         if out is None:
             out = np.empty((stop - start, self.shape[1]), np.float32)
         for first in range(start, stop, ROWS):
             last = min(first + ROWS, stop)
+            # Sums beyond float32 become ±inf, which the caller reports with the name of the weight.
             with np.errstate(over="ignore"):
                 np.copyto(out[first - start : last - start], self._sum(first, last), casting="same_kind")
         return out
 
     def _sum(self, start: int, stop: int) -> Floats:
-        """The pieces of these rows added up, in the buffer of this thread."""
+        """The sum of the pieces for these rows, float64, in the buffer of this thread."""
         shape = (stop - start, self.shape[1])
         total = _scratch.of(shape[0] * shape[1]).reshape(shape)
         for i, piece in enumerate(self.pieces):
+            # The first piece is written into the buffer, which saves clearing it.
             if i == 0:
                 piece.rows(start, stop, out=total)
             else:
@@ -87,15 +91,15 @@ class ExactProduct:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """The slices of one block of rank indices, float64, each an integer times the power of two of its row or column.
+class SlicedBlock:
+    """The slices of one block of rank indices. Each is float64: an integer times a power of two of its row or column.
 
     Attributes
     ----------
     B1 : float64 array, shape (m, r)
     A1 : float64 array, shape (r, n)
     B2, A2 : float64 array or None
-        The second slices: shapes (m, 2r) and (2r, n), stacked so that B2 @ A2 = B₁A₂ + B₂A₁.
+        Both slices stacked, shapes (m, 2r) and (2r, n), so that B2 @ A2 = B₁A₂ + B₂A₁.
     """
 
     B1: Floats
@@ -104,13 +108,13 @@ class Piece:
     A2: Floats | None
 
     @property
-    def T(self) -> "Piece":
+    def T(self) -> "SlicedBlock":
         """The piece of the transpose."""
         swapped = (None, None) if self.B2 is None or self.A2 is None else (self.A2.T, self.B2.T)
-        return Piece(self.A1.T, self.B1.T, *swapped)
+        return SlicedBlock(self.A1.T, self.B1.T, *swapped)
 
     def rows(self, start: int, stop: int, out: Floats | None = None) -> Floats:
-        """Some rows of the piece, float64: the terms of an entry share one power of two, so their sum is exact."""
+        """Some rows of the product, float64; the terms of an entry share one power of two, so their sum is exact."""
         total = np.asarray(np.dot(self.B1[start:stop], self.A1, out=out), dtype=np.float64)
         if self.B2 is not None and self.A2 is not None:
             total += np.dot(self.B2[start:stop], self.A2)
@@ -118,13 +122,13 @@ class Piece:
 
 
 def exact_product(terms: Sequence[Term], *, slices: int = 1) -> ExactProduct:
-    """D = Σ s·B·A of one or several adapters, bit for bit the same everywhere.
+    """D = Σ s·B·A of one or several adapters, with the same bits on every machine.
 
     Parameters
     ----------
     terms : sequence of (s, B, A)
-        s a finite float; B (m, r) and A (r, n) of any float dtype and any r; all of one m and n. The order counts only
-        where the ranks exceed 512 together.
+        s is a finite float; B (m, r) and A (r, n) have any float dtype and any r, and all have the same m and n. The
+        order matters only if the ranks add up to more than 512.
     slices : 1 or 2
         1 for weights stored in bf16, f16 or fp8, 2 for float32.
 
@@ -137,47 +141,54 @@ def exact_product(terms: Sequence[Term], *, slices: int = 1) -> ExactProduct:
 
     Notes
     -----
-    Two GEMMs in float64 of inner size 2r for two slices, one of r for one. Entries beyond the range of float32 become
-    ±inf or 0 as rounding to it says.
+    With one slice the cost is one float64 GEMM of inner size r, with two slices another one of inner size 2r. Entries
+    beyond the range of float32 become ±inf or 0, as rounding to float32 defines it.
     """
     shapes = {(B.shape[0], A.shape[1]) for _, B, A in terms}
     if len(shapes) != 1 or any(B.shape[1] != A.shape[0] for _, B, A in terms):
-        given = ", ".join(f"{B.shape} × {A.shape}" for _, B, A in terms)
-        raise ShapeError(f"no sum of products: {given}", fix="pass factors (m, r) and (r, n) of one m and n")
-    B = finite(np.hstack([s * B.astype(np.float64) for s, B, _ in terms]))
-    A = finite(np.vstack([A.astype(np.float64) for _, _, A in terms]))
+        shapes_text = ", ".join(f"{B.shape} × {A.shape}" for _, B, A in terms)
+        raise ShapeError(
+            f"the products {shapes_text} cannot be added", fix="pass factors (m, r) and (r, n) with the same m and n"
+        )
+    B = require_finite(np.hstack([s * B.astype(np.float64) for s, B, _ in terms]))
+    A = require_finite(np.vstack([A.astype(np.float64) for _, _, A in terms]))
+    # max(…, 1): a rank of 0 also gives one (empty) piece, so that D = 0 has its shape.
     cuts = range(0, max(B.shape[1], 1), WIDEST)
-    pieces = tuple(_piece(B[:, i : i + WIDEST], A[i : i + WIDEST], slices) for i in cuts)
+    pieces = tuple(_split_product(B[:, i : i + WIDEST], A[i : i + WIDEST], slices) for i in cuts)
     return ExactProduct(pieces, (B.shape[0], A.shape[1]))
 
 
-def _piece(B: Floats, A: Floats, slices: int) -> Piece:
-    """The slices of a block of rank indices: of one slice each, or of two."""
-    B, A = _balanced(B, A)
+def _split_product(B: Floats, A: Floats, slices: int) -> SlicedBlock:
+    """Split the factors of one block of rank indices into one slice each, or into two."""
+    B, A = _balance(B, A)
+    # Products of two slices have 2t bits and r of them are added: 2t + ⌈log₂ r⌉ ≤ 53, the bits of a float64.
     t = (53 - ceil(log2(max(B.shape[1], 1)))) // 2
-    B1, B2 = _sliced(B, t)
-    A1, A2 = (X.T for X in _sliced(A.T, t))
+    B1, B2 = _split_rows(B, t)
+    A1, A2 = (X.T for X in _split_rows(A.T, t))
+    # A second slice would be lost in the rounding to 16 bits.
     if slices == 1:
-        return Piece(B1, np.ascontiguousarray(A1), None, None)
-    return Piece(B1, np.ascontiguousarray(A1), np.hstack([B1, B2]), np.vstack([A2, A1]))
+        return SlicedBlock(B1, np.ascontiguousarray(A1), None, None)
+    return SlicedBlock(B1, np.ascontiguousarray(A1), np.hstack([B1, B2]), np.vstack([A2, A1]))
 
 
-def _balanced(B: Floats, A: Floats) -> tuple[Floats, Floats]:
-    """The factors with powers of two moved between them until the largest entries of each rank index are alike.
+def _balance(B: Floats, A: Floats) -> tuple[Floats, Floats]:
+    """Move powers of two between the factors until both sides of each rank index have largest entries of one exponent.
 
-    Rank indices that are zero on one side are left out: their other side would decide how finely all of them are cut.
+    Rank indices that are zero on one side are left out. Their other side would otherwise decide the precision of all.
     """
     largest_b, largest_a = np.abs(B).max(axis=0, initial=0.0), np.abs(A).max(axis=1, initial=0.0)
+    # A zero column has no exponent
     alive = (largest_b > 0) & (largest_a > 0)
     b, a = (np.frexp(largest[alive])[1].astype(np.int64) for largest in (largest_b, largest_a))
+    # Half of the difference to each side; powers of two change no mantissa.
     p = (b - a) // 2
     return np.ldexp(B[:, alive], -p), np.ldexp(A[alive], p[:, None])
 
 
-def _sliced(X: Floats, t: int) -> tuple[Floats, Floats]:
+def _split_rows(X: Floats, t: int) -> tuple[Floats, Floats]:
     """The two leading slices of t bits of every row, X ≈ X₁ + X₂: integers times 2^(e − t) and 2^(e − 2t).
 
-    e is the exponent of the row's largest entry; the integers are at most 2ᵗ and 2^(t − 1).
+    e is the exponent of the largest entry of the row. The integers are at most 2ᵗ and 2^(t − 1).
     """
     e = np.frexp(np.abs(X).max(axis=1, initial=0.0))[1].astype(np.int64)[:, None]
     first = np.ldexp(np.rint(np.ldexp(X, t - e)), e - t)

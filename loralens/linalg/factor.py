@@ -1,11 +1,12 @@
-"""A thin factor X (m, r): its Gram matrix, the lengths of its columns, and the triangle R in X̂ = Q R.
+"""The QR decomposition of a thin factor X (m, r), from its Gram matrix where that is accurate enough.
 
-X̂ is X with its columns scaled to length 1. Three routes lead to R; the first that is safe is taken:
+X̂ is X with its columns scaled to length 1, and R is the triangle in X̂ = Q R. There are three ways to compute R. The
+first of them that is safe is taken:
 
     cholesky      From the Gram matrix G = X̂ᵀX̂, one pass over X. Errs by ε κ(X̂), so only if κ is small.
-    rotated       The directions that G holds badly are its last eigenvectors V₂. A second pass computes X̂V₂, stably
-                  because V is orthogonal, and the Gram matrix of that. Then R_V of X̂V is known, and R = qr(R_V Vᵀ).
-    householder   What is left: r > m, vanishing columns, a factor whose own spectrum spans a dozen decades.
+    rotated       The directions that G represents badly are its last eigenvectors V₂. A second pass computes X̂V₂ and
+                  its Gram matrix, stably because V is orthogonal. That gives R_V of X̂V, and R = qr(R_V Vᵀ).
+    householder   All other cases: r > m, vanishing columns, a factor whose own spectrum spans a dozen decades.
 """
 
 import threading
@@ -22,7 +23,9 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 Route = Literal["cholesky", "rotated", "householder"]
 
+# At this limit the first route errs by about 1e-14 ‖X̂‖; beyond it a second pass over X is worth its time.
 CONDITION_LIMIT = 40.0  # measured: the Gram matrix errs by up to 2.3e-16 κ ‖X̂‖ in every singular value of X̂
+# Squaring costs σ_1/σ of the digits: at a tenth, one of sixteen.
 STRONG = 10.0  # a second pass is needed for the directions of X̂ with σ below σ_1 / STRONG
 NEARLY_ORTHOGONAL = 3.0  # condition up to which one Cholesky makes columns orthonormal to a few ε
 SQUARES = (1e-200, 1e200)  # squared norms outside are measured again after an exact scaling
@@ -36,6 +39,7 @@ def gram(X: Array, basis: Floats | None = None) -> Floats:
     """
     k = X.shape[1] if basis is None else basis.shape[1]
     G = np.zeros((k, k))
+    # Overflow is no error here: `measure` sees it in the norms and scales X first.
     with np.errstate(over="ignore", invalid="ignore"):
         for x in _blocks(X, _block_rows(X), _scratch.of(min(X.size, max(BLOCK, X.shape[1])))):
             y = x if basis is None else x @ basis
@@ -46,6 +50,7 @@ def gram(X: Array, basis: Floats | None = None) -> Floats:
 def cross_gram(X: Array, Y: Array) -> Floats:
     """Xᵀ Y in float64, shape (r1, r2), for X (m, r1) and Y (m, r2) of any float dtypes; made blockwise as `gram`."""
     G = np.zeros((X.shape[1], Y.shape[1]))
+    # The wider factor decides the height of a block; both are walked in step.
     rows = min(_block_rows(X), _block_rows(Y))
     buffer = _scratch.of(min(X.size, rows * X.shape[1]))
     with np.errstate(over="ignore", invalid="ignore"):
@@ -55,7 +60,7 @@ def cross_gram(X: Array, Y: Array) -> Floats:
 
 
 class Measured(NamedTuple):
-    """A factor, and what one pass over it tells. Column k stands for 2**exponents[k] times itself."""
+    """A factor with its Gram matrix and column norms. Column k stands for 2**exponents[k] times itself."""
 
     X: Array  # (m, r)
     G: Floats  # (r, r) Gram matrix of X
@@ -64,7 +69,7 @@ class Measured(NamedTuple):
 
 
 class Scratch(threading.local):
-    """A float64 buffer for each thread, kept: fresh pages cost more than casting into old ones."""
+    """A float64 buffer of each thread that is reused, since new memory pages cost more than casting into old ones."""
 
     def __init__(self) -> None:
         self.buffer = np.empty(0)
@@ -86,6 +91,7 @@ def _block_rows(X: Array) -> int:
 
 def _blocks(X: Array, rows: int, buffer: Floats | None = None) -> Iterator[Floats]:
     """X in float64, ``rows`` at a time. A block in ``buffer``, where one is given, is gone when the next one comes."""
+    # The buffer has the memory order of X, so that casting runs along the memory.
     order: Literal["C", "F"] = "F" if X.strides[0] < X.strides[1] else "C"
     for i in range(0, X.shape[0], rows):
         x = X[i : i + rows]
@@ -111,35 +117,36 @@ def times(X: Array, T: Floats, dtype: np.dtype[Any]) -> Array:
     Raises
     ------
     FormatError
-        As `in_range`.
+        As `check_in_range`.
     """
     product = np.empty((X.shape[0], T.shape[1]), dtype)
     with np.errstate(over="ignore"):
         for rows, block in blocks_of(X):
+            # The assignment rounds to `dtype`, once.
             product[rows] = np.dot(block, T)
-    return in_range(product, dtype)
+    return check_in_range(product, dtype)
 
 
-def in_range(array: Array, dtype: np.dtype[Any], *, what: str = "factors") -> Array:
-    """``array``, unless rounding to ``dtype`` made infinities of its numbers.
+def check_in_range(array: Array, dtype: np.dtype[Any], *, what: str = "factors") -> Array:
+    """Return ``array``, after a check that rounding to ``dtype`` has not made some of its numbers infinite.
 
     Raises
     ------
     FormatError
-        It did; ``what`` says whose numbers they are.
+        Some number is not finite. ``what`` names the numbers in the message.
     """
     if not np.isfinite(array).all():
         raise FormatError(f"its {what} are too large for {dtype}", fix="give --dtype bf16 or f32")
     return array
 
 
-def finite(X: Array) -> Array:
-    """X, a factor or what was read off one, unless it holds NaN or Inf.
+def require_finite(X: Array) -> Array:
+    """Return X, a factor or numbers computed from one, after a check that all of it is finite.
 
     Raises
     ------
     FormatError
-        It does.
+        X holds NaN or Inf.
     """
     if not np.isfinite(X).all():
         raise FormatError("a factor holds NaN or Inf", fix="the adapter is damaged or diverged: use an earlier one")
@@ -158,12 +165,12 @@ def measure(X: Array) -> Measured:
     exponents = np.zeros(len(G), dtype=np.int64)
     squares = G.diagonal()
     if not (SQUARES[0] < squares.min(initial=1.0) and squares.max(initial=1.0) < SQUARES[1]):  # not: NaN is never <
-        X, exponents = scaled(X)
+        X, exponents = scale_columns(X)
         G = gram(X)
     return Measured(X, G, np.sqrt(G.diagonal()), exponents)
 
 
-def scaled(X: Array) -> tuple[Floats, Integers]:
+def scale_columns(X: Array) -> tuple[Floats, Integers]:
     """X with each column scaled exactly, by a power of two, to a largest entry in [0.5, 1), and the exponents.
 
     Raises
@@ -172,51 +179,57 @@ def scaled(X: Array) -> tuple[Floats, Integers]:
         X holds NaN or Inf.
     """
     X = X.astype(np.float64)
-    peaks = finite(np.abs(X).max(axis=0, initial=0.0))
+    # A maximum passes NaN and Inf on, so the check reads r numbers instead of m · r.
+    peaks = require_finite(np.abs(X).max(axis=0, initial=0.0))
     exponents = np.frexp(peaks)[1].astype(np.int64)
     return np.ldexp(X, -exponents), exponents
 
 
 def triangle(factor: Measured, order: Integers) -> tuple[Route, Floats]:
-    """R (min(m, k), k) of X̂[:, order] = Q R by the cheapest route that is safe, and which one that was."""
+    """R (min(m, k), k) of X̂[:, order] = Q R by the cheapest safe route, and the name of that route."""
     norms = factor.norms[order]
-    G = _equilibrated(factor.G[np.ix_(order, order)], norms)
+    G = _equilibrate(factor.G[np.ix_(order, order)], norms)
     R = _cholesky(G, CONDITION_LIMIT)
     if R is not None:
         return "cholesky", R
-    R = _rotated(factor, order, G) if factor.X.shape[0] >= order.size else None
+    # With r > m the small eigenvalues of G are 0, and their directions have no length to measure.
+    R = _rotated_triangle(factor, order, G) if factor.X.shape[0] >= order.size else None
     if R is not None:
         return "rotated", R
-    return "householder", _qr_triangle(factor.X[:, order].astype(np.float64) / norms)
+    return "householder", _householder_triangle(factor.X[:, order].astype(np.float64) / norms)
 
 
-def _rotated(factor: Measured, order: Integers, G: Floats) -> Floats | None:
-    """R of X̂[:, order] by way of X̂V, or None; G = Ĝ = V Λ Vᵀ.
+def _rotated_triangle(factor: Measured, order: Integers, G: Floats) -> Floats | None:
+    """R of X̂[:, order] by way of X̂V, or None where that is not safe; G = V Λ Vᵀ is the Gram matrix of X̂[:, order].
 
-    X̂V has the Gram matrix Λ, but the small λ are mostly rounding error: their columns X̂V₂ are made, and their own
-    Gram matrix. What is left outside the two diagonal blocks is the rounding error of large λ.
+    X̂V has the Gram matrix Λ, but the small λ are mostly rounding error. So their columns X̂V₂ are computed, and the
+    Gram matrix of these. Outside the two diagonal blocks there is only the rounding error of the large λ.
     """
     values, V = _eigenvectors(G)
+    # Eigenvalues of G are squares of singular values.
     strong = np.count_nonzero(values * STRONG**2 > values[0])
-    H = gram(factor.X, basis=_unscaled(V[:, strong:], factor, order))
+    H = gram(factor.X, basis=_factor_map(V[:, strong:], factor, order))
     y = np.sqrt(H.diagonal())
-    R = _cholesky(_equilibrated(H, y), CONDITION_LIMIT) if y.all() else None
+    R = _cholesky(_equilibrate(H, y), CONDITION_LIMIT) if y.all() else None
     if R is None:
         return None
+    # Rounding may make the small eigenvalues negative; they are replaced below.
     T = np.diag(np.sqrt(np.maximum(values, 0.0)))
     T[strong:, strong:] = R * y
-    return _qr_triangle(T @ V.T)
+    return _householder_triangle(T @ V.T)
 
 
 def orthonormal(factor: Measured, order: Integers) -> tuple[Floats, Floats, Floats]:
     """Y (m, k), Z (k, k) and R (k, r) with X̂[:, order] = Q R, where Q = Y Z is orthonormal, k = min(m, r)."""
+    # Zero columns are divided by 1 and stay zero.
     norms = np.where(factor.norms > 0, factor.norms, 1.0)[order]
+    # The Gram matrix of more columns than rows, or of zero columns, is singular: only Householder deals with it.
     if factor.norms.all() and factor.X.shape[0] >= order.size:
-        V = _eigenvectors(_equilibrated(factor.G[np.ix_(order, order)], norms))[1]
-        Y = factor.X.astype(np.float64) @ _unscaled(V, factor, order)
+        V = _eigenvectors(_equilibrate(factor.G[np.ix_(order, order)], norms))[1]
+        Y = factor.X.astype(np.float64) @ _factor_map(V, factor, order)
         H = gram(Y)
         y = np.sqrt(H.diagonal())
-        L = _cholesky(_equilibrated(H, y), NEARLY_ORTHOGONAL) if y.all() else None
+        L = _cholesky(_equilibrate(H, y), NEARLY_ORTHOGONAL) if y.all() else None
         if L is not None:
             Q, R = np.linalg.qr((L * y) @ V.T)  # X̂ = Y Vᵀ = Y (L y)⁻¹ Q R
             return Y, np.linalg.solve(L, Q) / y[:, None], R
@@ -225,15 +238,15 @@ def orthonormal(factor: Measured, order: Integers) -> tuple[Floats, Floats, Floa
 
 
 def implicit(factor: Measured, order: Integers) -> tuple[Array, Floats, Floats]:
-    """X, T and R with X̂[:, order] = Q R, where Q = X T is orthonormal and not formed: X is the factor itself if it can.
+    """X, T and R with X̂[:, order] = Q R, where Q = X T is orthonormal and not formed; X is the factor if possible.
 
-    T = R⁻¹ loses κ(X̂)² ε of orthonormality, so only the Cholesky route is taken that way; what else comes as
-    `orthonormal` makes it.
+    T = R⁻¹ loses κ(X̂)² ε of orthonormality, so the factor itself is used only where the Cholesky route is safe. In all
+    other cases the result is that of `orthonormal`.
     """
     if factor.norms.all():
-        R = _cholesky(_equilibrated(factor.G[np.ix_(order, order)], factor.norms[order]), CONDITION_LIMIT)
+        R = _cholesky(_equilibrate(factor.G[np.ix_(order, order)], factor.norms[order]), CONDITION_LIMIT)
         if R is not None:
-            return factor.X, _unscaled(np.asarray(np.linalg.inv(R), np.float64), factor, order), R
+            return factor.X, _factor_map(np.asarray(np.linalg.inv(R), np.float64), factor, order), R
     return orthonormal(factor, order)
 
 
@@ -243,20 +256,20 @@ def _eigenvectors(G: Floats) -> tuple[Floats, Floats]:
     return values[::-1], V[:, ::-1]
 
 
-def _unscaled(V: Floats, factor: Measured, order: Integers) -> Floats:
-    """The matrix that takes X where V takes X̂[:, order]: no permuted or scaled copy of X is made."""
+def _factor_map(V: Floats, factor: Measured, order: Integers) -> Floats:
+    """T with X T = X̂[:, order] V, so that no permuted or scaled copy of X is needed."""
     basis = np.zeros((factor.norms.size, V.shape[1]))
     basis[order] = V / factor.norms[order, None]
     return basis
 
 
-def _qr_triangle(X: Floats) -> Floats:
+def _householder_triangle(X: Floats) -> Floats:
     """R (min(m, r), r) of the Householder QR of X."""
     return np.asarray(np.linalg.qr(X, mode="r"), dtype=np.float64)
 
 
-def _equilibrated(G: Floats, norms: Floats) -> Floats:
-    """The Gram matrix that G becomes when its columns are scaled to length 1."""
+def _equilibrate(G: Floats, norms: Floats) -> Floats:
+    """The Gram matrix after the columns, whose lengths are ``norms``, are scaled to length 1."""
     return G / norms / norms[:, None]
 
 
@@ -269,5 +282,6 @@ def _cholesky(G: Floats, limit: float) -> Floats | None:
     # trace G = r, so λ_max ≤ r and λ_min ≥ det G ((r - 1)/r)**(r - 1) ≥ det G / e: a free bound, enough for most.
     if np.e * len(G) <= (limit * np.prod(R.diagonal())) ** 2:
         return R
+    # Only where the free bound does not decide: eigenvalues cost more than the Cholesky factor.
     low, high = np.linalg.eigvalsh(G)[[0, -1]]
     return R if high <= limit**2 * low else None

@@ -1,8 +1,8 @@
-"""Leading singular triplets of a matrix that is cheap to multiply by, all of them, and known to be all.
+"""Leading singular triplets of a matrix that multiplies vectors cheaply, with a check that none is missing.
 
-Golub–Kahan bidiagonalisation (Golub & Kahan 1965) with every new vector orthogonalised against all before it. Alone it
-can miss a repeated singular value; here the count of the values above the last one found is asked of the matrix itself
-(`RankUpdate.above`), and the recursion goes on until both agree.
+The method is Golub–Kahan bidiagonalisation (Golub & Kahan 1965), in which every new vector is orthogonalised against
+all before it. Alone it can miss a repeated singular value. Therefore the matrix itself counts its singular values above
+the last one found (`RankUpdate.above`), and the recursion goes on until both counts agree.
 """
 
 from collections.abc import Iterator
@@ -13,113 +13,124 @@ import numpy as np
 from loralens.linalg.factor import Floats
 from loralens.linalg.rank_update import RankUpdate
 
-RESIDUAL = 1e-13  # of σ_1: ‖Mᵀy − σz‖ of every triplet found
-TIE = 1e-9  # of σ_1: values nearer than this are one
-BREAKDOWN = 1e-14  # of ‖M‖: a new vector shorter than this is rounding
-SMALL = 512  # sides up to which the recursion may run to its end
-PATIENCE = 4  # beyond, after a quarter of the side a dense SVD is faster
+# A few hundred times the rounding of one product, which is what the recursion can reach.
+RESIDUAL = 1e-13  # relative to σ_1: largest ‖Mᵀy − σz‖ of a triplet that has converged
+TIE = 1e-9  # relative to σ_1: values that are closer than this count as equal
+BREAKDOWN = 1e-14  # relative to ‖M‖: a new vector shorter than this is rounding
+SMALL = 512  # length of the side up to which the recursion may run to its end
+PATIENCE = 4  # for larger sides a dense SVD is faster once the recursion has made side / PATIENCE steps
 
 Method = Literal["lanczos", "dense"]
 
 
-class Triplets(NamedTuple):
+class LeadingTriplets(NamedTuple):
     """Singular triplets, largest first."""
 
     Y: Floats  # (m, k) left vectors
     s: Floats  # (k,)
     Z: Floats  # (n, k) right vectors
-    tied: bool  # whether two of s, or the last and the next, are equal within TIE: then their vectors are not unique
+    tied: bool  # whether two of s, or the last and the next value, are equal within TIE, so that vectors are not unique
     method: Method
 
 
-def leading_triplets(M: RankUpdate, k: int) -> Triplets:
+def leading_triplets(M: RankUpdate, k: int) -> LeadingTriplets:
     """The k leading singular triplets of M, k ≤ min(m, n).
 
     Notes
     -----
-    Residuals are below 1e-13 σ_1, so a vector errs by about 1e-13 σ_1 over the distance to its neighbour. O(j n r +
-    j² n) for j steps, some 200 for ten triplets at the edge of a random spectrum of 2048. Where j would pass a quarter
-    of the side, M is formed and LAPACK asked.
+    Residuals are below 1e-13 σ_1, so the error of a vector is about 1e-13 σ_1 divided by the distance to the next
+    value. The cost is O(j n r + j² n) for j steps; ten triplets at the edge of a random spectrum of 2048 take about 200
+    steps. If j would exceed a quarter of the side, M is formed and LAPACK computes its SVD.
     """
     m, n = M.shape
     if m < n:
         Z, s, Y, tied, method = leading_triplets(M.T, k)
-        return Triplets(Y, s, Z, tied, method)
-    if M.P.shape[1] == 0:  # a diagonal: its vectors are at hand, whatever ties it has
-        return Triplets(np.eye(m, k), M.s[:k], np.eye(n, k), _tied(M.s, k), "lanczos")
+        return LeadingTriplets(Y, s, Z, tied, method)
+
+    if M.P.shape[1] == 0:  # a diagonal matrix has unit vectors as singular vectors, whatever ties it has
+        return LeadingTriplets(np.eye(m, k), M.s[:k], np.eye(n, k), _has_tie(M.s, k), "lanczos")
+    # A small matrix may run to the end of its space, where the recursion is a full SVD anyway.
     limit = n if n <= SMALL else n // PATIENCE
-    for U, V, B, rest in _bidiagonal(M, limit, first=min(2 * k + 4, limit)):
+    # Twice the directions wanted, and a few: fewer steps never converge, and every check costs an SVD of B.
+    for U, V, B, beta in _bidiagonal(M, limit, first=min(2 * k + 4, limit)):
         X, s, Wh = np.linalg.svd(B)
-        if len(s) == n or _complete(M, s, rest * np.abs(X[-1]), k):
-            return Triplets(U.T @ X[:, :k], s[:k], V.T @ Wh[:k].T, _tied(s, k), "lanczos")
+        if len(s) == n or _is_complete(M, s, beta * np.abs(X[-1]), k):
+            return LeadingTriplets(U.T @ X[:, :k], s[:k], V.T @ Wh[:k].T, _has_tie(s, k), "lanczos")
     Y, s, Zh = np.linalg.svd(M.dense(), full_matrices=False)
-    return Triplets(Y[:, :k], s[:k], Zh[:k].T, _tied(s, k), "dense")
+    return LeadingTriplets(Y[:, :k], s[:k], Zh[:k].T, _has_tie(s, k), "dense")
 
 
 def _bidiagonal(M: RankUpdate, limit: int, *, first: int) -> Iterator[tuple[Floats, Floats, Floats, float]]:
     """U (j, m), V (j, n), B (j, j) and β with M Vᵀ = Uᵀ B and ‖MᵀUᵀ − VᵀBᵀ‖ = β in its last column, for growing j."""
     m, n = M.shape
+    # A fixed start, so that the same matrix gives the same bits.
     rng = np.random.default_rng(0)
     least = BREAKDOWN * M.bound()
     U, V, B = np.zeros((limit, m)), np.zeros((limit, n)), np.zeros((limit, limit))
-    v, rest = _direction(rng.standard_normal(n), V[:0], least, rng)[0], 0.0
+    v, beta = _direction(rng.standard_normal(n), V[:0], least, rng)[0], 0.0
     due = first
     for j in range(limit):
         V[j] = v
-        u = M.times(v) - (rest * U[j - 1] if j else 0.0)
+        u = M.times(v) - (beta * U[j - 1] if j else 0.0)
         U[j], B[j, j] = _direction(u, U[:j], least, rng)
         if j:
-            B[j - 1, j] = rest
+            B[j - 1, j] = beta
         if j + 1 < n:
-            v, rest = _direction(M.adjoint(U[j]) - B[j, j] * v, V[: j + 1], least, rng)
+            v, beta = _direction(M.adjoint(U[j]) - B[j, j] * v, V[: j + 1], least, rng)
         else:
-            rest = 0.0
+            beta = 0.0
         if j + 1 in (due, limit):
+            # Checked at steps that grow by a fifth: the SVDs of all checks together cost a few times the last one.
             due = due + due // 5 + 5
-            yield U[: j + 1], V[: j + 1], B[: j + 1, : j + 1], rest
+            yield U[: j + 1], V[: j + 1], B[: j + 1, : j + 1], beta
 
 
 def _direction(x: Floats, Q: Floats, least: float, rng: np.random.Generator) -> tuple[Floats, float]:
-    """The unit vector of x without its parts along the rows of Q, and its length; a random one and 0 if that is 0.
+    """The unit vector of the part of x orthogonal to the rows of Q, and the length of that part.
 
-    Orthogonalised twice, which is enough (Giraud et al. 2005).
+    If the length is 0, the vector is a random one orthogonal to Q. Two projections are enough (Giraud et al. 2005).
     """
-    x = _without(x, Q)
+    x = _project_out(x, Q)
     length = float(np.linalg.norm(x))
     if length > least:
         return x / length, length
-    x = _without(rng.standard_normal(x.size), Q)
+    # The space found so far is invariant: a random direction outside it starts the next one.
+    x = _project_out(rng.standard_normal(x.size), Q)
     return x / np.linalg.norm(x), 0.0
 
 
-def _without(x: Floats, Q: Floats) -> Floats:
-    """What is left of x without its parts along the rows of Q."""
+def _project_out(x: Floats, Q: Floats) -> Floats:
+    """The part of x that is orthogonal to the rows of Q, projected twice."""
     for _ in range(2):
         x = x - (Q @ x) @ Q
     return x
 
 
-def _complete(M: RankUpdate, s: Floats, residuals: Floats, k: int) -> bool:
-    """Whether s[:k] has converged, and no singular value of M above s[k - 1] is missing from it."""
+def _is_complete(M: RankUpdate, s: Floats, residuals: Floats, k: int) -> bool:
+    """Whether s[:k] has converged and contains every singular value of M above s[k - 1]."""
+    # The value behind the k-th is needed to see a gap.
     if len(s) <= k or s[0] == 0:
         return False
-    close = np.diff(-s) > TIE * s[0]  # where there is a gap behind s[j]
-    gaps = np.flatnonzero(close[k - 1 :])
+    gap_behind = np.diff(-s) > TIE * s[0]
+    # Values within `TIE` belong together: the count is asked for behind the whole group.
+    gaps = np.flatnonzero(gap_behind[k - 1 :])
     if not gaps.size:
         return False
     j = k + int(gaps[0])
     if (residuals[:j] > RESIDUAL * s[0]).any():
         return False
+    # The recursion can miss a copy of a repeated value; the count taken from the matrix cannot.
     return M.above(_between(s[j], s[j - 1], M.s)) == j
 
 
 def _between(low: float, high: float, poles: Floats) -> float:
-    """The number between low and high that is farthest from the poles there."""
+    """The middle of the widest interval between low, high and the poles between them."""
     marks = np.sort(np.concatenate([[low, high], poles[(poles > low) & (poles < high)]]))
+    # `RankUpdate.above` divides by the distance of its argument to the singular values of W, so it is kept large.
     widest = np.diff(marks).argmax()
     return float(marks[widest] + marks[widest + 1]) / 2
 
 
-def _tied(s: Floats, k: int) -> bool:
-    """Whether a value among the first k equals the next one."""
+def _has_tie(s: Floats, k: int) -> bool:
+    """Whether one of the first k values equals the next one within `TIE`."""
     return bool((np.diff(-s[: k + 1]) <= TIE * s[0]).any()) if s.size > 1 else False

@@ -1,9 +1,9 @@
-"""Whole numbers of a few bits, side by side in bytes.
+"""Packing of integers of a few bits into bytes.
 
-The numbers of one line are a stream of bits: number j takes bits j·b to j·b + b − 1, in two's complement, least
-significant bit first, and bit t of the stream is bit t mod 8 of byte ⌊t/8⌋. The line ends at a whole byte, filled up
-with zeros. So 8 bits are plain int8, 16 bits little-endian int16, and of 4 bits the first number is the low half of a
-byte.
+The integers of one line form a stream of bits. Integer j takes bits j·b to j·b + b − 1, in two's complement, least
+significant bit first, and bit t of the stream is bit t mod 8 of byte ⌊t/8⌋. Each line is padded with zeros to a whole
+byte. So 8-bit integers are plain int8, 16-bit integers are little-endian int16, and of two 4-bit integers the first is
+the low half of the byte.
 """
 
 from typing import Any
@@ -14,16 +14,17 @@ from numpy.typing import NDArray
 Bytes = NDArray[np.uint8]
 Numbers = NDArray[np.int16]
 
+# One bit leaves no symmetric range besides 0, and numbers are int16 in memory.
 FEWEST, MOST = 2, 16  # bits of one number
 
 
 def packed_length(count: int, bits: int) -> int:
-    """Bytes that a line of ``count`` numbers takes: ⌈count·bits/8⌉."""
+    """Number of bytes of a packed line of ``count`` integers: ⌈count·bits/8⌉."""
     return -(-count * bits // 8)
 
 
 def pack(lines: NDArray[Any], bits: int) -> Bytes:
-    """Lines of whole numbers as bytes.
+    """Pack lines of integers into bytes.
 
     Parameters
     ----------
@@ -37,23 +38,24 @@ def pack(lines: NDArray[Any], bits: int) -> Bytes:
     uint8 array, shape (lines, ⌈count·bits/8⌉)
     """
     little = np.ascontiguousarray(lines, "<i2")
+    # The two usual widths are plain NumPy dtypes and need no shuffling of bits.
     if bits == 16:
         return little.view(np.uint8)
     if bits == 8:
         return little.astype(np.int8).view(np.uint8)
     stream = np.unpackbits(little.view(np.uint8), axis=1, bitorder="little")
-    kept = stream.reshape(*little.shape, 16)[:, :, :bits]
-    return np.packbits(kept.reshape(len(little), little.shape[1] * bits), axis=1, bitorder="little")
+    low_bits = stream.reshape(*little.shape, 16)[:, :, :bits]
+    return np.packbits(low_bits.reshape(len(little), little.shape[1] * bits), axis=1, bitorder="little")
 
 
 def unpack(packed: Bytes, bits: int, count: int) -> Numbers:
-    """The numbers that `pack` made ``packed`` of.
+    """Unpack the integers that `pack` packed.
 
     Parameters
     ----------
     packed : uint8 array, shape (lines, ⌈count·bits/8⌉)
     bits, count : int
-        Bits of a number, numbers of a line.
+        Bits of an integer, integers of a line.
 
     Returns
     -------
@@ -67,5 +69,5 @@ def unpack(packed: Bytes, bits: int, count: int) -> Numbers:
     stream = np.unpackbits(packed, axis=1, count=count * bits, bitorder="little").reshape(len(packed), count, bits)
     wide = np.empty((len(packed), count, 16), np.uint8)
     wide[:, :, :bits] = stream
-    wide[:, :, bits:] = stream[:, :, -1:]  # the sign goes all the way up
+    wide[:, :, bits:] = stream[:, :, -1:]  # sign extension: all higher bits repeat the sign bit
     return np.packbits(wide, axis=2, bitorder="little").view("<i2")[:, :, 0].astype(np.int16, copy=False)

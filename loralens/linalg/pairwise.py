@@ -1,8 +1,9 @@
-"""Overlaps and inner products of many low-rank matrices with each other, by blocked matrix products.
+"""Overlaps and inner products of every pair of many low-rank matrices, by blocked matrix products.
 
-The singular vectors of T matrices stand side by side in one tall matrix a side. Two Gram products then hold every
-cos of every pair; an entrywise product and sums over segments turn them into T × T numbers. No loop over pairs, and
-no cancellation: the vectors are orthonormal, so the error is a few ε whatever the factors were like.
+The left singular vectors of all T matrices are put side by side in one tall matrix, and so are the right ones. Two Gram
+products then hold the cosines of every pair. An entrywise product and sums over segments turn them into T × T numbers.
+There is no loop over pairs. There is no cancellation either: the vectors are orthonormal, so the error is a few ε
+however badly conditioned the factors were.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -15,8 +16,10 @@ from loralens.linalg.factor import Floats, Integers
 
 Part = TypeVar("Part")
 
+# Large enough that one matrix product fills the cores, small enough for a laptop: two blocks of 64 MiB.
 LIMIT = 1 << 23  # float64 numbers of one block of matrices: 64 MiB; two blocks are held at a time
-SAME = 1e-6  # directions less than this apart, in radians, are one: a span has no more of them than that
+# Far above the rounding of the SVD below (1e-15), so only directions that two matrices really share fall under it.
+SAME = 1e-6  # radians: directions that are closer than this count as one direction
 
 
 @final
@@ -36,7 +39,7 @@ class Segments:
 
     @classmethod
     def of(cls, parts: Sequence[Floats]) -> Self:
-        """Matrices of n rows each, side by side; at least one."""
+        """The segments of one or more matrices that have n rows each."""
         return cls(np.hstack(parts), np.cumsum([0, *(part.shape[1] for part in parts)]))
 
     @property
@@ -50,11 +53,11 @@ class Segments:
         return (place < count).astype(np.float64)
 
     def gram(self, other: "Segments") -> Floats:
-        """Inner products of all columns, float64, shape (K, other K); half the work where ``other`` is this one."""
+        """Inner products of all columns, float64, shape (K, other K). With itself it costs half the work."""
         return np.asarray(np.dot(self.columns.T, other.columns), dtype=np.float64)
 
 
-class Triplets(NamedTuple):
+class SingularTriplets(NamedTuple):
     """Singular triplets of one matrix (m, n): U (m, k) and V (n, k) with orthonormal columns, s (k,)."""
 
     U: Floats
@@ -63,9 +66,9 @@ class Triplets(NamedTuple):
 
 
 class Products(NamedTuple):
-    """Of every pair of T matrices, float64, each of shape (T, T).
+    """Inner products and overlaps of every pair of T matrices; float64, each of shape (T, T).
 
-    ``inner`` is ⟨M_s, M_t⟩_F; ``left`` and ``right`` are Σcos² = ‖U_sᵀU_t‖_F² and ‖V_sᵀV_t‖_F².
+    ``inner`` is ⟨M_s, M_t⟩_F. ``left`` and ``right`` are Σcos² = ‖U_sᵀU_t‖_F² and ‖V_sᵀV_t‖_F².
     """
 
     inner: Floats
@@ -74,11 +77,13 @@ class Products(NamedTuple):
 
 
 def segment_sums(M: Floats, rows: Integers, columns: Integers) -> Floats:
-    """Sums over the blocks of M that ``rows`` and ``columns`` bound; float64, shape (len(rows) − 1, len(columns) − 1).
+    """Sums over the blocks of M; ``rows`` and ``columns`` are the bounds of the blocks on the two axes.
 
-    An empty block sums to 0, where `numpy.add.reduceat` would take the entry behind it.
+    The result is float64, shape (len(rows) − 1, len(columns) − 1). An empty block sums to 0, whereas
+    `numpy.add.reduceat` would return the entry behind it.
     """
     sums = np.zeros((len(rows) - 1, len(columns) - 1))
+    # `reduceat` does not know empty segments, so they are left out of the sums and stay 0.
     some_rows, some_columns = (np.flatnonzero(np.diff(starts)) for starts in (rows, columns))
     if some_rows.size and some_columns.size:
         partial = np.add.reduceat(M, rows[some_rows], axis=0)
@@ -86,44 +91,53 @@ def segment_sums(M: Floats, rows: Integers, columns: Integers) -> Floats:
     return sums
 
 
-def blocks(sizes: Sequence[int], limit: int) -> list[range]:
-    """Consecutive indices whose ``sizes`` add up to at most ``limit``, at least one a block."""
-    found, start, filled = [], 0, 0
+def index_blocks(sizes: Sequence[int], limit: int) -> list[range]:
+    """Split the indices of ``sizes`` into consecutive blocks, each with sizes of at most ``limit`` in total.
+
+    A block has at least one index, even if that alone exceeds the limit.
+    """
+    groups, start, filled = [], 0, 0
     for i, size in enumerate(sizes):
+        # A matrix larger than the limit still forms a block of its own: it cannot be divided.
         if i > start and filled + size > limit:
-            found.append(range(start, i))
+            groups.append(range(start, i))
             start, filled = i, 0
         filled += size
-    return [*found, range(start, len(sizes))] if sizes else []
+    return [*groups, range(start, len(sizes))] if sizes else []
 
 
 def pairwise_products(
-    parts: Sequence[Callable[[], Triplets]], sizes: Sequence[int], *, head: int | None = None, limit: int = LIMIT
+    parts: Sequence[Callable[[], SingularTriplets]],
+    sizes: Sequence[int],
+    *,
+    head: int | None = None,
+    limit: int = LIMIT,
 ) -> Products:
     """Inner products and overlaps of every pair of matrices.
 
     Parameters
     ----------
     parts : sequence of T callables
-        Each returns the `Triplets` of one matrix; called once for its own block of matrices and for each before that.
+        Each returns the `SingularTriplets` of one matrix. It is called once for its own block of matrices, and once for
+        each block before that.
     sizes : sequence of int
-        Numbers that each of them holds, for the size of the blocks.
+        How many numbers the triplets of each matrix hold; they decide the size of the blocks.
     head : int, optional
-        Overlaps of the leading ``head`` directions only; ``inner`` is always of all.
+        Restricts the overlaps to the leading ``head`` directions of each matrix. ``inner`` always uses all directions.
     limit : int
-        Numbers of a block.
+        Largest number of numbers in a block.
 
     Notes
     -----
-    O((m + n) K²) work in matrix products for K columns in all, half of it where one block holds all of them.
+    For K columns in total the cost is O((m + n) K²) in matrix products, and half of that where one block holds all.
     """
-    found = Products(*(np.zeros((len(parts), len(parts))) for _ in Products._fields))
-    for rows, columns, first, second in _tiles(parts, sizes, limit):
-        one = _Stack.of(first)
-        tiles = one.products(one if first is second else _Stack.of(second), head)
-        for whole, tile in zip(found, tiles, strict=True):
-            _fill(whole, rows, columns, tile)
-    return found
+    totals = Products(*(np.zeros((len(parts), len(parts))) for _ in Products._fields))
+    for rows, columns, first, second in _block_pairs(parts, sizes, limit):
+        stack = _Stack.of(first)
+        tiles = stack.products(stack if first is second else _Stack.of(second), head)
+        for total, tile in zip(totals, tiles, strict=True):
+            _write_tile(total, rows, columns, tile)
+    return totals
 
 
 def pairwise_overlaps(
@@ -136,29 +150,32 @@ def pairwise_overlaps(
 ) -> Floats:
     """Σcos² of every pair of subspaces, float64, shape (T, T); the parts return orthonormal columns, shape (n, k).
 
-    ``step`` is told how many subspaces have met all others, T in the end.
+    ``step`` is called with the number of subspaces that have been compared with all others since its last call.
     """
-    found = np.zeros((len(parts), len(parts)))
-    for rows, columns, first, second in _tiles(parts, sizes, limit):
-        one = Segments.of(first)
-        two = one if first is second else Segments.of(second)
-        _fill(found, rows, columns, _overlaps(one.gram(two), one, two, head))
+    overlaps = np.zeros((len(parts), len(parts)))
+    for rows, columns, first, second in _block_pairs(parts, sizes, limit):
+        row_segments = Segments.of(first)
+        column_segments = row_segments if first is second else Segments.of(second)
+        _write_tile(
+            overlaps, rows, columns, _overlaps(row_segments.gram(column_segments), row_segments, column_segments, head)
+        )
+        # The tiles of a row of blocks end with the last column: from then on its matrices have met all others.
         if step and columns.stop == len(parts):
             step(len(rows))
-    return found
+    return overlaps
 
 
 def pairwise_cosines(parts: Sequence[Callable[[], Floats]], sizes: Sequence[int], *, limit: int = LIMIT) -> Floats:
-    """Cosines of every pair of vectors, float64, shape (T, T), in [−1, 1]; NaN beside a vector that is 0."""
-    found = np.zeros((len(parts), len(parts)))
-    for rows, columns, first, second in _tiles(parts, sizes, limit):
-        one = _unit_rows(first)
-        _fill(found, rows, columns, one @ (one if first is second else _unit_rows(second)).T)
-    return np.clip(found, -1.0, 1.0)
+    """Cosines of every pair of vectors, float64, shape (T, T), in [−1, 1]; NaN for pairs with a zero vector."""
+    cosines = np.zeros((len(parts), len(parts)))
+    for rows, columns, first, second in _block_pairs(parts, sizes, limit):
+        unit_rows = _unit_rows(first)
+        _write_tile(cosines, rows, columns, unit_rows @ (unit_rows if first is second else _unit_rows(second)).T)
+    return np.clip(cosines, -1.0, 1.0)
 
 
-def outside(stack: Segments) -> list[tuple[Floats, int]]:
-    """For every matrix, what of its own directions the span of all others leaves, and the dimension of that span.
+def outside_parts(stack: Segments) -> list[tuple[Floats, int]]:
+    """For every matrix, the part of its own directions outside the span of all others, and the rank of that span.
 
     Parameters
     ----------
@@ -168,48 +185,53 @@ def outside(stack: Segments) -> list[tuple[Floats, int]]:
     Returns
     -------
     list of (float64 array, int)
-        N_t = U_tᵀ (1 − P_t) U_t, shape (k_t, k_t), P_t the projection on the span of all columns but those of t, and
-        the rank of P_t. Directions less than `SAME` apart count as one.
+        N_t = U_tᵀ (1 − P_t) U_t, shape (k_t, k_t), and the rank of P_t. P_t is the projection on the span of all
+        columns except those of matrix t. Directions closer than `SAME` count as one.
 
     Notes
     -----
-    One thin SVD X = P Σ Qᵀ of the stack serves all t. With Q_t the rows of Q that belong to t, v leaves the span
-    where Q_t Q_tᵀ v = v (its leverage is 1); for a basis V of these v, N_t = V (Vᵀ Q_t Σ⁻² Q_tᵀ V)⁻¹ Vᵀ. Where all
-    columns are independent that is the Schur complement of the Gram matrix.
+    One thin SVD X = P Σ Qᵀ of the stack is enough for all t. Let Q_t be the rows of Q that belong to t. A direction v
+    has a part outside the span of the others if Q_t Q_tᵀ v = v (its leverage is 1). For a basis V of these directions,
+    N_t = V (Vᵀ Q_t Σ⁻² Q_tᵀ V)⁻¹ Vᵀ. If all columns are independent, this is the Schur complement of the Gram matrix.
     """
     _, s, Qh = np.linalg.svd(stack.columns, full_matrices=False)
+    # Σ⁻² below would magnify directions that are only rounding.
     keep = s > SAME
     Q, s = Qh[keep].T, s[keep]
-    return [_leaves(Q[start:stop], s) for start, stop in zip(stack.starts, stack.starts[1:], strict=False)]
+    return [_outside_one(Q[start:stop], s) for start, stop in zip(stack.starts, stack.starts[1:], strict=False)]
 
 
-def _leaves(Q: Floats, s: Floats) -> tuple[Floats, int]:
-    """N of one matrix and the rank of the others' span, from its rows of Q (k, rank)."""
+def _outside_one(Q: Floats, s: Floats) -> tuple[Floats, int]:
+    """N_t of `outside_parts` for one matrix, and the rank of the span of the others, from its rows of Q (k, rank)."""
     V, cosines, _ = np.linalg.svd(Q)
-    V = V[:, : cosines.size][:, 1 - cosines**2 < SAME**2 / 2]  # a leverage cos² is 1, or below it by SAME² at least
+    V = V[:, : cosines.size][:, 1 - cosines**2 < SAME**2 / 2]  # a leverage cos² is 1, or at least SAME² below it
+    # Every direction of this matrix also lies in the span of the others: nothing is left outside.
     if not V.shape[1]:
         return np.zeros((len(Q), len(Q))), s.size
+    # A triangular factor instead of an explicit inverse: the condition number of the Gram matrix is the square of this
+    # one's.
     R = np.asarray(np.linalg.qr((Q.T @ V) / s[:, None], mode="r"), dtype=np.float64)
     half = np.linalg.solve(R.T, V.T)
     return half.T @ half, s.size - V.shape[1]
 
 
-def _tiles(
+def _block_pairs(
     parts: Sequence[Callable[[], Part]], sizes: Sequence[int], limit: int
 ) -> Iterator[tuple[range, range, list[Part], list[Part]]]:
-    """Every pair of blocks on and above the diagonal, with what their parts return."""
-    groups = blocks(sizes, limit)
+    """Every pair of blocks on and above the diagonal, with the values that their callables return."""
+    groups = index_blocks(sizes, limit)
     for i, rows in enumerate(groups):
         first = [parts[t]() for t in rows]
         yield rows, rows, first, first
+        # Only tiles above the diagonal: `_write_tile` mirrors them, as all these quantities are symmetric.
         for columns in groups[i + 1 :]:
             yield rows, columns, first, [parts[t]() for t in columns]
 
 
-def _fill(whole: Floats, rows: range, columns: range, tile: Floats) -> None:
-    """Put a tile and its mirror image where they belong."""
-    whole[rows.start : rows.stop, columns.start : columns.stop] = tile
-    whole[columns.start : columns.stop, rows.start : rows.stop] = tile.T
+def _write_tile(target: Floats, rows: range, columns: range, tile: Floats) -> None:
+    """Write a tile and its mirror image into the T × T array."""
+    target[rows.start : rows.stop, columns.start : columns.stop] = tile
+    target[columns.start : columns.stop, rows.start : rows.stop] = tile.T
 
 
 class _Stack(NamedTuple):
@@ -220,25 +242,26 @@ class _Stack(NamedTuple):
     right: Segments
 
     @classmethod
-    def of(cls, parts: Sequence[Triplets]) -> Self:
+    def of(cls, parts: Sequence[SingularTriplets]) -> Self:
         U, s, V = zip(*parts, strict=True)
         return cls(Segments.of(U), np.concatenate(s), Segments.of(V))
 
     def products(self, other: "_Stack", head: int | None) -> Products:
-        """What `pairwise_products` returns, of every matrix here with every one of ``other``."""
-        left, right = self.left.gram(other.left), self.right.gram(other.right)
+        """The `Products` of every matrix in this stack with every matrix in ``other``."""
+        gram_U, gram_V = self.left.gram(other.left), self.right.gram(other.right)
         overlaps = [
-            _overlaps(G, one, two, head)
-            for G, one, two in ((left, self.left, other.left), (right, self.right, other.right))
+            _overlaps(G, own, others, head)
+            for G, own, others in ((gram_U, self.left, other.left), (gram_V, self.right, other.right))
         ]
-        left *= right
-        left *= self.s[:, None]
-        left *= other.s
-        return Products(segment_sums(left, self.left.starts, other.left.starts), *overlaps)
+        # In place, since each of these arrays has K × K numbers.
+        gram_U *= gram_V
+        gram_U *= self.s[:, None]
+        gram_U *= other.s
+        return Products(segment_sums(gram_U, self.left.starts, other.left.starts), *overlaps)
 
 
 def _overlaps(G: Floats, first: Segments, second: Segments, head: int | None) -> Floats:
-    """Sums of G² over the segments, of the leading ``head`` columns of each."""
+    """Sums of G² over the segments, restricted to the leading ``head`` columns of each."""
     squares = G * G
     if head is not None:
         squares *= first.heads(head)[:, None]
@@ -247,9 +270,11 @@ def _overlaps(G: Floats, first: Segments, second: Segments, head: int | None) ->
 
 
 def _unit_rows(vectors: Sequence[Floats]) -> Floats:
-    """The vectors as rows of length 1; NaN where one is 0."""
+    """The vectors as rows of length 1; a zero vector becomes NaN."""
     rows = np.vstack([vector.ravel() for vector in vectors])
     peaks = np.abs(rows).max(axis=1, initial=0.0, keepdims=True)
+    # NaN rather than 0: the angle to a zero vector is undefined, not a right angle.
     peaks[peaks == 0] = np.nan
+    # Scaled to a largest entry of 1 first, so that the squares in the norm neither overflow nor vanish.
     rows /= peaks
     return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), dtype=np.float64)

@@ -1,4 +1,4 @@
-"""One pass over a big matrix S: its norm, its projection LᵀSR on given directions, and a sketch of its spectrum."""
+"""Quantities of a big matrix S that one pass gives: its norm, its projection LᵀSR, and a sketch of its spectrum."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -9,13 +9,14 @@ from loralens.errors import FormatError
 from loralens.linalg.device import Device
 from loralens.linalg.factor import Array, Floats
 
+# The relative error of Σσ⁴ is 2/√(l(l + 1)): 24 % at l = 8; every column costs a column of the product.
 SKETCH = 8  # columns of Ω
 
 Block = tuple[slice, Array]
 
 
 class Projection(NamedTuple):
-    """What one pass over S (m, n) told; NumPy, float64."""
+    """The results of one pass over S (m, n); NumPy, float64."""
 
     squares: float  # ‖S‖_F²
     product: Floats  # (k1, k2) LᵀSR
@@ -23,7 +24,7 @@ class Projection(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """A number, and its standard error."""
+    """An estimated number and its standard error."""
 
     value: float
     error: float
@@ -44,22 +45,22 @@ def project(
     whole: Any = None,
     step: Callable[[int], None] | None = None,
 ) -> Projection:
-    """Norm, projection and sketch of S (m, n), read once, a block of rows at a time.
+    """Compute norm, projection and sketch of S (m, n) in one pass over blocks of its rows.
 
     Parameters
     ----------
     blocks : iterable of (slice, array)
-        Rows of S with their place, in any order, of any float dtype of NumPy.
+        Rows of S with their position, in any order and of any float dtype of NumPy.
     left : float64 array, shape (m, k1)
     right : float64 array, shape (n, k2)
     sketch : float64 array, shape (n, l)
         Ω of `gaussian`.
     device : Device
-        Blocks are cast to its dtype: float64 on the CPU, float32 in torch. There results agree to 1e-5.
+        Blocks are cast to its dtype: float64 on the CPU, float32 in torch. Results in torch agree to 1e-5.
     whole : array of the device, shape (m, n), optional
         Filled with S.
     step : callable, optional
-        Told the size of every block that is done.
+        Called with the size of every block that is done.
 
     Raises
     ------
@@ -68,14 +69,15 @@ def project(
 
     Notes
     -----
-    2 m n (k2 + l) flops in one product, and as many bytes read as S has. Blocks are worked on in the threads of the
-    device and added in their order, so the result does not depend on the threads.
+    The cost is 2 m n (k2 + l) flops in one product, and S is read once. The threads of the device work on blocks, and
+    their results are added in the order of the blocks, so the result does not depend on the number of threads.
     """
     k = right.shape[1]
+    # One product with both, so that S is read once.
     R, L = device.put(np.hstack([right, sketch])), device.put(left)
 
-    def part(item: Block) -> tuple[int, float, Floats, Floats]:
-        rows, block = item
+    def part(block_of_rows: Block) -> tuple[int, float, Floats, Floats]:
+        rows, block = block_of_rows
         with np.errstate(over="ignore", invalid="ignore"):  # each thread has its own
             x = device.cast(block)
             if whole is not None:
@@ -84,6 +86,7 @@ def project(
             P, G = L[rows, :].T @ y[:, :k], y[:, k:].T @ y[:, k:]
             return block.size, device.squares(x), device.numpy(P), device.numpy(G)
 
+    # Partial results are added up here, by one thread and in order, so the bits do not depend on the threads.
     squares, product = 0.0, np.zeros((left.shape[1], k))
     gram = np.zeros((sketch.shape[1], sketch.shape[1]))
     for size, square, P, G in device.map(part, blocks):
@@ -91,47 +94,57 @@ def project(
             squares, product, gram = squares + square, product + P, gram + G
         if step:
             step(size)
+    # One check for the whole pass: any NaN or Inf in S makes the sum of squares one.
     if not np.isfinite(squares):
         raise FormatError("the weight holds NaN or Inf", fix="the base is damaged: download it again")
     return Projection(squares, product, gram)
 
 
-def fourth_powers(found: Projection, shape: tuple[int, int], *, known: tuple[Floats, Floats] | None = None) -> Estimate:
-    """Σσ⁴ of S = ‖SᵀS‖_F² from its sketch, and the standard error of that.
+def fourth_powers(
+    projection: Projection, shape: tuple[int, int], *, known: tuple[Floats, Floats] | None = None
+) -> Estimate:
+    """Estimate Σσ⁴ of S, which is ‖SᵀS‖_F², and its standard error from the sketch.
 
     Parameters
     ----------
-    found : Projection
+    projection : Projection
     shape : tuple of int
-        Of S.
+        Shape of S.
     known : tuple, optional
-        s (k,), leading singular values of S, and VᵀΩ (k, l), V their right vectors: then only the rest is estimated.
+        Leading singular values s (k,) of S, and VᵀΩ (k, l), where V are their right vectors. Only the other singular
+        values are then estimated.
 
     Notes
     -----
-    With M = SᵀS, t = tr M = ‖S‖_F² and G = ΩᵀMΩ: E‖G − t·1‖_F² = l(l + 1) tr M² exactly, since E G_ij² = tr M² for
-    i ≠ j and Var G_ii = 2 tr M². The estimate is kept within what any spectrum allows, its error is the jackknife's
-    over the columns of Ω: relative 2/√(l(l + 1)), 24 % at l = 8, where many σ share the energy. Where few hold most of
-    it the sketch may miss them: the error grows to 1 and is understated one time in four. Leading values that are known
-    take it away.
+    Let M = SᵀS, t = tr M = ‖S‖_F² and G = ΩᵀMΩ. Then E‖G − t·1‖_F² = l(l + 1) tr M² exactly, since E G_ij² = tr M² for
+    i ≠ j and Var G_ii = 2 tr M². The estimate is limited to values that some spectrum can have. Its error is that of
+    the jackknife over the columns of Ω. If many σ share the energy, the relative error is 2/√(l(l + 1)), 24 % at l = 8.
+    If a few σ hold most of the energy, the sketch may miss them. The relative error then grows to 1, and it is
+    understated in one case of four. Leading values that are known remove this error.
     """
-    count, tail, G = min(shape), found.squares, found.gram
-    head, highest = 0.0, found.squares
+    count, tail, G = min(shape), projection.squares, projection.gram
+    head, highest = 0.0, projection.squares
+    # Leading directions that are known exactly are taken out of the sketch, which estimates only what remains.
     if known:
         s, overlap = known
         count, tail = count - s.size, max(tail - float(s @ s), 0.0)
         head, highest = float(np.sum(s**4)), min(float(s[-1]) ** 2, tail)
         G = G - (overlap.T * s**2) @ overlap
+    # The known values are all there are, so nothing is estimated.
     if count <= 0 or tail <= 0:
         return Estimate(head, 0.0)
     size, squares = len(G), (G - tail * np.eye(len(G))) ** 2
-    rest = float(squares.sum()) / (size * (size + 1))
+    unbiased = float(squares.sum()) / (size * (size + 1))
+    # Jackknife: the estimate that results when each column of Ω is left out in turn.
     without = (squares.sum() - 2 * squares.sum(axis=0) + squares.diagonal()) / (size * (size - 1))
     error = float(np.sqrt((size - 1) * without.var()))
-    return Estimate(head + min(max(rest, tail**2 / count), tail * highest), error)
+    # No spectrum of `count` values with this Σσ² has a Σσ⁴ outside these bounds: equal values below, equal to the
+    # largest above.
+    return Estimate(head + min(max(unbiased, tail**2 / count), tail * highest), error)
 
 
 def exact_fourth_powers(S: Any, *, device: Device) -> float:
-    """Σσ⁴ of S (m, n), from the Gram matrix of its shorter side: m n min(m, n) products."""
+    """Σσ⁴ of S (m, n) from the Gram matrix of its shorter side, in m n min(m, n) multiplications."""
+    # SSᵀ and SᵀS have the same nonzero eigenvalues; the smaller of them is cheaper.
     short = S if S.shape[0] <= S.shape[1] else S.T
     return float(np.sum(device.numpy(device.matmul(short, short.T)) ** 2))

@@ -1,11 +1,11 @@
-"""W + B A seen from the singular bases of W: a diagonal plus a product of rank r, whose products cost O(n r).
+"""W + B A in the singular bases of W: a diagonal plus a product of rank r, which multiplies a vector in O(n r).
 
-With W = U₀ S₀ V₀ᵀ and both bases extended by what B and Aᵀ add to them, U₀⁺ = [U₀, E] and V₀⁺ = [V₀, F],
+Let W = U₀ S₀ V₀ᵀ, and extend both bases by the directions that B and Aᵀ add, U₀⁺ = [U₀, E] and V₀⁺ = [V₀, F]. Then
 
     W + B A = U₀⁺ (S₀⁺ + P Q) V₀⁺ᵀ,    P = U₀⁺ᵀB,  Q = A V₀⁺,  S₀⁺ = S₀ padded with zeros,
 
-so the singular values of W + B A are those of the matrix in the middle, and its left vectors y are those of W + B A in
-the coordinates of U₀⁺: their first entries are the inner products with the left vectors of W.
+so the matrix in the middle has the singular values of W + B A. Its left singular vectors y are those of W + B A in the
+coordinates of U₀⁺, so their first entries are the inner products with the left singular vectors of W.
 """
 
 from dataclasses import dataclass
@@ -17,11 +17,11 @@ from loralens.errors import FormatError
 from loralens.linalg.device import Device
 from loralens.linalg.factor import Array, Floats, cross_gram
 
-NOTHING = 1e-14  # of ‖B‖: what a projection leaves of it below this is rounding
+NOTHING = 1e-14  # relative to ‖B‖: if a projection leaves less than this, it is rounding
 
 
 class Decomposed(NamedTuple):
-    """The thin SVD of a weight, W = U diag(s) Vᵀ, its vectors rounded to float32 and its values not."""
+    """The thin SVD of a weight, W = U diag(s) Vᵀ. The vectors are rounded to float32, the values are not."""
 
     U: Array  # (out, k), float32
     s: Floats  # (k,), largest first
@@ -29,11 +29,11 @@ class Decomposed(NamedTuple):
 
 
 def decompose(W: Array, device: Device | None = None) -> Decomposed:
-    """The thin SVD of W (out, in), any float dtype, k = min(out, in), by LAPACK or on a GPU.
+    """Compute the thin SVD of W (out, in), any float dtype, k = min(out, in), by LAPACK or on a GPU.
 
-    Computed in float64: in float32 neighbouring vectors of a dense spectrum mix by up to 4e-3 (a random W of side
-    1024). Rounding the vectors once, at the end, moves their entries by 6e-8 relative, and inner products with them by
-    about 1e-8.
+    The computation is in float64. In float32, neighbouring vectors of a dense spectrum mix by up to 4e-3 (a random W of
+    side 1024). Rounding the vectors to float32 at the end changes their entries by a relative 6e-8, and inner products
+    with them by about 1e-8.
 
     Raises
     ------
@@ -47,7 +47,8 @@ def decompose(W: Array, device: Device | None = None) -> Decomposed:
 
 
 def _svd(W: Array, device: Device) -> tuple[Floats, Floats, Floats]:
-    """U, s and Vh, float64, wherever the device computes them."""
+    """U, s and Vh in float64, computed by NumPy or on the GPU."""
+    # float64 on a GPU too, although it is slower there: see `decompose` for what float32 would cost.
     X = device.put(W, "float64")
     if device.torch is None:
         U, s, Vh = np.linalg.svd(X, full_matrices=False)
@@ -61,7 +62,7 @@ def _svd(W: Array, device: Device) -> tuple[Floats, Floats, Floats]:
 @final
 @dataclass(frozen=True, slots=True)
 class RankUpdate:
-    """The matrix diag(s) + P Q, shape (m, n), never formed; s stands in its upper left corner.
+    """The matrix diag(s) + P Q, shape (m, n), which is not formed; diag(s) is in its upper left corner.
 
     Attributes
     ----------
@@ -109,13 +110,16 @@ class RankUpdate:
         return float(self.s.max(initial=0.0) + np.linalg.norm(self.P) * np.linalg.norm(self.Q))
 
     def above(self, value: float) -> int:
-        """How many singular values are larger than ``value``, which is positive and none of ``s``; O((m + n) r²).
+        """The number of singular values above ``value``, in O((m + n) r²); ``value`` is positive and not in ``s``.
 
-        Sylvester's law of inertia for [0 M; Mᵀ 0] − value, with the part of rank 2 r eliminated: the count is that of
-        ``s`` plus the positive eigenvalues of a 2 r × 2 r matrix, less r.
+        By Sylvester's law of inertia for [0 M; Mᵀ 0] − value, with the part of rank 2 r eliminated, the count is the
+        number of larger ``s``, plus the number of positive eigenvalues of a 2 r × 2 r matrix, minus r.
         """
         r = self.P.shape[1]
+        # s is padded with zeros to each side's length: the diagonal block of a rectangular M ends before its longer
+        # side.
         s_P, s_Q = (np.concatenate([self.s, np.zeros(n - self.s.size)]) for n in self.shape)
+        # s couples only the leading coordinates of the two sides; the others meet in P Q alone.
         P, Q = self.P[: self.s.size], self.Q[:, : self.s.size]
         T = np.empty((2 * r, 2 * r))
         T[:r, :r] = (self.P.T * (value / (value**2 - s_P**2))) @ self.P
@@ -129,7 +133,7 @@ class RankUpdate:
 @final
 @dataclass(frozen=True, slots=True)
 class Coordinates:
-    """A singular basis of W and its extension: the columns that the coordinates of a `RankUpdate` belong to.
+    """A singular basis of W and its extension, in which a `RankUpdate` is expressed.
 
     Attributes
     ----------
@@ -148,37 +152,39 @@ class Coordinates:
         return np.asarray(inside + self.extension @ Y[k:], dtype=np.float64)
 
 
-class Seen(NamedTuple):
-    """W + B A in the bases of W."""
+class UpdatedWeight(NamedTuple):
+    """W + B A in the singular bases of W, with the bases of its left and right side."""
 
     matrix: RankUpdate
     left: Coordinates
     right: Coordinates
 
 
-def rank_update(W: Decomposed, B: Floats, A: Floats) -> Seen:
-    """W + B A as a diagonal plus a product, for B (out, r) and A (r, in), float64.
+def rank_update(W: Decomposed, B: Floats, A: Floats) -> UpdatedWeight:
+    """W + B A as a diagonal plus a product of rank r, for B (out, r) and A (r, in), float64.
 
-    Only the longer side of W needs an extension: the singular vectors of the other are a basis of it.
+    Only the longer side of W needs an extension, because the singular vectors of the shorter side are a full basis.
     """
-    P, left = _coordinates(W.U, B)
-    Q, right = _coordinates(W.V, A.T)
-    return Seen(RankUpdate(W.s, P, Q.T), left, right)
+    P, out_side = _coordinates(W.U, B)
+    Q, in_side = _coordinates(W.V, A.T)
+    return UpdatedWeight(RankUpdate(W.s, P, Q.T), out_side, in_side)
 
 
 def _coordinates(basis: Array, X: Floats) -> tuple[Floats, Coordinates]:
-    """X (n, r) in the coordinates of a basis (n, k), extended by what X has outside its span.
+    """X (n, r) in the coordinates of a basis (n, k), which is extended by the part of X outside its span.
 
-    Projected twice: the basis is orthonormal to 1e-7 only. Of directions outside, only those are kept that have a
-    length, as any others would not be orthogonal to the basis.
+    X is projected twice, because the basis is orthonormal to 1e-7 only. Directions outside whose length is rounding are
+    dropped, because they would not be orthogonal to the basis.
     """
     inside = cross_gram(basis, X)
     n, k = basis.shape
+    # A square basis spans everything, so X has nothing outside it.
     if n == k or not X.size:
         return inside, Coordinates(basis, np.zeros((n, 0)))
-    rest = X - cross_gram(basis.T, inside)
-    more = cross_gram(basis, rest)
-    rest -= cross_gram(basis.T, more)
-    E, t, Zh = np.linalg.svd(rest, full_matrices=False)
-    kept = np.count_nonzero(t > NOTHING * np.linalg.norm(X))
-    return np.vstack([inside + more, t[:kept, None] * Zh[:kept]]), Coordinates(basis, E[:, :kept])
+    outside = X - cross_gram(basis.T, inside)
+    # The second projection: the first leaves 1e-7 of X inside the span, because the basis was rounded to float32.
+    correction = cross_gram(basis, outside)
+    outside -= cross_gram(basis.T, correction)
+    directions, t, Zh = np.linalg.svd(outside, full_matrices=False)
+    count = np.count_nonzero(t > NOTHING * np.linalg.norm(X))
+    return np.vstack([inside + correction, t[:count, None] * Zh[:count]]), Coordinates(basis, directions[:, :count])

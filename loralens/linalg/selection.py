@@ -1,4 +1,4 @@
-"""Exact order statistics of more numbers than one wants to hold: a sample brackets them, a pass decides."""
+"""Exact order statistics of more numbers than fit into memory: a sample brackets them, and one pass finds them."""
 
 from collections.abc import Callable, Iterable, Sequence
 from math import sqrt
@@ -10,36 +10,38 @@ from numpy.typing import NDArray
 from loralens.errors import FormatError
 from loralens.linalg.factor import Array, Floats
 
-HELD = 1 << 20  # numbers that are held as they are; of more, each value and how often it came
-SPREAD = 5.0  # standard deviations of the sample's quantile on either side: it misses once in a million
-WIDER = 4.0  # times, after a miss
+# 4 MiB of float32; weights of 16 bits have at most 65,536 values, so folding makes any number of them small.
+HELD = 1 << 20  # numbers kept one by one; beyond that each distinct value is kept with its count
+SPREAD = 5.0  # half width of a bracket in standard deviations of the sample's quantile: it misses once in a million
+WIDER = 4.0  # factor by which a bracket that missed is widened
 
 
 def kth_largest(
     blocks: Callable[[], Iterable[Array]], ks: Sequence[int], *, size: int, sample: Floats
 ) -> tuple[float, ...]:
-    """The k-th largest of all numbers, for every k: exact, not of the sample.
+    """Find the exact k-th largest of all numbers, for every k.
 
     Parameters
     ----------
     blocks : callable
-        ``blocks()`` gives all numbers, in arrays of one float dtype; the same ones each time it is called.
+        ``blocks()`` yields all numbers in arrays of one float dtype, and the same numbers at each call.
     ks : sequence of int
         From 1 to ``size``.
     size : int
-        How many numbers there are.
+        Count of all numbers.
     sample : float64 array
-        Some of them, drawn independently.
+        Some of the numbers, drawn independently.
 
     Raises
     ------
     FormatError
-        Fewer than k are numbers: the others are NaN.
+        Fewer than k of them are not NaN.
 
     Notes
     -----
-    One pass, in which the numbers above a bracket are counted and those inside it held: about 10/√sample.size of all. A
-    value that comes many times costs one number. Another pass only where the bracket missed.
+    In one pass the numbers above a bracket are counted, and those inside it are kept: a share of about
+    10/√sample.size. A value that occurs many times takes the space of one number. There is another pass only if the
+    bracket missed.
     """
     sought = Selection(ks, size=size, sample=sample)
     while sought.open:
@@ -50,12 +52,13 @@ def kth_largest(
 
 
 class Selection:
-    """The search of `kth_largest`, fed by the caller: while ``open``, ``add`` all numbers, then ``close``.
+    """The search of `kth_largest` for callers that make the passes themselves.
 
-    Several threads may add at a time.
+    While ``open``, call ``add`` with all numbers, then ``close``. Several threads may call ``add`` at the same time.
     """
 
     def __init__(self, ks: Sequence[int], *, size: int, sample: Floats) -> None:
+        # Sorted once; every bracket, and every wider one, is read off it.
         ordered = np.sort(sample, axis=None)
         self.brackets = [_Bracket(k, size, ordered) for k in ks]
 
@@ -66,24 +69,24 @@ class Selection:
 
     @property
     def values(self) -> tuple[float, ...]:
-        """What was found, in the order of ``ks``."""
+        """The k-th largest numbers, in the order of ``ks``."""
         return tuple(one.value for one in self.brackets)
 
     def add(self, block: Array) -> None:
-        """Some of the numbers."""
-        for one in self.brackets:
-            if not one.closed:
-                one.add(block)
+        """Take in some of the numbers of this pass."""
+        for bracket in self.brackets:
+            if not bracket.closed:
+                bracket.add(block)
 
     def close(self) -> None:
-        """All numbers were added. FormatError where too many are NaN."""
-        for one in self.brackets:
-            if not one.closed:
-                one.close()
+        """End a pass in which all numbers were added. Raises FormatError if too many of them are NaN."""
+        for bracket in self.brackets:
+            if not bracket.closed:
+                bracket.close()
 
 
 class _Bracket:
-    """The interval [low, high] in which the k-th largest is sought, how many are above it, and what is inside."""
+    """The interval [low, high] in which the k-th largest is expected, the count above it, and the numbers inside."""
 
     def __init__(self, k: int, size: int, sample: Floats) -> None:
         self.k, self.share, self.sample, self.spread = k, k / size, sample, SPREAD
@@ -91,8 +94,9 @@ class _Bracket:
         self._open()
 
     def _open(self) -> None:
-        """A bracket from the sample, with nothing counted yet."""
+        """Set the bracket from the sample and reset the counts."""
         n, p = self.sample.size, self.share
+        # A binomial count: its standard deviation is √(n p (1 − p)); one more spread covers small samples.
         middle, reach = n * (1 - p), self.spread * sqrt(n * p * (1 - p)) + self.spread
         below, above = int(middle - reach), int(np.ceil(middle + reach))
         self.low = float(self.sample[below]) if below >= 0 else -np.inf
@@ -103,14 +107,18 @@ class _Bracket:
         above = block > self.high
         count = int(np.count_nonzero(above))
         inside = block >= self.low
+        # Above `high` implies at or above `low`, so this leaves low ≤ x ≤ high without a third comparison. NaN is in
+        # neither.
         inside ^= above
         numbers = block[inside]
+        # Comparing and selecting is the costly part and runs in all threads; only the bookkeeping is serialised.
         with self.lock:
             self.above += count
             self.inside.add(numbers)
 
     def close(self) -> None:
-        """The value, if the bracket holds it; else a wider bracket."""
+        """Take the value if the bracket contains it, else widen the bracket for another pass."""
+        # The k-th largest is inside if fewer than k are above and enough are inside to reach it.
         if self.above < self.k <= self.above + self.inside.count:
             self.closed, self.value = True, self.inside.largest(self.k - self.above)
         elif self.low == -np.inf and self.high == np.inf:  # all numbers are inside, and they are too few
@@ -121,7 +129,7 @@ class _Bracket:
 
 
 class _Tally:
-    """Numbers, held as they came until there are many, then as values with their counts."""
+    """A multiset of numbers: a list of arrays until there are many, then distinct values with their counts."""
 
     def __init__(self) -> None:
         self.count, self.fresh = 0, 0
@@ -136,7 +144,7 @@ class _Tally:
             self._fold()
 
     def _fold(self) -> None:
-        """Count the pieces among the values."""
+        """Move the numbers of the list into the distinct values and counts."""
         values, counts = np.unique(np.concatenate(self.pieces), return_counts=True)
         merged, place = np.unique(np.concatenate([self.values, values]), return_inverse=True)
         total = np.zeros(merged.size, np.int64)
@@ -144,7 +152,8 @@ class _Tally:
         self.values, self.counts, self.pieces, self.fresh = merged, total, [], 0
 
     def largest(self, k: int) -> float:
-        """The k-th largest of them."""
+        """The k-th largest of the numbers."""
+        # Never folded: a partial sort of the numbers is cheaper than sorting out their values.
         if not self.values.size:
             numbers = np.concatenate(self.pieces)
             return float(np.partition(numbers, numbers.size - k)[numbers.size - k])

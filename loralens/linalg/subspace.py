@@ -1,7 +1,7 @@
-"""How two subspaces lie to each other: φ(i, j), principal angles, the distances made of them, linear CKA.
+"""Comparison of two subspaces: φ(i, j), principal angles, distances computed from the angles, and linear CKA.
 
-Everything comes from the inner products G = U₁ᵀU₂ of two orthonormal bases, k1 × k2 numbers; columns of length n are
-formed only where two directions nearly coincide and G no longer tells how nearly.
+Everything is computed from the inner products G = U₁ᵀU₂ of two orthonormal bases, which are k1 × k2 numbers. Columns of
+length n are formed only if two directions nearly coincide, because G then no longer determines their angle.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from loralens.linalg.basis import Basis
 from loralens.linalg.chance import overlap_chance, overlap_spread
 from loralens.linalg.factor import SQUARES, Array, Floats
 
-NEAR = 0.99  # cosine (8°) from which an angle is taken from its sine: arccos would magnify the error of G sevenfold
+NEAR = 0.99  # cosine (8°) above which an angle is computed from its sine: arccos would magnify the error of G sevenfold
 
 
 @final
@@ -38,7 +38,7 @@ class Overlap:
 
     @classmethod
     def of_one(cls, k: int, n: int) -> Self:
-        """Of k directions of R^n with themselves, exactly: no product of columns says it so."""
+        """The overlap of k directions of R^n with themselves, exactly; a computed product would contain rounding."""
         return cls(phi_map(np.eye(k)), np.zeros(k), n)
 
     @property
@@ -54,32 +54,34 @@ class Overlap:
 
     @property
     def full(self) -> float:
-        """φ(k1, k2), of the whole spans: the mean cos² of the principal angles; NaN where a basis is empty."""
+        """φ(k1, k2) of the whole spans, the mean cos² of the principal angles; NaN where a basis is empty."""
         return float(self.phi[-1, -1]) if self.phi.size else float("nan")
 
     @property
     def full_chance(self) -> float:
         """Mean of `full` under chance, max(k1, k2)/n; NaN where a basis is empty."""
+        # More directions than the space has dimensions cannot be: rounding of k/n must not lead above 1.
         return min(max(self.phi.shape) / self.n, 1.0) if self.phi.size else float("nan")
 
     @property
     def z(self) -> float:
-        """`full` less its chance level, in standard deviations; NaN where chance leaves it no freedom."""
+        """`full` minus its chance level, in standard deviations; NaN where all subspaces have the same `full`."""
         k1, k2 = self.phi.shape
         spread = overlap_spread(k1, k2, self.n)
+        # A span that fills the space overlaps fully with everything: there is no spread to measure in.
         return (self.full - self.full_chance) / spread if spread else float("nan")
 
     @property
     def projection_distance(self) -> float:
         """√(p − Σcos²θ) = ‖sin θ‖₂, p = min(k1, k2), in [0, √p]: the d of Hu et al. 2021, App. G (Ham & Lee 2008).
 
-        φ(k1, k2) = 1 − d²/p. The paper prints (1 − d²)/p, which is that only for p = 1.
+        φ(k1, k2) = 1 − d²/p. The paper prints (1 − d²)/p, which is the same only for p = 1.
         """
         return float(np.linalg.norm(np.sin(self.angles)))
 
     @property
     def geodesic_distance(self) -> float:
-        """‖θ‖₂, in [0, √p·π/2]: the length of the shortest way from one span to the other (or into it)."""
+        """‖θ‖₂, in [0, √p·π/2]: the length of the shortest path from the smaller span into the larger."""
         return float(np.linalg.norm(self.angles))
 
     @property
@@ -89,7 +91,7 @@ class Overlap:
 
 
 def overlap(first: Basis, second: Basis, G: Floats | None = None) -> Overlap:
-    """The `Overlap` of two bases; ``G`` is ``first.cross(second)`` where that is known already."""
+    """The `Overlap` of two bases; ``G`` is ``first.cross(second)``, if the caller has computed it already."""
     G = first.cross(second) if G is None else G
     return Overlap(phi_map(G), principal_angles(first, second, G), first.n)
 
@@ -97,8 +99,8 @@ def overlap(first: Basis, second: Basis, G: Floats | None = None) -> Overlap:
 def phi_map(G: Floats) -> Floats:
     """φ(i, j) of every pair of leading subspaces, from the inner products of two orthonormal bases.
 
-    φ(i, j) = ‖U₁ᵢᵀ U₂ⱼ‖_F² / min(i, j), U₁ᵢ and U₂ⱼ the first i and j columns. 0: orthogonal; 1: one contains the
-    other. Hu et al. 2021 (arXiv 2106.09685), §7.2, eq. 4.
+    φ(i, j) = ‖U₁ᵢᵀ U₂ⱼ‖_F² / min(i, j), where U₁ᵢ and U₂ⱼ are the first i and j columns. It is 0 for orthogonal
+    subspaces and 1 if one contains the other. Hu et al. 2021 (arXiv 2106.09685), §7.2, eq. 4.
 
     Parameters
     ----------
@@ -108,7 +110,7 @@ def phi_map(G: Floats) -> Floats:
     Returns
     -------
     float64 array, shape (k1, k2)
-        In [0, 1]. All of it for the price of one: the squares summed up along both axes.
+        In [0, 1]. The cumulative sums of G² along both axes give all entries at the cost of one.
     """
     i, j = np.ogrid[1 : G.shape[0] + 1, 1 : G.shape[1] + 1]
     sums = (G * G).cumsum(axis=0).cumsum(axis=1)
@@ -118,19 +120,22 @@ def phi_map(G: Floats) -> Floats:
 def principal_angles(first: Basis, second: Basis, G: Floats | None = None) -> Floats:
     """Principal angles of two spans, radians in [0, π/2], smallest first; float64, shape (min(k1, k2),).
 
-    cos θ are the singular values of G = U₁ᵀU₂. Where cos θ > 0.99 that says little: the sines of those directions are
-    taken from what U₁ leaves of them, (1 − U₁U₁ᵀ) U₂ (Björck & Golub 1973; Knyazev & Argentati 2002), so that an angle
-    of 1e-9 is not lost. Only then are columns formed.
+    The singular values of G = U₁ᵀU₂ are cos θ. Where cos θ > 0.99 the cosine determines the angle badly. There the sine
+    is computed from the part of U₂ outside the span of U₁, (1 − U₁U₁ᵀ) U₂ (Björck & Golub 1973; Knyazev & Argentati
+    2002), so that an angle of 1e-9 is not lost. Only in this case are columns formed.
     """
     G = first.cross(second) if G is None else G
+    # The smaller span comes second: its directions are those of which the larger may leave something.
     if G.shape[0] < G.shape[1]:
         first, second, G = second, first, G.T
     cosines = np.linalg.svd(G, compute_uv=False)
     angles = np.arccos(np.minimum(cosines, 1.0))
     near = int(np.count_nonzero(cosines > NEAR))
+    # Few pairs of directions are so near, so the costly columns are rarely formed.
     if near:
         Z = np.linalg.svd(G, full_matrices=False)[2][:near].T
-        U, P = _orthonormal(first.columns()), _orthonormal(second.columns()) @ Z
+        # A basis is orthonormal to about 1e-12; sines of 1e-9 need it to be orthonormal to ε.
+        U, P = _orthonormalise(first.columns()), _orthonormalise(second.columns()) @ Z
         sines = np.linalg.svd(P - U @ (U.T @ P), compute_uv=False)[::-1]
         angles[:near] = np.arcsin(np.minimum(sines, 1.0))
     return np.asarray(np.clip(angles, 0.0, pi / 2), dtype=np.float64)
@@ -144,27 +149,28 @@ def update_cosine(s1: Floats, s2: Floats, left: Floats, right: Floats) -> float:
     s1, s2 : float64 arrays, shapes (k1,) and (k2,)
         Their nonzero singular values.
     left, right : float64 arrays, shape (k1, k2)
-        U₁ᵀU₂ and V₁ᵀV₂, which must keep the pairing of U with V.
+        U₁ᵀU₂ and V₁ᵀV₂. The signs of U and V must belong together.
 
     Notes
     -----
-    Σ s₁ᵢ s₂ⱼ (U₁ᵀU₂ ∘ V₁ᵀV₂)ᵢⱼ: the Gram form Σ (B₁ᵀB₂ ∘ A₁A₂ᵀ) in orthonormal coordinates, in which nothing cancels.
+    The inner product is Σ s₁ᵢ s₂ⱼ (U₁ᵀU₂ ∘ V₁ᵀV₂)ᵢⱼ. This is the Gram form Σ (B₁ᵀB₂ ∘ A₁A₂ᵀ) in orthonormal
+    coordinates, in which nothing cancels.
     """
     if not (s1.size and s2.size):
         return 0.0
-    return float(np.clip(_unit(s1) @ (left * right) @ _unit(s2), -1.0, 1.0))
+    return float(np.clip(_scale_to_unit(s1) @ (left * right) @ _scale_to_unit(s2), -1.0, 1.0))
 
 
 def linear_cka(s1: Floats, s2: Floats, G: Floats) -> float:
     """Linear CKA of two matrices on one side, in [0, 1]; NaN where one of them is 0.
 
-    Of the in side (G = V₁ᵀV₂) it is ‖M₂M₁ᵀ‖²/(‖M₁M₁ᵀ‖‖M₂M₂ᵀ‖), the cosine of M₁ᵀM₁ and M₂ᵀM₂: how alike the inputs are
-    that both maps respond to, white ones given (Kornblith et al. 2019, eq. 5, without its centring, as white inputs
-    have mean 0). Of the out side (G = U₁ᵀU₂) it is the same of the transposed maps.
+    On the in side (G = V₁ᵀV₂) it is ‖M₂M₁ᵀ‖²/(‖M₁M₁ᵀ‖‖M₂M₂ᵀ‖), the cosine of M₁ᵀM₁ and M₂ᵀM₂. It says how similar the
+    responses of the two maps to white inputs are (Kornblith et al. 2019, eq. 5, without its centring, since white
+    inputs have mean 0). On the out side (G = U₁ᵀU₂) it is the linear CKA of the transposed maps.
     """
     if not (s1.size and s2.size):
         return float("nan")
-    first, second = _unit(_unit(s1) ** 2), _unit(_unit(s2) ** 2)
+    first, second = _scale_to_unit(_scale_to_unit(s1) ** 2), _scale_to_unit(_scale_to_unit(s2) ** 2)
     return float(np.clip(first @ (G * G) @ second, 0.0, 1.0))
 
 
@@ -172,29 +178,31 @@ def linear_cka_chance(s1: Floats, s2: Floats, n: int) -> float:
     """Mean of `linear_cka` between uniform directions of R^n: (Σs₁²/√Σs₁⁴)(Σs₂²/√Σs₂⁴)/n; NaN where one is 0."""
     if not (s1.size and s2.size):
         return float("nan")
-    return float(_unit(_unit(s1) ** 2).sum() * _unit(_unit(s2) ** 2).sum() / n)
+    return float(_scale_to_unit(_scale_to_unit(s1) ** 2).sum() * _scale_to_unit(_scale_to_unit(s2) ** 2).sum() / n)
 
 
 def vector_cosine(X: Array, Y: Array) -> float:
-    """Cosine of two arrays of one shape, any float dtypes, as vectors, in [−1, 1]; NaN where one of them is 0."""
+    """Cosine of two arrays of the same shape, taken as vectors, in [−1, 1]; NaN where one of them is 0."""
     x, y = (Z.astype(np.float64).ravel() for Z in (X, Y))
     with np.errstate(over="ignore", under="ignore"):
+        # The usual sizes need no scaling, which would cost a copy of both arrays.
         safe = all(SQUARES[0] < np.dot(z, z) < SQUARES[1] for z in (x, y))
     if not safe:
-        x, y = _unit(x), _unit(y)
+        x, y = _scale_to_unit(x), _scale_to_unit(y)
     lengths = sqrt(np.dot(x, x)) * sqrt(np.dot(y, y))
     return float(np.clip(np.dot(x, y) / lengths, -1.0, 1.0)) if lengths else float("nan")
 
 
-def _unit(x: Floats) -> Floats:
-    """The vector at length 1, whatever its size; 0 where it is 0."""
+def _scale_to_unit(x: Floats) -> Floats:
+    """The vector scaled to length 1, without overflow or underflow; a zero vector stays 0."""
     peak = np.abs(x).max(initial=0.0)
+    # Left as it is: dividing by its length would make NaN of it.
     if peak == 0:
         return x
     x = x / peak
     return np.asarray(x / sqrt(np.dot(x, x)), dtype=np.float64)
 
 
-def _orthonormal(U: Floats) -> Floats:
-    """The orthonormal columns nearest to U, which is near: one Newton step for the polar factor, error e → ¾e²."""
+def _orthonormalise(U: Floats) -> Floats:
+    """The nearest orthonormal columns to U by one Newton step for the polar factor, which turns an error e into ¾e²."""
     return np.asarray(1.5 * U - U @ (0.5 * (U.T @ U)), dtype=np.float64)

@@ -1,4 +1,4 @@
-"""Into the base and back: merging with proof, exact unmerging, extraction."""
+"""Merging adapters into base models with a record of the losses, exact unmerging, and extraction of adapters."""
 
 from typing import TYPE_CHECKING
 

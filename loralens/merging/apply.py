@@ -1,4 +1,4 @@
-"""One stored tensor merged, some rows at a time: what is read, what is added, what is to be written."""
+"""The merge of one stored tensor, a block of rows at a time."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,38 +12,38 @@ from loralens.errors import OptionError
 from loralens.linalg.device import Device
 from loralens.linalg.exact import Singles
 from loralens.merging.feedback import Feedback, input_directions
-from loralens.merging.gain import Gain, gain_of
+from loralens.merging.gain import Gain, dora_gain
 from loralens.merging.matrix import Buffer, MatrixRows, cuts
 from loralens.merging.plan import Slab, TensorPlan
-from loralens.merging.rounding import WIDE, Rounding, removed, rounded, slices_for, summed
-from loralens.merging.update import Rows
+from loralens.merging.rounding import WIDE, MergeRounding, add_update, round_sums, slices_for, subtract_update
+from loralens.merging.update import UpdateMatrix
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Block:
-    """Some rows of a stored tensor before and after; valid until the next block comes.
+class MergedBlock:
+    """Some rows of a stored tensor before and after the merge. The arrays are valid until the next block is computed.
 
     Attributes
     ----------
     start, stop : int
-        Rows of the matrix under which the tensor is looked at.
+        Range of rows in the matrix of the tensor.
     slab : Slab or None
-        What the rows belong to; None where nothing is added.
+        The slab that contains the rows; None if nothing is added to them.
     stored : array, shape (stop − start, columns)
-        Of the base, or of what replaces it, in its dtype.
+        The rows of the base, or of its replacement, in their dtype.
     W : array
-        The numbers that ``stored`` stands for: itself, or times its scale.
+        The weights that ``stored`` represents: ``stored`` itself, or ``stored`` times its scale.
     D : float32 array or None
         The update.
     gain : float32 array or None
-        DoRA's.
+        DoRA's gain.
     scale : float32 array or None
-        What ``merged`` is multiplied by, where it is float8 with scales.
+        The scale of ``merged``, if that is float8 with scales.
     merged : array
-        In the dtype of the result.
+        The merged rows in the dtype of the result.
     total : array or None
-        g·(W + D) before it was rounded; None where nothing is added, or it is not at hand.
+        g·(W + D) before rounding. None if nothing is added, or if it was not kept.
     """
 
     start: int
@@ -58,75 +58,83 @@ class Block:
     total: Array | None = None
 
     def numbers(self, merged: Array) -> Array:
-        """What these rows of a merged tensor stand for."""
+        """The weights that these rows of a merged tensor represent: the rows times their scale."""
         return merged if self.scale is None else merged.astype(np.float32) * self.scale
 
     def subtracted(self, out: Singles) -> Array:
-        """R: what taking the update away from the merged rows gives, in the dtype of the base; made in ``out``."""
+        """R: the merged rows minus the update, rounded to the dtype of the base; ``out`` is used as a buffer."""
         dtype = self.stored.dtype
         return (
-            rounded(self.merged, dtype)
+            round_sums(self.merged, dtype)
             if self.D is None
-            else removed(self.merged, self.D, dtype, gain=self.gain, out=out)
+            else subtract_update(self.merged, self.D, dtype, gain=self.gain, out=out)
         )
 
 
 @final
 @dataclass(slots=True)
 class TensorMerge:
-    """A planned tensor, its products ready, its gains known; made by `prepare`."""
+    """A planned tensor with the products of its updates and DoRA's gains; `prepare_merge` makes it."""
 
     plan: TensorPlan
     dtype: np.dtype[Any]
-    rounding: Rounding
-    products: dict[int, Rows]
+    rounding: MergeRounding
+    products: dict[int, UpdateMatrix]
     gains: dict[int, Gain] = field(default_factory=dict)
 
     @property
     def requantised(self) -> bool:
-        """Whether the result is float8 under the scales of the base."""
+        """Whether the result is float8 with the scales of the base."""
         return self.plan.scale is not None and self.dtype == self.plan.source.dtype
 
-    def blocks(self) -> Iterator[Block]:
-        """All rows in order, in blocks that end where slabs do."""
+    def blocks(self) -> Iterator[MergedBlock]:
+        """Yield all rows in order, in blocks that do not cross the limits of slabs."""
         plan = self.plan
         source = MatrixRows(plan.source, plan.matrix)
         scales = MatrixRows(plan.scale, plan.matrix) if plan.scale else None
+        # D and the sum of a block are alive at the same time, so each has its own buffer.
         buffers, feedback = (Buffer(), Buffer()), self._feedback()
         for start, stop, slab in cuts(plan):
             stored = source.rows(start, stop)
             scale = scales.rows(start, stop) if scales else None
             W = stored if scale is None else stored.astype(np.float32) * scale
+            # In another dtype the merged weights are stored without scales.
             scale = scale if self.requantised else None
             if slab is None:
-                merged = stored if scale is not None else rounded(W, self.dtype)
-                yield Block(start, stop, None, stored, W, None, None, scale, self._with_tokens(start, stop, merged))
+                merged = stored if scale is not None else round_sums(W, self.dtype)
+                yield MergedBlock(
+                    start, stop, None, stored, W, None, None, scale, self._with_tokens(start, stop, merged)
+                )
                 continue
             first, last = start - slab.start, stop - slab.start
             D = self.products[slab.start].rows(first, last, out=buffers[0].of(W.shape))
-            found = self.gains.get(slab.start)
-            gain = found.of(first, last) if found else None
-            total = summed(W, D, gain=gain, out=buffers[1].of(W.shape))
+            slab_gain = self.gains.get(slab.start)
+            gain = slab_gain.of(first, last) if slab_gain else None
+            total = add_update(W, D, gain=gain, out=buffers[1].of(W.shape))
             if scale is not None:
+                # A scale of 0 belongs to weights that are all 0. The quotient is NaN or infinite then, which needs no
+                # warning.
                 with np.errstate(divide="ignore", invalid="ignore"):
                     total /= scale
             merged = (
                 feedback[slab.start].rounded(total, first, self.dtype)
                 if slab.start in feedback
-                else rounded(total, self.dtype, rounding=self.rounding.at(start * W.shape[1]))
+                # Random numbers belong to entries, so each block begins at the index of its first one.
+                else round_sums(total, self.dtype, rounding=self.rounding.at(start * W.shape[1]))
             )
             merged = self._with_tokens(start, stop, merged)
-            kept = total if scale is None and self.dtype not in WIDE else None
-            yield Block(start, stop, slab, stored, W, D, gain, scale, merged, kept)
+            # Of a wide dtype the merged rows may be `total` itself; kept only where it differs from them.
+            unrounded = total if scale is None and self.dtype not in WIDE else None
+            yield MergedBlock(start, stop, slab, stored, W, D, gain, scale, merged, unrounded)
 
     def _feedback(self) -> dict[int, Feedback]:
-        """By the first row of their slabs; none where rounding loses nothing that matters, or an update is no pair."""
+        """Error feedback by the first row of the slab; empty for wide dtypes and for updates that are not pairs."""
         if self.rounding.mode != "feedback" or self.dtype in WIDE:
             return {}
         if self.requantised:
             raise OptionError(
-                "error feedback does not know the scales of float8 weights",
-                fix="round to the nearest, or write another --dtype",
+                "error feedback is not available for float8 weights with scales",
+                fix="use --rounding nearest, or write another --dtype",
             )
         directions = {slab.start: (slab, input_directions(slab.terms)) for slab in self.plan.slabs}
         return {
@@ -135,42 +143,48 @@ class TensorMerge:
 
     def _with_tokens(self, start: int, stop: int, merged: Array) -> Array:
         tokens = self.plan.tokens
-        here = [(k, row) for k, row in enumerate(tokens.indices) if start <= row < stop] if tokens else []
-        if not here or not tokens:
+        trained = [(k, row) for k, row in enumerate(tokens.indices) if start <= row < stop] if tokens else []
+        if not trained or not tokens:
             return merged
+        # The rows may be those of the base, which must not be written into.
         merged = merged.copy()
         rows = tokens.rows.read()
-        for k, row in here:
+        for k, row in trained:
             merged[row - start] = rows[k].astype(merged.dtype)
         return merged
 
 
-def prepare(
-    plan: TensorPlan, *, dtype: DTypeLike | None = None, rounding: Rounding | None = None, device: Device | None = None
+def prepare_merge(
+    plan: TensorPlan,
+    *,
+    dtype: DTypeLike | None = None,
+    rounding: MergeRounding | None = None,
+    device: Device | None = None,
 ) -> TensorMerge:
-    """A planned tensor ready to be merged.
+    """Prepare the merge of a planned tensor.
 
     Parameters
     ----------
     plan : TensorPlan
     dtype : dtype or None
-        Of the result; that of the base where None.
+        The dtype of the result. The default is that of the base.
     rounding : Rounding or None
-        To the nearest where None.
+        The default is to the nearest.
     device : Device or None
-        Where the products of the update are made; everything else is NumPy's.
+        The device that multiplies the factors of the update. NumPy computes everything else.
 
     Notes
     -----
-    DoRA reads the weight once here, for the norms.
+    For DoRA the weight is read once here, to compute the norms.
     """
     source = plan.source
+    # The precision of D follows the dtype of the base, as unmerging knows that and not the one that is written.
     products = {slab.start: slab.update(slices_for(source.dtype), device) for slab in plan.slabs}
     rows = MatrixRows(source, plan.matrix)
     scales = MatrixRows(plan.scale, plan.matrix) if plan.scale else None
     gains = {
-        slab.start: gain_of(slab.magnitude, products[slab.start], rows, scales, slab.start)
+        slab.start: dora_gain(slab.magnitude, products[slab.start], rows, scales, slab.start)
         for slab in plan.slabs
         if slab.magnitude
     }
-    return TensorMerge(plan, np.dtype(dtype or plan.dtype), rounding or Rounding(), products, gains)
+    return TensorMerge(plan, np.dtype(dtype or plan.dtype), rounding or MergeRounding(), products, gains)

@@ -1,4 +1,4 @@
-"""What an adapter carries besides pairs, as changes of stored tensors."""
+"""The changes of stored tensors that follow from the tensors of an adapter other than its pairs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -13,7 +13,7 @@ from loralens.errors import FormatError, MismatchError
 from loralens.merging.plan import Tokens, as_matrix
 from loralens.merging.update import Weighted
 
-UNREADABLE = {  # role → why a merge cannot honour it
+UNREADABLE = {  # role of an extra tensor that a merge cannot apply → what it is
     "shape": "weights padded to another shape",
     "diagonal": "KaSA's diagonal, whose base was truncated",
     "other": "tensors that were not understood",
@@ -23,16 +23,14 @@ UNREADABLE = {  # role → why a merge cannot honour it
 @final
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What an adapter says of one stored tensor besides its pair.
+    """The changes of one stored tensor other than the update of a pair.
 
     Attributes
     ----------
-    replacement : LazyArray or None
-    tokens : Tokens or None
     magnitude : tuple of (LazyArray or None, bool) or None
-        DoRA's lengths, None where those of the base stand for them, and whether there is one an output.
+        DoRA's lengths (None stands for those of the base), and whether there is one length for each output.
     added : tuple of (float, Structured)
-        Differences.
+        Full differences with the weight of the adapter.
     """
 
     replacement: LazyArray | None = None
@@ -43,112 +41,131 @@ class Changes:
 
 @final
 @dataclass(slots=True)
-class Found:
-    """The changes by key of the base, what has no place there, and what to tell the user."""
+class ExtraChanges:
+    """The changes by key of the base, the tensors that have no place in it, and notes for the user."""
 
     changes: dict[str, Changes] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
-def changes_of(adapter: Adapter, strength: float, weights: Weights, base: Mapping[str, LazyArray]) -> Found:
-    """The changes that an adapter's extras make.
+def find_changes(adapter: Adapter, strength: float, weights: Weights, base: Mapping[str, LazyArray]) -> ExtraChanges:
+    """Find the changes that follow from the extra tensors of an adapter.
 
-    Replacements (saved modules, PEFT's biases, token rows) and DoRA's magnitudes stand as they are, whatever
-    ``strength``; differences count that often.
+    Replacements (saved modules, PEFT's biases, token rows) and DoRA's magnitudes do not depend on ``strength``. Full
+    differences are multiplied by it.
 
     Raises
     ------
     FormatError
-        Tensors of a role that a merge cannot honour, by name.
+        A tensor has a role that a merge cannot apply.
     MismatchError
-        A difference or a replacement of another shape than its tensor.
+        The shape of a difference or replacement does not fit the tensor of the base.
     """
-    found = Found()
+    result = ExtraChanges()
     for key, extra in adapter.extra.items():
         if extra.role in UNREADABLE:
             raise FormatError(
                 f"{key}: {UNREADABLE[extra.role]} cannot be merged",
-                fix="name the modules to merge with --modules: what belongs to none of them is left out",
+                fix="name the modules to merge with --modules; tensors of other modules are left out",
             )
+        # A copy is a tensor that PEFT stored twice: its original says the same.
         if extra.role != "copy":
-            _one(key, extra, adapter, strength, weights, base, found)
+            _add_change(key, extra, adapter, strength, weights, base, result)
     count = sum(extra.role in NORMS for extra in adapter.extra.values())
     if count:
-        found.notes.append(f"{count} DoRA modules have no magnitude in the file: the lengths of W stand for it")
-    replaced = [key for key, change in found.changes.items() if change.replacement is not None]
+        result.notes.append(f"{count} DoRA modules have no magnitude in the file: the lengths of W stand for it")
+    replaced = [key for key, change in result.changes.items() if change.replacement is not None]
+    # A weight of an adapter cannot scale a replacement: there is no difference to scale.
     if replaced and strength != 1:
         what = "1 tensor" if len(replaced) == 1 else f"{len(replaced)} tensors"
-        found.notes.append(f"{what} trained in full: in place of what the base has, whatever the adapter's weight")
-    return found
+        result.notes.append(f"{what} trained in full: in place of what the base has, whatever the adapter's weight")
+    return result
 
 
-def _one(
+def _add_change(
     key: str,
     extra: Extra,
     adapter: Adapter,
     strength: float,
     weights: Weights,
     base: Mapping[str, LazyArray],
-    found: Found,
+    result: ExtraChanges,
 ) -> None:
-    """Put what one extra changes into ``found``."""
+    """Add the change by one extra tensor to ``result``."""
     if extra.module in weights.modules and weights.modules[extra.module].scattered:
         raise MismatchError(
-            f"{key}: the base holds the weight of {extra.module} in parts, and a {extra.role} is of the whole",
+            f"{key}: the base stores the weight of {extra.module} in parts, and a {extra.role} needs the whole weight",
             fix="leave this module out with --modules, or merge it where it was trained",
         )
-    home = _home(extra, weights)
-    whole = extra.role in (*MAGNITUDES, "tokens")  # of the weight itself
-    target = home if whole else f"{home.removesuffix('.weight')}.{extra.parameter}"
+    home = _weight_key(extra, weights)
+    of_weight = extra.role in (*MAGNITUDES, "tokens")  # these change the weight, others the parameter that they name
+    target = home if of_weight else f"{home.removesuffix('.weight')}.{extra.parameter}"
+    # A saved module may be new to the model (a head); anything else needs a tensor that it changes.
     if target not in base and extra.role not in ("saved", "embedding"):
-        found.missing.append(key)
+        result.missing.append(key)
         return
-    found.changes[target] = _more(found.changes.get(target, Changes()), key, extra, adapter, strength, base, target)
+    result.changes[target] = _extend_changes(
+        result.changes.get(target, Changes()), key, extra, adapter, strength, base, target
+    )
 
 
-def _home(extra: Extra, weights: Weights) -> str:
-    """The base's key of the weight of the module that an extra belongs to."""
+def _weight_key(extra: Extra, weights: Weights) -> str:
+    """The key in the base of the weight to whose module an extra tensor belongs."""
     if extra.module in weights.modules:
         return weights.modules[extra.module].key
     return f"{weights.match.rename(extra.module)}.weight"
 
 
-def _more(
-    here: Changes, key: str, extra: Extra, adapter: Adapter, strength: float, base: Mapping[str, LazyArray], target: str
+def _extend_changes(
+    changes: Changes,
+    key: str,
+    extra: Extra,
+    adapter: Adapter,
+    strength: float,
+    base: Mapping[str, LazyArray],
+    target: str,
 ) -> Changes:
-    """What is said of a tensor ``here``, and what one more extra says of it."""
+    """The changes of a tensor, with that of one more extra tensor added."""
     tensor, role = extra.tensor, extra.role
     if role in ("saved", "bias", "embedding"):
+        # An embedding may be replaced by a resized one.
         same = target not in base or base[target].shape == tensor.shape or role == "embedding"
         if not same:
             raise MismatchError(
                 f"{key} {tensor.shape} is to replace {target} {base[target].shape}",
                 fix="give the base it was trained on",
             )
-        return replace(here, replacement=tensor)
+        return replace(changes, replacement=tensor)
     if role == "tokens":
-        return replace(here, tokens=_tokens(key, extra, adapter.config))
+        return replace(changes, tokens=_trained_tokens(key, extra, adapter.config))
     if role in MAGNITUDES:
-        return replace(here, magnitude=(None if role in NORMS else tensor, role in ("magnitude", "norms")))
+        return replace(changes, magnitude=(None if role in NORMS else tensor, role in ("magnitude", "norms")))
     assert role in ("lora_bias", "diff", "diff_b"), role
+    # As matrices, because a convolution of kernel 1 is also stored with two axes.
     if as_matrix(tensor.shape) != as_matrix(base[target].shape):
         raise MismatchError(
             f"{key} {tensor.shape} is to be added to {target} {base[target].shape}",
             fix="give the base it was trained on",
         )
+    # PEFT adds the bias of lora_B before it scales.
     scale = adapter[extra.module].scale if role == "lora_bias" else 1.0
     term = (strength, Structured(Dense(tensor.reshape(*as_matrix(tensor.shape))), scale))
-    return replace(here, added=(*here.added, term))
+    return replace(changes, added=(*changes.added, term))
 
 
-def _tokens(key: str, extra: Extra, config: Mapping[str, Any] | None) -> Tokens:
-    """Which rows of the embedding were trained: the configuration says it."""
-    said = (config or {}).get("trainable_token_indices")
-    if isinstance(said, dict):
-        said = next((rows for name, rows in said.items() if f".{extra.module}".endswith(f".{name}")), None)
-    if not isinstance(said, list) or not all(type(i) is int and i >= 0 for i in said):
-        raise FormatError(f"{key}: nothing says which rows these are", fix="put adapter_config.json beside the file")
-    if len(said) != extra.tensor.shape[0]:
-        raise FormatError(f"{key}: {extra.tensor.shape[0]} rows for {len(said)} tokens", fix="save the adapter again")
-    return Tokens(tuple(said), extra.tensor)
+def _trained_tokens(key: str, extra: Extra, config: Mapping[str, Any] | None) -> Tokens:
+    """The rows of an embedding that were trained; the configuration has their indices."""
+    indices = (config or {}).get("trainable_token_indices")
+    if isinstance(indices, dict):
+        indices = next((rows for name, rows in indices.items() if f".{extra.module}".endswith(f".{name}")), None)
+    if not isinstance(indices, list) or not all(type(i) is int and i >= 0 for i in indices):
+        raise FormatError(
+            f"{key}: the indices of these rows are unknown", fix="put adapter_config.json into the folder of the file"
+        )
+    if len(indices) != extra.tensor.shape[0]:
+        raise FormatError(
+            f"{key} has {extra.tensor.shape[0]} rows, and the configuration names {len(indices)} tokens",
+            fix="save the adapter again",
+        )
+    return Tokens(tuple(indices), extra.tensor)

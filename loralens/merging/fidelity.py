@@ -1,4 +1,4 @@
-"""Fidelity: how much of an update arrived, measured on what was written, and predicted from W and D alone."""
+"""The fidelity of a merge: how much of an update is in the merged weights, measured and predicted."""
 
 from dataclasses import dataclass
 from math import isfinite, sqrt
@@ -12,43 +12,42 @@ from loralens.core.lowrank import LowRank
 from loralens.linalg.exact import Singles
 from loralens.linalg.product import product_singular_values
 from loralens.linalg.rounding import survivors
-from loralens.merging.apply import Block, TensorMerge
+from loralens.merging.apply import MergedBlock, TensorMerge
 from loralens.merging.feedback import input_directions
 from loralens.merging.matrix import Buffer
 from loralens.merging.plan import Slab
 from loralens.merging.prediction import Prediction
-from loralens.merging.rounding import summed
+from loralens.merging.rounding import add_update
 from loralens.merging.undo.patch import bits
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Fidelity:
-    """How much of an update arrived, measured on what was written; dimensionless.
+    """How much of an update is in the merged weights; dimensionless.
 
     Attributes
     ----------
-    module : str
     gain : float
-        ⟨W' − W, D⟩/‖D‖²; 1 where D = 0. With DoRA D stands for g·(W + D) − W.
+        ⟨W' − W, D⟩/‖D‖²; 1 if D = 0. With DoRA, D is g·(W + D) − W.
     error : float
         ‖W' − W − D‖_F/‖D‖_F.
     subspace_error : float or None
-        ‖(W' − W − D) V‖_F/‖D‖_F, V the input directions of the update: what is lost for inputs that it reads. None for
-        what is no pair.
+        ‖(W' − W − D) V‖_F/‖D‖_F, where V are the input directions of the update. This is the loss for inputs on which
+        the update acts. None if the update is not a pair.
     unmoved : float
         Share of the entries that kept their value.
     predicted_gain, predicted_error, predicted_unmoved : float or None
-        The same before anything is rounded: see `Prediction`. None under feedback.
+        The same quantities as predicted before the merge (`Prediction`). None under error feedback.
     directions, surviving : int
-        Singular values of D, and how many of them stand above the edge of what rounding left as noise; 0 and 0 for
-        what is no pair.
+        Number of singular values of D, and number of those above the noise of the rounding. Both are 0 if the update is
+        not a pair.
     norm : float
         ‖D‖_F.
     entries : int
-        Of W.
+        Number of entries of W.
     overflowed : int
-        Finite weights that became infinite.
+        Number of finite weights that became infinite.
     """
 
     module: str
@@ -68,9 +67,9 @@ class Fidelity:
 
 @final
 class FidelitySums:
-    """Sums over the blocks of a slab: float32 within a block, float64 between them; good to about 1e-5.
+    """Sums over the blocks of a slab, accurate to about 1e-5: float32 within a block, float64 between blocks.
 
-    Entries that are infinite or missing before or after are left out: nothing can be added to them.
+    Entries that are infinite or NaN before or after the merge are left out, since nothing can be added to them.
     """
 
     def __init__(self, slab: Slab, merge: TensorMerge) -> None:
@@ -80,36 +79,37 @@ class FidelitySums:
         self.still = self.seen = self.overflowed = 0
         V = input_directions(slab.terms)
         self._V: Singles | None = None if V is None else V.astype(np.float32)
-        self._inside = np.zeros((0, 0), np.float32)  # (r, outputs): what a transposed slab has summed so far
+        self._inside = np.zeros((0, 0), np.float32)  # (r, outputs): the projected loss of a transposed slab
         self._buffer = Buffer()
         self._prediction = Prediction(merge, self.size)
 
-    def take(self, block: Block) -> None:
-        """The next rows."""
+    def take(self, block: MergedBlock) -> None:
+        """Add the next rows."""
         with np.errstate(invalid="ignore", over="ignore"):
             D, lost = self._parts(block)
             sums = _dot(D, D), _dot(lost, D), _dot(lost, lost)
+            # Entries are examined only if a sum is not finite, since that costs another pass over the block.
             if not isfinite(sum(sums)):
-                D, lost = self._tamed(block, D, lost)
+                bad = ~(np.isfinite(lost) & np.isfinite(D))
+                self.overflowed += int(np.count_nonzero(bad & np.isfinite(block.W.astype(np.float64))))
+                D, lost = np.where(bad, np.float64(0), D), np.where(bad, np.float64(0), lost)
                 sums = _dot(D, D), _dot(lost, D), _dot(lost, lost)
         self.D_D += sums[0]
         self.along += sums[1]
         self.lost += sums[2]
-        self.still += _equal(block.merged, block.W if block.scale is None else block.stored)
+        self.still += _count_equal(block.merged, block.W if block.scale is None else block.stored)
         self.seen += lost.size
         self._prediction.take(block, D)
-        self._take_inside(block, lost)
+        self._add_projected_loss(block, lost)
 
-    def _parts(self, block: Block) -> tuple[Array, Array]:
-        """D, or what DoRA makes of it, and W' − W − D, float32.
-
-        The sum that was rounded is at hand where it is wider than the result by far.
-        """
+    def _parts(self, block: MergedBlock) -> tuple[Array, Array]:
+        """D (with DoRA the effective update) and W' − W − D, both float32."""
         assert block.D is not None
         lost, D = self._buffer.of(block.W.shape), block.D
         if block.gain is not None:
-            D = summed(block.W, D, gain=block.gain).astype(np.float32, copy=False)
+            D = add_update(block.W, D, gain=block.gain).astype(np.float32, copy=False)
             D -= block.W.astype(np.float32)
+        # W' − total is exact; W' − W − D rounds twice in float32.
         if block.total is not None:
             np.subtract(block.merged, block.total, out=lost, dtype=np.float32, casting="same_kind")
         else:
@@ -117,28 +117,23 @@ class FidelitySums:
             lost -= D
         return D, lost
 
-    def _tamed(self, block: Block, D: Array, lost: Array) -> tuple[Array, Array]:
-        """The same in float64, with zeros where something is infinite or missing; what overflowed is counted."""
-        bad = ~(np.isfinite(lost) & np.isfinite(D))
-        self.overflowed += int(np.count_nonzero(bad & np.isfinite(block.W.astype(np.float64))))
-        return np.where(bad, np.float64(0), D), np.where(bad, np.float64(0), lost)
-
-    def _take_inside(self, block: Block, lost: Singles) -> None:
-        """What of the loss lies in the input directions."""
+    def _add_projected_loss(self, block: MergedBlock, lost: Singles) -> None:
+        """Add the part of the loss that lies in the input directions of the update."""
         if self._V is None:
             return
-        if self.slab.transposed:  # the inputs are the rows: the loss of an output is complete after the last block
+        if self.slab.transposed:  # rows are inputs, so the loss of an output is complete only after the last block
             first = block.start - self.slab.start
-            here = self._V[first : first + len(lost)].T @ lost
-            self._inside = here if not self._inside.size else self._inside + here
+            projected = self._V[first : first + len(lost)].T @ lost
+            self._inside = projected if not self._inside.size else self._inside + projected
             return
-        here = np.dot(lost, self._V)
-        self.inside += _dot(here, here)
+        projected = np.dot(lost, self._V)
+        self.inside += _dot(projected, projected)
 
     def fidelity(self) -> Fidelity:
-        """What the rows say together."""
+        """The fidelity of all rows together."""
         norm = sqrt(self.D_D)
         s = self._singular_values()
+        # The rounding error of one entry as it was measured, instead of the predicted one.
         noise = sqrt(self.lost / max(self.seen, 1))
         inside = self.inside + _dot(self._inside, self._inside)
         return Fidelity(
@@ -156,7 +151,7 @@ class FidelitySums:
         )
 
     def _singular_values(self) -> NDArray[np.float64]:
-        """Of D: of the pairs beside each other."""
+        """The singular values of D, from the factors of all pairs side by side; none if an update is not a pair."""
         terms = self.slab.terms
         if not all(isinstance(one, LowRank) for _, one in terms):
             return np.zeros(0)
@@ -165,8 +160,8 @@ class FidelitySums:
         return product_singular_values(B, A)
 
 
-def _equal(merged: Array, before: Array) -> int:
-    """How many entries kept their value: of one dtype by their bits, which is much faster."""
+def _count_equal(merged: Array, before: Array) -> int:
+    """Number of entries that kept their value. Within one dtype bits are compared, which is much faster."""
     if merged.dtype == before.dtype:
         return int(np.count_nonzero(bits(merged) == bits(before)))
     return int(np.count_nonzero(merged.astype(np.float64) == before.astype(np.float64)))

@@ -1,4 +1,4 @@
-"""DoRA's gain: what W + D is multiplied by, so that its vectors get the lengths that were trained."""
+"""DoRA's gain: the factors of W + D that give its vectors the trained lengths."""
 
 from dataclasses import dataclass
 from typing import final
@@ -6,11 +6,11 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
-from loralens.core.weights import as_made
+from loralens.core.weights import round_lengths
 from loralens.linalg.exact import Singles
 from loralens.merging.matrix import MatrixRows
 from loralens.merging.plan import Axis, Magnitude
-from loralens.merging.update import Rows, row_blocks
+from loralens.merging.update import UpdateMatrix, row_ranges
 
 
 @final
@@ -22,43 +22,46 @@ class Gain:
     axis: Axis
 
     def of(self, start: int, stop: int) -> Singles:
-        """What rows ``start`` to ``stop`` of the slab are multiplied by, in a shape that goes with theirs."""
+        """The factors of rows ``start`` to ``stop`` of the slab, in a shape that broadcasts with the rows."""
         return self.values[start:stop, None] if self.axis == "rows" else self.values
 
 
-def gain_of(magnitude: Magnitude, D: Rows, source: MatrixRows, scale: MatrixRows | None, start: int) -> Gain:
-    """The gain g = m / ‖W + D‖, norms in float64 over the other axis; 0 where the vector is 0.
+def dora_gain(magnitude: Magnitude, D: UpdateMatrix, source: MatrixRows, scale: MatrixRows | None, start: int) -> Gain:
+    """The gain g = m / ‖W + D‖, with norms in float64 over the other axis; 0 where the vector is 0.
 
-    Where m has one number for several neighbouring columns, the kernel of a convolution's input channel, the norm is
-    that of all of them, and all get its gain.
+    If m has one number for several adjacent columns (the kernel of an input channel of a convolution), the norm is
+    taken over all of these columns, and all of them get the same gain.
 
     Parameters
     ----------
     magnitude : Magnitude
-        m; where it is the length of the base, rounded to the dtype of 16-bit weights as PEFT rounds it.
+        m. If m is the length of the base, it is rounded to the dtype of 16-bit weights, as PEFT rounds it.
     D : Rows
         The update of the slab.
     source, scale : MatrixRows
-        The stored tensor, and what float8 numbers in it are multiplied by.
+        The stored tensor, and the scales if it is float8 with scales.
     start : int
-        First row of the slab in them.
+        First row of the slab in the tensor.
     """
     by_row = magnitude.axis == "rows"
     squares: NDArray[np.float64] = np.zeros(D.shape[0 if by_row else 1])
     before, dtype = np.zeros_like(squares), np.dtype(np.float32)
-    for first, last in row_blocks(*D.shape):
+    for first, last in row_ranges(*D.shape):
         stored = source.rows(start + first, start + last)
         W, dtype = stored.astype(np.float64), stored.dtype
         if scale:
             W *= scale.rows(start + first, start + last)
+        # The norms of the base come from the same pass, only where they are needed.
         own = [(W, before)] if magnitude.lengths is None else []
         for X, sums in [(W + D.rows(first, last), squares), *own]:
             if by_row:
                 sums[first:last] = np.einsum("ij,ij->i", X, X)
             else:
                 sums += np.einsum("ij,ij->j", X, X)
-    lengths = as_made(before, dtype) if magnitude.lengths is None else magnitude.lengths.read().astype(np.float64)
+    lengths = round_lengths(before, dtype) if magnitude.lengths is None else magnitude.lengths.read().astype(np.float64)
+    # 1, but for the magnitude of a convolution's input channels.
     width = len(squares) // len(lengths)
     norms = np.sqrt(squares.reshape(-1, width).sum(axis=1))
+    # A vector of length 0 has no direction in which it could get another length.
     gains = np.divide(lengths, norms, out=np.zeros_like(norms), where=norms > 0)
     return Gain(np.repeat(gains, width).astype(np.float32), magnitude.axis)

@@ -1,4 +1,4 @@
-"""Heads: what ``config.json`` has to say of a classification head that an adapter brings, so that it can be loaded."""
+"""Fields of ``config.json`` that a merged model needs if an adapter brings a classification head."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -8,51 +8,56 @@ from loralens.core.adapter import Adapter
 from loralens.core.training import record_of
 from loralens.merging.plan import TensorPlan
 
-ENDS = {"SEQ_CLS": "ForSequenceClassification", "TOKEN_CLS": "ForTokenClassification"}  # PEFT's task → class
+ENDS = {"SEQ_CLS": "ForSequenceClassification", "TOKEN_CLS": "ForTokenClassification"}  # PEFT's task → end of the class
 
 _HEAD = re.compile(r"(^|\.)(classifier|score|classifier\.out_proj)\.weight$")
-_STEM = re.compile(r"(.+?)(LMHeadModel|Model|For[A-Z]\w+)$")  # of the name of a class
+_STEM = re.compile(r"(.+?)(LMHeadModel|Model|For[A-Z]\w+)$")  # the name of a class without its head
 
 
 def head_fields(
     changed: Mapping[str, TensorPlan], adapters: Sequence[Adapter], config: Mapping[str, Any]
 ) -> tuple[list[str], dict[str, object]]:
-    """What to tell the user, and which fields of the configuration change.
+    """Notes for the user, and the fields of the configuration that change.
 
-    Labels are as many as the head has outputs; where the base has as many, their names stay. The class follows from the
-    adapter's task and the class of the base, or is the one that the adapter says it was trained with.
+    There is a label for each output of the head. If the base has the same number of labels, their names stay. The class
+    of the model follows from the task of the adapter and the class of the base. If there is no such task, it is the
+    class that the adapter's configuration names.
     """
-    found = [key for key, tensor in changed.items() if tensor.replacement is not None and _HEAD.search(key)]
-    if len(found) != 1 or not config:
+    head_keys = [key for key, tensor in changed.items() if tensor.replacement is not None and _HEAD.search(key)]
+    # Two new heads leave open which of them the labels belong to.
+    if len(head_keys) != 1 or not config:
         return [], {}
-    key = found[0]
+    key = head_keys[0]
     count = changed[key].shape[0]
-    names = _names(adapters, count)
-    fields = {**_labels(count, names, config), **_architectures(adapters, config)}
+    names = _label_names(adapters, count)
+    fields = {**_label_fields(count, names, config), **_architecture_field(adapters, config)}
     notes = []
     if "id2label" in fields:
-        said = "as the adapter names them" if names else "LABEL_0 and so on: the adapter does not name them"
-        notes.append(f"config.json gets {count} labels for {key}, {said}")
+        names_note = "as the adapter names them" if names else "LABEL_0 and so on: the adapter does not name them"
+        notes.append(f"config.json gets {count} labels for {key}, {names_note}")
     if "architectures" in fields:
         notes.append(f"config.json says {fields['architectures'][0]} now")  # type: ignore[index]
+    # The base had no head, and its class would load without the new one.
     elif changed[key].base is None:
         notes.append(f"nothing says which class {key} belongs to: load the model with the one that has it")
     return notes, fields
 
 
-def _names(adapters: Sequence[Adapter], count: int) -> list[str]:
-    """The labels that the one adapter trained by loralens was trained on; empty where none or several say so."""
-    said = [labels for adapter in adapters if (labels := (record_of(adapter) or {}).get("labels"))]
-    fits = len(said) == 1 and isinstance(said[0], list) and len(said[0]) == count
-    return [str(label) for label in said[0]] if fits else []
+def _label_names(adapters: Sequence[Adapter], count: int) -> list[str]:
+    """The labels in the training record of loralens; empty unless exactly one adapter has a fitting record."""
+    label_lists = [labels for adapter in adapters if (labels := (record_of(adapter) or {}).get("labels"))]
+    # Two adapters with labels do not agree which names count.
+    fits = len(label_lists) == 1 and isinstance(label_lists[0], list) and len(label_lists[0]) == count
+    return [str(label) for label in label_lists[0]] if fits else []
 
 
-def _labels(count: int, names: list[str], config: Mapping[str, Any]) -> dict[str, object]:
-    """Fields for this many labels; none where the configuration has as many, by these names if there are any."""
+def _label_fields(count: int, names: list[str], config: Mapping[str, Any]) -> dict[str, object]:
+    """Fields for ``count`` labels; none if the configuration has this number of labels and, if given, these names."""
     named = config.get("id2label")
-    known = len(named) if isinstance(named, dict) else config.get("num_labels", 2)  # 2 in all of transformers
+    base_count = len(named) if isinstance(named, dict) else config.get("num_labels", 2)  # transformers' default is 2
     same = not names or (isinstance(named, dict) and [named.get(str(i)) for i in range(count)] == names)
-    if known == count and same:
+    # Unchanged: the file keeps its names.
+    if base_count == count and same:
         return {}
     names = names or [f"LABEL_{i}" for i in range(count)]
     fields: dict[str, object] = {
@@ -62,20 +67,20 @@ def _labels(count: int, names: list[str], config: Mapping[str, Any]) -> dict[str
     return fields | ({"num_labels": count} if "num_labels" in config else {})
 
 
-def _architectures(adapters: Sequence[Adapter], config: Mapping[str, Any]) -> dict[str, object]:
-    """The field that names the class of the whole model, where that can be known and is another than the base's."""
-    made = config.get("architectures")
-    if not (isinstance(made, list) and len(made) == 1 and isinstance(made[0], str)):
+def _architecture_field(adapters: Sequence[Adapter], config: Mapping[str, Any]) -> dict[str, object]:
+    """The field that names the class of the model, if that is known and differs from the class of the base."""
+    base_classes = config.get("architectures")
+    if not (isinstance(base_classes, list) and len(base_classes) == 1 and isinstance(base_classes[0], str)):
         return {}
-    wanted = {name for adapter in adapters if (name := _class(adapter.config or {}, made[0]))}
-    return {"architectures": sorted(wanted)} if len(wanted) == 1 and wanted != set(made) else {}
+    classes = {name for adapter in adapters if (name := _class_name(adapter.config or {}, base_classes[0]))}
+    return {"architectures": sorted(classes)} if len(classes) == 1 and classes != set(base_classes) else {}
 
 
-def _class(said: Mapping[str, Any], base: str) -> str | None:
-    """What an adapter's configuration says of the class that it was trained in."""
-    end, stem = ENDS.get(str(said.get("task_type"))), _STEM.match(base)
+def _class_name(config: Mapping[str, Any], base: str) -> str | None:
+    """The class with which an adapter was trained, according to its configuration."""
+    end, stem = ENDS.get(str(config.get("task_type"))), _STEM.match(base)
     if end and stem:
         return stem[1] + end
-    mapping = said.get("auto_mapping")
+    mapping = config.get("auto_mapping")
     name = mapping.get("base_model_class") if isinstance(mapping, dict) else None
     return name if isinstance(name, str) and "Classification" in name else None

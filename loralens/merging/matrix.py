@@ -1,4 +1,4 @@
-"""A stored tensor looked at as one matrix, read some rows at a time."""
+"""Reading a stored tensor as a matrix, a block of rows at a time."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -9,15 +9,15 @@ import numpy as np
 from loralens.core.lazy import Array, LazyArray
 from loralens.linalg.exact import Singles
 from loralens.merging.plan import Slab, TensorPlan
-from loralens.merging.update import row_blocks
+from loralens.merging.update import row_ranges
 
 
 @final
 class MatrixRows:
-    """Rows of a stored tensor looked at as a matrix.
+    """The rows of a stored tensor as a matrix.
 
-    Where single rows cannot be read, the tensor is read once and held; of a stack that can give its experts alone, the
-    last of these.
+    If single rows cannot be read, the whole tensor is read once and kept. If it is a stack whose experts can be read
+    separately, only the last expert is kept.
     """
 
     __slots__ = ("_held", "_matrix", "_stack", "_tensor")
@@ -25,12 +25,14 @@ class MatrixRows:
     def __init__(self, tensor: LazyArray, matrix: tuple[int, int]) -> None:
         self._matrix = matrix
         flat = tensor.reshape(*matrix)
+        # A flattened stack that cannot be read by rows can still be read by experts.
         self._stack = len(tensor.shape) == 3 and matrix[0] != tensor.shape[0] and not flat.streams
         self._tensor = tensor if self._stack else flat
         self._held: tuple[int, Array] | None = None
 
     def rows(self, start: int, stop: int) -> Array:
-        """Rows ``start`` to ``stop``, of one expert in a stack; in the dtype of the file, not to be written into."""
+        """Rows ``start`` to ``stop`` in the dtype of the file. They lie within one expert, and must not be modified."""
+        # `row_ranges` of the callers never crosses an expert, so one expert answers each call.
         if self._stack:
             height = self._tensor.shape[1]
             expert = start // height
@@ -45,30 +47,31 @@ class MatrixRows:
         return self._held[1][start:stop]
 
     def blocks(self) -> Iterator[Array]:
-        """All rows in order, some at a time."""
+        """Yield all rows in order, a block at a time."""
         height = self._tensor.shape[1] if self._stack else self._matrix[0]
         for first in range(0, self._matrix[0], max(height, 1)):
-            for start, stop in row_blocks(height, self._matrix[1]):
+            for start, stop in row_ranges(height, self._matrix[1]):
                 yield self.rows(first + start, first + stop)
 
 
 def cuts(plan: TensorPlan) -> Iterator[tuple[int, int, Slab | None]]:
-    """Blocks of rows in order, each within one slab or between two, and within one expert."""
+    """Yield blocks of rows in order, each with its slab or None. A block does not cross limits of slabs or experts."""
     rows, columns = plan.matrix
     shape = plan.shape
     height = shape[1] if len(shape) == 3 and rows != shape[0] else rows
+    # Blocks end at the limits of slabs and at those of experts, whichever come first.
     edges = sorted({0, rows, *range(0, rows, max(height, 1)), *(e for s in plan.slabs for e in (s.start, s.stop))})
     at = {slab.start: slab for slab in plan.slabs}
     slab: Slab | None = None
     for start, stop in pairwise(edges):
         slab = at.get(start, slab if slab and slab.stop > start else None)
-        for first, last in row_blocks(stop - start, columns):
+        for first, last in row_ranges(stop - start, columns):
             yield start + first, start + last, slab
 
 
 @final
 class Buffer:
-    """A float32 array that is kept from block to block: fresh pages cost more than the arithmetic done in them."""
+    """A float32 array that is reused from block to block, since new memory pages cost more than the arithmetic."""
 
     __slots__ = ("_array",)
 
@@ -76,8 +79,9 @@ class Buffer:
         self._array: Singles = np.empty(0, np.float32)
 
     def of(self, shape: tuple[int, ...]) -> Singles:
-        """An array of this shape to write into; what was in it before is gone."""
+        """An array of this shape to write into. It overwrites the array of the previous call."""
         size = int(np.prod(shape))
+        # It only grows: the last block of a tensor is the smallest.
         if self._array.size < size:
             self._array = np.empty(size, np.float32)
         return self._array[:size].reshape(shape)

@@ -1,7 +1,7 @@
-"""Plan: which stored tensors of a base model a merge changes, and how, before a number is read.
+"""The plan of a merge: which stored tensors of the base change, and how. No number is read to make it.
 
-A stored tensor is looked at as one matrix (rows, columns): a stack of experts as its experts one below the other, a
-convolution with its kernel flattened, a vector as one row. What is added to it are `Slab`s, each to some of its rows.
+Every stored tensor is treated as a matrix (rows, columns). The experts of a stack lie one below the other, the kernel
+of a convolution is flattened, and a vector is one row. The updates are `Slab`s; each is added to a range of rows.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from loralens.core.lazy import LazyArray
 from loralens.core.naming.matching import Match, Shape
 from loralens.errors import place
 from loralens.linalg.device import Device
-from loralens.merging.update import Rows, Weighted, update_rows
+from loralens.merging.update import UpdateMatrix, Weighted, update_matrix
 
 Axis = Literal["rows", "columns"]
 
@@ -23,15 +23,16 @@ Axis = Literal["rows", "columns"]
 @final
 @dataclass(frozen=True, slots=True)
 class Magnitude:
-    """DoRA: the lengths to which the vectors of W + ΔW are brought.
+    """DoRA's magnitude: the lengths to which the vectors of W + ΔW are scaled.
 
     Attributes
     ----------
     lengths : LazyArray or None
-        As many numbers as the stored tensor has rows, or columns; one an input channel of a convolution, whose columns
-        are those of its kernel, side by side. None: those of the base.
+        One number for each row or each column of the stored tensor, or one for each input channel of a convolution. A
+        channel has as many adjacent columns as the kernel has entries. None stands for the lengths of the base.
     axis : str
-        ``rows``: one length a row of the stored tensor; ``columns``: one a column, or one for the columns of a channel.
+        ``rows``: there is one length for each row of the stored tensor. ``columns``: there is one for each column, or
+        one for the columns of each channel.
     """
 
     lengths: LazyArray | None
@@ -41,17 +42,16 @@ class Magnitude:
 @final
 @dataclass(frozen=True, slots=True)
 class Slab:
-    """Rows ``start`` to ``stop`` of a stored tensor, and the update that is added to them.
+    """The update of rows ``start`` to ``stop`` of a stored tensor.
 
     Attributes
     ----------
     module : str
-        As the adapter calls it.
+        The name in the adapter.
     terms : tuple of (float, LowRank or Structured)
-        The updates and how strongly they count, in the order given.
+        The weights of the adapters and their updates, in the order of the adapters.
     transposed : bool
         Whether the tensor is stored (in, out).
-    magnitude : Magnitude or None
     """
 
     module: str
@@ -61,17 +61,17 @@ class Slab:
     transposed: bool = False
     magnitude: Magnitude | None = None
 
-    def update(self, slices: int, device: Device | None = None) -> Rows:
-        """D of these rows, as they are stored; its products made on ``device``."""
+    def update(self, slices: int, device: Device | None = None) -> UpdateMatrix:
+        """The update D of these rows in the stored orientation; ``device`` multiplies the factors."""
         with place(self.module):
-            rows = update_rows(self.terms, slices=slices, device=device)
+            rows = update_matrix(self.terms, slices=slices, device=device)
         return rows.T if self.transposed else rows
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Rows of an embedding that were trained in full, and stand for those of the base: not a difference."""
+    """Rows of an embedding that were trained in full. They replace the rows of the base."""
 
     indices: tuple[int, ...]
     rows: LazyArray  # (tokens, dim)
@@ -80,23 +80,22 @@ class Tokens:
 @final
 @dataclass(frozen=True, slots=True)
 class TensorPlan:
-    """What happens to one stored tensor: it is replaced, slabs are added, rows of tokens are put in; each where given.
+    """The changes of one stored tensor: it is replaced, then slabs are added, then rows of tokens are replaced.
 
     Attributes
     ----------
     key : str
-        In the base checkpoint; for a new tensor, in the merged one.
+        The key in the base checkpoint, or in the merged one for a new tensor.
     base : LazyArray or None
-        The stored tensor; None for one that the base has not.
+        The stored tensor; None if the base has no such tensor.
     matrix : tuple of int
-        Rows and columns under which the merged tensor is looked at.
+        Number of rows and columns of the merged tensor as a matrix.
     slabs : tuple of Slab
         In the order of their rows, without overlap.
     replacement : LazyArray or None
-        A tensor trained in full, which may be of another shape.
-    tokens : Tokens or None
+        A tensor trained in full, which may have another shape.
     scale : LazyArray or None
-        Of float8 weights: what each stored number is multiplied by, float32, of the shape of the tensor.
+        The scales of a float8 weight: a float32 factor for each stored number, in the shape of the tensor.
     """
 
     key: str
@@ -109,41 +108,42 @@ class TensorPlan:
 
     @property
     def source(self) -> LazyArray:
-        """What the slabs are added to."""
+        """The tensor to which the slabs are added: the replacement, or else that of the base."""
+        # A pair beside a tensor saved in full was trained on that tensor, not on the base.
         tensor = self.base if self.replacement is None else self.replacement
         assert tensor is not None
         return tensor
 
     @property
     def shape(self) -> Shape:
-        """Of the merged tensor."""
+        """The shape of the merged tensor."""
         return self.source.shape
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of the merged tensor, where nobody asks for another: that of the base."""
+        """The default dtype of the merged tensor, which is that of the base."""
         return self.source.dtype if self.base is None else self.base.dtype
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """Everything a merge does.
+class MergePlan:
+    """All changes that a merge makes to a base model.
 
     Attributes
     ----------
     tensors : mapping of str to TensorPlan
-        By key; every other tensor of the base is copied.
+        Plans by key. Every other tensor of the base is copied.
     matches : tuple of Match
         How the names of each adapter were matched.
     missing : tuple of str
-        Modules and tensors left out because the base has no place for them.
+        Modules and tensors of the adapters that are left out because the base has no place for them.
     notes : tuple of str
-        What else the user should know, a sentence each.
+        Further messages for the user, one sentence each.
     config : mapping
-        Fields of ``config.json`` that change; None: the field goes.
+        Fields of ``config.json`` that change. A field whose value is None is removed.
     dropped : tuple of str
-        Keys of the base that the merged model lacks.
+        Keys of the base that the merged model does not have.
     """
 
     tensors: Mapping[str, TensorPlan]
@@ -155,9 +155,10 @@ class Plan:
 
 
 def as_matrix(shape: Shape, *, experts: bool = False) -> tuple[int, int]:
-    """Rows and columns under which a stored tensor is looked at."""
+    """Number of rows and columns of a stored tensor as a matrix; ``experts`` if it is a stack of them."""
     if experts:
         return shape[0] * shape[1], prod(shape[2:])
+    # A vector is one row rather than one column, so that a block of rows can hold all of it.
     if len(shape) < 2:
         return 1, prod(shape)
     return shape[0], prod(shape[1:])

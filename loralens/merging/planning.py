@@ -1,4 +1,7 @@
-"""From adapters and a base model to the `Plan` of their merge; nothing an adapter carries is left without a word."""
+"""Making the `MergePlan` of a merge from adapters and a base model.
+
+Every tensor of an adapter is planned, reported as missing, or refused with an error; none is ignored silently.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,13 +13,13 @@ from loralens.core.naming.matching import Match, Shape
 from loralens.core.structured import Update, Updates
 from loralens.core.weights import Piece, Weight, Weights, share_of, weights_of
 from loralens.errors import FormatError, MismatchError, OptionError, place
-from loralens.merging.extras import Changes, changes_of
+from loralens.merging.extras import Changes, find_changes
 from loralens.merging.heads import head_fields
-from loralens.merging.plan import Magnitude, Plan, Slab, TensorPlan, as_matrix
+from loralens.merging.plan import Magnitude, MergePlan, Slab, TensorPlan, as_matrix
 from loralens.merging.tying import Tied
 
-SINGLE = 2.0**128  # the first number that float32 does not hold
-CHANGED_BASE = {  # finding of a reader → why its update cannot be added to the original base
+SINGLE = 2.0**128  # the smallest power of two beyond the range of float32
+CHANGED_BASE = {  # code of a finding of a reader → the reason why the update cannot be added to the original base
     "mutated-base": "it was trained on a changed base, so scale·B·A is not its change",
     "kasa-config": "KaSA truncates the base weight too",
     "layer-replication": "its layers index a replicated stack",
@@ -30,14 +33,14 @@ CHANGED_BASE = {  # finding of a reader → why its update cannot be added to th
 @final
 @dataclass(slots=True)
 class _Draft:
-    """The plan of one stored tensor while it is drawn up."""
+    """The changes of one stored tensor while adapters are added to the plan."""
 
     slabs: dict[int, Slab] = field(default_factory=dict)  # by their first row
     changes: Changes = field(default_factory=Changes)
-    experts: bool = False  # it is a stack of them, adapted one by one
+    experts: bool = False  # whether the tensor is a stack of experts that are adapted one by one
 
 
-def plan(
+def plan_merge(
     adapters: Sequence[tuple[Adapter, float]],
     base: Mapping[str, LazyArray],
     *,
@@ -47,35 +50,37 @@ def plan(
     untie: bool | None = None,
     dtype: str | None = None,
     scales: Mapping[str, LazyArray] | None = None,
-) -> Plan:
-    """What merging the adapters into the base changes.
+) -> MergePlan:
+    """Plan the merge of adapters into a base model.
 
     Parameters
     ----------
     adapters : sequence of (Adapter, float)
-        And how strongly each counts: W' = W + Σ w·ΔW. Of a DoRA adapter ΔW counts w times, the magnitude as it is.
+        Adapters and their weights w: W' = W + Σ w·ΔW. For a DoRA adapter, w multiplies ΔW, and the magnitude is used
+        unchanged.
     base : mapping of str to LazyArray
         Key → tensor of the base checkpoint.
     config : mapping or None
         ``config.json`` of the base.
     conv1d : bool
-        The base stores linear weights (in, out).
+        Whether the base stores linear weights as (in, out).
     allow_missing : bool
-        Leave out what has no place in the base.
+        Leave out modules and tensors that have no place in the base.
     untie : bool or None
-        Whether weights that share the embedding's numbers (the head, as a rule) become weights of their own, or stay
-        tied and change with it; None: whatever makes the merged model do what the unmerged adapter does.
+        Whether weights that share the numbers of the embedding (usually the head) become separate weights, or stay tied
+        and change with the embedding. None chooses what makes the merged model equivalent to the unmerged adapter.
     dtype : str or None
-        In which the model is written: for the bytes that untying costs.
+        The dtype in which the model is written; it decides how many bytes untying adds.
     scales : mapping of str to LazyArray, or None
-        What each number of some float8 weights is multiplied by, by their key.
+        The scales of float8 weights, by the key of the weight.
 
     Raises
     ------
     MismatchError
-        A module or tensor has no place in the base; two adapters replace one tensor, or one is DoRA where another adds.
+        A module or tensor has no place in the base, two adapters replace the same tensor, or a tensor has a DoRA update
+        and another update.
     FormatError
-        An adapter that is no sum with the original base, or holds what is not understood.
+        An adapter cannot be added to the original base, or has tensors that were not understood.
     """
     tied = Tied.of(base, config or {})
     base = tied.shown(base)
@@ -84,50 +89,56 @@ def plan(
     missing: list[str] = []
     notes: list[str] = []
     for adapter, strength in adapters:
-        _check(adapter)
-        weights = _weights(adapter.modules, base, conv1d=conv1d, allow_missing=allow_missing)
+        _check_mergeable(adapter)
+        weights = _find_weights(adapter.modules, base, conv1d=conv1d, allow_missing=allow_missing)
         matches.append(weights.match)
         missing += [name for name in adapter if name not in weights.modules]
-        found = changes_of(adapter, strength, weights, base)
-        touched = {*found.changes, *(piece.key for weight in weights.modules.values() for piece in weight.pieces)}
+        extra_changes = find_changes(adapter, strength, weights, base)
+        touched = {
+            *extra_changes.changes,
+            *(piece.key for weight in weights.modules.values() for piece in weight.pieces),
+        }
         for name, weight in weights.modules.items():
             for piece in weight.pieces:
                 for key in tied.meant(adapter, piece.key, touched):
-                    here = piece._replace(key=key)
-                    _add(drafts.setdefault(key, _Draft()), name, weight, here, adapter.modules[name], strength)
-        missing += found.missing
-        notes += found.notes
-        for home, changes in found.changes.items():
+                    target = piece._replace(key=key)
+                    _add_update(drafts.setdefault(key, _Draft()), name, weight, target, adapter.modules[name], strength)
+        missing += extra_changes.missing
+        notes += extra_changes.notes
+        for home, changes in extra_changes.changes.items():
             for key in tied.meant(adapter, home, touched, changes):
-                _change(drafts.setdefault(key, _Draft()), key, changes)
+                _add_changes(drafts.setdefault(key, _Draft()), key, changes)
+    # Reported only after all adapters were read, so that one message names everything.
     if missing and not allow_missing:
         raise MismatchError(
             f"{len(missing)} tensors have no place in the base: {', '.join(missing[:3])}",
             fix="give the base it was trained on, or leave them out with --allow-missing",
         )
-    changed = {key: _tensor(key, draft, base, (scales or {}).get(key)) for key, draft in drafts.items()}
+    changed = {key: _plan_tensor(key, draft, base, (scales or {}).get(key)) for key, draft in drafts.items()}
     settled = tied.settled(changed, untie=untie, dtype=dtype)
     changed = settled.plans
     notes += [
         f"{key} {tensor.shape} is new: the base has no such tensor"
         for key, tensor in changed.items()
+        # Copies and biases that untying writes are reported by their own note.
         if tensor.base is None and key not in tied.ties.copies and key not in tied.ties.biases
     ]
     heads, labels = head_fields(changed, [adapter for adapter, _ in adapters], config or {})
-    return Plan(
+    return MergePlan(
         changed,
         tuple(matches),
         tuple(missing),
         (*notes, *settled.notes, *heads),
-        {**_resized(changed, config), **settled.config, **labels},
+        {**_vocabulary_fields(changed, config), **settled.config, **labels},
     )
 
 
-def _check(adapter: Adapter) -> None:
+def _check_mergeable(adapter: Adapter) -> None:
     for finding in adapter.findings:
         if finding.code in CHANGED_BASE:
             raise FormatError(f"cannot be merged: {CHANGED_BASE[finding.code]}", fix=finding.fix or "serve it unmerged")
     for name, module in adapter.items():
+        # `not <` also refuses NaN.
         if not abs(module.scale) < SINGLE:
             raise FormatError(
                 f"{name}: its scale {module.scale:g} is beyond float32, in which an update is added to a weight",
@@ -135,41 +146,43 @@ def _check(adapter: Adapter) -> None:
             )
 
 
-def _weights(modules: Updates, base: Mapping[str, LazyArray], *, conv1d: bool, allow_missing: bool) -> Weights:
+def _find_weights(modules: Updates, base: Mapping[str, LazyArray], *, conv1d: bool, allow_missing: bool) -> Weights:
     try:
         return weights_of(modules, base, conv1d=conv1d, allow_missing=allow_missing)
     except MismatchError as error:
-        told = MismatchError(error.what, fix=f"{error.fix}; or leave them out with --allow-missing")
-        told.where = error.where
-        raise told from error
+        # weights_of serves verbs that have no such option, so the advice is added here.
+        advice = MismatchError(error.what, fix=f"{error.fix}; or leave them out with --allow-missing")
+        advice.where = error.where
+        raise advice from error
 
 
-def _add(draft: _Draft, name: str, weight: Weight, piece: Piece, module: Update, strength: float) -> None:
-    """Add the update of one module to the slab of its rows: several adapters there become one sum."""
+def _add_update(draft: _Draft, name: str, weight: Weight, piece: Piece, module: Update, strength: float) -> None:
+    """Add the update of one module to the slab of its rows; updates of several adapters there form one sum."""
     if module.layout.kind == "conv" and module.layout.groups > 1:
         raise MismatchError(
-            f"{name}: the update of a grouped convolution reads all input channels and fits no weight",
+            f"{name}: the update reads all input channels, and the weight of a grouped convolution has only some",
             fix="leave it out with --modules",
         )
     draft.experts |= piece.experts
     start, stop = piece.start, piece.start + piece.rows
     if any(
+        # The same range of rows may get several updates; an overlap of different ranges is no sum that a slab can hold.
         slab.start < stop and start < slab.stop and (slab.start, slab.stop) != (start, stop)
         for slab in draft.slabs.values()
     ):
         raise MismatchError(
-            f"{name} adapts some rows of {piece.key}, and another adapter these and more",
+            f"{name} adapts some rows of {piece.key}, and another adapter adapts an overlapping range of rows",
             fix="merge one of the adapters first, and the other into the result",
         )
     with place(name):
         term = strength, share_of(module, weight, piece)
     name = f"{name} in {piece.key}" if len(weight.pieces) > 1 else name
-    here = draft.slabs.get(start, Slab(name, start, stop, (), weight.transposed))
-    draft.slabs[start] = replace(here, terms=(*here.terms, term))
+    rows_slab = draft.slabs.get(start, Slab(name, start, stop, (), weight.transposed))
+    draft.slabs[start] = replace(rows_slab, terms=(*rows_slab.terms, term))
 
 
-def _change(draft: _Draft, key: str, changes: Changes) -> None:
-    """Take over what else an adapter says of a tensor."""
+def _add_changes(draft: _Draft, key: str, changes: Changes) -> None:
+    """Add the other changes that an adapter makes to a tensor."""
     ours = draft.changes
     for name in ("replacement", "tokens", "magnitude"):
         if getattr(ours, name) is not None and getattr(changes, name) is not None:
@@ -184,8 +197,9 @@ def _change(draft: _Draft, key: str, changes: Changes) -> None:
     )
 
 
-def _tensor(key: str, draft: _Draft, base: Mapping[str, LazyArray], scale: LazyArray | None) -> TensorPlan:
+def _plan_tensor(key: str, draft: _Draft, base: Mapping[str, LazyArray], scale: LazyArray | None) -> TensorPlan:
     changes = draft.changes
+    # The scales belong to the numbers of the base, not to those that replace them.
     if scale is not None and (changes.replacement is not None or changes.tokens):
         raise MismatchError(
             f"{key} is float8 with scales, and the adapter replaces numbers of it",
@@ -195,20 +209,22 @@ def _tensor(key: str, draft: _Draft, base: Mapping[str, LazyArray], scale: LazyA
     matrix = as_matrix(source.shape, experts=draft.experts)
     if changes.tokens and max(changes.tokens.indices, default=0) >= matrix[0]:
         raise MismatchError(
-            f"{key} has {matrix[0]} rows, and token {max(changes.tokens.indices)} was trained",
+            f"{key} has {matrix[0]} rows, and the adapter has a row for token {max(changes.tokens.indices)}",
             fix="give the base it was trained on",
         )
     slabs = dict(draft.slabs)
     if changes.added:
-        whole = Slab(key, 0, matrix[0], ())
-        here = slabs.get(0, whole)
-        if here.transposed:
+        empty_slab = Slab(key, 0, matrix[0], ())
+        first_slab = slabs.get(0, empty_slab)
+        if first_slab.transposed:
             raise MismatchError(
-                f"{key} is stored (in, out), and a full difference beside a pair is not", fix="leave one of them out"
+                f"{key} is stored as (in, out), and the adapter has a pair and a full difference for it",
+                fix="leave one of them out",
             )
-        slabs[0] = replace(here, terms=(*here.terms, *changes.added))
+        # A full difference covers all rows, so it joins the slab that begins at row 0.
+        slabs[0] = replace(first_slab, terms=(*first_slab.terms, *changes.added))
     if changes.magnitude:
-        slabs = {start: _dora(slab, changes.magnitude, source.shape) for start, slab in slabs.items()}
+        slabs = {start: _add_magnitude(slab, changes.magnitude, source.shape) for start, slab in slabs.items()}
     return TensorPlan(
         key,
         base.get(key),
@@ -220,22 +236,25 @@ def _tensor(key: str, draft: _Draft, base: Mapping[str, LazyArray], scale: LazyA
     )
 
 
-def _dora(slab: Slab, lengths: tuple[LazyArray | None, bool], stored: Shape) -> Slab:
-    """The slab with its magnitude on the axis that it has as stored; of a convolution by input, one a channel.
+def _add_magnitude(slab: Slab, lengths: tuple[LazyArray | None, bool], stored: Shape) -> Slab:
+    """Add DoRA's magnitude to a slab, on the axis on which the tensor is stored.
 
-    LyCORIS has one number an input channel there, (1, in, 1…), whose norm runs over outputs and kernel; ComfyUI
-    computes the same.
+    A convolution with a magnitude per input has one number per channel. LyCORIS stores it as (1, in, 1…) and takes the
+    norm over outputs and kernel; ComfyUI computes the same.
     """
     tensor, by_output = lengths
     if len(slab.terms) > 1:
         raise MismatchError(
-            f"{slab.module} is DoRA in one adapter and adapted by another: there is no order in which both hold",
+            f"{slab.module} has a DoRA update in one adapter and an update in another, which cannot be added",
             fix="merge the DoRA adapter alone first, and the others into the result",
         )
+    # A magnitude per output runs along the rows of a weight stored (out, in), and along the columns of one stored (in,
+    # out).
     axis = "rows" if by_output != slab.transposed else "columns"
     size = slab.stop - slab.start if axis == "rows" else slab.terms[0][1].shape[0 if by_output else 1]
     if tensor is None:
         return replace(slab, magnitude=Magnitude(None, axis))  # type: ignore[arg-type]
+    # The columns of a convolution are (in, kernel) flattened, so a channel has several of them.
     channels = stored[1] if axis == "columns" and len(stored) > 2 and not slab.transposed else size
     if tensor.size not in (size, channels):
         raise OptionError(
@@ -245,12 +264,13 @@ def _dora(slab: Slab, lengths: tuple[LazyArray | None, bool], stored: Shape) -> 
     return replace(slab, magnitude=Magnitude(tensor.reshape(tensor.size), axis))  # type: ignore[arg-type]
 
 
-def _resized(changed: Mapping[str, TensorPlan], config: Mapping[str, Any] | None) -> dict[str, object]:
-    """Fields of the configuration that a replaced embedding of another size changes."""
+def _vocabulary_fields(changed: Mapping[str, TensorPlan], config: Mapping[str, Any] | None) -> dict[str, object]:
+    """Fields of the configuration that change if the adapter replaces the embedding by one of another size."""
     if not config or "vocab_size" not in config:
         return {}
     for tensor in changed.values():
         if tensor.base is not None and tensor.replacement is not None and tensor.base.shape != tensor.shape:
+            # Only a changed number of rows is a changed vocabulary; any other shape belongs to another model.
             if tensor.base.shape[0] == config["vocab_size"] and tensor.base.shape[1:] == tensor.shape[1:]:
                 return {"vocab_size": tensor.shape[0]}
             raise MismatchError(

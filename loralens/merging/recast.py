@@ -1,4 +1,4 @@
-"""A whole model in another dtype: what else changes then than the adapted weights."""
+"""Writing the whole merged model in another dtype, which also changes tensors that no adapter touches."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
@@ -9,48 +9,52 @@ import numpy as np
 
 from loralens.core.lazy import LazyArray
 from loralens.core.weights import merged_dtype
-from loralens.merging.plan import Plan, TensorPlan, as_matrix
+from loralens.merging.plan import MergePlan, TensorPlan, as_matrix
 
+# Older versions of transformers write the first name, newer ones the second.
 FIELDS = ("torch_dtype", "dtype")  # of config.json
 
 
 def recast(
-    plan: Plan,
+    plan: MergePlan,
     tensors: Mapping[str, LazyArray],
     dtype: str | None,
     *,
     scales: Mapping[str, LazyArray],
     without: Collection[str],
     config: Mapping[str, Any],
-) -> Plan:
-    """The plan with every other tensor that changes its dtype, and what the configuration says of it.
+) -> MergePlan:
+    """Add all other tensors that change their dtype, and the fields of the configuration that name it, to a plan.
 
     Parameters
     ----------
     plan : Plan
     tensors : mapping of str to LazyArray
-        All of the base, as stored.
+        All tensors of the base, as stored.
     dtype : str or None
-        NumPy's name of the dtype; None: everything keeps its own.
+        NumPy's name of the dtype. None keeps the dtype of every tensor.
     scales : mapping of str to LazyArray
-        What the numbers of float8 weights are multiplied by: these become plain numbers, and say so no more.
+        The scales of float8 weights. In another dtype these weights are stored multiplied, without scales.
     without : collection of str
         Keys of the stored scales.
     config : mapping
         ``config.json``.
     """
+    # Every tensor keeps its dtype, so only the adapted tensors change.
     if dtype is None:
         count = sum(tensor.scale is not None for tensor in plan.tensors.values())
         note = f"{count} weights are float8 under scales: they are merged as numbers and rounded to float8 again"
         return replace(plan, notes=(*plan.notes, note)) if count else plan
-    others = {
+    untouched = {
         key: TensorPlan(key, tensor, as_matrix(tensor.shape), scale=scales.get(key))
         for key, tensor in tensors.items()
         if key not in plan.tensors and key not in without
     }
-    changing = {key: tensor for key, tensor in others.items() if recast_dtype(tensor, dtype) != tensor.source.dtype}
+    # Integers and tensors that already have the dtype are copied as they are.
+    changing = {key: tensor for key, tensor in untouched.items() if recast_dtype(tensor, dtype) != tensor.source.dtype}
     fields: dict[str, object] = {name: dtype for name in FIELDS if name in config}
     if scales and "quantization_config" in config:
+        # transformers would otherwise look for the scales that are no longer stored.
         fields["quantization_config"] = None
     return replace(
         plan,
@@ -63,6 +67,6 @@ def recast(
     )
 
 
-def recast_dtype(tensor: TensorPlan, wanted: str | None) -> np.dtype[Any]:
+def recast_dtype(tensor: TensorPlan, dtype: str | None) -> np.dtype[Any]:
     """The dtype of a tensor in the merged model."""
-    return merged_dtype(tensor.dtype, wanted, scaled=tensor.scale is not None)
+    return merged_dtype(tensor.dtype, dtype, scaled=tensor.scale is not None)

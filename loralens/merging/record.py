@@ -1,4 +1,4 @@
-"""What was merged into one stored tensor, as it happened: fidelity of every module, hashes, the undo patch."""
+"""The record of the merge of one stored tensor: fidelity of its modules, hashes, and the patch that undoes it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ import numpy as np
 
 from loralens.core.lazy import Array
 from loralens.core.lowrank import LowRank
-from loralens.merging.apply import Block, TensorMerge
+from loralens.merging.apply import MergedBlock, TensorMerge
 from loralens.merging.fidelity import Fidelity, FidelitySums
 from loralens.merging.gain import Gain
 from loralens.merging.matrix import Buffer, MatrixRows
 from loralens.merging.plan import TensorPlan, as_matrix
-from loralens.merging.rounding import rounded
-from loralens.merging.undo.patch import Blob, Keep, PatchWriter, in_memory
+from loralens.merging.rounding import round_sums
+from loralens.merging.undo.patch import Blob, Keep, PatchWriter, keep_in_memory
 
 Against = Literal["subtracted", "merged", "nothing"]
 
@@ -23,25 +23,25 @@ Against = Literal["subtracted", "merged", "nothing"]
 @final
 @dataclass(frozen=True, slots=True)
 class TensorRecord:
-    """What happened to one stored tensor.
+    """The record of the merge of one stored tensor.
 
     Attributes
     ----------
-    plan : TensorPlan
     dtype : dtype
-        Of the merged tensor.
+        The dtype of the merged tensor.
     fidelity : tuple of Fidelity
         One for each slab.
     base_hash, merged_hash : str
-        SHA-256 of the bytes of the tensor before and after; empty where not asked for, or there was no tensor.
+        SHA-256 of the bytes of the tensor before and after the merge; empty if it was not requested, or if there was no
+        such tensor.
     patch : Blob or None
-        What gives the base back, where asked for.
+        The patch that restores the base, if requested.
     patch_bytes : int
-        Its size, also when the patch itself has been put away.
+        Size of the patch. It stays known when the patch itself has been written to a file.
     against : str
-        What the patch is relative to: W' − D rounded (``subtracted``), W' itself (``merged``), or ``nothing``.
+        What the patch is relative to: W' − D rounded (``subtracted``), W' itself (``merged``), or zeros (``nothing``).
     gains : dict of int to Gain
-        DoRA's, by the first row of their slab.
+        DoRA's gains by the first row of their slab.
     """
 
     plan: TensorPlan
@@ -56,16 +56,16 @@ class TensorRecord:
 
 
 @final
-class Watch:
-    """Looks at the blocks of one tensor as they are merged.
+class MergeRecorder:
+    """Records the blocks of one tensor while they are merged.
 
     Parameters
     ----------
     merge : TensorMerge
     hashes, fidelity, undo : bool
-        What to keep; each costs time.
+        What to record. Each of them takes time.
     keep : callable
-        Where the patch goes while it is made.
+        Stores parts of the patch while it is made (see `PatchWriter`).
     """
 
     def __init__(
@@ -75,52 +75,55 @@ class Watch:
         hashes: bool = True,
         fidelity: bool = True,
         undo: bool = True,
-        keep: Keep = in_memory,
+        keep: Keep = keep_in_memory,
     ) -> None:
         base = merge.plan.base
-        self._merge, self._against, self._fidelity = merge, against(merge), fidelity
+        self._merge, self._against, self._fidelity = merge, patch_reference(merge), fidelity
         self._before = sha256() if hashes and base is not None else None
         self._after = sha256() if hashes else None
         self._patch = PatchWriter(base.dtype.itemsize, keep) if undo and base is not None else None
         self._sums: dict[int, FidelitySums] = {}
 
     def blocks(self) -> Iterator[Array]:
-        """The merged rows in order; when they are exhausted, `record` is complete."""
+        """Yield the merged rows in order. When all have been taken, `record` is complete."""
         replaced, buffer = self._merge.plan.replacement is not None, Buffer()
         for block in self._merge.blocks():
-            feed(self._after, block.merged)
+            feed_hash(self._after, block.merged)
             if self._fidelity and block.slab:
+                # Blocks come in order, and a slab may have many of them.
                 if block.slab.start not in self._sums:
                     self._sums[block.slab.start] = FidelitySums(block.slab, self._merge)
                 self._sums[block.slab.start].take(block)
             if not replaced:
-                feed(self._before, block.stored)
+                feed_hash(self._before, block.stored)
                 if self._patch is not None:
-                    self._patch.block(block.stored, self._start(block, buffer))
+                    self._patch.block(block.stored, self._patch_start(block, buffer))
             yield block.merged
+        # A replacement is merged in its own rows; the rows of the base follow after them.
         if replaced:
-            self._see_base()
+            self._take_base()
 
-    def _start(self, block: Block, buffer: Buffer) -> Array:
-        """What the patch of some rows begins with."""
+    def _patch_start(self, block: MergedBlock, buffer: Buffer) -> Array:
+        """The rows to which the patch is relative."""
         if self._against == "subtracted":
             return block.subtracted(buffer.of(block.stored.shape))
         if self._against == "merged":
-            return rounded(block.merged, block.stored.dtype)
+            return round_sums(block.merged, block.stored.dtype)
+        # Against zeros the patch holds the whole tensor.
         return np.zeros_like(block.stored)
 
-    def _see_base(self) -> None:
-        """Hash and keep the base tensor that something else stands for now."""
+    def _take_base(self) -> None:
+        """Hash the base tensor of a replaced one, and store it in the patch."""
         base = self._merge.plan.base
         if base is None or (self._before is None and self._patch is None):
             return
         for rows in MatrixRows(base, as_matrix(base.shape)).blocks():
-            feed(self._before, rows)
+            feed_hash(self._before, rows)
             if self._patch is not None:
                 self._patch.block(rows, np.zeros_like(rows))
 
     def record(self) -> TensorRecord:
-        """What was seen."""
+        """The record of all blocks."""
         patch = self._patch.finish() if self._patch else None
         return TensorRecord(
             self._merge.plan,
@@ -135,18 +138,20 @@ class Watch:
         )
 
 
-def against(merge: TensorMerge) -> Against:
-    """What the patch of a tensor is relative to: D is taken away where it can be made again from factors alone."""
+def patch_reference(merge: TensorMerge) -> Against:
+    """What the patch of a tensor is relative to; D is subtracted only if unmerging can compute it from factors."""
     plan = merge.plan
+    # The merged numbers say nothing about the base: it was replaced, or stored in float8 and written in another dtype.
     if plan.replacement is not None or (plan.scale is not None and not merge.requantised):
         return "nothing"
     terms = [one for slab in plan.slabs for _, one in slab.terms]
+    # Only pairs are stored in an undo file; other forms would need all their parts.
     if plan.scale is None and terms and all(isinstance(one, LowRank) for one in terms):
         return "subtracted"
     return "merged"
 
 
-def feed(digest: Any, rows: Array) -> None:
-    """Hash the bytes of some rows; nothing where ``digest`` is None, as nobody wants to know."""
+def feed_hash(digest: Any, rows: Array) -> None:
+    """Add the bytes of some rows to a hash; ``digest`` is None if no hash was requested."""
     if digest is not None:
         digest.update(np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data)

@@ -1,8 +1,9 @@
-"""W' = round(W + D) and R = round(W' − D): what merging and unmerging do to every entry.
+"""The arithmetic of merging and unmerging for each entry: W' = round(W + D) and R = round(W' − D).
 
-D is float32 (`loralens.merging.update`), never rounded to the dtype of the weight by itself. The sum is made in float32
-and rounded to the stored dtype: for float32 that is one rounding; for bf16, f16 and fp8 it is a double one, at most
-0.5 + 2⁻¹⁶ units in the last place. float64 weights are added in float64. With DoRA's gain g it is round(g·(W + D)).
+D is float32 (`loralens.merging.update`) and is never rounded to the dtype of the weight on its own. The sum is computed
+in float32 and rounded to the stored dtype. For float32 weights this is one rounding. For bf16, f16 and fp8 it is a
+double rounding, with an error of at most 0.5 + 2⁻¹⁶ units in the last place. float64 weights are added in float64. With
+DoRA's gain g the result is round(g·(W + D)).
 """
 
 from dataclasses import dataclass, replace
@@ -18,25 +19,25 @@ from loralens.linalg.exact import Singles
 
 Mode = Literal["nearest", "stochastic", "feedback"]
 
+# Dtypes in which a trained update is far above the unit in the last place, so they are always rounded to the nearest.
 WIDE = (np.dtype(np.float32), np.dtype(np.float64))
-DRAWS = 16  # numbers of 16 bits that one step of the counter gives
+DRAWS = 16  # numbers of 16 bits per step of Philox's counter, which are four words of 64 bits
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Rounding:
+class MergeRounding:
     """How sums are rounded to the stored dtype.
 
     Attributes
     ----------
     mode : str
-        ``nearest``, ties to even; ``stochastic``: up or down with the probability that makes the mean exact; or
-        ``feedback``: to the nearest, of sums corrected by what was lost before (`loralens.merging.feedback`).
-    seed : int
+        ``nearest``: ties go to even. ``stochastic``: up or down with the probability that makes the mean exact.
+        ``feedback``: to the nearest, after sums are corrected by earlier losses (`loralens.merging.feedback`).
     key : str
-        Of the tensor: each has its own random numbers.
+        The key of the tensor. Every tensor has random numbers of its own.
     offset : int
-        Number of the first entry. A draw belongs to an entry, however the tensor is cut.
+        Index of the first entry. A random number belongs to an entry, so it does not depend on the division in blocks.
     """
 
     mode: Mode = "nearest"
@@ -44,75 +45,80 @@ class Rounding:
     key: str = ""
     offset: int = 0
 
-    def at(self, offset: int) -> "Rounding":
-        """The same from another entry on."""
+    def at(self, offset: int) -> "MergeRounding":
+        """The same rounding from another entry on."""
         return replace(self, offset=offset)
 
     def draws(self, count: int) -> Singles:
-        """Uniform numbers in [0, 1), multiples of 2⁻¹⁶, for the next entries: Philox 4×64, 16 of them a step."""
+        """Uniform random numbers in [0, 1), multiples of 2⁻¹⁶, for ``count`` entries from the offset (Philox 4×64)."""
+        # A hash spreads seed and key over the 128 bits of a Philox key, so that tensors have independent numbers.
         key = int.from_bytes(sha256(f"{self.seed}:{self.key}".encode()).digest()[:16], "little")
         first, skipped = divmod(self.offset, DRAWS)
         engine = np.random.Philox(key=key, counter=first)
+        # Read as little-endian words, so that every machine draws the same numbers.
         words = engine.random_raw(4 * -(-(skipped + count) // DRAWS)).astype("<u8").view("<u2")
+        # 16 bits are enough: rounding to bf16 drops exactly 16 bits of a float32.
         return words[skipped : skipped + count].astype(np.float32) * np.float32(2.0**-16)
 
 
 def slices_for(dtype: DTypeLike) -> int:
-    """How many slices of the exact product a weight of this dtype deserves: 2 where it is float32 or wider."""
+    """Number of slices of the exact product for a weight of this dtype: 2 for float32 and wider, else 1."""
     return 2 if np.dtype(dtype) in WIDE else 1
 
 
-def added(
-    W: Array, D: Singles, dtype: DTypeLike, *, gain: Singles | None = None, rounding: Rounding | None = None
+def merge_entries(
+    W: Array, D: Singles, dtype: DTypeLike, *, gain: Singles | None = None, rounding: MergeRounding | None = None
 ) -> Array:
-    """W' = round(g·(W + D)) in ``dtype``; D (float32) of the shape of W, g = 1 where there is none.
+    """W' = round(g·(W + D)) in ``dtype``; D (float32) has the shape of W, and g is 1 if there is no gain.
 
-    Overflow becomes ±inf as IEEE says, but in fp8 the largest number.
+    Overflow gives ±inf as in IEEE arithmetic, but in fp8 it gives the largest number.
     """
-    return rounded(summed(W, D, gain=gain), dtype, rounding=rounding)
+    return round_sums(add_update(W, D, gain=gain), dtype, rounding=rounding)
 
 
-def removed(
+def subtract_update(
     merged: Array, D: Singles, dtype: DTypeLike, *, gain: Singles | None = None, out: Singles | None = None
 ) -> Array:
-    """R = round(W'/g − D) in ``dtype``: W itself, except where rounding gave two W one W'; worked out in ``out``."""
+    """R = round(W'/g − D) in ``dtype``: it is W unless several W are rounded to the same W'; ``out`` is a buffer."""
     wide = np.result_type(merged.dtype, np.float32)
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         if gain is None:
-            total = np.subtract(merged, D, out=_fitting(out, wide), dtype=wide)
+            total = np.subtract(merged, D, out=_usable_buffer(out, wide), dtype=wide)
         else:
-            total = np.divide(merged, gain, out=_fitting(out, wide), dtype=wide)
+            total = np.divide(merged, gain, out=_usable_buffer(out, wide), dtype=wide)
             total -= D
-    return rounded(total, dtype)
+    return round_sums(total, dtype)
 
 
-def summed(W: Array, D: Singles, *, gain: Singles | None = None, out: Singles | None = None) -> Array:
-    """g·(W + D) in float32, or in float64 for float64 weights; into ``out`` (float32) where that fits."""
+def add_update(W: Array, D: Singles, *, gain: Singles | None = None, out: Singles | None = None) -> Array:
+    """g·(W + D) in float32, or in float64 for float64 weights; in ``out`` (float32) if the dtype fits."""
     wide = np.result_type(W.dtype, np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
-        total: Array = np.add(W, D, out=_fitting(out, wide), dtype=wide)
+        total: Array = np.add(W, D, out=_usable_buffer(out, wide), dtype=wide)
         if gain is not None:
             total *= gain
     return total
 
 
-def rounded(total: Array, dtype: DTypeLike, *, rounding: Rounding | None = None) -> Array:
-    """Wide numbers in ``dtype``: a new array, or ``total`` itself where it has that dtype."""
+def round_sums(total: Array, dtype: DTypeLike, *, rounding: MergeRounding | None = None) -> Array:
+    """Round sums to ``dtype``. The result is a new array, or ``total`` itself if it has this dtype."""
     dtype = np.dtype(dtype)
+    # Feedback rounds to the nearest too; it corrects the sums before this call.
     if rounding and rounding.mode == "stochastic" and dtype not in WIDE:
-        return _drawn(total, dtype, rounding)
-    return _nearest(total, dtype)
+        return _round_stochastically(total, dtype, rounding)
+    return _round_to_nearest(total, dtype)
 
 
-def _fitting(out: Singles | None, dtype: np.dtype[Any]) -> Singles | None:
+def _usable_buffer(out: Singles | None, dtype: np.dtype[Any]) -> Singles | None:
     return out if out is not None and out.dtype == dtype else None
 
 
-def _nearest(total: Array, dtype: np.dtype[Any]) -> Array:
+def _round_to_nearest(total: Array, dtype: np.dtype[Any]) -> Array:
     with np.errstate(over="ignore", invalid="ignore"):
+        # float8_e4m3fn has no infinity and would make NaN of larger numbers.
         if dtype.itemsize == 1:
             limit = largest(dtype)
-            total = np.clip(total, -limit, limit)  # NaN stays
+            total = np.clip(total, -limit, limit)  # NaN stays NaN
         return total.astype(dtype, copy=False)
 
 
@@ -121,15 +127,17 @@ def largest(dtype: np.dtype[np.generic]) -> float:
     return float(ml_dtypes.finfo(dtype).max)  # type: ignore[no-untyped-call]
 
 
-def _drawn(total: Array, dtype: np.dtype[Any], rounding: Rounding) -> Array:
-    """Each entry on one of its two neighbours, the nearer one the likelier."""
-    nearest = _nearest(total, dtype)
+def _round_stochastically(total: Array, dtype: np.dtype[Any], rounding: MergeRounding) -> Array:
+    """Round each entry to one of its two neighbours at random, such that the mean is exact."""
+    nearest = _round_to_nearest(total, dtype)
     limit = largest(nearest.dtype)
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        # The other neighbour lies on the side of the exact sum.
         error = total - nearest.astype(total.dtype)
         beyond = np.where(error > 0, limit, -limit).astype(nearest.dtype)
         other = np.nextafter(nearest, beyond)
         step = np.abs(other.astype(total.dtype) - nearest.astype(total.dtype))
+        # A sum that is a number of the dtype stays, and so does one beyond the last finite number.
         share = np.where((error != 0) & np.isfinite(step), np.abs(error) / step, 0)
     drawn = rounding.draws(total.size).reshape(total.shape)
     return np.where(drawn < share, other, nearest)

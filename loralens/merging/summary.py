@@ -1,4 +1,4 @@
-"""The records of a merge summed up: entries of its certificate, and hashes of whole models."""
+"""Summaries of the records of a merge: the entries of its certificate, and hashes of whole models."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,19 +17,19 @@ from loralens.tables.table import ALWAYS, Column, Table
 @final
 @dataclass(frozen=True, slots=True)
 class MergedModule:
-    """An adapted module, and the stored tensor that it was merged into."""
+    """The fidelity of an adapted module, and the key of the stored tensor into which it was merged."""
 
     weight: str
     fidelity: Fidelity
 
 
 def merged_modules(records: Sequence[TensorRecord]) -> list[MergedModule]:
-    """The adapted modules, in the order of the plan."""
+    """The adapted modules in the order of the plan."""
     return [MergedModule(record.plan.key, fidelity) for record in records for fidelity in record.fidelity]
 
 
 def _measure(key: str, title: str = "", *, of: str = "", **options: Any) -> Column[MergedModule]:
-    """A column of a quantity of `Fidelity`, where it is called ``of``."""
+    """A column with an attribute of `Fidelity`; ``of`` is its name if that differs from the key."""
     return Column(key, lambda row: getattr(row.fidelity, of or key), title, **options)
 
 
@@ -59,12 +59,12 @@ MODULE_COLUMNS: tuple[Column[MergedModule], ...] = (
 
 
 def module_entries(modules: Sequence[MergedModule]) -> list[dict[str, Any]]:
-    """One JSON object for each adapted module, as certificates have them."""
+    """One JSON object for each adapted module, for a certificate."""
     return Table("", MODULE_COLUMNS, modules).records()
 
 
 def total_entry(records: Sequence[TensorRecord]) -> dict[str, Any]:
-    """The whole merge: gain and errors of all updates as one, and what the undo patch costs."""
+    """The JSON object of the whole merge: gain and errors of all updates together, and the size of the undo patch."""
     parts = [one for record in records for one in record.fidelity]
     entries = sum(one.entries for one in parts)
     patched = [record for record in records if record.patch is not None or record.patch_bytes]
@@ -78,7 +78,7 @@ def total_entry(records: Sequence[TensorRecord]) -> dict[str, Any]:
         "unmoved": sum(one.unmoved * one.entries for one in parts) / entries if entries else 0.0,
         "predicted_gain": _mean([(one.predicted_gain, one.norm) for one in parts]),
         "predicted_relative_error": _root_mean([(one.predicted_error, one.norm) for one in parts]),
-        "predicted_unmoved": _share([(one.predicted_unmoved, one.entries) for one in parts]),
+        "predicted_unmoved": _mean_share([(one.predicted_unmoved, one.entries) for one in parts]),
         "overflowed": sum(one.overflowed for one in parts),
         "undo_bytes": size if patched else None,
         "undo_bits_per_weight": 8 * size / weights if weights else None,
@@ -86,24 +86,26 @@ def total_entry(records: Sequence[TensorRecord]) -> dict[str, Any]:
 
 
 def _mean(values: Iterable[tuple[float | None, float]]) -> float | None:
-    """Of the values that are known, each with the energy of its module; None where there are none."""
-    known = [(value, norm**2) for value, norm in values if value is not None]
-    energy = sum(one for _, one in known)
+    """The mean of the known values, weighted by the energy of the modules; None if no value is known."""
+    weighted = [(value, norm**2) for value, norm in values if value is not None]
+    energy = sum(one for _, one in weighted)
+    # Updates of 0 have no weight in the mean, but their gain of 1 is known.
     if not energy:
-        return known[0][0] if known else None
-    return sum(value * one for value, one in known) / energy
+        return weighted[0][0] if weighted else None
+    return sum(value * one for value, one in weighted) / energy
 
 
 def _root_mean(values: Iterable[tuple[float | None, float]]) -> float | None:
-    """The same of squares, and its root."""
+    """The root of the mean of squares, weighted as in `_mean`."""
     square = _mean([(None if value is None else value**2, norm) for value, norm in values])
     return None if square is None else sqrt(square)
 
 
-def _share(values: Iterable[tuple[float | None, int]]) -> float | None:
-    """Of all entries together, where it is known of every module."""
+def _mean_share(values: Iterable[tuple[float | None, int]]) -> float | None:
+    """The share of all entries together; None unless it is known for every module."""
     parts = list(values)
     total = sum(entries for _, entries in parts)
+    # A share of only some modules would look like that of all.
     if not total or any(value is None for value, _ in parts):
         return None
     return sum(value * entries for value, entries in parts if value is not None) / total
@@ -112,7 +114,7 @@ def _share(values: Iterable[tuple[float | None, int]]) -> float | None:
 @final
 @dataclass(frozen=True, slots=True)
 class Hashed:
-    """A tensor known by its dtype, shape and the SHA-256 of its bytes."""
+    """Dtype, shape and SHA-256 of the bytes of a tensor."""
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
@@ -122,10 +124,12 @@ class Hashed:
 def model_hash(
     records: Sequence[TensorRecord], copies: Mapping[str, Hashed], *, side: Literal["base", "merged"]
 ) -> str | None:
-    """SHA-256 over a line for every tensor, in the order of the keys: key, dtype, shape, SHA-256; None without hashes.
+    """The SHA-256 of a model, or None if the hash of a tensor is unknown.
 
-    It does not depend on how the tensors are spread over files.
+    It is computed from a line for every tensor (key, dtype, shape, SHA-256), sorted by key. So it does not depend on
+    how the tensors are distributed over files.
     """
+    # Sorted by key below, so it does not matter which tensors were copied and which merged.
     tensors = dict(copies)
     for record in records:
         base = record.plan.base
@@ -133,6 +137,7 @@ def model_hash(
             tensors[record.plan.key] = Hashed(record.dtype, record.plan.shape, record.merged_hash)
         elif base is not None:
             tensors[record.plan.key] = Hashed(base.dtype, base.shape, record.base_hash)
+    # A hash over some of the tensors would look like that of the model.
     if not all(one.digest for one in tensors.values()):
         return None
     lines = [f"{key} {one.dtype} {list(one.shape)} {one.digest}" for key, one in sorted(tensors.items())]

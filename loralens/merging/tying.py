@@ -1,7 +1,7 @@
-"""Tied: weights that share the numbers of the embedding, and what that means for a merge.
+"""Merging into tied weights, which share the numbers of the embedding.
 
-Unmerged, an adapter on the embedding leaves the head as it is, and one on the head leaves the embedding. A model that
-stores both as one tensor can do neither: the copies have to be written as weights of their own.
+An unmerged adapter of the embedding does not change the head, and an adapter of the head does not change the embedding.
+If the model stores both as one tensor, a merge can do the same only if it writes them as separate weights.
 """
 
 from collections.abc import Collection, Mapping
@@ -26,14 +26,13 @@ Plans = Mapping[str, TensorPlan]
 
 @final
 @dataclass(frozen=True, slots=True)
-class Settled:
-    """The plans of a merge once it is known what stays tied.
+class TyingResult:
+    """The plans of a merge after the decision which weights stay tied.
 
     Attributes
     ----------
-    plans : dict of str to TensorPlan
     notes : tuple of str
-        What to tell the user.
+        Messages for the user.
     config : mapping
         Fields of ``config.json`` that change.
     """
@@ -46,23 +45,23 @@ class Settled:
 @final
 @dataclass(frozen=True, slots=True)
 class Tied:
-    """Weights of a base that share the numbers of its embedding; nothing where none do.
+    """The weights of a base that share the numbers of its embedding, if there are any.
 
     Attributes
     ----------
     ties : Ties
-        Their names.
+        The names of the weights.
     stored : mapping of str to LazyArray
-        What the base stores of them: the embedding, its copies, biases that are untied along with them.
+        Those of the weights that the base stores: the embedding, copies, and the biases of `Ties`.
     """
 
     ties: Ties
     stored: Mapping[str, LazyArray]
-    _equal: dict[str, bool] = field(default_factory=dict, compare=False)  # what `copies` has looked at
+    _equal: dict[str, bool] = field(default_factory=dict, compare=False)  # results of `_is_copy`
 
     @classmethod
     def of(cls, base: Mapping[str, LazyArray], config: Mapping[str, Any]) -> Self:
-        """As the names in the base and ``config.json`` say it."""
+        """Find the tied weights by the keys of the base and ``config.json``."""
         ties = find_ties(base, config)
         names = {ties.embedding, *ties.copies, *ties.biases.values()}
         return cls(ties, {key: tensor for key, tensor in base.items() if key in names})
@@ -78,81 +77,88 @@ class Tied:
         return self.ties.head in self.missing
 
     def shown(self, base: Mapping[str, LazyArray]) -> Mapping[str, LazyArray]:
-        """The base with weights of their own, equal to the embedding, for the copies that it does not store."""
+        """The base with the tensor of the embedding added for each copy that it does not store."""
         return self.ties.shown(base)
 
     def meant(
         self, adapter: Adapter, key: str, touched: Collection[str], changes: Changes | None = None
     ) -> tuple[str, ...]:
-        """The weights that an adapter changes when it speaks of ``key``: that one, or all that share its numbers.
+        """The keys that an adapter changes when it names ``key``: that one, or also the copies of the embedding.
 
-        PEFT trains the copies along with the embedding under ``ensure_weight_tying``, always where single tokens are
-        trained, and where the vocabulary was resized. What the adapter itself says of a copy (``touched``) stands.
+        PEFT trains the copies together with the embedding under ``ensure_weight_tying``, always if single tokens are
+        trained, and if the vocabulary was resized. Copies that the adapter itself changes (``touched``) are left out.
         """
+        # An adapter of the head changes the head alone.
         if key != self.ties.embedding:
             return (key,)
         new = changes.replacement if changes else None
         resized = new is not None and new.shape != self.stored[key].shape
         tokens = changes is not None and changes.tokens is not None
+        # PEFT's rules; without them it adapts only the named weight.
         if not ((adapter.config or {}).get("ensure_weight_tying") or resized or tokens):
             return (key,)
         return (key, *(copy for copy in self.copies() if copy not in touched))
 
     def copies(self) -> list[str]:
-        """The keys that have the embedding's numbers, the head first; a copy that the base stores is read once."""
+        """The keys of the actual copies of the embedding, the head first; a stored copy is read once and compared."""
         return [key for key in self.ties.copies if key in self.missing or self._is_copy(key)]
 
-    def settled(self, changed: Plans, *, untie: bool | None = None, dtype: str | None = None) -> Settled:
-        """The plans with one for every weight that has to be written, and what follows from untying.
+    def settled(self, changed: Plans, *, untie: bool | None = None, dtype: str | None = None) -> TyingResult:
+        """Decide which weights stay tied, and plan every weight that has to be written.
 
         Parameters
         ----------
         changed : mapping of str to TensorPlan
-            Made for a base as `shown`.
+            Plans that were made for the base as `shown`.
         untie : bool or None
-            Whether the copies become weights of their own, or stay what the embedding is; None: whatever the unmerged
-            adapter does.
+            Whether the copies become separate weights, or stay equal to the embedding. None does what makes the merged
+            model equivalent to the unmerged adapter.
         dtype : str or None
-            In which the model is written.
+            The dtype in which the model is written.
 
         Raises
         ------
         MismatchError
-            A copy is adapted by itself and is to stay tied.
+            A copy has an update of its own but has to stay tied.
         """
         embedding = self.ties.embedding
+        # Nothing tied is touched, so the model stays as it is.
         if embedding is None or not (untie or any(key in changed for key in (embedding, *self.ties.copies))):
-            return Settled(dict(changed))
+            return TyingResult(dict(changed))
         copies = self.copies()
-        apart = [key for key in copies if not alike(changed.get(key), changed.get(embedding))]
-        if untie or (untie is None and apart):
-            return self._untied(changed, copies, apart, dtype)
-        if any(key in changed for key in apart):
+        diverging = [key for key in copies if not have_same_change(changed.get(key), changed.get(embedding))]
+        if untie or (untie is None and diverging):
+            return self._untie(changed, copies, diverging, dtype)
+        if any(key in changed for key in diverging):
             raise MismatchError(
-                f"{apart[0]} is adapted apart from {embedding}, and the base has one weight for both",
-                fix="give it a weight of its own: leave out --keep-tied",
+                f"{diverging[0]} and {embedding} have different updates, and the base has one weight for both",
+                fix="leave out --keep-tied, so that each gets a weight of its own",
             )
+        # The copies follow the embedding: their own plans say the same and are dropped.
         plans = {key: plan for key, plan in changed.items() if key not in copies}
         plans |= {
             key: replace(changed[embedding], key=key, base=self.stored[key]) for key in copies if key in self.stored
         }
-        aside = ", unlike in the unmerged adapter" if apart else ""
+        aside = ", unlike in the unmerged adapter" if diverging else ""
         notes = [f"{key} shares the weight of {embedding} and changes with it{aside}" for key in copies[:1]]
-        return Settled(plans, tuple(notes))
+        return TyingResult(plans, tuple(notes))
 
     def _is_copy(self, key: str) -> bool:
-        """Whether a weight that the base stores beside the embedding has its numbers: else it is not tied."""
+        """Whether a weight that the base stores has the numbers of the embedding; otherwise it is not tied."""
         if key not in self._equal:
-            one, other = self.stored[key], self.stored[self.ties.embedding or key]
-            self._equal[key] = one.shape == other.shape and one.dtype == other.dtype and _same(one, other)
+            copy, embedding = self.stored[key], self.stored[self.ties.embedding or key]
+            self._equal[key] = (
+                copy.shape == embedding.shape and copy.dtype == embedding.dtype and _values_equal(copy, embedding)
+            )
         return self._equal[key]
 
-    def _untied(self, changed: Plans, copies: list[str], apart: list[str], dtype: str | None) -> Settled:
-        """Every copy that the base does not store becomes a tensor of the model."""
+    def _untie(self, changed: Plans, copies: list[str], diverging: list[str], dtype: str | None) -> TyingResult:
+        """Plan a tensor of its own for every copy that the base does not store."""
         embedding, by_config = self.ties.embedding, bool(self.ties.untied)
         assert embedding is not None
         tensor = self.stored[embedding]
-        written = [key for key in copies if key in self.missing and (by_config or key in apart)]
+        # Where the configuration cannot untie, only those that differ are written; the others stay shared.
+        written = [key for key in copies if key in self.missing and (by_config or key in diverging)]
         new = dict.fromkeys(written, tensor)
         new |= {key: self.stored[source] for key, source in self.ties.biases.items() if by_config}
         plans = {key: plan for key, plan in changed.items() if key not in self.missing}
@@ -162,43 +168,44 @@ class Tied:
         size = sum(plans[key].source.size * recast_dtype(plans[key], dtype).itemsize for key in new)
         notes = [f"{', '.join(new)}: written as a weight of its own, {size:,} bytes more"] if new else []
         notes += [
-            f"{key} keeps its numbers: the adapter changes {embedding} alone" for key in apart if key not in changed
+            f"{key} keeps its numbers: the adapter changes {embedding} alone" for key in diverging if key not in changed
         ]
         notes.append(
             f"{TIE} is set to false"
             if by_config
             else "config.json stays as it is: transformers from 5 on does not tie weights that differ in the file"
         )
-        return Settled(plans, tuple(notes), self.ties.untied)
+        return TyingResult(plans, tuple(notes), self.ties.untied)
 
 
-def alike(one: TensorPlan | None, other: TensorPlan | None) -> bool:
-    """Whether two tensors that hold the same numbers are changed to the same numbers."""
-    if one is None or other is None:
-        return one is other
-    if one.shape != other.shape or one.tokens is not other.tokens or len(one.slabs) != len(other.slabs):
+def have_same_change(first: TensorPlan | None, second: TensorPlan | None) -> bool:
+    """Whether the plans of two tensors that hold the same numbers lead to the same numbers again."""
+    if first is None or second is None:
+        return first is second
+    if first.shape != second.shape or first.tokens is not second.tokens or len(first.slabs) != len(second.slabs):
         return False
-    ours, theirs = one.replacement, other.replacement
-    if ours is not theirs and (ours is None or theirs is None or not _same(ours, theirs)):
+    ours, theirs = first.replacement, second.replacement
+    if ours is not theirs and (ours is None or theirs is None or not _values_equal(ours, theirs)):
         return False
-    return all(map(_slabs_alike, one.slabs, other.slabs))
+    return all(map(_slabs_match, first.slabs, second.slabs))
 
 
-def _slabs_alike(one: Slab, other: Slab) -> bool:
-    """Whether two slabs add the same: the same factors, or transposed ones to a weight that lies the other way."""
-    if (one.start, one.stop) != (other.start, other.stop) or len(one.terms) != len(other.terms):
+def _slabs_match(first: Slab, second: Slab) -> bool:
+    """Whether two slabs add the same update: the same factors, or transposed ones if one weight is transposed."""
+    if (first.start, first.stop) != (second.start, second.stop) or len(first.terms) != len(second.terms):
         return False
-    ours, theirs = one.magnitude, other.magnitude
+    ours, theirs = first.magnitude, second.magnitude
     if (ours is None) != (theirs is None) or (ours and theirs and ours.lengths is not theirs.lengths):
         return False
     return all(
-        _terms_alike(*pair, turned=one.transposed != other.transposed)
-        for pair in zip(one.terms, other.terms, strict=True)
+        _terms_match(*pair, turned=first.transposed != second.transposed)
+        for pair in zip(first.terms, second.terms, strict=True)
     )
 
 
-def _terms_alike(one: Weighted, other: Weighted, *, turned: bool) -> bool:
-    (strength, first), (weight, second) = one, other
+def _terms_match(term: Weighted, counterpart: Weighted, *, turned: bool) -> bool:
+    (strength, first), (weight, second) = term, counterpart
+    # The same object: nothing has to be read.
     if strength != weight or first is second:
         return strength == weight and not turned
     if not (isinstance(first, LowRank) and isinstance(second, LowRank) and first.scale == second.scale):
@@ -207,7 +214,7 @@ def _terms_alike(one: Weighted, other: Weighted, *, turned: bool) -> bool:
     return np.array_equal(first.B, B) and np.array_equal(first.A, A)
 
 
-def _same(one: LazyArray, other: LazyArray) -> bool:
-    """Whether two tensors of one shape hold the same numbers, some rows at a time."""
-    both = (MatrixRows(tensor, as_matrix(tensor.shape)).blocks() for tensor in (one, other))
-    return one.shape == other.shape and all(np.array_equal(ours, theirs) for ours, theirs in zip(*both, strict=True))
+def _values_equal(first: LazyArray, second: LazyArray) -> bool:
+    """Whether two tensors have the same shape and numbers; a block of rows is compared at a time."""
+    both = (MatrixRows(tensor, as_matrix(tensor.shape)).blocks() for tensor in (first, second))
+    return first.shape == second.shape and all(np.array_equal(ours, theirs) for ours, theirs in zip(*both, strict=True))

@@ -1,7 +1,7 @@
-"""D, the update by definition: the one float32 matrix that merging adds and unmerging takes away, made row by row.
+"""The update D: the float32 matrix that merging adds and unmerging subtracts, computed a block of rows at a time.
 
-Of a pair it is `ExactProduct`. Products that are kept in their own form (LoKr, LoHa, full differences) are made from
-exact parts by entrywise arithmetic alone, which is the same everywhere too.
+For a pair of factors D is an `ExactProduct`. Updates of other forms (LoKr, LoHa, full differences) are computed from
+exact parts by entrywise arithmetic, which also gives the same bits on every machine.
 """
 
 from collections.abc import Sequence
@@ -17,230 +17,241 @@ from loralens.errors import ShapeError
 from loralens.linalg.device import Device
 from loralens.linalg.exact import Singles, exact_product
 from loralens.linalg.exact_device import product_on
-from loralens.linalg.factor import Floats, finite
+from loralens.linalg.factor import Floats, require_finite
 
-BLOCK = 1 << 18  # numbers worked on at a time: 1 MiB in float32 stays in the cache of a core
-Weighted = tuple[float, Update]  # how strongly, and what
+BLOCK = 1 << 18  # numbers in a block of rows: 1 MiB in float32 stays in the cache of a core
+Weighted = tuple[float, Update]  # the weight of an adapter, and its update
 
 
-class Rows(Protocol):
-    """A float32 matrix that is made some rows at a time."""
+class UpdateMatrix(Protocol):
+    """A float32 matrix that is computed a block of rows at a time."""
 
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns."""
 
     @property
-    def T(self) -> "Rows":
+    def T(self) -> "UpdateMatrix":
         """The transpose, with the same bits."""
 
     def rows(self, start: int, stop: int, out: Singles | None = None) -> Singles:
-        """Rows ``start`` to ``stop``, float32, into ``out`` where one is given; they do not depend on the cut."""
+        """Rows ``start`` to ``stop``, float32, in ``out`` if it is given; their bits do not depend on the range."""
 
 
-def update_rows(terms: Sequence[Weighted], *, slices: int, device: Device | None = None) -> Rows:
+def update_matrix(terms: Sequence[Weighted], *, slices: int, device: Device | None = None) -> UpdateMatrix:
     """D = Σ w·ΔW of several adapters on one module, in the orientation (out, in).
 
     Parameters
     ----------
     terms : sequence of (float, LowRank or Structured)
-        Weights and updates, all of one shape; the order counts only for what is not a pair.
+        Weights and updates, all of one shape. The order matters only for updates that are not pairs.
     slices : 1 or 2
         1 for weights stored in 16 or 8 bits, 2 for float32 (see `exact_product`).
     device : Device or None
-        Where products of factors are multiplied; by NumPy where None. The bits are the same.
+        The device that multiplies factors; NumPy if None. The bits are the same.
 
     Raises
     ------
-    ShapeError, FormatError
-        Updates of different shapes; NaN or Inf in a factor.
+    ShapeError
+        The updates differ in shape.
+    FormatError
+        A factor holds NaN or Inf.
     """
     shapes = {update.shape for _, update in terms}
     if len(shapes) != 1:
-        raise ShapeError(f"updates of shapes {sorted(shapes)}", fix="combine only adapters of one base model")
+        raise ShapeError(
+            f"the updates have the shapes {sorted(shapes)}", fix="combine only adapters of the same base model"
+        )
     pairs = [(weight * one.scale, one.B, one.A) for weight, one in terms if isinstance(one, LowRank)]
-    parts: list[Rows] = [product_on(device, exact_product(pairs, slices=slices))] if pairs else []
-    parts += [_structured(weight, one, slices, device) for weight, one in terms if isinstance(one, Structured)]
-    return parts[0] if len(parts) == 1 else Sum(tuple(parts))
+    parts: list[UpdateMatrix] = [product_on(device, exact_product(pairs, slices=slices))] if pairs else []
+    parts += [_structured_matrix(weight, one, slices, device) for weight, one in terms if isinstance(one, Structured)]
+    # Pairs of all adapters form one exact product, so in the usual case there is nothing left to add.
+    return parts[0] if len(parts) == 1 else UpdateSum(tuple(parts))
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Sum:
-    """Several matrices added in float64, the first to the sum of the others, and rounded once to float32."""
+class UpdateSum:
+    """A sum of matrices. The first is added in float64 to the sum of the others, then rounded once to float32."""
 
-    parts: tuple[Rows, ...]
+    parts: tuple[UpdateMatrix, ...]
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Of every part."""
+        """The shape of every part."""
         return self.parts[0].shape
 
     @property
-    def T(self) -> "Sum":
+    def T(self) -> "UpdateSum":
         """The sum of the transposes."""
-        return Sum(tuple(part.T for part in self.parts))
+        return UpdateSum(tuple(part.T for part in self.parts))
 
     def rows(self, start: int, stop: int, out: Singles | None = None) -> Singles:
         """Some rows."""
+        # In a fixed order, since float64 addition of several terms is not associative.
         total = sum((part.rows(start, stop).astype(np.float64) for part in self.parts[1:]), start=np.float64(0))
-        return _rounded(self.parts[0].rows(start, stop) + total, out)
+        return _round_into(self.parts[0].rows(start, stop) + total, out)
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Scaled:
-    """factor · part, multiplied in float64 and rounded once to float32."""
+class ScaledUpdate:
+    """The matrix factor · part, multiplied in float64 and rounded once to float32."""
 
     factor: float
-    part: Rows
+    part: UpdateMatrix
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Of the part."""
+        """The shape of the part."""
         return self.part.shape
 
     @property
-    def T(self) -> "Scaled":
+    def T(self) -> "ScaledUpdate":
         """The transpose."""
-        return Scaled(self.factor, self.part.T)
+        return ScaledUpdate(self.factor, self.part.T)
 
     def rows(self, start: int, stop: int, out: Singles | None = None) -> Singles:
         """Some rows."""
-        return _rounded(self.factor * self.part.rows(start, stop).astype(np.float64), out)
+        return _round_into(self.factor * self.part.rows(start, stop).astype(np.float64), out)
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Entrywise:
-    """first ∘ second: the product of two float32 numbers is exact in float64."""
+class HadamardUpdate:
+    """The entrywise product first ∘ second. The product of two float32 numbers is exact in float64."""
 
-    first: Rows
-    second: Rows
+    first: UpdateMatrix
+    second: UpdateMatrix
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Of both."""
+        """The shape of both factors."""
         return self.first.shape
 
     @property
-    def T(self) -> "Entrywise":
+    def T(self) -> "HadamardUpdate":
         """The transpose."""
-        return Entrywise(self.first.T, self.second.T)
+        return HadamardUpdate(self.first.T, self.second.T)
 
     def rows(self, start: int, stop: int, out: Singles | None = None) -> Singles:
         """Some rows."""
-        one, two = self.first.rows(start, stop), self.second.rows(start, stop)
-        return _rounded(one.astype(np.float64) * two, out)
+        factor, other_factor = self.first.rows(start, stop), self.second.rows(start, stop)
+        return _round_into(factor.astype(np.float64) * other_factor, out)
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Blocks:
-    """kron(first, second): row i is the outer product of row i // b of the first with row i % b of the second."""
+class KroneckerUpdate:
+    """The Kronecker product: row i is the outer product of row i // b of ``first`` and row i % b of ``second``."""
 
-    first: Rows
-    second: Rows
+    first: UpdateMatrix
+    second: UpdateMatrix
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Products of both."""
+        """The products of the numbers of rows and of columns."""
         (a, c), (b, d) = self.first.shape, self.second.shape
         return a * b, c * d
 
     @property
-    def T(self) -> "Blocks":
+    def T(self) -> "KroneckerUpdate":
         """The transpose."""
-        return Blocks(self.first.T, self.second.T)
+        return KroneckerUpdate(self.first.T, self.second.T)
 
     def rows(self, start: int, stop: int, out: Singles | None = None) -> Singles:
         """Some rows."""
         height = self.second.shape[0]
+        # The rows of the first factor that these rows of the product need.
         first, last = start // height, -(-stop // height)
-        one = self.first.rows(first, last).astype(np.float64)
-        two = self.second.rows(0, height)
-        which = np.arange(start, stop)
-        made = one[which // height - first, :, None] * two[which % height, None, :]
-        return _rounded(made.reshape(stop - start, -1), out)
+        first_rows = self.first.rows(first, last).astype(np.float64)
+        second_rows = self.second.rows(0, height)
+        indices = np.arange(start, stop)
+        products = first_rows[indices // height - first, :, None] * second_rows[indices % height, None, :]
+        return _round_into(products.reshape(stop - start, -1), out)
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Given:
-    """A matrix that a file holds in full, rounded to float32."""
+class DenseUpdate:
+    """A full matrix in memory, rounded to float32."""
 
     array: Singles
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Of the array."""
+        """The shape of the array."""
         rows, columns = self.array.shape
         return rows, columns
 
     @property
-    def T(self) -> "Given":
+    def T(self) -> "DenseUpdate":
         """The transpose."""
-        return Given(self.array.T)
+        return DenseUpdate(self.array.T)
 
     def rows(self, start: int, stop: int, out: Singles | None = None) -> Singles:
         """Some rows."""
-        return _rounded(self.array[start:stop], out)
+        return _round_into(self.array[start:stop], out)
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Stored:
-    """A matrix that stays in its file: its rows are read, and rounded to float32, when they are asked for."""
+class StoredUpdate:
+    """A full matrix that stays in its file. Rows are read and rounded to float32 on demand."""
 
     tensor: LazyArray
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Of the tensor."""
+        """The shape of the tensor."""
         rows, columns = self.tensor.shape
         return rows, columns
 
     @property
-    def T(self) -> Given:
-        """The transpose, read now: its rows lie scattered in the file."""
-        return _given(self.tensor).T
+    def T(self) -> DenseUpdate:
+        """The transpose, in memory, because its rows lie scattered in the file."""
+        return _read_dense(self.tensor).T
 
     def rows(self, start: int, stop: int, out: Singles | None = None) -> Singles:
         """Some rows."""
-        return _rounded(finite(self.tensor.rows(start, stop).read().astype(np.float32)), out)
+        return _round_into(require_finite(self.tensor.rows(start, stop).read().astype(np.float32)), out)
 
 
-def _structured(weight: float, update: Structured, slices: int, device: Device | None) -> Rows:
-    """One update that is no pair, made of its parts."""
+def _structured_matrix(weight: float, update: Structured, slices: int, device: Device | None) -> UpdateMatrix:
+    """The matrix of an update that is not a pair, built from its parts."""
     form = update.form
     if isinstance(form, Kronecker):
-        part: Rows = Blocks(_part(form.first, slices, device), _part(form.second, slices, device))
+        part: UpdateMatrix = KroneckerUpdate(
+            _factor_matrix(form.first, slices, device), _factor_matrix(form.second, slices, device)
+        )
     elif isinstance(form, Hadamard):
-        part = Entrywise(_part(form.first, slices, device), _part(form.second, slices, device))
+        part = HadamardUpdate(_factor_matrix(form.first, slices, device), _factor_matrix(form.second, slices, device))
     else:
         assert isinstance(form, Dense)
-        part = _difference(form)
-    return Scaled(weight * update.scale, part)
+        part = _dense_matrix(form)
+    return ScaledUpdate(weight * update.scale, part)
 
 
-def _difference(part: Dense) -> Rows:
-    """A matrix given in full: left in its file where its rows can be read alone."""
+def _dense_matrix(part: Dense) -> UpdateMatrix:
+    """The matrix of a full difference; it stays in its file if single rows can be read."""
     matrix = part.array.reshape(*part.shape)
-    return Stored(matrix) if matrix.streams else _given(matrix)
+    # A full difference is as large as the weight: it should not stay in memory for the whole merge.
+    return StoredUpdate(matrix) if matrix.streams else _read_dense(matrix)
 
 
-def _given(matrix: LazyArray) -> Given:
-    return Given(finite(matrix.read().astype(np.float32)))
+def _read_dense(matrix: LazyArray) -> DenseUpdate:
+    return DenseUpdate(require_finite(matrix.read().astype(np.float32)))
 
 
-def _part(part: LowRank | Dense, slices: int, device: Device | None) -> Rows:
-    """A factor of a Kronecker or Hadamard product, which may be a product itself."""
+def _factor_matrix(part: LowRank | Dense, slices: int, device: Device | None) -> UpdateMatrix:
+    """The matrix of a factor of a Kronecker or Hadamard product; the factor may be a product itself."""
     if isinstance(part, LowRank):
         return product_on(device, exact_product([(part.scale, part.B, part.A)], slices=slices))
-    return _given(part.array.reshape(*part.shape))
+    return _read_dense(part.array.reshape(*part.shape))
 
 
-def _rounded(rows: Floats | Singles, out: Singles | None) -> Singles:
+def _round_into(rows: Floats | Singles, out: Singles | None) -> Singles:
+    # Numbers beyond float32 become ±inf here; the merge counts them as overflowed.
     with np.errstate(over="ignore"):
         if out is None:
             return rows.astype(np.float32)
@@ -248,7 +259,7 @@ def _rounded(rows: Floats | Singles, out: Singles | None) -> Singles:
     return out
 
 
-def row_blocks(rows: int, columns: int, numbers: int = BLOCK) -> list[tuple[int, int]]:
-    """Start and stop of blocks of at most about ``numbers`` numbers, one row at least."""
+def row_ranges(rows: int, columns: int, numbers: int = BLOCK) -> list[tuple[int, int]]:
+    """Start and stop of blocks of rows with at most ``numbers`` numbers each, but at least one row."""
     step = max(1, numbers // max(1, columns))
     return [(start, min(start + step, rows)) for start in range(0, rows, step)]

@@ -1,4 +1,4 @@
-"""Whether a merged model holds an adapter: the merge replayed, and every module compared with what stands there."""
+"""Whether a merged model contains an adapter: the merge is repeated, and every module is compared with the model."""
 
 from dataclasses import dataclass
 from math import sqrt
@@ -8,42 +8,42 @@ import numpy as np
 
 from loralens.core.lazy import Array, LazyArray
 from loralens.linalg.rounding import ulp
-from loralens.merging.apply import Block, TensorMerge
+from loralens.merging.apply import MergedBlock, TensorMerge
 from loralens.merging.matrix import MatrixRows
 from loralens.merging.plan import as_matrix
 from loralens.merging.undo.patch import bits
 
 Outcome = Literal["exact", "rounded", "partial", "absent"]
 
-LOW, HIGH = 0.9, 1.1  # gains between which an update counts as there at its strength
-TRACE = 0.1  # and below which it counts as absent
-ERRORS = 3  # standard errors by which a gain may differ from what the rounding predicts
-FACTOR = 2.0**-9  # and relatively: other tools round the scale, or every product, to bfloat16
-NEAR = 1.001  # units in the last place by which an entry may differ from W + D, and be another rounding of it
+LOW, HIGH = 0.9, 1.1  # gains between which an update counts as present at full strength
+TRACE = 0.1  # gain below which an update counts as absent
+ERRORS = 3  # standard errors by which a gain may differ from the prediction
+FACTOR = 2.0**-9  # absolute difference of gains in addition: other tools round the scale or each product to bfloat16
+NEAR = 1.001  # units in the last place by which an entry may differ from W + D and still be a rounding of it
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """How a module of the adapter stands in the merged model.
+    """The result of the comparison for one module of the adapter.
 
     Attributes
     ----------
     module : str
         For a tensor that the adapter replaces, its key.
     outcome : str
-        ``exact``: every bit is what this merge would write; ``rounded``: every entry is W + D to a unit in the last
-        place, or the update is there at full strength but for other rounding; ``partial``: at another strength than
-        asked for, whoever took the rest: another merge, another hand, or the rounding itself; ``absent``: the base, or
-        something that has nothing to do with the update.
+        ``exact``: every bit is what this merge would write. ``rounded``: every entry is W + D within one unit in the
+        last place, or the update is present at full strength with another rounding. ``partial``: the update is present
+        at another strength, because of another merge, a later change, or the rounding itself. ``absent``: the weight is
+        that of the base, or has nothing to do with the update.
     gain : float
-        ⟨M − W, D⟩/‖D‖²; of a tensor that is replaced D = R − W, R standing for W.
+        ⟨M − W, D⟩/‖D‖², where M is the weight in the model. For a tensor that is replaced by R, D = R − W.
     predicted : float
-        The same of what this merge would write; 1 under stochastic rounding, whose mean it is.
+        The gain of the weight that this merge would write. Under stochastic rounding it is 1, the mean.
     error : float
         ‖M − W − D‖_F/‖D‖_F.
     different : int
-        Entries that are not what this merge would write.
+        Number of entries that differ from what this merge would write.
     """
 
     module: str
@@ -55,7 +55,7 @@ class Verdict:
 
     @property
     def by_rounding(self) -> bool:
-        """Whether it is what this merge would write, and the rounding took so much that it does not hold."""
+        """Whether the model has exactly what this merge would write, but the rounding removed much of the update."""
         return not self.different and self.outcome in ("partial", "absent")
 
 
@@ -67,28 +67,31 @@ def verdicts(merge: TensorMerge, merged: LazyArray) -> list[Verdict]:
     merge : TensorMerge
         Prepared with the dtype of the merged tensor.
     merged : LazyArray
-        As it stands in the model in question; float8 weights that have scales multiplied by them.
+        The tensor of the model in question. Float8 weights with scales are given multiplied by their scales.
     """
     plan = merge.plan
+    # Nothing can be compared: the update is absent by definition.
     if merged.shape != plan.shape:
         names = [slab.module for slab in plan.slabs] or [plan.key]
         return [Verdict(name, "absent", 0.0, 1.0, 1.0, merged.size) for name in names]
+    # The model in question is read in the same blocks as the merge.
     rows = MatrixRows(merged, plan.matrix)
     before = MatrixRows(plan.base, plan.matrix) if plan.base is not None and plan.base.shape == plan.shape else None
-    found: dict[str, _Comparison] = {}
+    comparisons: dict[str, _Comparison] = {}
     for block in merge.blocks():
         name = block.slab.module if block.slab else plan.key
         if block.slab or plan.replacement is not None or plan.tokens:
-            sums = found.setdefault(name, _Comparison(merge))
+            sums = comparisons.setdefault(name, _Comparison(merge))
             sums.take(block, rows.rows(block.start, block.stop), before)
-    return [comparison.verdict(name) for name, comparison in found.items()]
+    return [comparison.verdict(name) for name, comparison in comparisons.items()]
 
 
 class _Comparison:
-    """Sums over the blocks of one module; entries that are infinite or missing count only as equal or different.
+    """Sums over the blocks of one module. Entries that are infinite or NaN count only as equal or different.
 
-    The standard error of the gain is √(Σ e²D²)/‖D‖², e what is lost of every entry, here or under the stated rounding,
-    whichever gives more: as if the losses were independent with mean 0.
+    The standard error of the gain is √(Σ e²D²)/‖D‖², where e is the loss of every entry. It is computed from the losses
+    in the model and from those of this merge, and the larger result is used. The formula assumes that the losses are
+    independent with mean 0.
     """
 
     def __init__(self, merge: TensorMerge) -> None:
@@ -97,14 +100,14 @@ class _Comparison:
         self.D_D = self.moved = self.lost = self.rounded = self.spread = self.scatter = 0.0
         self.different = self.beyond = self.size = 0
 
-    def take(self, block: Block, M: Array, before: MatrixRows | None) -> None:
-        """The next rows of the merge and of the model, and the base where it has such a tensor."""
+    def take(self, block: MergedBlock, M: Array, before: MatrixRows | None) -> None:
+        """Add the next rows of the merge and of the model; ``before`` is the base, if it has such a tensor."""
         self.different += int(np.count_nonzero(bits(M) != bits(block.numbers(block.merged))))
         self.size += M.size
         self.added |= block.D is not None
         if block.D is None and before is None:
             return
-        ours, here = (x.astype(np.float64) for x in (block.numbers(block.merged), M))
+        ours, theirs = (x.astype(np.float64) for x in (block.numbers(block.merged), M))
         with np.errstate(invalid="ignore", over="ignore"):
             W = (block.W if block.D is not None or before is None else before.rows(block.start, block.stop)).astype(
                 float
@@ -112,23 +115,27 @@ class _Comparison:
             D = ours - W if block.D is None else block.D.astype(np.float64)
             if block.gain is not None:
                 D = (W + D) * block.gain - W
+            # Rows of tokens are replaced, so their difference is what the adapter asks for.
             trained = self.tokens[(block.start <= self.tokens) & (self.tokens < block.stop)] - block.start
             D[trained] = ours[trained] - W[trained]
-            moved, apart, e = here - W, here - W - D, ours - W - D
-            finite = np.isfinite(apart) & np.isfinite(D) & np.isfinite(e)
-            moved, apart, D, e = (np.where(finite, x, 0) for x in (moved, apart, D, e))
+            moved, residual, loss = theirs - W, theirs - W - D, ours - W - D
+            # One infinite entry would make every sum infinite; it still counts as equal or different above.
+            finite = np.isfinite(residual) & np.isfinite(D) & np.isfinite(loss)
+            moved, residual, D, loss = (np.where(finite, x, 0) for x in (moved, residual, D, loss))
+            # Of float8 a unit is that of the stored number, times its scale.
             scale = np.float64(1) if block.scale is None else block.scale
             unit = ulp(np.where(finite, W + D, 1) / scale, block.merged.dtype) * scale
-            self.beyond += int(np.count_nonzero(np.abs(apart) > NEAR * unit))
+            self.beyond += int(np.count_nonzero(np.abs(residual) > NEAR * unit))
         self.D_D += float(np.vdot(D, D))
         self.moved += float(np.vdot(moved, D))
-        self.lost += float(np.vdot(apart, apart))
-        self.rounded += float(np.vdot(e, D))
-        self.spread += float(np.vdot(e * D, e * D))
-        self.scatter += float(np.vdot(apart * D, apart * D))
+        self.lost += float(np.vdot(residual, residual))
+        self.rounded += float(np.vdot(loss, D))
+        self.spread += float(np.vdot(loss * D, loss * D))
+        self.scatter += float(np.vdot(residual * D, residual * D))
 
     def verdict(self, name: str) -> Verdict:
-        """What they say together; of a tensor that nothing is known of before, by how many entries differ."""
+        """The verdict from the sums. If there is no base tensor, the share of different entries decides."""
+        # `not >` also catches NaN.
         if not self.D_D > 0:
             share = 1 - self.different / max(self.size, 1)
             outcome: Outcome = "exact" if share == 1 else "partial" if share > TRACE else "absent"
@@ -138,6 +145,7 @@ class _Comparison:
         return Verdict(name, self._outcome(gain, predicted, error), gain, predicted, error, self.different)
 
     def _outcome(self, gain: float, predicted: float, error: float) -> Outcome:
+        # The order matters: a small gain is absent even where every bit agrees, because the rounding took the update.
         if gain < TRACE:
             return "absent"
         if not LOW <= gain <= HIGH:
@@ -146,14 +154,16 @@ class _Comparison:
             return "exact"
         error_of_gain = sqrt(max(self.spread, self.scatter)) / self.D_D
         expected = abs(gain - predicted) <= ERRORS * error_of_gain + FACTOR
+        # Entries off by more than a unit are tolerated in an added update, whose error is below the update itself.
         near = not self.beyond or (self.added and error < 1)
         return "rounded" if expected and near else "partial"
 
 
-def same(first: LazyArray, second: LazyArray) -> bool:
-    """Whether two stored tensors hold the same values; where their dtypes differ, as the narrower one holds them."""
+def have_same_values(first: LazyArray, second: LazyArray) -> bool:
+    """Whether two stored tensors hold the same values; if their dtypes differ, both are cast to the narrower one."""
     if first.shape != second.shape:
         return False
+    # A model that was saved in a narrower dtype holds the same values as far as that dtype can.
     narrow = min(first.dtype, second.dtype, key=lambda dtype: dtype.itemsize)
     matrix = as_matrix(first.shape)
     with np.errstate(over="ignore", invalid="ignore"):

@@ -16,7 +16,7 @@ from loralens.core.ranks import Rule, ranks, shared_ranks
 from loralens.core.structured import Structured
 from loralens.errors import LoraLensError
 from loralens.formats.dialects.sizes import stored_size
-from loralens.formats.files.container import DTYPE_NAMES, Files, Stored, aligned
+from loralens.formats.files.container import DTYPE_NAMES, Files, Stored, sort_by_width
 
 STOPS = 32  # of a slider over sizes
 
@@ -120,7 +120,7 @@ def _trial(plan: TruncationPlan, dialect: Dialect, ranks: Mapping[str, int]) -> 
     stored, files = dialect.write(plan.at(ranks))
     if not files.weights.endswith(".safetensors"):
         return None
-    return replace(stored, tensors=aligned(stored.tensors))
+    return replace(stored, tensors=sort_by_width(stored.tensors))
 
 
 def _shapes(least: Stored, trial: Stored | None) -> Shapes | None:

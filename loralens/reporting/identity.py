@@ -7,7 +7,7 @@ from loralens.analysis.checks.diagnosis import LEVELS, Diagnosis, by_cause
 from loralens.charts.names import fit
 from loralens.core.carried import NORMS
 from loralens.core.names import kind, some
-from loralens.core.naming.base_model import grouped
+from loralens.core.naming.base_model import group_models
 from loralens.reporting.document import Notice, Notices, PageTable, Part, Section, Text
 from loralens.reporting.subject import Subject
 from loralens.tables.numbers import count, listed, number, size, span
@@ -68,7 +68,7 @@ def identity(subjects: Sequence[Subject]) -> Section:
 def _bases(subjects: Sequence[Subject]) -> list[Part]:
     """That they name different base models, where they do."""
     models = [one.patient.named for one in subjects]
-    groups = grouped(models)
+    groups = group_models(models)
     if len(groups) < 2:
         return []
     said = "; ".join(

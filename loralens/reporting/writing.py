@@ -7,10 +7,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from loralens.errors import OptionError
-from loralens.formats.files.appearing import appearing
-from loralens.formats.files.disk import disk
+from loralens.formats.files.atomic import atomic_file, atomic_path
+from loralens.formats.files.disk import disk_errors
 from loralens.formats.files.leftovers import tidy
-from loralens.formats.files.replacing import replacing
 from loralens.reporting.document import Report
 from loralens.reporting.html import html_parts
 from loralens.reporting.markdown import markdown, pictures
@@ -68,11 +67,11 @@ def write_report(report: Report, page: Path, *, with_markdown: bool = False) -> 
     if with_markdown:
         drawn = pictures(report)
         contents[text] = markdown(report, folder.name).encode("utf-8")
-    with disk(page.parent):
+    with disk_errors(page.parent):
         page.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         for path, content in contents.items():
-            stack.enter_context(replacing(path)).write(content)
+            stack.enter_context(atomic_file(path)).write(content)
         if with_markdown:
             _write_folder(folder, drawn)
     return [*contents, *([folder] if with_markdown else [])]
@@ -80,9 +79,9 @@ def write_report(report: Report, page: Path, *, with_markdown: bool = False) -> 
 
 def _write_folder(folder: Path, drawn: Mapping[str, bytes]) -> None:
     """The pictures, in place of those that were there."""
-    with disk(folder):
+    with disk_errors(folder):
         tidy(folder)
-    with appearing(folder, folder=True, overwrite=True) as part:
+    with atomic_path(folder, folder=True, overwrite=True) as part:
         for name, content in drawn.items():
             (part / name).write_bytes(content)
 

@@ -9,6 +9,7 @@ from loralens.errors import OptionError, visible
 UNDEFINED = "–"  # where a quantity has no value
 BLOCKS = " ▁▂▃▄▅▆▇█"
 SMALL_SHARE = 1e-5  # below which a share is written as a power of ten
+WHOLE = 1e-9  # what float64 leaves of a sum of products that is the whole of another
 UNITS = ("kB", "MB", "GB", "TB")  # powers of 1000, as the Hub, operating systems and --size 20MB count
 
 _SIZE = re.compile(r"(?P<number>\d+(\.\d+)?|\.\d+)\s*(?P<power>[kmgt]?)(?P<binary>i?)b?", re.IGNORECASE)
@@ -39,7 +40,7 @@ def fixed(form: str) -> Callable[[float | None], str]:
 def percent(share: float | None, digits: int = 3) -> str:
     """A share in percent to so many significant digits; a small one as a power of ten, nothing where it is not known.
 
-    What is less than the whole is never written as 100 %.
+    What is less than the whole by more than rounding is never written as 100 %.
     """
     if share is None:
         return ""
@@ -50,7 +51,7 @@ def percent(share: float | None, digits: int = 3) -> str:
     if share < SMALL_SHARE:
         return f"{share:.1e}"
     value = float(f"{100 * share:.{digits}g}")
-    if share < 1 and value >= 100:
+    if share < 1 - WHOLE and value >= 100:
         return f"> 99.{'9' * max(digits - 2, 1)} %"
     return f"{value:.6f}".rstrip("0").rstrip(".") + " %"
 

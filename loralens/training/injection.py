@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
-from loralens.core.attached import modes_kept
+from loralens.core.attached import keep_modes
 from loralens.core.layers import compute_dtype
 from loralens.core.names import natural_key
 from loralens.core.scaling import Scaling, scale_of
@@ -188,7 +188,7 @@ def inject(
     named = dict(model.named_modules())
     tops = heads_named(model, heads)
     layers, digests = {}, {}
-    with modes_kept(model):  # in training, a weight that is computed as it is looked at may change by that
+    with keep_modes(model):  # in training, a weight that is computed as it is looked at may change by that
         model.eval()
         kinds = chosen(model, targets, apart=tops)
         warn_of_doubles(model, {name: named[name] for name in kinds})

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import SGD, AdamW, Optimizer
 
-from loralens.core.attached import modes_kept
+from loralens.core.attached import keep_modes
 from loralens.core.training import State
 from loralens.errors import DivergenceError, OptionError
 from loralens.training.blocks import recomputed
@@ -260,7 +260,7 @@ def _check_loss(loss: Tensor) -> None:
 @contextmanager
 def _training(injection: Injection, *, base_dropout: bool) -> Iterator[None]:
     """Training mode for the LoRA layers, so that their dropout works; for the model itself only if it is to drop."""
-    with modes_kept(injection.model):
+    with keep_modes(injection.model):
         injection.model.train(base_dropout)
         for layer in injection.layers.values():
             layer.training = True
@@ -270,7 +270,7 @@ def _training(injection: Injection, *, base_dropout: bool) -> Iterator[None]:
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode and no gradients, and the model's own mode again; what is trained stays so, as shards need it."""
-    with modes_kept(model), torch.no_grad():
+    with keep_modes(model), torch.no_grad():
         model.eval()
         yield
 

@@ -15,7 +15,7 @@ from loralens.core.moments import Moments
 from loralens.core.names import some
 from loralens.core.progress import progress
 from loralens.errors import OptionError, place
-from loralens.formats.records.moments import check_target, save_moments
+from loralens.formats.records.moments import check_moments_target, save_moments
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, read_adapter
@@ -163,7 +163,7 @@ def calibrate(
         check_at_least(name, count, 1)
     target = None if output is None else Path(output)
     if target is not None:
-        check_target(target, overwrite=overwrite)
+        check_moments_target(target, overwrite=overwrite)
     texts = read_texts(data, limit=limit)
     (name,) = labels([adapter])
     base = None if isinstance(model, tuple) else model

@@ -9,9 +9,9 @@ from loralens.compression.loss import losses, total_error
 from loralens.core.adapter import Adapter
 from loralens.core.structured import Structured, Update
 from loralens.errors import OptionError, place
-from loralens.formats import FORMATS, QUANTISED, WriterOptions, stored_as
+from loralens.formats import FORMATS, QUANTISED, WriterOptions, encode_adapter
 from loralens.formats.dialects import record
-from loralens.formats.dialects.experts import as_in
+from loralens.formats.dialects.experts import fit_experts
 from loralens.formats.files.container import Files, Stored
 from loralens.tables.numbers import percent
 from loralens.tables.result import Tabular
@@ -184,7 +184,7 @@ def convert(
     target.write(stored, files)
     return ConvertResult(
         label,
-        record.applied(back, stored),
+        record.apply_stored(back, stored),
         to,
         target,
         len(adapter),
@@ -216,12 +216,12 @@ def _named_as_in(adapter: Adapter, to: str, options: WriterOptions) -> Adapter:
     """The adapter with its experts cut and called as the target has them: what the written file is compared with."""
     if adapter.format == to:
         return adapter
-    return as_in(to, adapter, base_config=options.get("base_config"), arch=options.get("arch"))
+    return fit_experts(to, adapter, base_config=options.get("base_config"), arch=options.get("arch"))
 
 
 def _stored(adapter: Adapter, to: str, options: WriterOptions) -> tuple[Stored, Files, Adapter]:
     """What is written, the files it goes to, and what the dialect's reader makes of them."""
-    stored, files = stored_as(adapter, to, **options)
+    stored, files = encode_adapter(adapter, to, **options)
     return stored, files, next(form for form in FORMATS if form.name == to).read(stored)
 
 

@@ -14,7 +14,7 @@ from loralens.core.names import kind
 from loralens.errors import LoraLensError, OptionError
 from loralens.formats import load
 from loralens.formats.files.location import adapter_file
-from loralens.formats.records.sarif import check_place, write_sarif
+from loralens.formats.records.sarif import check_log_target, write_sarif
 from loralens.formats.records.sarif import sarif as sarif_log
 from loralens.tables.numbers import count
 from loralens.tables.result import Tabular
@@ -131,7 +131,7 @@ def doctor(
     check_choice("rounding", str(rounding), get_args(Rounding))
     check_choice("fail_on", fail_on, LEVELS)
     if sarif:
-        check_place(Path(sarif))
+        check_log_target(Path(sarif))
     chosen = sources(adapters)
     loaded: dict[str, Adapter | None] = {}
     unreadable: list[Diagnosis] = []

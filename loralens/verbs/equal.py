@@ -11,7 +11,7 @@ from loralens.analysis.compare.equality import UpdateDifference, differences
 from loralens.core.messages import tell_findings
 from loralens.core.progress import progress
 from loralens.errors import MismatchError, OptionError
-from loralens.formats.dialects.gguf.reader import in_order_of, turned
+from loralens.formats.dialects.gguf.reader import has_permuted_rows, restore_rows
 from loralens.tables.numbers import known, number
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
@@ -136,10 +136,11 @@ def equal(
         raise OptionError(f"tolerance {tolerance!r} is no difference", fix="give a finite number of 0 or more")
     names = labels([first, second])
     adapter, other = (read_where_unknown(source, reading, base=base) for source in (first, second))
-    adapter, other = in_order_of(adapter, other), in_order_of(other, adapter)
-    if turned(adapter) != turned(other):
+    adapter, other = restore_rows(adapter, other), restore_rows(other, adapter)
+    if has_permuted_rows(adapter) != has_permuted_rows(other):
+        permuted = names[0] if has_permuted_rows(adapter) else names[1]
         raise MismatchError(
-            f"{names[0] if turned(adapter) else names[1]}: rows of q and k stand in llama.cpp's order, and nothing "
+            f"{permuted}: rows of q and k stand in llama.cpp's order, and nothing "
             "says the head counts by which to compare them with the other's",
             fix="give the base that it was trained on: --base DIR",
         )

@@ -16,9 +16,9 @@ from loralens.errors import OptionError, place
 from loralens.formats import QUANTISED, load, save
 from loralens.formats.dialects.sizes import file_size
 from loralens.formats.models.checkpoint import Checkpoint, model_config, stores_conv1d
-from loralens.formats.models.transformers_names import in_memory
+from loralens.formats.models.transformers_names import use_memory_names
 from loralens.merging.extraction.extract import extract_adapter
-from loralens.merging.extraction.extraction import Extracted, Extraction
+from loralens.merging.extraction.extraction import ExtractedModule, Extraction
 from loralens.merging.extraction.triplets import NoiseEdge
 from loralens.tables.numbers import fixed, known, number, percent, shape
 from loralens.tables.result import Tabular
@@ -30,7 +30,7 @@ from loralens.verbs.outputs.rules import RULES, RankRules, optional_rule, spoken
 from loralens.verbs.outputs.target import Target
 
 Noise = Literal["rounding", "median"]
-ModuleRow = tuple[str, Extracted]  # and its name
+ModuleRow = tuple[str, ExtractedModule]  # and its name
 
 FORMATS = tuple(name for name in TARGET_FORMATS if name != QUANTISED)
 FULL = 2.0  # times the rounding noise, from which what is left over is said to be more than that
@@ -88,7 +88,7 @@ class ExtractResult(Tabular):
         return self.extraction.adapter
 
     @property
-    def modules(self) -> Mapping[str, Extracted]:
+    def modules(self) -> Mapping[str, ExtractedModule]:
         """What every module holds of its difference."""
         return self.extraction.modules
 
@@ -219,7 +219,7 @@ def extract(
 
     def renamed(adapter: Adapter) -> Adapter:
         """The adapter under the names that its readers look for: PEFT looks for modules in memory."""
-        return in_memory(adapter, tuned_config) if to == "peft" else adapter
+        return use_memory_names(adapter, tuned_config) if to == "peft" else adapter
 
     _check_noise(rule, after, tuned)
     total = sum(tensor.size for tensor in after.tensors.values() if tensor.ndim > 1)

@@ -11,7 +11,7 @@ from loralens.errors import OptionError
 from loralens.formats.records.merged import CERTIFICATE
 from loralens.formats.records.undo import NAME
 from loralens.linalg.device import Device
-from loralens.merging.plan import Plan
+from loralens.merging.plan import MergePlan
 from loralens.merging.rounding import Mode
 from loralens.merging.summary import MODULE_COLUMNS, MergedModule
 from loralens.tables.numbers import number
@@ -54,7 +54,7 @@ class MergeResult(Tabular):
     output: Path | None
     dry_run: bool
     measured: bool
-    plan: Plan
+    plan: MergePlan
     modules: Sequence[MergedModule]
     certificate: Mapping[str, Any]
 
@@ -215,7 +215,7 @@ def _beside(output: Path | None, path: str | PathLike[str] | None, name: str, *,
     return output / name if folder else output.with_name(f"{output.stem}.{name}")
 
 
-def _tell_plan(plan: Plan) -> None:
+def _tell_plan(plan: MergePlan) -> None:
     """Edits of names, what else is to be known, and what is left out."""
     for text in (*(str(match) for match in plan.matches if match.edit), *plan.notes):
         note(text)

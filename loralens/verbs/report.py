@@ -13,7 +13,7 @@ from loralens.core.moments import Moments
 from loralens.core.shell import typed
 from loralens.errors import OptionError, visible
 from loralens.formats.files.apart import check_apart
-from loralens.formats.files.location import existing
+from loralens.formats.files.location import existing_path
 from loralens.reporting.document import Report
 from loralens.reporting.html import html
 from loralens.reporting.markdown import markdown as markdown_text
@@ -147,7 +147,7 @@ def _check_apart(
     """Refuse a page, or a folder of pictures, that is what the report is of or holds some of it."""
     read = [source for source in (*adapters, *activations) if not isinstance(source, Adapter | Moments)]
     places = [Path(source) for source in (*read, *([] if base is None else [base]))]
-    inputs = [(str(path), existing(path)) for path in places]
+    inputs = [(str(path), existing_path(path)) for path in places]
     for target in (page, *(beside(page) if with_markdown else ())):
         check_apart(target, inputs, within=False)
 

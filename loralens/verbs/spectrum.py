@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from os import PathLike, cpu_count
-from typing import TYPE_CHECKING, Any, Literal, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
 
 from loralens.analysis.groups import Group, by_block, by_kind, total_norm
 from loralens.analysis.outliers import QUANTITIES, Outlier, outliers
@@ -16,6 +16,7 @@ from loralens.tables.numbers import UNDEFINED, fixed, number, shape, spark
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import Reading, Source, labels, read_adapter, sources
+from loralens.verbs.inputs.choices import check_choice
 
 if TYPE_CHECKING:
     from loralens.analysis.base.weight_norms import WeightNorms
@@ -228,6 +229,10 @@ def spectrum(
     MismatchError
         A module that has no weight in the base.
     """
+    if sort is not None:
+        check_choice("sort", sort, get_args(Sort))
+    if top is not None and top < 1:
+        raise OptionError(f"top {top} leaves nothing to list", fix="give a whole number of 1 or more")
     if device and not base:
         raise OptionError("device says where the weights of the base are worked on", fix="give base, or no device")
     chosen = sources(adapters)

@@ -12,7 +12,7 @@ from loralens.analysis.survey import Duplicate, Summary, duplicates, summarise_a
 from loralens.core.adapter import Adapter
 from loralens.core.progress import progress
 from loralens.errors import LoraLensError
-from loralens.formats.records.collection import Found, candidates, examine
+from loralens.formats.records.collection import FolderEntry, candidates, examine_file
 from loralens.tables.numbers import count, fixed, number, size
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
@@ -86,7 +86,7 @@ class SurveyResult(Tabular):
     folder: Path
     adapters: Sequence[SurveyedAdapter]
     unreadable: Sequence[SurveyedAdapter]
-    without_pairs: Sequence[Found]
+    without_pairs: Sequence[FolderEntry]
 
     def __len__(self) -> int:
         return len(self.adapters)
@@ -227,14 +227,16 @@ def survey(folder: str | PathLike[str], *, allow_pickle: bool = False, once: boo
     """
     root = Path(folder)
 
-    def measure(path: Path) -> tuple[Found, Summary | None]:
-        file = examine(path, allow_pickle=allow_pickle, once=once)
+    def measure(path: Path) -> tuple[FolderEntry, Summary | None]:
+        file = examine_file(path, allow_pickle=allow_pickle, once=once)
         if file.adapter is None:
             return file, None
         try:
             return file, summarise_adapter(file.adapter)
         except LoraLensError as error:
-            return Found(path, None, file.size, "unreadable", ": ".join((*error.where, error.what)), error.fix), None
+            return FolderEntry(
+                path, None, file.size, "unreadable", ": ".join((*error.where, error.what)), error.fix
+            ), None
 
     paths = candidates(root)
     measured = []
@@ -251,7 +253,7 @@ def survey(folder: str | PathLike[str], *, allow_pickle: bool = False, once: boo
     return result
 
 
-def _gather(root: Path, measured: Sequence[tuple[Found, Summary | None]]) -> SurveyResult:
+def _gather(root: Path, measured: Sequence[tuple[FolderEntry, Summary | None]]) -> SurveyResult:
     """What was measured as rows, the copies among them found."""
     readable = [(file, adapter, line) for file, line in measured if line and (adapter := file.adapter)]
     unreadable = [file for file, line in measured if line is None and file.status == "unreadable"]

@@ -8,7 +8,7 @@ from typing import Any
 
 from loralens.core.adapter import Adapter
 from loralens.errors import OptionError
-from loralens.formats.files.trial import check_place
+from loralens.formats.files.disk import check_new_folder
 from loralens.formats.records.training import Training
 from loralens.tables.numbers import fixed, number
 from loralens.tables.result import Tabular
@@ -350,7 +350,7 @@ def _train(options: TrainingOptions) -> TrainResult | TrainPlan:
     if training is not None:
         if not options.resume:
             training.check(overwrite=options.overwrite)
-            check_place(training.target)
+            check_new_folder(training.target)
         for folder in (training.target, training.folder):
             Target(folder).check_inputs(options.places)
     from loralens.training.world import joined, local_device  # torch takes a second

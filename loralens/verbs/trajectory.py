@@ -14,7 +14,7 @@ from loralens.core.messages import tell_findings, warn
 from loralens.core.progress import progress
 from loralens.errors import OptionError
 from loralens.formats import load
-from loralens.formats.records.runs import STATE, Checkpoint, Loss, Run, nearest, run_of
+from loralens.formats.records.runs import STATE, LoggedLoss, Run, RunCheckpoint, nearest_loss, read_run
 from loralens.tables.numbers import fixed, known, number
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
@@ -28,10 +28,10 @@ class CheckpointRow(NamedTuple):
     """One row: a checkpoint, what was measured of it, and the losses logged nearest to its step."""
 
     name: str
-    checkpoint: Checkpoint
+    checkpoint: RunCheckpoint
     point: TrajectoryPoint
-    loss: Loss | None
-    eval_loss: Loss | None
+    loss: LoggedLoss | None
+    eval_loss: LoggedLoss | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class TrajectoryResult(Tabular):
         return short_names(self.run.checkpoints)
 
     @property
-    def settled(self) -> Checkpoint | None:
+    def settled(self) -> RunCheckpoint | None:
         """The first checkpoint from which on the direction stays; None where it still turned, or nothing says."""
         place = self.trajectory.settled
         return self.run.checkpoints[place] if self.run.ordered and place is not None else None
@@ -75,7 +75,11 @@ class TrajectoryResult(Tabular):
         run = self.run
         return [
             CheckpointRow(
-                name, checkpoint, point, nearest(run.train, checkpoint.step), nearest(run.evaluation, checkpoint.step)
+                name,
+                checkpoint,
+                point,
+                nearest_loss(run.train, checkpoint.step),
+                nearest_loss(run.evaluation, checkpoint.step),
             )
             for name, checkpoint, point in zip(self.names, run.checkpoints, self.trajectory.points, strict=True)
         ]
@@ -179,7 +183,7 @@ def trajectory(*adapters: Source, modules: Sequence[str] = (), **reading: Unpack
     return TrajectoryResult(run, measured)
 
 
-def short_names(checkpoints: Sequence[Checkpoint]) -> list[str]:
+def short_names(checkpoints: Sequence[RunCheckpoint]) -> list[str]:
     """Short names, each different: the last part of the path, or the whole where two are alike."""
     short = [checkpoint.path.name for checkpoint in checkpoints]
     return short if len(set(short)) == len(short) else [str(checkpoint.path) for checkpoint in checkpoints]
@@ -189,7 +193,7 @@ def _read(chosen: Sequence[AdapterSource], reading: Reading) -> tuple[Run, list[
     """The run, and its checkpoints read in its order; what the reader noticed is told."""
     loaded = [source for source in chosen if isinstance(source, Adapter)]
     if not loaded:
-        run = run_of([Path(source) for source in chosen if not isinstance(source, Adapter)])
+        run = read_run([Path(source) for source in chosen if not isinstance(source, Adapter)])
         adapters = [load(checkpoint.path, **reading) for checkpoint in run.checkpoints]
         for checkpoint, adapter in zip(run.checkpoints, adapters, strict=True):
             tell_findings(str(checkpoint.path), adapter.findings)
@@ -202,7 +206,7 @@ def _read(chosen: Sequence[AdapterSource], reading: Reading) -> tuple[Run, list[
         )
     if len(loaded) < 2:
         raise OptionError("one adapter is no run", fix="give two or more, or the path of a run")
-    return Run(tuple(Checkpoint(Path(label), None) for label in labels(loaded))), loaded
+    return Run(tuple(RunCheckpoint(Path(label), None) for label in labels(loaded))), loaded
 
 
 def _warn_of_other_runs(run: Run, measured: Trajectory) -> None:
@@ -221,7 +225,7 @@ def _warn_of_other_runs(run: Run, measured: Trajectory) -> None:
     )
 
 
-def _loss(key: str, title: str, of: Callable[[CheckpointRow], Loss | None]) -> tuple[Column[CheckpointRow], ...]:
+def _loss(key: str, title: str, of: Callable[[CheckpointRow], LoggedLoss | None]) -> tuple[Column[CheckpointRow], ...]:
     """A loss: the nearest that was logged, for people with its step where that is another."""
 
     def text(row: CheckpointRow) -> str:

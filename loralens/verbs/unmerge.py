@@ -14,9 +14,9 @@ from loralens.core.threads import in_threads
 from loralens.errors import MismatchError, OptionError
 from loralens.formats.models.model_writer import Change, copy_bytes, write_model
 from loralens.linalg.device import Device
-from loralens.merging.apply import prepare
-from loralens.merging.plan import Plan
-from loralens.merging.undo.subtract import Doubt, subtracted
+from loralens.merging.apply import prepare_merge
+from loralens.merging.plan import MergePlan
+from loralens.merging.undo.subtract import Doubt, subtract_block
 from loralens.tables.result import Tabular
 from loralens.tables.table import Column, Table
 from loralens.verbs.inputs.adapters import Reading, stated_options
@@ -169,7 +169,7 @@ def _subtract(inputs: MergeInputs, output: Path | None, device: Device, *, overw
     changes = {key: Change(tensor.source.dtype, tensor.shape) for key, tensor in tensors.items()}
 
     def subtract(key: str) -> Iterator[Array]:
-        return (subtracted(block, doubts[key]) for block in prepare(tensors[key], device=device).blocks())
+        return (subtract_block(block, doubts[key]) for block in prepare_merge(tensors[key], device=device).blocks())
 
     def rehearse(key: str) -> None:
         for rows in subtract(key):
@@ -195,7 +195,7 @@ def _subtract(inputs: MergeInputs, output: Path | None, device: Device, *, overw
     return Doubt(*(sum(getattr(doubt, name) for doubt in doubts.values()) for name in ("entries", "several", "none")))
 
 
-def _check_subtractable(plan: Plan) -> None:
+def _check_subtractable(plan: MergePlan) -> None:
     """Refuse a merge that replaced or scaled a weight: subtracting does not give it back."""
     for tensor in plan.tensors.values():
         if tensor.replacement is not None or tensor.tokens or any(slab.magnitude for slab in tensor.slabs):

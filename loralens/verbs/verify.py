@@ -11,13 +11,13 @@ from loralens.core.names import some
 from loralens.core.progress import progress
 from loralens.core.threads import in_threads
 from loralens.errors import MismatchError, place
-from loralens.formats.models.checkpoint import model_config, resolved, weights
+from loralens.formats.models.checkpoint import model_config, resolve_path, weights
 from loralens.formats.models.model_files import model_files
 from loralens.linalg.device import Device
-from loralens.merging.apply import prepare
-from loralens.merging.rounding import Mode, Rounding
+from loralens.merging.apply import prepare_merge
+from loralens.merging.rounding import MergeRounding, Mode
 from loralens.merging.tying import Tied
-from loralens.merging.verify import Outcome, Verdict, same, verdicts
+from loralens.merging.verify import Outcome, Verdict, have_same_values, verdicts
 from loralens.tables.numbers import fixed, number
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
@@ -183,7 +183,7 @@ def verify(
     check_choice("rounding", rounding, get_args(Mode))
     compute_device = Device.of(device)  # what is wrong with it is said before the work
     merged_tie = Tied.of(weights(Path(merged)), model_config(Path(merged)) or {})
-    tensors, files = merged_tie.shown(weights(Path(merged))), model_files(resolved(Path(merged)))
+    tensors, files = merged_tie.shown(weights(Path(merged))), model_files(resolve_path(Path(merged)))
     stored = merged_tie.shown(files.tensors)
     base_tensors = weights(Path(base))
     copies = Tied.of(base_tensors, model_config(Path(base)) or {}).missing
@@ -197,8 +197,11 @@ def verify(
 
     def replay(key: str) -> list[Verdict]:
         with place(key):
-            merge = prepare(
-                planned[key], dtype=stored[key].dtype, rounding=Rounding(rounding, seed, key), device=compute_device
+            merge = prepare_merge(
+                planned[key],
+                dtype=stored[key].dtype,
+                rounding=MergeRounding(rounding, seed, key),
+                device=compute_device,
             )
             verdict = verdicts(merge, tensors[key] if merge.requantised else stored[key])
         if step:
@@ -206,7 +209,7 @@ def verify(
         return verdict
 
     def differs(key: str) -> bool:
-        changed = key not in tensors or not same(base_tensors[key], tensors[key])
+        changed = key not in tensors or not have_same_values(base_tensors[key], tensors[key])
         if step:
             step(base_tensors[key].size)
         return changed

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import loralens
 from loralens.analysis.groups import Group, by_block, by_kind, total_norm
-from loralens.analysis.spectrum import Spectrum
+from loralens.analysis.spectrum import Spectrum, measure_spectrum
 from loralens.core.lowrank import LowRank
 
 
@@ -20,19 +20,19 @@ def test_natural_order_selection_and_values() -> None:
     modules = {
         f"layers.{i}.q_proj": LowRank(rng.normal(size=(9, 3)), rng.normal(size=(3, 5)), -1.5) for i in (10, 2, 0)
     }
-    found = loralens.spectrum(loralens.Adapter(modules=modules))
+    found = measure_spectrum(loralens.Adapter(modules=modules))
     assert list(found) == ["layers.0.q_proj", "layers.2.q_proj", "layers.10.q_proj"]
     for name, one in found.items():
         np.testing.assert_allclose(one.s, np.linalg.svd(modules[name].dense(), compute_uv=False)[:3], rtol=1e-12)
         assert (one.shape, one.rank) == ((9, 5), 3)
-    assert list(loralens.spectrum(loralens.Adapter(modules=modules), modules=["*.2.*"])) == ["layers.2.q_proj"]
+    assert list(measure_spectrum(loralens.Adapter(modules=modules), modules=["*.2.*"])) == ["layers.2.q_proj"]
 
 
 @given(out=st.integers(1, 9), in_=st.integers(1, 9), rank=st.integers(1, 12), scale=st.floats(-9, 9))
 def test_any_shape_rank_and_scale(out: int, in_: int, rank: int, scale: float) -> None:
     rng = np.random.default_rng([out, in_, rank])
     module = LowRank(rng.normal(size=(out, rank)), rng.normal(size=(rank, in_)), scale)
-    (one,) = loralens.spectrum(loralens.Adapter(modules={"m": module})).values()
+    (one,) = measure_spectrum(loralens.Adapter(modules={"m": module})).values()
     dense = np.linalg.svd(module.dense(), compute_uv=False)[: one.s.size]
     assert one.s.shape == (min(out, in_, rank),)
     np.testing.assert_allclose(one.s, dense, atol=1e-12 * max(1.0, dense.max()))
@@ -41,7 +41,7 @@ def test_any_shape_rank_and_scale(out: int, in_: int, rank: int, scale: float) -
 def test_threads_change_nothing() -> None:
     rng = np.random.default_rng(2)
     modules = {f"layers.{i}.q": LowRank(rng.normal(size=(30, 4)), rng.normal(size=(4, 20))) for i in range(20)}
-    one, two = (loralens.spectrum(loralens.Adapter(modules=modules), threads=n) for n in (1, 3))
+    one, two = (measure_spectrum(loralens.Adapter(modules=modules), threads=n) for n in (1, 3))
     assert list(one) == list(two)
     assert all(np.array_equal(one[name].s, two[name].s) for name in one)
 
@@ -52,7 +52,7 @@ def test_the_first_error_in_order_is_raised_whatever_the_threads(threads: int) -
     for i in (31, 11, 22):
         modules[f"layers.{i}.q"] = LowRank(np.full((4, 2), np.nan), np.ones((2, 3)))
     with pytest.raises(loralens.FormatError, match=r"layers\.11\.q: .*NaN"):
-        loralens.spectrum(loralens.Adapter(modules=modules), threads=threads)
+        measure_spectrum(loralens.Adapter(modules=modules), threads=threads)
 
 
 def test_groups_share_the_energy_and_count_zero_modules() -> None:

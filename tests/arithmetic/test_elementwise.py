@@ -378,13 +378,13 @@ DIGESTS = {  # SHA-256 of all that a rule makes of two counted updates under see
 @pytest.mark.parametrize("name", DIGESTS)
 def test_what_a_rule_makes_is_the_same_to_the_bit_on_every_machine(name, monkeypatch):
     """Masks, signs and means of the full space; only the way back to low rank goes through BLAS and LAPACK."""
-    seen, plain = [], spaces.low_rank
+    seen, plain = [], spaces.low_rank_approximation
 
     def watched(blocks, *rest, **options):
         seen.append(np.concatenate([block.copy() for _, block in blocks()]))
         return plain(blocks, *rest, **options)
 
-    monkeypatch.setattr(spaces, "low_rank", watched)
+    monkeypatch.setattr(spaces, "low_rank_approximation", watched)
     pair = [Adapter(modules={"layers.3.q_proj": counted(70, 90, 3, step)}) for step in (7919, 104729)]
     combine_adapters([(pair[0], 0.75), (pair[1], -0.5)], method=name, seed=7 if name != "ties" else 0)
     (F,) = seen

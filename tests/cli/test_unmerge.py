@@ -222,7 +222,7 @@ def test_a_damaged_text_of_an_undo_file_is_noticed(part: str, out: Path, tmp_pat
     write_undo(arrays, content, out / NAME)
     refused = run("unmerge", out, "-o", tmp_path / "back")
     assert refused.exit_code == 2
-    assert "are not as they were written" in refused.stderr
+    assert "do not match their digest" in refused.stderr
     assert not (tmp_path / "back").exists()
 
 

@@ -56,7 +56,7 @@ def test_combinations_give_the_whitened_truncation(rank, out_side):
     found = directions_on_data(before, one)
     after = truncate_pair(before, found.head(rank))
     best = whitened_svd(before, one.K, one.G)
-    D = best.left.columns() @ best.X[:, :rank] @ best.Y[:rank] @ before.A
+    D = best.Q_B.columns() @ best.X[:, :rank] @ best.Y[:rank] @ before.A
     np.testing.assert_allclose(after.dense(), D, atol=TRUNCATED * 100 * np.abs(D).max())
     assert (after.scale, after.rank) == (before.scale, rank)
     np.testing.assert_allclose(np.linalg.norm(after.B, axis=0), np.linalg.norm(after.A, axis=1))

@@ -72,10 +72,10 @@ def test_the_whole_numbers_are_what_is_written(tmp_path: Path) -> None:
 def test_what_makes_no_sense_is_refused() -> None:
     with pytest.raises(OptionError, match="is in the adapter or in bits, not in both"):
         quantise(adapter(), bits={"layers.0.up": [8]})
-    with pytest.raises(OptionError, match=r"layers\.0\.down: 1 are no bits"):
+    with pytest.raises(OptionError, match=r"layers\.0\.down: 1 are not the bit widths"):
         quantise(adapter(), bits=1)
     for wrong in ([], [0], [8, 0, 8], [8] * 5, [8, 17]):
-        with pytest.raises(OptionError, match="are no bits of at most 4 directions"):
+        with pytest.raises(OptionError, match="are not the bit widths of at most 4 directions"):
             quantise(adapter(), bits=dict.fromkeys(adapter(), wrong))
     full = Structured(Dense(LazyArray.of(np.eye(3))))
     with pytest.raises(MismatchError, match="no pair"):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.core.naming.base_model import BaseModel, contradiction, grouped, shape_contradiction
+from loralens.core.naming.base_model import BaseModel, contradiction, group_models, shape_contradiction
 
 SAME = [
     ("bert-base-uncased", "google-bert/bert-base-uncased"),
@@ -97,7 +97,7 @@ def test_the_configuration_of_a_folder_can_agree_and_not_contradict() -> None:
 
 def test_groups_are_of_what_nothing_tells_apart() -> None:
     names = ["bert-base-cased", "google-bert/bert-base-uncased", "", "bert-base-uncased", "base", "BERT-base-cased"]
-    assert grouped([BaseModel.of(name) for name in names]) == [[0, 4, 5], [1, 3]]
+    assert group_models([BaseModel.of(name) for name in names]) == [[0, 4, 5], [1, 3]]
 
 
 def test_shapes_of_modules_in_blocks() -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from loralens.core.lazy import LazyArray, Recent, joined
+from loralens.core.lazy import LazyArray, Recent, concatenate
 
 NUMBERS = np.arange(24, dtype=np.float32).reshape(4, 3, 2)
 
@@ -132,7 +132,7 @@ def test_joined_arrays_are_one_and_only_those_that_are_asked_for_are_read(sizes)
 
         return LazyArray(lambda: array, shape=array.shape, dtype=array.dtype, numbers=numbers)
 
-    one = joined([part(i, array) for i, array in enumerate(arrays)])
+    one = concatenate([part(i, array) for i, array in enumerate(arrays)])
     assert one.shape == whole.shape
     np.testing.assert_array_equal(one.read(), whole)
     for start in range(whole.size + 1):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from loralens.core.naming.matching import fits, match, normal_form, same_modules
+from loralens.core.naming.matching import match, normal_form, same_modules, shape_fits
 from loralens.errors import MismatchError
 
 BERT = {f"encoder.layer.{i}.attention.self.{kind}.weight": (8, 8) for i in (0, 1, 10) for kind in ("query", "value")}
@@ -74,8 +74,8 @@ def test_ambiguous_underscores_are_refused() -> None:
     ],
 )
 def test_fits(update: tuple[int, int], weight: tuple[int, ...], plain: bool, expert: bool) -> None:
-    assert fits(update, weight, expert=False) is plain
-    assert fits(update, weight, expert=True) is expert
+    assert shape_fits(update, weight, expert=False) is plain
+    assert shape_fits(update, weight, expert=True) is expert
 
 
 @pytest.mark.parametrize(

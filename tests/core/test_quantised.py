@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import Layout, LowRank
-from loralens.core.quantised import NAME, as_bytes, direction_bytes, directions, from_bytes, kernel_fits, quantised
+from loralens.core.quantised import (
+    NAME,
+    as_bytes,
+    direction_bits,
+    direction_bytes,
+    from_bytes,
+    kernel_fits,
+    quantise_module,
+)
 from loralens.core.scaling import Scaling
 from loralens.errors import FormatError, OptionError
 from loralens.linalg.quantise import Quantised
@@ -84,7 +92,7 @@ def test_a_module_is_near_to_its_leading_directions(bits: int | list[int], rank:
     rng = np.random.default_rng(0)
     layout = Layout("conv", kernel=(3,))
     pair = LowRank(rng.standard_normal((40, 3)), rng.standard_normal((3, 30)), -2.0, scaling=SCALING, layout=layout)
-    found = quantised(pair, bits)
+    found = quantise_module(pair, bits)
     assert (found.rank, found.scale, found.scaling, found.layout) == (rank, -2.0, SCALING, layout)
     assert found.origin is not None
     assert found.origin.format == NAME
@@ -98,23 +106,23 @@ def test_a_module_is_near_to_its_leading_directions(bits: int | list[int], rank:
 
 
 def test_an_update_of_nothing_stays_nothing() -> None:
-    found = quantised(LowRank(np.zeros((4, 2)), np.ones((2, 3))), 2)
+    found = quantise_module(LowRank(np.zeros((4, 2)), np.ones((2, 3))), 2)
     assert (found.rank, found.dense().any()) == (2, False)
 
 
 @pytest.mark.parametrize("bits", [1, 17, 0, [], [0], [8, 8, 8, 8], [8, 0, 8], [0, 8], [8, 1], [8, 17], [-1]])
 def test_bits_that_are_none(bits: int | list[int]) -> None:
     pair = LowRank(np.ones((5, 3)), np.ones((3, 7)))
-    for call in (directions, quantised):
-        with pytest.raises(OptionError, match="are no bits of at most 3 directions"):
+    for call in (direction_bits, quantise_module):
+        with pytest.raises(OptionError, match="are not the bit widths of at most 3 directions"):
             call(pair, bits)
 
 
 def test_no_more_directions_than_the_smaller_side_has() -> None:
     wide = LowRank(np.ones((2, 4)), np.ones((4, 7)))
-    assert directions(wide, 3) == [3, 3]
+    assert direction_bits(wide, 3) == [3, 3]
     with pytest.raises(OptionError, match="at most 2 directions"):
-        directions(wide, [3, 3, 3])
+        direction_bits(wide, [3, 3, 3])
 
 
 def test_only_the_bits_are_read_before_a_factor_is_asked_for() -> None:

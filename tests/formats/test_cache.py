@@ -9,7 +9,7 @@ import pytest
 from loralens.core.lazy import LazyArray
 from loralens.core.weights import Weight
 from loralens.errors import FormatError
-from loralens.formats.records.cache import HEADER, SUFFIX, SvdCache, default_folder, digest, nbytes
+from loralens.formats.records.cache import HEADER, SUFFIX, SvdCache, default_folder, svd_bytes, weight_digest
 from loralens.linalg.rank_update import decompose
 
 rng = np.random.default_rng(0)
@@ -22,11 +22,11 @@ def weight(array, *, transposed=False, streams=False):
 
 
 def keys(count):
-    return [digest(weight(W + i)) for i in range(count)]
+    return [weight_digest(weight(W + i)) for i in range(count)]
 
 
 def test_what_was_written_comes_back_bit_for_bit(tmp_path: Path) -> None:
-    cache, found, key = SvdCache(tmp_path / "new", limit=10**6), decompose(W), digest(weight(W))
+    cache, found, key = SvdCache(tmp_path / "new", limit=10**6), decompose(W), weight_digest(weight(W))
     assert key not in cache
     assert cache.read(key, W.shape) is None
     assert cache.write(key, found)
@@ -36,13 +36,13 @@ def test_what_was_written_comes_back_bit_for_bit(tmp_path: Path) -> None:
         assert one.dtype == two.dtype
         np.testing.assert_array_equal(one, two)
     file = tmp_path / "new" / f"{key}{SUFFIX}"
-    assert nbytes(weight(W)) < file.stat().st_size < nbytes(weight(W)) + HEADER
+    assert svd_bytes(weight(W)) < file.stat().st_size < svd_bytes(weight(W)) + HEADER
     assert [path.name for path in file.parent.iterdir()] == [file.name]
 
 
 def test_the_name_is_of_the_content() -> None:
-    key = digest(weight(W))
-    assert key == digest(weight(W.copy(), streams=True))
+    key = weight_digest(weight(W))
+    assert key == weight_digest(weight(W.copy(), streams=True))
     other = W.copy()
     other[3, 3] = np.nextafter(other[3, 3], np.float32(9))
     others = [
@@ -53,7 +53,7 @@ def test_the_name_is_of_the_content() -> None:
         weight(W.view(np.int32)),
         weight(W.astype(np.float64)),
     ]
-    assert len({key, *map(digest, others)}) == 7
+    assert len({key, *map(weight_digest, others)}) == 7
 
 
 def spoil_number(data: bytearray) -> None:
@@ -139,7 +139,7 @@ def test_several_go_and_no_more_than_needed(tmp_path: Path) -> None:
 
 def test_what_this_run_used_stays_where_not_all_fits(tmp_path: Path) -> None:
     first, second, third = keys(3)
-    cache = SvdCache(tmp_path, limit=3 * nbytes(weight(W)) // 2 + HEADER)
+    cache = SvdCache(tmp_path, limit=3 * svd_bytes(weight(W)) // 2 + HEADER)
     assert cache.write(first, decompose(W))
     assert not cache.write(second, decompose(W))
     assert cache.write(first, decompose(W))

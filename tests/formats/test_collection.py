@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 import loralens
 from loralens.errors import OptionError
-from loralens.formats.records.collection import candidates, examine
+from loralens.formats.records.collection import candidates, examine_file
 from tests.conftest import small_adapter
 from tests.formats.blobs import limits
 
@@ -34,7 +34,7 @@ def folder(small: Path, tmp_path: Path) -> Path:
 
 
 def status(folder: Path, **options: bool) -> dict[str, tuple[str, str]]:
-    found = [examine(path, **options) for path in candidates(folder)]
+    found = [examine_file(path, **options) for path in candidates(folder)]
     return {str(one.path.relative_to(folder)): (one.status, one.reason) for one in found}
 
 
@@ -58,7 +58,7 @@ def test_everything_is_found_in_order_and_told_apart(folder: Path) -> None:
 
 
 def test_a_found_adapter_has_its_size_and_its_dialect(folder: Path) -> None:
-    one = examine(folder / "deep" / "er" / "lora.safetensors")
+    one = examine_file(folder / "deep" / "er" / "lora.safetensors")
     assert one.adapter is not None
     assert one.adapter.format == "kohya"
     assert one.size == one.path.stat().st_size
@@ -68,7 +68,7 @@ def test_a_found_adapter_has_its_size_and_its_dialect(folder: Path) -> None:
 def test_tensors_beside_a_configuration_should_be_an_adapter(small: Path, tmp_path: Path) -> None:
     shutil.copy(small / "adapter_config.json", tmp_path)
     save_file({"weight": np.ones((3, 2), np.float32)}, tmp_path / "adapter_model.safetensors")
-    assert examine(tmp_path / "adapter_model.safetensors").status == "unreadable"
+    assert examine_file(tmp_path / "adapter_model.safetensors").status == "unreadable"
 
 
 def test_no_number_is_read_to_tell_a_model(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_no_number_is_read_to_tell_a_model(tmp_path: Path) -> None:
     with file.open("wb") as stream:
         stream.write(len(header).to_bytes(8, "little") + header)
         stream.truncate(8 + len(header) + 4_000_000_000)
-    assert examine(file).status == "other"
+    assert examine_file(file).status == "other"
 
 
 def gguf(kind: str | None) -> bytes:
@@ -95,11 +95,11 @@ def gguf(kind: str | None) -> bytes:
 @pytest.mark.parametrize(("kind", "found"), [("model", "other"), (None, "other"), ("adapter", "unreadable")])
 def test_a_gguf_model_is_told_from_a_broken_adapter(tmp_path: Path, kind: str | None, found: str) -> None:
     (tmp_path / "x.gguf").write_bytes(gguf(kind))
-    assert examine(tmp_path / "x.gguf").status == found
+    assert examine_file(tmp_path / "x.gguf").status == found
 
 
 def test_a_file_that_vanishes_is_unreadable(tmp_path: Path) -> None:
-    assert examine(tmp_path / "gone.safetensors").status == "unreadable"
+    assert examine_file(tmp_path / "gone.safetensors").status == "unreadable"
 
 
 def test_only_a_folder_can_be_looked_through(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def test_links_to_folders_are_followed_once(small: Path, tmp_path: Path) -> None
     assert found == [Path("a-far/adapter_model.safetensors"), Path("own/adapter_model.safetensors")]
     (tmp_path / "link").symlink_to(root)
     assert len(candidates(tmp_path / "link")) == 2
-    assert {found.status for found in map(examine, candidates(root))} == {"adapter"}
+    assert {found.status for found in map(examine_file, candidates(root))} == {"adapter"}
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
@@ -143,7 +143,7 @@ def test_a_pipe_among_the_files_stops_nobody(small: Path, tmp_path: Path) -> Non
     shutil.copytree(small, tmp_path / "good")
     os.mkfifo(tmp_path / "pipe.safetensors")
     with limits(5, 1 << 20):
-        kinds = {found.path.name: (found.status, found.reason) for found in map(examine, candidates(tmp_path))}
+        kinds = {found.path.name: (found.status, found.reason) for found in map(examine_file, candidates(tmp_path))}
     assert kinds.pop("pipe.safetensors")[0] == "unreadable"
     assert {kind for kind, _ in kinds.values()} == {"adapter"}
 

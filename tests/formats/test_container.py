@@ -17,15 +17,8 @@ from hypothesis.extra import numpy as hnp
 
 from loralens.core.lazy import LazyArray
 from loralens.errors import FormatError
-from loralens.formats.files.container import (
-    DTYPES,
-    FLOATS,
-    HEADER_LIMIT,
-    dumps,
-    header_bytes,
-    read_json,
-    read_safetensors,
-)
+from loralens.formats.files.container import DTYPES, FLOATS, HEADER_LIMIT, header_bytes, read_json, read_safetensors
+from loralens.formats.files.json_text import dumps
 from tests.formats.blobs import blob, entry, limits
 
 SHAPES = [(), (0,), (1,), (5,), (0, 3), (3, 0, 2), (2, 3), (1, 2, 3, 4), (1,) * 40]

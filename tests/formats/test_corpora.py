@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from loralens.errors import FormatError, OptionError
-from loralens.formats.files.packages import installed
+from loralens.formats.files.packages import is_installed
 from loralens.formats.records import corpora
 from loralens.formats.records.corpora import CORPORA, HELD_OUT, INSTALL, TRAIN, VALIDATION, Corpus, Split, read_corpus
 
@@ -27,7 +27,7 @@ class Files:
 
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
         self.folder = folder
-        patch.setattr(corpora, "packaged", lambda _, file: self._path(file))
+        patch.setattr(corpora, "package_file", lambda _, file: self._path(file))
 
     def _path(self, file: str) -> Path | None:
         path = self.folder / Path(file).name
@@ -198,7 +198,7 @@ def test_the_table() -> None:
 )
 def test_the_real_texts(name: str, train: int, first: float, digest: str) -> None:
     corpus = CORPORA[name]
-    if not installed(corpus.package):
+    if not is_installed(corpus.package):
         pytest.skip(f"{corpus.package} is not installed")
     split = read_corpus(name)
     assert (len(split.train), len(split.validation), len(split.held_out)) == (train, VALIDATION, HELD_OUT)

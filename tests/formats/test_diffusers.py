@@ -20,7 +20,7 @@ from loralens.core.naming.image_names import in_pipeline
 from loralens.core.scaling import Scaling
 from loralens.core.structured import Dense, Structured
 from loralens.errors import FormatError, LoraLensError, MismatchError, ShapeError
-from loralens.formats import stored_as
+from loralens.formats import encode_adapter
 from loralens.formats.dialects import xlabs
 from loralens.formats.dialects.comfyui import reader as comfyui
 from loralens.formats.dialects.diffusers import reader as diffusers
@@ -602,7 +602,7 @@ def test_a_bias_on_b_in_every_style(stem: str, module: str) -> None:
     }
     assert list(adapter) == [module]
     assert_same_file(write(adapter), source)
-    back, _ = stored_as(adapter, "peft")
+    back, _ = encode_adapter(adapter, "peft")
     assert back.config
     assert back.config["lora_bias"] is True
     bias = back.tensors[f"base_model.model.{module}.lora_B.bias"].read()

@@ -9,8 +9,8 @@ import pytest
 import loralens
 from loralens.core.lowrank import Layout
 from loralens.errors import OptionError
-from loralens.formats import stored_as
-from loralens.formats.dialects.experts import MLX, as_in, taken_apart
+from loralens.formats import encode_adapter
+from loralens.formats.dialects.experts import MLX, fit_experts, split_stacks
 from loralens.formats.dialects.gguf.architectures import ARCHITECTURES
 
 MOE = "model.layers.0.mlp"
@@ -43,7 +43,7 @@ def halves(module, *, turned=False, alternate=False):
 def test_gate_and_up_are_their_rows_of_b_and_share_a(kind, turned):
     source = adapter(turned=turned)
     for config in ({"model_type": kind, "hidden_size": D}, {"model_type": kind}):
-        apart = taken_apart(source, config)
+        apart = split_stacks(source, config)
         assert len(apart) == 3 * E
         for e in range(E):
             both = source[f"{MOE}.experts.gate_up_proj[{e}]"]
@@ -59,16 +59,16 @@ def test_square_stacks_follow_the_others_or_the_version_of_peft():
     square = {"d": 6, "f": 3}
     config = {"model_type": "olmoe", "hidden_size": 6}
     for turned in (False, True):
-        assert taken_apart(adapter(turned=turned, **square), config)[f"{MOE}.experts.down_proj[0]"].shape == (6, 3)
+        assert split_stacks(adapter(turned=turned, **square), config)[f"{MOE}.experts.down_proj[0]"].shape == (6, 3)
         one = adapter(turned=turned, parts=("gate_up_proj",), transposed=turned, **square)
-        found = taken_apart(one, config)[f"{MOE}.experts.up_proj[1]"].dense()
+        found = split_stacks(one, config)[f"{MOE}.experts.up_proj[1]"].dense()
         np.testing.assert_allclose(found, halves(one[f"{MOE}.experts.gate_up_proj[1]"], turned=turned)[1], rtol=1e-6)
 
 
 def test_what_has_no_stacks_is_left_alone():
     plain = loralens.Adapter(modules={"model.layers.0.mlp.gate_proj": pair(4, 6, kind="linear")}, format="peft")
-    assert taken_apart(plain, None) is plain
-    assert as_in("kohya", adapter()) is not None
+    assert split_stacks(plain, None) is plain
+    assert fit_experts("kohya", adapter()) is not None
 
 
 @pytest.mark.parametrize(
@@ -115,12 +115,12 @@ def test_single_experts_become_a_stack_of_mlx_and_come_back(alone, tmp_path: Pat
 
 def test_what_nothing_says_is_asked_for():
     with pytest.raises(OptionError, match="nothing says which model") as caught:
-        stored_as(adapter(), "mlx")
+        encode_adapter(adapter(), "mlx")
     assert "--base" in caught.value.fix
     with pytest.raises(OptionError, match="of 'xyz' is not known here"):
-        stored_as(adapter(), "mlx", base_config={"model_type": "xyz"})
+        encode_adapter(adapter(), "mlx", base_config={"model_type": "xyz"})
     with pytest.raises(OptionError, match="nothing says which this is"):
-        stored_as(adapter(), "gguf")
+        encode_adapter(adapter(), "gguf")
 
 
 @pytest.mark.parametrize(
@@ -154,5 +154,5 @@ def test_the_names_of_llama_cpp(kind, path, router, tmp_path: Path):
 
 
 def test_an_architecture_by_name_says_enough_for_gguf():
-    stored, _ = stored_as(adapter(), "gguf", arch="qwen3moe")
+    stored, _ = encode_adapter(adapter(), "gguf", arch="qwen3moe")
     assert "blk.0.ffn_up_exps.weight.lora_b" in stored.tensors

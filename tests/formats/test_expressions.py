@@ -120,7 +120,7 @@ def test_both_engines_match_the_same(text: str) -> None:
 @pytest.mark.parametrize("text", ORDINARY)
 def test_ordinary_expressions_stay_with_re(text, monkeypatch):
     monkeypatch.setattr(regex, "compile", None)
-    expressions._compiled_by_regex.cache_clear()
+    expressions._compile_with_regex.cache_clear()
     for prefix in (False, True):
         expression = Expression(text, "rank_pattern", Allowance(), after_prefix=prefix)
         assert any(expression.matches(path) for path in MODULES) or not prefix

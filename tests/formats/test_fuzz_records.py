@@ -19,7 +19,7 @@ from loralens.errors import LoraLensError
 from loralens.formats.files.shards import weight_files
 from loralens.formats.records.moments import load_moments, save_moments
 from loralens.formats.records.recipes import read_recipe
-from loralens.formats.records.runs import run_of
+from loralens.formats.records.runs import read_run
 from tests.bases import sharded, tensors
 from tests.conftest import small_adapter
 from tests.formats.blobs import limits
@@ -413,7 +413,7 @@ def trajectory(text, name):
         for step in (10, 20):
             shutil.copytree(MADE.folder / "adapter", Path(folder) / f"checkpoint-{step}")
         (Path(folder) / name).write_bytes(text)
-        run_of([Path(folder)])
+        read_run([Path(folder)])
         for words in (["trajectory", folder], ["trajectory", folder, "--json"]):
             done = CliRunner().invoke(main, words)
             assert done.exception is None or isinstance(done.exception, SystemExit), done.exc_info

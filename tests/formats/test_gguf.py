@@ -57,7 +57,7 @@ def adapter(modules=None, **rest):
 def stored(tensors, metadata=None, **rest):
     metadata = KINDS if metadata is None else metadata
     lazy = {key: LazyArray.of(np.asarray(array)) for key, array in tensors.items()}
-    return Stored(lazy, metadata, plain=gguf_values.plain(metadata), **rest)
+    return Stored(lazy, metadata, plain=gguf_values.plain_values(metadata), **rest)
 
 
 def pair(tensor="blk.0.attn_v", *, out=16, in_=6, r=2, dtype=np.float32):
@@ -604,7 +604,7 @@ def test_every_listed_name_has_a_tensor_and_comes_back_from_it(arch):
     tables = package.get_tensor_name_map(
         next(number for number, name in package.MODEL_ARCH_NAMES.items() if name == arch.name), 13
     )
-    for pattern in (*arch.others, *(arch.block + kind for kind in arch.kinds)):
+    for pattern in (*arch.outside, *(arch.block + kind for kind in arch.kinds)):
         name = pattern.format(bid=12, e=7)
         place = gguf_names.place_of(name, arch.name)
         assert place, name

@@ -18,7 +18,7 @@ def test_one_at_a_time(tmp_path: Path) -> None:
     check_free(tmp_path)
     one.take(tmp_path)
     one.take(tmp_path)  # it has it already
-    assert (one.held, two.held) == (True, False)
+    assert (one.is_taken, two.is_taken) == (True, False)
     for refused in (two.take, check_free):
         with pytest.raises(OptionError, match="a run is going on there at this moment") as error:
             refused(tmp_path)
@@ -26,7 +26,7 @@ def test_one_at_a_time(tmp_path: Path) -> None:
     one.release()
     one.release()
     two.take(tmp_path)
-    assert (one.held, two.held) == (False, True)
+    assert (one.is_taken, two.is_taken) == (False, True)
     assert not list(tmp_path.iterdir())
 
 
@@ -74,7 +74,7 @@ def test_a_disk_without_locks_stops_nobody(tmp_path: Path, monkeypatch: pytest.M
     one = Hold()
     one.take(tmp_path)
     check_free(tmp_path)
-    assert not one.held
+    assert not one.is_taken
     for descriptor in opened:
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(descriptor)

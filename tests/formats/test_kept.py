@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from loralens.formats.records.kept import keeping, settle
+from loralens.formats.records.kept import keep_files, restore_kept
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_the_file_is_that_of_the_model(linked: bool, swapped: bool, ends: bool, 
         monkeypatch.setattr(os, "link", refused)
     undo, model = home / "undo", home / "model"
     try:
-        with keeping([undo], model):
+        with keep_files([undo], model):
             assert undo.read_text() == "old"
             written(undo)
             if swapped:
@@ -61,21 +61,21 @@ def test_what_a_killed_run_kept(home: Path) -> None:
     dead = 2**22 + 1  # no process has this number
     hidden = home / f".undo.{dead}.{model.stat().st_ino}.kept"
     hidden.write_text("older")
-    settle(home / "another", model)
+    restore_kept(home / "another", model)
     assert undo.read_text() == "old"
-    settle(undo, model)
+    restore_kept(undo, model)
     assert undo.read_text() == "older"
     hidden.write_text("oldest")
     replaced(model)
-    settle(undo, model)
+    restore_kept(undo, model)
     assert undo.read_text() == "older"
     assert names(home) == {"undo", "model"}
 
 
 def test_what_a_run_keeps_at_this_moment_is_nobody_else_s(home: Path) -> None:
-    with keeping([home / "undo"], home / "model"):
+    with keep_files([home / "undo"], home / "model"):
         before = names(home)
-        settle(home / "undo", home / "model")
+        restore_kept(home / "undo", home / "model")
         assert names(home) == before
         assert len(before) == 3
 
@@ -83,12 +83,12 @@ def test_what_a_run_keeps_at_this_moment_is_nobody_else_s(home: Path) -> None:
 def test_a_link_of_such_a_name_is_left_alone(home: Path) -> None:
     (home / "secret").write_text("secret")
     (home / f".undo.4194305.{(home / 'model').stat().st_ino}.kept").symlink_to(home / "secret")
-    settle(home / "undo", home / "model")
+    restore_kept(home / "undo", home / "model")
     assert (home / "undo").read_text() == "old"
 
 
 def test_nothing_is_kept_where_nothing_stands(home: Path) -> None:
-    with keeping([home / "undo", home / "absent"], home / "no model"):
+    with keep_files([home / "undo", home / "absent"], home / "no model"):
         assert names(home) == {"undo", "model"}
-    with keeping([home / "absent"], home / "model"):
+    with keep_files([home / "absent"], home / "model"):
         assert names(home) == {"undo", "model"}

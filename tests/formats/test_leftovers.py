@@ -16,8 +16,8 @@ from loralens.core.moments import Moment, Moments
 from loralens.core.training import State
 from loralens.errors import OptionError
 from loralens.formats.files import hold, leftovers
+from loralens.formats.files.atomic import atomic_file
 from loralens.formats.files.leftovers import hidden_path, reserve, tidy
-from loralens.formats.files.replacing import replacing
 from loralens.formats.models.model_files import model_files
 from loralens.formats.models.model_writer import Change, write_model
 from loralens.formats.records.cache import SvdCache
@@ -77,7 +77,7 @@ def write_entry(home: Path) -> None:
 def write_state(home: Path) -> None:
     training = Training(home / "run")
     if (training.folder / "run.json").exists():
-        training.go_on({"a": 1})
+        training.resume({"a": 1})
     else:
         training.begin({"a": 1}, overwrite=False)
     training.save(State(1, {"x": np.ones(2)}, {}, {}))
@@ -178,15 +178,15 @@ def test_what_a_live_run_writes_stays(kind: str, namesake: bool, tmp_path: Path)
         tidy(tmp_path / "a")
         assert there.exists()
         if namesake:
-            with pytest.raises(OptionError, match="another run is writing there"), replacing(tmp_path / "a"):
+            with pytest.raises(OptionError, match="another run is writing there"), atomic_file(tmp_path / "a"):
                 pass
         else:
-            with replacing(tmp_path / "a") as stream:
+            with atomic_file(tmp_path / "a") as stream:
                 stream.write(b"x")
         process.stdin.close()
         process.wait()
     assert there.exists()
-    with replacing(tmp_path / "a") as stream:
+    with atomic_file(tmp_path / "a") as stream:
         stream.write(b"y")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
@@ -206,7 +206,7 @@ def test_without_locks_the_number_of_the_process_tells(tmp_path: Path, monkeypat
     monkeypatch.setattr(leftovers, "lock", none)
     for pid in (os.getppid(), 99999999):
         (tmp_path / f".a.{pid}.part").write_bytes(b"half")
-    with replacing(tmp_path / "a") as stream:
+    with atomic_file(tmp_path / "a") as stream:
         stream.write(b"x")
     assert hidden_names(tmp_path) == [f".a.{os.getppid()}.part"]
 

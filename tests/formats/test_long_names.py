@@ -11,9 +11,10 @@ from loralens.core.names import natural_key
 from loralens.core.naming.matching import match
 from loralens.formats.dialects.gguf.names import place_of
 from loralens.formats.dialects.peft.config import PeftConfig
-from loralens.formats.files.container import Stored, json_text
+from loralens.formats.files.container import Stored
+from loralens.formats.files.json_text import json_text
 from loralens.formats.files.writing import write_safetensors
-from loralens.merging.extraction.differences import compare
+from loralens.merging.extraction.differences import compare_checkpoints
 from tests.formats.blobs import limits
 from tests.formats.test_fuzz import packed
 
@@ -92,7 +93,7 @@ def test_many_leading_parts_of_a_base_are_not_all_tried():
 def test_two_checkpoints_of_long_names_are_compared_in_their_own_size():
     tensors = {f"{name}.weight": loralens.core.lazy.LazyArray.of(np.ones((2, 2))) for name in names(LETTERS)}
     with limits(30, 10 * sum(map(len, tensors)) + MIB):
-        assert len(compare(tensors, tensors).matrices) == COUNT
+        assert len(compare_checkpoints(tensors, tensors).matrices) == COUNT
 
 
 def test_a_file_of_long_names_is_written_in_its_own_size(tmp_path):

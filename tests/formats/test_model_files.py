@@ -24,7 +24,7 @@ def test_a_folder_with_one_file(tmp_path: Path) -> None:
         start = len(shard.header) + shard.offsets[key]
         assert data[start : start + array.nbytes] == array.tobytes()
         np.testing.assert_array_equal(files.tensors[key].read(), array)
-    assert (files.indices, files.left_out, files.others) == ((), (), ["config.json", "tokenizer.json"])
+    assert (files.indices, files.left_out, files.companions) == ((), (), ["config.json", "tokenizer.json"])
 
 
 def test_shards_and_their_index(tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_a_pipeline(tmp_path: Path) -> None:
         f"{n}/diffusion_pytorch_model.safetensors" for n in ("unet", "vae")
     ]
     assert files.left_out == ("vae/diffusion_pytorch_model.fp16.safetensors",)
-    assert "scheduler/config.json" in files.others
+    assert "scheduler/config.json" in files.companions
 
 
 def test_other_weights_are_not_beside(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_other_weights_are_not_beside(tmp_path: Path) -> None:
         "pytorch_model.bin.index.json",
         "x.gguf",
     )
-    assert files.others == ["config.json", "tokenizer.json"]
+    assert files.companions == ["config.json", "tokenizer.json"]
 
 
 def broken(folder: Path, how: str) -> None:

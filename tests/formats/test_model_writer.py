@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from loralens.errors import FormatError, OptionError
-from loralens.formats.files import appearing
+from loralens.formats.files import atomic
 from loralens.formats.files.container import read_safetensors
 from loralens.formats.files.hold import lock
 from loralens.formats.models import model_writer
@@ -124,7 +124,7 @@ def test_texts_names_and_what_does_not_come_along(tmp_path: Path) -> None:
     (root / "b.txt").write_text("b")
     write(
         root, tmp_path / "out", texts={"config.json": "{}"}, without=["a.txt"], names={"b.txt": "in/c.txt"},
-        beside=lambda part: (part / "d.txt").write_text("d"),
+        write_beside=lambda part: (part / "d.txt").write_text("d"),
     )  # fmt: skip
     after = contents(tmp_path / "out")
     assert set(after) == {"config.json", "d.txt", "in/c.txt", "model.safetensors", "tokenizer.json"}
@@ -236,7 +236,7 @@ def test_only_what_was_left_for_this_target_is_tidied_up(tmp_path: Path) -> None
 
 def test_a_full_disk_is_seen_before_the_first_byte(tmp_path: Path, monkeypatch) -> None:
     root = single(tmp_path / "m", tensors())
-    monkeypatch.setattr(appearing.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
+    monkeypatch.setattr(atomic.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
     with pytest.raises(FormatError, match=r"it takes \d+ bytes, and the disk has 1 left"):
         write(root, tmp_path / "out")
     assert clean(tmp_path)
@@ -268,7 +268,7 @@ def test_all_of_it_is_on_the_disk_before_it_takes_its_place(make, tmp_path: Path
 
     monkeypatch.setattr(os, "fsync", syncing)
     monkeypatch.setattr(Path, "rename", renaming)
-    write(root, tmp_path / "out", beside=lambda part: (part / "more.json").write_text("{}"))
+    write(root, tmp_path / "out", write_beside=lambda part: (part / "more.json").write_text("{}"))
     at = order.index(("rename", str(tmp_path / "out")))
     synced = {Path(path).name for what, path in order[:at] if what == "sync"}
     assert {Path(name).name for name in contents(tmp_path / "out")} <= synced

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from loralens.formats.files.number import finite
+from loralens.formats.files.json_text import finite_number
 
 
 @pytest.mark.parametrize(
@@ -15,5 +15,5 @@ from loralens.formats.files.number import finite
     ],
 )  # fmt: skip
 def test_only_what_float64_holds_is_a_number(value: Any, found: float | None) -> None:
-    assert finite(value) == found
-    assert found is None or type(finite(value)) is float
+    assert finite_number(value) == found
+    assert found is None or type(finite_number(value)) is float

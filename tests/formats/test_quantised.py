@@ -168,7 +168,7 @@ def test_text_that_is_odd_and_harmless_comes_back() -> None:
 
 
 def test_options_that_make_no_sense(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match=r"model\.conv: 17 are no bits"):
+    with pytest.raises(OptionError, match=r"model\.conv: 17 are not the bit widths"):
         loralens.save(adapter(), tmp_path / "q", format=NAME, bits=17)
     with pytest.raises(OptionError, match="bits for nowhere"):
         loralens.save(adapter(), tmp_path / "q", format=NAME, bits={"nowhere": [8]})
@@ -197,8 +197,8 @@ def test_every_dialect_goes_in_is_told_apart_and_comes_back(case: str, tmp_path:
     assert [form.name for form in FORMATS if form.detect(there)] == [NAME]
     back = loralens.load(tmp_path / "q.safetensors")
     assert relative(source, back) <= 2e-4
-    expanded = quantised.expanded(back)
-    origin = source if source.format != NAME else quantised.expanded(source)
+    expanded = quantised.expand(back)
+    origin = source if source.format != NAME else quantised.expand(source)
     assert (expanded.format, expanded.config, expanded.metadata) == (origin.format, origin.config, origin.metadata)
     assert list(expanded.extra) == list(source.extra)
 

@@ -7,9 +7,9 @@ import pytest
 import loralens
 from loralens.core.recipe import Ingredient, Recipe, Strength
 from loralens.errors import FormatError, LoraLensError
-from loralens.formats import stored_as
+from loralens.formats import encode_adapter
 from loralens.formats.files.writing import write_files
-from loralens.formats.records.recipes import read_recipe, stamped
+from loralens.formats.records.recipes import read_recipe, stamp_recipe
 from tests.conftest import small_adapter
 from tests.formats.blobs import limits
 
@@ -44,8 +44,8 @@ def test_toml_is_read_and_paths_beside_it_are_found(tmp_path: Path) -> None:
 
 def test_the_metadata_of_an_adapter_holds_its_recipe(tmp_path: Path) -> None:
     recipe = Recipe((Ingredient("ä", Strength(0.5)), Ingredient("b")), method="iso-c")
-    stored, files = stored_as(small_adapter())
-    write_files(stamped(stored, recipe), tmp_path / "out", files=files, overwrite=False)
+    stored, files = encode_adapter(small_adapter())
+    write_files(stamp_recipe(stored, recipe), tmp_path / "out", files=files, overwrite=False)
     assert read_recipe(tmp_path / "out") == recipe
     assert read_recipe(tmp_path / "out" / "adapter_model.safetensors") == recipe
     assert set(loralens.load(tmp_path / "out")) == set(small_adapter())

@@ -83,9 +83,9 @@ def test_a_base_that_is_no_name(base: Any) -> None:
 def test_metadata_that_hold_no_record(text: str, tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
     path.write_bytes(bytes(16))
-    assert record.of(Stored({}, {RECORD: text}), path) is None
-    assert record.of(Stored({}), path) is None
-    assert record.of(Stored({}, {RECORD: json.dumps(said())}), path) == said()
+    assert record.read_record(Stored({}, {RECORD: text}), path) is None
+    assert record.read_record(Stored({}), path) is None
+    assert record.read_record(Stored({}, {RECORD: json.dumps(said())}), path) == said()
 
 
 def test_the_dialect_that_a_record_says() -> None:

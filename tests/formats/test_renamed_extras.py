@@ -8,7 +8,7 @@ import pytest
 import loralens
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import LazyArray
-from loralens.formats import FORMATS, stored_as
+from loralens.formats import FORMATS, encode_adapter
 from tests.formats.stores import stored
 
 BLOCK = "attentions.0.transformer_blocks.0.attn1"
@@ -54,7 +54,7 @@ def adapter(role: str) -> Adapter:
 
 def written(made: Adapter, dialect: str, path: Path) -> Adapter:
     """The adapter as the dialect's reader gives it back from a file, under the file's own names."""
-    found, _ = stored_as(made, dialect)
+    found, _ = encode_adapter(made, dialect)
     if dialect == "loralens-q":
         loralens.save(made, path / dialect, format=dialect)
         return loralens.load(path / dialect)
@@ -75,7 +75,7 @@ def test_extras_are_renamed_with_their_modules(source: str, target: str, role: s
     for file, extra in held.items():
         (old,) = [name for name in OLD if name.endswith("q") == file.endswith("q")]
         np.testing.assert_array_equal(extra.tensor.read().ravel(), numbers(old, role))
-    assert not any("down_blocks" in key for key in (*back.extra, *stored_as(moved, target)[0].tensors))
+    assert not any("down_blocks" in key for key in (*back.extra, *encode_adapter(moved, target)[0].tensors))
 
 
 def test_dora_on_the_output_axis_stays_in_comfyui_under_new_names() -> None:
@@ -86,7 +86,7 @@ def test_dora_on_the_output_axis_stays_in_comfyui_under_new_names() -> None:
     held["unet.conv_norm_out.diff"] = np.ones(6, "f")
     read = form("comfyui").read(stored(held))
     moved = read.renamed({OLD[1]: NEW[1]})
-    keys = set(stored_as(moved, "comfyui")[0].tensors)
+    keys = set(encode_adapter(moved, "comfyui")[0].tensors)
     new = f"unet.up_blocks.1.{BLOCK}.processor.to_out"
     assert keys == {*(key.replace(file, new) for key in held), f"{new}.alpha"}
 
@@ -98,7 +98,7 @@ def test_norms_get_the_names_of_the_base_too() -> None:
     read = form("kohya").read(stored({**held, "lora_unet_norm_x.alpha": np.float32(1)}))
     moved = read.renamed({name: "x.y", "lora_unet_norm_x": "norm.x"})
     assert {extra.module for extra in moved.extra.values()} == {"norm.x"}
-    assert "lora_unet_norm_x.alpha" in stored_as(moved, "kohya")[0].tensors
+    assert "lora_unet_norm_x.alpha" in encode_adapter(moved, "kohya")[0].tensors
 
 
 @pytest.mark.parametrize("source", ["kohya", "diffusers", "comfyui"])

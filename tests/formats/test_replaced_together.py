@@ -13,7 +13,7 @@ import pytest
 
 import loralens
 from loralens.errors import LoraLensError, OptionError
-from loralens.formats.files.appearing import _is_bound, why_immovable
+from loralens.formats.files.atomic import _is_bound, why_immovable
 from loralens.formats.files.hold import lock
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")

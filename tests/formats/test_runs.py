@@ -7,7 +7,7 @@ import pytest
 
 from loralens.errors import FormatError, OptionError
 from loralens.formats import save
-from loralens.formats.records.runs import Loss, nearest, run_of
+from loralens.formats.records.runs import LoggedLoss, nearest_loss, read_run
 from tests.conftest import small_adapter
 
 
@@ -37,19 +37,19 @@ def test_a_folder_of_the_trainer_is_in_order_of_steps(tmp_path: Path) -> None:
     checkpoint(tmp_path / "checkpoint-90")
     checkpoint(tmp_path / "checkpoint-best")
     (tmp_path / "checkpoint-7").write_text("a file")
-    run = run_of([tmp_path])
+    run = read_run([tmp_path])
     assert [(one.path.name, one.step) for one in run.checkpoints] == [
         ("checkpoint-90", 90), ("checkpoint-200", 200), ("checkpoint-1000", 1000),
     ]  # fmt: skip
-    assert run.train == (Loss(3.0, 10), Loss(2.0, 20), Loss(1.0, 40))
-    assert run.evaluation == (Loss(2.5, 20),)
+    assert run.train == (LoggedLoss(3.0, 10), LoggedLoss(2.0, 20), LoggedLoss(1.0, 40))
+    assert run.evaluation == (LoggedLoss(2.5, 20),)
     assert run.source == tmp_path / "checkpoint-1000" / "trainer_state.json"
 
 
 def test_the_state_is_believed_before_the_name(tmp_path: Path) -> None:
     first = checkpoint(tmp_path / "checkpoint-5", {"global_step": 50})
     second = checkpoint(tmp_path / "checkpoint-6", {"global_step": 40, "log_history": None})
-    assert [(one.path.name, one.step) for one in run_of([first, second]).checkpoints] == [
+    assert [(one.path.name, one.step) for one in read_run([first, second]).checkpoints] == [
         ("checkpoint-6", 40), ("checkpoint-5", 50),
     ]  # fmt: skip
 
@@ -58,14 +58,14 @@ def test_a_state_beside_the_run_counts_too(tmp_path: Path) -> None:
     checkpoint(tmp_path / "run" / "checkpoint-1")
     checkpoint(tmp_path / "run" / "checkpoint-2")
     (tmp_path / "run" / "trainer_state.json").write_text(json.dumps({"global_step": 2, "log_history": HISTORY[:2]}))
-    run = run_of([tmp_path / "run"])
-    assert run.train == (Loss(3.0, 10), Loss(2.0, 20))
+    run = read_run([tmp_path / "run"])
+    assert run.train == (LoggedLoss(3.0, 10), LoggedLoss(2.0, 20))
     assert run.source == tmp_path / "run" / "trainer_state.json"
 
 
 def test_a_list_is_sorted_and_those_without_a_step_come_last_as_given(tmp_path: Path) -> None:
     names = ("final", "other", "model-ckpt750", "step_20", "iter-100")
-    run = run_of([checkpoint(tmp_path / name) for name in names])
+    run = read_run([checkpoint(tmp_path / name) for name in names])
     assert [(one.path.name, one.step) for one in run.checkpoints] == [
         ("step_20", 20), ("iter-100", 100), ("model-ckpt750", 750), ("final", None), ("other", None),
     ]  # fmt: skip
@@ -76,7 +76,7 @@ def test_a_list_is_sorted_and_those_without_a_step_come_last_as_given(tmp_path: 
 def test_a_folder_of_mlx(tmp_path: Path) -> None:
     for name in ("0000200_adapters.safetensors", "0000100_adapters.safetensors", "adapters.safetensors"):
         (tmp_path / name).touch()
-    assert [(one.path.name, one.step) for one in run_of([tmp_path]).checkpoints] == [
+    assert [(one.path.name, one.step) for one in read_run([tmp_path]).checkpoints] == [
         ("0000100_adapters.safetensors", 100), ("0000200_adapters.safetensors", 200),
     ]  # fmt: skip
 
@@ -86,32 +86,32 @@ def test_files_in_a_checkpoint_folder_have_its_step(tmp_path: Path) -> None:
     for step in (2, 1):
         files.append(checkpoint(tmp_path / f"checkpoint-{step}") / "adapter_model.safetensors")
         files[-1].touch()
-    assert [one.step for one in run_of(files).checkpoints] == [1, 2]
+    assert [one.step for one in read_run(files).checkpoints] == [1, 2]
 
 
 @pytest.mark.parametrize(
     ("step", "found"), [(0, 10), (15, 10), (16, 20), (30, 20), (31, 40), (10**9, 40), (None, None)]
 )
 def test_the_nearest_loss_is_the_earlier_of_two(step: int | None, found: int | None) -> None:
-    loss = nearest([Loss(1.0, 10), Loss(2.0, 20), Loss(3.0, 40)], step)
+    loss = nearest_loss([LoggedLoss(1.0, 10), LoggedLoss(2.0, 20), LoggedLoss(3.0, 40)], step)
     assert (loss.step if loss else None) == found
-    assert nearest([], 3) is None
+    assert nearest_loss([], 3) is None
 
 
 def test_what_is_no_run_says_so(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="no such file"):
-        run_of([tmp_path / "nowhere"])
+        read_run([tmp_path / "nowhere"])
     with pytest.raises(OptionError, match="holds no checkpoints"):
-        run_of([tmp_path])
+        read_run([tmp_path])
     one = checkpoint(tmp_path / "checkpoint-1")
     with pytest.raises(OptionError, match="holds 1 checkpoint\n"):
-        run_of([tmp_path])
+        read_run([tmp_path])
     twin = checkpoint(tmp_path / "b" / "checkpoint-1")
     with pytest.raises(OptionError, match="both of step 1"):
-        run_of([one, twin])
+        read_run([one, twin])
     (twin / "trainer_state.json").write_text("[")
     with pytest.raises(FormatError, match="trainer_state"):
-        run_of([one, twin])
+        read_run([one, twin])
 
 
 def test_our_own_log_has_the_losses(tmp_path: Path) -> None:
@@ -127,11 +127,11 @@ def test_our_own_log_has_the_losses(tmp_path: Path) -> None:
         '{"step": 3, "lo',
     ]
     (tmp_path / "log.jsonl").write_text("\n".join(lines))
-    run = run_of([tmp_path])
-    assert run.train == (Loss(3.0, 1), Loss(2.0, 2))
-    assert run.evaluation == (Loss(3.5, 0), Loss(2.5, 2))
+    run = read_run([tmp_path])
+    assert run.train == (LoggedLoss(3.0, 1), LoggedLoss(2.0, 2))
+    assert run.evaluation == (LoggedLoss(3.5, 0), LoggedLoss(2.5, 2))
     assert run.source == tmp_path / "log.jsonl"
-    assert run_of([tmp_path / "checkpoint-1", tmp_path / "checkpoint-2"]).source is None
+    assert read_run([tmp_path / "checkpoint-1", tmp_path / "checkpoint-2"]).source is None
 
 
 def test_a_folder_with_one_file_of_mlx_has_its_step(tmp_path: Path) -> None:
@@ -140,10 +140,10 @@ def test_a_folder_with_one_file_of_mlx_has_its_step(tmp_path: Path) -> None:
     for name, file in (("b", "0000200_adapters"), ("c", "0000100_adapters"), ("a", "adapters")):
         folders.append(checkpoint(tmp_path / name))
         (folders[-1] / f"{file}.safetensors").write_bytes(b"\0" * 16)
-    run = run_of(folders)
+    run = read_run(folders)
     assert [(one.path.name, one.step) for one in run.checkpoints] == [("c", 100), ("b", 200), ("a", None)]
     assert not run.ordered
-    assert run_of(folders[:2]).ordered
+    assert read_run(folders[:2]).ordered
 
 
 def test_steps_that_no_run_reaches_are_none(tmp_path: Path) -> None:
@@ -152,6 +152,6 @@ def test_steps_that_no_run_reaches_are_none(tmp_path: Path) -> None:
         save(small_adapter(), tmp_path / f"checkpoint-{step}")
     state = {"global_step": 10**400, "log_history": [{"loss": 1.0, "step": 10**400}, {"loss": 2.0, "step": 3}]}
     (tmp_path / "checkpoint-20" / "trainer_state.json").write_text(json.dumps(state))
-    run = run_of([tmp_path])
+    run = read_run([tmp_path])
     assert [one.step for one in run.checkpoints] == [10, 20]
     assert [loss.step for loss in run.train] == [3]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from loralens.errors import OptionError
-from loralens.formats.records.sarif import check_place, sarif, write_sarif
+from loralens.formats.records.sarif import check_log_target, sarif, write_sarif
 
 FINDINGS = [
     {
@@ -83,11 +83,11 @@ def test_no_findings_are_a_log_too_and_same_findings_same_bytes(tmp_path):
 
 
 def test_a_place_that_cannot_hold_a_log(tmp_path: Path) -> None:
-    check_place(tmp_path / "new.sarif")
+    check_log_target(tmp_path / "new.sarif")
     with pytest.raises(OptionError, match="nowhere: no such folder"):
-        check_place(tmp_path / "nowhere" / "x.sarif")
+        check_log_target(tmp_path / "nowhere" / "x.sarif")
     with pytest.raises(OptionError, match="is a folder"):
-        check_place(tmp_path)
+        check_log_target(tmp_path)
 
 
 def test_a_name_that_is_no_unicode(tmp_path: Path) -> None:

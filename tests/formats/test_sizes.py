@@ -9,7 +9,7 @@ import pytest
 import loralens
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
-from loralens.formats import stored_as
+from loralens.formats import encode_adapter
 from loralens.formats.dialects.sizes import file_size
 from tests.conftest import small_adapter
 
@@ -32,7 +32,7 @@ def test_every_dialect_to_the_byte(to: str, dtype: object, tmp_path: Path) -> No
     one = adapter(dtype, mixed=to != "mlx")
     options = GGUF if to == "gguf" else {}
     loralens.save(one, tmp_path / "out", format=to, **options)
-    file = tmp_path / "out" / stored_as(one, to, **options)[1].weights
+    file = tmp_path / "out" / encode_adapter(one, to, **options)[1].weights
     assert file_size(one, to, **options) == file.stat().st_size
 
 

@@ -50,12 +50,12 @@ def test_a_finished_run_takes_the_name_of_its_target(tmp_path: Path) -> None:
 
 def test_a_state_comes_back_bit_for_bit(tmp_path: Path) -> None:
     training = begun(tmp_path / "out")
-    assert not training.saved
-    assert training.go_on(RUN) is None
+    assert not training.has_state
+    assert training.resume(RUN) is None
     training.save(state(3))
     training.save(state(4))
-    assert training.saved
-    found = training.go_on(RUN)
+    assert training.has_state
+    found = training.resume(RUN)
     assert found is not None
     assert (found.step, found.record) == (4, state(4).record)
     for name, array in state(4).tensors.items():
@@ -74,7 +74,7 @@ def test_what_came_after_the_state_is_cut(tmp_path: Path) -> None:
     (training.folder / ".state.safetensors.77.part").write_text("half")
     (training.folder / ".checkpoint-9.77.part").mkdir()
     (training.folder / "checkpoint-best").mkdir()  # somebody else's
-    training.go_on(RUN)
+    training.resume(RUN)
     lines = (training.folder / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [0, 1, 2, 3]
     assert [step for step, _ in training.snapshots] == [0, 1, 2, 3]
@@ -85,22 +85,22 @@ def test_another_run_is_refused_by_what_differs(tmp_path: Path) -> None:
     training = begun(tmp_path / "out")
     other = {**RUN, "rank": 3, "data": {"texts": 4}}
     with pytest.raises(MismatchError, match=r'data is {"texts": 3} there, .* here; rank is 2 there, 3 here') as refused:
-        training.go_on(other)
+        training.resume(other)
     assert str(training.folder) in str(refused.value)
     assert "same options" in refused.value.fix
-    training.go_on({**RUN, "targets": ("q_proj",)})  # a tuple is a list in JSON
+    training.resume({**RUN, "targets": ("q_proj",)})  # a tuple is a list in JSON
 
 
 def test_there_must_be_a_run_to_go_on_with(tmp_path: Path) -> None:
     training = Training(tmp_path / "out")
     with pytest.raises(OptionError, match=r"out\.unfinished is not there"):
-        training.go_on(RUN)
+        training.resume(RUN)
     training.folder.mkdir()  # killed as it began
     with pytest.raises(OptionError, match="no run to go on with"):
-        training.go_on(RUN)
+        training.resume(RUN)
     begun(tmp_path / "out").finish(small_adapter())
     with pytest.raises(OptionError, match="out is finished"):
-        training.go_on(RUN)
+        training.resume(RUN)
 
 
 def test_what_exists_is_refused(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_the_old_stands_until_the_new_is_finished(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "log.jsonl").read_text() == "old"
     training.release()
     again = Training(tmp_path / "out")
-    again.go_on(RUN)  # killed, and resumed without saying again that the old may go
+    again.resume(RUN)  # killed, and resumed without saying again that the old may go
     again.finish(small_adapter())
     assert not (tmp_path / "out" / "log.jsonl").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -208,7 +208,7 @@ def test_a_broken_state_is_said(tmp_path: Path) -> None:
     for content in (b"nonsense and more", b"\x02\x00\x00\x00\x00\x00\x00\x00{}"):
         (training.folder / "state.safetensors").write_bytes(content)
         with pytest.raises(FormatError, match=r"state\.safetensors"):
-            training.go_on(RUN)
+            training.resume(RUN)
         with pytest.raises(OptionError, match="holds an unfinished run"):
             training.check(overwrite=False)
 
@@ -218,7 +218,7 @@ def test_a_state_that_says_nonsense(tmp_path: Path, text: str) -> None:
     training = begun(tmp_path / "out")
     write_safetensors(Stored({}, {KEY: text}), training.folder / "state.safetensors")
     with pytest.raises(FormatError, match="holds no state of a training run"):
-        training.go_on(RUN)
+        training.resume(RUN)
 
 
 @pytest.mark.parametrize("line", [b'{"step": Infinity}', b"[" * 100_000, b'{"step": 0, "\xff'])
@@ -228,7 +228,7 @@ def test_lines_of_the_log_that_are_none_are_left_out(tmp_path: Path, line: bytes
     with (training.folder / "log.jsonl").open("ab") as log:
         log.write(line)
     training.save(state(1))
-    training.go_on(RUN)
+    training.resume(RUN)
     assert (training.folder / "log.jsonl").read_text() == '{"step": 0}\n'
 
 
@@ -241,14 +241,14 @@ def test_a_run_that_goes_on_is_left_alone(tmp_path: Path) -> None:
     for refused in (
         lambda: other.check(overwrite=True),
         lambda: other.begin(RUN, overwrite=True),
-        lambda: other.go_on(RUN),
+        lambda: other.resume(RUN),
     ):
         with pytest.raises(OptionError, match="a run is going on there"):
             refused()
     running.log({"step": 2})
-    assert running.saved
+    assert running.has_state
     running.release()
-    assert other.go_on(RUN) is not None
+    assert other.resume(RUN) is not None
     with pytest.raises(OptionError, match="a run is going on there"):
         Training(tmp_path / "out").check(overwrite=True)
     other.finish(small_adapter())

@@ -7,7 +7,7 @@ import loralens
 from loralens.core.adapter import Extra
 from loralens.core.lazy import LazyArray
 from loralens.core.naming.storage import slots
-from loralens.formats.models.transformers_names import in_memory
+from loralens.formats.models.transformers_names import use_memory_names
 
 VIT = "vit.encoder.layer.1"
 MOE = "model.layers.0.block_sparse_moe"
@@ -43,8 +43,8 @@ def adapter(**modules):
     ],
 )
 def test_a_stored_name_becomes_that_of_memory(kind, stored, held):
-    assert list(in_memory(adapter(**{stored: pair(4, 4)}), {"model_type": kind})) == [held]
-    assert list(in_memory(adapter(**{held: pair(4, 4)}), {"model_type": kind})) == [held]
+    assert list(use_memory_names(adapter(**{stored: pair(4, 4)}), {"model_type": kind})) == [held]
+    assert list(use_memory_names(adapter(**{held: pair(4, 4)}), {"model_type": kind})) == [held]
     assert slots(stored) == slots(held)
 
 
@@ -57,7 +57,7 @@ def test_what_belongs_to_a_module_goes_along():
         format="peft",
         config={"modules_to_save": [f"{VIT}.layernorm_before"]},
     )
-    found = in_memory(source, {"model_type": "vit"})
+    found = use_memory_names(source, {"model_type": "vit"})
     assert [extra.module for extra in found.extra.values()] == [
         "vit.layers.1.attention.q_proj", "vit.layers.1.layernorm_before"
     ]  # fmt: skip
@@ -67,7 +67,7 @@ def test_what_belongs_to_a_module_goes_along():
 
 def test_dinov2_s_one_matrix_is_two_modules():
     both = pair(6, 4)
-    found = in_memory(adapter(**{"encoder.layer.0.mlp.weights_in": both}), {"model_type": "dinov2"})
+    found = use_memory_names(adapter(**{"encoder.layer.0.mlp.weights_in": both}), {"model_type": "dinov2"})
     assert list(found) == ["encoder.layer.0.mlp.gate_proj", "encoder.layer.0.mlp.up_proj"]
     np.testing.assert_allclose(np.vstack([module.dense() for module in found.modules.values()]), both.dense())
 
@@ -81,7 +81,7 @@ def test_single_experts_that_peft_does_not_join_are_joined_exactly():
         f"{path}.2.down_proj": pair(4, 3, seed=4),
         "model.layers.0.feed_forward.router": pair(4, 4),
     }
-    found = in_memory(adapter(**single), {"model_type": "jamba", "num_experts": 4})
+    found = use_memory_names(adapter(**single), {"model_type": "jamba", "num_experts": 4})
     stacks = {f"{path}.{part}_proj[{e}]" for part in ("gate_up", "down") for e in range(4)}
     assert set(found) == {*stacks, "model.layers.0.feed_forward.router"}
     assert len({module.rank for name, module in found.items() if "gate_up" in name}) == 1

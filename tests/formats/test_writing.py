@@ -19,8 +19,8 @@ import loralens
 from loralens.core.lazy import LazyArray
 from loralens.errors import FormatError, LoraLensError, OptionError
 from loralens.formats.files import writing
+from loralens.formats.files.atomic import atomic_file
 from loralens.formats.files.container import DTYPES, Stored, read_json, read_safetensors
-from loralens.formats.files.replacing import replacing
 from loralens.formats.files.writing import write_file, write_folder, write_safetensors
 from tests.formats.blobs import limits
 
@@ -342,7 +342,7 @@ def test_one_tensor_is_held_at_a_time(tmp_path):
 
 
 def test_replacing_a_file_of_any_kind(tmp_path):
-    with replacing(tmp_path / "a.txt") as stream:
+    with atomic_file(tmp_path / "a.txt") as stream:
         stream.write(b"new")
         assert not (tmp_path / "a.txt").exists()
     assert tree(tmp_path) == {"a.txt": b"new"}

@@ -6,9 +6,9 @@ import pytest
 from loralens.linalg.pairwise import (
     SAME,
     Segments,
-    Triplets,
-    blocks,
-    outside,
+    SingularTriplets,
+    index_blocks,
+    outside_parts,
     pairwise_cosines,
     pairwise_overlaps,
     pairwise_products,
@@ -23,8 +23,8 @@ def columns(rng: np.random.Generator, n: int, k: int) -> np.ndarray:
     return np.linalg.qr(rng.standard_normal((n, k)))[0]
 
 
-def triplets(rng: np.random.Generator) -> list[Triplets]:
-    return [Triplets(columns(rng, 9, k), rng.random(k) + 0.1, columns(rng, 7, k)) for k in WIDTHS]
+def triplets(rng: np.random.Generator) -> list[SingularTriplets]:
+    return [SingularTriplets(columns(rng, 9, k), rng.random(k) + 0.1, columns(rng, 7, k)) for k in WIDTHS]
 
 
 def test_segment_sums_know_empty_segments() -> None:
@@ -39,7 +39,7 @@ def test_segment_sums_know_empty_segments() -> None:
     [([1, 1, 1], 2, [2, 1]), ([5, 1, 1], 2, [1, 2]), ([1, 2], 3, [2]), ([], 3, []), ([9, 9], 1, [1, 1])],
 )
 def test_blocks_hold_at_most_their_limit_and_at_least_one(sizes: list[int], limit: int, found: list[int]) -> None:
-    made = blocks(sizes, limit)
+    made = index_blocks(sizes, limit)
     assert [len(one) for one in made] == found
     assert [i for one in made for i in one] == list(range(len(sizes)))
 
@@ -74,7 +74,7 @@ def test_cosines_of_vectors_of_any_size_and_of_zero(limit: int) -> None:
 def test_parts_are_read_once_a_block_and_not_all_at_a_time() -> None:
     parts, read = triplets(np.random.default_rng(2)), []
 
-    def part(i: int) -> Triplets:
+    def part(i: int) -> SingularTriplets:
         read.append(i)
         return parts[i]
 
@@ -110,7 +110,7 @@ def cases() -> dict[str, list[np.ndarray]]:
 @pytest.mark.parametrize("name", cases())
 def test_outside_is_what_the_projection_on_the_others_leaves(name: str) -> None:
     parts = cases()[name]
-    for t, (N, rank) in enumerate(outside(Segments.of(parts))):
+    for t, (N, rank) in enumerate(outside_parts(Segments.of(parts))):
         others = [part for i, part in enumerate(parts) if i != t]
         P = projection(others) if others else np.zeros((len(parts[0]),) * 2)
         np.testing.assert_allclose(N, parts[t].T @ (np.eye(len(P)) - P) @ parts[t], atol=COLLECTION)

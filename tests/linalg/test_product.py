@@ -34,7 +34,7 @@ def random_pair(seed=0, m=40, n=30, r=7):
 def routes(B, A):
     """The route taken to the triangle of B and of Aᵀ."""
     left, right = thin.measure(B), thin.measure(A.T)
-    order, D, _ = product._graded(left, right)
+    order, D, _ = product._sort_by_strength(left, right)
     return tuple(thin.triangle(factor, order[D > 0])[0] for factor in (left, right))
 
 

@@ -168,7 +168,7 @@ def test_what_cannot_be_held_is_refused() -> None:
     with pytest.raises(FormatError, match="NaN"):
         quantise_product(B * np.nan, A, np.full(2, 8))
     for bits in ([1, 8], [17], [8, 8, 8], [-8], [[8]]):
-        with pytest.raises(OptionError, match="are no bits of at most 2 directions"):
+        with pytest.raises(OptionError, match="are not the bit widths of at most 2 directions"):
             quantise_product(B, A, np.array(bits))
 
 

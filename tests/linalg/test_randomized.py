@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from loralens.linalg.device import Device
-from loralens.linalg.randomized import ENOUGH, STEPS, holds, is_dense, leading
+from loralens.linalg.randomized import ENOUGH, STEPS, input_dtype, is_dense, leading_svd
 from tests.tolerances import ORTHONORMAL, SINGLE_COPY
 
 SHAPE = (700, 640)
@@ -37,7 +37,7 @@ def test_within_the_stated_error(name, k, device):
     s = SPECTRA[name]
     for W, U, V in ((LEFT * s @ RIGHT.T, LEFT, RIGHT), (RIGHT * s @ LEFT.T, RIGHT, LEFT)):
         told = []
-        found = leading(device.put(W, "float32"), k, rng=np.random.default_rng(1), device=device, step=told.append)
+        found = leading_svd(device.put(W, "float32"), k, rng=np.random.default_rng(1), device=device, step=told.append)
         assert 1 <= found.steps <= STEPS
         assert told == [W.size] * found.steps
         assert np.all(np.abs(found.s - s[:k]) <= found.error)
@@ -58,10 +58,10 @@ def test_within_the_stated_error(name, k, device):
 
 def test_same_seed_same_bits_whatever_the_threads():
     W = (LEFT * SPECTRA["slow"] @ RIGHT.T).astype(np.float32)
-    one, many = (leading(W, 4, rng=np.random.default_rng(7), device=Device(threads=n)) for n in (1, 3))
+    one, many = (leading_svd(W, 4, rng=np.random.default_rng(7), device=Device(threads=n)) for n in (1, 3))
     for first, second in zip(one, many, strict=True):
         np.testing.assert_array_equal(first, second)
-    other = leading(W, 4, rng=np.random.default_rng(8), device=Device())
+    other = leading_svd(W, 4, rng=np.random.default_rng(8), device=Device())
     assert not np.array_equal(other.U, one.U)
 
 
@@ -70,7 +70,7 @@ def test_small_matrices_are_decomposed_exactly(shape):
     W = np.random.default_rng(2).standard_normal(shape)
     k = min(shape)
     for device in devices():
-        found = leading(device.put(W, "float64"), 50, rng=np.random.default_rng(0), device=device)
+        found = leading_svd(device.put(W, "float64"), 50, rng=np.random.default_rng(0), device=device)
         assert found.steps == 0
         np.testing.assert_allclose(found.s, np.linalg.svd(W, compute_uv=False), rtol=1e-12)
         np.testing.assert_allclose(found.U * found.s @ found.V.T, W, atol=1e-13)
@@ -80,7 +80,7 @@ def test_small_matrices_are_decomposed_exactly(shape):
 
 def test_exact_is_exact():
     W = LEFT * SPECTRA["crowded"] @ RIGHT.T
-    found = leading(W, 3, rng=np.random.default_rng(0), device=Device(), exact=True)
+    found = leading_svd(W, 3, rng=np.random.default_rng(0), device=Device(), exact=True)
     np.testing.assert_allclose(found.s, SPECTRA["crowded"][:3], rtol=1e-12)
     assert found.U.shape == (700, 3)
 
@@ -90,10 +90,10 @@ def test_when_the_dense_svd_is_taken():
     assert not is_dense((4096, 513), 8)
     assert is_dense((4096, 4096), 8, exact=True)
     assert is_dense((600, 600), 200)  # too few steps would fit
-    assert [holds((4096, n), 8) for n in (512, 4096)] == ["float64", "float32"]
+    assert [input_dtype((4096, n), 8) for n in (512, 4096)] == ["float64", "float32"]
 
 
 def test_a_zero_matrix_has_zero_values():
-    found = leading(np.zeros((600, 600), np.float32), 4, rng=np.random.default_rng(0), device=Device())
+    found = leading_svd(np.zeros((600, 600), np.float32), 4, rng=np.random.default_rng(0), device=Device())
     np.testing.assert_array_equal(found.s, np.zeros(4))
     np.testing.assert_array_equal(found.error, np.zeros(4))

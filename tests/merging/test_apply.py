@@ -6,9 +6,9 @@ import pytest
 
 from loralens.linalg.rounding import ulp
 from loralens.merging import matrix
-from loralens.merging.apply import prepare
-from loralens.merging.planning import plan
-from loralens.merging.rounding import Rounding
+from loralens.merging.apply import prepare_merge
+from loralens.merging.planning import plan_merge
+from loralens.merging.rounding import MergeRounding
 from tests.merging.made import CASES, DTYPES, Maker, adapter, streamed
 from tests.reference import dora_weight
 from tests.tolerances import MERGED_SINGLE, MERGED_UNITS
@@ -17,11 +17,13 @@ WIDER = (np.float32, np.float16, ml_dtypes.bfloat16)
 
 
 def planned(case):
-    return plan(case.adapters, case.lazy, **case.options)
+    return plan_merge(case.adapters, case.lazy, **case.options)
 
 
 def merged(tensor, **options):
-    return np.concatenate([block.merged.copy() for block in prepare(tensor, **options).blocks()]).reshape(tensor.shape)
+    return np.concatenate([block.merged.copy() for block in prepare_merge(tensor, **options).blocks()]).reshape(
+        tensor.shape
+    )
 
 
 def check(found, expected, dtype):
@@ -57,9 +59,9 @@ def test_the_result_may_have_another_dtype(made, dtype):
 @pytest.mark.parametrize("mode", ["nearest", "stochastic"])
 def test_the_cut_into_blocks_changes_no_bit(made, mode, monkeypatch):
     case = made(Maker(3, ml_dtypes.bfloat16))
-    rounding = Rounding(mode, 5, "key")
+    rounding = MergeRounding(mode, 5, "key")
     whole = {key: merged(tensor, rounding=rounding) for key, tensor in planned(case).tensors.items()}
-    monkeypatch.setattr(matrix, "row_blocks", lambda rows, columns: [(i, i + 1) for i in range(rows)])
+    monkeypatch.setattr(matrix, "row_ranges", lambda rows, columns: [(i, i + 1) for i in range(rows)])
     for key, tensor in planned(case).tensors.items():
         np.testing.assert_array_equal(merged(tensor, rounding=rounding), whole[key])
 
@@ -69,7 +71,7 @@ def test_a_tensor_that_does_not_stream_is_read_once():
     tensor = planned(case).tensors["a.weight"]
     reads = []
     base = streamed(case.base["a.weight"]).map(lambda array: reads.append(1) or array, shape=(6, 10))
-    held = plan(case.adapters, {"a.weight": base}).tensors["a.weight"]
+    held = plan_merge(case.adapters, {"a.weight": base}).tensors["a.weight"]
     np.testing.assert_array_equal(merged(held), merged(tensor))
     assert len(reads) == 1
 
@@ -79,7 +81,7 @@ def test_float8_under_scales_is_merged_in_real_numbers_and_rounded_under_the_sam
     W, one = make.weight(6, 10), make.pair(6, 10, scale=1e-3)
     scale = np.repeat(2.0 ** np.arange(-12.0, -6)[:, None], 10, axis=1).astype(np.float32) * np.float32(1.1)
     adapters = [(adapter({"a": one}), 1.0)]
-    tensor = plan(adapters, {"a.weight": streamed(W)}, scales={"a.weight": streamed(scale)}).tensors["a.weight"]
+    tensor = plan_merge(adapters, {"a.weight": streamed(W)}, scales={"a.weight": streamed(scale)}).tensors["a.weight"]
     real = W.astype(np.float64) * scale + one.dense()
     found = merged(tensor)
     assert found.dtype == W.dtype
@@ -96,6 +98,6 @@ def test_dora_on_float8_takes_the_norm_of_the_numbers():
     W, one, lengths = make.weight(6, 10), make.pair(6, 10), np.abs(make.floats(6)) + 1
     scale = np.repeat(2.0 ** np.arange(-3.0, 3)[:, None], 10, axis=1).astype(np.float32)
     adapters = [(adapter({"a": one}, m=("magnitude", "a", lengths, "weight")), 1.0)]
-    tensor = plan(adapters, {"a.weight": streamed(W)}, scales={"a.weight": streamed(scale)}).tensors["a.weight"]
+    tensor = plan_merge(adapters, {"a.weight": streamed(W)}, scales={"a.weight": streamed(scale)}).tensors["a.weight"]
     expected = dora_weight(W.astype(float) * scale + one.dense(), lengths, 0)
     check(merged(tensor, dtype=np.float32), expected, np.float32)

@@ -10,11 +10,11 @@ import loralens
 from loralens.core.lazy import LazyArray
 from loralens.core.ranks import Rule
 from loralens.errors import FormatError, OptionError
-from loralens.merging.apply import prepare
-from loralens.merging.extraction.differences import compare
+from loralens.merging.apply import prepare_merge
+from loralens.merging.extraction.differences import compare_checkpoints
 from loralens.merging.extraction.extract import extract_adapter
-from loralens.merging.extraction.triplets import NoiseEdge, triplets
-from loralens.merging.planning import plan
+from loralens.merging.extraction.triplets import NoiseEdge, compute_triplets
+from loralens.merging.planning import plan_merge
 from tests import reference
 from tests.tolerances import EXTRACTED
 
@@ -25,7 +25,7 @@ def lazy(tensors):
 
 def merged_tensor(tensor):
     """What `loralens merge` writes for a planned tensor."""
-    return np.concatenate([block.merged.copy() for block in prepare(tensor).blocks()]).reshape(tensor.shape)
+    return np.concatenate([block.merged.copy() for block in prepare_merge(tensor).blocks()]).reshape(tensor.shape)
 
 
 def full(rng, rows, columns, decay=0.9):
@@ -92,9 +92,9 @@ def test_directions_are_looked_at_until_the_rule_is_sure():
     rng = np.random.default_rng(3)
     W = np.zeros((700, 560), np.float32)
     T = full(rng, 700, 560, 0.97).astype(np.float32)
-    difference = compare(lazy({"a.q.weight": W}), lazy({"a.q.weight": T})).matrices["a.q"]
-    found = triplets("a.q", difference, Rule("energy", 0.9))
-    assert not found.whole
+    difference = compare_checkpoints(lazy({"a.q.weight": W}), lazy({"a.q.weight": T})).matrices["a.q"]
+    found = compute_triplets("a.q", difference, Rule("energy", 0.9))
+    assert not found.is_complete
     assert found.count == 64
     s = np.linalg.svd(T.astype(np.float64), compute_uv=False)
     padded = found.spectrum()
@@ -202,7 +202,7 @@ def test_every_kind_of_weight_gets_its_orientation():
     }
     assert len({adapter[f"h.0.experts.down_proj[{e}]"].rank for e in range(3)}) == 1
     assert not adapter["h.0.experts.down_proj[1]"].dense().any()
-    merged = plan([(adapter, 1.0)], lazy(base), conv1d=True)
+    merged = plan_merge([(adapter, 1.0)], lazy(base), conv1d=True)
     for key, tensor in merged.tensors.items():
         got = merged_tensor(tensor)
         np.testing.assert_allclose(got, tuned[key], atol=1e-7)
@@ -221,7 +221,7 @@ def test_a_pair_of_an_embedding_that_both_tie_is_meant_for_the_head_too():
 
     adapter = found(tuned, tuned_config=tie)
     assert adapter.config["ensure_weight_tying"] is True
-    merged = plan([(adapter, 1.0)], lazy(base), config=tie)
+    merged = plan_merge([(adapter, 1.0)], lazy(base), config=tie)
     assert set(merged.tensors) == set(base)  # as the tuned checkpoint is
     head = {"lm_head.weight": base["model.embed_tokens.weight"] + weights(rng, 20, 6)}
     untied = found({**tuned, **head}, tuned_config={"tie_word_embeddings": False})
@@ -328,7 +328,7 @@ def test_what_is_written_is_read_back_the_same(tmp_path):
     assert {key: (e.role, e.module, e.parameter) for key, e in back.extra.items()} == {
         key: (e.role, e.module, e.parameter) for key, e in found.adapter.extra.items()
     }
-    merged = plan([(back, 1.0)], lazy(base))
+    merged = plan_merge([(back, 1.0)], lazy(base))
     assert set(merged.tensors) == {key for key in base if key.startswith("encoder")}
     for key, tensor in merged.tensors.items():
         got = merged_tensor(tensor)
@@ -382,7 +382,7 @@ def test_errors():
         extract_adapter(lazy(base), lazy({"x.weight": base["blocks.0.q.weight"]}), Rule("rank", 1))
     with pytest.raises(OptionError, match="no module matches"):
         extract_adapter(lazy(base), lazy(tuned), Rule("rank", 1), modules=["k"])
-    with pytest.raises(OptionError, match="share of nothing"):
+    with pytest.raises(OptionError, match="share of the parameters"):
         extract_adapter(lazy(base), lazy(tuned), Rule("parameters", 0.5))
     with pytest.raises(OptionError, match="too few"):
         extract_adapter(lazy(base), lazy(tuned), Rule("bytes", 10))

@@ -9,7 +9,7 @@ import pytest
 import loralens
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import LazyArray
-from loralens.merging.planning import plan
+from loralens.merging.planning import plan_merge
 from tests.cli.test_merge import done
 from tests.formats.conftest import quiet_torch
 from tests.merging.made import streamed
@@ -25,7 +25,7 @@ def planned(config, *, labels=3, head="classifier", said=None, metadata=None):
         for name, shape in (("weight", (labels, 4)), ("bias", (labels,)))
     }
     made = Adapter(modules={"a": one}, extra=extra, config=said or {}, metadata=metadata)
-    return plan([(made, 1.0)], {"a.weight": streamed(np.ones((4, 4), np.float32))}, config=config)
+    return plan_merge([(made, 1.0)], {"a.weight": streamed(np.ones((4, 4), np.float32))}, config=config)
 
 
 BERT = {"architectures": ["BertModel"], "vocab_size": 24}

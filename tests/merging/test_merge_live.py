@@ -11,8 +11,8 @@ import loralens
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import Layout
 from loralens.linalg.rounding import ulp
-from loralens.merging.apply import prepare
-from loralens.merging.planning import plan
+from loralens.merging.apply import prepare_merge
+from loralens.merging.planning import plan_merge
 from tests.cli.test_merge import CERTIFICATE, done, run
 from tests.formats.conftest import quiet_torch
 from tests.formats.test_peft_live import CASES, adapt, base
@@ -52,8 +52,8 @@ def lazily(tensor):
 def ours(adapter, state, case, dtype=None):
     """What we write, by key; everything else is the base's."""
     found = {key: tensor.read() for key, tensor in state.items()}
-    for key, tensor in plan([(adapter, 1.0)], state, conv1d=case.name in LYING).tensors.items():
-        rows = [block.merged.copy() for block in prepare(tensor, dtype=dtype).blocks()]
+    for key, tensor in plan_merge([(adapter, 1.0)], state, conv1d=case.name in LYING).tensors.items():
+        rows = [block.merged.copy() for block in prepare_merge(tensor, dtype=dtype).blocks()]
         found[key] = np.concatenate(rows).reshape(tensor.shape)
     return found
 

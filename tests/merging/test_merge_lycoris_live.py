@@ -12,8 +12,8 @@ import pytest
 
 import loralens
 from loralens.core.lazy import LazyArray
-from loralens.merging.apply import prepare
-from loralens.merging.planning import plan
+from loralens.merging.apply import prepare_merge
+from loralens.merging.planning import plan_merge
 from tests.formats.conftest import quiet_torch
 from tests.tolerances import LIVE_OUTPUT
 
@@ -62,8 +62,8 @@ def test_a_merged_layer_answers_as_lycoris_trained_it(
     assert {extra.role for extra in adapter.extra.values()} == {"magnitude" if by_output else "magnitude_in"}
     W = base.weight.detach().numpy().copy()
     lazy = LazyArray(lambda: W, shape=W.shape, dtype=W.dtype, rows=lambda start, stop: W[start:stop])
-    (tensor,) = plan([(adapter, 1.0)], {"x.weight": lazy}).tensors.values()
-    merged = np.concatenate([block.merged.copy() for block in prepare(tensor).blocks()]).reshape(W.shape)
+    (tensor,) = plan_merge([(adapter, 1.0)], {"x.weight": lazy}).tensors.values()
+    merged = np.concatenate([block.merged.copy() for block in prepare_merge(tensor).blocks()]).reshape(W.shape)
     with torch.no_grad():
         base.weight.copy_(torch.from_numpy(merged))
         found = base(x)

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from loralens.merging.extraction.noise_edge import (
-    drawn_threshold,
     known_threshold,
     marchenko_pastur_median,
     median_threshold,
+    sampled_threshold,
 )
 from tests import reference
 from tests.tolerances import NOISE_EDGE
@@ -28,7 +28,7 @@ def test_thresholds_are_those_of_the_paper(beta):
 def test_drawn_noise_gives_the_known_threshold_where_it_is_white(shape):
     """σ₁ of white noise of a large matrix is e(√m + √n)."""
     largest = 0.3 * (shape[0] ** 0.5 + shape[1] ** 0.5)
-    assert drawn_threshold(largest, shape) == pytest.approx(known_threshold(0.3, shape))
+    assert sampled_threshold(largest, shape) == pytest.approx(known_threshold(0.3, shape))
 
 
 def test_the_square_case_is_four_over_root_three():
@@ -40,7 +40,7 @@ def test_white_noise_stays_below_every_threshold_and_a_direction_above_it_is_see
     rng = np.random.default_rng(1)
     N = 0.2 * rng.standard_normal((300, 500))
     s = np.linalg.svd(N, compute_uv=False)
-    edges = (known_threshold(0.2, N.shape), median_threshold(np.median(s), N.shape), drawn_threshold(s[0], N.shape))
+    edges = (known_threshold(0.2, N.shape), median_threshold(np.median(s), N.shape), sampled_threshold(s[0], N.shape))
     for edge in edges:
         assert s[0] < edge < 1.3 * s[0]
     u, v = rng.standard_normal(300), rng.standard_normal(500)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loralens.errors import FormatError
-from loralens.merging.undo.patch import Blob, PatchReader, PatchWriter, bits, in_memory
+from loralens.merging.undo.patch import Blob, PatchReader, PatchWriter, bits, keep_in_memory
 
 DTYPES = [np.float64, np.float32, np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn]
 
@@ -101,11 +101,11 @@ def damaged():
     wild = random_bits(rng, ml_dtypes.bfloat16, 128, 64)
     patch, xor = written(W, nudged(rng, W, 0.05, 1), [(0, 64)]), written(W, wild[:64], [(0, 64)])
     yield "missing stream", Blob("patch", patch.different, patch.streams[:2])
-    yield "no deflate", Blob("patch", patch.different, (in_memory(b"garbage"), *patch.streams[1:]))
+    yield "no deflate", Blob("patch", patch.different, (keep_in_memory(b"garbage"), *patch.streams[1:]))
     yield "miscounted", Blob("patch", patch.different + 1, patch.streams)
     yield "swapped", Blob("patch", patch.different, (patch.streams[1], patch.streams[0], patch.streams[2]))
     yield "short plane", Blob("xor", xor.different, (xor.streams[0].rows(0, 50), xor.streams[1]))
-    yield "garbage plane", Blob("xor", xor.different, (in_memory(b"garbage"), xor.streams[1]))
+    yield "garbage plane", Blob("xor", xor.different, (keep_in_memory(b"garbage"), xor.streams[1]))
     yield "too long", written(np.vstack([W, W]), nudged(rng, np.vstack([W, W]), 0.05, 1), [(0, 128)])
     yield "planes too long", written(np.vstack([W, W]), wild, [(0, 128)])
 

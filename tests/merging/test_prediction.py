@@ -10,10 +10,10 @@ import loralens
 from loralens.core.lazy import LazyArray
 from loralens.formats.models.checkpoint import open_checkpoint
 from loralens.merging import prediction
-from loralens.merging.apply import prepare
-from loralens.merging.planning import plan
-from loralens.merging.record import Watch
-from loralens.merging.rounding import Rounding
+from loralens.merging.apply import prepare_merge
+from loralens.merging.planning import plan_merge
+from loralens.merging.record import MergeRecorder
+from loralens.merging.rounding import MergeRounding
 from tests import bases
 from tests.merging.made import adapter, streamed
 from tests.merging.test_record import gaussian, records
@@ -35,8 +35,8 @@ def close(one):
 def fidelities(update, base, dtype, mode="nearest"):
     """Of every module of an adapter merged into weights that are rounded to ``dtype`` first."""
     rounded = {key: streamed(tensor.read().astype(dtype)) for key, tensor in base.items()}
-    for key, tensor in plan([(update, 1.0)], rounded).tensors.items():
-        watch = Watch(prepare(tensor, rounding=Rounding(mode, 1, key)), hashes=False, undo=False)
+    for key, tensor in plan_merge([(update, 1.0)], rounded).tensors.items():
+        watch = MergeRecorder(prepare_merge(tensor, rounding=MergeRounding(mode, 1, key)), hashes=False, undo=False)
         for _ in watch.blocks():
             pass
         yield from watch.record().fidelity
@@ -120,7 +120,7 @@ def test_the_unit_is_the_gap_above_the_larger_of_weight_and_update(dtype, larger
     for sign in (1, -1):
         one, other = (sign * numbers).astype(dtype), -sign * numbers.astype(np.float32) / 2
         w, d = (one, other) if larger == "w" else (other.astype(dtype), (sign * numbers).astype(np.float32))
-        np.testing.assert_array_equal(prediction._unit(w, d, np.dtype(dtype)), gaps)
+        np.testing.assert_array_equal(prediction._larger_ulp(w, d, np.dtype(dtype)), gaps)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -128,7 +128,7 @@ def test_the_unit_of_wide_weights_is_numpys_spacing_of_the_larger(dtype) -> None
     w = np.array([0, 1, -1.5, 1e-3, -7, 3e30, 0], dtype)
     d = np.array([0.1, 1e-3, 1e-3, -9, 7, 1, 0], dtype)
     expected = np.spacing(np.where(np.abs(w) > np.abs(d), np.abs(w), np.abs(d)))
-    np.testing.assert_array_equal(prediction._unit(w, d, np.dtype(dtype)), expected)
+    np.testing.assert_array_equal(prediction._larger_ulp(w, d, np.dtype(dtype)), expected)
 
 
 def test_weights_of_zero_round_the_update_itself() -> None:

@@ -9,10 +9,10 @@ import pytest
 import loralens
 from loralens.linalg.rounding import sampled_rounding
 from loralens.merging import matrix
-from loralens.merging.apply import prepare
-from loralens.merging.planning import plan
-from loralens.merging.record import Watch
-from loralens.merging.rounding import Rounding
+from loralens.merging.apply import prepare_merge
+from loralens.merging.planning import plan_merge
+from loralens.merging.record import MergeRecorder
+from loralens.merging.rounding import MergeRounding
 from loralens.merging.summary import Hashed, merged_modules, model_hash, module_entries, total_entry
 from tests.merging.made import CASES, Case, Maker, adapter, conv1d, linear, streamed
 from tests.reference import rounding_gain_and_errors
@@ -23,8 +23,8 @@ BF16 = ml_dtypes.bfloat16
 
 def records(case, *, dtype=None, mode="nearest", **watching):
     found = {}
-    for key, tensor in plan(case.adapters, case.lazy, **case.options).tensors.items():
-        watch = Watch(prepare(tensor, dtype=dtype, rounding=Rounding(mode, 1, key)), **watching)
+    for key, tensor in plan_merge(case.adapters, case.lazy, **case.options).tensors.items():
+        watch = MergeRecorder(prepare_merge(tensor, dtype=dtype, rounding=MergeRounding(mode, 1, key)), **watching)
         rows = np.concatenate([rows.copy() for rows in watch.blocks()])
         found[key] = rows, watch.record()
     return found
@@ -153,9 +153,9 @@ def test_scaled_float8_that_becomes_wide_keeps_the_numbers_it_stands_for():
     W, one = make.weight(6, 10), make.pair(6, 10)
     one = loralens.LowRank(np.where(np.arange(6)[:, None] < 3, np.float32(0), one.B), one.A, one.scale)
     scale = np.full((6, 10), 0.75, np.float32)
-    planned = plan([(adapter({"a": one}), 1.0)], {"a.weight": streamed(W)}, scales={"a.weight": streamed(scale)})
+    planned = plan_merge([(adapter({"a": one}), 1.0)], {"a.weight": streamed(W)}, scales={"a.weight": streamed(scale)})
     for dtype in (None, np.float32):
-        watch = Watch(prepare(planned.tensors["a.weight"], dtype=dtype))
+        watch = MergeRecorder(prepare_merge(planned.tensors["a.weight"], dtype=dtype))
         rows = np.concatenate([rows.copy() for rows in watch.blocks()])
         (found,) = watch.record().fidelity
         numbers = W.astype(float) * scale
@@ -206,7 +206,7 @@ def test_the_hash_of_a_model_knows_every_key_dtype_shape_and_byte():
 def test_sums_do_not_depend_on_the_cut(lying, monkeypatch):
     case = gaussian(0.01, shape=(30, 40), lying=lying)
     whole = next(iter(records(case).values()))[1].fidelity[0]
-    monkeypatch.setattr(matrix, "row_blocks", lambda rows, columns: [(i, i + 1) for i in range(rows)])
+    monkeypatch.setattr(matrix, "row_ranges", lambda rows, columns: [(i, i + 1) for i in range(rows)])
     cut = next(iter(records(case).values()))[1].fidelity[0]
     for name in ("gain", "error", "subspace_error", "unmoved", "norm"):
         assert getattr(cut, name) == pytest.approx(getattr(whole, name), rel=MEASURED_FIDELITY)

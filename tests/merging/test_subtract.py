@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from loralens.core.lowrank import LowRank
-from loralens.merging.apply import prepare
-from loralens.merging.planning import plan
-from loralens.merging.rounding import added
-from loralens.merging.undo.subtract import Doubt, subtracted
+from loralens.merging.apply import prepare_merge
+from loralens.merging.planning import plan_merge
+from loralens.merging.rounding import merge_entries
+from loralens.merging.undo.subtract import Doubt, subtract_block
 from tests.merging.made import Case, adapter, streamed
 from tests.merging.test_apply import merged
 from tests.merging.test_record import gaussian
@@ -17,14 +17,14 @@ BF16 = ml_dtypes.bfloat16
 
 
 def restored(case, array):
-    (tensor,) = plan(case.adapters, {"a.weight": streamed(array)}, **case.options).tensors.values()
+    (tensor,) = plan_merge(case.adapters, {"a.weight": streamed(array)}, **case.options).tensors.values()
     doubt = Doubt()
-    rows = [subtracted(block, doubt).copy() for block in prepare(tensor).blocks()]
+    rows = [subtract_block(block, doubt).copy() for block in prepare_merge(tensor).blocks()]
     return np.concatenate(rows), doubt
 
 
 def merged_of(case):
-    (tensor,) = plan(case.adapters, case.lazy, **case.options).tensors.values()
+    (tensor,) = plan_merge(case.adapters, case.lazy, **case.options).tensors.values()
     return merged(tensor)
 
 
@@ -61,7 +61,7 @@ def test_the_doubts_of_float8_are_those_found_by_trying_every_one_of_them():
     W1 = everything[np.abs(everything.astype(float)) > 500][None]  # beyond the largest number of e4m3
     one = LowRank(np.ones((1, 1), np.float32), np.full((1, W1.size), 100, np.float32))
     _, doubt = restored(Case({}, [(adapter({"a": one}), 1.0)], {}), W1)
-    reached = added(everything, np.full(everything.size, 100, np.float32), dtype).astype(float)
+    reached = merge_entries(everything, np.full(everything.size, 100, np.float32), dtype).astype(float)
     preimages = np.array([np.count_nonzero(reached == w) for w in W1.ravel().astype(float)])
     assert doubt.several == np.count_nonzero(preimages > 1) > 0
     assert doubt.none == np.count_nonzero(preimages == 0)

@@ -10,13 +10,13 @@ import loralens
 from loralens.core.lazy import LazyArray
 from loralens.errors import FormatError, MismatchError
 from loralens.merging import matrix
-from loralens.merging.apply import prepare
-from loralens.merging.planning import plan
-from loralens.merging.record import Watch
-from loralens.merging.rounding import Rounding
-from loralens.merging.undo.layout import VERSION, merge_undo, packed
+from loralens.merging.apply import prepare_merge
+from loralens.merging.planning import plan_merge
+from loralens.merging.record import MergeRecorder
+from loralens.merging.rounding import MergeRounding
+from loralens.merging.undo.layout import VERSION, pack_record, parse_undo
 from loralens.merging.undo.patch import bits
-from loralens.merging.undo.restore import restored
+from loralens.merging.undo.restore import restore_tensor
 from tests.merging.made import CASES, DTYPES, Case, Maker, adapter, linear, streamed, tokens
 
 TARGETS = (None, np.float32, np.float16, ml_dtypes.bfloat16)
@@ -40,22 +40,22 @@ def awkward(rng, array):
 def merged_and_undo(case, dtype, mode):
     """The merged tensors by key, and the undo file's content."""
     tensors, arrays, entries = {}, {}, {}
-    for key, tensor in plan(case.adapters, case.lazy, **case.options).tensors.items():
-        merge = prepare(tensor, dtype=dtype, rounding=Rounding(mode, 3, key))
-        watch = Watch(merge)
+    for key, tensor in plan_merge(case.adapters, case.lazy, **case.options).tensors.items():
+        merge = prepare_merge(tensor, dtype=dtype, rounding=MergeRounding(mode, 3, key))
+        watch = MergeRecorder(merge)
         tensors[key] = np.concatenate([rows.copy() for rows in watch.blocks()]).reshape(tensor.shape)
         record = watch.record()
         if tensor.base is not None:
-            made, entries[key] = packed(record)
+            made, entries[key] = pack_record(record)
             arrays |= made
     content = {"version": VERSION, "tensors": entries, "dropped": [], "copies": {}, "headers": {}, "texts": {}}
-    return tensors, merge_undo(arrays, content)
+    return tensors, parse_undo(arrays, content)
 
 
 def check(case, tensors, undo):
     for key, before in case.base.items():
         if key in undo.entries:
-            rows = list(restored(undo.tensor(key), streamed(tensors[key])))
+            rows = list(restore_tensor(undo.tensor(key), streamed(tensors[key])))
             found = np.concatenate([row.ravel() for row in rows])
             assert found.dtype == before.dtype
             np.testing.assert_array_equal(bits(found), bits(before))
@@ -83,7 +83,7 @@ def test_the_base_comes_back_bit_for_bit(made, dtype, target, mode, size, odd, s
 def test_it_does_not_matter_where_blocks_are_cut(monkeypatch):
     case = linear(Maker(1, ml_dtypes.bfloat16))
     tensors, undo = merged_and_undo(case, None, "nearest")
-    monkeypatch.setattr(matrix, "row_blocks", lambda rows, columns: [(i, i + 1) for i in range(rows)])
+    monkeypatch.setattr(matrix, "row_ranges", lambda rows, columns: [(i, i + 1) for i in range(rows)])
     check(case, tensors, undo)
 
 
@@ -104,9 +104,9 @@ def test_a_changed_tensor_is_an_error_before_a_row_is_given(made):
     ((key, array),) = tensors.items()
     bits(array)[5] ^= 1
     with pytest.raises(MismatchError, match="is not as it was merged"):
-        next(iter(restored(undo.tensor(key), streamed(array))))
+        next(iter(restore_tensor(undo.tensor(key), streamed(array))))
     with pytest.raises(MismatchError, match="is not as it was merged"):
-        next(iter(restored(undo.tensor(key), streamed(array[:-1]))))
+        next(iter(restore_tensor(undo.tensor(key), streamed(array[:-1]))))
 
 
 def test_a_wrong_factor_is_an_error():
@@ -115,9 +115,9 @@ def test_a_wrong_factor_is_an_error():
     arrays = dict(undo.arrays)
     name = "a.weight#B.0.0"
     arrays[name] = LazyArray.of(2 * arrays[name].read())
-    other = merge_undo(arrays, content_of(undo))
-    with pytest.raises(MismatchError, match="what came out is not the base"):
-        list(restored(other.tensor("a.weight"), streamed(tensors["a.weight"])))
+    other = parse_undo(arrays, content_of(undo))
+    with pytest.raises(MismatchError, match="the restored tensor is not the base"):
+        list(restore_tensor(other.tensor("a.weight"), streamed(tensors["a.weight"])))
 
 
 def content_of(undo):
@@ -137,23 +137,23 @@ def content_of(undo):
 def test_a_damaged_outline_is_an_error(change, message):
     _, undo = merged_and_undo(linear(Maker(4, np.float16)), None, "nearest")
     with pytest.raises(FormatError, match=message):
-        merge_undo(undo.arrays, content_of(undo) | change)
+        parse_undo(undo.arrays, content_of(undo) | change)
 
 
 @pytest.mark.parametrize("name", ["matrix", "dtype", "slabs", "coding", "base"])
 def test_a_damaged_entry_is_an_error(name):
     _, undo = merged_and_undo(linear(Maker(4, np.float16)), None, "nearest")
     entry = {key: value for key, value in undo.entries["a.weight"].items() if key != name}
-    damaged = merge_undo(undo.arrays, content_of(undo) | {"tensors": {"a.weight": entry}})
-    with pytest.raises(FormatError, match=r"a\.weight: its entry is not as it was written"):
+    damaged = parse_undo(undo.arrays, content_of(undo) | {"tensors": {"a.weight": entry}})
+    with pytest.raises(FormatError, match=r"a\.weight: its entry is malformed"):
         damaged.tensor("a.weight")
 
 
 @pytest.mark.parametrize("entry", [{}, [], None, {"dtype": "f9", "shape": [6, 10]}, {"dtype": "<f4", "shape": 60}])
 def test_a_damaged_outline_of_an_entry_is_an_error(entry):
     _, undo = merged_and_undo(linear(Maker(4, np.float16)), None, "nearest")
-    damaged = merge_undo(undo.arrays, content_of(undo) | {"tensors": {"a.weight": entry}})
-    with pytest.raises(FormatError, match=r"a\.weight: its entry is not as it was written"):
+    damaged = parse_undo(undo.arrays, content_of(undo) | {"tensors": {"a.weight": entry}})
+    with pytest.raises(FormatError, match=r"a\.weight: its entry is malformed"):
         damaged.outline("a.weight")
 
 

@@ -6,10 +6,10 @@ import pytest
 
 from loralens.core.adapter import Adapter
 from loralens.core.lowrank import LowRank
-from loralens.merging.apply import prepare
-from loralens.merging.planning import plan
-from loralens.merging.rounding import Rounding
-from loralens.merging.verify import same, verdicts
+from loralens.merging.apply import prepare_merge
+from loralens.merging.planning import plan_merge
+from loralens.merging.rounding import MergeRounding
+from loralens.merging.verify import have_same_values, verdicts
 from tests.merging.made import CASES, DTYPES, Maker, adapter, linear, resized, streamed, tokens
 from tests.merging.test_apply import merged
 from tests.merging.test_record import gaussian
@@ -18,7 +18,7 @@ BF16 = np.dtype(ml_dtypes.bfloat16)
 
 
 def judged(tensor, array, mode="nearest"):
-    merge = prepare(tensor, dtype=array.dtype, rounding=Rounding(mode, 1, tensor.key))
+    merge = prepare_merge(tensor, dtype=array.dtype, rounding=MergeRounding(mode, 1, tensor.key))
     return [one.outcome for one in verdicts(merge, streamed(array))]
 
 
@@ -26,8 +26,8 @@ def judged(tensor, array, mode="nearest"):
 @pytest.mark.parametrize("made", CASES, ids=lambda made: made.__name__)
 def test_what_this_merge_writes_is_exact_and_the_base_is_not(made, dtype):
     case = made(Maker(1, dtype))
-    for key, tensor in plan(case.adapters, case.lazy, **case.options).tensors.items():
-        for one in verdicts(prepare(tensor), streamed(merged(tensor))):
+    for key, tensor in plan_merge(case.adapters, case.lazy, **case.options).tensors.items():
+        for one in verdicts(prepare_merge(tensor), streamed(merged(tensor))):
             assert one.different == 0
             assert one.gain == pytest.approx(one.predicted, abs=1e-9)
             assert one.outcome == ("exact" if 0.9 <= one.gain <= 1.1 else "absent" if one.gain < 0.1 else "partial")
@@ -38,7 +38,7 @@ def test_what_this_merge_writes_is_exact_and_the_base_is_not(made, dtype):
 
 def the_tensor(relative=0.01):
     case = gaussian(relative, shape=(48, 64))
-    (tensor,) = plan(case.adapters, case.lazy, **case.options).tensors.values()
+    (tensor,) = plan_merge(case.adapters, case.lazy, **case.options).tensors.values()
     W, D = case.base["a.weight"].astype(float), case.adapters[0][0].modules["a"].dense()
     return tensor, W, D
 
@@ -48,9 +48,9 @@ def test_other_roundings_are_rounded():
     twice = (W.astype(BF16) + D.astype(BF16)).astype(BF16)  # as PEFT does
     assert judged(tensor, twice) == ["rounded"]
     for mode in ("stochastic", "feedback"):
-        other = merged(tensor, rounding=Rounding(mode, 7, "k"))
+        other = merged(tensor, rounding=MergeRounding(mode, 7, "k"))
         assert judged(tensor, other) == ["rounded"]
-        assert judged(tensor, merged(tensor, rounding=Rounding(mode, 1, tensor.key)), mode) == ["exact"]
+        assert judged(tensor, merged(tensor, rounding=MergeRounding(mode, 1, tensor.key)), mode) == ["exact"]
 
 
 def test_another_dtype_is_replayed_in_it():
@@ -68,7 +68,7 @@ def test_half_an_update_is_partial_and_another_one_absent():
     one = merged(tensor)
     one[3, 3] *= 2
     assert judged(tensor, one) == ["rounded"] or judged(tensor, one) == ["partial"]
-    assert verdicts(prepare(tensor), streamed(one))[0].different == 1
+    assert verdicts(prepare_merge(tensor), streamed(one))[0].different == 1
 
 
 def test_infinite_weights_do_not_hide_a_verdict():
@@ -76,14 +76,14 @@ def test_infinite_weights_do_not_hide_a_verdict():
     W[0, 0] = np.inf
     case = gaussian(0.01, shape=(48, 64))
     case.base["a.weight"] = W.astype(BF16)
-    (tensor,) = plan(case.adapters, case.lazy).tensors.values()
+    (tensor,) = plan_merge(case.adapters, case.lazy).tensors.values()
     assert judged(tensor, merged(tensor)) == ["exact"]
     assert judged(tensor, case.base["a.weight"]) == ["absent"]
 
 
 def test_replaced_tensors_are_compared_entry_by_entry():
     case = resized(Maker(1, np.float16))
-    tensor = plan(case.adapters, case.lazy, **case.options).tensors["e.weight"]
+    tensor = plan_merge(case.adapters, case.lazy, **case.options).tensors["e.weight"]
     right = merged(tensor)
     assert judged(tensor, right) == ["exact"]
     wrong = right.copy()
@@ -91,27 +91,27 @@ def test_replaced_tensors_are_compared_entry_by_entry():
     assert judged(tensor, wrong) == ["partial"]
     assert judged(tensor, case.base["e.weight"]) == ["absent"]  # of another shape
     case = tokens(Maker(1, np.float16))
-    tensor = plan(case.adapters, case.lazy, **case.options).tensors["e.weight"]
+    tensor = plan_merge(case.adapters, case.lazy, **case.options).tensors["e.weight"]
     assert judged(tensor, merged(tensor)) == ["exact"]
 
 
 def test_same_compares_values_in_the_narrower_dtype():
     W = linear(Maker(1, np.float32)).base["a.weight"]
-    assert same(streamed(W), streamed(W.copy()))
-    assert same(streamed(W), streamed(W.astype(BF16)))
-    assert not same(streamed(W), streamed(W.astype(BF16).astype(np.float32)))
-    assert not same(streamed(W), streamed(W[:-1]))
-    assert same(streamed(np.array(3.0)), streamed(np.array(3.0)))
+    assert have_same_values(streamed(W), streamed(W.copy()))
+    assert have_same_values(streamed(W), streamed(W.astype(BF16)))
+    assert not have_same_values(streamed(W), streamed(W.astype(BF16).astype(np.float32)))
+    assert not have_same_values(streamed(W), streamed(W[:-1]))
+    assert have_same_values(streamed(np.array(3.0)), streamed(np.array(3.0)))
 
 
 def test_a_swallowed_update_is_rounded_and_a_disturbed_one_is_not():
     tensor, W, _ = the_tensor(0.004)
     right = merged(tensor)
     assert judged(tensor, right.astype(np.float32).astype(BF16)) == ["exact"]
-    ours = verdicts(prepare(tensor), streamed(right))[0]
+    ours = verdicts(prepare_merge(tensor), streamed(right))[0]
     assert 0.9 < ours.gain < 0.97
     tie = right.copy()  # one entry on its other neighbour: still within a unit of the sum
-    total = W[0, 0] + prepare(tensor).products[0].rows(0, 1)[0, 0]
+    total = W[0, 0] + prepare_merge(tensor).products[0].rows(0, 1)[0, 0]
     tie[0, 0] = np.nextafter(right[0, 0], BF16.type(np.copysign(np.inf, total - float(right[0, 0]))))
     assert judged(tensor, tie) == ["rounded"]
     signs = np.where(np.random.default_rng(0).random(right.shape) < 0.5, np.inf, -np.inf).astype(BF16)
@@ -121,10 +121,10 @@ def test_a_swallowed_update_is_rounded_and_a_disturbed_one_is_not():
 @pytest.mark.parametrize(("relative", "outcome"), [(0.002, "partial"), (2e-5, "absent")])
 def test_what_rounding_swallows_is_not_exact(relative, outcome):
     tensor, _, _ = the_tensor(relative)
-    (one,) = verdicts(prepare(tensor), streamed(merged(tensor)))
+    (one,) = verdicts(prepare_merge(tensor), streamed(merged(tensor)))
     assert (one.outcome, one.different, one.by_rounding) == (outcome, 0, True)
     assert one.gain == pytest.approx(one.predicted, abs=1e-12)
-    (wide,) = verdicts(prepare(tensor, dtype=np.float32), streamed(merged(tensor, dtype=np.float32)))
+    (wide,) = verdicts(prepare_merge(tensor, dtype=np.float32), streamed(merged(tensor, dtype=np.float32)))
     assert (wide.outcome, wide.by_rounding) == ("exact", False)
 
 
@@ -139,12 +139,12 @@ def test_another_strength_is_not_rounding():
 
 def test_the_rounding_that_is_stated_is_what_predicts():
     tensor, _, _ = the_tensor(0.003)  # nearest loses a tenth, stochastic nothing
-    drawn = merged(tensor, rounding=Rounding("stochastic", 7, "k"))
-    (one,) = verdicts(prepare(tensor, dtype=BF16), streamed(drawn))
+    drawn = merged(tensor, rounding=MergeRounding("stochastic", 7, "k"))
+    (one,) = verdicts(prepare_merge(tensor, dtype=BF16), streamed(drawn))
     assert (one.outcome, round(one.gain, 1)) == ("partial", 1.0)
     assert one.predicted < 0.95
     for seed in range(8):
-        again = merged(tensor, rounding=Rounding("stochastic", seed, "k"))
+        again = merged(tensor, rounding=MergeRounding("stochastic", seed, "k"))
         assert judged(tensor, again, "stochastic") == ["rounded"]
 
 
@@ -154,7 +154,7 @@ def test_a_tensor_that_was_not_replaced_is_absent_however_alike():
     new = W.copy()
     new[3] += 1
     one = adapter({}, w=("saved", "e", new, "weight"))
-    (tensor,) = plan([(one, 1.0)], {"e.weight": streamed(W)}).tensors.values()
+    (tensor,) = plan_merge([(one, 1.0)], {"e.weight": streamed(W)}).tensors.values()
     assert judged(tensor, new) == ["exact"]
     assert judged(tensor, W) == ["absent"]
     words = Adapter(
@@ -162,7 +162,7 @@ def test_a_tensor_that_was_not_replaced_is_absent_however_alike():
         extra=adapter({}, t=("tokens", "e", new[3:4], "weight")).extra,
         config={"trainable_token_indices": [3]},
     )
-    (tensor,) = plan([(words, 1.0)], {"e.weight": streamed(W)}).tensors.values()
+    (tensor,) = plan_merge([(words, 1.0)], {"e.weight": streamed(W)}).tensors.values()
     assert judged(tensor, new) == ["exact"]
     assert judged(tensor, W) == ["absent"]
 
@@ -171,7 +171,7 @@ def test_what_rounding_makes_too_large_is_not_exact():
     W = np.ones((8, 8), BF16)
     D = 0.6 * 2.0**-7  # of the unit in the last place: all of it arrives as one
     pair = LowRank(np.full((8, 1), D, np.float32), np.ones((1, 8), np.float32))
-    (tensor,) = plan([(adapter({"a": pair}), 1.0)], {"a.weight": streamed(W)}).tensors.values()
-    (one,) = verdicts(prepare(tensor), streamed(merged(tensor)))
+    (tensor,) = plan_merge([(adapter({"a": pair}), 1.0)], {"a.weight": streamed(W)}).tensors.values()
+    (one,) = verdicts(prepare_merge(tensor), streamed(merged(tensor)))
     assert (one.outcome, one.different, one.by_rounding) == ("partial", 0, True)
     assert one.gain == pytest.approx(1 / 0.6, rel=1e-3)

@@ -11,7 +11,7 @@ from loralens.analysis.doctor import examine_all
 from loralens.core.adapter import Adapter
 from loralens.core.lowrank import LowRank
 from loralens.core.scaling import Scaling
-from loralens.formats import stored_as
+from loralens.formats import encode_adapter
 from loralens.reporting.allotment import Dialect
 from loralens.reporting.document import Report
 from loralens.reporting.make import make_report
@@ -36,7 +36,7 @@ def drawn(seed: int = 0, *, rank: int = 6, names: Sequence[str] = NAMES, width: 
 
 
 def dialect(name: str = "peft", *, one_rank: bool = False) -> Dialect:
-    return Dialect(name, lambda adapter: stored_as(adapter, name), one_rank)
+    return Dialect(name, lambda adapter: encode_adapter(adapter, name), one_rank)
 
 
 def measured(adapters: Mapping[str, Adapter], to: Dialect | None = None) -> list[Subject]:

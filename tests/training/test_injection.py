@@ -180,8 +180,8 @@ def test_a_peft_model_is_refused() -> None:
             lambda: nn.Embedding(9, 4, max_norm=1.0),
             "an Embedding with a max_norm, so that its weight changes as it is called",
         ),
-        (lambda: Linear(8, 4), r"a tests\.train\.test_injection\.Linear"),
-        (lambda: Conv1D(8, 4), r"a tests\.train\.test_injection\.Conv1D"),
+        (lambda: Linear(8, 4), r"a tests\.training\.test_injection\.Linear"),
+        (lambda: Conv1D(8, 4), r"a tests\.training\.test_injection\.Conv1D"),
     ],
 )
 def test_layers_that_have_no_pair_are_refused_by_name(layer: Any, said: str) -> None:

@@ -175,7 +175,7 @@ def test_a_state_that_was_written_and_read_is_gone_on_from(tmp_path: Path) -> No
     training = Training(tmp_path / "out")
     training.begin({}, overwrite=False)
     training.save(states[2])
-    found = training.go_on({})
+    found = training.resume({})
     training.release()
     assert found is not None
     assert found.run == states[2].run

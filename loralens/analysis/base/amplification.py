@@ -20,7 +20,7 @@ from loralens.linalg.basis import Basis
 from loralens.linalg.chance import overlap_chance, projection_beyond, projection_moments
 from loralens.linalg.device import Device
 from loralens.linalg.projection import Estimate, exact_fourth_powers, fourth_powers, gaussian, project
-from loralens.linalg.randomized import Leading, holds, is_dense, leading
+from loralens.linalg.randomized import Leading, input_dtype, is_dense, leading_svd
 from loralens.linalg.subspace import phi_map
 
 FAR = 3.0  # standard deviations beyond which a module is counted; the count that chance gives is reported with it
@@ -215,8 +215,8 @@ def measure_amplification(
     Notes
     -----
     W is read once, in float64 on the CPU. With ``top`` a float32 copy of one W is kept in memory for the steps of
-    `loralens.linalg.randomized.leading`: peak memory is that copy and a few megabytes. Weights whose shorter side is at
-    most 512 are decomposed exactly.
+    `loralens.linalg.randomized.leading_svd`: peak memory is that copy and a few megabytes. Weights whose shorter side
+    is at most 512 are decomposed exactly.
 
     Table 7 of the paper is reproduced up to its rounding: 6.91/0.32 = 21.6 (printed 21.5), and its random column for
     r = 64 is 0.3227 (printed 0.33). The paper sets α to the first r tried, so its two ‖ΔW‖ have different scales.
@@ -262,10 +262,12 @@ def _measure(
     shape = weight.shape[::-1] if swap else weight.shape
     U, V = (b.columns() for b in ((bases.right, bases.left) if swap else (bases.left, bases.right)))
     dense = is_dense(shape, max(count, 1), exact=exact)
-    S = device.empty(shape, holds(shape, max(count, 1), exact=exact)) if count or dense else None
+    S = device.empty(shape, input_dtype(shape, max(count, 1), exact=exact)) if count or dense else None
     sketch = gaussian(rng, shape[1])
     projection = project(weight.blocks(device.block), U, V, sketch, device=device, whole=S, step=step)
-    led = leading(S, count, rng=rng, device=device, exact=exact, step=step) if count and projection.squares else None
+    led = (
+        leading_svd(S, count, rng=rng, device=device, exact=exact, step=step) if count and projection.squares else None
+    )
     if dense:
         fourths = Estimate(exact_fourth_powers(S, device=device), 0.0)
     else:

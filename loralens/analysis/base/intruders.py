@@ -23,7 +23,7 @@ from loralens.errors import MismatchError, OptionError, place
 from loralens.linalg.lanczos import Method, leading_triplets
 from loralens.linalg.largest_entry import largest_entry_chance, largest_entry_median
 from loralens.linalg.measures import numerical_rank
-from loralens.linalg.rank_update import Decomposed, Seen, rank_update
+from loralens.linalg.rank_update import Decomposed, UpdatedWeight, rank_update
 
 TOP = 10  # leading directions that are tested, and
 THRESHOLD = 0.5  # the largest cosine of an intruder: defaults of the command
@@ -172,7 +172,7 @@ def find_intruders(module: Update, W: Decomposed, *, top: int = TOP, threshold: 
     )
 
 
-def _tuned_weight(module: Update, W: Decomposed) -> Seen:
+def _tuned_weight(module: Update, W: Decomposed) -> UpdatedWeight:
     """W + ΔW in the bases of W, with ΔW split into its singular directions times √σ; directions of 0 are left out."""
     U, s, Vh = module.svd()
     r = numerical_rank(s, module.shape)

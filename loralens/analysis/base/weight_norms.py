@@ -14,7 +14,7 @@ from loralens.core.weights import Weight
 from loralens.errors import place
 from loralens.linalg.device import Device
 from loralens.linalg.projection import project
-from loralens.linalg.randomized import STEPS, holds, leading
+from loralens.linalg.randomized import STEPS, input_dtype, leading_svd
 
 
 @final
@@ -68,9 +68,9 @@ def weight_norms(
         with report_progress(step, weight_steps([weight], top=True)) as tell:
             shape = weight.shape[::-1] if weight.transposed else weight.shape
             nothing = [np.zeros((n, 0)) for n in (*shape, shape[1])]
-            W = on_device.empty(shape, holds(shape, 1))
+            W = on_device.empty(shape, input_dtype(shape, 1))
             projection = project(weight.blocks(on_device.block), *nothing, device=on_device, whole=W, step=tell)
-            led = leading(W, 1, rng=np.random.default_rng(seed), device=on_device, step=tell)
+            led = leading_svd(W, 1, rng=np.random.default_rng(seed), device=on_device, step=tell)
             return WeightNorms(sqrt(projection.squares), float(led.s[0]), float(led.error[0]))
 
     norms = {}

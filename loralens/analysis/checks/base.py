@@ -17,7 +17,7 @@ from loralens.core.naming.storage import Storage
 from loralens.core.structured import Update, Updates
 from loralens.core.weights import Weight, merged_dtype, weights_of
 from loralens.errors import MismatchError
-from loralens.linalg.rounding import Rounding, product_entries, sample_entries, sampled_rounding
+from loralens.linalg.rounding import RoundingLoss, product_entries, sample_entries, sampled_rounding
 
 Reason = tuple[str, str]  # what is wrong, and a fix
 
@@ -74,7 +74,7 @@ class MergeEffect:
 
     ratio: float
     dtype: str
-    rounding: Rounding
+    rounding: RoundingLoss
 
 
 def find_weights(modules: Updates, base: Base) -> tuple[dict[str, Weight], dict[str, Reason]]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from loralens.analysis.checks.diagnosis import Diagnosis
 from loralens.analysis.checks.examination import Examination
-from loralens.core.naming.base_model import apart, contradiction
+from loralens.core.naming.base_model import contradiction, find_contradiction
 
 RULES = {
     "base-differs": "The adapter names another base than this one. Names and shapes may match all the same: what is "
@@ -28,6 +28,8 @@ def look(exam: Examination) -> Iterator[Diagnosis]:
 
 def look_at_all(exams: Sequence[Examination]) -> Iterator[Diagnosis]:
     """Report adapters of different bases, once, for the first adapter."""
-    difference = apart([one.path for one in exams], [one.adapter for one in exams], [one.named for one in exams])
+    difference = find_contradiction(
+        [one.path for one in exams], [one.adapter for one in exams], [one.named for one in exams]
+    )
     if difference:
         yield Diagnosis("warning", "bases-differ", difference, "take adapters of one base", adapter=exams[0].path)

@@ -16,7 +16,7 @@ from loralens.core.threads import Step, in_threads
 from loralens.errors import place
 from loralens.linalg.factor import Floats
 from loralens.linalg.measures import frobenius
-from loralens.linalg.pairwise import Segments, outside
+from loralens.linalg.pairwise import Segments, outside_parts
 
 FAR = 4.0  # smallest number of standard deviations at which a cosine counts as no accident
 LARGE = 0.2  # smallest |cosine| that matters: the sum of two updates of one norm loses or gains a fifth of each
@@ -79,8 +79,8 @@ def _measure(module: Module, adapters: Sequence[Adapter]) -> Floats:
     with place(module.name):
         bases = {t: update.bases() for t, update in updates.items()}
     out, in_ = module.shape
-    outside_U = outside(Segments.of([one.left.columns() for one in bases.values()]))
-    outside_V = outside(Segments.of([one.right.columns() for one in bases.values()]))
+    outside_U = outside_parts(Segments.of([one.left.columns() for one in bases.values()]))
+    outside_V = outside_parts(Segments.of([one.right.columns() for one in bases.values()]))
     for (t, (_, s, _)), (N_U, d_U), (N_V, d_V) in zip(bases.items(), outside_U, outside_V, strict=True):
         if not s.size:
             continue

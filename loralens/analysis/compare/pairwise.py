@@ -19,7 +19,7 @@ from loralens.errors import MismatchError, OptionError, place
 from loralens.linalg.chance import cosine_spread
 from loralens.linalg.factor import Floats, Integers
 from loralens.linalg.measures import frobenius
-from loralens.linalg.pairwise import Products, Triplets, pairwise_cosines, pairwise_overlaps, pairwise_products
+from loralens.linalg.pairwise import Products, SingularTriplets, pairwise_cosines, pairwise_overlaps, pairwise_products
 from loralens.linalg.product import column_basis
 
 Of = Literal["update", "A", "B"]
@@ -306,12 +306,12 @@ def _products(held_updates: Sequence[_LabelledUpdate], head: int | None) -> tupl
     """Norms, numbers of directions, and the products of the updates scaled to norm 1 (0 if they are 0)."""
     norms, widths = np.zeros(len(held_updates)), np.zeros(len(held_updates), dtype=np.int64)
 
-    def triplets(i: int) -> Triplets:
+    def triplets(i: int) -> SingularTriplets:
         label, name, update = held_updates[i]
         with place(label), place(name):
             U, s, V = update.bases()
         norms[i], widths[i] = frobenius(s), s.size
-        return Triplets(U.columns(), s / norms[i] if s.size else s, V.columns())
+        return SingularTriplets(U.columns(), s / norms[i] if s.size else s, V.columns())
 
     sizes = [min(one.rank, *one.shape) * sum(one.shape) for _, _, one in held_updates]
     products = pairwise_products([partial(triplets, i) for i in range(len(held_updates))], sizes, head=head)

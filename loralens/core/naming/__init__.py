@@ -1,1 +1,1 @@
-"""How models and dialects call their modules, and which names mean the same weight."""
+"""The names of modules in models and dialects, and which of them belong to the same weight."""

@@ -1,7 +1,7 @@
-"""Base models as adapters, folders and configurations call them, and whether two of them can be one model.
+"""Names and sizes of base models, and whether two of them can belong to the same model.
 
-Names are spelled in many ways: with and without the organisation, as a path, in another case, with what a quantised or
-converted copy adds. Two names are said to be of different models only where no spelling explains the difference.
+Names are spelled in many ways: with or without the organisation, as a path, in another case, with the additions of
+quantised or converted copies. Two names count as different models only if no spelling explains the difference.
 """
 
 import re
@@ -14,7 +14,7 @@ from loralens.core.adapter import Adapter
 from loralens.core.names import block, some
 from loralens.core.naming.matching import same_modules
 
-# What copies of one model in another precision or format have behind its name.
+# Endings of the names of copies in another precision or format.
 _COPY = re.compile(
     r"[-_. ](hf|bnb|gguf|ggml|gptq|awq|exl2|mlx|unsloth|dynamic|safetensors|ckpt|fp32|fp16|bf16|fp8|fp4|nf4|f32|f16|"
     r"int8|int4|[2-8]bit|w\d+a\d+|i?q\d\w*)$"
@@ -25,7 +25,7 @@ _CACHED = re.compile(r"models--([\w.-]+?)--([\w.-]+)", re.ASCII)  # a folder of 
 _TOKEN = re.compile(r"\d+(?:\.\d+)*[a-z]*|[^\W\d_]+")
 _COUNT = re.compile(r"\d+(?:\.\d+)*[bm]")  # of parameters
 
-# Families whose models are never each other's: names of two of them are of two models, wherever they come from.
+# Families of models. Names of two different families belong to two models, wherever the names come from.
 FAMILIES = {
     "albert", "bart", "bert", "bloom", "clip", "codegen", "cogvideo", "command", "deberta", "deepseek", "dinov",
     "distilbert", "distilgpt", "electra", "esm", "falcon", "flux", "gemma", "glm", "gpt", "gptj", "granite",
@@ -37,7 +37,8 @@ CASINGS = {"cased", "uncased"}
 SIZES = {"tiny", "mini", "small", "base", "medium", "large", "xl", "xxl", "huge", "giant"}
 TUNED = {"it", "instruct", "instruction", "chat"}
 FOLDERS = {"model", "models", "base", "output", "outputs", "out", "run", "runs", "checkpoint", "checkpoints", "results"}
-SHOWN = 4  # groups of adapters that a message lists
+SHOWN = 4  # most groups of adapters that a message lists
+# Names come from files; the expressions are applied to the end of a longer one.
 LONGEST = 300  # letters of a name that are looked at
 LEAST = 2  # tokens that names share before a size or a tuning in one alone tells them apart: gpt 2, gemma 3 270m
 
@@ -45,16 +46,17 @@ LEAST = 2  # tokens that names share before a size or a tuning in one alone tell
 @final
 @dataclass(frozen=True, slots=True)
 class BaseModel:
-    """What is said of a base model.
+    """The name and sizes of a base model, as far as they are known.
 
     Attributes
     ----------
     name : str
-        As it is called; empty where nobody calls it anything.
+        The name, or empty if it is unknown.
     also : tuple of str
-        Other names that it goes by, such as the one in its configuration: they can agree with a name, never contradict.
+        Other names of the model, such as the one in its configuration. They can agree with a name, but a difference
+        proves nothing.
     vocabulary, hidden : int or None
-        ``vocab_size`` and ``hidden_size``, where its configuration is known.
+        ``vocab_size`` and ``hidden_size``, if the configuration is known.
     """
 
     name: str
@@ -64,7 +66,7 @@ class BaseModel:
 
     @classmethod
     def of(cls, name: str | None, config: Mapping[str, Any] | None = None) -> "BaseModel":
-        """The model of a name and, where it is at hand, of its ``config.json``."""
+        """The model with this name and, if it is known, this ``config.json``."""
         config = config or {}
         text = config.get("text_config")
         sizes = {**config, **(text if isinstance(text, Mapping) else {})}
@@ -72,43 +74,46 @@ class BaseModel:
             next((size for key in keys if type(size := sizes.get(key)) is int), None)
             for keys in (("vocab_size",), ("hidden_size", "n_embd", "d_model"))
         )
-        known = config.get("_name_or_path")
-        return cls(name or "", (known,) if isinstance(known, str) and known else (), vocabulary, hidden)
+        config_name = config.get("_name_or_path")
+        return cls(
+            name or "", (config_name,) if isinstance(config_name, str) and config_name else (), vocabulary, hidden
+        )
 
 
 def contradiction(first: BaseModel, second: BaseModel) -> str:
-    """What shows that these are two models, in words; empty where they may be one.
+    """The reason why these are two models, in words; empty if they may be the same model.
 
-    Names that are spellings of one name end the matter, as vocabularies of copies differ by tokens that were added.
+    If their names are spellings of one name, sizes are not compared, because copies may have additional tokens.
     """
-    names = [(one, two) for one in (first.name, *first.also) for two in (second.name, *second.also)]
-    if any(one and two and _core(one) == _core(two) for one, two in names):
+    names = [(value, other_value) for value in (first.name, *first.also) for other_value in (second.name, *second.also)]
+    if any(value and other_value and _core_name(value) == _core_name(other_value) for value, other_value in names):
         return ""
-    if first.name and second.name and _differ(first.name, second.name):
+    # Names come first, as their message says more than two numbers do.
+    if first.name and second.name and _names_differ(first.name, second.name):
         return "their names are of two models"
-    for what, one, two in (
+    for what, value, other_value in (
         ("hidden sizes", first.hidden, second.hidden),
         ("vocabularies", first.vocabulary, second.vocabulary),
     ):
-        if one is not None and two is not None and one != two:
-            return f"their {what} are {one:,} and {two:,}"
+        if value is not None and other_value is not None and value != other_value:
+            return f"their {what} are {value:,} and {other_value:,}"
     return ""
 
 
 def shape_contradiction(first: Adapter, second: Adapter) -> str:
-    """A module of both whose weights in the two bases have different sizes, in words; empty where there is none.
+    """A module whose weight has different sizes in the bases of two adapters, in words; empty if there is none.
 
-    Only modules inside of blocks tell: heads and embeddings have the size of a task or of a tokenizer.
+    Only modules inside of blocks are compared, because the size of heads and embeddings depends on task and tokenizer.
     """
     for name, other in same_modules(first, second).items():
-        one, two = first[name].shape, second[other].shape
-        if block(name) and one != two:
-            return f"{name} is {one[0]} × {one[1]} in one and {two[0]} × {two[1]} in the other"
+        shape, other_shape = first[name].shape, second[other].shape
+        if block(name) and shape != other_shape:
+            return f"{name} is {shape[0]} × {shape[1]} in one and {other_shape[0]} × {other_shape[1]} in the other"
     return ""
 
 
-def grouped(models: Sequence[BaseModel]) -> list[list[int]]:
-    """Places of the models, those together that nothing tells from the first of their group; unnamed ones left out."""
+def group_models(models: Sequence[BaseModel]) -> list[list[int]]:
+    """Indices of the models in groups. Models of a group do not contradict its first; unknown models are left out."""
     groups: list[list[int]] = []
     for i, model in enumerate(models):
         if not (model.name or model.hidden or model.vocabulary):
@@ -121,18 +126,18 @@ def grouped(models: Sequence[BaseModel]) -> list[list[int]]:
     return groups
 
 
-def apart(labels: Sequence[str], adapters: Sequence[Adapter], models: Sequence[BaseModel]) -> str:
-    """What shows that adapters are of several bases, in words; empty where nothing does.
+def find_contradiction(labels: Sequence[str], adapters: Sequence[Adapter], models: Sequence[BaseModel]) -> str:
+    """The reason why adapters belong to several base models, in words; empty if there is none.
 
     Parameters
     ----------
     labels : sequence of str
-        What the adapters are called.
+        Names of the adapters for the message.
     adapters : sequence of Adapter
     models : sequence of BaseModel
-        The base that each names.
+        The base model that each adapter names.
     """
-    groups = grouped(models)
+    groups = group_models(models)
     if len(groups) > 1:
         why = contradiction(models[groups[0][0]], models[groups[1][0]])
         shown = [f"{models[group[0]].name}: {some([labels[i] for i in group])}" for group in groups]
@@ -145,71 +150,74 @@ def apart(labels: Sequence[str], adapters: Sequence[Adapter], models: Sequence[B
     return ""
 
 
-def _last(name: str) -> str:
-    """The part of a path or Hub id that names the model, small letters."""
+def _model_part(name: str) -> str:
+    """The part of a path or Hub id that names the model, in lower case."""
     name = name[-LONGEST:]
     cached = _CACHED.search(name)
     return (cached[2] if cached else re.split(r"[/\\]", name.rstrip("/\\"))[-1]).lower()
 
 
-def _core(name: str) -> str:
-    """A name without its organisation, what copies add, and all that is no letter or digit."""
+def _core_name(name: str) -> str:
+    """A name without its organisation, without endings of copies, and without punctuation."""
     return "".join(_tokens(name))
 
 
 def _tokens(name: str) -> list[str]:
     """The words and numbers of a name."""
-    core = _last(name)
+    core = _model_part(name)
+    # Copies of copies add several endings: Q4_K_M-GGUF, 4bit-MLX.
     while (shorter := _COPY.sub("", core)) != core and shorter:
         core = shorter
     return _TOKEN.findall(_ORGANISATION.sub("", core))
 
 
-def _differ(first: str, second: str) -> bool:
-    """Whether two names, which are no spellings of one, are of two models for certain."""
-    one, two = set(_tokens(first)), set(_tokens(second))
-    families = one & FAMILIES, two & FAMILIES
+def _names_differ(first: str, second: str) -> bool:
+    """Whether two names certainly belong to two models; they are known not to be spellings of one name."""
+    tokens_first, tokens_second = set(_tokens(first)), set(_tokens(second))
+    families = tokens_first & FAMILIES, tokens_second & FAMILIES
+    # Two known families without a common one: different models wherever the names come from.
     if all(families) and not families[0] & families[1]:
         return True
     if _is_hub_id(first) and _is_hub_id(second):
-        return not _versions_apart(one, two)
+        return not _versions_apart(tokens_first, tokens_second)
     if not all(families):
         return False  # a folder may be called anything
-    counts = tuple(set(filter(_COUNT.fullmatch, tokens)) for tokens in (one, two))
-    here, there = _numbers(first), _numbers(second)
-    pairs = [(one & CASINGS, two & CASINGS), (one & SIZES, two & SIZES), counts]
-    pairs += [(here[word], there[word]) for word in here.keys() & there.keys()]
+    counts = tuple(set(filter(_COUNT.fullmatch, tokens)) for tokens in (tokens_first, tokens_second))
+    numbers_first, numbers_second = _numbers_by_word(first), _numbers_by_word(second)
+    pairs = [(tokens_first & CASINGS, tokens_second & CASINGS), (tokens_first & SIZES, tokens_second & SIZES), counts]
+    pairs += [(numbers_first[word], numbers_second[word]) for word in numbers_first.keys() & numbers_second.keys()]
     if any(a and b and not a & b for a, b in pairs):
         return True
+    # A folder's name may leave out size and tuning, so their absence proves nothing.
     if _is_path(first) or _is_path(second):
         return False
-    apart = one ^ two
-    return bool(apart) and apart <= SIZES | TUNED and len(one & two) >= LEAST
+    differing = tokens_first ^ tokens_second
+    return bool(differing) and differing <= SIZES | TUNED and len(tokens_first & tokens_second) >= LEAST
 
 
-def _numbers(name: str) -> dict[str, set[str]]:
-    """Plain numbers by the word before them: versions of a family, counts of layers (L6), versions of a model (v2)."""
+def _numbers_by_word(name: str) -> dict[str, set[str]]:
+    """Numbers by the word before them: versions of a family, numbers of layers (L6), versions of a model (v2)."""
     tokens = _tokens(name)
-    found: dict[str, set[str]] = {}
+    numbers: dict[str, set[str]] = {}
     for word, number in pairwise(tokens):
         if number[-1].isdigit() and not word[0].isdigit():
-            found.setdefault(word, set()).add(number)
-    return found
+            numbers.setdefault(word, set()).add(number)
+    return numbers
 
 
-def _versions_apart(one: set[str], two: set[str]) -> bool:
-    """Whether one name says the other and a version besides: Mistral-7B and Mistral-7B-v0.1."""
-    apart = one ^ two
-    return (one <= two or two <= one) and all(word == "v" or word[-1].isdigit() for word in apart)
+def _versions_apart(first: set[str], second: set[str]) -> bool:
+    """Whether one name is the other with a version added: Mistral-7B and Mistral-7B-v0.1."""
+    differing = first ^ second
+    return (first <= second or second <= first) and all(word == "v" or word[-1].isdigit() for word in differing)
 
 
 def _is_path(name: str) -> bool:
-    """Whether a name is that of a folder, which may leave out what its model is called besides."""
+    """Whether a name is the path of a folder, which may have only a part of the name of its model."""
     return not _is_hub_id(name) and bool(re.search(r"[/\\]", name))
 
 
 def _is_hub_id(name: str) -> bool:
-    """Whether a name is an organisation and a model, and not a path of two folders as far as can be told."""
+    """Whether a name is probably a Hub id (organisation and model), not a path of two folders."""
     name = name[-LONGEST:]
     if _CACHED.search(name):
         return True

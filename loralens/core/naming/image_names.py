@@ -40,13 +40,13 @@ _TRANSFORMERS = re.compile(  # SD3, FLUX, AuraFlow, PixArt, HunyuanVideo, HiDrea
 )
 
 
-def _flat(regex: re.Pattern[str]) -> re.Pattern[str]:
+def _with_underscores(regex: re.Pattern[str]) -> re.Pattern[str]:
     """The same names with underscores for dots."""
     return re.compile(regex.pattern.replace(r"\.", "_"))
 
 
-_FLAT_UNET_ROOT, _FLAT_UNET = _flat(_UNET_ROOT), _flat(_UNET)
-_FLAT_CLIP, _FLAT_CLIP_KNOWN = _flat(_CLIP_LAYER), _flat(_CLIP_KNOWN)
+_FLAT_UNET_ROOT, _FLAT_UNET = _with_underscores(_UNET_ROOT), _with_underscores(_UNET)
+_FLAT_CLIP, _FLAT_CLIP_KNOWN = _with_underscores(_CLIP_LAYER), _with_underscores(_CLIP_KNOWN)
 _FLAT_LAYERS = re.compile(_LAYERS.replace(r"\.", "_"))
 
 ENCODERS = ("text_encoder.", "text_encoder_2.", "text_encoder_3.")
@@ -136,21 +136,21 @@ def _flat_is_known(name: str) -> bool:
         inner = name.removeprefix(prefix)
         if inner != name:
             return not _FLAT_CLIP.match(inner) and bool(not _FLAT_UNET_ROOT.match(inner) or _FLAT_UNET.match(inner))
-    found = re.match(r"lora_te[123]?_(?P<inner>.+)", name)
-    if found:
-        inner = found["inner"]
-        known = bool(_FLAT_CLIP_KNOWN.match(inner)) or inner == "text_projection"
-        return known or inner.startswith(("encoder_block_", "encoder_layer_"))  # T5, and HunyuanDiT's BERT
+    encoder = re.match(r"lora_te[123]?_(?P<inner>.+)", name)
+    if encoder:
+        inner = encoder["inner"]
+        is_layer = bool(_FLAT_CLIP_KNOWN.match(inner)) or inner == "text_projection"
+        return is_layer or inner.startswith(("encoder_block_", "encoder_layer_"))  # T5, and HunyuanDiT's BERT
     return name.startswith(("lora_transformer_", "lora_prior_"))
 
 
 def sd_scripts_has(name: str) -> bool:
     """Whether sd-scripts can have a module of this name, as a file has it; as `comfyui_has` otherwise."""
-    found = re.match(r"lora_te[123]?_(?P<inner>.+)", name)
-    if found:
-        inner = found["inner"]
-        known = bool(re.match(r"text_model_encoder_layers_\d+_(self_attn_(q|k|v|out)_proj|mlp_fc[12])$", inner))
-        return known or inner.startswith("encoder_block_")  # T5 of FLUX and SD3
+    encoder = re.match(r"lora_te[123]?_(?P<inner>.+)", name)
+    if encoder:
+        inner = encoder["inner"]
+        is_layer = bool(re.match(r"text_model_encoder_layers_\d+_(self_attn_(q|k|v|out)_proj|mlp_fc[12])$", inner))
+        return is_layer or inner.startswith("encoder_block_")  # T5 of FLUX and SD3
     inner = name.removeprefix("lora_unet_")
     if inner == name or "." in name or inner.startswith(("unet_", "text_model_", "single_transformer_blocks_")):
         return False

@@ -1,8 +1,8 @@
-"""Storage: how one model's weights are called and cut in memory, on disk and by other software.
+"""The names and the division of a model's weights in memory, on disk and in other software.
 
-transformers 5 holds all experts of a layer in one tensor, with the rows of gate and up below each other, and saves
-them one by one; it also saves many models under other names than those of their modules. An adapter names modules,
-a base names stored tensors. Both are brought to `Slot`s here: one matrix of the network each, under one name.
+transformers 5 keeps all experts of a layer in one tensor, with the rows of gate and up below each other, and saves them
+one by one. It also saves many models with names that differ from those of their modules. An adapter names modules, and
+a base names stored tensors. Both are mapped to `MatrixSlot`s here; a slot is one matrix of the network under one name.
 
 The names come from transformers 5.24 (``conversion_mapping.py``) and mlx-lm (``sanitize`` of its models).
 """
@@ -16,7 +16,7 @@ from loralens.core.names import expert
 
 Shape = tuple[int, ...]
 
-RENAMED = (  # expression → what stands for it in every spelling; applied in this order
+RENAMED = (  # expression → its replacement in the common spelling; applied in this order
     # A language model inside a model of images and text stands one level higher or lower.
     (r"^(?:(?:model|language_model|backbone)\.)+", ""),
     (r"\b(vision_tower|image_tower|video_tower)\.vision_model\.", r"\1."),
@@ -32,14 +32,14 @@ RENAMED = (  # expression → what stands for it in every spelling; applied in t
     (r"\.mlp\.output_linear$", ".mlp.experts.down_proj"),
     # ViT and the models built like it, DINOv2, Swin.
     (r"(^|\.)encoder\.layer\.(\d+)\.", r"\1layers.\2."),
-    (r"\.attention\.(?:attention|self)\.(query|key|value)$", lambda found: f".attention.{found[1][0]}_proj"),
+    (r"\.attention\.(?:attention|self)\.(query|key|value)$", lambda parts: f".attention.{parts[1][0]}_proj"),
     (r"\.attention\.output\.dense$", ".attention.o_proj"),
     (r"\.intermediate\.dense$", ".mlp.fc1"),
     (r"\.output\.dense$", ".mlp.fc2"),
     (r"\.mlp\.weights_out$", ".mlp.down_proj"),
 )  # fmt: skip
 EXPERT_PARTS = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}  # Mixtral's names → those of all others
-FUSED = (  # end of a name → what its rows are, in their order, in parts of one size
+FUSED = (  # end of a name → the ends of the names of its parts, in the order of the rows; parts have the same size
     (".experts.gate_up_proj", (".experts.gate_proj", ".experts.up_proj")),
     (".mlp.weights_in", (".mlp.gate_proj", ".mlp.up_proj")),  # DINOv2 with SwiGLU
 )
@@ -47,24 +47,24 @@ _EXPERT_ALONE = re.compile(r"^(?P<stack>.+\.experts)\.(?P<number>\d{1,9})\.(?P<p
 _RENAMED = tuple((re.compile(expression), new) for expression, new in RENAMED)
 
 
-class Slot(NamedTuple):
-    """One matrix of a network: its name in the spelling that all others are brought to, and which expert it is of."""
+class MatrixSlot(NamedTuple):
+    """One matrix of a network: its name in the common spelling, and the number of its expert."""
 
     name: str
     expert: int | None = None
 
 
 class Place(NamedTuple):
-    """Where a slot is stored.
+    """The location of a slot in the base.
 
     Attributes
     ----------
     key : str
-        Of the tensor in the base.
+        The key of the tensor in the base.
     number : int or None
-        Which matrix of a stack it is.
+        The number of the matrix, if the tensor is a stack.
     part, parts : int
-        Which of so many equal parts of the outputs of that matrix.
+        The slot is part number ``part`` of ``parts`` equal parts of the outputs of that matrix.
     """
 
     key: str
@@ -73,9 +73,10 @@ class Place(NamedTuple):
     parts: int = 1
 
 
+# Large checkpoints with separate experts have tens of thousands of tensors, and each name is read several times.
 @lru_cache(maxsize=1 << 17)
-def slots(name: str) -> tuple[Slot, ...]:
-    """The matrices that a module, or a tensor without its ``.weight``, stands for, in the order of its outputs."""
+def slots(name: str) -> tuple[MatrixSlot, ...]:
+    """The slots of a module, or of a stored tensor without its ``.weight``, in the order of its outputs."""
     number, path = None, name
     alone, stacked = _EXPERT_ALONE.match(name), expert(name)
     if stacked:
@@ -87,13 +88,13 @@ def slots(name: str) -> tuple[Slot, ...]:
         path = expression.sub(new, path)
     for end, parts in FUSED:
         if path.endswith(end):
-            return tuple(Slot(path.removesuffix(end) + part, number) for part in parts)
-    return (Slot(path, number),)
+            return tuple(MatrixSlot(path.removesuffix(end) + part, number) for part in parts)
+    return (MatrixSlot(path, number),)
 
 
 @final
 class Storage:
-    """The slots of a base, and where each is stored.
+    """The slots of a base and their locations.
 
     Parameters
     ----------
@@ -105,38 +106,40 @@ class Storage:
 
     def __init__(self, base: Mapping[str, Shape]) -> None:
         self._base = base
-        self._places: dict[Slot, list[Place]] = {}
+        self._places: dict[MatrixSlot, list[Place]] = {}
         for key in base:
-            found = slots(key.removesuffix(".weight"))
-            for part, slot in enumerate(found):
-                self._places.setdefault(slot, []).append(Place(key, None, part, len(found)))
+            tensor_slots = slots(key.removesuffix(".weight"))
+            for part, slot in enumerate(tensor_slots):
+                self._places.setdefault(slot, []).append(Place(key, None, part, len(tensor_slots)))
 
     @property
     def names(self) -> Mapping[str, Shape]:
-        """The name of every slot → the shape of a tensor that holds it."""
+        """The name of every slot → the shape of a tensor that contains it."""
         return {slot.name: self._base[places[0].key] for slot, places in self._places.items()}
 
-    def places(self, wanted: Sequence[Slot]) -> tuple[Place, ...]:
+    def places(self, module_slots: Sequence[MatrixSlot]) -> tuple[Place, ...]:
         """Where these slots of one module are stored; empty where one is not, or could be several."""
-        found = [self._place(slot) for slot in wanted]
-        places = tuple(place for place in found if place is not None)
-        if len(places) < len(wanted):
+        slot_places = [self._place(slot) for slot in module_slots]
+        places = tuple(place for place in slot_places if place is not None)
+        if len(places) < len(module_slots):
             return ()
         first = places[0]
+        # All parts of one tensor in their order are the tensor itself.
         if [(p.key, p.number, p.part, p.parts) for p in places] == [
             (first.key, first.number, part, len(places)) for part in range(len(places))
         ]:
             return (Place(first.key, first.number),)
         return places
 
-    def _place(self, slot: Slot) -> Place | None:
-        here = self._places.get(slot, [])
-        if not here and slot.expert is not None:  # of a stack, whose name says no number
-            stacks = self._places.get(Slot(slot.name), [])
-            here = [p._replace(number=slot.expert) for p in stacks if len(self._base[p.key]) == 3]
-        return here[0] if len(here) == 1 else None
+    def _place(self, slot: MatrixSlot) -> Place | None:
+        candidates = self._places.get(slot, [])
+        if not candidates and slot.expert is not None:  # of a stack, whose name says no number
+            stacks = self._places.get(MatrixSlot(slot.name), [])
+            candidates = [p._replace(number=slot.expert) for p in stacks if len(self._base[p.key]) == 3]
+        # Two candidates: the name does not decide between them, so it matches none.
+        return candidates[0] if len(candidates) == 1 else None
 
 
 def interleaved(key: str, base: Iterable[str]) -> bool:
-    """Whether gate and up alternate in a stored stack, as in gpt-oss, which is told by the biases of its experts."""
+    """Whether gate and up alternate in a stored stack, as in gpt-oss, which is recognised by the biases of experts."""
     return key.endswith("experts.gate_up_proj") and f"{key}_bias" in base

@@ -1,7 +1,8 @@
-"""α as a tensor beside a pair, and what its absence means where diffusers, ComfyUI and their kin read the file."""
+"""α that is stored as a tensor beside a pair, and the scale that diffusers, ComfyUI and others use without one."""
 
 from collections.abc import Mapping
 from math import isclose, isfinite
+from typing import Any
 
 import numpy as np
 
@@ -12,21 +13,24 @@ from loralens.core.structured import Update
 from loralens.errors import FormatError, ShapeError
 from loralens.formats.dialects.pairs import SAVE_AGAIN, Parts
 from loralens.formats.files.container import FLOATS
+from loralens.formats.files.json_text import finite_number
 
 MISSING = "no alpha in the file: scale 1"
 
 
-def scaling(parts: Parts, rank: int) -> Scaling:
-    """α/r by the module's ``alpha``; scale 1 where it has none."""
+def stored_scaling(parts: Parts, rank: int) -> Scaling:
+    """α/r by the tensor ``alpha`` of a module; scale 1 if it has none."""
     if "alpha" not in parts:
         return Scaling("given", origin=MISSING)
-    return Scaling("alpha/r", number(*parts["alpha"]), rank, "alpha in the file")
+    return Scaling("alpha/r", single_number(*parts["alpha"]), rank, "alpha in the file")
 
 
-def number(key: str, tensor: LazyArray) -> float:
-    """The one finite number in a stored tensor."""
+def single_number(key: str, tensor: LazyArray) -> float:
+    """The number in a stored tensor, which must hold a single finite one."""
+    # Trainers store it with no axes or with one of length 1.
     if tensor.size != 1:
         raise ShapeError(f"{key} {tensor.shape} is not one number", fix=SAVE_AGAIN)
+    # A bool or a complex number would be converted without an error.
     if tensor.dtype not in FLOATS and tensor.dtype.kind not in "iu":
         raise FormatError(f"{key} is {tensor.dtype}, not a number", fix=SAVE_AGAIN)
     value = float(tensor.read().reshape(-1)[0])
@@ -35,25 +39,31 @@ def number(key: str, tensor: LazyArray) -> float:
     return value
 
 
-def written(module: Update) -> np.float32:
-    """The α from which a reader gets the scale of a module by α/r, as files hold it.
+def alpha_for_file(module: Update) -> np.float32:
+    """The α that a file has to hold so that α/r is the scale of a module.
 
     Raises
     ------
     FormatError
-        The scale at this rank has none in float32.
+        No float32 gives this scale at this rank.
     """
+    # The check below reports what float32 cannot hold.
     with np.errstate(all="ignore"):
-        found = np.float32(module.scaling.alpha_for(module.scale, module.rank, "alpha/r"))
-    if not isclose(float(found) / module.rank, module.scale, rel_tol=1e-6):
+        alpha = np.float32(module.scaling.alpha_for(module.scale, module.rank, "alpha/r"))
+    # Rounding to float32 changes α by at most 6e-8 of it; a larger difference is an overflow or an underflow.
+    if not isclose(float(alpha) / module.rank, module.scale, rel_tol=1e-6):
         what = f"a scale of {module.scale:g} at rank {module.rank} has no α in float32"
         raise FormatError(what, fix="scale the adapter to ordinary size first")
-    return found
+    return alpha
 
 
-def findings(modules: Mapping[str, Update], metadata: Mapping[str, str] | None) -> list[Finding]:
-    """Where a scale of 1 is an assumption, and where it is a fact: ai-toolkit trains with α = r and writes no α."""
+def alpha_findings(modules: Mapping[str, Update], metadata: Mapping[str, str] | None) -> list[Finding]:
+    """Findings about modules without an α: whether a scale of 1 is assumed or certain.
+
+    ai-toolkit folds α into the factors and writes none, so there it is certain.
+    """
     missing = [name for name, module in modules.items() if module.scaling.origin == MISSING]
+    # A file without any α is common, and every program reads it at scale 1. Only a mixed file is doubtful.
     if 0 < len(missing) < len(modules):
         text = (
             f"{len(missing)} of {len(modules)} modules have no alpha, {missing[0]} the first, and are taken at "
@@ -63,3 +73,21 @@ def findings(modules: Mapping[str, Update], metadata: Mapping[str, str] | None) 
     if missing and "ai-toolkit" in (metadata or {}).get("software", ""):
         return [Finding("note", "alpha-folded", "made by ai-toolkit, whose factors hold α already: the scale is 1")]
     return []
+
+
+def alpha_unknown(title: str) -> Finding:
+    """The finding for a file without an α, of a dialect that stores none."""
+    text = f"{title} stores no α with its weights, so the scale is unknown and taken as 1"
+    return Finding("warning", "alpha-unknown", text, "give --alpha (the scale is then α/r) or --scale")
+
+
+def config_scaling(config: Mapping[str, Any] | None, rank: int, *, r: str) -> Scaling:
+    """α/r by ``lora_alpha`` of the configuration; ``r`` is the name of its field for the rank.
+
+    A configuration with another rank belongs to another file, so the scale is then unknown.
+    """
+    fields = config or {}
+    alpha = finite_number(fields.get("lora_alpha"))
+    if alpha is None or fields.get(r, rank) != rank:
+        return Scaling("unknown", rank=rank)
+    return Scaling("alpha/r", alpha, rank, "adapter_config.json")

@@ -1,4 +1,4 @@
-"""DoRA whose magnitudes are not in the file: what its software takes for them, and what there is to say of that."""
+"""DoRA adapters whose magnitudes are not in the file: the values that their software uses, and a warning about it."""
 
 from collections.abc import Callable, Mapping
 
@@ -10,36 +10,38 @@ from loralens.core.lazy import LazyArray
 from loralens.core.structured import Update
 
 CODE = "dora-magnitudes-missing"
-NOTHING = LazyArray.of(np.zeros(0, np.float32))  # stands where the file has no numbers
+NOTHING = LazyArray.of(np.zeros(0, np.float32))  # the tensor of an extra for which the file has no numbers
 
 
-def unstored(
+def missing_magnitudes(
     modules: Mapping[str, Update], extra: Mapping[str, Extra], roles: Mapping[str, str], key: Callable[[str], str]
 ) -> dict[str, Extra]:
-    """Extras of the roles ``norms`` and ``norms_in`` for the modules of a DoRA adapter that have no magnitude.
+    """Extras with the roles ``norms`` and ``norms_in`` for the modules of a DoRA adapter that have no magnitude.
 
     Parameters
     ----------
     modules, extra
-        Of the adapter.
+        The modules and extras of the adapter.
     roles : mapping of str to str
-        Kind of layout → the role; a kind that is not there is never DoRA.
+        Kind of layout → role. A kind that is missing here is never DoRA.
     key : callable
-        Module name → the key under which a file would have its magnitude.
+        Module name → the key that its magnitude would have in a file.
     """
-    known = {one.module for one in extra.values() if one.role in MAGNITUDES}
+    with_magnitude = {item.module for item in extra.values() if item.role in MAGNITUDES}
     return {
         key(name): Extra(roles[module.layout.kind], name, NOTHING)
         for name, module in modules.items()
-        if name not in known and module.layout.kind in roles
+        # A stack of experts, for example, is never DoRA in PEFT.
+        if name not in with_magnitude and module.layout.kind in roles
     }
 
 
-def finding(extra: Mapping[str, Extra], *, software: str) -> list[Finding]:
-    """The warning that magnitudes are missing, where they are."""
+def magnitude_findings(extra: Mapping[str, Extra], *, software: str) -> list[Finding]:
+    """The warning about missing magnitudes, if there are any."""
     missing = [one.module for one in extra.values() if one.role in NORMS]
     if not missing:
         return []
+    # A norm counts as missing, so the others are the magnitudes that are there.
     count = len(missing) + sum(one.role in MAGNITUDES and one.role not in NORMS for one in extra.values())
     text = (
         f"{len(missing)} of {count} DoRA modules have no magnitude in the file, {missing[0]} the first: {software} "

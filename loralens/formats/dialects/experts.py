@@ -1,7 +1,8 @@
-"""Experts as other software has them: gate and up apart, upright, and under the names of mlx-lm or of single experts.
+"""Converting the experts of mixture models between the layouts and names of PEFT, llama.cpp and mlx-lm.
 
-PEFT adapts the parameters of transformers: ``gate_up_proj`` holds gate and up of all experts, its rows below each other
-(alternating in gpt-oss). llama.cpp and mlx-lm hold a stack of each. Both halves share A, and each has its rows of B.
+PEFT adapts the parameters of transformers, where ``gate_up_proj`` holds gate and up of all experts: the rows of gate
+above those of up, or alternating in gpt-oss. llama.cpp and mlx-lm have one stack for each. When a pair is split, both
+halves share A, and each has its rows of B.
 """
 
 import re
@@ -18,20 +19,24 @@ from loralens.core.structured import Update
 from loralens.errors import OptionError, place
 from loralens.formats.dialects.gguf.architectures import architecture, text_config
 from loralens.formats.dialects.gguf.reader import ARCHITECTURE
-from loralens.formats.files.gguf.values import plain
+from loralens.formats.files.gguf.values import plain_values
 
 FUSED = "gate_up_proj"
-STACKS = (FUSED, "down_proj")  # of the experts of transformers
+STACKS = (FUSED, "down_proj")  # the parameters of the experts in transformers
 _ALTERNATE = ("gpt_oss",)  # model types in which rows of gate and up alternate
+# The mixture is a module of its layer: mlp in most models, block_sparse_moe in Mixtral, feed_forward in Jamba.
 _LAYER = r"^(?P<path>.+)\.(?P<owner>mlp|block_sparse_moe|feed_forward)\."
+# One expert of a stack, of transformers (experts) or of mlx-lm (switch_mlp): ….mlp.experts.gate_proj[3]
 _STACKED = re.compile(_LAYER + r"(?:experts|switch_mlp)\.(?P<part>\w+)\[(?P<number>\d{1,9})\]$")
+# A single expert, as in checkpoints: ….mlp.experts.3.gate_proj
 _ALONE = re.compile(_LAYER + r"experts\.(?P<number>\d{1,9})\.(?P<part>\w+)$")
+# One expert of a stack of mlx-lm.
 _SWITCH = re.compile(_LAYER + r"switch_mlp\.(?P<part>\w+)\[(?P<number>\d{1,9})\]$")
 _ROUTER = re.compile(_LAYER + r"(?:gate|router|router\.layer)$")
 
 
 class Names(NamedTuple):
-    """What mlx-lm calls the mixture of a model: the module of a layer, its stacks, its router."""
+    """mlx-lm's names for the mixture of a layer: the module, its stacks, its router."""
 
     owner: str
     stacks: str
@@ -40,7 +45,7 @@ class Names(NamedTuple):
 
 _MLP, _MIXTRAL = Names("mlp", "switch_mlp", "gate"), Names("block_sparse_moe", "switch_mlp", "gate")
 _GRANITE = Names("block_sparse_moe", "switch_mlp", "router.layer")
-MLX: Mapping[str, Names] = {  # model type → names; mlx-lm of November 2026
+MLX: Mapping[str, Names] = {  # model type → names, as in mlx-lm of November 2026
     **dict.fromkeys(("mixtral", "phimoe", "minimax"), _MIXTRAL),
     **dict.fromkeys(("granitemoe", "granitemoehybrid"), _GRANITE),
     **dict.fromkeys(
@@ -54,76 +59,81 @@ MLX: Mapping[str, Names] = {  # model type → names; mlx-lm of November 2026
 }  # fmt: skip
 
 
-def as_in(
+def fit_experts(
     dialect: str, adapter: Adapter, *, base_config: Mapping[str, Any] | None = None, arch: str | None = None
 ) -> Adapter:
-    """An adapter of another dialect, its experts cut and called as ``dialect`` has them.
+    """An adapter of another dialect with the experts split and named as in ``dialect``.
 
     Parameters
     ----------
     dialect : str
     adapter : Adapter
     base_config : mapping, optional
-        The base's config.json.
+        The content of the base's config.json.
     arch : str, optional
-        What llama.cpp or Hugging Face calls its architecture, where no config.json does.
+        The name of the architecture in llama.cpp or Hugging Face, if there is no config.json.
 
     Raises
     ------
     OptionError
-        What the dialect needs to know about the base is not said.
+        Nothing says what the dialect needs to know about the base.
     """
     if dialect == "gguf":
-        return taken_apart(adapter, base_config or _config_of(arch))
+        return split_stacks(adapter, base_config or _config_of(arch))
     if dialect == "mlx":
-        return named_for_mlx(adapter, base_config or _config_of(_gguf_said(adapter)))
-    return named_alone(adapter) if dialect == "peft" else adapter
+        return name_for_mlx(adapter, base_config or _config_of(_gguf_architecture(adapter)))
+    return name_single_experts(adapter) if dialect == "peft" else adapter
 
 
 def _config_of(arch: str | None) -> Mapping[str, Any] | None:
-    """As much of a config.json as an architecture says: the type of its model with experts, else any of its types."""
-    found = architecture(arch)
-    return {"model_type": next((kind for kind in found.types if kind in MLX), found.types[0])} if found else None
+    """A configuration with the model type of an architecture.
+
+    An architecture of llama.cpp stands for several model types. The one with experts matters here; llama.cpp calls
+    Mixtral "llama", for example.
+    """
+    family = architecture(arch)
+    return {"model_type": next((kind for kind in family.types if kind in MLX), family.types[0])} if family else None
 
 
-def _gguf_said(adapter: Adapter) -> str | None:
-    """The architecture that a GGUF file says."""
-    said = plain(adapter.metadata).get(ARCHITECTURE) if adapter.format == "gguf" else None
-    return said if isinstance(said, str) else None
+def _gguf_architecture(adapter: Adapter) -> str | None:
+    """The architecture that a GGUF file names."""
+    arch = plain_values(adapter.metadata).get(ARCHITECTURE) if adapter.format == "gguf" else None
+    return arch if isinstance(arch, str) else None
 
 
 def model_type(config: Mapping[str, Any] | None) -> str | None:
-    """The type of model that a base's config.json says, of its part about text."""
-    said = text_config(config).get("model_type")
-    return said if isinstance(said, str) else None
+    """The model type in a base's config.json, in the part about text if it has one."""
+    kind = text_config(config).get("model_type")
+    return kind if isinstance(kind, str) else None
 
 
-def taken_apart(adapter: Adapter, config: Mapping[str, Any] | None) -> Adapter:
-    """The adapter with every stack of gate and up as one of each, and all stacks as updates (out, in).
+def split_stacks(adapter: Adapter, config: Mapping[str, Any] | None) -> Adapter:
+    """The adapter with every stack of gate and up split into one of each, and all stacks as updates (out, in).
 
     Parameters
     ----------
     adapter : Adapter
     config : mapping or None
-        The base's config.json: whether gate and up alternate, and which side of a stack is that of its inputs. Without
-        it the shapes of the stacks tell, where both are there.
+        The content of the base's config.json. It says whether the rows of gate and up alternate, and which axis of a
+        stack is that of the inputs. Without it the shapes of both stacks together tell the axis.
 
     Raises
     ------
     OptionError
-        There are such stacks, and nothing says how their rows lie.
+        There are such stacks, and nothing says how their rows are ordered.
     """
     stacks = {name: part for name, module in adapter.items() if (part := _stack(name, module))}
     if not stacks:
         return adapter
     kind = model_type(config)
+    # A stack of one part has no order of gate and up, so it needs no type of model.
     if kind is None and FUSED in stacks.values():
         raise OptionError(
             "the rows of gate and up stand below each other in most models and alternate in gpt-oss, and nothing says "
             "which this is",
             fix="give the base's folder with --base",
         )
-    turned = _turned(adapter, stacks, config)
+    turned = _are_transposed(adapter, stacks, config)
     modules: dict[str, Update] = {}
     for name, module in adapter.items():
         if name not in stacks:
@@ -131,6 +141,7 @@ def taken_apart(adapter: Adapter, config: Mapping[str, Any] | None) -> Adapter:
             continue
         with place(name):
             upright = _transpose(module) if turned else module
+            # down_proj is a stack of its own in every software.
             if stacks[name] == FUSED:
                 modules.update(_halves(name, upright, alternate=kind in _ALTERNATE))
             else:
@@ -139,32 +150,38 @@ def taken_apart(adapter: Adapter, config: Mapping[str, Any] | None) -> Adapter:
 
 
 def _stack(name: str, module: Update) -> str | None:
-    """Which stack of transformers' a module is one expert of."""
-    found = expert(name)
-    if found is None or module.layout.kind != "experts":
+    """The stack of transformers that a module is an expert of; None if it is none."""
+    member = expert(name)
+    if member is None or module.layout.kind != "experts":
         return None
-    return next((part for part in STACKS if found.stack.endswith(f".experts.{part}")), None)
+    return next((part for part in STACKS if member.stack.endswith(f".experts.{part}")), None)
 
 
-def _turned(adapter: Adapter, stacks: Mapping[str, str], config: Mapping[str, Any] | None) -> bool:
-    """Whether the updates of the stacks are (in, out): as PEFT has them of some models, and up to 0.18 of most."""
+def _are_transposed(adapter: Adapter, stacks: Mapping[str, str], config: Mapping[str, Any] | None) -> bool:
+    """Whether the updates of the stacks are (in, out).
+
+    In PEFT they are so for some models, and up to 0.18 for most. The hidden size of the base decides, then the shapes
+    of the two stacks, and at last the layout that the reader found.
+    """
     hidden = text_config(config).get("hidden_size")
     shapes = {part: adapter[name].shape for name, part in stacks.items()}
     votes: set[bool] = set()
     for part, (out, in_) in shapes.items():
+        # The side of the hidden state: the inputs of gate and up, and the outputs of down.
         inside, outside = (in_, out) if part == FUSED else (out, in_)
         if inside != outside and hidden in (inside, outside):
             votes.add(outside == hidden)
     if len(shapes) == 2 and not votes:
         (out, in_), (other_out, other_in) = shapes[FUSED], shapes["down_proj"]
+        # gate_up has twice as many outputs as down has inputs, and as many inputs as down has outputs.
         if (out, in_) == (2 * other_in, other_out):
             votes.add(False)
         if (in_, out) == (2 * other_out, other_in):
             votes.add(True)
     if len(votes) == 1:
         return votes.pop()
-    said = next(adapter[name].layout.transposed for name in stacks)
-    return said and model_type(config) not in _ALTERNATE
+    transposed = next(adapter[name].layout.transposed for name in stacks)
+    return transposed and model_type(config) not in _ALTERNATE
 
 
 def _transpose(module: Update) -> LowRank:
@@ -173,11 +190,12 @@ def _transpose(module: Update) -> LowRank:
 
 
 def _halves(name: str, module: Update, *, alternate: bool) -> Iterator[tuple[str, LowRank]]:
-    """Gate and up of one expert."""
+    """Split the update of one expert into those of gate and up."""
     B, A = module.factors
     size = B.shape[0] // 2
     for i, part in enumerate(("gate_proj", "up_proj")):
         rows = slice(i, None, 2) if alternate else slice(i * size, (i + 1) * size)
+        # Contiguous rows can be read without the rest of B; alternating ones cannot.
         half = B.map(_rows(rows), shape=(size, B.shape[1])) if alternate else B.rows(i * size, (i + 1) * size)
         yield (
             name.replace(FUSED, part),
@@ -189,16 +207,17 @@ def _rows(rows: slice) -> Callable[[Array], Array]:
     return lambda array: array[rows]
 
 
-def named_for_mlx(adapter: Adapter, config: Mapping[str, Any] | None) -> Adapter:
-    """The adapter under the names that mlx-lm has for the experts and the router of its base.
+def name_for_mlx(adapter: Adapter, config: Mapping[str, Any] | None) -> Adapter:
+    """The adapter with mlx-lm's names for the experts and the router of its base.
 
     Raises
     ------
     OptionError
-        It adapts experts, and nothing says of which model, or that model's names are not known here.
+        It adapts experts, and nothing says of which model, or the names of that model are not known here.
     """
+    # An adapter without experts needs no names of a model; only a router may have another name.
     if not any(module.layout.kind == "experts" or is_expert_alone(name) for name, module in adapter.items()):
-        return _with_routers(adapter, MLX.get(model_type(config) or ""))
+        return _rename_routers(adapter, MLX.get(model_type(config) or ""))
     kind = model_type(config)
     if kind is None:
         raise OptionError(
@@ -211,37 +230,39 @@ def named_for_mlx(adapter: Adapter, config: Mapping[str, Any] | None) -> Adapter
             fix="leave them out with loralens drop; known are " + ", ".join(sorted(MLX)),
         )
     names = MLX[kind]
-    adapter = _with_routers(taken_apart(adapter, config), names)
+    adapter = _rename_routers(split_stacks(adapter, config), names)
     modules: dict[str, Update] = {}
     for name, module in adapter.items():
-        found = _STACKED.match(name) or _ALONE.match(name)
-        if found:
-            part = EXPERT_PARTS.get(found["part"], found["part"])
-            name = f"{found['path']}.{names.owner}.{names.stacks}.{part}[{found['number']}]"
-            if is_expert_alone(found[0]):
+        match = _STACKED.match(name) or _ALONE.match(name)
+        if match:
+            part = EXPERT_PARTS.get(match["part"], match["part"])
+            name = f"{match['path']}.{names.owner}.{names.stacks}.{part}[{match['number']}]"
+            # A single expert was a linear layer and becomes a part of a stack.
+            if is_expert_alone(match[0]):
                 B, A = module.factors
                 module = LowRank(B, A, module.scale, scaling=module.scaling, layout=Layout("experts"))
         modules[name] = module
     return replace(adapter, modules=modules)
 
 
-def _with_routers(adapter: Adapter, names: Names | None) -> Adapter:
-    """Routers under the name that mlx-lm has for them; all other modules as they are."""
-    found = {name: router for name in adapter if (router := _ROUTER.match(name))}
-    if names is None or not found:
+def _rename_routers(adapter: Adapter, names: Names | None) -> Adapter:
+    """The adapter with mlx-lm's names for routers; all other modules keep their names."""
+    routers = {name: router for name in adapter if (router := _ROUTER.match(name))}
+    if names is None or not routers:
         return adapter
-    return adapter.renamed({name: f"{r['path']}.{names.owner}.{names.router}" for name, r in found.items()})
+    return adapter.renamed({name: f"{r['path']}.{names.owner}.{names.router}" for name, r in routers.items()})
 
 
-def named_alone(adapter: Adapter) -> Adapter:
-    """mlx-lm's stacks as single experts, under the names of checkpoints: PEFT joins these when it loads them."""
+def name_single_experts(adapter: Adapter) -> Adapter:
+    """The adapter with mlx-lm's stacks as single experts under the names of checkpoints, which PEFT can load."""
     modules: dict[str, Update] = {}
+    # Mixtral's checkpoints call the parts w1, w2 and w3; all others have the names of the stacks.
     old = {new: old for old, new in EXPERT_PARTS.items()}
     for name, module in adapter.items():
-        found = _SWITCH.match(name)
-        if found:
-            part = old.get(found["part"], found["part"]) if found["owner"] == "block_sparse_moe" else found["part"]
-            name = f"{found['path']}.{found['owner']}.experts.{found['number']}.{part}"
+        match = _SWITCH.match(name)
+        if match:
+            part = old.get(match["part"], match["part"]) if match["owner"] == "block_sparse_moe" else match["part"]
+            name = f"{match['path']}.{match['owner']}.experts.{match['number']}.{part}"
             B, A = module.factors
             module = LowRank(B, A, module.scale, scaling=module.scaling)
         modules[name] = module

@@ -1,4 +1,4 @@
-"""What is not half of a pair, on its way into another dialect: translated, or refused by name."""
+"""Writing extras (tensors that are not half of a pair): they are translated to another dialect, or refused by name."""
 
 from collections.abc import Callable, Collection, Mapping
 
@@ -12,31 +12,33 @@ from loralens.errors import FormatError, ShapeError
 from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf
 
 
-def to_translate(adapter: Adapter, held: Collection[str], title: str) -> Mapping[str, Extra]:
-    """The extras of an adapter from another dialect, all of roles that ``title`` can hold.
+def translatable_extras(adapter: Adapter, roles: Collection[str], title: str) -> Mapping[str, Extra]:
+    """The extras of an adapter from another dialect, after a check that ``title`` can hold all their roles.
 
     Raises
     ------
     FormatError
-        It has extras of other roles; they are named, and never dropped silently.
+        It has extras of other roles. The message names them; they are never dropped silently.
     """
     norms = [extra.module for extra in adapter.extra.values() if extra.role in NORMS]
+    # The norms have to be computed from the base, which the caller does with --base.
     if norms:
         raise FormatError(
             f"the magnitudes of {len(norms)} DoRA modules are not in the file, {norms[0]} the first, and {title} does "
             "not make them from the base",
             fix="give --base, and they are written as the lengths of its weights; or merge it into the base",
         )
-    lost = [f"{key} ({extra.role})" for key, extra in adapter.extra.items() if extra.role not in held]
+    lost = [f"{key} ({extra.role})" for key, extra in adapter.extra.items() if extra.role not in roles]
     if lost:
         fix = "convert with --drop-extra to leave them out"
+        # PEFT saves embeddings with every resized vocabulary, whether they were trained or not.
         if any(extra.role == "embedding" for extra in adapter.extra.values()):
             fix += "; --base leaves out embeddings that PEFT saved though they are the base's"
         raise FormatError(f"{title} has no place for {some(lost)}", fix=fix)
     return adapter.extra
 
 
-def to_keep(
+def keep_extras(
     adapter: Adapter,
     files: Mapping[str, str],
     *,
@@ -44,47 +46,49 @@ def to_keep(
     canonical: Callable[[str], str],
     named: Callable[[str], str],
 ) -> dict[str, LazyArray]:
-    """The extras of an adapter that is written in its own dialect, each beside its module, whatever that is called now.
+    """The extras of an adapter that is written in its own dialect, under keys that name their modules.
 
-    While no module is new a key stays as it is, and afterwards while it says what the file calls the module; else that
-    takes the place of the name in it.
+    A module may have been renamed. A key is unchanged if all modules are as they were read, or if it still contains the
+    name that the file gives to the module. Otherwise the name in the key is replaced.
 
     Parameters
     ----------
     adapter : Adapter
     files : mapping of str to str
-        What the file calls each module.
+        Module → its name in the file.
     leaf : callable
-        The parts of a key, its name as the file has it.
+        Splits a key into the name in the file and the part.
     canonical : callable
-        What the reader makes of a name of the file.
+        Maps a name in the file to the name that the reader gives.
     named : callable
-        What the file calls a module that has no pair.
+        Gives the name in the file for a module that has no pair.
 
     Raises
     ------
     FormatError
-        Two of them would have one key.
+        Two extras would have the same key.
     """
     tensors: dict[str, LazyArray] = {}
+    # One renamed module is enough to check every key.
     as_read = all(module.origin and module.origin.format == adapter.format for module in adapter.modules.values())
     for key, extra in adapter.extra.items():
         parts = leaf(key)
+        # A key of unknown form begins with its module, as the reader assumed, or names none.
         stem = parts.name if parts else extra.module if key.startswith(f"{extra.module}.") else ""
         if stem and not as_read:
             file = files.get(extra.module) or named(extra.module)
             key = key if canonical(stem) == canonical(file) else file + key[len(stem) :]
-        add(tensors, {key: extra.tensor})
+        add_tensors(tensors, {key: extra.tensor})
     return tensors
 
 
-def owner(adapter: Adapter, extra: Extra) -> Update:
+def owning_module(adapter: Adapter, extra: Extra) -> Update:
     """The module that an extra belongs to.
 
     Raises
     ------
     FormatError
-        The adapter does not have it.
+        The adapter has no such module.
     """
     if extra.module not in adapter:
         raise FormatError("its module is not there", fix="convert with --drop-extra to leave it out")
@@ -92,7 +96,8 @@ def owner(adapter: Adapter, extra: Extra) -> Update:
 
 
 def check_encoder(name: str) -> None:
-    """Refuse the layer of a text encoder whose name does not say which of a pipeline's encoders that is."""
+    """Refuse a layer of a text encoder whose name does not say which encoder of the pipeline it belongs to."""
+    # A pipeline may have three text encoders with layers of the same names.
     if lone_encoder((name,)):
         first = name.partition(".")[0]
         raise FormatError(
@@ -103,14 +108,14 @@ def check_encoder(name: str) -> None:
 
 
 def check_size(tensor: LazyArray, channels: int) -> None:
-    """Refuse a tensor that does not hold one number for each channel of a weight."""
+    """Refuse a tensor that does not have one number for each channel of a weight."""
     if tensor.size != channels:
         raise ShapeError(f"{tensor.shape} is not one number a channel, of {channels}", fix=SAVE_AGAIN)
 
 
-def add(tensors: dict[str, LazyArray], more: Mapping[str, LazyArray]) -> None:
-    """Put more tensors to those of a file; two of one key are refused."""
-    for key, tensor in more.items():
+def add_tensors(tensors: dict[str, LazyArray], additions: Mapping[str, LazyArray]) -> None:
+    """Add tensors to those of a file; two with the same key are refused."""
+    for key, tensor in additions.items():
         if key in tensors:
             raise FormatError(f"{key} would be written twice", fix="leave one of the two out")
         tensors[key] = tensor

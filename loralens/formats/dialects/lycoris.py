@@ -1,4 +1,4 @@
-"""LyCORIS: kohya's names with more ways to build an update than one pair. Read only.
+"""LyCORIS: kohya's names, with several algorithms that build an update from more than a pair. It is only read.
 
 =====================  ====================================================================  ===================
 algorithm              tensors                                                               ΔW
@@ -10,12 +10,12 @@ LoKr                   lokr_w1 or _a·_b (a, c); lokr_w2 or _a·_b or _a, t2, _b
 full                   diff (out, in, k…)                                                    diff, without an α
 =====================  ====================================================================  ===================
 
-The scale is α/r with r the inner dimension of a factored side, and 1 where LoKr has none. LyCORIS stores α·√r for
-rsLoRA, so that α/r of the file is right for it too. LyCORIS flattens the kernels of LoHa's and LoKr's factors: such a
-module looks linear here, (out, in·k…), until its base is known.
+The scale is α/r, where r is the inner dimension of a factored side, and 1 if LoKr has no factored side. For rsLoRA,
+LyCORIS stores α·√r, so α/r of the file is right for it too. LyCORIS flattens the kernels in the factors of LoHa and
+LoKr: such a module looks linear here, (out, in·k…), until its base is known.
 
-What is no update of one weight by a sum rides along: the differences of biases and norms (to be added to the base's
-own, without α), DoRA's magnitudes, and tensors of algorithms whose update depends on the base weight.
+Other tensors are kept as extras: the differences of biases and norms, which are added to those of the base without α,
+the magnitudes of DoRA, and the tensors of algorithms whose update depends on the base weight.
 """
 
 import re
@@ -32,23 +32,27 @@ from loralens.core.scaling import Scaling
 from loralens.core.structured import Dense, Form, Hadamard, Kronecker, Structured, Update
 from loralens.errors import FormatError, ShapeError, place
 from loralens.formats.dialects.kohya import reader as kohya
-from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf, Parts, group, origin_of, others
+from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf, Parts, group, origin_of, unpaired_extras
 from loralens.formats.dialects.products import hadamard, kronecker, tucker
 from loralens.formats.files.container import FLOATS, Stored
 
 NAME = "lycoris"
 
+# All leaves of LyCORIS apart from LoCon's, which end like a pair.
 _LEAF = re.compile(
     r"^(?P<name>.+)\.(?P<part>hada_w[12]_[ab]|hada_t[12]|lokr_w[12](?:_[ab])?|lokr_t2|diff|diff_b|w_norm|b_norm"
     r"|[ab][12]\.weight|bm\.weight|on_input|oft_blocks|rescale|[pq]_layer\.weight|lambda_layer"
     r"|bias_(?:indices|values|size))$"
 )
 _HALF = re.compile(r"^(?P<name>.+)[._]lora_(?P<half>mid|[AB])\.weight$")
+# Leaves that only LyCORIS writes, and leaves that ComfyUI's dialect has under its own dotted names too.
 _OWN = re.compile(r"[._](hada_w[12]_[ab]|lokr_w[12](_[ab])?|oft_blocks|on_input|lambda_layer|lora_mid\.weight)$")
 _FLAT_OWN = re.compile(r"\.(diff|diff_b|[wb]_norm|[ab][12]\.weight|bias_(indices|values))$")
+# Beginnings of names in LyCORIS files. PEFT has the same leaves for LoHa and LoKr under its own prefix.
 _NAMES = (*kohya.PREFIXES, "diffusion_model.", "transformer.", "unet.", "text_encoder")
+# Differences of norms and biases are added to the base's own, so they have the roles of full differences.
 _ROLES = {"diff_b": ("diff_b", "bias"), "b_norm": ("diff_b", "bias"), "w_norm": ("diff", "weight")}
-FOREIGN = {  # a part that tells → what it is, and why it is no ΔW of its own
+FOREIGN = {  # a part that identifies an algorithm → its name, and why it has no ΔW of its own
     "a1.weight": "GLoRA, whose update is a product with the base weight",
     "on_input": "(IA)³, which multiplies the base weight",
     "oft_blocks": "OFT or BOFT, which rotates the base weight",
@@ -57,16 +61,16 @@ FOREIGN = {  # a part that tells → what it is, and why it is no ΔW of its own
 }
 
 
-def leaf(key: str) -> Leaf | None:
-    """The parts of a key, a doubled prefix taken off its name."""
+def lycoris_leaf(key: str) -> Leaf | None:
+    """The module and the part of a key; a doubled prefix is removed from the name."""
     half, other = _HALF.match(key), _LEAF.match(key)
     if half:
-        return Leaf(kohya.canonical(half["name"]), half["half"])
-    return Leaf(kohya.canonical(other["name"]), other["part"]) if other else kohya.leaf(key)
+        return Leaf(kohya.undouble_prefix(half["name"]), half["half"])
+    return Leaf(kohya.undouble_prefix(other["name"]), other["part"]) if other else kohya.kohya_leaf(key)
 
 
 def detect(stored: Stored) -> bool:
-    """Whether a file holds tensors of LyCORIS alone; those that ComfyUI has too count only under kohya's names."""
+    """Whether a file holds tensors that only LyCORIS writes, or that both have, under kohya's names."""
     return any(
         (_OWN.search(key) and key.startswith(_NAMES)) or (_FLAT_OWN.search(key) and key.startswith(kohya.PREFIXES))
         for key in stored.tensors
@@ -79,21 +83,22 @@ def read(stored: Stored) -> Adapter:
     Raises
     ------
     FormatError, ShapeError
-        Tensors that are missing or do not fit; a file of which nothing is an update by a sum.
+        Tensors are missing or do not fit together, or nothing in the file is an update by a sum.
     """
-    groups, rest = group(stored.tensors, leaf)
+    groups, unpaired = group(stored.tensors, lycoris_leaf)
     modules: dict[str, Update] = {}
     extra: dict[str, Extra] = {}
     foreign = Counter(part for parts in groups.values() for part in parts if part in FOREIGN)
     for name, parts in groups.items():
         with place(name):
+            # Parts without an algorithm become extras.
             algorithm = _algorithm(parts)
             if algorithm:
                 modules[name] = algorithm.read(parts)
             extra.update(_companions(name, parts, modules.get(name), algorithm))
-    extra |= others(rest)
+    extra |= unpaired_extras(unpaired)
     if not modules:
-        raise _nothing(foreign)
+        raise _no_update_error(foreign)
     return Adapter(
         modules=modules,
         extra=extra,
@@ -107,20 +112,21 @@ def read(stored: Stored) -> Adapter:
 
 def _locon(parts: Parts) -> Update:
     if "mid" not in parts:
-        return kohya.plain(parts, NAME)
+        return kohya.read_pair(parts, NAME)
     up, core, down = (_matrix(parts, part) for part in ("B", "mid", "A"))
     update = tucker(core, _flat(up), _flat(down))
-    return update_of(parts, update, kohya.scaling(parts, down.shape[0]), core.shape[2:])
+    return update_of(parts, update, kohya.kohya_scaling(parts, down.shape[0]), core.shape[2:])
 
 
 def loha(parts: Parts) -> tuple[LowRank | Hadamard, tuple[int, ...], int]:
-    """The product of LoHa's factors without its scale, its kernel as far as the shapes show it, and its r.
+    """The product of LoHa's factors without its scale, its kernel if the shapes show it, and its r.
 
     Raises
     ------
     FormatError, ShapeError
-        Tensors that are missing or do not fit.
+        Tensors are missing or do not fit together.
     """
+    # A core without the other one leaves its factors without a meaning.
     if ("hada_t1" in parts) != ("hada_t2" in parts):
         raise FormatError("one of hada_t1 and hada_t2 is missing", fix=SAVE_AGAIN)
     (first, kernel), (second, other) = (_product(parts, f"hada_w{n}", f"hada_t{n}") for n in (1, 2))
@@ -130,17 +136,19 @@ def loha(parts: Parts) -> tuple[LowRank | Hadamard, tuple[int, ...], int]:
 
 
 def lokr(parts: Parts) -> tuple[LowRank | Kronecker, tuple[int, ...], int | None]:
-    """The product of LoKr's factors without its scale, its kernel, and its r; None where both sides are full.
+    """The product of LoKr's factors without its scale, its kernel, and its r, which is None if both sides are full.
 
     Raises
     ------
     FormatError, ShapeError
-        Tensors that are missing or do not fit.
+        Tensors are missing or do not fit together.
     """
     (first, window), (second, kernel) = side(parts, 1), side(parts, 2)
+    # LyCORIS gives the kernel to the second factor only.
     if prod(window) != 1:
         raise ShapeError(f"lokr_w1 has a kernel {window}, and only lokr_w2 may", fix=SAVE_AGAIN)
     ranks = {parts[key][1].shape[0] for key in ("lokr_w1_b", "lokr_w2_b") if key in parts}
+    # LyCORIS uses one r for both sides when it trains.
     if len(ranks) > 1:
         what = f"its factored sides have the inner dimensions {sorted(ranks)}, so α/r could be either"
         raise ShapeError(what, fix="save the adapter again from its training code")
@@ -149,27 +157,31 @@ def lokr(parts: Parts) -> tuple[LowRank | Kronecker, tuple[int, ...], int | None
 
 def _loha(parts: Parts) -> Update:
     product, kernel, rank = loha(parts)
-    return update_of(parts, product, kohya.scaling(parts, rank), kernel)
+    return update_of(parts, product, kohya.kohya_scaling(parts, rank), kernel)
 
 
 def _lokr(parts: Parts) -> Update:
     product, kernel, rank = lokr(parts)
+    # Without a factored side there is no r, and LyCORIS then ignores α.
     full = Scaling("given", origin="both sides are full: LyCORIS takes the scale as 1")
-    return update_of(parts, product, full if rank is None else kohya.scaling(parts, rank), kernel)
+    return update_of(parts, product, full if rank is None else kohya.kohya_scaling(parts, rank), kernel)
 
 
 def _full(parts: Parts) -> Update:
-    whole = _matrix(parts, "diff")
-    return update_of(parts, Dense(whole), Scaling("given", origin="a full difference has no α"), whole.shape[2:])
+    difference = _matrix(parts, "diff")
+    return update_of(
+        parts, Dense(difference), Scaling("given", origin="a full difference has no α"), difference.shape[2:]
+    )
 
 
 class Algorithm(NamedTuple):
-    """The parts that a kind of update is made of, α aside, and how they become one."""
+    """The parts of an algorithm's update, without α, and the function that builds the update from them."""
 
     parts: tuple[str, ...]
     read: Callable[[Parts], Update]
 
 
+# The parts decide which algorithm it is: a module that has parts of two of them is refused.
 ALGORITHMS = (
     Algorithm(("A", "B", "mid"), _locon),
     Algorithm(("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"), _loha),
@@ -179,23 +191,26 @@ ALGORITHMS = (
 
 
 def _algorithm(parts: Parts) -> Algorithm | None:
-    """The algorithm of a module; None where there is no update, as for a norm."""
-    found = [algorithm for algorithm in ALGORITHMS if parts.keys() & set(algorithm.parts)]
-    if len(found) > 1:
-        keys = ", ".join(next(parts[part][0] for part in one.parts if part in parts) for one in found)
+    """The algorithm of a module; None if it has no update of a matrix, as for a norm."""
+    algorithms = [algorithm for algorithm in ALGORITHMS if parts.keys() & set(algorithm.parts)]
+    if len(algorithms) > 1:
+        keys = ", ".join(next(parts[part][0] for part in one.parts if part in parts) for one in algorithms)
         raise FormatError(f"holds several updates of one weight: {keys}", fix="leave all but one out of the file")
-    if found and found[0].read is _full and parts["diff"][1].ndim < 2:
+    # The difference of a norm is a vector, which is an extra and no update of a matrix.
+    if algorithms and algorithms[0].read is _full and parts["diff"][1].ndim < 2:
         return None
-    return found[0] if found else None
+    return algorithms[0] if algorithms else None
 
 
 def update_of(
     parts: Parts, product: LowRank | Form, scaling: Scaling, kernel: tuple[int, ...], form: str = NAME
 ) -> Update:
-    """An update with its scale and layout, read from the tensors of a file of the dialect ``form``."""
+    """An update with its scale and layout, and with the tensors of the dialect ``form`` that it was read from."""
+    # Flattened kernels are not seen here, so such a module is linear until its base is known.
     layout = Layout("conv", kernel=kernel) if kernel else Layout()
     stored = [part for algorithm in ALGORITHMS for part in algorithm.parts if part in parts]
     origin = origin_of(form, parts, [*stored, "alpha"])
+    # A product that is too wide for a pair stays in its own form.
     if not isinstance(product, LowRank):
         return Structured(product, scaling.value, scaling, layout, origin)
     B, A = product.factors
@@ -203,12 +218,13 @@ def update_of(
 
 
 def _matrix(parts: Parts, part: str) -> LazyArray:
-    """A tensor of at least two axes, floating point and not empty."""
+    """A part as a tensor, which must be floating point, have at least two axes and not be empty."""
     if part not in parts:
         raise FormatError(f"{next(iter(parts.values()))[0]} has no {part} beside it", fix=SAVE_AGAIN)
     key, tensor = parts[part]
     if tensor.dtype not in FLOATS:
         raise FormatError(f"{key} is {tensor.dtype}, not floating point", fix="save the adapter unquantised")
+    # Vectors of biases have leaves of their own.
     if tensor.ndim < 2 or not tensor.size:
         raise ShapeError(f"{key} {tensor.shape} is no matrix", fix=SAVE_AGAIN)
     return tensor
@@ -220,7 +236,7 @@ def _flat(tensor: LazyArray) -> LazyArray:
 
 
 def _product(parts: Parts, stem: str, core: str) -> tuple[LowRank, tuple[int, ...]]:
-    """``<stem>_a`` · ``<stem>_b``, through a core where there is one, and the kernel as far as the shapes show it."""
+    """``<stem>_a`` · ``<stem>_b``, with the Tucker core between them if there is one, and the kernel if it is known."""
     a, b = _matrix(parts, f"{stem}_a"), _matrix(parts, f"{stem}_b")
     if core not in parts:
         return LowRank(_flat(a), _flat(b)), b.shape[2:]
@@ -229,21 +245,24 @@ def _product(parts: Parts, stem: str, core: str) -> tuple[LowRank, tuple[int, ..
 
 
 def side(parts: Parts, number: int) -> tuple[LowRank | Dense, tuple[int, ...]]:
-    """One factor of a Kronecker product, and its kernel."""
+    """One factor of a Kronecker product, full or as a product, and its kernel."""
     stem = f"lokr_w{number}"
     if stem not in parts:
         return _product(parts, stem, f"lokr_t{number}")
+    # Only one of them is used, and the file does not say which.
     if f"{stem}_a" in parts or f"{stem}_b" in parts:
         raise FormatError(f"{parts[stem][0]} is there in full and in factors", fix=SAVE_AGAIN)
-    whole = _matrix(parts, stem)
-    return Dense(whole), whole.shape[2:]
+    factor = _matrix(parts, stem)
+    return Dense(factor), factor.shape[2:]
 
 
 def _companions(name: str, parts: Parts, module: Update | None, algorithm: Algorithm | None) -> dict[str, Extra]:
-    """What stands beside an update: differences of biases and norms, magnitudes, tensors of other algorithms."""
+    """The extras of a module: differences of biases and norms, magnitudes, tensors of other algorithms."""
+    # An α without an update is carried along, too.
     used = (*algorithm.parts, "alpha") if algorithm else ()
-    extra = kohya.companions(name, parts, module, used)
+    extra = kohya.kohya_extras(name, parts, module, used)
     roles = {parts[part][0]: role for part, role in _ROLES.items() if part in parts}
+    # The difference of a norm, which `_algorithm` does not take.
     if not algorithm and "diff" in parts:
         roles[parts["diff"][0]] = ("diff", "weight")
     return {
@@ -252,11 +271,11 @@ def _companions(name: str, parts: Parts, module: Update | None, algorithm: Algor
     }
 
 
-def _nothing(foreign: Mapping[str, int]) -> FormatError:
+def _no_update_error(foreign: Mapping[str, int]) -> FormatError:
     if foreign:
-        held = "; ".join(f"{count} modules of {FOREIGN[part]}" for part, count in foreign.items())
+        contents = "; ".join(f"{count} modules of {FOREIGN[part]}" for part, count in foreign.items())
         fix = "merge it with LyCORIS, and extract an adapter from the merged and the base model"
-        return FormatError(f"holds no update that is a sum: {held}", fix=fix)
+        return FormatError(f"holds no update that is a sum: {contents}", fix=fix)
     return FormatError(
         "holds no update of a weight matrix, only differences of biases and norms", fix="check that it is an adapter"
     )
@@ -269,14 +288,16 @@ def _findings(
     yield from kohya.about_extras(extra)
     forms = Counter(module.form.name for module in modules.values() if isinstance(module, Structured))
     if forms:
-        held = ", ".join(f"{count} as {name}" for name, count in forms.items())
-        text = f"{held}: of more than half the full rank, so kept in this form, without B and A"
+        forms_text = ", ".join(f"{count} as {name}" for name, count in forms.items())
+        text = f"{forms_text}: of more than half the full rank, so kept in this form, without B and A"
         yield Finding("note", "structured", text, "make pairs of them: loralens convert --rank R")
     added = [key for key, one in extra.items() if one.role in ("diff", "diff_b")]
     if added:
         text = f"{len(added)} tensors are differences of biases and norms, to be added: {', '.join(added[:3])}"
         yield Finding("note", "bias-differences", text)
+    # What is left out changes the result, so every algorithm that is not read is named.
     for part, count in foreign.items():
+        # The residual is a part of the same update, so the rest of it alone is wrong. Other algorithms stand beside it.
         level: Level = "error" if part == "bias_indices" else "warning"
         text = f"{count} modules hold {FOREIGN[part]}; loralens does not read it"
         yield Finding(level, "algorithm-unread", text, "merge the file with LyCORIS to have all of it")

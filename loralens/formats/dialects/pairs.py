@@ -1,5 +1,6 @@
-"""Pairs as most dialects store them: two halves of one name, as linear or convolution factors."""
+"""Pairs as most dialects store them: two tensors under one name, as factors of a linear layer or convolution."""
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import prod
 from typing import TYPE_CHECKING, NamedTuple
@@ -20,7 +21,7 @@ SAVE_AGAIN = "the file is incomplete: save the adapter again"
 
 
 class Leaf(NamedTuple):
-    """What a key says: the module's name in the file, and which of its tensors this is (``A``, ``B``, ``alpha`` …)."""
+    """A key in two parts: the module's name in the file, and which of its tensors it is (``A``, ``B``, ``alpha`` …)."""
 
     name: str
     part: str
@@ -32,25 +33,26 @@ Parts = dict[str, tuple[str, LazyArray]]  # part → key and tensor
 def group(
     tensors: Mapping[str, LazyArray], leaf: Callable[[str], Leaf | None]
 ) -> tuple[dict[str, Parts], dict[str, LazyArray]]:
-    """Tensors by module and part, and those whose key is no leaf.
+    """Group tensors by module and part; returns also the tensors whose keys ``leaf`` does not know.
 
     Raises
     ------
     FormatError
-        Two keys say the same module and part.
+        Two keys mean the same part of the same module.
     """
     modules: dict[str, Parts] = {}
-    rest: dict[str, LazyArray] = {}
+    unpaired: dict[str, LazyArray] = {}
     for key, tensor in tensors.items():
-        found = leaf(key)
-        if found is None:
-            rest[key] = tensor
+        parsed = leaf(key)
+        if parsed is None:
+            unpaired[key] = tensor
             continue
-        parts = modules.setdefault(found.name, {})
-        if found.part in parts:
-            raise FormatError(f"{key} and {parts[found.part][0]} are the same tensor of one module", fix=SAVE_AGAIN)
-        parts[found.part] = key, tensor
-    return modules, rest
+        parts = modules.setdefault(parsed.name, {})
+        # Two spellings of one key, such as a doubled prefix and a plain one.
+        if parsed.part in parts:
+            raise FormatError(f"{key} and {parts[parsed.part][0]} are the same tensor of one module", fix=SAVE_AGAIN)
+        parts[parsed.part] = key, tensor
+    return modules, unpaired
 
 
 def gather(
@@ -60,47 +62,48 @@ def gather(
     update: Callable[[str, Parts], "Update | None"],
     companions: Callable[[str, Parts, "Update | None"], Mapping[str, Extra]],
 ) -> "tuple[dict[str, Update], dict[str, Extra]]":
-    """The modules of a file and everything else in it, by what a dialect makes of the parts of one name.
+    """Read the modules and the extras of a file with two functions of a dialect.
 
-    ``update`` gives the update of a name, or None where its parts are none; ``companions`` what stands beside it.
+    ``update`` builds the update from the parts of a name, or returns None if they are no update. ``companions`` gives
+    the extras among these parts.
     """
-    groups, rest = group(tensors, leaf)
+    groups, unpaired = group(tensors, leaf)
     modules: dict[str, Update] = {}
     extra: dict[str, Extra] = {}
     for name, parts in groups.items():
         with place(name):
-            found = update(name, parts)
-            if found is not None:
-                modules[name] = found
-            extra.update(companions(name, parts, found))
-    return modules, extra | others(rest)
+            module = update(name, parts)
+            if module is not None:
+                modules[name] = module
+            extra.update(companions(name, parts, module))
+    return modules, extra | unpaired_extras(unpaired)
 
 
 def unfold(
     groups: Mapping[str, Parts], modules: Callable[[str, Parts], Iterable[tuple[str, LowRank]]]
 ) -> dict[str, LowRank]:
-    """The modules of a file in which one stored pair may stand for several, as for the experts of a stack.
+    """Read the modules of a file in which one stored pair may hold several, such as the experts of a stack.
 
-    ``modules`` gives those of one name, each with its own.
+    ``modules`` gives the names and updates of the modules that the parts of one name hold.
 
     Raises
     ------
     FormatError
-        Two pairs stand for one module.
+        Two pairs hold the same module.
     """
-    found: dict[str, LowRank] = {}
+    unfolded: dict[str, LowRank] = {}
     for name, parts in groups.items():
         with place(name):
-            for one, module in modules(name, parts):
-                if one in found:
-                    raise FormatError(f"{one} is stored twice", fix=SAVE_AGAIN)
-                found[one] = module
-    return found
+            for module_name, module in modules(name, parts):
+                if module_name in unfolded:
+                    raise FormatError(f"{module_name} is stored twice", fix=SAVE_AGAIN)
+                unfolded[module_name] = module
+    return unfolded
 
 
-def others(rest: Mapping[str, LazyArray]) -> dict[str, Extra]:
-    """Tensors of no known role, each beside the module that its key names, if it names one."""
-    return {key: Extra("other", key.rpartition(".")[0], tensor) for key, tensor in rest.items()}
+def unpaired_extras(unpaired: Mapping[str, LazyArray]) -> dict[str, Extra]:
+    """Tensors without a known role as extras of the modules that their keys name."""
+    return {key: Extra("other", key.rpartition(".")[0], tensor) for key, tensor in unpaired.items()}
 
 
 def halves(parts: Parts, *, B: str = "B", A: str = "A") -> tuple[LazyArray, LazyArray]:
@@ -109,8 +112,9 @@ def halves(parts: Parts, *, B: str = "B", A: str = "A") -> tuple[LazyArray, Lazy
     Raises
     ------
     FormatError
-        One of them is missing, or not floating point.
+        One of them is missing, or is not floating point.
     """
+    # Both orders, so that the message names the half that is there.
     for half, other in ((A, B), (B, A)):
         if half not in parts:
             key, tensor = parts[other]
@@ -122,16 +126,17 @@ def halves(parts: Parts, *, B: str = "B", A: str = "A") -> tuple[LazyArray, Lazy
 
 
 def matrices(parts: Parts, *, names: tuple[str, str]) -> tuple[LazyArray, LazyArray]:
-    """The tensors of parts ``B`` and ``A``, two matrices with numbers in them; ``names``: what the dialect calls them.
+    """The tensors of parts ``B`` and ``A``, which must be matrices; ``names`` are those of the dialect, for messages.
 
     Raises
     ------
     FormatError
-        One of them is missing, or not floating point.
+        One of them is missing, or is not floating point.
     ShapeError
-        One of them is empty, or no matrix.
+        One of them is empty, or is not a matrix.
     """
     B, A = halves(parts)
+    # Whether the inner dimensions agree is checked where the pair is made.
     if A.ndim != 2 or B.ndim != 2 or not A.size or not B.size:
         what = f"{names[1]} {A.shape} and {names[0]} {B.shape} are no pair of matrices"
         raise ShapeError(what, fix=SAVE_AGAIN)
@@ -140,13 +145,19 @@ def matrices(parts: Parts, *, names: tuple[str, str]) -> tuple[LazyArray, LazyAr
 
 def pair(B: LazyArray, A: LazyArray, *, scaling: Scaling, origin: Origin) -> LowRank:
     """The update of linear factors B (out, r), A (r, in) or convolution ones B (out, r/groups, 1…), A (r, in, k…)."""
+    # A linear factor has two axes, and a convolution has those of its kernel as well.
     B, A, layout = unpack_conv(B, A) if A.ndim > 2 else (B, A, Layout())
     return LowRank(B, A, scaling.value, scaling=scaling, layout=layout, origin=origin)
 
 
 def unpack_conv(B: LazyArray, A: LazyArray) -> tuple[LazyArray, LazyArray, Layout]:
-    """A (r, in, k…), B (out, r/groups, 1…) → B (out, r), block-diagonal if grouped, A (r, in·k…)."""
+    """The factors of a convolution as matrices.
+
+    A (r, in, k…) and B (out, r/groups, 1…) become A (r, in·k…) and B (out, r). B is block-diagonal if the convolution
+    is grouped.
+    """
     rank, width = A.shape[0], B.shape[1] if B.ndim > 1 else 0
+    # B must be r/groups wide, and the groups must divide its rows.
     if (
         not rank
         or B.ndim != A.ndim
@@ -156,6 +167,7 @@ def unpack_conv(B: LazyArray, A: LazyArray) -> tuple[LazyArray, LazyArray, Layou
         or B.shape[0] % (rank // width)
     ):
         raise ShapeError(f"convolution factors A {A.shape} and B {B.shape} do not fit together", fix=SAVE_AGAIN)
+    # B of a grouped convolution sees only the r/groups channels of its own group.
     groups = rank // width
     flat = B.reshape(B.shape[0], width)
     if groups > 1:
@@ -164,44 +176,48 @@ def unpack_conv(B: LazyArray, A: LazyArray) -> tuple[LazyArray, LazyArray, Layou
 
 
 def unpack_merged(B: LazyArray, enabled: Sequence[bool]) -> tuple[LazyArray, Layout]:
-    """B (k·o, r) of the k enabled of n slices of fused projections → B (n·o, k·r), zero rows where nothing is adapted.
+    """The factor B of fused projections of which only some slices are adapted.
 
-    Block i is B[i·o : (i+1)·o]; it stands in the i-th r columns, in the rows of the i-th enabled slice.
+    B (k·o, r) holds the k enabled ones of n slices. It becomes B (n·o, k·r): block i, B[i·o : (i+1)·o], goes to the
+    i-th r columns and to the rows of the i-th enabled slice. All other rows are zero.
     """
     count = sum(enabled)
     rows, width = B.shape[0] // count, count * B.shape[1]
 
     def spread(array: Array) -> Array:
         full = np.zeros((len(enabled), rows, width), array.dtype)
+        # A boolean mask selects the enabled slices in their order.
         full[list(enabled)] = block_diagonal(array, count).reshape(count, rows, width)
         return full.reshape(-1, width)
 
     return B.map(spread, shape=(rows * len(enabled), width)), Layout("merged", groups=count)
 
 
-def pack(module: "Update") -> tuple[LazyArray, LazyArray]:
-    """B and A as linear or convolution factors are stored: the inverse of `pair`.
+def pack_pair(module: "Update") -> tuple[LazyArray, LazyArray]:
+    """B and A as the factors of a linear layer or a convolution are stored; the inverse of `pair`.
 
     Raises
     ------
     ShapeError
-        A changed update of a grouped convolution, which is no longer block-diagonal.
+        It is a changed update of a grouped convolution, which is no longer block-diagonal.
     """
     B, A = module.factors
     if module.layout.kind != "conv":
         return B, A
     kernel = module.layout.kernel
+    # The stored B of a grouped convolution holds only the blocks, and a changed update has entries outside of them.
     if module.layout.groups > 1:
         raise ShapeError(
             "a changed update of a grouped convolution is no longer block-diagonal, and no dialect has another form",
             fix="leave this module out with --modules",
         )
+    # The canonical A has the kernel in its columns.
     channels = A.shape[1] // prod(kernel)
     return B.reshape(*B.shape, *(1 for _ in kernel)), A.reshape(A.shape[0], channels, *kernel)
 
 
 def block_diagonal(blocks: Array, groups: int) -> Array:
-    """(groups · o, c) → (groups · o, groups · c): block i on the diagonal, zeros elsewhere."""
+    """The blocks of a matrix (groups · o, c) on the diagonal of a matrix (groups · o, groups · c) of zeros."""
     rows, width = blocks.shape[0] // groups, blocks.shape[1]
     full = np.zeros((groups, rows, groups, width), blocks.dtype)
     for i in range(groups):
@@ -210,12 +226,20 @@ def block_diagonal(blocks: Array, groups: int) -> Array:
 
 
 def origin_of(form: str, parts: Parts, used: Iterable[str] = ("A", "B")) -> Origin:
-    """The stored tensors of the parts a module was read from."""
+    """The origin of a module: the stored tensors of the parts that it was read from."""
     return Origin(form, dict(parts[part] for part in used if part in parts))
 
 
-def stood(module: "Update", form: str, leaf: Callable[[str], Leaf | None]) -> Parts:
-    """The parts a module was read from, as they stood in a file of the dialect ``form``; none where it was not."""
+def stored_parts(module: "Update", form: str, leaf: Callable[[str], Leaf | None]) -> Parts:
+    """The parts that a module was read from, if that was a file of the dialect ``form``; otherwise none."""
     if module.origin is None or module.origin.format != form:
         return {}
     return {found.part: (key, tensor) for key, tensor in module.origin.tensors.items() if (found := leaf(key))}
+
+
+_NAMED = re.compile(r"(^|\.)(wte|wpe|\w*embed(ding|dings|_tokens|_in|_out)?|embed_\w+)$")
+
+
+def is_embedding_name(name: str) -> bool:
+    """Whether a module is an embedding by its name: ``embed_tokens``, ``wte``, ``word_embeddings`` …"""
+    return bool(_NAMED.search(name))

@@ -1,7 +1,8 @@
-"""Plain pairs: every key is ``w_a_000`` or ``w_b_000``, nothing else is said. SAM-LoRA writes such files.
+"""Files of plain pairs, as SAM-LoRA writes them: every key is ``w_a_000`` or ``w_b_000``.
 
-Names are ``w_000`` …, the scale is 1. In SAM-LoRA number N is block N // 2 of the image encoder, query where N is even
-and value where it is odd, rows [0:d] and [2d:3d] of ``attn.qkv``; the file does not say that it is one.
+The modules are called ``w_000`` … here, and the scale is 1. In SAM-LoRA, number N belongs to block N // 2 of the image
+encoder: an even N is the query and an odd N the value, rows [0:d] and [2d:3d] of ``attn.qkv``. The file does not say
+that it is one of SAM-LoRA.
 """
 
 import re
@@ -19,7 +20,7 @@ NAME = "plain"
 _HALF = re.compile(r"^w_(?P<half>[ab])_(?P<number>[0-9]+)$")
 
 
-def leaf(key: str) -> Leaf | None:
+def plain_leaf(key: str) -> Leaf | None:
     """The module and half that a key says; None for any other key."""
     half = _HALF.match(key)
     return Leaf(f"w_{half['number']}", half["half"].upper()) if half else None
@@ -27,7 +28,7 @@ def leaf(key: str) -> Leaf | None:
 
 def detect(stored: Stored) -> bool:
     """Whether a file is nothing but plain pairs."""
-    return bool(stored.tensors) and all(leaf(key) for key in stored.tensors)
+    return bool(stored.tensors) and all(plain_leaf(key) for key in stored.tensors)
 
 
 def read(stored: Stored) -> Adapter:
@@ -36,9 +37,9 @@ def read(stored: Stored) -> Adapter:
     Raises
     ------
     FormatError, ShapeError
-        A pair with one half missing, factors that do not multiply.
+        One half of a pair is missing, or factors do not fit together.
     """
-    groups, _ = group(stored.tensors, leaf)
+    groups, _ = group(stored.tensors, plain_leaf)
     scaling = Scaling("given", origin=MISSING)
     modules: dict[str, Update] = {}
     for name, parts in groups.items():

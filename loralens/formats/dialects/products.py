@@ -1,7 +1,8 @@
-"""Products of factors as one pair where that is narrow, and in their own form where it is not.
+"""Hadamard, Kronecker and Tucker products as one pair B·A if its rank is small, and otherwise in their own form.
 
-A pair is made while the exact rank is at most min(out, in)/2. Its factors are formed in float64 when they are read, and
-rounded to float32 once: of 16-bit factors every entry of a Khatri-Rao or Kronecker product is exact.
+A product becomes a pair if its exact rank is at most min(out, in)/2. The factors of the pair are computed in float64
+when they are read, and rounded to float32 once. If the stored factors have 16 bits, every entry of a Khatri-Rao or
+Kronecker product of them is exact.
 """
 
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from loralens.formats.dialects.pairs import SAVE_AGAIN
 
 def tucker(core: LazyArray, up: LazyArray, down: LazyArray) -> LowRank:
     """ΔW[o, i, k…] = Σ up[o, p] · core[p, q, k…] · down[q, i], as B (out, p) and A (p, in · k…)."""
+    # The file may hold tensors of any shapes.
     if core.ndim < 2 or up.ndim != 2 or down.ndim != 2 or core.shape[:2] != (up.shape[1], down.shape[0]):
         _no_fit(f"core {core.shape} between {up.shape} and {down.shape}")
     p, q = core.shape[:2]
@@ -25,8 +27,8 @@ def tucker(core: LazyArray, up: LazyArray, down: LazyArray) -> LowRank:
 
     def product() -> Array:
         flat = core.read().astype(np.float64).reshape(p, q, window)
-        whole: Array = np.einsum("pqk,qi->pik", flat, *_wide(down)).reshape(p, in_ * window)
-        return whole
+        matrix: Array = np.einsum("pqk,qi->pik", flat, *_wide(down)).reshape(p, in_ * window)
+        return matrix
 
     return LowRank(up, _float32(product, (p, in_ * window)))
 
@@ -35,6 +37,7 @@ def hadamard(first: LowRank, second: LowRank) -> LowRank | Hadamard:
     """The product first ∘ second: B[:, (p, q)] = B₁[:, p] · B₂[:, q] and A[(p, q), :] = A₁[p, :] · A₂[q, :]."""
     if first.shape != second.shape:
         _no_fit(f"products {first.shape} and {second.shape}")
+    # The rank of a Hadamard product is at most the product of the ranks.
     (out, in_), rank = first.shape, first.rank * second.rank
     if not _narrow(rank, first.shape):
         return Hadamard(first, second)
@@ -47,6 +50,7 @@ def hadamard(first: LowRank, second: LowRank) -> LowRank | Hadamard:
 def kronecker(first: LowRank | Dense, second: LowRank | Dense) -> LowRank | Kronecker:
     """kron(first, second) = kron(B₁, B₂) · kron(A₁, A₂); a full factor is itself times an identity."""
     first, second = _exact(first), _exact(second)
+    # It knows the exact rank of the product.
     form = Kronecker(first, second)
     if not _narrow(form.rank, form.shape):
         return form
@@ -57,11 +61,12 @@ def kronecker(first: LowRank | Dense, second: LowRank | Dense) -> LowRank | Kron
 
 
 def _narrow(rank: int, shape: tuple[int, int]) -> bool:
+    # A pair of a larger rank holds more numbers than the matrix: r·(out + in) against out·in, for a square one.
     return rank <= min(shape) / 2
 
 
 def _exact(factor: LowRank | Dense) -> LowRank | Dense:
-    """A factor whose nominal rank is its exact one: a pair wider than its product is the product."""
+    """A factor whose nominal rank is not larger than its shape allows; a pair of a larger rank is multiplied out."""
     if isinstance(factor, Dense) or factor.rank <= min(factor.shape):
         return factor
     return Dense(LazyArray(factor.dense, shape=factor.shape, dtype=np.float64))
@@ -70,9 +75,10 @@ def _exact(factor: LowRank | Dense) -> LowRank | Dense:
 def _split(factor: LowRank | Dense) -> tuple[LazyArray, LazyArray]:
     if isinstance(factor, LowRank):
         return factor.factors
-    whole = factor.array.reshape(*factor.shape)
+    matrix = factor.array.reshape(*factor.shape)
     identity = LazyArray.of(np.eye(factor.rank))
-    return (whole, identity) if factor.shape[1] == factor.rank else (identity, whole)
+    # The identity is on the smaller side, where it is of the size of the factor's rank.
+    return (matrix, identity) if factor.shape[1] == factor.rank else (identity, matrix)
 
 
 def _wide(*arrays: LazyArray) -> list[Array]:
@@ -80,7 +86,7 @@ def _wide(*arrays: LazyArray) -> list[Array]:
 
 
 def _float32(product: Callable[[], Array], shape: tuple[int, ...]) -> LazyArray:
-    """``product``, rounded; what is too big for float32 becomes infinite there, as in the software that trained it."""
+    """``product``, rounded to float32. Larger numbers become infinite, as in the software that trained the adapter."""
 
     def read() -> Array:
         with np.errstate(all="ignore"):

@@ -1,10 +1,12 @@
-"""What loralens writes into the metadata of a file it converts: names and scales that the dialect cannot say.
+"""The record that loralens adds to a file that it converts: names and scales that the dialect cannot store.
 
-A kohya file has no dots in its names, a loralib file no α. Under the key ``loralens`` stands, for every module as the
-file calls it, its canonical name, scale and where that came from, so that loralens reads its own files back without
-``--base`` or ``--alpha``. A record is believed only as far as the file agrees: a module that has gone, or another
-scale than the record says (somebody else changed the file), is taken from the file. Beside them stands what PEFT's
-configuration said of the training: task, dropout, targets (`peft_fields`).
+A kohya file has no dots in its names, and a loralib file has no α. Under the key ``loralens`` of the metadata, the
+record holds the canonical name, the scale and the origin of the scale for every module of the file, so that loralens
+reads its own files back without ``--base`` or ``--alpha``. It also holds what PEFT's configuration said about the
+training: task, dropout, targets (`loralens.formats.dialects.peft.fields`).
+
+If somebody has changed the file since, the file counts and not the record: modules that are missing stay missing, and
+a scale that differs is taken from the file.
 """
 
 import json
@@ -16,28 +18,30 @@ from typing import Any, get_args
 from loralens.core.adapter import Adapter, Finding
 from loralens.core.scaling import Rule, Scaling
 from loralens.core.structured import Update
-from loralens.formats.dialects.peft.fields import TARGETS, fields_of, sound
-from loralens.formats.files.container import RECORD, Stored, harmless, json_text, plain_text, read_json
+from loralens.formats.dialects.peft.fields import TARGETS, carried_fields, valid_fields
+from loralens.formats.files.container import RECORD, Stored, read_json
+from loralens.formats.files.json_text import finite_number, is_safe_text, json_text, plain_text
 from loralens.formats.files.location import is_pickle
-from loralens.formats.files.number import finite
 from loralens.version import __version__
 
-AGREE = 1e-6  # relative: α is stored as float32
+AGREE = 1e-6  # relative; α is stored as float32, which rounds it by up to 6e-8
 
 Record = Mapping[str, Any]  # the JSON object that `stamp` writes
 
 
 def stamp(stored: Stored, adapter: Adapter, back: Adapter) -> Stored:
-    """``stored`` with a record of what ``adapter`` called its modules and of their scales.
+    """Add a record of the names and scales that the modules have in ``adapter``.
 
-    ``back`` is what the dialect's reader makes of ``stored``: where a writer folded a scale into the factors, the file
-    has another scale than the adapter had, and the record says the file's.
+    ``back`` is the result of reading ``stored`` again. If a writer folded a scale into the factors, the scale of the
+    file differs from that of the adapter, and the record has the scale of the file.
     """
+    # The record is looked up by the names in the file, which the writer may have had to change.
     canonical = {name: name for name in adapter} | {new: file for file, new in stored.names.items()}
     modules = {}
     for name, module in adapter.items():
         file = canonical[name]
-        true = back[file] if file in back and _folded(module, back[file]) else module
+        # The record says what the factors of the file need, not what the adapter had.
+        true = back[file] if file in back and _scale_was_folded(module, back[file]) else module
         modules[file] = {"name": name, "scale": true.scale, "scaling": asdict(true.scaling)}
     record = {
         "version": __version__,
@@ -45,107 +49,112 @@ def stamp(stored: Stored, adapter: Adapter, back: Adapter) -> Stored:
         "source": adapter.format,
         "base_model": adapter.base_model,
         "modules": modules,
-        **({"peft": dict(fields)} if (fields := fields_of(adapter)) else {}),
+        **({"peft": dict(fields)} if (fields := carried_fields(adapter)) else {}),
     }
     text = json_text(record)
     return replace(stored, metadata={**(stored.metadata or {}), RECORD: text})
 
 
-def _folded(module: Update, written: Update) -> bool:
+def _scale_was_folded(module: Update, written: Update) -> bool:
     return written.scaling.rule != "unknown" and abs(written.scale - module.scale) > AGREE * abs(module.scale)
 
 
-def of(stored: Stored, file: Path) -> Record | None:
-    """The record of a file: in its metadata, or in ``loralens.json`` beside a pickle.
+def read_record(stored: Stored, file: Path) -> Record | None:
+    """The record in the metadata of a file, or in ``loralens.json`` beside a pickle.
 
-    None where there is none, or where the metadata hold a damaged one: it is a help, not the adapter.
+    None if there is none, or if it is damaged: the adapter can be read without it.
     """
     if is_pickle(file):
-        beside = file.with_name(f"{RECORD}.json")
-        return read_json(beside) if beside.is_file() else None
+        record_file = file.with_name(f"{RECORD}.json")
+        return read_json(record_file) if record_file.is_file() else None
     return _in_metadata(stored)
 
 
 def _in_metadata(stored: Stored) -> Record | None:
     try:
-        said = json.loads((stored.metadata or {}).get(RECORD, "null"))
+        parsed = json.loads((stored.metadata or {}).get(RECORD, "null"))
     except (ValueError, RecursionError):
         return None
-    return said if isinstance(said, dict) else None
+    return parsed if isinstance(parsed, dict) else None
 
 
 def format_of(record: Record | None) -> str | None:
-    """The dialect that a record says its file was written in."""
+    """The dialect of a file by its record."""
     form = (record or {}).get("format")
     return form if isinstance(form, str) else None
 
 
 def apply(adapter: Adapter, record: Record | None) -> Adapter:
-    """``adapter`` with the names and scales of a record, as far as the file still agrees with it."""
+    """``adapter`` with the names and scales of a record, as far as the file still agrees with the record."""
     record = record or {}
     modules = _modules(record, adapter)
+    # A record that cannot be used at all does not change anything.
     if not modules:
         return adapter
     named: dict[str, Update] = {}
     doubts = []
     for file, module in adapter.items():
-        said = modules.get(file)
-        if said is None:
+        entry = modules.get(file)
+        if entry is None:
             named[file] = module
             continue
-        scale = float(said["scale"])
+        scale = float(entry["scale"])
+        # A dialect that stores no scale cannot disagree, so the record counts.
         if module.scaling.rule != "unknown" and abs(module.scale - scale) > AGREE * abs(scale):
-            doubts.append(said["name"])
+            doubts.append(entry["name"])
         else:
-            module = module.rescaled(scale, Scaling(**said["scaling"]))
-        named[said["name"]] = module
+            module = module.rescaled(scale, Scaling(**entry["scaling"]))
+        named[entry["name"]] = module
     extra = {
         key: replace(one, module=modules[one.module]["name"]) if one.module in modules else one
         for key, one in adapter.extra.items()
     }
-    known = all(module.scaling.rule != "unknown" for module in named.values())
-    findings = [f for f in adapter.findings if not (known and f.code == "alpha-unknown")] + _doubts(doubts)
+    scales_known = all(module.scaling.rule != "unknown" for module in named.values())
+    findings = [f for f in adapter.findings if not (scales_known and f.code == "alpha-unknown")] + _disagreements(
+        doubts
+    )
     base = adapter.base_model or plain_text(record.get("base_model"))
     fields = {**adapter.peft_fields, **_fields(record, modules.keys() == adapter.modules.keys())}
     return replace(adapter, modules=named, extra=extra, findings=tuple(findings), base_model=base, peft_fields=fields)
 
 
-def applied(adapter: Adapter, stored: Stored) -> Adapter:
-    """``adapter``, which a dialect reads from ``stored``, with the names and scales of the record in its metadata."""
+def apply_stored(adapter: Adapter, stored: Stored) -> Adapter:
+    """``adapter``, which a dialect read from ``stored``, with the names and scales of the record in its metadata."""
     return apply(adapter, _in_metadata(stored))
 
 
-def _fields(record: Record, whole: bool) -> dict[str, Any]:
-    """What a record says of a PEFT configuration; of the targets only where the file has the modules that it had."""
-    return {name: value for name, value in sound(record.get("peft")).items() if whole or name not in TARGETS}
+def _fields(record: Record, complete: bool) -> dict[str, Any]:
+    """The fields of PEFT's configuration in a record; the targets only if the modules of the file are unchanged."""
+    return {name: value for name, value in valid_fields(record.get("peft")).items() if complete or name not in TARGETS}
 
 
 def _modules(record: Record, files: Iterable[str]) -> Mapping[str, Any]:
-    """What a record says of the modules of a file; nothing where it is damaged, or gives two of them one name."""
+    """The modules in a record; none if it is damaged, or if two modules of the file would get the same name."""
     modules = record.get("modules")
-    if not isinstance(modules, dict) or not all(map(_sound, modules.values())):
+    if not isinstance(modules, dict) or not all(map(_is_valid, modules.values())):
         return {}
     names = [modules[file]["name"] if file in modules else file for file in files]
     return modules if len(set(names)) == len(names) else {}
 
 
-def _sound(module: Any) -> bool:
-    """Whether an entry has all its fields, each of its kind: numbers finite, text that may go to a terminal."""
+def _is_valid(module: Any) -> bool:
+    """Whether an entry has all fields with values of the right types: finite numbers, and text that can be shown."""
     scaling = module.get("scaling") if isinstance(module, dict) else None
+    # Scaling(**scaling) would fail for a missing or an unknown field.
     if not isinstance(scaling, dict) or set(scaling) != {"rule", "alpha", "rank", "origin"}:
         return False
     rule, alpha, rank = scaling["rule"], scaling["alpha"], scaling["rank"]
     return (
         plain_text(module.get("name")) is not None
-        and finite(module.get("scale")) is not None
+        and finite_number(module.get("scale")) is not None
         and rule in get_args(Rule)
-        and (alpha is None or finite(alpha) is not None)
+        and (alpha is None or finite_number(alpha) is not None)
         and (rank is None or (type(rank) is int and rank > 0))
-        and harmless(scaling["origin"])
+        and is_safe_text(scaling["origin"])
     )
 
 
-def _doubts(names: list[str]) -> list[Finding]:
+def _disagreements(names: list[str]) -> list[Finding]:
     if not names:
         return []
     text = f"{len(names)} modules, {names[0]} among them, have another scale than the record of their conversion says"

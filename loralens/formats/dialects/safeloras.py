@@ -1,8 +1,8 @@
-"""cloneofsimo's safeloras: ``unet:12:up``, ``unet:12:down``, and what each model's targets were in the header.
+"""Files of cloneofsimo's safeloras, with keys such as ``unet:12:up`` and ``unet:12:down``.
 
-Modules have numbers, in the order in which the layers were met inside the classes that the header names. The names here
-are ``unet.12``: those of the weights need the model. The scale is 1. Tensors flagged ``<embed>`` are embeddings of new
-tokens (``<s1>``).
+Modules have numbers, which count the layers inside the classes that the header names. Here they are called ``unet.12``,
+because only the model tells the names of its layers. The scale is 1. Tensors marked ``<embed>`` in the header are
+embeddings of new tokens (``<s1>``).
 """
 
 import re
@@ -17,22 +17,23 @@ from loralens.formats.files.container import Stored
 
 NAME = "safeloras"
 
+# unet:12:up, text_encoder:0:down
 _HALF = re.compile(r"^(?P<model>\w+):(?P<number>[0-9]+):(?P<half>up|down)$")
 _EMBEDDING = "<embed>"
 
 
-def leaf(key: str) -> Leaf | None:
+def safeloras_leaf(key: str) -> Leaf | None:
     """The module and half that a key says; None for any other key."""
     half = _HALF.match(key)
     if half is None:
         return None
-    number = half["number"].lstrip("0") or "0"
+    number = half["number"].lstrip("0") or "0"  # 012 and 12 are the same layer
     return Leaf(f"{half['model']}.{number}", "B" if half["half"] == "up" else "A")
 
 
 def detect(stored: Stored) -> bool:
     """Whether a file is a safeloras: keys of a model, a number and a half."""
-    return any(leaf(key) for key in stored.tensors)
+    return any(safeloras_leaf(key) for key in stored.tensors)
 
 
 def read(stored: Stored) -> Adapter:
@@ -41,9 +42,9 @@ def read(stored: Stored) -> Adapter:
     Raises
     ------
     FormatError, ShapeError
-        A pair with one half missing, factors that do not multiply, two keys of one number.
+        One half of a pair is missing, factors do not fit together, or two keys have the same number.
     """
-    groups, rest = group(stored.tensors, leaf)
+    groups, unpaired = group(stored.tensors, safeloras_leaf)
     scaling = Scaling("given", origin="safeloras have scale 1")
     modules: dict[str, Update] = {}
     for name, parts in groups.items():
@@ -54,22 +55,24 @@ def read(stored: Stored) -> Adapter:
             modules[name] = pair(B, A, scaling=scaling, origin=origin_of(NAME, parts))
     return Adapter(
         modules=modules,
-        extra={key: _extra(key, tensor, stored) for key, tensor in rest.items()},
+        extra={key: _extra(key, tensor, stored) for key, tensor in unpaired.items()},
         config=stored.config,
         metadata=stored.metadata,
         format=NAME,
-        findings=(_numbered(modules, stored),),
+        findings=(_about_names(modules, stored),),
     )
 
 
 def _extra(key: str, tensor: LazyArray, stored: Stored) -> Extra:
+    # The header has an entry for each learned token, whose key is the token itself.
     flagged = (stored.metadata or {}).get(key) == _EMBEDDING
     return Extra("tokens", "text_encoder", tensor) if flagged else Extra("other", "", tensor)
 
 
-def _numbered(modules: dict[str, Update], stored: Stored) -> Finding:
-    said = stored.metadata or {}
+def _about_names(modules: dict[str, Update], stored: Stored) -> Finding:
+    metadata = stored.metadata or {}
     models = sorted({name.partition(".")[0] for name in modules})
-    classes = ", ".join(f"{model}: {ascii(said.get(model, 'not said'))[1:-1][:80]}" for model in models)
+    # The names come from the file, so they are escaped and cut.
+    classes = ", ".join(f"{model}: {ascii(metadata.get(model, 'not said'))[1:-1][:80]}" for model in models)
     text = f"modules have numbers, not names: they count the layers inside these classes ({classes})"
     return Finding("note", "names-unknown", text, "merging needs the model's own order of layers")

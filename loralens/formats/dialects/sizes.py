@@ -1,4 +1,4 @@
-"""How many bytes a file will have, header included, before any number of it is computed."""
+"""The size of a file that would be written, including its header, before any number is computed."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,34 +8,34 @@ import numpy as np
 
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import LazyArray
-from loralens.formats import WriterOptions, stored_as
-from loralens.formats.files.container import Files, Stored, aligned, header_parts
+from loralens.formats import WriterOptions, encode_adapter
+from loralens.formats.files.container import Files, Stored, header_parts, sort_by_width
 from loralens.formats.files.gguf import values as gguf_values
 from loralens.formats.files.gguf.container import ALIGNMENT
 from loralens.formats.files.torch.writer import pickle_bytes
 
 
 def file_size(adapter: Adapter, format: str | None = None, **options: Unpack[WriterOptions]) -> int:
-    """Bytes of the file of weights that `save` would write of ``adapter``, to the byte.
+    """The exact size in bytes of the file of weights that `loralens.formats.save` would write.
 
-    The configuration beside it is not counted. Parameters and errors as those of `loralens.formats.save`.
+    The configuration beside it is not counted. Parameters and errors are those of `save`.
     """
-    return stored_size(*stored_as(adapter, format, **options))
+    return stored_size(*encode_adapter(adapter, format, **options))
 
 
 def stored_size(stored: Stored, files: Files) -> int:
-    """Bytes of the file that ``stored`` will be."""
+    """The size in bytes of the file of weights that ``stored`` would become."""
     suffix = Path(files.weights).suffix
     if suffix == ".gguf":
         return _gguf(stored)
     if suffix == ".bin":
         return _pickle(stored.tensors)
-    tensors = aligned(stored.tensors)
+    tensors = sort_by_width(stored.tensors)
     return sum(map(len, header_parts(tensors, stored.metadata))) + sum(tensor.nbytes for tensor in tensors.values())
 
 
 def _pickle(tensors: Mapping[str, LazyArray]) -> int:
-    """Of a torch pickle: zeros take as many bytes as other numbers."""
+    """The size of a torch pickle. It is written with zeros, which take as many bytes as other numbers."""
     zeros = {
         key: LazyArray.of(np.broadcast_to(np.zeros((), tensor.dtype), tensor.shape)) for key, tensor in tensors.items()
     }
@@ -43,11 +43,14 @@ def _pickle(tensors: Mapping[str, LazyArray]) -> int:
 
 
 def _gguf(stored: Stored) -> int:
-    """Of a GGUF file: magic, version and two counts; key-values; tensor infos; the numbers, each on the alignment."""
+    """The size of a GGUF file: header, key-values, entries of tensors, and the numbers padded to the alignment."""
     values = dict(gguf_values.from_text(key, text) for key, text in (stored.metadata or {}).items())
-    said = values.get("general.alignment")
-    alignment = ALIGNMENT if said is None else int(said.value)
-    header = 24 + sum(8 + len(key.encode()) + gguf_values.size(value) for key, value in values.items())
+    stored_alignment = values.get("general.alignment")
+    alignment = ALIGNMENT if stored_alignment is None else int(stored_alignment.value)
+    # 24: magic (4), version (4) and two counts (8 each). A name has its length (8) before it. The entry of a tensor has
+    # its number of axes (4), the axes (8 each), its type (4) and its offset (8).
+    header = 24 + sum(8 + len(key.encode()) + gguf_values.value_size(value) for key, value in values.items())
     header += sum(8 + len(key.encode()) + 4 + 8 * tensor.ndim + 12 for key, tensor in stored.tensors.items())
+    # The header is padded as well.
     parts = [header, *(tensor.nbytes for tensor in stored.tensors.values())]
     return sum(-(-part // alignment) * alignment for part in parts)

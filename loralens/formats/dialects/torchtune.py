@@ -1,4 +1,4 @@
-"""torchtune: a pickle of ``<module>.lora_a.weight`` and ``.lora_b.weight``, under torchtune's own module names.
+"""Files of torchtune: a pickle of ``<module>.lora_a.weight`` and ``.lora_b.weight`` under its own module names.
 
 =========  ==============================================================  ===============================
 kind       stored                                                          here
@@ -8,8 +8,8 @@ DoRA       magnitude (out,)                                                ``mag
 experts    lora_gate_a (E, in, r), lora_gate_b (E, r, out); up, down too   both transposed, ``gate_proj[e]``
 =========  ==============================================================  ===============================
 
-α is in the recipe, not in the file. torchtune's Llama has the rows of q_proj and k_proj in another order than the
-Hugging Face model (rotary pairs side by side), so their B must be permuted before they fit that one.
+α is in torchtune's recipe and not in the file. In torchtune's Llama the rows of q_proj and k_proj have another order
+than in the model of Hugging Face (the two rows of a rotary pair are neighbours), so B must be permuted for that model.
 """
 
 import re
@@ -20,19 +20,21 @@ from loralens.core.adapter import Adapter, Extra, Finding
 from loralens.core.lowrank import Layout, LowRank, Origin
 from loralens.core.structured import Update
 from loralens.errors import FormatError, ShapeError
-from loralens.formats.dialects.alpha_elsewhere import alpha_unknown, scaling
+from loralens.formats.dialects.alpha import alpha_unknown, config_scaling
 from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf, Parts, group, halves, matrices, origin_of, unfold
 from loralens.formats.files.container import Stored
 
 NAME = "torchtune"
 
 _HALF = re.compile(r"^(?P<name>.+)\.lora_(?P<half>[ab])\.weight$")
+# torchtune's GroupedExperts, whose tensors have no `.weight`
 _EXPERTS = re.compile(r"^(?P<name>.+)\.lora_(?P<which>gate|up|down)_(?P<half>[ab])$")
+# q and k of torchtune's own models
 _ROTARY = re.compile(r"(^|\.)layers\.[0-9]+\.attn\.[qk]_proj$")
 
 
-def leaf(key: str) -> Leaf | None:
-    """The module and half that a key says; ``A3`` and ``B3`` are halves of a stack; None for any other key."""
+def torchtune_leaf(key: str) -> Leaf | None:
+    """The module and the half that a key names; ``A3`` and ``B3`` are halves of a stack; None for any other key."""
     half = _HALF.match(key)
     if half:
         return Leaf(half["name"], half["half"].upper())
@@ -41,8 +43,8 @@ def leaf(key: str) -> Leaf | None:
 
 
 def detect(stored: Stored) -> bool:
-    """Whether a file is torchtune's, by its halves: lower case, with ``.weight``, or named by what experts project."""
-    return any(leaf(key) for key in stored.tensors)
+    """Whether a file has keys of torchtune: halves in lower case with ``.weight``, or those of its expert stacks."""
+    return any(torchtune_leaf(key) for key in stored.tensors)
 
 
 def read(stored: Stored) -> Adapter:
@@ -51,15 +53,16 @@ def read(stored: Stored) -> Adapter:
     Raises
     ------
     FormatError, ShapeError
-        A pair with one half missing, factors that do not multiply.
+        One half of a pair is missing, or factors do not fit together.
     """
-    groups, rest = group(stored.tensors, leaf)
+    groups, unpaired = group(stored.tensors, torchtune_leaf)
     modules = unfold(groups, lambda name, parts: _modules(name, parts, stored.config))
     extra = {}
-    for key, tensor in rest.items():
+    for key, tensor in unpaired.items():
         name, _, last = key.rpartition(".")
-        known = last == "magnitude" and name in modules and tensor.size == modules[name].shape[0]
-        extra[key] = Extra("magnitude" if known else "other", name, tensor)
+        # Its size is checked here, because any other tensor of this name is only carried along.
+        is_magnitude = last == "magnitude" and name in modules and tensor.size == modules[name].shape[0]
+        extra[key] = Extra("magnitude" if is_magnitude else "other", name, tensor)
     return Adapter(
         modules=modules,
         extra=extra,
@@ -72,21 +75,25 @@ def read(stored: Stored) -> Adapter:
 
 def _modules(name: str, parts: Parts, config: Mapping[str, Any] | None) -> Iterator[tuple[str, LowRank]]:
     if {"A", "B"} & set(parts):
+        # They would be the same module twice.
         if {"A3", "B3"} & set(parts):
             raise FormatError("a linear pair and a stack of experts have one name", fix=SAVE_AGAIN)
         B, A = matrices(parts, names=("lora_b", "lora_a"))
-        said = scaling(config, A.shape[0], r="r")
-        yield name, LowRank(B, A, said.value, scaling=said, origin=origin_of(NAME, parts))
+        module_scaling = config_scaling(config, A.shape[0], r="r")
+        yield name, LowRank(B, A, module_scaling.value, scaling=module_scaling, origin=origin_of(NAME, parts))
         return
     b, a = halves(parts, B="B3", A="A3")
     if a.ndim != 3 or b.ndim != 3 or a.shape[0] != b.shape[0] or a.shape[2] != b.shape[1] or not a.size or not b.size:
         raise ShapeError(f"lora_a {a.shape} and lora_b {b.shape} are no stack of experts", fix=SAVE_AGAIN)
     (count, in_, rank), out = a.shape, b.shape[2]
     origin = Origin(NAME, origin_of(NAME, parts, ("A3", "B3")).tensors, share=count)
-    said = scaling(config, rank, r="r")
+    module_scaling = config_scaling(config, rank, r="r")
     for e in range(count):
         B, A = b.rows(e, e + 1).reshape(rank, out).T, a.rows(e, e + 1).reshape(in_, rank).T
-        yield f"{name}[{e}]", LowRank(B, A, said.value, scaling=said, layout=Layout("experts"), origin=origin)
+        yield (
+            f"{name}[{e}]",
+            LowRank(B, A, module_scaling.value, scaling=module_scaling, layout=Layout("experts"), origin=origin),
+        )
 
 
 def _findings(modules: Mapping[str, Update]) -> list[Finding]:
@@ -94,6 +101,7 @@ def _findings(modules: Mapping[str, Update]) -> list[Finding]:
     if any(module.scaling.rule == "unknown" for module in modules.values()):
         findings.append(alpha_unknown("torchtune"))
     rotary = [name for name in modules if _ROTARY.search(name)]
+    # The update is right for torchtune's own weights, so this is a note and no error.
     if rotary:
         text = f"{rotary[0]} and {len(rotary) - 1} more have their rows in torchtune's order, not in Hugging Face's"
         fix = "merge into torchtune's own weights, or let torchtune save a PEFT adapter"

@@ -1,4 +1,4 @@
-"""XLabs' FLUX adapters: attention processors of Black Forest Labs' own model.
+"""XLabs' adapters for FLUX, which are attention processors of Black Forest Labs' own implementation.
 
 ==============================================  =======================================================
 stored                                          the weight it adapts
@@ -9,9 +9,9 @@ stored                                          the weight it adapts
 ``single_blocks.N.processor.proj_lora``         ``single_blocks.N.linear2``
 ==============================================  =======================================================
 
-A is ``down.weight`` (r, in), B is ``up.weight`` (out, r), the scale is 1 by definition. ``linear1`` computes q, k, v
-and the input of the MLP in one; B gets rows of zeros for the latter, as many as ``linear2`` has inputs beside the h of
-the attention (the file says so where it adapts that layer too, else 4·h as in every FLUX.1).
+A is ``down.weight`` (r, in), B is ``up.weight`` (out, r), and the scale is 1 by definition. ``linear1`` computes q, k,
+v and the input of the MLP together. B gets rows of zeros for the MLP: as many as ``linear2`` has inputs besides the h
+of the attention. The file shows this number if it adapts ``linear2`` too; otherwise it is 4·h, as in every FLUX.1.
 """
 
 import re
@@ -25,17 +25,19 @@ from loralens.core.lowrank import LowRank
 from loralens.core.scaling import Scaling
 from loralens.core.structured import Update
 from loralens.errors import ShapeError, place
-from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf, Parts, group, matrices, origin_of, others, pair
+from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf, Parts, group, matrices, origin_of, pair, unpaired_extras
 from loralens.formats.files.container import Stored
 
 NAME = "xlabs"
-RATIO = 4  # of the MLP's width to the model's in FLUX.1
-MOST = 16  # ... and in anything that is still a FLUX: a small file must not ask for a huge matrix of zeros
+RATIO = 4  # the width of the MLP divided by that of the model, in FLUX.1
+MOST = 16  # the largest ratio that is accepted, so that a small file cannot ask for a huge matrix of zeros
 
+# double_blocks.0.processor.qkv_lora1.down.weight, perhaps under diffusion_model.
 _HALF = re.compile(
     r"^(?P<block>(?:diffusion_model\.)?(?:double_blocks|single_blocks)\.\d+)\.processor\."
     r"(?P<layer>(?:qkv|proj)_lora[12]?)\.(?P<half>down|up)\.weight$"
 )
+# kind of block and layer of the processor → weight of the block
 _WEIGHTS = {
     ("double_blocks", "qkv_lora1"): "img_attn.qkv",
     ("double_blocks", "qkv_lora2"): "txt_attn.qkv",
@@ -47,19 +49,20 @@ _WEIGHTS = {
 _PARTS = {"down": "A", "up": "B"}
 
 
-def leaf(key: str) -> Leaf | None:
-    """The weight and the half that a key says; None for a key that XLabs' processors do not have."""
-    found = _HALF.match(key)
-    if not found:
+def xlabs_leaf(key: str) -> Leaf | None:
+    """The weight and the half that a key names; None for a key that XLabs' processors do not have."""
+    match = _HALF.match(key)
+    if not match:
         return None
-    weight = _WEIGHTS.get((found["block"].split(".")[-2], found["layer"]))
-    return Leaf(f"{found['block']}.{weight}", _PARTS[found["half"]]) if weight else None
+    weight = _WEIGHTS.get((match["block"].split(".")[-2], match["layer"]))
+    return Leaf(f"{match['block']}.{weight}", _PARTS[match["half"]]) if weight else None
 
 
 def detect(stored: Stored) -> bool:
-    """Whether a file is XLabs': pairs of its processors, and every pair one of them."""
-    found = [key for key in stored.tensors if key.endswith((".down.weight", ".up.weight"))]
-    return bool(found) and all(map(leaf, found)) and not any(".lora_" in key for key in stored.tensors)
+    """Whether a file has pairs of XLabs' processors and no other pairs."""
+    half_keys = [key for key in stored.tensors if key.endswith((".down.weight", ".up.weight"))]
+    # A file that has other pairs, or LoRA of another style besides, is not XLabs' alone.
+    return bool(half_keys) and all(map(xlabs_leaf, half_keys)) and not any(".lora_" in key for key in stored.tensors)
 
 
 def read(stored: Stored) -> Adapter:
@@ -68,44 +71,46 @@ def read(stored: Stored) -> Adapter:
     Raises
     ------
     FormatError, ShapeError
-        A pair with one half missing, or factors that do not multiply.
+        One half of a pair is missing, or factors do not fit together.
     """
-    groups, rest = group(stored.tensors, leaf)
+    groups, unpaired = group(stored.tensors, xlabs_leaf)
     modules: dict[str, Update] = {}
     for name, parts in groups.items():
         with place(name):
             modules[name] = _module(name, parts, groups)
     return Adapter(
         modules=modules,
-        extra=others(rest),
+        extra=unpaired_extras(unpaired),
         config=stored.config,
         metadata=stored.metadata,
         format=NAME,
-        findings=tuple(_about_widths(groups) + _about_extras(rest)),
+        findings=tuple(_about_widths(groups) + _about_extras(unpaired)),
     )
 
 
 def _module(name: str, parts: Parts, groups: Mapping[str, Parts]) -> LowRank:
     B, A = matrices(parts, names=("up", "down"))
+    # Only this weight is larger than what XLabs' processor adapts.
     if name.endswith(".linear1"):
-        B = _padded(B, A.shape[1], _mlp(name, A.shape[1], groups))
+        B = _pad(B, A.shape[1], _mlp(name, A.shape[1], groups))
     return pair(B, A, scaling=Scaling("given", origin="XLabs has no alpha: scale 1"), origin=origin_of(NAME, parts))
 
 
 def _mlp(name: str, width: int, groups: Mapping[str, Parts]) -> int:
-    """Rows of ``linear1`` that the MLP takes: the inputs of ``linear2`` less those of the attention."""
+    """The rows of ``linear1`` that belong to the MLP: the inputs of ``linear2`` without those of the attention."""
     second = _second(name, groups)
     return RATIO * width if second is None else second.shape[1] - width
 
 
 def _second(name: str, groups: Mapping[str, Parts]) -> LazyArray | None:
-    """A (r, in) of ``linear2`` of the same block, where the file adapts it."""
+    """The factor A (r, in) of ``linear2`` in the same block; None if the file does not adapt it."""
     parts = groups.get(f"{name.removesuffix('linear1')}linear2", {})
     return parts["A"][1] if "A" in parts and parts["A"][1].ndim == 2 else None
 
 
-def _padded(B: LazyArray, width: int, rows: int) -> LazyArray:
+def _pad(B: LazyArray, width: int, rows: int) -> LazyArray:
     """B (3·width, r) with rows of zeros below it."""
+    # The attention of FLUX is as wide as the model, so q, k and v have 3 · h rows.
     if B.shape[0] != 3 * width or not 0 <= rows <= MOST * width:
         what = f"B {B.shape} of q, k and v, and {rows} rows of an MLP, do not fit a model {width} wide"
         raise ShapeError(what, fix=SAVE_AGAIN)
@@ -120,7 +125,7 @@ def _padded(B: LazyArray, width: int, rows: int) -> LazyArray:
 
 
 def _about_widths(groups: Mapping[str, Parts]) -> list[Finding]:
-    """What was taken from FLUX.1 because the file does not say it."""
+    """A finding about widths that were taken from FLUX.1 because the file does not show them."""
     assumed = [name for name in groups if name.endswith(".linear1") and _second(name, groups) is None]
     if not assumed:
         return []
@@ -128,9 +133,9 @@ def _about_widths(groups: Mapping[str, Parts]) -> list[Finding]:
     return [Finding("note", "width-assumed", text)]
 
 
-def _about_extras(rest: Iterable[str]) -> list[Finding]:
-    """Tensors that belong to no pair."""
-    keys = list(rest)
+def _about_extras(unpaired: Iterable[str]) -> list[Finding]:
+    """A finding about tensors that belong to no pair."""
+    keys = list(unpaired)
     if not keys:
         return []
     text = f"{len(keys)} tensors belong to no pair and ride along: {', '.join(keys[:3])}"

@@ -1,20 +1,21 @@
-"""Targets apart from inputs: what a command reads, it neither writes to, nor replaces, nor removes."""
+"""Checks that the target of a command is not one of its inputs: what is read is never written to or replaced."""
 
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from loralens.errors import OptionError, place
-from loralens.formats.files.location import adapter_file, config_beside, existing
+from loralens.formats.files.location import adapter_file, config_beside, existing_path
 
-Input = tuple[str, Path]  # in words, "the base", and where it is
+Input = tuple[str, Path]  # what it is in words, such as "the base", and its path
 _FIX = "choose a target outside: what is read is never written to"
 
 
 def adapter_inputs(path: str) -> Iterator[Input]:
-    """Where an adapter is: what was given, the file in it, and the configuration beside that."""
+    """The paths that belong to an adapter: the given one, the weights' file, and the configuration beside it."""
     what = f"the adapter {path}"
-    yield what, existing(Path(path))
+    # A Hub id or a package is read in the cache or in site-packages, so the given text is not the path that counts.
+    yield what, existing_path(Path(path))
     file = adapter_file(Path(path))
     yield what, file
     config = config_beside(file)
@@ -23,32 +24,38 @@ def adapter_inputs(path: str) -> Iterator[Input]:
 
 
 def check_apart(target: Path, inputs: Iterable[Input], *, within: bool = True) -> None:
-    """Refuse a target that is an input or holds one; or lies in one, where ``within`` is true.
+    """Refuse a target that is an input, contains one, or (with ``within``) lies inside one.
 
     Links are followed on both sides.
 
     Raises
     ------
     OptionError
-        It says which input, and how they lie to each other.
+        The message names the input and how the two paths overlap.
     """
-    here = Path(os.path.realpath(target))
+    target_path = Path(os.path.realpath(target))
     with place(target):
         for what, path in inputs:
-            for there in {Path(os.path.realpath(path)), Path(os.path.realpath(path.parent)) / path.name}:
-                if _same(here, there):
+            # The input may be a link itself. Then both matter: the link, which must not be replaced, and its other end.
+            for input_path in {Path(os.path.realpath(path)), Path(os.path.realpath(path.parent)) / path.name}:
+                if _is_same_place(target_path, input_path):
                     raise OptionError(f"is {what} itself", fix=_FIX)
-                if any(_same(here, folder) for folder in there.parents):
+                if any(_is_same_place(target_path, folder) for folder in input_path.parents):
                     raise OptionError(f"holds {what}", fix=_FIX)
-                if within and any(_same(folder, there) for folder in here.parents):
+                if within and any(_is_same_place(folder, input_path) for folder in target_path.parents):
                     raise OptionError(f"lies within {what}", fix=_FIX)
 
 
-def _same(one: Path, other: Path) -> bool:
-    """Whether two paths are one place, where the system does not tell cases apart or mounts a folder twice too."""
-    if one == other:
+def _is_same_place(first: Path, second: Path) -> bool:
+    """Whether two paths are the same place.
+
+    This also holds on a file system that ignores case, and for a folder that is mounted twice.
+    """
+    if first == second:
         return True
     try:
-        return one.samefile(other) and (one.is_dir() or one.parent.samefile(other.parent))
+        # Two hard links are one file with two names. Replacing one name does not change the other, so a file is the
+        # same place only if its folder is the same too.
+        return first.samefile(second) and (first.is_dir() or first.parent.samefile(second.parent))
     except OSError:
         return False

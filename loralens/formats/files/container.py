@@ -1,8 +1,8 @@
-"""What stands on disk, before anybody asks what it means: tensors by key, header metadata, a configuration.
+"""The raw content of adapter files, before a dialect interprets it: tensors by key, metadata and a configuration.
 
-A safetensors file is read here by ourselves: every offset is checked before a byte is read, numbers are read with
-``pread`` when they are asked for and never mapped (a file that shrinks under a map kills the process; here it is an
-error), and no size that a file merely claims is ever allocated.
+Safetensors files are read by our own code. Every offset is checked before a byte is read. Numbers are read with
+``pread`` when they are needed, and the file is never memory-mapped: a mapped file that shrinks kills the process, while
+here it is an error. No size that a file claims is allocated before it is checked.
 
 Layout of a safetensors file (https://github.com/huggingface/safetensors): 8 bytes little-endian n, n bytes of JSON
 ``{key: {"dtype", "shape", "data_offsets"}, "__metadata__": {str: str}}``, then the numbers.
@@ -10,7 +10,6 @@ Layout of a safetensors file (https://github.com/huggingface/safetensors): 8 byt
 
 import json
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -23,15 +22,16 @@ import ml_dtypes
 import numpy as np
 
 from loralens.core.lazy import Array, LazyArray
-from loralens.errors import UNPRINTABLE, FormatError, place
+from loralens.errors import FormatError, place
+from loralens.formats.files.json_text import check_printable, encodable, parse_object
 
 CONFIG = "adapter_config.json"
-RECORD = "loralens"  # key of our record in the metadata, and name of the file beside a pickle
-HEADER_LIMIT = 100_000_000  # bytes; the reference implementation's own
-NAME_LIMIT = 4096  # characters
+RECORD = "loralens"  # the key of our record in the metadata, and the name of its file beside a pickle
+HEADER_LIMIT = 100_000_000  # bytes; the limit of the reference implementation
 MOST_AXES = 64  # NumPy's limit
-PIECE = 1 << 20  # bytes of a tensor that are copied at a time
+PIECE = 1 << 20  # bytes of a tensor that are copied at a time, so that memory does not grow with the tensor
 
+# All dtypes of safetensors that NumPy has, with ml_dtypes for the others. Those of less than 8 bits are missing.
 DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -53,10 +53,10 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype(np.bool_),
     "C64": np.dtype(np.complex64),
 }
+# E8M0 is a power of two without a sign: a type of scales, not of weights.
 FLOATS = frozenset(dtype for name, dtype in DTYPES.items() if name[0] in "FB" and name not in ("BOOL", "F8_E8M0"))
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
-_SURROGATE = re.compile(r"[\ud800-\udfff]")
 _STILL = "begin again when nothing else writes to it"
 _TRUNCATED = "download or copy the file again: its end is missing"
 _BROKEN = "the file is damaged, or no safetensors file: download or save it again"
@@ -64,41 +64,44 @@ _RESTORE = "restore the file or save the adapter again"
 
 
 def _state(status: os.stat_result) -> tuple[int, int, int, int]:
-    """What changes when a file is written to, or replaced by another."""
+    """The values that change when a file is written to, or replaced by another."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 @final
 class OpenFile:
-    """A file held open for reading, closed when nothing refers to it any more."""
+    """A file that is open for reading and is closed when nothing refers to it any more."""
 
     __slots__ = ("_fd", "_state", "path", "size")
 
     def __init__(self, path: Path) -> None:
-        self._fd = -1
+        self._fd = -1  # for __del__, if opening fails
         self.path = path
         try:
-            # Without O_NONBLOCK, opening a pipe waits for somebody to write to it.
+            # Without O_NONBLOCK, opening a pipe would wait for another process to write to it.
             self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
-            found = os.fstat(self._fd)
+            status = os.fstat(self._fd)
         except OSError as error:
             raise FormatError(
                 f"cannot be opened: {error.strerror}", fix="check the path and its permissions"
             ) from error
-        if not S_ISREG(found.st_mode):
+        # A device or a pipe has no size, and its bytes are gone once they are read.
+        if not S_ISREG(status.st_mode):
             raise FormatError("is no regular file", fix="give the adapter's file or folder")
-        self.size = found.st_size
-        self._state = _state(found)
+        self.size = status.st_size
+        # compared at every read
+        self._state = _state(status)
 
     def check_unchanged(self) -> None:
-        """Refuse a file that was written to since it was opened, or in whose place another stands.
+        """Refuse a file that was written to or replaced since it was opened.
 
         Raises
         ------
         FormatError
-            Its size or time, or the file of its name, is another.
+            Its size, its time or its inode has changed, or its path is now another file.
         """
         try:
+            # The open file, which may have been written to, and the path, which may be another file now.
             states = _state(os.fstat(self._fd)), _state(self.path.stat())
         except OSError:
             states = None
@@ -106,14 +109,15 @@ class OpenFile:
             raise FormatError("was changed while it was read", fix=_STILL).at(str(self.path))
 
     def read(self, start: int, count: int) -> bytes:
-        """``count`` bytes from ``start``; the caller has checked that the file is that long."""
+        """Read ``count`` bytes from ``start``; the caller has checked that the file was that long when opened."""
         parts = []
-        while count:
+        while count:  # one call reads at most 2 GiB on Linux
             part = self._pread(start, count)
             if not part:
                 raise FormatError("the file became shorter while it was read", fix=_TRUNCATED).at(str(self.path))
             parts.append(part)
             start, count = start + len(part), count - len(part)
+        # Bytes of two versions must not be mixed: the header was checked for the first one only.
         if _state(os.fstat(self._fd)) != self._state:
             raise FormatError("was changed while it was read", fix=_STILL).at(str(self.path))
         return parts[0] if len(parts) == 1 else b"".join(parts)
@@ -126,12 +130,13 @@ class OpenFile:
             raise FormatError(what, fix="check the disk, or copy the file again").at(str(self.path)) from error
 
     def array(self, start: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> LazyArray:
-        """The numbers at ``start``, read when they are asked for."""
+        """The numbers at ``start`` as an array that is read when it is needed."""
 
         def numbers(first: int, last: int) -> Array:
             data = self.read(start + first * dtype.itemsize, (last - first) * dtype.itemsize)
             return np.frombuffer(data, dtype)
 
+        # Rows can be read separately, because the numbers are contiguous.
         return LazyArray(lambda: numbers(0, prod(shape)).reshape(shape), shape=shape, dtype=dtype, numbers=numbers)
 
     def __del__(self) -> None:
@@ -142,22 +147,22 @@ class OpenFile:
 @final
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """The tensors of one adapter as they stand on disk, with what stands beside them.
+    """The tensors of one adapter as they are stored, with the metadata and the configuration.
 
     Attributes
     ----------
-    tensors : mapping of str to LazyArray
+    tensors
         By key, in the order of the file.
-    metadata : mapping of str to str, or None
-        The header metadata; None where the file has none.
-    config : mapping or None
+    metadata
+        The header metadata; None if the file has none.
+    config
         The JSON object of ``adapter_config.json`` beside the file.
-    plain : mapping of str to object
+    plain
         Numbers, strings and lists that a pickle or GGUF file holds beside its tensors.
-    names : mapping of str to str
-        When writing: how this dialect had to call modules → their canonical names, where the two differ.
-    file : OpenFile or None
-        A safetensors file that the tensors are read from.
+    names
+        When writing: the names that this dialect had to give to modules → their canonical names, where they differ.
+    file
+        The safetensors file that the tensors are read from.
     """
 
     tensors: Mapping[str, LazyArray]
@@ -171,9 +176,9 @@ class Stored:
 @final
 @dataclass(frozen=True, slots=True)
 class Files:
-    """The files of a dialect: weights, whose suffix says the container, and a configuration where it has one.
+    """The names of the files of a dialect: the weights, whose suffix names the container, and the configuration.
 
-    ``optional``: the dialect mostly does without a configuration, so one that stands there is left alone.
+    ``optional`` means that the dialect rarely has a configuration, so an existing file of that name is left alone.
     """
 
     weights: str
@@ -185,12 +190,12 @@ PEFT = Files("adapter_model.safetensors", CONFIG)
 
 
 def read_safetensors(path: Path) -> Stored:
-    """The tensors and metadata of a safetensors file, every offset checked, no number read yet.
+    """Read the header of a safetensors file and check every offset; no number is read yet.
 
     Raises
     ------
     FormatError
-        Whatever is wrong with the file, with the place and a way out.
+        The file is damaged, or is no safetensors file.
     """
     with place(path):
         file = OpenFile(path)
@@ -206,59 +211,20 @@ Span = tuple[int, int, tuple[int, ...], np.dtype[Any]]
 
 
 def _header(file: OpenFile) -> tuple[dict[str, Any], int]:
+    # the length of the header
     if file.size < 8:
         raise FormatError(f"{file.size} bytes are too few for any tensor file", fix=_TRUNCATED)
     length = int.from_bytes(file.read(0, 8), "little")
+    # Before anything of that length is read.
     if length > file.size - 8 or length > HEADER_LIMIT:
         raise FormatError(f"the header claims {length:,} bytes and the file has {file.size:,}", fix=_BROKEN)
-    return _json_object(file.read(8, length), "utf-8", what="the header ", fix=_BROKEN), 8 + length
-
-
-def _json_object(data: bytes, encoding: str, *, what: str, fix: str) -> dict[str, Any]:
-    try:
-        value = json.loads(data.decode(encoding), object_pairs_hook=unique_keys)
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{what}is not valid JSON ({_short(error)})", fix=fix) from error
-    if not isinstance(value, dict):
-        raise FormatError(f"{what}is not a JSON object", fix=fix)
-    return value
-
-
-def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """What `json.loads` makes an object of: names that may be shown, none of them twice."""
-    mapping: dict[str, Any] = {}
-    for key, value in pairs:
-        check_printable(key)
-        if key in mapping:
-            raise FormatError(f"{key} appears twice", fix="take one of them out, or save the file again")
-        mapping[key] = value
-    return mapping
-
-
-def check_printable(name: str) -> None:
-    """Refuse a name that could move the cursor, hide text or flood a terminal."""
-    if len(name) > NAME_LIMIT:
-        raise FormatError(f"a name is {len(name):,} characters long: {name[:40]!a}…", fix="rename it")
-    if not harmless(name):
-        raise FormatError(f"the name {name[:80]!a} holds control characters", fix="rename it: no tool writes these")
-
-
-def harmless(value: Any) -> bool:
-    """Whether a value is text that neither moves the cursor of a terminal nor hides what stands beside it."""
-    if not isinstance(value, str):
-        return False
-    return value.isprintable() or not UNPRINTABLE.search(value)  # printable nearly always, and at the speed of C
-
-
-def plain_text(value: Any) -> str | None:
-    """A value that is said in passing, such as the name of the base; None where it is no name that may be shown."""
-    return value if harmless(value) and 0 < len(value) <= NAME_LIMIT else None
+    return parse_object(file.read(8, length), "utf-8", what="the header ", fix=_BROKEN), 8 + length
 
 
 def _metadata(entry: Any) -> dict[str, str] | None:
     if entry is None:
         return None
-    if not isinstance(entry, dict) or not all(isinstance(v, str) and not _SURROGATE.search(v) for v in entry.values()):
+    if not isinstance(entry, dict) or not all(isinstance(v, str) and encodable(v) for v in entry.values()):
         raise FormatError("__metadata__ is not a mapping of text to text", fix="save the file with text as metadata")
     return entry
 
@@ -270,11 +236,13 @@ def _span(key: str, entry: Any) -> Span:
         shape, offsets, name = entry["shape"], entry["data_offsets"], entry["dtype"]
         if not _counts(shape) or not _counts(offsets) or len(offsets) != 2:
             raise FormatError("shape or data_offsets are not whole numbers", fix=_BROKEN)
+        # A list, for example, could not be looked up in a mapping.
         if not isinstance(name, str):
             raise FormatError("dtype is not a name", fix=_BROKEN)
         if name not in DTYPES:
             raise FormatError(f"dtype {name[:40]!a} is unknown", fix=f"store it as one of {', '.join(DTYPES)}")
         begin, end = offsets
+        # Zeros are left out of the product: NumPy refuses (0, 2**62, 2**62) as well, though it is empty.
         if len(shape) > MOST_AXES or prod(n for n in shape if n) * DTYPES[name].itemsize >= 2**63:
             raise FormatError(f"{name} {_shape(shape)} is too big for any array", fix=_BROKEN)
         if end - begin != prod(shape) * DTYPES[name].itemsize:
@@ -293,7 +261,7 @@ def _shape(shape: list[int]) -> str:
 
 
 def _check_coverage(spans: Mapping[str, Span], size: int) -> None:
-    """Tensors lie one behind the other, without overlap or gap, up to the end of the file."""
+    """Refuse tensors that overlap, leave gaps, or do not end where the file ends, as the format demands."""
     ordered = sorted((begin, end, key) for key, (begin, end, _, _) in spans.items())
     for _, end, key in ordered:
         if end > size:
@@ -301,6 +269,7 @@ def _check_coverage(spans: Mapping[str, Span], size: int) -> None:
                 f"{key} ends at byte {end:,} of the data and the file holds {size:,}: the file is truncated",
                 fix=_TRUNCATED,
             )
+    # The entry before the first tensor makes it begin at byte 0.
     for (_, end, first), (begin, _, second) in pairwise([(0, 0, "the start"), *ordered]):
         if begin != end:
             how = "overlap" if begin < end else f"leave {begin - end:,} unused bytes between them"
@@ -311,38 +280,22 @@ def _check_coverage(spans: Mapping[str, Span], size: int) -> None:
 
 
 def read_json(path: Path, *, fix: str = _RESTORE) -> dict[str, Any]:
-    """The JSON object in a file; ``fix`` is what to do where there is none."""
+    """Read the JSON object in a file; ``fix`` is the advice if there is none."""
     with place(path):
         file = OpenFile(path)
         if file.size > HEADER_LIMIT:
             raise FormatError(f"{file.size:,} bytes are too many for a configuration", fix=fix)
-        return _json_object(file.read(0, file.size), "utf-8-sig", what="", fix=fix)
-
-
-def _short(error: Exception) -> str:
-    return str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-
-
-def dumps(value: Any) -> str:
-    """JSON as loralens writes it everywhere: two spaces, keys as they come, UTF-8 but for what UTF-8 cannot hold."""
-    return json_text(value, indent=2) + "\n"
-
-
-def json_text(value: Any, *, indent: int | None = None) -> str:
-    """JSON that UTF-8 can hold: a lone surrogate, a byte of a path that is no UTF-8, becomes JSON's own escape."""
-    text = json.dumps(value, indent=indent, ensure_ascii=False)
-    if not _SURROGATE.search(text):  # nearly always, and without two copies of a text that may be long
-        return text
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+        # Editors of Windows put a byte order mark before the text, which "utf-8-sig" skips.
+        return parse_object(file.read(0, file.size), "utf-8-sig", what="", fix=fix)
 
 
 def header_bytes(tensors: Mapping[str, LazyArray], metadata: Mapping[str, str] | None) -> bytes:
-    """The length prefix and JSON header of a safetensors file, the same bytes for the same input."""
+    """The length prefix and the JSON header of a safetensors file; the same input gives the same bytes."""
     return b"".join(header_parts(tensors, metadata))
 
 
 def header_parts(tensors: Mapping[str, LazyArray], metadata: Mapping[str, str] | None) -> list[bytes]:
-    """The header a few bytes at a time: of long names it is as long as the rest of the file, and is held once."""
+    """The header in parts. Long names can make it as large as the tensors, so it is never copied as a whole."""
     encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
     parts = [b"{"] if metadata is None else [b'{"__metadata__":', encode(_metadata(dict(metadata))).encode("utf-8")]
     begin = 0
@@ -352,33 +305,36 @@ def header_parts(tensors: Mapping[str, LazyArray], metadata: Mapping[str, str] |
             raise FormatError(f"{key}: safetensors has no {tensor.dtype}", fix="convert it to float32")
         end = begin + tensor.nbytes
         span = {"dtype": DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+        # Without metadata, the first tensor follows the brace directly.
         parts.append(f"{',' if len(parts) > 1 else ''}{encode(key)}:{encode(span)}".encode())
         begin = end
     parts.append(b"}")
     length = sum(map(len, parts))
-    parts.append(b" " * (-length % 8))  # so that the numbers start aligned
+    # The numbers then start at a multiple of 8, as in files of the reference implementation.
+    parts.append(b" " * (-length % 8))
     return [(length + len(parts[-1])).to_bytes(8, "little"), *parts]
 
 
-def aligned(tensors: Mapping[str, LazyArray]) -> dict[str, LazyArray]:
-    """Tensors in the order in which they lie in a file: wide numbers first, so that all of them are aligned."""
+def sort_by_width(tensors: Mapping[str, LazyArray]) -> dict[str, LazyArray]:
+    """Tensors in the order of a file: wide numbers first, so that every tensor is aligned to its own dtype."""
     return dict(sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize))
 
 
 def chunks(tensors: Mapping[str, LazyArray], metadata: Mapping[str, str] | None) -> Iterable[bytes | memoryview]:
-    """The bytes of a safetensors file, one tensor at a time; of one whose rows can be read alone, some of them."""
-    tensors = aligned(tensors)
+    """The bytes of a safetensors file in order, one tensor or some rows of a tensor at a time."""
+    tensors = sort_by_width(tensors)
     yield from header_parts(tensors, metadata)
     for tensor in tensors.values():
-        for rows in pieces(tensor):
+        for rows in tensor_pieces(tensor):
             yield np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
 
 
-def pieces(tensor: LazyArray) -> Iterator[Array]:
-    """The numbers of a tensor in order, about a MiB at a time where its rows can be read alone."""
+def tensor_pieces(tensor: LazyArray) -> Iterator[Array]:
+    """The numbers of a tensor in order, about one MiB at a time if its rows can be read separately."""
     if not tensor.streams or not tensor.size:
         yield tensor.read()
         return
+    # as many rows as fit into a piece, and at least one
     step = max(1, PIECE * tensor.shape[0] // max(1, tensor.nbytes))
     for start in range(0, tensor.shape[0], step):
         yield tensor.rows(start, min(start + step, tensor.shape[0])).read()

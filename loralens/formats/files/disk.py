@@ -1,6 +1,7 @@
-"""The disk: its errors as messages, places that it cannot write to, and waiting until it has what was written."""
+"""Disk access: errors of the system as messages, checks of targets, and flushing to the disk."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -10,8 +11,8 @@ from loralens.errors import FormatError, OptionError
 
 
 @contextmanager
-def disk(path: Path | None = None) -> Iterator[None]:
-    """An OSError of the block as a message, which names ``path`` where one is given."""
+def disk_errors(path: Path | None = None) -> Iterator[None]:
+    """Turn an OSError of the block into a FormatError, which names ``path`` if it is given."""
     try:
         yield
     except OSError as error:
@@ -23,28 +24,30 @@ def disk(path: Path | None = None) -> Iterator[None]:
 
 
 def check_parent(path: Path) -> None:
-    """Refuse a file whose folder is not there."""
+    """Refuse a file whose folder does not exist."""
     if not path.parent.is_dir():
         raise OptionError(f"{path.parent}: no such folder", fix="make the folder first")
 
 
 def check_room(path: Path) -> None:
-    """Refuse a place under a file, or in a folder that may not be written to: what a dry run can know of the disk."""
-    there = next(folder for folder in path.absolute().parents if folder.exists())
-    if not there.is_dir():
-        raise OptionError(f"{there}: is a file, not a folder", fix="choose another target")
-    if not os.access(there, os.W_OK):
-        raise OptionError(f"{there}: may not be written to", fix="choose another target, or change its permissions")
+    """Refuse a target below a file, or in a folder that may not be written to. A dry run checks no more of the disk."""
+    ancestor = next(folder for folder in path.absolute().parents if folder.exists())
+    if not ancestor.is_dir():
+        raise OptionError(f"{ancestor}: is a file, not a folder", fix="choose another target")
+    # Root may write anywhere, so for root this never refuses.
+    if not os.access(ancestor, os.W_OK):
+        raise OptionError(f"{ancestor}: may not be written to", fix="choose another target, or change its permissions")
 
 
 def flush(stream: BinaryIO) -> None:
-    """Wait until what was written is on the disk, or the disk has refused it."""
+    """Wait until the written bytes are on the disk, or until the disk reports an error."""
     stream.flush()
     os.fsync(stream.fileno())
 
 
 def sync(path: Path) -> None:
     """Wait until a file, or everything in a folder, is on the disk."""
+    # Files before their folder: a name must not reach the disk before the content that belongs to it.
     for folder, _, names in os.walk(path, topdown=False):
         for name in names:
             _sync_file(Path(folder) / name)
@@ -54,15 +57,33 @@ def sync(path: Path) -> None:
 
 
 def _sync_file(path: Path) -> None:
-    with path.open("rb+") as stream:
+    with path.open("rb+") as stream:  # Windows flushes only files that are open for writing
         os.fsync(stream.fileno())
 
 
 def sync_folder(path: Path) -> None:
-    """Wait until the names in a folder are on the disk, where the system lets folders be opened."""
-    with suppress(OSError):
+    """Wait until the names in a folder are on the disk, if the system allows opening folders."""
+    with suppress(OSError):  # Windows does not allow it
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def check_new_folder(path: Path) -> None:
+    """Refuse a path where no folder can be made. The folder of the trial is removed at once.
+
+    Raises
+    ------
+    OptionError
+        The path is a link to nothing.
+    FormatError
+        No folder can be made in the nearest existing folder above the path.
+    """
+    # Making a folder at such a path would fail with a message about a file that exists.
+    if path.is_symlink() and not path.exists():
+        raise OptionError(f"{path}: is a link to nothing", fix="remove the link, or choose another target")
+    ancestor = next(folder for folder in path.absolute().parents if folder.exists())
+    with disk_errors(path), tempfile.TemporaryDirectory(prefix=".trial-", dir=ancestor):
+        pass

@@ -1,7 +1,8 @@
-"""Expressions: regular expressions out of a file that may be hostile, matched within a bounded time.
+"""Regular expressions from a file that may be hostile, matched within a bounded time.
 
-An expression goes to `re` where its parse tree shows that no name makes it backtrack for long; any other goes to the
-package `regex`, which stops at a time limit. What all expressions of one adapter cost together is limited, too.
+An expression is matched by `re` if its parse tree shows that it cannot backtrack for long on any name. Every other one
+is matched by the package `regex`, which stops at a time limit. The time of all expressions of one adapter together is
+limited as well.
 """
 
 import re
@@ -17,28 +18,33 @@ from loralens.core.clock import PLAIN_SECONDS, Clock
 from loralens.errors import FormatError
 
 SECONDS = 1.0  # of processor time, for all expressions of an adapter that go to `regex`
-LONGEST = 65_536  # characters; the longest that tools write are some thousands, and this long one compiles in 0.1 s
-MOST_REPEATS = 2  # without a bound, in an expression for `re`
-MANY = 16  # a repeat that may come this much oftener than it must is one without a bound
-MOST_STEPS = 10**8  # of backtracking that one match by `re` may take at worst; that is about a second
-NO_BOUND = 10 * MOST_STEPS
-MOST_NODES = 100_000  # of a compiled expression: `regex` copies nested repeats into each other, and has no limit there
+LONGEST = 65_536  # characters; tools write some thousands at most, and an expression of this length compiles in 0.1 s
+# Unbounded repeats in an expression for `re`. Each multiplies the steps by the length of the name: two of them cost at
+# most its square.
+MOST_REPEATS = 2
+MANY = 16  # a repeat whose highest count exceeds its lowest by more than this is treated as unbounded
+MOST_STEPS = 10**8  # of backtracking that one match by `re` may take in the worst case, which is about a second
+NO_BOUND = 10 * MOST_STEPS  # any number above MOST_STEPS; a finite one keeps products of choices small integers
+# Nodes of a compiled expression. `regex` copies nested repeats into each other and has no limit of its own: 62
+# characters took more than 1.4 GB.
+MOST_NODES = 100_000
 SIMPLER = "write it without nested repeats and optional parts, or list the modules' names"
 
-# What `re` reads as plain letters and `regex` as a POSIX class or as approximate matching.
+# `re` takes these as plain characters, `regex` as a POSIX class or as approximate matching.
 _READ_OTHERWISE = re.compile(r"\[:|\{(?![0-9]*(?:,[0-9]*)?\})")
+# Nodes that match one letter or a position in one way. Names of operators in Python's parser.
 _PLAIN = frozenset({"LITERAL", "NOT_LITERAL", "ANY", "IN", "AT"})
 _REPEATS = frozenset({"MAX_REPEAT", "MIN_REPEAT", "POSSESSIVE_REPEAT"})
 
 
 @final
 class Allowance:
-    """The processor time that the keys and expressions of one adapter may take, in common.
+    """The processor time that all keys and expressions of one adapter may take together.
 
     Attributes
     ----------
     backtracking : Clock
-        For expressions that go to `regex`.
+        For expressions that are matched by `regex`.
     plain : Clock
         For all others.
     """
@@ -52,18 +58,18 @@ class Allowance:
 @final
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """What an expression may take.
+    """An upper bound of what matching an expression costs.
 
     Attributes
     ----------
-    repeats : int
-        Those without a bound.
-    choices : int
-        In how many ways the rest may be tried, `NO_BOUND` where ways multiply with each repeat.
-    nodes : int
-        Of the compiled expression, each as often as it must be there.
-    repeating : bool
-        Some part may come more than once.
+    repeats
+        The number of unbounded repeats.
+    choices
+        The number of ways to try everything else; `NO_BOUND` if these ways multiply with each round of a repeat.
+    nodes
+        The nodes of the compiled expression, where a repeat counts its content as often as it must occur.
+    repeating
+        Whether some part may occur more than once.
     """
 
     repeats: int = 0
@@ -72,7 +78,8 @@ class Effort:
     repeating: bool = False
 
     def steps(self, length: int) -> int:
-        """At worst, on a name of this length: every repeat may begin and end at every letter."""
+        """The steps on a name of this length in the worst case: every repeat may begin and end at every letter."""
+        # One repeat more than the limit already exceeds it, so the power need not be computed any further.
         ways: int = (length + 2) ** min(self.repeats, MOST_REPEATS + 2)
         return self.choices * ways
 
@@ -84,18 +91,18 @@ class Expression:
     Parameters
     ----------
     key : str
-        As it stands in the configuration.
+        The expression as it is written in the configuration.
     field : str
-        Of the configuration, for messages.
+        The field of the configuration that it is from, for messages.
     allowance : Allowance
-        Of the adapter.
+        The time limit of the adapter.
     after_prefix : bool
-        Matched as PEFT matches the keys of its patterns, by ``(.*\.)?(KEY)$``; else against the whole name.
+        Match as PEFT matches the keys of its patterns, by ``(.*\.)?(KEY)$``; otherwise match the whole name.
 
     Raises
     ------
     FormatError
-        It is no regular expression, or one that would take too long.
+        It is not a regular expression, or it would take too long.
     """
 
     __slots__ = ("_allowance", "_bounded", "_effort", "_pattern", "_text", "_what")
@@ -104,23 +111,24 @@ class Expression:
         self._what = f"{field} {_short(key)}"
         self._allowance = allowance
         self._text = rf"(.*\.)?({key})$" if after_prefix else key
+        # Before the parser sees it, which takes time and memory with the length.
         if len(key) > LONGEST:
             raise FormatError(f"{self._what} is {len(key):,} characters long", fix=SIMPLER)
         with allowance.plain.running(self._what, fix=SIMPLER):
-            self._pattern = _compiled(self._text)
+            self._pattern = _compile(self._text)
             self._effort = _effort(self._text)
         if self._effort.nodes > MOST_NODES:
             raise FormatError(f"{self._what} repeats too much", fix=SIMPLER)
-        most = MOST_REPEATS + after_prefix
+        most = MOST_REPEATS + after_prefix  # the prefix is an unbounded repeat itself
         self._bounded = self._effort.repeats <= most and self._effort.choices < NO_BOUND
 
     def matches(self, path: str) -> bool:
-        """Whether it matches a module's path.
+        """Whether the expression matches the path of a module.
 
         Raises
         ------
         FormatError
-            The allowance is used up.
+            The time of the adapter is used up.
         """
         if not self._bounded or self._effort.steps(len(path)) > MOST_STEPS:
             return self._matches_in_time(path)
@@ -128,17 +136,17 @@ class Expression:
             return self._pattern.fullmatch(path) is not None
 
     def _matches_in_time(self, path: str) -> bool:
-        """By `regex`, which looks at a clock while it matches."""
+        """`matches` by the package `regex`, which checks a time limit while it matches."""
         clock = self._allowance.backtracking
         if not clock.left:
             raise clock.error(self._what, fix=SIMPLER)
         with clock.running(self._what, fix=SIMPLER):
-            pattern = _compiled_by_regex(self._text, self._what)
+            pattern = _compile_with_regex(self._text, self._what)
         try:
             with clock.running(self._what, fix=SIMPLER):
                 return pattern.fullmatch(path, timeout=clock.left) is not None
         except TimeoutError as error:
-            clock.spent = clock.limit
+            clock.spent = clock.limit  # else every further name would be tried for the remaining time
             raise clock.error(self._what, fix=SIMPLER) from error
         except MemoryError as error:
             raise FormatError(f"{self._what} takes too much memory to match", fix=SIMPLER) from error
@@ -149,10 +157,11 @@ def _short(key: str) -> str:
 
 
 @lru_cache(maxsize=10_000)
-def _compiled(text: str) -> re.Pattern[str]:
+def _compile(text: str) -> re.Pattern[str]:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # FutureWarning of `[[`: today it means what it has always meant
+            # Python warns that `[[` may get another meaning in the future. It has its old meaning until then.
+            warnings.simplefilter("ignore")
             return re.compile(text)
     except (re.error, RecursionError, OverflowError) as error:
         raise FormatError(
@@ -162,38 +171,40 @@ def _compiled(text: str) -> re.Pattern[str]:
 
 
 @lru_cache(maxsize=1_000)
-def _compiled_by_regex(text: str, what: str) -> Any:
-    """The expression for `regex`.
+def _compile_with_regex(text: str, what: str) -> Any:
+    """Compile an expression with the package `regex`.
 
     Raises
     ------
     FormatError
-        `regex` reads it otherwise than `re`, or cannot hold it.
+        `regex` understands it differently than `re`, or cannot compile it.
     """
     import regex
 
     if _READ_OTHERWISE.search(text):
         raise FormatError(f"{what} is too complex, with '{{' or '[:' as plain letters", fix=SIMPLER)
     try:
-        return regex.compile(text, regex.V0)
+        return regex.compile(text, regex.V0)  # version 0 behaves as `re` does
     except (regex.error, RecursionError, OverflowError, MemoryError) as error:
         raise FormatError(f"{what} cannot be matched within a bounded time ({error})", fix=SIMPLER) from error
 
 
 @lru_cache(maxsize=10_000)
 def _effort(text: str) -> Effort:
-    """What an expression may take; too much, where it cannot be taken apart."""
+    """The effort of an expression; more than any limit if it cannot be parsed."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _of_sequence(import_module("re._parser").parse(text))
+            # The parser is private, but is the only one that sees the expression as `re` does. Operators that a newer
+            # Python adds are refused by `_part_effort`.
+            return _sequence_effort(import_module("re._parser").parse(text))
     except (re.error, RecursionError):
         return Effort(choices=NO_BOUND, nodes=MOST_NODES + 1)
 
 
-def _of_sequence(parts: Iterable[tuple[Any, Any]]) -> Effort:
-    """One part after the other: what may be tried multiplies."""
-    efforts = [_of_part(str(operator), argument) for operator, argument in parts]
+def _sequence_effort(parts: Iterable[tuple[Any, Any]]) -> Effort:
+    """The effort of parts that follow each other: their choices multiply."""
+    efforts = [_part_effort(str(operator), argument) for operator, argument in parts]
     return Effort(
         sum(effort.repeats for effort in efforts),
         min(NO_BOUND, prod(effort.choices for effort in efforts)),
@@ -202,28 +213,33 @@ def _of_sequence(parts: Iterable[tuple[Any, Any]]) -> Effort:
     )
 
 
-def _of_part(operator: str, argument: Any) -> Effort:
-    """One node of a parse tree, by the name of its operator."""
+def _part_effort(operator: str, argument: Any) -> Effort:
+    """The effort of one node of a parse tree."""
     if operator in _PLAIN:
         return Effort()
     if operator in _REPEATS:
-        return _of_repeat(*argument)
+        return _repeat_effort(*argument)
     if operator in {"SUBPATTERN", "ASSERT", "ASSERT_NOT"}:
-        return _of_sequence(argument[-1])
+        return _sequence_effort(argument[-1])
     if operator == "ATOMIC_GROUP":
-        return _of_sequence(argument)
+        return _sequence_effort(argument)
     if operator == "BRANCH":
-        branches = [_of_sequence(branch) for branch in argument[1]]
-        return replace(_of_all(branches), choices=min(NO_BOUND, sum(branch.choices for branch in branches)))
+        branches = [_sequence_effort(branch) for branch in argument[1]]
+        return replace(
+            _alternatives_effort(branches), choices=min(NO_BOUND, sum(branch.choices for branch in branches))
+        )
+    # What a back-reference matches depends on the name, so the tries have no bound that the tree shows.
     if operator == "GROUPREF":
         return Effort(choices=NO_BOUND)
     if operator == "GROUPREF_EXISTS":
-        return replace(_of_all([_of_sequence(part) for part in argument[1:] if part]), choices=NO_BOUND)
-    return Effort(choices=NO_BOUND, nodes=MOST_NODES + 1)  # of a Python that is newer than this table
+        return replace(
+            _alternatives_effort([_sequence_effort(part) for part in argument[1:] if part]), choices=NO_BOUND
+        )
+    return Effort(choices=NO_BOUND, nodes=MOST_NODES + 1)  # an operator of a newer Python: refuse the expression
 
 
-def _of_all(efforts: Sequence[Effort]) -> Effort:
-    """Of parts of which one at a time is tried, but for its choices."""
+def _alternatives_effort(efforts: Sequence[Effort]) -> Effort:
+    """The effort of alternatives, of which one at a time is tried; the caller sets the choices."""
     return Effort(
         sum(effort.repeats for effort in efforts),
         1,
@@ -232,11 +248,14 @@ def _of_all(efforts: Sequence[Effort]) -> Effort:
     )
 
 
-def _of_repeat(least: int, most: int, body: Any) -> Effort:
-    """A repeat; what is inside one that may come twice must be the same each time, else nothing bounds the tries."""
-    inside = _of_sequence(body)
-    nodes = 1 + inside.nodes * max(2, least + 1)  # what must be and what may be are two copies for `regex`
-    if most <= 1:
+def _repeat_effort(least: int, most: int, body: Any) -> Effort:
+    """The effort of a repeat.
+
+    If the content can match in several ways, each round multiplies them, and the tries have no bound.
+    """
+    inside = _sequence_effort(body)
+    nodes = 1 + inside.nodes * max(2, least + 1)  # `regex` copies the required and the optional rounds separately
+    if most <= 1:  # an optional part: with it or without it
         return replace(inside, choices=min(NO_BOUND, inside.choices + (least == 0)), nodes=1 + inside.nodes)
     if inside.repeating or inside.choices > 1:
         return Effort(inside.repeats + 1, NO_BOUND, nodes, repeating=True)

@@ -1,4 +1,7 @@
-"""Hold: a folder that one process alone works in; the system lets go of it however the process ends."""
+"""Locks on files and folders, by which one process alone works in a folder.
+
+The system releases a lock however the process ends.
+"""
 
 import os
 import weakref
@@ -10,48 +13,49 @@ from loralens.errors import OptionError
 
 @final
 class Hold:
-    """The right to write in a folder, from `take` until `release` or the end of the process.
+    """The exclusive right to write in a folder, from `take` until `release` or the end of the process.
 
-    A lock on the folder itself: nothing is written, nothing stays behind. Where the system or the disk has no such
-    locks, every folder can be taken.
+    It is a lock on the folder itself, so no file is written and nothing stays behind. If the system or the disk does
+    not support locks, every folder can be taken.
     """
 
     def __init__(self) -> None:
         self._end: weakref.finalize[[int], Hold] | None = None
 
     @property
-    def held(self) -> bool:
-        """Whether there is a folder that this holds."""
+    def is_taken(self) -> bool:
+        """Whether this object holds a folder now."""
         return self._end is not None and self._end.alive
 
     def take(self, folder: Path) -> None:
-        """Take a folder that exists, unless it is held by this already.
+        """Take an existing folder, unless this object holds it already.
 
         Raises
         ------
         OptionError
             Another process holds it.
         """
-        if not self.held:
-            descriptor = _locked(folder)
+        if not self.is_taken:
+            descriptor = _lock_or_refuse(folder)
             if descriptor is not None:
+                # The descriptor is closed with the object, also where nobody calls `release`.
                 self._end = weakref.finalize(self, os.close, descriptor)
 
     def release(self) -> None:
-        """Let others have it."""
+        """Let other processes take the folder."""
         if self._end is not None:
             self._end()
 
 
 def check_free(folder: Path) -> None:
-    """Refuse a folder that another process holds; any number of processes may look at once."""
-    descriptor = _locked(folder, shared=True)
+    """Refuse a folder that another process holds. The lock is shared, so several processes can check at once."""
+    descriptor = _lock_or_refuse(folder, shared=True)
     if descriptor is not None:
         os.close(descriptor)
 
 
-def _locked(folder: Path, *, shared: bool = False) -> int | None:
-    """The descriptor of a lock; None where there are none."""
+def _lock_or_refuse(folder: Path, *, shared: bool = False) -> int | None:
+    """The descriptor of a lock on a folder; None if locks are not supported."""
     try:
         return lock(folder, shared=shared)
     except BlockingIOError as error:
@@ -61,28 +65,29 @@ def _locked(folder: Path, *, shared: bool = False) -> int | None:
 
 
 def lock(path: Path, *, shared: bool = False) -> int | None:
-    """The descriptor of a lock on a file or folder, which lasts until it is closed.
+    """Lock a file or folder until the returned descriptor is closed.
 
-    None where there are no locks: on Windows, on some disks, or where the path cannot be opened.
+    None if there are no locks: on Windows, on some disks, or if the path cannot be opened.
 
     Raises
     ------
     BlockingIOError
-        Somebody else has it.
+        Another process holds the lock.
     """
     try:
         import fcntl
     except ImportError:  # Windows
         return None
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a FIFO of this name must not make us wait
+        # O_NONBLOCK: opening a FIFO of this name would wait for a writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
-        return None  # whoever writes there will say what is wrong
+        return None  # the caller meets the same error when it writes there, and reports it
     try:
         fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError as error:
         os.close(descriptor)
         if isinstance(error, BlockingIOError):
             raise
-        return None  # a disk without locks
+        return None  # the disk does not support locks
     return descriptor

@@ -1,15 +1,15 @@
-"""Hidden files and folders beside a target while it is written, and what a killed run leaves of them.
+"""Hidden files and folders beside a target while it is written, and the remains that a killed run leaves of them.
 
 ==================== ===============================================================================================
-``.NAME.PID.part``   what is being written, and takes the name of the target once it is whole
-``.NAME.PID.old``    what stood at the target, moved aside between the two renames that replace it
-``.NAME.PID.pair``   a folder: the weights that stood at the target, moved aside, and copies of what stood beside them
-``.NAME.….kept``     what stood outside a model's folder and belongs to the model: `loralens.formats.records.kept`
+``.NAME.PID.part``   the new content, which takes the name of the target once it is complete
+``.NAME.PID.old``    the old target, moved aside between the two renames that replace it
+``.NAME.PID.pair``   a folder with the old weights, moved aside, and copies of the old files beside them
+``.NAME.….kept``     a file outside a model's folder that belongs to the model: `loralens.formats.records.kept`
 ==================== ===============================================================================================
 
-The process that writes holds a lock on each of them, which the system lets go of however the process ends. So the next
-run to the same target knows which are nobody's: it removes them, and puts back what had been moved aside and not yet
-replaced. Where there are no locks, the number of the process has to tell.
+The process that writes holds a lock on each of them, and the system releases the locks however the process ends. So the
+next run to the same target can tell which are abandoned: it removes them, and restores what had been moved aside and
+not yet replaced. On a disk without locks, the process id in the name decides.
 """
 
 import os
@@ -24,28 +24,31 @@ from loralens.errors import OptionError
 from loralens.formats.files.container import CONFIG, RECORD
 from loralens.formats.files.hold import lock
 
-COMPANIONS = (CONFIG, f"{RECORD}.json")  # what may stand beside weights and belong to them
-NONE = ".none"  # the end of a name in a .pair that says: nothing of this name stood there
+COMPANIONS = (CONFIG, f"{RECORD}.json")  # the files that may lie beside weights and belong to them
+NONE = ".none"  # the end of a name in a .pair, which says that there was no file of this name
+# A name may contain anything, also a line end, so DOTALL.
 _HIDDEN = re.compile(r"\.(?P<name>.+)\.(?P<pid>[0-9]+)\.(?P<end>old|part|pair)", re.DOTALL)
-_ATTEMPTS = 50  # to make a part: one is lost only where another process tidies at that very moment
-_PAUSE = 0.01  # seconds between them
+# Attempts to make a part. One fails only if another process tidies up at that very moment, which takes far less than
+# the half second of all attempts.
+_ATTEMPTS = 50
+_PAUSE = 0.01  # seconds between attempts
 
 
 def hidden_path(target: Path, end: str) -> Path:
-    """The hidden name of this process beside a target."""
+    """The hidden path of this process beside a target."""
     return target.parent / f".{target.name}.{os.getpid()}.{end}"
 
 
 @contextmanager
 def reserve(target: Path, *, folder: bool = False, end: str = "part") -> Iterator[Path]:
-    """A new hidden file or folder beside ``target``, which is gone after the block unless it was renamed.
+    """Make a hidden file or folder beside ``target``, which is removed after the block unless it was renamed.
 
     Raises
     ------
     OptionError
-        Another run of the same number, in another container, is writing to this target.
+        A process with the same id, in another container, is writing to this target.
     OSError
-        The disk refuses.
+        The disk reports an error.
     """
     path = hidden_path(target, end)
     descriptor = _make(path, folder=folder)
@@ -58,7 +61,7 @@ def reserve(target: Path, *, folder: bool = False, end: str = "part") -> Iterato
 
 
 def _make(path: Path, *, folder: bool) -> int | None:
-    """Make a file or folder and lock it; the descriptor of the lock."""
+    """Make a file or folder and lock it; returns the descriptor of the lock."""
     for attempt in range(_ATTEMPTS):
         if attempt:
             sleep(_PAUSE)
@@ -69,10 +72,12 @@ def _make(path: Path, *, folder: bool) -> int | None:
                 os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
             descriptor = lock(path)
         except (FileExistsError, BlockingIOError):
-            continue  # another run's; or one that tidies was quicker, and removes it
+            continue  # it belongs to another run, or another run is just removing it as abandoned
+        # Without locks, only the name protects the file.
         if descriptor is None and os.path.lexists(path):
             return None
         if descriptor is not None:
+            # Another process may have removed it before it was locked.
             if _is_at(path, descriptor):
                 return descriptor
             os.close(descriptor)
@@ -80,19 +85,20 @@ def _make(path: Path, *, folder: bool) -> int | None:
 
 
 def tidy(target: Path) -> None:
-    """Remove what runs that were killed left beside a target; put back what one moved aside and did not replace."""
-    for each in _places(target):
-        tidy_folder(each.parent, {each.name}.__contains__)
+    """Remove what killed runs left beside a target, and restore what one moved aside and did not replace."""
+    for path in _places(target):
+        tidy_folder(path.parent, {path.name}.__contains__)
 
 
-def tidy_folder(folder: Path, wanted: Callable[[str], object]) -> None:
-    """`tidy` every target in a folder whose name is wanted."""
-    for path, target, pid, end in _leftovers(folder, wanted):
+def tidy_folder(folder: Path, is_target: Callable[[str], object]) -> None:
+    """`tidy` every target in a folder whose name ``is_target`` accepts."""
+    for path, target, pid, end in _leftovers(folder, is_target):
         with claim(path, pid) as abandoned:
             if not abandoned:
                 continue
             if end == "pair":
-                put_back(path, target)
+                restore_pair(path, target)
+            # If the target exists, the run was killed after its last rename, and the new one is complete.
             elif end == "old" and not os.path.lexists(target):
                 path.rename(target)
             else:
@@ -100,40 +106,41 @@ def tidy_folder(folder: Path, wanted: Callable[[str], object]) -> None:
 
 
 def is_moved_aside(target: Path) -> bool:
-    """Whether a killed run left a target under its hidden name, so that `tidy` will put it back."""
-    left = [one for each in _places(target) for one in _leftovers(each.parent, {each.name}.__contains__)]
-    return not target.exists() and any(end in ("old", "pair") for *_, end in left)
+    """Whether a killed run left a target under a hidden name, from which `tidy` will restore it."""
+    leftovers = [leftover for path in _places(target) for leftover in _leftovers(path.parent, {path.name}.__contains__)]
+    return not target.exists() and any(end in ("old", "pair") for *_, end in leftovers)
 
 
 def _places(target: Path) -> set[Path]:
-    """A target, and what it is a link to: a folder is replaced where it really is."""
+    """A target and the path that it links to, because a linked folder is replaced at its other end."""
     return {path for path in (target, Path(os.path.realpath(target))) if path.name}
 
 
-def _leftovers(folder: Path, wanted: Callable[[str], object]) -> list[tuple[Path, Path, int, str]]:
-    """Hidden names in a folder: the path, the target beside it, the number of the process, and the end."""
+def _leftovers(folder: Path, is_target: Callable[[str], object]) -> list[tuple[Path, Path, int, str]]:
+    """Hidden names in a folder: the path, the target beside it, the process id, and the end of the name."""
     try:
         inside = sorted(path.name for path in folder.iterdir())
     except OSError:
-        return []  # whoever writes there will say what is wrong
+        return []  # the caller meets the same error when it writes there, and reports it
     matches = [match for name in inside if name.startswith(".") and (match := _HIDDEN.fullmatch(name))]
     return [
         (folder / match[0], folder / match["name"], int(match["pid"]), match["end"])
         for match in matches
-        if wanted(match["name"])
+        if is_target(match["name"])
     ]
 
 
 @contextmanager
 def claim(path: Path, pid: int) -> Iterator[bool]:
-    """Whether nobody works on a hidden path any more; during the block nobody begins to."""
+    """Tell whether a hidden path is abandoned; no other process can take it during the block."""
     try:
         descriptor = lock(path)
     except BlockingIOError:
         yield False
         return
+    # Without locks a process id in the name is all there is; it may belong to another process by now.
     if descriptor is None:
-        yield os.path.lexists(path) and not _alive(pid)
+        yield os.path.lexists(path) and not _is_alive(pid)
         return
     try:
         yield _is_at(path, descriptor)
@@ -142,26 +149,27 @@ def claim(path: Path, pid: int) -> Iterator[bool]:
 
 
 def _is_at(path: Path, descriptor: int) -> bool:
-    """Whether a path still names what was opened: it may have been removed, and made anew, before it was locked."""
+    """Whether a path still names the opened file, which may have been removed or replaced before it was locked."""
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
         return False
 
 
-def _alive(pid: int) -> bool:
-    """Whether a process of this number runs: what it writes is not ours to remove."""
+def _is_alive(pid: int) -> bool:
+    """Whether a process with this id runs. What it writes must not be removed."""
     try:
-        os.kill(pid, 0)
+        os.kill(pid, 0)  # signal 0 is never delivered; the call only checks that the process exists
     except (ProcessLookupError, OverflowError):
         return False
     except OSError:
-        return True
+        return True  # it exists and belongs to another user
     return True
 
 
-def put_back(pair: Path, weights: Path) -> None:
-    """Give weights that were moved aside and not replaced their place again, after what stood beside them."""
+def restore_pair(pair: Path, weights: Path) -> None:
+    """Restore weights that were moved aside and not replaced, after the files beside them."""
+    # The weights come last: until then there is no adapter, so nothing can be loaded with another's configuration.
     if os.path.lexists(pair / weights.name) and not os.path.lexists(weights):
         for name in COMPANIONS:
             if os.path.lexists(pair / name):
@@ -173,7 +181,7 @@ def put_back(pair: Path, weights: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, or a folder with everything in it, as far as the system lets us."""
+    """Remove a file, or a folder with everything in it, as far as the system allows."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:

@@ -1,4 +1,4 @@
-"""Which file a path means: a file, a folder that holds one, a Hub id in the local cache, or an installed package."""
+"""Finding the adapter file of a path: a file, a folder, a Hub id in the local cache, or an installed package."""
 
 import os
 import re
@@ -8,30 +8,33 @@ from pathlib import Path
 
 from loralens.errors import FormatError, LoraLensError, OptionError, place
 from loralens.formats.files.container import CONFIG
-from loralens.formats.files.packages import could_name, installed, model_folder
+from loralens.formats.files.packages import is_installed, is_package_name, model_folder
 from loralens.formats.files.relative_name import is_relative_name
 
+# The usual names of adapter files. In a folder that has several, the first one is taken: safetensors before pickles.
 NAMES = ("adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors", "pytorch_lora_weights.safetensors")
+# `.lora` is LitGPT's; the others are those of the containers that are read.
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".lora")
+# org/name; a path of two parts looks the same, so an existing path comes first.
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
-_PLAIN = re.compile(r"(?:\w[\w.-]{0,95}/)?\w[\w.-]{0,95}", re.ASCII)  # a Hub id, or one word
+_PLAIN = re.compile(r"(?:\w[\w.-]{0,95}/)?\w[\w.-]{0,95}", re.ASCII)  # a Hub id, whose parts have at most 96 letters
 _FIX = "check the path, or first download the Hub id or install the package that it names"
-_LFS = b"version https://git-lfs"
+_LFS = b"version https://git-lfs"  # how a pointer file of Git LFS begins
 
 
 def adapter_file(path: Path) -> Path:
-    """The one adapter file that ``path`` means.
+    """The adapter file at ``path`` or in the folder ``path``.
 
     Raises
     ------
     OptionError
-        Nothing is there, or several files could be meant.
+        There is no such file or folder, or the path is neither.
     FormatError
-        The file is a Git-LFS pointer or another text, or too short to hold anything.
+        The folder holds no adapter file or several, or the file is a Git-LFS pointer, a web page, or too short.
     """
-    path = existing(path)
-    with _opening(path):
-        file = _in_folder(path) if path.is_dir() else path
+    path = existing_path(path)
+    with _report_os_errors(path):
+        file = _file_in_folder(path) if path.is_dir() else path
         if not file.is_file():
             raise OptionError(f"{file}: is no regular file", fix="give the adapter's file or folder")
         with place(file):
@@ -40,8 +43,8 @@ def adapter_file(path: Path) -> Path:
 
 
 @contextmanager
-def _opening(path: Path) -> Iterator[None]:
-    """An OSError of the block as a message."""
+def _report_os_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError of the block into a FormatError."""
     try:
         yield
     except OSError as error:
@@ -49,71 +52,77 @@ def _opening(path: Path) -> Iterator[None]:
         raise FormatError(what, fix="check the path and its permissions") from error
 
 
-def existing(path: Path) -> Path:
-    """``path`` if it is there, or the snapshot of the Hub id, or the model folder of the installed package, it names.
+def existing_path(path: Path) -> Path:
+    """Find what a path names: an existing file or folder, a Hub id in the local cache, or an installed package.
+
+    For a Hub id it is the folder of the snapshot, for a package the folder of its model.
 
     Raises
     ------
     OptionError
         It is none of these, and the message says which were tried; or the package holds several models.
     FormatError
-        The system does not let it be looked at.
+        The system does not allow looking at the path.
     """
     name = path.as_posix()
     hub = _HUB_ID.match(name) is not None
-    with _opening(path):
+    with _report_os_errors(path):
         if path.exists():
             return path
-        found = _cached(name) if hub else _carried(name)
-        if found:
-            return found
-    tried = ", and the local Hub cache has no snapshot of it" if hub else _not_carried(name)
+        folder = _cache_snapshot(name) if hub else _package_folder(name)
+        if folder:
+            return folder
+    # The message says which of the three meanings were looked for.
+    tried = ", and the local Hub cache has no snapshot of it" if hub else _package_problem(name)
     raise OptionError(f"{path}: no such file or folder{tried}", fix=_FIX)
 
 
 def known_folder(name: str) -> Path | None:
-    """The folder of the model that a file calls so: of a Hub id in the local cache, or of an installed package.
+    """The folder of the model that a file names: a Hub id in the local cache, or an installed package.
 
-    A name that comes out of a file is never taken for a path.
+    A name that comes from a file is never used as a path.
     """
     if not _PLAIN.fullmatch(name):
         return None
     try:
-        return _cached(name) or (None if "/" in name else _carried(name))
+        return _cache_snapshot(name) or (None if "/" in name else _package_folder(name))
     except (LoraLensError, OSError):
         return None
 
 
-def _carried(name: str) -> Path | None:
-    """The model folder of the installed package ``name``."""
+def _package_folder(name: str) -> Path | None:
+    """The model folder in the installed package ``name``, if the name can be one of a package."""
     return model_folder(name) if _names_package(name) else None
 
 
-def _not_carried(name: str) -> str:
+def _package_problem(name: str) -> str:
     if not _names_package(name):
         return ""
-    if installed(name):
+    if is_installed(name):
         return f", and the installed package {name} holds no transformers model"
     return ", and no package of this name is installed"
 
 
 def _names_package(name: str) -> bool:
-    return could_name(name) and Path(name).suffix not in SUFFIXES
+    return is_package_name(name) and Path(name).suffix not in SUFFIXES
 
 
-def _cached(name: str) -> Path | None:
+def _cache_snapshot(name: str) -> Path | None:
     """The snapshot of ``org/name`` in the Hugging Face cache."""
+    # The variables and defaults of huggingface_hub, in its order.
     home = _folder("HF_HOME", _folder("XDG_CACHE_HOME", Path("~/.cache")) / "huggingface")
     return snapshot(_folder("HF_HUB_CACHE", home / "hub") / f"models--{name.replace('/', '--')}")
 
 
 def snapshot(folder: Path) -> Path | None:
-    """The snapshot in a cache's ``models--org--name`` folder: the one ``main`` points to, else the only one."""
+    """The snapshot in a folder ``models--org--name`` of a cache: the one that ``main`` names, else the only one."""
+    # The layout of huggingface_hub's cache.
     snapshots, main = folder / "snapshots", folder / "refs" / "main"
+    # refs/main holds the commit that the last download was of.
     if main.is_file():
         revision = main.read_text(errors="replace").strip()
-        found = snapshots / revision if is_relative_name(revision) else None
-        return found if found and found.is_dir() else None
+        chosen = snapshots / revision if is_relative_name(revision) else None
+        return chosen if chosen and chosen.is_dir() else None
     all_found = list(snapshots.glob("*"))
     return all_found[0] if len(all_found) == 1 else None
 
@@ -122,11 +131,12 @@ def _folder(variable: str, default: Path) -> Path:
     return Path(os.path.expandvars(os.environ.get(variable) or default)).expanduser()
 
 
-def _in_folder(folder: Path) -> Path:
+def _file_in_folder(folder: Path) -> Path:
     for name in NAMES:
         if (folder / name).is_file():
             return folder / name
     files = sorted(p for p in folder.iterdir() if p.suffix in SUFFIXES and p.is_file())
+    # The only tensor file of a folder needs no usual name.
     if len(files) == 1:
         return files[0]
     if not files:  # PEFT saves an adapter that is not called "default" in a folder of its name
@@ -143,7 +153,7 @@ def _in_folder(folder: Path) -> Path:
 
 
 def _check_start(file: Path) -> None:
-    """Refuse what is plainly no tensor file by its first bytes."""
+    """Refuse a file whose first bytes show that it holds no tensors: a Git-LFS pointer, a web page, or nothing."""
     start = _first_bytes(file, 64)
     if start.startswith(_LFS):
         raise FormatError(
@@ -151,29 +161,28 @@ def _check_start(file: Path) -> None:
         )
     if not start:
         raise FormatError("is empty", fix="download or copy the file again")
-    if len(start) < 8:
+    if len(start) < 8:  # the length of a safetensors header takes 8, and other containers need more
         raise FormatError(f"{len(start)} bytes are too few for any tensor file", fix="download or copy the file again")
     if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
         raise FormatError("is a web page, not the weights", fix="download the file itself, logged in where it is gated")
 
 
 def is_pickle(file: Path) -> bool:
-    """Whether a file is a torch pickle by its first bytes: a zip archive, or a pickle of protocol 2 or later.
-
-    A safetensors file may begin with the two bytes of such a pickle too: its header is then 640 bytes long, or 896 …
-    """
+    """Whether a file is a torch pickle by its first bytes: a zip archive, or a pickle of protocol 2 or later."""
+    # A safetensors file begins with the length of its header, and a length of 640 or 896 … gives the same two bytes.
+    # Its third byte is then zero for any header below 64 KiB; no pickle has a zero there.
     start = _first_bytes(file, 4)
     protocol = start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
     return start == b"PK\x03\x04" or (protocol and start[2:3] != b"\0")
 
 
 def is_gguf(file: Path) -> bool:
-    """Whether a file is GGUF's by its first bytes."""
+    """Whether a file is a GGUF file by its first bytes."""
     return _first_bytes(file, 4) == b"GGUF"
 
 
 def _first_bytes(file: Path, count: int) -> bytes:
-    """Up to ``count`` bytes; none of a pipe, whose opening would wait for somebody to write to it."""
+    """Read up to ``count`` bytes; none of a pipe, because opening it would wait for another process to write to it."""
     if not file.is_file() and file.exists():
         return b""
     with file.open("rb") as stream:
@@ -181,6 +190,6 @@ def _first_bytes(file: Path, count: int) -> bytes:
 
 
 def config_beside(file: Path) -> Path | None:
-    """The ``adapter_config.json`` in a file's own folder, readable or not."""
+    """The ``adapter_config.json`` in the folder of a file, whether it is readable or not."""
     config = file.parent / CONFIG
     return config if os.path.lexists(config) else None

@@ -1,4 +1,4 @@
-"""Files that an installed package carries: found by the record of what was installed; the package is never imported."""
+"""Files inside installed packages, found by the list of installed files. The package is never imported."""
 
 import re
 from pathlib import Path
@@ -7,43 +7,44 @@ from typing import TYPE_CHECKING
 from loralens.errors import OptionError
 from loralens.formats.files.relative_name import is_relative_name
 
-if TYPE_CHECKING:  # costs a tenth of a second, and nobody with a path needs it
+if TYPE_CHECKING:  # the import takes a tenth of a second, which commands that get a path need not spend
     from importlib.metadata import Distribution
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")  # PEP 508
+# the names that transformers gives to weights, whole or in shards
 _WEIGHTS = re.compile(r"(?:model|pytorch_model)(?:-\d+-of-\d+)?\.(?:safetensors|bin)")
 
 
-def could_name(text: str) -> bool:
-    """Whether a package can be called so: letters and digits, with dots, dashes and underscores between them."""
+def is_package_name(text: str) -> bool:
+    """Whether a text can be the name of a package: letters and digits, with dots, dashes and underscores between."""
     return _NAME.fullmatch(text) is not None
 
 
-def installed(name: str) -> bool:
-    """Whether a package of this name is installed; ``-``, ``_`` and ``.`` in it, and its case, make no difference."""
+def is_installed(name: str) -> bool:
+    """Whether a package of this name is installed. Its case, and ``-``, ``_`` or ``.`` in it, make no difference."""
     return _distribution(name) is not None
 
 
 def model_folder(name: str) -> Path | None:
-    """The folder of a transformers model inside an installed package; None where it, or the model, is not there.
+    """The folder of a transformers model in an installed package; None if the package or the model is not there.
 
     Such a folder has a ``config.json`` with weights beside it: ``model.safetensors``, ``pytorch_model.bin``, or shards.
 
     Raises
     ------
     OptionError
-        The package holds several.
+        The package holds several models.
     """
     distribution = _distribution(name)
-    found = _models(distribution) if distribution else []
-    if len(found) > 1:
-        listed = ", ".join(str(folder) for folder in found[:8]) + (" …" if len(found) > 8 else "")
+    folders = _models(distribution) if distribution else []
+    if len(folders) > 1:
+        listed = ", ".join(str(folder) for folder in folders[:8]) + (" …" if len(folders) > 8 else "")
         raise OptionError(f"{name}: the installed package holds several models: {listed}", fix="give one of these")
-    return found[0] if found else None
+    return folders[0] if folders else None
 
 
-def packaged(name: str, file: str) -> Path | None:
-    """The file of an installed package, by its path from where packages are; None where it is not there."""
+def package_file(name: str, file: str) -> Path | None:
+    """A file of an installed package by its path relative to ``site-packages``; None if it is not there."""
     distribution = _distribution(name)
     path = Path(str(distribution.locate_file(file))) if distribution else None
     return path if path and path.is_file() else None
@@ -53,7 +54,7 @@ def _distribution(name: str) -> "Distribution | None":
     from importlib.metadata import PackageNotFoundError, distribution
 
     try:
-        return distribution(name) if could_name(name) else None
+        return distribution(name) if is_package_name(name) else None
     except PackageNotFoundError:
         return None
 
@@ -63,4 +64,5 @@ def _models(distribution: "Distribution") -> list[Path]:
     configured = {file.parent for file in files if file.name == "config.json"}
     weighed = {file.parent for file in files if _WEIGHTS.fullmatch(file.name)}
     folders = sorted(Path(str(distribution.locate_file(folder))) for folder in configured & weighed)
+    # The record of an installation may name files that are no longer there.
     return [folder for folder in folders if (folder / "config.json").is_file()]

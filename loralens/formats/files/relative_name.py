@@ -1,7 +1,7 @@
-"""Names of files that come out of other files: relative paths of plain parts, and where in a folder they lie.
+"""Checks of file names that are read from other files, which may come from an attacker.
 
-An index names shards, an undo file the files that it restores, a zip archive its members. Whoever wrote them may mean
-harm, so one rule holds for all: the name is a relative path, and every part of it is a plain name.
+An index names shards, an undo file names the files that it restores, and a zip archive names its members. One rule
+holds for all of them: the name is a relative path, and every part of it is a plain name.
 """
 
 import os
@@ -10,23 +10,26 @@ from typing import TypeGuard
 
 from loralens.errors import FormatError
 
-LONGEST_NAME, LONGEST_PATH = 255, 1024  # beyond these the system raises errors of its own
+# Bytes of one name, which common file systems limit to 255, and characters of a path, which macOS limits to 1,024.
+# Beyond these the system would raise errors of its own.
+LONGEST_NAME, LONGEST_PATH = 255, 1024
 
 
 def is_relative_name(name: object) -> TypeGuard[str]:
-    """Whether a name is a relative path whose every part is plain.
+    """Whether a name is a relative path of plain parts.
 
-    No part is empty, ``.`` or ``..``, longer than file systems have names, or holds a backslash, a NUL, the drive of
-    Windows or what no name can be encoded from: on every system the name then means the same file, which lies below
-    the folder that it is joined to.
+    No part is empty, ``.`` or ``..``, or longer than the names of file systems; none has a backslash, a NUL, a drive
+    of Windows, or a character that cannot be encoded. On every system such a name then means the same file, and that
+    file lies below the folder that the name is joined to.
     """
     if not isinstance(name, str) or "\\" in name or "\0" in name or len(name) > LONGEST_PATH:
         return False
     try:
         lengths = [len(os.fsencode(part)) for part in name.split("/")]
-    except UnicodeEncodeError:  # half a surrogate pair that is no byte of a path
+    except UnicodeEncodeError:  # a lone surrogate that does not stand for a byte of a path
         return False
     parts = name.split("/")
+    # A drive is checked on every system, so that a file is valid everywhere or nowhere.
     plain = all(part not in ("", ".", "..") and not PureWindowsPath(part).drive for part in parts)
     return plain and max(lengths) <= LONGEST_NAME
 
@@ -37,17 +40,17 @@ def check_relative_name(name: object, *, fix: str) -> None:
     Raises
     ------
     FormatError
-        It names the name.
+        The message shows the name.
     """
     if not is_relative_name(name):
         raise FormatError(f"{name!a:.100} is not the relative path of a file within the folder", fix=fix)
 
 
 def path_to_write(folder: Path, name: str) -> Path:
-    """Where a file of this name is written in a folder of our own.
+    """The path of a file that is written under this name into a new folder.
 
-    Links in a folder that is read are followed, as the cache of the Hub consists of them. In one that is written there
-    are none: the name comes out of a file, and a link could lead anywhere.
+    Links in a folder that is read are followed, because the cache of the Hub consists of links. In a folder that is
+    written there must be none: the name comes from a file, and a link could lead anywhere.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Which files of a model's folder hold its weights: one, or the shards that an index names."""
+"""Finding the weights in the folder of a model: one file, or the shards that an index names."""
 
 import json
 from dataclasses import dataclass
@@ -9,21 +9,21 @@ from loralens.errors import FormatError, OptionError
 from loralens.formats.files.container import read_json
 from loralens.formats.files.relative_name import is_relative_name
 
+# Of several files, the one of these names holds the weights: transformers' and diffusers'.
 SINGLE = ("model.safetensors", "diffusion_pytorch_model.safetensors")
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class WeightFiles:
-    """The safetensors files that hold a model's weights, by name, and their index.
+    """The safetensors files that hold a model's weights, in order of names, and their index.
 
     Attributes
     ----------
-    files : tuple of Path
-    index : Path or None
-        The JSON that says which shard holds which tensor.
-    content : dict
-        Of the index; empty where there is none.
+    index
+        The JSON file that says which shard holds which tensor.
+    content
+        The content of the index; empty if there is none.
     """
 
     files: tuple[Path, ...]
@@ -32,14 +32,15 @@ class WeightFiles:
 
 
 def weight_files(folder: Path) -> WeightFiles | None:
-    """The files of the weights in a folder; None where it holds none.
+    """The files of the weights in a folder; None if it holds none.
 
     Raises
     ------
     OptionError, FormatError
-        A shard is missing; the index is none; or there are several indices or files and nothing says which.
+        A shard is missing, the index is damaged, or it is not clear which of several indices or files is meant.
     """
     index = _usual(folder, "*.safetensors.index.json", "indices", fix="move away all but the one that is meant")
+    # An index decides, because a folder may hold shards of several models.
     if index:
         content = read_json(index)
         return WeightFiles(_shards(folder, index, content), index, content)
@@ -48,8 +49,9 @@ def weight_files(folder: Path) -> WeightFiles | None:
 
 
 def _usual(folder: Path, glob: str, what: str, *, fix: str) -> Path | None:
-    """The file that matches, of several the one with a model's usual name; None where there is none."""
+    """The file that matches; of several, the one with a model's usual name; None if none matches."""
     files = sorted(folder.glob(glob))
+    # A folder of diffusers may hold variants (fp16, EMA) beside the usual file.
     usual = [file for file in files if file.name.removesuffix(".index.json") in SINGLE]
     if len(files) > 1 and len(usual) != 1:
         raise FormatError(f"holds several {what}: {', '.join(file.name for file in files[:6])}", fix=fix)
@@ -57,17 +59,18 @@ def _usual(folder: Path, glob: str, what: str, *, fix: str) -> Path | None:
 
 
 def shard_names(content: Any, index: str) -> list[str]:
-    """The files that an index names, each a file of its own folder.
+    """The files that an index names, which all lie in the folder of the index.
 
     Raises
     ------
     FormatError
-        It is no index, or a name in it is a path.
+        It is not an index, or a name in it is a path.
     """
     names = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         raise FormatError(f"{index} has no weight_map", fix="download the index again")
     for name in set(names.values()):
+        # An index may come from anybody, and names files that are opened.
         if not is_relative_name(name) or "/" in name:
             raise FormatError(
                 f"{index} names {name!a:.100}, which is no plain file name", fix="download the index again"
@@ -76,9 +79,9 @@ def shard_names(content: Any, index: str) -> list[str]:
 
 
 def check_index(text: str, index: str) -> None:
-    """Refuse a text that is no index, or names files outside of its folder. Errors as those of `shard_names`."""
+    """Refuse a text that is not an index, or names files outside of its folder. Errors are those of `shard_names`."""
     try:
-        content = json.loads(text.removeprefix("\ufeff"))  # as an index is read: with or without a mark before it
+        content = json.loads(text.removeprefix("\ufeff"))  # `read_json` accepts a byte order mark too
     except (ValueError, RecursionError) as error:
         raise FormatError(f"{index} is no JSON", fix="download the index again") from error
     shard_names(content, index)

@@ -1,8 +1,9 @@
-"""Staging: weights and what stands beside them, whole under hidden names before any of them takes its place.
+"""Replacing several files that belong together, such as weights and their configuration.
 
-The scale of an adapter may stand in another file than its factors. New factors under an old configuration would be
-another update, and would load without an error. So while several files are replaced, there are no weights: the old ones
-are moved aside first, and the new ones come last. A run that is killed in between is put right by the next one.
+The scale of an adapter may be in another file than its factors. New factors with an old configuration would be another
+update, and would load without an error. So all files are first written completely under hidden names, and there are no
+weights while the files are replaced: the old ones are moved aside first, and the new ones come last. If a run is killed
+in between, the next one restores the old files.
 """
 
 import os
@@ -13,20 +14,20 @@ from pathlib import Path
 from typing import BinaryIO, Self, final
 
 from loralens.errors import place
-from loralens.formats.files.disk import disk, flush, sync, sync_folder
-from loralens.formats.files.leftovers import COMPANIONS, NONE, put_back, reserve, tidy
+from loralens.formats.files.disk import disk_errors, flush, sync, sync_folder
+from loralens.formats.files.leftovers import COMPANIONS, NONE, reserve, restore_pair, tidy
 
 
 @final
 class Staging:
-    """Files that are written one after the other and given their places together.
+    """Files that are written one after the other and then take their places together.
 
-    A context: what was not placed vanishes with it.
+    It is a context manager: files that were not placed are removed at its end.
 
     Parameters
     ----------
     weights : Path
-        The file that makes an adapter of all of them.
+        The weights. Without this file the others are not an adapter.
     """
 
     def __init__(self, weights: Path) -> None:
@@ -42,8 +43,8 @@ class Staging:
 
     @contextmanager
     def put(self, path: Path) -> Iterator[BinaryIO]:
-        """A file to write that will be at ``path``. Errors as those of `replacing`."""
-        with place(path), disk():
+        """Give a stream for the file that will be at ``path``. Errors are those of `atomic_file`."""
+        with place(path), disk_errors():
             tidy(path)
             part = self._stack.enter_context(reserve(path))
             with part.open("wb") as stream:
@@ -52,25 +53,31 @@ class Staging:
         self._parts[path] = part
 
     def place(self, *, absent: Sequence[Path] = ()) -> None:
-        """Give every file its place, the weights last; files at ``absent`` are removed."""
+        """Move every file to its place, the weights last; files at ``absent`` are removed."""
         weights = self._weights
-        beside = {path: part for path, part in self._parts.items() if path != weights}
-        with place(weights), disk(), ExitStack() as stack:
-            if os.path.lexists(weights) and (beside or absent):
+        companions = {path: part for path, part in self._parts.items() if path != weights}
+        with place(weights), disk_errors(), ExitStack() as stack:
+            # Weights alone are replaced by one rename, which needs no preparation.
+            if os.path.lexists(weights) and (companions or absent):
                 pair = stack.enter_context(reserve(weights, folder=True, end="pair"))
-                stack.callback(put_back, pair, weights)  # where what follows fails; else it finds the new weights
-                _remember([*beside, *absent], pair)
+                # If anything below fails, this restores the old files. Otherwise it finds the new weights and only
+                # removes the old ones.
+                stack.callback(restore_pair, pair, weights)
+                # The companions are replaced while the weights are away, so a killed run needs copies of them.
+                _remember([*companions, *absent], pair)
                 weights.rename(pair / weights.name)
-            for path, part in beside.items():
+            for path, part in companions.items():
                 part.replace(path)
+            # A configuration that the new adapter does not have would be read with it.
             for path in absent:
                 path.unlink(missing_ok=True)
+            # Last: from here on the new adapter can be loaded.
             self._parts[weights].replace(weights)
             sync_folder(weights.parent)
 
 
 def _remember(files: Sequence[Path], pair: Path) -> None:
-    """Copies of what stands beside the weights, and a mark where nothing does."""
+    """Copy the files beside the weights into ``pair``, and leave a mark for each that does not exist."""
     for path in files:
         assert path.name in COMPANIONS
         if os.path.lexists(path):

@@ -1,4 +1,4 @@
-"""Walking through folders from outside: however deep they are nested, without recursion."""
+"""Walking through folders of unknown origin, however deeply they are nested."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -8,19 +8,19 @@ from pathlib import Path
 def folders(root: Path, *, follow: bool = False, without: Callable[[str], bool]) -> Iterator[tuple[Path, list[str]]]:
     """Every folder from ``root`` down, and the names of its files, links and pipes.
 
-    `os.walk` of Python 3.11 recurses, and fails on a thousand nested folders.
+    `os.walk` of Python 3.11 is recursive and fails on a thousand nested folders.
 
     Parameters
     ----------
     root : Path
     follow : bool
-        Go through links to folders, too; each folder once on the way down, so that a loop ends.
+        Follow links to folders too. A folder that is its own ancestor is left out, so that a loop ends.
     without : callable
         Whether folders of a name are left out.
     """
     pending = [(root, frozenset[tuple[int, int]]())]
     while pending:
-        folder, above = pending.pop()
+        folder, ancestors = pending.pop()
         files: list[str] = []
         inner: list[str] = []
         try:
@@ -29,12 +29,13 @@ def folders(root: Path, *, follow: bool = False, without: Callable[[str], bool])
                     (inner if _is_folder(entry, follow=follow) else files).append(entry.name)
             number = _number(folder) if follow else None
         except OSError:
-            continue  # it may not be looked at, or its path is too long for the system
-        if number in above:
+            continue  # permissions do not allow reading it, or its path is too long for the system
+        # a link to a folder above, which would never end
+        if number in ancestors:
             continue
         yield folder, sorted(files)
-        known = above | {number} if number else above
-        pending += [(folder / name, known) for name in sorted(inner, reverse=True) if not without(name)]
+        inner_ancestors = ancestors | {number} if number else ancestors
+        pending += [(folder / name, inner_ancestors) for name in sorted(inner, reverse=True) if not without(name)]
 
 
 def _is_folder(entry: os.DirEntry[str], *, follow: bool) -> bool:

@@ -1,26 +1,26 @@
-"""Writing to disk: a file is whole or not there, and nothing that stood there is lost before the new one is whole."""
+"""Writing the files of an adapter: they appear complete or not at all, and old ones are kept until then."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from loralens.errors import FormatError, LoraLensError, OptionError, place
-from loralens.formats.files.appearing import ImmovableError, appearing, why_immovable
-from loralens.formats.files.container import PEFT, RECORD, Files, Stored, chunks, dumps
-from loralens.formats.files.disk import check_parent, check_room, disk
+from loralens.formats.files.atomic import ImmovableError, Put, atomic_file, atomic_path, why_immovable
+from loralens.formats.files.container import PEFT, RECORD, Files, Stored, chunks
+from loralens.formats.files.disk import check_parent, check_room, disk_errors
 from loralens.formats.files.gguf.container import write_gguf
+from loralens.formats.files.json_text import dumps
 from loralens.formats.files.leftovers import COMPANIONS, is_moved_aside, tidy, tidy_folder
 from loralens.formats.files.location import NAMES, SUFFIXES
-from loralens.formats.files.replacing import Put, replacing
 from loralens.formats.files.staging import Staging
 from loralens.formats.files.torch.writer import pickle_bytes
 
 
-def write_safetensors(stored: Stored, path: Path, *, put: Put = replacing) -> None:
-    """Write tensors and metadata, one tensor at a time; same input, same bytes.
+def write_safetensors(stored: Stored, path: Path, *, put: Put = atomic_file) -> None:
+    """Write tensors and metadata, one tensor at a time; the same input gives the same bytes.
 
-    Before it takes its place, the file is opened by the reference implementation of the format. ``put`` gives the
+    Before the file takes its place, the reference implementation of the format opens it as a check. ``put`` gives the
     stream to write to.
     """
     from safetensors import SafetensorError, safe_open
@@ -31,7 +31,7 @@ def write_safetensors(stored: Stored, path: Path, *, put: Put = replacing) -> No
         stream.flush()
         try:
             with safe_open(stream.name, framework="numpy") as check:
-                for key in stored.tensors:  # its list of all keys would be two more copies of long names
+                for key in stored.tensors:  # `check.keys()` would make two more copies of all names
                     check.get_slice(key)
         except SafetensorError as error:
             raise FormatError(
@@ -40,7 +40,7 @@ def write_safetensors(stored: Stored, path: Path, *, put: Put = replacing) -> No
 
 
 def write_files(stored: Stored, path: Path, *, files: Files, overwrite: bool, dry_run: bool = False) -> None:
-    """Write into a folder, or to the file that ``path`` names by its suffix; a dry run refuses what that would."""
+    """Write into a folder, or to a file if ``path`` has the suffix of one; a dry run only makes the checks."""
     suffix = Path(files.weights).suffix
     if path.suffix in SUFFIXES and path.suffix != suffix:
         raise OptionError(
@@ -48,6 +48,7 @@ def write_files(stored: Stored, path: Path, *, files: Files, overwrite: bool, dr
             fix=f"give a folder, or a file ending in {suffix}",
         )
     if not dry_run:
+        # Only a file has the suffix of the format; a new folder may have any name.
         write = write_file if path.suffix == suffix else write_folder
         write(stored, path, files=files, overwrite=overwrite)
         return
@@ -61,31 +62,33 @@ def write_files(stored: Stored, path: Path, *, files: Files, overwrite: bool, dr
 def write_folder(stored: Stored, folder: Path, *, overwrite: bool, files: Files = PEFT) -> None:
     """Write the files of a dialect into a folder.
 
-    A new folder appears complete or not at all. Weights that stand in an old one are replaced together with what
-    stands beside them: by a new folder into which all other files come along, or file by file where the folder cannot
-    be renamed. Until all of it is replaced there is no adapter, and the next run puts the old one back.
+    A new folder appears complete or not at all. Weights in an existing folder are replaced together with the files
+    that belong to them: by a new folder that takes over all other files, or file by file if the folder cannot be
+    renamed. While files are replaced one by one there is no adapter; if the run is killed, the next one restores the
+    old one.
 
     Raises
     ------
     OptionError
-        The folder exists and ``overwrite`` is false, or holds an adapter of another dialect, or is a file.
+        The folder exists and ``overwrite`` is false, or it holds an adapter of another dialect, or it is a file.
     """
     if folder.name in ("", ".."):
-        folder = Path(os.path.realpath(folder))  # its hidden names are made of its own
-    with place(folder), disk():
+        folder = Path(os.path.realpath(folder))  # hidden names are derived from its name
+    with place(folder), disk_errors():
         tidy(folder)
         tidy_folder(folder, {*NAMES, *COMPANIONS, files.weights}.__contains__)
     if not _check_folder(folder, files, overwrite=overwrite):
-        with place(folder), disk():
+        with place(folder), disk_errors():
             folder.parent.mkdir(parents=True, exist_ok=True)
-        with appearing(folder, folder=True, overwrite=False) as part, _name_target(folder, part):
+        with atomic_path(folder, folder=True, overwrite=False) as part, _name_target(folder, part):
             _write_together(stored, part / files.weights, files)
         return
-    beside = _beside(stored, files)
-    if beside and os.path.lexists(folder / files.weights) and not why_immovable(folder):
-        without = {files.weights, *beside}
+    companions = _companion_files(stored, files)
+    # A single file is replaced by one rename. Several are, too, if the folder that holds them can be renamed.
+    if companions and os.path.lexists(folder / files.weights) and not why_immovable(folder):
+        without = {files.weights, *companions}
         with suppress(ImmovableError):
-            with appearing(folder, folder=True, overwrite=True, without=without) as part, _name_target(folder, part):
+            with atomic_path(folder, folder=True, overwrite=True, without=without) as part, _name_target(folder, part):
                 _write_together(stored, part / files.weights, files)
             return
     _write_together(stored, folder / files.weights, files)
@@ -93,7 +96,7 @@ def write_folder(stored: Stored, folder: Path, *, overwrite: bool, files: Files 
 
 @contextmanager
 def _name_target(folder: Path, part: Path) -> Iterator[None]:
-    """Errors of the block name the folder and not the hidden one that will take its place."""
+    """Let errors of the block name the target folder instead of the hidden one that will take its place."""
     try:
         yield
     except LoraLensError as error:
@@ -102,27 +105,28 @@ def _name_target(folder: Path, part: Path) -> Iterator[None]:
 
 
 def write_file(stored: Stored, path: Path, *, overwrite: bool, files: Files = PEFT) -> None:
-    """Write one file, and what the dialect keeps beside it.
+    """Write one file and the companion files of the dialect.
 
     Raises
     ------
     OptionError
         One of the files exists and ``overwrite`` is false, or the folder does not exist.
     """
-    for target in (path, *(path.with_name(name) for name in _beside(stored, files))):
-        with place(target), disk():
+    for target in (path, *(path.with_name(name) for name in _companion_files(stored, files))):
+        with place(target), disk_errors():
             tidy(target)
     _check_file(stored, path, files, overwrite=overwrite)
     _write_together(stored, path, files)
 
 
 def _check_folder(folder: Path, files: Files, *, overwrite: bool) -> bool:
-    """Whether a folder is there; refuse one that cannot be written into."""
+    """Whether a folder exists; refuse one that cannot be written into."""
     if not _exists(folder, overwrite=overwrite):
         return False
     if not folder.is_dir():
         fix = f"give a folder, or a file ending in {Path(files.weights).suffix}"
         raise OptionError(f"{folder}: is a file, not a folder", fix=fix)
+    # `adapter_file` takes the first of NAMES that it finds, so another one would be loaded instead of what is written.
     strangers = [name for name in NAMES if name != files.weights and (folder / name).exists()]
     if strangers:
         what = f"{folder}: holds another adapter, {strangers[0]}, which would be found in place of this one"
@@ -139,56 +143,52 @@ def _check_no_folder(file: Path) -> None:
 
 
 def _check_file(stored: Stored, path: Path, files: Files, *, overwrite: bool) -> None:
-    """Refuse a file that is there, or has no folder; what stands beside it counts too."""
-    for target in (path, *(path.with_name(name) for name in _beside(stored, files))):
+    """Refuse a file that exists or whose folder does not; its companion files are checked as well."""
+    for target in (path, *(path.with_name(name) for name in _companion_files(stored, files))):
         _exists(target, overwrite=overwrite)
         _check_no_folder(target)
     check_parent(path)
 
 
 def _exists(path: Path, *, overwrite: bool) -> bool:
-    with place(path), disk():
-        exists = path.exists() or is_moved_aside(path)  # which comes back before anything is written
+    with place(path), disk_errors():
+        # What a killed run moved aside is restored before anything is written, so it counts as existing.
+        exists = path.exists() or is_moved_aside(path)
         if exists and not overwrite:
             raise OptionError("exists", fix="choose another target, or give --overwrite")
         return exists
 
 
-def _beside(stored: Stored, files: Files) -> dict[str, bytes | None]:
-    """What stands beside the weights, by name; None: nothing may stand there, it would be read as theirs."""
-    beside: dict[str, bytes | None] = {}
+def _companion_files(stored: Stored, files: Files) -> dict[str, bytes | None]:
+    """The companion files of the weights by name; None for a file that must not exist, because it would be read."""
+    companions: dict[str, bytes | None] = {}
     if files.config and not (files.optional and stored.config is None):
-        beside[files.config] = None if stored.config is None else dumps(stored.config).encode("utf-8")
-    if Path(files.weights).suffix == ".bin":  # a pickle has no metadata
+        companions[files.config] = None if stored.config is None else dumps(stored.config).encode("utf-8")
+    if Path(files.weights).suffix == ".bin":  # a pickle has no metadata, so the record is a file of its own
         record = (stored.metadata or {}).get(RECORD)
-        beside[f"{RECORD}.json"] = None if record is None else record.encode("utf-8")
-    return beside
+        companions[f"{RECORD}.json"] = None if record is None else record.encode("utf-8")
+    return companions
 
 
 def _write_together(stored: Stored, path: Path, files: Files) -> None:
-    """Weights and what stands beside them: nothing takes its place before all of it is whole."""
-    beside = _beside(stored, files)
-    if not beside:
-        _writer(path)(stored, path)
+    """Write weights and their companion files; none takes its place before all of them are complete."""
+    companions = _companion_files(stored, files)
+    # A single file takes its place by one rename, without moving the old one aside.
+    if not companions:
+        {".gguf": write_gguf, ".bin": write_pickle}.get(path.suffix, write_safetensors)(stored, path)
         return
     with Staging(path) as staging:
-        for name, content in beside.items():
+        for name, content in companions.items():
             if content is not None:
                 with staging.put(path.with_name(name)) as stream:
                     stream.write(content)
         write = write_pickle if path.suffix == ".bin" else write_safetensors
         write(stored, path, put=staging.put)
-        staging.place(absent=[path.with_name(name) for name, content in beside.items() if content is None])
+        staging.place(absent=[path.with_name(name) for name, content in companions.items() if content is None])
 
 
-def _writer(path: Path) -> Callable[[Stored, Path], None]:
-    if path.suffix == ".gguf":
-        return write_gguf
-    return write_pickle if path.suffix == ".bin" else write_safetensors
-
-
-def write_pickle(stored: Stored, path: Path, *, put: Put = replacing) -> None:
-    """Write tensors as ``torch.save`` would, without torch."""
+def write_pickle(stored: Stored, path: Path, *, put: Put = atomic_file) -> None:
+    """Write a torch pickle without torch."""
     with put(path) as stream:
         for chunk in pickle_bytes(stored.tensors):
             stream.write(chunk)

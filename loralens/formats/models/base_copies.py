@@ -1,7 +1,7 @@
-"""Tensors saved in full that hold the numbers of the base: an adapter says nothing by them.
+"""Leaving out saved tensors that equal those of the base model, because they add nothing to the adapter.
 
-Where the vocabulary was resized, or an embedding is a target, PEFT saves the embedding and the head beside the pairs,
-trained or not.
+If the vocabulary was resized, or an embedding is a target, PEFT saves the embedding and the head beside the pairs,
+whether they were trained or not.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,15 +13,16 @@ from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import Array, LazyArray
 
 FULL = ("embedding", "saved", "copy", "bias", "other")  # roles of extras that replace a tensor of the base
-HEAD = ".lm_head"  # stored as the embedding where the two are tied
+HEAD = ".lm_head"  # a base whose head is tied to the embedding does not store it
+# the names of embeddings in the families of transformers
 EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings")
-BLOCK = 1 << 22  # numbers compared at a time
+BLOCK = 1 << 22  # numbers compared at a time, so that memory does not grow with the vocabulary
 
 
-def without_copies(
+def drop_copies(
     adapter: Adapter, base: Mapping[str, LazyArray], rename: Callable[[str], str]
 ) -> tuple[Adapter, list[str]]:
-    """The adapter without the full tensors that are the base's own, and their keys.
+    """The adapter without full tensors that equal those of the base, and the keys that were left out.
 
     Parameters
     ----------
@@ -29,7 +30,7 @@ def without_copies(
     base : mapping of str to LazyArray
         Key → tensor of the base checkpoint.
     rename : callable
-        From a module's name in the adapter to the one that it has in the base.
+        Maps the name of a module in the adapter to its name in the base.
     """
     copies = [
         key
@@ -38,12 +39,12 @@ def without_copies(
     ]
     if not copies:
         return adapter, []
-    rest = {key: extra for key, extra in adapter.extra.items() if key not in copies}
-    return replace(adapter, extra=rest), copies
+    remaining = {key: extra for key, extra in adapter.extra.items() if key not in copies}
+    return replace(adapter, extra=remaining), copies
 
 
 def _keys(extra: Extra, base: Mapping[str, LazyArray], rename: Callable[[str], str]) -> list[str]:
-    """The base's tensor that this may be a copy of: of a head that the base does not have, its embeddings."""
+    """Keys of the base that an extra may be a copy of: its own, or the embeddings for a head that the base lacks."""
     key = f"{rename(extra.module)}.{extra.parameter}"
     if key in base:
         return [key]
@@ -53,9 +54,11 @@ def _keys(extra: Extra, base: Mapping[str, LazyArray], rename: Callable[[str], s
 
 
 def _same(copy: LazyArray, own: LazyArray) -> bool:
-    """Whether two tensors hold the same numbers, or do once the base's are rounded to the dtype of the copy."""
+    """Whether two tensors are equal after those of the base are rounded to the dtype of the copy."""
+    # Numbers are read only if the shapes agree.
     if copy.shape != own.shape or not copy.size:
         return False
+    # rows whose numbers fill a block
     step = max(1, BLOCK * copy.shape[0] // copy.size)
     return all(_equal(_rows(copy, i, step), _rows(own, i, step)) for i in range(0, copy.shape[0], step))
 
@@ -66,5 +69,6 @@ def _rows(tensor: LazyArray, start: int, step: int) -> Array:
 
 
 def _equal(copy: Array, own: Array) -> bool:
+    # A number of the base that is too large for the copy's dtype becomes infinite, and then differs.
     with np.errstate(over="ignore"):
         return np.array_equal(copy, own.astype(copy.dtype))

@@ -1,4 +1,4 @@
-"""What a base is, cheaply: a digest of the files of a model's folder that notices other numbers in them."""
+"""A digest of the files of a base model, cheap enough to check at every run that the base is still the same."""
 
 import re
 from hashlib import sha256
@@ -6,16 +6,17 @@ from pathlib import Path
 
 from loralens.errors import FormatError, place
 
-BLOCK, BLOCKS = 1 << 16, 128  # bytes read at a time, and how often in one file: 8 MiB of the largest, 10 ms each
+BLOCK, BLOCKS = 1 << 16, 128  # bytes of a block, and blocks read of one file: at most 8 MiB, which takes about 10 ms
+# the files that decide what a model computes; not a README, and no other configuration
 _TELLING = re.compile(r"config\.json|.*\.(?:safetensors|bin|pt|pth|model)|(?:vocab|merges|tokenizer).*")
 
 
 def base_digest(folder: Path) -> str:
-    """SHA-256, in hexadecimal, of the weights, the configuration and the tokenizer in a folder, by name.
+    """SHA-256, in hexadecimal, of the weights, the configuration and the tokenizer in a folder.
 
-    A file of at most `BLOCK` · `BLOCKS` bytes counts whole; of a larger one its size and so many blocks, evenly spread
-    from its first byte to its last: training changes all numbers of a weight, and a file that differs in a few bytes
-    between two blocks alone is not noticed. Where the folder is does not count, nor when it was written.
+    Every byte of a file of at most `BLOCK` · `BLOCKS` bytes counts. Of a larger file only its size and `BLOCKS` blocks
+    do, evenly spread from the first byte to the last. Training changes all numbers of a weight, so this notices another
+    model; it does not notice a file that differs only in a few bytes between two blocks. Paths and times do not count.
 
     Raises
     ------
@@ -23,25 +24,26 @@ def base_digest(folder: Path) -> str:
         A file cannot be read.
     """
     files = [folder] if folder.is_file() else sorted(p for p in folder.iterdir() if _TELLING.fullmatch(p.name))
-    found = sha256()
+    hasher = sha256()
     for file in files:
         if file.is_file():
-            found.update(f"{file.name}\0".encode())
-            found.update(_digest(file))
-    return found.hexdigest()
+            hasher.update(f"{file.name}\0".encode())
+            hasher.update(_digest(file))
+    return hasher.hexdigest()
 
 
 def _digest(file: Path) -> bytes:
-    found = sha256()
+    hasher = sha256()
     try:
         with file.open("rb") as stream:
             size = file.stat().st_size
-            found.update(size.to_bytes(8, "little"))
+            hasher.update(size.to_bytes(8, "little"))
+            # The last block ends with the file.
             last = max(size - BLOCK, 0)
             for number in range(BLOCKS) if size > BLOCK * BLOCKS else range(-(-size // BLOCK)):
                 stream.seek(last * number // (BLOCKS - 1) if size > BLOCK * BLOCKS else number * BLOCK)
-                found.update(stream.read(BLOCK))
+                hasher.update(stream.read(BLOCK))
     except OSError as error:
         with place(file):
             raise FormatError(f"cannot be read: {error.strerror}", fix="check its permissions") from error
-    return found.digest()
+    return hasher.digest()

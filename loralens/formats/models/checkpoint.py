@@ -1,4 +1,4 @@
-"""A base model's checkpoint: its tensors, from the headers alone until somebody asks for numbers."""
+"""Opening the checkpoint of a base model. Only headers are read until numbers are needed."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,25 +11,25 @@ from loralens.core.adapter import Finding
 from loralens.core.lazy import LazyArray
 from loralens.errors import FormatError, OptionError, place
 from loralens.formats.files.container import read_json, read_safetensors
-from loralens.formats.files.location import existing, is_gguf, snapshot
+from loralens.formats.files.location import existing_path, is_gguf, snapshot
 from loralens.formats.files.shards import weight_files
-from loralens.formats.models.float8 import dequantised, scales_of
+from loralens.formats.models.float8 import dequantise, scales_of
 from loralens.formats.models.quantised_bases import check_numbers, check_shapes
 
-CONV1D = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})  # model types that store (in, out)
+# Model types whose linear layers are transformers' Conv1D, which stores its weight as (in, out).
+CONV1D = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
+# files of weights that are not read, for a message that names one; transformers' own come first
 PICKLES = ("pytorch_model*.bin", "*.bin", "*.pt", "*.pth")
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """The tensors of a base model by key, and what there is to say of how they were read.
+    """The tensors of a base model by key, and notes about how they were read.
 
     Attributes
     ----------
-    tensors : mapping of str to LazyArray
-    notes : tuple of Finding
-    float8 : mapping of str to pair of dtype and LazyArray
+    float8
         Key of each float8 weight that has scales → the dtype it is stored in, and the scale of each of its numbers.
     """
 
@@ -39,7 +39,7 @@ class Checkpoint:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """A checkpoint whose weights can be read as numbers.
+    """Open a checkpoint whose weights can be read as numbers.
 
     Parameters
     ----------
@@ -51,21 +51,23 @@ def open_checkpoint(path: Path) -> Checkpoint:
     Returns
     -------
     Checkpoint
-        float8 weights that have scales beside them come as float32, multiplied when they are read; their scales are
+        float8 weights with scales beside them are float32, multiplied by the scales when they are read. The scales are
         not among the tensors.
 
     Raises
     ------
     OptionError, FormatError
-        Nothing is there, a shard is missing, the weights are in no safetensors file, or they are quantised: their
-        numbers are codes. That is seen from keys, dtypes and ``config.json``; no number is read.
+        There is no such path, a shard is missing, the weights are not in a safetensors file, or they are quantised, so
+        that their numbers are codes. Keys, dtypes and ``config.json`` show that; no number is read.
     """
-    path = resolved(path)
-    stored, config = _stored(path), model_config(path)
+    path = resolve_path(path)
+    # The configuration is read separately, as a single file may be given.
+    stored, config = _read_tensors(path), model_config(path)
     with place(path):
         check_numbers(stored, config)
-        tensors, notes = dequantised(stored, config)
+        tensors, notes = dequantise(stored, config)
         spread = scales_of(stored, config).spread if notes else {}
+    # The doctor needs the stored dtypes and scales to predict how a merge is rounded.
     return Checkpoint(tensors, notes, {key: (stored[key].dtype, scale) for key, scale in spread.items()})
 
 
@@ -75,88 +77,92 @@ def weights(path: Path) -> Mapping[str, LazyArray]:
 
 
 def shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor, for whom names are enough.
+    """The shape of every tensor, for callers that need no numbers.
 
     Raises
     ------
     OptionError, FormatError
-        As `open_checkpoint`, but a quantised base is refused only where it does not store weights in their own shape.
+        As for `open_checkpoint`, but a quantised base is refused only if it does not store weights in their own shape.
     """
-    path = resolved(path)
-    stored = _stored(path)
+    path = resolve_path(path)
+    stored = _read_tensors(path)
     with place(path):
         check_shapes(stored, model_config(path))
     return {key: tensor.shape for key, tensor in stored.items()}
 
 
 def model_config(path: Path) -> dict[str, Any] | None:
-    """``config.json`` of a base model's folder; None where there is none."""
-    folder = resolved(path)
+    """The content of ``config.json`` in the folder of a base model; None if there is none."""
+    folder = resolve_path(path)
     file = (folder if folder.is_dir() else folder.parent) / "config.json"
     return read_json(file) if file.is_file() else None
 
 
 def stores_conv1d(path: Path) -> bool:
-    """Whether the model's linear weights are stored (in, out), as ``config.json`` says its type."""
+    """Whether the model stores its linear weights as (in, out), by the model type in ``config.json``."""
     return (model_config(path) or {}).get("model_type") in CONV1D
 
 
-def resolved(path: Path) -> Path:
-    """The file or folder itself: of a cache's folder, the snapshot that ``main`` points to, else the only one."""
-    path = existing(path)
+def resolve_path(path: Path) -> Path:
+    """The file or folder of the model; for a ``models--org--name`` folder of the Hub cache, that of its snapshot."""
+    path = existing_path(path)
+    # It is no folder of a cache.
     if not (path / "snapshots").is_dir():
         return path
-    found = snapshot(path)
-    if not found:
+    chosen = snapshot(path)
+    if not chosen:
         names = ", ".join(sorted(p.name for p in (path / "snapshots").iterdir())[:6]) or "none"
         raise OptionError(
             f"{path}: refs/main points to none of its snapshots ({names})",
             fix="give the folder of one snapshot, or download the model again",
         )
-    return found
+    return chosen
 
 
-def _stored(path: Path) -> Mapping[str, LazyArray]:
-    """Every tensor as it is stored."""
+def _read_tensors(path: Path) -> Mapping[str, LazyArray]:
+    """The tensors of a file or folder as they are stored."""
+    # A single file has no index and no other shards.
     if path.is_file():
         if is_gguf(path):
-            raise _gguf().at(str(path))
+            raise _gguf_error().at(str(path))
         return read_safetensors(path).tensors
     with place(path):
-        found = _folder(path)
-        if found is None:
-            found = _components(path)
-        if not found:
-            raise _nothing(path)
-    return found
+        tensors = _folder(path)
+        # A folder without weights may hold the components of a pipeline.
+        if tensors is None:
+            tensors = _components(path)
+        if not tensors:
+            raise _no_weights_error(path)
+    return tensors
 
 
-def _gguf() -> FormatError:
+def _gguf_error() -> FormatError:
     return FormatError(
         "is GGUF: llama.cpp's names, rows of q and k in its own order, mostly quantised",
         fix="give the model that it was converted from: a folder with safetensors files in 16 or 32 bits",
     )
 
 
-def _nothing(folder: Path) -> FormatError:
-    """What is wrong with a folder that holds no safetensors weights."""
+def _no_weights_error(folder: Path) -> FormatError:
+    """The error for a folder that holds no safetensors weights."""
     if list(folder.glob("*.gguf")):
-        return _gguf()
+        return _gguf_error()
     pickled = next((file.name for pattern in PICKLES for file in sorted(folder.glob(pattern))), "")
     fix = f"convert {pickled} to safetensors" if pickled else "give the folder of a model"
     return FormatError("holds no safetensors weights", fix=f"{fix}; a Hub download may still be incomplete")
 
 
 def _folder(folder: Path) -> dict[str, LazyArray] | None:
-    """The tensors of one model's folder; None where it holds none."""
-    found = weight_files(folder)
-    return {key: t for file in found.files for key, t in read_safetensors(file).tensors.items()} if found else None
+    """The tensors in the folder of one model; None if it holds none."""
+    listing = weight_files(folder)
+    return {key: t for file in listing.files for key, t in read_safetensors(file).tensors.items()} if listing else None
 
 
 def _components(folder: Path) -> dict[str, LazyArray]:
-    """The tensors of a diffusers pipeline, under the name of their component."""
+    """The tensors of a diffusers pipeline; their keys begin with the name of their component."""
     tensors: dict[str, LazyArray] = {}
+    # Sorted, so that keys have the same order on every disk.
     for inner in sorted(p for p in folder.iterdir() if p.is_dir()):
-        found = _folder(inner)
-        tensors.update((f"{inner.name}.{key}", tensor) for key, tensor in (found or {}).items())
+        component_tensors = _folder(inner)
+        tensors.update((f"{inner.name}.{key}", tensor) for key, tensor in (component_tensors or {}).items())
     return tensors

@@ -1,11 +1,11 @@
-"""float8 weights that have scales beside them, multiplied when they are read.
+"""float8 weights with scales beside them, which are multiplied when the weights are read.
 
 Keys of the scale of ``x.weight`` (transformers' finegrained_fp8 and fbgemm_fp8, DeepSeek, compressed-tensors):
 
-    x.weight_scale_inv    one for each block, 128 × 128 unless the configuration says otherwise, or one in all
-    x.weight_scale        one in all, one a row (out, 1), or one a block
+    x.weight_scale_inv    one for each block, 128 × 128 unless the configuration says otherwise, or a single one
+    x.weight_scale        a single one, one for each row (out, 1), or one for each block
 
-Despite its name the first is multiplied with, not divided by. A stack of experts has one more axis in front of both.
+Despite its name, the first is a factor and not a divisor. For a stack of experts both have one more axis in front.
 """
 
 from collections.abc import Mapping
@@ -19,75 +19,76 @@ from loralens.core.lazy import Array, LazyArray
 from loralens.errors import FormatError, place
 
 SCALES = ("_scale_inv", "_scale")
+# Scales of activations and of the key-value cache, which the weights do not depend on.
 BESIDE = ("input_scale", "input_scale_ub", "activation_scale", "output_scale", "k_scale", "v_scale", "q_scale")
-BLOCK = (128, 128)
+BLOCK = (128, 128)  # the default of transformers' finegrained_fp8
 
 Tensors = Mapping[str, LazyArray]
 
 
-def dequantised(tensors: Tensors, config: Mapping[str, Any] | None) -> tuple[Tensors, tuple[Finding, ...]]:
-    """Tensors with float8 weights multiplied by their scales, float32, the scales left out; and a note that says so.
+def dequantise(tensors: Tensors, config: Mapping[str, Any] | None) -> tuple[Tensors, tuple[Finding, ...]]:
+    """The tensors, with float8 weights multiplied by their scales to float32 and without the scales; and a note of it.
 
     Raises
     ------
     FormatError
-        A scale whose shape fits no rule.
+        The shape of a scale fits no rule.
     """
-    scaled, block = _scaled(tensors), _block(config)
+    scaled, block = _scale_keys(tensors), _block(config)
     if not scaled:
         return tensors, ()
-    hidden = {*_beside(tensors, scaled)}
-    found = {}
+    hidden = {*_keys_to_leave_out(tensors, scaled)}
+    floats = {}
     for key, tensor in tensors.items():
         if key in scaled:
             with place(key):
-                found[key] = _product(tensor, tensors[scaled[key]], block)
+                floats[key] = _product(tensor, tensors[scaled[key]], block)
         elif key not in hidden:
-            found[key] = tensor
+            floats[key] = tensor
     text = f"{len(scaled)} float8 weights are read as float32, multiplied by their scales"
-    return found, (Finding("note", "float8", text),)
+    return floats, (Finding("note", "float8", text),)
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Scales:
-    """What float8 weights are multiplied by.
+class Float8Scales:
+    """The factors of float8 weights.
 
     Attributes
     ----------
-    spread : mapping of str to LazyArray
-        Key of a weight → the factor of each of its numbers, float32, in its shape.
-    keys : tuple of str
-        Of the stored scales, and of what belongs to them: a checkpoint of plain floats has none of these.
+    spread
+        Key of a weight → the factor of each of its numbers, float32, in the shape of the weight.
+    keys
+        The keys of the stored scales and of other quantisation data, which a checkpoint of plain floats does not have.
     """
 
     spread: Mapping[str, LazyArray]
     keys: tuple[str, ...]
 
 
-def scales_of(tensors: Tensors, config: Mapping[str, Any] | None) -> Scales:
-    """The scales of all float8 weights that have one beside them.
+def scales_of(tensors: Tensors, config: Mapping[str, Any] | None) -> Float8Scales:
+    """The scales of all float8 weights that have one.
 
     Raises
     ------
     FormatError
-        A scale whose shape fits no rule.
+        The shape of a scale fits no rule.
     """
-    scaled, block = _scaled(tensors), _block(config)
+    scaled, block = _scale_keys(tensors), _block(config)
     spread = {}
     for key, scale in scaled.items():
         with place(key):
             spread[key] = _product(_ones(tensors[key].shape), tensors[scale], block)
-    return Scales(spread, _beside(tensors, scaled))
+    return Float8Scales(spread, _keys_to_leave_out(tensors, scaled))
 
 
-def _scaled(tensors: Tensors) -> dict[str, str]:
+def _scale_keys(tensors: Tensors) -> dict[str, str]:
     """The key of every float8 weight that has a scale → the key of its scale."""
     return {key: scale for key, tensor in tensors.items() if _is_float8(tensor) and (scale := _scale(key, tensors))}
 
 
-def _beside(tensors: Tensors, scaled: Mapping[str, str]) -> tuple[str, ...]:
-    """The keys of scales and of what belongs to them; none where no weight is scaled."""
+def _keys_to_leave_out(tensors: Tensors, scaled: Mapping[str, str]) -> tuple[str, ...]:
+    """The keys of scales and of other quantisation data; none if no weight is scaled."""
     hidden = {*scaled.values()}
     return tuple(key for key in tensors if scaled and (key in hidden or key.rpartition(".")[2] in BESIDE))
 
@@ -100,32 +101,33 @@ def _ones(shape: tuple[int, ...]) -> LazyArray:
 
 
 def _is_float8(tensor: LazyArray) -> bool:
+    # E8M0 is a type of scales, not of weights.
     return tensor.dtype.name.startswith("float8") and "e8m0" not in tensor.dtype.name
 
 
 def _scale(key: str, tensors: Tensors) -> str:
-    """The key of a weight's scale; empty where it has none."""
+    """The key of a weight's scale; empty if it has none."""
     return next((key + end for end in SCALES if key + end in tensors), "")
 
 
 def _block(config: Mapping[str, Any] | None) -> tuple[int, int]:
-    """The block size that the configuration says."""
-    said = (config or {}).get("quantization_config")
-    size = said.get("weight_block_size") if isinstance(said, dict) else None
+    """The block size of the configuration, or the default."""
+    section = (config or {}).get("quantization_config")
+    size = section.get("weight_block_size") if isinstance(section, dict) else None
     if isinstance(size, list) and len(size) == 2 and all(type(n) is int and n > 0 for n in size):
         return size[0], size[1]
     return BLOCK
 
 
 def _product(tensor: LazyArray, scale: LazyArray, block: tuple[int, int]) -> LazyArray:
-    """The weight, float32; rows can be read alone where the stored ones can."""
+    """A weight times its scale, float32; its rows can be read separately if the stored ones can."""
     steps = _steps(tensor.shape, scale.shape, block)
 
     def rows(start: int, stop: int) -> Array:
-        return _times(tensor.rows(start, stop).read(), _floats(scale), steps, start)
+        return _multiply(tensor.rows(start, stop).read(), _floats(scale), steps, start)
 
     def read() -> Array:
-        return _times(tensor.read(), _floats(scale), steps, 0)
+        return _multiply(tensor.read(), _floats(scale), steps, 0)
 
     return LazyArray(read, shape=tensor.shape, dtype=np.float32, rows=rows if tensor.streams else None)
 
@@ -135,33 +137,39 @@ def _floats(scale: LazyArray) -> Array:
 
 
 def _steps(shape: tuple[int, ...], scale: tuple[int, ...], block: tuple[int, int]) -> tuple[int, ...]:
-    """How many numbers of the weight share a scale along each axis; empty where one scale serves all."""
+    """How many numbers along each axis share a scale; empty if all numbers share one."""
+    # a single scale, with or without axes
     if all(n == 1 for n in scale):
         return ()
-    if len(scale) == 1 and scale == shape[:1]:
+    if len(scale) == 1 and scale == shape[:1]:  # one scale for each row, stored without the axes of length 1
         scale = (scale[0], *(1,) * (len(shape) - 1))
     if len(scale) == len(shape):
+        # Blocks are two-dimensional: the axes in front of the last two (experts) have their own scales. An axis with
+        # one scale shares it, and an axis with as many scales as numbers is not in blocks.
         sizes = (*(1,) * (len(shape) - 2), *block)[-len(shape) :]
-        found = tuple(
+        steps = tuple(
             max(1, n) if count == 1 else 1 if count == n else size
             for n, count, size in zip(shape, scale, sizes, strict=True)
         )
-        if all(-(-n // step) == count for n, count, step in zip(shape, scale, found, strict=True)):
-            return found
+        if all(-(-n // step) == count for n, count, step in zip(shape, scale, steps, strict=True)):
+            return steps
     raise FormatError(
         f"a float8 weight {shape} with scales {scale} and blocks of {block[0]} × {block[1]}",
         fix="keep config.json beside the weights: it says the block size; or give a 16-bit sibling",
     )
 
 
-def _times(array: Array, scale: Array, steps: tuple[int, ...], start: int) -> Array:
-    """Rows of the weight from ``start``, float32."""
+def _multiply(array: Array, scale: Array, steps: tuple[int, ...], start: int) -> Array:
+    """Some rows of the weight times their scales, float32; ``start`` is the number of the first row."""
     product = array.astype(np.float32)
     if not steps:
+        # In place, without a second copy of the weight.
         product *= scale.reshape(())
         return product
+    # A scale of one axis belongs to the rows.
     scale = scale.reshape(*scale.shape, *(1,) * (len(steps) - scale.ndim))
     scale = scale[np.arange(start, start + len(array)) // steps[0]]
+    # Repeated scales are cut to the weight, whose last block may be smaller.
     for axis, step in enumerate(steps[1:], start=1):
         if scale.shape[axis] > 1:
             scale = np.repeat(scale, step, axis=axis)[(slice(None),) * axis + (slice(array.shape[axis]),)]

@@ -1,4 +1,4 @@
-"""The files of a base model: its shards, their indices, and what lies beside them."""
+"""The files of a base model: its shards, their indices, and the files beside them."""
 
 import json
 from collections.abc import Mapping
@@ -13,8 +13,10 @@ from loralens.formats.files.shards import weight_files
 from loralens.formats.files.walking import folders
 
 CONFIG = "config.json"
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".ot", ".npz")
-LEFT_OUT = (".git", ".cache", ".locks")  # what a download leaves beside a model
+# Endings of files that hold weights, also in forms that are not read here, and of their indices.
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".ot", ".npz",
+           ".bin.index.json", ".safetensors.index.json")  # fmt: skip
+LEFT_OUT = (".git", ".cache", ".locks")  # folders that a download leaves beside a model
 
 
 @final
@@ -27,12 +29,11 @@ class Shard:
     name : str
         Its path within the model's folder, with ``/``.
     prefix : str
-        What its keys begin with among the model's: the component of a pipeline and a dot.
-    stored : Stored
+        The component of a pipeline and a dot, which its keys get among the keys of the model.
     header : bytes
-        Its length and JSON, as they stand in the file: another writer may order and space them otherwise.
+        Its length and JSON as they are in the file. Another writer may use another order and other spaces.
     offsets : mapping of str to int
-        Where the numbers of each key begin, counted from the end of the header.
+        The position of the numbers of each key, counted from the end of the header.
     """
 
     name: str
@@ -45,15 +46,14 @@ class Shard:
 @final
 @dataclass(frozen=True, slots=True)
 class Index:
-    """The JSON that says which shard holds which tensor.
+    """The JSON file that says which shard holds which tensor.
 
     Attributes
     ----------
-    name : str
+    name
         Its path within the model's folder.
-    prefix : str
-        As that of its shards.
-    content : dict
+    prefix
+        The prefix of its shards.
     """
 
     name: str
@@ -64,16 +64,14 @@ class Index:
 @final
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """The files that make a model.
+    """The files of a model.
 
     Attributes
     ----------
-    root : Path
-        Its folder, or its one file.
-    shards : tuple of Shard
-    indices : tuple of Index
-    left_out : tuple of str
-        Files that hold the same weights in another form, which a changed copy must not carry on.
+    root
+        Its folder, or its only file.
+    left_out
+        Files that hold the same weights in another form. A changed copy leaves them out, because they are unchanged.
     """
 
     root: Path
@@ -83,25 +81,25 @@ class ModelFiles:
 
     @property
     def tensors(self) -> dict[str, LazyArray]:
-        """Every tensor by key, as it is stored."""
+        """Every tensor by its key in the model, as it is stored."""
         return {shard.prefix + key: t for shard in self.shards for key, t in shard.stored.tensors.items()}
 
     def check_copyable(self) -> None:
-        """Refuse a folder with something that a copy cannot hold, before any work is done.
+        """Refuse a folder with something that cannot be copied, before any work is done.
 
         Raises
         ------
         FormatError
-            A pipe or a device, or a link to nothing, lies beside the weights.
+            A pipe, a device or a link to nothing lies beside the weights.
         """
-        for name in self.others if self.root.is_dir() else ():
+        for name in self.companions if self.root.is_dir() else ():
             path = self.root / name
             if not path.is_file():
                 what = "is a link to a file that is not there" if path.is_symlink() else "is no regular file"
                 raise FormatError(f"{name} {what}", fix="remove it, or restore the file").at(str(self.root))
 
     def check_unchanged(self) -> None:
-        """Refuse a model that was written to since it was opened: what was read would be of two models.
+        """Refuse a model that was written to since it was opened, because the tensors could then be of two models.
 
         Raises
         ------
@@ -113,14 +111,14 @@ class ModelFiles:
                 shard.stored.file.check_unchanged()
 
     @property
-    def others(self) -> list[str]:
-        """Files beside the weights: configuration, tokenizer, code."""
+    def companions(self) -> list[str]:
+        """The files beside the weights: configuration, tokenizer, code."""
         weights = {*(s.name for s in self.shards), *(i.name for i in self.indices), *self.left_out}
         return [name for name in _walk(self.root) if name not in weights]
 
 
 def model_files(root: Path) -> ModelFiles:
-    """The files of the model at ``root``, a folder or one safetensors file, headers read.
+    """The files of the model at ``root``, a folder or one safetensors file. Only headers are read.
 
     Raises
     ------
@@ -132,44 +130,43 @@ def model_files(root: Path) -> ModelFiles:
     if not root.is_dir():
         raise OptionError(f"{root}: no such file or folder", fix="check the path")
     with place(root):
-        found = [_in_folder(root, root)]
-        if not found[0][0]:
-            found = [_in_folder(root, p) for p in sorted(root.iterdir()) if p.is_dir() and p.name not in LEFT_OUT]
-        shards = tuple(shard for one, _ in found for shard in one)
+        # A folder without weights of its own may be a pipeline, whose components are folders in it.
+        parts = [_in_folder(root, root)]
+        if not parts[0][0]:
+            parts = [_in_folder(root, p) for p in sorted(root.iterdir()) if p.is_dir() and p.name not in LEFT_OUT]
+        shards = tuple(shard for part_shards, _ in parts for shard in part_shards)
         if not shards:
             raise FormatError("holds no safetensors weights", fix="convert its weights to safetensors")
-    indices = tuple(index for _, index in found if index)
+    indices = tuple(index for _, index in parts if index)
     used = {*(shard.name for shard in shards), *(index.name for index in indices)}
-    return ModelFiles(root, shards, indices, tuple(n for n in _walk(root) if n not in used and _other_weights(n)))
+    return ModelFiles(root, shards, indices, tuple(n for n in _walk(root) if n not in used and n.endswith(WEIGHTS)))
 
 
 def _in_folder(root: Path, folder: Path) -> tuple[list[Shard], Index | None]:
+    # The names of a pipeline's tensors begin with its component, and the names of files with its folder.
     prefix, inside = ("", "") if folder == root else (f"{folder.name}.", f"{folder.name}/")
-    found = weight_files(folder)
-    if found is None:
+    listing = weight_files(folder)
+    if listing is None:
         return [], None
-    shards = [_shard(file, inside + file.name, prefix) for file in found.files]
-    return shards, Index(inside + found.index.name, prefix, found.content) if found.index else None
+    shards = [_shard(file, inside + file.name, prefix) for file in listing.files]
+    return shards, Index(inside + listing.index.name, prefix, listing.content) if listing.index else None
 
 
 def _shard(path: Path, name: str, prefix: str) -> Shard:
     stored = read_safetensors(path)
     assert stored.file
+    # The header is read once more as bytes, because parsing it loses its order of fields and its spaces.
     length = stored.file.read(0, 8)
     header = stored.file.read(8, int.from_bytes(length, "little"))
     return Shard(name, prefix, stored, length + header, offsets_of(header))
 
 
 def offsets_of(header: bytes) -> dict[str, int]:
-    """Where the numbers of each key begin, as the JSON of a header that was checked says it."""
+    """The position of the numbers of each key, by the JSON of a header that was checked before."""
     return {key: entry["data_offsets"][0] for key, entry in json.loads(header).items() if key != "__metadata__"}
 
 
 def _walk(root: Path) -> list[str]:
-    """Every file under a folder, by its path with ``/``."""
+    """The path of every file under a folder, relative and with ``/``."""
     inside = folders(root, follow=True, without=LEFT_OUT.__contains__)
     return sorted((folder / name).relative_to(root).as_posix() for folder, names in inside for name in names)
-
-
-def _other_weights(name: str) -> bool:
-    return name.endswith(WEIGHTS) or name.endswith((".bin.index.json", ".safetensors.index.json"))

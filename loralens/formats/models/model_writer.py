@@ -1,4 +1,4 @@
-"""A changed copy of a model: shard by shard, in the layout of the original, whole or not there."""
+"""Writing a changed copy of a model in the layout of the original. The copy appears complete or not at all."""
 
 import json
 import os
@@ -17,15 +17,17 @@ import numpy as np
 from loralens.core.lazy import Array, LazyArray
 from loralens.errors import FormatError, place
 from loralens.formats.files.apart import Input
-from loralens.formats.files.appearing import appearing, check_space, check_target
-from loralens.formats.files.container import DTYPES, dumps, header_bytes, pieces
-from loralens.formats.files.disk import disk
+from loralens.formats.files.atomic import atomic_path, check_space, check_write_target
+from loralens.formats.files.container import DTYPES, header_bytes, tensor_pieces
+from loralens.formats.files.disk import disk_errors
+from loralens.formats.files.json_text import dumps
 from loralens.formats.files.leftovers import tidy
 from loralens.formats.files.relative_name import path_to_write
 from loralens.formats.models.model_files import Index, ModelFiles, Shard, offsets_of
 from loralens.formats.records.merged import check_replaceable
 
-HURRY = 1 << 24  # bytes after which the disk is told to begin: waiting for it at the end takes 0.07 s, not 0.35
+HURRY = 1 << 24  # bytes after which the disk is told to begin, which shortens the wait at the end from 0.35 to 0.07 s
+# Only an undo file gives headers, so a bad header is a damage of that file.
 _DAMAGED = "the undo file is damaged: use another copy"
 _ANOTHER = "give the undo file of the merge that wrote this model, undamaged"
 
@@ -37,14 +39,14 @@ Step = Callable[[int], None]
 @final
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One tensor of the copy that is not a copy: what it will be."""
+    """The dtype and shape of a tensor of the copy that differs from the original."""
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
 
     @property
     def nbytes(self) -> int:
-        """Bytes in the file."""
+        """The bytes of the tensor in the file."""
         return prod(self.shape) * self.dtype.itemsize
 
 
@@ -60,102 +62,100 @@ def write_model(
     texts: Mapping[str, str] | None = None,
     without: Collection[str] = (),
     names: Mapping[str, str] | None = None,
-    beside: Callable[[Path], None] | None = None,
+    write_beside: Callable[[Path], None] | None = None,
     inputs: Collection[Input] = (),
     overwrite: bool = False,
     threads: int = 1,
     step: Step | None = None,
 ) -> None:
-    """A copy of a model in which some tensors are others.
+    """Write a copy of a model in which some tensors are changed.
 
     Parameters
     ----------
     files : ModelFiles
-        Never written to.
+        The files of the original, which are only read.
     target : Path
-        A folder; a file where the model is one. It appears complete or not at all.
+        A folder, or a file if the model is a file. It appears complete or not at all.
     changes : mapping of str to Change
-        By key. A key that the model has not is added to the last shard of its component.
+        By key. A key that the model does not have is added to the last shard of its component.
     fill : callable
-        Takes the key of a change, gives its rows in order, each block in the dtype of the change. Called in threads,
-        one tensor in each.
+        Gives the rows of a changed tensor by its key, in order and in blocks of the new dtype. It is called in several
+        threads, each for one tensor.
     watch : callable or None
-        Sees the rows of every tensor that is copied, in order: its key and each block.
+        Called with the key and each block of rows of every tensor that is copied, in order.
     dropped : collection of str
-        Keys that the copy is to lack.
+        Keys that the copy leaves out.
     headers : mapping of str to bytes, or None
-        The whole header of some shards, length and JSON, as it is to stand there: it says which tensors they hold.
+        The complete headers (length and JSON) of some shards. They say which tensors these shards hold.
     texts : mapping of str to str, or None
-        What other files of the folder are to hold instead.
+        New contents of other files of the folder.
     without : collection of str
-        Other files that do not come along.
+        Other files that are not copied.
     names : mapping of str to str, or None
-        Other files that come along under another name.
-    beside : callable or None
+        Other files that are copied under a new name.
+    write_beside : callable or None
         Writes further files into the folder before it takes its place.
     inputs : collection of (str, Path)
-        What is read, in words and where, the model itself first: the target is none of it, holds none and lies in
-        none.
+        What is read, in words and as a path, the model itself first. The target must not overlap with any of them.
     overwrite : bool
-        Let the copy take the place of what stands at ``target``: by two renames, so that one of the two is whole.
+        Let the copy replace an existing target. Two renames do so, and one of the two is complete at every moment.
     threads : int
-        Tensors worked on at a time.
+        The number of tensors that are processed at a time.
     step : callable or None
-        Told the bytes of every block when it is written, in the thread that wrote it: `copy_bytes` in all.
+        Called with the bytes of every block that is written, in the thread that wrote it; `copy_bytes` in all.
 
     Raises
     ------
     OptionError
-        The target exists, or is not apart from the inputs, or holds files that would be lost.
+        The target exists, or overlaps with an input, or holds files that would be lost.
     FormatError
-        The disk refuses.
+        The disk reports an error.
     """
-    with place(target), disk():
+    with place(target), disk_errors():
         tidy(target)
         known_inputs = inputs or [("the base", files.root)]
-        check_target(target, known_inputs, folder=files.root.is_dir(), overwrite=overwrite)
+        check_write_target(target, known_inputs, folder=files.root.is_dir(), overwrite=overwrite)
+        # Files of others in the folder would be lost, whatever `overwrite` says.
         if target.is_dir():
-            check_replaceable(target, _file_names(files, without, names or {}))
-    with appearing(target, folder=files.root.is_dir(), overwrite=overwrite) as part, ExitStack() as opened:
+            weights = {*(shard.name for shard in files.shards), *(index.name for index in files.indices)}
+            check_replaceable(target, weights | {*_new_names(files, without, names or {}).values()})
+    with atomic_path(target, folder=files.root.is_dir(), overwrite=overwrite) as part, ExitStack() as opened:
         if files.root.is_dir():
             _copy_others(files, part, _new_names(files, without, names or {}))
             for index in files.indices:
                 _write_text(path_to_write(part, index.name), _index_text(index, files, changes, dropped))
             for name, text in (texts or {}).items():
                 _write_text(path_to_write(part, name), text)
-        jobs, known = list[_Job](), files.tensors
-        check_space(target, copy_bytes(known, changes))
+        jobs, tensors = list[_Job](), files.tensors
+        check_space(target, copy_bytes(tensors, changes))
         for shard in files.shards:
             fd = os.open(
                 path_to_write(part, shard.name) if files.root.is_dir() else part, os.O_RDWR | os.O_CREAT, 0o666
             )
             opened.callback(os.close, fd)
             jobs += _jobs(shard, fd, files, _Outline(changes, frozenset(dropped), (headers or {}).get(shard.name)))
+        # The largest tensors first: else one of them could begin last and keep a single thread busy at the end.
         _run(sorted(jobs, key=lambda job: -job.nbytes), _Work(fill, watch, step), threads)
-        if beside:
-            beside(part)
+        if write_beside:
+            write_beside(part)
 
 
 def copy_bytes(tensors: Mapping[str, LazyArray], changes: Mapping[str, Change]) -> int:
-    """Bytes of all tensors of a copy, those that it is to lack among them."""
+    """The bytes of all tensors of the original and the changes, also of those that the copy leaves out."""
     return sum(_spec(key, tensors, changes).nbytes for key in {*tensors, *changes})
 
 
 def _new_names(files: ModelFiles, without: Collection[str], names: Mapping[str, str]) -> dict[str, str]:
-    """Other files that come along, and their names in the copy."""
-    return {name: names.get(name, name) for name in files.others if name not in without}
-
-
-def _file_names(files: ModelFiles, without: Collection[str], names: Mapping[str, str]) -> set[str]:
-    """Every file of the copy."""
-    weights = {*(shard.name for shard in files.shards), *(index.name for index in files.indices)}
-    return weights | {*_new_names(files, without, names).values()}
+    """The other files that are copied, and their names in the copy."""
+    return {name: names.get(name, name) for name in files.companions if name not in without}
 
 
 def _copy_others(files: ModelFiles, part: Path, names: Mapping[str, str]) -> None:
-    """Everything that is not weights under its new name, links followed."""
+    """Copy all files other than weights under their new names; links are followed."""
+    # Also the folders of shards, whose files are made later.
     for name in (*names.values(), *(shard.name for shard in files.shards)):
         path_to_write(part, name).parent.mkdir(parents=True, exist_ok=True)
+    # copyfile follows links, so that the copy does not depend on a cache.
     for name, new in names.items():
         shutil.copyfile(files.root / name, path_to_write(part, new))
 
@@ -165,43 +165,45 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def _index_text(index: Index, files: ModelFiles, changes: Mapping[str, Change], dropped: Collection[str]) -> str:
-    """The index with the keys that came and went, and the size that changed; as it was where nothing did.
+    """The index with added and dropped keys and the new total size; byte for byte the old one if nothing changed.
 
-    Some indices name tensors that no shard holds: these stay, and take no bytes.
+    Some indices name tensors that no shard holds. These stay in the index and count no bytes.
     """
-    known = files.tensors
+    tensors = files.tensors
     old = index.content["weight_map"]
     names = {key: shard for key, shard in old.items() if index.prefix + key not in dropped}
-    homes = {key: _home(key, files) for key in changes if key not in known}
+    homes = {key: _shard_for(key, files) for key in changes if key not in tensors}
     names |= {
         key.removeprefix(index.prefix): Path(home.name).name
         for key, home in homes.items()
         if home.prefix == index.prefix
     }
-    there = {*known, *changes}
-    size = sum(_spec(key, known, changes).nbytes for name in names if (key := index.prefix + name) in there)
-    if names == old and size == sum(known[key].nbytes for name in old if (key := index.prefix + name) in known):
-        return (files.root / index.name).read_bytes().decode("utf-8")  # the ends of its lines too
-    said = index.content.get("metadata")
-    metadata = {**(said if isinstance(said, dict) else {}), "total_size": size}
+    all_keys = {*tensors, *changes}
+    size = sum(_spec(key, tensors, changes).nbytes for name in names if (key := index.prefix + name) in all_keys)
+    if names == old and size == sum(tensors[key].nbytes for name in old if (key := index.prefix + name) in tensors):
+        # `read_text` would change the line ends of Windows.
+        return (files.root / index.name).read_bytes().decode("utf-8")
+    old_metadata = index.content.get("metadata")
+    metadata = {**(old_metadata if isinstance(old_metadata, dict) else {}), "total_size": size}
     return dumps({**index.content, "metadata": metadata, "weight_map": names})
 
 
-def _home(key: str, files: ModelFiles) -> Shard:
-    """Where a tensor goes that the model has not: the last shard of its component."""
+def _shard_for(key: str, files: ModelFiles) -> Shard:
+    """The shard for a tensor that the model does not have: the last one of its component."""
+    # The prefix of a single model is empty, so all of its shards fit.
     own = [shard for shard in files.shards if key.startswith(shard.prefix)]
     return (own or files.shards)[-1]
 
 
-def _spec(key: str, known: Mapping[str, LazyArray], changes: Mapping[str, Change]) -> Change:
-    """What a tensor of the copy will be."""
-    return changes[key] if key in changes else Change(known[key].dtype, known[key].shape)
+def _spec(key: str, tensors: Mapping[str, LazyArray], changes: Mapping[str, Change]) -> Change:
+    """The dtype and shape of a tensor of the copy."""
+    return changes[key] if key in changes else Change(tensors[key].dtype, tensors[key].shape)
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class _Outline:
-    """How one shard of the copy differs from its original."""
+    """The differences between one shard of the copy and its original."""
 
     changes: Mapping[str, Change]
     dropped: Collection[str]
@@ -211,21 +213,21 @@ class _Outline:
 @final
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """One tensor to be written at its place."""
+    """One tensor that is written at a position of a file."""
 
     key: str
     file: int
     offset: int
     nbytes: int
-    source: LazyArray | None  # to be copied; None: to be filled
+    source: LazyArray | None  # the tensor that is copied; None for a change
 
 
 def _jobs(shard: Shard, fd: int, files: ModelFiles, outline: _Outline) -> Iterator[_Job]:
-    """The file of a shard at its full size with its header, and the work left to do in it.
+    """Give a shard's file its full size and its header, and return the tensors that are still to be written.
 
-    The header stays byte for byte where no tensor changes its dtype, its shape or its place.
+    The header stays byte for byte the same if no tensor changes its dtype, its shape or its shard.
     """
-    known, changes = files.tensors, outline.changes
+    tensors, changes = files.tensors, outline.changes
     header: bytes
     offsets: Mapping[str, int]
     if outline.header:
@@ -233,25 +235,29 @@ def _jobs(shard: Shard, fd: int, files: ModelFiles, outline: _Outline) -> Iterat
         specs, offsets = _specs_of(header, shard.name)
     else:
         keys = [shard.prefix + key for key in shard.stored.tensors if shard.prefix + key not in outline.dropped]
-        keys += [key for key in changes if key not in known and _home(key, files) is shard]
-        specs = {key.removeprefix(shard.prefix): _spec(key, known, changes) for key in keys}
+        keys += [key for key in changes if key not in tensors and _shard_for(key, files) is shard]
+        specs = {key.removeprefix(shard.prefix): _spec(key, tensors, changes) for key in keys}
         header, offsets = shard.header, shard.offsets
-        if not _alike(specs, shard.stored.tensors):
-            header = header_bytes({key: _blank(spec) for key, spec in specs.items()}, shard.stored.metadata)
+        if not _have_same_layout(specs, shard.stored.tensors):
+            header = header_bytes({key: _placeholder(spec) for key, spec in specs.items()}, shard.stored.metadata)
             offsets = offsets_of(header[8:])
+    # A header that the caller gives comes from an undo file, which may belong to another model.
     for key, spec in specs.items():
-        whole = shard.prefix + key
-        if not (whole in changes or whole in known) or _spec(whole, known, changes) != spec:
+        full_key = shard.prefix + key
+        if not (full_key in changes or full_key in tensors) or _spec(full_key, tensors, changes) != spec:
             raise FormatError(f"{shard.name}: its header and the model differ in {key}", fix=_ANOTHER)
+    # With the full size set first, threads can write tensors at their positions in any order.
     os.truncate(fd, len(header) + sum(spec.nbytes for spec in specs.values()))
     _write_at(fd, header, 0)
     for key, spec in specs.items():
-        whole = shard.prefix + key
-        yield _Job(whole, fd, len(header) + offsets[key], spec.nbytes, None if whole in changes else known[whole])
+        full_key = shard.prefix + key
+        yield _Job(
+            full_key, fd, len(header) + offsets[key], spec.nbytes, None if full_key in changes else tensors[full_key]
+        )
 
 
 def _specs_of(header: bytes, name: str) -> tuple[dict[str, Change], dict[str, int]]:
-    """What a header says of its tensors, and where the numbers of each begin."""
+    """The tensors that a header describes, and the position of the numbers of each."""
     try:
         entries = json.loads(header[8:])
         specs = {
@@ -260,6 +266,7 @@ def _specs_of(header: bytes, name: str) -> tuple[dict[str, Change], dict[str, in
             if key != "__metadata__"
         }
         position = 0
+        # Tensors must follow each other without gaps: the file is as long as their sum.
         for key in sorted(specs, key=lambda key: entries[key]["data_offsets"]):
             begin, position = position, position + specs[key].nbytes
             if entries[key]["data_offsets"] != [begin, position]:
@@ -271,38 +278,39 @@ def _specs_of(header: bytes, name: str) -> tuple[dict[str, Change], dict[str, in
         ) from error
 
 
-def _alike(specs: Mapping[str, Change], tensors: Mapping[str, LazyArray]) -> bool:
-    """Whether the tensors are those that were there, of the same dtypes and shapes."""
+def _have_same_layout(specs: Mapping[str, Change], tensors: Mapping[str, LazyArray]) -> bool:
+    """Whether the keys, dtypes and shapes of two sets of tensors are the same."""
     return set(specs) == set(tensors) and all(
         (spec.dtype, spec.shape) == (tensors[key].dtype, tensors[key].shape) for key, spec in specs.items()
     )
 
 
-def _blank(spec: Change) -> LazyArray:
-    """Something of this dtype and shape, for the header."""
+def _placeholder(spec: Change) -> LazyArray:
+    """An array of this dtype and shape without content, from which a header is made."""
     return LazyArray(lambda: np.empty(spec.shape, spec.dtype), shape=spec.shape, dtype=spec.dtype)
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """What is done with every tensor, and who is told."""
+    """The callbacks of `write_model`, and the writing of one tensor."""
 
     fill: Fill
     watch: Watch | None
     step: Step | None
 
     def do(self, job: _Job, stop: Event) -> None:
-        """One tensor, unless somebody says stop."""
+        """Write one tensor, unless ``stop`` is set."""
         offset = job.offset
-        for block in self.fill(job.key) if job.source is None else pieces(job.source):
+        for block in self.fill(job.key) if job.source is None else tensor_pieces(job.source):
             if stop.is_set():
                 return
+            # A changed tensor is known to the caller, who makes its rows.
             if self.watch and job.source is not None:
                 self.watch(job.key, block)
             data = np.ascontiguousarray(block).reshape(-1).view(np.uint8).data
             _write_at(job.file, data, offset)
-            _begin(job.file, offset, len(data))
+            _start_writeback(job.file, offset, len(data))
             offset += len(data)
             if self.step:
                 self.step(len(data))
@@ -310,10 +318,11 @@ class _Work:
 
 
 def _run(jobs: list[_Job], doing: _Work, threads: int) -> None:
-    """Do all jobs; the first error stops every thread and is raised here."""
+    """Do all jobs in several threads. The first error stops every thread and is raised here."""
     queue: SimpleQueue[_Job] = SimpleQueue()
     for job in jobs:
         queue.put(job)
+    # A list, because several threads may fail before the first error is seen.
     stop, errors = Event(), list[BaseException]()
 
     def work() -> None:
@@ -322,37 +331,38 @@ def _run(jobs: list[_Job], doing: _Work, threads: int) -> None:
                 doing.do(queue.get_nowait(), stop)
             except Empty:
                 return
-            except BaseException as error:  # noqa: BLE001 - handed to the caller, whatever it is
+            except BaseException as error:  # noqa: BLE001 - raised again in the calling thread, whatever it is
                 errors.append(error)
                 stop.set()
 
-    others: list[Thread] = []
+    workers: list[Thread] = []
     try:
         for _ in range(threads - 1):
             thread = Thread(target=work, daemon=True)
-            thread.start()  # fails where memory is at its end: those that run are waited for all the same
-            others.append(thread)
+            thread.start()  # this fails without memory for a stack; the threads that run are then joined below
+            workers.append(thread)
         work()
-        for thread in others:
+        for thread in workers:
             thread.join()
-    finally:  # an interrupt while waiting
+    finally:  # also after an interrupt while waiting: no thread may write after the files are removed
         stop.set()
-        for thread in others:
+        for thread in workers:
             thread.join()
     if errors:
         raise errors[0]
 
 
 def _write_at(fd: int, data: bytes | memoryview, offset: int) -> None:
-    """All of the data, at its place."""
+    """Write all of the data at a position; one call of the system may write only a part."""
     view = memoryview(data)
     while len(view):
         count = os.pwrite(fd, view, offset)
         view, offset = view[count:], offset + count
 
 
-def _begin(fd: int, offset: int, count: int) -> None:
-    """Let the disk begin with what was written up to here, every so many bytes; nobody waits for it."""
+def _start_writeback(fd: int, offset: int, count: int) -> None:
+    """Tell the disk to begin writing whenever another `HURRY` bytes of the file are complete, without waiting."""
+    # DONTNEED starts the writeback of the range on Linux.
     first, last = offset // HURRY * HURRY, (offset + count) // HURRY * HURRY
     if first < last and hasattr(os, "posix_fadvise"):
         os.posix_fadvise(fd, first, last - first, os.POSIX_FADV_DONTNEED)

@@ -1,6 +1,6 @@
-"""Quantised bases, told by the tensors that only they store, and refused by name: their numbers are codes."""
+"""Recognising quantised base models by the tensors that only they store. They are refused: their numbers are codes."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -11,25 +11,24 @@ from loralens.errors import FormatError
 
 Tensors = Mapping[str, LazyArray]
 
-FLOAT8_METHODS = frozenset({"fp8", "fbgemm_fp8", "compressed-tensors", "modelopt"})  # scales beside float8 weights
+# Methods of ``quantization_config`` that store float8 weights with scales, among them methods that store codes too. The
+# name of such a method does not say which it is.
+FLOAT8_METHODS = frozenset({"fp8", "fbgemm_fp8", "compressed-tensors", "modelopt"})
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Quantisation:
-    """One way to store codes instead of weights.
+    """A method of quantisation, and how its files are recognised.
 
     Attributes
     ----------
-    name : str
-        As people know it.
-    ends : tuple of str
-        Ends of keys, each of which some tensor must have.
-    codes : str
-        End of the keys of the codes, and their dtype, where the keys alone do not tell.
-    dtype : str
-    shaped : bool
-        Whether codes lie in the weight's own shape, under its own key.
+    ends
+        Ends of keys. For each of them some key must have this end.
+    codes, dtype
+        The end of the keys of the codes, and their dtype, if ``ends`` are not unique to the method.
+    shaped
+        Whether the codes have the shape and the key of the weight.
     """
 
     name: str
@@ -39,14 +38,15 @@ class Quantisation:
     shaped: bool = False
 
 
-# In the order in which they are asked.
+# The first one that fits is taken, so a method comes before those whose ends its own files have too.
 QUANTISATIONS = (
     Quantisation("bitsandbytes NF4", (".quant_state.bitsandbytes__nf4",)),
     Quantisation("bitsandbytes FP4", (".quant_state.bitsandbytes__fp4",)),
     Quantisation("bitsandbytes 4-bit", (".absmax", ".quant_map")),
     Quantisation("bitsandbytes int8", (".SCB",), shaped=True),
     Quantisation("GPTQ", (".qweight", ".g_idx")),
-    Quantisation("AWQ", (".qweight", ".qzeros", ".scales")),  # GPTQ too, where it leaves out g_idx: the config says
+    # GPTQ without g_idx has the same keys; `_quantised_error` then takes the name from the configuration.
+    Quantisation("AWQ", (".qweight", ".qzeros", ".scales")),
     Quantisation("MLX", (".scales",), codes=".weight", dtype="uint32"),
     Quantisation("compressed-tensors", (".weight_packed",)),
     Quantisation("NVFP4 (modelopt)", (".weight_scale_2",), codes=".weight", dtype="uint8"),
@@ -66,9 +66,9 @@ def check_numbers(tensors: Tensors, config: Mapping[str, Any] | None) -> None:
     FormatError
         It is quantised.
     """
-    found = _quantisation(tensors, config)
-    if found:
-        raise _refused(found, config)
+    quantisation = _quantisation(tensors, config)
+    if quantisation:
+        raise _quantised_error(quantisation, config)
 
 
 def check_shapes(tensors: Tensors, config: Mapping[str, Any] | None) -> None:
@@ -77,42 +77,43 @@ def check_shapes(tensors: Tensors, config: Mapping[str, Any] | None) -> None:
     Raises
     ------
     FormatError
-        It is quantised, and the codes do not lie in the shape of the weights.
+        It is quantised, and the codes do not have the shape of the weights.
     """
-    found = _quantisation(tensors, config)
-    if found and not found.shaped:
-        raise _refused(found, config)
+    quantisation = _quantisation(tensors, config)
+    if quantisation and not quantisation.shaped:
+        raise _quantised_error(quantisation, config)
 
 
 def _quantisation(tensors: Tensors, config: Mapping[str, Any] | None) -> Quantisation | None:
-    for one in QUANTISATIONS:
-        if all(_any_ends(tensors, end) for end in one.ends) and (
-            not one.codes or any(key.endswith(one.codes) and str(t.dtype) == one.dtype for key, t in tensors.items())
+    for quantisation in QUANTISATIONS:
+        if all(any(key.endswith(end) for key in tensors) for end in quantisation.ends) and (
+            not quantisation.codes
+            or any(
+                key.endswith(quantisation.codes) and str(t.dtype) == quantisation.dtype for key, t in tensors.items()
+            )
         ):
-            return one
+            return quantisation
+    # Weights are matrices of floating point numbers. Matrices of integers are codes of a method not listed above.
     if any(
         key.endswith(".weight") and t.ndim >= 2 and np.issubdtype(t.dtype, np.integer) for key, t in tensors.items()
     ):
-        return Quantisation(_said(config) or "integer", (), shaped=True)
+        return Quantisation(_stated_method(config) or "integer", (), shaped=True)
     return None
 
 
-def _any_ends(keys: Iterable[str], end: str) -> bool:
-    return any(key.endswith(end) for key in keys)
-
-
-def _said(config: Mapping[str, Any] | None) -> str:
-    """The method that ``config.json`` names."""
-    said = (config or {}).get("quantization_config")
-    method = said.get("quant_method") if isinstance(said, dict) else None
+def _stated_method(config: Mapping[str, Any] | None) -> str:
+    """The method that ``config.json`` names; empty for none, and for methods that may store float8 weights."""
+    section = (config or {}).get("quantization_config")
+    method = section.get("quant_method") if isinstance(section, dict) else None
     return ascii(method)[1:-1][:40] if isinstance(method, str) and method not in FLOAT8_METHODS else ""
 
 
-def _refused(found: Quantisation, config: Mapping[str, Any] | None) -> FormatError:
-    name = "GPTQ" if found.name == "AWQ" and _said(config) == "gptq" else found.name
+def _quantised_error(quantisation: Quantisation, config: Mapping[str, Any] | None) -> FormatError:
+    # The keys are the same, so only the configuration knows.
+    name = "GPTQ" if quantisation.name == "AWQ" and _stated_method(config) == "gptq" else quantisation.name
     source = (config or {}).get("_name_or_path")
-    told = f" ({ascii(source)[1:-1][:80]})" if isinstance(source, str) and "/" in source else ""
+    source_text = f" ({ascii(source)[1:-1][:80]})" if isinstance(source, str) and "/" in source else ""
     return FormatError(
-        f"its weights are quantised: {name}{told}",
+        f"its weights are quantised: {name}{source_text}",
         fix="give the 16-bit model it was made from: an adapter trained on a quantised base fits that sibling",
     )

@@ -1,8 +1,8 @@
-"""Names in memory: what transformers 5 calls the modules of a model that it stores under other names.
+"""Names of modules in transformers 5, for models whose checkpoints use other names.
 
-An adapter that was extracted from checkpoints has the names of their files. PEFT looks for modules in memory, and of
-what it does not find there it loads nothing, without an error. It joins single experts by itself in the families of
-Mixtral and Qwen2-MoE alone. The names are those of ``conversion_mapping.py`` in transformers 5.24.
+An adapter that was extracted from checkpoints has the names of their files. PEFT looks for the names of the modules in
+memory, and it silently leaves out what it does not find. PEFT joins single experts by itself only in the families of
+Mixtral and Qwen2-MoE. The names are those of ``conversion_mapping.py`` in transformers 5.24.
 """
 
 import re
@@ -21,6 +21,7 @@ from loralens.formats.dialects.gguf.writer import EXPERTS
 
 Rules = tuple[tuple[str, str], ...]
 
+# Rules are applied one after the other, and later ones see the names that earlier ones made.
 _VIT: Rules = (
     (r"(^|\.)encoder\.layer\.(\d+)\.", r"\1layers.\2."),
     (r"\.attention\.attention\.query$", ".attention.q_proj"),
@@ -46,7 +47,7 @@ _GRANITE: Rules = (
     (r"\.block_sparse_moe\.output_linear(\[|$)", r".block_sparse_moe.experts.down_proj\1"),
     (r"\.block_sparse_moe\.router\.layer$", ".block_sparse_moe.router"),
 )
-IN_MEMORY: Mapping[str, Rules] = {  # model type → expressions and what stands for them
+IN_MEMORY: Mapping[str, Rules] = {  # model type → regular expressions and their replacements, applied in order
     **dict.fromkeys(
         ("vit", "deit", "beit", "vit_mae", "vit_msn", "ijepa", "vivit", "audio-spectrogram-transformer"), _VIT
     ),
@@ -58,116 +59,123 @@ IN_MEMORY: Mapping[str, Rules] = {  # model type → expressions and what stands
     "phimoe": _PHIMOE,
     **dict.fromkeys(("granitemoe", "granitemoeshared", "granitemoehybrid"), _GRANITE),
 }  # fmt: skip
-JOINED = ("phimoe", "jamba", "lfm2_moe")  # whose single experts PEFT does not join
+JOINED = ("phimoe", "jamba", "lfm2_moe")  # model types with single experts in files that PEFT does not join
+# a single expert of a checkpoint: ….experts.3.w1
 _SINGLE = re.compile(r"^(?P<stack>.+\.experts)\.(?P<number>\d{1,9})\.(?P<part>\w+)$")
 _SWIGLU = ".mlp.weights_in"
 
 
-def in_memory(adapter: Adapter, config: Mapping[str, Any] | None) -> Adapter:
-    """The adapter of a stored model under the names that its modules have in transformers 5, where these are others.
+def use_memory_names(adapter: Adapter, config: Mapping[str, Any] | None) -> Adapter:
+    """Rename the modules of an adapter from the names in checkpoints to those in the memory of transformers 5.
 
     Parameters
     ----------
     adapter : Adapter
     config : mapping or None
-        The model's config.json, which says its type.
+        The content of the model's config.json, which has the model type.
     """
     kind = str((config or {}).get("model_type"))
     rules = IN_MEMORY.get(kind, ())
-    new = {name: other for name in adapter if (other := _applied(name, rules)) != name}
+    # Only names that differ, so that an adapter without any is returned as it is.
+    new = {name: other for name in adapter if (other := _apply_rules(name, rules)) != name}
     if new:
         adapter = adapter.renamed(new)
-    adapter = replace(adapter, extra=_others(adapter.extra, rules), config=_saved(adapter.config, rules))
+    adapter = replace(adapter, extra=_rename_extras(adapter.extra, rules), config=_rename_saved(adapter.config, rules))
+    # After renaming, because the stacks are those of memory.
     if kind in JOINED:
-        adapter = replace(adapter, modules=_joined(adapter.modules, _count(config)))
+        adapter = replace(adapter, modules=_join_experts(adapter.modules, _count(config)))
     if rules is _DINO:
-        adapter = replace(adapter, modules=dict(_halved(adapter.modules)))
+        adapter = replace(adapter, modules=dict(_split_swiglu(adapter.modules)))
     return adapter
 
 
-def _others(extra: Mapping[str, Extra], rules: Rules) -> dict[str, Extra]:
-    """Tensors that belong to modules without a pair, under their keys with the names of memory."""
-    found: dict[str, Extra] = {}
-    for key, one in extra.items():
-        name = _applied(one.module, rules)
-        found[key.replace(one.module, name) if one.module else key] = replace(one, module=name)
-    return found
+def _rename_extras(extras: Mapping[str, Extra], rules: Rules) -> dict[str, Extra]:
+    """Extras with the names of memory in their keys."""
+    renamed: dict[str, Extra] = {}
+    for key, extra in extras.items():
+        name = _apply_rules(extra.module, rules)
+        renamed[key.replace(extra.module, name) if extra.module else key] = replace(extra, module=name)
+    return renamed
 
 
-def _saved(config: Mapping[str, Any] | None, rules: Rules) -> Mapping[str, Any] | None:
-    """The configuration with the names of memory for the modules that are saved in full."""
+def _rename_saved(config: Mapping[str, Any] | None, rules: Rules) -> Mapping[str, Any] | None:
+    """The configuration with the names of memory in ``modules_to_save``."""
     saved = (config or {}).get("modules_to_save")
     if config is None or not isinstance(saved, list):
         return config
-    return {**config, "modules_to_save": [_applied(str(name), rules) for name in saved]}
+    return {**config, "modules_to_save": [_apply_rules(str(name), rules) for name in saved]}
 
 
-def _applied(name: str, rules: Rules) -> str:
+def _apply_rules(name: str, rules: Rules) -> str:
     for expression, new in rules:
         name = re.sub(expression, new, name)
     return name
 
 
 def _count(config: Mapping[str, Any] | None) -> int:
-    """How many experts the configuration says; 0 where it says none."""
+    """The number of experts in the configuration; 0 if it has none."""
     return next((n for n in map((config or {}).get, EXPERTS) if type(n) is int), 0)
 
 
-def _halved(modules: Mapping[str, Update]) -> Iterable[tuple[str, Update]]:
-    """DINOv2 with SwiGLU: one stored matrix is two modules, which share A."""
+def _split_swiglu(modules: Mapping[str, Update]) -> Iterable[tuple[str, Update]]:
+    """Split the stored matrix ``weights_in`` of DINOv2 with SwiGLU into two modules, which share A."""
     for name, module in modules.items():
         if not name.endswith(_SWIGLU):
             yield name, module
             continue
         B, A = module.factors
+        # The gate comes first in weights_in.
         size = B.shape[0] // 2
         for i, part in enumerate(("gate_proj", "up_proj")):
             half = B.rows(i * size, (i + 1) * size)
             yield name.removesuffix("weights_in") + part, LowRank(half, A, module.scale, scaling=module.scaling)
 
 
-def _joined(modules: Mapping[str, Update], count: int) -> dict[str, Update]:
-    """Single experts as the stacks of memory: gate and up below each other, missing ones as updates of 0."""
+def _join_experts(modules: Mapping[str, Update], count: int) -> dict[str, Update]:
+    """Join single experts to the stacks in memory, with gate above up; a missing expert gets an update of 0."""
     stacks: dict[str, dict[int, dict[str, Update]]] = {}
-    found: dict[str, Update] = {}
+    joined: dict[str, Update] = {}
     for name, module in modules.items():
         single = _SINGLE.match(name)
         if not single:
-            found[name] = module
+            joined[name] = module
             continue
+        # Mixtral's w1, w2 and w3 have names in the stacks.
         part = EXPERT_PARTS.get(single["part"], single["part"])
+        # transformers 5 holds gate and up of all experts in one parameter.
         joint = "down_proj" if part == "down_proj" else "gate_up_proj"
         stacks.setdefault(f"{single['stack']}.{joint}", {}).setdefault(int(single["number"]), {})[part] = module
     for stack, experts in stacks.items():
         parts = ("down_proj",) if stack.endswith("down_proj") else ("gate_proj", "up_proj")
-        shape = next(module.shape for held in experts.values() for module in held.values())
-        rank = max(sum(module.rank for module in held.values()) for held in experts.values())
+        shape = next(module.shape for parts_of_expert in experts.values() for module in parts_of_expert.values())
+        # All experts of a stack need one rank: that of the one with most columns.
+        rank = max(sum(module.rank for module in parts_of_expert.values()) for parts_of_expert in experts.values())
         for e in range(max(count, max(experts) + 1)):
-            found[f"{stack}[{e}]"] = _block(experts.get(e, {}), parts, shape, rank)
-    return found
+            joined[f"{stack}[{e}]"] = _stack_pairs(experts.get(e, {}), parts, shape, rank)
+    return joined
 
 
-def _block(held: Mapping[str, Update], parts: tuple[str, ...], shape: tuple[int, int], rank: int) -> LowRank:
-    """One pair of several that stand below each other: B in blocks, A below A, their scales in B."""
+def _stack_pairs(updates: Mapping[str, Update], parts: tuple[str, ...], shape: tuple[int, int], rank: int) -> LowRank:
+    """Join pairs whose updates are stacked by rows: B is block-diagonal with the scales in it, A is stacked."""
     out, in_ = shape
 
     def B() -> Array:
-        whole, column = np.zeros((len(parts) * out, rank), np.float32), 0
+        stacked, column = np.zeros((len(parts) * out, rank), np.float32), 0
         for i, part in enumerate(parts):
-            if part in held:
-                module = held[part]
+            if part in updates:
+                module = updates[part]
                 block = module.scale * module.B.astype(np.float64)
-                whole[i * out : (i + 1) * out, column : column + module.rank] = block
+                stacked[i * out : (i + 1) * out, column : column + module.rank] = block
                 column += module.rank
-        return whole
+        return stacked
 
     def A() -> Array:
-        whole, row = np.zeros((rank, in_), np.float32), 0
+        stacked, row = np.zeros((rank, in_), np.float32), 0
         for part in parts:
-            if part in held:
-                whole[row : row + held[part].rank] = held[part].A
-                row += held[part].rank
-        return whole
+            if part in updates:
+                stacked[row : row + updates[part].rank] = updates[part].A
+                row += updates[part].rank
+        return stacked
 
     return LowRank(
         LazyArray(B, shape=(len(parts) * out, rank), dtype=np.float32),

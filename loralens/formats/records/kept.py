@@ -1,8 +1,8 @@
-"""Kept: an undo file or certificate outside the model's folder, until another model has taken the place of its own.
+"""Keeping an old undo file or certificate that lies outside of its model's folder until the model is replaced.
 
-``.NAME.PID.MODEL.kept`` is the file that stood at NAME, hard-linked before a run replaces it and then the model; MODEL
-is the number by which the disk knows the model that stood there. Two places cannot change at once: a run that is killed
-in between leaves the new file beside the old model. The number tells so, and the next run puts the old file back.
+``.NAME.PID.MODEL.kept`` is the old file NAME. It is hard-linked before a run replaces the file and then the model.
+MODEL is the inode of the old model. The two replacements cannot happen at once, so a run that is killed in between
+leaves the new file with the old model. The inode shows that, and the next run restores the old file.
 """
 
 import os
@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from loralens.errors import place
-from loralens.formats.files.disk import disk, sync_folder
+from loralens.formats.files.disk import disk_errors, sync_folder
 from loralens.formats.files.hold import lock
 from loralens.formats.files.leftovers import claim, remove, tidy
 
@@ -21,51 +21,54 @@ _KEPT = re.compile(r"\.(?P<name>.+)\.(?P<pid>[0-9]+)\.(?P<model>[0-9]+)\.kept", 
 
 
 @contextmanager
-def keeping(files: Sequence[Path], model: Path) -> Iterator[None]:
-    """Keep files that belong to the model at ``model`` for a block in which others replace them, and then the model.
+def keep_files(files: Sequence[Path], model: Path) -> Iterator[None]:
+    """Keep the files of the model at ``model`` for a block that replaces them and then the model.
 
-    Afterwards the old ones are gone; they are back where no other model stands there.
+    Afterwards the old files are removed; if the model was not replaced, they are restored.
     """
-    with ExitStack() as kept:
+    with ExitStack() as stack:
         for file in files:
-            kept.enter_context(_keeping(file, model))
+            stack.enter_context(_back_up(file, model))
         yield
 
 
 @contextmanager
-def _keeping(file: Path, model: Path) -> Iterator[None]:
+def _back_up(file: Path, model: Path) -> Iterator[None]:
     number = _number(model)
+    # There is no old model or no old file, so nothing has to be kept.
     if number is None or not file.is_file():
         yield
         return
+    # The inode is a part of the name, so no second file has to remember it.
     hidden = file.with_name(f".{file.name}.{os.getpid()}.{number}.kept")
-    with place(file), disk():
-        remove(hidden)  # of an earlier process of this number, which has been settled
+    with place(file), disk_errors():
+        remove(hidden)  # one of an earlier process with the same id; `restore_kept` has dealt with its content
         try:
             os.link(file, hidden)
-        except OSError:  # a disk without hard links
+        except OSError:  # the disk has no hard links
             shutil.copy2(file, hidden)
         sync_folder(file.parent)
     descriptor = lock(hidden)
     try:
         yield
     finally:
-        _settle(hidden, file, stands=_number(model) == number)
+        _finish_backup(hidden, file, stands=_number(model) == number)
         if descriptor is not None:
             os.close(descriptor)
 
 
-def settle(file: Path, model: Path) -> None:
-    """Put back what a killed run kept of ``file``, if the model that it belongs to still stands; else remove it."""
+def restore_kept(file: Path, model: Path) -> None:
+    """Restore what a killed run kept of ``file`` if its model was not replaced; otherwise remove it."""
     for hidden, pid, number in _leftovers(file):
         with claim(hidden, pid) as abandoned:
             if abandoned:
-                tidy(model)  # which may be moved aside
-                _settle(hidden, file, stands=_number(model) == number)
+                tidy(model)  # the killed run may have moved the model aside
+                _finish_backup(hidden, file, stands=_number(model) == number)
 
 
-def _settle(hidden: Path, file: Path, *, stands: bool) -> None:
-    with place(file), disk():
+def _finish_backup(hidden: Path, file: Path, *, stands: bool) -> None:
+    with place(file), disk_errors():
+        # If both are the same file, it was not replaced yet.
         if stands and not (file.exists() and file.samefile(hidden)):
             hidden.replace(file)
         else:
@@ -73,7 +76,7 @@ def _settle(hidden: Path, file: Path, *, stands: bool) -> None:
 
 
 def _number(model: Path) -> int | None:
-    """The number of a file or folder on its disk, which it keeps when it is renamed; None where nothing stands."""
+    """The inode of a file or folder, which a rename does not change; None if there is no such path."""
     try:
         return model.stat().st_ino
     except OSError:
@@ -81,11 +84,11 @@ def _number(model: Path) -> int | None:
 
 
 def _leftovers(file: Path) -> list[tuple[Path, int, int]]:
-    """What is kept of a file: where, by which process, and the number of the model."""
+    """What is kept of a file: the hidden path, the process id, and the inode of the model."""
     try:
         names = sorted(path.name for path in file.parent.iterdir())
     except OSError:
-        return []  # whoever writes there will say what is wrong
-    found = [match for name in names if name.endswith(".kept") and (match := _KEPT.fullmatch(name))]
-    ours = [(file.with_name(one[0]), one) for one in found if one["name"] == file.name]
-    return [(path, int(one["pid"]), int(one["model"])) for path, one in ours if not path.is_symlink()]
+        return []  # the caller meets the same error when it writes there, and reports it
+    matches = [match for name in names if name.endswith(".kept") and (match := _KEPT.fullmatch(name))]
+    ours = [(file.with_name(match[0]), match) for match in matches if match["name"] == file.name]
+    return [(path, int(match["pid"]), int(match["model"])) for path, match in ours if not path.is_symlink()]

@@ -1,7 +1,7 @@
-"""What a merge leaves in a folder besides the model, and how it is told from what others have put there.
+"""The files of a merge in a model's folder, which may be overwritten, told from the files of others.
 
-The certificate lists every file that the merge wrote, with its size. A file in the folder that is not in this list, or
-has another size now, is somebody else's: no ``--overwrite`` removes it.
+The certificate of a merge lists every file that it wrote, with its size. A file that is not in this list, or that has
+another size now, was written by somebody else: even ``--overwrite`` does not remove it.
 """
 
 import os
@@ -15,32 +15,34 @@ from loralens.formats.files.relative_name import is_relative_name
 from loralens.formats.records.undo import KEY, NAME
 
 CERTIFICATE = "merge_certificate.json"
-BEFORE = "before/"  # where the undo file and certificate of an earlier merge go: unmerging takes them out again
-FILES = "files"  # of the certificate
+BEFORE = "before/"  # the folder for the undo file and certificate of an earlier merge, which unmerging moves back
+FILES = "files"  # the key of the list of files in the certificate
+# under before/, each merge of a merged model adds one level
 _OWN = re.compile(rf"(?:{BEFORE})*(?:{re.escape(NAME)}|{re.escape(CERTIFICATE)})")
-_SHOWN = 5
+_SHOWN = 5  # names in a message, so that it stays readable
 
 
 def file_sizes(folder: Path) -> dict[str, int]:
-    """Every file under a folder by its path with ``/``, links not followed, and its bytes."""
-    found = {}
+    """The relative path, with ``/``, and the bytes of every file under a folder; links are not followed."""
+    sizes = {}
     for home, inner, names in os.walk(folder):
-        links = [name for name in inner if (Path(home) / name).is_symlink()]
+        links = [name for name in inner if (Path(home) / name).is_symlink()]  # os.walk counts them as folders
         for name in (*names, *links):
             path = Path(home) / name
-            found[path.relative_to(folder).as_posix()] = path.lstat().st_size
-    return dict(sorted(found.items()))
+            sizes[path.relative_to(folder).as_posix()] = path.lstat().st_size
+    return dict(sorted(sizes.items()))
 
 
 def check_replaceable(target: Path, names: Collection[str]) -> None:
-    """Refuse to replace a folder by one with files of these names where something would be lost.
+    """Refuse to replace a folder by one with files of these names if a file of somebody else would be lost.
 
     Raises
     ------
     OptionError
-        It holds files that the new one does not have and no merge wrote; they are named.
+        The folder holds files that the new one does not have and no merge wrote. The message names them.
     """
     written = _files_written(target)
+    # A file with a new version in the new folder is replaced, and not lost.
     lost = [
         name
         for name, size in file_sizes(target).items()
@@ -55,7 +57,7 @@ def check_replaceable(target: Path, names: Collection[str]) -> None:
 
 
 def _files_written(folder: Path) -> dict[str, int]:
-    """What the certificate in a folder says that the merge wrote there."""
+    """The files that a merge wrote into a folder, and their sizes, by its certificate."""
     try:
         listed = read_json(folder / CERTIFICATE).get(FILES)
     except (LoraLensError, OSError):
@@ -66,7 +68,7 @@ def _files_written(folder: Path) -> dict[str, int]:
 
 
 def _is_own(folder: Path, name: str) -> bool:
-    """Whether a file is an undo file or a certificate, by its usual name or, under another one, by its content."""
+    """Whether a file is an undo file or a certificate, by its usual name or by its content."""
     return _OWN.fullmatch(name) is not None or is_undo(folder / name) or is_certificate(folder / name)
 
 
@@ -84,4 +86,5 @@ def is_certificate(path: Path) -> bool:
         content = read_json(path) if path.suffix == ".json" and path.is_file() else {}
     except (LoraLensError, OSError):
         return False
+    # These keys together occur only in a certificate.
     return {"loralens", "base", "result", "adapters", "modules", "total"} <= content.keys()

@@ -1,8 +1,8 @@
-"""Moments on disk: one small safetensors file.
+"""Reading and writing moments, which are stored in one small safetensors file.
 
-``<module>.K`` (r, r) and, where the out side was measured, ``<module>.G`` (r, r), float64. The one metadata key
-``loralens.moments`` holds JSON: ``version``, ``fingerprint`` of the adapter, ``counts`` and ``traces`` by module,
-``unmeasured`` and ``source``.
+It holds ``<module>.K`` (r, r) and, if the out side was measured, ``<module>.G`` (r, r), float64. The only metadata key,
+``loralens.moments``, holds a JSON object with ``version``, ``fingerprint`` of the adapter, ``counts`` and ``traces`` by
+module, ``unmeasured`` and ``source``.
 """
 
 import json
@@ -18,29 +18,30 @@ from loralens.core.moments import Moment, Moments
 from loralens.errors import FormatError, OptionError, place
 from loralens.formats.files.container import Stored, read_safetensors
 from loralens.formats.files.disk import check_parent
-from loralens.formats.files.location import existing
+from loralens.formats.files.location import existing_path
 from loralens.formats.files.writing import write_safetensors
 
 KEY = "loralens.moments"
 VERSION = 1
-LARGEST = 1e150  # of an entry: its square is a number still
-ROUNDING = 1e-4  # of the largest entry: how far K may be from symmetric, and an eigenvalue below 0
+LARGEST = 1e150  # of an entry: products of two such entries, as an eigenvalue routine makes them, stay finite
+# Relative to the largest entry: how far K may be from symmetric, and how far below 0 an eigenvalue may be.
+ROUNDING = 1e-4
 _AGAIN = "measure them again: loralens calibrate"
 
 
 def save_moments(moments: Moments, path: str | PathLike[str], *, overwrite: bool = False) -> None:
-    """Write moments to a safetensors file, whole or not at all; same moments, same bytes.
+    """Write moments to a safetensors file, which appears complete or not at all. Equal moments give equal bytes.
 
     Raises
     ------
     OptionError
-        The name does not end in ``.safetensors``, its folder does not exist, or the file does and ``overwrite`` is
-        false, or it holds something else than moments.
+        The name does not end in ``.safetensors``, its folder does not exist, or the file exists and ``overwrite`` is
+        false or it holds something else than moments.
     FormatError
-        It cannot be written.
+        The file cannot be written.
     """
     path = Path(path)
-    check_target(path, overwrite=overwrite)
+    check_moments_target(path, overwrite=overwrite)
     tensors = {}
     for name, moment in moments.items():
         tensors[f"{name}.K"] = LazyArray.of(np.ascontiguousarray(moment.K, np.float64))
@@ -57,19 +58,20 @@ def save_moments(moments: Moments, path: str | PathLike[str], *, overwrite: bool
     write_safetensors(Stored(tensors, {KEY: json.dumps(record, ensure_ascii=True)}), path)
 
 
-def check_target(path: Path, *, overwrite: bool) -> None:
-    """Refuse a place where moments cannot be written, before the work is done."""
+def check_moments_target(path: Path, *, overwrite: bool) -> None:
+    """Refuse a path where moments cannot be written, before they are measured."""
     if path.suffix != ".safetensors":
         raise OptionError(f"{path}: moments are written to .safetensors files", fix="give a file of that suffix")
     check_parent(path)
     if path.exists() and (path.is_dir() or not overwrite):
         raise OptionError(f"{path}: exists", fix="choose another target, or give --overwrite")
+    # --overwrite must not destroy an adapter whose name was given by mistake.
     if path.exists() and not _holds_moments(path):
         raise OptionError(f"{path}: exists, and holds no moments", fix="choose another target")
 
 
 def _holds_moments(path: Path) -> bool:
-    """Whether a file may be replaced by moments: an adapter or a base model may not."""
+    """Whether a file holds moments, so that ``overwrite`` may replace it; an adapter or a base model may not."""
     try:
         return KEY in (read_safetensors(path).metadata or {})
     except FormatError:
@@ -77,21 +79,22 @@ def _holds_moments(path: Path) -> bool:
 
 
 def load_moments(path: str | PathLike[str]) -> Moments:
-    """The moments in a file.
+    """Read the moments in a file.
 
     Raises
     ------
     OptionError
-        Nothing is there.
+        There is no such file.
     FormatError
-        The file holds no moments, or damaged ones.
+        The file holds no moments, or they are damaged.
     """
-    path = existing(Path(path))
+    path = existing_path(Path(path))
     stored = read_safetensors(path)
     with place(path):
         record = _record(stored)
         counts, traces = record["counts"], record["traces"]
         modules = {name: _moment(name, count, traces.get(name), stored.tensors) for name, count in counts.items()}
+        # A tensor without a count is of a file that was put together by hand or damaged.
         extra = set(stored.tensors) - {f"{name}.{side}" for name in modules for side in "KG"}
         if extra:
             raise FormatError(f"{min(extra)} belongs to no module that was counted", fix=_AGAIN)
@@ -104,7 +107,7 @@ def load_moments(path: str | PathLike[str]) -> Moments:
 
 
 def _record(stored: Stored) -> dict[str, Any]:
-    """The record in the metadata, every field of its type."""
+    """The record in the metadata, whose fields are checked for their types."""
     if KEY not in (stored.metadata or {}):
         raise FormatError("holds no moments", fix="give the file that loralens calibrate wrote")
     try:
@@ -112,8 +115,10 @@ def _record(stored: Stored) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise FormatError(f"its record is not valid JSON ({error})", fix=_AGAIN) from error
     version = record.get("version") if isinstance(record, dict) else None
+    # A newer version may mean other numbers by the same keys.
     if version != VERSION:
         raise FormatError(f"its record is of version {version!r}, not {VERSION}", fix=_AGAIN + ", with this loralens")
+    # Every field is used without further checks by the callers.
     kinds = {"fingerprint": str, "counts": dict, "traces": dict, "unmeasured": dict, "source": dict}
     for name, kind in kinds.items():
         if not isinstance(record.get(name), kind):
@@ -137,7 +142,7 @@ def _moment(name: str, count: int, trace: float | None, tensors: Mapping[str, La
 
 
 def _square(tensors: Mapping[str, LazyArray], key: str) -> Array | None:
-    """Second moments, a symmetric float64 matrix without an eigenvalue below 0; None where there is none of the key."""
+    """The matrix of second moments under a key, checked to be symmetric and positive semidefinite; None if missing."""
     if key not in tensors:
         return None
     tensor = tensors[key]
@@ -149,6 +154,7 @@ def _square(tensors: Mapping[str, LazyArray], key: str) -> Array | None:
     size = float(np.abs(array).max(initial=0.0))
     if size > LARGEST:
         raise FormatError(f"{key} holds numbers up to {size:.0e}, which no inputs excite", fix=_AGAIN)
+    # eigvalsh returns the smallest eigenvalue first.
     lowest = float(np.linalg.eigvalsh(array)[0]) if size else 0.0
     if np.abs(array - array.T).max(initial=0.0) > ROUNDING * size or lowest < -ROUNDING * size:
         raise FormatError(f"{key} is no matrix of second moments: not symmetric, or of negative ones", fix=_AGAIN)

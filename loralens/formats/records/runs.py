@@ -1,10 +1,9 @@
-"""Training runs on disk: their checkpoints in order of steps, and the losses that were logged on the way.
+"""Reading training runs of several programs: checkpoints in order of their steps, and the logged losses.
 
-A run is a folder with ``checkpoint-N`` folders in it, as ``loralens train`` and transformers' Trainer leave them, or
-with ``NNNNNNN_adapters.safetensors`` files, as mlx-lm does; or a list of adapters, each named by hand.
+A run is a folder with ``checkpoint-N`` folders in it, as ``loralens train`` and transformers' Trainer write them, or
+with ``NNNNNNN_adapters.safetensors`` files of mlx-lm, or a list of adapters.
 """
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -14,28 +13,32 @@ from typing import Any, final
 
 from loralens.errors import LoraLensError, OptionError
 from loralens.formats.files.container import read_json
-from loralens.formats.files.location import adapter_file, existing
-from loralens.formats.files.number import finite
+from loralens.formats.files.json_text import finite_number
+from loralens.formats.files.location import adapter_file, existing_path
+from loralens.formats.records.training_log import log_entries
 
+# written by transformers' Trainer into every checkpoint
 STATE = "trainer_state.json"
-LOG = "log.jsonl"  # of loralens train
+LOG = "log.jsonl"  # the log of loralens train
 _TRAINER = re.compile(r"checkpoint-(\d+)")
+# mlx-lm's numbered copies, which lie in one folder
 _MLX = re.compile(r"(\d+)_adapters\.safetensors")
+# Fifteen digits are more than any run has, and fewer than a float64 or a 64-bit integer can hold.
 _STEP = re.compile(r"(?:checkpoint|ckpt|step|iter)[-_ ]?(\d{1,15})", re.IGNORECASE)
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Checkpoint:
+class RunCheckpoint:
     """One adapter of a run.
 
     Attributes
     ----------
-    path : Path
-        What `loralens.formats.load` takes.
-    step : int or None
-        Optimizer step: ``global_step`` of the trainer_state.json beside it, else the number in its name, or in that of
-        the only file of mlx-lm in it; None where none says.
+    path
+        A path for `loralens.formats.load`.
+    step
+        The optimiser's step: ``global_step`` of the trainer_state.json beside it, else the number in its name or in the
+        name of the only file of mlx-lm in it; None if none of these says.
     """
 
     path: Path
@@ -44,8 +47,8 @@ class Checkpoint:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Loss:
-    """A logged loss and the step it was logged at."""
+class LoggedLoss:
+    """A logged loss and its step."""
 
     value: float
     step: int
@@ -54,33 +57,35 @@ class Loss:
 @final
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Checkpoints in order of steps, those without a step last, as given; and the losses on the way, by step.
+    """The checkpoints of a run in order of steps, and its losses.
 
-    ``source`` is the file that the losses come from: the trainer_state.json of the latest step, or the log of the run.
+    Checkpoints without a step come last, in the given order. ``source`` is the file of the losses: the
+    trainer_state.json of the latest step, or the log of the run.
     """
 
-    checkpoints: tuple[Checkpoint, ...]
-    train: tuple[Loss, ...] = ()
-    evaluation: tuple[Loss, ...] = ()
+    checkpoints: tuple[RunCheckpoint, ...]
+    train: tuple[LoggedLoss, ...] = ()
+    evaluation: tuple[LoggedLoss, ...] = ()
     source: Path | None = None
 
     @property
     def ordered(self) -> bool:
-        """Whether all checkpoints have a step: without it there is no order, and nothing to conclude from one."""
-        return all(one.step is not None for one in self.checkpoints)
+        """Whether all checkpoints have a step. Otherwise they have no order, and no conclusion can be drawn from it."""
+        return all(checkpoint.step is not None for checkpoint in self.checkpoints)
 
 
-def run_of(paths: Sequence[Path]) -> Run:
-    """The run that these paths are: one folder with checkpoints in it, or the adapters themselves.
+def read_run(paths: Sequence[Path]) -> Run:
+    """Read a run from its folder, or from the paths of its adapters.
 
     Raises
     ------
     OptionError
-        Nothing is there, fewer than two checkpoints, or two of one step.
+        A path does not exist, or there are fewer than two checkpoints, or two of the same step.
     FormatError
-        A trainer_state.json that cannot be read.
+        A trainer_state.json cannot be read.
     """
-    paths = [existing(path) for path in paths]
+    paths = [existing_path(path) for path in paths]
+    # One path is the folder of a run; several are its adapters.
     members = _members(paths[0]) if len(paths) == 1 else list(paths)
     if len(members) < 2:
         raise OptionError(
@@ -88,34 +93,38 @@ def run_of(paths: Sequence[Path]) -> Run:
             fix="give a folder with checkpoint-N folders in it, or two or more adapters",
         )
     states = {path: state for path in [*paths, *members] if (state := _state(path))}
-    checkpoints = [Checkpoint(path, _step(path, states)) for path in members]
+    checkpoints = [RunCheckpoint(path, _step(path, states)) for path in members]
     _check_steps(checkpoints)
-    ordered = sorted(checkpoints, key=lambda one: (one.step is None, one.step or 0))
+    # Checkpoints without a step go last; sorted keeps their order.
+    ordered = sorted(checkpoints, key=lambda checkpoint: (checkpoint.step is None, checkpoint.step or 0))
+    # Without Trainer's states, the steps come from names, and losses from our own log if there is one.
     if not states:
         log = paths[0] / LOG
         entries = _log(log) if len(paths) == 1 and log.is_file() else []
         losses = _losses(entries, "loss"), _losses(entries, "eval_loss")
         return Run(tuple(ordered), *losses, log) if any(losses) else Run(tuple(ordered))
+    # Every state has the whole history up to its step.
     latest = max(states, key=lambda path: _whole(states[path].get("global_step")) or 0)
     history = states[latest].get("log_history")
     entries = [entry for entry in history if isinstance(entry, dict)] if isinstance(history, list) else []
     return Run(tuple(ordered), _losses(entries, "loss"), _losses(entries, "eval_loss"), _state_file(latest))
 
 
-def nearest(losses: Iterable[Loss], step: int | None) -> Loss | None:
-    """The loss logged nearest to ``step``, the earlier of two; None where nothing was logged or no step is known."""
+def nearest_loss(losses: Iterable[LoggedLoss], step: int | None) -> LoggedLoss | None:
+    """The loss nearest to ``step``, the earlier one of two; None if there are no losses or no step."""
     if step is None:
         return None
     return min(losses, key=lambda loss: (abs(loss.step - step), loss.step), default=None)
 
 
 def _members(folder: Path) -> list[Path]:
-    """The checkpoints in a folder: Trainer's, else mlx-lm's."""
+    """The checkpoints in a folder: those of Trainer, else those of mlx-lm."""
+    # A single file is no run.
     if not folder.is_dir():
         return []
     inside = list(folder.iterdir())
-    found = [path for path in inside if _TRAINER.fullmatch(path.name) and path.is_dir()]
-    return found or [path for path in inside if _MLX.fullmatch(path.name) and path.is_file()]
+    trainer_folders = [path for path in inside if _TRAINER.fullmatch(path.name) and path.is_dir()]
+    return trainer_folders or [path for path in inside if _MLX.fullmatch(path.name) and path.is_file()]
 
 
 def _state_file(path: Path) -> Path:
@@ -125,37 +134,35 @@ def _state_file(path: Path) -> Path:
 def _state(path: Path) -> Mapping[str, Any] | None:
     """The trainer_state.json in a folder, or beside a file that is the only adapter of its folder."""
     file = _state_file(path)
+    # Files of mlx-lm lie in one folder, so a state there belongs to none of them alone.
     if _MLX.fullmatch(path.name) or not file.is_file():
         return None
     return read_json(file)
 
 
 def _log(path: Path) -> list[Mapping[str, Any]]:
-    """The lines of our own log, as Trainer would have them; one that is cut short is left out."""
-    found: list[Mapping[str, Any]] = []
-    for line in path.read_bytes().splitlines():
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(entry, dict):
-            evaluation = entry.get("evaluation")
-            measured = {"eval_loss": evaluation.get("loss")} if isinstance(evaluation, dict) else {}
-            found.append({**entry, **measured})
-    return found
+    """The lines of our own log with the keys of Trainer."""
+    entries: list[Mapping[str, Any]] = []
+    for entry in log_entries(path):
+        # Our log nests the measures, and Trainer's history has them flat.
+        evaluation = entry.get("evaluation")
+        measured = {"eval_loss": evaluation.get("loss")} if isinstance(evaluation, dict) else {}
+        entries.append({**entry, **measured})
+    return entries
 
 
 def _step(path: Path, states: Mapping[Path, Mapping[str, Any]]) -> int | None:
-    said = _whole(states.get(path, {}).get("global_step"))
-    if said is not None:
-        return said
+    global_step = _whole(states.get(path, {}).get("global_step"))
+    if global_step is not None:
+        return global_step
+    # mlx-lm's number counts more than one in the name of a folder, which the user chose.
     file = _MLX.fullmatch(path.name) or _MLX.fullmatch(_only_adapter(path))
     named = [int(n) for part in (path.name, path.parent.name) for n in _STEP.findall(part)]
     return _whole(int(file[1])) if file else named[0] if named else None
 
 
 def _only_adapter(path: Path) -> str:
-    """The name of the file that a folder is read from; empty where that is no question, or has no answer."""
+    """The name of the adapter file in a folder; empty if the path is no folder, or holds none or several."""
     if not path.is_dir():
         return ""
     with suppress(LoraLensError):
@@ -164,27 +171,28 @@ def _only_adapter(path: Path) -> str:
 
 
 def _whole(value: Any) -> int | None:
-    """A step; None where it is none, or one that no run reaches and float64 need not hold."""
+    """The value if it can be a step, a whole number that fits into 64 bits; otherwise None."""
     return value if type(value) is int and 0 <= value < 2**63 else None
 
 
-def _check_steps(checkpoints: Iterable[Checkpoint]) -> None:
-    """Two checkpoints of one step have no order."""
-    seen: dict[int, Path] = {}
-    for one in checkpoints:
-        if one.step is not None and one.step in seen:
+def _check_steps(checkpoints: Iterable[RunCheckpoint]) -> None:
+    """Refuse two checkpoints of the same step, because they have no order."""
+    paths: dict[int, Path] = {}
+    for checkpoint in checkpoints:
+        if checkpoint.step is not None and checkpoint.step in paths:
             raise OptionError(
-                f"{seen[one.step]} and {one.path} are both of step {one.step}", fix="give the checkpoints of one run"
+                f"{paths[checkpoint.step]} and {checkpoint.path} are both of step {checkpoint.step}",
+                fix="give the checkpoints of one run",
             )
-        if one.step is not None:
-            seen[one.step] = one.path
+        if checkpoint.step is not None:
+            paths[checkpoint.step] = checkpoint.path
 
 
-def _losses(entries: Iterable[Mapping[str, Any]], name: str) -> tuple[Loss, ...]:
-    """Finite losses by step; of one step the last."""
-    found = {
+def _losses(entries: Iterable[Mapping[str, Any]], name: str) -> tuple[LoggedLoss, ...]:
+    """The finite losses in order of steps; of several for one step, the last."""
+    values = {
         step: value
         for entry in entries
-        if (step := _whole(entry.get("step"))) is not None and (value := finite(entry.get(name))) is not None
+        if (step := _whole(entry.get("step"))) is not None and (value := finite_number(entry.get(name))) is not None
     }
-    return tuple(Loss(value, step) for step, value in sorted(found.items()))
+    return tuple(LoggedLoss(value, step) for step, value in sorted(values.items()))

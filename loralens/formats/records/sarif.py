@@ -1,4 +1,4 @@
-"""SARIF 2.1.0: findings in the form that code hosts show beside the files of a change."""
+"""Writing findings as SARIF 2.1.0, which code hosts show beside the files of a change."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -8,9 +8,10 @@ from typing import Any
 from urllib.parse import quote
 
 from loralens.errors import FormatError, OptionError
-from loralens.formats.files.container import dumps, read_json
+from loralens.formats.files.atomic import atomic_file
+from loralens.formats.files.container import read_json
 from loralens.formats.files.disk import check_parent
-from loralens.formats.files.replacing import replacing
+from loralens.formats.files.json_text import dumps
 from loralens.version import __version__
 
 SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
@@ -18,7 +19,7 @@ Record = Mapping[str, str | None]  # level, code, adapter, module, evidence, fix
 
 
 def sarif(findings: Sequence[Record], *, rules: Mapping[str, str], root: Path) -> str:
-    """The text of a SARIF log: same findings, same bytes.
+    """The text of a SARIF log. Equal findings give equal texts.
 
     Parameters
     ----------
@@ -26,10 +27,11 @@ def sarif(findings: Sequence[Record], *, rules: Mapping[str, str], root: Path) -
         ``level`` (error, warning or note: SARIF's own words), ``code``, ``evidence``, ``fix``, ``adapter`` (the path of
         the file) and ``module`` or None.
     rules : mapping of str to str
-        Code → what it means. A code that is missing here becomes a rule that says its name.
+        Code → its meaning. A code that is missing here becomes a rule with its name only.
     root : Path
-        The folder that paths are made relative to: that of the repository.
+        The folder of the repository, to which paths are made relative.
     """
+    # Sorted, so that the log does not depend on the order of findings.
     codes = sorted({str(one["code"]) for one in findings})
     index = {code: i for i, code in enumerate(codes)}
     log = {
@@ -53,13 +55,13 @@ def sarif(findings: Sequence[Record], *, rules: Mapping[str, str], root: Path) -
     return dumps(log)
 
 
-def check_place(path: Path) -> None:
-    """Refuse a place where no log can be written, before the work.
+def check_log_target(path: Path) -> None:
+    """Refuse a path where no log can be written, before the checks run.
 
     Raises
     ------
     OptionError
-        Its folder does not exist, or it is a folder itself, or a file that holds something else than such a log.
+        Its folder does not exist, or the path is a folder, or a file with something else than such a log.
     """
     check_parent(path)
     if path.is_dir():
@@ -69,7 +71,7 @@ def check_place(path: Path) -> None:
 
 
 def _holds_log(path: Path) -> bool:
-    """Whether a file may be replaced by a log: another one, or nothing; an adapter or its configuration may not."""
+    """Whether a file is empty or such a log, so that it may be replaced; an adapter or its configuration may not."""
     try:
         return path.stat().st_size == 0 or {"version", "runs"} <= read_json(path).keys()
     except (FormatError, OSError):
@@ -77,27 +79,29 @@ def _holds_log(path: Path) -> bool:
 
 
 def write_sarif(text: str, path: Path) -> None:
-    """Write a log, whole or not at all; one that stands there is replaced, as every run of a CI job makes it anew."""
-    with replacing(path) as stream:
+    """Write a log, complete or not at all. An old log is replaced without asking: every CI job writes it anew."""
+    with atomic_file(path) as stream:
         stream.write(text.encode("utf-8"))
 
 
 def _rule(code: str, meaning: str) -> dict[str, Any]:
     words = code.replace("-", " ")
-    told = {"text": meaning or f"Found by the reader of the file: {words}."}
+    description = {"text": meaning or f"Found by the reader of the file: {words}."}
     return {
         "id": code,
         "name": "".join(part.capitalize() for part in code.split("-")),
         "shortDescription": {"text": words[:1].upper() + words[1:]},
-        "fullDescription": told,
-        "help": told,
+        "fullDescription": description,
+        "help": description,
     }
 
 
 def _result(finding: Record, index: Mapping[str, int], root: Path) -> dict[str, Any]:
     module, fix, code = finding["module"], finding["fix"], str(finding["code"])
+    # Code hosts show the message beside the file, so it has the module and the advice too.
     text = (f"{module}: " if module else "") + str(finding["evidence"]) + (f"\nFix: {fix}" if fix else "")
     location: dict[str, Any] = {"physicalLocation": {"artifactLocation": {"uri": _uri(str(finding["adapter"]), root)}}}
+    # A finding about the whole file has no module.
     if module:
         location["logicalLocations"] = [{"fullyQualifiedName": module, "kind": "module"}]
     return {
@@ -110,8 +114,9 @@ def _result(finding: Record, index: Mapping[str, int], root: Path) -> dict[str, 
 
 
 def _uri(path: str, root: Path) -> str:
-    """A relative reference, slashes forward, what a URI cannot hold quoted."""
+    """The path as a relative URI reference: with ``/``, and quoted where a URI demands it."""
     file = Path(path)
+    # There is no relative path between two drives of Windows.
     if file.is_absolute() and file.anchor == root.anchor:
         file = Path(relpath(file, root))
     return file.as_uri() if file.is_absolute() else quote(os.fsencode(file.as_posix()))

@@ -1,16 +1,17 @@
-"""A training run of our own on disk, while it lasts and when it is done.
+"""The files of a run of ``loralens train``, while it runs and when it is finished.
 
-While it lasts it is a folder beside its target, ``OUT.unfinished``, with
+While it runs, it is a folder beside its target, ``OUT.unfinished``, with
 
 ==================== ===============================================================================================
-``run.json``         what the run is: everything that must be the same for it to go on
-``log.jsonl``        one object a line: steps, evaluations, live spectra
-``state.safetensors`` what it goes on from, the latest only
-``checkpoint-N/``    snapshots: adapters
+``run.json``         the description of the run: everything that must be the same to resume it
+``log.jsonl``        one object on each line: steps, evaluations, live spectra
+``state.safetensors`` the latest state, from which the run is resumed
+``checkpoint-N/``    snapshots of the adapter
 ==================== ===============================================================================================
 
-When it is done the adapter is written beside these, the folder takes its target's name, and the state is removed: so a
-target is a finished run or not there. The process that writes holds the folder, so that a second one is refused.
+At its end the adapter is written beside these, the folder takes the name of the target, and the state is removed. So a
+target is a finished run or does not exist. The process that writes holds a lock on the folder, so that a second one is
+refused.
 """
 
 import json
@@ -27,19 +28,18 @@ from loralens.core.names import some
 from loralens.core.training import State
 from loralens.errors import FormatError, MismatchError, OptionError, place
 from loralens.formats import save
-from loralens.formats.files.appearing import move_aside
+from loralens.formats.files.atomic import atomic_file, move_aside
 from loralens.formats.files.container import CONFIG, Stored, read_json, read_safetensors
-from loralens.formats.files.disk import check_room, disk
+from loralens.formats.files.disk import check_room, disk_errors
 from loralens.formats.files.hold import Hold, check_free
 from loralens.formats.files.leftovers import is_moved_aside, remove, tidy
 from loralens.formats.files.location import NAMES, SUFFIXES
-from loralens.formats.files.replacing import replacing
 from loralens.formats.files.writing import write_safetensors
 
-KEY = "loralens.training"  # of the metadata of a state
+KEY = "loralens.training"  # the key in the metadata of a state
 RUN, LOG, STATE = "run.json", "log.jsonl", "state.safetensors"
 _OWN = re.compile(rf"{RUN}|{LOG}|{STATE}|(checkpoint-[0-9]+/)?({NAMES[0]}|{CONFIG})")  # the files of a run
-REPLACES = "replaces"  # of run.json: whether the run takes the place of what its target is
+REPLACES = "replaces"  # the key in run.json that says whether the run replaces an existing target
 
 
 @final
@@ -49,15 +49,16 @@ class Training:
     Parameters
     ----------
     target : Path
-        Where the finished run will be.
+        The folder of the finished run.
 
     Raises
     ------
     OptionError
-        The target has no name of its own, as ``.`` and ``/`` have none, or that of a file of weights.
+        The target has no name of its own (``.``, ``/``), or it has the suffix of a file of weights.
     """
 
     def __init__(self, target: Path) -> None:
+        # Its hidden and unfinished names are made of its own name.
         if target.name in ("", ".."):
             raise OptionError(f"{target}: is no name for a run", fix="give a folder that is not there yet")
         if target.suffix in SUFFIXES:
@@ -75,13 +76,14 @@ class Training:
         Raises
         ------
         OptionError
-            The target or an unfinished run of that name exists, and ``overwrite`` is false; or is none of ours; or
-            another process is at it.
+            The target or an unfinished run of that name exists and ``overwrite`` is false, or it is not a run of
+            loralens, or another process is writing there.
         """
-        with place(self.target), disk():
-            tidy(self.target)  # what a run had moved aside as it was killed is there again
+        with place(self.target), disk_errors():
+            tidy(self.target)  # restores a target that a killed run had moved aside
         self.check(overwrite=overwrite)
-        with place(self.folder), disk():
+        with place(self.folder), disk_errors():
+            # The lock is on the folder itself, so it is taken before the old one is removed, and again for the new one.
             if self.folder.exists():
                 self._hold.take(self.folder)
                 shutil.rmtree(self.folder)
@@ -91,7 +93,8 @@ class Training:
         self._write(RUN, json.dumps({**run, REPLACES: overwrite}, indent=2, sort_keys=True) + "\n")
 
     def check(self, *, overwrite: bool) -> None:
-        """Refuse what `begin` would refuse."""
+        """Raise the errors that `begin` would raise, and change nothing."""
+        # Each of these cases has another remedy, so each has a message of its own.
         for folder in (self.target, self.folder):
             if folder.exists() and not folder.is_dir():
                 raise OptionError(f"{folder}: is a file, and a run is a folder", fix="choose another target")
@@ -104,7 +107,7 @@ class Training:
                     f"{folder}: holds what no training run wrote, and would be lost: {some(strangers)}",
                     fix="move it elsewhere, or choose another target",
                 )
-        if self.folder.exists() and not self._hold.held:
+        if self.folder.exists() and not self._hold.is_taken:
             check_free(self.folder)
         if (self.folder / RUN).exists() and not overwrite:
             raise OptionError(
@@ -117,85 +120,97 @@ class Training:
             raise OptionError(f"{self.folder}: is in the way, and holds no training run", fix="choose another target")
         check_room(self.target)
 
-    def go_on(self, run: Mapping[str, Any]) -> State | None:
-        """The state to go on from, the log cut to it; None where none had been saved yet, so that it begins anew.
+    def resume(self, run: Mapping[str, Any]) -> State | None:
+        """Resume an unfinished run: returns its state, and removes from the log what came after it.
+
+        None if no state had been saved yet, so that the run begins anew.
 
         Raises
         ------
         OptionError
-            There is no unfinished run, or another process is at it.
+            There is no unfinished run, or another process is writing there.
         MismatchError
-            It is another run: what differs is named.
+            It is a run with other options. The message names the differences.
         """
         if not (self.folder / RUN).exists():
             done = f"{self.target} is finished" if (self.target / RUN).exists() else f"{self.folder} is not there"
             raise OptionError(f"there is no run to go on with: {done}", fix="leave out --resume")
         self._hold.take(self.folder)
         with place(self.folder):
-            there = {name: value for name, value in read_json(self.folder / RUN).items() if name != REPLACES}
-            here = json.loads(json.dumps(run))
-            other = [name for name in {**there, **here} if there.get(name) != here.get(name)]
+            saved_run = {name: value for name, value in read_json(self.folder / RUN).items() if name != REPLACES}
+            this_run = json.loads(json.dumps(run))  # as it would be read back: tuples are lists in JSON
+            other = [name for name in {**saved_run, **this_run} if saved_run.get(name) != this_run.get(name)]
             if other:
-                said = "; ".join(f"{n} is {_short(there.get(n))} there, {_short(here.get(n))} here" for n in other[:3])
-                raise MismatchError(f"holds another run: {said}", fix="go on with the same options, or --overwrite it")
+                differences = "; ".join(
+                    f"{n} is {_short(saved_run.get(n))} there, {_short(this_run.get(n))} here" for n in other[:3]
+                )
+                raise MismatchError(
+                    f"holds another run: {differences}", fix="go on with the same options, or --overwrite it"
+                )
             state = self._state()
-        self._tidy()
+        for part in self.folder.glob(".*.part"):  # files that a killed run left incomplete
+            remove(part)
         self._cut(state.step if state else -1)
         return state
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Add a line to the log."""
-        with disk(self.folder / LOG), (self.folder / LOG).open("a", encoding="utf-8") as file:
+        with disk_errors(self.folder / LOG), (self.folder / LOG).open("a", encoding="utf-8") as file:
+            # One line at a time, so a kill cuts off the last line at most.
             file.write(json.dumps(record) + "\n")
 
     def save(self, state: State) -> None:
-        """Replace the state, whole or not at all."""
+        """Replace the state, completely or not at all."""
+        # Tensors are stored as such, and everything else as JSON in the metadata.
         record = {"step": state.step, "record": dict(state.record), "run": dict(state.run)}
         tensors = {name: LazyArray.of(array) for name, array in state.tensors.items()}
         write_safetensors(Stored(tensors, {KEY: json.dumps(record)}), self.folder / STATE)
 
     def snapshot(self, step: int, adapter: Adapter) -> Path:
-        """Write the adapter as it is after a step."""
+        """Write the adapter as it is after a step; returns its folder."""
         path = self.folder / f"checkpoint-{step}"
         save(adapter, path, overwrite=True)
         return path
 
     def finish(self, adapter: Adapter) -> None:
-        """Write the adapter, and give the folder its target's name; what `begin` was to replace is gone only then.
+        """Write the adapter and give the folder the name of the target. Only then an old target is removed.
 
         Raises
         ------
         OptionError
-            Something else has appeared there meanwhile. The finished run is kept where it is.
+            The target was created by somebody else meanwhile. The finished run stays in its folder.
         """
-        with place(self.folder), disk():
-            (self.folder / NAMES[0]).unlink(missing_ok=True)  # of a run that was killed here: the same adapter
+        with place(self.folder), disk_errors():
+            # A run that was killed here has left the same adapter already.
+            (self.folder / NAMES[0]).unlink(missing_ok=True)
         save(adapter, self.folder, overwrite=True)
-        with place(self.target), disk():
+        with place(self.target), disk_errors():
             tidy(self.target)
             if os.path.lexists(self.target) and not read_json(self.folder / RUN).get(REPLACES):
                 raise OptionError("has appeared meanwhile", fix=f"the finished run is {self.folder}: move it")
+            # Checked again: files may have been added while the run lasted.
             if strangers := _strangers(self.target):
                 what = f"holds what no training run wrote, and would be lost: {some(strangers)}"
                 raise OptionError(what, fix=f"move it elsewhere; the finished run is {self.folder}")
+            # Windows cannot rename over a folder, and no system over one that is not empty.
             with move_aside(self.target):
                 self.folder.rename(self.target)
             (self.target / STATE).unlink(missing_ok=True)
         self.release()
 
     def release(self) -> None:
-        """Let another process go on with it."""
+        """Release the folder, so that another process can resume the run."""
         self._hold.release()
 
     @property
     def snapshots(self) -> list[tuple[int, Path]]:
-        """The snapshots so far, with their steps and in their order."""
-        found = [(path.name.rpartition("-")[2], path) for path in self.folder.glob("checkpoint-*")]
-        return sorted((int(step), path) for step, path in found if step.isdecimal())
+        """The steps and folders of the snapshots, in order of steps."""
+        folders = [(path.name.rpartition("-")[2], path) for path in self.folder.glob("checkpoint-*")]
+        return sorted((int(step), path) for step, path in folders if step.isdecimal())
 
     @property
-    def saved(self) -> bool:
-        """Whether there is a state to go on from."""
+    def has_state(self) -> bool:
+        """Whether there is a state from which the run can be resumed."""
         return (self.folder / STATE).exists()
 
     def _progress(self) -> str:
@@ -212,52 +227,48 @@ class Training:
         stored = read_safetensors(path)
         with place(path):
             try:
-                said = json.loads((stored.metadata or {})[KEY])
-                step, record, run = int(said["step"]), dict(said["record"]), dict(said["run"])
+                content = json.loads((stored.metadata or {})[KEY])
+                step, record, run = int(content["step"]), dict(content["record"]), dict(content["run"])
             except (KeyError, ValueError, TypeError, OverflowError, RecursionError) as error:
                 raise FormatError("holds no state of a training run", fix="begin anew: --overwrite") from error
             return State(step, {name: tensor.read() for name, tensor in stored.tensors.items()}, record, run)
 
-    def _tidy(self) -> None:
-        """Remove what a kill left half written."""
-        for part in self.folder.glob(".*.part"):
-            remove(part)
-
     def _cut(self, step: int) -> None:
-        """Leave out of the log, and of the snapshots, what came after a step."""
+        """Remove the lines of the log and the snapshots that came after a step."""
         path = self.folder / LOG
         if path.exists():
             lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-            kept = [line for line in lines if (at := _step(line)) is not None and at <= step]
-            self._write(LOG, "".join(f"{line}\n" for line in kept))
+            remaining = [line for line in lines if (at := _step(line)) is not None and at <= step]
+            self._write(LOG, "".join(f"{line}\n" for line in remaining))
+        # They would be written again, and perhaps differ.
         for at, snapshot in self.snapshots:
             if at > step:
                 shutil.rmtree(snapshot, ignore_errors=True)
 
     def _write(self, name: str, text: str) -> None:
-        with replacing(self.folder / name) as file:
+        with atomic_file(self.folder / name) as file:
             file.write(text.encode())
 
 
 def _ours(folder: Path) -> bool:
-    """Whether a folder holds a run; or nothing yet, where one was killed as it began."""
+    """Whether a folder holds a run, or holds nothing yet because a run was killed at its very beginning."""
     return (folder / RUN).exists() or all(inside.name.endswith(".part") for inside in folder.iterdir())
 
 
 def _strangers(folder: Path) -> list[str]:
-    """What lies in the folder of a run and was not written by one."""
-    found = []
+    """The files in the folder of a run that no run of loralens writes."""
+    strangers = []
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_dir() and not path.is_symlink():
             continue
         if not _OWN.fullmatch(name) and not (name.endswith(".part") and path.name.startswith(".")):
-            found.append(name)
-    return found
+            strangers.append(name)
+    return strangers
 
 
 def _step(line: str) -> int | None:
-    """The step of a line of the log; None where a kill has cut it short."""
+    """The step of a line of the log; None if the line was cut off when a run was killed."""
     try:
         return int(json.loads(line)["step"])
     except (KeyError, ValueError, TypeError, OverflowError, RecursionError):
@@ -265,5 +276,5 @@ def _step(line: str) -> int | None:
 
 
 def _short(value: Any) -> str:
-    said = json.dumps(value)
-    return said if len(said) < 60 else said[:57] + "…"
+    text = json.dumps(value)
+    return text if len(text) < 60 else text[:57] + "…"

@@ -1,4 +1,4 @@
-"""The log of a training run of our own, read again: losses by step, and evaluations in their order."""
+"""Reading the log of ``loralens train``: losses by step, and evaluations in order."""
 
 import json
 from collections.abc import Mapping
@@ -6,20 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from loralens.formats.files.number import finite
+from loralens.formats.files.json_text import finite_number
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class History:
-    """What a log says.
+    """The losses and evaluations in a log.
 
     Attributes
     ----------
-    losses : mapping of int to float or None
-        Step → its loss before the update; None where it had none.
-    evaluations : tuple of (int, mapping of str to float or None)
-        Steps done, and the measures.
+    losses
+        Step → the loss before its update; None if the log holds no finite number.
+    evaluations
+        The number of steps before each evaluation, and its measures.
     """
 
     losses: Mapping[int, float | None]
@@ -27,25 +27,27 @@ class History:
 
 
 def history(path: Path) -> History:
-    """The history in a log of ours; lines that a kill has cut short are left out."""
+    """Read a log; lines that were cut off when a run was killed are left out."""
     losses: dict[int, float | None] = {}
     evaluations: list[tuple[int, Mapping[str, float | None]]] = []
-    for entry in _entries(path):
+    for entry in log_entries(path):
         step, measures = entry["step"], entry.get("evaluation")
         if "loss" in entry:
-            losses[step] = finite(entry["loss"])
+            losses[step] = finite_number(entry["loss"])
+        # Lines of steps have no evaluation.
         if isinstance(measures, dict):
-            evaluations.append((step, {name: finite(value) for name, value in measures.items()}))
+            evaluations.append((step, {name: finite_number(value) for name, value in measures.items()}))
     return History(losses, tuple(evaluations))
 
 
-def _entries(path: Path) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
+def log_entries(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log that have a step; lines that were cut off when a run was killed are left out."""
+    entries: list[dict[str, Any]] = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
         try:
             entry = json.loads(line)
         except (ValueError, RecursionError):
             continue
         if isinstance(entry, dict) and type(entry.get("step")) is int:
-            found.append(entry)
-    return found
+            entries.append(entry)
+    return entries

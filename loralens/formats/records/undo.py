@@ -1,6 +1,6 @@
-"""The undo file of a merge: a safetensors container under another name, so that no loader takes it for weights.
+"""The undo file of a merge: a safetensors file under another name, so that no program loads it as weights.
 
-What its tensors and its one metadata key mean is said in `loralens.merging.undo.layout`.
+`loralens.merging.undo.layout` describes its tensors and its only metadata key.
 """
 
 import json
@@ -15,7 +15,8 @@ import numpy as np
 
 from loralens.core.lazy import Array, LazyArray
 from loralens.errors import FormatError, OptionError, place
-from loralens.formats.files.container import Stored, json_text, read_safetensors
+from loralens.formats.files.container import Stored, read_safetensors
+from loralens.formats.files.json_text import json_text
 from loralens.formats.files.writing import write_safetensors
 
 KEY = "loralens_undo"
@@ -24,9 +25,9 @@ NAME = "undo.loralens"
 
 @final
 class Spool:
-    """Byte strings kept in a temporary file that nobody else sees, to be read back as arrays; safe among threads.
+    """A temporary file for byte strings, which are read back as arrays. Several threads can use it.
 
-    A context: the arrays can be read until it ends.
+    It is a context manager: the arrays can be read until it ends.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -41,12 +42,15 @@ class Spool:
             self._file.close()
 
     def keep(self, data: bytes) -> LazyArray:
-        """The bytes as a U8 array that is read when it is asked for."""
+        """Write the bytes, and return them as an uint8 array that is read when it is needed."""
+        # Only the position is taken under the lock: threads then write their own parts at the same time.
         with self._lock:
             if self._file is None:
+                # In the given folder: the system's own may be a small disk in memory.
                 self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - closed when the context ends
             file, start, self._end = self._file.fileno(), self._end, self._end + len(data)
         written = 0
+        # One call may write only a part.
         while written < len(data):
             written += os.pwrite(file, memoryview(data)[written:], start + written)
 
@@ -59,19 +63,19 @@ class Spool:
 
 
 def write_undo(tensors: Mapping[str, LazyArray], content: Mapping[str, Any], path: Path) -> None:
-    """Write an undo file; it is whole or not there."""
+    """Write an undo file, which appears complete or not at all."""
     write_safetensors(Stored(dict(tensors), {KEY: json_text(content)}), path)
 
 
 def read_undo(path: Path) -> tuple[Mapping[str, LazyArray], dict[str, Any]]:
-    """The tensors of an undo file, unread, and the JSON object of its metadata.
+    """The tensors of an undo file, which are not read yet, and the JSON object in its metadata.
 
     Raises
     ------
     OptionError
         There is no such file.
     FormatError
-        It is damaged, or no undo file.
+        It is damaged, or is not an undo file.
     """
     if not path.is_file():
         raise OptionError(f"{path}: no such file", fix=f"give the undo file of the merge: {NAME} in its folder")
@@ -80,6 +84,7 @@ def read_undo(path: Path) -> tuple[Mapping[str, LazyArray], dict[str, Any]]:
         text = (stored.metadata or {}).get(KEY)
         try:
             content = json.loads(text or "null")
+        # A safetensors file without our key is no undo file, and neither is one with a damaged value.
         except (ValueError, RecursionError):
             content = None
         if not isinstance(content, dict):

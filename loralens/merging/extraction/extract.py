@@ -1,4 +1,4 @@
-"""Extract: an adapter from two checkpoints, tuned − base, for a full fine-tune or what another tool merged."""
+"""Extraction of an adapter from tuned − base, for a full fine-tune or a checkpoint that another tool merged."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,13 +15,20 @@ from loralens.core.ranks import Rule, ranks, shared_ranks
 from loralens.core.scaling import Scaling
 from loralens.core.threads import in_threads
 from loralens.errors import OptionError, place
-from loralens.merging.extraction.differences import Comparison, Difference, Tensors, compare, is_embedding
-from loralens.merging.extraction.extraction import Extracted, Extraction, Frame
-from loralens.merging.extraction.leftover import LeftOut, leftover
-from loralens.merging.extraction.triplets import START, NoiseEdge, Triplets, measured_error, triplets
+from loralens.merging.extraction.differences import (
+    CheckpointComparison,
+    MatrixDifference,
+    Tensors,
+    compare_checkpoints,
+    is_embedding,
+)
+from loralens.merging.extraction.extraction import AdapterFrame, ExtractedModule, Extraction
+from loralens.merging.extraction.leftover import LeftOut, collect_leftover
+from loralens.merging.extraction.triplets import START, NoiseEdge, Triplets, compute_triplets, measured_error
 from loralens.merging.tying import Tied
 
-BIG = 1 << 24  # numbers of a matrix from which it is worked on alone, all threads in its products
+# 64 MiB in float32, so several of them at a time would need too much memory.
+BIG = 1 << 24  # entries of a matrix from which matrices are processed one at a time, with all threads in the products
 
 Size = Callable[[Adapter], int]
 Step = Callable[[int], None]
@@ -45,97 +52,110 @@ def extract_adapter(
     threads: int = 1,
     step: Step | None = None,
 ) -> Extraction:
-    """The adapter that is nearest to tuned − base at the ranks that ``rule`` gives.
+    """Extract the adapter that is nearest to tuned − base at the ranks that ``rule`` gives.
 
     Parameters
     ----------
     base, tuned : mapping of str to LazyArray
-        Of any float dtypes. The base is taken as it is, the tuned one as base + ΔW rounded once.
+        Tensors of any float dtypes. The base is used as it is; the tuned weights are assumed to be base + ΔW, rounded
+        once.
     rule : Rule or NoiseEdge
-        As in compressing; or what stands above the noise.
+        A rank rule as for compression, or the rule that keeps the directions above the noise.
     base_config, tuned_config : mapping or None
-        ``config.json`` of both: whether head and embedding are one, how experts are stored.
+        ``config.json`` of both. It says whether head and embedding are tied, and how experts are stored.
     base_model : str or None
-        What the adapter says it belongs to.
+        The name of the base model for the configuration of the adapter.
     modules : sequence of str
-        Globs over module names or kinds; by default every matrix but embeddings.
+        Globs over names or kinds of modules. The default is every matrix except embeddings.
     one_rank : bool
-        The same rank for all modules, which some servers want.
+        Give all modules the same rank, which some servers need.
     conv1d : bool
-        Linear weights are stored (in, out).
+        Whether linear weights are stored as (in, out).
     exact : bool
-        Dense SVDs in float64: minutes for a matrix of 4096 × 4096. Small ones are dense anyway.
+        Compute dense SVDs in float64, which takes minutes for a matrix of 4096 × 4096. Small ones are always dense.
     dtype : dtype
-        Of the factors.
+        The dtype of the factors.
     drop_extra : bool
-        Leave out what is no matrix: norms, biases, heads of its own.
+        Leave out changed tensors that are not matrices: norms, biases, separate heads.
     size : callable, optional
-        Adapter → bytes of its file, for a rule in bytes; else the bytes of the factors count.
+        Maps an adapter to the bytes of its file, for a rule in bytes. The default counts the bytes of the factors.
     threads : int
-        More than one pays only where BLAS itself uses one.
+        Number of threads. More than one helps only if BLAS itself uses one.
     step : callable, optional
-        Told the numbers of each matrix when it is done.
+        Called with the number of entries of each matrix when it is done.
 
     Raises
     ------
     OptionError
-        No matrix differs, or none rises above the noise; a budget too small; a glob that matches nothing.
+        No matrix differs, no direction is above the noise, a budget is too small, or a glob matches nothing.
     FormatError
-        NaN or infinity in a difference.
+        A difference has NaN or infinite numbers.
 
     Notes
     -----
-    Eckart & Young 1936. Memory: a few times the largest matrix in float32 (float64 where the SVD is dense), times the
-    threads for matrices below 16 million numbers, and the triplets that are kept. Weights that differ are read
-    three times: to see that they do, for their directions, and for the error of what was made.
+    The truncated SVD is the best approximation (Eckart & Young 1936). The memory is a few times the largest matrix in
+    float32 (float64 for a dense SVD), times the number of threads for matrices below 16 million entries, plus the
+    triplets. Weights that differ are read three times: for the comparison, for the SVD, and for the error of the pair.
     """
-    base, tuned, tied = _untied(base, base_config, tuned, tuned_config)
-    compared = compare(base, tuned, conv1d=conv1d, hidden=_hidden(tuned_config or {}))
+    base, tuned, tied = _separate_heads(base, base_config, tuned, tuned_config)
+    compared = compare_checkpoints(base, tuned, conv1d=conv1d, hidden=_hidden_size(tuned_config or {}))
     if not compared.matrices:
         raise OptionError("the two checkpoints share no weight matrix", fix="give two checkpoints of one model")
     if isinstance(rule, Rule) and rule.name == "parameters" and rule.value <= 1:
-        raise OptionError("parameters as a share of nothing", fix="give a count, or --size")
-    work = _Work(compared, rule, _chosen(compared, modules), one_rank, exact, np.dtype(dtype), threads, step)
-    found, skipped = work.look()
-    made = leftover(compared, found, drop=drop_extra)
-    ranked = work.ranks(found, size or _nbytes, Frame(made, base_model, conv1d, tied))
-    kept = {name: rank for name, rank in ranked.items() if rank}
-    noise = [LeftOut(name, "nothing rises above the noise", found[name].norm) for name in ranked if name not in kept]
+        raise OptionError(
+            "a share of the parameters needs an adapter to refer to, and there is none", fix="give a count, or --size"
+        )
+    work = _ExtractionRun(
+        compared, rule, _select_modules(compared, modules), one_rank, exact, np.dtype(dtype), threads, step
+    )
+    results, skipped = work.measure()
+    # The size of the file counts the extras, so they are collected before the ranks are chosen.
+    extras = collect_leftover(compared, results, drop=drop_extra)
+    ranked = work.ranks(results, size or _nbytes, AdapterFrame(extras, base_model, conv1d, tied))
+    chosen_ranks = {name: rank for name, rank in ranked.items() if rank}
+    noise = [
+        LeftOut(name, "nothing rises above the noise", results[name].norm)
+        for name in ranked
+        if name not in chosen_ranks
+    ]
     skipped += [one for one in noise if one.norm]
-    if not kept:
+    if not chosen_ranks:
         count = len(skipped)
         what = f"{count} matrices differ and none is taken: {skipped[0].why}" if count else "no matrix differs"
         raise OptionError(what, fix="check which checkpoint is which, --modules and the rule")
-    if len(kept) < len(found):
-        made = leftover(compared, kept, drop=drop_extra)
-    pairs, told = work.pairs(found, kept)
-    adapter = Frame(made, base_model, conv1d, tied).adapter(pairs)
-    return Extraction(adapter, told, work.unchanged, (*skipped, *made.left_out), tuple(made.notes))
+    # A bias of a module without a pair has another key in the file.
+    if len(chosen_ranks) < len(results):
+        extras = collect_leftover(compared, chosen_ranks, drop=drop_extra)
+    pairs, measurements = work.pairs(results, chosen_ranks)
+    adapter = AdapterFrame(extras, base_model, conv1d, tied).adapter(pairs)
+    return Extraction(adapter, measurements, work.unchanged, (*skipped, *extras.left_out), tuple(extras.notes))
 
 
-def _untied(
+def _separate_heads(
     base: Tensors, base_config: Mapping[str, Any] | None, tuned: Tensors, tuned_config: Mapping[str, Any] | None
 ) -> tuple[Tensors, Tensors, str | None]:
-    """Both with a head of its own where one of them has it and the other shares the weight of its embedding.
+    """Give both checkpoints a separate head if only one of them has one and the other ties it to the embedding.
 
-    And the name of the embedding whose numbers the head has in both.
+    The third result is the name of the embedding if the head is tied to it in both.
     """
     ours, theirs = Tied.of(tuned, tuned_config or {}), Tied.of(base, base_config or {})
     if ours.lacks_head == theirs.lacks_head:
-        shared = ours.ties.embedding if ours.lacks_head and tuned_config else None  # without one it may have no head
+        shared = (
+            ours.ties.embedding if ours.lacks_head and tuned_config else None
+        )  # without a configuration it may have no head
         return base, tuned, shared and shared.removesuffix(".weight")
     return theirs.shown(base), ours.shown(tuned), None
 
 
-def _hidden(config: Mapping[str, Any]) -> int | None:
-    """The hidden size that ``config.json`` says: of the text model, where it is one of several."""
+def _hidden_size(config: Mapping[str, Any]) -> int | None:
+    """The hidden size in ``config.json``, or in its part for the text model."""
     text = config.get("text_config")
-    said = config.get("hidden_size", text.get("hidden_size") if isinstance(text, dict) else None)
-    return said if isinstance(said, int) else None
+    hidden_size = config.get("hidden_size", text.get("hidden_size") if isinstance(text, dict) else None)
+    return hidden_size if isinstance(hidden_size, int) else None
 
 
-def _chosen(compared: Comparison, globs: Sequence[str]) -> set[str]:
-    """The modules that are asked for: by default all but embeddings."""
+def _select_modules(compared: CheckpointComparison, globs: Sequence[str]) -> set[str]:
+    """The modules that the globs select; all except embeddings if there are no globs."""
     if globs:
         return set(select(compared.matrices, globs))
     return {name for name in compared.matrices if not is_embedding(name)}
@@ -147,10 +167,10 @@ def _nbytes(adapter: Adapter) -> int:
 
 @final
 @dataclass(slots=True)
-class _Work:
-    """One extraction under way."""
+class _ExtractionRun:
+    """The state of one extraction."""
 
-    compared: Comparison
+    compared: CheckpointComparison
     rule: Rule | NoiseEdge
     chosen: set[str]
     one_rank: bool
@@ -160,45 +180,46 @@ class _Work:
     step: Step | None
     unchanged: int = 0
 
-    def look(self) -> tuple[dict[str, Triplets], list[LeftOut]]:
-        """The triplets of every chosen matrix that differs, and the others that differ."""
+    def measure(self) -> tuple[dict[str, Triplets], list[LeftOut]]:
+        """The triplets of every selected matrix that differs, and a list of the other matrices that differ."""
         matrices = self.compared.matrices
         count = self._start()
-        found = self._each(sorted(self.chosen, key=natural_key), lambda name, t: self._triplets(name, count, t))
-        stacks = shared_ranks({name: self._stub(name, 1) for name in found})
-        moved = {stacks.get(name, name) for name, one in found.items() if one.norm}
-        still = [name for name in found if stacks.get(name, name) not in moved]
-        others = [name for name in matrices if name not in self.chosen]
-        norms = self._each(others, lambda name, _: self._norm(name))
-        self.unchanged = len(still) + sum(not norm for norm in norms.values())
-        left = [
+        results = self._run_all(sorted(self.chosen, key=natural_key), lambda name, t: self._triplets(name, count, t))
+        stacks = shared_ranks({name: self._stub(name, 1) for name in results})
+        moved = {stacks.get(name, name) for name, one in results.items() if one.norm}
+        unchanged = [name for name in results if stacks.get(name, name) not in moved]
+        unchosen = [name for name in matrices if name not in self.chosen]
+        norms = self._run_all(unchosen, lambda name, _: self._norm(name))
+        self.unchanged = len(unchanged) + sum(not norm for norm in norms.values())
+        left_out = [
             LeftOut(name, "an embedding: --modules asks for it" if is_embedding(name) else "not asked for", norm)
             for name, norm in norms.items()
             if norm
         ]
-        return {name: one for name, one in found.items() if name not in still}, left
+        return {name: one for name, one in results.items() if name not in unchanged}, left_out
 
     def _start(self) -> int | None:
-        """Directions of each matrix that a budget makes worth looking at first: twice those of one rank for all."""
+        """Number of directions to compute first under a budget: twice the rank that all modules could have."""
         if isinstance(self.rule, NoiseEdge) or not self.rule.budget:
             return None
         price = sum(self._price(name) for name in self.chosen)
+        # Twice, because a budget gives some modules more than the mean rank.
         return max(START, 2 * int(self.rule.value / max(price, 1)))
 
     def _price(self, name: str) -> int:
-        """What one direction takes, in the unit of the budget."""
+        """The cost of one direction of a module, in the unit of the budget."""
         numbers = sum(self.compared.matrices[name].shape)
         return numbers * (self.dtype.itemsize if isinstance(self.rule, Rule) and self.rule.name == "bytes" else 1)
 
-    def _each(self, names: Sequence[str], work: Callable[[str, int], Any]) -> dict[str, Any]:
-        """``work`` of every name with so many threads of its own: big ones one after the other, small ones beside."""
+    def _run_all(self, names: Sequence[str], work: Callable[[str, int], Any]) -> dict[str, Any]:
+        """Call ``work(name, threads)`` for every name: big matrices one at a time, small ones in parallel."""
         big = [name for name in names if self._size(name) >= BIG]
-        rest = [name for name in names if self._size(name) < BIG]
-        found = {name: self._one(name, work, self.threads) for name in big}
-        found |= in_threads(lambda name: self._one(name, work, 1), rest, self.threads)
-        return {name: found[name] for name in names}
+        small = [name for name in names if self._size(name) < BIG]
+        results = {name: self._run_one(name, work, self.threads) for name in big}
+        results |= in_threads(lambda name: self._run_one(name, work, 1), small, self.threads)
+        return {name: results[name] for name in names}
 
-    def _one(self, name: str, work: Callable[[str, int], Any], threads: int) -> Any:
+    def _run_one(self, name: str, work: Callable[[str, int], Any], threads: int) -> Any:
         with place(name):
             result = work(name, threads)
         if self.step:
@@ -211,107 +232,116 @@ class _Work:
 
     def _triplets(self, name: str, count: int | None, threads: int) -> Triplets:
         difference = self.compared.matrices[name]
-        return triplets(name, difference, self.rule, count=count, exact=self.exact, threads=threads)
+        return compute_triplets(name, difference, self.rule, count=count, exact=self.exact, threads=threads)
 
     def _norm(self, name: str) -> float:
-        """‖D‖_F; 0 where only the dtype differs."""
+        """‖D‖_F, or 0 if only the dtype differs."""
         if not self.compared.matrices[name].differs():
             return 0.0
         return sqrt(sum(float(np.vdot(block, block)) for _, block, _ in self.compared.matrices[name].blocks()))
 
-    def ranks(self, found: dict[str, Triplets], size: Size, frame: Frame) -> dict[str, int]:
-        """The rank of every module; where that is all that was looked at of a matrix, more of it is looked at first."""
+    def ranks(self, results: dict[str, Triplets], size: Size, frame: AdapterFrame) -> dict[str, int]:
+        """Choose the rank of every module; compute more directions first where those of a matrix do not suffice."""
         while True:
-            chosen = self._ranks(found, size, frame)
-            more = [name for name, rank in chosen.items() if self._short(found[name], rank)]
-            if not more:
+            chosen = self._ranks(results, size, frame)
+            undecided = [name for name, rank in chosen.items() if self._needs_more(results[name], rank)]
+            if not undecided:
                 return chosen
-            for name in more:
-                count = min(max(2 * found[name].count, chosen[name]), min(self.compared.matrices[name].shape))
-                found[name] = self._triplets(name, count, self.threads)
+            for name in undecided:
+                count = min(max(2 * results[name].count, chosen[name]), min(self.compared.matrices[name].shape))
+                results[name] = self._triplets(name, count, self.threads)
 
-    def _short(self, one: Triplets, rank: int) -> bool:
-        """Whether more of a matrix must be looked at before this rank can stand."""
-        if one.whole:
-            return one.count < min(rank, one.s.size)
+    def _needs_more(self, result: Triplets, rank: int) -> bool:
+        """Whether this rank needs more directions of a matrix than have been computed."""
+        if result.is_complete:
+            return result.count < min(rank, result.s.size)
+        # Under a budget a module that takes all its known directions may want the next one too.
         budget = isinstance(self.rule, Rule) and self.rule.budget
-        return rank > one.count or (budget and rank == one.count)
+        return rank > result.count or (budget and rank == result.count)
 
-    def _ranks(self, found: Mapping[str, Triplets], size: Size, frame: Frame) -> dict[str, int]:
-        shared = shared_ranks({name: self._stub(name, 1) for name in found})
+    def _ranks(self, results: Mapping[str, Triplets], size: Size, frame: AdapterFrame) -> dict[str, int]:
+        shared = shared_ranks({name: self._stub(name, 1) for name in results})
         if isinstance(self.rule, NoiseEdge):
-            return self._above(found, shared)
+            return self._ranks_above_noise(results, shared)
 
         def sized(chosen: Mapping[str, int]) -> int:
-            made = frame.adapter({name: self._stub(name, rank) for name, rank in chosen.items()})
-            return size(made) if self.rule.name == "bytes" else made.parameters  # type: ignore[union-attr]
+            adapter = frame.adapter({name: self._stub(name, rank) for name, rank in chosen.items()})
+            return size(adapter) if self.rule.name == "bytes" else adapter.parameters  # type: ignore[union-attr]
 
-        widest = max((min(self.compared.matrices[name].shape) for name in found), default=1)  # zeros fill narrower ones
+        widest = max(
+            (min(self.compared.matrices[name].shape) for name in results), default=1
+        )  # narrower modules are padded with zeros
         return ranks(
-            {name: one.spectrum() for name, one in found.items()},
-            {name: self._price(name) for name in found},
+            {name: one.spectrum() for name, one in results.items()},
+            {name: self._price(name) for name in results},
             self.rule,
             shared=shared,
             one_rank=self.one_rank,
-            widths=dict.fromkeys(found, widest),
+            widths=dict.fromkeys(results, widest),
             size=sized,
         )
 
-    def _above(self, found: Mapping[str, Triplets], shared: Mapping[str, str]) -> dict[str, int]:
-        """What stands above the noise, of all that share a rank as many as one of them needs; none where none does."""
+    def _ranks_above_noise(self, results: Mapping[str, Triplets], shared: Mapping[str, str]) -> dict[str, int]:
+        """The number of directions above the noise; modules that share a rank get the largest number among them."""
         most: dict[str, int] = {}
-        for name, one in found.items():
+        for name, result in results.items():
             group = shared.get(name, name)
-            most[group] = max(most.get(group, 0), one.above() if one.norm else 0)
+            most[group] = max(most.get(group, 0), result.above() if result.norm else 0)
         if self.one_rank:
             top = max(most.values(), default=0)
             most = {group: top if rank else 0 for group, rank in most.items()}
-        return {name: most[shared.get(name, name)] for name in found}
+        return {name: most[shared.get(name, name)] for name in results}
 
     def _stub(self, name: str, rank: int) -> LowRank:
-        """A module of this rank whose factors nobody reads."""
+        """A module of this rank without numbers, which is enough to compute sizes."""
         out, in_ = self.compared.matrices[name].shape
         B, A = (LazyArray(_unread, shape=shape, dtype=self.dtype) for shape in ((out, rank), (rank, in_)))
-        return LowRank(B, A, 1.0, scaling=_unit(rank), layout=self.compared.matrices[name].layout)
+        return LowRank(B, A, 1.0, scaling=_unit_scaling(rank), layout=self.compared.matrices[name].layout)
 
     def pairs(
-        self, found: Mapping[str, Triplets], chosen: Mapping[str, int]
-    ) -> tuple[dict[str, LowRank], dict[str, Extracted]]:
-        """The modules at their ranks, and what each of them holds of its difference."""
+        self, results: Mapping[str, Triplets], chosen: Mapping[str, int]
+    ) -> tuple[dict[str, LowRank], dict[str, ExtractedModule]]:
+        """The modules at their ranks, and the measured error of each."""
+        # The progress has counted every matrix already.
         self.step = None
 
-        def make(name: str, threads: int) -> tuple[LowRank, Extracted]:
+        def make(name: str, threads: int) -> tuple[LowRank, ExtractedModule]:
+            # The error is measured block by block; there is nothing to share between threads.
             del threads
-            return _pair(self.compared.matrices[name], found[name], chosen[name], self.dtype)
+            return _make_pair(self.compared.matrices[name], results[name], chosen[name], self.dtype)
 
-        made = self._each(sorted(chosen, key=natural_key), make)
-        return {name: pair for name, (pair, _) in made.items()}, {name: told for name, (_, told) in made.items()}
+        modules = self._run_all(sorted(chosen, key=natural_key), make)
+        return {name: pair for name, (pair, _) in modules.items()}, {name: told for name, (_, told) in modules.items()}
 
 
-def _pair(difference: Difference, found: Triplets, rank: int, dtype: np.dtype[Any]) -> tuple[LowRank, Extracted]:
-    left, right = found.factors(rank, dtype)
-    B, A = (right, left.T) if difference.tuned.transposed else (left, right.T)
-    lost = measured_error(difference, left, right)
+def _make_pair(
+    difference: MatrixDifference, result: Triplets, rank: int, dtype: np.dtype[Any]
+) -> tuple[LowRank, ExtractedModule]:
+    left_factor, right_factor = result.factors(rank, dtype)
+    B, A = (right_factor, left_factor.T) if difference.tuned.transposed else (left_factor, right_factor.T)
+    lost = measured_error(difference, left_factor, right_factor)
     rows, columns = difference.stored
     spread = lost / sqrt(rows * columns)
-    told = Extracted(
+    measurement = ExtractedModule(
         difference.shape,
         rank,
-        found.norm,
-        lost / found.norm if found.norm else 0.0,
-        found.error,
-        found.noise,
-        spread / found.noise if found.noise else float("inf"),
-        found.edge,
+        result.norm,
+        lost / result.norm if result.norm else 0.0,
+        result.error,
+        result.noise,
+        spread / result.noise if result.noise else float("inf"),
+        result.edge,
     )
-    pair = LowRank(np.ascontiguousarray(B), np.ascontiguousarray(A), 1.0, scaling=_unit(rank), layout=difference.layout)
-    return pair, told
+    pair = LowRank(
+        np.ascontiguousarray(B), np.ascontiguousarray(A), 1.0, scaling=_unit_scaling(rank), layout=difference.layout
+    )
+    return pair, measurement
 
 
-def _unit(rank: int) -> Scaling:
-    """Scale 1, said as α = r: everything is in the factors, so no file has to round it."""
+def _unit_scaling(rank: int) -> Scaling:
+    """The scale 1, expressed as α = r. The strength is in the factors, so no file has to round a scale."""
     return Scaling("alpha/r", rank, rank, "scale 1, in the factors")
 
 
 def _unread() -> NoReturn:
-    raise AssertionError("only the size of a file is asked for")
+    raise AssertionError("a module without numbers was read")

@@ -1,8 +1,8 @@
-"""What a tuned checkpoint changed besides matrices, as far as an adapter can hold it.
+"""The changes of a tuned checkpoint other than its matrices, as far as an adapter can store them.
 
-Biases of layers ride along as PEFT keeps them; a norm, a depthwise convolution (a pair would be larger than its weight
-and mix its channels), a new head or a resized embedding is saved in full, as ``modules_to_save``, with every tensor of
-its module. What has no place is named.
+Biases of layers are stored as PEFT stores them. Norms, depthwise convolutions (whose pair would be larger than the
+weight and mix its channels), new heads and resized embeddings are saved in full as ``modules_to_save``, with every
+tensor of their module. Changes that an adapter cannot store are listed.
 """
 
 from collections.abc import Collection, Sequence
@@ -11,10 +11,16 @@ from typing import final
 
 from loralens.core.adapter import Extra
 from loralens.core.names import natural_key
-from loralens.merging.extraction.differences import Comparison, Tensors, is_depthwise, is_embedding, perhaps_grouped
+from loralens.merging.extraction.differences import (
+    CheckpointComparison,
+    Tensors,
+    is_depthwise,
+    is_embedding,
+    perhaps_grouped,
+)
 
-PREFIX = "base_model.model."  # of PEFT's keys
-RESIZED = ("embed_tokens", "lm_head")  # whose full matrix PEFT keeps without naming them in modules_to_save
+PREFIX = "base_model.model."  # PEFT's keys begin with it
+RESIZED = ("embed_tokens", "lm_head")  # PEFT stores their full matrix without listing them in modules_to_save
 
 
 @final
@@ -26,9 +32,8 @@ class LeftOut:
     ----------
     key : str
         A key of the tuned checkpoint, or the name of a module.
-    why : str
     norm : float or None
-        ‖tuned − base‖_F where it was measured.
+        ‖tuned − base‖_F, if it was measured.
     """
 
     key: str
@@ -39,16 +44,14 @@ class LeftOut:
 @final
 @dataclass(slots=True)
 class Leftover:
-    """Everything but pairs.
+    """The part of an extracted adapter other than its pairs.
 
     Attributes
     ----------
     extra : dict of str to Extra
-        By PEFT's keys.
+        Tensors by PEFT's keys.
     saved : list of str
         Modules for ``modules_to_save``.
-    left_out : list of LeftOut
-    notes : list of str
     """
 
     extra: dict[str, Extra] = field(default_factory=dict)
@@ -62,7 +65,7 @@ class Leftover:
         return any(extra.role == "bias" for extra in self.extra.values())
 
     def save(self, module: str, tensors: Tensors) -> None:
-        """Keep a module in full: PEFT wants every tensor of it."""
+        """Save a module in full, with all of its tensors, as PEFT needs them."""
         if module in self.saved:
             return
         self.saved.append(module)
@@ -72,8 +75,8 @@ class Leftover:
                 self.extra[PREFIX + key] = Extra("saved", module, tensor, parameter)
 
 
-def leftover(comparison: Comparison, adapted: Collection[str], *, drop: bool = False) -> Leftover:
-    """What differs besides the matrices.
+def collect_leftover(comparison: CheckpointComparison, adapted: Collection[str], *, drop: bool = False) -> Leftover:
+    """Collect the differences other than those of matrices.
 
     Parameters
     ----------
@@ -81,84 +84,84 @@ def leftover(comparison: Comparison, adapted: Collection[str], *, drop: bool = F
     adapted : collection of str
         Modules that have a pair.
     drop : bool
-        Keep nothing of it: all of it is left out, by name.
+        Store none of them, and list all as left out.
     """
-    found = Leftover()
-    changed = [key for key, other in comparison.others.items() if other.differs()]
+    collected = Leftover()
+    changed = [key for key, other in comparison.other_tensors.items() if other.differs()]
     for key in changed:
-        _changed(key, comparison, adapted, found)
+        _collect_changed(key, comparison, adapted, collected)
     layers = {key.rpartition(".")[0] for key in comparison.tuned if key not in comparison.added}
     for key in comparison.added:
         module = key.rpartition(".")[0]
+        # A layer that is new as a whole can be saved; PEFT cannot add a tensor to an existing one.
         if module and module not in layers:
-            found.save(module, comparison.tuned)
+            collected.save(module, comparison.tuned)
         else:
-            found.left_out.append(LeftOut(key, "the base has a layer of that name without it"))
+            collected.left_out.append(LeftOut(key, "the base has a layer of that name without it"))
     for key, shape in comparison.resized.items():
-        _resized(key, shape, comparison.tuned, found)
+        _collect_resized(key, shape, comparison.tuned, collected)
+    # Collected first and dropped here, so that the report still names everything.
     if drop:
-        found.left_out += [LeftOut(key.removeprefix(PREFIX), "dropped, as asked for") for key in found.extra]
-        found.extra, found.saved, found.notes = {}, [], []
-    found.saved.sort(key=natural_key)
-    found.notes += _notes(comparison, adapted)
-    return found
+        collected.left_out += [LeftOut(key.removeprefix(PREFIX), "dropped, as asked for") for key in collected.extra]
+        collected.extra, collected.saved, collected.notes = {}, [], []
+    collected.saved.sort(key=natural_key)
+    collected.notes += _notes(comparison, adapted)
+    return collected
 
 
-def _changed(key: str, comparison: Comparison, adapted: Collection[str], found: Leftover) -> None:
-    """Put a tensor of both that differs where it belongs."""
+def _collect_changed(key: str, comparison: CheckpointComparison, adapted: Collection[str], collected: Leftover) -> None:
+    """Add a tensor that differs to the collection, in the form in which PEFT stores it."""
     module, _, parameter = key.rpartition(".")
     tensor = comparison.tuned[key]
     if parameter == "bias" and (module in comparison.matrices or f"{module}.weight" not in comparison.tuned):
-        wrapped = module in adapted or any(name.rpartition(".")[0] == module for name in _bare(comparison, adapted))
+        # PEFT puts the original layer below `base_layer` when the module has a pair.
+        # A parameter without a layer of its own may have a pair. PEFT then wraps the module that holds it.
+        parameters = [name for name in adapted if comparison.matrices[name].layout.kind == "parameter"]
+        wrapped = module in adapted or any(name.rpartition(".")[0] == module for name in parameters)
         layer = f"{module}.base_layer" if wrapped else module
-        found.extra[f"{PREFIX}{layer}.bias"] = Extra("bias", module, tensor, "bias")
-    elif _small(module, comparison.tuned) or (parameter == "weight" and is_depthwise(tensor.shape)):
-        found.save(module, comparison.tuned)
+        collected.extra[f"{PREFIX}{layer}.bias"] = Extra("bias", module, tensor, "bias")
+    elif _is_norm(module, comparison.tuned) or (parameter == "weight" and is_depthwise(tensor.shape)):
+        collected.save(module, comparison.tuned)
     elif module and len(tensor.shape) == 2 and tensor.dtype.kind in "fV":
-        found.left_out.append(LeftOut(key, "stands in a module with layers of its own, which PEFT renames"))
+        collected.left_out.append(LeftOut(key, "stands in a module with layers of its own, which PEFT renames"))
     else:
-        found.left_out.append(LeftOut(key, "is no weight of a layer, and no module can be saved for it"))
+        collected.left_out.append(LeftOut(key, "is no weight of a layer, and no module can be saved for it"))
 
 
-def _bare(comparison: Comparison, adapted: Collection[str]) -> list[str]:
-    """Parameters without a layer of their own that have a pair: PEFT wraps the module that holds them."""
-    return [name for name in adapted if comparison.matrices[name].layout.kind == "parameter"]
-
-
-def _small(module: str, tensors: Tensors) -> bool:
-    """Whether a module is a norm or the like: a weight, and nothing with more than one axis."""
+def _is_norm(module: str, tensors: Tensors) -> bool:
+    """Whether a module is a norm or similar: it has a weight, and no tensor with more than one axis."""
     own = [tensor for key, tensor in tensors.items() if key.rpartition(".")[0] == module]
     return f"{module}.weight" in tensors and all(len(tensor.shape) <= 1 for tensor in own)
 
 
-def _resized(key: str, shape: tuple[int, ...], tuned: Tensors, found: Leftover) -> None:
-    """Keep a tensor in full that has this shape in the base, and another one now."""
+def _collect_resized(key: str, shape: tuple[int, ...], tuned: Tensors, collected: Leftover) -> None:
+    """Save a tensor in full whose shape in the base is ``shape`` and differs from the shape in the tuned model."""
     module, _, parameter = key.rpartition(".")
     tensor = tuned[key]
     if parameter == "weight" and len(shape) == len(tensor.shape) == 2 and shape[1] == tensor.shape[1]:
         what = "vocabulary resized" if is_embedding(module) or module.endswith("lm_head") else "resized"
-        found.notes.append(f"{key}: {what} from {shape[0]:,} to {tensor.shape[0]:,} rows, kept in full")
+        collected.notes.append(f"{key}: {what} from {shape[0]:,} to {tensor.shape[0]:,} rows, kept in full")
     else:
-        found.notes.append(f"{key}: {shape} in the base and {tensor.shape} in the tuned model, kept in full")
+        collected.notes.append(f"{key}: {shape} in the base and {tensor.shape} in the tuned model, kept in full")
     if module.rpartition(".")[2] in RESIZED:
-        found.extra[PREFIX + key] = Extra("embedding", module, tensor, parameter)
+        collected.extra[PREFIX + key] = Extra("embedding", module, tensor, parameter)
     else:
-        found.save(module, tuned)
+        collected.save(module, tuned)
 
 
-def _notes(comparison: Comparison, adapted: Collection[str]) -> list[str]:
-    """What to say of the comparison itself."""
+def _notes(comparison: CheckpointComparison, adapted: Collection[str]) -> list[str]:
+    """Notes about the comparison itself."""
     notes = [f"names match after {comparison.edit}"] if comparison.edit else []
     missing = comparison.missing
     if missing:
-        notes.append(f"{len(missing)} tensors of the base are not in the tuned model: {_first(missing)}")
+        notes.append(f"{len(missing)} tensors of the base are not in the tuned model: {_first_names(missing)}")
     doubtful = sorted((name for name in adapted if perhaps_grouped(comparison.matrices[name])), key=natural_key)
     if doubtful:
         what = f"{len(doubtful)} convolutions are taken for ones without groups, as their shapes do not tell"
-        notes.append(f"{what}: {_first(doubtful)}")
+        notes.append(f"{what}: {_first_names(doubtful)}")
     return notes
 
 
-def _first(names: Sequence[str]) -> str:
-    """Three of them, in words."""
+def _first_names(names: Sequence[str]) -> str:
+    """The first three names as text."""
     return ", ".join(names[:3]) + (" …" if len(names) > 3 else "")

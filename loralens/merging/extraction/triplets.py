@@ -1,4 +1,4 @@
-"""Triplets: the leading singular triplets of one difference, as many as a rule of ranks asks for."""
+"""The leading singular triplets of the difference of two weights, as many as a rank rule needs."""
 
 from dataclasses import dataclass
 from hashlib import sha256
@@ -12,26 +12,28 @@ from loralens.core.ranks import Rule
 from loralens.errors import FormatError
 from loralens.linalg.device import Device, Float
 from loralens.linalg.factor import Floats
-from loralens.linalg.randomized import ROUNDING, holds, is_dense, leading
+from loralens.linalg.randomized import ROUNDING, input_dtype, is_dense, leading_svd
 from loralens.linalg.rounding import ulp
-from loralens.merging.extraction.differences import Difference
-from loralens.merging.extraction.noise_edge import drawn_threshold, known_threshold, median_threshold
+from loralens.merging.extraction.differences import MatrixDifference
+from loralens.merging.extraction.noise_edge import known_threshold, median_threshold, sampled_threshold
 
-START = 16  # directions that are looked at first where the rule does not say how many
-SAMPLE = 1 << 16  # entries from which the level of the rounding noise is told, to 1 %
-SETTLED = ("rank", "energy", "error")  # rules that are sure of k directions from k triplets and ‖D‖
+# 8 and 16 are the usual ranks of adapters.
+START = 16  # directions of the first computation, if the rule does not say how many it needs
+# The relative error of a mean over 65,536 entries is 1/256 of their spread.
+SAMPLE = 1 << 16  # entries from which the level of the rounding noise is estimated, within 1 %
+SETTLED = ("rank", "energy", "error")  # rules that can decide for k directions from k triplets and ‖D‖
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class NoiseEdge:
-    """The rule that keeps what stands above the noise (`loralens.merging.extraction.noise_edge`).
+    """The rule that keeps the directions above the noise (`loralens.merging.extraction.noise_edge`).
 
     Attributes
     ----------
     noise : str
-        ``rounding``: the noise is what rounding to the dtype of the tuned checkpoint left, √(mean ulp²/12) per entry;
-        ``median``: it is unknown, and the median of all singular values says it, which takes all of them.
+        ``rounding``: the noise comes from rounding to the dtype of the tuned checkpoint, √(mean ulp²/12) per entry.
+        ``median``: the noise is unknown and estimated by the median of all singular values, so all are computed.
     """
 
     noise: Literal["rounding", "median"] = "rounding"
@@ -40,29 +42,29 @@ class NoiseEdge:
 @final
 @dataclass(frozen=True, slots=True)
 class Triplets:
-    """What was found of one difference D as it is stored; arrays are float64.
+    """The leading singular triplets of one difference D in its stored orientation; arrays are float64.
 
     Attributes
     ----------
     U, V : arrays, shape (rows, k), (columns, k)
     s : array
-        k values, largest first; all that D has where the SVD was dense.
-    whole : bool
-        Whether ``s`` is all there is.
+        k values, largest first, or all singular values of D if the SVD was dense.
+    is_complete : bool
+        Whether ``s`` has all singular values.
     norm : float
-        ‖D‖_F, from every entry.
+        ‖D‖_F, computed from every entry.
     noise : float
-        √(mean ulp²/12) of the tuned weight: what rounding leaves on one entry.
+        √(mean ulp²/12) of the tuned weight, the rounding noise of one entry.
     edge : float or None
-        What singular values must exceed under `NoiseEdge`.
+        The threshold for singular values under `NoiseEdge`.
     error : float
-        Stated error of √Σσ² of the first k, relative; 0 where the SVD was dense.
+        Relative error bound of √Σσ² of the first k; 0 if the SVD was dense.
     """
 
     U: Floats
     V: Floats
     s: Floats
-    whole: bool
+    is_complete: bool
     norm: float
     noise: float
     edge: float | None
@@ -70,162 +72,171 @@ class Triplets:
 
     @property
     def count(self) -> int:
-        """Directions that are held."""
+        """Number of directions in U and V."""
         return int(self.U.shape[1])
 
     def spectrum(self) -> Floats:
-        """All singular values; those not looked at as equal ones that hold what is left of ‖D‖².
+        """All singular values. Those that were not computed are replaced by equal ones with the missing energy of ‖D‖².
 
-        A rule that takes none of these decides as it would on the true ones: none of them is larger than the last one
-        that was looked at, and together they have the same energy.
+        A rule that takes none of the replaced values decides as it would with the true ones, because none of them is
+        larger than the last computed one, and their energy is the same.
         """
-        if self.whole or not self.s.size:
+        if self.is_complete or not self.s.size:
             return self.s
-        rest = max(self.norm**2 - float(self.s @ self.s), 0.0)
+        missing_energy = max(self.norm**2 - float(self.s @ self.s), 0.0)
         missing = min(len(self.U), len(self.V)) - self.s.size
-        value = min(sqrt(rest / missing), float(self.s[-1]))
+        # No unseen value can exceed the last one that was seen.
+        value = min(sqrt(missing_energy / missing), float(self.s[-1]))
         return np.concatenate([self.s, np.full(missing, value)])
 
     def above(self) -> int:
-        """Directions above the edge."""
+        """Number of directions above the edge."""
         assert self.edge is not None
         return int(np.count_nonzero(self.s > self.edge))
 
     def factors(self, rank: int, dtype: np.dtype[np.generic]) -> tuple[Array, Array]:
-        """Left (rows, rank) and right (columns, rank) whose product is nearest to D; balanced, rounded once.
+        """Factors (rows, rank) and (columns, rank) whose product is nearest to D, balanced and rounded once.
 
-        Zeros where D has fewer directions.
+        If D has fewer directions, the remaining columns are 0.
         """
         k = min(rank, self.count)
         root = np.sqrt(self.s[:k])
-        found = (self.U[:, :k] * root, self.V[:, :k] * root)
-        padded = (np.pad(X, ((0, 0), (0, rank - k))) for X in found)
+        scaled_vectors = (self.U[:, :k] * root, self.V[:, :k] * root)
+        padded = (np.pad(X, ((0, 0), (0, rank - k))) for X in scaled_vectors)
         left, right = (X.astype(dtype) for X in padded)
         return left, right
 
 
-def triplets(
+def compute_triplets(
     name: str,
-    difference: Difference,
+    difference: MatrixDifference,
     rule: Rule | NoiseEdge,
     *,
     count: int | None = None,
     exact: bool = False,
     threads: int = 1,
 ) -> Triplets:
-    """The leading triplets of a difference: so many that the rule is sure, or that one budget over all asks for.
+    """Compute the leading triplets of a difference, as many as ``rule`` needs to decide, or ``count`` under a budget.
 
     Parameters
     ----------
     name : str
-        Of the module: it seeds the start, so that a module gives the same numbers in any company.
+        The name of the module. It seeds the random start, so the result does not depend on other modules.
     difference : Difference
     rule : Rule or NoiseEdge
     count : int or None
-        Directions to look at first.
+        Number of directions. The default depends on the rule.
     exact : bool
-        The dense SVD of LAPACK in float64. It is taken for small matrices anyway.
+        Compute the dense SVD with LAPACK in float64. Small matrices always get it.
     threads : int
-        For the products with D.
+        Number of threads for products with D.
 
     Raises
     ------
     FormatError
-        NaN or infinity in the difference.
+        The difference has NaN or infinite numbers.
 
     Notes
     -----
-    Otherwise D is held in float32, rounded once from the float64 difference, and `leading` is asked for 16, 32, 64 …
-    directions. Its values are never above the true ones by more than 2⁻²⁰σ₁, so below that no edge is believed;
-    one within its own error of an edge may fall on either side.
+    Without a dense SVD, D is kept in float32, rounded once from the float64 difference, and `leading_svd` computes 16,
+    32, 64 … directions. Its values exceed the true ones by at most 2⁻²⁰σ₁, so no edge below that is used. A value that
+    is within its error of the edge may be on either side.
     """
     rows, columns = difference.stored
     most = min(rows, columns)
     k = min(most, count or (int(rule.value) if isinstance(rule, Rule) and rule.name == "rank" else START))
+    # Equal weights need no SVD.
     if not difference.differs():
         return Triplets(np.zeros((rows, 0)), np.zeros((columns, 0)), np.zeros(0), True, 0.0, 0.0, None, 0.0)
-    held: Float = holds((rows, columns), k, exact=exact)
-    D, norm, noise = _read(difference, held, name)
+    working_dtype: Float = input_dtype((rows, columns), k, exact=exact)
+    D, norm, noise = _read_difference(difference, working_dtype, name)
     device = Device("cpu", threads)
     while True:
         dense = is_dense((rows, columns), k, exact=exact)
-        if dense and held == "float32":
-            held = "float64"
-            D, norm, noise = _read(difference, held, name)
+        # Only now is it clear that the dense SVD is needed, which wants float64.
+        if dense and working_dtype == "float32":
+            working_dtype = "float64"
+            D, norm, noise = _read_difference(difference, working_dtype, name)
+        # Seeded by the name, so that the result does not depend on the other modules.
         rng = np.random.default_rng(int.from_bytes(sha256(name.encode()).digest()[:8], "little"))
-        found = leading(D, most if dense else k, rng=rng, device=device, exact=exact)
-        positive = found.s > 0
-        s = found.s[positive]
-        error = float(np.linalg.norm(found.error[:k])) / float(np.linalg.norm(s[:k]))
-        edge = _edge(rule, difference, D, s, noise, dense=dense, device=device) if isinstance(rule, NoiseEdge) else None
-        got = Triplets(found.U[:, positive], found.V[:, positive], s, dense, norm, noise, edge, error)
-        wanted = _wanted(got, rule)
+        svd = leading_svd(D, most if dense else k, rng=rng, device=device, exact=exact)
+        # Directions of length 0 have no meaning.
+        positive = svd.s > 0
+        s = svd.s[positive]
+        error = float(np.linalg.norm(svd.error[:k])) / float(np.linalg.norm(s[:k]))
+        edge = (
+            _noise_edge(rule, difference, D, s, noise, dense=dense, device=device)
+            if isinstance(rule, NoiseEdge)
+            else None
+        )
+        result = Triplets(svd.U[:, positive], svd.V[:, positive], s, dense, norm, noise, edge, error)
+        if isinstance(rule, NoiseEdge):
+            needed = result.above()
+        else:  # under a budget the other modules decide too, so this one alone needs nothing
+            needed = 0 if rule.budget else rule.rank_of(result.spectrum())
         if dense:
-            keep = min(max(k, wanted), s.size)
-            return Triplets(got.U[:, :keep].copy(), got.V[:, :keep].copy(), s, dense, norm, noise, edge, error)
-        if count or wanted < k or (wanted == k and isinstance(rule, Rule) and rule.name in SETTLED):
-            return got
+            keep = min(max(k, needed), s.size)
+            return Triplets(result.U[:, :keep].copy(), result.V[:, :keep].copy(), s, dense, norm, noise, edge, error)
+        if count or needed < k or (needed == k and isinstance(rule, Rule) and rule.name in SETTLED):
+            return result
+        # Doubled, so that all looks together cost at most twice the last one.
         k = min(2 * k, most)
 
 
-def _wanted(found: Triplets, rule: Rule | NoiseEdge) -> int:
-    """Directions that a rule which looks at this module alone takes; 0 for a budget."""
-    if isinstance(rule, NoiseEdge):
-        return found.above()
-    return 0 if rule.budget else rule.rank_of(found.spectrum())
-
-
-def _edge(
-    rule: NoiseEdge, difference: Difference, D: Array, s: Floats, noise: float, *, dense: bool, device: Device
+def _noise_edge(
+    rule: NoiseEdge, difference: MatrixDifference, D: Array, s: Floats, noise: float, *, dense: bool, device: Device
 ) -> float:
     shape = difference.stored
     if rule.noise == "median":
-        return median_threshold(_median(D, s, dense=dense), shape)
+        return median_threshold(_median_singular_value(D, s, dense=dense), shape)
+    # Below this, values of the float32 method are not reliable.
     floor = 0.0 if dense else ROUNDING * float(s[0])
-    N = _drawn(difference, holds(shape, 1))
-    largest = float(leading(N, 1, rng=np.random.default_rng(1), device=device).s[0])
-    return max(drawn_threshold(largest, shape), known_threshold(noise, shape), floor)
+    N = _draw_rounding_noise(difference, input_dtype(shape, 1))
+    largest = float(leading_svd(N, 1, rng=np.random.default_rng(1), device=device).s[0])
+    # The largest of the three: a direction must stand above every kind of noise.
+    return max(sampled_threshold(largest, shape), known_threshold(noise, shape), floor)
 
 
-def _drawn(difference: Difference, held: Float) -> Array:
-    """Rounding noise as the tuned weight may have it: ulp times a number from (−½, ½) in every entry."""
+def _draw_rounding_noise(difference: MatrixDifference, dtype: Float) -> Array:
+    """A random sample of the rounding noise of the tuned weight: ulp times a number in (−½, ½) for every entry."""
     rng = np.random.default_rng(0)
-    N = np.empty(difference.stored, held)
+    N = np.empty(difference.stored, dtype)
     for part, _, tuned in difference.blocks():
         N[part] = ulp(tuned, tuned.dtype) * (rng.random(tuned.shape) - 0.5)
     return N
 
 
-def _median(D: Array, s: Floats, *, dense: bool) -> float:
-    """Of all min(m, n) singular values: those of a dense SVD, else by way of the smaller Gram matrix, in float64.
+def _median_singular_value(D: Array, s: Floats, *, dense: bool) -> float:
+    """The median of all min(m, n) singular values, from a dense SVD or else from the smaller Gram matrix in float64.
 
-    A Gram matrix is good for values above 1e-8·σ₁.
+    A Gram matrix is accurate for values above 1e-8·σ₁.
     """
     least = min(D.shape)
     if dense:
         return float(np.median(np.pad(s, (0, least - s.size))))
     X = D if D.shape[1] == least else D.T
     gram = np.zeros((least, least))
+    # In blocks, so that no float64 copy of all of D is needed.
     for start in range(0, len(X), least):
         block = X[start : start + least].astype(np.float64)
         gram += block.T @ block
     return float(np.median(np.sqrt(np.maximum(np.linalg.eigvalsh(gram), 0.0))))
 
 
-def _read(difference: Difference, held: Float, name: str) -> tuple[Array, float, float]:
-    """D in the dtype asked for, ‖D‖_F and the level of the rounding noise, in one pass over both weights."""
+def _read_difference(difference: MatrixDifference, dtype: Float, name: str) -> tuple[Array, float, float]:
+    """D in ``dtype``, ‖D‖_F and the level of the rounding noise, in one pass over both weights."""
     rng = np.random.default_rng(0)
     size = difference.stored[0] * difference.stored[1]
-    D = np.empty(difference.stored, held)
+    D = np.empty(difference.stored, dtype)
     energy = noise = 0.0
     count = 0
     for part, block, tuned in difference.blocks():
         D[part] = block
         flat = block.reshape(-1)
         energy += float(flat @ flat)
-        here = rng.integers(tuned.size, size=-(-SAMPLE * tuned.size // size))
-        noise += float(np.sum(ulp(tuned.reshape(-1)[here], tuned.dtype) ** 2))
-        count += here.size
+        sample = rng.integers(tuned.size, size=-(-SAMPLE * tuned.size // size))
+        noise += float(np.sum(ulp(tuned.reshape(-1)[sample], tuned.dtype) ** 2))
+        count += sample.size
     if not np.isfinite(energy):
         raise FormatError(
             f"{name}: the difference holds NaN or infinity", fix="one of the checkpoints is damaged or diverged"
@@ -233,8 +244,8 @@ def _read(difference: Difference, held: Float, name: str) -> tuple[Array, float,
     return D, sqrt(energy), sqrt(noise / count / 12)
 
 
-def measured_error(difference: Difference, left: Array, right: Array) -> float:
-    """‖D − left·rightᵀ‖_F in float64, from every entry of both weights, the factors as they are."""
+def measured_error(difference: MatrixDifference, left: Array, right: Array) -> float:
+    """‖D − left·rightᵀ‖_F in float64, computed from every entry of both weights with the factors as they are stored."""
     L, R = left.astype(np.float64), right.astype(np.float64).T
     total = 0.0
     for part, block, _ in difference.blocks():

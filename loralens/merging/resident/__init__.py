@@ -1,1 +1,1 @@
-"""Merging in memory: the weights of a model that is loaded, and the switchboard of several adapters on it."""
+"""Merging in memory: the weights of a loaded model, and the switchboard that switches it between adapters."""

@@ -1,7 +1,6 @@
-"""One resident weight merged in memory, and the base back from it bit for bit.
+"""Merging one weight in memory, and restoring its base bit for bit.
 
-The same D, rounding and patch as `loralens merge` and `unmerge`, so a weight that is switched to a task has the bits
-that the merged file would have.
+D, rounding and patch are those of `loralens merge` and `unmerge`, so the weight has the same bits as a merged file.
 """
 
 from dataclasses import dataclass, replace
@@ -11,32 +10,31 @@ from typing import final
 import numpy as np
 
 from loralens.core.lazy import Array, LazyArray
-from loralens.merging.apply import prepare
+from loralens.merging.apply import prepare_merge
 from loralens.merging.gain import Gain
 from loralens.merging.matrix import Buffer
 from loralens.merging.plan import TensorPlan
 from loralens.merging.undo.patch import Blob, PatchReader, PatchWriter
-from loralens.merging.undo.restore import taken_away
+from loralens.merging.undo.restore import subtract_updates
 
-Task = tuple[tuple[str, float], ...]  # adapters and how strongly they count; empty for the base
+Task = tuple[tuple[str, float], ...]  # names of adapters and their weights; empty for the base
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Merged:
-    """What gives a weight of the base back.
+class MergedWeight:
+    """Everything that is needed to restore the base of a merged weight.
 
     Attributes
     ----------
     task : Task
-        What is merged into it.
-    plan : TensorPlan
+        The task that is merged into the weight.
     gains : dict of int to Gain
-        DoRA's, by the first row of their slab.
+        DoRA's gains by the first row of their slab.
     patch : Blob or None
-        Against W' − D.
+        The patch relative to W' − D.
     copy : array or None
-        The weight itself, where the adapter does not add to it but replaces it.
+        The weight of the base itself, if the adapter replaces it.
     """
 
     task: Task
@@ -47,7 +45,7 @@ class Merged:
 
     @property
     def patch_bytes(self) -> int:
-        """Bytes of the patch and of the gains."""
+        """Bytes of the patch and the gains."""
         return (self.patch.nbytes if self.patch else 0) + sum(gain.values.nbytes for gain in self.gains.values())
 
     @property
@@ -56,42 +54,43 @@ class Merged:
         return 0 if self.copy is None else self.copy.nbytes
 
 
-def merged(W: Array, plan: TensorPlan, task: Task) -> tuple[Array, Merged]:
-    """W' = round(W + D) in a new array of the shape of W, and what undoes it.
+def merge_weight(W: Array, plan: TensorPlan, task: Task) -> tuple[Array, MergedWeight]:
+    """W' = round(W + D) in a new array with the shape of W, and the `MergedWeight` that restores W.
 
     Parameters
     ----------
     W : array
-        The weight of the base; only read.
+        The weight of the base, which is not modified.
     plan : TensorPlan
-        Its result has the shape and dtype of W.
+        Its result must have the shape and dtype of W.
     task : Task
     """
-    merge = prepare(replace(plan, base=LazyArray.of(W)), dtype=W.dtype)
+    merge = prepare_merge(replace(plan, base=LazyArray.of(W)), dtype=W.dtype)
     replaced = plan.replacement is not None
     result, writer, buffer = np.empty(plan.matrix, W.dtype), PatchWriter(W.dtype.itemsize), Buffer()
     for block in merge.blocks():
         result[block.start : block.stop] = block.merged
         if not replaced:
             writer.block(block.stored, block.subtracted(buffer.of(block.merged.shape)))
+    # A patch against unrelated numbers would be as large as the weight.
     patch, copy = (None, W.copy()) if replaced else (writer.finish(), None)
-    return result.reshape(W.shape), Merged(task, plan, merge.gains, patch, copy)
+    return result.reshape(W.shape), MergedWeight(task, plan, merge.gains, patch, copy)
 
 
-def restored(W: Array, undo: Merged) -> Array:
-    """The weight of the base, from the merged one; an array of its own, not to be written into.
+def restore_weight(W: Array, undo: MergedWeight) -> Array:
+    """Restore the weight of the base from the merged one. The array must not be modified.
 
     Raises
     ------
     FormatError
-        The patch does not fit: the weight was changed since.
+        The patch does not fit, because the weight was changed after the merge.
     """
     if undo.copy is not None:
         return undo.copy
     assert undo.patch is not None
     assert prod(undo.plan.matrix) == W.size
     reader, result, start = PatchReader(undo.patch, W.dtype.itemsize), np.empty(undo.plan.matrix, W.dtype), 0
-    for R in taken_away(replace(undo.plan, base=LazyArray.of(W)), undo.gains, W.dtype):
+    for R in subtract_updates(replace(undo.plan, base=LazyArray.of(W)), undo.gains, W.dtype):
         result[start : start + len(R)] = reader.block(R)
         start += len(R)
     reader.finish()

@@ -1,7 +1,7 @@
-"""Slots: where the weights of a resident model live, to be read as NumPy arrays and written in place.
+"""Access to the weights of a model in memory: they are read as NumPy arrays and written in place.
 
-On the CPU what is read is the memory of the parameter itself, bf16 and float8 through their bits; on any other device
-it is a copy, and writing copies back, one weight at a time.
+On the CPU the array is the memory of the parameter itself, with bf16 and float8 passed as bits. On any other device the
+array is a copy, and writing copies it back, one weight at a time.
 """
 
 from collections.abc import Mapping
@@ -14,32 +14,33 @@ from loralens.core.attached import Tree
 from loralens.core.lazy import Array, LazyArray
 from loralens.errors import MismatchError, OptionError
 
-if TYPE_CHECKING:  # 1.4 s: imported where it is used
+if TYPE_CHECKING:  # importing torch takes 1.4 s, so functions that use it import it
     from torch import Tensor, nn
 
-_BITS = {1: "int8", 2: "int16"}  # what torch and NumPy share where NumPy itself has no such float
+# torch's .numpy() knows neither bfloat16 nor float8.
+_BITS = {1: "int8", 2: "int16"}  # integer dtypes of torch and NumPy, by the bytes of floats that NumPy lacks
 
 
-class Slot(Protocol):
-    """One weight in its place."""
+class WeightSlot(Protocol):
+    """One weight of a model that can be read and written."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the weight."""
+        """The shape of the weight."""
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of its numbers."""
+        """The dtype of the weight."""
 
     @property
     def address(self) -> int:
-        """Of its first number: two slots that share it share their numbers."""
+        """The address of the first number. Two slots with the same address share their numbers."""
 
     def read(self) -> Array:
-        """Its numbers now, in its own shape; not to be written into."""
+        """The current numbers. The array must not be modified."""
 
     def write(self, array: Array) -> None:
-        """Put other numbers of the same shape and dtype in their place."""
+        """Overwrite the numbers with others of the same shape and dtype."""
 
 
 @final
@@ -77,7 +78,7 @@ class ArraySlot:
 
 @final
 class TensorSlot:
-    """A parameter of a torch module, looked up each time: the module may have got another one since."""
+    """A parameter of a torch module. It is looked up at each access, since the module may have replaced it."""
 
     __slots__ = ("_key", "_tree", "dtype", "shape")
 
@@ -89,17 +90,18 @@ class TensorSlot:
 
     @property
     def address(self) -> int:
-        """Of its first number, on its device."""
+        """The address of the first number on its device."""
         return int(self._tensor().data_ptr())
 
     def read(self) -> Array:
-        """The memory of the parameter; a copy of it where it is on another device than the CPU."""
+        """The memory of the parameter, or a copy if it is on another device than the CPU."""
         return _numpy(self._tensor(), self.dtype)
 
     def write(self, array: Array) -> None:
-        """Copy into the parameter's storage."""
+        """Copy the array into the storage of the parameter."""
         tensor = self._tensor()
         if tensor.device.type == "cpu":
+            # The array shares its memory with the parameter, so this writes in place.
             np.copyto(_numpy(tensor, self.dtype), array, casting="no")
             return
         import torch
@@ -112,21 +114,22 @@ class TensorSlot:
         if tuple(tensor.shape) != self.shape or _dtype(tensor) != self.dtype:
             raise MismatchError(
                 f"{self._key} was {self.dtype} {self.shape} and is {_dtype(tensor)} {tuple(tensor.shape)} now",
-                fix="make a new Switchboard after changing the model: this one cannot give its base back",
+                fix="make a new Switchboard after changing the model: this one cannot restore its base",
             )
         return tensor
 
 
 def _dtype(tensor: "Tensor") -> np.dtype[Any]:
-    """NumPy's dtype of the numbers; one that is no float for what is quantised or has no numbers."""
+    """NumPy's dtype of a tensor; ``void`` if it is quantised or on the meta device."""
     name = str(tensor.dtype).removeprefix("torch.")
+    # `void` is no float, so `check_slot_writable` refuses it with a message.
     if tensor.device.type == "meta" or not tensor.dtype.is_floating_point:
         return np.dtype(np.void)
     return np.dtype(getattr(ml_dtypes, name, None) or name)
 
 
 def _numpy(tensor: "Tensor", dtype: np.dtype[Any]) -> Array:
-    """A tensor as an array: on the CPU the same memory."""
+    """A tensor as an array, which shares its memory on the CPU."""
     import torch
 
     bits = _BITS.get(dtype.itemsize)
@@ -134,7 +137,7 @@ def _numpy(tensor: "Tensor", dtype: np.dtype[Any]) -> Array:
     return array.view(dtype)
 
 
-def slots_of(model: "nn.Module | Mapping[str, Array]") -> dict[str, Slot]:
+def slots_of(model: "nn.Module | Mapping[str, Array]") -> dict[str, WeightSlot]:
     """The weights of a model by key.
 
     Raises
@@ -145,34 +148,35 @@ def slots_of(model: "nn.Module | Mapping[str, Array]") -> dict[str, Slot]:
     if isinstance(model, Mapping):
         return {key: ArraySlot(array) for key, array in model.items()}
     if not hasattr(model, "named_modules"):
-        raise OptionError(f"{type(model).__name__} is no model", fix="give a torch module, or a mapping of arrays")
+        raise OptionError(f"{type(model).__name__} is not a model", fix="give a torch module, or a mapping of arrays")
     tree = Tree.of(model)
     return {key: TensorSlot(tree, key) for key in tree.parameters}
 
 
-def stores_conv1d(model: "nn.Module | Mapping[str, Array]") -> bool:
-    """Whether a torch module has linear layers that store (in, out), as GPT-2 has."""
+def has_conv1d_layers(model: "nn.Module | Mapping[str, Array]") -> bool:
+    """Whether a torch module has linear layers that store their weight as (in, out), as GPT-2 does."""
     if isinstance(model, Mapping):
         return False
     return any(type(layer).__name__ == "Conv1D" for layer in model.modules())
 
 
-def lazy(slot: Slot) -> LazyArray:
-    """The weight in the form that matching and merging take."""
+def lazy_weight(slot: WeightSlot) -> LazyArray:
+    """The weight as a `LazyArray`, which matching and merging need."""
     return LazyArray(slot.read, shape=slot.shape, dtype=slot.dtype)
 
 
-def check_writable(key: str, slot: Slot) -> None:
+def check_slot_writable(key: str, slot: WeightSlot) -> None:
     """Refuse a weight that cannot be changed in place.
 
     Raises
     ------
     MismatchError
-        It holds no floats, or is read-only.
+        The weight is not of a float dtype, or is read-only.
     """
     if slot.dtype.kind not in "fV" or slot.dtype == np.void:
         raise MismatchError(
-            f"{key} holds no floats: it is quantised, or on the meta device", fix="load the model in 16 or 32 bits"
+            f"{key} is not of a float dtype: it is quantised, or on the meta device",
+            fix="load the model in 16 or 32 bits",
         )
     if isinstance(slot, ArraySlot) and not slot.read().flags.writeable:
-        raise MismatchError(f"{key} is read-only", fix="pass arrays that may be changed: np.array(array)")
+        raise MismatchError(f"{key} is read-only", fix="pass writable arrays: np.array(array)")

@@ -1,4 +1,4 @@
-"""The entry of one tensor in an undo file, held against its rules before anything is made of it."""
+"""Checks of the entry of one tensor in an undo file, before anything is built from it."""
 
 from collections.abc import Mapping
 from itertools import pairwise
@@ -10,61 +10,63 @@ import numpy as np
 from loralens.core.lazy import LazyArray
 from loralens.merging.undo.restore import TensorUndo
 
-MOST = 2**62  # numbers of a tensor
+# Far beyond any tensor, and within the range of int64.
+MOST = 2**62  # largest number of entries of a tensor
 CODINGS = ("patch", "xor")
 AGAINST = ("subtracted", "merged", "nothing")
 
 
 def check_outline(entry: Mapping[str, Any]) -> None:
-    """Refuse dtypes that no merge writes, and shapes that are none.
+    """Refuse dtypes that no merge writes, and values that are not shapes.
 
     Raises
     ------
     ValueError, KeyError, TypeError
-        What is wrong.
+        The entry is wrong. The message is what the FormatError of the caller quotes.
     """
     name, shape = entry["dtype"], entry["shape"]
-    dtype = np.dtype(name) if isinstance(name, str) and name.isidentifier() else None  # numpy parses others as Python
+    dtype = np.dtype(name) if isinstance(name, str) and name.isidentifier() else None  # numpy evaluates other strings
     if dtype is None or str(dtype) != name or dtype.hasobject or dtype.names or dtype.itemsize not in (1, 2, 4, 8):
         raise ValueError(f"dtype {ascii(name)[:40]}")
-    if not isinstance(shape, list) or not all(map(_count, shape)) or prod(n for n in shape if n) > MOST:
+    if not isinstance(shape, list) or not all(map(_is_count, shape)) or prod(n for n in shape if n) > MOST:
         raise ValueError(f"shape {ascii(shape)[:40]}")
 
 
 def check_entry(entry: Mapping[str, Any]) -> None:
-    """Refuse an entry whose fields are of other kinds, or do not fit together. Raises as `check_outline`."""
+    """Refuse an entry whose fields have wrong types or do not fit together. Raises the errors of `check_outline`."""
     check_outline(entry)
     matrix, size = entry["matrix"], prod(entry["shape"])
-    if not isinstance(matrix, list) or len(matrix) != 2 or not all(map(_count, matrix)) or prod(matrix) != size:
+    if not isinstance(matrix, list) or len(matrix) != 2 or not all(map(_is_count, matrix)) or prod(matrix) != size:
         raise ValueError(f"matrix {ascii(matrix)[:40]}")
     if entry["coding"] not in CODINGS or entry["against"] not in AGAINST:
         raise ValueError(f"coding {ascii(entry['coding'])[:20]} against {ascii(entry['against'])[:20]}")
-    if not _count(entry["different"]) or entry["different"] > size:
+    if not _is_count(entry["different"]) or entry["different"] > size:
         raise ValueError(f"different {ascii(entry['different'])[:40]}")
     if not isinstance(entry["base"], str) or not isinstance(entry["merged"], str):
-        raise TypeError("its hashes are no text")
+        raise TypeError("its hashes are not text")
     if not isinstance(entry["slabs"], list):
-        raise TypeError("its slabs are no list")
+        raise TypeError("its slabs are not a list")
     ends = [0]
     for slab in entry["slabs"]:
         _check_slab(slab)
         ends += [slab["start"], slab["stop"]]
+    # Start and stop of all slabs must not fall: slabs lie in order, without overlap, within the rows.
     if any(second < first for first, second in pairwise([*ends, matrix[0]])):
         raise ValueError(f"slabs of rows {ascii(ends[1:])[:40]} in {matrix[0]}")
 
 
 def _check_slab(slab: Mapping[str, Any]) -> None:
-    if not _count(slab["start"]) or not _count(slab["stop"]) or not isinstance(slab["module"], str):
+    if not _is_count(slab["start"]) or not _is_count(slab["stop"]) or not isinstance(slab["module"], str):
         raise ValueError(f"a slab from {ascii(slab['start'])[:20]} to {ascii(slab['stop'])[:20]}")
     if not isinstance(slab["transposed"], bool) or slab["gain"] not in (None, "rows", "columns"):
         raise ValueError(f"a slab with gain {ascii(slab['gain'])[:20]}")
     for strength, scale in slab["factors"]:
-        if not _number(strength) or not _number(scale):
-            raise ValueError("a slab with a factor that is no number")
+        if not _is_number(strength) or not _is_number(scale):
+            raise ValueError("a slab with a factor that is not a number")
 
 
 def check_arrays(undo: TensorUndo) -> None:
-    """Refuse streams, factors and gains of other dtypes and shapes than the entry says. Raises as `check_outline`."""
+    """Refuse streams, factors and gains whose dtype or shape contradicts the entry. Raises as `check_outline`."""
     for stream in undo.patch.streams:
         if stream.dtype != np.uint8 or stream.ndim != 1:
             raise ValueError(f"a stream of {stream.dtype} {stream.shape}")
@@ -79,15 +81,18 @@ def check_arrays(undo: TensorUndo) -> None:
 
 
 def check_factor(array: LazyArray) -> LazyArray:
-    """A factor, if its numbers are floating point. Raises as `check_outline`."""
+    """Return a factor after a check that its dtype is a floating-point one. Raises as `check_outline`."""
+    # V: ml_dtypes registers bfloat16 and float8 as such.
     if np.dtype(array.dtype).kind not in "fV":
         raise TypeError(f"a factor of {array.dtype}")
     return array
 
 
-def _count(value: Any) -> bool:
+def _is_count(value: Any) -> bool:
+    # `type`, not isinstance: True is an int in Python.
     return type(value) is int and 0 <= value <= MOST
 
 
-def _number(value: Any) -> bool:
+def _is_number(value: Any) -> bool:
+    # `type`, not isinstance: True is an int in Python.
     return type(value) in (int, float) and abs(value) < 1e300 and isfinite(value)

@@ -1,18 +1,24 @@
-"""What an undo file holds: records of a merge as named arrays and one JSON object, and back.
+"""The content of an undo file: the records of a merge as named arrays and a JSON object.
 
-Arrays, for each stored tensor KEY that the merge changed and the base has:
+Arrays for each stored tensor KEY that the merge changed and the base has:
 
     KEY#patch.I         the deflated streams of its patch, U8
     KEY#gain.START      DoRA's gain of the slab that begins at row START, F32
     KEY#B.START.I       the factors of the I-th update of that slab, as they were in the adapter
     KEY#A.START.I
-    KEY#whole           a tensor that the merge left out (scales of float8 weights), as it was
+    KEY#whole           a tensor that the merged model does not have (scales of float8 weights), unchanged
 
-JSON: ``version``; ``adapters``, what was merged; ``dropped``, keys that the merge left out; ``copies``, KEY → SHA-256
-of every tensor that it did not touch; ``headers``, ``texts``, what stood at the head of shards and in other files that
-the merge changed, and ``digest``, the SHA-256 of both (older files have none); ``tensors``, KEY → ``dtype``, ``shape``,
-``matrix``, ``base`` and ``merged`` (SHA-256), ``coding``, ``different``, ``against``, ``slabs``: ``module``, ``start``,
-``stop``, ``transposed``, ``factors`` (strength and scale of each update), ``gain`` (its axis, or null).
+Fields of the JSON object:
+
+    version             of this layout
+    adapters            the adapters that were merged
+    dropped             keys of tensors that the merged model does not have
+    copies              KEY → SHA-256 of every tensor that the merge did not touch
+    headers, texts      the original headers of shards, and the original texts of other files that the merge changed
+    digest              SHA-256 of headers and texts (older files have none)
+    tensors             KEY → dtype, shape, matrix, base and merged (SHA-256), coding, different, against, slabs
+
+A slab has module, start, stop, transposed, factors (strength and scale of each update), and gain (its axis, or null).
 """
 
 import json
@@ -39,19 +45,20 @@ VERSION = 1
 _DAMAGED = "the undo file is damaged: use another copy"
 
 
-def digest(headers: Mapping[str, str], texts: Mapping[str, str]) -> str:
-    """The SHA-256 of what an undo file holds besides numbers, which have hashes of their own."""
+def text_digest(headers: Mapping[str, str], texts: Mapping[str, str]) -> str:
+    """The SHA-256 of the texts of an undo file; its arrays have hashes of their own."""
     content = json.dumps([sorted(headers.items()), sorted(texts.items())], ensure_ascii=True)
     return sha256(content.encode("ascii")).hexdigest()
 
 
-def packed(record: TensorRecord) -> tuple[dict[str, LazyArray], dict[str, Any]]:
+def pack_record(record: TensorRecord) -> tuple[dict[str, LazyArray], dict[str, Any]]:
     """The arrays and the JSON entry of one tensor."""
     plan, patch = record.plan, record.patch
     assert plan.base is not None
     assert patch is not None
     arrays = {f"{plan.key}#patch.{i}": stream for i, stream in enumerate(patch.streams)}
     factors = record.against == "subtracted"
+    # Factors are only needed where unmerging subtracts D; otherwise the patch alone gives the base.
     for slab in plan.slabs if factors else ():
         if slab.start in record.gains:
             arrays[f"{plan.key}#gain.{slab.start}"] = LazyArray.of(record.gains[slab.start].values)
@@ -87,19 +94,18 @@ def _slab_entry(slab: Slab, record: TensorRecord) -> dict[str, Any]:
 @final
 @dataclass(frozen=True, slots=True)
 class MergeUndo:
-    """An undo file as it was read; made by `merge_undo`.
+    """The content of an undo file; `parse_undo` makes it.
 
     Attributes
     ----------
     entries : mapping of str to mapping
-        Of every tensor that changed.
-    arrays : mapping of str to LazyArray
+        The JSON entries of all tensors that changed, by key.
     dropped : mapping of str to LazyArray
-        Tensors that the merged model lacks.
+        Tensors of the base that the merged model does not have.
     copies : mapping of str to str
-        SHA-256 of the tensors that stayed as they were.
+        SHA-256 of the tensors that did not change, by key.
     headers, texts : mapping of str to str
-        By the name of their file.
+        Original headers and texts by the name of their file.
     """
 
     entries: Mapping[str, Mapping[str, Any]]
@@ -115,71 +121,73 @@ class MergeUndo:
         Raises
         ------
         FormatError
-            Something is missing, or of another kind than it has to be.
+            A part is missing or malformed.
         """
-        with _entry(key):
-            return _unpacked(key, self.entries[key], self.arrays)
+        with _entry_errors(key):
+            return _parse_entry(key, self.entries[key], self.arrays)
 
     def outline(self, key: str) -> tuple[np.dtype[Any], tuple[int, ...]]:
-        """Dtype and shape of a tensor of the base that the merge changed or left out. Raises as `tensor`."""
+        """Dtype and shape of a tensor of the base that the merge changed or dropped. Raises the errors of `tensor`."""
         if key in self.dropped:
             return self.dropped[key].dtype, self.dropped[key].shape
-        with _entry(key):
+        with _entry_errors(key):
             check_outline(self.entries[key])
             return np.dtype(self.entries[key]["dtype"]), tuple(int(n) for n in self.entries[key]["shape"])
 
 
 @contextmanager
-def _entry(key: str) -> Iterator[None]:
-    """What goes wrong in reading the entry of a tensor is a FormatError that names it."""
+def _entry_errors(key: str) -> Iterator[None]:
+    """Turn exceptions while the entry of a tensor is read into a FormatError that names the tensor."""
     with place(key):
         try:
             yield
         except (KeyError, TypeError, ValueError, IndexError, OverflowError, ShapeError) as error:
-            raise FormatError(f"its entry is not as it was written ({ascii(error)[:120]})", fix=_DAMAGED) from error
+            raise FormatError(f"its entry is malformed ({ascii(error)[:120]})", fix=_DAMAGED) from error
 
 
-def merge_undo(arrays: Mapping[str, LazyArray], content: Mapping[str, Any]) -> MergeUndo:
-    """What an undo file holds, its outline checked.
+def parse_undo(arrays: Mapping[str, LazyArray], content: Mapping[str, Any]) -> MergeUndo:
+    """Check the outline of the content of an undo file.
 
     Raises
     ------
     FormatError
-        Something is missing, or it is of a version that we do not know.
+        A part is missing or malformed, or the version is unknown.
     """
     if content.get("version") != VERSION:
         raise FormatError(
-            f"is an undo file of version {content.get('version')!r}",
-            fix=f"unmerge with a loralens that writes version {VERSION}",
+            f"is an undo file of version {content.get('version')!r}, and this loralens reads version {VERSION}",
+            fix="unmerge with the loralens that wrote it",
         )
     parts = {name: content.get(name) for name in ("tensors", "copies", "headers", "texts")}
     missing = [name for name, part in parts.items() if not isinstance(part, dict)]
     texts = ("copies", "headers", "texts")
+    # Hashes and texts come from a file, so their types are checked before they are used.
     if not missing and not all(isinstance(text, str) for name in texts for text in content[name].values()):
         missing = ["texts"]
     dropped = content.get("dropped")
     if missing or not isinstance(dropped, list) or any(f"{key}#whole" not in arrays for key in map(str, dropped)):
-        raise FormatError("its outline is not as it was written", fix=_DAMAGED)
-    written = digest(content["headers"], content["texts"])
+        raise FormatError("its outline is malformed", fix=_DAMAGED)
+    written = text_digest(content["headers"], content["texts"])
+    # Files of older versions have no digest and are accepted without it.
     if content.get("digest", written) != written:
-        raise FormatError("its headers and texts are not as they were written", fix=_DAMAGED)
+        raise FormatError("its headers and texts do not match their digest", fix=_DAMAGED)
     return MergeUndo(
         content["tensors"], arrays, {key: arrays[f"{key}#whole"] for key in dropped},
         content["copies"], content["headers"], content["texts"],
     )  # fmt: skip
 
 
-def _unpacked(key: str, entry: Mapping[str, Any], arrays: Mapping[str, LazyArray]) -> TensorUndo:
-    """What `packed` made arrays and an entry of."""
+def _parse_entry(key: str, entry: Mapping[str, Any], arrays: Mapping[str, LazyArray]) -> TensorUndo:
+    """Build the `TensorUndo` of one tensor from its entry and arrays, the inverse of `pack_record`."""
     check_entry(entry)
-    streams = tuple(arrays[name] for name in _numbered(f"{key}#patch.", arrays))
+    streams = tuple(arrays[name] for name in _numbered_names(f"{key}#patch.", arrays))
     rows, columns = entry["matrix"]
     undo = TensorUndo(
         key,
         np.dtype(entry["dtype"]),
         tuple(entry["shape"]),
         (int(rows), int(columns)),
-        tuple(_slab(key, one, arrays) for one in entry["slabs"]),
+        tuple(_parse_slab(key, one, arrays) for one in entry["slabs"]),
         {
             one["start"]: Gain(arrays[f"{key}#gain.{one['start']}"].read(), one["gain"])
             for one in entry["slabs"]
@@ -194,7 +202,7 @@ def _unpacked(key: str, entry: Mapping[str, Any], arrays: Mapping[str, LazyArray
     return undo
 
 
-def _slab(key: str, entry: Mapping[str, Any], arrays: Mapping[str, LazyArray]) -> Slab:
+def _parse_slab(key: str, entry: Mapping[str, Any], arrays: Mapping[str, LazyArray]) -> Slab:
     start = int(entry["start"])
 
     def factor(side: str, i: int) -> LazyArray:
@@ -207,6 +215,7 @@ def _slab(key: str, entry: Mapping[str, Any], arrays: Mapping[str, LazyArray]) -
     return Slab(entry["module"], start, int(entry["stop"]), terms, bool(entry["transposed"]))
 
 
-def _numbered(stem: str, names: Iterable[str]) -> list[str]:
-    """The names that begin with ``stem``, in the order of the numbers behind it."""
+def _numbered_names(stem: str, names: Iterable[str]) -> list[str]:
+    """The names that begin with ``stem``, in the order of the numbers that follow it."""
+    # By number: as text, 10 would come before 2.
     return sorted((name for name in names if name.startswith(stem)), key=lambda name: int(name[len(stem) :]))

@@ -1,19 +1,20 @@
-"""The patch that makes unmerging exact: what W is, given R = round(W' − D) that subtracting gives.
+"""The patch that makes unmerging exact: it turns R = round(W' − D), the result of subtracting, into W.
 
-Two codings of one tensor, streamed block by block in the order of its rows:
+There are two codings of a tensor. Both are written and read block by block in the order of the rows:
 
-    patch   Where R is not W, and by how many units in the last place: gaps between such entries as bytes (255: go on),
-            differences as int8 (−128: the whole number follows in a third stream). Each stream deflated.
-    xor     The bits of R XOR those of W, each byte of the number in a stream of its own, deflated. For tensors of which
-            nothing but a copy would do; never larger than a copy by more than 0.1 %.
+    patch   The entries in which R differs from W, and by how many units in the last place. Gaps between such entries
+            are bytes (255 means that the gap continues). Differences are int8 (−128 means that the whole number follows
+            in a third stream). Each stream is deflated.
+    xor     The bits of R XOR those of W. Each byte of the numbers has a stream of its own, which is deflated. This
+            coding is for tensors that need nearly a full copy. It is at most 0.1 % larger than a copy.
 
-One unit in one entry of 20, 5 or 2 costs 0.36, 1.10 or 1.92 bits a weight as a patch and 0.66, 1.64 or 2.61 as a xor
-(bf16), so how far the entries are off decides, not how many are.
+If one entry of 20, 5 or 2 differs by one unit, a patch takes 0.36, 1.10 or 1.92 bits per weight, and a xor takes 0.66,
+1.64 or 2.61 (bf16). So the size of the differences decides which coding is better, not their number.
 
-Gaps and differences are all but random bytes, in which deflate finds no matches but runs: told to look for nothing else
-(Z_RLE) it is ten times as fast, and 1 to 15 % smaller.
+Gaps and differences are almost random bytes, in which deflate finds no matches except runs. Restricted to runs (Z_RLE)
+it is ten times as fast, and the result is 1 to 15 % smaller.
 
-Bits are compared, not values: −0, NaN and its payload come back.
+Bits are compared, not values, so that −0 and NaN with its payload are restored too.
 """
 
 import zlib
@@ -24,23 +25,26 @@ from typing import Any, Literal, final
 import numpy as np
 from numpy.typing import NDArray
 
-from loralens.core.lazy import Array, LazyArray, joined
+from loralens.core.lazy import Array, LazyArray, concatenate
 from loralens.errors import FormatError
 
 Coding = Literal["patch", "xor"]
 Bytes = NDArray[np.uint8]
 Keep = Callable[[bytes], LazyArray]
 
-MANY = 1 / 12  # share of entries beyond int8 that makes a xor the smaller one
+# An entry beyond int8 costs its whole number besides gap and escape; from about this share on a xor is smaller.
+MANY = 1 / 12  # share of entries with a difference beyond int8 from which a xor is smaller
+# The one int8 number whose negative is none, so that the range of differences stays symmetric.
 ESCAPE = -128
-PIECE = 1 << 20  # bytes of a stream that are held at a time
+# Large enough that the overhead of each write does not matter.
+PIECE = 1 << 20  # bytes of a stream in memory at a time
 _DAMAGED = "the undo file is damaged: unmerge with --adapter, or take the base from where it came"
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """One tensor's patch: how it is coded, how many entries differ, its deflated streams, which may lie in a file."""
+    """The patch of one tensor: its coding, the number of entries that differ, and the deflated streams."""
 
     coding: Coding
     different: int
@@ -48,48 +52,50 @@ class Blob:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the streams."""
+        """Total size of the streams in bytes."""
         return sum(stream.nbytes for stream in self.streams)
 
 
 def bits(array: Array) -> NDArray[Any]:
-    """The bit patterns of floats as unsigned integers, flat, C order."""
+    """The bit patterns of floats as a flat array of unsigned integers, in C order."""
     return np.ascontiguousarray(array).reshape(-1).view(f"u{array.dtype.itemsize}")
 
 
-def in_memory(data: bytes) -> LazyArray:
-    """Bytes as an array."""
+def keep_in_memory(data: bytes) -> LazyArray:
+    """Keep the bytes of a stream in memory, as an array."""
     return LazyArray.of(np.frombuffer(data, np.uint8))
 
 
 @final
 @dataclass(slots=True)
 class PatchWriter:
-    """Takes the rows of W and of R in order; the first block decides the coding.
+    """Writes a patch from the rows of W and R in order; the first block decides the coding.
 
     Parameters
     ----------
     itemsize : int
         Bytes of one weight: 1, 2, 4 or 8.
     keep : callable
-        Puts bytes away, a MiB and more at a time, and gives the array that reads them back: a patch can be as large as
-        its tensor.
+        Stores bytes, 1 MiB or more at a time, and returns the array that reads them back. A patch can be as large as
+        its tensor, so it may have to go to a file.
     """
 
     itemsize: int
-    keep: Keep = in_memory
+    keep: Keep = keep_in_memory
     _coding: Coding | None = None
     _different: int = 0
     _streams: "list[_Deflate]" = field(default_factory=list)
     _since: int = 0  # entries since the last different one
 
     def block(self, W: Array, R: Array) -> None:
-        """The next rows."""
+        """Add the next rows of W and R."""
         w, r = bits(W), bits(R)
+        # Bit patterns are compared: −0 equals 0, and NaN differs from itself, as numbers.
         places = np.flatnonzero(w != r)
-        units = _ordered(w[places]) - _ordered(r[places])  # modulo 2**bits
+        units = _to_ordinals(w[places]) - _to_ordinals(r[places])  # modulo 2**bits
         signed = units.view(f"i{self.itemsize}")
         near = (signed > ESCAPE) & (signed < -ESCAPE)
+        # Decided once, as the streams of the two codings differ; the first block is typical of the tensor.
         if self._coding is None:
             self._coding = "xor" if np.count_nonzero(~near) > MANY * w.size else "patch"
             self._streams = [_Deflate(self.keep) for _ in range(3 if self._coding == "patch" else self.itemsize)]
@@ -100,66 +106,69 @@ class PatchWriter:
                 stream.take(np.ascontiguousarray(plane))
             return
         gaps = np.diff(places, prepend=-1) - 1
+        # A gap may begin in an earlier block.
         if places.size:
             gaps[0] += self._since
         self._since = int(w.size - 1 - places[-1]) if places.size else self._since + w.size
-        self._streams[0].take(_spread(gaps))
+        self._streams[0].take(_encode_gaps(gaps))
         self._streams[1].take(np.where(near, signed, ESCAPE).astype(np.int8).view(np.uint8))
         self._streams[2].take(np.ascontiguousarray(units[~near]).view(np.uint8))
 
     def finish(self) -> Blob:
-        """The patch of the whole tensor."""
+        """End the streams and return the patch of the whole tensor."""
         return Blob(self._coding or "patch", self._different, tuple(stream.end() for stream in self._streams))
 
 
 @final
 class PatchReader:
-    """Gives W back from R, block by block in the same order; the blocks may be cut otherwise.
+    """Restores W from R, block by block in the order of the rows. The blocks may differ from those of the writer.
 
-    Of the streams only what the next block needs is inflated.
+    Only the part of the streams that the next block needs is inflated.
     """
 
     __slots__ = ("_coding", "_different", "_done", "_entries", "_planes")
 
     def __init__(self, blob: Blob, itemsize: int) -> None:
         self._coding, self._different, self._done = blob.coding, blob.different, 0
+        # No streams: a tensor without rows.
         if len(blob.streams) not in (0, 3 if blob.coding == "patch" else itemsize):
-            raise FormatError(f"a {blob.coding} of {len(blob.streams)} streams", fix=_DAMAGED)
+            raise FormatError(f"a {blob.coding} has {len(blob.streams)} streams", fix=_DAMAGED)
         streams = [_Inflate(stream) for stream in blob.streams]
         self._planes = streams if blob.coding == "xor" else []
         self._entries = _Entries(*streams, itemsize=itemsize) if blob.coding == "patch" and streams else None
 
     def block(self, R: Array) -> Array:
-        """The rows of W that stand where these rows of R do, same dtype and shape."""
+        """The rows of W for the next rows of R, with the same dtype and shape."""
         r = bits(R).copy()
         if self._planes:
             planes = [plane.take(r.size) for plane in self._planes]
             r ^= np.ascontiguousarray(np.stack(planes, axis=1)).reshape(-1).view(r.dtype)
         elif self._entries:
             places, units = self._entries.before(self._done + r.size)
-            here = places - self._done
-            r[here] = _unordered(_ordered(r[here]) + units)
+            positions = places - self._done
+            r[positions] = _from_ordinals(_to_ordinals(r[positions]) + units)
         self._done += r.size
         return r.view(R.dtype).reshape(R.shape)
 
     def finish(self) -> None:
-        """Raise FormatError unless everything was used."""
-        left = [not plane.ended for plane in self._planes]
+        """Check at the end that all of the patch was used; raise FormatError if not."""
+        unfinished = [not plane.ended for plane in self._planes]
         if self._entries:
-            left.append(not self._entries.ended)
+            unfinished.append(not self._entries.ended)
             if self._entries.count != self._different:
                 raise FormatError("the streams of a patch do not fit each other", fix=_DAMAGED)
-        if any(left):
+        if any(unfinished):
             raise FormatError("a patch reaches beyond its tensor", fix=_DAMAGED)
 
 
 @final
 class _Deflate:
-    """Deflates a stream, and puts away what comes of it a MiB at a time."""
+    """Deflates a stream and stores the result, about 1 MiB at a time."""
 
     __slots__ = ("_engine", "_keep", "_kept", "_parts", "_size")
 
     def __init__(self, keep: Keep) -> None:
+        # The default level: see the head of the file for the strategy.
         self._engine, self._keep = zlib.compressobj(strategy=zlib.Z_RLE), keep
         self._parts, self._size, self._kept = list[bytes](), 0, list[LazyArray]()
 
@@ -171,7 +180,7 @@ class _Deflate:
     def end(self) -> LazyArray:
         self._add(self._engine.flush())
         self._put_away()
-        return self._kept[0] if len(self._kept) == 1 else joined(self._kept)
+        return self._kept[0] if len(self._kept) == 1 else concatenate(self._kept)
 
     def _add(self, part: bytes) -> None:
         self._parts.append(part)
@@ -184,7 +193,7 @@ class _Deflate:
 
 @final
 class _Inflate:
-    """A deflated stream, read some bytes at a time: neither it nor what it unfolds to need fit into memory."""
+    """Inflates a stream a part at a time, so that neither the stream nor the result has to fit into memory."""
 
     __slots__ = ("_at", "_engine", "_rest", "_stream")
 
@@ -192,7 +201,7 @@ class _Inflate:
         self._engine, self._stream, self._at, self._rest = zlib.decompressobj(), stream, 0, b""
 
     def some(self, count: int) -> Bytes:
-        """The next bytes, at most ``count`` of them; none at the end."""
+        """At most ``count`` of the next bytes; none only at the end of the stream."""
         while True:
             if not self._rest:
                 stop = min(self._at + PIECE, self._stream.size)
@@ -206,7 +215,7 @@ class _Inflate:
                 return np.frombuffer(part, np.uint8)
 
     def take(self, count: int) -> Bytes:
-        """The next ``count`` bytes."""
+        """Exactly the next ``count`` bytes; raise FormatError if the stream ends before."""
         parts, missing = [], count
         while missing:
             part = self.some(missing)
@@ -218,13 +227,13 @@ class _Inflate:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing is left, and the end is one."""
+        """Whether the stream is used up and ends properly."""
         return not self.some(1).size and self._engine.eof
 
 
 @final
 class _Entries:
-    """The entries in which W is not R: their places, and how many units W is away, in the order of the places."""
+    """The entries in which W differs from R: their positions in order, and the differences in units."""
 
     __slots__ = ("_far", "_gaps", "_itemsize", "_last", "_near", "_places", "_sum", "_units", "count")
 
@@ -234,19 +243,22 @@ class _Entries:
         self._sum = self._last = self.count = 0
 
     def before(self, stop: int) -> tuple[NDArray[np.int64], NDArray[Any]]:
-        """Places below ``stop`` that were not given yet, and their units."""
+        """The next entries at positions below ``stop``, and their differences in units."""
+        # Decoded until an entry lies beyond `stop`, or the stream ends.
         while (not self._places.size or self._places[-1] < stop) and self._decode():
             pass
         end = int(np.searchsorted(self._places, stop))
-        here = self._places[:end], self._units[:end]
+        entries = self._places[:end], self._units[:end]
         self._places, self._units = self._places[end:], self._units[end:]
-        return here
+        return entries
 
     def _decode(self) -> bool:
-        """Some more of them; whether there were any bytes left. A gap of 255 and more takes several bytes."""
+        """Decode some more entries; False if the streams are used up. A gap of 255 or more takes several bytes."""
+        # A byte of a gap becomes an int64 place and a unit, about 16 bytes.
         data = self._gaps.some(PIECE >> 4)
         if not data.size:
             return False
+        # 255 is not the end of a gap but its continuation.
         ends = np.flatnonzero(data != 255)
         sums = np.cumsum(data, dtype=np.int64)
         places = self._sum + sums[ends] + self.count + np.arange(ends.size)
@@ -261,26 +273,27 @@ class _Entries:
 
     @property
     def ended(self) -> bool:
-        """Whether all of them were given."""
+        """Whether all entries were returned and the streams end properly."""
+        # A stream that was cut off within a gap would otherwise look complete.
         if self._last == 255:
             raise FormatError("the places of a patch end in the middle of one", fix=_DAMAGED)
         return not self._places.size and all(stream.ended for stream in (self._gaps, self._near, self._far))
 
 
-def _ordered(b: NDArray[Any]) -> NDArray[Any]:
-    """Bit patterns renumbered so that neighbouring floats have neighbouring numbers, −0 just below 0."""
+def _to_ordinals(b: NDArray[Any]) -> NDArray[Any]:
+    """Map bit patterns of floats to ordinals: neighbouring floats get neighbouring integers, −0 just below 0."""
     top = b.dtype.type(1 << (8 * b.dtype.itemsize - 1))
     return np.where(b & top, ~b, b | top)
 
 
-def _unordered(o: NDArray[Any]) -> NDArray[Any]:
-    """The inverse of `_ordered`."""
+def _from_ordinals(o: NDArray[Any]) -> NDArray[Any]:
+    """Map ordinals back to bit patterns, the inverse of `_to_ordinals`."""
     top = o.dtype.type(1 << (8 * o.dtype.itemsize - 1))
     return np.where(o & top, o & ~top, ~o)
 
 
-def _spread(gaps: NDArray[np.int64]) -> Bytes:
-    """Gaps as bytes: 255 stands for 255 and says that more follows."""
+def _encode_gaps(gaps: NDArray[np.int64]) -> Bytes:
+    """Encode gaps as bytes: a byte of 255 adds 255 and means that the gap continues in the next byte."""
     ends = np.cumsum(gaps // 255 + 1)
     out = np.full(int(ends[-1]) if ends.size else 0, 255, np.uint8)
     out[ends - 1] = gaps % 255

@@ -1,4 +1,4 @@
-"""Unmerging: the base back from a merged tensor, bit for bit, and proof that it is the base."""
+"""Unmerging with a patch: a merged tensor becomes the tensor of the base, bit for bit, which hashes prove."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,28 +13,28 @@ from loralens.linalg.device import Device
 from loralens.merging.gain import Gain
 from loralens.merging.matrix import Buffer, MatrixRows, cuts
 from loralens.merging.plan import Slab, TensorPlan, as_matrix
-from loralens.merging.record import Against, feed
-from loralens.merging.rounding import removed, rounded, slices_for
+from loralens.merging.record import Against, feed_hash
+from loralens.merging.rounding import round_sums, slices_for, subtract_update
 from loralens.merging.undo.patch import Blob, PatchReader
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class TensorUndo:
-    """All that gives one tensor of the base back from the merged one.
+    """Everything that is needed to restore one tensor of the base from the merged one.
 
     Attributes
     ----------
-    key : str
     dtype : dtype
-        Of the base.
+        The dtype of the base.
     shape, matrix : tuple of int
-        Of the base tensor, and its rows and columns.
+        The shape of the base tensor, and its number of rows and columns as a matrix.
     slabs : tuple of Slab
-        Whose terms hold the factors that were merged.
+        Their terms hold the factors that were merged.
     gains : dict of int to Gain
-    patch : Blob
+        DoRA's gains by the first row of their slab.
     against : str
+        What the patch is relative to (see `TensorRecord`).
     base_hash, merged_hash : str
         SHA-256 of the bytes.
     """
@@ -51,49 +51,52 @@ class TensorUndo:
     merged_hash: str
 
     def zeros(self, start: int, stop: int) -> Array:
-        """Rows of nothing, in the dtype of the base."""
+        """Rows of zeros in the dtype of the base."""
         return np.zeros((stop - start, *self.shape[1:]), self.dtype)
 
 
-def restored(undo: TensorUndo, merged: LazyArray, *, device: Device | None = None) -> Iterator[Array]:
-    """The rows of the base tensor in order.
+def restore_tensor(undo: TensorUndo, merged: LazyArray, *, device: Device | None = None) -> Iterator[Array]:
+    """Yield the rows of the base tensor in order.
 
     Parameters
     ----------
     undo : TensorUndo
     merged : LazyArray
-        The tensor as it stands in the merged model.
+        The tensor of the merged model.
     device : Device or None
-        Where the products of the update are made.
+        The device that multiplies the factors of the update.
 
     Raises
     ------
     MismatchError
-        The tensor is not the one that was merged, which is seen before the first row is given; or what comes out is not
-        the base, which is seen after the last.
+        The tensor is not the one that was merged; this is checked before the first row. Or the result is not the base;
+        this is checked after the last row.
     FormatError
         The patch is damaged.
     """
+    # Before the first row is given: a patch applied to other numbers gives a model that is silently wrong.
     _check_merged(undo, merged)
     reader, digest = PatchReader(undo.patch, undo.dtype.itemsize), sha256()
-    for rows in _start(undo, merged, device):
+    for rows in _patch_start(undo, merged, device):
         W = reader.block(rows)
-        feed(digest, W)
+        feed_hash(digest, W)
         yield W
     reader.finish()
+    # The last proof: every bit of the base is hashed.
     if digest.hexdigest() != undo.base_hash:
         raise MismatchError(
-            "what came out is not the base that was merged",
+            "the restored tensor is not the base that was merged",
             fix="the undo file is damaged: use another copy",
         )
 
 
 def _check_merged(undo: TensorUndo, merged: LazyArray) -> None:
-    """Refuse a tensor whose bytes are not those that the merge wrote."""
+    """Check by its hash that a tensor has the bytes that the merge wrote."""
     digest = sha256()
+    # A resized tensor has a matrix of its own.
     matrix = undo.matrix if merged.shape == undo.shape else as_matrix(merged.shape)
     for rows in MatrixRows(merged, matrix).blocks():
-        feed(digest, rows)
+        feed_hash(digest, rows)
     if digest.hexdigest() != undo.merged_hash:
         raise MismatchError(
             "is not as it was merged: it was changed since, or belongs to another merge",
@@ -101,40 +104,42 @@ def _check_merged(undo: TensorUndo, merged: LazyArray) -> None:
         )
 
 
-def _start(undo: TensorUndo, merged: LazyArray, device: Device | None) -> Iterator[Array]:
-    """The rows that the patch begins with, in the dtype of the base."""
+def _patch_start(undo: TensorUndo, merged: LazyArray, device: Device | None) -> Iterator[Array]:
+    """The rows to which the patch is relative, in the dtype of the base."""
     if undo.against == "nothing":
+        # Zeros without an array of their size.
         blank = LazyArray(lambda: np.zeros(undo.shape, undo.dtype), shape=undo.shape, dtype=undo.dtype, rows=undo.zeros)
         return MatrixRows(blank, undo.matrix).blocks()
+    # Against the merged numbers themselves there is nothing to subtract.
     slabs = undo.slabs if undo.against == "subtracted" else ()
-    return taken_away(TensorPlan(undo.key, merged, undo.matrix, slabs), undo.gains, undo.dtype, device=device)
+    return subtract_updates(TensorPlan(undo.key, merged, undo.matrix, slabs), undo.gains, undo.dtype, device=device)
 
 
-def taken_away(
+def subtract_updates(
     plan: TensorPlan, gains: Mapping[int, Gain], dtype: np.dtype[Any], *, device: Device | None = None
 ) -> Iterator[Array]:
-    """R of all rows in order: a merged tensor with its update taken away, rounded to ``dtype``.
+    """Yield R in order of the rows: a merged tensor minus its update, rounded to ``dtype``.
 
     Parameters
     ----------
     plan : TensorPlan
-        Whose ``base`` is the merged tensor, and whose slabs say what was added to it.
+        Its ``base`` is the merged tensor, and its slabs are the updates that were added.
     gains : mapping of int to Gain
-        DoRA's, by the first row of their slab.
+        DoRA's gains by the first row of their slab.
     dtype : dtype
-        Of the base.
+        The dtype of the base.
     device : Device or None
-        Where the products of the update are made.
+        The device that multiplies the factors of the update.
     """
     source, buffers = MatrixRows(plan.source, plan.matrix), (Buffer(), Buffer())
     products = {slab.start: slab.update(slices_for(dtype), device) for slab in plan.slabs}
     for start, stop, slab in cuts(plan):
         rows = source.rows(start, stop)
         if slab is None:
-            yield rounded(rows, dtype)
+            yield round_sums(rows, dtype)
             continue
         first, last = start - slab.start, stop - slab.start
         D = products[slab.start].rows(first, last, out=buffers[0].of(rows.shape))
         gain = gains.get(slab.start)
-        found = gain.of(first, last) if gain else None
-        yield removed(rows, D, dtype, gain=found, out=buffers[1].of(rows.shape))
+        factors = gain.of(first, last) if gain else None
+        yield subtract_update(rows, D, dtype, gain=factors, out=buffers[1].of(rows.shape))

@@ -1,4 +1,4 @@
-"""Unmerging without a patch: what taking the update away gives, and how sure that is."""
+"""Unmerging without a patch: the update is subtracted, and the entries that this leaves uncertain are counted."""
 
 from dataclasses import dataclass
 from typing import final
@@ -6,22 +6,21 @@ from typing import final
 import numpy as np
 
 from loralens.core.lazy import Array
-from loralens.merging.apply import Block
-from loralens.merging.rounding import added, largest, removed
+from loralens.merging.apply import MergedBlock
+from loralens.merging.rounding import largest, merge_entries, subtract_update
 
 
 @final
 @dataclass(slots=True)
 class Doubt:
-    """How many entries of a merged model leave open what they were.
+    """Counts of the entries of a merged model whose original weight is uncertain.
 
     Attributes
     ----------
-    entries : int
     several : int
-        Entries that at least two weights are rounded to: which of them it was, nothing says.
+        Entries to which at least two weights are rounded. It is unknown which of them was the original.
     none : int
-        Entries that no weight is rounded to: the model was not made by this merge, or changed since.
+        Entries to which no weight is rounded. The model was not made by this merge, or has been changed since.
     """
 
     entries: int = 0
@@ -29,20 +28,25 @@ class Doubt:
     none: int = 0
 
 
-def subtracted(block: Block, doubt: Doubt) -> Array:
-    """R = round(W' − D) of rows in which ``block.W`` is the merged weight; what is doubtful is counted in ``doubt``.
+def subtract_block(block: MergedBlock, doubt: Doubt) -> Array:
+    """R = round(W' − D) of a block in which ``block.W`` is the merged weight; ``doubt`` counts uncertain entries.
 
-    Only of updates without DoRA's gain: that is known from the base alone.
+    The update must have no DoRA gain, because the gain cannot be computed without the base.
     """
     merged, D = block.W, block.D
     if D is None:
         return merged
-    R = removed(merged, D, merged.dtype)
+    R = subtract_update(merged, D, merged.dtype)
     with np.errstate(over="ignore", invalid="ignore"):
-        hits = (added(R, D, merged.dtype) == merged).astype(np.int8)
+        # Which of R and its two neighbours a merge would round to the given number.
+        hits = (merge_entries(R, D, merged.dtype) == merged).astype(np.int8)
+        # Neighbours towards infinity; float8 has none, so they end at its largest number.
         limit = np.asarray(np.inf if R.dtype.itemsize > 1 else largest(R.dtype), dtype=R.dtype)
-        for other in (np.nextafter(R, limit), np.nextafter(R, -limit)):  # the largest number is its own neighbour
-            hits += (other != R) & (added(other, D, merged.dtype) == merged)
+        for other in (
+            np.nextafter(R, limit),
+            np.nextafter(R, -limit),
+        ):  # nextafter returns the limit for the limit itself
+            hits += (other != R) & (merge_entries(other, D, merged.dtype) == merged)
     doubt.entries += R.size
     doubt.several += int(np.count_nonzero(hits > 1))
     doubt.none += int(np.count_nonzero(hits == 0))

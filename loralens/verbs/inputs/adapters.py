@@ -54,7 +54,7 @@ def sources(adapters: Sequence[Source]) -> list[AdapterSource]:
     """
     found: list[AdapterSource] = []
     for source in adapters:
-        found += [source] if isinstance(source, str | PathLike | Adapter) else list(source)
+        found += list(source) if isinstance(source, list | tuple) else [source]
     for source in found:
         if not isinstance(source, str | PathLike | Adapter):
             raise OptionError(f"{source!r} is no adapter", fix="give a path, or what loralens.load returns")

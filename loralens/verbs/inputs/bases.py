@@ -8,7 +8,7 @@ from typing import TypeVar
 from loralens.core.adapter import Adapter
 from loralens.core.messages import note, tell, warn
 from loralens.core.names import some
-from loralens.core.naming.base_model import BaseModel, apart, contradiction, grouped
+from loralens.core.naming.base_model import BaseModel, contradiction, find_contradiction, group_models
 from loralens.core.structured import Updates
 from loralens.core.weights import Weights, weights_of
 from loralens.errors import LoraLensError, place
@@ -81,7 +81,7 @@ def warn_of_base(path: str, adapter: Adapter, base: ModelPath) -> None:
 
 def warn_of_bases(labels: Sequence[str], adapters: Sequence[Adapter]) -> None:
     """Warn where adapters name different bases, or have different sizes."""
-    difference = apart(list(labels), list(adapters), [named_base(adapter) for adapter in adapters])
+    difference = find_contradiction(list(labels), list(adapters), [named_base(adapter) for adapter in adapters])
     if difference:
         warn(difference, OF_ONE)
 
@@ -89,7 +89,7 @@ def warn_of_bases(labels: Sequence[str], adapters: Sequence[Adapter]) -> None:
 def note_of_bases(adapters: Sequence[Adapter]) -> None:
     """Say how many bases a collection is of, where it is of more than one: that is no mistake there."""
     models = [named_base(adapter) for adapter in {adapter.base_model: adapter for adapter in adapters}.values()]
-    groups = grouped(models)
+    groups = group_models(models)
     if len(groups) > 1:
         names = some([models[group[0]].name for group in groups], 4)
         note(f"these are adapters of {len(groups)} base models ({names}): compare within one")

@@ -7,7 +7,7 @@ from loralens.core.adapter import Adapter
 from loralens.core.shell import typed
 from loralens.errors import LoraLensError, OptionError
 from loralens.formats.files.location import SUFFIXES, adapter_file
-from loralens.formats.records.runs import run_of
+from loralens.formats.records.runs import read_run
 from loralens.verbs.inputs.adapters import AdapterSource
 
 SHOWN = 3  # adapters of a folder that a message names
@@ -36,7 +36,7 @@ def _checkpoints(path: str) -> list[str]:
     if not folder.is_dir() or _is_adapter(folder):
         return [path]
     try:
-        return [str(checkpoint.path) for checkpoint in run_of([folder]).checkpoints]
+        return [str(checkpoint.path) for checkpoint in read_run([folder]).checkpoints]
     except LoraLensError:
         adapters = sorted(entry for entry in folder.iterdir() if _is_adapter(entry))
     if len(adapters) < 2:

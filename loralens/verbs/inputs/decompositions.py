@@ -11,7 +11,7 @@ from loralens.core.messages import note, warn
 from loralens.core.progress import progress
 from loralens.core.weights import Weight
 from loralens.errors import FormatError, OptionError, place
-from loralens.formats.records.cache import LIMIT, SvdCache, default_folder, digest, nbytes
+from loralens.formats.records.cache import LIMIT, SvdCache, default_folder, svd_bytes, weight_digest
 from loralens.linalg.device import Device
 from loralens.linalg.rank_update import Decomposed, decompose
 from loralens.tables.numbers import count, parse_size, size
@@ -47,7 +47,7 @@ def decompositions(
         with progress("reading the base", len(weights)) as advance:
             for name, weight in weights.items():
                 with place(name):
-                    keys[name] = digest(weight)
+                    keys[name] = weight_digest(weight)
                 if advance:
                     advance(1)
         missing = [name for name in weights if cache is None or keys[name] not in cache]
@@ -101,7 +101,7 @@ def _announce(weights: Sequence[Weight], cache: SvdCache | None, device: Device)
     if not weights:
         return
     seconds = sum(map(svd_work, weights)) * seconds_per_product(device)
-    total = sum(map(nbytes, weights))
+    total = sum(map(svd_bytes, weights))
     words = f"the SVD of {count(len(weights), 'weight')} of the base comes first: about {duration(seconds)}"
     if cache:
         words += f", and {size(total)} kept in {cache.folder} for the next time"

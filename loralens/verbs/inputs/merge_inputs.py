@@ -12,12 +12,13 @@ from loralens.core.fingerprint import fingerprint
 from loralens.core.names import select
 from loralens.errors import FormatError, LoraLensError, place
 from loralens.formats.files.apart import Input, adapter_inputs
-from loralens.formats.files.container import dumps, read_json
-from loralens.formats.models.checkpoint import model_config, open_checkpoint, resolved, stores_conv1d
+from loralens.formats.files.container import read_json
+from loralens.formats.files.json_text import dumps
+from loralens.formats.models.checkpoint import model_config, open_checkpoint, resolve_path, stores_conv1d
 from loralens.formats.models.float8 import scales_of
 from loralens.formats.models.model_files import CONFIG, ModelFiles, model_files
-from loralens.merging.plan import Plan
-from loralens.merging.planning import plan
+from loralens.merging.plan import MergePlan
+from loralens.merging.planning import plan_merge
 from loralens.merging.recast import recast, recast_dtype
 from loralens.verbs.inputs.adapters import Reading, labels, path_of, read_adapter
 from loralens.verbs.inputs.bases import ModelPath, warn_of_bases
@@ -69,7 +70,7 @@ class MergeInputs:
 
     base: str
     files: ModelFiles
-    plan: Plan
+    plan: MergePlan
     dtypes: Mapping[str, np.dtype[Any]]
     adapters: Sequence[WeightedAdapter]
     dtype: str | None = None
@@ -149,11 +150,11 @@ def read_merge_inputs(
     warn_of_bases(names, [term.adapter for term in weighted])
     path = Path(base)
     open_checkpoint(path)  # refuses quantised weights, whose numbers are codes
-    files, config = model_files(resolved(path)), model_config(path) or {}
+    files, config = model_files(resolve_path(path)), model_config(path) or {}
     with place(base):
         scales = scales_of(files.tensors, config)
     try:
-        planned = plan(
+        planned = plan_merge(
             [(term.adapter, term.weight) for term in weighted],
             {key: tensor for key, tensor in files.tensors.items() if key not in scales.keys},
             config=config,

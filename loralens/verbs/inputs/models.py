@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from loralens.core.messages import warn
 from loralens.errors import FormatError, MismatchError, OptionError, place
 from loralens.formats.files.container import CONFIG
-from loralens.formats.files.location import existing
+from loralens.formats.files.location import existing_path
 from loralens.verbs.inputs.choices import FLOAT_TYPES, check_choice
 from loralens.verbs.inputs.loaded import Head, Loaded
 
@@ -133,7 +133,7 @@ def load_headed(
             _check_in_place(device, dtype)
             loaded = _loaded(source, head, labels)
         else:
-            loaded = _from_folder(torch, transformers, existing(Path(source)), head, labels, device, dtype)
+            loaded = _from_folder(torch, transformers, existing_path(Path(source)), head, labels, device, dtype)
     config: Any = loaded.model.config
     if config.pad_token_id is None:
         config.pad_token_id = loaded.tokenizer.pad_token_id  # classifiers look for the last token that is none
@@ -234,7 +234,7 @@ def labels_of(source: ModelSource) -> tuple[str, ...]:
         if not type(source[0]).__name__.endswith("ForSequenceClassification"):
             return ()
     else:
-        folder = existing(Path(source))
+        folder = existing_path(Path(source))
         with place(str(source)):
             if _class(transformers, folder)[1] != "classifier":
                 return ()

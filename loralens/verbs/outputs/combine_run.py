@@ -22,14 +22,14 @@ from loralens.core.ranks import Rule, RuleName
 from loralens.core.recipe import Recipe, Strength
 from loralens.core.structured import Update
 from loralens.core.threads import Step
-from loralens.core.together import names_together, together, widened
+from loralens.core.together import match_modules, match_names, pad_rank
 from loralens.core.vector import with_modules
 from loralens.core.weights import Weight
 from loralens.errors import LoraLensError, MismatchError, OptionError, place
-from loralens.formats import stored_as
+from loralens.formats import encode_adapter
 from loralens.formats.dialects.sizes import stored_size
 from loralens.formats.files.container import Files, Stored
-from loralens.formats.records.recipes import stamped
+from loralens.formats.records.recipes import stamp_recipe
 from loralens.verbs.inputs.adapters import DORA, AdapterSource, Reading, check_unread, read_where_unknown, sources
 from loralens.verbs.inputs.bases import base_weights, warn_of_base, warn_of_bases
 from loralens.verbs.inputs.choices import FLOAT_TYPES, FloatType, check_choice, numpy_dtype
@@ -91,14 +91,14 @@ def follow(
     for source in originals:
         form.check_target(target, source)
     weights = _base_weights(recipe, adapters, base)
-    modules = select(names_together(adapters, paths), recipe.modules)
+    modules = select(match_names(adapters, paths), recipe.modules)
     passes = 2 if method.looks else 1  # over all modules
     with progress(recipe.method, passes * len(modules)) as step:
         factors = _combine(recipe, adapters, form, dtype, weights, step)
     adapter, rounding = _round(factors, form, dtype, allow_loss=allow_loss)
     for text in (*factors.combination.notes, *rank_notes(recipe.truncate.get("rank"), factors.ranks)):
         note(text)
-    rows = together(adapters, paths)
+    rows = match_modules(adapters, paths)
     return CombineResult(
         replace(recipe, space=factors.combination.recipe.space),
         factors.combination,
@@ -234,7 +234,7 @@ def _combine(
     exact = {name: lift.at(dtype=np.float64) for name, lift in combination.lifts.items() if name in adapter}
     if recipe.uniform:  # all modules as wide as the widest, by zeros
         rank = max(module.rank for module in adapter.modules.values())
-        adapter = adapter.map(lambda module: widened(module, rank))
+        adapter = adapter.map(lambda module: pad_rank(module, rank))
     return _Factors(combination, {}, adapter, exact)
 
 
@@ -315,5 +315,5 @@ def _place_of_taken(recipe: Recipe) -> int | Literal["none"] | None:
 
 def _stored(adapter: Adapter, recipe: Recipe, form: Form) -> tuple[Stored, Files]:
     """What is written: the adapter, with the recipe in the metadata where there is any."""
-    stored, files = stored_as(adapter, form.name, **form.writer_options)
-    return (stamped(stored, recipe) if files.weights.endswith(".safetensors") else stored), files
+    stored, files = encode_adapter(adapter, form.name, **form.writer_options)
+    return (stamp_recipe(stored, recipe) if files.weights.endswith(".safetensors") else stored), files

@@ -14,19 +14,19 @@ from loralens.core.progress import progress
 from loralens.core.threads import in_threads
 from loralens.errors import OptionError, place
 from loralens.formats.files.apart import check_apart
-from loralens.formats.files.container import dumps
-from loralens.formats.files.replacing import replacing
+from loralens.formats.files.atomic import atomic_file
+from loralens.formats.files.json_text import dumps
 from loralens.formats.models.model_writer import Change, copy_bytes, write_model
-from loralens.formats.records.kept import keeping, settle
+from loralens.formats.records.kept import keep_files, restore_kept
 from loralens.formats.records.merged import BEFORE, CERTIFICATE, FILES, file_sizes, is_certificate, is_undo
 from loralens.formats.records.undo import NAME, Spool, write_undo
 from loralens.linalg.device import Device
-from loralens.merging.apply import prepare
-from loralens.merging.record import TensorRecord, Watch, feed
-from loralens.merging.rounding import Mode, Rounding
+from loralens.merging.apply import prepare_merge
+from loralens.merging.record import MergeRecorder, TensorRecord, feed_hash
+from loralens.merging.rounding import MergeRounding, Mode
 from loralens.merging.summary import Hashed, MergedModule, merged_modules, model_hash, module_entries, total_entry
-from loralens.merging.undo.layout import VERSION, digest, packed
-from loralens.merging.undo.patch import in_memory
+from loralens.merging.undo.layout import VERSION, pack_record, text_digest
+from loralens.merging.undo.patch import keep_in_memory
 from loralens.verbs.inputs.merge_inputs import MergeInputs
 from loralens.version import __version__
 
@@ -96,7 +96,7 @@ class MergeRun:
         files.check_copyable()
         outside = [file for file in (undo, certificate) if file and _within(file, output) is None]
         for file in outside:
-            settle(file, output)
+            restore_kept(file, output)
         if undo:
             self._check_beside(undo, output, is_undo, what="an undo file", overwrite=overwrite)
         if certificate:
@@ -111,13 +111,13 @@ class MergeRun:
             if files.root.is_dir():
                 self.files = file_sizes(part)
             if certificate:
-                with replacing(_in_part(certificate, output, part)) as stream:
+                with atomic_file(_in_part(certificate, output, part)) as stream:
                     stream.write(dumps(self.certificate()).encode("utf-8"))
 
-        ours = [name for name in files.others if name in (NAME, CERTIFICATE) or name.startswith(BEFORE)]
+        ours = [name for name in files.companions if name in (NAME, CERTIFICATE) or name.startswith(BEFORE)]
         changes = self._changes()
         total = copy_bytes(files.tensors, changes)
-        with Spool(output.absolute().parent) as spool, keeping(outside, output), progress("merging", total) as step:
+        with Spool(output.absolute().parent) as spool, keep_files(outside, output), progress("merging", total) as step:
             self.spool = spool if undo else None
             write_model(
                 files,
@@ -128,7 +128,7 @@ class MergeRun:
                 dropped=self.inputs.plan.dropped,
                 texts=self.inputs.texts(),
                 names={name: BEFORE + name for name in ours},
-                beside=write_beside,
+                write_beside=write_beside,
                 inputs=self.inputs.places(),
                 overwrite=overwrite,
                 threads=THREADS,
@@ -166,20 +166,20 @@ class MergeRun:
     def _fill(self, key: str) -> Iterator[Array]:
         """The merged rows of one tensor."""
         with place(key):
-            merge = prepare(
+            merge = prepare_merge(
                 self.inputs.plan.tensors[key],
                 dtype=self.inputs.dtypes[key],
-                rounding=Rounding(self.rounding, self.seed, key),
+                rounding=MergeRounding(self.rounding, self.seed, key),
                 device=self.device,
             )
-            keep = self.spool.keep if self.spool else in_memory
-            watch = Watch(merge, hashes=self.hashes, fidelity=self.fidelity, undo=self.undo, keep=keep)
+            keep = self.spool.keep if self.spool else keep_in_memory
+            watch = MergeRecorder(merge, hashes=self.hashes, fidelity=self.fidelity, undo=self.undo, keep=keep)
             yield from watch.blocks()
             record = watch.record()
             arrays: dict[str, LazyArray] = {}
             entry = None
             if self.spool and record.patch:
-                arrays, entry = packed(record)
+                arrays, entry = pack_record(record)
             with self._lock:
                 self.arrays |= arrays
                 if entry:
@@ -188,7 +188,7 @@ class MergeRun:
 
     def _watch_copy(self, key: str, rows: Array) -> None:
         """Hash rows of a tensor that stays as it is."""
-        feed(self.digests.setdefault(key, sha256()), rows)
+        feed_hash(self.digests.setdefault(key, sha256()), rows)
 
     def _check_beside(
         self, file: Path, output: Path, is_ours: Callable[[Path], bool], *, what: str, overwrite: bool
@@ -221,7 +221,7 @@ class MergeRun:
             "tensors": dict(sorted(self.entries.items())),
             "copies": {key: hashed.hexdigest() for key, hashed in sorted(self.digests.items())},
             **originals,
-            "digest": digest(originals["headers"], originals["texts"]),
+            "digest": text_digest(originals["headers"], originals["texts"]),
         }
 
     def _hash(self, records: list[TensorRecord], side: Literal["base", "merged"]) -> str | None:
@@ -234,7 +234,7 @@ class MergeRun:
         if side == "base":
             for key in dropped:
                 digests[key] = sha256()
-                feed(digests[key], tensors[key].read())
+                feed_hash(digests[key], tensors[key].read())
         copies = {
             key: Hashed(tensors[key].dtype, tensors[key].shape, hashed.hexdigest()) for key, hashed in digests.items()
         }

@@ -20,9 +20,9 @@ from loralens.core.moments import Moments
 from loralens.core.progress import progress
 from loralens.core.weights import Weight
 from loralens.errors import LoraLensError, MismatchError, place
-from loralens.formats import QUANTISED, load, stored_as
+from loralens.formats import QUANTISED, encode_adapter, load
 from loralens.formats.records.moments import load_moments
-from loralens.formats.records.runs import run_of
+from loralens.formats.records.runs import read_run
 from loralens.linalg.device import Device
 from loralens.reporting.allotment import Dialect
 from loralens.reporting.company import Course, company, course
@@ -134,7 +134,7 @@ def _dialect(adapter: Adapter, base: str | PathLike[str] | None) -> Dialect:
     """How a smaller adapter would be written: in its own dialect, or PEFT's where that is only read or in few bits."""
     own = adapter.format if adapter.format in TARGET_FORMATS and adapter.format != QUANTISED else "peft"
     form = Form(own, {}, base) if own != "gguf" else Form.of(adapter, to=own, base=base)
-    return Dialect(own, lambda smaller: stored_as(smaller, own, **form.writer_options), form.one_rank)
+    return Dialect(own, lambda smaller: encode_adapter(smaller, own, **form.writer_options), form.one_rank)
 
 
 def _against(patient: Examination, base: Base, intruders: bool | None) -> Beside:
@@ -178,7 +178,7 @@ def _intruders(
 def _course(subjects: Sequence[Subject]) -> Course | None:
     """The run that the adapters are checkpoints of, where they are."""
     try:
-        run = run_of([Path(member.path) for member in subjects])
+        run = read_run([Path(member.path) for member in subjects])
     except LoraLensError:  # two of one step, or a state that cannot be read: no run that could be told
         return None
     steps = {checkpoint.path: checkpoint.step for checkpoint in run.checkpoints}

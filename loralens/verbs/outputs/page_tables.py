@@ -15,7 +15,7 @@ from loralens.analysis.groups import Group
 from loralens.analysis.outliers import Outlier
 from loralens.charts.amplification import whole_rank
 from loralens.compression.curve import CurvePoint
-from loralens.formats.records.runs import Checkpoint, Loss, nearest
+from loralens.formats.records.runs import LoggedLoss, RunCheckpoint, nearest_loss
 from loralens.reporting.company import Course
 from loralens.reporting.result_tables import ResultTables
 from loralens.reporting.subject import Subject
@@ -119,11 +119,15 @@ def pairs_table(labels: Sequence[str], pairs: Pairwise) -> Table[PairRow]:
 
 def checkpoints_table(labels: Sequence[str], course: Course) -> Table[CheckpointRow]:
     """Checkpoints as ``trajectory`` lists them, in order of steps."""
-    losses = {name: [Loss(value, step) for step, value in logged] for name, logged in course.losses.items()}
+    losses = {name: [LoggedLoss(value, step) for step, value in logged] for name, logged in course.losses.items()}
     train, evaluation = losses.get("loss", []), losses.get("eval loss", [])
     rows = [
         CheckpointRow(
-            labels[i], Checkpoint(Path(labels[i]), step), point, nearest(train, step), nearest(evaluation, step)
+            labels[i],
+            RunCheckpoint(Path(labels[i]), step),
+            point,
+            nearest_loss(train, step),
+            nearest_loss(evaluation, step),
         )
         for i, step, point in zip(course.order, course.steps, course.found.points, strict=True)
     ]

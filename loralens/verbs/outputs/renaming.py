@@ -11,9 +11,9 @@ from loralens.core.naming.matching import Match, Shape, match
 from loralens.core.weights import with_kernels
 from loralens.errors import OptionError, place
 from loralens.formats import GGUF, QUANTISED
-from loralens.formats.dialects.gguf.writer import head_is_tied
-from loralens.formats.models.base_copies import FULL, without_copies
-from loralens.formats.models.checkpoint import model_config, resolved, shapes, weights
+from loralens.formats.dialects.gguf.writer import tied_head_error
+from loralens.formats.models.base_copies import FULL, drop_copies
+from loralens.formats.models.checkpoint import model_config, resolve_path, shapes, weights
 from loralens.formats.models.model_files import model_files
 from loralens.merging.tying import Tied
 from loralens.verbs.inputs.bases import base_weights
@@ -31,7 +31,7 @@ def named_as_in_base(adapter: Adapter, base: str | PathLike[str], to: str) -> tu
     tied = _tied_heads(adapter, base, base_shapes)
     if tied and to == GGUF:
         with place(next(iter(tied))):
-            raise head_is_tied()
+            raise tied_head_error()
     names = match({name: module.shape for name, module in adapter.items() if name not in tied}, base_shapes)
     notes = [str(names)]
     if tied:
@@ -39,7 +39,7 @@ def named_as_in_base(adapter: Adapter, base: str | PathLike[str], to: str) -> tu
         notes.append(f"{head} adapts the base's embedding, which is its head too, and has no weight of its own")
     adapter = with_kernels(adapter, {name: base_shapes[key] for name, key in names.keys.items()})
     if to not in KEEPING and any(extra.role in FULL for extra in adapter.extra.values()):
-        adapter, copies = without_copies(adapter, weights(base), names.rename)
+        adapter, copies = drop_copies(adapter, weights(base), names.rename)
         notes += [f"left out {key}: it is the base's own" for key in copies]
     if not names.edit or names.by_storage:  # names of files, and not of modules
         return adapter, notes
@@ -51,7 +51,7 @@ def _tied_heads(adapter: Adapter, base: Path, base_shapes: Mapping[str, Shape]) 
     """The modules that adapt a head whose weight the base holds as its embedding alone, and what the head is called."""
     if all(f"{name}.weight" in base_shapes for name in adapter):
         return {}
-    tied = Tied.of(model_files(resolved(base)).tensors, model_config(base) or {})
+    tied = Tied.of(model_files(resolve_path(base)).tensors, model_config(base) or {})
     if not (tied.lacks_head and tied.ties.head):
         return {}
     head = tied.ties.head.removesuffix(".weight")

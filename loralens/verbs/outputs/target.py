@@ -12,7 +12,7 @@ from loralens.formats.files.apart import adapter_inputs, check_apart
 from loralens.formats.files.container import Files, Stored
 from loralens.formats.files.location import SUFFIXES, adapter_file, config_beside
 from loralens.formats.files.writing import write_files
-from loralens.formats.models.checkpoint import resolved
+from loralens.formats.models.checkpoint import resolve_path
 from loralens.verbs.inputs.adapters import AdapterSource
 
 Inputs = Mapping[str, str | PathLike[str] | None]  # what an input is called ("the base") → where it is
@@ -80,7 +80,7 @@ class Target:
         if self.output is None:
             return
         places = [
-            (what, place) for what, path in inputs.items() if path for place in (Path(path), resolved(Path(path)))
+            (what, place) for what, path in inputs.items() if path for place in (Path(path), resolve_path(Path(path)))
         ]
         check_apart(self.output, places)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from loralens.core.adapter import Adapter
 from loralens.core.messages import warn
 from loralens.errors import DivergenceError, LoraLensError, OptionError, place
-from loralens.formats.files.location import NAMES, existing
+from loralens.formats.files.location import NAMES, existing_path
 from loralens.formats.models.base_digest import base_digest
 from loralens.formats.records.training import LOG, Training
 from loralens.formats.records.training_log import History, history
@@ -185,7 +185,7 @@ class TrainingRun:
     def _base(self) -> str:
         """A digest of the base's files, so that other weights under the same name are another run."""
         model = self.options.model
-        return _digest(model[0]) if isinstance(model, tuple) else base_digest(existing(Path(model)))
+        return _digest(model[0]) if isinstance(model, tuple) else base_digest(existing_path(Path(model)))
 
     def rehearse(self) -> TrainedParts:
         """What would be trained; nothing is written, and the model is as it was."""
@@ -204,7 +204,7 @@ class TrainingRun:
         """
         state = None
         if self.options.resume:
-            state = self.world.from_main(lambda: self.training.go_on(self.identity))
+            state = self.world.from_main(lambda: self.training.resume(self.identity))
             self._done = state.step if state else 0
             self._say(f"going on after step {self._done}")
             if self.spectra and self.world.main and self.training.snapshots:
@@ -361,7 +361,7 @@ class TrainingRun:
     def _left(self) -> str:
         if not self._begun:
             return "nothing was written"
-        if self.training.saved:
+        if self.training.has_state:
             return f"{self.training.folder} holds the last state, and --resume goes on from there"
         return f"{self.training.folder} holds the log; no state had been saved, so --resume begins anew"
 

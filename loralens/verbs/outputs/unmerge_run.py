@@ -11,18 +11,18 @@ from loralens.core.progress import progress
 from loralens.core.threads import in_threads
 from loralens.errors import FormatError, MismatchError, place
 from loralens.formats.files.shards import check_index
-from loralens.formats.models.checkpoint import resolved
+from loralens.formats.models.checkpoint import resolve_path
 from loralens.formats.models.model_files import CONFIG, model_files, offsets_of
 from loralens.formats.models.model_writer import Change, copy_bytes, write_model
-from loralens.formats.records.kept import settle
+from loralens.formats.records.kept import restore_kept
 from loralens.formats.records.merged import BEFORE, CERTIFICATE
 from loralens.formats.records.undo import NAME, read_undo
 from loralens.linalg.device import Device
 from loralens.merging.matrix import MatrixRows
 from loralens.merging.plan import as_matrix
-from loralens.merging.record import feed
-from loralens.merging.undo.layout import merge_undo
-from loralens.merging.undo.restore import restored
+from loralens.merging.record import feed_hash
+from loralens.merging.undo.layout import parse_undo
+from loralens.merging.undo.restore import restore_tensor
 
 THREADS = os.cpu_count() or 1
 ANOTHER = "give the undo file of the merge that wrote this model, undamaged"
@@ -54,15 +54,15 @@ class UnmergeRun:
         )  # of a model that is one file
         outside = undo or undo_beside
         if outside:
-            settle(outside, merged)
-        root = resolved(merged)
+            restore_kept(outside, merged)
+        root = resolve_path(merged)
         self.file = file = undo or (root / NAME if root.is_dir() else root.with_name(f"{root.stem}.{NAME}"))
         arrays, content = read_undo(file)
         self.files = model_files(root)
         self.tensors = self.files.tensors
         self._digests: dict[str, Any] = {}
         with place(file):
-            self.undo = merge_undo(arrays, content)
+            self.undo = parse_undo(arrays, content)
             missing = [key for key in (*self.undo.entries, *self.undo.copies) if key not in self.tensors]
             if missing or len(self.undo.headers) != len(self.files.shards):
                 what = f"{merged} has no {missing[0]}, which was merged" if missing else f"{merged} has other shards"
@@ -89,7 +89,7 @@ class UnmergeRun:
         if not self.files.root.is_dir():
             return
         indices = {index.name for index in self.files.indices}
-        changeable = indices | ({CONFIG} & set(self.files.others))
+        changeable = indices | ({CONFIG} & set(self.files.companions))
         for name, text in self.undo.texts.items():
             if name not in changeable or not isinstance(text, str):
                 raise FormatError(f"it would replace {name!a:.100}, which no merge changes", fix=ANOTHER)
@@ -130,8 +130,8 @@ class UnmergeRun:
                 headers=dict(zip(names, map(_header, undo.headers.values()), strict=True)),
                 texts=undo.texts if folder else {},
                 without=(NAME, CERTIFICATE),
-                names={name: name.removeprefix(BEFORE) for name in files.others if name.startswith(BEFORE)},
-                beside=self._check,
+                names={name: name.removeprefix(BEFORE) for name in files.companions if name.startswith(BEFORE)},
+                write_beside=self._check,
                 inputs=[("the merged model", files.root), ("the undo file", self.file)],
                 overwrite=overwrite,
                 threads=THREADS,
@@ -163,7 +163,7 @@ class UnmergeRun:
             if key in self.undo.dropped:
                 yield self.undo.dropped[key].read()
             else:
-                yield from restored(self.undo.tensor(key), self.tensors[key], device=self.device)
+                yield from restore_tensor(self.undo.tensor(key), self.tensors[key], device=self.device)
 
     def _copy(self, key: str) -> Iterator[Array]:
         """The rows of a tensor that the merge left as it was, hashed."""
@@ -173,7 +173,7 @@ class UnmergeRun:
             yield rows
 
     def _watch(self, key: str, rows: Array) -> None:
-        feed(self._digests.setdefault(key, sha256()), rows)
+        feed_hash(self._digests.setdefault(key, sha256()), rows)
 
     def _check(self, _: Path) -> None:
         """Whether what was copied is what was copied then."""

@@ -1,1 +1,1 @@
-"""ComfyUI's generic names."""
+"""The dialect with the generic names of ComfyUI."""

@@ -1,11 +1,11 @@
-"""ComfyUI's generic names: one file of ``diffusion_model.X.lora_up.weight``, ``lora_down.weight`` and ``alpha``.
+"""Reading ComfyUI's generic names: ``diffusion_model.X.lora_up.weight``, ``lora_down.weight`` and ``alpha``.
 
-``X`` is the path in the checkpoint that ComfyUI loads; text encoders stand under ``text_encoders.``. Trainers write the
-same names with ``lora_A.weight`` and ``lora_B.weight`` (ai-toolkit, diffusion-pipe) or without ``.weight`` (Mochi), and
-ComfyUI reads diffusers' own names too: ``transformer.X``, ``text_encoder.X``, and ``unet.X`` with ``.processor`` put
-before an attention's projections (``unet.….attn1.processor.to_out``), which is undone here.
+``X`` is the path in the checkpoint that ComfyUI loads; text encoders are under ``text_encoders.``. Trainers write the
+same names with ``lora_A.weight`` and ``lora_B.weight`` (ai-toolkit, diffusion-pipe) or without ``.weight`` (Mochi).
+ComfyUI also reads the names of diffusers: ``transformer.X``, ``text_encoder.X``, and ``unet.X`` with ``.processor``
+before the projections of an attention (``unet.….attn1.processor.to_out``), which the reader removes.
 
-The scale is α/r, and 1 where a module has no α. What is not a pair:
+The scale is α/r, and 1 if a module has no α. Other tensors of a module:
 
 ==================  ==========================================================  ===============================
 leaf                what ComfyUI does with it                                   role here
@@ -29,21 +29,25 @@ from loralens.errors import ShapeError
 from loralens.formats.dialects import alpha
 from loralens.formats.dialects.diffusers.keys import LYCORIS
 from loralens.formats.dialects.diffusers.metadata import KEY
-from loralens.formats.dialects.kohya.reader import axis
+from loralens.formats.dialects.kohya.reader import magnitude_role
 from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf, Parts, gather, halves, origin_of, pair
 from loralens.formats.files.container import Stored
 
 NAME = "comfyui"
 STORED = ("A", "B", "alpha")  # the parts of one module
+# leaf → role, as in the table above; the role of a dora_scale depends on its axis.
 ROLES = {"diff": "diff", "diff_b": "diff_b", "set_weight": "saved", "reshape_weight": "shape", "magnitude": "magnitude"}
-KOHYA = ("lora_", "lycoris_")  # names with underscores for dots, which are kohya's dialect
+KOHYA = ("lora_", "lycoris_")  # prefixes of kohya's dialect, whose names have underscores for dots
 
 _OWN = ("diffusion_model.", "text_encoders.")
+# x.lora_up.weight, and x.lora.up.weight of diffusers' older files.
 _UP_DOWN = re.compile(r"^(?P<name>.+)\.lora[_.](?P<half>up|down)\.weight$")
+# x.lora_A.weight, x.lora_A.ADAPTER.weight, and x.lora_A without an ending (Mochi).
 _A_B = re.compile(r"^(?P<name>.+)\.lora_(?P<half>[AB])(?:(?:\.(?!weight$|bias$)[^.]+)?\.weight)?$")
 _OTHER = re.compile(rf"^(?P<name>.+)\.(?P<part>alpha|dora_scale|{'|'.join(ROLES)})$")
 _PARTS = {"up": "B", "down": "A"}
-_TOLD = (
+# role, code and text of the warnings about extras, in the order in which they are shown
+_NOTICES = (
     ("diff", "full-difference", "weights have a full difference (.diff), which is kept and not measured"),
     ("diff_b", "bias-difference", "biases have a difference (.diff_b), which is kept and not measured"),
     ("saved", "set-weight", "weights are replaced (.set_weight): they are kept and not measured"),
@@ -58,8 +62,8 @@ _TOLD = (
 )
 
 
-def raw(key: str) -> Leaf | None:
-    """The parts of a key, its name as the file has it; None for a key that is none of these."""
+def parse_comfyui_key(key: str) -> Leaf | None:
+    """The name in the file and the part of a key; None for a key that ComfyUI does not know."""
     half = _UP_DOWN.match(key) or _A_B.match(key)
     if half:
         return Leaf(half["name"], _PARTS.get(half["half"], half["half"]))
@@ -67,14 +71,14 @@ def raw(key: str) -> Leaf | None:
     return Leaf(other["name"], other["part"]) if other else None
 
 
-def leaf(key: str) -> Leaf | None:
-    """The parts of a key, its name the canonical one."""
-    found = raw(key)
-    return found and Leaf(canonical(found.name), found.part)
+def comfyui_leaf(key: str) -> Leaf | None:
+    """The canonical name and the part of a key; None for a key that ComfyUI does not know."""
+    parts = parse_comfyui_key(key)
+    return parts and Leaf(remove_processor(parts.name), parts.part)
 
 
-def canonical(name: str) -> str:
-    """A name without what ComfyUI puts into diffusers' names of attention projections."""
+def remove_processor(name: str) -> str:
+    """A name of diffusers without the ``.processor`` that ComfyUI expects before attention projections."""
     if not name.startswith("unet."):
         return name
     ended = f"{name}.0" if name.endswith(".processor.to_out") else name
@@ -83,16 +87,17 @@ def canonical(name: str) -> str:
 
 def detect(stored: Stored) -> bool:
     """Whether a file is ComfyUI's: ``lora_down`` under dotted names, or ``lora_A`` under its own prefixes."""
+    # Files of LyCORIS may have these names too. diffusers' metadata say that the file is diffusers'.
     keys = stored.tensors
     if KEY in (stored.metadata or {}) or any(LYCORIS.search(key) for key in keys):
         return False
-    down = [found["name"] for key in keys if _down(key) and (found := _UP_DOWN.match(key))]
+    down = [found["name"] for key in keys if _is_up_or_down(key) and (found := _UP_DOWN.match(key))]
     dotted = all("." in name and not name.startswith(KOHYA) for name in down)
-    others = [key for key in keys if (_A_B.match(key) or _UP_DOWN.match(key)) and not _down(key)]
-    return bool(down or others) and dotted and all(key.startswith(_OWN) for key in others)
+    other_halves = [key for key in keys if (_A_B.match(key) or _UP_DOWN.match(key)) and not _is_up_or_down(key)]
+    return bool(down or other_halves) and dotted and all(key.startswith(_OWN) for key in other_halves)
 
 
-def _down(key: str) -> bool:
+def _is_up_or_down(key: str) -> bool:
     return key.endswith((".lora_down.weight", ".lora_up.weight"))
 
 
@@ -102,11 +107,11 @@ def read(stored: Stored) -> Adapter:
     Raises
     ------
     FormatError, ShapeError
-        A pair with one half missing, factors that do not multiply, an α that is no number.
+        One half of a pair is missing, factors do not fit together, or an α is not a number.
     """
     modules, extra = gather(
         stored.tensors,
-        leaf,
+        comfyui_leaf,
         update=lambda _, parts: _module(parts) if "A" in parts or "B" in parts else None,
         companions=_companions,
     )
@@ -116,23 +121,24 @@ def read(stored: Stored) -> Adapter:
         config=stored.config,
         metadata=stored.metadata,
         format=NAME,
-        findings=tuple(alpha.findings(modules, stored.metadata) + _about_extras(extra, modules)),
+        findings=tuple(alpha.alpha_findings(modules, stored.metadata) + _about_extras(extra, modules)),
     )
 
 
 def _module(parts: Parts) -> LowRank:
     B, A = halves(parts)
+    # A vector could be neither factor.
     if A.ndim < 2 or not A.size or not B.size:
         raise ShapeError(f"B {B.shape} and A {A.shape} hold no pair", fix=SAVE_AGAIN)
-    return pair(B, A, scaling=alpha.scaling(parts, A.shape[0]), origin=origin_of(NAME, parts, STORED))
+    return pair(B, A, scaling=alpha.stored_scaling(parts, A.shape[0]), origin=origin_of(NAME, parts, STORED))
 
 
 def _companions(name: str, parts: Parts, module: Update | None) -> dict[str, Extra]:
-    """What stands beside the pair of a module, or under a name without one."""
+    """The extras of a module, or of a name that has no pair."""
     loose = {part: held for part, held in parts.items() if module is None or part not in STORED}
     roles = {part: ROLES.get(part, "other") for part in loose}
     if "dora_scale" in loose and module:
-        roles["dora_scale"] = axis(loose["dora_scale"][1], module)
+        roles["dora_scale"] = magnitude_role(loose["dora_scale"][1], module)
     return {
         key: Extra(roles[part], name, tensor, "bias" if part == "diff_b" else "weight")
         for part, (key, tensor) in loose.items()
@@ -140,14 +146,15 @@ def _companions(name: str, parts: Parts, module: Update | None) -> dict[str, Ext
 
 
 def _about_extras(extra: Mapping[str, Extra], modules: Mapping[str, Update]) -> list[Finding]:
-    """What else ComfyUI does with such a file, and tensors that were not understood."""
+    """Findings about what else ComfyUI does with such a file, and about tensors of unknown meaning."""
     findings = []
-    for role, code, text in _TOLD:
-        keys = [key for key, one in extra.items() if one.role == role]
+    for role, code, text in _NOTICES:
+        keys = [key for key, item in extra.items() if item.role == role]
         if keys:
             findings.append(Finding("warning", code, f"{len(keys)} {text}: {', '.join(keys[:3])}"))
-    both = [one.module for one in extra.values() if one.role in ("diff", "saved") and one.module in modules]
+    both = [item.module for item in extra.values() if item.role in ("diff", "saved") and item.module in modules]
     if both:
+        # ComfyUI keeps one patch for each key, and the difference or the new weight replaces the pair.
         text = f"{len(both)} modules, {both[0]} the first, have a pair besides, which ComfyUI then does not apply"
         findings.append(Finding("warning", "pair-ignored", text, "take one of the two out"))
     return findings

@@ -1,9 +1,9 @@
-"""Writing ComfyUI's names: what was read and not changed as it was, the rest as ``lora_up``, ``lora_down``, ``alpha``.
+"""Writing ComfyUI's names: unchanged modules as they were read, others as ``lora_up``, ``lora_down`` and ``alpha``.
 
-Names that ComfyUI knows stay: ``diffusion_model.``, ``text_encoders.`` and those of diffusers' components, which stand
-before the names of a component alone. ``unet.`` names get the ``.processor`` that it expects, CLIP's layers the
-``text_model.``, T5 the name it has there, and all others ``diffusion_model.`` before them. Names that ComfyUI would
-ignore are refused.
+Names that ComfyUI knows are kept: those under ``diffusion_model.``, ``text_encoders.`` and the components of diffusers.
+Names of a single component get the component before them. ``unet.`` names get the ``.processor`` that ComfyUI expects,
+layers of CLIP get ``text_model.``, T5 gets its name in ComfyUI, and all other names get ``diffusion_model.`` before
+them. Names that ComfyUI would ignore are refused.
 """
 
 from collections.abc import Mapping
@@ -17,59 +17,72 @@ from loralens.core.naming.image_names import comfyui_has, comfyui_unet, in_pipel
 from loralens.core.structured import Update
 from loralens.errors import FormatError, MismatchError, place
 from loralens.formats.dialects import alpha
-from loralens.formats.dialects.comfyui.reader import KOHYA, NAME, canonical, raw
-from loralens.formats.dialects.extras import add, check_encoder, check_size, owner, to_keep, to_translate
-from loralens.formats.dialects.pairs import Parts, pack, stood
+from loralens.formats.dialects.comfyui.reader import KOHYA, NAME, parse_comfyui_key, remove_processor
+from loralens.formats.dialects.extras import (
+    add_tensors,
+    check_encoder,
+    check_size,
+    keep_extras,
+    owning_module,
+    translatable_extras,
+)
+from loralens.formats.dialects.pairs import Parts, pack_pair, stored_parts
 from loralens.formats.files.container import Stored
 
 KINDS = ("linear", "conv", "merged")  # of weights that ComfyUI adds an update to
+# Beginnings of names that ComfyUI maps to the weights of its own models.
 KNOWN = ("diffusion_model.", "text_encoders.", "transformer.", "text_encoder.", "text_encoder_2.")
+# where ComfyUI has the T5 encoder of every model
 T5 = "text_encoders.t5xxl.transformer."
-FLUX_T5 = "text_encoder_2.encoder.block."  # a pipeline's second encoder is CLIP G but for FLUX
+FLUX_T5 = "text_encoder_2.encoder.block."  # the second encoder of a pipeline is T5 in FLUX, and CLIP G elsewhere
 
 
 def write(adapter: Adapter) -> Stored:
-    """The adapter under ComfyUI's names; α is float32, of dimension 0.
+    """The adapter under ComfyUI's names. α is a float32 tensor without axes.
 
     Raises
     ------
     FormatError, MismatchError, ShapeError
-        Names without dots, names that ComfyUI does not have, a weight of a kind that ComfyUI adds nothing to, extras
-        that have no place, a scale that float32 cannot hold, an update that has no pair.
+        A name has no dots or is unknown to ComfyUI, ComfyUI does not adapt weights of a kind, the file cannot hold an
+        extra, float32 cannot hold a scale, or an update is no pair.
     """
     files: dict[str, str] = {}
     owners: dict[str, str] = {}
     tensors: dict[str, LazyArray] = {}
     for name, module in adapter.items():
         with place(name):
-            files[name] = _file(name, stood(module, NAME, raw))
+            files[name] = _file(name, stored_parts(module, NAME, parse_comfyui_key))
+            # in_pipeline may map two names to one, such as a layer of CLIP with and without `text_model`.
             owner = owners.setdefault(files[name], name)
             if owner != name:
                 raise FormatError(f"{owner} would be called {files[name]} too", fix="leave one of them out")
             tensors.update(_tensors(files[name], module))
-    add(tensors, _extras(adapter, files))
+    add_tensors(tensors, _extras(adapter, files))
     own = adapter.format == NAME
     return Stored(
+        # sorted, so that the order of modules does not change the file
         dict(sorted(tensors.items())),
         adapter.metadata if own else {"format": "pt"},
         adapter.config if own else None,
-        names={canonical(file): name for name, file in files.items() if canonical(file) != name},
+        names={remove_processor(file): name for name, file in files.items() if remove_processor(file) != name},
     )
 
 
 def _file(name: str, parts: Parts) -> str:
-    """What the file calls a module: as it did, where it was read from such a file."""
+    """The name of a module in the file; its old one if it was read from such a file."""
     if parts:
-        found = raw(parts["A"][0])
-        assert found
-        return found.name
+        stored_leaf = parse_comfyui_key(parts["A"][0])
+        assert stored_leaf
+        return stored_leaf.name
+    # Dots cannot be restored without the names of the base.
     if name.startswith(KOHYA):
         raise MismatchError(
             "this is a name with underscores for dots, which ComfyUI knows in kohya's files only",
             fix="write kohya's format, or give --base so that the names become those of the base model",
         )
     check_encoder(name)
-    file = _named(in_pipeline(name))
+    file = _comfyui_name(in_pipeline(name))
+    # ComfyUI only logs keys that it does not know, so the update would be lost without an error.
     if not comfyui_has(file):
         raise FormatError(
             f"ComfyUI has no weight of the name {file}, and would ignore it",
@@ -78,8 +91,8 @@ def _file(name: str, parts: Parts) -> str:
     return file
 
 
-def _named(name: str) -> str:
-    """What ComfyUI calls a module of a pipeline."""
+def _comfyui_name(name: str) -> str:
+    """ComfyUI's name for a module of a pipeline."""
     if name.startswith(("text_encoder_3.", FLUX_T5)):
         return T5 + name.partition(".")[2]
     if name.startswith("unet."):
@@ -88,41 +101,50 @@ def _named(name: str) -> str:
 
 
 def _tensors(file: str, module: Update) -> Mapping[str, LazyArray]:
-    parts = stood(module, NAME, raw)
-    if parts and module.origin and alpha.scaling(parts, module.rank).value == module.scale:
+    parts = stored_parts(module, NAME, parse_comfyui_key)
+    # The stored tensors are only valid with the scale that their own alpha gives.
+    if parts and module.origin and alpha.stored_scaling(parts, module.rank).value == module.scale:
         return module.origin.tensors
     if module.layout.kind not in KINDS:
         what = f"ComfyUI adds to linear layers and convolutions, and this is of kind {module.layout.kind!r}"
         raise FormatError(what, fix="leave this module out with --modules")
-    said = {f"{file}.alpha": LazyArray.of(np.array(alpha.written(module)))}
+    alpha_tensor = {f"{file}.alpha": LazyArray.of(np.array(alpha.alpha_for_file(module)))}
     if parts:
-        return dict((parts["A"], parts["B"])) | said
-    B, A = pack(module)
-    return {f"{file}.lora_down.weight": A, f"{file}.lora_up.weight": B} | said
+        return dict((parts["A"], parts["B"])) | alpha_tensor
+    B, A = pack_pair(module)
+    return {f"{file}.lora_down.weight": A, f"{file}.lora_up.weight": B} | alpha_tensor
 
 
 def _extras(adapter: Adapter, files: Mapping[str, str]) -> dict[str, LazyArray]:
-    """What rides along beside its module; from another dialect, the bias of B, and DoRA by input.
+    """The extras: unchanged in ComfyUI's own dialect; of others the bias of B, and magnitudes of DoRA by input.
 
-    Δbias = scale · bias is a ``diff_b``. DoRA by output has no place: ComfyUI divides by ‖W‖ there, others by ‖W+ΔW‖.
+    Δbias = scale · bias is a ``diff_b``. DoRA by output cannot be written: there ComfyUI divides by ‖W‖, and other
+    software by ‖W+ΔW‖.
     """
     if adapter.format == NAME:
-        return to_keep(adapter, files, leaf=raw, canonical=canonical, named=lambda name: _named(in_pipeline(name)))
+        return keep_extras(
+            adapter,
+            files,
+            leaf=parse_comfyui_key,
+            canonical=remove_processor,
+            named=lambda name: _comfyui_name(in_pipeline(name)),
+        )
     tensors: dict[str, LazyArray] = {}
-    for key, extra in to_translate(adapter, ("lora_bias", "magnitude_in"), "a ComfyUI file").items():
+    for key, extra in translatable_extras(adapter, ("lora_bias", "magnitude_in"), "a ComfyUI file").items():
         with place(key):
-            module, file = owner(adapter, extra), files[extra.module]
+            module, file = owning_module(adapter, extra), files[extra.module]
             out, kernel = module.shape[0], module.layout.kernel
+            # A magnitude by input has one number for each input channel, whatever the kernel is.
             channels = out if extra.role == "lora_bias" else module.shape[1] // prod(kernel)
             check_size(extra.tensor, channels)
             if extra.role == "lora_bias":
-                add(tensors, {f"{file}.diff_b": _scaled(extra.tensor.reshape(out), module.scale)})
+                add_tensors(tensors, {f"{file}.diff_b": _scale_tensor(extra.tensor.reshape(out), module.scale)})
             else:
-                add(tensors, {f"{file}.dora_scale": extra.tensor.reshape(1, channels, *(1 for _ in kernel))})
+                add_tensors(tensors, {f"{file}.dora_scale": extra.tensor.reshape(1, channels, *(1 for _ in kernel))})
     return tensors
 
 
-def _scaled(tensor: LazyArray, scale: float) -> LazyArray:
+def _scale_tensor(tensor: LazyArray, scale: float) -> LazyArray:
     """``scale`` times a tensor, float32."""
     return tensor.map(
         lambda array: (scale * array.astype(np.float64)).astype(np.float32), shape=tensor.shape, dtype=np.float32

@@ -1,1 +1,1 @@
-"""diffusers and its kin."""
+"""The dialect of diffusers."""

@@ -1,7 +1,7 @@
 """``lora_adapter_metadata``: the LoraConfig of every component of a diffusers file, as JSON in its header.
 
-One flat object: ``{"unet.r": 8, "unet.lora_alpha": 16, "text_encoder.r": 4 …}``; without a component where a model, not
-a pipeline, saved it. Where it is there, diffusers takes rank and α from it and from nowhere else.
+It is one flat object: ``{"unet.r": 8, "unet.lora_alpha": 16, "text_encoder.r": 4 …}``. The names have no component if a
+model and not a pipeline was saved. If the header has this object, diffusers takes rank and α only from it.
 """
 
 import json
@@ -13,8 +13,8 @@ from loralens.core.adapter import Finding
 from loralens.core.scaling import Scaling
 from loralens.errors import FormatError, place
 from loralens.formats.dialects.peft.config import PeftConfig
-from loralens.formats.files.container import check_printable
 from loralens.formats.files.expressions import Allowance
+from loralens.formats.files.json_text import check_printable
 
 KEY = "lora_adapter_metadata"
 _FIX = "save the adapter again, or take this entry out of the header: diffusers then takes scale 1"
@@ -23,18 +23,18 @@ _FIX = "save the adapter again, or take this entry out of the header: diffusers 
 @final
 @dataclass(frozen=True, slots=True)
 class Configs:
-    """The configuration of each component, by its name; empty where the header says nothing."""
+    """The configuration of each component by its name; empty if the header has none."""
 
     by_component: Mapping[str, PeftConfig]
 
     @classmethod
     def of(cls, metadata: Mapping[str, str] | None) -> "Configs":
-        """What a header says.
+        """Read the configurations in a header.
 
         Raises
         ------
         FormatError
-            It is no JSON object, or holds values that make no sense.
+            The entry is not a JSON object, or holds values that are not allowed.
         """
         fields: dict[str, dict[str, Any]] = {}
         with place(KEY):
@@ -42,11 +42,13 @@ class Configs:
                 check_printable(key)
                 component, _, name = key.rpartition(".")
                 fields.setdefault(component, {})[name] = value
+            # All components share one time limit for their expressions, so that many of them cannot add up.
             allowance = Allowance()
             return cls({component: PeftConfig(said, allowance) for component, said in fields.items()})
 
     def component(self, name: str) -> str | None:
-        """The component whose configuration covers a module; None where none does."""
+        """The component whose configuration applies to a module; None if there is none."""
+        # The longest prefix that is a component decides.
         owner = name
         while self.by_component and owner:
             owner = owner.rpartition(".")[0]
@@ -55,10 +57,11 @@ class Configs:
         return None
 
     def scaling(self, name: str) -> Scaling | None:
-        """α, r and rule of a module; None where no configuration covers it."""
+        """α, r and rule of a module; None if no configuration applies to it."""
         component = self.component(name)
         if component is None:
             return None
+        # PEFT's patterns are for the paths inside of the component's model.
         path = name.removeprefix(f"{component}.") if component else name
         scaling = self.by_component[component].scaling(path)
         return replace(scaling, origin=scaling.origin.replace("adapter_config.json", KEY))
@@ -69,16 +72,17 @@ class Configs:
         return component is not None and bool(self.by_component[component].fields.get("use_dora"))
 
     def findings(self) -> list[Finding]:
-        """What makes a component more, or other, than scale·B·A on the original base."""
+        """Findings about settings by which a component is more, or other, than scale·B·A on the original base."""
         return [
             replace(finding, text=f"{component}: {finding.text}" if component else finding.text)
             for component, config in self.by_component.items()
             for finding in config.variants()
-            if finding.code != "use-dora"  # told by the magnitudes themselves
+            if finding.code != "use-dora"  # the reader finds DoRA by the magnitudes
         ]
 
 
 def _object(text: str | None) -> dict[str, Any]:
+    # Most files have no such entry.
     if text is None:
         return {}
     try:
@@ -90,7 +94,10 @@ def _object(text: str | None) -> dict[str, Any]:
     return value
 
 
-def dumps(fields: Mapping[str, Mapping[str, Any]]) -> str:
-    """Component → fields as diffusers writes them; but a pattern keeps its order, which PEFT goes by."""
+def dump_configs(fields: Mapping[str, Mapping[str, Any]]) -> str:
+    """The fields of all components as diffusers writes them, except that patterns keep their order.
+
+    diffusers sorts the keys of patterns too, but PEFT takes the first key that matches.
+    """
     flat = {f"{part}.{name}" if part else name: value for part, said in fields.items() for name, value in said.items()}
     return json.dumps(dict(sorted(flat.items())), indent=2)

@@ -1,14 +1,14 @@
-"""diffusers and its kin: ``pytorch_lora_weights.safetensors``, one file for the UNet or transformer and text encoders.
+"""Reading diffusers: ``pytorch_lora_weights.safetensors``, one file for the UNet or transformer and the text encoders.
 
-Names keep their component: ``unet.down_blocks.0.….attn1.to_q``, ``transformer.…``, ``text_encoder.…``; see
-`diffusers_keys` for the generations of keys. What a model (not a pipeline) saved has no component, and stays so.
+Names keep their component: ``unet.down_blocks.0.….attn1.to_q``, ``transformer.…``, ``text_encoder.…``. The module
+`keys` describes the generations of keys. The names in a file that a model and not a pipeline saved have no component.
 
-The scale is what the header's ``lora_adapter_metadata`` says for the component (see `diffusers_metadata`). Without it,
-α/r where a module has an ``alpha`` tensor, else 1, which is how diffusers reads such files whatever they were trained
-with. ai-toolkit writes the same files, with the α of its training folded into the factors.
+The scale comes from ``lora_adapter_metadata`` in the header (see the module `metadata`). Without this entry it is α/r
+if a module has a tensor ``alpha``, and otherwise 1: diffusers reads such files in this way, whatever they were trained
+with. ai-toolkit writes the same files with the α of its training folded into the factors.
 
-What is not half of a pair: DoRA's ``lora_magnitude_vector`` (ai-toolkit: ``magnitude``), one number an output, a bias
-of B, and tensors of other kinds, such as the norms of a control LoRA.
+Tensors that are not half of a pair are the ``lora_magnitude_vector`` of DoRA (in ai-toolkit ``magnitude``), one number
+for each output, a bias of B, and others such as the norms of a control LoRA.
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,28 +18,33 @@ from loralens.core.lowrank import Layout, LowRank
 from loralens.core.structured import Update
 from loralens.errors import ShapeError
 from loralens.formats.dialects import alpha, dora
-from loralens.formats.dialects.diffusers.keys import HALVES, LYCORIS, fits, leaf
+from loralens.formats.dialects.diffusers.keys import HALVES, LYCORIS, are_diffusers_keys, diffusers_leaf
 from loralens.formats.dialects.diffusers.metadata import KEY, Configs
 from loralens.formats.dialects.pairs import SAVE_AGAIN, Parts, gather, halves, origin_of, pair
 from loralens.formats.files.container import Stored
 
 NAME = "diffusers"
-DORA = {"linear": "norms", "conv": "norms", "embedding": "norms"}  # as PEFT, which diffusers builds on
+DORA = {"linear": "norms", "conv": "norms", "embedding": "norms"}  # as in PEFT, which diffusers uses
 STORED = (*HALVES, "alpha")  # the parts of one module
-_FOREIGN = ("base_model.model.",)
+_FOREIGN = ("base_model.model.",)  # PEFT's own prefix
 
 
 def detect(stored: Stored) -> bool:
-    """Whether a file is diffusers': by the style of its pairs and their components, or by what its header says.
+    """Whether a file is diffusers': by the style of its pairs and their components, or by its header.
 
-    Pairs ``lora_A.weight`` need a component before them or the header's word, and a PEFT configuration beside them
-    makes them PEFT's where there is no such word.
+    Pairs with ``lora_A.weight`` need a component before them, or an entry of diffusers in the header. Without such an
+    entry, a PEFT configuration beside them makes them PEFT's.
     """
-    said = KEY in (stored.metadata or {})
-    peft = not said and (stored.config or {}).get("peft_type") == "LORA" and any(".lora_A" in k for k in stored.tensors)
+    declared = KEY in (stored.metadata or {})
+    peft = (
+        not declared
+        and (stored.config or {}).get("peft_type") == "LORA"
+        and any(".lora_A" in k for k in stored.tensors)
+    )
     foreign = any(key.startswith(_FOREIGN) or LYCORIS.search(key) for key in stored.tensors)
+    # These leaves are kohya's and ComfyUI's.
     down = any(key.endswith(("lora_down.weight", "lora_up.weight")) for key in stored.tensors)
-    return not (peft or foreign or down) and fits(stored.tensors, said=said)
+    return not (peft or foreign or down) and are_diffusers_keys(stored.tensors, declared=declared)
 
 
 def read(stored: Stored) -> Adapter:
@@ -48,23 +53,28 @@ def read(stored: Stored) -> Adapter:
     Raises
     ------
     FormatError, ShapeError
-        A pair with one half missing, factors that do not multiply, a header or an α that makes no sense.
+        One half of a pair is missing, factors do not fit together, or the header or an α is not valid.
     """
     configs = Configs.of(stored.metadata)
     modules, extra = gather(
         stored.tensors,
-        leaf,
+        diffusers_leaf,
         update=lambda name, parts: _module(name, parts, configs) if parts.keys() & set(HALVES) else None,
-        companions=lambda name, parts, found: _companions(name, parts, paired=found is not None),
+        companions=lambda name, parts, update: _companions(name, parts, paired=update is not None),
     )
     bent = {name: module for name, module in modules.items() if configs.is_dora(name)}
-    extra = {**extra, **dora.unstored(bent, extra, DORA, lambda name: f"{name}.lora_magnitude_vector")}
-    findings = [*_about_ranks(modules), *_about_alphas(modules, configs), *alpha.findings(modules, stored.metadata)]
+    extra = {**extra, **dora.missing_magnitudes(bent, extra, DORA, lambda name: f"{name}.lora_magnitude_vector")}
+    findings = [
+        *_about_ranks(modules),
+        *_about_alphas(modules, configs),
+        *alpha.alpha_findings(modules, stored.metadata),
+    ]
+    # The warnings that concern the numbers come first, then those about everything else.
     findings += [
         *configs.findings(),
         *_about_extras(extra.items()),
         *_about_config(stored),
-        *dora.finding(extra, software="diffusers"),
+        *dora.magnitude_findings(extra, software="diffusers"),
     ]
     return Adapter(
         modules=modules,
@@ -81,21 +91,23 @@ def _module(name: str, parts: Parts, configs: Configs) -> LowRank:
     B, A = halves(parts, B=f"{prefix}B", A=f"{prefix}A")
     if A.ndim < 2 or not A.size or not B.size:
         raise ShapeError(f"B {B.shape} and A {A.shape} hold no pair", fix=SAVE_AGAIN)
-    scaling = configs.scaling(name) or alpha.scaling(parts, A.shape[0])
+    # The header comes first, as in diffusers.
+    scaling = configs.scaling(name) or alpha.stored_scaling(parts, A.shape[0])
     origin = origin_of(NAME, parts, STORED)
+    # The factors of an embedding have no kernel, and are laid out as a matrix already.
     if prefix:
         return LowRank(B, A, scaling.value, scaling=scaling, layout=Layout("embedding"), origin=origin)
     return pair(B, A, scaling=scaling, origin=origin)
 
 
 def _companions(name: str, parts: Parts, *, paired: bool) -> dict[str, Extra]:
-    """What stands beside the pair of a module, or under a name without one."""
+    """The extras of a module, or of a name that has no pair."""
     loose = {part: held for part, held in parts.items() if not paired or part not in STORED}
     return {key: Extra(part if paired else "other", name, tensor) for part, (key, tensor) in loose.items()}
 
 
 def _about_ranks(modules: Mapping[str, Update]) -> list[Finding]:
-    """Where the header's r is not the tensor's: diffusers cannot load such a file."""
+    """Findings about ranks in the header that differ from the tensors; diffusers cannot load such a file."""
     text = "{}: the header says r = {} and the factors have rank {}"
     fix = f"correct {KEY}: the scale depends on it"
     return [
@@ -106,12 +118,13 @@ def _about_ranks(modules: Mapping[str, Update]) -> list[Finding]:
 
 
 def _about_alphas(modules: Mapping[str, Update], configs: Configs) -> list[Finding]:
-    """Where both the header and a tensor say α: the header wins."""
+    """A finding about modules with an α both in the header, which is used, and as a tensor."""
     both = [
         name
         for name, module in modules.items()
         if configs.component(name) is not None
         and module.origin
+        # The tensor is ignored by the reader, but diffusers refuses the file.
         and any(k.endswith(".alpha") for k in module.origin.tensors)
     ]
     if not both:
@@ -120,12 +133,13 @@ def _about_alphas(modules: Mapping[str, Update], configs: Configs) -> list[Findi
     return [Finding("warning", "alpha-twice", text, "take one of the two out: diffusers refuses a file with both")]
 
 
-def _about_extras(extra: Iterable[tuple[str, Extra]]) -> list[Finding]:
-    """DoRA, and tensors that belong to no pair."""
+def _about_extras(extras: Iterable[tuple[str, Extra]]) -> list[Finding]:
+    """Findings about DoRA, and about tensors that belong to no pair."""
     roles: dict[str, list[str]] = {}
-    for key, one in extra:
-        roles.setdefault(one.role, []).append(key)
+    for key, extra in extras:
+        roles.setdefault(extra.role, []).append(key)
     findings = []
+    # The spectrum of ΔW alone is not that of the change of the weight, which the user should know.
     if "magnitude" in roles:
         text = (
             f"{len(roles['magnitude'])} modules are DoRA: magnitudes are kept, and what is measured is ΔW = scale·B·A"
@@ -139,7 +153,7 @@ def _about_extras(extra: Iterable[tuple[str, Extra]]) -> list[Finding]:
 
 
 def _about_config(stored: Stored) -> list[Finding]:
-    """A configuration in the folder, which these files do not have."""
+    """A finding about a configuration beside the file, which files of diffusers do not have."""
     if stored.config is None:
         return []
     text = "adapter_config.json beside the file is not read: a diffusers file says its scale itself"

@@ -1,11 +1,11 @@
-"""Writing diffusers: as it was read while that still says the adapter, else anew in the style of PEFT.
+"""Writing diffusers: the tensors that were read if they still describe the adapter, otherwise the style of PEFT.
 
-Anew means ``<name>.lora_A.weight`` and ``lora_B.weight``, and, where a scale is not 1 or ranks differ, a header that
-says r and α of every component. Then all components stand in it: diffusers builds an empty configuration for one that
-it does not find there. α is never a tensor beside it: diffusers refuses a file with both.
+That style has ``<name>.lora_A.weight`` and ``lora_B.weight``. If a scale is not 1 or ranks differ, the header gets r
+and α of every component. It then has all components, because diffusers makes an empty configuration for a missing one.
+α is never written as a tensor besides, because diffusers refuses a file with both.
 
-Names of one component alone, from another dialect, get the component before them, without which a pipeline loads
-nothing.
+Names of a single component from another dialect get the component before them, because a pipeline loads nothing
+without it.
 """
 
 from collections.abc import Mapping
@@ -19,19 +19,20 @@ from loralens.core.lazy import LazyArray
 from loralens.core.naming.image_names import in_pipeline
 from loralens.core.structured import Update
 from loralens.errors import FormatError, LoraLensError, MismatchError, place
-from loralens.formats.dialects.diffusers.keys import component, leaf
-from loralens.formats.dialects.diffusers.metadata import KEY, Configs, dumps
+from loralens.formats.dialects.diffusers.keys import component, diffusers_leaf
+from loralens.formats.dialects.diffusers.metadata import KEY, Configs, dump_configs
 from loralens.formats.dialects.diffusers.reader import NAME, detect, read
-from loralens.formats.dialects.extras import add, check_encoder
-from loralens.formats.dialects.pairs import pack, stood
+from loralens.formats.dialects.extras import add_tensors, check_encoder
+from loralens.formats.dialects.pairs import pack_pair, stored_parts
 from loralens.formats.dialects.peft.config import PeftConfig
-from loralens.formats.dialects.peft.writer import companions, most_common, pattern, whole
+from loralens.formats.dialects.peft.writer import integer_if_whole, literal_pattern, most_common, translate_companions
 from loralens.formats.files.container import Stored
 
-KINDS = ("linear", "conv", "merged", "embedding")  # of weights that stand in such files
-_FLAT = ("lora_", "lycoris_")  # names with underscores for dots, as kohya's files have them
+KINDS = ("linear", "conv", "merged", "embedding")  # the kinds of weights in such files
+_FLAT = ("lora_", "lycoris_")  # prefixes of kohya's names, which have underscores for dots
+# part → the end of its key in the style of PEFT
 _ENDINGS = {"alpha": "alpha", "magnitude": "lora_magnitude_vector", "lora_bias": "lora_B.bias"}
-_SAME = 1e-15  # relative: (α/r)·r is α to the last bit or the one before
+_SAME = 1e-15  # relative; (α/r)·r differs from α in the last bits at most
 
 Fields = dict[str, dict[str, Any]]  # component → LoraConfig
 
@@ -42,13 +43,13 @@ def write(adapter: Adapter) -> Stored:
     Raises
     ------
     FormatError, MismatchError
-        A weight of a kind that these files do not hold, names without dots, extras that have no place, or an update
-        that has no pair.
+        The file cannot hold a kind of weight, a name without dots, or an extra; or an update is no pair.
     """
-    kept = _as_read(adapter)
-    if kept is not None:
-        return kept
+    unchanged = _stored_file(adapter)
+    if unchanged is not None:
+        return unchanged
     names: dict[str, str] = {}
+    # diffusers' own adapters keep their names, also those without a component.
     if adapter.format != NAME:
         names = _names(adapter)
         adapter = adapter.renamed(names)
@@ -56,14 +57,14 @@ def write(adapter: Adapter) -> Stored:
     for name, module in adapter.items():
         with place(name):
             tensors.update(_pair(name, module))
-    add(tensors, _extras(adapter))
-    stored = _headed(dict(sorted(tensors.items())), adapter)
+    add_tensors(tensors, _extras(adapter))
+    stored = _add_header(dict(sorted(tensors.items())), adapter)
     _check(stored, adapter)
     return replace(stored, names={new: name for name, new in names.items()})
 
 
 def _names(adapter: Adapter) -> dict[str, str]:
-    """The names in the pipeline of modules that are called otherwise."""
+    """Names in the adapter → names in the pipeline, where the two differ."""
     names = {}
     for name in adapter:
         with place(name):
@@ -74,28 +75,29 @@ def _names(adapter: Adapter) -> dict[str, str]:
     return names
 
 
-def _as_read(adapter: Adapter) -> Stored | None:
-    """The file it was read from, without the modules that are gone; None where that no longer says the adapter."""
+def _stored_file(adapter: Adapter) -> Stored | None:
+    """The tensors that the adapter was read from, without removed modules; None if they no longer describe it."""
     if adapter.format != NAME or not all(m.origin and m.origin.format == NAME for m in adapter.modules.values()):
         return None
     tensors = {key: extra.tensor for key, extra in adapter.extra.items() if extra.role not in NORMS}
     for module in adapter.modules.values():
         tensors.update(module.origin.tensors if module.origin else {})
     stored = Stored(tensors, adapter.metadata, adapter.config)
+    # The header lists targets, which would still name the removed modules.
     if adapter.narrowed and KEY in (adapter.metadata or {}):
         return None
     back = read(stored)
-    same = set(back) == set(adapter) and all(_agree(back[name], module) for name, module in adapter.items())
-    return stored if same else None
-
-
-def _agree(found: Update, module: Update) -> bool:
-    return (found.shape, found.rank, found.scale) == (module.shape, module.rank, module.scale)
+    agrees = set(back) == set(adapter) and all(
+        (back[name].shape, back[name].rank, back[name].scale) == (module.shape, module.rank, module.scale)
+        for name, module in adapter.items()
+    )
+    return stored if agrees else None
 
 
 def _pair(name: str, module: Update) -> Mapping[str, LazyArray]:
-    """The two halves of a module under its canonical name."""
+    """The two halves of a module under keys of its canonical name."""
     kind = module.layout.kind
+    # Experts, for example, have no keys that diffusers reads.
     if kind not in KINDS:
         what = f"diffusers files hold linear layers, convolutions and embeddings, and this is of kind {kind!r}"
         raise FormatError(what, fix="leave this module out with --modules")
@@ -104,36 +106,36 @@ def _pair(name: str, module: Update) -> Mapping[str, LazyArray]:
             "this is a name with underscores for dots, and diffusers would load nothing under it",
             fix="give --base, so that the names become those of the base model",
         )
-    B, A = _kept(module) or pack(module)
+    B, A = _stored_pair(module) or pack_pair(module)
     if kind == "embedding":
         return {f"{name}.lora_embedding_A": A, f"{name}.lora_embedding_B": B}
     return {f"{name}.lora_A.weight": A, f"{name}.lora_B.weight": B}
 
 
-def _kept(module: Update) -> tuple[LazyArray, LazyArray] | None:
-    """B and A as a diffusers file has them, where the module was read from one."""
-    parts = stood(module, NAME, leaf)
+def _stored_pair(module: Update) -> tuple[LazyArray, LazyArray] | None:
+    """B and A as they were stored, if the module was read from a diffusers file."""
+    parts = stored_parts(module, NAME, diffusers_leaf)
     prefix = "embedding_" if module.layout.kind == "embedding" else ""
     return (parts[f"{prefix}B"][1], parts[f"{prefix}A"][1]) if parts else None
 
 
 def _extras(adapter: Adapter) -> dict[str, LazyArray]:
-    """What rides along as it is; from another dialect, the magnitudes of DoRA and the biases of B."""
+    """The extras: unchanged in diffusers' own dialect; of others the magnitudes of DoRA and the biases of B."""
     if adapter.format == NAME:
         return {_key(key, extra): extra.tensor for key, extra in adapter.extra.items() if extra.role not in NORMS}
-    tensors = companions(adapter, "a diffusers file")
+    tensors = translate_companions(adapter, "a diffusers file")
     _check_dora(adapter)
     return tensors
 
 
 def _key(key: str, extra: Extra) -> str:
-    """The key of an extra while it names its module, else one of the same ending that does."""
-    found = leaf(key)
-    return key if found is None or found.name == extra.module else f"{extra.module}.{_ENDINGS[found.part]}"
+    """The key of an extra if it names its module, else a key with the same ending and the module's present name."""
+    parts = diffusers_leaf(key)
+    return key if parts is None or parts.name == extra.module else f"{extra.module}.{_ENDINGS[parts.part]}"
 
 
 def _check_dora(adapter: Adapter) -> None:
-    """PEFT, which diffusers builds on, makes all modules of a component DoRA, or none."""
+    """Refuse a component in which only some modules are DoRA: PEFT, which diffusers uses, makes all so or none."""
     dora = {extra.module for extra in adapter.extra.values() if extra.role == "magnitude"}
     mixed = {component(name) for name in dora} & {component(name) for name in adapter if name not in dora}
     if mixed:
@@ -144,69 +146,73 @@ def _check_dora(adapter: Adapter) -> None:
         )
 
 
-def _headed(tensors: Mapping[str, LazyArray], adapter: Adapter) -> Stored:
-    """The tensors under a header that says rank and scale, where they do not say themselves."""
+def _add_header(tensors: Mapping[str, LazyArray], adapter: Adapter) -> Stored:
+    """The tensors, with ranks and scales in the header if the tensors alone do not tell them."""
     own = adapter.format == NAME
     plain = Stored(tensors, adapter.metadata if own else {"format": "pt"}, adapter.config if own else None)
+    # Without a header, diffusers applies every module at scale 1.
     ranks: dict[str, set[int]] = {}
     for name, module in adapter.items():
         ranks.setdefault(component(name), set()).add(module.rank)
     uniform = all(len(found) == 1 for found in ranks.values()) and all(m.scale == 1 for m in adapter.modules.values())
-    said = plain.metadata or {}
-    if uniform and KEY not in said and detect(plain):
+    header = plain.metadata or {}
+    if uniform and KEY not in header and detect(plain):
         return plain
-    return replace(plain, metadata={**said, KEY: dumps(_fields(adapter))})
+    return replace(plain, metadata={**header, KEY: dump_configs(_fields(adapter))})
 
 
 def _fields(adapter: Adapter) -> Fields:
-    """The configuration of each component: what its file said, brought up to date."""
+    """The configuration of each component, with ranks, scales and targets as they are now."""
     old = Configs.of(adapter.metadata if adapter.format == NAME else None)
     members: dict[str, dict[str, Update]] = {}
     for name, module in adapter.items():
-        said = old.component(name)
-        members.setdefault(component(name) if said is None else said, {})[name] = module
+        owner = old.component(name)
+        # A configuration without a component covers the modules of a single model.
+        members.setdefault(component(name) if owner is None else owner, {})[name] = module
     fields: Fields = {part: dict(config.fields) for part, config in old.by_component.items()}
     for part, modules in members.items():
         with place(part or KEY):
-            fields[part] = _updated(fields.get(part), part, modules, adapter)
+            fields[part] = _update_config(fields.get(part), part, modules, adapter)
     return fields
 
 
-def _updated(
+def _update_config(
     old: Mapping[str, Any] | None, part: str, modules: Mapping[str, Update], adapter: Adapter
 ) -> dict[str, Any]:
-    """One component's configuration with ranks, alphas and targets that fit its modules."""
+    """The configuration of one component with ranks, alphas and targets that fit its modules."""
     config = PeftConfig(old or {})
     paths = _paths(modules, part)
     ranks = {path: module.rank for path, module in paths.items()}
     alphas = {path: m.scaling.alpha_for(m.scale, m.rank, config.rule) for path, m in paths.items()}
+    # The change of the base depends on r, so a new r would be another base.
     if config.changed_base and any(config.rank(path) != rank for path, rank in ranks.items()):
         what = f"{config.changed_base}: PEFT changes the base weight at every load by r and α"
         raise FormatError(what, fix="convert it with PEFT to a plain LoRA first")
     rank, alpha = most_common(ranks.values()), most_common(alphas.values())
     roles = {extra.role for extra in adapter.extra.values() if extra.module in modules}
-    found: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "peft_type": "LORA",
         "use_dora": bool(roles & {"magnitude", "norms"}),
         "lora_bias": "lora_bias" in roles,
     }
-    found.update(old or {})
-    found.update(
+    fields.update(old or {})
+    fields.update(
         r=rank,
-        lora_alpha=whole(alpha),
-        rank_pattern=pattern(ranks, rank),
-        alpha_pattern=pattern({path: whole(value) for path, value in alphas.items()}, alpha),
+        lora_alpha=integer_if_whole(alpha),
+        rank_pattern=literal_pattern(ranks, rank),
+        alpha_pattern=literal_pattern({path: integer_if_whole(value) for path, value in alphas.items()}, alpha),
     )
-    if adapter.narrowed or "target_modules" not in found or PeftConfig(found).unmatched_modules(paths):
-        found["target_modules"] = list(paths)
-    return found
+    # Targets that fit are kept: they may be a short expression.
+    if adapter.narrowed or "target_modules" not in fields or PeftConfig(fields).unmatched_modules(paths):
+        fields["target_modules"] = list(paths)
+    return fields
 
 
 def _paths(modules: Mapping[str, Update], part: str) -> dict[str, Update]:
-    """Modules by their path in the configuration, good with and without the ``text_model`` around CLIP's layers.
+    """Modules by their path in the configuration, which fits with and without ``text_model`` around CLIP's layers.
 
-    Recent transformers have that part no more; diffusers takes it off the keys of a file, not off its configuration.
-    PEFT matches by the end of a path, so the shorter one fits both.
+    Recent versions of transformers have no ``text_model``. diffusers removes it from the keys of a file, but not from
+    its configuration. PEFT compares the end of a path, so the shorter path fits both.
     """
     full = {name.removeprefix(f"{part}.") if part else name: module for name, module in modules.items()}
     short = {path.removeprefix("text_model."): module for path, module in full.items()}
@@ -214,16 +220,17 @@ def _paths(modules: Mapping[str, Update], part: str) -> dict[str, Update]:
 
 
 def _check(stored: Stored, adapter: Adapter) -> None:
-    """Refuse to write what would be read as something else."""
+    """Refuse to write a file that would be read as another adapter."""
     try:
         back: Mapping[str, Update] = read(stored).modules if detect(stored) else {}
     except LoraLensError:
         back = {}
     strangers = sorted(set(adapter) ^ set(back))
+    # For example a name that begins like another program's.
     if strangers:
         what = f"{strangers[0]} cannot be told from its neighbours in a diffusers file"
         raise FormatError(what, fix="rename the module")
     for name, module in adapter.items():
-        found = back[name]
-        if found.shape != module.shape or not isclose(found.scale, module.scale, rel_tol=_SAME):
-            raise FormatError(f"{name}: {module} would be read as {found}", fix="report this as a bug")
+        reread = back[name]
+        if reread.shape != module.shape or not isclose(reread.scale, module.scale, rel_tol=_SAME):
+            raise FormatError(f"{name}: {module} would be read as {reread}", fix="report this as a bug")

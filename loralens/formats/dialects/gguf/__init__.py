@@ -1,1 +1,1 @@
-"""llama.cpp's GGUF adapters."""
+"""The dialect of llama.cpp's GGUF adapters."""

@@ -1,4 +1,4 @@
-"""The architectures of llama.cpp whose names and rows are known here, and what a base's config.json says of them."""
+"""llama.cpp's architectures: their names, the weights of their models, and whether rows of q and k are permuted."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,32 +6,33 @@ from typing import Any, NamedTuple
 
 from loralens.errors import OptionError
 
+# The weights of most families: attention, gated MLP, routed and shared experts, and Mixtral's experts.
 _ATTENTION = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 _GATED = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 _ROUTED = ("mlp.gate", *(f"mlp.experts.{{e}}.{part}_proj" for part in ("gate", "up", "down")))
 _SHARED = tuple(f"mlp.shared_expert.{part}_proj" for part in ("gate", "up", "down"))
-_TIED = ("model.embed_tokens",)  # and nothing else: the head is the embedding
+_TIED = ("model.embed_tokens",)  # no lm_head: in these families the head is the embedding
 _MIXTRAL = ("block_sparse_moe.gate", *(f"block_sparse_moe.experts.{{e}}.w{i}" for i in (1, 2, 3)))
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """What llama.cpp calls a family of models, and what Hugging Face's of that family call their weights.
+    """A family of models in llama.cpp, and the names of their weights in Hugging Face's models.
 
     Attributes
     ----------
-    name : str
+    name
         ``general.architecture`` of the base's GGUF file.
-    classes, types : tuple of str
-        ``architectures`` and ``model_type`` in config.json.
-    permuted : bool
-        The rows of q and k stand in another order.
-    block : str
-        Path of a block, its number left out.
-    kinds : tuple of str
-        Weights of a block; ``{e}`` is the number of an expert.
-    others : tuple of str
-        Weights outside the blocks.
+    classes, types
+        The values of ``architectures`` and ``model_type`` in config.json.
+    permuted
+        Whether the rows of q and k have another order in llama.cpp's files.
+    block
+        The path of a block, with ``{bid}`` for its number.
+    kinds
+        The weights of a block; ``{e}`` is the number of an expert.
+    outside
+        The weights outside the blocks.
     """
 
     name: str
@@ -40,7 +41,7 @@ class Architecture:
     permuted: bool = False
     block: str = "model.layers.{bid}."
     kinds: tuple[str, ...] = (*_ATTENTION, *_GATED)
-    others: tuple[str, ...] = ("model.embed_tokens", "lm_head")
+    outside: tuple[str, ...] = ("model.embed_tokens", "lm_head")
 
 
 ARCHITECTURES = (
@@ -66,8 +67,8 @@ ARCHITECTURES = (
     Architecture("qwen2moe", ("Qwen2MoeForCausalLM",), ("qwen2_moe",),
                  kinds=(*_ATTENTION, *_ROUTED, *_SHARED, "mlp.shared_expert_gate")),
     Architecture("qwen3moe", ("Qwen3MoeForCausalLM",), ("qwen3_moe",), kinds=(*_ATTENTION, *_ROUTED)),
-    Architecture("gemma", ("GemmaForCausalLM",), ("gemma",), others=_TIED),
-    Architecture("gemma2", ("Gemma2ForCausalLM",), ("gemma2",), others=_TIED),
+    Architecture("gemma", ("GemmaForCausalLM",), ("gemma",), outside=_TIED),
+    Architecture("gemma2", ("Gemma2ForCausalLM",), ("gemma2",), outside=_TIED),
     Architecture("gemma3", ("Gemma3ForCausalLM", "Gemma3TextModel", "Gemma3ForConditionalGeneration"),
                  ("gemma3_text", "gemma3")),
     Architecture("phi3", ("Phi3ForCausalLM",), ("phi3",),
@@ -80,59 +81,63 @@ ARCHITECTURES = (
     Architecture("starcoder2", ("Starcoder2ForCausalLM",), ("starcoder2",),
                  kinds=(*_ATTENTION, "mlp.c_fc", "mlp.c_proj")),
     Architecture("stablelm", ("StableLmForCausalLM",), ("stablelm",)),
-    Architecture("command-r", ("CohereForCausalLM",), ("cohere",), others=_TIED),
-    Architecture("cohere2", ("Cohere2ForCausalLM",), ("cohere2",), others=_TIED),
+    Architecture("command-r", ("CohereForCausalLM",), ("cohere",), outside=_TIED),
+    Architecture("cohere2", ("Cohere2ForCausalLM",), ("cohere2",), outside=_TIED),
     Architecture("olmo2", ("Olmo2ForCausalLM", "Olmo3ForCausalLM"), ("olmo2", "olmo3")),
     Architecture("olmoe", ("OlmoeForCausalLM",), ("olmoe",), kinds=(*_ATTENTION, *_ROUTED)),
     Architecture("seed_oss", ("SeedOssForCausalLM",), ("seed_oss",)),
     Architecture("gpt2", ("GPT2LMHeadModel",), ("gpt2",), block="transformer.h.{bid}.",
                  kinds=("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"),
-                 others=("transformer.wte", "lm_head")),
+                 outside=("transformer.wte", "lm_head")),
     Architecture("bert", ("BertModel", "BertForMaskedLM", "BertForSequenceClassification", "RobertaModel",
                           "RobertaForSequenceClassification", "XLMRobertaModel"),
                  ("bert", "roberta", "xlm-roberta"), block="encoder.layer.{bid}.",
                  kinds=("attention.self.query", "attention.self.key", "attention.self.value",
                         "attention.output.dense", "intermediate.dense", "output.dense"),
-                 others=("embeddings.word_embeddings",)),
+                 outside=("embeddings.word_embeddings",)),
 )  # fmt: skip
 
 
 class Heads(NamedTuple):
-    """Attention heads of q, and of k and v."""
+    """The numbers of attention heads of q, and of k and v."""
 
     q: int
     kv: int
 
 
 def architecture(name: object) -> Architecture | None:
-    """The architecture of a name of llama.cpp's, or a class or model type of Hugging Face's."""
-    for found in ARCHITECTURES:
-        if name == found.name or name in found.classes or name in found.types:
-            return found
+    """The architecture for a name in llama.cpp, or for a class or model type of Hugging Face."""
+    for family in ARCHITECTURES:
+        if name == family.name or name in family.classes or name in family.types:
+            return family
     return None
 
 
 def architecture_of(config: Mapping[str, Any] | None) -> Architecture | None:
-    """The architecture that a base's config.json says."""
+    """The architecture of a base by its config.json."""
     text = text_config(config)
-    said = [*_list(text.get("architectures")), *_list((config or {}).get("architectures"))]
-    said = said or [text.get("model_type")]  # a class that is unknown here may well have a model type that is known
-    return next(filter(None, map(architecture, said)), None)
+    candidates = [*_list(text.get("architectures")), *_list((config or {}).get("architectures"))]
+    candidates = candidates or [
+        text.get("model_type")
+    ]  # a class that is unknown here may well have a model type that is known
+    return next(filter(None, map(architecture, candidates)), None)
 
 
 def heads_of(config: Mapping[str, Any] | None, *, source: str = "the base's configuration") -> Heads | None:
-    """The numbers of heads that a base's config.json says; None where it says none.
+    """The numbers of heads in a base's config.json; None if it has none.
 
     Raises
     ------
     OptionError
-        They are no positive numbers.
+        They are not positive whole numbers.
     """
     text = text_config(config)
+    # n_heads and n_kv_heads are the names in OLMo's own configurations.
     q = text.get("num_attention_heads", text.get("n_heads"))
     if q is None:
         return None
     kv = text.get("num_key_value_heads", text.get("n_kv_heads"))
+    # Without grouped queries, every head has its own keys and values.
     heads = Heads(q, q if kv is None else kv)
     if not all(type(count) is int and count > 0 for count in heads):
         raise OptionError(
@@ -143,7 +148,8 @@ def heads_of(config: Mapping[str, Any] | None, *, source: str = "the base's conf
 
 
 def text_config(config: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """The part about text of a configuration; the whole of most."""
+    """The part of a configuration about text; most configurations have no such part, and are returned whole."""
+    # Models with images have a configuration for each of their parts.
     text = (config or {}).get("text_config")
     return text if isinstance(text, Mapping) else config or {}
 

@@ -1,8 +1,8 @@
-"""Module names as GGUF has them, and back.
+"""Converting module names to the tensor names of GGUF and back.
 
-The names come from the ``gguf`` package's own tables. They map many spellings of all model families to one tensor, so
-backwards they are ambiguous: `gguf_architectures` lists the names that an architecture's Hugging Face models really
-have.
+The tensor names come from the tables of the package ``gguf``. These map many spellings of all model families to one
+tensor, so they are ambiguous in the other direction. For that, `loralens.formats.dialects.gguf.architectures` lists the
+names that the models of an architecture have in Hugging Face's library.
 """
 
 import re
@@ -12,35 +12,37 @@ from typing import NamedTuple
 
 from loralens.formats.dialects.gguf.architectures import Architecture
 
-_WRAPPERS = (  # what llama.cpp's converter does to names before it looks them up
+_WRAPPERS = (  # prefixes that llama.cpp's converter replaces before it looks names up
     ("model.language_model.", "model."), ("language_model.", ""), ("bert.", ""), ("roberta.", ""), ("", "model."),
 )  # fmt: skip
-MOST_PARTS = 16  # of a name; those of the tables have at most eight
+MOST_PARTS = 16  # of a name: those of the tables have at most eight, and the search takes time with their square
+# A single expert (….experts.3.w1) or one of a stack (….experts.gate_proj[3]).
 _EXPERT = re.compile(
     r"^(?P<path>.+\.experts)\.(?P<number>\d{1,9})\.(?P<part>\w+)$|^(?P<stack>.+)\[(?P<item>\d{1,9})\]$"
 )
 _BLOCK = re.compile(r"^blk\.(\d{1,9})\.(.+)$")
+# Mixtral's experts have this path in the tables of gguf for stacks: layers.N.feed_forward.experts.
 _MIXTRAL = re.compile(r"^model\.layers\.(\d+)\.block_sparse_moe\.experts\.")
 
 
-class Place(NamedTuple):
-    """Where a module stands in a GGUF file: the tensor without ``.weight``, and its number in a stack of experts."""
+class TensorPlace(NamedTuple):
+    """The place of a module in a GGUF file: the tensor without ``.weight``, and its number in a stack of experts."""
 
     tensor: str
     expert: int | None
 
 
-def place_of(module: str, arch: str) -> Place | None:
-    """Where a module stands in a GGUF file; None where the architecture has no tensor for it."""
-    found = _EXPERT.match(module)
-    if not found:
+def place_of(module: str, arch: str) -> TensorPlace | None:
+    """The place of a module in a GGUF file; None if the architecture has no tensor for it."""
+    match = _EXPERT.match(module)
+    if not match:
         tensor = _tensor(module, arch) or _tensor(f"{module}.layer", arch)  # Granite's router in memory
-        return None if tensor is None or tensor.endswith("_exps") else Place(tensor, None)
-    path = found["stack"] or f"{found['path']}.{found['part']}"
+        return None if tensor is None or tensor.endswith("_exps") else TensorPlace(tensor, None)
+    path = match["stack"] or f"{match['path']}.{match['part']}"
     tensor = _tensor(path, arch) or _tensor(_MIXTRAL.sub("layers.\\1.feed_forward.experts.", path), arch)
     if tensor is None or not tensor.endswith("_exps"):
         return None
-    return Place(tensor, int(found["number"] or found["item"]))
+    return TensorPlace(tensor, int(match["number"] or match["item"]))
 
 
 def _tensor(module: str, arch: str) -> str | None:
@@ -51,6 +53,7 @@ def _tensor(module: str, arch: str) -> str | None:
         path = (new + module[len(old) :]).split(".")
         if len(path) > MOST_PARTS:
             continue
+        # The number of the block may be any numeric part of the path, or the name may have none.
         for i, part in [(0, ""), *enumerate(path)]:
             if part and not part.isdecimal():
                 continue
@@ -62,9 +65,9 @@ def _tensor(module: str, arch: str) -> str | None:
 
 @cache
 def _spellings(arch: str) -> Mapping[str, str]:
-    """Every spelling of a weight's name → its tensor's name, ``{bid}`` for the number of the block.
+    """Every spelling of a weight's name → the name of its tensor, with ``{bid}`` for the number of the block.
 
-    From the tables of the ``gguf`` package, but not its `TensorNameMap`: to make one changes the tables of the class.
+    This reads the tables of the package ``gguf`` directly, because making a `TensorNameMap` changes those of the class.
     """
     from gguf.constants import MODEL_ARCH_NAMES, MODEL_TENSORS, TENSOR_NAMES
     from gguf.tensor_mapping import TensorNameMap as Tables
@@ -72,6 +75,7 @@ def _spellings(arch: str) -> Mapping[str, str]:
     number = next((number for number, name in MODEL_ARCH_NAMES.items() if name == arch), None)
     if number is None:
         return {}
+    # A family may have spellings of its own, which overrule the common ones.
     own = Tables.arch_block_mappings_cfg.get(number, {})
     names: dict[str, str] = {}
     for table in (Tables.mappings_cfg, {**Tables.block_mappings_cfg, **own}):
@@ -82,20 +86,21 @@ def _spellings(arch: str) -> Mapping[str, str]:
 
 
 def module_of(tensor: str, arch: Architecture | None, expert: int | None = None) -> str | None:
-    """The Hugging Face name of a tensor; None where its architecture has none, or several."""
+    """The Hugging Face name of a tensor; None if its architecture has none or several."""
     if arch is None:
         return None
-    found = _BLOCK.match(tensor)
-    pattern = _modules(arch).get(f"blk.{{bid}}.{found[2]}" if found else tensor)
+    block = _BLOCK.match(tensor)
+    pattern = _modules(arch).get(f"blk.{{bid}}.{block[2]}" if block else tensor)
+    # A stack needs the number of an expert, and any other tensor must not have one.
     if pattern is None or ("{e}" in pattern) != (expert is not None):
         return None
-    return pattern.format(bid=found[1] if found else "", e=expert)
+    return pattern.format(bid=block[1] if block else "", e=expert)
 
 
 @cache
 def _modules(arch: Architecture) -> Mapping[str, str]:
-    """Tensor names → patterns of the module names that an architecture lists."""
-    patterns = [*arch.others, *(arch.block + kind for kind in arch.kinds)]
+    """Tensor names → patterns of the only module names that an architecture lists for them."""
+    patterns = [*arch.outside, *(arch.block + kind for kind in arch.kinds)]
     names: dict[str, list[str]] = {}
     for pattern in patterns:
         spot = place_of(pattern.format(bid=0, e=0), arch.name)

@@ -1,15 +1,15 @@
-"""GGUF adapters: what llama.cpp loads with ``--lora``.
+"""Reading GGUF adapters, which llama.cpp loads with ``--lora``.
 
 =============  ======================================  =====================================================
 kind           stored (shapes as NumPy has them)       here
 =============  ======================================  =====================================================
 linear         lora_a (r, in), lora_b (out, r)         the same; rows of q and k in Hugging Face's order
 token_embd     lora_a (vocab, r), lora_b (dim, r)      A (r, vocab): out = dim, in = vocab
-experts        lora_a (E, r, in), lora_b (E, out, r)   one module an expert
+experts        lora_a (E, r, in), lora_b (E, out, r)   one module for each expert
 =============  ======================================  =====================================================
 
-One α is there for the whole file: the scale of a module is α/r, or 1 where α is 0 or missing (llama.cpp
-src/llama-adapter.h, ``get_scale``).
+There is one α for the whole file. The scale of a module is α/r, or 1 if α is 0 or missing (``get_scale`` in llama.cpp's
+src/llama-adapter.h).
 """
 
 import re
@@ -27,65 +27,72 @@ from loralens.formats.dialects.gguf import names as gguf_names
 from loralens.formats.dialects.gguf import rows as gguf_rows
 from loralens.formats.dialects.gguf.architectures import Architecture, Heads, architecture, architecture_of, heads_of
 from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf, Parts, group, halves, origin_of, unfold
-from loralens.formats.files.container import Stored, plain_text
+from loralens.formats.files.container import Stored
 from loralens.formats.files.gguf import values as gguf_values
+from loralens.formats.files.json_text import plain_text
 
 NAME = "gguf"
 ARCHITECTURE, ALPHA = "general.architecture", "adapter.lora.alpha"
+# Keys of our own: llama.cpp ignores them, and a file that has them can be read without its base.
 HEADS, HEADS_KV = "loralens.attention.head_count", "loralens.attention.head_count_kv"
-LARGEST = float(np.finfo(np.float32).max)
+LARGEST = float(np.finfo(np.float32).max)  # α is float32 in llama.cpp
+# llama.cpp's name of the token embedding
 EMBEDDING = "token_embd"
-STACK = "_exps"  # how the tensors of experts end
+STACK = "_exps"  # the end of the names of expert stacks
 
 _LEAF = re.compile(r"^(?P<name>.+)\.lora_(?P<half>[ab])$")
+# The address that llama.cpp's converter writes for the base.
 _HUB = re.compile(r"^https://huggingface\.co/(?P<name>[\w.-]+/[\w.-]+)")
 
 
 def detect(stored: Stored) -> bool:
-    """Whether a file is a GGUF adapter: its own key-values say so."""
+    """Whether a file is a GGUF adapter by its key-values."""
     return stored.plain.get("general.type") == "adapter" and stored.plain.get("adapter.type") == "lora"
 
 
 def read(stored: Stored) -> Adapter:
     """The adapter of a GGUF file.
 
-    ``stored.config`` may be the config.json of the base: it says how many heads the rows of q and k belong to. A file
-    that loralens wrote says so itself.
+    ``stored.config`` may be the config.json of the base, which has the numbers of heads that the order of the rows of q
+    and k depends on. A file that loralens wrote has these numbers itself.
 
     Raises
     ------
     FormatError, ShapeError, MismatchError
-        A pair with one half missing, factors that do not multiply, a base that is another.
+        One half of a pair is missing, factors do not fit together, or the base has another architecture.
     """
-    plain = gguf_values.plain(stored.metadata) if stored.metadata else dict(stored.plain)
-    base = base_of(stored.config)
+    # An adapter that is read again (`restore_rows`) has metadata only.
+    plain = gguf_values.plain_values(stored.metadata) if stored.metadata else dict(stored.plain)
+    base = base_model_config(stored.config)
     arch = _architecture(plain, base)
-    heads = heads_said(plain, base) if arch and arch.permuted else None
+    # Other architectures keep Hugging Face's order of rows, whatever their heads are.
+    heads = stated_heads(plain, base) if arch and arch.permuted else None
     alpha = _alpha(plain)
-    pairs, rest = group(stored.tensors, _leaf)
+    pairs, unpaired = group(stored.tensors, _leaf)
     return Adapter(
         modules=unfold(pairs, lambda tensor, parts: _modules(tensor, parts, arch, heads, alpha)),
-        extra={key: _extra(key, tensor, arch) for key, tensor in rest.items()},
+        extra={key: _extra(key, tensor, arch) for key, tensor in unpaired.items()},
         config=base,
         metadata=stored.metadata,
         format=NAME,
         base_model=_base_model(plain),
-        findings=tuple(_findings(plain, list(pairs), arch, heads, rest)),
+        findings=tuple(_findings(plain, list(pairs), arch, heads, unpaired)),
     )
 
 
-def in_order_of(adapter: Adapter, other: Adapter) -> Adapter:
-    """``adapter`` with rows of q and k in Hugging Face's order by the head counts that ``other`` knows, for one base.
+def restore_rows(adapter: Adapter, other: Adapter) -> Adapter:
+    """``adapter`` with the rows of q and k in Hugging Face's order, by the numbers of heads of ``other``.
 
-    As it is where its rows are in order already, or ``other`` is no GGUF file of the same architecture, or says no
-    head counts either.
+    Both must be for the same base. The adapter is returned unchanged if its rows are in order already, or if ``other``
+    is no GGUF file of the same architecture or does not have the numbers of heads either.
     """
-    if not (turned(adapter) and other.format == NAME):
+    if not (has_permuted_rows(adapter) and other.format == NAME):
         return adapter
-    plain, known = (gguf_values.plain(one.metadata) for one in (adapter, other))
-    heads = heads_said(known, other.config)
-    if heads is None or plain.get(ARCHITECTURE) != known.get(ARCHITECTURE):
+    values, other_values = (gguf_values.plain_values(one.metadata) for one in (adapter, other))
+    heads = stated_heads(other_values, other.config)
+    if heads is None or values.get(ARCHITECTURE) != other_values.get(ARCHITECTURE):
         return adapter
+    # The stored tensors are read once more, as if the numbers of heads had been in the file.
     tensors = {key: extra.tensor for key, extra in adapter.extra.items()}
     for module in adapter.modules.values():
         tensors |= module.origin.tensors if module.origin else {}
@@ -93,65 +100,67 @@ def in_order_of(adapter: Adapter, other: Adapter) -> Adapter:
     return read(Stored(tensors, adapter.metadata, config))
 
 
-def turned(adapter: Adapter) -> bool:
-    """Whether rows of q and k stand in llama.cpp's order, because nothing says how many heads they belong to."""
+def has_permuted_rows(adapter: Adapter) -> bool:
+    """Whether the rows of q and k are in llama.cpp's order, because the numbers of heads are unknown."""
     return any(finding.code == "rows-permuted" for finding in adapter.findings)
 
 
-def base_of(config: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    """A configuration, if it is one of a base model: PEFT's may lie beside the file, and says nothing here."""
+def base_model_config(config: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """The configuration if it is one of a base model; None if it is PEFT's, which may lie beside the file."""
     return config if config and "peft_type" not in config and heads_of(config) else None
 
 
 def _architecture(plain: Mapping[str, Any], base: Mapping[str, Any] | None) -> Architecture | None:
-    said = plain.get(ARCHITECTURE)
-    arch, of_base = architecture(said) if isinstance(said, str) else None, architecture_of(base)
-    arch = arch if arch and arch.name == said else None  # llama.cpp's own name, no class of Hugging Face's
+    name = plain.get(ARCHITECTURE)
+    arch, of_base = architecture(name) if isinstance(name, str) else None, architecture_of(base)
+    arch = arch if arch and arch.name == name else None  # llama.cpp's own name, no class of Hugging Face's
     if of_base and of_base is not arch:
         raise MismatchError(
-            f"the adapter is for {said!a:.40} and the base is {of_base.name}",
+            f"the adapter is for {name!a:.40} and the base is {of_base.name}",
             fix="give the base that the adapter was trained on",
         )
     return arch
 
 
-def heads_said(plain: Mapping[str, Any], base: Mapping[str, Any] | None) -> Heads | None:
-    """The numbers of heads: as loralens wrote them into the file, else as the base says.
+def stated_heads(plain: Mapping[str, Any], base: Mapping[str, Any] | None) -> Heads | None:
+    """The numbers of heads that loralens wrote into the file, else those of the base.
 
     Raises
     ------
     OptionError
-        They are no positive numbers.
+        They are not positive whole numbers.
     """
     if HEADS in plain:
-        said = {"num_attention_heads": plain[HEADS], "num_key_value_heads": plain.get(HEADS_KV)}
-        return heads_of(said, source=f"{HEADS} and {HEADS_KV}")
+        fields = {"num_attention_heads": plain[HEADS], "num_key_value_heads": plain.get(HEADS_KV)}
+        return heads_of(fields, source=f"{HEADS} and {HEADS_KV}")
     return heads_of(base)
 
 
 def _alpha(plain: Mapping[str, Any]) -> float:
     alpha = plain.get(ALPHA, 0.0)
     number = isinstance(alpha, int | float) and not isinstance(alpha, bool) and abs(alpha) <= LARGEST
+    # llama.cpp reads a float32. Another number would be rounded there, and the scale would be another.
     if not number or float(np.float32(alpha)) != alpha:
         raise FormatError(f"{ALPHA} is {alpha!r:.40}, not a finite float32", fix="convert the adapter again")
     return float(alpha)
 
 
 def _scaling(alpha: float, rank: int) -> Scaling:
+    # get_scale of llama.cpp takes 0 as "no alpha".
     if alpha == 0:
         return Scaling("given", origin=f"{ALPHA} is 0 or missing: 1")
     return Scaling("alpha/r", alpha, rank, ALPHA)
 
 
 def _leaf(key: str) -> Leaf | None:
-    found = _LEAF.match(key)
-    return Leaf(found["name"].removesuffix(".weight"), found["half"].upper()) if found else None
+    match = _LEAF.match(key)
+    return Leaf(match["name"].removesuffix(".weight"), match["half"].upper()) if match else None
 
 
 def _modules(
     tensor: str, parts: Parts, arch: Architecture | None, heads: Heads | None, alpha: float
 ) -> Iterator[tuple[str, LowRank]]:
-    """The modules that one stored pair stands for: one, or the experts of a stack."""
+    """The modules that one stored pair holds: one module, or the experts of a stack."""
     B, A = halves(parts)
     if not B.size or not A.size:
         raise ShapeError(f"lora_a {A.shape} or lora_b {B.shape} holds no numbers", fix=SAVE_AGAIN)
@@ -162,12 +171,13 @@ def _modules(
         yield from _experts(tensor, B, A, arch, scaling, origin)
         return
     layout = Layout()
+    # llama.cpp looks rows of lora_a up by token, so the vocabulary is its first axis.
     if tensor == EMBEDDING:
         A, layout = A.T, Layout("embedding")
     if heads and gguf_rows.rotary(tensor):
         count = gguf_rows.heads_in(tensor, heads, B.shape[0])
         B = B.map(lambda rows: gguf_rows.unpermute(rows, count), shape=B.shape)
-    elif _stays_turned(tensor, arch, heads):
+    elif _stays_permuted(tensor, arch, heads):
         layout = Layout(rows=gguf_rows.OWNER)
     name = gguf_names.module_of(tensor, arch) or tensor
     yield name, LowRank(B, A, scaling.value, scaling=scaling, layout=layout, origin=origin)
@@ -183,23 +193,24 @@ def _experts(
     for e in range(count):
         listed = gguf_names.module_of(tensor, arch, e)
         B_e, A_e = (half.rows(e, e + 1).reshape(*half.shape[1:]) for half in (B, A))
+        # A listed name is that of a single expert's own linear layer.
         layout = Layout("linear" if listed else "experts")
         name = listed or f"{tensor}[{e}]"
         yield name, LowRank(B_e, A_e, scaling.value, scaling=scaling, layout=layout, origin=shared)
 
 
 def _extra(key: str, tensor: LazyArray, arch: Architecture | None) -> Extra:
-    """What is no half of a pair: a norm trained in full, as mergekit extracts them, or nothing that is known."""
+    """A tensor that is not half of a pair: a norm trained in full, as mergekit extracts them, or an unknown tensor."""
     name = key.removesuffix(".weight")
     role = "saved" if name.endswith("_norm") and tensor.dtype in (np.float32, np.float16) else "other"
     return Extra(role, gguf_names.module_of(name, arch) or name, tensor)
 
 
 def _base_model(plain: Mapping[str, Any]) -> str | None:
-    """The Hub id of the base where the file says its address, else the name that it says."""
+    """The Hub id of the base if the file has its address, else the name in the file."""
     url = plain.get("general.base_model.0.repo_url")
-    found = _HUB.match(url) if isinstance(url, str) else None
-    return found["name"] if found else plain_text(plain.get("general.base_model.0.name"))
+    match = _HUB.match(url) if isinstance(url, str) else None
+    return match["name"] if match else plain_text(plain.get("general.base_model.0.name"))
 
 
 def _findings(
@@ -207,31 +218,33 @@ def _findings(
     tensors: list[str],
     arch: Architecture | None,
     heads: Heads | None,
-    rest: Mapping[str, LazyArray],
+    unpaired: Mapping[str, LazyArray],
 ) -> Iterator[Finding]:
-    strange = [tensor for tensor in tensors if not _listed(tensor, arch)]
+    # Their names can still be compared with each other, but not with those of a Hugging Face model.
+    strange = [tensor for tensor in tensors if not _is_listed(tensor, arch)]
     if strange:
         text = f"{len(strange)} modules, {strange[0]} the first, keep llama.cpp's names: "
         yield Finding("warning", "names-unknown", text + f"{plain.get(ARCHITECTURE)!a:.40} is not known to name them")
-    turned = [tensor for tensor in tensors if _stays_turned(tensor, arch, heads)]
+    turned = [tensor for tensor in tensors if _stays_permuted(tensor, arch, heads)]
     if turned:
         text = (
             f"the rows of {len(turned)} q and k projections stand in llama.cpp's order, because nothing says how many "
             "heads they belong to: norms and singular values are right, rows of B and of the update are not"
         )
         yield Finding("warning", "rows-permuted", text, "give the base's folder with --base")
+    # The update depends on the text, so no single weight has it.
     if "adapter.alora.invocation_tokens" in plain:
         yield Finding("warning", "alora", "works only behind its invocation tokens (aLoRA): it cannot be merged")
-    norms = [key for key in rest if key.endswith("_norm.weight")]
+    norms = [key for key in unpaired if key.endswith("_norm.weight")]
     if norms:
         text = f"{len(norms)} norms trained in full, {norms[0]} the first: llama.cpp reads over them"
         yield Finding("note", "norms-ignored", text)
 
 
-def _stays_turned(tensor: str, arch: Architecture | None, heads: Heads | None) -> bool:
-    """Whether the rows of a tensor stay in llama.cpp's order, as far as is known."""
+def _stays_permuted(tensor: str, arch: Architecture | None, heads: Heads | None) -> bool:
+    """Whether the rows of a tensor stay in llama.cpp's order; assumed if the architecture is unknown."""
     return gguf_rows.rotary(tensor) is not None and heads is None and (arch is None or arch.permuted)
 
 
-def _listed(tensor: str, arch: Architecture | None) -> bool:
+def _is_listed(tensor: str, arch: Architecture | None) -> bool:
     return any(gguf_names.module_of(tensor, arch, e) for e in (None, 0))

@@ -1,9 +1,9 @@
-"""Rows of q and k: in Hugging Face's order, and in llama.cpp's.
+"""The order of the rows of q and k in Hugging Face's models and in llama.cpp.
 
-The rotary embedding of ggml's "normal" kind turns neighbouring rows of a head, Hugging Face's rows half a head apart.
-For the architectures marked ``permuted``, llama.cpp's converter brings the rows of q and k into its order, head by
-head. ΔW = B·A has the rows of B, so B is permuted and A is not. (llama.cpp: conversion/llama.py, ``permute``, and
-olmo.py, minicpm.py, internlm.py, deepseek.py, which use it.)
+ggml's "normal" rotary embedding rotates neighbouring rows of a head, while Hugging Face's rotates rows that are half a
+head apart. For the architectures marked ``permuted``, llama.cpp's converter changes the order of the rows of q and k
+head by head. The rows of ΔW = B·A are those of B, so B is permuted and A is not. (llama.cpp: conversion/llama.py,
+``permute``, and olmo.py, minicpm.py, internlm.py, deepseek.py, which use it.)
 """
 
 import re
@@ -12,7 +12,8 @@ from loralens.core.lazy import Array
 from loralens.errors import MismatchError
 from loralens.formats.dialects.gguf.architectures import Heads
 
-OWNER = "llama.cpp"  # as messages call the software that this order is of
+OWNER = "llama.cpp"  # the name of the software with this order in messages
+# Only q and k are rotated, so only their rows are permuted.
 _ROTARY = re.compile(r"^blk\.\d+\.attn_([qk])$")
 
 
@@ -27,18 +28,18 @@ def unpermute(rows: Array, heads: int) -> Array:
 
 
 def rotary(tensor: str) -> str | None:
-    """``q`` or ``k`` where a tensor is one of these projections."""
-    found = _ROTARY.match(tensor)
-    return found[1] if found else None
+    """``q`` or ``k`` if a tensor is one of these projections; otherwise None."""
+    match = _ROTARY.match(tensor)
+    return match[1] if match else None
 
 
 def heads_in(tensor: str, heads: Heads, out: int) -> int:
-    """How many heads the ``out`` rows of a q or k projection hold.
+    """The number of heads in the ``out`` rows of a q or k projection.
 
     Raises
     ------
     MismatchError
-        The rows are not so many heads of an even number of rows.
+        The rows cannot be divided into this number of heads with an even number of rows each.
     """
     count = heads.q if rotary(tensor) == "q" else heads.kv
     if out % (2 * count):

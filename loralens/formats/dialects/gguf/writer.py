@@ -1,8 +1,8 @@
-"""Writing GGUF adapters: llama.cpp's names and rows, and the one α that a file has.
+"""Writing GGUF adapters with llama.cpp's names, order of rows, and single α.
 
-Where α/r gives the scale of every module for one α, that α is written. Else (rsLoRA, ``alpha_pattern``, mixed scales,
-a scale of 0) each scale goes into B and α is 0, which llama.cpp takes as scale 1. B is then float32, rounded once: each
-entry of ΔW is off by at most 2⁻²⁴ of Σ|B||A|, and a scale of a power of two costs nothing.
+If one α gives the scale of every module by α/r, it is written. Otherwise (rsLoRA, ``alpha_pattern``, mixed scales, a
+scale of 0) each scale is multiplied into B, and α is 0, which means scale 1 in llama.cpp. B is then float32 and rounded
+once: the error of an entry of ΔW is at most 2⁻²⁴ of Σ|B||A|, and a scale that is a power of two causes no error.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from loralens.core.lazy import Array, LazyArray
 from loralens.core.names import expert
 from loralens.core.structured import Update
 from loralens.errors import FormatError, OptionError, ShapeError, place
-from loralens.formats.dialects.extras import to_translate
+from loralens.formats.dialects.extras import translatable_extras
 from loralens.formats.dialects.gguf import names as gguf_names
 from loralens.formats.dialects.gguf import rows as gguf_rows
 from loralens.formats.dialects.gguf.architectures import (
@@ -29,7 +29,7 @@ from loralens.formats.dialects.gguf.architectures import (
     architecture_of,
     text_config,
 )
-from loralens.formats.dialects.gguf.names import Place
+from loralens.formats.dialects.gguf.names import TensorPlace
 from loralens.formats.dialects.gguf.reader import (
     ALPHA,
     ARCHITECTURE,
@@ -37,16 +37,17 @@ from loralens.formats.dialects.gguf.reader import (
     HEADS,
     HEADS_KV,
     NAME,
-    base_of,
-    heads_said,
+    base_model_config,
+    stated_heads,
 )
 from loralens.formats.files.container import Stored
 from loralens.formats.files.gguf import values as gguf_values
 from loralens.formats.files.gguf.values import Value
 
+# GGUF has float64 as well, but llama.cpp cannot multiply with it.
 DTYPES = (np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
-EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
-CLOSE = 1e-6  # relative: α as float32 says the scale
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")  # the fields of config.json for their number
+CLOSE = 1e-6  # relative; rounding α to float32 changes it by up to 6e-8
 DROP = "leave this module out: loralens drop --modules"
 
 Stacks = Mapping[str, Mapping[int | None, str]]  # tensor → number of the expert → module
@@ -55,24 +56,24 @@ Stacks = Mapping[str, Mapping[int | None, str]]  # tensor → number of the expe
 @final
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """What the file will be for.
+    """The base model that the file is for.
 
     Attributes
     ----------
-    arch : str
+    arch
         llama.cpp's name of the architecture.
-    known : Architecture or None
-        What is known here of it.
-    heads : Heads or None
-        Of the base, where the rows of q and k stand in another order in llama.cpp's files.
-    metadata : mapping or None
-        Of the GGUF file that the adapter was read from, and still is for.
-    config : mapping or None
-        The base's config.json.
+    family
+        The entry of the architecture in `ARCHITECTURES`, if it has one.
+    heads
+        The heads of the base, if the rows of q and k have another order in llama.cpp's files.
+    metadata
+        The metadata of the GGUF file that the adapter was read from, if it is written for the same architecture.
+    config
+        The content of the base's config.json.
     """
 
     arch: str
-    known: Architecture | None
+    family: Architecture | None
     heads: Heads | None
     metadata: Mapping[str, str] | None
     config: Mapping[str, Any] | None
@@ -85,117 +86,128 @@ def write(adapter: Adapter, *, arch: str | None = None, base_config: Mapping[str
     ----------
     adapter : Adapter
     arch : str, optional
-        llama.cpp's name of the base's architecture, or Hugging Face's class; what ``base_config`` says by default.
+        llama.cpp's name of the base's architecture, or Hugging Face's class; by default that of ``base_config``.
     base_config : mapping, optional
-        The base's config.json: its architecture, and its numbers of heads.
+        The content of the base's config.json, with its architecture and its numbers of heads.
 
     Raises
     ------
     OptionError
-        Nothing says the architecture, or the numbers of heads where they are needed, or two things say different ones.
+        The architecture is unknown or contradictory, or the numbers of heads are needed and unknown.
     FormatError, ShapeError
-        What a GGUF adapter has no place for, by name.
+        A GGUF adapter cannot hold something, which the message names.
     """
     target = _target(adapter, arch, base_config)
     if target.metadata is None:
-        to_translate(adapter, (), "a GGUF adapter")
+        translatable_extras(adapter, (), "a GGUF adapter")
     stacks = _stacks(adapter, target)
     alpha = _alpha(adapter, target)
-    heads = _heads_needed(stacks, target)
+    heads = _required_heads(stacks, target)
     tensors: dict[str, LazyArray] = {}
     for tensor, modules in stacks.items():
         with place(next(iter(modules.values()))):
-            found = {number: adapter.modules[name] for number, name in modules.items()}
-            tensors.update(_tensors(tensor, found, target, alpha, heads))
+            updates = {number: adapter.modules[name] for number, name in modules.items()}
+            tensors.update(_tensors(tensor, updates, target, alpha, heads))
     if target.metadata is not None:
         tensors.update((key, extra.tensor) for key, extra in adapter.extra.items())
     metadata = _metadata(adapter, target, alpha, heads)
-    names = _names(stacks, target.known)
-    return Stored(tensors, metadata, target.config, plain=gguf_values.plain(metadata), names=names)
+    names = _names(stacks, target.family)
+    return Stored(tensors, metadata, target.config, plain=gguf_values.plain_values(metadata), names=names)
 
 
 def _target(adapter: Adapter, arch: str | None, config: Mapping[str, Any] | None) -> _Target:
-    said = _asked(arch, config)
+    requested = _requested_architecture(arch, config)
     if adapter.format == NAME:
-        plain = gguf_values.plain(adapter.metadata)
+        plain = gguf_values.plain_values(adapter.metadata)
         own = plain.get(ARCHITECTURE)
-        if said is None or said.name == own:
-            known = architecture(own) if isinstance(own, str) else None
-            known = known if known and known.name == own else None
-            heads = heads_said(plain, adapter.config) if known and known.permuted else None
-            return _Target(str(own or ""), known, heads, adapter.metadata or {}, adapter.config)
-    if said is None:
+        # An adapter that was GGUF stays for its architecture, unless the user names another.
+        if requested is None or requested.name == own:
+            family = architecture(own) if isinstance(own, str) else None
+            family = family if family and family.name == own else None
+            heads = stated_heads(plain, adapter.config) if family and family.permuted else None
+            return _Target(str(own or ""), family, heads, adapter.metadata or {}, adapter.config)
+    if requested is None:
         raise OptionError(
             "a GGUF adapter says the architecture of its base, and nothing here does",
             fix="give --arch (llama, qwen2 …) or the base's folder with --base",
         )
-    return _Target(said.name, said, heads_said({}, base_of(config)) if said.permuted else None, None, config)
+    return _Target(
+        requested.name,
+        requested,
+        stated_heads({}, base_model_config(config)) if requested.permuted else None,
+        None,
+        config,
+    )
 
 
-def _asked(arch: str | None, config: Mapping[str, Any] | None) -> Architecture | None:
-    """The architecture that the options say."""
+def _requested_architecture(arch: str | None, config: Mapping[str, Any] | None) -> Architecture | None:
+    """The architecture that the options name, checked for contradictions."""
     named, of_base = architecture(arch), architecture_of(config)
-    known = ", ".join(found.name for found in ARCHITECTURES)
+    choices = ", ".join(found.name for found in ARCHITECTURES)
+    # A name that is not known gives no tensor names, and llama.cpp would load nothing.
     if arch is not None and named is None:
-        raise OptionError(f"the architecture {arch[:40]!a} is none of those known here", fix=f"choose one of {known}")
+        raise OptionError(f"the architecture {arch[:40]!a} is none of those known here", fix=f"choose one of {choices}")
     if named and of_base and named is not of_base:
         raise OptionError(f"--arch says {named.name} and the base is {of_base.name}", fix="leave out --arch")
     if config is not None and not named and not of_base:
-        said = config.get("architectures") or config.get("model_type")
+        described = config.get("architectures") or config.get("model_type")
         raise OptionError(
-            f"the base's architecture {said!a:.60} is none of those known here: {known}",
+            f"the base's architecture {described!a:.60} is none of those known here: {choices}",
             fix="give --arch if it is one of them under another name",
         )
     return named or of_base
 
 
 def _stacks(adapter: Adapter, target: _Target) -> Stacks:
-    """Modules by the tensor they belong to."""
+    """Modules by the tensor that they belong to."""
     stacks: dict[str, dict[int | None, str]] = {}
     for name, module in adapter.items():
         with place(name):
             spot = _place(name, target)
             _check(spot, module, target)
             modules = stacks.setdefault(spot.tensor, {})
+            # Several spellings of one weight have one tensor.
             if spot.expert in modules:
                 raise FormatError(f"has the place of {modules[spot.expert]} in a GGUF file", fix="keep one of them")
             modules[spot.expert] = name
     return stacks
 
 
-def _place(name: str, target: _Target) -> Place:
+def _place(name: str, target: _Target) -> TensorPlace:
     spot = gguf_names.place_of(name, target.arch)
-    if spot is None and target.metadata is not None:  # as it was read, of an architecture that nobody knows
-        spot = Place(*(expert(name) or (name, None)))
-    if spot is None and name.rpartition(".")[2] == "lm_head" and _tied(target):
-        raise head_is_tied()
+    # A file of an unknown architecture was read under llama.cpp's own names, and is written under them again.
+    if spot is None and target.metadata is not None:
+        spot = TensorPlace(*(expert(name) or (name, None)))
+    if spot is None and name.rpartition(".")[2] == "lm_head" and _has_tied_head(target):
+        raise tied_head_error()
     if spot is None:
         raise FormatError(f"{target.arch} has no tensor of that name in llama.cpp", fix=DROP)
     return spot
 
 
-def _check(spot: Place, module: Update, target: _Target) -> None:
-    """Refuse what llama.cpp has no form for."""
+def _check(spot: TensorPlace, module: Update, target: _Target) -> None:
+    """Refuse a kind of weight or a dtype that llama.cpp cannot use."""
     kind = module.layout.kind
+    # llama.cpp applies adapters to matrices only.
     if kind == "conv":
         raise FormatError("a GGUF adapter has no convolutions", fix=DROP)
     if (kind == "embedding") != (spot.tensor == EMBEDDING):
         raise FormatError(f"llama.cpp cannot adapt {spot.tensor} as {kind}", fix=DROP)
-    if spot.tensor == "output" and _tied(target):
-        raise head_is_tied()
+    if spot.tensor == "output" and _has_tied_head(target):
+        raise tied_head_error()
     for factor in module.factors:
         if factor.dtype not in DTYPES:
             raise FormatError(f"llama.cpp cannot use factors of {factor.dtype}", fix="give --dtype float32")
 
 
-def _tied(target: _Target) -> bool:
-    """Whether the base has no head but its embedding: as its configuration says, else as all of its family have it."""
-    said = (target.config or {}).get("tie_word_embeddings")
-    return said is True or (said is None and target.known is not None and "lm_head" not in target.known.others)
+def _has_tied_head(target: _Target) -> bool:
+    """Whether the head of the base is its embedding, by its configuration or else by its family."""
+    tied = (target.config or {}).get("tie_word_embeddings")
+    return tied is True or (tied is None and target.family is not None and "lm_head" not in target.family.outside)
 
 
-def head_is_tied() -> FormatError:
-    """What is wrong with a pair for a head that is the embedding."""
+def tied_head_error() -> FormatError:
+    """The error for a pair of a head that is tied to the embedding."""
     return FormatError(
         "the base's head is its embedding, and llama.cpp has no output tensor of its own there to adapt",
         fix=f"{DROP}; or merge it into the base, which gives the head a weight of its own, and convert that model",
@@ -203,12 +215,13 @@ def head_is_tied() -> FormatError:
 
 
 def _alpha(adapter: Adapter, target: _Target) -> float:
-    """The one α that gives every scale by α/r; 0 where there is none, and each scale has to go into its B."""
+    """The α that gives every scale by α/r; 0 if there is none, so that each scale has to be multiplied into B."""
     modules = adapter.modules.values()
     unscaled = all(module.scale == 1 for module in modules)
-    if target.metadata is not None and unscaled and not gguf_values.plain(target.metadata).get(ALPHA):
+    if target.metadata is not None and unscaled and not gguf_values.plain_values(target.metadata).get(ALPHA):
         return 0.0  # as it was read
     exact = [module.scaling.alpha_for(module.scale, module.rank, "alpha/r") for module in modules]
+    # The exact values of α may differ in the last bits of a float64, and are one float32 all the same.
     rounded = {_float32(alpha) for alpha in exact}
     alpha = rounded.pop() if len(rounded) == 1 else 0.0
     return alpha if isfinite(alpha) and all(abs(alpha - one) <= CLOSE * abs(one) for one in exact) else 0.0
@@ -219,11 +232,12 @@ def _float32(number: float) -> float:
         return float(np.float32(number))
 
 
-def _heads_needed(stacks: Stacks, target: _Target) -> Heads | None:
-    """The numbers of heads, where rows have to be reordered."""
+def _required_heads(stacks: Stacks, target: _Target) -> Heads | None:
+    """The numbers of heads if rows have to be permuted; otherwise None."""
     turned = [name for tensor, modules in stacks.items() if gguf_rows.rotary(tensor) for name in modules.values()]
-    if not turned or target.known is None or not target.known.permuted:
+    if not turned or target.family is None or not target.family.permuted:
         return None
+    # Rows of an adapter that was GGUF may stay in llama.cpp's order.
     if target.heads is None and target.metadata is None:
         raise OptionError(
             f"llama.cpp has the rows of {turned[0]} in another order, head by head, and nothing says how many heads "
@@ -236,37 +250,39 @@ def _heads_needed(stacks: Stacks, target: _Target) -> Heads | None:
 def _tensors(
     tensor: str, modules: Mapping[int | None, Update], target: _Target, alpha: float, heads: Heads | None
 ) -> Mapping[str, LazyArray]:
-    """lora_a and lora_b of one tensor."""
+    """The tensors lora_a and lora_b for one tensor of the base."""
     keys = f"{tensor}.weight.lora_a", f"{tensor}.weight.lora_b"
-    if target.metadata is not None and _as_read(tensor, modules, alpha):
+    if target.metadata is not None and _is_as_read(tensor, modules, alpha):
         origin = next(iter(modules.values())).origin
         assert origin
         return origin.tensors
+    # Keys of experts are numbers; None is a tensor that is no stack.
     if None not in modules:
         return dict(zip(keys, _stack(modules, target, alpha), strict=True))
     module = modules[None]
-    B, A = _folded(module, alpha), module.factors[1]
+    B, A = _fold_scale(module, alpha), module.factors[1]
     if heads and gguf_rows.rotary(tensor) and not module.layout.rows:
         count = gguf_rows.heads_in(tensor, heads, B.shape[0])
         B = B.map(lambda rows: gguf_rows.permute(rows, count), shape=B.shape)
     return dict(zip(keys, (A.T if tensor == EMBEDDING else A, B), strict=True))
 
 
-def _as_read(tensor: str, modules: Mapping[int | None, Update], alpha: float) -> bool:
-    """Whether the tensors that were read are still right as they stand."""
+def _is_as_read(tensor: str, modules: Mapping[int | None, Update], alpha: float) -> bool:
+    """Whether the stored tensors still hold all modules of a tensor, at the scale that the file's α gives."""
     first = next(iter(modules.values())).origin
     return (
         first is not None
         and first.format == NAME
         and first.share == len(modules)
         and all(module.origin == first for module in modules.values())
+        # A renamed module belongs to another tensor.
         and all(key.startswith((f"{tensor}.weight.", f"{tensor}.lora_")) for key in first.tensors)
         and (alpha != 0 or all(module.scale == 1 for module in modules.values()))
     )
 
 
-def _folded(module: Update, alpha: float) -> LazyArray:
-    """B as the file has it: with the scale in it, float32, where the file's α says nothing."""
+def _fold_scale(module: Update, alpha: float) -> LazyArray:
+    """B for the file: times the scale and in float32 if the file's α does not give the scale."""
     B, scale = module.factors[0], module.scale
     if alpha or scale == 1:
         return B
@@ -275,6 +291,7 @@ def _folded(module: Update, alpha: float) -> LazyArray:
         wide = array.astype(np.float64)
         with np.errstate(over="ignore"):
             scaled = (scale * wide).astype(np.float32)
+        # An adapter that is infinite already is written as it is; only a new overflow is an error.
         if np.isfinite(wide).all() and not np.isfinite(scaled).all():
             raise FormatError(f"the scale {scale:g} does not go into B: float32 overflows", fix="scale it down first")
         return scaled
@@ -283,7 +300,7 @@ def _folded(module: Update, alpha: float) -> LazyArray:
 
 
 def _stack(modules: Mapping[int | None, Update], target: _Target, alpha: float) -> tuple[LazyArray, LazyArray]:
-    """The experts of a stack as A (E, r, in) and B (E, out, r)."""
+    """The experts of a stack as lora_a (E, r, in) and lora_b (E, out, r)."""
     ordered = [modules[e] for e in sorted(e for e in modules if e is not None)]
     count = _experts(ordered, target)
     if sorted(e for e in modules if e is not None) != list(range(count)):
@@ -291,23 +308,24 @@ def _stack(modules: Mapping[int | None, Update], target: _Target, alpha: float) 
             f"{len(modules)} experts of this stack are adapted and llama.cpp needs all, 0 to {count - 1}",
             fix="leave the stack out: loralens drop --modules",
         )
-    first, Bs = ordered[0], [_folded(module, alpha) for module in ordered]
+    first, Bs = ordered[0], [_fold_scale(module, alpha) for module in ordered]
+    # One tensor holds all experts, so they need one shape and one rank.
     if len({(module.shape, module.rank) for module in ordered}) > 1:
         raise ShapeError("the experts of this stack differ in rank", fix="give them one rank (--uniform)")
-    return _joined([module.factors[1] for module in ordered], (first.rank, first.shape[1])), _joined(
+    return _join([module.factors[1] for module in ordered], (first.rank, first.shape[1])), _join(
         Bs, (first.shape[0], first.rank)
     )
 
 
 def _experts(modules: list[Update], target: _Target) -> int:
-    """How many experts the stack has: as the base says, or the file they were read from, or all that are here."""
-    said = next((n for n in map(text_config(target.config).get, EXPERTS) if isinstance(n, int)), None)
+    """The number of experts in the stack: of the base, else of the file that they were read from, else all given."""
+    count = next((n for n in map(text_config(target.config).get, EXPERTS) if isinstance(n, int)), None)
     shares = (module.origin.share for module in modules if module.origin and module.origin.format == NAME)
-    return max((len(modules), *shares)) if said is None else said
+    return max((len(modules), *shares)) if count is None else count
 
 
-def _joined(parts: list[LazyArray], shape: tuple[int, int]) -> LazyArray:
-    """Matrices of one shape, one behind the other, in the dtype that holds them all."""
+def _join(parts: list[LazyArray], shape: tuple[int, int]) -> LazyArray:
+    """Stack matrices of one shape, in their dtype, or in float32 if their dtypes differ."""
     dtypes = {part.dtype for part in parts}
     dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
     return LazyArray(
@@ -316,26 +334,27 @@ def _joined(parts: list[LazyArray], shape: tuple[int, int]) -> LazyArray:
 
 
 def _metadata(adapter: Adapter, target: _Target, alpha: float, heads: Heads | None) -> dict[str, str]:
-    """The key-values: as they were read but for an α that changed, or those of a new file."""
+    """The key-values: those of the file that was read with the new α, or those of a new file."""
     values: dict[str, Value] = {}
     if target.metadata is None:
-        said = {ARCHITECTURE: target.arch, "general.type": "adapter", "adapter.type": "lora"}
-        values = {key: Value("str", array=False, value=text) for key, text in said.items()}
+        identity = {ARCHITECTURE: target.arch, "general.type": "adapter", "adapter.type": "lora"}
+        values = {key: Value("str", array=False, value=text) for key, text in identity.items()}
         if adapter.base_model:
             values["general.base_model.count"] = Value("u32", array=False, value=1)
             values["general.base_model.0.name"] = Value("str", array=False, value=adapter.base_model)
         if heads:
             values[HEADS] = Value("u32", array=False, value=heads.q)
             values[HEADS_KV] = Value("u32", array=False, value=heads.kv)
-    kept = dict(target.metadata or {})
-    if target.metadata is None or gguf_values.plain(kept).get(ALPHA, 0.0) != alpha:
-        kept = {key: text for key, text in kept.items() if gguf_values.from_text(key, text)[0] != ALPHA}
+    carried = dict(target.metadata or {})
+    # α is the only value that a change of the adapter changes.
+    if target.metadata is None or gguf_values.plain_values(carried).get(ALPHA, 0.0) != alpha:
+        carried = {key: text for key, text in carried.items() if gguf_values.from_text(key, text)[0] != ALPHA}
         values[ALPHA] = Value("f32", array=False, value=alpha)
-    return {**kept, **dict(gguf_values.to_text(key, value) for key, value in values.items())}
+    return {**carried, **dict(gguf_values.to_text(key, value) for key, value in values.items())}
 
 
 def _names(stacks: Stacks, arch: Architecture | None) -> dict[str, str]:
-    """What `gguf.read` will call modules → their names here, where the two differ."""
+    """The names that the reader will give to modules → their names here, where they differ."""
     names = {}
     for tensor, modules in stacks.items():
         for number, name in modules.items():

@@ -1,1 +1,1 @@
-"""kohya's sd-scripts, musubi-tuner and kin."""
+"""The dialect of kohya's sd-scripts and musubi-tuner."""

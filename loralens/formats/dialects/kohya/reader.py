@@ -1,18 +1,20 @@
-"""kohya's sd-scripts, musubi-tuner and kin: one file of ``<name>.lora_down.weight``, ``.lora_up.weight``, ``.alpha``.
+"""Reading kohya's dialect: ``<name>.lora_down.weight``, ``.lora_up.weight``, ``.alpha`` (sd-scripts, musubi-tuner).
 
-A name is the module's path behind a prefix that says the component, dots written as underscores::
+A name is a prefix for the component and the path of the module, with underscores for dots::
 
     lora_unet_      the UNet or DiT of every model       lora_te_     the only text encoder
     lora_te1_ …2_   CLIP L and G                         lora_te3_    T5
-    lora_transformer_, lora_prior_unet_, lora_prior_te_, lycoris_   other trainers' words for the same
+    lora_transformer_, lora_prior_unet_, lora_prior_te_, lycoris_   prefixes of other trainers
 
-Underscores cannot be turned back into dots without the base model, so the names stay as the file has them. Two things
-that real files do are undone: the prefix doubled (``lora_unet_unet_``), and a leaf glued on with an underscore.
+Underscores cannot be turned back into dots without the base model, so the names stay as they are in the file. Two
+variants that occur in files are undone: a doubled prefix (``lora_unet_unet_``), and a leaf after an underscore instead
+of a dot.
 
-The scale is α/r with r the rows of lora_down, and 1 where there is no α; α = 0 means α = r (sd-scripts and LyCORIS).
-Fused projections trained apart (``split_qkv``) are stored as one pair with a block-diagonal lora_up, and stay one
-module; sd-scripts keeps their α while the rows are 3 or 4 times r, so every program, it included, applies a smaller
-scale than it trained with. A module's ``dora_scale`` is on the output axis, (out, 1…), or on the input axis, (1, in…).
+The scale is α/r, where r is the number of rows of lora_down, and 1 if there is no α. In sd-scripts and LyCORIS, α = 0
+means α = r. Fused projections that were trained separately (``split_qkv``) are stored as one pair with a block-diagonal
+lora_up, and are one module here. sd-scripts keeps their α though the rows are 3 or 4 times r, so every program, also
+sd-scripts, applies a smaller scale than in training. A ``dora_scale`` is on the output axis, (out, 1…), or on the input
+axis, (1, in…).
 """
 
 import re
@@ -25,25 +27,29 @@ from loralens.core.lowrank import LowRank
 from loralens.core.scaling import Scaling
 from loralens.core.structured import Update
 from loralens.errors import ShapeError
-from loralens.formats.dialects.alpha import number
+from loralens.formats.dialects.alpha import single_number
 from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf, Parts, gather, halves, origin_of, pair
-from loralens.formats.files.container import Stored, plain_text
+from loralens.formats.files.container import Stored
+from loralens.formats.files.json_text import plain_text
 
 NAME = "kohya"
+# The beginnings of all prefixes in the table above.
 PREFIXES = ("lora_", "lycoris_")
 STORED = ("A", "B", "alpha")  # the parts of one module
 
+# The leaf follows a dot, or in some files an underscore.
 _HALF = re.compile(r"^(?P<name>.+)[._]lora_(?P<half>up|down)\.weight$")
 _OTHER = re.compile(r"^(?P<name>.+)\.(?P<part>alpha|dora_scale)$")
 _DOUBLED = "lora_unet_unet_"
+# Leaves of LyCORIS: a file with one of them is read by that dialect, which has kohya's pairs too.
 _LYCORIS = re.compile(
     r"\.(hada_.+|lokr_.+|oft_blocks|on_input|lambda_layer|[ab][12]\.weight|diff|diff_b|[wb]_norm|bias_(indices|values))$"
     r"|[._]lora_mid\.weight$"
 )
 
 
-def raw(key: str) -> Leaf | None:
-    """The parts of a key, its name as the file has it; None for a key that is none of these."""
+def parse_kohya_key(key: str) -> Leaf | None:
+    """The name in the file and the part of a key; None for a key that kohya's software does not write."""
     half = _HALF.match(key)
     if half:
         return Leaf(half["name"], "B" if half["half"] == "up" else "A")
@@ -51,20 +57,20 @@ def raw(key: str) -> Leaf | None:
     return Leaf(other["name"], other["part"]) if other else None
 
 
-def leaf(key: str) -> Leaf | None:
-    """The parts of a key, a doubled prefix taken off its name."""
-    found = raw(key)
-    return found and Leaf(canonical(found.name), found.part)
+def kohya_leaf(key: str) -> Leaf | None:
+    """The name and the part of a key, where a doubled prefix is removed from the name."""
+    parts = parse_kohya_key(key)
+    return parts and Leaf(undouble_prefix(parts.name), parts.part)
 
 
-def canonical(name: str) -> str:
-    """A name without the prefix that some converters put on twice."""
+def undouble_prefix(name: str) -> str:
+    """A name in which the prefix, which some converters write twice, occurs once."""
     return f"lora_unet_{name.removeprefix(_DOUBLED)}" if name.startswith(_DOUBLED) else name
 
 
 def detect(stored: Stored) -> bool:
-    """Whether a file is kohya's: pairs under its prefixes, and no leaf that only LyCORIS has."""
-    names = [found.name for found in map(raw, stored.tensors) if found and found.part in "AB"]
+    """Whether a file is kohya's: it has pairs under kohya's prefixes, and no leaf that only LyCORIS writes."""
+    names = [found.name for found in map(parse_kohya_key, stored.tensors) if found and found.part in "AB"]
     return (
         bool(names)
         and all(name.startswith(PREFIXES) for name in names)
@@ -78,13 +84,13 @@ def read(stored: Stored) -> Adapter:
     Raises
     ------
     FormatError, ShapeError
-        A pair with one half missing, factors that do not multiply, an α that is no number.
+        One half of a pair is missing, factors do not fit together, or an α is not a number.
     """
     modules, extra = gather(
         stored.tensors,
-        leaf,
-        update=lambda _, parts: plain(parts, NAME) if "A" in parts or "B" in parts else None,
-        companions=companions,
+        kohya_leaf,
+        update=lambda _, parts: read_pair(parts, NAME) if "A" in parts or "B" in parts else None,
+        companions=kohya_extras,
     )
     return Adapter(
         modules=modules,
@@ -97,35 +103,36 @@ def read(stored: Stored) -> Adapter:
     )
 
 
-def plain(parts: Parts, form: str) -> LowRank:
-    """The update of lora_up and lora_down: linear, or a convolution whose up is 1 × 1."""
+def read_pair(parts: Parts, form: str) -> LowRank:
+    """The update of lora_up and lora_down, for a linear layer or for a convolution whose lora_up is 1 × 1."""
     B, A = halves(parts)
     if A.ndim < 2 or B.ndim != A.ndim or B.shape[1] != A.shape[0] or not A.size or not B.size:
         raise ShapeError(f"lora_up {B.shape} and lora_down {A.shape} do not fit together", fix=SAVE_AGAIN)
-    return pair(B, A, scaling=scaling(parts, A.shape[0]), origin=origin_of(form, parts, STORED))
+    return pair(B, A, scaling=kohya_scaling(parts, A.shape[0]), origin=origin_of(form, parts, STORED))
 
 
-def scaling(parts: Parts, rank: int) -> Scaling:
-    """α/r by the module's alpha; 1 where it has none, or a 0."""
+def kohya_scaling(parts: Parts, rank: int) -> Scaling:
+    """α/r by the alpha of a module; 1 if it has none or if it is 0."""
     if "alpha" not in parts:
         return Scaling("alpha/r", rank, rank, "no alpha in the file: α = r")
-    alpha = number(*parts["alpha"])
+    alpha = single_number(*parts["alpha"])
     if alpha == 0:
         return Scaling("alpha/r", rank, rank, "alpha 0 in the file: α = r")
     return Scaling("alpha/r", alpha, rank, "alpha in the file")
 
 
-def companions(name: str, parts: Parts, module: Update | None, used: Iterable[str] = STORED) -> dict[str, Extra]:
-    """What stands beside the update of a module, or under a name without one."""
+def kohya_extras(name: str, parts: Parts, module: Update | None, used: Iterable[str] = STORED) -> dict[str, Extra]:
+    """The extras of a module, or of a name that has no update."""
     loose = {part: held for part, held in parts.items() if module is None or part not in used}
     roles = dict.fromkeys(loose, "other")
+    # Without an update there are no axes to compare its shape with.
     if "dora_scale" in loose and module:
-        roles["dora_scale"] = axis(loose["dora_scale"][1], module)
+        roles["dora_scale"] = magnitude_role(loose["dora_scale"][1], module)
     return {key: Extra(roles[part], name, tensor) for part, (key, tensor) in loose.items()}
 
 
-def axis(tensor: LazyArray, module: Update) -> str:
-    """The role of a dora_scale: one number an output, (out, 1…), or one an input, (1, in…)."""
+def magnitude_role(tensor: LazyArray, module: Update) -> str:
+    """The role of a dora_scale, by its axis: one number for each output, (out, 1…), or for each input, (1, in…)."""
     (out, in_), kernel = module.shape, prod(module.layout.kernel)
     if tensor.size == out and tensor.shape[:1] == (out,):
         return "magnitude"
@@ -136,18 +143,20 @@ def axis(tensor: LazyArray, module: Update) -> str:
 
 
 def base_model(stored: Stored) -> str | None:
-    """What the metadata says the adapter was trained on."""
-    said = stored.metadata or {}
-    return plain_text(said.get("ss_sd_model_name")) or plain_text(said.get("ss_base_model_version"))
+    """The model that the adapter was trained on, by the metadata."""
+    metadata = stored.metadata or {}
+    return plain_text(metadata.get("ss_sd_model_name")) or plain_text(metadata.get("ss_base_model_version"))
 
 
 def about_scales(modules: Mapping[str, Update]) -> list[Finding]:
-    """Where a scale is not simply α/r of the file."""
+    """Findings about scales that are not α/r of the file."""
     origins = {name: module.scaling.origin for name, module in modules.items()}
+    # The origin of a scale says why it is what it is, so the findings need no second look at the file.
     missing = [name for name, origin in origins.items() if origin.startswith("no alpha")]
     zero = [name for name, origin in origins.items() if origin.startswith("alpha 0")]
     findings = []
     if missing:
+        # If only some modules lack an α, something may be missing.
         level: Level = "note" if len(missing) == len(modules) else "warning"
         text = f"{len(missing)} of {len(modules)} modules have no alpha, {missing[0]} the first: α = r, so scale 1"
         findings.append(Finding(level, "alpha-missing", text))
@@ -158,11 +167,12 @@ def about_scales(modules: Mapping[str, Update]) -> list[Finding]:
 
 
 def about_extras(extra: Mapping[str, Extra]) -> list[Finding]:
-    """DoRA, and tensors that were not understood."""
+    """Findings about DoRA, and about tensors of unknown meaning."""
     findings = []
     scaled = [one.module for one in extra.values() if one.role.startswith("magnitude")]
     if scaled:
         text = f"{len(scaled)} modules are DoRA: magnitudes are kept, and ΔW = scale·B·A is that of the pairs alone"
+        # Programs agree about magnitudes by input; by output they divide by different norms.
         by_output = any(one.role == "magnitude" for one in extra.values())  # by input ComfyUI and LyCORIS agree
         fix = "ComfyUI divides by ‖W‖, LyCORIS and PEFT by ‖W + ΔW‖" if by_output else ""
         findings.append(Finding("note", "dora", text, fix))

@@ -1,1 +1,1 @@
-"""LitGPT."""
+"""The dialect of LitGPT."""

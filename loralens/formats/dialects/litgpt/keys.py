@@ -1,4 +1,4 @@
-"""The names of LitGPT's modules, by which its files are told from loralib's."""
+"""The names of LitGPT's modules, which distinguish its files from those of loralib."""
 
 import re
 from collections.abc import Iterable
@@ -9,11 +9,11 @@ _OURS = re.compile(
 _FUSED = re.compile(r"\.attn\.(attn|qkv)$")
 
 
-def fits(names: Iterable[str]) -> bool:
-    """Whether modules have LitGPT's names, those of blocks among them."""
+def are_litgpt_names(names: Iterable[str]) -> bool:
+    """Whether all modules have names of LitGPT, and at least one is in a block."""
     names = list(names)
-    others = [name for name in names if not _OURS.match(name)]
-    return others in ([], ["lm_head"]) and any(map(_OURS.match, names))
+    other_names = [name for name in names if not _OURS.match(name)]
+    return other_names in ([], ["lm_head"]) and any(map(_OURS.match, names))
 
 
 def is_fused(name: str) -> bool:

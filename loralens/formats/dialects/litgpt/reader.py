@@ -1,14 +1,15 @@
-"""LitGPT: ``lit_model.pth.lora``, a pickle of ``<module>.lora_A`` and ``.lora_B`` under LitGPT's own module names.
+"""Reading LitGPT: ``lit_model.pth.lora``, a pickle of ``<module>.lora_A`` and ``.lora_B`` under its own module names.
 
-Query, key and value are one weight, [q; k; v] in its rows; any of them may be adapted. Then A (k·r, in) holds k blocks
-of r rows, and B the rows of the adapted parts one behind the other, of different heights where heads share keys::
+Query, key and value are one weight with the rows [q; k; v], and any of the three may be adapted. Then A (k·r, in) holds
+k blocks of r rows, and B holds the rows of the adapted parts one after the other. The parts have different heights if
+heads share keys and values::
 
     attn.qkv    rows in the order q, k, v
-    attn.attn   LitGPT before 0.5: where not all three are adapted, rows go to q, k, v of each group of heads in turn
+    attn.attn   LitGPT before 0.5: if not all three are adapted, rows go to q, k, v of each group of heads in turn
 
-Which parts, and how high, is in the recipe (hyperparameters.yaml, model_config.yaml), not in the file: an
-``adapter_config.json`` beside it may say it, with LitGPT's own words: lora_query, lora_key, lora_value (or
-``enable_lora``), n_head, n_query_groups, head_size. The same file may say lora_alpha.
+Which parts are adapted and how high they are is in LitGPT's recipe (hyperparameters.yaml, model_config.yaml), not in
+the file. An ``adapter_config.json`` beside the file may have it under LitGPT's names: lora_query, lora_key, lora_value
+(or ``enable_lora``), n_head, n_query_groups, head_size. It may also have lora_alpha.
 """
 
 from collections.abc import Mapping
@@ -21,13 +22,14 @@ from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import Layout, LowRank
 from loralens.core.structured import Update
 from loralens.errors import FormatError, ShapeError, place
-from loralens.formats.dialects.alpha_elsewhere import alpha_unknown, scaling
-from loralens.formats.dialects.litgpt.keys import fits, is_fused
-from loralens.formats.dialects.loralib.reader import enabled_slices, leaf
-from loralens.formats.dialects.pairs import SAVE_AGAIN, Parts, group, matrices, origin_of, others
+from loralens.formats.dialects.alpha import alpha_unknown, config_scaling
+from loralens.formats.dialects.litgpt.keys import are_litgpt_names, is_fused
+from loralens.formats.dialects.loralib.reader import enabled_slices, loralib_leaf
+from loralens.formats.dialects.pairs import SAVE_AGAIN, Parts, group, matrices, origin_of, unpaired_extras
 from loralens.formats.files.container import Stored
 
 NAME = "litgpt"
+# LitGPT's own names, in the order of the rows.
 _FLAGS = ("lora_query", "lora_key", "lora_value")
 _SAY = (
     'put an adapter_config.json beside the file: {"lora_query": true, "lora_key": false, "lora_value": true, '
@@ -37,7 +39,7 @@ _SAY = (
 
 def detect(stored: Stored) -> bool:
     """Whether a file is LitGPT's: loralib's leaves under LitGPT's module names."""
-    return fits(found.name for found in map(leaf, stored.tensors) if found)
+    return are_litgpt_names(found.name for found in map(loralib_leaf, stored.tensors) if found)
 
 
 def read(stored: Stored) -> Adapter:
@@ -46,18 +48,19 @@ def read(stored: Stored) -> Adapter:
     Raises
     ------
     FormatError, ShapeError
-        A pair with one half missing, factors that do not multiply, a fused weight of which nothing says the parts.
+        One half of a pair is missing, factors do not fit together, or the adapted parts of a fused weight are unknown.
     """
-    groups, rest = group(stored.tensors, leaf)
+    groups, unpaired = group(stored.tensors, loralib_leaf)
     modules: dict[str, Update] = {}
     config = _flags(stored)
     for name, parts in groups.items():
         with place(name):
             modules[name] = _module(name, parts, config, groups)
+    # One finding for the file, because all its modules have the same source of α.
     unknown = any(module.scaling.rule == "unknown" for module in modules.values())
     return Adapter(
         modules=modules,
-        extra=others(rest),
+        extra=unpaired_extras(unpaired),
         config=stored.config,
         metadata=stored.metadata,
         format=NAME,
@@ -66,34 +69,36 @@ def read(stored: Stored) -> Adapter:
 
 
 def _flags(stored: Stored) -> dict[str, Any]:
-    """What the configuration or the pickle says, with ``enable_lora`` as a list of three where it is said at all."""
-    found = {**stored.plain, **(stored.config or {})}
+    """The fields of the configuration or the pickle, with ``enable_lora`` as a list of three flags, or None."""
+    fields = {**stored.plain, **(stored.config or {})}
     enabled, _ = enabled_slices(stored)
-    if enabled is None and any(flag in found for flag in _FLAGS):
-        enabled = [found.get(flag, False) is True for flag in _FLAGS]
+    if enabled is None and any(flag in fields for flag in _FLAGS):
+        enabled = [fields.get(flag, False) is True for flag in _FLAGS]
     if enabled is not None and (len(enabled) != 3 or not any(enabled)):
         raise FormatError("query, key and value need three flags, one at least true", fix=_SAY)
-    return {**found, "enable_lora": enabled}
+    return {**fields, "enable_lora": enabled}
 
 
 def _module(name: str, parts: Parts, config: Mapping[str, Any], groups: Mapping[str, Parts]) -> LowRank:
     B, A = matrices(parts, names=("lora_B", "lora_A"))
     origin, layout = origin_of(NAME, parts), Layout()
     if is_fused(name):
-        enabled = _enabled(B, A, config)
+        enabled = _adapted_parts(B, A, config)
         sizes = _sizes(B, A, enabled, config, groups.get(f"{name.rpartition('.')[0]}.proj"))
+        # If all three parts are adapted, the rows of B are those of the weight, in their order.
         old = name.endswith(".attn.attn") and not all(enabled)
-        rows = _interleaved(sizes, config) if old else _contiguous(sizes)
+        rows = _interleaved_rows(sizes, config) if old else _contiguous_rows(sizes)
         B, layout = _spread(B, A.shape[0], enabled, rows), Layout("merged", groups=sum(enabled))
-    said = scaling(config, A.shape[0] // layout.blocks, r="lora_r")
-    return LowRank(B, A, said.value, scaling=said, layout=layout, origin=origin)
+    module_scaling = config_scaling(config, A.shape[0] // layout.blocks, r="lora_r")
+    return LowRank(B, A, module_scaling.value, scaling=module_scaling, layout=layout, origin=origin)
 
 
-def _enabled(B: LazyArray, A: LazyArray, config: Mapping[str, Any]) -> list[bool]:
-    """Which of query, key and value are adapted."""
+def _adapted_parts(B: LazyArray, A: LazyArray, config: Mapping[str, Any]) -> list[bool]:
+    """Whether query, key and value are adapted, each."""
     count, over = divmod(A.shape[0], B.shape[1])
     if over or not 1 <= count <= 3:
         raise ShapeError(f"lora_A {A.shape} is not one to three blocks of rank {B.shape[1]}", fix=SAVE_AGAIN)
+    # Three blocks leave no choice; of one or two only a configuration tells which they are.
     enabled = config["enable_lora"] or ([True] * 3 if count == 3 else None)
     if enabled is None:
         raise FormatError(f"{count} of query, key and value are adapted, and the file does not say which", fix=_SAY)
@@ -105,13 +110,14 @@ def _enabled(B: LazyArray, A: LazyArray, config: Mapping[str, Any]) -> list[bool
 def _sizes(
     B: LazyArray, A: LazyArray, enabled: list[bool], config: Mapping[str, Any], proj: Parts | None
 ) -> tuple[int, int, int]:
-    """Rows of query, key and value in the base weight."""
+    """The numbers of rows of query, key and value in the base weight."""
     heads, height = _count(config, "n_head"), B.shape[0]
     if heads:
         size = _count(config, "head_size") or A.shape[1] // heads
         query, other = size * heads, size * (_count(config, "n_query_groups") or heads)
     elif all(enabled) and proj and "A" in proj and proj["A"][1].ndim == 2:
-        query = proj["A"][1].shape[1]  # the output projection reads what the query's heads give
+        query = proj["A"][1].shape[1]  # the inputs of the output projection are the outputs of the query's heads
+        # Key and value have the same height.
         other = (height - query) // 2
     else:
         raise FormatError("the heights of query, key and value are not in the file", fix=_SAY)
@@ -129,15 +135,16 @@ def _count(config: Mapping[str, Any], name: str) -> int | None:
     return value
 
 
-def _contiguous(sizes: tuple[int, int, int]) -> list[Array]:
-    """Row numbers of query, key and value, one behind the other."""
+def _contiguous_rows(sizes: tuple[int, int, int]) -> list[Array]:
+    """The row numbers of query, key and value if they follow each other."""
     ends = np.cumsum(sizes)
     return [np.arange(end - size, end) for size, end in zip(sizes, ends, strict=True)]
 
 
-def _interleaved(sizes: tuple[int, int, int], config: Mapping[str, Any]) -> list[Array]:
-    """Row numbers of query, key and value where each group of heads holds its own of all three."""
+def _interleaved_rows(sizes: tuple[int, int, int], config: Mapping[str, Any]) -> list[Array]:
+    """The row numbers of query, key and value if each group of heads has its own rows of all three."""
     groups = _count(config, "n_query_groups") or _count(config, "n_head")
+    # Without n_query_groups every head is a group of its own.
     if groups is None or sizes[0] % groups or sizes[1] % groups:
         raise FormatError("this old layout goes group by group, and the file does not say how many there are", fix=_SAY)
     heights = [size // groups for size in sizes]
@@ -147,12 +154,13 @@ def _interleaved(sizes: tuple[int, int, int], config: Mapping[str, Any]) -> list
 
 
 def _spread(B: LazyArray, width: int, enabled: list[bool], rows: list[Array]) -> LazyArray:
-    """B (rows of the adapted parts, r) → (out, k·r): part i in the i-th block of columns, zeros elsewhere."""
+    """Spread B (rows of the adapted parts, r) to (out, k·r): part i in the i-th block of columns, zeros elsewhere."""
     adapted = [numbers for numbers, on in zip(rows, enabled, strict=True) if on]
     out, rank = sum(map(len, rows)), B.shape[1]
 
     def spread(array: Array) -> Array:
         full = np.zeros((out, width), array.dtype)
+        # B holds only the adapted parts, without gaps between them.
         start = 0
         for i, numbers in enumerate(adapted):
             full[numbers, i * rank : (i + 1) * rank] = array[start : start + len(numbers)]

@@ -1,1 +1,1 @@
-"""microsoft/loralib, the LoRA paper's own package."""
+"""The dialect of microsoft/loralib, the package of the LoRA paper."""

@@ -1,4 +1,4 @@
-"""microsoft/loralib, the LoRA paper's own package: a state dict of ``<module>.lora_A`` and ``<module>.lora_B``.
+"""Reading microsoft/loralib: a state dict of ``<module>.lora_A`` and ``<module>.lora_B``.
 
 =============  =============================================  ====================================================
 layer          stored                                         here
@@ -9,12 +9,12 @@ MergedLinear   A (k·r, in), B (out·k/n, r): k of n slices     one module, B bl
 Conv2d         A (k·r, in·k), B (out·k, k·r), k the kernel    A repeated k times on a diagonal: see below
 =============  =============================================  ====================================================
 
-Neither α nor r is stored, nor ``enable_lora``, which says what slices a MergedLinear adapts: that is taken from a
-configuration ``{"enable_lora": [true, false, true]}`` beside the file.
+The file has neither α nor r, nor ``enable_lora``, which says which slices a MergedLinear adapts. The latter is taken
+from a configuration ``{"enable_lora": [true, false, true]}`` beside the file.
 
-Conv2d adds ``(B @ A).view(out, in, k, k)``. Row o of that, flat, is the k rows o·k … of B·A one behind the other, so
-ΔW (out, in·k²) = B.reshape(out, k·(k·r)) · diag(A, …, A), of rank k²·r. A file without the convolution's own weight
-does not say that a module is one; it is then read as linear. (Conv1d and Conv3d of loralib 0.1.2 fail in that view.)
+Conv2d adds ``(B @ A).view(out, in, k, k)``. Row o of this, flattened, consists of the k rows o·k … of B·A, so
+ΔW (out, in·k²) = B.reshape(out, k·(k·r)) · diag(A, …, A), of rank k²·r. A file without the weight of a convolution does
+not show that the module is one, and it is then read as linear. (Conv1d and Conv3d of loralib 0.1.2 fail in that view.)
 """
 
 import re
@@ -29,11 +29,10 @@ from loralens.core.lowrank import Layout, LowRank
 from loralens.core.scaling import Scaling
 from loralens.core.structured import Update
 from loralens.errors import FormatError, ShapeError, place
-from loralens.formats.dialects import embeddings
-from loralens.formats.dialects.alpha_elsewhere import alpha_unknown
-from loralens.formats.dialects.diffusers.keys import fits as is_diffusers
+from loralens.formats.dialects.alpha import alpha_unknown
+from loralens.formats.dialects.diffusers.keys import are_diffusers_keys as is_diffusers
 from loralens.formats.dialects.litgpt import keys as litgpt_keys
-from loralens.formats.dialects.pairs import Leaf, Parts, group, matrices, origin_of, unpack_merged
+from loralens.formats.dialects.pairs import Leaf, Parts, group, is_embedding_name, matrices, origin_of, unpack_merged
 from loralens.formats.files.container import Stored
 
 NAME = "loralib"
@@ -42,20 +41,20 @@ ENABLED = "enable_lora"
 _HALF = re.compile(r"^(?P<name>.+)\.lora_(?P<half>[AB])$")
 
 
-def leaf(key: str) -> Leaf | None:
-    """The module and half that a key says; None for any other key."""
+def loralib_leaf(key: str) -> Leaf | None:
+    """The module and the half that a key names; None for any other key."""
     half = _HALF.match(key)
     return Leaf(half["name"], half["half"]) if half else None
 
 
 def detect(stored: Stored) -> bool:
-    """Whether a file is loralib's: ``lora_A`` and ``lora_B`` with nothing behind, under no other program's names."""
-    names = [found.name for found in map(leaf, stored.tensors) if found]
+    """Whether a file is loralib's: its keys end in ``lora_A`` and ``lora_B``, and its names are of no other program."""
+    names = [found.name for found in map(loralib_leaf, stored.tensors) if found]
     return (
         bool(names)
-        and not litgpt_keys.fits(names)
+        and not litgpt_keys.are_litgpt_names(names)
         and not any(name.startswith(("diffusion_model.", "text_encoders.")) for name in names)
-        and not is_diffusers(stored.tensors, said="lora_adapter_metadata" in (stored.metadata or {}))
+        and not is_diffusers(stored.tensors, declared="lora_adapter_metadata" in (stored.metadata or {}))
     )
 
 
@@ -65,72 +64,78 @@ def read(stored: Stored) -> Adapter:
     Raises
     ------
     FormatError, ShapeError
-        A pair with one half missing, factors that do not multiply, fused projections of which nothing says which are
-        adapted.
+        One half of a pair is missing, factors do not fit together, or it is unknown which slices of fused projections
+        are adapted.
     """
     enabled, config = enabled_slices(stored)
-    groups, rest = group(stored.tensors, leaf)
-    middle = next((key for key in rest if key.endswith(".lora_E")), None)
+    groups, unpaired = group(stored.tensors, loralib_leaf)
+    # AdaLoRA has the leaves of loralib and a diagonal between them, without which ΔW would be wrong.
+    middle = next((key for key in unpaired if key.endswith(".lora_E")), None)
     if middle:
         what = f"{middle} stands between A and B: this is AdaLoRA, under names that are not PEFT's"
         raise FormatError(what, fix="save it with PEFT, under base_model.model. and beside its adapter_config.json")
     modules: dict[str, Update] = {}
     for name, parts in groups.items():
         with place(name):
-            modules[name] = _module(name, parts, rest, enabled)
+            modules[name] = _module(name, parts, unpaired, enabled)
     return Adapter(
         modules=modules,
-        extra={key: _extra(key, tensor, rest, modules) for key, tensor in rest.items()},
+        extra={key: _extra(key, tensor, unpaired, modules) for key, tensor in unpaired.items()},
         config=config,
         metadata=stored.metadata,
         format=NAME,
-        findings=(alpha_unknown("loralib"), *_findings(modules, rest)),
+        findings=(alpha_unknown("loralib"), *_findings(modules, unpaired)),
     )
 
 
 def enabled_slices(stored: Stored) -> tuple[list[bool] | None, Mapping[str, Any] | None]:
-    """``enable_lora`` of a configuration or of the values in the pickle, and the configuration that says it.
+    """``enable_lora`` of the configuration or of the values in the pickle, and a configuration that contains it.
 
     Raises
     ------
     FormatError
-        It is no list of true and false with at least one true.
+        It is not a list of true and false with at least one true.
     """
-    held = stored.config if stored.config and ENABLED in stored.config else stored.plain
-    if ENABLED not in held:
+    source = stored.config if stored.config and ENABLED in stored.config else stored.plain
+    if ENABLED not in source:
         return None, stored.config
-    enabled = held[ENABLED]
+    enabled = source[ENABLED]
+    # A configuration is written by hand, so anything may be there.
     if not isinstance(enabled, list) or not all(isinstance(one, bool) for one in enabled) or not any(enabled):
         raise FormatError(
             f"{ENABLED} is not a list of true and false", fix=f"write it as {ENABLED}: [true, false, true]"
         )
-    return enabled, stored.config if held is stored.config else {**(stored.config or {}), ENABLED: enabled}
+    return enabled, stored.config if source is stored.config else {**(stored.config or {}), ENABLED: enabled}
 
 
-def _module(name: str, parts: Parts, rest: Mapping[str, LazyArray], enabled: list[bool] | None) -> LowRank:
+def _module(name: str, parts: Parts, unpaired: Mapping[str, LazyArray], enabled: list[bool] | None) -> LowRank:
     B, A = matrices(parts, names=("lora_B", "lora_A"))
     origin, rank = origin_of(NAME, parts), A.shape[0]
-    weight = rest.get(f"{name}.conv.weight")
+    # loralib's Conv2d keeps its convolution in a member called conv.
+    weight = unpaired.get(f"{name}.conv.weight")
     if weight is not None and weight.ndim == 4:
         B, A, layout = _unpack_conv(B, A, weight.shape)
         rank //= layout.kernel[0]
+    # With one enabled slice, the shapes fit a linear layer; only the configuration shows the fused one.
     elif A.shape[0] != B.shape[1] or (enabled and len(enabled) > 1 and sum(enabled) == 1):
         B, layout = _unpack_merged(B, A, enabled)
         rank //= layout.groups
     else:
-        layout = Layout(_kind(name, (B.shape[0], A.shape[1]), rest.get(f"{name}.weight")))
+        layout = Layout(_kind(name, (B.shape[0], A.shape[1]), unpaired.get(f"{name}.weight")))
     return LowRank(B, A, scaling=Scaling("unknown", rank=rank), layout=layout, origin=origin)
 
 
 def _kind(name: str, shape: tuple[int, int], weight: LazyArray | None) -> str:
-    """``embedding`` or ``linear``: by the base weight where the file has it and it tells, else by the name."""
+    """``embedding`` or ``linear``: by the base weight if the file has it and it is not square, else by the name."""
+    # An embedding stores its weight as (vocab, dim), which is the transpose of the update.
     if weight is not None and shape[0] != shape[1] and weight.shape in (shape, shape[::-1]):
         return "linear" if weight.shape == shape else "embedding"
-    return "embedding" if embeddings.named(name) else "linear"
+    return "embedding" if is_embedding_name(name) else "linear"
 
 
 def _unpack_merged(B: LazyArray, A: LazyArray, enabled: list[bool] | None) -> tuple[LazyArray, Layout]:
-    """MergedLinear: A (k·r, in), B (k·o, r) → B (n·o, k·r), zero rows where nothing is adapted."""
+    """B (n·o, k·r) of a MergedLinear with A (k·r, in) and B (k·o, r); the rows of slices without an update are zero."""
+    # The shapes do not tell which slices they are, and a wrong guess would be a wrong update.
     if enabled is None:
         what = f"lora_A {A.shape} and lora_B {B.shape} are fused projections, and the file does not say which of them"
         fix = 'put an adapter_config.json with "enable_lora": [true, false, true] (query and value) beside the file'
@@ -143,34 +148,37 @@ def _unpack_merged(B: LazyArray, A: LazyArray, enabled: list[bool] | None) -> tu
 
 
 def _unpack_conv(B: LazyArray, A: LazyArray, weight: tuple[int, ...]) -> tuple[LazyArray, LazyArray, Layout]:
-    """Conv2d: A (k·r, in·k), B (out·k, k·r) → A (k²·r, in·k²), B (out, k²·r)."""
+    """The factors of a Conv2d: A (k·r, in·k) and B (out·k, k·r) become A (k²·r, in·k²) and B (out, k²·r)."""
     out, channels, k, other = weight
     width = A.shape[0]
+    # loralib's kernels are square, and a grouped convolution has another B.
     if k != other or not k or B.shape != (out * k, width) or A.shape[1] != channels * k or width % k:
         what = f"lora_A {A.shape} and lora_B {B.shape} do not fit the convolution {weight}"
         raise ShapeError(what, fix="loralens reads loralib's Conv2d of one group")
 
-    def repeated(array: Array) -> Array:
+    def repeat(array: Array) -> Array:
         return np.kron(np.eye(k, dtype=array.dtype), array)
 
-    wide = A.map(repeated, shape=(k * width, k * A.shape[1]))
+    wide = A.map(repeat, shape=(k * width, k * A.shape[1]))
     return B.reshape(out, k * width), wide, Layout("conv", kernel=(k, k))
 
 
-def _extra(key: str, tensor: LazyArray, rest: Mapping[str, LazyArray], modules: Mapping[str, Update]) -> Extra:
+def _extra(key: str, tensor: LazyArray, unpaired: Mapping[str, LazyArray], modules: Mapping[str, Update]) -> Extra:
     """A trained bias, a head trained in full, or the base weight of an adapted module."""
     name, _, last = key.rpartition(".")
     inner = name.removesuffix(".conv")
     if name in modules or inner in modules:
         return Extra("bias" if last == "bias" else "other", inner if inner in modules else name, tensor, last)
-    if last == "bias" and f"{name}.weight" not in rest:
+    # loralib stores trained biases alone. A bias beside its weight belongs to a layer trained in full.
+    if last == "bias" and f"{name}.weight" not in unpaired:
         return Extra("bias", name, tensor, last)
     return Extra("saved" if last in ("weight", "bias") else "other", name, tensor, last)
 
 
-def _findings(modules: Mapping[str, Update], rest: Mapping[str, LazyArray]) -> list[Finding]:
+def _findings(modules: Mapping[str, Update], unpaired: Mapping[str, LazyArray]) -> list[Finding]:
     findings = []
-    bases = [name for name in modules if f"{name}.weight" in rest or f"{name}.conv.weight" in rest]
+    bases = [name for name in modules if f"{name}.weight" in unpaired or f"{name}.conv.weight" in unpaired]
+    # In eval mode, loralib merges the update into the weight.
     if bases:
         text = f"holds base weights too, {bases[0]}'s among them; saved in eval mode they contain the update already"
         findings.append(Finding("warning", "base-included", text, "take the base model from its own source"))

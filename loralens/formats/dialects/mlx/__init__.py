@@ -1,1 +1,1 @@
-"""Apple's mlx-lm."""
+"""The dialect of Apple's mlx-lm."""

@@ -1,4 +1,4 @@
-"""Apple's mlx-lm: ``adapters.safetensors`` beside ``adapter_config.json``.
+"""Reading Apple's mlx-lm: ``adapters.safetensors`` beside ``adapter_config.json``.
 
 ===========  ==========================================  ===================================================
 kind         stored                                      here
@@ -11,8 +11,8 @@ DoRA         m (out,) of a linear layer,                 ``magnitude`` (the outp
              m (vocab,) of an embedding                  ``magnitude_in``: one number a row of the table
 ===========  ==========================================  ===================================================
 
-The scale is ``lora_parameters.scale`` as it stands. It is no α/r, and nothing in the weights' file tells it: a bare
-file has an unknown scale. An ``alpha`` beside it is ignored by mlx-lm, which left it in its defaults until April 2025
+The scale is ``lora_parameters.scale`` itself and not α/r. The file of the weights does not contain it, so without a
+configuration the scale is unknown. mlx-lm ignores an ``alpha`` beside it, which was among its defaults until April 2025
 (mlx-lm pull request 65).
 """
 
@@ -26,62 +26,64 @@ from loralens.core.lowrank import Layout, LowRank, Origin
 from loralens.core.scaling import Scaling
 from loralens.core.structured import Update
 from loralens.errors import FormatError, ShapeError
-from loralens.formats.dialects import dora, embeddings
-from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf, Parts, group, halves, origin_of, unfold
-from loralens.formats.dialects.peft.fields import sound
-from loralens.formats.files.container import Stored, plain_text
-from loralens.formats.files.number import finite
+from loralens.formats.dialects import dora
+from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf, Parts, group, halves, is_embedding_name, origin_of, unfold
+from loralens.formats.dialects.peft.fields import valid_fields
+from loralens.formats.files.container import Stored
+from loralens.formats.files.json_text import finite_number, plain_text
 
 NAME = "mlx"
-DORA = {"linear": "norms", "embedding": "norms_in"}  # mlx-lm: one length a row of the stored weight
+DORA = {"linear": "norms", "embedding": "norms_in"}  # in mlx-lm there is one length for each row of the stored weight
 
 _HALF = re.compile(r"^(?P<name>.+)\.lora_(?P<half>[ab])$")
+# Keys of full fine-tuning: weights of any module, also quantised ones, and nothing of LoRA.
 _PLAIN = re.compile(r"^(?!.*lora).+\.(weight|bias|scales|biases)$")
 
 
-def leaf(key: str) -> Leaf | None:
-    """The module and half that a key says; None for any other key."""
+def mlx_leaf(key: str) -> Leaf | None:
+    """The module and the half that a key names; None for any other key."""
     half = _HALF.match(key)
     return Leaf(half["name"], half["half"].upper()) if half else None
 
 
 def detect(stored: Stored) -> bool:
-    """Whether a file is mlx-lm's: bare ``lora_a`` and ``lora_b`` in its orientation, or beside its configuration.
+    """Whether a file is mlx-lm's: it has ``lora_a`` and ``lora_b`` in its orientation, or beside its configuration.
 
-    Whole weights beside a configuration of full fine-tuning are mlx-lm's too; they are refused when they are read.
+    Full weights beside a configuration of full fine-tuning are mlx-lm's too; they are refused when they are read.
     """
-    groups, _ = group(stored.tensors, leaf)
+    # torchtune's halves end in `.weight` and are no leaves here.
+    groups, _ = group(stored.tensors, mlx_leaf)
     if not groups:
         full = (stored.config or {}).get("fine_tune_type") == "full"
         return full and bool(stored.tensors) and all(_PLAIN.match(key) for key in stored.tensors)
-    if any(name.endswith(".weight") for name in groups):  # llama.cpp's
+    if any(name.endswith(".weight") for name in groups):  # the names of llama.cpp
         return False
-    return is_ours(stored.config) or all(_fits(parts) for parts in groups.values())
+    return is_mlx_config(stored.config) or all(_fits(parts) for parts in groups.values())
 
 
-def is_ours(config: Mapping[str, Any] | None) -> bool:
+def is_mlx_config(config: Mapping[str, Any] | None) -> bool:
     """Whether a configuration is mlx-lm's."""
     return config is not None and ("fine_tune_type" in config or "lora_parameters" in config)
 
 
-def parameters(config: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """The ``lora_parameters`` of a configuration; empty where it has none."""
-    found = (config or {}).get("lora_parameters")
-    return found if isinstance(found, dict) else {}
+def lora_parameters(config: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """The ``lora_parameters`` of a configuration; empty if it has none."""
+    section = (config or {}).get("lora_parameters")
+    return section if isinstance(section, dict) else {}
 
 
-def said_scale(config: Mapping[str, Any] | None) -> float | None:
-    """The scale that a configuration says; None where it says none.
+def stated_scale(config: Mapping[str, Any] | None) -> float | None:
+    """The scale in a configuration; None if it has none.
 
     Raises
     ------
     FormatError
         It is not a finite number.
     """
-    scale = parameters(config).get("scale")
+    scale = lora_parameters(config).get("scale")
     if scale is None:
         return None
-    if finite(scale) is None:
+    if finite_number(scale) is None:
         raise FormatError("lora_parameters.scale is not a finite number", fix="correct it in adapter_config.json")
     return float(scale)
 
@@ -92,23 +94,29 @@ def read(stored: Stored) -> Adapter:
     Raises
     ------
     FormatError, ShapeError
-        Full fine-tuning, a pair with one half missing, factors that do not multiply, a scale that is no number.
+        The file is of full fine-tuning, one half of a pair is missing, factors do not fit together, or the scale is not
+        a number.
     """
-    groups, rest = group(stored.tensors, leaf)
+    groups, unpaired = group(stored.tensors, mlx_leaf)
     if not groups:
         what = "fine_tune_type full: the file holds whole weights, not a LoRA"
         raise FormatError(what, fix="loralens reads LoRA and DoRA adapters: lora_a and lora_b matrices")
-    scale = said_scale(stored.config)
+    scale = stated_scale(stored.config)
+    # An unknown scale counts as 1 in ΔW, and every result says that it is unknown.
     scaling = Scaling("unknown") if scale is None else Scaling("given", origin="lora_parameters.scale")
 
-    def made(name: str, parts: Parts) -> Iterator[tuple[str, LowRank]]:
-        for one, B, A, layout, origin in _factors(name, parts, rest.get(f"{name}.m")):
-            yield one, LowRank(B, A, 1.0 if scale is None else scale, scaling=scaling, layout=layout, origin=origin)
+    def build(name: str, parts: Parts) -> Iterator[tuple[str, LowRank]]:
+        for module_name, B, A, layout, origin in _factors(name, parts, unpaired.get(f"{name}.m")):
+            yield (
+                module_name,
+                LowRank(B, A, 1.0 if scale is None else scale, scaling=scaling, layout=layout, origin=origin),
+            )
 
-    modules = unfold(groups, made)
-    extra = {key: _extra(key, tensor, modules) for key, tensor in rest.items()}
+    modules = unfold(groups, build)
+    extra = {key: _extra(key, tensor, modules) for key, tensor in unpaired.items()}
+    # Without this field the file is a plain LoRA, and has no magnitudes that could be missing.
     if (stored.config or {}).get("fine_tune_type") == "dora":
-        extra |= dora.unstored(modules, extra, DORA, lambda name: f"{name}.m")
+        extra |= dora.missing_magnitudes(modules, extra, DORA, lambda name: f"{name}.m")
     return Adapter(
         modules=modules,
         extra=extra,
@@ -116,16 +124,17 @@ def read(stored: Stored) -> Adapter:
         metadata=stored.metadata,
         format=NAME,
         base_model=plain_text((stored.config or {}).get("model")),
-        findings=(*_findings(stored.config, scale, modules), *dora.finding(extra, software="mlx-lm")),
-        peft_fields=sound({"lora_dropout": parameters(stored.config).get("dropout")}),
+        findings=(*_findings(stored.config, scale, modules), *dora.magnitude_findings(extra, software="mlx-lm")),
+        peft_fields=valid_fields({"lora_dropout": lora_parameters(stored.config).get("dropout")}),
     )
 
 
 def _fits(parts: Parts) -> bool:
-    """Whether a pair has mlx-lm's orientation; a half alone has any."""
+    """Whether a pair can have mlx-lm's orientation; true for a half without the other."""
     if not {"A", "B"} <= set(parts):
         return True
     a, b = parts["A"][1].shape, parts["B"][1].shape
+    # mlx-lm has had two layouts of lora_a for a stack: with an axis of experts, and with their rows in sequence.
     if len(b) == 3:
         return a[:2] == (b[0], b[2]) if len(a) == 3 else len(a) == 2 and a[0] == b[0] * b[2]
     return len(a) == len(b) == 2 and a[1] == b[0]
@@ -135,15 +144,17 @@ Factors = tuple[str, LazyArray, LazyArray, Layout, Origin]
 
 
 def _factors(name: str, parts: Parts, m: LazyArray | None) -> Iterator[Factors]:
-    """Name, B (out, r) and A (r, in) of the modules that one stored pair stands for: one, or the experts of a stack."""
+    """The name and the factors of the modules that one stored pair holds: one module, or the experts of a stack."""
     b, a = halves(parts)
     if not _fits(parts) or not a.size or not b.size:
         raise ShapeError(f"lora_a {a.shape} and lora_b {b.shape} do not multiply as mlx-lm has them", fix=SAVE_AGAIN)
     origin = origin_of(NAME, parts)
+    # A pair of matrices is one module; three axes are a stack.
     if b.ndim == 2:
         yield name, b.T, a.T, Layout(_kind(name, (b.shape[1], a.shape[0]), m)), origin
         return
     count, out, rank = b.shape
+    # All experts came from the same two tensors, which are written again if all are unchanged.
     shared = Origin(NAME, origin.tensors, share=count)
     for e in range(count):
         one_b = b.rows(e, e + 1).reshape(out, rank)
@@ -152,20 +163,22 @@ def _factors(name: str, parts: Parts, m: LazyArray | None) -> Iterator[Factors]:
 
 
 def _kind(name: str, shape: tuple[int, int], m: LazyArray | None) -> str:
-    """``embedding`` or ``linear``: by the axis of a DoRA magnitude where that tells, else by the name."""
+    """``embedding`` or ``linear``: by the size of a DoRA magnitude if that is conclusive, else by the name."""
     out, in_ = shape
+    # The size of a magnitude tells the axis only if both axes differ.
     if m is not None and out != in_ and m.size in shape:
         return "embedding" if m.size == in_ else "linear"
-    return "embedding" if embeddings.named(name) else "linear"
+    return "embedding" if is_embedding_name(name) else "linear"
 
 
 def _extra(key: str, tensor: LazyArray, modules: Mapping[str, Update]) -> Extra:
-    """A DoRA magnitude, or a tensor of no known role."""
+    """A DoRA magnitude, or a tensor without a known role."""
     name, _, last = key.rpartition(".")
     module = modules.get(name) if last == "m" else None
     if module is None:
         return Extra("other", name, tensor)
     out, in_ = module.shape
+    # mlx-lm normalises the rows of the stored weight, and an embedding stores its vocabulary as rows.
     role, size = ("magnitude_in", in_) if module.layout.kind == "embedding" else ("magnitude", out)
     if tensor.shape != (size,):
         raise ShapeError(f"{key} {tensor.shape} is not one number for each of {size} rows", fix=SAVE_AGAIN)
@@ -173,17 +186,24 @@ def _extra(key: str, tensor: LazyArray, modules: Mapping[str, Update]) -> Extra:
 
 
 def _findings(config: Mapping[str, Any] | None, scale: float | None, modules: Mapping[str, Update]) -> list[Finding]:
-    said, ranks = parameters(config), sorted({module.rank for module in modules.values()})
+    section, ranks = lora_parameters(config), sorted({module.rank for module in modules.values()})
     findings = []
     if scale is None:
-        where = "lora_parameters in adapter_config.json holds no scale" if is_ours(config) else "the file stands alone"
-        text = f"{where}, so the scale is unknown and taken as 1 (mlx-lm's default is 20, and α plays no part)"
+        reason = (
+            "lora_parameters in adapter_config.json holds no scale"
+            if is_mlx_config(config)
+            else "the file stands alone"
+        )
+        text = f"{reason}, so the scale is unknown and taken as 1 (mlx-lm's default is 20, and α plays no part)"
         fix = "put the adapter_config.json of the training beside the file, or give --scale"
         findings.append(Finding("warning", "alpha-unknown", text, fix))
-    if "rank" in said and ranks != [said["rank"]]:
-        text = f"lora_parameters says rank {ascii(said['rank'])[:20]} and the file holds {', '.join(map(str, ranks))}"
+    # mlx-lm makes its layers by this rank, and then cannot load the tensors.
+    if "rank" in section and ranks != [section["rank"]]:
+        text = (
+            f"lora_parameters says rank {ascii(section['rank'])[:20]} and the file holds {', '.join(map(str, ranks))}"
+        )
         findings.append(Finding("warning", "rank-disagrees", text, "mlx-lm cannot load it: correct lora_parameters"))
-    if "alpha" in said and scale is not None and "fine_tune_type" not in (config or {}):
+    if "alpha" in section and scale is not None and "fine_tune_type" not in (config or {}):
         text = (
             f"lora_parameters has an alpha beside the scale {scale:g}: versions of early 2024 multiplied by α/r as well"
         )

@@ -1,8 +1,8 @@
-"""Writing mlx-lm: an untouched module as it was read, a changed one transposed back, and a configuration beside them.
+"""Writing mlx-lm: unchanged modules as they were read, others transposed, and a configuration beside them.
 
-mlx-lm has one rank and one scale for all modules. Modules of another scale than the most common one get the ratio
-into their lora_b: exactly where it is a power of two, else rounded once to float32. Of several ranks it loads none,
-so these are refused.
+mlx-lm has one rank and one scale for all modules. The lora_b of a module with another scale than the most common one is
+multiplied by the ratio: exactly if it is a power of two, otherwise rounded once to float32. Several ranks are refused,
+because mlx-lm cannot load them.
 """
 
 from collections import Counter
@@ -19,32 +19,37 @@ from loralens.core.lazy import Array, LazyArray
 from loralens.core.names import block
 from loralens.core.structured import Update
 from loralens.errors import FormatError, ShapeError, place
-from loralens.formats.dialects.extras import add, to_translate
-from loralens.formats.dialects.mlx.reader import NAME, is_ours, parameters, said_scale
-from loralens.formats.dialects.peft.fields import fields_of
-from loralens.formats.dialects.stacks import Stacks, as_read, by_pair, check_whole
+from loralens.formats.dialects.extras import add_tensors, translatable_extras
+from loralens.formats.dialects.mlx.reader import NAME, is_mlx_config, lora_parameters, stated_scale
+from loralens.formats.dialects.peft.fields import carried_fields
+from loralens.formats.dialects.stacks import Stacks, check_complete, group_by_pair, is_as_read
 from loralens.formats.files.container import Stored
 
+# the kinds of weights that mlx-lm can adapt
 KINDS = ("linear", "embedding", "experts", "merged")
-_WIDE = (np.dtype(np.float64), np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16))  # with exponents to spare
+# dtypes whose range of exponents is large enough for a power of two to be multiplied in exactly; float16's is not.
+_WIDE = (np.dtype(np.float64), np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16))
+# kind of layout → the role of a magnitude along the rows of the stored weight
 _MAGNITUDES = {"linear": "magnitude", "merged": "magnitude", "embedding": "magnitude_in"}
 
 
 def write(adapter: Adapter, *, base_config: Mapping[str, Any] | None = None) -> Stored:
     """The adapter as mlx-lm stores it.
 
-    ``base_config``, the base's config.json, has told `loralens.formats.dialects.experts` by now what its experts are
-    called.
+    ``base_config``, the content of the base's config.json, is not used here: by its help
+    `loralens.formats.dialects.experts` has already renamed the experts.
 
     Raises
     ------
     FormatError
-        A kind of weight that mlx-lm does not adapt, extras it cannot hold, DoRA on some modules only.
+        mlx-lm does not adapt a kind of weight, or cannot hold an extra, or only some modules are DoRA.
     ShapeError, MismatchError
-        Several ranks; experts missing; an update that has no pair.
+        Modules have several ranks, experts are missing, or an update is no pair.
     """
+    # All writers get the options of the dialect; this one was used before.
     del base_config
-    stacks = by_pair(adapter)
+    stacks = group_by_pair(adapter)
+    # The scale is one for the whole file, so it is chosen before any module is written.
     config, scale = _config(adapter, stacks)
     tensors: dict[str, LazyArray] = {}
     for name, modules in stacks.items():
@@ -59,7 +64,7 @@ def write(adapter: Adapter, *, base_config: Mapping[str, Any] | None = None) -> 
 def _tensors(name: str, modules: Mapping[str, Update], scale: float) -> Mapping[str, LazyArray]:
     first = next(iter(modules.values()))
     ratio = _ratio(modules, scale)
-    if as_read(modules, NAME) and ratio == 1:
+    if is_as_read(modules, NAME) and ratio == 1:
         assert first.origin
         return first.origin.tensors
     if first.layout.kind not in KINDS:
@@ -72,19 +77,20 @@ def _tensors(name: str, modules: Mapping[str, Update], scale: float) -> Mapping[
 
 
 def _ratio(modules: Mapping[str, Update], scale: float) -> float:
-    """By what lora_b has to be multiplied under this scale of the whole file."""
+    """The factor for lora_b, if ``scale`` is that of the whole file."""
     scales = {module.scale for module in modules.values()}
+    # All experts are in one tensor, which has one scale.
     if len(scales) > 1:
         raise ShapeError("the experts of this stack differ in scale, and mlx-lm holds one", fix="give them one scale")
     own = scales.pop()
-    return 1.0 if own == scale else own / scale
+    return 1.0 if own == scale else own / scale  # both may be 0
 
 
 def _times(b: LazyArray, ratio: float) -> LazyArray:
-    """``ratio`` · b: in the dtype of b where that is exact, else rounded once to float32."""
+    """``ratio`` · b in the dtype of b if that is exact; otherwise in float32, rounded once."""
     if ratio == 1:
         return b
-    exact = abs(frexp(ratio)[0]) == 0.5 and b.dtype in _WIDE
+    exact = abs(frexp(ratio)[0]) == 0.5 and b.dtype in _WIDE  # the mantissa of a power of two is 0.5
     dtype = b.dtype if exact else np.dtype(np.float32)
 
     def product(array: Array) -> Array:
@@ -94,10 +100,10 @@ def _times(b: LazyArray, ratio: float) -> LazyArray:
 
 
 def _stack(modules: Mapping[str, Update]) -> tuple[LazyArray, LazyArray]:
-    """lora_b (E, out, r) and lora_a (E, r, in) of all experts."""
+    """The tensors lora_b (E, out, r) and lora_a (E, r, in) of all experts."""
     experts = list(modules.values())
     first, count = experts[0], len(experts)
-    check_whole(modules, "mlx-lm")
+    check_complete(modules, "mlx-lm")
     (out, in_), rank = first.shape, first.rank
     b = LazyArray(lambda: np.stack([m.B for m in experts]), shape=(count, out, rank), dtype=first.dtype)
     dtype = first.factors[1].dtype
@@ -105,19 +111,21 @@ def _stack(modules: Mapping[str, Update]) -> tuple[LazyArray, LazyArray]:
 
 
 def _extras(adapter: Adapter) -> dict[str, LazyArray]:
-    """What rides along; from another dialect, DoRA magnitudes as ``m``."""
+    """The extras: unchanged in mlx-lm's own dialect; of others the DoRA magnitudes as ``m``."""
     if adapter.format == NAME:
         return {key: extra.tensor for key, extra in adapter.extra.items() if extra.role not in NORMS}
     tensors: dict[str, LazyArray] = {}
-    for key, extra in to_translate(adapter, set(_MAGNITUDES.values()), "mlx-lm").items():
+    for key, extra in translatable_extras(adapter, set(_MAGNITUDES.values()), "mlx-lm").items():
         module = adapter.modules.get(extra.module)
+        # A convolution, for example, has no DoRA in mlx-lm.
         if module is None or _MAGNITUDES.get(module.layout.kind) != extra.role:
             raise FormatError(
                 f"{key}: mlx-lm keeps a DoRA magnitude for each row of a stored weight, and this is another axis",
                 fix="convert with --drop-extra to leave it out",
             )
         with place(key):
-            add(tensors, {f"{extra.module}.m": _flat(extra.tensor, _rows(module))})
+            add_tensors(tensors, {f"{extra.module}.m": _flat(extra.tensor, _rows(module))})
+    # mlx-lm makes either LoRA or DoRA layers, by one field of the configuration.
     lacking = [name for name in adapter if f"{name}.m" not in tensors]
     if tensors and lacking:
         what = f"{len(lacking)} of {len(adapter)} modules, {lacking[0]} the first, have no DoRA magnitude"
@@ -126,7 +134,7 @@ def _extras(adapter: Adapter) -> dict[str, LazyArray]:
 
 
 def _rows(module: Update) -> int:
-    """Rows of the weight as mlx-lm stores it."""
+    """The number of rows of a weight as mlx-lm stores it."""
     out, in_ = module.shape
     return in_ if module.layout.kind == "embedding" else out
 
@@ -138,33 +146,35 @@ def _flat(tensor: LazyArray, size: int) -> LazyArray:
 
 
 def _config(adapter: Adapter, stacks: Stacks) -> tuple[Mapping[str, Any] | None, float]:
-    """The configuration, and the scale it says: the one it came with while that still says the truth.
+    """The configuration and its scale: the old one if it still describes the adapter, otherwise a new one.
 
-    Where nothing said a scale, nothing says one afterwards: it stays unknown.
+    If the scale was unknown, the new configuration has none, and it stays unknown.
     """
     old = adapter.config if adapter.format == NAME else None
     modules = adapter.modules.values()
-    said = said_scale(old)
-    unsaid = said is None and all(m.scaling.rule == "unknown" and m.scale == 1 for m in modules)
+    stated = stated_scale(old)
+    unsaid = stated is None and all(m.scaling.rule == "unknown" and m.scale == 1 for m in modules)
     unsaid = unsaid and adapter.format == NAME
-    untouched = all(as_read(stack, NAME) for stack in stacks.values())
+    untouched = all(is_as_read(stack, NAME) for stack in stacks.values())
+    # Nothing that the old configuration says has changed.
     if untouched and unsaid:
         return old, 1.0
-    if untouched and said is not None and all(module.scale == said for module in modules):
-        return old, said
+    if untouched and stated is not None and all(module.scale == stated for module in modules):
+        return old, stated
     rank = _one_rank(modules)
     if unsaid:
-        if old is not None and "rank" in parameters(old):
-            old = {**old, "lora_parameters": {**parameters(old), "rank": rank}}
+        if old is not None and "rank" in lora_parameters(old):
+            old = {**old, "lora_parameters": {**lora_parameters(old), "rank": rank}}
         return old, 1.0
     scale = _most_common(module.scale for module in modules)
-    base = dict(old) if old is not None and is_ours(old) else _fresh(adapter, stacks)
-    base["lora_parameters"] = {**parameters(base), "rank": rank, "scale": scale}
+    # Other fields, such as the number of layers, are kept.
+    base = dict(old) if old is not None and is_mlx_config(old) else _new_config(adapter, stacks)
+    base["lora_parameters"] = {**lora_parameters(base), "rank": rank, "scale": scale}
     return base, scale
 
 
 def _one_rank(modules: Iterable[Update]) -> int:
-    """The rank that all modules have; 8, mlx-lm's default, where there are none."""
+    """The rank of all modules; 8, mlx-lm's default, if there are no modules."""
     ranks = {module.rank for module in modules}
     if len(ranks) > 1:
         what = f"mlx-lm has one rank for all modules, and these have {', '.join(map(str, sorted(ranks)))}"
@@ -173,15 +183,18 @@ def _one_rank(modules: Iterable[Update]) -> int:
 
 
 def _most_common(scales: Iterable[float]) -> float:
-    """The scale of most modules; not 0, by which no other can be divided."""
+    """The scale of most modules other than 0, because the other scales are divided by it."""
     counts = Counter(scale for scale in scales if scale)
     return counts.most_common(1)[0][0] if counts else 1.0
 
 
-def _fresh(adapter: Adapter, stacks: Stacks) -> dict[str, Any]:
-    """A configuration with which mlx-lm makes these modules; it leaves at 0 whatever else it makes by these keys."""
+def _new_config(adapter: Adapter, stacks: Stacks) -> dict[str, Any]:
+    """A configuration with which mlx-lm makes these modules.
+
+    It may make more modules by the same keys. Their lora_b stays 0, so they change nothing.
+    """
     dora = any(extra.role in _MAGNITUDES.values() for extra in adapter.extra.values())
-    dropout = fields_of(adapter).get("lora_dropout", 0.0)
+    dropout = carried_fields(adapter).get("lora_dropout", 0.0)
     keys = sorted({_key(name) for name in stacks})
     return {
         "fine_tune_type": "dora" if dora else "lora",
@@ -192,6 +205,6 @@ def _fresh(adapter: Adapter, stacks: Stacks) -> dict[str, Any]:
 
 
 def _key(name: str) -> str:
-    """What mlx-lm calls a module: its path within its block, or the whole one outside any."""
-    found = block(name)
-    return name.removeprefix(f"{found.stack}.{found.number}.") if found else name
+    """mlx-lm's key for a module: its path within its block, or its full path outside of blocks."""
+    position = block(name)
+    return name.removeprefix(f"{position.stack}.{position.number}.") if position else name

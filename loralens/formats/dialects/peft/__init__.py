@@ -1,1 +1,1 @@
-"""Hugging Face PEFT."""
+"""The dialect of Hugging Face PEFT."""

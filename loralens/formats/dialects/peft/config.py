@@ -1,7 +1,7 @@
-"""What ``adapter_config.json`` says about the adapter beside it.
+"""Reading ``adapter_config.json``: ranks, scales and targets of the adapter beside it.
 
-Fields and rules as in PEFT (https://github.com/huggingface/peft); modules are looked up by their paths without
-``base_model.model.``.
+The fields and rules are those of PEFT (https://github.com/huggingface/peft). Modules are looked up by their paths
+without ``base_model.model.``.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,25 +12,25 @@ from loralens.core.adapter import Finding
 from loralens.core.scaling import Rule, Scaling
 from loralens.errors import FormatError
 from loralens.formats.dialects.peft.patterns import RESTORE, Pattern
-from loralens.formats.files.container import check_printable
 from loralens.formats.files.expressions import Allowance, Expression
-from loralens.formats.files.number import finite
+from loralens.formats.files.json_text import check_printable, finite_number
 
 DEFAULT_RANK = 8  # PEFT's defaults, for configurations that leave the fields out
 DEFAULT_ALPHA = 8
+# Fields that change how numbers are read. A value such as "false" would count as true.
 FLAGS = ("use_rslora", "use_dora", "fan_in_fan_out", "lora_bias")
 
-# Initialisations that change the base weight, again at every load by PEFT.
+# Initialisations with which PEFT changes the base weight, at every load again.
 MUTATED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
-# What PEFT trains in full besides, by task_type.
+# The modules that PEFT trains in full for a task_type, without naming them in modules_to_save.
 HEADS = {
     "SEQ_CLS": ["classifier", "score"],
     "TOKEN_CLS": ["classifier", "score"],
     "QUESTION_ANS": ["qa_outputs"],
 }
 
-# Variants whose update is not just scale · B · A of the original base: field, what is special, what to do.
+# Variants whose update is not just scale · B · A on the original base: the field, the difference, and the advice.
 VARIANTS = (
     ("use_dora", "DoRA: W' = m · (W+ΔW)/‖W+ΔW‖; magnitudes are kept, and what is measured is ΔW = scale·B·A alone", ""),
     ("layer_replication", "its layers index a replicated stack of the base model's layers", "do not merge it"),
@@ -45,9 +45,10 @@ VARIANTS = (
 
 @final
 class Endings:
-    """PEFT's rule for lists of targets: each is a path itself, or its end after a dot.
+    """PEFT's rule for lists of targets: a target covers a path that equals it, or that ends in it after a dot.
 
-    Ends are cut where a target is as long, not at each dot: all ends of a path are as many letters as its square.
+    Only ends that are as long as a target are looked up. Looking up the end after each dot would take time with the
+    square of the length of a path, which may be hostile.
     """
 
     __slots__ = ("_lengths", "_targets")
@@ -57,7 +58,7 @@ class Endings:
         self._lengths = sorted(set(map(len, self._targets)))
 
     def hits(self, path: str) -> Iterator[str]:
-        """The targets that cover a path, short ones first."""
+        """The targets that cover a path, the shortest first."""
         for length in self._lengths:
             begin = len(path) - length
             if begin < 0:
@@ -73,9 +74,10 @@ class Endings:
 @final
 @dataclass(frozen=True, slots=True)
 class PeftConfig:
-    """The checked fields of an ``adapter_config.json``; ``fields`` is the object itself, verbatim.
+    """The fields of an ``adapter_config.json`` after a check of their types and values.
 
-    ``allowance``: what its regular expressions may cost, with those of other configurations of the adapter.
+    ``fields`` is the unchanged object. ``allowance`` is the time limit for its regular expressions, which all
+    configurations of an adapter share.
     """
 
     fields: Mapping[str, Any]
@@ -88,12 +90,14 @@ class PeftConfig:
 
     def __post_init__(self) -> None:
         ranks, alphas = self._pattern("rank_pattern"), self._pattern("alpha_pattern")
+        # Ranks beyond 2³¹ have no tensor, and bool is a subclass of int.
         for name, rank in [("r", self.fields.get("r", DEFAULT_RANK)), *ranks.items()]:
             if type(rank) is not int or not 0 < rank < 2**31:
                 raise FormatError(f"rank {name} is {rank!r:.40}, not a whole number above 0", fix=RESTORE)
         for name, alpha in [("lora_alpha", self.fields.get("lora_alpha", DEFAULT_ALPHA)), *alphas.items()]:
-            if finite(alpha) is None:
+            if finite_number(alpha) is None:
                 raise FormatError(f"alpha {name} is {alpha!r:.40}, not a number", fix=RESTORE)
+        # The class is frozen, so derived fields are set in this way.
         object.__setattr__(self, "_ranks", Pattern(ranks, "rank_pattern", self.allowance))
         object.__setattr__(self, "_alphas", Pattern(alphas, "alpha_pattern", self.allowance))
         for name in FLAGS:
@@ -127,12 +131,12 @@ class PeftConfig:
         return self._ranks.find(path, self.fields.get("r", DEFAULT_RANK))
 
     def scaling(self, path: str) -> Scaling:
-        """α, r and rule of a module, and which field said so."""
+        """α, r and rule of a module, and the field that they come from."""
         alpha, alpha_key = self._alphas.find(path, self.fields.get("lora_alpha", DEFAULT_ALPHA))
         rank, rank_key = self._rank(path)
-        said = [f"alpha_pattern {alpha_key!r}"] if alpha_key else []
-        said += [f"rank_pattern {rank_key!r}"] if rank_key else []
-        return Scaling(self.rule, alpha, rank, " and ".join(said) or "adapter_config.json")
+        origins = [f"alpha_pattern {alpha_key!r}"] if alpha_key else []
+        origins += [f"rank_pattern {rank_key!r}"] if rank_key else []
+        return Scaling(self.rule, alpha, rank, " and ".join(origins) or "adapter_config.json")
 
     @property
     def rule(self) -> Rule:
@@ -141,7 +145,7 @@ class PeftConfig:
 
     @property
     def enabled(self) -> list[bool]:
-        """``enable_lora`` of old PEFT's fused projections: which slices of the output are adapted."""
+        """``enable_lora`` of the fused projections of old PEFT: whether each slice of the output is adapted."""
         enabled = self.fields.get("enable_lora")
         if not isinstance(enabled, list) or not all(isinstance(x, bool) for x in enabled) or not any(enabled):
             raise FormatError(f"lora_B has three dimensions and enable_lora is {enabled!r:.40}", fix=RESTORE)
@@ -149,27 +153,30 @@ class PeftConfig:
 
     @property
     def parameters(self) -> list[str]:
-        """``target_parameters``: paths of base parameters that carry an expert stack."""
+        """``target_parameters``: paths of parameters of the base that hold a stack of experts."""
         return list(self.fields.get("target_parameters") or [])
 
     @property
     def saved(self) -> list[str]:
-        """``modules_to_save``: modules that were trained in full."""
+        """``modules_to_save`` and the heads of the task: the modules that were trained in full."""
+        # null and an empty list mean the same.
         names = list(self.fields.get("modules_to_save") or [])
         return names + HEADS.get(str(self.fields.get("task_type")), [])
 
     @property
     def changed_base(self) -> str | None:
-        """The setting by which PEFT changes the base weight at every load, by r and α; None for a plain LoRA."""
+        """The setting with which PEFT changes the base weight at every load, by r and α; None for a plain LoRA."""
+        # Some names have a suffix (pissa_niter_16), and PEFT ignores the case of some of them.
         init = str(self.fields.get("init_lora_weights", "")).lower()
         if any(init == name or init.startswith(f"{name}_") for name in MUTATED_BASE):
             return f"init_lora_weights is {init!r}"
         return "kasa_config is set" if self.fields.get("kasa_config") else None
 
     def variants(self) -> list[Finding]:
-        """What makes this more, or other, than scale·B·A on the original base."""
+        """Findings about settings by which the update is more, or other, than scale·B·A on the original base."""
         findings: list[Finding] = []
         changed = self.changed_base
+        # KaSA has an entry of its own in VARIANTS.
         if changed and not self.fields.get("kasa_config"):
             findings.append(
                 Finding(
@@ -187,7 +194,7 @@ class PeftConfig:
         return findings
 
     def path(self, name: str) -> str:
-        """Where PEFT looks up r and α of a module: its path, with the parameter's name where that is targeted."""
+        """The path by which PEFT looks up r and α of a module; it includes the parameter's name if that is a target."""
         weight = f"{name}.weight"
         return weight if self._parameters.cover(weight) and not self.targets(name) else name
 
@@ -195,13 +202,14 @@ class PeftConfig:
         """Whether ``target_modules`` covers a module."""
         if self._expression is None:
             return self._listed.cover(path)
+        # Which layers of the base are linear is not known here, so "all-linear" covers every module.
         return str(self.fields["target_modules"]).lower() == "all-linear" or self._expression.matches(path)
 
     def unmatched_modules(self, paths: Iterable[str]) -> list[str]:
         """Paths that neither ``target_modules`` nor ``target_parameters`` covers.
 
-        Empty with ``ensure_weight_tying``, where targets are named at all: PEFT then adapts the head along with the
-        embedding, whatever its name.
+        With ``ensure_weight_tying`` and any targets there are none, because PEFT then adapts the head together with the
+        embedding, whatever the name of the head is.
         """
         if self.fields.get("ensure_weight_tying") and (self.fields.get("target_modules") or self.parameters):
             return []

@@ -1,16 +1,15 @@
-"""Fields of PEFT's configuration that other dialects have no place for, on their way there and back.
+"""Fields of PEFT's configuration that survive a conversion to another dialect and back.
 
-``task_type``, dropout and which modules are meant mean nothing to kohya or llama.cpp, and everything to whoever goes on
-training the adapter in PEFT. `record` writes them into what is converted, and PEFT's writer takes them back.
+``task_type``, dropout and targets mean nothing to kohya's software or llama.cpp, but they are needed to continue
+training in PEFT. `loralens.formats.dialects.record` stores them in converted files, and PEFT's writer uses them again.
 """
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from loralens.core.adapter import Adapter
-from loralens.formats.dialects.peft.types import as_lora
-from loralens.formats.files.container import NAME_LIMIT, plain_text
-from loralens.formats.files.number import finite
+from loralens.formats.dialects.peft.types import lora_fields
+from loralens.formats.files.json_text import NAME_LIMIT, finite_number, plain_text
 
 
 def _is_text(value: Any) -> bool:
@@ -26,16 +25,17 @@ def _is_target(value: Any) -> bool:
 
 
 def _is_share(value: Any) -> bool:
-    number = finite(value)
+    number = finite_number(value)
     return number is not None and 0 <= number <= 1
 
 
 def _is_layers(value: Any) -> bool:
+    # PEFT takes a single number as well.
     layers = value if isinstance(value, list) else [value]
     return all(type(layer) is int and 0 <= layer < 2**31 for layer in layers)
 
 
-# Those that say which modules PEFT adapts: true only while these are the modules of the file.
+# Fields that say which modules PEFT adapts. They are valid only as long as the file has the same modules.
 TARGETS: Mapping[str, Callable[[Any], bool]] = {
     "target_modules": _is_target,
     "exclude_modules": _is_target,
@@ -43,6 +43,7 @@ TARGETS: Mapping[str, Callable[[Any], bool]] = {
     "layers_pattern": _is_target,
     "target_parameters": _is_texts,
 }
+# field → check of its value. The values come from a file, and go into a configuration that PEFT reads.
 _FIELDS: Mapping[str, Callable[[Any], bool]] = {
     "task_type": _is_text,
     "lora_dropout": _is_share,
@@ -51,15 +52,15 @@ _FIELDS: Mapping[str, Callable[[Any], bool]] = {
 }
 
 
-def fields_of(adapter: Adapter) -> Mapping[str, Any]:
-    """The fields that an adapter has to carry: of its own configuration where it is PEFT's, else what it was told."""
-    own = as_lora(adapter.config or {}) if adapter.format == "peft" else adapter.peft_fields
-    fields = sound(own)
+def carried_fields(adapter: Adapter) -> Mapping[str, Any]:
+    """The fields that have to be stored with an adapter: of its own PEFT configuration, else those it was read with."""
+    own = lora_fields(adapter.config or {}) if adapter.format == "peft" else adapter.peft_fields
+    fields = valid_fields(own)
     return {name: value for name, value in fields.items() if not (adapter.narrowed and name in TARGETS)}
 
 
-def sound(fields: Any) -> dict[str, Any]:
-    """Those of some fields that are known here and whose values make sense; a field that says nothing is left out."""
+def valid_fields(fields: Any) -> dict[str, Any]:
+    """The known fields with valid values; fields that are null are left out."""
     if not isinstance(fields, Mapping):
         return {}
     return {name: fields[name] for name, fits in _FIELDS.items() if fields.get(name) is not None and fits(fields[name])}

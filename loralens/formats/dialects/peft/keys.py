@@ -1,7 +1,7 @@
-"""The keys of a PEFT file, taken apart.
+"""Parsing the keys of a PEFT file.
 
-``base_model.model.`` + path of the module in the base model + leaf. Some files keep the adapter's name inside the
-leaf (``lora_A.default.weight``); wrapped layers have ``base_layer`` in their path.
+A key consists of ``base_model.model.``, the path of the module in the base model, and a leaf. Some files have the name
+of the adapter in the leaf (``lora_A.default.weight``), and wrapped layers have ``base_layer`` in their path.
 """
 
 import re
@@ -12,7 +12,9 @@ from typing import NamedTuple
 PREFIX = "base_model.model."
 OUT_PROJ = "base_layer.out_proj"  # within an adapted nn.MultiheadAttention
 
+# The adapter's name in a leaf. It must not take `weight` or `bias`, which end the key.
 _NAME = r"(?:\.(?P<adapter>(?!weight$|bias$)[^.]+))?"
+# role → the keys of its tensors
 _LEAVES = {
     "pair": re.compile(rf"^(?P<path>.+?)\.lora_(?P<half>[AB]){_NAME}\.weight$"),
     "embedding": re.compile(rf"^(?P<path>.+?)\.lora_embedding_(?P<half>[AB]){_NAME}$"),
@@ -22,6 +24,7 @@ _LEAVES = {
 }
 
 
+# role → the leaf that PEFT writes, with a place for the half
 _WRITTEN = {
     "pair": "lora_{}.weight",
     "embedding": "lora_embedding_{}",
@@ -31,10 +34,10 @@ _WRITTEN = {
 }
 
 
-class Leaf(NamedTuple):
-    """One key of a pair or of what belongs to it.
+class PeftKey(NamedTuple):
+    """A key of a pair or of a tensor that belongs to one.
 
-    ``path`` is as stored, without ``base_model.model.``; ``adapter`` the adapter's name where the key kept it.
+    ``path`` is the stored one without ``base_model.model.``, ``adapter`` the name of the adapter if the key has it.
     """
 
     role: str
@@ -43,38 +46,39 @@ class Leaf(NamedTuple):
     adapter: str
 
 
+# Reading, checking and writing parse every key several times; 16,384 keys are those of a large adapter.
 @lru_cache(maxsize=1 << 14)
-def leaf(key: str) -> Leaf | None:
-    """The parts of a key; None for a key that no LoRA layer writes."""
+def parse_peft_key(key: str) -> PeftKey | None:
+    """The parts of a key; None for a key that PEFT's LoRA layers do not write."""
     for role, regex in _LEAVES.items():
         match = regex.match(key)
         if match:
             parts = match.groupdict()
-            return Leaf(role, parts["path"].removeprefix(PREFIX), parts.get("half") or "", parts["adapter"] or "")
+            return PeftKey(role, parts["path"].removeprefix(PREFIX), parts.get("half") or "", parts["adapter"] or "")
     return None
 
 
-def canonical(key: str) -> str:
-    """A key as PEFT itself writes it: with its prefix, without an adapter's name."""
-    found = leaf(key)
-    return key if found is None else f"{PREFIX}{found.path}.{_WRITTEN[found.role].format(found.half)}"
+def canonical_key(key: str) -> str:
+    """A key in PEFT's own form: with its prefix and without the name of the adapter."""
+    parts = parse_peft_key(key)
+    return key if parts is None else f"{PREFIX}{parts.path}.{_WRITTEN[parts.role].format(parts.half)}"
 
 
 def is_pair(key: str) -> bool:
     """Whether a key is half of a PEFT pair."""
-    found = leaf(key)
-    return found is not None and found.role in ("pair", "embedding")
+    parts = parse_peft_key(key)
+    return parts is not None and parts.role in ("pair", "embedding")
 
 
 def module_path(path: str) -> str:
-    """A stored path without the ``base_layer`` parts that PEFT's wrappers put in."""
+    """A stored path without the parts ``base_layer``, which PEFT's wrappers insert."""
     if "base_layer" not in path:
         return path
     return ".".join(part for part in path.split(".") if part != "base_layer")
 
 
 def depth(path: str) -> int:
-    """How many wrappers a stored path lies under: trailing ``base_layer`` parts."""
+    """The number of wrappers around a stored path, which are its trailing parts ``base_layer``."""
     parts = path.split(".")
     count = 0
     while count < len(parts) and parts[-1 - count] == "base_layer":
@@ -83,5 +87,5 @@ def depth(path: str) -> int:
 
 
 def adapter_names(keys: Iterable[str]) -> set[str]:
-    """The adapter names that keys of pairs carry."""
-    return {found.adapter for found in map(leaf, keys) if found and found.role in ("pair", "embedding")}
+    """The names of adapters in the keys of pairs."""
+    return {found.adapter for found in map(parse_peft_key, keys) if found and found.role in ("pair", "embedding")}

@@ -1,7 +1,7 @@
-r"""Patterns: how PEFT finds the rank and the α of a module in ``rank_pattern`` and ``alpha_pattern``.
+r"""Looking up the rank and the α of a module in ``rank_pattern`` and ``alpha_pattern`` as PEFT does.
 
-By the first key, in order, for which the regular expression ``(.*\.)?(KEY)$`` matches the module's path; then by the
-path itself.
+PEFT takes the first key for which the regular expression ``(.*\.)?(KEY)$`` matches the path of the module, and then a
+key that is the path itself.
 """
 
 import re
@@ -13,15 +13,19 @@ from typing import Any, NamedTuple
 from loralens.formats.files.expressions import SIMPLER, Allowance, Expression
 
 RESTORE = "correct adapter_config.json, or save the adapter again"
+# Keys in which only dots are special. A backslash before punctuation makes it literal.
 _LITERAL = re.compile(r"(?P<anchor>\^?)(?P<letters>(?:[\w.-]|\\[^\w\s])+)\$?\Z")
 
 
 class Shape(NamedTuple):
-    """What literal keys of one kind have in common: where they stand, their length, the places of any-letter dots."""
+    """The common properties of some literal keys: whether they are anchored, their length, and the places of dots.
+
+    These dots are not escaped, so they match any letter.
+    """
 
     anchored: bool
     length: int
-    dots: bytes  # four bytes a place, as a name may consist of dots
+    dots: bytes  # four bytes for each place; an array of integers would not be hashable
 
 
 class Pattern:
@@ -42,9 +46,10 @@ class Pattern:
 
     Notes
     -----
-    Of keys that are letters, digits, hyphens and dots alone, a dot stands for any one letter. These are kept by their
-    length and the places of their dots, so that those of a whole model, a key a module, are found as fast as one.
-    ``^`` before, ``$`` behind and a backslash before a sign leave them so.
+    Most keys are literal: they consist of letters, digits, hyphens and dots, perhaps with ``^`` before, ``$`` after and
+    backslashes before punctuation. A dot that is not escaped matches any letter. Literal keys are grouped by their
+    length and the places of such dots, so that a lookup takes one step for each group, also if there is a key for every
+    module of a model. Other keys are tried one after the other as regular expressions.
     """
 
     __slots__ = ("_allowance", "_expressions", "_field", "_found", "_keys", "_literal", "_values")
@@ -54,9 +59,9 @@ class Pattern:
     ) -> None:
         self._allowance = allowance or Allowance()
         self._values, self._keys, self._field = values, list(values), field
-        self._expressions: list[tuple[int, Expression]] = []  # place among the keys, and what it means
-        self._literal: dict[Shape, dict[str, int]] = {}  # what they share → letters → place of the first such key
-        self._found: dict[str, int | None] = {}  # path → place of its key, as a path is asked for several times
+        self._expressions: list[tuple[int, Expression]] = []  # the place of a key, and its expression
+        self._literal: dict[Shape, dict[str, int]] = {}  # common properties → letters → place of the first such key
+        self._found: dict[str, int | None] = {}  # a cache, path → place of its key: paths are looked up repeatedly
         for place, key in enumerate(self._keys):
             if literal := _LITERAL.match(key):
                 shape, letters = _shape(literal["letters"], anchored=bool(literal["anchor"]))
@@ -65,7 +70,7 @@ class Pattern:
                 self._expressions.append((place, Expression(key, field, self._allowance, after_prefix=True)))
 
     def find(self, path: str, default: Any) -> tuple[Any, str | None]:
-        """The value for a path, and the key that gave it (None where the default did).
+        """The value for a path, and its key, which is None for the default.
 
         Raises
         ------
@@ -80,13 +85,14 @@ class Pattern:
         return self._values[self._keys[place]], self._keys[place]
 
     def _places(self, path: str) -> Iterator[int]:
-        """The places of keys that match, of expressions the first alone: they are in order."""
+        """The places of keys that match; of expressions only the first one, because they are tried in order."""
         yield from islice((place for place, expression in self._expressions if expression.matches(path)), 1)
         with self._allowance.plain.running(f"{self._field} of {len(self._keys):,} keys", fix=SIMPLER):
             yield from self._literal_places(path)
 
     def _literal_places(self, path: str) -> Iterator[int]:
         for (anchored, length, dots), keys in self._literal.items():
+            # PEFT's expression ends in `$` and begins after a dot or at the start.
             begin = len(path) - length
             if begin == 0 or (begin > 0 and not anchored and path[begin - 1] == "."):
                 tail = list(path[begin:])
@@ -97,14 +103,14 @@ class Pattern:
 
 
 def _shape(letters: str, *, anchored: bool) -> tuple[Shape, str]:
-    """What a literal key shares with others, and its letters without backslashes."""
+    """The common properties of a literal key and others, and its letters without backslashes."""
     plain: list[str] = []
     dots, escaped = array("I"), False
     for letter in letters:
         if letter == "\\" and not escaped:
             escaped = True
             continue
-        if letter == "." and not escaped:  # one behind a backslash is a dot alone
+        if letter == "." and not escaped:  # an escaped dot matches only a dot
             dots.append(len(plain))
         plain.append(letter)
         escaped = False

@@ -1,6 +1,6 @@
-"""Hugging Face PEFT: ``adapter_model.safetensors`` beside ``adapter_config.json``.
+"""Reading Hugging Face PEFT: ``adapter_model.safetensors`` beside ``adapter_config.json``.
 
-Canonical form of each kind of pair (ΔW is (out, in) throughout):
+The canonical form of each kind of pair (ΔW is always (out, in)):
 
 ===========  =======================================  ==================================================
 kind         stored                                   here
@@ -8,11 +8,11 @@ kind         stored                                   here
 linear       A (r, in), B (out, r)                    the same; GPT-2's Conv1D too (``transposed`` hint)
 conv         A (r, in, k…), B (out, r/groups, 1…)     A (r, in·k…), B (out, r), block-diagonal if grouped
 embedding    A (r, vocab), B (dim, r)                 the same: out = dim, in = vocab
-experts      A (E·r, in), B (out, r·E) interleaved    one module an expert, ``name[e]``
+experts      A (E·r, in), B (out, r·E) interleaved    one module for each expert, ``name[e]``
 merged       A (k·r, in), B (k·o, r, 1)               one module, B block-diagonal (out, k·r)
 ===========  =======================================  ==================================================
 
-AdaLoRA, LoHa and LoKr of PEFT are in `peft_types`.
+`loralens.formats.dialects.peft.types` reads PEFT's AdaLoRA, LoHa and LoKr.
 """
 
 from collections import defaultdict
@@ -31,25 +31,28 @@ from loralens.formats.dialects.pairs import SAVE_AGAIN, unpack_conv, unpack_merg
 from loralens.formats.dialects.peft import experts as peft_experts
 from loralens.formats.dialects.peft import types as peft_types
 from loralens.formats.dialects.peft.config import PeftConfig
-from loralens.formats.dialects.peft.keys import OUT_PROJ, PREFIX, adapter_names, is_pair, leaf, module_path
-from loralens.formats.files.container import FLOATS, Stored, plain_text
+from loralens.formats.dialects.peft.keys import OUT_PROJ, PREFIX, adapter_names, is_pair, module_path, parse_peft_key
+from loralens.formats.files.container import FLOATS, Stored
+from loralens.formats.files.json_text import plain_text
 
 NAME = "peft"
-DORA = {"linear": "norms", "conv": "norms", "embedding": "norms"}  # kinds that PEFT can adapt so, one length an output
+DORA = {"linear": "norms", "conv": "norms", "embedding": "norms"}  # PEFT's DoRA has one length for each output
 EMBEDDINGS = ("embed_tokens", "lm_head")  # saved in full by PEFT where they are adapted or were resized
 
-Halves = dict[str, tuple[str, LazyArray]]  # "A" or "B" → key and tensor; "diagonal" for KaSA
+Halves = dict[str, tuple[str, LazyArray]]  # "A", "B" or, for KaSA, "diagonal" → key and tensor
 
 
 def detect(stored: Stored) -> bool:
-    """Whether a file is PEFT's: pairs under ``base_model.model.``, or its configuration beside what it says."""
-    if "lora_adapter_metadata" in (stored.metadata or {}):  # diffusers', beside a configuration that strayed there
+    """Whether a file is PEFT's: it has pairs under ``base_model.model.``, or pairs beside PEFT's configuration."""
+    # diffusers writes this entry. A PEFT configuration beside such a file belongs to another adapter.
+    if "lora_adapter_metadata" in (stored.metadata or {}):
         return False
+    # The other types have tensors of their own under PEFT's prefix.
     if peft_types.type_of(stored) != peft_types.PLAIN:
         return True
     pairs = [key for key in stored.tensors if is_pair(key)]
-    said = (stored.config or {}).get("peft_type") == "LORA"
-    return bool(pairs) and (said or all(key.startswith(PREFIX) for key in pairs))
+    declared = (stored.config or {}).get("peft_type") == "LORA"
+    return bool(pairs) and (declared or all(key.startswith(PREFIX) for key in pairs))
 
 
 def read(stored: Stored) -> Adapter:
@@ -58,30 +61,32 @@ def read(stored: Stored) -> Adapter:
     Raises
     ------
     FormatError, ShapeError
-        A pair with one half missing, factors that do not multiply, a configuration that makes no sense.
+        One half of a pair is missing, factors do not fit together, or the configuration is not valid.
     """
     names = adapter_names(stored.tensors)
     if len(names) > 1:
         raise FormatError(f"holds several adapters: {', '.join(sorted(names))}", fix="save each one to its own folder")
     kind = peft_types.type_of(stored)
-    config = None if stored.config is None else PeftConfig(peft_types.as_lora(stored.config))
+    config = None if stored.config is None else PeftConfig(peft_types.lora_fields(stored.config))
+    # Their blocks are not the factors of the whole weight.
     if config and config.fields.get("use_bdlora"):
         raise FormatError("use_bdlora: factors are stored as compact blocks", fix="merge or convert it with PEFT first")
     findings: list[Finding] = [] if config else [_alpha_unknown()]
     modules: Mapping[str, Update]
-    rest: Mapping[str, LazyArray]
+    unpaired: Mapping[str, LazyArray]
     pruned: list[str] = []
     if kind == peft_types.PLAIN:
-        modules, rest, paths, about = _plain(stored.tensors, config)
+        modules, unpaired, paths, about = _plain(stored.tensors, config)
     else:
-        modules, rest, about, pruned = peft_types.read(stored, kind, config)
+        modules, unpaired, about, pruned = peft_types.read_other_type(stored, kind, config)
         paths = {*modules, *pruned}
     findings += about
-    extra = {key: _extra(key, tensor, stored, config, modules) for key, tensor in rest.items()}
+    extra = {key: _extra(key, tensor, stored, config, modules) for key, tensor in unpaired.items()}
     if config:
         if config.fields.get("use_dora"):
-            extra |= dora.unstored(modules, extra, DORA, lambda name: f"{PREFIX}{name}.lora_magnitude_vector")
-        missing = dora.finding(extra, software="PEFT")
+            extra |= dora.missing_magnitudes(modules, extra, DORA, lambda name: f"{PREFIX}{name}.lora_magnitude_vector")
+        missing = dora.magnitude_findings(extra, software="PEFT")
+        # The setting itself is only reported if magnitudes are there; missing ones have a warning of their own.
         bent = any(one.role == "magnitude" for one in extra.values())
         findings += [one for one in config.variants() if bent or not missing or one.code != "use-dora"] + missing
         findings += _unmatched(config, paths, modules)
@@ -100,9 +105,10 @@ def read(stored: Stored) -> Adapter:
 def _plain(
     tensors: Mapping[str, LazyArray], config: PeftConfig | None
 ) -> tuple[dict[str, Update], dict[str, LazyArray], set[str], list[Finding]]:
-    """Modules, other tensors, the paths that PEFT was told to adapt, and findings of a file of type LORA."""
-    pairs, rest = _group(tensors)
-    recent = Recent(2)  # a base that is stored expert by expert asks for both stacks of a layer in turn
+    """The modules of a file of type LORA, its other tensors, the paths that are targets of PEFT, and findings."""
+    pairs, unpaired = _group(tensors)
+    # A base that stores experts one by one needs both stacks of a layer in turn, so two of them are kept in memory.
+    recent = Recent(2)
     modules: dict[str, Update] = {}
     findings: list[Finding] = []
     for path in pairs:
@@ -112,8 +118,8 @@ def _plain(
                     raise FormatError(f"{name} is stored twice", fix=SAVE_AGAIN)
                 modules[name] = module
                 findings += _about_rank(name, module)
-    findings += [_added_twice(module_path(path)) for path in pairs if f"{path}.{OUT_PROJ}" in pairs]
-    return modules, rest, {_target(path, pairs) for path in pairs}, findings
+    findings += [_about_out_proj(module_path(path)) for path in pairs if f"{path}.{OUT_PROJ}" in pairs]
+    return modules, unpaired, {_target(path, pairs) for path in pairs}, findings
 
 
 def _alpha_unknown() -> Finding:
@@ -125,7 +131,7 @@ def _alpha_unknown() -> Finding:
     )
 
 
-def _added_twice(name: str) -> Finding:
+def _about_out_proj(name: str) -> Finding:
     return Finding(
         "warning",
         "out-proj-twice",
@@ -136,30 +142,31 @@ def _added_twice(name: str) -> Finding:
 
 
 def _group(tensors: Mapping[str, LazyArray]) -> tuple[dict[str, Halves], dict[str, LazyArray]]:
-    """Pairs by stored path, and every other tensor by key."""
+    """Pairs by their stored path, and every other tensor by its key."""
     pairs: dict[str, Halves] = defaultdict(dict)
-    rest: dict[str, LazyArray] = {}
+    unpaired: dict[str, LazyArray] = {}
     for key, tensor in tensors.items():
-        found = leaf(key)
-        if found and found.role in ("pair", "embedding"):
-            if found.half in pairs[found.path]:
-                raise FormatError(f"{key} is one of two lora_{found.half} of this module", fix=SAVE_AGAIN)
-            pairs[found.path][found.half] = (key, tensor)
-            if found.role == "embedding":
-                pairs[found.path]["embedding"] = (key, tensor)
+        parts = parse_peft_key(key)
+        if parts and parts.role in ("pair", "embedding"):
+            # A file of two adapters is refused before, so these are two spellings of one key.
+            if parts.half in pairs[parts.path]:
+                raise FormatError(f"{key} is one of two lora_{parts.half} of this module", fix=SAVE_AGAIN)
+            pairs[parts.path][parts.half] = (key, tensor)
+            if parts.role == "embedding":
+                pairs[parts.path]["embedding"] = (key, tensor)
         else:
-            rest[key] = tensor
-    for key, tensor in rest.items():
-        found = leaf(key)
-        if found and found.role == "diagonal" and found.path in pairs:
-            pairs[found.path]["diagonal"] = (key, tensor)
-    return dict(pairs), rest
+            unpaired[key] = tensor
+    for key, tensor in unpaired.items():
+        parts = parse_peft_key(key)
+        if parts and parts.role == "diagonal" and parts.path in pairs:
+            pairs[parts.path]["diagonal"] = (key, tensor)
+    return dict(pairs), unpaired
 
 
 def _modules(
     path: str, pairs: Mapping[str, Halves], config: PeftConfig | None, recent: Recent
 ) -> Iterator[tuple[str, LowRank]]:
-    """The modules that one stored pair stands for: one, or the experts of a stack."""
+    """The modules that one stored pair holds: one module, or the experts of a stack."""
     halves = pairs[path]
     for half, other in (("A", "B"), ("B", "A")):
         if half not in halves:
@@ -173,29 +180,33 @@ def _modules(
             what, fix = f"{key} {tensor.shape} holds no numbers", "save it again; under DeepSpeed ZeRO-3, gather first"
             raise ShapeError(what, fix=fix)
     origin = Origin(NAME, {key_a: A, key_b: B})
-    parameter = peft_experts.parameter(path, pairs, config) if config else None
+    parameter = peft_experts.parameter_path(path, pairs, config) if config else None
     if parameter and config:
-        yield from peft_experts.modules(parameter, B, A, config=config, origin=origin, recent=recent)
+        yield from peft_experts.expert_modules(parameter, B, A, config=config, origin=origin, recent=recent)
         return
+    # r and α of an out_proj are those of its attention.
     scaling = config.scaling(_target(path, pairs)) if config else Scaling("unknown")
     name = module_path(path)
     if f"{path}.{OUT_PROJ}" in pairs:
-        name = f"{name}.in_proj_weight"  # nn.MultiheadAttention: its own pair adapts the fused projections
+        name = f"{name}.in_proj_weight"  # the pair of an nn.MultiheadAttention itself adapts its fused projections
     module = _module(name, halves, config, scaling, origin)
+    # PEFT wraps the attention and its out_proj, and both wrappers add the update of out_proj.
     twice = path.endswith(f".{OUT_PROJ}") and path.removesuffix(f".{OUT_PROJ}") in pairs
     yield name, module.rescaled(2 * module.scale, scaling.doubled()) if twice else module
 
 
 def _target(path: str, pairs: Mapping[str, Halves]) -> str:
-    """The module that PEFT was told to adapt: ``path``, or the nn.MultiheadAttention whose out_proj it is."""
+    """The module that was a target of PEFT: ``path``, or the nn.MultiheadAttention whose out_proj it is."""
     owner = path.removesuffix(f".{OUT_PROJ}")
     return module_path(owner if owner in pairs else path)
 
 
 def _module(name: str, halves: Halves, config: PeftConfig | None, scaling: Scaling, origin: Origin) -> LowRank:
     A, B = halves["A"][1], halves["B"][1]
+    # The leaf tells an embedding from a linear layer; the shapes do not.
     if "embedding" in halves:
         layout = Layout("embedding")
+    # the factors of old PEFT's grouped Conv1d
     elif A.ndim == 2 and B.ndim == 3:
         B, layout = _unpack_merged(B, A, config)
     elif A.ndim > 2:
@@ -204,13 +215,14 @@ def _module(name: str, halves: Halves, config: PeftConfig | None, scaling: Scali
         layout = Layout("parameter")
     else:
         layout = Layout("linear", transposed=bool(config and config.fields.get("fan_in_fan_out")))
+    # After unpacking, so that the diagonal meets the columns of B (out, r).
     if "diagonal" in halves:
         B = _fold_diagonal(B, halves["diagonal"][1])
     return LowRank(B, A, scaling.value, scaling=scaling, layout=layout, origin=origin)
 
 
 def _unpack_merged(B: LazyArray, A: LazyArray, config: PeftConfig | None) -> tuple[LazyArray, Layout]:
-    """Old PEFT's MergedLinear: A (k·r, in), B (k·o, r, 1) → B (n·o, k·r), zero rows where nothing is adapted."""
+    """B (n·o, k·r) of old PEFT's MergedLinear with A (k·r, in) and B (k·o, r, 1); rows without an update are zero."""
     if config is None:
         raise FormatError(
             "lora_B has three dimensions, so which slices are adapted is in the configuration only",
@@ -218,6 +230,7 @@ def _unpack_merged(B: LazyArray, A: LazyArray, config: PeftConfig | None) -> tup
         )
     enabled, (rows, rank, last) = config.enabled, B.shape
     count = sum(enabled)
+    # Old PEFT stored the factors of its grouped Conv1d, whose kernel is 1.
     if last != 1 or A.shape[0] != count * rank or rows % count:
         raise ShapeError(
             f"fused lora_A {A.shape} and lora_B {B.shape} do not fit {count} adapted slices", fix=SAVE_AGAIN
@@ -226,34 +239,35 @@ def _unpack_merged(B: LazyArray, A: LazyArray, config: PeftConfig | None) -> tup
 
 
 def _fold_diagonal(B: LazyArray, diagonal: LazyArray) -> LazyArray:
-    """KaSA: B · diag(d), float64."""
+    """B · diag(d) of KaSA, in float64."""
     if diagonal.shape != (B.shape[1],):
         raise ShapeError(f"lora_diag {diagonal.shape} does not fit rank {B.shape[1]}", fix=SAVE_AGAIN)
     return B.map(lambda array: array.astype(np.float64) * diagonal.read(), shape=B.shape, dtype=np.float64)
 
 
 def _about_rank(name: str, module: LowRank) -> list[Finding]:
-    """A finding where the configuration's r is not the tensor's."""
-    said, width = module.scaling.rank, module.rank // module.layout.blocks
-    if said is None or said == width:
+    """A finding if r of the configuration differs from the rank of the tensors."""
+    configured, width = module.scaling.rank, module.rank // module.layout.blocks
+    if configured is None or configured == width:
         return []
     return [
         Finding(
             "error",
             "rank-disagrees",
-            f"{name}: the configuration says r = {said} and lora_A has {width} rows",
+            f"{name}: the configuration says r = {configured} and lora_A has {width} rows",
             "correct r or rank_pattern in adapter_config.json: the scale depends on it",
         )
     ]
 
 
 def _unmatched(config: PeftConfig, paths: set[str], modules: Mapping[str, Update]) -> list[Finding]:
-    """Where ``target_modules`` and the file disagree about which modules are adapted."""
+    """Findings about differences between ``target_modules`` and the modules in the file."""
     findings = [
         Finding("warning", "target-unmatched", f"target_modules names {target!r} and no module of the file matches it")
         for target in config.unmatched_targets(paths)
     ]
     strangers = config.unmatched_modules(config.path(path) for path in sorted(paths) if path in modules)
+    # Without targets, the configuration does not say which modules PEFT adapts.
     if strangers and (config.fields.get("target_modules") or config.parameters):
         text = (
             f"{len(strangers)} modules, {strangers[0]} the first, are none that target_modules names: PEFT drops them"
@@ -265,14 +279,16 @@ def _unmatched(config: PeftConfig, paths: set[str], modules: Mapping[str, Update
 def _extra(
     key: str, tensor: LazyArray, stored: Stored, config: PeftConfig | None, modules: Mapping[str, Update]
 ) -> Extra:
-    """The role of a tensor that is not half of a pair, and the module it belongs to."""
-    found = leaf(key)
-    if found:
-        return Extra(found.role, module_path(found.path), tensor, "bias" if found.role == "lora_bias" else "weight")
+    """A tensor that is not half of a pair, with its role and its module."""
+    parts = parse_peft_key(key)
+    if parts:
+        return Extra(parts.role, module_path(parts.path), tensor, "bias" if parts.role == "lora_bias" else "weight")
     path, _, parameter = module_path(key.removeprefix(PREFIX)).rpartition(".")
+    # PEFT's trainable tokens: rows of an embedding, and no full tensor.
     if path.endswith(".token_adapter"):
         return Extra("tokens", path.removesuffix(".token_adapter"), tensor)
     plain = _plain_copy(key)
+    # Old PEFT saved a module twice: as it was, and as it was trained.
     if plain != key:
         return Extra("copy" if plain in stored.tensors else "saved", _without_copies(path), tensor, parameter)
     if any(_names(saved, path) for saved in (config.saved if config else [])):
@@ -280,12 +296,13 @@ def _extra(
     if parameter == "bias":
         return Extra("bias", path, tensor, parameter)
     embedding = path in modules and modules[path].layout.kind == "embedding"
+    # A resized vocabulary saves both, whether they are adapted or not.
     embedding = embedding or path.rpartition(".")[2] in EMBEDDINGS
     return Extra("embedding" if embedding and parameter == "weight" else "other", path, tensor, parameter)
 
 
 def _plain_copy(key: str) -> str:
-    """The key without the part that old PEFT put into its duplicates of saved modules."""
+    """The key without the part that old versions of PEFT inserted into their copies of saved modules."""
     return key.replace(".modules_to_save.", ".").replace(".original_module.", ".")
 
 
@@ -294,5 +311,5 @@ def _without_copies(path: str) -> str:
 
 
 def _names(saved: str, path: str) -> bool:
-    """Whether ``path`` or something around it ends in the ``modules_to_save`` entry ``saved``, as PEFT matches it."""
+    """Whether the entry ``saved`` of ``modules_to_save`` covers ``path`` or a module around it, as in PEFT."""
     return f"{saved}." in f"{path}."

@@ -1,4 +1,4 @@
-"""PEFT's other updates that are sums: AdaLoRA, LoHa and LoKr, in files and configurations of its own.
+"""Reading AdaLoRA, LoHa and LoKr of PEFT, which have files and configurations of their own.
 
 ========  ======================================================  ==================================================
 type      stored under ``base_model.model.``                      ΔW, (out, in)
@@ -8,14 +8,14 @@ LOHA      hada_w1_a, hada_w1_b, hada_w2_a, hada_w2_b, t1, t2      alpha/r · (w1
 LOKR      lokr_w1 or _a·_b, lokr_w2 or _a·_b or _a, t2, _b        alpha/r · kron(w1, w2)
 ========  ======================================================  ==================================================
 
-AdaLoRA: ranknum is ``init_r``, the rank before any was pruned; old files hold it as a tensor. ``lora_alpha`` of 0 or
-less counts as ``init_r``. ``rank_pattern`` holds for each module what remained of its ``init_r`` directions, as a list
-of true and false; a file has these directions alone. A module of which none remained has no update.
+AdaLoRA: ranknum is ``init_r``, the rank before pruning; old files hold it as a tensor. A ``lora_alpha`` of 0 or less
+counts as ``init_r``. ``rank_pattern`` says for each module which of its ``init_r`` directions remained, as a list of
+true and false. A file contains only these directions. A module without remaining directions has no update.
 
-LoHa and LoKr: the algebra is that of LyCORIS, the scale is not. It is alpha/r of the configuration, for full factors of
-LoKr too. PEFT 0.21.2 lays out LoKr's product of a full w2 (b, d, k) of a Conv1d otherwise than LyCORIS: the Kronecker
-product is of w1 (1, a, c) and w2, and its numbers in order are those of (out, in, k). So they are trained and merged,
-and so they are read.
+LoHa and LoKr: the algebra is that of LyCORIS, but the scale is not. It is alpha/r of the configuration, also for full
+factors of LoKr. For a Conv1d with a full w2 (b, d, k), PEFT 0.21.2 orders LoKr's product differently than LyCORIS: the
+Kronecker product is that of w1 (1, a, c) and w2, and its numbers in order are those of (out, in, k). PEFT trains and
+merges it so, and it is read so here.
 """
 
 import re
@@ -30,7 +30,7 @@ from loralens.core.lowrank import Layout, LowRank
 from loralens.core.scaling import Scaling
 from loralens.core.structured import Dense, Form, Update
 from loralens.errors import FormatError, ShapeError, place
-from loralens.formats.dialects.alpha import number
+from loralens.formats.dialects.alpha import single_number
 from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf, Parts, group, origin_of
 from loralens.formats.dialects.peft.config import PeftConfig
 from loralens.formats.dialects.peft.keys import PREFIX, is_pair, module_path
@@ -39,17 +39,18 @@ from loralens.formats.files.container import FLOATS, Stored
 
 PLAIN = "LORA"
 DEFAULT_INIT_RANK = 12  # AdaLoRA's init_r
-EPSILON = 1e-5  # beside ranknum in PEFT's code
+EPSILON = 1e-5  # added to ranknum in PEFT's code
 
+# Leaves of the three types. An adapter's name may follow, as in PEFT's pairs.
 _ADALORA = re.compile(r"^(?P<path>.+)\.(?P<part>lora_[ABE]|ranknum)(?:\.(?P<adapter>(?!weight$|bias$)[^.]+))?$")
 _LOHA = re.compile(r"^(?P<path>.+)\.(?P<part>hada_w[12]_[ab]|hada_t[12])(?:\.(?P<adapter>[^.]+))?$")
 _LOKR = re.compile(r"^(?P<path>.+)\.(?P<part>lokr_w[12](?:_[ab])?|lokr_t2)(?:\.(?P<adapter>[^.]+))?$")
 _LEAVES = {"ADALORA": _ADALORA, "LOHA": _LOHA, "LOKR": _LOKR}
-_OWN = {"ADALORA": "lora_E", "LOHA": "hada_", "LOKR": "lokr_"}  # how parts begin that no other type has
+_OWN = {"ADALORA": "lora_E", "LOHA": "hada_", "LOKR": "lokr_"}  # the beginning of parts that only one type has
 
 TYPES = (PLAIN, *_LEAVES)
 
-# Fields that only the configuration of the type has.
+# Fields that only the configuration of one type has, and that mean nothing for a plain LoRA.
 _FIELDS = {
     "ADALORA": ("init_r", "target_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight", "total_step"),
     "LOHA": ("alpha", "rank_dropout", "module_dropout", "use_effective_conv2d", "init_weights"),
@@ -61,50 +62,53 @@ _FIELDS = {
 
 
 class Read(NamedTuple):
-    """The modules of a file, every other tensor by its key, and what there is to say."""
+    """The modules of a file, every other tensor by its key, and the findings."""
 
     modules: Mapping[str, Update]
-    rest: Mapping[str, LazyArray]
+    unpaired: Mapping[str, LazyArray]
     findings: list[Finding]
-    pruned: list[str]  # modules that are left out, because nothing of them remained
+    pruned: list[str]  # modules without remaining directions, which are left out
 
 
 def type_of(stored: Stored) -> str:
-    """The ``peft_type`` of a file, by its configuration and its keys; ``LORA`` for all that is none of the others.
+    """The ``peft_type`` of a file by its configuration and its keys; ``LORA`` if it is none of the other types.
 
     Raises
     ------
     FormatError
-        The configuration says another type than the tensors have.
+        The configuration names another type than the tensors have.
     """
-    said = (stored.config or {}).get("peft_type")
-    own = {held: _first_own(stored, held) for held in _LEAVES}
-    holds = {held: key for held, key in own.items() if key}
+    declared = (stored.config or {}).get("peft_type")
+    own = {kind: _first_own(stored, kind) for kind in _LEAVES}
+    holds = {kind: key for kind, key in own.items() if key}
+    # A pair counts only if nothing of another type is there: AdaLoRA has pairs as well.
     pair = None if holds else next((key for key in stored.tensors if is_pair(key) and key.startswith(PREFIX)), None)
     if pair:
         holds = {PLAIN: pair}
-    if said in (None, *holds):
-        return str(said or next(iter(holds), PLAIN))
-    if holds and said in TYPES:
-        held, key = next(iter(holds.items()))
-        what = f"adapter_config.json says {said}, and the file holds {key}, which is {held}'s"
+    # The configuration is right if the tensors agree, and not needed if only they tell.
+    if declared in (None, *holds):
+        return str(declared or next(iter(holds), PLAIN))
+    if holds and declared in TYPES:
+        kind, key = next(iter(holds.items()))
+        what = f"adapter_config.json says {declared}, and the file holds {key}, which is {kind}'s"
         raise FormatError(what, fix="correct peft_type, or put the configuration of this file beside it")
     return PLAIN
 
 
 def origin_format(kind: str) -> str:
-    """The dialect that modules of a type were read in, so that no writer takes their tensors for pairs."""
+    """The dialect in the origin of modules of a type, which keeps writers from taking their tensors for pairs."""
     return f"peft-{kind.lower()}"
 
 
-def as_lora(fields: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The configuration of a plain LoRA with the same targets, heads and scales; ``fields`` themselves if it is one.
+def lora_fields(fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The configuration of a plain LoRA with the same targets, heads and scales; ``fields`` itself if it is one.
 
-    Of AdaLoRA α belongs to ``init_r``, and the masks of directions are left out: the tensors are pruned already.
+    For AdaLoRA, α belongs to ``init_r``. Its masks of directions are left out, because the tensors are already pruned.
     """
     kind = fields.get("peft_type")
     if kind not in _FIELDS:
         return fields
+    # A plain LoRA does not have these fields.
     common = {name: value for name, value in fields.items() if name not in _FIELDS[kind]}
     if kind == "ADALORA":
         rank = fields.get("init_r", DEFAULT_INIT_RANK)
@@ -113,15 +117,16 @@ def as_lora(fields: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**lora, **common, "peft_type": PLAIN, "lora_alpha": fields.get("alpha", 8)}
 
 
-def read(stored: Stored, kind: str, config: PeftConfig | None) -> Read:
+def read_other_type(stored: Stored, kind: str, config: PeftConfig | None) -> Read:
     """The modules of a file of another type than LORA.
 
     Raises
     ------
     FormatError, ShapeError
-        Tensors that are missing or do not fit together, masks that make no sense.
+        Tensors are missing or do not fit together, or masks are not valid.
     """
-    groups, rest = group(stored.tensors, lambda key: _leaf(key, kind))
+    groups, unpaired = group(stored.tensors, lambda key: _leaf(key, kind))
+    # rank_pattern has another meaning in every other type.
     masks = _masks(stored.config or {}) if kind == "ADALORA" else {}
     modules: dict[str, Update] = {}
     pruned: list[str] = []
@@ -135,6 +140,7 @@ def read(stored: Stored, kind: str, config: PeftConfig | None) -> Read:
             _check(parts, empty=kind == "ADALORA")
             if kind != "ADALORA":
                 modules[name] = _product(name, parts, kind, config)
+            # Pruned modules have tensors of no rows.
             elif parts.get("lora_E", parts[next(iter(parts))])[1].size:
                 modules[name] = _adalora(parts, config, masks.get(name))
             else:
@@ -142,22 +148,22 @@ def read(stored: Stored, kind: str, config: PeftConfig | None) -> Read:
     if pruned:
         text = f"{len(pruned)} modules, {pruned[0]} the first, were pruned to rank 0 by AdaLoRA: they have no update"
         findings.append(Finding("note", "pruned-away", text))
-    return Read(modules, rest, findings, pruned)
+    return Read(modules, unpaired, findings, pruned)
 
 
 def _first_own(stored: Stored, kind: str) -> str | None:
-    """The first key under PEFT's prefix that only files of a type have."""
+    """The first key under PEFT's prefix that only files of this type have."""
     own = _OWN[kind]
     return next((key for key in stored.tensors if own in key and key.startswith(PREFIX) and _leaf(key, kind)), None)
 
 
 def _leaf(key: str, kind: str) -> Leaf | None:
-    found = _LEAVES[kind].match(key)
-    return Leaf(found["path"].removeprefix(PREFIX), found["part"]) if found else None
+    match = _LEAVES[kind].match(key)
+    return Leaf(match["path"].removeprefix(PREFIX), match["part"]) if match else None
 
 
 def _check(parts: Parts, *, empty: bool) -> None:
-    """Refuse tensors that are not floating point, or hold no numbers where none may be ``empty``."""
+    """Refuse tensors that are not floating point, or (unless ``empty``) that hold no numbers."""
     for key, tensor in parts.values():
         if tensor.dtype not in FLOATS:
             raise FormatError(f"{key} is {tensor.dtype}, not floating point", fix="save the adapter unquantised")
@@ -167,7 +173,7 @@ def _check(parts: Parts, *, empty: bool) -> None:
 
 
 def _adalora(parts: Parts, config: PeftConfig | None, mask: list[bool] | None) -> LowRank:
-    """B · diag(E) · A, with E in A: rounded to float32 once, as PEFT computes it from float32 tensors."""
+    """B · diag(E) · A with E multiplied into A, which is rounded to float32 once, as PEFT computes it."""
     for part in ("lora_A", "lora_B", "lora_E"):
         if part not in parts:
             key, tensor = next(iter(parts.values()))
@@ -176,6 +182,7 @@ def _adalora(parts: Parts, config: PeftConfig | None, mask: list[bool] | None) -
     if A.ndim != 2 or B.ndim != 2 or B.shape[1] != A.shape[0] or E.shape != (A.shape[0], 1):
         what = f"lora_A {A.shape}, lora_E {E.shape} and lora_B {B.shape} do not fit together"
         raise ShapeError(what, fix=SAVE_AGAIN)
+    # Else the file and the configuration are of different checkpoints.
     if mask is not None and sum(mask) != A.shape[0]:
         what = f"rank_pattern keeps {sum(mask)} directions and lora_A has {A.shape[0]}"
         raise ShapeError(what, fix="correct rank_pattern in adapter_config.json, or save the adapter again")
@@ -192,22 +199,23 @@ def _times(rows: Array, E: LazyArray) -> Array:
 
 
 def _adalora_scale(parts: Parts, config: PeftConfig | None) -> tuple[Scaling, float]:
-    """lora_alpha/(ranknum + 1e-5); unknown where no configuration says α."""
+    """The scale lora_alpha/(ranknum + 1e-5); unknown without a configuration."""
     if config is None:
         return Scaling("unknown"), 1.0
     terms = config.scaling("")
     assert terms.alpha is not None
     assert terms.rank is not None
-    ranknum = number(*parts["ranknum"]) if "ranknum" in parts else float(terms.rank)
+    ranknum = single_number(*parts["ranknum"]) if "ranknum" in parts else float(terms.rank)
     if ranknum <= 0:
         raise FormatError(f"{parts['ranknum'][0]} is {ranknum:g}, not above 0", fix=SAVE_AGAIN)
+    # As in PEFT's update_layer of AdaLoRA.
     alpha = terms.alpha if terms.alpha > 0 else float(terms.rank)
     origin = f"AdaLoRA: lora_alpha/(ranknum + 1e-5) = {alpha:g}/({ranknum:g} + 1e-5)"
     return Scaling("given", origin=origin), alpha / (ranknum + EPSILON)
 
 
 def _masks(fields: Mapping[str, Any]) -> Mapping[str, list[bool]]:
-    """``rank_pattern`` of AdaLoRA: module → which of its directions remained."""
+    """``rank_pattern`` of AdaLoRA: module → whether each of its directions remained."""
     pattern = fields.get("rank_pattern") or {}
     if not isinstance(pattern, dict):
         raise FormatError("rank_pattern is not a mapping", fix=RESTORE)
@@ -215,12 +223,13 @@ def _masks(fields: Mapping[str, Any]) -> Mapping[str, list[bool]]:
     for key, mask in pattern.items():
         if not isinstance(mask, list) or not all(isinstance(kept, bool) for kept in mask):
             raise FormatError(f"rank_pattern {key!r:.80} is no list of true and false", fix=RESTORE)
+        # Its keys are those of the tensors lora_E, and not expressions.
         masks[module_path(key.partition(".lora_E")[0].removeprefix(PREFIX))] = mask
     return masks
 
 
 def _product(name: str, parts: Parts, kind: str, config: PeftConfig | None) -> Update:
-    """LoHa or LoKr of one module."""
+    """The update of one module of LoHa or LoKr."""
     from loralens.formats.dialects import lycoris
 
     scaling = config.scaling(name) if config else Scaling("unknown")
@@ -232,6 +241,7 @@ def _product(name: str, parts: Parts, kind: str, config: PeftConfig | None) -> U
         return _conv1d(parts, scaling)
     else:
         product, kernel, rank = lycoris.lokr(parts)
+    # LoKr with two full factors has no inner dimension that could disagree.
     if rank is not None and scaling.rank not in (None, rank):
         what = f"the configuration says r = {scaling.rank}, and the factors have {rank} inner dimensions"
         raise ShapeError(what, fix="correct r or rank_pattern in adapter_config.json: the scale depends on it")
@@ -239,15 +249,16 @@ def _product(name: str, parts: Parts, kind: str, config: PeftConfig | None) -> U
 
 
 def _conv1d(parts: Parts, scaling: Scaling) -> Update:
-    """LoKr's full w2 (b, d, k) of a Conv1d, its numbers in the order that PEFT gives them."""
+    """The update of LoKr for a Conv1d with a full w2 (b, d, k), with its numbers in PEFT's order."""
     from loralens.formats.dialects import lycoris
 
+    # The first factor is the same as in LyCORIS.
     first, _ = lycoris.side(parts, 1)
     (a, c), (b, d, k) = first.shape, parts["lokr_w2"][1].shape
 
-    def whole() -> Array:
+    def product() -> Array:
         second = parts["lokr_w2"][1].read().astype(np.float64)
         return np.kron(first.dense()[None], second).reshape(a * b, c * d, k)
 
-    array = LazyArray(whole, shape=(a * b, c * d, k), dtype=np.float64)
+    array = LazyArray(product, shape=(a * b, c * d, k), dtype=np.float64)
     return lycoris.update_of(parts, Dense(array), scaling, (k,), origin_format("LOKR"))

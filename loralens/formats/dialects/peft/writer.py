@@ -1,10 +1,10 @@
-"""Writing PEFT: an untouched module as it was read, a changed one anew, and a configuration that says so.
+"""Writing PEFT: unchanged modules as they were read, others anew, and a configuration that fits them.
 
 AdaLoRA, LoHa and LoKr become plain LoRA: pairs, and a configuration of type LORA with the same targets.
 
-PEFT finds rank and α of a module by the first key of ``rank_pattern`` or ``alpha_pattern`` that matches; up to 0.14
-only a literal path does. So patterns hold full literal paths, longest first, with regex characters escaped only
-where a path has other ones than dots.
+PEFT finds rank and α of a module by the first key of ``rank_pattern`` or ``alpha_pattern`` that matches, and up to 0.14
+only a literal path matches. So patterns are written with full literal paths, the longest first. Characters are escaped
+only in a path that has special ones other than dots.
 """
 
 import re
@@ -24,20 +24,22 @@ from loralens.core.names import natural_key
 from loralens.core.scaling import Scaling
 from loralens.core.structured import Update
 from loralens.errors import FormatError, ShapeError, place
-from loralens.formats.dialects.extras import add, check_size, owner, to_translate
-from loralens.formats.dialects.pairs import pack
+from loralens.formats.dialects.extras import add_tensors, check_size, owning_module, translatable_extras
+from loralens.formats.dialects.pairs import pack_pair
 from loralens.formats.dialects.peft.config import DEFAULT_RANK, Endings, PeftConfig
-from loralens.formats.dialects.peft.experts import GROUPED, SWAPPED, registered
-from loralens.formats.dialects.peft.keys import OUT_PROJ, PREFIX, canonical
+from loralens.formats.dialects.peft.experts import GROUPED, SWAPPED, registration_order
+from loralens.formats.dialects.peft.keys import OUT_PROJ, PREFIX, canonical_key
 from loralens.formats.dialects.peft.reader import NAME, read
-from loralens.formats.dialects.peft.types import as_lora
-from loralens.formats.dialects.stacks import Stacks, as_read, by_pair, check_whole
+from loralens.formats.dialects.peft.types import lora_fields
+from loralens.formats.dialects.stacks import Stacks, check_complete, group_by_pair, is_as_read
 from loralens.formats.files.container import Stored
 
+# Paths that are regular expressions as they are, if a dot may match any letter.
 _PLAIN = re.compile(r"^[\w.-]+$")
 
+# roles of extras that a DoRA adapter has
 DORA = ("magnitude", "norms")
-PARAMETERS = ("experts", "parameter")  # kinds of layout that PEFT wraps by the parameter, not by the module
+PARAMETERS = ("experts", "parameter")  # kinds of layout for which PEFT wraps the parameter and not the module
 
 Terms = dict[str, tuple[int, float]]  # path in the configuration → r and α
 
@@ -48,20 +50,21 @@ def write(adapter: Adapter) -> Stored:
     Raises
     ------
     ShapeError
-        The experts of a stack have different ranks, or a changed module cannot be laid out as PEFT has it.
+        The experts of a stack have different ranks, or PEFT has no layout for a changed module.
     FormatError
-        PEFT would build another base weight for the changed adapter, or would not read back what it says.
+        PEFT would change the base weight differently for the changed adapter, or the file would be read differently.
     """
-    stacks = _attentions_folded(by_pair(adapter))
-    changed = not all(as_read(modules, NAME) for modules in stacks.values())
+    stacks = _fold_attentions(group_by_pair(adapter))
+    changed = not all(is_as_read(modules, NAME) for modules in stacks.values())
+    # The configuration comes first: it says how the stacks are laid out.
     config = _config(adapter, stacks)
     tensors: dict[str, LazyArray] = {}
     for name, modules in stacks.items():
         with place(name):
             tensors.update(_tensors(name, modules, stacks, grouped=(config or {}).get("lora_B_layout") == GROUPED))
     tensors.update(_extras(adapter))
-    if changed:  # one dialect of keys throughout
-        tensors = {canonical(key): tensor for key, tensor in tensors.items()}
+    if changed:  # old keys may have other forms than new ones, and one file should not mix them
+        tensors = {canonical_key(key): tensor for key, tensor in tensors.items()}
     metadata = adapter.metadata if adapter.format == NAME else {"format": "pt"}
     stored = Stored(dict(sorted(tensors.items())), metadata, config)
     _check(stored, {name: module for modules in stacks.values() for name, module in modules.items()})
@@ -73,51 +76,54 @@ def _kind(modules: Mapping[str, Update]) -> str:
 
 
 def _check(stored: Stored, written: Mapping[str, Update]) -> None:
-    """Refuse to write what would be read as something else."""
+    """Refuse to write a file that would be read as another adapter."""
     back = read(stored)
     for name in sorted(set(written) ^ set(back), key=natural_key):
         what = "cannot be told from its neighbours" if name in written else "would appear"
         raise FormatError(f"{name} {what} in a PEFT file", fix="keep whole stacks and nn.MultiheadAttention layers")
     for name, module in written.items():
-        found = back[name]
-        same = found.shape == module.shape and found.rank == module.rank
-        if not same or not isclose(found.scale, module.scale, rel_tol=1e-15):
-            raise FormatError(f"{name}: {module} would be read as {found}", fix="report this as a bug")
+        reread = back[name]
+        same = reread.shape == module.shape and reread.rank == module.rank
+        # (α/r)·r differs from α in the last bits at most.
+        if not same or not isclose(reread.scale, module.scale, rel_tol=1e-15):
+            raise FormatError(f"{name}: {module} would be read as {reread}", fix="report this as a bug")
 
 
 def _tensors(name: str, modules: Mapping[str, Update], stacks: Stacks, *, grouped: bool) -> Mapping[str, LazyArray]:
     first = next(iter(modules.values()))
-    if as_read(modules, NAME):
+    if is_as_read(modules, NAME):
         assert first.origin
         return first.origin.tensors
     if first.layout.kind == "experts":
         B, A = _stack(modules, grouped=grouped)
-        return dict(_pair(_nested(name, stacks), B, A))
-    B, A = pack(first)
+        return dict(_pair(_stored_path(name, stacks), B, A))
+    B, A = pack_pair(first)
     if first.layout.kind == "embedding":
         return {f"{PREFIX}{name}.lora_embedding_B": B, f"{PREFIX}{name}.lora_embedding_A": A}
     attention = _attention(name, stacks)
+    # Its two pairs have keys of their own: the attention itself, and out_proj under a base_layer.
     if attention:
         name = f"{attention}.{OUT_PROJ}" if name.endswith(".out_proj") else attention
     elif first.layout.kind == "parameter":
-        name = _nested(name, stacks)
+        name = _stored_path(name, stacks)
     return dict(_pair(name, B, A))
 
 
 def _attention(name: str, stacks: Stacks) -> str | None:
-    """The nn.MultiheadAttention that a module belongs to: PEFT adapts both its projections, with one r and one α."""
+    """The nn.MultiheadAttention that a module belongs to; PEFT adapts both its projections with one r and one α."""
     parent, _, last = name.rpartition(".")
     both = {f"{parent}.in_proj_weight", f"{parent}.out_proj"} <= stacks.keys()
     return parent if both and last in ("in_proj_weight", "out_proj") else None
 
 
 def _extras(adapter: Adapter) -> dict[str, LazyArray]:
-    """What rides along: as it is, or from another dialect under the keys that PEFT has for it."""
+    """The extras: unchanged in PEFT's own dialect, those of others under PEFT's keys."""
     if adapter.format == NAME:
-        held = {key: extra for key, extra in adapter.extra.items() if extra.role not in NORMS}
-        return {key: _as_it_is(extra, adapter) for key, extra in held.items()}
-    extras = {f"{PREFIX}{key}": tensor for key, tensor in companions(adapter, "PEFT").items()}
+        stored_extras = {key: extra for key, extra in adapter.extra.items() if extra.role not in NORMS}
+        return {key: _own_extra(extra, adapter) for key, extra in stored_extras.items()}
+    extras = {f"{PREFIX}{key}": tensor for key, tensor in translate_companions(adapter, "PEFT").items()}
     bent = {extra.module for extra in adapter.extra.values() if extra.role == "magnitude"}
+    # PEFT makes magnitudes for all modules from the base, and would find none in the file.
     plain = [name for name in adapter if bent and name not in bent]
     if plain:
         raise FormatError(
@@ -128,30 +134,31 @@ def _extras(adapter: Adapter) -> dict[str, LazyArray]:
     return extras
 
 
-def companions(adapter: Adapter, title: str) -> dict[str, LazyArray]:
-    """The magnitudes of DoRA and the biases of B that come from another dialect, by module and leaf as PEFT has them.
+def translate_companions(adapter: Adapter, title: str) -> dict[str, LazyArray]:
+    """The magnitudes of DoRA and the biases of B of another dialect, under the module's name and PEFT's leaf.
 
     Raises
     ------
     FormatError, ShapeError
-        Extras of other roles, for which ``title`` has no place; two of one module; one that does not fit its module.
+        ``title`` cannot hold extras of other roles, two of them would have one key, or one does not fit its module.
     """
-    found: dict[str, LazyArray] = {}
-    for key, extra in to_translate(adapter, ("magnitude", "lora_bias"), title).items():
+    tensors: dict[str, LazyArray] = {}
+    for key, extra in translatable_extras(adapter, ("magnitude", "lora_bias"), title).items():
         with place(key):
-            module = owner(adapter, extra)
+            module = owning_module(adapter, extra)
             out, ones = module.shape[0], (1 for _ in module.layout.kernel)
             check_size(extra.tensor, out)
             if extra.role == "lora_bias":
-                add(found, {f"{extra.module}.lora_B.bias": extra.tensor.reshape(out)})
+                add_tensors(tensors, {f"{extra.module}.lora_B.bias": extra.tensor.reshape(out)})
             else:
+                # The shapes of PEFT's parameters for convolutions and linear layers.
                 shape = (1, out, *ones) if module.layout.kernel else (out,)
-                add(found, {f"{extra.module}.lora_magnitude_vector": extra.tensor.reshape(*shape)})
-    return found
+                add_tensors(tensors, {f"{extra.module}.lora_magnitude_vector": extra.tensor.reshape(*shape)})
+    return tensors
 
 
-def _as_it_is(extra: Extra, adapter: Adapter) -> LazyArray:
-    """An extra of PEFT's own; but the diagonal of KaSA is part of a changed B already."""
+def _own_extra(extra: Extra, adapter: Adapter) -> LazyArray:
+    """The tensor of an extra; ones for the diagonal of KaSA if the module changed, because B then contains it."""
     module = adapter.modules.get(extra.module)
     if extra.role != "diagonal" or module is None or module.origin:
         return extra.tensor
@@ -164,10 +171,10 @@ def _pair(path: str, B: LazyArray, A: LazyArray) -> Iterator[tuple[str, LazyArra
 
 
 def _stack(modules: Mapping[str, Update], *, grouped: bool) -> tuple[LazyArray, LazyArray]:
-    """The experts' pairs in two tensors: A expert by expert, B rank by rank (or as ``lora_B_layout`` says)."""
+    """The pairs of all experts in two tensors: A expert by expert, B rank by rank unless ``lora_B_layout`` differs."""
     experts = list(modules.values())
     first, count = experts[0], len(experts)
-    check_whole(modules, "PEFT")
+    check_complete(modules, "PEFT")
 
     def join_B() -> Array:
         stacked = np.stack([module.B for module in experts], axis=1 if grouped else 2)
@@ -181,29 +188,30 @@ def _stack(modules: Mapping[str, Update], *, grouped: bool) -> tuple[LazyArray, 
     return B, LazyArray(join_A, shape=(width, first.shape[1]), dtype=first.factors[1].dtype)
 
 
-def _nested(name: str, stacks: Stacks) -> str:
-    """The stored path of a stack: under one ``base_layer`` for each parameter of its module registered after it."""
+def _stored_path(name: str, stacks: Stacks) -> str:
+    """The stored path of a stack, with one ``base_layer`` for each parameter of its module that is registered later."""
     module, _, parameter = name.rpartition(".")
     siblings = [other.rpartition(".")[2] for other in stacks if other.startswith(f"{module}.")]
     siblings = [p for p in siblings if f"{module}.{p}" in stacks and _kind(stacks[f"{module}.{p}"]) in PARAMETERS]
-    order = sorted(siblings, key=registered, reverse=True)
+    # The outermost parameter has the shortest path.
+    order = sorted(siblings, key=registration_order, reverse=True)
     return ".".join([module, *["base_layer"] * order.index(parameter)])
 
 
 def _config(adapter: Adapter, stacks: Stacks) -> Mapping[str, Any] | None:
-    """The configuration it came with while that still says the truth, else one brought up to date."""
-    old = as_lora(adapter.config) if adapter.format == NAME and adapter.config is not None else None
+    """The old configuration if it still describes the adapter, otherwise one that does."""
+    old = lora_fields(adapter.config) if adapter.format == NAME and adapter.config is not None else None
     unsaid = all(
-        module.scaling.rule == "unknown" and _said(name, module, stacks)[0] == 1
+        module.scaling.rule == "unknown" and _stated_scale(name, module, stacks)[0] == 1
         for name, modules in stacks.items()
         for module in modules.values()
     )
     if old is None and adapter.format == NAME and unsaid:
         return None
     if old is None:
-        return _updated(_fresh(adapter), stacks)
+        return _update_fields(_new_config(adapter), stacks)
     if old.get("use_dora") and len(adapter) and not any(extra.role in DORA for extra in adapter.extra.values()):
-        old = {**old, "use_dora": False}  # magnitudes were left out: PEFT would make new ones from the base
+        old = {**old, "use_dora": False}  # the magnitudes were left out, and PEFT would make new ones from the base
     config = PeftConfig(old)
     if old is adapter.config and _still_true(config, stacks) and not adapter.narrowed:
         return old
@@ -213,17 +221,18 @@ def _config(adapter: Adapter, stacks: Stacks) -> Mapping[str, Any] | None:
             "training the base would be another",
             fix="convert it with PEFT to a plain LoRA first",
         )
-    return _updated(old, stacks, exact=adapter.narrowed)
+    return _update_fields(old, stacks, exact=adapter.narrowed)
 
 
 def _still_true(config: PeftConfig, stacks: Stacks) -> bool:
     new = []
     for name, modules in stacks.items():
         path = _path(name, config, stacks)
+        # What PEFT would use, against what the module has now.
         rank, scale = config.rank(path), config.scaling(path).value
         for module in modules.values():
-            said = module.scaling.rank if module.origin else _width(module)
-            if rank != said or scale != _said(name, module, stacks)[0]:
+            configured_rank = module.scaling.rank if module.origin else _width(module)
+            if rank != configured_rank or scale != _stated_scale(name, module, stacks)[0]:
                 return False
             if not module.origin:
                 new.append(path)
@@ -231,22 +240,22 @@ def _still_true(config: PeftConfig, stacks: Stacks) -> bool:
 
 
 def _path(name: str, config: PeftConfig, stacks: Stacks) -> str:
-    """Where PEFT looks up r and α for a parameter."""
+    """The path by which PEFT looks up r and α of a module or parameter."""
     return _attention(name, stacks) or config.path(name)
 
 
-def _said(name: str, module: Update, stacks: Stacks) -> tuple[float, Scaling]:
-    """The scale that a file says of a module: half of it where PEFT adds the update twice."""
+def _stated_scale(name: str, module: Update, stacks: Stacks) -> tuple[float, Scaling]:
+    """The scale of a module in the file, which is half of its own if PEFT adds the update twice."""
     twice = name.endswith(".out_proj") and _attention(name, stacks)
     return (module.scale / 2, module.scaling.once()) if twice else (module.scale, module.scaling)
 
 
-def _attentions_folded(stacks: Stacks) -> Stacks:
-    """Each out_proj of an nn.MultiheadAttention under the one scale that PEFT has for it: the rest goes into its B.
+def _fold_attentions(stacks: Stacks) -> Stacks:
+    """Give each out_proj of an nn.MultiheadAttention the scale that PEFT uses for it, and fold the ratio into its B.
 
-    PEFT up to 0.21.2 adds its update twice, so that scale is twice that of the attention's own pair.
+    PEFT up to 0.21.2 adds this update twice, so that scale is twice the scale of the attention's own pair.
     """
-    found = dict(stacks)
+    new_stacks = dict(stacks)
     for name, modules in stacks.items():
         attention = _attention(name, stacks) if name.endswith(".out_proj") else None
         if attention is None:
@@ -254,12 +263,13 @@ def _attentions_folded(stacks: Stacks) -> Stacks:
         ((inner, module),) = modules.items()
         (owner,) = stacks[f"{attention}.in_proj_weight"].values()
         scale = 2 * owner.scale
+        # A scale of 0 cannot be reached by a factor, and only a pair has a B to fold into.
         if not scale or scale == module.scale or not isinstance(module, LowRank):
             continue
         B, A = module.factors
         folded = B.map(partial(_times, module.scale / scale), shape=B.shape, dtype=B.dtype)
-        found[name] = {inner: LowRank(folded, A, scale, scaling=owner.scaling.doubled(), layout=module.layout)}
-    return found
+        new_stacks[name] = {inner: LowRank(folded, A, scale, scaling=owner.scaling.doubled(), layout=module.layout)}
+    return new_stacks
 
 
 def _times(factor: float, B: Array) -> Array:
@@ -268,29 +278,31 @@ def _times(factor: float, B: Array) -> Array:
 
 
 def _width(module: Update) -> int:
-    """The r that a configuration says for a module: one slice's for fused projections read as they are."""
+    """The r of a module in the configuration; for fused projections that were read, the rank of one slice."""
+    # A changed module is written as one pair of the full rank.
     fused = module.layout.kind == "merged" and module.origin is not None
     return module.rank // module.layout.groups if fused else module.rank
 
 
-def _updated(fields: Mapping[str, Any], stacks: Stacks, *, exact: bool = False) -> dict[str, Any]:
-    """``fields`` with ranks, alphas and targets that fit the modules, every other field as it was.
+def _update_fields(fields: Mapping[str, Any], stacks: Stacks, *, exact: bool = False) -> dict[str, Any]:
+    """``fields`` with ranks, alphas and targets that fit the modules; all other fields are unchanged.
 
-    ``exact``: targets by pattern would make PEFT adapt modules that are not there.
+    With ``exact``, every module is named as a target, because the old targets would make PEFT adapt removed modules.
     """
     terms = _terms(PeftConfig(fields), stacks)
     rank = most_common(r for r, _ in terms.values())
     alpha = most_common(a for _, a in terms.values())
-    found = dict(fields)
-    found.update(
+    updated = dict(fields)
+    updated.update(
         r=rank,
-        lora_alpha=whole(alpha),
-        rank_pattern=pattern({path: r for path, (r, _) in terms.items()}, rank),
-        alpha_pattern=pattern({path: whole(a) for path, (_, a) in terms.items()}, alpha),
+        lora_alpha=integer_if_whole(alpha),
+        rank_pattern=literal_pattern({path: r for path, (r, _) in terms.items()}, rank),
+        alpha_pattern=literal_pattern({path: integer_if_whole(a) for path, (_, a) in terms.items()}, alpha),
     )
-    if exact or PeftConfig(found).unmatched_modules(terms):
-        found.update(_targets(stacks, terms))
-    return found
+    # Targets that fit are kept, because people write them as short names.
+    if exact or PeftConfig(updated).unmatched_modules(terms):
+        updated.update(_targets(stacks, terms))
+    return updated
 
 
 def _terms(config: PeftConfig, stacks: Stacks) -> Terms:
@@ -299,9 +311,10 @@ def _terms(config: PeftConfig, stacks: Stacks) -> Terms:
         path = _path(name, config, stacks)
         for module in modules.values():
             rank = _width(module)
-            scale, scaling = _said(name, module, stacks)
-            found = rank, scaling.alpha_for(scale, rank, config.rule)
-            if terms.setdefault(path, found) != found:
+            scale, scaling = _stated_scale(name, module, stacks)
+            rank_and_alpha = rank, scaling.alpha_for(scale, rank, config.rule)
+            # All experts of a stack, and both projections of an attention, share one entry.
+            if terms.setdefault(path, rank_and_alpha) != rank_and_alpha:
                 raise ShapeError(
                     f"{path}: its parts differ in rank or scale, and PEFT holds one for all of them",
                     fix="give them one rank (--uniform)",
@@ -310,19 +323,21 @@ def _terms(config: PeftConfig, stacks: Stacks) -> Terms:
 
 
 def _targets(stacks: Stacks, terms: Terms) -> dict[str, Any]:
-    """``target_modules`` and ``target_parameters`` that name every module in full, and nothing else."""
+    """``target_modules`` and ``target_parameters`` with the full path of every module, and nothing else."""
     parameters = [p for p in terms if (_kind(stacks[p]) in PARAMETERS if p in stacks else p.endswith(".weight"))]
     modules = [path for path in terms if path not in set(parameters)]
     return {"target_modules": modules, "target_parameters": parameters or None}
 
 
-def _fresh(adapter: Adapter) -> dict[str, Any]:
-    """A configuration for what was no PEFT adapter, with the fields that it had when it was one."""
+def _new_config(adapter: Adapter) -> dict[str, Any]:
+    """A configuration for an adapter of another dialect, with the fields of an earlier PEFT configuration if any."""
+    # One module without rsLoRA is enough to write plain alphas.
     rslora = bool(len(adapter)) and all(m.scaling.rule == "alpha/sqrt(r)" for m in adapter.modules.values())
     stacks = [m.layout for m in adapter.modules.values() if m.layout.kind == "experts"]
     upright = bool(stacks) and not any(layout.transposed for layout in stacks)
     return {
-        **({"peft_version": ".".join(map(str, (*SWAPPED, 0)))} if upright else {}),  # from which on stacks are so
+        # The reader takes the orientation of stacks from the version.
+        **({"peft_version": ".".join(map(str, (*SWAPPED, 0)))} if upright else {}),
         "peft_type": "LORA",
         "task_type": None,
         "base_model_name_or_path": adapter.base_model,
@@ -338,18 +353,19 @@ def _fresh(adapter: Adapter) -> dict[str, Any]:
 
 
 def most_common(values: Iterable[Any]) -> Any:
-    """The value that most modules have; where there are none, PEFT's default, which is the same for r and α."""
+    """The value of most modules; without modules PEFT's default, which is the same for r and α."""
     counts = Counter(values)
     return counts.most_common(1)[0][0] if counts else DEFAULT_RANK
 
 
-def whole(alpha: float) -> float | int:
-    """A whole number written as one, as people write α."""
+def integer_if_whole(alpha: float) -> float | int:
+    """The number as an int if it is whole, because α is usually written so."""
+    # Above 2⁵³ not every whole number is a float64.
     return int(alpha) if float(alpha).is_integer() and abs(alpha) < 2**53 else alpha
 
 
-def pattern(values: Mapping[str, Any], default: Any) -> dict[str, Any]:
-    """Full paths and their values, longest first: those that differ, and those that one of their keys would match."""
+def literal_pattern(values: Mapping[str, Any], default: Any) -> dict[str, Any]:
+    """The full paths whose values differ from the default, longest first, and the paths that their keys match too."""
     odd = Endings(path for path, value in values.items() if value != default)
     paths = [path for path in values if odd.cover(path)]
     paths.sort(key=lambda path: (-len(path), natural_key(path)))

@@ -1,1 +1,1 @@
-"""loralens's own dialect for modules in few bits."""
+"""The dialect loralens-q, which stores modules in few bits."""

@@ -1,24 +1,25 @@
-"""loralens's own dialect for modules in few bits: ``adapter_quantised.safetensors``, one file that says everything.
+"""Reading loralens-q, the dialect for modules in few bits: ``adapter_quantised.safetensors``, one file with everything.
 
-One uint8 tensor ``<module>.q`` a module, laid out as `loralens.core.quantised` says, every tensor that is no half of a
-pair under ``extra/<its key>`` as it was, and in the header metadata, under ``loralens-q``, a JSON object:
+It has one uint8 tensor ``<module>.q`` for each module, whose layout is described in `loralens.core.quantised`, and
+every tensor that is not half of a pair, unchanged, under ``extra/<its key>``. In the header metadata, under
+``loralens-q``, there is a JSON object:
 
 ============  ==========================================================================================
 version       1
 source        the dialect that the adapter came from
-base_model    what it was trained on, or null
+base_model    the model that it was trained on, or null
 modules       name → [out, in, directions, number of its scaling, number of its layout]
-scalings      [scale, rule, alpha, rank, where that was found] of each kind that occurs
+scalings      [scale, rule, alpha, rank, origin of the scale] of each kind that occurs
 layouts       [kind, kernel, groups, transposed] of each kind that occurs
 extra         key → [role, module, parameter]
-findings      [level, code, text, fix] of each thing that the reader of the source noticed
+findings      [level, code, text, fix] of each finding of the source's reader
 config        the configuration beside the source's file, or null
 metadata      the source's header metadata, or null
-narrowed      whether modules were taken out since the configuration was written
+narrowed      whether modules were removed since the configuration was written
 ============  ==========================================================================================
 
-Converted, the adapter is again one of its source's dialect, with configuration, metadata and extras; its factors are
-float32.
+Converting the file gives an adapter of its source's dialect again, with configuration, metadata and extras. Its factors
+are float32.
 """
 
 import json
@@ -31,10 +32,11 @@ from loralens.core.lowrank import Layout, LowRank
 from loralens.core.quantised import NAME, PART, from_bytes, kernel_fits
 from loralens.core.scaling import Rule, Scaling
 from loralens.errors import FormatError, place
-from loralens.formats.dialects.peft.fields import sound
-from loralens.formats.files.container import Stored, harmless, plain_text, unique_keys
-from loralens.formats.files.number import finite
+from loralens.formats.dialects.peft.fields import valid_fields
+from loralens.formats.files.container import Stored
+from loralens.formats.files.json_text import finite_number, is_safe_text, plain_text, unique_keys
 
+# of the layout; a reader refuses any other
 VERSION = 1
 EXTRA = "extra/"
 
@@ -42,7 +44,7 @@ _BROKEN = "the file is damaged: download or save it again"
 
 
 def detect(stored: Stored) -> bool:
-    """Whether a file is loralens's own: its metadata say so."""
+    """Whether a file is loralens-q by its metadata."""
     return NAME in (stored.metadata or {})
 
 
@@ -52,24 +54,27 @@ def read(stored: Stored) -> Adapter:
     Raises
     ------
     FormatError
-        The description does not fit the tensors, or is damaged, or of a version to come.
+        The description does not fit the tensors, is damaged, or is of a newer version.
     """
-    said = description(stored.metadata)
-    if said.get("version") != VERSION:
-        what = f"is {NAME} of version {said.get('version')!a:.20}, and this loralens knows {VERSION}"
+    fields = description(stored.metadata)
+    # Before anything else is looked up: a newer version may have other fields.
+    if fields.get("version") != VERSION:
+        what = f"is {NAME} of version {fields.get('version')!a:.20}, and this loralens knows {VERSION}"
         raise FormatError(what, fix="update loralens")
     try:
-        scalings = [_scaling(entry) for entry in said["scalings"]]
-        layouts = [_layout(entry) for entry in said["layouts"]]
-        entries, extras = dict(said["modules"]), dict(said["extra"])
-        findings = tuple(_finding(entry) for entry in said["findings"])
-        texts = said["metadata"]
+        scalings = [_scaling(entry) for entry in fields["scalings"]]
+        layouts = [_layout(entry) for entry in fields["layouts"]]
+        entries, extras = dict(fields["modules"]), dict(fields["extra"])
+        findings = tuple(_finding(entry) for entry in fields["findings"])
+        texts = fields["metadata"]
         _check(texts is None or all(isinstance(text, str) for text in texts.values()))
-        _check(said["config"] is None or isinstance(said["config"], dict))
-        _check(harmless(said["source"]))
-        _check(isinstance(said["narrowed"], bool))
+        _check(fields["config"] is None or isinstance(fields["config"], dict))
+        _check(is_safe_text(fields["source"]))
+        _check(isinstance(fields["narrowed"], bool))
+    # Every way in which a field can be missing or of another type.
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FormatError("its description is damaged", fix=_BROKEN) from error
+    # Before tensors are looked up: every key must be in the description, and the other way round.
     _check_keys(stored, entries, extras)
     modules = {}
     for name, entry in entries.items():
@@ -78,13 +83,13 @@ def read(stored: Stored) -> Adapter:
     return Adapter(
         modules=modules,
         extra={key: _extra(stored, key, entry) for key, entry in extras.items()},
-        config=said["config"],
+        config=fields["config"],
         metadata=stored.metadata,
         format=NAME,
-        base_model=plain_text(said.get("base_model")),
+        base_model=plain_text(fields.get("base_model")),
         findings=findings,
-        narrowed=said["narrowed"],
-        peft_fields=sound(said.get("peft")),
+        narrowed=fields["narrowed"],
+        peft_fields=valid_fields(fields.get("peft")),
     )
 
 
@@ -94,44 +99,47 @@ def description(metadata: Mapping[str, str] | None) -> dict[str, Any]:
     Raises
     ------
     FormatError
-        There is none.
+        The metadata have none.
     """
     try:
-        said = json.loads((metadata or {})[NAME], object_pairs_hook=unique_keys)
+        fields = json.loads((metadata or {})[NAME], object_pairs_hook=unique_keys)
     except (KeyError, ValueError, RecursionError) as error:
         raise FormatError(f"has no description under {NAME} in its metadata", fix=_BROKEN) from error
-    if not isinstance(said, dict):
+    if not isinstance(fields, dict):
         raise FormatError("its description is no JSON object", fix=_BROKEN)
-    return said
+    return fields
 
 
-def expanded(adapter: Adapter) -> Adapter:
-    """The adapter in the dialect it came from before it was ``loralens-q``, its factors float32, bound to no file.
+def expand(adapter: Adapter) -> Adapter:
+    """The adapter in the dialect of its source, with float32 factors and without a connection to its file.
 
-    One that was made in this dialect and never written has no description to say another.
+    An adapter that was made in loralens-q and never written has no description, so its dialect stays.
     """
     modules = {name: module.without_origin() for name, module in adapter.items()}
     if not detect(Stored({}, adapter.metadata)):
         return replace(adapter, modules=modules)
-    said = description(adapter.metadata)
-    return replace(adapter, modules=modules, format=said["source"], metadata=said["metadata"])
+    fields = description(adapter.metadata)
+    return replace(adapter, modules=modules, format=fields["source"], metadata=fields["metadata"])
 
 
 def _check_keys(stored: Stored, modules: Mapping[str, Any], extras: Mapping[str, Any]) -> None:
-    said = {f"{name}.{PART}" for name in modules} | {EXTRA + key for key in extras}
+    expected = {f"{name}.{PART}" for name in modules} | {EXTRA + key for key in extras}
     if not modules:
         raise FormatError("holds no modules", fix=_BROKEN)
-    for key in sorted(said - set(stored.tensors)):
+    # Sorted, so that the message is the same each time.
+    for key in sorted(expected - set(stored.tensors)):
         raise FormatError(f"{key} is missing", fix=_BROKEN)
-    for key in sorted(set(stored.tensors) - said):
+    for key in sorted(set(stored.tensors) - expected):
         raise FormatError(f"{key} is in no description", fix=_BROKEN)
 
 
 def _module(stored: Stored, name: str, entry: Any, scalings: list[Any], layouts: list[Layout]) -> LowRank:
-    whole = isinstance(entry, list) and len(entry) == 5 and all(type(x) is int and x >= 0 for x in entry)
-    if not whole or entry[3] >= len(scalings) or entry[4] >= len(layouts) or not entry[0] * entry[1]:
+    well_formed = isinstance(entry, list) and len(entry) == 5 and all(type(x) is int and x >= 0 for x in entry)
+    # Every number of the description is an index or a size, which a damaged file may have wrong.
+    if not well_formed or entry[3] >= len(scalings) or entry[4] >= len(layouts) or not entry[0] * entry[1]:
         raise FormatError("its description is damaged", fix=_BROKEN)
     out, in_, rank, scaling, layout = entry
+    # A small file must not ask for arrays that are larger than its update.
     if rank > min(out, in_) or not kernel_fits(layouts[layout], (out, in_)):
         raise FormatError(f"{rank} directions or a kernel do not fit ({out}, {in_})", fix=_BROKEN)
     key = f"{name}.{PART}"
@@ -143,17 +151,22 @@ def _module(stored: Stored, name: str, entry: Any, scalings: list[Any], layouts:
 
 def _scaling(entry: Any) -> tuple[float, Scaling]:
     scale, rule, alpha, rank, origin = entry
-    _check(finite(scale) is not None and (alpha is None or finite(alpha) is not None))
-    _check(rule in get_args(Rule) and harmless(origin))
+    _check(finite_number(scale) is not None and (alpha is None or finite_number(alpha) is not None))
+    _check(rule in get_args(Rule) and is_safe_text(origin))
     _check(rank is None or (type(rank) is int and rank > 0))
     return float(scale), Scaling(rule, alpha, rank, origin)
 
 
 def _layout(entry: Any) -> Layout:
     kind, kernel, groups, transposed, *order = entry
+    # Files that were written before this field existed have four entries.
     rows = order[0] if order else ""
     _check(
-        len(order) < 2 and harmless(kind) and harmless(rows) and type(groups) is int and isinstance(transposed, bool)
+        len(order) < 2
+        and is_safe_text(kind)
+        and is_safe_text(rows)
+        and type(groups) is int
+        and isinstance(transposed, bool)
     )
     _check(all(type(k) is int for k in kernel))
     return Layout(kind, tuple(kernel), groups, transposed, rows)
@@ -161,18 +174,18 @@ def _layout(entry: Any) -> Layout:
 
 def _finding(entry: Any) -> Finding:
     level, code, text, fix = entry
-    _check(level in get_args(Level) and all(map(harmless, (code, text, fix))))
+    _check(level in get_args(Level) and all(map(is_safe_text, (code, text, fix))))
     return Finding(level, code, text, fix)
 
 
 def _check(sound: bool) -> None:
-    """Let `read` say that a part of the description is not as it is written."""
+    """Raise a ValueError, which `read` reports as damage, if a part of the description is not valid."""
     if not sound:
         raise ValueError
 
 
 def _extra(stored: Stored, key: str, entry: Any) -> Extra:
-    if not (isinstance(entry, list) and len(entry) == 3 and all(map(harmless, entry))):
+    if not (isinstance(entry, list) and len(entry) == 3 and all(map(is_safe_text, entry))):
         raise FormatError(f"the description of {key} is damaged", fix=_BROKEN)
     role, module, parameter = entry
     return Extra(role, module, stored.tensors[EXTRA + key], parameter)

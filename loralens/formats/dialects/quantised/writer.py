@@ -1,4 +1,4 @@
-"""Writing ``loralens-q``: modules that are in few bits already as they are, others rounded while they are written."""
+"""Writing ``loralens-q``: modules in few bits are copied, and others are quantised while they are written."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ import numpy as np
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import LowRank
-from loralens.core.quantised import NAME, PART, as_bytes, direction_bytes, directions
+from loralens.core.quantised import NAME, PART, as_bytes, direction_bits, direction_bytes
 from loralens.core.structured import Update
 from loralens.errors import OptionError, place
 from loralens.formats.dialects.quantised.reader import EXTRA, VERSION, description
@@ -28,16 +28,17 @@ def write(adapter: Adapter, *, bits: Bits = 8) -> Stored:
     ----------
     adapter : Adapter
     bits : int or mapping of str to sequence of int
-        Of modules that are not in whole numbers yet: of every direction, or by module of each leading direction,
-        largest first. Their factors are read and rounded when their bytes are.
+        For modules that are not quantised yet: the bits of every direction, or by module the bits of each leading
+        direction, the largest first. The factors are read and quantised when the bytes of the module are needed.
 
     Raises
     ------
     OptionError
-        Bits outside 2 to 16, of more directions than there are, or of a module that is none.
+        Bits are outside of 2 to 16, or there are more of them than directions, or a module does not exist.
     MismatchError
-        A module that is no pair (LoKr, LoHa, a full difference).
+        A module is no pair (LoKr, LoHa, a full difference).
     """
+    # A name that does not exist would be ignored without an error.
     if not isinstance(bits, int):
         for name in sorted(set(bits) - set(adapter)):
             raise OptionError(f"bits for {name}, and there is no such module", fix="give the names of modules")
@@ -49,11 +50,13 @@ def write(adapter: Adapter, *, bits: Bits = 8) -> Stored:
             rank, tensors[f"{name}.{PART}"] = _bytes(module, bits if isinstance(bits, int) else bits.get(name, 8))
         scaling = _number([module.scale, *astuple(module.scaling)], scalings)
         kind = astuple(module.layout)
-        layout = _number(_jsonable(kind if module.layout.rows else kind[:-1]), layouts)
+        # The order of rows is rarely another one, and older readers know four entries only.
+        layout = _number(_to_json(kind if module.layout.rows else kind[:-1]), layouts)
         modules[name] = [*module.shape, rank, scaling, layout]
     tensors |= {EXTRA + key: extra.tensor for key, extra in adapter.extra.items()}
+    # A file that was loralens-q before keeps the source and the metadata of its first conversion.
     again = description(adapter.metadata) if adapter.format == NAME and NAME in (adapter.metadata or {}) else None
-    said = {
+    fields = {
         "version": VERSION,
         "source": again["source"] if again else adapter.format,
         "base_model": adapter.base_model,
@@ -62,50 +65,53 @@ def write(adapter: Adapter, *, bits: Bits = 8) -> Stored:
         "layouts": layouts,
         "extra": {key: [extra.role, extra.module, extra.parameter] for key, extra in adapter.extra.items()},
         "findings": [[f.level, f.code, f.text, f.fix] for f in adapter.findings],
-        "config": _jsonable(adapter.config),
-        "metadata": again["metadata"] if again else _jsonable(adapter.metadata),
+        "config": _to_json(adapter.config),
+        "metadata": again["metadata"] if again else _to_json(adapter.metadata),
         "narrowed": adapter.narrowed,
         **({"peft": dict(adapter.peft_fields)} if adapter.peft_fields else {}),
     }
     metadata = dict(adapter.metadata or {}) if again else {"format": NAME}
-    if again is None or _resolved(said) != _resolved(again):
-        metadata[NAME] = json.dumps(said, separators=(",", ":"))
+    # If nothing changed, the text of the old description is kept, so that the file stays the same byte for byte.
+    if again is None or _resolve_kinds(fields) != _resolve_kinds(again):
+        metadata[NAME] = json.dumps(fields, separators=(",", ":"))
     return Stored(tensors, metadata)
 
 
 def _bytes(module: Update, bits: int | Sequence[int]) -> tuple[int, LazyArray]:
-    """How many directions a module is stored in, and the bytes that hold them."""
+    """The number of directions that are stored of a module, and their bytes."""
+    # Quantising once more would add a second error.
     if module.origin and module.origin.format == NAME:
         (data,) = module.origin.tensors.values()
         return module.rank, data
+    # Without the scale, which is stored in the description.
     pair = LowRank(*module.factors)
-    kept = directions(pair, bits)
+    bits_of_each = direction_bits(pair, bits)
 
-    def rounded() -> Array:
-        return as_bytes(quantise_product(pair.B, pair.A, np.array(kept)))
+    def round_pair() -> Array:
+        return as_bytes(quantise_product(pair.B, pair.A, np.array(bits_of_each)))
 
-    size = sum(direction_bytes(pair.shape, b) for b in kept)
-    return len(kept), LazyArray(rounded, shape=(size,), dtype=np.uint8)
-
-
-def _number(kind: Kind, known: list[Kind]) -> int:
-    """The place of ``kind`` among the known ones, to which it is added where it is new."""
-    if kind not in known:
-        known.append(kind)
-    return known.index(kind)
+    size = sum(direction_bytes(pair.shape, b) for b in bits_of_each)
+    return len(bits_of_each), LazyArray(round_pair, shape=(size,), dtype=np.uint8)
 
 
-def _resolved(said: Mapping[str, Any]) -> dict[str, Any]:
-    """A description with every kind at its place, in whatever order the kinds were listed."""
+def _number(kind: Kind, kinds: list[Kind]) -> int:
+    """The index of ``kind`` in the list ``kinds``, to which it is added if it is new."""
+    if kind not in kinds:
+        kinds.append(kind)
+    return kinds.index(kind)
+
+
+def _resolve_kinds(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """A description with kinds in place of their numbers, so that descriptions with other numbers can be compared."""
     modules = {
-        name: [*rest, said["scalings"][scaling], said["layouts"][layout]]
-        for name, (*rest, scaling, layout) in said["modules"].items()
+        name: [*head, fields["scalings"][scaling], fields["layouts"][layout]]
+        for name, (*head, scaling, layout) in fields["modules"].items()
     }
-    return {**said, "modules": modules, "scalings": None, "layouts": None}
+    return {**fields, "modules": modules, "scalings": None, "layouts": None}
 
 
-def _jsonable(value: Any) -> Any:
-    """``value`` as JSON gives it back: lists for tuples, plain mappings."""
+def _to_json(value: Any) -> Any:
+    """``value`` as it would be read from JSON: with lists for tuples, and plain dicts."""
     if isinstance(value, Mapping):
-        return {key: _jsonable(inner) for key, inner in value.items()}
-    return [_jsonable(inner) for inner in value] if isinstance(value, list | tuple) else value
+        return {key: _to_json(inner) for key, inner in value.items()}
+    return [_to_json(inner) for inner in value] if isinstance(value, list | tuple) else value

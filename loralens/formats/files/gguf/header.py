@@ -1,23 +1,28 @@
-"""The header of a GGUF file, taken apart: counts, key-values, names; nothing claimed is believed."""
+"""Reading the header of a GGUF file: counts, names and key-values, none of which is trusted before it is checked."""
 
 import struct
 from collections.abc import Iterator
 from typing import Any, final
 
 from loralens.errors import FormatError, place
-from loralens.formats.files.container import HEADER_LIMIT, NAME_LIMIT, OpenFile, check_printable
+from loralens.formats.files.container import HEADER_LIMIT, OpenFile
 from loralens.formats.files.gguf.values import ARRAY, CODES, SCALARS, TEXT, Value
+from loralens.formats.files.json_text import NAME_LIMIT, check_printable
 
 MAGIC = b"GGUF"
+# Version 1 had 32-bit counts and was never used for adapters; 3 only adds big-endian files.
 VERSIONS = (2, 3)
-MOST_ITEMS = 1_000_000  # of one array: an adapter holds a few tokens, never a vocabulary
-CHUNK = 1 << 16  # bytes of header read at once
+MOST_ITEMS = 1_000_000  # of one array: an adapter holds a few tokens (aLoRA), but never a vocabulary
+CHUNK = 1 << 16  # bytes of the header that are read at a time, because most values are only a few bytes
 BROKEN = "the file is damaged: download or convert it again"
 
 
 @final
 class Header:
-    """The bytes before the numbers, taken one after the other."""
+    """A reader of the bytes before the numbers, from the first to the last.
+
+    ``at`` is the position of the next byte.
+    """
 
     def __init__(self, file: OpenFile) -> None:
         self._file = file
@@ -25,16 +30,17 @@ class Header:
         self.at = 0
 
     @property
-    def left(self) -> int:
-        """Bytes of the file that nobody has taken."""
+    def remaining(self) -> int:
+        """The number of bytes that have not been taken yet, at most those of the largest header."""
         return min(self._file.size, HEADER_LIMIT) - self.at
 
     def take(self, count: int) -> bytes:
-        """The next ``count`` bytes."""
-        if count > self.left:
+        """Take the next ``count`` bytes."""
+        if count > self.remaining:
             raise FormatError(
-                f"the header needs {count:,} bytes at {self.at:,} and {max(self.left, 0):,} are left", fix=BROKEN
+                f"the header needs {count:,} bytes at {self.at:,} and {max(self.remaining, 0):,} are left", fix=BROKEN
             )
+        # The bytes that are held do not reach far enough.
         if self.at + count > self._start + len(self._held):
             self._held = self._file.read(self.at, min(max(count, CHUNK), self._file.size - self.at))
             self._start = self.at
@@ -43,11 +49,11 @@ class Header:
         return self._held[begin : begin + count]
 
     def number(self, code: str) -> Any:
-        """The next number, of a type of the struct module."""
+        """Take the next number; ``code`` is its type in the struct module."""
         return struct.unpack(f"<{code}", self.take(struct.calcsize(f"<{code}")))[0]
 
     def text(self) -> str:
-        """The next text: its length, then UTF-8."""
+        """Take the next text: its length, then its bytes in UTF-8."""
         data = self.take(self.number("Q"))
         try:
             return data.decode("utf-8")
@@ -55,7 +61,8 @@ class Header:
             raise FormatError(f"{data[:20]!r} is not UTF-8", fix=BROKEN) from error
 
     def name(self) -> str:
-        """The next text, as the name of something: short, and without control characters."""
+        """Take the next text as a name: it must be short and printable."""
+        # The length is checked before the bytes are taken, and then read again by `text`.
         length = self.number("Q")
         if length > NAME_LIMIT:
             raise FormatError(f"a name claims {length:,} bytes", fix=BROKEN)
@@ -65,32 +72,33 @@ class Header:
         return name
 
 
-def counts(header: Header) -> tuple[int, int]:
-    """How many tensors and key-values the file claims."""
+def read_counts(header: Header) -> tuple[int, int]:
+    """Read the numbers of tensors and key-values that the file claims."""
     if header.take(4) != MAGIC:
         raise FormatError("does not begin as a GGUF file", fix="give a GGUF adapter")
     version = header.number("I")
     if version not in VERSIONS:
-        big = version and not version & 0xFFFF
+        big = version and not version & 0xFFFF  # a small number in big-endian order has zeros in its low bytes
         raise FormatError(
             f"is GGUF {'in big-endian order' if big else f'version {version}'}, and versions 2 and 3 in little-endian "
             "order are read",
             fix="convert the adapter again with a current llama.cpp",
         )
     tensors, values = header.number("Q"), header.number("Q")
-    if tensors + values > header.left // 12:  # neither takes less
+    # Each takes at least 12 bytes: the length of its name (8) and a type (4).
+    if tensors + values > header.remaining // 12:
         raise FormatError(f"claims {tensors:,} tensors and {values:,} key-values: too many", fix=BROKEN)
     return tensors, values
 
 
-def values(header: Header, count: int) -> Iterator[tuple[str, Value]]:
-    """The key-values, in the order of the file."""
-    seen = set()
+def read_values(header: Header, count: int) -> Iterator[tuple[str, Value]]:
+    """Read the key-values in the order of the file."""
+    keys = set()
     for _ in range(count):
         key = header.name()
-        if key in seen:
+        if key in keys:
             raise FormatError(f"{key} appears twice", fix=BROKEN)
-        seen.add(key)
+        keys.add(key)
         with place(key):
             yield key, _value(header)
 

@@ -1,13 +1,13 @@
-"""GGUF's key-values, and the text that stands for them in an adapter's metadata.
+"""GGUF's key-values and their form in the metadata of an adapter.
 
-Metadata are text by text; GGUF's values have types, and llama.cpp refuses a u32 where it wants an f32. So the type goes
-into the key, and the value is JSON::
+Metadata map text to text, while GGUF's values have types, and llama.cpp refuses a u32 where it expects an f32. So the
+type is appended to the key, and the value is JSON::
 
     general.architecture                  llama
     adapter.lora.alpha:f32                16.0
     adapter.alora.invocation_tokens:u32[] [64, 512]
 
-A text value stands under its plain key, but one whose key has a colon itself, under ``key:str``.
+A text keeps its plain key, unless the key itself contains a colon: then it is ``key:str``.
 """
 
 import json
@@ -21,7 +21,7 @@ SCALARS = {  # type in the file → name and struct code
     0: ("u8", "B"), 1: ("i8", "b"), 2: ("u16", "H"), 3: ("i16", "h"), 4: ("u32", "I"), 5: ("i32", "i"),
     6: ("f32", "f"), 7: ("bool", "?"), 10: ("u64", "Q"), 11: ("i64", "q"), 12: ("f64", "d"),
 }  # fmt: skip
-TEXT, ARRAY = 8, 9
+TEXT, ARRAY = 8, 9  # GGUF's numbers of these types
 CODES = {name: code for code, (name, _) in SCALARS.items()} | {"str": TEXT}
 _PACKING = dict(SCALARS.values())
 _FIX = "take the value out of the metadata, or read the file again"
@@ -36,7 +36,7 @@ class Value(NamedTuple):
 
 
 def to_text(key: str, value: Value) -> tuple[str, str]:
-    """Key and text of a value in the metadata."""
+    """The key and the text of a value in the metadata."""
     if value.kind == "str" and not value.array and ":" not in key:
         return key, value.value
     suffix = f"{value.kind}[]" if value.array else value.kind
@@ -45,12 +45,12 @@ def to_text(key: str, value: Value) -> tuple[str, str]:
 
 
 def from_text(key: str, text: str) -> tuple[str, Value]:
-    """Key and value that a text in the metadata stands for.
+    """The key and the value that a text in the metadata stands for.
 
     Raises
     ------
     FormatError
-        The type is none of GGUF's, or the text no such value.
+        GGUF has no such type, or the text is not a value of it.
     """
     name, colon, suffix = key.rpartition(":")
     if not colon:
@@ -61,14 +61,15 @@ def from_text(key: str, text: str) -> tuple[str, Value]:
     if suffix == "str":
         return name, Value("str", array=False, value=text)
     with place(key):
-        value = _parsed(text)
+        value = _parse(text)
+        # A text that came from outside may be a list where a number is due.
         items = value if array and isinstance(value, list) else [value]
         if (array and not isinstance(value, list)) or not all(_fits(kind, item) for item in items):
             raise FormatError(f"{text[:40]!a} is no {suffix}", fix=_FIX)
     return name, Value(kind, array, value)
 
 
-def _parsed(text: str) -> Any:
+def _parse(text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -78,7 +79,7 @@ def _parsed(text: str) -> Any:
 def _fits(kind: str, item: Any) -> bool:
     if kind == "str":
         return isinstance(item, str)
-    if isinstance(item, bool) or kind == "bool":
+    if isinstance(item, bool) or kind == "bool":  # struct would pack True as the number 1
         return isinstance(item, bool) and kind == "bool"
     try:
         struct.pack(f"<{_PACKING[kind]}", item)
@@ -87,14 +88,15 @@ def _fits(kind: str, item: Any) -> bool:
     return True
 
 
-def plain(metadata: Mapping[str, str] | None) -> dict[str, Any]:
-    """The values by their key in the file, without their types."""
-    found = (from_text(key, text) for key, text in (metadata or {}).items())
-    return {key: value.value for key, value in found}
+def plain_values(metadata: Mapping[str, str] | None) -> dict[str, Any]:
+    """The values of metadata by their key in the file, without their types."""
+    values = (from_text(key, text) for key, text in (metadata or {}).items())
+    return {key: value.value for key, value in values}
 
 
-def size(value: Value) -> int:
-    """Bytes that a value takes in the file, behind its key: its type, and itself."""
+def value_size(value: Value) -> int:
+    """The bytes of a value in the file: its type and its content, without the key."""
+    # A text has its length (8) before it; an array has the type of its items (4) and their number (8).
     items = value.value if value.array else [value.value]
-    each = [8 + len(item.encode()) if value.kind == "str" else struct.calcsize(_PACKING[value.kind]) for item in items]
-    return 4 + (12 if value.array else 0) + sum(each)
+    sizes = [8 + len(item.encode()) if value.kind == "str" else struct.calcsize(_PACKING[value.kind]) for item in items]
+    return 4 + (12 if value.array else 0) + sum(sizes)

@@ -1,1 +1,1 @@
-"""The pickles of torch, read without running any of their code."""
+"""Reading and writing the pickles of torch without torch, and without running code of a file."""

@@ -1,4 +1,4 @@
-"""Names: what a torch pickle may name, and what each name means here. Nothing is imported or looked up by name."""
+"""The classes and functions that a torch pickle may name, and their meaning. Nothing is imported by its name."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,10 +7,11 @@ from typing import Any, final
 import numpy as np
 
 from loralens.errors import FormatError
-from loralens.formats.files.torch.tensor import DTYPES, Storage, Tensor
+from loralens.formats.files.torch.tensor import DTYPES, TorchStorage, TorchTensor
 
 CONVERT = "ask for a safetensors file, or convert it with torch where nothing can be harmed and save only the tensors"
 
+# torch's class of a storage → dtype. Newer dtypes have no class and use UntypedStorage.
 _STORAGES = {
     "DoubleStorage": "float64",
     "FloatStorage": "float32",
@@ -28,7 +29,7 @@ _STORAGES = {
 @final
 @dataclass(frozen=True, slots=True)
 class Name:
-    """The name of a class or function, and nothing but its name."""
+    """The name of a class or function in a pickle, which is never resolved."""
 
     module: str
     name: str
@@ -44,21 +45,22 @@ STORAGE_DTYPES: dict[Name, np.dtype[Any]] = {
 TENSOR_DTYPES: dict[Name, np.dtype[Any]] = {Name("torch", name): dtype for name, dtype in DTYPES.items()}
 
 
-def odd(what: str) -> Any:
-    """Refuse something that torch writes, in a form that it does not."""
+def refuse_unusual(what: str) -> Any:
+    """Refuse a pickle that makes something in another way than torch."""
     raise FormatError(f"its pickle makes {what} in a way torch does not", fix=CONVERT)
 
 
 def _integer(value: object) -> int:
-    return value if type(value) is int else odd("a number")  # not a bool
+    return value if type(value) is int else refuse_unusual("a number")  # isinstance would accept a bool
 
 
 def _integers(value: object) -> tuple[int, ...]:
-    return tuple(map(_integer, value)) if isinstance(value, tuple) else odd("a size")
+    return tuple(map(_integer, value)) if isinstance(value, tuple) else refuse_unusual("a size")
 
 
+# In the functions below, unpacking the wrong number of arguments raises a ValueError, which the unpickler refuses.
 def _ordered_dict(*args: object) -> object:
-    return {} if not args else odd("an OrderedDict")
+    return {} if not args else refuse_unusual("an OrderedDict")
 
 
 def _size(*args: object) -> object:
@@ -67,22 +69,28 @@ def _size(*args: object) -> object:
 
 
 def _parameter(*args: object) -> object:
+    # Gradients and hooks belong to training, and are not looked at.
     data, _requires_grad, _hooks = args
-    return data if isinstance(data, Tensor) else odd("a Parameter")
+    return data if isinstance(data, TorchTensor) else refuse_unusual("a Parameter")
 
 
 def _tensor(*args: object) -> object:
     storage, offset, size, strides, _requires_grad, _hooks, *metadata = args
-    if not isinstance(storage, Storage) or any(metadata):
-        return odd("a tensor")
-    return Tensor(storage, storage.dtype, _integer(offset), _integers(size), _integers(strides))
+    if not isinstance(storage, TorchStorage) or any(metadata):
+        return refuse_unusual("a tensor")
+    return TorchTensor(storage, storage.dtype, _integer(offset), _integers(size), _integers(strides))
 
 
 def _tensor_with_dtype(*args: object) -> object:
     storage, offset, size, strides, _requires_grad, _hooks, dtype, *metadata = args
-    if not isinstance(storage, Storage) or not isinstance(dtype, Name) or dtype not in TENSOR_DTYPES or any(metadata):
-        return odd("a tensor")
-    return Tensor(storage, TENSOR_DTYPES[dtype], _integer(offset), _integers(size), _integers(strides))
+    if (
+        not isinstance(storage, TorchStorage)
+        or not isinstance(dtype, Name)
+        or dtype not in TENSOR_DTYPES
+        or any(metadata)
+    ):
+        return refuse_unusual("a tensor")
+    return TorchTensor(storage, TENSOR_DTYPES[dtype], _integer(offset), _integers(size), _integers(strides))
 
 
 CALLS: dict[Name, Callable[..., object]] = {

@@ -1,17 +1,18 @@
-"""Pickle: the state dict in a ``.bin``, ``.pt``, ``.pth`` or ``.ckpt`` file of torch, read without running any of it.
+"""Reading the state dict in a ``.bin``, ``.pt``, ``.pth`` or ``.ckpt`` file of torch without running any code in it.
 
-A pickle is a program, and ``torch.load`` or ``pickle.load`` run it: such a file can do whatever its reader may do.
-What is trusted here, and why:
+A pickle is a program. ``torch.load`` and ``pickle.load`` run it, so such a file can do whatever the user who loads it
+may do. This reader gives the following guarantees:
 
-- **Nothing in the file is run.** `torch_unpickler` interprets 31 harmless opcodes; a name in the file is compared with
-  a literal table and never imported. Neither torch nor the ``pickle`` module takes part.
-- **No number in the file is believed.** Lengths, memo numbers, storage sizes, offsets, sizes and strides are checked
-  against the bytes there are; no array is larger than the file, no pickle larger than 16 MiB.
-- **The containers** (`torch_zip`, `torch_legacy`) hold plain bytes at fixed places. Compressed zip entries are refused.
-- **The values of the tensors are not checked**: torch's own checksums are optional, and a flipped bit in a weight is
+- **Nothing in the file is run.** The module `unpickler` interprets 31 harmless opcodes. A name in the file is compared
+  with a literal table and never imported. Neither torch nor the module ``pickle`` is used.
+- **No number in the file is trusted.** Lengths, memo numbers, storage sizes, offsets, shapes and strides are checked
+  against the size of the file. No array is larger than the file, and no pickle is larger than 16 MiB.
+- **The containers** (the modules `zip` and `legacy`) hold plain bytes at fixed places. Compressed zip entries are
+  refused.
+- **The values of the tensors are not checked.** torch's own checksums are optional, and a weight with a flipped bit is
   still a weight.
 
-What comes out is tensors and plain values; anything else is a FormatError that names it.
+The result is tensors and plain values; anything else raises a FormatError that names it.
 """
 
 from pathlib import Path
@@ -22,17 +23,17 @@ from loralens.errors import FormatError, place
 from loralens.formats.files.container import OpenFile
 from loralens.formats.files.torch import legacy as torch_legacy
 from loralens.formats.files.torch import zip as torch_zip
-from loralens.formats.files.torch.tensor import Storages, Tensor
+from loralens.formats.files.torch.tensor import Storages, TorchTensor
 
 Plain: TypeAlias = bool | int | float | str | None
 _ONLY_TENSORS = "load it with torch where nothing can be harmed and save only the state dict of the adapter"
 
 
 def read_pickle(path: Path) -> tuple[dict[str, LazyArray], dict[str, Plain | list[Plain]]]:
-    """The tensors of a torch pickle, and the plain values beside them.
+    """Read the tensors of a torch pickle, and the plain values beside them.
 
-    A file that holds its tensors one level down, as ``{"state_dict": {...}, "epoch": 3}`` does, is unwrapped: the plain
-    values of both levels are returned together. The device a tensor was saved on plays no part.
+    A file that holds its tensors one level down, such as ``{"state_dict": {...}, "epoch": 3}``, is unwrapped: the plain
+    values of both levels are returned together. The device that a tensor was saved on does not matter.
 
     Parameters
     ----------
@@ -41,65 +42,73 @@ def read_pickle(path: Path) -> tuple[dict[str, LazyArray], dict[str, Plain | lis
     Returns
     -------
     tensors : dict of LazyArray
-        In the order of the file; each is read from the file when it is asked for.
-    rest : dict
+        In the order of the file; each is read from the file when it is needed.
+    plain_values : dict
         Numbers, strings, booleans, None, and lists of those (a tuple or torch.Size becomes a list).
 
     Raises
     ------
     FormatError
-        For a file that is damaged, that would run anything, or that holds something else.
+        The file is damaged, or would run code, or holds something else.
     """
     with place(path):
         if not path.is_file():
             raise FormatError("no such file", fix="give the path of a .bin, .pt, .pth or .ckpt file")
         file = OpenFile(path)
-        container = torch_zip if file.read(0, min(4, file.size)) == torch_zip.MAGIC else torch_legacy
-        state, spans = container.load(file)
-        tensors, rest = _split(_unwrapped(state))
+        is_zip = file.read(0, min(4, file.size)) == torch_zip.MAGIC
+        state, spans = torch_zip.load_zip(file) if is_zip else torch_legacy.load_legacy(file)
+        tensors, plain_values = _split(_unwrap(state))
         storages = Storages(file, spans)
-        return {key: _array(storages, key, tensor) for key, tensor in tensors.items()}, rest
+        return {key: _array(storages, key, tensor) for key, tensor in tensors.items()}, plain_values
 
 
-def _array(storages: Storages, key: str, tensor: Tensor) -> LazyArray:
+def _array(storages: Storages, key: str, tensor: TorchTensor) -> LazyArray:
     with place(key):
         return storages.array(tensor)
 
 
-def _unwrapped(state: object) -> dict[str, Any]:
-    """``state``, or the one dict in it that holds tensors with the plain values around it."""
+def _unwrap(state: object) -> dict[str, Any]:
+    """``state`` itself, or the one dict in it that holds tensors, together with the plain values around it."""
     if not isinstance(state, dict):
-        raise FormatError(f"it holds a {type(state).__name__}, not a state dict", fix=_ONLY_TENSORS)
+        raise FormatError(f"it holds a {_kind(state)}, not a state dict", fix=_ONLY_TENSORS)
     inner = [key for key, value in state.items() if isinstance(value, dict) and _has_tensors(value)]
+    # Tensors at the top decide, because a state dict may hold other dicts as values.
     if _has_tensors(state) or not inner:
         return state
+    # Keys of both could be the same.
     if len(inner) > 1:
         raise FormatError(
             f"it holds more than one state dict: {inner[0]}, {inner[1]}", fix="save the one you want alone"
         )
     around = {key: value for key, value in state.items() if key != inner[0]}
+    # One of the two values would be lost.
     if twice := around.keys() & state[inner[0]].keys():
         raise FormatError(f"it holds {min(twice)} inside and beside {inner[0]}", fix=_ONLY_TENSORS)
     return {**around, **state[inner[0]]}
 
 
 def _has_tensors(state: dict[str, Any]) -> bool:
-    return any(isinstance(value, Tensor) for value in state.values())
+    return any(isinstance(value, TorchTensor) for value in state.values())
 
 
-def _split(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Plain | list[Plain]]]:
-    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
-    return tensors, {key: _plain(key, value) for key, value in state.items() if key not in tensors}
+def _split(state: dict[str, Any]) -> tuple[dict[str, TorchTensor], dict[str, Plain | list[Plain]]]:
+    tensors = {key: value for key, value in state.items() if isinstance(value, TorchTensor)}
+    return tensors, {key: _plain_or_list(key, value) for key, value in state.items() if key not in tensors}
 
 
-def _plain(key: str, value: object) -> Plain | list[Plain]:
+def _plain_or_list(key: str, value: object) -> Plain | list[Plain]:
     if isinstance(value, list | tuple):
-        return [_one(key, item) for item in value]
-    return _one(key, value)
+        return [_plain_value(key, item) for item in value]
+    return _plain_value(key, value)
 
 
-def _one(key: str, value: object) -> Plain:
+def _plain_value(key: str, value: object) -> Plain:
     if value is None or isinstance(value, int | float | str):
         return value
-    what = f"{key} holds a {type(value).__name__}: neither a tensor nor a plain value"
+    what = f"{key} holds a {_kind(value)}: neither a tensor nor a plain value"
     raise FormatError(what, fix=_ONLY_TENSORS)
+
+
+def _kind(value: object) -> str:
+    """The type of a value in messages: users know a TorchTensor as a Tensor."""
+    return type(value).__name__.removeprefix("Torch")

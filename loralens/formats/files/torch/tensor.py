@@ -1,4 +1,4 @@
-"""Tensor: what a torch pickle says of one tensor, and the array it stands for, checked before a byte is read."""
+"""The tensors that a torch pickle describes, checked before a byte of their numbers is read."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from loralens.formats.files.container import OpenFile
 SAVE_AGAIN = "the file is incomplete or was tampered with: download or save it again"
 MOST_AXES = 64  # NumPy's limit
 
+# Big-endian files are refused, so all numbers are little-endian.
 DTYPES: dict[str, np.dtype[Any]] = {
     "float64": np.dtype("<f8"),
     "float32": np.dtype("<f4"),
@@ -38,7 +39,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
 
 
 class Span(NamedTuple):
-    """Where the bytes of a storage lie in the file."""
+    """The place of a storage in the file."""
 
     start: int
     nbytes: int
@@ -46,8 +47,8 @@ class Span(NamedTuple):
 
 @final
 @dataclass(frozen=True, slots=True)
-class Storage:
-    """A named run of numbers somewhere in the file, as the pickle describes it."""
+class TorchStorage:
+    """A named block of numbers in the file, as the pickle describes it."""
 
     key: str
     dtype: np.dtype[Any]
@@ -56,13 +57,13 @@ class Storage:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Tensor:
-    """A view of a storage, as the pickle describes it: nothing is checked until `Storages.array` is asked for it.
+class TorchTensor:
+    """A view of a storage, as the pickle describes it. `Storages.array` checks it.
 
-    ``offset`` and ``strides`` count elements of ``dtype``, as torch does.
+    ``offset`` and ``strides`` are in elements of ``dtype``, as in torch.
     """
 
-    storage: Storage
+    storage: TorchStorage
     dtype: np.dtype[Any]
     offset: int
     shape: tuple[int, ...]
@@ -70,7 +71,7 @@ class Tensor:
 
     @property
     def reach(self) -> int:
-        """Elements from the first to one past the last: what has to be read."""
+        """The number of elements from the first to the last one of the view, which have to be read."""
         if 0 in self.shape:
             return 0
         return 1 + sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True))
@@ -79,59 +80,62 @@ class Tensor:
 @final
 @dataclass(frozen=True, slots=True)
 class Storages:
-    """The storages of an open file: the key of each, and where its bytes lie."""
+    """The storages of an open file and their places."""
 
     file: OpenFile
     spans: Mapping[str, Span]
 
-    def array(self, tensor: Tensor) -> LazyArray:
-        """The array that ``tensor`` describes, read when it is asked for.
+    def array(self, tensor: TorchTensor) -> LazyArray:
+        """The array that ``tensor`` describes, which is read when it is needed.
 
         Raises
         ------
         FormatError
-            Unless its storage is in the file and every element of it in its storage.
+            Its storage is not in the file, or an element lies outside of its storage.
         """
         span = self._span(tensor.storage)
         _check_axes(tensor)
         _check_inside(tensor)
         self._check_size(tensor)
         start = span.start + tensor.offset * tensor.dtype.itemsize
+        # A bool is read as a byte first, because a byte other than 0 and 1 is no valid NumPy bool.
         if _is_contiguous(tensor) and tensor.dtype != np.bool_:
             return self.file.array(start, tensor.shape, tensor.dtype)
         return LazyArray(lambda: self._strided(tensor, start), shape=tensor.shape, dtype=tensor.dtype)
 
-    def _span(self, storage: Storage) -> Span:
+    def _span(self, storage: TorchStorage) -> Span:
         span = self.spans.get(storage.key)
         if span is None:
             raise FormatError(f"its storage {storage.key[:40]!a} is not in the file", fix=SAVE_AGAIN)
+        # Both are claims of the file: the pickle's and the container's.
         if span.nbytes < storage.nbytes or span.start + span.nbytes > self.file.size:
             raise FormatError(f"storage {storage.key[:40]!a} is shorter than the pickle says", fix=SAVE_AGAIN)
         return span
 
-    def _check_size(self, tensor: Tensor) -> None:
-        # A stride of 0 repeats numbers: without this, four bytes could ask for any amount of memory.
+    def _check_size(self, tensor: TorchTensor) -> None:
+        # A stride of 0 repeats numbers. Without this check, four bytes could ask for any amount of memory.
         if prod(tensor.shape) * tensor.dtype.itemsize > self.file.size:
             fix = "it repeats its numbers with a stride of 0: save tensor.contiguous() instead"
             raise FormatError("it asks for more memory than the whole file takes", fix=fix)
 
-    def _strided(self, tensor: Tensor, start: int) -> Array:
+    def _strided(self, tensor: TorchTensor, start: int) -> Array:
         raw = np.frombuffer(self.file.read(start, tensor.reach * tensor.dtype.itemsize), np.uint8)
-        numbers = raw != 0 if tensor.dtype == np.bool_ else raw.view(tensor.dtype)  # NumPy must not see a bool of 2
+        numbers = raw != 0 if tensor.dtype == np.bool_ else raw.view(tensor.dtype)
         if not numbers.size:
             return numbers.reshape(tensor.shape)
+        # The stride of an axis of length 1 is never used and may be anything, so it becomes 0.
         steps = [step * tensor.dtype.itemsize * (n > 1) for n, step in zip(tensor.shape, tensor.strides, strict=True)]
         return as_strided(numbers, tensor.shape, steps).copy()
 
 
-def _is_contiguous(tensor: Tensor) -> bool:
-    """Whether the elements lie one behind the other in C order."""
+def _is_contiguous(tensor: TorchTensor) -> bool:
+    """Whether the elements are stored one after the other in C order."""
     steps = list(accumulate(reversed(tensor.shape), mul, initial=1))[-2::-1]
     axes = zip(tensor.shape, tensor.strides, steps, strict=True)
     return 0 in tensor.shape or all(n == 1 or stride == step for n, stride, step in axes)
 
 
-def _check_axes(tensor: Tensor) -> None:
+def _check_axes(tensor: TorchTensor) -> None:
     shape, strides = tensor.shape, tensor.strides
     if len(shape) != len(strides) or len(shape) > MOST_AXES:
         raise FormatError(f"it has {len(shape)} sizes and {len(strides)} strides", fix=SAVE_AGAIN)
@@ -141,7 +145,7 @@ def _check_axes(tensor: Tensor) -> None:
         raise FormatError("its sizes are too big for any array", fix=SAVE_AGAIN)
 
 
-def _check_inside(tensor: Tensor) -> None:
-    held = tensor.storage.nbytes // tensor.dtype.itemsize
-    if tensor.storage.nbytes < 0 or tensor.offset + tensor.reach > held:
+def _check_inside(tensor: TorchTensor) -> None:
+    capacity = tensor.storage.nbytes // tensor.dtype.itemsize
+    if tensor.storage.nbytes < 0 or tensor.offset + tensor.reach > capacity:
         raise FormatError(f"it reaches beyond its storage {tensor.storage.key[:40]!a}", fix=SAVE_AGAIN)

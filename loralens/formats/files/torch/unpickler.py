@@ -1,19 +1,19 @@
-"""Unpickler: reads the pickles that ``torch.save`` writes, without torch and without the ``pickle`` module.
+"""An unpickler for what ``torch.save`` writes, without torch and without the module ``pickle``.
 
-A pickle is a program for a small stack machine. This is that machine with every dangerous instruction left out:
+A pickle is a program for a small stack machine. This module is that machine without its dangerous instructions:
 
-- It knows the 31 opcodes that ``torch.save`` writes at protocol 2, its default. Any other is refused by name.
-- A name (opcode GLOBAL) is never looked up anywhere. It stays a `Name`, a pair of words, and it must be in the table
-  `NAMES` of `torch_names`.
-- "Calling" (opcode REDUCE) means one of the five functions in `CALLS` of `torch_names`, which check their arguments and
-  return a dict, a tuple or a `Tensor`. BUILD, which sets attributes, is accepted on a dict and does nothing.
-- An opcode allocates no more than the bytes it was read from (times a constant): lengths are checked against what is
-  left, and memo numbers must be given out in order.
+- It knows the 31 opcodes that ``torch.save`` writes at protocol 2, its default. Any other opcode is refused by name.
+- A name (opcode GLOBAL) is never looked up. It stays a `Name`, a pair of words, and must be in the table `NAMES` of the
+  module `names`.
+- A call (opcode REDUCE) means one of the five functions in `CALLS` of the module `names`. They check their arguments
+  and return a dict, a tuple or a `TorchTensor`. BUILD, which sets attributes, is accepted for a dict and does nothing.
+- An opcode allocates no more than a constant times the bytes it was read from: lengths are checked against the bytes
+  that are left, and memo numbers must be given out in order.
 - Keys of dicts are strings.
 
-``pickle.Unpickler`` with a ``find_class`` of its own would not do. In CPython 3.11, nine bytes (a memo number of
-2³⁰) make it allocate 16 GB, a tuple nested 400,000 deep as a key of a dict crashes the process, and BUILD can change
-``__defaults__`` of any function that ``find_class`` returns.
+A ``pickle.Unpickler`` with its own ``find_class`` would not be safe. In CPython 3.11, nine bytes (a memo number of
+2³⁰) make it allocate 16 GB, a tuple nested 400,000 levels deep as a key of a dict crashes the process, and BUILD can
+change ``__defaults__`` of any function that ``find_class`` returns.
 """
 
 import pickletools
@@ -23,39 +23,40 @@ from io import BytesIO
 from typing import Any, cast, final
 
 from loralens.errors import FormatError
-from loralens.formats.files.container import check_printable
-from loralens.formats.files.torch.names import CALLS, CONVERT, NAMES, STORAGE_DTYPES, Name, odd
-from loralens.formats.files.torch.tensor import SAVE_AGAIN, Storage
+from loralens.formats.files.json_text import check_printable
+from loralens.formats.files.torch.names import CALLS, CONVERT, NAMES, STORAGE_DTYPES, Name, refuse_unusual
+from loralens.formats.files.torch.tensor import SAVE_AGAIN, TorchStorage
 
 MOST_BYTES = 1 << 24  # of one pickle: 16 MiB describe more than 100,000 tensors
 
 
-def unpickle(stream: BytesIO) -> tuple[object, dict[str, Storage]]:
-    """The object that the pickle at the head of ``stream`` describes, and the storages it names.
+def unpickle(stream: BytesIO) -> tuple[object, dict[str, TorchStorage]]:
+    """The object that the pickle at the start of ``stream`` describes, and the storages that it names.
 
-    ``stream`` is left after the pickle. The object is made of dict, list, tuple, str, int, float, bool, None,
-    `Name`, `Storage` and `Tensor`.
+    ``stream`` is then at the end of the pickle. The object consists of dict, list, tuple, str, int, float, bool, None,
+    `Name`, `TorchStorage` and `TorchTensor`.
     """
     machine = _Machine(stream)
     try:
         return machine.run(), machine.storages
-    except (IndexError, KeyError, ValueError, struct.error) as error:  # empty stack, no such memo, bad text, short
+    # An empty stack, an unknown memo number, text that is not UTF-8, and a number that is cut off.
+    except (IndexError, KeyError, ValueError, struct.error) as error:
         raise FormatError("its pickle is damaged", fix=SAVE_AGAIN) from error
 
 
 @final
 class _Machine:
-    """The stack, the marked stacks below it, the memo, and the bytes still to come."""
+    """The state of the stack machine: the stack, the stacks below each mark, the memo, and the remaining bytes."""
 
     def __init__(self, stream: BytesIO) -> None:
         self.stream = stream
         self.stack: list[Any] = []
         self.below: list[list[Any]] = []
         self.memo: list[Any] = []
-        self.storages: dict[str, Storage] = {}
+        self.storages: dict[str, TorchStorage] = {}
 
     def run(self) -> object:
-        """What is left on the stack at STOP."""
+        """Run up to the opcode STOP; returns the one object that is then on the stack."""
         while (code := self.take(1)) != b".":
             if code not in OPCODES:
                 _refuse(code)
@@ -64,23 +65,24 @@ class _Machine:
         return result
 
     def take(self, count: int) -> bytes:
-        """The next bytes, all of them; a BytesIO allocates no more than it has."""
+        """Take the next ``count`` bytes."""
+        # A BytesIO allocates no more than it holds, whatever ``count`` is.
         taken = self.stream.read(count)
         if len(taken) != count:
             raise FormatError("its pickle ends in the middle", fix=SAVE_AGAIN)
         return taken
 
     def number(self, layout: str) -> Any:
-        """The next number, as `struct` lays it out."""
+        """Take the next number; ``layout`` is its format in the module struct."""
         return struct.unpack(layout, self.take(struct.calcsize(layout)))[0]
 
     def line(self) -> str:
-        """The text up to the next end of line."""
+        """Take the text up to the next end of line."""
         line = self.stream.readline()
-        return line[:-1].decode("ascii") if line.endswith(b"\n") else odd("a name")
+        return line[:-1].decode("ascii") if line.endswith(b"\n") else refuse_unusual("a name")
 
-    def marked(self) -> list[Any]:
-        """Everything above the last mark, which is taken off."""
+    def pop_to_mark(self) -> list[Any]:
+        """Remove the last mark and everything above it, and return what was above."""
         above, self.stack = self.stack, self.below.pop()
         return above
 
@@ -92,6 +94,7 @@ def _refuse(code: bytes) -> None:
 
 def _protocol(machine: _Machine) -> None:
     version = machine.number("<B")
+    # Later protocols have opcodes that are not in the table.
     if version != 2:
         fix = "load it with torch and save it again without pickle_protocol, or as safetensors"
         raise FormatError(f"its pickle has protocol {version}, torch.save writes 2", fix=fix)
@@ -99,7 +102,7 @@ def _protocol(machine: _Machine) -> None:
 
 def _push(make: Callable[[_Machine], object]) -> Callable[[_Machine], None]:
     def push(machine: _Machine) -> None:
-        value = make(machine)  # first: it may take another stack
+        value = make(machine)  # before the stack is looked up: TUPLE exchanges it
         machine.stack.append(value)
 
     return push
@@ -121,7 +124,7 @@ def _mark(machine: _Machine) -> None:
 def _tuple_of(count: int) -> Callable[[_Machine], None]:
     def pack(machine: _Machine) -> None:
         cut = len(machine.stack) - count
-        if cut < 0:
+        if cut < 0:  # a negative index would count from the end
             raise IndexError(cut)
         machine.stack[cut:] = [tuple(machine.stack[cut:])]
 
@@ -130,8 +133,9 @@ def _tuple_of(count: int) -> Callable[[_Machine], None]:
 
 def _put(layout: str) -> Callable[[_Machine], None]:
     def put(machine: _Machine) -> None:
+        # torch.save numbers its memo 0, 1, 2 …, so a list is enough and nothing is allocated by a large number.
         if machine.number(layout) != len(machine.memo):
-            odd("a note to itself")
+            refuse_unusual("a note to itself")
         machine.memo.append(machine.stack[-1])
 
     return put
@@ -140,14 +144,15 @@ def _put(layout: str) -> Callable[[_Machine], None]:
 def _extend(machine: _Machine, items: list[Any]) -> None:
     target = machine.stack[-1]
     if not isinstance(target, list):
-        odd("a list")
+        refuse_unusual("a list")
     target.extend(items)
 
 
 def _update(machine: _Machine, items: list[Any]) -> None:
     target, keys = machine.stack[-1], items[::2]
     if not isinstance(target, dict) or len(items) % 2:
-        odd("a dict")
+        refuse_unusual("a dict")
+    # Before the update, which hashes the keys: a deeply nested tuple would crash the process.
     for key in keys:
         _check_key(key)
     target.update(zip(keys, items[1::2], strict=True))
@@ -174,28 +179,30 @@ def _name(machine: _Machine) -> Name:
 def _call(machine: _Machine) -> None:
     args, function = machine.stack.pop(), machine.stack.pop()
     if not isinstance(function, Name) or function not in CALLS or not isinstance(args, tuple):
-        odd("a call")
+        refuse_unusual("a call")
     try:
         machine.stack.append(CALLS[function](*args))
     except ValueError:  # too few or too many arguments
-        odd(str(function))
+        refuse_unusual(str(function))
 
 
 def _build(machine: _Machine) -> None:
-    machine.stack.pop()  # an OrderedDict's _metadata: versions of torch modules, of no meaning here
+    # The argument is the _metadata of an OrderedDict: versions of torch's modules, which do not matter here.
+    machine.stack.pop()
     if not isinstance(machine.stack[-1], dict):
-        odd("attributes")
+        refuse_unusual("attributes")
 
 
-def _storage(machine: _Machine) -> Storage:
+def _storage(machine: _Machine) -> TorchStorage:
     match machine.stack.pop():
         case ("storage", Name() as kind, str(key), _, int(count), *view) if kind in STORAGE_DTYPES and not any(view):
             dtype = STORAGE_DTYPES[kind]
-            return machine.storages.setdefault(key, Storage(key, dtype, count * dtype.itemsize))
+            return machine.storages.setdefault(key, TorchStorage(key, dtype, count * dtype.itemsize))
         case _:
-            return cast(Storage, odd("a storage"))
+            return cast(TorchStorage, refuse_unusual("a storage"))
 
 
+# the opcodes that torch.save writes at protocol 2, and no others
 OPCODES: dict[bytes, Callable[[_Machine], None]] = {
     b"\x80": _protocol,  # PROTO
     b"N": _push(lambda _: None),  # NONE
@@ -211,7 +218,7 @@ OPCODES: dict[bytes, Callable[[_Machine], None]] = {
     b"]": _push(lambda _: []),  # EMPTY_LIST
     b"}": _push(lambda _: {}),  # EMPTY_DICT
     b"(": _mark,  # MARK
-    b"t": _push(lambda machine: tuple(machine.marked())),  # TUPLE
+    b"t": _push(lambda machine: tuple(machine.pop_to_mark())),  # TUPLE
     b"\x85": _tuple_of(1),  # TUPLE1
     b"\x86": _tuple_of(2),  # TUPLE2
     b"\x87": _tuple_of(3),  # TUPLE3
@@ -220,9 +227,9 @@ OPCODES: dict[bytes, Callable[[_Machine], None]] = {
     b"h": _push(lambda machine: machine.memo[machine.number("<B")]),  # BINGET
     b"j": _push(lambda machine: machine.memo[machine.number("<I")]),  # LONG_BINGET
     b"a": lambda machine: _extend(machine, [machine.stack.pop()]),  # APPEND
-    b"e": lambda machine: _extend(machine, machine.marked()),  # APPENDS
+    b"e": lambda machine: _extend(machine, machine.pop_to_mark()),  # APPENDS
     b"s": _set_item,  # SETITEM
-    b"u": lambda machine: _update(machine, machine.marked()),  # SETITEMS
+    b"u": lambda machine: _update(machine, machine.pop_to_mark()),  # SETITEMS
     b"c": _push(_name),  # GLOBAL
     b"Q": _push(_storage),  # BINPERSID
     b"R": _call,  # REDUCE

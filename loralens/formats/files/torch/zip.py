@@ -1,4 +1,4 @@
-"""Zip: the container of ``torch.save`` since torch 1.6, a zip archive of one pickle and one entry a storage."""
+"""The container of ``torch.save`` since torch 1.6: a zip archive with one pickle and one entry for each storage."""
 
 import struct
 from io import BytesIO
@@ -12,18 +12,20 @@ from loralens.formats.files.torch.tensor import SAVE_AGAIN, Span
 from loralens.formats.files.torch.unpickler import MOST_BYTES, unpickle
 
 MAGIC = b"PK\x03\x04"
+# What zipfile raises for damaged archives, besides its own error.
 _BROKEN = (BadZipFile, NotImplementedError, ValueError, OverflowError, EOFError, OSError, struct.error)
 _LOCAL = struct.Struct("<4s22xHH")  # magic number, length of the name, length of the extra field
-_ENCRYPTED, _UTF8 = 0x1, 0x800
+_ENCRYPTED, _UTF8 = 0x1, 0x800  # bits of an entry's flags
 
 
-def load(file: OpenFile) -> tuple[object, dict[str, Span]]:
-    """The pickled object of ``file``, and where its storages lie.
+def load_zip(file: OpenFile) -> tuple[object, dict[str, Span]]:
+    """The pickled object of ``file``, and the places of its storages.
 
-    Entries lie in the file as they are, never compressed: no entry can be larger than the file.
+    Compressed entries are refused, so no entry is larger than the file.
     """
     spans = {info.filename: _span(file, info) for info in _entries(file)}
     root = _root(spans)
+    # Older files have no such entry.
     order = spans.get(f"{root}/byteorder")
     if order and _bytes(file, order) != b"little":
         raise FormatError("its numbers are big-endian", fix="save it again on a little-endian machine")
@@ -38,18 +40,20 @@ def _entries(file: OpenFile) -> list[ZipInfo]:
             entries = archive.infolist()
     except _BROKEN as error:
         raise FormatError("its zip archive is damaged", fix=SAVE_AGAIN) from error
+    # Which of the two is read would depend on the program.
     if len({info.filename for info in entries}) != len(entries):
         raise FormatError("its zip archive holds two entries of one name", fix=CONVERT)
     return entries
 
 
 def _root(names: dict[str, Span]) -> str:
-    """The one folder that everything is in, called archive or like the file."""
-    root, *others = {name.partition("/")[0] for name in names} or {""}
-    if others or not all(map(is_relative_name, names)):
+    """The name of the one folder in the archive, which holds everything: "archive", or the name of the file."""
+    root, *other_roots = {name.partition("/")[0] for name in names} or {""}
+    if other_roots or not all(map(is_relative_name, names)):
         raise FormatError(
             "its zip archive is not laid out as torch does: more than one folder, or odd names", fix=CONVERT
         )
+    # torch.jit writes other archives, with code.
     if f"{root}/data.pkl" not in names:
         fix = "give a file written by torch.save; a model saved by torch.jit or a zipped folder is none"
         raise FormatError("it is a zip archive without data.pkl", fix=fix)
@@ -57,7 +61,7 @@ def _root(names: dict[str, Span]) -> str:
 
 
 def _span(file: OpenFile, info: ZipInfo) -> Span:
-    """Where the bytes of an entry lie: its own header has to agree with the directory."""
+    """The place of an entry's bytes. The entry's own header must agree with the directory of the archive."""
     name = info.filename[:60]
     if info.compress_type != ZIP_STORED or info.compress_size != info.file_size or info.flag_bits & _ENCRYPTED:
         fix = "torch never compresses: unpack the zip and give the file inside it, or save it again"
@@ -69,8 +73,9 @@ def _span(file: OpenFile, info: ZipInfo) -> Span:
 
 
 def _lengths(file: OpenFile, info: ZipInfo) -> int:
-    """Bytes of the name and the extra field before an entry's data."""
+    """The bytes of the name and the extra field before the data of an entry."""
     start, name = info.header_offset, info.orig_filename.encode("utf-8" if info.flag_bits & _UTF8 else "cp437")
+    # An offset is a claim of the archive's directory.
     if start < 0 or start + _LOCAL.size + len(name) > file.size:
         raise FormatError("its zip archive is damaged", fix=SAVE_AGAIN)
     header = file.read(start, _LOCAL.size + len(name))
