@@ -78,7 +78,7 @@ class TruncationPlan:
             with place(name):
                 adapter[name].singular_values()
 
-        names = [name for name in select(adapter, modules) if not must_keep_rank(adapter[name])]
+        names = [name for name in select(adapter, modules) if not keeps_rank(adapter[name])]
         by_module = in_threads(find, names, threads, step)
         in_threads(check, [name for name in adapter if name not in by_module], threads, step)
         if moments is not None:
@@ -131,7 +131,7 @@ class TruncationPlan:
         restored = {
             name: self.adapter[name].rank
             for name, rank in chosen.items()
-            if is_fused_projection(self.adapter[name])
+            if is_fused_module(self.adapter[name])
             and rank * sum(self.adapter[name].shape) >= self.adapter[name].parameters
         }
         if all(chosen[name] == rank for name, rank in restored.items()):
@@ -184,12 +184,12 @@ class TruncationPlan:
         }
 
 
-def must_keep_rank(module: Update) -> bool:
+def keeps_rank(module: Update) -> bool:
     """Whether a module cannot be truncated: B of a grouped convolution is block-diagonal, and would not stay so."""
     return module.layout.kind == "conv" and module.layout.groups > 1
 
 
-def is_fused_projection(module: Update) -> bool:
+def is_fused_module(module: Update) -> bool:
     """Whether a module is stored as one block for each of several fused projections."""
     return module.layout.kind == "merged" and module.origin is not None
 

@@ -10,7 +10,7 @@ from typing import Any, final
 
 from loralens.compression.curve import CurvePoint
 from loralens.compression.loss import total_error
-from loralens.compression.plan import Size, TruncationPlan, is_fused_projection
+from loralens.compression.plan import Size, TruncationPlan, is_fused_module
 from loralens.core.adapter import Adapter
 from loralens.core.ranks import Rule, ranks, shared_ranks
 from loralens.core.structured import Structured
@@ -97,8 +97,7 @@ def layout(plan: TruncationPlan, dialect: Dialect) -> Layout | None:
     number has its n-th bit set, the others rank 1.
     """
     if any(
-        is_fused_projection(plan.adapter[name]) or isinstance(plan.adapter[name], Structured)
-        for name in plan.directions
+        is_fused_module(plan.adapter[name]) or isinstance(plan.adapter[name], Structured) for name in plan.directions
     ):
         return None
     of = items(plan, dialect)

@@ -14,7 +14,7 @@ from loralens.compression.curve import CurvePoint
 from loralens.compression.informed import data_losses
 from loralens.compression.loss import UpdateLoss, losses, total_error
 from loralens.compression.magnitudes import solve_magnitudes
-from loralens.compression.plan import TruncationPlan, is_fused_projection, must_keep_rank
+from loralens.compression.plan import TruncationPlan, is_fused_module, keeps_rank
 from loralens.compression.protection import Protection, protection
 from loralens.core.adapter import Adapter
 from loralens.core.carried import magnitudes
@@ -299,20 +299,16 @@ def _plan(
 ) -> TruncationPlan:
     """The plan; towards few bits in float32, so that nothing is rounded twice."""
     narrow = np.dtype(np.float32) if form.bits and adapter.format != QUANTISED else numpy_dtype(dtype)
+    threads = cpu_count() or 1
     with progress("reading", len(adapter)) as step:
-        return TruncationPlan.of(
-            adapter, modules=modules, dtype=narrow, moments=moments, threads=cpu_count() or 1, step=step
-        )
+        return TruncationPlan.of(adapter, modules=modules, dtype=narrow, moments=moments, threads=threads, step=step)
 
 
 def _with_bits(plan: TruncationPlan, rule: Rule, form: Form, *, protect: Protection, drop_dead: bool) -> _Decision:
     """Ranks and bits in one decision, by reverse water-filling over directions."""
     spectra = {name: directions.s for name, directions in plan.directions.items()}
-    others = {
-        name: (PLAIN_BITS,) * min(module.rank, *module.shape)
-        for name, module in plan.adapter.items()
-        if name not in spectra
-    }
+    unplanned = [(name, module) for name, module in plan.adapter.items() if name not in spectra]
+    others = {name: (PLAIN_BITS,) * min(module.rank, *module.shape) for name, module in unplanned}
 
     def in_bits(bits: Mapping[str, tuple[int, ...]]) -> _Decision:
         """The chosen modules in these bits, and the others in 8."""
@@ -375,10 +371,9 @@ def _notes(plan: TruncationPlan, decision: _Decision, after: Adapter, rank: floa
     And what PEFT would not load; and where the decision does not follow the data that the plan follows.
     """
     ranks = decision.ranks
-    whole = sum(map(must_keep_rank, plan.adapter.modules.values()))
-    blocks = sum(
-        is_fused_projection(plan.adapter[name]) and each == plan.adapter[name].rank for name, each in ranks.items()
-    )
+    whole = sum(map(keeps_rank, plan.adapter.modules.values()))
+    full_rank = [name for name, rank in ranks.items() if rank == plan.adapter[name].rank]
+    blocks = sum(is_fused_module(plan.adapter[name]) for name in full_rank)
     pairs = sum(isinstance(plan.adapter[name], Structured) for name in ranks)
     return [
         *([f"{whole} grouped convolutions kept as they are: smaller ones would not be grouped"] if whole else []),

@@ -12,7 +12,7 @@ from loralens.arithmetic.combine import Combination, combine_adapters
 from loralens.arithmetic.method import Space, find_combining_method
 from loralens.arithmetic.methods import METHODS
 from loralens.compression.directions import Directions, cast_factors, singular_directions, truncate_pair
-from loralens.compression.plan import TruncationPlan, must_keep_rank
+from loralens.compression.plan import TruncationPlan, keeps_rank
 from loralens.core.adapter import Adapter
 from loralens.core.carried import magnitudes
 from loralens.core.messages import note, tell_findings
@@ -252,9 +252,7 @@ def _truncate(
     def size(adapter: Adapter) -> int:
         return stored_size(*_stored(adapter, recipe, form))
 
-    own = {
-        name: directions_of(name, module) for name, module in combination.adapter.items() if not must_keep_rank(module)
-    }
+    own = {name: directions_of(name, module) for name, module in combination.adapter.items() if not keeps_rank(module)}
     ((rule, value),) = recipe.truncate.items()
     ranks = TruncationPlan(combination.adapter, own, dtype).ranks(
         Rule(cast("RuleName", rule), value), one_rank=recipe.uniform, drop_dead=recipe.drop_dead, size=size
