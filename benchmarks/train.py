@@ -63,8 +63,8 @@ def process(*arguments: str, module: str = "benchmarks.train") -> dict[str, Any]
 def setting(targets: str) -> "Setting":
     """MiniLM with a head for the topics of Reuters R8."""
     from benchmarks.train_sides import Setting
-    from loralens.training.feed import shuffled
-    from loralens.training.tasks import encoded, task_named
+    from loralens.training.feed import shuffle_order
+    from loralens.training.tasks import encode_texts, task_named
     from loralens.verbs.inputs.loaded import Loaded
     from loralens.verbs.inputs.models import load_headed
 
@@ -74,8 +74,8 @@ def setting(targets: str) -> "Setting":
         return load_headed(str(folder), task.head, device="cpu", dtype="f32", threads=None, labels=split.labels)
 
     texts, labels = [one.text for one in split.train], [one.label for one in split.train]
-    examples = encoded(loaded().tokenizer, texts, length=LENGTH, labels=labels)
-    batch = task.batches(examples, shuffled(len(examples), size=TEXTS, seed=0), seed=0)
+    examples = encode_texts(loaded().tokenizer, texts, length=LENGTH, labels=labels)
+    batch = task.batches(examples, shuffle_order(len(examples), size=TEXTS, seed=0), seed=0)
     batches = [batch(number) for number in range(BATCHES)]
     tokens = [one["input_ids"].numel() for one in batches]
     heads = ("classifier",)

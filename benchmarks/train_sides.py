@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from loralens.training import Course, Injection, Step, Watch, fit, inject
-from loralens.training.targets import chosen
+from loralens.training.targets import choose_layers
 
 Act = Callable[[Any], float]  # one update from a batch; the loss before it
 SIDES = ("ours", "ours_by_hand", "peft")
@@ -185,7 +185,7 @@ def alone(setting: Setting, side: str, *, steps: int) -> float:
     if side == "ours":
         by_fit(setting, model, steps)
     else:
-        names = chosen(model, setting.targets, apart=setting.heads)
+        names = choose_layers(model, setting.targets, heads=setting.heads)
         act = by_hand(setting, wrapped(setting, model, names))
         for number in range(steps):
             act(setting.batches[number % len(setting.batches)])

@@ -23,7 +23,9 @@ from loralens.verbs import VERBS
 PAGES = Path(__file__).parent / "commands"
 BLOCK = re.compile(r"<!-- usage -->\n.*?<!-- /usage -->", re.DOTALL)
 WIDTH = 100  # columns, as wide on every machine
-DEMO = {"demo": "Everything once, on real weights: a newcomer's first command."}  # the one command that is no function
+DEMO = {
+    "demo": "Run the main commands once, on real weights: a first command for newcomers."
+}  # the one command that is no function
 COMMANDS = DEMO | VERBS
 
 

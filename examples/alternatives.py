@@ -28,7 +28,7 @@ from rivals.methods import METHODS, Method, method_named
 from rivals.report import Results, figure, read_results, table
 from rivals.training import train_one
 
-from loralens.charts.figure import save
+from loralens.charts.figure import save_figure
 from loralens.errors import LoraLensError, OptionError
 from loralens.formats.files.atomic import atomic_file
 from loralens.formats.records.corpora import CORPORA
@@ -179,7 +179,7 @@ def report(folder: Path) -> None:
     text = table(results)
     with atomic_file(folder / "table.md") as stream:
         stream.write(text.encode())
-    save(figure(results), folder / "figure.png")
+    save_figure(figure(results), folder / "figure.png")
     print(f"{text}\nwrote {folder / 'table.md'} and {folder / 'figure.png'}")
 
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
 
-from loralens.charts.figure import save
-from loralens.charts.mpl import settle, styled
+from loralens.charts.figure import save_figure
+from loralens.charts.mpl import fix_layout, style_context
 
 if TYPE_CHECKING:
     from combining_study import Plan
@@ -26,7 +26,7 @@ def draw(plan: "Plan", found: Sequence[Mapping[str, Any]], ends: Mapping[str, An
         return fmean(kept(a, n, task) for n, a in one["accuracy"].items() for task in plan.tasks)
 
     ordered = sorted([*found, {"method": "no adapter", "accuracy": ends["without"]}], key=mean)
-    with styled():
+    with style_context():
         figure = Figure(figsize=(6.4, 0.26 * len(ordered) + 1.2), layout="constrained")
         axes = figure.add_subplot()
         axes.barh(range(len(ordered)), [mean(one) for one in ordered], color="0.88", height=0.7, label="mean")
@@ -42,4 +42,4 @@ def draw(plan: "Plan", found: Sequence[Mapping[str, Any]], ends: Mapping[str, An
         axes.set_xlim(left=0)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.45, -0.1), ncols=6)
-    save(settle(figure), path)
+    save_figure(fix_layout(figure), path)

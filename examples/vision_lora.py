@@ -26,7 +26,7 @@ import loralens
 from loralens.core.attached import Attachment
 from loralens.tables.text import lay_out
 from loralens.training import Course, fit
-from loralens.training.feed import shuffled
+from loralens.training.feed import shuffle_order
 
 Images = tuple[Tensor, Tensor]  # (n, 1, 8, 8) in [0, 1], and the digits (n,)
 TASKS: Mapping[str, Callable[[Tensor], Tensor]] = {
@@ -85,7 +85,7 @@ def digits(shift: Callable[[Tensor], Tensor] = lambda images: images) -> tuple[I
 
 def batches(learned: Images, seed: int) -> Callable[[int], Images]:
     """Batch number → batch, shuffled anew every round."""
-    order = shuffled(len(learned[1]), size=BATCH, seed=seed)
+    order = shuffle_order(len(learned[1]), size=BATCH, seed=seed)
     return lambda number: (learned[0][order(number)], learned[1][order(number)])
 
 

@@ -1,4 +1,4 @@
-"""Public names: imported when they are first used, so that a package costs nothing, and with all of their options."""
+"""Lazy imports of public names, and signatures in which all options are written out."""
 
 from collections.abc import Callable, Mapping
 from importlib import import_module

@@ -163,7 +163,7 @@ def test_files_and_functions_stay_small(file: Path) -> None:
 
 def test_tables_that_keep_numpy_out_of_help_agree_with_those_they_stand_for() -> None:
     from loralens.formats import FORMATS
-    from loralens.verbs.outputs.form import TARGET_FORMATS
+    from loralens.verbs.inputs.choices import TARGET_FORMATS
 
     assert set(TARGET_FORMATS) == {form.name for form in FORMATS if form.writer}
 

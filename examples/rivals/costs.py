@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from loralens.core.adapter import Adapter
 from loralens.merging.resident.switchboard import Switchboard
-from loralens.training import Course, Injection, read
+from loralens.training import Course, Injection, read_injection
 
 CLASSES = 20
 LATENCIES = (1, 32)  # texts at a time
@@ -167,7 +167,7 @@ def forms_of(row: Method, *, model: str, threads: int) -> dict[str, nn.Module]:
             made.active_peft_config.inference_mode = True  # PEFT then takes the prefix as it is
         return {"as trained": made}
     beside = as_if_trained(row.injected(fresh(model, threads), 0))
-    return {"unmerged": beside.model.eval(), "merged": merged(fresh(model, threads), read(beside)).eval()}
+    return {"unmerged": beside.model.eval(), "merged": merged(fresh(model, threads), read_injection(beside)).eval()}
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 from rivals.methods import METHODS, Method
 
-from loralens.charts.mpl import settle, styled
+from loralens.charts.mpl import fix_layout, style_context
 from loralens.errors import OptionError
 
 LATENCIES = ("1", "32")
@@ -154,7 +154,7 @@ def _same_graph(cost: dict[str, Any]) -> bool:
 
 def figure(results: Results) -> Figure:
     """Accuracy over the numbers that are trained, a panel for each corpus; each method with what a text then costs."""
-    with styled():
+    with style_context():
         corpora = results.corpora
         width, many = max(6.4, 3.4 * len(corpora)), max(len(corpora), 1)
         drawn = Figure(figsize=(width, 4.8), layout="constrained")
@@ -166,7 +166,7 @@ def figure(results: Results) -> Figure:
         told = "latency: of one text, beside the base model's" if results.costs else None
         drawn.legend(handles, labels, loc="outside lower center", frameon=False, fontsize=7, title=told)
         drawn.suptitle("LoRA beside the alternatives: same model, texts, steps and seeds")
-    return settle(drawn)
+    return fix_layout(drawn)
 
 
 def _panel(axes: Axes, results: Results, corpus: str) -> None:

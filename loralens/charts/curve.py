@@ -1,15 +1,15 @@
-"""The trade-off: error against the size of the file, for one rank everywhere and for a budget."""
+"""The chart of the trade-off between the error and the size of the file, for one rank everywhere and for budgets."""
 
 from collections.abc import Sequence
 
 from loralens.charts.axes import line_chart
-from loralens.charts.names import fit
-from loralens.charts.spec import Band, Figure, Line, Lines
+from loralens.charts.names import fit_name
+from loralens.charts.spec import Band, Figure, Line, LineChart
 from loralens.compression.curve import CurvePoint
 from loralens.tables.numbers import unit_of
 
-LABELS = 10  # ranks that fit beside their points
-SPACE = 1.08  # what axes leave above and beside the curve
+LABELS = 10  # ranks that are written next to their points: more would overlap
+SPACE = 1.08  # the end of an axis, as a multiple of the largest value
 
 UNIFORM, BUDGET = "one rank everywhere", "ranks where they save most, at the same size"
 FEW_BITS = "ranks and bits, at the same size (loralens-q, expected)"
@@ -18,25 +18,26 @@ FEW_BITS = "ranks and bits, at the same size (loralens-q, expected)"
 def curve_figure(
     title: str, points: Sequence[CurvePoint], *, chosen: tuple[int, float] | None = None, on_data: bool = False
 ) -> Figure:
-    """Relative error in percent over bytes of the file, both from 0.
+    """The relative error in percent against the bytes of the file; both axes begin at 0.
 
     Parameters
     ----------
     title : str
     points : sequence of Point
-        Of `loralens.compression.curve.rank_curve`.
+        As `loralens.compression.curve.rank_curve` returns them.
     chosen : tuple of int and float, optional
-        Bytes and error of what was written, marked on the curve.
+        Bytes and error of the file that was written, which is marked on the curve.
     on_data : bool
-        Errors are those on real inputs.
+        Whether errors are measured on real inputs.
     """
-    return Figure(fit(title, 90), [Band([curve_chart(points, chosen=chosen, on_data=on_data)])])
+    return Figure(fit_name(title, 90), [Band([curve_chart(points, chosen=chosen, on_data=on_data)])])
 
 
 def curve_chart(
     points: Sequence[CurvePoint], *, chosen: tuple[int, float] | None = None, on_data: bool = False, dialect: str = ""
-) -> Lines:
+) -> LineChart:
     """The chart of that figure; ``dialect`` is the format of the file."""
+    # The unit of the largest file serves for all, so that the numbers of one axis have one unit.
     largest = max((point.uniform.bytes for point in points), default=1)
     unit, step = unit_of(largest)
     lines = [
@@ -66,7 +67,7 @@ def curve_chart(
 
 
 def _rank_labels(points: Sequence[CurvePoint], room: float) -> list[str]:
-    """The rank beside each point, those left out that are less than ``room`` bytes from the one before."""
+    """The label of each point; points less than ``room`` bytes from the last labelled one have an empty label."""
     before, labels = float("inf"), []
     for point in points:
         far = before - point.uniform.bytes >= room or point is points[-1]

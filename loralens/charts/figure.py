@@ -1,10 +1,10 @@
-"""Figures in files: .png, .svg and .pdf, each whole or not at all."""
+"""Writes figures to .png, .svg and .pdf files; a file is written completely or not at all."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from loralens.charts.mpl import boxes_for_missing_letters, draw, styled
+from loralens.charts.mpl import draw_figure, ignore_missing_letters, style_context
 from loralens.charts.spec import Figure
 from loralens.errors import OptionError
 from loralens.formats.files.atomic import atomic_file
@@ -12,6 +12,7 @@ from loralens.formats.files.atomic import atomic_file
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
+# Options of matplotlib for each format. Without a date, the same figure gives the same bytes.
 SUFFIXES: Mapping[str, Mapping[str, Any]] = {
     ".png": {"dpi": 150},
     ".svg": {"metadata": {"Date": None}},
@@ -20,26 +21,29 @@ SUFFIXES: Mapping[str, Mapping[str, Any]] = {
 
 
 def check_suffix(path: Path | str) -> str:
-    """The format that the suffix of ``path`` asks for, such as ``png``; for a check before the work.
+    """The format that the suffix of ``path`` stands for, such as ``png``: a check to be made before any work.
 
     Raises
     ------
     OptionError
-        Another suffix than .png, .svg and .pdf, or a folder that does not exist.
+        The suffix is none of .png, .svg and .pdf, or the folder does not exist.
     """
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        raise OptionError(f"{path}: cannot draw into {suffix or 'no suffix'}", fix="end the name in .png, .svg or .pdf")
+        raise OptionError(
+            f"{path}: figures are not written as {suffix or 'files without a suffix'}",
+            fix="end the name in .png, .svg or .pdf",
+        )
     if not path.parent.is_dir():
         raise OptionError(f"{path.parent}: no such folder", fix="make the folder first")
     return suffix.removeprefix(".")
 
 
-def save(figure: "Figure | Drawing", path: Path | str) -> None:
-    """Write a figure in the format of the suffix; a file that stood there stays until the new one is whole.
+def save_figure(figure: "Figure | Drawing", path: Path | str) -> None:
+    """Write a figure in the format of the suffix; an existing file is replaced once the new one is complete.
 
-    The same figure gives the same bytes every time under the same version of matplotlib: no dates, no random ids.
+    The same figure gives the same bytes under the same version of matplotlib: files hold no dates and no random ids.
 
     Parameters
     ----------
@@ -51,16 +55,16 @@ def save(figure: "Figure | Drawing", path: Path | str) -> None:
     OptionError
         See `check_suffix`.
     FormatError
-        The disk refuses.
+        The file cannot be written.
     """
     path = Path(path)
     kind = check_suffix(path)
     with atomic_file(path) as stream:
-        write(figure, stream, kind)
+        write_figure(figure, stream, kind)
 
 
-def write(figure: "Figure | Drawing", stream: BinaryIO, kind: str) -> None:
+def write_figure(figure: "Figure | Drawing", stream: BinaryIO, kind: str) -> None:
     """Write a figure as ``png``, ``svg`` or ``pdf`` into a stream."""
-    drawing = draw(figure) if isinstance(figure, Figure) else figure
-    with styled(), boxes_for_missing_letters():
+    drawing = draw_figure(figure) if isinstance(figure, Figure) else figure
+    with style_context(), ignore_missing_letters():
         drawing.savefig(stream, format=kind, **SUFFIXES[f".{kind}"])

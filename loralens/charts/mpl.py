@@ -1,7 +1,7 @@
-"""Charts drawn by matplotlib, with the limits, ticks, colours and places that they have on a page.
+"""Figures drawn by matplotlib, with the same limits, ticks, colours and layout as on a page.
 
-Nothing else in the package imports matplotlib than this module and `loralens.charts.mpl_axes`, inside the functions
-that draw: it takes half a second. Figures are made without pyplot, so no window and no state of the user's is touched.
+Only this module and `loralens.charts.mpl_axes` import matplotlib, and only inside functions, as the import takes half a
+second. Figures are made without pyplot, so that no window opens and no setting of the user changes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,8 +16,8 @@ from loralens.charts.layout import (
     TREE,
     Box,
     above_cells,
-    box,
     cell_size,
+    chart_box,
     is_list,
     key_size,
     name_letters,
@@ -35,19 +35,19 @@ from loralens.charts.mpl_axes import (
     draw_lines,
     draw_overlaps,
 )
-from loralens.charts.names import fit
+from loralens.charts.names import fit_name
 from loralens.charts.palette import BLOCKS
-from loralens.charts.spec import Band, Chart, Figure, Heat, Key, Lines, Scale
+from loralens.charts.spec import Band, Chart, ColourScale, Figure, HeatMap, Key, LineChart
 from loralens.errors import OptionError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Drawing
 
-ROOM = 1040  # pixels up to which charts stand side by side
+ROOM = 1040  # width in pixels up to which charts stand side by side: four panels of lines
 GAP, MARGIN = 14, 12  # pixels between charts, and around them
-TITLE, BAND = 17, 22  # pixels of a line of the title, and of the title of a band
-LETTER = 7.4  # pixels of a letter of a title
+TITLE, BAND = 17, 22  # height in pixels of a line of the title, and of the title of a band
+LETTER = 7.4  # width in pixels of a letter of the title, by which long titles are shortened
 
 STYLE: dict[Any, Any] = {
     "axes.grid": False,
@@ -56,28 +56,28 @@ STYLE: dict[Any, Any] = {
     "figure.dpi": 150,
     "figure.facecolor": "white",
     "figure.titlesize": 10,
-    "font.family": ["DejaVu Sans"],  # ships with matplotlib and has σ, Δ, ᵢ and –
+    "font.family": ["DejaVu Sans"],  # comes with matplotlib and has the letters σ, Δ, ᵢ and –
     "font.size": 8,
     "hatch.linewidth": 0.6,
-    "svg.fonttype": "path",
-    "svg.hashsalt": "loralens",
-    "text.parse_math": False,  # names are other people's text, and may hold a dollar
+    "svg.fonttype": "path",  # so that the picture is the same where the font is not installed
+    "svg.hashsalt": "loralens",  # without it the ids of an SVG are random, and the same figure has other bytes
+    "text.parse_math": False,  # names come from files and may hold a dollar sign
     "text.usetex": False,
     "xtick.labelsize": 7,
     "ytick.labelsize": 7,
 }
 
 
-def styled() -> "AbstractContextManager[None]":
-    """A block in which matplotlib draws in the style of the house, whatever the user's own settings."""
+def style_context() -> "AbstractContextManager[None]":
+    """A context in which matplotlib draws in the style of loralens, whatever the settings of the user."""
     from matplotlib import rc_context
 
     return rc_context(STYLE)
 
 
 @contextmanager
-def boxes_for_missing_letters() -> Iterator[None]:
-    """No warning for a letter that the font lacks: it comes out as a box."""
+def ignore_missing_letters() -> Iterator[None]:
+    """A context without warnings for letters that the font lacks, which are drawn as boxes."""
     import warnings
 
     with warnings.catch_warnings():
@@ -85,34 +85,34 @@ def boxes_for_missing_letters() -> Iterator[None]:
         yield
 
 
-def settle(drawing: "Drawing") -> "Drawing":
-    """A drawing with a layout engine, its layout made once and kept: each drawing would make it slightly other."""
+def fix_layout(drawing: "Drawing") -> "Drawing":
+    """Run the layout engine of a drawing once and switch it off, as every run would move things slightly."""
     engine = drawing.get_layout_engine()
     if engine is not None:
-        with styled(), boxes_for_missing_letters():
+        with style_context(), ignore_missing_letters():
             engine.execute(drawing)
     drawing.set_layout_engine("none")
     return drawing
 
 
-def draw(figure: Figure, ax: "Axes | None" = None) -> "Drawing":
-    """A figure drawn by matplotlib.
+def draw_figure(figure: Figure, ax: "Axes | None" = None) -> "Drawing":
+    """Draw a figure with matplotlib.
 
     Parameters
     ----------
     figure : Figure
     ax : matplotlib Axes, optional
-        Draw into these axes, in the style of their own figure. The figure must have one chart.
+        The axes to draw into, in the style of their own figure. The figure must have one chart.
 
     Returns
     -------
     matplotlib Figure
-        That of ``ax`` where it is given.
+        The figure of ``ax`` where it is given.
 
     Raises
     ------
     OptionError
-        A figure of several charts, which one ``ax`` cannot hold.
+        ``ax`` is given, and the figure has several charts.
     """
     if ax is not None:
         return _draw_into(figure, ax)
@@ -120,29 +120,34 @@ def draw(figure: Figure, ax: "Axes | None" = None) -> "Drawing":
 
     rows = [_rows(band) for band in figure.bands]
     width = max([max(row.width for row in band) for band in rows if band], default=300) + 2 * MARGIN
-    title = [fit(line, int((width - MARGIN) / LETTER)) for line in figure.title.split("\n")] if figure.title else []
-    heights = [sum(row.height + GAP for row in band) + BAND * bool(one.title) for one, band in _both(figure, rows)]
+    title = (
+        [fit_name(line, int((width - MARGIN) / LETTER)) for line in figure.title.split("\n")] if figure.title else []
+    )
+    heights = [
+        sum(row.height + GAP for row in placed) + BAND * bool(band.title)
+        for band, placed in _bands_with_rows(figure, rows)
+    ]
     height = 2 * MARGIN + TITLE * len(title) + sum(heights)
-    with styled(), boxes_for_missing_letters():
+    with style_context(), ignore_missing_letters():
         sheet = _Sheet(Drawing(figsize=(width / PIXELS, height / PIXELS)), width, height)
         for k, line in enumerate(title):
             sheet.text(line, width / 2, MARGIN + TITLE * k, va="top", ha="center", fontsize=12 * POINT)
         top = MARGIN + TITLE * len(title) + 4.0
-        for band, placed in _both(figure, rows):
+        for band, placed in _bands_with_rows(figure, rows):
             if band.title:
                 sheet.text(band.title, MARGIN, top + 4, va="top", ha="left", fontsize=SIZES["head"], weight="bold")
                 top += BAND
             for row in placed:
                 for left, chart in row.charts:
-                    _chart(sheet, chart, MARGIN + left, top, alone=_alone(band))
+                    _draw_chart(sheet, chart, MARGIN + left, top, alone=_is_alone(band))
                 for left, key in row.keys:
-                    _key(sheet, key, MARGIN + left, top)
+                    _draw_key(sheet, key, MARGIN + left, top)
                 top += row.height + GAP
         return sheet.figure
 
 
 class _Row(NamedTuple):
-    """Charts, or keys, that stand side by side: the left end of each, and the room they take."""
+    """Charts, or colour keys, that stand side by side: the left end of each, and the size of the row."""
 
     width: float
     height: float
@@ -151,42 +156,43 @@ class _Row(NamedTuple):
 
 
 class _Sheet(NamedTuple):
-    """A figure in whose pixels charts are placed, from the upper left corner."""
+    """A figure in which charts are placed by pixels from the upper left corner."""
 
     figure: "Drawing"
     width: float
     height: float
 
     def axes(self, left: float, top: float, width: float, height: float) -> "Axes":
-        """Axes at a place."""
+        """New axes at a place."""
+        # Rounded, so that the last bits of a division do not change the bytes of a file.
         bottom = self.height - top - height
         across, up = (round(share, 6) for share in (left / self.width, bottom / self.height))
         return self.figure.add_axes((across, up, round(width / self.width, 6), round(height / self.height, 6)))
 
     def text(self, text: str, x: float, y: float, **look: Any) -> None:
-        """Text at a place."""
+        """Write text at a place."""
         self.figure.text(x / self.width, 1 - y / self.height, text, parse_math=False, **look)
 
 
-def _both(figure: Figure, rows: Sequence[Sequence[_Row]]) -> list[tuple[Band, Sequence[_Row]]]:
+def _bands_with_rows(figure: Figure, rows: Sequence[Sequence[_Row]]) -> list[tuple[Band, Sequence[_Row]]]:
     return list(zip(figure.bands, rows, strict=True))
 
 
-def _alone(band: Band) -> bool:
+def _is_alone(band: Band) -> bool:
     return len(band.charts) == 1
 
 
 def _rows(band: Band) -> list[_Row]:
-    """The charts of a band in rows, as many in one as there is room for, and its keys below."""
-    boxes = [None if chart is None else box(chart, alone=_alone(band)) for chart in band.charts]
-    widest = max([one.width for one in boxes if one], default=0.0)
+    """The charts of a band in rows, each as full as the width allows, and its colour keys below."""
+    boxes = [None if chart is None else chart_box(chart, alone=_is_alone(band)) for chart in band.charts]
+    widest = max([area.width for area in boxes if area], default=0.0)
     rows: list[_Row] = []
     if boxes:
         across, down = rows_of(widest + GAP, len(boxes), ROOM, band.columns)
         for k in range(down):
             part = list(zip(band.charts, boxes, strict=True))[k * across : (k + 1) * across]
             charts = [((widest + GAP) * i, chart) for i, (chart, _) in enumerate(part) if chart is not None]
-            height = max([one.height for _, one in part if one], default=0.0)
+            height = max([area.height for _, area in part if area], default=0.0)
             rows.append(_Row((widest + GAP) * min(across, len(boxes)) - GAP, height, charts))
     if band.keys:
         sizes, left, keys = [key_size(key) for key in band.keys], 0.0, []
@@ -197,12 +203,12 @@ def _rows(band: Band) -> list[_Row]:
     return rows
 
 
-def _chart(sheet: _Sheet, chart: Chart, left: float, top: float, *, alone: bool) -> None:
-    room = box(chart, alone=alone)
-    if isinstance(chart, Heat) and not (chart.rows and chart.columns):
+def _draw_chart(sheet: _Sheet, chart: Chart, left: float, top: float, *, alone: bool) -> None:
+    room = chart_box(chart, alone=alone)
+    if isinstance(chart, HeatMap) and not (chart.rows and chart.columns):
         return
     axes = sheet.axes(left + room.left, top + room.top, room.across, room.down)
-    if isinstance(chart, Lines):
+    if isinstance(chart, LineChart):
         draw_lines(axes, chart)
         if chart.named:
             corner = (left + 46) / sheet.width, 1 - (top + room.height + 2) / sheet.height
@@ -214,10 +220,10 @@ def _chart(sheet: _Sheet, chart: Chart, left: float, top: float, *, alone: bool)
                 bbox_to_anchor=corner,
                 bbox_transform=sheet.figure.transFigure,
             )
-    elif isinstance(chart, Heat):
+    elif isinstance(chart, HeatMap):
         draw_heat(axes, chart)
-        _around(sheet, chart, room, left, top)
-        _bar(sheet, chart.scale, left + room.left, top + room.height - 48)
+        _draw_surroundings(sheet, chart, room, left, top)
+        _draw_colour_bar(sheet, chart.scale, left + room.left, top + room.height - 48)
     else:
         draw_overlaps(axes, chart)
         for k, note in enumerate(chart.notes):
@@ -226,7 +232,7 @@ def _chart(sheet: _Sheet, chart: Chart, left: float, top: float, *, alone: bool)
 
 
 def _draw_into(figure: Figure, axes: "Axes") -> "Drawing":
-    """The one chart of a figure in axes of the caller's."""
+    """Draw the one chart of a figure into the axes of the caller."""
     charts = figure.charts
     if len(charts) != 1:
         raise OptionError(
@@ -236,13 +242,13 @@ def _draw_into(figure: Figure, axes: "Axes") -> "Drawing":
     (chart,) = charts
     drawing = axes.get_figure(root=True)
     assert drawing is not None
-    with boxes_for_missing_letters():
-        if isinstance(chart, Lines):
+    with ignore_missing_letters():
+        if isinstance(chart, LineChart):
             draw_lines(axes, chart)
             if chart.named:
                 draw_legend(axes, chart)
         else:
-            if isinstance(chart, Heat):
+            if isinstance(chart, HeatMap):
                 draw_heat(axes, chart)
                 axes.set_xlabel(chart.across, parse_math=False)
             else:
@@ -258,8 +264,8 @@ def _draw_into(figure: Figure, axes: "Axes") -> "Drawing":
     return drawing
 
 
-def _around(sheet: _Sheet, chart: Heat, room: Box, left: float, top: float) -> None:
-    """What stands over and under a map beside the names of its columns."""
+def _draw_surroundings(sheet: _Sheet, chart: HeatMap, room: Box, left: float, top: float) -> None:
+    """Draw what stands above and below a map: title, names of stacks, tree, and notes."""
     axes = sheet.figure.axes[-1]
     wide, _ = cell_size(chart)
     title, tree, _ = above_cells(chart)
@@ -281,9 +287,9 @@ def _around(sheet: _Sheet, chart: Heat, room: Box, left: float, top: float) -> N
         branches.set_label("<tree>")
 
 
-def _key(sheet: _Sheet, key: Key, left: float, top: float) -> None:
-    if isinstance(key, Scale):
-        _bar(sheet, key, left + 8, top)
+def _draw_key(sheet: _Sheet, key: Key, left: float, top: float) -> None:
+    if isinstance(key, ColourScale):
+        _draw_colour_bar(sheet, key, left + 8, top)
         return
     sheet.text(key.label, left + 8, top + 11, va="baseline", fontsize=SIZES["label"], color=COLOURS["quiet"])
     if is_list(key):
@@ -306,8 +312,8 @@ def _key(sheet: _Sheet, key: Key, left: float, top: float) -> None:
     axes.set_label("<key>")
 
 
-def _bar(sheet: _Sheet, scale: Scale, left: float, top: float) -> None:
-    """The colours and what they mean, with the level of chance."""
+def _draw_colour_bar(sheet: _Sheet, scale: ColourScale, left: float, top: float) -> None:
+    """Draw a colour bar with its label, its numbers and the level of chance."""
     axes = sheet.axes(left, top + 14, BAR, BAR_HIGH)
     sheet.figure.colorbar(colour_scale(scale), cax=axes, orientation="horizontal", spacing="proportional")
     axes.set_label("<colorbar>")
@@ -318,7 +324,7 @@ def _bar(sheet: _Sheet, scale: Scale, left: float, top: float) -> None:
     axes.tick_params(length=0, pad=2, labelsize=SIZES["num"], labelcolor=COLOURS["quiet"])
     labels = axes.get_xticklabels()
     for label, (value, _) in zip(labels, scale.marks, strict=True):
-        share = (value - scale.low) / (high - scale.low)
+        share = (value - scale.low) / (high - scale.low)  # numbers near an end are aligned so that they stay on the bar
         label.set_horizontalalignment("left" if share < 0.2 else "right" if share > 0.8 else "center")
     for spine in axes.spines.values():
         spine.set_visible(False)

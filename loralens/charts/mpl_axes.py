@@ -1,4 +1,4 @@
-"""One chart drawn into axes of matplotlib: its lines, its cells, its words, with the colours of the page."""
+"""Draws one chart into matplotlib axes: its lines, cells and texts, in the colours of the page."""
 
 from math import isfinite
 from typing import TYPE_CHECKING, Any
@@ -7,35 +7,36 @@ import numpy as np
 
 from loralens.charts.axes import map_ticks
 from loralens.charts.layout import LINE, cell_size, level_places, slant, upright
-from loralens.charts.names import fit
+from loralens.charts.names import fit_name
 from loralens.charts.palette import SIDES, STEPS, colours, ink_class, is_strong, level
-from loralens.charts.spec import Heat, Line, Lines, Overlaps, Scale
+from loralens.charts.spec import ColourScale, HeatMap, Line, LineChart, Overlaps
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import BoundaryNorm, ListedColormap
 
-PIXELS = 96  # CSS pixels of an inch
-POINT = 72 / PIXELS  # of a pixel
-RASTER = 4096  # cells from which a map in .svg or .pdf is pixels
+PIXELS = 96  # CSS pixels per inch, by the definition of CSS
+POINT = 72 / PIXELS  # points per CSS pixel: layout is in pixels, fonts of matplotlib are in points
+RASTER = 4096  # cells from which a map in .svg or .pdf is a bitmap: as many rectangles would make a slow, large file
 COLOURS = colours("light")
 SIZES = {"label": 11 * POINT, "num": 10 * POINT, "small": 9 * POINT, "head": 11.5 * POINT}
 MARKERS = {"": "", "dot": "o", "square": "s", "triangle": "^", "star": "*"}
+# How a cell without a module looks: hatched, so that it is not taken for a small value.
 EMPTY: dict[str, Any] = {"facecolor": "white", "hatch": "....", "edgecolor": "0.8", "linewidth": 0}
 
 
-def draw_lines(axes: "Axes", chart: Lines) -> None:
-    """Lines over their axes, with levels and a note, but without their names."""
+def draw_lines(axes: "Axes", chart: LineChart) -> None:
+    """Draw lines with their axes, levels and note, but without the legend."""
     axes.set_yscale("log" if chart.y.log else "linear")
     axes.set(xlim=chart.x.limits, ylim=chart.y.limits)
     for area in chart.areas:
         axes.fill_between(area.x, area.low, area.high, color=COLOURS["area"], linewidth=0, zorder=0.5)
     for line in chart.lines:
-        _line(axes, line, log=chart.y.log)
+        _draw_line(axes, line, log=chart.y.log)
     places = level_places(chart)
     for name, value in chart.levels.items():
-        _level(axes, name, value, POINT * places[name])
+        _draw_level(axes, name, value, POINT * places[name])
     look: dict[str, Any] = {"fontsize": SIZES["small"], "color": COLOURS["quiet"], "parse_math": False}
     if chart.empty:
         axes.text(0.5, 0.5, chart.note or "all of it is 0", transform=axes.transAxes, ha="center", **look)
@@ -53,18 +54,21 @@ def draw_lines(axes: "Axes", chart: Lines) -> None:
     axes.grid(axis="y", color="#e1e5e8", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_title(fit(chart.title, 30), loc="left", parse_math=False, fontsize=SIZES["head"], weight="bold", pad=4)
+    axes.set_title(
+        fit_name(chart.title, 30), loc="left", parse_math=False, fontsize=SIZES["head"], weight="bold", pad=4
+    )
     axes.set_xlabel(chart.x.label, parse_math=False, labelpad=2)
     axes.set_ylabel(chart.y.label, parse_math=False)
 
 
-def _line(axes: "Axes", line: Line, *, log: bool) -> None:
-    """A point that is not finite breaks the line no more than on the page."""
+def _draw_line(axes: "Axes", line: Line, *, log: bool) -> None:
+    """Draw one line. Points that are not finite are left out and do not break it, as on the page."""
     labels = line.labels or [""] * len(line.x)
     points = [
         (x, y, text) for x, y, text in zip(line.x, line.y, labels, strict=True) if isfinite(y) and (y > 0 or not log)
     ]
     x, y = [point[0] for point in points], [point[1] for point in points]
+    # Not clipped, so that points on the edge of the axes are drawn whole.
     axes.plot(x, y, label=line.name, **_look(line), clip_on=False, zorder=2.5 if line.marker == "star" else 2)
     for left, up, text in points:
         if text:
@@ -79,8 +83,11 @@ def _look(line: Line) -> dict[str, Any]:
     return {**look, "marker": MARKERS[line.marker], "markersize": size}
 
 
-def _level(axes: "Axes", name: str, value: float, left: float) -> None:
-    """A level and its name: high ones below their line at the right, where curves that rise have passed them."""
+def _draw_level(axes: "Axes", name: str, value: float, left: float) -> None:
+    """Draw a level with its name.
+
+    The name of a high level stands below its line at the right, where rising curves have already crossed the level.
+    """
     axes.axhline(value, color=COLOURS["quiet"], linewidth=0.6, linestyle=":", zorder=1)
     low, high = axes.transData.transform([(0, limit) for limit in axes.get_ylim()])[:, 1]
     middle = axes.transData.transform((0, value))[1]
@@ -92,14 +99,14 @@ def _level(axes: "Axes", name: str, value: float, left: float) -> None:
     axes.annotate(name, xycoords=axes.get_yaxis_transform(), textcoords="offset points", **place, **look)
 
 
-def draw_legend(axes: "Axes", chart: Lines, letters: int = 60, **place: Any) -> None:
-    """The names of the lines, where there are not too many; ``place`` is what matplotlib takes."""
+def draw_legend(axes: "Axes", chart: LineChart, letters: int = 60, **place: Any) -> None:
+    """Draw the legend, unless there are too many lines; ``place`` is passed on to matplotlib."""
     if not chart.named:
         return
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], **_look(line)) for line in chart.named]
-    names = [fit(line.name, letters) for line in chart.named]
+    names = [fit_name(line.name, letters) for line in chart.named]
     spacing: dict[str, Any] = {
         "labelspacing": (LINE - 11.6) / 11,
         "handlelength": 2.2,
@@ -111,13 +118,14 @@ def draw_legend(axes: "Axes", chart: Lines, letters: int = 60, **place: Any) -> 
         text.set_parse_math(False)
 
 
-def draw_heat(axes: "Axes", chart: Heat) -> None:
-    """The cells, and the names of rows and columns."""
+def draw_heat(axes: "Axes", chart: HeatMap) -> None:
+    """Draw the cells of a map and the names of its rows and columns."""
     rows, columns = len(chart.rows), len(chart.columns)
     values = np.full((rows, columns), np.nan)
     for place, cell in chart.cells.items():
         values[place] = cell.value
     wide, high = cell_size(chart)
+    # Cells of few pixels have no gaps: these would hide them.
     gaps: dict[str, Any] = {"edgecolors": "white", "linewidth": POINT} if min(wide, high) > 6 else {}
     axes.patch.set(**EMPTY)
     cmap, norm = _colours(chart.scale)
@@ -133,10 +141,10 @@ def draw_heat(axes: "Axes", chart: Heat) -> None:
         for edge in edges:
             line(edge, color="black", linewidth=0.7)
     axes.set(xlim=(0, columns), ylim=(rows, 0))
-    axes.set_yticks([i + 0.5 for i, _ in chart.beside], [name for _, name in chart.beside], parse_math=False)
+    axes.set_yticks([i + 0.5 for i, _ in chart.row_texts], [name for _, name in chart.row_texts], parse_math=False)
     rotation: dict[str, Any] = {"rotation": 90} if upright(chart) else {}
-    below = [name for _, name in chart.below]
-    axes.set_xticks([j + 0.5 for j, _ in chart.below], below, parse_math=False, **rotation)
+    below = [name for _, name in chart.column_texts]
+    axes.set_xticks([j + 0.5 for j, _ in chart.column_texts], below, parse_math=False, **rotation)
     axes.tick_params(length=0, pad=3, labelcolor=COLOURS["quiet"])
     axes.tick_params(axis="y", labelsize=SIZES["label" if high > 9 else "num"])
     axes.tick_params(axis="x", labelsize=SIZES["num"])
@@ -145,7 +153,7 @@ def draw_heat(axes: "Axes", chart: Heat) -> None:
 
 
 def draw_overlaps(axes: "Axes", chart: Overlaps) -> None:
-    """φ(i, j), i down and j across from 1."""
+    """Draw φ(i, j), with i down and j across, both from 1."""
     phi = np.array(chart.phi)
     rows, columns = phi.shape
     cmap, norm = _colours(chart.scale)
@@ -154,11 +162,14 @@ def draw_overlaps(axes: "Axes", chart: Overlaps) -> None:
     axes.set_yticks(map_ticks(rows))
     axes.tick_params(length=0, pad=2, labelsize=SIZES["num"], labelcolor=COLOURS["quiet"])
     axes.spines[:].set_visible(False)
-    axes.set_title(fit(chart.title, 26), loc="left", parse_math=False, fontsize=SIZES["label"], pad=4)
+    axes.set_title(fit_name(chart.title, 26), loc="left", parse_math=False, fontsize=SIZES["label"], pad=4)
 
 
-def _colours(scale: Scale) -> "tuple[ListedColormap, BoundaryNorm]":
-    """The steps of colour of a scale, with the value in the middle of each as on the page."""
+def _colours(scale: ColourScale) -> "tuple[ListedColormap, BoundaryNorm]":
+    """The colour steps of a scale and their edges.
+
+    As on the page, the first and the last step are centred on the ends of the scale.
+    """
     from matplotlib.colors import BoundaryNorm, ListedColormap
 
     sign, count = ("v", 2 * SIDES + 1) if scale.diverging else ("s", STEPS)
@@ -169,8 +180,8 @@ def _colours(scale: Scale) -> "tuple[ListedColormap, BoundaryNorm]":
     return ListedColormap([COLOURS[f"{sign}{k}"] for k in range(count)]), BoundaryNorm(edges, count, clip=True)
 
 
-def colour_scale(scale: Scale) -> "ScalarMappable":
-    """The colours of a scale, for a colour bar."""
+def colour_scale(scale: ColourScale) -> "ScalarMappable":
+    """The colours of a scale, as matplotlib needs them for a colour bar."""
     from matplotlib.cm import ScalarMappable
 
     cmap, norm = _colours(scale)

@@ -1,4 +1,4 @@
-"""Names that fit into a figure: of modules, of blocks and their stacks."""
+"""Shortens names of modules, blocks and stacks so that they fit into a figure."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -6,15 +6,17 @@ from itertools import accumulate, groupby, pairwise, takewhile
 
 from loralens.core.names import Block, kind, natural_key
 
-NAME = 28  # letters of a name beside a chart
-SHORT = 16  # and of one where room is scarce
+NAME = 28  # letters of a name next to a chart
+SHORT = 16  # letters of a name where there is less room: in a title after the kind, or as a column
+# Factors by which labels are thinned: round ones, so that the labels left are numbers that a reader expects.
 STEPS = (1, 2, 4, 5, 8, 10, 20, 40, 50, 100, 200, 400, 500, 1000)
 
 Column = Block | str | None  # a block; a module where an adapter has no blocks; None: outside any block
 
 
-def fit(name: str, width: int) -> str:
-    """``name`` on one line and in at most ``width`` characters: what is too long loses its middle to '…'."""
+def fit_name(name: str, width: int) -> str:
+    """``name`` on one line of at most ``width`` characters; a longer one has '…' in place of its middle."""
+    # Names of files may hold bytes that are not UTF-8, which cannot be drawn: they become question marks.
     name = " ".join(name.encode("utf-8", "replace").decode().split())
     if len(name) <= width:
         return name
@@ -23,58 +25,59 @@ def fit(name: str, width: int) -> str:
 
 
 def block_order(block: Block) -> tuple[object, int]:
-    """The order of blocks: stacks in natural order, then numbers."""
+    """The sorting key of blocks: stacks in natural order, then block numbers."""
     return natural_key(block.stack), block.number
 
 
 def commonest_kinds(names: Iterable[str], most: int) -> list[str]:
-    """The kinds of these modules in natural order, at most ``most``: those of most modules."""
+    """The ``most`` kinds with the largest number of modules, in natural order."""
     counts = Counter(map(kind, names))
     return sorted(sorted(counts, key=lambda k: (-counts[k], natural_key(k)))[:most], key=natural_key)
 
 
 def stack_names(stacks: Iterable[str]) -> dict[str, str]:
-    """Short names of stacks, each once and each different: without the path that all share."""
+    """Stack → its short name, without the path that all stacks share; all short names differ."""
     paths = {stack: stack.split(".") for stack in stacks}
     levels = zip(*(path[:-1] for path in paths.values()), strict=False)
     common = len(list(takewhile(lambda level: len(set(level)) == 1, levels)))
-    short = {stack: fit(".".join(path[common:]), NAME) for stack, path in paths.items()}
-    return short if len(set(short.values())) == len(short) else _numbered(short)
+    short = {stack: fit_name(".".join(path[common:]), NAME) for stack, path in paths.items()}
+    return short if len(set(short.values())) == len(short) else _number_stacks(short)
 
 
-def _numbered(names: Mapping[str, str]) -> dict[str, str]:
-    """The names of stacks with a number before each, so that what shortens them leaves them different."""
+def _number_stacks(names: Mapping[str, str]) -> dict[str, str]:
+    """The names with a number before each, so that they still differ when they are shortened."""
     return {stack: f"({i}) {name}" for i, (stack, name) in enumerate(names.items(), start=1)}
 
 
 def block_names(columns: Sequence[Column]) -> list[str]:
-    """What columns are called where room is scarce: a block by its number, with its stack where there are several."""
+    """Short names of columns: a block by its number, after its stack where there are several stacks."""
     stacks = stack_names(c.stack for c in columns if isinstance(c, Block))
-    names = [_short(c, stacks) for c in columns]
-    return names if len(set(names)) == len(names) else [_short(c, _numbered(stacks)) for c in columns]
+    names = [_short_name(c, stacks) for c in columns]
+    return names if len(set(names)) == len(names) else [_short_name(c, _number_stacks(stacks)) for c in columns]
 
 
-def _short(column: Column, stacks: Mapping[str, str]) -> str:
+def _short_name(column: Column, stacks: Mapping[str, str]) -> str:
     if not isinstance(column, Block):
-        return fit(column or "outside", SHORT)
-    return fit(f"{stacks[column.stack]}.{column.number}", SHORT) if len(stacks) > 1 else str(column.number)
+        return fit_name(column or "outside", SHORT)
+    return fit_name(f"{stacks[column.stack]}.{column.number}", SHORT) if len(stacks) > 1 else str(column.number)
 
 
-def starts(columns: Sequence[Column]) -> list[int]:
-    """Where a stack of blocks begins, and the modules outside any block."""
+def stack_starts(columns: Sequence[Column]) -> list[int]:
+    """The columns at which a stack of blocks, or the modules outside any block, begin."""
     groups = [list(group) for _, group in groupby(columns, lambda c: c.stack if isinstance(c, Block) else type(c))]
     return [0, *accumulate(map(len, groups[:-1]))] if groups else []
 
 
 def stride(count: int, most: int) -> int:
-    """The first of `STEPS` by which ``count`` things are thinned to at most ``most``; the largest where none does."""
+    """The first of `STEPS` that thins ``count`` labels to at most ``most``; the last of them where none does."""
     return next((step for step in STEPS if count <= step * most), STEPS[-1])
 
 
-def thin(columns: Sequence[Column], most: int) -> list[int]:
-    """Columns to label, about ``most``: the first of every stack, and every second, fourth, fifth … after it."""
-    count, firsts = len(columns), starts(columns)
+def columns_to_label(columns: Sequence[Column], most: int) -> list[int]:
+    """The columns to label, about ``most``: the first of every stack, and after it every second, fourth, fifth …"""
+    count, firsts = len(columns), stack_starts(columns)
     step = stride(count, most)
+    # Where there are more stacks than labels, stacks are thinned like blocks.
     if len(firsts) > most:
         return list(range(0, count, step))
     return [

@@ -1,4 +1,4 @@
-"""A collection of adapters: how alike each two are, and in which blocks they meet."""
+"""Charts of a collection of adapters: the similarity of all pairs, and where they conflict."""
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -9,18 +9,20 @@ import numpy as np
 from loralens.analysis.compare.interference import Interference
 from loralens.analysis.compare.pairwise import Pairwise, Side, known_mean
 from loralens.charts.grid import KINDS, Grid
-from loralens.charts.names import NAME, fit, stride
-from loralens.charts.spec import Band, Cell, Figure, Heat, Scale
+from loralens.charts.names import NAME, fit_name, stride
+from loralens.charts.spec import Band, Cell, ColourScale, Figure, HeatMap
 from loralens.core.names import block
 from loralens.errors import OptionError
 from loralens.linalg.factor import Floats
 from loralens.tables.numbers import percent
 
-WRITTEN = 8  # adapters up to which every cell of a matrix says its number
-LABELLED = 26  # adapters up to which each has its name beside a map
-MATRIX = 330.0  # pixels of the cells of a matrix
-LEAST = 0.2  # cosine that the colours of the map of conflicts reach at least: 0.01 must not look like a war
-SPREADS = 4  # standard deviations from chance that they reach at least
+WRITTEN = 8  # adapters up to which every cell of a matrix shows its number
+LABELLED = 26  # adapters up to which each has its name next to a map
+MATRIX = 330.0  # width and height of the cells of a matrix together, in pixels
+# The colours of the map of conflicts reach at least this cosine, and at least so many standard deviations from chance:
+# a cosine of 0.01 must not look like a conflict.
+LEAST = 0.2
+SPREADS = 4
 
 Tree = Sequence[Sequence[tuple[float, float]]]
 
@@ -37,20 +39,21 @@ def pairwise_figure(
     Parameters
     ----------
     labels : sequence of str
-        Names of the adapters; long ones lose their middle.
+        Names of the adapters; long ones are shortened.
     pairs : Pairwise
     energy : Interference
-        Of the same modules.
+        The interference in the same modules.
     tree : float64 array, shape (T − 1, 4)
         As `loralens.analysis.compare.pairwise.cluster_order` returns it.
     sides : sequence of str
-        Sides whose φ is drawn.
+        The sides whose φ is drawn.
 
     Returns
     -------
     Figure
-        The first map: shared energy, an adapter a row and a block a column, mean over the modules of the block. The
-        second: the most negative cosine of any two adapters, a kind a row. Dotted where there is no module.
+        The first map shows shared energy, with one adapter per row and one block per column, as the mean over the
+        modules of the block. The second shows the most negative cosine of any two adapters, with one kind per row.
+        Cells without a module are dotted.
 
     Raises
     ------
@@ -74,13 +77,13 @@ def pairwise_figure(
 
 
 def branches_of(tree: Floats) -> tuple[Tree, list[int]]:
-    """The branches of a tree over the columns of a matrix, heights in [0, 1], and the order of the leaves."""
+    """The branches of a clustering above the columns of a matrix, heights in [0, 1], and the order of its leaves."""
     from scipy.cluster.hierarchy import dendrogram
 
     drawn = dendrogram(tree, no_plot=True)
     top = max((y for branch in drawn["dcoord"] for y in branch), default=0.0) or 1.0
     branches = [
-        [(x / 10, y / top) for x, y in zip(xs, ys, strict=True)]  # scipy puts leaf i at 10 i + 5
+        [(x / 10, y / top) for x, y in zip(xs, ys, strict=True)]  # scipy places leaf i at 10 i + 5
         for xs, ys in zip(drawn["icoord"], drawn["dcoord"], strict=True)
     ]
     return branches, [int(i) for i in drawn["leaves"]]
@@ -88,54 +91,56 @@ def branches_of(tree: Floats) -> tuple[Tree, list[int]]:
 
 def pair_matrices(
     labels: Sequence[str], pairs: Pairwise, order: Sequence[int], sides: Sequence[Side], tree: Tree = ()
-) -> list[Heat]:
-    """Matrices of the cosine of ΔW, of φ and of the cosine of A, near adapters side by side."""
-    shown: list[tuple[str, Floats, Scale]] = [("cosine of ΔW", pairs.cosine, _cosine_scale("cosine"))]
+) -> list[HeatMap]:
+    """Matrices of the cosine of ΔW, of φ and of the cosine of A, with similar adapters side by side."""
+    shown: list[tuple[str, Floats, ColourScale]] = [("cosine of ΔW", pairs.cosine, _cosine_scale("cosine"))]
     for side in sides:
+        # The diagonal compares each adapter with itself, where there is no chance.
         off = pairs.chance(side)[~np.eye(pairs.count, dtype=bool)]
         level = float(off[np.isfinite(off)].mean()) if np.isfinite(off).any() else None
-        shown.append((f"φ, {side} side", pairs.phi(side), Scale(0.0, 1.0, "φ", chance=level, form=".2f")))
+        shown.append((f"φ, {side} side", pairs.phi(side), ColourScale(0.0, 1.0, "φ", chance=level, form=".2f")))
     shown.append(("cosine of A", pairs.shared_initialisation, _cosine_scale("cosine of A: one initialisation?")))
     names = [labels[i] for i in order]
     return [_matrix(title, values[np.ix_(order, order)], names, scale, tree) for title, values, scale in shown]
 
 
-def _cosine_scale(label: str) -> Scale:
+def _cosine_scale(label: str) -> ColourScale:
     ticks = [(-1.0, "−1"), (0.0, "0"), (1.0, "+1")]
-    return Scale(-1.0, 1.0, label, diverging=True, chance=0.0, form="+.2f", ticks=ticks)
+    return ColourScale(-1.0, 1.0, label, diverging=True, chance=0.0, form="+.2f", ticks=ticks)
 
 
-def _matrix(title: str, values: Floats, names: Sequence[str], scale: Scale, tree: Tree) -> Heat:
+def _matrix(title: str, values: Floats, names: Sequence[str], scale: ColourScale, tree: Tree) -> HeatMap:
     cells = {
         (i, j): Cell(float(values[i, j]), f"{names[i]} and {names[j]}: {title} {values[i, j]:.3f}")
         for i in range(len(names))
         for j in range(len(names))
         if isfinite(values[i, j])
     }
-    rows, columns = [fit(name, NAME) for name in names], [str(i + 1) for i in range(len(names))]
+    rows, columns = [fit_name(name, NAME) for name in names], [str(i + 1) for i in range(len(names))]
+    # Only every fifth of many columns has its number: numbers of two digits are wider than their columns.
     every = 5 if len(names) > 12 else 1
-    return Heat(
-        title, rows, columns, cells, scale, written=len(names) <= WRITTEN, row_labels=_numbered(names),
+    return HeatMap(
+        title, rows, columns, cells, scale, written=len(names) <= WRITTEN, row_labels=_row_labels(names),
         column_labels=["" if (i + 1) % every else name for i, name in enumerate(columns)], tree=tree,
         room=MATRIX,
     )  # fmt: skip
 
 
-def _numbered(names: Sequence[str]) -> list[str]:
-    """What stands beside the rows: the names with the numbers of the columns, as many as fit."""
+def _row_labels(names: Sequence[str]) -> list[str]:
+    """The labels of the rows: names with the numbers of the columns, as many as fit."""
     step = stride(len(names), LABELLED)
-    return ["" if i % step else f"{fit(name, NAME)} {i + 1}" for i, name in enumerate(names)]
+    return ["" if i % step else f"{fit_name(name, NAME)} {i + 1}" for i, name in enumerate(names)]
 
 
-def shared_energy_map(labels: Sequence[str], pairs: Pairwise, energy: Interference, order: Sequence[int]) -> Heat:
-    """The part of each adapter's ‖ΔW‖² inside the directions of all others, mean over the modules of a block."""
+def shared_energy_map(labels: Sequence[str], pairs: Pairwise, energy: Interference, order: Sequence[int]) -> HeatMap:
+    """The map of each adapter's share of ‖ΔW‖² in the directions of all others, as the mean over each block."""
     grid = Grid.of(module.name for module in pairs.modules)
     flat = not grid.stacks
     places = [module.name if flat else block(module.name) for module in pairs.modules]
     members = [[m for m, place in enumerate(places) if place == column] for column in grid.blocks]
     values = np.array([known_mean(energy.shared[rows]) for rows in members])
-    known = energy.shared_chance[np.isfinite(energy.shared_chance)]
-    level = float(known.mean()) if known.size else 0.0
+    finite_chance = energy.shared_chance[np.isfinite(energy.shared_chance)]
+    level = float(finite_chance.mean()) if finite_chance.size else 0.0
     names, noun = [labels[t] for t in order], "module" if flat else "block"
     cells = {
         (i, j): Cell(float(values[j, t]), f"{labels[t]}, {noun} {column}: {percent(values[j, t])} shared")
@@ -143,32 +148,33 @@ def shared_energy_map(labels: Sequence[str], pairs: Pairwise, energy: Interferen
         for j, column in enumerate(grid.columns)
         if isfinite(values[j, t])
     }
+    # The level of chance must be on the scale, and not at its end.
     top = min(max([cell.value for cell in cells.values()] + [2 * level, 0.01]), 1.0)
-    scale = Scale(0.0, top, "shared energy", chance=level, form=".2%")
-    numbered = _numbered(names) if len(names) > 2 else [fit(name, NAME) for name in names]
-    return Heat(
-        "", [fit(name, NAME) for name in names], grid.columns, cells, scale, grid.across, row_labels=numbered,
+    scale = ColourScale(0.0, top, "shared energy", chance=level, form=".2%")
+    numbered = _row_labels(names) if len(names) > 2 else [fit_name(name, NAME) for name in names]
+    return HeatMap(
+        "", [fit_name(name, NAME) for name in names], grid.columns, cells, scale, grid.across, row_labels=numbered,
         column_labels=grid.labels, column_edges=[a for a, *_ in grid.heads[1:]], heads=grid.heads,
     )  # fmt: skip
 
 
-def conflict_map(labels: Sequence[str], pairs: Pairwise, numbers: Mapping[str, int] | None = None) -> Heat:
-    """The most negative cosine of any two adapters in every block and kind."""
+def conflict_map(labels: Sequence[str], pairs: Pairwise, numbers: Mapping[str, int] | None = None) -> HeatMap:
+    """The map of the most negative cosine of any two adapters, by kind and block."""
     values, tips = {}, {}
     for m, module in enumerate(pairs.modules):
-        known = {
+        cosines = {
             (s, t): float(pairs.cosines[m, s, t])
             for s, t in combinations(range(pairs.count), 2)
             if isfinite(pairs.cosines[m, s, t])
         }
-        if not known:
+        if not cosines:
             continue
-        s, t = min(known, key=lambda pair: known[pair])
-        values[module.name] = known[s, t]
-        tips[module.name] = f"{module.name}: cosine {known[s, t]:+.3f} of {labels[s]} and {labels[t]}"
+        s, t = min(cosines, key=lambda pair: cosines[pair])
+        values[module.name] = cosines[s, t]
+        tips[module.name] = f"{module.name}: cosine {cosines[s, t]:+.3f} of {labels[s]} and {labels[t]}"
     spread = float(pairs.spreads.max()) if len(pairs.modules) else 0.0
     most = min(max([abs(value) for value in values.values()] + [SPREADS * spread, LEAST]), 1.0)
-    scale = Scale(-most, most, "cosine", diverging=True, chance=0.0, form="+.3f")
+    scale = ColourScale(-most, most, "cosine", diverging=True, chance=0.0, form="+.3f")
     grid = Grid.of((module.name for module in pairs.modules), most=KINDS)
     note = "a cell: the least of its modules" if grid.fullest > 1 else ""
     return grid.heat("", values, scale, numbers=numbers, gather=min, tip=lambda name: tips[name], note=note)

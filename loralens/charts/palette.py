@@ -1,19 +1,22 @@
-"""Colours by what they stand for: classes of a stylesheet for light and dark pages, and the same colours on paper.
+"""Colours by their meaning: CSS classes for light and dark pages, and the same colours for matplotlib.
 
-Sequential colours rise in luminance alone, diverging ones have a neutral middle; the eight series are told apart by
-colour-blind eyes (after Okabe & Ito 2008).
+Sequential colours rise in luminance alone, and diverging colours have a neutral middle. The eight colours of series can
+be distinguished by colour-blind readers (after Okabe & Ito 2008).
 """
 
 from collections.abc import Sequence
 
 from loralens.charts.spec import Ink
 
-STEPS = 32  # of a sequential scale: s0 … s31
-SIDES = 12  # steps on either side of a diverging one: v0 … v24
-BLOCKS = 16  # b0 … b15, the first to the last block
+# Colours are a few classes and not one per value, so that a page of many cells stays small and can change its theme.
+STEPS = 32  # steps of a sequential scale, classes s0 … s31
+SIDES = 12  # steps on either side of a diverging scale, classes v0 … v24
+BLOCKS = 16  # steps from the first to the last block, classes b0 … b15
 
 RGB = tuple[int, int, int]
 
+# Anchors of the scales, between which colours are mixed. On dark pages the largest value is the brightest, so that it
+# stands out from the page there too.
 SEQUENTIAL = {
     "light": ("#eef2f6", "#c9dcea", "#94bfdb", "#5a9bc7", "#2c74ab", "#14508a", "#0b2f5e"),
     "dark": ("#1d2833", "#1f4460", "#20648e", "#3a87b7", "#6cadd4", "#a9d2ea", "#eaf6fd"),
@@ -38,7 +41,7 @@ OTHERS = {
 
 
 def colours(scheme: str) -> dict[str, str]:
-    """Class → its colour on a light or a dark page."""
+    """Class → colour, for the scheme ``light`` or ``dark``."""
     return {
         **{f"s{i}": _at(SEQUENTIAL[scheme], i / (STEPS - 1)) for i in range(STEPS)},
         **{f"v{i}": _at(DIVERGING[scheme], i / (2 * SIDES)) for i in range(2 * SIDES + 1)},
@@ -49,21 +52,21 @@ def colours(scheme: str) -> dict[str, str]:
 
 
 def stylesheet(scheme: str) -> str:
-    """The same as custom properties: ``--s0`` …"""
+    """The colours of a scheme as CSS custom properties: ``--s0`` …"""
     return "".join(f"--{name}:{colour};" for name, colour in colours(scheme).items())
 
 
 def classes() -> str:
-    """What the classes do: fill a cell, or draw a line."""
+    """The CSS rules of the classes, which fill a cell or colour a line."""
     fills = [f"s{i}" for i in range(STEPS)] + [f"v{i}" for i in range(2 * SIDES + 1)]
     inks = [f"b{i}" for i in range(BLOCKS)] + [f"c{i}" for i in range(len(SERIES["light"]))] + ["quiet"]
-    return "".join(f".{one}{{fill:var(--{one})}}" for one in fills) + "".join(
-        f".{one}{{--ink:var(--{one})}}" for one in inks
+    return "".join(f".{name}{{fill:var(--{name})}}" for name in fills) + "".join(
+        f".{name}{{--ink:var(--{name})}}" for name in inks
     )
 
 
 def level(value: float, low: float, high: float, *, diverging: bool) -> str:
-    """The class of a value on a scale; beyond its ends the last colour."""
+    """The class of a value on a scale; values beyond an end have the colour of that end."""
     if diverging:
         most = max(abs(low), abs(high)) or 1.0
         return f"v{round(SIDES * (1 + min(max(value / most, -1.0), 1.0)))}"
@@ -72,18 +75,18 @@ def level(value: float, low: float, high: float, *, diverging: bool) -> str:
 
 
 def is_strong(colour: str) -> bool:
-    """Whether a class of `level` is far from the page's own colour, so that letters on it are turned over."""
+    """Whether a class of `level` is so far from the colour of the page that letters on it need the opposite colour."""
     step = int(colour[1:])
     return step > STEPS * 0.36 if colour[0] == "s" else abs(step - SIDES) > SIDES * 0.55
 
 
 def block_ink(place: int, count: int) -> Ink:
-    """The colour of the block at a place among so many."""
+    """The colour of a block by its place among ``count`` blocks."""
     return "block", round((BLOCKS - 1) * place / max(count - 1, 1))
 
 
 def ink_class(ink: Ink) -> str:
-    """The class that draws a line."""
+    """The class that colours a line."""
     what, number = ink
     return "quiet" if what == "quiet" else f"b{number}" if what == "block" else f"c{number}"
 
@@ -91,9 +94,9 @@ def ink_class(ink: Ink) -> str:
 def _at(anchors: Sequence[str], share: float) -> str:
     """The colour at a share of the way along the anchors, mixed in sRGB."""
     place = share * (len(anchors) - 1)
-    left = min(int(place), len(anchors) - 2)
-    one, two = _rgb(anchors[left]), _rgb(anchors[left + 1])
-    mixed = [round(a + (b - a) * (place - left)) for a, b in zip(one, two, strict=True)]
+    anchor = min(int(place), len(anchors) - 2)
+    start, end = _rgb(anchors[anchor]), _rgb(anchors[anchor + 1])
+    mixed = [round(a + (b - a) * (place - anchor)) for a, b in zip(start, end, strict=True)]
     return "#" + "".join(f"{channel:02x}" for channel in mixed)
 
 

@@ -1,4 +1,4 @@
-"""φ(i, j) of two adapters, as the LoRA paper draws it (Figures 3, 4, 6 and 7), and every module at a glance."""
+"""Maps of φ(i, j) of two adapters, as in Figures 3, 4, 6 and 7 of the LoRA paper, and an overview of all modules."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from math import ceil
@@ -8,66 +8,64 @@ import numpy as np
 
 from loralens.analysis.compare.pairwise import Of
 from loralens.analysis.compare.similarity import Comparison
-from loralens.charts.grid import Grid, mean
-from loralens.charts.names import Column, block_names, block_order, fit
-from loralens.charts.spec import Band, Figure, Heat, Overlaps, Scale
+from loralens.charts.grid import Grid, arithmetic_mean
+from loralens.charts.names import Column, block_names, block_order, fit_name
+from loralens.charts.spec import Band, ColourScale, Figure, HeatMap, Overlaps
 from loralens.core.names import Block, block, kind, natural_key
 from loralens.linalg.chance import overlap_chance
 from loralens.linalg.subspace import Overlap
 
-BLOCKS, FEW = 8, 4  # rows of heat maps; of more blocks so few are shown
+BLOCKS, FEW = 8, 4  # up to BLOCKS blocks have a row of heat maps; of more blocks only FEW are shown
 KINDS = 8  # columns of heat maps
-GLANCE = 12  # heat maps that are taken in without a map of all of them
-TITLE = 25  # letters over a heat map
-WHOSE = {"update": "ΔW", "A": "A", "B": "B"}  # as the title has it
+GLANCE = 12  # heat maps up to which no overview of all modules is needed
+TITLE = 25  # letters that fit above a heat map
+WHOSE = {"update": "ΔW", "A": "A", "B": "B"}  # the matrix whose directions are compared, as the title names it
 
 
 class PhiMaps(NamedTuple):
-    """Heat maps of some modules, row by row: a row for each block, a column for each kind.
+    """Heat maps of some modules, with one row per block and one column per kind.
 
     Attributes
     ----------
     charts : sequence of Overlaps or None
-        None where a block has no module of a kind.
-    columns : int
+        The maps, row by row; None where a block has no module of a kind.
     names : sequence of str
         The modules that are drawn.
-    scale : Scale
     left_out : sequence of str
-        In words, what is not drawn.
+        Phrases that say what is not drawn.
     """
 
     charts: Sequence[Overlaps | None]
     columns: int
     names: Sequence[str]
-    scale: Scale
+    scale: ColourScale
     left_out: Sequence[str]
 
 
 def similarity_figure(comparison: Comparison, *, labels: tuple[str, str], of: Of = "update") -> Figure:
-    """φ(i, j) of the two adapters on the side asked for: heat maps of some blocks, then one number of every module.
+    """Heat maps of φ(i, j) of two adapters for some blocks, and an overview of all modules.
 
-    Above: a heat map for each kind and block, i the leading directions of the first adapter and j those of the
-    second; beside them what two random subspaces would give. Of more than 8 blocks four are shown: the first, those at
-    one and two thirds, and the last. Below, where some modules have no heat map or more than 12 have one: φ(1, 1) and φ
-    of all directions of every module, kinds down and blocks across.
+    There is one heat map per kind and block, with the i leading directions of the first adapter down and the j of the
+    second across. At the end of a row stands the map that two random subspaces would give. Of more than 8 blocks four
+    are shown: the first, those at one and two thirds, and the last. Where modules have no heat map, or more than 12
+    have one, an overview below shows φ(1, 1) and φ of all directions of every module, by kind and block.
 
     Parameters
     ----------
     comparison : Comparison
     labels : tuple of str
-        What the two adapters are called.
+        The names of the two adapters.
     of : str
-        Whose directions were compared.
+        The matrix whose directions were compared.
 
     Returns
     -------
     Figure
         At most 8 × 8 heat maps; the title says what was left out.
     """
-    overlaps = {name: one.overlap for name, one in comparison.items() if one.overlap.phi.size}
-    side = next((one.side for one in comparison.modules.values()), "in")
-    first, second = (fit(label, 60) for label in labels)
+    overlaps = {name: overlap.overlap for name, overlap in comparison.items() if overlap.overlap.phi.size}
+    side = next((overlap.side for overlap in comparison.modules.values()), "in")
+    first, second = (fit_name(label, 60) for label in labels)
     title = f"{side} side of {WHOSE[of]}: directions i of {first}\nand j of {second}"
     if not overlaps:
         return Figure(f"{title}\nnothing to compare: ΔW is 0 everywhere", [])
@@ -80,8 +78,9 @@ def similarity_figure(comparison: Comparison, *, labels: tuple[str, str], of: Of
 
 
 def colour_top(values: Iterable[float]) -> float:
-    """Where the colours end: the largest φ drawn, rounded up to a tenth, of which there is one at least."""
+    """The end of the colour scale: the largest φ drawn, rounded up to a tenth, and at least 0.1."""
     largest = max((value for value in values if np.isfinite(value)), default=0.0)
+    # The tolerance keeps 0.3 with its rounding error from becoming 0.4.
     return min(1.0, max(0.1, ceil(10 * largest - 1e-9) / 10))
 
 
@@ -99,13 +98,13 @@ def phi_maps(
     ----------
     overlaps : mapping of str to Overlap
     numbers : mapping of str to int, optional
-        Those of the modules on a page.
+        The numbers of the modules on a page.
     blocks : int
-        Of more than these only four are drawn, evenly spaced.
+        Where there are more blocks, only four are drawn, evenly spaced.
     widest : int, optional
-        Directions of a heat map at most.
+        The largest number of directions of a heat map.
     with_chance : bool
-        At the end of each row what random subspaces would give.
+        Whether each row ends with the map that random subspaces would give.
     """
     cells: dict[tuple[Column, str], str] = {}
     for name in overlaps:
@@ -128,16 +127,16 @@ def phi_maps(
     phis = {name: overlaps[name].phi[:widest, :widest] for name in shown}
     levels = [level for name in shown for level in (1 / overlaps[name].n, overlaps[name].full_chance)]
     top = colour_top(float(phi.max()) for phi in phis.values())
-    scale = Scale(0.0, top, "φ(i, j)", chance=min(levels), chance_high=max(levels), form=".2f")
+    scale = ColourScale(0.0, top, "φ(i, j)", chance=min(levels), chance_high=max(levels), form=".2f")
     charts: list[Overlaps | None] = []
     for place, row in zip(drawn, rows, strict=True):
         for module in row:
             if module is None:
                 charts.append(None)
                 continue
-            where = f", block {names[place]}" if isinstance(place, Block) else f", {names[place]}"
-            where = where if isinstance(place, Block) or len(places) > 1 else ""
-            title = f"{fit(kind(module), max(TITLE - len(where), 7))}{where}"
+            suffix = f", block {names[place]}" if isinstance(place, Block) else f", {names[place]}"
+            suffix = suffix if isinstance(place, Block) or len(places) > 1 else ""
+            title = f"{fit_name(kind(module), max(TITLE - len(suffix), 7))}{suffix}"
             own = [numbers[module]] if numbers else ()
             charts.append(_phi_map(title, overlaps[module], phis[module], scale, own))
         if with_chance:
@@ -147,36 +146,42 @@ def phi_maps(
 
 
 def _place(name: str, overlaps: Mapping[str, Overlap]) -> Column:
-    """The block of a module; where no module has one, the module."""
+    """The block of a module, or the module itself where no module is in a block."""
     home = block(name)
     return home if home or any(block(other) for other in overlaps) else name
 
 
-def _phi_map(title: str, overlap: Overlap, phi: np.ndarray, scale: Scale, modules: Sequence[int]) -> Overlaps:
+def _phi_map(title: str, overlap: Overlap, phi: np.ndarray, scale: ColourScale, modules: Sequence[int]) -> Overlaps:
     notes = [f"φ(1,1) {overlap.first:.2f}", f"all {overlap.full:.2f} (chance {overlap.full_chance:.2g})"]
     return Overlaps(title, phi.tolist(), scale, notes, modules)
 
 
-def _chance_map(overlap: Overlap, scale: Scale) -> Overlaps:
-    """max(i, j)/n in the same colours."""
+def _chance_map(overlap: Overlap, scale: ColourScale) -> Overlaps:
+    """The map that random subspaces would give, max(i, j)/n, in the same colours."""
     (k1, k2), n = overlap.phi.shape, overlap.n
     notes = [f"φ(1,1) {1 / n:.2g}", f"all {max(k1, k2) / n:.2g}"]
     return Overlaps(f"chance, n = {n}", overlap_chance(k1, k2, n).tolist(), scale, notes)
 
 
-def _overview(overlaps: Mapping[str, Overlap]) -> list[Heat]:
-    """φ(1, 1) and φ of all directions of every module: kinds down, blocks across."""
+def _overview(overlaps: Mapping[str, Overlap]) -> list[HeatMap]:
+    """Maps of φ(1, 1) and of φ of all directions of every module, by kind and block."""
     grid = Grid.of(overlaps)
     maps = []
     for title, values, levels in (
-        ("φ(1, 1)", {n: one.first for n, one in overlaps.items()}, [1 / one.n for one in overlaps.values()]),
+        (
+            "φ(1, 1)",
+            {n: overlap.first for n, overlap in overlaps.items()},
+            [1 / overlap.n for overlap in overlaps.values()],
+        ),
         (
             "φ of all directions",
-            {n: one.full for n, one in overlaps.items()},
-            [one.full_chance for one in overlaps.values()],
+            {n: overlap.full for n, overlap in overlaps.items()},
+            [overlap.full_chance for overlap in overlaps.values()],
         ),
     ):
-        scale = Scale(0.0, colour_top(values.values()), title, chance=min(levels), chance_high=max(levels), form=".2f")
+        scale = ColourScale(
+            0.0, colour_top(values.values()), title, chance=min(levels), chance_high=max(levels), form=".2f"
+        )
         note = "a cell: the mean of its modules" if grid.fullest > 1 else ""
-        maps.append(grid.heat(title, values, scale, gather=mean, note=note))
+        maps.append(grid.heat(title, values, scale, gather=arithmetic_mean, note=note))
     return maps

@@ -1,4 +1,4 @@
-"""The modules of one adapter against each other: φ of all their directions, kind by kind."""
+"""Maps of φ between the modules of one adapter, ordered by kind."""
 
 from collections.abc import Sequence
 from itertools import accumulate, groupby
@@ -8,37 +8,37 @@ import numpy as np
 from loralens.analysis.compare.nested import Nesting
 from loralens.analysis.compare.pairwise import Of, Side
 from loralens.analysis.compare.similarity import side_of
-from loralens.charts.names import fit
+from loralens.charts.names import fit_name
 from loralens.charts.similarity import WHOSE, colour_top
-from loralens.charts.spec import Band, Cell, Figure, Heat, Scale
+from loralens.charts.spec import Band, Cell, ColourScale, Figure, HeatMap
 from loralens.core.names import block, kind
 from loralens.errors import OptionError
 
-WIDTHS = 3  # groups of one width in a figure
+WIDTHS = 3  # groups of modules of one width in a figure: those of most modules
 
 
 def nesting_figure(nestings: Sequence[Nesting], *, label: str, of: Of = "update", side: Side | None = None) -> Figure:
-    """φ of all directions of every module against every other of the same width; blocks in order within each kind.
+    """A map of φ between every two modules of the same width, for the three widths of most modules.
 
-    Above the diagonal φ of all directions, below it φ(1, 1), in the same colours. The three widths of most modules are
-    drawn. ``of`` and ``side`` are those that the nesting was measured for.
+    φ of all directions stands above the diagonal and φ(1, 1) below it, in the same colours. Modules are ordered by
+    kind, and by block within a kind. ``of`` and ``side`` are those for which the nesting was measured.
 
     Raises
     ------
     OptionError
-        No two modules of one width, or a side that A or B has not.
+        No two modules have the same width, or the matrix ``of`` has no such side.
     """
-    several = [one for one in nestings if len(one.names) > 1]
+    several = [nesting for nesting in nestings if len(nesting.names) > 1]
     if not several:
-        raise OptionError("no two modules are of one width", fix="choose more of them with --modules")
+        raise OptionError("no two modules have the same width", fix="choose more modules with --modules")
     drawn = several[:WIDTHS]
     note = f"\n{len(drawn)} of {len(several)} widths" if len(drawn) < len(several) else ""
-    title = f"{fit(label, 70)}: {side_of(of, side)} side of {WHOSE[of]}{note}"
-    return Figure(title, [Band([nesting_map(one)]) for one in drawn])
+    title = f"{fit_name(label, 70)}: {side_of(of, side)} side of {WHOSE[of]}{note}"
+    return Figure(title, [Band([nesting_map(nesting)]) for nesting in drawn])
 
 
-def nesting_map(nesting: Nesting) -> Heat:
-    """φ of all directions above the diagonal, φ(1, 1) below it; the diagonal, which is 1, left blank."""
+def nesting_map(nesting: Nesting) -> HeatMap:
+    """The map of one width; its diagonal, where φ is 1, is left blank."""
     names, count = nesting.names, len(nesting.names)
     values = np.where(np.triu(np.ones_like(nesting.full), 1) > 0, nesting.full, nesting.first)
     words = ("φ(1, 1)", "φ of all directions")
@@ -48,24 +48,26 @@ def nesting_map(nesting: Nesting) -> Heat:
         for j in range(count)
         if i != j and np.isfinite(values[i, j])
     }
-    known = nesting.chance[~np.isnan(nesting.chance)]
-    low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 0.0)
+    finite_chance = nesting.chance[~np.isnan(nesting.chance)]
+    low, high = (float(finite_chance.min()), float(finite_chance.max())) if finite_chance.size else (0.0, 0.0)
     top = colour_top(cell.value for cell in cells.values())
-    scale = Scale(0.0, top, "φ of all above, φ(1, 1) below the diagonal", chance=low, chance_high=high, form=".2f")
+    scale = ColourScale(
+        0.0, top, "φ of all above, φ(1, 1) below the diagonal", chance=low, chance_high=high, form=".2f"
+    )
     labels, edges = _groups(names)
     title = f"{count} modules of width {nesting.width}"
-    return Heat(
+    return HeatMap(
         title, names, names, cells, scale, row_labels=labels, column_labels=labels, row_edges=edges, column_edges=edges
     )
 
 
 def _groups(names: Sequence[str]) -> tuple[list[str], list[int]]:
-    """The name of each kind in the middle of its modules, and where the next kind begins."""
+    """Labels with the name of each kind at the middle one of its modules, and the places where the next kinds begin."""
     labels, sizes = [""] * len(names), list[int]()
     for label, group in groupby(names, kind):
         members = list(group)
         numbers = [home.number for name in members if (home := block(name))]
         blocks = f" {numbers[0]}–{numbers[-1]}" if len(numbers) > 1 else ""
-        labels[sum(sizes) + (len(members) - 1) // 2] = fit(label, 20) + blocks
+        labels[sum(sizes) + (len(members) - 1) // 2] = fit_name(label, 20) + blocks
         sizes.append(len(members))
     return labels, [*accumulate(sizes)][:-1]

@@ -1,7 +1,7 @@
-"""Charts as plain data: lines over axes, maps of cells, and figures of several. Renderers decide nothing but looks.
+"""Charts as plain data: line charts, maps of cells, and figures of several charts.
 
-A chart carries its limits, its ticks and their labels, so that it is the same on a page (`loralens.charts.svg_lines`,
-`loralens.charts.svg_maps`) and in a picture (`loralens.charts.mpl`).
+A chart holds its limits, its ticks and their labels, so that it is the same on a page (`loralens.charts.svg_lines`,
+`loralens.charts.svg_maps`) and in a picture (`loralens.charts.mpl`). The renderers decide only how it looks.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import Literal, final
 
-LEGEND = 24  # lines beyond which no names stand beside a chart
+LEGEND = 24  # lines up to which a chart has a legend: more names would take more room than the chart
 
-Ink = tuple[Literal["series", "block", "quiet"], int]  # a colour by what it stands for: the n-th series, n of 16 blocks
+Ink = tuple[
+    Literal["series", "block", "quiet"], int
+]  # a colour by its meaning: the n-th series, or the n-th of 16 blocks
 Marker = Literal["", "dot", "square", "triangle", "star"]
 Limits = tuple[float, float]
 
@@ -19,16 +21,7 @@ Limits = tuple[float, float]
 @final
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """An axis: what it shows, where it begins and ends, and the numbers beside it.
-
-    Attributes
-    ----------
-    label : str
-    limits : tuple of float
-    ticks : sequence of (float, str)
-        Places and their labels.
-    log : bool
-    """
+    """An axis: its label, its limits, its ticks as pairs of value and text, and whether it is logarithmic."""
 
     label: str
     limits: Limits
@@ -39,10 +32,10 @@ class Axis:
 @final
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line: its name, its points, its colour, and the modules it stands for, by their number on the page.
+    """One line: its name, points and colour, and the modules that it stands for, by their number on the page.
 
-    A point without a finite y is left out. ``marker`` draws the points too; ``dotted`` is an even looser ``dashed``.
-    ``labels`` are written beside the points, one each, empty ones left out; ``unjoined`` draws the points alone.
+    Points without a finite y are left out. ``marker`` also marks the points, and ``unjoined`` draws only them.
+    ``labels`` holds one text per point, which is written next to it unless it is empty.
     """
 
     name: str
@@ -60,7 +53,7 @@ class Line:
 @final
 @dataclass(frozen=True, slots=True)
 class Area:
-    """What lies between two curves, behind the lines of a chart."""
+    """A coloured area between two curves, behind the lines of a chart."""
 
     x: Sequence[float]
     low: Sequence[float]
@@ -69,21 +62,17 @@ class Area:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Lines:
-    """Lines over one pair of axes.
+class LineChart:
+    """A chart of lines over one pair of axes.
 
     Attributes
     ----------
-    title : str
-    lines : sequence of Line
-    x, y : Axis
     levels : mapping of str to float
-        Horizontal lines, such as a chance level, and what they are called.
+        Names and heights of horizontal lines, such as a level of chance.
     legend : bool
-        Whether the names of the lines stand beside them.
-    areas : sequence of Area
+        Whether the chart has a legend.
     note : str
-        What the lines do not show, in a few words in the lower left corner; lines of text.
+        A remark in the lower left corner, which may have several lines.
     """
 
     title: str
@@ -97,7 +86,7 @@ class Lines:
 
     @property
     def named(self) -> list[Line]:
-        """The lines whose names stand beside the chart: all of them, or none where they would be too many."""
+        """The lines of the legend: all of them, or none where they are too many."""
         return list(self.lines) if self.legend and len(self.lines) <= LEGEND else []
 
     @property
@@ -108,25 +97,25 @@ class Lines:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Scale:
-    """The colours of a map: what they span, and what lies at chance.
+class ColourScale:
+    """The colour scale of a map: its limits, and the level of chance.
 
     Attributes
     ----------
     low, high : float
-        Where the colours begin and end.
+        The values of the first and of the last colour.
     label : str
         The quantity and its unit.
     diverging : bool
-        The middle of the colours is at 0.
+        Whether the middle of the colours is at 0.
     chance, chance_high : float or None
-        The level of chance; the highest where it is not the same in all cells.
+        The level of chance, and the highest such level where cells differ in it.
     form : str
-        How a value is written, as `format` takes it.
+        The format specification of values, as for `format`.
     doublings : bool
-        Values are logarithms to base 2, and are written as the factors they stand for.
+        Whether values are logarithms to base 2, which are written as the factors that they stand for.
     ticks : sequence of (float, str)
-        What stands under the colours; by default the two ends.
+        Values and texts under the colours; by default the two ends.
     """
 
     low: float
@@ -140,7 +129,7 @@ class Scale:
     ticks: Sequence[tuple[float, str]] = ()
 
     def text(self, value: float) -> str:
-        """A value as text; what is 0 to rounding has no sign."""
+        """A value as text, without a sign where it rounds to 0."""
         text = f"{2.0**value if self.doublings else value:{self.form}}"
         if not text.strip("+-0.%"):
             text = text.lstrip("+-")
@@ -148,19 +137,20 @@ class Scale:
 
     @property
     def marks(self) -> list[tuple[float, str]]:
-        """Where a number stands under the colours, and which."""
+        """Values and texts under the colours."""
         return list(self.ticks) or [(self.low, self.text(self.low)), (self.high, self.text(self.high))]
 
     @property
     def levels(self) -> list[float]:
         """The one or two levels of chance that are marked."""
+        # A scale without width has no place for a mark.
         if self.chance is None or self.high <= self.low:
             return []
         return [self.chance] if self.chance_high in (None, self.chance) else [self.chance, self.chance_high or 0.0]
 
     @property
     def chance_text(self) -> str:
-        """The level of chance as text; a small one is not written as 0."""
+        """The level of chance as text, with enough digits not to be written as 0."""
         return " to ".join(self._level(level) for level in self.levels or [self.chance or 0.0])
 
     def _level(self, value: float) -> str:
@@ -172,19 +162,19 @@ class Scale:
 @final
 @dataclass(frozen=True, slots=True)
 class Ramp:
-    """The colours of blocks, from the first to the last: what a block is called, and names at places in [0, 1]."""
+    """The colours of blocks from the first to the last: a label, and names of blocks at places in [0, 1]."""
 
     label: str
     ticks: Sequence[tuple[float, str]]
 
 
-Key = Scale | Ramp
+Key = ColourScale | Ramp
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One cell of a map: its value, what hovering says, and the modules it stands for."""
+    """One cell of a map: its value, the text shown on hovering, and the modules that it stands for."""
 
     value: float
     tip: str = ""
@@ -193,42 +183,40 @@ class Cell:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Heat:
-    """A map: rows down, columns across.
+class HeatMap:
+    """A map of coloured cells in rows and columns.
 
     Attributes
     ----------
-    title : str
     rows, columns : sequence of str
-        What they are called.
+        The names of all rows and columns.
     cells : mapping of (int, int) to Cell
-        A cell that is not there is hatched.
-    scale : Scale
+        (row, column) → cell; places without a cell are hatched.
     across : str
-        What the columns are.
+        What the columns are, such as "block".
     written : bool
-        Whether cells say their value.
+        Whether cells show their value.
     zeros : sequence of (int, int)
-        Cells of modules that are there and have no value, as ΔW is 0: a cross.
+        Cells whose modules exist but have no value because ΔW is 0; they are crossed.
     row_labels, column_labels : sequence of str
-        What stands beside the map, where that is not all names: one for each row or column, empty ones left out.
+        The texts next to the map, where these are not all names: one per row or column, empty where there is none.
     row_edges, column_edges : sequence of int
-        Where a stack of blocks, or a group, begins: the line before that row or column.
+        The rows or columns before which a line is drawn, as a stack of blocks or a group begins there.
     heads : sequence of (int, int, str)
-        First column, end and name of stacks that stand above the map.
+        First column, end and name of each stack that is named above the map.
     tree : sequence of sequence of (float, float)
-        Branches above the columns: x in columns from 0, y in [0, 1].
+        Branches above the columns, with x in columns from 0 and y in [0, 1].
     note : str
-        What the cells are, in a few words.
+        A few words about what the cells are.
     room : float
-        Pixels that the cells share at most, across and down.
+        Largest width and height in pixels of all cells together.
     """
 
     title: str
     rows: Sequence[str]
     columns: Sequence[str]
     cells: Mapping[tuple[int, int], Cell]
-    scale: Scale
+    scale: ColourScale
     across: str = ""
     written: bool = False
     zeros: Sequence[tuple[int, int]] = ()
@@ -242,44 +230,44 @@ class Heat:
     room: float = 900.0
 
     @property
-    def beside(self) -> list[tuple[int, str]]:
-        """The rows that are named, and how."""
+    def row_texts(self) -> list[tuple[int, str]]:
+        """The rows that have a label, with it."""
         return [(i, name) for i, name in enumerate(self.row_labels or self.rows) if name]
 
     @property
-    def below(self) -> list[tuple[int, str]]:
-        """The columns that are named, and how."""
+    def column_texts(self) -> list[tuple[int, str]]:
+        """The columns that have a label, with it."""
         return [(j, name) for j, name in enumerate(self.column_labels or self.columns) if name]
 
     @property
     def holes(self) -> list[tuple[int, int]]:
-        """Cells that are not there."""
-        known = {*self.cells, *self.zeros}
+        """The places without a module."""
+        filled = {*self.cells, *self.zeros}
         places = ((i, j) for i in range(len(self.rows)) for j in range(len(self.columns)))
-        return [place for place in places if place not in known]
+        return [place for place in places if place not in filled]
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Overlaps:
-    """φ(i, j) of two sets of directions, i down and j across, in [0, 1]; small, and many side by side."""
+    """A small map of φ(i, j) of two sets of directions, i down and j across, with values in [0, 1]."""
 
     title: str
     phi: Sequence[Sequence[float]]
-    scale: Scale
+    scale: ColourScale
     notes: Sequence[str] = ()
     modules: Sequence[int] = ()
 
 
-Chart = Lines | Heat | Overlaps
+Chart = LineChart | HeatMap | Overlaps
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Band:
-    """Charts side by side under one title, as many in a row as there is room for, and the keys that they share.
+    """Charts side by side under one title, in rows as long as the width allows, and the colour keys that they share.
 
-    ``columns`` asks for so many in a row. A chart that is None leaves its place free.
+    ``columns`` fixes the number of charts in a row. A chart that is None leaves its place free.
     """
 
     charts: Sequence[Chart | None]
@@ -291,7 +279,7 @@ class Band:
 @final
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A whole figure: bands one below the other under a title, which may have several lines."""
+    """A figure: bands one below the other, under a title that may have several lines."""
 
     title: str
     bands: Sequence[Band]

@@ -1,4 +1,4 @@
-"""Spectra: singular values kind by kind, the energy in the first directions, and maps of effective rank and energy."""
+"""Charts of spectra: singular values by kind, energy of the leading directions, maps of effective rank and energy."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -6,21 +6,23 @@ import numpy as np
 
 from loralens.analysis.spectrum import Spectrum
 from loralens.charts.axes import direction_axis, line_chart
-from loralens.charts.grid import Grid, all_blocks, gather_kinds, mean
-from loralens.charts.names import NAME, fit, thin
-from loralens.charts.spec import Band, Figure, Heat, Limits, Line, Lines, Scale
+from loralens.charts.grid import Grid, all_blocks, arithmetic_mean, gather_kinds
+from loralens.charts.names import NAME, columns_to_label, fit_name
+from loralens.charts.spec import Band, ColourScale, Figure, HeatMap, Limits, Line, LineChart
 from loralens.core.names import kind
 from loralens.errors import OptionError
 from loralens.linalg.factor import Floats
 from loralens.tables.numbers import number, percent
 
-PANELS = 24  # of one figure
-ADAPTERS = 12  # of one figure
-LINES = 128  # of one panel; beyond, one mean line a block
-FEW = 8  # lines that do not hide each other, and directions whose points are drawn
-GOLDEN = 0.618  # multiples of it mix evenly, so that late blocks do not hide early ones
-TITLE = 80  # letters of the name of an adapter over its charts
-SERIES = 8  # colours of kinds; more kinds have dashed, then dotted lines
+PANELS = 24  # panels of a figure: six rows of four
+ADAPTERS = 12  # adapters of a figure: with 24 panels, two for each
+LINES = 128  # lines of a panel; where there are more modules, there is one mean line per block
+FEW = 8  # up to so many lines the order of drawing does not matter, and up to so many directions points are marked
+# Lines are drawn in the order of the fractional parts of multiples of the golden ratio, which mixes early and late
+# blocks evenly: in their own order late blocks would hide early ones.
+GOLDEN = 0.618
+TITLE = 80  # letters of the name of an adapter above its charts
+SERIES = 8  # colours of kinds, as the palette has; further kinds have dashed, then dotted lines
 
 Spectra = Mapping[str, Spectrum]
 
@@ -57,15 +59,17 @@ def spectrum_figure(spectra: Mapping[str, Spectra]) -> Figure:
     limits, scale = singular_value_limits(shown.values()), effective_rank_scale(shown.values())
     bands = []
     for label, modules in shown.items():
-        grid = Grid.of(modules, {name: one.frobenius**2 for name, one in modules.items()}, most=most, blocks=blocks)
+        grid = Grid.of(
+            modules, {name: spectrum.frobenius**2 for name, spectrum in modules.items()}, most=most, blocks=blocks
+        )
         bands += _bands(label, modules, grid, limits, scale)
     left_out = len(spectra) - len(shown)
     title = f"{len(shown)} of {len(spectra)} adapters; {left_out} left out" if left_out else ""
     return Figure(title, bands)
 
 
-def _bands(label: str, modules: Spectra, grid: Grid, limits: Limits | None, scale: Scale) -> list[Band]:
-    title = fit(label, TITLE)
+def _bands(label: str, modules: Spectra, grid: Grid, limits: Limits | None, scale: ColourScale) -> list[Band]:
+    title = fit_name(label, TITLE)
     if not modules:
         return [Band([], f"{title}: no modules")]
     if grid.gathered:
@@ -76,12 +80,12 @@ def _bands(label: str, modules: Spectra, grid: Grid, limits: Limits | None, scal
 
 
 def singular_value_limits(spectra: Iterable[Spectra]) -> Limits | None:
-    """Limits of σ: a little more than all that is not zero to rounding; None where all is."""
-    drawn = [s for modules in spectra for one in modules.values() if (s := nonzero(one)).size]
+    """Limits that hold all singular values that are not zero to rounding; None where there are none."""
+    drawn = [s for modules in spectra for spectrum in modules.values() if (s := nonzero(spectrum)).size]
     if not drawn:
         return None
     low, high = min(float(s[-1]) for s in drawn), max(float(s[0]) for s in drawn)
-    margin = max((high / low) ** 0.05, 1.2)
+    margin = max((high / low) ** 0.05, 1.2)  # 5 % of the logarithmic axis, and at least a factor of 1.2
     return low / margin, high * margin
 
 
@@ -92,22 +96,22 @@ def nonzero(spectrum: Spectrum) -> Floats:
 
 def singular_value_panels(
     spectra: Spectra, grid: Grid, limits: Limits | None, numbers: Mapping[str, int] | None = None
-) -> list[Lines]:
-    """A panel for each kind: σᵢ of every module against i, on one scale.
+) -> list[LineChart]:
+    """One panel per kind, all on one scale: σᵢ of every module against i.
 
-    Against the block instead, where no module has a second direction. ``numbers`` are those of modules on a page.
+    Where no module has a second direction, σ₁ is drawn against the block. ``numbers`` are those of modules on a page.
     """
-    most = max((one.s.size for one in spectra.values()), default=1)
+    most = max((spectrum.s.size for spectrum in spectra.values()), default=1)
     flat = most < 2
     if flat:
-        shown = thin(grid.blocks, 6)
+        shown = columns_to_label(grid.blocks, 6)
         x_range: Limits = (-0.5, len(grid.blocks) - 0.5)
         x_ticks = [(float(j), grid.columns[j]) for j in shown if len(grid.columns[j]) <= 8]
     else:
         x_range, x_ticks = direction_axis(most)
     return [
         line_chart(
-            fit(name, NAME),
+            fit_name(name, NAME),
             _lines(spectra, grid, row, numbers or {}, flat=flat),
             grid.across or "module" if flat else "direction i",
             "σᵢ of ΔW",
@@ -128,9 +132,9 @@ def _lines(spectra: Spectra, grid: Grid, row: int, numbers: Mapping[str, int], *
     lines = []
     for column, names in cells:
         alive = [name for name in names if spectra[name].numerical_rank]
-        if _crowded(grid, row) and len(alive) > 1:
+        if _is_crowded(grid, row) and len(alive) > 1:
             label = f"mean of {len(alive)} modules of block {grid.columns[column]}"
-            curves = [(label, _mean([nonzero(spectra[name]) for name in alive]), alive)]
+            curves = [(label, _mean_curve([nonzero(spectra[name]) for name in alive]), alive)]
         else:
             curves = [(name, nonzero(spectra[name]), [name]) for name in alive]
         for label, s, members in curves:
@@ -142,12 +146,12 @@ def _lines(spectra: Spectra, grid: Grid, row: int, numbers: Mapping[str, int], *
     return lines
 
 
-def _crowded(grid: Grid, row: int) -> bool:
+def _is_crowded(grid: Grid, row: int) -> bool:
     return sum(len(names) for _, names in grid.row(row)) > LINES
 
 
-def _mean(curves: Sequence[Floats]) -> Floats:
-    """Mean σᵢ of the non-zero modules, one that is too short counted as zero."""
+def _mean_curve(curves: Sequence[Floats]) -> Floats:
+    """The mean σᵢ of the non-zero modules; a missing σᵢ counts as zero."""
     total = np.zeros(max(s.size for s in curves))
     for s in curves:
         total[: s.size] += s
@@ -155,7 +159,7 @@ def _mean(curves: Sequence[Floats]) -> Floats:
 
 
 def _note(spectra: Spectra, grid: Grid, row: int) -> str:
-    """What the lines of a panel do not show."""
+    """The remark of a panel about what its lines do not show."""
     cells = grid.row(row)
     names = [name for _, members in cells for name in members]
     zero = sum(spectra[name].spectral == 0 for name in names)
@@ -163,28 +167,29 @@ def _note(spectra: Spectra, grid: Grid, row: int) -> str:
         return ""
     notes = [
         "dashed: outside any block" if grid.blocks[cells[-1][0]] is None and len(grid.blocks) > 1 else "",
-        "mean of each block's modules" if _crowded(grid, row) else "",
+        "mean of each block's modules" if _is_crowded(grid, row) else "",
         f"{zero} of {len(names)} modules are zero" if zero else "",
     ]
     return "\n".join(filter(None, notes))
 
 
-def effective_rank_scale(spectra: Iterable[Spectra]) -> Scale:
-    """The colours of effective ranks: those that occur, over no less than a quarter of the nominal rank."""
-    every = [one for modules in spectra for one in modules.values()]
-    values = [one.effective_rank for one in every if one.spectral > 0] or [1.0]
-    ranks = sorted({one.rank for one in every}) or [1]
+def effective_rank_scale(spectra: Iterable[Spectra]) -> ColourScale:
+    """The colour scale of effective ranks, which spans those that occur and at least a quarter of the nominal rank."""
+    every = [spectrum for modules in spectra for spectrum in modules.values()]
+    values = [spectrum.effective_rank for spectrum in every if spectrum.spectral > 0] or [1.0]
+    ranks = sorted({spectrum.rank for spectrum in every}) or [1]
     nominal = f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
+    # The least span keeps small differences from looking like large ones.
     margin = max(0.0, max(ranks[-1] / 4, 1) - (max(values) - min(values))) / 2
     low, high = max(min(values) - margin, 1.0), max(values) + margin
-    return Scale(low, high, f"effective rank (of r = {nominal})", form=".2f")
+    return ColourScale(low, high, f"effective rank (of r = {nominal})", form=".2f")
 
 
 def effective_rank_map(
-    spectra: Spectra, grid: Grid, scale: Scale, numbers: Mapping[str, int] | None = None, title: str = ""
-) -> Heat:
-    """Effective rank of every block and kind, the mean over the non-zero modules of a cell."""
-    values = {name: one.effective_rank for name, one in spectra.items() if one.spectral > 0}
+    spectra: Spectra, grid: Grid, scale: ColourScale, numbers: Mapping[str, int] | None = None, title: str = ""
+) -> HeatMap:
+    """The map of effective ranks by kind and block; a cell is the mean over its non-zero modules."""
+    values = {name: spectrum.effective_rank for name, spectrum in spectra.items() if spectrum.spectral > 0}
 
     def tip(name: str) -> str:
         s = spectra[name]
@@ -192,21 +197,21 @@ def effective_rank_map(
 
     zeros = [name for name in spectra if name not in values]
     note = f"a cell: the mean of its modules, up to {grid.fullest}" if grid.fullest > 1 else ""
-    return grid.heat(title, values, scale, numbers=numbers, gather=mean, tip=tip, zeros=zeros, note=note)
+    return grid.heat(title, values, scale, numbers=numbers, gather=arithmetic_mean, tip=tip, zeros=zeros, note=note)
 
 
-def energy_chart(spectra: Spectra, weights: Mapping[str, float]) -> Lines:
-    """The share of Σσ² in the first k directions of every module, a line a kind.
+def energy_chart(spectra: Spectra, weights: Mapping[str, float]) -> LineChart:
+    """The share of Σσ² in the k leading directions of every module, one line per kind.
 
-    ``weights``: module name → its part of the energy, by which the kinds are chosen that have a line of their own.
+    ``weights`` maps module names to their share of the energy: the kinds of most energy have a line of their own.
     """
     kinds, place_of, _ = gather_kinds(spectra, weights)
     members: list[list[Spectrum]] = [[] for _ in kinds]
-    for name, one in spectra.items():
-        members[place_of[kind(name)]].append(one)
+    for name, spectrum in spectra.items():
+        members[place_of[kind(name)]].append(spectrum)
     lines = [
         Line(
-            fit(name, NAME),
+            fit_name(name, NAME),
             range(len(curve)),
             curve,
             ("series", k % SERIES),
@@ -217,8 +222,8 @@ def energy_chart(spectra: Spectra, weights: Mapping[str, float]) -> Lines:
         if (curve := energy_curve(members[k]))
     ]
     if len(lines) > 1:
-        whole = energy_curve(list(spectra.values()))
-        lines.append(Line("all modules", range(len(whole)), whole, ("quiet", 0), dashed=True))
+        total_curve = energy_curve(list(spectra.values()))
+        lines.append(Line("all modules", range(len(total_curve)), total_curve, ("quiet", 0), dashed=True))
     return line_chart(
         "", lines, "directions kept of every module", "share of energy", y_range=(0.0, 1.0),
         levels={"99 %": 0.99, "90 %": 0.9}, legend=True,
@@ -226,31 +231,37 @@ def energy_chart(spectra: Spectra, weights: Mapping[str, float]) -> Lines:
 
 
 def energy_curve(members: Sequence[Spectrum]) -> list[float]:
-    """The share of energy in the first k directions of each, for k = 0 … r; nothing where all is 0."""
+    """The share of energy in the k leading directions of each module, for k = 0 … r; empty where all σ are 0."""
     most = max((spectrum.s.size for spectrum in members), default=0)
     energy = np.zeros(most + 1)
     unit = max((spectrum.spectral for spectrum in members), default=0.0)
     if not unit:
         return []
     for spectrum in members:
+        # Divided by the largest σ first, as the square of a large or small σ may not be a float.
         energy[1 : spectrum.s.size + 1] += (spectrum.s / unit) ** 2
     return [float(share) for share in energy.cumsum() / energy.sum()]
 
 
-def energy_scale(grids: Iterable[Grid], shares: Iterable[Mapping[str, float]]) -> Scale:
-    """The colours of shares of energy, from 0 to the largest of any cell."""
+def energy_scale(grids: Iterable[Grid], shares: Iterable[Mapping[str, float]]) -> ColourScale:
+    """The colour scale of shares of energy, from 0 to the largest share of a cell."""
     pairs = zip(grids, shares, strict=True)
     tops = [sum(of[name] for name in names) for grid, of in pairs for names in grid.cells.values()]
-    return Scale(0.0, max(tops, default=0.0) or 1.0, "share of the adapter's energy", form=".2%")
+    return ColourScale(0.0, max(tops, default=0.0) or 1.0, "share of the adapter's energy", form=".2%")
 
 
 def energy_map(
-    spectra: Spectra, shares: Mapping[str, float], grid: Grid, scale: Scale, numbers: Mapping[str, int] | None = None
-) -> Heat:
-    """The part of ‖ΔW‖² that lies in every block and kind; marked is the share of each, were it spread evenly."""
+    spectra: Spectra,
+    shares: Mapping[str, float],
+    grid: Grid,
+    scale: ColourScale,
+    numbers: Mapping[str, int] | None = None,
+) -> HeatMap:
+    """The map of shares of ‖ΔW‖² by kind and block; the share of a module if all had the same is marked as chance."""
     even = 1 / max(len(spectra), 1)
+    # A cell of several modules has a multiple of the even share, so there is no one level to mark.
     level = even if grid.fullest == 1 and even < scale.high else None
-    colours = Scale(0.0, scale.high, scale.label, chance=level, form=scale.form)
+    colours = ColourScale(0.0, scale.high, scale.label, chance=level, form=scale.form)
 
     def tip(name: str) -> str:
         return f"{name}: {percent(shares[name])} of the energy, ‖ΔW‖ {number(spectra[name].frobenius)}"

@@ -1,7 +1,8 @@
-"""Marks of SVG: text, numbers, and the frame of a picture.
+"""Elements of SVG: texts, numbers, and the outer element of a picture.
 
-Every text goes through `escape`; colours, fonts and themes are the stylesheet's, `data-` attributes say what hovering
-and filtering need.
+Every text is escaped here, because names come from files of other people. Colours, fonts and themes are left to the
+stylesheet of the page, so that one picture serves light and dark pages. `data-` attributes hold what the scripts for
+hovering and filtering need.
 """
 
 from collections.abc import Iterable, Sequence
@@ -9,27 +10,27 @@ from html import escape
 
 
 def words(text: str, x: float, y: float, kind: str) -> str:
-    """Text at a place; ``kind`` are its classes."""
+    """A text at a place; ``kind`` holds its classes."""
     return f'<text class="{kind}" x="{n(x)}" y="{n(y)}">{escape(text)}</text>'
 
 
 def upwards(text: str, x: float, y: float, kind: str) -> str:
-    """Text that runs upwards."""
+    """A text that is written upwards."""
     return f'<text class="{kind}" transform="translate({n(x)} {n(y)}) rotate(-90)">{escape(text)}</text>'
 
 
-def svg(width: float, height: float, parts: Iterable[str], alt: str, more: str) -> str:
-    """A picture of these parts; ``more`` are further attributes."""
+def svg(width: float, height: float, parts: Iterable[str], alt: str, attributes: str) -> str:
+    """A picture of these parts, with an accessible name unless ``alt`` is empty, and further attributes."""
     size = f'viewBox="0 0 {n(width)} {n(height)}" style="--w:{n(width)}px"'
     label = f' role="img" aria-label="{escape(alt)}"' if alt else ""
-    return f"<svg{more} {size}{label}>{''.join(parts)}</svg>"
+    return f"<svg{attributes} {size}{label}>{''.join(parts)}</svg>"
 
 
 def n(value: float, places: int = 1) -> str:
-    """A coordinate, as short as it can be."""
+    """A coordinate as text, as short as possible: a page holds many thousands."""
     return f"{round(value, places):.{places}f}".rstrip("0").rstrip(".") or "0"
 
 
-def modules(numbers: Sequence[int]) -> str:
-    """The attribute by which the filter finds what these modules are drawn by."""
+def modules_attribute(numbers: Sequence[int]) -> str:
+    """The attribute by which the filter of the page finds what is drawn for these modules."""
     return f' data-m="{" ".join(map(str, numbers))}"' if numbers else ""

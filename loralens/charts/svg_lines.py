@@ -1,22 +1,22 @@
-"""Charts of lines as SVG."""
+"""Renders line charts as SVG."""
 
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from math import cos, isfinite, log10, pi, sin
 from typing import NamedTuple
 
-from loralens.charts.layout import LINE, NOTE, Box, box, level_places, name_letters, slant
-from loralens.charts.names import fit
+from loralens.charts.layout import LINE, NOTE, Box, chart_box, level_places, name_letters, slant
+from loralens.charts.names import fit_name
 from loralens.charts.palette import ink_class
-from loralens.charts.spec import Area, Limits, Line, Lines, Marker
-from loralens.charts.svg import modules, n, svg, upwards, words
+from loralens.charts.spec import Area, Limits, Line, LineChart, Marker
+from loralens.charts.svg import modules_attribute, n, svg, upwards, words
 from loralens.tables.numbers import number
 
-TITLE = 30  # letters
+TITLE = 30  # letters of a title that fit above a panel
 
 
-class Frame(NamedTuple):
-    """The plot area of a chart of lines, and what its axes span."""
+class PlotArea(NamedTuple):
+    """The plot area of a line chart in pixels, with the limits of its axes."""
 
     left: float
     top: float
@@ -27,7 +27,7 @@ class Frame(NamedTuple):
     log: bool
 
     def at(self, x: float, y: float) -> tuple[float, float] | None:
-        """The place of a point; None off a logarithmic axis."""
+        """The place of a point in pixels; None if it is not finite, or not positive on a logarithmic axis."""
         if not isfinite(y) or (self.log and y <= 0):
             return None
         low, high = (log10(v) for v in self.y) if self.log else self.y
@@ -38,10 +38,10 @@ class Frame(NamedTuple):
         )
 
 
-def lines_svg(chart: Lines, alt: str, *, alone: bool = False) -> str:
-    """Lines over axes, with ticks, levels and names."""
-    room = box(chart, alone=alone)
-    frame = Frame(room.left, room.top, room.across, room.down, chart.x.limits, chart.y.limits, chart.y.log)
+def lines_svg(chart: LineChart, alt: str, *, alone: bool = False) -> str:
+    """A line chart as SVG, with axes, levels and legend; ``alone`` as in `loralens.charts.layout.box`."""
+    room = chart_box(chart, alone=alone)
+    frame = PlotArea(room.left, room.top, room.across, room.down, chart.x.limits, chart.y.limits, chart.y.log)
     middle = frame.left + frame.width / 2, frame.top + frame.height / 2
     nothing = [words(chart.note or "all of it is 0", *middle, "small mid")]
     parts = [
@@ -57,15 +57,15 @@ def lines_svg(chart: Lines, alt: str, *, alone: bool = False) -> str:
     return svg(room.width, room.height, parts, alt or chart.title, f' class="lines"{hover}{_frame_data(frame)}')
 
 
-def _frame_data(frame: Frame) -> str:
-    """Where a script finds a place in a chart."""
+def _frame_data(frame: PlotArea) -> str:
+    """The attribute from which the script of the page computes places, for the markers of the sliders."""
     numbers = (frame.left, frame.top, frame.width, frame.height, *frame.x, *frame.y)
     return f' data-frame="{" ".join(f"{value:.9g}" for value in numbers)}"' + ' data-log=""' * frame.log
 
 
-def _axes(chart: Lines, frame: Frame) -> Iterable[str]:
+def _axes(chart: LineChart, frame: PlotArea) -> Iterable[str]:
     if chart.title:
-        yield words(fit(chart.title, TITLE), frame.left, 14, "head")
+        yield words(fit_name(chart.title, TITLE), frame.left, 14, "head")
     bottom = frame.top + frame.height
     yield f'<path class="axis" d="M{n(frame.left)} {n(frame.top)}V{n(bottom)}H{n(frame.left + frame.width)}"/>'
     for x, label in chart.x.ticks:
@@ -86,27 +86,29 @@ def _axes(chart: Lines, frame: Frame) -> Iterable[str]:
     yield upwards(chart.y.label, 11, frame.top + frame.height / 2, "label mid")
 
 
-def _area(area: Area, frame: Frame) -> str:
+def _area(area: Area, frame: PlotArea) -> str:
     ends = [(x, y) for x, y in zip(area.x, area.high, strict=True)]
     ends += [(x, y) for x, y in zip(reversed(area.x), reversed(area.low), strict=True)]
     places = [place for x, y in ends if (place := frame.at(x, y))]
     return f'<path class="area" d="M{"L".join(f"{n(x)} {n(y)}" for x, y in places)}z"/>' if places else ""
 
 
-def _levels(chart: Lines, frame: Frame) -> Iterable[str]:
+def _levels(chart: LineChart, frame: PlotArea) -> Iterable[str]:
     right, bottom = frame.left + frame.width, frame.top + frame.height
     places = level_places(chart)
     for name, value in chart.levels.items():
         place = frame.at(frame.x[0], value)
         if place and frame.top - 1 <= place[1] <= bottom + 1:
             yield f'<path class="level" d="M{n(frame.left)} {n(place[1])}h{n(frame.width)}"/>'
-            if place[1] < (frame.top + bottom) / 2:  # below it at the right, where curves that rise have passed it
+            if (
+                place[1] < (frame.top + bottom) / 2
+            ):  # at the right and below the level, which rising curves have already crossed there
                 yield words(name, right - 3, place[1] + 10, "num end")
             else:
                 yield words(name, frame.left + places[name], place[1] - 3, "num")
 
 
-def _line(line: Line, frame: Frame) -> str:
+def _line(line: Line, frame: PlotArea) -> str:
     labels = line.labels or [""] * len(line.x)
     points = [(p, x, y, t) for x, y, t in zip(line.x, line.y, labels, strict=True) if (p := frame.at(x, y))]
     if not points:
@@ -115,10 +117,12 @@ def _line(line: Line, frame: Frame) -> str:
     d = "M" + "L".join(f"{n(p[0])} {n(p[1])}" for p, *_ in points)
     path = "" if line.unjoined else f'<path d="{d}"/>'
     marks = "".join(mark(line.marker, *p) for p, *_ in points)
-    beside = "".join(words(text, p[0] + 4, p[1] - 4, "small") for p, _, _, text in points if text)
-    head = f'<g class="{_kind(line)} {ink_class(line.ink)}" data-n="{escape(line.name)}"{modules(line.modules)}'
+    label_texts = "".join(words(text, p[0] + 4, p[1] - 4, "small") for p, _, _, text in points if text)
+    head = (
+        f'<g class="{_kind(line)} {ink_class(line.ink)}" data-n="{escape(line.name)}"{modules_attribute(line.modules)}'
+    )
     head += "" if xs == list(range(1, len(xs) + 1)) else _data("x", xs)
-    return f"{head}{_data('y', [y for _, _, y, _ in points])}>{path}{marks}{beside}</g>"
+    return f"{head}{_data('y', [y for _, _, y, _ in points])}>{path}{marks}{label_texts}</g>"
 
 
 def _kind(line: Line) -> str:
@@ -126,7 +130,7 @@ def _kind(line: Line) -> str:
 
 
 def mark(marker: Marker, x: float, y: float) -> str:
-    """The mark of a point."""
+    """The mark of a point as SVG."""
     return MARKS[marker](x, y)
 
 
@@ -149,7 +153,7 @@ def _data(key: str, values: Sequence[float]) -> str:
     return f' data-{key}="{" ".join(number(value) for value in values)}"'
 
 
-def _note(chart: Lines, frame: Frame) -> Iterable[str]:
+def _note(chart: LineChart, frame: PlotArea) -> Iterable[str]:
     lines = chart.note.split("\n") if chart.note and not chart.empty else []
     bottom = frame.top + frame.height - 5
     for k, line in enumerate(reversed(lines)):
@@ -161,4 +165,4 @@ def _names(lines: Sequence[Line], room: Box) -> Iterable[str]:
         y = room.height - LINE * (len(lines) - i) + 4
         path = "" if line.unjoined else f'<path d="M50 {n(y)}h22"/>'
         yield f'<g class="{_kind(line)} {ink_class(line.ink)}">{path}{mark(line.marker, 61, y)}</g>'
-        yield words(fit(line.name, name_letters(room)), 80, y + 4, "label")
+        yield words(fit_name(line.name, name_letters(room)), 80, y + 4, "label")

@@ -1,4 +1,4 @@
-"""Maps as SVG: cells of kinds and blocks, of adapters, and φ(i, j), and the keys of their colours."""
+"""Renders maps of cells, maps of φ(i, j) and colour keys as SVG."""
 
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -12,24 +12,24 @@ from loralens.charts.layout import (
     TREE,
     Box,
     above_cells,
-    box,
     cell_size,
+    chart_box,
     is_list,
     key_size,
     names_below,
     upright,
 )
-from loralens.charts.names import fit
+from loralens.charts.names import fit_name
 from loralens.charts.palette import BLOCKS, is_strong, level
-from loralens.charts.spec import Heat, Key, Overlaps, Ramp, Scale
-from loralens.charts.svg import modules, n, svg, upwards, words
+from loralens.charts.spec import ColourScale, HeatMap, Key, Overlaps, Ramp
+from loralens.charts.svg import modules_attribute, n, svg, upwards, words
 
-TITLE = 26  # letters over φ(i, j)
+TITLE = 26  # letters of a title that fit above a map of φ(i, j)
 
 
-def heat_svg(chart: Heat, alt: str) -> str:
-    """A map of cells over its colour bar."""
-    room, (wide, high) = box(chart), cell_size(chart)
+def heat_svg(chart: HeatMap, alt: str) -> str:
+    """A map of cells with its colour bar below, as SVG."""
+    room, (wide, high) = chart_box(chart), cell_size(chart)
     gap = 1 if min(wide, high) > 6 else 0
     parts = [words(chart.title, 0, 13, "head")] if chart.title else []
     parts += _tree(chart, room, wide)
@@ -37,7 +37,7 @@ def heat_svg(chart: Heat, alt: str) -> str:
     parts += [words(name, x, room.top - 4, "num mid") for x, name in middles]
     parts += [
         words(name, room.left - 6, room.top + high * (i + 0.5) + 4, "label end" if high > 9 else "num end")
-        for i, name in chart.beside
+        for i, name in chart.row_texts
     ]
     for kind, cells in (("hole", chart.holes), ("cross", chart.zeros)):
         for i, j in cells:
@@ -51,7 +51,7 @@ def heat_svg(chart: Heat, alt: str) -> str:
     return svg(room.width, room.height, parts, alt or chart.title, ' class="heat"')
 
 
-def _tree(chart: Heat, room: Box, wide: float) -> list[str]:
+def _tree(chart: HeatMap, room: Box, wide: float) -> list[str]:
     if not chart.tree:
         return []
     bottom = above_cells(chart)[0] + TREE - 4
@@ -70,7 +70,7 @@ def _cross(x: float, y: float, width: float, height: float) -> str:
     return f'<path class="zero" d="M{n(a - r)} {n(b - r)}l{n(2 * r)} {n(2 * r)}m0 {n(-2 * r)}l{n(-2 * r)} {n(2 * r)}"/>'
 
 
-def _cell(chart: Heat, i: int, j: int, room: Box, size: tuple[float, float], gap: int) -> str:
+def _cell(chart: HeatMap, i: int, j: int, room: Box, size: tuple[float, float], gap: int) -> str:
     cell, scale, (wide, high) = chart.cells[i, j], chart.scale, size
     colour = level(cell.value, scale.low, scale.high, diverging=scale.diverging)
     x, y = room.left + wide * j, room.top + high * i
@@ -79,19 +79,19 @@ def _cell(chart: Heat, i: int, j: int, room: Box, size: tuple[float, float], gap
         strong = " strong" if is_strong(colour) else ""
         text = words(scale.text(cell.value), x + wide / 2, y + high / 2 + 4, f"cell mid{strong}")
     mark = f'<rect class="{colour}" {_rectangle(x, y, wide - gap, high - gap)}'
-    return f'{mark} data-t="{escape(cell.tip)}"{modules(cell.modules)}/>{text}'
+    return f'{mark} data-t="{escape(cell.tip)}"{modules_attribute(cell.modules)}/>{text}'
 
 
-def _edges(chart: Heat, room: Box, wide: float, high: float) -> Iterable[str]:
+def _edges(chart: HeatMap, room: Box, wide: float, high: float) -> Iterable[str]:
     for j in chart.column_edges:
         yield f'<path class="edge" d="M{n(room.left + wide * j - 0.5)} {n(room.top)}v{n(room.down)}"/>'
     for i in chart.row_edges:
         yield f'<path class="edge" d="M{n(room.left)} {n(room.top + high * i - 0.5)}h{n(room.across)}"/>'
 
 
-def _columns(chart: Heat, room: Box, wide: float) -> list[str]:
+def _columns(chart: HeatMap, room: Box, wide: float) -> list[str]:
     bottom, parts = room.top + room.down, []
-    for j, name in chart.below:
+    for j, name in chart.column_texts:
         x = room.left + wide * (j + 0.5)
         parts.append(
             upwards(name, x + 3.5, bottom + 6, "num end") if upright(chart) else words(name, x, bottom + 13, "num mid")
@@ -101,9 +101,9 @@ def _columns(chart: Heat, room: Box, wide: float) -> list[str]:
     return parts + [words(line, room.left, below + 14 * k, "label") for k, line in enumerate(lines)]
 
 
-def _bar(scale: Scale, left: float, top: float) -> list[str]:
-    """The colours and what they mean, with the level of chance."""
-    steps = 32
+def _bar(scale: ColourScale, left: float, top: float) -> list[str]:
+    """A colour bar with its label, its numbers and the level of chance."""
+    steps = 32  # one for each colour of a sequential scale
     parts = ['<g class="bar" shape-rendering="crispEdges">']
     for k in range(steps):
         value = scale.low + (scale.high - scale.low) * k / (steps - 1)
@@ -122,7 +122,7 @@ def _bar(scale: Scale, left: float, top: float) -> list[str]:
     return parts
 
 
-def _share(scale: Scale, value: float) -> float:
+def _share(scale: ColourScale, value: float) -> float:
     """The place of a value on the colour bar, in [0, 1]."""
     return min(max((value - scale.low) / (scale.high - scale.low), 0.0), 1.0) if scale.high > scale.low else 0.0
 
@@ -132,9 +132,13 @@ def _anchor(share: float) -> str:
 
 
 def overlaps_svg(chart: Overlaps, alt: str) -> str:
-    """φ(i, j): a path for each colour, so that many maps are still small; hovering reads the numbers beside them."""
+    """A map of φ(i, j) as SVG.
+
+    There is one path per colour and not one element per cell, so that a page of many maps stays small. The values for
+    hovering are two digits each in an attribute.
+    """
     rows, columns = len(chart.phi), max(map(len, chart.phi), default=0)
-    room = box(chart)
+    room = chart_box(chart)
     side = room.across / max(columns, 1)
     paths: dict[str, list[str]] = {}
     for i, row in enumerate(chart.phi):
@@ -144,18 +148,18 @@ def overlaps_svg(chart: Overlaps, alt: str) -> str:
     values = " ".join("".join(f"{min(round(100 * value), 99):02d}" for value in row) for row in chart.phi)
     left, bottom = room.left, room.top + room.down
     parts = [
-        words(fit(chart.title, TITLE), left, 12, "head"),
+        words(fit_name(chart.title, TITLE), left, 12, "head"),
         f'<g transform="translate({n(left)} 18) scale({n(side, 4)})" shape-rendering="crispEdges" data-phi="{values}">',
         f"{marks}</g>",
         *(words(str(i), left - 4, 18 + side * (i - 0.5) + 3.5, "num end") for i in map_ticks(rows)),
         *(words(str(j), left + side * (j - 0.5), bottom + 11, "num mid") for j in map_ticks(columns)),
         *(words(note, left, bottom + 12 + NOTE * (k + 1), "num") for k, note in enumerate(chart.notes)),
     ]
-    return svg(room.width, room.height, parts, alt or chart.title, f' class="phi"{modules(chart.modules)}')
+    return svg(room.width, room.height, parts, alt or chart.title, f' class="phi"{modules_attribute(chart.modules)}')
 
 
-def _runs(row: Sequence[float], scale: Scale) -> Iterable[tuple[str, int, int]]:
-    """Neighbours of one colour together: colour, first, count."""
+def _runs(row: Sequence[float], scale: ColourScale) -> Iterable[tuple[str, int, int]]:
+    """Runs of neighbours of the same colour: colour, first column, length."""
     colours = [level(value, scale.low, scale.high, diverging=False) for value in row]
     start = 0
     for j in range(1, len(colours) + 1):
@@ -165,7 +169,7 @@ def _runs(row: Sequence[float], scale: Scale) -> Iterable[tuple[str, int, int]]:
 
 
 def key_svg(key: Key) -> str:
-    """Colours and what they mean, for charts that share them."""
+    """A colour key as SVG, for charts that share it."""
     width, height = key_size(key)
     parts = _ramp(key) if isinstance(key, Ramp) else _bar(key, 8, 0)
     return svg(width, height, parts, "", ' class="key" aria-hidden="true"')

@@ -1,51 +1,52 @@
-"""One run over its steps: size, direction, effective rank and loss."""
+"""Charts of a training run over its steps: size, direction, effective rank and loss."""
 
 from collections.abc import Mapping, Sequence
 from math import ceil, isfinite, nan
 
 from loralens.analysis.trajectory import SETTLED, Trajectory
 from loralens.charts.axes import line_chart
-from loralens.charts.names import fit
-from loralens.charts.spec import Band, Figure, Line, Lines
+from loralens.charts.names import fit_name
+from loralens.charts.spec import Band, Figure, Line, LineChart
 
-NAMES = 8  # checkpoints without steps that are named on the axis
-DOTS = 30  # logged losses up to which each has its point
-TOP = 1.1  # times the largest value, where an axis ends
+NAMES = 8  # names of checkpoints that fit under the axis, where steps are unknown
+DOTS = 30  # logged losses below which each is marked with a point
+TOP = 1.1  # the end of an axis, as a multiple of the largest value
 
 Losses = Mapping[str, Sequence[tuple[int, float]]]
 
 
 def trajectory_figure(run: Trajectory, steps: Sequence[int | None], losses: Losses, names: Sequence[str]) -> Figure:
-    """Norm and step length, direction against the last checkpoint, effective rank, and the losses, over the steps.
+    """Norm and step length, direction compared with the last checkpoint, effective rank, and losses over the steps.
 
     Parameters
     ----------
     run : Trajectory
     steps : sequence of int or None
-        Of the checkpoints. Where one is missing, checkpoints stand at equal distances under their names.
+        The steps of the checkpoints. If one is None, checkpoints stand at equal distances and are labelled with names.
     losses : mapping of str to sequence of (int, float)
-        Name of a loss → step and value; drawn where all steps are known.
+        Name of a loss → its steps and values; drawn only if all steps are known.
     names : sequence of str
-        Of the checkpoints.
+        The names of the checkpoints.
     """
-    title = f"trajectory: {len(steps)} checkpoints, {fit(names[0], 30)} to {fit(names[-1], 30)}"
+    title = f"trajectory: {len(steps)} checkpoints, {fit_name(names[0], 30)} to {fit_name(names[-1], 30)}"
     return Figure(title, [Band(trajectory_charts(run, steps, losses, names), columns=2)])
 
 
 def trajectory_charts(
     run: Trajectory, steps: Sequence[int | None], losses: Losses, names: Sequence[str]
-) -> list[Lines]:
+) -> list[LineChart]:
     """The charts of that figure."""
-    known = [step for step in steps if step is not None]
-    timed = len(known) == len(steps)
-    x: Sequence[float] = known if timed else range(len(steps))
+    known_steps = [step for step in steps if step is not None]
+    timed = len(known_steps) == len(steps)
+    x: Sequence[float] = known_steps if timed else range(len(steps))
     every = ceil(len(names) / NAMES)
-    ticks = None if timed else [(float(i), fit(names[i], 12)) for i in range(0, len(names), every)]
+    ticks = None if timed else [(float(i), fit_name(names[i], 12)) for i in range(0, len(names), every)]
     label = "step" if timed else "checkpoint (not all say their step)"
     points = run.points
     moved = [point.length if point.length is not None else nan for point in points]
     norms, ranks = [point.frobenius for point in points], [point.effective_rank for point in points]
     cosines = [point.cosine for point in points]
+    # Cosines may be negative; the axis reaches below 0 only where one is.
     low = min([0.0, *(cosine for cosine in cosines if isfinite(cosine))])
     return [
         line_chart(
@@ -79,15 +80,15 @@ def _top(values: Sequence[float]) -> float:
 
 
 def _levels(run: Trajectory) -> dict[str, float]:
-    """What chance gives of φ, and from where on a direction counts as settled."""
+    """The levels of φ by chance, and the cosine from which on a direction counts as settled."""
     chance = {f"chance, {side}": value for side, value in run.chance.items() if isfinite(value)}
     if len(set(chance.values())) == 1:
         chance = {"chance": next(iter(chance.values()))}
     return {**chance, f"settled ({SETTLED})": SETTLED}
 
 
-def _losses(losses: Losses, without: str) -> Lines:
-    """The losses over their steps, or in words why there are none."""
+def _losses(losses: Losses, without: str) -> LineChart:
+    """The chart of losses over their steps, or an empty chart with the reason."""
     drawn = {name: logged for name, logged in losses.items() if logged}
     lines = [
         Line(

@@ -1,39 +1,46 @@
-"""``loralens amplify``: options in, the verb called, its result shown."""
+"""The command ``loralens amplify``: declares its options, calls the verb and shows the result."""
 
 from typing import Unpack
 
 import click
 
 from loralens.cli import options
-from loralens.cli.show import Rows, show
+from loralens.cli.show import RowOptions, show
 from loralens.verbs.amplify import amplify
 from loralens.verbs.inputs.adapters import Reading
 
 
 @click.command("amplify")
 @click.argument("adapter", metavar="ADAPTER")
-@click.option("--base", required=True, metavar="MODEL", help=options.BASE_HELP)
+@options.base(required=True)
 @click.option(
     "--rank",
-    type=click.IntRange(min=1),
+    type=options.COUNT,
     multiple=True,
     metavar="R",
-    help="Leading directions of ΔW to keep. Repeatable. [default: all]",
+    help="Look at the R leading directions of ΔW only. Repeatable. [default: all]",
 )
-@click.option("--no-top", is_flag=True, help="Leave out the leading directions of W: one pass over the base.")
 @click.option(
-    "--directions", type=click.IntRange(min=1), metavar="N", help="How many of W. [default: as many as of ΔW]"
+    "--no-top", is_flag=True, help="Leave out the comparison with the leading directions of W, which takes long."
 )
-@click.option("--exact", is_flag=True, help="Dense SVD of W: minutes and more memory for a big one.")
-@click.option("--phi-rank", type=click.IntRange(min=1), default=16, show_default=True, help="Largest i, j of φ shown.")
-@click.option("--device", default="cpu", show_default=True, help="Where to work on W: cpu, cuda or cuda:N.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the sketch and the start.")
+@click.option(
+    "--directions",
+    type=options.COUNT,
+    metavar="N",
+    help="The number of leading directions of W to compare with. [default: as many as of ΔW]",
+)
+@click.option(
+    "--exact",
+    is_flag=True,
+    help="Take a dense SVD of every W: minutes and more memory for a large weight.",
+)
+@click.option(
+    "--phi-rank", type=options.COUNT, default=16, show_default=True, metavar="N", help="The largest i and j of φ(i, j)."
+)
+@options.device()
+@options.seed("the sketch of W and the starting vectors")
 @options.MODULES
-@options.rows(
-    csv="One line a module and rank.",
-    plot="Draw it: .png, .svg or .pdf.",
-    json="Machine-readable, with curves, directions and φ.",
-)
+@options.rows(csv="module and rank", plot="the amplification of every module")
 @options.reading
 def command(
     adapter: str,
@@ -46,13 +53,14 @@ def command(
     device: str,
     seed: int,
     modules: tuple[str, ...],
-    rows: Rows,
+    rows: RowOptions,
     **reading: Unpack[Reading],
 ) -> None:
-    """Show what ΔW amplifies of W: ‖ΔW‖/‖UᵀWV‖ with U, V the singular directions of ΔW (Table 7 of the LoRA paper).
+    """Show what ΔW amplifies of W: ‖ΔW‖/‖UᵀWV‖, with U, V the singular directions of ΔW (Table 7 of the LoRA paper).
 
-    Beside it what uniform directions would catch of W, the excess over that with its z-score, and the most that any
-    directions could. Weights of MODEL are read one at a time.
+    The factor is shown beside three comparisons: the share of W that random directions would catch, the excess of ΔW
+    over them with its z-score, and the largest share that any directions could catch. The weights of the base are read
+    one at a time.
     """
     result = amplify(
         adapter,

@@ -1,4 +1,4 @@
-"""``loralens behave``: options in, the verb called, its result shown."""
+"""The command ``loralens behave``: declares its options, calls the verb and shows the result."""
 
 from pathlib import Path
 from typing import Unpack
@@ -6,21 +6,20 @@ from typing import Unpack
 import click
 
 from loralens.cli import options
-from loralens.cli.running import running
-from loralens.cli.show import Rows, show
+from loralens.cli.show import RowOptions, show
 from loralens.verbs.behave import behave
 from loralens.verbs.inputs.adapters import Reading
 from loralens.verbs.inputs.choices import FloatType
 
 
-def _keep(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> None:
-    """Keep the values of the older spelling for the argument."""
+def _store(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> None:
+    """Store the values of ``--adapters``, an older spelling of the argument, until the argument is read."""
     del param
     ctx.meta["adapters"] = value
 
 
-def _join(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
-    """The adapters in both spellings; one at least."""
+def _join_spellings(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
+    """The adapters of both spellings, of which there must be at least one."""
     adapters = (*ctx.meta.get("adapters", ()), *value)
     if not adapters:
         raise click.MissingParameter(ctx=ctx, param=param)
@@ -28,10 +27,10 @@ def _join(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) ->
 
 
 @click.command("behave")
-@click.argument("adapters", nargs=-1, metavar="ADAPTER...", callback=_join)
-@click.option("--adapters", "older", multiple=True, hidden=True, is_eager=True, expose_value=False, callback=_keep)
-@running
-@options.rows(csv="One line a pair of versions.", json="Machine-readable, every layer.")
+@click.argument("adapters", nargs=-1, metavar="ADAPTER...", callback=_join_spellings)
+@click.option("--adapters", "older", multiple=True, hidden=True, is_eager=True, expose_value=False, callback=_store)
+@options.running
+@options.rows(csv="pair of versions")
 @options.reading
 def command(
     adapters: tuple[str, ...],
@@ -43,13 +42,15 @@ def command(
     device: str,
     dtype: FloatType,
     threads: int | None,
-    rows: Rows,
+    rows: RowOptions,
     **reading: Unpack[Reading],
 ) -> None:
     """Show what each adapter does to the outputs of its base on real inputs, and how far adapters are apart.
 
-    KL divergence and logits where the model has a head, hidden states always. Updates are added in float32, and
-    nothing is merged. (`--adapters A B` means the same as A B.)
+    Differences of hidden states are always measured; KL divergence and differences of logits where the model has a
+    head. Updates are added in float32, and nothing is merged.
+
+    `--adapters A B` means the same as A B.
     """
     result = behave(
         *adapters,

@@ -1,4 +1,4 @@
-"""``loralens calibrate``: options in, the verb called, its result shown."""
+"""The command ``loralens calibrate``: declares its options, calls the verb and shows the result."""
 
 from pathlib import Path
 from typing import Unpack
@@ -6,8 +6,7 @@ from typing import Unpack
 import click
 
 from loralens.cli import options
-from loralens.cli.running import running
-from loralens.cli.show import Rows, show
+from loralens.cli.show import RowOptions, show
 from loralens.verbs.calibrate import calibrate
 from loralens.verbs.inputs.adapters import Reading
 from loralens.verbs.inputs.choices import FloatType
@@ -15,12 +14,16 @@ from loralens.verbs.inputs.choices import FloatType
 
 @click.command("calibrate")
 @click.option("--adapter", required=True, metavar="A", help="The adapter: a file, a folder, or a Hub id.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="A .safetensors.")
-@running
-@click.option("--out-side", is_flag=True, help="Measure gradients at the outputs too: a loss and a backward pass.")
-@click.option("--overwrite", is_flag=True, help="Replace FILE.")
-@click.option("--dry-run", is_flag=True, help="Check model, adapter and texts; run and write nothing.")
-@options.rows(json="Machine-readable report.", csv="One line a module.")
+@options.output("FILE", "The .safetensors file to write.")
+@options.running
+@click.option(
+    "--out-side",
+    is_flag=True,
+    help="Also measure the gradients at the outputs of every module, which takes a loss and a backward pass.",
+)
+@options.OVERWRITE
+@options.DRY_RUN
+@options.rows(csv="module")
 @options.reading
 def command(
     model: str,
@@ -36,14 +39,14 @@ def command(
     out_side: bool,
     overwrite: bool,
     dry_run: bool,
-    rows: Rows,
+    rows: RowOptions,
     **reading: Unpack[Reading],
 ) -> None:
-    """Measure what real inputs excite in every module of an adapter: K = E[z zᵀ], z = A x.
+    """Measure the second moments of real inputs in every module of an adapter: K = E[z zᵀ], z = A x.
 
-    The model runs with the adapter on, so x are the inputs that its modules will see. The r × r matrices go to a small
-    file; compress --activations uses them to keep what matters on such inputs. Some hundred texts like those of later
-    use are enough. The same call on the same machine gives the same bytes.
+    The model runs with the adapter switched on, so x are the inputs that its modules will see. `compress` takes the r ×
+    r matrices as --activations, and keeps the directions that matter on such inputs. A few hundred texts like those of
+    later use are enough. The same call on the same machine gives the same bytes.
     """
     options.require_output(output, dry_run=dry_run)
     result = calibrate(

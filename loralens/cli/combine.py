@@ -1,4 +1,4 @@
-"""``loralens combine``: options in, the verb called, its result shown."""
+"""The command ``loralens combine``: declares its options, calls the verb and shows the result."""
 
 from pathlib import Path
 from typing import Any, Unpack
@@ -6,9 +6,8 @@ from typing import Any, Unpack
 import click
 
 from loralens.arithmetic.method import SPACES, Space
-from loralens.cli import compress_rule, options
-from loralens.cli.combine_options import DROP_DEAD, take, writing
-from loralens.cli.show import Rows, show
+from loralens.cli import options
+from loralens.cli.show import RowOptions, show
 from loralens.verbs.combine import combine
 from loralens.verbs.outputs.writing import RulesWritingAndReading
 
@@ -32,29 +31,45 @@ class Setting(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # not g
 @click.command("combine")
 @click.argument("adapters", nargs=-1, metavar="ADAPTER[:W]...")
 @click.option(
-    "--recipe", type=click.Path(path_type=Path), metavar="FILE", help="Follow a recipe: .toml, or an adapter."
+    "--recipe",
+    type=options.PATH,
+    metavar="FILE",
+    help="Follow a recipe: a .toml file, or an adapter that combine has written.",
 )
-@click.option("--method", metavar="NAME", help="How; a wrong name lists all. [default: sum, exact]")
 @click.option(
-    "--strength", "--lambda", type=float, callback=options.finite, metavar="X", help="λ, the strength of the result."
+    "--method", metavar="NAME", help="How the updates are combined; a wrong name lists all methods. [default: sum]"
 )
-@click.option("--density", type=float, callback=options.finite, metavar="D", help="Part of the entries that is kept.")
+@click.option(
+    "--strength",
+    "--lambda",
+    type=float,
+    callback=options.refuse_non_finite,
+    metavar="X",
+    help="λ, the factor by which the combined update is multiplied.",
+)
+@click.option(
+    "--density",
+    type=float,
+    callback=options.refuse_non_finite,
+    metavar="D",
+    help="The share of the entries that a sparsifying method keeps.",
+)
 @click.option(
     "--settings",
     "--set",
     type=Setting(),
     multiple=True,
     metavar="NAME=X",
-    help="What else a method is told. Repeatable.",
+    help="Another setting of the method, by name. Repeatable.",
 )
-@click.option("--seed", type=click.IntRange(min=0), metavar="N", help="Of methods that draw random numbers.")
-@click.option("--space", type=click.Choice(SPACES), help="Where an elementwise method acts.")
+@options.seed("methods that draw at random", default=None)
+@click.option("--space", type=click.Choice(SPACES), help="The space in which an elementwise method works.")
 @options.MODULES
-@take("several")
-@DROP_DEAD
-@compress_rule.rules
-@click.option("--uniform", is_flag=True, help="One rank everywhere: what LoRAX and mlx-lm want.")
-@writing
+@options.take("several adapters")
+@options.DROP_DEAD
+@options.rank_rules
+@options.UNIFORM
+@options.writing
 def command(
     adapters: tuple[str, ...],
     recipe: Path | None,
@@ -68,17 +83,18 @@ def command(
     take: str | None,
     drop_dead: bool,
     uniform: bool,
-    rows: Rows,
+    rows: RowOptions,
     **files: Unpack[RulesWritingAndReading],
 ) -> None:
-    """Write several adapters as one: R = method(w·ΔW …), module by module, whatever their ranks and dialects.
+    """Combine several adapters into one: R = method(w·ΔW …), module by module, whatever their ranks and dialects.
 
-    ADAPTER:0.7 counts 0.7 times, ADAPTER:-1 is taken away. The sum is exact, with its true rank; --rank, --energy,
-    --size and the others then cut it down, optimally. Names, dialect and layout are the first adapter's. The recipe
-    goes into the metadata of OUT, and --recipe OUT follows it again.
+    The sum, which is the default, is exact and has its true rank; --rank, --energy, --size and the other rules then
+    truncate it optimally. The result has the names, the dialect and the layout of the first adapter. ADAPTER:0.7 has
+    the weight 0.7; ADAPTER:-1 is subtracted. The recipe is stored in the metadata of OUT, and --recipe OUT follows it
+    again.
     """
     result = combine(
-        *map(options.weighted, adapters),
+        *map(options.split_weight, adapters),
         recipe=recipe,
         method=method,
         strength=strength,

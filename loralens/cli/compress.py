@@ -1,38 +1,35 @@
-"""``loralens compress``: options in, the verb called, its result shown."""
+"""The command ``loralens compress``: declares its options, calls the verb and shows the result."""
 
 from pathlib import Path
 from typing import Unpack
 
 import click
 
-from loralens.cli import compress_rule, options
-from loralens.cli.show import Rows, show
+from loralens.cli import options
+from loralens.cli.show import RowOptions, show
 from loralens.formats import QUANTISED
 from loralens.verbs.compress import compress
-from loralens.verbs.inputs.choices import FLOAT_TYPES, FloatType
-from loralens.verbs.outputs.form import INTEGER_TYPES, TARGET_FORMATS, IntegerType, TargetFormat
+from loralens.verbs.inputs.choices import INTEGER_TYPES, FloatType, IntegerType, TargetFormat
 from loralens.verbs.outputs.rules import RulesAndReading
 
 
 @click.command("compress")
 @click.argument("source")
-@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="TARGET", help="File or folder to write.")
-@compress_rule.rules
-@click.option("--uniform", is_flag=True, help="One rank everywhere: what LoRAX and mlx-lm want.")
-@compress_rule.PROTECT
-@compress_rule.ACTIVATIONS
-@click.option("--base", metavar="MODEL", help=f"{options.BASE_HELP} For DoRA's magnitudes, and for GGUF.")
-@click.option("--to", type=click.Choice(TARGET_FORMATS), help="The dialect to write. [default: the source's own]")
-@click.option(
-    "--dtype",
-    type=click.Choice([*FLOAT_TYPES, *INTEGER_TYPES]),
-    help=f"Round the factors to this; int8 and int4 are written as {QUANTISED}. [default: as they are]",
-)
+@options.output("TARGET", "The file or folder to write.")
+@options.rank_rules
+@options.UNIFORM
+@options.PROTECT
+@options.ACTIVATIONS
+@options.base("Needed for DoRA's magnitudes, and for GGUF.")
+@options.to()
+@options.dtype(tuple(INTEGER_TYPES), note=f"; int8 and int4 are written as {QUANTISED}")
 @options.MODULES
-@click.option("--drop-dead", is_flag=True, help="Leave out modules that do nothing, or that the budget cannot pay for.")
-@click.option("--overwrite", is_flag=True, help="Replace TARGET.")
-@click.option("--dry-run", is_flag=True, help="Report, and write nothing.")
-@options.rows(json="Machine-readable report.", csv="One line a module.", plot="Draw what every rank would cost.")
+@click.option(
+    "--drop-dead", is_flag=True, help="Leave out modules whose update is zero, or that get no rank from the budget."
+)
+@options.OVERWRITE
+@options.DRY_RUN
+@options.rows(csv="module", plot="the size and the error of every rank")
 @options.reading
 def command(
     source: str,
@@ -47,14 +44,15 @@ def command(
     drop_dead: bool,
     overwrite: bool,
     dry_run: bool,
-    rows: Rows,
+    rows: RowOptions,
     **rules_and_reading: Unpack[RulesAndReading],
 ) -> None:
-    """Write SOURCE with fewer directions: the best update of the smaller ranks, and what it lost.
+    """Write an adapter with fewer directions: the best update of the smaller ranks, and the error that it has.
 
-    Give one of the rules. The first four look at each module alone, --parameters and --size at all of them together:
-    directions go where they save most, and with --to loralens-q bits too. The scale of every module stays. What is not
-    half of a pair rides along. The errors reported are those of the file, read back. SOURCE is never written over.
+    One of the rules has to be given. --rank, --energy, --error and --sv-ratio look at each module alone. --parameters
+    and --size are budgets for all modules together: they give directions (and for loralens-q also bits) to the modules
+    where they reduce the error most. The scale of every module stays. Tensors that belong to no pair of factors are
+    copied. The errors are those of the written file, read back. The source is never overwritten.
     """
     options.require_output(output, dry_run=dry_run)
     result = compress(

@@ -1,4 +1,4 @@
-"""``loralens convert``: options in, the verb called, its result shown."""
+"""The command ``loralens convert``: declares its options, calls the verb and shows the result."""
 
 from pathlib import Path
 from typing import Unpack
@@ -6,35 +6,44 @@ from typing import Unpack
 import click
 
 from loralens.cli import options
-from loralens.cli.show import Rows, show
+from loralens.cli.show import RowOptions, show
 from loralens.verbs.convert import convert
 from loralens.verbs.inputs.adapters import Reading
-from loralens.verbs.inputs.choices import FLOAT_TYPES, FloatType
-from loralens.verbs.outputs.form import TARGET_FORMATS, TargetFormat
+from loralens.verbs.inputs.choices import TARGET_FORMATS, FloatType, TargetFormat
 
 
 @click.command("convert")
 @click.argument("source")
-@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="TARGET", help="File or folder to write.")
+@options.output("TARGET", "The file or folder to write.")
 @click.option("--to", type=click.Choice(TARGET_FORMATS), required=True, help="The dialect to write.")
+@options.base("Only the names and shapes of its weights are read.")
 @click.option(
-    "--base", type=click.Path(path_type=Path), metavar="DIR", help="The base model: its weights' names, headers only."
+    "--arch", metavar="NAME", help="The architecture that GGUF states, such as llama or qwen2. [default: from --base]"
 )
-@click.option("--arch", metavar="NAME", help="Architecture for GGUF, where --base does not say it: llama, qwen2 …")
-@click.option("--dtype", type=click.Choice(list(FLOAT_TYPES)), help="Round the factors to this. [default: as they are]")
-@click.option("--prefix", multiple=True, metavar="OLD=NEW", help="Rename modules that begin with OLD. Repeatable.")
-@click.option("--rank", type=click.IntRange(min=1), help="Rank of modules that are no pair yet (LoKr, LoHa, full).")
-@click.option("--drop-extra", is_flag=True, help="Leave out what the target has no place for.")
+@options.dtype()
+@click.option(
+    "--prefix",
+    multiple=True,
+    metavar="OLD=NEW",
+    help="Rename modules whose name begins with OLD, so that it begins with NEW. Repeatable.",
+)
+@click.option(
+    "--rank",
+    type=options.COUNT,
+    metavar="R",
+    help="The rank of modules that are not a pair of factors yet (LoKr, LoHa, full differences).",
+)
+@click.option("--drop-extra", is_flag=True, help="Leave out tensors that the target dialect has no place for.")
 @options.ALLOW_LOSS
-@click.option("--overwrite", is_flag=True, help="Replace TARGET.")
-@click.option("--dry-run", is_flag=True, help="Say what would be written, and write nothing.")
-@options.rows(json="Machine-readable report.")
+@options.OVERWRITE
+@options.DRY_RUN
+@options.rows()
 @options.reading
 def command(
     source: str,
     output: Path | None,
     to: TargetFormat,
-    base: Path | None,
+    base: str | None,
     arch: str | None,
     dtype: FloatType | None,
     prefix: tuple[str, ...],
@@ -43,15 +52,15 @@ def command(
     allow_loss: bool,
     overwrite: bool,
     dry_run: bool,
-    rows: Rows,
+    rows: RowOptions,
     **reading: Unpack[Reading],
 ) -> None:
-    """Write SOURCE in another dialect.
+    """Write an adapter in another dialect, with its names and scales.
 
-    Scales and names that the target cannot say are recorded in its metadata, so loralens reads its own files back
-    without --base or --alpha. What the target cannot hold is folded into the factors where that is exact, and refused
-    by name where it is not. What --rank cuts off, and what rounding costs (--dtype, loralens-q, a scale that is folded
-    in), is said. SOURCE is never written over.
+    Scales and names that the target dialect cannot state are recorded in its metadata, so loralens reads its own files
+    back without --base or --alpha. What the dialect cannot hold is folded into the factors where that is exact; where
+    it is not, the conversion is refused and the tensor is named. The error of what --rank cuts off, and of rounding
+    (--dtype, loralens-q, a scale that is folded in), is reported. The source is never overwritten.
     """
     options.require_output(output, dry_run=dry_run)
     result = convert(

@@ -1,4 +1,4 @@
-"""``loralens demo``: the main commands one after the other, on adapters that are trained while you look."""
+"""The command ``loralens demo``: runs the main commands one after the other, on adapters that it trains."""
 
 from pathlib import Path
 

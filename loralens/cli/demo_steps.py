@@ -1,4 +1,4 @@
-"""What the demo does: commands as a user would type them, shown and run."""
+"""The steps of the demo: each shows a command as a user would type it, and runs it."""
 
 import subprocess
 import sys
@@ -10,12 +10,12 @@ from typing import Any
 
 import click
 
-from loralens.cli.terminal import raw, say
+from loralens.cli.terminal import raw_stream, say
 from loralens.core.shell import typed
 from loralens.errors import OptionError, place, visible
 from loralens.formats.files.disk import check_room, disk_errors
 from loralens.formats.files.packages import is_installed, model_folder
-from loralens.reporting.writing import check_target
+from loralens.reporting.writing import check_report_target
 from loralens.verbs.train import DEMO
 
 BASE = str(DEMO["model"])
@@ -49,41 +49,42 @@ class Demo:
         begun = monotonic()
         with place(self.folder), disk_errors():
             self.folder.mkdir(parents=True, exist_ok=True)
-        first = self._trained(TASK, 8)
-        wide, other = self._companion(TASK, 64), self._companion(OTHER, 8)
+        first = self._train_adapter(TASK, 8)
+        wide, other = self._find_or_train(TASK, 64), self._find_or_train(OTHER, 8)
         self._look(first, wide, other)
         self._shrink(wide)
         self._combine(first, other)
         self._merge(first)
         self._write_report(first, wide, other)
-        _styled(f"done in {monotonic() - begun:.0f} s: open {self.report}", bold=True, apart=True)
+        _print_styled(f"done in {monotonic() - begun:.0f} s: open {self.report}", bold=True, blank_line_before=True)
 
     def _check_places(self) -> None:
         """Refuse what would be refused at the end, before any work."""
-        check_target(self.report, with_markdown=False, overwrite=True)
+        check_report_target(self.report, with_markdown=False, overwrite=True)
         check_room(self.report)
         check_room(self.folder / TASK)
 
-    def _trained(self, task: str, rank: int) -> str:
+    def _train_adapter(self, task: str, rank: int) -> str:
         """An adapter of rank r for a task: made now, or by an earlier demo."""
         path = self.folder / f"{task}-r{rank}"
         self._say(f"Train LoRA of rank {rank} on {task}: a small encoder, {self.steps} steps")
         if path.is_dir():
             say(f"{path} is there from before; remove it to train it again")
             return str(path)
+        # An interrupted demo left a run behind, which train would refuse to overwrite.
         unfinished = path.with_name(f"{path.name}.unfinished")
-        more = ["--data", task, "--rank", str(rank), "--steps", str(self.steps), "-o", str(path)]
-        self._call("train", "--demo", *more, *(["--overwrite"] if unfinished.exists() else []))
+        options = ["--data", task, "--rank", str(rank), "--steps", str(self.steps), "-o", str(path)]
+        self._call("train", "--demo", *options, *(["--overwrite"] if unfinished.exists() else []))
         return str(path)
 
-    def _companion(self, task: str, rank: int) -> str:
+    def _find_or_train(self, task: str, rank: int) -> str:
         """The same recipe at another rank or for another task, trained before where it is at hand."""
         path = self.adapters / f"{task}-r{rank}-seed0"
         if path.is_dir() and not self.all_trained:
             return str(path)
         if not self.all_trained:
             say("", f"{path} is not there, so its like is trained: --adapters says where such adapters are")
-        return self._trained(task, rank)
+        return self._train_adapter(task, rank)
 
     def _look(self, first: str, wide: str, other: str) -> None:
         self._say("What was learned: the singular values of ΔW, module by module")
@@ -127,20 +128,21 @@ class Demo:
 
     def _say(self, text: str) -> None:
         self._count += 1
-        _styled(f"{self._count}. {text}", bold=True, apart=True)
+        _print_styled(f"{self._count}. {text}", bold=True, blank_line_before=True)
 
     def _call(self, *words: str) -> None:
         """Show a command, and run it."""
-        _styled(f"$ loralens {typed(*words)}", fg="cyan")
+        _print_styled(f"$ loralens {typed(*words)}", fg="cyan")
+        # What the demo has printed must stand above what the command prints: it is another process.
         sys.stdout.flush()
-        code = _ended(subprocess.Popen([sys.executable, "-m", "loralens", *words]))  # noqa: S603
+        code = _wait_for(subprocess.Popen([sys.executable, "-m", "loralens", *words]))  # noqa: S603
         if code in INTERRUPTED:
             raise KeyboardInterrupt
         if code:
             raise OptionError(f"loralens {words[0]} ended with {code}", fix="look at what it said above")
 
 
-def _ended(process: "subprocess.Popen[bytes]") -> int:
+def _wait_for(process: "subprocess.Popen[bytes]") -> int:
     """How a command ended. An interruption reaches it as well, and it is left to clear up after itself."""
     interrupted = False
     while True:
@@ -152,12 +154,12 @@ def _ended(process: "subprocess.Popen[bytes]") -> int:
             return INTERRUPTED[0] if interrupted else code
 
 
-def _styled(text: str, *, apart: bool = False, **style: Any) -> None:
+def _print_styled(text: str, *, blank_line_before: bool = False, **style: Any) -> None:
     """A line in colour or bold, which the stream that makes text harmless would show as escapes.
 
-    ``apart``: an empty line comes before it.
+    ``blank_line_before``: an empty line comes before it.
     """
-    click.echo(("\n" if apart else "") + click.style(visible(text), **style), file=raw(sys.stdout))
+    click.echo(("\n" if blank_line_before else "") + click.style(visible(text), **style), file=raw_stream(sys.stdout))
 
 
 def _check_packages() -> None:

@@ -1,4 +1,4 @@
-"""``loralens doctor``: options in, the verb called, its result shown."""
+"""The command ``loralens doctor``: declares its options, calls the verb and shows the result."""
 
 from pathlib import Path
 from typing import Unpack, get_args
@@ -7,7 +7,7 @@ import click
 
 from loralens.analysis.checks.diagnosis import LEVELS
 from loralens.cli import options
-from loralens.cli.show import Rows, show, wrote
+from loralens.cli.show import RowOptions, show, tell_written
 from loralens.core.adapter import Level
 from loralens.verbs.doctor import MergeDType, Rounding, doctor
 from loralens.verbs.inputs.adapters import Reading
@@ -15,23 +15,23 @@ from loralens.verbs.inputs.adapters import Reading
 
 @click.command("doctor")
 @click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER...")
-@click.option("--base", metavar="MODEL", help=options.BASE_HELP)
+@options.base("Also check the adapters against its weights.")
 @options.MODULES
-@click.option("--dtype", type=click.Choice(get_args(MergeDType)), help="The dtype of a merge. [default: as the base]")
 @click.option(
-    "--rounding",
-    type=click.Choice(get_args(Rounding)),
-    default="nearest",
-    show_default=True,
-    help="How a merge would round; of error feedback only merging tells.",
+    "--dtype",
+    type=click.Choice(get_args(MergeDType)),
+    help="The dtype of the merged model whose rounding is foretold. [default: the dtypes of the base]",
+)
+@options.rounding(get_args(Rounding))
+@click.option(
+    "--sarif", type=options.PATH, metavar="FILE", help="Also write the findings to FILE as SARIF 2.1.0, for CI systems."
 )
 @click.option(
-    "--sarif", type=click.Path(path_type=Path), metavar="FILE", help="Write the findings as SARIF 2.1.0, for CI."
+    "--fail-on",
+    type=click.Choice(LEVELS),
+    help="Exit with code 1 if there is a finding of this level or a more serious one.",
 )
-@click.option(
-    "--fail-on", type=click.Choice(LEVELS), help="Exit 1 when there is a finding of this level or a worse one."
-)
-@options.rows(csv="One line a finding.", json="Machine-readable, one finding a module.")
+@options.rows(csv="finding")
 @options.reading
 @click.pass_context
 def command(
@@ -43,13 +43,14 @@ def command(
     rounding: Rounding,
     sarif: Path | None,
     fail_on: Level | None,
-    rows: Rows,
+    rows: RowOptions,
     **reading: Unpack[Reading],
 ) -> None:
-    """Say what is wrong with adapters, most serious first, each finding with its evidence and what mends it.
+    """Examine adapters for faults: list the findings, most serious first, each with its evidence and its remedy.
 
-    ADAPTER is a file, a folder that holds one, or a Hub id in the local cache; several are also compared with each
-    other. A file that cannot be read is a finding too. Exit 0 whatever is found, unless --fail-on says otherwise.
+    ADAPTER is a file, a folder that holds one, or a Hub id in the local cache. Several adapters are also compared with
+    each other. A file that cannot be read is a finding too. The exit code is 0 whatever is found, unless --fail-on is
+    given. How a merge with error feedback would round is known only from merging, so --rounding does not offer it.
     """
     result = doctor(
         *adapters,
@@ -62,7 +63,7 @@ def command(
         **reading,
     )
     if sarif:
-        wrote(sarif)
+        tell_written(sarif)
     show(result, rows)
     if not result.answer:
         ctx.exit(1)

@@ -1,11 +1,11 @@
-"""``loralens equal``: options in, the verb called, its result shown."""
+"""The command ``loralens equal``: declares its options, calls the verb and shows the result."""
 
 from typing import Unpack
 
 import click
 
 from loralens.cli import options
-from loralens.cli.show import Rows, show
+from loralens.cli.show import RowOptions, show
 from loralens.verbs.equal import equal
 from loralens.verbs.inputs.adapters import Reading
 
@@ -16,21 +16,22 @@ from loralens.verbs.inputs.adapters import Reading
 @click.option(
     "--tolerance",
     type=click.FloatRange(min=0),
-    callback=options.finite,
+    callback=options.refuse_non_finite,
     default=1e-6,
     show_default=True,
-    help="Largest ‖ΔW₁−ΔW₂‖/‖ΔW‖.",
+    help="The largest relative difference ‖ΔW₁−ΔW₂‖/‖ΔW‖ of equal modules.",
 )
-@click.option("--base", metavar="MODEL", help=f"{options.BASE_HELP} For GGUF: its head counts.")
-@options.rows(csv="One line a module.", json="Machine-readable, every module.")
+@options.base("Needed for the head counts of GGUF files.")
+@options.rows(csv="module")
 @options.reading
 def command(
-    first: str, second: str, tolerance: float, base: str | None, rows: Rows, **reading: Unpack[Reading]
+    first: str, second: str, tolerance: float, base: str | None, rows: RowOptions, **reading: Unpack[Reading]
 ) -> None:
-    """Say whether A and B are the same update, whatever their dialects, ranks or gauge. Exit 0 if so, else 1.
+    """Test whether two adapters are the same update, whatever their dialects, ranks or factors.
 
-    Modules are matched by name, else with dots and underscores taken as the same. --alpha and --scale go to whichever
-    of the two does not say its own. Of two GGUF files one may say the head counts for both; else --base does.
+    Modules are matched by name; if that fails, dots and underscores are taken as the same. --alpha and --scale are used
+    for the adapter that does not state its own. If one of two GGUF files states the head counts, they are used for
+    both; otherwise --base is needed. The exit code is 0 if they are equal, 1 if not.
     """
     result = equal(first, second, tolerance=tolerance, base=base, **reading)
     show(result, rows)

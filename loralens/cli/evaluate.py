@@ -1,31 +1,34 @@
-"""``loralens evaluate``: options in, the verb called, its result shown."""
+"""The command ``loralens evaluate``: declares its options, calls the verb and shows the result."""
 
 from typing import Unpack, get_args
 
 import click
 
 from loralens.cli import options
-from loralens.cli.show import Rows, show
+from loralens.cli.show import RowOptions, show
 from loralens.verbs.evaluate import evaluate
 from loralens.verbs.inputs.adapters import Reading
 from loralens.verbs.inputs.choices import FloatType
 from loralens.verbs.inputs.data import TaskName
 
-COUNT = click.IntRange(min=1)
-
 
 @click.command("evaluate")
 @click.argument("adapters", nargs=-1, metavar="[ADAPTER]...")
-@click.option("--model", required=True, metavar="DIR", help="The base: a transformers folder, a Hub id, or a package.")
-@click.option("--task", type=click.Choice(get_args(TaskName)), required=True, help="What is asked of it.")
-@click.option("--data", required=True, metavar="FILE", help="Texts as train takes them; of a corpus what it holds out.")
-@click.option("--limit", type=COUNT, metavar="N", help="Only the first N texts.")
-@click.option("--batch", type=COUNT, default=64, show_default=True, metavar="N", help="Texts at a time.")
-@click.option("--length", type=COUNT, metavar="N", help="Tokens of a text.  [default: as it was trained, else 256]")
-@click.option("--device", default="auto", show_default=True, metavar="NAME", help="cpu, cuda, mps …")
-@click.option("--dtype", type=click.Choice(get_args(FloatType)), default="f32", show_default=True, help="Of the model.")
-@click.option("--threads", type=COUNT, metavar="N", help="Of the CPU.  [default: all that it may use]")
-@options.rows(csv="One line an adapter.", json="Machine-readable result.")
+@options.model()
+@click.option("--task", type=click.Choice(get_args(TaskName)), required=True, help="The task that is measured.")
+@click.option(
+    "--data",
+    required=True,
+    metavar="FILE",
+    help="The texts, in a file as train reads it; or the name of a corpus, of which the held-out texts are taken.",
+)
+@options.LIMIT
+@options.batch(64)
+@options.length("as the adapter was trained, else 256")
+@options.MODEL_DEVICE
+@options.MODEL_DTYPE
+@options.THREADS
+@options.rows(csv="adapter")
 @options.reading
 def command(
     adapters: tuple[str, ...],
@@ -38,13 +41,13 @@ def command(
     device: str,
     dtype: FloatType,
     threads: int | None,
-    rows: Rows,
+    rows: RowOptions,
     **reading: Unpack[Reading],
 ) -> None:
-    """Measure loss, accuracy and, of language, perplexity: of the model with each adapter, or of the model as it is.
+    """Measure loss, accuracy and, for language models, perplexity: with each adapter, or without any.
 
-    A classifier's labels are those that the adapter was trained on, where it says so, else the model's own, where it
-    knows those of the texts, else those of the texts, sorted.
+    The labels of a classifier are taken from the adapter if it states them, else from the model if it knows the labels
+    of the texts, else from the texts, sorted.
     """
     result = evaluate(
         *adapters,

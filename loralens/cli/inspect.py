@@ -1,11 +1,11 @@
-"""``loralens inspect``: options in, the verb called, its result shown."""
+"""The command ``loralens inspect``: declares its options, calls the verb and shows the result."""
 
 from typing import Unpack
 
 import click
 
 from loralens.cli import options
-from loralens.cli.show import Rows, show
+from loralens.cli.show import RowOptions, show
 from loralens.verbs.inputs.adapters import Reading
 from loralens.verbs.inspect import inspect
 
@@ -27,25 +27,25 @@ class ConsumerType(click.Choice[str]):
 @click.command("inspect")
 @click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER...")
 @options.MODULES
-@click.option("--base", metavar="DIR", help="The base model: say how the names match its weights (headers only).")
+@options.base("Say how the names match its weights, of which only headers are read.")
 @click.option(
     "--consumer",
     "--for",
     "consumer",
     type=ConsumerType(),
-    help="Say what this program would reject or ignore. Exit 1 if it would reject the adapter or apply it wrongly.",
+    help="Say what this program rejects or ignores. Exit with code 1 if it rejects the adapter or applies it wrongly.",
 )
-@options.rows(csv="One line a module.", json="Machine-readable, every module and tensor.")
+@options.rows(csv="module")
 @options.reading
 def command(
     adapters: tuple[str, ...],
     modules: tuple[str, ...],
     base: str | None,
     consumer: str | None,
-    rows: Rows,
+    rows: RowOptions,
     **reading: Unpack[Reading],
 ) -> None:
-    """Say what is in an adapter file: format, base, modules, scales and where they came from, leftovers, warnings.
+    """Show what is in an adapter file: format, base, modules, scales and their source, other tensors, warnings.
 
     ADAPTER is a file, a folder that holds one, or a Hub id in the local cache.
     """

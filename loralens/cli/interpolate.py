@@ -1,12 +1,11 @@
-"""``loralens interpolate``: options in, the verb called, its result shown."""
+"""The command ``loralens interpolate``: declares its options, calls the verb and shows the result."""
 
 from typing import Unpack
 
 import click
 
 from loralens.cli import options
-from loralens.cli.combine_options import take, writing
-from loralens.cli.show import Rows, show
+from loralens.cli.show import RowOptions, show
 from loralens.verbs.interpolate import interpolate
 from loralens.verbs.outputs.writing import WritingAndReading
 
@@ -14,21 +13,29 @@ from loralens.verbs.outputs.writing import WritingAndReading
 @click.command("interpolate")
 @click.argument("first", metavar="A")
 @click.argument("second", metavar="B")
-@click.option("--at", type=float, required=True, callback=options.finite, metavar="T", help="0 is A, 1 is B.")
+@click.option(
+    "--at",
+    type=float,
+    required=True,
+    callback=options.refuse_non_finite,
+    metavar="T",
+    help="The place on the line between the adapters: 0 is A, 1 is B.",
+)
 @options.MODULES
-@take("both")
-@writing
+@options.take("both")
+@options.writing
 def command(
     first: str,
     second: str,
     at: float,
     modules: tuple[str, ...],
     take: str | None,
-    rows: Rows,
+    rows: RowOptions,
     **files: Unpack[WritingAndReading],
 ) -> None:
-    """Write (1 − T)·A + T·B, exact; with --modules only there, and A elsewhere.
+    """Write (1 − t)·A + t·B of two adapters, exactly.
 
-    T may lie outside [0, 1]. Along the arc instead of the line: loralens combine --method slerp.
+    With --modules only these modules are interpolated, and the others are those of A. The number t may lie outside [0,
+    1]. For the arc instead of the line: loralens combine --method slerp.
     """
     show(interpolate(first, second, at, modules=modules, take=take, **files), rows)

@@ -1,4 +1,4 @@
-"""``loralens intruders``: options in, the verb called, its result shown."""
+"""The command ``loralens intruders``: declares its options, calls the verb and shows the result."""
 
 from pathlib import Path
 from typing import Unpack, get_args
@@ -6,55 +6,67 @@ from typing import Unpack, get_args
 import click
 
 from loralens.cli import options
-from loralens.cli.show import Rows, show
+from loralens.cli.show import RowOptions, show
 from loralens.verbs.inputs.adapters import Reading
 from loralens.verbs.inputs.choices import FloatType
 from loralens.verbs.intruders import intruders
 
-PATH = click.Path(path_type=Path)
-
 
 @click.command("intruders")
 @click.argument("adapter", metavar="ADAPTER")
-@click.option("--base", required=True, metavar="MODEL", help=options.BASE_HELP)
+@options.base(required=True)
 @options.MODULES
 @click.option(
-    "--top", type=click.IntRange(min=1), default=10, show_default=True, help="Look at so many leading directions."
+    "--top",
+    type=options.COUNT,
+    default=10,
+    show_default=True,
+    metavar="N",
+    help="The number of leading singular directions of W + ΔW to look at.",
 )
 @click.option(
     "--threshold",
     type=click.FloatRange(0, 1, min_open=True),
-    callback=options.finite,
+    callback=options.refuse_non_finite,
     default=0.5,
     show_default=True,
-    help="An intruder has no cosine as large as this with any direction of W.",
+    help="A direction is an intruder if no |cosine| with a direction of W is as large as this.",
 )
 @click.option(
     "--remove",
     type=float,
-    callback=options.finite,
+    callback=options.refuse_non_finite,
     metavar="λ",
-    help="Write an adapter that leaves λ of every intruder: 0 removes them, 1 keeps them. Needs -o.",
+    help="Write an adapter in which every intruder is multiplied by λ: 0 removes them, 1 keeps them. Needs -o.",
 )
-@click.option("-o", "--output", type=PATH, metavar="TARGET", help="Where --remove writes: a folder or a file.")
-@click.option("--uniform", is_flag=True, help="Give all modules of the written adapter one rank, with zeros.")
+@options.output("TARGET", "The file or folder that --remove writes.")
+@options.UNIFORM
 @click.option(
-    "--dtype", type=click.Choice(get_args(FloatType)), default="f32", show_default=True, help="Of the changed factors."
+    "--dtype",
+    type=click.Choice(get_args(FloatType)),
+    default="f32",
+    show_default=True,
+    help="The dtype of the factors that --remove changes.",
 )
 @options.ALLOW_LOSS
-@click.option("--overwrite", is_flag=True, help="Replace TARGET.")
-@click.option("--dry-run", is_flag=True, help="Say what --remove would write, and write nothing.")
-@click.option("--cache", type=PATH, metavar="DIR", help="Where SVDs of W are kept. [default: the user's cache folder]")
-@click.option("--cache-limit", default="20GB", show_default=True, metavar="SIZE", help="Drop the oldest beyond this.")
-@click.option("--no-cache", is_flag=True, help="Keep no SVD, and use none that is kept.")
+@options.OVERWRITE
+@options.DRY_RUN
 @click.option(
-    "--device",
-    default="cpu",
-    show_default=True,
-    metavar="NAME",
-    help="Where SVDs of W are computed: cpu, cuda, cuda:1 …",
+    "--cache",
+    type=options.PATH,
+    metavar="DIR",
+    help="The folder in which SVDs of W are kept between runs. [default: in the user's cache folder]",
 )
-@options.rows(csv="One line a module.")
+@click.option(
+    "--cache-limit",
+    default="20GB",
+    show_default=True,
+    metavar="SIZE",
+    help="The size of that folder above which the oldest SVDs are deleted.",
+)
+@click.option("--no-cache", is_flag=True, help="Neither use nor keep SVDs of earlier runs.")
+@options.device()
+@options.rows(csv="module")
 @options.reading
 def command(
     adapter: str,
@@ -73,14 +85,15 @@ def command(
     cache_limit: str,
     no_cache: bool,
     device: str,
-    rows: Rows,
+    rows: RowOptions,
     **reading: Unpack[Reading],
 ) -> None:
     """Find the leading singular directions of W + ΔW that no singular direction of W resembles (arXiv 2410.21228).
 
-    The score of a direction is the largest |cosine| of its left singular vector with those of W; below --threshold it
-    is an intruder. Nearly every random direction is one, as the column "chance" says: a low score means spread over
-    many directions of W, not unknown to it. No SVD of W + ΔW is taken; that of W is, once, and kept.
+    The score of a direction is the largest |cosine| of its left singular vector with those of W; below --threshold the
+    direction is an intruder. Nearly every random direction is one, as the column "chance" shows: a low score means that
+    the direction is spread over many directions of W, not that W does not have it. W is decomposed once, and its SVD is
+    kept; W + ΔW is not decomposed at all.
     """
     if (remove is None) != (output is None):
         raise click.UsageError("--remove and -o belong together")

@@ -1,4 +1,4 @@
-"""The group: a table of commands, imported when they are called, and errors turned into exit codes.
+"""The group of commands: imports a command when it is called, and turns errors into exit codes.
 
 Exit codes: 0 done, or the answer is yes; 1 the answer is no; 2 an error or wrong usage (one message, no traceback); 130
 interrupted; 143 terminated. A traceback is a bug.
@@ -20,22 +20,44 @@ import click
 from click.shell_completion import CompletionItem
 
 from loralens.cli.messages import messages_on_stderr
-from loralens.cli.paths import completing_paths
 from loralens.cli.terminal import harmless_output, occupy_closed_streams
 from loralens.errors import LoraLensError, visible
 from loralens.verbs import VERBS
 from loralens.version import __version__
 
+# The words that end a command which a signal stopped.
 ENDED = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}  # by Ctrl-C; by kill, a scheduler, a shutdown
 FAILED = 2  # the exit code of an error, as of wrong usage; 1 is the answer no
+# The convention of shells: 130 for SIGINT, 143 for SIGTERM.
 SIGNALLED = 128  # and the number of the signal: the exit code of a command that it ended
 TRIAL = 64 << 20  # bytes: where the system does not give these, an error comes of the lack of memory
 GRACE = 3.0  # seconds after a signal in which a second one does not disturb the tidying up
 
 NO_MEMORY = "there is not enough memory\n  fix: leave out modules (--modules), or work where there is more memory"
+# Fragments of the messages of libraries, of the dynamic loader and of threading, in lower case.
 SHORT_OF_MEMORY = ("allocate memory", "failed to map segment", "can't start new thread", "not enough memory")
 
-COMMANDS = {"demo": "Everything once, on real weights: a newcomer's first command.", **VERBS}
+# Options whose value may be a path although it is kept as a plain string, since a Hub id or ``A:0.7`` is no path.
+PLACES = {"adapter", "adapters", "base", "model", "tuned", "activations", "recipe", "data", "eval"}
+
+COMMANDS = {"demo": "Run the main commands once, on real weights: a first command for newcomers.", **VERBS}
+
+
+class PathType(click.types.StringParamType):
+    """A string that may be a path: an adapter (``A:0.7`` and a Hub id too), a model, texts."""
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Leave it to the shell, which knows where files are."""
+        del ctx, param
+        return [CompletionItem(incomplete, type="file")]
+
+
+def _complete_paths(command: click.Command) -> click.Command:
+    """The command, for which the shell completes files where a plain string may be one: arguments, and `PLACES`."""
+    for param in command.params:
+        if param.type is click.STRING and (isinstance(param, click.Argument) or param.name in PLACES):
+            param.type = PathType()
+    return command
 
 
 class LensGroup(click.Group):
@@ -53,7 +75,7 @@ class LensGroup(click.Group):
             return None
         command = import_module(f"loralens.cli.{cmd_name}").command
         assert isinstance(command, click.Command)
-        return completing_paths(command)
+        return _complete_paths(command)
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """Names from the table, without importing the commands; and our own options."""
@@ -87,7 +109,7 @@ class LensGroup(click.Group):
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except Exception as error:
-            if not _out_of_memory(error):
+            if not _is_out_of_memory(error):
                 raise
         click.echo(f"error: {NO_MEMORY}", err=True)  # out here, where what the command held is given back
         return ctx.exit(FAILED)
@@ -103,17 +125,17 @@ def _usage_in_one_line() -> Iterator[None]:
         raise
 
 
-def _out_of_memory(error: BaseException) -> bool:
+def _is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory is at its end, as Python, the loader of libraries or torch say it.
 
     A library that is cut short while it is loaded says something else: there a trial tells.
     """
     if isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in SHORT_OF_MEMORY):
         return True
-    return not isinstance(error, OSError) and not _memory_left()
+    return not isinstance(error, OSError) and not _can_allocate()
 
 
-def _memory_left() -> bool:
+def _can_allocate() -> bool:
     """Whether the system still gives as much memory as any command needs."""
     try:
         mmap(-1, TRIAL).close()
@@ -131,12 +153,13 @@ def main(ctx: click.Context) -> None:
         ctx.color = False
 
 
-def _one_blas_thread() -> None:
+def _limit_blas_threads() -> None:
     """Let BLAS use one thread, unless the user says otherwise: modules are worked on in threads of our own.
 
     Must happen before NumPy is imported, so here.
     """
     for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
+        # setdefault: a number that the user has set counts.
         os.environ.setdefault(name, "1")
 
 
@@ -162,7 +185,7 @@ def _unwind_once() -> list[int]:
     return first
 
 
-def _refused(error: OSError) -> NoReturn:
+def _report_os_error(error: OSError) -> NoReturn:
     """Say which file the system refuses; where it names none, it is standard output, which is full or gone.
 
     What was to be flushed there cannot be.
@@ -179,7 +202,7 @@ def _refused(error: OSError) -> NoReturn:
 
 def run() -> None:
     """The entry point of the ``loralens`` command."""
-    _one_blas_thread()
+    _limit_blas_threads()
     if hasattr(signal, "SIGPIPE"):
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends a command as it ends cat: quietly, by the signal
     signals = _unwind_once()
@@ -199,11 +222,11 @@ def run() -> None:
             error.show()
         sys.exit(error.exit_code)
     except OSError as error:
-        _refused(error)
+        _report_os_error(error)
     try:
         sys.stdout.flush()
     except OSError as error:
-        _refused(error)
+        _report_os_error(error)
     with suppress(OSError):
         sys.stderr.flush()
     os._exit(code if isinstance(code, int) else 0)  # nothing is left to do; taking NumPy apart would cost 7 %

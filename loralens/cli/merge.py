@@ -1,4 +1,4 @@
-"""``loralens merge``: options in, the verb called, its result shown."""
+"""The command ``loralens merge``: declares its options, calls the verb and shows the result."""
 
 from pathlib import Path
 from typing import Unpack, get_args
@@ -6,35 +6,49 @@ from typing import Unpack, get_args
 import click
 
 from loralens.cli import options
-from loralens.cli.show import Rows, show
+from loralens.cli.show import RowOptions, show
 from loralens.merging.rounding import Mode
 from loralens.verbs.inputs.adapters import Reading
 from loralens.verbs.merge import ModelDtype, merge
 
-PATH = click.Path(path_type=Path)
-
 
 @click.command("merge")
 @click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER[:W]...")
-@click.option("--base", required=True, metavar="MODEL", help=options.BASE_HELP)
-@click.option("-o", "--output", type=PATH, metavar="OUT", help="Folder to write (a file where the base is one file).")
-@click.option("--undo", type=PATH, metavar="FILE", help="Where the undo patch goes, or 'none'. [default: in OUT]")
+@options.base(required=True)
+@options.output("OUT", "The folder to write, or the file if the base is a single file.")
 @click.option(
-    "--certificate", type=PATH, metavar="FILE", help="Where the certificate goes, or 'none'. [default: in OUT]"
+    "--undo",
+    type=options.PATH,
+    metavar="FILE",
+    help="Where the undo patch is written; 'none' writes none. [default: into OUT]",
 )
-@click.option("--measure", is_flag=True, help="Measure what arrives where no certificate is written, too.")
-@click.option("--rounding", type=click.Choice(get_args(Mode)), default="nearest", show_default=True)
-@click.option("--seed", type=int, default=0, help="Of stochastic rounding.")
-@click.option("--dtype", type=click.Choice(get_args(ModelDtype)), default="keep", help="Dtype of the merged model.")
+@click.option(
+    "--certificate",
+    type=options.PATH,
+    metavar="FILE",
+    help="Where the certificate is written; 'none' writes none. [default: into OUT]",
+)
+@click.option(
+    "--measure", is_flag=True, help="Measure how much of every update arrived, even if no certificate is written."
+)
+@options.rounding(get_args(Mode))
+@options.seed("stochastic rounding", least=None)
+@click.option(
+    "--dtype",
+    type=click.Choice(get_args(ModelDtype)),
+    default="keep",
+    show_default=True,
+    help="The dtype of the merged model; 'keep' leaves every tensor in its own.",
+)
 @click.option("--allow-missing", is_flag=True, help="Leave out modules that have no weight in the base.")
 @options.untying(
-    "Whether a head that shares the embedding's weight gets one of its own. [default: as the adapter needs]"
+    "Whether a head that shares the embedding's weight gets a weight of its own. [default: if the adapter needs one]"
 )
-@options.DEVICE
-@click.option("--overwrite", is_flag=True, help="Replace OUT.")
-@click.option("--dry-run", is_flag=True, help="Say what would arrive, and write nothing.")
+@options.device(note=options.SAME_BITS)
+@options.OVERWRITE
+@options.DRY_RUN
 @options.MODULES
-@options.rows(csv="One line a module.", json="The certificate on stdout.")
+@options.rows(csv="module")
 @options.reading
 def command(
     adapters: tuple[str, ...],
@@ -52,17 +66,17 @@ def command(
     overwrite: bool,
     dry_run: bool,
     modules: tuple[str, ...],
-    rows: Rows,
+    rows: RowOptions,
     **reading: Unpack[Reading],
 ) -> None:
-    """Merge adapters into a base model: W' = W + Σ w·ΔW, shard by shard, rounded once.
+    """Merge adapters into a base model, W' = W + Σ w·ΔW, shard by shard and rounded once.
 
-    ADAPTER:0.7 counts 0.7 times. Every other tensor is copied byte for byte, and the files beside the weights come
-    along. Unless told otherwise OUT holds an undo patch, from which `loralens unmerge` restores the base bit for bit,
-    and a certificate of how much of every update arrived.
+    Every other tensor is copied byte for byte, and so are the files beside the weights. ADAPTER:0.7 has the weight 0.7.
+    By default OUT also holds an undo patch, from which `loralens unmerge` restores the base bit for bit, and a
+    certificate of how much of every update arrived, which --json prints.
     """
     result = merge(
-        *map(options.weighted, adapters),
+        *map(options.split_weight, adapters),
         base=base,
         output=output,
         undo=undo,

@@ -1,12 +1,11 @@
-"""``loralens negate``: options in, the verb called, its result shown."""
+"""The command ``loralens negate``: declares its options, calls the verb and shows the result."""
 
 from typing import Unpack
 
 import click
 
 from loralens.cli import options
-from loralens.cli.combine_options import writing
-from loralens.cli.show import Rows, show
+from loralens.cli.show import RowOptions, show
 from loralens.verbs.negate import negate
 from loralens.verbs.outputs.writing import WritingAndReading
 
@@ -14,10 +13,10 @@ from loralens.verbs.outputs.writing import WritingAndReading
 @click.command("negate")
 @click.argument("adapter")
 @options.MODULES
-@writing
-def command(adapter: str, modules: tuple[str, ...], rows: Rows, **files: Unpack[WritingAndReading]) -> None:
-    """Write ADAPTER with the sign of ΔW changed; with --modules only there, the others as they are.
+@options.writing
+def command(adapter: str, modules: tuple[str, ...], rows: RowOptions, **files: Unpack[WritingAndReading]) -> None:
+    """Write an adapter with the sign of ΔW changed.
 
-    The factors stay, to the bit: the scale changes its sign.
+    With --modules only these modules change. The factors keep their bits: only the scale changes its sign.
     """
     show(negate(adapter, modules=modules, **files), rows)

@@ -1,6 +1,6 @@
-"""Options that several commands share."""
+"""The options that several commands share: each is declared here once, with one help text."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from math import isfinite
 from pathlib import Path
@@ -8,15 +8,20 @@ from typing import Any, TypeVar
 
 import click
 
-from loralens.cli.show import Rows
+from loralens.cli.show import RowOptions
 from loralens.formats.files.location import existing_path
+from loralens.verbs.inputs.choices import FLOAT_TYPES, TARGET_FORMATS
 
-BASE_HELP = "The base model: a folder, a safetensors file, or a Hub id in the local cache."
-
+Command = Callable[..., None]
 F = TypeVar("F", bound=Callable[..., Any])
 
+PATH = click.Path(path_type=Path)
+COUNT = click.IntRange(min=1)
 
-def finite(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
+_BASE_HELP = "The base model: a folder, a safetensors file, or a Hub id in the local cache."
+
+
+def refuse_non_finite(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
     """Refuse NaN and infinity, as wrong usage."""
     del ctx
     if value is not None and not isfinite(value):
@@ -24,97 +29,60 @@ def finite(ctx: click.Context, param: click.Parameter, value: float | None) -> f
     return value
 
 
+def _decorate(function: F, decorators: Sequence[Callable[[F], F]]) -> F:
+    """The function with several options, which ``--help`` lists in the order of the sequence."""
+    for decorator in reversed(decorators):  # the decorator that is applied last comes first in the help
+        function = decorator(function)
+    return function
+
+
+# ---- Which adapters, modules and base are read
+
+
 ALLOW_PICKLE = click.option(
-    "--allow-pickle", is_flag=True, help="Read .bin and .pt files, by an unpickler that builds only tensors."
+    "--allow-pickle", is_flag=True, help="Read .bin and .pt files, with an unpickler that builds nothing but tensors."
 )
 ONCE = click.option(
-    "--once", is_flag=True, help="Take the out_proj of an nn.MultiheadAttention once; PEFT adds it twice."
+    "--once",
+    is_flag=True,
+    help="Add the update of the out_proj of an nn.MultiheadAttention once; PEFT adds it twice.",
 )
 _READING = (
-    click.option("--format", metavar="NAME", help="The dialect of the file, where its content could be several."),
-    click.option("--alpha", type=float, callback=finite, help="α of a file that does not say it: scale = α/r."),
-    click.option("--scale", type=float, callback=finite, help="Scale of a file that does not say it."),
+    click.option("--format", metavar="NAME", help="The dialect of the file, if its content fits several dialects."),
+    click.option(
+        "--alpha",
+        type=float,
+        callback=refuse_non_finite,
+        help="α of a file that does not state it; the scale is then α/r.",
+    ),
+    click.option("--scale", type=float, callback=refuse_non_finite, help="The scale of a file that does not state it."),
     ALLOW_PICKLE,
     ONCE,
 )
-
-
-def require_output(output: Path | None, *, dry_run: bool) -> None:
-    """Refuse to work for a target that was not given, as wrong usage."""
-    if output is None and not dry_run:
-        raise click.UsageError("Missing option '-o': say where to write, or give --dry-run")
-
-
-ALLOW_LOSS = click.option("--allow-loss", is_flag=True, help="Write even where rounding costs a module more than 1 %.")
 MODULES = click.option(
-    "--modules", "-m", metavar="GLOB", multiple=True, help="Only these: a glob over names or kinds. Repeatable."
-)
-
-
-def untying(text: str) -> Callable[[F], F]:
-    """``--untie`` and ``--keep-tied``: whether weights that share numbers become weights of their own."""
-    return click.option("--untie/--keep-tied", "untie", default=None, help=text)
-
-
-DEVICE = click.option(
-    "--device",
-    default="cpu",
-    show_default=True,
-    help="Where products are made: cpu, cuda or cuda:N. The bits are the same.",
+    "--modules",
+    "-m",
+    metavar="GLOB",
+    multiple=True,
+    help="Only modules whose name or kind matches this glob pattern. Repeatable.",
 )
 
 
 def reading(function: F) -> F:
     """The options of every command that reads an adapter."""
-    for option in reversed(_READING):
-        function = option(function)
-    return function
+    return _decorate(function, _READING)
 
 
-def rows(
-    *, csv: str = "", plot: str = "", json: str = "Machine-readable, everything."
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """The options of every command that shows rows, which it is given as one `Rows`.
+def base(purpose: str = "", *, required: bool = False) -> Callable[[F], F]:
+    """``--base``; ``purpose`` is a sentence that says what a command which can do without needs it for."""
+    return click.option("--base", required=required, metavar="MODEL", help=f"{_BASE_HELP} {purpose}".rstrip())
 
-    Parameters
-    ----------
-    csv, plot, json : str
-        Help texts of ``--csv``, ``--plot`` and ``--json``; without one there is no such option.
+
+def split_weight(text: str) -> tuple[str, float]:
+    """``ADAPTER:0.7`` as path and weight: what follows the last colon is a weight if it is a number.
+
+    A path that exists is taken as it is, since names of files may hold colons.
     """
-
-    def decorate(function: Callable[..., None]) -> Callable[..., None]:
-        @wraps(function)
-        def gathered(
-            *arguments: Any, as_json: bool = False, as_csv: bool = False, plot: Path | None = None, **given: Any
-        ) -> None:
-            if as_json and as_csv:
-                raise click.UsageError("--json and --csv exclude each other")
-            function(*arguments, rows=Rows(as_json, as_csv, plot), **given)
-
-        decorated: Callable[..., None] = gathered
-        if plot:
-            decorated = click.option(
-                "--plot", type=click.Path(path_type=Path), callback=_drawable, metavar="FILE", help=plot
-            )(decorated)
-        if csv:
-            decorated = click.option("--csv", "as_csv", is_flag=True, help=csv)(decorated)
-        return click.option("--json", "as_json", is_flag=True, help=json)(decorated)
-
-    return decorate
-
-
-def _drawable(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
-    """Refuse a file that no figure can be written to, before any work."""
-    del ctx, param
-    if value:
-        from loralens.charts.figure import check_suffix  # with the renderers, which few commands need
-
-        check_suffix(value)
-    return value
-
-
-def weighted(text: str) -> tuple[str, float]:
-    """``ADAPTER:0.7`` taken apart: what follows the last colon is a weight if it is a number and the rest exists."""
     path, colon, number = text.rpartition(":")
     if not colon or Path(text).exists():
         return text, 1.0
@@ -122,7 +90,275 @@ def weighted(text: str) -> tuple[str, float]:
         weight = float(number)
     except ValueError:
         return text, 1.0
+    # A path before the colon that does not exist is an error about the path, not about the weight.
     existing_path(Path(path))
     if not isfinite(weight):
         raise click.BadParameter(f"{text}: the weight must be a finite number")
     return path, weight
+
+
+# ---- What is written, and where
+
+
+OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace what is already at the output path.")
+DRY_RUN = click.option("--dry-run", is_flag=True, help="Check everything, report what would be done, write nothing.")
+ALLOW_LOSS = click.option(
+    "--allow-loss", is_flag=True, help="Write even if rounding changes the update of a module by more than 1 %."
+)
+UNIFORM = click.option(
+    "--uniform", is_flag=True, help="Give all modules the same rank, padded with zeros, as LoRAX and mlx-lm require."
+)
+DROP_DEAD = click.option("--drop-dead", is_flag=True, help="Leave out modules whose update is zero.")
+
+
+def output(metavar: str, text: str) -> Callable[[F], F]:
+    """``-o``: where a command writes."""
+    return click.option("-o", "--output", type=PATH, metavar=metavar, help=text)
+
+
+ADAPTER_OUTPUT = output("OUT", "The file or folder to write.")
+
+
+def require_output(path: Path | None, *, dry_run: bool) -> None:
+    """Refuse, as wrong usage, to work for a target that was not given."""
+    if path is None and not dry_run:
+        raise click.UsageError("Missing option '-o': say where to write, or give --dry-run")
+
+
+def to(source: str = "the source") -> Callable[[F], F]:
+    """``--to``: the dialect that is written; ``source`` is the adapter whose dialect it is by default."""
+    text = f"The dialect to write. [default: the dialect of {source}]"
+    return click.option("--to", type=click.Choice(TARGET_FORMATS), help=text)
+
+
+def dtype(extra_types: Sequence[str] = (), *, note: str = "") -> Callable[[F], F]:
+    """``--dtype``: what the factors are rounded to; ``extra_types`` are choices beside the float types."""
+    text = f"Round all factors to this dtype{note}. [default: the dtypes of the source]"
+    return click.option("--dtype", type=click.Choice([*FLOAT_TYPES, *extra_types]), help=text)
+
+
+def take(holders: str) -> Callable[[F], F]:
+    """``--take``: whose fully trained tensors are written where ``holders`` have some."""
+    text = f"The adapter whose heads and biases are written where {holders} have some; 'none' leaves them out."
+    return click.option("--take", metavar="ADAPTER", help=text)
+
+
+def writing(function: Command) -> Command:
+    """The options of every command that writes an adapter made of others, and those of reading these."""
+
+    @wraps(function)
+    def with_output(*arguments: Any, output: Path | None, dry_run: bool, **values: Any) -> None:
+        require_output(output, dry_run=dry_run)
+        function(*arguments, output=output, dry_run=dry_run, **values)
+
+    options: tuple[Callable[[Command], Command], ...] = (
+        ADAPTER_OUTPUT,
+        to("the first adapter"),
+        base("Needed for DoRA, and for GGUF."),
+        dtype(),
+        ALLOW_LOSS,
+        OVERWRITE,
+        DRY_RUN,
+        rows(csv="module"),
+        reading,
+    )
+    decorated: Command = with_output
+    return _decorate(decorated, options)
+
+
+# ---- How ranks are chosen
+
+
+_RANK_RULES = (
+    click.option("--rank", type=COUNT, metavar="R", help="Keep the R leading directions of every module."),
+    click.option(
+        "--energy",
+        type=click.FloatRange(min=0, max=1, min_open=True),
+        metavar="X",
+        help="Keep the fewest directions of a module that hold this share of its energy Σσ², such as 0.99.",
+    ),
+    click.option(
+        "--error",
+        type=click.FloatRange(min=0, max=1, max_open=True),
+        metavar="X",
+        help="Keep the fewest directions of a module whose relative error ‖ΔW−ΔW'‖/‖ΔW‖ is at most this, such as 0.05.",
+    ),
+    click.option(
+        "--sv-ratio",
+        type=click.FloatRange(min=1),
+        metavar="X",
+        help="Keep the directions of a module whose singular value is above σ₁/X.",
+    ),
+    click.option(
+        "--parameters",
+        type=click.FloatRange(min=0, min_open=True),
+        metavar="N",
+        help="Keep the directions that one budget for the whole adapter pays for: a share of its parameters (0.5), or "
+        "their number.",
+    ),
+    click.option("--size", metavar="BYTES", help="The same budget in bytes of the file, such as 20MB or 512KiB."),
+)
+PROTECT = click.option(
+    "--weights",
+    default="absolute",
+    show_default=True,
+    metavar="WHAT",
+    help="The error that a budget minimises: absolute, relative to each module, or weighted by a JSON file of "
+    "glob: weight.",
+)
+ACTIVATIONS_HELP = "A file of `loralens calibrate`: the second moments of real inputs."
+ACTIVATIONS = click.option("--activations", metavar="FILE", help=f"{ACTIVATIONS_HELP} Errors are measured on them.")
+
+
+def rank_rules(function: F) -> F:
+    """The options that say how ranks are chosen, of which a command needs one."""
+    return _decorate(function, _RANK_RULES)
+
+
+# ---- Merging, and arithmetic on weights of the base
+
+
+def untying(text: str) -> Callable[[F], F]:
+    """``--untie`` and ``--keep-tied``: whether weights that share numbers become weights of their own."""
+    return click.option("--untie/--keep-tied", "untie", default=None, help=text)
+
+
+def rounding(modes: Sequence[str]) -> Callable[[F], F]:
+    """``--rounding``: how merged weights are rounded."""
+    text = "How a merge rounds the new weights to their dtype."
+    return click.option("--rounding", type=click.Choice(modes), default="nearest", show_default=True, help=text)
+
+
+def seed(purpose: str, *, least: int | None = 0, default: int | None = 0) -> Callable[[F], F]:
+    """``--seed``: the seed of random numbers, which are used for ``purpose``."""
+    return click.option(
+        "--seed",
+        type=click.INT if least is None else click.IntRange(min=least),
+        default=default,
+        show_default=default is not None,
+        metavar="N",
+        help=f"Seed of the random numbers for {purpose}.",
+    )
+
+
+def device(default: str | None = "cpu", *, note: str = "") -> Callable[[F], F]:
+    """``--device``: where matrices as large as W are worked on. Not those of models, which `running` has."""
+    hint = "" if default else " [default: cpu]"
+    text = f"The device for computations on W: cpu, cuda or cuda:N.{note}{hint}"
+    return click.option("--device", default=default, show_default=default is not None, metavar="NAME", help=text)
+
+
+SAME_BITS = " The result has the same bits on every device."
+
+
+# ---- Running models on texts
+
+
+def model(*, required: bool = True) -> Callable[[F], F]:
+    """``--model``: the model that is run."""
+    text = "The base model: a transformers folder, a Hub id in the local cache, or an installed package."
+    return click.option("--model", required=required, metavar="DIR", help=text)
+
+
+LIMIT = click.option("--limit", type=COUNT, metavar="N", help="Use only the first N texts.")
+MODEL_DEVICE = click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    metavar="NAME",
+    help="The device that runs the model: cpu, cuda, cuda:1, mps …, or auto for a GPU if there is one.",
+)
+MODEL_DTYPE = click.option(
+    "--dtype",
+    type=click.Choice(list(FLOAT_TYPES)),
+    default="f32",
+    show_default=True,
+    help="The dtype of the model's weights, in which it computes.",
+)
+THREADS = click.option(
+    "--threads", type=COUNT, metavar="N", help="The number of CPU threads. [default: all that the process may use]"
+)
+
+
+def batch(default: int) -> Callable[[F], F]:
+    """``--batch`` of commands that run a model without training it."""
+    text = "The number of texts that the model sees at a time."
+    return click.option("--batch", type=COUNT, default=default, show_default=True, metavar="N", help=text)
+
+
+def length(default: int | str) -> Callable[[F], F]:
+    """``--length``: where texts are cut; a default in words is one that the verb finds out."""
+    text = "The number of tokens after which a text is cut."
+    if isinstance(default, str):
+        return click.option("--length", type=COUNT, metavar="N", help=f"{text} [default: {default}]")
+    return click.option("--length", type=COUNT, default=default, show_default=True, metavar="N", help=text)
+
+
+_RUNNING = (
+    model(),
+    click.option(
+        "--data",
+        required=True,
+        type=PATH,
+        metavar="FILE",
+        help='Real inputs: a .jsonl file of {"text": …}, a .txt file of one text per line, or a .csv or .tsv file with '
+        "a column named text.",
+    ),
+    LIMIT,
+    batch(16),
+    length(256),
+    MODEL_DEVICE,
+    MODEL_DTYPE,
+    THREADS,
+)
+
+
+def running(function: F) -> F:
+    """The options of every command that runs a model on texts to observe it."""
+    return _decorate(function, _RUNNING)
+
+
+# ---- How a result is shown
+
+
+JSON = click.option("--json", "as_json", is_flag=True, help="Print the complete result as one JSON object.")
+
+
+def rows(*, csv: str = "", plot: str = "") -> Callable[[Command], Command]:
+    """The options of every command that shows rows, which it is given as one `RowOptions`.
+
+    Parameters
+    ----------
+    csv, plot : str
+        What one row of ``--csv`` is about, and what ``--plot`` draws; without one there is no such option.
+    """
+
+    def decorate(function: Command) -> Command:
+        @wraps(function)
+        def with_rows(
+            *arguments: Any, as_json: bool = False, as_csv: bool = False, plot: Path | None = None, **values: Any
+        ) -> None:
+            # Both would write to standard output.
+            if as_json and as_csv:
+                raise click.UsageError("--json and --csv exclude each other")
+            function(*arguments, rows=RowOptions(as_json, as_csv, plot), **values)
+
+        options = [JSON]
+        if csv:
+            options.append(click.option("--csv", "as_csv", is_flag=True, help=f"Print CSV with one row per {csv}."))
+        if plot:
+            text = f"Draw {plot} into FILE (.png, .svg or .pdf)."
+            options.append(click.option("--plot", type=PATH, callback=_check_drawable, metavar="FILE", help=text))
+        return _decorate(with_rows, options)
+
+    return decorate
+
+
+def _check_drawable(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
+    """Refuse a file that no figure can be written to, before any work."""
+    del ctx, param
+    if value:
+        from loralens.charts.figure import check_suffix  # with the renderers, which few commands need
+
+        check_suffix(value)
+    return value

@@ -1,4 +1,4 @@
-"""``loralens report``: options in, the verb called, its page written, its numbers shown."""
+"""The command ``loralens report``: declares its options, calls the verb and shows the result."""
 
 from pathlib import Path
 from typing import Unpack
@@ -6,32 +6,31 @@ from typing import Unpack
 import click
 
 from loralens.cli import options
-from loralens.cli.show import show_json, wrote
+from loralens.cli.show import show_json, tell_written
 from loralens.verbs.inputs.adapters import Reading
 from loralens.verbs.report import report
 
 
 @click.command("report")
 @click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER...")
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="The page to write: reports/x.html."
-)
-@click.option("--base", metavar="MODEL", help="Also hold each adapter against it. " + options.BASE_HELP)
+@options.output("FILE", "The HTML page to write, such as reports/x.html.")
+@options.base("Also compare each adapter with its weights.")
 @click.option(
     "--activations",
     metavar="FILE",
     multiple=True,
-    help="What real inputs excite, as `loralens calibrate` measured it, each file for its adapter. Repeatable.",
+    help=f"{options.ACTIVATIONS_HELP} Each file belongs to the adapter that it was measured with. Repeatable.",
 )
 @options.MODULES
 @click.option(
     "--intruders/--no-intruders",
     default=None,
-    help="Look for intruder dimensions, which takes an SVD of every weight. [default: where a minute will do]",
+    help="Whether to look for intruder dimensions, which takes an SVD of every weight. [default: if it takes at most "
+    "about a minute]",
 )
-@click.option("--markdown", is_flag=True, help="Also write it as Markdown, with pictures, beside it.")
-@click.option("--json", "as_json", is_flag=True, help="Print the same numbers, machine-readable.")
-@click.option("--overwrite", is_flag=True, help="Replace what is there.")
+@click.option("--markdown", is_flag=True, help="Also write the page as Markdown with pictures, beside FILE.")
+@options.JSON
+@options.OVERWRITE
 @options.reading
 def command(
     adapters: tuple[str, ...],
@@ -45,10 +44,11 @@ def command(
     overwrite: bool,
     **reading: Unpack[Reading],
 ) -> None:
-    """Put what can be said about adapters on one self-contained page: findings, spectra, ranks, and how they compare.
+    """Write one self-contained page about adapters: findings, spectra, ranks, and comparisons.
 
-    ADAPTER is a file, a folder that holds one, or a Hub id in the local cache; a run's folder stands for its
-    checkpoints. With --base also what ΔW amplifies, intruder dimensions, and what a merge would lose.
+    ADAPTER is a file, a folder that holds one, or a Hub id in the local cache. With --base the page also says what ΔW
+    amplifies, which dimensions are intruders, and what a merge would lose. The folder of a run stands for its
+    checkpoints.
     """
     if output is None and not as_json:
         raise click.UsageError("Missing option '-o': say where to write the page, or give --json")
@@ -64,6 +64,6 @@ def command(
         **reading,
     )
     for path in result.written:
-        wrote(path)
+        tell_written(path)
     if as_json:
         show_json(result.record())

@@ -1,24 +1,33 @@
-"""``loralens scale``: options in, the verb called, its result shown."""
+"""The command ``loralens scale``: declares its options, calls the verb and shows the result."""
 
 from typing import Unpack
 
 import click
 
 from loralens.cli import options
-from loralens.cli.combine_options import writing
-from loralens.cli.show import Rows, show
+from loralens.cli.show import RowOptions, show
 from loralens.verbs.outputs.writing import WritingAndReading
 from loralens.verbs.scale import scale
 
 
 @click.command("scale")
 @click.argument("adapter")
-@click.option("--by", type=float, required=True, callback=options.finite, metavar="X", help="ΔW becomes X·ΔW.")
+@click.option(
+    "--by",
+    type=float,
+    required=True,
+    callback=options.refuse_non_finite,
+    metavar="X",
+    help="The factor that multiplies ΔW.",
+)
 @options.MODULES
-@writing
-def command(adapter: str, by: float, modules: tuple[str, ...], rows: Rows, **files: Unpack[WritingAndReading]) -> None:
-    """Write ADAPTER with X·ΔW; with --modules only there, the others as they are.
+@options.writing
+def command(
+    adapter: str, by: float, modules: tuple[str, ...], rows: RowOptions, **files: Unpack[WritingAndReading]
+) -> None:
+    """Write an adapter with ΔW multiplied by a number.
 
-    The factors stay, to the bit: only the scale changes. --by 0 makes zeros.
+    With --modules only these modules change. The factors keep their bits: only the scale changes. With --by 0 every ΔW
+    is zero.
     """
     show(scale(adapter, by, modules=modules, **files), rows)

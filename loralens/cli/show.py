@@ -1,4 +1,4 @@
-"""Results on standard output: as tables, JSON or CSV, and as figures in files."""
+"""Shows results on standard output, as tables, JSON or CSV, and draws figures into files."""
 
 import json
 import sys
@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import click
 
-from loralens.cli.terminal import raw, say
+from loralens.cli.terminal import raw_stream, say
 from loralens.tables.result import Tabular
 from loralens.tables.table import Table
 from loralens.tables.text import lay_out, wrap
@@ -18,7 +18,7 @@ from loralens.version import __version__
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class RowOptions:
     """How a command shows its result: ``--json``, ``--csv``, ``--plot``."""
 
     as_json: bool = False
@@ -35,7 +35,7 @@ class InPieces(Protocol):
         ...
 
 
-def show(result: Tabular, rows: Rows) -> None:
+def show(result: Tabular, rows: RowOptions) -> None:
     """Print a result, and draw it where a file for its figure was named."""
     if rows.as_json and isinstance(result, InPieces):
         for piece in result.json_pieces():
@@ -49,7 +49,7 @@ def show(result: Tabular, rows: Rows) -> None:
         show_tables(*result.tables())
         say(*result.sentences())
     if rows.plot:
-        draw(result, rows.plot)
+        draw_figure(result, rows.plot)
 
 
 def show_json(record: dict[str, Any]) -> None:
@@ -59,35 +59,37 @@ def show_json(record: dict[str, Any]) -> None:
 
 def show_tables(*tables: Table[Any]) -> None:
     """Tables as aligned text; on a terminal in its width, with bold headings; those without rows left out."""
+    # A pipe or a file has no width: there whole tables are written, for grep and for other programs.
     width = get_terminal_size().columns if sys.stdout.isatty() else None
     for table in tables:
+        # A heading without rows would look like an error.
         if not table.rows:
             continue
         layout = lay_out(table, width)
-        _styled(layout.title, width, fg="cyan", bold=True)
-        _styled(layout.heading, None, bold=True)
+        _print_styled(layout.title, width, fg="cyan", bold=True)
+        _print_styled(layout.heading, None, bold=True)
         for line in layout.lines:
             click.echo(line)
         if layout.note:
-            _styled(layout.note, width, dim=True)
+            _print_styled(layout.note, width, dim=True)
         click.echo()
 
 
-def _styled(text: str, width: int | None, **style: Any) -> None:
+def _print_styled(text: str, width: int | None, **style: Any) -> None:
     """Text in the style that is asked for, where standard output is a terminal; all text is `visible` already."""
     for line in [text] if width is None else wrap(text, width):
-        click.secho(line, file=raw(sys.stdout), **style)
+        click.secho(line, file=raw_stream(sys.stdout), **style)
 
 
-def draw(result: object, file: Path) -> None:
+def draw_figure(result: object, file: Path) -> None:
     """Write the figure of a result, and say so on stderr."""
-    from loralens.charts.figure import save
+    from loralens.charts.figure import save_figure
     from loralens.verbs.plot import figure_of
 
-    save(figure_of(result), file)
-    wrote(file)
+    save_figure(figure_of(result), file)
+    tell_written(file)
 
 
-def wrote(file: Path) -> None:
+def tell_written(file: Path) -> None:
     """Say on stderr that a file was written."""
     say(f"wrote {file}", err=True)

@@ -1,4 +1,4 @@
-"""``loralens similarity``: options in, the verb called, its result shown."""
+"""The command ``loralens similarity``: declares its options, calls the verb and shows the result."""
 
 from typing import Unpack, get_args
 
@@ -6,7 +6,7 @@ import click
 
 from loralens.analysis.compare.pairwise import Of, Side
 from loralens.cli import options
-from loralens.cli.show import Rows, show
+from loralens.cli.show import RowOptions, show
 from loralens.verbs.inputs.adapters import Reading
 from loralens.verbs.similarity import similarity
 
@@ -18,24 +18,23 @@ from loralens.verbs.similarity import similarity
     type=click.Choice(get_args(Of)),
     default="update",
     show_default=True,
-    help="Whose directions: of ΔW, or of A (the LoRA paper's own quantity) or B alone.",
+    help="The matrix whose directions are compared: ΔW, A alone (as in the LoRA paper), or B alone.",
 )
 @click.option(
     "--side",
     type=click.Choice(get_args(Side)),
-    help="Directions of the inputs or the outputs. [default: in; of B: out]",
+    help="Whether directions of the inputs or of the outputs are compared. [default: in; of B: out]",
 )
 @options.MODULES
 @click.option(
     "--phi-rank",
-    type=click.IntRange(min=1),
+    type=options.COUNT,
     metavar="N",
     help="Compare at most the N leading directions. [default: all]",
 )
 @options.rows(
-    csv="One line a module; of one adapter a pair of modules, of three and more a pair of adapters.",
-    plot="Draw φ(i, j): .png, .svg or .pdf.",
-    json="Machine-readable, with the whole φ(i, j) of every module.",
+    csv="module (of one adapter: pair of modules; of three and more: pair of adapters)",
+    plot="φ(i, j)",
 )
 @options.reading
 def command(
@@ -44,12 +43,13 @@ def command(
     side: Side | None,
     modules: tuple[str, ...],
     phi_rank: int | None,
-    rows: Rows,
+    rows: RowOptions,
     **reading: Unpack[Reading],
 ) -> None:
     """Compare the directions of adapters, beside what chance would give.
 
-    One ADAPTER: its own modules of equal width against each other. Two: φ(i, j), cosine, principal angles and CKA of
-    every module. More: every pair, clustered. --alpha and --scale go to those that do not say their own.
+    One adapter: its own modules of equal width are compared with each other. Two adapters: φ(i, j), cosine, principal
+    angles and CKA of every module. Three and more: every pair, clustered. --alpha and --scale are used for files that
+    do not state their own.
     """
     show(similarity(*adapters, of=of, side=side, modules=modules, phi_rank=phi_rank, **reading), rows)

@@ -1,12 +1,11 @@
-"""``loralens subtract``: options in, the verb called, its result shown."""
+"""The command ``loralens subtract``: declares its options, calls the verb and shows the result."""
 
 from typing import Unpack
 
 import click
 
 from loralens.cli import options
-from loralens.cli.combine_options import DROP_DEAD, take, writing
-from loralens.cli.show import Rows, show
+from loralens.cli.show import RowOptions, show
 from loralens.verbs.outputs.writing import WritingAndReading
 from loralens.verbs.subtract import subtract
 
@@ -15,20 +14,20 @@ from loralens.verbs.subtract import subtract
 @click.argument("first", metavar="A")
 @click.argument("second", metavar="B")
 @options.MODULES
-@take("both")
-@DROP_DEAD
-@writing
+@options.take("both")
+@options.DROP_DEAD
+@options.writing
 def command(
     first: str,
     second: str,
     modules: tuple[str, ...],
     take: str | None,
     drop_dead: bool,
-    rows: Rows,
+    rows: RowOptions,
     **files: Unpack[WritingAndReading],
 ) -> None:
-    """Write A − B, exact; with --modules B is taken away only there.
+    """Write the difference A − B of two adapters, exactly.
 
-    What is equal in both comes out as exact zeros.
+    With --modules B is subtracted only in these modules. What is equal in both becomes exact zeros.
     """
     show(subtract(first, second, modules=modules, take=take, drop_dead=drop_dead, **files), rows)

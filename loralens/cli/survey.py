@@ -1,23 +1,23 @@
-"""``loralens survey``: options in, the verb called, its result shown."""
+"""The command ``loralens survey``: declares its options, calls the verb and shows the result."""
 
 from pathlib import Path
 
 import click
 
 from loralens.cli import options
-from loralens.cli.show import Rows, show
+from loralens.cli.show import RowOptions, show
 from loralens.verbs.survey import survey
 
 
 @click.command("survey")
-@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@options.rows(csv="One line a file.")
+@click.argument("folder", metavar="DIR", type=options.PATH)
+@options.rows(csv="file")
 @options.ALLOW_PICKLE
 @options.ONCE
-def command(folder: Path, rows: Rows, allow_pickle: bool, once: bool) -> None:
-    """One line for each adapter under DIR: format, base, ranks, norms, effective rank, fingerprint, duplicates.
+def command(folder: Path, rows: RowOptions, allow_pickle: bool, once: bool) -> None:
+    """List the adapters under a folder: format, base, ranks, norms, effective rank, fingerprint, duplicates.
 
-    What should be an adapter and cannot be read gets a line with the reason; whole models are told by their headers
-    and only counted. Exit 0 whatever is there.
+    A file that should be an adapter and cannot be read is listed with the reason. Whole models are recognised by their
+    headers, and only counted. The exit code is 0 whatever is there.
     """
     show(survey(folder, allow_pickle=allow_pickle, once=once), rows)

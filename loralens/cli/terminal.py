@@ -1,4 +1,4 @@
-"""What reaches the terminal: text in which nothing moves the cursor, hides or turns around what stands beside it.
+"""Output streams that make text harmless to a terminal: nothing in it moves the cursor or hides other text.
 
 Names of files, folders, shards and modules and the metadata of files are somebody else's text. All of it is printed
 through standard output and standard error, so it is made harmless there. What moves the cursor on purpose (a bar, a
@@ -51,6 +51,7 @@ class Harmless:
             self.write(line)
 
     def __getattr__(self, name: str) -> Any:
+        # Bytes written to the buffer would go past `write`, and so past the escapes.
         if name == "buffer":
             raise AttributeError(name)
         return getattr(self.below, name)
@@ -60,26 +61,26 @@ class Harmless:
 def harmless_output() -> Iterator[None]:
     """Let all that is printed in the block be harmless to a terminal."""
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = (cast("TextIO", _harmless(stream)) for stream in before)
+    sys.stdout, sys.stderr = (cast("TextIO", _wrap_stream(stream)) for stream in before)
     try:
         yield
     finally:
         sys.stdout, sys.stderr = before
 
 
-def _harmless(stream: TextIO | None) -> TextIO | Harmless:
+def _wrap_stream(stream: TextIO | None) -> TextIO | Harmless:
     if stream is None:  # closed by who called us: what is said there is lost
-        return Harmless(cast("TextIO", _Nowhere()))
+        return Harmless(cast("TextIO", _DiscardingStream()))
     return stream if isinstance(stream, Harmless) else Harmless(stream)
 
 
-def raw(stream: TextIO) -> TextIO:
+def raw_stream(stream: TextIO) -> TextIO:
     """The stream below, for what moves the cursor on purpose; names in it must be `visible` already."""
     return stream.below if isinstance(stream, Harmless) else stream
 
 
 @final
-class _Nowhere:
+class _DiscardingStream:
     """A text stream that forgets."""
 
     encoding, errors = "utf-8", "replace"

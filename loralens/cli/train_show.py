@@ -1,4 +1,4 @@
-"""How a training run is displayed: a line that moves on a terminal, lines elsewhere."""
+"""Displays a training run: as a line that is rewritten on a terminal, as single lines elsewhere."""
 
 import sys
 from time import monotonic
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from loralens.cli.terminal import raw, say
+from loralens.cli.terminal import raw_stream, say
 from loralens.verbs.outputs.run_display import RunDisplay
 
 if TYPE_CHECKING:
@@ -26,10 +26,12 @@ class TrainingLine(RunDisplay):
         """Write the line again, at most ten times a second; a line that stays where nobody looks at a terminal."""
         if not self.live:
             super().show(step)
+        # Ten times a second is as often as an eye follows, and costs a fast step nothing.
         elif monotonic() - self._shown > 0.1:
             self._shown = monotonic()
             text = self.text(step)
-            click.echo("\r" + text.ljust(self._width), nl=False, file=raw(sys.stderr))
+            click.echo("\r" + text.ljust(self._width), nl=False, file=raw_stream(sys.stderr))
+            # A shorter text must overwrite all of a longer one.
             self._width = max(self._width, len(text))
 
     def say(self, text: str) -> None:
@@ -40,5 +42,5 @@ class TrainingLine(RunDisplay):
     def clear(self) -> None:
         """Take the moving line away."""
         if self._width:
-            click.echo("\r" + " " * self._width + "\r", nl=False, file=raw(sys.stderr))
+            click.echo("\r" + " " * self._width + "\r", nl=False, file=raw_stream(sys.stderr))
             self._width = 0

@@ -1,11 +1,11 @@
-"""``loralens trajectory``: options in, the verb called, its result shown."""
+"""The command ``loralens trajectory``: declares its options, calls the verb and shows the result."""
 
 from typing import Unpack
 
 import click
 
 from loralens.cli import options
-from loralens.cli.show import Rows, show
+from loralens.cli.show import RowOptions, show
 from loralens.verbs.inputs.adapters import Reading
 from loralens.verbs.trajectory import trajectory
 
@@ -13,15 +13,15 @@ from loralens.verbs.trajectory import trajectory
 @click.command("trajectory")
 @click.argument("adapters", nargs=-1, required=True, metavar="RUN|ADAPTER...")
 @options.MODULES
-@options.rows(csv="One line a checkpoint.", plot="Draw it over the steps: .png, .svg, .pdf.")
+@options.rows(csv="checkpoint", plot="the run over its steps")
 @options.reading
-def command(adapters: tuple[str, ...], modules: tuple[str, ...], rows: Rows, **reading: Unpack[Reading]) -> None:
-    """Follow one run through its checkpoints: how far ΔW went, where it turned, beside the loss.
+def command(adapters: tuple[str, ...], modules: tuple[str, ...], rows: RowOptions, **reading: Unpack[Reading]) -> None:
+    """Follow one run through its checkpoints: how far ΔW has moved, where it turned, and the loss.
 
-    RUN is a folder with checkpoint-N folders in it (loralens train, transformers' Trainer) or
-    NNNNNNN_adapters.safetensors files (mlx-lm); or give the adapters themselves. They are put in order of steps:
-    global_step of the trainer_state.json beside them, else the number in the name. Where one says no step, nothing is
-    concluded from their order. The losses are those of the trainer_state.json of the latest step,
-    or of the log that loralens train keeps.
+    RUN is a folder with checkpoint-N folders (loralens train, the Trainer of transformers) or with
+    NNNNNNN_adapters.safetensors files (mlx-lm); the adapters can also be given themselves. They are ordered by step:
+    the global_step in the trainer_state.json beside them, else the number in the name. If one of them states no step,
+    nothing is concluded from their order. Losses are read from the trainer_state.json of the latest step, or from the
+    log of loralens train.
     """
     show(trajectory(*adapters, modules=modules, **reading), rows)

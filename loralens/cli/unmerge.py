@@ -1,4 +1,4 @@
-"""``loralens unmerge``: options in, the verb called, its result shown."""
+"""The command ``loralens unmerge``: declares its options, calls the verb and shows the result."""
 
 from pathlib import Path
 from typing import Unpack
@@ -6,23 +6,31 @@ from typing import Unpack
 import click
 
 from loralens.cli import options
-from loralens.cli.show import Rows, show
+from loralens.cli.show import RowOptions, show
 from loralens.verbs.inputs.adapters import Reading
 from loralens.verbs.unmerge import unmerge
 
-PATH = click.Path(path_type=Path)
-
 
 @click.command("unmerge")
-@click.argument("merged", type=PATH)
-@click.option("-o", "--output", type=PATH, metavar="OUT", help="Where the base is written.")
-@click.option("--undo", type=PATH, metavar="FILE", help="The undo file of the merge: bit for bit. [default: in MERGED]")
-@click.option("--adapter", multiple=True, metavar="ADAPTER[:W]", help="Subtract this instead. Repeatable.")
-@options.DEVICE
-@click.option("--overwrite", is_flag=True, help="Replace OUT.")
-@click.option("--dry-run", is_flag=True, help="Restore and check everything, and write nothing.")
+@click.argument("merged", type=options.PATH)
+@options.output("OUT", "Where the base is written: a folder, or a file if MERGED is one.")
+@click.option(
+    "--undo",
+    type=options.PATH,
+    metavar="FILE",
+    help="The undo patch of the merge, which restores every bit. [default: the one in MERGED]",
+)
+@click.option(
+    "--adapter",
+    multiple=True,
+    metavar="ADAPTER[:W]",
+    help="Subtract this adapter, with weight W, instead of using the undo patch. Repeatable.",
+)
+@options.device(note=options.SAME_BITS)
+@options.OVERWRITE
+@options.DRY_RUN
 @options.MODULES
-@options.rows(json="Machine-readable report.")
+@options.rows()
 @options.reading
 def command(
     merged: Path,
@@ -33,20 +41,20 @@ def command(
     overwrite: bool,
     dry_run: bool,
     modules: tuple[str, ...],
-    rows: Rows,
+    rows: RowOptions,
     **reading: Unpack[Reading],
 ) -> None:
     """Restore the base that adapters were merged into.
 
-    With the undo file every bit of the base comes back, and its SHA-256 proves it; the adapters are not needed. With
-    --adapter the update is subtracted, and what rounding leaves open is counted. Several merges are undone in the
-    reverse order.
+    The undo patch restores every bit of the base, which its SHA-256 proves; the adapters are not needed. With --adapter
+    the update is subtracted instead, and the entries that rounding leaves uncertain are counted. Several merges are
+    undone in reverse order.
     """
     result = unmerge(
         merged,
         output=output,
         undo=undo,
-        adapter=[options.weighted(text) for text in adapter],
+        adapter=[options.split_weight(text) for text in adapter],
         device=device,
         overwrite=overwrite,
         dry_run=dry_run,

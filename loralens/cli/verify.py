@@ -1,11 +1,11 @@
-"""``loralens verify``: options in, the verb called, its result shown, its answer the exit code."""
+"""The command ``loralens verify``: declares its options, calls the verb and shows the result."""
 
 from typing import Unpack, get_args
 
 import click
 
 from loralens.cli import options
-from loralens.cli.show import Rows, show
+from loralens.cli.show import RowOptions, show
 from loralens.merging.rounding import Mode
 from loralens.verbs.inputs.adapters import Reading
 from loralens.verbs.verify import verify
@@ -13,16 +13,22 @@ from loralens.verbs.verify import verify
 
 @click.command("verify")
 @click.argument("merged")
-@click.option("--base", required=True, metavar="MODEL", help=options.BASE_HELP)
-@click.option("--adapter", multiple=True, required=True, metavar="ADAPTER[:W]", help="Repeatable.")
-@click.option("--rounding", type=click.Choice(get_args(Mode)), default="nearest", show_default=True)
-@click.option("--seed", type=int, default=0, help="Of stochastic rounding.")
-@options.untying(
-    "Whether the merge gave the head a weight of its own. [default: as in MERGED, or as the adapter needs]"
+@options.base(required=True)
+@click.option(
+    "--adapter",
+    multiple=True,
+    required=True,
+    metavar="ADAPTER[:W]",
+    help="An adapter that was merged, with weight W. Repeatable.",
 )
-@options.DEVICE
+@options.rounding(get_args(Mode))
+@options.seed("stochastic rounding", least=None)
+@options.untying(
+    "Whether the merge gave the head a weight of its own. [default: as in MERGED, or if the adapter needs one]"
+)
+@options.device(note=options.SAME_BITS)
 @options.MODULES
-@options.rows(csv="One line a module.", json="Machine-readable.")
+@options.rows(csv="module")
 @options.reading
 def command(
     merged: str,
@@ -33,20 +39,21 @@ def command(
     untie: bool | None,
     device: str,
     modules: tuple[str, ...],
-    rows: Rows,
+    rows: RowOptions,
     **reading: Unpack[Reading],
 ) -> None:
-    """Say of every module whether MERGED holds it: the merge is replayed and compared.
+    """Test for every module whether a merged model holds it, by repeating the merge and comparing.
 
-    exact: every bit is what loralens writes. rounded: it is there in full, rounded otherwise. partial: at another
-    strength, below 0.9 or above 1.1 or not what the rounding predicts. absent: below 0.1, as in the base or another
-    model. What rounding itself took counts like what is missing. Exit code 0 for exact and rounded, 1 for partial and
-    absent; the whole is as good as its worst module.
+    exact: every bit is the one that loralens writes. rounded: the update is there in full, with another rounding.
+    partial: the update has another strength, below 0.9 or above 1.1, or one that the rounding does not predict. absent:
+    less than 0.1 of it is there, as in the base or another model. An update that the rounding itself lost counts as
+    missing. The answer for the model is that of its worst module. The exit code is 0 for exact and rounded, 1 for
+    partial and absent.
     """
     result = verify(
         merged,
         base=base,
-        adapter=[options.weighted(text) for text in adapter],
+        adapter=[options.split_weight(text) for text in adapter],
         rounding=rounding,
         seed=seed,
         untie=untie,

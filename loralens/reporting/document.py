@@ -1,4 +1,4 @@
-"""Report: what a page says, as plain data; the page, the Markdown and their tests read nothing else."""
+"""The content of a report as plain data, from which the page and the Markdown are written."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,8 +11,8 @@ from loralens.tables.table import Column, Table
 
 @final
 @dataclass(frozen=True, slots=True)
-class Text:
-    """A paragraph; ``warning`` where a reader must not miss it."""
+class Paragraph:
+    """A paragraph; ``warning`` makes it stand out."""
 
     text: str
     warning: bool = False
@@ -21,7 +21,7 @@ class Text:
 @final
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """One kind of finding: how serious, what it is called, what was seen where, and what mends it."""
+    """One kind of finding: its level, its code, where it was found, the evidence, and how to fix it."""
 
     level: Literal["error", "warning", "note"]
     code: str
@@ -33,7 +33,7 @@ class Notice:
 @final
 @dataclass(frozen=True, slots=True)
 class Notices:
-    """Findings, most serious first; ``good`` is said where there are none."""
+    """Findings, most serious first; the text ``good`` stands in their place where there are none."""
 
     notices: Sequence[Notice]
     good: str
@@ -47,12 +47,12 @@ class PageTable:
     Attributes
     ----------
     table : Table
-        Its columns with titles are shown.
+        Only its columns with a title are shown.
     modules : sequence of sequence of int
-        For every row the modules that it speaks of: the filter of the page hides rows whose modules it leaves out.
+        The modules of every row, by number: the filter of the page hides a row when it hides all modules of the row.
         Without them no row is hidden.
     folded : bool
-        Shown when asked for.
+        Whether a click is needed to show it.
     """
 
     table: Table[Any]
@@ -61,7 +61,7 @@ class PageTable:
 
     @property
     def title(self) -> str:
-        """What it is called."""
+        """The title of the table."""
         return self.table.title
 
     @property
@@ -83,21 +83,17 @@ class Picture:
     Attributes
     ----------
     key : str
-        A short name, each once in a report: of its file beside the Markdown.
-    title : str
-    charts : sequence of Chart
-    caption : str
-        What it shows.
+        A short name, unique in a report: the id on the page, and the name of the file next to the Markdown.
     chance : str
         What chance alone would give, or why there is no such level.
     source : str
-        The section of the paper that it goes back to.
+        The paper and section where the figure, or its measure, comes from.
     alt : str
-        What it shows, for those who do not see it.
+        A description for readers who do not see the charts.
     folded : bool
-        Shown when asked for.
+        Whether a click is needed to show it.
     keys : sequence of Key
-        Colours that the charts share.
+        The colour keys that the charts share.
     """
 
     key: str
@@ -114,9 +110,9 @@ class Picture:
 @final
 @dataclass(frozen=True, slots=True)
 class Slider:
-    """The choice of ranks of one adapter, to be moved: by its number among the adapters that the page carries.
+    """The two sliders that choose ranks for one adapter.
 
-    ``kept`` is what 1 − error² is called.
+    ``adapter`` is its place in `Report.carried`; ``kept`` is the name of 1 − error², the energy or the output kept.
     """
 
     adapter: int
@@ -126,19 +122,19 @@ class Slider:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Beside:
-    """Parts of several adapters, side by side where there is room: each with its label."""
+class SideBySide:
+    """Columns of parts that stand side by side where the page is wide enough, each under its label."""
 
     columns: Sequence[tuple[str, Sequence["Part"]]]
 
 
-Part = Text | Notices | PageTable | Picture | Slider | Beside
+Part = Paragraph | Notices | PageTable | Picture | Slider | SideBySide
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A heading with what stands under it; ``key`` is its address on the page, ``lead`` what it is about."""
+    """A heading, an introduction (``lead``) and the parts below; ``key`` is its id on the page."""
 
     key: str
     title: str
@@ -153,18 +149,16 @@ class Report:
 
     Attributes
     ----------
-    title : str
     command : str
-        That made it.
+        The command that made the report; empty where there is none.
     summary : sequence of str
-        What matters, a sentence each.
-    sections : sequence of Section
+        The sentences at the top of the page.
     modules : sequence of str
         Names of all modules of all adapters: charts and rows refer to them by number.
     carried : sequence of mapping
-        For each slider its stops, in words and by their place on the curve (`loralens.reporting.ranks.slider`).
+        The data of the sliders: every stop in words, and its place on the curve (`loralens.reporting.ranks.slider`).
     record : mapping
-        The same numbers for machines.
+        The numbers of the report, for JSON.
     """
 
     title: str

@@ -1,4 +1,4 @@
-"""A report as one page: no request to anywhere, every name escaped, the same bytes for the same report."""
+"""The HTML page of a report: self-contained, with every name escaped, and the same bytes for the same report."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from math import isfinite, nan, prod
 from typing import TYPE_CHECKING, Any
 
 from loralens.charts.palette import classes, stylesheet
-from loralens.charts.spec import Chart, Heat, Key, Lines
+from loralens.charts.spec import Chart, HeatMap, Key, LineChart
 from loralens.charts.svg_lines import lines_svg
 from loralens.charts.svg_maps import heat_svg, key_svg, overlaps_svg
 from loralens.errors import visible
@@ -21,21 +21,23 @@ if TYPE_CHECKING:
     from jinja2 import Environment
     from markupsafe import Markup
 
+# The colours of text and surfaces on a dark page; those of charts are in `loralens.charts.palette`.
 DARK = (
     "--page:#12171c;--card:#181f26;--text:#e4e8eb;--soft:#a3aeb8;--faint:#6f7b85;--edge:#2b343d;--accent:#74b8ea;"
     "--wash:#1e262e;--bar:#24445c;--error:#ff8a80;--warning:#e7b05a;--note:#86b6d1;--good:#63c995;color-scheme:dark;"
 )
 
 
-def html(report: Report) -> str:
+def report_html(report: Report) -> str:
     """The page."""
-    return "".join(html_parts(report))
+    return "".join(report_html_parts(report))
 
 
-def html_parts(report: Report) -> Iterator[str]:
-    """The page from its beginning to its end, a part at a time: it says long names several times."""
+def report_html_parts(report: Report) -> Iterator[str]:
+    """The page from beginning to end in parts, so that a page of many long names is never held in memory as a whole."""
     from markupsafe import Markup
 
+    # The policy of the page allows the one script with this hash, so that no name in it can run another.
     script = _template("report.js")
     digest = b64encode(sha256(script.encode("utf-8")).digest()).decode("ascii")
     texts = (
@@ -47,25 +49,29 @@ def html_parts(report: Report) -> Iterator[str]:
             style=Markup(_style()),  # noqa: S704  # ours, not a reader's
             script=Markup(script),  # noqa: S704
             script_hash=f"sha256-{digest}",
-            carried=carried_json({"modules": list(map(_shown, report.modules)), "adapters": list(report.carried)}),
+            carried=carried_json(
+                {"modules": list(map(_make_visible, report.modules)), "adapters": list(report.carried)}
+            ),
         )
     )
     for text in texts:
-        yield _shown(text)
+        yield _make_visible(text)
 
 
-def _shown(text: str) -> str:
-    """Text as the page shows it: names are other people's text, and a browser obeys overrides of direction.
+def _make_visible(text: str) -> str:
+    """Text with control characters made visible.
 
-    The names that the page carries for its filter are these too, so that a name copied from a table is found.
+    Names come from files of other people, and a browser obeys characters that reverse the direction of text. The names
+    that the filter compares are treated in the same way, so that a name copied from a table is found.
     """
     return visible(text, keep="\n\t")
 
 
 def carried_json(values: Mapping[str, Any]) -> "Markup":
-    """JSON that ends no script element, whatever it holds."""
+    """JSON in which no text can end the script element that holds it."""
     from markupsafe import Markup
 
+    # JSON allows these letters as escapes, and HTML then sees no tag.
     text = json.dumps(values, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     for letter in "<>&":
         text = text.replace(letter, f"\\u{ord(letter):04x}")
@@ -89,24 +95,29 @@ def _style() -> str:
 def _environment() -> "Environment":
     from jinja2 import BaseLoader, Environment, StrictUndefined
 
-    class Ours(BaseLoader):
+    class PackageTemplates(BaseLoader):
         def get_source(self, environment: "Environment", template: str) -> tuple[str, None, Callable[[], bool]]:
             del environment
             return _template(template), None, lambda: True
 
-    found = Environment(loader=Ours(), autoescape=True, undefined=StrictUndefined)
-    found.filters |= {"drawn": _drawn, "key": _key, "kind": _kind}
-    found.filters |= {"sortable": _sortable, "ticked": _ticked, "dotted": _dotted, "joined": _joined}
-    found.tests |= {"lines": lambda chart: isinstance(chart, Lines)}
-    return found
+    environment = Environment(loader=PackageTemplates(), autoescape=True, undefined=StrictUndefined)
+    environment.filters |= {"draw": _draw, "key": _key, "kind": _kind}
+    environment.filters |= {
+        "sort_key": _sort_key,
+        "mark_code": _mark_code,
+        "break_at_dots": _break_at_dots,
+        "join_units": _join_units,
+    }
+    environment.tests |= {"lines": lambda chart: isinstance(chart, LineChart)}
+    return environment
 
 
-def _drawn(chart: Chart, alt: str, count: int) -> "Markup":
+def _draw(chart: Chart, alt: str, count: int) -> "Markup":
     from markupsafe import Markup
 
-    if isinstance(chart, Lines):
+    if isinstance(chart, LineChart):
         text = lines_svg(chart, f"{chart.title}. {alt}" if chart.title else alt, alone=count == 1)
-    elif isinstance(chart, Heat):
+    elif isinstance(chart, HeatMap):
         text = heat_svg(chart, f"{chart.title}. {alt}" if chart.title else alt)
     else:
         text = overlaps_svg(chart, f"{chart.title}: {', '.join(chart.notes)}")
@@ -123,32 +134,32 @@ def _kind(part: object) -> str:
     return type(part).__name__
 
 
-def _sortable(value: object) -> str:
-    """What a column is sorted by: its numbers; shapes and ranges by their products; what has no value by nothing."""
+def _sort_key(value: object) -> str:
+    """The number by which a column is sorted: for shapes and ranges their product; empty for a missing value."""
     values = value if isinstance(value, list | tuple) else (value,)
     number = prod(float(part) for part in values) if all(isinstance(part, int | float) for part in values) else nan
     return repr(float(number)) if isfinite(number) else ""
 
 
-def _ticked(text: str) -> "Markup":
-    """Text with what stands between backticks as code."""
+def _mark_code(text: str) -> "Markup":
+    """Text in which the parts between backticks become code elements."""
     from markupsafe import Markup, escape
 
     pieces = text.split("`")
-    if len(pieces) % 2 == 0:
+    if len(pieces) % 2 == 0:  # an odd number of backticks: one has no partner
         return escape(text)
     return Markup("").join(
         Markup("<code>{}</code>").format(piece) if i % 2 else escape(piece) for i, piece in enumerate(pieces)
     )
 
 
-def _joined(text: str) -> str:
-    """Text in which no line ends between a number and its unit."""
+def _join_units(text: str) -> str:
+    """Text with no-break spaces between numbers and their units."""
     return re.sub(r"(?<=\d) (?=(?:%|[kMGT]?B)(?!\w))", "\u00a0", text)
 
 
-def _dotted(text: str) -> "Markup":
-    """Text in which a line may end after a dot that no digit follows: the name of a module."""
+def _break_at_dots(text: str) -> "Markup":
+    """Text in which a line may break after the dots of a module name, but not after a decimal point."""
     from markupsafe import Markup, escape
 
     return Markup(re.sub(r"\.(?=\D)", ".<wbr>", escape(text)))  # noqa: S704  # escaped before

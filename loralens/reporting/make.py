@@ -1,17 +1,22 @@
-"""From what was measured to the report: its sections in the order in which they are read."""
+"""Assembles a report from measurements: its sections, in the order in which they are read."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from loralens.analysis.checks.diagnosis import Diagnosis
-from loralens.reporting import base as beside_base
-from loralens.reporting import identity, modules, ranks, run, spectra, summary, together
-from loralens.reporting.company import Company, Course
+from loralens.reporting.base import base_section
+from loralens.reporting.collection import CheckpointRun, Collection
+from loralens.reporting.comparison import comparison_section
 from loralens.reporting.document import Report
-from loralens.reporting.record import record
+from loralens.reporting.overview import facts_section, findings_section, modules_section
+from loralens.reporting.ranks import ranks_section, slider_data
+from loralens.reporting.record import report_record
 from loralens.reporting.result_tables import ResultTables
+from loralens.reporting.run import run_section
+from loralens.reporting.spectra import spectra_section
 from loralens.reporting.subject import Subject
-from loralens.tables.numbers import count, listed
+from loralens.reporting.summary import summary_sentences
+from loralens.tables.numbers import count, join_words
 
 
 def make_report(
@@ -19,8 +24,8 @@ def make_report(
     findings: Sequence[Diagnosis],
     *,
     tables: ResultTables,
-    company: Company | None = None,
-    course: Course | None = None,
+    collection: Collection | None = None,
+    run: CheckpointRun | None = None,
     base: str | None = None,
     command: str = "",
     choices: Mapping[str, Any] | None = None,
@@ -30,47 +35,55 @@ def make_report(
     Parameters
     ----------
     subjects : sequence of Subject
-        One or more, each label different.
+        One or more, with labels that differ.
     findings : sequence of Diagnosis
-        Of all of them, most serious first.
+        The findings of all adapters, most serious first.
     tables : ResultTables
-        How what was measured becomes tables.
-    company : Company, optional
-        Of two or more; None where none have anything in common.
-    course : Course, optional
-        Where they are checkpoints of one run.
+        Functions that make tables of the measurements.
+    collection : Collection, optional
+        The comparison of two or more adapters; None where no two have a module in common.
+    run : CheckpointRun, optional
+        Given where the adapters are checkpoints of one run.
     base : str, optional
-        What the base is called.
+        The name of the base.
     command : str
-        That makes the report, shown on top.
+        The command that makes the report, which the page shows at its top.
     choices : mapping, optional
-        What else was asked for, for the record.
+        Further options of the user, which the JSON repeats.
     """
-    names = list(dict.fromkeys(name for one in subjects for name in one.patient.readings))
+    names = list(dict.fromkeys(name for subject in subjects for name in subject.patient.readings))
     numbers = {name: i for i, name in enumerate(names)}
-    said = summary.sentences(subjects, findings, company, course)
+    sentences = summary_sentences(subjects, findings, collection, run)
     sections = [
-        identity.health(subjects, findings, base),
-        identity.identity(subjects),
-        *([run.section(subjects, course, tables)] if course else []),
-        spectra.section(subjects, numbers, tables),
-        ranks.section(subjects, tables),
-        *([beside_base.section(subjects, numbers, base, tables)] if base else []),
-        *([together.section(subjects, company, numbers, tables)] if len(subjects) > 1 else []),
-        modules.section(subjects, numbers, tables),
+        findings_section(subjects, findings, base),
+        facts_section(subjects),
+        *([run_section(subjects, run, tables)] if run else []),
+        spectra_section(subjects, numbers, tables),
+        ranks_section(subjects, tables),
+        *([base_section(subjects, numbers, base, tables)] if base else []),
+        *([comparison_section(subjects, collection, numbers, tables)] if len(subjects) > 1 else []),
+        modules_section(subjects, numbers, tables),
     ]
     return Report(
-        title=_title([one.label for one in subjects]),
+        title=_title([subject.label for subject in subjects]),
         command=command,
-        summary=said,
+        summary=sentences,
         sections=sections,
         modules=names,
-        carried=[ranks.slider(one, i) for i, one in enumerate(subjects) if one.plan is not None and one.points],
-        record=record(
-            subjects, findings, company, course, said, tables, {"base": base, "command": command, **(choices or {})}
+        carried=[
+            slider_data(subject, i) for i, subject in enumerate(subjects) if subject.plan is not None and subject.points
+        ],
+        record=report_record(
+            subjects,
+            findings,
+            collection,
+            run,
+            sentences,
+            tables,
+            {"base": base, "command": command, **(choices or {})},
         ),
     )
 
 
 def _title(labels: Sequence[str]) -> str:
-    return listed(labels) if len(labels) < 4 else f"{labels[0]} and {count(len(labels) - 1, 'other adapter')}"
+    return join_words(labels) if len(labels) < 4 else f"{labels[0]} and {count(len(labels) - 1, 'other adapter')}"

@@ -1,4 +1,4 @@
-"""Tables that a page shares with the results of other verbs: each verb declares its columns, once."""
+"""The tables that a page shares with the results of other verbs, whose columns each verb declares once."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from loralens.analysis.compare.pairwise import Pairwise
 from loralens.analysis.groups import Group
 from loralens.analysis.outliers import Outlier
 from loralens.compression.curve import CurvePoint
-from loralens.reporting.company import Course
+from loralens.reporting.collection import CheckpointRun
 from loralens.reporting.subject import Subject
 from loralens.tables.table import Table
 
@@ -18,24 +18,26 @@ from loralens.tables.table import Table
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResultTables:
-    """How the numbers of a report become tables: rows and columns of the results of other verbs.
+    """Functions that turn the numbers of a report into tables with the rows and columns of other verbs' results.
+
+    They are handed in because verbs lie above this room, and imports only go down.
 
     Attributes
     ----------
     modules : callable
         Adapter → every module measured, in natural order.
     ranks : callable
-        Adapter → what every rank takes and loses, one a row.
+        Adapter → size and error, one rank per row.
     groups : callable
-        ``"kind"`` or ``"block"``, and the groups → one a row.
+        ``"kind"`` or ``"block"``, and the groups → one group per row.
     outliers : callable
-        Modules that stand apart → one a row.
+        Modules that differ from the others of their kind → one module per row.
     amplification, intruders : callable
-        Kind → its modules → one kind a row.
+        Kind → its modules → one kind per row.
     pairs : callable
-        Labels of all adapters, and what was compared → one pair a row, that whose cosine is farthest from 0 first.
+        Labels of all adapters, and their comparison → one pair per row, the largest |cosine| first.
     checkpoints : callable
-        Labels of all adapters, and their run → one checkpoint a row, in order of steps.
+        Labels of all adapters, and their run → one checkpoint per row, in the order of steps.
     """
 
     modules: Callable[[Subject], Table[Any]]
@@ -45,4 +47,4 @@ class ResultTables:
     amplification: Callable[[Mapping[str, Sequence[KeptRank]]], Table[Any]]
     intruders: Callable[[Mapping[str, Sequence[Intruders]]], Table[Any]]
     pairs: Callable[[Sequence[str], Pairwise], Table[Any]]
-    checkpoints: Callable[[Sequence[str], Course], Table[Any]]
+    checkpoints: Callable[[Sequence[str], CheckpointRun], Table[Any]]

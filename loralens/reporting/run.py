@@ -1,61 +1,63 @@
-"""The section of a run: one adapter growing and turning from checkpoint to checkpoint."""
+"""The section of a training run: how size and direction of ΔW change from checkpoint to checkpoint."""
 
 from collections.abc import Sequence
 from math import isfinite
 
 from loralens.analysis.trajectory import SETTLED
 from loralens.charts.trajectory import trajectory_charts
-from loralens.reporting.company import Course
-from loralens.reporting.document import PageTable, Picture, Section, Text
+from loralens.reporting.collection import CheckpointRun
+from loralens.reporting.document import PageTable, Paragraph, Picture, Section
 from loralens.reporting.result_tables import ResultTables
 from loralens.reporting.subject import Subject
 from loralens.tables.numbers import number
 
-STUCK = 0.9  # cosine of A with the last checkpoint from which φ of the in side shows the start
+# From this cosine of A with the last checkpoint on, φ of the in side shows the common initialisation, not the training.
+STUCK = 0.9
 
 
-def section(subjects: Sequence[Subject], course: Course, tables: ResultTables) -> Section:
-    """The run, its steps across."""
-    labels = [one.label for one in subjects]
-    lead = "These are checkpoints of one run: they began from the same random A. Directions are compared with the last."
+def run_section(subjects: Sequence[Subject], run: CheckpointRun, tables: ResultTables) -> Section:
+    """The section of the run: a sentence, curves over the steps, and a table of checkpoints."""
+    labels = [subject.label for subject in subjects]
+    lead = "These are checkpoints of one training run. The direction of each is compared with that of the last."
     return Section(
         "run",
         "The run",
         lead,
-        [Text(sentence(course)), _picture(course), PageTable(tables.checkpoints(labels, course))],
+        [Paragraph(run_sentence(run)), _picture(run), PageTable(tables.checkpoints(labels, run))],
     )
 
 
-def sentence(course: Course) -> str:
-    """When the direction settled, and what the in side says."""
-    found, steps = course.found, course.steps
-    before = found.points[-2].cosine
-    if not found.points[-1].frobenius:
+def run_sentence(run: CheckpointRun) -> str:
+    """A sentence that says from which step on the direction of ΔW has settled, and whether the in side can be read."""
+    trajectory, steps = run.trajectory, run.steps
+    before = trajectory.points[-2].cosine
+    if not trajectory.points[-1].frobenius:
         return "The last checkpoint is 0, so there is no direction to compare the others with."
-    if found.settled is not None:
-        said = f"The direction is settled from step {steps[found.settled]} on (of {steps[-1]}): "
-        said += f"from there every cosine with the last is at least {SETTLED:g}."
+    if trajectory.settled is not None:
+        text = f"The direction is settled from step {steps[trajectory.settled]} on (of {steps[-1]}): "
+        text += f"from there on every cosine with the last checkpoint is at least {SETTLED:g}."
     elif isfinite(before):
-        said = f"The direction was still turning: cosine {before:.3f} between steps {steps[-2]} and {steps[-1]}."
+        text = f"The direction was still turning: cosine {before:.3f} between steps {steps[-2]} and {steps[-1]}."
     else:
-        said = "The checkpoint before the last is 0: whether the direction settled cannot be told."
-    first = found.points[0]
+        text = "The checkpoint before the last is 0, so it is unknown whether the direction has settled."
+    first = trajectory.points[0]
     if first.initial >= STUCK and first.phi["in"] > first.phi["out"]:
-        said += " A stays near its random beginning, so φ of the in side is high throughout: read the out side."
-    return said
+        text += " A stays close to its random initialisation, so φ of the in side is high throughout: "
+        text += "judge by the out side."
+    return text
 
 
-def _picture(course: Course) -> Picture:
-    found = course.found
-    points = found.points
-    charts = trajectory_charts(found, list(course.steps), course.losses, [])
+def _picture(run: CheckpointRun) -> Picture:
+    trajectory = run.trajectory
+    points = trajectory.points
+    charts = trajectory_charts(trajectory, list(run.steps), run.losses, [])
     charts = [chart for chart in charts if chart.lines]
     return Picture(
         "run",
         "From checkpoint to checkpoint",
         charts,
-        "How far the update went, where to, and in how many directions; beside the loss where it was logged.",
-        "cosine 0; φ " + ", ".join(f"{number(value, 3)} ({side} side)" for side, value in found.chance.items()),
+        "Norm, direction and effective rank of ΔW over the steps, and the loss where it was logged.",
+        "cosine 0; φ " + ", ".join(f"{number(value, 3)} ({side} side)" for side, value in trajectory.chance.items()),
         "Hu et al. 2021, §7.2, over training steps",
         f"Curves over {len(points)} checkpoints; cosine with the last from {points[0].cosine:.2f} to 1.",
     )

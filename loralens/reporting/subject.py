@@ -1,4 +1,4 @@
-"""Subject: one adapter of a report, and everything that was measured of it."""
+"""One adapter of a report, and everything that was measured of it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,23 +19,21 @@ from loralens.core.moments import Moments
 from loralens.core.ranks import Rule
 from loralens.core.threads import Step
 from loralens.errors import LoraLensError, place
-from loralens.reporting.allotment import Dialect, Layout, layout, size_by
+from loralens.reporting.slider_stops import Dialect, FileLayout, find_layout, layout_size
 
-LOSS = 0.01  # of the energy that a recommended rank may lose: an error of 10 %
+# The share of the energy that a recommended rank may lose. It is the square of the error, so the error is 10 %.
+LOSS = 0.01
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Beside:
-    """What the weights of the base make of an adapter.
+class BaseMeasurements:
+    """An adapter measured against the weights of its base.
 
     Attributes
     ----------
-    amplified : mapping of str to Amplification
     intruders : mapping of str to Intruders, or None
-        None where they were not looked for.
-    without : str
-        Why they were not.
+        None where they were not looked for; ``without`` is the reason.
     """
 
     amplified: Mapping[str, Amplification] = field(default_factory=dict)
@@ -46,39 +44,38 @@ class Beside:
 @final
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """One adapter.
+    """One adapter with its measurements.
 
     Attributes
     ----------
     path : str
-        As it was given.
+        As the user gave it.
     label : str
-        What the page calls it.
+        Its name on the page.
     patient : Patient
-        The adapter as the doctor read it; with a base also how each update would land in its weights.
+        The adapter as the doctor read it, with the predicted merge of each module where a base was given.
     adapter : Adapter
-        Its modules that are finite numbers, of those asked for: all that is measured below.
+        The chosen modules that hold finite numbers: only these are measured.
     sick : sequence of str
-        Modules that are left out, as they hold NaN or Inf.
-    spectra : mapping of str to Spectrum
+        Modules that are left out because they hold NaN or Inf.
     plan : Plan or None
-        Its directions by which ranks are chosen; None where there is nothing to choose, ``without`` says why.
+        The directions from which ranks are chosen; None where there is nothing to choose, for the reason ``without``.
     dialect : Dialect
-        How a smaller one would be written.
-    form : Layout or None
-        The rule by which its file has its size; None where there is none.
+        How a smaller adapter would be written.
+    form : FileLayout or None
+        The rule that gives the size of its file at any ranks; None where there is none.
     points : sequence of Point
-        What every rank takes and loses.
+        Size and error at every rank.
     on_data : bool
-        Whether errors are those on real inputs.
+        Whether errors are measured on real inputs.
     activations : str
-        The file that these were measured into; empty without one.
+        The file of these inputs' second moments; empty without one.
     positions : int
-        How many inputs that were, of the module that saw most; 0 without them.
+        The number of inputs of the module that saw most of them; 0 without inputs.
     plain : float or None
-        ‖ΔW−ΔW'‖/‖ΔW‖ at the recommended rank, where ``on_data`` says that errors are others.
-    beside : Beside or None
-        What the base makes of it, where one was given.
+        ‖ΔW−ΔW'‖/‖ΔW‖ at the recommended rank, where the other errors are those on inputs (``on_data``).
+    against_base : BaseMeasurements or None
+        The measurements against a base, where one was given.
     """
 
     path: str
@@ -90,13 +87,13 @@ class Subject:
     plan: TruncationPlan | None
     without: str
     dialect: Dialect
-    form: Layout | None
+    form: FileLayout | None
     points: Sequence[CurvePoint]
     on_data: bool
     activations: str = ""
     positions: int = 0
     plain: float | None = None
-    beside: Beside | None = None
+    against_base: BaseMeasurements | None = None
 
     @cached_property
     def norm(self) -> float:
@@ -105,22 +102,24 @@ class Subject:
 
     @cached_property
     def shares(self) -> dict[str, float]:
-        """Module name → its part of the energy, in [0, 1]."""
-        return {name: (one.frobenius / self.norm) ** 2 if self.norm else 0.0 for name, one in self.spectra.items()}
+        """Module name → its share of the energy, in [0, 1]."""
+        return {
+            name: (spectrum.frobenius / self.norm) ** 2 if self.norm else 0.0 for name, spectrum in self.spectra.items()
+        }
 
     @property
     def landings(self) -> Mapping[str, MergeEffect]:
-        """What the base's weight makes of each module."""
+        """Module name → how a merge into the weight of the base is predicted to turn out."""
         return self.patient.merge_effects
 
     @cached_property
     def recommended(self) -> CurvePoint | None:
-        """The least rank for all modules that loses at most `LOSS` of the energy; None where there is no plan."""
+        """The lowest rank for all modules that loses at most `LOSS` of the energy; None where there is no plan."""
         return _recommended(self.points)
 
     @property
     def most(self) -> CurvePoint | None:
-        """The point of all ranks as they are."""
+        """The point of the highest rank, at which nothing is lost."""
         return max(self.points, key=lambda point: point.rank, default=None)
 
 
@@ -129,18 +128,18 @@ def _recommended(points: Sequence[CurvePoint]) -> CurvePoint | None:
     return min(fitting, key=lambda point: point.rank, default=None)
 
 
-def subject(
+def measure_subject(
     patient: Examination,
     label: str,
     dialect: Dialect,
     *,
     moments: Moments | None = None,
     activations: str = "",
-    beside: Beside | None = None,
+    against_base: BaseMeasurements | None = None,
     threads: int = 1,
     step: Step | None = None,
 ) -> Subject:
-    """Everything about one adapter but what needs the weights of a base.
+    """Measure one adapter: spectra, and the size and error of every rank.
 
     Parameters
     ----------
@@ -149,21 +148,22 @@ def subject(
     label : str
     dialect : Dialect
     moments : Moments, optional
-        What real inputs excite: ranks are then chosen by the error on them.
+        Second moments of real inputs: ranks are then chosen by the error on these inputs.
     activations : str
-        The file that they stand in, for commands.
-    beside : Beside, optional
+        The file of the moments, for the commands that the page shows.
+    against_base : BaseMeasurements, optional
+        The measurements against a base.
     threads : int
-        Modules worked on at a time.
+        How many modules are measured at a time.
     step : callable, optional
         Called with 1 after every module.
 
     Raises
     ------
     MismatchError
-        The moments are those of another adapter.
+        The moments belong to another adapter.
     """
-    sick = [name for name, one in patient.readings.items() if one.spectrum is None]
+    sick = [name for name, reading in patient.readings.items() if reading.spectrum is None]
     spectra = patient.spectra
     adapter = patient.adapter.without([name for name in patient.adapter if name not in spectra])
     plan, without = None, "no module is left to choose ranks for"
@@ -171,19 +171,22 @@ def subject(
     plain, form = None, None
     if moments is not None:
         moments.check(patient.adapter)
+    # Errors on inputs are those of the whole adapter, and modules with NaN or Inf have none.
     moments = None if sick else moments
-    whole = patient.adapter.without(sick)
+    chosen = patient.adapter.without(sick)
     if spectra:
         try:
             with place(patient.path):
-                kept = TruncationPlan.of(whole, modules=list(spectra), moments=moments, threads=threads, step=step)
-                form = layout(kept, dialect)
-                size = size_by(form, kept, dialect) if form else dialect.size
-                points = rank_curve(kept, size=size, one_rank=dialect.one_rank)
+                drawn_plan = TruncationPlan.of(
+                    chosen, modules=list(spectra), moments=moments, threads=threads, step=step
+                )
+                form = find_layout(drawn_plan, dialect)
+                size = layout_size(form, drawn_plan, dialect) if form else dialect.size
+                points = rank_curve(drawn_plan, size=size, one_rank=dialect.one_rank)
                 if moments is not None:
-                    plain = _plain(adapter, kept, _recommended(points), one_rank=dialect.one_rank)
-                plan, without = kept, ""
-        except LoraLensError as error:  # a dialect that cannot hold it smaller
+                    plain = _error_of_update(adapter, drawn_plan, _recommended(points), one_rank=dialect.one_rank)
+                plan, without = drawn_plan, ""
+        except LoraLensError as error:  # a dialect that cannot hold a smaller adapter
             without = error.what
     return Subject(
         path=patient.path,
@@ -199,14 +202,16 @@ def subject(
         points=points,
         on_data=moments is not None,
         activations=activations if moments is not None else "",
-        positions=max((one.count for _, one in moments.items()), default=0) if moments is not None else 0,
+        positions=max((covariance.count for _, covariance in moments.items()), default=0) if moments is not None else 0,
         plain=plain,
-        beside=beside,
+        against_base=against_base,
     )
 
 
-def _plain(adapter: Adapter, plan: TruncationPlan, best: CurvePoint | None, *, one_rank: bool) -> float | None:
-    """‖ΔW−ΔW'‖/‖ΔW‖ of the rank that is recommended by another error."""
+def _error_of_update(
+    adapter: Adapter, plan: TruncationPlan, best: CurvePoint | None, *, one_rank: bool
+) -> float | None:
+    """‖ΔW−ΔW'‖/‖ΔW‖ at the rank that was recommended by the error on inputs."""
     if best is None:
         return None
     chosen = plan.ranks(Rule("rank", best.rank), one_rank=one_rank)

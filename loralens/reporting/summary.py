@@ -1,4 +1,4 @@
-"""What matters, in sentences; each only where it is true."""
+"""The summary of a report: the sentences that stand at the top of the page, each only where it is true."""
 
 from collections.abc import Sequence
 from itertools import combinations
@@ -10,158 +10,181 @@ from loralens.analysis.base.amplification import FAR, count_far
 from loralens.analysis.checks.diagnosis import Diagnosis, by_cause
 from loralens.analysis.compare.interference import LARGE
 from loralens.analysis.groups import mean_effective_rank
-from loralens.charts.amplification import whole_rank
+from loralens.charts.amplification import full_rank_rows
 from loralens.compression.curve import CurvePoint
 from loralens.core.names import kind
-from loralens.reporting.company import Company, Course
+from loralens.reporting.collection import CheckpointRun, Collection
 from loralens.reporting.ranks import advice
-from loralens.reporting.run import sentence
-from loralens.reporting.spectra import half
+from loralens.reporting.run import run_sentence
+from loralens.reporting.spectra import half_energy_modules
 from loralens.reporting.subject import LOSS, Subject
-from loralens.tables.numbers import count, fixed, listed, percent, size, span
+from loralens.tables.numbers import count, fixed, join_words, percent, size, span
+
+# Below this error the page says that a merge preserves ΔW: percentages of the report would round it to 0 in a sentence.
+FAITHFUL = 0.005
+# Below this error a sentence says "less than 0.001 %", as digits in scientific notation are hard to read in prose.
+NEGLIGIBLE = 1e-5
 
 signed = fixed("+.3f")
 
 
-def sentences(
+def summary_sentences(
     subjects: Sequence[Subject],
     findings: Sequence[Diagnosis],
-    company: Company | None,
-    course: Course | None,
+    collection: Collection | None,
+    run: CheckpointRun | None,
 ) -> list[str]:
     """The summary of a report: findings first, then each adapter, then what they are to each other."""
     several = len(subjects) > 1
-    said = [_findings(findings)]
-    if course:
-        said.append(f"{len(course.order)} checkpoints of one run. {sentence(course)}")
-    for one in subjects:
-        own = [*_energy(one), *([] if course and one is not subjects[course.order[-1]] else _ranks(one)), *_base(one)]
-        said += [f"{one.label}: {text}" for text in [" ".join(own)] if text] if several else own
-    if company and not course:
-        said += _together([one.label for one in subjects], company)
-    return said
+    lines = [_findings(findings)]
+    if run:
+        lines.append(f"{len(run.order)} checkpoints of one run. {run_sentence(run)}")
+    for subject in subjects:
+        own = [
+            *_energy(subject),
+            *([] if run and subject is not subjects[run.order[-1]] else _ranks(subject)),
+            *_base(subject),
+        ]
+        lines += [f"{subject.label}: {text}" for text in [" ".join(own)] if text] if several else own
+    if collection and not run:
+        lines += _together([subject.label for subject in subjects], collection)
+    return lines
 
 
 def _findings(findings: Sequence[Diagnosis]) -> str:
     causes = [same[0] for same in by_cause(findings)]
-    serious = [one for one in causes if one.level != "note"]
+    serious = [finding for finding in causes if finding.level != "note"]
     if not causes:
         return "The doctor found nothing wrong."
     if not serious:
-        return f"The doctor found no error and nothing to warn of; {count(len(causes), 'note')} below."
-    levels = [count(n, level) for level in ("error", "warning") if (n := sum(one.level == level for one in causes))]
-    codes = list(dict.fromkeys(one.code for one in serious))
-    return f"The doctor has {listed(levels)}: {listed(codes[:4])}{' and more' if len(codes) > 4 else ''}."
+        return f"The doctor found no errors and no warnings; {count(len(causes), 'note')} below."
+    levels = [
+        count(n, level) for level in ("error", "warning") if (n := sum(finding.level == level for finding in causes))
+    ]
+    codes = list(dict.fromkeys(finding.code for finding in serious))
+    return f"The doctor has {join_words(levels)}: {join_words(codes[:4])}{' and more' if len(codes) > 4 else ''}."
 
 
-def _energy(one: Subject) -> list[str]:
-    if not one.spectra:
-        return ["Nothing could be measured: no module holds finite numbers."]
-    if not one.norm:
-        return [f"All of its {count(len(one.spectra), 'module')} are 0: it does nothing."]
-    modules, fewest = len(one.spectra), half(one)
-    zero = sum(spectrum.spectral == 0 for spectrum in one.spectra.values())
-    text = f"{fewest} of {modules} modules hold half of the energy" if modules > 1 else "It adapts one module"
+def _energy(subject: Subject) -> list[str]:
+    if not subject.spectra:
+        return ["Nothing could be measured: every module holds NaN or Inf."]
+    if not subject.norm:
+        return [f"ΔW is 0 in all of its modules ({len(subject.spectra)}): the adapter does nothing."]
+    modules, fewest = len(subject.spectra), half_energy_modules(subject)
+    zero = sum(spectrum.spectral == 0 for spectrum in subject.spectra.values())
+    text = f"{fewest} of {modules} modules hold half of the energy" if modules > 1 else "The adapter has one module"
     shares: dict[str, float] = {}
-    for name, share in one.shares.items():
+    for name, share in subject.shares.items():
         shares[kind(name)] = shares.get(kind(name), 0.0) + share
     top = max(shares, key=lambda name: shares[name])
+    # A kind is named where it holds half as much again as an even share. Beyond 40 kinds, as where every module is a
+    # kind of its own, the share of one says nothing.
     if 1 < len(shares) <= 40 and shares[top] > 1.5 / len(shares):
-        text += f", and {top} alone {percent(shares[top])}"
-    dead = f" {zero} of them {'is' if zero == 1 else 'are'} 0." if zero else ""
-    nominal = span([spectrum.rank for spectrum in one.spectra.values()])
-    mean = mean_effective_rank(one.spectra.values())
-    return [f"{text}.{dead}", f"The effective rank is {mean:.1f} of {nominal} in the mean."]
+        text += f", and {top} alone holds {percent(shares[top])}"
+    dead = f" In {count(zero, 'module')} ΔW is 0." if zero else ""
+    nominal = span([spectrum.rank for spectrum in subject.spectra.values()])
+    mean = mean_effective_rank(subject.spectra.values())
+    return [f"{text}.{dead}", f"The mean effective rank is {mean:.1f} at a nominal rank of {nominal}."]
 
 
-def _ranks(one: Subject) -> list[str]:
-    if one.plan is None or not one.norm:
+def _ranks(subject: Subject) -> list[str]:
+    if subject.plan is None or not subject.norm:
         return []
-    best, most = one.recommended, one.most
-    said = advice(one)
-    spared = _spared(one)
-    if best and most and spared and spared.uniform.bytes < 0.95 * best.uniform.bytes:
-        said += (
-            f" Placed where they save most, directions worth {size(spared.budget.bytes)} are enough (ranks "
-            f"{span(spared.budget.ranks)}, error {percent(spared.budget.error)}{' there' if one.on_data else ''})."
+    best, most = subject.recommended, subject.most
+    text = advice(subject)
+    # A second recommendation is worth a sentence only where it saves at least 5 % of the file of the first.
+    by_module = _budget_recommendation(subject)
+    if best and most and by_module and by_module.uniform.bytes < 0.95 * best.uniform.bytes:
+        on_inputs = " there" if subject.on_data else ""
+        text += (
+            f" With a rank of its own for every module, {size(by_module.budget.bytes)} are enough (ranks "
+            f"{span(by_module.budget.ranks)}, error {percent(by_module.budget.error)}{on_inputs})."
         )
-    return [said]
+    return [text]
 
 
-def _spared(one: Subject) -> CurvePoint | None:
-    """The smallest size at which ranks where they save most lose at most as much as is taken for nothing."""
-    fitting = [point for point in one.points if point.budget.error**2 <= LOSS]
+def _budget_recommendation(subject: Subject) -> CurvePoint | None:
+    """The smallest size at which ranks chosen module by module lose at most `LOSS` of the energy."""
+    fitting = [point for point in subject.points if point.budget.error**2 <= LOSS]
     return min(fitting, key=lambda point: point.rank, default=None)
 
 
-def _base(one: Subject) -> list[str]:
-    said = []
-    rows = whole_rank(one.beside.amplified) if one.beside else {}
+def _base(subject: Subject) -> list[str]:
+    summary_sentences: list[str] = []
+    rows = full_rank_rows(subject.against_base.amplified) if subject.against_base else {}
     if rows:
         far, expected = count_far(list(rows.values()))
-        said.append(
-            f"In {far} of {len(rows)} modules ΔW lies along directions in which the base is stronger or weaker than "
-            f"random ones would find it (beyond {FAR:g} standard deviations, where chance gives {expected:.2g})."
+        summary_sentences.append(
+            f"In {far} of {len(rows)} modules the base weight is stronger or weaker along the directions of ΔW than "
+            f"along random directions, by more than {FAR:g} standard deviations. Chance alone would give "
+            f"{expected:.2g} such modules."
         )
-    found = one.beside.intruders if one.beside else None
-    if found:
-        looked, new = sum(x.s.size for x in found.values()), sum(x.count for x in found.values())
-        said.append(f"{new} of the {looked} leading directions of W + ΔW are intruders.")
-    landings = one.landings
+    intruders = subject.against_base.intruders if subject.against_base else None
+    if intruders:
+        looked, new = sum(x.s.size for x in intruders.values()), sum(x.count for x in intruders.values())
+        summary_sentences.append(
+            f"{new} of the {looked} leading directions of W + ΔW are intruder dimensions: they resemble no singular "
+            "direction of W."
+        )
+    landings = subject.landings
     if landings:
         worst = max(landings, key=lambda name: landings[name].rounding.error)
-        told = landings[worst]
-        where = f"Merged into {told.dtype}"
-        if told.rounding.error < 0.005:
-            said.append(f"{where} it would arrive nearly as it is, {percent(told.rounding.error)} off at worst.")
+        merge, largest = f"A merge into {landings[worst].dtype} weights", landings[worst].rounding.error
+        if largest < FAITHFUL:
+            error = "less than 0.001 %" if largest < NEGLIGIBLE else percent(largest)
+            summary_sentences.append(f"{merge} would preserve ΔW: its largest error in any module is {error}.")
         else:
-            mean = float(np.median([x.rounding.error for x in landings.values()]))
-            said.append(
-                f"{where} it would be {percent(mean)} off in the median module and {percent(told.rounding.error)} in "
-                f"the worst, {worst}."
+            middle = float(np.median([x.rounding.error for x in landings.values()]))
+            summary_sentences.append(
+                f"{merge} would have an error of {percent(middle)} of ‖ΔW‖ in the median module and of "
+                f"{percent(largest)} in the worst, {worst}."
             )
-    return said
+    return summary_sentences
 
 
-def _together(labels: Sequence[str], found: Company) -> list[str]:
-    pairs = found.pairs
-    said = [
-        f"{listed([labels[t] for t in group])} began from one random A: compare them on the out side."
-        for group in found.families
+def _together(labels: Sequence[str], collection: Collection) -> list[str]:
+    pairs = collection.pairs
+    summary_sentences = [
+        f"{join_words([labels[t] for t in group])} were initialised with the same random A, so compare them by the out "
+        "side."
+        for group in collection.families
     ]
-    known = {
+    cosines = {
         (s, t): float(pairs.cosine[s, t])
         for s, t in combinations(range(pairs.count), 2)
         if isfinite(pairs.cosine[s, t])
     }
-    if known:
-        s, t = max(known, key=lambda pair: abs(known[pair]))
+    if cosines:
+        s, t = max(cosines, key=lambda pair: abs(cosines[pair]))
         z = float(pairs.cosine_z[s, t])
+        # Beyond 100 standard deviations the number itself means nothing more.
         away = "more than 100" if abs(z) > 100 else f"{abs(z):.1f}"
-        cosine = f"cosine {signed(known[s, t])}, {away} standard deviations from chance"
-        if len(known) == 1:
+        cosine = f"cosine {signed(cosines[s, t])}, {away} standard deviations from chance"
+        if len(cosines) == 1:
             two = "The two updates" if len(labels) == 2 else f"The updates of {labels[s]} and {labels[t]}"
-            said.append(f"{two} have a {cosine}{_verdict(known[s, t], z, len(known))}.")
+            summary_sentences.append(f"{two} have a {cosine}{_verdict(cosines[s, t], z, len(cosines))}.")
         else:
-            verdict = _verdict(known[s, t], z, len(known))
-            said.append(f"Nearest to each other are {labels[s]} and {labels[t]}: {cosine}{verdict}.")
-    if found.fights:
-        one = found.fights[0]
-        names = f"{labels[one.first]} and {labels[one.second]}"
-        said.append(
-            f"Where most is at stake {names} fight in {one.where}: cosine {signed(one.cosine)} over "
-            f"{count(one.modules, 'module')}."
+            verdict = _verdict(cosines[s, t], z, len(cosines))
+            summary_sentences.append(
+                f"The largest |cosine| of two adapters is that of {labels[s]} and {labels[t]}: {cosine}{verdict}."
+            )
+    if collection.fights:
+        meeting = collection.fights[0]
+        names = f"{labels[meeting.first]} and {labels[meeting.second]}"
+        summary_sentences.append(
+            f"The conflict with the largest effect is between {names} in {meeting.where}: cosine "
+            f"{signed(meeting.cosine)} over {count(meeting.modules, 'module')}."
         )
     else:
-        said.append(
-            f"No two fight in any module: no cosine is below −{LARGE:g}, at which the sum of two of one length loses "
-            f"{LARGE:.0%} of each, and beyond chance."
+        summary_sentences.append(
+            f"No two adapters conflict in any module: no cosine is both below −{LARGE:g} and beyond chance. At "
+            f"−{LARGE:g} the sum of two updates of equal norm loses {LARGE:.0%} of each."
         )
-    return said
+    return summary_sentences
 
 
 def _verdict(cosine: float, z: float, pairs: int) -> str:
-    """Of the largest |cosine| of so many pairs.
+    """Whether the largest |cosine| of so many pairs is more than chance would give.
 
     |z| of two single directions exceeds t with probability e^−t at most, and of more directions less: beyond
     ln(20·pairs), which is 3 for one pair, chance leaves any pair in one case of 20.

@@ -7,6 +7,7 @@ from math import isfinite
 from loralens.errors import OptionError, visible
 
 UNDEFINED = "–"  # where a quantity has no value
+# Block characters by eighths of a line's height; the space stands for 0.
 BLOCKS = " ▁▂▃▄▅▆▇█"
 SMALL_SHARE = 1e-5  # below which a share is written as a power of ten
 WHOLE = 1e-9  # what float64 leaves of a sum of products that is the whole of another
@@ -51,6 +52,7 @@ def percent(share: float | None, digits: int = 3) -> str:
     if share < SMALL_SHARE:
         return f"{share:.1e}"
     value = float(f"{100 * share:.{digits}g}")
+    # Rounding must not claim a whole: 0.99996 would become 100 %.
     if share < 1 - WHOLE and value >= 100:
         return f"> 99.{'9' * max(digits - 2, 1)} %"
     return f"{value:.6f}".rstrip("0").rstrip(".") + " %"
@@ -58,6 +60,7 @@ def percent(share: float | None, digits: int = 3) -> str:
 
 def size(count: int) -> str:
     """Bytes in the largest decimal unit that leaves a number of at least 1: 999 B, 110.2 kB, 1.5 GB."""
+    # Decimal units, so that the number agrees with what --size takes and the Hub shows.
     value, unit = float(count), "B"
     for bigger in UNITS:
         if value < 999.95:  # what would be rounded to 1000.0 belongs to the next unit
@@ -121,22 +124,22 @@ def spark(values: Sequence[float], width: int = 16) -> str:
     return "".join(BLOCKS[max(1, round(8 * max(share) / top))] if max(share) > 0 else " " for share in shares)
 
 
-def known(value: float | None) -> float | None:
+def json_number(value: float | None) -> float | None:
     """The number for JSON, which has neither NaN nor infinity: None stands for both."""
     return float(value) if value is not None and isfinite(value) else None
 
 
 def matrix(values: Iterable[Iterable[float]]) -> list[list[float | None]]:
     """Rows of such numbers."""
-    return [[known(value) for value in row] for row in values]
+    return [[json_number(value) for value in row] for row in values]
 
 
-def plain(value: object) -> str:
+def as_text(value: object) -> str:
     """Any value as text: what is not defined is empty, what would move a cursor is escaped."""
     return "" if value is None else visible(str(value))
 
 
-def listed(names: Sequence[str]) -> str:
+def join_words(names: Sequence[str]) -> str:
     """``a``, ``a and b``, ``a, b and c``."""
     return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)
 

@@ -12,6 +12,7 @@ from loralens.tables.table import Column, Table
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+# Characters that LaTeX would take as commands; the backslash first becomes a command itself, so one pass suffices.
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _LATEX |= {c: f"\\{c}" for c in "&%$#_{}"}
 
@@ -19,12 +20,13 @@ _LATEX |= {c: f"\\{c}" for c in "&%$#_{}"}
 def csv_text(*tables: Table[Any]) -> str:
     """Tables of the same columns as CSV, under one heading."""
     columns = _first_columns(tables)
+    # csv quotes cells that hold commas, quotes or line ends.
     stream = StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow([column.name for column in columns])
     for table in tables:
         for row in table.rows:
-            writer.writerow([_csv_cell(column.value(row)) for column in _columns(table)])
+            writer.writerow([_csv_cell(column.value(row)) for column in _csv_columns(table)])
     return stream.getvalue()
 
 
@@ -33,16 +35,18 @@ def frame(*tables: Table[Any]) -> "DataFrame":
     from pandas import DataFrame
 
     columns = _first_columns(tables)
-    rows = [[column.value(row) for column in _columns(table)] for table in tables for row in table.rows]
+    rows = [[column.value(row) for column in _csv_columns(table)] for table in tables for row in table.rows]
     return DataFrame(rows, columns=[column.name for column in columns])
 
 
-def html(table: Table[Any]) -> str:
+def html_table(table: Table[Any]) -> str:
     """A table for a notebook; nothing in it is markup but ours."""
-    heads = "".join(f"<th{_side(column)}{_about(column)}>{escape(column.title)}</th>" for column in table.shown)
+    heads = "".join(
+        f"<th{_align_style(column)}{_tooltip(column)}>{escape(column.title)}</th>" for column in table.shown
+    )
     rows = "".join(
         "<tr>"
-        + "".join(f"<td{_side(column)}>{escape(visible(column.cell(row)))}</td>" for column in table.shown)
+        + "".join(f"<td{_align_style(column)}>{escape(visible(column.cell(row)))}</td>" for column in table.shown)
         + "</tr>"
         for row in table.rows
     )
@@ -55,7 +59,7 @@ def latex(table: Table[Any]) -> str:
     sides = "".join("l" if column.align == "left" else "r" for column in table.shown)
     rows = [[column.title for column in table.shown]]
     rows += [[visible(column.cell(row)) for column in table.shown] for row in table.rows]
-    heading, *lines = (" & ".join(map(_latex, row)) + r" \\" for row in rows)
+    heading, *lines = (" & ".join(map(_escape_latex, row)) + r" \\" for row in rows)
     body = "\n".join([rf"\begin{{tabular}}{{{sides}}}", r"\hline", heading, r"\hline", *lines, r"\hline"])
     return body + "\n" + r"\end{tabular}" + "\n"
 
@@ -64,10 +68,10 @@ def _first_columns(tables: Sequence[Table[Any]]) -> Sequence[Column[Any]]:
     """The columns of all tables, which are those of the first."""
     if not tables:
         raise OptionError("this result has no table", fix="take .record() for everything that it says")
-    return _columns(tables[0])
+    return _csv_columns(tables[0])
 
 
-def _columns(table: Table[Any]) -> Sequence[Column[Any]]:
+def _csv_columns(table: Table[Any]) -> Sequence[Column[Any]]:
     return [column for column in table.columns if column.csv]
 
 
@@ -76,13 +80,13 @@ def _csv_cell(value: object) -> object:
     return " ".join(map(repr, value)) if isinstance(value, list | tuple) else value
 
 
-def _side(column: Column[Any]) -> str:
+def _align_style(column: Column[Any]) -> str:
     return ' style="text-align: left"' if column.align == "left" else ' style="text-align: right"'
 
 
-def _about(column: Column[Any]) -> str:
+def _tooltip(column: Column[Any]) -> str:
     return f' title="{escape(column.about)}"' if column.about else ""
 
 
-def _latex(text: str) -> str:
+def _escape_latex(text: str) -> str:
     return "".join(_LATEX.get(character, character) for character in text)

@@ -1,4 +1,4 @@
-"""What the results of all verbs can do with their tables."""
+"""The mixin of all results: renders their tables as CSV, data frame, LaTeX and HTML."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -44,4 +44,4 @@ class Tabular:
         return "\n".join(render.latex(table) for table in self.tables() or self.listing() if table.rows)
 
     def _repr_html_(self) -> str:
-        return "".join(render.html(table) for table in self.tables() or self.listing() if table.rows)
+        return "".join(render.html_table(table) for table in self.tables() or self.listing() if table.rows)

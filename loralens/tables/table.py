@@ -1,13 +1,14 @@
-"""Columns and tables: one declaration for people and for machines."""
+"""Columns and tables: one declaration serves people and machines."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Literal, TypeVar, cast
 
-from loralens.tables.numbers import plain
+from loralens.tables.numbers import as_text
 
 Row = TypeVar("Row")
 Outer = TypeVar("Outer")
+# Any number above the priorities in use would do: lay_out only compares with it.
 ALWAYS = 9  # the priority of columns that are never left out
 
 
@@ -41,7 +42,7 @@ class Column(Generic[Row]):
     key: str | tuple[str, ...]
     value: Callable[[Row], Any]
     title: str = ""
-    text: Callable[[Any], str] = plain
+    text: Callable[[Any], str] = as_text
     align: Literal["left", "right"] = "right"
     priority: int = 1
     json: bool = True

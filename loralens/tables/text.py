@@ -1,4 +1,4 @@
-"""Tables as lines of text, in a width that a terminal has: no digit of a number is ever cut.
+"""Tables as lines of text that fit the width of a terminal; no digit of a number is ever cut.
 
 Where the columns of a table are too wide together, text on the left is shortened in its middle; then whole columns are
 left out, those of the lowest priority first, and named below the table.
@@ -13,17 +13,17 @@ from unicodedata import combining, east_asian_width
 from loralens.errors import visible
 from loralens.tables.table import ALWAYS, Column, Table
 
+# Cells may hold single spaces, so only a wider gap shows where a column ends.
 GAP = 2  # spaces between columns
 SHORTEST = 16  # characters in which the name of a module can still be told from others
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class TextLayout:
     """A table as text.
 
     Attributes
     ----------
-    title : str
     heading : str
         The titles of the columns.
     lines : list of str
@@ -42,50 +42,59 @@ class Layout:
         return "\n".join([self.title, self.heading, *self.lines, *note])
 
 
-def lay_out(table: Table[Any], width: int | None = None) -> Layout:
+def lay_out(table: Table[Any], width: int | None = None) -> TextLayout:
     """The table in at most ``width`` columns of a terminal; in as many as it takes where that is None."""
     columns = table.shown
     cells = [[visible(column.cell(row)) for row in table.rows] for column in columns]
-    kept = list(range(len(columns)))
-    widths = _natural(columns, cells)
-    fitted = {i: widths[i] for i in kept}
+    visible_columns = list(range(len(columns)))
+    widths = _natural_widths(columns, cells)
+    fitted = {i: widths[i] for i in visible_columns}
     while width is not None:
-        fitted = _fit(kept, columns, widths, width)
-        expendable = [i for i in kept[1:] if columns[i].priority < ALWAYS]
-        if _total(fitted) <= width or not expendable:
+        fitted = _fit_widths(visible_columns, columns, widths, width)
+        # The first column names the rows: without it the others could not be read.
+        expendable = [i for i in visible_columns[1:] if columns[i].priority < ALWAYS]
+        if _total_width(fitted) <= width or not expendable:
             break
-        kept.remove(min(expendable, key=lambda i: (columns[i].priority, -i)))
-    heading = _line([_padded(shorten(columns[i].title, fitted[i]), fitted[i], columns[i].align) for i in kept])
-    fitting = {i: shorten_names(cells[i], fitted[i]) for i in kept}
+        # Among equal priorities the column furthest to the right goes first.
+        visible_columns.remove(min(expendable, key=lambda i: (columns[i].priority, -i)))
+    heading = _join_cells(
+        [_pad(shorten(columns[i].title, fitted[i]), fitted[i], columns[i].align) for i in visible_columns]
+    )
+    fitting = {i: shorten_names(cells[i], fitted[i]) for i in visible_columns}
     lines = [
-        _line([_padded(fitting[i][row], fitted[i], columns[i].align) for i in kept]) for row in range(len(table.rows))
+        _join_cells([_pad(fitting[i][row], fitted[i], columns[i].align) for i in visible_columns])
+        for row in range(len(table.rows))
     ]
-    hidden = [columns[i].title for i in range(len(columns)) if i not in kept]
+    hidden = [columns[i].title for i in range(len(columns)) if i not in visible_columns]
     note = f"not shown here: {', '.join(hidden)} (a wider terminal, --csv and --json show them)" if hidden else ""
-    return Layout(visible(table.title), heading, lines, note)
+    return TextLayout(visible(table.title), heading, lines, note)
 
 
-def _natural(columns: Sequence[Column[Any]], cells: Sequence[Sequence[str]]) -> list[int]:
+def _natural_widths(columns: Sequence[Column[Any]], cells: Sequence[Sequence[str]]) -> list[int]:
     return [
         max(map(display_width, (column.title, *texts)), default=0) for column, texts in zip(columns, cells, strict=True)
     ]
 
 
-def _total(widths: dict[int, int]) -> int:
+def _total_width(widths: dict[int, int]) -> int:
     return sum(widths.values()) + GAP * (len(widths) - 1)
 
 
-def _fit(kept: Sequence[int], columns: Sequence[Column[Any]], natural: Sequence[int], width: int) -> dict[int, int]:
+def _fit_widths(
+    visible_columns: Sequence[int], columns: Sequence[Column[Any]], natural: Sequence[int], width: int
+) -> dict[int, int]:
     """Widths of the columns, the widest text made narrower until all of them fit or none can be narrower."""
-    widths = {i: natural[i] for i in kept}
-    text = [i for i in kept if columns[i].align == "left"]
-    while (excess := _total(widths) - width) > 0:
+    widths = {i: natural[i] for i in visible_columns}
+    text = [i for i in visible_columns if columns[i].align == "left"]
+    while (excess := _total_width(widths) - width) > 0:
         shrinkable = [i for i in text if widths[i] > SHORTEST]
         if not shrinkable:
             break
+        # The widest text is shortened first, down to the next widest, so that short names stay whole as long as
+        # possible.
         widest = max(shrinkable, key=lambda i: widths[i])
-        others = [widths[i] for i in shrinkable if i != widest]
-        floor = max(SHORTEST, max(others, default=SHORTEST))
+        other_widths = [widths[i] for i in shrinkable if i != widest]
+        floor = max(SHORTEST, max(other_widths, default=SHORTEST))
         widths[widest] -= max(1, min(excess, widths[widest] - floor))
     return widths
 
@@ -116,6 +125,7 @@ def shorten(text: str, width: int) -> str:
     """
     if display_width(text) <= width:
         return text
+    # Two thirds for the end: there a module's name says which projection it is, at the beginning which block.
     tail = (2 * (width - 1) + 2) // 3
     return _prefix(text, width - 1 - tail) + "…" + _prefix(text[::-1], tail)[::-1]
 
@@ -123,6 +133,7 @@ def shorten(text: str, width: int) -> str:
 def wrap(text: str, width: int) -> list[str]:
     """``text`` in lines of at most ``width`` columns of a terminal, broken at spaces; longer words are shortened."""
     lines = [""]
+    # A word without a space to break at (a path) is shortened, as it would overflow the line otherwise.
     for word in (shorten(word, width) for word in text.split(" ")):
         longer = f"{lines[-1]} {word}" if lines[-1] else word
         if display_width(longer) <= width:
@@ -144,15 +155,16 @@ def _prefix(text: str, width: int) -> str:
 
 def display_width(text: str) -> int:
     """Columns of a terminal that a text takes: wide characters of East Asia take two, combining ones none."""
+    # A short cut for nearly all texts: unicodedata is asked character by character.
     if text.isascii():
         return len(text)
     return sum(0 if combining(c) else 2 if east_asian_width(c) in "WF" else 1 for c in text)
 
 
-def _padded(text: str, width: int, align: str) -> str:
+def _pad(text: str, width: int, align: str) -> str:
     spaces = " " * (width - display_width(text))
     return text + spaces if align == "left" else spaces + text
 
 
-def _line(cells: Sequence[str]) -> str:
+def _join_cells(cells: Sequence[str]) -> str:
     return (" " * GAP).join(cells).rstrip()

@@ -1,4 +1,4 @@
-"""LoRA training: layers, and their way into a model and back out as an `Adapter`."""
+"""LoRA training: adapted layers, their injection into a model, the training loop, and the resulting `Adapter`."""
 
 from typing import TYPE_CHECKING
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from loralens.training.fitting import Fitted, fit
     from loralens.training.injection import Injection, inject
     from loralens.training.method import METHODS
-    from loralens.training.readout import read, record_of
+    from loralens.training.readout import read_injection, record_of
     from loralens.training.watch import Step, Watch
 
 __all__ = [
@@ -21,7 +21,7 @@ __all__ = [
     "Watch",
     "fit",
     "inject",
-    "read",
+    "read_injection",
     "record_of",
 ]
 
@@ -36,7 +36,7 @@ __getattr__, __dir__ = lazy_exports(
         "Watch": "watch",
         "fit": "fitting",
         "inject": "injection",
-        "read": "readout",
+        "read_injection": "readout",
         "record_of": "readout",
     },
 )

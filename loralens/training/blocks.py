@@ -1,4 +1,4 @@
-"""The repeated blocks of a model: what is computed again, or put in shards, as one."""
+"""The repeated blocks of a model, which checkpointing recomputes and FSDP2 shards one by one."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,26 +9,26 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 
-def blocks(model: nn.Module) -> list[nn.Module]:
+def repeated_blocks(model: nn.Module) -> list[nn.Module]:
     """The members of every outermost list or sequence of two or more modules of one class."""
-    found: list[nn.Module] = []
+    repeated: list[nn.Module] = []
     for child in model.children():
         members = list(child.children()) if isinstance(child, nn.ModuleList | nn.Sequential) else []
         if len(members) > 1 and len({type(member) for member in members}) == 1:
-            found += members
+            repeated += members
         else:
-            found += blocks(child)
-    return found
+            repeated += repeated_blocks(child)
+    return repeated
 
 
 @contextmanager
-def recomputed(model: nn.Module, *, on: bool) -> Iterator[None]:
+def recompute_blocks(model: nn.Module, *, on: bool) -> Iterator[None]:
     """Within the block, what the model's blocks compute inside is not kept, but computed again for the gradients.
 
     Dropout falls on the same entries the second time. A transformers model keeps no keys and values meanwhile: they
     would be added to its cache twice. A model without blocks is left as it is.
     """
-    changed = [(block, block.__dict__.get("forward")) for block in blocks(model)] if on else []
+    changed = [(block, block.__dict__.get("forward")) for block in repeated_blocks(model)] if on else []
     config: Any = getattr(model, "config", None)
     cached = getattr(config, "use_cache", None)
     for block, _ in changed:

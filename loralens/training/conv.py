@@ -1,4 +1,4 @@
-"""The LoRA layer of a convolution: A is a kernel like the layer's own with r outputs, B a 1 × 1 one."""
+"""The LoRA layer of a convolution: A is a kernel like that of the layer with r outputs, B a 1 × 1 kernel."""
 
 from typing import ClassVar
 
@@ -25,7 +25,7 @@ class ConvLayer(LoRALayer):
         """The weight as (out, in · k…)."""
         return LoRALayer.matrix(layer).flatten(1)
 
-    def plus(self, y: Tensor, x: Tensor, B: Tensor, A: Tensor, scale: float) -> Tensor:
+    def add_pair(self, y: Tensor, x: Tensor, B: Tensor, A: Tensor, scale: float) -> Tensor:
         """The sum y + scale · B A x, y (…, out, size…)."""
         z = self.base_layer._conv_forward(cast(x, A), A.view(-1, *self.weight.shape[1:]), None)  # type: ignore[operator]
         pointwise = POINTWISE[len(self.kernel) - 1]
@@ -36,6 +36,6 @@ class ConvLayer(LoRALayer):
         """Size of the kernel."""
         return tuple(self.weight.shape[2:])
 
-    def laid(self, numbers: Tensor) -> Tensor:
+    def along_channels(self, numbers: Tensor) -> Tensor:
         """One number for each output channel, (out, 1…)."""
         return numbers.view(-1, *(1 for _ in self.kernel))

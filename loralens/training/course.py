@@ -1,4 +1,4 @@
-"""Course: how long, how fast and by which optimiser a run learns, as data."""
+"""The course of a run, as data: how many steps, at which learning rate, and with which optimiser."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -8,7 +8,7 @@ from typing import Any, Literal, final, get_args
 import numpy as np
 
 from loralens.errors import OptionError
-from loralens.training.number import real, whole
+from loralens.training.number import as_float, as_int
 
 Optimiser = Literal["adamw", "sgd"]
 Schedule = Literal["constant", "linear", "cosine"]
@@ -65,7 +65,7 @@ class Course:
     autocast: bool | None = None
 
     def __post_init__(self) -> None:
-        self._settle()
+        self._convert_fields()
         _require(self.steps >= 1, f"steps {self.steps!r} is no whole number from 1 on", "give 1 or more")
         _require(self.accumulate >= 1, f"accumulate {self.accumulate!r} is no whole number from 1 on", "give 1, 2 …")
         _require(isfinite(self.lr) and self.lr > 0, f"lr {self.lr!r} is no positive number", "give one: 1e-4, 5e-3")
@@ -73,31 +73,36 @@ class Course:
         _require(0 <= self.weight_decay < 1, f"weight_decay {self.weight_decay!r} is not in [0, 1)", "give 0, 0.01 …")
         _require(0 <= self.warmup < 1, f"warmup {self.warmup!r} is no part of the steps", "give one in [0, 1): 0.05")
         _require(isfinite(self.clip) and self.clip >= 0, f"clip {self.clip!r} is no norm", "give 1, or 0 for none")
-        _require(self.optimiser in OPTIMISERS, f"{self.optimiser!r} is no optimiser", f"choose {_or(OPTIMISERS)}")
-        _require(self.schedule in SCHEDULES, f"{self.schedule!r} is no schedule", f"choose {_or(SCHEDULES)}")
+        _require(
+            self.optimiser in OPTIMISERS, f"{self.optimiser!r} is no optimiser", f"choose {_join_choices(OPTIMISERS)}"
+        )
+        _require(self.schedule in SCHEDULES, f"{self.schedule!r} is no schedule", f"choose {_join_choices(SCHEDULES)}")
 
-    def _settle(self) -> None:
+    def _convert_fields(self) -> None:
         """Make every number Python's own, as JSON holds it; refuse what is none."""
         for name in ("steps", "accumulate"):
-            self._become(name, whole, "is no whole number from 1 on", "give 1, 2 …")
+            self._convert_field(name, as_int, "is no whole number from 1 on", "give 1, 2 …")
         for name in ("lr", "weight_decay", "warmup", "clip"):
-            self._become(name, real, "is no number", "give one: 0.01")
+            self._convert_field(name, as_float, "is no number", "give one: 0.01")
         for name in ("base_dropout", "checkpointing", *(["autocast"] if self.autocast is not None else [])):
-            self._become(name, _truth, "is no truth value", "give True or False")
+            self._convert_field(name, _as_bool, "is no truth value", "give True or False")
 
-    def _become(self, name: str, kind: Callable[[object], object], what: str, fix: str) -> None:
-        given = getattr(self, name)
-        found = kind(given)
-        _require(found is not None, f"{name} {given!r} {what}", fix)
-        object.__setattr__(self, name, found)
+    def _convert_field(self, name: str, kind: Callable[[object], object], what: str, fix: str) -> None:
+        value = getattr(self, name)
+        number = kind(value)
+        _require(number is not None, f"{name} {value!r} {what}", fix)
+        object.__setattr__(self, name, number)
 
     def factor(self, step: int) -> float:
         """What the learning rate of a step is multiplied by; the first step is 0, and its factor is never 0."""
+        # A warm-up of less than half a step is none.
         rising = round(self.warmup * self.steps)
         if step < rising:
+            # Counted from 1, so that the first step learns too and the full rate comes with the first step after the
+            # warm-up.
             return (step + 1) / (rising + 1)
-        left = (self.steps - step) / (self.steps - rising)  # 1 at first, 1/(steps − rising) at the last step
-        return {"constant": 1.0, "linear": left, "cosine": (1 - cos(pi * left)) / 2}[self.schedule]
+        remaining = (self.steps - step) / (self.steps - rising)  # 1 at first, 1/(steps − rising) at the last step
+        return {"constant": 1.0, "linear": remaining, "cosine": (1 - cos(pi * remaining)) / 2}[self.schedule]
 
     @property
     def record(self) -> dict[str, Any]:
@@ -105,11 +110,11 @@ class Course:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
-def _truth(value: object) -> bool | None:
+def _as_bool(value: object) -> bool | None:
     return bool(value) if isinstance(value, bool | np.bool_) else None
 
 
-def _or(names: tuple[str, ...]) -> str:
+def _join_choices(names: tuple[str, ...]) -> str:
     return " or ".join((", ".join(names[:-1]), names[-1]))
 
 

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 def add_magnitude(layer: "LoRALayer") -> None:
     """Give a layer its trainable m, shape (out,), in the dtype of its factors: the norms as they are now."""
-    layer.magnitude = nn.Parameter(norms(layer))
+    layer.magnitude = nn.Parameter(row_norms(layer))
 
 
 @torch.no_grad()
-def norms(layer: "LoRALayer") -> Tensor:
+def row_norms(layer: "LoRALayer") -> Tensor:
     """‖W + scale · B A‖ of every row, shape (out,), in the dtype of the factors.
 
     Costs out · in · r multiplications and one matrix of the size of W for as long as it takes.
@@ -30,20 +30,20 @@ def norms(layer: "LoRALayer") -> Tensor:
     return length
 
 
-def rescaled(layer: "LoRALayer", y: Tensor, x: Tensor, *, dropped: bool) -> Tensor:
+def rescale(layer: "LoRALayer", y: Tensor, x: Tensor, *, dropped: bool) -> Tensor:
     """The output b + m/‖V‖ · V x, from y = W x + b.
 
     With ``dropped``, x has entries missing that were not missing in y: the frozen part y stays whole, and what the
     factor adds to it is (m/‖V‖ − 1) W x + m/‖V‖ · scale · B A x, as PEFT has it.
     """
     assert layer.magnitude is not None
-    length = norms(layer)
-    factor = layer.laid(layer.magnitude / torch.where(length > 0, length, torch.ones_like(length)))
+    length = row_norms(layer)
+    factor = layer.along_channels(layer.magnitude / torch.where(length > 0, length, torch.ones_like(length)))
     bias: Tensor | None = getattr(layer.base_layer, "bias", None)
-    shift = None if bias is None else layer.laid(bias)
+    shift = None if bias is None else layer.along_channels(bias)
     if not dropped:
-        adapted: Tensor = factor * layer.added(y if shift is None else y - shift, x)
+        adapted: Tensor = factor * layer.add_update(y if shift is None else y - shift, x)
         return adapted if shift is None else adapted + shift
     again: Tensor = layer.base_layer(x)
     plain = again if shift is None else again - shift
-    return y - plain + factor * layer.added(plain, x)
+    return y - plain + factor * layer.add_update(plain, x)

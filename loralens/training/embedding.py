@@ -5,7 +5,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from loralens.training.layer import LoRALayer, accumulated
+from loralens.training.layer import LoRALayer, add_product
 
 
 class EmbeddingLayer(LoRALayer):
@@ -21,12 +21,12 @@ class EmbeddingLayer(LoRALayer):
         """The weight as (dim, vocab)."""
         return LoRALayer.matrix(layer).T
 
-    def dropped(self, x: Tensor) -> Tensor:
+    def apply_dropout(self, x: Tensor) -> Tensor:
         """The input itself: numbers of tokens."""
         return x
 
-    def plus(self, y: Tensor, x: Tensor, B: Tensor, A: Tensor, scale: float) -> Tensor:
+    def add_pair(self, y: Tensor, x: Tensor, B: Tensor, A: Tensor, scale: float) -> Tensor:
         """The sum y + scale · B A x, y (…, dim)."""
         z = F.embedding(x, A.T, padding_idx=self.padding_idx)
         outer = getattr(self.base_layer, "embed_scale", None)
-        return accumulated(y, z if outer is None else z * outer, B, scale)
+        return add_product(y, z if outer is None else z * outer, B, scale)

@@ -1,4 +1,4 @@
-"""Feed: the batches of a run by their numbers, so that a run can begin anywhere and processes can share them."""
+"""The batches of a run by number, so that a run can start at any step and processes can share them."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -22,7 +22,7 @@ class Feed:
     batches : sequence, iterable or callable
         A sequence is gone through again and again, in its order. An iterable too; it is begun anew for every round, so
         what it yields may differ, and a run that goes on passes over what it has seen. A callable is asked for every
-        number once and is the way to shuffle: see `shuffled`.
+        number once and is the way to shuffle: see `shuffle_order`.
 
     Raises
     ------
@@ -47,19 +47,19 @@ class Feed:
         """The batch of a number; from an iterable, numbers must rise."""
         if isinstance(self._batches, Sequence):
             if not self._batches:
-                raise _none()
+                raise _no_batches()
             return self._batches[number % len(self._batches)]
         if callable(self._batches):
             return self._batches(number)
-        return self._streamed(number)
+        return self._next_streamed(number)
 
-    def _streamed(self, number: int) -> Any:
+    def _next_streamed(self, number: int) -> Any:
         assert number >= self._next, "an iterable cannot go back"
         if self._stream is None:
             self._stream = self._rounds()
-        found = next(islice(self._stream, number - self._next, None))
+        batch = next(islice(self._stream, number - self._next, None))
         self._next = number + 1
-        return found
+        return batch
 
     def _rounds(self) -> Iterator[Any]:
         assert isinstance(self._batches, Iterable)
@@ -69,14 +69,14 @@ class Feed:
                 empty = False
                 yield batch
             if empty:
-                raise _none()
+                raise _no_batches()
 
 
-def _none() -> OptionError:
+def _no_batches() -> OptionError:
     return OptionError("there are no more batches", fix="give a list of batches, or an iterable that can begin again")
 
 
-def shuffled(count: int, *, size: int, seed: int) -> Callable[[int], list[int]]:
+def shuffle_order(count: int, *, size: int, seed: int) -> Callable[[int], list[int]]:
     """Batch number → which of ``count`` examples it holds: every example once in a round, each round in a new order.
 
     The numbers of a round are a permutation that depends on seed and round alone; batches run across the border of two
@@ -95,6 +95,7 @@ def shuffled(count: int, *, size: int, seed: int) -> Callable[[int], list[int]]:
         if round_ not in orders:
             generator = np.random.Generator(np.random.Philox(key=[seed % 2**64, round_]))
             orders[round_] = generator.permutation(count)
+            # A run asks for rising numbers, so older rounds are never needed again.
             for old in [known for known in orders if abs(known - round_) > 1]:
                 del orders[old]
         return orders[round_]
@@ -106,14 +107,15 @@ def shuffled(count: int, *, size: int, seed: int) -> Callable[[int], list[int]]:
     return batch
 
 
-def moved(batch: Any, device: torch.device) -> Any:
+def move_batch(batch: Any, device: torch.device) -> Any:
     """A batch with its tensors on a device; mappings, tuples (named ones too) and lists are gone into."""
     if isinstance(batch, Tensor):
+        # non_blocking lets a copy from pinned memory run beside the computation; otherwise it changes nothing.
         return batch.to(device, non_blocking=True)
     if isinstance(batch, Mapping):
-        return {name: moved(value, device) for name, value in batch.items()}
+        return {name: move_batch(value, device) for name, value in batch.items()}
     if isinstance(batch, tuple | list):
-        values = [moved(value, device) for value in batch]
+        values = [move_batch(value, device) for value in batch]
         return type(batch)(*values) if hasattr(batch, "_fields") else type(batch)(values)
     return batch
 

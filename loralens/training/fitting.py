@@ -1,4 +1,4 @@
-"""Fit: train LoRA layers in a model, from injection to the adapter."""
+"""The function `fit`: trains LoRA layers in a model, from injection to the adapter."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from loralens.training.feed import Batches, Feed
 from loralens.training.initial import Initialisation
 from loralens.training.injection import Injection, inject
 from loralens.training.loop import Loop, Loss, own_loss
-from loralens.training.readout import read
+from loralens.training.readout import read_injection
 from loralens.training.targets import ALL_LINEAR
 from loralens.training.watch import Measures, Watch
 from loralens.training.world import World
@@ -96,7 +96,7 @@ def fit(
     shard : bool
         Lay the model in shards over all processes (FSDP2).
     base_model, task_type : str, optional
-        As `loralens.training.read` takes them.
+        As `loralens.training.read_injection` takes them.
     record : mapping, optional
         More to be recorded with the adapter, as JSON holds it: what the data was.
 
@@ -119,9 +119,9 @@ def fit(
     When it fails, the layers are taken out again. Processes that torch.distributed brought together train as one: DDP,
     or FSDP2 with ``shard``; equal seeds and equal batches in a step give the adapter of a single process, to rounding.
     """
-    _check(loss=loss, course=course, watch=watch, state=state, record=record or {})
+    _check_options(loss=loss, course=course, watch=watch, state=state, record=record or {})
     feed = Feed(batches)
-    course = course or _one_round(feed)
+    course = course or _course_of_one_round(feed)
     world = World.current(shard=shard)
     injection = inject(
         model,
@@ -141,7 +141,7 @@ def fit(
         if not shard:  # a model in shards stays as it is
             injection.remove()
         raise
-    said = {
+    training_record = {
         **course.record,
         "steps_done": loop.done,
         "best_step": loop.best_step,
@@ -151,7 +151,7 @@ def fit(
         **(record or {}),
     }
     return Fitted(
-        adapter=read(injection, base_model=base_model, task_type=task_type, training=said),
+        adapter=read_injection(injection, base_model=base_model, task_type=task_type, training=training_record),
         injection=injection,
         losses=tuple(loop.losses),
         evaluations=tuple(loop.evaluations),
@@ -160,7 +160,7 @@ def fit(
     )
 
 
-def _check(*, loss: Any, course: Any, watch: Any, state: Any, record: Mapping[str, Any]) -> None:
+def _check_options(*, loss: Any, course: Any, watch: Any, state: Any, record: Mapping[str, Any]) -> None:
     """Refuse what could not be called or asked, and before training what could not be written down after it."""
     if not callable(loss):
         raise OptionError(f"loss {loss!r} is no function", fix="give loss=lambda model, batch: …")
@@ -174,7 +174,7 @@ def _check(*, loss: Any, course: Any, watch: Any, state: Any, record: Mapping[st
         raise OptionError(what, fix="give texts, Python's own numbers, lists and mappings of these") from error
 
 
-def _one_round(feed: Feed) -> Course:
+def _course_of_one_round(feed: Feed) -> Course:
     """The course that takes every batch once."""
     if not feed.length:
         raise OptionError("it is not said how long to train", fix="give course=Course(steps=…)")

@@ -30,7 +30,7 @@ class Pair(NamedTuple):
     A: Tensor
 
 
-def drawn_pair(
+def draw_pair(
     name: str,
     shape: tuple[int, int],
     *,
@@ -60,7 +60,8 @@ def drawn_pair(
         float32, on the CPU. The numbers are drawn in float64 and rounded once.
     """
     out, in_ = shape
-    generator = _generator(seed, name, (out, rank, in_))
+    key = sha256(f"{seed}\0{name}\0{(out, rank, in_)}".encode()).digest()[:16]  # Philox takes a key of 128 bits
+    generator = np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little")))
     if embedding:
         B = generator.standard_normal((out, rank))
         return Pair(_float32(B), torch.zeros(rank, in_))
@@ -71,16 +72,11 @@ def drawn_pair(
     return Pair(torch.zeros(out, rank), _float32(A))
 
 
-def _generator(seed: int, name: str, shape: tuple[int, ...]) -> np.random.Generator:
-    key = sha256(f"{seed}\0{name}\0{shape}".encode()).digest()[:16]
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little")))
-
-
 def _float32(array: Array) -> Tensor:
     return torch.from_numpy(array.astype(np.float32))
 
 
-def digest(factor: Tensor) -> str:
+def factor_digest(factor: Tensor) -> str:
     """16 hexadecimal digits of the shape and the numbers of a factor, the same in any float dtype that holds them."""
     numbers = factor.detach().cpu().double().contiguous().numpy()
     hashed = blake2b(f"{numbers.shape}\0".encode(), digest_size=BYTES)
@@ -88,7 +84,8 @@ def digest(factor: Tensor) -> str:
     return hashed.hexdigest()
 
 
-def digest_of_all(digests: Mapping[str, str]) -> str:
+def combined_digest(digests: Mapping[str, str]) -> str:
     """One digest of those of all modules, by their names."""
+    # In natural order, so that the digest does not depend on the order in which layers were found.
     lines = "\n".join(f"{name} {digests[name]}" for name in sorted(digests, key=natural_key))
     return blake2b(lines.encode(), digest_size=BYTES).hexdigest()

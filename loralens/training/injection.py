@@ -1,4 +1,4 @@
-"""Injection: LoRA layers in the place of chosen layers of a model, and the model as it was when they are taken out."""
+"""Injection: puts LoRA layers in the place of chosen layers of a model, and takes them out again."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ from loralens.core.names import natural_key
 from loralens.core.scaling import Scaling, scale_of
 from loralens.errors import OptionError
 from loralens.training.dora import add_magnitude
-from loralens.training.heads import copies, put_back, widened
-from loralens.training.initial import INITIALISATIONS, Initialisation, Pair, digest, drawn_pair
+from loralens.training.heads import copy_tensors, restore_tensors, widen_heads
+from loralens.training.initial import INITIALISATIONS, Initialisation, Pair, draw_pair, factor_digest
 from loralens.training.layer import LoRALayer
-from loralens.training.method import Method, method_named
-from loralens.training.number import real, whole
+from loralens.training.method import TrainingMethod, training_method
+from loralens.training.number import as_float, as_int
 from loralens.training.pissa import principal_pair
-from loralens.training.running_statistics import hold
-from loralens.training.targets import ALL_LINEAR, chosen, heads_named, warn_of_doubles
+from loralens.training.running_statistics import freeze_statistics
+from loralens.training.targets import ALL_LINEAR, choose_heads, choose_layers, warn_of_doubles
 
 TINY = 1e-38  # a scale is a number of float32, and so is one over it
 
@@ -35,14 +35,10 @@ class Injection:
 
     Attributes
     ----------
-    model : nn.Module
     layers : mapping of str to LoRALayer
         By the names of the base model, in natural order.
     heads : mapping of str to nn.Module
         Modules of the model that are trained in full.
-    method : Method
-    rank, seed : int
-    alpha, dropout : float
     initialisation : str
         How A₀ was made; ``principal`` for PiSSA.
     digests : mapping of str to str
@@ -52,7 +48,7 @@ class Injection:
     model: nn.Module
     layers: Mapping[str, LoRALayer]
     heads: Mapping[str, nn.Module]
-    method: Method
+    method: TrainingMethod
     rank: int
     alpha: float
     dropout: float
@@ -61,7 +57,7 @@ class Injection:
     digests: Mapping[str, str]
     _places: tuple[tuple[nn.Module, str, LoRALayer], ...]
     _nested: tuple[nn.TransformerEncoder, ...]
-    _held: tuple[RemovableHandle, ...]
+    _handles: tuple[RemovableHandle, ...]
     _trained: tuple[nn.Parameter, ...]  # before the injection
     _head_tensors: tuple[tuple[Tensor, Tensor], ...]  # of the heads: what is trained, and a copy from before
 
@@ -99,10 +95,11 @@ class Injection:
             if layer.magnitude is not None:
                 parts["magnitude"].append(layer.magnitude)
         parts["heads"] = [parameter for head in self.heads.values() for parameter in head.parameters()]
+        # Only LoRA+ has a ratio other than 1.
         rates = {"B": lr * self.method.ratio}
         groups = []
-        for name, found in parts.items():
-            params = [parameter for parameter in dict.fromkeys(found) if parameter.requires_grad]
+        for name, group_parameters in parts.items():
+            params = [parameter for parameter in dict.fromkeys(group_parameters) if parameter.requires_grad]
             if params:
                 groups.append({"name": name, "params": params, "lr": rates.get(name, lr)})
         return groups
@@ -120,9 +117,9 @@ class Injection:
                 parent._modules[name] = layer.base_layer
         for encoder in self._nested:
             encoder.use_nested_tensor = True
-        for handle in self._held:
+        for handle in self._handles:
             handle.remove()
-        put_back(self._head_tensors)
+        restore_tensors(self._head_tensors)
         for parameter in self.model.parameters():
             parameter.requires_grad_(False)
         for parameter in self._trained:
@@ -181,45 +178,48 @@ def inject(
     UserWarning
         A layer stands in several places of the model: it is adapted in all of them, and PEFT would adapt the first.
     """
-    found = method_named(method)
+    row = training_method(method)
     _check_model(model)
-    rank, alpha, dropout, seed = _numbers(found, rank=rank, alpha=alpha, dropout=dropout, seed=seed)
+    rank, alpha, dropout, seed = _check_numbers(row, rank=rank, alpha=alpha, dropout=dropout, seed=seed)
     _check_initialisation(initialisation)
     named = dict(model.named_modules())
-    tops = heads_named(model, heads)
+    tops = choose_heads(model, heads)
     layers, digests = {}, {}
     with keep_modes(model):  # in training, a weight that is computed as it is looked at may change by that
         model.eval()
-        kinds = chosen(model, targets, apart=tops)
+        kinds = choose_layers(model, targets, heads=tops)
         warn_of_doubles(model, {name: named[name] for name in kinds})
         for name, kind in kinds.items():
             _check_weight(name, kind.matrix(named[name]), rank)
         for name, kind in kinds.items():
-            layers[name] = made = _layer(
-                name, named[name], kind, found, rank=rank, alpha=alpha, dropout=dropout, seed=seed, how=initialisation
+            layers[name] = lora = _make_layer(
+                name, named[name], kind, row, rank=rank, alpha=alpha, dropout=dropout, seed=seed, how=initialisation
             )
-            digests[name] = digest(made.B if kind.kind == "embedding" and not found.principal else made.A)
+            # Of an embedding B is drawn and A is 0, but PiSSA draws nothing.
+            digests[name] = factor_digest(lora.B if kind.kind == "embedding" and not row.principal else lora.A)
     for layer in layers.values():
         layer.training = layer.base_layer.training
+    # Remembered before freezing: remove() makes exactly these trainable again.
     trained = tuple(parameter for parameter in model.parameters() if parameter.requires_grad)
-    places = _place(model, layers)
+    places = _replace_layers(model, layers)
     full = {name: named[name] for name in sorted(tops, key=natural_key)}
-    before = copies(full.values())
-    _freeze(model, layers, full, frozen=found.frozen)
+    # Copied before anything is widened or trained, so that remove() gives back the same bits.
+    before = copy_tensors(full.values())
+    _freeze_base(model, layers, full, frozen=row.frozen)
     return Injection(
         model=model,
         layers=layers,
         heads=full,
-        method=found,
+        method=row,
         rank=rank,
         alpha=alpha,
         dropout=dropout,
         seed=seed,
-        initialisation="principal" if found.principal else initialisation,
+        initialisation="principal" if row.principal else initialisation,
         digests=digests,
         _places=places,
-        _nested=_unnest(model, layers),
-        _held=(*hold(model, apart=full.values()), *widened(full.values())),
+        _nested=_disable_nested_tensors(model, layers),
+        _handles=(*freeze_statistics(model, heads=full.values()), *widen_heads(full.values())),
         _trained=trained,
         _head_tensors=before,
     )
@@ -238,11 +238,11 @@ def _check_model(model: nn.Module) -> None:
             raise OptionError(f"{name} is lazy: it has no shape yet", fix="run the model on an input first")
 
 
-def _numbers(
-    method: Method, *, rank: object, alpha: object, dropout: object, seed: object
+def _check_numbers(
+    method: TrainingMethod, *, rank: object, alpha: object, dropout: object, seed: object
 ) -> tuple[int, float, float, int]:
     """The numbers that an injection is given, as Python's own."""
-    r, a, part, s = whole(rank), real(alpha), real(dropout), whole(seed)
+    r, a, part, s = as_int(rank), as_float(alpha), as_float(dropout), as_int(seed)
     if r is None or r < 1:
         raise OptionError(f"rank {rank!r} is no whole number from 1 on", fix="give a rank of 1 or more")
     if a is None or not isfinite(a) or a <= 0:
@@ -267,6 +267,7 @@ def _check_weight(name: str, W: Tensor, rank: int) -> None:
             f"{name}: its weight is on the meta device, which holds no numbers", fix="load the model's weights first"
         )
     out, in_ = W.shape
+    # More directions than the smaller side has cannot exist, and PiSSA could not take them from W.
     if rank > min(out, in_):
         raise OptionError(
             f"{name}: rank {rank} is larger than its matrix ({out}, {in_}) can have",
@@ -275,11 +276,11 @@ def _check_weight(name: str, W: Tensor, rank: int) -> None:
 
 
 @torch.no_grad()
-def _layer(
+def _make_layer(
     name: str,
     layer: nn.Module,
     kind: type[LoRALayer],
-    method: Method,
+    method: TrainingMethod,
     *,
     rank: int,
     alpha: float,
@@ -300,15 +301,15 @@ def _layer(
         pair = Pair(start.B.clone(), start.A.clone())
     else:
         embedding = kind.kind == "embedding"
-        drawn = drawn_pair(name, (out, in_), rank=rank, seed=seed, initialisation=how, embedding=embedding)
+        drawn = draw_pair(name, (out, in_), rank=rank, seed=seed, initialisation=how, embedding=embedding)
         pair = Pair(*(factor.to(W.device, compute_dtype(W)) for factor in drawn))
-    made = kind(layer, pair, scale=scale, dropout=dropout, start=start)
+    lora_layer = kind(layer, pair, scale=scale, dropout=dropout, start=start)
     if method.magnitude:
-        add_magnitude(made)
-    return made
+        add_magnitude(lora_layer)
+    return lora_layer
 
 
-def _place(model: nn.Module, layers: Mapping[str, LoRALayer]) -> tuple[tuple[nn.Module, str, LoRALayer], ...]:
+def _replace_layers(model: nn.Module, layers: Mapping[str, LoRALayer]) -> tuple[tuple[nn.Module, str, LoRALayer], ...]:
     """Put every layer where its frozen one stands: everywhere, where a model has one layer in several places."""
     ours = {id(layer.base_layer): layer for layer in layers.values()}
     places = [
@@ -320,31 +321,33 @@ def _place(model: nn.Module, layers: Mapping[str, LoRALayer]) -> tuple[tuple[nn.
     for parent, name, layer in places:
         parent._modules[name] = layer
         if isinstance(parent, nn.TransformerEncoderLayer):
-            layer.register_forward_pre_hook(_seen)
+            layer.register_forward_pre_hook(_do_nothing)
     return tuple(places)
 
 
-def _unnest(model: nn.Module, layers: Mapping[str, LoRALayer]) -> tuple[nn.TransformerEncoder, ...]:
+def _disable_nested_tensors(model: nn.Module, layers: Mapping[str, LoRALayer]) -> tuple[nn.TransformerEncoder, ...]:
     """Keep torch's own encoders from the nested tensors that only their fast path can take; those that were kept."""
     ours = {id(layer) for layer in layers.values()}
-    found = tuple(
+    encoders = tuple(
         encoder
         for encoder in model.modules()
         if isinstance(encoder, nn.TransformerEncoder)
         and encoder.use_nested_tensor
         and any(id(layer) in ours for layer in encoder.modules())
     )
-    for encoder in found:
+    for encoder in encoders:
         encoder.use_nested_tensor = False
-    return found
+    return encoders
 
 
-def _seen(layer: nn.Module, inputs: Any) -> None:
+def _do_nothing(layer: nn.Module, inputs: Any) -> None:
     """A hook that does nothing: in evaluation ``nn.TransformerEncoderLayer`` calls no layer that has none."""
     del layer, inputs
 
 
-def _freeze(model: nn.Module, layers: Mapping[str, LoRALayer], heads: Mapping[str, nn.Module], *, frozen: bool) -> None:
+def _freeze_base(
+    model: nn.Module, layers: Mapping[str, LoRALayer], heads: Mapping[str, nn.Module], *, frozen: bool
+) -> None:
     """Leave a gradient to the factors, the magnitudes and the heads alone."""
     model.requires_grad_(False)
     for layer in layers.values():

@@ -86,39 +86,39 @@ class LoRALayer(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         """What the adapted layer makes of an input, in the dtype of the frozen one's output."""
         y: Tensor = self.base_layer(input)
-        x = self.dropped(input)
-        adapted = self.added(y, x) if self.magnitude is None else dora.rescaled(self, y, x, dropped=x is not input)
+        x = self.apply_dropout(input)
+        adapted = self.add_update(y, x) if self.magnitude is None else dora.rescale(self, y, x, dropped=x is not input)
         return adapted.to(y.dtype)
 
-    def dropped(self, x: Tensor) -> Tensor:
+    def apply_dropout(self, x: Tensor) -> Tensor:
         """The input on its way into A: itself, but for dropout in training."""
         return F.dropout(x, self.dropout) if self.dropout and self.training else x
 
-    def added(self, y: Tensor, x: Tensor) -> Tensor:
+    def add_update(self, y: Tensor, x: Tensor) -> Tensor:
         """The sum y + scale · B A x, unrounded: in the wider dtype of the two."""
-        y = self.plus(y, x, self.B, self.A, self.scale)
+        y = self.add_pair(y, x, self.B, self.A, self.scale)
         if self.B0 is None or self.A0 is None:
             return y
-        return self.plus(y, x, self.B0, self.A0, -self.scale)
+        return self.add_pair(y, x, self.B0, self.A0, -self.scale)
 
-    def plus(self, y: Tensor, x: Tensor, B: Tensor, A: Tensor, scale: float) -> Tensor:
+    def add_pair(self, y: Tensor, x: Tensor, B: Tensor, A: Tensor, scale: float) -> Tensor:
         """The sum y + scale · B A x of any pair that fits this layer."""
-        return accumulated(y, F.linear(cast(x, A), A), B, scale)
+        return add_product(y, F.linear(cast(x, A), A), B, scale)
 
     @property
     def kernel(self) -> tuple[int, ...]:
         """Size of the kernel of a convolution; empty for every other layer."""
         return ()
 
-    def laid(self, numbers: Tensor) -> Tensor:
-        """One number for each output, laid along the channels of y."""
+    def along_channels(self, numbers: Tensor) -> Tensor:
+        """One number for each output, along the channels of y."""
         return numbers
 
     def extra_repr(self) -> str:
         """Rank and scale, and what is out of the ordinary."""
-        said = [f"rank={self.A.shape[0]}", f"scale={self.scale:g}"]
-        said += [f"dropout={self.dropout:g}"] if self.dropout else []
-        return ", ".join(said)
+        settings = [f"rank={self.A.shape[0]}", f"scale={self.scale:g}"]
+        settings += [f"dropout={self.dropout:g}"] if self.dropout else []
+        return ", ".join(settings)
 
 
 class LinearLayer(LoRALayer):
@@ -139,7 +139,7 @@ def cast(x: Tensor, factor: Tensor) -> Tensor:
     return x if torch.is_autocast_enabled(x.device.type) else x.to(factor.dtype)
 
 
-def accumulated(y: Tensor, z: Tensor, B: Tensor, scale: float) -> Tensor:
+def add_product(y: Tensor, z: Tensor, B: Tensor, scale: float) -> Tensor:
     """The sum y + scale · z Bᵀ, one product that adds to y where the dtypes allow it.
 
     Parameters
@@ -148,6 +148,7 @@ def accumulated(y: Tensor, z: Tensor, B: Tensor, scale: float) -> Tensor:
     z : tensor, shape (…, r)
     B : tensor, shape (out, r)
     """
+    # addmm needs one dtype; under autocast y may be in 16 bits and z in float32.
     if y.dtype == z.dtype:
         flat = torch.addmm(y.reshape(-1, y.shape[-1]), z.reshape(-1, z.shape[-1]), B.T, alpha=scale)
         return flat.view(y.shape)

@@ -1,4 +1,4 @@
-"""Method: a way to train a pair B, A beside a frozen weight, as data."""
+"""The methods of LoRA training, as data: one row each in `METHODS`."""
 
 from dataclasses import dataclass
 from typing import final
@@ -9,7 +9,7 @@ from loralens.core.scaling import Rule
 
 @final
 @dataclass(frozen=True, slots=True)
-class Method:
+class TrainingMethod:
     """What sets one kind of LoRA training apart from another; everything else they share.
 
     Attributes
@@ -38,17 +38,21 @@ class Method:
     ratio: float = 1.0
 
 
-METHODS: tuple[Method, ...] = (
-    Method("lora", "W + (α/r)·B·A", "Hu et al. 2021, arXiv:2106.09685"),
-    Method("rslora", "the scale is α/√r", "Kalajdzievski 2023, arXiv:2312.03732", rule="alpha/sqrt(r)"),
-    Method("lora+", "B learns 16 times as fast as A", "Hayou et al. 2024, arXiv:2402.12354", ratio=16.0),
-    Method("dora", "the length of every output is trained apart", "Liu et al. 2024, arXiv:2402.09353", magnitude=True),
-    Method("pissa", "begins as the leading directions of W", "Meng et al. 2024, arXiv:2404.02948", principal=True),
-    Method("frozen-a", "only B is trained", "Zhang et al. 2023, arXiv:2308.03303", frozen=True),
+METHODS: tuple[TrainingMethod, ...] = (
+    TrainingMethod("lora", "W + (α/r)·B·A", "Hu et al. 2021, arXiv:2106.09685"),
+    TrainingMethod("rslora", "the scale is α/√r", "Kalajdzievski 2023, arXiv:2312.03732", rule="alpha/sqrt(r)"),
+    TrainingMethod("lora+", "B learns 16 times as fast as A", "Hayou et al. 2024, arXiv:2402.12354", ratio=16.0),
+    TrainingMethod(
+        "dora", "the length of every output is trained apart", "Liu et al. 2024, arXiv:2402.09353", magnitude=True
+    ),
+    TrainingMethod(
+        "pissa", "begins as the leading directions of W", "Meng et al. 2024, arXiv:2404.02948", principal=True
+    ),
+    TrainingMethod("frozen-a", "only B is trained", "Zhang et al. 2023, arXiv:2308.03303", frozen=True),
 )
 
 
-def method_named(name: str) -> Method:
+def training_method(name: str) -> TrainingMethod:
     """The row of that name.
 
     Raises

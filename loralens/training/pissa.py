@@ -22,6 +22,7 @@ def principal_pair(W: Tensor, *, rank: int, scale: float) -> Pair:
     """
     U, s, Vh = torch.linalg.svd(W.double(), full_matrices=False)
     U, s, Vh = U[:, :rank], s[:rank], Vh[:rank]
+    # An SVD leaves the signs open, and libraries choose them differently.
     largest = Vh.gather(1, Vh.abs().argmax(dim=1, keepdim=True))
     sign = torch.where(largest < 0, -1.0, 1.0)
     root = torch.sqrt(s / scale)

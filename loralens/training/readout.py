@@ -1,4 +1,4 @@
-"""What was trained, as the `Adapter` that everything else in loralens works on."""
+"""Reads the trained layers of a model out as an `Adapter`."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -13,17 +13,17 @@ from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import Layout, LowRank
 from loralens.core.scaling import Scaling
 from loralens.core.training import RECORD, record_of
-from loralens.training.initial import Pair, digest_of_all
+from loralens.training.initial import Pair, combined_digest
 from loralens.training.injection import Injection
 from loralens.training.layer import LoRALayer, TransposedLayer
 from loralens.training.pissa import difference
 
 PREFIX = "base_model.model."  # of every key in a PEFT file
 
-__all__ = ["RECORD", "numpy_of", "read", "record_of", "settings"]
+__all__ = ["RECORD", "numpy_of", "read_injection", "record_of", "settings"]
 
 
-def read(
+def read_injection(
     injection: Injection,
     *,
     base_model: str | None = None,
@@ -52,15 +52,15 @@ def read(
         role ``magnitude``, heads the role ``saved``. The metadata has a record, `record_of`, with the method, the seed
         and the digest of A₀.
     """
-    extra = dict(_magnitudes(injection)) | dict(_heads(injection))
-    digests = {"A0": digest_of_all(injection.digests), "A0_of": dict(injection.digests)}
-    said = {**settings(injection), **digests, **(training or {})}
+    extra = dict(_read_magnitudes(injection)) | dict(_read_heads(injection))
+    digests = {"A0": combined_digest(injection.digests), "A0_of": dict(injection.digests)}
+    record = {**settings(injection), **digests, **(training or {})}
     base = base_model or getattr(getattr(injection.model, "config", None), "_name_or_path", None) or None
     return Adapter(
-        modules={name: _module(layer, injection) for name, layer in injection.layers.items()},
+        modules={name: _read_module(layer, injection) for name, layer in injection.layers.items()},
         extra=extra,
-        config=_config(injection, base, task_type),
-        metadata={"format": "pt", RECORD: json.dumps(said, sort_keys=True)},
+        config=_peft_config(injection, base, task_type),
+        metadata={"format": "pt", RECORD: json.dumps(record, sort_keys=True)},
         base_model=base,
     )
 
@@ -77,17 +77,17 @@ def settings(injection: Injection) -> dict[str, Any]:
     }
 
 
-def _module(layer: LoRALayer, injection: Injection) -> LowRank:
-    pair, scaling = Pair(_whole(layer.B), _whole(layer.A)), injection.scaling
+def _read_module(layer: LoRALayer, injection: Injection) -> LowRank:
+    pair, scaling = Pair(_full_tensor(layer.B), _full_tensor(layer.A)), injection.scaling
     if layer.B0 is not None and layer.A0 is not None:
-        pair = difference(pair, Pair(_whole(layer.B0), _whole(layer.A0)))
+        pair = difference(pair, Pair(_full_tensor(layer.B0), _full_tensor(layer.A0)))
         scaling = Scaling(scaling.rule, 2 * injection.alpha, 2 * injection.rank, scaling.origin)
         assert scaling.value == layer.scale
     layout = Layout(layer.kind, kernel=layer.kernel, transposed=isinstance(layer, TransposedLayer))
     return LowRank(numpy_of(pair.B), numpy_of(pair.A), layer.scale, scaling=scaling, layout=layout)
 
 
-def _magnitudes(injection: Injection) -> Iterator[tuple[str, Extra]]:
+def _read_magnitudes(injection: Injection) -> Iterator[tuple[str, Extra]]:
     for name, layer in injection.layers.items():
         if layer.magnitude is not None:
             m = numpy_of(layer.magnitude)
@@ -96,14 +96,14 @@ def _magnitudes(injection: Injection) -> Iterator[tuple[str, Extra]]:
             yield f"{PREFIX}{name}.lora_magnitude_vector", Extra("magnitude", name, LazyArray.of(m))
 
 
-def _heads(injection: Injection) -> Iterator[tuple[str, Extra]]:
+def _read_heads(injection: Injection) -> Iterator[tuple[str, Extra]]:
     for name, head in injection.heads.items():
         for own, tensor in head.state_dict().items():
             inner, _, parameter = f"{name}.{own}".rpartition(".")
             yield f"{PREFIX}{name}.{own}", Extra("saved", inner, LazyArray.of(numpy_of(tensor)), parameter)
 
 
-def _config(injection: Injection, base: str | None, task_type: str | None) -> dict[str, Any]:
+def _peft_config(injection: Injection, base: str | None, task_type: str | None) -> dict[str, Any]:
     """The part of PEFT's configuration that tensors do not say; ranks, α and targets are the writer's."""
     return {
         "peft_type": "LORA",
@@ -119,16 +119,16 @@ def _config(injection: Injection, base: str | None, task_type: str | None) -> di
     }
 
 
-def _whole(tensor: Tensor) -> Tensor:
+def _full_tensor(tensor: Tensor) -> Tensor:
     """A tensor without its gradient; where it is in shards, put together, which all processes must do at once."""
     gather = getattr(tensor, "full_tensor", None)
-    found: Tensor = (gather() if gather else tensor).detach()
-    return found
+    gathered: Tensor = (gather() if gather else tensor).detach()
+    return gathered
 
 
 def numpy_of(tensor: Tensor) -> Array:
     """A copy of a tensor as NumPy has it, in its own dtype."""
-    copy = _whole(tensor).cpu().clone().contiguous()
+    copy = _full_tensor(tensor).cpu().clone().contiguous()
     if copy.dtype == torch.bfloat16:
         bits: Array = copy.view(torch.int16).numpy()
         return bits.view(ml_dtypes.bfloat16)

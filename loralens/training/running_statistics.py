@@ -1,4 +1,4 @@
-"""Running statistics of a frozen model (batch and spectral norm): they stay frozen too, in training as in evaluation.
+"""Freezes the running statistics (batch and spectral norm) of a frozen model, also in training mode.
 
 In training a batch norm normalises by the batch and moves its running mean and variance, gradients or not; the
 parametrisation of a spectral norm moves its estimate of the leading directions of the weight. An adapter
@@ -17,24 +17,25 @@ from torch.utils.hooks import RemovableHandle
 _MODE = "_mode_outside"  # attribute of a layer during its call: the mode it was in
 
 
-def hold(model: nn.Module, *, apart: Collection[nn.Module] = ()) -> tuple[RemovableHandle, ...]:
-    """Hold the running statistics of every layer but those inside ``apart``, until the handles are removed."""
-    trained = {id(layer) for head in apart for layer in head.modules()}
+def freeze_statistics(model: nn.Module, *, heads: Collection[nn.Module] = ()) -> tuple[RemovableHandle, ...]:
+    """Hold the running statistics of every layer but those inside ``heads``, until the handles are removed."""
+    trained = {id(layer) for head in heads for layer in head.modules()}
     handles: list[RemovableHandle] = []
     for layer in model.modules():
         moving = isinstance(layer, _SpectralNorm) or (isinstance(layer, _NormBase) and layer.running_mean is not None)
         if moving and id(layer) not in trained:
-            handles.append(layer.register_forward_pre_hook(_enter))
-            handles.append(layer.register_forward_hook(_leave, always_call=True))
+            handles.append(layer.register_forward_pre_hook(_enter_evaluation))
+            # always_call, so that the mode comes back after an exception too.
+            handles.append(layer.register_forward_hook(_restore_mode, always_call=True))
     return tuple(handles)
 
 
-def _enter(layer: nn.Module, inputs: Any) -> None:
+def _enter_evaluation(layer: nn.Module, inputs: Any) -> None:
     del inputs
     setattr(layer, _MODE, layer.training)
     layer.training = False
 
 
-def _leave(layer: nn.Module, inputs: Any, output: Any) -> None:
+def _restore_mode(layer: nn.Module, inputs: Any, output: Any) -> None:
     del inputs, output
     layer.training = layer.__dict__.pop(_MODE)

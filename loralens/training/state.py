@@ -1,4 +1,4 @@
-"""What a run has learned, out of the model and its optimiser and back in: bit for bit, so that a run can go on."""
+"""The state of a run, saved and restored bit for bit, so that a run can be resumed."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,25 +15,26 @@ from loralens.training.injection import Injection
 from loralens.training.readout import numpy_of, settings
 
 FREE = ("checkpointing",)  # fields of a course that change no number
+# A run of another command differs in many fields; the first few say which it was.
 SAID = 3  # differences that a message names
 TRAINED, REMEMBERED, BEST = "trained.", "optimiser.", "best."
 
 
-def changing(injection: Injection) -> dict[str, Tensor]:
+def trained_tensors(injection: Injection) -> dict[str, Tensor]:
     """Every tensor that training changes, by name: factors, magnitudes, and all that the heads hold."""
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for name, layer in injection.layers.items():
-        found |= {
+        tensors |= {
             f"{name}.{own}": tensor
             for own, tensor in layer.named_parameters(recurse=False)
             if tensor is not None and tensor.requires_grad
         }
     for name, head in injection.heads.items():
-        found |= {f"{name}.{own}": tensor for own, tensor in head.state_dict(keep_vars=True).items()}
-    return found
+        tensors |= {f"{name}.{own}": tensor for own, tensor in head.state_dict(keep_vars=True).items()}
+    return tensors
 
 
-def identity(injection: Injection, course: Course, *, processes: int) -> dict[str, Any]:
+def run_identity(injection: Injection, course: Course, *, processes: int) -> dict[str, Any]:
     """What a run is: all that its numbers follow from but the model, the batches and the loss, as JSON holds it.
 
     The layers are not among it: a state's tensors have their names.
@@ -42,7 +43,7 @@ def identity(injection: Injection, course: Course, *, processes: int) -> dict[st
     return {**settings(injection), "heads": list(injection.heads), **deciding, "processes": processes}
 
 
-def captured(
+def capture_state(
     injection: Injection,
     optimiser: Optimizer,
     step: int,
@@ -53,7 +54,7 @@ def captured(
 ) -> State:
     """The state of a run after a step. Where tensors are in shards, all processes must call this at once."""
     tensors: dict[str, Array] = {}
-    for name, tensor in changing(injection).items():
+    for name, tensor in trained_tensors(injection).items():
         tensors[TRAINED + name] = numpy_of(tensor)
         remembered = optimiser.state.get(tensor, {})
         tensors |= {f"{REMEMBERED}{name}.{own}": numpy_of(value) for own, value in remembered.items()}
@@ -62,7 +63,9 @@ def captured(
 
 
 @torch.no_grad()
-def restored(injection: Injection, optimiser: Optimizer, state: State, *, run: Mapping[str, Any]) -> dict[str, Tensor]:
+def restore_state(
+    injection: Injection, optimiser: Optimizer, state: State, *, run: Mapping[str, Any]
+) -> dict[str, Tensor]:
     """Put a state into a model and an optimiser as they are at the start of a run; the best so far is returned.
 
     Raises
@@ -70,27 +73,28 @@ def restored(injection: Injection, optimiser: Optimizer, state: State, *, run: M
     MismatchError
         It is the state of another run, or of other modules: what differs is named. Nothing has been changed then.
     """
+    # All checks come before the first write, so that a refused state leaves the model as it was.
     _check_run(state.run, run)
-    here = changing(injection)
-    there = {name.removeprefix(TRAINED) for name in state.tensors if name.startswith(TRAINED)}
-    if set(here) != there:
-        odd = min(set(here) ^ there)
+    tensors = trained_tensors(injection)
+    stored_names = {name.removeprefix(TRAINED) for name in state.tensors if name.startswith(TRAINED)}
+    if set(tensors) != stored_names:
+        odd = min(set(tensors) ^ stored_names)
         raise MismatchError(f"the state is of another run: {odd} is in one of them only", fix="go on with its own")
-    for name, tensor in here.items():
+    for name, tensor in tensors.items():
         _check_shape(tensor, state.tensors[TRAINED + name], name)
-    known = {parameter for group in optimiser.param_groups for parameter in group["params"]}
-    for name, tensor in here.items():
-        put(tensor, state.tensors[TRAINED + name], name)
+    optimised = {parameter for group in optimiser.param_groups for parameter in group["params"]}
+    for name, tensor in tensors.items():
+        overwrite(tensor, state.tensors[TRAINED + name], name)
         begin = f"{REMEMBERED}{name}."
         own = {key.removeprefix(begin): value for key, value in state.tensors.items() if key.startswith(begin)}
-        if own and tensor in known:
-            optimiser.state[tensor] = {key: _remembered(tensor, key, value) for key, value in own.items()}
+        if own and tensor in optimised:
+            optimiser.state[tensor] = {key: _optimiser_tensor(tensor, key, value) for key, value in own.items()}
     best = {name.removeprefix(BEST): value for name, value in state.tensors.items() if name.startswith(BEST)}
-    return {name: _beside(here[name], value) for name, value in best.items()}
+    return {name: _tensor_like(tensors[name], value) for name, value in best.items()}
 
 
 @torch.no_grad()
-def put(tensor: Tensor, array: "Array | Tensor", name: str) -> None:
+def overwrite(tensor: Tensor, array: "Array | Tensor", name: str) -> None:
     """Overwrite a tensor, in shards or not, by a whole array.
 
     Raises
@@ -99,16 +103,16 @@ def put(tensor: Tensor, array: "Array | Tensor", name: str) -> None:
         They have not one shape.
     """
     _check_shape(tensor, array, name)
-    tensor.copy_(array if isinstance(array, Tensor) else _beside(tensor, array))
+    tensor.copy_(array if isinstance(array, Tensor) else _tensor_like(tensor, array))
 
 
-def _check_run(there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    other = [name for name in {**here, **there} if there.get(name) != here.get(name)]
+def _check_run(stored: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    other = [name for name in {**current, **stored} if stored.get(name) != current.get(name)]
     if other:
-        said = [f"{name} is {there.get(name)!r} there, {here.get(name)!r} here" for name in other[:SAID]]
-        more = f"; and {len(other) - SAID} more" if len(other) > SAID else ""
+        differences = [f"{name} is {stored.get(name)!r} there, {current.get(name)!r} here" for name in other[:SAID]]
+        and_more = f"; and {len(other) - SAID} more" if len(other) > SAID else ""
         raise MismatchError(
-            f"the state is of another run: {'; '.join(said)}{more}",
+            f"the state is of another run: {'; '.join(differences)}{and_more}",
             fix="go on with the same options, or begin a new run: leave the state out",
         )
 
@@ -121,20 +125,20 @@ def _check_shape(tensor: Tensor, array: "Array | Tensor", name: str) -> None:
         )
 
 
-def _remembered(tensor: Tensor, name: str, array: Array) -> Tensor:
+def _optimiser_tensor(tensor: Tensor, name: str, array: Array) -> Tensor:
     """A tensor of the optimiser: beside its parameter, but for the count of steps, which stays on the CPU."""
-    return torch.from_numpy(array.copy()) if name == "step" else _beside(tensor, array)
+    return torch.from_numpy(array.copy()) if name == "step" else _tensor_like(tensor, array)
 
 
-def _beside(tensor: Tensor, array: Array) -> Tensor:
+def _tensor_like(tensor: Tensor, array: Array) -> Tensor:
     """An array as a tensor on the device of another, in shards where that is."""
     if array.dtype.name == "bfloat16":
-        whole = torch.from_numpy(array.view("int16").copy()).view(torch.bfloat16)
+        values = torch.from_numpy(array.view("int16").copy()).view(torch.bfloat16)
     else:
-        whole = torch.from_numpy(array.copy())
+        values = torch.from_numpy(array.copy())
     mesh = getattr(tensor, "device_mesh", None)
     if mesh is None:
-        return whole.to(tensor.device)
+        return values.to(tensor.device)
     from torch.distributed.tensor import distribute_tensor
 
-    return distribute_tensor(whole.to(mesh.device_type), mesh, tensor.placements)  # type: ignore[attr-defined]
+    return distribute_tensor(values.to(mesh.device_type), mesh, tensor.placements)  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Tasks on texts: what a batch holds, what is learned from it, and how well it went; one row each in `TASKS`."""
+"""Tasks on texts: their batches, their losses and their evaluation; one row each in `TASKS`."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,13 +12,16 @@ from torch.nn.functional import cross_entropy
 
 from loralens.core.names import row_named
 from loralens.errors import OptionError
-from loralens.training.feed import moved
+from loralens.training.feed import move_batch
 from loralens.training.watch import Measures
 
 Batch = dict[str, Tensor]
 Order = Callable[[int], Sequence[int]]  # batch number → the examples in it
 Draws = Callable[[int], np.random.Generator]  # row of a batch → what is drawn for it
+# The value that cross_entropy of torch and the models of transformers ignore by default.
 IGNORED = -100  # the label of a position that nothing is learned from
+# BERT's shares (Devlin et al. 2018, §3.1): 15 % are asked for, and 80/10/10 % of these shown as mask, random token,
+# themselves.
 MASKED = 0.15  # part of the tokens that masked language modelling asks for
 REPLACED, RANDOM = 0.8, 0.1  # of those, shown as the mask, and as any token; the rest is shown as it is
 
@@ -30,10 +33,8 @@ class Examples:
 
     Attributes
     ----------
-    tokens : sequence of lists of int
     pad : int
         The token that fills up short texts.
-    labels : sequence of int, optional
     mask : int, optional
         For masked language modelling: the token that stands for a hidden one.
     vocabulary : int
@@ -56,14 +57,14 @@ class Examples:
         """Some examples, padded on the right to the longest: ids and mask (batch, length), labels (batch,) if any."""
         part = [self.tokens[i] for i in chosen]
         ids = torch.full((len(part), max(map(len, part))), self.pad)
-        seen = torch.zeros_like(ids)
+        attention = torch.zeros_like(ids)
         for row, tokens in enumerate(part):
-            ids[row, : len(tokens)], seen[row, : len(tokens)] = torch.tensor(tokens), 1
-        batch = {"input_ids": ids, "attention_mask": seen}
+            ids[row, : len(tokens)], attention[row, : len(tokens)] = torch.tensor(tokens), 1
+        batch = {"input_ids": ids, "attention_mask": attention}
         return batch if self.labels is None else batch | {"labels": torch.tensor([self.labels[i] for i in chosen])}
 
 
-def encoded(tokenizer: Any, texts: Sequence[str], *, length: int, labels: Sequence[int] | None = None) -> Examples:
+def encode_texts(tokenizer: Any, texts: Sequence[str], *, length: int, labels: Sequence[int] | None = None) -> Examples:
     """Texts through a transformers tokenizer, cut to ``length`` tokens.
 
     Raises
@@ -72,8 +73,8 @@ def encoded(tokenizer: Any, texts: Sequence[str], *, length: int, labels: Sequen
         A text has no tokens.
     """
     tokens = tokenizer(list(texts), truncation=True, max_length=length, padding=False)["input_ids"]
-    for number, found in enumerate(tokens, start=1):
-        if not found:
+    for number, row in enumerate(tokens, start=1):
+        if not row:
             raise OptionError(f"text {number} has no tokens: {texts[number - 1][:40]!r}", fix="take it out")
     return Examples(
         tokens,
@@ -92,7 +93,6 @@ class Task:
 
     Attributes
     ----------
-    name, text : str
     head : str
         The class of transformers that loads a model for it.
     task_type : str or None
@@ -101,7 +101,7 @@ class Task:
         Whether every text needs a label.
     draw : callable
         From examples, chosen numbers of them and a generator for every row to a batch.
-    asked : callable
+    predict : callable
         From model and batch to logits (n, classes) and what was asked for (n,).
     """
 
@@ -111,16 +111,16 @@ class Task:
     task_type: str | None
     labelled: bool
     draw: Callable[[Examples, Sequence[int], Draws], Batch]
-    asked: Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]
+    predict: Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
         """Σ −ln p of what was asked for, and how many were: for `loralens.training.fit`."""
-        logits, wanted = self.asked(model, batch)
-        return cross_entropy(_wide(logits), wanted, reduction="sum"), len(wanted)
+        logits, labels = self.predict(model, batch)
+        return cross_entropy(_in_float32(logits), labels, reduction="sum"), len(labels)
 
-    def asks(self, examples: Examples) -> bool:
+    def predicts_any(self, examples: Examples) -> bool:
         """Whether there is anything to ask for in any of the examples: a token that may be hidden, where some are."""
-        if self.draw is not _hidden:
+        if self.draw is not _draw_masked_batch:
             return True
         return any(not examples.special.issuperset(tokens) for tokens in examples.tokens)
 
@@ -133,7 +133,7 @@ class Task:
 
         def batch(number: int) -> Batch:
             chosen = order(number)
-            return self.draw(examples, chosen, _draws(seed, number * len(chosen)))
+            return self.draw(examples, chosen, _generators(seed, number * len(chosen)))
 
         return batch
 
@@ -150,14 +150,15 @@ class Task:
             device, sums, count = next(model.parameters()).device, np.zeros(2), 0
             for start in range(0, len(examples), size):
                 chosen = range(start, min(start + size, len(examples)))
-                batch = moved(self.draw(examples, chosen, _draws(seed, start)), device)
-                logits, wanted = self.asked(model, batch)
-                logits = _wide(logits)
-                right = (logits.argmax(-1) == wanted).sum()
-                sums += float(cross_entropy(logits, wanted, reduction="sum")), float(right)
-                count += len(wanted)
+                batch = move_batch(self.draw(examples, chosen, _generators(seed, start)), device)
+                logits, labels = self.predict(model, batch)
+                logits = _in_float32(logits)
+                right = (logits.argmax(-1) == labels).sum()
+                sums += float(cross_entropy(logits, labels, reduction="sum")), float(right)
+                count += len(labels)
                 if step:
                     step(len(chosen))
+            # NaN instead of 0/0 where no token was asked for.
             loss, accuracy = (sums / count).tolist() if count else (nan, nan)
             measures = {"loss": loss, "accuracy": accuracy}
             return measures if self.labelled else measures | {"perplexity": exp(min(loss, 700.0))}
@@ -165,12 +166,12 @@ class Task:
         return evaluate
 
 
-def _plain(examples: Examples, chosen: Sequence[int], draws: Draws) -> Batch:
+def _draw_batch(examples: Examples, chosen: Sequence[int], draws: Draws) -> Batch:
     del draws
     return examples.batch(chosen)
 
 
-def _hidden(examples: Examples, chosen: Sequence[int], draws: Draws) -> Batch:
+def _draw_masked_batch(examples: Examples, chosen: Sequence[int], draws: Draws) -> Batch:
     """Hide tokens: labels hold what was there, `IGNORED` elsewhere (Devlin et al. 2018, §3.1)."""
     if examples.mask is None:
         raise OptionError(
@@ -190,32 +191,32 @@ def _hidden(examples: Examples, chosen: Sequence[int], draws: Draws) -> Batch:
     return batch | {"labels": torch.from_numpy(labels)}
 
 
-def _wide(logits: Tensor) -> Tensor:
+def _in_float32(logits: Tensor) -> Tensor:
     """Logits in float32, or in float64 as they are."""
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
-def _inputs(batch: Batch) -> Batch:
+def _without_labels(batch: Batch) -> Batch:
     return {name: tensor for name, tensor in batch.items() if name != "labels"}
 
 
-def _label(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    return model(**_inputs(batch)).logits, batch["labels"]
+def _classify(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    return model(**_without_labels(batch)).logits, batch["labels"]
 
 
-def _next_tokens(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+def _predict_next_tokens(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """Logits and tokens of every position that is no padding, but the first."""
-    seen = batch["attention_mask"][:, 1:].bool()
-    logits = model(**_inputs(batch), use_cache=False).logits[:, :-1]
-    return logits[seen], batch["input_ids"][:, 1:][seen]
+    is_predicted = batch["attention_mask"][:, 1:].bool()
+    logits = model(**_without_labels(batch), use_cache=False).logits[:, :-1]
+    return logits[is_predicted], batch["input_ids"][:, 1:][is_predicted]
 
 
-def _hidden_tokens(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    asked = batch["labels"] != IGNORED
-    return model(**_inputs(batch)).logits[asked], batch["labels"][asked]
+def _predict_hidden_tokens(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    is_hidden = batch["labels"] != IGNORED
+    return model(**_without_labels(batch)).logits[is_hidden], batch["labels"][is_hidden]
 
 
-def _draws(seed: int, first: int) -> Draws:
+def _generators(seed: int, first: int) -> Draws:
     """For every row a generator of its own, by its place in the whole order."""
     return lambda row: np.random.Generator(np.random.Philox(key=[seed % 2**64, first + row]))
 
@@ -227,8 +228,8 @@ TASKS: tuple[Task, ...] = (
         head="AutoModelForSequenceClassification",
         task_type="SEQ_CLS",
         labelled=True,
-        draw=_plain,
-        asked=_label,
+        draw=_draw_batch,
+        predict=_classify,
     ),
     Task(
         "causal-lm",
@@ -236,8 +237,8 @@ TASKS: tuple[Task, ...] = (
         head="AutoModelForCausalLM",
         task_type="CAUSAL_LM",
         labelled=False,
-        draw=_plain,
-        asked=_next_tokens,
+        draw=_draw_batch,
+        predict=_predict_next_tokens,
     ),
     Task(
         "masked-lm",
@@ -245,8 +246,8 @@ TASKS: tuple[Task, ...] = (
         head="AutoModelForMaskedLM",
         task_type=None,
         labelled=False,
-        draw=_hidden,
-        asked=_hidden_tokens,
+        draw=_draw_masked_batch,
+        predict=_predict_hidden_tokens,
     ),
 )
 

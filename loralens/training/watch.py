@@ -1,4 +1,4 @@
-"""Watch: what is looked at and kept while a run goes on; the run itself neither prints nor writes."""
+"""The functions that a run calls on the way, to evaluate, keep and save; the run itself neither prints nor writes."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from torch import nn
 from loralens.core.adapter import Adapter
 from loralens.core.training import State
 from loralens.errors import OptionError
-from loralens.training.number import whole
+from loralens.training.number import as_int
 
 FALLING = ("loss", "perplexity")  # of these, less is better; of all other measures, more
 
@@ -70,21 +70,21 @@ class Watch:
 
     def __post_init__(self) -> None:
         for name in ("evaluate_every", "snapshot_every", "save_every"):
-            self._count(name)
+            self._check_count(name)
         if self.patience is not None:
-            self._count("patience")
+            self._check_count("patience")
         if self.patience is not None and (self.evaluate is None or self.evaluate_every < 1 or self.patience < 1):
             raise OptionError(
                 "stopping early needs evaluations on the way, and a patience of 1 or more",
                 fix="give evaluate and evaluate_every, or leave patience out",
             )
 
-    def _count(self, name: str) -> None:
+    def _check_count(self, name: str) -> None:
         """Make a count Python's own; refuse what is none."""
-        given = getattr(self, name)
-        number = whole(given)
+        value = getattr(self, name)
+        number = as_int(value)
         if number is None or number < 0:
-            raise OptionError(f"{name} {given!r} is no whole number from 0 on", fix="give 1, 2 …, or 0 for never")
+            raise OptionError(f"{name} {value!r} is no whole number from 0 on", fix="give 1, 2 …, or 0 for never")
         object.__setattr__(self, name, number)
 
     def better(self, value: float, best: float | None) -> bool:

@@ -1,4 +1,4 @@
-"""World: the processes that train together, which torch.distributed brings together; alone where there are none."""
+"""The processes that train together under torch.distributed, or the single process that trains alone."""
 
 import os
 import warnings
@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import nn
 
 from loralens.errors import OptionError
-from loralens.training.blocks import blocks
+from loralens.training.blocks import repeated_blocks
 
 T = TypeVar("T")
 
@@ -62,7 +62,7 @@ class World:
         if self.shard:
             from torch.distributed.fsdp import fully_shard
 
-            for block in blocks(model):
+            for block in repeated_blocks(model):
                 fully_shard(block)
             fully_shard(model)
             return model
@@ -70,9 +70,9 @@ class World:
             return model
         device = next(model.parameters()).device
         parallel = nn.parallel.DistributedDataParallel
-        known = signature(parallel.__init__).parameters  # buffers are the same everywhere, and stay so
+        parameters = signature(parallel.__init__).parameters  # buffers are the same everywhere, and stay so
         still: dict[str, Any] = {
-            "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False
+            "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers": False
         }
         return parallel(model, device_ids=[device] if device.type == "cuda" else None, **still)
 
@@ -90,8 +90,8 @@ class World:
             return list(numbers)
         summed = torch.tensor(list(numbers), dtype=torch.float64, device=device)
         dist.all_reduce(summed)
-        found: list[float] = summed.tolist()
-        return found
+        sums: list[float] = summed.tolist()
+        return sums
 
     def mean(self, number: float, device: torch.device) -> float:
         """The mean of a number over all processes, the same in each."""
@@ -119,13 +119,14 @@ class World:
         finally:
             dist.broadcast_object_list(holder, src=0)
         if holder[0] is None:
+            # The message is printed once, by the main process.
             raise SystemExit(1)
-        found: T = holder[0][0]
-        return found
+        result: T = holder[0][0]
+        return result
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[World]:
+def join_processes(device: torch.device) -> Iterator[World]:
     """The processes that torchrun started, brought together for the block: NCCL on GPUs, gloo on CPUs."""
     if "RANK" not in os.environ or dist.is_initialized():
         yield World.current()

@@ -1,4 +1,4 @@
-"""``amplify``: what ΔW amplifies of W, beside what chance and the best directions would give."""
+"""The verb ``amplify``: measures what ΔW amplifies of W, beside what random and the best directions would give."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from loralens.core.names import kind, natural_key, select, some
 from loralens.core.progress import progress
 from loralens.errors import OptionError, place
 from loralens.linalg.device import Device
-from loralens.tables.numbers import fixed, known, number
+from loralens.tables.numbers import fixed, json_number, number
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, read_adapter
@@ -23,11 +23,11 @@ from loralens.verbs.inputs.choices import check_at_least
 
 
 class KeptDirections(NamedTuple):
-    """One row: a module, and its leading directions that are kept (Table 7 of the LoRA paper)."""
+    """One row: a module, and its leading directions at one rank (Table 7 of the LoRA paper)."""
 
     name: str
     module: Amplification
-    kept: KeptRank
+    directions: KeptRank
 
 
 class KindAmplification(NamedTuple):
@@ -45,12 +45,10 @@ class AmplifyResult(Tabular, Mapping[str, Amplification]):
     ----------
     path : str
         What the adapter is called: its path, if it was read.
-    base : str
     modules : mapping of str to Amplification
         In natural order.
     phi_rank : int
         Largest i and j of the φ(i, j) that are shown.
-    device : str
     exact : bool
         Whether W was decomposed exactly.
     """
@@ -77,13 +75,13 @@ class AmplifyResult(Tabular, Mapping[str, Amplification]):
     @property
     def rows(self) -> list[KeptDirections]:
         """Every module at every rank that was asked for."""
-        return [KeptDirections(name, module, kept) for name, module in self.items() for kept in module.rows]
+        return [KeptDirections(name, module, directions) for name, module in self.items() for directions in module.rows]
 
     @property
     def measured(self) -> list[KeptDirections]:
         """The modules whose ΔW and W are not 0, at their largest rank."""
         largest = [KeptDirections(name, module, module.rows[-1]) for name, module in self.items()]
-        return [row for row in largest if row.kept.rank and row.module.weight_norm]
+        return [row for row in largest if row.directions.rank and row.module.weight_norm]
 
     def tables(self) -> list[Table[Any]]:
         """The modules, and medians of their kinds."""
@@ -93,19 +91,19 @@ class AmplifyResult(Tabular, Mapping[str, Amplification]):
         columns = [column for column in COLUMNS if top or column.title != "W"]
         kinds: dict[str, list[KeptRank]] = {}
         for row in self.measured:
-            kinds.setdefault(kind(row.name), []).append(row.kept)
+            kinds.setdefault(kind(row.name), []).append(row.directions)
         ordered = sorted(kinds.items(), key=lambda item: natural_key(item[0]))
         medians = [KindAmplification(name, rows) for name, rows in ordered]
         return [Table(title, columns, self.rows), Table("medians by kind", KIND_COLUMNS, medians)]
 
     def sentences(self) -> list[str]:
         """What the tables say, in words."""
-        rows = [row.kept for row in self.measured]
+        rows = [row.directions for row in self.measured]
         if not rows:
             return ["no module has both a ΔW and a W that are not 0"]
         spans = {
             "amplification": [row.amplification for row in rows],
-            "‖ΔW‖/‖W‖": [row.kept.delta_norm / row.module.weight_norm for row in self.measured],
+            "‖ΔW‖/‖W‖": [row.directions.delta_norm / row.module.weight_norm for row in self.measured],
             "excess over random": [row.excess for row in rows],
         }
         far, expected = count_far(rows)
@@ -114,8 +112,10 @@ class AmplifyResult(Tabular, Mapping[str, Amplification]):
             "; ".join(f"{what} {_span(values)}" for what, values in spans.items()),
             f"{beyond}, where chance gives {expected:.2g}",
         ]
+        # With at most a tenth of the modules beyond chance, the factor says nothing about directions.
         if 10 * far <= len(rows):
             sentences.append("the factor tells how long ΔW is beside W, not that it found particular directions of W")
+        # Only a randomised SVD has an error to report; a dense one says 0.
         worst = max((row.top_error / row.top_norm for row in rows if row.top_norm > 0), default=0.0)
         if worst > 0:
             error = f"its relative error at most {worst:.1g}"
@@ -125,7 +125,7 @@ class AmplifyResult(Tabular, Mapping[str, Amplification]):
     def record(self) -> dict[str, Any]:
         """Everything as a JSON object, with curves, directions and φ; what has no value is null."""
         table = Table("", (*COLUMNS, *self._matrices()), self.rows)
-        records = [table.record(row) | _top(row) for row in self.rows]
+        records = [table.record(row) | _top_record(row) for row in self.rows]
         return {
             "adapter": self.path,
             "base": self.base,
@@ -137,9 +137,9 @@ class AmplifyResult(Tabular, Mapping[str, Amplification]):
     def _matrices(self) -> tuple[Column[KeptDirections], ...]:
         """What only JSON has of every row."""
         return (
-            Column("curve", lambda row: [_plain(kept) for kept in row.module.curve[: row.kept.rank]]),
-            Column("directions", _directions),
-            Column("phi", lambda row: _phi(row, self.phi_rank)),
+            Column("curve", lambda row: [_measures_record(kept) for kept in row.module.curve[: row.directions.rank]]),
+            Column("directions", _direction_records),
+            Column("phi", lambda row: _phi_record(row, self.phi_rank)),
         )
 
 
@@ -157,10 +157,11 @@ def amplify(
     modules: Sequence[str] = (),
     **reading: Unpack[Reading],
 ) -> AmplifyResult:
-    """What ΔW amplifies of W: ‖ΔW‖/‖UᵀWV‖ with U, V the singular directions of ΔW (Table 7 of the LoRA paper).
+    """Show what ΔW amplifies of W: ‖ΔW‖/‖UᵀWV‖, with U, V the singular directions of ΔW (Table 7 of the LoRA paper).
 
-    Beside it what uniform directions would catch of W, the excess over that with its z-score, and the most that any
-    directions could. Weights of the base are read one at a time.
+    The factor is shown beside three comparisons: the share of W that random directions would catch, the excess of ΔW
+    over them with its z-score, and the largest share that any directions could catch. The weights of the base are read
+    one at a time.
 
     Parameters
     ----------
@@ -168,21 +169,21 @@ def amplify(
     base : path
         The base model: a folder, a safetensors file, or a Hub id in the local cache.
     rank : int or sequence of int
-        Leading directions of ΔW to keep, a row for each; all by default.
+        Look at this many leading directions of ΔW, with a row for each number; by default all.
     no_top : bool
-        Leave out the leading directions of W: one pass over the base.
+        Leave out the comparison with the leading directions of W, which takes long.
     directions : int, optional
-        How many of W; as many as of ΔW by default.
+        The number of leading directions of W to compare with; by default as many as of ΔW.
     exact : bool
-        Dense SVD of W: minutes and more memory for a big one.
+        Take a dense SVD of every W: minutes and more memory for a large weight.
     phi_rank : int
-        Largest i and j of the φ(i, j) between the directions of ΔW and of W.
+        The largest i and j of φ(i, j) between the directions of ΔW and of W.
     device : str
-        Where W is worked on: ``cpu``, ``cuda`` or ``cuda:N``.
+        The device for computations on W: ``cpu``, ``cuda`` or ``cuda:N``.
     seed : int
-        Of the sketch and of the randomised SVD.
+        Seed of the random numbers for the sketch of W and the starting vectors.
     modules : sequence of str
-        Only these: globs over names or kinds.
+        Only modules whose name or kind matches one of these glob patterns.
     **reading : Reading
         How the file is read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
 
@@ -201,7 +202,7 @@ def amplify(
         )
     for name, value, least in (("directions", directions, 1), ("phi_rank", phi_rank, 1), ("seed", seed, 0)):
         check_at_least(name, value, least)
-    where = Device.of(device, threads=cpu_count() or 1)  # what is wrong with it is said before the work
+    linalg_device = Device.of(device, threads=cpu_count() or 1)  # what is wrong with it is said before the work
     (label,) = labels([adapter])
     loaded = read_adapter(adapter, reading, base=base, label=label)
     with place(label):
@@ -221,7 +222,7 @@ def amplify(
             top=not no_top,
             directions=directions or 0,
             exact=exact,
-            device=where,
+            device=linalg_device,
             seed=seed,
             modules=modules,
             step=step,
@@ -237,25 +238,25 @@ def _span(values: Sequence[float]) -> str:
     return number(low) + (f" to {number(high)}" if high > low else "")
 
 
-def _plain(kept: KeptRank) -> dict[str, int | float | None]:
-    return {key: value if isinstance(value, int) else known(value) for key, value in kept._asdict().items()}
+def _measures_record(directions: KeptRank) -> dict[str, int | float | None]:
+    return {key: value if isinstance(value, int) else json_number(value) for key, value in directions._asdict().items()}
 
 
-def _directions(row: KeptDirections) -> list[dict[str, float | None]]:
+def _direction_records(row: KeptDirections) -> list[dict[str, float | None]]:
     """The directions that are kept: σ, |uᵀWv| and their ratio."""
     module = row.module
     return [
-        {"sigma": float(s), "projected": abs(float(p)), "amplification": known(float(factor))}
+        {"sigma": float(s), "projected": abs(float(p)), "amplification": json_number(float(factor))}
         for s, p, factor in zip(module.s, module.overlap.diagonal(), module.directions, strict=True)
-    ][: row.kept.rank]
+    ][: row.directions.rank]
 
 
-def _phi(row: KeptDirections, phi_rank: int) -> dict[str, Any] | None:
+def _phi_record(row: KeptDirections, phi_rank: int) -> dict[str, Any] | None:
     """φ between the directions of ΔW and those of W, and its chance level; None without those of W."""
     top = row.module.top
     if not top:
         return None
-    i, j = min(row.kept.rank, phi_rank), phi_rank
+    i, j = min(row.directions.rank, phi_rank), phi_rank
     out, in_ = top.chance(row.module.shape)
     return {
         "out": top.out[:i, :j].tolist(),
@@ -265,7 +266,7 @@ def _phi(row: KeptDirections, phi_rank: int) -> dict[str, Any] | None:
     }
 
 
-def _top(row: KeptDirections) -> dict[str, Any]:
+def _top_record(row: KeptDirections) -> dict[str, Any]:
     """The leading singular values of W, where they were computed."""
     top = row.module.top
     return {"top": {"sigma": top.s.tolist(), "error": top.error.tolist(), "exact": top.exact}} if top else {}
@@ -273,28 +274,28 @@ def _top(row: KeptDirections) -> dict[str, Any]:
 
 def _relative_norm(row: KeptDirections) -> float | None:
     weight = row.module.weight_norm
-    return row.kept.delta_norm / weight if weight else None
+    return row.directions.delta_norm / weight if weight else None
 
 
-def _or_blank(text: Callable[[float], str]) -> Callable[[float | None], str]:
+def _blank_if_undefined(text: Callable[[float], str]) -> Callable[[float | None], str]:
     """The text of a number; nothing where there is none, and ∞."""
     return lambda value: "" if value is None or value != value else "∞" if value == float("inf") else text(value)
 
 
 def _number_column(key: str) -> Column[KeptDirections]:
     """A number for machines, which know no infinity."""
-    return Column(key, lambda row: known(getattr(row.kept, key)))
+    return Column(key, lambda row: json_number(getattr(row.directions, key)))
 
 
-def _shown(
+def _shown_column(
     key: str, title: str, text: Callable[[float], str], priority: int, about: str = ""
 ) -> Column[KeptDirections]:
     """The same number for people; nothing where no direction is kept."""
     return Column(
         key,
-        lambda row: getattr(row.kept, key) if row.kept.rank else None,
+        lambda row: getattr(row.directions, key) if row.directions.rank else None,
         title,
-        _or_blank(text),
+        _blank_if_undefined(text),
         priority=priority,
         json=False,
         csv=False,
@@ -308,17 +309,17 @@ COLUMNS: tuple[Column[KeptDirections], ...] = (
     Column("out", lambda row: row.module.shape[0], json=False),
     Column("in", lambda row: row.module.shape[1], json=False),
     Column("nominal_rank", lambda row: row.module.rank),
-    Column("rank", lambda row: row.kept.rank, "r", priority=5),
-    Column("delta_norm", lambda row: row.kept.delta_norm, "‖ΔW‖F", number, priority=7),
+    Column("rank", lambda row: row.directions.rank, "r", priority=5),
+    Column("delta_norm", lambda row: row.directions.delta_norm, "‖ΔW‖F", number, priority=7),
     Column("weight_norm", lambda row: row.module.weight_norm, "‖W‖F", number, priority=4),
     Column("relative_norm", _relative_norm),
     *map(_number_column, KeptRank._fields[2:]),
-    _shown("projected_norm", "UᵀWV: ΔW", number, 6),
-    _shown("top_norm", "W", number, 2),
-    _shown("random_norm", "random", number, 3),
-    _shown("amplification", "amplification", number, ALWAYS, "‖ΔW‖/‖UᵀWV‖"),
-    _shown("excess", "excess", fixed(".3f"), 8, "‖UᵀWV‖ over what random directions catch"),
-    _shown("z", "z", fixed("+.2f"), 8, "of ‖UᵀWV‖², from random directions"),
+    _shown_column("projected_norm", "UᵀWV: ΔW", number, 6),
+    _shown_column("top_norm", "W", number, 2),
+    _shown_column("random_norm", "random", number, 3),
+    _shown_column("amplification", "amplification", number, ALWAYS, "‖ΔW‖/‖UᵀWV‖"),
+    _shown_column("excess", "excess", fixed(".3f"), 8, "‖UᵀWV‖ over what random directions catch"),
+    _shown_column("z", "z", fixed("+.2f"), 8, "of ‖UᵀWV‖², from random directions"),
 )
 KIND_COLUMNS: tuple[Column[KindAmplification], ...] = (
     Column("kind", lambda row: row.kind, "kind", align="left", priority=ALWAYS),

@@ -1,4 +1,4 @@
-"""``behave``: what adapters do to a model's outputs on real inputs."""
+"""The verb ``behave``: measures what adapters do to the outputs of a model on real inputs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,11 +10,11 @@ from loralens.core.adapter import Adapter
 from loralens.core.messages import warn
 from loralens.core.progress import progress
 from loralens.errors import OptionError, place
-from loralens.tables.numbers import fixed, known, number
+from loralens.tables.numbers import fixed, json_number, number
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, Source, labels, read_adapter, sources
-from loralens.verbs.inputs.choices import FloatType, check_at_least
+from loralens.verbs.inputs.choices import FloatType, check_counts
 from loralens.verbs.inputs.cut import Cut, count_cut
 from loralens.verbs.inputs.loaded import Head
 from loralens.verbs.inputs.models import ModelSource, load_model, model_label, restore_settings
@@ -30,7 +30,6 @@ class BehaviourResult(Tabular):
 
     Attributes
     ----------
-    model, data : str
     texts : int
         How many texts there were.
     head : str
@@ -105,8 +104,8 @@ class BehaviourResult(Tabular):
 
 
 LOGITS: tuple[Column[Contrast], ...] = (
-    Column("kl", lambda row: known(row.kl), "KL (nats)", number, priority=ALWAYS),
-    Column("logits", lambda row: known(row.logits), "logits rms", number, priority=3),
+    Column("kl", lambda row: json_number(row.kl), "KL (nats)", number, priority=ALWAYS),
+    Column("logits", lambda row: json_number(row.logits), "logits rms", number, priority=3),
     Column("agreement", lambda row: row.agreement, "same top", fixed(".2%"), priority=4),
 )
 COLUMNS: tuple[Column[Contrast], ...] = (
@@ -115,13 +114,13 @@ COLUMNS: tuple[Column[Contrast], ...] = (
     *LOGITS,
     Column(
         "hidden_last",
-        lambda row: known(row.hidden[-1]) if row.hidden else None,
+        lambda row: json_number(row.hidden[-1]) if row.hidden else None,
         "hidden, last",
         number,
         priority=5,
         json=False,
     ),
-    Column("hidden", lambda row: [known(value) for value in row.hidden]),
+    Column("hidden", lambda row: [json_number(value) for value in row.hidden]),
 )
 
 
@@ -129,7 +128,7 @@ def _layer_columns(from_base: Sequence[Contrast]) -> list[Column[Any]]:
     """The layer, and a column for each adapter."""
 
     def column(place: int, contrast: Contrast) -> Column[Any]:
-        return Column(contrast.second, lambda row: known(row[1][place]), contrast.second, number)
+        return Column(contrast.second, lambda row: json_number(row[1][place]), contrast.second, number)
 
     layer: Column[Any] = Column("layer", lambda row: row[0], "layer", priority=ALWAYS)
     return [layer, *(column(place, contrast) for place, contrast in enumerate(from_base))]
@@ -147,10 +146,10 @@ def behave(
     threads: int | None = None,
     **reading: Unpack[Reading],
 ) -> BehaviourResult:
-    """What each adapter does to the outputs of its base on real inputs, and how far adapters are apart.
+    """Show what each adapter does to the outputs of its base on real inputs, and how far adapters are apart.
 
-    KL divergence and logits where the model has a head, hidden states always. Updates are added in float32, and nothing
-    is merged.
+    Differences of hidden states are always measured; KL divergence and differences of logits where the model has a
+    head. Updates are added in float32, and nothing is merged.
 
     Parameters
     ----------
@@ -161,13 +160,13 @@ def behave(
     data : path or iterable
         Real inputs: ``.jsonl``, ``.txt``, ``.csv`` or ``.tsv``, or a list of texts.
     limit : int, optional
-        Only the first so many texts.
+        Use only the first ``limit`` texts.
     batch, length : int
-        Texts at a time, and tokens of a text.
+        The number of texts that the model sees at a time, and of tokens after which a text is cut.
     device, dtype : str
-        Where the model of a folder is put, and what it computes in.
+        The device and the dtype of a model that is loaded from a folder.
     threads : int, optional
-        Of the CPU; all that the process may use, by default.
+        The number of CPU threads; by default all that the process may use.
     **reading : Reading
         How files are read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
 
@@ -180,24 +179,26 @@ def behave(
     MismatchError
         An adapter does not fit the model.
     """
-    for name, count in (("limit", limit), ("batch", batch), ("length", length), ("threads", threads)):
-        check_at_least(name, count, 1)
+    check_counts(limit=limit, batch=batch, length=length, threads=threads)
     texts = read_texts(data, limit=limit)
     paths = _name_adapters(sources(adapters))
+    # A model that is an object has no files with which an adapter could be compared.
     base = None if isinstance(model, tuple) else model
     read = {
-        name: read_adapter(source, reading, base=base, whole=True, label=name) for name, (_, source) in paths.items()
+        name: read_adapter(source, reading, base=base, applies_all=True, label=name)
+        for name, (_, source) in paths.items()
     }
     with restore_settings(model):
         loaded = load_model(model, device=device, dtype=dtype, threads=threads)
         cut = count_cut(loaded, [text.text for text in texts], length=length)
         cut.warn(text_label(data))
         config: Any = loaded.model.config
+        # restore_settings sets it back.
         config.output_hidden_states = True
         with place(model_label(model)), progress("running the model", len(texts)) as step:
             batches = loaded.batches(texts, batch=batch, length=length, step=step)
             behaviour = measure_behaviour(loaded.model, batches, adapters=read)
-    _warn(behaviour)
+    _warn_of_exceptions(behaviour)
     return BehaviourResult(
         model_label(model),
         text_label(data),
@@ -227,7 +228,7 @@ def _name_adapters(adapters: Sequence[AdapterSource]) -> dict[str, tuple[str, Ad
     }
 
 
-def _warn(behaviour: Behaviour) -> None:
+def _warn_of_exceptions(behaviour: Behaviour) -> None:
     """Say what was not applied, or not as it is."""
     for name, left_out in behaviour.left_out.items():
         _warn_of(name, "is not applied", [f"{key} ({why})" for key, why in left_out.items()])

@@ -1,4 +1,4 @@
-"""``calibrate``: what real inputs excite in an adapter."""
+"""The verb ``calibrate``: measures the second moments of real inputs in the modules of an adapter."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,16 +19,16 @@ from loralens.formats.records.moments import check_moments_target, save_moments
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, read_adapter
-from loralens.verbs.inputs.choices import FloatType, check_at_least
+from loralens.verbs.inputs.choices import FloatType, check_counts
 from loralens.verbs.inputs.cut import Cut, count_cut
 from loralens.verbs.inputs.loaded import Loaded
 from loralens.verbs.inputs.models import ModelSource, load_model, model_label, restore_settings
-from loralens.verbs.inputs.texts import Text, TextSource, read_texts, text_label
+from loralens.verbs.inputs.texts import InputText, TextSource, read_texts, text_label
 
 
 @dataclass(frozen=True, slots=True)
 class CalibrateResult(Tabular):
-    """What real inputs excite in an adapter.
+    """The second moments of real inputs in an adapter.
 
     Attributes
     ----------
@@ -60,7 +60,7 @@ class CalibrateResult(Tabular):
 
     def listing(self) -> list[Table[str]]:
         """The modules that were measured, or would be."""
-        columns = [NAME] if self.moments is None else [NAME, *_columns(self.moments)]
+        columns = [NAME] if self.moments is None else [NAME, *_moment_columns(self.moments)]
         rows = list(self.hooked if self.moments is None else self.moments)
         return [Table(f"{self.adapter} on {self.texts} texts of {self.data}", columns, rows)]
 
@@ -93,7 +93,7 @@ class CalibrateResult(Tabular):
 NAME: Column[str] = Column("name", lambda name: name, "module", align="left", priority=ALWAYS)
 
 
-def _columns(moments: Moments) -> list[Column[str]]:
+def _moment_columns(moments: Moments) -> list[Column[str]]:
     return [
         Column("rank", lambda name: len(moments[name].K), "r", priority=7),
         Column("count", lambda name: moments[name].count, "positions", "{:,}".format, priority=8),
@@ -117,10 +117,11 @@ def calibrate(
     dry_run: bool = False,
     **reading: Unpack[Reading],
 ) -> CalibrateResult:
-    """What real inputs excite in every module of an adapter: K = E[z zᵀ], z = A x.
+    """Measure the second moments of real inputs in every module of an adapter: K = E[z zᵀ], z = A x.
 
-    The model runs with the adapter on, so x are the inputs that its modules will see. `compress` takes the moments as
-    ``activations``, and keeps what matters on such inputs. Some hundred texts like those of later use are enough.
+    The model runs with the adapter switched on, so x are the inputs that its modules will see. `compress` takes the r ×
+    r matrices as ``activations``, and keeps the directions that matter on such inputs. A few hundred texts like those
+    of later use are enough. The same call on the same machine gives the same bytes.
 
     Parameters
     ----------
@@ -133,19 +134,19 @@ def calibrate(
     output : path, optional
         The ``.safetensors`` to write; without it the result holds the moments.
     limit : int, optional
-        Only the first so many texts.
+        Use only the first ``limit`` texts.
     batch, length : int
-        Texts at a time, and tokens of a text.
+        The number of texts that the model sees at a time, and of tokens after which a text is cut.
     device, dtype : str
-        Where the model of a folder is put, and what it computes in.
+        The device and the dtype of a model that is loaded from a folder.
     threads : int, optional
-        Of the CPU; all that the process may use, by default.
+        The number of CPU threads; by default all that the process may use.
     out_side : bool
-        Measure gradients at the outputs too: a loss and a backward pass.
+        Also measure the gradients at the outputs of every module, which takes a loss and a backward pass.
     overwrite : bool
         Replace what is at ``output``, where that holds moments.
     dry_run : bool
-        Check model, adapter and texts; run and write nothing.
+        Check model, adapter and texts, without running the model or writing.
     **reading : Reading
         How the file is read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
 
@@ -159,21 +160,20 @@ def calibrate(
     MismatchError
         The adapter does not fit the model.
     """
-    for name, count in (("limit", limit), ("batch", batch), ("length", length), ("threads", threads)):
-        check_at_least(name, count, 1)
+    check_counts(limit=limit, batch=batch, length=length, threads=threads)
     target = None if output is None else Path(output)
     if target is not None:
         check_moments_target(target, overwrite=overwrite)
     texts = read_texts(data, limit=limit)
     (name,) = labels([adapter])
     base = None if isinstance(model, tuple) else model
-    whole = read_adapter(adapter, reading, base=base, whole=True, label=name)
+    adapter_in_full = read_adapter(adapter, reading, base=base, applies_all=True, label=name)
     with restore_settings(model):
         loaded = load_model(model, device=device, dtype=dtype, threads=threads)
         cut = count_cut(loaded, [text.text for text in texts], length=length)
         cut.warn(text_label(data))
         loss = _objective(loaded, texts) if out_side else None
-        hooked = _hooked(loaded, whole, name, model_label(model))
+        hooked = _measured_modules(loaded, adapter_in_full, name, model_label(model))
         moments = None
         if not dry_run:
             with progress("running the model", len(texts)) as step:
@@ -181,8 +181,8 @@ def calibrate(
                 labelled = loss is not None and loaded.head == "classifier"
                 moments = measure_moments(
                     loaded.model,
-                    _labelled(loaded, texts, batches, batch) if labelled else batches,
-                    adapter=whole,
+                    _add_labels(loaded, texts, batches, batch) if labelled else batches,
+                    adapter=adapter_in_full,
                     out_side=out_side,
                     loss=loss,
                     source={"texts": len(texts), "length": length, "dtype": dtype, "data": Path(text_label(data)).name},
@@ -190,12 +190,12 @@ def calibrate(
     if moments is not None:
         if target is not None:
             save_moments(moments, target, overwrite=overwrite)
-        _warn([f"{key} ({why})" for key, why in moments.unmeasured.items()], "cannot be measured")
-        _warn(moments.unreached, "were reached by no input")
+        _warn_of_unmeasured([f"{key} ({why})" for key, why in moments.unmeasured.items()], "cannot be measured")
+        _warn_of_unmeasured(moments.unreached, "were reached by no input")
     return CalibrateResult(name, model_label(model), text_label(data), len(texts), cut, hooked, moments, target)
 
 
-def _hooked(loaded: Loaded, adapter: Adapter, name: str, model: str) -> Sequence[str]:
+def _measured_modules(loaded: Loaded, adapter: Adapter, name: str, model: str) -> Sequence[str]:
     """The modules that can be measured; a warning names what of the adapter the model has no place for."""
     if hasattr(loaded.model, "peft_config"):  # which has the adapter on
         return [module_name for module_name, module in adapter.items() if isinstance(module, LowRank)]
@@ -206,7 +206,7 @@ def _hooked(loaded: Loaded, adapter: Adapter, name: str, model: str) -> Sequence
     return attachment.hooked
 
 
-def _objective(loaded: Loaded, texts: Sequence[Text]) -> Any:
+def _objective(loaded: Loaded, texts: Sequence[InputText]) -> Any:
     """The loss of the model's head."""
     if loaded.head == "causal":
         return next_token_loss
@@ -216,8 +216,8 @@ def _objective(loaded: Loaded, texts: Sequence[Text]) -> Any:
     raise OptionError(f"--out-side differentiates a loss, and for that needs {needs}", fix="leave out --out-side")
 
 
-def _labelled(
-    loaded: Loaded, texts: Sequence[Text], batches: Iterator[dict[str, Any]], size: int
+def _add_labels(
+    loaded: Loaded, texts: Sequence[InputText], batches: Iterator[dict[str, Any]], size: int
 ) -> Iterator[dict[str, Any]]:
     """Batches with the numbers of their labels."""
     import torch
@@ -233,6 +233,6 @@ def _labelled(
         yield {**inputs, "labels": torch.tensor([numbers[name] for name in part])}
 
 
-def _warn(names: Sequence[str], what: str) -> None:
+def _warn_of_unmeasured(names: Sequence[str], what: str) -> None:
     if names:
         warn(f"{len(names)} modules {what}: {some(names)}", "compress truncates these by their weights alone")

@@ -1,4 +1,4 @@
-"""``combine``: several adapters as one, by the exact sum or by a method of the literature."""
+"""The verb ``combine``: makes one adapter of several, by the exact sum or by a method of the literature."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
@@ -11,11 +11,11 @@ from loralens.core.recipe import Recipe
 from loralens.errors import OptionError
 from loralens.formats.records.recipes import read_recipe
 from loralens.verbs.inputs.adapters import AdapterSource
-from loralens.verbs.inputs.choices import check_choice, check_finite, module_globs
+from loralens.verbs.inputs.choices import as_globs, check_choice, check_finite
 from loralens.verbs.inputs.weighted import WithStrength, ingredients, label_of_taken, sources_with_strengths
 from loralens.verbs.outputs.combine_result import CombineResult
 from loralens.verbs.outputs.combine_run import follow
-from loralens.verbs.outputs.rules import optional_rule, spoken
+from loralens.verbs.outputs.rules import option_names, optional_rule
 from loralens.verbs.outputs.writing import WritingAndReading
 
 
@@ -40,11 +40,11 @@ def combine(
     uniform: bool = False,
     **options: Unpack[WritingAndReading],
 ) -> CombineResult:
-    """Several adapters as one: R = method(w·ΔW …), module by module, whatever their ranks and dialects.
+    """Combine several adapters into one: R = method(w·ΔW …), module by module, whatever their ranks and dialects.
 
-    The sum is exact, with its true rank; ``rank``, ``energy``, ``size`` and the others then truncate it, optimally.
-    Names, dialect and layout are those of the first adapter. The recipe goes into the metadata of the file, and
-    ``combine(recipe=file)`` follows it again.
+    The sum, which is the default, is exact and has its true rank; ``rank``, ``energy``, ``size`` and the other rules
+    then truncate it optimally. The result has the names, the dialect and the layout of the first adapter. The recipe is
+    stored in the metadata of the file, and ``combine(recipe=file)`` follows it again.
 
     Parameters
     ----------
@@ -58,26 +58,26 @@ def combine(
     method : str, optional
         A name in `loralens.arithmetic.methods.METHODS`; by default ``sum``, which is exact.
     strength : float, optional
-        λ, the strength of the result; as the method has it, mostly 1.
+        λ, the factor by which the combined update is multiplied; the default depends on the method and is mostly 1.
     density : float, optional
-        The part of the entries that an elementwise method keeps, in (0, 1].
+        The share of the entries that a sparsifying method keeps, in (0, 1].
     settings : mapping of str to float, or pairs
         Other options of the method: ``{"mu": 1.5}``.
     seed : int, optional
-        Of methods that draw random numbers; 0 by default.
+        Seed of the random numbers for methods that draw at random; by default 0.
     space : str, optional
-        Where an elementwise method acts: ``full``, ``knots`` or ``core``.
+        The space in which an elementwise method works: ``full``, ``knots`` or ``core``.
     modules : sequence of str
-        Only these: globs over names or kinds.
+        Only modules whose name or kind matches one of these glob patterns.
     take : path or Adapter, optional
-        Whose heads and biases stand where several adapters have some: its path, its name, its number from ``"1"``, or
-        the object that was given; ``"none"`` leaves them out.
+        The adapter whose heads and biases are written where several adapters have some: its path, its name, its number
+        from ``"1"``, or the object that was given; ``"none"`` leaves them out.
     drop_dead : bool
-        Leave out modules that come out as 0.
+        Leave out modules whose update is zero.
     rank, energy, error, sv_ratio, parameters, size
         How ranks are chosen afterwards, at most one of them: see `loralens.compress`.
     uniform : bool
-        One rank everywhere, which LoRAX and mlx-lm need.
+        Give all modules the same rank, padded with zeros, as LoRAX and mlx-lm require.
     **options : Writing and Reading
         How the result is written (``output``, ``to``, ``base``, ``dtype``, ``allow_loss``, ``overwrite``, ``dry_run``)
         and how files are read (``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``).
@@ -119,10 +119,10 @@ def combine(
         options=_method_options(strength, density, settings),
         space=space,
         seed=seed or 0,
-        modules=module_globs(modules),
+        modules=as_globs(modules),
         take=label_of_taken(take, pairs),
         drop_dead=drop_dead,
-        truncate=_truncation(rules),
+        truncate=_rule_of(rules),
         uniform=uniform,
     )
     return follow(written, [source for source, _ in pairs], **options)
@@ -135,7 +135,7 @@ def _follow_recipe(
     options: WritingAndReading,
 ) -> CombineResult:
     """Follow a recipe, which has its own of all the options in ``excluded``. A 0 was given, None was not."""
-    names = [spoken(name) for name, value in excluded.items() if value is not None]
+    names = [option_names(name) for name, value in excluded.items() if value is not None]
     names += ["ADAPTER"] if adapters else []
     if names:
         raise OptionError(
@@ -161,7 +161,7 @@ def _method_options(
     return {name: float(value) for name, value in options.items() if value is not None}
 
 
-def _truncation(rules: Mapping[str, Any]) -> dict[str, float]:
+def _rule_of(rules: Mapping[str, Any]) -> dict[str, float]:
     """The rule by which ranks are chosen afterwards, with its value; empty where none is given."""
     rule = optional_rule(**rules)
     if rule is None:

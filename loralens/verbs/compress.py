@@ -1,9 +1,8 @@
-"""``compress``: the same adapter with fewer directions, and what that cost."""
+"""The verb ``compress``: truncates an adapter to fewer directions, and measures the error of that."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike, cpu_count
-from pathlib import Path
 from typing import Any, Unpack
 
 import numpy as np
@@ -24,15 +23,14 @@ from loralens.core.ranks import Rule, shared_ranks
 from loralens.core.structured import Structured
 from loralens.errors import place
 from loralens.formats import QUANTISED
-from loralens.formats.files.location import adapter_file
 from loralens.tables.numbers import change, exact_size, percent, shape
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.curve import trade_off
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, read_adapter
 from loralens.verbs.inputs.bases import base_weights
-from loralens.verbs.inputs.choices import FloatType, numpy_dtype
-from loralens.verbs.outputs.form import PLAIN_BITS, TARGET_FORMATS, Form, IntegerType, TargetFormat, writer_options
+from loralens.verbs.inputs.choices import FloatType, IntegerType, TargetFormat, numpy_dtype
+from loralens.verbs.outputs.form import PLAIN_BITS, OutputFormat, source_bytes
 from loralens.verbs.outputs.rules import rank_notes, rank_rule, read_moments, read_protection
 from loralens.verbs.outputs.target import Target
 
@@ -60,10 +58,8 @@ class CompressResult(Tabular):
     adapter : Adapter
         The smaller one: as it was written and read back; where nothing was written, as it would be written, under the
         names of the source.
-    before : Adapter
     format : str
         The dialect that was written, or would be.
-    target : Target
     losses : mapping of str to Loss
         Of every module of ``before``, rounding included.
     data_losses : mapping of str to Loss
@@ -75,7 +71,6 @@ class CompressResult(Tabular):
         What else there is to say.
     plan : Plan
         The directions of the modules, from which `trade_off` follows.
-    form : Form
     """
 
     source: str
@@ -89,7 +84,7 @@ class CompressResult(Tabular):
     bytes_after: int
     notes: list[str]
     plan: TruncationPlan = field(repr=False)
-    form: Form = field(repr=False)
+    form: OutputFormat = field(repr=False)
 
     def __repr__(self) -> str:
         return (
@@ -169,7 +164,7 @@ class _Decision:
 
     plan: TruncationPlan
     ranks: Mapping[str, int]
-    form: Form
+    form: OutputFormat
 
     @property
     def adapter(self) -> Adapter:
@@ -199,11 +194,13 @@ def compress(
     dry_run: bool = False,
     **reading: Unpack[Reading],
 ) -> CompressResult:
-    """An adapter with fewer directions: the best update of the smaller ranks, and what it lost.
+    """Write an adapter with fewer directions: the best update of the smaller ranks, and the error that it has.
 
-    One of the rules is given. The first four look at each module alone, ``parameters`` and ``size`` at all of them
-    together: directions go where they save most, and with ``to="loralens-q"`` bits too. The scale of every module
-    stays. What is not half of a pair rides along. ΔW is never formed: the cost is O((out + in)·r²) a module.
+    One of the rules has to be given. ``rank``, ``energy``, ``error`` and ``sv_ratio`` look at each module alone.
+    ``parameters`` and ``size`` are budgets for all modules together: they give directions (and for loralens-q also
+    bits) to the modules where they reduce the error most. The scale of every module stays. Tensors that belong to no
+    pair of factors are copied. The errors are those of the written file, read back. The source is never overwritten. ΔW
+    is never formed: the cost is O((out + in)·r²) per module.
 
     Parameters
     ----------
@@ -212,38 +209,39 @@ def compress(
     output : path, optional
         The file or folder to write; without it the result holds what would be written.
     rank : int, optional
-        So many directions of every module.
+        Keep this many leading directions of every module.
     energy : float, optional
-        As many as hold this part of Σσ² of the module, in (0, 1].
+        Keep the fewest directions of a module that hold this share of its energy Σσ², in (0, 1].
     error : float, optional
-        As many as keep ‖ΔW−ΔW'‖/‖ΔW‖ of the module down to this, in [0, 1).
+        Keep the fewest directions of a module whose relative error ‖ΔW−ΔW'‖/‖ΔW‖ is at most this, in [0, 1).
     sv_ratio : float, optional
-        Those with σ above σ₁/sv_ratio of the module.
+        Keep the directions of a module whose singular value is above σ₁/sv_ratio.
     parameters : float, optional
-        One budget for the whole adapter: a part, up to 1, or a count.
+        One budget for the whole adapter: a share of its parameters, up to 1, or their number.
     size : int or str, optional
-        The same, as bytes of the file: ``20_000_000``, ``"20MB"``, ``"512KiB"``.
+        The same budget in bytes of the file: ``20_000_000``, ``"20MB"``, ``"512KiB"``.
     uniform : bool
-        One rank everywhere: what LoRAX and mlx-lm want.
+        Give all modules the same rank, padded with zeros, as LoRAX and mlx-lm require.
     weights : str, path or mapping of str to float
-        What a budget protects: the ``absolute`` error, the ``relative`` one of each module, or the weights of globs,
-        which may stand in a JSON file.
+        The error that a budget minimises: ``absolute``, ``relative`` to each module, or weighted by a mapping of globs
+        to
+        weights, which may be in a JSON file.
     activations : path or Moments, optional
-        What real inputs excite, as `calibrate` measures it: then the error on the data is least.
+        The second moments of real inputs, as `calibrate` measures them; the error on those inputs is then minimised.
     base : path, optional
         The base model, for DoRA's magnitudes, and for GGUF.
     to : str, optional
         The dialect to write; the adapter's own by default.
     dtype : str, optional
-        Of the factors: ``f32``, ``bf16`` or ``f16``; ``int8`` and ``int4`` are written as loralens-q.
+        The dtype of all factors: ``f32``, ``bf16`` or ``f16``; ``int8`` and ``int4`` are written as loralens-q.
     modules : sequence of str
-        Only these become smaller: globs over names or kinds.
+        Only modules whose name or kind matches one of these glob patterns become smaller.
     drop_dead : bool
-        Leave out modules that do nothing, or that the budget cannot pay for.
+        Leave out modules whose update is zero, or that get no rank from the budget.
     overwrite : bool
-        Replace what is at ``output``.
+        Replace what is already at ``output``.
     dry_run : bool
-        Write nothing.
+        Check everything, and write nothing.
     **reading : Reading
         How the file is read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
 
@@ -261,20 +259,25 @@ def compress(
     target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
     (label,) = labels([source])
     before = read_adapter(source, reading, base=base, label=label)
-    form = Form.of(before, to=to, base=base, dtype=dtype)
-    form.check_target(target, source, others={"the moments": None if isinstance(activations, Moments) else activations})
+    form = OutputFormat.of(before, to=to, base=base, dtype=dtype)
+    form.check_target(
+        target, source, other_inputs={"the moments": None if isinstance(activations, Moments) else activations}
+    )
     protect, moments = read_protection(weights), read_moments(activations)
     with place(label):
         plan = _plan(before, form, dtype, modules, moments)
         if rule.name == "bytes" and form.bits is not None and dtype is None and not uniform:
+            # With data, two plans are tried: one that follows the data and one that follows the weights (see
+            # _least_data_error).
             plans = [plan, *([_plan(before, form, dtype, modules)] if moments else [])]
-            decisions = [_with_bits(each, rule, form, protect=protect, drop_dead=drop_dead) for each in plans]
-            decision = _nearest(before, moments, decisions) if moments else decisions[0]
+            decisions = [_choose_bits(each, rule, form, protect=protect, drop_dead=drop_dead) for each in plans]
+            decision = _least_data_error(before, moments, decisions) if moments else decisions[0]
         else:
             cost = form.cost if form.bits else None
             ranks = plan.ranks(rule, one_rank=uniform, protect=protect, drop_dead=drop_dead, size=form.size, cost=cost)
             decision = _Decision(plan, ranks, form)
-        smaller, magnitude_notes = _with_magnitudes(before, decision.adapter, base)
+        smaller, magnitude_notes = _solve_magnitudes(before, decision.adapter, base)
+    # Errors are measured on what is read back, so that rounding and the writer are included.
     after, bytes_after = decision.form.write(smaller, target)
     with progress("measuring", len(before)) as step:
         module_losses = losses(before, after, threads=cpu_count() or 1, step=step)
@@ -286,7 +289,7 @@ def compress(
         target,
         module_losses,
         data_losses(before, after, moments) if moments else {},
-        _file_bytes(source, before, form),
+        source_bytes(source, before, form),
         bytes_after,
         [*magnitude_notes, *_notes(plan, decision, after, rank)],
         plan,
@@ -295,26 +298,32 @@ def compress(
 
 
 def _plan(
-    adapter: Adapter, form: Form, dtype: str | None, modules: Sequence[str], moments: Moments | None = None
+    adapter: Adapter, form: OutputFormat, dtype: str | None, modules: Sequence[str], moments: Moments | None = None
 ) -> TruncationPlan:
     """The plan; towards few bits in float32, so that nothing is rounded twice."""
     narrow = np.dtype(np.float32) if form.bits and adapter.format != QUANTISED else numpy_dtype(dtype)
-    threads = cpu_count() or 1
     with progress("reading", len(adapter)) as step:
-        return TruncationPlan.of(adapter, modules=modules, dtype=narrow, moments=moments, threads=threads, step=step)
+        return TruncationPlan.of(
+            adapter, modules=modules, dtype=narrow, moments=moments, threads=cpu_count() or 1, step=step
+        )
 
 
-def _with_bits(plan: TruncationPlan, rule: Rule, form: Form, *, protect: Protection, drop_dead: bool) -> _Decision:
+def _choose_bits(
+    plan: TruncationPlan, rule: Rule, form: OutputFormat, *, protect: Protection, drop_dead: bool
+) -> _Decision:
     """Ranks and bits in one decision, by reverse water-filling over directions."""
     spectra = {name: directions.s for name, directions in plan.directions.items()}
-    unplanned = [(name, module) for name, module in plan.adapter.items() if name not in spectra]
-    others = {name: (PLAIN_BITS,) * min(module.rank, *module.shape) for name, module in unplanned}
+    unchosen_bits = {
+        name: (PLAIN_BITS,) * min(module.rank, *module.shape)
+        for name, module in plan.adapter.items()
+        if name not in spectra
+    }
 
     def in_bits(bits: Mapping[str, tuple[int, ...]]) -> _Decision:
-        """The chosen modules in these bits, and the others in 8."""
-        left = {name: each for name, each in bits.items() if each}
+        """The chosen modules in these bits, and the other modules in 8."""
+        kept_bits = {name: each for name, each in bits.items() if each}
         ranks = {name: len(each) for name, each in bits.items()}
-        return _Decision(plan, ranks, form.with_bits({**others, **left}))
+        return _Decision(plan, ranks, form.with_bits({**unchosen_bits, **kept_bits}))
 
     def file_size(bits: Mapping[str, tuple[int, ...]]) -> int:
         decision = in_bits(bits)
@@ -332,7 +341,7 @@ def _with_bits(plan: TruncationPlan, rule: Rule, form: Form, *, protect: Protect
     return in_bits(allocation.bits)
 
 
-def _nearest(adapter: Adapter, moments: Moments, decisions: Sequence[_Decision]) -> _Decision:
+def _least_data_error(adapter: Adapter, moments: Moments, decisions: Sequence[_Decision]) -> _Decision:
     """The decision that loses least on the data: the first of equals.
 
     Data say which directions to keep. In a few bits most of the error is that of rounding, which lies beside them, and
@@ -345,16 +354,7 @@ def _nearest(adapter: Adapter, moments: Moments, decisions: Sequence[_Decision])
     return min(decisions, key=error)
 
 
-def _file_bytes(source: AdapterSource, adapter: Adapter, form: Form) -> int:
-    """Bytes of the file that was read; of an adapter that was not, bytes of a file of its own dialect."""
-    if not isinstance(source, Adapter):
-        return adapter_file(Path(source)).stat().st_size
-    if adapter.format not in TARGET_FORMATS:
-        return form.with_bits(None).size(adapter)
-    return Form(adapter.format, writer_options(adapter.format, form.base)).size(adapter)
-
-
-def _with_magnitudes(before: Adapter, after: Adapter, base: str | PathLike[str] | None) -> tuple[Adapter, list[str]]:
+def _solve_magnitudes(before: Adapter, after: Adapter, base: str | PathLike[str] | None) -> tuple[Adapter, list[str]]:
     """DoRA's magnitudes, solved anew where the base is there; and which it was, in words."""
     changed = {name: after[name] for name in magnitudes(after) if after[name] is not before[name]}
     if not changed:
@@ -371,12 +371,17 @@ def _notes(plan: TruncationPlan, decision: _Decision, after: Adapter, rank: floa
     And what PEFT would not load; and where the decision does not follow the data that the plan follows.
     """
     ranks = decision.ranks
-    whole = sum(map(keeps_rank, plan.adapter.modules.values()))
-    full_rank = [name for name, rank in ranks.items() if rank == plan.adapter[name].rank]
-    blocks = sum(is_fused_module(plan.adapter[name]) for name in full_rank)
+    grouped_convolutions = sum(map(keeps_rank, plan.adapter.modules.values()))
+    blocks = sum(
+        is_fused_module(plan.adapter[name]) and each == plan.adapter[name].rank for name, each in ranks.items()
+    )
     pairs = sum(isinstance(plan.adapter[name], Structured) for name in ranks)
     return [
-        *([f"{whole} grouped convolutions kept as they are: smaller ones would not be grouped"] if whole else []),
+        *(
+            [f"{grouped_convolutions} grouped convolutions kept as they are: smaller ones would not be grouped"]
+            if grouped_convolutions
+            else []
+        ),
         *([f"{blocks} modules of fused projections kept whole, in blocks"] if blocks else []),
         *([f"{pairs} modules that were no pair (LoKr, LoHa, full) are pairs now"] if pairs else []),
         *rank_notes(rank, ranks),

@@ -1,4 +1,4 @@
-"""``convert``: an adapter in another dialect, under other names, or in another dtype."""
+"""The verb ``convert``: writes an adapter in another dialect, under other names, or in another dtype."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,10 +16,17 @@ from loralens.formats.files.container import Files, Stored
 from loralens.tables.numbers import percent
 from loralens.tables.result import Tabular
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, read_adapter
-from loralens.verbs.inputs.choices import FLOAT_TYPES, FloatType, check_choice, numpy_dtype
-from loralens.verbs.outputs.form import PLAIN_BITS, TARGET_FORMATS, TargetFormat, check_known, writer_options
+from loralens.verbs.inputs.choices import (
+    FLOAT_TYPES,
+    TARGET_FORMATS,
+    FloatType,
+    TargetFormat,
+    check_choice,
+    numpy_dtype,
+)
+from loralens.verbs.outputs.form import PLAIN_BITS, check_known, writer_options
 from loralens.verbs.outputs.renaming import named_as_in_base, with_magnitudes, with_prefixes
-from loralens.verbs.outputs.rounding import Rounding, quantised, rounded
+from loralens.verbs.outputs.rounding import RoundingLoss, quantise_factors, round_factors
 from loralens.verbs.outputs.target import Target
 
 
@@ -35,15 +42,13 @@ class ConvertResult(Tabular):
         As it is read from the file that was written, or would be.
     format : str
         Its dialect.
-    target : Target
     modules : int
         That were converted. A dialect may hold several of them as one.
-    parameters : int
     notes : list of str
         What was renamed, and what was left out.
     truncation : float
         ‖ΔW−ΔW'‖/‖ΔW‖ over all modules: what ``rank`` left out of modules that were no pair.
-    rounding : Rounding
+    rounding : RoundingLoss
         What fewer bits, and scales that were folded into factors, cost.
     rank : int or None
         Of modules that were no pair.
@@ -57,7 +62,7 @@ class ConvertResult(Tabular):
     parameters: int
     notes: list[str]
     truncation: float
-    rounding: Rounding
+    rounding: RoundingLoss
     rank: int | None = None
 
     def __repr__(self) -> str:
@@ -114,11 +119,12 @@ def convert(
     dry_run: bool = False,
     **reading: Unpack[Reading],
 ) -> ConvertResult:
-    """An adapter in another dialect, names and scales kept.
+    """Write an adapter in another dialect, with its names and scales.
 
-    Scales and names that the target cannot state are recorded in its metadata, so loralens reads its own files back
-    without ``base`` or ``alpha``. What the target cannot hold is folded into the factors where that is exact, and
-    refused by name where it is not.
+    Scales and names that the target dialect cannot state are recorded in its metadata, so loralens reads its own files
+    back without ``base`` or ``alpha``. What the dialect cannot hold is folded into the factors where that is exact;
+    where it is not, the conversion is refused and the tensor is named. The error of what ``rank`` cuts off, and of
+    rounding (``dtype``, loralens-q, a scale that is folded in), is reported. The source is never overwritten.
 
     Parameters
     ----------
@@ -129,23 +135,23 @@ def convert(
     to : str
         The dialect to write.
     base : path, optional
-        The base model: its weights' names, of which only headers are read.
+        The base model, of which only the names and shapes of the weights are read.
     arch : str, optional
-        Architecture for GGUF, where ``base`` does not say it: ``llama``, ``qwen2`` …
+        The architecture that GGUF states, such as ``llama`` or ``qwen2``; by default from ``base``.
     dtype : str, optional
         Round the factors to ``f32``, ``bf16`` or ``f16``; they stay as they are by default.
     prefix : sequence of str, or mapping of str to str
         ``"OLD=NEW"``, or ``{old: new}``: modules that begin with OLD begin with NEW.
     rank : int, optional
-        Rank of modules that are no pair yet (LoKr, LoHa, full).
+        The rank of modules that are not a pair of factors yet (LoKr, LoHa, full differences).
     drop_extra : bool
-        Leave out what the target has no place for.
+        Leave out tensors that the target dialect has no place for.
     allow_loss : bool
-        Write even where rounding costs a module more than 1 %.
+        Write even if rounding changes the update of a module by more than 1 %.
     overwrite : bool
-        Replace what is at ``output``.
+        Replace what is already at ``output``.
     dry_run : bool
-        Write nothing.
+        Check everything, and write nothing.
     **reading : Reading
         How the file is read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
 
@@ -172,15 +178,16 @@ def convert(
         if drop_extra:
             notes.append(f"left out {len(adapter.extra)} tensors that are half of no pair")
             adapter = replace(adapter, extra={})
-        pairs, truncation = _paired(adapter, rank)
-        narrow = quantised(pairs, PLAIN_BITS) if to == QUANTISED else rounded(pairs, numpy_dtype(dtype))
+        pairs, truncation = _as_pairs(adapter, rank)
+        narrow = quantise_factors(pairs, PLAIN_BITS) if to == QUANTISED else round_factors(pairs, numpy_dtype(dtype))
     target.check_source(source, base=base)
     with place(label):
         options = writer_options(to, base, arch)
-        exact = _named_as_in(pairs, to, options)
-        stored, files, back = _stored(narrow, to, options)
-        written = _by_names_of(exact, back, stored)
-        cost = Rounding.between(exact, written, allow_loss=allow_loss or to == QUANTISED, dtype=dtype)
+        exact = _rename_as_in(pairs, to, options)
+        stored, files, back = _stored_in_dialect(narrow, to, options)
+        written = _rename_back(exact, back, stored)
+        # loralens-q is a choice for fewer bits: its error is reported, and never refused.
+        cost = RoundingLoss.between(exact, written, allow_loss=allow_loss or to == QUANTISED, dtype=dtype)
     target.write(stored, files)
     return ConvertResult(
         label,
@@ -196,7 +203,7 @@ def convert(
     )
 
 
-def _paired(adapter: Adapter, rank: int | None) -> tuple[Adapter, float]:
+def _as_pairs(adapter: Adapter, rank: int | None) -> tuple[Adapter, float]:
     """Structured modules as their nearest pairs of a rank, where one was given; and what that cost in all, relative."""
     if rank is None:
         return adapter, 0.0
@@ -212,20 +219,20 @@ def _paired(adapter: Adapter, rank: int | None) -> tuple[Adapter, float]:
     return pairs, total_error(losses(adapter, pairs, threads=cpu_count() or 1))
 
 
-def _named_as_in(adapter: Adapter, to: str, options: WriterOptions) -> Adapter:
+def _rename_as_in(adapter: Adapter, to: str, options: WriterOptions) -> Adapter:
     """The adapter with its experts cut and called as the target has them: what the written file is compared with."""
     if adapter.format == to:
         return adapter
     return fit_experts(to, adapter, base_config=options.get("base_config"), arch=options.get("arch"))
 
 
-def _stored(adapter: Adapter, to: str, options: WriterOptions) -> tuple[Stored, Files, Adapter]:
+def _stored_in_dialect(adapter: Adapter, to: str, options: WriterOptions) -> tuple[Stored, Files, Adapter]:
     """What is written, the files it goes to, and what the dialect's reader makes of them."""
     stored, files = encode_adapter(adapter, to, **options)
     return stored, files, next(form for form in FORMATS if form.name == to).read(stored)
 
 
-def _by_names_of(exact: Adapter, back: Adapter, stored: Stored) -> dict[str, Update]:
+def _rename_back(exact: Adapter, back: Adapter, stored: Stored) -> dict[str, Update]:
     """The modules of ``back``, which was read from ``stored``, by the names that ``exact`` has for them."""
     names = {name: file for file, name in stored.names.items()}
 

@@ -1,4 +1,4 @@
-"""``curve``: what every rank would take and lose, before anything is written."""
+"""The verb ``curve``: computes size and error of every rank before anything is written."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,12 +15,19 @@ from loralens.core.quantised import direction_bytes
 from loralens.core.structured import Structured
 from loralens.errors import place
 from loralens.formats import QUANTISED
-from loralens.tables.numbers import percent, size
+from loralens.tables.numbers import percent, size, span
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, read_adapter
-from loralens.verbs.inputs.choices import FLOAT_TYPES, FloatType, check_choice, numpy_dtype
-from loralens.verbs.outputs.form import PLAIN_BITS, TARGET_FORMATS, Form, TargetFormat
+from loralens.verbs.inputs.choices import (
+    FLOAT_TYPES,
+    TARGET_FORMATS,
+    FloatType,
+    TargetFormat,
+    check_choice,
+    numpy_dtype,
+)
+from loralens.verbs.outputs.form import PLAIN_BITS, OutputFormat
 from loralens.verbs.outputs.rules import read_moments, read_protection
 
 
@@ -32,7 +39,6 @@ class CurveResult(Tabular):
     ----------
     source : str
         What the adapter is called: its path, if it was read.
-    adapter : Adapter
     format : str
         The dialect of the files.
     points : sequence of Point
@@ -83,10 +89,12 @@ def curve(
     modules: Sequence[str] = (),
     **reading: Unpack[Reading],
 ) -> CurveResult:
-    """Rank against size against error: for one rank everywhere, and for ranks where they save most.
+    """Show rank against size against error: for one rank in all modules, and for ranks chosen by a budget.
 
-    Every point is a file that `compress` would write: with ``rank``, with a ``size`` of the same bytes, and with that
-    size and ``to="loralens-q"`` (expected, not measured). Errors are those of truncation, without any rounding.
+    Every row stands for files that `compress` would write: with ``rank``, with ``size`` and the same number of bytes,
+    and with that size and the dialect loralens-q (an expected error, not a measured one). Errors are those of
+    truncation; rounding to bfloat16 adds about 0.2 % of ‖ΔW‖ in quadrature, float16 0.03 %. With ``activations`` errors
+    are measured on those inputs, and there is no column for loralens-q.
 
     Parameters
     ----------
@@ -96,14 +104,15 @@ def curve(
     dtype : str, optional
         The dtype of the file: ``f32``, ``bf16`` or ``f16``; as it is by default.
     weights : str, path or mapping of str to float
-        What a budget protects: the ``absolute`` error, the ``relative`` one of each module, or the weights of globs,
-        which may stand in a JSON file.
+        The error that a budget minimises: ``absolute``, ``relative`` to each module, or weighted by a mapping of globs
+        to
+        weights, which may be in a JSON file.
     activations : path or Moments, optional
-        What real inputs excite, as `calibrate` measures it: then errors are those on the data.
+        The second moments of real inputs, as `calibrate` measures them; errors are then measured on those inputs.
     base : path, optional
         The base model, which GGUF needs.
     modules : sequence of str
-        Only these become smaller: globs over names or kinds.
+        Only modules whose name or kind matches one of these glob patterns become smaller.
     **reading : Reading
         How the file is read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
 
@@ -119,7 +128,7 @@ def curve(
     check_choice("dtype", dtype, FLOAT_TYPES)
     (label,) = labels([source])
     adapter = read_adapter(source, reading, base=base, label=label)
-    form = Form.of(adapter, to=to or (None if adapter.format in TARGET_FORMATS else "peft"), base=base)
+    form = OutputFormat.of(adapter, to=to or (None if adapter.format in TARGET_FORMATS else "peft"), base=base)
     protect, moments = read_protection(weights), read_moments(activations)
     with place(label):
         with progress("reading", len(adapter)) as step:
@@ -132,22 +141,19 @@ def curve(
                 step=step,
             )
         points = trade_off(plan, form, protect=protect, on_data=moments is not None)
-    return CurveResult(label, adapter, form.name, points, _moments_label(activations))
-
-
-def _moments_label(activations: str | PathLike[str] | Moments | None) -> str | None:
-    """What the moments are called, on which errors were measured."""
-    if activations is None:
-        return None
-    return "moments" if isinstance(activations, Moments) else str(activations)
+    measured_on = None
+    if activations is not None:
+        measured_on = "moments" if isinstance(activations, Moments) else str(activations)
+    return CurveResult(label, adapter, form.name, points, measured_on)
 
 
 def trade_off(
-    plan: TruncationPlan, form: Form, *, protect: Protection = "absolute", on_data: bool = False
+    plan: TruncationPlan, form: OutputFormat, *, protect: Protection = "absolute", on_data: bool = False
 ) -> list[CurvePoint]:
     """The points of the curve for a dialect; in few bits too, where all modules are pairs and errors those of ΔW."""
     pairs = not any(isinstance(module, Structured) for module in plan.adapter.modules.values())
     file_size = replace(form, bits=PLAIN_BITS if form.name == QUANTISED else None).size
+    # In few bits only pairs can be written, and their expected error is one of ΔW, not of data.
     header = _header_bytes(plan.adapter) if pairs and not on_data else None
     most = max((plan.adapter[name].rank for name in plan.directions), default=0)
     with progress("choosing ranks", len(curve_ranks(most))) as step:
@@ -157,8 +163,8 @@ def trade_off(
 def _header_bytes(adapter: Adapter) -> int:
     """Bytes of a file in few bits beside its directions."""
     ranks = {name: min(module.rank, *module.shape) for name, module in adapter.items()}
-    whole = Form(QUANTISED, {}, bits=PLAIN_BITS).size(adapter)
-    return whole - sum(rank * direction_bytes(adapter[name].shape, PLAIN_BITS) for name, rank in ranks.items())
+    total_bytes = OutputFormat(QUANTISED, {}, bits=PLAIN_BITS).size(adapter)
+    return total_bytes - sum(rank * direction_bytes(adapter[name].shape, PLAIN_BITS) for name, rank in ranks.items())
 
 
 def point_columns(format: str, *, on_data: bool) -> list[Column[CurvePoint]]:
@@ -173,7 +179,7 @@ def point_columns(format: str, *, on_data: bool) -> list[Column[CurvePoint]]:
         Column(("uniform", "bytes"), lambda point: point.uniform.bytes, f"{format} file", size, priority=ALWAYS),
         Column(("uniform", error), lambda point: point.uniform.error, "error", percent, priority=ALWAYS),
         Column(("budget", error), lambda point: point.budget.error, "by budget", percent, priority=7),
-        Column(("budget", "ranks"), lambda point: list(point.budget.ranks), "its ranks", _range, priority=4),
+        Column(("budget", "ranks"), lambda point: list(point.budget.ranks), "its ranks", span, priority=4),
         Column(("budget", "parameters"), lambda point: point.budget.parameters),
         Column(("budget", "bytes"), lambda point: point.budget.bytes),
         Column(("few_bits", "bytes"), lambda point: point.uniform.bytes, csv=False),  # uniform_bytes says the same
@@ -185,8 +191,3 @@ def point_columns(format: str, *, on_data: bool) -> list[Column[CurvePoint]]:
             priority=5,
         ),
     ]
-
-
-def _range(ranks: Sequence[int]) -> str:
-    """``2–8``; one number where all are the same."""
-    return "–".join(map(str, dict.fromkeys(ranks)))

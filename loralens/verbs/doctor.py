@@ -1,4 +1,4 @@
-"""``doctor``: what is wrong with adapters, and what mends it."""
+"""The verb ``doctor``: examines adapters for faults, and says what mends them."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +26,7 @@ from loralens.verbs.inputs.examination import examine_adapters, open_base
 MergeDType = Literal["bf16", "f16", "f32", "fp8"]
 Rounding = Literal["nearest", "stochastic"]  # of those of a merge, what can be foretold
 
+# The short words of --dtype, and the names in NumPy and ml_dtypes.
 DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32", "fp8": "float8_e4m3fn"}
 WORST = 3  # modules that a line of text names
 
@@ -36,7 +37,6 @@ class DoctorResult(Tabular):
 
     Attributes
     ----------
-    findings : sequence of Diagnosis
     adapters : mapping of str to Adapter or None
         What each adapter is called → the adapter; None where it could not be read.
     base : str or None
@@ -69,16 +69,16 @@ class DoctorResult(Tabular):
 
     def sentences(self) -> list[str]:
         """The findings of every adapter, those of one kind together."""
-        return [line for label in self.adapters for line in self._on_adapter(label)]
+        return [line for label in self.adapters for line in self._adapter_lines(label)]
 
-    def _on_adapter(self, label: str) -> list[str]:
+    def _adapter_lines(self, label: str) -> list[str]:
         adapter = self.adapters[label]
         causes = by_cause(finding for finding in self.findings if finding.adapter == label)
         read = count(len(adapter), "module") if adapter is not None else "not read"
         against = f", against {self.base}" if self.base else ""
         levels = _levels(Counter(cause[0].level for cause in causes))
         lines = [f"{label} ({read}{against}): {levels}"]
-        return [*lines, *(line for cause in causes for line in _on_cause(cause, len(adapter or ()))), ""]
+        return [*lines, *(line for cause in causes for line in _cause_record(cause, len(adapter or ()))), ""]
 
     def record(self) -> dict[str, Any]:
         """The findings as a JSON object."""
@@ -95,7 +95,7 @@ def doctor(
     fail_on: Level | None = None,
     **reading: Unpack[Reading],
 ) -> DoctorResult:
-    """What is wrong with adapters, most serious first, each finding with its evidence and what mends it.
+    """Examine adapters for faults: list the findings, most serious first, each with its evidence and its remedy.
 
     Several adapters are also compared with each other. A file that cannot be read is a finding too.
 
@@ -107,11 +107,12 @@ def doctor(
     base : path, optional
         The base model: names, sizes, and what a merge would make of ΔW.
     modules : sequence of str
-        Only these: globs over names or kinds.
+        Only modules whose name or kind matches one of these glob patterns.
     dtype : str, optional
-        The dtype of a merge: ``bf16``, ``f16``, ``f32`` or ``fp8``; as the base by default.
+        The dtype of the merged model whose rounding is foretold: ``bf16``, ``f16``, ``f32`` or ``fp8``; as the base by
+        default.
     rounding : str
-        How a merge would round: ``nearest`` or ``stochastic``. Of error feedback only merging tells.
+        How a merge rounds the new weights: ``nearest`` or ``stochastic``. Error feedback is known only from merging.
     sarif : path, optional
         A file to write the findings to, as SARIF 2.1.0.
     fail_on : str, optional
@@ -188,7 +189,7 @@ def _levels(counts: Mapping[Level, int]) -> str:
     return ", ".join(count(counts[level], level) for level in LEVELS if counts.get(level)) or "nothing found"
 
 
-def _on_cause(diagnoses: Sequence[Diagnosis], of: int) -> list[str]:
+def _cause_record(diagnoses: Sequence[Diagnosis], of: int) -> list[str]:
     """Findings that have one cause, in an adapter of so many modules."""
     first = diagnoses[0]
     head = f"  {first.level}: {first.code}: "

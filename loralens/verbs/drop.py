@@ -1,4 +1,4 @@
-"""``drop``: an adapter without some of its modules."""
+"""The verb ``drop``: writes an adapter without some of its modules."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,14 +12,13 @@ from loralens.core.structured import Update
 from loralens.errors import OptionError, place
 from loralens.formats import save
 from loralens.tables.numbers import number, shape
-from loralens.tables.render import html
+from loralens.tables.render import html_table
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, sources
-from loralens.verbs.inputs.choices import FloatType, module_globs, numpy_dtype
+from loralens.verbs.inputs.choices import FloatType, TargetFormat, as_globs, numpy_dtype
 from loralens.verbs.outputs.combine_run import check_writing, form_of, read_source
-from loralens.verbs.outputs.form import TargetFormat
-from loralens.verbs.outputs.rounding import Rounding, quantised, rounded
+from loralens.verbs.outputs.rounding import RoundingLoss, quantise_factors, round_factors
 from loralens.verbs.outputs.target import Target
 
 
@@ -35,7 +34,7 @@ class DropResult(Tabular):
         The whole one, and what is left of it, as it is written.
     format : str
         The dialect that is written.
-    rounding : Rounding
+    rounding : RoundingLoss
         What rounding the others cost.
     target : Target
         Where it is written.
@@ -45,7 +44,7 @@ class DropResult(Tabular):
     before: Adapter
     adapter: Adapter
     format: str
-    rounding: Rounding
+    rounding: RoundingLoss
     target: Target
 
     def __repr__(self) -> str:
@@ -69,7 +68,7 @@ class DropResult(Tabular):
 
     def _repr_html_(self) -> str:
         (modules,) = self.listing()
-        return html(modules)
+        return html_table(modules)
 
     def sentences(self) -> list[str]:
         """What rounding cost, and where the adapter is."""
@@ -102,16 +101,16 @@ def drop(
     dry_run: bool = False,
     **reading: Unpack[Reading],
 ) -> DropResult:
-    """An adapter without the modules that globs match: what a block does is seen when it is gone.
+    """Write an adapter without the modules that match a glob pattern, to see what they contribute.
 
-    The others keep their stored bits. What hangs on a module (DoRA's magnitude, a bias on B) goes with it; heads and
-    other tensors trained in full stay.
+    The other modules keep their stored bits. What belongs to a dropped module (a magnitude of DoRA, a bias on B) is
+    dropped with it; heads and other tensors that were trained in full stay.
 
     Parameters
     ----------
     adapter : path or Adapter
     modules : str or sequence of str
-        These go: globs over names or kinds.
+        Leave out the modules whose name or kind matches one of these glob patterns.
     output : path, optional
         A folder, or a file with the suffix of the dialect; without it nothing is written.
     to : str, optional
@@ -119,13 +118,13 @@ def drop(
     base : path, optional
         The base model, which GGUF needs.
     dtype : str, optional
-        Of all factors: ``f32``, ``bf16`` or ``f16``; by default they keep theirs.
+        The dtype of all factors: ``f32``, ``bf16`` or ``f16``; by default they keep their own.
     allow_loss : bool
-        Write even where rounding costs a module more than 1 %.
+        Write even if rounding changes the update of a module by more than 1 %.
     overwrite : bool
-        Replace ``output``.
+        Replace what is already at ``output``.
     dry_run : bool
-        Check all that can be checked, and write nothing.
+        Check everything, and write nothing.
     **reading : Reading
         How the file is read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
 
@@ -145,15 +144,15 @@ def drop(
     form = form_of(before, target, to=to, base=base)
     form.check_target(target, original)
     with place(label):
-        gone = set(select(before, module_globs(modules)))
+        gone = set(select(before, as_globs(modules)))
         if len(gone) == len(before):
             raise OptionError("nothing would be left", fix="give a glob that some modules do not match")
     extra = {key: each for key, each in before.extra.items() if each.module not in gone or each.role == "saved"}
     remaining = replace(before.without(gone), extra=extra)
-    new = quantised(remaining, form.bits) if form.bits else rounded(remaining, numpy_dtype(dtype))
+    new = quantise_factors(remaining, form.bits) if form.bits else round_factors(remaining, numpy_dtype(dtype))
     allowed = allow_loss or form.bits is not None
     with place(label):
-        cost = Rounding.between(remaining, new.modules, allow_loss=allowed, dtype=dtype)
+        cost = RoundingLoss.between(remaining, new.modules, allow_loss=allowed, dtype=dtype)
     if target.output is not None:
         options = form.writer_options
         save(new, target.output, format=form.name, overwrite=overwrite, dry_run=dry_run, **options)

@@ -1,4 +1,4 @@
-"""``equal``: whether two adapters are the same update."""
+"""The verb ``equal``: tests whether two adapters are the same update."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from loralens.core.messages import tell_findings
 from loralens.core.progress import progress
 from loralens.errors import MismatchError, OptionError
 from loralens.formats.dialects.gguf.reader import has_permuted_rows, restore_rows
-from loralens.tables.numbers import known, number
+from loralens.tables.numbers import json_number, number
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, read_where_unknown
@@ -29,7 +29,6 @@ class EqualResult(Tabular):
     ----------
     differences : sequence of Difference
         Of every module, in natural order.
-    tolerance : float
     not_compared : int
         Tensors of both that are half of no pair: heads, biases, magnitudes.
     """
@@ -95,7 +94,7 @@ class EqualResult(Tabular):
 
 COLUMNS: tuple[Column[UpdateDifference], ...] = (
     Column("name", lambda row: row.name, "module", align="left", priority=ALWAYS),
-    Column("relative", lambda row: known(row.relative), "difference", partial(number, digits=3), priority=ALWAYS),
+    Column("relative", lambda row: json_number(row.relative), "difference", partial(number, digits=3), priority=ALWAYS),
     Column("note", lambda row: row.note, "note", align="left"),
 )
 
@@ -108,15 +107,17 @@ def equal(
     base: str | PathLike[str] | None = None,
     **reading: Unpack[Reading],
 ) -> EqualResult:
-    """Whether two adapters are the same update, whatever their dialects, ranks or gauge.
+    """Test whether two adapters are the same update, whatever their dialects, ranks or factors.
 
-    Modules are matched by name, else with dots and underscores taken as the same.
+    Modules are matched by name; if that fails, dots and underscores are taken as the same. ``alpha`` and ``scale`` are
+    used for the adapter that does not state its own. If one of two GGUF files states the head counts, they are used for
+    both; otherwise ``base`` is needed.
 
     Parameters
     ----------
     first, second : path or Adapter
     tolerance : float
-        Largest ‖ΔW₁ − ΔW₂‖/‖ΔW‖ of a module.
+        The largest relative difference ‖ΔW₁ − ΔW₂‖/‖ΔW‖ of equal modules.
     base : path, optional
         The base model of GGUF files: its head counts say in which order rows of q and k stand.
     **reading : Reading

@@ -1,4 +1,4 @@
-"""``evaluate``: how well a model does its task on held-out texts, with each of several adapters."""
+"""The verb ``evaluate``: measures how well a model does its task on held-out texts, with each of several adapters."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -12,12 +12,12 @@ from loralens.core.names import some
 from loralens.core.progress import progress
 from loralens.core.training import record_of
 from loralens.errors import OptionError, place
-from loralens.tables.numbers import known, number
+from loralens.tables.numbers import json_number, number
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import Reading, Source, labels, read_adapter, sources
 from loralens.verbs.inputs.causality import CAUSAL, check_causal
-from loralens.verbs.inputs.choices import FloatType, check_at_least, check_choice
+from loralens.verbs.inputs.choices import FloatType, check_choice, check_counts
 from loralens.verbs.inputs.cut import Cut, count_cut
 from loralens.verbs.inputs.data import TaskName, Texts, read_data
 from loralens.verbs.inputs.loaded import Loaded
@@ -54,7 +54,6 @@ class EvaluationResult(Tabular):
 
     Attributes
     ----------
-    model, task, data : str
     texts : int
         How many texts there were.
     evaluations : sequence of Evaluation
@@ -82,7 +81,7 @@ class EvaluationResult(Tabular):
     def tables(self) -> list[Table[Evaluation]]:
         """One line for each adapter."""
         title = f"{self.model}, {self.texts} texts of {self.data}"
-        return [Table(title, (ADAPTER, *map(_column, self.evaluations[0].measures)), self.evaluations)]
+        return [Table(title, (ADAPTER, *map(_measure_column, self.evaluations[0].measures)), self.evaluations)]
 
     def record(self) -> dict[str, Any]:
         """Everything as a JSON object."""
@@ -107,8 +106,8 @@ ADAPTER: Column[Evaluation] = Column(
 )
 
 
-def _column(measure: str) -> Column[Evaluation]:
-    return Column(measure, lambda row: known(row.measures[measure]), measure, number, priority=ALWAYS)
+def _measure_column(measure: str) -> Column[Evaluation]:
+    return Column(measure, lambda row: json_number(row.measures[measure]), measure, number, priority=ALWAYS)
 
 
 def evaluate(
@@ -124,10 +123,10 @@ def evaluate(
     threads: int | None = None,
     **reading: Unpack[Reading],
 ) -> EvaluationResult:
-    """Loss, accuracy and, of language, perplexity on texts: of a model with each adapter, or of the model as it is.
+    """Measure loss, accuracy and, for language models, perplexity: with each adapter, or without any.
 
-    A classifier's labels are those that the adapter was trained on, where it says so, else the model's own, where it
-    knows those of the texts, else those of the texts, sorted.
+    The labels of a classifier are taken from the adapter if it states them, else from the model if it knows the labels
+    of the texts, else from the texts, sorted.
 
     Parameters
     ----------
@@ -141,15 +140,16 @@ def evaluate(
     data : path, name of a corpus, or iterable
         Texts as `loralens.train` takes them; of a corpus what it holds out.
     limit : int, optional
-        Only the first so many texts.
+        Use only the first ``limit`` texts.
     batch : int
-        Texts at a time.
+        The number of texts that the model sees at a time.
     length : int, optional
-        Tokens of a text; as the adapter was trained, where it says so, else 256.
+        The number of tokens after which a text is cut; by default as the adapter was trained if it states that, else
+        256.
     device, dtype : str
-        Where the model of a folder is put, and what it computes in.
+        The device and the dtype of a model that is loaded from a folder.
     threads : int, optional
-        Of the CPU; all that the process may use, by default.
+        The number of CPU threads; by default all that the process may use.
     **reading : Reading
         How files are read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
 
@@ -163,19 +163,19 @@ def evaluate(
         The adapter or the task does not fit the model.
     """
     check_choice("task", task, get_args(TaskName))
-    for name, count in (("limit", limit), ("batch", batch), ("length", length), ("threads", threads)):
-        check_at_least(name, count, 1)
+    check_counts(limit=limit, batch=batch, length=length, threads=threads)
     with restore_settings(model):
         from loralens.training.tasks import task_named  # torch takes a second
 
         row = task_named(task)
         learned, held_out = read_data(data, labelled=row.labelled, one_label=True)
+        # Of a corpus the held-out part: the adapter may have been trained on the other.
         texts = (held_out or learned).head(limit)
         chosen = sources(adapters) if adapters else []
         names = labels(chosen)
         base = None if isinstance(model, tuple) else model
         adapted = [
-            read_adapter(source, reading, base=base, whole=True, label=name)
+            read_adapter(source, reading, base=base, applies_all=True, label=name)
             for source, name in zip(chosen, names, strict=True)
         ]
         evaluator = _Evaluator(model, row, texts, text_label(data), batch, length, device, dtype, threads)
@@ -217,6 +217,7 @@ class _Evaluator:
     ) -> None:
         self.model, self.label, self.task, self.texts, self.place = model, model_label(model), task, texts, place
         self.batch, self.length, self.device, self.dtype, self.threads = batch, length, device, dtype, threads
+        # An adapter with other labels needs another head, so the model is loaded again for it.
         self._loaded: dict[tuple[str, ...] | None, Loaded] = {}  # by labels: one serves all adapters of the same
 
     def measure(self, adapter: Adapter | None, step: Callable[[int], None] | None) -> tuple[Mapping[str, float], Cut]:

@@ -1,4 +1,4 @@
-"""``extract``: an adapter from two checkpoints, of a full fine-tune or a merge."""
+"""The verb ``extract``: makes an adapter from the difference of two models."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -20,13 +20,20 @@ from loralens.formats.models.transformers_names import use_memory_names
 from loralens.merging.extraction.extract import extract_adapter
 from loralens.merging.extraction.extraction import ExtractedModule, Extraction
 from loralens.merging.extraction.triplets import NoiseEdge
-from loralens.tables.numbers import fixed, known, number, percent, shape
+from loralens.tables.numbers import fixed, json_number, number, percent, shape
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
-from loralens.verbs.inputs.bases import opened
-from loralens.verbs.inputs.choices import FLOAT_TYPES, FloatType, check_choice, numpy_dtype
-from loralens.verbs.outputs.form import TARGET_FORMATS, TargetFormat, writer_options
-from loralens.verbs.outputs.rules import RULES, RankRules, optional_rule, spoken
+from loralens.verbs.inputs.bases import read_checkpoint
+from loralens.verbs.inputs.choices import (
+    FLOAT_TYPES,
+    TARGET_FORMATS,
+    FloatType,
+    TargetFormat,
+    check_choice,
+    numpy_dtype,
+)
+from loralens.verbs.outputs.form import writer_options
+from loralens.verbs.outputs.rules import RULES, RankRules, option_names, optional_rule
 from loralens.verbs.outputs.target import Target
 
 Noise = Literal["rounding", "median"]
@@ -53,7 +60,7 @@ COLUMNS: tuple[Column[ModuleRow], ...] = (
     _measure("energy_kept", "energy kept", text=fixed(".2%"), priority=5),
     _measure("svd_error"),
     _measure("noise"),
-    Column("residue", lambda row: known(row[1].residue), "left / noise", number, priority=4),
+    Column("residue", lambda row: json_number(row[1].residue), "left / noise", number, priority=4),
 )
 EDGE_COLUMN: Column[ModuleRow] = Column("noise_edge", lambda row: row[1].edge, priority=2)
 
@@ -64,7 +71,6 @@ class ExtractResult(Tabular):
 
     Attributes
     ----------
-    base, tuned : str
     output : Path or None
         Where the adapter is, or would be.
     dry_run : bool
@@ -165,11 +171,12 @@ def extract(
     dry_run: bool = False,
     **rules: Unpack[RankRules],
 ) -> ExtractResult:
-    """Make an adapter from what ``tuned`` has and ``base`` has not: of a full fine-tune, or a merge by another tool.
+    """Make an adapter from the difference of two models: of a full fine-tune, or of a merge by another tool.
 
-    Every weight matrix that differs becomes a pair, embeddings only where ``modules`` asks for them (``"*"`` for all).
-    Norms, biases and new heads ride along in full. Whatever differs and is not in the adapter is named. Names are those
-    of ``tuned``; for PEFT those that transformers 5 has in memory.
+    One rule of ranks, as in `compress`, or ``noise_edge`` has to be given. Every weight matrix that differs becomes a
+    pair of factors; embeddings only if ``modules`` asks for them (``"*"`` for all). Norms, biases and new heads are
+    copied in full. Everything that differs and is not in the adapter is listed. The names are those of ``tuned``; for
+    PEFT those that transformers 5 has in memory.
 
     Parameters
     ----------
@@ -178,22 +185,23 @@ def extract(
     output : path, optional
         File or folder to write; without it nothing is written, and the result holds the adapter.
     noise_edge : str, optional
-        In place of a rule: keep what stands above the noise: ``rounding``, that of rounding to the dtype of ``tuned``,
-        or where it is unknown and the difference full-rank, ``median``, as the median of all singular values tells it.
+        In place of a rule, keep the directions above the noise: ``rounding``, that of rounding to the dtype of
+        ``tuned``,
+        or ``median``, unknown noise estimated from the median of all singular values, if the difference has full rank.
     uniform : bool
-        One rank everywhere: what LoRAX and mlx-lm want.
+        Give all modules the same rank, padded with zeros, as LoRAX and mlx-lm require.
     exact : bool
-        Dense SVDs in float64, for big matrices too: slow.
+        Take dense SVDs in float64, which is slow for large matrices.
     to : str
         The dialect to write.
     dtype : str
-        Of the factors: ``f32``, ``bf16`` or ``f16``.
+        The dtype of all factors: ``f32``, ``bf16`` or ``f16``.
     modules : sequence of str
-        Only these: globs over names or kinds.
+        Only modules whose name or kind matches one of these glob patterns.
     drop_extra : bool
-        Leave out what is no matrix: norms, biases, new heads.
+        Leave out what is not a matrix: norms, biases and new heads.
     overwrite : bool
-        Replace ``output``.
+        Replace what is already at ``output``.
     dry_run : bool
         Make the adapter, and write nothing.
     **rules : RankRules
@@ -212,9 +220,9 @@ def extract(
     rule = _rule(noise_edge, rules)
     target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
     target.check_inputs({"the base": base, "the tuned model": tuned})
-    target.check_format(to)
+    target.check_format(to)  # before hours of SVDs, not after them
     writing = writer_options(to, base)
-    before, after = opened(base), opened(tuned)
+    before, after = read_checkpoint(base), read_checkpoint(tuned)
     tuned_config = model_config(Path(tuned))
 
     def renamed(adapter: Adapter) -> Adapter:
@@ -259,7 +267,7 @@ def _rule(noise_edge: Noise | None, rules: RankRules) -> Rule | NoiseEdge:
     if unknown:
         raise TypeError(f"extract() got an unexpected keyword argument {unknown[0]!r}")
     if noise_edge is not None and names:
-        raise OptionError(f"--noise-edge and {spoken(names[0])} exclude each other", fix="give one of them")
+        raise OptionError(f"--noise-edge and {option_names(names[0])} exclude each other", fix="give one of them")
     rule = NoiseEdge(noise_edge) if noise_edge is not None else optional_rule(**rules)
     if rule is None:
         raise OptionError(

@@ -1,4 +1,4 @@
-"""``inspect``: what is in an adapter file, and how it was understood."""
+"""The verb ``inspect``: shows what is in an adapter file, and how it was understood."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -125,7 +125,6 @@ class InspectResult(Tabular):
 
     Attributes
     ----------
-    adapters : sequence of AdapterInspection
     consumer : str or None
         The program whose rules were applied.
     """
@@ -214,10 +213,10 @@ def _facts(inspection: Inspection) -> list[tuple[str, str]]:
         ("format", adapter.format),
         ("base model", adapter.base_model or "not said"),
         ("modules", str(len(modules))),
-        ("rank", _with_counts((str(rank), number) for rank, number in sorted(ranks.items()))),
+        ("rank", _count_names((str(rank), number) for rank, number in sorted(ranks.items()))),
         (
             "scale",
-            _with_counts(
+            _count_names(
                 (f"{scale:.6g}, {source}", number) for (scale, source), number in scales.most_common(SCALES_NAMED)
             ),
         ),
@@ -232,7 +231,7 @@ def _extra_bytes(inspection: Inspection) -> int:
     return sum(extra.tensor.nbytes for extra in inspection.extra.values())
 
 
-def _with_counts(counts: Iterable[tuple[str, int]]) -> str:
+def _count_names(counts: Iterable[tuple[str, int]]) -> str:
     """Values with the number of modules that have them; one alone without."""
     pairs = list(counts)
     return pairs[0][0] if len(pairs) == 1 else "; ".join(f"{text} ({number} modules)" for text, number in pairs)
@@ -285,14 +284,14 @@ def inspect(
     consumer: str | None = None,
     **reading: Unpack[Reading],
 ) -> InspectResult:
-    """What is in adapter files: format, base, modules, scales and where they came from, leftovers, warnings.
+    """Show what is in an adapter file: format, base, modules, scales and their source, other tensors, warnings.
 
     Parameters
     ----------
     *adapters : path or Adapter
         Files, folders that hold an adapter, Hub ids in the local cache, or what `loralens.load` returns.
     modules : sequence of str
-        Only these: globs over names or kinds.
+        Only modules whose name or kind matches one of these glob patterns.
     base : path, optional
         The base model: findings say how the names match its weights, of which the headers alone are read.
     consumer : str, optional
@@ -319,6 +318,7 @@ def inspect(
             check_unread(reading)
             adapter = source
         else:
+            # strict=False: an adapter with wrong numbers is shown with findings instead of refused.
             adapter = load(str(source), strict=False, base=base, **reading)
         with place(label):
             inspected.append(_inspect(label, adapter, modules, base, consumer))
@@ -334,9 +334,9 @@ def _inspect(
         # What is imported here takes as long as NumPy itself, and most adapters are inspected without a base.
         from loralens.core.naming.matching import match as match_names
         from loralens.formats.models.checkpoint import shapes
-        from loralens.verbs.inputs.bases import FIX, base_contradiction, shown
+        from loralens.verbs.inputs.bases import FIX, base_contradiction, with_tied_head
 
-        stored = shown(shapes(Path(base)), base)
+        stored = with_tied_head(shapes(Path(base)), base)
         try:
             match = match_names({name: module.shape for name, module in inspection.modules.items()}, stored)
             findings.append(Finding("note", "names", f"against {base}: {match}"))

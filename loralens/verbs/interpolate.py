@@ -1,10 +1,10 @@
-"""``interpolate``: a point on the line between two adapters."""
+"""The verb ``interpolate``: writes a point on the line between two adapters."""
 
 from collections.abc import Sequence
 from typing import Unpack
 
 from loralens.verbs.inputs.adapters import AdapterSource
-from loralens.verbs.inputs.choices import check_finite, module_globs
+from loralens.verbs.inputs.choices import as_globs, check_finite
 from loralens.verbs.inputs.weighted import strength_within
 from loralens.verbs.outputs.combine_result import CombineResult
 from loralens.verbs.outputs.combine_run import combine_sources
@@ -20,9 +20,10 @@ def interpolate(
     take: AdapterSource | None = None,
     **options: Unpack[WritingAndReading],
 ) -> CombineResult:
-    """(1 − at)·first + at·second, exact.
+    """Write (1 − t)·A + t·B of two adapters, exactly.
 
-    ``at`` may lie outside [0, 1]. Along the arc instead of the line: ``combine(…, method="slerp")``.
+    With ``modules`` only these modules are interpolated, and the others are those of A. The number t may lie outside
+    [0, 1]. For the arc instead of the line: ``combine(…, method="slerp")``.
 
     Parameters
     ----------
@@ -30,10 +31,10 @@ def interpolate(
     at : float
         0 is the first adapter, 1 the second.
     modules : sequence of str
-        Only there, globs over names or kinds; elsewhere the result is the first adapter.
+        Interpolate only modules whose name or kind matches one of these glob patterns.
     take : path or Adapter, optional
-        Whose heads and biases stand where both have some: a path, a name, ``"1"``, ``"2"``, or the object that was
-        given; ``"none"`` leaves them out.
+        The adapter whose heads and biases are written where both have some: a path, a name, ``"1"``, ``"2"``, or the
+        object that was given; ``"none"`` leaves them out.
     **options : Writing and Reading
         How the result is written (``output``, ``to``, ``base``, ``dtype``, ``allow_loss``, ``overwrite``, ``dry_run``)
         and how files are read (``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``).
@@ -50,7 +51,7 @@ def interpolate(
         A module of two shapes: two base models.
     """
     check_finite("at", at)
-    chosen = module_globs(modules)
+    chosen = as_globs(modules)
     pairs = [
         (first, strength_within(chosen, 1 - at, elsewhere=1.0)),
         (second, strength_within(chosen, at, elsewhere=0.0)),

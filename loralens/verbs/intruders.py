@@ -1,4 +1,4 @@
-"""``intruders``: singular vectors of W + ΔW that W does not have, their energy, and a way to shrink them."""
+"""The verb ``intruders``: finds singular vectors of W + ΔW that W does not have, and can shrink them."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -28,7 +28,7 @@ from loralens.verbs.inputs.bases import base_weights
 from loralens.verbs.inputs.choices import FloatType, check_choice, numpy_dtype
 from loralens.verbs.inputs.decompositions import decompositions, svd_cache
 from loralens.verbs.outputs.intruders import IntrudersResult, Removal
-from loralens.verbs.outputs.rounding import Rounding, rounded
+from loralens.verbs.outputs.rounding import RoundingLoss, round_factors
 from loralens.verbs.outputs.target import Target
 
 
@@ -54,9 +54,10 @@ def intruders(
 ) -> IntrudersResult:
     """Find the leading singular directions of W + ΔW that no singular direction of W resembles (arXiv 2410.21228).
 
-    The score of a direction is the largest |cosine| of its left singular vector with those of W; below ``threshold`` it
-    is an intruder. Nearly every random direction is one: a low score means spread over many directions of W, not
-    unknown to it. No SVD of W + ΔW is taken; that of W is, once, and kept.
+    The score of a direction is the largest |cosine| of its left singular vector with those of W; below ``threshold``
+    the direction is an intruder. Nearly every random direction is one, as the column "chance" shows: a low score means
+    that the direction is spread over many directions of W, not that W does not have it. W is decomposed once, and its
+    SVD is kept; W + ΔW is not decomposed at all.
 
     Parameters
     ----------
@@ -64,34 +65,34 @@ def intruders(
     base : path
         The base model: a folder, a safetensors file, or a Hub id in the local cache.
     modules : sequence of str
-        Only these: globs over names or kinds.
+        Only modules whose name or kind matches one of these glob patterns.
     top : int
-        Look at so many leading directions.
+        The number of leading singular directions of W + ΔW to look at.
     threshold : float
-        An intruder has no cosine as large as this with any direction of W; above 0, at most 1.
+        A direction is an intruder if no |cosine| with a direction of W is as large as this; above 0, at most 1.
     remove : float, optional
-        Make an adapter that leaves so much of every intruder: 0 removes them, 1 keeps them. It is the result's
-        ``adapter``.
+        Make an adapter in which every intruder is multiplied by this: 0 removes them, 1 keeps them. It is the
+        ``adapter`` of the result.
     output : path, optional
         Where that adapter is written: a folder or a file. Without it nothing is written.
     uniform : bool
-        Give all modules of that adapter one rank, with zeros.
+        Give all modules of that adapter the same rank, padded with zeros.
     dtype : str
-        Of its changed factors: ``f32``, ``bf16`` or ``f16``.
+        The dtype of the factors that change: ``f32``, ``bf16`` or ``f16``.
     allow_loss : bool
-        Take it even where rounding costs a module more than 1 %.
+        Take it even if rounding changes the update of a module by more than 1 %.
     overwrite : bool
-        Replace what is at ``output``.
+        Replace what is already at ``output``.
     dry_run : bool
         Say what would be written, and write nothing.
     cache : path, optional
-        Where SVDs of W are kept; the user's cache folder by default.
+        The folder in which SVDs of W are kept between runs; by default in the user's cache folder.
     cache_limit : str
-        Drop the oldest beyond this size.
+        The size of that folder above which the oldest SVDs are deleted.
     no_cache : bool
-        Keep no SVD, and use none that is kept.
+        Neither use nor keep SVDs of earlier runs.
     device : str
-        Where SVDs of W are computed: ``cpu``, ``cuda`` or ``cuda:N``.
+        The device for computations on W: ``cpu``, ``cuda`` or ``cuda:N``.
     **reading : Reading
         How the file is read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
 
@@ -111,7 +112,7 @@ def intruders(
     if output is not None and remove is None:
         raise OptionError(f"nothing would be written to {output}", fix="say with remove what is left of the intruders")
     store = svd_cache(cache, cache_limit, no_cache=no_cache)
-    where = Device.of(device)
+    linalg_device = Device.of(device)
     (label,) = labels([adapter])
     loaded = read_adapter(adapter, reading, base=base, label=label)
     with place(label):
@@ -120,16 +121,17 @@ def intruders(
     target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
     target.check_source(adapter, base=base)
     if output is not None:  # not to fail after hours
+        # A rehearsal without changes: what the writer refuses is refused now.
         save(replace_modules(loaded, {}), output, format=_dialect(loaded), overwrite=overwrite, dry_run=True)
     weights = base_weights(base, {name: loaded[name] for name in names}).modules
     measured: dict[str, Intruders] = {}
     edited: dict[str, Update] = {}
-    with closing(decompositions(weights, store, base, where)) as svds:
+    with closing(decompositions(weights, store, base, linalg_device)) as svds:
         for name, W in svds:
             with place(label), place(name):
                 module = find_intruders(loaded[name], W, top=top, threshold=threshold)
                 if remove is not None:
-                    edited[name] = _edit(loaded[name], module, remove, dtype)
+                    edited[name] = _removal(loaded[name], module, remove, dtype)
                 measured[name] = module.without_vectors()
     result = IntrudersResult(label, str(base), threshold, top, measured, {name: loaded[name].rank for name in measured})
     if remove is None:
@@ -143,18 +145,18 @@ def intruders(
     return replace(result, removal=removal)
 
 
-def _edit(module: Update, intruding: Intruders, strength: float, dtype: FloatType) -> Update:
+def _removal(module: Update, intruding: Intruders, strength: float, dtype: FloatType) -> Update:
     """The module without its intruders: in float64 where it is to be rounded, once, when all modules are there."""
     return remove_intruders(module, intruding, strength=strength, dtype="float32" if dtype == "f32" else "float64")
 
 
 def _round(
     adapter: Adapter, edited: Mapping[str, Update], dtype: FloatType, *, allow_loss: bool
-) -> tuple[dict[str, Update], Rounding]:
+) -> tuple[dict[str, Update], RoundingLoss]:
     """The edited modules that are others now, their factors rounded once to ``dtype``, and what that cost them."""
     exact = replace(adapter, modules={name: module for name, module in edited.items() if module is not adapter[name]})
-    narrow = rounded(exact, numpy_dtype(dtype)).modules
-    return dict(narrow), Rounding.between(exact, narrow, allow_loss=allow_loss, dtype=dtype)
+    narrow = round_factors(exact, numpy_dtype(dtype)).modules
+    return dict(narrow), RoundingLoss.between(exact, narrow, allow_loss=allow_loss, dtype=dtype)
 
 
 def _dialect(adapter: Adapter) -> str:

@@ -1,4 +1,4 @@
-"""``merge``: adapters into a base model, with proof of what arrived and a way back."""
+"""The verb ``merge``: merges adapters into a base model, with a certificate of what arrived and an undo patch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +25,7 @@ from loralens.verbs.outputs.merge_run import MergeRun
 
 ModelDtype = Literal["keep", "f32", "bf16", "f16"]
 
+# A word, since leaving the option out means the default place.
 NONE = "none"  # in place of a file: it is not written
 SWALLOWED = 0.95  # gain below which a merge is said to lose too much
 DAMAGED = 0.2  # and relative error above which
@@ -118,9 +119,9 @@ def merge(
     modules: Sequence[str] = (),
     **reading: Unpack[Reading],
 ) -> MergeResult:
-    """Merge adapters into a base model: W' = W + Σ w·ΔW, shard by shard, rounded once.
+    """Merge adapters into a base model, W' = W + Σ w·ΔW, shard by shard and rounded once.
 
-    Every other tensor is copied byte for byte, and the files beside the weights come along.
+    Every other tensor is copied byte for byte, and so are the files beside the weights.
 
     Parameters
     ----------
@@ -136,25 +137,25 @@ def merge(
     certificate : path, optional
         Where the certificate of how much of every update arrived goes; as ``undo``.
     measure : bool
-        Measure what arrives where no certificate is written, too.
+        Measure how much of every update arrived, even if no certificate is written.
     rounding : str
-        ``nearest``, ``stochastic`` or ``feedback``.
+        How a merge rounds the new weights to their dtype: ``nearest``, ``stochastic`` or ``feedback``.
     seed : int
-        Of stochastic rounding.
+        Seed of the random numbers for stochastic rounding.
     dtype : str
-        Of the merged model: ``keep``, ``f32``, ``bf16`` or ``f16``.
+        The dtype of the merged model: ``f32``, ``bf16``, ``f16``, or ``keep`` for every tensor's own.
     allow_missing : bool
         Leave out modules that have no weight in the base.
     untie : bool, optional
-        Whether a head that shares the embedding's weight gets one of its own; by default as the adapter needs.
+        Whether a head that shares the embedding's weight gets a weight of its own; by default if the adapter needs one.
     device : str
-        Where products are made: ``cpu``, ``cuda`` or ``cuda:N``. The bits are the same.
+        The device for computations on W: ``cpu``, ``cuda`` or ``cuda:N``. The result has the same bits on every device.
     overwrite : bool
-        Replace ``output``.
+        Replace what is already at ``output``.
     dry_run : bool
         Measure what would arrive, and write nothing.
     modules : sequence of str
-        Only these: globs over names or kinds.
+        Only modules whose name or kind matches one of these glob patterns.
     **reading : Reading
         How files are read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
 
@@ -184,9 +185,10 @@ def merge(
     _tell_plan(inputs.plan)
     target = Path(output) if output is not None else None
     undo_file, certificate_file = (
-        _beside(target, path, name, folder=inputs.files.root.is_dir())
+        _path_beside(target, path, name, folder=inputs.files.root.is_dir())
         for path, name in ((undo, NAME), (certificate, CERTIFICATE))
     )
+    # A dry run has no other purpose than to measure.
     measured = dry_run or measure or certificate_file is not None
     run = MergeRun(
         inputs,
@@ -206,7 +208,7 @@ def merge(
     return result
 
 
-def _beside(output: Path | None, path: str | PathLike[str] | None, name: str, *, folder: bool) -> Path | None:
+def _path_beside(output: Path | None, path: str | PathLike[str] | None, name: str, *, folder: bool) -> Path | None:
     """Where the undo file or the certificate goes; None where it is not written."""
     if path is not None:
         return None if str(path) == NONE else Path(path)
@@ -234,6 +236,7 @@ def _warn_of_losses(modules: Sequence[MergedModule], inputs: MergeInputs, roundi
         fix = "write --dtype f32 (or bf16)" if narrow else "check the adapter's α and scale with loralens doctor"
         warn(f"{overflowed:,} weights became infinite: {dtype} does not reach so far", fix)
     damaged = [fidelity for fidelity in arrived if fidelity.gain < SWALLOWED or fidelity.error > DAMAGED]
+    # In float32 there is no wider dtype to recommend.
     if not damaged or dtype == "float32":
         return
     worst = max(damaged, key=lambda fidelity: fidelity.error)

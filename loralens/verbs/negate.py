@@ -1,10 +1,10 @@
-"""``negate``: an adapter with the sign of its update changed."""
+"""The verb ``negate``: writes an adapter with the sign of its update changed."""
 
 from collections.abc import Sequence
 from typing import Unpack
 
 from loralens.verbs.inputs.adapters import AdapterSource
-from loralens.verbs.inputs.choices import module_globs
+from loralens.verbs.inputs.choices import as_globs
 from loralens.verbs.inputs.weighted import strength_within
 from loralens.verbs.outputs.combine_result import CombineResult
 from loralens.verbs.outputs.combine_run import combine_sources
@@ -14,15 +14,15 @@ from loralens.verbs.outputs.writing import WritingAndReading
 def negate(
     adapter: AdapterSource, *, modules: Sequence[str] = (), **options: Unpack[WritingAndReading]
 ) -> CombineResult:
-    """An adapter with −ΔW in place of ΔW.
+    """Write an adapter with the sign of ΔW changed.
 
-    The factors stay, to the bit: the scale changes its sign.
+    With ``modules`` only these modules change. The factors keep their bits: only the scale changes its sign.
 
     Parameters
     ----------
     adapter : path or Adapter
     modules : sequence of str
-        Only there, globs over names or kinds; the other modules stay as they are.
+        Change only modules whose name or kind matches one of these glob patterns.
     **options : Writing and Reading
         How the result is written (``output``, ``to``, ``base``, ``dtype``, ``allow_loss``, ``overwrite``, ``dry_run``)
         and how the file is read (``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``).
@@ -34,5 +34,5 @@ def negate(
     FormatError
         A file that is no adapter.
     """
-    strength = strength_within(module_globs(modules), -1.0, elsewhere=1.0)
+    strength = strength_within(as_globs(modules), -1.0, elsewhere=1.0)
     return combine_sources([(adapter, strength)], **options)

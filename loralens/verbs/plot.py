@@ -1,10 +1,10 @@
-"""``plot``: the figure of a result."""
+"""``plot``: draws the figure of a result."""
 
 from typing import TYPE_CHECKING
 
 from loralens.charts.amplification import amplification_figure
 from loralens.charts.curve import curve_figure
-from loralens.charts.mpl import draw
+from loralens.charts.mpl import draw_figure
 from loralens.charts.pairwise import pairwise_figure
 from loralens.charts.similarity import similarity_figure
 from loralens.charts.similarity_nested import nesting_figure
@@ -27,35 +27,35 @@ if TYPE_CHECKING:
 
 
 def plot(result: object, ax: "Axes | None" = None) -> "Drawing":
-    """The figure of what a verb returned, drawn by matplotlib.
+    """Draw the figure of a verb's result with matplotlib.
 
     Parameters
     ----------
     result : object
-        What a verb returned.
+        The result of a verb that has a figure.
     ax : matplotlib Axes, optional
-        Draw into these axes; only figures of one panel can be.
+        The axes to draw into, for figures of one panel.
 
     Returns
     -------
     matplotlib Figure
-        That of ``ax`` where it is given. No window is opened: save it with its ``savefig``.
+        The figure of ``ax`` where it is given. No window is opened: call its ``savefig`` to save it.
 
     Raises
     ------
     OptionError
-        A result that has no figure; a figure of several panels where ``ax`` is given.
+        The result has no figure, or ``ax`` is given and the figure has several panels.
     """
-    return draw(figure_of(result), ax)
+    return draw_figure(figure_of(result), ax)
 
 
 def figure_of(result: object) -> Figure:
-    """The figure of a result as plain data: ``--plot`` draws it, and so does `plot`.
+    """The figure of a result as plain data, which ``--plot`` and `plot` draw.
 
     Raises
     ------
     OptionError
-        A result that has no figure.
+        The result has no figure.
     """
     if isinstance(result, CurveResult):
         return curve_figure(result.source, result.points, on_data=result.on_data)

@@ -1,4 +1,4 @@
-"""``report``: what can be said about adapters on one self-contained page, to read and to send."""
+"""``report``: all measurements of one or more adapters on one self-contained page."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ from loralens.errors import OptionError, visible
 from loralens.formats.files.apart import check_apart
 from loralens.formats.files.location import existing_path
 from loralens.reporting.document import Report
-from loralens.reporting.html import html
-from loralens.reporting.markdown import markdown as markdown_text
-from loralens.reporting.writing import beside, check_target, write_report
-from loralens.verbs.inputs.adapters import AdapterSource, Reading, Source, as_typed, path_of, sources
+from loralens.reporting.html import report_html
+from loralens.reporting.markdown import report_markdown as markdown_text
+from loralens.reporting.writing import check_report_target, markdown_paths, write_report
+from loralens.verbs.inputs.adapters import AdapterSource, Reading, Source, command_line_options, path_of, sources
 from loralens.verbs.inputs.checkpoints import with_checkpoints
 from loralens.verbs.outputs.page import report_page
 
@@ -27,12 +27,12 @@ ActivationSource = str | PathLike[str] | Moments
 
 @dataclass(frozen=True, slots=True)
 class ReportResult:
-    """A report: a document that is written as a page, as Markdown or as JSON.
+    """A report, which can be written as a page, as Markdown or as JSON.
 
     Attributes
     ----------
     document : Report
-        All that the page says, as plain data.
+        The content of the page as plain data.
     written : sequence of Path
         The files and folders that were written; none without ``output``.
     """
@@ -45,11 +45,11 @@ class ReportResult:
         return f"ReportResult({visible(self.document.title)!r}: {sections})"
 
     def to_html(self) -> str:
-        """The page."""
-        return html(self.document)
+        """The page as HTML."""
+        return report_html(self.document)
 
     def to_markdown(self, folder: str = "report_files") -> str:
-        """The report as Markdown, which names its pictures as PNG files of ``folder``."""
+        """The report as Markdown, whose pictures are PNG files of ``folder``."""
         return markdown_text(self.document, folder)
 
     def record(self) -> dict[str, Any]:
@@ -72,9 +72,9 @@ def report(
     overwrite: bool = False,
     **reading: Unpack[Reading],
 ) -> ReportResult:
-    """What can be said about adapters as one page: findings, spectra, ranks, and how they compare.
+    """Put all measurements of adapters on one page: findings, spectra, ranks, and how the adapters compare.
 
-    With a base also what ΔW amplifies, intruder dimensions, and what a merge would lose.
+    With a base the page also shows what ΔW amplifies, intruder dimensions, and the error that a merge would have.
 
     Parameters
     ----------
@@ -86,15 +86,15 @@ def report(
     base : path, optional
         The base model: each adapter is also measured against it.
     activations : path or Moments, or a sequence of them
-        What real inputs excite, as `loralens.calibrate` measured it, each for its adapter.
+        Second moments of real inputs, as `loralens.calibrate` measures them, each for the adapter it belongs to.
     modules : sequence of str
-        Only these: globs over names or kinds.
+        Globs over names or kinds: only these modules are measured.
     intruders : bool, optional
-        Look for intruder dimensions, which takes an SVD of every weight. By default where a minute will do.
+        Look for intruder dimensions, which takes an SVD of every weight. By default only where it takes under a minute.
     markdown : bool
-        Write the report as Markdown too, with pictures, beside the page.
+        Write the report as Markdown with pictures too, next to the page.
     overwrite : bool
-        Replace what is there.
+        Replace existing files.
     **reading : Reading
         How files are read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
 
@@ -109,7 +109,7 @@ def report(
         Activations that belong to none of the adapters.
     """
     if markdown and output is None:
-        raise OptionError("markdown is written beside the page", fix="give output, the page")
+        raise OptionError("markdown is written next to the page, and there is no page", fix="give output, the page")
     if intruders and base is None:
         raise OptionError("intruders are looked for in W + ΔW", fix="give base, the base model")
     chosen = sources(adapters)
@@ -117,9 +117,9 @@ def report(
     page = None if output is None else Path(output)
     older: list[Path] = []
     if page:
-        check_target(page, with_markdown=markdown, overwrite=overwrite)
+        check_report_target(page, with_markdown=markdown, overwrite=overwrite)
         _check_apart(page, chosen, base, moments, with_markdown=markdown)
-        older = [] if markdown or not page.exists() else [path for path in beside(page) if path.exists()]
+        older = [] if markdown or not page.exists() else [path for path in markdown_paths(page) if path.exists()]
     document = report_page(
         with_checkpoints(chosen),
         base=base,
@@ -132,7 +132,7 @@ def report(
     written = write_report(document, page, with_markdown=markdown) if page else []
     if older:
         names = " and ".join(map(str, older))
-        note(f"left as before, of an earlier report: {names}; --markdown writes them anew")
+        note(f"{names} of an earlier report left unchanged; --markdown writes them again")
     return ReportResult(document, written)
 
 
@@ -144,11 +144,11 @@ def _check_apart(
     *,
     with_markdown: bool,
 ) -> None:
-    """Refuse a page, or a folder of pictures, that is what the report is of or holds some of it."""
+    """Refuse a page, Markdown file or folder of pictures that is, or holds, an input of the report."""
     read = [source for source in (*adapters, *activations) if not isinstance(source, Adapter | Moments)]
     places = [Path(source) for source in (*read, *([] if base is None else [base]))]
     inputs = [(str(path), existing_path(path)) for path in places]
-    for target in (page, *(beside(page) if with_markdown else ())):
+    for target in (page, *(markdown_paths(page) if with_markdown else ())):
         check_apart(target, inputs, within=False)
 
 
@@ -163,7 +163,7 @@ def _command(
     intruders: bool | None,
     markdown: bool,
 ) -> str:
-    """The command that makes the report, on one line; none where something was given as an object."""
+    """The command that makes the report, on one line; empty where an input was an object, which no command can name."""
     if any(path_of(source) is None for source in adapters) or any(isinstance(file, Moments) for file in activations):
         return ""
     words = ["loralens", "report", *map(str, adapters)]
@@ -173,4 +173,4 @@ def _command(
     words += [] if intruders is None else ["--intruders" if intruders else "--no-intruders"]
     last = ["-o", str(page)] if page else ["--json"]
     last += ["--markdown"] if markdown else []
-    return " ".join(filter(None, [typed(*words), as_typed(reading), typed(*last)]))
+    return " ".join(filter(None, [typed(*words), command_line_options(reading), typed(*last)]))

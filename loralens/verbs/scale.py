@@ -1,10 +1,10 @@
-"""``scale``: an adapter at another strength."""
+"""The verb ``scale``: writes an adapter with its update multiplied by a number."""
 
 from collections.abc import Sequence
 from typing import Unpack
 
 from loralens.verbs.inputs.adapters import AdapterSource
-from loralens.verbs.inputs.choices import check_finite, module_globs
+from loralens.verbs.inputs.choices import as_globs, check_finite
 from loralens.verbs.inputs.weighted import strength_within
 from loralens.verbs.outputs.combine_result import CombineResult
 from loralens.verbs.outputs.combine_run import combine_sources
@@ -14,9 +14,10 @@ from loralens.verbs.outputs.writing import WritingAndReading
 def scale(
     adapter: AdapterSource, by: float, *, modules: Sequence[str] = (), **options: Unpack[WritingAndReading]
 ) -> CombineResult:
-    """An adapter with ``by``·ΔW in place of ΔW.
+    """Write an adapter with ΔW multiplied by a number.
 
-    The factors stay, to the bit: only the scale changes. ``by=0`` makes zeros.
+    With ``modules`` only these modules change. The factors keep their bits: only the scale changes. With ``by`` 0 every
+    ΔW is zero.
 
     Parameters
     ----------
@@ -24,7 +25,7 @@ def scale(
     by : float
         Any finite number.
     modules : sequence of str
-        Only there, globs over names or kinds; the other modules stay as they are.
+        Change only modules whose name or kind matches one of these glob patterns.
     **options : Writing and Reading
         How the result is written (``output``, ``to``, ``base``, ``dtype``, ``allow_loss``, ``overwrite``, ``dry_run``)
         and how the file is read (``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``).
@@ -38,5 +39,5 @@ def scale(
         A file that is no adapter.
     """
     check_finite("by", by)
-    strength = strength_within(module_globs(modules), by, elsewhere=1.0)
+    strength = strength_within(as_globs(modules), by, elsewhere=1.0)
     return combine_sources([(adapter, strength)], **options)

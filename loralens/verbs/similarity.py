@@ -1,4 +1,4 @@
-"""``similarity``: which directions adapters share, module by module, beside what chance would give."""
+"""The verb ``similarity``: compares the directions of adapters, beside what chance would give."""
 
 from collections.abc import Sequence
 from os import cpu_count
@@ -36,8 +36,9 @@ def similarity(
 ) -> SimilarityResult:
     """Compare the directions of adapters, beside what chance would give.
 
-    The modules of one adapter are compared with each other where they are of one width; two adapters module by module,
-    with φ(i, j), cosine, principal angles and CKA; of three and more every pair, clustered. ΔW is never formed.
+    One adapter: its own modules of equal width are compared with each other. Two adapters: φ(i, j), cosine, principal
+    angles and CKA of every module. Three and more: every pair, clustered. ``alpha`` and ``scale`` are used for files
+    that do not state their own. ΔW is never formed.
 
     Parameters
     ----------
@@ -50,9 +51,9 @@ def similarity(
     side : str, optional
         ``in`` or ``out``: the directions of the inputs or of the outputs. The default is ``in``, and ``out`` of B.
     modules : sequence of str
-        Only these: globs over names or kinds.
+        Only modules whose name or kind matches one of these glob patterns.
     phi_rank : int, optional
-        Compare at most so many leading directions; all by default.
+        Compare at most this many leading directions; by default all.
     **reading : Reading
         How files are read; ``alpha`` and ``scale`` count for files that do not say their own.
 

@@ -1,4 +1,4 @@
-"""``spectrum``: the singular values of ΔW of every module, and the ranks and norms that follow from them."""
+"""The verb ``spectrum``: computes the singular values of ΔW, and the ranks and norms that follow from them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -68,7 +68,6 @@ class AdapterSpectra(Mapping[str, Spectrum]):
     ----------
     path : str
         What the adapter is called: its path, if it was read.
-    adapter : Adapter
     spectra : mapping of str to Spectrum
         Of all modules that were asked for, in natural order.
     listed : sequence of str
@@ -138,7 +137,6 @@ class SpectrumResult(Tabular, Mapping[str, Spectrum]):
 
     Attributes
     ----------
-    adapters : sequence of AdapterSpectra
     base : str or None
         The base model that ΔW was compared with.
     """
@@ -198,25 +196,25 @@ def spectrum(
     device: str | None = None,
     **reading: Unpack[Reading],
 ) -> SpectrumResult:
-    """The singular values of ΔW = scale·B·A for every module, and the ranks and norms that follow from them.
+    """Show the singular values of ΔW = scale·B·A for every module, and the ranks and norms that follow from them.
 
-    ΔW is never formed: the cost is O((out + in)·r²) a module.
+    ΔW is never formed: the cost is O((out + in)·r²) per module.
 
     Parameters
     ----------
     *adapters : path or Adapter
         Files, folders that hold an adapter, Hub ids in the local cache, or what `loralens.load` returns.
     modules : sequence of str
-        Only these: globs over names or kinds.
+        Only modules whose name or kind matches one of these glob patterns.
     top : int, optional
-        List only the first so many modules in the order of ``sort``.
+        List only the first ``top`` modules in the order of ``sort``.
     sort : str, optional
-        Largest first by this quantity; ``"name"`` is natural order, and the default unless ``top`` is given, when it is
-        ``"frobenius"``.
+        The quantity that modules are sorted by, largest first; ``"name"`` sorts by name. The default is ``"name"``, or
+        ``"frobenius"`` if ``top`` is given.
     base : path, optional
         The base model: ΔW is compared with W.
     device : str, optional
-        Where W is worked on: ``cpu`` (the default), ``cuda`` or ``cuda:N``.
+        The device for computations on W: ``cpu`` (the default), ``cuda`` or ``cuda:N``.
     **reading : Reading
         How files are read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
 
@@ -240,7 +238,8 @@ def spectrum(
         _measure(source, label, modules, base, reading) for source, label in zip(chosen, labels(chosen), strict=True)
     ]
     ordered = [
-        AdapterSpectra(path, adapter, spectra, _order(spectra, sort, top)) for path, adapter, spectra in measured
+        AdapterSpectra(path, adapter, spectra, _ordered_names(spectra, sort, top))
+        for path, adapter, spectra in measured
     ]
     if base is None:
         return SpectrumResult(ordered)
@@ -259,7 +258,7 @@ def _measure(
         return label, adapter, measure_spectrum(adapter, modules=modules, threads=cpu_count() or 1, step=step)
 
 
-def _order(spectra: Mapping[str, Spectrum], sort: Sort | None, top: int | None) -> list[str]:
+def _ordered_names(spectra: Mapping[str, Spectrum], sort: Sort | None, top: int | None) -> list[str]:
     """The modules to list: in natural order, or largest first; ``top`` alone means the largest norms."""
     key = sort or ("frobenius" if top else "name")
     names = list(spectra)
@@ -275,10 +274,10 @@ def _weight_norms(measured: AdapterSpectra, base: str | PathLike[str], device: s
     from loralens.linalg.device import Device
     from loralens.verbs.inputs.bases import base_weights
 
-    where = Device.of(device or "cpu", threads=cpu_count() or 1)
+    linalg_device = Device.of(device or "cpu", threads=cpu_count() or 1)
     weights = base_weights(base, {name: measured.adapter[name] for name in measured.listed}).modules
     with place(base), progress("reading the base", weight_steps(weights.values(), top=True)) as step:
-        return weight_norms(weights, device=where, step=step)
+        return weight_norms(weights, device=linalg_device, step=step)
 
 
 def _measure_column(key: str, title: str = "", **options: Any) -> Column[ModuleSpectrum]:

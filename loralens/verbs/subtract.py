@@ -1,11 +1,11 @@
-"""``subtract``: one adapter less another."""
+"""The verb ``subtract``: writes the difference of two adapters."""
 
 from collections.abc import Sequence
 from typing import Unpack
 
 from loralens.core.recipe import Strength
 from loralens.verbs.inputs.adapters import AdapterSource
-from loralens.verbs.inputs.choices import module_globs
+from loralens.verbs.inputs.choices import as_globs
 from loralens.verbs.inputs.weighted import strength_within
 from loralens.verbs.outputs.combine_result import CombineResult
 from loralens.verbs.outputs.combine_run import combine_sources
@@ -21,20 +21,20 @@ def subtract(
     drop_dead: bool = False,
     **options: Unpack[WritingAndReading],
 ) -> CombineResult:
-    """The first adapter less the second, exact.
+    """Write the difference A − B of two adapters, exactly.
 
-    What is equal in both comes out as exact zeros.
+    With ``modules`` B is subtracted only in these modules. What is equal in both becomes exact zeros.
 
     Parameters
     ----------
     first, second : path or Adapter
     modules : sequence of str
-        Take the second away only there: globs over names or kinds.
+        Subtract only in modules whose name or kind matches one of these glob patterns.
     take : path or Adapter, optional
-        Whose heads and biases stand where both have some: a path, a name, ``"1"``, ``"2"``, or the object that was
-        given; ``"none"`` leaves them out.
+        The adapter whose heads and biases are written where both have some: a path, a name, ``"1"``, ``"2"``, or the
+        object that was given; ``"none"`` leaves them out.
     drop_dead : bool
-        Leave out modules that come out as 0.
+        Leave out modules whose update is zero.
     **options : Writing and Reading
         How the result is written (``output``, ``to``, ``base``, ``dtype``, ``allow_loss``, ``overwrite``, ``dry_run``)
         and how files are read (``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``).
@@ -50,5 +50,5 @@ def subtract(
     ShapeError
         A module of two shapes: two base models.
     """
-    pairs = [(first, Strength()), (second, strength_within(module_globs(modules), -1.0, elsewhere=0.0))]
+    pairs = [(first, Strength()), (second, strength_within(as_globs(modules), -1.0, elsewhere=0.0))]
     return combine_sources(pairs, take=take, drop_dead=drop_dead, **options)

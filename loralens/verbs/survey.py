@@ -1,4 +1,4 @@
-"""``survey``: one line for each adapter under a folder, duplicates named."""
+"""The verb ``survey``: lists the adapters under a folder, and names duplicates."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -35,7 +35,6 @@ class SurveyedAdapter:
         Bytes on disk.
     adapter : Adapter or None
         None where it cannot be read.
-    summary : Summary or None
     duplicate : Duplicate or None
         How it equals an adapter that comes before it.
     original : SurveyedAdapter or None
@@ -74,7 +73,6 @@ class SurveyResult(Tabular):
 
     Attributes
     ----------
-    folder : Path
     adapters : sequence of SurveyedAdapter
         In order of paths.
     unreadable : sequence of SurveyedAdapter
@@ -207,18 +205,18 @@ COLUMNS: tuple[Column[SurveyedAdapter], ...] = (
 
 
 def survey(folder: str | PathLike[str], *, allow_pickle: bool = False, once: bool = False) -> SurveyResult:
-    """One line for each adapter under a folder: format, base, ranks, norms, effective rank, fingerprint, duplicates.
+    """List the adapters under a folder: format, base, ranks, norms, effective rank, fingerprint, duplicates.
 
-    What should be an adapter and cannot be read has the reason; whole models are told by their headers and only
-    counted.
+    A file that should be an adapter and cannot be read is listed with the reason. Whole models are recognised by their
+    headers, and only counted.
 
     Parameters
     ----------
     folder : path
     allow_pickle : bool
-        Read ``.bin`` and ``.pt`` files, by an unpickler that builds only tensors.
+        Read ``.bin`` and ``.pt`` files, with an unpickler that builds nothing but tensors.
     once : bool
-        Take the ``out_proj`` of an `nn.MultiheadAttention` once; PEFT adds it twice.
+        Add the update of the ``out_proj`` of an `nn.MultiheadAttention` once; PEFT adds it twice.
 
     Raises
     ------
@@ -248,12 +246,12 @@ def survey(folder: str | PathLike[str], *, allow_pickle: bool = False, once: boo
                     step(1)
         finally:  # after Ctrl-C what has not begun never begins
             pool.shutdown(cancel_futures=True)
-    result = _gather(root, measured)
+    result = _read_all(root, measured)
     note_of_bases([row.adapter for row in result.adapters if row.adapter])
     return result
 
 
-def _gather(root: Path, measured: Sequence[tuple[FolderEntry, Summary | None]]) -> SurveyResult:
+def _read_all(root: Path, measured: Sequence[tuple[FolderEntry, Summary | None]]) -> SurveyResult:
     """What was measured as rows, the copies among them found."""
     readable = [(file, adapter, line) for file, line in measured if line and (adapter := file.adapter)]
     unreadable = [file for file, line in measured if line is None and file.status == "unreadable"]

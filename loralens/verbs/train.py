@@ -1,4 +1,4 @@
-"""``train``: LoRA layers trained on texts, from a local model to an adapter."""
+"""The verb ``train``: trains LoRA layers on texts, from a local model to an adapter."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -58,7 +58,6 @@ class TrainPlan(Tabular):
 
     Attributes
     ----------
-    output : Path or None
     parts : TrainedParts
         The modules and the heads, and how many numbers they have.
     run : mapping
@@ -102,7 +101,6 @@ class TrainResult(Tabular):
 
     Attributes
     ----------
-    adapter : Adapter
     output : Path
         The folder of the run: the adapter, its log and its snapshots.
     parts : TrainedParts
@@ -244,8 +242,8 @@ def train(
 ) -> TrainResult | TrainPlan:
     """Train LoRA layers on texts, and write the adapter.
 
-    While it lasts, the run is in ``OUTPUT.unfinished``: its log, its snapshots, and the state that ``resume`` goes on
-    from. On one machine a run that was killed and resumed ends in the same bytes.
+    During the run its files are in ``OUTPUT.unfinished``: the log, the snapshots, and the state from which ``resume``
+    continues. On one machine, a run that was killed and resumed ends with the same bytes.
 
     Parameters
     ----------
@@ -259,45 +257,50 @@ def train(
         texts or of (text, label) pairs. ``data`` may also be the name of a corpus: ``reuters-r8``, ``20newsgroups``,
         ``tweet-author``, ``tweet-sentiment``; what that holds out is evaluated on by default.
     eval_limit : int, optional
-        Evaluate on the first so many texts only.
+        Evaluate on the first ``eval_limit`` texts only.
     output : path
         The folder of the run and of the adapter; needed unless ``dry_run``.
     demo : bool
-        Reuters R8 on MiniLM: sets everything that you do not.
+        Train on Reuters R8 with MiniLM; fills in every option that is not given.
     targets, heads : str or sequence of str
         Globs over names or kinds, several in one string with commas between them: of the layers that are adapted (all
         linear ones by default), and of the modules that are trained in full (a classifier and what is new, by default).
     rank, alpha : int and float
-        Of every update, whose scale is α/r.
+        The rank r of every update, and the α of its scale α/r.
     method : str
         ``lora``, ``rslora``, ``lora+``, ``dora``, ``pissa`` or ``frozen-a``.
     dropout, base_dropout : float and bool
-        Dropout on the input of every A; whether the model's own dropout stays on.
+        The probability of dropout on the input of every A; whether the model's own dropout stays switched on.
     steps, epochs : int and float, optional
-        How long: updates, or rounds over the texts; one round by default.
+        The number of updates of the weights, or of passes over the texts; by default one pass.
     batch, accumulate, length : int
-        Texts to a step, in all (16 by default); parts that a step is cut into; tokens of a text (256 by default).
+        The number of texts in a step, over all processes (16 by default); of parts that a step is cut into, to save
+        memory; of tokens after which a text is cut (256 by default).
     lr, schedule, warmup : float, str and float
-        Highest learning rate (5e-4 by default); what becomes of it after the warm-up: ``constant`` (the default),
-        ``linear`` or ``cosine``; the part of the steps that the warm-up takes.
+        The highest learning rate (5e-4 by default); how it changes after the warm-up, ``constant`` (the default),
+        ``linear`` or ``cosine``; the share of the steps in which it rises from 0.
     optimiser, weight_decay, clip : str, float and float
-        ``adamw``, or ``sgd``, which is plain; the decay is of ``adamw``; the largest norm of the gradient, 0 for any.
+        ``adamw``, or ``sgd`` without momentum; the weight decay of ``adamw``; the norm above which the gradient is
+        scaled
+        down, where 0 never scales it.
     seed : int
-        Of A, of new heads, of the order of the texts, of dropout.
+        Seed of the random numbers for A, new heads, the order of the texts, and dropout.
     device, dtype : str
-        Where the model of a folder is put, and the dtype of its frozen weights.
+        The device and the dtype of a model that is loaded from a folder.
     threads : int, optional
-        Of the CPU; all that the process may use, by default.
+        The number of CPU threads; by default all that the process may use.
     checkpointing, shard : bool
-        Compute activations again instead of keeping them; lay the model in shards over all processes (FSDP2).
+        Compute activations a second time in the backward pass, to save memory; divide the model among all processes
+        (FSDP2).
     evaluate_every, patience : int, optional
-        Steps between evaluations (only before and after, by default); stop after so many without a better one.
+        The number of steps between evaluations (by default only before and after training); stop after this many
+        evaluations in a row without a better one.
     snapshots, spectra : int and bool
-        Keep the adapter every so many steps; at each of these, say what became of the spectra.
+        Keep the adapter every ``snapshots`` steps; show how the spectra have changed at every snapshot.
     save_every : int
-        Steps between states that ``resume`` goes on from.
+        The number of steps after which the state of the run is saved, for ``resume``.
     resume, overwrite, dry_run : bool
-        Go on with the unfinished run of ``output``; replace what is there; check everything and return the plan.
+        Continue the unfinished run of ``output``; replace what is there; check everything and return the plan.
 
     Raises
     ------
@@ -353,14 +356,14 @@ def _train(options: TrainingOptions) -> TrainResult | TrainPlan:
             check_new_folder(training.target)
         for folder in (training.target, training.folder):
             Target(folder).check_inputs(options.places)
-    from loralens.training.world import joined, local_device  # torch takes a second
+    from loralens.training.world import join_processes, local_device  # torch takes a second
 
     if isinstance(options.model, tuple):
         device, name = next(options.model[0].parameters()).device, options.device
     else:
         device = local_device(device_of(options.device))
         name = str(device)
-    with joined(device) as world:
+    with join_processes(device) as world:
         inputs = read_training_inputs(options, device=name)
         cuts = inputs.cut, inputs.evaluation_cut
         run = TrainingRun(options, inputs, training, world)

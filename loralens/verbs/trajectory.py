@@ -1,4 +1,4 @@
-"""``trajectory``: one run through its checkpoints, beside the losses that were logged on the way."""
+"""The verb ``trajectory``: follows one run through its checkpoints, beside the losses that it logged."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from loralens.core.progress import progress
 from loralens.errors import OptionError
 from loralens.formats import load
 from loralens.formats.records.runs import STATE, LoggedLoss, Run, RunCheckpoint, nearest_loss, read_run
-from loralens.tables.numbers import fixed, known, number
+from loralens.tables.numbers import fixed, json_number, number
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, Source, check_unread, labels, sources
@@ -137,7 +137,7 @@ class TrajectoryResult(Tabular):
         paths = [str(checkpoint.path) for checkpoint in run.checkpoints]
         return {
             "trainer_state": str(run.source) if run.source and run.source.name == STATE else None,
-            "chance": {side: known(value) for side, value in trajectory.chance.items()},
+            "chance": {side: json_number(value) for side, value in trajectory.chance.items()},
             "ordered": run.ordered,
             "settled": str(self.settled.path) if self.settled else None,
             "settled_cosine": SETTLED,
@@ -151,7 +151,7 @@ class TrajectoryResult(Tabular):
 
 
 def trajectory(*adapters: Source, modules: Sequence[str] = (), **reading: Unpack[Reading]) -> TrajectoryResult:
-    """Follow one run through its checkpoints: how far ΔW went, where it turned, beside the loss.
+    """Follow one run through its checkpoints: how far ΔW has moved, where it turned, and the loss.
 
     Parameters
     ----------
@@ -161,7 +161,7 @@ def trajectory(*adapters: Source, modules: Sequence[str] = (), **reading: Unpack
         ``global_step`` of the trainer_state.json beside them, else the number in the name. Adapters that have been
         read have no step, and nothing is concluded from their order.
     modules : sequence of str
-        Only these: globs over names or kinds.
+        Only modules whose name or kind matches one of these glob patterns.
     **reading : Reading
         How files are read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
 
@@ -174,7 +174,7 @@ def trajectory(*adapters: Source, modules: Sequence[str] = (), **reading: Unpack
     MismatchError
         No two checkpoints have a module in common.
     """
-    run, loaded = _read(sources(adapters), reading)
+    run, loaded = _read_checkpoints(sources(adapters), reading)
     names = [str(checkpoint.path) for checkpoint in run.checkpoints]
     warn_of_bases(names, loaded)
     with progress("comparing", trajectory_steps(loaded, modules)) as step:
@@ -189,7 +189,7 @@ def short_names(checkpoints: Sequence[RunCheckpoint]) -> list[str]:
     return short if len(set(short)) == len(short) else [str(checkpoint.path) for checkpoint in checkpoints]
 
 
-def _read(chosen: Sequence[AdapterSource], reading: Reading) -> tuple[Run, list[Adapter]]:
+def _read_checkpoints(chosen: Sequence[AdapterSource], reading: Reading) -> tuple[Run, list[Adapter]]:
     """The run, and its checkpoints read in its order; what the reader noticed is told."""
     loaded = [source for source in chosen if isinstance(source, Adapter)]
     if not loaded:
@@ -247,13 +247,15 @@ def _loss(key: str, title: str, of: Callable[[CheckpointRow], LoggedLoss | None]
 
 
 def _phi(side: Side) -> Column[CheckpointRow]:
-    return Column(("phi", side), lambda row: known(row.point.phi[side]), f"φ {side} last", fixed(".3f"), priority=5)
+    return Column(
+        ("phi", side), lambda row: json_number(row.point.phi[side]), f"φ {side} last", fixed(".3f"), priority=5
+    )
 
 
 def _previous_phi(side: Side) -> Column[CheckpointRow]:
     return Column(
         f"previous_phi_{side}",
-        lambda row: known(row.point.previous_phi[side]) if row.point.previous_phi else None,
+        lambda row: json_number(row.point.previous_phi[side]) if row.point.previous_phi else None,
         json=False,
     )
 
@@ -279,7 +281,7 @@ COLUMNS: tuple[Column[CheckpointRow], ...] = (
         priority=4,
         about="mean over modules",
     ),
-    Column("step_length", lambda row: known(row.point.length)),
+    Column("step_length", lambda row: json_number(row.point.length)),
     Column(
         "moved",
         lambda row: row.point.length,
@@ -290,7 +292,7 @@ COLUMNS: tuple[Column[CheckpointRow], ...] = (
         csv=False,
         about="‖ΔW − ΔW of the one before‖",
     ),
-    Column("previous_cosine", lambda row: known(row.point.previous_cosine)),
+    Column("previous_cosine", lambda row: json_number(row.point.previous_cosine)),
     Column(
         "turned",
         lambda row: row.point.previous_cosine,
@@ -300,18 +302,18 @@ COLUMNS: tuple[Column[CheckpointRow], ...] = (
         json=False,
         csv=False,
     ),
-    Column("cosine", lambda row: known(row.point.cosine), "cos last", fixed(".3f"), priority=ALWAYS),
-    Column("cosine_z", lambda row: known(row.point.cosine_z)),
+    Column("cosine", lambda row: json_number(row.point.cosine), "cos last", fixed(".3f"), priority=ALWAYS),
+    Column("cosine_z", lambda row: json_number(row.point.cosine_z)),
     _phi("out"),
     _phi("in"),
     Column(
         "previous_phi",
-        lambda row: row.point.previous_phi and {side: known(phi) for side, phi in row.point.previous_phi.items()},
+        lambda row: row.point.previous_phi and {side: json_number(phi) for side, phi in row.point.previous_phi.items()},
         csv=False,
     ),
     _previous_phi("in"),
     _previous_phi("out"),
-    Column("initial_cosine", lambda row: known(row.point.initial)),
+    Column("initial_cosine", lambda row: json_number(row.point.initial)),
     *_loss("loss", "loss", lambda row: row.loss),
     *_loss("eval_loss", "eval loss", lambda row: row.eval_loss),
 )

@@ -1,4 +1,4 @@
-"""``unmerge``: the base back from a merged model."""
+"""The verb ``unmerge``: restores the base from a merged model."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ from loralens.tables.table import Column, Table
 from loralens.verbs.inputs.adapters import Reading, stated_options
 from loralens.verbs.inputs.merge_inputs import MergeInputs, read_merge_inputs
 from loralens.verbs.inputs.weighted import Weighted, weighted_sources
-from loralens.verbs.outputs.rules import spoken
+from loralens.verbs.outputs.rules import option_names
 from loralens.verbs.outputs.unmerge_run import UnmergeRun
 
 THREADS = os.cpu_count() or 1
@@ -34,7 +34,6 @@ class UnmergeResult(Tabular):
 
     Attributes
     ----------
-    merged : str
     output : Path or None
         Where the base is, or would be.
     dry_run : bool
@@ -100,9 +99,9 @@ def unmerge(
 ) -> UnmergeResult:
     """Restore the base that adapters were merged into.
 
-    With the undo file every bit of the base comes back, and its SHA-256 proves it; the adapters are not needed. With
-    ``adapter`` the update is subtracted, and what rounding leaves open is counted. Several merges are undone in the
-    reverse order.
+    The undo patch restores every bit of the base, which its SHA-256 proves; the adapters are not needed. With
+    ``adapter`` the update is subtracted instead, and the entries that rounding leaves uncertain are counted. Several
+    merges are undone in reverse order.
 
     Parameters
     ----------
@@ -115,13 +114,13 @@ def unmerge(
     adapter : path or Adapter, pair, mapping, or sequence of these
         Subtract this instead.
     device : str
-        Where products are made: ``cpu``, ``cuda`` or ``cuda:N``. The bits are the same.
+        The device for computations on W: ``cpu``, ``cuda`` or ``cuda:N``. The result has the same bits on every device.
     overwrite : bool
-        Replace ``output``.
+        Replace what is already at ``output``.
     dry_run : bool
         Restore and check everything, and write nothing.
     modules : sequence of str
-        Subtract only these: globs over names or kinds.
+        Subtract only modules whose name or kind matches one of these glob patterns.
     **reading : Reading
         How ``adapter`` is read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
 
@@ -140,13 +139,15 @@ def unmerge(
     of_subtracting = [*(["modules"] if modules else []), *stated_options(reading)]
     if of_subtracting and not subtracting:
         raise OptionError(
-            f"{spoken(of_subtracting[0])} goes with --adapter: an undo file restores everything", fix="leave it out"
+            f"{option_names(of_subtracting[0])} goes with --adapter: an undo file restores everything",
+            fix="leave it out",
         )
     if output is None and not dry_run:
         raise OptionError("the base has to be written somewhere", fix="give -o OUT (output), or --dry-run")
     compute_device = Device.of(device)  # what is wrong with it is said before the work
     target = Path(output) if output is not None else None
     if subtracting:
+        # untie=False: subtracting must not split a weight that the merged model shares.
         inputs = read_merge_inputs(weighted_sources([adapter]), merged, reading, modules=modules, untie=False)
         doubt = _subtract(inputs, target, compute_device, overwrite=overwrite, dry_run=dry_run)
         if doubt.none:

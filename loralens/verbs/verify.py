@@ -1,4 +1,4 @@
-"""``verify``: whether a merged model holds an adapter, and how faithfully."""
+"""The verb ``verify``: tests whether a merged model holds an adapter, and how faithfully."""
 
 import os
 from collections.abc import Sequence
@@ -45,7 +45,6 @@ class VerifyResult(Tabular):
 
     Attributes
     ----------
-    merged, base : str
     rounding : str
         How the merge was replayed.
     modules : sequence of Verdict
@@ -144,11 +143,12 @@ def verify(
     modules: Sequence[str] = (),
     **reading: Unpack[Reading],
 ) -> VerifyResult:
-    """Say of every module whether a model holds it: the merge is replayed and compared.
+    """Test for every module whether a merged model holds it, by repeating the merge and comparing.
 
-    ``exact``: every bit is what loralens writes. ``rounded``: it is there in full, rounded otherwise. ``partial``: at
-    another strength, below 0.9 or above 1.1 or not what the rounding predicts. ``absent``: below 0.1, as in the base or
-    another model. What rounding itself took counts like what is missing. The whole is as good as its worst module.
+    exact: every bit is the one that loralens writes. rounded: the update is there in full, with another rounding.
+    partial: the update has another strength, below 0.9 or above 1.1, or one that the rounding does not predict. absent:
+    less than 0.1 of it is there, as in the base or another model. An update that the rounding itself lost counts as
+    missing. The answer for the model is that of its worst module.
 
     Parameters
     ----------
@@ -159,15 +159,15 @@ def verify(
     adapter : path or Adapter, pair, mapping, or sequence of these
         ``"a"``, ``("a", 0.7)`` or ``{"a": 0.7, "b": 0.3}``: what may have been merged.
     rounding : str
-        ``nearest``, ``stochastic`` or ``feedback``.
+        How a merge rounds the new weights to their dtype: ``nearest``, ``stochastic`` or ``feedback``.
     seed : int
-        Of stochastic rounding.
+        Seed of the random numbers for stochastic rounding.
     untie : bool, optional
-        Whether the merge gave the head a weight of its own; by default as in ``merged``, or as the adapter needs.
+        Whether the merge gave the head a weight of its own; by default as in ``merged``, or if the adapter needs one.
     device : str
-        Where products are made: ``cpu``, ``cuda`` or ``cuda:N``. The bits are the same.
+        The device for computations on W: ``cpu``, ``cuda`` or ``cuda:N``. The result has the same bits on every device.
     modules : sequence of str
-        Only these: globs over names or kinds.
+        Only modules whose name or kind matches one of these glob patterns.
     **reading : Reading
         How files are read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
 
@@ -219,6 +219,7 @@ def verify(
     with progress("replaying the merge", sum(sizes)) as step:
         replayed = in_threads(replay, list(planned), threads)
         changed = in_threads(differs, untouched, threads)
+    # A file that changed while it was read would make the verdict meaningless.
     for model in (files, inputs.files):
         model.check_unchanged()
     modules_found = [verdict for verdicts_of_tensor in replayed.values() for verdict in verdicts_of_tensor]

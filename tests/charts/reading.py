@@ -20,7 +20,7 @@ STEP = re.compile(r"^[sv]\d+$")
 
 @dataclass
 class Read:
-    """What can be seen of a chart: places in numbers of its axes, colours as ``#rrggbb``."""
+    """What can be seen of a chart: places in numbers of its axes, or of cells in a map; colours as ``#rrggbb``."""
 
     title: str = ""
     labels: tuple[str, str] = ("", "")
@@ -167,8 +167,9 @@ def _svg_phi(root: ET.Element) -> Read:
             for step in range(int(length)):
                 read.cells[int(i), int(j) + step] = COLOURS[str(path.get("class"))]
     read.labels = "", "\n".join(str(one.text) for one in root.iter("text") if one.get("class") == "num")
-    read.y = [(float(str(one.text)), str(one.text)) for one in _texts(root, "end")]
-    read.x = [(float(str(one.text)), str(one.text)) for one in _texts(root, "mid")]
+    left, top, side = map(float, re.findall(r"[\d.]+", str(group.get("transform"))))
+    read.y = [(round((_place(one)[1] - 3.5 - top) / side + 0.5, 1), str(one.text)) for one in _texts(root, "end")]
+    read.x = [(round((_place(one)[0] - left) / side + 0.5, 1), str(one.text)) for one in _texts(root, "mid")]
     return read
 
 
@@ -240,7 +241,10 @@ def _mpl_heat(axes: Axes, read: Read) -> None:
 
 def _mpl_phi(axes: Axes, read: Read) -> None:
     image = axes.images[0]
-    for (i, j), value in np.ndenumerate(np.asarray(image.get_array())):
+    values = np.asarray(image.get_array())
+    for (i, j), value in np.ndenumerate(values):
         read.cells[i, j] = to_hex(image.to_rgba(value))  # type: ignore[arg-type]
-    read.x = _ticks(axes.get_xticks(), axes.get_xticklabels())
-    read.y = _ticks(axes.get_yticks(), axes.get_yticklabels())
+    x0, x1, y1, y0 = image.get_extent()
+    down, across = (count / (end - start) for count, start, end in zip(values.shape, (y0, x0), (y1, x1), strict=True))
+    read.x = [((x - x0) * across + 0.5, text) for x, text in _ticks(axes.get_xticks(), axes.get_xticklabels())]
+    read.y = [((y - y0) * down + 0.5, text) for y, text in _ticks(axes.get_yticks(), axes.get_yticklabels())]

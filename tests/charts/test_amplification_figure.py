@@ -7,8 +7,8 @@ import pytest
 
 from loralens.analysis.base.amplification import Amplification, Top
 from loralens.charts.amplification import amplification_figure
-from loralens.charts.mpl import draw
-from loralens.charts.spec import Chart, Figure, Heat, Lines, Overlaps, Scale
+from loralens.charts.mpl import draw_figure
+from loralens.charts.spec import Chart, ColourScale, Figure, HeatMap, LineChart, Overlaps
 from loralens.errors import OptionError
 from loralens.linalg.projection import Estimate
 
@@ -40,15 +40,15 @@ def panels(figure: Figure) -> dict[str, Chart]:
     return {chart.title: chart for chart in figure.charts}
 
 
-def heat(figure: Figure, title: str) -> Heat:
+def heat(figure: Figure, title: str) -> HeatMap:
     chart = panels(figure)[title]
-    assert isinstance(chart, Heat)
+    assert isinstance(chart, HeatMap)
     return chart
 
 
-def curves(figure: Figure, title: str) -> Lines:
+def curves(figure: Figure, title: str) -> LineChart:
     chart = panels(figure)[title]
-    assert isinstance(chart, Lines)
+    assert isinstance(chart, LineChart)
     return chart
 
 
@@ -105,7 +105,7 @@ def test_phi_on_both_sides_with_chance() -> None:
     for chart, value in zip(maps, (0.25, 0.5), strict=True):
         np.testing.assert_allclose(chart.phi, np.full((2, 2), value))
     (scale,) = figure.bands[-1].keys
-    assert isinstance(scale, Scale)
+    assert isinstance(scale, ColourScale)
     assert scale.levels == [pytest.approx(0.05)]
     assert not [c for c in amplification_figure(llama(top=False)).charts if isinstance(c, Overlaps)]
 
@@ -121,20 +121,20 @@ def test_modules_outside_blocks_and_odd_names() -> None:
     found = llama() | {"lm_head": one(), "model.layers.0.a $x$ [red]": one(1), "decoder.layers.0.q_proj": one()}
     figure = amplification_figure(found, title="a $b$ " * 60)
     assert "outside" in heat(figure, Z).columns
-    draw(figure)
+    draw_figure(figure)
 
 
 def test_stacks_with_names_that_are_alike_at_both_ends_stay_apart() -> None:
     stacks = ("text_encoder.text_model.encoder.layers", "text_encoder_2.text_model.encoder.layers")
     figure = amplification_figure({f"{stack}.{b}.q_proj": one() for stack in stacks for b in range(2)})
-    labels = [name for _, name in heat(figure, Z).below]
+    labels = [name for _, name in heat(figure, Z).column_texts]
     assert len(set(labels)) == len(labels) == 4
 
 
 def test_no_labels_overlap_at_32_blocks_of_seven_kinds() -> None:
     kinds = [f"self_attn.{x}_proj" for x in "qkvo"] + [f"mlp.{x}_proj" for x in ("gate", "up", "down")]
     found = {f"model.layers.{b}.{kind}": one(8, 1 + b) for b in range(32) for kind in kinds}
-    drawing = draw(amplification_figure(found))
+    drawing = draw_figure(amplification_figure(found))
     drawing.draw_without_rendering()
     for axes in drawing.axes:
         boxes = [t.get_window_extent() for t in axes.get_xticklabels() if t.get_visible() and t.get_text()]

@@ -3,8 +3,8 @@
 import pytest
 
 from loralens.charts.curve import curve_chart, curve_figure
-from loralens.charts.mpl import draw
-from loralens.charts.spec import Lines
+from loralens.charts.mpl import draw_figure
+from loralens.charts.spec import LineChart
 from loralens.compression.curve import Choice, CurvePoint
 
 
@@ -23,7 +23,7 @@ def points(count: int = 8, *, few: bool = True) -> list[CurvePoint]:
 def test_axes_lines_and_labels() -> None:
     figure = curve_figure("an [adapter] $x$", points(), chosen=(100_000, 0.5))
     (chart,) = figure.charts
-    assert isinstance(chart, Lines)
+    assert isinstance(chart, LineChart)
     lines = {line.name: line for line in chart.lines}
     assert list(lines) == [line.name for line in chart.named] == [
         "one rank everywhere", "ranks where they save most, at the same size",
@@ -47,7 +47,7 @@ def test_on_data_the_error_is_that_of_outputs() -> None:
 
 @pytest.mark.parametrize("count", [1, 8, 64])
 def test_rank_labels_do_not_overlap(count: int) -> None:
-    drawing = draw(curve_figure("", points(count, few=False)))
+    drawing = draw_figure(curve_figure("", points(count, few=False)))
     drawing.draw_without_rendering()
     boxes = [text.get_window_extent() for text in drawing.axes[0].texts]
     assert boxes

@@ -6,13 +6,13 @@ from matplotlib.figure import Figure as Drawing
 from matplotlib.text import Text
 
 from loralens.charts.axes import line_chart
-from loralens.charts.mpl import draw
-from loralens.charts.spec import Band, Cell, Chart, Figure, Heat, Key, Line, Overlaps, Ramp, Scale
+from loralens.charts.mpl import draw_figure
+from loralens.charts.spec import Band, Cell, Chart, ColourScale, Figure, HeatMap, Key, Line, Overlaps, Ramp
 from tests.charts.reading import panels
 
 
 def drawn(*charts: Chart, title: str = "Title", keys: tuple[Key, ...] = ()) -> Drawing:
-    return draw(Figure(title, [Band(charts, keys=keys)]))
+    return draw_figure(Figure(title, [Band(charts, keys=keys)]))
 
 
 def test_lines_go_through_their_points_and_leave_out_what_is_not_finite() -> None:
@@ -36,8 +36,8 @@ def test_a_logarithmic_chart_spans_what_it_is_told_to() -> None:
 
 def test_a_map_has_its_values_where_they_belong_and_holes_where_there_are_none() -> None:
     cells = {(0, 0): Cell(0.25), (1, 2): Cell(1.0)}
-    scale = Scale(0.0, 1.0, "share", chance=0.5, form=".2f")
-    chart = Heat("", ["q", "v"], ["0", "1", "2"], cells, scale, written=True, zeros=[(1, 0)], column_edges=[2])
+    scale = ColourScale(0.0, 1.0, "share", chance=0.5, form=".2f")
+    chart = HeatMap("", ["q", "v"], ["0", "1", "2"], cells, scale, written=True, zeros=[(1, 0)], column_edges=[2])
     (axes,) = panels(drawn(chart))
     values = axes.collections[0].get_array()
     np.testing.assert_array_equal(np.ma.filled(values, -1), [[0.25, -1, -1], [-1, -1, 1.0]])
@@ -52,13 +52,13 @@ def test_a_map_has_its_values_where_they_belong_and_holes_where_there_are_none()
 def test_a_map_of_very_many_cells_is_pixels_in_an_svg(rows: int, raster: bool) -> None:
     names = [str(i) for i in range(rows)]
     cells = {(i, j): Cell(0.5) for i in range(rows) for j in range(rows)}
-    (axes,) = panels(drawn(Heat("", names, names, cells, Scale(0.0, 1.0, "share"))))
+    (axes,) = panels(drawn(HeatMap("", names, names, cells, ColourScale(0.0, 1.0, "share"))))
     assert bool(axes.collections[0].get_rasterized()) == raster
 
 
 def test_the_cell_of_a_pair_of_directions_lies_around_its_two_numbers() -> None:
     phi = np.random.default_rng(0).random((3, 5))
-    (axes,) = panels(drawn(Overlaps("", phi.tolist(), Scale(0.0, 0.7, "φ"))))
+    (axes,) = panels(drawn(Overlaps("", phi.tolist(), ColourScale(0.0, 0.7, "φ"))))
     (image,) = axes.images
     assert list(image.get_extent()) == [0.5, 5.5, 3.5, 0.5]
     np.testing.assert_array_equal(image.get_array(), phi)
@@ -67,7 +67,7 @@ def test_the_cell_of_a_pair_of_directions_lies_around_its_two_numbers() -> None:
 
 
 def test_overlaps_share_one_bar_with_the_levels_of_chance() -> None:
-    scale = Scale(0.0, 0.8, "φ(i, j)", chance=0.2, chance_high=0.4, form=".2f")
+    scale = ColourScale(0.0, 0.8, "φ(i, j)", chance=0.2, chance_high=0.4, form=".2f")
     charts = [Overlaps(f"chart {k}", [[0.1 * k, 0.2], [0.3, 0.4]], scale, notes=["a note"]) for k in range(5)]
     figure = drawn(*charts, keys=(scale,))
     for k, axes in enumerate(panels(figure)):
@@ -81,20 +81,20 @@ def test_overlaps_share_one_bar_with_the_levels_of_chance() -> None:
 
 @pytest.mark.parametrize("name", ["$x^{2$", "a_b\\frac{", "<script>"])
 def test_no_name_is_read_as_mathematics(name: str) -> None:
-    scale, line = Scale(0.0, 1.0, name), Line(name, [1], [1.0], ("quiet", 0), labels=[name])
+    scale, line = ColourScale(0.0, 1.0, name), Line(name, [1], [1.0], ("quiet", 0), labels=[name])
     ramp = Ramp(name, [(0.0, name), (1.0, name)])
     charts = [
         line_chart(name, [line], name, name, levels={name: 0.5}, legend=True, note=name, x_ticks=[(1.0, name)]),
-        Heat(name, [name], [name], {(0, 0): Cell(0.5)}, scale, across=name, heads=[(0, 1, name)], note=name),
+        HeatMap(name, [name], [name], {(0, 0): Cell(0.5)}, scale, across=name, heads=[(0, 1, name)], note=name),
         Overlaps(name, [[0.5]], scale, notes=[name]),
     ]
     for chart in charts:
-        drawing = draw(Figure(name, [Band([chart], name, [ramp, scale])]))
+        drawing = draw_figure(Figure(name, [Band([chart], name, [ramp, scale])]))
         texts = [text for text in drawing.findobj(Text) if name in text.get_text()]
         assert len(texts) > 4
         assert not any(text.get_parse_math() for text in texts)
         axes = Drawing().subplots()
-        draw(Figure(name, [Band([chart])]), ax=axes)
+        draw_figure(Figure(name, [Band([chart])]), ax=axes)
         axes.figure.draw_without_rendering()
 
 
@@ -103,9 +103,9 @@ def test_a_chart_of_nothing_is_still_drawn(values: list[float]) -> None:
     lines = [Line("one", range(len(values)), values, ("quiet", 0))]
     drawn(line_chart("", lines, "x", "y", log=True))
     drawn(line_chart("", lines, "x", "y"))
-    drawn(Heat("", [], [], {}, Scale(0.0, 0.0, "label")))
-    drawn(Heat("", ["q"], ["0"], {}, Scale(0.0, 0.0, "label")))
-    draw(Figure("", []))
+    drawn(HeatMap("", [], [], {}, ColourScale(0.0, 0.0, "label")))
+    drawn(HeatMap("", ["q"], ["0"], {}, ColourScale(0.0, 0.0, "label")))
+    draw_figure(Figure("", []))
 
 
 def test_an_axis_of_one_value_has_room() -> None:

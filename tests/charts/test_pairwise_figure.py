@@ -7,9 +7,9 @@ import loralens
 from loralens.analysis.compare.clusters import cluster_order
 from loralens.analysis.compare.interference import interference
 from loralens.analysis.compare.pairwise import pairwise
-from loralens.charts.mpl import draw
+from loralens.charts.mpl import draw_figure
 from loralens.charts.pairwise import branches_of, pairwise_figure
-from loralens.charts.spec import Figure, Heat
+from loralens.charts.spec import Figure, HeatMap
 from loralens.errors import OptionError
 
 KINDS = ("self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj")
@@ -38,11 +38,11 @@ def figure(adapters: list[loralens.Adapter], name: str = "adapter{}", **options:
     return pairwise_figure([name.format(i) for i in range(len(adapters))], pairs, energy, tree, list(pairs.overlaps))
 
 
-def maps(figure: Figure) -> list[Heat]:
-    return [chart for chart in figure.charts if isinstance(chart, Heat)]
+def maps(figure: Figure) -> list[HeatMap]:
+    return [chart for chart in figure.charts if isinstance(chart, HeatMap)]
 
 
-def values(chart: Heat) -> np.ndarray:
+def values(chart: HeatMap) -> np.ndarray:
     table = np.full((len(chart.rows), len(chart.columns)), np.nan)
     for place, cell in chart.cells.items():
         table[place] = cell.value
@@ -57,8 +57,10 @@ def test_matrices_are_in_the_order_of_the_tree_and_say_chance() -> None:
     expected = (pairs.cosine, pairs.phi("in"), pairs.phi("out"), pairs.shared_initialisation)
     for chart, matrix in zip(matrices, expected, strict=True):
         np.testing.assert_array_equal(values(chart), matrix[np.ix_(order, order)])
-        assert [name for _, name in chart.beside] == [f"adapter{t} {place}" for place, t in enumerate(order, start=1)]
-        assert [name for _, name in chart.below] == ["1", "2", "3", "4"]
+        assert [name for _, name in chart.row_texts] == [
+            f"adapter{t} {place}" for place, t in enumerate(order, start=1)
+        ]
+        assert [name for _, name in chart.column_texts] == ["1", "2", "3", "4"]
         assert chart.written
     titles = [chart.title for chart in matrices]
     assert titles == ["cosine of ΔW", "φ, in side", "φ, out side", "cosine of A"]
@@ -115,7 +117,7 @@ def test_one_side_or_two(options: dict[str, object]) -> None:
 @pytest.mark.parametrize(("count", "blocks"), [(3, 32), (30, 3)])
 def test_no_label_leaves_the_figure_nor_meets_another(count: int, blocks: int) -> None:
     kinds = (*KINDS, "self_attn.k_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj")
-    drawing = draw(figure(collection(count, blocks, kinds), name="a-rather-long-name-of-an-adapter-{}"))
+    drawing = draw_figure(figure(collection(count, blocks, kinds), name="a-rather-long-name-of-an-adapter-{}"))
     drawing.draw_without_rendering()
     width, height = drawing.bbox.x1, drawing.bbox.y1
     for axes in drawing.axes:
@@ -135,7 +137,7 @@ def test_no_label_leaves_the_figure_nor_meets_another(count: int, blocks: int) -
 )
 def test_adapters_have_their_numbers_under_the_matrix(count: int, numbers: list[str]) -> None:
     chart = maps(figure(collection(count, 1, KINDS[:1])))[0]
-    assert [name for _, name in chart.below] == numbers
+    assert [name for _, name in chart.column_texts] == numbers
 
 
 def test_one_adapter_has_no_pairs() -> None:

@@ -13,10 +13,10 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure as Drawing
 from matplotlib.text import Text
 
-from loralens.charts.figure import save
-from loralens.charts.mpl import draw
+from loralens.charts.figure import save_figure
+from loralens.charts.mpl import draw_figure
 from loralens.charts.palette import BLOCKS
-from loralens.charts.spec import Chart, Figure, Heat, Lines, Scale
+from loralens.charts.spec import Chart, ColourScale, Figure, HeatMap, LineChart, Overlaps
 from loralens.charts.svg_lines import lines_svg
 from loralens.charts.svg_maps import heat_svg, key_svg, overlaps_svg
 from loralens.errors import OptionError
@@ -27,9 +27,9 @@ PIXEL = 0.06  # of a coordinate that is written to a tenth, in pixels
 
 
 def svg_of(chart: Chart, *, alone: bool = False) -> str:
-    if isinstance(chart, Lines):
+    if isinstance(chart, LineChart):
         return lines_svg(chart, "", alone=alone)
-    return heat_svg(chart, "") if isinstance(chart, Heat) else overlaps_svg(chart, "")
+    return heat_svg(chart, "") if isinstance(chart, HeatMap) else overlaps_svg(chart, "")
 
 
 def texts_of(svg: str) -> set[str]:
@@ -38,14 +38,14 @@ def texts_of(svg: str) -> set[str]:
 
 def in_picture(figure: Figure) -> list[Read]:
     """What matplotlib drew of each chart, in their order."""
-    drawing = draw(figure)
-    keys = sum(isinstance(key, Scale) for band in figure.bands for key in band.keys)
+    drawing = draw_figure(figure)
+    keys = sum(isinstance(key, ColourScale) for band in figure.bands for key in band.keys)
     colours = iter([axes for axes in drawing.axes if axes.get_label() == "<colorbar>"])
     bars: list[Axes | None] = []
     for band in figure.bands:
-        bars += [next(colours) if isinstance(chart, Heat) else None for chart in band.charts if chart is not None]
+        bars += [next(colours) if isinstance(chart, HeatMap) else None for chart in band.charts if chart is not None]
         for key in band.keys:
-            next(colours) if isinstance(key, Scale) else None
+            next(colours) if isinstance(key, ColourScale) else None
     assert not list(colours), keys
     return [read_axes(axes, bar) for axes, bar in zip(panels(drawing), bars, strict=True)]
 
@@ -54,7 +54,9 @@ def in_picture(figure: Figure) -> list[Read]:
 def test_a_figure_is_the_same_on_the_page_and_in_the_picture(name: str) -> None:
     figure = FIGURES[name]()
     alone = [len(band.charts) == 1 for band in figure.bands for chart in band.charts if chart is not None]
-    assert any((isinstance(chart, Lines) and chart.lines) or not isinstance(chart, Lines) for chart in figure.charts)
+    assert any(
+        (isinstance(chart, LineChart) and chart.lines) or not isinstance(chart, LineChart) for chart in figure.charts
+    )
     for chart, by_itself, picture in zip(figure.charts, alone, in_picture(figure), strict=True):
         page = read_svg(svg_of(chart, alone=by_itself))
         assert page.title == picture.title
@@ -63,12 +65,14 @@ def test_a_figure_is_the_same_on_the_page_and_in_the_picture(name: str) -> None:
         assert (picture.zeros, picture.edges) == (page.zeros, page.edges)
         assert [text for _, text in picture.x] == [text for _, text in page.x]
         assert [text for _, text in picture.y] == [text for _, text in page.y]
-        if isinstance(chart, Lines):
+        if isinstance(chart, LineChart):
             _compare_lines(page, picture, chart)
         else:
             assert [place for place, _ in page.x] == pytest.approx([place for place, _ in picture.x])
             assert [place for place, _ in page.y] == pytest.approx([place for place, _ in picture.y])
-        if isinstance(chart, Heat):
+        if isinstance(chart, Overlaps):  # a direction has its number beside its own cells
+            assert all(place == pytest.approx(float(text)) for place, text in [*picture.x, *picture.y])
+        if isinstance(chart, HeatMap):
             assert page.bar_label == picture.bar_label == chart.scale.label
             assert [text for _, text in page.bar] == [text for _, text in picture.bar]
             for read in (page.bar, [(x, "") for x in page.chance]), (picture.bar, [(x, "") for x in picture.chance]):
@@ -77,7 +81,7 @@ def test_a_figure_is_the_same_on_the_page_and_in_the_picture(name: str) -> None:
             assert page.chance == pytest.approx(picture.chance, abs=1e-3)
 
 
-def _compare_lines(page: Read, picture: Read, chart: Lines) -> None:
+def _compare_lines(page: Read, picture: Read, chart: LineChart) -> None:
     assert page.labels == picture.labels
     assert page.limits == pytest.approx(picture.limits, rel=1e-8)
     assert page.log == picture.log
@@ -109,7 +113,7 @@ def test_every_word_of_the_page_stands_in_the_picture_and_no_other(name: str) ->
                 page |= texts_of(svg_of(chart, alone=len(band.charts) == 1))
         for key in band.keys:
             page |= texts_of(key_svg(key))
-    drawing = draw(figure)
+    drawing = draw_figure(figure)
     drawing.draw_without_rendering()
     shown = [text for text in drawing.findobj(Text) if text.get_visible() and text.get_text()]
     picture = {line for text in shown for line in text.get_text().split("\n")}
@@ -121,15 +125,15 @@ def test_every_word_of_the_page_stands_in_the_picture_and_no_other(name: str) ->
 @pytest.mark.parametrize("name", FIGURES)
 def test_shared_colours_are_the_same_on_the_page_and_in_the_picture(name: str) -> None:
     figure = FIGURES[name]()
-    drawing = draw(figure)
+    drawing = draw_figure(figure)
     ramps = iter([axes for axes in drawing.axes if axes.get_label() == "<key>"])
     bars = iter([axes for axes in drawing.axes if axes.get_label() == "<colorbar>"])
     for band in figure.bands:
         for chart in band.charts:
-            next(bars) if isinstance(chart, Heat) else None
+            next(bars) if isinstance(chart, HeatMap) else None
         for key in band.keys:
             root = ET.fromstring(key_svg(key))  # our own
-            if isinstance(key, Scale):
+            if isinstance(key, ColourScale):
                 assert read_key(root) == pytest.approx(read_bar(next(bars)), abs=1e-3)
             else:
                 page = [COLOURS[str(one.get("class")).split()[1]] for one in root.iter("rect")]
@@ -142,7 +146,7 @@ def test_shared_colours_are_the_same_on_the_page_and_in_the_picture(name: str) -
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_no_text_leaves_the_picture(name: str) -> None:
-    drawing = draw(FIGURES[name]())
+    drawing = draw_figure(FIGURES[name]())
     drawing.draw_without_rendering()
     for text in drawing.findobj(Text):
         if text.get_text() and text.get_visible():
@@ -155,7 +159,7 @@ def test_no_text_leaves_the_picture(name: str) -> None:
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_no_label_of_an_axis_meets_another(name: str) -> None:
-    drawing = draw(FIGURES[name]())
+    drawing = draw_figure(FIGURES[name]())
     drawing.draw_without_rendering()
     for axes in drawing.axes:
         across = [one.get_window_extent() for one in axes.get_xticklabels() if one.get_text()]
@@ -167,7 +171,7 @@ def test_no_label_of_an_axis_meets_another(name: str) -> None:
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_titles_stay_clear_of_each_other(name: str) -> None:
-    drawing = draw(FIGURES[name]())
+    drawing = draw_figure(FIGURES[name]())
     drawing.draw_without_rendering()
     titles = [axes._left_title for axes in drawing.axes if axes.get_title(loc="left")]  # type: ignore[attr-defined]
     boxes = [title.get_window_extent() for title in titles]
@@ -179,24 +183,24 @@ def test_the_same_bytes_every_time(name: str, tmp_path: Path) -> None:
     figure = FIGURES[name]()
     for suffix in (".png", ".svg", ".pdf"):
         once, again, drawn = (tmp_path / f"{word}{suffix}" for word in ("once", "again", "drawn"))
-        save(figure, once)
-        save(figure, again)
-        save(draw(figure), drawn)
+        save_figure(figure, once)
+        save_figure(figure, again)
+        save_figure(draw_figure(figure), drawn)
         assert once.read_bytes() == again.read_bytes() == drawn.read_bytes()
 
 
 def test_a_figure_of_one_panel_is_drawn_into_axes_of_the_caller_s() -> None:
     drawing = Drawing()
     left, right = drawing.subplots(1, 2)
-    assert draw(FIGURES["curve"](), ax=left) is drawing
-    assert draw(FIGURES["nesting"](), ax=right) is drawing
+    assert draw_figure(FIGURES["curve"](), ax=left) is drawing
+    assert draw_figure(FIGURES["nesting"](), ax=right) is drawing
     (chart,) = FIGURES["curve"]().charts
-    assert isinstance(chart, Lines)
+    assert isinstance(chart, LineChart)
     assert (left.get_xlim(), left.get_ylim()) == (chart.x.limits, chart.y.limits)
     assert left.get_title() == "an [adapter] $x$"
     assert right.collections
     with pytest.raises(OptionError, match="panels, and ax can hold one"):
-        draw(FIGURES["spectrum"](), ax=left)
+        draw_figure(FIGURES["spectrum"](), ax=left)
 
 
 def test_a_builder_and_the_page_need_no_matplotlib() -> None:

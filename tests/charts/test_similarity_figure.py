@@ -7,10 +7,10 @@ import loralens
 from loralens.analysis.compare.nested import nesting
 from loralens.analysis.compare.similarity import Comparison, compare_subspaces
 from loralens.charts.axes import map_ticks
-from loralens.charts.mpl import draw
+from loralens.charts.mpl import draw_figure
 from loralens.charts.similarity import colour_top, similarity_figure
 from loralens.charts.similarity_nested import nesting_figure
-from loralens.charts.spec import Figure, Heat, Overlaps, Scale
+from loralens.charts.spec import ColourScale, Figure, HeatMap, Overlaps
 from loralens.errors import OptionError
 
 LABELS = ("mine", "yours")
@@ -35,8 +35,8 @@ def phis(figure: Figure) -> dict[str, Overlaps]:
     return {chart.title: chart for chart in figure.charts if isinstance(chart, Overlaps)}
 
 
-def maps(figure: Figure) -> list[Heat]:
-    return [chart for chart in figure.charts if isinstance(chart, Heat)]
+def maps(figure: Figure) -> list[HeatMap]:
+    return [chart for chart in figure.charts if isinstance(chart, HeatMap)]
 
 
 def test_a_heat_map_for_each_kind_and_block_and_the_chance_level_beside_them() -> None:
@@ -57,7 +57,7 @@ def test_a_heat_map_for_each_kind_and_block_and_the_chance_level_beside_them() -
     assert list(chance[0].notes) == ["φ(1,1) 0.062", "all 0.31"]
     assert figure.title == "in side of ΔW: directions i of mine\nand j of yours"
     (scale,) = band.keys
-    assert isinstance(scale, Scale)
+    assert isinstance(scale, ColourScale)
     assert scale.levels == [1 / 16, 5 / 16]
     assert all(chart.scale is scale for chart in phis(figure).values())
 
@@ -103,7 +103,7 @@ def test_of_96_blocks_they_are_the_paper_s_1_32_64_and_96() -> None:
 def test_no_panel_title_touches_its_neighbour(blocks: int, kinds: int, tail: str) -> None:
     names = [f"{k}_proj{tail}" for k in ("q", "k", "v", "o", "gate", "up", "down", "in", "out")]
     figure = similarity_figure(compared(blocks, *names[:kinds]), labels=LABELS)
-    drawing = draw(figure)
+    drawing = draw_figure(figure)
     drawing.draw_without_rendering()
     boxes = [axes._left_title.get_window_extent() for axes in drawing.axes if axes.get_title(loc="left")]  # type: ignore[attr-defined]
     assert not any(one.overlaps(two) for i, one in enumerate(boxes) for two in boxes[:i])
@@ -115,13 +115,13 @@ def test_a_zero_module_leaves_a_hole() -> None:
     figure = similarity_figure(found, labels=LABELS)
     assert figure.bands[0].charts[3] is None
     assert "v_proj, block 1" in phis(figure)
-    draw(figure)
+    draw_figure(figure)
 
 
 def test_nothing_to_compare_is_said() -> None:
     figure = similarity_figure(compared(1, "q_proj", zero="model.layers.0.self_attn.q_proj"), labels=LABELS)
     assert "ΔW is 0 everywhere" in figure.title
-    draw(figure)
+    draw_figure(figure)
 
 
 def test_names_without_blocks_and_several_modules_in_a_cell() -> None:
@@ -145,7 +145,7 @@ def test_a_block_that_has_none_of_the_kinds_shown_is_an_empty_row() -> None:
     )
     figure = similarity_figure(compare_subspaces(mine, mine), labels=LABELS)
     assert list(figure.bands[0].charts[9:]) == [None] * 9
-    draw(figure)
+    draw_figure(figure)
 
 
 def test_of_the_paper_s_own_quantity_the_title_says_so() -> None:
@@ -164,11 +164,11 @@ def test_nested_modules_stand_against_each_other() -> None:
     assert len(chart.cells) == 30  # the diagonal is 1
     assert chart.scale.label == "φ of all above, φ(1, 1) below the diagonal"
     assert chart.scale.chance_text == "0.19"
-    assert chart.beside == chart.below == [(1, "q_proj 0–2"), (4, "v_proj 0–2")]
+    assert chart.row_texts == chart.column_texts == [(1, "q_proj 0–2"), (4, "v_proj 0–2")]
     assert chart.row_edges == chart.column_edges == [3]
     assert figure.title.startswith("mine: in side of ΔW")
     assert nesting_figure(nesting(mine, of="B"), label="mine", of="B").title.startswith("mine: out side of B")
-    with pytest.raises(OptionError, match="of one width"):
+    with pytest.raises(OptionError, match="the same width"):
         nesting_figure([], label="mine")
 
 
@@ -185,7 +185,7 @@ def test_no_label_leaves_the_figure(blocks: int) -> None:
         similarity_figure(compared(blocks, *names), labels=LABELS),
         nesting_figure(nesting(adapter(0, blocks, tuple(names))), label="mine"),
     ):
-        drawing = draw(figure)
+        drawing = draw_figure(figure)
         drawing.draw_without_rendering()
         for axes in drawing.axes:
             box = axes.get_tightbbox()

@@ -8,9 +8,9 @@ from matplotlib.figure import Figure as Drawing
 
 from loralens.analysis.spectrum import Spectrum
 from loralens.charts import mpl
-from loralens.charts.figure import check_suffix, save
-from loralens.charts.names import fit
-from loralens.charts.spec import Figure, Heat, Lines
+from loralens.charts.figure import check_suffix, save_figure
+from loralens.charts.names import fit_name
+from loralens.charts.spec import Figure, HeatMap, LineChart
 from loralens.charts.spectrum import spectrum_figure
 from loralens.errors import FormatError, OptionError
 
@@ -29,15 +29,15 @@ def llama(blocks: Iterable[int] = range(3), kinds: Iterable[str] = ("q_proj", "v
     }
 
 
-def panels(figure: Figure) -> dict[str, Lines]:
-    return {chart.title: chart for chart in figure.charts if isinstance(chart, Lines)}
+def panels(figure: Figure) -> dict[str, LineChart]:
+    return {chart.title: chart for chart in figure.charts if isinstance(chart, LineChart)}
 
 
-def maps(figure: Figure) -> list[Heat]:
-    return [chart for chart in figure.charts if isinstance(chart, Heat)]
+def maps(figure: Figure) -> list[HeatMap]:
+    return [chart for chart in figure.charts if isinstance(chart, HeatMap)]
 
 
-def values(chart: Heat) -> list[list[float | None]]:
+def values(chart: HeatMap) -> list[list[float | None]]:
     cells = chart.cells
     return [
         [cells[i, j].value if (i, j) in cells else None for j in range(len(chart.columns))]
@@ -45,12 +45,12 @@ def values(chart: Heat) -> list[list[float | None]]:
     ]
 
 
-def curves(chart: Lines) -> list[list[float]]:
+def curves(chart: LineChart) -> list[list[float]]:
     return [list(line.y) for line in chart.lines]
 
 
-def labels(chart: Heat) -> list[str]:
-    return [label for _, label in chart.below]
+def labels(chart: HeatMap) -> list[str]:
+    return [label for _, label in chart.column_texts]
 
 
 def test_a_panel_for_each_kind_and_a_line_for_each_block() -> None:
@@ -117,7 +117,7 @@ def test_no_adapter_is_an_error_and_no_module_is_said() -> None:
 def test_adapters_share_their_limits_and_colours() -> None:
     first, second = llama(range(3)), {k: Spectrum(1000 * s.s**3, s.shape, 4) for k, s in llama(range(1, 5)).items()}
     figure = spectrum_figure({"first": first, "second": second})
-    charts = [chart for chart in figure.charts if isinstance(chart, Lines)]
+    charts = [chart for chart in figure.charts if isinstance(chart, LineChart)]
     assert [chart.title for chart in charts] == ["q_proj", "v_proj"] * 2
     assert len({chart.y.limits for chart in charts}) == 1
     assert charts[0].y.limits[1] > max(s.spectral for s in second.values())
@@ -197,7 +197,7 @@ def test_the_kinds_of_least_energy_share_a_panel() -> None:
     assert figure.bands[0].title == "wide: 7 of 30 kinds, those of least energy, share a panel"
     assert len(panels(figure)["7 other kinds"].lines) == 14
     two = spectrum_figure({"a": spectra, "b": spectra})
-    assert len([chart for chart in two.charts if isinstance(chart, Lines)]) == 24
+    assert len([chart for chart in two.charts if isinstance(chart, LineChart)]) == 24
 
 
 def test_too_many_adapters_are_counted_in_the_title() -> None:
@@ -226,7 +226,7 @@ def test_labels_are_thinned_with_many_blocks() -> None:
     [("abc", 3, "abc"), ("abcdefgh", 5, "ab…gh"), ("abcdefgh", 4, "ab…h"), (" a \n b ", 9, "a b")],
 )
 def test_fit(name: str, width: int, want: str) -> None:
-    assert fit(name, width) == want
+    assert fit_name(name, width) == want
 
 
 @pytest.mark.parametrize("name", ["spectra.jpg", "spectra", "png"])
@@ -235,7 +235,7 @@ def test_another_suffix_is_an_error_that_lists_the_three(tmp_path, name):
         check_suffix(tmp_path / name)
     assert ".png, .svg or .pdf" in str(error.value)
     with pytest.raises(OptionError):
-        save(Drawing(), tmp_path / name)
+        save_figure(Drawing(), tmp_path / name)
     assert not list(tmp_path.iterdir())
 
 
@@ -243,7 +243,7 @@ def test_a_missing_folder_is_an_error_before_the_work(tmp_path):
     with pytest.raises(OptionError, match="no such folder"):
         check_suffix(tmp_path / "none" / "a.png")
     with pytest.raises(OptionError, match="no such folder"):
-        save(Drawing(), tmp_path / "none" / "a.png")
+        save_figure(Drawing(), tmp_path / "none" / "a.png")
 
 
 def test_what_stood_there_stays_until_the_new_file_is_whole(tmp_path, monkeypatch):
@@ -257,18 +257,18 @@ def test_what_stood_there_stays_until_the_new_file_is_whole(tmp_path, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(Drawing, "savefig", fail)
         with pytest.raises(FormatError, match="No space left"):
-            save(Drawing(), target)
+            save_figure(Drawing(), target)
     assert target.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [target]
-    save(spectrum_figure({"a": llama()}), str(target))
+    save_figure(spectrum_figure({"a": llama()}), str(target))
     assert target.read_bytes() != b"old"
 
 
 def test_the_users_own_settings_change_nothing(tmp_path):
     from matplotlib import rc_context
 
-    save(spectrum_figure({"a$b$\n\udcff_漢": llama()}), tmp_path / "plain.svg")
+    save_figure(spectrum_figure({"a$b$\n\udcff_漢": llama()}), tmp_path / "plain.svg")
     with rc_context({"font.size": 20, "svg.hashsalt": "mine", "font.family": ["serif"]}):
-        save(spectrum_figure({"a$b$\n\udcff_漢": llama()}), tmp_path / "loud.svg")
+        save_figure(spectrum_figure({"a$b$\n\udcff_漢": llama()}), tmp_path / "loud.svg")
     assert (tmp_path / "plain.svg").read_bytes() == (tmp_path / "loud.svg").read_bytes()
     assert mpl.STYLE["font.family"] == ["DejaVu Sans"]

@@ -5,8 +5,8 @@ from matplotlib.text import Text
 
 import loralens
 from loralens.analysis.trajectory import Trajectory, measure_trajectory
-from loralens.charts.mpl import draw
-from loralens.charts.spec import Lines
+from loralens.charts.mpl import draw_figure
+from loralens.charts.spec import LineChart
 from loralens.charts.trajectory import trajectory_figure
 
 LOSSES = {"loss": [(1, 3.0), (50, 2.0), (100, 1.5)], "eval loss": [(100, 1.75)]}
@@ -20,12 +20,12 @@ def found(count: int = 3) -> Trajectory:
     )
 
 
-def charts(run: Trajectory, steps: list[int | None], losses: object = LOSSES, names: str = "abc") -> list[Lines]:
+def charts(run: Trajectory, steps: list[int | None], losses: object = LOSSES, names: str = "abc") -> list[LineChart]:
     figure = trajectory_figure(run, steps, losses, list(names))  # type: ignore[arg-type]
-    return [chart for chart in figure.charts if isinstance(chart, Lines)]
+    return [chart for chart in figure.charts if isinstance(chart, LineChart)]
 
 
-def lines(chart: Lines) -> dict[str, list[float]]:
+def lines(chart: LineChart) -> dict[str, list[float]]:
     return {line.name: list(line.y) for line in chart.lines}
 
 
@@ -57,9 +57,9 @@ def test_without_steps_checkpoints_stand_under_their_names() -> None:
     names = ["a", "b", "a $very$ long name of a checkpoint indeed"]
     *panels, loss = trajectory_figure(found(), [10, 50, None], LOSSES, names).charts
     for chart in panels:
-        assert isinstance(chart, Lines)
+        assert isinstance(chart, LineChart)
         assert chart.x.ticks == [(0.0, "a"), (1.0, "b"), (2.0, "a $ver…ndeed")]
-    assert isinstance(loss, Lines)
+    assert isinstance(loss, LineChart)
     assert loss.note == "not drawn: some steps are unknown"
 
 
@@ -69,12 +69,12 @@ def test_without_losses_the_panel_says_so() -> None:
 
 def test_a_run_of_zeros_can_be_drawn() -> None:
     zero = loralens.Adapter(modules={"q": loralens.LowRank(np.zeros((3, 1)), np.ones((1, 3)))})
-    draw(trajectory_figure(measure_trajectory([zero, zero]), [1, 2], {}, ["a", "b"]))
+    draw_figure(trajectory_figure(measure_trajectory([zero, zero]), [1, 2], {}, ["a", "b"]))
 
 
 def test_no_label_leaves_the_figure() -> None:
     names = [f"a-long-name-of-checkpoint-{i}" for i in range(20)]
-    drawing = draw(trajectory_figure(found(20), [None] * 20, {}, names))
+    drawing = draw_figure(trajectory_figure(found(20), [None] * 20, {}, names))
     drawing.draw_without_rendering()
     for text in drawing.findobj(Text):
         if text.get_text() and text.get_visible():

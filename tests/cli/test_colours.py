@@ -62,8 +62,8 @@ def test_a_pipe_gets_plain_text(small: Path, command: str, colour: dict[str, str
 
 def test_what_click_styles_follows_no_color() -> None:
     code = (
-        "import sys\nimport click\nfrom loralens.cli.main import main\nfrom loralens.cli.terminal import raw\n"
-        "@click.command('x')\ndef x():\n    click.secho('red', fg='red', file=raw(sys.stdout))\n"
+        "import sys\nimport click\nfrom loralens.cli.main import main\nfrom loralens.cli.terminal import raw_stream\n"
+        "@click.command('x')\ndef x():\n    click.secho('red', fg='red', file=raw_stream(sys.stdout))\n"
         "main.get_command = lambda ctx, name: x\nmain(['x'])"
     )
     assert COLOUR.search(on_a_terminal([sys.executable, "-c", code]))

@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 import loralens
 from loralens.cli.main import main
-from loralens.verbs.inputs.adapters import as_typed
+from loralens.verbs.inputs.adapters import command_line_options
 from tests import conftest
 from tests.cli.command import Command
 
@@ -188,8 +188,8 @@ def test_no_place_for_the_log_is_said_before_the_work(small: Path, monkeypatch: 
 
 def test_options_of_reading_are_typed_again_where_they_were_given() -> None:
     given = {"format": "a b", "alpha": 0.0, "scale": None, "allow_pickle": False}
-    assert as_typed(given) == "--format 'a b' --alpha 0.0"
-    assert as_typed({"allow_pickle": True}) == "--allow-pickle"
+    assert command_line_options(given) == "--format 'a b' --alpha 0.0"
+    assert command_line_options({"allow_pickle": True}) == "--allow-pickle"
 
 
 def test_a_command_repeats_the_options_of_reading(tmp_path: Path) -> None:

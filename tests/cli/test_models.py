@@ -10,7 +10,7 @@ from loralens.training.tasks import Examples
 from loralens.verbs.inputs.causality import check_causal
 from loralens.verbs.inputs.loaded import Loaded
 from loralens.verbs.inputs.models import load_headed
-from loralens.verbs.inputs.texts import Text
+from loralens.verbs.inputs.texts import InputText
 from tests import models
 from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
 
@@ -42,7 +42,7 @@ def test_a_text_of_the_most_tokens_that_there_are_positions_for(kind: str, first
     model = getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**SMALL, **first)).eval()
     loaded = Loaded(model, models.tokenizer(), "")
     assert loaded.longest == most
-    (batch,) = loaded.batches([Text("cat " * 50)], batch=1, length=256)
+    (batch,) = loaded.batches([InputText("cat " * 50)], batch=1, length=256)
     assert batch["input_ids"].shape == (1, most)
     with torch.no_grad():
         model(**batch)
@@ -58,7 +58,7 @@ def test_a_length_must_leave_room_for_a_text() -> None:
             loaded.encoded(["the cat"], length=length)
         assert "fix: give 3 or more" in str(error.value)
         with pytest.raises(OptionError):
-            next(loaded.batches([Text("the cat")], batch=1, length=length))
+            next(loaded.batches([InputText("the cat")], batch=1, length=length))
 
 
 def test_tokens_that_the_model_does_not_have_are_named() -> None:
@@ -71,7 +71,7 @@ def test_tokens_that_the_model_does_not_have_are_named() -> None:
     with pytest.raises(MismatchError, match="text 2 holds 'extra9', token 26 of the tokenizer, and the model has 24"):
         loaded.encoded(["the cat", "the extra9"], length=8)
     with pytest.raises(MismatchError, match="text 3 holds 'extra9'"):
-        list(loaded.batches([Text("a"), Text("a"), Text("extra9")], batch=2, length=8))
+        list(loaded.batches([InputText("a"), InputText("a"), InputText("extra9")], batch=2, length=8))
     tokenizer.pad_token = "[MASK]"
     with pytest.raises(MismatchError, match="pads with token 27, and the model has 24"):
         loaded.encoded(["the cat"], length=8)

@@ -10,9 +10,9 @@ from click.testing import CliRunner
 
 from loralens import LowRank, save
 from loralens.cli.main import main
-from loralens.cli.progress import progress_bar
+from loralens.cli.messages import progress_bar
 from loralens.verbs.inputs.loaded import Loaded
-from loralens.verbs.inputs.texts import Text
+from loralens.verbs.inputs.texts import InputText
 from tests import models
 from tests.bases import single, tensors
 from tests.conftest import small_adapter
@@ -90,5 +90,5 @@ def test_the_texts_that_a_model_has_seen_are_counted() -> None:
     pytest.importorskip("transformers")
     told: list[int] = []
     loaded = Loaded(models.bert(), models.tokenizer(), head="")
-    assert len(list(loaded.batches([Text("cat", None)] * 5, batch=2, length=4, step=told.append))) == 3
+    assert len(list(loaded.batches([InputText("cat", None)] * 5, batch=2, length=4, step=told.append))) == 3
     assert told == [2, 2, 1]

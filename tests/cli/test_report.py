@@ -121,7 +121,7 @@ def test_a_base_adds_its_section(first: Path, base: Path, tmp_path: Path, monkey
     assert module["intruders"]["count"] == json.loads(found.stdout)["modules"][0]["count"]
     assert 0 <= module["merge"]["error"] < 1
     text = (tmp_path / "x.html").read_text(encoding="utf-8")
-    assert all(word in text for word in ("Beside the base", "Intruder dimensions", "Merge fidelity, predicted"))
+    assert all(word in text for word in ("Against the base", "Intruder dimensions", "Merge fidelity, predicted"))
 
 
 def test_intruders_can_be_left_out(first: Path, base: Path, tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_svds_that_would_take_long_are_not_taken_unasked(
     monkeypatch.setattr("loralens.verbs.outputs.page.PATIENCE", 0.0)
     result = run(first, "--base", base, "-o", tmp_path / "x.html")
     assert result.exit_code == 0
-    assert "no intruders: the SVD of 6 weights of the base would take about" in result.stderr
+    assert "intruders were not looked for, as the SVD of 6 weights of the base would take about" in result.stderr
 
 
 def test_modules_of_another_base_are_findings(first: Path, base: Path, tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_an_adapter_with_nan_is_a_page_with_a_finding(first: Path, tmp_path: Pat
     ("args", "said"),
     [
         ([], "Missing option '-o'"),
-        (["--json", "--markdown"], "markdown is written beside the page"),
+        (["--json", "--markdown"], "markdown is written next to the page"),
         (["-o", "x.html", "--intruders"], "give base"),
     ],
 )
@@ -231,7 +231,7 @@ def test_a_folder_of_other_things_is_not_replaced_even_when_asked(first: Path, t
     (tmp_path / "x_files" / "thesis.tex").write_text("mine")
     result = run(first, "-o", tmp_path / "x.html", "--markdown", "--overwrite")
     assert result.exit_code == 2
-    assert "holds other things than pictures: thesis.tex" in result.stderr
+    assert "holds files that are not pictures, such as thesis.tex" in result.stderr
     assert (tmp_path / "x_files" / "thesis.tex").read_text() == "mine"
 
 
@@ -300,11 +300,12 @@ def test_each_file_of_activations_finds_its_adapter(first: Path, second: Path, t
     one, two = (activations(path, tmp_path / f"{path.name}.safetensors") for path in (first, second))
     result = run(first, second, "--activations", two, "-o", tmp_path / "x.html", "--json")
     assert result.exit_code == 0, result.stderr
-    assert f"warning: {first}: no activations given are its own" in result.stderr
+    assert f"warning: {first}: none of the activations belong to this adapter" in result.stderr
     told = [record["activations"] for record in json.loads(result.stdout)["adapters"]]
     assert told == [None, str(two)]
     assert (
-        "No activations stand behind first: errors there are those of ΔW itself." in (tmp_path / "x.html").read_text()
+        "No activations were given for first, so their errors are those of ΔW itself."
+        in (tmp_path / "x.html").read_text()
     )
     result = run(first, second, "--activations", two, "--activations", one, "--json")
     assert "warning" not in result.stderr
@@ -341,9 +342,7 @@ def test_a_folder_of_adapters_that_is_no_run_says_how_to_give_them(tmp_path: Pat
 def test_what_an_older_report_leaves_is_named(first: Path, tmp_path: Path) -> None:
     run(first, "-o", tmp_path / "x.html", "--markdown")
     result = run(first, "-o", tmp_path / "x.html", "--overwrite")
-    assert (
-        f"note: left as before, of an earlier report: {tmp_path / 'x.md'} and {tmp_path / 'x_files'}" in result.stderr
-    )
+    assert f"note: {tmp_path / 'x.md'} and {tmp_path / 'x_files'} of an earlier report left unchanged" in result.stderr
     assert "note" not in run(first, "-o", tmp_path / "x.html", "--overwrite", "--markdown").stderr
 
 

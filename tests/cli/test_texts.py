@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from loralens.errors import FormatError, OptionError
-from loralens.verbs.inputs.texts import Text, read_texts
+from loralens.verbs.inputs.texts import InputText, read_texts
 
 
 def written(tmp_path: Path, name: str, content: str | bytes) -> Path:
@@ -98,13 +98,13 @@ def test_the_line_of_a_text(tmp_path: Path) -> None:
         (
             "a.jsonl",
             '{"text": "one", "label": 0}\n{"text": "two", "label": "x"}',
-            [Text("one", 0, 1), Text("two", "x", 2)],
+            [InputText("one", 0, 1), InputText("two", "x", 2)],
         ),
-        ("a.csv", "label,text\nx,one\n", [Text("one", "x", 2)]),
-        ("a.tsv", "text\tlabel\tid\none\tx\t7\n", [Text("one", "x", 2)]),
+        ("a.csv", "label,text\nx,one\n", [InputText("one", "x", 2)]),
+        ("a.tsv", "text\tlabel\tid\none\tx\t7\n", [InputText("one", "x", 2)]),
     ],
 )
-def test_labels_that_are_needed_and_there(name: str, content: str, texts: list[Text], tmp_path: Path) -> None:
+def test_labels_that_are_needed_and_there(name: str, content: str, texts: list[InputText], tmp_path: Path) -> None:
     assert read_texts(written(tmp_path, name, content), labelled=True) == texts
 
 
@@ -136,7 +136,7 @@ def test_labels_that_are_needed_and_missing(name: str, content: str, message: st
 
 def test_only_the_first_texts_need_labels(tmp_path: Path) -> None:
     path = written(tmp_path, "a.csv", "text,label\none,x\ntwo\n")
-    assert read_texts(path, limit=1, labelled=True) == [Text("one", "x", 2)]
+    assert read_texts(path, limit=1, labelled=True) == [InputText("one", "x", 2)]
 
 
 def test_lines_of_text_have_no_labels(tmp_path: Path) -> None:

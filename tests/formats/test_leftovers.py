@@ -65,9 +65,9 @@ def write_copy(home: Path) -> None:
 def write_figure(home: Path) -> None:
     from matplotlib.figure import Figure
 
-    from loralens.charts.figure import save
+    from loralens.charts.figure import save_figure
 
-    save(Figure(), home / "a.png")
+    save_figure(Figure(), home / "a.png")
 
 
 def write_entry(home: Path) -> None:

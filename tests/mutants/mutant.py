@@ -19,9 +19,10 @@ class Mutant:
     Attributes
     ----------
     function : str
-        The function it is made in: ``phi_map``, or ``Rounding.draws`` of a class. Files move, so none is named.
+        The function it is made in: ``phi_map``, or ``Rounding.draws`` of a class; or the constant of a module, as the
+        columns of tables are. Files move, so none is named.
     before, after : str
-        A part of the function's source, which must stand there once, and what takes its place.
+        A part of its source, which must stand there once, and what takes its place.
     tests : tuple of str
         Test files of which at least one test must fail.
     """
@@ -39,7 +40,7 @@ class Mutant:
 
 @cache
 def functions() -> dict[str, list[tuple[Path, int, int]]]:
-    """Name of a function of the package → where it stands: file, first byte, end."""
+    """Name of a function or a constant of the package → where it stands: file, first byte, end."""
     found: dict[str, list[tuple[Path, int, int]]] = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         source = path.read_bytes()
@@ -55,8 +56,11 @@ def functions() -> dict[str, list[tuple[Path, int, int]]]:
     return found
 
 
-def _named(tree: ast.AST, outer: str) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]]:
+def _named(tree: ast.AST, outer: str) -> Iterator[tuple[str, ast.stmt]]:
     for node in ast.iter_child_nodes(tree):
+        if isinstance(tree, ast.Module) and isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            yield from ((target.id, node) for target in targets if isinstance(target, ast.Name))
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             if not isinstance(node, ast.ClassDef):
                 yield outer + node.name, node
@@ -71,7 +75,7 @@ def mutated(mutant: Mutant) -> tuple[Path, bytes]:
     Raises
     ------
     LookupError
-        The part of the source stands in no function of this name, or more than once.
+        The part of the source stands in no function or constant of this name, or more than once.
     """
     places = []
     for path, begin, end in functions().get(mutant.function, []):

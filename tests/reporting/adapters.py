@@ -12,10 +12,10 @@ from loralens.core.adapter import Adapter
 from loralens.core.lowrank import LowRank
 from loralens.core.scaling import Scaling
 from loralens.formats import encode_adapter
-from loralens.reporting.allotment import Dialect
 from loralens.reporting.document import Report
 from loralens.reporting.make import make_report
-from loralens.reporting.subject import Subject, subject
+from loralens.reporting.slider_stops import Dialect
+from loralens.reporting.subject import Subject, measure_subject
 from loralens.verbs.outputs.page_tables import RESULT_TABLES
 
 NAMES = [f"model.layers.{block}.self_attn.{kind}" for block in range(3) for kind in ("q_proj", "v_proj")]
@@ -40,7 +40,7 @@ def dialect(name: str = "peft", *, one_rank: bool = False) -> Dialect:
 
 
 def measured(adapters: Mapping[str, Adapter], to: Dialect | None = None) -> list[Subject]:
-    return [subject(one, one.path, to or dialect()) for one in examine_all(adapters)]
+    return [measure_subject(one, one.path, to or dialect()) for one in examine_all(adapters)]
 
 
 def report(subjects: Sequence[Subject], findings: Sequence[Diagnosis], **options: Any) -> Report:

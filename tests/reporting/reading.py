@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from loralens.charts.spec import Chart, Heat, Lines
-from loralens.reporting.document import Beside, PageTable, Part, Picture, Report, Text
+from loralens.charts.spec import Chart, HeatMap, LineChart
+from loralens.reporting.document import PageTable, Paragraph, Part, Picture, Report, SideBySide
 
 NUMBER = re.compile(r"[-−+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 
@@ -17,7 +17,7 @@ def parts_of(report: Report, section: str) -> list[Part]:
 
 def _flat(parts: Sequence[Part]) -> Iterator[Part]:
     for part in parts:
-        if isinstance(part, Beside):
+        if isinstance(part, SideBySide):
             for _, inner in part.columns:
                 yield from _flat(inner)
         else:
@@ -57,7 +57,7 @@ def sorted_by(table: PageTable) -> dict[str, dict[str, Any]]:
 
 def texts(report: Report, section: str) -> list[str]:
     """The paragraphs of a section."""
-    return [part.text for part in parts_of(report, section) if isinstance(part, Text)]
+    return [part.text for part in parts_of(report, section) if isinstance(part, Paragraph)]
 
 
 def picture(report: Report, key: str) -> Picture:
@@ -68,19 +68,19 @@ def picture(report: Report, key: str) -> Picture:
 
 def lines_of(chart: Chart) -> dict[str, dict[float, float]]:
     """Name of a line → x → y."""
-    assert isinstance(chart, Lines)
+    assert isinstance(chart, LineChart)
     return {line.name: dict(zip(map(float, line.x), line.y, strict=True)) for line in chart.lines}
 
 
 def cells_of(chart: Chart) -> dict[tuple[str, str], float]:
     """(row, column) of a map, by their labels → its value."""
-    assert isinstance(chart, Heat)
+    assert isinstance(chart, HeatMap)
     return {(chart.rows[i], chart.columns[j]): cell.value for (i, j), cell in chart.cells.items()}
 
 
 def tips_of(chart: Chart) -> list[str]:
     """What the cells of a map say when pointed at."""
-    assert isinstance(chart, Heat)
+    assert isinstance(chart, HeatMap)
     return [cell.tip for cell in chart.cells.values()]
 
 

@@ -18,9 +18,9 @@ from loralens.core.adapter import Adapter
 from loralens.core.lazy import LazyArray
 from loralens.core.weights import Weight
 from loralens.reporting import ranks
-from loralens.reporting.company import company
-from loralens.reporting.html import html
-from loralens.reporting.subject import Beside
+from loralens.reporting.collection import measure_collection
+from loralens.reporting.html import report_html
+from loralens.reporting.subject import BaseMeasurements
 from loralens.tables.numbers import percent, size
 from tests.reporting.adapters import drawn, measured, report
 
@@ -50,20 +50,20 @@ def written(folder: Path, adapters: dict[str, Adapter], *, base: bool = False) -
     """The page of these adapters; with ``base`` beside random weights."""
     subjects = measured(adapters)
     if base:
-        subjects = [replace(one, beside=beside(one.adapter)) for one in subjects]
-    together = company(subjects) if len(subjects) > 1 else None
+        subjects = [replace(one, against_base=beside(one.adapter)) for one in subjects]
+    together = measure_collection(subjects) if len(subjects) > 1 else None
     path = folder / "page.html"
-    found = report(subjects, [], company=together, base="base" if base else None, command="loralens report a b")
-    path.write_text(html(found), encoding="utf-8")
+    found = report(subjects, [], collection=together, base="base" if base else None, command="loralens report a b")
+    path.write_text(report_html(found), encoding="utf-8")
     return path
 
 
-def beside(adapter: Adapter) -> Beside:
+def beside(adapter: Adapter) -> BaseMeasurements:
     rng = np.random.default_rng(5)
     weights = {
         name: Weight(name, LazyArray.of(rng.standard_normal(module.shape)), False) for name, module in adapter.items()
     }
-    return Beside(amplified=measure_amplification(adapter, weights))
+    return BaseMeasurements(amplified=measure_amplification(adapter, weights))
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ MOVE = "(x, value) => { x.value = value; x.dispatchEvent(new Event('input')); }"
 @pytest.mark.parametrize("name", ["rank", "budget"])
 def test_every_stop_of_a_slider_shows_what_python_computed(page: Any, name: str) -> None:
     slider = page.locator(".slider").nth(1)
-    carried = ranks.slider(measured({"second": drawn(2)})[0], 1)
+    carried = ranks.slider_data(measured({"second": drawn(2)})[0], 1)
     stops, moved = carried[name]["stops"], slider.locator(f"input.{name}")
     assert moved.get_attribute("max") == str(len(stops) - 1)
     assert page.evaluate("loralens.carried.adapters[1]") == carried

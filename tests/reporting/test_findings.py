@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 import loralens
 from loralens.core.lowrank import LowRank
 from loralens.core.scaling import Scaling
-from loralens.reporting.document import Notice, Notices, Report, Text
+from loralens.reporting.document import Notice, Notices, Paragraph, Report
 from tests import reference
 from tests.reporting.reading import number, numbers, parts_of
 
@@ -107,12 +107,12 @@ def test_what_is_found_and_how_serious_it_is(seen: Seen) -> None:
     levels = [one.level for one in seen.notices.values()]
     assert levels == sorted(levels, key=("error", "warning", "note").index)
     section = next(section for section in seen.report.sections if section.key == "findings")
-    assert section.lead.startswith("1 error, 11 warnings, 5 notes, each held against ")
+    assert section.lead.startswith("1 error, 11 warnings, 5 notes, checked against ")
     (said,) = [text for text in seen.report.summary if text.startswith("The doctor")]
     codes = list(dict.fromkeys(one.code for one in seen.notices.values() if one.level != "note"))
     assert said == f"The doctor has 1 error and 11 warnings: {', '.join(codes[:3])} and {codes[3]} and more."
-    left_out = [part.text for part in parts_of(seen.report, "findings") if isinstance(part, Text)]
-    assert left_out == [f"Left out of everything below, as they hold NaN or Inf: ill: {BROKEN}."]
+    left_out = [part.text for part in parts_of(seen.report, "findings") if isinstance(part, Paragraph)]
+    assert left_out == [f"Left out of everything below because they hold NaN or Inf: ill: {BROKEN}."]
 
 
 def one(seen: Seen, code: str, name: str, label: str = "ill") -> str:

@@ -20,7 +20,7 @@ from loralens.charts.spec import Overlaps
 from loralens.core.lowrank import LowRank
 from loralens.core.scaling import Scaling
 from loralens.reporting import ranks
-from loralens.reporting.document import Report, Slider, Text
+from loralens.reporting.document import Paragraph, Report, Slider
 from loralens.tables.numbers import percent, size
 from loralens.verbs.outputs.page_tables import RESULT_TABLES
 from tests import reference
@@ -212,9 +212,9 @@ def test_where_the_energy_sits(two: Held, label: str) -> None:
     strongest = max(KINDS, key=lambda kind: sum(shares[n] for n in NAMES if kind_of(n) == kind))
     part = sum(shares[n] for n in NAMES if kind_of(n) == strongest)
     assert part > 0.5  # so it is said
-    assert f"and {strongest} alone {percent(part)}" in own
+    assert f"and {strongest} alone holds {percent(part)}" in own
     ranks = [reference.effective_rank(two.s(label, name)) for name in NAMES]
-    assert f"The effective rank is {sum(ranks) / len(ranks):.1f} of {RANK} in the mean" in own
+    assert f"The mean effective rank is {sum(ranks) / len(ranks):.1f} at a nominal rank of {RANK}." in own
 
 
 @pytest.mark.parametrize("label", LABELS)
@@ -240,7 +240,7 @@ def test_curves_of_energy_and_spectra(two: Held, label: str) -> None:
     for name in NAMES:
         assert ranks[kind_of(name), str(block_of(name))] == pytest.approx(values[name], rel=1e-9)
     low, high, mean = min(values.values()), max(values.values()), sum(values.values()) / len(values)
-    said = f"effective ranks run from {low:.1f} to {high:.1f}, {mean:.1f} in the mean"
+    said = f"effective ranks run from {low:.1f} to {high:.1f} with a mean of {mean:.1f}"
     assert said in picture(two.report, f"ranks-{PLACE[label] + 1}").alt
 
 
@@ -320,7 +320,7 @@ def test_the_sentence_on_budgets(two: Held) -> None:
     fits = [row for row in table.values() if row["by budget"] ** 2 <= 0.01]
     least = min(fits, key=lambda row: row["rank"])
     (own,) = [text for text in two.report.summary if text.startswith("first: ")]
-    found = re.search(r"directions worth .+ are enough \(ranks (\d+)–(\d+), error (.+?)\)", own)
+    found = re.search(r"With a rank of its own for every module, .+ are enough \(ranks (\d+)–(\d+), error (.+?)\)", own)
     if least["rank"] < best_rank(two, "first"):
         assert found, own
         assert found[3] == percent(least["by budget"])
@@ -411,7 +411,10 @@ def test_intruders(two: Held, label: str) -> None:
     assert f"{sum(counts.values())} of the {sum(looked.values())} leading directions" in shown.caption
     assert "of 0.5 or more" in shown.caption
     (own,) = [text for text in two.report.summary if text.startswith(f"{label}: ")]
-    assert f"{sum(counts.values())} of the {sum(looked.values())} leading directions of W + ΔW are intruders" in own
+    assert (
+        f"{sum(counts.values())} of the {sum(looked.values())} leading directions of W + ΔW are intruder dimensions"
+        in own
+    )
     values = cells_of(shown.charts[0])
     for name in NAMES:
         assert values[kind_of(name), str(block_of(name))] == counts[name]
@@ -448,15 +451,18 @@ def test_what_a_merge_makes_of_it(two: Held, label: str) -> None:
     predicted = cells_of(shown.charts[0])
     told = {name: predicted[kind_of(name), str(block_of(name))] for name in NAMES}
     worst = max(told, key=lambda name: told[name])
-    assert f"the worst is {worst}" in shown.caption
-    assert "weights that are bfloat16" in shown.caption
+    assert f"The largest is that of {worst}." in shown.caption
+    assert "a merge into bfloat16 weights" in shown.caption
     assert shown.alt.endswith(f"up to {percent(told[worst])}.")
     (own,) = [text for text in two.report.summary if text.startswith(f"{label}: ")]
     median = float(np.median(list(told.values())))
     if told[worst] >= 0.005:
-        assert f"it would be {percent(median)} off in the median module and {percent(told[worst])} in the worst" in own
+        assert (
+            f"an error of {percent(median)} of ‖ΔW‖ in the median module and of {percent(told[worst])} in the worst"
+            in own
+        )
     else:
-        assert f"it would arrive nearly as it is, {percent(told[worst])} off at worst" in own
+        assert f"would preserve ΔW: its largest error in any module is {percent(told[worst])}." in own
 
 
 # ---------------------------------------------------------------- together
@@ -522,8 +528,8 @@ def test_conflicts_module_by_module(two: Held) -> None:
 def test_who_fights_and_who_agrees(two: Held) -> None:
     first, second = two.dense["first"], two.dense["second"]
     whole = math.sqrt(two.whole("first") * two.whole("second"))
-    for verb, name in (("fight", FIGHT), ("agree", AGREE)):
-        (table,) = tables(two.report, "together", f"Where two {verb}")
+    for verb, name in (("conflict", FIGHT), ("agree", AGREE)):
+        (table,) = tables(two.report, "together", f"Where two adapters {verb}")
         where = f"block {block_of(name)}, {kind_of(name)}"
         (values,) = [line for line in numbers_behind(table) if line[2] == where]
         inner = math.fsum((first[name] * second[name]).ravel())
@@ -531,9 +537,9 @@ def test_who_fights_and_who_agrees(two: Held) -> None:
         assert values[3] == 1
         assert values[4] == pytest.approx(reference.dense_cosine(first[name], second[name]), rel=1e-6)
         assert values[5] == pytest.approx(inner / whole, rel=1e-6)
-        assert (values[4] < 0) == (verb == "fight")
-    (said,) = [text for text in two.report.summary if " fight in " in text]
-    assert f"fight in block 0, q_proj: cosine {reference.dense_cosine(first[FIGHT], second[FIGHT]):+.3f}" in said
+        assert (values[4] < 0) == (verb == "conflict")
+    (said,) = [text for text in two.report.summary if "The conflict with the largest effect" in text]
+    assert f"in block 0, q_proj: cosine {reference.dense_cosine(first[FIGHT], second[FIGHT]):+.3f}" in said
 
 
 def test_interference(two: Held) -> None:
@@ -649,7 +655,7 @@ def test_the_run(run: Held) -> None:
     assert cosines[1] >= 0.9 > cosines[0]
     (said,) = [text for text in run.report.summary if "The direction is settled from step" in text]
     assert f"settled from step {STEPS[1]} on (of {STEPS[2]})" in said
-    assert "read the out side" in said
+    assert "judge by the out side" in said
 
 
 def test_the_curves_of_a_run(run: Held) -> None:
@@ -709,8 +715,9 @@ def test_the_nearest_of_three_is_told_by_its_size_whatever_its_sign(three: Held)
     }
     assert cosine["x", "z"] < 0 < cosine["x", "y"] < -cosine["x", "z"]
     z = cosine["x", "z"] / reference.whole_cosine_spread(flat(three.dense["x"]), flat(three.dense["z"]))
-    (said,) = [text for text in three.report.summary if text.startswith("Nearest to each other are ")]
-    assert said.startswith(f"Nearest to each other are x and z: cosine {cosine['x', 'z']:+.3f}, {abs(z):.1f} standard")
+    (said,) = [text for text in three.report.summary if text.startswith("The largest |cosine| of two adapters")]
+    nearest = f"The largest |cosine| of two adapters is that of x and z: cosine {cosine['x', 'z']:+.3f}"
+    assert said.startswith(f"{nearest}, {abs(z):.1f} standard")
     (table,) = tables(three.report, "together", "Pairs")
     assert [tuple(line[:2]) for line in cells(table)] == sorted(cosine, key=lambda both: -abs(cosine[both]))
 
@@ -769,11 +776,11 @@ def test_what_the_errors_of_the_ranks_are_errors_of() -> None:
     plain, output = "‖ΔW−ΔW'‖/‖ΔW‖", "√(E‖(ΔW−ΔW')x‖² / E‖ΔWx‖²) on the inputs given"
     one, other = measured({"a": drawn(1), "b": drawn(2)})
     with_inputs = [replace(subject, on_data=True, positions=7, plain=0.25) for subject in (one, other)]
-    assert ranks.section([one, other], RESULT_TABLES).lead.startswith(f"The error is {plain} over all modules")
-    assert ranks.section(with_inputs, RESULT_TABLES).lead.startswith(f"The error is {output} over all modules")
-    mixed = ranks.section([one, with_inputs[1]], RESULT_TABLES)
+    assert ranks.ranks_section([one, other], RESULT_TABLES).lead.startswith(f"The error is {plain} over all modules")
+    assert ranks.ranks_section(with_inputs, RESULT_TABLES).lead.startswith(f"The error is {output} over all modules")
+    mixed = ranks.ranks_section([one, with_inputs[1]], RESULT_TABLES)
     assert mixed.lead.startswith(f"The error is {output}, without them {plain}, over all modules")
-    assert mixed.parts[0] == Text("No activations stand behind a: errors there are those of ΔW itself.")
+    assert mixed.parts[0] == Paragraph("No activations were given for a, so their errors are those of ΔW itself.")
     said = ranks.advice(with_inputs[0])
     assert "of the squared output on the inputs given (7 positions; error " in said
     assert "; 25 % of ΔW itself)" in said

@@ -10,14 +10,14 @@ import pytest
 from markdown_it import MarkdownIt
 
 from loralens.analysis.doctor import examine_all, run_checks
-from loralens.charts.spec import Lines
+from loralens.charts.spec import LineChart
 from loralens.charts.svg_lines import lines_svg
 from loralens.core.adapter import Adapter
 from loralens.core.lowrank import LowRank
-from loralens.reporting.company import company
-from loralens.reporting.document import Beside, Notice, Notices, PageTable, Picture, Report, Section, Text
-from loralens.reporting.html import carried_json, html
-from loralens.reporting.markdown import escaped, markdown
+from loralens.reporting.collection import measure_collection
+from loralens.reporting.document import Notice, Notices, PageTable, Paragraph, Picture, Report, Section, SideBySide
+from loralens.reporting.html import carried_json, report_html
+from loralens.reporting.markdown import escape_markdown, report_markdown
 from tests.reporting.adapters import NAMES, drawn, measured, report
 from tests.reporting.reading import cells
 
@@ -29,7 +29,12 @@ KINDS += ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 def made(adapters: dict[str, Adapter]) -> Report:
     subjects = measured(adapters)
     found = run_checks([one.patient for one in subjects])
-    return report(subjects, found, company=company(subjects) if len(subjects) > 1 else None, command="loralens report")
+    return report(
+        subjects,
+        found,
+        collection=measure_collection(subjects) if len(subjects) > 1 else None,
+        command="loralens report",
+    )
 
 
 class Balanced(HTMLParser):
@@ -55,7 +60,7 @@ class Balanced(HTMLParser):
 
 
 def test_the_page_is_well_formed_and_asks_for_nothing() -> None:
-    text = html(made({"a": drawn(1), "b": drawn(2)}))
+    text = report_html(made({"a": drawn(1), "b": drawn(2)}))
     parser = Balanced()
     parser.feed(text)
     parser.close()
@@ -70,8 +75,8 @@ def test_the_page_is_well_formed_and_asks_for_nothing() -> None:
 
 
 def test_same_adapters_same_bytes() -> None:
-    assert html(made({"a": drawn(1), "b": drawn(2)})) == html(made({"a": drawn(1), "b": drawn(2)}))
-    assert html(made({"a": drawn(1)})) != html(made({"a": drawn(2)}))
+    assert report_html(made({"a": drawn(1), "b": drawn(2)})) == report_html(made({"a": drawn(1), "b": drawn(2)}))
+    assert report_html(made({"a": drawn(1)})) != report_html(made({"a": drawn(2)}))
 
 
 def test_sections_come_in_their_order_findings_first() -> None:
@@ -92,7 +97,7 @@ def pictures(parts: object) -> list[Picture]:
     for part in parts:  # type: ignore[attr-defined]
         if isinstance(part, Picture):
             found.append(part)
-        if isinstance(part, Beside):
+        if isinstance(part, SideBySide):
             found += [one for _, inner in part.columns for one in pictures(inner)]
     return found
 
@@ -105,7 +110,7 @@ def test_every_picture_says_what_it_shows_its_chance_and_its_source() -> None:
         assert not one.chance.endswith(".")
         assert not one.source.endswith(".")
     assert len({one.key for one in shown}) == len(shown)
-    text = html(made({"a": drawn(1), "b": drawn(2)}))
+    text = report_html(made({"a": drawn(1), "b": drawn(2)}))
     assert text.count("<b>Chance:</b>") == len(shown)
     assert len(re.findall(r"<svg (?![^>]*(aria-label|aria-hidden))", text)) == 0
 
@@ -114,7 +119,7 @@ def test_two_adapters_of_224_modules_stay_within_three_megabytes() -> None:
     names = [f"base_model.model.model.layers.{block}.{kind}" for block in range(32) for kind in KINDS]
     pair = made({"first": drawn(1, rank=16, names=names), "second": drawn(2, rank=16, names=names)})
     assert len(pair.modules) == 224
-    assert len(html(pair).encode("utf-8")) < LIMIT
+    assert len(report_html(pair).encode("utf-8")) < LIMIT
 
 
 def test_json_in_a_script_ends_nothing() -> None:
@@ -129,22 +134,22 @@ def test_a_number_that_is_none_is_an_error_not_a_page() -> None:
 
 
 def test_lone_surrogates_become_escapes() -> None:
-    part = Text("damaged \ud800 name")
+    part = Paragraph("damaged \ud800 name")
     whole = Report("t", "", ["s"], [Section("k", "T", "", [part])], [])
-    assert "damaged \\ud800 name" in html(whole)
-    assert "damaged \\ud800 name" in markdown(whole, "x_files")
+    assert "damaged \\ud800 name" in report_html(whole)
+    assert "damaged \\ud800 name" in report_markdown(whole, "x_files")
 
 
 HOSTILE = "<script>alert(1)</script> ](javascript:x) |`*_{{7*7}}\n# head"
 
 
 def test_markdown_means_nothing_by_a_name() -> None:
-    line = escaped(HOSTILE)
+    line = escape_markdown(HOSTILE)
     assert "\n" not in line
     assert "<script" not in line.replace("\\<", "")
     assert re.sub(r"\\(.)", r"\1", line) == " ".join(HOSTILE.split())
     name = f"model.layers.0.{HOSTILE}"
-    text = markdown(made({HOSTILE: drawn(1, names=[name]), "b": drawn(2, names=[name])}), "x_files")
+    text = report_markdown(made({HOSTILE: drawn(1, names=[name]), "b": drawn(2, names=[name])}), "x_files")
     page = MarkdownIt("commonmark", {"html": True}).enable("table").render(text)
     parser = Balanced()
     parser.feed(page)
@@ -157,13 +162,13 @@ def test_markdown_means_nothing_by_a_name() -> None:
 
 def test_a_fix_keeps_its_command_and_the_words_around_it() -> None:
     notice = Notice("note", "code", "", [], fix="run  `loralens a_b`\n saves *50 %*")
-    text = markdown(Report("t", "", [], [Section("k", "T", "", [Notices([notice], "")])], []), "x_files")
+    text = report_markdown(Report("t", "", [], [Section("k", "T", "", [Notices([notice], "")])], []), "x_files")
     assert "  - fix: run `loralens a_b` saves \\*50 %\\*\n" in text
 
 
 def test_markdown_has_the_numbers_of_the_page() -> None:
     one = made({"a": drawn(1)})
-    text = re.sub(r"\\(.)", r"\1", markdown(one, "x_files"))
+    text = re.sub(r"\\(.)", r"\1", report_markdown(one, "x_files"))
     for section in one.sections:
         assert f"## {section.title}" in text
         for part in section.parts:
@@ -204,7 +209,7 @@ def without(adapter: Adapter, name: str, value: float) -> Adapter:
 
 def test_modules_of_nan_are_left_out_and_named() -> None:
     sick = made({"a": without(drawn(1), NAMES[2], np.nan), "b": drawn(2)})
-    text = html(sick)
+    text = report_html(sick)
     assert "not-finite" in text or "NaN" in text
     assert "Left out of everything below" in text
     assert [one["name"] for one in sick.record["adapters"][0]["modules"]] == [n for n in NAMES if n != NAMES[2]]
@@ -221,8 +226,8 @@ def test_an_adapter_that_is_all_nan_still_has_its_findings() -> None:
     assert (told["modules"], told["‖ΔW‖"]) == ("6 modules, 6 left out", "–")
     total = found.record["adapters"][0]["total"]
     assert (total["modules"], total["frobenius"]) == (6, None)
-    html(found)
-    markdown(found, "x_files")
+    report_html(found)
+    report_markdown(found, "x_files")
 
 
 def test_an_adapter_that_is_zero_does_nothing() -> None:
@@ -230,8 +235,8 @@ def test_an_adapter_that_is_zero_does_nothing() -> None:
     for name in NAMES:
         adapter = without(adapter, name, 0.0)
     found = made({"a": adapter, "b": drawn(2)})
-    assert "it does nothing" in " ".join(found.summary)
-    assert "NaN" not in re.sub(r"<script>.*?</script>", "", html(found), flags=re.DOTALL)
+    assert "the adapter does nothing" in " ".join(found.summary)
+    assert "NaN" not in re.sub(r"<script>.*?</script>", "", report_html(found), flags=re.DOTALL)
     assert found.record["adapters"][0]["recommended_rank"] is None
     assert not keys(found) & {"ranks-1", "shares-1"}
     assert keys(found) >= {"spectra-1", "energy-1", "spectra-2", "energy-2", "ranks-2", "shares-2"}
@@ -240,13 +245,13 @@ def test_an_adapter_that_is_zero_does_nothing() -> None:
 
 def test_adapters_with_nothing_in_common_are_not_compared() -> None:
     found = made({"a": drawn(1), "b": drawn(2, names=["other.w"], width=9)})
-    assert "nothing was compared" in html(found)
+    assert "nothing was compared" in report_html(found)
     assert found.record["together"] is None
 
 
 @pytest.mark.parametrize("names", [["head"], ["w_000", "w_001"], [f"experts.up[{i}]" for i in range(3)]])
 def test_modules_outside_blocks_have_their_maps(names: list[str]) -> None:
-    text = html(made({"a": drawn(1, names=names)}))
+    text = report_html(made({"a": drawn(1, names=names)}))
     assert all(f'data-n="{name}"' in text for name in names)
 
 
@@ -254,7 +259,7 @@ def test_the_summary_counts_what_holds_half() -> None:
     adapter = drawn(1)
     strong = {NAMES[0]: replace_scale(adapter, NAMES[0], 1e3)}
     found = made({"a": replace(adapter, modules={**adapter.modules, **strong})})
-    assert found.summary[1].startswith("1 of 6 modules hold half of the energy, and q_proj alone > 99")
+    assert found.summary[1].startswith("1 of 6 modules hold half of the energy, and q_proj alone holds > 99")
 
 
 def test_three_adapters_of_which_two_meet_are_named() -> None:
@@ -265,14 +270,14 @@ def test_three_adapters_of_which_two_meet_are_named() -> None:
 
 def test_different_base_models_are_told() -> None:
     other = replace(drawn(2), base_model="tiny/other")
-    text = html(made({"a": drawn(1), "b": other}))
-    assert "They name different base models (a: tiny/base; b: tiny/other)." in text
+    text = report_html(made({"a": drawn(1), "b": other}))
+    assert "The adapters name different base models (a: tiny/base; b: tiny/other)." in text
     for same in (drawn(2), replace(drawn(2), base_model=None)):
-        assert "different base models" not in html(made({"a": drawn(1), "b": same}))
+        assert "different base models" not in report_html(made({"a": drawn(1), "b": same}))
 
 
 def test_one_module_is_no_plural() -> None:
-    text = html(made({"a": drawn(1, names=["w"])}))
+    text = report_html(made({"a": drawn(1, names=["w"])}))
     assert "spread evenly over 1 module." in text
     assert "1 modules" not in text
 
@@ -281,7 +286,7 @@ def test_more_kinds_than_colours_are_dashed_then_dotted() -> None:
     found = made({"a": drawn(1, names=[f"model.layers.0.part_{chr(97 + k)}" for k in range(18)])})
     picture = next(one for section in found.sections for one in pictures(section.parts) if one.key == "energy-1")
     (chart,) = picture.charts
-    assert isinstance(chart, Lines)
+    assert isinstance(chart, LineChart)
     looks = [(line.ink, line.dashed, line.dotted) for line in chart.lines]
     assert len(set(looks)) == len(looks) == 19
     svg = lines_svg(chart, "", alone=True)
@@ -292,7 +297,7 @@ def test_more_kinds_than_colours_are_dashed_then_dotted() -> None:
 
 
 def test_the_command_of_the_markdown_keeps_its_spaces() -> None:
-    text = markdown(Report("t", "loralens report 'a  b'", [], [], []), "x_files")
+    text = report_markdown(Report("t", "loralens report 'a  b'", [], [], []), "x_files")
     assert "$ loralens report 'a  b'\n" in text
 
 
@@ -308,6 +313,6 @@ def test_findings_are_gathered_by_kind() -> None:
         adapter = without(adapter, name, 0.0)
     subjects = measured({"a": adapter})
     told = run_checks(examine_all({"a": adapter}))
-    text = html(report(subjects, told))
+    text = report_html(report(subjects, told))
     assert "4 of 6 modules" in text
     assert "and 1 more like these" in text

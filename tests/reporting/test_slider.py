@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from loralens.reporting.html import html
+from loralens.reporting.html import report_html
 from loralens.tables.numbers import size
 from tests.reporting.chosen import NAMES, RANK, Chosen, chosen, everywhere
 from tests.reporting.reading import number
@@ -24,7 +24,7 @@ KILO = 1000  # bytes of a unit of the curve
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Chosen]]:
     folder = tmp_path_factory.mktemp("slider")
     report, both = chosen(folder)
-    (folder / "page.html").write_text(html(report), encoding="utf-8")
+    (folder / "page.html").write_text(report_html(report), encoding="utf-8")
     return folder / "page.html", both
 
 

@@ -12,11 +12,11 @@ from loralens.analysis.checks.base import Base
 from loralens.analysis.doctor import examine_all
 from loralens.core.lazy import LazyArray
 from loralens.core.weights import weights_of
-from loralens.reporting.base import section
-from loralens.reporting.company import company
+from loralens.reporting.base import base_section
+from loralens.reporting.collection import measure_collection
 from loralens.reporting.document import PageTable, Picture
-from loralens.reporting.subject import Beside, subject
-from loralens.reporting.summary import sentences
+from loralens.reporting.subject import BaseMeasurements, measure_subject
+from loralens.reporting.summary import summary_sentences
 from loralens.verbs.outputs.page_tables import RESULT_TABLES
 from tests.reporting.adapters import dialect, measured
 from tests.reporting.reading import cells
@@ -24,7 +24,7 @@ from tests.reporting.reading import cells
 WIDTH, RANK = 48, 8
 
 
-def against_base():
+def against_base(dtype=ml_dtypes.bfloat16):
     """A subject whose ΔW lies where W does nothing (1), where it does most (2), and anywhere (3)."""
     rng = np.random.default_rng(0)
     W = np.zeros((WIDTH, WIDTH))
@@ -36,12 +36,12 @@ def against_base():
         f"model.layers.{i}.q": loralens.LowRank(1e-3 * 4.0**-i * U, V.T.copy()) for i, (U, V) in enumerate(sides)
     }
     adapter = loralens.Adapter(modules=modules)
-    tensors = {f"{name}.weight": LazyArray.of(W.astype(ml_dtypes.bfloat16)) for name in modules}
+    tensors = {f"{name}.weight": LazyArray.of(W.astype(dtype)) for name in modules}
     weights = weights_of(modules, tensors).modules
     found = measure_amplification(adapter, weights, top=False, exact=True)
     (patient,) = examine_all({"a": adapter}, base=Base("the base", tensors))
-    held = Beside(amplified=found, intruders=None, without="")
-    return subject(patient, "a", dialect(), beside=held), W, sides
+    held = BaseMeasurements(amplified=found, intruders=None, without="")
+    return measure_subject(patient, "a", dialect(), against_base=held), W, sides
 
 
 def projections(W):
@@ -59,17 +59,15 @@ def test_modules_far_from_chance_are_counted_on_both_sides_beside_how_many_chanc
     assert z[0] < -3 < 3 < z[1]
     count = int(np.sum(np.abs(z) > 3))
     assert count == 3
-    (text,) = [said for said in sentences([one], [], None, None) if "stronger or weaker" in said]
-    far, total, limit, expected = re.findall(r"In (\d+) of (\d+) .* \(beyond (\d) .* gives ([\d.]+)\)", text)[0]
+    (text,) = [said for said in summary_sentences([one], [], None, None) if "stronger or weaker" in said]
+    far, total, limit, expected = re.findall(r"In (\d+) of (\d+) .* more than (\d) .* give ([\d.]+) such", text)[0]
     assert (int(far), int(total), int(limit)) == (count, len(sides), 3)
     assert float(expected) == pytest.approx(chance, abs=4 * (len(sides) * chance / 4000) ** 0.5 + 0.35 * chance)
-    parts = section([one], {name: i for i, name in enumerate(one.spectra)}, "the base", RESULT_TABLES).parts
+    parts = base_section([one], {name: i for i, name in enumerate(one.spectra)}, "the base", RESULT_TABLES).parts
     flat = [part for both in parts for _, column in both.columns for part in column]  # type: ignore[union-attr]
     (picture,) = [part for part in flat if isinstance(part, Picture) and part.key.startswith("amplification")]
-    assert (
-        f"{count} of {len(sides)} modules are beyond 3 standard deviations, where chance gives {expected}"
-        in picture.caption
-    )
+    counted = f"{count} of {len(sides)} modules are more than 3 standard deviations from chance"
+    assert f"{counted}; chance alone would give {expected}" in picture.caption
     (table,) = [part for part in flat if isinstance(part, PageTable) and part.title == "Amplification by kind"]
     assert cells(table)[0][-2:] == [str(count), expected]
 
@@ -82,14 +80,25 @@ def test_what_a_merge_loses_is_the_median_and_the_worst() -> None:
         D = module.dense()
         after = (rounded + D).astype(ml_dtypes.bfloat16).astype(np.float64)
         errors[name] = np.linalg.norm(after - rounded - D) / np.linalg.norm(D)
-    (text,) = [said for said in sentences([one], [], None, None) if said.startswith("Merged into")]
+    (text,) = [
+        said for said in summary_sentences([one], [], None, None) if said.startswith("A merge into bfloat16 weights")
+    ]
     middle, worst, name = re.findall(
-        r"it would be ([\d.]+)\s% off in the median module and ([\d.]+)\s% in the worst, (.*)\.", text
+        r"an error of ([\d.]+)\s% of ‖ΔW‖ in the median module and of ([\d.]+)\s% in the worst, (.*)\.", text
     )[0]
     assert float(middle) / 100 == pytest.approx(np.median(list(errors.values())), rel=0.02)
     assert float(worst) / 100 == pytest.approx(max(errors.values()), rel=0.02)
     assert errors[name] == pytest.approx(max(errors.values()), rel=1e-6)
     assert float(worst) > float(middle) + 1
+
+
+def test_a_merge_into_float64_is_said_to_preserve_the_update() -> None:
+    one, _, _ = against_base(np.float64)
+    (text,) = [
+        said for said in summary_sentences([one], [], None, None) if said.startswith("A merge into float64 weights")
+    ]
+    assert text.endswith("would preserve ΔW: its largest error in any module is less than 0.001 %.")
+    assert all(landing.rounding.error < 1e-5 for landing in one.landings.values())
 
 
 def turned(angle, *, size=64):
@@ -105,7 +114,11 @@ def turned(angle, *, size=64):
 )
 def test_two_updates_have_their_cosine_and_a_verdict(angle: float, cosine: str, verdict: str) -> None:
     subjects = measured({"a": turned(0.0), "b": turned(angle)})
-    (text,) = [said for said in sentences(subjects, [], company(subjects), None) if "The two updates" in said]
+    (text,) = [
+        said
+        for said in summary_sentences(subjects, [], measure_collection(subjects), None)
+        if "The two updates" in said
+    ]
     z = abs(float(cosine)) * 64 * 3**0.5
     away = "more than 100" if z > 100 else f"{z:.1f}"
     assert text == f"The two updates have a cosine {cosine}, {away} standard deviations from chance{verdict}"
@@ -115,11 +128,17 @@ def test_the_nearest_to_each_other_may_be_opposite() -> None:
     subjects = measured({"a": turned(0.0), "b": turned(np.arccos(0.3)), "c": turned(np.pi - 0.1)})
     cosines = {"ab": 0.3, "ac": -np.cos(0.1), "bc": np.cos(np.pi - 0.1 - np.arccos(0.3))}
     assert max(cosines, key=lambda pair: abs(cosines[pair])) == "ac"
-    said = sentences(subjects, [], company(subjects), None)
+    said = summary_sentences(subjects, [], measure_collection(subjects), None)
     assert any(
-        text.startswith(f"Nearest to each other are a and c: cosine -{np.cos(0.1):.3f}, more than 100") for text in said
+        text.startswith(
+            f"The largest |cosine| of two adapters is that of a and c: cosine -{np.cos(0.1):.3f}, more than 100"
+        )
+        for text in said
     )
-    assert any(text.startswith("Where most is at stake a and c fight in blocks 0–2, q: cosine -0.995") for text in said)
+    assert any(
+        text.startswith("The conflict with the largest effect is between a and c in blocks 0–2, q: cosine -0.995")
+        for text in said
+    )
 
 
 def test_the_largest_of_many_cosines_is_held_against_as_many():
@@ -132,7 +151,11 @@ def test_the_largest_of_many_cosines_is_held_against_as_many():
             for name in "abcdefgh"
         }
         subjects = measured(drawn)
-        (text,) = [said for said in sentences(subjects, [], company(subjects), None) if said.startswith("Nearest")]
+        (text,) = [
+            said
+            for said in summary_sentences(subjects, [], measure_collection(subjects), None)
+            if said.startswith("The largest |cos")
+        ]
         beyond += float(re.findall(r", ([\d.]+) standard", text)[0]) > 3
         alarms += "which is what unrelated adapters would have" not in text
     assert beyond >= 3
@@ -141,8 +164,12 @@ def test_the_largest_of_many_cosines_is_held_against_as_many():
 
 def test_where_no_two_fight_the_size_that_counts_is_said() -> None:
     subjects = measured({"a": turned(0.0), "b": turned(np.arccos(-0.15))})
-    (text,) = [said for said in sentences(subjects, [], company(subjects), None) if said.startswith("No two")]
+    (text,) = [
+        said
+        for said in summary_sentences(subjects, [], measure_collection(subjects), None)
+        if said.startswith("No two")
+    ]
     assert text == (
-        "No two fight in any module: no cosine is below −0.2, at which the sum of two of one length loses 20% of each, "
-        "and beyond chance."
+        "No two adapters conflict in any module: no cosine is both below −0.2 and beyond chance. At −0.2 the sum of "
+        "two updates of equal norm loses 20% of each."
     )

@@ -8,7 +8,7 @@ from loralens.tables.numbers import (
     count,
     exact_size,
     fixed,
-    listed,
+    join_words,
     number,
     parse_size,
     percent,
@@ -74,4 +74,4 @@ def test_sizes_and_lists() -> None:
     ]  # fmt: skip
     assert (span([]), span([4]), span([4, 2])) == ("–", "4", "2–4")
     assert (count(1, "module"), count(1200, "module")) == ("1 module", "1,200 modules")
-    assert (listed([]), listed(["a"]), listed(["a", "b", "c"])) == ("", "a", "a, b and c")
+    assert (join_words([]), join_words(["a"]), join_words(["a", "b", "c"])) == ("", "a", "a, b and c")

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from loralens.core.training import State
 from loralens.errors import LoraLensError
 from loralens.training.course import Course
-from loralens.training.feed import shuffled
+from loralens.training.feed import shuffle_order
 from loralens.training.fitting import fit
 from loralens.training.tasks import Examples, task_named
 from loralens.training.watch import Watch
@@ -65,7 +65,7 @@ def trained(
         snapshot=lambda step, adapter: calls.append(("snapshot", step)), snapshot_every=3,
         save=states.append, save_every=2,
     )  # fmt: skip
-    order = shuffled(len(examples), size=BATCH // (accumulate * world.size), seed=1)
+    order = shuffle_order(len(examples), size=BATCH // (accumulate * world.size), seed=1)
     found = fit(
         models.bert(kind), row.batches(examples, order, seed=1), loss=row.loss, watch=watch, state=state, shard=shard,
         course=Course(STEPS, lr=1e-2 if optimiser == "adamw" else 0.3, optimiser=optimiser, accumulate=accumulate,  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from loralens.training.blocks import blocks, recomputed
+from loralens.training.blocks import recompute_blocks, repeated_blocks
 from loralens.training.injection import inject
 from tests import models
 
@@ -17,10 +17,12 @@ IDS = torch.randint(2, 24, (3, 12), generator=torch.Generator().manual_seed(0))
 
 def test_blocks_are_the_outermost_lists_of_one_class() -> None:
     llama = models.llama()
-    assert blocks(llama) == list(llama.model.layers)
-    assert blocks(models.bert()) == list(models.bert().encoder.layer) or len(blocks(models.bert())) == 2
-    assert blocks(nn.Sequential(nn.Linear(2, 2), nn.ReLU())) == []
-    assert blocks(nn.ModuleList([nn.Linear(2, 2)])) == []
+    assert repeated_blocks(llama) == list(llama.model.layers)
+    assert (
+        repeated_blocks(models.bert()) == list(models.bert().encoder.layer) or len(repeated_blocks(models.bert())) == 2
+    )
+    assert repeated_blocks(nn.Sequential(nn.Linear(2, 2), nn.ReLU())) == []
+    assert repeated_blocks(nn.ModuleList([nn.Linear(2, 2)])) == []
 
 
 def gradients(model: Any, *, on: bool, dropout: float = 0.0) -> tuple[dict[str, Any], int]:
@@ -38,7 +40,7 @@ def gradients(model: Any, *, on: bool, dropout: float = 0.0) -> tuple[dict[str, 
 
     weights = {p.untyped_storage().data_ptr() for p in made.model.parameters()}
     torch.manual_seed(5)
-    with recomputed(made.model, on=on):
+    with recompute_blocks(made.model, on=on):
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             loss = made.model(input_ids=IDS, labels=IDS).loss
         loss.backward()
@@ -63,11 +65,11 @@ def test_the_model_is_as_before_afterwards() -> None:
     model = models.llama()
     first = model.model.layers[0]
     first.forward = own = first.forward  # an instance may have been given its own
-    with recomputed(model, on=True):
+    with recompute_blocks(model, on=True):
         assert "forward" in model.model.layers[1].__dict__
         assert model.config.use_cache is False
     assert first.__dict__["forward"] is own
     assert "forward" not in model.model.layers[1].__dict__
     assert model.config.use_cache is True
-    with recomputed(model, on=False):
+    with recompute_blocks(model, on=False):
         assert "forward" not in model.model.layers[1].__dict__

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from loralens.errors import OptionError
-from loralens.training.feed import Feed, moved, shuffled, size_of
+from loralens.training.feed import Feed, move_batch, shuffle_order, size_of
 
 torch = pytest.importorskip("torch")
 
@@ -59,7 +59,7 @@ def test_a_generator_that_is_used_up_is_refused() -> None:
 
 @pytest.mark.parametrize(("count", "size"), [(10, 3), (7, 7), (5, 12), (1, 4), (64, 8)])
 def test_every_example_comes_once_a_round_and_batches_run_over_the_border(count: int, size: int) -> None:
-    order = shuffled(count, size=size, seed=3)
+    order = shuffle_order(count, size=size, seed=3)
     rounds = 6
     numbers = [i for batch in range(-(-rounds * count // size)) for i in order(batch)]
     for start in range(0, rounds * count, count):
@@ -70,31 +70,31 @@ def test_every_example_comes_once_a_round_and_batches_run_over_the_border(count:
 
 
 def test_the_order_depends_on_seed_and_number_alone() -> None:
-    order, again = shuffled(50, size=8, seed=1), shuffled(50, size=8, seed=1)
+    order, again = shuffle_order(50, size=8, seed=1), shuffle_order(50, size=8, seed=1)
     assert [order(number) for number in range(30)] == [again(number) for number in reversed(range(30))][::-1]
-    assert order(0) != shuffled(50, size=8, seed=2)(0)
+    assert order(0) != shuffle_order(50, size=8, seed=2)(0)
 
 
 def test_processes_and_parts_of_a_step_share_one_order() -> None:
-    whole, part = shuffled(50, size=8, seed=1), shuffled(50, size=2, seed=1)
+    whole, part = shuffle_order(50, size=8, seed=1), shuffle_order(50, size=2, seed=1)
     assert [whole(step) for step in range(9)] == [
         [i for number in range(4 * step, 4 * step + 4) for i in part(number)] for step in range(9)
     ]
 
 
 def test_places_in_the_order_are_fair() -> None:
-    first = Counter(shuffled(4, size=1, seed=seed)(0)[0] for seed in range(400))
+    first = Counter(shuffle_order(4, size=1, seed=seed)(0)[0] for seed in range(400))
     assert min(first.values()) > 60  # 100 each on average
 
 
 def test_no_examples_are_refused() -> None:
     with pytest.raises(OptionError, match="no examples"):
-        shuffled(0, size=1, seed=0)
+        shuffle_order(0, size=1, seed=0)
 
 
 def test_batches_are_moved_whatever_they_are_made_of() -> None:
     tensor = torch.zeros(2)
-    found = moved({"a": tensor, "b": [tensor, ("x", tensor)], "c": None}, torch.device("meta"))
+    found = move_batch({"a": tensor, "b": [tensor, ("x", tensor)], "c": None}, torch.device("meta"))
     assert found["a"].device.type == found["b"][0].device.type == found["b"][1][1].device.type == "meta"
     assert (found["b"][1][0], found["c"]) == ("x", None)
     assert isinstance(found["b"][1], tuple)
@@ -108,7 +108,7 @@ class Sample(NamedTuple):
 
 
 def test_a_tuple_with_names_keeps_them() -> None:
-    found = moved(Sample(torch.zeros(2, 3), None), torch.device("meta"))
+    found = move_batch(Sample(torch.zeros(2, 3), None), torch.device("meta"))
     assert (type(found), found.x.device.type, found.y) == (Sample, "meta", None)
     assert size_of(found) == 2
 

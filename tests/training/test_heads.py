@@ -7,7 +7,7 @@ torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
 
-from loralens.training import inject, read  # noqa: E402
+from loralens.training import inject, read_injection  # noqa: E402
 
 
 class Model(nn.Module):
@@ -48,7 +48,7 @@ def test_a_head_of_16_bits_is_trained_in_32_and_put_back(dtype: "torch.dtype") -
     moved = {name: p.detach() - before[name].float() for name, p in model.named_parameters() if name.startswith("head")}
     assert all(torch.isfinite(step).all() for step in moved.values())
     assert 0 < moved["head.0.weight"].abs().max() < 4e-4  # three steps of 1e-4, which 16 bits would round away
-    extra = {key: one.tensor.read() for key, one in read(made).extra.items()}
+    extra = {key: one.tensor.read() for key, one in read_injection(made).extra.items()}
     assert extra["base_model.model.head.0.weight"].dtype == np.float32
     made.remove()
     after = model.state_dict()

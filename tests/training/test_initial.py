@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from loralens.training.initial import digest, digest_of_all, drawn_pair
+from loralens.training.initial import combined_digest, draw_pair, factor_digest
 from loralens.training.injection import inject
 from tests.training.conftest import holder
 
@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 
 
 def test_kaiming_uniform_is_that_of_torch_in_law() -> None:
-    B, A = drawn_pair("m", (10, 400), rank=64, seed=0)
+    B, A = draw_pair("m", (10, 400), rank=64, seed=0)
     other = torch.empty(64, 400)
     torch.nn.init.kaiming_uniform_(other, a=5**0.5)
     assert not B.any()
@@ -23,12 +23,12 @@ def test_kaiming_uniform_is_that_of_torch_in_law() -> None:
 
 
 def test_gaussian_has_the_width_of_pefts() -> None:
-    _, A = drawn_pair("m", (10, 4000), rank=16, seed=0, initialisation="gaussian")
+    _, A = draw_pair("m", (10, 4000), rank=16, seed=0, initialisation="gaussian")
     np.testing.assert_allclose(A.std().item(), 1 / 16, rtol=0.02)
 
 
 def test_embeddings_draw_b() -> None:
-    B, A = drawn_pair("m", (300, 50), rank=16, seed=0, embedding=True)
+    B, A = draw_pair("m", (300, 50), rank=16, seed=0, embedding=True)
     assert not A.any()
     np.testing.assert_allclose([B.mean().item(), B.std().item()], [0, 1], atol=0.03)
 
@@ -36,18 +36,18 @@ def test_embeddings_draw_b() -> None:
 def test_factors_depend_on_seed_name_and_rank_and_on_nothing_else() -> None:
     def first(**changes: object) -> str:
         name = changes.pop("name", "m")
-        return digest(drawn_pair(name, (4, 6), **{"rank": 2, "seed": 0, **changes}).A)  # type: ignore[arg-type]
+        return factor_digest(draw_pair(name, (4, 6), **{"rank": 2, "seed": 0, **changes}).A)  # type: ignore[arg-type]
 
     assert first() == first()
     assert len({first(), first(seed=1), first(name="n"), first(rank=3)}) == 4
-    small, large = (drawn_pair("m", (40, 60), rank=rank, seed=0).A for rank in (2, 8))
+    small, large = (draw_pair("m", (40, 60), rank=rank, seed=0).A for rank in (2, 8))
     assert not torch.equal(large[:2], small)  # or the subspaces of two ranks would be nested from the start
 
 
 def test_digests_are_of_numbers_not_of_dtypes() -> None:
-    A = drawn_pair("m", (4, 6), rank=2, seed=0).A
-    assert digest(A) == digest(A.double()) != digest(A.T) != digest(-A)
-    assert digest_of_all({"b": "1", "a": "2"}) == digest_of_all({"a": "2", "b": "1"}) != digest_of_all({"a": "1"})
+    A = draw_pair("m", (4, 6), rank=2, seed=0).A
+    assert factor_digest(A) == factor_digest(A.double()) != factor_digest(A.T) != factor_digest(-A)
+    assert combined_digest({"b": "1", "a": "2"}) == combined_digest({"a": "2", "b": "1"}) != combined_digest({"a": "1"})
 
 
 def test_a_model_begins_the_same_in_every_process_and_dtype() -> None:

@@ -12,7 +12,7 @@ from loralens.errors import OptionError
 from loralens.training.injection import inject
 from loralens.training.layer import LoRALayer
 from loralens.training.method import METHODS
-from loralens.training.readout import read
+from loralens.training.readout import read_injection
 from tests import models
 from tests.training.conftest import Holder, holder, randomise
 
@@ -233,7 +233,7 @@ def test_models_with_parametrised_layers_are_adapted(parametrised: Any, tmp_path
     randomise(made)
     changed = model(x)
     assert not torch.equal(changed, wanted)
-    loralens.save(read(made), tmp_path / "a")
+    loralens.save(read_injection(made), tmp_path / "a")
     torch.testing.assert_close(peft.PeftModel.from_pretrained(build().eval(), tmp_path / "a")(x), changed)
     made.remove()
     assert same(before, bits(model))

@@ -9,10 +9,10 @@ import pytest
 
 import loralens
 from loralens.core.attached import Attachment
-from loralens.training.initial import digest, digest_of_all
+from loralens.training.initial import combined_digest, factor_digest
 from loralens.training.injection import Injection, inject
 from loralens.training.method import METHODS
-from loralens.training.readout import RECORD, numpy_of, read, record_of
+from loralens.training.readout import RECORD, numpy_of, read_injection, record_of
 from tests import models
 from tests.tolerances import ATTACHED, TRAINED_LIVE
 from tests.training.conftest import KINDS, holder, injected, randomise
@@ -41,7 +41,7 @@ def close(found: Any, wanted: Any, tolerance: Any = TRAINED_LIVE) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_peft_loads_it_on_the_original_base(kind: str, method: str, tmp_path: Path) -> None:
     made, x = injected(kind, method=method), KINDS[kind][1]()
-    loralens.save(read(made), tmp_path / "a")
+    loralens.save(read_injection(made), tmp_path / "a")
     theirs = loaded_by_peft(tmp_path / "a", holder(kind))
     assert (theirs(x) - holder(kind)(x)).abs().max() > 0.1
     close(theirs(x), made.model(x))
@@ -58,7 +58,7 @@ def test_whole_models_are_read_written_and_loaded(method: str, tmp_path: Path) -
     made, ids = llama_trained(method=method)
     with torch.no_grad():
         wanted = made.model(input_ids=ids).logits
-    adapter = read(made, base_model="tiny/llama")
+    adapter = read_injection(made, base_model="tiny/llama")
     assert adapter.parameters == made.trainable * (2 if method == "pissa" else 1) - _magnitudes(made) + _frozen(made)
     loralens.save(adapter, tmp_path / "a")
     back = loralens.load(tmp_path / "a")
@@ -88,16 +88,18 @@ def _frozen(made: Injection) -> int:
 @pytest.mark.parametrize("format", ["kohya", "diffusers", "mlx"])
 def test_other_formats_hold_it(format: str, tmp_path: Path) -> None:
     made, _ = llama_trained(targets="*_proj")
-    loralens.save(read(made), tmp_path / "a", format=format)
+    loralens.save(read_injection(made), tmp_path / "a", format=format)
     back = loralens.load(tmp_path / "a")
-    for name, module in read(made).items():
+    for name, module in read_injection(made).items():
         np.testing.assert_array_equal(back[name].dense(), module.dense())
 
 
 def test_pissa_is_a_plain_lora_of_twice_the_rank_on_the_base_as_it_was() -> None:
     made = injected("linear", method="pissa", random=False)
     layer = made.layers["net.layer"]
-    close(torch.from_numpy(read(made)["net.layer"].dense()), torch.zeros(5, 6), ATTACHED)  # nothing is learnt yet
+    close(
+        torch.from_numpy(read_injection(made)["net.layer"].dense()), torch.zeros(5, 6), ATTACHED
+    )  # nothing is learnt yet
     W = holder("linear").net.layer.weight
     U, s, Vh = torch.linalg.svd(W)
     close(layer.scale * layer.B @ layer.A, (U[:, :3] * s[:3]) @ Vh[:3], ATTACHED)
@@ -106,7 +108,7 @@ def test_pissa_is_a_plain_lora_of_twice_the_rank_on_the_base_as_it_was() -> None
     assert layer.B.is_contiguous()
     assert (layer.A.max(dim=1).values == layer.A.abs().max(dim=1).values).all()  # LAPACK is free to choose the signs
     randomise(made)
-    module = read(made)["net.layer"]
+    module = read_injection(made)["net.layer"]
     assert (module.rank, module.scaling.alpha, module.scale) == (6, 10.0, 5 / 3)
     residual = W - layer.scale * layer.B0 @ layer.A0
     close(torch.from_numpy(module.dense()) + W, residual + layer.scale * layer.B @ layer.A, ATTACHED)
@@ -132,7 +134,7 @@ def test_pissa_trains_as_pefts_does() -> None:
 def test_magnitudes_are_in_the_convention_of_peft(tmp_path: Path) -> None:
     for kind, shape in (("linear", (5,)), ("conv2d", (1, 5, 1, 1)), ("embedding", (5,)), ("Conv1D", (5,))):
         made = injected(kind, method="dora", random=False)
-        (extra,) = read(made).extra.values()
+        (extra,) = read_injection(made).extra.values()
         assert (extra.role, extra.module, extra.tensor.shape) == ("magnitude", "net.layer", shape)
         W = made.layers["net.layer"].matrix(holder(kind).net.layer)
         close(torch.from_numpy(extra.tensor.read()).reshape(-1), W.norm(dim=1), ATTACHED)
@@ -140,7 +142,7 @@ def test_magnitudes_are_in_the_convention_of_peft(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_layout_says_how_the_weight_is_stored(kind: str) -> None:
-    adapter = read(injected(kind))
+    adapter = read_injection(injected(kind))
     layout, weight = adapter["net.layer"].layout, holder(kind).net.layer.weight
     family = {"l": "linear", "C": "linear", "c": "conv", "e": "embedding"}[kind[0]]
     assert layout.kind == family
@@ -150,9 +152,9 @@ def test_the_layout_says_how_the_weight_is_stored(kind: str) -> None:
 
 def test_the_record_says_how_it_began(tmp_path: Path) -> None:
     made = inject(models.llama(), targets=["q_proj"], rank=2, alpha=8, seed=3, dropout=0.1, initialisation="gaussian")
-    digests = {name: digest(layer.A) for name, layer in made.layers.items()}
+    digests = {name: factor_digest(layer.A) for name, layer in made.layers.items()}
     randomise(made)
-    loralens.save(read(made, training={"steps": 5}), tmp_path / "a")
+    loralens.save(read_injection(made, training={"steps": 5}), tmp_path / "a")
     record = record_of(loralens.load(tmp_path / "a"))
     assert record == {
         "method": "lora",
@@ -161,20 +163,20 @@ def test_the_record_says_how_it_began(tmp_path: Path) -> None:
         "dropout": 0.1,
         "seed": 3,
         "initialisation": "gaussian",
-        "A0": digest_of_all(digests),
+        "A0": combined_digest(digests),
         "A0_of": digests,
         "steps": 5,
     }
     assert record_of(loralens.Adapter(modules={}, metadata={"format": "pt"})) is None
-    assert RECORD in (read(made).metadata or {})
+    assert RECORD in (read_injection(made).metadata or {})
 
 
 def test_the_record_of_a_frozen_a_is_that_of_the_adapter() -> None:
     made = inject(models.llama(), targets=["q_proj"], rank=2, method="frozen-a")
-    adapter, record = read(made), record_of(read(made))
+    adapter, record = read_injection(made), record_of(read_injection(made))
     assert record is not None
     for name, module in adapter.items():
-        assert record["A0_of"][name] == digest(torch.from_numpy(module.A.copy()))
+        assert record["A0_of"][name] == factor_digest(torch.from_numpy(module.A.copy()))
 
 
 def test_a_head_is_saved_and_loaded(tmp_path: Path) -> None:
@@ -186,7 +188,7 @@ def test_a_head_is_saved_and_loaded(tmp_path: Path) -> None:
         for parameter in model.classifier.parameters():
             parameter.add_(1)
     ids = torch.tensor([[3, 4, 5, 9]])
-    loralens.save(read(made), tmp_path / "a")
+    loralens.save(read_injection(made), tmp_path / "a")
     back = loralens.load(tmp_path / "a")
     assert {(e.role, e.module, e.parameter) for e in back.extra.values()} == {
         ("saved", "classifier", "weight"), ("saved", "classifier", "bias"),
@@ -196,7 +198,7 @@ def test_a_head_is_saved_and_loaded(tmp_path: Path) -> None:
 
 def test_what_was_read_does_not_change_with_training() -> None:
     made = injected("linear")
-    adapter = read(made)
+    adapter = read_injection(made)
     before = adapter["net.layer"].B.copy()
     with torch.no_grad():
         made.layers["net.layer"].B.add_(1)
@@ -213,7 +215,7 @@ def test_numbers_keep_their_dtype(dtype: Any) -> None:
 
 def test_reading_after_removal_is_the_same() -> None:
     made, _ = llama_trained()
-    before = read(made)
+    before = read_injection(made)
     made.remove()
-    for name, module in read(made).items():
+    for name, module in read_injection(made).items():
         assert np.array_equal(module.B, before[name].B)

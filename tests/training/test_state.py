@@ -11,7 +11,7 @@ from loralens.core.training import State
 from loralens.errors import MismatchError
 from loralens.formats.records.training import Training
 from loralens.training.course import Course
-from loralens.training.feed import shuffled
+from loralens.training.feed import shuffle_order
 from loralens.training.fitting import Fitted, fit
 from loralens.training.tasks import Examples, task_named
 from loralens.training.watch import Watch
@@ -59,7 +59,7 @@ def run(
     )  # fmt: skip
     options = {"heads": ["classifier"], "rank": 2, "targets": ["query", "value"], **more}
     course = Course(STEPS, **{"lr": 1e-2, **options.pop("course", {})})
-    order = shuffled(6, size=2, seed=0)
+    order = shuffle_order(6, size=2, seed=0)
     return fit(
         model, TASK.batches(TEXTS, order, seed=0), course=course, loss=TASK.loss, watch=watch, state=state, **options
     ), states

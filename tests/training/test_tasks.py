@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from loralens.errors import OptionError
-from loralens.training.feed import shuffled
-from loralens.training.tasks import IGNORED, Examples, encoded, task_named
+from loralens.training.feed import shuffle_order
+from loralens.training.tasks import IGNORED, Examples, encode_texts, task_named
 from tests import models
 
 torch = pytest.importorskip("torch")
@@ -21,7 +21,7 @@ def examples(**more: Any) -> Examples:
 
 
 def test_texts_become_tokens_and_are_cut() -> None:
-    found = encoded(models.tokenizer(), models.TEXTS, length=4, labels=[0, 1, 1, 0])
+    found = encode_texts(models.tokenizer(), models.TEXTS, length=4, labels=[0, 1, 1, 0])
     assert [len(tokens) for tokens in found.tokens] == [4, 4, 2, 4]
     assert len(found) == 4
     assert found.labels == [0, 1, 1, 0]
@@ -31,7 +31,7 @@ def test_texts_become_tokens_and_are_cut() -> None:
 
 def test_a_text_without_tokens_is_named() -> None:
     with pytest.raises(OptionError, match="text 2 has no tokens"):
-        encoded(lambda *a, **k: {"input_ids": [[1], []]}, ["a", "\u200b"], length=4)
+        encode_texts(lambda *a, **k: {"input_ids": [[1], []]}, ["a", "\u200b"], length=4)
 
 
 def test_batches_are_padded_on_the_right() -> None:
@@ -98,7 +98,7 @@ def test_what_is_hidden_does_not_depend_on_how_a_step_is_cut() -> None:
     some, task = masked(), task_named("masked-lm")
 
     def hidden(size: int) -> dict[int, list[int]]:
-        order = shuffled(400, size=size, seed=3)
+        order = shuffle_order(400, size=size, seed=3)
         batches, found = task.batches(some, order, seed=3), {}
         for number in range(48 // size):
             labels = batches(number)["labels"]
@@ -112,9 +112,9 @@ def test_what_is_hidden_does_not_depend_on_how_a_step_is_cut() -> None:
 
 def test_what_can_be_asked() -> None:
     special = {"mask": 3, "special": frozenset({0, 1, 2, 3})}
-    assert task_named("masked-lm").asks(Examples([[1, 2], [1, 5, 2]], 0, **special))  # type: ignore[arg-type]
-    assert not task_named("masked-lm").asks(Examples([[1, 2], [2]], 0, **special))  # type: ignore[arg-type]
-    assert task_named("causal-lm").asks(Examples([[1, 2]], 0, **special))  # type: ignore[arg-type]
+    assert task_named("masked-lm").predicts_any(Examples([[1, 2], [1, 5, 2]], 0, **special))  # type: ignore[arg-type]
+    assert not task_named("masked-lm").predicts_any(Examples([[1, 2], [2]], 0, **special))  # type: ignore[arg-type]
+    assert task_named("causal-lm").predicts_any(Examples([[1, 2]], 0, **special))  # type: ignore[arg-type]
 
 
 def test_another_round_hides_others() -> None:

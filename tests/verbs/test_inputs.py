@@ -7,7 +7,7 @@ import pytest
 
 from loralens.errors import FormatError, MismatchError, OptionError
 from loralens.verbs.inputs.data import read_data
-from loralens.verbs.inputs.texts import Text, read_texts
+from loralens.verbs.inputs.texts import InputText, read_texts
 from tests import models
 from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
 
@@ -19,7 +19,7 @@ def test_a_list_of_texts_is_read_as_its_file_is(tmp_path: Path) -> None:
     expected = read_texts(file, labelled=True)
     for source in (pairs, mappings, iter(pairs), expected):
         assert read_texts(source, labelled=True) == expected
-    assert read_texts(list(models.TEXTS)) == [Text(text, None, i) for i, text in enumerate(models.TEXTS, start=1)]
+    assert read_texts(list(models.TEXTS)) == [InputText(text, None, i) for i, text in enumerate(models.TEXTS, start=1)]
     assert len(read_texts(pairs, limit=2)) == 2
     from_list, from_file = (read_data(source, labelled=True)[0] for source in (pairs, file))
     assert (from_list.digest, from_list.labels) == (from_file.digest, from_file.labels)

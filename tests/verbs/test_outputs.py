@@ -8,7 +8,8 @@ import loralens
 from loralens.core.ranks import Rule
 from loralens.errors import OptionError
 from loralens.formats import FORMATS
-from loralens.verbs.outputs.form import TARGET_FORMATS, Form
+from loralens.verbs.inputs.choices import TARGET_FORMATS
+from loralens.verbs.outputs.form import OutputFormat
 from loralens.verbs.outputs.rules import optional_rule, rank_notes, rank_rule
 from loralens.verbs.outputs.target import Target
 
@@ -40,17 +41,17 @@ def test_a_target_is_not_the_source_nor_an_input(small: Path, tmp_path: Path) ->
 
 def test_a_form_is_the_own_one_or_the_one_asked_for(small: Path) -> None:
     adapter = loralens.load(small)
-    assert (Form.of(adapter).name, Form.of(adapter).bits) == ("peft", None)
-    assert Form.of(adapter, to="loralens-q").bits == 8
-    assert Form.of(adapter, dtype="int4").bits == 4
-    assert Form.of(adapter, to="mlx").one_rank
+    assert (OutputFormat.of(adapter).name, OutputFormat.of(adapter).bits) == ("peft", None)
+    assert OutputFormat.of(adapter, to="loralens-q").bits == 8
+    assert OutputFormat.of(adapter, dtype="int4").bits == 4
+    assert OutputFormat.of(adapter, to="mlx").one_rank
     for options, message in (
         ({"to": "lycoris"}, "choose one of peft"),
         ({"dtype": "f64"}, "choose one of f32"),
         ({"to": "kohya", "dtype": "int8"}, "is written as loralens-q"),
     ):
         with pytest.raises(OptionError) as refusal:
-            Form.of(adapter, **options)
+            OutputFormat.of(adapter, **options)
         assert message in str(refusal.value)
 
 

@@ -5,7 +5,7 @@ import pytest
 from matplotlib.figure import Figure as Drawing
 
 import loralens
-from loralens.charts.spec import Figure, Lines
+from loralens.charts.spec import Figure, LineChart
 from loralens.errors import OptionError
 from loralens.verbs.plot import figure_of
 from loralens.verbs.spectrum import spectrum
@@ -41,7 +41,7 @@ def test_a_curve_is_drawn_into_axes() -> None:
     result = loralens.curve(adapter())
     assert loralens.plot(result, ax=axes) is axes.figure
     (chart,) = figure_of(result).charts
-    assert isinstance(chart, Lines)
+    assert isinstance(chart, LineChart)
     assert [line.get_label() for line in axes.lines] == [line.name for line in chart.lines]
     assert axes.get_ylabel() == chart.y.label
 

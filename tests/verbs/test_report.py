@@ -85,7 +85,7 @@ def test_modules_are_chosen_by_globs(paths: list[Path]) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"markdown": True}, "markdown is written beside the page"),
+        ({"markdown": True}, "markdown is written next to the page"),
         ({"intruders": True}, "intruders are looked for in W"),
         ({"output": "page.txt"}, "a report is a .html page"),
     ],

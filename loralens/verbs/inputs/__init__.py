@@ -1,1 +1,1 @@
-"""What verbs are given: adapters, bases, models and texts, read, with warnings where they do not fit together."""
+"""The inputs of the verbs: adapters, bases, models and texts are read here, with warnings if they do not match."""

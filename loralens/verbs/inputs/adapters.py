@@ -1,4 +1,4 @@
-"""Adapters that a verb is given: paths or objects, how they are read, and what they are called."""
+"""Adapters as inputs of a verb: paths or objects, the options of reading them, and their labels in messages."""
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -29,9 +29,9 @@ class Reading(TypedDict, total=False):
     alpha, scale : float, optional
         α (scale = α/r), or the scale, of a file that does not say it.
     allow_pickle : bool
-        Read ``.bin`` and ``.pt`` files, by an unpickler that builds only tensors.
+        Read ``.bin`` and ``.pt`` files, with an unpickler that builds nothing but tensors.
     once : bool
-        Take the ``out_proj`` of an `nn.MultiheadAttention` once; PEFT adds it twice.
+        Add the update of the ``out_proj`` of an `nn.MultiheadAttention` once; PEFT adds it twice.
     """
 
     format: str | None
@@ -41,6 +41,7 @@ class Reading(TypedDict, total=False):
     once: bool
 
 
+# Written out, as a TypedDict has no defaults of its own.
 READING = Reading(format=None, alpha=None, scale=None, allow_pickle=False, once=False)  # the defaults
 
 
@@ -52,15 +53,18 @@ def sources(adapters: Sequence[Source]) -> list[AdapterSource]:
     OptionError
         There is none, or something is neither a path nor an adapter.
     """
-    found: list[AdapterSource] = []
+    flat: list[AdapterSource] = []
     for source in adapters:
-        found += list(source) if isinstance(source, list | tuple) else [source]
-    for source in found:
+        if isinstance(source, list | tuple):
+            flat += source
+        else:
+            flat.append(source)  # type: ignore[arg-type]  # what is no adapter is refused below
+    for source in flat:
         if not isinstance(source, str | PathLike | Adapter):
             raise OptionError(f"{source!r} is no adapter", fix="give a path, or what loralens.load returns")
-    if not found:
+    if not flat:
         raise OptionError("there is no adapter", fix="give one or several: paths, or what loralens.load returns")
-    return found
+    return flat
 
 
 def labels(adapters: Sequence[AdapterSource]) -> list[str]:
@@ -86,7 +90,7 @@ def read_adapter(
     reading: Reading,
     *,
     base: str | PathLike[str] | None = None,
-    whole: bool = False,
+    applies_all: bool = False,
     strict: bool = True,
     label: str = "adapter",
 ) -> Adapter:
@@ -99,7 +103,7 @@ def read_adapter(
     source : path or Adapter
     reading : Reading
     base : path, optional
-    whole : bool
+    applies_all : bool
         The verb applies all that the adapter carries, magnitudes of DoRA and full differences too, so that no message
         is true that says what is left out of ΔW.
     strict : bool
@@ -126,7 +130,7 @@ def read_adapter(
         warn_of_base(path, adapter, base)
     if isinstance(source, Adapter):
         return adapter
-    applied = DIFFERENCES | ({DORA} if magnitudes(adapter) else set()) if whole else frozenset()
+    applied = DIFFERENCES | ({DORA} if magnitudes(adapter) else set()) if applies_all else frozenset()
     tell_findings(path, adapter.findings, without=applied)
     return adapter
 
@@ -159,13 +163,14 @@ def read_where_unknown(source: AdapterSource, reading: Reading, *, base: str | P
     if isinstance(source, Adapter):
         stated_options(reading)  # which refuses what is no option
         return source
+    # First without them: whether the file states its own scale is known only after reading it.
     unscaled: Reading = {**reading, "alpha": None, "scale": None}
     adapter = load(str(source), base=base, **unscaled)
     stated = any(module.scaling.stated for module in adapter.modules.values())
     return adapter if stated else load(str(source), base=base, **reading)
 
 
-def as_typed(reading: Mapping[str, Any]) -> str:
+def command_line_options(reading: Mapping[str, Any]) -> str:
     """The options of reading that were given, as a user types them, to be repeated in another command."""
     words: list[str] = []
     for name, value in reading.items():

@@ -1,4 +1,4 @@
-"""Base models that a verb is given: their weights, and warnings where adapters are of another model."""
+"""Base models as inputs of a verb: their weights, and warnings if an adapter belongs to another model."""
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -23,7 +23,7 @@ Held = TypeVar("Held")  # tensors, or their shapes
 ModelPath = str | PathLike[str]
 
 
-def opened(base: ModelPath) -> Checkpoint:
+def read_checkpoint(base: ModelPath) -> Checkpoint:
     """The checkpoint at ``base``; messages say what its reader noticed."""
     checkpoint = open_checkpoint(Path(base))
     for finding in checkpoint.notes:
@@ -31,7 +31,7 @@ def opened(base: ModelPath) -> Checkpoint:
     return checkpoint
 
 
-def shown(stored: Mapping[str, Held], base: ModelPath) -> Mapping[str, Held]:
+def with_tied_head(stored: Mapping[str, Held], base: ModelPath) -> Mapping[str, Held]:
     """Tensors or shapes of the base, with those of a head that it does not store: its embedding's."""
     return find_ties(stored, model_config(Path(base)) or {}).shown(stored)
 
@@ -41,12 +41,12 @@ def base_weights(base: ModelPath, modules: Updates) -> Weights:
 
     A head that the base does not store, as it shares the embedding's weight, has that.
     """
-    checkpoint = opened(base)
+    checkpoint = read_checkpoint(base)
     with place(base):
-        return weights_of(modules, shown(checkpoint.tensors, base), conv1d=stores_conv1d(Path(base)))
+        return weights_of(modules, with_tied_head(checkpoint.tensors, base), conv1d=stores_conv1d(Path(base)))
 
 
-def named_base(adapter: Adapter) -> BaseModel:
+def base_model_of(adapter: Adapter) -> BaseModel:
     """The base that an adapter names, with its sizes where this machine has it."""
     name = adapter.base_model or ""
     folder = known_folder(name)
@@ -57,7 +57,7 @@ def named_base(adapter: Adapter) -> BaseModel:
     return BaseModel.of(name, config)
 
 
-def given_base(base: ModelPath) -> BaseModel:
+def base_model_at(base: ModelPath) -> BaseModel:
     """The base that a user gave, under its name and whatever its configuration calls it."""
     path = Path(base)
     name = str(path.resolve()) if path.exists() else str(base)  # what exists is a path, though it look like a Hub id
@@ -68,7 +68,7 @@ def base_contradiction(adapter: Adapter, base: ModelPath) -> str:
     """What contradicts that ``base`` is the base of the adapter, in words; empty where nothing does."""
     if not adapter.base_model:
         return ""
-    why = contradiction(named_base(adapter), given_base(base))
+    why = contradiction(base_model_of(adapter), base_model_at(base))
     return f"it names {adapter.base_model} as its base, and {base} is another: {why}" if why else ""
 
 
@@ -81,14 +81,14 @@ def warn_of_base(path: str, adapter: Adapter, base: ModelPath) -> None:
 
 def warn_of_bases(labels: Sequence[str], adapters: Sequence[Adapter]) -> None:
     """Warn where adapters name different bases, or have different sizes."""
-    difference = find_contradiction(list(labels), list(adapters), [named_base(adapter) for adapter in adapters])
+    difference = find_contradiction(list(labels), list(adapters), [base_model_of(adapter) for adapter in adapters])
     if difference:
         warn(difference, OF_ONE)
 
 
 def note_of_bases(adapters: Sequence[Adapter]) -> None:
     """Say how many bases a collection is of, where it is of more than one: that is no mistake there."""
-    models = [named_base(adapter) for adapter in {adapter.base_model: adapter for adapter in adapters}.values()]
+    models = [base_model_of(adapter) for adapter in {adapter.base_model: adapter for adapter in adapters}.values()]
     groups = group_models(models)
     if len(groups) > 1:
         names = some([models[group[0]].name for group in groups], 4)

@@ -1,4 +1,4 @@
-"""Causality: whether a model sees later tokens, which it would only have to copy to foretell them; measured."""
+"""A measurement of whether a model sees later tokens, which a causal language model must not."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,7 @@ def check_causal(loaded: Loaded, examples: "Examples") -> None:
     ids = torch.tensor([text, [*text[:-1], other]], device=device)
     with torch.no_grad():
         logits = loaded.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, :-1]
+    # The change is compared with the size of the logits, since their scale differs between models.
     size, moved = float(logits.abs().max()), float((logits[0] - logits[1]).abs().max())
     if moved > size * max(LEAST, ROUNDINGS * torch.finfo(logits.dtype).eps):
         config: Any = loaded.model.config

@@ -1,4 +1,4 @@
-"""Folders of runs among the adapters that a verb is given: each stands for its checkpoints."""
+"""The folder of a run as an input of a verb: it stands for the checkpoints in it."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,9 +1,9 @@
-"""Values of options: which are possible, and what the words for dtypes mean."""
+"""The possible values of options, and checks of them."""
 
 from collections.abc import Iterable, Sequence
 from math import isfinite
 from numbers import Real
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import ml_dtypes
 import numpy as np
@@ -11,7 +11,12 @@ import numpy as np
 from loralens.errors import OptionError
 
 FloatType = Literal["f32", "bf16", "f16"]
-FLOAT_TYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}  # what NumPy and torch call them
+FLOAT_TYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}  # option → the name in NumPy and torch
+IntegerType = Literal["int8", "int4"]
+INTEGER_TYPES = {"int8": 8, "int4": 4}  # option → bits of a number
+TargetFormat = Literal["peft", "kohya", "diffusers", "comfyui", "mlx", "loralib", "gguf", "loralens-q"]
+# The dialects that have a writer. They are written out, as the table of dialects takes long to import; a test compares.
+TARGET_FORMATS: tuple[str, ...] = get_args(TargetFormat)
 
 
 def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
@@ -27,7 +32,7 @@ def check_finite(name: str, value: object) -> None:
         raise OptionError(f"{name} {value!r} is not possible", fix="give a finite number")
 
 
-def module_globs(modules: str | Sequence[str]) -> tuple[str, ...]:
+def as_globs(modules: str | Sequence[str]) -> tuple[str, ...]:
     """The globs of an option ``modules``, of which Python may give a single one as it is."""
     return (modules,) if isinstance(modules, str) else tuple(modules)
 
@@ -43,3 +48,9 @@ def check_at_least(name: str, value: float | None, least: int) -> None:
     """Refuse a value of the option ``name`` below ``least``; None is an option that was not given."""
     if value is not None and not value >= least:
         raise OptionError(f"{name} {value!r} is not possible", fix=f"give {least} or more")
+
+
+def check_counts(**counts: int | None) -> None:
+    """Refuse options, by their names, that are counts below 1; None is an option that was not given."""
+    for name, count in counts.items():
+        check_at_least(name, count, 1)

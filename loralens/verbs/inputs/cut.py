@@ -1,4 +1,4 @@
-"""Cut: how much of the texts a model is not shown, because they are longer than the tokens it is given of each."""
+"""Counts how many tokens are lost because texts are longer than the length at which they are cut."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from loralens.core.messages import note
 from loralens.verbs.inputs.loaded import Loaded
 
+# In parts, so that the tokens of a large corpus are never all in memory.
 CHUNK = 1024  # texts that are tokenised at a time
 
 

@@ -1,4 +1,4 @@
-"""Texts with their labels, to learn from and to evaluate on: files, lists, and corpora that packages bring."""
+"""Texts with their labels, for training and evaluation: from files, lists, and corpora that packages bring."""
 
 import json
 import re
@@ -14,6 +14,7 @@ from loralens.formats.records.corpora import CORPORA, read_corpus
 from loralens.verbs.inputs.texts import TextSource, read_texts, text_label
 
 TaskName = Literal["classification", "causal-lm", "masked-lm"]
+# At most 18 digits: such a number fits into 64 bits.
 _WHOLE = re.compile(r"-?[0-9]{1,18}")
 
 
@@ -89,10 +90,11 @@ def read_data(
     """
     if isinstance(data, str | PathLike):
         name = str(data)
+        # A file of that name wins over the corpus.
         if name in CORPORA and not Path(name).is_file():  # a folder of that name is an adapter that was trained on it
             split = read_corpus(name)
-            learned = _of_corpus(name, split.train, split.labels, labelled=labelled)
-            held_out = _of_corpus(f"{name} held out", split.held_out, split.labels, labelled=labelled)
+            learned = _corpus_texts(name, split.train, split.labels, labelled=labelled)
+            held_out = _corpus_texts(f"{name} held out", split.held_out, split.labels, labelled=labelled)
             return learned, held_out if evaluation is None else _read(evaluation, learned.labels, labelled=labelled)
         if not Path(name).exists() and not Path(name).suffix:
             raise OptionError(
@@ -102,7 +104,7 @@ def read_data(
     return learned, None if evaluation is None else _read(evaluation, learned.labels, labelled=labelled)
 
 
-def _of_corpus(name: str, examples: Sequence[Any], labels: tuple[str, ...], *, labelled: bool) -> Texts:
+def _corpus_texts(name: str, examples: Sequence[Any], labels: tuple[str, ...], *, labelled: bool) -> Texts:
     texts = [example.text for example in examples]
     return Texts(name, texts, [e.label for e in examples], labels) if labelled else Texts(name, texts, None, ())
 

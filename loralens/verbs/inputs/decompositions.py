@@ -1,4 +1,4 @@
-"""Decompositions: the SVDs of base weights that a verb needs, read from a cache where they are kept, else computed."""
+"""The SVDs of base weights that a verb needs: read from a cache if they are there, else computed."""
 
 from collections.abc import Generator, Mapping, Sequence
 from os import PathLike
@@ -81,11 +81,13 @@ def svd_work(weight: Weight) -> int:
 def seconds_per_product(device: Device) -> float:
     """Seconds that a dense SVD takes here, over max·min² of its shape."""
     W = np.random.default_rng(0).standard_normal((SAMPLE, SAMPLE))
+    # The smaller of two timings: what disturbs a measurement only makes it longer.
     times = []
     for _ in range(2):  # the first one also warms up
         start = perf_counter()
         decompose(W, device)
         times.append(perf_counter() - start)
+    # A dense SVD of n × n takes time proportional to n³ = max·min².
     return min(times) / SAMPLE**3
 
 

@@ -1,4 +1,4 @@
-"""Adapters as the checks look at them, for every verb that shows findings: read once, beside a base or alone."""
+"""Adapters prepared for the checks of the doctor, for every verb that shows findings."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,15 +10,15 @@ from loralens.core.adapter import Adapter
 from loralens.core.progress import progress
 from loralens.formats import FORMATS
 from loralens.formats.models.checkpoint import stores_conv1d
-from loralens.verbs.inputs.adapters import Reading, as_typed
-from loralens.verbs.inputs.bases import ModelPath, given_base, named_base, opened, shown
+from loralens.verbs.inputs.adapters import Reading, command_line_options
+from loralens.verbs.inputs.bases import ModelPath, base_model_at, base_model_of, read_checkpoint, with_tied_head
 
 
 def open_base(base: ModelPath) -> Base:
     """The model that adapters are held against, with the head that shares its embedding's weight."""
-    checkpoint = opened(base)
-    tensors = shown(checkpoint.tensors, base)
-    return Base(str(base), tensors, stores_conv1d(Path(base)), checkpoint.float8, given_base(base))
+    checkpoint = read_checkpoint(base)
+    tensors = with_tied_head(checkpoint.tensors, base)
+    return Base(str(base), tensors, stores_conv1d(Path(base)), checkpoint.float8, base_model_at(base))
 
 
 def examine_adapters(
@@ -53,7 +53,7 @@ def examine_adapters(
             stochastic=stochastic,
             modules=modules,
             only_read={form.name for form in FORMATS if not form.writer},
-            reading=as_typed(reading),
-            named={label: named_base(adapter) for label, adapter in adapters.items()},
+            reading=command_line_options(reading),
+            named={label: base_model_of(adapter) for label, adapter in adapters.items()},
             step=step,
         )

@@ -1,11 +1,11 @@
-"""A model that has been loaded to be run, and batches of texts as its inputs."""
+"""A model that is ready to run, with its tokenizer, and batches of texts as its inputs."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from loralens.errors import MismatchError, OptionError
-from loralens.verbs.inputs.texts import Text
+from loralens.verbs.inputs.texts import InputText
 
 if TYPE_CHECKING:  # torch is imported where a model is loaded
     from torch import nn
@@ -27,7 +27,7 @@ class Loaded(NamedTuple):
     missing: tuple[str, ...] = ()
 
     def batches(
-        self, texts: Sequence[Text], *, batch: int, length: int, step: Callable[[int], None] | None = None
+        self, texts: Sequence[InputText], *, batch: int, length: int, step: Callable[[int], None] | None = None
     ) -> Iterator[dict[str, Any]]:
         """Inputs, ``batch`` texts at a time, cut to ``length`` tokens and padded on the right; no labels.
 
@@ -62,9 +62,9 @@ class Loaded(NamedTuple):
         MismatchError
             A token that the model has no embedding for.
         """
-        from loralens.training.tasks import encoded
+        from loralens.training.tasks import encode_texts
 
-        examples = encoded(self.tokenizer, texts, length=self.length(length), labels=labels)
+        examples = encode_texts(self.tokenizer, texts, length=self.length(length), labels=labels)
         for number, tokens in enumerate(examples.tokens, start=1):
             self._check(number, tokens)
         words = self.words or examples.vocabulary

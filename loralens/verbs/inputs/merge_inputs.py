@@ -1,4 +1,4 @@
-"""What a merge starts from: adapters with weights, the files of a base, and the plan; `verify` starts from it too."""
+"""The inputs of a merge, which `verify` shares: adapters with weights, the files of the base, and the plan."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -59,11 +59,8 @@ class MergeInputs:
     ----------
     base : str
         As given.
-    files : ModelFiles
-    plan : Plan
     dtypes : mapping of str to dtype
         Of every planned tensor as it will be written.
-    adapters : sequence of WeightedAdapter
     dtype : str or None
         The dtype of the whole model that was asked for.
     """
@@ -145,8 +142,8 @@ def read_merge_inputs(
     names = labels([source for source, _ in adapters])
     weighted: list[WeightedAdapter] = []
     for label, (source, weight) in zip(names, adapters, strict=True):
-        adapter = read_adapter(source, reading, base=base, whole=True, label=label)
-        weighted.append(WeightedAdapter(label, _selected(adapter, label, modules), weight, path_of(source)))
+        adapter = read_adapter(source, reading, base=base, applies_all=True, label=label)
+        weighted.append(WeightedAdapter(label, _select_modules(adapter, label, modules), weight, path_of(source)))
     warn_of_bases(names, [term.adapter for term in weighted])
     path = Path(base)
     open_checkpoint(path)  # refuses quantised weights, whose numbers are codes
@@ -171,7 +168,7 @@ def read_merge_inputs(
     return MergeInputs(str(base), files, planned, dtypes, weighted, dtype)
 
 
-def _selected(adapter: Adapter, label: str, modules: Sequence[str]) -> Adapter:
+def _select_modules(adapter: Adapter, label: str, modules: Sequence[str]) -> Adapter:
     """The modules that were asked for, and the stored tensors that belong to them."""
     if not modules:
         return adapter

@@ -1,4 +1,4 @@
-"""Models to be run: local folders of transformers, loaded with their tokenizers, or both given as objects."""
+"""Models that are run: loaded from folders of transformers with their tokenizers, or given as objects."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -44,12 +44,12 @@ def restore_settings(source: ModelSource) -> Iterator[None]:
     These are the number of torch's threads, what transformers prints, and the mode and the configuration of a model
     that was given as an object.
     """
-    torch, transformers = _imported()
+    torch, transformers = _import_torch()
     threads, verbosity = torch.get_num_threads(), transformers.logging.get_verbosity()
     bars = transformers.utils.logging.is_progress_bar_enabled()
     config, settings, modes = None, {}, []
     if isinstance(source, tuple):
-        model, _ = _pair(source)
+        model, _ = _check_pair(source)
         config, modes = model.config, [(layer, layer.training) for layer in model.modules()]
         settings = {name: getattr(config, name) for name in CONFIGURED if hasattr(config, name)}
     try:
@@ -118,7 +118,7 @@ def load_headed(
 
     Weights that the folder lacks, or has for other labels, are random, from ``seed``, and ``missing`` names them.
     """
-    torch, transformers = _imported()
+    torch, transformers = _import_torch()
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     check_choice("dtype", dtype, FLOAT_TYPES)
@@ -126,17 +126,19 @@ def load_headed(
         raise OptionError(
             f"--threads {threads} is more than {MANY}", fix="give as many as the machine has, or leave it out"
         )
-    torch.set_num_threads(threads or _processors())
+    torch.set_num_threads(threads or _processor_count())
+    # Forked: loading must not change the random numbers of the caller.
     with place(model_label(source)), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed % 2**63)
         if isinstance(source, tuple):
-            _check_in_place(device, dtype)
-            loaded = _loaded(source, head, labels)
+            _check_not_moved(device, dtype)
+            loaded = _wrap_model(source, head, labels)
         else:
             loaded = _from_folder(torch, transformers, existing_path(Path(source)), head, labels, device, dtype)
     config: Any = loaded.model.config
     if config.pad_token_id is None:
         config.pad_token_id = loaded.tokenizer.pad_token_id  # classifiers look for the last token that is none
+    # Keys and values would be kept for a text that is never continued.
     config.use_cache = False
     loaded.model.eval()
     return loaded
@@ -152,20 +154,20 @@ def _from_folder(
     dtype: str,
 ) -> Loaded:
     """The model and the tokenizer of a folder."""
-    architecture, kind = _class(transformers, folder)
+    architecture, kind = _model_class(transformers, folder)
     if (folder / CONFIG).exists():  # transformers would switch the adapter on
         raise FormatError(
             f"holds an adapter beside the model ({CONFIG})", fix="move the adapter into a folder of its own"
         )
     target = device_of(device)
-    tokenizer = _tokenizer(transformers, folder)
+    tokenizer = _load_tokenizer(transformers, folder)
     head_options: dict[str, Any] = {}
     if labels is not None:
         numbered = dict(enumerate(labels))
         head_options = {"num_labels": len(labels), "id2label": numbered, "ignore_mismatched_sizes": True}
         head_options["label2id"] = {name: number for number, name in numbered.items()}
-    model, info = _loading(
-        lambda: _known(
+    model, info = _load_or_refuse(
+        lambda: _load_with_head(
             lambda: getattr(transformers, head or architecture).from_pretrained(
                 folder,
                 local_files_only=True,
@@ -181,9 +183,9 @@ def _from_folder(
     return Loaded(model.to(target), tokenizer, dict(HEADS.values())[head] if head else kind, tuple(sorted(missing)))
 
 
-def _pair(source: tuple[Any, ...]) -> tuple[Any, Any]:
+def _check_pair(source: tuple[Any, ...]) -> tuple[Any, Any]:
     """A model and its tokenizer, refused where they are something else."""
-    torch, transformers = _imported()
+    torch, transformers = _import_torch()
     model, tokenizer = source if len(source) == 2 else (None, None)
     if not isinstance(model, torch.nn.Module) or not isinstance(
         getattr(model, "config", None), transformers.PreTrainedConfig
@@ -196,7 +198,7 @@ def _pair(source: tuple[Any, ...]) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def _check_in_place(device: str, dtype: str) -> None:
+def _check_not_moved(device: str, dtype: str) -> None:
     """Refuse a device or a dtype for a model that has been loaded."""
     if device != "auto":
         raise OptionError(f"device={device!r}, and the model has been loaded", fix="move it: model.to(device)")
@@ -204,9 +206,9 @@ def _check_in_place(device: str, dtype: str) -> None:
         raise OptionError(f"dtype={dtype!r}, and the model has been loaded", fix="cast it: model.to(dtype)")
 
 
-def _loaded(source: tuple[Any, Any], head: str | None, labels: Sequence[str] | None) -> Loaded:
+def _wrap_model(source: tuple[Any, Any], head: str | None, labels: Sequence[str] | None) -> Loaded:
     """A model that was given as an object, with a copy of its tokenizer that pads on the right."""
-    model, tokenizer = _pair(source)
+    model, tokenizer = _check_pair(source)
     _check_one_stack(model.config)
     kind: Head = ""
     for ending, (_, logits) in HEADS.items():
@@ -223,26 +225,26 @@ def _loaded(source: tuple[Any, Any], head: str | None, labels: Sequence[str] | N
             f"its labels are {', '.join(own)}, and those of the texts are {', '.join(labels)}",
             fix="give a model whose configuration has these labels (id2label), or the path of its folder",
         )
-    return Loaded(model, _padding(deepcopy(tokenizer)), kind)
+    return Loaded(model, _pad_right(deepcopy(tokenizer)), kind)
 
 
 def labels_of(source: ModelSource) -> tuple[str, ...]:
     """The labels of a classifier, in its order; none where the model is no classifier."""
-    _, transformers = _imported()
+    _, transformers = _import_torch()
     if isinstance(source, tuple):
-        config = _pair(source)[0].config
+        config = _check_pair(source)[0].config
         if not type(source[0]).__name__.endswith("ForSequenceClassification"):
             return ()
     else:
         folder = existing_path(Path(source))
         with place(str(source)):
-            if _class(transformers, folder)[1] != "classifier":
+            if _model_class(transformers, folder)[1] != "classifier":
                 return ()
             config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
     return tuple(str(config.id2label[number]) for number in sorted(config.id2label))
 
 
-def _imported() -> tuple[Any, Any]:
+def _import_torch() -> tuple[Any, Any]:
     try:
         import torch
         import transformers
@@ -253,7 +255,7 @@ def _imported() -> tuple[Any, Any]:
     return torch, transformers
 
 
-def _processors() -> int:
+def _processor_count() -> int:
     """How many processors this process may use; our own entry point has told OpenMP to use one.
 
     Where torchrun started several processes on this machine, each takes its part.
@@ -262,8 +264,8 @@ def _processors() -> int:
     return max(1, processors // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
-def _class(transformers: Any, folder: Path) -> tuple[str, Head]:
-    config = _loading(
+def _model_class(transformers: Any, folder: Path) -> tuple[str, Head]:
+    config = _load_or_refuse(
         lambda: transformers.AutoConfig.from_pretrained(folder, local_files_only=True), "holds no transformers model"
     )
     _check_one_stack(config)
@@ -281,16 +283,16 @@ def _check_one_stack(config: Any) -> None:
         )
 
 
-def _tokenizer(transformers: Any, folder: Path) -> Any:
-    tokenizer = _loading(
+def _load_tokenizer(transformers: Any, folder: Path) -> Any:
+    tokenizer = _load_or_refuse(
         lambda: transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True), "no tokenizer can be loaded"
     )
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers makes an empty one where there is no file
         raise FormatError("its tokenizer knows no words", fix="copy the tokenizer's files into the folder of the model")
-    return _padding(tokenizer)
+    return _pad_right(tokenizer)
 
 
-def _padding(tokenizer: Any) -> Any:
+def _pad_right(tokenizer: Any) -> Any:
     """The tokenizer, set to pad on the right."""
     tokenizer.padding_side = "right"
     if tokenizer.pad_token is None:
@@ -300,27 +302,27 @@ def _padding(tokenizer: Any) -> Any:
     return tokenizer
 
 
-def _loading(load: Callable[[], Any], what: str) -> Any:
+def _load_or_refuse(load: Callable[[], Any], what: str) -> Any:
     from safetensors import SafetensorError
 
     try:
         return load()
     except (SafetensorError, UnpicklingError, EOFError) as error:
         raise FormatError(
-            f"{what}: its weights are damaged ({_first(error)})", fix="copy or download them again"
+            f"{what}: its weights are damaged ({_first_line(error)})", fix="copy or download them again"
         ) from error
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         raise FormatError(
-            f"{what}: {_first(error)}", fix="give the folder of a transformers model, with its tokenizer"
+            f"{what}: {_first_line(error)}", fix="give the folder of a transformers model, with its tokenizer"
         ) from error
 
 
-def _first(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     """The first line of a message."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _known(load: Callable[[], Any], head: str | None) -> Any:
+def _load_with_head(load: Callable[[], Any], head: str | None) -> Any:
     """A model loaded with a head, where transformers has one of that kind for it."""
     try:
         return load()
@@ -341,7 +343,7 @@ def device_of(name: str) -> "Device":
     OptionError
         This machine has none of that name, or torch is missing.
     """
-    torch, _ = _imported()
+    torch, _ = _import_torch()
     if name == "auto":
         mps = getattr(torch.backends, "mps", None)
         name = "cuda" if torch.cuda.is_available() else "mps" if mps and mps.is_available() else "cpu"

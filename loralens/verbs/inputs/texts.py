@@ -1,4 +1,4 @@
-"""Texts to run a model on: .jsonl, .txt, .csv and .tsv files, or lists."""
+"""Texts on which a model is run: .jsonl, .txt, .csv and .tsv files, or lists."""
 
 import csv
 import json
@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 from loralens.errors import FormatError, OptionError, place
 
 SUFFIXES = (".jsonl", ".json", ".txt", ".csv", ".tsv")
+# The fixes of several messages.
 _UTF8 = "save the file as UTF-8"
 _QUOTES = "put texts with commas, tabs or line ends into quotes, and double the quotes in them"
 _LONGEST = 2**31 - 1  # letters of a cell: all that the parser can count everywhere, for its own 131,072
 
 
-class Text(NamedTuple):
+class InputText(NamedTuple):
     """One text, its label where the file has one, and the number of the line it ends on, from 1."""
 
     text: str
@@ -27,7 +28,7 @@ class Text(NamedTuple):
 
 
 # A file; or texts, (text, label) pairs, or {"text": …, "label": …} mappings.
-TextSource = str | PathLike[str] | Iterable[str | tuple[str, str | int | None] | Mapping[str, Any] | Text]
+TextSource = str | PathLike[str] | Iterable[str | tuple[str, str | int | None] | Mapping[str, Any] | InputText]
 
 
 def text_label(source: TextSource) -> str:
@@ -35,7 +36,7 @@ def text_label(source: TextSource) -> str:
     return str(source) if isinstance(source, str | PathLike) else "texts"
 
 
-def read_texts(source: TextSource, *, limit: int | None = None, labelled: bool = False) -> list[Text]:
+def read_texts(source: TextSource, *, limit: int | None = None, labelled: bool = False) -> list[InputText]:
     """The texts of a file or of a list, in its order, the first ``limit`` of them.
 
     ``.jsonl``: an object a line with ``text`` and maybe ``label``; ``.csv`` and ``.tsv``: the same as named columns;
@@ -57,9 +58,9 @@ def read_texts(source: TextSource, *, limit: int | None = None, labelled: bool =
         A line without a text, or without a label that is needed; a file without any text, or one that is not UTF-8.
     """
     if isinstance(source, str | PathLike):
-        reader = _reader(_text_file(Path(source), labelled), labelled)
+        reader = _read_file(_check_text_file(Path(source), labelled), labelled)
     else:
-        reader = _listed(source, labelled)
+        reader = _read_list(source, labelled)
     with place(text_label(source)), _long_cells():
         texts = list(islice(reader, limit))
         if not texts:
@@ -67,7 +68,7 @@ def read_texts(source: TextSource, *, limit: int | None = None, labelled: bool =
     return texts
 
 
-def _text_file(path: Path, labelled: bool) -> Path:
+def _check_text_file(path: Path, labelled: bool) -> Path:
     """The path, of a file that can be read as texts."""
     if path.suffix not in SUFFIXES:
         raise OptionError(f"{path}: texts are read from {', '.join(SUFFIXES)} files", fix="give one of these")
@@ -80,7 +81,7 @@ def _text_file(path: Path, labelled: bool) -> Path:
     return path
 
 
-def _listed(items: Iterable[Any], labelled: bool) -> Iterator[Text]:
+def _read_list(items: Iterable[Any], labelled: bool) -> Iterator[InputText]:
     """The texts of a list, with their numbers in place of lines."""
     for number, item in enumerate(items, start=1):
         with place(f"text {number}"):
@@ -90,35 +91,31 @@ def _listed(items: Iterable[Any], labelled: bool) -> Iterator[Text]:
                 record = {"text": item[0], "label": item[1]}
             else:
                 record = {"text": item}
-            yield _text(record, number, labelled)
+            yield _check_record(record, number, labelled)
 
 
-def _reader(path: Path, labelled: bool) -> Iterator[Text]:
+def _read_file(path: Path, labelled: bool) -> Iterator[InputText]:
     if path.suffix == ".txt":
-        return (Text(line.strip(), None, number) for number, line in _lines(path) if line.strip())
-    return _json_lines(path, labelled) if path.suffix.startswith(".json") else _table(path, labelled)
+        return (InputText(line.strip(), None, number) for number, line in _read_lines(path) if line.strip())
+    return _read_json_lines(path, labelled) if path.suffix.startswith(".json") else _read_table(path, labelled)
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def _read_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Lines with their numbers, from 1; a line feed alone ends them, as JSON may hold other separators."""
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 with place(f"line {number}"):
-                    yield number, _decoded(line)
+                    try:
+                        yield number, line.decode("utf-8-sig")
+                    except UnicodeDecodeError as error:
+                        raise FormatError(f"byte {line[error.start]:#04x} is not UTF-8", fix=_UTF8) from error
     except OSError as error:
         raise FormatError(f"cannot be read: {error.strerror}", fix="check the path and its permissions") from error
 
 
-def _decoded(line: bytes) -> str:
-    try:
-        return line.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise FormatError(f"byte {line[error.start]:#04x} is not UTF-8", fix=_UTF8) from error
-
-
-def _json_lines(path: Path, labelled: bool) -> Iterator[Text]:
-    for number, line in _lines(path):
+def _read_json_lines(path: Path, labelled: bool) -> Iterator[InputText]:
+    for number, line in _read_lines(path):
         if not line.strip():
             continue
         with place(f"line {number}"):
@@ -128,7 +125,7 @@ def _json_lines(path: Path, labelled: bool) -> Iterator[Text]:
                 raise FormatError(f"is not JSON ({error})", fix='write one object a line: {"text": "…"}') from error
             if not isinstance(record, dict):
                 raise FormatError("is no JSON object", fix='write one object a line: {"text": "…"}')
-            yield _text(record, number, labelled)
+            yield _check_record(record, number, labelled)
 
 
 @contextmanager
@@ -153,7 +150,7 @@ class _Rows:
         self.line = 0  # of the last row, the one it ends on
 
     def _lines(self, path: Path) -> Iterator[str]:
-        for _, line in _lines(path):
+        for _, line in _read_lines(path):
             yield from re.split(r"(?<=\r)(?!\n|$)", line)
         self._ended = True
 
@@ -173,7 +170,7 @@ class _Rows:
                 yield row
 
 
-def _table(path: Path, labelled: bool) -> Iterator[Text]:
+def _read_table(path: Path, labelled: bool) -> Iterator[InputText]:
     rows = _Rows(path)
     columns = next(iter(rows), [])
     for column in ("text", "label")[: 1 + labelled]:
@@ -188,29 +185,30 @@ def _table(path: Path, labelled: bool) -> Iterator[Text]:
                 raise FormatError("has more cells than columns", fix="put texts with commas or tabs into quotes")
             row: dict[str, Any] = dict(zip(columns, cells, strict=False))
             row["label"] = row.get("label") or None  # an empty cell
-            yield _text(row, rows.line, labelled)
+            yield _check_record(row, rows.line, labelled)
 
 
-def _text(record: Mapping[Any, Any], line: int, labelled: bool) -> Text:
+def _check_record(record: Mapping[Any, Any], line: int, labelled: bool) -> InputText:
     """One record, checked; its keys are named where one is missing, as another may hold what is meant."""
     text, label = record.get("text"), record.get("label")
     if text is None:
-        raise FormatError(f'has no "text"{_keys(record)}', fix="give every line a text, or take it out")
+        raise FormatError(f'has no "text"{_describe_keys(record)}', fix="give every line a text, or take it out")
     if not isinstance(text, str) or not text.strip():
         what = "is empty" if isinstance(text, str) else "is no text"
         raise FormatError(f'"text" {what}', fix="give every line a text, or take it out")
+    # JSON can escape half of a surrogate pair, which no tokenizer takes.
     if any("\ud800" <= letter <= "\udfff" for letter in text):
         raise FormatError('"text" has half a surrogate pair, which is no letter', fix="write the text again, as UTF-8")
     if isinstance(label, bool) or not (label is None or isinstance(label, str | int)):
         raise FormatError(f'"label" is {label!r}', fix="write labels as names or whole numbers")
     if labelled and label is None:
-        raise FormatError(f'has no "label"{_keys(record)}', fix="give every line a label, or take it out")
+        raise FormatError(f'has no "label"{_describe_keys(record)}', fix="give every line a label, or take it out")
     if labelled and not str(label).strip():
         raise FormatError('"label" is empty', fix="give every line a label, or take it out")
-    return Text(text, label, line)
+    return InputText(text, label, line)
 
 
-def _keys(record: Mapping[Any, Any]) -> str:
+def _describe_keys(record: Mapping[Any, Any]) -> str:
     """What a record holds instead, in brackets."""
     keys = [str(key) for key, value in record.items() if value is not None]
     return f" (it has {', '.join(keys[:8])}{' …' if len(keys) > 8 else ''})" if keys else ""

@@ -1,4 +1,4 @@
-"""What a training run is given: its options, a model with the head of its task, and texts as tokens."""
+"""The inputs of a training run: its options, a model with the head of its task, and texts as tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict, get_args
 
 from loralens.errors import OptionError, place
 from loralens.verbs.inputs.causality import CAUSAL, check_causal
-from loralens.verbs.inputs.choices import FloatType, check_at_least, check_choice
+from loralens.verbs.inputs.choices import FloatType, check_at_least, check_choice, check_counts
 from loralens.verbs.inputs.cut import Cut, count_cut
 from loralens.verbs.inputs.data import TaskName, Texts, read_data
 from loralens.verbs.inputs.loaded import Loaded
@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # torch takes a second
 MethodName = Literal["lora", "rslora", "lora+", "dora", "pissa", "frozen-a"]
 ScheduleName = Literal["constant", "linear", "cosine"]
 OptimiserName = Literal["adamw", "sgd"]
+# The factors are float32, and so is their scale.
 LARGEST = 3.4e38  # in float32
 
 
@@ -131,10 +132,8 @@ class TrainingOptions:
             ("dtype", FloatType),
         ):
             check_choice(name, getattr(self, name), get_args(allowed))
-        for name in ("eval_limit", "rank", "steps", "batch", "accumulate", "length", "threads", "save_every"):
-            check_at_least(name, getattr(self, name), 1)
-        for name in ("evaluate_every", "patience", "snapshots"):
-            check_at_least(name, getattr(self, name), 1)
+        counts = ("eval_limit", "rank", "steps", "batch", "accumulate", "length", "threads", "save_every")
+        check_counts(**{name: getattr(self, name) for name in (*counts, "evaluate_every", "patience", "snapshots")})
         check_at_least("seed", self.seed, 0)
         if self.steps and self.epochs:
             raise OptionError("--steps and --epochs exclude each other", fix="give --steps or --epochs, not both")
@@ -168,8 +167,6 @@ class TrainingInputs:
 
     Attributes
     ----------
-    task : Task
-    loaded : Loaded
     learned, held_out : Texts
         The texts to learn from, and to evaluate on.
     examples, evaluated : Examples
@@ -219,19 +216,20 @@ def read_training_inputs(options: TrainingOptions, *, device: str) -> TrainingIn
     encode = partial(loaded.encoded, length=options.length)
     with place(text_label(options.data)):
         examples = encode(learned.texts, labels=learned.numbers)
-        _check_asked(task, examples)
+        _check_something_to_learn(task, examples)
     with place(text_label(options.data if options.eval is None else options.eval)):
         evaluated = encode(held_out.texts, labels=held_out.numbers) if held_out else None
     if task.head == CAUSAL:
         with place(model_label(options.model)):
             check_causal(loaded, examples)
     heads = heads_to_train(loaded.model, loaded.missing, classifier=task.labelled)
+    # Counted apart from the examples, which hold only what was kept.
     cut = count_cut(loaded, learned.texts, length=options.length)
     held_out_cut = count_cut(loaded, held_out.texts, length=options.length) if held_out else None
     return TrainingInputs(task, loaded, learned, held_out, examples, evaluated, heads, cut, held_out_cut)
 
 
-def _check_asked(task: "Task", examples: "Examples") -> None:
+def _check_something_to_learn(task: "Task", examples: "Examples") -> None:
     """Refuse texts of which a task of language asks nothing."""
     if task.labelled:
         return
@@ -240,7 +238,7 @@ def _check_asked(task: "Task", examples: "Examples") -> None:
             "no text has two tokens, and one alone teaches nothing of what goes with it",
             fix="give longer texts, or a larger --length",
         )
-    if not task.asks(examples):
+    if not task.predicts_any(examples):
         raise OptionError(
             "no text has a token that can be hidden: all are special, or words that the tokenizer does not know",
             fix="give texts in the words of the tokenizer",
@@ -257,10 +255,10 @@ def heads_to_train(model: "nn.Module", missing: Sequence[str], *, classifier: bo
         names += [
             name for name, child in model.named_children() if name != inner and any(True for _ in child.parameters())
         ]
-    return tuple(dict.fromkeys(part for name in names for part in _untied(model, name)))
+    return tuple(dict.fromkeys(part for name in names for part in _untied_modules(model, name)))
 
 
-def _untied(model: "nn.Module", name: str) -> list[str]:
+def _untied_modules(model: "nn.Module", name: str) -> list[str]:
     """A module, or the largest ones in it of which no parameter is also one of another module."""
     everywhere = model.named_parameters(remove_duplicate=False)
     outside = {id(parameter) for key, parameter in everywhere if not key.startswith(f"{name}.")}
@@ -268,4 +266,4 @@ def _untied(model: "nn.Module", name: str) -> list[str]:
     if not any(id(parameter) in outside for parameter in module.parameters()):
         return [name]
     children = [f"{name}.{child}" for child, inner in module.named_children() if any(True for _ in inner.parameters())]
-    return [part for child in children for part in _untied(model, child)]
+    return [part for child in children for part in _untied_modules(model, child)]

@@ -1,4 +1,4 @@
-"""Adapters with weights: ``(adapter, 0.7)`` or ``{adapter: 0.7}``; the shell writes ``ADAPTER:0.7``."""
+"""Adapters with weights: ``(adapter, 0.7)`` or ``{adapter: 0.7}``; in the shell, ``ADAPTER:0.7``."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -30,7 +30,7 @@ def weighted_sources(adapters: Iterable[Weighted]) -> list[Pair]:
     OptionError
         There is none, something is neither a path nor an adapter, or a weight is no finite number.
     """
-    pairs = [pair for source in adapters for pair in _pairs(source)]
+    pairs = [pair for source in adapters for pair in _as_pairs(source)]
     for _, weight in pairs:
         if not isinstance(weight, Real) or not isfinite(weight):
             raise OptionError(f"a weight cannot be {weight!r}", fix="give a finite number")
@@ -46,14 +46,14 @@ def sources_with_strengths(adapters: Iterable[WithStrength]) -> list[tuple[Adapt
     OptionError
         There is none, something is neither a path nor an adapter, or a weight is no finite number.
     """
-    pairs = [pair for source in adapters for pair in _pairs(source)]
+    pairs = [pair for source in adapters for pair in _as_pairs(source)]
     checked = sources([[adapter for adapter, _ in pairs]])
-    return [(adapter, _strength(weight)) for adapter, (_, weight) in zip(checked, pairs, strict=True)]
+    return [(adapter, _as_strength(weight)) for adapter, (_, weight) in zip(checked, pairs, strict=True)]
 
 
 def strength_within(modules: Sequence[str], weight: float, *, elsewhere: float) -> Strength:
     """``weight`` in the modules of these globs and ``elsewhere`` in the others; ``weight`` everywhere without globs."""
-    return _strength_of(elsewhere, dict.fromkeys(modules, weight)) if modules else _strength_of(weight, {})
+    return _check_strength(elsewhere, dict.fromkeys(modules, weight)) if modules else _check_strength(weight, {})
 
 
 def ingredients(pairs: Sequence[tuple[AdapterSource, Strength]]) -> tuple[Ingredient, ...]:
@@ -72,16 +72,17 @@ def label_of_taken(take: AdapterSource | None, pairs: Sequence[tuple[AdapterSour
     raise OptionError("take is an adapter that is not among those combined", fix="give one of them, or 'none'")
 
 
-def _pairs(source: Any) -> list[tuple[Any, Any]]:
+def _as_pairs(source: Any) -> list[tuple[Any, Any]]:
     if isinstance(source, Mapping):
         return list(source.items())
+    # A tuple of two adapters is a sequence; one whose second part is a number is a pair.
     if isinstance(source, tuple) and len(source) == 2 and isinstance(source[1], Real | Mapping | Strength):
         return [source]
     if isinstance(source, str):
         _refuse_weight_of_shell(source)
     if isinstance(source, str | PathLike | Adapter) or not isinstance(source, Iterable):
         return [(source, 1.0)]
-    return [pair for part in source for pair in _pairs(part)]
+    return [pair for part in source for pair in _as_pairs(part)]
 
 
 def _refuse_weight_of_shell(source: str) -> None:
@@ -94,14 +95,14 @@ def _refuse_weight_of_shell(source: str) -> None:
         raise OptionError(f"{source} has a weight as the shell writes it", fix=f"give ({path!r}, {weight:g})")
 
 
-def _strength(weight: Any) -> Strength:
+def _as_strength(weight: Any) -> Strength:
     """A weight in the one form that it has; refused where a number in it is not finite."""
     if isinstance(weight, Strength):
-        return _strength_of(weight.weight, weight.modules)
-    return _strength_of(1.0, weight) if isinstance(weight, Mapping) else _strength_of(weight, {})
+        return _check_strength(weight.weight, weight.modules)
+    return _check_strength(1.0, weight) if isinstance(weight, Mapping) else _check_strength(weight, {})
 
 
-def _strength_of(weight: Any, modules: Mapping[str, Any]) -> Strength:
+def _check_strength(weight: Any, modules: Mapping[str, Any]) -> Strength:
     for number in (weight, *modules.values()):
         if not isinstance(number, Real) or not isfinite(number):
             raise OptionError(f"a weight cannot be {number!r}", fix="give a finite number")

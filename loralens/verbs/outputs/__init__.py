@@ -1,1 +1,1 @@
-"""What verbs write: where it goes, in which dialect, and what rounding costs it."""
+"""The outputs of the verbs: results, targets and dialects of what is written, and what rounding costs."""

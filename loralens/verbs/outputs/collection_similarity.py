@@ -1,4 +1,4 @@
-"""The similarity of three and more adapters: rows, columns, and where they meet."""
+"""The result of `similarity` for three and more adapters: tables of pairs, and where adapters agree or conflict."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +15,7 @@ from loralens.analysis.compare.pairwise import SHARED, Of, Pairwise, Side, known
 from loralens.analysis.compare.similarity import Comparison, compare_subspaces
 from loralens.core.adapter import Adapter
 from loralens.linalg.factor import Floats
-from loralens.tables.numbers import UNDEFINED, count, fixed, known, matrix, number
+from loralens.tables.numbers import UNDEFINED, count, fixed, json_number, matrix, number, span
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import short_labels
@@ -79,8 +79,6 @@ class CollectionSimilarity(Tabular):
         Those whose φ the tables show.
     phi_rank : int or None
         Leading directions that φ compares at most.
-    loaded : tuple of Adapter
-    pairs : Pairwise
     energy : Interference
         Of the same modules.
     tree : float64 array, shape (T − 1, 4)
@@ -119,8 +117,8 @@ class CollectionSimilarity(Tabular):
 
     def compare(self, first: int, second: int) -> Comparison | None:
         """Two of the adapters as if they were alone, by their numbers; None where they have no module in common."""
-        held = [(module.holders[first], module.holders[second]) for module in self.pairs.modules]
-        names = [name for name, other in held if name is not None and other is not None]
+        names_in_both = [(module.holders[first], module.holders[second]) for module in self.pairs.modules]
+        names = [name for name, other in names_in_both if name is not None and other is not None]
         if not names:
             return None
         return compare_subspaces(
@@ -185,10 +183,10 @@ class CollectionSimilarity(Tabular):
                     "name": module.name,
                     "shape": list(module.shape),
                     "cosine": matrix(pairs.cosines[m]),
-                    "shared": [known(value) for value in energy.shared[m]],
-                    "private": [known(value) for value in energy.private[m]],
-                    "shared_chance": [known(value) for value in energy.shared_chance[m]],
-                    "private_chance": [known(value) for value in energy.private_chance[m]],
+                    "shared": [json_number(value) for value in energy.shared[m]],
+                    "private": [json_number(value) for value in energy.private[m]],
+                    "shared_chance": [json_number(value) for value in energy.shared_chance[m]],
+                    "private_chance": [json_number(value) for value in energy.private_chance[m]],
                 }
                 for m, module in enumerate(pairs.modules)
             ],
@@ -273,8 +271,8 @@ class CollectionSimilarity(Tabular):
             sentences.append(f"where two {verb} ({rule}), most weight first")
             for meeting in meetings[:LINES]:
                 names = f"{labels[meeting.first]} and {labels[meeting.second]}"
-                where = f"cosine {meeting.cosine:+.3f} over {count(meeting.modules, 'module')}"
-                sentences.append(f"  {names} {verb} in {meeting.where}: {where}")
+                strength = f"cosine {meeting.cosine:+.3f} over {count(meeting.modules, 'module')}"
+                sentences.append(f"  {names} {verb} in {meeting.where}: {strength}")
             if len(meetings) > LINES:
                 sentences.append(f"  … and {len(meetings) - LINES} more: --json lists them")
         return sentences
@@ -293,18 +291,12 @@ def _meeting_record(meeting: Interaction) -> dict[str, Any]:
     }
 
 
-def _ranks(ranks: Sequence[int]) -> str:
-    if not ranks:
-        return UNDEFINED
-    return str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]}–{ranks[-1]}"
-
-
 def _share(key: str, title: str, value: Callable[[AdapterRow], float], priority: int) -> Column[AdapterRow]:
-    return Column(key, lambda row: known(value(row)), title, fixed(".2%"), priority=priority)
+    return Column(key, lambda row: json_number(value(row)), title, fixed(".2%"), priority=priority)
 
 
 def _matrix_column(t: int) -> Column[MatrixRow]:
-    return Column(f"{t + 1}", lambda row: known(row.values[t]), f"{t + 1}", fixed(".3f"))
+    return Column(f"{t + 1}", lambda row: json_number(row.values[t]), f"{t + 1}", fixed(".3f"))
 
 
 def pair_rows(pairs: Pairwise, labels: Sequence[str]) -> list[PairRow]:
@@ -343,7 +335,7 @@ def pair_columns(sides: Sequence[Side]) -> tuple[Column[PairRow], ...]:
         Column("modules", lambda row: row.modules, "modules", priority=4),
         Column(
             "cosine",
-            lambda row: known(row.cosine),
+            lambda row: json_number(row.cosine),
             "cosine",
             fixed("+.3f"),
             priority=ALWAYS,
@@ -351,7 +343,7 @@ def pair_columns(sides: Sequence[Side]) -> tuple[Column[PairRow], ...]:
         ),
         Column(
             "cosine_z",
-            lambda row: known(row.cosine_z),
+            lambda row: json_number(row.cosine_z),
             "z",
             fixed("+.1f"),
             priority=8,
@@ -360,7 +352,7 @@ def pair_columns(sides: Sequence[Side]) -> tuple[Column[PairRow], ...]:
         *phis,
         Column(
             "shared_initialisation",
-            lambda row: known(row.initial),
+            lambda row: json_number(row.initial),
             "cosine of A",
             fixed(".3f"),
             priority=6,
@@ -372,7 +364,7 @@ def pair_columns(sides: Sequence[Side]) -> tuple[Column[PairRow], ...]:
 def _pair_column(side: Side, quantity: str, title: str, priority: int, about: str) -> Column[PairRow]:
     return Column(
         (quantity, side),
-        lambda row: known(getattr(row, quantity)[side]),
+        lambda row: json_number(getattr(row, quantity)[side]),
         title,
         fixed(".3f"),
         priority=priority,
@@ -384,7 +376,7 @@ ADAPTER_COLUMNS: tuple[Column[AdapterRow], ...] = (
     Column("place", lambda row: row.place, "#", priority=ALWAYS),
     Column("adapter", lambda row: row.label, "adapter", align="left", priority=ALWAYS),
     Column("modules", lambda row: row.modules, "modules", priority=4),
-    Column("ranks", lambda row: row.ranks, "r", _ranks, priority=6),
+    Column("ranks", lambda row: row.ranks, "r", span, priority=6),
     Column("frobenius", lambda row: row.norm, "‖ΔW‖F", number, priority=7),
     _share("shared", "shared", lambda row: row.shared, ALWAYS),
     _share("shared_chance", "by chance", lambda row: row.shared_chance, 5),

@@ -1,4 +1,4 @@
-"""What a combination came to: every module, every adapter, and what is written."""
+"""The result of the verbs that combine adapters: a row per module, a row per adapter, and what was written."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ from loralens.core.recipe import Ingredient, Recipe
 from loralens.tables.numbers import exact_size, fixed, percent, shape
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
-from loralens.verbs.outputs.rounding import Rounding
+from loralens.verbs.outputs.rounding import RoundingLoss
 from loralens.verbs.outputs.target import Target
 
 EXACT = 1e-12  # a relative error below this is rounding
@@ -25,7 +25,6 @@ class CombinedModule:
 
     Attributes
     ----------
-    name : str
     shape : list of int or None
         (out, in); None where the module was left out, as it came out as 0.
     ranks_before : list of int
@@ -74,7 +73,7 @@ class CombineResult(Tabular):
         Its dialect.
     size : int or None
         Bytes of its file of weights; None where nothing is to be written and its dialect could not hold it.
-    rounding : Rounding or None
+    rounding : RoundingLoss or None
         What rounding its factors cost; None where it was not measured.
     target : Target
         Where it is written.
@@ -87,7 +86,7 @@ class CombineResult(Tabular):
     adapter: Adapter
     format: str
     size: int | None
-    rounding: Rounding | None
+    rounding: RoundingLoss | None
     target: Target
 
     def __repr__(self) -> str:
@@ -208,6 +207,7 @@ def _ranks(ranks: Sequence[int]) -> str:
     return " + ".join(str(rank) if rank else "–" for rank in ranks)
 
 
+# One declaration for terminal, CSV, JSON and data frames.
 MODULE_COLUMNS: tuple[Column[CombinedModule], ...] = (
     Column("name", lambda row: row.name, "module", align="left", priority=ALWAYS),
     Column("shape", lambda row: row.shape, "out × in", lambda sizes: shape(sizes or ()), csv=False, priority=4),

@@ -1,4 +1,4 @@
-"""A recipe followed: adapters read, combined, truncated and written; what the six verbs of combining share."""
+"""Follows a recipe: reads, combines, truncates and writes adapters; shared by the six verbs of combining."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,11 +32,18 @@ from loralens.formats.files.container import Files, Stored
 from loralens.formats.records.recipes import stamp_recipe
 from loralens.verbs.inputs.adapters import DORA, AdapterSource, Reading, check_unread, read_where_unknown, sources
 from loralens.verbs.inputs.bases import base_weights, warn_of_base, warn_of_bases
-from loralens.verbs.inputs.choices import FLOAT_TYPES, FloatType, check_choice, numpy_dtype
+from loralens.verbs.inputs.choices import (
+    FLOAT_TYPES,
+    TARGET_FORMATS,
+    FloatType,
+    TargetFormat,
+    check_choice,
+    numpy_dtype,
+)
 from loralens.verbs.inputs.weighted import ingredients, label_of_taken
 from loralens.verbs.outputs.combine_result import CombineResult
-from loralens.verbs.outputs.form import TARGET_FORMATS, Form, TargetFormat, check_known
-from loralens.verbs.outputs.rounding import Rounding, quantised
+from loralens.verbs.outputs.form import OutputFormat, check_known
+from loralens.verbs.outputs.rounding import RoundingLoss, quantise_factors
 from loralens.verbs.outputs.rules import rank_notes
 from loralens.verbs.outputs.target import Target
 from loralens.verbs.outputs.writing import WritingAndReading
@@ -112,27 +119,27 @@ def follow(
     )
 
 
-def form_of(adapter: Adapter, target: Target, *, to: TargetFormat | None, base: BasePath | None) -> Form:
+def form_of(adapter: Adapter, target: Target, *, to: TargetFormat | None, base: BasePath | None) -> OutputFormat:
     """The dialect of the result; that of PEFT where its own is only read, and nothing is to be written."""
-    if to is None and _only_returned(target) and adapter.format not in TARGET_FORMATS:
-        return Form("peft", {}, base)
-    return Form.of(adapter, to=to, base=base)
+    if to is None and _without_file(target) and adapter.format not in TARGET_FORMATS:
+        return OutputFormat("peft", {}, base)
+    return OutputFormat.of(adapter, to=to, base=base)
 
 
-def _only_returned(target: Target) -> bool:
+def _without_file(target: Target) -> bool:
     """Whether nothing is to be written, nor checked for being written: Python takes the adapter that is returned."""
     return target.output is None and not target.dry_run
 
 
-def _write(adapter: Adapter, recipe: Recipe, form: Form, target: Target) -> int | None:
+def _write(adapter: Adapter, recipe: Recipe, form: OutputFormat, target: Target) -> int | None:
     """Write the result where it is to be written; bytes of its file of weights.
 
     None where nothing is to be written and the dialect could not hold it.
     """
     try:
-        stored, files = _stored(adapter, recipe, form)
+        stored, files = _as_stored(adapter, recipe, form)
     except LoraLensError:
-        if _only_returned(target):
+        if _without_file(target):
             return None
         raise
     target.write(stored, files)
@@ -186,10 +193,8 @@ class _Factors:
 
     Attributes
     ----------
-    combination : Combination
     ranks : mapping of str to int
         What its modules are cut to; empty where they are not.
-    adapter : Adapter
     exact : mapping of str to Update
         New modules in float64, at the same ranks.
     """
@@ -203,7 +208,7 @@ class _Factors:
 def _combine(
     recipe: Recipe,
     adapters: Sequence[Adapter],
-    form: Form,
+    form: OutputFormat,
     dtype: FloatType | None,
     weights: Mapping[str, Weight] | None,
     step: Step | None,
@@ -239,7 +244,7 @@ def _combine(
 
 
 def _truncate(
-    combination: Combination, recipe: Recipe, form: Form, dtype: np.dtype[Any]
+    combination: Combination, recipe: Recipe, form: OutputFormat, dtype: np.dtype[Any]
 ) -> tuple[dict[str, int], Callable[[np.dtype[Any]], Mapping[str, Update]]]:
     """The ranks that the rule gives, as `compress` chooses them, and the modules at these ranks, in any dtype."""
 
@@ -250,7 +255,7 @@ def _truncate(
         return Directions(s, np.eye(module.rank, s.size), np.eye(s.size, module.rank))
 
     def size(adapter: Adapter) -> int:
-        return stored_size(*_stored(adapter, recipe, form))
+        return stored_size(*_as_stored(adapter, recipe, form))
 
     own = {name: directions_of(name, module) for name, module in combination.adapter.items() if not keeps_rank(module)}
     ((rule, value),) = recipe.truncate.items()
@@ -277,8 +282,8 @@ def _truncate(
 
 
 def _round(
-    factors: _Factors, form: Form, dtype: FloatType | None, *, allow_loss: bool
-) -> tuple[Adapter, Rounding | None]:
+    factors: _Factors, form: OutputFormat, dtype: FloatType | None, *, allow_loss: bool
+) -> tuple[Adapter, RoundingLoss | None]:
     """The adapter, in few bits where the dialect has them, and what rounding costs its new factors.
 
     None where nobody asked for a dtype or few bits, and float16 is not among the dtypes: the error of the others
@@ -289,9 +294,9 @@ def _round(
     if not narrow:
         return adapter, None
     before = replace(adapter, modules={**adapter.modules, **factors.exact})
-    after = quantised(adapter, form.bits) if form.bits else adapter
+    after = quantise_factors(adapter, form.bits) if form.bits else adapter
     allowed = allow_loss or form.bits is not None
-    return after, Rounding.between(before, after.modules, allow_loss=allowed, dtype=dtype)
+    return after, RoundingLoss.between(before, after.modules, allow_loss=allowed, dtype=dtype)
 
 
 def _common_dtype(adapters: Sequence[Adapter]) -> np.dtype[Any]:
@@ -311,7 +316,7 @@ def _place_of_taken(recipe: Recipe) -> int | Literal["none"] | None:
     raise OptionError(f"--take {recipe.take}: no such adapter here", fix=f"give {', '.join(paths)}, or none")
 
 
-def _stored(adapter: Adapter, recipe: Recipe, form: Form) -> tuple[Stored, Files]:
+def _as_stored(adapter: Adapter, recipe: Recipe, form: OutputFormat) -> tuple[Stored, Files]:
     """What is written: the adapter, with the recipe in the metadata where there is any."""
     stored, files = encode_adapter(adapter, form.name, **form.writer_options)
     return (stamp_recipe(stored, recipe) if files.weights.endswith(".safetensors") else stored), files

@@ -1,4 +1,4 @@
-"""A loss that is no number: which texts it was of, and what is left of the run."""
+"""The error message for a loss that is not finite: which texts it was of, and which files of the run are left."""
 
 from collections.abc import Sequence
 

@@ -1,10 +1,10 @@
-"""The dialect that a verb writes: which it is, how large a file of it is, how it is written and read back."""
+"""The dialect that a verb writes: the size of its files, and writing and reading them back."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Literal, Self, get_args
+from typing import Self
 
 from loralens.compression.quantise import quantise
 from loralens.core.adapter import Adapter
@@ -16,25 +16,28 @@ from loralens.formats.dialects.sizes import file_size
 from loralens.formats.files.location import adapter_file
 from loralens.formats.models.checkpoint import model_config
 from loralens.verbs.inputs.adapters import AdapterSource
-from loralens.verbs.inputs.choices import FLOAT_TYPES, FloatType, check_choice
+from loralens.verbs.inputs.choices import (
+    FLOAT_TYPES,
+    INTEGER_TYPES,
+    TARGET_FORMATS,
+    FloatType,
+    IntegerType,
+    TargetFormat,
+    check_choice,
+)
 from loralens.verbs.outputs.target import Inputs, Target
 
-TargetFormat = Literal["peft", "kohya", "diffusers", "comfyui", "mlx", "loralib", "gguf", "loralens-q"]
-TARGET_FORMATS: tuple[str, ...] = get_args(TargetFormat)  # the dialects that have a writer; a test holds them together
-IntegerType = Literal["int8", "int4"]
-INTEGER_TYPES = {"int8": 8, "int4": 4}
 PLAIN_BITS = 8  # of a number of loralens-q, unless others are asked for
 
 Bits = int | Mapping[str, Sequence[int]]
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class OutputFormat:
     """A dialect, the options of its writer, and for loralens-q the bits of its numbers.
 
     Attributes
     ----------
-    name : str
     options : WriterOptions
         Of the writer, but for ``bits``.
     base : path or None
@@ -91,9 +94,9 @@ class Form:
         """What its writer is given."""
         return self.options if self.bits is None else {**self.options, "bits": self.bits}
 
-    def check_target(self, target: Target, source: AdapterSource, *, others: Inputs | None = None) -> None:
-        """Refuse a target that is not apart from source, base and others, or cannot be written, before any work."""
-        target.check_source(source, base=self.base, others=others)
+    def check_target(self, target: Target, source: AdapterSource, *, other_inputs: Inputs | None = None) -> None:
+        """Refuse, before any work, a target that overlaps the source, the base or other inputs, or is not writable."""
+        target.check_source(source, base=self.base, other_inputs=other_inputs)
         target.check_format(self.name)
 
     def size(self, adapter: Adapter) -> int:
@@ -140,3 +143,12 @@ def writer_options(name: str, base: str | PathLike[str] | None, arch: str | None
         return {}
     config = model_config(Path(base)) if base else None
     return {"arch": arch, "base_config": config} if name == GGUF else {"base_config": config}
+
+
+def source_bytes(source: AdapterSource, adapter: Adapter, form: OutputFormat) -> int:
+    """Bytes of the file that was read; of an adapter that was not, bytes of a file of its own dialect."""
+    if not isinstance(source, Adapter):
+        return adapter_file(Path(source)).stat().st_size
+    if adapter.format not in TARGET_FORMATS:
+        return form.with_bits(None).size(adapter)
+    return OutputFormat(adapter.format, writer_options(adapter.format, form.base)).size(adapter)

@@ -1,4 +1,4 @@
-"""What ``intruders`` returns: rows, columns, what is said below them, and the adapter whose intruders are weaker."""
+"""The result of `intruders`: its tables and sentences, and the adapter in which the intruders are weaker."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from loralens.core.names import kind, natural_key
 from loralens.tables.numbers import count, fixed, number, shape
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
-from loralens.verbs.outputs.rounding import Rounding
+from loralens.verbs.outputs.rounding import RoundingLoss
 
 
 class ModuleIntruders(NamedTuple):
@@ -32,11 +32,11 @@ class KindIntruders(NamedTuple):
 
     kind: str
     modules: int
-    total: "Total"
+    total: "IntruderTotal"
 
 
 @dataclass(frozen=True, slots=True)
-class Total:
+class IntruderTotal:
     """Directions looked at, intruders among them, and their share of the energy, over several modules."""
 
     directions: int
@@ -44,7 +44,7 @@ class Total:
     energy_share: float
 
     @classmethod
-    def of(cls, modules: Sequence[Intruders]) -> "Total":
+    def of(cls, modules: Sequence[Intruders]) -> "IntruderTotal":
         """The sums over some modules."""
         energy = sum(float((module.s**2).sum()) for module in modules)
         intruding = sum(float((module.s[module.indices] ** 2).sum()) for module in modules)
@@ -58,23 +58,20 @@ class Removal:
 
     Attributes
     ----------
-    adapter : Adapter
     strength : float
         What of every intruder is left: 0 removes them, 1 keeps them.
     changed : int
         Modules that are others now.
-    rounding : Rounding
+    rounding : RoundingLoss
         What narrower factors cost these modules.
     format : str
         The dialect of the file: the adapter's own, or ``peft`` where that cannot be written.
-    path : Path or None
-    dry_run : bool
     """
 
     adapter: Adapter
     strength: float
     changed: int
-    rounding: Rounding
+    rounding: RoundingLoss
     format: str
     path: Path | None
     dry_run: bool
@@ -108,11 +105,8 @@ class IntrudersResult(Tabular, Mapping[str, Intruders]):
     ----------
     path : str
         What the adapter is called: its path, if it was read.
-    base : str
-    threshold : float
     top : int
         Leading directions that were looked at.
-    modules : mapping of str to Intruders
     ranks : mapping of str to int
         The rank of each module.
     removal : Removal or None
@@ -146,9 +140,9 @@ class IntrudersResult(Tabular, Mapping[str, Intruders]):
         return self.removal.adapter if self.removal else None
 
     @property
-    def total(self) -> Total:
+    def total(self) -> IntruderTotal:
         """The sums over all modules."""
-        return Total.of(list(self.values()))
+        return IntruderTotal.of(list(self.values()))
 
     def tables(self) -> list[Table[Any]]:
         """The modules, and their kinds."""
@@ -198,7 +192,8 @@ class IntrudersResult(Tabular, Mapping[str, Intruders]):
         for name, module in self.items():
             kinds.setdefault(kind(name), []).append(module)
         return [
-            KindIntruders(label, len(kinds[label]), Total.of(kinds[label])) for label in sorted(kinds, key=natural_key)
+            KindIntruders(label, len(kinds[label]), IntruderTotal.of(kinds[label]))
+            for label in sorted(kinds, key=natural_key)
         ]
 
     def _on_removal(self, removal: Removal) -> list[str]:
@@ -212,14 +207,14 @@ class IntrudersResult(Tabular, Mapping[str, Intruders]):
         ]
 
 
-def _listed(module: Intruders) -> list[dict[str, float]]:
+def _list_column(module: Intruders) -> list[dict[str, float]]:
     return [
         {"index": int(j) + 1, "singular_value": float(module.s[j]), "score": float(module.scores[j])}
         for j in module.indices
     ]
 
 
-def _of_first(
+def _first_column(
     key: str, title: str, value: Callable[[Intruders, int], float], text: Callable[[float], str], priority: int
 ) -> Column[ModuleIntruders]:
     """Of the first intruder; nothing where there is none. JSON has it in the list of all."""
@@ -233,7 +228,7 @@ def _of_first(
     )
 
 
-def _out_of(total: tuple[int, int]) -> str:
+def _count_of(total: tuple[int, int]) -> str:
     return f"{total[0]}/{total[1]}"
 
 
@@ -250,15 +245,15 @@ COLUMNS: tuple[Column[ModuleIntruders], ...] = (
         "counts",
         lambda row: (row.intruders.count, row.intruders.s.size),
         "intruders",
-        _out_of,
+        _count_of,
         priority=ALWAYS,
         json=False,
         csv=False,
     ),
     Column("energy_share", lambda row: row.intruders.energy_share, "energy", PERCENT, priority=8),
-    _of_first("first", "first", lambda _, j: j + 1, str, 5),
-    _of_first("first_value", "its σ", lambda module, j: float(module.s[j]), number, 3),
-    _of_first("first_score", "its score", lambda module, j: float(module.scores[j]), fixed(".3f"), 3),
+    _first_column("first", "first", lambda _, j: j + 1, str, 5),
+    _first_column("first_value", "its σ", lambda module, j: float(module.s[j]), number, 3),
+    _first_column("first_score", "its score", lambda module, j: float(module.scores[j]), fixed(".3f"), 3),
     Column(
         "lowest_score",
         lambda row: float(row.intruders.scores.min(initial=1.0)),
@@ -271,7 +266,7 @@ COLUMNS: tuple[Column[ModuleIntruders], ...] = (
     Column("chance", lambda row: row.intruders.chance, "chance", number, priority=6),
     Column("singular_values", lambda row: row.intruders.s.tolist()),
     Column("scores", lambda row: row.intruders.scores.tolist()),
-    Column("intruders", lambda row: _listed(row.intruders), csv=False),
+    Column("intruders", lambda row: _list_column(row.intruders), csv=False),
     Column("tied", lambda row: row.intruders.tied),
     Column("method", lambda row: row.intruders.method),
 )
@@ -282,7 +277,7 @@ KIND_COLUMNS: tuple[Column[KindIntruders], ...] = (
         "counts",
         lambda row: (row.total.count, row.total.directions),
         "intruders",
-        _out_of,
+        _count_of,
         priority=ALWAYS,
         about="of the leading directions of W + ΔW",
     ),

@@ -1,4 +1,4 @@
-"""Live spectra: what becomes of the spectra of a run, snapshot by snapshot."""
+"""Measures how the spectra of a training run change from snapshot to snapshot."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""One merge while it runs: what was seen of every tensor, and the files that come of it."""
+"""One merge in progress: measurements of every tensor, and the files that are written."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -42,7 +42,7 @@ class MergeRun:
     inputs : MergeInputs
     rounding : str
     seed : int
-        Of stochastic rounding.
+        Seed of the random numbers for stochastic rounding.
     fidelity, undo : bool
         Whether to measure what arrives, and to keep what gives the base back.
     device : Device
@@ -94,7 +94,7 @@ class MergeRun:
         """
         files = self.inputs.files
         files.check_copyable()
-        outside = [file for file in (undo, certificate) if file and _within(file, output) is None]
+        outside = [file for file in (undo, certificate) if file and _is_within(file, output) is None]
         for file in outside:
             restore_kept(file, output)
         if undo:
@@ -107,11 +107,11 @@ class MergeRun:
         def write_beside(part: Path) -> None:
             files.check_unchanged()
             if undo:
-                write_undo(self._undo_arrays(), self._undo_content(), _in_part(undo, output, part))
+                write_undo(self._undo_arrays(), self._undo_content(), _in_unfinished(undo, output, part))
             if files.root.is_dir():
                 self.files = file_sizes(part)
             if certificate:
-                with atomic_file(_in_part(certificate, output, part)) as stream:
+                with atomic_file(_in_unfinished(certificate, output, part)) as stream:
                     stream.write(dumps(self.certificate()).encode("utf-8"))
 
         ours = [name for name in files.companions if name in (NAME, CERTIFICATE) or name.startswith(BEFORE)]
@@ -194,7 +194,7 @@ class MergeRun:
         self, file: Path, output: Path, is_ours: Callable[[Path], bool], *, what: str, overwrite: bool
     ) -> None:
         """Refuse a place for the undo file or the certificate where something else would be lost or not be apart."""
-        inner = _within(file, output)
+        inner = _is_within(file, output)
         if inner is not None:
             if inner.as_posix() not in (NAME, CERTIFICATE) and (self.inputs.files.root / inner).exists():
                 raise OptionError(f"{file}: is a file of the model", fix=f"choose another place for {what}")
@@ -241,16 +241,16 @@ class MergeRun:
         return model_hash(records, copies, side=side)
 
 
-def _within(file: Path, folder: Path) -> Path | None:
+def _is_within(file: Path, folder: Path) -> Path | None:
     """The path of a file from a folder; None where it lies elsewhere."""
     real = Path(os.path.realpath(file.parent)) / file.name
     home = Path(os.path.realpath(folder))
     return real.relative_to(home) if home in real.parents else None
 
 
-def _in_part(file: Path, output: Path, part: Path) -> Path:
+def _in_unfinished(file: Path, output: Path, part: Path) -> Path:
     """Where a file is written before the folder that it goes into has its name."""
-    inner = _within(file, output)
+    inner = _is_within(file, output)
     if inner is None:
         return file
     (part / inner).parent.mkdir(parents=True, exist_ok=True)

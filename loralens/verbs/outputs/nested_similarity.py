@@ -1,4 +1,4 @@
-"""The similarity of the modules of one adapter: rows, columns, and what is said below them."""
+"""The result of `similarity` for the modules of one adapter: its tables and sentences."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from loralens.analysis.compare.nested import Nesting, Relation, closest, relatio
 from loralens.analysis.compare.pairwise import Of, Side
 from loralens.core.names import some
 from loralens.linalg.factor import Floats
-from loralens.tables.numbers import fixed, known, matrix
+from loralens.tables.numbers import fixed, json_number, matrix
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.outputs.pair_similarity import WHOSE
@@ -39,7 +39,6 @@ class NestedSimilarity(Tabular):
         The modules of one width, the largest group first.
     of : str
         Whose directions were compared: ``update``, ``A`` or ``B``.
-    side : str
     """
 
     adapters: tuple[str]
@@ -101,7 +100,7 @@ class NestedSimilarity(Tabular):
 def _pairs(group: Nesting, indices: Sequence[tuple[int, int]]) -> list[ModulePair]:
     numbers: tuple[Floats, ...] = (group.first, group.full, group.chance, group.z)
     return [
-        ModulePair(group.names[i], group.names[j], group.width, *(known(values[i, j]) for values in numbers))
+        ModulePair(group.names[i], group.names[j], group.width, *(json_number(values[i, j]) for values in numbers))
         for i, j in indices
     ]
 

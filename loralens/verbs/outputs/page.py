@@ -1,4 +1,4 @@
-"""The page of a report: adapters read, everything measured of them, and put into a document."""
+"""The page of a report: reads the adapters, measures them, and assembles the document."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -24,19 +24,21 @@ from loralens.formats import QUANTISED, encode_adapter, load
 from loralens.formats.records.moments import load_moments
 from loralens.formats.records.runs import read_run
 from loralens.linalg.device import Device
-from loralens.reporting.allotment import Dialect
-from loralens.reporting.company import Course, company, course
+from loralens.reporting.collection import CheckpointRun, measure_collection, measure_run
 from loralens.reporting.document import Report
 from loralens.reporting.make import make_report
-from loralens.reporting.subject import Beside, Subject, subject
+from loralens.reporting.slider_stops import Dialect
+from loralens.reporting.subject import BaseMeasurements, Subject, measure_subject
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, check_unread, labels, short_labels
+from loralens.verbs.inputs.choices import TARGET_FORMATS
 from loralens.verbs.inputs.decompositions import decompositions, duration, seconds_per_product, svd_cache, svd_work
 from loralens.verbs.inputs.examination import examine_adapters, open_base
-from loralens.verbs.outputs.form import TARGET_FORMATS, Form
+from loralens.verbs.outputs.form import OutputFormat
 from loralens.verbs.outputs.page_tables import RESULT_TABLES
 
-PATIENCE = 60.0  # seconds that SVDs of the base may take without being asked for
-MOMENTS = "moments"  # what activations are called that were given as an object
+# Seconds that the SVDs of the base may take without --intruders. The documentation promises "about a minute".
+PATIENCE = 60.0
+MOMENTS = "moments"  # the name, in messages and JSON, of activations that were given as an object
 THREADS = os.cpu_count() or 1
 
 
@@ -50,63 +52,67 @@ def report_page(
     reading: Reading,
     command: str,
 ) -> Report:
-    """The document of adapters; parameters as those of `loralens.report`, ``command`` as the page shows it."""
-    adapters = {label: _read(source, reading, base) for label, source in zip(labels(sources), sources, strict=True)}
+    """The document about these adapters; parameters as in `loralens.report`, and ``command`` as the page shows it."""
+    adapters = {
+        label: _read_adapters(source, reading, base) for label, source in zip(labels(sources), sources, strict=True)
+    }
     moments = _moments(activations, adapters)
     model = None if base is None else open_base(base)
     patients = examine_adapters(adapters, base=model, modules=modules, reading=reading)
     diagnoses = run_checks(patients)
-    measured = [_against(patient, model, intruders) if model else None for patient in patients]
+    measured = [_compare_with_base(patient, model, intruders) if model else None for patient in patients]
     subjects: list[Subject] = []
     counts = [len(adapter) for adapter in adapters.values()]
     with progress("measuring", sum(counts) + (2 * max(counts) if len(adapters) > 1 else 0)) as step:
         for patient, label, against in zip(patients, short_labels(list(adapters)), measured, strict=True):
             file, excited = moments.get(patient.path, ("", None))
             subjects.append(
-                subject(
+                measure_subject(
                     patient,
                     label,
                     _dialect(patient.adapter, base),
                     moments=excited,
                     activations=file,
-                    beside=against,
+                    against_base=against,
                     threads=THREADS,
                     step=step,
                 )
             )
             if file and not subjects[-1].on_data:
-                warn(f"{patient.path}: activations are not used beside NaN or Inf")
-        together = company(subjects, threads=THREADS, step=step) if len(subjects) > 1 else None
-        run = _course(subjects) if together else None
+                warn(f"{patient.path}: activations are not used because some modules hold NaN or Inf")
+        together = measure_collection(subjects, threads=THREADS, step=step) if len(subjects) > 1 else None
+        run = _checkpoint_run(subjects) if together else None
     name = None if base is None else str(base)
     return make_report(
         subjects,
         diagnoses,
         tables=RESULT_TABLES,
-        company=together,
-        course=run,
+        collection=together,
+        run=run,
         base=name,
         command=command,
-        choices={"activations": [_name(file) for file in activations], "chosen": list(modules)},
+        choices={"activations": [_name_of(file) for file in activations], "chosen": list(modules)},
     )
 
 
-def _read(source: AdapterSource, reading: Reading, base: str | PathLike[str] | None) -> Adapter:
-    """An adapter; what is wrong with its numbers is a finding, not the end."""
+def _read_adapters(source: AdapterSource, reading: Reading, base: str | PathLike[str] | None) -> Adapter:
+    """Read an adapter. Wrong numbers are no error here: the doctor reports them as findings."""
     if isinstance(source, Adapter):
         check_unread(reading)
         return source
     return load(str(source), strict=False, base=base, **reading)
 
 
-def _name(activations: str | PathLike[str] | Moments) -> str:
+def _name_of(activations: str | PathLike[str] | Moments) -> str:
     return MOMENTS if isinstance(activations, Moments) else str(activations)
 
 
 def _moments(
     activations: Sequence[str | PathLike[str] | Moments], adapters: Mapping[str, Adapter]
 ) -> dict[str, tuple[str, Moments]]:
-    """What an adapter is called → the name of the activations that belong to it, and these; warns of those without.
+    """Label of an adapter → the name and the moments of the activations that belong to it.
+
+    Adapters without activations are named in a warning.
 
     Raises
     ------
@@ -115,7 +121,7 @@ def _moments(
     """
     if not activations:
         return {}
-    measured = [(_name(file), file if isinstance(file, Moments) else load_moments(file)) for file in activations]
+    measured = [(_name_of(file), file if isinstance(file, Moments) else load_moments(file)) for file in activations]
     prints = {label: fingerprint(adapter) for label, adapter in adapters.items()}
     for name, moments in measured:
         if moments.fingerprint not in prints.values():
@@ -126,19 +132,22 @@ def _moments(
     owned = {label: pair for pair in measured for label, mark in prints.items() if mark == pair[1].fingerprint}
     for label in adapters:
         if label not in owned:
-            warn(f"{label}: no activations given are its own; its errors are those of ΔW")
+            warn(f"{label}: none of the activations belong to this adapter; its errors are those of ΔW")
     return owned
 
 
 def _dialect(adapter: Adapter, base: str | PathLike[str] | None) -> Dialect:
-    """How a smaller adapter would be written: in its own dialect, or PEFT's where that is only read or in few bits."""
+    """How a smaller adapter would be written: in its own dialect, or in PEFT's where its own cannot be written.
+
+    PEFT's dialect also replaces the quantised one, whose error would not be that of the ranks alone.
+    """
     own = adapter.format if adapter.format in TARGET_FORMATS and adapter.format != QUANTISED else "peft"
-    form = Form(own, {}, base) if own != "gguf" else Form.of(adapter, to=own, base=base)
+    form = OutputFormat(own, {}, base) if own != "gguf" else OutputFormat.of(adapter, to=own, base=base)
     return Dialect(own, lambda smaller: encode_adapter(smaller, own, **form.writer_options), form.one_rank)
 
 
-def _against(patient: Examination, base: Base, intruders: bool | None) -> Beside:
-    """What the weights of the base make of the modules that have one there."""
+def _compare_with_base(patient: Examination, base: Base, intruders: bool | None) -> BaseMeasurements:
+    """Measure the modules that have a weight in the base against it."""
     spectra = patient.spectra
     modules = {name: reading.module for name, reading in patient.readings.items() if name in spectra}
     weights, _ = find_weights(modules, base)
@@ -147,39 +156,41 @@ def _against(patient: Examination, base: Base, intruders: bool | None) -> Beside
         adapter = patient.adapter.without([name for name in patient.adapter if name not in weights])
         amplified = measure_amplification(adapter, weights, top=False, device=device, step=step) if weights else {}
     new, without = _intruders(patient, weights, base.name, intruders)
-    return Beside(amplified=amplified, intruders=new, without=without)
+    return BaseMeasurements(amplified=amplified, intruders=new, without=without)
 
 
 def _intruders(
     patient: Examination, weights: Mapping[str, Weight], base: str, search: bool | None
 ) -> tuple[dict[str, Intruders] | None, str]:
-    """The intruders of all modules, or why they were not looked for."""
+    """The intruders of all modules, or the reason why they were not looked for."""
     if search is False:
         return None, "--no-intruders was given"
     moved = magnitudes(patient.adapter)
     plain = {name: weight for name, weight in weights.items() if name not in moved}
     if not plain:
-        return None, "its modules are DoRA, whose tuned weight is not W + ΔW" if weights else ""
+        return None, "its modules use DoRA, whose tuned weight is not W + ΔW" if weights else ""
     device = Device.of("cpu")
     if search is None:
         seconds = sum(map(svd_work, plain.values())) * seconds_per_product(device)
         if seconds > PATIENCE:
             reason = f"the SVD of {len(plain)} weights of the base would take about {duration(seconds)}"
-            note(f"{patient.path}: no intruders: {reason}; --intruders does it")
-            return None, f"{reason} (loralens report --intruders does it, and keeps them)"
+            note(f"{patient.path}: intruders were not looked for, as {reason}; --intruders does it")
+            return None, f"{reason} (loralens report --intruders does it, and stores the SVDs)"
     new = {}
-    with closing(decompositions(plain, svd_cache(), base, device)) as bases:  # its progress ends whatever happens
+    with closing(
+        decompositions(plain, svd_cache(), base, device)
+    ) as bases:  # so that the progress bar ends after an error too
         for name, W in bases:
             with place(patient.path), place(name):
                 new[name] = find_intruders(patient.adapter[name], W).without_vectors()
     return new, ""
 
 
-def _course(subjects: Sequence[Subject]) -> Course | None:
-    """The run that the adapters are checkpoints of, where they are."""
+def _checkpoint_run(subjects: Sequence[Subject]) -> CheckpointRun | None:
+    """The run of which the adapters are checkpoints, or None."""
     try:
         run = read_run([Path(member.path) for member in subjects])
-    except LoraLensError:  # two of one step, or a state that cannot be read: no run that could be told
+    except LoraLensError:  # two checkpoints of one step, or a state that cannot be read
         return None
     steps = {checkpoint.path: checkpoint.step for checkpoint in run.checkpoints}
     losses = {
@@ -187,4 +198,4 @@ def _course(subjects: Sequence[Subject]) -> Course | None:
         for name, logged in (("loss", run.train), ("eval loss", run.evaluation))
         if logged
     }
-    return course(subjects, [steps.get(Path(member.path)) for member in subjects], losses, threads=THREADS)
+    return measure_run(subjects, [steps.get(Path(member.path)) for member in subjects], losses, threads=THREADS)

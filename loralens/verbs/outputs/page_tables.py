@@ -1,4 +1,4 @@
-"""The tables of other verbs' results on the page of a report: their rows and columns, with titles of the page's own."""
+"""The tables of other results on the page of a report, with the columns and titles that the page has."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,10 +13,10 @@ from loralens.analysis.checks.base import MergeEffect
 from loralens.analysis.compare.pairwise import Pairwise
 from loralens.analysis.groups import Group
 from loralens.analysis.outliers import Outlier
-from loralens.charts.amplification import whole_rank
+from loralens.charts.amplification import full_rank_rows
 from loralens.compression.curve import CurvePoint
 from loralens.formats.records.runs import LoggedLoss, RunCheckpoint, nearest_loss
-from loralens.reporting.company import Course
+from loralens.reporting.collection import CheckpointRun
 from loralens.reporting.result_tables import ResultTables
 from loralens.reporting.subject import Subject
 from loralens.tables.numbers import percent
@@ -26,7 +26,7 @@ from loralens.verbs.amplify import KIND_COLUMNS, KeptDirections, KindAmplificati
 from loralens.verbs.curve import point_columns
 from loralens.verbs.outputs.collection_similarity import PairRow, pair_columns, pair_rows
 from loralens.verbs.outputs.intruders import KIND_COLUMNS as INTRUDER_KIND_COLUMNS
-from loralens.verbs.outputs.intruders import KindIntruders, Total
+from loralens.verbs.outputs.intruders import IntruderTotal, KindIntruders
 from loralens.verbs.spectrum import COLUMNS as SPECTRUM_COLUMNS
 from loralens.verbs.spectrum import OUTLIER_COLUMNS, ModuleSpectrum, groups_table
 from loralens.verbs.trajectory import COLUMNS as TRAJECTORY_COLUMNS
@@ -34,7 +34,7 @@ from loralens.verbs.trajectory import CheckpointRow
 
 
 class MeasuredModule(NamedTuple):
-    """One row: a module, and everything that was measured of it."""
+    """One row: a module with all its measurements."""
 
     name: str
     spectrum: ModuleSpectrum
@@ -44,10 +44,10 @@ class MeasuredModule(NamedTuple):
     landing: MergeEffect | None
 
 
-def modules_table(subject: Subject) -> Table[MeasuredModule]:
-    """The modules of an adapter: the table of ``spectrum``, and what the base makes of them where one was given."""
-    against = subject.beside
-    amplified = whole_rank(against.amplified) if against else {}
+def page_modules_table(subject: Subject) -> Table[MeasuredModule]:
+    """The modules of an adapter: the table of ``spectrum``, with columns for the base where one was given."""
+    against = subject.against_base
+    amplified = full_rank_rows(against.amplified) if against else {}
     intruders = (against.intruders if against else None) or {}
     rows = [
         MeasuredModule(
@@ -76,7 +76,7 @@ def modules_table(subject: Subject) -> Table[MeasuredModule]:
 
 
 def ranks_table(subject: Subject) -> Table[CurvePoint]:
-    """The ranks as ``curve`` lists them, beside what is kept."""
+    """The ranks as ``curve`` lists them, with a column for the share of energy or output that is kept."""
     columns: list[Column[CurvePoint]] = []
     for column in point_columns(subject.dialect.name, on_data=subject.on_data):
         columns.append(column)
@@ -87,16 +87,17 @@ def ranks_table(subject: Subject) -> Table[CurvePoint]:
 
 
 def page_groups_table(what: str, groups: Sequence[Group]) -> Table[Group]:
-    """Kinds or blocks as ``spectrum`` lists them; the page draws the bars of their shares, and says 0 of no zeros."""
+    """Kinds or blocks as ``spectrum`` lists them, without the column of zeros where there are none."""
     table = groups_table(what, groups)
+    # The column of bars made of letters is for terminals; the page draws its own behind the numbers.
     left_out = {"share"} if any(group.zero for group in groups) else {"share", "zero"}
     columns = [column for column in table.columns if column.key not in left_out]
     return replace(table, title=f"By {what}", columns=columns)
 
 
 def outliers_table(outliers: Sequence[Outlier]) -> Table[Outlier]:
-    """Modules that stand apart, as ``spectrum`` lists them."""
-    return Table("Modules that stand apart from their kind and shape", OUTLIER_COLUMNS, outliers)
+    """Outliers, as ``spectrum`` lists them."""
+    return Table("Outliers among modules of the same kind and shape", OUTLIER_COLUMNS, outliers)
 
 
 def amplification_table(kinds: Mapping[str, Sequence[KeptRank]]) -> Table[KindAmplification]:
@@ -107,19 +108,19 @@ def amplification_table(kinds: Mapping[str, Sequence[KeptRank]]) -> Table[KindAm
 
 def intruders_table(kinds: Mapping[str, Sequence[Intruders]]) -> Table[KindIntruders]:
     """Kinds as ``intruders`` lists them."""
-    rows = [KindIntruders(name, len(members), Total.of(members)) for name, members in kinds.items()]
+    rows = [KindIntruders(name, len(members), IntruderTotal.of(members)) for name, members in kinds.items()]
     return Table("Intruders by kind", INTRUDER_KIND_COLUMNS, rows)
 
 
 def pairs_table(labels: Sequence[str], pairs: Pairwise) -> Table[PairRow]:
-    """Pairs as ``similarity`` lists them, on both sides, that whose cosine is farthest from 0 first."""
+    """Pairs as ``similarity`` lists them, on both sides, the largest |cosine| first."""
     rows = sorted(pair_rows(pairs, labels), key=lambda row: -abs(row.cosine) if isfinite(row.cosine) else 0.0)
     return Table("Pairs", pair_columns(("out", "in")), rows)
 
 
-def checkpoints_table(labels: Sequence[str], course: Course) -> Table[CheckpointRow]:
-    """Checkpoints as ``trajectory`` lists them, in order of steps."""
-    losses = {name: [LoggedLoss(value, step) for step, value in logged] for name, logged in course.losses.items()}
+def checkpoints_table(labels: Sequence[str], run: CheckpointRun) -> Table[CheckpointRow]:
+    """Checkpoints as ``trajectory`` lists them, in the order of their steps."""
+    losses = {name: [LoggedLoss(value, step) for step, value in logged] for name, logged in run.losses.items()}
     train, evaluation = losses.get("loss", []), losses.get("eval loss", [])
     rows = [
         CheckpointRow(
@@ -129,7 +130,7 @@ def checkpoints_table(labels: Sequence[str], course: Course) -> Table[Checkpoint
             nearest_loss(train, step),
             nearest_loss(evaluation, step),
         )
-        for i, step, point in zip(course.order, course.steps, course.found.points, strict=True)
+        for i, step, point in zip(run.order, run.steps, run.trajectory.points, strict=True)
     ]
     absent = {key for key, logged in (("loss", train), ("eval_loss", evaluation)) if not logged}
     columns = [column for column in TRAJECTORY_COLUMNS if not (column.title and column.key in absent)]
@@ -137,7 +138,7 @@ def checkpoints_table(labels: Sequence[str], course: Course) -> Table[Checkpoint
 
 
 ENERGY: Column[MeasuredModule] = Column(
-    "energy_share", lambda row: row.share, "energy", percent, about="part of the adapter's ‖ΔW‖²", bar=True
+    "energy_share", lambda row: row.share, "energy", percent, about="share of the adapter's ‖ΔW‖²", bar=True
 )
 INTRUDERS: Column[MeasuredModule] = Column(
     "intruders", lambda row: row.intruders and row.intruders.count, "intruders", json=False
@@ -160,7 +161,7 @@ ENERGY_KEPT: Column[CurvePoint] = Column(
 OUTPUT_KEPT = replace(ENERGY_KEPT, title="output kept")
 
 RESULT_TABLES = ResultTables(
-    modules=modules_table,
+    modules=page_modules_table,
     ranks=ranks_table,
     groups=page_groups_table,
     outliers=outliers_table,

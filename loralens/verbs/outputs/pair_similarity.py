@@ -1,4 +1,4 @@
-"""The similarity of two adapters: rows, columns, and what is said below them."""
+"""The result of `similarity` for two adapters: its tables and sentences."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from loralens.analysis.compare.pairwise import Of, Side
 from loralens.analysis.compare.similarity import Comparison, Similarity
 from loralens.core.names import kind, natural_key, some
 from loralens.linalg.subspace import Overlap
-from loralens.tables.numbers import count, fixed, known, number
+from loralens.tables.numbers import count, fixed, json_number, number
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 
@@ -47,12 +47,10 @@ class PairSimilarity(Tabular, Mapping[str, Similarity]):
     ----------
     adapters : tuple of str
         What the two are called.
-    comparison : Comparison
     initialisation : Initialisation
         Whether they began from the same random factors.
     of : str
         Whose directions were compared: ``update``, ``A`` or ``B``.
-    side : str
     """
 
     adapters: tuple[str, str]
@@ -89,7 +87,10 @@ class PairSimilarity(Tabular, Mapping[str, Similarity]):
         title = f"{first} and {second}: {count(len(self), 'module')}, {self.side} side of {WHOSE[self.of]}"
         if not self.comparison.zero:
             title += f", cosine {self.cosine:+.3f} in all (z {self.cosine_z:+.1f})"
-        return [modules_table(self.comparison, title), Table("mean by kind", KIND_COLUMNS, _kinds(self.comparison))]
+        return [
+            pair_modules_table(self.comparison, title),
+            Table("mean by kind", KIND_COLUMNS, _kinds(self.comparison)),
+        ]
 
     def sentences(self) -> list[str]:
         """Which modules were not compared, and why."""
@@ -113,15 +114,15 @@ class PairSimilarity(Tabular, Mapping[str, Similarity]):
             "modules": module_records(comparison),
             "cosine": [[1.0, cosine], [cosine, 1.0]],
             "cosine_z": None if comparison.zero else comparison.cosine_z,
-            "shared_initialisation": [[1.0, known(start.cosine)], [known(start.cosine), 1.0]],
+            "shared_initialisation": [[1.0, json_number(start.cosine)], [json_number(start.cosine), 1.0]],
             "initialisation": {
                 "verdict": start.verdict,
                 "text": start.text,
                 "advice": start.advice,
                 "alike": start.alike,
                 "compared": start.compared,
-                "phi": {end: known(value) for end, value in start.spans.items()},
-                "chance": {end: known(value) for end, value in start.chance.items()},
+                "phi": {end: json_number(value) for end, value in start.spans.items()},
+                "chance": {end: json_number(value) for end, value in start.chance.items()},
             },
             "only_first": list(comparison.alone[0]),
             "only_second": list(comparison.alone[1]),
@@ -129,14 +130,14 @@ class PairSimilarity(Tabular, Mapping[str, Similarity]):
         }
 
 
-def modules_table(comparison: Comparison, title: str = "") -> Table[ModuleSimilarity]:
+def pair_modules_table(comparison: Comparison, title: str = "") -> Table[ModuleSimilarity]:
     """The modules of two adapters, one a row."""
     return Table(title, COLUMNS, [ModuleSimilarity(name, similarity) for name, similarity in comparison.items()])
 
 
 def module_records(comparison: Comparison) -> list[dict[str, Any]]:
     """The modules of two adapters for JSON."""
-    return modules_table(comparison).records()
+    return pair_modules_table(comparison).records()
 
 
 def _kinds(comparison: Comparison) -> list[KindSimilarity]:
@@ -155,10 +156,10 @@ def _kinds(comparison: Comparison) -> list[KindSimilarity]:
 def _sides(row: ModuleSimilarity) -> dict[str, dict[str, float | None]]:
     return {
         side: {
-            "first": known(overlap.first),
-            "full": known(overlap.full),
-            "chance": known(overlap.full_chance),
-            "z": known(overlap.z),
+            "first": json_number(overlap.first),
+            "full": json_number(overlap.full),
+            "chance": json_number(overlap.full_chance),
+            "z": json_number(overlap.z),
         }
         for side, overlap in row.similarity.overlaps.items()
     }
@@ -168,7 +169,7 @@ def _of_overlap(key: str, quantity: str, title: str, form: str, priority: int) -
     """A number of the side asked for, which JSON has among those of both sides."""
     return Column(
         key,
-        lambda row: known(getattr(row.similarity.overlap, quantity)),
+        lambda row: json_number(getattr(row.similarity.overlap, quantity)),
         title,
         fixed(form),
         priority=priority,
@@ -209,11 +210,11 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _cka(side: Side) -> Column[ModuleSimilarity]:
-    return Column(("cka", side), lambda row: known(row.similarity.cka[side]))
+    return Column(("cka", side), lambda row: json_number(row.similarity.cka[side]))
 
 
 def _cka_chance(side: Side) -> Column[ModuleSimilarity]:
-    return Column(("cka_chance", side), lambda row: known(row.similarity.cka_chance[side]))
+    return Column(("cka_chance", side), lambda row: json_number(row.similarity.cka_chance[side]))
 
 
 COLUMNS: tuple[Column[ModuleSimilarity], ...] = (
@@ -244,7 +245,7 @@ COLUMNS: tuple[Column[ModuleSimilarity], ...] = (
     _of_overlap("phi_first", "first", "φ(1,1)", ".3f", priority=7),
     _of_overlap("phi_all", "full", "φ(all)", ".3f", priority=8),
     _of_overlap("phi_chance", "full_chance", "chance", ".2g", priority=6),
-    Column("phi_z", lambda row: known(row.similarity.overlap.z), "z", fixed("+.1f"), priority=7),
+    Column("phi_z", lambda row: json_number(row.similarity.overlap.z), "z", fixed("+.1f"), priority=7),
     Column("principal_angles", lambda row: row.similarity.overlap.angles.tolist()),
     _angle("smallest_angle", "θ min", min),
     _angle("median_angle", "median", median),
@@ -257,7 +258,7 @@ COLUMNS: tuple[Column[ModuleSimilarity], ...] = (
     _cka("out"),
     Column(
         "side_cka",
-        lambda row: known(row.similarity.cka[row.similarity.side]),
+        lambda row: json_number(row.similarity.cka[row.similarity.side]),
         "CKA",
         fixed(".3f"),
         priority=4,
@@ -266,7 +267,7 @@ COLUMNS: tuple[Column[ModuleSimilarity], ...] = (
     ),
     _cka_chance("in"),
     _cka_chance("out"),
-    Column("shared_initialisation", lambda row: known(row.similarity.initial)),
+    Column("shared_initialisation", lambda row: json_number(row.similarity.initial)),
     Column("zero", lambda row: row.similarity.zero),
 )
 

@@ -1,4 +1,4 @@
-"""Names for an adapter that is written: those of its base, and prefixes that were asked for."""
+"""Renames the modules of an adapter that is written: to the names of its base, or by prefixes."""
 
 from collections.abc import Collection, Mapping, Sequence
 from os import PathLike
@@ -44,7 +44,7 @@ def named_as_in_base(adapter: Adapter, base: str | PathLike[str], to: str) -> tu
     if not names.edit or names.by_storage:  # names of files, and not of modules
         return adapter, notes
     modules = {name: _module_name(name, key) for name, key in names.keys.items()}
-    return adapter.renamed({**_renamed_extras(adapter, names, base_shapes), **modules, **tied}), notes
+    return adapter.renamed({**_rename_extras(adapter, names, base_shapes), **modules, **tied}), notes
 
 
 def _tied_heads(adapter: Adapter, base: Path, base_shapes: Mapping[str, Shape]) -> dict[str, str]:
@@ -58,7 +58,7 @@ def _tied_heads(adapter: Adapter, base: Path, base_shapes: Mapping[str, Shape]) 
     return {name: head for name in adapter if f".{name}".endswith(f".{head}")}
 
 
-def _renamed_extras(adapter: Adapter, names: Match, base_keys: Collection[str]) -> Mapping[str, str]:
+def _rename_extras(adapter: Adapter, names: Match, base_keys: Collection[str]) -> Mapping[str, str]:
     """The names in the base of modules that the adapter speaks of without a pair: norms, heads."""
     alone = {extra.module for extra in adapter.extra.values()}.difference(adapter)
     renamed = {name: names.rename(name) for name in alone}
@@ -88,11 +88,11 @@ def with_prefixes(adapter: Adapter, prefixes: Sequence[str] | Mapping[str, str])
     if isinstance(prefixes, Mapping):
         prefixes = [f"{old}={new}" for old, new in prefixes.items()]
     for pair in [prefixes] if isinstance(prefixes, str) else prefixes:
-        adapter = adapter.renamed(_prefixed(adapter, pair))
+        adapter = adapter.renamed(_names_with_prefix(adapter, pair))
     return adapter
 
 
-def _prefixed(adapter: Adapter, pair: str) -> Mapping[str, str]:
+def _names_with_prefix(adapter: Adapter, pair: str) -> Mapping[str, str]:
     old, equals, new = pair.partition("=")
     modules = [*adapter, *{extra.module for extra in adapter.extra.values()}.difference(adapter)]
     names = {name: new + name[len(old) :] for name in modules if name.startswith(old)}
@@ -111,5 +111,5 @@ def with_magnitudes(adapter: Adapter, base: str | PathLike[str] | None) -> tuple
     missing = [extra.module for extra in adapter.extra.values() if extra.role in NORMS]
     if base is None or not missing:
         return adapter, []
-    whole = store_magnitudes(adapter, base_weights(base, {name: adapter[name] for name in missing}).modules)
-    return whole, [f"magnitudes of {len(missing)} DoRA modules written as the lengths of the base's weights"]
+    completed = store_magnitudes(adapter, base_weights(base, {name: adapter[name] for name in missing}).modules)
+    return completed, [f"magnitudes of {len(missing)} DoRA modules written as the lengths of the base's weights"]

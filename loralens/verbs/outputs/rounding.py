@@ -1,4 +1,4 @@
-"""Rounding: what an adapter loses where its numbers are written in fewer bits, and how much of that is refused."""
+"""Rounds the factors of an adapter that is written, measures the error of that, and refuses a large one."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ LIMIT = 0.01  # of one module: rounding to bfloat16 costs about 0.002, to float1
 
 @final
 @dataclass(frozen=True, slots=True)
-class Rounding:
+class RoundingLoss:
     """What rounding costs an adapter.
 
     Attributes
@@ -43,7 +43,7 @@ class Rounding:
     @classmethod
     def between(
         cls, before: Adapter, after: Mapping[str, Update], *, allow_loss: bool, dtype: str | None = None
-    ) -> "Rounding":
+    ) -> "RoundingLoss":
         """What modules lost that are not surely the same; ``after`` is by the names of ``before``.
 
         Raises
@@ -56,10 +56,10 @@ class Rounding:
             with place(name):
                 return update_loss(before[name], after[name])
 
-        changed = {name for name, module in before.items() if not _same(module, after[name])}
+        changed = {name for name, module in before.items() if not _is_surely_equal(module, after[name])}
         if not changed:
             return cls()
-        numbers = [name for name, module in before.items() if _finite(module)]  # of NaN nothing can be told
+        numbers = [name for name, module in before.items() if _is_finite(module)]  # of NaN nothing can be told
         losses = in_threads(loss, numbers, cpu_count() or 1)  # those that lost nothing are part of the whole
         module = max(losses, key=lambda name: losses[name].relative_error, default="")
         if not module:
@@ -89,7 +89,7 @@ class Rounding:
         )
 
 
-def rounded(adapter: Adapter, dtype: DType | None) -> Adapter:
+def round_factors(adapter: Adapter, dtype: DType | None) -> Adapter:
     """The adapter, its factors rounded once to ``dtype`` where one was given; a module that is no pair is refused."""
     if dtype is None:
         return adapter
@@ -98,19 +98,19 @@ def rounded(adapter: Adapter, dtype: DType | None) -> Adapter:
     return replace(adapter, modules={**modules, **changed})
 
 
-def quantised(adapter: Adapter, bits: int | Mapping[str, Sequence[int]]) -> Adapter:
+def quantise_factors(adapter: Adapter, bits: int | Mapping[str, Sequence[int]]) -> Adapter:
     """The adapter in whole numbers of a few bits; modules that are in few bits already, as they are."""
-    others = {name: m for name, m in adapter.items() if m.origin is None or m.origin.format != QUANTISED}
-    few, _ = quantise(replace(adapter, modules=others), bits=bits, threads=cpu_count() or 1)
+    plain_modules = {name: m for name, m in adapter.items() if m.origin is None or m.origin.format != QUANTISED}
+    few, _ = quantise(replace(adapter, modules=plain_modules), bits=bits, threads=cpu_count() or 1)
     return replace(adapter, modules={**adapter.modules, **few.modules})
 
 
-def _finite(module: Update) -> bool:
+def _is_finite(module: Update) -> bool:
     """Whether the factors of a pair are numbers."""
     return not isinstance(module, LowRank) or all(np.isfinite(factor).all() for factor in (module.B, module.A))
 
 
-def _same(before: Update, after: Update) -> bool:
+def _is_surely_equal(before: Update, after: Update) -> bool:
     """Whether the factors are surely the same numbers, by their scale and dtypes alone."""
     if not isinstance(before, LowRank) or not isinstance(after, LowRank) or before.scale != after.scale:
         return False

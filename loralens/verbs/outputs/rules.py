@@ -1,4 +1,4 @@
-"""How ranks are chosen: the rules of which a verb is given one, what a budget protects, and what it looks at."""
+"""Options that choose ranks: the rules, the error that a budget minimises, and the moments of real inputs."""
 
 from collections.abc import Mapping
 from math import inf, isfinite, nan
@@ -23,17 +23,17 @@ class RankRules(TypedDict, total=False):
     Attributes
     ----------
     rank : int, optional
-        So many directions of every module.
+        Keep this many leading directions of every module.
     energy : float, optional
-        As many as hold this part of Σσ² of the module, in (0, 1].
+        Keep the fewest directions of a module that hold this share of its energy Σσ², in (0, 1].
     error : float, optional
-        As many as keep ‖ΔW−ΔW'‖/‖ΔW‖ of the module down to this, in [0, 1).
+        Keep the fewest directions of a module whose relative error ‖ΔW−ΔW'‖/‖ΔW‖ is at most this, in [0, 1).
     sv_ratio : float, optional
-        Those with σ above σ₁/sv_ratio of the module.
+        Keep the directions of a module whose singular value is above σ₁/sv_ratio.
     parameters : float, optional
-        One budget for the whole adapter: a part, up to 1, or a count.
+        One budget for the whole adapter: a share of its parameters, up to 1, or their number.
     size : int or str, optional
-        The same, as bytes of the file: ``20_000_000``, ``"20MB"``, ``"512KiB"``.
+        The same budget in bytes of the file: ``20_000_000``, ``"20MB"``, ``"512KiB"``.
     """
 
     rank: int | None
@@ -66,12 +66,12 @@ def optional_rule(**options: Unpack[RankRules]) -> Rule | None:
     OptionError
         Several; or a value that makes no sense.
     """
-    given = {name: value for name in RULES if (value := options.get(name)) is not None}
-    if not given:
+    stated = {name: value for name in RULES if (value := options.get(name)) is not None}
+    if not stated:
         return None
-    if len(given) > 1:
-        raise OptionError(f"{spoken(*given)} exclude each other", fix="give one of them")
-    ((name, value),) = given.items()
+    if len(stated) > 1:
+        raise OptionError(f"{option_names(*stated)} exclude each other", fix="give one of them")
+    ((name, value),) = stated.items()
     if name == "size" and isinstance(value, str):
         value = parse_size(value)
     try:
@@ -79,7 +79,8 @@ def optional_rule(**options: Unpack[RankRules]) -> Rule | None:
     except OverflowError:  # of an integer beyond all floats
         amount = inf
     if not isfinite(amount):
-        raise OptionError(f"{spoken(name)} {value!r:.100} is no finite number", fix="give a finite number")
+        raise OptionError(f"{option_names(name)} {value!r:.100} is no finite number", fix="give a finite number")
+    # rank=8.0 is 8; a rank that is no whole number is refused by Rule.
     return Rule(RULES[name], int(amount) if name == "size" or (name == "rank" and amount.is_integer()) else amount)
 
 
@@ -93,11 +94,11 @@ def rank_rule(**options: Unpack[RankRules]) -> Rule:
     """
     rule = optional_rule(**options)
     if rule is None:
-        raise OptionError(f"{spoken(*RULES)} are the ways to choose ranks", fix="give one of them")
+        raise OptionError(f"{option_names(*RULES)} are the ways to choose ranks", fix="give one of them")
     return rule
 
 
-def spoken(*options: str) -> str:
+def option_names(*options: str) -> str:
     """Options as a user types them."""
     return ", ".join("--" + name.replace("_", "-") for name in options)
 

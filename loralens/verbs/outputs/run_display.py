@@ -1,4 +1,4 @@
-"""How far a training run has come, for whoever displays it."""
+"""The progress of a training run as text, for whoever displays it."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +11,9 @@ from loralens.core.messages import note
 if TYPE_CHECKING:
     from loralens.training.watch import Step
 
+# Few enough for a log file, and often enough to see that the run goes on.
 PARTS = 10  # of a run, after each of which a line says how it goes
+# An average over about ten steps: the loss of single batches jumps.
 SMOOTH = 0.9  # weight of the past in the loss and in the speed that are shown
 
 

@@ -1,4 +1,4 @@
-"""Where a verb writes an adapter, and what is refused before any work."""
+"""The place where a verb writes an adapter, with checks that refuse a wrong one before any work."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class Target:
     overwrite : bool
         Replace what is there.
     dry_run : bool
-        Check all that can be checked, and write nothing.
+        Check everything, and write nothing.
     """
 
     output: Path | None
@@ -47,7 +47,7 @@ class Target:
         return None if self.dry_run else self.output
 
     def check_source(
-        self, source: AdapterSource, *, base: str | PathLike[str] | None = None, others: Inputs | None = None
+        self, source: AdapterSource, *, base: str | PathLike[str] | None = None, other_inputs: Inputs | None = None
     ) -> None:
         """Refuse a target that is the source, file or folder, or a file beside it that would share its configuration.
 
@@ -58,7 +58,7 @@ class Target:
             return
         if not isinstance(source, Adapter):
             self._check_apart_from_source(self.output, Path(source))
-        self.check_inputs({"the base": base, **(others or {})})
+        self.check_inputs({"the base": base, **(other_inputs or {})})
 
     def _check_apart_from_source(self, output: Path, source: Path) -> None:
         file = adapter_file(source)
@@ -67,6 +67,7 @@ class Target:
                 f"{output} is where the source is", fix="choose another target: a source is never written over"
             )
         config = config_beside(file)
+        # A GGUF file holds its configuration itself.
         shares = output.suffix in SUFFIXES and output.suffix != ".gguf"
         if config and shares and output.parent.is_dir() and output.parent.samefile(file.parent):
             raise OptionError(

@@ -1,4 +1,4 @@
-"""One training run: from options and inputs to a finished folder, or an unfinished one that can go on."""
+"""One training run: from options and inputs to the finished folder, or to one from which it can be resumed."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +14,7 @@ from loralens.formats.files.location import NAMES, existing_path
 from loralens.formats.models.base_digest import base_digest
 from loralens.formats.records.training import LOG, Training
 from loralens.formats.records.training_log import History, history
-from loralens.tables.numbers import known
+from loralens.tables.numbers import json_number
 from loralens.verbs.inputs.bases import base_weights
 from loralens.verbs.inputs.models import ModelSource
 from loralens.verbs.inputs.training import TrainingInputs, TrainingOptions
@@ -70,7 +70,6 @@ class TrainedParts:
         Those with a LoRA layer, in natural order.
     heads : tuple of str
         Those that are trained in full.
-    rank : int
     trainable, frozen : int
         How many numbers are trained, and how many of the model are not.
     """
@@ -117,7 +116,7 @@ class TrainingRun:
             self._check_spectra(self.spectra)
         if world.main:
             inputs.warn_of_cut()
-        self.course, self.watch, self.order = self._course(), self._watch(), self._order()
+        self.course, self.watch, self.order = self._make_course(), self._make_watch(), self._make_order()
         self._begun, self._done = options.resume, 0
         if isinstance(options.model, tuple):
             _ = self._base  # of the model as it is now: with LoRA layers in it, it has other weights
@@ -130,9 +129,9 @@ class TrainingRun:
 
     def _warn_of_random_weights(self) -> None:
         """Say which weights neither the model's folder nor the adapter will have, by these heads."""
-        from loralens.training.targets import heads_named
+        from loralens.training.targets import choose_heads
 
-        tops = heads_named(self.inputs.loaded.model, self.heads)
+        tops = choose_heads(self.inputs.loaded.model, self.heads)
         random = [key for key in self.inputs.loaded.missing if not any(key.startswith(f"{top}.") for top in tops)]
         if random and self.world.main:
             module = random[0].rpartition(".")[0]
@@ -144,11 +143,11 @@ class TrainingRun:
     def _check_spectra(self, spectra: LiveSpectra) -> None:
         """Refuse now what the first snapshot would: weights that cannot be read, or are not there."""
         from loralens.training.injection import inject
-        from loralens.training.readout import read
+        from loralens.training.readout import read_injection
 
-        injection = inject(self.inputs.loaded.model, **{**self._injected, "method": "lora"})
+        injection = inject(self.inputs.loaded.model, **{**self._injection_options, "method": "lora"})
         try:
-            modules = read(injection).modules
+            modules = read_injection(injection).modules
         finally:
             injection.remove()
         with place("--spectra"):
@@ -185,13 +184,13 @@ class TrainingRun:
     def _base(self) -> str:
         """A digest of the base's files, so that other weights under the same name are another run."""
         model = self.options.model
-        return _digest(model[0]) if isinstance(model, tuple) else base_digest(existing_path(Path(model)))
+        return _digest_of_model(model[0]) if isinstance(model, tuple) else base_digest(existing_path(Path(model)))
 
     def rehearse(self) -> TrainedParts:
         """What would be trained; nothing is written, and the model is as it was."""
         from loralens.training.injection import inject
 
-        injection = inject(self.inputs.loaded.model, **self._injected)
+        injection = inject(self.inputs.loaded.model, **self._injection_options)
         try:
             return TrainedParts.of(injection)
         finally:
@@ -217,10 +216,10 @@ class TrainingRun:
         if not self.world.main:
             return fitted, parts, History({}, fitted.evaluations)
         log = history(self.training.folder / LOG)
-        self._finish(fitted.adapter)
+        self._finish_files(fitted.adapter)
         return fitted, parts, log
 
-    def _finish(self, adapter: Adapter) -> None:
+    def _finish_files(self, adapter: Adapter) -> None:
         try:
             self.training.finish(adapter)
         except LoraLensError:
@@ -229,7 +228,7 @@ class TrainingRun:
             raise
 
     @property
-    def _injected(self) -> dict[str, Any]:
+    def _injection_options(self) -> dict[str, Any]:
         """The options of `loralens.training.inject`."""
         options = self.options
         return {
@@ -242,7 +241,7 @@ class TrainingRun:
             "seed": options.seed,
         }
 
-    def _course(self) -> "Course":
+    def _make_course(self) -> "Course":
         from loralens.training.course import Course
 
         options = self.options
@@ -259,10 +258,10 @@ class TrainingRun:
             checkpointing=options.checkpointing,
         )
 
-    def _order(self) -> "Order":
-        from loralens.training.feed import shuffled
+    def _make_order(self) -> "Order":
+        from loralens.training.feed import shuffle_order
 
-        return shuffled(len(self.inputs.examples), size=self.part, seed=self.options.seed)
+        return shuffle_order(len(self.inputs.examples), size=self.part, seed=self.options.seed)
 
     def _fit(self, state: "State | None") -> "Fitted":
         from loralens.training.fitting import fit
@@ -280,11 +279,12 @@ class TrainingRun:
                 base_model=model_name(options.model),
                 task_type=inputs.task.task_type,
                 record=self._record(),
-                **self._injected,
+                **self._injection_options,
             )
         except DivergenceError as error:
             if not self.world.main:  # all processes see the same; one says it
                 raise SystemExit(2) from error
+            # All batches of a step are named: the loss of a step is one number.
             many = options.accumulate * self.world.size
             texts = [text for number in range(many) for text in self.order(self._done * many + number)]
             training = self.training if self._begun else None
@@ -293,12 +293,12 @@ class TrainingRun:
             ) from error
         except (KeyboardInterrupt, LoraLensError) as error:  # stopped by the user, by a full disk …
             if self._begun or isinstance(error, KeyboardInterrupt):
-                self._say(f"stopped after step {self._done}; {self._left()}")
+                self._say(f"stopped after step {self._done}; {self._describe_files()}")
             raise
         finally:
             self.display.clear()
 
-    def _watch(self) -> "Watch":
+    def _make_watch(self) -> "Watch":
         from loralens.training.watch import Watch
 
         options, evaluated = self.options, self.inputs.evaluated
@@ -311,10 +311,10 @@ class TrainingRun:
         return Watch(
             on_step=self._step,
             evaluate=evaluate,
-            on_evaluation=self._evaluation,
+            on_evaluation=self._log_evaluation,
             evaluate_every=options.evaluate_every or 0,
             patience=options.patience,
-            snapshot=self._snapshot if options.snapshots else None,
+            snapshot=self._write_snapshot if options.snapshots else None,
             snapshot_every=options.snapshots or 0,
             save=self.training.save if self._training else None,
             save_every=options.save_every,
@@ -329,20 +329,20 @@ class TrainingRun:
 
     def _step(self, step: "Step") -> None:
         self._done = step.number
-        entry = step._asdict() | {"loss": known(step.loss)}  # of a step that asked nothing there is none
+        entry = step._asdict() | {"loss": json_number(step.loss)}  # of a step that asked nothing there is none
         self._log(step.number, **{name: value for name, value in entry.items() if name != "number"})
         self.display.step(step)
 
-    def _evaluation(self, step: int, measures: "Measures") -> None:
-        self._log(step, evaluation={name: known(value) for name, value in measures.items()})
+    def _log_evaluation(self, step: int, measures: "Measures") -> None:
+        self._log(step, evaluation={name: json_number(value) for name, value in measures.items()})
         values = "  ".join(f"{name} {value:.4g}" for name, value in measures.items())
         self.display.say(f"step {step}: evaluation {values}")
 
-    def _snapshot(self, step: int, adapter: Adapter) -> None:
+    def _write_snapshot(self, step: int, adapter: Adapter) -> None:
         self.training.snapshot(step, adapter)
         if self.spectra:
             medians = self.spectra.measure(step, adapter)
-            self._log(step, spectra={name: known(value) for name, value in medians.items()})
+            self._log(step, spectra={name: json_number(value) for name, value in medians.items()})
             self.display.say(describe_spectra(step, medians))
 
     def _record(self) -> dict[str, Any]:
@@ -358,7 +358,7 @@ class TrainingRun:
             "batch": self.options.batch,
         }
 
-    def _left(self) -> str:
+    def _describe_files(self) -> str:
         if not self._begun:
             return "nothing was written"
         if self.training.has_state:
@@ -386,7 +386,7 @@ def model_name(model: ModelSource) -> str:
     return cache.removeprefix("models--").replace("--", "/", 1) if hub else folder.name
 
 
-def _digest(model: "nn.Module") -> str:
+def _digest_of_model(model: "nn.Module") -> str:
     """SHA-256 of the weights of a model, in hexadecimal, their names and dtypes included."""
     import torch
 

@@ -1,4 +1,4 @@
-"""One unmerge by an undo file while it runs: every tensor that changed is restored, every other one is checked."""
+"""One unmerge in progress, by an undo patch: changed tensors are restored, and all others are checked."""
 
 import os
 from collections.abc import Iterator

@@ -1,11 +1,10 @@
-"""Options of the verbs that write an adapter made of others."""
+"""The options of the verbs that write an adapter made of others."""
 
 from os import PathLike
 from typing import TypedDict
 
 from loralens.verbs.inputs.adapters import Reading
-from loralens.verbs.inputs.choices import FloatType
-from loralens.verbs.outputs.form import TargetFormat
+from loralens.verbs.inputs.choices import FloatType, TargetFormat
 from loralens.verbs.outputs.rules import RankRules
 
 
@@ -22,13 +21,13 @@ class Writing(TypedDict, total=False):
     base : path, optional
         The base model, which DoRA needs where its factors change, and GGUF.
     dtype : str, optional
-        Of all factors: ``f32``, ``bf16`` or ``f16``; by default they keep theirs.
+        The dtype of all factors: ``f32``, ``bf16`` or ``f16``; by default they keep their own.
     allow_loss : bool
-        Write even where rounding costs a module more than 1 %.
+        Write even if rounding changes the update of a module by more than 1 %.
     overwrite : bool
-        Replace ``output``.
+        Replace what is already at ``output``.
     dry_run : bool
-        Check all that can be checked, and write nothing.
+        Check everything, and write nothing.
     """
 
     output: str | PathLike[str] | None

@@ -11,8 +11,8 @@ from loralens.compression.plan import TruncationPlan
 from loralens.core.lowrank import Layout as Kind
 from loralens.core.lowrank import LowRank
 from loralens.core.ranks import Rule
-from loralens.reporting.allotment import STOPS, budget_stops, items, layout, rank_stops
-from loralens.reporting.ranks import slider
+from loralens.reporting.ranks import slider_data
+from loralens.reporting.slider_stops import STOPS, budget_stops, find_layout, rank_groups, rank_stops
 from loralens.tables.numbers import percent, size
 from tests.reporting.adapters import NAMES, dialect, drawn, measured
 
@@ -25,10 +25,10 @@ def test_the_file_has_the_size_that_the_layout_says_at_any_ranks(name: str, rank
     adapter = replace(drawn(rank=rank), format=name)
     to = dialect(name)
     plan = TruncationPlan.of(adapter)
-    found = layout(plan, to)
+    found = find_layout(plan, to)
     assert found is not None
     rng = np.random.default_rng(3)
-    of = items(plan, to)
+    of = rank_groups(plan, to)
     for _ in range(8):
         ranks = {module: int(rng.integers(1, rank + 1)) for module in plan.directions}
         assert found.size([ranks[module] for module in of]) == to.size(plan.at(ranks))
@@ -38,7 +38,7 @@ def test_one_rank_dialects_have_one_item() -> None:
     adapter = replace(drawn(), format="mlx")
     to = dialect("mlx", one_rank=True)
     plan = TruncationPlan.of(adapter)
-    found = layout(plan, to)
+    found = find_layout(plan, to)
     assert found is not None
     for rank in (1, 3, 6):
         assert found.size([rank]) == to.size(plan.at(dict.fromkeys(plan.directions, rank)))
@@ -51,7 +51,7 @@ def test_experts_of_a_stack_are_one_item() -> None:
     expert = LowRank(first.B, first.A, first.scale, scaling=first.scaling, layout=Kind("experts"))
     modules = {name: expert if "[" in name else module for name, module in adapter.items()}
     plan = TruncationPlan.of(replace(adapter, modules=modules))
-    of = items(plan, dialect())
+    of = rank_groups(plan, dialect())
     assert of[names[0]] == of[names[1]]
     assert len(set(of.values())) == 3
 
@@ -61,7 +61,7 @@ def test_pickles_and_headers_that_say_ranks_follow_no_such_rule_and_have_the_sto
     adapter = replace(drawn(), format=name)
     (one,) = measured({"x": adapter}, dialect(name))
     assert one.plan is not None
-    assert layout(one.plan, one.dialect) is None
+    assert find_layout(one.plan, one.dialect) is None
     stops = budget_stops(one.plan, one.dialect, one.points, None)
     assert [stop.value for stop in stops] == sorted({point.budget.bytes for point in one.points})
     assert stops[-1].bytes == one.dialect.size(adapter)
@@ -69,7 +69,7 @@ def test_pickles_and_headers_that_say_ranks_follow_no_such_rule_and_have_the_sto
         chosen = dict(zip(one.plan.directions, stop.ranks, strict=True))
         assert stop.error == total_error(one.plan.losses(chosen))
         assert stop.bytes == one.dialect.size(one.plan.at(chosen))
-    carried = slider(one, 0)
+    carried = slider_data(one, 0)
     about = {key: {stop[key].startswith("about ") for stop in carried["budget"]["stops"]} for key in ABOUT}
     assert about == {"error": {True}, "kept": {True}, "bytes": {True}, "now": {False}}
     assert not any(stop[key].startswith("about") for stop in carried["rank"]["stops"] for key in ABOUT)
@@ -79,7 +79,7 @@ def test_pickles_and_headers_that_say_ranks_follow_no_such_rule_and_have_the_sto
 def test_every_stop_is_what_compress_chooses(form: str, one_rank: bool) -> None:
     (one,) = measured({"x": replace(drawn(3), format=form)}, dialect(form, one_rank=one_rank))
     assert one.plan is not None
-    stops = budget_stops(one.plan, one.dialect, one.points, layout(one.plan, one.dialect))
+    stops = budget_stops(one.plan, one.dialect, one.points, find_layout(one.plan, one.dialect))
     assert len(stops) == STOPS
     assert [stop.value for stop in stops] == sorted(stop.value for stop in stops)
     assert (set(stops[0].ranks), stops[-1].bytes) == ({1}, one.dialect.size(one.adapter))
@@ -98,7 +98,7 @@ def test_every_stop_is_what_compress_chooses(form: str, one_rank: bool) -> None:
 def test_what_is_carried_says_the_numbers_of_its_stops_in_the_units_of_the_page() -> None:
     (one,) = measured({"x": drawn()})
     assert one.plan is not None
-    carried = slider(one, 2)
+    carried = slider_data(one, 2)
     json.dumps(carried, allow_nan=False)
     assert carried["picture"] == "curve-3"
     best, whole = one.recommended, one.dialect.size(one.adapter)

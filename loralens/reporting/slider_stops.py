@@ -1,6 +1,6 @@
-"""The stops of the sliders of a page, and how large a file of any ranks will be.
+"""The stops of the sliders of a page, and the size of an adapter file at any ranks.
 
-Every stop is computed here, by the rules by which `loralens compress` chooses; the page only shows it.
+Every stop is computed here, with the rules by which `loralens compress` chooses ranks; the page only shows it.
 """
 
 import json
@@ -18,7 +18,7 @@ from loralens.errors import LoraLensError
 from loralens.formats.dialects.sizes import stored_size
 from loralens.formats.files.container import DTYPE_NAMES, Files, Stored, sort_by_width
 
-STOPS = 32  # of a slider over sizes
+STOPS = 32  # of the slider over sizes: steps of 3 % of its range, each of which costs a choice of all ranks
 
 Write = Callable[[Adapter], tuple[Stored, Files]]  # adapter → the tensors and the header of its file
 Shapes = Sequence[tuple[int, ...]]
@@ -27,15 +27,14 @@ Shapes = Sequence[tuple[int, ...]]
 @final
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """How an adapter would be written.
+    """The dialect in which a smaller adapter would be written.
 
     Attributes
     ----------
-    name : str
     write : callable
-        Adapter → what its file holds, no number computed.
+        Adapter → the content of its file, before any number is computed.
     one_rank : bool
-        Whether its files have one rank for all modules.
+        Whether a file can only have one rank for all modules.
     """
 
     name: str
@@ -49,11 +48,17 @@ class Dialect:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Tensor:
-    """One stored tensor: bytes of its entry in the header but for digits, its bytes, and whose rank it grows with.
+class TensorSize:
+    """One stored tensor of a file, whose size grows with the rank of one group of modules, or not at all.
 
-    ``item`` is the number of the group of modules whose rank is one of its dimensions, and ``unit`` its bytes for each
-    direction; −1 and all its bytes where no rank is.
+    Attributes
+    ----------
+    entry : int
+        Bytes of its entry in the header, without the digits of rank and offsets.
+    unit : int
+        Its bytes per direction; all its bytes where no dimension is a rank.
+    item : int
+        The number of the group of modules whose rank is one of its dimensions; −1 where no dimension is a rank.
     """
 
     entry: int
@@ -63,25 +68,25 @@ class Tensor:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Layout:
-    """A safetensors file at any ranks: header bytes beside the entries, and the tensors in their order."""
+class FileLayout:
+    """The size of a safetensors file at any ranks: header bytes outside the entries, and its tensors in order."""
 
     head: int
-    tensors: Sequence[Tensor]
+    tensors: Sequence[TensorSize]
 
     def size(self, chosen: Sequence[int]) -> int:
-        """Bytes of the file at these ranks, one for each item."""
+        """Bytes of the file at these ranks, one rank for each group."""
         length, begin = self.head, 0
         for tensor in self.tensors:
             rank = chosen[tensor.item] if tensor.item >= 0 else 1
             end = begin + tensor.unit * rank
             length += tensor.entry + len(f"{begin}{end}") + (len(str(rank)) if tensor.item >= 0 else 0)
             begin = end
-        return 8 + length + -length % 8 + begin
+        return 8 + length + -length % 8 + begin  # the header: 8 bytes for its length, then padded to a multiple of 8
 
 
-def items(plan: TruncationPlan, dialect: Dialect) -> dict[str, int]:
-    """Module name → the number of its item: modules that can only have one rank together share one."""
+def rank_groups(plan: TruncationPlan, dialect: Dialect) -> dict[str, int]:
+    """Module name → the number of its group: modules that must have the same rank form one."""
     shared = shared_ranks(plan.adapter.modules)
     numbers: dict[str, int] = {}
     return {
@@ -90,17 +95,19 @@ def items(plan: TruncationPlan, dialect: Dialect) -> dict[str, int]:
     }
 
 
-def layout(plan: TruncationPlan, dialect: Dialect) -> Layout | None:
-    """The file at any ranks; None where its size follows no such rule, or it is no safetensors file.
+def find_layout(plan: TruncationPlan, dialect: Dialect) -> FileLayout | None:
+    """The rule that gives the size of the file at any ranks; None where there is none, or no safetensors file.
 
-    Which tensor grows with which rank is asked of the writer: in the n-th of a few trials every item has rank 2 whose
-    number has its n-th bit set, the others rank 1.
+    The writer itself shows which tensor grows with the rank of which group. In a first trial all groups have rank 1, in
+    a second all have rank 2. In the n-th trial after these, the groups whose number has bit n set have rank 2 and the
+    others rank 1. So the trials in which a tensor grew spell the number of its group in binary, and few trials suffice.
     """
+    # The rank of a fused or structured module is not a dimension of its tensors alone.
     if any(
         is_fused_module(plan.adapter[name]) or isinstance(plan.adapter[name], Structured) for name in plan.directions
     ):
         return None
-    of = items(plan, dialect)
+    of = rank_groups(plan, dialect)
     count = max(of.values(), default=-1) + 1
     try:
         least = _trial(plan, dialect, dict.fromkeys(of, 1))
@@ -109,8 +116,8 @@ def layout(plan: TruncationPlan, dialect: Dialect) -> Layout | None:
         trials = [dict.fromkeys(of, 2)]
         trials += [{name: 1 + (i >> n & 1) for name, i in of.items()} for n in range((count - 1).bit_length())]
         shapes = [_shapes(least, _trial(plan, dialect, ranks)) for ranks in trials]
-        found = _layout(least, shapes[0], shapes[1:])
-        return found if found and _holds(found, plan, dialect, of) else None
+        rule = _layout(least, shapes[0], shapes[1:])
+        return rule if rule and _matches_writer(rule, plan, dialect, of) else None
     except LoraLensError:  # a dialect that cannot hold such ranks
         return None
 
@@ -123,57 +130,58 @@ def _trial(plan: TruncationPlan, dialect: Dialect, ranks: Mapping[str, int]) -> 
 
 
 def _shapes(least: Stored, trial: Stored | None) -> Shapes | None:
-    """The shapes of a trial's tensors; None where other tensors or another text are in it.
+    """The shapes of a trial's tensors; None where its tensors or its metadata differ from those of the least ranks.
 
-    Nothing else is kept of a trial: each has names of its own, and they may be longer than the numbers.
+    Only shapes are kept, as every trial has its own copy of the names, which may take more memory than the numbers.
     """
     if trial is None or trial.metadata != least.metadata or list(trial.tensors) != list(least.tensors):
         return None
     return [tensor.shape for tensor in trial.tensors.values()]
 
 
-def _layout(least: Stored, most: Shapes | None, bits: Sequence[Shapes | None]) -> Layout | None:
-    known = [one for one in bits if one is not None]
-    if most is None or len(known) < len(bits):
+def _layout(least: Stored, most: Shapes | None, bits: Sequence[Shapes | None]) -> FileLayout | None:
+    followed = [shapes for shapes in bits if shapes is not None]
+    if most is None or len(followed) < len(bits):
         return None
     tensors = []
     for place, (key, tensor) in enumerate(least.tensors.items()):
         grown = [i for i, (a, b) in enumerate(zip(tensor.shape, most[place], strict=True)) if a != b]
         if len(grown) > 1:
             return None
-        moves = [one[place] != tensor.shape for one in known]
+        moves = [shapes[place] != tensor.shape for shapes in followed]
         item = sum(1 << n for n, moved in enumerate(moves) if moved) if grown else -1
-        tensors.append(Tensor(_entry(key, DTYPE_NAMES[tensor.dtype], tensor.shape, grown), tensor.nbytes, item))
-    metadata = "" if least.metadata is None else f'"__metadata__":{_text(dict(least.metadata))},'
-    return Layout(len(metadata.encode()) + 2 - 1, tensors)  # braces; the last entry has no comma
+        tensors.append(TensorSize(_entry(key, DTYPE_NAMES[tensor.dtype], tensor.shape, grown), tensor.nbytes, item))
+    metadata = "" if least.metadata is None else f'"__metadata__":{_json_text(dict(least.metadata))},'
+    return FileLayout(len(metadata.encode()) + 2 - 1, tensors)  # two braces, and no comma after the last entry
 
 
 def _entry(key: str, dtype: str, shape: Sequence[int], grown: Sequence[int]) -> int:
-    """Bytes of an entry, its comma included, without the digits of the rank and of the offsets."""
+    """Bytes of a header entry with its comma, without the digits of the rank and of the offsets."""
     dimensions = ",".join("" if i in grown else str(n) for i, n in enumerate(shape))
-    text = f'{_text(key)}:{{"dtype":"{dtype}","shape":[{dimensions}],"data_offsets":[,]}},'
+    text = f'{_json_text(key)}:{{"dtype":"{dtype}","shape":[{dimensions}],"data_offsets":[,]}},'
     return len(text.encode())
 
 
-def _text(value: Any) -> str:
+def _json_text(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
 
-def _holds(found: Layout, plan: TruncationPlan, dialect: Dialect, of: Mapping[str, int]) -> bool:
-    """Whether the rule gives the sizes that the writer gives, on ranks of many digits and few."""
+def _matches_writer(rule: FileLayout, plan: TruncationPlan, dialect: Dialect, of: Mapping[str, int]) -> bool:
+    """Whether the rule gives the same sizes as the writer, at ranks of one digit and of two."""
+    # Offsets and ranks are written as digits, so the rule is tested where they get longer.
     for rank in (1, 3, 12):
         ranks = {name: 1 + (rank + (0 if dialect.one_rank else i)) % 12 for name, i in of.items()}
         chosen = [0] * (max(of.values()) + 1)
         for name, i in of.items():
             chosen[i] = ranks[name]
-        if found.size(chosen) != dialect.size(plan.at(ranks)):
+        if rule.size(chosen) != dialect.size(plan.at(ranks)):
             return False
     return True
 
 
-def size_by(form: Layout, plan: TruncationPlan, dialect: Dialect) -> Size:
-    """A function that gives the bytes of the file of an adapter that the plan makes, much sooner than its writer."""
-    first = {item: name for name, item in reversed(items(plan, dialect).items())}
+def layout_size(form: FileLayout, plan: TruncationPlan, dialect: Dialect) -> Size:
+    """A function from an adapter of the plan to the bytes of its file, much faster than its writer."""
+    first = {item: name for name, item in reversed(rank_groups(plan, dialect).items())}
     names = [first[item] for item in range(len(first))]
     return lambda adapter: form.size([adapter[name].rank for name in names])
 
@@ -186,12 +194,11 @@ class Stop:
     Attributes
     ----------
     value : int
-        What is asked for: a rank, or bytes of the file.
+        The position of the slider: a rank, or the bytes that the file may have.
     ranks : sequence of int
-        Of every module of the plan, in its order.
+        The rank of every module, in the order of the plan.
     bytes : int
-        Of the file.
-    error : float
+        The size of the file.
     """
 
     value: int
@@ -201,7 +208,7 @@ class Stop:
 
 
 def rank_stops(plan: TruncationPlan, dialect: Dialect, points: Sequence[CurvePoint]) -> list[Stop]:
-    """One rank for all modules, rising."""
+    """The stops of the slider over ranks: one rank for all modules, rising."""
     stops = []
     for point in sorted(points, key=lambda point: point.rank):
         chosen = plan.ranks(Rule("rank", point.rank), one_rank=dialect.one_rank)
@@ -210,15 +217,15 @@ def rank_stops(plan: TruncationPlan, dialect: Dialect, points: Sequence[CurvePoi
 
 
 def budget_stops(
-    plan: TruncationPlan, dialect: Dialect, points: Sequence[CurvePoint], form: Layout | None
+    plan: TruncationPlan, dialect: Dialect, points: Sequence[CurvePoint], form: FileLayout | None
 ) -> list[Stop]:
-    """The ranks that save most in files of rising size: those that ``loralens compress --size`` chooses.
+    """The stops of the slider over file sizes: the ranks that ``loralens compress --size`` chooses.
 
-    Without a `Layout` the size of every trial would have to be asked of the writer, which takes too long: then the
-    budgets are those of the curve, and the ranks are about those of that command.
+    Without a `Layout` the writer would have to give the size of every trial, which takes too long. Then the budgets are
+    those of the curve, and the ranks are approximately those of the command.
     """
     costs = {name: plan.direction_bytes(plan.adapter[name]) for name in plan.directions}
-    of = items(plan, dialect)
+    of = rank_groups(plan, dialect)
     first = {item: name for name, item in reversed(of.items())}
 
     def choose(budget: int, size: Callable[[Mapping[str, int]], int] | None) -> dict[str, int]:
