@@ -88,7 +88,7 @@ ELEMENTWISE = """
 import json, time
 import ml_dtypes, numpy as np
 from loralens.arithmetic.methods import METHODS
-from loralens.arithmetic.modules import Modules
+from loralens.arithmetic.elementwise import Modules
 from loralens.arithmetic.spaces import place
 from loralens.core.joint import Joint
 from loralens.core.lowrank import LowRank

@@ -1,4 +1,4 @@
-"""What an adapter is like: measured, never changed."""
+"""Measurements of adapters: spectra, comparisons, effects on a base, diagnosis. Nothing here changes an adapter."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""What adapters do to the outputs of a model on real inputs: the model is run without them and with each."""
+"""The effect of adapters on the outputs of a model: it is run on real inputs without adapters and with each."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
@@ -13,33 +13,33 @@ from loralens.core.adapter import Adapter
 from loralens.core.attached import Attachment, call, frozen_evaluation
 from loralens.errors import MismatchError, OptionError, place
 
-if TYPE_CHECKING:  # 1.4 s: torch is here when a model is
+if TYPE_CHECKING:  # importing torch takes 1.4 s, and whoever passes a model has imported it
     from torch import Tensor, nn
 
-BASE = "base"
-CHUNK = 1 << 22  # logits that are held in float64 at a time: 32 MiB
+BASE = "base"  # the name of the model without adapters
+CHUNK = 1 << 22  # logits converted to float64 at a time: 32 MiB
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Contrast:
-    """How far the outputs of two versions of a model are apart, over all positions that count.
+    """The difference between the outputs of two versions of a model, over all positions that count.
 
     Attributes
     ----------
     first, second : str
-        Names of adapters; ``base`` is the model without any.
+        Names of adapters; ``base`` is the model without adapters.
     kl : float or None
-        Mean KL(first ‖ second) of the output distributions softmax(logits), in nats, ≥ 0 up to rounding. None, as the
-        two below, for a model without logits.
+        Mean KL(first ‖ second) of the output distributions softmax(logits), in nats, ≥ 0 up to rounding. This and the
+        next two are None for a model without logits.
     logits : float or None
-        Root mean square of the difference of the logits, each position's centred on 0 over the vocabulary (a constant
-        added to all of them changes no probability), in nats.
+        Root mean square of the difference of the logits, in nats. The logits of every position are centred on 0 first,
+        because a constant added to all of them changes no probability.
     agreement : float or None
-        Share of positions at which both have the same largest logit, in [0, 1].
+        Share of the positions at which both have the same largest logit, in [0, 1].
     hidden : tuple of float
-        √(Σ‖h₁ − h₂‖² / Σ‖h₁‖²) of the hidden states, one number for every layer that the model returns: first the
-        embeddings, last the output. Infinite where h₁ = 0 and h₂ is not.
+        √(Σ‖h₁ − h₂‖² / Σ‖h₁‖²) of the hidden states, one number for every layer that the model returns, from the
+        embeddings to the output. Infinite if h₁ = 0 and h₂ is not.
     """
 
     first: str
@@ -53,22 +53,22 @@ class Contrast:
 @final
 @dataclass(frozen=True, slots=True)
 class Behaviour:
-    """What adapters do to a model on real inputs.
+    """The effect of adapters on the outputs of a model on real inputs.
 
     Attributes
     ----------
     contrasts : tuple of Contrast
-        The base against every adapter, then the adapters against each other, in the order given.
+        The base against every adapter, then the adapters against each other, in the given order.
     positions : int
-        Over which the logits were compared: tokens, or inputs where the model gives one answer for each.
+        The number of positions whose logits were compared: tokens, or inputs if the model gives one answer for each.
     states : int
-        Over which the hidden states were.
+        The number of positions whose hidden states were compared.
     left_out : mapping of str to mapping of str to str
-        Adapter → what of its file was not applied → why.
+        Adapter → part of its file that was not applied → reason.
     idle : mapping of str to tuple of str
-        Adapter → its modules that the model never called.
+        Adapter → the modules that the model never called.
     changed : mapping of str to tuple of str
-        Adapter → its modules whose weight was changed in place and so rounded to the dtype of the model.
+        Adapter → the modules whose weight was changed in place, and so rounded to the dtype of the model.
     """
 
     contrasts: tuple[Contrast, ...]
@@ -80,18 +80,19 @@ class Behaviour:
 
 
 def measure_behaviour(model: "nn.Module", batches: Iterable[Any], *, adapters: Mapping[str, Adapter]) -> Behaviour:
-    """What each adapter does to the outputs of its base, beside the base and beside each other.
+    """Measure what each adapter does to the outputs of its base, against the base and against the other adapters.
 
     Parameters
     ----------
     model : nn.Module
-        The base, of transformers or plain torch, without any adapter. It is run in evaluation mode and left as it was.
-        Of what it returns, ``logits`` and ``hidden_states`` are compared; a tensor counts as one hidden state.
+        The base model, of transformers or plain torch, without adapters. It is run in evaluation mode and restored
+        afterwards. ``logits`` and ``hidden_states`` of its output are compared; a plain tensor counts as one hidden
+        state.
     batches : iterable
         As in ``loralens.compression.calibrate``: an ``attention_mask`` says which positions count.
     adapters : mapping of str to Adapter
-        Name → adapter. Updates are added as scale·B·A·x in float32, trained biases and heads take the place of the
-        model's own, DoRA is applied; what has no equivalent in this model is in ``left_out``.
+        Name → adapter. Updates are added as scale·B·A·x in float32, trained biases and heads replace those of the
+        model, and DoRA is applied. Parts that have no equivalent in this model are listed in ``left_out``.
 
     Returns
     -------
@@ -100,14 +101,15 @@ def measure_behaviour(model: "nn.Module", batches: Iterable[Any], *, adapters: M
     Raises
     ------
     OptionError
-        No batches; no adapters; one that is called "base"; a model that returns neither logits nor hidden states.
+        There are no batches or no adapters, an adapter is called "base", or the model returns neither logits nor hidden
+        states.
     MismatchError
         The model carries PEFT adapters; an adapter does not fit the model, or changes the number of logits.
 
     Notes
     -----
-    One forward pass a batch for the base and for each adapter. The outputs of a batch are held together:
-    (1 + adapters) · positions · vocabulary numbers. Distributions are compared in float64.
+    Every batch takes one forward pass of the base and one of each adapter. All outputs of a batch are in memory at the
+    same time: (1 + adapters) · positions · vocabulary numbers. Distributions are compared in float64.
     """
     if not adapters or BASE in adapters:
         what = f"an adapter is called {BASE!r}" if adapters else "there are no adapters"
@@ -142,7 +144,7 @@ def measure_behaviour(model: "nn.Module", batches: Iterable[Any], *, adapters: M
 @final
 @dataclass(frozen=True, slots=True)
 class _Output:
-    """What a model returned for a batch, at the positions that count: logits (n, classes), states (n, width)."""
+    """The output of a model for a batch at the positions that count: logits (n, classes) and states (n, width)."""
 
     logits: "Tensor | None"
     hidden: "tuple[Tensor, ...]"
@@ -162,11 +164,14 @@ def _output(model: "nn.Module", batch: Any, attachment: Attachment | None) -> _O
             f"the model returns {type(returned).__name__}, without logits or hidden states",
             fix="give a model whose output has them, or is a tensor",
         )
-    return _Output(None if logits is None else _counted(logits, mask), tuple(_counted(state, mask) for state in hidden))
+    return _Output(
+        None if logits is None else _select_positions(logits, mask),
+        tuple(_select_positions(state, mask) for state in hidden),
+    )
 
 
-def _counted(values: "Tensor", mask: "Tensor | None") -> "Tensor":
-    """The rows of (batch, length, n) at the positions that count; all rows of anything else."""
+def _select_positions(values: "Tensor", mask: "Tensor | None") -> "Tensor":
+    """The rows of a tensor (batch, length, n) at the positions that count; all rows of any other tensor."""
     if mask is not None and mask.ndim == 2 and values.shape[:2] == mask.shape and values.ndim == 3:
         return values[mask.bool().to(values.device)]
     return values.reshape(-1, values.shape[-1])
@@ -174,25 +179,25 @@ def _counted(values: "Tensor", mask: "Tensor | None") -> "Tensor":
 
 @final
 class _Difference:
-    """Sums over batches, from which a `Contrast` is made."""
+    """Sums over batches, from which a `Contrast` is computed."""
 
     def __init__(self) -> None:
         self.positions = self.states = 0
         self.kl = self.squares = 0.0
         self.same = 0
-        self.apart: list[float] = []
+        self.distance: list[float] = []
         self.length: list[float] = []
 
     def add(self, first: _Output, second: _Output) -> None:
         """Add the outputs of one batch."""
         if first.logits is not None and second.logits is not None:
             self._add_logits(first.logits, second.logits)
-        if not self.apart:
-            self.apart, self.length = [0.0] * len(first.hidden), [0.0] * len(first.hidden)
-        for layer, (one, other) in enumerate(zip(first.hidden, second.hidden, strict=True)):
-            one = _double(one)
-            self.apart[layer] += float((one - _double(other)).square().sum())
-            self.length[layer] += float(one.square().sum())
+        if not self.distance:
+            self.distance, self.length = [0.0] * len(first.hidden), [0.0] * len(first.hidden)
+        for layer, (h1, h2) in enumerate(zip(first.hidden, second.hidden, strict=True)):
+            h1 = _double(h1)
+            self.distance[layer] += float((h1 - _double(h2)).square().sum())
+            self.length[layer] += float(h1.square().sum())
         self.states += len(first.hidden[0]) if first.hidden else len(first.logits)  # type: ignore[arg-type]
 
     def _add_logits(self, first: "Tensor", second: "Tensor") -> None:
@@ -201,25 +206,25 @@ class _Difference:
                 f"one version gives {first.shape[-1]} logits and the other {second.shape[-1]}",
                 fix="compare adapters of one task, on a model with its head",
             )
-        for one, other in zip(*(_chunks(logits) for logits in (first, second)), strict=True):
-            p, q = one.log_softmax(-1), other.log_softmax(-1)
+        for x, y in zip(*(_chunks(logits) for logits in (first, second)), strict=True):
+            p, q = x.log_softmax(-1), y.log_softmax(-1)
             self.kl += float((p.exp() * (p - q)).sum())
-            apart = (one - one.mean(-1, keepdim=True)) - (other - other.mean(-1, keepdim=True))
-            self.squares += float(apart.square().mean(-1).sum())
-            self.same += int((one.argmax(-1) == other.argmax(-1)).sum())
+            difference = (x - x.mean(-1, keepdim=True)) - (y - y.mean(-1, keepdim=True))
+            self.squares += float(difference.square().mean(-1).sum())
+            self.same += int((x.argmax(-1) == y.argmax(-1)).sum())
         self.positions += len(first)
 
     def contrast(self, first: str, second: str) -> Contrast:
-        """The means."""
+        """The means over all batches so far."""
         n = self.positions
-        hidden = tuple(_ratio(apart, length) for apart, length in zip(self.apart, self.length, strict=True))
+        hidden = tuple(_ratio(distance, length) for distance, length in zip(self.distance, self.length, strict=True))
         if not n:
             return Contrast(first, second, None, None, None, hidden)
         return Contrast(first, second, self.kl / n, sqrt(self.squares / n), self.same / n, hidden)
 
 
 def _chunks(logits: "Tensor") -> "Iterator[Tensor]":
-    """Some rows at a time, in float64."""
+    """The logits in float64, some rows at a time."""
     step = max(1, CHUNK // logits.shape[-1])
     for start in range(0, len(logits), step):
         yield _double(logits[start : start + step])
@@ -230,5 +235,5 @@ def _double(values: "Tensor") -> "Tensor":
     return (values.cpu() if values.device.type == "mps" else values).double()
 
 
-def _ratio(apart: float, length: float) -> float:
-    return sqrt(apart / length) if length else (np.inf if apart else 0.0)
+def _ratio(distance: float, length: float) -> float:
+    return sqrt(distance / length) if length else (np.inf if distance else 0.0)

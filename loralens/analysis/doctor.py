@@ -1,12 +1,12 @@
-"""What is wrong with adapters, most serious first."""
+"""The diagnosis of adapters: all checks are run, and their findings are sorted by level."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from loralens.analysis.checks import CHECKS
-from loralens.analysis.checks.base import Base, Merging, find, landings
+from loralens.analysis.checks.base import Base, MergeOptions, find_weights, merge_effects
 from loralens.analysis.checks.diagnosis import LEVELS, Diagnosis
-from loralens.analysis.checks.patient import Patient, examine
+from loralens.analysis.checks.examination import Examination, examine_adapter
 from loralens.core.adapter import Adapter
 from loralens.core.carried import magnitudes
 from loralens.core.naming.base_model import BaseModel
@@ -15,7 +15,7 @@ from loralens.errors import place
 
 UNREADABLE = "unreadable"
 
-# Of files that no check sees.
+# Codes for files that cannot be loaded, and so never reach a check.
 OTHERS = {UNREADABLE: "The file cannot be read as an adapter: it is damaged, not downloaded, or something else."}
 
 
@@ -31,26 +31,26 @@ def diagnose(
     named: Mapping[str, BaseModel] | None = None,
     step: Step | None = None,
 ) -> list[Diagnosis]:
-    """Everything that the checks find, most serious first, then in the order of `CHECKS`, then the worst module first.
+    """Run all checks. Findings come by level, then in the order of `CHECKS`, then with the worst module first.
 
     Parameters
     ----------
     adapters : mapping of str to Adapter
-        Path → adapter, best loaded with ``strict=False``. Two or more are also compared with each other.
+        Path → adapter, preferably loaded with ``strict=False``. Two or more are also compared with each other.
     base : Base, optional
-        Names, sizes and rounding are then checked against its weights, from at most 2¹⁸ entries of each.
+        The base model. Names, shapes and rounding are checked against its weights, with at most 2¹⁸ entries of each.
     dtype : str, optional
-        The dtype of a merge; that of each weight by default, as in `loralens merge`.
+        The dtype of a merge; by default that of each weight, as in `loralens merge`.
     stochastic : bool
-        The merge rounds stochastically, and not to the nearest.
+        Whether the merge rounds stochastically instead of to the nearest number.
     modules : sequence of str
         Globs over module names or kinds; all modules where empty.
     only_read : collection of str
-        Dialects that cannot be written: commands that mend an adapter of theirs write it as PEFT's.
+        Dialects that cannot be written. Suggested commands convert such adapters to PEFT.
     reading : str
-        Options that the adapters were read with, as a shell wants them: commands that mend them repeat them.
+        The options with which the adapters were read, quoted for a shell. Suggested commands repeat them.
     named : mapping of str to BaseModel, optional
-        Path → what is known of the base that the adapter names; its name alone by default.
+        Path → the base that the adapter names; by default only its name is known.
     step : callable, optional
         Called with 1 after every module was read.
 
@@ -61,10 +61,10 @@ def diagnose(
 
     Notes
     -----
-    The factors are read once or twice and not kept. Every check has its thresholds and their reasons in its file; each
-    was held against adapters that people published, and says nothing of those that are well.
+    The factors are read once or twice and not kept. The thresholds of a check, and their reasons, are in its file.
+    Every check was tested on published adapters and does not report those that are in order.
     """
-    patients = examined(
+    exams = examine_all(
         adapters,
         base=base,
         dtype=dtype,
@@ -75,10 +75,10 @@ def diagnose(
         named=named,
         step=step,
     )
-    return findings(patients)
+    return run_checks(exams)
 
 
-def examined(
+def examine_all(
     adapters: Mapping[str, Adapter],
     *,
     base: Base | None = None,
@@ -89,48 +89,50 @@ def examined(
     reading: str = "",
     named: Mapping[str, BaseModel] | None = None,
     step: Step | None = None,
-) -> list[Patient]:
-    """The adapters, each read once: what `findings` looks at. Parameters and errors as those of `diagnose`."""
-    patients, merging = [], Merging(dtype, stochastic)
+) -> list[Examination]:
+    """Read every adapter once, for `run_checks`. Parameters and errors are those of `diagnose`."""
+    exams, merging = [], MergeOptions(dtype, stochastic)
     for path, adapter in adapters.items():
         with place(path):
             to = "peft" if adapter.format in only_read else ""
-            patient = examine(adapter, path, modules=modules, to=to, reading=reading, step=step)
-        patient = replace(patient, named=(named or {}).get(path) or BaseModel.of(adapter.base_model))
-        patients.append(_laid(patient, base, merging) if base else patient)
-    return patients
+            exam = examine_adapter(adapter, path, modules=modules, to=to, reading=reading, step=step)
+        exam = replace(exam, named=(named or {}).get(path) or BaseModel.of(adapter.base_model))
+        exams.append(_match_base(exam, base, merging) if base else exam)
+    return exams
 
 
-def findings(patients: Sequence[Patient]) -> list[Diagnosis]:
-    """What the checks find, most serious first; of two or more also what they have in common."""
-    found: list[Diagnosis] = []
+def run_checks(exams: Sequence[Examination]) -> list[Diagnosis]:
+    """Run all checks on every adapter, and on two or more adapters together. The most serious findings come first."""
+    diagnoses: list[Diagnosis] = []
     for check in CHECKS:
-        if check.one:
-            found += [replace(one, adapter=p.path) for p in patients for one in check.one(p)]
-        if check.all and len(patients) > 1:
-            found += check.all(patients)
-    return sorted(found, key=lambda one: LEVELS.index(one.level))
+        if check.single:
+            diagnoses += [replace(diagnosis, adapter=p.path) for p in exams for diagnosis in check.single(p)]
+        if check.several and len(exams) > 1:
+            diagnoses += check.several(exams)
+    return sorted(diagnoses, key=lambda diagnosis: LEVELS.index(diagnosis.level))
 
 
-def rules() -> dict[str, str]:
-    """Code → what it means: of every check, and of files that cannot be read. The readers' codes are their own."""
+def diagnosis_codes() -> dict[str, str]:
+    """Code → its meaning, for every check and for files that cannot be read. Codes of readers are not included."""
     return {code: text for check in CHECKS for code, text in check.rules.items()} | OTHERS
 
 
-def _blamed(adapter: Adapter) -> Adapter:
-    """The adapter whose rows the base could not put in order: that is an error, as they would go to wrong rows of W."""
+def _raise_permuted_rows(adapter: Adapter) -> Adapter:
+    """Raise permuted rows that the base could not resolve to an error: they would change the wrong rows of W."""
     fix = "give a base whose folder has a config.json that says its heads"
-    found = [replace(one, level="error", fix=fix) if one.code == "rows-permuted" else one for one in adapter.findings]
-    return replace(adapter, findings=tuple(found))
+    marked = [replace(one, level="error", fix=fix) if one.code == "rows-permuted" else one for one in adapter.findings]
+    return replace(adapter, findings=tuple(marked))
 
 
-def _laid(patient: Patient, base: Base, merging: Merging) -> Patient:
-    """The patient against the base. What a merge makes of DoRA, which moves all of W, is not foretold from ΔW."""
-    modules = {name: one.module for name, one in patient.readings.items()}
-    if any(module.layout.rows for module in patient.adapter.modules.values()):
-        patient = replace(patient, adapter=_blamed(patient.adapter))
-    weights, strays = find(modules, base)
-    bent = magnitudes(patient.adapter)
+def _match_base(exam: Examination, base: Base, merging: MergeOptions) -> Examination:
+    """Add what the base shows. DoRA modules get no merge effect: merging them changes W by more than ΔW."""
+    modules = {name: one.module for name, one in exam.readings.items()}
+    if any(module.layout.rows for module in exam.adapter.modules.values()):
+        exam = replace(exam, adapter=_raise_permuted_rows(exam.adapter))
+    weights, unmatched = find_weights(modules, base)
+    bent = magnitudes(exam.adapter)
     plain = {name: weight for name, weight in weights.items() if name not in bent}
-    landed, spoilt = landings(modules, patient.spectra, plain, merging, base)
-    return replace(patient, landings=landed, strays=strays, spoilt=spoilt, base=base.model)
+    effects, non_finite_weights = merge_effects(modules, exam.spectra, plain, merging, base)
+    return replace(
+        exam, merge_effects=effects, unmatched=unmatched, non_finite_weights=non_finite_weights, base=base.model
+    )

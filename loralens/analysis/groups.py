@@ -1,4 +1,4 @@
-"""Spectra gathered by kind or by block."""
+"""Summaries of spectra by kind of module or by block."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -12,20 +12,20 @@ from loralens.core.names import block, kind, natural_key
 @final
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Modules that belong together.
+    """A summary of modules of one kind, or of one block.
 
     Attributes
     ----------
-    name : str
     modules : int
+        The number of modules.
     frobenius : float
         √Σ‖ΔW‖_F² over the group.
     share : float
-        Its part of the adapter's energy, in [0, 1].
+        Its share of the energy of the adapter, in [0, 1].
     effective_rank : float
-        Mean over the group's non-zero modules; 0 where there are none.
+        Mean over the modules with ΔW ≠ 0; 0 if there are none.
     zero : int
-        Modules whose ΔW is 0.
+        The number of modules with ΔW = 0.
     """
 
     name: str
@@ -42,36 +42,36 @@ def by_kind(spectra: Mapping[str, Spectrum]) -> list[Group]:
 
 
 def by_block(spectra: Mapping[str, Spectrum]) -> list[Group]:
-    """One group for each block; modules outside any block come as one group, ``outside``."""
+    """One group for each block; modules outside any block form the group ``outside``."""
 
     def label(name: str) -> str:
-        found = block(name)
-        return f"{found.stack}.{found.number}" if found else "outside"
+        place = block(name)
+        return f"{place.stack}.{place.number}" if place else "outside"
 
     return _group(spectra, label)
 
 
-def total(spectra: Iterable[Spectrum]) -> float:
+def total_norm(spectra: Iterable[Spectrum]) -> float:
     """‖ΔW‖_F of several modules together: √Σ‖ΔW‖_F²."""
     return sqrt(sum(s.frobenius**2 for s in spectra))
 
 
 def mean_effective_rank(spectra: Iterable[Spectrum]) -> float:
-    """Effective rank, mean over the modules that are not 0; 0 where all are."""
+    """The mean effective rank over the modules that are not 0; 0 if all are."""
     ranks = [s.effective_rank for s in spectra if s.spectral > 0]
     return sum(ranks) / len(ranks) if ranks else 0.0
 
 
 def _group(spectra: Mapping[str, Spectrum], label: Callable[[str], str]) -> list[Group]:
     members: dict[str, list[Spectrum]] = {}
-    for name, one in spectra.items():
-        members.setdefault(label(name), []).append(one)
-    whole = total(spectra.values())
-    return [_summary(name, members[name], whole) for name in sorted(members, key=natural_key)]
+    for name, spectrum in spectra.items():
+        members.setdefault(label(name), []).append(spectrum)
+    adapter_norm = total_norm(spectra.values())
+    return [_summary(name, members[name], adapter_norm) for name in sorted(members, key=natural_key)]
 
 
-def _summary(name: str, members: list[Spectrum], whole: float) -> Group:
-    norm = total(members)
-    share = (norm / whole) ** 2 if whole else 0.0
+def _summary(name: str, members: list[Spectrum], adapter_norm: float) -> Group:
+    norm = total_norm(members)
+    share = (norm / adapter_norm) ** 2 if adapter_norm else 0.0
     zero = sum(s.spectral == 0 for s in members)
     return Group(name, len(members), norm, share, mean_effective_rank(members), zero)

@@ -1,4 +1,4 @@
-"""What is in an adapter: every module, every other tensor, and what is wrong with them."""
+"""The contents of an adapter: every module, every other tensor, and findings about them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,25 +13,24 @@ from loralens.core.lowrank import LowRank
 from loralens.core.names import select, some
 from loralens.core.structured import Kronecker, Update
 
-BLOCK = 1 << 20  # values looked at at a time: they stay in the cache of a core
+BLOCK = 1 << 20  # values that are tested at a time, so that they stay in the cache of a core
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """An adapter as found.
+    """The contents of an adapter.
 
     Attributes
     ----------
-    adapter : Adapter
     modules : dict of str to Update
-        Those asked for, in natural order.
+        The chosen modules, in natural order.
     zero : list of str
-        Modules whose ΔW is 0, because B or A is, or the whole matrix where there is no pair.
+        Modules with ΔW = 0: B or A is 0, or the whole matrix if there is no pair.
     extra : dict of str to Extra
-        Every tensor that is not half of a pair.
+        Every tensor that is no factor of a pair.
     findings : list of Finding
-        What the reader noticed and what the numbers show.
+        The findings of the reader, and those about the numbers.
     """
 
     adapter: Adapter
@@ -52,7 +51,7 @@ class Inspection:
 
 
 def inspect_adapter(adapter: Adapter, *, modules: Sequence[str] = ()) -> Inspection:
-    """Everything in an adapter, its numbers read once to find zeros, NaN and Inf.
+    """List everything in an adapter; its numbers are read once to find zeros, NaN and Inf.
 
     Parameters
     ----------
@@ -71,24 +70,24 @@ def inspect_adapter(adapter: Adapter, *, modules: Sequence[str] = ()) -> Inspect
         numbers = _numbers(module)
         if not all(_plain(array).any() for array in numbers):
             zero.append(name)
-        if any(map(broken, numbers)):
+        if any(map(count_non_finite, numbers)):
             spoilt.append(name)
-    spoilt += [key for key, extra in adapter.extra.items() if broken(extra.tensor.read())]
+    spoilt += [key for key, extra in adapter.extra.items() if count_non_finite(extra.tensor.read())]
     findings = [*adapter.findings, *_zero(zero, len(chosen)), *_spoilt(spoilt)]
     return Inspection(
         adapter, chosen, zero, {key: extra for key, extra in adapter.extra.items() if extra.role not in NORMS}, findings
     )
 
 
-def broken(array: Array) -> int:
-    """How many values of an array of any dtype are NaN or Inf."""
+def count_non_finite(array: Array) -> int:
+    """The number of NaN and Inf in an array of any dtype."""
     flat = array.ravel("K")
     parts = (_plain(flat[i : i + BLOCK]) for i in range(0, flat.size, BLOCK))
     return int(sum(part.size - np.count_nonzero(np.isfinite(part)) for part in parts))
 
 
 def _numbers(module: Update) -> list[Array]:
-    """Arrays of which one is 0 where ΔW is, and not finite where ΔW is not: B and A, or what stands in their place."""
+    """B and A, or the arrays in their place: one of them is 0 if ΔW is, and not finite if ΔW is not."""
     if isinstance(module, LowRank):
         return [module.B, module.A]
     form = module.form
@@ -97,7 +96,7 @@ def _numbers(module: Update) -> list[Array]:
 
 
 def _plain(array: Array) -> Array:
-    """The same values in a dtype that NumPy itself knows: narrow floats as float32."""
+    """The same values in a dtype of NumPy: narrow floats, such as bfloat16, become float32."""
     return array.astype(np.float32) if array.dtype.itemsize < 4 else array
 
 

@@ -1,22 +1,22 @@
-"""Modules that stand out of their kind, by a gap in sorted values that power laws leave no more often than stated.
+"""Modules that stand out of their kind by a gap in the sorted values, with a bound on the rate of false alarms.
 
-Each module is compared with the four modules of its kind and shape that are nearest in depth: of a trained adapter
-whose norms rise from block to block the differences are three to five times less spread than the norms themselves.
+Each module is compared with the four modules of its kind and shape that are nearest in depth. In trained adapters,
+whose norms rise from block to block, these differences spread three to five times less than the norms themselves.
 
-The null. The modules of one kind and shape are exchangeable: their values are independent draws from one distribution,
-of which only this is supposed, that its density is log-concave on the scale used (ln of a norm, logit of an effective
-rank). Normal, logistic, Laplace and Gumbel distributions are. So is the exponential, which has the heaviest tail of
-them and is what a power law of any exponent becomes under the logarithm. The difference from a median of four others
-is log-concave too.
+The null hypothesis. The modules of one kind and shape are exchangeable: their values are independent draws from one
+distribution. Only one thing is assumed about it: its density is log-concave on the scale used (ln of a norm, logit of
+an effective rank). This holds for normal, logistic, Laplace and Gumbel distributions, and for the exponential
+distribution. The latter has the heaviest tail of them; the logarithm of a quantity with a power law is exponential. The
+difference from a median of four others is log-concave too.
 
 The test. Of an exponential distribution the normalised spacings D_k = k·(x_(k) − x_(k+1)), counted from the largest,
-are independent and exponential of one scale (Sukhatme 1937), so that D_k exceeds R times the mean of D_j, k < j ≤ m,
-with probability (1 + R/(m−k))^−(m−k). A log-concave x is a concave increasing function of an exponential (Barlow &
-Proschan 1966): its upper spacings are shorter beside its lower ones, and the same value is a bound. The m spacings
-above the median are used, so that what is odd at one end does not hide what is odd at the other.
+are independent and exponential with one scale (Sukhatme 1937). D_k therefore exceeds R times the mean of D_j, k < j ≤
+m, with the probability (1 + R/(m−k))^−(m−k). A log-concave x is a concave increasing function of an exponential
+variable (Barlow & Proschan 1966). Its upper spacings are shorter relative to its lower ones, so the same value is an
+upper bound. Only the m spacings above the median are used, so that outliers at one end do not hide those at the other.
 
-Two steps are not exact: neighbours share members, and the scale is known better where other kinds of the adapter agree
-on it (`AGREED`). `tests/analysis/test_outliers.py` holds the rate of false flags to `PER_MODULE` by simulation.
+Two steps are approximate: neighbours share members, and the scale counts as known better if other kinds of the adapter
+agree on it (`AGREED`). `tests/analysis/test_outliers.py` holds the rate of false flags to `PER_MODULE` by simulation.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,14 +30,14 @@ from loralens.analysis.spectrum import Spectrum
 from loralens.core.names import kind_in_block, natural_key
 from loralens.linalg.factor import Floats
 
-PER_MODULE = 0.01  # modules flagged in the mean where nothing is odd, at most; half of it is spent, see `_level`
-SURE = 0.03  # chance beyond which a gap is not named, however many modules the kind has
-NEIGHBOURS = 4  # the median of four bears one that is odd itself
-FEWEST = 6  # modules of a kind: of five only one spacing is left to compare the widest with
-LEAST = log(2.0)  # distance that is worth a word: twice the norm, twice the odds of the effective rank
-SPREAD = 0.01  # least mean spacing, so that modules equal to rounding are compared with 1 %
-NEAR = 1e-9  # nearest that the share of the rank comes to 0 and to 1: beyond lies rounding
-AGREED = 3  # the spacings count this many times where other kinds are spread no more, as their scale is one
+PER_MODULE = 0.01  # bound on the share of modules that are flagged by chance; half of it is spent, see `_level`
+SURE = 0.03  # a gap with a higher chance is not reported, however many modules the kind has
+NEIGHBOURS = 4  # the median of four tolerates one outlier among them
+FEWEST = 6  # modules of a kind at least: with five, only one spacing is left to compare the widest with
+LEAST = log(2.0)  # smallest distance that is reported: twice the norm, or twice the odds of the effective rank
+SPREAD = 0.01  # added to the mean spacing, so that modules that are equal to rounding are compared with 1 %
+NEAR = 1e-9  # smallest distance of the share of the rank from 0 and 1; below it lies rounding
+AGREED = 3  # weight of the spacings if other kinds have the same scale, which makes the scale better known
 QUANTITIES = {"frobenius": "‖ΔW‖", "effective_rank": "effective rank"}
 
 
@@ -52,9 +52,9 @@ class Outlier:
     quantity : str
         ``frobenius`` or ``effective_rank``.
     value, typical : float
-        Its value, and the median of the four modules of its kind and shape nearest to it.
+        Its value, and the median of the four nearest modules of its kind and shape.
     chance : float
-        Probability, at most, that such a gap opens in a kind whose modules are exchangeable.
+        Upper bound on the probability of such a gap if the modules of the kind are exchangeable.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Outlier:
 
 
 class _Member(NamedTuple):
-    """A module, its value, that of its neighbours, and how far it is from them on the unbounded scale."""
+    """A module with its value, the median of its neighbours, and the distance of both on the unbounded scale."""
 
     name: str
     value: float
@@ -74,17 +74,17 @@ class _Member(NamedTuple):
 
 
 def outliers(spectra: Mapping[str, Spectrum]) -> list[Outlier]:
-    """Modules whose norm or effective rank stands out of their kind and shape, the least likely first.
+    """Find modules whose norm or effective rank stands out of their kind and shape; the least likely come first.
 
-    Kinds are those of `kind_in_block`, which are the same in every dialect. Modules with ΔW = 0 are left out. So are
-    kinds of fewer than `FEWEST` modules, in which no gap is wide enough to be told from chance.
+    Kinds are those of `kind_in_block`, which are the same in every dialect. Modules with ΔW = 0 are left out, and so
+    are kinds of fewer than `FEWEST` modules, in which no gap is wide enough to exclude chance.
     """
     cells: dict[tuple[str, tuple[int, int]], dict[str, Spectrum]] = {}
     for name in sorted(spectra, key=natural_key):
         if spectra[name].spectral > 0:
             cells.setdefault((kind_in_block(name), spectra[name].shape), {})[name] = spectra[name]
-    found = [outlier for quantity in QUANTITIES for outlier in _outliers_in(cells, quantity)]
-    return sorted(found, key=lambda o: (o.chance, natural_key(o.name)))
+    results = [outlier for quantity in QUANTITIES for outlier in _outliers_in(cells, quantity)]
+    return sorted(results, key=lambda o: (o.chance, natural_key(o.name)))
 
 
 def _outliers_in(cells: Mapping[tuple[str, tuple[int, int]], Mapping[str, Spectrum]], quantity: str) -> list[Outlier]:
@@ -95,24 +95,24 @@ def _outliers_in(cells: Mapping[tuple[str, tuple[int, int]], Mapping[str, Spectr
     distances = {kind: np.array([member.distance for member in members]) for kind, members in kinds.items()}
     # ln 2 is the median of an exponential of scale 1: robust, so an odd module in one kind spoils no other.
     scales = {kind: float(np.median(np.abs(x - np.median(x)))) / log(2) for kind, x in distances.items()}
-    found = []
+    results = []
     for kind, members in kinds.items():
-        others = [scale for other, scale in scales.items() if other != kind]
-        x, agreed = distances[kind], float(np.median(others)) if others else None
+        other_scales = [scale for other, scale in scales.items() if other != kind]
+        x, agreed = distances[kind], float(np.median(other_scales)) if other_scales else None
         for end in (1, -1):
             for i, chance in upper_outliers(end * x, _level(x.size), agreed):
                 member = members[i]
-                found.append(Outlier(member.name, quantity, member.value, member.typical, chance))
-    return found
+                results.append(Outlier(member.name, quantity, member.value, member.typical, chance))
+    return results
 
 
 def _level(count: int) -> float:
-    """Flags in the mean that one end of one quantity may cost a kind: two quantities with two ends share the half."""
+    """The expected number of false alarms allowed for one end of one quantity: a quarter of half of `PER_MODULE`."""
     return min(SURE, PER_MODULE / 2 * count / 4)
 
 
 def _members(spectra: Mapping[str, Spectrum], quantity: str) -> list[_Member]:
-    """The modules of one kind and shape, in the order of their blocks; none where a module has too few neighbours."""
+    """The modules of one kind and shape, in the order of their blocks; none if there are too few neighbours."""
     names = [name for name, s in spectra.items() if quantity == "frobenius" or _directions(s) > 1]
     if len(names) <= NEIGHBOURS:
         return []
@@ -129,12 +129,12 @@ def _members(spectra: Mapping[str, Spectrum], quantity: str) -> list[_Member]:
 
 
 def _directions(spectrum: Spectrum) -> int:
-    """Directions that an update can have."""
+    """The largest number of directions that an update can have."""
     return min(spectrum.rank, *spectrum.shape)
 
 
 def _unbounded(spectrum: Spectrum, quantity: str) -> float:
-    """The quantity on a scale without ends: ln ‖ΔW‖, and logit (effective rank − 1)/(k − 1) with k directions."""
+    """The quantity on an unbounded scale: ln ‖ΔW‖, or the logit of (effective rank − 1)/(k − 1) with k directions."""
     if quantity == "frobenius":  # ‖ΔW‖ itself may underflow or overflow
         return log(spectrum.spectral) + log(spectrum.stable_rank) / 2
     share = min(max((spectrum.effective_rank - 1) / (_directions(spectrum) - 1), NEAR), 1 - NEAR)
@@ -142,17 +142,18 @@ def _unbounded(spectrum: Spectrum, quantity: str) -> float:
 
 
 def upper_outliers(x: Floats, level: float, agreed: float | None = None) -> Sequence[tuple[int, float]]:
-    """Indices of the values that a gap parts from all others below, each with the chance of that gap, largest first.
+    """Indices of the values that a gap separates from all others below, with the chance of that gap, largest first.
 
     Parameters
     ----------
     x : float64 array, shape (n,)
         n at least `FEWEST`.
     level : float
-        Values flagged in the mean where all come from one log-concave distribution, at most. One half is spent on the
-        gap below the largest; the k-th gap, up to n/8, flags k values and gets 1/k of an equal part of the rest.
+        Bound on the expected number of flagged values if all come from one log-concave distribution. Half of it is
+        spent on the gap below the largest value. The k-th gap, up to n/8, flags k values and gets 1/k of an equal part
+        of the other half.
     agreed : float, optional
-        Mean spacing of other values, which is used where it is larger than that of these.
+        Mean spacing of other kinds, which is used if it is larger than that of these values.
     """
     order = np.argsort(-x, kind="stable")
     x = x[order] - np.median(x)
@@ -161,9 +162,9 @@ def upper_outliers(x: Floats, level: float, agreed: float | None = None) -> Sequ
     most = max(1, x.size // 8)
     flagged, chance = 0, 1.0
     for k in range(1, most + 1):
-        left = half - k
+        below = half - k
         scale = max(float(spacings[k:].mean()) + SPREAD, agreed or 0.0)
-        weight = left if agreed is None else AGREED * left
+        weight = below if agreed is None else AGREED * below
         p = float((1 + spacings[k - 1] / (weight * scale)) ** -weight)
         share = 1.0 if most == 1 else 0.5 if k == 1 else 0.5 / (most - 1)
         if p <= level * share / k and x[k - 1] >= LEAST:

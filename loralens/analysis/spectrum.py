@@ -1,4 +1,4 @@
-"""Singular values of every module, and the ranks, norms and energies they imply."""
+"""The singular values of every module, and the ranks, norms and energies that follow from them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from loralens.linalg import measures
 @final
 @dataclass(frozen=True, slots=True)
 class Spectrum:
-    """The singular values of one update ΔW, and what they imply.
+    """The singular values of one update ΔW, with the norms and ranks that follow from them.
 
     Attributes
     ----------
@@ -63,7 +63,7 @@ class Spectrum:
 
     @property
     def effective_rank_energy(self) -> float:
-        """The same with p = σ²/Σσ²."""
+        """exp(−Σ p ln p) with p = σ²/Σσ², so that strong directions count more."""
         return measures.effective_rank_energy(self.s)
 
     @property
@@ -72,14 +72,14 @@ class Spectrum:
         return measures.participation_ratio(self.s)
 
     def energy_rank(self, fraction: float) -> int:
-        """Directions that hold ``fraction`` of the energy Σσ²."""
+        """The number of leading directions that hold ``fraction`` of the energy Σσ²."""
         return measures.energy_rank(self.s, fraction)
 
 
 def measure_spectrum(
     adapter: Adapter, *, modules: Sequence[str] = (), threads: int = 1, step: Step | None = None
 ) -> dict[str, Spectrum]:
-    """The spectrum of every module, in natural module order.
+    """Compute the spectrum of every module, in natural module order.
 
     Parameters
     ----------
@@ -101,8 +101,9 @@ def measure_spectrum(
 
     Notes
     -----
-    ΔW is never formed: O((out + in)·r²) a module. Relative error of every singular value ≤ 1e-10 on well-conditioned
-    factors, however their columns are graded; ≤ 1e-14·‖B‖₂‖A‖₂ absolute on any.
+    ΔW is never formed: the work is O((out + in)·r²) a module. On factors that are well-conditioned after scaling their
+    columns, every singular value has a relative error of at most 1e-10; on any factors, the absolute error is at most
+    1e-14·‖B‖₂‖A‖₂.
     """
 
     def measure(name: str) -> Spectrum:

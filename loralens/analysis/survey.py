@@ -1,39 +1,39 @@
-"""A whole collection at a glance: one summary an adapter, and which of them are the same."""
+"""A survey of a collection: one summary for each adapter, and duplicates among the adapters."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, final
 
 from loralens.analysis.compare.equality import differences
-from loralens.analysis.groups import mean_effective_rank, total
+from loralens.analysis.groups import mean_effective_rank, total_norm
 from loralens.analysis.spectrum import measure_spectrum
 from loralens.core.adapter import Adapter
 from loralens.core.fingerprint import fingerprint
 
-SAME = 5e-3  # ‖ΔW₁ − ΔW₂‖/‖ΔW‖ of the worst module up to which two are one: a copy in bfloat16 is 2.3e-3 away
+SAME = 5e-3  # largest ‖ΔW₁ − ΔW₂‖/‖ΔW‖ of any module of a duplicate; a copy in bfloat16 differs by 2.3e-3
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """One adapter in a line.
+    """The summary of one adapter.
 
     Attributes
     ----------
     modules, zero : int
-        Modules, and those of them whose ΔW is 0.
+        The number of modules, and of modules with ΔW = 0.
     ranks : tuple of int
-        Nominal ranks that come up, rising.
+        The nominal ranks that occur, increasing.
     scales : tuple of float
-        Scales that come up, rising.
+        The scales that occur, increasing.
     parameters : int
-        Numbers stored in pairs.
+        The number of parameters in pairs.
     frobenius : float
         ‖ΔW‖_F of the whole update.
     norms : tuple of float
-        ‖ΔW‖_F of the modules, rising.
+        ‖ΔW‖_F of the modules, increasing.
     effective_rank : float
-        Mean over the modules that are not 0; 0 where all are.
+        Mean over the modules that are not 0; 0 if all are.
     fingerprint : str
         See `loralens.core.fingerprint`.
     """
@@ -49,8 +49,8 @@ class Summary:
     fingerprint: str
 
 
-def summary(adapter: Adapter) -> Summary:
-    """One adapter in a line; its numbers are read twice and not kept.
+def summarise_adapter(adapter: Adapter) -> Summary:
+    """Summarise one adapter; its numbers are read twice and not kept.
 
     Raises
     ------
@@ -64,7 +64,7 @@ def summary(adapter: Adapter) -> Summary:
         ranks=tuple(sorted({one.rank for one in spectra.values()})),
         scales=tuple(sorted({module.scale for module in adapter.modules.values()})),
         parameters=adapter.parameters,
-        frobenius=total(spectra.values()),
+        frobenius=total_norm(spectra.values()),
         norms=tuple(sorted(one.frobenius for one in spectra.values())),
         effective_rank=mean_effective_rank(spectra.values()),
         fingerprint=fingerprint(adapter),
@@ -74,14 +74,14 @@ def summary(adapter: Adapter) -> Summary:
 @final
 @dataclass(frozen=True, slots=True)
 class Duplicate:
-    """An adapter that is there already.
+    """An adapter that is a copy of an earlier one.
 
     Attributes
     ----------
     index, original : int
-        It, and the first adapter of which it is a copy.
+        The index of the copy, and of the first adapter that it is a copy of.
     kind : str
-        ``tensors``: the same numbers, whatever the names and the dialect. ``update``: the same ΔW to rounding, in
+        ``tensors``: the same numbers, under any names and in any dialect. ``update``: the same ΔW up to rounding, in
         another dtype, gauge or rank; heads and biases are not compared.
     difference : float
         ‖ΔW₁ − ΔW₂‖/‖ΔW‖ of the worst module; 0 for ``tensors``.
@@ -94,38 +94,38 @@ class Duplicate:
 
 
 def duplicates(adapters: Sequence[Adapter], summaries: Sequence[Summary]) -> list[Duplicate]:
-    """The adapters that came up before, by index.
+    """Find the adapters that are copies of earlier ones, by index.
 
-    Equal fingerprints first; of the rest, those whose norms allow it are compared module by module (`differences`), so
-    a large collection does not cost a comparison a pair. Only what is no copy itself counts as an original: small steps
-    do not add up.
+    Equal fingerprints are found first. Of the other adapters only pairs with nearly equal norms are compared module by
+    module (`differences`), so a large collection does not need a comparison for every pair. A copy never counts as an
+    original, so that many small differences cannot add up.
     """
     first: dict[str, int] = {}
     firsts = [first.setdefault(one.fingerprint, i) for i, one in enumerate(summaries)]
-    found: dict[int, Duplicate] = {}
+    by_index: dict[int, Duplicate] = {}
     for late, early in _near(sorted(first.values()), summaries):
-        if late not in found and early not in found:
+        if late not in by_index and early not in by_index:
             off = _difference(adapters[early], adapters[late])
             if off <= SAME:
-                found[late] = Duplicate(late, early, "update", off)
+                by_index[late] = Duplicate(late, early, "update", off)
     for i, original in enumerate(firsts):
         if i != original:
-            same = found.get(original, Duplicate(i, original, "tensors"))
-            found[i] = replace(same, index=i)
-    return [found[i] for i in sorted(found)]
+            same = by_index.get(original, Duplicate(i, original, "tensors"))
+            by_index[i] = replace(same, index=i)
+    return [by_index[i] for i in sorted(by_index)]
 
 
 def _near(indices: Sequence[int], summaries: Sequence[Summary]) -> list[tuple[int, int]]:
-    """Pairs, the later first, whose norms are near and not 0; in order of the later, then of the earlier.
+    """Pairs (later, earlier) of adapters whose norms are nearly equal and not 0, sorted.
 
-    Where no module is further off than `SAME`, neither is the k-th largest norm of one from that of the other.
+    If no module differs by more than `SAME`, then the sorted norms of both do not differ by more either.
     """
     by_norm = sorted((summaries[i].frobenius, i) for i in indices if summaries[i].frobenius > 0)
     pairs = []
     for place, (norm, i) in enumerate(by_norm):
         for larger, j in by_norm[place + 1 :]:
             if larger > norm * (1 + 2 * SAME):
-                break
+                break  # the list is sorted, so all later norms are larger still
             norms = summaries[i].norms, summaries[j].norms
             if len(norms[0]) == len(norms[1]) and all(
                 abs(a - b) <= SAME * max(a, b) for a, b in zip(*norms, strict=True)
@@ -135,7 +135,7 @@ def _near(indices: Sequence[int], summaries: Sequence[Summary]) -> list[tuple[in
 
 
 def _difference(first: Adapter, second: Adapter) -> float:
-    """Of the worst module; adapters of other shapes are told apart before any number is read."""
+    """The difference of the worst module; infinite if the shapes differ, which needs no numbers."""
     shapes = [sorted(module.shape for module in one.modules.values()) for one in (first, second)]
     if shapes[0] != shapes[1]:
         return float("inf")

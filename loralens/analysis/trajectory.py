@@ -1,4 +1,4 @@
-"""One run through its checkpoints: how far it went, where to, and from when on it kept its direction."""
+"""The trajectory of a training run through its checkpoints: lengths, directions, and when the direction settled."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,22 +7,23 @@ from typing import final
 
 import numpy as np
 
+from loralens.analysis.compare.clusters import connected_groups
 from loralens.analysis.compare.equality import differences
-from loralens.analysis.compare.pairwise import Side, groups, mean, pairwise
-from loralens.analysis.groups import mean_effective_rank, total
+from loralens.analysis.compare.pairwise import Side, known_mean, pairwise
+from loralens.analysis.groups import mean_effective_rank, total_norm
 from loralens.analysis.spectrum import Spectrum, measure_spectrum
 from loralens.core.adapter import Adapter
 from loralens.core.names import select
 from loralens.core.naming.matching import same_modules
 from loralens.core.threads import Step
 
-SETTLED = 0.9  # cosine with the last checkpoint from which on a direction counts as the last one's
+SETTLED = 0.9  # smallest cosine with the last checkpoint at which a direction counts as the final one
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class Point:
-    """One checkpoint.
+class TrajectoryPoint:
+    """The measures of one checkpoint.
 
     Attributes
     ----------
@@ -31,17 +32,17 @@ class Point:
     spectral : float
         The largest σ₁ of any module.
     effective_rank : float
-        Mean over non-zero modules.
+        Mean over modules with ΔW ≠ 0.
     length : float or None
         ‖ΔW_t − ΔW_{t−1}‖_F, exact; None for the first.
     cosine, cosine_z : float
-        With the last checkpoint, of the whole updates, and in standard deviations from chance.
+        Cosine of the whole updates with the last checkpoint, and its z-score against chance.
     previous_cosine : float or None
-        With the checkpoint before; None for the first.
+        Cosine with the checkpoint before; None for the first.
     phi : dict of side to float
         φ of all directions against the last checkpoint, mean over modules.
     previous_phi : dict of side to float, or None
-        Against the checkpoint before.
+        The same against the checkpoint before; None for the first.
     initial : float
         Cosine of vec(A) with the last checkpoint, mean over modules.
     """
@@ -61,22 +62,22 @@ class Point:
 @final
 @dataclass(frozen=True, slots=True)
 class Trajectory:
-    """The checkpoints of a run.
+    """The trajectory of a run.
 
     Attributes
     ----------
     points : tuple of Point
     chance : dict of side to float
-        Chance level of φ against the last checkpoint, mean over the others that are not 0; NaN where all of them are.
+        Chance level of φ against the last checkpoint, mean over the others that are not 0; NaN if all of them are.
     runs : tuple of tuple of int
-        Checkpoints that began from the same A, or move the same way whatever A is (a run may end re-factored); more
-        than one group means that these are not of one run.
+        Groups of checkpoints that began from the same A, or that point the same way whatever A is, because the last
+        checkpoint of a run may be re-factored. More than one group means that these belong to several runs.
     settled : int or None
-        The first checkpoint but the last from which on every cosine with the last is at least `SETTLED`; None where
-        the direction still turned before the last checkpoint, or these are several runs.
+        The first checkpoint from which on every cosine with the last one is at least `SETTLED`. None if the direction
+        still turned before the last checkpoint, or if there are several runs.
     """
 
-    points: tuple[Point, ...]
+    points: tuple[TrajectoryPoint, ...]
     chance: dict[Side, float]
     runs: tuple[tuple[int, ...], ...]
     settled: int | None
@@ -90,20 +91,21 @@ def measure_trajectory(
     threads: int = 1,
     step: Step | None = None,
 ) -> Trajectory:
-    """How an update grew and turned from checkpoint to checkpoint.
+    """Measure how an update grew and turned from checkpoint to checkpoint.
 
     Parameters
     ----------
     adapters : sequence of Adapter
-        Two or more, in order of steps.
+        Two or more checkpoints, in the order of training.
     modules : sequence of str
         Globs over module names or kinds; all where empty.
     labels : sequence of str
-        What errors call the adapters; as in `pairwise`.
+        The names of the adapters in error messages, as in `pairwise`.
     threads : int
         Modules worked on at a time.
     step : callable, optional
-        Called with 1 as often as `work` says: for every module of the collection, of each checkpoint, and between two.
+        Called with 1 as often as `trajectory_steps` says: for every module of the collection, of each checkpoint, and
+        of each pair of neighbours.
 
     Raises
     ------
@@ -121,8 +123,8 @@ def measure_trajectory(
     phis = {side: pairs.phi(side) for side in sides}
     cosine, z, initial = pairs.cosine, pairs.cosine_z, pairs.shared_initialisation
     points = tuple(
-        Point(
-            frobenius=total(measured.values()),
+        TrajectoryPoint(
+            frobenius=total_norm(measured.values()),
             spectral=max((one.spectral for one in measured.values()), default=0.0),
             effective_rank=mean_effective_rank(measured.values()),
             length=lengths[t - 1] if t else None,
@@ -135,34 +137,41 @@ def measure_trajectory(
         )
         for t, measured in enumerate(spectra)
     )
-    alike = np.fmax(initial, cosine >= SETTLED)  # 1 where two move the same way, else the cosine of A
-    runs = tuple(tuple(group) for group in groups(alike))
-    chance = {side: float(mean(pairs.chance(side)[-1, :-1])) for side in sides}
+    alike = np.fmax(initial, cosine >= SETTLED)  # true (1) if two point the same way, else the cosine of A
+    runs = tuple(tuple(group) for group in connected_groups(alike))
+    chance = {side: float(known_mean(pairs.chance(side)[-1, :-1])) for side in sides}
     return Trajectory(points, chance, runs, _settled(points) if len(runs) == 1 else None)
 
 
-def work(adapters: Sequence[Adapter], modules: Sequence[str] = ()) -> int:
-    """How often `trajectory` calls its ``step``, or a little less where checkpoints differ in their modules."""
-    each = [len(select(adapter, modules)) for adapter in adapters]
-    return max(each) + sum(each) + sum(each[1:])
+def trajectory_steps(adapters: Sequence[Adapter], modules: Sequence[str] = ()) -> int:
+    """How often `measure_trajectory` calls its ``step``; a little too low if checkpoints differ in their modules."""
+    counts = [len(select(adapter, modules)) for adapter in adapters]
+    return max(counts) + sum(counts) + sum(counts[1:])
 
 
 def _length(adapters: Sequence[Adapter], spectra: Sequence[Mapping[str, Spectrum]], step: Step | None) -> float:
-    """‖ΔW₂ − ΔW₁‖_F over the modules whose spectra are given; infinite where the two differ in shape."""
-    (first, second), (one, two) = adapters, spectra
+    """‖ΔW₂ − ΔW₁‖_F over the modules whose spectra are given; infinite if a shape changed."""
+    (first, second), (spectra_first, spectra_second) = adapters, spectra
     names = same_modules(first, second)
-    others = {other: name for name, other in names.items()}
-    first = first.without({name for name in first if not (name in one or names.get(name) in two)})
-    second = second.without({name for name in second if not (name in two or others.get(name) in one)})
+    names_back = {other: name for name, other in names.items()}
+    first = first.without({name for name in first if not (name in spectra_first or names.get(name) in spectra_second)})
+    second = second.without(
+        {name for name in second if not (name in spectra_second or names_back.get(name) in spectra_first)}
+    )
     squares = 0.0
-    for found in differences(first, second, step=step):
-        known = [*filter(None, (one.get(found.name), two.get(names.get(found.name, found.name))))]
-        squares += (found.relative * max(s.frobenius for s in known)) ** 2
+    for difference in differences(first, second, step=step):
+        module_spectra = [
+            *filter(
+                None,
+                (spectra_first.get(difference.name), spectra_second.get(names.get(difference.name, difference.name))),
+            )
+        ]
+        squares += (difference.relative * max(s.frobenius for s in module_spectra)) ** 2
     return sqrt(squares)
 
 
-def _settled(points: Sequence[Point]) -> int | None:
-    """The first of the checkpoints before the last that all have at least `SETTLED` with it."""
+def _settled(points: Sequence[TrajectoryPoint]) -> int | None:
+    """The first checkpoint from which on every cosine with the last one is at least `SETTLED`; None for the last."""
     start = len(points) - 1
     while start and points[start - 1].cosine >= SETTLED:
         start -= 1

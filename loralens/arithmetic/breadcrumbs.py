@@ -2,10 +2,9 @@
 
 import numpy as np
 
-from loralens.arithmetic.election import total
-from loralens.arithmetic.elementwise import fused, summed
-from loralens.arithmetic.entries import Entries, Fuse, Workspace
-from loralens.arithmetic.fused import Fused
+from loralens.arithmetic.election import add_updates
+from loralens.arithmetic.elementwise import exact_sum, fuse_entries
+from loralens.arithmetic.entries import Entries, Fuse, Fused, Workspace
 from loralens.arithmetic.method import Space
 from loralens.core.joint import Joint
 from loralens.core.lazy import Array
@@ -14,7 +13,7 @@ from loralens.core.lazy import Array
 def breadcrumbs(
     joint: Joint, *, density: float = 0.15, gamma: float = 0.006, lam: float = 1.0, space: Space = "full"
 ) -> Fused:
-    """λ Σ_t of what is left of w_t ΔW_t after a share γ of the largest entries is dropped and a share ``density`` kept.
+    """λ Σ_t of the w_t ΔW_t, each without its γ largest entries and reduced to the ``density`` that follow in size.
 
     Parameters
     ----------
@@ -25,22 +24,22 @@ def breadcrumbs(
         Share of the largest entries that is dropped, at most 1 − density. The defaults are where the search of the
         authors' code starts; mergekit takes γ = 0.01.
     lam : float
-        α in the paper.
+        The strength of the result; α in the paper.
     space : str
 
     Notes
     -----
     arXiv 2312.06795, §3: the masks are those of each layer, here of each module.
     """
-    if density >= 1:
-        return summed(joint, lam)
-    return fused(joint, lambda entries: _rule(entries, density, min(gamma, 1 - density)), space=space, lam=lam)
+    if density >= 1:  # everything is kept, so γ has no room: the sum is exact and needs no sampling
+        return exact_sum(joint, lam)
+    return fuse_entries(joint, lambda entries: _rule(entries, density, min(gamma, 1 - density)), space=space, lam=lam)
 
 
 def _rule(entries: Entries, density: float, gamma: float) -> Fuse:
-    dropped, kept = int(gamma * entries.size), entries.count(density)
-    last = min(dropped + kept, entries.size)
-    cutoffs = entries.cutoffs([last, *([dropped] if dropped else [])])
+    skipped, count = int(gamma * entries.size), entries.count(density)  # the γ largest, and those kept after them
+    last = min(skipped + count, entries.size)
+    cutoffs = entries.cutoffs([last, *([skipped] if skipped else [])])
     work = Workspace()
 
     def fuse(_: slice, stack: Array) -> Array:
@@ -50,6 +49,6 @@ def _rule(entries: Entries, density: float, gamma: float) -> Fuse:
             if high:
                 inside &= np.less(size, high[0], out=work.of("below", x.shape, np.bool_))
             x *= inside
-        return total(stack, work)
+        return add_updates(stack, work)
 
     return fuse

@@ -1,4 +1,4 @@
-"""Several adapters as one, by any method of the table, and what came of each."""
+"""The combination of several adapters into one, by any method of the table, and the quality of the result."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -9,14 +9,13 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import DTypeLike
 
-from loralens.arithmetic.bent import Bent
 from loralens.arithmetic.dora import Stretches, Weights
-from loralens.arithmetic.fused import Fused
-from loralens.arithmetic.method import Method, Space, method_named
+from loralens.arithmetic.dora_combination import DoraCombination, add_stretches
+from loralens.arithmetic.elementwise import Modules
+from loralens.arithmetic.entries import Fused
+from loralens.arithmetic.method import CombiningMethod, Space, find_combining_method
 from loralens.arithmetic.methods import METHODS
-from loralens.arithmetic.modules import Modules
-from loralens.arithmetic.quality import Quality, Total, relative, total
-from loralens.arithmetic.stretched import stretched
+from loralens.arithmetic.quality import CombinationQuality, Quality, relative, total_quality
 from loralens.core.adapter import Adapter
 from loralens.core.carried import NONE, combine_extras
 from loralens.core.joint import Core, Joint, Lift
@@ -36,24 +35,22 @@ Weight = float | Mapping[str, float] | Strength
 @final
 @dataclass(frozen=True, slots=True)
 class Combination:
-    """An adapter combined of others.
+    """An adapter that was combined from others.
 
     Attributes
     ----------
-    adapter : Adapter
     modules : mapping of str to Quality
-        What each of its modules has of the exact sum and of every adapter, before its factors were rounded. Modules
-        that were left out as 0 are here too.
-    recipe : Recipe
+        How much of the exact sum and of every adapter each module contains, before its factors were rounded. Modules
+        that were left out because they are 0 are included.
     lifts : mapping of str to Lift
-        The new factors at any rank; without modules that keep those of the one adapter that has them.
+        The new factors at any rank. Modules that keep the factors of the one adapter that has them are left out.
     notes : tuple of str
-        What else there is to say.
+        Sentences for the user about anything else.
     truncation : mapping of str to float
-        Of an elementwise method in the full space: what its result, which is of full rank, lost when it was brought to
-        the rank of the sum; relative to it.
+        For an elementwise method in the full space: the relative error that its result, which has full rank, lost when
+        it was cut to the rank of the sum.
     stretches : Stretches, optional
-        Of DoRA adapters: what is added besides pairs. ``lifts`` are then those of the new DoRA adapter.
+        For DoRA adapters: the change besides the pairs. ``lifts`` then belong to the new DoRA adapter.
     """
 
     adapter: Adapter
@@ -64,17 +61,19 @@ class Combination:
     truncation: Mapping[str, float] = field(default_factory=dict)
     stretches: Stretches | None = None
 
-    def magnified(self, adapter: Adapter) -> Adapter:
-        """``adapter``, of the ``lifts`` at other ranks, with the magnitudes that belong to it, if it is DoRA."""
-        return self.stretches.magnified(adapter) if self.stretches else adapter
+    def with_magnitudes(self, adapter: Adapter) -> Adapter:
+        """``adapter``, made of the ``lifts`` at other ranks, with its own magnitudes if it is DoRA."""
+        return self.stretches.with_magnitudes(adapter) if self.stretches else adapter
 
-    def total(self, ranks: Mapping[str, int] | None = None) -> Total:
-        """Over all modules, cut to these ranks where they are given."""
+    def total(self, ranks: Mapping[str, int] | None = None) -> CombinationQuality:
+        """The quality over all modules, cut to these ranks where ranks are given."""
         ranks = ranks or {}
-        return total((one, ranks.get(name), self.truncation.get(name, 0.0)) for name, one in self.modules.items())
+        return total_quality(
+            (one, ranks.get(name), self.truncation.get(name, 0.0)) for name, one in self.modules.items()
+        )
 
     def truncated(self, name: str, rank: int | None = None) -> float:
-        """‖F − R‖/‖F‖ of one module: what of the method's own result F does not fit into its rank, or into ``rank``."""
+        """‖F − R‖/‖F‖ of one module, where F is the result of the method and R is F cut to ``rank``."""
         return relative(*self.modules[name].truncation(rank, self.truncation.get(name, 0.0))) or 0.0
 
 
@@ -103,86 +102,87 @@ def combine_adapters(
     ----------
     adapters : sequence of (Adapter, weight)
         A weight is a number of any sign, or a mapping of glob → number whose last match counts (1 where none does).
-        Names, dialect, metadata and layout are those of the first adapter. Modules that an adapter lacks count as
-        ΔW = 0.
+        The result has the names, dialect, metadata and layout of the first adapter. A module that an adapter lacks
+        counts as ΔW = 0.
     method : str
         A row of `loralens.arithmetic.methods.METHODS`. ``sum`` is exact for any mix of ranks, scales and dialects.
     lam : float, optional
-        λ, the strength of the result; as the method has it, mostly 1.
+        λ, the strength of the result. By default that of the method, mostly 1.
     density, **options : float
-        What else a method can be told: see its row.
+        Further options of the method; see its row.
     seed : int
-        Of methods that draw random numbers; every module draws its own.
+        The seed of methods that draw random numbers. Every module draws its own.
     space : "full", "knots" or "core", optional
-        Where an elementwise method acts. The others come out the same in any of them.
+        The space in which an elementwise method acts. To other methods it makes no difference.
     modules : sequence of str
         Globs or kinds: only these modules are in the result.
     take : int or "none", optional
-        Whose tensors trained in full (heads, biases, embeddings) stand, by place, where several adapters have them.
+        The index of the adapter whose fully trained tensors (heads, biases, embeddings) the result gets if several
+        adapters have such tensors.
     dtype : dtype, optional
-        Of the new factors. By default the one that all factors of a module have (of DoRA: all of all adapters), else
-        float32.
+        The dtype of the new factors. By default the dtype that all factors of a module share (for DoRA: all factors of
+        all adapters), else float32.
     drop_dead : bool
         Leave out modules that come out as 0, instead of writing them with rank 1 of zeros.
     width : int
-        Of an elementwise method in the full space, whose result has full rank: directions that are kept of it at least.
-        It keeps as many as the exact sum has, Σr, where that is more.
+        For an elementwise method in the full space, whose result has full rank: the number of directions to keep. It
+        keeps Σr directions, as the exact sum has, if that is more.
     labels : sequence of str
-        What the adapters are called in messages and in the recipe.
+        The names of the adapters in messages and in the recipe.
     weights : mapping of str to Weight, optional
-        Base weights, by the names of any of the adapters. With them DoRA adapters are combined too, by ``sum`` or
-        ``average``, exactly, and the result is DoRA (`loralens.arithmetic.dora`).
+        Base weights, under the module names of any of the adapters. With them ``sum`` and ``average`` combine DoRA
+        adapters exactly, and the result is DoRA (`loralens.arithmetic.dora`).
     threads : int
         Modules worked on at a time. More than one pays only where BLAS itself uses one thread.
     step : callable, optional
-        Is told 1 after every module; of a method that looks at all of them first (ties), twice.
+        Called with 1 after every module; twice for every module if the method looks at all of them first (ties).
 
     Raises
     ------
     OptionError
-        An unknown method, an option that it does not have, no adapter, a weight that is no finite number, nothing left.
+        The method is unknown or has no such option, there is no adapter, a weight is not finite, or no module is left.
     MismatchError
-        No module in common; what cannot be combined: DoRA without the base, full tensors in several, updates that are
-        no pair.
+        The adapters have no module in common, or something in them cannot be combined: DoRA without the base, fully
+        trained tensors in several adapters, or updates that are no pair.
     ShapeError
-        A module of two shapes: two base models.
+        A module has two shapes, so the adapters belong to two base models.
 
     Notes
     -----
-    Nothing of size out × in is formed: all rules but elementwise ones in the full space work on cores of size Σr × Σr
-    (`loralens.core.joint.Joint`). New factors have the numerical rank of the result under scale 1; `truncate` makes
-    them narrower. In a plain sum a module that only one adapter has keeps its factors to the bit.
+    No matrix of size out × in is formed: all rules except elementwise ones in the full space work on cores of size
+    Σr × Σr (`loralens.core.joint.Joint`). The new factors have the numerical rank of the result and the scale 1;
+    `truncate` makes them narrower. In a plain sum, a module that only one adapter has keeps its factors bit for bit.
     """
-    row = method_named(method, METHODS)
-    given = {"lam": lam, "density": density, **options}
-    settings = row.settings(given, space)
+    row = find_combining_method(method, METHODS)
+    options_given = {"lam": lam, "density": density, **options}
+    settings = row.settings(options_given, space)
     _check_count(row, len(adapters))
     labels = _labels(labels, len(adapters), take)
     strengths = [_strength(weight, label) for (_, weight), label in zip(adapters, labels, strict=True)]
     recipe = Recipe(
         tuple(map(Ingredient, labels, strengths)),
         method=method,
-        options={name: value for name, value in given.items() if value is not None},
+        options={name: value for name, value in options_given.items() if value is not None},
         space=settings.get("space"),
         seed=seed if row.seeded else 0,
         modules=tuple(modules),
         take=take if take is None or take == "none" else labels[take],
         drop_dead=drop_dead,
     )
-    whole = [adapter for adapter, _ in adapters]
-    bent = Bent.of(whole, labels, row, weights, threads) if weights is not None else None
-    plain = bent.plain if bent else whole
-    dtype = _common_dtype(whole) if bent and dtype is None else dtype
-    rows, each = _rows(plain, recipe, labels)
-    work = _Work(row, settings, rows, each, labels, seed, dtype, bent, width)
-    made = work.all(threads, step)
-    stretches = bent.stretches(rows, work.h) if bent else None
-    lifts = {name: lift for name, (lift, _) in made.items() if name not in work.stay}
+    sources = [adapter for adapter, _ in adapters]
+    dora = DoraCombination.of(sources, labels, row, weights, threads) if weights is not None else None
+    plain = dora.plain if dora else sources
+    dtype = _common_dtype(sources) if dora and dtype is None else dtype
+    rows, weights_by_module = _rows(plain, recipe, labels)
+    work = _Work(row, settings, rows, weights_by_module, labels, seed, dtype, dora, width)
+    results = work.combine_all(threads, step)
+    stretches = dora.stretches(rows, work.h) if dora else None
+    lifts = {name: lift for name, (lift, _) in results.items() if name not in work.stay}
     if stretches:
         lifts = {name: stretches.pair(name, lift) for name, lift in lifts.items()}
-    updates: dict[str, Update] = {name: work.stay.get(name) or lifts[name].at(dtype=dtype) for name in made}
-    qualities = {name: quality for name, (_, quality) in made.items()}
-    rest = combine_extras(
+    updates: dict[str, Update] = {name: work.stay.get(name) or lifts[name].at(dtype=dtype) for name in results}
+    qualities = {name: quality for name, (_, quality) in results.items()}
+    extras = combine_extras(
         plain,
         lambda t, name: strengths[t].of(name),
         labels=labels,
@@ -190,30 +190,31 @@ def combine_adapters(
         factors_stay=len(work.stay) == len(rows),
     )
     alive = _alive(updates, qualities, work.stretched) if drop_dead else updates
-    combined = assemble_adapter(plain[0], alive, rest)
-    notes = (*rest.notes, *(bent.notes(stretches) if bent and stretches else ()))
-    found = Combination(combined, qualities, recipe, lifts, notes, work.truncation, stretches)
-    return replace(found, adapter=found.magnified(combined))
+    combined = assemble_adapter(plain[0], alive, extras)
+    notes = (*extras.notes, *(dora.notes(stretches) if dora and stretches else ()))
+    combination = Combination(combined, qualities, recipe, lifts, notes, work.truncation, stretches)
+    return replace(combination, adapter=combination.with_magnitudes(combined))
 
 
 def _alive(
     updates: Mapping[str, Update], qualities: Mapping[str, Quality], stretching: Collection[str]
 ) -> dict[str, Update]:
-    """Those that did not come out as 0."""
+    """The modules whose result is not 0."""
     alive = {name: update for name, update in updates.items() if qualities[name].s.size or name in stretching}
     if not alive:
         raise OptionError("nothing is left: every module comes out as 0", fix="leave out --drop-dead")
     return alive
 
 
-def _check_count(row: Method, count: int) -> None:
+def _check_count(row: CombiningMethod, count: int) -> None:
+    """Raise an OptionError unless the method combines this number of adapters."""
     if not count or (row.adapters and count != row.adapters):
-        wanted = row.adapters or "at least 1"
-        raise OptionError(f"{row.name} takes {wanted} adapters, not {count}", fix="give as many as it takes")
+        expected = row.adapters or "at least 1"
+        raise OptionError(f"{row.name} takes {expected} adapters, not {count}", fix="give as many as it takes")
 
 
 def _labels(labels: Sequence[str], count: int, take: int | Literal["none"] | None) -> list[str]:
-    """What the adapters are called: as given, else by number; ``take`` has to be one of them."""
+    """The given labels of the adapters, or numbers. Raises an OptionError if ``take`` is no index of an adapter."""
     if labels and len(labels) != count:
         raise OptionError(f"{len(labels)} labels for {count} adapters", fix="give one for each, or none")
     if take not in (None, "none", *range(count)):
@@ -222,40 +223,36 @@ def _labels(labels: Sequence[str], count: int, take: int | Literal["none"] | Non
 
 
 def _strength(weight: Weight, label: str) -> Strength:
-    """A weight in the one form that it has; refused where a number in it is not finite."""
+    """The weight as a `Strength`. Raises an OptionError if a number in it is not finite."""
     if isinstance(weight, Strength):
-        found = weight
+        strength = weight
     else:
-        found = Strength(1.0, dict(weight)) if isinstance(weight, Mapping) else Strength(float(weight))
-    for one in (found.weight, *found.modules.values()):
-        if not isfinite(one):
-            raise OptionError(f"{label} has the weight {one}", fix="give a finite number")
-    return found
+        strength = Strength(1.0, dict(weight)) if isinstance(weight, Mapping) else Strength(float(weight))
+    for number in (strength.weight, *strength.modules.values()):
+        if not isfinite(number):
+            raise OptionError(f"{label} has the weight {number}", fix="give a finite number")
+    return strength
 
 
 def _common_dtype(adapters: Sequence[Adapter]) -> DTypeLike:
-    """The dtype of all factors of all pairs where they have one, else float32."""
+    """The dtype that all factors of all pairs share, else float32."""
     pairs = [module for adapter in adapters for module in adapter.modules.values() if isinstance(module, LowRank)]
-    found = {factor.dtype for pair in pairs for factor in pair.factors}
-    return found.pop() if len(found) == 1 else np.dtype(np.float32)
-
-
-def _stays(row: Method, settings: Mapping[str, Any]) -> bool:
-    """Whether a module that one adapter alone has comes out as it is."""
-    return row.name == "sum" and settings["lam"] == 1
+    dtypes = {factor.dtype for pair in pairs for factor in pair.factors}
+    return dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
 
 
 def _rows(
     adapters: Sequence[Adapter], recipe: Recipe, labels: Sequence[str]
 ) -> tuple[dict[str, Row], dict[str, list[float]]]:
-    """The modules of the result and how strongly each adapter counts in them.
+    """The modules of the result, and the weight of every adapter in each of them.
 
-    A module that only adapters of weight 0 have, the first one not among them, is not in the result.
+    A module that only adapters of weight 0 have is left out, unless the first adapter has it: the result keeps the
+    module names of the first adapter.
 
     Raises
     ------
     OptionError
-        All modules are such.
+        Every module is left out.
     """
     rows = match_modules(adapters, labels)
     recipe.check_globs(rows)
@@ -273,59 +270,62 @@ def _rows(
 
 
 class _Work:
-    """What is done to every module."""
+    """The combination of every module, with the settings that all of them share."""
 
     def __init__(
         self,
-        row: Method,
+        row: CombiningMethod,
         settings: Mapping[str, Any],
         rows: Mapping[str, Row],
         weights: Mapping[str, Sequence[float]],
         labels: Sequence[str],
         seed: int,
         dtype: DTypeLike | None,
-        bent: Bent | None,
+        dora: DoraCombination | None,
         width: int,
     ) -> None:
         self.width = width
         self.row, self.rule = row, row.rule
         self.settings, self.rows, self.weights, self.labels = settings, rows, weights, labels
         self.seed = seed if row.seeded else None
-        stay = _stays(row, settings) and not bent
-        found = {name: single_module(rows[name], weights[name], dtype) if stay else None for name in rows}
-        self.stay = keep_modules(rows, found)
-        self.bent = bent
+        # In a plain sum a module of one adapter keeps its stored factors; DoRA factors change with the stretch.
+        stay = row.name == "sum" and settings["lam"] == 1 and not dora
+        unchanged = {name: single_module(rows[name], weights[name], dtype) if stay else None for name in rows}
+        self.stay = keep_modules(rows, unchanged)
+        self.dora = dora
         self.truncation: dict[str, float] = {}
         self.h: dict[str, Floats] = {}
 
     @property
     def stretched(self) -> set[str]:
-        """Modules that stretch the base weight."""
+        """Names of the modules whose combination stretches the base weight."""
         return {name for name, h in self.h.items() if h.any()}
 
-    def all(self, threads: int, step: Step | None) -> dict[str, tuple[Lift, Quality]]:
-        """Every module."""
+    def combine_all(self, threads: int, step: Step | None) -> dict[str, tuple[Lift, Quality]]:
+        """Combine every module; a method with `prepare` sees all of them first."""
         if self.row.prepare:
             shapes = [next(one.shape for one in row if one is not None) for row in self.rows.values()]
             modules = Modules(list(self.rows), self.joint, sum(map(prod, shapes)), threads, step)
             self.settings = {**self.settings, **self.row.prepare(modules, **self.settings)}
-        return in_threads(self.one, list(self.rows), threads, step)
+        return in_threads(self.combine_module, list(self.rows), threads, step)
 
-    def one(self, name: str) -> tuple[Lift, Quality]:
-        """The combination of one module, and what it has of the others."""
+    def combine_module(self, name: str) -> tuple[Lift, Quality]:
+        """The combination of one module, and its quality."""
         joint = self.joint(name)
         with place(name):
             if name in self.stay:
                 core = joint.decomposed(joint.total())
             else:
-                joint, core = self._ruled(name, joint)
+                joint, core = self._apply_rule(name, joint)
             quality = Quality.of(joint, core, len(self.labels))
-            if self.bent:
-                each = self.bent.each(name, joint.shape[0])
-                h = self.rule(replace(joint, cores=each[:, None, :]), **self.settings)  # of rows, as it is linear
+            if self.dora:
+                row_changes = self.dora.row_changes(name, joint.shape[0])
+                h = self.rule(
+                    replace(joint, cores=row_changes[:, None, :]), **self.settings
+                )  # the rule is linear, so it combines the stretches as it combines the cores
                 assert isinstance(h, np.ndarray)
                 self.h[name] = h[0]
-                quality = stretched(quality, joint, core, each, h[0], self.bent.weight(name))
+                quality = add_stretches(quality, joint, core, row_changes, h[0], self.dora.weight(name))
             return joint.lifted(core), quality
 
     def joint(self, name: str) -> Joint:
@@ -335,13 +335,15 @@ class _Work:
         with place(name):
             return replace(Joint.of(self.rows[name], self.weights[name]), width=self.width)
 
-    def _ruled(self, name: str, joint: Joint) -> tuple[Joint, Core]:
-        """What the rule makes of a module, and the joint space that it is in."""
+    def _apply_rule(self, name: str, joint: Joint) -> tuple[Joint, Core]:
+        """The result of the rule on one module, and the joint space that it lies in."""
+        # The seed depends on the name, so a module draws the same numbers whichever others are combined.
         drawn = {} if self.seed is None else {"seed": np.random.SeedSequence([self.seed, crc32(name.encode())])}
-        found = self.rule(joint, **self.settings, **drawn)
-        if isinstance(found, Fused):
-            self.truncation[name], found = found.truncation, found.update
-        if not isinstance(found, LowRank):
-            return joint, joint.decomposed(found)
-        wider = Joint.of([*self.rows[name], found], [*self.weights[name], 0.0])  # it has left the space of its updates
+        result = self.rule(joint, **self.settings, **drawn)
+        if isinstance(result, Fused):
+            self.truncation[name], result = result.truncation, result.update
+        if not isinstance(result, LowRank):
+            return joint, joint.decomposed(result)
+        # The result left the space of the updates, so it joins them, with weight 0, to be measured against them.
+        wider = Joint.of([*self.rows[name], result], [*self.weights[name], 0.0])
         return wider, wider.decomposed(wider.cores[-1])

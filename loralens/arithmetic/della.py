@@ -1,14 +1,13 @@
-"""DELLA: drop entries at random, the small ones the likelier; rescale, elect, average (Deep et al. 2024)."""
+"""DELLA: entries are dropped at random, small ones with a higher probability; then as in TIES (Deep et al. 2024)."""
 
 from collections.abc import Iterable
 
 import numpy as np
 
-from loralens.arithmetic.dare import draws_of
+from loralens.arithmetic.dare import adapter_draws
 from loralens.arithmetic.election import elected_mean
-from loralens.arithmetic.elementwise import fused
-from loralens.arithmetic.entries import Entries, Fuse, Workspace
-from loralens.arithmetic.fused import Fused
+from loralens.arithmetic.elementwise import fuse_entries
+from loralens.arithmetic.entries import Entries, Fuse, Fused, Workspace
 from loralens.arithmetic.method import Space
 from loralens.core.joint import Joint
 from loralens.core.lazy import Array
@@ -37,7 +36,8 @@ def della(
     density : float
         The mean of q.
     epsilon : float
-        Half the width of q; density ± ε must lie in (0, 1]. The authors' code: density 0.7, window 2ε = 0.14.
+        Half the range of q; density ± ε must lie in (0, 1]. The defaults are those of the authors' code: density 0.7
+        and a window 2ε = 0.14.
     lam : float
     space : str
     seed : SeedSequence
@@ -50,29 +50,30 @@ def della(
 
     Notes
     -----
-    arXiv 2406.11617, §3. Equal entries are ranked from the left. q is rounded to a multiple of 2⁻¹⁶, what is kept is
-    divided by that; mergekit rescales by a norm instead. Every row is sorted in both passes, which is most of the work.
+    arXiv 2406.11617, §3. Equal entries are ranked from left to right. q is rounded to a multiple of 2⁻¹⁶, and entries
+    that are kept are divided by the rounded q; mergekit rescales by a norm instead. Every row is sorted in both passes
+    over the entries, which is most of the work.
     """
     if not 0 < density - epsilon <= density + epsilon <= 1:
-        widest = min(1 - density, 0.99 * density)
+        widest = min(1 - density, 0.99 * density)  # a hair below density: q must stay above 0
         raise OptionError(
             f"density {density:g} ± epsilon {epsilon:g} leaves (0, 1]", fix=f"give an epsilon of {widest:g} or less"
         )
-    return fused(joint, lambda entries: _rule(entries, density, epsilon, seed), space=space, lam=lam)
+    return fuse_entries(joint, lambda entries: _rule(entries, density, epsilon, seed), space=space, lam=lam)
 
 
 def _rule(entries: Entries, density: float, epsilon: float, seed: np.random.SeedSequence | None) -> Fuse:
-    draws, work = draws_of(entries, seed), Workspace()
+    draws, work = adapter_draws(entries, seed), Workspace()
     n = entries.shape[1]
     q = density + epsilon * (2 * np.arange(n) / (n - 1) - 1) if n > 1 else np.full(1, density)
-    kept = np.clip(np.rint(q * STEPS), 1, STEPS)  # of STEPS
+    thresholds = np.clip(np.rint(q * STEPS), 1, STEPS)  # a draw of 0 … STEPS − 1 below its threshold keeps the entry
 
     def fuse(rows: slice, stack: Array) -> Array:
-        for x, own in zip(stack, draws, strict=True):
+        for x, draws_t in zip(stack, draws, strict=True):
             chances = work.of("chances", x.shape, x.dtype)
             for row, order in zip(chances, _orders(x), strict=True):
-                row[order] = kept
-            words = own.words(rows.start * n, x.size).reshape(x.shape)
+                row[order] = thresholds
+            words = draws_t.words(rows.start * n, x.size).reshape(x.shape)
             x *= np.less(words, chances, out=work.of("mask", x.shape, np.bool_))
             np.divide(STEPS, chances, out=chances)
             x *= chances
@@ -82,11 +83,13 @@ def _rule(entries: Entries, density: float, epsilon: float, seed: np.random.Seed
 
 
 def _orders(x: Array) -> Iterable[Integers]:
-    """For every row the places of its entries, smallest absolute value first, equal ones from the left."""
+    """For every row, the positions of its entries by rising absolute value; equal entries from left to right."""
     if x.dtype != np.float32:
         yield from np.argsort(np.abs(x), axis=1, kind="stable")
         return
-    bits = x.view(np.uint32) & np.uint32(0x7FFFFFFF)  # which order as the sizes do
+    # Without its sign bit, the pattern of a float32 orders as its absolute value does. NumPy sorts 16-bit integers by
+    # counting, and two such sorts take half the time of one sort of 32 bits.
+    bits = x.view(np.uint32) & np.uint32(0x7FFFFFFF)
     for low, high in zip(bits.astype(np.uint16), (bits >> 16).astype(np.uint16), strict=True):
-        first = np.argsort(low, kind="stable")  # 16 bits are sorted by counting: twice that is half of one sort of 32
+        first = np.argsort(low, kind="stable")
         yield first.take(np.argsort(high.take(first), kind="stable"))

@@ -1,17 +1,17 @@
-"""DoRA among adapters: sums of what they change are exact, and DoRA again.
+"""Exact sums of DoRA adapters, and the DoRA adapter that such a sum is.
 
-DoRA has W' = diag(g)(W + L) with L = scale·B·A and, for every row, g = m/‖W + L‖. So what it adds to W is a pair and a
-stretch of the rows of W,
+A DoRA adapter turns W into W' = diag(g)(W + L) with L = scale·B·A and g = m/‖W + L‖ for every row. The change that it
+makes is a pair and a stretch of the rows of W,
 
     ΔW = diag(g) L + diag(g − 1) W,
 
-of full rank; and sums of such changes have the same form, Σ c ΔW = K + diag(h) W with K = Σ c diag(g) L, of rank Σ r,
-and h = Σ c (g − 1). That is what a DoRA adapter adds:
+which has full rank. A sum of such changes has the same form, Σ c ΔW = K + diag(h) W, where K = Σ c diag(g) L has the
+rank Σ r and h = Σ c (g − 1). One DoRA adapter makes exactly this change:
 
     W + K + diag(h) W = diag(1 + h)(W + L'),    L' = diag(1/(1 + h)) K,    m' = (1 + h)‖W + L'‖.
 
-Nothing is lost but the rounding of the factors and of m', which is made for the rounded factors. Where ranks are cut, K
-is cut, optimally, and the stretch stays.
+The only error is the rounding of the factors and of m', and m' is computed from the rounded factors. Where ranks are
+cut, K is cut optimally and the stretch stays as it is.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,23 +34,26 @@ from loralens.errors import MismatchError, ShapeError, place
 from loralens.linalg.factor import Floats
 
 Weights = Mapping[str, Weight]
-LEAST = 2.0**-20  # of |1 + h|: below it the base weight is all but gone from a row, and no B' would make up for it
+LEAST = 2.0**-20  # smallest |1 + h|: below it a row has next to nothing of W left, which no B' can make up for
 
 
-def filled(adapter: Adapter, weights: Weights) -> Adapter:
-    """The adapter with the magnitudes that its file lacks: the lengths of the base weights, which stood for them."""
+def store_magnitudes(adapter: Adapter, weights: Weights) -> Adapter:
+    """The adapter with the magnitudes that its file lacks: lengths of the base weights, which programs use instead."""
     extra = dict(adapter.extra)
-    for key, one in adapter.extra.items():
-        if one.role in NORMS:
-            kernel, by_input = adapter[one.module].layout.kernel, one.role == "norms_in"
-            m = weights[one.module].lengths(by_input=by_input).astype(np.float32)
+    for key, entry in adapter.extra.items():
+        if entry.role in NORMS:
+            kernel, by_input = adapter[entry.module].layout.kernel, entry.role == "norms_in"
+            m = weights[entry.module].lengths(by_input=by_input).astype(np.float32)
+            # PEFT's shape of the magnitude of a convolution: one number a channel, broadcast over the kernel.
             shape = (1, m.size, *(1 for _ in kernel)) if kernel else m.shape
-            extra[key] = Extra("magnitude_in" if by_input else "magnitude", one.module, LazyArray.of(m.reshape(shape)))
+            extra[key] = Extra(
+                "magnitude_in" if by_input else "magnitude", entry.module, LazyArray.of(m.reshape(shape))
+            )
     return replace(adapter, extra=extra)
 
 
-def apart(adapter: Adapter, weights: Weights, *, threads: int = 1) -> tuple[Adapter, dict[str, Floats]]:
-    """The adapter of the pairs diag(g) L, without magnitudes, and g − 1, shape (out,), of every DoRA module.
+def separate_stretches(adapter: Adapter, weights: Weights, *, threads: int = 1) -> tuple[Adapter, dict[str, Floats]]:
+    """Separate a DoRA adapter into the adapter of the pairs diag(g) L and the stretch g − 1 of every DoRA module.
 
     Parameters
     ----------
@@ -61,20 +64,24 @@ def apart(adapter: Adapter, weights: Weights, *, threads: int = 1) -> tuple[Adap
     Raises
     ------
     MismatchError
-        A magnitude by input; a module that is no pair, or whose base weight is not there.
+        A magnitude belongs to the inputs, a module is no pair, or its base weight is missing.
     ShapeError
-        Not one number for each output.
+        A magnitude does not have one number for each output.
     """
-    found = magnitudes(adapter)
-    stretches = in_threads(lambda name: _stretch(adapter, name, found[name], weights.get(name)), list(found), threads)
-    keys = {*found.values()}
+    keys_by_module = magnitudes(adapter)
+    stretches = in_threads(
+        lambda name: _stretch(adapter, name, keys_by_module[name], weights.get(name)), list(keys_by_module), threads
+    )
+    keys = {*keys_by_module.values()}
     extra = {key: one for key, one in adapter.extra.items() if key not in keys}
-    modules = {name: _scaled(one, stretches[name] + 1) if name in found else one for name, one in adapter.items()}
+    modules = {
+        name: _scaled(one, stretches[name] + 1) if name in keys_by_module else one for name, one in adapter.items()
+    }
     return replace(adapter, modules=modules, extra=extra), stretches
 
 
 def _stretch(adapter: Adapter, name: str, key: str, weight: Weight | None) -> Floats:
-    """The stretch g − 1 of a module whose magnitude is at ``key``."""
+    """The stretch g − 1 of the module whose magnitude is stored under ``key``, float64, shape (out,)."""
     module, extra = adapter[name], adapter.extra[key]
     with place(key):
         if extra.role not in ("magnitude", "norms"):
@@ -90,7 +97,7 @@ def _stretch(adapter: Adapter, name: str, key: str, weight: Weight | None) -> Fl
 
 
 def _scaled(module: Update, rows: Floats) -> LowRank:
-    """diag(rows) ΔW."""
+    """The pair diag(rows) ΔW: the rows of B are multiplied, A and the scale stay."""
     B, A = module.factors
     scaled = B.map(lambda X: rows[:, None] * X, shape=B.shape, dtype=np.float64)
     return LowRank(scaled, A, module.scale, scaling=module.scaling, layout=module.layout)
@@ -100,14 +107,14 @@ def squares(weight: Weight, update: Update) -> Floats:
     """‖W + ΔW‖² of every row, float64, shape (out,)."""
     B, A = update.scale * update.B.astype(np.float64), update.A.astype(np.float64)
     total = np.zeros(weight.shape[0])
-    for rows, columns, W in pieces(weight):
+    for rows, columns, W in weight_pieces(weight):
         W += B[rows] @ A[:, columns]
         total[rows] += np.einsum("ij,ij->i", W, W)
     return total
 
 
-def pieces(weight: Weight) -> Iterator[tuple[slice, slice, Floats]]:
-    """W in float64, some rows or some columns at a time, with the place of both; what is given may be written into."""
+def weight_pieces(weight: Weight) -> Iterator[tuple[slice, slice, Floats]]:
+    """W in float64, some rows or columns at a time, with the slices of both; the caller may overwrite the block."""
     for part, block in weight.blocks():
         if weight.transposed:
             yield slice(None), part, block.T.astype(np.float64)
@@ -118,14 +125,14 @@ def pieces(weight: Weight) -> Iterator[tuple[slice, slice, Floats]]:
 @final
 @dataclass(frozen=True, slots=True)
 class Stretches:
-    """h of every module of a combination, and what a DoRA adapter of it needs besides.
+    """The stretches h of a combination, with the base weights and file keys that its magnitudes need.
 
     Attributes
     ----------
     h : mapping of str to float64 array, shape (out,)
     weights : mapping of str to Weight
     keys : mapping of str to (str, tuple of int)
-        What the magnitude of a module is called in the file, and its shape there.
+        The key of each module's magnitude in the file, and its shape there.
     """
 
     h: Mapping[str, Floats]
@@ -134,16 +141,16 @@ class Stretches:
 
     @property
     def any(self) -> bool:
-        """Whether a row of W is stretched at all; else the combination is a plain sum of pairs."""
+        """Whether any row of W is stretched; if not, the combination is a plain sum of pairs."""
         return any(h.any() for h in self.h.values())
 
     def pair(self, name: str, lift: Lift) -> Lift:
-        """L' of the module, for its K.
+        """L' = diag(1/(1 + h)) K of the module whose K is given.
 
         Raises
         ------
         MismatchError
-            The combination takes the base weight away from a row.
+            The combination removes the base weight from a row, which DoRA cannot express.
         """
         rows = 1 + self.h[name]
         gone = int(np.count_nonzero(np.abs(rows) < LEAST))
@@ -155,52 +162,53 @@ class Stretches:
                 )
         return lift.stretched(1 / rows)
 
-    def magnified(self, adapter: Adapter) -> Adapter:
-        """``adapter``, whose pairs are the L', with their magnitudes: DoRA. As it is where no row is stretched."""
+    def with_magnitudes(self, adapter: Adapter) -> Adapter:
+        """The DoRA adapter of the pairs L' in ``adapter``, with their magnitudes; unchanged if no row is stretched."""
         extra = dict(adapter.extra)
         for name, module in adapter.items() if self.any else ():
             key, shape = self.keys[name]
-            made = cache(partial(_lengths, 1 + self.h[name], self.weights[name], module, shape))
-            extra[key] = Extra("magnitude", name, LazyArray(made, shape=shape, dtype=np.float32))
+            compute = cache(partial(_lengths, 1 + self.h[name], self.weights[name], module, shape))
+            extra[key] = Extra("magnitude", name, LazyArray(compute, shape=shape, dtype=np.float32))
         config = adapter.config
+        # PEFT builds magnitudes only if its configuration says so, and would expect them where it says so wrongly.
         if config is not None and adapter.format == "peft" and bool(config.get("use_dora")) != self.any:
             config = {**config, "use_dora": self.any}
         return replace(adapter, extra=extra, config=config)
 
 
 def _lengths(rows: Floats, weight: Weight, module: Update, shape: tuple[int, ...]) -> Array:
-    """(1 + h)‖W + L'‖, float32 whatever the factors are: its rounding is one of W."""
+    """(1 + h)‖W + L'‖; always float32, because a rounding error of m' changes all of W and not only the update."""
     return (rows * np.sqrt(squares(weight, module))).astype(np.float32).reshape(shape)
 
 
-def named_keys(
+def keys_of_magnitudes(
     adapters: Sequence[Adapter], modules: Mapping[str, tuple[Update, Sequence[str | None]]]
 ) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """What the magnitude of each module is called in a file of the first adapter's dialect, and its shape there.
+    """The key of each module's magnitude in a file of the first adapter's dialect, and its shape there.
 
-    As in an adapter that has it, else as in PEFT.
+    They are taken from an adapter of that dialect which has such a magnitude; otherwise they are PEFT's.
 
     Parameters
     ----------
     adapters : sequence of Adapter
     modules : mapping of str to (LowRank, sequence of str or None)
-        Name in the combination → an update of it, and what each adapter calls it.
+        Module name in the combination → an update of that module, and its name in each adapter.
 
     Raises
     ------
     MismatchError
-        Another dialect than PEFT's, and no file that says it.
+        The dialect is not PEFT's, and no file shows what it calls a magnitude.
     """
     first = adapters[0].format
-    known = [magnitudes(one) if one.format == first else {} for one in adapters]
-    found = {}
+    keys_by_adapter = [magnitudes(one) if one.format == first else {} for one in adapters]
+    keys = {}
     for name, (update, own) in modules.items():
-        held = [
-            (those[name], one.extra[those[name]].tensor.shape)
-            for one, those, called in zip(adapters, known, own, strict=True)
-            if called == name and name in those and one.extra[those[name]].role not in NORMS
+        existing = [
+            (magnitude_keys[name], one.extra[magnitude_keys[name]].tensor.shape)
+            for one, magnitude_keys, called in zip(adapters, keys_by_adapter, own, strict=True)
+            if called == name and name in magnitude_keys and one.extra[magnitude_keys[name]].role not in NORMS
         ]
-        if not held and first != "peft":
+        if not existing and first != "peft":
             raise MismatchError(
                 f"{name} would have a magnitude, and no file says what {first} calls it",
                 fix="convert the adapters to PEFT first: loralens convert --to peft",
@@ -208,5 +216,5 @@ def named_keys(
         kernel = update.layout.kernel
         new = (1, update.shape[0], *(1 for _ in kernel)) if kernel else (update.shape[0],)
         key = f"{PEFT_PREFIX}{name}.lora_magnitude_vector"
-        found[name] = held[0] if held else (key, new)
-    return found
+        keys[name] = existing[0] if existing else (key, new)
+    return keys

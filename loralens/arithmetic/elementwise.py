@@ -1,23 +1,25 @@
 """The way of every elementwise rule: entries in a space, a rule on blocks of them, and back to an update."""
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from math import ceil
+from typing import TypeVar, final
 
 import numpy as np
 
-from loralens.arithmetic.entries import Entries, Fuse
-from loralens.arithmetic.fused import Fused
+from loralens.arithmetic.entries import Entries, Fuse, Fused
 from loralens.arithmetic.method import Space
-from loralens.arithmetic.modules import Modules
-from loralens.arithmetic.spaces import place
+from loralens.arithmetic.spaces import entries_in_space
 from loralens.core.joint import Joint
 from loralens.core.lowrank import LowRank
+from loralens.core.threads import Step, in_threads
 from loralens.linalg.factor import Floats
 from loralens.linalg.selection import Selection
 
+T = TypeVar("T")
 
-def fused(joint: Joint, rule: Callable[[Entries], Fuse], *, space: Space, lam: float) -> Fused:
+
+def fuse_entries(joint: Joint, rule: Callable[[Entries], Fuse], *, space: Space, lam: float) -> Fused:
     """λ times what a rule makes of the entries of a module.
 
     Parameters
@@ -27,19 +29,48 @@ def fused(joint: Joint, rule: Callable[[Entries], Fuse], *, space: Space, lam: f
         ``rule(entries)`` looks at the whole module as often as it must and returns the function of one block, (place of
         the rows, (updates, rows, n)) → (rows, n), which may write into what it is given.
     space : str
-        ``full``, ``knots`` or ``core``: see `loralens.arithmetic.spaces.place`.
+        ``full``, ``knots`` or ``core``: see `loralens.arithmetic.spaces.entries_in_space`.
     lam : float
     """
-    there = place(joint, space)
-    if there is None:
-        return summed(joint, lam)
-    update, truncation = there.back(rule(there.entries))
+    space_entries = entries_in_space(joint, space)
+    if space_entries is None:
+        return exact_sum(joint, lam)
+    update, truncation = space_entries.back(rule(space_entries.entries))
     return Fused(LowRank(lam * update.B, update.A, scaling=update.scaling, layout=update.layout), truncation)
 
 
-def summed(joint: Joint, lam: float) -> Fused:
+def exact_sum(joint: Joint, lam: float) -> Fused:
     """λ Σ w_t ΔW_t, exact: what a rule that leaves everything as it is comes to, in every space."""
     return Fused(joint.lift(lam * joint.total(), np.float64), 0.0)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Modules:
+    """All modules of a combination; each is read into its joint space when it is needed, and not kept.
+
+    Attributes
+    ----------
+    joint : callable
+        Module name → its joint space.
+    entries : int
+        Σ out·in over all modules.
+    step : callable, optional
+        Called with 1 after every module of a pass that reports its progress.
+    """
+
+    names: Sequence[str]
+    joint: Callable[[str], Joint]
+    entries: int
+    threads: int = 1
+    step: Step | None = None
+
+    def map(self, work: Callable[[Joint], T], *, report: bool = False) -> list[T]:
+        """The results of ``work`` on every module, in order; with ``report``, ``step`` is called after each."""
+        results = in_threads(
+            lambda name: work(self.joint(name)), self.names, self.threads, self.step if report else None
+        )
+        return list(results.values())
 
 
 def whole_cutoffs(modules: Modules, share: float, *, space: Space) -> tuple[float, ...]:
@@ -54,39 +85,40 @@ def whole_cutoffs(modules: Modules, share: float, *, space: Space) -> tuple[floa
     """
     rate = 0.25 / max(1, modules.entries) ** (1 / 3)
 
-    def sampled(joint: Joint) -> tuple[int, dict[int, tuple[int, Floats]]]:
-        apart = dict(_apart(joint, space))
-        return len(joint.updates), {t: (one.size, one.sample(ceil(rate * one.size))) for t, one in apart.items()}
+    def sample(joint: Joint) -> tuple[int, dict[int, tuple[int, Floats]]]:
+        by_adapter = dict(_each_alone(joint, space))
+        samples = {t: (entries.size, entries.sample(ceil(rate * entries.size))) for t, entries in by_adapter.items()}
+        return len(joint.updates), samples
 
-    looks = modules.each(sampled)
-    found = [one for _, one in looks]
-    sizes = {t: sum(one[t][0] for one in found if t in one) for t in sorted({t for one in found for t in one})}
-    sought = {
-        t: Selection([max(1, int(share * size))], size=size, sample=_joined(one[t][1] for one in found if t in one))
-        for t, size in sizes.items()
-    }
+    looks = modules.map(sample)
+    samples: dict[int, list[tuple[int, Floats]]] = {}  # of each adapter: the size of each of its modules, and a sample
+    for _, by_adapter in looks:
+        for t, module_sample in by_adapter.items():
+            samples.setdefault(t, []).append(module_sample)
+    selections = {}
+    for t, parts in sorted(samples.items()):
+        size = sum(module_size for module_size, _ in parts)
+        pooled = np.concatenate([part.ravel() for _, part in parts])
+        selections[t] = Selection([max(1, int(share * size))], size=size, sample=pooled)
 
-    def counted(joint: Joint) -> None:
-        for t, one in _apart(joint, space):
-            for block in one.magnitudes():
-                sought[t].add(block)
+    def count(joint: Joint) -> None:
+        for t, entries in _each_alone(joint, space):
+            for block in entries.magnitudes():
+                selections[t].add(block)
 
-    while any(one.open for one in sought.values()):
-        modules.each(counted, told=True)
-        for one in sought.values():
-            one.close()
-    return tuple(sought[t].values[0] if t in sought else 0.0 for t in range(looks[0][0]))
-
-
-def _joined(parts: Iterable[Floats]) -> Floats:
-    """The numbers of all of them, in one dimension."""
-    return np.concatenate([part.ravel() for part in parts])
+    # A selection stays open where its sample did not bracket the value that is sought: then all entries are read again.
+    while any(selection.open for selection in selections.values()):
+        modules.map(count, report=True)
+        for selection in selections.values():
+            selection.close()
+    adapters = looks[0][0]
+    return tuple(selections[t].values[0] if t in selections else 0.0 for t in range(adapters))
 
 
-def _apart(joint: Joint, space: Space) -> Iterator[tuple[int, Entries]]:
+def _each_alone(joint: Joint, space: Space) -> Iterator[tuple[int, Entries]]:
     """The entries of every adapter alone."""
-    there = place(joint, space)
-    if there:
-        one = there.entries
-        for t, matrix in zip(one.places, one.matrices, strict=True):
-            yield t, replace(one, matrices=(matrix,), places=(t,))
+    space_entries = entries_in_space(joint, space)
+    if space_entries:
+        entries = space_entries.entries
+        for t, matrix in zip(entries.places, entries.matrices, strict=True):
+            yield t, replace(entries, matrices=(matrix,), places=(t,))

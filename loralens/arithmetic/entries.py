@@ -1,9 +1,9 @@
-"""Entries: the numbers of several weighted updates, side by side, a block of rows at a time."""
+"""The entries of several weighted updates of one module, read a block of rows at a time."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import pow as power
-from typing import Any, Protocol, final
+from typing import Any, NamedTuple, Protocol, final
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -14,11 +14,27 @@ from loralens.linalg.exact import ExactProduct, exact_product
 from loralens.linalg.factor import Floats
 from loralens.linalg.selection import kth_largest
 
-BLOCK = 1 << 18  # numbers of one update that are held at a time: 1 MiB in float32, which a cache holds
-FEWEST = 8  # rows of a block, or products would be slow
+BLOCK = 1 << 18  # entries of one update in a block: 1 MiB in float32, which fits the cache of a core
+FEWEST = 8  # rows of a block at least: BLAS is slow on products of fewer rows
 
 Fuse = Callable[[slice, Array], Array]
 Integers = NDArray[np.int64]
+
+
+class Fused(NamedTuple):
+    """The result of an elementwise rule.
+
+    Attributes
+    ----------
+    update : LowRank
+        Balanced float64 factors, scale 1.
+    truncation : float
+        ‖F − ΔW‖_F / ‖F‖_F, where F is the result of the rule and ΔW the part of it that fits into the rank. Only the
+        full space loses anything.
+    """
+
+    update: LowRank
+    truncation: float
 
 
 class Matrix(Protocol):
@@ -29,16 +45,16 @@ class Matrix(Protocol):
         """(m, n)."""
 
     def fill(self, start: int, stop: int, out: Array) -> None:
-        """Some rows, into ``out``."""
+        """Write the rows ``start`` to ``stop`` into ``out``."""
 
     def at(self, i: Integers, j: Integers) -> Floats:
-        """Single entries, good enough to guess an order statistic from."""
+        """Single entries, exact enough for a sample from which an order statistic is guessed."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Product:
-    """w·ΔW as `loralens.linalg.exact` defines it: float32, the same bits on every machine and however it is cut."""
+    """w·ΔW as `loralens.linalg.exact` defines it: float32, with the same bits on every machine and in every block."""
 
     product: ExactProduct
 
@@ -53,7 +69,7 @@ class Product:
         return self.product.shape
 
     def fill(self, start: int, stop: int, out: Array) -> None:
-        """Some rows, into ``out``."""
+        """Write the rows ``start`` to ``stop`` into ``out``."""
         self.product.rows(start, stop, out)
 
     def at(self, i: Integers, j: Integers) -> Floats:
@@ -64,8 +80,8 @@ class Product:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Dense:
-    """A small matrix that is there: float64."""
+class DenseMatrix:
+    """A small float64 matrix in memory."""
 
     array: Floats
 
@@ -75,7 +91,7 @@ class Dense:
         return self.array.shape[0], self.array.shape[1]
 
     def fill(self, start: int, stop: int, out: Array) -> None:
-        """Some rows, into ``out``."""
+        """Write the rows ``start`` to ``stop`` into ``out``."""
         out[:] = self.array[start:stop]
 
     def at(self, i: Integers, j: Integers) -> Floats:
@@ -91,13 +107,13 @@ class Entries:
     Attributes
     ----------
     matrices : tuple of Matrix
-        Of one shape; updates that are not there, or 0, are not among them.
+        All of one shape. Updates that are 0 or missing are left out.
     places : tuple of int
-        Which adapter each of them belongs to.
+        The index of the adapter that each matrix belongs to.
     adapters : int
-        T, how many adapters there are.
+        The number T of adapters, those without a matrix included.
     dtype : dtype
-        Of a block.
+        The dtype of the blocks.
     """
 
     matrices: tuple[Matrix, ...]
@@ -117,16 +133,17 @@ class Entries:
 
     @property
     def sampled(self) -> int:
-        """How many entries bracket an order statistic best.
+        """The number of entries to sample for an order statistic.
 
-        The bracket then holds some 30 times as many: those are copied, a sampled one is an inner product of its own.
+        A larger sample brackets the statistic more closely, but every sampled entry costs an inner product of its own,
+        while entries within the bracket are only copied. At this number the bracket holds about 30 times the sample.
         """
         return max(1, round(power(self.size, 2 / 3) / 4))
 
     def blocks(self, numbers: int = BLOCK) -> Iterator[tuple[slice, Array]]:
-        """Some rows of all updates with their place, shape (updates, rows, n); gone when the next ones come.
+        """Blocks of rows of all updates with their slice, shape (updates, rows, n).
 
-        Whoever takes a block may write into it.
+        The caller may write into a block. Its memory is used again for the next one.
         """
         m, n = self.shape
         step = min(m, max(FEWEST, numbers // n))
@@ -134,16 +151,16 @@ class Entries:
         for start in range(0, m, step):
             stop = min(start + step, m)
             block = buffer[:, : stop - start]
-            for one, part in zip(self.matrices, block, strict=True):
-                one.fill(start, stop, part)
+            for matrix, part in zip(self.matrices, block, strict=True):
+                matrix.fill(start, stop, part)
             yield slice(start, stop), block
 
     def count(self, share: float) -> int:
-        """How many entries a share of all is: rounded down, at least 1."""
+        """The number of entries that is this share of all: rounded down, at least 1."""
         return max(1, int(share * self.size))
 
     def cutoffs(self, ks: Sequence[int]) -> list[tuple[float, ...]]:
-        """For every update, the ``k``-th largest |entry|, for every k: exact for the numbers that `blocks` gives."""
+        """For every update, its k-th largest |entry| for every k in ``ks``; exact for the numbers of `blocks`."""
         alone = [
             replace(self, matrices=(matrix,), places=(t,)) for t, matrix in zip(self.places, self.matrices, strict=True)
         ]
@@ -155,25 +172,25 @@ class Entries:
             yield np.abs(stack, out=stack)
 
     def sample(self, count: int, measure: Callable[[Array], Array] = np.abs) -> Floats:
-        """``count`` |entries| of every update, or another measure of them, at the same random places."""
+        """``measure`` of ``count`` entries at random places, the same in every update; by default |entry|."""
         rng = np.random.default_rng(0)
         i, j = rng.integers(self.shape[0], size=count), rng.integers(self.shape[1], size=count)
         return np.asarray(measure(np.array([matrix.at(i, j) for matrix in self.matrices])), np.float64)
 
     def cutoff_of(self, measure: Callable[[Array], Array], k: int) -> float:
-        """The k-th largest of what ``measure`` makes of every entry: (updates, …) → (…)."""
+        """The k-th largest value of ``measure``, which maps entries of all updates, (updates, …), to (…)."""
         sample = self.sample(self.sampled, measure)
         return kth_largest(lambda: (measure(x) for _, x in self.blocks()), [k], size=self.size, sample=sample)[0]
 
 
 class Workspace:
-    """Arrays to write intermediate results into, kept: fresh pages cost ten times the arithmetic."""
+    """Arrays for intermediate results, which are used again: fresh memory pages cost ten times the arithmetic."""
 
     def __init__(self) -> None:
         self.arrays: dict[tuple[str, np.dtype[Any]], Array] = {}
 
     def of(self, name: str, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
-        """An array of this name; what it held is of no use."""
+        """The array of this name, with undefined contents."""
         size, key = int(np.prod(shape)), (name, np.dtype(dtype))
         if key not in self.arrays or self.arrays[key].size < size:
             self.arrays[key] = np.empty(size, dtype)

@@ -1,4 +1,4 @@
-"""Isotropic combinations: the spectrum of the sum made flat, with room for what only one update has."""
+"""Isotropic combinations: all singular values of the sum become equal; Iso-CTS adds task-specific directions."""
 
 import numpy as np
 
@@ -11,8 +11,8 @@ from loralens.linalg.pairwise import SAME
 def flat(U: Floats, V: Floats, size: float) -> Core:
     """``size``·U Vᵀ of orthonormal columns (p, k) and (q, k), as an SVD in their order.
 
-    All its singular values are equal, so what a later truncation keeps is decided here, not by the LAPACK driver: the
-    first columns.
+    All its singular values are equal, so a later truncation cannot rank them. It keeps the first columns, and their
+    order is fixed here rather than by the LAPACK driver.
     """
     return Core(-U if size < 0 else U, np.full(U.shape[1], abs(size)), V.T)
 
@@ -20,10 +20,11 @@ def flat(U: Floats, V: Floats, size: float) -> Core:
 def iso_c(joint: Joint, *, lam: float = 1.0) -> Core:
     """λ σ̄ U Vᵀ, as an SVD of U (p, k), k values and Vᵀ (k, q), of Σ w_t M_t = U S Vᵀ, σ̄ the mean of S.
 
-    Iso-C of Marczak et al. 2025, arXiv 2502.04959. Defined on the numerical rank of the sum: the published code takes
-    all min(out, in) directions, for a low-rank update null ones nearly all, whose vectors are the LAPACK driver's to
-    choose (58 % of the result, between two drivers), and their σ = 0 in the mean. Its leading part is ours times
-    rank/min(out, in). Directions are in the order of S: truncated, it keeps the leading ones of the sum.
+    Iso-C of Marczak et al. 2025, arXiv 2502.04959, on the numerical rank of the sum. The published code takes all
+    min(out, in) directions. For a low-rank update nearly all of those are null directions: their vectors depend on the
+    LAPACK driver (two drivers differed by 58 % of the result), and their σ = 0 enters the mean. The leading part of its
+    result is ours times rank/min(out, in). Directions stay in the order of S, so a truncation keeps the leading ones of
+    the sum.
     """
     U, s, Vh = joint.decomposed(joint.total())
     return flat(U, Vh.T, lam * float(s.mean()) if s.size else 0.0)
@@ -42,12 +43,13 @@ def iso_cts(joint: Joint, *, lam: float = 1.0, common: float = 0.8) -> Core | Fl
     x = joint.weighted
     parts = [joint.decomposed(one) for one in x]
     r = min(sum(part.s.size for part in parts), *joint.shape)
-    each = min(round((1 - common) * r / len(parts)), r // len(parts))
-    k = r - each * len(parts)
+    own = min(round((1 - common) * r / len(parts)), r // len(parts))
+    k = r - own * len(parts)
     U, s, Vh = joint.decomposed(joint.total())
+    # Task-specific directions come from what the common ones leave of each update, as in the paper.
     shared = Core(U[:, :k], s[:k], Vh[:k])
     rests = [joint.decomposed(one - shared.U @ (shared.U.T @ one)) for one in x]
-    all_ = [shared, *(Core(rest.U[:, :each], rest.s[:each], rest.Vh[:each]) for rest in rests)]
+    all_ = [shared, *(Core(rest.U[:, :own], rest.s[:own], rest.Vh[:own]) for rest in rests)]
     values = np.concatenate([part.s for part in all_])
     if not values.size:
         return joint.total()
@@ -59,5 +61,5 @@ def iso_cts(joint: Joint, *, lam: float = 1.0, common: float = 0.8) -> Core | Fl
 
 
 def _orthonormal(X: Floats) -> bool:
-    """Whether the columns are orthonormal, as they are where `nearest_orthonormal` left no direction out."""
+    """Whether the columns are orthonormal; they are unless `nearest_orthonormal` left a direction out."""
     return bool(np.abs(X.T @ X - np.eye(X.shape[1])).max() < SAME)

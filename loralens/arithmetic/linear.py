@@ -1,4 +1,4 @@
-"""The sum of weighted updates: task arithmetic, and its average."""
+"""The weighted sum of updates (task arithmetic), and their weighted mean."""
 
 import numpy as np
 
@@ -7,10 +7,10 @@ from loralens.errors import OptionError
 from loralens.linalg.factor import Floats
 
 
-def weighted_sum(joint: Joint, *, lam: float = 1.0) -> Floats:
+def task_arithmetic(joint: Joint, *, lam: float = 1.0) -> Floats:
     """λ Σ w_t M_t, float64, shape (p, q): task arithmetic (Ilharco et al. 2023), exact.
 
-    PEFT's ``linear`` adds the A's and the B's, which is another update: (Σ√w_t B_t)(Σ√w_t A_t).
+    PEFT's ``linear`` adds the factors instead, which gives a different update: (Σ√w_t B_t)(Σ√w_t A_t).
     """
     return lam * joint.total()
 
@@ -25,7 +25,7 @@ def average(joint: Joint, *, lam: float = 1.0) -> Floats:
     OptionError
         The weights add up to 0.
     """
-    whole = float(np.sum(joint.strengths))
-    if whole == 0:
+    weight_sum = float(np.sum(joint.strengths))
+    if weight_sum == 0:
         raise OptionError("the weights add up to 0, so there is no average", fix="give --method sum, or other weights")
-    return lam * joint.total() / whole
+    return lam * joint.total() / weight_sum

@@ -1,9 +1,8 @@
-"""Magnitude pruning: only the largest entries of every update are added."""
+"""Magnitude pruning: the sum of the largest entries of every update (Han et al. 2015)."""
 
-from loralens.arithmetic.election import keep_largest, total
-from loralens.arithmetic.elementwise import fused, summed
-from loralens.arithmetic.entries import Entries, Fuse, Workspace
-from loralens.arithmetic.fused import Fused
+from loralens.arithmetic.election import add_updates, keep_largest
+from loralens.arithmetic.elementwise import exact_sum, fuse_entries
+from loralens.arithmetic.entries import Entries, Fuse, Fused, Workspace
 from loralens.arithmetic.method import Space
 from loralens.core.joint import Joint
 from loralens.core.lazy import Array
@@ -12,11 +11,12 @@ from loralens.core.lazy import Array
 def magnitude(joint: Joint, *, density: float = 0.2, lam: float = 1.0, space: Space = "full") -> Fused:
     """λ Σ_t top(w_t ΔW_t), where top keeps the share ``density`` of entries that are largest in absolute value.
 
-    The largest of each module; all of several equal ones at the boundary, where PEFT's ``magnitude_prune`` keeps some.
+    The share is one of each module. Of several equal entries at the boundary all are kept; PEFT's ``magnitude_prune``
+    keeps some of them.
     """
     if density >= 1:
-        return summed(joint, lam)
-    return fused(joint, lambda entries: _rule(entries, density), space=space, lam=lam)
+        return exact_sum(joint, lam)
+    return fuse_entries(joint, lambda entries: _rule(entries, density), space=space, lam=lam)
 
 
 def _rule(entries: Entries, density: float) -> Fuse:
@@ -25,6 +25,6 @@ def _rule(entries: Entries, density: float) -> Fuse:
     def fuse(_: slice, stack: Array) -> Array:
         for x, (cutoff,) in zip(stack, cutoffs, strict=True):
             keep_largest(x, cutoff, work)
-        return total(stack, work)
+        return add_updates(stack, work)
 
     return fuse

@@ -1,4 +1,4 @@
-"""Method: a rule that makes one update of several, what it is called, where it comes from, what it can be told."""
+"""The description of a combining method: its name, its source, its rule and the options of that rule."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, final
 
 from loralens.errors import OptionError
 
-if TYPE_CHECKING:  # the table says what there is without NumPy; a rule is imported when it is followed
-    from loralens.arithmetic.fused import Fused
+if TYPE_CHECKING:  # the command line lists methods without importing NumPy; a rule is imported when it is used
+    from loralens.arithmetic.entries import Fused
     from loralens.core.joint import Core
     from loralens.core.lowrank import LowRank
     from loralens.linalg.factor import Floats
@@ -21,23 +21,22 @@ SPACES: tuple[Space, ...] = ("full", "knots", "core")
 @final
 @dataclass(frozen=True, slots=True)
 class Option:
-    """A number that a method can be told.
+    """A numeric option of a combining method.
 
     Attributes
     ----------
     name : str
-        The keyword of the rule.
-    default : float
+        The keyword argument of the rule.
     text : str
-        What it does, in a few words.
+        What the option does, in a few words.
     low, high : float
-        The smallest and the largest value that makes sense.
+        The smallest and the largest value that is allowed.
     open_low : bool
-        ``low`` itself does not.
+        Whether ``low`` itself is excluded.
     whole : bool
-        Only whole numbers do.
+        Whether only whole numbers are allowed.
     infinite : bool
-        ∞ makes sense too, where it is not below ``low`` or above ``high``.
+        Whether ∞ is allowed, if it lies between ``low`` and ``high``.
     """
 
     name: str
@@ -50,14 +49,14 @@ class Option:
     infinite: bool = False
 
     def check(self, value: float) -> float:
-        """``value``, or an OptionError that says what would be right."""
+        """Return ``value``, or raise an OptionError that states the allowed range."""
         inside = self.low <= value <= self.high and not (self.open_low and value == self.low)
         number = isfinite(value) or self.infinite
         if inside and number and (not self.whole or float(value).is_integer()):
             return int(value) if self.whole else value
-        left = "(" if self.open_low or self.low == -inf else "["
-        right = ")" if self.high == inf and not self.infinite else "]"
-        span = f"{left}{self.low:g}, {self.high:g}{right}"
+        opening = "(" if self.open_low or self.low == -inf else "["
+        closing = ")" if self.high == inf and not self.infinite else "]"
+        span = f"{opening}{self.low:g}, {self.high:g}{closing}"
         kind = "a whole number" if self.whole else "a number"
         raise OptionError(f"{self.name} {value:g} is not {kind} in {span}", fix=f"{self.name}: {self.text}")
 
@@ -68,30 +67,29 @@ DENSITY = Option("density", 1.0, "the part of the entries that is kept, in (0, 1
 
 @final
 @dataclass(frozen=True, slots=True)
-class Method:
-    """A row of `loralens.arithmetic.methods.METHODS`.
+class CombiningMethod:
+    """A method that combines adapters: a row of `loralens.arithmetic.methods.METHODS`.
 
     Attributes
     ----------
-    name : str
     text : str
         One line for a list of methods.
     paper : str
-        Where it comes from.
+        The publication that defines the method.
     home : str
-        ``module:function`` under `loralens.arithmetic`, where its `rule` is.
-    options : tuple of Option
+        ``module:function`` of its `rule`, below `loralens.arithmetic`.
     spaces : tuple of str
-        Where an elementwise rule can act, the default first; empty for a rule that is orthogonally equivariant, to
-        which the space makes no difference.
+        The spaces in which an elementwise rule can act, the default first. Empty for a rule that commutes with
+        rotations of inputs and outputs: the space makes no difference to it.
     seeded : bool
-        It draws random numbers.
+        Whether the rule draws random numbers.
     adapters : int
-        How many adapters it takes; 0: any number.
+        The number of adapters it takes; 0 for any number.
     looks : str
-        ``module:function`` of its `prepare`; empty where it has none.
+        ``module:function`` of its `prepare`; empty if it has none.
     linear : bool
-        The result is a sum of multiples of the updates, the same in every module, whatever they are.
+        Whether the result is a sum of multiples of the updates, with factors that do not depend on the updates and are
+        the same in every module. Only such methods combine DoRA adapters.
     """
 
     name: str
@@ -107,57 +105,58 @@ class Method:
 
     @property
     def rule(self) -> "Callable[..., Floats | Core | LowRank | Fused]":
-        """``rule(joint, **options)``: a pure function of one module.
+        """The pure function ``rule(joint, **options)`` that combines one module.
 
-        It returns the core matrix of the result, float64, shape (p, q), or its SVD in an order of its own, which is
-        then lifted to its numerical rank; or, where the result leaves the joint space, a `LowRank` of float64 factors,
-        or a `Fused`, which also says what was lost. The options are those of the row; a row with ``spaces`` also gets
-        ``space``, and a ``seeded`` one ``seed``, a `numpy.random.SeedSequence` of its own for every module.
+        It returns the core matrix of the result, float64, shape (p, q), or an SVD of it whose order is kept; either is
+        lifted to its numerical rank. Where the result leaves the joint space, it returns a `LowRank` of float64
+        factors, or a `Fused`, which also states the error. Its keyword arguments are the options of the row, ``space``
+        if the row has ``spaces``, and ``seed`` if it is ``seeded``: a `numpy.random.SeedSequence` of its own for every
+        module.
         """
         return _imported(self.home)
 
     @property
     def prepare(self) -> Callable[..., Mapping[str, Any]] | None:
-        """A look at all modules before the first is combined, if the method needs one.
+        """The function that looks at all modules before the first is combined, if the method needs one.
 
-        ``prepare(modules, **options)`` is given the `loralens.arithmetic.modules.Modules` and returns more keywords for
-        the rule.
+        ``prepare(modules, **options)`` gets the `loralens.arithmetic.elementwise.Modules` and returns further keyword
+        arguments of the rule.
         """
         return _imported(self.looks) if self.looks else None
 
     def settings(self, given: Mapping[str, float | None], space: Space | None = None) -> dict[str, Any]:
-        """The keywords of the rule: what was given, else the defaults.
+        """The keyword arguments of the rule: the given values, and the defaults of all other options.
 
         Raises
         ------
         OptionError
-            An option that this method does not have, a value that makes no sense, a space it does not know.
+            The method has no such option or space, or a value is out of range.
         """
-        known = {option.name: option for option in self.options}
-        said = {name: value for name, value in given.items() if value is not None}
-        for name in said:
-            if name not in known:
-                has = ", ".join(known) or "none"
+        by_name = {option.name: option for option in self.options}
+        chosen = {name: value for name, value in given.items() if value is not None}
+        for name in chosen:
+            if name not in by_name:
+                has = ", ".join(by_name) or "none"
                 raise OptionError(f"{self.name} has no option {name}", fix=f"its options are: {has}")
-        values: dict[str, Any] = {name: one.check(said.get(name, one.default)) for name, one in known.items()}
+        values: dict[str, Any] = {name: one.check(chosen.get(name, one.default)) for name, one in by_name.items()}
         if self.spaces:
             values["space"] = space or self.spaces[0]
             if values["space"] not in self.spaces:
                 raise OptionError(f"{space} is no space of {self.name}", fix=f"give one of {', '.join(self.spaces)}")
-        elif space is not None and space not in SPACES:
+        elif space is not None and space not in SPACES:  # a space that exists is accepted, as it makes no difference
             raise OptionError(f"{space!r} is no space", fix=f"give one of {', '.join(SPACES)}")
         return values
 
 
 def _imported(home: str) -> Callable[..., Any]:
     module, _, name = home.partition(":")
-    found: Callable[..., Any] = getattr(import_module(f"loralens.arithmetic.{module}"), name)
-    return found
+    function: Callable[..., Any] = getattr(import_module(f"loralens.arithmetic.{module}"), name)
+    return function
 
 
-def method_named(name: str, methods: Mapping[str, Method]) -> Method:
+def find_combining_method(name: str, methods: Mapping[str, CombiningMethod]) -> CombiningMethod:
     """The method of this name, or an OptionError that lists all of them."""
     if name not in methods:
-        known = "; ".join(f"{one.name} ({one.text})" for one in methods.values())
-        raise OptionError(f"no method {name!r}", fix=f"choose one of: {known}")
+        choices = "; ".join(f"{one.name} ({one.text})" for one in methods.values())
+        raise OptionError(f"no method {name!r}", fix=f"choose one of: {choices}")
     return methods[name]

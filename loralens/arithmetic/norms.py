@@ -1,4 +1,4 @@
-"""Norm equalisation: no update outvoices the others by its length alone."""
+"""Norm equalisation: updates are brought to one norm, so that none outweighs the others by its length alone."""
 
 import numpy as np
 
@@ -6,21 +6,21 @@ from loralens.core.joint import Joint
 from loralens.linalg.factor import Floats
 
 
-def equalised(x: Floats, beta: float) -> Floats:
-    """The updates x_t (T, p, q) brought to the norms β‖x_t‖ + (1 − β) mean‖x‖; the mean is of those that are not 0."""
+def equalise_norms(x: Floats, beta: float) -> Floats:
+    """The updates x_t (T, p, q), scaled to the norms β‖x_t‖ + (1 − β) mean‖x‖; updates of 0 are not in the mean."""
     norms = np.linalg.norm(x, axis=(1, 2))
-    there = norms > 0
-    if not there.any():
+    nonzero = norms > 0
+    if not nonzero.any():
         return x
-    wanted = beta * norms + (1 - beta) * norms[there].mean()
-    factors = np.divide(wanted, norms, out=np.zeros_like(norms), where=there)
+    targets = beta * norms + (1 - beta) * norms[nonzero].mean()
+    factors = np.divide(targets, norms, out=np.zeros_like(norms), where=nonzero)
     return np.asarray(factors[:, None, None] * x, dtype=np.float64)
 
 
 def equal_norms(joint: Joint, *, lam: float = 1.0, beta: float = 0.0) -> Floats:
-    """λ Σ w_t M̃_t, float64, shape (p, q), M̃_t the updates brought to one Frobenius norm, their mean.
+    """λ Σ w_t M̃_t, float64, shape (p, q), where all M̃_t have the mean Frobenius norm of the updates.
 
-    ``beta`` in [0, 1] leaves that part of their differences: 1 is the plain sum. The rescaling is the first step of
-    Compress-then-Merge (arXiv 2606.03723); methods that weight by norms in other ways go by other names.
+    ``beta`` in [0, 1] is the part of the differences in norm that stays: 1 gives the plain sum. This rescaling is the
+    first step of Compress-then-Merge (arXiv 2606.03723).
     """
-    return lam * np.tensordot(joint.strengths, equalised(joint.cores, beta), 1)
+    return lam * np.tensordot(joint.strengths, equalise_norms(joint.cores, beta), 1)

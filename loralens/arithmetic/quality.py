@@ -1,4 +1,4 @@
-"""Quality: what one combined module has of the exact sum, and of every adapter, at every rank it may be cut to."""
+"""How well a combined module represents the exact sum and every adapter, at every rank to which it may be cut."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,7 +16,8 @@ from loralens.linalg.factor import Floats
 class Quality:
     """Squares and inner products of the result R, the sum S = Σ w_t ΔW_t and the updates ΔW_t of one module.
 
-    The last axis of three of them is the rank j = 0 … k to which R = U diag(s) Vᵀ is cut; all float64.
+    In ``errors``, ``inner`` and ``retained`` the last axis is the rank j = 0 … k to which R = U diag(s) Vᵀ is cut. All
+    arrays are float64.
 
     Attributes
     ----------
@@ -48,21 +49,21 @@ class Quality:
 
     @classmethod
     def of(cls, joint: Joint, core: Core, count: int) -> Self:
-        """Of the result ``core`` and the first ``count`` updates of a joint space.
+        """Measure the result ``core`` against the first ``count`` updates of a joint space.
 
-        No difference of near-equal squares is taken: an exact sum has an error of a few ε, not √ε.
+        No difference of nearly equal squares is taken, so an exact sum has an error of a few ε and not of √ε.
         """
         U, s, Vh = core
         cores, strengths = joint.cores[:count], joint.strengths[:count]
         S = np.tensordot(strengths, cores, 1)
         if np.linalg.norm(S) <= joint.floor:
-            S = np.zeros_like(S)  # what cancelled is 0, not rounding
+            S = np.zeros_like(S)  # a sum below this is the rounding error of updates that cancel
         inside = U.T @ cores @ Vh.T  # (T, k, k)
         along = np.diagonal(inside, axis1=1, axis2=2)  # uᵢᵀ M_t vᵢ
         of_sum = np.einsum("ik,ij,kj->k", U, S, Vh)
-        rest = float(np.sum((U * s @ Vh - S) ** 2))
-        lost = of_sum**2 - (s - of_sum) ** 2  # what the error grows by when direction i goes
-        errors = np.maximum(rest + np.append(lost[::-1].cumsum()[::-1], 0.0), 0.0)
+        residual = float(np.sum((U * s @ Vh - S) ** 2))
+        lost = of_sum**2 - (s - of_sum) ** 2  # by which the squared error grows when direction i is cut
+        errors = np.maximum(residual + np.append(lost[::-1].cumsum()[::-1], 0.0), 0.0)
         blocks = np.diagonal((inside**2).cumsum(1).cumsum(2), axis1=1, axis2=2)
         zero = np.zeros((count, 1))
         return cls(
@@ -81,13 +82,14 @@ class Quality:
         return relative(self.errors[self._at(rank)], self.sum_energy)
 
     def truncation(self, rank: int | None = None, before: float = 0.0) -> tuple[float, float]:
-        """‖F − R‖² and ‖F‖² of the method's own result F, R cut to ``rank``; before that F had lost a part ``before``.
+        """‖F − R‖² and ‖F‖², where F is the result of the method and R is that result cut to ``rank``.
 
-        What is cut is orthogonal to what is left, and both to what was lost before.
+        ``before`` is the relative error that F had already lost when it was brought to low rank. The squares add up,
+        because what is cut, what remains and what was lost before are orthogonal to each other.
         """
-        whole = float(self.s @ self.s) / (1 - before**2) if before < 1 else 0.0
-        rest = self.s[self._at(rank) :]
-        return before**2 * whole + float(rest @ rest), whole
+        full = float(self.s @ self.s) / (1 - before**2) if before < 1 else 0.0
+        cut = self.s[self._at(rank) :]
+        return before**2 * full + float(cut @ cut), full
 
     def _at(self, rank: int | None) -> int:
         return self.s.size if rank is None else min(rank, self.s.size)
@@ -95,18 +97,18 @@ class Quality:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Share:
-    """What the result has of one adapter, over all its modules; None where the adapter is 0.
+class AdapterShare:
+    """How much of one adapter the result contains, over all its modules; all values are None if the adapter is 0.
 
     Attributes
     ----------
     retained : float or None
-        The part of its energy that lies within the directions of the result, on both sides; in [0, 1].
+        The share of its energy that lies within the directions of the result on both sides, in [0, 1].
     gain : float or None
-        ⟨R, ΔW⟩/‖ΔW‖²: how strongly the result acts along the adapter. 1: at full strength.
+        ⟨R, ΔW⟩/‖ΔW‖²: how strongly the result acts along the adapter; 1 is full strength.
     interference_before, interference_after : float or None
-        The same less its weight, in the exact sum and in the result: what the other adapters, and the method, add to
-        it or take from it.
+        The gain minus the weight of the adapter, in the exact sum and in the result: what the other adapters, and the
+        method, add to the adapter or take from it.
     """
 
     retained: float | None
@@ -117,46 +119,52 @@ class Share:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Total:
-    """A whole combination.
+class CombinationQuality:
+    """The quality of a whole combination.
 
     Attributes
     ----------
     error_to_sum : float or None
         ‖R − S‖/‖S‖ over all modules.
     truncation : float
-        ‖F − R‖/‖F‖ over all modules, F what the method gives and R what of it fits into the ranks; of DoRA, of pairs.
+        ‖F − R‖/‖F‖ over all modules, where F is the result of the method and R the part that fits into the ranks. For
+        DoRA only the pairs are counted.
     shares : tuple of Share
-        What it has of each adapter.
+        One for each adapter.
     """
 
     error_to_sum: float | None
     truncation: float
-    shares: tuple[Share, ...]
+    shares: tuple[AdapterShare, ...]
 
 
-def total(modules: Iterable[tuple[Quality, int | None, float]]) -> Total:
-    """Of modules, the ranks they are cut to (None for their own), and what their method lost before."""
+def total_quality(modules: Iterable[tuple[Quality, int | None, float]]) -> CombinationQuality:
+    """The quality over several modules.
+
+    Each comes with the rank to which it is cut (None for its own) and the relative error its method had made before.
+    """
     modules = list(modules)
     if not modules:
-        return Total(0.0, 0.0, ())
-    each = [(one, one._at(rank)) for one, rank, _ in modules]
-    lost, whole = np.sum([one.truncation(rank, before) for one, rank, before in modules], axis=0)
-    error = relative(sum(one.errors[j] for one, j in each), sum(one.sum_energy for one, _ in each))
-    energy = np.sum([one.energies for one, _ in each], axis=0)
-    wanted = np.sum([one.strengths * one.energies for one, _ in each], axis=0)
-    before = np.sum([one.sum_inner for one, _ in each], axis=0)
-    after = np.sum([one.inner[:, j] for one, j in each], axis=0)
-    inside = np.sum([one.retained[:, j] for one, j in each], axis=0)
+        return CombinationQuality(0.0, 0.0, ())
+    cuts = [(one, one._at(rank)) for one, rank, _ in modules]
+    lost, full = np.sum([one.truncation(rank, before) for one, rank, before in modules], axis=0)
+    error = relative(sum(one.errors[j] for one, j in cuts), sum(one.sum_energy for one, _ in cuts))
+    energy = np.sum([one.energies for one, _ in cuts], axis=0)
+    expected = np.sum([one.strengths * one.energies for one, _ in cuts], axis=0)
+    before = np.sum([one.sum_inner for one, _ in cuts], axis=0)
+    after = np.sum([one.inner[:, j] for one, j in cuts], axis=0)
+    inside = np.sum([one.retained[:, j] for one, j in cuts], axis=0)
     shares = [
-        Share(*(float(x) for x in (i / e, a / e, (b - w) / e, (a - w) / e))) if e else Share(None, None, None, None)
-        for e, w, b, a, i in zip(energy, wanted, before, after, inside, strict=True)
+        AdapterShare(*(float(x) for x in (i / e, a / e, (b - w) / e, (a - w) / e)))
+        if e
+        else AdapterShare(None, None, None, None)
+        for e, w, b, a, i in zip(energy, expected, before, after, inside, strict=True)
     ]
-    return Total(error, relative(lost, whole) or 0.0, tuple(shares))
+    return CombinationQuality(error, relative(lost, full) or 0.0, tuple(shares))
 
 
-def relative(part: float, whole: float) -> float | None:
-    """√(part/whole) of squares; 0 where both are 0, None where only the whole is."""
-    if whole > 0:
-        return sqrt(float(part) / float(whole))
+def relative(part: float, reference: float) -> float | None:
+    """√(part/reference) of two squared norms; 0 where both are 0, and None where only the reference is."""
+    if reference > 0:
+        return sqrt(float(part) / float(reference))
     return None if part > 0 else 0.0

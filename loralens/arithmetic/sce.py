@@ -1,11 +1,10 @@
-"""SCE: select where the adapters differ, calculate their shares, erase minorities (Wan et al. 2024, FuseChat)."""
+"""SCE: select the entries where adapters differ, calculate shares, erase minority signs (Wan et al. 2024)."""
 
 import numpy as np
 
 from loralens.arithmetic.election import elected_mean
-from loralens.arithmetic.elementwise import fused, summed
-from loralens.arithmetic.entries import Entries, Fuse, Workspace
-from loralens.arithmetic.fused import Fused
+from loralens.arithmetic.elementwise import exact_sum, fuse_entries
+from loralens.arithmetic.entries import Entries, Fuse, Fused, Workspace
 from loralens.arithmetic.method import Space
 from loralens.core.joint import Joint
 from loralens.core.lazy import Array
@@ -19,12 +18,13 @@ def sce(joint: Joint, *, density: float = 1.0, lam: float = 1.0, space: Space = 
 
     Notes
     -----
-    arXiv 2408.07990, §3.2. Of all positions, and with equal ones at the boundary: one adapter alone differs nowhere and
-    stays whole, where mergekit, which counts positions of nonzero variance, makes 0 of it.
+    arXiv 2408.07990, §3.2. The share is one of all positions, and of equal variances at the boundary all are kept. So a
+    single adapter, whose variance is 0 everywhere, stays whole; mergekit counts positions of nonzero variance only and
+    turns it into 0.
     """
     if joint.present.size <= 1 and len(joint.updates) == 1:
-        return summed(joint, lam)
-    return fused(joint, lambda entries: _rule(entries, density), space=space, lam=lam)
+        return exact_sum(joint, lam)
+    return fuse_entries(joint, lambda entries: _rule(entries, density), space=space, lam=lam)
 
 
 def _rule(entries: Entries, density: float) -> Fuse:
@@ -32,16 +32,16 @@ def _rule(entries: Entries, density: float) -> Fuse:
 
     def variance(stack: Array) -> Array:
         shape, dtype = stack.shape[1:], stack.dtype
-        mean, found, part = (work.of(name, shape, dtype) for name in ("mean", "variance", "part"))
+        mean, variances, part = (work.of(name, shape, dtype) for name in ("mean", "variance", "part"))
         np.sum(stack, axis=0, out=mean)
         mean /= entries.adapters
-        np.square(mean, out=found)
-        found *= entries.adapters - len(stack)  # those that are 0 here
+        np.square(mean, out=variances)
+        variances *= entries.adapters - len(stack)  # updates that are 0 have no matrix, but a deviation of −mean
         for x in stack:
             np.subtract(x, mean, out=part)
-            found += np.square(part, out=part)
-        found /= entries.adapters
-        return found
+            variances += np.square(part, out=part)
+        variances /= entries.adapters
+        return variances
 
     cutoff = entries.cutoff_of(variance, entries.count(density)) if density < 1 else 0.0
 

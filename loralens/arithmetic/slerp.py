@@ -1,4 +1,4 @@
-"""Means on the sphere: spherical interpolation of two updates, and the Karcher mean of any number."""
+"""Means on the sphere: spherical interpolation of two updates, and the Karcher mean of any number of them."""
 
 from math import acos, sin
 
@@ -8,16 +8,17 @@ from loralens.core.joint import Joint
 from loralens.errors import OptionError
 from loralens.linalg.factor import Floats
 
-PARALLEL = 0.9995  # |cos| above which mergekit, and we, interpolate along the straight line
-ROUNDS = 200
+PARALLEL = 0.9995  # |cos| above which interpolation is linear, as in mergekit: sin ω is too small to divide by
+ROUNDS = 200  # of the Karcher iteration at most
 
 
 def slerp(joint: Joint, *, lam: float = 1.0) -> Floats:
     """λ (a M_1 + b M_2), float64, shape (p, q): spherical interpolation (Shoemake 1985) of two whole updates.
 
-    a = sin((1−t)ω)/sin ω and b = sin(tω)/sin ω with ω the angle between the updates and t = w_2/(w_1 + w_2); along the
-    straight line where |cos ω| > 0.9995, or where one update is 0. As in mergekit, the coefficients belong to the
-    updates themselves, not to those of length 1. There ω is that of whole weights W + ΔW where tensors are models.
+    a = sin((1−t)ω)/sin ω and b = sin(tω)/sin ω, where ω is the angle between the updates and t = w_2/(w_1 + w_2). The
+    interpolation is linear where |cos ω| > 0.9995 or one update is 0. As in mergekit, the coefficients multiply the
+    updates themselves and not the updates of length 1. If mergekit is given models instead of adapters, ω is the angle
+    between whole weights W + ΔW.
 
     Raises
     ------
@@ -34,7 +35,7 @@ def slerp(joint: Joint, *, lam: float = 1.0) -> Floats:
 
 
 def _cosine(first: Floats, second: Floats) -> float:
-    """Of two cores; 1 where one is 0, so that the line is straight."""
+    """The cosine of two cores; 1 if one of them is 0, so that the interpolation is linear."""
     norms = float(np.linalg.norm(first) * np.linalg.norm(second))
     return float(np.clip(np.vdot(first, second) / norms, -1.0, 1.0)) if norms else 1.0
 
@@ -49,9 +50,9 @@ def _coefficients(cosine: float, t: float) -> tuple[float, float]:
 def karcher(joint: Joint, *, lam: float = 1.0) -> Floats:
     """λ r̄ u, float64, shape (p, q): the mean direction u on the sphere times the mean length r̄.
 
-    u minimises Σ w_t ∠(u, ΔW_t)² (Karcher 1977) and r̄ = Σ w_t‖ΔW_t‖/Σ w_t. The iteration u ← exp_u(Σ w_t log_u) runs
-    until a step is below rounding; mergekit stops after 10 steps or at 1e-5. Updates that are 0 have no direction and
-    count in r̄ alone.
+    u minimises Σ w_t ∠(u, ΔW_t)² (Karcher 1977), and r̄ = Σ w_t‖ΔW_t‖/Σ w_t. The iteration u ← exp_u(Σ w_t log_u ΔW_t)
+    runs until a step is below rounding; mergekit stops after 10 steps or at a step of 1e-5. Updates that are 0 have no
+    direction and count in r̄ only.
 
     Raises
     ------
@@ -87,7 +88,7 @@ def _mean_direction(units: Floats, shares: Floats) -> Floats:
         turns = np.divide(angles, sines, out=np.ones_like(sines), where=sines > 0)
         step = (shares / shares.sum() * turns) @ rests
         length = float(np.linalg.norm(step))
-        if length < 1e-15:
+        if length < 1e-15:  # a vector of length 1 cannot move by less in float64
             break
         u = np.cos(length) * u + np.sin(length) / length * step
         u /= np.linalg.norm(u)

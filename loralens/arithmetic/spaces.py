@@ -1,7 +1,7 @@
-"""Where an elementwise rule acts: on ΔW itself, on the parts of a joint SVD, or on the small cores.
+"""The three spaces in which an elementwise rule can act: ΔW itself, the parts of a joint SVD, or small cores.
 
-A rule that looks at single entries depends on the basis, so the three give different updates: TIES of two independent
-adapters in the core space differs from TIES of the full updates by 80 %.
+A rule that looks at single entries depends on the basis, so the three spaces give different updates: TIES of two
+independent adapters in the core space differs from TIES of the full updates by 80 %.
 """
 
 from collections.abc import Callable
@@ -9,9 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from loralens.arithmetic.entries import Dense, Entries, Fuse, Product
-from loralens.arithmetic.fused import Fused
-from loralens.arithmetic.knots import aligned
+from loralens.arithmetic.entries import DenseMatrix, Entries, Fuse, Fused, Product
+from loralens.arithmetic.knots import output_basis
 from loralens.arithmetic.method import Space
 from loralens.core.joint import COMBINED, Joint
 from loralens.core.lowrank import LowRank
@@ -20,59 +19,65 @@ from loralens.linalg.product import truncating_maps
 from loralens.linalg.sketch import low_rank_approximation
 
 
-class Place(NamedTuple):
-    """The entries of one module in a space, and the way back: from a rule on blocks to an update of the weight."""
+class SpaceEntries(NamedTuple):
+    """The entries of one module in a space, and the function that applies a rule to them and returns the update."""
 
     entries: Entries
     back: Callable[[Fuse], Fused]
 
 
-def place(joint: Joint, space: Space) -> Place | None:
-    """Entries of the weighted updates w_t ΔW_t of a module in a space; None where all of them are 0, or only rounding.
+def entries_in_space(joint: Joint, space: Space) -> SpaceEntries | None:
+    """The entries of the weighted updates w_t ΔW_t of a module in a space; None if all are 0 or below rounding.
 
     full
-        ΔW_t itself, float32, made a block of rows at a time. What a rule makes of it has full rank: it comes back as
-        the leading part of a rank of Σ r_t, the rank that the exact sum needs, or of the joint's ``width`` where that
-        is more, with the loss stated.
+        ΔW_t itself, float32, computed a block of rows at a time. The result of a rule has full rank. It is cut to the
+        rank Σ r_t, which the exact sum needs, or to the joint's ``width`` if that is larger, and the error is stated.
     knots
-        S V_tᵀ (k, in) of [w_1 ΔW_1 … w_T ΔW_T] = U S [V_1ᵀ … V_Tᵀ], Stoica et al. 2025; back by U. Directions are left
-        out below the rounding of the sum; the paper's code leaves out σ ≤ 1e-5, whatever the size of the others.
+        S V_tᵀ (k, in) of [w_1 ΔW_1 … w_T ΔW_T] = U S [V_1ᵀ … V_Tᵀ] (Stoica et al. 2025); the result is multiplied by U.
+        Directions below the rounding of the sum are left out; the paper's code leaves out σ ≤ 1e-5, whatever the size
+        of the others.
     core
-        U_Bᵀ (w_t ΔW_t) V_A, where U_B and V_A are the left and right singular vectors of [B_1 … B_T] and [A_1; …; A_T],
-        Panariello et al. 2025. Here B_t and A_t are the balanced factors of w_t ΔW_t, P√S and √S Rᵀ: with those of the
-        file the same update in another gauge would give another answer.
+        U_Bᵀ (w_t ΔW_t) V_A, where U_B holds the left singular vectors of [B_1 … B_T] and V_A the right ones of
+        [A_1; …; A_T] (Panariello et al. 2025). B_t and A_t are the balanced factors of w_t ΔW_t, P√S and √S Rᵀ. With
+        the factors of the file, the same update in another gauge would give another result.
 
-    The signs of the singular vectors are free and make no difference to any rule of the house; vectors of equal
-    singular values are not determined, and neither is the answer then. The bits of ``full`` depend on no LAPACK.
+    The signs of singular vectors are arbitrary, but make no difference to any rule here. Vectors of equal singular
+    values are not determined, and neither is the result then. The bits of ``full`` do not depend on LAPACK.
     """
     places = np.flatnonzero((joint.strengths != 0) & np.any(joint.cores != 0, axis=(1, 2)))
     if not places.size:
         return None
-    ways: dict[Space, Callable[[Joint, Integers], Place | None]] = {"full": _full, "knots": _knots, "core": _core}
+    ways: dict[Space, Callable[[Joint, Integers], SpaceEntries | None]] = {
+        "full": _full,
+        "knots": _knots,
+        "core": _core,
+    }
     return ways[space](joint, places)
 
 
-def _full(joint: Joint, places: Integers) -> Place:
-    here = [(joint.updates[t], float(joint.strengths[t])) for t in places]
-    updates = [(update, strength) for update, strength in here if update is not None]  # all: what is 0 has no place
+def _full(joint: Joint, places: Integers) -> SpaceEntries:
+    weighted = [(joint.updates[t], float(joint.strengths[t])) for t in places]
+    updates = [
+        (update, strength) for update, strength in weighted if update is not None
+    ]  # for the type checker: an update in places is never None
     matrices = tuple(Product.of(update, strength) for update, strength in updates)
     entries = Entries(matrices, tuple(places.tolist()), len(joint.updates), np.dtype(np.float32))
     rank = min(max(joint.width, sum(update.rank for update, _ in updates)), *joint.shape)
 
     def back(fuse: Fuse) -> Fused:
-        found = low_rank_approximation(
+        factors = low_rank_approximation(
             lambda: ((rows, fuse(rows, stack)) for rows, stack in entries.blocks()),
             joint.shape,
             rank=rank,
             start=joint.right,
         )
-        return Fused(_update(joint, found.B, found.A), found.error)
+        return Fused(_update(joint, factors.B, factors.A), factors.error)
 
-    return Place(entries, back)
+    return SpaceEntries(entries, back)
 
 
-def _knots(joint: Joint, places: Integers) -> Place | None:
-    U, parts = aligned(joint)
+def _knots(joint: Joint, places: Integers) -> SpaceEntries | None:
+    U, parts = output_basis(joint)
     if not U.shape[1]:
         return None
     right = joint.right.columns()
@@ -81,10 +86,10 @@ def _knots(joint: Joint, places: Integers) -> Place | None:
     def back(fuse: Fuse) -> Fused:
         return Fused(_balanced(joint, joint.left.columns() @ U, _whole(entries, fuse)), 0.0)
 
-    return Place(entries, back)
+    return SpaceEntries(entries, back)
 
 
-def _core(joint: Joint, places: Integers) -> Place | None:
+def _core(joint: Joint, places: Integers) -> SpaceEntries | None:
     cores = joint.weighted[places]
     triplets = [joint.decomposed(M) for M in cores]
     if not any(one.s.size for one in triplets):
@@ -94,29 +99,29 @@ def _core(joint: Joint, places: Integers) -> Place | None:
     entries = _dense(joint, places, [U.T @ M @ V for M in cores])
 
     def back(fuse: Fuse) -> Fused:
-        left, right = joint.left.columns() @ U, joint.right.columns() @ V
-        return Fused(_balanced(joint, left @ _whole(entries, fuse), right.T), 0.0)
+        U_B, V_A = joint.left.columns() @ U, joint.right.columns() @ V
+        return Fused(_balanced(joint, U_B @ _whole(entries, fuse), V_A.T), 0.0)
 
-    return Place(entries, back)
+    return SpaceEntries(entries, back)
 
 
 def _directions(parts: list[Floats]) -> Floats:
-    """The left singular vectors of some matrices side by side, as many as their numerical rank."""
+    """The left singular vectors of matrices placed side by side; as many as their numerical rank."""
     U, s, _ = np.linalg.svd(np.hstack(parts), full_matrices=False)
     return np.asarray(U[:, s > s[0] * max(U.shape) * 2.0**-52], np.float64)
 
 
 def _dense(joint: Joint, places: Integers, matrices: list[Floats]) -> Entries:
-    held = tuple(Dense(np.asarray(one, np.float64)) for one in matrices)
-    return Entries(held, tuple(places.tolist()), len(joint.updates), np.dtype(np.float64))
+    dense = tuple(DenseMatrix(np.asarray(one, np.float64)) for one in matrices)
+    return Entries(dense, tuple(places.tolist()), len(joint.updates), np.dtype(np.float64))
 
 
 def _whole(entries: Entries, fuse: Fuse) -> Floats:
-    """What a rule makes of all entries of a small space."""
-    found = np.empty(entries.shape)
+    """The result of a rule on all entries of a small space."""
+    result = np.empty(entries.shape)
     for rows, stack in entries.blocks():
-        found[rows] = fuse(rows, stack)
-    return found
+        result[rows] = fuse(rows, stack)
+    return result
 
 
 def _balanced(joint: Joint, B: Floats, A: Floats) -> LowRank:
@@ -126,7 +131,7 @@ def _balanced(joint: Joint, B: Floats, A: Floats) -> LowRank:
 
 
 def _update(joint: Joint, B: Floats, A: Floats) -> LowRank:
-    """The update B A; rank 0 becomes rank 1 of zeros, since no format holds rank 0."""
+    """The update B A; rank 0 becomes rank 1 of zeros, because no file format can store rank 0."""
     first = next(update for update in joint.updates if update is not None)
     if not B.shape[1]:
         B, A = np.zeros((joint.shape[0], 1)), np.zeros((1, joint.shape[1]))

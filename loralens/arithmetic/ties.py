@@ -1,14 +1,12 @@
-"""TIES: trim, elect a sign, average those who agree (Yadav et al. 2023)."""
+"""TIES: trim updates to their largest entries, elect a sign, average the updates that agree (Yadav et al. 2023)."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from loralens.arithmetic.election import elected_mean, keep_largest
-from loralens.arithmetic.elementwise import fused, summed, whole_cutoffs
-from loralens.arithmetic.entries import Entries, Fuse, Workspace
-from loralens.arithmetic.fused import Fused
+from loralens.arithmetic.elementwise import Modules, exact_sum, fuse_entries, whole_cutoffs
+from loralens.arithmetic.entries import Entries, Fuse, Fused, Workspace
 from loralens.arithmetic.method import Space
-from loralens.arithmetic.modules import Modules
 from loralens.core.joint import Joint
 from loralens.core.lazy import Array
 
@@ -31,35 +29,36 @@ def ties(
         Share of entries that trimming keeps, in (0, 1]; the paper: 0.2.
     lam : float
     whole : int
-        1: the largest of all entries of an adapter are kept, as in the paper, by the cutoffs of `prepare`; 0: those of
-        each module, as PEFT and mergekit do.
+        1: the largest entries of the whole adapter are kept, as in the paper, by the cutoffs of `prepare_cutoffs`. 0:
+        the largest of each module are kept, as in PEFT and mergekit.
     space : str
     cutoffs : sequence of float, optional
-        One for each adapter; without them this module is the whole.
+        One for each adapter; without them, this module is taken for the whole adapter.
 
     Notes
     -----
-    arXiv 2306.01708, §4. Trimming and election act on the *weighted* updates, so (2a, 1) is (a, 2); the paper has no
-    weights, PEFT elects by the unweighted ones and weights afterwards: the same where all weights are 1. Exactly
-    ⌊density · size⌋ entries are kept, and what equals the last of them (the paper's code: one more).
+    arXiv 2306.01708, §4. Trimming and election act on the *weighted* updates, so 2a with weight 1 is the same as a with
+    weight 2. The paper has no weights. PEFT elects by the unweighted updates and applies weights afterwards, which is
+    the same where all weights are 1. Exactly ⌊density · size⌋ entries are kept, and those equal to the last of them;
+    the paper's code keeps one more.
     """
     if density >= 1 and joint.present.size <= 1:
-        return summed(joint, lam)
-    given = cutoffs if whole else None
-    return fused(joint, lambda entries: _rule(entries, density, given), space=space, lam=lam)
+        return exact_sum(joint, lam)
+    adapter_cutoffs = cutoffs if whole else None
+    return fuse_entries(joint, lambda entries: _rule(entries, density, adapter_cutoffs), space=space, lam=lam)
 
 
-def prepare(modules: Modules, *, density: float, whole: int, space: Space, **_: Any) -> dict[str, Any]:
-    """The cutoffs of every adapter over all modules, for `ties`; nothing where each module has its own."""
+def prepare_cutoffs(modules: Modules, *, density: float, whole: int, space: Space, **_: Any) -> dict[str, Any]:
+    """The cutoff of every adapter over all its modules, for `ties`; empty if every module has a cutoff of its own."""
     return {"cutoffs": whole_cutoffs(modules, density, space=space)} if whole and density < 1 else {}
 
 
-def _rule(entries: Entries, density: float, given: Sequence[float] | None) -> Fuse:
+def _rule(entries: Entries, density: float, adapter_cutoffs: Sequence[float] | None) -> Fuse:
     work = Workspace()
     if density >= 1:
         cutoffs = [0.0 for _ in entries.places]
-    elif given is not None:
-        cutoffs = [given[t] for t in entries.places]
+    elif adapter_cutoffs is not None:
+        cutoffs = [adapter_cutoffs[t] for t in entries.places]
     else:
         cutoffs = [cutoff for (cutoff,) in entries.cutoffs([entries.count(density)])]
 

@@ -1,4 +1,4 @@
-"""TSV-M: singular vectors of all updates, made orthogonal to each other, under their own singular values."""
+"""TSV-M: the singular vectors of all updates are made orthogonal and keep their singular values (Gargiulo et al.)."""
 
 import numpy as np
 
@@ -10,8 +10,8 @@ from loralens.linalg.pairwise import SAME
 def nearest_orthonormal(X: Floats) -> Floats:
     """P Qᵀ of the SVD X = P S Qᵀ, float64, shape (n, k): the nearest matrix with orthonormal columns.
 
-    Only directions with S > 1e-6·S_1 count: columns that the others span already would be given arbitrary new ones, by
-    which two LAPACK drivers differ. Without them P Qᵀ is a partial isometry and unique.
+    Only directions with S > 1e-6·S_1 are used. For columns that the others span already the SVD would make up
+    arbitrary new directions, in which two LAPACK drivers differ. Without them P Qᵀ is a partial isometry and unique.
     """
     P, s, Qh = np.linalg.svd(X, full_matrices=False)
     keep = s > SAME * s[:1].sum()
@@ -19,14 +19,14 @@ def nearest_orthonormal(X: Floats) -> Floats:
 
 
 def components(joint: Joint) -> list[Core]:
-    """Leading singular triplets of every M_t: its numerical rank, but at most min(out, in)/T, so that all fit."""
+    """The leading singular triplets of every M_t: its numerical rank, at most min(out, in)/T so that all fit."""
     most = max(1, min(joint.shape) // len(joint.cores))
-    found = []
+    triplets = []
     for M, floor in zip(joint.cores, joint.floors, strict=True):
         U, s, Vh = np.linalg.svd(M, full_matrices=False)
         k = min(int(np.count_nonzero(s > floor)), most)
-        found.append(Core(U[:, :k], s[:k], Vh[:k]))
-    return found
+        triplets.append(Core(U[:, :k], s[:k], Vh[:k]))
+    return triplets
 
 
 def tsv_m(joint: Joint, *, lam: float = 1.0) -> Floats:

@@ -1,26 +1,27 @@
-"""Compress-then-Merge: two subspaces of rank r that serve all updates, and the sum inside them."""
+"""Compress-then-Merge: the sum within two subspaces of rank r that all updates share (He et al. 2026)."""
 
 import numpy as np
 
-from loralens.arithmetic.norms import equalised
+from loralens.arithmetic.norms import equalise_norms
 from loralens.core.joint import Joint
 from loralens.linalg.factor import Floats
 
-ROUNDS = 1000
-STEADY = 1e-13  # sine of the largest angle that U turns by at which the iteration ends
+ROUNDS = 1000  # of the alternating iteration at most
+STEADY = 1e-13  # the iteration ends when no angle between old and new U has a larger sine
 
 
 def shared_subspaces(x: Floats, rank: int) -> tuple[Floats, Floats]:
     """U (p, r) and V (q, r), orthonormal, that capture most of Σ‖Uᵀ x_t V‖² of the updates x (T, p, q): Tucker-2.
 
-    HOSVD to begin with, then alternating leading eigenvectors (HOOI, De Lathauwer et al. 2000): a local optimum.
+    The iteration starts from the HOSVD and alternates leading eigenvectors (HOOI, De Lathauwer et al. 2000). It finds a
+    local optimum.
     """
     U, V = _leading(_gram(x), rank), _leading(_gram(x.transpose(0, 2, 1)), rank)
     for _ in range(ROUNDS):
-        before, right = U, x @ V
-        U = _leading(_gram(right), rank)
-        left = x.transpose(0, 2, 1) @ U
-        V = _leading(_gram(left), rank)
+        before, projected = U, x @ V
+        U = _leading(_gram(projected), rank)
+        projected_T = x.transpose(0, 2, 1) @ U
+        V = _leading(_gram(projected_T), rank)
         if np.linalg.norm(U - before @ (before.T @ U)) <= STEADY:
             break
     return U, V
@@ -50,5 +51,5 @@ def compress_then_merge(joint: Joint, *, lam: float = 1.0, rank: int = 0, beta: 
     count = min(rank or nominal, *joint.cores.shape[1:])
     if not count:
         return joint.total()
-    U, V = shared_subspaces(equalised(joint.cores, beta), count)
+    U, V = shared_subspaces(equalise_norms(joint.cores, beta), count)
     return lam * U @ (U.T @ joint.total() @ V) @ V.T

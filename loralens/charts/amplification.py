@@ -6,7 +6,7 @@ from statistics import median
 
 import numpy as np
 
-from loralens.analysis.base.amplification import FAR, Amplification, Kept
+from loralens.analysis.base.amplification import FAR, Amplification, KeptRank
 from loralens.charts.axes import direction_axis, line_chart
 from loralens.charts.grid import Grid
 from loralens.charts.names import NAME, commonest_kinds, fit_name
@@ -63,10 +63,10 @@ def amplification_figure(results: Results, *, title: str = "", phi_rank: int = 1
     return Figure(title, [*bands, *([_phi(topped, phi_rank)] if topped else [])])
 
 
-def full_rank_rows(results: Results) -> dict[str, Kept]:
+def full_rank_rows(results: Results) -> dict[str, KeptRank]:
     """Module name → its row of Table 7 of the LoRA paper at the full rank; modules without a value are left out."""
     return {
-        name: result.kept(result.s.size) for name, result in results.items() if result.s.size and result.weight_norm
+        name: result.at_rank(result.s.size) for name, result in results.items() if result.s.size and result.weight_norm
     }
 
 
@@ -109,14 +109,14 @@ def _lines(alive: Results, grid: Grid, row: int) -> tuple[list[Line], list[Area]
     return lines + (random if most else []), areas
 
 
-def z_scale(rows: Iterable[Kept]) -> ColourScale:
+def z_scale(rows: Iterable[KeptRank]) -> ColourScale:
     """The colour scale of z-scores, with 0, the level of chance, in its middle."""
     values = [abs(row.z) for row in rows if isfinite(row.z)]
     far = max([*values, FAR])  # so that values within chance stay pale
     return ColourScale(-far, far, "standard deviations from chance", diverging=True, chance=0.0, form="+.1f")
 
 
-def excess_scale(rows: Iterable[Kept]) -> ColourScale:
+def excess_scale(rows: Iterable[KeptRank]) -> ColourScale:
     """The logarithmic colour scale of the excess over random directions, with 1, the level of chance, in its middle."""
     values = [abs(float(np.log2(row.excess))) for row in rows if isfinite(row.excess) and row.excess > 0]
     most = max([*values, 1.0])  # the scale reaches at least from a half to twice
@@ -126,7 +126,11 @@ def excess_scale(rows: Iterable[Kept]) -> ColourScale:
 
 
 def amplification_maps(
-    rows: Mapping[str, Kept], grid: Grid, z: ColourScale, excess: ColourScale, numbers: Mapping[str, int] | None = None
+    rows: Mapping[str, KeptRank],
+    grid: Grid,
+    z: ColourScale,
+    excess: ColourScale,
+    numbers: Mapping[str, int] | None = None,
 ) -> tuple[HeatMap, HeatMap]:
     """Maps of the z-score of ‖UᵀWV‖² and of the excess of ‖UᵀWV‖ over random directions, at the full rank."""
     sign = fixed("+.1f")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from loralens.charts.axes import line_chart
 from loralens.charts.names import fit_name
 from loralens.charts.spec import Band, Figure, Line, LineChart
-from loralens.compression.curve import Point
+from loralens.compression.curve import CurvePoint
 from loralens.tables.numbers import unit_of
 
 LABELS = 10  # ranks that are written next to their points: more would overlap
@@ -16,7 +16,7 @@ FEW_BITS = "ranks and bits, at the same size (loralens-q, expected)"
 
 
 def curve_figure(
-    title: str, points: Sequence[Point], *, chosen: tuple[int, float] | None = None, on_data: bool = False
+    title: str, points: Sequence[CurvePoint], *, chosen: tuple[int, float] | None = None, on_data: bool = False
 ) -> Figure:
     """The relative error in percent against the bytes of the file; both axes begin at 0.
 
@@ -34,7 +34,7 @@ def curve_figure(
 
 
 def curve_chart(
-    points: Sequence[Point], *, chosen: tuple[int, float] | None = None, on_data: bool = False, dialect: str = ""
+    points: Sequence[CurvePoint], *, chosen: tuple[int, float] | None = None, on_data: bool = False, dialect: str = ""
 ) -> LineChart:
     """The chart of that figure; ``dialect`` is the format of the file."""
     # The unit of the largest file serves for all, so that the numbers of one axis have one unit.
@@ -66,7 +66,7 @@ def curve_chart(
     )  # fmt: skip
 
 
-def _rank_labels(points: Sequence[Point], room: float) -> list[str]:
+def _rank_labels(points: Sequence[CurvePoint], room: float) -> list[str]:
     """The label of each point; points less than ``room`` bytes from the last labelled one have an empty label."""
     before, labels = float("inf"), []
     for point in points:

@@ -7,7 +7,7 @@ from math import isfinite
 import numpy as np
 
 from loralens.analysis.compare.interference import Interference
-from loralens.analysis.compare.pairwise import Pairwise, Side, mean
+from loralens.analysis.compare.pairwise import Pairwise, Side, known_mean
 from loralens.charts.grid import KINDS, Grid
 from loralens.charts.names import NAME, fit_name, stride
 from loralens.charts.spec import Band, Cell, ColourScale, Figure, HeatMap
@@ -44,7 +44,7 @@ def pairwise_figure(
     energy : Interference
         The interference in the same modules.
     tree : float64 array, shape (T − 1, 4)
-        As `loralens.analysis.compare.pairwise.leaves` returns it.
+        As `loralens.analysis.compare.pairwise.cluster_order` returns it.
     sides : sequence of str
         The sides whose φ is drawn.
 
@@ -138,7 +138,7 @@ def shared_energy_map(labels: Sequence[str], pairs: Pairwise, energy: Interferen
     flat = not grid.stacks
     places = [module.name if flat else block(module.name) for module in pairs.modules]
     members = [[m for m, place in enumerate(places) if place == column] for column in grid.blocks]
-    values = np.array([mean(energy.shared[rows]) for rows in members])
+    values = np.array([known_mean(energy.shared[rows]) for rows in members])
     finite_chance = energy.shared_chance[np.isfinite(energy.shared_chance)]
     level = float(finite_chance.mean()) if finite_chance.size else 0.0
     names, noun = [labels[t] for t in order], "module" if flat else "block"

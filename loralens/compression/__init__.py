@@ -5,17 +5,17 @@ from typing import TYPE_CHECKING
 from loralens.exports import lazy_exports
 
 if TYPE_CHECKING:
-    from loralens.compression.bits import allocate
+    from loralens.compression.bits import allocate_bits
     from loralens.compression.calibration import measure_moments
-    from loralens.compression.loss import Loss, losses
-    from loralens.compression.plan import Plan
+    from loralens.compression.loss import UpdateLoss, losses
+    from loralens.compression.plan import TruncationPlan
     from loralens.compression.truncate import Truncation
 
 __all__ = [
-    "Loss",
-    "Plan",
     "Truncation",
-    "allocate",
+    "TruncationPlan",
+    "UpdateLoss",
+    "allocate_bits",
     "losses",
     "measure_moments",
 ]
@@ -23,10 +23,10 @@ __all__ = [
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {
-        "Loss": "loss",
-        "Plan": "plan",
+        "UpdateLoss": "loss",
+        "TruncationPlan": "plan",
         "Truncation": "truncate",
-        "allocate": "bits",
+        "allocate_bits": "bits",
         "losses": "loss",
         "measure_moments": "calibration",
     },

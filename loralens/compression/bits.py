@@ -1,13 +1,14 @@
-"""All spectra → rank and bits of all modules in one decision: reverse water-filling over directions.
+"""Rank and bits of all modules, chosen together from their spectra by reverse water-filling over directions.
 
-A direction of b bits takes 9 + ⌈out·b/8⌉ + ⌈in·b/8⌉ bytes and leaves σ²·ε_b of its energy as error; left out, it takes
-nothing and leaves σ². Each bit more divides ε_b by about 3.7, so the best bits of a direction grow with log σ, and
-directions below the water are left out: that is the rank. Each step to the next point of the lower convex hull of
-(bytes, error) is taken in the order of error saved per byte, over all modules at once, until the budget is used up.
+A direction stored in b bits takes 9 + ⌈out·b/8⌉ + ⌈in·b/8⌉ bytes and causes an error of σ²·ε_b. A direction that is
+left out takes nothing and causes an error of σ². Every additional bit divides ε_b by about 3.7, so the best number of
+bits grows with log σ. Directions below a certain σ, the water level, are not worth any bits; the others are the rank.
+For every direction, the points (bytes, error) of all numbers of bits have a lower convex hull. The steps from one point
+of a hull to the next are taken in the order of error saved per byte, over all modules, until the budget is used up.
 
-ε_b is what Gaussian numbers lose (`loralens.linalg.quantise.expected_noise`). Up to 8 bits the error found on real
-adapters is 0.7 to 1.1 times the one expected here (above 1 where factors have outliers), at 16 bits half of it or
-less. The one that counts is measured on the result (`loralens.compression.loss.losses`).
+ε_b is the error of quantised Gaussian numbers (`loralens.linalg.quantise.expected_noise`). Measured on real adapters,
+the error is 0.7 to 1.1 times the expected one up to 8 bits (above 1 where factors have outliers), and at most half of
+it at 16 bits. Reported errors are therefore measured on the result (`loralens.compression.loss.losses`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +27,7 @@ from loralens.linalg.quantise import expected_noise
 
 Shape = tuple[int, int]
 Bits = Mapping[str, tuple[int, ...]]
-LEVELS = (0, *range(FEWEST, MOST + 1))
+LEVELS = (0, *range(FEWEST, MOST + 1))  # bits that a direction can have; 0: it is left out
 
 
 @final
@@ -37,11 +38,11 @@ class Allocation:
     Attributes
     ----------
     bits : mapping of str to tuple of int
-        Bits of each direction that is kept, largest first; as many as the module's new rank. Empty: none is left.
+        Bits of every direction that is kept, largest first; their number is the new rank of the module.
     nbytes : int
-        What they take: all of the file if ``size`` was given, else the directions alone.
+        The size of the whole file if ``size`` was given, else of the directions alone.
     error : float
-        ‖ΔW − ΔW'‖_F / ‖ΔW‖_F to be expected of all modules together, unweighted; 0 where ΔW = 0.
+        Expected ‖ΔW − ΔW'‖_F / ‖ΔW‖_F of all modules together, unweighted; 0 where ΔW = 0.
     """
 
     bits: Bits
@@ -52,21 +53,21 @@ class Allocation:
 @final
 @dataclass(frozen=True, slots=True)
 class Tradeoff:
-    """Every point that `allocate` passes as the budget grows.
+    """Every point that `allocate_bits` passes as the budget grows.
 
     Attributes
     ----------
     nbytes : int64 array, shape (n,)
-        Of the directions alone, growing.
+        Size of the directions alone, increasing.
     error : float64 array, shape (n,)
-        ‖ΔW − ΔW'‖_F / ‖ΔW‖_F to be expected, falling where no weights are given.
+        Expected ‖ΔW − ΔW'‖_F / ‖ΔW‖_F; it decreases if no weights are given.
     """
 
     nbytes: Array
     error: Array
 
 
-def allocate(
+def allocate_bits(
     spectra: Mapping[str, Array],
     shapes: Mapping[str, Shape],
     budget: int,
@@ -76,7 +77,7 @@ def allocate(
     least: int | Mapping[str, int] = 1,
     size: Callable[[Bits], int] | None = None,
 ) -> Allocation:
-    """The ranks and bits that lose least within a budget of bytes.
+    """The ranks and bits with the smallest error within a budget of bytes.
 
     Parameters
     ----------
@@ -84,16 +85,16 @@ def allocate(
         Module name → singular values of ΔW, largest first, at most min(r, out, in) of them.
     shapes : mapping of str to (out, in)
     budget : int
-        Bytes.
+        In bytes.
     weights : mapping of str to float, optional
-        What σ² of a module is multiplied with; 1 where absent.
+        Factor by which σ² of a module is multiplied; 1 where absent.
     shared : mapping of str to str, optional
-        Module name → the group whose modules have the same bits: the experts of a stack.
+        Module name → a group whose modules must have the same bits, such as the experts of a stack.
     least : int or mapping of str to int
-        1: a module keeps a direction even if it does nothing; 0: it may go altogether.
+        1: a module keeps at least one direction, even if it is 0. 0: the module may be left out.
     size : callable, optional
-        What such bits really take, header included (`loralens.formats.dialects.sizes.file_size`), where the budget
-        is one of a file.
+        Bits → size of the file, header included (`loralens.formats.dialects.sizes.file_size`). The budget is then one
+        of the file.
 
     Returns
     -------
@@ -102,12 +103,13 @@ def allocate(
     Raises
     ------
     OptionError
-        A budget that one direction of the fewest bits for each module exceeds.
+        The budget is too small for one direction of the fewest bits in each module.
 
     Notes
     -----
-    Of its relaxation the choice is optimal, so it is at most one step of one direction behind the best one there is.
-    Rank alone is one of the choices but for the numbers' own rounding, 8e-5 of ‖ΔW‖ at 16 bits and 9 bytes a direction.
+    The choice is optimal for the continuous relaxation, so it is worse than the best one by at most one step of one
+    direction. Plain truncation, all directions at 16 bits, is among the choices; it differs from stored 16-bit floats
+    by 9 bytes a direction and a rounding error of 8e-5 of ‖ΔW‖.
     """
     ladder = _Ladder.of(spectra, shapes, weights or {}, shared or {}, least)
     exact = size or (lambda bits: sum(direction_bytes(shapes[n], b) for n, each in bits.items() for b in each))
@@ -116,6 +118,8 @@ def allocate(
     if needed > budget:
         what = f"a budget of {budget:,} bytes is too small"
         raise OptionError(what, fix=f"give at least {needed:,}: one direction of few bits for each module")
+    # The size of the file exceeds the sum of its directions by a header that depends on the bits. The capacity is
+    # lowered by what a trial exceeds the budget, until a trial fits.
     chosen, capacity = floor, budget - needed + ladder.cost(floor)
     while capacity > ladder.cost(floor):
         trial = ladder.taken(capacity)
@@ -136,32 +140,32 @@ def tradeoff(
     shared: Mapping[str, str] | None = None,
     least: int | Mapping[str, int] = 1,
 ) -> Tradeoff:
-    """Bytes against error of every step, for a curve; parameters as `allocate`.
+    """Bytes and error after every step, for a curve. The parameters are those of `allocate_bits`.
 
-    Points between the steps that `allocate` finds for a budget are no better than these by more than one step.
+    `allocate_bits` may find points between these for some budgets; they are better by at most one step.
     """
     ladder = _Ladder.of(spectra, shapes, weights or {}, shared or {}, least)
-    whole = sum(float(energy.sum()) for energy in energies(spectra).values())
-    left = np.maximum(whole - np.cumsum(ladder.energy), 0.0)
+    total = sum(float(energy.sum()) for energy in energies(spectra).values())
+    remaining = np.maximum(total - np.cumsum(ladder.energy), 0.0)
     start = ladder.forced
-    nbytes, errors = np.cumsum(ladder.costs), np.sqrt(left / whole) if whole else np.zeros(left.size)
+    nbytes, errors = np.cumsum(ladder.costs), np.sqrt(remaining / total) if total else np.zeros(remaining.size)
     first = max(start - 1, 0)
     return Tradeoff(nbytes[first:], errors[first:])
 
 
 def expected_error(spectra: Mapping[str, Array], bits: Mapping[str, Sequence[int]]) -> float:
-    """‖ΔW − ΔW'‖_F / ‖ΔW‖_F to expect of these bits: √(Σ σ²·ε_b / Σ σ²), ε = 1 where there are none."""
-    lost = whole = 0.0
+    """Expected ‖ΔW − ΔW'‖_F / ‖ΔW‖_F of these bits: √(Σ σ²·ε_b / Σ σ²), with ε = 1 for directions without bits."""
+    lost = total = 0.0
     for name, energy in energies(spectra).items():
         noise = np.ones(energy.size)
-        kept = bits.get(name, ())[: energy.size]
-        noise[: len(kept)] = [expected_noise(b) for b in kept]
-        lost, whole = lost + float(energy @ noise), whole + float(energy.sum())
-    return sqrt(lost / whole) if whole else 0.0
+        module_bits = bits.get(name, ())[: energy.size]
+        noise[: len(module_bits)] = [expected_noise(b) for b in module_bits]
+        lost, total = lost + float(energy @ noise), total + float(energy.sum())
+    return sqrt(lost / total) if total else 0.0
 
 
 class _Hull(NamedTuple):
-    """The lower convex hull of bytes against noise: no bits first, then those worth having, growing."""
+    """The lower convex hull of noise over bytes, from no bits to the most; other numbers of bits are never best."""
 
     bits: Array
     costs: Array  # bytes of a direction
@@ -169,25 +173,25 @@ class _Hull(NamedTuple):
 
 
 class _Group(NamedTuple):
-    """Modules that have the same bits: their names and what their directions hold."""
+    """Modules that must have the same bits: their names, and the energy of their directions."""
 
     names: tuple[str, ...]
     gains: Array  # w·σ², summed over the modules, in units of the largest σ² of all
     energy: Array  # σ², summed over the modules, in the same units
     free: _Hull
-    floored: _Hull  # of a direction that has the fewest bits in any case
-    forced: int  # how many have: the first ones
+    floored: _Hull  # the hull of a direction that must have at least the fewest bits
+    forced: int  # the number of such directions; they are the first ones
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class _Ladder:
-    """Every step of every direction to its next bits, in the order of error saved per byte; the forced ones first."""
+    """All steps of all directions to their next bits, by falling error saved per byte; forced steps come first."""
 
     groups: Sequence[_Group]
     costs: Array  # bytes of each step
     energy: Array  # unweighted energy that each step saves
-    which: Array  # the group, the direction and the bits that each step leads to, shape (n, 3)
+    which: Array  # group, direction and new bits of each step, shape (n, 3)
     forced: int  # steps that are taken in any case
 
     @classmethod
@@ -208,11 +212,11 @@ class _Ladder:
                 direction = direction + first
                 cost, saved = np.diff(hull.costs)[step], -np.diff(hull.noise)[step]
                 worth = group.gains[direction] * saved / cost
-                worth[(step == 0) & (direction < group.forced)] = np.inf
+                worth[(step == 0) & (direction < group.forced)] = np.inf  # sorts forced steps to the front
                 energy = group.energy[direction] * saved
                 parts.append(np.stack([worth, cost, energy, np.full(step.size, g), direction, hull.bits[step + 1]]))
         table = np.concatenate(parts, axis=1) if parts else np.zeros((6, 0))
-        table = table[:, table[0] > 0]
+        table = table[:, table[0] > 0]  # steps that save nothing are directions of 0
         table = table[:, np.argsort(-table[0], kind="stable")]
         worth, costs, energy = table[:3]
         return cls(groups, costs.astype(np.int64), energy, table[3:].T.astype(np.int64), int(np.isinf(worth).sum()))
@@ -222,21 +226,25 @@ class _Ladder:
         return int(self.costs[taken].sum())
 
     def taken(self, capacity: int) -> Array:
-        """Steps taken within a capacity: the forced ones, and in order all that still fit."""
+        """The steps taken within a capacity: the forced ones, then in order all that still fit."""
         reached = max(self.forced, int(np.searchsorted(np.cumsum(self.costs), capacity, side="right")))
         taken = np.zeros(self.costs.size, bool)
         taken[:reached] = True
-        left, least = capacity - int(self.costs[:reached].sum()), self.costs[reached:].min(initial=np.iinfo(int).max)
+        remaining, least = (
+            capacity - int(self.costs[:reached].sum()),
+            self.costs[reached:].min(initial=np.iinfo(int).max),
+        )
+        # A direction whose next step does not fit takes no later one either: the steps of a hull build on each other.
         ended: set[tuple[int, int]] = set()
         for i in range(reached, self.costs.size):
-            if left < least:
+            if remaining < least:
                 break
             g, direction, _ = self.which[i].tolist()
-            if (g, direction) in ended or self.costs[i] > left:
+            if (g, direction) in ended or self.costs[i] > remaining:
                 ended.add((g, direction))
                 continue
             taken[i] = True
-            left -= int(self.costs[i])
+            remaining -= int(self.costs[i])
         return taken
 
     def bits(self, taken: Array) -> dict[str, tuple[int, ...]]:
@@ -244,10 +252,10 @@ class _Ladder:
         reached = [np.zeros(group.gains.size, np.int64) for group in self.groups]
         for g, direction, bits in self.which[taken]:
             reached[g][direction] = max(reached[g][direction], bits)
-        found: dict[str, tuple[int, ...]] = {}
-        for group, each in zip(self.groups, reached, strict=True):
-            found.update(dict.fromkeys(group.names, tuple(each[each > 0].tolist())))
-        return found
+        result: dict[str, tuple[int, ...]] = {}
+        for group, direction_bits in zip(self.groups, reached, strict=True):
+            result.update(dict.fromkeys(group.names, tuple(direction_bits[direction_bits > 0].tolist())))
+        return result
 
 
 def _groups(
@@ -267,19 +275,21 @@ def _groups(
         for name in names:
             energy[: spectra[name].size] += own[name]
             gains[: spectra[name].size] += weights.get(name, 1.0) * own[name]
-        each = [shapes[name] for name in names]
+        group_shapes = [shapes[name] for name in names]
         forced = max(least if isinstance(least, int) else least[name] for name in names)
-        groups.append(_Group(tuple(names), gains, energy, _hull(each), _hull(each, floored=True), forced))
+        groups.append(
+            _Group(tuple(names), gains, energy, _hull(group_shapes), _hull(group_shapes, floored=True), forced)
+        )
     return groups
 
 
 def _hull(shapes: Sequence[Shape], *, floored: bool = False) -> _Hull:
-    """The bits worth having of directions of these shapes; if ``floored``, the fewest are among them."""
+    """The hull of a direction over modules of these shapes. If ``floored``, the fewest bits always stay on it."""
     points = [(sum(direction_bytes(shape, b) for shape in shapes), expected_noise(b), b) for b in LEVELS]
     fixed = 2 if floored else 1
     hull = points[:fixed]
     for point in points[fixed:]:
-        if hull[-1][0] == point[0]:  # less noise in as many bytes
+        if hull[-1][0] == point[0]:  # more bits in as many bytes have less noise
             hull.pop()
         while len(hull) > fixed and _above(hull[-2], hull[-1], point):
             hull.pop()

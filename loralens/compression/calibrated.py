@@ -1,13 +1,14 @@
-"""Truncation that knows the data: the rank-k ΔW' that is nearest to ΔW on real inputs, from r × r moments alone.
+"""Data-aware truncation: the rank-k ΔW' that is nearest to ΔW on real inputs, computed from r × r moments.
 
-What is minimised is E‖(ΔW − ΔW')x‖², or with the out side E(gᵀ(ΔW − ΔW')x)² as K-FAC has it, instead of ‖ΔW − ΔW'‖_F².
-Full whitening needs C = E[x xᵀ] (in, in) and its inverse root. A pair needs neither: with B = Q_B R_B and
-K = A C Aᵀ = E[z zᵀ], z = A x, the left singular vectors Û of s R_B K^½ (r × r) are all there is to know, and
-ΔW'_k = Q_B Û_k · s Û_kᵀ R_B A: a projection, so nothing is inverted and a singular K is no special case.
+Plain truncation minimises ‖ΔW − ΔW'‖_F². This one minimises E‖(ΔW − ΔW')x‖² or, with moments of the out side, E(gᵀ(ΔW −
+ΔW')x)² as in K-FAC. In general that takes C = E[x xᵀ] (in, in) and its inverse root. A pair needs neither: with B = Q_B
+R_B and K = A C Aᵀ = E[z zᵀ], z = A x, it is enough to know the left singular vectors Û of s R_B K^½ (r × r). Then ΔW'_k
+= Q_B Û_k · s Û_kᵀ R_B A. This is a projection, so nothing is inverted and a singular K is no special case.
 
-C is taken as C + εI, ε = 1e-6 · E‖ΔW x‖² / ‖ΔW‖_F², that is K + ε A Aᵀ. So the directions that the data never excites
-are dropped last and in the order of their weight, full rank is lossless, B G and G⁻¹ A give the same ΔW', and the
-error on the data is never above that of plain truncation. (A term δI on K itself has none of the last two.)
+C is replaced by C + εI with ε = 1e-6 · E‖ΔW x‖² / ‖ΔW‖_F², which turns K into K + ε A Aᵀ. Directions that the data
+never excites are then ordered among each other by their weight, full rank is lossless, B G and G⁻¹ A give the same ΔW',
+and the error on the data is never above that of plain truncation. (A term δI added to K itself would lose the last
+two.)
 """
 
 from dataclasses import dataclass
@@ -22,13 +23,13 @@ from loralens.linalg.basis import Basis
 from loralens.linalg.factor import implicit, measure
 from loralens.linalg.measures import EPS
 
-SHARE = 1e-6  # of the energy on the data, mean over directions: what white inputs are mixed in
+SHARE = 1e-6  # energy of white inputs that is mixed in, relative to the energy on the data
 
 
 @final
 @dataclass(frozen=True)
 class Whitened:
-    """A module's update as a sum of rank-one terms in the order in which the data misses them; made by `whitened_svd`.
+    """The update of a module as a sum of rank-one terms, ordered by their effect on the data; made by `whitened_svd`.
 
     ΔW = Q_B (X Y) A, and the best ΔW' of rank k on the data keeps the first k columns of X and rows of Y.
 
@@ -36,25 +37,25 @@ class Whitened:
     ----------
     s : float64 array, shape (m,)
         Singular values of the whitened update, largest first: √Σ_{i>k} s_i² is the error at rank k in the norm that
-        was minimised, in units of y = W x (with G: of the loss). What a budget over modules compares. m = min(out, r)
-        where B has no zero columns.
+        was minimised, in units of y = W x (with G: of the loss). A budget over modules compares these. m = min(out, r)
+        if B has no zero columns.
     X : float64 array, shape (m, m)
     Y : float64 array, shape (m, r)
-    left : Basis
-        Q_B, m columns of length out.
+    Q_B : Basis
+        m columns of length out.
     R_A : float64 array, shape (n, r)
-        A = R_Aᵀ Q_Aᵀ, so the length of Y_i R_Aᵀ is that of the row Y_i A. n = min(r, in) where A has no zero rows.
+        A = R_Aᵀ Q_Aᵀ, so Y_i R_Aᵀ has the length of the row Y_i A. n = min(r, in) if A has no zero rows.
     """
 
     s: Array
     X: Array
     Y: Array
-    left: Basis
+    Q_B: Basis
     R_A: Array
 
 
 def whitened_svd(module: LowRank, K: Array, G: Array | None = None) -> Whitened:
-    """The directions of a module in the order in which real inputs miss them.
+    """The directions of a module, ordered by their effect on real inputs.
 
     Parameters
     ----------
@@ -86,25 +87,26 @@ def whitened_svd(module: LowRank, K: Array, G: Array | None = None) -> Whitened:
     O((out + in) r²) work.
     """
     K = _moment(K, module.rank, "K")
-    left, R_B = _orthogonal(module.B)
+    Q_B, R_B = _orthogonal(module.B)
     R_A = _orthogonal(module.A.T)[1]
     core = module.scale * R_B  # (m, r)
     sides = _root(K), R_A.T
     L = _mixed(sides, _share(core @ sides[0], core @ sides[1]))  # L Lᵀ = K + ε A Aᵀ
     if G is None:
         U, s, _ = np.linalg.svd(core @ L, full_matrices=False)
-        return Whitened(s, U, U.T @ core, left, R_A)
+        return Whitened(s, U, U.T @ core, Q_B, R_A)
     G_root = _root(_moment(G, module.rank, "G")).T
     eta = _share(G_root @ L, R_B @ L)
     F = np.asarray(np.linalg.qr(_mixed((G_root.T, R_B.T), eta).T, mode="r"), np.float64)
     u, s, _ = np.linalg.svd(F @ L, full_matrices=False)
-    m = left.k
+    m = Q_B.k
     s = abs(module.scale) * s[:m]
-    return Whitened(s, (core @ _pseudo_inverse(F)) @ u[:, :m], u[:, :m].T @ F, left, R_A)
+    F_inverse = np.asarray(np.linalg.pinv(F, rcond=max(F.shape) * EPS), np.float64)  # on the numerical range of F
+    return Whitened(s, (core @ F_inverse) @ u[:, :m], u[:, :m].T @ F, Q_B, R_A)
 
 
 def data_norm(module: LowRank, K: Array) -> float:
-    """√(E‖ΔW x‖²): how large an update is at the module's output. Raises as `whitened_svd`."""
+    """√(E‖ΔW x‖²), the size of an update at the output of its module. Raises the errors of `whitened_svd`."""
     root = _root(_moment(K, module.rank, "K"))
     return float(np.linalg.norm(module.scale * _orthogonal(module.B)[1] @ root))
 
@@ -112,11 +114,12 @@ def data_norm(module: LowRank, K: Array) -> float:
 def data_error(module: LowRank, other: LowRank, K: Array, *, trace: float | None = None) -> float:
     """Relative error √(E‖(ΔW − ΔW')x‖² / E‖ΔW x‖²) of any update ``other`` of the same weight; 0 if both are 0.
 
-    K knows inputs only through A. That is exact as far as the rows of A' are combinations of those of A, as those of
-    every truncation are. For what rounding put beside them, x is taken as ‖x‖² spread evenly over the in − n
-    directions that A does not see, which is exact in the mean for noise that is white; without ``trace``, E‖x‖²
-    (`loralens.core.moments.Moment.trace`), it is not counted. Infinite where ΔW x = 0 and ΔW' x is not. Raises as
-    `whitened_svd`, and ShapeError where the two are updates of different weights.
+    K describes the inputs only as A sees them. This is exact as far as the rows of A' are combinations of the rows of
+    A, which holds for every truncation. Rounding adds a part outside the row space of A. For that part the energy of x
+    that A does not see is assumed to be spread evenly over the remaining in − n directions, which is exact in the mean
+    for white rounding noise. It needs ``trace``, E‖x‖² (`loralens.core.moments.Moment.trace`), and is left out without
+    it. The result is infinite where ΔW x = 0 and ΔW' x is not. Raises the errors of `whitened_svd`, and a ShapeError if
+    the two updates have different shapes.
     """
     if module.shape != other.shape:
         raise ShapeError(f"updates {module.shape} and {other.shape} are not of one weight", fix="pass equal shapes")
@@ -124,20 +127,20 @@ def data_error(module: LowRank, other: LowRank, K: Array, *, trace: float | None
     right, R_A = _orthogonal(module.A.T)
     Q_A, rows = right.columns(), other.A.T.astype(np.float64)
     inside = Q_A.T @ rows  # (n, r')
-    through = np.linalg.lstsq(R_A, inside, rcond=None)[0].T  # A' = through · A + what lies beside
+    through = np.linalg.lstsq(R_A, inside, rcond=None)[0].T  # A' = through · A + a part outside the row space of A
     stacked = np.hstack([module.scale * module.B.astype(np.float64), -other.scale * other.B.astype(np.float64)])
     R = _orthogonal(stacked)[1]
     first = R[:, : module.rank] @ root
-    error, whole = np.linalg.norm(first + R[:, module.rank :] @ through @ root), np.linalg.norm(first)
+    error, norm = np.linalg.norm(first + R[:, module.rank :] @ through @ root), np.linalg.norm(first)
     if trace is not None and Q_A.shape[0] > right.k:
-        seen = float(np.sum(np.linalg.lstsq(R_A.T, root, rcond=None)[0] ** 2))  # E‖Q_Aᵀ x‖²
-        spread = max(0.0, trace - seen) / (Q_A.shape[0] - right.k)
+        visible = float(np.sum(np.linalg.lstsq(R_A.T, root, rcond=None)[0] ** 2))  # E‖Q_Aᵀ x‖²
+        spread = max(0.0, trace - visible) / (Q_A.shape[0] - right.k)
         error = np.hypot(error, np.sqrt(spread) * np.linalg.norm((rows - Q_A @ inside) @ R[:, module.rank :].T))
-    return float(error / whole) if whole else (np.inf if error else 0.0)
+    return float(error / norm) if norm else (np.inf if error else 0.0)
 
 
 def _moment(K: Array, rank: int, name: str) -> Array:
-    """A moment in float64, symmetric to the bit."""
+    """The moment in float64, made exactly symmetric, which `eigh` assumes."""
     K = np.asarray(K, np.float64)
     if K.shape != (rank, rank):
         raise ShapeError(f"{name} {K.shape} is no moment of a module of rank {rank}", fix="calibrate this adapter")
@@ -147,14 +150,17 @@ def _moment(K: Array, rank: int, name: str) -> Array:
 
 
 def _root(K: Array) -> Array:
-    """L with L Lᵀ = K, shape (r, r); eigenvalues within rounding of 0 are 0, or their roots would count as 1e-8."""
+    """L with L Lᵀ = K, shape (r, r).
+
+    Eigenvalues within rounding of 0 become 0, because the root of a rounding error of 1e-16 would count as 1e-8.
+    """
     values, V = np.linalg.eigh(K)
     alive = values > values[-1:] * len(K) * EPS
     return np.asarray(V * np.sqrt(np.where(alive, values, 0.0)), np.float64)
 
 
 def _orthogonal(X: Array) -> tuple[Basis, Array]:
-    """Q and R with X = Q R, Q a basis of min(m, r) columns at most and R with all r columns."""
+    """Q and R with X = Q R, where Q is a basis of at most min(m, r) columns and R has all r columns."""
     factor = measure(X)
     order = np.flatnonzero(factor.norms)
     Y, T, R = implicit(factor, order)
@@ -164,16 +170,11 @@ def _orthogonal(X: Array) -> tuple[Basis, Array]:
 
 
 def _share(data: Array, weight: Array) -> float:
-    """The ε with which ``weight`` enters: 1 where the data says nothing, so that plain truncation is left."""
-    energy, whole = float(np.sum(data**2)), float(np.sum(weight**2))
-    return SHARE * energy / whole if energy and whole else 1.0
+    """The factor ε of white inputs; 1 if the data has no energy, so that the result is plain truncation."""
+    energy, weight_energy = float(np.sum(data**2)), float(np.sum(weight**2))
+    return SHARE * energy / weight_energy if energy and weight_energy else 1.0
 
 
 def _mixed(sides: tuple[Array, Array], share: float) -> Array:
     """[first, √share · second]."""
     return np.hstack([sides[0], np.sqrt(share) * sides[1]])
-
-
-def _pseudo_inverse(F: Array) -> Array:
-    """F⁺ on the numerical range of F."""
-    return np.asarray(np.linalg.pinv(F, rcond=max(F.shape) * EPS), np.float64)

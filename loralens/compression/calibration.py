@@ -1,4 +1,4 @@
-"""Calibration: a model is run over real inputs, and what they excite in an adapter's bottlenecks is summed up."""
+"""Calibration: the moments of an adapter's bottlenecks z = A x, measured by running a model on real inputs."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,14 +18,14 @@ from loralens.core.moments import Moment, Moments
 from loralens.core.structured import Update
 from loralens.errors import MismatchError, OptionError, place
 
-if TYPE_CHECKING:  # 1.4 s: torch is here when a model is
+if TYPE_CHECKING:  # importing torch takes 1.4 s, and whoever passes a model has imported it
     from torch import Tensor, nn
 
     from loralens.core.attached import Watch
 
     Loss = Callable[[Any, Any], Tensor]
 
-SAME = 1e-2  # relative distance of a factor as PEFT holds it from that given: bfloat16 and nothing more
+SAME = 1e-2  # relative distance of PEFT's factor from ours: bfloat16 rounding stays below it, another adapter does not
 
 
 def measure_moments(
@@ -37,7 +37,7 @@ def measure_moments(
     loss: "Loss | None" = None,
     source: Mapping[str, Any] | None = None,
 ) -> Moments:
-    """What the inputs in ``batches`` excite in every module of an adapter.
+    """Measure what the inputs in ``batches`` excite in every module of an adapter.
 
     K = E[z zᵀ], z = A x, where x are the inputs of a module **in the adapted model**: the adapter is on, so what the
     deeper modules see is what they will see in use.
@@ -45,47 +45,49 @@ def measure_moments(
     Parameters
     ----------
     model : nn.Module
-        A ``peft.PeftModel`` that carries the adapter, unmerged and switched on, which is run as it is; or its base, of
-        transformers or plain torch, to which the adapter's own update is added by hooks. Put into evaluation mode, so
-        without dropout, and back. Any float dtype, on any device.
+        Either a ``peft.PeftModel`` that carries the adapter, unmerged and active, which is run as it is; or the base
+        model, of transformers or plain torch, to which hooks add the update of the adapter. The model is run in
+        evaluation mode, so without dropout, and is set back afterwards. Any float dtype, on any device.
     batches : iterable
-        What the model is called with: mappings as keywords, tuples as arguments, anything else as the only argument.
-        With an ``attention_mask`` (batch, length), positions of 0 count nowhere that inputs come as (batch, length, …)
-        or as batch · length rows.
+        The model's inputs: mappings are passed as keyword arguments, tuples as positional arguments, and anything else
+        as the only argument. With an ``attention_mask`` (batch, length), positions of 0 are not counted in modules
+        whose inputs come as (batch, length, …) or as batch · length rows.
     adapter : Adapter
-        Whose modules are measured.
+        The adapter whose modules are measured.
     out_side : bool
-        Also G = E[(Bᵀg)(Bᵀg)ᵀ], g the gradient of the loss at the module's output: a backward pass a batch.
+        Also measure G = E[(Bᵀg)(Bᵀg)ᵀ], where g is the gradient of the loss at the output of the module. This takes a
+        backward pass for every batch.
     loss : callable, optional
-        From what the model returned and the batch to the scalar to differentiate. By default ``.loss`` of what it
-        returned. Let it be a sum over positions, so that batches of any size weigh alike.
+        (output of the model, batch) → the scalar to differentiate; by default the ``.loss`` of the output. It should be
+        a sum over positions, so that every position has the same weight in batches of any size.
     source : mapping, optional
-        What the data is, kept with the result as it is; ``batches``, how many there were, is added.
+        A description of the data, which is stored in the result with the number of ``batches``.
 
     Returns
     -------
     Moments
-        Modules that no input reached have count 0 and are named by its ``unreached``; those that cannot be measured
-        (no pair, or no layer of their own: stacks of experts, fused attention, grouped convolutions) are in
-        ``unmeasured``, with the reason, and are applied all the same.
+        Modules that no input reached have the count 0 and are listed in ``unreached``. Modules that cannot be measured
+        are in ``unmeasured`` with the reason: they are no pair, or have no layer of their own (stacks of experts, fused
+        attention, grouped convolutions). Their updates are applied nevertheless.
 
     Raises
     ------
     MismatchError
-        The adapter does not fit the model, or the PEFT model carries another one, or none.
+        The adapter does not fit the model, or the PEFT model does not carry this adapter.
     OptionError
-        No batches; or a gradient is wanted and there is no loss.
+        There are no batches, or ``out_side`` is set and there is no loss.
 
     Notes
     -----
-    z and ‖x‖² are computed in float32 and summed in float64. Costs the forward pass, r² numbers a module and nothing
-    of the size of a weight.
+    z and ‖x‖² are computed in float32 and summed in float64. Besides the forward pass this takes r² numbers a module,
+    and nothing of the size of a weight.
     """
     sums, count = _Sums(out_side=out_side), 0
-    with frozen_evaluation(model, gradient=out_side), _watched(model, adapter, sums.watch) as hooked:
+    with frozen_evaluation(model, gradient=out_side), _watch_modules(model, adapter, sums.watch) as hooked:
         for batch in batches:
             count += 1
-            sums.mask = _mask(batch)
+            mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+            sums.mask = None if mask is None or mask.ndim != 2 else mask.bool()  # 4-D masks are no list of positions
             _run(model, batch, gradient=out_side, loss=loss)
     if not count:
         raise OptionError("there are no batches to calibrate on", fix="give at least one input")
@@ -103,31 +105,33 @@ class _Sums:
 
     def __init__(self, *, out_side: bool) -> None:
         self.out_side = out_side
-        self.mask: Tensor | None = None  # of the positions of this batch that count
+        self.mask: Tensor | None = None  # True at the positions of this batch that count
         self._in: dict[str, Tensor] = {}
         self._out: dict[str, Tensor] = {}
         self._squares: dict[str, float] = {}
         self._counts: Counter[str] = Counter()
 
-    def watch(self, name: str, found: Steps, x: "Tensor", z: "Tensor", output: "Tensor") -> "Tensor":
-        """Add one call of a module, and listen for the gradient at its output."""
-        rows, squares = self._rows(z.detach()), self._rows(found.squares(x.detach())[..., None])
+    def watch(self, name: str, factor_steps: Steps, x: "Tensor", z: "Tensor", output: "Tensor") -> "Tensor":
+        """Add one call of a module, and register a hook for the gradient at its output."""
+        rows, squares = self._rows(z.detach()), self._rows(factor_steps.squares(x.detach())[..., None])
         self._in[name] = self._in.get(name, 0) + rows.T @ rows
         self._squares[name] = self._squares.get(name, 0.0) + float(squares.sum())
         self._counts[name] += len(rows)
         if not self.out_side:
             return output
         leaf = not output.requires_grad
-        output.requires_grad_().register_hook(partial(self._gradient, name, found))  # type: ignore[no-untyped-call]
-        return output.clone() if leaf else output  # what comes next may write into it, and must not into a leaf
+        output.requires_grad_().register_hook(partial(self._gradient, name, factor_steps))  # type: ignore[no-untyped-call]
+        return (
+            output.clone() if leaf else output
+        )  # later layers may write into it in place, which torch forbids for a leaf
 
-    def _gradient(self, name: str, found: Steps, g: "Tensor") -> None:
-        rows = self._rows(found.back(g.detach()))
+    def _gradient(self, name: str, factor_steps: Steps, g: "Tensor") -> None:
+        rows = self._rows(factor_steps.back(g.detach()))
         self._out[name] = self._out.get(name, 0) + rows.T @ rows
 
     def _rows(self, z: "Tensor") -> "Tensor":
-        """The z of positions that count, float64, shape (count, r)."""
-        if z.device.type == "mps":  # which has no float64
+        """The rows of z at the positions that count, float64, shape (count, r)."""
+        if z.device.type == "mps":  # Apple's backend has no float64
             z = z.cpu()
         rows, mask = z.reshape(-1, z.shape[-1]), self.mask
         if mask is not None and (z.shape[:-1] == mask.shape or z.shape[:-1] == (mask.numel(),)):
@@ -148,14 +152,8 @@ class _Sums:
         return Moment(K, count, G if self.out_side else None, trace=trace)
 
 
-def _mask(batch: Any) -> "Tensor | None":
-    """Which positions of a batch count: None where it does not say."""
-    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
-    return None if mask is None or mask.ndim != 2 else mask.bool()
-
-
 def _run(model: "nn.Module", batch: Any, *, loss: "Loss | None", gradient: bool) -> None:
-    """One forward pass, and one backward where a gradient is wanted."""
+    """Run one forward pass, and a backward pass if a gradient is needed."""
     output = call(model, batch)
     if not gradient:
         return
@@ -168,10 +166,10 @@ def _run(model: "nn.Module", batch: Any, *, loss: "Loss | None", gradient: bool)
 
 
 @contextmanager
-def _watched(model: "nn.Module", adapter: Adapter, watch: "Watch") -> Iterator[tuple[str, ...]]:
-    """The model with the adapter on and its modules watched; the names of those that are."""
+def _watch_modules(model: "nn.Module", adapter: Adapter, watch: "Watch") -> Iterator[tuple[str, ...]]:
+    """Run the block with the adapter applied and its modules watched; yields the names of the watched modules."""
     if hasattr(model, "peft_config"):
-        with _carried(model, adapter, watch) as hooked:
+        with _watch_peft(model, adapter, watch) as hooked:
             yield hooked
         return
     attachment = Attachment(model, adapter)
@@ -180,8 +178,8 @@ def _watched(model: "nn.Module", adapter: Adapter, watch: "Watch") -> Iterator[t
 
 
 @contextmanager
-def _carried(model: "nn.Module", adapter: Adapter, watch: "Watch") -> Iterator[tuple[str, ...]]:
-    """Watch the layers of a PEFT model, which has the adapter on already; the names of what is watched."""
+def _watch_peft(model: "nn.Module", adapter: Adapter, watch: "Watch") -> Iterator[tuple[str, ...]]:
+    """Watch the layers of a PEFT model, which applies the adapter itself; yields the names of the watched modules."""
     tree = Tree.of(model)
     weights = tree.weights(adapter).modules
     with ExitStack() as stack:
@@ -194,36 +192,44 @@ def _carried(model: "nn.Module", adapter: Adapter, watch: "Watch") -> Iterator[t
                 continue
             with place(name):
                 _check_carried(layer, module)
-            found = steps(module, inner) if inner is not None else None
-            if found is None:
+            factor_steps = steps(module, inner) if inner is not None else None
+            if factor_steps is None:
                 continue
-            stack.callback(layer.register_forward_hook(partial(_seen, name, found, watch), with_kwargs=True).remove)
+            stack.callback(
+                layer.register_forward_hook(partial(_call_watch, name, factor_steps, watch), with_kwargs=True).remove
+            )
             hooked.append(name)
         yield tuple(hooked)
 
 
-def _seen(
-    name: str, found: Steps, watch: "Watch", layer: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
+def _call_watch(
+    name: str,
+    factor_steps: Steps,
+    watch: "Watch",
+    layer: Any,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    output: Any,
 ) -> Any:
     del layer
     x = first_input(args, kwargs)
-    return watch(name, found, x, found.inside(x), output)
+    return watch(name, factor_steps, x, factor_steps.inside(x), output)
 
 
 def _check_carried(layer: Any, module: LowRank) -> None:
-    """Refuse a PEFT layer that does not carry this pair, or does not use it."""
+    """Raise a MismatchError if a PEFT layer does not carry this pair, or does not use it."""
     if getattr(layer, "disable_adapters", False) or getattr(layer, "merged", False):
         raise MismatchError("PEFT has this layer merged or switched off", fix="unmerge the model and enable adapters")
     A, B = module.A.astype(np.float64), module.scale * module.B.astype(np.float64)
     for name in getattr(layer, "active_adapters", ()):
         scale = getattr(layer, "scaling", {}).get(name, 1.0)
-        if _near(_held(layer, "A", name), A) and _near(scale * _held(layer, "B", name), B):
+        if _near(_peft_factor(layer, "A", name), A) and _near(scale * _peft_factor(layer, "B", name), B):
             return
     raise MismatchError("the PEFT model does not carry this adapter", fix="load this adapter into it, and activate it")
 
 
-def _held(layer: Any, side: str, name: str) -> Array:
-    """The numbers of a factor as PEFT holds it, float64, one dimension; none where the layer has no such pair."""
+def _peft_factor(layer: Any, side: str, name: str) -> Array:
+    """The entries of PEFT's factor, float64, flat; empty if the layer has no such pair."""
     for factors in (getattr(layer, f"lora_{side}", {}), getattr(layer, f"lora_embedding_{side}", {})):
         if name in factors:
             own = getattr(factors[name], "weight", factors[name])
@@ -231,12 +237,31 @@ def _held(layer: Any, side: str, name: str) -> Array:
     return np.empty(0)
 
 
-def _near(own: Array, given: Array) -> bool:
-    return own.size == given.size and bool(np.linalg.norm(own - given.ravel()) <= SAME * np.linalg.norm(given))
+def _near(stored: Array, expected: Array) -> bool:
+    return stored.size == expected.size and bool(
+        np.linalg.norm(stored - expected.ravel()) <= SAME * np.linalg.norm(expected)
+    )
 
 
 def _reason(module: Update) -> str:
-    """Why a module could not be measured."""
+    """The reason why a module could not be measured, for the user."""
     if not isinstance(module, LowRank):
         return f"a {module.form.name} has no A"
     return "its weight is that of no linear, embedding or ungrouped convolution that is called"
+
+
+# Both losses are sums over positions, so that all positions weigh the same in batches of any size.
+def next_token_loss(output: Any, batch: Any) -> "Tensor":
+    """Σ −ln p(next token) of a causal language model, over neighbours that are both in the attention mask."""
+    from torch.nn.functional import cross_entropy
+
+    logits, ids, mask = output.logits[:, :-1], batch["input_ids"][:, 1:], batch["attention_mask"].bool()
+    both = (mask[:, 1:] & mask[:, :-1]).to(logits.device)
+    return cross_entropy(logits[both].float(), ids.to(logits.device)[both], reduction="sum")
+
+
+def label_loss(output: Any, batch: Any) -> "Tensor":
+    """Σ −ln p(label) of a classifier; the batch has ``labels``."""
+    from torch.nn.functional import cross_entropy
+
+    return cross_entropy(output.logits.float(), batch["labels"].to(output.logits.device), reduction="sum")

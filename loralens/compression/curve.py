@@ -1,4 +1,4 @@
-"""The trade-off of rank, size and error of an adapter, before anything is written."""
+"""The trade-off between rank, file size and error of an adapter, computed without writing a file."""
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
@@ -7,25 +7,25 @@ from typing import final
 
 from loralens.compression.bits import tradeoff
 from loralens.compression.loss import total_error
-from loralens.compression.plan import Plan, Size
+from loralens.compression.plan import Size, TruncationPlan
 from loralens.compression.protection import Protection, protection
 from loralens.core.ranks import Rule, shared_ranks
 from loralens.core.threads import Step
 
-EVERY = 16  # ranks up to here are all on the curve; above, four for each doubling: 16, 20, 24, 28, 32, 40 …
+EVERY = 16  # every rank up to this is on the curve; above it, four for each doubling: 16, 20, 24, 28, 32, 40 …
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What one choice of ranks takes and loses.
+    """The size and the error of one choice of ranks.
 
     Attributes
     ----------
     ranks : tuple of int
-        The lowest and the highest.
+        The lowest and the highest rank.
     parameters, bytes : int
-        Of the whole adapter; bytes of the file with its header.
+        Of the whole adapter; the bytes include the header of the file.
     error : float
         ‖ΔW−ΔW'‖/‖ΔW‖ over the modules of the plan, before rounding.
     """
@@ -38,15 +38,13 @@ class Choice:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Point:
-    """One rank for all modules, and the best ranks of the same size.
+class CurvePoint:
+    """One point of the curve: a uniform rank, and the best ranks of the same size.
 
     Attributes
     ----------
-    rank : int
-    uniform, budget : Choice
     few_bits : float or None
-        The error to expect of the best ranks and bits in the bytes of ``uniform``; None where that was not asked for.
+        The expected error of the best ranks and bits in the bytes of ``uniform``; None if it was not asked for.
     """
 
     rank: int
@@ -55,25 +53,25 @@ class Point:
     few_bits: float | None = None
 
 
-def ranks_shown(most: int) -> list[int]:
-    """Ranks from 1 to ``most``: all up to 16, then four for each doubling."""
-    found, rank = [], 1
+def curve_ranks(most: int) -> list[int]:
+    """The ranks of the curve from 1 to ``most``: all up to 16, then four for each doubling."""
+    shown_ranks, rank = [], 1
     while rank < most:
-        found.append(rank)
+        shown_ranks.append(rank)
         rank += 1 if rank < EVERY else 2 ** (rank.bit_length() - 3)
-    return [*found, most] if most else []
+    return [*shown_ranks, most] if most else []
 
 
 def rank_curve(
-    plan: Plan,
+    plan: TruncationPlan,
     *,
     size: Size,
     one_rank: bool = False,
     protect: Protection = "absolute",
     header: int | None = None,
     step: Step | None = None,
-) -> list[Point]:
-    """What every rank takes and loses, given to all modules or, at the same size, where it saves most.
+) -> list[CurvePoint]:
+    """The size and the error at every rank, with one rank for all modules and with the best ranks of the same size.
 
     Parameters
     ----------
@@ -81,40 +79,40 @@ def rank_curve(
     size : callable
         Adapter → bytes of its file.
     one_rank : bool
-        The file has one rank for all modules: so has the budget, which then buys no more than uniform rank.
+        Whether the file format has one rank for all modules. The best ranks are then no better than a uniform rank.
     protect : "absolute", "relative" or mapping of str to float
         What the budget protects, as in `truncate`.
     header : int, optional
-        Bytes that a file in few bits (loralens-q) has beside its directions: with it, ``few_bits`` is there.
+        Bytes that a file in few bits (loralens-q) needs besides its directions; ``few_bits`` is computed only with it.
     step : callable, optional
         Called with 1 after every point.
 
     Returns
     -------
     list of Point
-        By falling rank, from the highest there is.
+        From the highest rank down to 1.
 
     Notes
     -----
-    The budget of a point is the bytes that the factors of uniform rank take, so its file is no larger, but for the
-    digits of its header. Its error is at most that of uniform rank when ``protect`` is "absolute".
+    The budget of a point is the size of the factors at uniform rank. Its file is therefore no larger, except for a few
+    digits in its header. If ``protect`` is "absolute", its error is at most that of the uniform rank.
     """
-    most = max((plan.adapter[name].rank for name in plan.found), default=0)
+    most = max((plan.adapter[name].rank for name in plan.directions), default=0)
     few = None if header is None else _few_bits(plan, protect, header)
     points = []
-    for rank in reversed(ranks_shown(most)):
+    for rank in reversed(curve_ranks(most)):
         chosen = plan.ranks(Rule("rank", rank), one_rank=one_rank)
         best = plan.ranks(Rule("bytes", plan.at(chosen).nbytes), one_rank=one_rank, protect=protect)
-        uniform = choice(plan, chosen, size)
-        points.append(Point(rank, uniform, choice(plan, best, size), few(uniform.bytes) if few else None))
+        uniform = measure_choice(plan, chosen, size)
+        points.append(CurvePoint(rank, uniform, measure_choice(plan, best, size), few(uniform.bytes) if few else None))
         if step:
             step(1)
     return points
 
 
-def _few_bits(plan: Plan, protect: Protection, header: int) -> Callable[[int], float | None]:
-    """Bytes of a file → the error to expect of the best bits in them; None where they are too few."""
-    spectra = {name: one.s for name, one in plan.found.items()}
+def _few_bits(plan: TruncationPlan, protect: Protection, header: int) -> Callable[[int], float | None]:
+    """A function from the bytes of a file to the expected error of the best bits in it; None if they are too few."""
+    spectra = {name: one.s for name, one in plan.directions.items()}
     steps = tradeoff(
         spectra,
         {name: plan.adapter[name].shape for name in spectra},
@@ -129,8 +127,8 @@ def _few_bits(plan: Plan, protect: Protection, header: int) -> Callable[[int], f
     return error
 
 
-def choice(plan: Plan, chosen: dict[str, int], size: Size) -> Choice:
-    """What these ranks take and lose."""
+def measure_choice(plan: TruncationPlan, chosen: dict[str, int], size: Size) -> Choice:
+    """The size and the error of these ranks."""
     after = plan.at(chosen)
     ranks: Sequence[int] = [after[name].rank for name in chosen if name in after]
     span = min(ranks, default=0), max(ranks, default=0)

@@ -1,4 +1,4 @@
-"""Directions: every truncation of one update at once, as two small matrices beside its factors."""
+"""The ordered directions of an update, from which it can be truncated to any rank."""
 
 from dataclasses import dataclass
 from typing import Any, final
@@ -20,15 +20,15 @@ DType = np.dtype[Any]
 @final
 @dataclass(frozen=True, slots=True)
 class Directions:
-    """The directions of an update, the most important first, as combinations of the columns of B and the rows of A.
+    """The directions of an update, most important first, as linear combinations of columns of B and of rows of A.
 
-    B′ = B·out[:, :k] and A′ = in_[:k]·A are the factors of rank k, under the scale of the module. What makes a
-    direction important is for whoever made it to say: plain singular values, or those on real activations.
+    B′ = B·out[:, :k] and A′ = in_[:k]·A are the factors of rank k, with the scale of the module. The importance of a
+    direction is its singular value, either that of ΔW or that on real activations.
 
     Attributes
     ----------
     s : float64 array, shape (k,)
-        What the ranks are chosen by, falling; nonzero.
+        The values by which ranks are chosen, decreasing and nonzero.
     out : float64 array, shape (r, k)
     in_ : float64 array, shape (k, r)
     """
@@ -38,62 +38,62 @@ class Directions:
     in_: Array
 
     def head(self, k: int) -> "Directions":
-        """The first k directions; where there are fewer, padding adds nothing: zero columns of B, rows of A."""
-        there, rank = min(k, self.s.size), len(self.out)
+        """The first k directions. If there are fewer, padding that adds nothing follows: zero columns of B."""
+        count, rank = min(k, self.s.size), len(self.out)
         out, in_, s = np.zeros((rank, k)), np.eye(k, rank), np.zeros(k)
-        out[:, :there], in_[:there], s[:there] = self.out[:, :there], self.in_[:there], self.s[:there]
+        out[:, :count], in_[:count], s[:count] = self.out[:, :count], self.in_[:count], self.s[:count]
         return Directions(s, out, in_)
 
 
-def directions(module: Update) -> Directions:
-    """The singular directions of ΔW, by which truncation is optimal (Eckart & Young 1936).
+def singular_directions(module: Update) -> Directions:
+    """The singular directions of ΔW, with which truncation is optimal (Eckart & Young 1936).
 
-    The factors that they give are balanced: those of the smallest ‖A‖_F² + ‖B‖_F² for their product. An update
-    without factors has singular values and empty combinations: `paired` makes its pair.
+    The resulting factors are balanced: of all factors with this product they have the smallest ‖A‖_F² + ‖B‖_F². For an
+    update without factors the combinations are empty; `nearest_pair` makes its pair.
     """
     if isinstance(module, Structured):
         s = module.singular_values()
         s = s[: numerical_rank(s, module.shape)]
         return Directions(s, np.zeros((0, s.size)), np.zeros((s.size, 0)))
     out, s, in_ = truncating_maps(module.B, module.A)
-    there = s.size if module.scale else 0
-    return Directions(s[:there] * abs(module.scale), out[:, :there], in_[:there])
+    count = s.size if module.scale else 0
+    return Directions(s[:count] * abs(module.scale), out[:, :count], in_[:count])
 
 
-def truncated(module: LowRank, kept: Directions, dtype: DType | None = None) -> LowRank:
-    """The module with these directions and no others, its factors made when they are asked for.
+def truncate_pair(module: LowRank, leading: Directions, dtype: DType | None = None) -> LowRank:
+    """The module reduced to these directions. Its factors are computed when they are read.
 
-    Scale, where it came from, and layout stay; so does the dtype of each factor, unless ``dtype`` is another.
+    Scale, scaling and layout stay; so does the dtype of each factor, unless ``dtype`` is given.
     """
     B, A = module.factors
     dtype_B, dtype_A = dtype or B.dtype, dtype or A.dtype
-    k = kept.s.size
+    k = leading.s.size
     return LowRank(
-        LazyArray(lambda: times(B.read(), kept.out, dtype_B), shape=(B.shape[0], k), dtype=dtype_B),
-        LazyArray(lambda: times(A.read().T, kept.in_.T, dtype_A).T, shape=(k, A.shape[1]), dtype=dtype_A),
+        LazyArray(lambda: times(B.read(), leading.out, dtype_B), shape=(B.shape[0], k), dtype=dtype_B),
+        LazyArray(lambda: times(A.read().T, leading.in_.T, dtype_A).T, shape=(k, A.shape[1]), dtype=dtype_A),
         module.scale,
         scaling=module.scaling,
         layout=module.layout,
     )
 
 
-def narrowed(module: Update, dtype: DType) -> Update:
-    """The module with its factors as they are, rounded to ``dtype``; itself where they have it already."""
+def cast_factors(module: Update, dtype: DType) -> Update:
+    """The module with its factors rounded to ``dtype``; the module itself if they have that dtype already."""
     B, A = module.factors
     if B.dtype == A.dtype == dtype:
         return module
 
     def rounded(x: Array) -> Array:
         with np.errstate(over="ignore"):
-            found = x.astype(dtype)
-        return found if np.isfinite(found).sum() == np.isfinite(x).sum() else check_in_range(found, dtype)
+            result = x.astype(dtype)
+        return result if np.isfinite(result).sum() == np.isfinite(x).sum() else check_in_range(result, dtype)
 
     B, A = (factor.map(rounded, shape=factor.shape, dtype=dtype) for factor in (B, A))
     return LowRank(B, A, module.scale, scaling=module.scaling, layout=module.layout)
 
 
-def named(name: str, module: Update) -> LowRank:
-    """A pair that says its name where its factors cannot be made."""
+def locate_errors(name: str, module: Update) -> LowRank:
+    """The same pair, with factors that name the module in the errors that reading them raises."""
 
     def reading(factor: LazyArray) -> LazyArray:
         def read() -> Array:
@@ -106,10 +106,10 @@ def named(name: str, module: Update) -> LowRank:
     return LowRank(B, A, module.scale, scaling=module.scaling, layout=module.layout)
 
 
-def paired(module: Structured, k: int, dtype: DType | None, recent: Recent) -> LowRank:
-    """The nearest pair of rank k to an update that is none, in float32 or ``dtype``, made when it is asked for.
+def nearest_pair(module: Structured, k: int, dtype: DType | None, recent: Recent) -> LowRank:
+    """The nearest pair of rank k to an update that has no factors, in ``dtype`` or float32, computed when it is read.
 
-    ``recent`` keeps the last pair, so that its dense SVD is taken once for both factors.
+    ``recent`` keeps the last pair, so that one dense SVD serves both factors.
     """
     (rows, columns), dtype = module.shape, dtype or np.dtype(np.float32)
 

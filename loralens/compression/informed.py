@@ -1,12 +1,12 @@
-"""Directions in the order in which real inputs miss them, for ranks and for factors."""
+"""Directions of updates ordered by their effect on real inputs, and the error on those inputs."""
 
 from collections.abc import Mapping
 
 import numpy as np
 
 from loralens.compression.calibrated import data_error, data_norm, whitened_svd
-from loralens.compression.directions import Directions, directions
-from loralens.compression.loss import Loss
+from loralens.compression.directions import Directions, singular_directions
+from loralens.compression.loss import UpdateLoss
 from loralens.core.adapter import Adapter
 from loralens.core.lowrank import LowRank
 from loralens.core.moments import Moment, Moments
@@ -18,45 +18,48 @@ from loralens.linalg.measures import frobenius, numerical_rank
 
 
 def directions_on_data(module: Update, moment: Moment | None) -> Directions:
-    """The directions of a module, those first that its inputs excite most; plain ones where there is no moment.
+    """The directions of a module, ordered by their effect on its inputs; by singular value if there is no moment.
 
-    ``s`` is in units of the module's output on the data: what a budget over modules compares. Every direction has
-    factors of equal length; unlike plain ones they are not orthogonal to each other.
+    ``s`` is in units of the module's output on the data, so that a budget can compare modules. The two factors of every
+    direction have equal length. Unlike singular directions, these are not orthogonal to each other.
     """
     if moment is None or not isinstance(module, LowRank) or not module.scale:
-        return directions(module)
-    found = whitened_svd(module, moment.K, moment.G)
-    k = numerical_rank(found.s, module.shape)
-    X, Y = found.X[:, :k], found.Y[:k]
-    R_B = found.left.T.T @ cross_gram(found.left.X, module.B)  # B = Q_B R_B
+        return singular_directions(module)
+    svd = whitened_svd(module, moment.K, moment.G)
+    k = numerical_rank(svd.s, module.shape)
+    X, Y = svd.X[:, :k], svd.Y[:k]
+    R_B = svd.Q_B.T.T @ cross_gram(svd.Q_B.X, module.B)  # B = Q_B R_B
     out = np.linalg.lstsq(R_B, X, rcond=None)[0]
-    across, along = np.linalg.norm(X, axis=0), np.linalg.norm(Y @ found.R_A.T, axis=1) / abs(module.scale)
+    across, along = np.linalg.norm(X, axis=0), np.linalg.norm(Y @ svd.R_A.T, axis=1) / abs(module.scale)
     root = np.sqrt(np.divide(along, across, out=np.ones(k), where=along > 0))
     unreached = moment.count == 0
-    return Directions(np.zeros(k) if unreached else found.s[:k], out * root, Y / module.scale / root[:, None])
+    return Directions(np.zeros(k) if unreached else svd.s[:k], out * root, Y / module.scale / root[:, None])
 
 
-def in_one_unit(found: Mapping[str, Directions], adapter: Adapter, moments: Moments) -> dict[str, Directions]:
-    """``found`` with the singular values of unmeasured modules in the units of the others.
+def equalise_units(by_module: Mapping[str, Directions], adapter: Adapter, moments: Moments) -> dict[str, Directions]:
+    """The same directions, with the singular values of unmeasured modules in the units of the measured ones.
 
-    What a unit of ΔW does to the output is taken for them as the median over the measured modules.
+    The factor is the median effect of one unit of ‖ΔW‖ on the output, over the measured modules.
     """
     gains = []
-    for name in found:
+    for name in by_module:
         if name in moments and moments[name].count:
             norm = frobenius(adapter[name].singular_values())
-            gains.append(frobenius(found[name].s) / norm if norm else 0.0)
+            gains.append(frobenius(by_module[name].s) / norm if norm else 0.0)
     gain = float(np.median(gains)) if gains else 1.0
-    return {name: one if name in moments else Directions(one.s * gain, one.out, one.in_) for name, one in found.items()}
+    return {
+        name: one if name in moments else Directions(one.s * gain, one.out, one.in_) for name, one in by_module.items()
+    }
 
 
-def data_losses(before: Adapter, after: Adapter, moments: Moments) -> dict[str, Loss]:
-    """What modules lost on the data: `Loss` with E‖ΔW x‖² in the place of ‖ΔW‖_F², where moments tell it.
+def data_losses(before: Adapter, after: Adapter, moments: Moments) -> dict[str, UpdateLoss]:
+    """The error of modules on the data: a `UpdateLoss` with E‖ΔW x‖² in place of ‖ΔW‖_F².
 
-    They do of a pair that was measured and is a pair still, or gone. ``spectral_error`` is not known on data, and NaN.
+    Modules are included if they are pairs, were measured, and are still pairs or were left out. ``spectral_error`` is
+    NaN, because it is not known on data.
     """
     names = same_modules(before, after)
-    found = {}
+    lost_by_module = {}
     for name, module in before.items():
         other = after.modules.get(names.get(name, ""))
         if name not in moments or not moments[name].count or not isinstance(module, LowRank):
@@ -67,5 +70,5 @@ def data_losses(before: Adapter, after: Adapter, moments: Moments) -> dict[str, 
             K, trace = moments[name].K, moments[name].trace
             norm = data_norm(module, K)
             error = data_error(module, other, K, trace=trace) if other else float(norm > 0)
-            found[name] = Loss(module.rank, other.rank if other else 0, norm, error, float("nan"))
-    return found
+            lost_by_module[name] = UpdateLoss(module.rank, other.rank if other else 0, norm, error, float("nan"))
+    return lost_by_module

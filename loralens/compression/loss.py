@@ -1,4 +1,4 @@
-"""Loss: what a smaller update lost, measured on the factors as they are, rounding included."""
+"""The error of a compressed adapter, measured on its stored factors, so that rounding is included."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,15 +20,15 @@ from loralens.linalg.measures import frobenius, spectral
 
 @final
 @dataclass(frozen=True, slots=True)
-class Loss:
-    """What one module lost.
+class UpdateLoss:
+    """The error of one module.
 
     Attributes
     ----------
     rank_before, rank_after : int
-        Nominal ranks; 0 after where the module was left out.
+        Nominal ranks; ``rank_after`` is 0 if the module was left out.
     frobenius : float
-        ‖ΔW‖_F before.
+        ‖ΔW‖_F before compression.
     relative_error : float
         ‖ΔW−ΔW'‖_F / ‖ΔW‖_F; 0 where both are 0.
     spectral_error : float
@@ -43,34 +43,37 @@ class Loss:
 
     @property
     def energy_kept(self) -> float:
-        """1 − relative_error²: of a truncation the part of Σσ² that it keeps; never below 0."""
+        """1 − relative_error², at least 0: for a truncation the share of Σσ² that it keeps."""
         return max(0.0, 1 - self.relative_error**2)
 
 
-def total_error(losses: Mapping[str, Loss]) -> float:
-    """‖ΔW−ΔW'‖ / ‖ΔW‖ of a whole adapter: √Σ‖·‖_F² over its modules; 0 where all of it is 0."""
-    whole = max((loss.frobenius for loss in losses.values()), default=0.0)
-    if whole == 0:
+def total_error(losses: Mapping[str, UpdateLoss]) -> float:
+    """‖ΔW−ΔW'‖ / ‖ΔW‖ of a whole adapter, with ‖·‖² = Σ‖·‖_F² over its modules; 0 if the adapter is 0."""
+    largest = max((loss.frobenius for loss in losses.values()), default=0.0)
+    if largest == 0:
         return 0.0
-    energies = {name: (loss.frobenius / whole) ** 2 for name, loss in losses.items()}
-    lost = sum(energies[name] * loss.relative_error**2 for name, loss in losses.items())
-    return sqrt(lost / sum(energies.values()))
+    # Relative to the largest norm, no square underflows or overflows.
+    energies = {name: (loss.frobenius / largest) ** 2 for name, loss in losses.items()}
+    update_loss = sum(energies[name] * loss.relative_error**2 for name, loss in losses.items())
+    return sqrt(update_loss / sum(energies.values()))
 
 
-def predicted(s: Array, kept: int, rank: int) -> Loss:
-    """What keeping the first of the singular values ``s`` loses: the others. Before any rounding."""
+def predict_loss(s: Array, rank_after: int, rank_before: int) -> UpdateLoss:
+    """The error of keeping the first ``rank_after`` of the singular values ``s``, before any rounding."""
     norm, top = frobenius(s), spectral(s)
-    tail = s[kept:]
-    return Loss(rank, kept, norm, frobenius(tail) / norm if norm else 0.0, spectral(tail) / top if top else 0.0)
+    tail = s[rank_after:]
+    return UpdateLoss(
+        rank_before, rank_after, norm, frobenius(tail) / norm if norm else 0.0, spectral(tail) / top if top else 0.0
+    )
 
 
-def losses(before: Adapter, after: Adapter, *, threads: int = 1, step: Step | None = None) -> dict[str, Loss]:
-    """What every module of ``before`` lost in ``after``, its factors as they are now, in natural order.
+def losses(before: Adapter, after: Adapter, *, threads: int = 1, step: Step | None = None) -> dict[str, UpdateLoss]:
+    """The error of every module of ``before`` in ``after``, in natural order.
 
     Parameters
     ----------
     before, after : Adapter
-        Matched by name, else by normal form: a dialect may call the modules otherwise.
+        Modules are matched by name, else by normal form, because another dialect may name them differently.
     threads : int
         Modules worked on at a time.
     step : callable, optional
@@ -79,56 +82,58 @@ def losses(before: Adapter, after: Adapter, *, threads: int = 1, step: Step | No
     Returns
     -------
     dict of str to Loss
-        By the names of ``before``. A module that ``after`` lacks has lost all of itself, and keeps rank 0.
+        Under the names of ``before``. A module that ``after`` lacks has the error 1 and the rank 0.
 
     Raises
     ------
     ShapeError
-        A module of another shape.
+        A module has changed its shape.
     FormatError
         A module holds NaN or Inf.
 
     Notes
     -----
-    Not from the singular values that were dropped, but from both pairs of factors: ε‖ΔW‖ is the error of an error.
-    Equal factors are not looked at twice.
+    The error is computed from both pairs of factors, not from the singular values that were dropped; it is itself
+    accurate to ε‖ΔW‖. Where both have the same factors, nothing is computed.
     """
     names = same_modules(before, after)
 
-    def one(name: str) -> Loss:
+    def measure_loss(name: str) -> UpdateLoss:
         with place(name):
-            return lost(before[name], after[names[name]] if name in names else None)
+            return update_loss(before[name], after[names[name]] if name in names else None)
 
-    return in_threads(one, list(before), threads, step)
+    return in_threads(measure_loss, list(before), threads, step)
 
 
-def lost(before: Update, after: Update | None) -> Loss:
-    """What one update lost in becoming another, or nothing at all."""
+def update_loss(before: Update, after: Update | None) -> UpdateLoss:
+    """The error of one update that was replaced by another, or left out."""
     if after is not None and before.shape != after.shape:
         raise ShapeError(f"{before.shape} has become {after.shape}", fix="give two forms of the same adapter")
     if not isinstance(before, LowRank):
-        return _lost_densely(before, after)
-    left, s, right = before.bases()
+        return _measure_dense(before, after)
+    Q_B, s, Q_A = before.bases()
     norm, top = frobenius(s), spectral(s)
     if after is None:
-        return Loss(before.rank, 0, norm, float(norm > 0), float(norm > 0))
+        return UpdateLoss(before.rank, 0, norm, float(norm > 0), float(norm > 0))
     if isinstance(after, LowRank) and same_numbers(before, after):
-        return Loss(before.rank, after.rank, norm, 0.0, 0.0)
-    unit = top or 1.0  # in which no square over- or underflows
+        return UpdateLoss(before.rank, after.rank, norm, 0.0, 0.0)
+    unit = top or 1.0  # in units of which no square overflows or underflows
     B = (after.scale / unit) * after.B.astype(np.float64)
-    rest = unit * difference_singular_values(left, s / unit, right, B, after.A.astype(np.float64))
-    return _loss(before, after, (norm, top), (frobenius(rest), spectral(rest)))
+    tail = unit * difference_singular_values(Q_B, s / unit, Q_A, B, after.A.astype(np.float64))
+    return _loss(before, after, (norm, top), (frobenius(tail), spectral(tail)))
 
 
-def _lost_densely(before: Update, after: Update | None) -> Loss:
+def _measure_dense(before: Update, after: Update | None) -> UpdateLoss:
     s = tail = before.singular_values()
     if after is not None:
         tail = Dense(LazyArray.of(before.dense() - after.dense())).singular_values()
     return _loss(before, after, (frobenius(s), spectral(s)), (frobenius(tail), spectral(tail)))
 
 
-def _loss(before: Update, after: Update | None, whole: tuple[float, float], rest: tuple[float, float]) -> Loss:
-    (norm, top), (error, far) = whole, rest
-    zero = float(error > 0)  # what was nothing and is something lost itself
+def _loss(
+    before: Update, after: Update | None, norms_before: tuple[float, float], norms_lost: tuple[float, float]
+) -> UpdateLoss:
+    (norm, top), (error, far) = norms_before, norms_lost
+    zero = float(error > 0)  # an update that was 0 and no longer is has the error 1
     rank = after.rank if after else 0
-    return Loss(before.rank, rank, norm, error / norm if norm else zero, far / top if top else zero)
+    return UpdateLoss(before.rank, rank, norm, error / norm if norm else zero, far / top if top else zero)

@@ -1,8 +1,9 @@
-"""DoRA's magnitudes for a truncated direction: those with which the merged weight is nearest to what it was.
+"""The DoRA magnitudes of a truncated adapter that keep the merged weight nearest to what it was.
 
-DoRA has W' = m · V/‖V‖ with V = W + ΔW, ‖·‖ and m for each output (or each input, as some LyCORIS files have it). With
-another V' the nearest multiple of V'/‖V'‖ to the old row m V/‖V‖ is its projection: m' = m · cos∠(V, V'). So a shorter
-row, never a longer one; with the old m the norms would be right and the distance larger.
+DoRA merges to W' = m · V/‖V‖ with V = W + ΔW, where ‖·‖ and m belong to each output (in some LyCORIS files, to each
+input). When V changes to V', the multiple of V'/‖V'‖ that is nearest to the old row m V/‖V‖ is its projection, so
+m' = m · cos∠(V, V'). The row becomes shorter, never longer. With the old m it would have the old norm but lie farther
+away.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,36 +21,38 @@ from loralens.core.weights import Weight
 from loralens.errors import ShapeError, place
 
 
-def resolved(before: Adapter, after: Adapter, weights: Mapping[str, Weight]) -> Adapter:
-    """``after`` with magnitudes solved anew for its directions, wherever a module is not the one of ``before``.
+def solve_magnitudes(before: Adapter, after: Adapter, weights: Mapping[str, Weight]) -> Adapter:
+    """``after`` with magnitudes that fit its directions, in every module that differs from that of ``before``.
 
     Parameters
     ----------
     before, after : Adapter
-        With the same extras.
+        Both have the same extra tensors.
     weights : mapping of str to Weight
         The base weight of every module that has a magnitude.
 
     Raises
     ------
     ShapeError
-        A magnitude that is not one number for each output, or input channel.
+        A magnitude does not have one number for each output, or input channel.
     """
     extra = dict(after.extra)
     for name, key in magnitudes(after).items():
         if after[name] is not before[name]:
             with place(key):
-                extra[key] = _solved(extra[key], before[name], after[name], weights[name])
+                extra[key] = _solve_magnitude(extra[key], before[name], after[name], weights[name])
     return replace(after, extra=extra)
 
 
-def _solved(extra: Extra, before: Update, after: Update, weight: Weight) -> Extra:
+def _solve_magnitude(extra: Extra, before: Update, after: Update, weight: Weight) -> Extra:
     over_in, kernel = extra.role in ("magnitude", "norms"), before.layout.kernel
     tensor = extra.tensor
     if extra.role == "magnitude_in" and not kernel and before.shape[1] % max(1, tensor.size) == 0:
-        kernel = (before.shape[1] // max(1, tensor.size),)  # which LyCORIS stores flat
-    cosines = cosines_of(before, after, weight, over_in=over_in, kernel=kernel)
-    if extra.role in NORMS:  # from now on the file has them
+        kernel = (
+            before.shape[1] // max(1, tensor.size),
+        )  # LyCORIS stores a magnitude by input channel flat: the kernel is what is left of the width
+    cosines = weight_cosines(before, after, weight, over_in=over_in, kernel=kernel)
+    if extra.role in NORMS:  # the file had no magnitudes, and programs took ‖W‖ for them: from now on it has
         shape = (1, before.shape[0], *(1 for _ in kernel)) if kernel else (cosines.size,)
         tensor = LazyArray.of(weight.lengths(by_input=not over_in).astype(np.float32).reshape(shape))
         extra = Extra("magnitude" if over_in else "magnitude_in", extra.module, tensor)
@@ -61,7 +64,7 @@ def _solved(extra: Extra, before: Update, after: Update, weight: Weight) -> Extr
     return replace(extra, tensor=LazyArray.of(m.astype(tensor.dtype)))
 
 
-def cosines_of(
+def weight_cosines(
     before: Update, after: Update, weight: Weight, *, over_in: bool = True, kernel: tuple[int, ...] = ()
 ) -> Array:
     """cos∠(V, V') of each row (``over_in``) or column of V = W + ΔW and V' = W + ΔW'.
@@ -78,7 +81,7 @@ def cosines_of(
         W = block.astype(np.float64).T if weight.transposed else block.astype(np.float64)
         V, V_ = W + first(part), W + second(part)
         products = [np.einsum("ij,ij->i" if over_in else "ij,ij->j", x, y) for x, y in ((V, V_), (V, V), (V_, V_))]
-        if over_in == weight.transposed:  # each block holds a piece of every row
+        if over_in == weight.transposed:  # each block holds a part of every row, so parts are added up
             sums += products
         else:
             sums[:, part] = products
@@ -90,7 +93,7 @@ def cosines_of(
 
 
 def _parts(module: Update, *, in_side: bool) -> Callable[[slice], Array]:
-    """Slice → those rows of ΔW, or those columns; the factors are read once."""
+    """A function from a slice to those rows of ΔW, or those columns. The factors are read once."""
     if not isinstance(module, LowRank):
         dense = module.dense()
         return lambda part: dense[:, part] if in_side else dense[part]

@@ -1,4 +1,4 @@
-"""What a budget protects: the weight of every module's error."""
+"""What a budget of ranks protects: the weight of the squared error of every module."""
 
 from collections.abc import Mapping
 from sys import float_info
@@ -10,24 +10,24 @@ from loralens.errors import OptionError
 from loralens.linalg.measures import frobenius
 
 Protection = Literal["absolute", "relative"] | Mapping[str, float]
-MOST = 1e50  # of ‖ΔW‖ of the largest module over that of another: its square is a number still
+MOST = 1e50  # largest ratio of two norms ‖ΔW‖ that is used: its square is still far from overflowing
 
 
 def protection(spectra: Mapping[str, Array], protect: Protection) -> dict[str, float]:
-    """Module name → what its squared error is multiplied with.
+    """Module name → the weight of its squared error.
 
     Parameters
     ----------
     spectra : mapping of str to float64 array
     protect : "absolute", "relative" or mapping of str to float
-        ``absolute``: 1, so that ‖ΔW−ΔW'‖ of the whole adapter is least. ``relative``: 1/‖ΔW‖_F² of the module, over
-        that of the largest one, so that small modules count as much as large ones. A mapping of globs over module names
-        or kinds to numbers: that of the first glob that matches; 1 where none does.
+        ``absolute``: 1, which minimises ‖ΔW−ΔW'‖ of the whole adapter. ``relative``: 1/‖ΔW‖_F² of the module, relative
+        to that of the largest one, so that small modules count as much as large ones. A mapping from globs over module
+        names or kinds to numbers: the number of the first glob that matches, and 1 if none does.
 
     Raises
     ------
     OptionError
-        A weight that is negative, or no number; a glob that matches nothing.
+        A weight is negative or no number, or a glob matches nothing.
     """
     if protect == "absolute":
         return dict.fromkeys(spectra, 1.0)
@@ -35,10 +35,10 @@ def protection(spectra: Mapping[str, Array], protect: Protection) -> dict[str, f
         norms = {name: frobenius(s) for name, s in spectra.items()}
         largest = max(norms.values(), default=0.0)
         return {name: min(largest / norm, MOST) ** 2 if norm else 0.0 for name, norm in norms.items()}
-    found: dict[str, float] = {}
+    weights: dict[str, float] = {}
     for glob, weight in protect.items():
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= float_info.max:
             raise OptionError(f"the weight of {glob} is {weight!r:.100}", fix="give a finite number from 0")
         for name in select(spectra, [glob]):
-            found.setdefault(name, float(weight))
-    return {name: found.get(name, 1.0) for name in spectra}
+            weights.setdefault(name, float(weight))
+    return {name: weights.get(name, 1.0) for name in spectra}

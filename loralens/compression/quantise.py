@@ -1,9 +1,9 @@
-"""Adapters in few bits, and what that cost."""
+"""The quantisation of an adapter to a few bits, and its error."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from loralens.compression.loss import Loss, losses
+from loralens.compression.loss import UpdateLoss, losses
 from loralens.core.adapter import Adapter
 from loralens.core.lowrank import LowRank
 from loralens.core.quantised import quantise_module
@@ -14,44 +14,44 @@ from loralens.errors import MismatchError, OptionError, place
 
 def quantise(
     adapter: Adapter, *, bits: int | Mapping[str, Sequence[int]] = 8, threads: int = 1
-) -> tuple[Adapter, dict[str, Loss]]:
-    """An adapter in whole numbers of a few bits, and what each of its modules lost.
+) -> tuple[Adapter, dict[str, UpdateLoss]]:
+    """Quantise an adapter to integers of a few bits, and measure the error of each module.
 
-    Saved as ``loralens-q``, the whole numbers are what is written; saved as anything else, their float32 products.
+    The format ``loralens-q`` stores the integers. Other formats store the factors that the integers stand for, float32.
 
     Parameters
     ----------
     adapter : Adapter
     bits : int or mapping of str to sequence of int
-        2 to 16 for every direction, or by module for each leading singular direction, largest first: directions not
-        named are left out. `loralens.compression.bits.allocate` makes such mappings.
+        2 to 16 bits for every direction; or, by module, the bits of each leading singular direction, largest first, as
+        `loralens.compression.bits.allocate_bits` chooses them. Further directions are left out.
     threads : int
         Modules worked on at a time.
 
     Returns
     -------
     adapter : Adapter
-        Modules of as many directions as have bits, in memory; everything else as it was.
+        Every module has as many directions as have bits. Its factors are in memory; all else is unchanged.
     lost : dict of str to Loss
-        By module, from both pairs of factors.
+        Module name → error, measured on both pairs of factors.
 
     Raises
     ------
     OptionError
-        Bits that are none, of more directions than there are, or of other modules.
+        Bits are out of range, are given for more directions than there are, or for other modules.
     MismatchError
-        A module that is no pair.
+        A module is no pair.
     """
     if not isinstance(bits, int) and set(bits) != set(adapter):
         name = min(set(bits) ^ set(adapter))
         raise OptionError(f"{name} is in the adapter or in bits, not in both", fix="give bits for every module")
 
-    def one(name: str) -> LowRank:
+    def quantise_named(name: str) -> LowRank:
         module: Update = adapter[name]
         with place(name):
             if not isinstance(module, LowRank):
                 raise MismatchError("is no pair of factors", fix="make it a pair first: loralens convert --rank R")
             return quantise_module(module, bits if isinstance(bits, int) else bits[name])
 
-    after = replace(adapter, modules=in_threads(one, list(adapter), threads))
+    after = replace(adapter, modules=in_threads(quantise_named, list(adapter), threads))
     return after, losses(adapter, after, threads=threads)

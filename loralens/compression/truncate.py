@@ -1,10 +1,10 @@
-"""Keep the leading directions of every update, and say what was lost."""
+"""Truncation: the leading directions of every update, chosen by a rule, and the resulting error."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from loralens.compression.loss import Loss, losses
-from loralens.compression.plan import Plan, Size
+from loralens.compression.loss import UpdateLoss, losses
+from loralens.compression.plan import Size, TruncationPlan
 from loralens.compression.protection import Protection
 from loralens.core.adapter import Adapter
 from loralens.core.moments import Moments
@@ -12,10 +12,10 @@ from loralens.core.ranks import Rule
 
 
 class Truncation(NamedTuple):
-    """A smaller adapter, and what each module lost by it, the rounding of its factors included."""
+    """A truncated adapter, and the error of each module, which includes the rounding of its factors."""
 
     adapter: Adapter
-    losses: dict[str, Loss]
+    losses: dict[str, UpdateLoss]
 
 
 def truncate(
@@ -31,54 +31,54 @@ def truncate(
     moments: Moments | None = None,
     threads: int = 1,
 ) -> Truncation:
-    """The adapter with the leading directions of every update, their number chosen by ``rule``.
+    """Truncate an adapter to the leading directions of every update; ``rule`` chooses their number.
 
     Parameters
     ----------
     adapter : Adapter
         Its modules are read one after the other and not kept; the factors of the result are made when they are read.
     rule : Rule
-        For each module alone, or one budget for all. A fraction of ``parameters`` up to 1 is a share of all there are.
+        A criterion for each module alone, or one budget for all modules. A budget of ``parameters`` up to 1 is a share.
     modules : sequence of str
-        Globs over module names or kinds: the others stay as they are, and count in a budget.
+        Globs over module names or kinds: other modules stay as they are, but count in a budget.
     one_rank : bool
-        The same rank everywhere, as far as the factors are wide enough.
+        Whether all modules get the same rank, as far as their factors are wide enough.
     protect : "absolute", "relative" or mapping of str to float
-        What a budget protects: Σ‖ΔW−ΔW'‖², the same over ‖ΔW‖² of each module, or the first with a weight for each
-        glob (1 for what none of them matches).
+        What a budget minimises: Σ‖ΔW−ΔW'‖², the same relative to ‖ΔW‖² of each module, or the former with a weight for
+        each glob (1 for modules that no glob matches).
     dtype : dtype, optional
-        Of all factors; by default each keeps its own.
+        The dtype of all factors; by default each keeps its own.
     drop_dead : bool
-        Leave out modules whose rank comes out as 0: those that do nothing, and those that a budget does not pay for.
-        Without it every module keeps a direction; one with a DoRA magnitude or a bias of its own always does.
+        Leave out modules whose rank becomes 0: modules that do nothing, and modules for which the budget has no room.
+        Otherwise every module keeps one direction. A module with a DoRA magnitude or a bias of its own always does.
     size : callable, optional
-        Adapter → bytes of the file it will be written to, for the rule ``bytes``; else the bytes of the factors count.
+        Adapter → size of the file to be written, for the rule ``bytes``; by default the bytes of the factors count.
     moments : Moments, optional
-        What real inputs excite (`loralens.compression.calibrate`): then the error on them is least, not that of ΔW.
+        The moments of real inputs (`loralens.calibrate`): the error on these inputs is minimised instead of that of ΔW.
     threads : int
         Modules worked on at a time. More than one pays only where BLAS itself uses one thread.
 
     Returns
     -------
     Truncation
-        ``adapter`` and ``losses``. What keeps its rank and dtype is the module itself, with its stored bits. An
-        update that is no pair (LoKr, LoHa, full) becomes one.
+        A module that keeps its rank and dtype is the same object, with its stored bits. An update that is no pair
+        (LoKr, LoHa, full) becomes one.
 
     Raises
     ------
     OptionError
-        A budget too small for rank 1 everywhere, a glob that matches nothing, nothing left.
+        The budget is too small for rank 1 everywhere, a glob matches nothing, or no module is left.
     MismatchError
-        Moments of another adapter.
+        The moments belong to another adapter.
     FormatError
         A module holds NaN or Inf.
 
     Notes
     -----
-    Eckart & Young 1936: no update of the same rank is nearer in the Frobenius or the spectral norm. ΔW is never
-    formed: O((out + in)·r²) a module, and two r × r matrices a module are kept in between.
+    No update of the same rank is nearer in the Frobenius or the spectral norm (Eckart & Young 1936). ΔW is never
+    formed: the work is O((out + in)·r²) a module, and two r × r matrices a module are kept in memory.
     """
-    plan = Plan.of(adapter, modules=modules, dtype=dtype, moments=moments, threads=threads)
+    plan = TruncationPlan.of(adapter, modules=modules, dtype=dtype, moments=moments, threads=threads)
     chosen = plan.ranks(rule, one_rank=one_rank, protect=protect, drop_dead=drop_dead, size=size)
     after = plan.at(chosen)
     return Truncation(after, losses(adapter, after, threads=threads))

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from loralens.analysis.base.amplification import FAR, Amplification, count_far
 from loralens.analysis.base.intruders import Intruders
-from loralens.analysis.checks.base import Landing
+from loralens.analysis.checks.base import MergeEffect
 from loralens.charts.amplification import amplification_maps, excess_scale, full_rank_rows, z_scale
 from loralens.charts.grid import Grid
 from loralens.charts.spec import ColourScale
@@ -30,7 +30,7 @@ class KindMerges(NamedTuple):
     """One row: the predicted merges of all modules of a kind."""
 
     kind: str
-    landings: Sequence[Landing]
+    landings: Sequence[MergeEffect]
 
 
 class MapScales(NamedTuple):
@@ -58,8 +58,8 @@ def base_section(subjects: Sequence[Subject], numbers: Numbers, base: str, table
 
 def _parts(subject: Subject, numbers: Numbers, scales: MapScales, tables: ResultTables, i: int) -> list[Part]:
     parts: list[Part] = []
-    if subject.patient.strays:
-        fewer = [name for name in subject.patient.strays if name]
+    if subject.patient.unmatched:
+        fewer = [name for name in subject.patient.unmatched if name]
         what = f"{len(fewer)} modules have" if fewer else "The modules of this adapter have"
         parts.append(Paragraph(f"{what} no weight in this base and are left out here: see the findings.", warning=True))
     turned = sum(reading.module.layout.rows != "" for reading in subject.patient.readings.values())
@@ -226,7 +226,7 @@ def _landings(subject: Subject, numbers: Numbers, scales: MapScales, i: int) -> 
     ]
 
 
-def _landings_table(kinds: Mapping[str, Sequence[Landing]]) -> Table[KindMerges]:
+def _landings_table(kinds: Mapping[str, Sequence[MergeEffect]]) -> Table[KindMerges]:
     rows = [KindMerges(name, members) for name, members in kinds.items()]
     return Table("Merge by kind", LANDING_COLUMNS, rows)
 

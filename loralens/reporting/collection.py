@@ -7,8 +7,9 @@ from typing import final
 
 import numpy as np
 
-from loralens.analysis.compare.interference import Interference, Meeting, interference, meetings
-from loralens.analysis.compare.pairwise import Pairwise, groups, leaves, pairwise
+from loralens.analysis.compare.clusters import cluster_order, connected_groups
+from loralens.analysis.compare.interference import Interaction, Interference, find_interactions, interference
+from loralens.analysis.compare.pairwise import Pairwise, pairwise
 from loralens.analysis.compare.similarity import Comparison, compare_subspaces
 from loralens.analysis.trajectory import Trajectory, measure_trajectory
 from loralens.charts.pairwise import Tree, branches_of
@@ -43,8 +44,8 @@ class Collection:
     energy: Interference
     order: Sequence[int]
     tree: Tree
-    fights: Sequence[Meeting]
-    agreements: Sequence[Meeting]
+    fights: Sequence[Interaction]
+    agreements: Sequence[Interaction]
     compared: Mapping[tuple[int, int], Comparison]
     families: Sequence[Sequence[int]]
 
@@ -85,15 +86,15 @@ def measure_collection(subjects: Sequence[Subject], *, threads: int = 1, step: S
         pairs = pairwise(adapters, labels=[subject.path for subject in subjects], threads=threads, step=step)
     except MismatchError:
         return None
-    tree, order = branches_of(leaves(pairs.cosine)[0])
-    alike = groups(pairs.shared_initialisation)
+    tree, order = branches_of(cluster_order(pairs.cosine)[0])
+    alike = connected_groups(pairs.shared_initialisation)
     return Collection(
         pairs,
         interference(adapters, pairs.modules, threads=threads, step=step),
         order,
         tree,
-        meetings(pairs, fights=True),
-        meetings(pairs, fights=False),
+        find_interactions(pairs, fights=True),
+        find_interactions(pairs, fights=False),
         {(s, t): _compare_pair(subjects, pairs, s, t, threads) for s, t in _most_similar_pairs(pairs)},
         [group for group in alike if len(group) > 1],
     )

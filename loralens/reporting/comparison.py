@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from loralens.analysis.compare.interference import LARGE, Meeting, far
+from loralens.analysis.compare.interference import LARGE, Interaction, far_cosine
 from loralens.analysis.compare.pairwise import SHARED, Side
 from loralens.analysis.compare.similarity import Comparison
 from loralens.charts.pairwise import conflict_map, pair_matrices, shared_energy_map
@@ -112,7 +112,7 @@ def _conflicts(labels: Sequence[str], collection: Collection, numbers: Numbers) 
         f"{what}. Below 0 the two updates work against each other, above 0 in the same direction.",
         f"0 ± {spread} in a module"
         + (
-            f"; the most negative of many cosines is beyond that by chance alone, so look for {far(pairs):.1f} times "
+            f"; the most negative of many cosines is beyond that by chance alone, so look for {far_cosine(pairs):.1f} times "
             "as much" * several
         ),
         "cosine of updates, as in task arithmetic (Ilharco et al. 2023)",
@@ -121,7 +121,9 @@ def _conflicts(labels: Sequence[str], collection: Collection, numbers: Numbers) 
 
 
 def _meetings(labels: Sequence[str], collection: Collection) -> list[Part]:
-    rule = f"every module with |cosine| ≥ {LARGE:g} and {far(collection.pairs):.1f} standard deviations from chance"
+    rule = (
+        f"every module with |cosine| ≥ {LARGE:g} and {far_cosine(collection.pairs):.1f} standard deviations from chance"
+    )
     parts: list[Part] = []
     for verb, met in (("conflict", collection.fights), ("agree", collection.agreements)):
         if not met:
@@ -132,7 +134,7 @@ def _meetings(labels: Sequence[str], collection: Collection) -> list[Part]:
     return parts
 
 
-def _meeting_columns(labels: Sequence[str]) -> tuple[Column[Meeting], ...]:
+def _meeting_columns(labels: Sequence[str]) -> tuple[Column[Interaction], ...]:
     return (
         Column("first", lambda row: labels[row.first], "adapter", align="left"),
         Column("second", lambda row: labels[row.second], "and", align="left"),

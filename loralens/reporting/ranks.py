@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from loralens.charts.curve import curve_chart
-from loralens.compression.curve import Point
+from loralens.compression.curve import CurvePoint
 from loralens.core.shell import quoted
 from loralens.reporting.document import PageTable, Paragraph, Part, Picture, Section, SideBySide, Slider
 from loralens.reporting.result_tables import ResultTables
@@ -87,14 +87,14 @@ def advice(subject: Subject) -> str:
     )
 
 
-def _describe_error(subject: Subject, point: Point, plain: float | None = None) -> str:
+def _describe_error(subject: Subject, point: CurvePoint, plain: float | None = None) -> str:
     """The error of a rank and what it was measured on, and the error of ΔW where that is known too."""
     on = f"{count(subject.positions, 'position')}; " if subject.on_data else ""
     of_update = "" if plain is None else f"; {percent(plain)} of ΔW itself"
     return f"{on}error {percent(point.uniform.error)}{of_update}"
 
 
-def _reason_to_keep(subject: Subject, most: Point) -> str:
+def _reason_to_keep(subject: Subject, most: CurvePoint) -> str:
     """A sentence that gives the reason why no lower rank is recommended."""
     below = max((p for p in subject.points if p.rank < most.rank), key=lambda p: p.rank, default=None)
     if below is None:
@@ -110,7 +110,7 @@ def compress_command(subject: Subject) -> str:
     to = ["--to", subject.dialect.name] if subject.dialect.name != subject.patient.adapter.format else []
     uniform = ["--uniform"] if subject.dialect.one_rank else []
     activations = ["--activations", quoted(subject.activations)] if subject.activations else []
-    return subject.patient.command("compress", "-o", subject.patient.beside("small"), *to, *uniform, *activations)
+    return subject.patient.command("compress", "-o", subject.patient.sibling("small"), *to, *uniform, *activations)
 
 
 def _picture(subject: Subject, i: int) -> Picture:

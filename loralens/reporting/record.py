@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from loralens.analysis.checks.diagnosis import Diagnosis
-from loralens.analysis.compare.interference import Meeting
+from loralens.analysis.compare.interference import Interaction
 from loralens.reporting.collection import CheckpointRun, Collection
 from loralens.reporting.result_tables import ResultTables
 from loralens.reporting.subject import Subject
@@ -75,7 +75,7 @@ def _base_measurements(subject: Subject, name: str) -> dict[str, Any]:
     measured: dict[str, Any] = {}
     if subject.against_base and name in subject.against_base.amplified:
         amplified = subject.against_base.amplified[name]
-        row = amplified.kept(amplified.s.size)  # at the full rank
+        row = amplified.at_rank(amplified.s.size)  # at the full rank
         words = ("projected_norm", "random_norm", "amplification", "excess", "z")
         values = {word: json_number(getattr(row, word)) for word in words}
         measured["amplification"] = {**values, "weight_norm": amplified.weight_norm}
@@ -132,7 +132,7 @@ def _collection_record(collection: Collection) -> dict[str, Any]:
     }
 
 
-def _meeting(meeting: Meeting) -> dict[str, Any]:
+def _meeting(meeting: Interaction) -> dict[str, Any]:
     return {
         "first": meeting.first,
         "second": meeting.second,

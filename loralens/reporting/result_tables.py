@@ -4,12 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
-from loralens.analysis.base.amplification import Kept
+from loralens.analysis.base.amplification import KeptRank
 from loralens.analysis.base.intruders import Intruders
 from loralens.analysis.compare.pairwise import Pairwise
 from loralens.analysis.groups import Group
 from loralens.analysis.outliers import Outlier
-from loralens.compression.curve import Point
+from loralens.compression.curve import CurvePoint
 from loralens.reporting.collection import CheckpointRun
 from loralens.reporting.subject import Subject
 from loralens.tables.table import Table
@@ -41,10 +41,10 @@ class ResultTables:
     """
 
     modules: Callable[[Subject], Table[Any]]
-    ranks: Callable[[Subject], Table[Point]]
+    ranks: Callable[[Subject], Table[CurvePoint]]
     groups: Callable[[str, Sequence[Group]], Table[Group]]
     outliers: Callable[[Sequence[Outlier]], Table[Outlier]]
-    amplification: Callable[[Mapping[str, Sequence[Kept]]], Table[Any]]
+    amplification: Callable[[Mapping[str, Sequence[KeptRank]]], Table[Any]]
     intruders: Callable[[Mapping[str, Sequence[Intruders]]], Table[Any]]
     pairs: Callable[[Sequence[str], Pairwise], Table[Any]]
     checkpoints: Callable[[Sequence[str], CheckpointRun], Table[Any]]

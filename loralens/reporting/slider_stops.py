@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
 
-from loralens.compression.curve import Point
+from loralens.compression.curve import CurvePoint
 from loralens.compression.loss import total_error
-from loralens.compression.plan import Plan, Size, fused
+from loralens.compression.plan import Size, TruncationPlan, is_fused_module
 from loralens.core.adapter import Adapter
 from loralens.core.ranks import Rule, ranks, shared_ranks
 from loralens.core.structured import Structured
@@ -85,16 +85,17 @@ class FileLayout:
         return 8 + length + -length % 8 + begin  # the header: 8 bytes for its length, then padded to a multiple of 8
 
 
-def rank_groups(plan: Plan, dialect: Dialect) -> dict[str, int]:
+def rank_groups(plan: TruncationPlan, dialect: Dialect) -> dict[str, int]:
     """Module name → the number of its group: modules that must have the same rank form one."""
     shared = shared_ranks(plan.adapter.modules)
     numbers: dict[str, int] = {}
     return {
-        name: 0 if dialect.one_rank else numbers.setdefault(shared.get(name, name), len(numbers)) for name in plan.found
+        name: 0 if dialect.one_rank else numbers.setdefault(shared.get(name, name), len(numbers))
+        for name in plan.directions
     }
 
 
-def find_layout(plan: Plan, dialect: Dialect) -> FileLayout | None:
+def find_layout(plan: TruncationPlan, dialect: Dialect) -> FileLayout | None:
     """The rule that gives the size of the file at any ranks; None where there is none, or no safetensors file.
 
     The writer itself shows which tensor grows with the rank of which group. In a first trial all groups have rank 1, in
@@ -102,7 +103,9 @@ def find_layout(plan: Plan, dialect: Dialect) -> FileLayout | None:
     others rank 1. So the trials in which a tensor grew spell the number of its group in binary, and few trials suffice.
     """
     # The rank of a fused or structured module is not a dimension of its tensors alone.
-    if any(fused(plan.adapter[name]) or isinstance(plan.adapter[name], Structured) for name in plan.found):
+    if any(
+        is_fused_module(plan.adapter[name]) or isinstance(plan.adapter[name], Structured) for name in plan.directions
+    ):
         return None
     of = rank_groups(plan, dialect)
     count = max(of.values(), default=-1) + 1
@@ -119,7 +122,7 @@ def find_layout(plan: Plan, dialect: Dialect) -> FileLayout | None:
         return None
 
 
-def _trial(plan: Plan, dialect: Dialect, ranks: Mapping[str, int]) -> Stored | None:
+def _trial(plan: TruncationPlan, dialect: Dialect, ranks: Mapping[str, int]) -> Stored | None:
     stored, files = dialect.write(plan.at(ranks))
     if not files.weights.endswith(".safetensors"):
         return None
@@ -163,7 +166,7 @@ def _json_text(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
 
-def _matches_writer(rule: FileLayout, plan: Plan, dialect: Dialect, of: Mapping[str, int]) -> bool:
+def _matches_writer(rule: FileLayout, plan: TruncationPlan, dialect: Dialect, of: Mapping[str, int]) -> bool:
     """Whether the rule gives the same sizes as the writer, at ranks of one digit and of two."""
     # Offsets and ranks are written as digits, so the rule is tested where they get longer.
     for rank in (1, 3, 12):
@@ -176,7 +179,7 @@ def _matches_writer(rule: FileLayout, plan: Plan, dialect: Dialect, of: Mapping[
     return True
 
 
-def layout_size(form: FileLayout, plan: Plan, dialect: Dialect) -> Size:
+def layout_size(form: FileLayout, plan: TruncationPlan, dialect: Dialect) -> Size:
     """A function from an adapter of the plan to the bytes of its file, much faster than its writer."""
     first = {item: name for name, item in reversed(rank_groups(plan, dialect).items())}
     names = [first[item] for item in range(len(first))]
@@ -204,7 +207,7 @@ class Stop:
     error: float
 
 
-def rank_stops(plan: Plan, dialect: Dialect, points: Sequence[Point]) -> list[Stop]:
+def rank_stops(plan: TruncationPlan, dialect: Dialect, points: Sequence[CurvePoint]) -> list[Stop]:
     """The stops of the slider over ranks: one rank for all modules, rising."""
     stops = []
     for point in sorted(points, key=lambda point: point.rank):
@@ -213,25 +216,27 @@ def rank_stops(plan: Plan, dialect: Dialect, points: Sequence[Point]) -> list[St
     return stops
 
 
-def budget_stops(plan: Plan, dialect: Dialect, points: Sequence[Point], form: FileLayout | None) -> list[Stop]:
+def budget_stops(
+    plan: TruncationPlan, dialect: Dialect, points: Sequence[CurvePoint], form: FileLayout | None
+) -> list[Stop]:
     """The stops of the slider over file sizes: the ranks that ``loralens compress --size`` chooses.
 
     Without a `Layout` the writer would have to give the size of every trial, which takes too long. Then the budgets are
     those of the curve, and the ranks are approximately those of the command.
     """
-    costs = {name: plan.direction_bytes(plan.adapter[name]) for name in plan.found}
+    costs = {name: plan.direction_bytes(plan.adapter[name]) for name in plan.directions}
     of = rank_groups(plan, dialect)
     first = {item: name for name, item in reversed(of.items())}
 
     def choose(budget: int, size: Callable[[Mapping[str, int]], int] | None) -> dict[str, int]:
         return ranks(
-            {name: directions.s for name, directions in plan.found.items()},
+            {name: directions.s for name, directions in plan.directions.items()},
             costs,
             Rule("bytes", budget),
             shared=shared_ranks(plan.adapter.modules),
             least=plan.least(drop_dead=False),
             one_rank=dialect.one_rank,
-            widths={name: plan.adapter[name].rank for name in plan.found},
+            widths={name: plan.adapter[name].rank for name in plan.directions},
             size=size,
         )
 

@@ -7,13 +7,13 @@ from typing import final
 
 from loralens.analysis.base.amplification import Amplification
 from loralens.analysis.base.intruders import Intruders
-from loralens.analysis.checks.base import Landing
-from loralens.analysis.checks.patient import Patient
-from loralens.analysis.groups import total
+from loralens.analysis.checks.base import MergeEffect
+from loralens.analysis.checks.examination import Examination
+from loralens.analysis.groups import total_norm
 from loralens.analysis.spectrum import Spectrum
-from loralens.compression.curve import Point, rank_curve
+from loralens.compression.curve import CurvePoint, rank_curve
 from loralens.compression.loss import losses, total_error
-from loralens.compression.plan import Plan
+from loralens.compression.plan import TruncationPlan
 from loralens.core.adapter import Adapter
 from loralens.core.moments import Moments
 from loralens.core.ranks import Rule
@@ -80,15 +80,15 @@ class Subject:
 
     path: str
     label: str
-    patient: Patient
+    patient: Examination
     adapter: Adapter
     sick: Sequence[str]
     spectra: Mapping[str, Spectrum]
-    plan: Plan | None
+    plan: TruncationPlan | None
     without: str
     dialect: Dialect
     form: FileLayout | None
-    points: Sequence[Point]
+    points: Sequence[CurvePoint]
     on_data: bool
     activations: str = ""
     positions: int = 0
@@ -98,7 +98,7 @@ class Subject:
     @cached_property
     def norm(self) -> float:
         """‖ΔW‖_F of the whole update."""
-        return total(self.spectra.values())
+        return total_norm(self.spectra.values())
 
     @cached_property
     def shares(self) -> dict[str, float]:
@@ -108,28 +108,28 @@ class Subject:
         }
 
     @property
-    def landings(self) -> Mapping[str, Landing]:
+    def landings(self) -> Mapping[str, MergeEffect]:
         """Module name → how a merge into the weight of the base is predicted to turn out."""
-        return self.patient.landings
+        return self.patient.merge_effects
 
     @cached_property
-    def recommended(self) -> Point | None:
+    def recommended(self) -> CurvePoint | None:
         """The lowest rank for all modules that loses at most `LOSS` of the energy; None where there is no plan."""
         return _recommended(self.points)
 
     @property
-    def most(self) -> Point | None:
+    def most(self) -> CurvePoint | None:
         """The point of the highest rank, at which nothing is lost."""
         return max(self.points, key=lambda point: point.rank, default=None)
 
 
-def _recommended(points: Sequence[Point]) -> Point | None:
+def _recommended(points: Sequence[CurvePoint]) -> CurvePoint | None:
     fitting = [point for point in points if point.uniform.error**2 <= LOSS]
     return min(fitting, key=lambda point: point.rank, default=None)
 
 
 def measure_subject(
-    patient: Patient,
+    patient: Examination,
     label: str,
     dialect: Dialect,
     *,
@@ -144,7 +144,7 @@ def measure_subject(
     Parameters
     ----------
     patient : Patient
-        As `loralens.analysis.doctor.examined` gives it.
+        As `loralens.analysis.doctor.examine_all` gives it.
     label : str
     dialect : Dialect
     moments : Moments, optional
@@ -167,7 +167,7 @@ def measure_subject(
     spectra = patient.spectra
     adapter = patient.adapter.without([name for name in patient.adapter if name not in spectra])
     plan, without = None, "no module is left to choose ranks for"
-    points: list[Point] = []
+    points: list[CurvePoint] = []
     plain, form = None, None
     if moments is not None:
         moments.check(patient.adapter)
@@ -177,7 +177,9 @@ def measure_subject(
     if spectra:
         try:
             with place(patient.path):
-                drawn_plan = Plan.of(chosen, modules=list(spectra), moments=moments, threads=threads, step=step)
+                drawn_plan = TruncationPlan.of(
+                    chosen, modules=list(spectra), moments=moments, threads=threads, step=step
+                )
                 form = find_layout(drawn_plan, dialect)
                 size = layout_size(form, drawn_plan, dialect) if form else dialect.size
                 points = rank_curve(drawn_plan, size=size, one_rank=dialect.one_rank)
@@ -206,7 +208,9 @@ def measure_subject(
     )
 
 
-def _error_of_update(adapter: Adapter, plan: Plan, best: Point | None, *, one_rank: bool) -> float | None:
+def _error_of_update(
+    adapter: Adapter, plan: TruncationPlan, best: CurvePoint | None, *, one_rank: bool
+) -> float | None:
     """‖ΔW−ΔW'‖/‖ΔW‖ at the rank that was recommended by the error on inputs."""
     if best is None:
         return None

@@ -11,7 +11,7 @@ from loralens.analysis.checks.diagnosis import Diagnosis, by_cause
 from loralens.analysis.compare.interference import LARGE
 from loralens.analysis.groups import mean_effective_rank
 from loralens.charts.amplification import full_rank_rows
-from loralens.compression.curve import Point
+from loralens.compression.curve import CurvePoint
 from loralens.core.names import kind
 from loralens.reporting.collection import CheckpointRun, Collection
 from loralens.reporting.ranks import advice
@@ -103,7 +103,7 @@ def _ranks(subject: Subject) -> list[str]:
     return [text]
 
 
-def _budget_recommendation(subject: Subject) -> Point | None:
+def _budget_recommendation(subject: Subject) -> CurvePoint | None:
     """The smallest size at which ranks chosen module by module lose at most `LOSS` of the energy."""
     fitting = [point for point in subject.points if point.budget.error**2 <= LOSS]
     return min(fitting, key=lambda point: point.rank, default=None)

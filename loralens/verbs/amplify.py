@@ -6,8 +6,8 @@ from os import PathLike, cpu_count
 from statistics import median
 from typing import Any, NamedTuple, Unpack
 
-from loralens.analysis.base.amplification import FAR, Amplification, Kept, count_far, measure_amplification
-from loralens.analysis.base.weight_norms import work
+from loralens.analysis.base.amplification import FAR, Amplification, KeptRank, count_far, measure_amplification
+from loralens.analysis.base.weight_norms import weight_steps
 from loralens.core.carried import magnitudes
 from loralens.core.messages import note, warn
 from loralens.core.names import kind, natural_key, select, some
@@ -27,14 +27,14 @@ class KeptDirections(NamedTuple):
 
     name: str
     module: Amplification
-    directions: Kept
+    directions: KeptRank
 
 
 class KindAmplification(NamedTuple):
     """One row: the modules of a kind at their largest rank."""
 
     kind: str
-    rows: Sequence[Kept]
+    rows: Sequence[KeptRank]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ class AmplifyResult(Tabular, Mapping[str, Amplification]):
         what = f"‖UᵀWV‖F with U, V of ΔW, {'of W, ' if top else ''}random"
         title = f"{self.path} on {self.base}: {len(self)} modules; {what}"
         columns = [column for column in COLUMNS if top or column.title != "W"]
-        kinds: dict[str, list[Kept]] = {}
+        kinds: dict[str, list[KeptRank]] = {}
         for row in self.measured:
             kinds.setdefault(kind(row.name), []).append(row.directions)
         ordered = sorted(kinds.items(), key=lambda item: natural_key(item[0]))
@@ -213,7 +213,7 @@ def amplify(
     bent = magnitudes(loaded).keys() & names
     if bent:
         warn(f"{label}: {len(bent)} modules are DoRA: scale·B·A alone is measured, without their magnitudes")
-    amount = work(weights.modules.values(), top=not no_top)
+    amount = weight_steps(weights.modules.values(), top=not no_top)
     with place(label), progress("reading the base", amount) as step:
         measured = measure_amplification(
             loaded,
@@ -238,7 +238,7 @@ def _span(values: Sequence[float]) -> str:
     return number(low) + (f" to {number(high)}" if high > low else "")
 
 
-def _measures_record(directions: Kept) -> dict[str, int | float | None]:
+def _measures_record(directions: KeptRank) -> dict[str, int | float | None]:
     return {key: value if isinstance(value, int) else json_number(value) for key, value in directions._asdict().items()}
 
 
@@ -313,7 +313,7 @@ COLUMNS: tuple[Column[KeptDirections], ...] = (
     Column("delta_norm", lambda row: row.directions.delta_norm, "‖ΔW‖F", number, priority=7),
     Column("weight_norm", lambda row: row.module.weight_norm, "‖W‖F", number, priority=4),
     Column("relative_norm", _relative_norm),
-    *map(_number_column, Kept._fields[2:]),
+    *map(_number_column, KeptRank._fields[2:]),
     _shown_column("projected_norm", "UᵀWV: ΔW", number, 6),
     _shown_column("top_norm", "W", number, 2),
     _shown_column("random_norm", "random", number, 3),

@@ -6,8 +6,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Unpack
 
-from loralens.compression.calibration import measure_moments
-from loralens.compression.objective import label, next_token
+from loralens.compression.calibration import label_loss, measure_moments, next_token_loss
 from loralens.core.adapter import Adapter
 from loralens.core.attached import Attachment
 from loralens.core.lowrank import LowRank
@@ -210,9 +209,9 @@ def _measured_modules(loaded: Loaded, adapter: Adapter, name: str, model: str) -
 def _objective(loaded: Loaded, texts: Sequence[InputText]) -> Any:
     """The loss of the model's head."""
     if loaded.head == "causal":
-        return next_token
+        return next_token_loss
     if loaded.head == "classifier" and all(text.label is not None for text in texts):
-        return label
+        return label_loss
     needs = 'texts with a "label" each' if loaded.head == "classifier" else "a causal language model or a classifier"
     raise OptionError(f"--out-side differentiates a loss, and for that needs {needs}", fix="leave out --out-side")
 

@@ -8,12 +8,12 @@ from typing import Any, Unpack
 import numpy as np
 
 from loralens.analysis.clients.rules import experts_differ
-from loralens.compression.bits import allocate
-from loralens.compression.curve import Point
+from loralens.compression.bits import allocate_bits
+from loralens.compression.curve import CurvePoint
 from loralens.compression.informed import data_losses
-from loralens.compression.loss import Loss, losses, total_error
-from loralens.compression.magnitudes import resolved
-from loralens.compression.plan import Plan, fused, kept_whole
+from loralens.compression.loss import UpdateLoss, losses, total_error
+from loralens.compression.magnitudes import solve_magnitudes
+from loralens.compression.plan import TruncationPlan, is_fused_module, keeps_rank
 from loralens.compression.protection import Protection, protection
 from loralens.core.adapter import Adapter
 from loralens.core.carried import magnitudes
@@ -43,7 +43,7 @@ class ModuleLoss:
 
     name: str
     shape: tuple[int, int]
-    loss: Loss
+    loss: UpdateLoss
     data_error: float | None = None
 
 
@@ -78,12 +78,12 @@ class CompressResult(Tabular):
     before: Adapter
     format: str
     target: Target
-    losses: Mapping[str, Loss]
-    data_losses: Mapping[str, Loss]
+    losses: Mapping[str, UpdateLoss]
+    data_losses: Mapping[str, UpdateLoss]
     bytes_before: int
     bytes_after: int
     notes: list[str]
-    plan: Plan = field(repr=False)
+    plan: TruncationPlan = field(repr=False)
     form: OutputFormat = field(repr=False)
 
     def __repr__(self) -> str:
@@ -102,7 +102,7 @@ class CompressResult(Tabular):
         """√(E‖(ΔW−ΔW')x‖² / E‖ΔWx‖²) over the modules measured; None without activations."""
         return total_error(self.data_losses) if self.data_losses else None
 
-    def trade_off(self) -> list[Point]:
+    def trade_off(self) -> list[CurvePoint]:
         """What every rank would have taken and lost, as `curve` says it."""
         return trade_off(self.plan, self.form, on_data=bool(self.data_losses))
 
@@ -162,7 +162,7 @@ class CompressResult(Tabular):
 class _Decision:
     """Ranks of the modules of a plan, and the form in whose bits they are written."""
 
-    plan: Plan
+    plan: TruncationPlan
     ranks: Mapping[str, int]
     form: OutputFormat
 
@@ -297,16 +297,20 @@ def compress(
 
 def _plan(
     adapter: Adapter, form: OutputFormat, dtype: str | None, modules: Sequence[str], moments: Moments | None = None
-) -> Plan:
+) -> TruncationPlan:
     """The plan; towards few bits in float32, so that nothing is rounded twice."""
     narrow = np.dtype(np.float32) if form.bits and adapter.format != QUANTISED else numpy_dtype(dtype)
     with progress("reading", len(adapter)) as step:
-        return Plan.of(adapter, modules=modules, dtype=narrow, moments=moments, threads=cpu_count() or 1, step=step)
+        return TruncationPlan.of(
+            adapter, modules=modules, dtype=narrow, moments=moments, threads=cpu_count() or 1, step=step
+        )
 
 
-def _choose_bits(plan: Plan, rule: Rule, form: OutputFormat, *, protect: Protection, drop_dead: bool) -> _Decision:
+def _choose_bits(
+    plan: TruncationPlan, rule: Rule, form: OutputFormat, *, protect: Protection, drop_dead: bool
+) -> _Decision:
     """Ranks and bits in one decision, by reverse water-filling over directions."""
-    spectra = {name: directions.s for name, directions in plan.found.items()}
+    spectra = {name: directions.s for name, directions in plan.directions.items()}
     unchosen_bits = {
         name: (PLAIN_BITS,) * min(module.rank, *module.shape)
         for name, module in plan.adapter.items()
@@ -323,7 +327,7 @@ def _choose_bits(plan: Plan, rule: Rule, form: OutputFormat, *, protect: Protect
         decision = in_bits(bits)
         return decision.form.size(decision.adapter)
 
-    allocation = allocate(
+    allocation = allocate_bits(
         spectra,
         {name: plan.adapter[name].shape for name in spectra},
         int(rule.value),
@@ -355,18 +359,20 @@ def _solve_magnitudes(before: Adapter, after: Adapter, base: str | PathLike[str]
         return after, []
     if base is None:
         return after, [f"magnitudes of {len(changed)} DoRA modules kept; with --base they are solved anew"]
-    solved = resolved(before, after, base_weights(base, changed).modules)
+    solved = solve_magnitudes(before, after, base_weights(base, changed).modules)
     return solved, [f"magnitudes of {len(changed)} DoRA modules solved anew"]
 
 
-def _notes(plan: Plan, decision: _Decision, after: Adapter, rank: float | None) -> list[str]:
+def _notes(plan: TruncationPlan, decision: _Decision, after: Adapter, rank: float | None) -> list[str]:
     """What became of modules that are no plain pairs, and of those that have fewer directions than ``rank``.
 
     And what PEFT would not load; and where the decision does not follow the data that the plan follows.
     """
     ranks = decision.ranks
-    grouped_convolutions = sum(map(kept_whole, plan.adapter.modules.values()))
-    blocks = sum(fused(plan.adapter[name]) and each == plan.adapter[name].rank for name, each in ranks.items())
+    grouped_convolutions = sum(map(keeps_rank, plan.adapter.modules.values()))
+    blocks = sum(
+        is_fused_module(plan.adapter[name]) and each == plan.adapter[name].rank for name, each in ranks.items()
+    )
     pairs = sum(isinstance(plan.adapter[name], Structured) for name in ranks)
     return [
         *(

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from os import PathLike, cpu_count
 from typing import Any, Unpack
 
-from loralens.compression.curve import Point, rank_curve, ranks_shown
-from loralens.compression.plan import Plan
+from loralens.compression.curve import CurvePoint, curve_ranks, rank_curve
+from loralens.compression.plan import TruncationPlan
 from loralens.compression.protection import Protection
 from loralens.core.adapter import Adapter
 from loralens.core.moments import Moments
@@ -50,7 +50,7 @@ class CurveResult(Tabular):
     source: str
     adapter: Adapter
     format: str
-    points: Sequence[Point]
+    points: Sequence[CurvePoint]
     activations: str | None = None
 
     def __repr__(self) -> str:
@@ -61,7 +61,7 @@ class CurveResult(Tabular):
         """Whether errors are those on real inputs."""
         return self.activations is not None
 
-    def tables(self) -> list[Table[Point]]:
+    def tables(self) -> list[Table[CurvePoint]]:
         """One rank a row."""
         error = "√(E‖(ΔW−ΔW')x‖² / E‖ΔWx‖²) on the data" if self.on_data else "‖ΔW−ΔW'‖/‖ΔW‖"
         title = f"{self.source}: {len(self.adapter)} modules; {error} over all of them"
@@ -132,7 +132,7 @@ def curve(
     protect, moments = read_protection(weights), read_moments(activations)
     with place(label):
         with progress("reading", len(adapter)) as step:
-            plan = Plan.of(
+            plan = TruncationPlan.of(
                 adapter,
                 modules=modules,
                 dtype=numpy_dtype(dtype),
@@ -148,15 +148,15 @@ def curve(
 
 
 def trade_off(
-    plan: Plan, form: OutputFormat, *, protect: Protection = "absolute", on_data: bool = False
-) -> list[Point]:
+    plan: TruncationPlan, form: OutputFormat, *, protect: Protection = "absolute", on_data: bool = False
+) -> list[CurvePoint]:
     """The points of the curve for a dialect; in few bits too, where all modules are pairs and errors those of ΔW."""
     pairs = not any(isinstance(module, Structured) for module in plan.adapter.modules.values())
     file_size = replace(form, bits=PLAIN_BITS if form.name == QUANTISED else None).size
     # In few bits only pairs can be written, and their expected error is one of ΔW, not of data.
     header = _header_bytes(plan.adapter) if pairs and not on_data else None
-    most = max((plan.adapter[name].rank for name in plan.found), default=0)
-    with progress("choosing ranks", len(ranks_shown(most))) as step:
+    most = max((plan.adapter[name].rank for name in plan.directions), default=0)
+    with progress("choosing ranks", len(curve_ranks(most))) as step:
         return rank_curve(plan, size=file_size, one_rank=form.one_rank, protect=protect, header=header, step=step)
 
 
@@ -167,7 +167,7 @@ def _header_bytes(adapter: Adapter) -> int:
     return total_bytes - sum(rank * direction_bytes(adapter[name].shape, PLAIN_BITS) for name, rank in ranks.items())
 
 
-def point_columns(format: str, *, on_data: bool) -> list[Column[Point]]:
+def point_columns(format: str, *, on_data: bool) -> list[Column[CurvePoint]]:
     """The columns of a point; errors on data have a key of their own."""
     error = "data_error" if on_data else "relative_error"
     return [

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Unpack, get_args
 
 from loralens.analysis.checks.diagnosis import LEVELS, Diagnosis, by_cause
-from loralens.analysis.doctor import UNREADABLE, findings, rules
+from loralens.analysis.doctor import UNREADABLE, diagnosis_codes, run_checks
 from loralens.core.adapter import Adapter, Level
 from loralens.core.names import kind
 from loralens.errors import LoraLensError, OptionError
@@ -147,7 +147,7 @@ def doctor(
         dtype=DTYPES[dtype] if dtype else None,
         stochastic=rounding == "stochastic",
     )
-    result = DoctorResult(unreadable + findings(patients), loaded, str(base) if base else None, fail_on)
+    result = DoctorResult(unreadable + run_checks(patients), loaded, str(base) if base else None, fail_on)
     if sarif:
         _write_sarif(result.findings, Path(sarif))
     return result
@@ -181,7 +181,7 @@ def _write_sarif(diagnoses: Sequence[Diagnosis], file: Path) -> None:
             return label
 
     records = [{**finding.record(), "adapter": located(finding.adapter)} for finding in diagnoses]
-    write_sarif(sarif_log(records, rules=rules(), root=Path.cwd()), file)
+    write_sarif(sarif_log(records, rules=diagnosis_codes(), root=Path.cwd()), file)
 
 
 def _levels(counts: Mapping[Level, int]) -> str:

@@ -7,7 +7,7 @@ from math import isfinite
 from os import PathLike
 from typing import Any, Unpack
 
-from loralens.analysis.compare.equality import Difference, differences
+from loralens.analysis.compare.equality import UpdateDifference, differences
 from loralens.core.messages import tell_findings
 from loralens.core.progress import progress
 from loralens.errors import MismatchError, OptionError
@@ -33,7 +33,7 @@ class EqualResult(Tabular):
         Tensors of both that are half of no pair: heads, biases, magnitudes.
     """
 
-    differences: Sequence[Difference]
+    differences: Sequence[UpdateDifference]
     tolerance: float
     not_compared: int
 
@@ -51,7 +51,7 @@ class EqualResult(Tabular):
         return self.equal
 
     @property
-    def beyond(self) -> list[Difference]:
+    def beyond(self) -> list[UpdateDifference]:
         """The modules that differ by more than the tolerance, in natural order."""
         return [difference for difference in self.differences if not difference.relative <= self.tolerance]
 
@@ -63,13 +63,13 @@ class EqualResult(Tabular):
     def __repr__(self) -> str:
         return f"EqualResult({'equal' if self.equal else 'different'}, largest difference {self.largest:.3g})"
 
-    def tables(self) -> list[Table[Difference]]:
+    def tables(self) -> list[Table[UpdateDifference]]:
         """The modules that differ most."""
         worst = sorted(self.beyond, key=lambda difference: -difference.relative)
         columns = COLUMNS if any(difference.note for difference in worst) else COLUMNS[:-1]
         return [Table(f"{len(worst)} of {len(self.differences)} modules differ", columns, worst[:SHOWN])]
 
-    def listing(self) -> list[Table[Difference]]:
+    def listing(self) -> list[Table[UpdateDifference]]:
         """All modules."""
         return [Table("differences", COLUMNS, self.differences)]
 
@@ -92,7 +92,7 @@ class EqualResult(Tabular):
         }
 
 
-COLUMNS: tuple[Column[Difference], ...] = (
+COLUMNS: tuple[Column[UpdateDifference], ...] = (
     Column("name", lambda row: row.name, "module", align="left", priority=ALWAYS),
     Column("relative", lambda row: json_number(row.relative), "difference", partial(number, digits=3), priority=ALWAYS),
     Column("note", lambda row: row.note, "note", align="left"),

@@ -15,7 +15,7 @@ from loralens.analysis.base.intruders import (
     check_plain,
     find_intruders,
     remove_intruders,
-    replaced,
+    replace_modules,
 )
 from loralens.core.adapter import Adapter
 from loralens.core.names import select
@@ -123,7 +123,7 @@ def intruders(
     target.check_source(adapter, base=base)
     if output is not None:  # not to fail after hours
         # A rehearsal without changes: what the writer refuses is refused now.
-        save(replaced(loaded, {}), output, format=_dialect(loaded), overwrite=overwrite, dry_run=True)
+        save(replace_modules(loaded, {}), output, format=_dialect(loaded), overwrite=overwrite, dry_run=True)
     weights = base_weights(base, {name: loaded[name] for name in names}).modules
     measured: dict[str, Intruders] = {}
     edited: dict[str, Update] = {}
@@ -139,7 +139,7 @@ def intruders(
         return result
     with place(label):
         changed, cost = _round(loaded, edited, dtype, allow_loss=allow_loss)
-    new = replaced(loaded, changed, uniform=uniform)
+    new = replace_modules(loaded, changed, uniform=uniform)
     if target.output is not None:
         save(new, target.output, format=_dialect(loaded), overwrite=overwrite, dry_run=dry_run)
     removal = Removal(new, remove, len(changed), cost, _dialect(loaded), target.output, dry_run)

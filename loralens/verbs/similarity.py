@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from os import cpu_count
 from typing import Unpack, get_args
 
+from loralens.analysis.compare.clusters import cluster_order
 from loralens.analysis.compare.initialisation import initialisation
-from loralens.analysis.compare.interference import interference, meetings
+from loralens.analysis.compare.interference import find_interactions, interference
 from loralens.analysis.compare.nested import nesting
-from loralens.analysis.compare.pairwise import Of, Side, leaves, pairwise
+from loralens.analysis.compare.pairwise import Of, Side, pairwise
 from loralens.analysis.compare.similarity import compare_subspaces, side_of
 from loralens.core.adapter import Adapter
 from loralens.core.messages import tell_findings, warn
@@ -135,7 +136,7 @@ def _collection(
     with progress("comparing", 2 * max(map(len, adapters))) as step:  # every module is read twice
         pairs = pairwise(adapters, of=of, modules=modules, phi_rank=phi_rank, labels=names, threads=THREADS, step=step)
         energy = interference(adapters, pairs.modules, threads=THREADS, step=step)
-    tree, order = leaves(pairs.cosine)
+    tree, order = cluster_order(pairs.cosine)
     return CollectionSimilarity(
         adapters=tuple(names),
         of=of,
@@ -147,6 +148,6 @@ def _collection(
         energy=energy,
         tree=tree,
         order=order,
-        fights=meetings(pairs, fights=True),
-        agreements=meetings(pairs, fights=False),
+        fights=find_interactions(pairs, fights=True),
+        agreements=find_interactions(pairs, fights=False),
     )

@@ -6,7 +6,7 @@ from functools import partial
 from os import PathLike, cpu_count
 from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
 
-from loralens.analysis.groups import Group, by_block, by_kind, total
+from loralens.analysis.groups import Group, by_block, by_kind, total_norm
 from loralens.analysis.outliers import QUANTITIES, Outlier, outliers
 from loralens.analysis.spectrum import Spectrum, measure_spectrum
 from loralens.core.adapter import Adapter
@@ -103,7 +103,7 @@ class AdapterSpectra(Mapping[str, Spectrum]):
     def table(self) -> Table[ModuleSpectrum]:
         """The modules listed, one a row."""
         modules = f"{len(self.listed)} of {len(self)}" if len(self.listed) < len(self) else f"{len(self)}"
-        title = f"{self.path}: {modules} modules, ‖ΔW‖F = {number(total(self.spectra.values()))} in all"
+        title = f"{self.path}: {modules} modules, ‖ΔW‖F = {number(total_norm(self.spectra.values()))} in all"
         errors = (norms.spectral_error / norms.spectral for norms in self.weights.values() if norms.spectral)
         worst = max(errors, default=0.0)
         title += f"; σ₁(W) by randomised SVD, error at most {worst:.1%}" if worst else ""
@@ -122,7 +122,7 @@ class AdapterSpectra(Mapping[str, Spectrum]):
                 "modules": len(modules),
                 "parameters": sum(module.parameters for module in modules),
                 "bytes": sum(module.nbytes for module in modules),
-                "frobenius": total(self.spectra[name] for name in self.listed),
+                "frobenius": total_norm(self.spectra[name] for name in self.listed),
             },
             "findings": [finding.record() for finding in self.adapter.findings],
         }
@@ -270,13 +270,13 @@ def _ordered_names(spectra: Mapping[str, Spectrum], sort: Sort | None, top: int 
 def _weight_norms(measured: AdapterSpectra, base: str | PathLike[str], device: str | None) -> "dict[str, WeightNorms]":
     """Norms of the base weights of the modules that are listed."""
     # What is imported here takes as long as NumPy itself, and most spectra are measured without a base.
-    from loralens.analysis.base.weight_norms import weight_norms, work
+    from loralens.analysis.base.weight_norms import weight_norms, weight_steps
     from loralens.linalg.device import Device
     from loralens.verbs.inputs.bases import base_weights
 
     linalg_device = Device.of(device or "cpu", threads=cpu_count() or 1)
     weights = base_weights(base, {name: measured.adapter[name] for name in measured.listed}).modules
-    with place(base), progress("reading the base", work(weights.values(), top=True)) as step:
+    with place(base), progress("reading the base", weight_steps(weights.values(), top=True)) as step:
         return weight_norms(weights, device=linalg_device, step=step)
 
 

@@ -8,7 +8,7 @@ from os import PathLike, cpu_count
 from pathlib import Path
 from typing import Any
 
-from loralens.analysis.survey import Duplicate, Summary, duplicates, summary
+from loralens.analysis.survey import Duplicate, Summary, duplicates, summarise_adapter
 from loralens.core.adapter import Adapter
 from loralens.core.progress import progress
 from loralens.errors import LoraLensError
@@ -230,7 +230,7 @@ def survey(folder: str | PathLike[str], *, allow_pickle: bool = False, once: boo
         if file.adapter is None:
             return file, None
         try:
-            return file, summary(file.adapter)
+            return file, summarise_adapter(file.adapter)
         except LoraLensError as error:
             return FolderEntry(
                 path, None, file.size, "unreadable", ": ".join((*error.where, error.what)), error.fix

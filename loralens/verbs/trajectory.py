@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Unpack
 
 from loralens.analysis.compare.pairwise import Side
-from loralens.analysis.trajectory import SETTLED, Point, Trajectory, measure_trajectory, work
+from loralens.analysis.trajectory import SETTLED, Trajectory, TrajectoryPoint, measure_trajectory, trajectory_steps
 from loralens.core.adapter import Adapter
 from loralens.core.messages import tell_findings, warn
 from loralens.core.progress import progress
@@ -29,7 +29,7 @@ class CheckpointRow(NamedTuple):
 
     name: str
     checkpoint: RunCheckpoint
-    point: Point
+    point: TrajectoryPoint
     loss: LoggedLoss | None
     eval_loss: LoggedLoss | None
 
@@ -52,7 +52,7 @@ class TrajectoryResult(Tabular):
     def __len__(self) -> int:
         return len(self.run.checkpoints)
 
-    def __iter__(self) -> Iterator[Point]:
+    def __iter__(self) -> Iterator[TrajectoryPoint]:
         return iter(self.trajectory.points)
 
     def __repr__(self) -> str:
@@ -177,7 +177,7 @@ def trajectory(*adapters: Source, modules: Sequence[str] = (), **reading: Unpack
     run, loaded = _read_checkpoints(sources(adapters), reading)
     names = [str(checkpoint.path) for checkpoint in run.checkpoints]
     warn_of_bases(names, loaded)
-    with progress("comparing", work(loaded, modules)) as step:
+    with progress("comparing", trajectory_steps(loaded, modules)) as step:
         measured = measure_trajectory(loaded, modules=modules, labels=names, threads=cpu_count() or 1, step=step)
     _warn_of_other_runs(run, measured)
     return TrajectoryResult(run, measured)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import loralens
 from loralens.analysis.base.amplification import Amplification, measure_amplification
-from loralens.analysis.base.weight_norms import work
+from loralens.analysis.base.weight_norms import weight_steps
 from loralens.core.lazy import LazyArray
 from loralens.core.structured import Dense, Structured
 from loralens.core.weights import Weight, weights_of
@@ -85,8 +85,10 @@ def test_a_product_on_the_wrong_side_is_noticed_on_a_rectangle(shape, transposed
     for top in (True, False):
         found = one(B, A, W, transposed=transposed, top=top)
         assert found.shape == shape
-        assert found.kept(3).projected_norm == pytest.approx(np.linalg.norm(np.geomspace(50, 0.05, 600)[:3]), rel=1e-9)
-        assert found.kept(1).z > 100
+        assert found.at_rank(3).projected_norm == pytest.approx(
+            np.linalg.norm(np.geomspace(50, 0.05, 600)[:3]), rel=1e-9
+        )
+        assert found.at_rank(1).z > 100
     X, _, Yh = np.linalg.svd(loralens.LowRank(*pair(np.random.default_rng(9), *shape, 2)).dense(), full_matrices=False)
     tilted = one(*pair(np.random.default_rng(9), *shape, 2), W, transposed=transposed, top=False)
     np.testing.assert_allclose(np.abs(tilted.overlap), np.abs(X[:, :2].T @ W @ Yh[:2].T), rtol=1e-9)
@@ -121,7 +123,7 @@ def test_figure_8_on_both_sides_beside_the_dense_one():
 def paper(rank, delta, projected):
     s, overlap = np.zeros(rank), np.zeros((rank, rank))
     s[0], overlap[0, 0] = delta, projected
-    return Amplification((12288, 12288), rank, s, overlap, 61.95, Estimate(1.0, 0.0), None, (rank,)).kept(rank)
+    return Amplification((12288, 12288), rank, s, overlap, 61.95, Estimate(1.0, 0.0), None, (rank,)).at_rank(rank)
 
 
 def test_table_7_of_the_paper():
@@ -140,8 +142,8 @@ def test_the_numerator_is_that_of_the_kept_directions():
     whole = one(B, A, W)
     U, s, Vh = np.linalg.svd(B @ A, full_matrices=False)
     for i in range(1, 6):
-        cut = one(U[:, :i] * s[:i], Vh[:i], W).kept(i)
-        for first, second in zip(whole.kept(i), cut, strict=True):
+        cut = one(U[:, :i] * s[:i], Vh[:i], W).at_rank(i)
+        for first, second in zip(whole.at_rank(i), cut, strict=True):
             assert first == pytest.approx(second, rel=1e-8)
 
 
@@ -152,7 +154,7 @@ def test_an_update_without_a_pair_has_directions_too():
     found = measure_amplification(adapter, {"m": weight(W)})["m"]
     assert (found.rank, found.s.size) == (12, 12)
     U = np.linalg.svd(difference, full_matrices=False)[0]
-    assert found.kept(12).projected_norm == pytest.approx(np.linalg.norm(U.T @ W), rel=AMPLIFIED)
+    assert found.at_rank(12).projected_norm == pytest.approx(np.linalg.norm(U.T @ W), rel=AMPLIFIED)
 
 
 def test_asked_for_ranks_are_the_rows_and_no_more_is_computed():
@@ -162,7 +164,7 @@ def test_asked_for_ranks_are_the_rows_and_no_more_is_computed():
     assert [row.rank for row in some.rows] == [1, 3]
     assert some.s.size == len(some.curve) == 3
     for row in some.rows:
-        assert row == pytest.approx(whole.kept(row.rank), rel=1e-9)
+        assert row == pytest.approx(whole.at_rank(row.rank), rel=1e-9)
     assert [row.rank for row in whole.rows] == [5]
     for rank in (0, 6):
         with pytest.raises(OptionError, match="is not among those"):
@@ -182,7 +184,7 @@ def test_the_gauge_of_the_factors_changes_nothing():
 def test_a_factor_that_grows_with_the_length_alone_leaves_its_control():
     rng = np.random.default_rng(5)
     (B, A), W = pair(rng, 20, 30, 5), rng.standard_normal((20, 30))
-    short, long = one(B, A, W).kept(5), one(B, A, W, scale=10.0).kept(5)
+    short, long = one(B, A, W).at_rank(5), one(B, A, W, scale=10.0).at_rank(5)
     assert long.amplification == pytest.approx(10 * short.amplification)
     assert (long.excess, long.z) == pytest.approx((short.excess, short.z))
 
@@ -197,7 +199,7 @@ def test_what_is_zero_has_no_factor():
         assert (row.rank, row.delta_norm, row.projected_norm, row.random_norm) == (0, 0, 0, 0)
         assert all(map(isnan, (row.amplification, row.excess, row.z)))
         assert nothing.weight_norm == pytest.approx(np.linalg.norm(W))
-        dead = one(B, A, 0 * W, top=top).kept(5)
+        dead = one(B, A, 0 * W, top=top).at_rank(5)
         assert dead.amplification == np.inf
         assert isnan(dead.excess)
         assert isnan(dead.z)
@@ -207,7 +209,7 @@ def test_what_is_zero_has_no_factor():
 
 def test_where_nothing_is_left_to_chance_there_is_no_z():
     rng = np.random.default_rng(7)
-    found = one(*pair(rng, 4, 4, 4), rng.standard_normal((4, 4))).kept(4)
+    found = one(*pair(rng, 4, 4, 4), rng.standard_normal((4, 4))).at_rank(4)
     assert isnan(found.z)
     assert found.excess == pytest.approx(1)
 
@@ -222,7 +224,7 @@ def test_a_big_weight_within_the_stated_errors(shape):
     exact, quick, light = (one(B, A, W, **how) for how in ({"exact": True}, {}, {"top": False}))
     assert (exact.top.exact, quick.top.exact) == (True, False)
     for i in (1, 6):
-        truth, row, rough = exact.kept(i), quick.kept(i), light.kept(i)
+        truth, row, rough = exact.at_rank(i), quick.at_rank(i), light.at_rank(i)
         assert abs(row.top_norm - truth.top_norm) <= row.top_error < 2e-3 * truth.top_norm
         assert row[:3] == pytest.approx(truth[:3], rel=AMPLIFIED)
         assert abs(row.z - truth.z) <= max(4 * row.z_error, 1e-3 * abs(truth.z))
@@ -231,7 +233,7 @@ def test_a_big_weight_within_the_stated_errors(shape):
     np.testing.assert_allclose(quick.top.out, exact.top.out, atol=1e-3)
     np.testing.assert_allclose(quick.top.in_, exact.top.in_, atol=1e-3)
     same = one(B, A, W, threads=3)
-    assert same.kept(6) == quick.kept(6)
+    assert same.at_rank(6) == quick.at_rank(6)
     there = one(B, A, W, device=torch_device())
     for first, second in zip(quick.curve, there.curve, strict=True):
         assert first[:2] == pytest.approx(second[:2], rel=SINGLE)
@@ -289,7 +291,7 @@ def test_what_is_told_adds_up_to_the_work():
     for top in (True, False):
         told: list[int] = []
         measure_amplification(loralens.Adapter(modules=modules), weights, top=top, step=told.append)
-        assert sum(told) == work(weights.values(), top=top)
+        assert sum(told) == weight_steps(weights.values(), top=top)
         assert min(told) >= 0
 
 
@@ -321,7 +323,7 @@ def minilm() -> Path:
 def test_a_real_trajectory_rises_without_a_direction(step, least, most, real):
     adapter = loralens.load(real / f"minilm-souravt-ckpt{step}")
     found = measure_amplification(adapter, weights_of(adapter.modules, base_of(minilm())).modules, top=False)
-    rows = [one.kept(8) for one in found.values()]
+    rows = [one.at_rank(8) for one in found.values()]
     assert round(min(row.amplification for row in rows), 4) == least
     assert round(max(row.amplification for row in rows), 4) == most
     excess = [row.excess for row in rows]

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 import loralens
 from loralens.analysis.checks import CHECKS
 from loralens.analysis.checks.diagnosis import LEVELS
-from loralens.analysis.doctor import diagnose, rules
+from loralens.analysis.doctor import diagnose, diagnosis_codes
 from loralens.core.adapter import Finding
 from loralens.core.lowrank import LowRank
 from loralens.errors import OptionError
@@ -69,10 +69,10 @@ def test_only_the_modules_asked_for():
 def test_every_row_of_the_table_is_whole():
     codes = [code for check in CHECKS for code in check.rules]
     assert len(codes) == len(set(codes))
-    assert set(codes) < set(rules())
+    assert set(codes) < set(diagnosis_codes())
     for check in CHECKS:
-        assert (check.one is None) != (check.all is None)
-    assert all(text.endswith(".") for text in rules().values())
+        assert (check.single is None) != (check.several is None)
+    assert all(text.endswith(".") for text in diagnosis_codes().values())
 
 
 def test_forms_without_factors_are_examined_too():

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.analysis.inspection import broken, inspect_adapter
+from loralens.analysis.inspection import count_non_finite, inspect_adapter
 from loralens.core.adapter import Extra
 from loralens.core.lazy import LazyArray
 from loralens.core.structured import Dense, Hadamard, Kronecker, Structured
@@ -68,12 +68,17 @@ def test_tensors_beside_the_pairs_are_read_too() -> None:
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float16, ml_dtypes.bfloat16, ml_dtypes.float8_e5m2])
 def test_values_are_counted_in_any_dtype(dtype: type) -> None:
-    assert broken(np.array([1, np.nan, np.inf, -np.inf, 0], dtype)) == 3
-    assert broken(np.array([1, 0], dtype)) == 0
+    assert count_non_finite(np.array([1, np.nan, np.inf, -np.inf, 0], dtype)) == 3
+    assert count_non_finite(np.array([1, 0], dtype)) == 0
 
 
 def test_integers_are_finite() -> None:
-    assert broken(np.array([2**62, 0])) == broken(np.array([True])) == broken(np.array([255], np.uint8)) == 0
+    assert (
+        count_non_finite(np.array([2**62, 0]))
+        == count_non_finite(np.array([True]))
+        == count_non_finite(np.array([255], np.uint8))
+        == 0
+    )
 
 
 def test_parameters_are_those_of_all_modules() -> None:

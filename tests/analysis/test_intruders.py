@@ -7,7 +7,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import loralens
-from loralens.analysis.base.intruders import check_plain, find_intruders, remove_intruders, replaced
+from loralens.analysis.base.intruders import check_plain, find_intruders, remove_intruders, replace_modules
 from loralens.core.adapter import Extra
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import Layout
@@ -239,10 +239,10 @@ def test_one_rank_where_one_is_needed():
     experts = [LowRank(m.B, m.A, m.scale, layout=Layout(kind="experts")) for m in (small, small)]
     adapter = loralens.Adapter(modules={"x[0]": experts[0], "x[1]": experts[1], "y": small, "z": small})
     wide = LowRank(large.B.astype(np.float64), large.A, 2.0, layout=Layout(kind="experts"), scaling=Scaling("given"))
-    new = replaced(adapter, {"x[1]": wide})
+    new = replace_modules(adapter, {"x[1]": wide})
     assert {name: m.rank for name, m in new.items()} == {"x[0]": 4, "x[1]": 4, "y": 2, "z": 2}
     assert new["y"] is small
     np.testing.assert_array_equal(new["x[0]"].dense(), small.dense())
-    new = replaced(adapter, {"y": large}, uniform=True)
+    new = replace_modules(adapter, {"y": large}, uniform=True)
     assert {m.rank for m in new.modules.values()} == {4}
     np.testing.assert_array_equal(new["z"].dense(), small.dense())

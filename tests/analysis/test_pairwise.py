@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import loralens
-from loralens.analysis.compare.pairwise import Pairwise, aligned, groups, leaves, mean, pairwise
+from loralens.analysis.compare.clusters import cluster_order, connected_groups
+from loralens.analysis.compare.pairwise import Pairwise, known_mean, match_modules, pairwise
 from loralens.core.lazy import LazyArray
 from loralens.core.structured import Dense, Structured
 from loralens.errors import MismatchError, OptionError
@@ -138,7 +139,7 @@ def test_a_module_of_another_shape_is_another_module() -> None:
     )
     found = pairwise([one, wide])
     assert [module.name for module in found.modules] == ["layers.0.v"]
-    assert [(module.name, module.shape) for module in aligned([one, wide])] == [
+    assert [(module.name, module.shape) for module in match_modules([one, wide])] == [
         ("layers.0.q", (7, 5)), ("layers.0.q", (8, 5)), ("layers.0.v", (4, 9)),
     ]  # fmt: skip
 
@@ -161,7 +162,7 @@ def test_a_zero_update_has_no_direction_and_no_cosine() -> None:
     assert found.common[0, 1] == 3
     assert found.shared_initialisation[0, 1] == pytest.approx(pairwise([one, two]).shared_initialisation[0, 1])
     assert not np.isnan(found.cosine[0, 2])
-    assert leaves(found.cosine)[1] in ([0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0])
+    assert cluster_order(found.cosine)[1] in ([0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0])
 
 
 @pytest.mark.parametrize(("of", "side"), [("A", "in"), ("B", "out")])
@@ -237,7 +238,7 @@ def test_starts_are_told_apart() -> None:
         )
 
     found = pairwise([trained(0), trained(1), trained(0), trained(1)])
-    assert groups(found.shared_initialisation) == [[0, 2], [1, 3]]
+    assert connected_groups(found.shared_initialisation) == [[0, 2], [1, 3]]
     assert found.phi("in")[0, 2] > 0.8 > found.phi("out")[0, 2]
 
 
@@ -246,20 +247,20 @@ def test_groups_are_connected_through_others() -> None:
     near[0, 3] = near[3, 0] = near[3, 1] = near[1, 3] = 0.5
     near[2, 0] = near[0, 2] = 0.49
     near[2, 1] = near[1, 2] = np.nan
-    assert groups(near) == [[0, 1, 3], [2]]
+    assert connected_groups(near) == [[0, 1, 3], [2]]
 
 
 def test_leaves_put_near_adapters_side_by_side_and_opposed_ones_too() -> None:
     cosine = np.eye(4)
     cosine[0, 2] = cosine[2, 0] = -0.9
     cosine[1, 3] = cosine[3, 1] = 0.8
-    tree, order = leaves(cosine)
+    tree, order = cluster_order(cosine)
     assert {frozenset(order[:2]), frozenset(order[2:])} == {frozenset({0, 2}), frozenset({1, 3})}
     np.testing.assert_allclose(tree[:, 2], [0.1, 0.2, 1.0])
 
 
 def test_mean_leaves_out_what_is_not_there() -> None:
-    np.testing.assert_array_equal(mean(np.array([[1.0, np.nan, np.nan], [3.0, 5.0, np.nan]])), [2, 5, np.nan])
+    np.testing.assert_array_equal(known_mean(np.array([[1.0, np.nan, np.nan], [3.0, 5.0, np.nan]])), [2, 5, np.nan])
 
 
 def test_what_cannot_be_compared_says_so() -> None:
@@ -284,7 +285,7 @@ def test_real_series_have_the_published_numbers(real: object) -> None:
     seeds = pairwise([loralens.load(real / f"gemma270m-{name}") for name in ("aowei-main", "zouhe0")])  # type: ignore[operator]
     assert (seeds.phi("in")[0, 1], seeds.phi("out")[0, 1]) == pytest.approx((0.93, 0.04), abs=0.005)
     assert seeds.cosine[0, 1] == pytest.approx(0.12, abs=0.005)
-    assert groups(seeds.shared_initialisation) == [[0, 1]]
+    assert connected_groups(seeds.shared_initialisation) == [[0, 1]]
 
 
 @pytest.mark.parametrize("of", ["update", "A", "B"])

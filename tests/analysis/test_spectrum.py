@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import loralens
-from loralens.analysis.groups import Group, by_block, by_kind, total
+from loralens.analysis.groups import Group, by_block, by_kind, total_norm
 from loralens.analysis.spectrum import Spectrum, measure_spectrum
 from loralens.core.lowrank import LowRank
 
@@ -62,7 +62,7 @@ def test_groups_share_the_energy_and_count_zero_modules() -> None:
         "model.layers.1.q_proj": spectrum_of(2.0, 2.0),
         "lm_head": spectrum_of(2.0),
     }
-    whole = total(spectra.values())
+    whole = total_norm(spectra.values())
     assert whole == pytest.approx(21**0.5)
     assert by_kind(spectra) == [
         Group("lm_head", 1, 2.0, pytest.approx(4 / 21), pytest.approx(1.0), 0),

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.analysis.survey import SAME, Duplicate, duplicates, summary
+from loralens.analysis.survey import SAME, Duplicate, duplicates, summarise_adapter
 from tests.conftest import small_adapter
 from tests.reference import effective_rank
 
@@ -22,12 +22,12 @@ def adapter(seed: int = 0, **options: object) -> loralens.Adapter:
 
 
 def found(*adapters: loralens.Adapter) -> list[Duplicate]:
-    return duplicates(adapters, [summary(one) for one in adapters])
+    return duplicates(adapters, [summarise_adapter(one) for one in adapters])
 
 
 def test_a_summary_has_the_numbers_of_the_dense_update() -> None:
     one = small_adapter()
-    seen = summary(one)
+    seen = summarise_adapter(one)
     dense = [module.dense() for module in one.modules.values()]
     spectra = [np.linalg.svd(D, compute_uv=False)[:2] for D in dense if D.any()]
     assert (seen.modules, seen.zero, seen.ranks, seen.scales) == (6, 1, (2,), (4.0,))

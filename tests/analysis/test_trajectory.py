@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.analysis.trajectory import SETTLED, measure_trajectory, work
+from loralens.analysis.trajectory import SETTLED, measure_trajectory, trajectory_steps
 from tests.reference import effective_rank, whole_cosine
 from tests.tolerances import COLLECTION, MEASURE
 
@@ -82,7 +82,7 @@ def test_modules_that_were_not_asked_for_are_not_read() -> None:
     told: list[int] = []
     found = measure_trajectory(sick, modules=["q"], step=told.append)
     assert found == measure_trajectory([one, two, three])
-    assert sum(told) == work(sick, ["q"]) == 2 + 6 + 4
+    assert sum(told) == trajectory_steps(sick, ["q"]) == 2 + 6 + 4
     with pytest.raises(loralens.FormatError):
         measure_trajectory(sick)
 

@@ -133,7 +133,7 @@ def test_cut_to_a_rank_the_stretch_stays(base):
     a, b = adapter(8, base), adapter(9, base)
     found = combine_adapters([(a, 1.0), (b, 1.0)], weights=weights(base))
     modules = {name: found.lifts[name].at(2, np.float64) for name in base}
-    cut = found.magnified(replace(found.adapter, modules=modules))
+    cut = found.with_magnitudes(replace(found.adapter, modules=modules))
     for name, W in base.items():
         whole, h = sum(change(one, name, W) for one in (a, b)), found.stretches.h[name][:, None]
         best = reference.best_of_rank(whole - h * W, 2) + h * W

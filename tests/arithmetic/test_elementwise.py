@@ -14,13 +14,12 @@ from loralens.arithmetic.breadcrumbs import breadcrumbs
 from loralens.arithmetic.combine import combine_adapters
 from loralens.arithmetic.dare import dare, dare_ties
 from loralens.arithmetic.della import della
-from loralens.arithmetic.elementwise import whole_cutoffs
+from loralens.arithmetic.elementwise import Modules, whole_cutoffs
 from loralens.arithmetic.entries import Entries, Product
 from loralens.arithmetic.magnitude import magnitude
-from loralens.arithmetic.modules import Modules
 from loralens.arithmetic.sce import sce
-from loralens.arithmetic.spaces import place
-from loralens.arithmetic.ties import prepare, ties
+from loralens.arithmetic.spaces import entries_in_space
+from loralens.arithmetic.ties import prepare_cutoffs, ties
 from loralens.core.adapter import Adapter
 from loralens.core.joint import Joint
 from loralens.core.lowrank import LowRank
@@ -185,7 +184,7 @@ def test_the_cut_into_blocks_makes_no_difference(name, monkeypatch):
 
 
 def test_blocks_have_the_same_bits_however_they_are_cut():
-    there = place(Joint.of(updates(np.random.default_rng(14), m=40, n=50), STRENGTHS), "full")
+    there = entries_in_space(Joint.of(updates(np.random.default_rng(14), m=40, n=50), STRENGTHS), "full")
     whole = np.concatenate([stack.copy() for _, stack in there.entries.blocks()], axis=1)
     pieces = np.concatenate([stack.copy() for _, stack in there.entries.blocks(1)], axis=1)
     assert whole.dtype == np.float32
@@ -223,12 +222,12 @@ def test_cutoffs_over_the_whole_adapter():
     joints = [Joint.of(one, STRENGTHS) for one in modules]
     entries = sum(joint.shape[0] * joint.shape[1] for joint in joints)
     whole = Modules("012", lambda name: joints[int(name)], entries)
-    found = prepare(whole, density=0.2, whole=1, space="full")["cutoffs"]
+    found = prepare_cutoffs(whole, density=0.2, whole=1, space="full")["cutoffs"]
     for t, w in enumerate(STRENGTHS):
         flat = np.concatenate([np.abs(w * one[t].dense()).ravel() for one in modules if one[t] is not None])
         expected = np.sort(flat)[::-1][max(1, int(0.2 * flat.size)) - 1]
         assert found[t] == pytest.approx(expected, rel=ELEMENTWISE)
-    assert prepare(whole, density=0.2, whole=0, space="full") == {}
+    assert prepare_cutoffs(whole, density=0.2, whole=0, space="full") == {}
     assert whole_cutoffs(whole, 0.2, space="core") != found
     loud, quiet = (ties(joint, density=0.2, whole=1, cutoffs=found).update for joint in joints[1::-1])
     own = ties(joints[0], density=0.2).update
@@ -379,7 +378,7 @@ DIGESTS = {  # SHA-256 of all that a rule makes of two counted updates under see
 @pytest.mark.parametrize("name", DIGESTS)
 def test_what_a_rule_makes_is_the_same_to_the_bit_on_every_machine(name, monkeypatch):
     """Masks, signs and means of the full space; only the way back to low rank goes through BLAS and LAPACK."""
-    seen, plain = [], spaces.low_rank
+    seen, plain = [], spaces.low_rank_approximation
 
     def watched(blocks, *rest, **options):
         seen.append(np.concatenate([block.copy() for _, block in blocks()]))

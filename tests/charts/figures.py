@@ -7,9 +7,10 @@ import numpy as np
 
 import loralens
 from loralens.analysis.base.amplification import measure_amplification
+from loralens.analysis.compare.clusters import cluster_order
 from loralens.analysis.compare.interference import interference
 from loralens.analysis.compare.nested import nesting
-from loralens.analysis.compare.pairwise import leaves, pairwise
+from loralens.analysis.compare.pairwise import pairwise
 from loralens.analysis.compare.similarity import compare_subspaces
 from loralens.analysis.spectrum import measure_spectrum
 from loralens.analysis.trajectory import measure_trajectory
@@ -22,7 +23,7 @@ from loralens.charts.similarity_nested import nesting_figure
 from loralens.charts.spec import Band, Figure
 from loralens.charts.spectrum import energy_chart, energy_map, energy_scale, spectrum_figure
 from loralens.charts.trajectory import trajectory_figure
-from loralens.compression.curve import Choice, Point
+from loralens.compression.curve import Choice, CurvePoint
 from loralens.core.lazy import LazyArray
 from loralens.core.weights import Weight
 
@@ -74,7 +75,7 @@ def _similarity() -> Figure:
 
 def _curve() -> Figure:
     points = [
-        Point(
+        CurvePoint(
             rank,
             Choice((rank, rank), 1000 * rank, 40_000 * rank, 1 - rank / 8),
             Choice((1, rank), 1000 * rank, 40_000 * rank, 0.9 * (1 - rank / 8)),
@@ -90,7 +91,7 @@ def _pairs() -> Figure:
     pairs = pairwise(adapters)
     labels = [f"adapter-{i}" for i in range(4)]
     energy = interference(adapters, pairs.modules)
-    return pairwise_figure(labels, pairs, energy, leaves(pairs.cosine)[0], list(pairs.overlaps))
+    return pairwise_figure(labels, pairs, energy, cluster_order(pairs.cosine)[0], list(pairs.overlaps))
 
 
 def _trajectory(steps: list[int | None]) -> Callable[[], Figure]:

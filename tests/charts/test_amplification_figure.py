@@ -83,7 +83,7 @@ def test_the_maps_hold_excess_and_z_of_every_block_and_kind() -> None:
         assert (len(chart.rows), len(chart.columns)) == (2, 3)
         assert chart.holes == [(0, 0), (1, 1)]
         assert (chart.scale.low, chart.scale.chance) == (-chart.scale.high, 0)
-    last = found["model.layers.2.self_attn.v_proj"].kept(3)
+    last = found["model.layers.2.self_attn.v_proj"].at_rank(3)
     assert excess.cells[1, 2].value == pytest.approx(np.log2(last.excess))
     assert z.cells[1, 2].value == pytest.approx(last.z)
     assert excess.scale.text(1.0) == "2"
@@ -93,7 +93,7 @@ def test_the_maps_hold_excess_and_z_of_every_block_and_kind() -> None:
 def test_several_modules_of_a_cell_are_their_median() -> None:
     found = {f"blocks.0.experts.w[{i}]": one(factor=i + 1.0) for i in range(3)}
     chart = heat(amplification_figure(found), EXCESS)
-    assert chart.cells[0, 0].value == pytest.approx(np.log2(found["blocks.0.experts.w[1]"].kept(3).excess))
+    assert chart.cells[0, 0].value == pytest.approx(np.log2(found["blocks.0.experts.w[1]"].at_rank(3).excess))
     assert chart.note == "a cell: the median of its modules"
 
 

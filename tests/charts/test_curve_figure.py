@@ -5,12 +5,12 @@ import pytest
 from loralens.charts.curve import curve_chart, curve_figure
 from loralens.charts.mpl import draw_figure
 from loralens.charts.spec import LineChart
-from loralens.compression.curve import Choice, Point
+from loralens.compression.curve import Choice, CurvePoint
 
 
-def points(count: int = 8, *, few: bool = True) -> list[Point]:
+def points(count: int = 8, *, few: bool = True) -> list[CurvePoint]:
     return [
-        Point(
+        CurvePoint(
             rank,
             Choice((rank, rank), 1000 * rank, 40_000 * rank, 1 - rank / count),
             Choice((1, rank), 1000 * rank, 40_000 * rank, 0.9 * (1 - rank / count)),

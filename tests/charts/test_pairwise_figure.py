@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 import loralens
+from loralens.analysis.compare.clusters import cluster_order
 from loralens.analysis.compare.interference import interference
-from loralens.analysis.compare.pairwise import leaves, pairwise
+from loralens.analysis.compare.pairwise import pairwise
 from loralens.charts.mpl import draw_figure
 from loralens.charts.pairwise import branches_of, pairwise_figure
 from loralens.charts.spec import Figure, HeatMap
@@ -32,7 +33,7 @@ def collection(count: int, blocks: int, kinds: tuple[str, ...] = KINDS) -> list[
 
 def figure(adapters: list[loralens.Adapter], name: str = "adapter{}", **options: object) -> Figure:
     pairs = pairwise(adapters, **options)  # type: ignore[arg-type]
-    tree, _ = leaves(pairs.cosine)
+    tree, _ = cluster_order(pairs.cosine)
     energy = interference(adapters, pairs.modules)
     return pairwise_figure([name.format(i) for i in range(len(adapters))], pairs, energy, tree, list(pairs.overlaps))
 
@@ -52,7 +53,7 @@ def test_matrices_are_in_the_order_of_the_tree_and_say_chance() -> None:
     adapters = collection(4, 3)
     *matrices, _, _ = maps(figure(adapters))
     pairs = pairwise(adapters)
-    order = leaves(pairs.cosine)[1]
+    order = cluster_order(pairs.cosine)[1]
     expected = (pairs.cosine, pairs.phi("in"), pairs.phi("out"), pairs.shared_initialisation)
     for chart, matrix in zip(matrices, expected, strict=True):
         np.testing.assert_array_equal(values(chart), matrix[np.ix_(order, order)])
@@ -69,7 +70,7 @@ def test_matrices_are_in_the_order_of_the_tree_and_say_chance() -> None:
 
 def test_the_tree_stands_over_the_columns_of_its_leaves() -> None:
     adapters = collection(4, 3)
-    tree, _ = leaves(pairwise(adapters).cosine)
+    tree, _ = cluster_order(pairwise(adapters).cosine)
     branches, order = branches_of(tree)
     assert sorted(order) == [0, 1, 2, 3]
     assert len(branches) == 3
@@ -83,7 +84,7 @@ def test_maps_have_the_energies_and_the_worst_cosine() -> None:
     adapters = collection(4, 5)
     *_, shared, conflict = maps(figure(adapters))
     pairs = pairwise(adapters)
-    energy, order = interference(adapters, pairs.modules), leaves(pairs.cosine)[1]
+    energy, order = interference(adapters, pairs.modules), cluster_order(pairs.cosine)[1]
     rows = [m for m, module in enumerate(pairs.modules) if ".4." in module.name]
     np.testing.assert_allclose(values(shared)[:, 4], energy.shared[rows].mean(axis=0)[order])
     assert conflict.rows == ["down_proj", "q_proj", "v_proj"]
@@ -143,4 +144,4 @@ def test_one_adapter_has_no_pairs() -> None:
     adapters = collection(2, 1)
     pairs = pairwise(adapters)
     with pytest.raises(OptionError, match="no pairs"):
-        pairwise_figure(["a"], pairs, interference(adapters, pairs.modules), leaves(pairs.cosine)[0], ["in"])
+        pairwise_figure(["a"], pairs, interference(adapters, pairs.modules), cluster_order(pairs.cosine)[0], ["in"])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.analysis.doctor import examined
+from loralens.analysis.doctor import examine_all
 from loralens.verbs.doctor import DTYPES
 from loralens.verbs.inputs.examination import open_base
 from tests import bases
@@ -62,7 +62,7 @@ def merged(adapter: Path, base: object, dtype: str | None, rounding: str) -> dic
 
 
 def foretold(adapter: Path, base: object, dtype: str | None, rounding: str) -> dict[str, Any]:
-    (patient,) = examined(
+    (patient,) = examine_all(
         {"a": loralens.load(adapter)},
         base=open_base(base),
         dtype=DTYPES[dtype] if dtype else None,
@@ -70,7 +70,7 @@ def foretold(adapter: Path, base: object, dtype: str | None, rounding: str) -> d
     )
     return {
         name: {"gain": one.rounding.gain, "relative_error": one.rounding.error, "unmoved": one.rounding.unmoved}
-        for name, one in patient.landings.items()
+        for name, one in patient.merge_effects.items()
     }
 
 

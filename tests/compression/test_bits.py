@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import loralens
-from loralens.compression.bits import _hull, allocate, expected_error, tradeoff
+from loralens.compression.bits import _hull, allocate_bits, expected_error, tradeoff
 from loralens.compression.loss import total_error
 from loralens.compression.quantise import quantise
 from loralens.core.quantised import direction_bytes
@@ -49,7 +49,7 @@ def test_within_budget_leading_directions_and_never_worse_than_rank_alone(proble
     widest = sum(4 * sum(shapes[name]) * s.size for name, s in spectra.items())
     least = sum(direction_bytes(shape, 2) for shape in shapes.values())
     budget = max(int(fraction * widest), least)
-    found = allocate(spectra, shapes, budget)
+    found = allocate_bits(spectra, shapes, budget)
     assert found.nbytes == cost(shapes, found.bits) <= budget
     assert found.error == expected_error(spectra, found.bits)
     for name, each in found.bits.items():
@@ -68,9 +68,9 @@ def test_more_bytes_lose_no_more_by_more_than_a_step(problem, first: float, seco
     least = sum(direction_bytes(shape, 2) for shape in shapes.values())
     low, high = sorted(int(least + f * (top - least)) for f in (first, second))
     step = max(direction_bytes(shape, 4) for shape in shapes.values())
-    few = allocate(spectra, shapes, low)
-    assert allocate(spectra, shapes, max(high, low) + step).error <= few.error * (1 + 1e-9)
-    assert allocate(spectra, shapes, top).error <= expected_noise(16) ** 0.5 * (1 + 1e-9)
+    few = allocate_bits(spectra, shapes, low)
+    assert allocate_bits(spectra, shapes, max(high, low) + step).error <= few.error * (1 + 1e-9)
+    assert allocate_bits(spectra, shapes, top).error <= expected_noise(16) ** 0.5 * (1 + 1e-9)
 
 
 def test_against_every_other_choice() -> None:
@@ -83,7 +83,7 @@ def test_against_every_other_choice() -> None:
     step = direction_bytes((90, 20), 3)
     for budget in range(85, 900, 57):
         best = energy[costs <= budget].min()
-        found = lost(spectra, allocate(spectra, shapes, budget).bits)
+        found = lost(spectra, allocate_bits(spectra, shapes, budget).bits)
         assert best <= found * (1 + 1e-12)
         assert found <= energy[costs <= max(budget - step, costs.min())].min() * (1 + 1e-12)
 
@@ -112,7 +112,7 @@ def test_bits_worth_having_are_those_that_no_line_between_two_others_is_below(sh
 
 def test_bits_grow_with_the_logarithm_of_sigma() -> None:
     spectra, shapes = {"a": 2.0 ** -np.arange(10.0)}, {"a": (4000, 4000)}
-    (each,) = allocate(spectra, shapes, 8000 * 30 // 8).bits.values()
+    (each,) = allocate_bits(spectra, shapes, 8000 * 30 // 8).bits.values()
     assert each[0] - each[3] in (3, 4)  # a step of 2 in σ is about a bit
     assert len(each) < 10
     assert each[-1] >= 2
@@ -120,7 +120,7 @@ def test_bits_grow_with_the_logarithm_of_sigma() -> None:
 
 def test_what_counts_is_the_gain_per_byte() -> None:
     shapes = {f"narrow{i}": (50, 50) for i in range(60)} | {"wide": (5000, 5000)}
-    found = allocate(dict.fromkeys(shapes, np.ones(1)), shapes, 8800).bits
+    found = allocate_bits(dict.fromkeys(shapes, np.ones(1)), shapes, 8800).bits
     assert found["wide"] in ((2,), (3,))
     assert min(found[name][0] for name in shapes if name != "wide") >= 6
 
@@ -128,27 +128,27 @@ def test_what_counts_is_the_gain_per_byte() -> None:
 def test_weights_and_groups_and_modules_that_may_go() -> None:
     spectra = {"a": np.array([1.0, 0.5]), "b": np.array([1.0, 0.5]), "dead": np.zeros(2)}
     shapes = dict.fromkeys(spectra, (100, 100))
-    even = allocate(spectra, shapes, 400)
+    even = allocate_bits(spectra, shapes, 400)
     assert even.bits["dead"] == (2,)
-    weighed = allocate(spectra, shapes, 400, weights={"a": 100.0})
+    weighed = allocate_bits(spectra, shapes, 400, weights={"a": 100.0})
     assert sum(weighed.bits["a"]) > sum(even.bits["a"])
     assert sum(weighed.bits["b"]) < sum(even.bits["b"])
-    gone = allocate(spectra, shapes, 400, least={"a": 1, "b": 1, "dead": 0})
+    gone = allocate_bits(spectra, shapes, 400, least={"a": 1, "b": 1, "dead": 0})
     assert gone.bits["dead"] == ()
     assert gone.error <= even.error
-    together = allocate(spectra, shapes, 500, weights={"a": 100.0}, shared={"a": "x", "b": "x"})
+    together = allocate_bits(spectra, shapes, 500, weights={"a": 100.0}, shared={"a": "x", "b": "x"})
     assert together.bits["a"] == together.bits["b"]
 
 
 def test_a_budget_too_small_says_the_smallest_that_works() -> None:
     spectra, shapes = {"a": np.ones(2), "b": np.ones(1)}, {"a": (10, 30), "b": (8, 8)}
     with pytest.raises(OptionError, match="a budget of 20 bytes is too small") as error:
-        allocate(spectra, shapes, 20)
+        allocate_bits(spectra, shapes, 20)
     needed = int(error.value.fix.split("give at least ")[1].split(":")[0].replace(",", ""))
-    assert allocate(spectra, shapes, needed).nbytes == needed
-    assert all(len(each) == 1 for each in allocate(spectra, shapes, needed).bits.values())
+    assert allocate_bits(spectra, shapes, needed).nbytes == needed
+    assert all(len(each) == 1 for each in allocate_bits(spectra, shapes, needed).bits.values())
     with pytest.raises(OptionError):
-        allocate(spectra, shapes, needed - 1)
+        allocate_bits(spectra, shapes, needed - 1)
 
 
 def test_the_curve_is_what_allocate_finds() -> None:
@@ -160,14 +160,14 @@ def test_the_curve_is_what_allocate_finds() -> None:
     assert (np.diff(curve.nbytes) > 0).all()
     assert (np.diff(curve.error) < 0).all()
     for nbytes, error in list(zip(curve.nbytes.tolist(), curve.error, strict=True))[::3]:
-        found = allocate(spectra, shapes, nbytes)
+        found = allocate_bits(spectra, shapes, nbytes)
         assert found.nbytes == nbytes
         assert found.error == pytest.approx(error, rel=1e-6, abs=1e-9)
 
 
 def test_nothing_to_choose_from() -> None:
-    assert allocate({}, {}, 10).bits == {}
-    dead = allocate({"a": np.zeros(3)}, {"a": (4, 4)}, 100)
+    assert allocate_bits({}, {}, 10).bits == {}
+    dead = allocate_bits({"a": np.zeros(3)}, {"a": (4, 4)}, 100)
     assert dead.error == 0.0
     assert dead.bits["a"] == (dead.bits["a"][0],)
     assert tradeoff({"a": np.zeros(3)}, {"a": (4, 4)}).error.tolist() == [0.0]
@@ -180,7 +180,7 @@ def test_real_files_keep_the_size_and_lose_less_than_rank_alone(real: Path, name
     spectra = {module: one.singular_values() for module, one in adapter.items()}
     shapes = {module: one.shape for module, one in adapter.items()}
     budget = 4 * sum(sum(shapes[module]) * s.size for module, s in spectra.items()) // part
-    found = allocate(spectra, shapes, budget, size=lambda bits: file_size(adapter, "loralens-q", bits=bits))
+    found = allocate_bits(spectra, shapes, budget, size=lambda bits: file_size(adapter, "loralens-q", bits=bits))
     small, losses = quantise(adapter, bits=found.bits)
     loralens.save(small, tmp_path / "small.safetensors", format="loralens-q")
     size = (tmp_path / "small.safetensors").stat().st_size
@@ -198,5 +198,5 @@ def test_bits_do_not_hang_on_the_unit(unit: float) -> None:
     spectra = {"a": np.array([8.0, 1.0, 0.1]), "b": np.array([2.0, 0.5])}
     far = {name: unit * s for name, s in spectra.items()}
     shapes = {"a": (40, 30), "b": (20, 20)}
-    assert allocate(far, shapes, 300) == allocate(spectra, shapes, 300)
+    assert allocate_bits(far, shapes, 300) == allocate_bits(spectra, shapes, 300)
     np.testing.assert_array_equal(tradeoff(far, shapes).error, tradeoff(spectra, shapes).error)

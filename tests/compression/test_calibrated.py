@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loralens.compression.calibrated import data_error, data_norm, whitened_svd
-from loralens.compression.directions import truncated
+from loralens.compression.directions import truncate_pair
 from loralens.compression.informed import directions_on_data
 from loralens.core.lowrank import Layout, LowRank
 from loralens.core.moments import Moment
@@ -40,7 +40,7 @@ def plain(module, k):
 
 def best(module, whitened, k):
     """The update of rank k that is nearest on the data."""
-    return LowRank(whitened.left.columns() @ whitened.X[:, :k], whitened.Y[:k] @ module.A)
+    return LowRank(whitened.Q_B.columns() @ whitened.X[:, :k], whitened.Y[:k] @ module.A)
 
 
 def errors(module, K, update):
@@ -105,7 +105,7 @@ def test_directions_are_nested_and_the_same_update(two_sided):
     whitened = whitened_svd(module, K, G if two_sided else None)
     found = directions_on_data(module, Moment(K, len(X), G if two_sided else None))
     for k in range(1, 6):
-        smaller = truncated(module, found.head(k))
+        smaller = truncate_pair(module, found.head(k))
         expected = best(module, whitened, k).dense()
         assert np.linalg.norm(smaller.dense() - expected) <= WHITENED * np.linalg.norm(expected)
 
@@ -115,7 +115,7 @@ def test_scale_and_layout_stay():
     scaling, layout = Scaling("alpha/r", -8.5, 5), Layout("conv", kernel=(3,))
     module = LowRank(module.B, module.A, module.scale, scaling=scaling, layout=layout)
     found = directions_on_data(module, Moment(moments(module, X, g)[0], len(X)))
-    smaller = truncated(module, found.head(3))
+    smaller = truncate_pair(module, found.head(3))
     assert (smaller.scale, smaller.scaling, smaller.layout) == (module.scale, scaling, layout)
 
 
@@ -169,7 +169,7 @@ def test_an_update_of_zero(B):
 
 def test_a_scale_of_zero_stays_zero():
     module = LowRank(np.ones((4, 2)), np.ones((2, 5)), 0.0)
-    smaller = truncated(module, directions_on_data(module, Moment(np.eye(2), 1)).head(1))
+    smaller = truncate_pair(module, directions_on_data(module, Moment(np.eye(2), 1)).head(1))
     assert smaller.scale == 0
     assert not smaller.dense().any()
     assert not whitened_svd(module, np.eye(2)).s.any()

@@ -10,10 +10,9 @@ import pytest
 
 import loralens
 from loralens.compression.calibrated import data_error
-from loralens.compression.calibration import measure_moments
-from loralens.compression.directions import directions, truncated
+from loralens.compression.calibration import label_loss, measure_moments, next_token_loss
+from loralens.compression.directions import singular_directions, truncate_pair
 from loralens.compression.informed import directions_on_data
-from loralens.compression.objective import label, next_token
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.attached import Attachment
 from loralens.core.fingerprint import fingerprint
@@ -98,7 +97,7 @@ def test_the_model_is_left_as_it_was() -> None:
         [p.requires_grad for p in model.parameters()],
     )
     adapter = models.adapter(model, QV)
-    measure_moments(model, masked(), adapter=adapter, out_side=True, loss=next_token)
+    measure_moments(model, masked(), adapter=adapter, out_side=True, loss=next_token_loss)
     with pytest.raises((TypeError, ValueError)):
         measure_moments(model, [{"nonsense": torch.ones(1)}], adapter=adapter)
     assert state == (
@@ -123,8 +122,8 @@ def carried(kinds: tuple[str, ...], path: Any, **config: Any) -> tuple[Any, Adap
 def test_a_peft_model_gives_the_same_as_its_base(tmp_path: Any) -> None:
     model, adapter = carried(("q_proj", "down_proj"), tmp_path, lora_dropout=0.5, lora_alpha=9)
     model.train()
-    with_peft = measure_moments(model, masked(), adapter=adapter, out_side=True, loss=next_token)
-    plain = measure_moments(models.llama(), masked(), adapter=adapter, out_side=True, loss=next_token)
+    with_peft = measure_moments(model, masked(), adapter=adapter, out_side=True, loss=next_token_loss)
+    plain = measure_moments(models.llama(), masked(), adapter=adapter, out_side=True, loss=next_token_loss)
     for name in adapter:
         assert with_peft[name].count == plain[name].count
         np.testing.assert_allclose(with_peft[name].K, plain[name].K, rtol=MOMENTS_32, atol=MOMENTS_32)
@@ -301,19 +300,19 @@ def test_losses_are_sums_over_what_counts() -> None:
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
     counted = int((labels[:, 1:] != -100).sum())
     expected = float(model(**batch, labels=labels).loss.detach()) * counted
-    assert float(next_token(output, batch).detach()) == pytest.approx(expected, rel=1e-5)
+    assert float(next_token_loss(output, batch).detach()) == pytest.approx(expected, rel=1e-5)
     left = {**batch, "attention_mask": batch["attention_mask"].flip(1)}  # a pad before a token predicts nothing
     logits = output.logits.detach().log_softmax(-1)
     pairs = [(row, i) for row in range(3) for i in range(6) if row or i >= 4]
     expected = -sum(float(logits[row, i, batch["input_ids"][row, i + 1]]) for row, i in pairs)
-    assert float(next_token(output, left).detach()) == pytest.approx(expected, rel=1e-5)
+    assert float(next_token_loss(output, left).detach()) == pytest.approx(expected, rel=1e-5)
     classifier = models.bert("BertForSequenceClassification", num_labels=3).double()
     batch = {**batch, "labels": torch.tensor([0, 2, 1])}
     output = classifier(**batch)
-    assert float(label(output, batch).detach()) == pytest.approx(3 * float(output.loss.detach()), rel=1e-5)
+    assert float(label_loss(output, batch).detach()) == pytest.approx(3 * float(output.loss.detach()), rel=1e-5)
     moments = [
         measure_moments(classifier, [batch], adapter=models.adapter(classifier, ("query",)), out_side=True, loss=loss)
-        for loss in (None, label)
+        for loss in (None, label_loss)
     ]
     first = "bert.encoder.layer.0.attention.self.query"
     np.testing.assert_allclose(9 * moments[0][first].G, moments[1][first].G, rtol=1e-4)
@@ -381,9 +380,9 @@ def test_on_held_out_texts_of_a_real_model_it_loses_less_than_plain(real: Any) -
     )
     losses = np.zeros((2, 8))
     for name, module in adapter.items():
-        informed, plain = directions_on_data(module, own[name]), directions(module)
+        informed, plain = directions_on_data(module, own[name]), singular_directions(module)
         for k in range(8):
-            two = [truncated(module, one.head(k)) for one in (informed, plain)]
+            two = [truncate_pair(module, one.head(k)) for one in (informed, plain)]
             first, second = (data_error(module, one, own[name].K) ** 2 for one in two)
             assert first <= second + 1e-12
             losses[:, k] += [data_error(module, one, held[name].K) ** 2 for one in two]

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from loralens.compression.bits import allocate, tradeoff
-from loralens.compression.curve import rank_curve, ranks_shown
+from loralens.compression.bits import allocate_bits, tradeoff
+from loralens.compression.curve import curve_ranks, rank_curve
 from loralens.compression.loss import total_error
-from loralens.compression.plan import Plan
+from loralens.compression.plan import TruncationPlan
 from loralens.compression.truncate import truncate
 from loralens.core.adapter import Adapter
 from loralens.core.lowrank import Layout, LowRank
@@ -31,14 +31,14 @@ def size(adapter):
 
 
 def test_ranks_shown():
-    assert ranks_shown(0) == []
-    assert ranks_shown(3) == [1, 2, 3]
-    assert ranks_shown(40)[-6:] == [16, 20, 24, 28, 32, 40]
-    assert ranks_shown(100)[-4:] == [64, 80, 96, 100]
+    assert curve_ranks(0) == []
+    assert curve_ranks(3) == [1, 2, 3]
+    assert curve_ranks(40)[-6:] == [16, 20, 24, 28, 32, 40]
+    assert curve_ranks(100)[-4:] == [64, 80, 96, 100]
 
 
 def test_points_are_truncations(adapter):
-    points = rank_curve(Plan.of(adapter), size=size)
+    points = rank_curve(TruncationPlan.of(adapter), size=size)
     assert [point.rank for point in points] == [6, 5, 4, 3, 2, 1]
     for point in points:
         after, found = truncate(adapter, Rule("rank", point.rank))
@@ -53,10 +53,10 @@ def test_points_are_truncations(adapter):
 
 
 def test_bits_buy_more_than_rank_alone(adapter):
-    points = rank_curve(Plan.of(adapter), size=size, header=1000)
+    points = rank_curve(TruncationPlan.of(adapter), size=size, header=1000)
     for point in points[1:]:
         assert point.few_bits < point.budget.error
-    assert rank_curve(Plan.of(adapter), size=size, header=10**6)[0].few_bits is None
+    assert rank_curve(TruncationPlan.of(adapter), size=size, header=10**6)[0].few_bits is None
 
 
 def test_few_bits_begin_where_one_direction_of_two_bits_for_each_module_fits(adapter):
@@ -64,17 +64,17 @@ def test_few_bits_begin_where_one_direction_of_two_bits_for_each_module_fits(ada
     least = sum(direction_bytes(m.shape, 2) for m in adapter.modules.values())
     kept = {name: s[0] ** 2 * (1 - expected_noise(2)) for name, s in spectra.items()}
     whole = sum(float(s @ s) for s in spectra.values())
-    lowest = rank_curve(Plan.of(adapter), size=size)[-1].uniform.bytes
-    fits = rank_curve(Plan.of(adapter), size=size, header=lowest - least)
+    lowest = rank_curve(TruncationPlan.of(adapter), size=size)[-1].uniform.bytes
+    fits = rank_curve(TruncationPlan.of(adapter), size=size, header=lowest - least)
     assert fits[-1].few_bits == pytest.approx(np.sqrt(1 - sum(kept.values()) / whole), rel=LOSS)
-    assert rank_curve(Plan.of(adapter), size=size, header=lowest - least + 1)[-1].few_bits is None
+    assert rank_curve(TruncationPlan.of(adapter), size=size, header=lowest - least + 1)[-1].few_bits is None
     shapes = {name: m.shape for name, m in adapter.items()}
     for point in fits:
         room = point.uniform.bytes - (lowest - least)
         step = max(direction_bytes(shape, 16) for shape in shapes.values())
         near = 1 + 1e-6  # the curve takes what is saved off the whole, of which little is left at 16 bits
-        assert allocate(spectra, shapes, room).error <= point.few_bits * near
-        assert room - least < step or point.few_bits <= allocate(spectra, shapes, room - step).error * near
+        assert allocate_bits(spectra, shapes, room).error <= point.few_bits * near
+        assert room - least < step or point.few_bits <= allocate_bits(spectra, shapes, room - step).error * near
 
 
 @pytest.mark.parametrize("protect", ["absolute", "relative"])
@@ -93,6 +93,6 @@ def test_few_bits_are_weighted_and_shared_as_ranks_are(adapter, protect, kind):
         weights={name: 1 / float(s @ s) for name, s in spectra.items()} if protect == "relative" else None,
         shared=dict.fromkeys(names, "mlp.experts.up") if kind == "experts" else None,
     )
-    for point in rank_curve(Plan.of(Adapter(modules=modules)), protect=protect, size=size, header=1000)[1:]:
+    for point in rank_curve(TruncationPlan.of(Adapter(modules=modules)), protect=protect, size=size, header=1000)[1:]:
         expected = steps.error[steps.nbytes <= point.uniform.bytes - 1000][-1]
         assert point.few_bits == pytest.approx(expected, rel=1e-6)

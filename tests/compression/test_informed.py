@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from loralens.compression.calibrated import whitened_svd
-from loralens.compression.directions import Directions, truncated
-from loralens.compression.informed import data_losses, directions_on_data, in_one_unit
+from loralens.compression.directions import Directions, truncate_pair
+from loralens.compression.informed import data_losses, directions_on_data, equalise_units
 from loralens.compression.loss import total_error
 from loralens.compression.truncate import truncate
 from loralens.core.adapter import Adapter
@@ -54,9 +54,9 @@ def test_combinations_give_the_whitened_truncation(rank, out_side):
     before = module(0)
     one = moment(before, 0, out_side=out_side)
     found = directions_on_data(before, one)
-    after = truncated(before, found.head(rank))
+    after = truncate_pair(before, found.head(rank))
     best = whitened_svd(before, one.K, one.G)
-    D = best.left.columns() @ best.X[:, :rank] @ best.Y[:rank] @ before.A
+    D = best.Q_B.columns() @ best.X[:, :rank] @ best.Y[:rank] @ before.A
     np.testing.assert_allclose(after.dense(), D, atol=TRUNCATED * 100 * np.abs(D).max())
     assert (after.scale, after.rank) == (before.scale, rank)
     np.testing.assert_allclose(np.linalg.norm(after.B, axis=0), np.linalg.norm(after.A, axis=1))
@@ -93,7 +93,7 @@ def test_what_the_data_never_reached_gets_the_least_and_what_was_not_measured_it
     assert (after["b"].rank, after["a"].rank > 1, after["c"].rank > 1) == (1, True, True)
     assert set(data_losses(adapter, after, partial)) == {"a"}
     found = {name: directions_on_data(adapter[name], some.get(name)) for name in adapter}
-    one = in_one_unit(found, adapter, partial)
+    one = equalise_units(found, adapter, partial)
     gain = np.linalg.norm(found["a"].s) / np.linalg.norm(adapter["a"].dense())
     np.testing.assert_allclose(one["c"].s, gain * found["c"].s)
     assert one["a"] is found["a"]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from loralens.compression.magnitudes import cosines_of, resolved
+from loralens.compression.magnitudes import solve_magnitudes, weight_cosines
 from loralens.compression.truncate import truncate
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.carried import magnitudes
@@ -34,7 +34,7 @@ def test_no_other_magnitude_is_nearer(role, axis, transposed, monkeypatch):
     monkeypatch.setattr("loralens.core.weights.BLOCK", 14)
     adapter, weights, W, m = dora(role=role, transposed=transposed)
     after = truncate(adapter, Rule("rank", 1)).adapter
-    solved = resolved(adapter, after, weights).extra["a.m"].tensor.read()
+    solved = solve_magnitudes(adapter, after, weights).extra["a.m"].tensor.read()
     old = reference.dora_weight(W + adapter["a"].dense(), m, axis)
 
     def distance(magnitude):
@@ -52,7 +52,7 @@ def test_no_other_magnitude_is_nearer(role, axis, transposed, monkeypatch):
 def test_columns_of_a_kernel_belong_to_their_channel(flat):
     adapter, weights, W, m = dora(role="magnitude_in", kernel=(3,), flat=flat)
     after = truncate(adapter, Rule("rank", 1)).adapter
-    solved = resolved(adapter, after, weights).extra["a.m"].tensor.read()
+    solved = solve_magnitudes(adapter, after, weights).extra["a.m"].tensor.read()
     first, second = (W + one["a"].dense() for one in (adapter, after))
     V, V_ = (X.reshape(7, 6, 3).transpose(1, 0, 2).reshape(6, -1) for X in (first, second))
     cosine = np.sum(V * V_, 1) / np.linalg.norm(V, axis=1) / np.linalg.norm(V_, axis=1)
@@ -61,8 +61,8 @@ def test_columns_of_a_kernel_belong_to_their_channel(flat):
 
 def test_what_is_the_same_module_keeps_its_magnitude_and_the_dtype_stays():
     adapter, weights, _, _ = dora(dtype=np.float32)
-    assert resolved(adapter, adapter, {}).extra["a.m"] is adapter.extra["a.m"]
-    after = resolved(adapter, truncate(adapter, Rule("rank", 1)).adapter, weights)
+    assert solve_magnitudes(adapter, adapter, {}).extra["a.m"] is adapter.extra["a.m"]
+    after = solve_magnitudes(adapter, truncate(adapter, Rule("rank", 1)).adapter, weights)
     assert after.extra["a.m"].tensor.dtype == np.float32
     assert magnitudes(after) == {"a": "a.m"}
 
@@ -70,11 +70,11 @@ def test_what_is_the_same_module_keeps_its_magnitude_and_the_dtype_stays():
 def test_a_row_of_zeros_has_nothing_to_be_turned():
     zero = LowRank(np.zeros((3, 1)), np.zeros((1, 2)))
     weight = Weight("a", LazyArray.of(np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0]])), False)
-    assert cosines_of(zero, zero, weight).tolist() == [1.0, 1.0, 1.0]
+    assert weight_cosines(zero, zero, weight).tolist() == [1.0, 1.0, 1.0]
 
 
 def test_a_magnitude_of_another_length_is_refused():
     adapter, weights, _, _ = dora()
     wrong = Adapter(modules=adapter.modules, extra={"a.m": Extra("magnitude", "a", LazyArray.of(np.ones(5)))})
     with pytest.raises(ShapeError, match="not one number for each of 7"):
-        resolved(wrong, truncate(wrong, Rule("rank", 1)).adapter, weights)
+        solve_magnitudes(wrong, truncate(wrong, Rule("rank", 1)).adapter, weights)

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import loralens
-from loralens.compression.loss import losses, lost, total_error
-from loralens.compression.plan import Plan
+from loralens.compression.loss import losses, total_error, update_loss
+from loralens.compression.plan import TruncationPlan
 from loralens.compression.truncate import truncate
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import LazyArray
@@ -251,23 +251,23 @@ def test_numbers_that_do_not_fit_a_dtype_are_refused_not_written_as_infinity():
     adapter = Adapter(modules={"a": LowRank(B, np.ones((2, 3), np.float32) * np.array([[1e5], [-1]], np.float32))})
     with pytest.raises(FormatError, match="too large for float16"):
         truncate(adapter, Rule("rank", 1), dtype=np.float16)
-    after = Plan.of(adapter, dtype=np.float16).at({"a": 1})
+    after = TruncationPlan.of(adapter, dtype=np.float16).at({"a": 1})
     with pytest.raises(FormatError, match=r"^a: its factors are too large"):
         after["a"].B.sum()
 
 
 def test_a_module_that_is_gone_or_changed_has_lost_itself():
     module = small_adapter()["model.layers.0.self_attn.q_proj"]
-    assert lost(module, None).relative_error == 1.0
+    assert update_loss(module, None).relative_error == 1.0
     with pytest.raises(loralens.ShapeError, match="has become"):
-        lost(module, LowRank(np.ones((2, 1)), np.ones((1, 2))))
+        update_loss(module, LowRank(np.ones((2, 1)), np.ones((1, 2))))
     zero = LowRank(np.zeros((6, 1)), np.zeros((1, 4)))
-    assert lost(zero, LowRank(np.ones((6, 1)), np.ones((1, 4)))).relative_error == 1.0
-    assert lost(zero, zero).relative_error == 0.0
+    assert update_loss(zero, LowRank(np.ones((6, 1)), np.ones((1, 4)))).relative_error == 1.0
+    assert update_loss(zero, zero).relative_error == 0.0
     full = Structured(Dense(LazyArray.of(np.ones((6, 4)))))
-    assert (lost(full, None).relative_error, lost(full, None).rank_after) == (1.0, 0)
+    assert (update_loss(full, None).relative_error, update_loss(full, None).rank_after) == (1.0, 0)
     with pytest.raises(FormatError, match="NaN or Inf"):
-        lost(full, LowRank(np.full((6, 1), np.nan), np.ones((1, 4))))
+        update_loss(full, LowRank(np.full((6, 1), np.nan), np.ones((1, 4))))
 
 
 def test_losses_follow_the_names_of_another_dialect(adapter):
@@ -276,7 +276,7 @@ def test_losses_follow_the_names_of_another_dialect(adapter):
 
 
 def test_prediction_is_what_exact_factors_lose(adapter):
-    plan = Plan.of(adapter)
+    plan = TruncationPlan.of(adapter)
     chosen = plan.ranks(Rule("rank", 2))
     predicted, found = plan.losses(chosen), losses(adapter, plan.at(chosen))
     for name, loss in found.items():
@@ -300,4 +300,6 @@ def test_a_scale_of_any_size_loses_the_same(adapter, scale):
 def test_a_module_that_stays_as_it_is_must_be_finite_too(adapter):
     broken = LowRank(np.full((9, 2), np.nan), np.ones((2, 5)))
     with pytest.raises(FormatError, match=r"^fc: .*NaN"):
-        Plan.of(Adapter(modules={**adapter.modules, "fc": broken}), modules=["q_proj"])  # before anything is written
+        TruncationPlan.of(
+            Adapter(modules={**adapter.modules, "fc": broken}), modules=["q_proj"]
+        )  # before anything is written

@@ -11,7 +11,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/analysis/test_amplification.py",),
     ),
     Mutant(
-        "Amplification.kept",
+        "Amplification.at_rank",
         "sqrt(self.shape[0] * self.shape[1])",
         "float(self.shape[0] * self.shape[1])",
         ("tests/analysis/test_amplification.py",),
@@ -26,8 +26,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "_suspect",
-        "len(hit) == len(patient.readings)",
-        "len(hit) > len(patient.readings)",
+        "len(hit) == len(exam.readings)",
+        "len(hit) > len(exam.readings)",
         ("tests/analysis/checks/test_strength.py",),
     ),
     Mutant(
@@ -68,7 +68,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/analysis/test_equality.py",),
     ),
     Mutant("_relative_dense", "max(norms)", "min(norms)", ("tests/analysis/test_equality.py",)),
-    Mutant("_summary", "norm / whole", "norm * whole", ("tests/analysis/test_spectrum.py",)),
+    Mutant("_summary", "norm / adapter_norm", "norm * adapter_norm", ("tests/analysis/test_spectrum.py",)),
     Mutant(
         "Inspection.parameters",
         "sum(module.parameters for module in self.modules.values())",
@@ -77,13 +77,13 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant("_measure", "d_U * d_V", "d_U / d_V", ("tests/analysis/test_interference.py",)),
     Mutant(
-        "far",
+        "far_cosine",
         "max(FAR, log(max(int(cosines) // 2, 1)))",
         "min(FAR, log(max(int(cosines) // 2, 1)))",
         ("tests/analysis/test_interference.py",),
     ),
     Mutant(
-        "replaced",
+        "replace_modules",
         "max(m.rank for m in members)",
         "min(m.rank for m in members)",
         ("tests/analysis/test_intruders.py",),
@@ -111,12 +111,15 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "_length",
-        "not (name in two or others.get(name) in one)",
-        "(name in two or others.get(name) in one)",
+        "not (name in spectra_second or names_back.get(name) in spectra_first)",
+        "(name in spectra_second or names_back.get(name) in spectra_first)",
         ("tests/analysis/test_trajectory.py",),
     ),
     Mutant(
-        "weight_norms.measure", "sqrt(found.squares)", "float(found.squares)", ("tests/analysis/test_weight_norms.py",)
+        "weight_norms.measure",
+        "sqrt(projection.squares)",
+        "float(projection.squares)",
+        ("tests/analysis/test_weight_norms.py",),
     ),
     # arithmetic
     Mutant(
@@ -153,8 +156,8 @@ MUTANTS: tuple[Mutant, ...] = (
         "lam * t / count / joint.total()",
         ("tests/arithmetic/test_methods.py",),
     ),
-    Mutant("null_space", "first + rest", "first - rest", ("tests/arithmetic/test_methods.py",)),
-    Mutant("total", "b - w", "b + w", ("tests/arithmetic/test_combine.py",)),
+    Mutant("null_space", "first + others_sum", "first - others_sum", ("tests/arithmetic/test_methods.py",)),
+    Mutant("total_quality", "b - w", "b + w", ("tests/arithmetic/test_combine.py",)),
     Mutant("_coefficients", "abs(cosine)", "float(cosine)", ("tests/arithmetic/test_methods.py",)),
     Mutant(
         "_cosine",
@@ -190,8 +193,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "whole_cutoffs",
-        "while any(one.open for one in sought.values())",
-        "while all(one.open for one in sought.values())",
+        "while any(selection.open for selection in selections.values())",
+        "while all(selection.open for selection in selections.values())",
         ("tests/arithmetic/test_elementwise.py",),
     ),
     # cli
@@ -244,7 +247,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant("_above", "(last[0] - first[0])", "(last[0] + first[0])", ("tests/compression/test_bits.py",)),
     Mutant(
-        "allocate",
+        "allocate_bits",
         "budget - needed + ladder.cost(floor)",
         "budget - needed - ladder.cost(floor)",
         ("tests/compression/test_bits.py",),
@@ -252,7 +255,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "_root", "values[-1:] * len(K) * EPS", "values[-1:] * len(K) / EPS", ("tests/compression/test_calibrated.py",)
     ),
-    Mutant("data_error", "trace - seen", "trace + seen", ("tests/compression/test_calibrated.py",)),
+    Mutant("data_error", "trace - visible", "trace + visible", ("tests/compression/test_calibrated.py",)),
     Mutant(
         "whitened_svd",
         "abs(module.scale) * s[:m]",
@@ -261,8 +264,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "_check_carried",
-        'scale * _held(layer, "B", name)',
-        'scale / _held(layer, "B", name)',
+        'scale * _peft_factor(layer, "B", name)',
+        'scale / _peft_factor(layer, "B", name)',
         ("tests/compression/test_calibration.py",),
     ),
     Mutant(
@@ -274,16 +277,16 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("_few_bits", "protection(spectra, protect)", "None", ("tests/compression/test_curve.py",)),
     Mutant("_few_bits", "shared_ranks(plan.adapter.modules)", "None", ("tests/compression/test_curve.py",)),
     Mutant("_few_bits.error", "last >= 0", "last > 0", ("tests/compression/test_curve.py",)),
-    Mutant("choice", "max(ranks, default=0)", "min(ranks, default=0)", ("tests/compression/test_curve.py",)),
+    Mutant("measure_choice", "max(ranks, default=0)", "min(ranks, default=0)", ("tests/compression/test_curve.py",)),
     Mutant("directions_on_data", "out * root", "out / root", ("tests/compression/test_informed.py",)),
     Mutant(
-        "in_one_unit",
-        "frobenius(found[name].s) / norm",
-        "frobenius(found[name].s) * norm",
+        "equalise_units",
+        "frobenius(by_module[name].s) / norm",
+        "frobenius(by_module[name].s) * norm",
         ("tests/compression/test_informed.py",),
     ),
-    Mutant("lost", "after.scale / unit", "after.scale * unit", ("tests/compression/test_quantise.py",)),
-    Mutant("cosines_of", "W + second(part)", "W - second(part)", ("tests/compression/test_magnitudes.py",)),
+    Mutant("update_loss", "after.scale / unit", "after.scale * unit", ("tests/compression/test_quantise.py",)),
+    Mutant("weight_cosines", "W + second(part)", "W - second(part)", ("tests/compression/test_magnitudes.py",)),
     Mutant(
         "protection",
         "max(norms.values(), default=0.0)",
@@ -732,7 +735,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("Watch.better", "value < best", "value <= best", ("tests/training/test_loop.py",)),
     Mutant("_error_of", "measured == {True}", "measured != {True}", ("tests/reporting/test_numbers.py",)),
     # report: findings, sliders, errors on inputs; and lines of the terminal
-    Mutant("_cost", "{told.unmoved:.0%}", "{1 - told.unmoved:.0%}", ("tests/reporting/test_findings.py",)),
+    Mutant("_cost", "{rounding.unmoved:.0%}", "{1 - rounding.unmoved:.0%}", ("tests/reporting/test_findings.py",)),
     Mutant("look", "{1 / stable:.2%}", "{stable - 1:.2%}", ("tests/reporting/test_findings.py",)),
     Mutant("_notice", "len(texts) - SHOWN", "len(texts) + SHOWN", ("tests/reporting/test_findings.py",)),
     Mutant(

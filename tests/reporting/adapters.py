@@ -7,7 +7,7 @@ import numpy as np
 
 import loralens
 from loralens.analysis.checks.diagnosis import Diagnosis
-from loralens.analysis.doctor import examined
+from loralens.analysis.doctor import examine_all
 from loralens.core.adapter import Adapter
 from loralens.core.lowrank import LowRank
 from loralens.core.scaling import Scaling
@@ -40,7 +40,7 @@ def dialect(name: str = "peft", *, one_rank: bool = False) -> Dialect:
 
 
 def measured(adapters: Mapping[str, Adapter], to: Dialect | None = None) -> list[Subject]:
-    return [measure_subject(one, one.path, to or dialect()) for one in examined(adapters)]
+    return [measure_subject(one, one.path, to or dialect()) for one in examine_all(adapters)]
 
 
 def report(subjects: Sequence[Subject], findings: Sequence[Diagnosis], **options: Any) -> Report:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from markdown_it import MarkdownIt
 
-from loralens.analysis.doctor import examined, findings
+from loralens.analysis.doctor import examine_all, run_checks
 from loralens.charts.spec import LineChart
 from loralens.charts.svg_lines import lines_svg
 from loralens.core.adapter import Adapter
@@ -28,7 +28,7 @@ KINDS += ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 
 def made(adapters: dict[str, Adapter]) -> Report:
     subjects = measured(adapters)
-    found = findings([one.patient for one in subjects])
+    found = run_checks([one.patient for one in subjects])
     return report(
         subjects,
         found,
@@ -312,7 +312,7 @@ def test_findings_are_gathered_by_kind() -> None:
     for name in NAMES[:4]:
         adapter = without(adapter, name, 0.0)
     subjects = measured({"a": adapter})
-    told = findings(examined({"a": adapter}))
+    told = run_checks(examine_all({"a": adapter}))
     text = report_html(report(subjects, told))
     assert "4 of 6 modules" in text
     assert "and 1 more like these" in text

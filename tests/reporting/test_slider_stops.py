@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from loralens.compression.loss import total_error
-from loralens.compression.plan import Plan
+from loralens.compression.plan import TruncationPlan
 from loralens.core.lowrank import Layout as Kind
 from loralens.core.lowrank import LowRank
 from loralens.core.ranks import Rule
@@ -24,24 +24,24 @@ ABOUT = ("error", "kept", "bytes", "now")
 def test_the_file_has_the_size_that_the_layout_says_at_any_ranks(name: str, rank: int) -> None:
     adapter = replace(drawn(rank=rank), format=name)
     to = dialect(name)
-    plan = Plan.of(adapter)
+    plan = TruncationPlan.of(adapter)
     found = find_layout(plan, to)
     assert found is not None
     rng = np.random.default_rng(3)
     of = rank_groups(plan, to)
     for _ in range(8):
-        ranks = {module: int(rng.integers(1, rank + 1)) for module in plan.found}
+        ranks = {module: int(rng.integers(1, rank + 1)) for module in plan.directions}
         assert found.size([ranks[module] for module in of]) == to.size(plan.at(ranks))
 
 
 def test_one_rank_dialects_have_one_item() -> None:
     adapter = replace(drawn(), format="mlx")
     to = dialect("mlx", one_rank=True)
-    plan = Plan.of(adapter)
+    plan = TruncationPlan.of(adapter)
     found = find_layout(plan, to)
     assert found is not None
     for rank in (1, 3, 6):
-        assert found.size([rank]) == to.size(plan.at(dict.fromkeys(plan.found, rank)))
+        assert found.size([rank]) == to.size(plan.at(dict.fromkeys(plan.directions, rank)))
 
 
 def test_experts_of_a_stack_are_one_item() -> None:
@@ -50,7 +50,7 @@ def test_experts_of_a_stack_are_one_item() -> None:
     first = adapter[names[0]]
     expert = LowRank(first.B, first.A, first.scale, scaling=first.scaling, layout=Kind("experts"))
     modules = {name: expert if "[" in name else module for name, module in adapter.items()}
-    plan = Plan.of(replace(adapter, modules=modules))
+    plan = TruncationPlan.of(replace(adapter, modules=modules))
     of = rank_groups(plan, dialect())
     assert of[names[0]] == of[names[1]]
     assert len(set(of.values())) == 3
@@ -66,7 +66,7 @@ def test_pickles_and_headers_that_say_ranks_follow_no_such_rule_and_have_the_sto
     assert [stop.value for stop in stops] == sorted({point.budget.bytes for point in one.points})
     assert stops[-1].bytes == one.dialect.size(adapter)
     for stop in stops:
-        chosen = dict(zip(one.plan.found, stop.ranks, strict=True))
+        chosen = dict(zip(one.plan.directions, stop.ranks, strict=True))
         assert stop.error == total_error(one.plan.losses(chosen))
         assert stop.bytes == one.dialect.size(one.plan.at(chosen))
     carried = slider_data(one, 0)
@@ -114,7 +114,7 @@ def test_what_is_carried_says_the_numbers_of_its_stops_in_the_units_of_the_page(
         "now": percent(best.uniform.bytes / whole),
         "ranks": f"rank {best.rank}",
         "at": [best.uniform.bytes / 1000, 100 * best.uniform.error],
-        "chosen": [best.rank] * len(one.plan.found),
+        "chosen": [best.rank] * len(one.plan.directions),
     }
     near = budget["stops"][budget["start"]]
     assert int(near["option"].removeprefix("--size ")) >= best.uniform.bytes

@@ -9,7 +9,7 @@ import pytest
 import loralens
 from loralens.analysis.base.amplification import measure_amplification
 from loralens.analysis.checks.base import Base
-from loralens.analysis.doctor import examined
+from loralens.analysis.doctor import examine_all
 from loralens.core.lazy import LazyArray
 from loralens.core.weights import weights_of
 from loralens.reporting.base import base_section
@@ -39,7 +39,7 @@ def against_base(dtype=ml_dtypes.bfloat16):
     tensors = {f"{name}.weight": LazyArray.of(W.astype(dtype)) for name in modules}
     weights = weights_of(modules, tensors).modules
     found = measure_amplification(adapter, weights, top=False, exact=True)
-    (patient,) = examined({"a": adapter}, base=Base("the base", tensors))
+    (patient,) = examine_all({"a": adapter}, base=Base("the base", tensors))
     held = BaseMeasurements(amplified=found, intruders=None, without="")
     return measure_subject(patient, "a", dialect(), against_base=held), W, sides
 

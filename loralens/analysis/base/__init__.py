@@ -1,1 +1,1 @@
-"""An adapter against the weights of its base."""
+"""Measures of an adapter against the weights of its base."""

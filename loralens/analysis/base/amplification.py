@@ -1,4 +1,4 @@
-"""What ΔW amplifies: ‖ΔW‖ beside ‖UᵀWV‖, with the controls that tell a direction from a length."""
+"""Amplification: ‖ΔW‖ relative to ‖UᵀWV‖, with controls that separate the directions of ΔW from its norm."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import NamedTuple, final
 
 import numpy as np
 
-from loralens.analysis.base.weight_norms import metered, work
+from loralens.analysis.base.weight_norms import report_progress, weight_steps
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array
 from loralens.core.lowrank import Bases
@@ -23,27 +23,27 @@ from loralens.linalg.projection import Estimate, exact_fourth_powers, fourth_pow
 from loralens.linalg.randomized import Leading, input_dtype, is_dense, leading_svd
 from loralens.linalg.subspace import phi_map
 
-FAR = 3.0  # standard deviations beyond which a module is counted, beside how many chance counts
-SURE = 1e-9  # of the mean: a spread below it is rounding, and nothing was left to chance
+FAR = 3.0  # standard deviations beyond which a module is counted; the count that chance gives is reported with it
+SURE = 1e-9  # relative spread below which the null distribution is rounding error around one possible value
 
 
-class Kept(NamedTuple):
-    """The row of Table 7 for the ``rank`` leading directions of ΔW.
+class KeptRank(NamedTuple):
+    """The quantities of Hu et al. 2021, Table 7, for the ``rank`` leading directions of ΔW.
 
-    ``nan`` where a quantity has no value: ΔW or W is 0, or the top of W was not asked for. ``amplification`` is
-    infinite where UᵀWV = 0.
+    A quantity without a value is NaN: ΔW or W is 0, or the top of W was not asked for. ``amplification`` is infinite
+    where UᵀWV = 0.
     """
 
     rank: int
-    delta_norm: float  # ‖ΔWᵢ‖_F of these directions alone: the update that `loralens compress --rank i` keeps
+    delta_norm: float  # ‖ΔWᵢ‖_F of these directions alone, the update that `loralens compress --rank i` keeps
     projected_norm: float  # ‖UᵢᵀWVᵢ‖_F
-    top_norm: float  # √Σσ(W)² of as many directions: the most that any U and V could catch
-    top_error: float  # bound on the error of top_norm
-    random_norm: float  # i/√(out·in)·‖W‖_F: what uniform U and V catch, root mean square
+    top_norm: float  # √Σσ(W)² of as many directions, the largest possible ‖UᵀWV‖
+    top_error: float  # a bound on the error of top_norm
+    random_norm: float  # i/√(out·in)·‖W‖_F, the root mean square for uniform random U and V
     amplification: float  # ‖ΔWᵢ‖ / ‖UᵢᵀWVᵢ‖
     excess: float  # ‖UᵢᵀWVᵢ‖ / random_norm
-    z: float  # of ‖UᵢᵀWVᵢ‖² under uniform U and V
-    z_error: float  # standard error of z: Σσ⁴ of W is estimated from a sketch
+    z: float  # z-score of ‖UᵢᵀWVᵢ‖² under uniform random U and V
+    z_error: float  # standard error of z, because Σσ⁴ of W is estimated from a sketch
     far_chance: float  # probability of |z| > 3 under uniform U and V: 2 % at rank 1, falling to 0.3 % as ranks grow
 
 
@@ -59,7 +59,7 @@ class Top:
     out, in_ : float64 array, shape (k, t), in [0, 1]
         φ(i, j) between the i leading directions of ΔW and the j of W, on either side (Hu et al. 2021, Figure 8).
     exact : bool
-        From a dense SVD.
+        Whether they come from a dense SVD.
     """
 
     s: Array
@@ -77,7 +77,7 @@ class Top:
 @final
 @dataclass(frozen=True, slots=True)
 class Amplification:
-    """What one update does to its weight.
+    """The amplification of one update.
 
     Attributes
     ----------
@@ -86,10 +86,10 @@ class Amplification:
     rank : int
         Nominal rank r of the update.
     s : float64 array, shape (k,)
-        Singular values of ΔW: those above rounding, or as many as were asked for. None where ΔW = 0.
+        Singular values of ΔW: those above rounding, or as many as were asked for. Empty where ΔW = 0.
     overlap : float64 array, shape (k, k)
         UᵀWV in the units of W, U (out, k) and V (in, k) the singular directions of ΔW. Row and column i change sign
-        together with the directions; nothing printed depends on that.
+        with the directions, but no reported number depends on that.
     weight_norm : float
         ‖W‖_F.
     fourths : Estimate
@@ -97,7 +97,7 @@ class Amplification:
     top : Top or None
         The leading directions of W, where they were asked for.
     ranks : tuple of int
-        The kept ranks that were asked for, at most k each; k itself by default.
+        The ranks that were asked for, at most k each; by default k.
     """
 
     shape: tuple[int, int]
@@ -110,14 +110,14 @@ class Amplification:
     ranks: tuple[int, ...]
 
     @property
-    def curve(self) -> tuple[Kept, ...]:
-        """A row for every kept rank i = 1 … k."""
-        return tuple(self.kept(i) for i in range(1, self.s.size + 1))
+    def curve(self) -> tuple[KeptRank, ...]:
+        """The quantities for every rank i = 1 … k."""
+        return tuple(self.at_rank(i) for i in range(1, self.s.size + 1))
 
     @property
-    def rows(self) -> tuple[Kept, ...]:
-        """A row for every rank that was asked for."""
-        return tuple(self.kept(i) for i in self.ranks)
+    def rows(self) -> tuple[KeptRank, ...]:
+        """The quantities for every rank that was asked for."""
+        return tuple(self.at_rank(i) for i in self.ranks)
 
     @property
     def directions(self) -> Array:
@@ -125,12 +125,13 @@ class Amplification:
         with np.errstate(divide="ignore"):
             return np.asarray(self.s / np.abs(np.diagonal(self.overlap)), dtype=np.float64)
 
-    def kept(self, i: int) -> Kept:
-        """The row of Table 7 for the i leading directions of ΔW.
+    def at_rank(self, i: int) -> KeptRank:
+        """The quantities for the i leading directions of ΔW.
 
         Notes
         -----
-        The numerator is ‖ΔWᵢ‖, not ‖ΔW‖: the row is that of the adapter truncated to rank i, and at i = k they agree.
+        The numerator is ‖ΔWᵢ‖ and not ‖ΔW‖: these are the quantities of the adapter truncated to rank i. At i = k both
+        agree.
         """
         delta, projected = float(np.linalg.norm(self.s[:i])), float(np.linalg.norm(self.overlap[:i, :i]))
         random = i / sqrt(self.shape[0] * self.shape[1]) * self.weight_norm
@@ -139,10 +140,10 @@ class Amplification:
         z, z_error, far_chance = self._z(i, projected)
         factor = delta / projected if projected else inf if delta else nan
         excess = projected / random if random else nan
-        return Kept(i, delta, projected, top, error, random, factor, excess, z, z_error, far_chance)
+        return KeptRank(i, delta, projected, top, error, random, factor, excess, z, z_error, far_chance)
 
     def _z(self, i: int, projected: float) -> tuple[float, float, float]:
-        """How far ‖UᵀWV‖² is from chance, in standard deviations; the error of that; how often chance goes `FAR`."""
+        """The z-score of ‖UᵀWV‖², its standard error, and the probability that chance exceeds `FAR`."""
         squares, (fourths, error) = self.weight_norm**2, self.fourths
         if not (i and squares):
             return nan, nan, nan
@@ -154,8 +155,8 @@ class Amplification:
         return z, abs(z) * (wider / spread - 1), projection_beyond(mean, spread, FAR)
 
 
-def count_far(rows: Sequence[Kept]) -> tuple[int, float]:
-    """How many rows are more than `FAR` standard deviations from chance, and how many chance alone gives."""
+def count_far(rows: Sequence[KeptRank]) -> tuple[int, float]:
+    """The number of rows more than `FAR` standard deviations from chance, and the expected number by chance."""
     return sum(abs(row.z) > FAR for row in rows), sum(row.far_chance for row in rows if isfinite(row.far_chance))
 
 
@@ -173,12 +174,12 @@ def measure_amplification(
     threads: int = 1,
     step: Step | None = None,
 ) -> dict[str, Amplification]:
-    """What every update does to its weight, in natural module order; weights are read one at a time.
+    """Measure the amplification of every update, in natural module order; weights are read one at a time.
 
-    Amplification is ‖ΔW‖_F / ‖UᵀWV‖_F with U (out, r) and V (in, r) the singular directions of ΔW = scale·B·A
-    (Hu et al. 2021, §7.3, Table 7 and App. H.4, where the product is printed UᵀWVᵀ because its V holds rows). A factor
-    rises with ‖ΔW‖ alone, so it comes beside the random control r/√(out·in)·‖W‖_F, the excess ‖UᵀWV‖ over it, and the
-    z-score of that under uniform U and V (`loralens.linalg.chance.projection_moments`).
+    Amplification is ‖ΔW‖_F / ‖UᵀWV‖_F with U (out, r) and V (in, r) the singular directions of ΔW = scale·B·A (Hu et
+    al. 2021, §7.3, Table 7 and App. H.4, where the product is printed UᵀWVᵀ because its V holds rows). The factor rises
+    with ‖ΔW‖ alone. It is therefore reported with the random control r/√(out·in)·‖W‖_F, the ratio of ‖UᵀWV‖ to that
+    control, and its z-score under uniform random U and V (`loralens.linalg.chance.projection_moments`).
 
     Parameters
     ----------
@@ -186,48 +187,50 @@ def measure_amplification(
     weights : mapping of str to Weight
         The base weight of every module, as `loralens.core.weights.weights_of` finds them.
     ranks : sequence of int
-        Kept ranks to report; the leading ``max(ranks)`` directions are then all that is computed. Empty: all.
+        Ranks to report. Only the leading ``max(ranks)`` directions are then computed. Empty: all.
     top : bool
-        Also the leading directions of W: √Σσ(W)², and φ between them and those of ΔW (Figure 8).
+        Also compute the leading directions of W: √Σσ(W)², and φ between them and those of ΔW (Figure 8).
     directions : int
-        How many of W; 0: as many as ΔW has.
+        The number of directions of W; 0: as many as ΔW has.
     exact : bool
-        Dense SVD of W in float64, and Σσ⁴ exactly; minutes and more memory for a big weight.
+        Use a dense SVD of W in float64, and the exact Σσ⁴. This takes minutes and more memory for a big weight.
     device : str or Device
         ``cpu`` (NumPy), ``cuda`` or ``cuda:N`` (torch).
     seed : int
-        Of the sketch and the randomised SVD.
+        The seed of the sketch and of the randomised SVD.
     modules : sequence of str
         Globs over module names or kinds; all modules where empty.
     threads : int
-        On the CPU: blocks of a weight worked on at a time. Results do not depend on it.
+        On the CPU, the blocks of a weight worked on at a time. Results do not depend on it.
     step : callable, optional
-        Told how much is done, in parts that add up to `loralens.analysis.base.weight_norms.work`.
+        Called with the amount of work done; the amounts add up to `loralens.analysis.base.weight_norms.weight_steps`.
 
     Raises
     ------
     OptionError
-        A glob that matches nothing, a rank that no module has, no such device.
+        A glob matches nothing, no module has such a rank, or there is no such device.
     FormatError
         A factor or a weight holds NaN or Inf.
 
     Notes
     -----
-    One pass over W, float64 on the CPU. With ``top`` a float32 copy of one W is held, and the steps of
-    `loralens.linalg.randomized.leading_svd` follow: peak memory is that copy and a few megabytes. Weights of up to 512
-    on their shorter side are decomposed exactly.
+    W is read once, in float64 on the CPU. With ``top`` a float32 copy of one W is kept in memory for the steps of
+    `loralens.linalg.randomized.leading_svd`: peak memory is that copy and a few megabytes. Weights whose shorter side
+    is at most 512 are decomposed exactly.
 
     Table 7 of the paper is reproduced up to its rounding: 6.91/0.32 = 21.6 (printed 21.5), and its random column for
-    r = 64 is 0.3227 (printed 0.33). α there is that of the first r tried, so its two ‖ΔW‖ are under different scales.
+    r = 64 is 0.3227 (printed 0.33). The paper sets α to the first r tried, so its two ‖ΔW‖ have different scales.
     """
     names = select(adapter, modules)
     _check_ranks(ranks, [adapter[name].rank for name in names])
-    where = Device.of(device, threads=threads)
+    on_device = Device.of(device, threads=threads)
 
     def measure(name: str) -> Amplification:
-        with place(name), metered(step, work([weights[name]], top=top)) as tell:
+        with place(name), report_progress(step, weight_steps([weights[name]], top=top)) as tell:
             rng = np.random.default_rng(seed)
-            return _measure(adapter[name], weights[name], ranks, directions if top else None, exact, where, rng, tell)
+            return _measure(
+                adapter[name], weights[name], ranks, directions if top else None, exact, on_device, rng, tell
+            )
 
     return {name: measure(name) for name in names}
 
@@ -249,30 +252,32 @@ def _measure(
     rng: np.random.Generator,
     step: Step,
 ) -> Amplification:
-    """One module; ``directions`` is None where the top of W is not asked for."""
+    """Measure one module; ``directions`` is None if the top of W is not asked for."""
     if weight.shape != module.shape:
         raise ShapeError(f"ΔW is {module.shape} and W {weight.shape}", fix="give the base it was trained on")
     bases = _head(module.bases(), max(ranks, default=module.rank))
     k = bases.s.size
     count = 0 if directions is None else min(max(directions, k, 1), *module.shape)
-    swap = weight.transposed
+    swap = weight.transposed  # W is processed as it is stored, so U and V change places
     shape = weight.shape[::-1] if swap else weight.shape
-    left, right = (b.columns() for b in ((bases.right, bases.left) if swap else (bases.left, bases.right)))
+    U, V = (b.columns() for b in ((bases.right, bases.left) if swap else (bases.left, bases.right)))
     dense = is_dense(shape, max(count, 1), exact=exact)
     S = device.empty(shape, input_dtype(shape, max(count, 1), exact=exact)) if count or dense else None
     sketch = gaussian(rng, shape[1])
-    found = project(weight.blocks(device.block), left, right, sketch, device=device, whole=S, step=step)
-    led = leading_svd(S, count, rng=rng, device=device, exact=exact, step=step) if count and found.squares else None
+    projection = project(weight.blocks(device.block), U, V, sketch, device=device, whole=S, step=step)
+    led = (
+        leading_svd(S, count, rng=rng, device=device, exact=exact, step=step) if count and projection.squares else None
+    )
     if dense:
         fourths = Estimate(exact_fourth_powers(S, device=device), 0.0)
     else:
-        fourths = fourth_powers(found, shape, known=(led.s, led.V.T @ sketch) if led else None)
+        fourths = fourth_powers(projection, shape, known=(led.s, led.V.T @ sketch) if led else None)
     return Amplification(
         shape=module.shape,
         rank=module.rank,
         s=bases.s,
-        overlap=found.product.T if swap else found.product,
-        weight_norm=sqrt(found.squares),
+        overlap=projection.product.T if swap else projection.product,
+        weight_norm=sqrt(projection.squares),
         fourths=fourths,
         top=_top(bases, led, swap) if led else None,
         ranks=tuple(sorted({min(rank, k) for rank in ranks})) or (k,),

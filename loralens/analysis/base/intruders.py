@@ -1,8 +1,9 @@
 """Intruder dimensions: leading singular directions of W + ΔW that no singular direction of W resembles.
 
-Shuttleworth et al. 2024, arXiv 2410.21228, Definition 3.1 and Algorithm 1, as their code has it: left vectors, the
-absolute value of the cosine, all thin left vectors of W. What the test sees is *delocalisation*: where out ≤ in the
-left vectors of W span everything, and a direction spread evenly over m of them scores 1/√m however well W knows it.
+This is Definition 3.1 and Algorithm 1 of Shuttleworth et al. 2024, arXiv 2410.21228, as in their code: with left
+vectors, the absolute value of the cosine, and all thin left vectors of W. The test detects *delocalisation*. Where
+out ≤ in, the left vectors of W span the whole space, and a direction that is spread evenly over m of them has the score
+1/√m, although it lies in the span of W.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,19 +20,19 @@ from loralens.core.lazy import Array
 from loralens.core.lowrank import LowRank
 from loralens.core.structured import Update
 from loralens.errors import MismatchError, OptionError, place
-from loralens.linalg.lanczos import LeadingTriplets, Method, leading_triplets
+from loralens.linalg.lanczos import Method, leading_triplets
 from loralens.linalg.largest_entry import largest_entry_chance, largest_entry_median
 from loralens.linalg.measures import numerical_rank
 from loralens.linalg.rank_update import Decomposed, UpdatedWeight, rank_update
 
-TOP = 10
-THRESHOLD = 0.5
+TOP = 10  # leading directions that are tested, and
+THRESHOLD = 0.5  # the largest cosine of an intruder: defaults of the command
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Intruders:
-    """The leading singular directions of W + ΔW of one module, and how well W knows each of them.
+    """The leading singular directions of W + ΔW of one module, and their similarity to those of W.
 
     Attributes
     ----------
@@ -40,14 +41,14 @@ class Intruders:
     scores : float64 array, shape (k,)
         max_i |⟨y_j, u_i⟩| of the left vector y_j over all thin left vectors u_i of W; in [0, 1].
     threshold : float
-        y_j is an intruder where its score is below.
+        y_j is an intruder if its score is below this.
     shape : tuple of int
         (out, in).
     tied : bool
-        Two of these values are equal to 1e-9, or the last one and the next: their vectors, and so the scores, are
-        not unique.
+        Whether two of these values, or the last one and the next, agree to 1e-9. Their vectors, and so the scores,
+        are then not unique.
     method : str
-        ``lanczos``, or ``dense`` where that did not converge in time.
+        ``lanczos``, or ``dense`` if that did not converge in time.
     U : float64 array, shape (out, count)
     V : float64 array, shape (in, count)
         Left and right vectors of the intruders, in order.
@@ -64,19 +65,19 @@ class Intruders:
 
     @property
     def indices(self) -> Array:
-        """Which of the leading directions are intruders, counted from 0."""
+        """The indices of the intruders among the leading directions, from 0."""
         return np.flatnonzero(self.scores < self.threshold)
 
     @property
     def count(self) -> int:
-        """How many of them are."""
+        """The number of intruders."""
         return int(self.indices.size)
 
     @property
     def energy_share(self) -> float:
-        """Σσ² of the intruders over Σσ² of the leading directions, in [0, 1]."""
-        whole = float(np.sum(self.s**2))
-        return float(np.sum(self.s[self.indices] ** 2)) / whole if whole else 0.0
+        """Σσ² of the intruders relative to Σσ² of the leading directions, in [0, 1]."""
+        total = float(np.sum(self.s**2))
+        return float(np.sum(self.s[self.indices] ** 2)) / total if total else 0.0
 
     @property
     def chance(self) -> float:
@@ -89,17 +90,17 @@ class Intruders:
         return largest_entry_median(self.shape[0], min(self.shape))
 
     def without_vectors(self) -> "Intruders":
-        """The same numbers, and the memory of the vectors given back."""
+        """The same numbers without the vectors, whose memory is released."""
         return replace(self, U=self.U[:, :0].copy(), V=self.V[:, :0].copy())
 
 
 def check_plain(adapter: Adapter, names: Sequence[str], *, pairs: bool = False) -> None:
-    """Refuse modules whose tuned weight is not W + ΔW; with ``pairs``, also those that cannot be edited.
+    """Raise an error for modules whose tuned weight is not W + ΔW; with ``pairs``, also for those without factors.
 
     Raises
     ------
     MismatchError
-        One of them has a DoRA magnitude, or no factors.
+        A module has a DoRA magnitude, or no factors.
     """
     bent = magnitudes(adapter)
     for name in names:
@@ -114,12 +115,12 @@ def check_plain(adapter: Adapter, names: Sequence[str], *, pairs: bool = False) 
 
 
 def check_definition(*, top: int, threshold: float) -> None:
-    """Refuse a threshold or a number of directions with which nothing could be found.
+    """Raise an error for a threshold, or a number of directions, with which nothing could be found.
 
     Raises
     ------
     OptionError
-        It says what is possible.
+        The message states the allowed values.
     """
     if not 0 < threshold <= 1:
         raise OptionError(f"the threshold is {threshold:g}", fix="a cosine is meant: above 0, at most 1")
@@ -137,89 +138,85 @@ def find_intruders(module: Update, W: Decomposed, *, top: int = TOP, threshold: 
     W : Decomposed
         The SVD of the weight it is added to.
     top : int
-        How many of the leading directions are looked at; fewer where W + ΔW has a smaller rank.
+        The number of leading directions that are tested; fewer if W + ΔW has a smaller rank.
     threshold : float
         ε of the definition, in (0, 1].
 
     Notes
     -----
-    W + ΔW is never formed: it is S₀ + P Q in the bases of W (`rank_update`), a matrix that multiplies in O(n r), and
-    its left vectors hold the cosines as their first min(out, in) entries. Scores err by 1e-7, the rounding of the
-    kept vectors, where a value is 1e-2 σ_1 or more from its neighbours.
+    W + ΔW is never formed. In the bases of W it is S₀ + P Q (`rank_update`), a matrix that can be multiplied in O(n r),
+    and the first min(out, in) entries of its left vectors are the cosines. If a singular value is at least 1e-2 σ_1
+    from its neighbours, the error of its score is 1e-7, the rounding of the stored vectors.
 
     Raises
     ------
     OptionError
-        A threshold or a count that makes no sense.
+        The threshold or the number of directions is out of range.
     """
     check_definition(top=top, threshold=threshold)
-    seen = _seen(module, W)
+    tuned = _tuned_weight(module, W)
     k = min(module.shape)
-    found = leading_triplets(seen.matrix, min(top, k))
-    kept = numerical_rank(found.s, module.shape)
-    scores = np.abs(found.Y[:k, :kept]).max(axis=0, initial=0.0)
+    triplets = leading_triplets(tuned.matrix, min(top, k))
+    count = numerical_rank(triplets.s, module.shape)
+    scores = np.abs(triplets.Y[:k, :count]).max(axis=0, initial=0.0)
     chosen = np.flatnonzero(scores < threshold)
     return Intruders(
-        found.s[:kept],
+        triplets.s[:count],
         np.minimum(scores, 1.0),
         threshold,
         module.shape,
-        found.tied,
-        found.method,
-        *_vectors(seen, found, chosen),
+        triplets.tied,
+        triplets.method,
+        tuned.left.columns(triplets.Y[:, chosen]),
+        tuned.right.columns(triplets.Z[:, chosen]),
     )
 
 
-def _seen(module: Update, W: Decomposed) -> UpdatedWeight:
-    """W + ΔW in the bases of W; ΔW by its own singular directions, √σ on either side, none where σ is 0."""
+def _tuned_weight(module: Update, W: Decomposed) -> UpdatedWeight:
+    """W + ΔW in the bases of W, with ΔW split into its singular directions times √σ; directions of 0 are left out."""
     U, s, Vh = module.svd()
     r = numerical_rank(s, module.shape)
     root = np.sqrt(s[:r])
     return rank_update(W, U[:, :r] * root, root[:, None] * Vh[:r])
 
 
-def _vectors(seen: UpdatedWeight, found: LeadingTriplets, chosen: Array) -> tuple[Array, Array]:
-    """Left and right vectors of the chosen triplets, (out, c) and (in, c)."""
-    return seen.left.columns(found.Y[:, chosen]), seen.right.columns(found.Z[:, chosen])
+def remove_intruders(module: Update, intruders: Intruders, *, strength: float, dtype: DTypeLike = np.float32) -> Update:
+    """Scale the singular values of the intruders in W + ΔW by ``strength``: 0 removes them, 1 keeps them.
 
-
-def remove_intruders(module: Update, found: Intruders, *, strength: float, dtype: DTypeLike = np.float32) -> Update:
-    """The module whose intruders have ``strength`` times their singular value in W + ΔW′: 0 removes them, 1 keeps them.
-
-    ΔW′ = ΔW + (strength − 1) Σ σ_i u_i v_iᵀ, exactly, by one more rank for each intruder. Shuttleworth et al. 2024,
-    §5; PEFT's ``reduce_intruder_dimension`` makes the same edit and truncates it to the old rank.
+    ΔW′ = ΔW + (strength − 1) Σ σ_i u_i v_iᵀ (Shuttleworth et al. 2024, §5). The edit is exact and adds one rank for
+    each intruder. PEFT's ``reduce_intruder_dimension`` makes the same edit and truncates the result to the old rank.
 
     Parameters
     ----------
     module : LowRank or Structured
-    found : Intruders
-        Of this module, with its vectors.
+    intruders : Intruders
+        The intruders of this module, with their vectors.
     strength : float
         λ of the paper.
     dtype : dtype
-        Of the new factors. The scale is kept, and each new direction balanced between the factors, so narrow ones
-        lose no more than their own rounding.
+        The dtype of the new factors. The scale is kept, and every new direction is balanced between the two factors, so
+        that a narrow dtype adds no error beyond its rounding.
 
     Raises
     ------
     MismatchError
         The module is no pair.
     """
-    if strength == 1 or not found.count:
+    if strength == 1 or not intruders.count:
         return module
     module = _factors(module)
-    weights = (strength - 1) * found.s[found.indices]
-    scale = module.scale or 1.0  # an update with scale 0 is 0, and says nothing of what is added to it
+    weights = (strength - 1) * intruders.s[intruders.indices]
+    scale = module.scale or 1.0  # an update with the scale 0 is 0, so the scale is free
     root = np.sqrt(np.abs(weights) / abs(scale))
     B = module.B.astype(np.float64) * (module.scale != 0)
-    B = np.hstack([B, found.U * root * copysign(1.0, (strength - 1) * scale)])
-    A = np.vstack([module.A.astype(np.float64), (found.V * root).T])
+    B = np.hstack([B, intruders.U * root * copysign(1.0, (strength - 1) * scale)])
+    A = np.vstack([module.A.astype(np.float64), (intruders.V * root).T])
     layout = replace(module.layout, kind="linear", groups=1) if module.layout.kind == "merged" else module.layout
     return LowRank(B.astype(dtype), A.astype(dtype), scale, scaling=module.scaling, layout=layout)
 
 
 def _factors(module: Update) -> LowRank:
-    """The module itself where it is a pair."""
+    """The module itself if it is a pair; raises a MismatchError if not."""
     if isinstance(module, LowRank):
         return module
     raise MismatchError(
@@ -228,10 +225,10 @@ def _factors(module: Update) -> LowRank:
     )
 
 
-def replaced(adapter: Adapter, modules: Mapping[str, Update], *, uniform: bool = False) -> Adapter:
-    """The adapter with some modules replaced; the experts of one stack, or with ``uniform`` all modules, of one rank.
+def replace_modules(adapter: Adapter, modules: Mapping[str, Update], *, uniform: bool = False) -> Adapter:
+    """Replace modules; the experts of a stack, or with ``uniform`` all modules, are brought to one rank.
 
-    Ranks are made equal by directions that are 0, so no update changes. Dialects hold one rank for a stack.
+    Ranks are raised by directions of 0, so no update changes. File formats store one rank for each stack.
     """
     all_modules = {name: modules.get(name, module) for name, module in adapter.items()}
     groups: dict[str, list[str]] = {}
@@ -250,7 +247,7 @@ def _padded(module: Update, rank: int, dtype: DTypeLike) -> Update:
     """The same update with ``rank`` columns, in a dtype at least as wide."""
     if not isinstance(module, LowRank) or (module.rank == rank and module.dtype == dtype):
         return module
-    more = rank - module.rank
-    B = np.pad(module.B.astype(dtype), [(0, 0), (0, more)])
-    A = np.pad(module.A.astype(dtype), [(0, more), (0, 0)])
+    missing = rank - module.rank
+    B = np.pad(module.B.astype(dtype), [(0, 0), (0, missing)])
+    A = np.pad(module.A.astype(dtype), [(0, missing), (0, 0)])
     return LowRank(B, A, module.scale, scaling=module.scaling, layout=module.layout)

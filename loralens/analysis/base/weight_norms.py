@@ -1,4 +1,4 @@
-"""Norms of base weights, and how far the work on them has come."""
+"""Norms of base weights, and the progress reports of passes over them."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,9 +27,9 @@ class WeightNorms:
     frobenius : float
         ‖W‖_F.
     spectral : float
-        σ₁(W); by the randomised method never too high but for rounding.
+        σ₁(W); the randomised method never gives more, except for rounding.
     spectral_error : float
-        W has a singular value no farther than this from ``spectral``; 0 where the SVD was dense.
+        W has a singular value within this distance of ``spectral``; 0 if the SVD was dense.
     """
 
     frobenius: float
@@ -51,43 +51,43 @@ def weight_norms(
     Parameters
     ----------
     weights : mapping of str to Weight
-        Read one at a time: a float32 copy of one is held (float64 where its shorter side is at most 512).
+        Read one at a time, with a float32 copy in memory (float64 if its shorter side is at most 512).
     modules : sequence of str
         Globs over module names or kinds; all modules where empty.
     device, seed, threads, step
-        As in `loralens.analysis.base.amplification.amplification`.
+        As in `loralens.analysis.base.amplification.measure_amplification`.
 
     Raises
     ------
     FormatError
         A weight holds NaN or Inf.
     """
-    where = Device.of(device, threads=threads)
+    on_device = Device.of(device, threads=threads)
 
     def measure(weight: Weight) -> WeightNorms:
-        with metered(step, work([weight], top=True)) as tell:
+        with report_progress(step, weight_steps([weight], top=True)) as tell:
             shape = weight.shape[::-1] if weight.transposed else weight.shape
             nothing = [np.zeros((n, 0)) for n in (*shape, shape[1])]
-            W = where.empty(shape, input_dtype(shape, 1))
-            found = project(weight.blocks(where.block), *nothing, device=where, whole=W, step=tell)
-            led = leading_svd(W, 1, rng=np.random.default_rng(seed), device=where, step=tell)
-            return WeightNorms(sqrt(found.squares), float(led.s[0]), float(led.error[0]))
+            W = on_device.empty(shape, input_dtype(shape, 1))
+            projection = project(weight.blocks(on_device.block), *nothing, device=on_device, whole=W, step=tell)
+            led = leading_svd(W, 1, rng=np.random.default_rng(seed), device=on_device, step=tell)
+            return WeightNorms(sqrt(projection.squares), float(led.s[0]), float(led.error[0]))
 
-    found = {}
+    norms = {}
     for name in select(weights, modules):
         with place(name):
-            found[name] = measure(weights[name])
-    return found
+            norms[name] = measure(weights[name])
+    return norms
 
 
-def work(weights: Iterable[Weight], *, top: bool) -> int:
-    """How much ``step`` is told in all: the numbers of the weights, with ``top`` once more for every Krylov step."""
+def weight_steps(weights: Iterable[Weight], *, top: bool) -> int:
+    """The total passed to ``step``: the entries of the weights, with ``top`` once more for every Krylov step."""
     return sum(weight.stored.size for weight in weights) * (1 + STEPS * top)
 
 
 @contextmanager
-def metered(step: Step | None, size: int) -> Iterator[Step]:
-    """What a piece of work of this size reports to; at its end ``step`` is told what was left."""
+def report_progress(step: Step | None, size: int) -> Iterator[Step]:
+    """Yield a progress function for a task of this size; at the end the remainder is reported to ``step``."""
     done = 0
 
     def tell(count: int) -> None:

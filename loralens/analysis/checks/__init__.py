@@ -1,4 +1,8 @@
-"""The checks of `loralens doctor`: one a file, and the table of them."""
+"""The checks of `loralens doctor`, one in each file, and the table of all of them."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
 
 from loralens.analysis.checks import (
     absorption,
@@ -24,31 +28,53 @@ from loralens.analysis.checks import (
     thrift,
     zero,
 )
-from loralens.analysis.checks.check import Check
+from loralens.analysis.checks.diagnosis import Diagnosis
+from loralens.analysis.checks.examination import Examination
 
-# In the order in which findings of one level are told.
+
+@final
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A check of `loralens doctor`: a row of the table `CHECKS`.
+
+    Attributes
+    ----------
+    rules : mapping of str to str
+        Code → what it means and why it matters, in one or two sentences.
+    single : callable or None
+        The function that checks one adapter.
+    several : callable or None
+        The function that checks two or more adapters together; its diagnoses name their ``adapter``.
+    """
+
+    rules: Mapping[str, str]
+    single: Callable[[Examination], Iterable[Diagnosis]] | None = None
+    several: Callable[[Sequence[Examination]], Iterable[Diagnosis]] | None = None
+
+
+# Findings of one level are reported in this order: what makes a file unusable comes before what makes it wasteful.
 CHECKS: tuple[Check, ...] = (
-    Check(finite.RULES, one=finite.look),
-    Check(declared.RULES, one=declared.look),
-    Check(swapped.RULES, one=swapped.look),
-    Check(names.RULES, one=names.look),
-    Check(bases.RULES, one=bases.look),
-    Check(bases.OF_SEVERAL, all=bases.look_at_all),
-    Check(reader.RULES, one=reader.look),
-    Check(foreign_code.RULES, one=foreign_code.look),
-    Check(zero.RULES, one=zero.look),
-    Check(missing.RULES, one=missing.look),
-    Check(copied.RULES, one=copied.look),
-    Check(dead.RULES, one=dead.look),
-    Check(scale.RULES, one=scale.look),
-    Check(combined.RULES, one=combined.look),  # PEFT #1364 to 9a267b2, #3449
-    Check(blocks.RULES, one=blocks.look),  # sd-scripts #839, #868
-    Check(combination.RULES, all=combination.look),
-    Check(dominance.RULES, one=dominance.look),
-    Check(noise.RULES, one=noise.look),
-    Check(absorption.RULES, one=absorption.look),
-    Check(initialisation.RULES, all=initialisation.look),
-    Check(outlying.RULES, one=outlying.look),
-    Check(spike.RULES, one=spike.look),
-    Check(thrift.RULES, one=thrift.look),
+    Check(finite.RULES, single=finite.look),
+    Check(declared.RULES, single=declared.look),
+    Check(swapped.RULES, single=swapped.look),
+    Check(names.RULES, single=names.look),
+    Check(bases.RULES, single=bases.look),
+    Check(bases.OF_SEVERAL, several=bases.look_at_all),
+    Check(reader.RULES, single=reader.look),
+    Check(foreign_code.RULES, single=foreign_code.look),
+    Check(zero.RULES, single=zero.look),
+    Check(missing.RULES, single=missing.look),
+    Check(copied.RULES, single=copied.look),
+    Check(dead.RULES, single=dead.look),
+    Check(scale.RULES, single=scale.look),
+    Check(combined.RULES, single=combined.look),  # PEFT #1364 to 9a267b2, #3449
+    Check(blocks.RULES, single=blocks.look),  # sd-scripts #839, #868
+    Check(combination.RULES, several=combination.look),
+    Check(dominance.RULES, single=dominance.look),
+    Check(noise.RULES, single=noise.look),
+    Check(absorption.RULES, single=absorption.look),
+    Check(initialisation.RULES, several=initialisation.look),
+    Check(outlying.RULES, single=outlying.look),
+    Check(spike.RULES, single=spike.look),
+    Check(thrift.RULES, single=thrift.look),
 )

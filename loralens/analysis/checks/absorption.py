@@ -1,10 +1,10 @@
-"""Updates that merging into narrow weights would swallow."""
+"""Updates that are lost to rounding when they are merged into weights of a narrow dtype."""
 
 from collections.abc import Iterator
 
-from loralens.analysis.checks.base import Landing
+from loralens.analysis.checks.base import MergeEffect
 from loralens.analysis.checks.diagnosis import Diagnosis
-from loralens.analysis.checks.patient import Patient
+from loralens.analysis.checks.examination import Examination
 from loralens.linalg.rounding import survivors
 
 RULES = {
@@ -13,32 +13,32 @@ RULES = {
     "merge-lossy": "Merged into weights of this dtype, much of the update is rounded away, or is hidden by "
     "what rounding W itself changes: the merged model is not the base with the adapter.",
 }
-LEAST_GAIN = 0.95  # of its strength must arrive
-LARGEST_ERROR = 0.2  # of ‖ΔW‖ may be lost: reached at ‖ΔW‖/‖W‖ = 0.8 % in bfloat16
+LEAST_GAIN = 0.95  # the share of its strength that the merged update must have
+LARGEST_ERROR = 0.2  # the largest error relative to ‖ΔW‖; it is reached at ‖ΔW‖/‖W‖ = 0.8 % in bfloat16
 FIX = "keep float32 when merging (`loralens merge --dtype f32`), or serve the adapter unmerged"
 
 
-def look(patient: Patient) -> Iterator[Diagnosis]:
+def look(exam: Examination) -> Iterator[Diagnosis]:
     """One diagnosis for every module, the largest error first."""
-    for name, landing in sorted(patient.landings.items(), key=lambda item: -item[1].rounding.error):
-        reading, rounding = patient.readings[name], landing.rounding
+    for name, effect in sorted(exam.merge_effects.items(), key=lambda item: -item[1].rounding.error):
+        reading, rounding = exam.readings[name], effect.rounding
         assert reading.spectrum
         out, in_ = reading.module.shape
-        noise = rounding.noise * (out * in_) ** 0.5
+        noise = rounding.noise * (out * in_) ** 0.5  # from the error of one entry to the norm over all entries
         if reading.spectrum.frobenius < noise:
             ratio = reading.spectrum.frobenius / noise
-            evidence = f"‖ΔW‖ is {ratio:.2g} of the rounding error of W in {landing.dtype}; {_cost(landing)}"
+            evidence = f"‖ΔW‖ is {ratio:.2g} of the rounding error of W in {effect.dtype}; {_cost(effect)}"
             yield Diagnosis("warning", "below-rounding", evidence, FIX, name)
         elif rounding.gain < LEAST_GAIN or rounding.error > LARGEST_ERROR:
-            lost = rounding.error * reading.spectrum.frobenius / (out * in_) ** 0.5  # of one entry
+            lost = rounding.error * reading.spectrum.frobenius / (out * in_) ** 0.5  # error of one entry
             alive = survivors(reading.spectrum.s, lost, reading.module.shape)
-            evidence = f"{_cost(landing)}; {alive} of {reading.spectrum.numerical_rank} directions rise above the noise"
+            evidence = f"{_cost(effect)}; {alive} of {reading.spectrum.numerical_rank} directions rise above the noise"
             yield Diagnosis("warning", "merge-lossy", evidence, FIX, name)
 
 
-def _cost(landing: Landing) -> str:
-    told = landing.rounding
+def _cost(effect: MergeEffect) -> str:
+    rounding = effect.rounding
     return (
-        f"merged into {landing.dtype} it is {told.error:.0%} off at {told.gain:.0%} of its strength, "
-        f"{told.unmoved:.0%} of the weights unmoved (‖ΔW‖/‖W‖ {landing.ratio:.2%})"
+        f"merged into {effect.dtype} it is {rounding.error:.0%} off at {rounding.gain:.0%} of its strength, "
+        f"{rounding.unmoved:.0%} of the weights unmoved (‖ΔW‖/‖W‖ {effect.ratio:.2%})"
     )

@@ -1,4 +1,4 @@
-"""Base: the model that an adapter is held against, and what its weights make of each update."""
+"""The base model that an adapter is checked against, and the effect of merging each update into its weights."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from typing import Any, final
 import ml_dtypes
 import numpy as np
 
-from loralens.analysis.inspection import broken
+from loralens.analysis.inspection import count_non_finite
 from loralens.analysis.spectrum import Spectrum
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import LowRank
@@ -19,9 +19,9 @@ from loralens.core.weights import Weight, merged_dtype, weights_of
 from loralens.errors import MismatchError
 from loralens.linalg.rounding import RoundingLoss, product_entries, sample_entries, sampled_rounding
 
-Reason = tuple[str, str]  # what, and a fix
+Reason = tuple[str, str]  # what is wrong, and a fix
 
-TRIES = 200  # times that modules are halved to find the strangers: enough for a dozen of them among thousands
+TRIES = 200  # splits in the search for modules without a weight: enough for a dozen of them among thousands
 
 
 @final
@@ -31,15 +31,14 @@ class Base:
 
     Attributes
     ----------
-    name : str
     tensors : mapping of str to LazyArray
-        Its numbers by key.
+        Its tensors by key.
     conv1d : bool
         Whether linear weights are stored (in, out).
     float8 : mapping of str to pair of dtype and LazyArray
-        Key of each float8 weight that has scales → the dtype it is stored in, and the scale of each of its numbers.
+        Key of each float8 weight that has scales → its stored dtype, and the scale of every entry.
     model : BaseModel or None
-        What is known of it besides: its name as others may have it, its sizes.
+        What else is known of it, such as other names and its sizes.
     """
 
     name: str
@@ -51,8 +50,8 @@ class Base:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Merging:
-    """How a merge is to write: the dtype asked for, None for that of the base; and whether it rounds stochastically."""
+class MergeOptions:
+    """How a merge writes: its dtype (None for that of the base), and whether it rounds stochastically."""
 
     dtype: str | None = None
     stochastic: bool = False
@@ -60,17 +59,17 @@ class Merging:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Landing:
-    """What the weight W makes of ΔW.
+class MergeEffect:
+    """The effect of merging one update ΔW into its weight W.
 
     Attributes
     ----------
     ratio : float
-        ‖ΔW‖_F/‖W‖_F, the latter from at most 2¹⁸ entries (0.3 % off).
+        ‖ΔW‖_F/‖W‖_F, where ‖W‖_F is estimated from at most 2¹⁸ entries (error 0.3 %).
     dtype : str
-        The dtype that a merge writes: as asked for, else that of W.
+        The dtype that the merge writes: the requested one, else that of W.
     rounding : Rounding
-        What the merge makes of ΔW, from the same entries.
+        What rounding leaves of ΔW, estimated from the same entries.
     """
 
     ratio: float
@@ -78,95 +77,98 @@ class Landing:
     rounding: RoundingLoss
 
 
-def find(modules: Updates, base: Base) -> tuple[dict[str, Weight], dict[str, Reason]]:
-    """The weight of every module that has one in the base, and of the others why they have none.
+def find_weights(modules: Updates, base: Base) -> tuple[dict[str, Weight], dict[str, Reason]]:
+    """Find the weight of every module in the base, and the reason for every module that has none.
 
-    Modules whose rows are not in the order of the base are left out: a finding of the reader's tells of them. Strangers
-    are found by halves, so that a head that the base has not hides none of the others.
+    Modules whose rows are not in the order of the base are left out, because the reader has reported them. If the match
+    of all modules fails, each half is matched alone, and so on, so that one head that the base lacks does not hide the
+    weights of all other modules.
 
     Returns
     -------
     dict of str to Weight
     dict of str to Reason
-        Under "" where it is so of all modules together: then no weight is returned.
+        Module name → reason. A reason that applies to all modules is under the key ""; then no weight is returned.
     """
     modules = {name: module for name, module in modules.items() if not module.layout.rows}
     shapes = {key: tensor.shape for key, tensor in base.tensors.items()}
     storage = Storage(shapes)
     tries = iter(range(TRIES))
-    whole: list[MismatchError] = []
+    errors: list[MismatchError] = []
 
-    def strangers(names: Sequence[str]) -> Iterator[tuple[str, Reason]]:
+    def unmatched(names: Sequence[str]) -> Iterator[tuple[str, Reason]]:
         try:
             match({name: modules[name].shape for name in names}, shapes, storage=storage)
         except MismatchError as error:
-            whole.append(error)
+            errors.append(error)
             if len(names) == 1 or next(tries, None) is None:
-                yield from ((name, _stranger(name, modules[name].shape, shapes, error)) for name in names)
+                yield from ((name, _reason(name, modules[name].shape, shapes, error)) for name in names)
                 return
             middle = len(names) // 2
-            yield from strangers(names[:middle])
-            yield from strangers(names[middle:])
+            yield from unmatched(names[:middle])
+            yield from unmatched(names[middle:])
 
-    strays = dict(strangers(list(modules)))
-    known = {name: module for name, module in modules.items() if name not in strays}
-    if not known:
-        return {}, strays | {"": (whole[0].what, whole[0].fix)} if whole else {}
+    unmatched = dict(unmatched(list(modules)))
+    matching = {name: module for name, module in modules.items() if name not in unmatched}
+    if not matching:
+        return {}, unmatched | {"": (errors[0].what, errors[0].fix)} if errors else {}
     try:
-        return dict(weights_of(known, base.tensors, conv1d=base.conv1d).modules), strays
-    except MismatchError as error:  # halves that match, each by names of its own
-        return {}, strays | {"": (error.what, error.fix)}
+        return dict(weights_of(matching, base.tensors, conv1d=base.conv1d).modules), unmatched
+    except MismatchError as error:  # halves may match alone, each under another prefix, and not together
+        return {}, unmatched | {"": (error.what, error.fix)}
 
 
-def _stranger(name: str, shape: Shape, shapes: Mapping[str, Shape], error: MismatchError) -> Reason:
+def _reason(name: str, shape: Shape, shapes: Mapping[str, Shape], error: MismatchError) -> Reason:
     stored = next((shapes[key] for key in (f"{name}.weight", name) if key in shapes), None)
     if stored is not None:
         return f"{shape} here and {stored} in the base", "give the base it was trained on"
     return f"the base has no weight of this name and shape {shape}", error.fix
 
 
-def landings(
-    modules: Updates, spectra: Mapping[str, Spectrum], weights: Mapping[str, Weight], merging: Merging, base: Base
-) -> tuple[dict[str, Landing], dict[str, int]]:
-    """What every weight makes of its update, from entries drawn with a fixed seed; and which weights are spoilt.
+def merge_effects(
+    modules: Updates, spectra: Mapping[str, Spectrum], weights: Mapping[str, Weight], merging: MergeOptions, base: Base
+) -> tuple[dict[str, MergeEffect], dict[str, int]]:
+    """The effect of merging every update, from entries drawn with a fixed seed; and the weights with NaN or Inf.
 
     Returns
     -------
     dict of str to Landing
     dict of str to int
-        Of weights that hold NaN or Inf, and land nothing, how many.
+        Module name → the number of NaN and Inf in its weight; such modules have no effect listed.
     """
-    found, spoilt = {}, {}
+    effects, non_finite_weights = {}, {}
     scales = _scales(modules, weights, base)
-    for name, one in spectra.items():
-        if name in weights and one.spectral > 0:
+    for name, spectrum in spectra.items():
+        if name in weights and spectrum.spectral > 0:
             W = weights[name].read()
-            if count := broken(W):
-                spoilt[name] = count
+            if count := count_non_finite(W):
+                non_finite_weights[name] = count
             else:
                 stored = base.float8[weights[name].key][0] if name in scales else W.dtype
-                found[name] = _landing(modules[name], one.frobenius, W, stored, scales.get(name), merging)
-    return found, spoilt
+                effects[name] = _landing(modules[name], spectrum.frobenius, W, stored, scales.get(name), merging)
+    return effects, non_finite_weights
 
 
 def _scales(modules: Updates, weights: Mapping[str, Weight], base: Base) -> dict[str, Weight]:
-    """The scales of the float8 weights among ``weights``, each looked at as its weight is."""
+    """The scales of the float8 weights among ``weights``, in the layout of their weights."""
     if not any(weight.key in base.float8 for weight in weights.values()):
         return {}
     spread = {key: scale for key, (_, scale) in base.float8.items()}
-    laid = weights_of({name: modules[name] for name in weights}, {**base.tensors, **spread}, conv1d=base.conv1d)
-    return {name: weight for name, weight in laid.modules.items() if weight.key in spread}
+    aligned_scales = weights_of(
+        {name: modules[name] for name in weights}, {**base.tensors, **spread}, conv1d=base.conv1d
+    )
+    return {name: weight for name, weight in aligned_scales.modules.items() if weight.key in spread}
 
 
 def _landing(
-    module: Update, norm: float, W: Array, stored: np.dtype[Any], scale: Weight | None, merging: Merging
-) -> Landing:
+    module: Update, norm: float, W: Array, stored: np.dtype[Any], scale: Weight | None, merging: MergeOptions
+) -> MergeEffect:
     out, in_ = module.shape
     rows, columns = sample_entries((out, in_))
     w, size = W[rows, columns], out * in_
     mean_square = float(np.mean(w.astype(np.float64) ** 2))
-    wanted = None if merging.dtype is None else _dtype(merging.dtype)
-    dtype = merged_dtype(stored, wanted, scaled=scale is not None)
+    merge_dtype = None if merging.dtype is None else _dtype(merging.dtype)
+    dtype = merged_dtype(stored, merge_dtype, scaled=scale is not None)
     rounding = sampled_rounding(
         w,
         update_entries(module, rows, columns),
@@ -176,8 +178,8 @@ def _landing(
         scale=scale.read()[rows, columns] if scale and dtype == stored else None,
         stochastic=merging.stochastic,
     )
-    whole = (mean_square * size) ** 0.5
-    return Landing(norm / whole if whole else np.inf, dtype.name, rounding)
+    weight_norm = (mean_square * size) ** 0.5
+    return MergeEffect(norm / weight_norm if weight_norm else np.inf, dtype.name, rounding)
 
 
 def update_entries(module: Update, rows: Array, columns: Array) -> Array:

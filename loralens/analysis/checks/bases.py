@@ -1,9 +1,9 @@
-"""Adapters of another base than the one they are held against, and of several bases."""
+"""Adapters that belong to another base than the given one, and adapters of different bases."""
 
 from collections.abc import Iterator, Sequence
 
 from loralens.analysis.checks.diagnosis import Diagnosis
-from loralens.analysis.checks.patient import Patient
+from loralens.analysis.checks.examination import Examination
 from loralens.core.naming.base_model import contradiction, find_contradiction
 
 RULES = {
@@ -16,20 +16,20 @@ OF_SEVERAL = {
 }
 
 
-def look(patient: Patient) -> Iterator[Diagnosis]:
-    """One diagnosis where the base is not the one that the adapter names."""
-    if patient.base is None or not patient.adapter.base_model:
+def look(exam: Examination) -> Iterator[Diagnosis]:
+    """Report a base that is not the one that the adapter names."""
+    if exam.base is None or not exam.adapter.base_model:
         return
-    why = contradiction(patient.named, patient.base)
+    why = contradiction(exam.named, exam.base)
     if why:
-        evidence = f"it names {patient.adapter.base_model} as its base, and this is another: {why}"
+        evidence = f"it names {exam.adapter.base_model} as its base, and this is another: {why}"
         yield Diagnosis("warning", "base-differs", evidence, "give the base that it was trained on")
 
 
-def look_at_all(patients: Sequence[Patient]) -> Iterator[Diagnosis]:
-    """One diagnosis for all, at the first of them."""
-    told = find_contradiction(
-        [one.path for one in patients], [one.adapter for one in patients], [one.named for one in patients]
+def look_at_all(exams: Sequence[Examination]) -> Iterator[Diagnosis]:
+    """Report adapters of different bases, once, for the first adapter."""
+    difference = find_contradiction(
+        [one.path for one in exams], [one.adapter for one in exams], [one.named for one in exams]
     )
-    if told:
-        yield Diagnosis("warning", "bases-differ", told, "take adapters of one base", adapter=patients[0].path)
+    if difference:
+        yield Diagnosis("warning", "bases-differ", difference, "take adapters of one base", adapter=exams[0].path)

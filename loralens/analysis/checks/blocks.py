@@ -1,4 +1,4 @@
-"""Pairs that are several pairs side by side, under the α of one."""
+"""Pairs that consist of several pairs side by side but have the α of only one of them."""
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 
 from loralens.analysis.checks.diagnosis import Diagnosis, share
-from loralens.analysis.checks.patient import Patient, Reading
+from loralens.analysis.checks.examination import Examination, ModuleReading
 from loralens.core.lazy import Array
 from loralens.core.lowrank import LowRank
 from loralens.core.names import some
@@ -17,25 +17,33 @@ RULES = {
     "split-qkv-alpha": "A fused projection trained in parts (split_qkv) is stored as one pair with a block-diagonal B "
     "whose α is that of one part: every program then applies 1/3 or 1/4 of what was trained.",
 }
-APART = 1.3  # lengths of neighbouring rows in two blocks differ by this at least
-ALIKE = 1.15  # ... and within a block by this at most; over all rows of most published adapters 1.04 to 1.12
-MOST = 0.9  # of the modules must be cut at the same rows
-FEWEST = 4  # modules below which one cut may be chance
-SPARSE = 0.4  # share of zeros below which B has no blocks: two of them leave half of it zero
+APART = 1.3  # smallest ratio of the lengths of two neighbouring rows in different blocks
+ALIKE = 1.15  # largest ratio within a block; over all rows of most published adapters it is 1.04 to 1.12
+MOST = 0.9  # the share of the modules that must have blocks at the same rows
+FEWEST = 4  # in fewer modules than this, equal blocks may be chance
+SPARSE = 0.4  # with a smaller share of zeros B has no blocks: already two blocks leave half of B zero
 
 
-def look(patient: Patient) -> Iterator[Diagnosis]:
-    """Suspicions from the metadata, from the lengths of A's rows, and from the zero blocks of B."""
-    yield from _split(patient)
-    pairs = {name: one for name, one in patient.pairs.items() if isinstance(one.module, LowRank)}
-    said = _number((patient.adapter.metadata or {}).get("ss_network_dim"))
-    plain = [one for one in pairs.values() if _block_diagonal(one) == 1]
-    ranks = {one.module.scaling.rank or one.module.rank for one in plain}  # not that of an expanded LoHa
-    if said and len(ranks) == 1 and (rank := ranks.pop()) > said and rank % said == 0 and _scale(plain[0]) < 1:
-        evidence = f"ss_network_dim says {said:g}, the pairs have rank {rank}; scale {plain[0].module.scaling}"
-        yield Diagnosis("warning", "concat-alpha", evidence, _stronger(rank / said))
+def look(exam: Examination) -> Iterator[Diagnosis]:
+    """Report blocks that the metadata, the lengths of the rows of A, or the zeros of B suggest."""
+    yield from _split(exam)
+    pairs = {name: reading for name, reading in exam.pairs.items() if isinstance(reading.module, LowRank)}
+    declared_rank = _number((exam.adapter.metadata or {}).get("ss_network_dim"))
+    plain = [reading for reading in pairs.values() if _block_diagonal(reading) == 1]
+    ranks = {
+        reading.module.scaling.rank or reading.module.rank for reading in plain
+    }  # scaling.rank, because an expanded LoHa has a larger rank than it was trained with
+    if (
+        declared_rank
+        and len(ranks) == 1
+        and (rank := ranks.pop()) > declared_rank
+        and rank % declared_rank == 0
+        and _scale(plain[0]) < 1
+    ):
+        evidence = f"ss_network_dim says {declared_rank:g}, the pairs have rank {rank}; scale {plain[0].module.scaling}"
+        yield Diagnosis("warning", "concat-alpha", evidence, _stronger(rank / declared_rank))
         return
-    blocks = row_blocks(plain)
+    blocks = row_length_blocks(plain)
     if blocks and _scale(plain[0]) < 1:
         evidence = (
             f"in {MOST:.0%} of the modules or more the rows of A fall in blocks of {blocks} by their lengths, as those "
@@ -44,23 +52,23 @@ def look(patient: Patient) -> Iterator[Diagnosis]:
         yield Diagnosis("warning", "concat-alpha", evidence, _stronger(sum(blocks) / blocks[0]))
 
 
-def row_blocks(readings: Sequence[Reading]) -> list[int]:
-    """Sizes of the blocks that the rows of A fall into by their length, the same in nearly all modules; else empty.
+def row_length_blocks(readings: Sequence[ModuleReading]) -> list[int]:
+    """The sizes of blocks of rows of A with different lengths, if nearly all modules have the same; else empty.
 
-    A trained A stays near its random start, whose rows are equally long; side by side, two adapters with different
-    weights or scales show as a step.
+    A trained A stays near its random start, whose rows are equally long. Two adapters side by side, with different
+    weights or scales, therefore show as a step in the lengths.
     """
     if len(readings) < FEWEST:
         return []
-    found = [_cuts(one.A.lengths) for one in readings if one.A]
-    commonest = max(set(found), key=found.count, default=())
-    if not commonest or found.count(commonest) < MOST * len(found):
+    cuts = [_cuts(one.A.lengths) for one in readings if one.A]
+    commonest = max(set(cuts), key=cuts.count, default=())
+    if not commonest or cuts.count(commonest) < MOST * len(cuts):
         return []
     return [int(n) for n in np.diff(commonest)]
 
 
 def _cuts(lengths: Array) -> tuple[int, ...]:
-    """0, the rows where a block begins, r; empty where there is one block or none is clear."""
+    """The first row of every block, and r; empty if there is only one block or the blocks are not clear."""
     if len(lengths) < 2 or not lengths.all():
         return ()
     steps = np.abs(np.diff(np.log(lengths)))
@@ -70,42 +78,42 @@ def _cuts(lengths: Array) -> tuple[int, ...]:
     return tuple(cuts) if clear and len(parts) > 1 else ()
 
 
-def _split(patient: Patient) -> Iterator[Diagnosis]:
-    found: dict[int, list[str]] = {}
-    for name, one in patient.pairs.items():
-        count = _block_diagonal(one)
-        if count > 1 and 0 < _scale(one) <= 1 / count:
-            found.setdefault(count, []).append(name)
-    for count, names in found.items():
-        module = patient.readings[names[0]].module
+def _split(exam: Examination) -> Iterator[Diagnosis]:
+    by_count: dict[int, list[str]] = {}
+    for name, reading in exam.pairs.items():
+        count = _block_diagonal(reading)
+        if count > 1 and 0 < _scale(reading) <= 1 / count:
+            by_count.setdefault(count, []).append(name)
+    for count, names in by_count.items():
+        module = exam.readings[names[0]].module
         evidence = (
             f"B is block-diagonal, {count} parts of rank {module.rank // count}, in "
-            f"{share(len(names), len(patient.readings))}: {some(names)}; scale {module.scaling}"
+            f"{share(len(names), len(exam.readings))}: {some(names)}; scale {module.scaling}"
         )
         yield Diagnosis("warning", "split-qkv-alpha", evidence, _stronger(count), names[0] if len(names) == 1 else None)
 
 
-def _block_diagonal(reading: Reading) -> int:
-    """Diagonal blocks that B falls into: zero outside, equal in columns, the heights free; 1 for an ordinary B."""
+def _block_diagonal(reading: ModuleReading) -> int:
+    """The number of diagonal blocks of B: of equal width and any height, with zeros outside; 1 for an ordinary B."""
     module, factor = reading.module, reading.B
     if not factor or not isinstance(module, LowRank) or module.layout.kind == "merged" or factor.zeros < SPARSE:
         return 1
-    held = module.B != 0
-    for count in range(module.rank // 2, 1, -1):  # the finest cut; blocks of one column are no adapters
-        if module.rank % count == 0 and _is_block_diagonal(held, count):
+    nonzero = module.B != 0
+    for count in range(module.rank // 2, 1, -1):  # most blocks first; an adapter has more than one column
+        if module.rank % count == 0 and _is_block_diagonal(nonzero, count):
             return count
     return 1
 
 
-def _is_block_diagonal(held: Array, count: int) -> bool:
-    width = held.shape[1] // count
-    used = np.stack([held[:, i * width : (i + 1) * width].any(axis=1) for i in range(count)])  # (count, out)
+def _is_block_diagonal(nonzero: Array, count: int) -> bool:
+    width = nonzero.shape[1] // count
+    used = np.stack([nonzero[:, i * width : (i + 1) * width].any(axis=1) for i in range(count)])  # (count, out)
     first = [int(np.flatnonzero(rows)[0]) if rows.any() else -1 for rows in used]
     return bool((used.sum(axis=0) <= 1).all()) and min(first) >= 0 and first == sorted(first)
 
 
-def _scale(reading: Reading) -> float:
-    """α/r of a module that says it; 1 where α is not said."""
+def _scale(reading: ModuleReading) -> float:
+    """The scale α/r of a module whose file states α, else 1."""
     return reading.module.scale if reading.module.scaling.stated and reading.module.scaling.rule == "alpha/r" else 1.0
 
 

@@ -1,4 +1,4 @@
-"""Adapters that are combinations of others, and the strengths they were combined at."""
+"""Adapters that are weighted sums of others, and the weights of these sums."""
 
 from collections.abc import Iterator, Sequence
 from math import sqrt
@@ -7,8 +7,9 @@ import numpy as np
 
 from loralens.analysis.checks.base import update_entries
 from loralens.analysis.checks.diagnosis import Diagnosis
-from loralens.analysis.checks.patient import Patient
-from loralens.analysis.compare.pairwise import aligned, groups
+from loralens.analysis.checks.examination import Examination
+from loralens.analysis.compare.clusters import connected_groups
+from loralens.analysis.compare.pairwise import match_modules
 from loralens.linalg.factor import Floats
 from loralens.linalg.rounding import sample_entries
 
@@ -18,111 +19,113 @@ RULES = {
     "α/r applied twice (PEFT svd, 0.8 to 0.19.1 at least), √r too strong (PEFT with rsLoRA), or the α of the first "
     "source at the summed rank (sd-scripts --concat).",
 }
-ENTRIES = 256  # of every module: a linear relation of the updates is one of any of their entries
-RESIDUAL = 0.01  # of ‖ΔW‖ that the sum may leave unexplained: storage in bfloat16 leaves 0.4 %
-SAME = 0.02  # relative, of a total weight and the factor of a known bug
-PLAIN = 0.1  # a factor this near to 1 is none
-SMALL = 0.01  # of ‖ΔW‖: a source with less is none
+ENTRIES = 256  # entries of every module that are compared: a linear relation of updates holds for any of them
+RESIDUAL = 0.01  # the share of ‖ΔW‖ that a sum may leave unexplained; storage in bfloat16 leaves 0.4 %
+SAME = 0.02  # relative distance of a total weight from the factor of a known bug
+PLAIN = 0.1  # a factor that differs from 1 by less is no sign of a bug
+SMALL = 0.01  # a source that contributes a smaller share of ‖ΔW‖ is left out
 
 Sources = dict[int, float]
 
 
-def look(patients: Sequence[Patient]) -> Iterator[Diagnosis]:
-    """One diagnosis for every adapter that is a multiple of another, or a positive sum of others.
+def look(exams: Sequence[Examination]) -> Iterator[Diagnosis]:
+    """Report every adapter that is a multiple of another, or a positive sum of others.
 
-    Relations are sought in some entries of ΔW, in modules that all of a family have: cheap, blind to rank and gauge.
+    Relations are sought between some entries of ΔW, in modules that all adapters of a group have. That is cheap, and
+    independent of rank and gauge.
     """
-    for members in _kin(patients):
-        yield from _among([patients[t] for t in members])
+    for members in _related(exams):
+        yield from _find_sums([exams[t] for t in members])
 
 
-def _kin(patients: Sequence[Patient]) -> list[list[int]]:
+def _related(exams: Sequence[Examination]) -> list[list[int]]:
     """Groups of adapters that have modules in common: only those can be sums of each other."""
-    shared = np.zeros((len(patients), len(patients)))
-    for module in aligned([one.adapter for one in patients]):
-        held = [t for t, name in enumerate(module.holders) if name]
-        shared[np.ix_(held, held)] = 1
-    return [group for group in groups(shared) if len(group) > 1]
+    shared = np.zeros((len(exams), len(exams)))
+    for module in match_modules([one.adapter for one in exams]):
+        holders = [t for t, name in enumerate(module.holders) if name]
+        shared[np.ix_(holders, holders)] = 1
+    return [group for group in connected_groups(shared) if len(group) > 1]
 
 
-def _among(patients: Sequence[Patient]) -> Iterator[Diagnosis]:
-    modules = [one for one in aligned([p.adapter for p in patients]) if all(map(_readable, patients, one.holders))]
+def _find_sums(exams: Sequence[Examination]) -> Iterator[Diagnosis]:
+    modules = [one for one in match_modules([p.adapter for p in exams]) if all(map(_readable, exams, one.holders))]
     if not modules:
         return
-    X = np.stack([_sketch(one, [module.holders[t] for module in modules]) for t, one in enumerate(patients)])
-    apart: list[int] = []  # those that are multiples of no earlier one
+    X = np.stack([_sketch(one, [module.holders[t] for module in modules]) for t, one in enumerate(exams)])
+    distinct: list[int] = []  # adapters that are no multiple of an earlier one
     for t in np.flatnonzero(X.any(axis=1)).tolist():
-        twin = next((i for i in apart if _residual(X, t, [i])[1] < RESIDUAL), None)
+        twin = next((i for i in distinct if _residual(X, t, [i])[1] < RESIDUAL), None)
         if twin is None:
-            apart.append(t)
+            distinct.append(t)
         else:
-            yield _of_two(patients, X, t, twin)
-    for t in apart:
-        sources = _sources(X, t, [i for i in apart if i != t])
+            yield _compare_two(exams, X, t, twin)
+    for t in distinct:
+        sources = _sources(X, t, [i for i in distinct if i != t])
         if sources:
-            yield _say(patients, t, sources)
+            yield _diagnose(exams, t, sources)
 
 
-def _readable(patient: Patient, name: str | None) -> bool:
-    reading = patient.readings.get(name) if name else None
+def _readable(exam: Examination, name: str | None) -> bool:
+    reading = exam.readings.get(name) if name else None
     return reading is not None and reading.spectrum is not None
 
 
-def _sketch(patient: Patient, names: Sequence[str | None]) -> Floats:
-    """The same entries of the ΔW of every module, one after the other."""
+def _sketch(exam: Examination, names: Sequence[str | None]) -> Floats:
+    """Entries of the ΔW of every module, at the same places for every adapter, as one vector."""
     parts = []
     for name in names:
         assert name
-        module = patient.readings[name].module
+        module = exam.readings[name].module
         parts.append(update_entries(module, *sample_entries(module.shape, count=ENTRIES)))
     return np.concatenate(parts)
 
 
-def _residual(X: Floats, t: int, others: Sequence[int]) -> tuple[Floats, float]:
-    """Weights of the others that come nearest to row t, and what they leave of it, relative."""
-    weights = np.linalg.lstsq(X[others].T, X[t], rcond=None)[0]
-    left = np.linalg.norm(X[t] - weights @ X[others]) / np.linalg.norm(X[t])
-    return np.asarray(weights, dtype=np.float64), float(left)
+def _residual(X: Floats, t: int, sources: Sequence[int]) -> tuple[Floats, float]:
+    """The least-squares weights of the ``sources`` for row t, and the relative residual."""
+    weights = np.linalg.lstsq(X[sources].T, X[t], rcond=None)[0]
+    unexplained = np.linalg.norm(X[t] - weights @ X[sources]) / np.linalg.norm(X[t])
+    return np.asarray(weights, dtype=np.float64), float(unexplained)
 
 
-def _sources(X: Floats, t: int, others: Sequence[int]) -> Sources:
-    """The others that row t is a positive sum of; empty where it is none."""
-    if len(others) < 2 or X.shape[1] < 10 * len(others):
+def _sources(X: Floats, t: int, candidates: Sequence[int]) -> Sources:
+    """The candidates of which row t is a positive sum, with their weights; empty if it is no such sum."""
+    # With too few entries for each unknown weight, some weights fit by chance.
+    if len(candidates) < 2 or X.shape[1] < 10 * len(candidates):
         return {}
-    weights, left = _residual(X, t, others)
-    parts = weights * np.linalg.norm(X[others], axis=1) / np.linalg.norm(X[t])
-    if left > RESIDUAL or parts.min() < -SMALL:
+    weights, unexplained = _residual(X, t, candidates)
+    parts = weights * np.linalg.norm(X[candidates], axis=1) / np.linalg.norm(X[t])
+    if unexplained > RESIDUAL or parts.min() < -SMALL:
         return {}
-    return {i: float(w) for i, w, part in zip(others, weights, parts, strict=True) if part > SMALL}
+    return {i: float(w) for i, w, part in zip(candidates, weights, parts, strict=True) if part > SMALL}
 
 
-def _of_two(patients: Sequence[Patient], X: Floats, t: int, twin: int) -> Diagnosis:
-    """Said of whichever of two carries a factor of a known bug against the other."""
+def _compare_two(exams: Sequence[Examination], X: Floats, t: int, twin: int) -> Diagnosis:
+    """The diagnosis of two multiples of each other, for the one whose factor is that of a known bug."""
     factor = float(_residual(X, t, [twin])[0][0])
     forward, backward = (t, {twin: factor}), (twin, {t: 1 / factor})
-    subject, sources = backward if _bug(patients, *backward) and not _bug(patients, *forward) else forward
-    return _say(patients, subject, sources)
+    subject, sources = backward if _bug(exams, *backward) and not _bug(exams, *forward) else forward
+    return _diagnose(exams, subject, sources)
 
 
-def _say(patients: Sequence[Patient], t: int, sources: Sources) -> Diagnosis:
-    subject = patients[t]
-    terms = " + ".join(f"{weight:.4g} × {patients[i].path}" for i, weight in sources.items())
-    bug = _bug(patients, t, sources)
+def _diagnose(exams: Sequence[Examination], t: int, sources: Sources) -> Diagnosis:
+    subject = exams[t]
+    terms = " + ".join(f"{weight:.4g} × {exams[i].path}" for i, weight in sources.items())
+    bug = _bug(exams, t, sources)
     if bug:
         why, factor = bug
         fix = f"if so, use it at {1 / factor:.4g} of the strength, or combine the sources again"
         return Diagnosis("warning", "combination-scale", f"ΔW = {terms}: {why}", fix, adapter=subject.path)
-    twin = patients[next(iter(sources))]
+    twin = exams[next(iter(sources))]
     fix = f"two names for one update: {subject.command('equal', twin.quoted)}"
     same = len(sources) == 1 and abs(next(iter(sources.values())) - 1) < RESIDUAL
     return Diagnosis("note", "combination", f"ΔW = {terms}", fix if same else "", adapter=subject.path)
 
 
-def _bug(patients: Sequence[Patient], t: int, sources: Sources) -> tuple[str, float] | None:
-    """Which known bug leaves such weights, in words, and by what they are too large."""
-    total, subject = sum(sources.values()), patients[t]
-    scales = {abs(scale) for i in sources for scale in _scales(patients[i])}
-    ranks = [_rank(patients[i]) for i in sources]
+def _bug(exams: Sequence[Examination], t: int, sources: Sources) -> tuple[str, float] | None:
+    """The known bug that explains such weights, in words, and the factor by which they are too large."""
+    total, subject = sum(sources.values()), exams[t]
+    scales = {abs(scale) for i in sources for scale in _scales(exams[i])}
+    ranks = [_rank(exams[i]) for i in sources]
     if len(scales) == 1 and _is(total, scale := scales.pop()):
         return f"the weights sum to {total:.4g}, the scale of the sources, as if it was applied twice", scale
     if subject.setting("use_rslora") and _is(total, root := sqrt(_rank(subject))):
@@ -137,9 +140,9 @@ def _is(value: float, factor: float) -> bool:
     return abs(factor - 1) > PLAIN and abs(value / factor - 1) < SAME
 
 
-def _scales(patient: Patient) -> set[float]:
-    return {reading.module.scale for reading in patient.readings.values()} - {0.0} or {1.0}
+def _scales(exam: Examination) -> set[float]:
+    return {reading.module.scale for reading in exam.readings.values()} - {0.0} or {1.0}
 
 
-def _rank(patient: Patient) -> int:
-    return max(reading.module.rank for reading in patient.readings.values())
+def _rank(exam: Examination) -> int:
+    return max(reading.module.rank for reading in exam.readings.values())

@@ -1,13 +1,13 @@
-"""Adapters that PEFT combined: by an SVD with α/r applied twice, or √r too strong under rsLoRA."""
+"""Adapters that PEFT combined wrongly: by an SVD with α/r applied twice, or √r too strong with rsLoRA."""
 
 from collections.abc import Iterator
 from math import sqrt
 
 import numpy as np
 
-from loralens.analysis.checks.blocks import row_blocks
+from loralens.analysis.checks.blocks import row_length_blocks
 from loralens.analysis.checks.diagnosis import Diagnosis
-from loralens.analysis.checks.patient import Patient, Reading
+from loralens.analysis.checks.examination import Examination, ModuleReading
 
 RULES = {
     "svd-combined": "PEFT's add_weighted_adapter with combination_type='svd' (and its ties and dare kin) applied α/r "
@@ -15,22 +15,22 @@ RULES = {
     "rslora-combined": "PEFT's add_weighted_adapter sets α = r and keeps use_rslora, so the result is √r too strong, "
     "up to 0.21.2 at least.",
 }
-ORTHOGONAL = 2e-3  # |cosine| of singular vectors rounded to float32 or float16
-ORTHOGONAL_BF16 = 3e-2
-FIXED = (0, 21, 2)  # the first PEFT known to be right
-MOST = 0.9  # of the modules must show the structure
+ORTHOGONAL = 2e-3  # |cosine| up to which singular vectors count as orthogonal after rounding to float32 or float16
+ORTHOGONAL_BF16 = 3e-2  # the same in bfloat16, which has three bits fewer than float16
+FIXED = (0, 21, 2)  # the first version of PEFT that is known to be right
+MOST = 0.9  # the share of the modules that must show the structure
 
 
-def look(patient: Patient) -> Iterator[Diagnosis]:
-    """At most one diagnosis: the structure of the factors tells how they were made, α = r that PEFT made them."""
-    pairs = {name: one for name, one in patient.pairs.items() if one.module.rank > 1}
-    if patient.adapter.format != "peft" or not pairs or not all(_alpha_is_rank(one) for one in pairs.values()):
+def look(exam: Examination) -> Iterator[Diagnosis]:
+    """Report at most one bug: the structure of the factors shows an SVD, and α = r that PEFT made them."""
+    pairs = {name: one for name, one in exam.pairs.items() if one.module.rank > 1}
+    if exam.adapter.format != "peft" or not pairs or not all(_alpha_is_rank(one) for one in pairs.values()):
         return
     decomposed = sum(_is_svd(one) for one in pairs.values())
     rank = next(iter(pairs.values())).module.rank
     svd = decomposed >= MOST * len(pairs)
-    cut = row_blocks(list(pairs.values()))
-    if patient.setting("use_rslora") and (svd or cut):
+    cut = row_length_blocks(list(pairs.values()))
+    if exam.setting("use_rslora") and (svd or cut):
         how = (
             f"{decomposed} of {len(pairs)} modules are singular vectors"
             if svd
@@ -39,22 +39,22 @@ def look(patient: Patient) -> Iterator[Diagnosis]:
         evidence = f"{how}, as training leaves none; α = r = {rank} with rsLoRA gives the scale √r = {sqrt(rank):.3g}"
         fix = "set use_rslora to false in adapter_config.json, unless its numbers were made with it"
         yield Diagnosis("warning", "rslora-combined", evidence, fix)
-    elif svd and _version(patient.setting("peft_version")) < FIXED:
-        said = patient.setting("peft_version")
+    elif svd and _version(exam.setting("peft_version")) < FIXED:
+        version = exam.setting("peft_version")
         evidence = (
             f"in {decomposed} of {len(pairs)} modules A is orthonormal and B orthogonal with falling columns, and α = r"
-            f" = {rank}: the result of an SVD, as PEFT {said or '(version not said)'} combines adapters"
+            f" = {rank}: the result of an SVD, as PEFT {version or '(version not said)'} combines adapters"
         )
-        fix = f"give its sources too, and the weights are read off: {patient.command('doctor', 'SOURCE…')}"
+        fix = f"give its sources too, and the weights are read off: {exam.command('doctor', 'SOURCE…')}"
         yield Diagnosis("warning", "svd-combined", evidence, fix)
 
 
-def _alpha_is_rank(reading: Reading) -> bool:
+def _alpha_is_rank(reading: ModuleReading) -> bool:
     return reading.module.scaling.alpha == reading.module.rank
 
 
-def _is_svd(reading: Reading) -> bool:
-    """Rows of A orthonormal, columns of B orthogonal and falling."""
+def _is_svd(reading: ModuleReading) -> bool:
+    """Whether the rows of A are orthonormal and the columns of B orthogonal, with decreasing lengths."""
     A, B = reading.A, reading.B
     assert A
     assert B
@@ -64,6 +64,6 @@ def _is_svd(reading: Reading) -> bool:
     return bool(unit) and A.skew < limit and B.skew < limit and falling
 
 
-def _version(said: object) -> tuple[int, ...]:
-    parts = str(said or "").split("@")[0].split(".")
+def _version(text: object) -> tuple[int, ...]:
+    parts = str(text or "").split("@")[0].split(".")
     return tuple(int(part) for part in parts[:3] if part.isdecimal())

@@ -1,9 +1,9 @@
-"""Modules that hold the numbers of another module."""
+"""Modules that contain the same numbers as another module."""
 
 from collections.abc import Iterator, Mapping
 
 from loralens.analysis.checks.diagnosis import Diagnosis, share
-from loralens.analysis.checks.patient import Patient
+from loralens.analysis.checks.examination import Examination
 from loralens.core.names import some
 
 RULES = {
@@ -12,15 +12,18 @@ RULES = {
     "factor-shared": "Many modules share one B or one A. That is a design (VeRA, a frozen or tied A, the parts of a "
     "fused projection), or every module was started from one seed.",
 }
-MINORITY = 0.5  # of the modules: what more of them do is a design
-GROUPS = 2  # more groups than these that share are a design too, such as q, k and v of every block
+MINORITY = 0.5  # if a larger share of the modules has copies, sharing is the design of the method
+GROUPS = 2  # more groups of equal factors are a design too, such as q, k and v of every block with one A
 
 
-def look(patient: Patient) -> Iterator[Diagnosis]:
-    """A warning for every copy that is an exception, and a note where sharing is the rule. ΔW = 0 is left out."""
-    pairs = {name: (one.B.digest, one.A.digest) for name, one in patient.pairs.items() if one.B and one.A}
-    whole = _groups(pairs)
-    copies = {name: first for first, *others in whole for name in others}
+def look(exam: Examination) -> Iterator[Diagnosis]:
+    """Report every copy that is an exception as a warning, and sharing that is the rule as a note.
+
+    Modules with ΔW = 0 are left out: untrained copies of B = 0 are equal everywhere.
+    """
+    pairs = {name: (what.B.digest, what.A.digest) for name, what in exam.pairs.items() if what.B and what.A}
+    shared_pairs = _groups(pairs)
+    copies = {name: first for first, *copies_of_it in shared_pairs for name in copies_of_it}
     if len(copies) <= MINORITY * len(pairs):
         fix = "save the module again from its training, or leave it out: what it had learned is not in the file"
         for name, first in copies.items():
@@ -28,25 +31,26 @@ def look(patient: Patient) -> Iterator[Diagnosis]:
                 "warning", "module-copied", f"its B and A are those of {first}, number for number", fix, name
             )
     else:
-        evidence = f"{share(len(copies) + len(whole), len(pairs))} share their B and A with another: {some(whole[0])}"
+        count = len(copies) + len(shared_pairs)
+        evidence = f"{share(count, len(pairs))} share their B and A with another: {some(shared_pairs[0])}"
         yield Diagnosis("note", "factor-shared", evidence)
         return
     for i, factor in enumerate("BA"):
         groups = _groups({name: digests[i] for name, digests in pairs.items() if name not in copies})
         members = sum(map(len, groups))
         if len(groups) > GROUPS or members > MINORITY * len(pairs):
-            one = f"one {factor}" if len(groups) == 1 else f"{len(groups)} {factor}"
-            evidence = f"{share(members, len(pairs))} have {one} between them: {some(groups[0])}"
+            what = f"one {factor}" if len(groups) == 1 else f"{len(groups)} {factor}"
+            evidence = f"{share(members, len(pairs))} have {what} between them: {some(groups[0])}"
             yield Diagnosis("note", "factor-shared", evidence)
             continue
-        for first, *others in groups:
-            for name in others:
+        for first, *copies_of_it in groups:
+            for name in copies_of_it:
                 evidence = f"its {factor} is that of {first}, number for number"
                 yield Diagnosis("warning", "factor-copied", evidence, "save the module again from its training", name)
 
 
 def _groups(digests: Mapping[str, object]) -> list[list[str]]:
-    """The names that have one digest, where they are two or more."""
+    """Groups of two or more names with the same digest."""
     members: dict[object, list[str]] = {}
     for name, digest in digests.items():
         members.setdefault(digest, []).append(name)

@@ -1,9 +1,9 @@
-"""Outputs that no row of B moves, and inputs that no column of A reads."""
+"""Rows of B and columns of A that are exactly zero: outputs that never change, inputs that are never read."""
 
 from collections.abc import Iterator
 
 from loralens.analysis.checks.diagnosis import Diagnosis
-from loralens.analysis.checks.patient import Patient
+from loralens.analysis.checks.examination import Examination
 from loralens.core.lowrank import LowRank
 
 RULES = {
@@ -12,22 +12,25 @@ RULES = {
     "dead-columns": "Columns of A are exactly zero, although A starts at random: these inputs are never read. A shard "
     "was not saved, the tensor was padded, or they were pruned on purpose.",
 }
-LEAST = 0.01  # of the rows or columns. Published adapters have none at all; narrow dtypes leave single ones
+LEAST = 0.01  # share of the rows or columns. Published adapters have none at all; narrow dtypes leave single ones
 DESIGNED = ("embedding", "merged")  # tokens that never occurred, and projections that were not adapted
 FIX = "compare the shapes with those of the training, and save it again; nothing is wrong if they were pruned"
 
 
-def look(patient: Patient) -> Iterator[Diagnosis]:
-    """One diagnosis for every module and side, the largest share first. What is rounded to a few bits is left out."""
-    found = []
-    for name, reading in patient.pairs.items():
+def look(exam: Examination) -> Iterator[Diagnosis]:
+    """Report every such module and side, the largest share first.
+
+    Adapters that are quantised to a few bits are left out, because quantisation makes zeros.
+    """
+    dead_sides = []
+    for name, reading in exam.pairs.items():
         module = reading.module
-        if not isinstance(module, LowRank) or module.layout.kind in DESIGNED or patient.adapter.format == "loralens-q":
+        if not isinstance(module, LowRank) or module.layout.kind in DESIGNED or exam.adapter.format == "loralens-q":
             continue
         for code, factor, size in (("dead-rows", reading.B, 0), ("dead-columns", reading.A, 1)):
             of = module.shape[size]
             if factor and factor.dead > LEAST * of:
                 what = "rows of B" if size == 0 else "columns of A"
-                found.append((-factor.dead / of, name, code, f"{factor.dead} of {of} {what} are zero"))
-    for _, name, code, evidence in sorted(found, key=lambda one: (one[0], one[2])):
+                dead_sides.append((-factor.dead / of, name, code, f"{factor.dead} of {of} {what} are zero"))
+    for _, name, code, evidence in sorted(dead_sides, key=lambda side: (side[0], side[2])):
         yield Diagnosis("warning", code, evidence, FIX, name)

@@ -1,15 +1,15 @@
-"""A `peft_type` that the tensors contradict."""
+"""A ``peft_type`` in the configuration that the tensors contradict."""
 
 from collections.abc import Iterator
 
 from loralens.analysis.checks.diagnosis import Diagnosis, share
-from loralens.analysis.checks.patient import Patient
+from loralens.analysis.checks.examination import Examination
 
 RULES = {
     "peft-type": "adapter_config.json names another method than the one whose tensors are in the file: PEFT builds "
     "that method's layers, and finds none or only some of their tensors."
 }
-# Parts of a key → the method that stores it, the most telling first.
+# Part of a key → the method that stores such keys. AdaLoRA has lora_A too, so the more specific parts come first.
 TELLING = {
     ".lora_E": "ADALORA",
     ".hada_": "LOHA",
@@ -23,13 +23,13 @@ TELLING = {
 }
 
 
-def look(patient: Patient) -> Iterator[Diagnosis]:
-    """At most one diagnosis, of the method that most modules belong to. A file that does not name one says nothing."""
-    declared = patient.setting("peft_type")
-    if patient.adapter.format != "peft" or not isinstance(declared, str):
+def look(exam: Examination) -> Iterator[Diagnosis]:
+    """Report the method that most modules belong to, if the configuration names one that no module belongs to."""
+    declared = exam.setting("peft_type")
+    if exam.adapter.format != "peft" or not isinstance(declared, str):
         return
     methods: dict[str, int] = {}
-    for reading in patient.readings.values():
+    for reading in exam.readings.values():
         origin = reading.module.origin
         keys = " ".join(origin.tensors) if origin else ""
         method = next((method for part, method in TELLING.items() if part in keys), None)
@@ -38,6 +38,6 @@ def look(patient: Patient) -> Iterator[Diagnosis]:
     if not methods or declared.upper() in methods:
         return
     method = max(methods, key=lambda name: methods[name])
-    evidence = f"it says {declared[:40]}, and {share(methods[method], len(patient.readings))} are stored as {method}"
+    evidence = f"it says {declared[:40]}, and {share(methods[method], len(exam.readings))} are stored as {method}"
     fix = f'set "peft_type": "{method}" in adapter_config.json, if these tensors are the ones that were trained'
     yield Diagnosis("error", "peft-type", evidence, fix)

@@ -1,4 +1,4 @@
-"""Diagnosis: what one check saw, in one module or in the adapter."""
+"""A diagnosis, the result of a check about one module or the whole adapter, and how diagnoses are grouped."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -8,26 +8,26 @@ from typing import final
 from loralens.core.adapter import Level
 
 LEVELS: tuple[Level, ...] = ("error", "warning", "note")  # most serious first
-ALONE = 3  # findings without a module that are shown one by one; more of one code have one cause
+ALONE = 3  # up to so many findings of one code without a module are shown one by one; more have one common cause
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What one check saw.
+    """The result of one check about one module or the whole adapter.
 
     Attributes
     ----------
     level : str
-        ``error``: it does not work as it is; ``warning``: it may not do what was meant; ``note``: good to know.
+        ``error``: the adapter does not work as it is. ``warning``: it may not do what was meant. ``note``: information.
     code : str
-        A stable name of the kind of finding, for machines.
+        The stable name of this kind of finding, for programs.
     evidence : str
-        The numbers, in words.
+        What was measured, in words.
     fix : str
-        The command that mends it, or one sentence; empty where there is nothing to mend.
+        A command or one sentence that says what to do; empty if nothing needs to be done.
     module : str or None
-        None where it is the adapter's.
+        None if the finding is about the whole adapter.
     adapter : str
         The path of the adapter, as it was given.
     """
@@ -52,18 +52,19 @@ class Diagnosis:
 
 
 def by_cause(findings: Iterable[Diagnosis]) -> list[list[Diagnosis]]:
-    """Findings that belong together, in the order of the first of each group.
+    """Groups of findings with one cause, in the order of the first finding of each group.
 
-    Those of one level, code and adapter, if they are about modules or more than `ALONE`; else those that say the same.
+    Findings of one level, code and adapter form a group if they are about modules, or if there are more than `ALONE`.
+    Of other findings, those with equal texts form a group.
     """
     findings = list(findings)
-    loose = Counter((one.level, one.code, one.adapter) for one in findings if not one.module)
+    loose = Counter((finding.level, finding.code, finding.adapter) for finding in findings if not finding.module)
     groups: dict[tuple[str, ...], list[Diagnosis]] = {}
-    for one in findings:
-        cause = (one.level, one.code, one.adapter)
-        together = one.module or loose[cause] > ALONE
-        key = (*cause, "") if together else (one.level, one.code, one.evidence, one.fix, "")
-        groups.setdefault(key, []).append(one)
+    for finding in findings:
+        cause = (finding.level, finding.code, finding.adapter)
+        together = finding.module or loose[cause] > ALONE
+        key = (*cause, "") if together else (finding.level, finding.code, finding.evidence, finding.fix, "")
+        groups.setdefault(key, []).append(finding)
     return list(groups.values())
 
 

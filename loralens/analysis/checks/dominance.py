@@ -1,21 +1,21 @@
-"""Updates as large as the weight they are to adapt."""
+"""Updates that are larger than the weight that they adapt."""
 
 from collections.abc import Iterator
 
 from loralens.analysis.checks.diagnosis import Diagnosis
-from loralens.analysis.checks.patient import Patient
+from loralens.analysis.checks.examination import Examination
 
 RULES = {
     "update-dominates": "‖ΔW‖ exceeds ‖W‖: the update replaces the weight rather than adapting it. A scale applied "
     "twice, the wrong base or a training that diverged look so."
 }
-LARGEST = 1.0  # ‖ΔW‖/‖W‖; trained adapters have 0.001 to 0.1
+LARGEST = 1.0  # largest ‖ΔW‖/‖W‖ without a diagnosis; trained adapters have 0.001 to 0.1
 
 
-def look(patient: Patient) -> Iterator[Diagnosis]:
-    """One diagnosis for every module, the largest ratio first."""
-    for name, landing in sorted(patient.landings.items(), key=lambda item: -item[1].ratio):
-        if landing.ratio > LARGEST:
-            evidence = f"‖ΔW‖ is {landing.ratio:.3g} times ‖W‖"
-            fix = f"check that this is its base, and its scale ({patient.command('inspect')})"
+def look(exam: Examination) -> Iterator[Diagnosis]:
+    """Report every such module, the largest ratio first."""
+    for name, effect in sorted(exam.merge_effects.items(), key=lambda item: -item[1].ratio):
+        if effect.ratio > LARGEST:
+            evidence = f"‖ΔW‖ is {effect.ratio:.3g} times ‖W‖"
+            fix = f"check that this is its base, and its scale ({exam.command('inspect')})"
             yield Diagnosis("warning", "update-dominates", evidence, fix, name)

@@ -1,11 +1,11 @@
-"""NaN and Inf: numbers that no arithmetic survives."""
+"""NaN and Inf in the adapter and in the weights of the base."""
 
 from collections.abc import Iterator
 from math import prod
 
 from loralens.analysis.checks.diagnosis import Diagnosis
-from loralens.analysis.checks.patient import Patient
-from loralens.analysis.inspection import broken
+from loralens.analysis.checks.examination import Examination
+from loralens.analysis.inspection import count_non_finite
 from loralens.core.lowrank import LowRank
 
 RULES = {
@@ -16,27 +16,27 @@ FIX = "training diverged or a value overflowed its dtype: go back to an earlier 
 BASE_FIX = "get the base model again: this copy is damaged, or was written in a dtype too narrow for it"
 
 
-def look(patient: Patient) -> Iterator[Diagnosis]:
-    """One diagnosis for every module, every other tensor and every weight of the base that holds NaN or Inf."""
-    for name, reading in patient.readings.items():
+def look(exam: Examination) -> Iterator[Diagnosis]:
+    """Report every module, every other tensor and every weight of the base that holds NaN or Inf."""
+    for name, reading in exam.readings.items():
         if reading.spectrum is None:
             yield Diagnosis("error", "non-finite", _where(reading.module), FIX, name)
-    for key, extra in patient.adapter.extra.items():
-        count = broken(extra.tensor.read())
+    for key, extra in exam.adapter.extra.items():
+        count = count_non_finite(extra.tensor.read())
         if count:
             evidence = f"{key} {_says(count, extra.tensor.size)}"
             yield Diagnosis("error", "non-finite", evidence, FIX, extra.module or None)
-    for name, count in patient.spoilt.items():
-        evidence = f"its weight in the base {_says(count, prod(patient.readings[name].module.shape))}"
+    for name, count in exam.non_finite_weights.items():
+        evidence = f"its weight in the base {_says(count, prod(exam.readings[name].module.shape))}"
         yield Diagnosis("error", "base-non-finite", evidence, BASE_FIX, name)
 
 
 def _where(module: object) -> str:
     if not isinstance(module, LowRank):
         return "a factor holds NaN or Inf"
-    counts = {"B": (broken(module.B), module.B.size), "A": (broken(module.A), module.A.size)}
-    said = [f"{name} {_says(count, size)}" for name, (count, size) in counts.items() if count]
-    return " and ".join(said) or "B·A overflows"
+    counts = {"B": (count_non_finite(module.B), module.B.size), "A": (count_non_finite(module.A), module.A.size)}
+    broken_factors = [f"{name} {_says(count, size)}" for name, (count, size) in counts.items() if count]
+    return " and ".join(broken_factors) or "B·A overflows"
 
 
 def _says(count: int, size: int) -> str:

@@ -1,4 +1,4 @@
-"""Foreign code: fields of a configuration that make other software import a module; loralens never does.
+"""Fields of a configuration that make other software import a module; loralens imports none of them.
 
 PEFT's ``AutoPeftModel`` imports ``auto_mapping.parent_library``, and its LoRA layers import ``megatron_core`` where a
 ``megatron_config`` is there (peft 0.21, ``auto.py`` and ``tuners/lora/model.py``); ``auto_map`` is what transformers
@@ -9,32 +9,33 @@ from collections.abc import Iterator
 from typing import Any
 
 from loralens.analysis.checks.diagnosis import Diagnosis
-from loralens.analysis.checks.patient import Patient
+from loralens.analysis.checks.examination import Examination
 
 RULES = {"foreign-code": "The configuration names code that other software imports, and so runs, when it loads this."}
-KNOWN = frozenset({"transformers", "diffusers", "peft", "torch", "sentence_transformers", "timm"})  # top packages
+# Top-level packages that the field's own tools write into ``parent_library``.
+KNOWN = frozenset({"transformers", "diffusers", "peft", "torch", "sentence_transformers", "timm"})
 MEGATRON = "megatron.core"  # PEFT's default
 FIX = "load it only if you trust whose code that is, or take this field out of adapter_config.json"
 
 
-def look(patient: Patient) -> Iterator[Diagnosis]:
-    """One diagnosis for every field that names code which is not of a known library."""
-    for field, name in _named(patient):
+def look(exam: Examination) -> Iterator[Diagnosis]:
+    """Report every field that names code from outside the known libraries."""
+    for field, name in _named(exam):
         evidence = f"{field} is {ascii(name)[:80]}: loralens does not import it, and other software may"
         yield Diagnosis("warning", "foreign-code", evidence, FIX)
 
 
-def _named(patient: Patient) -> Iterator[tuple[str, Any]]:
-    mapping = patient.setting("auto_mapping")
+def _named(exam: Examination) -> Iterator[tuple[str, Any]]:
+    mapping = exam.setting("auto_mapping")
     library = mapping.get("parent_library") if isinstance(mapping, dict) else None
     if library is not None and not _known(library):
         yield "auto_mapping.parent_library", library
-    core = patient.setting("megatron_core")
-    if patient.setting("megatron_config") and core not in (None, MEGATRON):
+    core = exam.setting("megatron_core")
+    if exam.setting("megatron_config") and core not in (None, MEGATRON):
         yield "megatron_core", core
     for field in ("auto_map", "custom_pipelines", "trust_remote_code"):
-        if patient.setting(field):
-            yield field, patient.setting(field)
+        if exam.setting(field):
+            yield field, exam.setting(field)
 
 
 def _known(library: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Adapters that began from the same random A."""
+"""Adapters that were initialised with the same random A."""
 
 from collections.abc import Iterator, Sequence
 from math import floor
@@ -6,8 +6,9 @@ from math import floor
 import numpy as np
 
 from loralens.analysis.checks.diagnosis import Diagnosis
-from loralens.analysis.checks.patient import Patient
-from loralens.analysis.compare.pairwise import SHARED, aligned, groups, mean
+from loralens.analysis.checks.examination import Examination
+from loralens.analysis.compare.clusters import connected_groups
+from loralens.analysis.compare.pairwise import SHARED, known_mean, match_modules
 from loralens.core.lazy import Array
 from loralens.core.names import some
 from loralens.linalg.rounding import sample_entries
@@ -16,43 +17,43 @@ RULES = {
     "shared-initialisation": "Adapters trained from one seed share the random start of A. Overlaps of A, or of the in "
     "side of ΔW, then show the seed and not the tasks."
 }
-ENTRIES = 512  # of every A: the cosine of a whole adapter is then good to 1/√(512·modules), 0.01 at 20 modules
+ENTRIES = 512  # entries of every A: the cosine of adapters has the error 1/√(512·modules), 0.01 for 20 modules
 
 
-def look(patients: Sequence[Patient]) -> Iterator[Diagnosis]:
-    """One diagnosis for every group of adapters whose A point the same way, at the first of them."""
-    modules = aligned([one.adapter for one in patients])
-    cosines = np.full((len(modules), len(patients), len(patients)), np.nan)
+def look(exams: Sequence[Examination]) -> Iterator[Diagnosis]:
+    """Report every group of adapters with similar A, once, for its first adapter."""
+    modules = match_modules([one.adapter for one in exams])
+    cosines = np.full((len(modules), len(exams), len(exams)), np.nan)
     for cosine, module in zip(cosines, modules, strict=True):
-        rows = {i: _some(one, name) for i, (one, name) in enumerate(zip(patients, module.holders, strict=True))}
-        held = {i: (row, rank) for i, (row, rank) in rows.items() if row is not None}
-        for i, (x, r) in held.items():
-            for j, (y, s) in held.items():
-                if r == s:
+        rows = {i: _some(one, name) for i, (one, name) in enumerate(zip(exams, module.holders, strict=True))}
+        with_A = {i: (row, rank) for i, (row, rank) in rows.items() if row is not None}
+        for i, (x, r) in with_A.items():
+            for j, (y, s) in with_A.items():
+                if r == s:  # random numbers are drawn row by row, so other ranks show no common start
                     cosine[i, j] = x @ y
-    similar = mean(cosines)
-    for group in groups(similar, SHARED):
+    similar = known_mean(cosines)
+    for group in connected_groups(similar, SHARED):
         if len(group) < 2:
             continue
-        first, others = patients[group[0]], [patients[i] for i in group[1:]]
+        first, same_start = exams[group[0]], [exams[i] for i in group[1:]]
         least = min(similar[i, j] for i in group for j in group if i != j and similar[i, j] >= SHARED)
         evidence = (
-            f"A points where that of {some([one.path for one in others])} points ({_at_least(least)}): they began from "
-            "one random A, or are one run"
+            f"A points where that of {some([one.path for one in same_start])} points ({_at_least(least)}): they began "
+            "from one random A, or are one run"
         )
-        command = first.command("similarity", others[0].quoted, "--side out")
+        command = first.command("similarity", same_start[0].quoted, "--side out")
         fix = f"compare them on the side that the seed does not fix: `{command}`"
         yield Diagnosis("note", "shared-initialisation", evidence, fix, adapter=first.path)
 
 
 def _at_least(cosine: float) -> str:
-    """A least cosine in words, rounded down: no cosine is more than 1."""
+    """The smallest cosine in words, rounded down so that the statement stays true."""
     return "cosine 1" if cosine > 1 - 1e-6 else f"cosine {floor(100 * cosine) / 100:.2f} or more"
 
 
-def _some(patient: Patient, name: str | None) -> tuple[Array | None, int]:
-    """Some entries of A, their length 1, and r; None where there is no A to compare."""
-    reading = patient.readings.get(name) if name else None
+def _some(exam: Examination, name: str | None) -> tuple[Array | None, int]:
+    """Some entries of A as a vector of length 1, and r; None if there is no A to compare."""
+    reading = exam.readings.get(name) if name else None
     if reading is None or reading.A is None or not reading.A.lengths.any():
         return None, 0
     A = reading.module.A

@@ -1,44 +1,44 @@
-"""Modules that every other block has."""
+"""Modules that are missing in one block although all other blocks have them."""
 
 import re
 from collections.abc import Collection, Iterator, Mapping
 
 from loralens.analysis.checks.diagnosis import Diagnosis
-from loralens.analysis.checks.patient import Patient
+from loralens.analysis.checks.examination import Examination
 from loralens.core.names import weight_name
 
 RULES = {
     "module-missing": "A module is missing that all other blocks have: it was lost when the adapter was saved or "
     "converted, or it was left out on purpose."
 }
-FEWEST = 4  # blocks below which a grid is not known to be one
-MOST = 0.1  # of the blocks may lack a module, and one may; what more of them lack is a design
-HOLES = 0.05  # of the grid may be missing: a UNet's lowest block has no attention at all, a quarter of the grid
-LONGEST = 9  # digits of a block's number
-DEEPEST = 64  # parts of a name, which a hostile file may have without end
+FEWEST = 4  # with fewer blocks it is not clear that they form a grid
+MOST = 0.1  # the share of blocks (at least one block) that may lack a module; if more lack it, that is the design
+HOLES = 0.05  # the share of the grid that may be missing; a UNet's lowest block has no attention, a quarter of the grid
+LONGEST = 9  # digits of a block number at most: a hostile file could have a gap of any length
+DEEPEST = 64  # parts of a name at most: a hostile file could have names of any length
 CHOSEN = ("layers_to_transform", "exclude_modules", "layer_replication")  # settings that leave modules out on purpose
 
 Place = tuple[str, ...]
 
 
-def look(patient: Patient) -> Iterator[Diagnosis]:
-    """One diagnosis for every hole in an otherwise full grid of blocks and modules."""
-    if any(patient.setting(key) for key in CHOSEN):
+def look(exam: Examination) -> Iterator[Diagnosis]:
+    """Report every hole in an otherwise full grid of blocks and modules."""
+    if any(exam.setting(key) for key in CHOSEN):
         return
-    names = dict.fromkeys(map(weight_name, patient.adapter))
+    names = dict.fromkeys(map(weight_name, exam.adapter))
     fix = "take it from the training's own checkpoint; nothing is wrong if it was left out on purpose"
     for name, evidence in missing_modules(names).items():
         yield Diagnosis("warning", "module-missing", evidence, fix, name)
 
 
 def missing_modules(names: Collection[str]) -> dict[str, str]:
-    """Names that would fill holes of a grid → how full it is otherwise.
+    """The names that would fill holes of a grid → the evidence for each hole.
 
-    A name is taken apart at its dots and underscores, so that every dialect has the same grids. Each of its numbers
-    makes a grid: the blocks are what stands before it with all numbers left open, the modules what stands behind it. A
-    block is compared only where it has nothing that others lack, as the dense block of a mixture of experts has.
+    A name is split at its dots and underscores, so that every dialect has the same grids. Every number in a name
+    defines a grid: its blocks are the paths up to that number, and its modules the rest of the names behind it. A block
+    is compared only if it has no module that the others lack, as the dense block of a mixture of experts does.
     """
-    known = {re.sub(r"[._]", ".", name) for name in names}
+    present = {re.sub(r"[._]", ".", name) for name in names}
     spelling: dict[Place, str] = {}
     grids: dict[Place, dict[Place, set[Place]]] = {}
     for name in names:
@@ -50,15 +50,15 @@ def missing_modules(names: Collection[str]) -> dict[str, str]:
             if part.isdecimal():
                 skeleton = _skeleton(path[: i + 1])
                 grids.setdefault(skeleton, {}).setdefault(path[: i + 1], set()).add(path[i + 1 :])
-    found: dict[Place, str] = {}
+    missing: dict[Place, str] = {}
     for skeleton, blocks in grids.items():
         if len(blocks) >= FEWEST:
-            found |= _holes(blocks) | _gap(skeleton, blocks)
-    return {_named(path, spelling): evidence for path, evidence in found.items() if ".".join(path) not in known}
+            missing |= _holes(blocks) | _gap(skeleton, blocks)
+    return {_named(path, spelling): evidence for path, evidence in missing.items() if ".".join(path) not in present}
 
 
 def _holes(blocks: Mapping[Place, set[Place]]) -> dict[Place, str]:
-    """Modules that nearly all blocks have, in blocks that have no others instead; none where many are missing."""
+    """The modules that some blocks lack and nearly all others have; none if many are missing, or others stand in."""
     counts: dict[Place, int] = {}
     for modules in blocks.values():
         for module in modules:
@@ -75,7 +75,7 @@ def _holes(blocks: Mapping[Place, set[Place]]) -> dict[Place, str]:
 
 
 def _gap(skeleton: Place, blocks: Mapping[Place, set[Place]]) -> dict[Place, str]:
-    """The one block that is missing between the first and the last, of a single row of blocks."""
+    """The modules of the one block that is missing between the first and the last of a single row of blocks."""
     if skeleton.count("#") != 1:
         return {}
     written = sorted((block[-1] for block in blocks if len(block[-1]) < LONGEST), key=int)
@@ -91,11 +91,11 @@ def _gap(skeleton: Place, blocks: Mapping[Place, set[Place]]) -> dict[Place, str
 
 
 def _skeleton(path: Place) -> Place:
-    """A path with its numbers left open."""
+    """The path with every number replaced by ``#``."""
     return tuple("#" if part.isdecimal() else part for part in path)
 
 
 def _named(path: Place, spelling: Mapping[Place, str]) -> str:
-    """The name of a path, joined by dots and underscores as that of a neighbour with other numbers."""
+    """The name of a path, joined by the dots and underscores of a name that differs only in its numbers."""
     joints = re.findall(r"[._]", spelling[_skeleton(path)])
     return "".join(part + joint for part, joint in zip(path, [*joints, ""], strict=True))

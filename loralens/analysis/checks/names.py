@@ -1,9 +1,9 @@
-"""Modules that find no weight in the base, or one of another shape."""
+"""Modules for which the base has no weight, or one of another shape."""
 
 from collections.abc import Iterator
 
 from loralens.analysis.checks.diagnosis import Diagnosis
-from loralens.analysis.checks.patient import Patient
+from loralens.analysis.checks.examination import Examination
 
 RULES = {
     "base-mismatch": "The base has no weight of this name and shape. Servers skip such modules without a word: the "
@@ -11,11 +11,11 @@ RULES = {
 }
 
 
-def look(patient: Patient) -> Iterator[Diagnosis]:
-    """One diagnosis for every module without a weight; one for the adapter where none has one."""
-    whole = patient.strays.get("")
-    if whole:
-        yield Diagnosis("error", "base-mismatch", f"this is not its base: {whole[0]}", whole[1])
+def look(exam: Examination) -> Iterator[Diagnosis]:
+    """Report every module without a weight; only the adapter if no module has one."""
+    reason = exam.unmatched.get("")
+    if reason:
+        yield Diagnosis("error", "base-mismatch", f"this is not its base: {reason[0]}", reason[1])
         return
-    for name, (what, fix) in patient.strays.items():
+    for name, (what, fix) in exam.unmatched.items():
         yield Diagnosis("error", "base-mismatch", what, fix, name)

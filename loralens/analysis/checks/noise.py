@@ -1,4 +1,4 @@
-"""Adapters whose spectra do not differ from those of random factors."""
+"""Adapters whose spectra cannot be distinguished from those of random factors."""
 
 from collections.abc import Iterator
 from functools import cache
@@ -6,37 +6,37 @@ from functools import cache
 import numpy as np
 
 from loralens.analysis.checks.diagnosis import Diagnosis
-from loralens.analysis.checks.patient import Patient
+from loralens.analysis.checks.examination import Examination
 from loralens.linalg.factor import Floats
 
 RULES = {
     "random-spectrum": "The singular values are as flat as those of random factors of the same norm: nothing was "
     "learned, the factors were initialised at random and never trained, or noise was added."
 }
-SMALLEST_RANK = 4  # below it a trained spectrum may be flat by chance
-LARGEST_RANK = 512  # so wide a pair is a full difference, and its null would take minutes
-DRAWS = 200  # of the null, a shape and rank
-WORK = 200 * 64**3  # of rank³ and draw: fewer draws at high rank, where the null is narrow
-REJECTED = 0.01  # quantile of the null below which a spectrum is not random: 1 module in 100 by mistake
-MOST = 0.5  # of the modules must look random: one or two of hundreds will
-FEWEST = 2
+SMALLEST_RANK = 4  # below it, a trained spectrum may be flat by chance
+LARGEST_RANK = 512  # wider pairs are full differences of weights, and their null distribution would take minutes
+DRAWS = 200  # samples of the null distribution for every shape and rank
+WORK = 200 * 64**3  # draws · rank³ at most: at high rank the null distribution is narrow, so fewer draws are enough
+REJECTED = 0.01  # quantile of the null below which a spectrum is not random, which errs for 1 module in 100
+MOST = 0.5  # the share of modules that must look random; one or two of hundreds always do
+FEWEST = 2  # tested modules at least, so that a single one does not condemn an adapter
 
 
-def look(patient: Patient) -> Iterator[Diagnosis]:
-    """One diagnosis for the adapter, if most of its modules look random.
+def look(exam: Examination) -> Iterator[Diagnosis]:
+    """Report an adapter if most of its modules look random.
 
-    The norm is matched by comparing the shape of the spectrum alone: its participation ratio (Σσ²)²/Σσ⁴, which is r for
-    equal values and which training lowers. Neither the norms of B and A nor the scale change it.
+    Only the shape of the spectra is compared, so that norms and scales do not matter: the participation ratio
+    (Σσ²)²/Σσ⁴, which is r for equal singular values and which training lowers.
     """
     tested, alike, first = 0, 0, ""
-    for name, one in patient.spectra.items():
-        if one.spectral == 0 or not SMALLEST_RANK <= one.rank <= min(*one.shape, LARGEST_RANK):
+    for name, spectrum in exam.spectra.items():
+        if spectrum.spectral == 0 or not SMALLEST_RANK <= spectrum.rank <= min(*spectrum.shape, LARGEST_RANK):
             continue
-        null = random_participation(one.shape, one.rank)
+        null = random_participation(spectrum.shape, spectrum.rank)
         tested += 1
-        if one.participation_ratio >= np.quantile(null, REJECTED):
+        if spectrum.participation_ratio >= np.quantile(null, REJECTED):
             alike += 1
-            first = first or f"{name} {one.participation_ratio:.2f} (random {null.min():.2f}–{null.max():.2f})"
+            first = first or f"{name} {spectrum.participation_ratio:.2f} (random {null.min():.2f}–{null.max():.2f})"
     if tested >= FEWEST and alike > MOST * tested:
         evidence = f"{alike} of {tested} spectra are as flat as random ones; participation ratio of r: {first}"
         fix = "check that this is the trained checkpoint, not the initial one"
@@ -45,10 +45,10 @@ def look(patient: Patient) -> Iterator[Diagnosis]:
 
 @cache
 def random_participation(shape: tuple[int, int], rank: int) -> Floats:
-    """Participation ratios of B A with Gaussian B (out, rank) and A (rank, in), float64, one a draw, sorted.
+    """Sorted participation ratios of random products B A, with Gaussian B (out, rank) and A (rank, in), float64.
 
-    From independent Bartlett factors: R upper triangular, N(0, 1) above the diagonal, R_ii = √χ²(n − i). B A has the
-    singular values of R_B R_Aᵀ, so a draw costs O(rank³) whatever the shape. Seeded: the same every time.
+    They are computed from independent Bartlett factors R, upper triangular with N(0, 1) above the diagonal and R_ii =
+    √χ²(n − i). B A has the singular values of R_B R_Aᵀ, so a draw costs O(rank³) for any shape. The seed is fixed.
     """
     rng = np.random.default_rng(0)
     draws = int(np.clip(WORK // rank**3, 20, DRAWS))

@@ -1,9 +1,9 @@
-"""Modules far from the others of their kind."""
+"""Modules whose norm or effective rank is far from that of the other modules of their kind."""
 
 from collections.abc import Iterator
 
 from loralens.analysis.checks.diagnosis import Diagnosis
-from loralens.analysis.checks.patient import Patient
+from loralens.analysis.checks.examination import Examination
 from loralens.analysis.outliers import PER_MODULE, QUANTITIES, outliers
 
 RULES = {
@@ -13,10 +13,14 @@ RULES = {
 }
 
 
-def look(patient: Patient) -> Iterator[Diagnosis]:
-    """One diagnosis for every module and quantity, the least likely first."""
-    for one in outliers(patient.spectra):
-        times = f", {one.value / one.typical:.2f} × the median of the nearest of its kind" if one.typical > 0 else ""
-        rare = f"{one.chance:.1g}" if one.chance >= 1e-9 else "less than 1e-9"
-        evidence = f"{QUANTITIES[one.quantity]} {one.value:.4g}{times} (chance of such a gap: {rare})"
-        yield Diagnosis("note", "outlier", evidence, "", one.name)
+def look(exam: Examination) -> Iterator[Diagnosis]:
+    """Report every such module and quantity, the least likely first."""
+    for outlier in outliers(exam.spectra):
+        times = (
+            f", {outlier.value / outlier.typical:.2f} × the median of the nearest of its kind"
+            if outlier.typical > 0
+            else ""
+        )
+        rare = f"{outlier.chance:.1g}" if outlier.chance >= 1e-9 else "less than 1e-9"
+        evidence = f"{QUANTITIES[outlier.quantity]} {outlier.value:.4g}{times} (chance of such a gap: {rare})"
+        yield Diagnosis("note", "outlier", evidence, "", outlier.name)

@@ -1,18 +1,18 @@
-"""What the reader of the file had to say."""
+"""The findings of the reader, reported with those of the checks."""
 
 from collections.abc import Iterator
 
 from loralens.analysis.checks.diagnosis import Diagnosis
-from loralens.analysis.checks.patient import Patient
+from loralens.analysis.checks.examination import Examination
 
-RULES: dict[str, str] = {}  # the readers' codes are their own, and say themselves what they mean
+RULES: dict[str, str] = {}  # readers have codes of their own, whose texts explain themselves
 
 
-def look(patient: Patient) -> Iterator[Diagnosis]:
-    """The findings of the adapter; those that begin with the name of a module are that module's."""
-    for finding in patient.adapter.findings:
+def look(exam: Examination) -> Iterator[Diagnosis]:
+    """Report the findings of the reader; a text that begins with the name of a module belongs to that module."""
+    for finding in exam.adapter.findings:
         name, _, text = finding.text.partition(": ")
-        if text and name in patient.adapter:
+        if text and name in exam.adapter:
             yield Diagnosis(finding.level, finding.code, text, finding.fix, name)
         else:
             yield Diagnosis(finding.level, finding.code, finding.text, finding.fix)

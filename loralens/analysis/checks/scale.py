@@ -1,17 +1,17 @@
-"""Scales that are hardly meant: zero, negative, very large, very small."""
+"""Scales that are probably wrong: zero, negative, very large or very small."""
 
 from collections.abc import Callable, Iterator
 
 from loralens.analysis.checks.diagnosis import Diagnosis, share
-from loralens.analysis.checks.patient import Patient
+from loralens.analysis.checks.examination import Examination
 from loralens.core.adapter import Level
 from loralens.core.lowrank import LowRank
 from loralens.core.names import some
 from loralens.core.scaling import Scaling
 
-LARGEST = 8.0  # α/r; the LoRA paper's own largest is 32/4, and what is usual is 0.5 to 4
-LARGEST_GIVEN = 32.0  # of a scale that the file gives itself: mlx-lm's default is 20
-SMALLEST = 1 / 64  # kohya's default α of 1 reaches it at r = 64
+LARGEST = 8.0  # largest usual α/r: the LoRA paper's largest is 32/4, and common values are 0.5 to 4
+LARGEST_GIVEN = 32.0  # the same for a scale that the file states directly: mlx-lm's default is 20
+SMALLEST = 1 / 64  # smallest usual scale: kohya's default α = 1 reaches it at r = 64
 
 RULES = {
     "scale-zero": "The scale is 0, so the module adds nothing; α = 0 means 0 to some programs and r to others.",
@@ -23,26 +23,26 @@ RULES = {
 }
 
 
-def look(patient: Patient) -> Iterator[Diagnosis]:
-    """One diagnosis for every suspicion, with the modules that raise it."""
-    yield from _suspect(patient, "scale-zero", lambda scale, _: scale == 0, "state α = r, or leave the modules out")
+def look(exam: Examination) -> Iterator[Diagnosis]:
+    """Report every suspicious scale, once for all modules that have it."""
+    yield from _suspect(exam, "scale-zero", lambda scale, _: scale == 0, "state α = r, or leave the modules out")
     yield from _suspect(
-        patient, "scale-negative", lambda scale, _: scale < 0, "right only if it is meant to be subtracted"
+        exam, "scale-negative", lambda scale, _: scale < 0, "right only if it is meant to be subtracted"
     )
     fix = "compare with the α and r of the training run; if it is wrong, train's own value goes into the configuration"
-    yield from _suspect(patient, "scale-large", lambda scale, how: scale > _largest(how), fix)
+    yield from _suspect(exam, "scale-large", lambda scale, how: scale > _largest(how), fix)
     fix = "compare with the α and r of the training run"
-    yield from _suspect(patient, "scale-small", lambda scale, _: 0 < scale < SMALLEST, fix)
-    yield from _scale_is_alpha(patient)
+    yield from _suspect(exam, "scale-small", lambda scale, _: 0 < scale < SMALLEST, fix)
+    yield from _scale_is_alpha(exam)
 
 
-def _suspect(patient: Patient, code: str, wrong: Callable[[float, Scaling], bool], fix: str) -> Iterator[Diagnosis]:
-    hit = [name for name, one in patient.readings.items() if wrong(one.module.scale, one.module.scaling)]
+def _suspect(exam: Examination, code: str, wrong: Callable[[float, Scaling], bool], fix: str) -> Iterator[Diagnosis]:
+    hit = [name for name, one in exam.readings.items() if wrong(one.module.scale, one.module.scaling)]
     if not hit:
         return
-    module = patient.readings[hit[0]].module
-    where = "" if len(hit) == len(patient.readings) else f": {some(hit)}"
-    evidence = f"scale {module.scale:.4g}, {module.scaling}, in {share(len(hit), len(patient.readings))}{where}"
+    module = exam.readings[hit[0]].module
+    of_modules = "" if len(hit) == len(exam.readings) else f": {some(hit)}"
+    evidence = f"scale {module.scale:.4g}, {module.scaling}, in {share(len(hit), len(exam.readings))}{of_modules}"
     level: Level = "note" if code == "scale-small" else "warning"
     yield Diagnosis(level, code, evidence, fix, hit[0] if len(hit) == 1 else None)
 
@@ -51,13 +51,13 @@ def _largest(how: Scaling) -> float:
     return LARGEST if how.rule.startswith("alpha") else LARGEST_GIVEN
 
 
-def _scale_is_alpha(patient: Patient) -> Iterator[Diagnosis]:
-    said = patient.setting("lora_parameters")
-    if patient.adapter.format != "mlx" or not isinstance(said, dict) or "alpha" not in said:
+def _scale_is_alpha(exam: Examination) -> Iterator[Diagnosis]:
+    parameters = exam.setting("lora_parameters")
+    if exam.adapter.format != "mlx" or not isinstance(parameters, dict) or "alpha" not in parameters:
         return
-    rank = max((one.module.rank for one in patient.readings.values() if isinstance(one.module, LowRank)), default=1)
-    if said.get("scale") == said["alpha"] and rank > 1:
-        evidence = f"lora_parameters has scale {said['scale']} and the same alpha, at rank {rank}: α/r would be "
-        evidence += f"{said['alpha'] / rank:.4g}"
+    rank = max((one.module.rank for one in exam.readings.values() if isinstance(one.module, LowRank)), default=1)
+    if parameters.get("scale") == parameters["alpha"] and rank > 1:
+        evidence = f"lora_parameters has scale {parameters['scale']} and the same alpha, at rank {rank}: α/r would be "
+        evidence += f"{parameters['alpha'] / rank:.4g}"
         fix = "if it was trained with α/r, write that as lora_parameters.scale in adapter_config.json"
         yield Diagnosis("warning", "scale-is-alpha", evidence, fix)

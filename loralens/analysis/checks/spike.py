@@ -1,27 +1,27 @@
-"""Updates that are one direction, whatever rank they were given."""
+"""Updates of which a single direction holds nearly all the energy, whatever their rank."""
 
 from collections.abc import Iterator
 
 from loralens.analysis.checks.diagnosis import Diagnosis
-from loralens.analysis.checks.patient import Patient
+from loralens.analysis.checks.examination import Examination
 
 RULES = {
     "spike": "One direction holds nearly all of the energy of a module of rank 4 or more. Such spikes add up when "
     "adapters are stacked, and often come from a learning rate that is too high."
 }
-SMALLEST_RANK = 4
-ENERGY = 0.99  # σ₁²/Σσ²; stable rank below 1.01
+SMALLEST_RANK = 4  # at a lower rank, one dominant direction is no surprise
+ENERGY = 0.99  # smallest σ₁²/Σσ² that is reported: a stable rank below 1.01
 
 
-def look(patient: Patient) -> Iterator[Diagnosis]:
-    """One diagnosis for every module, the sharpest first."""
+def look(exam: Examination) -> Iterator[Diagnosis]:
+    """Report every such module, the lowest stable rank first."""
     spikes = [
-        (one.stable_rank, name, one)
-        for name, one in patient.spectra.items()
-        if min(one.rank, *one.shape) >= SMALLEST_RANK and 0 < one.stable_rank < 1 / ENERGY
+        (spectrum.stable_rank, name, spectrum)
+        for name, spectrum in exam.spectra.items()
+        if min(spectrum.rank, *spectrum.shape) >= SMALLEST_RANK and 0 < spectrum.stable_rank < 1 / ENERGY
     ]
-    for stable, name, one in sorted(spikes, key=lambda spike: spike[:2]):
-        rounding = one.numerical_rank < 2  # the others are what float64 leaves of zeros
-        ratio = ", the others are 0 up to rounding" if rounding else f", σ₁/σ₂ = {one.s[0] / one.s[1]:.3g}"
-        evidence = f"one of {one.rank} directions holds {1 / stable:.2%} of the energy{ratio}"
+    for stable, name, spectrum in sorted(spikes, key=lambda spike: spike[:2]):
+        rounding = spectrum.numerical_rank < 2  # the other singular values are rounding errors of 0
+        ratio = ", the others are 0 up to rounding" if rounding else f", σ₁/σ₂ = {spectrum.s[0] / spectrum.s[1]:.3g}"
+        evidence = f"one of {spectrum.rank} directions holds {1 / stable:.2%} of the energy{ratio}"
         yield Diagnosis("note", "spike", evidence, "", name)

@@ -1,9 +1,9 @@
-"""Rank that was bought and is not used."""
+"""Rank that a module cannot use or does not use."""
 
 from collections.abc import Iterator
 
 from loralens.analysis.checks.diagnosis import Diagnosis
-from loralens.analysis.checks.patient import Patient
+from loralens.analysis.checks.examination import Examination
 from loralens.analysis.groups import mean_effective_rank
 
 RULES = {
@@ -11,34 +11,35 @@ RULES = {
     "rank-unused": "Far fewer directions than the rank hold nearly all of the energy: the file and every product with "
     "it could be smaller at the same effect.",
 }
-ENERGY = 0.99  # of Σσ² that must stay
-LEAST = 0.3  # of the parameters that truncation must save to be worth a word
+ENERGY = 0.99  # the share of Σσ² that a truncation must keep
+LEAST = 0.3  # the share of the parameters that truncation must save to be worth a note
 
 
-def look(patient: Patient) -> Iterator[Diagnosis]:
-    """Modules with more rank than their weight has; and what `compress --energy 0.99` would save, counted exactly."""
-    for name, reading in patient.readings.items():
+def look(exam: Examination) -> Iterator[Diagnosis]:
+    """Report ranks above that of the weight, and what ``compress --energy 0.99`` would save, counted exactly."""
+    for name, reading in exam.readings.items():
         rank, most = reading.module.rank, min(reading.module.shape)
         if rank > most:
             out, in_ = reading.module.shape
-            cut = patient.compress("cut", "--energy 1")
+            cut = exam.compress("cut", "--energy 1")
             fix = f"train it with r = {most}; `{cut}` drops them"
             yield Diagnosis("note", "rank-impossible", f"r = {rank} for a weight of {out} × {in_}", fix, name)
     before = after = 0
-    for one in patient.readings.values():
+    for one in exam.readings.values():
         if one.A is None or one.spectrum is None:
             continue
         stored = one.module.parameters
         before += stored
         after += min(stored, max(1, one.spectrum.energy_rank(ENERGY)) * sum(one.module.shape))
     saved = 1 - after / before if before else 0.0
-    ranks = [one.module.rank for one in patient.pairs.values()]
+    ranks = [one.module.rank for one in exam.pairs.values()]
     if saved < LEAST or not ranks:
         return
-    mean = mean_effective_rank(one.spectrum for one in patient.pairs.values() if one.spectrum)
-    said = f"r={ranks[0]}" if len(set(ranks)) == 1 else f"r={min(ranks)}–{max(ranks)}"
+    mean = mean_effective_rank(one.spectrum for one in exam.pairs.values() if one.spectrum)
+    ranks_text = f"r={ranks[0]}" if len(set(ranks)) == 1 else f"r={min(ranks)}–{max(ranks)}"
     evidence = (
-        f"{said}, effective rank {mean:.1f} on average: {ENERGY} of the energy needs {1 - saved:.0%} of the parameters"
+        f"{ranks_text}, effective rank {mean:.1f} on average: {ENERGY} of the energy needs {1 - saved:.0%} of the "
+        "parameters"
     )
-    command = patient.compress("e99", f"--energy {ENERGY}")
+    command = exam.compress("e99", f"--energy {ENERGY}")
     yield Diagnosis("note", "rank-unused", evidence, f"`{command}` saves {saved:.0%}")

@@ -1,11 +1,11 @@
-"""Modules that do nothing, because a factor is zero."""
+"""Modules that do nothing because a factor, or the product of the factors, is zero."""
 
 from collections.abc import Iterator
 from math import log2
 from sys import float_info
 
 from loralens.analysis.checks.diagnosis import Diagnosis
-from loralens.analysis.checks.patient import Patient, Reading
+from loralens.analysis.checks.examination import Examination, ModuleReading
 
 RULES = {
     "zero-update": "B or A is all zero, so the module adds nothing: it was never trained, or was trained and not "
@@ -15,17 +15,17 @@ RULES = {
 TOO_SMALL = "multiply B by what is missing and save it again; a merge adds nothing as it is"
 
 
-def look(patient: Patient) -> Iterator[Diagnosis]:
-    """One diagnosis for every module whose ΔW is 0 although its scale is not."""
-    drop = patient.compress("trained", "--energy 1 --drop-dead")
+def look(exam: Examination) -> Iterator[Diagnosis]:
+    """Report every module whose ΔW is 0 although its scale is not."""
+    drop = exam.compress("trained", "--energy 1 --drop-dead")
     untrained = f"never trained: check the training code's target modules; or leave them out: `{drop}`"
-    for name, reading in patient.readings.items():
+    for name, reading in exam.readings.items():
         if reading.spectrum is not None and reading.spectrum.spectral == 0 and reading.module.scale != 0:
             fix = TOO_SMALL if _underflows(reading) else untrained
             yield Diagnosis("warning", "zero-update", _reason(reading), fix, name)
 
 
-def _reason(reading: Reading) -> str:
+def _reason(reading: ModuleReading) -> str:
     zero = [name for name, factor in (("B", reading.B), ("A", reading.A)) if factor and not factor.lengths.any()]
     if zero:
         return "B and A are all zero" if len(zero) == 2 else f"{zero[0]} is all zero"
@@ -35,8 +35,8 @@ def _reason(reading: Reading) -> str:
     return "B·A is zero" if reading.A else "ΔW is zero"
 
 
-def _underflows(reading: Reading) -> bool:
-    """Whether neither factor is 0, and their product is only because it is too small."""
+def _underflows(reading: ModuleReading) -> bool:
+    """Whether the product is 0 only because it is too small for float64, with no factor 0."""
     if not (reading.B and reading.A and reading.B.largest and reading.A.largest):
         return False
     bound = log2(reading.B.largest) + log2(reading.A.largest) + log2(abs(reading.module.scale))

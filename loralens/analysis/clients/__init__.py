@@ -1,1 +1,1 @@
-"""What a server or loader would reject, or silently ignore, in an adapter."""
+"""The rules that tell what a server or loader would reject, or silently ignore, in an adapter."""

@@ -1,8 +1,8 @@
-"""What ComfyUI and sd-scripts would reject, or silently ignore, in an adapter.
+"""The rules that tell what ComfyUI and sd-scripts would reject, or silently ignore, in an adapter.
 
-ComfyUI 0.3.64 reads its own names, kohya's and LyCORIS', and of diffusers' and PEFT's those that it has in its maps.
-A name that it does not have is passed over, with a line in its log. sd-scripts 0.10.1 reads kohya's files alone
-(``load_state_dict`` that is not strict: what it does not know is passed over).
+ComfyUI 0.3.64 reads its own names and those of kohya and LyCORIS. Of diffusers' and PEFT's names it reads those in its
+maps. It skips an unknown name and writes a line to its log. sd-scripts 0.10.1 reads only kohya's files, with a
+``load_state_dict`` that is not strict, so unknown names are skipped.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,9 +11,9 @@ from loralens.core.adapter import Adapter, Finding
 from loralens.core.names import some
 from loralens.core.naming import image_names
 
-READ = ("comfyui", "kohya", "lycoris", "diffusers", "peft", "xlabs")  # dialects that ComfyUI can know names of
-OWN = ("comfyui", "kohya", "lycoris")  # dialects that it knows as such
-ALGORITHMS = (  # leaves of updates that comfy/weight_adapter builds itself, and that are no pair here
+READ = ("comfyui", "kohya", "lycoris", "diffusers", "peft", "xlabs")  # dialects of which ComfyUI knows some names
+OWN = ("comfyui", "kohya", "lycoris")  # dialects that it reads completely
+ALGORITHMS = (  # endings of keys from which comfy/weight_adapter builds updates that are no pair here
     ".a1.weight", ".a2.weight", ".b1.weight", ".b2.weight", ".oft_blocks", ".rescale",
 )  # fmt: skip
 TO_COMFYUI = "loralens convert … --to comfyui --base PIPELINE, the folder of the whole pipeline"
@@ -21,12 +21,12 @@ TO_KOHYA = "loralens convert … --to kohya --base PIPELINE, the folder of the w
 
 
 def error(code: str, text: str, fix: str) -> Finding:
-    """What makes a consumer refuse an adapter, or apply another one."""
+    """A finding about something that makes a consumer refuse an adapter, or apply a different update."""
     return Finding("error", code, text, fix)
 
 
 def warning(code: str, text: str, fix: str) -> Finding:
-    """What a consumer ignores, or does otherwise in some versions."""
+    """A finding about something that a consumer ignores, or handles differently in some versions."""
     return Finding("warning", code, text, fix)
 
 
@@ -53,11 +53,11 @@ def _unmapped(adapter: Adapter) -> Iterator[Finding]:
 
 
 def _comfyui_files(adapter: Adapter) -> dict[str, tuple[str, bool]]:
-    """What the file calls each module, and whether ComfyUI can have that name."""
+    """The name of each module in the file, and whether ComfyUI can know that name."""
     stored = _stored(adapter)
     if adapter.format == "xlabs":
-        whole = image_names.is_uso(key for keys in stored.values() for key in keys)
-        return {name: (keys[0], whole) for name, keys in stored.items()}
+        is_uso = image_names.is_uso(key for keys in stored.values() for key in keys)
+        return {name: (keys[0], is_uso) for name, keys in stored.items()}
     files = {name: image_names.file_name(keys) for name, keys in stored.items()}
     return {
         name: (stored[name][0], False) if file is None else (file, image_names.comfyui_has(file))
@@ -66,7 +66,7 @@ def _comfyui_files(adapter: Adapter) -> dict[str, tuple[str, bool]]:
 
 
 def _stored(adapter: Adapter) -> dict[str, list[str]]:
-    """The keys of each module in its file, where it was read from one."""
+    """The keys of each module in its file, for modules that were read from a file."""
     return {name: list(module.origin.tensors) for name, module in adapter.items() if module.origin}
 
 
@@ -142,9 +142,9 @@ def _kohya_extra(adapter: Adapter) -> Iterator[Finding]:
     if any(extra.role.startswith("magnitude") for extra in adapter.extra.values()):
         text = "networks.lora has no DoRA: magnitudes are ignored"
         yield error("dora", text, "load it with network_module lycoris.kohya, or merge it into the base")
-    others = [key for key, extra in adapter.extra.items() if not extra.role.startswith("magnitude")]
-    if others:
-        text = f"{len(others)} tensors that are half of no pair are ignored: {some(others, 1)}"
+    unread = [key for key, extra in adapter.extra.items() if not extra.role.startswith("magnitude")]
+    if unread:
+        text = f"{len(unread)} tensors that are half of no pair are ignored: {some(unread, 1)}"
         yield warning("extra-ignored", text, "merge them into the base")
 
 

@@ -1,6 +1,6 @@
-"""What a server or loader would reject, or silently ignore, in an adapter; each with the way out.
+"""The rules that tell what a consumer would reject, or silently ignore, in an adapter, each with a fix.
 
-Every rule is read from the consumer's own code, and says which file and version:
+Every rule was read from the code of the consumer. Its docstring names the file; these are the versions:
 
 ============  =======================================================================================================
 vllm          vLLM 0.33.0 and back to 0.28.0, ``vllm/lora/`` and ``vllm/config/lora.py``
@@ -24,10 +24,16 @@ from loralens.core.names import is_expert_alone, kind, some
 from loralens.core.naming.matching import Match
 from loralens.core.structured import Structured
 
-VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank accepts: MaxLoRARanks, config/lora.py
-VLLM_RANK = 16  # its default
-VLLM_PATTERNS = "0.32.0"  # the first that reads rank_pattern and alpha_pattern: peft_helper.py
-VLLM_INITS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")  # that do not change the base: peft_helper.py
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values of --max-lora-rank: MaxLoRARanks, config/lora.py
+VLLM_RANK = 16  # the default of --max-lora-rank
+VLLM_PATTERNS = "0.32.0"  # the first version that reads rank_pattern and alpha_pattern: peft_helper.py
+VLLM_INITS = (
+    "gaussian",
+    "eva",
+    "orthogonal",
+    "mica",
+    "lora_ga",
+)  # initialisations that do not change the base: peft_helper.py
 VLLM_UNREAD = {  # fields of a configuration that 0.32.0 refuses and earlier versions ignore: peft_helper.py
     "alora_invocation_tokens": "aLoRA",
     "layer_replication": "layer_replication",
@@ -36,18 +42,16 @@ VLLM_UNREAD = {  # fields of a configuration that 0.32.0 refuses and earlier ver
 }
 VLLM_HEADS = ("score", "classifier")  # the only modules that may be trained in full: peft_helper.py, lora/utils.py
 VLLM_SKIPPED = (".embed_tokens.base_layer.weight", ".lm_head.base_layer.weight")  # is_base_embedding_weights
-LORAX_RANK = 128  # the widest its batched kernels take: BGMV_MAX_RANK, utils/punica.py
-LORAX_STEP = 16  # SGMV_BLOCK_SIZE there; a rank up to 8 is padded to 8
-PLAIN = "LORA"  # the peft_type of pairs
-SAME = 1e-9  # relative: two scales are one
+LORAX_RANK = 128  # the largest rank of its batched kernels: BGMV_MAX_RANK, utils/punica.py
+LORAX_STEP = 16  # ranks are padded to a multiple of SGMV_BLOCK_SIZE, and ranks up to 8 to 8
+PLAIN = "LORA"  # the peft_type of plain pairs
+SAME = 1e-9  # relative difference up to which two scales are equal
 
 Rule = Callable[[Adapter], Iterator[Finding]]
 
 
 def check(adapter: Adapter, consumer: str, match: Match | None = None) -> list[Finding]:
-    """What ``consumer`` would reject, or apply otherwise than it was trained (error), or ignore (warning).
-
-    The most serious come first.
+    """Find what ``consumer`` would reject or apply differently (errors), or ignore (warnings); errors come first.
 
     Parameters
     ----------
@@ -55,7 +59,7 @@ def check(adapter: Adapter, consumer: str, match: Match | None = None) -> list[F
     consumer : str
         One of `CONSUMERS`.
     match : Match, optional
-        How its names match the base; a name that needs an edit is one that loads and does nothing.
+        How the names match the base. A name that matches only after an edit loads but has no effect.
     """
     findings = [finding for rule in CONSUMERS[consumer] for finding in rule(adapter)]
     if match and match.edit and consumer in BY_NAME:
@@ -71,7 +75,7 @@ def check(adapter: Adapter, consumer: str, match: Match | None = None) -> list[F
 
 
 def _must_be(form: str) -> Rule:
-    """Only this dialect is read.
+    """The rule that only this dialect is read.
 
     vLLM: ``from_local_checkpoint`` of lora_model.py. LoRAX: ``map_weights_for_model`` of adapters/lora.py. llama.cpp:
     ``general.type`` of a GGUF file. PEFT: ``set_peft_model_state_dict`` of utils/save_and_load.py.
@@ -85,14 +89,14 @@ def _must_be(form: str) -> Rule:
 
 
 def _no_structure(adapter: Adapter) -> Iterator[Finding]:
-    """No consumer of pairs has a place for a LoKr, LoHa or full update."""
+    """No consumer of pairs can apply a LoKr, LoHa or full update."""
     count = sum(isinstance(module, Structured) for module in adapter.modules.values())
     if count:
         yield error("structured", f"{count} modules are no pair B·A", "loralens convert … --rank R makes them pairs")
 
 
 def _only_lora(adapter: Adapter) -> Iterator[Finding]:
-    """The servers read plain LoRA alone, of all that PEFT writes.
+    """Of the types of adapter that PEFT writes, the servers read only plain LoRA.
 
     vLLM: ``PEFTHelper`` of peft_helper.py does not read peft_type, misses lora_alpha in a LoHa or LoKr, and
     ``parse_fine_tuned_lora_name`` of lora/utils.py refuses the tensors of all three. LoRAX: ``LoraConfig.load`` of
@@ -108,14 +112,14 @@ def _only_lora(adapter: Adapter) -> Iterator[Finding]:
 
 
 def _peft_structure(adapter: Adapter) -> Iterator[Finding]:
-    """PEFT reads the LoHa and LoKr that it wrote itself, as any other type of its own."""
+    """PEFT reads its own LoHa and LoKr files, like all its types; other structures it does not."""
     if _peft_type(adapter) == PLAIN:
         yield from _no_structure(adapter)
 
 
 def _peft_type(adapter: Adapter) -> str:
-    said = (adapter.config or {}).get("peft_type") if adapter.format == "peft" else None
-    return str(said or PLAIN)
+    declared = (adapter.config or {}).get("peft_type") if adapter.format == "peft" else None
+    return str(declared or PLAIN)
 
 
 def _no_dora(adapter: Adapter) -> Iterator[Finding]:
@@ -179,8 +183,10 @@ def _vllm_config(adapter: Adapter) -> Iterator[Finding]:
 
 
 def _largest_rank(adapter: Adapter) -> int:
-    said = [(adapter.config or {}).get("r")] if adapter.format == "peft" else []
-    return max((*(module.rank for module in adapter.modules.values()), *(r for r in said if type(r) is int)), default=0)
+    declared = [(adapter.config or {}).get("r")] if adapter.format == "peft" else []
+    return max(
+        (*(module.rank for module in adapter.modules.values()), *(r for r in declared if type(r) is int)), default=0
+    )
 
 
 def _vllm_rank(adapter: Adapter) -> Iterator[Finding]:
@@ -211,7 +217,7 @@ def _lorax_scale(adapter: Adapter) -> Iterator[Finding]:
 
 
 def _one_scale(adapter: Adapter, who: str, fix: str) -> Iterator[Finding]:
-    """Modules whose scale is not that of the configuration's r and α. Patterns that leave α/r alone do no harm."""
+    """Report modules whose scale is not that of the configuration; patterns with the same α/r are harmless."""
     config = adapter.config or {}
     patterns = [name for name in ("rank_pattern", "alpha_pattern") if config.get(name)]
     scale = _config_scale(config)
@@ -224,7 +230,7 @@ def _one_scale(adapter: Adapter, who: str, fix: str) -> Iterator[Finding]:
 
 
 def _config_scale(config: Any) -> float | None:
-    """α/r, or α/√r, of a configuration; None where it does not say them."""
+    """α/r, or α/√r, of a configuration; None if it does not state them."""
     r, alpha = config.get("r"), config.get("lora_alpha")
     if not isinstance(r, int) or r <= 0 or not isinstance(alpha, int | float):
         return None
@@ -251,7 +257,7 @@ def _lorax_ranks(adapter: Adapter) -> Iterator[Finding]:
 
 
 def _padded(rank: int) -> int:
-    """The rank to which LoRAX pads a layer's."""
+    """The rank to which LoRAX pads that of a layer."""
     return 8 if rank <= 8 else -(-rank // LORAX_STEP) * LORAX_STEP
 
 
@@ -268,15 +274,15 @@ def _gguf_tensors(adapter: Adapter) -> Iterator[Finding]:
     if adapter.format != "gguf":
         return
     norms = [key for key in adapter.extra if key.endswith("_norm.weight")]
-    others = [key for key in adapter.extra if not key.endswith("_norm.weight")]
-    if others:
-        yield error("tensors", f"the file is refused for {some(others, 1)}", "loralens convert … --drop-extra")
+    refused = [key for key in adapter.extra if not key.endswith("_norm.weight")]
+    if refused:
+        yield error("tensors", f"the file is refused for {some(refused, 1)}", "loralens convert … --drop-extra")
     if norms:
         yield warning("extra-ignored", f"norms are ignored: {some(norms, 1)}", "merge them into the base")
 
 
 def experts_differ(adapter: Adapter) -> Iterator[Finding]:
-    """Experts that are modules of their own and differ in rank or scale: PEFT makes one pair of them and loads none.
+    """Experts stored as modules of their own that differ in rank or scale: PEFT joins them and loads none.
 
     ``peft/utils/transformers_weight_conversion.py`` of PEFT 0.21.2, with transformers 5.
     """
@@ -297,7 +303,7 @@ def _no_experts(adapter: Adapter) -> Iterator[Finding]:
         )
 
 
-BY_NAME = ("vllm", "lorax", "peft")  # consumers that look names up as the base has them
+BY_NAME = ("vllm", "lorax", "peft")  # consumers that look modules up under exactly the names of the base
 SERVERS = (_must_be("peft"), _only_lora, _no_dora, _no_bias, _no_experts)
 CONSUMERS: dict[str, tuple[Rule, ...]] = {
     "vllm": (*SERVERS, _vllm_saved, _vllm_config, _vllm_scale, _vllm_rank),

@@ -1,1 +1,1 @@
-"""Several adapters beside each other: subspaces, cosines, interference, equality."""
+"""Comparisons between adapters: subspaces, cosines, interference and equality."""

@@ -1,4 +1,4 @@
-"""Whether two adapters are the same update, whatever their dialects, ranks or gauge."""
+"""The relative difference of two adapters, independent of their dialects, ranks and gauge."""
 
 from dataclasses import dataclass
 from math import isfinite
@@ -18,18 +18,18 @@ from loralens.linalg.product import product_norm
 
 @final
 @dataclass(frozen=True, slots=True)
-class Difference:
-    """How far two updates of one module are apart.
+class UpdateDifference:
+    """The relative difference of two updates of one module.
 
     Attributes
     ----------
     name : str
-        As the first adapter calls the module, or the second where only that has it.
+        The name in the first adapter, or in the second if only that has the module.
     relative : float
-        ‖ΔW₁ − ΔW₂‖_F / max(‖ΔW₁‖_F, ‖ΔW₂‖_F); 0 where both are 0; 1 where only one adapter has the module and it
-        is not 0; infinite where their shapes differ.
+        ‖ΔW₁ − ΔW₂‖_F / max(‖ΔW₁‖_F, ‖ΔW₂‖_F); 0 if both are 0; 1 if only one adapter has the module and it is not 0;
+        infinite if their shapes differ.
     note : str
-        What else there is to say, in words.
+        Anything else, in words.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Difference:
     note: str = ""
 
 
-def differences(first: Adapter, second: Adapter, *, step: Step | None = None) -> list[Difference]:
+def differences(first: Adapter, second: Adapter, *, step: Step | None = None) -> list[UpdateDifference]:
     """The difference of every module, in natural order.
 
     Modules are matched by name, else by normal form: component prefix stripped, dots and underscores the same. ``step``
@@ -50,20 +50,20 @@ def differences(first: Adapter, second: Adapter, *, step: Step | None = None) ->
 
     Notes
     -----
-    The norm of ΔW₁ − ΔW₂ is that of the one product [s₁B₁, −s₂B₂]·[A₁; A₂], so nothing dense is formed and near-equal
-    updates do not cancel: the relative error of the result is about ε, not √ε. The same numbers are 0 apart, exactly.
+    ΔW₁ − ΔW₂ is the product [s₁B₁, −s₂B₂]·[A₁; A₂], so its norm needs no dense matrix, and nearly equal updates do not
+    cancel: the result is accurate to about ε and not √ε. For equal factors it is exactly 0.
     """
     pairs = _paired(first, second)
-    found = []
-    for name, (one, two) in sorted(pairs.items(), key=lambda p: natural_key(p[0])):
-        found.append(_difference(name, one, two))
+    results = []
+    for name, (update, other) in sorted(pairs.items(), key=lambda p: natural_key(p[0])):
+        results.append(_difference(name, update, other))
         if step:
             step(1)
-    return found
+    return results
 
 
 def _paired(first: Adapter, second: Adapter) -> dict[str, tuple[Update | None, Update | None]]:
-    """Modules of both by the first's names."""
+    """The modules of both adapters, under the names of the first."""
     names = same_modules(first, second)
     pairs: dict[str, tuple[Update | None, Update | None]] = {
         name: (module, second.modules.get(names.get(name, ""))) for name, module in first.items()
@@ -72,24 +72,26 @@ def _paired(first: Adapter, second: Adapter) -> dict[str, tuple[Update | None, U
     return pairs | {name: (None, module) for name, module in second.items() if name not in taken}
 
 
-def _difference(name: str, first: Update | None, second: Update | None) -> Difference:
+def _difference(name: str, first: Update | None, second: Update | None) -> UpdateDifference:
     with place(name):
         if first is None or second is None:
             only = first or second
             assert only
             zero = not only.singular_values().any()
-            return Difference(name, 0.0 if zero else 1.0, "only in the " + ("first" if second is None else "second"))
+            return UpdateDifference(
+                name, 0.0 if zero else 1.0, "only in the " + ("first" if second is None else "second")
+            )
         if first.shape != second.shape:
-            return Difference(name, np.inf, f"{first.shape} and {second.shape}")
+            return UpdateDifference(name, np.inf, f"{first.shape} and {second.shape}")
         if isinstance(first, LowRank) and isinstance(second, LowRank):
-            return Difference(name, _relative(first, second))
-        return Difference(name, _relative_dense(first, second))
+            return UpdateDifference(name, _relative(first, second))
+        return UpdateDifference(name, _relative_dense(first, second))
 
 
 def _relative(first: LowRank, second: LowRank) -> float:
     first, second = first.load(), second.load()
     if same_numbers(first, second):
-        product_norm(first.B, first.A)  # which refuses what is infinite
+        product_norm(first.B, first.A)  # raises a FormatError if a factor is not finite
         return 0.0
     B1, A1, B2, A2 = (X.astype(np.float64) for X in (first.B, first.A, second.B, second.A))
     B1, B2 = first.scale * B1, second.scale * B2
@@ -98,10 +100,10 @@ def _relative(first: LowRank, second: LowRank) -> float:
 
 
 def _relative_dense(first: Update, second: Update) -> float:
-    """The same of updates of which one has no pair."""
+    """The relative difference of two updates if one of them is no pair: both are formed densely."""
     with np.errstate(over="ignore", invalid="ignore"):
-        one, two = first.dense(), second.dense()
-    norms = float(np.linalg.norm(one)), float(np.linalg.norm(two))
+        X, Y = first.dense(), second.dense()
+    norms = float(np.linalg.norm(X)), float(np.linalg.norm(Y))
     if not all(map(isfinite, norms)):
         raise FormatError("a factor holds NaN or Inf", fix="the adapter is damaged or diverged: use an earlier one")
-    return float(np.linalg.norm(one - two)) / max(norms) if any(norms) else 0.0
+    return float(np.linalg.norm(X - Y)) / max(norms) if any(norms) else 0.0

@@ -1,4 +1,4 @@
-"""Whether two adapters began from the same random factors, so that their in side shows the seed and not the task."""
+"""Signs that two adapters have the same random initialisation, so that their in side shows the seed, not the task."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,16 +20,16 @@ class Initialisation:
     Attributes
     ----------
     cosine : float
-        Of vec(A), modules whose B is 0 included: near 1 where both began from the same A₀ and training moved it
-        little; NaN where there is no A. Random numbers are drawn row by row, so of different ranks only the first
+        Cosine of vec(A), including modules with B = 0. It is near 1 if both began from the same A₀ and training moved
+        A little, and NaN if there is no A. Random numbers are drawn row by row, so with different ranks only the first
         module can show a common seed.
     alike, compared : int
-        Modules whose A have a cosine of at least 0.5, and modules that have an A.
+        The number of modules whose A have a cosine of at least 0.5, and the number of modules with an A.
     spans, chance : mapping of side to float
-        φ(k1, k2) of all directions of ΔW where it is not 0, and its chance level. On the in side that is the overlap
-        of the row spaces of the two A, whatever their gauge; NaN where all modules are 0.
+        φ(k1, k2) of all directions of ΔW, over modules that are not 0, and its chance level. On the in side this is
+        the overlap of the row spaces of the two A in any gauge. NaN if all modules are 0.
     recorded : bool
-        Whether both say that they began from one A₀: however far training has moved it, that settles it.
+        Whether the records of both adapters state one A₀. That is decisive, however far training has moved A.
     """
 
     cosine: float
@@ -41,16 +41,16 @@ class Initialisation:
 
     @property
     def one_sided(self) -> bool:
-        """Whether the in sides share at least half of their directions, and the out sides not half of that."""
+        """Whether the in sides share at least half of their directions, and the out sides less than half of that."""
         return self.spans["in"] >= SHARED and self.spans["out"] < self.spans["in"] / 2
 
     @property
     def verdict(self) -> Verdict:
-        """What the signs amount to, where no record settles it.
+        """The conclusion from all signs; a record is decisive.
 
-        ``shared``: the A still resemble each other entry by entry (mean cosine ≥ 0.5; independent ones have
-        0 ± 1/√(r·in)). ``likely``: they do not, but the update is the same on the in side alone, as when one of the
-        two was re-factored since. ``unknown``: there is no A and no such sign. Else ``none``.
+        ``shared``: the A are similar entry by entry (mean cosine ≥ 0.5; independent ones have 0 ± 1/√(r·in)).
+        ``likely``: they are not, but the updates agree on the in side alone, which happens if one of the two was
+        re-factored. ``unknown``: there is no A and no such sign. ``none``: no sign.
         """
         if self.recorded or self.cosine >= SHARED:
             return "shared"
@@ -60,9 +60,9 @@ class Initialisation:
 
     @property
     def text(self) -> str:
-        """One sentence about it; empty where there is no sign of a common start."""
-        known = [side for side in SIDES if not isnan(self.spans[side])]
-        spans = ", ".join(f"φ_{side} {self.spans[side]:.3g} (chance {self.chance[side]:.2g})" for side in known)
+        """One sentence for the user; empty if there is no sign of a common initialisation."""
+        known_sides = [side for side in SIDES if not isnan(self.spans[side])]
+        spans = ", ".join(f"φ_{side} {self.spans[side]:.3g} (chance {self.chance[side]:.2g})" for side in known_sides)
         spans = f"; {spans}" if spans else ""
         if self.recorded and not self.cosine >= SHARED:
             return f"shared initialisation: both were trained from the same A₀, as their records say{spans}"
@@ -77,7 +77,7 @@ class Initialisation:
 
     @property
     def advice(self) -> str:
-        """What to do about it; empty as `text`."""
+        """A sentence that says what to do; empty if `text` is."""
         if not self.text:
             return ""
         if isnan(self.spans["in"]):
@@ -87,12 +87,12 @@ class Initialisation:
 
 
 def initialisation(comparison: Comparison, *, recorded: bool = False) -> Initialisation:
-    """What speaks for a common initialisation of the two adapters; see `Initialisation`.
+    """Collect the signs of a common initialisation of the two adapters; see `Initialisation`.
 
-    ``recorded`` is what their records say: `loralens.core.training.same_start`.
+    ``recorded`` is the result of `loralens.core.training.same_start` on their records.
 
-    The cosine of vec(A) needs the factors as training left them: it is the one number here that depends on the gauge,
-    because a seed does. Adapters of one run share their A₀ too: then both sides agree.
+    The cosine of vec(A) needs the factors as training left them. It is the only number here that depends on the gauge,
+    as the effect of a seed does. Checkpoints of one run share their A₀ too; they agree on both sides.
     """
     alive = [one for one in comparison.modules.values() if not one.zero]
     cosines = [one.initial for one in comparison.modules.values() if not isnan(one.initial)]

@@ -1,4 +1,4 @@
-"""Where adapters of one base meet: energy that shares directions with the others, and modules in which two fight."""
+"""Interference between adapters of one base: energy in shared directions, and blocks where two updates oppose."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,27 +18,28 @@ from loralens.linalg.factor import Floats
 from loralens.linalg.measures import frobenius
 from loralens.linalg.pairwise import Segments, outside_parts
 
-FAR = 4.0  # standard deviations from chance beyond which a cosine is no accident, of few
-LARGE = 0.2  # and the cosine at least that it takes to matter: a sum of two of one length then loses a fifth of each
+FAR = 4.0  # smallest number of standard deviations at which a cosine counts as no accident
+LARGE = 0.2  # smallest |cosine| that matters: the sum of two updates of one norm loses or gains a fifth of each
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Interference:
-    """The energy of every update, divided by the directions of all other adapters; M modules, T adapters.
+    """The energy of every update, split by the directions of all other adapters; M modules, T adapters.
 
-    U and V are the spans of the others' directions on the out and the in side, P their projections.
+    U and V are the spans of the directions of all other adapters on the out and the in side; P_U and P_V project onto
+    them.
 
     Attributes
     ----------
     modules : tuple of Module
     shared : float64 array, shape (M, T)
-        ‖P_U ΔW P_V‖² / ‖ΔW‖², in [0, 1]: what a change of the others can reach. NaN where ΔW is 0 or not there.
+        ‖P_U ΔW P_V‖² / ‖ΔW‖², in [0, 1]: the share that the other adapters can change. NaN if ΔW is 0 or missing.
     private : float64 array, shape (M, T)
-        ‖(1 − P_U) ΔW (1 − P_V)‖² / ‖ΔW‖². What is neither shares one side only.
+        ‖(1 − P_U) ΔW (1 − P_V)‖² / ‖ΔW‖². Energy that is neither shared nor private shares one side only.
     shared_chance, private_chance : float64 array, shape (M, T)
-        Their means for directions drawn anew: d_U d_V/(out·in) and (1 − d_U/out)(1 − d_V/in), d the dimensions of
-        the spans.
+        Their means for random directions: d_U d_V/(out·in) and (1 − d_U/out)(1 − d_V/in), where d_U and d_V are the
+        dimensions of the spans.
     """
 
     modules: tuple[Module, ...]
@@ -51,7 +52,7 @@ class Interference:
 def interference(
     adapters: Sequence[Adapter], modules: Sequence[Module], *, threads: int = 1, step: Step | None = None
 ) -> Interference:
-    """Shared and private energy of every adapter in every module of ``modules`` (those of a `Pairwise`).
+    """The shared and the private energy of every adapter in every module of ``modules`` (those of a `Pairwise`).
 
     ``step`` is called with 1 after every module.
 
@@ -62,9 +63,9 @@ def interference(
 
     Notes
     -----
-    ΔW is never formed: one thin SVD a side of all directions side by side serves all adapters (`linalg.pairwise`).
-    Directions of the others less than 1e-6 apart count as one. Where the others have as many directions as the
-    weight has dimensions they span everything: the shared energy is 1, and so is its chance level.
+    ΔW is never formed: on each side, one thin SVD of all directions side by side serves all adapters
+    (`linalg.pairwise`). Directions of the others that differ by less than 1e-6 count as one. If the others have as many
+    directions as the weight has dimensions, they span everything: the shared energy is 1, and so is its chance level.
     """
     keys = {f"{one.name} {one.shape}": one for one in modules}
     rows = list(in_threads(lambda key: _measure(keys[key], adapters), list(keys), threads, step).values())
@@ -73,18 +74,18 @@ def interference(
 
 def _measure(module: Module, adapters: Sequence[Adapter]) -> Floats:
     """The four numbers of every adapter in one module, float64, shape (T, 4)."""
-    held = {t: adapters[t][name] for t, name in enumerate(module.holders) if name is not None}
+    updates = {t: adapters[t][name] for t, name in enumerate(module.holders) if name is not None}
     numbers = np.full((len(adapters), 4), np.nan)
     with place(module.name):
-        bases = {t: update.bases() for t, update in held.items()}
+        bases = {t: update.bases() for t, update in updates.items()}
     out, in_ = module.shape
-    left = outside_parts(Segments.of([one.left.columns() for one in bases.values()]))
-    right = outside_parts(Segments.of([one.right.columns() for one in bases.values()]))
-    for (t, (_, s, _)), (N_U, d_U), (N_V, d_V) in zip(bases.items(), left, right, strict=True):
+    outside_U = outside_parts(Segments.of([one.left.columns() for one in bases.values()]))
+    outside_V = outside_parts(Segments.of([one.right.columns() for one in bases.values()]))
+    for (t, (_, s, _)), (N_U, d_U), (N_V, d_V) in zip(bases.items(), outside_U, outside_V, strict=True):
         if not s.size:
             continue
         weights = np.outer(s, s) / frobenius(s) ** 2
-        M_U, M_V = np.eye(s.size) - N_U, np.eye(s.size) - N_V  # M = UᵀPU: inside the others' span, N outside
+        M_U, M_V = np.eye(s.size) - N_U, np.eye(s.size) - N_V  # M = UᵀPU is inside the span of the others, N outside
         numbers[t] = (
             np.clip((weights * M_U * M_V).sum(), 0.0, 1.0),  # tr(S M_U S M_V)/‖ΔW‖²
             np.clip((weights * N_U * N_V).sum(), 0.0, 1.0),
@@ -96,26 +97,25 @@ def _measure(module: Module, adapters: Sequence[Adapter]) -> Floats:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Meeting:
-    """A stretch of modules in which two adapters push the same way, or against each other.
+class Interaction:
+    """Contiguous modules in which two adapters agree, or oppose each other.
 
     Attributes
     ----------
     first, second : int
-        The adapters.
+        The indices of the adapters.
     stack : str or None
-        Whose blocks are meant; None outside any block.
+        The stack of the blocks; None outside any block.
     blocks : tuple of int
-        The first and the last of contiguous blocks; () outside any.
+        The first and the last of contiguous blocks; () outside any block.
     kinds : tuple of str
-        Kinds of module, or whole names outside any block.
-    modules : int
+        The kinds of the modules; outside any block, their names.
     cosine : float
-        ⟨ΔW₁, ΔW₂⟩/(‖ΔW₁‖‖ΔW₂‖) over these modules together: negative where they fight.
+        ⟨ΔW₁, ΔW₂⟩/(‖ΔW₁‖‖ΔW₂‖) over these modules together; negative if the adapters oppose each other.
     weight : float
-        Their part of the cosine of the whole updates.
+        The contribution of these modules to the cosine of the whole updates.
     stacks : int
-        Stacks of blocks in the collection: of several `where` says which is meant.
+        The number of stacks of blocks in the collection; `where` names the stack if there are several.
     """
 
     first: int
@@ -130,7 +130,7 @@ class Meeting:
 
     @property
     def where(self) -> str:
-        """In words: ``blocks 12–18, v_proj``; of several stacks ``blocks 2–3 of encoder.layers, v_proj``."""
+        """The place in words: ``blocks 12–18, v_proj``; of several stacks ``blocks 2–3 of encoder.layers, v_proj``."""
         kinds = ", ".join(self.kinds)
         if not self.blocks:
             return kinds
@@ -139,36 +139,38 @@ class Meeting:
         return f"{blocks} of {self.stack}, {kinds}" if self.stacks > 1 and self.stack else f"{blocks}, {kinds}"
 
 
-def far(pairs: Pairwise) -> float:
-    """Standard deviations from chance that a cosine of this collection needs: ln(cosines), `FAR` at least.
+def far_cosine(pairs: Pairwise) -> float:
+    """The standard deviations that a cosine of this collection needs to be no accident: ln(cosines), at least `FAR`.
 
-    Cosines of updates of one direction have exponential tails, so of n cosines less than one exceeds ln n by chance.
+    The cosines of updates of rank 1 have exponential tails, so fewer than one of n cosines exceeds ln n by chance.
     """
-    cosines = np.count_nonzero(~np.isnan(pairs.cosines)) - np.count_nonzero(pairs.norms)  # without the diagonals
+    cosines = np.count_nonzero(~np.isnan(pairs.cosines)) - np.count_nonzero(
+        pairs.norms
+    )  # without the diagonals, which are 1
     return max(FAR, log(max(int(cosines) // 2, 1)))
 
 
-def meetings(pairs: Pairwise, *, fights: bool) -> list[Meeting]:
-    """Where two adapters fight, or agree: contiguous blocks of a kind whose every cosine is far from chance and large.
+def find_interactions(pairs: Pairwise, *, fights: bool) -> list[Interaction]:
+    """The contiguous blocks of a kind in which two adapters oppose each other (``fights``) or agree.
 
-    A module counts if its cosine has the sign asked for and is at least `far` standard deviations from 0, and at least
-    `LARGE`. Kinds with the same blocks come together; what weighs most in the whole updates comes first.
+    A module counts if its cosine has the right sign, is at least `far_cosine` standard deviations from 0, and is at
+    least `LARGE`. Kinds with the same blocks are joined. Results are sorted by their contribution to the whole updates.
     """
     sign = -1.0 if fights else 1.0
     values = sign * pairs.cosines
     with np.errstate(invalid="ignore"):
-        hits = (values >= LARGE) & (values >= far(pairs) * pairs.spreads[:, None, None])
+        hits = (values >= LARGE) & (values >= far_cosine(pairs) * pairs.spreads[:, None, None])
     stacks = len({home.stack for one in pairs.modules if (home := block(one.name))})
-    found = [
+    results = [
         replace(_meeting(pairs, s, t, members), stacks=stacks)
         for s, t in combinations(range(pairs.count), 2)
         for members in _stretches(pairs, hits[:, s, t], np.all(pairs.ranks[:, [s, t]] > 0, axis=1))
     ]
-    return sorted(found, key=lambda one: -abs(one.weight))
+    return sorted(results, key=lambda one: -abs(one.weight))
 
 
 class _Seat(NamedTuple):
-    """Where a module stands."""
+    """A module with its block and kind; ``row`` is its index in the collection."""
 
     home: Block | None
     kind: str
@@ -176,7 +178,7 @@ class _Seat(NamedTuple):
 
 
 def _stretches(pairs: Pairwise, hit: Array, common: Any) -> Iterator[list[_Seat]]:
-    """Modules that hit, gathered to contiguous blocks; kinds that cover the same blocks together."""
+    """The modules that count, grouped by contiguous blocks; kinds that cover the same blocks are joined."""
     seats = [
         _Seat(block(pairs.modules[m].name), kind(pairs.modules[m].name), m) for m in np.flatnonzero(common).tolist()
     ]
@@ -205,22 +207,22 @@ def _number(seat: _Seat) -> int:
     return seat.home.number
 
 
-def _meeting(pairs: Pairwise, s: int, t: int, members: Sequence[_Seat]) -> Meeting:
+def _meeting(pairs: Pairwise, s: int, t: int, members: Sequence[_Seat]) -> Interaction:
     rows = [seat.row for seat in members]
     norms = pairs.norms[:, [s, t]] / pairs.norms[:, [s, t]].max(axis=0)
     inner = float((pairs.cosines[rows, s, t] * norms[rows].prod(axis=1)).sum())
     common = (pairs.ranks[:, [s, t]] > 0).all(axis=1)
-    part, whole = (float(np.sqrt((norms[which] ** 2).sum(axis=0)).prod()) for which in (rows, common))
+    part, all_norms = (float(np.sqrt((norms[which] ** 2).sum(axis=0)).prod()) for which in (rows, common))
     home = members[0].home
     blocks = [_number(seat) for seat in members if seat.home]
     names = [seat.kind if home else pairs.modules[seat.row].name for seat in members]
-    return Meeting(
+    return Interaction(
         first=s,
         second=t,
         stack=home.stack if home else None,
         blocks=(min(blocks), max(blocks)) if blocks else (),
         kinds=tuple(dict.fromkeys(names)),
         modules=len(rows),
-        cosine=min(max(inner / part, -1.0), 1.0),  # which rounding may leave
-        weight=min(max(inner / whole, -1.0), 1.0),
+        cosine=min(max(inner / part, -1.0), 1.0),  # rounding may exceed the bounds
+        weight=min(max(inner / all_norms, -1.0), 1.0),
     )

@@ -1,4 +1,4 @@
-"""The directions of one adapter against each other: which of its modules nest in which, among those of equal width."""
+"""Overlaps between the modules of one adapter that have the same width: which spans lie in which."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,23 +20,23 @@ from loralens.linalg.factor import Floats, Integers
 from loralens.linalg.pairwise import pairwise_overlaps
 from loralens.linalg.product import column_basis
 
-SURE = 0.05  # probability that chance names any pair of modules of one width
+SURE = 0.05  # probability that chance alone produces any reported pair among the modules of one width
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Nesting:
-    """Modules of one width, each against each; M of them.
+    """The overlaps of all M modules of one width with each other.
 
     Attributes
     ----------
     width : int
-        Length n of their directions. Equal widths need not be equal spaces: the inputs of q_proj and k_proj of a block
-        are one vector, those of o_proj are another of the same length.
+        The length n of their directions. Modules of one width may still act on different spaces: q_proj and k_proj of
+        a block read the same vector, and o_proj reads another one of the same length.
     names : tuple of str
         Sorted by kind, then by block.
     directions : int64 array, shape (M,)
-        Directions compared; 0 where ΔW = 0.
+        The number of directions compared; 0 where ΔW = 0.
     first : float64 array, shape (M, M)
         φ(1, 1), the squared cosine of the strongest directions; NaN where ΔW = 0.
     full : float64 array, shape (M, M)
@@ -57,7 +57,7 @@ class Nesting:
 
     @property
     def z(self) -> Floats:
-        """`full` less its chance level, in standard deviations; NaN where chance leaves no freedom; shape (M, M)."""
+        """The z-score of `full` against chance, shape (M, M); NaN where chance allows only one value."""
         widths = sorted(set(self.directions.tolist()))
         table = {(i, j): overlap_spread(i, j, self.width) for i in widths for j in widths}
         spread = np.array([[table[i, j] for j in self.directions.tolist()] for i in self.directions.tolist()])
@@ -69,19 +69,18 @@ class Nesting:
 @final
 @dataclass(frozen=True, slots=True)
 class Relation:
-    """Two kinds of one width, as means over pairs of modules; NaN where there is no such pair.
+    """The overlap of two kinds of one width, as means over pairs of modules; NaN if there is no such pair.
 
     Attributes
     ----------
-    kinds : tuple of str
     pairs : int
-        Pairs of two different modules that are not 0.
+        The number of pairs of different modules that are not 0.
     chance : float
         Mean chance level of φ(k, k′).
     same, next, apart : float
-        Mean φ(k, k′) of pairs in one block, in neighbouring blocks, and of all others.
+        Mean φ(k, k′) of pairs within a block, in neighbouring blocks, and of all other pairs.
     first : float
-        Mean φ(1, 1) of pairs in one block; of neighbouring blocks where both kinds are one.
+        Mean φ(1, 1) of pairs within a block; of pairs in neighbouring blocks if both kinds are the same.
     """
 
     kinds: tuple[str, str]
@@ -103,7 +102,7 @@ def nesting(
     threads: int = 1,
     step: Step | None = None,
 ) -> list[Nesting]:
-    """Every module of an adapter against every other of the same width, widest group of modules first.
+    """Compare every module of an adapter with every other one of the same width; the largest group comes first.
 
     Parameters
     ----------
@@ -111,16 +110,16 @@ def nesting(
     of, side, modules, phi_rank, threads
         As in `similarity`.
     step : callable, optional
-        Called with 1 whenever a module was read, and once more when it was compared with all others.
+        Called with 1 after a module was read, and again after it was compared with all others.
 
     Raises
     ------
     OptionError
-        A glob that matches nothing, or a side that A or B has not.
+        A glob matches nothing, or A or B does not have this side.
 
     Notes
     -----
-    Blocked matrix products: O(n (Σk)²) for all modules of width n.
+    The work is O(n (Σk)²) for all modules of width n, in blocked matrix products.
     """
     side = side_of(of, side)
 
@@ -129,89 +128,90 @@ def nesting(
             module = adapter[name].load()
             if of != "update":
                 return column_basis(module.A.T if of == "A" else module.B)[0].head(phi_rank or module.rank)
-            left, s, right = module.bases()
-            return (right if side == "in" else left).head(phi_rank or s.size)
+            U, s, V = module.bases()
+            return (V if side == "in" else U).head(phi_rank or s.size)
 
     names = sorted(select(adapter, modules), key=lambda name: (natural_key(kind(name)), natural_key(name)))
     bases = in_threads(directions, names, threads, step)
     groups: dict[int, list[str]] = {}
     for name in names:
         groups.setdefault(bases[name].n, []).append(name)
-    found = [_nesting(width, {name: bases[name] for name in group}, step) for width, group in groups.items()]
-    return sorted(found, key=lambda one: (-len(one.names), one.width))
+    nestings = [_nesting(width, {name: bases[name] for name in group}, step) for width, group in groups.items()]
+    return sorted(nestings, key=lambda one: (-len(one.names), one.width))
 
 
 def _nesting(width: int, bases: dict[str, Basis], step: Step | None) -> Nesting:
     widths = np.array([one.k for one in bases.values()], dtype=np.int64)
     smaller = np.minimum.outer(widths, widths).astype(np.float64)
     smaller[smaller == 0] = np.nan
-    found = []
+    overlaps = []
     for count in (1, None):
         heads = [one if count is None else one.head(count) for one in bases.values()]
         squares = pairwise_overlaps(
             [partial(Basis.columns, one) for one in heads],
             [one.n * one.k for one in heads],
-            step=None if count else step,  # told once, of the larger work
+            step=None if count else step,  # reported once, for the larger of the two passes
         )
-        found.append(np.clip(squares / (smaller if count is None else np.minimum(smaller, count)), 0.0, 1.0))
-    return Nesting(width, tuple(bases), widths, *found)
+        overlaps.append(np.clip(squares / (smaller if count is None else np.minimum(smaller, count)), 0.0, 1.0))
+    return Nesting(width, tuple(bases), widths, *overlaps)
 
 
-def relations(one: Nesting) -> list[Relation]:
-    """Every pair of kinds of a `Nesting`, in natural order."""
-    kinds = [kind(name) for name in one.names]
-    distances = _distances(one.names)
-    found = []
+def relations(nested: Nesting) -> list[Relation]:
+    """The relation of every pair of kinds of a `Nesting`, in natural order."""
+    kinds = [kind(name) for name in nested.names]
+    distances = _distances(nested.names)
+    results = []
     for first, second in combinations_with_replacement(sorted(set(kinds), key=natural_key), 2):
-        pairs = _pairs(kinds, first, second) & ~np.isnan(one.full)
+        pairs = _pairs(kinds, first, second) & ~np.isnan(nested.full)
         if not pairs.any():
             continue
         same, neighbours = pairs & (distances == 0), pairs & (distances == 1)
-        found.append(
+        results.append(
             Relation(
                 kinds=(first, second),
                 pairs=int(pairs.sum()),
-                chance=_mean(one.chance[pairs]),
-                same=_mean(one.full[same]),
-                next=_mean(one.full[neighbours]),
-                apart=_mean(one.full[pairs & ~(same | neighbours)]),
-                first=_mean(one.first[neighbours if first == second else same]),
+                chance=_mean(nested.chance[pairs]),
+                same=_mean(nested.full[same]),
+                next=_mean(nested.full[neighbours]),
+                apart=_mean(nested.full[pairs & ~(same | neighbours)]),
+                first=_mean(nested.first[neighbours if first == second else same]),
             )
         )
-    return found
+    return results
 
 
-def closest(one: Nesting, count: int = 10) -> list[tuple[int, int]]:
-    """The pairs of modules whose spans have most in common, as indices, largest z first.
+def closest(nested: Nesting, count: int = 10) -> list[tuple[int, int]]:
+    """The pairs of modules with the most similar spans, as indices, by falling z-score.
 
-    Only those with more in common than chance gives any of all pairs in one case of 20, by the tail for their numbers
-    of directions: of single directions 5 standard deviations are exceeded by one pair in 200.
+    A pair is listed only if chance would produce an overlap as large in any of the pairs with a probability of at most
+    5 %. The tail for the numbers of directions is used and not a limit on z, because with single directions one pair in
+    200 exceeds 5 standard deviations.
     """
-    rows, columns = np.triu_indices(len(one.names), 1)
-    z = np.nan_to_num(one.z[rows, columns], nan=-np.inf)
+    rows, columns = np.triu_indices(len(nested.names), 1)
+    z = np.nan_to_num(nested.z[rows, columns], nan=-np.inf)
     pairs = [(int(rows[k]), int(columns[k])) for k in np.argsort(-z, kind="stable")[:count] if np.isfinite(z[k])]
-    directions = one.directions.tolist()
+    directions = nested.directions.tolist()
     return [
         (i, j)
         for i, j in pairs
-        if rows.size * overlap_tail(float(one.full[i, j]), directions[i], directions[j], one.width) <= SURE
+        if rows.size * overlap_tail(float(nested.full[i, j]), directions[i], directions[j], nested.width) <= SURE
     ]
 
 
 def _pairs(kinds: Sequence[str], first: str, second: str) -> np.ndarray:
-    """Pairs of different modules of two kinds, each once; bool, shape (M, M)."""
+    """A mask of the pairs of different modules of two kinds, each pair once; bool, shape (M, M)."""
     is_first, is_second = (np.array([one == wanted for one in kinds]) for wanted in (first, second))
     pairs = np.outer(is_first, is_second)
     return np.triu(pairs, 1) if first == second else pairs
 
 
 def _distances(names: Sequence[str]) -> Floats:
-    """Blocks between each two modules; NaN in different stacks, or outside any block."""
+    """The distance in blocks of every two modules; NaN in different stacks and outside any block."""
     blocks = [block(name) for name in names]
     stacks = np.array([one.stack if one else f"\0{i}" for i, one in enumerate(blocks)])
     numbers = np.array([float(one.number) if one else np.nan for one in blocks])
-    apart = np.abs(np.subtract.outer(numbers, numbers))
-    return np.where(stacks[:, None] == stacks, apart, np.nan)
+    distances = np.abs(np.subtract.outer(numbers, numbers))
+    return np.where(stacks[:, None] == stacks, distances, np.nan)
 
 
 def _mean(values: Floats) -> float:

@@ -1,4 +1,4 @@
-"""Every adapter of a collection against every other: cosines, overlaps, and who began from the same factors."""
+"""All pairs of adapters of a collection: cosines, subspace overlaps, and signs of a common initialisation."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,23 +25,23 @@ from loralens.linalg.product import column_basis
 Of = Literal["update", "A", "B"]
 Side = Literal["in", "out"]
 
-ALIKE = 1 - 1e-9  # a cosine that two updates of the same numbers have at least, whatever rounding did
-SHARED = 0.5  # cosine of A from which two adapters began from the same factors
+ALIKE = 1 - 1e-9  # smallest computed cosine of two equal updates, with room for rounding
+SHARED = 0.5  # smallest cosine of A that shows a common initialisation; independent ones have 0 ± 1/√(r·in)
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Module:
-    """One module of the collection.
+    """A module of the collection.
 
     Attributes
     ----------
     name : str
-        As the first adapter that has it calls it.
+        Its name in the first adapter that has it.
     shape : tuple of int
-        (out, in); a module of another shape under the same name is another module.
+        (out, in). The same name with another shape is another module.
     holders : tuple of str or None
-        What each adapter calls it; None where it has none.
+        Its name in each adapter; None if the adapter lacks it.
     """
 
     name: str
@@ -58,15 +58,15 @@ class Pairwise:
     ----------
     modules : tuple of Module
     norms : float64 array, shape (M, T)
-        ‖ΔW‖_F; 0 where an adapter lacks the module.
+        ‖ΔW‖_F; 0 if an adapter lacks the module.
     cosines : float64 array, shape (M, T, T)
-        ⟨ΔW_s, ΔW_t⟩ / (‖ΔW_s‖‖ΔW_t‖); NaN where one of the two is 0 or not there.
+        ⟨ΔW_s, ΔW_t⟩ / (‖ΔW_s‖‖ΔW_t‖); NaN if one of the two is 0 or missing.
     overlaps, chances : mapping of side to float64 array, shape (M, T, T)
-        φ(k_s, k_t) of all kept directions, in [0, 1], and max(k_s, k_t)/n; NaN as above.
+        φ(k_s, k_t) of all compared directions, in [0, 1], and its chance level max(k_s, k_t)/n; NaN as above.
     initial : float64 array, shape (M, T, T)
-        Cosine of vec(A), of the first min(r_s, r_t) rows; NaN where there is no A.
+        Cosine of vec(A) over the first min(r_s, r_t) rows; NaN if there is no A.
     ranks : int64 array, shape (M, T)
-        Nominal ranks; 0 where an adapter lacks the module.
+        Nominal ranks; 0 if an adapter lacks the module.
     """
 
     modules: tuple[Module, ...]
@@ -79,7 +79,7 @@ class Pairwise:
 
     @property
     def count(self) -> int:
-        """Adapters T."""
+        """The number T of adapters."""
         return int(self.norms.shape[1])
 
     @property
@@ -89,20 +89,23 @@ class Pairwise:
 
     @property
     def common(self) -> Integers:
-        """Modules that each pair has in common, shape (T, T)."""
-        there = (self.ranks > 0).astype(np.int64)
-        return there.T @ there
+        """The number of modules that each pair has in common, shape (T, T)."""
+        present = (self.ranks > 0).astype(np.int64)
+        return present.T @ present
 
     @property
     def cosine(self) -> Floats:
-        """Cosine of the whole updates over the modules that both have, shape (T, T), in [−1, 1]; NaN if one is 0."""
+        """Cosine of the whole updates over their common modules, shape (T, T), in [−1, 1]; NaN if one is 0."""
         weights = self._weights()
         inner = np.einsum("mst,mst->st", np.nan_to_num(self.cosines), weights)
         inner[self._alike(weights)] = 1.0
         return np.asarray(np.clip(np.where(weights.any(axis=0), inner, np.nan), -1.0, 1.0), dtype=np.float64)
 
     def _alike(self, weights: Floats) -> NDArray[np.bool_]:
-        """Pairs whose common modules all have one norm and the cosine 1, shape (T, T): what they add up to is 1 too."""
+        """Mask of pairs whose common modules have equal norms and the cosine 1, shape (T, T).
+
+        The cosine of the whole updates is then exactly 1, which a sum of rounded terms would miss.
+        """
         one_norm = self.norms[:, :, None] == self.norms[:, None, :]
         return np.asarray(((weights == 0) | (one_norm & (self.cosines == 1))).all(axis=0))
 
@@ -110,37 +113,40 @@ class Pairwise:
     def cosine_z(self) -> Floats:
         """`cosine` in standard deviations of its null, shape (T, T).
 
-        Directions drawn anew in every module, norms kept: the variance is Σ_m ‖ΔW_s,m‖²‖ΔW_t,m‖²/(out·in) over
-        Σ‖ΔW_s,m‖² Σ‖ΔW_t,m‖².
+        Under the null the norms stay and the directions are random in every module. Its variance is
+        Σ_m ‖ΔW_s,m‖²‖ΔW_t,m‖²/(out·in) over Σ‖ΔW_s,m‖² Σ‖ΔW_t,m‖².
         """
         spread = np.sqrt(np.einsum("mst,m->st", self._weights() ** 2, self.spreads**2))
         return np.asarray(np.where(spread > 0, self.cosine / np.where(spread > 0, spread, 1.0), np.nan), np.float64)
 
     def phi(self, side: Side) -> Floats:
-        """Mean φ over the modules that both have and that are 0 in neither, shape (T, T); NaN where there is none."""
-        return mean(self.overlaps[side])
+        """Mean φ over the common modules that are 0 in neither adapter, shape (T, T); NaN if there is none."""
+        return known_mean(self.overlaps[side])
 
     def chance(self, side: Side) -> Floats:
         """Mean chance level of φ over the same modules, shape (T, T)."""
-        return mean(self.chances[side])
+        return known_mean(self.chances[side])
 
     @property
     def shared_initialisation(self) -> Floats:
-        """Mean cosine of vec(A) over the modules that both have, shape (T, T).
+        """Mean cosine of vec(A) over the common modules, shape (T, T).
 
-        Near 1: both began from the same random A. Near 0: they did not, or A was re-factored since. Random numbers
-        are drawn row by row, so of different ranks only the first module can agree, and a small number says nothing.
+        Near 1, both began from the same random A. Near 0, they did not, or A was re-factored afterwards. Random numbers
+        are drawn row by row, so with different ranks only the first module can agree, and a small value means nothing.
         """
-        return mean(self.initial)
+        return known_mean(self.initial)
 
     def _weights(self) -> Floats:
-        """‖ΔW_s,m‖‖ΔW_t,m‖ over the norms of both whole updates on their common modules, shape (M, T, T)."""
+        """‖ΔW_s,m‖‖ΔW_t,m‖, relative to the norms of both updates over their common modules, shape (M, T, T)."""
+        # Relative to the largest norm of each adapter, no square underflows or overflows.
         scaled = self.norms / np.where(self.norms.any(axis=0), self.norms.max(axis=0, initial=0.0), 1.0)
         both = (self.ranks[:, :, None] > 0) & (self.ranks[:, None, :] > 0)
         wholes = np.sqrt(np.einsum("ms,mst->st", scaled**2, both.astype(np.float64)))
         products = scaled[:, :, None] * scaled[:, None, :]
-        whole = wholes * wholes.T
-        return np.asarray(np.divide(products, whole, out=np.zeros_like(products), where=whole > 0), dtype=np.float64)
+        norm_products = wholes * wholes.T
+        return np.asarray(
+            np.divide(products, norm_products, out=np.zeros_like(products), where=norm_products > 0), dtype=np.float64
+        )
 
 
 def pairwise(
@@ -153,21 +159,21 @@ def pairwise(
     threads: int = 1,
     step: Step | None = None,
 ) -> Pairwise:
-    """Every adapter against every other, module by module.
+    """Compare every adapter with every other, module by module.
 
     Parameters
     ----------
     adapters : sequence of Adapter
-        Two or more. Modules are matched by name, else by normal form; each pair is compared on what both have.
+        Two or more. Modules are matched by name, else by normal form. Each pair is compared on its common modules.
     of : str
-        Whose directions φ compares: those of the ``update`` ΔW on both sides (gauge-free), or the singular vectors of
-        ``A`` (in side; the LoRA paper's literal quantity) or ``B`` (out side) alone. Cosines are always of ΔW.
+        The directions that φ compares: those of the ``update`` ΔW on both sides, which do not depend on the gauge, or
+        the singular vectors of ``A`` (in side, as in the LoRA paper) or of ``B`` (out side). Cosines are always of ΔW.
     modules : sequence of str
         Globs over module names or kinds; all where empty.
     phi_rank : int, optional
-        Leading directions that φ compares at most.
+        The largest number of leading directions that φ compares.
     labels : sequence of str
-        What errors call the adapters; ``adapter 1`` and so on where empty.
+        The names of the adapters in error messages; ``adapter 1`` and so on if empty.
     threads : int
         Modules worked on at a time.
     step : callable, optional
@@ -184,12 +190,12 @@ def pairwise(
 
     Notes
     -----
-    Blocked matrix products (`loralens.linalg.pairwise`), not a loop over pairs: O(M (out + in) (Σr)²), and no more
-    memory than a few blocks of adapters of one module.
+    Blocked matrix products (`loralens.linalg.pairwise`) replace a loop over pairs. The work is O(M (out + in) (Σr)²),
+    and only a few blocks of adapters of one module are in memory.
     """
     if len(adapters) < 2:
         raise OptionError("a comparison takes two adapters", fix="give at least two")
-    common = [one for one in aligned(adapters) if sum(holder is not None for holder in one.holders) > 1]
+    common = [one for one in match_modules(adapters) if sum(holder is not None for holder in one.holders) > 1]
     if not common:
         raise MismatchError("no two of these adapters have a module in common", fix="give adapters of one base model")
     chosen = set(select([one.name for one in common], modules))
@@ -210,66 +216,39 @@ def pairwise(
     )
 
 
-def aligned(adapters: Sequence[Adapter]) -> list[Module]:
-    """The modules of all adapters, each once, in natural order: matched by name, else by normal form, and by shape."""
-    held: dict[str, list[str | None]] = {}
+def match_modules(adapters: Sequence[Adapter]) -> list[Module]:
+    """Match the modules of all adapters by name, else by normal form, and by shape; each is listed once."""
+    holders_by_name: dict[str, list[str | None]] = {}
     for t, adapter in enumerate(adapters):
-        names = same_modules(held, adapter)
+        names = same_modules(holders_by_name, adapter)
         taken = set(names.values())
-        for known, name in [*names.items(), *((name, name) for name in adapter if name not in taken)]:
-            held.setdefault(known, [None] * len(adapters))[t] = name
-    return [one for name in sorted(held, key=natural_key) for one in _by_shape(name, held[name], adapters)]
+        for own_name, name in [*names.items(), *((name, name) for name in adapter if name not in taken)]:
+            holders_by_name.setdefault(own_name, [None] * len(adapters))[t] = name
+    return [
+        one
+        for name in sorted(holders_by_name, key=natural_key)
+        for one in _by_shape(name, holders_by_name[name], adapters)
+    ]
 
 
 def _by_shape(name: str, holders: Sequence[str | None], adapters: Sequence[Adapter]) -> Iterable[Module]:
-    """One module for each shape that comes up under a name."""
+    """One module for each shape that occurs under a name."""
     shapes = [None if held is None else adapter[held].shape for held, adapter in zip(holders, adapters, strict=True)]
     for shape in dict.fromkeys(shape for shape in shapes if shape):
         same = (held if one == shape else None for held, one in zip(holders, shapes, strict=True))
         yield Module(name, shape, tuple(same))
 
 
-def groups(similar: Floats, threshold: float = SHARED) -> list[list[int]]:
-    """Indices that belong together, each group in order: connected through pairs of at least ``threshold``."""
-    near = np.nan_to_num(similar) >= threshold
-    found: list[list[int]] = []
-    for i in range(len(near)):
-        joined = [group for group in found if near[i, group].any()]
-        found = [group for group in found if group not in joined] + [sorted([i, *(j for g in joined for j in g)])]
-    return sorted(found)
-
-
-def leaves(cosine: Floats) -> tuple[Floats, list[int]]:
-    """Average linkage of the adapters at distances 1 − |cosine|, and its leaves so that near ones stand side by side.
-
-    Of the cosine, not of φ: it needs no choice of a rank, weighs directions by their strength, has a chance level
-    near 0 and is not raised by a shared initialisation. |·|, as an update and its negative move in one direction.
-
-    Returns
-    -------
-    float64 array, shape (T − 1, 4)
-        As `scipy.cluster.hierarchy.linkage` has it.
-    list of int
-    """
-    from scipy.cluster.hierarchy import leaves_list, linkage
-    from scipy.spatial.distance import squareform
-
-    distance = 1 - np.abs(np.nan_to_num(cosine))
-    np.fill_diagonal(distance, 0.0)
-    tree = linkage(squareform((distance + distance.T) / 2, checks=False), "average", optimal_ordering=True)
-    return tree, [int(i) for i in leaves_list(tree)]
-
-
-def mean(values: Floats) -> Floats:
-    """Mean over the first axis of what is not NaN; NaN where nothing is."""
-    there = ~np.isnan(values)
-    count = there.sum(axis=0)
-    total = np.where(there, values, 0.0).sum(axis=0)
+def known_mean(values: Floats) -> Floats:
+    """Mean over the first axis without NaN; NaN where all values are NaN. `numpy.nanmean` would warn there."""
+    finite = ~np.isnan(values)
+    count = finite.sum(axis=0)
+    total = np.where(finite, values, 0.0).sum(axis=0)
     return np.asarray(np.where(count > 0, total / np.maximum(count, 1), np.nan), dtype=np.float64)
 
 
 class _Row(NamedTuple):
-    """One module of all adapters: the attributes of `Pairwise` without the axis of modules."""
+    """The attributes of `Pairwise` for one module, without the axis of modules."""
 
     norms: Floats
     cosines: Floats
@@ -279,8 +258,8 @@ class _Row(NamedTuple):
     ranks: Integers
 
 
-class _Held(NamedTuple):
-    """A module as one adapter has it, and what errors call both."""
+class _LabelledUpdate(NamedTuple):
+    """The update of a module in one adapter, with the names of both for error messages."""
 
     label: str
     name: str
@@ -289,76 +268,79 @@ class _Held(NamedTuple):
 
 def _measure(module: Module, adapters: Sequence[Adapter], *, labels: Sequence[str], of: Of, head: int | None) -> _Row:
     holders = {t: name for t, name in enumerate(module.holders) if name is not None}
-    held = [_Held(labels[t], name, adapters[t][name]) for t, name in holders.items()]
-    updates = [one.update for one in held]
-    norms, widths, products = _products(held, head)
+    updates_held = [_LabelledUpdate(labels[t], name, adapters[t][name]) for t, name in holders.items()]
+    updates = [one.update for one in updates_held]
+    norms, widths, products = _products(updates_held, head)
     overlaps: dict[Side, Floats] = {"in": products.right, "out": products.left}
     if of != "update":
-        widths, overlaps = _of_factor(held, of, head)
+        widths, overlaps = _of_factor(updates_held, of, head)
     initial = _initial(updates)
     cosines = np.where(np.outer(norms, norms) > 0, np.clip(products.inner, -1.0, 1.0), np.nan)
     np.fill_diagonal(cosines, np.where(norms > 0, 1.0, np.nan))
+    # For equal updates the results are known exactly, and must not differ from 1 by rounding.
     for i, j in _same_pairs(updates, cosines):
         cosines[i, j] = cosines[j, i] = initial[i, j] = initial[j, i] = 1.0
         for squares in overlaps.values():
             squares[i, j] = squares[j, i] = widths[i] if head is None else min(widths[i], head)
     phis, chances = _phi(overlaps, widths if head is None else np.minimum(widths, head), module.shape)
-    placed = partial(_placed, ids=list(holders), count=len(adapters))
+    expand = partial(_expand, ids=list(holders), count=len(adapters))
     return _Row(
-        placed(norms, fill=0.0),
-        placed(cosines),
-        {side: placed(phi) for side, phi in phis.items()},
-        {side: placed(chance) for side, chance in chances.items()},
-        placed(initial),
-        placed(np.array([update.rank for update in updates]), fill=0),
+        expand(norms, fill=0.0),
+        expand(cosines),
+        {side: expand(phi) for side, phi in phis.items()},
+        {side: expand(chance) for side, chance in chances.items()},
+        expand(initial),
+        expand(np.array([update.rank for update in updates]), fill=0),
     )
 
 
 def _same_pairs(updates: Sequence[Update], cosines: Floats) -> Iterator[tuple[int, int]]:
-    """Pairs of updates that are the same numbers; factors are compared only where the cosine does not rule it out."""
+    """Pairs of updates with equal factors, which are compared only if the cosine does not rule it out."""
     for i, j in zip(*np.nonzero(np.triu(np.nan_to_num(cosines) > ALIKE, 1)), strict=True):
         first, second = updates[i], updates[j]
         if isinstance(first, LowRank) and isinstance(second, LowRank) and same_numbers(first, second):
             yield int(i), int(j)
 
 
-def _products(held: Sequence[_Held], head: int | None) -> tuple[Floats, Integers, Products]:
-    """Norms, numbers of directions, and the products of the updates at norm 1 (0 where they are 0)."""
-    norms, widths = np.zeros(len(held)), np.zeros(len(held), dtype=np.int64)
+def _products(held_updates: Sequence[_LabelledUpdate], head: int | None) -> tuple[Floats, Integers, Products]:
+    """Norms, numbers of directions, and the products of the updates scaled to norm 1 (0 if they are 0)."""
+    norms, widths = np.zeros(len(held_updates)), np.zeros(len(held_updates), dtype=np.int64)
 
     def triplets(i: int) -> SingularTriplets:
-        label, name, update = held[i]
+        label, name, update = held_updates[i]
         with place(label), place(name):
-            left, s, right = update.bases()
+            U, s, V = update.bases()
         norms[i], widths[i] = frobenius(s), s.size
-        return SingularTriplets(left.columns(), s / norms[i] if s.size else s, right.columns())
+        return SingularTriplets(U.columns(), s / norms[i] if s.size else s, V.columns())
 
-    sizes = [min(one.rank, *one.shape) * sum(one.shape) for _, _, one in held]
-    products = pairwise_products([partial(triplets, i) for i in range(len(held))], sizes, head=head)
+    sizes = [min(one.rank, *one.shape) * sum(one.shape) for _, _, one in held_updates]
+    products = pairwise_products([partial(triplets, i) for i in range(len(held_updates))], sizes, head=head)
     return norms, widths, products
 
 
-def _of_factor(held: Sequence[_Held], of: Of, head: int | None) -> tuple[Integers, dict[Side, Floats]]:
-    """Numbers of directions of A or B alone, and their overlaps, on the one side that they have."""
-    widths = np.zeros(len(held), dtype=np.int64)
+def _of_factor(
+    held_updates: Sequence[_LabelledUpdate], of: Of, head: int | None
+) -> tuple[Integers, dict[Side, Floats]]:
+    """Numbers of directions of A or B, and their overlaps on the side that the factor has."""
+    widths = np.zeros(len(held_updates), dtype=np.int64)
 
     def columns(i: int) -> Floats:
-        label, name, update = held[i]
+        label, name, update = held_updates[i]
         with place(label), place(name):
             basis, s = column_basis(update.A.T if of == "A" else update.B)
         widths[i] = s.size
         return basis.columns()
 
     side: Side = "in" if of == "A" else "out"
-    sizes = [one.rank * one.shape[of == "A"] for _, _, one in held]
-    overlaps = pairwise_overlaps([partial(columns, i) for i in range(len(held))], sizes, head=head)
+    sizes = [one.rank * one.shape[of == "A"] for _, _, one in held_updates]
+    overlaps = pairwise_overlaps([partial(columns, i) for i in range(len(held_updates))], sizes, head=head)
     return widths, {side: overlaps}
 
 
 def _phi(
     overlaps: Mapping[Side, Floats], widths: Integers, shape: tuple[int, int]
 ) -> tuple[dict[Side, Floats], dict[Side, Floats]]:
-    """φ = Σcos²/min(k_s, k_t), and max(k_s, k_t)/n; NaN where one of the two has no directions."""
+    """φ = Σcos²/min(k_s, k_t) and its chance level max(k_s, k_t)/n; NaN if one of the two has no directions."""
     smaller = np.where(np.outer(widths, widths) > 0, np.minimum.outer(widths, widths), np.nan)
     larger = np.where(np.isnan(smaller), np.nan, np.maximum.outer(widths, widths))
     phis: dict[Side, Floats] = {side: np.clip(squares / smaller, 0.0, 1.0) for side, squares in overlaps.items()}
@@ -366,10 +348,10 @@ def _phi(
 
 
 def _initial(updates: Sequence[Update]) -> Floats:
-    """Cosine of vec(A) of every pair, of the first rows that both have; NaN where there is no A, or it is 0."""
+    """Cosine of vec(A) of every pair over the rows that both have; NaN if there is no A, or it is 0."""
     cosines = np.full((len(updates), len(updates)), np.nan)
     ranks = [one.rank if isinstance(one, LowRank) else 0 for one in updates]
-    for rank in sorted(set(ranks) - {0}):  # so that each pair is left with the cosine at its smaller rank
+    for rank in sorted(set(ranks) - {0}):  # rising, so that each pair ends with the cosine at its smaller rank
         ids = [i for i, one in enumerate(ranks) if one >= rank]
         sizes = [rank * updates[i].shape[1] for i in ids]
         cosines[np.ix_(ids, ids)] = pairwise_cosines([partial(_rows, updates[i], rank) for i in ids], sizes)
@@ -381,8 +363,8 @@ def _rows(update: Update, count: int) -> Floats:
     return update.A[:count].astype(np.float64)
 
 
-def _placed(values: Array, *, ids: Sequence[int], count: int, fill: float = np.nan) -> Array:
-    """The values of the adapters ``ids`` put in their places among all ``count``, along every axis; else ``fill``."""
-    whole = np.full((count,) * values.ndim, fill, dtype=values.dtype)
-    whole[np.ix_(*[ids] * values.ndim)] = values
-    return whole
+def _expand(values: Array, *, ids: Sequence[int], count: int, fill: float = np.nan) -> Array:
+    """Expand values of the adapters ``ids`` to all ``count`` adapters along every axis; the others get ``fill``."""
+    full = np.full((count,) * values.ndim, fill, dtype=values.dtype)
+    full[np.ix_(*[ids] * values.ndim)] = values
+    return full

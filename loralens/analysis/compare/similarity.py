@@ -1,4 +1,4 @@
-"""What two adapters share, module by module: φ(i, j), principal angles, cosine, CKA, and the chance level of each."""
+"""Similarity of two adapters, module by module: φ(i, j), principal angles, cosine and CKA, with chance levels."""
 
 from collections.abc import ItemsView, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,34 +34,33 @@ from loralens.linalg.subspace import (
 @final
 @dataclass(frozen=True, slots=True)
 class Similarity:
-    """Two updates of one weight, ΔW₁ and ΔW₂.
+    """The similarity of two updates of one weight, ΔW₁ and ΔW₂.
 
     Attributes
     ----------
     other : str
-        What the second adapter calls the module.
+        The name of the module in the second adapter.
     side : str
-        The side asked for: that of `overlap`.
+        The side of `overlap`.
     shape : tuple of int
         (out, in) of both.
     ranks : tuple of int
         Nominal ranks.
     directions : tuple of int
-        Directions of ΔW₁ and of ΔW₂ that have a length: their numerical ranks; 0 where ΔW = 0.
+        The numerical ranks of ΔW₁ and ΔW₂; 0 where ΔW = 0.
     norms : tuple of float
         ‖ΔW₁‖_F and ‖ΔW₂‖_F.
     cosine : float
-        ⟨ΔW₁, ΔW₂⟩/(‖ΔW₁‖‖ΔW₂‖), in [−1, 1]; 0 where one of them is 0.
+        ⟨ΔW₁, ΔW₂⟩/(‖ΔW₁‖‖ΔW₂‖), in [−1, 1]; 0 if one of them is 0.
     overlaps : mapping of side to Overlap
-        Of the directions asked for, at most the leading ``phi_rank``: both sides of the update, the in side of A, or
-        the out side of B.
+        The overlap of the chosen directions, at most the leading ``phi_rank``: of both sides of the update, of the in
+        side of A, or of the out side of B.
     spans : mapping of side to float
-        φ(k1, k2) of all directions of ΔW, whatever was asked for: what the two updates have in common at all. NaN
-        where one of them is 0.
+        φ(k1, k2) of all directions of ΔW, whichever directions were chosen. NaN if one of the updates is 0.
     cka, cka_chance : mapping of side to float
-        Linear CKA of ΔW, and its mean if the directions of that side were random; NaN where one of them is 0.
+        Linear CKA of ΔW, and its mean for random directions on that side; NaN if one of the updates is 0.
     initial : float
-        Cosine of vec(A), of the first rows that both have; NaN where there is no A, or it is 0.
+        Cosine of vec(A) over the rows that both have; NaN if there is no A, or it is 0.
     """
 
     other: str
@@ -79,21 +78,21 @@ class Similarity:
 
     @property
     def overlap(self) -> Overlap:
-        """The overlap on the side asked for."""
+        """The overlap on the chosen side."""
         return self.overlaps[self.side]
 
     @property
     def cosine_z(self) -> float:
         """`cosine` in standard deviations 1/√(out·in) of its null.
 
-        The null is strength-matched: both keep their singular values and get uniform (Haar) directions on both sides.
-        Its first two moments are exact (`loralens.linalg.chance`), so nothing is sampled and there is no seed.
+        Under the null both updates keep their singular values and have uniform (Haar) random directions on both sides.
+        Its first two moments are known exactly (`loralens.linalg.chance`), so nothing is sampled.
         """
         return self.cosine / cosine_spread(self.shape)
 
     @property
     def zero(self) -> str:
-        """Which of the two is 0, in words; empty where none is."""
+        """Which of the two is 0, in words; empty if none is."""
         first, second = (norm == 0 for norm in self.norms)
         return "both are 0" if first and second else "the first is 0" if first else "the second is 0" if second else ""
 
@@ -101,16 +100,16 @@ class Similarity:
 @final
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Two adapters, module by module; works as a mapping from the first's module names to `Similarity`.
+    """Two adapters compared module by module: a mapping from module names of the first to `Similarity`.
 
     Attributes
     ----------
     modules : mapping of str to Similarity
-        What both have, in the order of the first.
+        The modules that both have, in the order of the first.
     alone : tuple of tuple of str
-        Modules that only the first has, and those that only the second has.
+        The modules that only the first has, and those that only the second has.
     misfits : tuple of str
-        Modules that both have in different shapes, and so cannot be compared.
+        The modules that cannot be compared because their shapes differ.
     """
 
     modules: Mapping[str, Similarity]
@@ -132,22 +131,22 @@ class Comparison:
 
     @property
     def zero(self) -> bool:
-        """Whether one of the two updates is 0 in all modules that both have."""
+        """Whether one of the two updates is 0 in all common modules."""
         return not all(any(norms) for norms in zip(*(one.norms for one in self.modules.values()), strict=True))
 
     @property
     def cosine(self) -> float:
-        """Cosine of the two whole updates on the modules that both have, in [−1, 1]; 0 where one of them is 0."""
+        """Cosine of the two whole updates over their common modules, in [−1, 1]; 0 if one of them is 0."""
         first, second, cosines = self._arrays()
         same = np.array_equal(first, second) and first.any() and (cosines[first > 0] == 1).all()
         return 1.0 if same else float(np.clip(np.sum(first * second * cosines), -1.0, 1.0))
 
     @property
     def cosine_z(self) -> float:
-        """`cosine` in standard deviations of its null; 0 where one of the updates is 0.
+        """`cosine` in standard deviations of its null; 0 if one of the updates is 0.
 
-        Directions drawn anew in every module, norms kept: the variance is Σ‖ΔW₁‖²‖ΔW₂‖²/(out·in) over the product of
-        the two sums of squared norms.
+        Under the null the norms stay and the directions are random in every module. Its variance is
+        Σ‖ΔW₁‖²‖ΔW₂‖²/(out·in) over the product of the two sums of squared norms.
         """
         first, second, _ = self._arrays()
         spreads = np.array([cosine_spread(one.shape) for one in self.modules.values()])
@@ -155,7 +154,7 @@ class Comparison:
         return self.cosine / spread if spread else 0.0
 
     def _arrays(self) -> tuple[Floats, Floats, Floats]:
-        """Norms of the modules of both, relative to the whole updates, and their cosines."""
+        """The norms of the modules of both adapters, relative to the whole updates, and the cosines of the modules."""
         first, second = np.array([one.norms for one in self.modules.values()]).T
         cosines = np.array([one.cosine for one in self.modules.values()])
         return first / (frobenius(first) or 1.0), second / (frobenius(second) or 1.0), cosines
@@ -173,25 +172,25 @@ def compare_subspaces(
     threads: int = 1,
     step: Step | None = None,
 ) -> Comparison:
-    """What two adapters share in every module that both have.
+    """Compare two adapters in every module that both have.
 
     Parameters
     ----------
     first, second : Adapter
         Read one module at a time, each factor once. Modules are matched by name, else by normal form.
     of : str
-        Whose directions φ and the angles compare. ``update``: the singular directions of ΔW = scale·B·A on both
-        sides, which no re-factoring (B G, G⁻¹ A) changes. ``A``: the right singular vectors of A itself, on the in
-        side, the literal quantity of Hu et al. 2021 §7.2. ``B``: the left ones of B, on the out side. Cosine and CKA
-        are always of ΔW.
+        The directions that φ and the angles compare. ``update``: the singular directions of ΔW = scale·B·A on both
+        sides, which do not change under re-factoring (B G, G⁻¹ A). ``A``: the right singular vectors of A, on the in
+        side, as in Hu et al. 2021 §7.2. ``B``: the left singular vectors of B, on the out side. Cosine and CKA are
+        always of ΔW.
     side : str, optional
-        The side that `Similarity.overlap` is of; ``in`` where None, but ``out`` of B. Both are measured of the update.
+        The side of `Similarity.overlap`: by default ``in``, and ``out`` for B. For the update both sides are measured.
     modules : sequence of str
         Globs over module names or kinds; all where empty.
     phi_rank : int, optional
-        Leading directions that φ and the angles compare at most; all where None.
+        The largest number of leading directions that φ and the angles compare; by default all.
     labels : tuple of str
-        What errors call the two.
+        The names of the two adapters in error messages.
     threads : int
         Modules worked on at a time. More than one pays only where BLAS itself uses one thread.
     step : callable, optional
@@ -204,16 +203,16 @@ def compare_subspaces(
     Raises
     ------
     OptionError
-        A glob that matches nothing, or a side that A or B has not.
+        A glob matches nothing, or A or B does not have this side.
     MismatchError
-        No module that both have in one shape; A or B asked of an update that has none.
+        The adapters have no module of one shape in common, or A or B is asked of an update without factors.
     FormatError
         A module holds NaN or Inf.
 
     Notes
     -----
-    No ΔW is formed: O((out + in)(r1 + r2)²) a module. Directions count while their singular value is above rounding
-    (σ₁ · max(out, in) · ε), so an update that is 0 has none, and φ of it is empty. φ and the cosine err by 1e-12.
+    No ΔW is formed: the work is O((out + in)(r1 + r2)²) a module. Directions count if their singular value is above
+    rounding, σ₁ · max(out, in) · ε. An update of 0 has none, and its φ is empty. φ and the cosine are exact to 1e-12.
     """
     side = side_of(of, side)
     pairs = same_modules(first, second)
@@ -227,10 +226,10 @@ def compare_subspaces(
     def measure(name: str) -> Similarity:
         other = fitting[name]
         with place(labels[0]), place(name):
-            one = _Seen.of(first[name], of)
+            a = _Directions.of(first[name], of)
         with place(labels[1]), place(other):
-            two = _Seen.of(second[other], of)
-        return _similarity(one, two, other, side, phi_rank)
+            b = _Directions.of(second[other], of)
+        return _similarity(a, b, other, side, phi_rank)
 
     return Comparison(
         in_threads(measure, list(fitting), threads, step),
@@ -243,12 +242,12 @@ def compare_subspaces(
 
 
 def side_of(of: Of, side: Side | None = None) -> Side:
-    """The side meant: ``in`` unless said otherwise; A has no other, and B has only ``out``.
+    """The side to compare: by default ``in``, and ``out`` for B; A and B have no other side.
 
     Raises
     ------
     OptionError
-        A side that A or B has not.
+        A or B does not have this side.
     """
     if (of, side) in (("A", "out"), ("B", "in")):
         raise OptionError(f"{of} has no {side} side", fix="A is the in side of an update and B the out side")
@@ -260,22 +259,24 @@ def _nothing_to_compare(
 ) -> MismatchError:
     fix = "compare adapters of one base model; `loralens inspect` shows names and shapes"
     for name, other in common.items():
-        one, two = (adapter.base_model or "a model it does not name" for adapter in (first, second))
-        shapes = f"{name} is {first[name].shape} in the first, which adapts {one}, and {second[other].shape} in the "
-        return MismatchError(f"{shapes}second, which adapts {two}", fix=fix)
+        first_base, second_base = (adapter.base_model or "a model it does not name" for adapter in (first, second))
+        shapes = (
+            f"{name} is {first[name].shape} in the first, which adapts {first_base}, and {second[other].shape} in the "
+        )
+        return MismatchError(f"{shapes}second, which adapts {second_base}", fix=fix)
     if same_modules(first, second):
         return MismatchError(f"only one of the two has {some(chosen, 1)}", fix="choose others with --modules")
     return MismatchError(f"no module in common: the first has {some(first, 1)}, the second {some(second, 1)}", fix=fix)
 
 
-class _Seen(NamedTuple):
-    """One update: its directions, and those of the factor asked for."""
+class _Directions(NamedTuple):
+    """An update with its directions, and those of the chosen factor."""
 
     update: Update
     left: Basis
     s: Floats
     right: Basis
-    factor: Basis | None  # None where those of ΔW are asked for
+    factor: Basis | None  # None if the directions of ΔW are compared
 
     @classmethod
     def of(cls, update: Update, of: Of) -> Self:
@@ -285,43 +286,43 @@ class _Seen(NamedTuple):
         return cls(update, *bases, factor)
 
 
-def _similarity(one: _Seen, two: _Seen, other: str, side: Side, phi_rank: int | None) -> Similarity:
-    first, second = one.update, two.update
+def _similarity(a: _Directions, b: _Directions, other: str, side: Side, phi_rank: int | None) -> Similarity:
+    first, second = a.update, b.update
     if isinstance(first, LowRank) and isinstance(second, LowRank) and same_numbers(first, second):
-        return _itself(one, other, side, phi_rank)
-    crosses: dict[Side, Floats] = {"in": one.right.cross(two.right), "out": one.left.cross(two.left)}
+        return _equal_updates(a, other, side, phi_rank)
+    crosses: dict[Side, Floats] = {"in": a.right.cross(b.right), "out": a.left.cross(b.left)}
     overlaps: dict[Side, Overlap]
-    if one.factor and two.factor:
-        overlaps = {side: _leading(one.factor, two.factor, one.factor.cross(two.factor), phi_rank)}
+    if a.factor and b.factor:
+        overlaps = {side: _leading(a.factor, b.factor, a.factor.cross(b.factor), phi_rank)}
     else:
         overlaps = {
-            "in": _leading(one.right, two.right, crosses["in"], phi_rank),
-            "out": _leading(one.left, two.left, crosses["out"], phi_rank),
+            "in": _leading(a.right, b.right, crosses["in"], phi_rank),
+            "out": _leading(a.left, b.left, crosses["out"], phi_rank),
         }
     return Similarity(
         other,
         side,
         first.shape,
         (first.rank, second.rank),
-        (one.s.size, two.s.size),
-        (frobenius(one.s), frobenius(two.s)),
-        update_cosine(one.s, two.s, crosses["out"], crosses["in"]),
+        (a.s.size, b.s.size),
+        (frobenius(a.s), frobenius(b.s)),
+        update_cosine(a.s, b.s, crosses["out"], crosses["in"]),
         overlaps,
         {side: float(phi_map(G)[-1, -1]) if G.size else nan for side, G in crosses.items()},
-        {side: linear_cka(one.s, two.s, G) for side, G in crosses.items()},
-        {side: linear_cka_chance(one.s, two.s, first.shape[side == "in"]) for side in crosses},
+        {side: linear_cka(a.s, b.s, G) for side, G in crosses.items()},
+        {side: linear_cka_chance(a.s, b.s, first.shape[side == "in"]) for side in crosses},
         _initial(first, second),
     )
 
 
-def _itself(one: _Seen, other: str, side: Side, phi_rank: int | None) -> Similarity:
-    """An update beside the same numbers: what rounding would make nearly 1 and nearly 0 is that exactly."""
-    update, k = one.update, one.s.size
-    (out, in_), norm = update.shape, frobenius(one.s)
+def _equal_updates(a: _Directions, other: str, side: Side, phi_rank: int | None) -> Similarity:
+    """The similarity of an update and an equal one: exactly 1 where rounding would give nearly 1."""
+    update, k = a.update, a.s.size
+    (out, in_), norm = update.shape, frobenius(a.s)
     sizes: dict[Side, int] = {"in": in_, "out": out}
-    width = k if one.factor is None else one.factor.k
+    width = k if a.factor is None else a.factor.k
     width = width if phi_rank is None else min(width, phi_rank)
-    sides = sizes if one.factor is None else {side: sizes[side]}
+    sides = sizes if a.factor is None else {side: sizes[side]}
     alike: dict[Side, float] = dict.fromkeys(sizes, 1.0 if k else nan)
     return Similarity(
         other,
@@ -334,7 +335,7 @@ def _itself(one: _Seen, other: str, side: Side, phi_rank: int | None) -> Similar
         {side: Overlap.of_one(width, n) for side, n in sides.items()},
         alike,
         alike,
-        {side: linear_cka_chance(one.s, one.s, n) for side, n in sizes.items()},
+        {side: linear_cka_chance(a.s, a.s, n) for side, n in sizes.items()},
         1.0 if update.A.any() else nan,
     )
 
@@ -345,7 +346,7 @@ def _leading(first: Basis, second: Basis, G: Floats, count: int | None) -> Overl
 
 
 def _initial(first: Update, second: Update) -> float:
-    """Cosine of vec(A), of the rows that both have."""
+    """Cosine of vec(A) over the rows that both have."""
     if not (isinstance(first, LowRank) and isinstance(second, LowRank)):
         return nan
     rows = min(first.rank, second.rank)

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from loralens.analysis.checks.base import Base
-from loralens.analysis.checks.patient import Patient
-from loralens.analysis.doctor import examined
+from loralens.analysis.checks.examination import Examination
+from loralens.analysis.doctor import examine_all
 from loralens.core.adapter import Adapter
 from loralens.core.progress import progress
 from loralens.formats.dialects.table import FORMATS
@@ -29,8 +29,8 @@ def examine_adapters(
     reading: Reading,
     dtype: str | None = None,
     stochastic: bool = False,
-) -> list[Patient]:
-    """The adapters by what they are called, each read once: what `loralens.analysis.doctor.findings` looks at.
+) -> list[Examination]:
+    """The adapters by what they are called, each read once: what `loralens.analysis.doctor.run_checks` looks at.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ def examine_adapters(
         The merge rounds stochastically, and not to the nearest.
     """
     with progress("examining", sum(map(len, adapters.values()))) as step:
-        return examined(
+        return examine_all(
             adapters,
             base=base,
             dtype=dtype,

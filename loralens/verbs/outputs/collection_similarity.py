@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from loralens.analysis.compare.interference import LARGE, Interference, Meeting, far
-from loralens.analysis.compare.pairwise import SHARED, Of, Pairwise, Side, groups, mean
+from loralens.analysis.compare.clusters import connected_groups
+from loralens.analysis.compare.interference import LARGE, Interaction, Interference, far_cosine
+from loralens.analysis.compare.pairwise import SHARED, Of, Pairwise, Side, known_mean
 from loralens.analysis.compare.similarity import Comparison, compare_subspaces
 from loralens.core.adapter import Adapter
 from loralens.linalg.factor import Floats
@@ -81,7 +82,7 @@ class CollectionSimilarity(Tabular):
     energy : Interference
         Of the same modules.
     tree : float64 array, shape (T − 1, 4)
-        The clusters, as `loralens.analysis.compare.pairwise.leaves` returns them.
+        The clusters, as `loralens.analysis.compare.pairwise.cluster_order` returns them.
     order : sequence of int
         The adapters so that near ones stand side by side.
     fights, agreements : sequence of Meeting
@@ -98,8 +99,8 @@ class CollectionSimilarity(Tabular):
     energy: Interference
     tree: Floats
     order: Sequence[int]
-    fights: Sequence[Meeting]
-    agreements: Sequence[Meeting]
+    fights: Sequence[Interaction]
+    agreements: Sequence[Interaction]
 
     def __repr__(self) -> str:
         return f"CollectionSimilarity({len(self.adapters)} adapters, {len(self.pairs.modules)} modules)"
@@ -176,7 +177,7 @@ class CollectionSimilarity(Tabular):
             "shared_initialisation": matrix(pairs.shared_initialisation),
             "common_modules": pairs.common.tolist(),
             "order": list(self.order),
-            "groups": groups(pairs.shared_initialisation),
+            "groups": connected_groups(pairs.shared_initialisation),
             "interference": [
                 {
                     "name": module.name,
@@ -201,9 +202,10 @@ class CollectionSimilarity(Tabular):
 
     def _adapter_rows(self) -> list[AdapterRow]:
         pairs, energy, labels = self.pairs, self.energy, self.labels
-        family = {t: i for i, group in enumerate(groups(pairs.shared_initialisation), start=1) for t in group}
+        family = {t: i for i, group in enumerate(connected_groups(pairs.shared_initialisation), start=1) for t in group}
         parts = [
-            mean(values) for values in (energy.shared, energy.shared_chance, energy.private, energy.private_chance)
+            known_mean(values)
+            for values in (energy.shared, energy.shared_chance, energy.private, energy.private_chance)
         ]
         rows = []
         for place, t in enumerate(self.order, start=1):
@@ -249,7 +251,7 @@ class CollectionSimilarity(Tabular):
     def _on_initialisation(self) -> list[str]:
         """Who began from the same A, and what that does to φ."""
         labels = self.labels
-        families = [group for group in groups(self.pairs.shared_initialisation) if len(group) > 1]
+        families = [group for group in connected_groups(self.pairs.shared_initialisation) if len(group) > 1]
         sentences = [
             f"began from one A (cosine of A ≥ {SHARED}): {', '.join(labels[t] for t in group)}" for group in families
         ]
@@ -260,7 +262,7 @@ class CollectionSimilarity(Tabular):
 
     def _on_meetings(self) -> list[str]:
         labels = self.labels
-        rule = f"every module with |cosine| ≥ {LARGE} and {far(self.pairs):.1f} standard deviations from chance"
+        rule = f"every module with |cosine| ≥ {LARGE} and {far_cosine(self.pairs):.1f} standard deviations from chance"
         sentences = []
         for verb, meetings in (("fight", self.fights), ("agree", self.agreements)):
             if not meetings:
@@ -276,7 +278,7 @@ class CollectionSimilarity(Tabular):
         return sentences
 
 
-def _meeting_record(meeting: Meeting) -> dict[str, Any]:
+def _meeting_record(meeting: Interaction) -> dict[str, Any]:
     return {
         "first": meeting.first,
         "second": meeting.second,

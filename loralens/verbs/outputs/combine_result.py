@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from loralens.arithmetic.combine import Combination
-from loralens.arithmetic.quality import Share, Total
+from loralens.arithmetic.quality import AdapterShare, CombinationQuality
 from loralens.core.adapter import Adapter
 from loralens.core.recipe import Ingredient, Recipe
 from loralens.tables.numbers import exact_size, fixed, percent, shape
@@ -50,7 +50,7 @@ class CombinedAdapter:
     """One row: what the result has of one adapter."""
 
     ingredient: Ingredient
-    share: Share
+    share: AdapterShare
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ class CombineResult(Tabular):
         return self.target.written
 
     @property
-    def total(self) -> Total:
+    def total(self) -> CombinationQuality:
         """Errors over all modules, and what the result has of each adapter."""
         return self.combination.total(self.ranks)
 

@@ -9,10 +9,10 @@ from typing import Any, Literal, Unpack, cast
 import numpy as np
 
 from loralens.arithmetic.combine import Combination, combine_adapters
-from loralens.arithmetic.method import Space, method_named
+from loralens.arithmetic.method import Space, find_combining_method
 from loralens.arithmetic.methods import METHODS
-from loralens.compression.directions import Directions, directions, narrowed, truncated
-from loralens.compression.plan import Plan, kept_whole
+from loralens.compression.directions import Directions, cast_factors, singular_directions, truncate_pair
+from loralens.compression.plan import TruncationPlan, keeps_rank
 from loralens.core.adapter import Adapter
 from loralens.core.carried import magnitudes
 from loralens.core.messages import note, tell_findings
@@ -82,7 +82,7 @@ def follow(
     ``originals`` are the adapters of the recipe, one by one: paths, or adapters that have been read.
     """
     check_writing(to, dtype)
-    method = method_named(recipe.method, METHODS)
+    method = find_combining_method(recipe.method, METHODS)
     method.settings(recipe.options, cast("Space | None", recipe.space))  # refused before anything is read
     target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
     paths = [ingredient.path for ingredient in recipe.adapters]
@@ -233,7 +233,7 @@ def _combine(
     if recipe.truncate:
         common = chosen or _common_dtype(adapters)
         ranks, at = _truncate(combination, recipe, form, common)
-        adapter = combination.magnified(with_modules(combination.adapter, at(common)))
+        adapter = combination.with_magnitudes(with_modules(combination.adapter, at(common)))
         return _Factors(combination, ranks, adapter, at(np.dtype(np.float64)))
     adapter = combination.adapter
     exact = {name: lift.at(dtype=np.float64) for name, lift in combination.lifts.items() if name in adapter}
@@ -250,16 +250,16 @@ def _truncate(
 
     def directions_of(name: str, module: Any) -> Directions:
         if name not in combination.lifts:
-            return directions(module)
+            return singular_directions(module)
         s = combination.lifts[name].s  # new factors are singular vectors already
         return Directions(s, np.eye(module.rank, s.size), np.eye(s.size, module.rank))
 
     def size(adapter: Adapter) -> int:
         return stored_size(*_as_stored(adapter, recipe, form))
 
-    own = {name: directions_of(name, module) for name, module in combination.adapter.items() if not kept_whole(module)}
+    own = {name: directions_of(name, module) for name, module in combination.adapter.items() if not keeps_rank(module)}
     ((rule, value),) = recipe.truncate.items()
-    ranks = Plan(combination.adapter, own, dtype).ranks(
+    ranks = TruncationPlan(combination.adapter, own, dtype).ranks(
         Rule(cast("RuleName", rule), value), one_rank=recipe.uniform, drop_dead=recipe.drop_dead, size=size
     )
 
@@ -267,7 +267,9 @@ def _truncate(
         rank = ranks.get(name, module.rank)
         if name in combination.lifts:
             return combination.lifts[name].at(rank, dtype)
-        return narrowed(module, dtype) if rank == module.rank else truncated(module, own[name].head(rank), dtype)
+        return (
+            cast_factors(module, dtype) if rank == module.rank else truncate_pair(module, own[name].head(rank), dtype)
+        )
 
     def at(dtype: np.dtype[Any]) -> Mapping[str, Update]:
         return {

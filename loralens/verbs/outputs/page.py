@@ -8,10 +8,10 @@ from pathlib import Path
 
 from loralens.analysis.base.amplification import measure_amplification
 from loralens.analysis.base.intruders import Intruders, find_intruders
-from loralens.analysis.base.weight_norms import work
-from loralens.analysis.checks.base import Base, find
-from loralens.analysis.checks.patient import Patient
-from loralens.analysis.doctor import findings
+from loralens.analysis.base.weight_norms import weight_steps
+from loralens.analysis.checks.base import Base, find_weights
+from loralens.analysis.checks.examination import Examination
+from loralens.analysis.doctor import run_checks
 from loralens.core.adapter import Adapter
 from loralens.core.carried import magnitudes
 from loralens.core.fingerprint import fingerprint
@@ -60,7 +60,7 @@ def report_page(
     moments = _moments(activations, adapters)
     model = None if base is None else open_base(base)
     patients = examine_adapters(adapters, base=model, modules=modules, reading=reading)
-    diagnoses = findings(patients)
+    diagnoses = run_checks(patients)
     measured = [_compare_with_base(patient, model, intruders) if model else None for patient in patients]
     subjects: list[Subject] = []
     counts = [len(adapter) for adapter in adapters.values()]
@@ -147,13 +147,13 @@ def _dialect(adapter: Adapter, base: str | PathLike[str] | None) -> Dialect:
     return Dialect(own, lambda smaller: encode_adapter(smaller, own, **form.writer_options), form.one_rank)
 
 
-def _compare_with_base(patient: Patient, base: Base, intruders: bool | None) -> BaseMeasurements:
+def _compare_with_base(patient: Examination, base: Base, intruders: bool | None) -> BaseMeasurements:
     """Measure the modules that have a weight in the base against it."""
     spectra = patient.spectra
     modules = {name: reading.module for name, reading in patient.readings.items() if name in spectra}
-    weights, _ = find(modules, base)
+    weights, _ = find_weights(modules, base)
     device = Device.of("cpu", threads=THREADS)
-    with place(base.name), progress("reading the base", work(weights.values(), top=False)) as step:
+    with place(base.name), progress("reading the base", weight_steps(weights.values(), top=False)) as step:
         adapter = patient.adapter.without([name for name in patient.adapter if name not in weights])
         amplified = measure_amplification(adapter, weights, top=False, device=device, step=step) if weights else {}
     new, without = _intruders(patient, weights, base.name, intruders)
@@ -161,7 +161,7 @@ def _compare_with_base(patient: Patient, base: Base, intruders: bool | None) -> 
 
 
 def _intruders(
-    patient: Patient, weights: Mapping[str, Weight], base: str, search: bool | None
+    patient: Examination, weights: Mapping[str, Weight], base: str, search: bool | None
 ) -> tuple[dict[str, Intruders] | None, str]:
     """The intruders of all modules, or the reason why they were not looked for."""
     if search is False:

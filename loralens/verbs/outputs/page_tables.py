@@ -7,14 +7,14 @@ from math import isfinite
 from pathlib import Path
 from typing import NamedTuple
 
-from loralens.analysis.base.amplification import Kept
+from loralens.analysis.base.amplification import KeptRank
 from loralens.analysis.base.intruders import Intruders
-from loralens.analysis.checks.base import Landing
+from loralens.analysis.checks.base import MergeEffect
 from loralens.analysis.compare.pairwise import Pairwise
 from loralens.analysis.groups import Group
 from loralens.analysis.outliers import Outlier
 from loralens.charts.amplification import full_rank_rows
-from loralens.compression.curve import Point
+from loralens.compression.curve import CurvePoint
 from loralens.formats.records.runs import LoggedLoss, RunCheckpoint, nearest_loss
 from loralens.reporting.collection import CheckpointRun
 from loralens.reporting.result_tables import ResultTables
@@ -41,7 +41,7 @@ class MeasuredModule(NamedTuple):
     share: float
     amplified: KeptDirections | None
     intruders: Intruders | None
-    landing: Landing | None
+    landing: MergeEffect | None
 
 
 def page_modules_table(subject: Subject) -> Table[MeasuredModule]:
@@ -75,9 +75,9 @@ def page_modules_table(subject: Subject) -> Table[MeasuredModule]:
     return Table(subject.label, columns, rows)
 
 
-def ranks_table(subject: Subject) -> Table[Point]:
+def ranks_table(subject: Subject) -> Table[CurvePoint]:
     """The ranks as ``curve`` lists them, with a column for the share of energy or output that is kept."""
-    columns: list[Column[Point]] = []
+    columns: list[Column[CurvePoint]] = []
     for column in point_columns(subject.dialect.name, on_data=subject.on_data):
         columns.append(column)
         columns += [OUTPUT_KEPT if subject.on_data else ENERGY_KEPT] if column.key == ("uniform", "bytes") else []
@@ -100,7 +100,7 @@ def outliers_table(outliers: Sequence[Outlier]) -> Table[Outlier]:
     return Table("Outliers among modules of the same kind and shape", OUTLIER_COLUMNS, outliers)
 
 
-def amplification_table(kinds: Mapping[str, Sequence[Kept]]) -> Table[KindAmplification]:
+def amplification_table(kinds: Mapping[str, Sequence[KeptRank]]) -> Table[KindAmplification]:
     """Kinds as ``amplify`` lists them."""
     rows = [KindAmplification(name, members) for name, members in kinds.items()]
     return Table("Amplification by kind", KIND_COLUMNS, rows)
@@ -155,7 +155,7 @@ LANDING_COLUMNS: tuple[Column[MeasuredModule], ...] = (
     ),
 )
 
-ENERGY_KEPT: Column[Point] = Column(
+ENERGY_KEPT: Column[CurvePoint] = Column(
     "kept", lambda point: 1 - point.uniform.error**2, "energy kept", partial(percent, digits=4), bar=True
 )
 OUTPUT_KEPT = replace(ENERGY_KEPT, title="output kept")

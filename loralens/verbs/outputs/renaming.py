@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 
-from loralens.arithmetic.dora import filled
+from loralens.arithmetic.dora import store_magnitudes
 from loralens.core.adapter import Adapter
 from loralens.core.carried import NORMS
 from loralens.core.naming.matching import Match, Shape, match
@@ -111,5 +111,5 @@ def with_magnitudes(adapter: Adapter, base: str | PathLike[str] | None) -> tuple
     missing = [extra.module for extra in adapter.extra.values() if extra.role in NORMS]
     if base is None or not missing:
         return adapter, []
-    completed = filled(adapter, base_weights(base, {name: adapter[name] for name in missing}).modules)
+    completed = store_magnitudes(adapter, base_weights(base, {name: adapter[name] for name in missing}).modules)
     return completed, [f"magnitudes of {len(missing)} DoRA modules written as the lengths of the base's weights"]

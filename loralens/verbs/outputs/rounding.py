@@ -7,8 +7,8 @@ from typing import Any, final
 
 import numpy as np
 
-from loralens.compression.directions import DType, named, narrowed
-from loralens.compression.loss import Loss, lost, total_error
+from loralens.compression.directions import DType, cast_factors, locate_errors
+from loralens.compression.loss import UpdateLoss, total_error, update_loss
 from loralens.compression.quantise import quantise
 from loralens.core.adapter import Adapter
 from loralens.core.lowrank import LowRank
@@ -52,9 +52,9 @@ class RoundingCost:
             A module lost more than `LIMIT`, and nobody allowed that.
         """
 
-        def loss(name: str) -> Loss:
+        def loss(name: str) -> UpdateLoss:
             with place(name):
-                return lost(before[name], after[name])
+                return update_loss(before[name], after[name])
 
         changed = {name for name, module in before.items() if not _is_surely_equal(module, after[name])}
         if not changed:
@@ -93,8 +93,8 @@ def round_factors(adapter: Adapter, dtype: DType | None) -> Adapter:
     """The adapter, its factors rounded once to ``dtype`` where one was given; a module that is no pair is refused."""
     if dtype is None:
         return adapter
-    modules = {name: narrowed(module, dtype) for name, module in adapter.items()}
-    changed = {name: named(name, new) for name, new in modules.items() if new is not adapter[name]}
+    modules = {name: cast_factors(module, dtype) for name, module in adapter.items()}
+    changed = {name: locate_errors(name, new) for name, new in modules.items() if new is not adapter[name]}
     return replace(adapter, modules={**modules, **changed})
 
 

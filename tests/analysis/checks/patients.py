@@ -4,7 +4,7 @@ import numpy as np
 
 import loralens
 from loralens.analysis.checks.base import Base
-from loralens.analysis.checks.patient import Patient, examine
+from loralens.analysis.checks.examination import Examination, examine_adapter
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
 from loralens.core.scaling import Scaling, scale_of
@@ -52,8 +52,8 @@ def changed(adapter, f, *, only=lambda name: True):
     return loralens.Adapter(modules=modules, config=adapter.config, metadata=adapter.metadata, format=adapter.format)
 
 
-def patient(adapter, path="adapter") -> Patient:
-    return examine(adapter, path)
+def patient(adapter, path="adapter") -> Examination:
+    return examine_adapter(adapter, path)
 
 
 def base(adapter, *, ratio=0.02, dtype=np.float32, prefix="", seed=1, leave_out=()) -> Base:

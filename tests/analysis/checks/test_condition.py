@@ -5,7 +5,7 @@ import pytest
 
 import loralens
 from loralens.analysis.checks import finite, noise, outlying, reader, spike, thrift, zero
-from loralens.analysis.checks.patient import examine
+from loralens.analysis.checks.examination import examine_adapter
 from loralens.core.adapter import Extra, Finding
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
@@ -150,29 +150,29 @@ def test_rank_beyond_the_size_of_the_weight():
 
 
 def test_commands_repeat_how_the_adapter_was_read_and_give_lone_experts_one_rank():
-    one = examine(healthy(), "a.bin", reading="--allow-pickle --alpha 8.0")
+    one = examine_adapter(healthy(), "a.bin", reading="--allow-pickle --alpha 8.0")
     assert one.compress("cut", "--energy 1") == (
         "loralens compress a.bin -o a-cut.bin --energy 1 --allow-pickle --alpha 8.0"
     )
     assert one.command("inspect") == "loralens inspect a.bin --allow-pickle --alpha 8.0"
     rng = np.random.default_rng(0)
     experts = {f"model.layers.0.mlp.experts.{e}.w1": LowRank(*trained(rng)) for e in range(2)}
-    one = examine(loralens.Adapter(modules=experts), "a", to="peft")
+    one = examine_adapter(loralens.Adapter(modules=experts), "a", to="peft")
     assert one.compress("cut", "--energy 1") == "loralens compress a -o a-cut --energy 1 --uniform --to peft"
 
 
 def test_paths_are_quoted_for_the_shell_and_files_keep_their_suffix():
     one = patient(healthy(), "my adapters/it's.safetensors")
     assert one.quoted == "'my adapters/it'\"'\"'s.safetensors'"
-    assert one.beside("e99") == "'my adapters/it'\"'\"'s-e99.safetensors'"
-    assert patient(healthy(), "run/v1.5").beside("e99") == "run/v1.5-e99"
+    assert one.sibling("e99") == "'my adapters/it'\"'\"'s-e99.safetensors'"
+    assert patient(healthy(), "run/v1.5").sibling("e99") == "run/v1.5-e99"
 
 
 @pytest.mark.parametrize(
     ("path", "beside"), [(".", "../adapter-e99"), ("./", "../adapter-e99"), ("..", "../../adapter-e99")]
 )
 def test_a_folder_that_is_not_named_has_a_place_beside_it_too(path, beside):
-    assert patient(healthy(), path).beside("e99") == beside
+    assert patient(healthy(), path).sibling("e99") == beside
 
 
 def test_one_reading_holds_lengths_angles_and_zeros():

@@ -10,8 +10,8 @@ from safetensors.numpy import load_file, save_file
 import loralens
 from loralens.analysis.checks import copied, dead, declared, initialisation, missing, reader, spike, swapped, zero
 from loralens.analysis.checks.diagnosis import Diagnosis, by_cause
+from loralens.analysis.checks.examination import examine_adapter
 from loralens.analysis.checks.missing import missing_modules
-from loralens.analysis.checks.patient import examine
 from loralens.analysis.doctor import diagnose
 from loralens.core.adapter import Finding
 from loralens.core.lowrank import Layout, LowRank
@@ -314,7 +314,7 @@ def test_factors_too_small_for_their_product_are_not_called_zero():
 def test_a_least_cosine_is_rounded_down(noise, said):
     first, second = well(0), well(1)
     other = loralens.Adapter(modules={n: remade(second[n], A=first[n].A + noise * second[n].A) for n in first})
-    (found,) = initialisation.look([examine(first, "a"), examine(other, "b")])
+    (found,) = initialisation.look([examine_adapter(first, "a"), examine_adapter(other, "b")])
     assert said in found.evidence
     assert "1.00 or more" not in found.evidence
 

@@ -1,4 +1,4 @@
-"""Patient: an adapter read once, and all that the checks ask about it."""
+"""What the checks know of an adapter: its modules, each read once, and how they fit the base."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from typing import Any, final
 
 import numpy as np
 
-from loralens.analysis.checks.base import Landing, Reason
+from loralens.analysis.checks.base import MergeEffect, Reason
 from loralens.analysis.spectrum import Spectrum
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array
@@ -20,31 +20,31 @@ from loralens.core.structured import Update
 from loralens.core.threads import Step
 from loralens.errors import FormatError
 
-SUFFIXES = (".safetensors", ".bin", ".gguf")  # of adapters that are a file, not a folder
+SUFFIXES = (".safetensors", ".bin", ".gguf")  # of adapters that are a single file and not a folder
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Factor:
-    """One factor in its rank direction: rows of A, or columns of B.
+    """Statistics of one factor along its rank: of the rows of A, or the columns of B.
 
     Attributes
     ----------
     lengths : float64 array, shape (r,)
-        Euclidean lengths.
+        Euclidean lengths of the rows of A, or the columns of B.
     skew : float
-        Largest |cosine| between two of them that have a length: 0 where they are orthogonal.
+        Largest |cosine| between two of these vectors that are not 0; it is 0 if they are orthogonal.
     zeros : float
         Share of the entries that are exactly 0, in [0, 1].
     unevenness : float
-        Spread of the lengths on the other axis over their mean: of the columns of A, or the rows of B. 0 where all
-        inputs, or outputs, take part equally.
+        Standard deviation of the lengths along the other axis, the columns of A or the rows of B, over their mean. It
+        is 0 if all inputs, or outputs, take part equally.
     dead : int
-        Columns of A, or rows of B, that are exactly 0.
+        The number of columns of A, or rows of B, that are exactly 0.
     largest : float
         Largest |entry|.
     digest : bytes
-        Of the numbers and their dtype: equal only where all numbers are.
+        Hash of the numbers and their dtype, which is equal only if all numbers are.
     """
 
     lengths: Array
@@ -58,16 +58,15 @@ class Factor:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """What one pass over the numbers of a module showed.
+class ModuleReading:
+    """What one pass over the numbers of a module has measured.
 
     Attributes
     ----------
-    module : LowRank or Structured
     spectrum : Spectrum or None
-        None where a factor holds NaN or Inf.
+        None if a factor holds NaN or Inf.
     B, A : Factor or None
-        None where there is no pair, or no spectrum.
+        None if the update is no pair, or has no spectrum.
     """
 
     module: Update
@@ -78,38 +77,37 @@ class Reading:
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Patient:
-    """An adapter, read once.
+class Examination:
+    """An adapter that was read once, with everything that the checks need.
 
     Attributes
     ----------
     path : str
-        Where it is, as the user wrote it: for messages and commands.
-    adapter : Adapter
+        The path as the user wrote it, for messages and commands.
     readings : mapping of str to Reading
-        The modules asked for, in natural order.
-    landings : mapping of str to Landing
-        What the base's weight makes of a module; empty without a base.
-    strays : mapping of str to pair of str
-        Modules that find no weight in the base: why, and a fix; under "" where that is so of all of them.
-    spoilt : mapping of str to int
-        Modules whose weight in the base holds NaN or Inf, and how many.
+        The chosen modules, in natural order.
+    merge_effects : mapping of str to Landing
+        The effect of merging each module into its weight; empty without a base.
+    unmatched : mapping of str to pair of str
+        Modules without a weight in the base → the reason and a fix. A reason for all modules is under the key "".
+    non_finite_weights : mapping of str to int
+        Modules whose weight in the base holds NaN or Inf → the number of such entries.
     to : str
-        The dialect that a command has to write it in; empty where its own will do.
+        The dialect in which a suggested command has to write the adapter; empty if its own dialect can be written.
     reading : str
-        The options that it was read with, as a shell wants them: a command has to be given them too.
+        The options with which the adapter was read, quoted for a shell; suggested commands repeat them.
     named : BaseModel
-        The base that it names.
+        The base that the adapter names.
     base : BaseModel or None
-        The base that it is held against.
+        The base that the adapter is checked against.
     """
 
     path: str
     adapter: Adapter
-    readings: Mapping[str, Reading]
-    landings: Mapping[str, Landing] = field(default_factory=dict)
-    strays: Mapping[str, Reason] = field(default_factory=dict)
-    spoilt: Mapping[str, int] = field(default_factory=dict)
+    readings: Mapping[str, ModuleReading]
+    merge_effects: Mapping[str, MergeEffect] = field(default_factory=dict)
+    unmatched: Mapping[str, Reason] = field(default_factory=dict)
+    non_finite_weights: Mapping[str, int] = field(default_factory=dict)
     to: str = ""
     reading: str = ""
     named: BaseModel = field(default_factory=lambda: BaseModel(""))
@@ -117,45 +115,47 @@ class Patient:
 
     @property
     def quoted(self) -> str:
-        """The path as a shell wants it."""
+        """The path, quoted for a shell."""
         return quoted(self.path)
 
-    def beside(self, word: str) -> str:
-        """A path beside this one for what a command would make of it, as a shell wants it."""
+    def sibling(self, word: str) -> str:
+        """A path next to this one for the output of a suggested command, quoted for a shell."""
         path = PurePath(self.path)
-        if path.name in ("", ".."):  # a folder without a name of its own here, such as the one worked in
+        if path.name in ("", ".."):  # such as the current folder, which has no name to extend
             return quoted(str(path / ".." / f"adapter-{word}"))
         name = f"{path.stem}-{word}{path.suffix}" if path.suffix in SUFFIXES else f"{path.name}-{word}"
         return quoted(str(path.with_name(name)))
 
     def command(self, verb: str, *arguments: str) -> str:
-        """The command that does something with it."""
+        """The `loralens` command line that runs a verb on this adapter."""
         return " ".join(["loralens", verb, self.quoted, *arguments, *([self.reading] if self.reading else [])])
 
     def compress(self, word: str, rule: str) -> str:
-        """The command that writes it smaller, beside itself, so that PEFT can load it."""
+        """The command line that compresses this adapter into a file next to it, which PEFT can load."""
         to = ["--to", self.to] if self.to else []
-        uniform = ["--uniform"] if any(map(is_expert_alone, self.adapter)) else []  # PEFT joins such experts into one
-        return self.command("compress", "-o", self.beside(word), rule, *uniform, *to)
+        uniform = (
+            ["--uniform"] if any(map(is_expert_alone, self.adapter)) else []
+        )  # PEFT joins such experts into one stack, which has one rank
+        return self.command("compress", "-o", self.sibling(word), rule, *uniform, *to)
 
     @property
     def spectra(self) -> dict[str, Spectrum]:
-        """Spectra of the modules that are finite."""
+        """Spectra of the modules without NaN and Inf."""
         return {name: one.spectrum for name, one in self.readings.items() if one.spectrum is not None}
 
     @property
-    def pairs(self) -> dict[str, Reading]:
-        """The modules whose pair is finite and not zero."""
+    def pairs(self) -> dict[str, ModuleReading]:
+        """The modules whose pair is finite and not 0."""
         return {
             name: one for name, one in self.readings.items() if one.A and one.spectrum and one.spectrum.spectral > 0
         }
 
     def setting(self, key: str, default: Any = None) -> Any:
-        """A field of the adapter's configuration."""
+        """A field of the configuration of the adapter."""
         return (self.adapter.config or {}).get(key, default)
 
 
-def examine(
+def examine_adapter(
     adapter: Adapter,
     path: str,
     *,
@@ -163,8 +163,8 @@ def examine(
     to: str = "",
     reading: str = "",
     step: Step | None = None,
-) -> Patient:
-    """The adapter read once, module by module; its factors are not kept. ``step`` is called with 1 after every module.
+) -> Examination:
+    """Read an adapter once, module by module, without keeping its factors. ``step`` is called with 1 after each.
 
     Raises
     ------
@@ -176,28 +176,28 @@ def examine(
         readings[name] = _reading(adapter[name])
         if step:
             step(1)
-    return Patient(path=path, adapter=adapter, readings=readings, to=to, reading=reading)
+    return Examination(path=path, adapter=adapter, readings=readings, to=to, reading=reading)
 
 
-def _reading(module: Update) -> Reading:
+def _reading(module: Update) -> ModuleReading:
     try:
         if not isinstance(module, LowRank):
-            return Reading(module, Spectrum(module.singular_values(), module.shape, module.rank))
-        held = module.load()
-        spectrum = Spectrum(held.singular_values(), held.shape, held.rank)
-    except FormatError:  # the one thing that arithmetic refuses: NaN or Inf
-        return Reading(module, None)
-    return Reading(module, spectrum, _factor(held.B.T), _factor(held.A))
+            return ModuleReading(module, Spectrum(module.singular_values(), module.shape, module.rank))
+        loaded = module.load()
+        spectrum = Spectrum(loaded.singular_values(), loaded.shape, loaded.rank)
+    except FormatError:  # the only error of this arithmetic is one about NaN or Inf
+        return ModuleReading(module, None)
+    return ModuleReading(module, spectrum, _factor(loaded.B.T), _factor(loaded.A))
 
 
 def _factor(X: Array) -> Factor:
-    """The `Factor` of the rows of X (r, n)."""
+    """The statistics of the rows of X (r, n)."""
     digest = blake2b(X.tobytes() + str(X.dtype).encode(), digest_size=16).digest()
     X = X.astype(np.float64)
     largest = float(np.abs(X).max(initial=0.0))
     zeros = 1 - np.count_nonzero(X) / max(X.size, 1)
     if largest:
-        X = X / largest  # squares of numbers below 1e-162 are 0
+        X = X / largest  # the squares of numbers below 1e-162 underflow to 0
     lengths, across = np.linalg.norm(X, axis=1), np.linalg.norm(X, axis=0)
     unit = X[lengths > 0] / lengths[lengths > 0, None]
     cosines = np.abs(unit @ unit.T)

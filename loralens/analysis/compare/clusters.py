@@ -1,0 +1,41 @@
+"""Groups and an order of the adapters of a collection, by their similarities."""
+
+import numpy as np
+
+from loralens.analysis.compare.pairwise import SHARED
+from loralens.linalg.factor import Floats
+
+
+def connected_groups(similar: Floats, threshold: float = SHARED) -> list[list[int]]:
+    """The connected components of the graph of pairs with at least this similarity, as sorted indices."""
+    near = np.nan_to_num(similar) >= threshold
+    components: list[list[int]] = []
+    for i in range(len(near)):
+        joined = [group for group in components if near[i, group].any()]
+        components = [group for group in components if group not in joined] + [
+            sorted([i, *(j for g in joined for j in g)])
+        ]
+    return sorted(components)
+
+
+def cluster_order(cosine: Floats) -> tuple[Floats, list[int]]:
+    """Average-linkage clustering of the adapters at distances 1 − |cosine|, and an order with similar ones together.
+
+    The cosine is used instead of φ because it needs no choice of a rank, weights directions by their strength, has a
+    chance level near 0, and is not raised by a shared initialisation. The absolute value is used because an update and
+    its negative move the weights along the same direction.
+
+    Returns
+    -------
+    float64 array, shape (T − 1, 4)
+        The tree in the format of `scipy.cluster.hierarchy.linkage`.
+    list of int
+        The order of its leaves.
+    """
+    from scipy.cluster.hierarchy import leaves_list, linkage
+    from scipy.spatial.distance import squareform
+
+    distance = 1 - np.abs(np.nan_to_num(cosine))
+    np.fill_diagonal(distance, 0.0)
+    tree = linkage(squareform((distance + distance.T) / 2, checks=False), "average", optimal_ordering=True)
+    return tree, [int(i) for i in leaves_list(tree)]
