@@ -112,8 +112,8 @@ def _conflicts(labels: Sequence[str], collection: Collection, numbers: Numbers) 
         f"{what}. Below 0 the two updates work against each other, above 0 in the same direction.",
         f"0 ± {spread} in a module"
         + (
-            f"; the most negative of many cosines is beyond that by chance alone, so look for {far_cosine(pairs):.1f} times "
-            "as much" * several
+            "; the most negative of many cosines is beyond that by chance alone, so look for "
+            f"{far_cosine(pairs):.1f} times as much" * several
         ),
         "cosine of updates, as in task arithmetic (Ilharco et al. 2023)",
         f"Map of cosines by kind and block, from {min(values, default=0.0):+.3f} to {max(values, default=0.0):+.3f}.",

@@ -96,7 +96,7 @@ def find_weights(modules: Updates, base: Base) -> tuple[dict[str, Weight], dict[
     tries = iter(range(TRIES))
     errors: list[MismatchError] = []
 
-    def unmatched(names: Sequence[str]) -> Iterator[tuple[str, Reason]]:
+    def find_unmatched(names: Sequence[str]) -> Iterator[tuple[str, Reason]]:
         try:
             match({name: modules[name].shape for name in names}, shapes, storage=storage)
         except MismatchError as error:
@@ -105,10 +105,10 @@ def find_weights(modules: Updates, base: Base) -> tuple[dict[str, Weight], dict[
                 yield from ((name, _reason(name, modules[name].shape, shapes, error)) for name in names)
                 return
             middle = len(names) // 2
-            yield from unmatched(names[:middle])
-            yield from unmatched(names[middle:])
+            yield from find_unmatched(names[:middle])
+            yield from find_unmatched(names[middle:])
 
-    unmatched = dict(unmatched(list(modules)))
+    unmatched = dict(find_unmatched(list(modules)))
     matching = {name: module for name, module in modules.items() if name not in unmatched}
     if not matching:
         return {}, unmatched | {"": (errors[0].what, errors[0].fix)} if errors else {}
