@@ -58,7 +58,7 @@ if TYPE_CHECKING:
     from loralens.core.lowrank import LowRank
     from loralens.core.moments import Moments
     from loralens.core.ranks import Rule
-    from loralens.errors import FormatError, LoraLensError, MismatchError, OptionError, ShapeError
+    from loralens.errors import DivergenceError, FormatError, LoraLensError, MismatchError, OptionError, ShapeError
     from loralens.formats import load, save
     from loralens.formats.records.moments import load_moments, save_moments
     from loralens.verbs.amplify import amplify
@@ -112,6 +112,7 @@ _HOMES = {
     "Combination": "loralens.arithmetic.combine",
     "Comparison": "loralens.analysis.compare.similarity",
     "Diagnosis": "loralens.analysis.checks.diagnosis",
+    "DivergenceError": "loralens.errors",
     "FormatError": "loralens.errors",
     "LoraLensError": "loralens.errors",
     "LowRank": "loralens.core.lowrank",
@@ -136,6 +137,7 @@ __all__ = [
     "Combination",
     "Comparison",
     "Diagnosis",
+    "DivergenceError",
     "FormatError",
     "LoraLensError",
     "LowRank",

@@ -49,7 +49,7 @@ def show(result: Tabular, rows: RowOptions) -> None:
         show_tables(*result.tables())
         say(*result.sentences())
     if rows.plot:
-        draw_figure(result, rows.plot)
+        save_figure_of(result, rows.plot)
 
 
 def show_json(record: dict[str, Any]) -> None:
@@ -81,7 +81,7 @@ def _print_styled(text: str, width: int | None, **style: Any) -> None:
         click.secho(line, file=raw_stream(sys.stdout), **style)
 
 
-def draw_figure(result: object, file: Path) -> None:
+def save_figure_of(result: object, file: Path) -> None:
     """Write the figure of a result, and say so on stderr."""
     from loralens.charts.figure import save_figure
     from loralens.verbs.plot import figure_of

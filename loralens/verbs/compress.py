@@ -311,11 +311,8 @@ def _choose_bits(
 ) -> _Decision:
     """Ranks and bits in one decision, by reverse water-filling over directions."""
     spectra = {name: directions.s for name, directions in plan.directions.items()}
-    unchosen_bits = {
-        name: (PLAIN_BITS,) * min(module.rank, *module.shape)
-        for name, module in plan.adapter.items()
-        if name not in spectra
-    }
+    unchosen = [(name, module) for name, module in plan.adapter.items() if name not in spectra]
+    unchosen_bits = {name: (PLAIN_BITS,) * min(module.rank, *module.shape) for name, module in unchosen}
 
     def in_bits(bits: Mapping[str, tuple[int, ...]]) -> _Decision:
         """The chosen modules in these bits, and the other modules in 8."""
@@ -370,9 +367,8 @@ def _notes(plan: TruncationPlan, decision: _Decision, after: Adapter, rank: floa
     """
     ranks = decision.ranks
     grouped_convolutions = sum(map(keeps_rank, plan.adapter.modules.values()))
-    blocks = sum(
-        is_fused_module(plan.adapter[name]) and each == plan.adapter[name].rank for name, each in ranks.items()
-    )
+    of_full_rank = [plan.adapter[name] for name, each in ranks.items() if each == plan.adapter[name].rank]
+    blocks = sum(map(is_fused_module, of_full_rank))
     pairs = sum(isinstance(plan.adapter[name], Structured) for name in ranks)
     return [
         *(

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import loralens
 from loralens.analysis.compare.clusters import cluster_order, connected_groups
-from loralens.analysis.compare.pairwise import Pairwise, known_mean, match_modules, pairwise
+from loralens.analysis.compare.pairwise import Pairwise, known_mean, match_collection, pairwise
 from loralens.core.lazy import LazyArray
 from loralens.core.structured import Dense, Structured
 from loralens.errors import MismatchError, OptionError
@@ -139,7 +139,7 @@ def test_a_module_of_another_shape_is_another_module() -> None:
     )
     found = pairwise([one, wide])
     assert [module.name for module in found.modules] == ["layers.0.v"]
-    assert [(module.name, module.shape) for module in match_modules([one, wide])] == [
+    assert [(module.name, module.shape) for module in match_collection([one, wide])] == [
         ("layers.0.q", (7, 5)), ("layers.0.q", (8, 5)), ("layers.0.v", (4, 9)),
     ]  # fmt: skip
 

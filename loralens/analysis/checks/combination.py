@@ -9,7 +9,7 @@ from loralens.analysis.checks.base import update_entries
 from loralens.analysis.checks.diagnosis import Diagnosis
 from loralens.analysis.checks.examination import Examination
 from loralens.analysis.compare.clusters import connected_groups
-from loralens.analysis.compare.pairwise import match_modules
+from loralens.analysis.compare.pairwise import match_collection
 from loralens.linalg.factor import Floats
 from loralens.linalg.rounding import sample_entries
 
@@ -41,14 +41,14 @@ def look(exams: Sequence[Examination]) -> Iterator[Diagnosis]:
 def _related(exams: Sequence[Examination]) -> list[list[int]]:
     """Groups of adapters that have modules in common: only those can be sums of each other."""
     shared = np.zeros((len(exams), len(exams)))
-    for module in match_modules([one.adapter for one in exams]):
+    for module in match_collection([one.adapter for one in exams]):
         holders = [t for t, name in enumerate(module.holders) if name]
         shared[np.ix_(holders, holders)] = 1
     return [group for group in connected_groups(shared) if len(group) > 1]
 
 
 def _find_sums(exams: Sequence[Examination]) -> Iterator[Diagnosis]:
-    modules = [one for one in match_modules([p.adapter for p in exams]) if all(map(_readable, exams, one.holders))]
+    modules = [one for one in match_collection([p.adapter for p in exams]) if all(map(_readable, exams, one.holders))]
     if not modules:
         return
     X = np.stack([_sketch(one, [module.holders[t] for module in modules]) for t, one in enumerate(exams)])

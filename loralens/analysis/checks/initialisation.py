@@ -8,7 +8,7 @@ import numpy as np
 from loralens.analysis.checks.diagnosis import Diagnosis
 from loralens.analysis.checks.examination import Examination
 from loralens.analysis.compare.clusters import connected_groups
-from loralens.analysis.compare.pairwise import SHARED, known_mean, match_modules
+from loralens.analysis.compare.pairwise import SHARED, known_mean, match_collection
 from loralens.core.lazy import Array
 from loralens.core.names import some
 from loralens.linalg.rounding import sample_entries
@@ -22,7 +22,7 @@ ENTRIES = 512  # entries of every A: the cosine of adapters has the error 1/√(
 
 def look(exams: Sequence[Examination]) -> Iterator[Diagnosis]:
     """Report every group of adapters with similar A, once, for its first adapter."""
-    modules = match_modules([one.adapter for one in exams])
+    modules = match_collection([one.adapter for one in exams])
     cosines = np.full((len(modules), len(exams), len(exams)), np.nan)
     for cosine, module in zip(cosines, modules, strict=True):
         rows = {i: _some(one, name) for i, (one, name) in enumerate(zip(exams, module.holders, strict=True))}

@@ -195,7 +195,7 @@ def pairwise(
     """
     if len(adapters) < 2:
         raise OptionError("a comparison takes two adapters", fix="give at least two")
-    common = [one for one in match_modules(adapters) if sum(holder is not None for holder in one.holders) > 1]
+    common = [one for one in match_collection(adapters) if sum(holder is not None for holder in one.holders) > 1]
     if not common:
         raise MismatchError("no two of these adapters have a module in common", fix="give adapters of one base model")
     chosen = set(select([one.name for one in common], modules))
@@ -216,7 +216,7 @@ def pairwise(
     )
 
 
-def match_modules(adapters: Sequence[Adapter]) -> list[Module]:
+def match_collection(adapters: Sequence[Adapter]) -> list[Module]:
     """Match the modules of all adapters by name, else by normal form, and by shape; each is listed once."""
     holders_by_name: dict[str, list[str | None]] = {}
     for t, adapter in enumerate(adapters):
