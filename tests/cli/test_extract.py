@@ -140,7 +140,7 @@ def test_other_dialects_and_dtypes(both: tuple[Path, Path], tmp_path: Path, form
         (("--rank", 1, "--energy", 0.5), 2, "exclude each other"),
         (("--rank", 1, "--noise-edge"), 2, "--noise-edge and --rank exclude each other"),
         (("--rank", 1, "--modules", "k"), 2, "no module matches 'k'"),
-        (("--parameters", 0.5), 2, "a share of nothing"),
+        (("--parameters", 0.5), 2, "a share of the parameters needs an adapter"),
     ],
 )
 def test_wrong_options(both: tuple[Path, Path], options: tuple[object, ...], code: int, message: str) -> None:

@@ -123,8 +123,8 @@ def test_the_report_has_the_same_numbers(home: Path, tmp_path: Path) -> None:
         page = tmp_path / f"{stored}.html"
         call.good(*words, home / stored, "-o", page)
         text = page.read_text(encoding="utf-8")
-        assert ("loralens doctor --dtype bf16 says what narrower weights" in text) == (stored == "f32")
-        assert f"weights that are {told['dtype']}" in text
+        assert ("Run loralens doctor --dtype bf16" in text) == (stored == "f32")
+        assert f"a merge into {told['dtype']} weights" in text
 
 
 @pytest.mark.parametrize("dtype", [None, "bf16", "f16"])

@@ -27,12 +27,12 @@ from loralens.cli.main import run
 run()
 """
 PLACES = {  # where each command is when it is interrupted
-    "merge": ("rounding", "rounded"),
-    "dry run": ("rounding", "rounded"),
+    "merge": ("rounding", "round_sums"),
+    "dry run": ("rounding", "round_sums"),
     "unmerge": ("undo.patch", "bits"),
-    "subtract": ("undo.subtract", "subtracted"),
+    "subtract": ("undo.subtract", "subtract_block"),
     "verify": ("verify", "bits"),
-    "extract": ("extraction.triplets", "triplets"),
+    "extract": ("extraction.triplets", "compute_triplets"),
 }
 
 

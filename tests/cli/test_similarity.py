@@ -173,7 +173,7 @@ def test_three_are_compared_in_pairs(small: Path, other: Path) -> None:
         (["SMALL", "OTHER", "-m", "k_prj"], "the nearest names are"),
         (["SMALL", "OTHER", "-m", "*.1.*"], "only one of the two has model.layers.1.self_attn.q_proj and 1 more"),
         (["SMALL", "OTHER", "--plot", "out.gif"], "out.gif"),
-        (["SMALL", "-m", QUERY, "--plot", "TMP/x.png"], "no two modules are of one width"),
+        (["SMALL", "-m", QUERY, "--plot", "TMP/x.png"], "no two modules have the same width"),
     ],
 )
 def test_what_is_wrong_is_one_message_and_exit_2(

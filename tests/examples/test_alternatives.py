@@ -110,8 +110,8 @@ def test_trained_numbers_are_those_of_the_formula(name: str, base: Any) -> None:
 def test_a_model_begins_as_it_was(name: str, base: Any) -> None:
     inputs = training.TASK.draw(examples(), range(6), None)
     with torch.no_grad():
-        before = training.TASK.asked(base, inputs)[0]
-        after = training.TASK.asked(methods.method_named(name).prepare(base, 0).eval(), inputs)[0]
+        before = training.TASK.predict(base, inputs)[0]
+        after = training.TASK.predict(methods.method_named(name).prepare(base, 0).eval(), inputs)[0]
     assert float((before - after).abs().max()) <= (1e-4 if name == "bottleneck" else 1e-6)
     assert (name == "bottleneck") != torch.equal(before, after)  # the bottleneck's first numbers are small, but not 0
 
