@@ -99,7 +99,7 @@ def use(python: Path, work: Path) -> None:
     (home / "texts.txt").write_text("one line\n", encoding="utf-8")
     (home / "model").mkdir()
     (home / "model" / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}', encoding="utf-8")
-    refused = run(loralens, "behave", "--model", "model", "--data", "texts.txt", "--adapters", "adapter", code=1)
+    refused = run(loralens, "behave", "--model", "model", "--data", "texts.txt", "--adapters", "adapter", code=2)
     assert "loralens[train]" in refused, refused
 
 
