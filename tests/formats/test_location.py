@@ -1,13 +1,14 @@
 """Which file a path means."""
 
 import os
+import pickle
 import tempfile
 from pathlib import Path
 
 import pytest
 
 from loralens.errors import FormatError, LoraLensError, OptionError
-from loralens.formats.files.location import NAMES, SUFFIXES, adapter_file, config_beside
+from loralens.formats.files.location import NAMES, SUFFIXES, adapter_file, config_beside, is_pickle
 from tests.formats.blobs import blob, limits
 
 MODEL = "adapter_model.safetensors"
@@ -263,3 +264,16 @@ def test_no_permission(nobody):
             adapter_file(nobody / path)
     for path in ("folder", "outer"):
         (nobody / path).chmod(0o755)
+
+
+@pytest.mark.parametrize("length", [640, 65536 + 640, 131072 + 896])
+def test_the_length_of_a_header_does_not_look_like_a_pickle(length: int, tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(length.to_bytes(8, "little") + b"{" + b" " * (length - 2) + b"}")
+    assert not is_pickle(file)
+
+
+def test_a_pickle_is_one_by_its_first_bytes(tmp_path: Path) -> None:
+    file = tmp_path / "weights.bin"
+    file.write_bytes(pickle.dumps({"a": 1}, protocol=2))
+    assert is_pickle(file)

@@ -169,11 +169,12 @@ def _check_start(file: Path) -> None:
 
 def is_pickle(file: Path) -> bool:
     """Whether a file is a torch pickle by its first bytes: a zip archive, or a pickle of protocol 2 or later."""
-    # A safetensors file begins with the length of its header, and a length of 640 or 896 … gives the same two bytes.
-    # Its third byte is then zero for any header below 64 KiB; no pickle has a zero there.
-    start = _first_bytes(file, 4)
+    # A safetensors file begins with the length of its header in eight bytes, the upper four of which are zero, and then
+    # the brace of its header. A length of 640 or 896 … modulo 65,536 gives the same two bytes as a pickle's protocol.
+    start = _first_bytes(file, 9)
     protocol = start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
-    return start == b"PK\x03\x04" or (protocol and start[2:3] != b"\0")
+    safetensors = start[4:8] == bytes(4) and start[8:9] == b"{"
+    return start[:4] == b"PK\x03\x04" or (protocol and not safetensors)
 
 
 def is_gguf(file: Path) -> bool:
