@@ -142,6 +142,15 @@ def _rows_of(numbers: Callable[[int, int], Array], inner: tuple[int, ...]) -> Ca
     return lambda start, stop: numbers(start * size, stop * size).reshape(stop - start, *inner)
 
 
+def without_numbers(shape: tuple[int, ...], dtype: DTypeLike) -> LazyArray:
+    """A LazyArray for code that needs only a shape and a dtype, such as matching. Reading it is a bug."""
+
+    def read() -> Array:
+        raise AssertionError("an array without numbers was read")
+
+    return LazyArray(read, shape=shape, dtype=dtype)
+
+
 def concatenate(parts: Sequence[LazyArray]) -> LazyArray:
     """The concatenation of one-dimensional arrays of one dtype; only parts that are needed are read."""
     stops = list(accumulate(part.size for part in parts))

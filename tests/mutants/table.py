@@ -314,8 +314,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "_weighted_difference",
-        "any(one.tensor.shape != first.shape for _, one in terms)",
-        "all(one.tensor.shape != first.shape for _, one in terms)",
+        "any(extra.tensor.shape != first.shape for _, extra in terms)",
+        "all(extra.tensor.shape != first.shape for _, extra in terms)",
         ("tests/arithmetic/test_combine.py",),
     ),
     Mutant("EmbeddingSteps.back", "self.outer * g", "self.outer / g", ("tests/compression/test_calibration.py",)),
