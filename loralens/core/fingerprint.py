@@ -41,10 +41,10 @@ def _hash_module(name: str, update: Update) -> bytes:
     scale = np.float64(update.scale)
     if isinstance(update, LowRank):
         return _hash_arrays("pair", name, scale, update.B, update.A)
+    # A full difference is as large as the weight, so it is hashed a block of rows at a time.
     if isinstance(update.form, Dense):
-        return _hash_arrays(
-            "pair", name, scale, _lazy_difference(update.form.array.reshape(*update.shape), update.scale)
-        )
+        stored = update.form.array.reshape(*update.shape)
+        return _hash_arrays("pair", name, scale, _lazy_difference(stored, update.scale))
     # Another dialect may store the same matrix multiplied by its scale, so both are rounded alike.
     return _hash_arrays("pair", name, scale, _round_by_scale(update.form.dense(), update.scale))
 

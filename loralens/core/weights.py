@@ -92,6 +92,7 @@ class Weight:
         """
         count, width = self.stored.shape
         step = max(1, numbers // max(1, width))
+        # Reading it again for every block would compute a lazy transpose or conversion each time.
         tensor = None if self.stored.streams else self.stored.read()
         for start in range(0, count, step):
             part = slice(start, min(start + step, count))
@@ -105,11 +106,17 @@ class Weight:
         squares = np.zeros(self.shape[1 if by_input else 0])
         for part, block in self.blocks():
             W = block.astype(np.float64)
-            if by_input == self.transposed:  # one number for each row of the block
-                squares[part] = np.einsum("ij,ij->i", W, W)
-            else:
-                squares += np.einsum("ij,ij->j", W, W)
+            add_squares(squares, W, part if by_input == self.transposed else None)
         return round_lengths(squares, self.stored.dtype)
+
+
+def add_squares(sums: NDArray[np.float64], X: NDArray[np.float64], rows: slice | None) -> None:
+    """Add the squared lengths of vectors in a block X to ``sums``: of its rows, if they have places there, or columns."""
+    # einsum, because X * X would be another array of the size of the block.
+    if rows is None:
+        sums += np.einsum("ij,ij->j", X, X)
+    else:
+        sums[rows] += np.einsum("ij,ij->i", X, X)
 
 
 def round_lengths(squares: NDArray[np.float64], dtype: np.dtype[Any]) -> NDArray[np.float64]:
@@ -178,7 +185,8 @@ def weights_of(
         lies, layout = lying[name], modules[name].layout
         if lies is None and layout.kind == "experts":
             # A bias of the experts is a sign of gpt-oss, whose stacks are (in, out).
-            own = layout.transposed or f"{weight.key}_bias" in base  # gpt-oss
+            own = layout.transposed or f"{weight.key}_bias" in base
+            # Stacks that disagree with each other decide nothing.
             return stacks == {True} if len(stacks) == 1 else own
         return layout.transposed or (habit and layout.kind == "linear") if lies is None else lies
 
@@ -205,6 +213,7 @@ def share_of(module: Update, weight: Weight, piece: Piece) -> Update:
         )
     B, A = module.factors
     rows = slice(piece.at, piece.at + piece.rows)
+    # The rows of the stored tensor are outputs, which are rows of B, or inputs, which are columns of A.
     if not weight.transposed:
         assert piece.columns is None
         B = B.rows(rows.start, rows.stop)
@@ -236,6 +245,7 @@ def _locate_weight(name: str, module: Update, key: str, name_match: Match, base:
         start = number.number * rows if number and stack else 0
         return Weight(key, stored, False, (Piece(key, start, 0, rows, width, stack),))
     matrices = [_stored_matrix(name, place, base[place.key]) for place in places]
+    # The parts lie below each other in `Weight.stored`, in the order of the outputs.
     at = 0
     pieces = []
     for place, matrix in zip(places, matrices, strict=True):
@@ -259,6 +269,7 @@ def _partial_weight(
     if axis == 0:
         piece = piece._replace(start=piece.start + start, rows=size)
         return Weight(place.key, matrix.rows(start, start + size), False, (piece,), scattered=True)
+    # gpt-oss alternates gate and up, so its parts are every second column.
     columns = slice(place.part, None, place.parts) if alternate else slice(start, start + size)
     some = matrix.map(lambda array: array[:, columns], shape=(matrix.shape[0], size))
     return Weight(place.key, some, True, (piece._replace(columns=columns),), scattered=True)
@@ -268,15 +279,21 @@ def _stored_matrix(name: str, place: Place, tensor: LazyArray) -> LazyArray:
     """The stored matrix of a place, which is one of a stack if the place has a number."""
     if place.number is None:
         return tensor.reshape(tensor.shape[0], prod(tensor.shape[1:]))
-    if place.number >= tensor.shape[0]:
-        raise MismatchError(f"{name}: the base has {tensor.shape[0]} experts", fix="give the base it was trained on")
-    return tensor.rows(place.number, place.number + 1).reshape(*tensor.shape[1:])
+    return _expert_matrix(name, place.number, tensor)
+
+
+def _expert_matrix(name: str, number: int, stack: LazyArray) -> LazyArray:
+    # Numbers come from the names in an adapter, which may have been trained in a larger stack.
+    if number >= stack.shape[0]:
+        raise MismatchError(f"{name}: the base has {stack.shape[0]} experts", fix="give the base it was trained on")
+    return stack.rows(number, number + 1).reshape(*stack.shape[1:])
 
 
 def merged_dtype(stored: np.dtype[Any], requested: DTypeLike | None, *, scaled: bool) -> np.dtype[Any]:
-    """The dtype of a tensor in a merged model: ``wanted``, of floats of 16 bits and more, and of float8 under scales.
+    """The dtype of a tensor in a merged model.
 
-    All others, and all where None is wanted, keep their own.
+    It is ``requested`` for floats of 16 bits and more, and for float8 with scales. All other tensors keep their dtype,
+    and so do all tensors if ``requested`` is None.
     """
     # Integers and packed bits are no weights that can be rounded; float8 without scales has no other form.
     if requested is None or stored.kind not in "fV" or (stored.itemsize < 2 and not scaled):
@@ -329,21 +346,22 @@ def _as_matrix(name: str, module: Update, tensor: LazyArray) -> LazyArray:
     """The stored tensor as the matrix of one module: an expert of a stack, or a kernel that is flattened."""
     number, shape = expert(name), tensor.shape
     if number and len(shape) == 3:
-        if number.number >= shape[0]:
-            raise MismatchError(f"{name}: the base has {shape[0]} experts", fix="give the base it was trained on")
-        return tensor.rows(number.number, number.number + 1).reshape(*shape[1:])
+        return _expert_matrix(name, number.number, tensor)
     if len(shape) == 2:
         return tensor
+    # A stack of one expert, whose name says no number.
     if shape[0] == 1 and module.layout.kind != "conv" and module.shape in (shape[1:], shape[:0:-1]):
-        return tensor.reshape(*shape[1:])  # a stack of one expert, whose name says no number
+        return tensor.reshape(*shape[1:])
     return tensor.reshape(shape[0], prod(shape[1:]))
 
 
 def _is_transposed(module: Update, weight: Weight) -> bool | None:
     """Whether a stored weight is (in, out); None if its shape does not decide."""
     stored = weight.stored.shape
+    # Decided by `_partial_weight` already: some of the columns are the outputs.
     if weight.transposed:
-        return True  # a part of its columns are the outputs
+        return True
+    # An embedding is stored (tokens, dim), and its update is (dim, tokens). A square one is taken as that too.
     if module.layout.kind == "embedding":
         return stored != module.shape or stored[0] == stored[1]
     # A square weight fits both ways.
