@@ -111,7 +111,7 @@ class Weight:
 
 
 def add_squares(sums: NDArray[np.float64], X: NDArray[np.float64], rows: slice | None) -> None:
-    """Add the squared lengths of vectors in a block X to ``sums``: of its rows, if they have places there, or columns."""
+    """Add the squared lengths of the columns of a block to ``sums``, or of its rows, which are ``rows`` in ``sums``."""
     # einsum, because X * X would be another array of the size of the block.
     if rows is None:
         sums += np.einsum("ij,ij->j", X, X)
