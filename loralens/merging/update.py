@@ -4,7 +4,7 @@ For a pair of factors D is an `ExactProduct`. Updates of other forms (LoKr, LoHa
 exact parts by entrywise arithmetic, which also gives the same bits on every machine.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, final
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
-from loralens.core.structured import Dense, Hadamard, Kronecker, Structured, Update
+from loralens.core.structured import Dense, Kronecker, Structured, Update
 from loralens.errors import ShapeError
 from loralens.linalg.device import Device
 from loralens.linalg.exact import Singles, exact_product
@@ -66,15 +66,24 @@ def update_matrix(terms: Sequence[Weighted], *, slices: int, device: Device | No
     parts: list[UpdateMatrix] = [product_on(device, exact_product(pairs, slices=slices))] if pairs else []
     parts += [_structured_matrix(weight, one, slices, device) for weight, one in terms if isinstance(one, Structured)]
     # Pairs of all adapters form one exact product, so in the usual case there is nothing left to add.
-    return parts[0] if len(parts) == 1 else UpdateSum(tuple(parts))
+    return parts[0] if len(parts) == 1 else EntrywiseUpdate(tuple(parts), _sum)
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class UpdateSum:
-    """A sum of matrices. The first is added in float64 to the sum of the others, then rounded once to float32."""
+class EntrywiseUpdate:
+    """A matrix whose entries are computed from the same entries of its parts, in float64, and rounded once to float32.
+
+    Attributes
+    ----------
+    parts : tuple of UpdateMatrix
+        Matrices of one shape.
+    combine : callable
+        Takes some rows of every part, float32, and returns these rows of the result.
+    """
 
     parts: tuple[UpdateMatrix, ...]
+    combine: Callable[..., Floats]
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -82,62 +91,23 @@ class UpdateSum:
         return self.parts[0].shape
 
     @property
-    def T(self) -> "UpdateSum":
-        """The sum of the transposes."""
-        return UpdateSum(tuple(part.T for part in self.parts))
-
-    def rows(self, start: int, stop: int, out: Singles | None = None) -> Singles:
-        """Some rows."""
-        # In a fixed order, since float64 addition of several terms is not associative.
-        total = sum((part.rows(start, stop).astype(np.float64) for part in self.parts[1:]), start=np.float64(0))
-        return _round_into(self.parts[0].rows(start, stop) + total, out)
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class ScaledUpdate:
-    """The matrix factor · part, multiplied in float64 and rounded once to float32."""
-
-    factor: float
-    part: UpdateMatrix
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """The shape of the part."""
-        return self.part.shape
-
-    @property
-    def T(self) -> "ScaledUpdate":
+    def T(self) -> "EntrywiseUpdate":
         """The transpose."""
-        return ScaledUpdate(self.factor, self.part.T)
+        return EntrywiseUpdate(tuple(part.T for part in self.parts), self.combine)
 
     def rows(self, start: int, stop: int, out: Singles | None = None) -> Singles:
         """Some rows."""
-        return _round_into(self.factor * self.part.rows(start, stop).astype(np.float64), out)
+        return _round_into(self.combine(*(part.rows(start, stop) for part in self.parts)), out)
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class HadamardUpdate:
-    """The entrywise product first ∘ second. The product of two float32 numbers is exact in float64."""
+def _sum(first: Singles, *others: Singles) -> Floats:
+    # In a fixed order, since float64 addition of several terms is not associative.
+    return first + sum((other.astype(np.float64) for other in others), start=np.float64(0))
 
-    first: UpdateMatrix
-    second: UpdateMatrix
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """The shape of both factors."""
-        return self.first.shape
-
-    @property
-    def T(self) -> "HadamardUpdate":
-        """The transpose."""
-        return HadamardUpdate(self.first.T, self.second.T)
-
-    def rows(self, start: int, stop: int, out: Singles | None = None) -> Singles:
-        """Some rows."""
-        factor, other_factor = self.first.rows(start, stop), self.second.rows(start, stop)
-        return _round_into(factor.astype(np.float64) * other_factor, out)
+def _product(first: Singles, second: Singles) -> Floats:
+    # The product of two float32 numbers is exact in float64.
+    return first.astype(np.float64) * second
 
 
 @final
@@ -165,6 +135,7 @@ class KroneckerUpdate:
         # The rows of the first factor that these rows of the product need.
         first, last = start // height, -(-stop // height)
         first_rows = self.first.rows(first, last).astype(np.float64)
+        # The whole second factor: it is small, and every row of it is needed as soon as a block has that many rows.
         second_rows = self.second.rows(0, height)
         indices = np.arange(start, stop)
         products = first_rows[indices // height - first, :, None] * second_rows[indices % height, None, :]
@@ -219,24 +190,17 @@ class StoredUpdate:
 
 def _structured_matrix(weight: float, update: Structured, slices: int, device: Device | None) -> UpdateMatrix:
     """The matrix of an update that is not a pair, built from its parts."""
-    form = update.form
-    if isinstance(form, Kronecker):
-        part: UpdateMatrix = KroneckerUpdate(
-            _factor_matrix(form.first, slices, device), _factor_matrix(form.second, slices, device)
-        )
-    elif isinstance(form, Hadamard):
-        part = HadamardUpdate(_factor_matrix(form.first, slices, device), _factor_matrix(form.second, slices, device))
+    form, factor = update.form, weight * update.scale
+    part: UpdateMatrix
+    if isinstance(form, Dense):
+        matrix = form.array.reshape(*form.shape)
+        # A full difference is as large as the weight: it stays in its file for the merge, if single rows can be read.
+        part = StoredUpdate(matrix) if matrix.streams else _read_dense(matrix)
     else:
-        assert isinstance(form, Dense)
-        part = _dense_matrix(form)
-    return ScaledUpdate(weight * update.scale, part)
-
-
-def _dense_matrix(part: Dense) -> UpdateMatrix:
-    """The matrix of a full difference; it stays in its file if single rows can be read."""
-    matrix = part.array.reshape(*part.shape)
-    # A full difference is as large as the weight: it should not stay in memory for the whole merge.
-    return StoredUpdate(matrix) if matrix.streams else _read_dense(matrix)
+        first, second = (_factor_matrix(side, slices, device) for side in (form.first, form.second))
+        product = isinstance(form, Kronecker)
+        part = KroneckerUpdate(first, second) if product else EntrywiseUpdate((first, second), _product)
+    return EntrywiseUpdate((part,), lambda rows: factor * rows.astype(np.float64))
 
 
 def _read_dense(matrix: LazyArray) -> DenseUpdate:
