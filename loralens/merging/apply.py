@@ -106,6 +106,7 @@ class TensorMerge:
                     start, stop, None, stored, W, None, None, scale, self._with_tokens(start, stop, merged)
                 )
                 continue
+            # Products and gains count the rows of their slab, not those of the tensor.
             first, last = start - slab.start, stop - slab.start
             D = self.products[slab.start].rows(first, last, out=buffers[0].of(W.shape))
             slab_gain = self.gains.get(slab.start)
@@ -143,6 +144,7 @@ class TensorMerge:
 
     def _with_tokens(self, start: int, stop: int, merged: Array) -> Array:
         tokens = self.plan.tokens
+        # The rows of an embedding are tokens, so a block has those whose index lies in its range.
         trained = [(k, row) for k, row in enumerate(tokens.indices) if start <= row < stop] if tokens else []
         if not trained or not tokens:
             return merged
@@ -168,7 +170,7 @@ def prepare_merge(
     plan : TensorPlan
     dtype : dtype or None
         The dtype of the result. The default is that of the base.
-    rounding : Rounding or None
+    rounding : MergeRounding or None
         The default is to the nearest.
     device : Device or None
         The device that multiplies the factors of the update. NumPy computes everything else.

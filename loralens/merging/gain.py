@@ -36,7 +36,7 @@ def dora_gain(magnitude: Magnitude, D: UpdateMatrix, source: MatrixRows, scale: 
     ----------
     magnitude : Magnitude
         m. If m is the length of the base, it is rounded to the dtype of 16-bit weights, as PEFT rounds it.
-    D : Rows
+    D : UpdateMatrix
         The update of the slab.
     source, scale : MatrixRows
         The stored tensor, and the scales if it is float8 with scales.

@@ -115,6 +115,7 @@ class MergeRecorder:
     def _take_base(self) -> None:
         """Hash the base tensor of a replaced one, and store it in the patch."""
         base = self._merge.plan.base
+        # Nothing to record: reading the tensor would only cost time.
         if base is None or (self._before is None and self._patch is None):
             return
         for rows in MatrixRows(base, as_matrix(base.shape)).blocks():
@@ -144,9 +145,9 @@ def patch_reference(merge: TensorMerge) -> Against:
     # The merged numbers say nothing about the base: it was replaced, or stored in float8 and written in another dtype.
     if plan.replacement is not None or (plan.scale is not None and not merge.requantised):
         return "nothing"
-    terms = [one for slab in plan.slabs for _, one in slab.terms]
+    terms = [update for slab in plan.slabs for _, update in slab.terms]
     # Only pairs are stored in an undo file; other forms would need all their parts.
-    if plan.scale is None and terms and all(isinstance(one, LowRank) for one in terms):
+    if plan.scale is None and terms and all(isinstance(update, LowRank) for update in terms):
         return "subtracted"
     return "merged"
 
