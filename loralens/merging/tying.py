@@ -145,6 +145,7 @@ class Tied:
 
     def _is_copy(self, key: str) -> bool:
         """Whether a weight that the base stores has the numbers of the embedding; otherwise it is not tied."""
+        # Remembered, because the comparison reads both weights.
         if key not in self._equal:
             copy, embedding = self.stored[key], self.stored[self.ties.embedding or key]
             self._equal[key] = (
@@ -180,6 +181,7 @@ class Tied:
 
 def have_same_change(first: TensorPlan | None, second: TensorPlan | None) -> bool:
     """Whether the plans of two tensors that hold the same numbers lead to the same numbers again."""
+    # No plan on either side: both keep their numbers.
     if first is None or second is None:
         return first is second
     if first.shape != second.shape or first.tokens is not second.tokens or len(first.slabs) != len(second.slabs):

@@ -510,11 +510,11 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "Extraction.relative_error",
-        "sum(one.frobenius**2 for one in self.modules.values())",
-        "max(one.frobenius**2 for one in self.modules.values())",
+        "sum(module.frobenius**2 for module in self.modules.values())",
+        "max(module.frobenius**2 for module in self.modules.values())",
         ("tests/merging/test_extract.py",),
     ),
-    Mutant("Extraction.share", "one.norm**2", "one.norm*2", ("tests/merging/test_extract.py",)),
+    Mutant("Extraction.share", "tensor.norm**2", "tensor.norm*2", ("tests/merging/test_extract.py",)),
     Mutant("corrections", "1 + V[j] @ along", "1 - V[j] @ along", ("tests/merging/test_feedback.py",)),
     Mutant(
         "FidelitySums.fidelity",
@@ -561,7 +561,10 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant("Prediction.result", "norm**2", "norm*2", ("tests/merging/test_prediction.py",)),
     Mutant(
-        "_mean", "sum(one for _, one in weighted)", "max(one for _, one in weighted)", ("tests/merging/test_record.py",)
+        "_mean",
+        "sum(square for _, square in weighted)",
+        "max(square for _, square in weighted)",
+        ("tests/merging/test_record.py",),
     ),
     Mutant("_root_mean", "sqrt(square)", "float(square)", ("tests/merging/test_record.py",)),
     Mutant(
