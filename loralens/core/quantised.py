@@ -136,14 +136,7 @@ def _runs(bits: NDArray[np.uint8]) -> list[slice]:
 
 
 def from_bytes(
-    data: LazyArray,
-    shape: tuple[int, int],
-    *,
-    rank: int,
-    scale: float,
-    scaling: Scaling,
-    layout: Layout,
-    key: str,
+    data: LazyArray, shape: tuple[int, int], *, rank: int, scale: float, scaling: Scaling, layout: Layout, key: str
 ) -> LowRank:
     """The module that these bytes store. Only the bit widths are read at once, the factors on demand.
 

@@ -454,9 +454,9 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/linalg/test_quantise.py",),
     ),
     Mutant(
-        "_inverse",
-        "inverse / np.outer(lengths, lengths)",
-        "inverse * np.outer(lengths, lengths)",
+        "_fit_and_round",
+        "hermitian=True) / np.outer(lengths, lengths)",
+        "hermitian=True) * np.outer(lengths, lengths)",
         ("tests/linalg/test_quantise.py",),
     ),
     Mutant(
