@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from loralens.core.adapter import Adapter
-from loralens.core.lazy import Array, LazyArray, stack_rows
+from loralens.core.lazy import Array, LazyArray, row_blocks, stack_rows
 from loralens.core.lowrank import Layout, LowRank
 from loralens.core.names import expert
 from loralens.core.naming.matching import Match, Shape, match, part_axes
@@ -86,17 +86,8 @@ class Weight:
         return array.T if self.transposed else array
 
     def blocks(self, numbers: int = BLOCK) -> Iterator[tuple[slice, Array]]:
-        """Yield blocks of rows of ``stored`` with their slice. Rows are outputs, or inputs if ``transposed``.
-
-        If single rows cannot be read, the tensor is read once and kept until the end.
-        """
-        count, width = self.stored.shape
-        step = max(1, numbers // max(1, width))
-        # Reading it again for every block would compute a lazy transpose or conversion each time.
-        tensor = None if self.stored.streams else self.stored.read()
-        for start in range(0, count, step):
-            part = slice(start, min(start + step, count))
-            yield part, self.stored.rows(part.start, part.stop).read() if tensor is None else tensor[part]
+        """Yield blocks of rows of ``stored`` with their slice. Rows are outputs, or inputs if ``transposed``."""
+        return row_blocks(self.stored, numbers)
 
     def lengths(self, *, by_input: bool = False) -> NDArray[np.float64]:
         """The norms of W for every output or input, which are the magnitude of a DoRA module before training.

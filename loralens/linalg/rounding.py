@@ -146,8 +146,8 @@ def sampled_rounding(
         total = total if scale is None else (total / scale).astype(np.float32)
         squares, lost, still = _losses(total, wide, d.astype(np.float64), unit, np.dtype(dtype), stochastic=stochastic)
         # Of float8 a unit is that of the stored number, times its scale.
-        one = np.float64(1) if unit is None else unit
-        noise = ulp(round_to_dtype(wide / one, dtype), dtype) * one
+        factor = np.float64(1) if unit is None else unit
+        noise = ulp(round_to_dtype(wide / factor, dtype), dtype) * factor
     # Entries that leave the range are reported by the merge itself; here one of them would make every mean infinite.
     finite = np.isfinite(squares) & np.isfinite(lost) & np.isfinite(noise)
     squares, lost, still, d = (x[finite] for x in (squares, lost, still, d.astype(np.float64)))

@@ -84,7 +84,7 @@ def plan_merge(
     """
     # Adapters may name a copy that the base does not store, so every copy gets the tensor of the embedding.
     tied = Tied.of(base, config or {})
-    base = tied.shown(base)
+    base = tied.ties.with_copies(base)
     drafts: dict[str, _Draft] = {}
     matches: list[Match] = []
     missing: list[str] = []
@@ -102,13 +102,13 @@ def plan_merge(
         for name, weight in weights.modules.items():
             for piece in weight.pieces:
                 # An update of the embedding may be meant for its copies too.
-                for key in tied.meant(adapter, piece.key, touched):
+                for key in tied.target_keys(adapter, piece.key, touched):
                     target = piece._replace(key=key)
                     _add_update(drafts.setdefault(key, _Draft()), name, weight, target, adapter.modules[name], strength)
         missing += extra_changes.missing
         notes += extra_changes.notes
         for home, changes in extra_changes.changes.items():
-            for key in tied.meant(adapter, home, touched, changes):
+            for key in tied.target_keys(adapter, home, touched, changes):
                 _add_changes(drafts.setdefault(key, _Draft()), key, changes)
     # Reported only after all adapters were read, so that one message names everything.
     if missing and not allow_missing:
@@ -117,8 +117,8 @@ def plan_merge(
             fix="give the base it was trained on, or leave them out with --allow-missing",
         )
     changed = {key: _plan_tensor(key, draft, base, (scales or {}).get(key)) for key, draft in drafts.items()}
-    settled = tied.settled(changed, untie=untie, dtype=dtype)
-    changed = settled.plans
+    tying = tied.decide(changed, untie=untie, dtype=dtype)
+    changed = tying.plans
     notes += [
         f"{key} {tensor.shape} is new: the base has no such tensor"
         for key, tensor in changed.items()
@@ -130,8 +130,8 @@ def plan_merge(
         changed,
         tuple(matches),
         tuple(missing),
-        (*notes, *settled.notes, *heads),
-        {**_vocabulary_fields(changed, config), **settled.config, **labels},
+        (*notes, *tying.notes, *heads),
+        {**_vocabulary_fields(changed, config), **tying.config, **labels},
     )
 
 

@@ -1,6 +1,6 @@
 """The record of the merge of one stored tensor: fidelity of its modules, hashes, and the patch that undoes it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Literal, final
@@ -150,6 +150,14 @@ def patch_reference(merge: TensorMerge) -> Against:
     if plan.scale is None and terms and all(isinstance(update, LowRank) for update in terms):
         return "subtracted"
     return "merged"
+
+
+def hash_rows(blocks: Iterable[Array]) -> str:
+    """The SHA-256 of the bytes of a tensor, given in blocks of rows, in hexadecimal digits."""
+    digest = sha256()
+    for rows in blocks:
+        feed_hash(digest, rows)
+    return digest.hexdigest()
 
 
 def feed_hash(digest: Any, rows: Array) -> None:

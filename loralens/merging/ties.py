@@ -61,7 +61,7 @@ class Ties:
     biases: Mapping[str, str] = field(default_factory=dict)
     untied: Mapping[str, object] = field(default_factory=dict)
 
-    def shown(self, stored: Mapping[str, Held]) -> Mapping[str, Held]:
+    def with_copies(self, stored: Mapping[str, Held]) -> Mapping[str, Held]:
         """``stored``, with the tensor of the embedding added for each copy that the base does not store."""
         if self.embedding is None:
             return stored

@@ -1,12 +1,14 @@
 """The update D: the float32 matrix that merging adds and unmerging subtracts, computed a block of rows at a time.
 
 For a pair of factors D is an `ExactProduct`. Updates of other forms (LoKr, LoHa, full differences) are computed from
-exact parts by entrywise arithmetic, which also gives the same bits on every machine.
+exact parts by entrywise arithmetic, which also gives the same bits on every machine. All forms have a ``shape``, a
+transpose ``T`` with the same bits, and ``rows``, which computes a range of rows in float32, in ``out`` if it is given.
+The bits of a row do not depend on the range.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, final
+from typing import final
 
 import numpy as np
 
@@ -15,30 +17,15 @@ from loralens.core.lowrank import LowRank
 from loralens.core.structured import Dense, Kronecker, Structured, Update
 from loralens.errors import ShapeError
 from loralens.linalg.device import Device
-from loralens.linalg.exact import Singles, exact_product
-from loralens.linalg.exact_device import product_on
+from loralens.linalg.exact import ExactProduct, Singles, exact_product
+from loralens.linalg.exact_device import DeviceProduct, product_on
 from loralens.linalg.factor import Floats, require_finite
 
 BLOCK = 1 << 18  # numbers in a block of rows: 1 MiB in float32 stays in the cache of a core
 Weighted = tuple[float, Update]  # the weight of an adapter, and its update
 
 
-class UpdateMatrix(Protocol):
-    """A float32 matrix that is computed a block of rows at a time."""
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and columns."""
-
-    @property
-    def T(self) -> "UpdateMatrix":
-        """The transpose, with the same bits."""
-
-    def rows(self, start: int, stop: int, out: Singles | None = None) -> Singles:
-        """Rows ``start`` to ``stop``, float32, in ``out`` if it is given; their bits do not depend on the range."""
-
-
-def update_matrix(terms: Sequence[Weighted], *, slices: int, device: Device | None = None) -> UpdateMatrix:
+def update_matrix(terms: Sequence[Weighted], *, slices: int, device: Device | None = None) -> "UpdateMatrix":
     """D = Σ w·ΔW of several adapters on one module, in the orientation (out, in).
 
     Parameters
@@ -82,7 +69,7 @@ class EntrywiseUpdate:
         Takes some rows of every part, float32, and returns these rows of the result.
     """
 
-    parts: tuple[UpdateMatrix, ...]
+    parts: "tuple[UpdateMatrix, ...]"
     combine: Callable[..., Floats]
 
     @property
@@ -100,9 +87,9 @@ class EntrywiseUpdate:
         return _round_into(self.combine(*(part.rows(start, stop) for part in self.parts)), out)
 
 
-def _sum(first: Singles, *others: Singles) -> Floats:
+def _sum(first: Singles, *further: Singles) -> Floats:
     # In a fixed order, since float64 addition of several terms is not associative.
-    return first + sum((other.astype(np.float64) for other in others), start=np.float64(0))
+    return first + sum((rows.astype(np.float64) for rows in further), start=np.float64(0))
 
 
 def _product(first: Singles, second: Singles) -> Floats:
@@ -115,8 +102,8 @@ def _product(first: Singles, second: Singles) -> Floats:
 class KroneckerUpdate:
     """The Kronecker product: row i is the outer product of row i // b of ``first`` and row i % b of ``second``."""
 
-    first: UpdateMatrix
-    second: UpdateMatrix
+    first: "UpdateMatrix"
+    second: "UpdateMatrix"
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -145,30 +132,7 @@ class KroneckerUpdate:
 @final
 @dataclass(frozen=True, slots=True)
 class DenseUpdate:
-    """A full matrix in memory, rounded to float32."""
-
-    array: Singles
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """The shape of the array."""
-        rows, columns = self.array.shape
-        return rows, columns
-
-    @property
-    def T(self) -> "DenseUpdate":
-        """The transpose."""
-        return DenseUpdate(self.array.T)
-
-    def rows(self, start: int, stop: int, out: Singles | None = None) -> Singles:
-        """Some rows."""
-        return _round_into(self.array[start:stop], out)
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class StoredUpdate:
-    """A full matrix that stays in its file. Rows are read and rounded to float32 on demand."""
+    """A full float32 matrix, in memory or in its file, from which rows are then read on demand."""
 
     tensor: LazyArray
 
@@ -179,13 +143,26 @@ class StoredUpdate:
         return rows, columns
 
     @property
-    def T(self) -> DenseUpdate:
-        """The transpose, in memory, because its rows lie scattered in the file."""
-        return _read_dense(self.tensor).T
+    def T(self) -> "DenseUpdate":
+        """The transpose, in memory, because its rows lie scattered in a file."""
+        return DenseUpdate(LazyArray.of(self.tensor.read().T))
 
     def rows(self, start: int, stop: int, out: Singles | None = None) -> Singles:
         """Some rows."""
-        return _round_into(require_finite(self.tensor.rows(start, stop).read().astype(np.float32)), out)
+        return _round_into(self.tensor.rows(start, stop).read(), out)
+
+
+UpdateMatrix = ExactProduct | DeviceProduct | EntrywiseUpdate | KroneckerUpdate | DenseUpdate
+
+
+def _dense_matrix(stored: LazyArray, *, in_memory: bool) -> DenseUpdate:
+    """A full matrix, rounded to float32. Raises FormatError where it holds NaN or Inf."""
+
+    def rows(start: int, stop: int) -> Singles:
+        return require_finite(stored.rows(start, stop).read().astype(np.float32))
+
+    matrix = LazyArray(lambda: rows(0, stored.shape[0]), shape=stored.shape, dtype=np.float32, rows=rows)
+    return DenseUpdate(LazyArray.of(matrix.read()) if in_memory else matrix)
 
 
 def _structured_matrix(weight: float, update: Structured, slices: int, device: Device | None) -> UpdateMatrix:
@@ -195,7 +172,7 @@ def _structured_matrix(weight: float, update: Structured, slices: int, device: D
     if isinstance(form, Dense):
         matrix = form.array.reshape(*form.shape)
         # A full difference is as large as the weight: it stays in its file for the merge, if single rows can be read.
-        part = StoredUpdate(matrix) if matrix.streams else _read_dense(matrix)
+        part = _dense_matrix(matrix, in_memory=not matrix.streams)
     else:
         first, second = (_factor_matrix(side, slices, device) for side in (form.first, form.second))
         product = isinstance(form, Kronecker)
@@ -203,15 +180,11 @@ def _structured_matrix(weight: float, update: Structured, slices: int, device: D
     return EntrywiseUpdate((part,), lambda rows: factor * rows.astype(np.float64))
 
 
-def _read_dense(matrix: LazyArray) -> DenseUpdate:
-    return DenseUpdate(require_finite(matrix.read().astype(np.float32)))
-
-
 def _factor_matrix(part: LowRank | Dense, slices: int, device: Device | None) -> UpdateMatrix:
     """The matrix of a factor of a Kronecker or Hadamard product; the factor may be a product itself."""
     if isinstance(part, LowRank):
         return product_on(device, exact_product([(part.scale, part.B, part.A)], slices=slices))
-    return _read_dense(part.array.reshape(*part.shape))
+    return _dense_matrix(part.array.reshape(*part.shape), in_memory=True)
 
 
 def _round_into(rows: Floats | Singles, out: Singles | None) -> Singles:

@@ -569,8 +569,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("_root_mean", "sqrt(square)", "float(square)", ("tests/merging/test_record.py",)),
     Mutant(
         "Switchboard.verify",
-        "_hash(self._base_of(key)) != digest",
-        "_hash(self._base_of(key)) == digest",
+        "hash_rows([self._base_of(key)]) != digest",
+        "hash_rows([self._base_of(key)]) == digest",
         ("tests/merging/test_switchboard.py",),
     ),
     Mutant("Triplets.factors", "min(rank, self.count)", "max(rank, self.count)", ("tests/merging/test_extract.py",)),

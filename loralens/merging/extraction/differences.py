@@ -67,7 +67,7 @@ class MatrixDifference:
 
     def differs(self) -> bool:
         """Whether the tuned weight differs from the base by more than a change of dtype."""
-        return any(_values_differ(theirs, ours) for _, ours, theirs in self._both())
+        return any(values_differ(theirs, ours) for _, ours, theirs in self._both())
 
     def norm(self) -> float:
         """‖tuned − base‖_F, or 0 if only the dtype differs."""
@@ -81,19 +81,6 @@ class MatrixDifference:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Other:
-    """A tensor of both checkpoints that is not the matrix of a layer: a norm, a bias, a buffer."""
-
-    base: LazyArray
-    tuned: LazyArray
-
-    def differs(self) -> bool:
-        """Whether the tuned tensor differs from the base by more than a change of dtype."""
-        return _values_differ(self.base.read(), self.tuned.read())
-
-
-@final
-@dataclass(frozen=True, slots=True)
 class CheckpointComparison:
     """The comparison of two checkpoints, by the keys of the tuned one.
 
@@ -103,8 +90,8 @@ class CheckpointComparison:
         All tensors of the tuned checkpoint.
     matrices : mapping of str to MatrixDifference
         By the name of the module.
-    other_tensors : mapping of str to Other
-        By key.
+    other_tensors : mapping of str to (LazyArray, LazyArray)
+        Tensors that are not matrices of layers (norms, biases, buffers): those of the base and of the tuned checkpoint.
     added : tuple of str
         Keys that the base does not have.
     resized : mapping of str to tuple of int
@@ -117,7 +104,7 @@ class CheckpointComparison:
 
     tuned: Tensors
     matrices: Mapping[str, MatrixDifference]
-    other_tensors: Mapping[str, Other]
+    other_tensors: Mapping[str, tuple[LazyArray, LazyArray]]
     added: tuple[str, ...]
     resized: Mapping[str, tuple[int, ...]]
     missing: tuple[str, ...]
@@ -158,7 +145,7 @@ def compare_checkpoints(
     partners, edit = _match_keys(base, tuned)
     holders = _modules_with_children({key.rpartition(".")[0] for key in tuned})
     matrices: dict[str, MatrixDifference] = {}
-    other_tensors: dict[str, Other] = {}
+    other_tensors: dict[str, tuple[LazyArray, LazyArray]] = {}
     resized: dict[str, tuple[int, ...]] = {}
     for key, partner in partners.items():
         ours, theirs = tuned[key], base[partner]
@@ -170,7 +157,7 @@ def compare_checkpoints(
         differences = _matrices(key, partner, ours, theirs, conv1d=conv1d, hidden=hidden, alone=alone)
         matrices.update(differences)
         if not differences:
-            other_tensors[key] = Other(theirs, ours)
+            other_tensors[key] = theirs, ours
     added = tuple(key for key in tuned if key not in partners)
     used = {*partners.values()}
     return CheckpointComparison(
@@ -278,7 +265,7 @@ def _is_floating(tensor: LazyArray) -> bool:
     return tensor.dtype.kind in "fV"
 
 
-def _values_differ(base: Array, tuned: Array) -> bool:
+def values_differ(base: Array, tuned: Array) -> bool:
     """Whether numbers differ by more than a change of dtype; NaN counts as equal to NaN."""
     with np.errstate(over="ignore", invalid="ignore"):
         # A tuned checkpoint is often saved in another dtype, which alone is no change.

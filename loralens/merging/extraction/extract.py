@@ -148,7 +148,7 @@ def _separate_heads(
         # Without a configuration the model may have no head at all.
         shared = ours.ties.embedding if ours.lacks_head and tuned_config else None
         return base, tuned, shared and shared.removesuffix(".weight")
-    return theirs.shown(base), ours.shown(tuned), None
+    return theirs.ties.with_copies(base), ours.ties.with_copies(tuned), None
 
 
 def _hidden_size(config: Mapping[str, Any]) -> int | None:

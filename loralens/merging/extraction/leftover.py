@@ -17,6 +17,7 @@ from loralens.merging.extraction.differences import (
     is_depthwise,
     is_embedding,
     perhaps_grouped,
+    values_differ,
 )
 
 PREFIX = "base_model.model."  # PEFT's keys begin with it
@@ -87,9 +88,9 @@ def collect_leftover(comparison: CheckpointComparison, adapted: Collection[str],
         Store none of them, and list all as left out.
     """
     collected = Leftover()
-    changed = [key for key, other in comparison.other_tensors.items() if other.differs()]
-    for key in changed:
-        _collect_changed(key, comparison, adapted, collected)
+    for key, (base, tuned) in comparison.other_tensors.items():
+        if values_differ(base.read(), tuned.read()):
+            _collect_changed(key, comparison, adapted, collected)
     layers = {key.rpartition(".")[0] for key in comparison.tuned if key not in comparison.added}
     for key in comparison.added:
         module = key.rpartition(".")[0]

@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from math import isfinite
 from typing import TYPE_CHECKING, final
 
@@ -13,7 +12,7 @@ from loralens.errors import MismatchError, OptionError, place
 from loralens.linalg.device import Device
 from loralens.merging.plan import MergePlan, TensorPlan
 from loralens.merging.planning import plan_merge
-from loralens.merging.record import feed_hash
+from loralens.merging.record import hash_rows
 from loralens.merging.resident.resident import MergedWeight, Task, merge_weight, restore_weight
 from loralens.merging.resident.slots import WeightSlot, check_slot_writable, has_conv1d_layers, lazy_weight, slots_of
 from loralens.merging.tying import have_same_change
@@ -156,7 +155,7 @@ class Switchboard:
         self.notes = tuple(dict.fromkeys(notes))
         keys = {key for tensors in self._plans.values() for key in tensors}
         # Only weights that some adapter changes can drift.
-        self._hashes = {key: _hash(self._slots[key].read()) for key in self._slots if key in keys}
+        self._hashes = {key: hash_rows([self._slots[key].read()]) for key in self._slots if key in keys}
 
     @property
     def state(self) -> SwitchboardState:
@@ -221,7 +220,7 @@ class Switchboard:
         state = self.state
         if not state.is_complete:
             raise MismatchError(str(state), fix="call repair() first")
-        changed = [key for key, digest in self._hashes.items() if _hash(self._base_of(key)) != digest]
+        changed = [key for key, digest in self._hashes.items() if hash_rows([self._base_of(key)]) != digest]
         if changed:
             raise MismatchError(
                 f"{len(changed)} weights are not those that were given: {', '.join(changed[:3])}",
@@ -336,9 +335,3 @@ def _loaded(adapter: Adapter) -> Adapter:
 
 def _nbytes(adapter: Adapter) -> int:
     return adapter.nbytes + sum(extra.tensor.nbytes for extra in adapter.extra.values())
-
-
-def _hash(array: Array) -> bytes:
-    digest = sha256()
-    feed_hash(digest, array)
-    return digest.digest()

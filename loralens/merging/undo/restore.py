@@ -13,7 +13,7 @@ from loralens.linalg.device import Device
 from loralens.merging.gain import Gain
 from loralens.merging.matrix import Buffer, MatrixRows, cuts
 from loralens.merging.plan import Slab, TensorPlan, as_matrix
-from loralens.merging.record import Against, feed_hash
+from loralens.merging.record import Against, feed_hash, hash_rows
 from loralens.merging.rounding import round_sums, slices_for, subtract_update
 from loralens.merging.undo.patch import Blob, PatchReader
 from loralens.merging.update import row_ranges
@@ -90,12 +90,9 @@ def restore_tensor(undo: TensorUndo, merged: LazyArray, *, device: Device | None
 
 def _check_merged(undo: TensorUndo, merged: LazyArray) -> None:
     """Check by its hash that a tensor has the bytes that the merge wrote."""
-    digest = sha256()
     # A resized tensor has a matrix of its own.
     matrix = undo.matrix if merged.shape == undo.shape else as_matrix(merged.shape)
-    for rows in MatrixRows(merged, matrix).blocks():
-        feed_hash(digest, rows)
-    if digest.hexdigest() != undo.merged_hash:
+    if hash_rows(MatrixRows(merged, matrix).blocks()) != undo.merged_hash:
         raise MismatchError(
             "is not as it was merged: it was changed since, or belongs to another merge",
             fix="give the model that this undo file was written for; adapters merged later are unmerged first",
