@@ -61,7 +61,7 @@ class MergedBlock:
         """The weights that these rows of a merged tensor represent: the rows times their scale."""
         return merged if self.scale is None else merged.astype(np.float32) * self.scale
 
-    def subtracted(self, out: Singles) -> Array:
+    def subtract(self, out: Singles) -> Array:
         """R: the merged rows minus the update, rounded to the dtype of the base; ``out`` is used as a buffer."""
         dtype = self.stored.dtype
         return (
@@ -118,7 +118,7 @@ class TensorMerge:
                 with np.errstate(divide="ignore", invalid="ignore"):
                     total /= scale
             merged = (
-                feedback[slab.start].rounded(total, first, self.dtype)
+                feedback[slab.start].round_rows(total, first, self.dtype)
                 if slab.start in feedback
                 # Random numbers belong to entries, so each block begins at the index of its first one.
                 else round_sums(total, self.dtype, rounding=self.rounding.at(start * W.shape[1]))

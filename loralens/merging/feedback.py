@@ -54,7 +54,7 @@ class Feedback:
         self._transposed = transposed
         self._E: Singles | None = None
 
-    def rounded(self, total: Array, first: int, dtype: np.dtype[Any]) -> Array:
+    def round_rows(self, total: Array, first: int, dtype: np.dtype[Any]) -> Array:
         """Round the rows of t = g·(W + D) (float32) from row ``first`` on to ``dtype``."""
         # Each row is an output: it has all inputs, and its error ends with it. Inputs are processed one by one, so they
         # are put into rows, which are contiguous.

@@ -106,7 +106,7 @@ class MergeRecorder:
     def _patch_start(self, block: MergedBlock, buffer: Buffer) -> Array:
         """The rows to which the patch is relative."""
         if self._against == "subtracted":
-            return block.subtracted(buffer.of(block.stored.shape))
+            return block.subtract(buffer.of(block.stored.shape))
         if self._against == "merged":
             return round_sums(block.merged, block.stored.dtype)
         # Against zeros the patch holds the whole tensor.

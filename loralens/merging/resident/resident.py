@@ -72,7 +72,7 @@ def merge_weight(W: Array, plan: TensorPlan, task: Task) -> tuple[Array, MergedW
     for block in merge.blocks():
         result[block.start : block.stop] = block.merged
         if not replaced:
-            writer.block(block.stored, block.subtracted(buffer.of(block.merged.shape)))
+            writer.block(block.stored, block.subtract(buffer.of(block.merged.shape)))
     # A patch against unrelated numbers would be as large as the weight, and a copy is faster.
     patch, copy = (None, W.copy()) if replaced else (writer.finish(), None)
     return result.reshape(W.shape), MergedWeight(task, plan, merge.gains, patch, copy)
