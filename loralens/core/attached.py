@@ -165,12 +165,11 @@ class Attachment:
         name: str,
         steps_of_pair: Steps,
         watch: "Watch | None",
-        layer: "nn.Module",
+        _layer: "nn.Module",
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         output: "Tensor",
     ) -> "Tensor":
-        del layer  # every torch hook gets it
         self.ran.add(name)
         x = first_input(args, kwargs)
         z = steps_of_pair.inside(x)

@@ -221,26 +221,15 @@ class Structured:
         """The same update with another layout and without its `Origin`."""
         return Structured(self.form, self.scale, self.scaling, layout)
 
-    def _no_pair(self) -> NoReturn:
+    @property
+    def factors(self) -> NoReturn:
+        """Raises MismatchError, since there is no pair. ``B`` and ``A`` do the same."""
         raise MismatchError(
             f"a {self.form.name} of rank {self.rank} is kept in its own form and has no factors B and A",
             fix="make it a pair first: loralens convert --rank R",
         )
 
-    @property
-    def B(self) -> Array:
-        """Raises MismatchError, since there is no pair."""
-        self._no_pair()
-
-    @property
-    def A(self) -> Array:
-        """Raises MismatchError, as ``B`` does."""
-        self._no_pair()
-
-    @property
-    def factors(self) -> tuple[LazyArray, LazyArray]:
-        """Raises MismatchError, as ``B`` does."""
-        self._no_pair()
+    B = A = factors
 
 
 def _dense_singular_values(matrix: Array) -> Array:

@@ -235,7 +235,7 @@ def _locate_weight(name: str, module: Update, key: str, name_match: Match, base:
         stack = len(shape) == 3 and stored.shape != (shape[0], prod(shape[1:]))
         start = number.number * rows if number and stack else 0
         return Weight(key, stored, False, (Piece(key, start, 0, rows, width, stack),))
-    matrices = [_stored_matrix(name, place, base[place.key]) for place in places]
+    matrices = [_stored_matrix(name, place.number, base[place.key]) for place in places]
     # The parts lie below each other in `Weight.stored`, in the order of the outputs.
     at = 0
     pieces = []
@@ -266,18 +266,14 @@ def _partial_weight(
     return Weight(place.key, some, True, (piece._replace(columns=columns),), scattered=True)
 
 
-def _stored_matrix(name: str, place: Place, tensor: LazyArray) -> LazyArray:
-    """The stored matrix of a place, which is one of a stack if the place has a number."""
-    if place.number is None:
+def _stored_matrix(name: str, number: int | None, tensor: LazyArray) -> LazyArray:
+    """A stored tensor as a matrix: that of this number if it is a stack, else all axes behind the first flattened."""
+    if number is None:
         return tensor.reshape(tensor.shape[0], prod(tensor.shape[1:]))
-    return _expert_matrix(name, place.number, tensor)
-
-
-def _expert_matrix(name: str, number: int, stack: LazyArray) -> LazyArray:
     # Numbers come from the names in an adapter, which may have been trained in a larger stack.
-    if number >= stack.shape[0]:
-        raise MismatchError(f"{name}: the base has {stack.shape[0]} experts", fix="give the base it was trained on")
-    return stack.rows(number, number + 1).reshape(*stack.shape[1:])
+    if number >= tensor.shape[0]:
+        raise MismatchError(f"{name}: the base has {tensor.shape[0]} experts", fix="give the base it was trained on")
+    return tensor.rows(number, number + 1).reshape(*tensor.shape[1:])
 
 
 def merged_dtype(stored: np.dtype[Any], requested: DTypeLike | None, *, scaled: bool) -> np.dtype[Any]:
@@ -337,13 +333,13 @@ def _as_matrix(name: str, module: Update, tensor: LazyArray) -> LazyArray:
     """The stored tensor as the matrix of one module: an expert of a stack, or a kernel that is flattened."""
     number, shape = expert(name), tensor.shape
     if number and len(shape) == 3:
-        return _expert_matrix(name, number.number, tensor)
+        return _stored_matrix(name, number.number, tensor)
     if len(shape) == 2:
         return tensor
     # A stack of one expert, whose name says no number.
     if shape[0] == 1 and module.layout.kind != "conv" and module.shape in (shape[1:], shape[:0:-1]):
         return tensor.reshape(*shape[1:])
-    return tensor.reshape(shape[0], prod(shape[1:]))
+    return _stored_matrix(name, None, tensor)
 
 
 def _is_transposed(module: Update, weight: Weight) -> bool | None:

@@ -127,9 +127,7 @@ class Storage:
             return ()
         first = places[0]
         # All parts of one tensor in their order are the tensor itself.
-        if [(p.key, p.number, p.part, p.parts) for p in places] == [
-            (first.key, first.number, part, len(places)) for part in range(len(places))
-        ]:
+        if places == tuple(first._replace(part=part, parts=len(places)) for part in range(len(places))):
             return (Place(first.key, first.number),)
         return places
 

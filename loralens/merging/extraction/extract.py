@@ -303,9 +303,8 @@ class _ExtractionRun:
         # The progress has counted every matrix already.
         self.step = None
 
-        def make(name: str, threads: int) -> tuple[LowRank, ExtractedModule]:
-            # The error is measured block by block; there is nothing to share between threads.
-            del threads
+        # The error is measured block by block; there is nothing to share between threads.
+        def make(name: str, _: int) -> tuple[LowRank, ExtractedModule]:
             return _make_pair(self.compared.matrices[name], results[name], chosen[name], self.dtype)
 
         modules = self._run_all(sorted(chosen, key=natural_key), make)
