@@ -308,12 +308,12 @@ def call(model: "nn.Module", batch: Any) -> Any:
     # A model spread over several devices takes its input on the first.
     device = next(model.parameters()).device
 
-    def moved(value: Any) -> Any:
+    def to_device(value: Any) -> Any:
         return value.to(device) if hasattr(value, "to") else value
 
     if isinstance(batch, Mapping):
-        return model(**{key: moved(value) for key, value in batch.items()})
-    return model(*map(moved, batch)) if isinstance(batch, tuple) else model(moved(batch))
+        return model(**{key: to_device(value) for key, value in batch.items()})
+    return model(*map(to_device, batch)) if isinstance(batch, tuple) else model(to_device(batch))
 
 
 def first_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> "Tensor":

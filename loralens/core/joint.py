@@ -143,16 +143,16 @@ class Joint:
         """Σ w_t·M_t, the core of the exact weighted sum, float64, shape (p, q)."""
         return np.asarray(np.tensordot(self.strengths, self.cores, 1), dtype=np.float64)
 
-    def decomposed(self, M: Floats | Core) -> Core:
+    def decompose(self, M: Floats | Core) -> Core:
         """The SVD of a core matrix (p, q) without singular values below ``floor``; k may be 0."""
         # A rule that has decomposed the matrix already passes its `Core`, so that no SVD is done twice.
         U, s, Vh = M if isinstance(M, Core) else np.linalg.svd(M, full_matrices=False)
         k = int(np.count_nonzero(s > self.floor))
         return Core(U[:, :k], s[:k], Vh[:k])
 
-    def lifted(self, M: Floats | Core) -> "Lift":
+    def to_lift(self, M: Floats | Core) -> "Lift":
         """The update Q_B M Q_Aᵀ as a `Lift` with factors computed on demand; values below ``floor`` are dropped."""
-        U, s, Vh = self.decomposed(M)
+        U, s, Vh = self.decompose(M)
         present_updates = [update for update in self.updates if update is not None]
         root = np.sqrt(s)
         sides = (
@@ -163,7 +163,7 @@ class Joint:
 
     def lift(self, M: Floats | Core, dtype: DTypeLike | None = None) -> LowRank:
         """The update Q_B M Q_Aᵀ, re-factored to its numerical rank: `Lift.at`."""
-        return self.lifted(M).at(dtype=dtype)
+        return self.to_lift(M).at(dtype=dtype)
 
     @property
     def dtype(self) -> "np.dtype[Any]":
@@ -235,7 +235,7 @@ class Lift:
         B, A = self.out.factor(rank, kind), self.in_.factor(rank, kind).T
         return LowRank(B, A, scaling=COMBINED, layout=self.layout)
 
-    def stretched(self, rows: Floats) -> "Lift":
+    def scale_rows(self, rows: Floats) -> "Lift":
         """diag(rows) times the update. Truncation comes before the multiplication, so ``s`` does not change."""
         return replace(self, out=replace(self.out, rows=rows))
 

@@ -114,7 +114,7 @@ class Item:
         """The squared error that ``rank`` directions save."""
         return float(self.gains[:rank].sum())
 
-    def clipped(self, rank: int) -> int:
+    def clip(self, rank: int) -> int:
         """``rank``, limited to the range from ``least`` to ``most``."""
         return min(max(rank, self.least), self.most)
 
@@ -134,7 +134,7 @@ def total_gain(items: Sequence[Item], chosen: Chosen) -> float:
 
 def uniform(items: Sequence[Item], rank: int) -> list[int]:
     """The same rank for all items, limited to the range of each."""
-    return [item.clipped(rank) for item in items]
+    return [item.clip(rank) for item in items]
 
 
 def _highest(items: Sequence[Item]) -> int:
@@ -320,7 +320,7 @@ def ranks(
     needed = [max(rule.rank_of(spectra[name]) for name in item.names) for item in items]
     if one_rank:
         needed = [max(needed, default=0)] * len(items)
-    return _by_module(items, [item.clipped(rank) for item, rank in zip(items, needed, strict=True)], order=spectra)
+    return _by_module(items, [item.clip(rank) for item, rank in zip(items, needed, strict=True)], order=spectra)
 
 
 def energies(spectra: Mapping[str, Array]) -> dict[str, Array]:

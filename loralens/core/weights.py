@@ -13,7 +13,7 @@ from loralens.core.lazy import Array, LazyArray, row_blocks, stack_rows
 from loralens.core.lowrank import Layout, LowRank
 from loralens.core.names import expert
 from loralens.core.naming.matching import Match, Shape, match, part_axes
-from loralens.core.naming.storage import Place, interleaved
+from loralens.core.naming.storage import Place, is_interleaved
 from loralens.core.structured import Update, Updates
 from loralens.errors import FormatError, MismatchError
 
@@ -253,7 +253,7 @@ def _partial_weight(
     place: Place, matrix: LazyArray, piece: Piece, module: Update, base: Mapping[str, LazyArray]
 ) -> Weight:
     """The weight of a module that is a part of the outputs of one stored matrix."""
-    alternate = interleaved(place.key, base)
+    alternate = is_interleaved(place.key, base)
     axis = part_axes(module.shape, matrix.shape, place.parts, alternate=alternate)[0]
     size = matrix.shape[axis] // place.parts
     start = place.part * size

@@ -335,7 +335,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("block", 'joint == "."', 'joint != "."', ("tests/core/test_names.py",)),
     Mutant("_unpack_lines", "run.stop - run.start", "run.stop + run.start", ("tests/core/test_quantised.py",)),
     Mutant(
-        "Item.clipped",
+        "Item.clip",
         "min(max(rank, self.least), self.most)",
         "max(max(rank, self.least), self.most)",
         ("tests/core/test_ranks.py",),
@@ -497,7 +497,7 @@ MUTANTS: tuple[Mutant, ...] = (
     # merge
     Mutant("_matrices", "not _is_floating(theirs)", "_is_floating(theirs)", ("tests/merging/test_extract.py",)),
     Mutant(
-        "perhaps_grouped",
+        "may_be_grouped",
         'difference.layout.kind == "conv"',
         'difference.layout.kind != "conv"',
         ("tests/merging/test_extract.py",),

@@ -17,7 +17,7 @@ from typing import TypeVar, final
 
 from loralens.core.names import expert, natural_key, nearest, weight_name
 from loralens.core.naming.normal_form import bare_form, encoder, inner_form, may_be_same, normal_form
-from loralens.core.naming.storage import MatrixSlot, Place, Shape, Storage, interleaved, slots
+from loralens.core.naming.storage import MatrixSlot, Place, Shape, Storage, is_interleaved, slots
 from loralens.errors import MismatchError
 
 __all__ = ["Match", "Shape", "match", "normal_form", "same_modules", "shape_fits"]
@@ -212,7 +212,7 @@ def _fits_places(update: Shape, places: tuple[Place, ...], base: Mapping[str, Sh
     if any(len(shape) != 2 for shape in shapes):
         return False
     if len(places) == 1:
-        return bool(part_axes(update, shapes[0], first.parts, alternate=interleaved(first.key, base)))
+        return bool(part_axes(update, shapes[0], first.parts, alternate=is_interleaved(first.key, base)))
     # Whole matrices below each other: their widths must agree, and their heights add up.
     rows, widths = sum(shape[0] for shape in shapes), {shape[1] for shape in shapes}
     are_whole = all(place.parts == 1 for place in places)

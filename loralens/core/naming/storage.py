@@ -141,6 +141,6 @@ class Storage:
         return candidates[0] if len(candidates) == 1 else None
 
 
-def interleaved(key: str, base: Iterable[str]) -> bool:
+def is_interleaved(key: str, base: Iterable[str]) -> bool:
     """Whether gate and up alternate in a stored stack, as in gpt-oss, which is recognised by the biases of experts."""
     return key.endswith("experts.gate_up_proj") and f"{key}_bias" in base

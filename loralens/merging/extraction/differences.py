@@ -121,7 +121,7 @@ def is_depthwise(shape: tuple[int, ...]) -> bool:
     return len(shape) > 2 and shape[1] == 1 < shape[0]
 
 
-def perhaps_grouped(difference: MatrixDifference) -> bool:
+def may_be_grouped(difference: MatrixDifference) -> bool:
     """Whether a convolution may have groups, in which case PEFT would need an A that reads all channels."""
     kernel = prod(difference.layout.kernel)
     out, inside = difference.shape[0], difference.shape[1] // max(kernel, 1)

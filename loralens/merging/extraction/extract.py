@@ -262,7 +262,7 @@ class _ExtractionRun:
         if isinstance(self.rule, NoiseEdge):
             return self._ranks_above_noise(results, shared)
 
-        def sized(chosen: Mapping[str, int]) -> int:
+        def size_of(chosen: Mapping[str, int]) -> int:
             # The exact size depends on the header, so an adapter without numbers is made for every trial.
             adapter = assemble({name: self._stub(name, rank) for name, rank in chosen.items()})
             return size(adapter) if self.rule.name == "bytes" else adapter.parameters  # type: ignore[union-attr]
@@ -276,7 +276,7 @@ class _ExtractionRun:
             shared=shared,
             one_rank=self.one_rank,
             widths=dict.fromkeys(results, widest),
-            size=sized,
+            size=size_of,
         )
 
     def _ranks_above_noise(self, results: Mapping[str, Triplets], shared: Mapping[str, str]) -> dict[str, int]:

@@ -16,7 +16,7 @@ from loralens.merging.extraction.differences import (
     Tensors,
     is_depthwise,
     is_embedding,
-    perhaps_grouped,
+    may_be_grouped,
     values_differ,
 )
 
@@ -158,7 +158,7 @@ def _notes(comparison: CheckpointComparison, adapted: Collection[str]) -> list[s
     missing = comparison.missing
     if missing:
         notes.append(f"{len(missing)} tensors of the base are not in the tuned model: {some(missing)}")
-    doubtful = sorted((name for name in adapted if perhaps_grouped(comparison.matrices[name])), key=natural_key)
+    doubtful = sorted((name for name in adapted if may_be_grouped(comparison.matrices[name])), key=natural_key)
     if doubtful:
         what = f"{len(doubtful)} convolutions are taken for ones without groups, as their shapes do not tell"
         notes.append(f"{what}: {some(doubtful)}")

@@ -135,7 +135,7 @@ class Switchboard:
         self._base = {key: lazy_weight(slot) for key, slot in self._slots.items()}
         self._conv1d = has_conv1d_layers(model) if conv1d is None else conv1d
         self._threads, self._keep_tied = threads, keep_tied
-        self._adapters = {name: _loaded(adapter) for name, adapter in adapters.items()}
+        self._adapters = {name: _read_all(adapter) for name, adapter in adapters.items()}
         self._merged: dict[str, MergedWeight] = {}
         # The requested task, and the weights that it changes.
         self._goal: tuple[Task, frozenset[str]] = ((), frozenset())
@@ -326,7 +326,7 @@ def _is_of_embedding(tensor: TensorPlan) -> bool:
     return all(term.layout.kind == "embedding" for slab in tensor.slabs for _, term in slab.terms)
 
 
-def _loaded(adapter: Adapter) -> Adapter:
+def _read_all(adapter: Adapter) -> Adapter:
     """The adapter with all its tensors in memory."""
     # Factors are read at every switch, and the file may be gone by then.
     extra = {key: replace(item, tensor=LazyArray.of(item.tensor.read())) for key, item in adapter.extra.items()}
