@@ -126,13 +126,8 @@ def plan_merge(
         if tensor.base is None and key not in tied.ties.copies and key not in tied.ties.biases
     ]
     heads, labels = head_fields(changed, [adapter for adapter, _ in adapters], config or {})
-    return MergePlan(
-        changed,
-        tuple(matches),
-        tuple(missing),
-        (*notes, *tying.notes, *heads),
-        {**_vocabulary_fields(changed, config), **tying.config, **labels},
-    )
+    fields = {**_vocabulary_fields(changed, config), **tying.config, **labels}
+    return MergePlan(changed, tuple(matches), tuple(missing), (*notes, *tying.notes, *heads), fields)
 
 
 def _check_mergeable(adapter: Adapter) -> None:
@@ -229,15 +224,8 @@ def _plan_tensor(key: str, draft: _Draft, base: Mapping[str, LazyArray], scale: 
         slabs[0] = replace(first_slab, terms=(*first_slab.terms, *changes.added))
     if changes.magnitude:
         slabs = {start: _add_magnitude(slab, changes.magnitude, source.shape) for start, slab in slabs.items()}
-    return TensorPlan(
-        key,
-        base.get(key),
-        matrix,
-        tuple(slabs[start] for start in sorted(slabs)),
-        changes.replacement,
-        changes.tokens,
-        scale,
-    )
+    ordered = tuple(slabs[start] for start in sorted(slabs))
+    return TensorPlan(key, base.get(key), matrix, ordered, changes.replacement, changes.tokens, scale)
 
 
 def _add_magnitude(slab: Slab, lengths: tuple[LazyArray | None, bool], stored: Shape) -> Slab:

@@ -77,9 +77,8 @@ class BaseModel:
             for keys in (("vocab_size",), ("hidden_size", "n_embd", "d_model"))
         )
         config_name = config.get("_name_or_path")
-        return cls(
-            name or "", (config_name,) if isinstance(config_name, str) and config_name else (), vocabulary, hidden
-        )
+        also = (config_name,) if isinstance(config_name, str) and config_name else ()
+        return cls(name or "", also, vocabulary, hidden)
 
 
 def contradiction(first: BaseModel, second: BaseModel) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import prod, sqrt
+from math import inf, prod, sqrt
 from typing import Any, final
 
 import numpy as np
@@ -318,22 +318,16 @@ def _make_pair(
     left_factor, right_factor = result.factors(rank, dtype)
     B, A = (right_factor, left_factor.T) if difference.tuned.transposed else (left_factor, right_factor.T)
     lost = measured_error(difference, left_factor, right_factor)
+    relative_error = lost / result.norm if result.norm else 0.0
     # Root mean square of an entry, which is compared with the rounding noise of one entry.
     spread = lost / sqrt(prod(difference.stored))
-    measurement = ExtractedModule(
-        difference.shape,
-        rank,
-        result.norm,
-        lost / result.norm if result.norm else 0.0,
-        result.error,
-        result.noise,
-        spread / result.noise if result.noise else float("inf"),
-        result.edge,
-    )
+    residue = spread / result.noise if result.noise else inf
     pair = LowRank(
         np.ascontiguousarray(B), np.ascontiguousarray(A), 1.0, scaling=_unit_scaling(rank), layout=difference.layout
     )
-    return pair, measurement
+    return pair, ExtractedModule(
+        difference.shape, rank, result.norm, relative_error, result.error, result.noise, residue, result.edge
+    )
 
 
 def _unit_scaling(rank: int) -> Scaling:

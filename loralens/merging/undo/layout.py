@@ -186,23 +186,16 @@ def _parse_entry(key: str, entry: Mapping[str, Any], arrays: Mapping[str, LazyAr
     # By number: as text, stream 10 would come before stream 2.
     names = sorted((name for name in arrays if name.startswith(stem)), key=lambda name: int(name[len(stem) :]))
     streams = tuple(arrays[name] for name in names)
-    rows, columns = entry["matrix"]
-    undo = TensorUndo(
-        key,
-        np.dtype(entry["dtype"]),
-        tuple(entry["shape"]),
-        (int(rows), int(columns)),
-        tuple(_parse_slab(key, slab, arrays) for slab in entry["slabs"]),
-        {
-            slab["start"]: Gain(arrays[f"{key}#gain.{slab['start']}"].read(), slab["gain"])
-            for slab in entry["slabs"]
-            if slab["gain"]
-        },
-        Blob(entry["coding"], int(entry["different"]), streams),
-        entry["against"],
-        entry["base"],
-        entry["merged"],
-    )
+    patch = Blob(entry["coding"], int(entry["different"]), streams)
+    dtype, shape, (rows, columns) = np.dtype(entry["dtype"]), tuple(entry["shape"]), entry["matrix"]
+    slabs = tuple(_parse_slab(key, slab, arrays) for slab in entry["slabs"])
+    gains = {
+        slab["start"]: Gain(arrays[f"{key}#gain.{slab['start']}"].read(), slab["gain"])
+        for slab in entry["slabs"]
+        if slab["gain"]
+    }
+    hashes = entry["base"], entry["merged"]
+    undo = TensorUndo(key, dtype, shape, (rows, columns), slabs, gains, patch, entry["against"], *hashes)
     check_arrays(undo)
     return undo
 
