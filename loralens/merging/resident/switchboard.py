@@ -161,7 +161,7 @@ class Switchboard:
     def state(self) -> SwitchboardState:
         """The current task, and the weights that an interrupted switch has not yet changed."""
         task, touched = self._goal
-        # The task for which every weight is merged now, where it is not the one for which it should be merged.
+        # Weights wait while they are merged for another task than the one for which they should be.
         now = {key: self._merged[key].task if key in self._merged else () for key in self._hashes}
         waiting = tuple(key for key in self._hashes if now[key] != (task if key in touched else ()))
         return SwitchboardState(dict(task), waiting, len(self._hashes))
