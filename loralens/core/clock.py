@@ -21,7 +21,7 @@ class Clock:
         self.limit, self.spent = limit, 0.0
 
     @property
-    def left(self) -> float:
+    def remaining(self) -> float:
         """The seconds that remain, at least 0."""
         return max(0.0, self.limit - self.spent)
 

@@ -159,10 +159,10 @@ def row_blocks(tensor: LazyArray, numbers: int) -> Iterator[tuple[slice, Array]]
     count, width = tensor.shape[0], prod(tensor.shape[1:])
     step = max(1, numbers // max(1, width))
     # Reading it again for every block would compute a lazy transpose or conversion each time.
-    whole = None if tensor.streams else tensor.read()
+    array = None if tensor.streams else tensor.read()
     for start in range(0, count, step):
         part = slice(start, min(start + step, count))
-        yield part, tensor.rows(part.start, part.stop).read() if whole is None else whole[part]
+        yield part, tensor.rows(part.start, part.stop).read() if array is None else array[part]
 
 
 def concatenate(parts: Sequence[LazyArray]) -> LazyArray:
