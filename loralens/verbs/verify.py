@@ -183,8 +183,8 @@ def verify(
     check_choice("rounding", rounding, get_args(Mode))
     compute_device = Device.of(device)  # what is wrong with it is said before the work
     merged_tie = Tied.of(weights(Path(merged)), model_config(Path(merged)) or {})
-    tensors, files = merged_tie.shown(weights(Path(merged))), model_files(resolve_path(Path(merged)))
-    stored = merged_tie.shown(files.tensors)
+    tensors, files = merged_tie.ties.with_copies(weights(Path(merged))), model_files(resolve_path(Path(merged)))
+    stored = merged_tie.ties.with_copies(files.tensors)
     base_tensors = weights(Path(base))
     copies = Tied.of(base_tensors, model_config(Path(base)) or {}).missing
     if untie is None and any(key in stored and key not in merged_tie.missing for key in copies):
