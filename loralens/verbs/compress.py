@@ -1,7 +1,7 @@
 """The verb ``compress``: truncates an adapter to fewer directions, and measures the error of the result."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike, cpu_count
 from typing import Any, Unpack
 
@@ -34,12 +34,14 @@ from loralens.verbs.outputs.rules import (
     RulesAndReading,
     rank_notes,
     rank_rule,
+    read_directions,
     read_moments,
     read_protection,
     split_rules,
 )
 from loralens.verbs.outputs.target import Target, Written
 
+# The note where moments were given and _least_data_error preferred the plan that does not follow them.
 BY_WEIGHTS = "ranks and bits chosen by the weights alone: so they lose less on the data too"
 
 
@@ -118,6 +120,7 @@ class CompressResult(Written):
         rows = [
             ModuleLoss(name, self.before[name].shape, loss, on_data.get(name)) for name, loss in self.losses.items()
         ]
+        # Without moments the column would be empty.
         columns = [*COLUMNS, *([DATA_ERROR] if self.data_losses else [])]
         return [Table(f"{self.source}: {len(self.before)} modules, r before and r' after", columns, rows)]
 
@@ -127,6 +130,7 @@ class CompressResult(Written):
         if self.data_losses:
             measured = f"{percent(self.data_error)} over the {len(self.data_losses)} modules measured"
             lines.append(f"on data     √(E‖(ΔW−ΔW')x‖² / E‖ΔWx‖²) = {measured}")
+        # Sizes are those of the file of weights alone, which --size counts too.
         lines += [
             f"parameters  {change(self.before.parameters, self.adapter.parameters, '{:,}'.format)}",
             f"file        {change(self.bytes_before, self.bytes_after, exact_size)}",
@@ -144,6 +148,7 @@ class CompressResult(Written):
             "modules": self.tables()[0].records(),
             "total": {
                 "relative_error": self.relative_error,
+                # Only with moments, as docs/json.md says.
                 **({"data_error": self.data_error} if self.data_losses else {}),
                 "modules_before": len(self.before),
                 "modules_after": len(self.adapter),
@@ -256,15 +261,20 @@ def compress(
     (label,) = labels([source])
     before = read_adapter(source, reading, base=base, label=label)
     form = OutputFormat.of(before, to=to, base=base, dtype=dtype)
+    # Moments in memory have no place that the target could overwrite.
     activations_file = None if isinstance(activations, Moments) else activations
+    # Before any factor is read, so that a wrong target costs no work.
     form.check_target(target, source, other_inputs={"the moments": activations_file})
     protect, moments = read_protection(weights), read_moments(activations)
+    # Factors that become integers stay in float32 until then, so that nothing is rounded twice. Those that come from
+    # integers are float32 already.
+    factor_dtype = np.dtype(np.float32) if form.bits and before.format != QUANTISED else numpy_dtype(dtype)
     with place(label):
-        plan = _plan(before, form, dtype, modules, moments)
+        plan = read_directions(before, modules=modules, dtype=factor_dtype, moments=moments)
         # Bits are chosen only where the user has not chosen them by int8 or int4.
         if rule.name == "bytes" and form.bits is not None and dtype is None and not uniform:
             # With data, a plan that follows the data and one that follows the weights are tried (_least_data_error).
-            plans = [plan, *([_plan(before, form, dtype, modules)] if moments else [])]
+            plans = [plan, *([read_directions(before, modules=modules, dtype=factor_dtype)] if moments else [])]
             decisions = [_choose_bits(each, rule, form, protect=protect, drop_dead=drop_dead) for each in plans]
             decision = _least_data_error(before, moments, decisions) if moments else decisions[0]
         else:
@@ -276,32 +286,12 @@ def compress(
     after, bytes_after = decision.form.write(smaller, target)
     with progress("measuring", len(before)) as step:
         module_losses = losses(before, after, threads=cpu_count() or 1, step=step)
+    on_data = data_losses(before, after, moments) if moments else {}
+    sizes = source_bytes(source, before, form), bytes_after
+    notes = [*magnitude_notes, *_notes(plan, decision, after, rules.get("rank"))]
     return CompressResult(
-        label,
-        after,
-        before,
-        form.name,
-        target,
-        module_losses,
-        data_losses(before, after, moments) if moments else {},
-        source_bytes(source, before, form),
-        bytes_after,
-        [*magnitude_notes, *_notes(plan, decision, after, rules.get("rank"))],
-        plan,
-        decision.form,
+        label, after, before, form.name, target, module_losses, on_data, *sizes, notes, plan, decision.form
     )
-
-
-def _plan(
-    adapter: Adapter, form: OutputFormat, dtype: str | None, modules: Sequence[str], moments: Moments | None = None
-) -> TruncationPlan:
-    """The directions of the chosen modules, with the dtype in which their factors are made."""
-    # Factors that become integers stay in float32 until then, so that nothing is rounded twice.
-    narrow = np.dtype(np.float32) if form.bits and adapter.format != QUANTISED else numpy_dtype(dtype)
-    with progress("reading", len(adapter)) as step:
-        return TruncationPlan.of(
-            adapter, modules=modules, dtype=narrow, moments=moments, threads=cpu_count() or 1, step=step
-        )
 
 
 def _choose_bits(
@@ -320,7 +310,7 @@ def _choose_bits(
         """The decision to write each direction of the chosen modules in so many bits."""
         # A module without directions is left out of the file, so it may not be among the bits.
         bits_of_modules = {**unchosen_bits, **{name: each for name, each in bits.items() if each}}
-        return _Decision(plan, {name: len(each) for name, each in bits.items()}, form.with_bits(bits_of_modules))
+        return _Decision(plan, {name: len(each) for name, each in bits.items()}, replace(form, bits=bits_of_modules))
 
     def file_size(bits: Mapping[str, tuple[int, ...]]) -> int:
         decision = decide(bits)
@@ -331,6 +321,7 @@ def _choose_bits(
         {name: plan.adapter[name].shape for name in spectra},
         int(rule.value),
         weights=protection(spectra, protect),
+        # Modules that share a stored tensor need the same number of directions.
         shared=shared_ranks(plan.adapter.modules),
         least=plan.least(drop_dead=drop_dead),
         size=file_size,
@@ -387,6 +378,7 @@ def _notes(plan: TruncationPlan, decision: _Decision, after: Adapter, rank: floa
     return notes if decision.plan is plan else [*notes, BY_WEIGHTS]
 
 
+# A narrow terminal loses the shape first: names and ranks tell modules apart, and the error is what one looks for.
 COLUMNS: tuple[Column[ModuleLoss], ...] = (
     Column("name", lambda row: row.name, "module", align="left", priority=ALWAYS),
     Column("shape", lambda row: list(row.shape), "out × in", shape, priority=2, csv=False),

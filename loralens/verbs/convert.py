@@ -163,6 +163,7 @@ def convert(
             adapter, notes = named_as_in_base(adapter, base, to)
         adapter, magnitude_notes = with_magnitudes(with_prefixes(adapter, prefix), base)
         notes += magnitude_notes
+        # After the magnitudes: those that were just added are left out too if the user wants no extras.
         if drop_extra:
             notes.append(f"left out {len(adapter.extra)} tensors that are half of no pair")
             adapter = replace(adapter, extra={})
@@ -183,19 +184,10 @@ def convert(
         # loralens-q is a choice for fewer bits: its error is reported, and never refused.
         cost = RoundingCost.between(exact, written, allow_loss=allow_loss or to == QUANTISED, dtype=dtype)
     target.write(stored, files)
-    return ConvertResult(
-        label,
-        # The record in the metadata holds names and scales that the dialect itself cannot state.
-        record.apply_stored(back, stored),
-        to,
-        target,
-        len(adapter),
-        sum(module.parameters for module in narrow.modules.values()),
-        notes,
-        truncation,
-        cost,
-        rank,
-    )
+    # The record in the metadata holds names and scales that the dialect itself cannot state.
+    converted = record.apply_stored(back, stored)
+    parameters = sum(module.parameters for module in narrow.modules.values())
+    return ConvertResult(label, converted, to, target, len(adapter), parameters, notes, truncation, cost, rank)
 
 
 def _as_pairs(adapter: Adapter, rank: int | None) -> tuple[Adapter, float]:
@@ -205,12 +197,14 @@ def _as_pairs(adapter: Adapter, rank: int | None) -> tuple[Adapter, float]:
     """
     if rank is None:
         return adapter, 0.0
+    # True is an int for Python, but rank=True is a mistake.
     if isinstance(rank, bool) or not rank >= 1 or int(rank) != rank:
         raise OptionError(f"rank {rank!r} is not a whole number from 1", fix="give a whole number from 1")
     if not any(isinstance(module, Structured) for module in adapter.modules.values()):
         raise OptionError("--rank is for modules that are no pair yet, and here all are", fix="leave out --rank")
 
     def pair(module: Update) -> Update:
+        # A matrix has at most min(out, in) directions.
         return module.truncated(min(int(rank), *module.shape)) if isinstance(module, Structured) else module
 
     pairs = adapter.map(pair)

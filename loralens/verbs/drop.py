@@ -128,9 +128,11 @@ def drop(
     (label,) = labels([original])
     before = read_source(original, label, reading, base)
     form = form_of(before, target, to=to, base=base)
+    # Before the work, as in the other verbs.
     form.check_target(target, original)
     with place(label):
         gone = set(select(before, as_globs(modules)))
+        # An adapter without modules is no adapter to any reader.
         if len(gone) == len(before):
             raise OptionError("nothing would be left", fix="give a glob that some modules do not match")
     # A weight that was saved in full replaces that of the base, whatever else was trained in the module.

@@ -101,23 +101,19 @@ class ExtractResult(Written):
     def __repr__(self) -> str:
         return f"ExtractResult({len(self.modules)} modules, error {percent(self.extraction.relative_error)})"
 
-    @property
-    def table(self) -> Table[ModuleRow]:
+    def tables(self) -> list[Table[ModuleRow]]:
         """The modules that differ, one per row."""
         edges = any(module.edge is not None for module in self.modules.values())
         edge = replace(EDGE_COLUMN, title="edge", text=number) if edges else EDGE_COLUMN
         title = f"{self.tuned} − {self.base}: {len(self.modules)} modules differ, {self.extraction.unchanged} do not"
-        return Table(title, (*COLUMNS, edge), list(self.modules.items()))
-
-    def tables(self) -> list[Table[ModuleRow]]:
-        """The modules that differ, one per row."""
-        return [self.table]
+        return [Table(title, (*COLUMNS, edge), list(self.modules.items()))]
 
     def sentences(self) -> list[str]:
         """The error over all modules, the size of the adapter, and its place."""
         extra = self.adapter.extra
         error = percent(self.extraction.relative_error)
         sentences = [f"error       ‖D−BA‖/‖D‖ = {error} over all modules, measured on every entry"]
+        # 0 for dense SVDs, whose error is rounding.
         randomised = max((module.svd_error for module in self.modules.values()), default=0.0)
         if randomised:
             sentences.append(
@@ -137,7 +133,7 @@ class ExtractResult(Written):
             "tuned": self.tuned,
             "target": self.target.record(),
             "format": self.format,
-            "modules": self.table.records(),
+            "modules": self.tables()[0].records(),
             "total": {
                 "relative_error": extraction.relative_error,
                 "share": extraction.share,
@@ -230,6 +226,7 @@ def extract(
         return use_memory_names(adapter, tuned_config) if to == "peft" else adapter
 
     _check_noise(rule, after, tuned)
+    # Vectors (norms, biases) are copied, and take no time worth showing.
     total = sum(tensor.size for tensor in after.tensors.values() if tensor.ndim > 1)
     with place(tuned), progress("extracting", total) as step:
         extraction = extract_adapter(
@@ -274,6 +271,7 @@ def _rule(noise_edge: Noise | None, rules: RankRules) -> Rule | NoiseEdge:
     """
     names = [name for name, value in rules.items() if value is not None]
     unknown = [name for name in names if name not in RULES]
+    # A TypedDict is not checked at run time, so a misspelt option would silently be no rule.
     if unknown:
         raise TypeError(f"extract() got an unexpected keyword argument {unknown[0]!r}")
     if noise_edge is not None and names:
@@ -309,6 +307,7 @@ def _tell(extraction: Extraction) -> None:
     for why in dict.fromkeys(tensor.why for tensor in extraction.left_out):
         keys = [tensor.key for tensor in extraction.left_out if tensor.why == why]
         warn(f"{len(keys)} left out, {why}: {some(keys, NAMED)}")
+    # The errors are those of the pairs alone, and say nothing about matrices without one.
     if extraction.share < 1:
         note(f"the adapter's modules hold {extraction.share:.2%} of the energy of all differences")
     full = [name for name, module in extraction.modules.items() if module.residue > FULL]

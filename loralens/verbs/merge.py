@@ -63,11 +63,6 @@ class MergeResult(Written):
         return f"MergeResult({total['tensors']} tensors, {len(self.modules)} updates{gain})"
 
     @property
-    def table(self) -> Table[MergedModule]:
-        """The adapted modules, one per row."""
-        return Table(self._title, MODULE_COLUMNS, self.modules)
-
-    @property
     def _title(self) -> str:
         total = self.certificate["total"]
         what = f"{total['tensors']} tensors changed"
@@ -80,7 +75,7 @@ class MergeResult(Written):
 
     def tables(self) -> list[Table[MergedModule]]:
         """The adapted modules, one per row."""
-        return [self.table]
+        return [Table(self._title, MODULE_COLUMNS, self.modules)]
 
     def sentences(self) -> list[str]:
         """The size of the undo patch; without a table, the sentence about the model that would be its title."""

@@ -34,5 +34,6 @@ def negate(
     FormatError
         The file is not an adapter.
     """
+    # The sign goes into the scale, where −1 is exact in every dtype.
     strength = strength_within(as_globs(modules), -1.0, elsewhere=1.0)
     return combine_sources([(adapter, strength)], **options)

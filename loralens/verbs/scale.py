@@ -38,6 +38,7 @@ def scale(
     FormatError
         The file is not an adapter.
     """
+    # With an infinite or undefined factor no weight would be a number.
     check_finite("by", by)
     strength = strength_within(as_globs(modules), by, elsewhere=1.0)
     return combine_sources([(adapter, strength)], **options)

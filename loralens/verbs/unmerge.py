@@ -55,14 +55,9 @@ class UnmergeResult(Written):
     def __repr__(self) -> str:
         return f"UnmergeResult({len(self.keys)} tensors, {'bit for bit' if self.exact else 'by subtracting'})"
 
-    @property
-    def table(self) -> Table["UnmergeResult"]:
-        """The result as a table of one row."""
-        return Table("", COLUMNS if self.doubt is None else (*COLUMNS, *DOUBT_COLUMNS), [self])
-
     def listing(self) -> list[Table["UnmergeResult"]]:
         """The result as a table of one row."""
-        return [self.table]
+        return [Table("", COLUMNS if self.doubt is None else (*COLUMNS, *DOUBT_COLUMNS), [self])]
 
     def sentences(self) -> list[str]:
         """One sentence: what was restored, and how certain it is."""
@@ -75,7 +70,7 @@ class UnmergeResult(Written):
 
     def record(self) -> dict[str, Any]:
         """The result as a JSON object."""
-        return self.table.record(self)
+        return self.listing()[0].record(self)
 
 
 def unmerge(
@@ -192,6 +187,7 @@ def _check_subtractable(plan: MergePlan) -> None:
     MismatchError
         The message names the tensor.
     """
+    # A replaced weight keeps nothing of the base's, and the gain of DoRA, m/‖W + ΔW‖, cannot be computed without W.
     for tensor in plan.tensors.values():
         if tensor.replacement is not None or tensor.tokens or any(slab.magnitude for slab in tensor.slabs):
             raise MismatchError(
@@ -207,6 +203,7 @@ COLUMNS: tuple[Column[UnmergeResult], ...] = (
     Column("exact", lambda row: row.exact),
     Column("tensors", lambda row: len(row.keys)),
 )
+# Only where the update was subtracted; an undo file leaves nothing open.
 DOUBT_COLUMNS: tuple[Column[UnmergeResult], ...] = (
     Column("entries", lambda row: row.doubt and row.doubt.entries),
     Column("several", lambda row: row.doubt and row.doubt.several),

@@ -30,6 +30,7 @@ OUTCOMES: tuple[Outcome, ...] = ("exact", "rounded", "partial", "absent")  # bes
 # The outcomes with the answer yes, and exit code 0. A tool that rounds in another way has merged the adapter too.
 GOOD: tuple[Outcome, ...] = ("exact", "rounded")
 
+# The predicted gain is for machines: people read it in the sentence about a module whose gain differs from it.
 COLUMNS: tuple[Column[Verdict], ...] = (
     Column("name", lambda row: row.module, "module", align="left", priority=ALWAYS),
     Column("verdict", lambda row: row.outcome, "verdict", align="left", priority=ALWAYS),
@@ -82,6 +83,7 @@ class VerifyResult(Tabular):
         if self.answer:
             return title
         names = [verdict.module for verdict in self.modules if verdict.outcome == self.verdict]
+        # Names tell something only if other modules are better.
         if len(names) == len(self.modules) > 1:
             return f"{title}: all {len(names)} modules"
         count = f"{len(names)} of {len(self.modules)} modules" if len(self.modules) > 1 else "1 module"
@@ -201,6 +203,7 @@ def verify(
         untie = True
     inputs = read_merge_inputs(weighted_sources([adapter]), base, reading, modules=modules, untie=untie)
     planned = inputs.plan.tensors
+    # Before the replay, which reads both models.
     for key in planned:
         if key not in tensors:
             raise MismatchError(f"{merged} has no {key}", fix="give a merged model of this base")

@@ -151,6 +151,7 @@ def read_merge_inputs(
     names = labels([source for source, _ in adapters])
     weighted: list[WeightedAdapter] = []
     for label, (source, weight) in zip(names, adapters, strict=True):
+        # applies_all, since a merge also applies magnitudes and full differences, which other verbs leave out.
         adapter = read_adapter(source, reading, base=base, applies_all=True, label=label)
         weighted.append(WeightedAdapter(label, _select_modules(adapter, label, modules), weight, path_of(source)))
     warn_of_bases(names, [term.adapter for term in weighted])
@@ -176,6 +177,7 @@ def read_merge_inputs(
         # A FormatError is about an adapter alone; every other error is about an adapter and this base.
         raise error.at(", ".join(names) if isinstance(error, FormatError) else str(base)) from None
     planned = recast(planned, files.tensors, dtype, scales=scales.spread, without=scales.keys, config=config)
+    # After recast, which adds the tensors that no adapter changes but whose dtype does.
     dtypes = {key: recast_dtype(tensor, dtype) for key, tensor in planned.tensors.items()}
     return MergeInputs(str(base), files, planned, dtypes, weighted, dtype)
 

@@ -167,7 +167,7 @@ class CombineResult(Written):
         }
 
     def _modules_table(self) -> Table[CombinedModule]:
-        truncated = self.total.truncation >= EXACT
+        truncated = self.total.truncation >= EXACT  # as in `sentences`
         space = f", in the {self.recipe.space} space" if self.recipe.space else ""
         errors = "truncation, error to the exact sum" if truncated else "error to the exact sum"
         rows = self.modules
@@ -183,6 +183,7 @@ class CombineResult(Written):
         rows = self.adapters
         strengths = [row.ingredient.strength for row in rows]
         title = f"{len(rows)} adapters, weights add up to {sum(strength.weight for strength in strengths):g}"
+        # The sum of weights is not that of a module with weights of its own.
         if any(strength.modules for strength in strengths):
             title += " (*: others in some modules)"
         return Table(title, ADAPTER_COLUMNS, rows)

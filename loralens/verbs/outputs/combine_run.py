@@ -104,6 +104,7 @@ def follow(
         for path, adapter in zip(paths, adapters, strict=True):
             with place(path):
                 check_known(adapter, "a sum")
+    # The result has the names and the layout of the first adapter, and so also its dialect.
     form = form_of(adapters[0], target, to=to, base=base)
     for source in originals:
         form.check_target(target, source)
@@ -116,17 +117,13 @@ def follow(
     adapter, rounding = _round(factors, form, dtype, allow_loss=allow_loss)
     for text in (*factors.combination.notes, *rank_notes(recipe.truncate.get("rank"), factors.ranks)):
         note(text)
-    rows = match_modules(adapters, paths)
+    rows, combination = match_modules(adapters, paths), factors.combination
+    nominal_ranks = {name: [module.rank if module else 0 for module in rows[name]] for name in combination.modules}
+    size = _write(adapter, recipe, form, target)
+    # The recipe of the result names the space, which a method may have chosen by default. The one in the file does not.
+    followed = replace(recipe, space=combination.recipe.space)
     return CombineResult(
-        replace(recipe, space=factors.combination.recipe.space),
-        factors.combination,
-        factors.ranks,
-        {name: [module.rank if module else 0 for module in rows[name]] for name in factors.combination.modules},
-        adapter,
-        form.name,
-        _write(adapter, recipe, form, target),
-        rounding,
-        target,
+        followed, combination, factors.ranks, nominal_ranks, adapter, form.name, size, rounding, target
     )
 
 
@@ -256,6 +253,7 @@ def _combine(
         adapter = combination.with_magnitudes(with_modules(combination.adapter, at(common)))
         return _Factors(combination, ranks, adapter, at(np.dtype(np.float64)))
     adapter = combination.adapter
+    # Modules without a lift kept their stored factors, which nothing has rounded.
     exact = {name: lift.at(dtype=np.float64) for name, lift in combination.lifts.items() if name in adapter}
     # Without a rule nothing is cut, so all modules become as wide as the widest.
     if recipe.uniform:
@@ -284,6 +282,7 @@ def _truncate(
         return stored_size(*_encode_with_recipe(adapter, recipe, form))
 
     own = {name: directions_of(name, module) for name, module in combination.adapter.items() if not keeps_rank(module)}
+    # A recipe has at most one rule, as the options have.
     ((rule, value),) = recipe.truncate.items()
     ranks = TruncationPlan(combination.adapter, own, dtype).ranks(
         Rule(cast("RuleName", rule), value), one_rank=recipe.uniform, drop_dead=recipe.drop_dead, size=size
@@ -291,6 +290,7 @@ def _truncate(
 
     def truncated_module(name: str, module: Any, dtype: np.dtype[Any]) -> Update:
         rank = ranks.get(name, module.rank)
+        # A lift computes its factors from float64 for any rank, so they are rounded once.
         if name in combination.lifts:
             return combination.lifts[name].at(rank, dtype)
         return (
@@ -329,6 +329,7 @@ def _round(
 
 def _common_dtype(adapters: Sequence[Adapter]) -> np.dtype[Any]:
     """The dtype that all factors share, or float32 if they have several."""
+    # float32 holds every number of float16, bfloat16 and float8.
     dtypes = {module.dtype for adapter in adapters for module in adapter.modules.values()}
     return dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
 

@@ -74,6 +74,7 @@ class OutputFormat:
         """
         check_choice("to", to, TARGET_FORMATS)
         check_choice("dtype", dtype, (*FLOAT_TYPES, *INTEGER_TYPES))
+        # Only loralens-q stores integers, so int8 and int4 choose the dialect too.
         if dtype in INTEGER_TYPES and to not in (None, QUANTISED):
             raise OptionError(f"dtype {dtype} is written as {QUANTISED}, not as {to}", fix=f"give --to {QUANTISED}")
         name = QUANTISED if dtype in INTEGER_TYPES else to or adapter.format
@@ -84,10 +85,6 @@ class OutputFormat:
             check_known(adapter, name)
         bits = INTEGER_TYPES.get(dtype or "", PLAIN_BITS) if name == QUANTISED else None
         return cls(name, writer_options(name, base), base, bits)
-
-    def with_bits(self, bits: Bits | None) -> Self:
-        """The same dialect with other bits."""
-        return replace(self, bits=bits)
 
     @property
     def one_rank(self) -> bool:
@@ -136,6 +133,7 @@ class OutputFormat:
         # Factors in a float dtype are read back as they are. Those of loralens-q come back rounded to integers.
         if self.bits is None:
             return adapter, self.size(adapter)
+        # quantise also measures its error, which the caller measures against the source instead.
         return quantise(adapter, bits=self.bits)[0], self.size(adapter)
 
 
@@ -165,6 +163,7 @@ def writer_options(name: str, base: str | PathLike[str] | None, arch: str | None
 
     The configuration of the base gives GGUF the architecture and the numbers of heads, and mlx the names of experts.
     """
+    # The other writers take everything from the adapter.
     if name not in (GGUF, "mlx"):
         return {}
     config = model_config(Path(base)) if base else None
@@ -177,5 +176,5 @@ def source_bytes(source: AdapterSource, adapter: Adapter, form: OutputFormat) ->
         return adapter_file(Path(source)).stat().st_size
     # A dialect without a writer has no size that could be computed, so that of the result stands in for it.
     if adapter.format not in TARGET_FORMATS:
-        return form.with_bits(None).size(adapter)
+        return replace(form, bits=None).size(adapter)
     return OutputFormat(adapter.format, writer_options(adapter.format, form.base)).size(adapter)

@@ -85,6 +85,7 @@ class MergeRun:
         self.fidelity, self.undo = fidelity, undo
         # Nothing but the certificate and the undo file needs the SHA-256 of every tensor.
         self.hashes = fidelity or undo
+        # Made at once, since it reads all factors: a faulty adapter is an error before the base is read.
         self.adapters = [adapter.record() for adapter in inputs.adapters]
         self.records: dict[str, TensorRecord] = {}
         self.digests: dict[str, Any] = {}
@@ -154,6 +155,7 @@ class MergeRun:
                 changes=self._changes,
                 fill=self._fill,
                 watch=self._hash_copy if self.hashes else None,
+                # The scales of float8 weights that are written in another dtype.
                 dropped=self.inputs.plan.dropped,
                 texts=self.inputs.texts(),
                 names={name: BEFORE + name for name in ours},
@@ -203,18 +205,15 @@ class MergeRun:
                 device=self.device,
             )
             keep = self.spool.keep if self.spool else keep_in_memory
+            # The recorder looks at every block on its way to the file, so that no tensor is computed twice.
             watch = MergeRecorder(merge, hashes=self.hashes, fidelity=self.fidelity, undo=self.undo, keep=keep)
             yield from watch.blocks()
             record = watch.record()
-            arrays: dict[str, LazyArray] = {}
-            entry = None
-            if self.spool and record.patch:
-                arrays, entry = pack_record(record)
             # Several threads finish their tensors here.
             with self._lock:
-                self.arrays |= arrays
-                if entry:
-                    self.entries[key] = entry
+                if self.spool and record.patch:
+                    arrays, self.entries[key] = pack_record(record)
+                    self.arrays |= arrays
                 # Without the patch, which is in the spool now.
                 self.records[key] = replace(record, patch=None)
 
@@ -233,6 +232,7 @@ class MergeRun:
                 raise OptionError(f"{file}: is a file of the model", fix=f"choose another place for {what}")
             return
         check_apart(file, [("the merged model", output), *self.inputs.places()])
+        # Even --overwrite replaces only what a merge wrote.
         if file.exists() and not overwrite:
             raise OptionError(f"{file}: exists", fix="choose another place, or give --overwrite")
         if file.exists() and not is_ours(file):
@@ -257,8 +257,8 @@ class MergeRun:
     def _hash(self, records: list[TensorRecord], side: Literal["base", "merged"]) -> str | None:
         """The hash of a whole model; None if not every tensor was hashed, as in a dry run, which copies nothing."""
         tensors, dropped = self.inputs.files.tensors, self.inputs.plan.dropped
-        hashed_count = len(self.digests) + len(dropped) + sum(key in tensors for key in self.records)
-        if not self.hashes or hashed_count < len(tensors):
+        # A hash of only some tensors would look like that of the model.
+        if not self.hashes or tensors.keys() - self.digests.keys() - self.records.keys() - set(dropped):
             return None
         digests = dict(self.digests)
         # The base has these tensors, and the merged model does not.

@@ -1,14 +1,18 @@
 """Options that choose ranks: the rule, the error that a budget minimises, and the moments of real inputs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import inf, isfinite, nan
 from numbers import Real
-from os import PathLike
+from os import PathLike, cpu_count
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, cast
 
+from loralens.compression.directions import DType
+from loralens.compression.plan import TruncationPlan
 from loralens.compression.protection import Protection
+from loralens.core.adapter import Adapter
 from loralens.core.moments import Moments
+from loralens.core.progress import progress
 from loralens.core.ranks import Rule, RuleName
 from loralens.errors import OptionError
 from loralens.formats.files.container import read_json
@@ -109,6 +113,16 @@ def read_protection(weights: str | PathLike[str] | Mapping[str, float]) -> Prote
 def read_moments(activations: str | PathLike[str] | Moments | None) -> Moments | None:
     """The moments of the option ``activations``, which is a file or the moments themselves; None if not given."""
     return activations if activations is None or isinstance(activations, Moments) else load_moments(activations)
+
+
+def read_directions(
+    adapter: Adapter, *, modules: Sequence[str], dtype: DType | None, moments: Moments | None = None
+) -> TruncationPlan:
+    """The directions of the chosen modules, from which any ranks can be made, in one pass over the factors."""
+    with progress("reading", len(adapter)) as step:
+        return TruncationPlan.of(
+            adapter, modules=modules, dtype=dtype, moments=moments, threads=cpu_count() or 1, step=step
+        )
 
 
 def rank_notes(rank: float | None, ranks: Mapping[str, int]) -> list[str]:

@@ -24,6 +24,7 @@ from loralens.merging.undo.restore import restore_tensor
 from loralens.verbs.inputs.merge_inputs import record_path
 from loralens.verbs.outputs.merge_run import THREADS, rehearse
 
+# Three remedies for three faults: a file that no merge wrote, a damaged file, and the right file for another state.
 ANOTHER = "give the undo file of the merge that wrote this model, undamaged"
 DAMAGED = "the undo file is damaged, or of another model: use another copy"
 LATER = "give the model that this undo file was written for; adapters merged later are unmerged first"
@@ -63,6 +64,7 @@ class UnmergeRun:
         self._digests: dict[str, Any] = {}
         with place(file):
             self.undo = parse_undo(arrays, content)
+            # Only names are compared here; numbers are proven by their hashes while they are restored.
             missing = [key for key in (*self.undo.entries, *self.undo.copies) if key not in self.tensors]
             if missing or len(self.undo.headers) != len(self.files.shards):
                 what = f"{merged} has no {missing[0]}, which was merged" if missing else f"{merged} has other shards"
@@ -138,8 +140,10 @@ class UnmergeRun:
                     name: len(data).to_bytes(8, "little") + data for name, data in zip(names, headers, strict=True)
                 },
                 texts=undo.texts if folder else {},
+                # The base had neither. Those of an earlier merge into it come back from before/.
                 without=(NAME, CERTIFICATE),
                 names={name: name.removeprefix(BEFORE) for name in files.companions if name.startswith(BEFORE)},
+                # When all tensors were read, and before the folder gets its name.
                 write_beside=self._check_copies,
                 inputs=[("the merged model", files.root), ("the undo file", self.file)],
                 overwrite=overwrite,

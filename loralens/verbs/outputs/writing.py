@@ -8,6 +8,7 @@ from loralens.verbs.inputs.choices import FloatType, TargetFormat
 from loralens.verbs.outputs.rules import RankRules
 
 
+# total=False in all of these: an option that is not given has the default of the function that takes it.
 class Writing(TypedDict, total=False):
     """The options that say how the result is written.
 
