@@ -14,9 +14,9 @@ from loralens.verbs.inputs.adapters import AdapterSource
 from loralens.verbs.inputs.choices import as_globs, check_choice, check_finite
 from loralens.verbs.inputs.weighted import WithStrength, ingredients, label_of_taken, sources_with_strengths
 from loralens.verbs.outputs.combine_result import CombineResult
-from loralens.verbs.outputs.combine_run import follow
+from loralens.verbs.outputs.combine_run import follow_recipe
 from loralens.verbs.outputs.rules import option_names, optional_rule, split_rules
-from loralens.verbs.outputs.writing import RulesWritingAndReading, WritingAndReading
+from loralens.verbs.outputs.writing import RulesWritingAndReading
 
 
 def combine(
@@ -99,7 +99,8 @@ def combine(
             "seed": seed, "modules": modules or None, "take": take, "drop_dead": drop_dead or None,
             "uniform": uniform or None, **rules,
         }  # fmt: skip
-        return _follow_recipe(recipe, adapters, excluded, files)
+        stored = _read_recipe(recipe, adapters, excluded)
+        return follow_recipe(stored, [ingredient.path for ingredient in stored.adapters], **files)
     # Refused before anything is read.
     check_choice("space", space, SPACES)
     if strength is not None:
@@ -125,16 +126,13 @@ def combine(
         truncate={} if rule is None else {rule.name: rule.value},
         uniform=uniform,
     )
-    return follow(combination, [source for source, _ in pairs], **files)
+    return follow_recipe(combination, [source for source, _ in pairs], **files)
 
 
-def _follow_recipe(
-    recipe: str | PathLike[str] | Recipe,
-    adapters: Sequence[WithStrength],
-    excluded: Mapping[str, Any],
-    options: WritingAndReading,
-) -> CombineResult:
-    """Follow a recipe, or refuse it if an option in ``excluded``, which a recipe states itself, is not None."""
+def _read_recipe(
+    recipe: str | PathLike[str] | Recipe, adapters: Sequence[WithStrength], excluded: Mapping[str, Any]
+) -> Recipe:
+    """Read a recipe, or refuse it if adapters or an option in ``excluded``, which it states itself, were given too."""
     names = [option_names(name) for name, value in excluded.items() if value is not None]
     names += ["ADAPTER"] if adapters else []
     if names:
@@ -142,10 +140,8 @@ def _follow_recipe(
             f"{', '.join(names)} and --recipe exclude each other: the recipe says it all",
             fix=f"leave out --recipe, or {', '.join(names)}",
         )
-    # Paths in a TOML file are relative to its folder; read_recipe has resolved them.
-    if not isinstance(recipe, Recipe):
-        recipe = read_recipe(Path(recipe))
-    return follow(recipe, [ingredient.path for ingredient in recipe.adapters], **options)
+    # Paths in a TOML file are relative to its folder, and read_recipe resolves them.
+    return recipe if isinstance(recipe, Recipe) else read_recipe(Path(recipe))
 
 
 def _method_options(

@@ -18,7 +18,7 @@ from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, read_
 from loralens.verbs.inputs.choices import FloatType, TargetFormat, numpy_dtype
 from loralens.verbs.outputs.combine_run import check_writing
 from loralens.verbs.outputs.form import PLAIN_BITS, OutputFormat, check_known, writer_options
-from loralens.verbs.outputs.renaming import named_as_in_base, with_magnitudes, with_prefixes
+from loralens.verbs.outputs.renaming import add_magnitudes, rename_as_in_base, replace_prefixes
 from loralens.verbs.outputs.rounding import RoundingCost, round_factors
 from loralens.verbs.outputs.target import Target, Written
 
@@ -160,8 +160,8 @@ def convert(
     with place(label):
         check_known(adapter, to)
         if base is not None:
-            adapter, notes = named_as_in_base(adapter, base, to)
-        adapter, magnitude_notes = with_magnitudes(with_prefixes(adapter, prefix), base)
+            adapter, notes = rename_as_in_base(adapter, base, to)
+        adapter, magnitude_notes = add_magnitudes(replace_prefixes(adapter, prefix), base)
         notes += magnitude_notes
         # After the magnitudes: those that were just added are left out too if the user wants no extras.
         if drop_extra:

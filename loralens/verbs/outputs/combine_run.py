@@ -60,10 +60,10 @@ def combine_sources(
     """The exact sum of adapters, each with its own strength: ΔW = Σ w·ΔW."""
     originals = sources([[source for source, _ in pairs]])
     recipe = Recipe(ingredients(pairs), take=label_of_taken(take, pairs), drop_dead=drop_dead)
-    return follow(recipe, originals, **options)
+    return follow_recipe(recipe, originals, **options)
 
 
-def follow(
+def follow_recipe(
     recipe: Recipe,
     originals: Sequence[AdapterSource],
     *,

@@ -22,7 +22,7 @@ from loralens.verbs.inputs.bases import base_weights
 KEEPING = ("peft", QUANTISED)
 
 
-def named_as_in_base(adapter: Adapter, base: str | PathLike[str], to: str) -> tuple[Adapter, list[str]]:
+def rename_as_in_base(adapter: Adapter, base: str | PathLike[str], to: str) -> tuple[Adapter, list[str]]:
     """The adapter with the names that its modules have in the base, and notes for the user.
 
     PEFT saves embeddings and heads in full even if they were not trained. If the dialect ``to`` has no place for such
@@ -81,7 +81,7 @@ def _rename_extras(adapter: Adapter, names: Match, base_keys: Collection[str]) -
     return {old: new for old, new in renamed.items() if f"{new}.weight" in base_keys or new in base_keys}
 
 
-def with_prefixes(adapter: Adapter, prefixes: Sequence[str] | Mapping[str, str]) -> Adapter:
+def replace_prefixes(adapter: Adapter, prefixes: Sequence[str] | Mapping[str, str]) -> Adapter:
     """The adapter with another beginning of the names of its modules.
 
     Parameters
@@ -112,7 +112,7 @@ def with_prefixes(adapter: Adapter, prefixes: Sequence[str] | Mapping[str, str])
     return adapter
 
 
-def with_magnitudes(adapter: Adapter, base: str | PathLike[str] | None) -> tuple[Adapter, list[str]]:
+def add_magnitudes(adapter: Adapter, base: str | PathLike[str] | None) -> tuple[Adapter, list[str]]:
     """The adapter with the magnitudes of DoRA that its file lacks, and a note about them.
 
     Such a file means m = ‖W‖, the value at which PEFT starts training. These lengths need the ``base``; without it the
