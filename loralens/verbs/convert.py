@@ -201,7 +201,7 @@ def _as_pairs(adapter: Adapter, rank: int | None) -> tuple[Adapter, float]:
     if isinstance(rank, bool) or not rank >= 1 or int(rank) != rank:
         raise OptionError(f"rank {rank!r} is not a whole number from 1", fix="give a whole number from 1")
     if not any(isinstance(module, Structured) for module in adapter.modules.values()):
-        raise OptionError("--rank is for modules that are no pair yet, and here all are", fix="leave out --rank")
+        raise OptionError("--rank is for modules that are not pairs yet, and here all are", fix="leave out --rank")
 
     def pair(module: Update) -> Update:
         # A matrix has at most min(out, in) directions.

@@ -19,7 +19,7 @@ from loralens.formats.models.transformers_names import use_memory_names
 from loralens.merging.extraction.extract import extract_adapter
 from loralens.merging.extraction.extraction import ExtractedModule, Extraction
 from loralens.merging.extraction.triplets import NoiseEdge
-from loralens.tables.numbers import fixed, json_number, number, percent, shape
+from loralens.tables.numbers import count, fixed, json_number, number, percent, shape
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.bases import read_checkpoint
 from loralens.verbs.inputs.choices import (
@@ -294,7 +294,7 @@ def _check_noise(rule: Rule | NoiseEdge, tuned: Checkpoint, path: str | PathLike
         return
     if any(finding.code == "float8" for finding in tuned.notes):
         raise OptionError(
-            f"{path}: of float8 weights with scales the rounding noise is not known here",
+            f"{path}: the rounding noise of float8 weights with scales is not known here",
             fix="give --noise-edge median, or one of the other rules",
         )
 
@@ -313,6 +313,6 @@ def _tell(extraction: Extraction) -> None:
     full = [name for name, module in extraction.modules.items() if module.residue > FULL]
     if full:
         note(
-            f"of {len(full)} modules more is left over than rounding explains (left / noise), {full[0]} among them: "
-            "the difference has more directions than were kept"
+            f"in {count(len(full), 'module')} more is left over than rounding explains (left / noise), as the difference "
+            f"has more directions than were kept: {some(full)}"
         )

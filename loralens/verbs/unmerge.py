@@ -64,8 +64,8 @@ class UnmergeResult(Written):
         if self.doubt is None:
             return self.target.sentences(f"{len(self.keys)} tensors restored bit for bit, SHA-256 of each checked")
         return self.target.sentences(
-            f"{len(self.keys)} tensors subtracted; of {self.doubt.entries:,} entries "
-            f"{self.doubt.several:,} could have been several weights, {self.doubt.none:,} none"
+            f"{len(self.keys)} tensors subtracted; {self.doubt.several:,} of {self.doubt.entries:,} entries could have "
+            f"come from several weights, and {self.doubt.none:,} from none"
         )
 
     def record(self) -> dict[str, Any]:

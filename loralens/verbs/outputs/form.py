@@ -148,13 +148,14 @@ def check_known(adapter: Adapter, to: str) -> None:
     # GGUF itself stores q and k in this order, so there it need not be undone.
     if to != GGUF and any(finding.code == "rows-permuted" for finding in adapter.findings):
         raise OptionError(
-            "rows of q and k are in llama.cpp's order, and the file does not say the head counts", fix="give --base DIR"
+            "the rows of q and k are in llama.cpp's order, and the file does not state the numbers of heads",
+            fix="give --base DIR",
         )
     unknown = any(finding.code == "alpha-unknown" for finding in adapter.findings)
     # A loralib checkpoint stores no α at all: the training code has it.
     if unknown and to != "loralib":
         raise OptionError(
-            f"the file does not say its α, and {to} has to", fix="give --alpha or --scale, as the training code has it"
+            f"the file does not state its α, which {to} has to", fix="give the --alpha or --scale of the training code"
         )
 
 

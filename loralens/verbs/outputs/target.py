@@ -93,7 +93,7 @@ class Target:
         shares = output.suffix in SUFFIXES and output.suffix != ".gguf"
         if config and shares and output.parent.is_dir() and output.parent.samefile(file.parent):
             raise OptionError(
-                f"{output} would share {config.name} with the source, and one of them be read wrongly",
+                f"{output} would share {config.name} with the source, and one of them would be read wrongly",
                 fix="choose another folder",
             )
         # A single file replaces nothing in the source's folder, so it may lie there; a folder has to lie outside.
