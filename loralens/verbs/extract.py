@@ -313,6 +313,6 @@ def _tell(extraction: Extraction) -> None:
     full = [name for name, module in extraction.modules.items() if module.residue > FULL]
     if full:
         note(
-            f"in {count(len(full), 'module')} more is left over than rounding explains (left / noise), as the difference "
-            f"has more directions than were kept: {some(full)}"
+            f"in {count(len(full), 'module')} more is left over than rounding explains (left / noise), as the "
+            f"difference has more directions than were kept: {some(full)}"
         )
