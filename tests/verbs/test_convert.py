@@ -92,7 +92,7 @@ def test_a_converted_adapter_can_be_saved_and_measured(small: Path, tmp_path: Pa
         ({"to": "kohya", "dtype": "f64"}, "choose one of f32, bf16, f16"),
         ({"to": "kohya", "prefix": "unet"}, "is not OLD=NEW"),
         ({"to": "kohya", "prefix": {"unet.": "x."}}, "matches nothing"),
-        ({"to": "kohya", "rank": 4}, "no pair yet"),
+        ({"to": "kohya", "rank": 4}, "not pairs yet"),
         ({"to": "kohya", "rank": 0}, "whole number from 1"),
         ({"to": "kohya", "alpha": 3.0}, "says its own scale"),
     ],
