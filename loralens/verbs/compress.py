@@ -255,6 +255,7 @@ def compress(
     MismatchError
         The activations are those of another adapter.
     """
+    # Several rules or none are refused before anything is read.
     rules, reading = split_rules(options)
     rule = rank_rule(**rules)
     target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
@@ -279,6 +280,7 @@ def compress(
             decision = _least_data_error(before, moments, decisions) if moments else decisions[0]
         else:
             cost = form.cost if form.bits else None
+            # Integers are made after the choice, so the plan cannot see what a direction will take in the file.
             ranks = plan.ranks(rule, one_rank=uniform, protect=protect, drop_dead=drop_dead, size=form.size, cost=cost)
             decision = _Decision(plan, ranks, form)
         smaller, magnitude_notes = _solve_magnitudes(before, decision.adapter, base)

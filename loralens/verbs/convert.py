@@ -161,6 +161,7 @@ def convert(
         check_known(adapter, to)
         if base is not None:
             adapter, notes = rename_as_in_base(adapter, base, to)
+        # Prefixes last, so that OLD may begin a name of the base.
         adapter, magnitude_notes = add_magnitudes(replace_prefixes(adapter, prefix), base)
         notes += magnitude_notes
         # After the magnitudes: those that were just added are left out too if the user wants no extras.
@@ -207,6 +208,7 @@ def _as_pairs(adapter: Adapter, rank: int | None) -> tuple[Adapter, float]:
         # A matrix has at most min(out, in) directions.
         return module.truncated(min(int(rank), *module.shape)) if isinstance(module, Structured) else module
 
+    # Measured over all modules, so that the number is comparable with that of compress.
     pairs = adapter.map(pair)
     return pairs, total_error(losses(adapter, pairs, threads=cpu_count() or 1))
 

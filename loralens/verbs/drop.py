@@ -126,6 +126,7 @@ def drop(
     target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
     (original,) = sources([[adapter]])
     (label,) = labels([original])
+    # As in the other verbs that combine: --alpha only counts if the file does not state its own.
     before = read_source(original, label, reading, base)
     form = form_of(before, target, to=to, base=base)
     # Before the work, as in the other verbs.

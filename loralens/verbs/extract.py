@@ -249,6 +249,7 @@ def extract(
             step=step,
         )
     adapter = renamed(extraction.adapter)
+    # Only the adapter gets other names: the table of modules keeps those of the files.
     if list(adapter) != list(extraction.adapter):
         extraction = replace(extraction, adapter=adapter, notes=(*extraction.notes, RENAMED))
     if target.written:
@@ -274,6 +275,7 @@ def _rule(noise_edge: Noise | None, rules: RankRules) -> Rule | NoiseEdge:
     # A TypedDict is not checked at run time, so a misspelt option would silently be no rule.
     if unknown:
         raise TypeError(f"extract() got an unexpected keyword argument {unknown[0]!r}")
+    # The edge finds a rank by itself, so a rule beside it would contradict it.
     if noise_edge is not None and names:
         raise OptionError(f"--noise-edge and {option_names(names[0])} exclude each other", fix="give one of them")
     rule = NoiseEdge(noise_edge) if noise_edge is not None else optional_rule(**rules)

@@ -123,6 +123,7 @@ def unmerge(
     """
     # () and an empty list from the command line mean that no adapter was given; an empty text is a wrong path.
     subtracting = isinstance(adapter, str | PathLike) or bool(adapter)
+    # Both would give a base, and they may differ: by rounding, or because they belong to two merges.
     if undo is not None and subtracting:
         raise OptionError("--undo and --adapter exclude each other", fix="give one of them")
     misplaced = [*(["modules"] if modules else []), *stated_options(reading)]

@@ -230,7 +230,9 @@ def verify(
             step(base_tensors[key].size)
         return changed
 
+    # The whole model is compared, so that changes elsewhere are reported too.
     untouched, threads = [key for key in base_tensors if key not in planned], os.cpu_count() or 1
+    # Progress counts entries, since the sizes of tensors differ by orders of magnitude.
     sizes = [planned[key].source.size for key in planned] + [base_tensors[key].size for key in untouched]
     with progress("replaying the merge", sum(sizes)) as step:
         replayed = in_threads(replay, list(planned), threads)

@@ -106,6 +106,7 @@ class CombineResult(Written):
                 self.nominal_ranks[name],
                 self.adapter[name].rank if name in self.adapter else 0,
                 self.combination.truncated(name, self.ranks.get(name)),
+                # At the rank of truncation; None is the rank that the method gave.
                 quality.error_to_sum(self.ranks.get(name)),
             )
             for name, quality in self.combination.modules.items()
@@ -151,6 +152,7 @@ class CombineResult(Written):
             "target": self.target.record(),
             "format": self.format,
             "method": self.recipe.method,
+            # Methods that commute with rotations have no space of their own; they work on the small cores.
             "space": self.recipe.space or "core",
             "adapters": [{**row.ingredient.record(), **table.record(row)} for row in table.rows],
             "modules": self._modules_table().records(),

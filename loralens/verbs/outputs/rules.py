@@ -67,6 +67,7 @@ def optional_rule(**options: Unpack[RankRules]) -> Rule | None:
     if len(stated) > 1:
         raise OptionError(f"{option_names(*stated)} exclude each other", fix="give one of them")
     ((name, value),) = stated.items()
+    # Only sizes have units.
     if name == "size" and isinstance(value, str):
         value = parse_size(value)
     try:
