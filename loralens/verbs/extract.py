@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, Unpack, get_args
@@ -219,12 +220,7 @@ def extract(
     form = OutputFormat(to, writer_options(to, base), base)
     before, after = read_checkpoint(base), read_checkpoint(tuned)
     tuned_config = model_config(Path(tuned))
-
-    def renamed(adapter: Adapter) -> Adapter:
-        """The adapter with the names that its readers look for."""
-        # PEFT looks for modules in memory, where transformers 5 renames and stacks some of those in the files.
-        return use_memory_names(adapter, tuned_config) if to == "peft" else adapter
-
+    renamed = partial(_rename_for_readers, to=to, config=tuned_config)
     _check_noise(rule, after, tuned)
     # Vectors (norms, biases) are copied, and take no time worth showing.
     total = sum(tensor.size for tensor in after.tensors.values() if tensor.ndim > 1)
@@ -258,6 +254,12 @@ def extract(
         tell_findings(str(target.written), back.findings)
     _tell(extraction)
     return ExtractResult(str(base), str(tuned), target, to, extraction)
+
+
+def _rename_for_readers(adapter: Adapter, *, to: str, config: Mapping[str, Any] | None) -> Adapter:
+    """The adapter with the names that its readers look for; ``config`` is that of the tuned model."""
+    # PEFT looks for modules in memory, where transformers 5 renames and stacks some of those in the files.
+    return use_memory_names(adapter, config) if to == "peft" else adapter
 
 
 def _rule(noise_edge: Noise | None, rules: RankRules) -> Rule | NoiseEdge:

@@ -1,12 +1,13 @@
 """The verb ``verify``: tests whether a merged model contains an adapter, and how faithfully."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any, Unpack, get_args
 
+from loralens.core.lazy import LazyArray
 from loralens.core.names import some
 from loralens.core.progress import progress
 from loralens.core.threads import in_threads
@@ -190,20 +191,16 @@ def verify(
     """
     check_choice("rounding", rounding, get_args(Mode))
     compute_device = Device.of(device)  # a device that does not exist is refused before the work
-    # A model that shares weights stores one of them. ``shown`` gives it under the other names too, so that the planned
-    # tensors are found whether or not the merge untied them. ``tensors`` are numbers, multiplied by float8 scales;
-    # ``stored`` are the tensors as the file has them.
+    # ``shown`` gives a shared weight under all its names, so that planned tensors are found whether or not the merge
+    # untied them. ``tensors`` are multiplied by float8 scales; ``stored`` are as the file has them.
     merged_tie = Tied.of(weights(Path(merged)), model_config(Path(merged)) or {})
     tensors, files = merged_tie.shown(weights(Path(merged))), model_files(resolve_path(Path(merged)))
     stored = merged_tie.shown(files.tensors)
     base_tensors = weights(Path(base))
-    copies = Tied.of(base_tensors, model_config(Path(base)) or {}).missing
-    # The merged model stores a copy that the base does not: the merge untied it, whether or not the adapter needs that.
-    if untie is None and any(key in stored and key not in merged_tie.missing for key in copies):
+    if untie is None and _has_untied(base_tensors, Path(base), stored, merged_tie):
         untie = True
     inputs = read_merge_inputs(weighted_sources([adapter]), base, reading, modules=modules, untie=untie)
     planned = inputs.plan.tensors
-    # Before the replay, which reads both models.
     for key in planned:
         if key not in tensors:
             raise MismatchError(f"{merged} has no {key}", fix="give a merged model of this base")
@@ -211,13 +208,9 @@ def verify(
     def replay(key: str) -> list[Verdict]:
         """The verdicts on the modules of one tensor."""
         with place(key):
-            merge = prepare_merge(
-                planned[key],
-                # The dtype of the merged model, which may have been written in another one than the base.
-                dtype=stored[key].dtype,
-                rounding=MergeRounding(rounding, seed, key),
-                device=compute_device,
-            )
+            # The merged model may have been written in another dtype than the base.
+            dtype, rounder = stored[key].dtype, MergeRounding(rounding, seed, key)
+            merge = prepare_merge(planned[key], dtype=dtype, rounding=rounder, device=compute_device)
             results = verdicts(merge, tensors[key] if merge.requantised else stored[key])
         if step:
             step(planned[key].source.size)
@@ -242,3 +235,11 @@ def verify(
         model.check_unchanged()
     module_verdicts = [verdict for of_tensor in replayed.values() for verdict in of_tensor]
     return VerifyResult(str(merged), str(base), rounding, module_verdicts, [key for key in untouched if changed[key]])
+
+
+def _has_untied(
+    base_tensors: Mapping[str, LazyArray], base: Path, stored: Mapping[str, LazyArray], merged_tie: Tied
+) -> bool:
+    """Whether a merge stored a weight of its own for a copy of the embedding, whether or not the adapter needs that."""
+    copies = Tied.of(base_tensors, model_config(base) or {}).missing
+    return any(key in stored and key not in merged_tie.missing for key in copies)
