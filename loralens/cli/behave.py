@@ -1,15 +1,12 @@
 """The command ``loralens behave``: declares its options, calls the verb and shows the result."""
 
-from pathlib import Path
-from typing import Unpack
+from typing import Any
 
 import click
 
 from loralens.cli import options
 from loralens.cli.show import RowOptions, show
 from loralens.verbs.behave import behave
-from loralens.verbs.inputs.adapters import Reading
-from loralens.verbs.inputs.choices import FloatType
 
 
 def _store(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> None:
@@ -32,19 +29,7 @@ def _join_spellings(ctx: click.Context, param: click.Parameter, value: tuple[str
 @options.running
 @options.rows(csv="pair of versions")
 @options.reading
-def command(
-    adapters: tuple[str, ...],
-    model: str,
-    data: Path,
-    limit: int | None,
-    batch: int,
-    length: int,
-    device: str,
-    dtype: FloatType,
-    threads: int | None,
-    rows: RowOptions,
-    **reading: Unpack[Reading],
-) -> None:
+def command(adapters: tuple[str, ...], rows: RowOptions, **keywords: Any) -> None:
     """Show what each adapter does to the outputs of its base on real inputs, and how far adapters are apart.
 
     Differences of hidden states are always measured; KL divergence and differences of logits where the model has a
@@ -52,16 +37,4 @@ def command(
 
     `--adapters A B` means the same as A B.
     """
-    result = behave(
-        *adapters,
-        model=model,
-        data=data,
-        limit=limit,
-        batch=batch,
-        length=length,
-        device=device,
-        dtype=dtype,
-        threads=threads,
-        **reading,
-    )
-    show(result, rows)
+    show(behave(*adapters, **keywords), rows)

@@ -1,15 +1,13 @@
 """The command ``loralens combine``: declares its options, calls the verb and shows the result."""
 
-from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 import click
 
-from loralens.arithmetic.method import SPACES, Space
+from loralens.arithmetic.method import SPACES
 from loralens.cli import options
 from loralens.cli.show import RowOptions, show
 from loralens.verbs.combine import combine
-from loralens.verbs.outputs.writing import RulesWritingAndReading
 
 
 class Setting(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # not generic in click 8.1
@@ -70,22 +68,7 @@ class Setting(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # not g
 @options.rank_rules
 @options.UNIFORM
 @options.writing
-def command(
-    adapters: tuple[str, ...],
-    recipe: Path | None,
-    method: str | None,
-    strength: float | None,
-    density: float | None,
-    settings: tuple[tuple[str, float], ...],
-    seed: int | None,
-    space: Space | None,
-    modules: tuple[str, ...],
-    take: str | None,
-    drop_dead: bool,
-    uniform: bool,
-    rows: RowOptions,
-    **files: Unpack[RulesWritingAndReading],
-) -> None:
+def command(adapters: tuple[str, ...], rows: RowOptions, **keywords: Any) -> None:
     """Combine several adapters into one: R = method(w·ΔW …), module by module, whatever their ranks and dialects.
 
     The sum, which is the default, is exact and has its true rank; --rank, --energy, --size and the other rules then
@@ -93,19 +76,4 @@ def command(
     the weight 0.7; ADAPTER:-1 is subtracted. The recipe is stored in the metadata of OUT, and --recipe OUT follows it
     again.
     """
-    result = combine(
-        *map(options.split_weight, adapters),
-        recipe=recipe,
-        method=method,
-        strength=strength,
-        density=density,
-        settings=settings,
-        seed=seed,
-        space=space,
-        modules=modules,
-        take=take,
-        drop_dead=drop_dead,
-        uniform=uniform,
-        **files,
-    )
-    show(result, rows)
+    show(combine(*map(options.split_weight, adapters), **keywords), rows)

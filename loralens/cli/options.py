@@ -1,6 +1,6 @@
 """The options that several commands share: each is declared here once, with one help text."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from math import isfinite
 from pathlib import Path
@@ -119,9 +119,9 @@ def output(metavar: str, text: str) -> Callable[[F], F]:
 ADAPTER_OUTPUT = output("OUT", "The file or folder to write.")
 
 
-def require_output(path: Path | None, *, dry_run: bool) -> None:
-    """Refuse, as wrong usage, to work for a target that was not given."""
-    if path is None and not dry_run:
+def require_output(keywords: Mapping[str, Any]) -> None:
+    """Refuse, as wrong usage, to do all the work for a target that was not given; a dry run needs none."""
+    if keywords["output"] is None and not keywords["dry_run"]:
         raise click.UsageError("Missing option '-o': say where to write, or give --dry-run")
 
 
@@ -147,9 +147,9 @@ def writing(function: Command) -> Command:
     """The options of every command that writes an adapter made of others, and those of reading these."""
 
     @wraps(function)
-    def with_output(*arguments: Any, output: Path | None, dry_run: bool, **values: Any) -> None:
-        require_output(output, dry_run=dry_run)
-        function(*arguments, output=output, dry_run=dry_run, **values)
+    def with_output(*arguments: Any, **keywords: Any) -> None:
+        require_output(keywords)
+        function(*arguments, **keywords)
 
     options: tuple[Callable[[Command], Command], ...] = (
         ADAPTER_OUTPUT,

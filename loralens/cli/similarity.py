@@ -1,13 +1,12 @@
 """The command ``loralens similarity``: declares its options, calls the verb and shows the result."""
 
-from typing import Unpack, get_args
+from typing import Any, get_args
 
 import click
 
 from loralens.analysis.compare.pairwise import Of, Side
 from loralens.cli import options
 from loralens.cli.show import RowOptions, show
-from loralens.verbs.inputs.adapters import Reading
 from loralens.verbs.similarity import similarity
 
 
@@ -37,19 +36,11 @@ from loralens.verbs.similarity import similarity
     plot="φ(i, j)",
 )
 @options.reading
-def command(
-    adapters: tuple[str, ...],
-    of: Of,
-    side: Side | None,
-    modules: tuple[str, ...],
-    phi_rank: int | None,
-    rows: RowOptions,
-    **reading: Unpack[Reading],
-) -> None:
+def command(adapters: tuple[str, ...], rows: RowOptions, **keywords: Any) -> None:
     """Compare the directions of adapters, beside what chance would give.
 
     One adapter: its own modules of equal width are compared with each other. Two adapters: φ(i, j), cosine, principal
     angles and CKA of every module. Three and more: every pair, clustered. --alpha and --scale are used for files that
     do not state their own.
     """
-    show(similarity(*adapters, of=of, side=side, modules=modules, phi_rank=phi_rank, **reading), rows)
+    show(similarity(*adapters, **keywords), rows)

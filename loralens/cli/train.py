@@ -1,6 +1,6 @@
 """The command ``loralens train``: declares its options, calls the verb and shows the result."""
 
-from typing import Unpack, get_args
+from typing import Any, get_args
 
 import click
 
@@ -8,7 +8,7 @@ from loralens.cli import options
 from loralens.cli.show import RowOptions, show
 from loralens.cli.train_show import TrainingLine
 from loralens.verbs.inputs.data import TaskName
-from loralens.verbs.inputs.training import MethodName, OptimiserName, ScheduleName, TrainKeywords
+from loralens.verbs.inputs.training import MethodName, OptimiserName, ScheduleName
 from loralens.verbs.outputs.run_display import displaying_runs
 from loralens.verbs.train import train
 
@@ -147,7 +147,7 @@ from loralens.verbs.train import train
 @options.OVERWRITE
 @options.DRY_RUN
 @options.rows()
-def command(rows: RowOptions, **keywords: Unpack[TrainKeywords]) -> None:
+def command(rows: RowOptions, **keywords: Any) -> None:
     """Train LoRA layers on texts, and write the adapter.
 
     Texts are one JSON object per line with "text" and, for classification, "label"; or a table with columns of these

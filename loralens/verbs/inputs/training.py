@@ -6,7 +6,7 @@ from functools import partial
 from math import isfinite
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypedDict, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from loralens.errors import OptionError, place
 from loralens.verbs.inputs.causality import CAUSAL, check_causal
@@ -27,50 +27,6 @@ ScheduleName = Literal["constant", "linear", "cosine"]
 OptimiserName = Literal["adamw", "sgd"]
 # The factors are float32, and so is their scale.
 LARGEST = 3.4e38  # in float32
-
-
-class TrainKeywords(TypedDict):
-    """The keywords of `loralens.train`, for who passes them on."""
-
-    model: ModelSource | None
-    task: TaskName | None
-    data: TextSource | None
-    eval: TextSource | None
-    eval_limit: int | None
-    output: str | PathLike[str] | None
-    demo: bool
-    targets: str | Sequence[str]
-    heads: str | Sequence[str]
-    rank: int
-    alpha: float
-    method: MethodName
-    dropout: float
-    base_dropout: bool
-    steps: int | None
-    epochs: float | None
-    batch: int | None
-    accumulate: int
-    length: int | None
-    lr: float | None
-    schedule: ScheduleName | None
-    warmup: float
-    optimiser: OptimiserName
-    weight_decay: float
-    clip: float
-    seed: int
-    device: str
-    dtype: FloatType
-    threads: int | None
-    checkpointing: bool
-    shard: bool
-    evaluate_every: int | None
-    patience: int | None
-    snapshots: int | None
-    spectra: bool
-    save_every: int
-    resume: bool
-    overwrite: bool
-    dry_run: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
