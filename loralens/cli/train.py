@@ -7,8 +7,9 @@ import click
 from loralens.cli import options
 from loralens.cli.show import RowOptions, show
 from loralens.cli.train_show import TrainingLine
+from loralens.training.course import Optimiser, Schedule
+from loralens.training.method import MethodName
 from loralens.verbs.inputs.data import TaskName
-from loralens.verbs.inputs.training import MethodName, OptimiserName, ScheduleName
 from loralens.verbs.outputs.run_display import displaying_runs
 from loralens.verbs.train import train
 
@@ -81,7 +82,7 @@ from loralens.verbs.train import train
 @click.option("--lr", type=float, help="The highest learning rate. [default: 0.0005]")
 @click.option(
     "--schedule",
-    type=click.Choice(get_args(ScheduleName)),
+    type=click.Choice(get_args(Schedule)),
     help="How the learning rate changes after the warm-up. [default: constant]",
 )
 @click.option(
@@ -93,7 +94,7 @@ from loralens.verbs.train import train
 )
 @click.option(
     "--optimiser",
-    type=click.Choice(get_args(OptimiserName)),
+    type=click.Choice(get_args(Optimiser)),
     default="adamw",
     show_default=True,
     help="The optimiser; sgd has no momentum.",

@@ -13,18 +13,14 @@ from loralens.formats.records.training import Training
 from loralens.tables.numbers import fixed, number
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
+from loralens.training.course import Optimiser, Schedule
+from loralens.training.method import MethodName
 from loralens.verbs.inputs.choices import FloatType
 from loralens.verbs.inputs.cut import Cut
 from loralens.verbs.inputs.data import TaskName
 from loralens.verbs.inputs.models import ModelSource, device_of, restore_settings
 from loralens.verbs.inputs.texts import TextSource
-from loralens.verbs.inputs.training import (
-    MethodName,
-    OptimiserName,
-    ScheduleName,
-    TrainingOptions,
-    read_training_inputs,
-)
+from loralens.verbs.inputs.training import TrainingOptions, read_training_inputs
 from loralens.verbs.outputs.target import Target
 from loralens.verbs.outputs.training_run import TrainedParts, TrainingRun
 
@@ -220,9 +216,9 @@ def train(
     accumulate: int = 1,
     length: int | None = None,
     lr: float | None = None,
-    schedule: ScheduleName | None = None,
+    schedule: Schedule | None = None,
     warmup: float = 0.05,
-    optimiser: OptimiserName = "adamw",
+    optimiser: Optimiser = "adamw",
     weight_decay: float = 0.0,
     clip: float = 1.0,
     seed: int = 0,

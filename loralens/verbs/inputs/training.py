@@ -6,9 +6,11 @@ from functools import partial
 from math import isfinite
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, get_args
 
 from loralens.errors import OptionError, place
+from loralens.training.course import Optimiser, Schedule
+from loralens.training.method import MethodName
 from loralens.verbs.inputs.causality import CAUSAL, check_causal
 from loralens.verbs.inputs.choices import FloatType, check_at_least, check_choice, check_counts
 from loralens.verbs.inputs.cut import Cut, count_cut
@@ -22,9 +24,6 @@ if TYPE_CHECKING:  # torch takes a second
 
     from loralens.training.tasks import Examples, Task
 
-MethodName = Literal["lora", "rslora", "lora+", "dora", "pissa", "frozen-a"]
-ScheduleName = Literal["constant", "linear", "cosine"]
-OptimiserName = Literal["adamw", "sgd"]
 # The factors are float32, and so is their scale.
 LARGEST = 3.4e38  # in float32
 
@@ -52,9 +51,9 @@ class TrainingOptions:
     accumulate: int
     length: int
     lr: float
-    schedule: ScheduleName
+    schedule: Schedule
     warmup: float
-    optimiser: OptimiserName
+    optimiser: Optimiser
     weight_decay: float
     clip: float
     seed: int
@@ -83,8 +82,8 @@ class TrainingOptions:
         for name, allowed in (
             ("task", TaskName),
             ("method", MethodName),
-            ("schedule", ScheduleName),
-            ("optimiser", OptimiserName),
+            ("schedule", Schedule),
+            ("optimiser", Optimiser),
             ("dtype", FloatType),
         ):
             check_choice(name, getattr(self, name), get_args(allowed))
