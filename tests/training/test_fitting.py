@@ -120,19 +120,19 @@ def test_a_batch_without_a_loss_is_refused() -> None:
     ids = torch.tensor([[3, 4]])
     with pytest.raises(OptionError, match="the model returned no loss"):
         fit(models.llama(), [{"input_ids": ids}], rank=2)
-    with pytest.raises(OptionError, match="a batch is a Tensor, and a model computes its own loss from names"):
+    with pytest.raises(OptionError, match="a batch is a Tensor, but a model computes its own loss"):
         fit(models.llama(), [ids], rank=2)
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"batches": 0}, "batches 0 are none"),
-        ({"batches": None}, "batches None are none"),
-        ({"loss": "mse"}, "loss 'mse' is no function"),
-        ({"course": 3}, "course 3 is no Course"),
-        ({"watch": print}, "watch <built-in function print> is no Watch"),
-        ({"state": {}}, "state {} is no State"),
+        ({"batches": 0}, "batches 0 is neither"),
+        ({"batches": None}, "batches None is neither"),
+        ({"loss": "mse"}, "loss 'mse' is not a function"),
+        ({"course": 3}, "course 3 is not a Course"),
+        ({"watch": print}, "watch <built-in function print> is not a Watch"),
+        ({"state": {}}, "state {} is not a State"),
     ],
 )
 def test_what_is_of_the_wrong_kind_is_refused(options: Any, words: str) -> None:
