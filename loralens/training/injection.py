@@ -258,7 +258,8 @@ def _check_numbers(
         raise OptionError(f"rank {rank!r} is not a whole number of 1 or more", fix="give a rank of 1 or more")
     if a is None or not isfinite(a) or a <= 0:
         raise OptionError(f"alpha {alpha!r} is not a positive number", fix="give a positive number: 16, 32")
-    if not TINY <= scale_of(a, r, method.rule) <= 1 / TINY:
+    # α by itself too: some dialects write it as float32.
+    if not TINY <= scale_of(a, r, method.rule) <= 1 / TINY or a > 1 / TINY:
         raise OptionError(
             f"alpha {alpha!r} gives a scale that float32 does not hold", fix="give a number like 16 or 32"
         )
