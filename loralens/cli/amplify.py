@@ -28,11 +28,13 @@ from loralens.verbs.amplify import amplify
     metavar="N",
     help="The number of leading directions of W to compare with. [default: as many as of ΔW]",
 )
+# The default is a randomised Krylov SVD, whose error is part of the result.
 @click.option(
     "--exact",
     is_flag=True,
     help="Take a dense SVD of every W: minutes and more memory for a large weight.",
 )
+# φ is a table of this many rows and columns for every module, which --json prints whole.
 @click.option(
     "--phi-rank", type=options.COUNT, default=16, show_default=True, metavar="N", help="The largest i and j of φ(i, j)."
 )

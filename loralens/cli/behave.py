@@ -10,13 +10,14 @@ from loralens.verbs.behave import behave
 
 
 def _store(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> None:
-    """Store the values of ``--adapters``, an older spelling of the argument, until the argument is read."""
+    """Store the values of ``--adapters``, an older spelling of the argument, until the argument is processed."""
     del param
     ctx.meta["adapters"] = value
 
 
 def _join_spellings(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
-    """The adapters of both spellings, of which there must be at least one."""
+    """The adapters in both spellings, of which there must be at least one."""
+    # In the order of the words `--adapters A B`, where click takes only A as the value of the option.
     adapters = (*ctx.meta.get("adapters", ()), *value)
     if not adapters:
         raise click.MissingParameter(ctx=ctx, param=param)
@@ -25,6 +26,7 @@ def _join_spellings(ctx: click.Context, param: click.Parameter, value: tuple[str
 
 @click.command("behave")
 @click.argument("adapters", nargs=-1, metavar="ADAPTER...", callback=_join_spellings)
+# Eager, so that it is processed before the argument; hidden, so that the help has one spelling.
 @click.option("--adapters", "older", multiple=True, hidden=True, is_eager=True, expose_value=False, callback=_store)
 @options.running
 @options.rows(csv="pair of versions")

@@ -11,19 +11,20 @@ from loralens.verbs.combine import combine
 
 
 class Setting(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # not generic in click 8.1
-    """``NAME=VALUE``: a number that a method is told."""
+    """``NAME=VALUE``, where the value is a number: a setting of a method."""
 
     name = "setting"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float]:
-        """Its name and number; ``inf`` is one."""
+        """The name and the number; ``inf`` is a number too."""
+        # click may convert a value twice, for example a default.
         if isinstance(value, tuple):
             return value
         name, equals, number = str(value).partition("=")
         try:
             return name.strip(), float(number)
         except ValueError:
-            self.fail(f"{value!r} is not NAME=VALUE" if not equals else f"{number!r} is no number", param, ctx)
+            self.fail(f"{value!r} is not NAME=VALUE" if not equals else f"{number!r} is not a number", param, ctx)
 
 
 @click.command("combine")
@@ -60,6 +61,7 @@ class Setting(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # not g
     metavar="NAME=X",
     help="Another setting of the method, by name. Repeatable.",
 )
+# No default, since a recipe may contain a seed.
 @options.seed("methods that draw at random", default=None)
 @click.option("--space", type=click.Choice(SPACES), help="The space in which an elementwise method works.")
 @options.MODULES

@@ -13,6 +13,7 @@ from loralens.verbs.inputs.choices import TARGET_FORMATS
 @click.command("convert")
 @click.argument("source")
 @options.output("TARGET", "The file or folder to write.")
+# Required here, while `options.to` defaults to the dialect of the source.
 @click.option("--to", type=click.Choice(TARGET_FORMATS), required=True, help="The dialect to write.")
 @options.base("Only the names and shapes of its weights are read.")
 @click.option(
@@ -31,6 +32,7 @@ from loralens.verbs.inputs.choices import TARGET_FORMATS
     metavar="R",
     help="The rank of modules that are not a pair of factors yet (LoKr, LoHa, full differences).",
 )
+# Without it the conversion is refused, and the tensors are named.
 @click.option("--drop-extra", is_flag=True, help="Leave out tensors that the target dialect has no place for.")
 @options.ALLOW_LOSS
 @options.OVERWRITE

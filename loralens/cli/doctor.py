@@ -42,5 +42,6 @@ def command(adapters: tuple[str, ...], sarif: Path | None, rows: RowOptions, **k
     if sarif:
         tell_written(sarif)
     show(result, rows)
+    # Only --fail-on makes the answer no.
     if not result.answer:
         click.get_current_context().exit(1)

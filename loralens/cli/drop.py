@@ -11,6 +11,7 @@ from loralens.verbs.drop import drop
 
 @click.command("drop")
 @click.argument("adapter")
+# Not `options.MODULES`: it is required, and says what is left out, not what is chosen.
 @click.option(
     "--modules",
     "-m",

@@ -12,6 +12,7 @@ from loralens.verbs.equal import equal
 @click.command("equal")
 @click.argument("first", metavar="A")
 @click.argument("second", metavar="B")
+# Above the rounding of float32 factors, which is about 1e-7, and far below that of 16-bit ones, about 1e-3.
 @click.option(
     "--tolerance",
     type=click.FloatRange(min=0),

@@ -21,6 +21,7 @@ from loralens.verbs.inputs.data import TaskName
     help="The texts, in a file as train reads it; or the name of a corpus, of which the held-out texts are taken.",
 )
 @options.LIMIT
+# More than the 16 of `options.running`, since no hidden states are kept.
 @options.batch(64)
 @options.length("as the adapter was trained, else 256")
 @options.MODEL_DEVICE

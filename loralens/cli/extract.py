@@ -18,6 +18,7 @@ from loralens.verbs.inputs.choices import FLOAT_TYPES
 @click.option(
     "--noise-edge",
     type=click.Choice(get_args(Noise)),
+    # With these two, --noise-edge alone means --noise-edge rounding.
     is_flag=False,
     flag_value="rounding",
     help="Keep the directions that stand above the noise. 'rounding' is the noise of rounding to the dtype of --tuned; "
@@ -26,6 +27,7 @@ from loralens.verbs.inputs.choices import FLOAT_TYPES
 )
 @options.UNIFORM
 @click.option("--exact", is_flag=True, help="Take dense SVDs in float64, which is slow for large matrices.")
+# There is no source whose dialect could be the default.
 @click.option("--to", type=click.Choice(FORMATS), default="peft", show_default=True, help="The dialect to write.")
 @click.option(
     "--dtype",

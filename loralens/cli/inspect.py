@@ -10,14 +10,15 @@ from loralens.verbs.inspect import inspect
 
 
 class ConsumerType(click.Choice[str]):
-    """The programs whose rules are known, looked up when needed: their rules take as long to import as click."""
+    """The programs whose rules are known, looked up when needed: the rules take as long to import as click."""
 
     def __init__(self) -> None:
+        # click's own constructor would ask for the choices.
         self.case_sensitive = True
 
     @property
     def choices(self) -> tuple[str, ...]:  # type: ignore[override]  # where click has an attribute
-        """Their names."""
+        """The names of the programs."""
         from loralens.analysis.clients.rules import CONSUMERS
 
         return tuple(CONSUMERS)
@@ -44,7 +45,8 @@ def command(adapters: tuple[str, ...], rows: RowOptions, **keywords: Any) -> Non
     result = inspect(*adapters, **keywords)
     if rows.as_json or rows.as_csv:
         show(result, rows)
-    else:  # the findings of an adapter below its own tables
+    else:
+        # One after the other, so that the findings of an adapter are below its own tables.
         for adapter in result.adapters:
             show(adapter, rows)
     if result.answer is False:

@@ -14,6 +14,7 @@ from loralens.verbs.intruders import intruders
 @click.argument("adapter", metavar="ADAPTER")
 @options.base(required=True)
 @options.MODULES
+# 10 directions and the threshold 0.5 are the values of the paper, so that counts can be compared with it.
 @click.option(
     "--top",
     type=options.COUNT,
@@ -55,6 +56,7 @@ from loralens.verbs.intruders import intruders
     metavar="DIR",
     help="The folder in which SVDs of W are kept between runs. [default: in the user's cache folder]",
 )
+# U and V are kept in float32, which is 8 bytes for every number of a square weight: 20 GB hold 2.5 billion numbers.
 @click.option(
     "--cache-limit",
     default="20GB",
@@ -74,6 +76,7 @@ def command(adapter: str, rows: RowOptions, **keywords: Any) -> None:
     the direction is spread over many directions of W, not that W does not have it. W is decomposed once, and its SVD is
     kept; W + ΔW is not decomposed at all.
     """
+    # --remove without -o would have no effect, and -o without --remove nothing to write.
     if (keywords["remove"] is None) != (keywords["output"] is None):
         raise click.UsageError("--remove and -o belong together")
     show(intruders(adapter, **keywords), rows)

@@ -38,6 +38,7 @@ from loralens.verbs.merge import ModelDtype, merge
     show_default=True,
     help="The dtype of the merged model; 'keep' leaves every tensor in its own.",
 )
+# By default such a module is an error: the merged model would lack a part of the adapter.
 @click.option("--allow-missing", is_flag=True, help="Leave out modules that have no weight in the base.")
 @options.untying(
     "Whether a head that shares the embedding's weight gets a weight of its own. [default: if the adapter needs one]"

@@ -22,7 +22,7 @@ from loralens.verbs.report import report
 @options.MODULES
 @click.option(
     "--intruders/--no-intruders",
-    default=None,
+    default=None,  # the verb estimates the time
     help="Whether to look for intruder dimensions, which takes an SVD of every weight. [default: if it takes at most "
     "about a minute]",
 )
@@ -37,6 +37,7 @@ def command(adapters: tuple[str, ...], as_json: bool, **keywords: Any) -> None:
     amplifies, which dimensions are intruders, and what a merge would lose. The folder of a run stands for its
     checkpoints.
     """
+    # The page is the result; only the numbers can be had without it.
     if keywords["output"] is None and not as_json:
         raise click.UsageError("Missing option '-o': say where to write the page, or give --json")
     result = report(*adapters, **keywords)

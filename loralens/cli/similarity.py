@@ -19,6 +19,7 @@ from loralens.verbs.similarity import similarity
     show_default=True,
     help="The matrix whose directions are compared: ΔW, A alone (as in the LoRA paper), or B alone.",
 )
+# For B the default is out, since its inputs are the r coordinates of the bottleneck, which differ between adapters.
 @click.option(
     "--side",
     type=click.Choice(get_args(Side)),

@@ -20,6 +20,7 @@ from loralens.verbs.spectrum import Sort, spectrum
     "frobenius]",
 )
 @options.base("Also say how large ΔW is in relation to W.")
+# No default, since the verb refuses a device without --base: only the norms of W are computed on it.
 @options.device(None)
 @options.rows(csv="module", plot="the spectra")
 @options.reading

@@ -14,6 +14,8 @@ from loralens.verbs.outputs.run_display import displaying_runs
 from loralens.verbs.train import train
 
 
+# Options without a default are those that --demo may fill in. The verb sets their defaults, and the help texts repeat
+# them. The reasons for the defaults are in docs/train.md.
 @click.command("train")
 @options.model(required=False)
 @click.option("--task", type=click.Choice(get_args(TaskName)), help="The task that is learned.")
@@ -162,5 +164,6 @@ def command(rows: RowOptions, **keywords: Any) -> None:
     """
     with displaying_runs(TrainingLine):
         result = train(**keywords)
+    # Of several processes under torchrun the first alone prints.
     if result.main:
         show(result, rows)

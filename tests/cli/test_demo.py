@@ -114,7 +114,7 @@ def test_a_second_demo_trains_nothing(commands: Commands, tmp_path: Path) -> Non
     (tmp_path / "out/demo/reuters-r8-r8").mkdir(parents=True)
     result = run()
     assert "train" not in commands.names
-    assert "is there from before; remove it to train it again" in result.stdout
+    assert "exists already; remove it to train it again" in result.stdout
 
 
 def test_companions_that_are_not_there_are_trained_and_said_to_be(commands: Commands) -> None:
@@ -142,7 +142,7 @@ def test_a_command_that_fails_ends_it(commands: Commands) -> None:
     commands.ends["similarity"] = lambda: 1
     result = run()
     assert result.exit_code == 2
-    assert "loralens similarity ended with 1\n  fix: look at what it said above" in result.stderr
+    assert "loralens similarity ended with exit code 1\n  fix: see its message above" in result.stderr
     assert commands.names[-1] == "similarity"
 
 
