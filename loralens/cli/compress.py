@@ -22,6 +22,7 @@ from loralens.verbs.inputs.choices import INTEGER_TYPES
 @options.to()
 @options.dtype(tuple(INTEGER_TYPES), note=f"; int8 and int4 are written as {QUANTISED}")
 @options.MODULES
+# Not `options.DROP_DEAD`, since a budget may also give a module no rank.
 @click.option(
     "--drop-dead", is_flag=True, help="Leave out modules whose update is zero, or that get no rank from the budget."
 )

@@ -88,6 +88,7 @@ class Demo:
     def _look(self, first: str, wide: str, other: str) -> None:
         self._say("What was learned: the singular values of ΔW, module by module")
         self._call("spectrum", first)
+        # The order is that of the paper: ranks (§7.2, Figure 3), then what ΔW amplifies (§7.3, Table 7).
         self._say("The same task at rank 8 and 64: the strongest directions agree, the others hardly do (Figure 3)")
         self._call("similarity", first, wide)
         self._say("Two tasks share far less")
@@ -105,6 +106,7 @@ class Demo:
 
     def _combine(self, first: str, other: str) -> None:
         self._say("Two tasks in one adapter, exactly: the sum of the updates, no classifiers")
+        # Both have a classifier of their own, and one adapter can hold only one.
         self._call("combine", first, other, "--take", "none", "-o", str(self.folder / "both"), "--overwrite")
 
     def _merge(self, first: str) -> None:

@@ -41,6 +41,7 @@ SHORT_OF_MEMORY = ("allocate memory", "failed to map segment", "can't start new 
 # Options whose value may be a path, although their type is a plain string, since a Hub id or ``A:0.7`` is no path.
 PLACES = {"adapter", "adapters", "base", "model", "tuned", "activations", "recipe", "data", "eval"}
 
+# The demo is not a verb: it runs the other commands as a shell does, so there is nothing to call from Python.
 COMMANDS = {"demo": "Run the main commands once, on real weights: a first command for newcomers.", **VERBS}
 
 
@@ -145,6 +146,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return False
 
 
+# click's own limit of 80 columns would break formulas and paths in the help texts.
 @click.group(cls=LensGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="loralens")
 @click.pass_context
@@ -219,6 +221,7 @@ def run() -> None:
             # A terminal whose encoding has no σ shows a question mark, and there is no traceback.
             stream.reconfigure(errors="replace")
     try:
+        # Not standalone, since click would then turn a signal into exit code 1, which here is the answer no.
         code = main(prog_name="loralens", standalone_mode=False)
     except click.exceptions.Abort:
         number = signals[0] if signals else signal.SIGINT

@@ -58,9 +58,10 @@ def progress_bar(label: str, total: int) -> Iterator[Step | None]:
 @contextmanager
 def messages_on_stderr() -> Iterator[None]:
     """Within the context, messages of all levels and the progress of the verbs go to standard error."""
+    # The logger belongs to the process, so that its settings are restored after the block.
     handler, level, propagate = StandardError(), LOGGER.level, LOGGER.propagate
     LOGGER.addHandler(handler)
-    LOGGER.setLevel(logging.INFO)
+    LOGGER.setLevel(logging.INFO)  # which notes have
     # A program that has configured logging itself would print every message a second time.
     LOGGER.propagate = False
     try:

@@ -117,7 +117,8 @@ DROP_DEAD = click.option("--drop-dead", is_flag=True, help="Leave out modules wh
 
 
 def output(metavar: str, text: str) -> Callable[[F], F]:
-    """``-o``: where a command writes."""
+    """``-o``: where a command writes; without a default, since nothing is written to a path that was not named."""
+    # Not required for click: a dry run needs no target, see `require_output`.
     return click.option("-o", "--output", type=PATH, metavar=metavar, help=text)
 
 
@@ -151,6 +152,7 @@ def take(holders: str) -> Callable[[F], F]:
 def writing(function: Command) -> Command:
     """The options of every command that writes an adapter made from others, and the options of reading those."""
 
+    # wraps keeps the docstring, which is the text of --help.
     @wraps(function)
     def with_output(*arguments: Any, **keywords: Any) -> None:
         require_output(keywords)
@@ -203,8 +205,10 @@ _RANK_RULES = (
         help="Keep the directions that one budget for the whole adapter pays for: a share of its parameters (0.5), or "
         "their number.",
     ),
+    # The verb reads the unit, as it does in Python.
     click.option("--size", metavar="BYTES", help="The same budget in bytes of the file, such as 20MB or 512KiB."),
 )
+# A string, since it may also be the path of a file.
 PROTECT = click.option(
     "--weights",
     default="absolute",
@@ -213,6 +217,7 @@ PROTECT = click.option(
     help="The error that a budget minimises: absolute, relative to each module, or weighted by a JSON file of "
     "glob: weight.",
 )
+# `report` has the same option for several files.
 ACTIVATIONS_HELP = "A file of `loralens calibrate`: the second moments of real inputs."
 ACTIVATIONS = click.option("--activations", metavar="FILE", help=f"{ACTIVATIONS_HELP} Errors are measured on them.")
 
@@ -232,13 +237,16 @@ def untying(text: str) -> Callable[[F], F]:
 
 
 def rounding(modes: Sequence[str]) -> Callable[[F], F]:
-    """``--rounding``: how merged weights are rounded."""
+    """``--rounding``: how merged weights are rounded, one of ``modes``: what `doctor` can predict is less than all."""
     text = "How a merge rounds the new weights to their dtype."
     return click.option("--rounding", type=click.Choice(modes), default="nearest", show_default=True, help=text)
 
 
 def seed(purpose: str, *, least: int | None = 0, default: int | None = 0) -> Callable[[F], F]:
-    """``--seed``: the seed of the random numbers for ``purpose``, of at least ``least``."""
+    """``--seed``: the seed of the random numbers for ``purpose``.
+
+    ``least`` is None where the seed is hashed, so that any whole number will do.
+    """
     return click.option(
         "--seed",
         type=click.INT if least is None else click.IntRange(min=least),
@@ -251,6 +259,7 @@ def seed(purpose: str, *, least: int | None = 0, default: int | None = 0) -> Cal
 
 def device(default: str | None = "cpu", *, note: str = "") -> Callable[[F], F]:
     """``--device``: where matrices as large as W are computed; `MODEL_DEVICE` is where a model runs."""
+    # Without a default the verb can tell whether the option was given.
     hint = "" if default else " [default: cpu]"
     text = f"The device for computations on W: cpu, cuda or cuda:N.{note}{hint}"
     return click.option("--device", default=default, show_default=default is not None, metavar="NAME", help=text)
@@ -352,10 +361,12 @@ def rows(*, csv: str = "", plot: str = "") -> Callable[[Command], Command]:
             function(*arguments, rows=RowOptions(as_json, as_csv, plot), **values)
 
         options = [JSON]
+        # Not every result has rows or a figure, and an option that does nothing would be a promise.
         if csv:
             options.append(click.option("--csv", "as_csv", is_flag=True, help=f"Print CSV with one row per {csv}."))
         if plot:
             text = f"Draw {plot} into FILE (.png, .svg or .pdf)."
+            # The callback runs before the command.
             options.append(click.option("--plot", type=PATH, callback=_check_drawable, metavar="FILE", help=text))
         return _decorate(with_rows, options)
 

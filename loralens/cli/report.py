@@ -27,6 +27,7 @@ from loralens.verbs.report import report
     "about a minute]",
 )
 @click.option("--markdown", is_flag=True, help="Also write the page as Markdown with pictures, beside FILE.")
+# Not `options.rows`: the tables are on the page.
 @options.JSON
 @options.OVERWRITE
 @options.reading

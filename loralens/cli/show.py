@@ -48,6 +48,7 @@ def show(result: Tabular, rows: RowOptions) -> None:
     else:
         show_tables(*result.tables())
         say(*result.sentences())
+    # Last, so that the result is printed even if the figure cannot be written.
     if rows.plot:
         save_figure_of(result, rows.plot)
 
@@ -84,6 +85,7 @@ def _print_styled(text: str, width: int | None, **style: Any) -> None:
 
 def save_figure_of(result: object, file: Path) -> None:
     """Write the figure of a result, and report it on standard error."""
+    # Imported here, since matplotlib takes long to import.
     from loralens.charts.figure import save_figure
     from loralens.verbs.plot import figure_of
 

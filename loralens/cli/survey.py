@@ -13,6 +13,7 @@ from loralens.verbs.survey import survey
 @click.command("survey")
 @click.argument("folder", metavar="DIR", type=options.PATH)
 @options.rows(csv="file")
+# Not `options.reading`: one format or one scale would be wrong for most files of a folder.
 @options.ALLOW_PICKLE
 @options.ONCE
 def command(folder: Path, rows: RowOptions, **keywords: Any) -> None:

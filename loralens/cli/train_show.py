@@ -18,6 +18,7 @@ class TrainingLine(RunDisplay):
 
     def __init__(self, steps: int) -> None:
         super().__init__(steps)
+        # In a file or a pipe, carriage returns would make one endless line.
         self.live = sys.stderr.isatty()
         self._width = 0
         self._shown = monotonic()
@@ -41,6 +42,7 @@ class TrainingLine(RunDisplay):
 
     def clear(self) -> None:
         """Remove the line of the run."""
+        # Spaces, since not every terminal knows the code that clears a line.
         if self._width:
             click.echo("\r" + " " * self._width + "\r", nl=False, file=raw_stream(sys.stderr))
             self._width = 0

@@ -122,6 +122,7 @@ def fit(
     single process up to rounding.
     """
     _check_options(loss=loss, course=course, watch=watch, state=state, record=record or {})
+    # Everything that can be refused is refused before the model is changed.
     feed = Feed(batches)
     if course is None:
         if not feed.length:
@@ -142,6 +143,7 @@ def fit(
     try:
         loop = Loop(injection, feed, course, loss=loss, world=world, watch=watch or Watch(), seed=seed)
         loop.run(state)
+    # BaseException, since the model is restored after Ctrl-C too.
     except BaseException:
         # FSDP2 has replaced the parameters of a sharded model, so that the original layers cannot be restored.
         if not shard:
@@ -153,7 +155,9 @@ def fit(
         "best_step": loop.best_step,
         "processes": world.size,
         "loralens": __version__,
+        # The numbers of two releases may differ, so the record has their versions.
         "torch": torch.__version__,
+        # Last, so that the caller may replace any value.
         **(record or {}),
     }
     return Fitted(
@@ -173,6 +177,7 @@ def _check_options(*, loss: Any, course: Any, watch: Any, state: Any, record: Ma
     for name, value, kind in (("course", course, Course), ("watch", watch, Watch), ("state", state, State)):
         if value is not None and not isinstance(value, kind):
             raise OptionError(f"{name} {value!r} is not a {kind.__name__}", fix=f"give {name}={kind.__name__}(…)")
+    # `read_injection` writes the record only after the training.
     try:
         json.dumps(dict(record))
     except (TypeError, ValueError) as error:

@@ -25,6 +25,7 @@ def widen_heads(heads: Iterable[nn.Module]) -> tuple[RemovableHandle, ...]:
         narrow = [t for t in (*layer.parameters(recurse=False), *layer.buffers(recurse=False)) if t.dtype in HALF]
         if narrow:
             handles += [
+                # Models of transformers call their modules with keywords too.
                 layer.register_forward_pre_hook(_cast_inputs, with_kwargs=True),
                 layer.register_forward_hook(_cast_output_to(narrow[0].dtype)),
             ]

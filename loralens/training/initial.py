@@ -62,6 +62,7 @@ def draw_pair(
     key = sha256(f"{seed}\0{name}\0{(out, rank, in_)}".encode()).digest()[:16]  # Philox takes a key of 128 bits
     # NumPy's generator, since torch does not promise the same numbers on two devices or in two releases.
     generator = np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little")))
+    # One factor must be zero so that the update is; if both were, neither would get a gradient.
     if embedding:
         B, A = generator.standard_normal((out, rank)), np.zeros((rank, in_))
     elif initialisation == "gaussian":

@@ -125,6 +125,7 @@ class Injection:
         for handle in self._handles:
             handle.remove()
         restore_tensors(self._head_tensors)
+        # All are frozen first, since the heads may not have been trainable before.
         for parameter in self.model.parameters():
             parameter.requires_grad_(False)
         for parameter in self._trained:
@@ -208,9 +209,10 @@ def inject(
             )
             # The factor that is drawn: for an embedding B, since A is 0; PiSSA draws neither.
             digests[name] = factor_digest(lora.B if kind.kind == "embedding" and not row.principal else lora.A)
+    # They were built in evaluation mode.
     for layer in layers.values():
         layer.training = layer.base_layer.training
-    # Remembered before freezing: remove() makes exactly these trainable again.
+    # Stored before freezing: remove() makes exactly these trainable again.
     trained = tuple(parameter for parameter in model.parameters() if parameter.requires_grad)
     places = _replace_layers(model, layers)
     full = {name: named[name] for name in sorted(tops, key=natural_key)}
@@ -239,6 +241,7 @@ def inject(
 def _check_model(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise OptionError(f"the model is a {type(model).__name__}, not a module", fix="give a torch.nn.Module")
+    # The names of the modules would be those of the wrapper, and PEFT's own layers would be adapted.
     if hasattr(model, "peft_config"):
         raise OptionError("the model is wrapped by PEFT already", fix="give its base: model.unload()")
     for name, layer in model.named_modules():
@@ -366,6 +369,7 @@ def _freeze_base(
     """Require gradients only of the factors, the magnitudes and the heads; ``frozen`` excludes the drawn factors."""
     model.requires_grad_(False)
     for layer in layers.values():
+        # Without recursion, which would reach the frozen layer.
         for parameter in layer.parameters(recurse=False):
             parameter.requires_grad_(True)
         if frozen:

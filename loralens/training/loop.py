@@ -86,6 +86,7 @@ class Loop:
 
     def run(self, state: State | None = None) -> None:
         """Train until the last step or until patience ends, from the beginning or from a state."""
+        # The optimiser is made after the model is wrapped, since FSDP2 replaces the parameters.
         with _own_generators(self.device), recompute_blocks(self.injection.model, on=self.course.checkpointing):
             self._model = self.world.wrapped(self.injection.model)
             self._prepare(state)
@@ -192,6 +193,7 @@ class Loop:
     def _after_step(self) -> None:
         """Evaluate, take a snapshot and save the state, where each is due."""
         last = self.done == self.course.steps
+        # Before the state is saved, which contains the best evaluation so far.
         if last or _is_due(self.done, self.watch.evaluate_every):
             self._evaluate()
         if self.watch.snapshot and _is_due(self.done, self.watch.snapshot_every):

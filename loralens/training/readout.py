@@ -61,6 +61,7 @@ def read_injection(
         modules={name: _read_module(layer, injection) for name, layer in injection.layers.items()},
         extra=extra,
         config=_peft_config(injection, base, task_type),
+        # transformers refuses a safetensors file without the format. Sorted keys give equal runs equal bytes.
         metadata={"format": "pt", RECORD: json.dumps(record, sort_keys=True)},
         base_model=base,
     )
@@ -85,6 +86,7 @@ def _read_module(layer: LoRALayer, injection: Injection) -> LowRank:
         # The rank doubles, so α doubles too, and the scale α/r stays.
         scaling = Scaling(scaling.rule, 2 * injection.alpha, 2 * injection.rank, scaling.origin)
         assert scaling.value == layer.scale
+    # Factors are stored 2-D whatever the layer; the writer needs its kind and kernel to restore the shape.
     layout = Layout(layer.kind, kernel=layer.kernel, transposed=isinstance(layer, TransposedLayer))
     return LowRank(numpy_of(pair.B), numpy_of(pair.A), layer.scale, scaling=scaling, layout=layout)
 

@@ -13,6 +13,7 @@ from loralens.training.layer import LinearLayer, LoRALayer, TransposedLayer
 
 ALL_LINEAR = "all-linear"
 
+# None of these classes is a subclass of another, so that the order does not matter.
 LAYERS: Mapping[type[nn.Module], type[LoRALayer]] = {
     nn.Linear: LinearLayer,
     nn.Conv1d: ConvLayer,
@@ -44,6 +45,7 @@ def choose_layers(
         adapted.
     """
     named = dict(model.named_modules())
+    # The model itself has the empty name; a layer can only be replaced inside a parent.
     fitting = {name: layer_class for name, layer in named.items() if name and (layer_class := layer_class_for(layer))}
     if targets == ALL_LINEAR:
         # A method of transformers models. The output embedding is large, and often tied to the input embedding.

@@ -61,6 +61,7 @@ class Examples:
         ``input_ids`` and ``attention_mask`` have the shape (batch, length), ``labels``, if there are any, (batch,).
         """
         part = [self.tokens[i] for i in chosen]
+        # On the right, so that the positions of a text do not depend on the other texts.
         ids = torch.full((len(part), max(map(len, part))), self.pad)
         attention = torch.zeros_like(ids)
         for row, tokens in enumerate(part):
@@ -122,6 +123,7 @@ class Task:
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
         """The sum of −ln p over the targets, and their number, as `loralens.training.fit` expects them."""
         logits, labels = self.predict(model, batch)
+        # A sum, so that every token of a step has the same weight, whatever batch it is in.
         return cross_entropy(_at_least_float32(logits), labels, reduction="sum"), len(labels)
 
     def predicts_any(self, examples: Examples) -> bool:
@@ -160,11 +162,12 @@ class Task:
                 logits, labels = self.predict(model, batch)
                 logits = _at_least_float32(logits)
                 right = (logits.argmax(-1) == labels).sum()
+                # Summed in float64 by NumPy.
                 sums += float(cross_entropy(logits, labels, reduction="sum")), float(right)
                 count += len(labels)
                 if step:
                     step(len(chosen))
-            # NaN instead of 0/0 where no token was asked for.
+            # NaN instead of 0/0 if there was no token to predict.
             loss, accuracy = (sums / count).tolist() if count else (nan, nan)
             measures = {"loss": loss, "accuracy": accuracy}
             return measures if self.labelled else measures | {"perplexity": exp(min(loss, LARGEST_LOSS))}
@@ -191,6 +194,7 @@ def _draw_masked_batch(examples: Examples, chosen: Sequence[int], draws: Draws) 
         tokens, generator = np.asarray(examples.tokens[number]), draws(row)
         # All numbers are drawn for every token, so that they do not depend on which tokens are special.
         whether, how = generator.random((2, len(tokens)))
+        # At least 1, since NumPy refuses an empty range; examples made by hand may leave the size out.
         other = generator.integers(0, max(examples.vocabulary, 1), len(tokens))
         hidden = (whether < MASKED) & ~np.isin(tokens, list(examples.special))
         shown = np.where(how < REPLACED, examples.mask, np.where(how < REPLACED + RANDOM, other, tokens))
@@ -205,6 +209,7 @@ def _at_least_float32(logits: Tensor) -> Tensor:
 
 
 def _without_labels(batch: Batch) -> Batch:
+    # With labels, transformers would compute a loss of its own: the mean over a batch.
     return {name: tensor for name, tensor in batch.items() if name != "labels"}
 
 

@@ -96,4 +96,5 @@ class Watch:
         """Whether a value of the goal is better than the best so far; NaN never is."""
         if best is None:
             return not isnan(value)
+        # Strictly better, so that patience ends also if the measure stays the same.
         return value < best if self.goal in FALLING else value > best

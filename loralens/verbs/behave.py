@@ -123,6 +123,7 @@ COLUMNS: tuple[Column[Contrast], ...] = (
         priority=5,
         json=False,
     ),
+    # Without a title it is no column of a table: --json has the list, and tables have the last layer of it.
     Column("hidden", lambda row: [json_number(value) for value in row.hidden]),
 )
 
@@ -130,6 +131,7 @@ COLUMNS: tuple[Column[Contrast], ...] = (
 def _layer_columns(from_base: Sequence[Contrast]) -> list[Column[Any]]:
     """A column for the number of the layer, and one for each adapter."""
 
+    # A function, since a lambda in a loop would see the last value of the loop variables.
     def column(place: int, contrast: Contrast) -> Column[Any]:
         return Column(contrast.second, lambda row: json_number(row[1][place]), contrast.second, number)
 

@@ -174,6 +174,7 @@ def evaluate(
         texts = (held_out or learned).head(limit)
         chosen = sources(adapters) if adapters else []
         names = labels(chosen)
+        # A model that is an object has no files with which an adapter could be compared.
         base = None if isinstance(model, tuple) else model
         adapted = [
             read_adapter(source, reading, base=base, applies_all=True, label=name)
@@ -223,12 +224,14 @@ class _Evaluator:
         record = (record_of(adapter) if adapter else None) or {}
         labels = self._labels(record.get("labels") or ()) if self.task.labelled else None
         loaded = self._load(labels)
+        # By default the length of the training, so that texts are cut as they were there.
         length = self.length or record.get("length") or LENGTH
         with place(self.place):
             numbers = None if labels is None else self.texts.numbered(labels)
             examples = loaded.encoded(self.texts.texts, length=length, labels=numbers)
             cut = count_cut(loaded, self.texts.texts, length=length)
         with place(label):
+            # With a model that sees later tokens the loss would be close to 0.
             if self.task.head == CAUSAL:
                 check_causal(loaded, examples)
             attachment = Attachment(loaded.model, adapter) if adapter else None
@@ -243,6 +246,7 @@ class _Evaluator:
                 "trust no number that depends on them; give an adapter with its head",
             )
         evaluation = self.task.evaluation(examples, size=self.batch, step=step)
+        # The adapter is attached by hooks for the evaluation only, so that the same model serves the next one.
         with torch.no_grad(), attachment.on() if attachment else nullcontext():
             return dict(evaluation(loaded.model)), cut
 

@@ -315,6 +315,7 @@ def train(
     keywords = dict(locals())
     options = _fill_in(keywords)
     options.check()
+    # The settings of torch and transformers, and a model that was given as an object, belong to the caller.
     with restore_settings(options.model):
         return _train(options)
 
@@ -326,6 +327,7 @@ def _fill_in(keywords: dict[str, Any]) -> TrainingOptions:
         # --epochs and --steps exclude each other, so the demo must not add the latter.
         demo = DEMO if keywords["epochs"] is None else {**DEMO, "steps": None}
         keywords |= {name: value for name, value in demo.items() if keywords[name] is None}
+    # Not required options of the command, since --demo fills them in. The message is that of click.
     for name in ("model", "task", "data"):
         if keywords[name] is None:
             raise OptionError(f"Missing option '--{name}'", fix=f"give --{name}, or --demo, which sets all of them")
@@ -355,10 +357,12 @@ def _train(options: TrainingOptions) -> TrainResult | TrainPlan:
         if not options.resume:
             training.check(overwrite=options.overwrite)
             check_new_folder(training.target)
+        # Neither the adapter nor the unfinished run may overwrite the model or the texts.
         for folder in (training.target, training.folder):
             Target(folder).check_inputs(options.places)
     from loralens.training.world import join_processes, local_device  # torch takes a second
 
+    # A model that was given as an object stays on its device.
     if isinstance(options.model, tuple):
         device, name = next(options.model[0].parameters()).device, options.device
     else:
@@ -372,6 +376,7 @@ def _train(options: TrainingOptions) -> TrainResult | TrainPlan:
             if options.dry_run:
                 return TrainPlan(options.output, run.rehearse(), run.identity, *cuts, main=world.main)
             fitted, parts, log = run.train()
+        # The folder of the run is locked while a process writes it.
         finally:
             if training is not None:
                 training.release()

@@ -115,6 +115,7 @@ def _read(source: TextSource, labels: tuple[str, ...], *, labelled: bool, one_la
     """The texts of a file or of a list. Their labels must be among ``labels``, unless that is empty."""
     texts = read_texts(source, labelled=labelled)
     label = text_label(source)
+    # The name without its folder, since it is stored with the adapter.
     name = Path(label).name
     if not labelled:
         return Texts(name, [text.text for text in texts], None, ())

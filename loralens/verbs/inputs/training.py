@@ -166,6 +166,7 @@ def read_training_inputs(options: TrainingOptions, *, device: str) -> TrainingIn
         own = labels_of(options.model)
         learned, held_out = learned.ordered(own), held_out and held_out.ordered(own)
     held_out = held_out.head(options.eval_limit) if held_out else None
+    # The data comes first, since its labels give the size of the head, and an error in it is found in no time.
     loaded = load_headed(
         options.model,
         task.head,
@@ -181,6 +182,7 @@ def read_training_inputs(options: TrainingOptions, *, device: str) -> TrainingIn
         _check_something_to_learn(task, examples)
     with place(text_label(options.data if options.eval is None else options.eval)):
         evaluated = encode(held_out.texts, labels=held_out.numbers) if held_out else None
+    # A model that sees later tokens would only learn to copy them.
     if task.head == CAUSAL:
         with place(model_label(options.model)):
             check_causal(loaded, examples)
