@@ -29,7 +29,7 @@ from loralens.verbs.inputs.choices import FLOAT_TYPES
 @click.option("--exact", is_flag=True, help="Take dense SVDs in float64, which is slow for large matrices.")
 # There is no source whose dialect could be the default.
 @click.option("--to", type=click.Choice(FORMATS), default="peft", show_default=True, help="The dialect to write.")
-# There is no source whose dtypes could be kept, and the difference of two 16-bit weights has more digits than either.
+# There is no adapter whose dtypes could be kept.
 @click.option(
     "--dtype",
     type=click.Choice(list(FLOAT_TYPES)),

@@ -110,8 +110,8 @@ def fit(
         The errors of `loralens.training.inject`; there are no batches; the loss is not a tensor; JSON cannot hold the
         record.
     DivergenceError
-        The loss or its gradient is not finite. Nothing was updated with it, and all snapshots and states that the watch
-        has received are finite.
+        The loss or its gradient is not finite. Nothing was updated with it, and earlier snapshots and states stay
+        valid.
     MismatchError
         The state is of another run (method, rank, seed, course, modules …); the message names what differs.
 

@@ -74,8 +74,9 @@ class World:
         # Buffers are equal in all processes and do not change, so that synchronising them would be lost time. Newer
         # releases of torch have another name for the option, and warn of the old one.
         parameters = signature(parallel.__init__).parameters
-        option = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"
-        return parallel(model, device_ids=[device] if device.type == "cuda" else None, **{option: False})
+        name = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"
+        options: dict[str, Any] = {name: False}
+        return parallel(model, device_ids=[device] if device.type == "cuda" else None, **options)
 
     def gathering(self, model: nn.Module, *, last: bool) -> AbstractContextManager[Any]:
         """The context of one batch of a step, in which processes exchange gradients only with the ``last`` batch."""

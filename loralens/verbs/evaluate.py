@@ -181,6 +181,7 @@ def evaluate(
             for source, name in zip(chosen, names, strict=True)
         ]
         evaluator = _Evaluator(model, row, texts, text_label(data), batch, length, device, dtype, threads)
+        # Without adapters the model itself is measured, as one version.
         versions: list[tuple[str | None, Adapter | None]] = [*zip(names, adapted, strict=True)] or [(None, None)]
         with progress("evaluating", len(versions) * len(texts.texts)) as step:
             measured = [evaluator.measure(adapter, step) for _, adapter in versions]

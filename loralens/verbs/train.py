@@ -157,6 +157,7 @@ class TrainResult(Tabular):
         # With patience the last evaluation is not that of the adapter that was written.
         last = (measures for step, measures in reversed(self.evaluations) if step == self.written_step)
         after = next(last, None)
+        # One evaluation alone has nothing to be compared with.
         if after is not None and len(self.evaluations) > 1:
             # A resumed run without an earlier log has no evaluation of step 0.
             step, before = self.evaluations[0]
@@ -180,6 +181,7 @@ class TrainResult(Tabular):
         }
 
 
+# The measures depend on the task, so their columns are made from the names.
 def _measure_column(name: str) -> Column[Any]:
     return Column(name, lambda row: row[1].get(name), name, number)
 

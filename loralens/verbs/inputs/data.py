@@ -54,6 +54,7 @@ class Texts:
 
         The names of the labels are not included: equal digests mean that the same is learned.
         """
+        # As JSON, which separates the texts, so that no two lists give the same bytes.
         return sha256(json.dumps([list(self.texts), self.numbers and list(self.numbers)]).encode()).hexdigest()
 
     def ordered(self, labels: tuple[str, ...]) -> "Texts":

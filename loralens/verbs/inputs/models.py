@@ -121,6 +121,7 @@ def load_headed(
     Weights that are missing in the folder, or are for other labels, are drawn from ``seed``; ``missing`` names them.
     """
     torch, transformers = _import_torch()
+    # The messages and bars of transformers would mix with ours, and speak of weights that are expected to be missing.
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     check_choice("dtype", dtype, FLOAT_TYPES)
@@ -173,20 +174,19 @@ def _from_folder(
     head_options: dict[str, Any] = {}
     if labels is not None:
         numbered = dict(enumerate(labels))
+        # A head for other labels is replaced by a random one, which the loading info names.
         head_options = {"num_labels": len(labels), "id2label": numbered, "ignore_mismatched_sizes": True}
         head_options["label2id"] = {name: number for number, name in numbered.items()}
     model, info = _load_or_refuse(
-        lambda: _load_with_head(
-            lambda: getattr(transformers, head or architecture).from_pretrained(
-                folder,
-                local_files_only=True,
-                dtype=getattr(torch, FLOAT_TYPES[dtype]),
-                output_loading_info=True,
-                **head_options,
-            ),
-            head,
+        lambda: getattr(transformers, head or architecture).from_pretrained(
+            folder,
+            local_files_only=True,
+            dtype=getattr(torch, FLOAT_TYPES[dtype]),
+            output_loading_info=True,
+            **head_options,
         ),
         "its model cannot be loaded",
+        head=head,
     )
     # Releases of transformers differ in whether a mismatched key comes alone or with its two shapes.
     missing = {*info["missing_keys"], *(key if isinstance(key, str) else key[0] for key in info["mismatched_keys"])}
@@ -312,7 +312,8 @@ def _pad_right(tokenizer: Any) -> Any:
     return tokenizer
 
 
-def _load_or_refuse(load: Callable[[], Any], what: str) -> Any:
+def _load_or_refuse(load: Callable[[], Any], what: str, *, head: str | None = None) -> Any:
+    """The result of ``load``; its errors become one message. ``head`` is the class of the head that is loaded."""
     from safetensors import SafetensorError
 
     try:
@@ -322,8 +323,14 @@ def _load_or_refuse(load: Callable[[], Any], what: str) -> Any:
         raise FormatError(
             f"{what}: its weights are damaged ({_first_line(error)})", fix="copy or download them again"
         ) from error
-    # What transformers raises for a folder that it cannot use. Its messages go on for many lines.
+    # What transformers raises for a folder that it cannot use. Its messages have many lines, and the first says most.
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        # The class of the error does not tell this case from others.
+        if head and str(error).startswith("Unrecognized configuration class"):
+            raise MismatchError(
+                f"transformers has no {head} for this model",
+                fix=f"choose another --task than {TASKS.get(head, 'classification')}, or another model",
+            ) from error
         raise FormatError(
             f"{what}: {_first_line(error)}", fix="give the folder of a transformers model, with its tokenizer"
         ) from error
@@ -332,20 +339,6 @@ def _load_or_refuse(load: Callable[[], Any], what: str) -> Any:
 def _first_line(error: Exception) -> str:
     """The first line of a message."""
     return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def _load_with_head(load: Callable[[], Any], head: str | None) -> Any:
-    """The result of ``load``, with a message of its own if transformers has no such head for the model."""
-    try:
-        return load()
-    except ValueError as error:
-        # The class of the error does not tell this case from others.
-        if head is None or not str(error).startswith("Unrecognized configuration class"):
-            raise
-        raise MismatchError(
-            f"transformers has no {head} for this model",
-            fix=f"choose another --task than {TASKS.get(head, 'classification')}, or another model",
-        ) from error
 
 
 def device_of(name: str) -> "Device":
@@ -358,13 +351,13 @@ def device_of(name: str) -> "Device":
     """
     torch, _ = _import_torch()
     if name == "auto":
-        mps = getattr(torch.backends, "mps", None)
+        mps = getattr(torch.backends, "mps", None)  # only in builds of torch that know Apple's GPUs
         name = "cuda" if torch.cuda.is_available() else "mps" if mps and mps.is_available() else "cpu"
     try:
         device: Device = torch.device(name)
         # torch accepts the name of a device that is not there, and also "meta", which holds no numbers.
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        what = f"--device {name}: {str(error).splitlines()[0]}"
+        what = f"--device {name}: {_first_line(error)}"
         raise OptionError(what, fix="give cpu, or a device of this machine") from error
     return device

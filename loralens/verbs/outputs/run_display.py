@@ -41,12 +41,14 @@ class RunDisplay:
         if isfinite(step.loss):
             self._loss_weight = SMOOTH * self._loss_weight + (1 - SMOOTH)
             self._loss = SMOOTH * self._loss + (1 - SMOOTH) * step.loss
+        # The step of a tiny model may be shorter than the clock can measure.
         self._tokens = SMOOTH * self._tokens + (1 - SMOOTH) * step.size / max(step.seconds, 1e-9)
         self._seconds = SMOOTH * self._seconds + (1 - SMOOTH) * step.seconds
         self.show(step)
 
     def show(self, step: "Step") -> None:
         """Display the step if it ends a tenth of the run, or the run."""
+        # A run of fewer steps than parts shows every step.
         if step.number % max(1, self.steps // PARTS) == 0 or step.number == self.steps:
             self.say(self.text(step))
 

@@ -111,6 +111,7 @@ class TrainingRun:
         from loralens.training.feed import shuffle_order
 
         self.options, self.inputs, self._training, self.world = options, inputs, training, world
+        # Rounded up, so that every text of the last pass is seen.
         self.steps = options.steps or max(1, ceil((options.epochs or 1) * len(inputs.examples) / options.batch))
         self.display = run_display(self.steps)
         self.heads = options.heads or inputs.heads
@@ -306,6 +307,7 @@ class TrainingRun:
             patience=options.patience,
             snapshot=self._write_snapshot if options.snapshots else None,
             snapshot_every=options.snapshots or 0,
+            # A dry run without an output makes a watch too, for the checks in it.
             save=self.training.save if self._training else None,
             save_every=options.save_every,
         )
