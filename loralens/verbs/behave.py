@@ -106,7 +106,7 @@ class BehaviourResult(Tabular):
         }
 
 
-# On a narrow terminal columns of low priority are left out first. KL stays, since it alone compares whole distributions.
+# On a narrow terminal columns of low priority are left out first. KL, which alone compares whole distributions, stays.
 LOGITS: tuple[Column[Contrast], ...] = (
     Column("kl", lambda row: json_number(row.kl), "KL (nats)", number, priority=ALWAYS),
     Column("logits", lambda row: json_number(row.logits), "logits rms", number, priority=3),

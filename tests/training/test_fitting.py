@@ -93,7 +93,7 @@ def test_any_model_with_any_loss_is_trained() -> None:
         ({"targets": "q_prog"}, "no module matches 'q_prog'"),
         ({"rank": 99}, "rank 99 is larger than its matrix"),
         ({"method": "lore"}, "is no training method"),
-        ({"shard": True}, "one process cannot hold a model in shards"),
+        ({"shard": True}, "a model cannot be sharded in a single process"),
     ],
 )
 def test_what_cannot_be_leaves_the_model_as_it_was(options: Any, words: str) -> None:
