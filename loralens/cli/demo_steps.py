@@ -154,7 +154,8 @@ def _wait_for(process: "subprocess.Popen[bytes]") -> int:
 def _print_heading(text: str) -> None:
     """Print an empty line and a bold one."""
     # To the stream below, which does not turn the codes of styles into escapes.
-    click.secho(f"\n{visible(text)}", bold=True, file=raw_stream(sys.stdout))
+    click.echo()
+    click.secho(visible(text), bold=True, file=raw_stream(sys.stdout))
 
 
 def _check_packages() -> None:
