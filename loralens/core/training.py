@@ -25,11 +25,7 @@ class State:
     record : mapping
         All other values of the state, as JSON.
     run : mapping
-    <<<<<<< HEAD
-        What the run is that it belongs to, as JSON holds it: see `loralens.training.state.run_identity`.
-    =======
         The identity of the run, as JSON (see `loralens.training.state.run_identity`).
-    >>>>>>> part-nvt
     """
 
     step: int
