@@ -124,10 +124,7 @@ def fit(
     _check_options(loss=loss, course=course, watch=watch, state=state, record=record or {})
     # Everything that can be refused is refused before the model is changed.
     feed = Feed(batches)
-    if course is None:
-        if not feed.length:
-            raise OptionError("without a course it is not known how long to train", fix="give course=Course(steps=…)")
-        course = Course(steps=feed.length)
+    course = course or _course_of_one_round(feed)
     world = World.current(shard=shard)
     injection = inject(
         model,
@@ -149,17 +146,9 @@ def fit(
         if not shard:
             injection.remove()
         raise
-    training_record = {
-        **course.record,
-        "steps_done": loop.done,
-        "best_step": loop.best_step,
-        "processes": world.size,
-        "loralens": __version__,
-        # The numbers of two releases may differ, so the record has their versions.
-        "torch": torch.__version__,
-        # Last, so that the caller may replace any value.
-        **(record or {}),
-    }
+    # The versions, since the numbers of two releases may differ; and last what the caller may replace.
+    versions = {"loralens": __version__, "torch": torch.__version__}
+    training_record = {**loop.record, **versions, **(record or {})}
     return Fitted(
         adapter=read_injection(injection, base_model=base_model, task_type=task_type, training=training_record),
         injection=injection,
@@ -168,6 +157,13 @@ def fit(
         steps=loop.done,
         best_step=loop.best_step,
     )
+
+
+def _course_of_one_round(feed: Feed) -> Course:
+    """The course that takes every batch once."""
+    if not feed.length:
+        raise OptionError("without a course it is not known how long to train", fix="give course=Course(steps=…)")
+    return Course(steps=feed.length)
 
 
 def _check_options(*, loss: Any, course: Any, watch: Any, state: Any, record: Mapping[str, Any]) -> None:

@@ -202,15 +202,13 @@ def inject(
         warn_of_doubles(model, {name: named[name] for name in kinds})
         for name, kind in kinds.items():
             _check_weight(name, kind.matrix(named[name]), rank)
-        # After all checks, so that no factors are made in vain.
         for name, kind in kinds.items():
             layers[name] = lora = _make_layer(
                 name, named[name], kind, row, rank=rank, alpha=alpha, dropout=dropout, seed=seed, how=initialisation
             )
             # The factor that is drawn: for an embedding B, since A is 0; PiSSA draws neither.
             digests[name] = factor_digest(lora.B if kind.kind == "embedding" and not row.principal else lora.A)
-    # They were built in evaluation mode.
-    for layer in layers.values():
+    for layer in layers.values():  # which were built in evaluation mode
         layer.training = layer.base_layer.training
     # Stored before freezing: remove() makes exactly these trainable again.
     trained = tuple(parameter for parameter in model.parameters() if parameter.requires_grad)

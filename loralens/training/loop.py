@@ -113,6 +113,12 @@ class Loop:
         """The identity of the run, which its states contain."""
         return run_identity(self.injection, self.course, processes=self.world.size)
 
+    @property
+    def record(self) -> dict[str, Any]:
+        """The course and its outcome, for the record in the adapter."""
+        outcome = {"steps_done": self.done, "best_step": self.best_step, "processes": self.world.size}
+        return {**self.course.record, **outcome}
+
     def _prepare(self, state: State | None) -> None:
         """Make the optimiser, and restore the state if there is one."""
         course, groups = self.course, self.injection.groups(lr=self.course.lr)
