@@ -724,9 +724,9 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant("Loop._divergence_error", "first + many", "first - many", ("tests/training/test_loop.py",)),
     Mutant(
-        "Loop._out_of_patience",
-        "self._waited >= self.watch.patience",
-        "self._waited > self.watch.patience",
+        "Loop.run",
+        "self._waited < patience",
+        "self._waited <= patience",
         ("tests/training/test_loop.py",),
     ),
     Mutant("_loss_and_count", "len(returned) == 2", "len(returned) != 2", ("tests/training/test_loop.py",)),
@@ -736,7 +736,12 @@ MUTANTS: tuple[Mutant, ...] = (
         "set(tensors) == stored_names",
         ("tests/training/test_state.py",),
     ),
-    Mutant("Task.evaluation.evaluate", "min(loss, 700.0)", "max(loss, 700.0)", ("tests/training/test_tasks.py",)),
+    Mutant(
+        "Task.evaluation.evaluate",
+        "min(loss, LARGEST_LOSS)",
+        "max(loss, LARGEST_LOSS)",
+        ("tests/training/test_tasks.py",),
+    ),
     Mutant("Watch.better", "value < best", "value <= best", ("tests/training/test_loop.py",)),
     Mutant("_error_of", "measured == {True}", "measured != {True}", ("tests/reporting/test_numbers.py",)),
     # report: findings, sliders, errors on inputs; and lines of the terminal
