@@ -126,8 +126,10 @@ def _intruders(subject: Subject, numbers: Numbers, scales: MapScales, tables: Re
     if not intruders:
         return []
     grid = Grid.of(intruders)
+    # All modules were tested with one threshold, which any of them tells.
     first = next(iter(intruders.values()))
     looked, count = subject.against_base.intruder_counts
+    # The chance depends on the shape of the weight, so kinds may differ in it.
     chances = sorted(x.chance for x in intruders.values())
 
     def tip(name: str) -> str:
@@ -170,6 +172,7 @@ def _merges(subject: Subject, numbers: Numbers, scales: MapScales, i: int) -> li
             f"{percent(x.rounding.unmoved)} of the weights unmoved; ‖ΔW‖/‖W‖ {percent(x.ratio)}"
         )
 
+    # A cell of several modules shows the largest error, as a mean would hide the module that loses its update.
     values = {name: x.rounding.error for name, x in effects.items()}
     chart = grid.heat("", values, scales.error, numbers=numbers, gather=max, tip=tip)
     dtypes = sorted({x.dtype for x in effects.values()})

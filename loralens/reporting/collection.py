@@ -88,6 +88,7 @@ def measure_collection(subjects: Sequence[Subject], *, threads: int = 1, step: S
     OptionError
         Fewer than two adapters.
     """
+    # Adapters of different models are no error here: the rest of the page describes each of them.
     adapters = [subject.adapter for subject in subjects]
     try:
         pairs = pairwise(adapters, labels=[subject.path for subject in subjects], threads=threads, step=step)

@@ -63,6 +63,7 @@ def make_report(
         spectra_section(subjects, numbers, tables),
         ranks_section(subjects, tables),
         *([base_section(subjects, numbers, base, tables)] if base else []),
+        # For several adapters also where they have nothing in common, which the section then says.
         *([comparison_section(subjects, collection, numbers, tables)] if len(subjects) > 1 else []),
         modules_section(subjects, numbers, tables),
     ]

@@ -93,6 +93,7 @@ def _base_measurements(subject: Subject, name: str) -> dict[str, Any]:
 def _collection_record(collection: Collection) -> dict[str, Any]:
     pairs, energy = collection.pairs, collection.energy
     return {
+        # Rows and columns in the order in which the adapters were given; "order" is that of the matrices on the page.
         "cosine": matrix(pairs.cosine),
         "cosine_z": matrix(pairs.cosine_z),
         "phi": {side: matrix(pairs.phi(side)) for side in pairs.overlaps},

@@ -41,6 +41,7 @@ class ResultTables(NamedTuple):
         Labels of all adapters, and their run → one checkpoint per row, in the order of steps.
     """
 
+    # Rows of other verbs are types of theirs, which this room cannot name.
     modules: Callable[[Subject], Table[Any]]
     ranks: Callable[[Subject], Table[CurvePoint]]
     groups: Callable[[str, Sequence[Group]], Table[Group]]

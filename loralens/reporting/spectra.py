@@ -32,6 +32,7 @@ def spectra_section(subjects: Sequence[Subject], numbers: Numbers, tables: Resul
     measured = [subject for subject in subjects if subject.spectra]
     # Limits, colours and columns come from all adapters, and only then each is drawn.
     limits = singular_value_limits(subject.spectra for subject in measured)
+    # Of all adapters, so that one that was trained on some blocks only has its columns below those of the others.
     blocks = all_blocks(name for subject in measured for name in subject.spectra)
     grids = [Grid.of(subject.spectra, subject.shares, blocks=blocks) for subject in measured]
     rank = effective_rank_scale(subject.spectra for subject in measured)

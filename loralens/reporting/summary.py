@@ -59,6 +59,7 @@ def _findings(findings: Sequence[Diagnosis]) -> str:
         return "The doctor found nothing wrong."
     if not serious:
         return f"The doctor found no errors and no warnings; {count(len(causes), 'note')} below."
+    # Notes are not counted beside errors and warnings, as they ask for nothing to be done.
     levels = [
         count(n, level) for level in ("error", "warning") if (n := sum(finding.level == level for finding in causes))
     ]

@@ -66,6 +66,7 @@ def page_modules_table(subject: Subject) -> Table[MeasuredModule]:
             for column in AMPLIFY_COLUMNS
             if column.title and column.key in ("amplification", "z")
         ]
+    # Without a base, or where they were not looked for, columns of dashes would only widen the table.
     columns += [INTRUDERS] if against.intruders else []
     columns += MERGE_COLUMNS if subject.merge_effects else []
     return Table(subject.label, columns, rows)
