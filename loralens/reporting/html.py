@@ -90,8 +90,8 @@ def _environment() -> "Environment":
     # Imported here because it takes 36 ms, which --help and every refusal of a report would pay.
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
-    # With autoescape nothing that a template shows is markup, unless it was made a Markup below. StrictUndefined makes a
-    # misspelt name in a template an error, where jinja2 would write nothing.
+    # With autoescape nothing that a template shows is markup, unless it was made a Markup below. StrictUndefined makes
+    # a misspelt name in a template an error, where jinja2 would write nothing.
     environment = Environment(loader=FunctionLoader(_template), autoescape=True, undefined=StrictUndefined)
     environment.filters |= {
         "draw": _draw,
