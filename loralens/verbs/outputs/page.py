@@ -160,8 +160,8 @@ def _compare_with_base(examination: Examination, base: Base, intruders: bool | N
     with place(base.name), progress("reading the base", weight_steps(weights.values(), top=False)) as step:
         adapter = examination.adapter.without([name for name in examination.adapter if name not in weights])
         amplified = measure_amplification(adapter, weights, top=False, device=device, step=step) if weights else {}
-    found, reason = _intruders(examination, weights, base.name, intruders)
-    return BaseMeasurements(amplified=amplified, intruders=found, no_intruders=reason)
+    detected, reason = _intruders(examination, weights, base.name, intruders)
+    return BaseMeasurements(amplified=amplified, intruders=detected, no_intruders=reason)
 
 
 def _intruders(
