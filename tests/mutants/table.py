@@ -635,20 +635,20 @@ MUTANTS: tuple[Mutant, ...] = (
     # report
     Mutant(
         "_layout",
-        "sum(1 << n for n, moved in enumerate(moves) if moved)",
-        "max(1 << n for n, moved in enumerate(moves) if moved)",
+        "sum(1 << n for n, shapes in enumerate(bits) if shapes[place] != tensor.shape)",
+        "max(1 << n for n, shapes in enumerate(bits) if shapes[place] != tensor.shape)",
         ("tests/reporting/test_slider_stops.py",),
     ),
     Mutant(
         "find_layout",
-        "max(of.values(), default=-1)",
-        "min(of.values(), default=-1)",
+        "max(groups.values())",
+        "min(groups.values())",
         ("tests/reporting/test_slider_stops.py",),
     ),
     Mutant(
-        "LANDING_COLUMNS",
-        "max(landing.rounding.error for landing in row.landings)",
-        "min(landing.rounding.error for landing in row.landings)",
+        "KIND_MERGE_COLUMNS",
+        "max(x.rounding.error for x in row.effects)",
+        "min(x.rounding.error for x in row.effects)",
         ("tests/reporting/test_numbers.py",),
     ),
     Mutant(
@@ -685,8 +685,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "_base",
-        "np.median([x.rounding.error for x in landings.values()])",
-        "max([x.rounding.error for x in landings.values()])",
+        "median(x.rounding.error for x in effects.values())",
+        "max(x.rounding.error for x in effects.values())",
         ("tests/reporting/test_summary.py",),
     ),
     Mutant(
@@ -702,9 +702,9 @@ MUTANTS: tuple[Mutant, ...] = (
         "of {labels[t]} and {labels[s]}",
         ("tests/reporting/test_numbers.py",),
     ),
-    Mutant("_meeting_columns", "labels[row.first]", "labels[row.second]", ("tests/reporting/test_numbers.py",)),
+    Mutant("_interaction_columns", "labels[row.first]", "labels[row.second]", ("tests/reporting/test_numbers.py",)),
     Mutant(
-        "_meeting_columns",
+        "_interaction_columns",
         'lambda row: labels[row.first], "adapter"',
         'lambda row: labels[row.second], "adapter"',
         ("tests/reporting/test_numbers.py",),
@@ -754,7 +754,9 @@ MUTANTS: tuple[Mutant, ...] = (
         "finding.level == level for finding in findings",
         ("tests/reporting/test_findings.py",),
     ),
-    Mutant("_describe_error", "percent(plain)", "percent(1 - plain)", ("tests/reporting/test_on_inputs.py",)),
+    Mutant(
+        "_describe_error", "percent(update_error)", "percent(1 - update_error)", ("tests/reporting/test_on_inputs.py",)
+    ),
     Mutant("say", "visible(line)", "line", ("tests/cli/test_terminal.py",)),
     Mutant("conflict_map", "min(cosines, key=", "max(cosines, key=", ("tests/reporting/test_numbers.py",)),
     Mutant(
@@ -777,8 +779,8 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/charts/test_trajectory_figure.py",),
     ),
     Mutant("_spectra_picture", "spectrum.spectral == 0", "spectrum.spectral != 0", ("tests/reporting/test_page.py",)),
-    Mutant("half_energy_modules", "count + 1", "count - 1", ("tests/reporting/test_page.py",)),
-    Mutant("half_energy_modules", "covered >= 0.5", "covered >= 0.25", ("tests/reporting/test_numbers.py",)),
+    Mutant("half_energy_modules", "reverse=True", "reverse=False", ("tests/reporting/test_page.py",)),
+    Mutant("half_energy_modules", "share >= 0.5", "share >= 0.25", ("tests/reporting/test_numbers.py",)),
     Mutant(
         "comparison_section",
         "len(labels) * (len(labels) - 1) // 2",
