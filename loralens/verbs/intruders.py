@@ -81,7 +81,7 @@ def intruders(
     dtype : str
         The dtype of the factors that change: ``f32``, ``bf16`` or ``f16``.
     allow_loss : bool
-        Take it even if rounding changes the update of a module by more than 1 %.
+        Accept the result even if rounding changes the update of a module by more than 1 %.
     overwrite : bool
         Replace what is already at ``output``.
     dry_run : bool
@@ -118,21 +118,25 @@ def intruders(
     loaded = read_adapter(adapter, reading, base=base, label=label)
     with place(label):
         names = select(loaded, modules)
+        # With a strength of 1 nothing is edited, so modules that are no pairs may stay.
         check_plain(loaded, names, pairs=remove not in (None, 1))
     target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
     target.check_source(adapter, base=base)
-    if output is not None:  # not to fail after hours
-        # A rehearsal without changes: what the writer refuses is refused now.
+    # The SVDs of a base of 7B take an hour or so. What the writer would refuse is found before them, by a rehearsal.
+    if output is not None:
         save(replace_modules(loaded, {}), output, format=_dialect(loaded), overwrite=overwrite, dry_run=True)
     weights = base_weights(base, {name: loaded[name] for name in names}).modules
     measured: dict[str, Intruders] = {}
     edited: dict[str, Update] = {}
+    # Factors for a narrow dtype stay in float64 until all of them are there, so that they are rounded only once.
+    edit_dtype = "float32" if dtype == "f32" else "float64"
     with closing(decompositions(weights, store, base, linalg_device)) as svds:
         for name, W in svds:
             with place(label), place(name):
                 module = find_intruders(loaded[name], W, top=top, threshold=threshold)
                 if remove is not None:
-                    edited[name] = _removal(loaded[name], module, remove, dtype)
+                    edited[name] = remove_intruders(loaded[name], module, strength=remove, dtype=edit_dtype)
+                # Only the edit needs the vectors: 0.7 MB a module for ten directions of a 4096 × 4096 weight.
                 measured[name] = module.without_vectors()
     result = IntrudersResult(label, str(base), threshold, top, measured, {name: loaded[name].rank for name in measured})
     if remove is None:
@@ -146,21 +150,18 @@ def intruders(
     return replace(result, removal=removal)
 
 
-def _removal(module: Update, intruding: Intruders, strength: float, dtype: FloatType) -> Update:
-    """The module without its intruders: in float64 where it is to be rounded, once, when all modules are there."""
-    return remove_intruders(module, intruding, strength=strength, dtype="float32" if dtype == "f32" else "float64")
-
-
 def _round(
     adapter: Adapter, edited: Mapping[str, Update], dtype: FloatType, *, allow_loss: bool
 ) -> tuple[dict[str, Update], RoundingCost]:
-    """The edited modules that are others now, their factors rounded once to ``dtype``, and what that cost them."""
+    """The modules that were edited, with their factors rounded once to ``dtype``, and the error of that."""
+    # A module without intruders is the same object; it is written back bit for bit.
     exact = replace(adapter, modules={name: module for name, module in edited.items() if module is not adapter[name]})
-    narrow = round_factors(exact, numpy_dtype(dtype)).modules
-    return dict(narrow), RoundingCost.between(exact, narrow, allow_loss=allow_loss, dtype=dtype)
+    rounded = round_factors(exact, numpy_dtype(dtype)).modules
+    return dict(rounded), RoundingCost.between(exact, rounded, allow_loss=allow_loss, dtype=dtype)
 
 
 def _dialect(adapter: Adapter) -> str:
-    """The adapter's own dialect, or PEFT's where that cannot be written."""
+    """The adapter's own dialect, or PEFT's if that cannot be written."""
+    # loralens-q would round the edit to few bits of a number.
     writable = any(form.name == adapter.format != QUANTISED and form.writer for form in FORMATS)
     return str(adapter.format) if writable else "peft"

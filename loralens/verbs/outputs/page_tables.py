@@ -25,9 +25,9 @@ from loralens.verbs.amplify import COLUMNS as AMPLIFY_COLUMNS
 from loralens.verbs.amplify import KIND_COLUMNS, KeptDirections, KindAmplification
 from loralens.verbs.curve import point_columns
 from loralens.verbs.outputs.collection_similarity import PairRow, pair_columns, pair_rows
+from loralens.verbs.outputs.groups import OUTLIER_COLUMNS, groups_table
 from loralens.verbs.outputs.intruders import KIND_COLUMNS as INTRUDER_KIND_COLUMNS
 from loralens.verbs.outputs.intruders import IntruderTotal, KindIntruders
-from loralens.verbs.outputs.spectrum_groups import OUTLIER_COLUMNS, groups_table
 from loralens.verbs.spectrum import COLUMNS as SPECTRUM_COLUMNS
 from loralens.verbs.spectrum import ModuleSpectrum
 from loralens.verbs.trajectory import COLUMNS as TRAJECTORY_COLUMNS

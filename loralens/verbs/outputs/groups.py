@@ -1,14 +1,26 @@
-"""Tables of spectra for people: summaries of kinds and of blocks, and the modules that stand apart."""
+"""Modules in groups: values by kind, tables of the spectra of kinds and blocks, and of modules that stand apart."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import TypeVar
 
 from loralens.analysis.groups import Group
 from loralens.analysis.outliers import QUANTITIES, Outlier
+from loralens.core.names import kind, natural_key
 from loralens.tables.numbers import UNDEFINED, fixed, number
 from loralens.tables.table import ALWAYS, Column, Table
 
+Value = TypeVar("Value")
+
 BAR = 20  # characters of the longest bar, so that one of them is 5 % of the largest share
+
+
+def group_by_kind(values: Mapping[str, Value]) -> dict[str, list[Value]]:
+    """The values of modules by the kind of the module; kinds in natural order, modules in the given one."""
+    kinds: dict[str, list[Value]] = {}
+    for name in sorted(values, key=lambda name: natural_key(kind(name))):
+        kinds.setdefault(kind(name), []).append(values[name])
+    return kinds
 
 
 def groups_table(what: str, groups: Sequence[Group]) -> Table[Group]:
