@@ -33,18 +33,18 @@ from loralens.verbs.outputs.rules import read_moments, read_protection
 
 @dataclass(frozen=True, slots=True)
 class CurveResult(Tabular):
-    """Rank against size against error of an adapter.
+    """The size and the error of every rank of an adapter.
 
     Attributes
     ----------
     source : str
-        What the adapter is called: its path, if it was read.
+        The label of the adapter: its path, if it was read from a file.
     format : str
         The dialect of the files.
-    points : sequence of Point
-        By falling rank.
+    points : sequence of CurvePoint
+        The points of the curve, the largest rank first.
     activations : str or None
-        What the moments are called on which errors were measured; None where errors are those of ΔW.
+        The path of the moments on which errors were measured, or ``moments``; None if errors are those of ΔW.
     """
 
     source: str
@@ -58,17 +58,17 @@ class CurveResult(Tabular):
 
     @property
     def on_data(self) -> bool:
-        """Whether errors are those on real inputs."""
+        """Whether errors are those on real inputs and not those of ΔW."""
         return self.activations is not None
 
     def tables(self) -> list[Table[CurvePoint]]:
-        """One rank a row."""
+        """The points of the curve, one rank a row."""
         error = "√(E‖(ΔW−ΔW')x‖² / E‖ΔWx‖²) on the data" if self.on_data else "‖ΔW−ΔW'‖/‖ΔW‖"
         title = f"{self.source}: {len(self.adapter)} modules; {error} over all of them"
         return [Table(title, point_columns(self.format, on_data=self.on_data), self.points)]
 
     def record(self) -> dict[str, Any]:
-        """Everything as a JSON object."""
+        """The whole result as a JSON object."""
         return {
             "source": self.source,
             "format": self.format,
@@ -105,8 +105,7 @@ def curve(
         The dtype of the file: ``f32``, ``bf16`` or ``f16``; as it is by default.
     weights : str, path or mapping of str to float
         The error that a budget minimises: ``absolute``, ``relative`` to each module, or weighted by a mapping of globs
-        to
-        weights, which may be in a JSON file.
+        to weights, which may be in a JSON file.
     activations : path or Moments, optional
         The second moments of real inputs, as `calibrate` measures them; errors are then measured on those inputs.
     base : path, optional
@@ -128,17 +127,13 @@ def curve(
     check_choice("dtype", dtype, FLOAT_TYPES)
     (label,) = labels([source])
     adapter = read_adapter(source, reading, base=base, label=label)
+    # The files of a dialect that is only read would be written as PEFT's.
     form = OutputFormat.of(adapter, to=to or (None if adapter.format in TARGET_FORMATS else "peft"), base=base)
     protect, moments = read_protection(weights), read_moments(activations)
     with place(label):
         with progress("reading", len(adapter)) as step:
             plan = TruncationPlan.of(
-                adapter,
-                modules=modules,
-                dtype=numpy_dtype(dtype),
-                moments=moments,
-                threads=cpu_count() or 1,
-                step=step,
+                adapter, modules=modules, dtype=numpy_dtype(dtype), moments=moments, threads=cpu_count() or 1, step=step
             )
         points = trade_off(plan, form, protect=protect, on_data=moments is not None)
     measured_on = None
@@ -150,10 +145,10 @@ def curve(
 def trade_off(
     plan: TruncationPlan, form: OutputFormat, *, protect: Protection = "absolute", on_data: bool = False
 ) -> list[CurvePoint]:
-    """The points of the curve for a dialect; in few bits too, where all modules are pairs and errors those of ΔW."""
+    """The points of the curve for a dialect, also in few bits if all modules are pairs and errors are those of ΔW."""
     pairs = not any(isinstance(module, Structured) for module in plan.adapter.modules.values())
     file_size = replace(form, bits=PLAIN_BITS if form.name == QUANTISED else None).size
-    # In few bits only pairs can be written, and their expected error is one of ΔW, not of data.
+    # Only pairs can be written in few bits, and their expected error is one of ΔW, not of outputs on data.
     header = _header_bytes(plan.adapter) if pairs and not on_data else None
     most = max((plan.adapter[name].rank for name in plan.directions), default=0)
     with progress("choosing ranks", len(curve_ranks(most))) as step:
@@ -161,14 +156,22 @@ def trade_off(
 
 
 def _header_bytes(adapter: Adapter) -> int:
-    """Bytes of a file in few bits beside its directions."""
+    """The bytes of a file in few bits without its directions: of its header and its other tensors."""
     ranks = {name: min(module.rank, *module.shape) for name, module in adapter.items()}
     total_bytes = OutputFormat(QUANTISED, {}, bits=PLAIN_BITS).size(adapter)
     return total_bytes - sum(rank * direction_bytes(adapter[name].shape, PLAIN_BITS) for name, rank in ranks.items())
 
 
 def point_columns(format: str, *, on_data: bool) -> list[Column[CurvePoint]]:
-    """The columns of a point; errors on data have a key of their own."""
+    """The columns of a point of the curve.
+
+    Parameters
+    ----------
+    format : str
+        The dialect, for the heading of the sizes.
+    on_data : bool
+        Whether errors are those on real inputs. They have keys of their own, as the two cannot be compared.
+    """
     error = "data_error" if on_data else "relative_error"
     return [
         Column("rank", lambda point: point.rank, "rank", priority=ALWAYS, about="one for all modules"),

@@ -18,19 +18,21 @@ from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, read_where_unknown
 from loralens.verbs.inputs.bases import warn_of_bases
 
-SHOWN = 20  # modules that differ, in the table
+SHOWN = 20  # modules that the table lists of those that differ, the worst first; --json and --csv list all modules
 
 
 @dataclass(frozen=True, slots=True)
 class EqualResult(Tabular):
-    """Whether two adapters are the same update; as a truth value it is the answer.
+    """The differences of two adapters. Its truth value says whether they are the same update.
 
     Attributes
     ----------
-    differences : sequence of Difference
-        Of every module, in natural order.
+    differences : sequence of UpdateDifference
+        The differences of all modules, in natural order.
+    tolerance : float
+        The largest relative difference of modules that count as equal.
     not_compared : int
-        Tensors of both that are half of no pair: heads, biases, magnitudes.
+        The number of tensors of both that belong to no pair: heads, biases, magnitudes.
     """
 
     differences: Sequence[UpdateDifference]
@@ -44,7 +46,7 @@ class EqualResult(Tabular):
 
     @property
     def answer(self) -> bool:
-        """The same: what the exit code says."""
+        """The same as `equal`: the answer that the exit code gives."""
         return self.equal
 
     def __bool__(self) -> bool:
@@ -53,11 +55,12 @@ class EqualResult(Tabular):
     @property
     def beyond(self) -> list[UpdateDifference]:
         """The modules that differ by more than the tolerance, in natural order."""
+        # "not ≤" and no ">": a difference that is NaN is no equality.
         return [difference for difference in self.differences if not difference.relative <= self.tolerance]
 
     @property
     def largest(self) -> float:
-        """‖ΔW₁ − ΔW₂‖/‖ΔW‖ of the module that differs most; 0 where there is none."""
+        """‖ΔW₁ − ΔW₂‖/‖ΔW‖ of the module that differs most; 0 if there are no modules."""
         return max((difference.relative for difference in self.differences), default=0.0)
 
     def __repr__(self) -> str:
@@ -70,11 +73,11 @@ class EqualResult(Tabular):
         return [Table(f"{len(worst)} of {len(self.differences)} modules differ", columns, worst[:SHOWN])]
 
     def listing(self) -> list[Table[UpdateDifference]]:
-        """All modules."""
+        """All modules, one module a row."""
         return [Table("differences", COLUMNS, self.differences)]
 
     def sentences(self) -> list[str]:
-        """The answer, and what it is not about."""
+        """The answer, and the number of tensors that were not compared."""
         answer = "equal" if self.equal else "different"
         lines = [f"{answer}: largest difference {self.largest:.3g}, tolerance {self.tolerance:g}"]
         if self.not_compared:
@@ -83,7 +86,7 @@ class EqualResult(Tabular):
         return lines
 
     def record(self) -> dict[str, Any]:
-        """Everything as a JSON object."""
+        """The whole result as a JSON object."""
         return {
             "equal": self.equal,
             "tolerance": self.tolerance,
@@ -119,25 +122,27 @@ def equal(
     tolerance : float
         The largest relative difference ‖ΔW₁ − ΔW₂‖/‖ΔW‖ of equal modules.
     base : path, optional
-        The base model of GGUF files: its head counts say in which order rows of q and k stand.
+        The base model of GGUF files: its head counts determine the order of rows of q and k.
     **reading : Reading
-        How files are read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``. ``alpha`` and ``scale`` go to
-        whichever of the two does not say its own.
+        How files are read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``. ``alpha`` and ``scale`` are
+        used for whichever of the two does not state its own.
 
     Raises
     ------
     OptionError
-        A tolerance that is no number from 0 on.
+        A tolerance that is negative or not finite.
     FormatError
         A file that is no adapter; a module that holds NaN or Inf.
     MismatchError
-        Rows of q and k stand in another order in one of them, and nothing says by which head counts.
+        The rows of q and k of one adapter are in another order, and no head counts are known to restore it.
     """
     if not isfinite(tolerance) or tolerance < 0:
         raise OptionError(f"tolerance {tolerance!r} is no difference", fix="give a finite number of 0 or more")
     names = labels([first, second])
     adapter, other = (read_where_unknown(source, reading, base=base) for source in (first, second))
+    # Each takes the head counts of the other, if that states them.
     adapter, other = restore_rows(adapter, other), restore_rows(other, adapter)
+    # Two adapters with rows in the same unknown order can be compared as they are.
     if has_permuted_rows(adapter) != has_permuted_rows(other):
         permuted = names[0] if has_permuted_rows(adapter) else names[1]
         raise MismatchError(

@@ -1,4 +1,4 @@
-"""``plot``: draws the figure of a result."""
+"""``plot``: draws the figure of a verb's result."""
 
 from typing import TYPE_CHECKING
 
@@ -50,7 +50,7 @@ def plot(result: object, ax: "Axes | None" = None) -> "Drawing":
 
 
 def figure_of(result: object) -> Figure:
-    """The figure of a result as plain data, which ``--plot`` and `plot` draw.
+    """The figure of a result as plain data; ``--plot`` and `plot` draw it.
 
     Raises
     ------
@@ -60,6 +60,7 @@ def figure_of(result: object) -> Figure:
     if isinstance(result, CurveResult):
         return curve_figure(result.source, result.points, on_data=result.on_data)
     if isinstance(result, CompressResult):
+        # The point of the chosen ranks, with an error of the same kind as those of the curve.
         chosen = result.bytes_after, result.relative_error if result.data_error is None else result.data_error
         points = result.trade_off()
         return curve_figure(result.source, points, chosen=chosen, on_data=result.data_error is not None)
@@ -74,6 +75,7 @@ def figure_of(result: object) -> Figure:
     if isinstance(result, TrajectoryResult):
         run = result.run
         losses = {"loss": run.train, "eval loss": run.evaluation}
+        # All logged losses, and not only those nearest to the checkpoints, which the table shows.
         curves = {name: [(loss.step, loss.value) for loss in logged] for name, logged in losses.items() if logged}
         steps = [checkpoint.step for checkpoint in run.checkpoints]
         return trajectory_figure(result.trajectory, steps, curves, result.names)

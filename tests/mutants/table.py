@@ -707,9 +707,9 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/reporting/test_numbers.py",),
     ),
     Mutant(
-        "pair_rows",
-        "labels[s],\n            labels[t],",
-        "labels[t],\n            labels[s],",
+        "adapter_pairs_table",
+        'lambda pair: labels[pair[0]], "adapter"',
+        'lambda pair: labels[pair[1]], "adapter"',
         ("tests/reporting/test_numbers.py",),
     ),
     # train

@@ -20,7 +20,7 @@ from loralens.core.moments import Moments
 from loralens.core.progress import progress
 from loralens.core.weights import Weight
 from loralens.errors import LoraLensError, MismatchError, place
-from loralens.formats import encode_adapter, load
+from loralens.formats import encode_adapter
 from loralens.formats.dialects.table import QUANTISED
 from loralens.formats.records.moments import load_moments
 from loralens.formats.records.runs import read_run
@@ -30,7 +30,7 @@ from loralens.reporting.document import Report
 from loralens.reporting.make import make_report
 from loralens.reporting.slider_stops import Dialect
 from loralens.reporting.subject import BaseMeasurements, Subject, measure_subject
-from loralens.verbs.inputs.adapters import AdapterSource, Reading, check_unread, labels, short_labels
+from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, load_source, short_labels
 from loralens.verbs.inputs.choices import TARGET_FORMATS
 from loralens.verbs.inputs.decompositions import decompositions, duration, seconds_per_product, svd_cache, svd_work
 from loralens.verbs.inputs.examination import examine_adapters, open_base
@@ -55,7 +55,9 @@ def report_page(
 ) -> Report:
     """The document about these adapters; parameters as in `loralens.report`, and ``command`` as the page shows it."""
     adapters = {
-        label: _read_adapters(source, reading, base) for label, source in zip(labels(sources), sources, strict=True)
+        # Wrong numbers are no error here: the doctor reports them as findings.
+        label: load_source(source, reading, base=base, strict=False)
+        for label, source in zip(labels(sources), sources, strict=True)
     }
     moments = _moments(activations, adapters)
     model = None if base is None else open_base(base)
@@ -94,14 +96,6 @@ def report_page(
         command=command,
         choices={"activations": [_name_of(file) for file in activations], "chosen": list(modules)},
     )
-
-
-def _read_adapters(source: AdapterSource, reading: Reading, base: str | PathLike[str] | None) -> Adapter:
-    """Read an adapter. Wrong numbers are no error here: the doctor reports them as findings."""
-    if isinstance(source, Adapter):
-        check_unread(reading)
-        return source
-    return load(str(source), strict=False, base=base, **reading)
 
 
 def _name_of(activations: str | PathLike[str] | Moments) -> str:

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from math import isfinite
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +23,7 @@ from loralens.tables.table import Column, Table
 from loralens.verbs.amplify import COLUMNS as AMPLIFY_COLUMNS
 from loralens.verbs.amplify import KIND_COLUMNS, KeptDirections, KindAmplification
 from loralens.verbs.curve import point_columns
-from loralens.verbs.outputs.collection_similarity import PairRow, pair_columns, pair_rows
+from loralens.verbs.outputs.collection_similarity import Pair, adapter_pairs_table, pairs_by_cosine
 from loralens.verbs.outputs.groups import OUTLIER_COLUMNS, groups_table
 from loralens.verbs.outputs.intruders import KIND_COLUMNS as INTRUDER_KIND_COLUMNS
 from loralens.verbs.outputs.intruders import IntruderTotal, KindIntruders
@@ -113,10 +112,9 @@ def intruders_table(kinds: Mapping[str, Sequence[Intruders]]) -> Table[KindIntru
     return Table("Intruders by kind", INTRUDER_KIND_COLUMNS, rows)
 
 
-def pairs_table(labels: Sequence[str], pairs: Pairwise) -> Table[PairRow]:
+def pairs_table(labels: Sequence[str], pairs: Pairwise) -> Table[Pair]:
     """Pairs as ``similarity`` lists them, on both sides, the largest |cosine| first."""
-    rows = sorted(pair_rows(pairs, labels), key=lambda row: -abs(row.cosine) if isfinite(row.cosine) else 0.0)
-    return Table("Pairs", pair_columns(("out", "in")), rows)
+    return adapter_pairs_table("Pairs", pairs, labels, ("out", "in"), pairs_by_cosine(pairs))
 
 
 def checkpoints_table(labels: Sequence[str], run: CheckpointRun) -> Table[CheckpointRow]:
