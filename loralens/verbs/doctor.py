@@ -18,7 +18,7 @@ from loralens.formats.records.sarif import sarif as sarif_log
 from loralens.tables.numbers import count
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
-from loralens.verbs.inputs.adapters import AdapterSource, Reading, Source, labels, load_source, sources
+from loralens.verbs.inputs.adapters import Reading, Source, labels, load_source, sources
 from loralens.verbs.inputs.choices import check_choice
 from loralens.verbs.inputs.examination import examine_adapters, open_base
 
@@ -138,8 +138,15 @@ def doctor(
     loaded: dict[str, Adapter | None] = {}
     unreadable: list[Diagnosis] = []
     for label, source in zip(labels(chosen), chosen, strict=True):
-        if label not in loaded:  # a path that was given twice is examined once
-            loaded[label] = _read(source, base, reading, label, unreadable)
+        if label in loaded:  # a path that was given twice is examined once
+            continue
+        loaded[label] = None
+        try:
+            loaded[label] = load_source(source, reading, base=base, strict=False)
+        except OptionError:  # a wrong path or option is a mistake of the caller, and no fault of an adapter
+            raise
+        except LoraLensError as error:  # one more finding, and the others are still examined
+            unreadable.append(Diagnosis("error", UNREADABLE, error.what, error.fix, adapter=label))
     examinations = examine_adapters(
         {label: adapter for label, adapter in loaded.items() if adapter is not None},
         base=open_base(base) if base else None,
@@ -152,23 +159,6 @@ def doctor(
     if sarif:
         _write_sarif(result.findings, Path(sarif))
     return result
-
-
-def _read(
-    source: AdapterSource,
-    base: str | PathLike[str] | None,
-    reading: Reading,
-    label: str,
-    unreadable: list[Diagnosis],
-) -> Adapter | None:
-    """The adapter; None if it cannot be read, which is then one more finding."""
-    try:
-        return load_source(source, reading, base=base, strict=False)
-    except OptionError:  # a wrong path or option is a mistake of the caller, and no fault of an adapter
-        raise
-    except LoraLensError as error:
-        unreadable.append(Diagnosis("error", UNREADABLE, error.what, error.fix, adapter=label))
-        return None
 
 
 def _write_sarif(diagnoses: Sequence[Diagnosis], file: Path) -> None:

@@ -70,17 +70,7 @@ class TrajectoryResult(Tabular):
     @property
     def rows(self) -> list[CheckpointRow]:
         """The checkpoints, each with its measurements and the nearest losses."""
-        run = self.run
-        return [
-            CheckpointRow(
-                name,
-                checkpoint,
-                point,
-                nearest_loss(run.train, checkpoint.step),
-                nearest_loss(run.evaluation, checkpoint.step),
-            )
-            for name, checkpoint, point in zip(self.names, run.checkpoints, self.trajectory.points, strict=True)
-        ]
+        return _checkpoint_rows(self.run, self.names, self.trajectory.points)
 
     def tables(self) -> list[Table[CheckpointRow]]:
         """The checkpoints, one checkpoint a row; the columns of losses that the run did not log are left out."""
@@ -88,10 +78,7 @@ class TrajectoryResult(Tabular):
         # Checkpoints without a step come last in the order in which they were given.
         order = f"{unknown} of them without a step and last, as given" if unknown else "in order of steps"
         order = "as given: nothing says their steps" if unknown == len(self) else order
-        logged = [("loss", self.run.train), ("eval_loss", self.run.evaluation)]
-        absent = {key for key, losses in logged if not losses}
-        columns = [column for column in COLUMNS if not (column.title and column.key in absent)]
-        return [Table(f"{len(self)} checkpoints, {order}", columns, self.rows)]
+        return [run_table(f"{len(self)} checkpoints, {order}", self.run, self.names, self.trajectory.points)]
 
     def listing(self) -> list[Table[CheckpointRow]]:
         """The same table with all columns, so that every run has the same CSV columns."""
@@ -101,6 +88,7 @@ class TrajectoryResult(Tabular):
         """The conclusions from the numbers, each only where it holds."""
         trajectory, rows = self.trajectory, self.rows
         chance = ", ".join(f"{side} {number(value)}" for side, value in trajectory.chance.items() if isfinite(value))
+        # What a heading has no room for is said below the table.
         sentences = [(f"chance level of φ: {chance}; " if chance else "") + "moved: ‖ΔW − ΔW of the row above‖F"]
         shown = [(row, loss) for row in rows for loss in (row.loss, row.eval_loss) if loss]
         if any(loss.step != row.checkpoint.step for row, loss in shown):
@@ -184,6 +172,20 @@ def trajectory(*adapters: Source, modules: Sequence[str] = (), **reading: Unpack
     result = TrajectoryResult(run, measured)
     _warn_of_other_runs(result)
     return result
+
+
+def run_table(title: str, run: Run, names: Sequence[str], points: Sequence[TrajectoryPoint]) -> Table[CheckpointRow]:
+    """The checkpoints of a run under these names, without the columns for people of losses that it did not log."""
+    absent = {key for key, logged in (("loss", run.train), ("eval_loss", run.evaluation)) if not logged}
+    columns = [column for column in COLUMNS if not (column.title and column.key in absent)]
+    return Table(title, columns, _checkpoint_rows(run, names, points))
+
+
+def _checkpoint_rows(run: Run, names: Sequence[str], points: Sequence[TrajectoryPoint]) -> list[CheckpointRow]:
+    # Trainers log losses at other steps than those at which they save, so the nearest ones are taken.
+    steps = [checkpoint.step for checkpoint in run.checkpoints]
+    train, evaluation = ([nearest_loss(losses, step) for step in steps] for losses in (run.train, run.evaluation))
+    return [CheckpointRow(*row) for row in zip(names, run.checkpoints, points, train, evaluation, strict=True)]
 
 
 def _read_checkpoints(chosen: Sequence[AdapterSource], reading: Reading) -> tuple[Run, list[Adapter]]:

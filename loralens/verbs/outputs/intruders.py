@@ -1,7 +1,7 @@
 """The result of `intruders`: its tables and sentences, and the adapter in which the intruders are weaker."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -177,19 +177,13 @@ class IntrudersResult(Tabular, Mapping[str, Intruders]):
 
     def record(self) -> dict[str, Any]:
         """The whole result as a JSON object."""
-        total = self.total
         return {
             "adapter": self.path,
             "base": self.base,
             "threshold": self.threshold,
             "top": self.top,
             "modules": Table("", COLUMNS, self._rows()).records(),
-            "total": {
-                "modules": len(self),
-                "directions": total.directions,
-                "count": total.count,
-                "energy_share": total.energy_share,
-            },
+            "total": {"modules": len(self), **asdict(self.total)},
             **({"output": self.removal.record()} if self.removal else {}),
         }
 

@@ -32,7 +32,7 @@ from loralens.reporting.slider_stops import Dialect
 from loralens.reporting.subject import BaseMeasurements, Subject, measure_subject
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, load_source, short_labels
 from loralens.verbs.inputs.choices import TARGET_FORMATS
-from loralens.verbs.inputs.decompositions import decompositions, duration, seconds_per_product, svd_cache, svd_work
+from loralens.verbs.inputs.decompositions import decompositions, duration, svd_cache, svd_seconds
 from loralens.verbs.inputs.examination import examine_adapters, open_base
 from loralens.verbs.outputs.form import OutputFormat
 from loralens.verbs.outputs.page_tables import RESULT_TABLES
@@ -166,7 +166,7 @@ def _intruders(
         return None, "its modules use DoRA, whose tuned weight is not W + ΔW" if weights else ""
     device = Device.of("cpu")
     if search is None:
-        seconds = sum(map(svd_work, plain.values())) * seconds_per_product(device)
+        seconds = svd_seconds(plain.values(), device)
         if seconds > PATIENCE:
             reason = f"the SVD of {len(plain)} weights of the base would take about {duration(seconds)}"
             note(f"{patient.path}: intruders were not looked for, as {reason}; --intruders does it")

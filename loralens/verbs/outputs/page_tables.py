@@ -14,7 +14,7 @@ from loralens.analysis.groups import Group
 from loralens.analysis.outliers import Outlier
 from loralens.charts.amplification import full_rank_rows
 from loralens.compression.curve import CurvePoint
-from loralens.formats.records.runs import LoggedLoss, RunCheckpoint, nearest_loss
+from loralens.formats.records.runs import LoggedLoss, Run, RunCheckpoint
 from loralens.reporting.collection import CheckpointRun
 from loralens.reporting.result_tables import ResultTables
 from loralens.reporting.subject import Subject
@@ -29,8 +29,7 @@ from loralens.verbs.outputs.intruders import KIND_COLUMNS as INTRUDER_KIND_COLUM
 from loralens.verbs.outputs.intruders import IntruderTotal, KindIntruders
 from loralens.verbs.spectrum import COLUMNS as SPECTRUM_COLUMNS
 from loralens.verbs.spectrum import ModuleSpectrum
-from loralens.verbs.trajectory import COLUMNS as TRAJECTORY_COLUMNS
-from loralens.verbs.trajectory import CheckpointRow
+from loralens.verbs.trajectory import CheckpointRow, run_table
 
 
 class MeasuredModule(NamedTuple):
@@ -119,21 +118,11 @@ def pairs_table(labels: Sequence[str], pairs: Pairwise) -> Table[Pair]:
 
 def checkpoints_table(labels: Sequence[str], run: CheckpointRun) -> Table[CheckpointRow]:
     """Checkpoints as ``trajectory`` lists them, in the order of their steps."""
-    losses = {name: [LoggedLoss(value, step) for step, value in logged] for name, logged in run.losses.items()}
-    train, evaluation = losses.get("loss", []), losses.get("eval loss", [])
-    rows = [
-        CheckpointRow(
-            labels[i],
-            RunCheckpoint(Path(labels[i]), step),
-            point,
-            nearest_loss(train, step),
-            nearest_loss(evaluation, step),
-        )
-        for i, step, point in zip(run.order, run.steps, run.trajectory.points, strict=True)
-    ]
-    absent = {key for key, logged in (("loss", train), ("eval_loss", evaluation)) if not logged}
-    columns = [column for column in TRAJECTORY_COLUMNS if not (column.title and column.key in absent)]
-    return Table("Checkpoints", columns, rows)
+    losses = {name: tuple(LoggedLoss(value, step) for step, value in logged) for name, logged in run.losses.items()}
+    names = [labels[i] for i in run.order]
+    checkpoints = tuple(RunCheckpoint(Path(name), step) for name, step in zip(names, run.steps, strict=True))
+    logged_run = Run(checkpoints, losses.get("loss", ()), losses.get("eval loss", ()))
+    return run_table("Checkpoints", logged_run, names, run.trajectory.points)
 
 
 ENERGY: Column[MeasuredModule] = Column(
