@@ -82,6 +82,7 @@ class AmplifyResult(Tabular, Mapping[str, Amplification]):
     @property
     def measured(self) -> list[KeptDirections]:
         """One row for every module whose ΔW and W are not 0, at its largest rank."""
+        # The last row is the whole update; smaller ranks of a module would count it several times.
         largest = [KeptDirections(name, module, module.rows[-1]) for name, module in self.items()]
         return [row for row in largest if row.directions.rank and row.module.weight_norm]
 
@@ -196,14 +197,16 @@ def amplify(
         raise OptionError(
             "no_top leaves out the directions of W, and directions says how many of them", fix="give one of the two"
         )
+    # What can be refused without the base is refused before it is read.
     for name, value, least in (("directions", directions, 1), ("phi_rank", phi_rank, 1), ("seed", seed, 0)):
         check_at_least(name, value, least)
-    linalg_device = Device.of(device, threads=cpu_count() or 1)  # fails here if there is none, before anything is read
+    linalg_device = Device.of(device, threads=cpu_count() or 1)
     (label,) = labels([adapter])
     loaded = read_adapter(adapter, reading, base=base, label=label)
     with place(label):
         names = select(loaded, modules)
     weights = base_weights(base, {name: loaded[name] for name in names})
+    # Names that match only after a prefix was changed are told: a wrong match would measure another weight.
     if weights.match.edit:
         note(f"{base}: {weights.match}")
     # The tuned weight of DoRA is no W + ΔW. Its ΔW can still be measured, so this is no error.
@@ -254,6 +257,7 @@ def _phi_record(row: KeptDirections, phi_rank: int) -> dict[str, Any] | None:
     top = row.module.top
     if not top:
         return None
+    # Maps are cut, as they grow with r² for every module and side.
     i, j = min(row.directions.rank, phi_rank), phi_rank
     out, in_ = top.chance(row.module.shape)
     maps = {"out": top.out, "in": top.in_, "chance_out": out, "chance_in": in_}
@@ -290,6 +294,7 @@ def _shown_column(
     return Column(key, value, title, shown, priority=priority, json=False, csv=False, about=about)
 
 
+# The median and not the mean: the factor is infinite where UᵀWV = 0, and one such module would hide all others.
 def _median_column(
     quantity: str, title: str, text: Callable[[float], str], priority: int, about: str
 ) -> Column[KindAmplification]:
@@ -305,6 +310,7 @@ COLUMNS: tuple[Column[KeptDirections], ...] = (
     Column("shape", lambda row: list(row.module.shape), csv=False),
     Column("out", lambda row: row.module.shape[0], json=False),
     Column("in", lambda row: row.module.shape[1], json=False),
+    # The adapter's r; the next column is the number of directions of this row.
     Column("nominal_rank", lambda row: row.module.rank),
     Column("rank", lambda row: row.directions.rank, "r", priority=5),
     Column("delta_norm", lambda row: row.directions.delta_norm, "‖ΔW‖F", number, priority=7),
@@ -315,6 +321,7 @@ COLUMNS: tuple[Column[KeptDirections], ...] = (
     _shown_column("projected_norm", "UᵀWV: ΔW", number, 6),
     _shown_column("top_norm", "W", number, 2),
     _shown_column("random_norm", "random", number, 3),
+    # The quantity of the paper is never left out, and the two that show whether it means something go last.
     _shown_column("amplification", "amplification", number, ALWAYS, "‖ΔW‖/‖UᵀWV‖"),
     _shown_column("excess", "excess", fixed(".3f"), 8, "‖UᵀWV‖ over what random directions catch"),
     _shown_column("z", "z", fixed("+.2f"), 8, "of ‖UᵀWV‖², from random directions"),
@@ -325,6 +332,7 @@ KIND_COLUMNS: tuple[Column[KindAmplification], ...] = (
     _median_column("amplification", "amplification", number, ALWAYS, "median of ‖ΔW‖/‖UᵀWV‖"),
     _median_column("excess", "excess", fixed(".3f"), 8, "median of ‖UᵀWV‖ over what random directions catch"),
     _median_column("z", "z", fixed("+.2f"), 8, "median"),
+    # The count stands beside what chance gives, as 3 standard deviations are exceeded in 2 % of cases at rank 1.
     Column(
         "far",
         lambda row: count_far(row.rows)[0],

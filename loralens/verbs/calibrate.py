@@ -165,10 +165,11 @@ def calibrate(
     (name,) = labels([adapter])
     base = None if isinstance(model, tuple) else model  # a loaded model has no path to read the base from
     adapter_in_full = read_adapter(adapter, reading, base=base, applies_all=True, label=name)
+    # A model that was given as an object is set back, as its owner goes on using it.
     with restore_settings(model):
         loaded = load_model(model, device=device, dtype=dtype, threads=threads)
         cut = count_cut(loaded, [text.text for text in texts], length=length)
-        cut.warn(text_label(data))
+        cut.warn(text_label(data))  # before the work, so that the user can stop it
         loss = _objective(loaded, texts) if out_side else None
         hooked = _measured_modules(loaded, adapter_in_full, name, model_label(model))
         moments = None
@@ -216,6 +217,7 @@ def _objective(loaded: Loaded, texts: Sequence[InputText]) -> Any:
     """
     if loaded.head == "causal":
         return next_token_loss
+    # One text without a label would leave its batch without a loss.
     if loaded.head == "classifier" and all(text.label is not None for text in texts):
         return label_loss
     needs = 'texts with a "label" each' if loaded.head == "classifier" else "a causal language model or a classifier"
@@ -232,6 +234,7 @@ def _add_labels(
     names = {name: number for number, name in config.id2label.items()}
     # A file of texts may give labels by name or by number.
     numbers = names | {str(number): number for number in range(config.num_labels)}
+    # Batches come in the order of the texts, so their labels are found by counting.
     for i, inputs in enumerate(batches):
         part = [str(text.label) for text in texts[i * size : (i + 1) * size]]
         unknown = [name for name in part if name not in numbers]

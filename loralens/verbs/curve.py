@@ -147,9 +147,11 @@ def trade_off(
 ) -> list[CurvePoint]:
     """The points of the curve for a dialect, also in few bits if all modules are pairs and errors are those of ΔW."""
     pairs = not any(isinstance(module, Structured) for module in plan.adapter.modules.values())
+    # A uniform rank has the same bits everywhere: in loralens-q the plain number of them, in other dialects none.
     file_size = replace(form, bits=PLAIN_BITS if form.name == QUANTISED else None).size
     # Only pairs can be written in few bits, and their expected error is one of ΔW, not of outputs on data.
     header = _header_bytes(plan.adapter) if pairs and not on_data else None
+    # Only the modules that may become smaller count: the others keep their ranks.
     most = max((plan.adapter[name].rank for name in plan.directions), default=0)
     with progress("choosing ranks", len(curve_ranks(most))) as step:
         return rank_curve(plan, size=file_size, one_rank=form.one_rank, protect=protect, header=header, step=step)
@@ -157,6 +159,7 @@ def trade_off(
 
 def _header_bytes(adapter: Adapter) -> int:
     """The bytes of a file in few bits without its directions: of its header and its other tensors."""
+    # A module has at most min(out, in) directions, whatever its nominal rank is.
     ranks = {name: min(module.rank, *module.shape) for name, module in adapter.items()}
     total_bytes = OutputFormat(QUANTISED, {}, bits=PLAIN_BITS).size(adapter)
     return total_bytes - sum(rank * direction_bytes(adapter[name].shape, PLAIN_BITS) for name, rank in ranks.items())
@@ -173,6 +176,7 @@ def point_columns(format: str, *, on_data: bool) -> list[Column[CurvePoint]]:
         Whether errors are those on real inputs. They have keys of their own, as the two cannot be compared.
     """
     error = "data_error" if on_data else "relative_error"
+    # The uniform rank is never left out; a budget is an alternative to it, and few bits are another.
     return [
         Column("rank", lambda point: point.rank, "rank", priority=ALWAYS, about="one for all modules"),
         Column(("uniform", "ranks"), lambda point: list(point.uniform.ranks)),

@@ -155,6 +155,7 @@ def doctor(
         dtype=DTYPES[dtype] if dtype else None,
         stochastic=rounding == "stochastic",
     )
+    # Unreadable files are errors, and findings go by seriousness.
     result = DoctorResult(unreadable + run_checks(examinations), loaded, str(base) if base else None, fail_on)
     if sarif:
         _write_sarif(result.findings, Path(sarif))
@@ -182,10 +183,11 @@ def _cause_lines(diagnoses: Sequence[Diagnosis], of: int) -> list[str]:
     """The text of findings that have one cause, in an adapter of ``of`` modules."""
     first = diagnoses[0]
     head = f"  {first.level}: {first.code}: "
-    if len(diagnoses) == 1:
+    if len(diagnoses) == 1:  # on one line, as most findings are
         lines = [head + (f"{first.module}: " if first.module else "") + first.evidence]
     else:
         modules = {finding.module for finding in diagnoses if finding.module}
+        # A fault of one kind in all blocks is the common case, and names its cause.
         kinds = {kind(name) for name in modules}
         alike = f", of the kind {kinds.pop()}" if len(kinds) == 1 else ""
         lines = [head + (f"{len(modules)} of {of} modules{alike}" if modules else f"{len(diagnoses)} of this kind")]
@@ -197,6 +199,7 @@ def _cause_lines(diagnoses: Sequence[Diagnosis], of: int) -> list[str]:
     return [*lines, f"    fix: {first.fix}"] if first.fix else lines
 
 
+# No table for people: evidence and remedies are sentences, which a column would cut. --csv and --json use the columns.
 COLUMNS: tuple[Column[Diagnosis], ...] = (
     Column("level", lambda row: row.level, "level", align="left", priority=ALWAYS),
     Column("code", lambda row: row.code, "code", align="left", priority=ALWAYS),

@@ -69,6 +69,7 @@ class EqualResult(Tabular):
     def tables(self) -> list[Table[UpdateDifference]]:
         """The modules that differ most."""
         worst = sorted(self.beyond, key=lambda difference: -difference.relative)
+        # Most modules have no note, and an empty column would only take room.
         columns = COLUMNS if any(difference.note for difference in worst) else COLUMNS[:-1]
         return [Table(f"{len(worst)} of {len(self.differences)} modules differ", columns, worst[:SHOWN])]
 
@@ -80,6 +81,7 @@ class EqualResult(Tabular):
         """The answer, and the number of tensors that were not compared."""
         answer = "equal" if self.equal else "different"
         lines = [f"{answer}: largest difference {self.largest:.3g}, tolerance {self.tolerance:g}"]
+        # Two adapters with one ΔW and different heads are equal here, which must be said.
         if self.not_compared:
             what = "tensors that are half of no pair (heads, biases, magnitudes …)"
             lines.append(f"not compared: {self.not_compared} {what}")
@@ -106,7 +108,7 @@ def equal(
     first: AdapterSource,
     second: AdapterSource,
     *,
-    tolerance: float = 1e-6,
+    tolerance: float = 1e-6,  # above the rounding of float32 factors (6e-8), far below that of float16 (5e-4)
     base: str | PathLike[str] | None = None,
     **reading: Unpack[Reading],
 ) -> EqualResult:
@@ -136,6 +138,7 @@ def equal(
     MismatchError
         The rows of q and k of one adapter are in another order, and no head counts are known to restore it.
     """
+    # A tolerance of 0 is allowed: equal factors differ by exactly 0.
     if not isfinite(tolerance) or tolerance < 0:
         raise OptionError(f"tolerance {tolerance!r} is no difference", fix="give a finite number of 0 or more")
     names = labels([first, second])
@@ -150,6 +153,7 @@ def equal(
             "says the head counts by which to compare them with the other's",
             fix="give the base that it was trained on: --base DIR",
         )
+    # Told after the rows are restored, as a finding about their order may be gone then.
     for name, findings in zip(names, (adapter.findings, other.findings), strict=True):
         tell_findings(name, findings)
     warn_of_bases(names, (adapter, other))

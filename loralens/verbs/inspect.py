@@ -88,7 +88,7 @@ class AdapterInspection(Tabular):
 
     def listing(self) -> list[Table[ModuleInspection]]:
         """All modules, one module a row."""
-        zero = set(self.inspection.zero)
+        zero = set(self.inspection.zero)  # a set: a model has thousands of modules
         rows = [ModuleInspection(self.path, name, module, name in zero) for name, module in self.modules.items()]
         return [Table(self.path, MODULE_COLUMNS, rows)]
 
@@ -97,6 +97,7 @@ class AdapterInspection(Tabular):
         return [
             line
             for finding in self.findings
+            # The remedy has a line of its own, so that a command in it can be copied.
             for line in (f"{finding.level}: {finding.text}", *([f"  fix: {finding.fix}"] if finding.fix else []))
         ]
 
@@ -177,14 +178,15 @@ MODULE_COLUMNS: tuple[Column[ModuleInspection], ...] = (
     Column("in", lambda row: row.module.shape[1], json=False),
     Column("rank", lambda row: row.module.rank, "r", priority=7),
     Column("scale", lambda row: row.module.scale, "scale", number, priority=6),
-    Column("scale_source", lambda row: str(row.module.scaling)),
+    Column("scale_source", lambda row: str(row.module.scaling)),  # a wrong scale is mostly a wrong source
     Column("dtype", lambda row: str(row.module.dtype), "dtype", priority=2),
     Column("parameters", lambda row: row.module.parameters, "parameters", "{:,}".format, priority=4),
     Column("bytes", lambda row: row.module.nbytes),
     Column("zero", lambda row: row.zero),
 )
+# Facts are rows of two columns, so that they are aligned by the same code as all other tables.
 FACT_COLUMNS: tuple[Column[tuple[str, str]], ...] = (
-    Column("property", lambda row: row[0], " ", align="left", priority=ALWAYS),  # facts need no headings
+    Column("property", lambda row: row[0], " ", align="left", priority=ALWAYS),  # blank, as facts need no heading
     Column("value", lambda row: row[1], " ", align="left", priority=ALWAYS),
 )
 # On a narrow terminal the kind of the weight goes first, as nearly all are linear; the rank is never left out.
@@ -214,6 +216,7 @@ def _facts(inspection: Inspection) -> list[tuple[str, str]]:
     adapter, modules = inspection.adapter, inspection.modules
     ranks = Counter(module.rank for module in modules.values())
     scales = Counter((module.scale, str(module.scaling)) for module in modules.values())
+    # In the order of the questions: what is it, what is it for, what is in it.
     facts = [
         ("format", adapter.format),
         ("base model", adapter.base_model or "not said"),
@@ -330,6 +333,7 @@ def _inspect(
         from loralens.formats.models.checkpoint import shapes
         from loralens.verbs.inputs.bases import FIX, base_contradiction, with_tied_head
 
+        # Only shapes are read, which are in the headers.
         stored = with_tied_head(shapes(Path(base)), base)
         try:
             match = match_names({name: module.shape for name, module in inspection.modules.items()}, stored)
@@ -339,6 +343,7 @@ def _inspect(
         contradiction = base_contradiction(adapter, base)
         if contradiction:
             findings.append(Finding("warning", "base-differs", contradiction, FIX))
+    # Last, because a consumer also refuses what does not match the base.
     refusals: list[Finding] = []
     if consumer is not None:
         from loralens.analysis.clients.rules import check

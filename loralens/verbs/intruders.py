@@ -108,8 +108,10 @@ def intruders(
     """
     check_definition(top=top, threshold=threshold)
     check_choice("dtype", str(dtype), get_args(FloatType))
+    # Any finite factor is allowed: above 1 it makes the intruders stronger, below 0 it turns them around.
     if remove is not None and not isfinite(remove):
         raise OptionError(f"remove {remove!r} is not possible", fix="give a finite number: 0 removes, 1 keeps")
+    # The mere search has no adapter to write; a forgotten `remove` would else be noticed only after it.
     if output is not None and remove is None:
         raise OptionError(f"nothing would be written to {output}", fix="say with remove what is left of the intruders")
     store = svd_cache(cache, cache_limit, no_cache=no_cache)
@@ -141,6 +143,7 @@ def intruders(
     result = IntrudersResult(label, str(base), threshold, top, measured, {name: loaded[name].rank for name in measured})
     if remove is None:
         return result
+    # Rounding is measured on all modules together: its cost is said of the worst one.
     with place(label):
         changed, cost = _round(loaded, edited, dtype, allow_loss=allow_loss)
     new = replace_modules(loaded, changed, uniform=uniform)

@@ -57,6 +57,7 @@ def figure_of(result: object) -> Figure:
     OptionError
         The result has no figure.
     """
+    # Results have no method for their figures, so that a command that draws nothing imports no charts.
     if isinstance(result, CurveResult):
         return curve_figure(result.source, result.points, on_data=result.on_data)
     if isinstance(result, CompressResult):

@@ -97,6 +97,7 @@ class SurveyResult(Tabular):
         """The adapters, and the files that cannot be read."""
         distinct = sum(row.original is None for row in self.adapters)
         title = f"{self.folder}: {count(len(self.adapters), 'adapter')}, {distinct} of them different"
+        # In a folder without copies and faults the column would be empty.
         notes = (NOTE,) if any(row.note for row in self.adapters) else ()
         return [
             Table(title, (LABEL, *COLUMNS, *notes), self.adapters),
@@ -117,11 +118,13 @@ class SurveyResult(Tabular):
             sentences += [f"{pickles} of them {are}: give --allow-pickle", ""]
         if self.without_pairs:
             total = size(sum(file.size for file in self.without_pairs))
+            # Counted and not listed, as the files of models would hide the adapters.
             hold = "holds" if len(self.without_pairs) == 1 else "hold"
             names = ", ".join(str(file.path.relative_to(self.folder)) for file in self.without_pairs[:OTHERS_NAMED])
             ellipsis = " …" if len(self.without_pairs) > OTHERS_NAMED else ""
             files = f"{count(len(self.without_pairs), 'file')} of {total}"
             sentences.append(f"no adapters: {files} {hold} tensors and no LoRA pairs: {names}{ellipsis}")
+        # Without a table an empty answer would look like a failure.
         if not (self.adapters or self.unreadable or self.without_pairs):
             sentences.append(f"{self.folder}: no adapter in this folder, nor in any under it")
         return sentences
@@ -178,10 +181,12 @@ COLUMNS: tuple[Column[SurveyedAdapter], ...] = (
     Column("bytes", lambda row: row.size if row.adapter else None, "size", size, priority=6),
     _summary_column("frobenius", "‖ΔW‖F", text=number, priority=ALWAYS),
     _summary_column("effective_rank", "effective", text=fixed(".2f"), priority=7),
+    # Twelve hexadecimal digits are 48 bits, enough to tell the adapters of a folder apart by eye.
     _summary_column("fingerprint", "fingerprint", text=lambda text: text[:12], align="left", priority=1),
     Column("duplicate_of", lambda row: str(row.original.path) if row.original else None),
     Column("duplicate_kind", lambda row: row.duplicate and row.duplicate.kind),
     Column("duplicate_difference", lambda row: row.duplicate and row.duplicate.difference),
+    # JSON has the whole findings; a cell of CSV holds their codes.
     Column("findings", lambda row: [f.record() for f in row.adapter.findings] if row.adapter else [], csv=False),
     Column("findings", lambda row: " ".join(f.code for f in row.adapter.findings) if row.adapter else "", json=False),
     Column("reason", lambda row: row.reason, json=False),

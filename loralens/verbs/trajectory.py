@@ -93,6 +93,7 @@ class TrajectoryResult(Tabular):
         shown = [(row, loss) for row in rows for loss in (row.loss, row.eval_loss) if loss]
         if any(loss.step != row.checkpoint.step for row, loss in shown):
             sentences.append("@N: a loss of step N, the nearest that was logged")
+        # Its cosines are then undefined, and a column of dashes needs a reason.
         if not rows[-1].point.frobenius:
             sentences.append("the last checkpoint is 0, so there is no direction to compare the others with")
         # Checkpoints of several runs have no common direction to follow; a warning has named them.
@@ -130,7 +131,7 @@ class TrajectoryResult(Tabular):
             "chance": {side: json_number(value) for side, value in trajectory.chance.items()},
             "ordered": run.ordered,
             "settled": str(self.settled.path) if self.settled else None,
-            "settled_cosine": SETTLED,
+            "settled_cosine": SETTLED,  # the limit that "settled" was found with
             "runs": [[paths[i] for i in group] for group in trajectory.runs],
             "checkpoints": Table("", COLUMNS, self.rows).records(),
             "history": {
@@ -166,7 +167,7 @@ def trajectory(*adapters: Source, modules: Sequence[str] = (), **reading: Unpack
     """
     run, loaded = _read_checkpoints(sources(adapters), reading)
     names = [str(checkpoint.path) for checkpoint in run.checkpoints]
-    warn_of_bases(names, loaded)
+    warn_of_bases(names, loaded)  # checkpoints of one run have one base
     with progress("comparing", trajectory_steps(loaded, modules)) as step:
         measured = measure_trajectory(loaded, modules=modules, labels=names, threads=cpu_count() or 1, step=step)
     result = TrajectoryResult(run, measured)
@@ -191,6 +192,7 @@ def _checkpoint_rows(run: Run, names: Sequence[str], points: Sequence[Trajectory
 def _read_checkpoints(chosen: Sequence[AdapterSource], reading: Reading) -> tuple[Run, list[Adapter]]:
     """The run and its adapters in the order of its steps; messages tell what the reader noticed."""
     loaded = [source for source in chosen if isinstance(source, Adapter)]
+    # Paths are read by the reader of runs, which knows their steps; objects have none.
     if not loaded:
         run = read_run([Path(source) for source in chosen if not isinstance(source, Adapter)])
         adapters = [load(checkpoint.path, **reading) for checkpoint in run.checkpoints]
@@ -244,6 +246,7 @@ def _loss_columns(
         loss = of(row)
         return {"value": loss.value, "step": loss.step} if loss else None
 
+    # One key for all three: JSON nests the step, CSV has no nesting, and people get one cell.
     return (
         Column(key, record, csv=False),
         Column(key, lambda row: loss.value if (loss := of(row)) else None, json=False),
@@ -293,6 +296,7 @@ def _step_column(
 # On a narrow terminal σ₁ and the effective rank go first: they describe a single checkpoint. The norm and the cosine
 # with the last checkpoint, which answer how far ΔW has moved and where to, are never left out.
 COLUMNS: tuple[Column[CheckpointRow], ...] = (
+    # Machines get the whole path, people the shortest name that tells the checkpoints apart.
     Column("path", lambda row: str(row.checkpoint.path)),
     Column("checkpoint", lambda row: row.name, "checkpoint", align="left", priority=ALWAYS, json=False, csv=False),
     Column("step", lambda row: row.checkpoint.step, "step", fixed("d"), priority=8),

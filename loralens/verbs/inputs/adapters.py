@@ -56,7 +56,7 @@ def sources(adapters: Sequence[Source]) -> list[AdapterSource]:
     """
     flat: list[AdapterSource] = []
     for source in adapters:
-        # Lists and tuples only: a string is a sequence too, and so is an adapter.
+        # Lists and tuples only, as a path that is a string is a sequence too.
         if isinstance(source, list | tuple):
             flat += source
         else:

@@ -67,7 +67,7 @@ def base_model_at(base: ModelPath) -> BaseModel:
 
 def base_contradiction(adapter: Adapter, base: ModelPath) -> str:
     """The contradiction between ``base`` and the base that the adapter names, in words; empty if there is none."""
-    # Many dialects name no base, and then nothing can contradict.
+    # An adapter that names no base contradicts none.
     if not adapter.base_model:
         return ""
     why = contradiction(base_model_of(adapter), base_model_at(base))

@@ -21,7 +21,7 @@ def with_checkpoints(adapters: Sequence[AdapterSource]) -> list[AdapterSource]:
     OptionError
         A folder holds several adapters and is no run.
     """
-    # A dict keeps the order. Objects are told apart by identity, as two equal adapters may be given on purpose.
+    # A dict keeps the order. An object has no path, so its identity stands for it.
     members: dict[object, AdapterSource] = {}
     for source in adapters:
         if isinstance(source, Adapter):
@@ -34,7 +34,7 @@ def with_checkpoints(adapters: Sequence[AdapterSource]) -> list[AdapterSource]:
 def _checkpoints(path: str) -> list[str]:
     """The checkpoints of the folder of a run; of any other path the path itself."""
     folder = Path(path)
-    # A checkpoint may lie in the folder of its run, and an adapter beside its own checkpoints: the adapter is meant.
+    # An adapter may lie in one folder with its checkpoints; then the adapter is meant.
     if not folder.is_dir() or _is_adapter(folder):
         return [path]
     try:

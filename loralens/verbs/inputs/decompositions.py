@@ -96,7 +96,6 @@ def svd_seconds(weights: Iterable[Weight], device: Device) -> float:
 
 def duration(seconds: float) -> str:
     """A duration as text: ``45 s``, ``12 min``, ``1.5 h``."""
-    # The limits leave at least two digits, or halves of an hour: an estimate knows no more.
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -53,7 +53,7 @@ def examine_adapters(
             dtype=dtype,
             stochastic=stochastic,
             modules=modules,
-            # A remedy cannot write such a dialect, and converts the adapter instead.
+            # Remedies for an adapter of a dialect without a writer write PEFT's.
             only_read={form.name for form in FORMATS if not form.writer},
             reading=command_line_options(reading),
             named={label: base_model_of(adapter) for label, adapter in adapters.items()},

@@ -80,7 +80,7 @@ def _as_pairs(source: Any) -> list[tuple[Any, Any]]:
 def _refuse_weight_of_shell(source: str) -> None:
     """Refuse ``"adapter:0.7"`` if there is an ``adapter``, and say how Python writes it."""
     path, _, number = source.rpartition(":")
-    # A path may hold a colon itself, and a Hub id may too: only what would be read wrongly is refused.
+    # A path may hold a colon itself, so only one that does not exist is taken for a path with a weight.
     if not path or Path(source).exists() or not Path(path).exists():
         return
     with suppress(ValueError):

@@ -99,6 +99,7 @@ class CollectionSimilarity(Tabular):
     def tables(self) -> list[Table[Any]]:
         """The adapters, the matrices if they fit, and the pairs with the largest |cosine|."""
         tables: list[Table[Any]] = [self._adapters_table()]
+        # A larger matrix would lose columns on a terminal; --json has all of them.
         if self.pairs.count <= MATRIX:
             tables.append(self._matrix("cosine of the updates", self.pairs.cosine))
             for side in self.sides:
@@ -237,6 +238,7 @@ class CollectionSimilarity(Tabular):
             for t, label in enumerate(self.labels)
             if not pairs.ranks[:, t].any()
         ]
+        # Off the diagonal, on which each adapter has all its modules in common with itself.
         counts = pairs.common[~np.eye(pairs.count, dtype=bool)]
         if counts.min() < counts.max() or counts.min() < len(pairs.modules):
             low, high = counts.min(), counts.max()
@@ -246,6 +248,7 @@ class CollectionSimilarity(Tabular):
     def _on_initialisation(self) -> list[str]:
         """The adapters that began from the same A, and the effect of that on φ."""
         labels = self.labels
+        # A group of one began alone.
         families = [group for group in connected_groups(self.pairs.shared_initialisation) if len(group) > 1]
         sentences = [
             f"began from one A (cosine of A ≥ {SHARED}): {', '.join(labels[t] for t in group)}" for group in families

@@ -80,6 +80,7 @@ class Removal:
     @property
     def ranks(self) -> list[int]:
         """The smallest and the largest rank of a module."""
+        # Every intruder adds one rank, so modules have different ranks unless they were made equal.
         ranks = [module.rank for module in self.adapter.modules.values()]
         return [min(ranks), max(ranks)]
 
@@ -195,6 +196,7 @@ class IntrudersResult(Tabular, Mapping[str, Intruders]):
         shrunk = count(self.total.count if removal.strength != 1 else 0, "intruder")
         changed = f"{removal.changed} of {len(removal.adapter)} modules changed"
         return [
+            # Modules that did not change were not rounded.
             *([str(removal.rounding)] if removal.rounding.module else []),
             f"{'would write' if removal.dry_run else 'wrote'} {removal.path}: {removal.format}, {shrunk} scaled by "
             f"{removal.strength:g}, {changed}, rank {span(removal.ranks)}",
@@ -241,6 +243,7 @@ COLUMNS: tuple[Column[ModuleIntruders], ...] = (
     Column("out", lambda row: row.intruders.shape[0], json=False),
     Column("in", lambda row: row.intruders.shape[1], json=False),
     Column("rank", lambda row: row.rank, "r", priority=4),
+    # A number for machines, and for people the number with what it is of.
     Column("count", lambda row: row.intruders.count),
     Column(
         "counts",

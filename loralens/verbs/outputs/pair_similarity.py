@@ -99,6 +99,7 @@ class PairSimilarity(Tabular, Mapping[str, Similarity]):
     def sentences(self) -> list[str]:
         """Which modules were not compared, and why."""
         zero = [f"{name} ({similarity.zero})" for name, similarity in self.items() if similarity.zero]
+        # In the order of the reasons: nothing to compare, no way to compare, no partner.
         notes = {
             "not compared, as ΔW is 0": zero,
             "not compared, as the shapes differ": self.comparison.misfits,
@@ -202,12 +203,13 @@ def _shown_cka(row: ModuleSimilarity) -> float | None:
 
 
 def _ranks_text(ranks: Sequence[int]) -> str:
-    first, second = ranks
+    first, second = ranks  # one number where the ranks agree, as they mostly do
     return f"{first}" if first == second else f"{first} | {second}"
 
 
 def _mean(values: Sequence[float]) -> float:
     """The mean of the values that are defined; NaN if none is."""
+    # A z-score is not defined where chance allows one value only, for example where two spans fill the space.
     defined = [value for value in values if not isnan(value)]
     return sum(defined) / len(defined) if defined else nan
 
@@ -236,6 +238,7 @@ COLUMNS: tuple[Column[ModuleSimilarity], ...] = (
     Column("norms", lambda row: list(row.similarity.norms)),
     _cosine_column("cosine", "cosine", "+.3f", priority=ALWAYS),
     _cosine_column("cosine_z", "z", "+.1f", priority=6),
+    # A map is a matrix, for which CSV has no cell.
     Column("phi", lambda row: row.similarity.overlap.phi.tolist(), csv=False),
     Column("chance", lambda row: row.similarity.overlap.chance.tolist(), csv=False),
     _overlap_column("phi_first", "first", "φ(1,1)", ".3f", priority=7),
@@ -267,6 +270,7 @@ KIND_COLUMNS: tuple[Column[KindSimilarity], ...] = (
     Column("cosine", lambda row: _mean([one.cosine for one in row.members]), "cosine", fixed("+.3f"), priority=ALWAYS),
     _mean_column("phi_first", "φ(1,1)", ".4f", 7, lambda overlap: overlap.first),
     _mean_column("first_chance", "chance", ".2g", 3, lambda overlap: 1 / overlap.n),  # of two random unit vectors
+    # A mean hides whether a few modules share everything or all of them a little; the count does not.
     Column("strong", lambda row: sum(overlap.first > STRONG for overlap in row.overlaps), f"> {STRONG}", priority=2),
     _mean_column("phi_all", "φ(all)", ".4f", 8, lambda overlap: overlap.full),
     _mean_column("chance", "chance", ".2g", 6, lambda overlap: overlap.full_chance),
