@@ -5,7 +5,6 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from shutil import get_terminal_size
 from typing import Any, Protocol, runtime_checkable
 
 import click
@@ -13,7 +12,6 @@ import click
 from loralens.cli.terminal import raw_stream, say
 from loralens.tables.result import Tabular
 from loralens.tables.table import Table
-from loralens.tables.text import lay_out, wrap
 from loralens.version import __version__
 
 
@@ -59,6 +57,11 @@ def show_json(record: dict[str, Any]) -> None:
 
 def show_tables(*tables: Table[Any]) -> None:
     """Tables as aligned text; on a terminal in its width, with bold headings; those without rows left out."""
+    # Imported here, as --json needs neither: shutil alone brings the modules of three compressions with it.
+    from shutil import get_terminal_size
+
+    from loralens.tables.text import lay_out
+
     # A pipe or a file has no width: there whole tables are written, for grep and for other programs.
     width = get_terminal_size().columns if sys.stdout.isatty() else None
     for table in tables:
@@ -77,6 +80,8 @@ def show_tables(*tables: Table[Any]) -> None:
 
 def _print_styled(text: str, width: int | None, **style: Any) -> None:
     """Text in the style that is asked for, where standard output is a terminal; all text is `visible` already."""
+    from loralens.tables.text import wrap
+
     for line in [text] if width is None else wrap(text, width):
         click.secho(line, file=raw_stream(sys.stdout), **style)
 
