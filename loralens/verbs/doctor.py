@@ -19,15 +19,14 @@ from loralens.tables.numbers import count
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import Reading, Source, labels, load_source, sources
-from loralens.verbs.inputs.choices import check_choice
+from loralens.verbs.inputs.choices import FLOAT_TYPES, check_choice
 from loralens.verbs.inputs.examination import examine_adapters, open_base
 
 MergeDType = Literal["bf16", "f16", "f32", "fp8"]
 # A merge has a third way, error feedback, whose effect on one weight depends on the weights before it.
 Rounding = Literal["nearest", "stochastic"]
 
-# The short words of --dtype, and the names in NumPy and ml_dtypes.
-DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32", "fp8": "float8_e4m3fn"}
+DTYPES = FLOAT_TYPES | {"fp8": "float8_e4m3fn"}  # option → the name in NumPy and ml_dtypes
 WORST = 3  # modules that the text names of findings with one cause; --json lists all of them
 
 

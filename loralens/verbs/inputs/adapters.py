@@ -1,6 +1,6 @@
 """Adapters as inputs of a verb: paths or objects, the options of reading them, and their labels in messages."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypedDict
@@ -186,12 +186,11 @@ def read_where_unknown(source: AdapterSource, reading: Reading, *, base: str | P
     return adapter if stated else load(str(source), base=base, **reading)
 
 
-def command_line_options(reading: Mapping[str, Any]) -> str:
+def command_line_options(reading: Reading) -> str:
     """The options of reading that were given, as a user types them in another command."""
     words: list[str] = []
-    for name, value in reading.items():
-        if value is not None and value is not False:
-            words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    for name, value in stated_options(reading).items():
+        words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]  # a flag has no value
     return typed(*words)
 
 
