@@ -202,6 +202,7 @@ def _measured_modules(loaded: Loaded, adapter: Adapter, name: str, model: str) -
         return [module_name for module_name, module in adapter.items() if isinstance(module, LowRank)]
     with place(model):
         attachment = Attachment(loaded.model, adapter)
+    # Their effect on deeper inputs is missing in the moments, so the user should know.
     for key, why in attachment.left_out.items():
         warn(f"{name}: {key} is not applied ({why})")
     return attachment.hooked
@@ -220,6 +221,7 @@ def _objective(loaded: Loaded, texts: Sequence[InputText]) -> Any:
     # One text without a label would leave its batch without a loss.
     if loaded.head == "classifier" and all(text.label is not None for text in texts):
         return label_loss
+    # The loss of a masked language model would need masks, which are random.
     needs = 'texts with a "label" each' if loaded.head == "classifier" else "a causal language model or a classifier"
     raise OptionError(f"--out-side differentiates a loss, and for that needs {needs}", fix="leave out --out-side")
 

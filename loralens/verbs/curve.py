@@ -129,6 +129,7 @@ def curve(
     adapter = read_adapter(source, reading, base=base, label=label)
     # The files of a dialect that is only read would be written as PEFT's.
     form = OutputFormat.of(adapter, to=to or (None if adapter.format in TARGET_FORMATS else "peft"), base=base)
+    # Both may be files, whose faults are told before the adapter is decomposed.
     protect, moments = read_protection(weights), read_moments(activations)
     with place(label):
         with progress("reading", len(adapter)) as step:
@@ -185,11 +186,13 @@ def point_columns(format: str, *, on_data: bool) -> list[Column[CurvePoint]]:
         ),
         Column(("uniform", "bytes"), lambda point: point.uniform.bytes, f"{format} file", size, priority=ALWAYS),
         Column(("uniform", error), lambda point: point.uniform.error, "error", percent, priority=ALWAYS),
+        # The error of the best ranks in as many bytes as the uniform rank takes.
         Column(("budget", error), lambda point: point.budget.error, "by budget", percent, priority=7),
         Column(("budget", "ranks"), lambda point: list(point.budget.ranks), "its ranks", span, priority=4),
         Column(("budget", "parameters"), lambda point: point.budget.parameters),
         Column(("budget", "bytes"), lambda point: point.budget.bytes),
         Column(("few_bits", "bytes"), lambda point: point.uniform.bytes, csv=False),  # uniform_bytes says the same
+        # Without a heading it is for machines alone: on data there is no such error to show.
         Column(
             ("few_bits", "expected_error"),
             lambda point: point.few_bits,

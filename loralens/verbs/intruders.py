@@ -123,7 +123,7 @@ def intruders(
         # With a strength of 1 nothing is edited, so modules that are no pairs may stay.
         check_plain(loaded, names, pairs=remove not in (None, 1))
     target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
-    target.check_source(adapter, base=base)
+    target.check_source(adapter, base=base)  # what is read is never replaced
     # The SVDs of a base of 7B take an hour or so. What the writer would refuse is found before them, by a rehearsal.
     if output is not None:
         save(replace_modules(loaded, {}), output, format=_dialect(loaded), overwrite=overwrite, dry_run=True)

@@ -46,6 +46,7 @@ def plot(result: object, ax: "Axes | None" = None) -> "Drawing":
     OptionError
         The result has no figure, or ``ax`` is given and the figure has several panels.
     """
+    # In two steps, as the pages of reports draw the same figures as SVG.
     return draw_figure(figure_of(result), ax)
 
 

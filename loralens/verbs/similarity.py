@@ -85,6 +85,7 @@ def similarity(
         if not isinstance(source, Adapter):
             tell_findings(name, adapter.findings)
     warn_of_bases(names, loaded)
+    # One adapter, two, and more are three questions, each with tables of its own.
     if len(loaded) == 1:
         with progress("comparing", 2 * len(loaded[0])) as step:  # every module is read, and then compared
             groups = nesting(

@@ -194,7 +194,7 @@ class SpectrumResult(Tabular, Mapping[str, Spectrum]):
         return [adapter.table for adapter in self.adapters]
 
     def record(self) -> dict[str, Any]:
-        """Everything as a JSON object."""
+        """The whole result as a JSON object."""
         base = {"base": self.base} if self.base else {}
         return {**base, "adapters": [adapter.record() for adapter in self.adapters]}
 
@@ -262,6 +262,7 @@ def spectrum(
 
 def _ordered_names(spectra: Mapping[str, Spectrum], sort: Sort | None, top: int | None) -> list[str]:
     """The modules to list: in natural order, or with the largest first; ``top`` alone means the largest norms."""
+    # Whoever asks for a few modules without naming a quantity means those that change the model most.
     key = sort or ("frobenius" if top else "name")
     names = list(spectra)
     if key != "name":
@@ -277,6 +278,7 @@ def _weight_norms(measured: AdapterSpectra, base: str | PathLike[str], device: s
     from loralens.linalg.device import Device
     from loralens.verbs.inputs.bases import base_weights
 
+    # The option has no default of its own, so that a device without a base can be refused.
     linalg_device = Device.of(device or "cpu", threads=cpu_count() or 1)
     # Weights of the base are large: only those of the modules that the table shows are read.
     weights = base_weights(base, {name: measured.adapter[name] for name in measured.listed}).modules
@@ -316,6 +318,7 @@ COLUMNS: tuple[Column[ModuleSpectrum], ...] = (
     _measure_column("effective_rank_energy"),
     _measure_column("participation_ratio"),
     *map(_energy_column, FRACTIONS),
+    # Last, as the only cell whose length grows with the rank.
     Column("singular_values", lambda row: row.spectrum.s.tolist()),
 )
 BASE_COLUMNS: tuple[Column[ModuleSpectrum], ...] = (
@@ -325,6 +328,7 @@ BASE_COLUMNS: tuple[Column[ModuleSpectrum], ...] = (
     Column("relative_frobenius", lambda row: row.relative_frobenius, "‖ΔW‖/‖W‖", number, priority=8),
     Column("relative_spectral", lambda row: row.relative_spectral, "σ₁/σ₁(W)", number, priority=7),
 )
+# For people alone: machines have the singular values themselves.
 BARS: Column[ModuleSpectrum] = Column(
     "bars", lambda row: row.spectrum.s.tolist(), "spectrum", spark, align="left", json=False, csv=False
 )

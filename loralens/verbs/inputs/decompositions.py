@@ -61,6 +61,7 @@ def decompositions(
             for name, weight in weights.items():
                 W = cache.read(keys[name], weight.shape) if cache else None
                 if W is None:
+                    # It was counted as kept, so its file exists and could not be read.
                     if name not in missing:
                         warn(f"the SVD kept for {name} is damaged: computed again")
                     with place(name):

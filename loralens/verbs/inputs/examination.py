@@ -16,6 +16,7 @@ from loralens.verbs.inputs.bases import ModelPath, base_model_at, base_model_of,
 
 def open_base(base: ModelPath) -> Base:
     """Open the model that adapters are compared with; a head that shares the weight of the embedding is included."""
+    # Tensors are only opened here: the checks read those that an adapter has a module for.
     checkpoint = read_checkpoint(base)
     tensors = with_tied_head(checkpoint.tensors, base)
     return Base(str(base), tensors, stores_conv1d(Path(base)), checkpoint.float8, base_model_at(base))
@@ -55,6 +56,7 @@ def examine_adapters(
             modules=modules,
             # Remedies for an adapter of a dialect without a writer write PEFT's.
             only_read={form.name for form in FORMATS if not form.writer},
+            # A remedy that leaves out --alpha would fail, or give another adapter.
             reading=command_line_options(reading),
             named={label: base_model_of(adapter) for label, adapter in adapters.items()},
             step=step,

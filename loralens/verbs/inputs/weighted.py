@@ -15,6 +15,7 @@ from loralens.verbs.inputs.adapters import AdapterSource, labels, sources
 
 Weight = float | Mapping[str, float] | Strength  # a mapping: glob over modules → weight; 1 if none matches
 Pair = tuple[AdapterSource, float]
+# What Python may be given in place of ADAPTER:WEIGHT: one adapter, a pair, several of both, or a mapping.
 Weighted = AdapterSource | Pair | Sequence[AdapterSource | Pair] | Mapping[Any, float]
 StrengthPair = tuple[AdapterSource, Weight]
 WithStrength = AdapterSource | StrengthPair | Sequence[AdapterSource | StrengthPair] | Mapping[Any, Weight]
@@ -53,6 +54,7 @@ def label_of_taken(take: AdapterSource | None, pairs: Sequence[tuple[AdapterSour
     """The name in a recipe of the adapter whose full tensors are used: as it was given, or the number of an object."""
     if not isinstance(take, Adapter):
         return None if take is None else str(take)
+    # An object has no name, so it is found by identity.
     for place, (source, _) in enumerate(pairs, start=1):
         if source is take:
             return str(place)

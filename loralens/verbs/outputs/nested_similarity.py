@@ -57,6 +57,7 @@ class NestedSimilarity(Tabular):
 
     def sentences(self) -> list[str]:
         """Which modules were not compared, and why."""
+        # A module of ΔW = 0 has no directions, and one of a width of its own has nothing to be compared with.
         alone = [group.names[0] for group in self.groups if len(group.names) == 1]
         zero = [name for group in self.groups for name, k in zip(group.names, group.directions, strict=True) if not k]
         sentences = [f"no other module is as wide as {some(alone)}"] if alone else []

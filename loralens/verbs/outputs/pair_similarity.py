@@ -229,10 +229,12 @@ def _mean_column(
 # level. The cosine is never left out, as its sign says whether the updates agree or oppose each other.
 COLUMNS: tuple[Column[ModuleSimilarity], ...] = (
     Column("name", lambda row: row.name, "module", align="left", priority=ALWAYS),
+    # Dialects write names in different ways, so the second adapter may call the module otherwise.
     Column("second_name", lambda row: row.similarity.other),
     Column("shape", lambda row: list(row.similarity.shape), csv=False),
     Column("out", lambda row: row.similarity.shape[0], json=False),
     Column("in", lambda row: row.similarity.shape[1], json=False),
+    # The nominal ranks, and the numbers of directions that ΔW really has.
     Column("ranks", lambda row: list(row.similarity.ranks), "r", _ranks_text, priority=5),
     Column("directions", lambda row: list(row.similarity.directions)),
     Column("norms", lambda row: list(row.similarity.norms)),
