@@ -299,7 +299,7 @@ def _median_column(
     quantity: str, title: str, text: Callable[[float], str], priority: int, about: str
 ) -> Column[KindAmplification]:
     def value(row: KindAmplification) -> float:
-        return median(getattr(kept, quantity) for kept in row.rows)
+        return float(median(getattr(directions, quantity) for directions in row.rows))
 
     return Column(quantity, value, title, text, priority=priority, about=about)
 

@@ -111,8 +111,7 @@ def intruders(
     # Any finite factor is allowed: above 1 it makes the intruders stronger, below 0 it turns them around.
     if remove is not None and not isfinite(remove):
         raise OptionError(f"remove {remove!r} is not possible", fix="give a finite number: 0 removes, 1 keeps")
-    # The mere search has no adapter to write; a forgotten `remove` would else be noticed only after it.
-    if output is not None and remove is None:
+    if output is not None and remove is None:  # a forgotten `remove` would be noticed only after the search
         raise OptionError(f"nothing would be written to {output}", fix="say with remove what is left of the intruders")
     store = svd_cache(cache, cache_limit, no_cache=no_cache)
     linalg_device = Device.of(device)
@@ -143,24 +142,37 @@ def intruders(
     result = IntrudersResult(label, str(base), threshold, top, measured, {name: loaded[name].rank for name in measured})
     if remove is None:
         return result
-    # Rounding is measured on all modules together: its cost is said of the worst one.
-    with place(label):
-        changed, cost = _round(loaded, edited, dtype, allow_loss=allow_loss)
-    new = replace_modules(loaded, changed, uniform=uniform)
-    if target.output is not None:
-        save(new, target.output, format=_dialect(loaded), overwrite=overwrite, dry_run=dry_run)
-    removal = Removal(new, remove, len(changed), cost, _dialect(loaded), target.output, dry_run)
+    removal = _finish_removal(
+        loaded, label, edited, remove, target, dtype=dtype, uniform=uniform, allow_loss=allow_loss
+    )
     return replace(result, removal=removal)
 
 
-def _round(
-    adapter: Adapter, edited: Mapping[str, Update], dtype: FloatType, *, allow_loss: bool
-) -> tuple[dict[str, Update], RoundingCost]:
-    """The modules that were edited, with their factors rounded once to ``dtype``, and the error of that."""
-    # A module without intruders is the same object; it is written back bit for bit.
+def _finish_removal(
+    adapter: Adapter,
+    label: str,
+    edited: Mapping[str, Update],
+    strength: float,
+    target: Target,
+    *,
+    dtype: FloatType,
+    uniform: bool,
+    allow_loss: bool,
+) -> Removal:
+    """Round the edited modules to ``dtype``, and write the adapter that has them.
+
+    Modules without intruders did not change, and are written back bit for bit.
+    """
     exact = replace(adapter, modules={name: module for name, module in edited.items() if module is not adapter[name]})
-    rounded = round_factors(exact, numpy_dtype(dtype)).modules
-    return dict(rounded), RoundingCost.between(exact, rounded, allow_loss=allow_loss, dtype=dtype)
+    with place(label):
+        rounded = round_factors(exact, numpy_dtype(dtype)).modules
+        # The cost is that of all modules together, and names the worst one.
+        cost = RoundingCost.between(exact, rounded, allow_loss=allow_loss, dtype=dtype)
+    new = replace_modules(adapter, dict(rounded), uniform=uniform)
+    dialect = _dialect(adapter)
+    if target.output is not None:
+        save(new, target.output, format=dialect, overwrite=target.overwrite, dry_run=target.dry_run)
+    return Removal(new, strength, len(rounded), cost, dialect, target.output, target.dry_run)
 
 
 def _dialect(adapter: Adapter) -> str:

@@ -271,7 +271,7 @@ def _previous_phi_column(side: Side) -> Column[CheckpointRow]:
 def _previous_phi(row: CheckpointRow) -> dict[str, float | None] | None:
     """φ with the checkpoint before on both sides, for JSON; null at the first checkpoint."""
     phi = row.point.previous_phi
-    return phi and {side: json_number(value) for side, value in phi.items()}
+    return None if phi is None else {side: json_number(value) for side, value in phi.items()}
 
 
 def _step_column(

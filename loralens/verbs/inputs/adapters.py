@@ -1,6 +1,6 @@
 """Adapters as inputs of a verb: paths or objects, the options of reading them, and their labels in messages."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypedDict
@@ -158,7 +158,7 @@ def check_unread(reading: Reading) -> None:
         )
 
 
-def stated_options(reading: Reading) -> dict[str, Any]:
+def stated_options(reading: Mapping[str, Any]) -> dict[str, Any]:
     """The options of reading that differ from their defaults.
 
     Raises
@@ -187,7 +187,7 @@ def read_where_unknown(source: AdapterSource, reading: Reading, *, base: str | P
     return adapter if stated else load(str(source), base=base, **reading)
 
 
-def command_line_options(reading: Reading) -> str:
+def command_line_options(reading: Mapping[str, Any]) -> str:
     """The options of reading that were given, as a user types them in another command."""
     words: list[str] = []
     for name, value in stated_options(reading).items():

@@ -191,7 +191,7 @@ class CollectionSimilarity(Tabular):
             values = known_mean(getattr(self.energy, key))
             return Column(key, lambda t: json_number(values[t]), title, fixed(".2%"), priority=priority)
 
-        columns = (
+        columns: tuple[Column[int], ...] = (
             Column("place", places.__getitem__, "#", priority=ALWAYS),
             Column("adapter", labels.__getitem__, "adapter", align="left", priority=ALWAYS),
             Column("modules", lambda t: int((pairs.ranks[:, t] > 0).sum()), "modules", priority=4),
