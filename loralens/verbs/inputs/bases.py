@@ -34,7 +34,7 @@ def read_checkpoint(base: ModelPath) -> Checkpoint:
 
 def with_tied_head(stored: Mapping[str, Held], base: ModelPath) -> Mapping[str, Held]:
     """The tensors or shapes of the base, with those of the embedding in place of a head that it does not store."""
-    return find_ties(stored, model_config(Path(base)) or {}).shown(stored)
+    return find_ties(stored, model_config(Path(base)) or {}).with_copies(stored)
 
 
 def base_weights(base: ModelPath, modules: Updates) -> Weights:
