@@ -5,7 +5,6 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from shutil import get_terminal_size
 from typing import Any, Protocol, runtime_checkable
 
 import click
@@ -13,7 +12,6 @@ import click
 from loralens.cli.terminal import raw_stream, say
 from loralens.tables.result import Tabular
 from loralens.tables.table import Table
-from loralens.tables.text import lay_out, wrap
 from loralens.version import __version__
 
 
@@ -60,6 +58,11 @@ def show_json(record: dict[str, Any]) -> None:
 
 def show_tables(*tables: Table[Any]) -> None:
     """Print tables as aligned text, on a terminal in its width and with bold headings; empty ones are left out."""
+    # Imported here, as --json needs neither: shutil alone brings the modules of three compressions with it.
+    from shutil import get_terminal_size
+
+    from loralens.tables.text import lay_out
+
     # A pipe or a file has no width: whole tables are written there, for grep and for other programs.
     width = get_terminal_size().columns if sys.stdout.isatty() else None
     for table in tables:
@@ -78,6 +81,8 @@ def show_tables(*tables: Table[Any]) -> None:
 
 def _print_styled(text: str, width: int | None, **style: Any) -> None:
     """Print text in a style, if standard output is a terminal; the text must be `visible` already."""
+    from loralens.tables.text import wrap
+
     # To the stream below, since the escapes of the style must act on the terminal.
     for line in [text] if width is None else wrap(text, width):
         click.secho(line, file=raw_stream(sys.stdout), **style)

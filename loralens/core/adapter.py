@@ -10,7 +10,6 @@ from loralens.core.lazy import LazyArray
 from loralens.core.names import matches, natural_key, nearest, wild
 from loralens.errors import OptionError, UnknownModuleError
 from loralens.tables.numbers import number, shape
-from loralens.tables.render import html_table
 from loralens.tables.table import Column, Table
 
 if TYPE_CHECKING:  # its classes are needed for LyCORIS files only
@@ -240,6 +239,8 @@ class Adapter:
 
     def _repr_html_(self) -> str:
         """The first modules as a table for a notebook."""
+        from loralens.tables.render import html_table  # csv and html, which only notebooks need, take 2 ms to import
+
         return html_table(Table(repr(self), MODULE_COLUMNS, list(self.items())[:MODULES_SHOWN]))
 
     def __repr__(self) -> str:

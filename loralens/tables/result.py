@@ -3,11 +3,14 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from loralens.tables import render
 from loralens.tables.table import Table
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+
+# `tables.render` is imported in the methods that use it: it needs csv and html, which take 2 ms to import, and most
+# commands print a table or JSON.
 
 
 class Tabular:
@@ -33,15 +36,23 @@ class Tabular:
 
     def to_csv(self) -> str:
         """The listing as CSV."""
+        from loralens.tables import render
+
         return render.csv_text(*self.listing())
 
     def to_frame(self) -> "DataFrame":
         """The listing as a data frame of pandas, which has to be installed."""
+        from loralens.tables import render
+
         return render.frame(*self.listing())
 
     def to_latex(self) -> str:
         """The tables as ``tabular`` environments of LaTeX; of a result that speaks in sentences its listing."""
+        from loralens.tables import render
+
         return "\n".join(render.latex(table) for table in self.tables() or self.listing() if table.rows)
 
     def _repr_html_(self) -> str:
+        from loralens.tables import render
+
         return "".join(render.html_table(table) for table in self.tables() or self.listing() if table.rows)

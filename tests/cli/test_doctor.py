@@ -182,7 +182,7 @@ def test_wrong_usage_is_exit_2(arguments: list[str]) -> None:
 
 
 def test_no_place_for_the_log_is_said_before_the_work(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("loralens.verbs.doctor.load", lambda *args, **kwargs: pytest.fail("the work has begun"))
+    monkeypatch.setattr("loralens.verbs.doctor.load_source", lambda *args, **kwargs: pytest.fail("the work has begun"))
     assert run("doctor", small, "--sarif", "no/such/folder/x.sarif").exit_code == 2
 
 

@@ -206,10 +206,10 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/cli/test_doctor.py",),
     ),
     Mutant("_kinds", "not similarity.zero", "similarity.zero", ("tests/cli/test_similarity.py",)),
-    Mutant("_angle", "choose(angles)", "choose(angles[1:])", ("tests/cli/test_similarity.py",)),
+    Mutant("_angle_column", "choose(angles)", "choose(angles[1:])", ("tests/cli/test_similarity.py",)),
     Mutant("Harmless.write", 'visible(text, keep="\\n\\t")', "text", ("tests/cli/test_terminal.py",)),
     Mutant(
-        "_loss",
+        "_loss_columns",
         "loss.step != row.checkpoint.step",
         "loss.step == row.checkpoint.step",
         ("tests/cli/test_trajectory.py",),
@@ -228,8 +228,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "SurveyResult.sentences",
-        "sum(other.size for other in self.without_pairs)",
-        "max(other.size for other in self.without_pairs)",
+        "sum(file.size for file in self.without_pairs)",
+        "max(file.size for file in self.without_pairs)",
         ("tests/cli/test_survey.py",),
     ),
     # compress
@@ -710,9 +710,9 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/reporting/test_numbers.py",),
     ),
     Mutant(
-        "pair_rows",
-        "labels[s],\n            labels[t],",
-        "labels[t],\n            labels[s],",
+        "adapter_pairs_table",
+        'lambda pair: labels[pair[0]], "adapter"',
+        'lambda pair: labels[pair[1]], "adapter"',
         ("tests/reporting/test_numbers.py",),
     ),
     # train

@@ -20,7 +20,7 @@ from loralens.core.moments import Moments
 from loralens.core.progress import progress
 from loralens.core.weights import Weight
 from loralens.errors import LoraLensError, MismatchError, place
-from loralens.formats import encode_adapter, load
+from loralens.formats import encode_adapter
 from loralens.formats.dialects.table import QUANTISED
 from loralens.formats.records.moments import load_moments
 from loralens.formats.records.runs import read_run
@@ -30,9 +30,9 @@ from loralens.reporting.document import Report
 from loralens.reporting.make import make_report
 from loralens.reporting.slider_stops import Dialect
 from loralens.reporting.subject import BaseMeasurements, Subject, measure_subject
-from loralens.verbs.inputs.adapters import AdapterSource, Reading, check_unread, labels, short_labels
+from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, load_source, short_labels
 from loralens.verbs.inputs.choices import TARGET_FORMATS
-from loralens.verbs.inputs.decompositions import decompositions, duration, seconds_per_product, svd_cache, svd_work
+from loralens.verbs.inputs.decompositions import decompositions, duration, svd_cache, svd_seconds
 from loralens.verbs.inputs.examination import examine_adapters, open_base
 from loralens.verbs.outputs.form import OutputFormat
 from loralens.verbs.outputs.page_tables import RESULT_TABLES
@@ -54,7 +54,11 @@ def report_page(
     command: str,
 ) -> Report:
     """The document about these adapters; parameters as in `loralens.report`, and ``command`` as the page shows it."""
-    adapters = {label: _read(source, reading, base) for label, source in zip(labels(sources), sources, strict=True)}
+    adapters = {
+        # Wrong numbers are no error here: the doctor reports them as findings.
+        label: load_source(source, reading, base=base, strict=False)
+        for label, source in zip(labels(sources), sources, strict=True)
+    }
     moments = _moments(activations, adapters)
     model = None if base is None else open_base(base)
     # The doctor reads every module once, and its spectra are those of the page.
@@ -94,14 +98,6 @@ def report_page(
         command=command,
         choices={"activations": [_name_of(file) for file in activations], "chosen": list(modules)},
     )
-
-
-def _read(source: AdapterSource, reading: Reading, base: str | PathLike[str] | None) -> Adapter:
-    """Read an adapter. Wrong numbers are no error here: the doctor reports them as findings."""
-    if isinstance(source, Adapter):
-        check_unread(reading)
-        return source
-    return load(str(source), strict=False, base=base, **reading)
 
 
 def _name_of(activations: str | PathLike[str] | Moments) -> str:
@@ -178,7 +174,7 @@ def _intruders(
     device = Device.of("cpu")
     if search is None:
         # An estimate from the size of the weights, and from how fast this machine multiplies.
-        seconds = sum(map(svd_work, plain.values())) * seconds_per_product(device)
+        seconds = svd_seconds(plain.values(), device)
         if seconds > PATIENCE:
             reason = f"the SVD of {len(plain)} weights of the base would take about {duration(seconds)}"
             note(f"{examination.path}: intruders were not looked for, as {reason}; --intruders does it")

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from math import isfinite
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +13,7 @@ from loralens.analysis.compare.pairwise import Pairwise
 from loralens.analysis.groups import Group
 from loralens.charts.amplification import full_rank_rows
 from loralens.compression.curve import CurvePoint
-from loralens.formats.records.runs import RunCheckpoint, nearest_loss
+from loralens.formats.records.runs import RunCheckpoint
 from loralens.reporting.collection import CheckpointRun
 from loralens.reporting.result_tables import ResultTables
 from loralens.reporting.subject import Subject
@@ -23,13 +22,13 @@ from loralens.tables.table import Column, Row, Table
 from loralens.verbs.amplify import COLUMNS as AMPLIFY_COLUMNS
 from loralens.verbs.amplify import KIND_COLUMNS, KeptDirections, KindAmplification
 from loralens.verbs.curve import point_columns
-from loralens.verbs.outputs.collection_similarity import PairRow, pair_columns, pair_rows
+from loralens.verbs.outputs.collection_similarity import Pair, adapter_pairs_table, pairs_by_cosine
+from loralens.verbs.outputs.groups import OUTLIER_COLUMNS, groups_table
 from loralens.verbs.outputs.intruders import KIND_COLUMNS as INTRUDER_KIND_COLUMNS
 from loralens.verbs.outputs.intruders import IntruderTotal, KindIntruders
 from loralens.verbs.spectrum import COLUMNS as SPECTRUM_COLUMNS
-from loralens.verbs.spectrum import OUTLIER_COLUMNS, ModuleSpectrum, groups_table
-from loralens.verbs.trajectory import COLUMNS as TRAJECTORY_COLUMNS
-from loralens.verbs.trajectory import CheckpointRow
+from loralens.verbs.spectrum import ModuleSpectrum
+from loralens.verbs.trajectory import CheckpointRow, run_table
 
 
 class MeasuredModule(NamedTuple):
@@ -111,30 +110,17 @@ def intruders_table(kinds: Mapping[str, Sequence[Intruders]]) -> Table[KindIntru
     return Table("Intruders by kind", INTRUDER_KIND_COLUMNS, rows)
 
 
-def pairs_table(labels: Sequence[str], pairs: Pairwise) -> Table[PairRow]:
+def pairs_table(labels: Sequence[str], pairs: Pairwise) -> Table[Pair]:
     """Pairs as ``similarity`` lists them, on both sides, the largest |cosine| first."""
-    # Pairs without a cosine, of which one is 0, come last.
-    rows = sorted(pair_rows(pairs, labels), key=lambda row: -abs(row.cosine) if isfinite(row.cosine) else 0.0)
-    return Table("Pairs", pair_columns(("out", "in")), rows)
+    return adapter_pairs_table("Pairs", pairs, labels, ("out", "in"), pairs_by_cosine(pairs))
 
 
 def checkpoints_table(labels: Sequence[str], run: CheckpointRun) -> Table[CheckpointRow]:
     """Checkpoints as ``trajectory`` lists them, in the order of their steps."""
-    rows = [
-        # The names are those of the other sections, which may be longer than those of `loralens trajectory`.
-        CheckpointRow(
-            labels[i],
-            RunCheckpoint(Path(labels[i]), step),
-            point,
-            nearest_loss(run.log.train, step),
-            nearest_loss(run.log.evaluation, step),
-        )
-        for i, step, point in zip(run.order, run.steps, run.trajectory.points, strict=True)
-    ]
-    # A column of dashes would only say that nothing was logged.
-    absent = {key for key, logged in (("loss", run.log.train), ("eval_loss", run.log.evaluation)) if not logged}
-    columns = [column for column in TRAJECTORY_COLUMNS if not (column.title and column.key in absent)]
-    return Table("Checkpoints", columns, rows)
+    names = [labels[i] for i in run.order]
+    # The names are those of the other sections, which may be longer than those of `loralens trajectory`.
+    checkpoints = tuple(RunCheckpoint(Path(name), step) for name, step in zip(names, run.steps, strict=True))
+    return run_table("Checkpoints", replace(run.log, checkpoints=checkpoints), names, run.trajectory.points)
 
 
 ENERGY: Column[MeasuredModule] = Column(
