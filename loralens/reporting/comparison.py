@@ -80,7 +80,7 @@ def _matrices(labels: Sequence[str], collection: Collection, order: Sequence[int
 
 def _shared(labels: Sequence[str], collection: Collection, order: Sequence[int]) -> Picture:
     chart = shared_energy_map(labels, collection.pairs, collection.energy, order)
-    level = chart.scale.chance or 0.0
+    (level,) = chart.scale.chance
     return Picture(
         "interference",
         "Interference",
