@@ -37,9 +37,17 @@ def fixed(form: str) -> Callable[[float | None], str]:
             return UNDEFINED
         written = f"{value:{form}}"
         # -0.0001 with two decimals would become "-0.00", which looks like a negative result.
-        return f"{0.0:{form}}" if value < 0 and not written.strip("-0.%") else written
+        if value < 0 and not written.strip("-0.%"):
+            written = f"{0.0:{form}}"
+        # A space before the sign, as `percent` has it and as the SI writes units.
+        return written.replace("%", " %")
 
     return text
+
+
+def whole_percent(share: float) -> str:
+    """Write a share in whole percent: ``55 %``."""
+    return fixed(".0%")(share)
 
 
 def percent(share: float | None, digits: int = 3) -> str:
@@ -80,8 +88,8 @@ def exact_size(count: int) -> str:
 
 
 def change(before: int, after: int, text: Callable[[int], str]) -> str:
-    """Write a change as ``120 → 60, 50.0% of it``, where ``text`` writes both numbers."""
-    share = f", {after / before:.1%} of it" if before else ""
+    """Write a change as ``120 → 60, 50.0 % of it``, where ``text`` writes both numbers."""
+    share = f", {fixed('.1%')(after / before)} of it" if before else ""
     return f"{text(before)} → {text(after)}{share}"
 
 

@@ -106,7 +106,7 @@ class AdapterSpectra(Mapping[str, Spectrum]):
         title = f"{self.path}: {modules} modules, ‖ΔW‖F = {number(total_norm(self.spectra.values()))} in all"
         errors = (norms.spectral_error / norms.spectral for norms in self.weights.values() if norms.spectral)
         worst = max(errors, default=0.0)
-        title += f"; σ₁(W) by randomised SVD, error at most {worst:.1%}" if worst else ""
+        title += f"; σ₁(W) by randomised SVD, error at most {fixed('.1%')(worst)}" if worst else ""
         columns = (*COLUMNS, *(BASE_COLUMNS if self.weights else ()), BARS)
         return Table(title, columns, self.rows)
 
@@ -370,7 +370,7 @@ def groups_table(what: str, groups: Sequence[Group]) -> Table[Group]:
             "energy",
             lambda row: row.share,
             "energy",
-            lambda share: f"{share:.1%}",
+            fixed(".1%"),
             priority=3,
             about="part of the whole adapter's ‖ΔW‖²",
             bar=True,

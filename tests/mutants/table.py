@@ -737,8 +737,13 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("Watch.better", "value < best", "value <= best", ("tests/training/test_loop.py",)),
     Mutant("_error_of", "measured == {True}", "measured != {True}", ("tests/reporting/test_numbers.py",)),
     # report: findings, sliders, errors on inputs; and lines of the terminal
-    Mutant("_cost", "{rounding.unmoved:.0%}", "{1 - rounding.unmoved:.0%}", ("tests/reporting/test_findings.py",)),
-    Mutant("look", "{1 / stable:.2%}", "{stable - 1:.2%}", ("tests/reporting/test_findings.py",)),
+    Mutant(
+        "_cost",
+        "rounding.gain, rounding.unmoved",
+        "rounding.gain, 1 - rounding.unmoved",
+        ("tests/reporting/test_findings.py",),
+    ),
+    Mutant("look", "(1 / stable)", "(stable - 1)", ("tests/reporting/test_findings.py",)),
     Mutant("_notice", "len(texts) - SHOWN", "len(texts) + SHOWN", ("tests/reporting/test_findings.py",)),
     Mutant(
         "_findings",

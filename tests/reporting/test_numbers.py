@@ -185,7 +185,7 @@ def test_kinds_and_blocks(two: Held, label: str) -> None:
             assert behind[key]["‖ΔW‖F"] == pytest.approx(math.sqrt(energy), rel=1e-9)
             assert behind[key]["energy"] == pytest.approx(energy / two.whole(label), rel=1e-9)
             assert behind[key]["effective"] == pytest.approx(sum(ranks) / len(ranks), rel=1e-9)
-            assert printed[key]["energy"] == f"{energy / two.whole(label):.1%}"
+            assert printed[key]["energy"] == f"{100 * (energy / two.whole(label)):.1f} %"
 
 
 def fewest_with_half(shares: list[float]) -> int:

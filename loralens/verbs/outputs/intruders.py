@@ -149,8 +149,8 @@ class IntrudersResult(Tabular, Mapping[str, Intruders]):
         total = self.total
         title = (
             f"{self.path} on {self.base}: {count(len(self), 'module')}, {total.count} of {total.directions} leading "
-            f"directions of W + ΔW are intruders (score below {self.threshold:g}), with {total.energy_share:.1%} of "
-            "their energy"
+            f"directions of W + ΔW are intruders (score below {self.threshold:g}), with {PERCENT(total.energy_share)} "
+            "of their energy"
         )
         return [Table(title, COLUMNS, self._rows()), Table("by kind", KIND_COLUMNS, self._kinds())]
 
