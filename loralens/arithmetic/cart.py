@@ -26,6 +26,6 @@ def cart(joint: Joint, *, lam: float = 1.0, rank: int = 0) -> Floats:
     result = mean.copy()
     # Deviations are cut one by one: together they add up to 0.
     for deviation in x - mean:
-        U, s, Vh = joint.decomposed(deviation)
+        U, s, Vh = joint.decompose(deviation)
         result += lam * (U[:, :k] * s[:k]) @ Vh[:k]
     return np.asarray(result, dtype=np.float64)

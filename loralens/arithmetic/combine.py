@@ -320,7 +320,7 @@ class _Work:
         with place(name):
             if name in self.stay:
                 # Its factors stay, and the core is computed for the quality only.
-                core = joint.decomposed(joint.total())
+                core = joint.decompose(joint.total())
             else:
                 joint, core = self._apply_rule(name, joint)
             quality = Quality.of(joint, core, len(self.labels))
@@ -331,7 +331,7 @@ class _Work:
                 assert isinstance(h, np.ndarray)
                 self.h[name] = h[0]
                 quality = add_stretches(quality, joint, core, row_changes, h[0], self.dora.weight(name))
-            return joint.lifted(core), quality
+            return joint.to_lift(core), quality
 
     def joint(self, name: str) -> Joint:
         """Return the joint space of one module."""
@@ -350,7 +350,7 @@ class _Work:
         if isinstance(result, Fused):
             self.truncation[name], result = result.truncation, result.update
         if not isinstance(result, LowRank):
-            return joint, joint.decomposed(result)
+            return joint, joint.decompose(result)
         # The result left the space of the updates, so it joins them, with weight 0, to be measured against them.
         wider = Joint.of([*self.rows[name], result], [*self.weights[name], 0.0])
-        return wider, wider.decomposed(wider.cores[-1])
+        return wider, wider.decompose(wider.cores[-1])

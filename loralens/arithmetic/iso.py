@@ -27,7 +27,7 @@ def iso_c(joint: Joint, *, lam: float = 1.0) -> Core:
     result is ours times rank/min(out, in). Directions stay in the order of S, so a truncation keeps the leading ones of
     the sum.
     """
-    U, s, Vh = joint.decomposed(joint.total())
+    U, s, Vh = joint.decompose(joint.total())
     return flat(U, Vh.T, lam * float(s.mean()) if s.size else 0.0)
 
 
@@ -42,16 +42,16 @@ def iso_cts(joint: Joint, *, lam: float = 1.0, common: float = 0.8) -> Core | Fl
     first.
     """
     x = joint.weighted
-    parts = [joint.decomposed(M) for M in x]
+    parts = [joint.decompose(M) for M in x]
     # Not min(out, in) as in the paper, which would fill up with null directions.
     r = min(sum(part.s.size for part in parts), *joint.shape)
     # Rounding must not leave a negative number of common directions.
     own = min(round((1 - common) * r / len(parts)), r // len(parts))
     k = r - own * len(parts)
-    U, s, Vh = joint.decomposed(joint.total())
+    U, s, Vh = joint.decompose(joint.total())
     # Task-specific directions come from what the common ones leave of each update, as in the paper.
     shared = Core(U[:, :k], s[:k], Vh[:k])
-    remainders = [joint.decomposed(M - shared.U @ (shared.U.T @ M)) for M in x]
+    remainders = [joint.decompose(M - shared.U @ (shared.U.T @ M)) for M in x]
     chosen = [shared, *(Core(part.U[:, :own], part.s[:own], part.Vh[:own]) for part in remainders)]
     values = np.concatenate([part.s for part in chosen])
     if not values.size:

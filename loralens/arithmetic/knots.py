@@ -23,7 +23,7 @@ def output_basis(joint: Joint) -> OutputBasis:
     """
     count, p, q = joint.cores.shape
     # The cores side by side, (p, T·q): update t has the columns t·q to (t + 1)·q.
-    U, s, Vh = joint.decomposed(joint.weighted.transpose(1, 0, 2).reshape(p, count * q))
+    U, s, Vh = joint.decompose(joint.weighted.transpose(1, 0, 2).reshape(p, count * q))
     return OutputBasis(U, (s[:, None] * Vh).reshape(len(s), count, q).transpose(1, 0, 2))
 
 

@@ -15,7 +15,7 @@ def null_space(joint: Joint, *, lam: float = 1.0, mu: float = np.inf, rank: int 
     with a content, the second; more than two adapters are our extension. The order of the adapters matters.
     """
     first, *other_updates = joint.weighted
-    V = joint.decomposed(first).Vh[: rank or None].T
+    V = joint.decompose(first).Vh[: rank or None].T
     share = 1.0 if np.isinf(mu) else mu / (1 + mu)  # ∞/∞ is NaN
     # The projection is linear, so the others are added before it.
     other_sum = np.sum(other_updates, axis=0) if other_updates else np.zeros_like(first)

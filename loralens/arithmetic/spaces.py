@@ -88,7 +88,7 @@ def _knots(joint: Joint, places: Integers) -> SpaceEntries | None:
 
 def _core(joint: Joint, places: Integers) -> SpaceEntries | None:
     cores = joint.weighted[places]
-    triplets = [joint.decomposed(M) for M in cores]
+    triplets = [joint.decompose(M) for M in cores]
     if not any(triplet.s.size for triplet in triplets):
         return None
     U = _directions([triplet.U * np.sqrt(triplet.s) for triplet in triplets])

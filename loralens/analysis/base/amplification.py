@@ -264,14 +264,14 @@ def _measure(
     dense = is_dense(shape, max(count, 1), exact=exact)
     S = device.empty(shape, input_dtype(shape, max(count, 1), exact=exact)) if count or dense else None
     sketch = gaussian(rng, shape[1])
-    projection = project(weight.blocks(device.block), U, V, sketch, device=device, whole=S, step=step)
+    projection = project(weight.blocks(device.block), U, V, sketch, device=device, out=S, step=step)
     led = (
         leading_svd(S, count, rng=rng, device=device, exact=exact, step=step) if count and projection.squares else None
     )
     if dense:
         fourths = Estimate(exact_fourth_powers(S, device=device), 0.0)
     else:
-        fourths = fourth_powers(projection, shape, known=(led.s, led.V.T @ sketch) if led else None)
+        fourths = fourth_powers(projection, shape, leading=(led.s, led.V.T @ sketch) if led else None)
     return Amplification(
         shape=module.shape,
         rank=module.rank,

@@ -69,7 +69,7 @@ def weight_norms(
             shape = weight.shape[::-1] if weight.transposed else weight.shape
             nothing = [np.zeros((n, 0)) for n in (*shape, shape[1])]
             W = on_device.empty(shape, input_dtype(shape, 1))
-            projection = project(weight.blocks(on_device.block), *nothing, device=on_device, whole=W, step=tell)
+            projection = project(weight.blocks(on_device.block), *nothing, device=on_device, out=W, step=tell)
             led = leading_svd(W, 1, rng=np.random.default_rng(seed), device=on_device, step=tell)
             return WeightNorms(sqrt(projection.squares), float(led.s[0]), float(led.error[0]))
 
