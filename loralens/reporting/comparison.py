@@ -79,7 +79,7 @@ def _matrices(labels: Sequence[str], collection: Collection) -> Picture:
 
 def _shared(labels: Sequence[str], collection: Collection) -> Picture:
     chart = shared_energy_map(labels, collection.pairs, collection.energy, collection.order)
-    level = chart.scale.chance or 0.0
+    (level,) = chart.scale.chance
     values = [cell.value for cell in chart.cells.values()] or [0.0]
     return Picture(
         "interference",

@@ -14,7 +14,7 @@ from loralens.reporting.ranks import advice
 from loralens.reporting.run import run_sentence
 from loralens.reporting.spectra import half_energy_modules
 from loralens.reporting.subject import Subject, recommended_point
-from loralens.tables.numbers import count, fixed, join_words, percent, size, span
+from loralens.tables.numbers import count, fixed, join_words, percent, size, span, whole_percent
 
 # Below this error the page says that a merge preserves ΔW: percentages of the report would round it to 0 in a sentence.
 FAITHFUL = 0.005
@@ -163,7 +163,7 @@ def _together(labels: Sequence[str], collection: Collection) -> list[str]:
     else:
         sentences.append(
             f"No two adapters conflict in any module: no cosine is both below −{LARGE:g} and beyond chance. At "
-            f"−{LARGE:g} the sum of two updates of equal norm loses {LARGE:.0%} of each."
+            f"−{LARGE:g} the sum of two updates of equal norm loses {whole_percent(LARGE)} of each."
         )
     return sentences
 

@@ -23,7 +23,7 @@ from loralens.core.ranks import Rule, shared_ranks
 from loralens.core.structured import Structured
 from loralens.errors import place
 from loralens.formats.dialects.table import QUANTISED
-from loralens.tables.numbers import change, exact_size, percent, shape
+from loralens.tables.numbers import change, exact_size, fixed, percent, shape
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.curve import trade_off
 from loralens.verbs.inputs.adapters import AdapterSource, labels, read_adapter
@@ -390,6 +390,6 @@ COLUMNS: tuple[Column[ModuleLoss], ...] = (
     Column("rank_after", lambda row: row.loss.rank_after, "r'", lambda rank: str(rank) if rank else "gone", priority=8),
     Column("relative_error", lambda row: row.loss.relative_error, "error", percent, priority=ALWAYS),
     Column("spectral_error", lambda row: row.loss.spectral_error, "spectral", percent, priority=4),
-    Column("energy_kept", lambda row: row.loss.energy_kept, "energy kept", "{:.2%}".format, priority=3),
+    Column("energy_kept", lambda row: row.loss.energy_kept, "energy kept", fixed(".2%"), priority=3),
 )
 DATA_ERROR: Column[ModuleLoss] = Column("data_error", lambda row: row.data_error, "on data", percent, priority=8)

@@ -313,7 +313,7 @@ def _tell(extraction: Extraction) -> None:
         warn(f"{len(keys)} left out, {why}: {some(keys, NAMED)}")
     # The errors are those of the pairs alone, and say nothing about matrices without one.
     if extraction.share < 1:
-        note(f"the adapter's modules hold {extraction.share:.2%} of the energy of all differences")
+        note(f"the adapter's modules hold {fixed('.2%')(extraction.share)} of the energy of all differences")
     full = [name for name, module in extraction.modules.items() if module.residue > FULL]
     if full:
         note(

@@ -108,7 +108,7 @@ class AdapterSpectra(Mapping[str, Spectrum]):
         # A dense SVD reports an error of 0, so the sentence appears only where a randomised SVD was used.
         errors = (norms.spectral_error / norms.spectral for norms in self.weights.values() if norms.spectral)
         worst = max(errors, default=0.0)
-        title += f"; σ₁(W) by randomised SVD, error at most {worst:.1%}" if worst else ""
+        title += f"; σ₁(W) by randomised SVD, error at most {fixed('.1%')(worst)}" if worst else ""
         columns = (*COLUMNS, *(BASE_COLUMNS if self.weights else ()), BARS)
         return Table(title, columns, self.rows)
 

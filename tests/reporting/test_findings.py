@@ -142,10 +142,8 @@ def test_a_spike(seen: Seen) -> None:
     s = seen.s(SPIKE)
     assert s[0] ** 2 / (s**2).sum() > 0.99
     evidence = one(seen, "spike", SPIKE)
-    assert (
-        evidence
-        == f"one of {RANK} directions holds {s[0] ** 2 / (s**2).sum():.2%} of the energy, σ₁/σ₂ = {s[0] / s[1]:.3g}"
-    )
+    share = 100 * s[0] ** 2 / (s**2).sum()
+    assert evidence == f"one of {RANK} directions holds {share:.2f} % of the energy, σ₁/σ₂ = {s[0] / s[1]:.3g}"
 
 
 def finite(seen: Seen) -> list[str]:
@@ -163,9 +161,9 @@ def test_rank_that_is_not_used(seen: Seen) -> None:
         after += (1 if name == ZERO else reference.energy_rank(seen.s(name), 0.99)) * sum(seen.weights[name].shape)
     mean = np.mean([reference.effective_rank(seen.s(name)) for name in alive(seen)])
     notice = seen.notices["ill", "rank-unused"]
-    needs = f"0.99 of the energy needs {after / before:.0%} of the parameters"
+    needs = f"0.99 of the energy needs {100 * (after / before):.0f} % of the parameters"
     assert list(notice.evidence) == [f"r={RANK}, effective rank {mean:.1f} on average: {needs}"]
-    assert notice.fix.endswith(f" saves {1 - after / before:.0%}")
+    assert notice.fix.endswith(f" saves {100 * (1 - after / before):.0f} %")
 
 
 def landed(seen: Seen, name: str) -> tuple[float, float, float]:
@@ -179,8 +177,8 @@ def cost(seen: Seen, name: str) -> str:
     gain, error, unmoved = landed(seen, name)
     ratio = np.linalg.norm(seen.dense["ill"][name]) / np.linalg.norm(seen.weights[name])
     return (
-        f"merged into bfloat16 it is {error:.0%} off at {gain:.0%} of its strength, "
-        f"{unmoved:.0%} of the weights unmoved (‖ΔW‖/‖W‖ {ratio:.2%})"
+        f"merged into bfloat16 it is {100 * error:.0f} % off at {100 * gain:.0f} % of its strength, "
+        f"{100 * unmoved:.0f} % of the weights unmoved (‖ΔW‖/‖W‖ {100 * ratio:.2f} %)"
     )
 
 

@@ -185,7 +185,7 @@ def test_kinds_and_blocks(two: Held, label: str) -> None:
             assert behind[key]["‖ΔW‖F"] == pytest.approx(math.sqrt(energy), rel=1e-9)
             assert behind[key]["energy"] == pytest.approx(energy / two.whole(label), rel=1e-9)
             assert behind[key]["effective"] == pytest.approx(sum(ranks) / len(ranks), rel=1e-9)
-            assert printed[key]["energy"] == f"{energy / two.whole(label):.1%}"
+            assert printed[key]["energy"] == f"{100 * (energy / two.whole(label)):.1f} %"
 
 
 def fewest_with_half(shares: list[float]) -> int:
@@ -558,7 +558,7 @@ def test_interference(two: Held) -> None:
                 levels.append(out * in_ / two.dense[label][name].size)
             assert values[label, str(block)] == pytest.approx(np.mean(shares), rel=1e-5)
     assert number(shown.chance) == pytest.approx(np.mean(levels), rel=6e-3)
-    assert shown.charts[0].scale.chance == pytest.approx(np.mean(levels), rel=1e-9)
+    assert shown.charts[0].scale.chance == pytest.approx([np.mean(levels)], rel=1e-9)
     assert numbers(shown.alt)[-2:] == pytest.approx([min(values.values()), max(values.values())], rel=6e-3)
 
 
@@ -739,7 +739,7 @@ def test_matrices_of_three_have_each_pair_in_its_cell_with_its_names(three: Held
         assert len(cells) == 9
     for side in ("out", "in"):
         level = np.mean([RANK / dimension(name, side) for name in NAMES])
-        assert charts[f"φ, {side} side"].scale.chance == pytest.approx(level, rel=1e-9)
+        assert charts[f"φ, {side} side"].scale.chance == pytest.approx([level], rel=1e-9)
 
 
 def mean_phi(held: Held, a: str, b: str, side: str) -> float:

@@ -171,5 +171,5 @@ def test_where_no_two_fight_the_size_that_counts_is_said() -> None:
     ]
     assert text == (
         "No two adapters conflict in any module: no cosine is both below −0.2 and beyond chance. At −0.2 the sum of "
-        "two updates of equal norm loses 20% of each."
+        "two updates of equal norm loses 20 % of each."
     )

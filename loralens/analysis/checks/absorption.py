@@ -6,6 +6,7 @@ from loralens.analysis.checks.base import MergeEffect
 from loralens.analysis.checks.diagnosis import Diagnosis
 from loralens.analysis.checks.examination import Examination
 from loralens.linalg.rounding import survivors
+from loralens.tables.numbers import fixed, whole_percent
 
 RULES = {
     "below-rounding": "‖ΔW‖ is smaller than the error that rounding W to the dtype of the merge makes, or has made "
@@ -38,7 +39,8 @@ def look(exam: Examination) -> Iterator[Diagnosis]:
 
 def _cost(effect: MergeEffect) -> str:
     rounding = effect.rounding
+    error, gain, unmoved = map(whole_percent, (rounding.error, rounding.gain, rounding.unmoved))
     return (
-        f"merged into {effect.dtype} it is {rounding.error:.0%} off at {rounding.gain:.0%} of its strength, "
-        f"{rounding.unmoved:.0%} of the weights unmoved (‖ΔW‖/‖W‖ {effect.ratio:.2%})"
+        f"merged into {effect.dtype} it is {error} off at {gain} of its strength, {unmoved} of the weights unmoved "
+        f"(‖ΔW‖/‖W‖ {fixed('.2%')(effect.ratio)})"
     )

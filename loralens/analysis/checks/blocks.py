@@ -10,6 +10,7 @@ from loralens.analysis.checks.examination import Examination, ModuleReading
 from loralens.core.lazy import Array
 from loralens.core.lowrank import LowRank
 from loralens.core.names import some
+from loralens.tables.numbers import whole_percent
 
 RULES = {
     "concat-alpha": "Adapters put side by side (sd-scripts' --concat) keep the α of the first while the rank becomes "
@@ -46,8 +47,8 @@ def look(exam: Examination) -> Iterator[Diagnosis]:
     blocks = row_length_blocks(plain)
     if blocks and _scale(plain[0]) < 1:
         evidence = (
-            f"in {MOST:.0%} of the modules or more the rows of A fall in blocks of {blocks} by their lengths, as those "
-            f"of adapters put side by side do; scale {plain[0].module.scaling}"
+            f"in {whole_percent(MOST)} of the modules or more the rows of A fall in blocks of {blocks} by their "
+            f"lengths, as those of adapters put side by side do; scale {plain[0].module.scaling}"
         )
         yield Diagnosis("warning", "concat-alpha", evidence, _stronger(sum(blocks) / blocks[0]))
 

@@ -5,10 +5,11 @@ from collections.abc import Iterator
 from loralens.analysis.checks.diagnosis import Diagnosis
 from loralens.analysis.checks.examination import Examination
 from loralens.analysis.outliers import PER_MODULE, QUANTITIES, outliers
+from loralens.tables.numbers import whole_percent
 
 RULES = {
     "outlier": "Norm or effective rank stands apart from the other modules of its kind and shape, by a gap that "
-    f"healthy adapters leave beside {PER_MODULE:.0%} of their modules at most: a layer that training treats "
+    f"healthy adapters leave beside {whole_percent(PER_MODULE)} of their modules at most: a layer that training treats "
     "differently, or that was damaged."
 }
 

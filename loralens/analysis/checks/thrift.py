@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from loralens.analysis.checks.diagnosis import Diagnosis
 from loralens.analysis.checks.examination import Examination
 from loralens.analysis.groups import mean_effective_rank
+from loralens.tables.numbers import whole_percent
 
 RULES = {
     "rank-impossible": "The rank is larger than the weight has rows or columns: the directions beyond can never count.",
@@ -38,8 +39,8 @@ def look(exam: Examination) -> Iterator[Diagnosis]:
     mean = mean_effective_rank(one.spectrum for one in exam.pairs.values() if one.spectrum)
     ranks_text = f"r={ranks[0]}" if len(set(ranks)) == 1 else f"r={min(ranks)}–{max(ranks)}"
     evidence = (
-        f"{ranks_text}, effective rank {mean:.1f} on average: {ENERGY} of the energy needs {1 - saved:.0%} of the "
-        "parameters"
+        f"{ranks_text}, effective rank {mean:.1f} on average: {ENERGY} of the energy needs {whole_percent(1 - saved)} "
+        "of the parameters"
     )
     command = exam.compress("e99", f"--energy {ENERGY}")
-    yield Diagnosis("note", "rank-unused", evidence, f"`{command}` saves {saved:.0%}")
+    yield Diagnosis("note", "rank-unused", evidence, f"`{command}` saves {whole_percent(saved)}")

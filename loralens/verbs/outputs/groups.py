@@ -52,7 +52,7 @@ def groups_table(what: str, groups: Sequence[Group]) -> Table[Group]:
             "energy",
             lambda row: row.share,
             "energy",
-            "{:.1%}".format,
+            fixed(".1%"),
             priority=3,
             about="part of the whole adapter's ‖ΔW‖²",
             bar=True,

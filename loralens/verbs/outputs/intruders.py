@@ -153,8 +153,8 @@ class IntrudersResult(Tabular, Mapping[str, Intruders]):
         # 99.7 % of the directions were intruders, with 43 % and 92 % of the energy (docs/intruders.md).
         title = (
             f"{self.path} on {self.base}: {count(len(self), 'module')}, {total.count} of {total.directions} leading "
-            f"directions of W + ΔW are intruders (score below {self.threshold:g}), with {total.energy_share:.1%} of "
-            "their energy"
+            f"directions of W + ΔW are intruders (score below {self.threshold:g}), with {PERCENT(total.energy_share)} "
+            "of their energy"
         )
         kinds = [
             KindIntruders(kind, len(modules), IntruderTotal.of(modules))

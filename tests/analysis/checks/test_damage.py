@@ -328,7 +328,7 @@ def test_a_spike_of_rank_one_has_no_ratio_of_rounding_errors():
     found = list(spike.look(patient(changed(well(), flatten, only=lambda name: name == FIRST))))
     ((module, evidence),) = [(one.module, one.evidence) for one in found]
     assert module == FIRST
-    assert evidence == "one of 8 directions holds 100.00% of the energy, the others are 0 up to rounding"
+    assert evidence == "one of 8 directions holds 100.00 % of the energy, the others are 0 up to rounding"
 
 
 # lines
