@@ -73,7 +73,7 @@ class _Member(NamedTuple):
     distance: float
 
 
-def outliers(spectra: Mapping[str, Spectrum]) -> list[Outlier]:
+def find_outliers(spectra: Mapping[str, Spectrum]) -> list[Outlier]:
     """Find modules whose norm or effective rank stands out of their kind and shape; the least likely come first.
 
     Kinds are those of `kind_in_block`, which are the same in every dialect. Modules with ΔW = 0 are left out, and so

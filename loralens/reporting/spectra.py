@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from loralens.analysis.groups import by_block, by_kind
-from loralens.analysis.outliers import outliers
+from loralens.analysis.outliers import find_outliers
 from loralens.charts.grid import Grid, all_blocks, arithmetic_mean
 from loralens.charts.spec import ColourScale, Limits
 from loralens.charts.spectrum import (
@@ -193,6 +193,6 @@ def _blocks_table(subject: Subject, tables: ResultTables) -> PageTable:
 
 
 def _outliers_tables(subject: Subject, numbers: Numbers, tables: ResultTables) -> list[PageTable]:
-    standouts = outliers(subject.spectra)[:OUTLIERS]
+    standouts = find_outliers(subject.spectra)[:OUTLIERS]
     modules = [[numbers[outlier.name]] for outlier in standouts]
     return [PageTable(tables.outliers(standouts), modules, folded=True)] if standouts else []

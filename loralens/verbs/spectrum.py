@@ -7,7 +7,7 @@ from os import PathLike, cpu_count
 from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
 
 from loralens.analysis.groups import Group, by_block, by_kind, total_norm
-from loralens.analysis.outliers import QUANTITIES, Outlier, outliers
+from loralens.analysis.outliers import QUANTITIES, Outlier, find_outliers
 from loralens.analysis.spectrum import Spectrum, measure_spectrum
 from loralens.core.adapter import Adapter
 from loralens.core.progress import progress
@@ -173,7 +173,7 @@ class SpectrumResult(Tabular, Mapping[str, Spectrum]):
                 adapter.table,
                 groups_table("kind", by_kind(adapter.spectra)),
                 groups_table("block", by_block(adapter.spectra)[:BLOCKS_SHOWN]),
-                Table(OUTLIERS_TITLE, OUTLIER_COLUMNS, outliers(adapter.spectra)[:OUTLIERS_SHOWN]),
+                Table(OUTLIERS_TITLE, OUTLIER_COLUMNS, find_outliers(adapter.spectra)[:OUTLIERS_SHOWN]),
             )
         ]
 

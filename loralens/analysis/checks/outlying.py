@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from loralens.analysis.checks.diagnosis import Diagnosis
 from loralens.analysis.checks.examination import Examination
-from loralens.analysis.outliers import PER_MODULE, QUANTITIES, outliers
+from loralens.analysis.outliers import PER_MODULE, QUANTITIES, find_outliers
 
 RULES = {
     "outlier": "Norm or effective rank stands apart from the other modules of its kind and shape, by a gap that "
@@ -15,7 +15,7 @@ RULES = {
 
 def look(exam: Examination) -> Iterator[Diagnosis]:
     """Report every such module and quantity, the least likely first."""
-    for outlier in outliers(exam.spectra):
+    for outlier in find_outliers(exam.spectra):
         times = (
             f", {outlier.value / outlier.typical:.2f} × the median of the nearest of its kind"
             if outlier.typical > 0

@@ -10,12 +10,11 @@ import loralens
 from loralens.analysis.checks import base as bases
 from loralens.analysis.checks.absorption import FIX
 from loralens.analysis.checks.base import Base, MergeOptions
-from loralens.analysis.doctor import diagnose
 from loralens.core.adapter import Extra
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
 from loralens.linalg.rounding import sampled_rounding
-from tests.analysis.checks.patients import base, healthy, trained
+from tests.analysis.checks.patients import base, diagnose, healthy, trained
 from tests.tolerances import SAMPLED_ROUNDING
 
 FIRST = "model.layers.0.self_attn.q_proj"
