@@ -93,7 +93,7 @@ def diagnosis_codes() -> dict[str, str]:
 
 
 def _match_base(exam: Examination, base: Base, merging: MergeOptions) -> Examination:
-    """Add what the base shows: modules without a weight, weights with NaN, and the effect of merging every other one."""
+    """Add what the base shows: modules without a weight, weights with NaN, and the effects of merging the others."""
     if any(module.layout.rows for module in exam.adapter.modules.values()):
         # The base could not say the order of the rows either, so a merge would change the wrong rows of W.
         fix = "give a base whose folder has a config.json that says its heads"

@@ -10,7 +10,9 @@ from loralens.analysis.spectrum import measure_spectrum
 from loralens.core.adapter import Adapter
 from loralens.core.fingerprint import fingerprint
 
-SAME = 5e-3  # largest ‖ΔW₁ − ΔW₂‖/‖ΔW‖ of any module of a duplicate; a copy in bfloat16 differs by 2.3e-3
+# Largest ‖ΔW₁ − ΔW₂‖/‖ΔW‖ of any module of a duplicate. A copy in bfloat16 differs by 2.3e-3, so
+# two such copies of one adapter, at most 4.6e-3 apart, are found too.
+SAME = 5e-3
 
 
 @final
@@ -110,6 +112,7 @@ def duplicates(adapters: Sequence[Adapter], summaries: Sequence[Summary]) -> lis
                 by_index[late] = Duplicate(late, early, "update", off)
     for i, original in enumerate(firsts):
         if i != original:
+            # If the adapter with the same tensors is itself a copy of an earlier one, this one is a copy of that too.
             same = by_index.get(original, Duplicate(i, original, "tensors"))
             by_index[i] = replace(same, index=i)
     return [by_index[i] for i in sorted(by_index)]
@@ -124,12 +127,12 @@ def _near(indices: Sequence[int], summaries: Sequence[Summary]) -> list[tuple[in
     pairs = []
     for place, (norm, i) in enumerate(by_norm):
         for larger, j in by_norm[place + 1 :]:
+            # The norms of duplicates differ by SAME of the larger one; the factor 2 leaves room for rounding.
             if larger > norm * (1 + 2 * SAME):
                 break  # the list is sorted, so all later norms are larger still
-            norms = summaries[i].norms, summaries[j].norms
-            if len(norms[0]) == len(norms[1]) and all(
-                abs(a - b) <= SAME * max(a, b) for a, b in zip(*norms, strict=True)
-            ):
+            first, second = summaries[i].norms, summaries[j].norms
+            close = (abs(a - b) <= SAME * max(a, b) for a, b in zip(first, second, strict=False))
+            if len(first) == len(second) and all(close):
                 pairs.append((max(i, j), min(i, j)))
     return sorted(pairs)
 

@@ -75,7 +75,7 @@ def rank_curve(
 
     Parameters
     ----------
-    plan : Plan
+    plan : TruncationPlan
     size : callable
         Adapter → bytes of its file.
     one_rank : bool
@@ -89,7 +89,7 @@ def rank_curve(
 
     Returns
     -------
-    list of Point
+    list of CurvePoint
         From the highest rank down to 1.
 
     Notes

@@ -81,7 +81,7 @@ def losses(before: Adapter, after: Adapter, *, threads: int = 1, step: Step | No
 
     Returns
     -------
-    dict of str to Loss
+    dict of str to UpdateLoss
         Under the names of ``before``. A module that ``after`` lacks has the error 1 and the rank 0.
 
     Raises

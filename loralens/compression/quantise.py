@@ -32,7 +32,7 @@ def quantise(
     -------
     adapter : Adapter
         Every module has as many directions as have bits. Its factors are in memory; all else is unchanged.
-    lost : dict of str to Loss
+    losses : dict of str to UpdateLoss
         Module name → error, measured on both pairs of factors.
 
     Raises

@@ -20,16 +20,13 @@ def look(exam: Examination) -> Iterator[Diagnosis]:
     """Report a base that is not the one that the adapter names."""
     if exam.base is None or not exam.adapter.base_model:
         return
-    why = contradiction(exam.named, exam.base)
-    if why:
+    if why := contradiction(exam.named, exam.base):
         evidence = f"it names {exam.adapter.base_model} as its base, and this is another: {why}"
         yield Diagnosis("warning", "base-differs", evidence, "give the base that it was trained on")
 
 
 def look_at_all(exams: Sequence[Examination]) -> Iterator[Diagnosis]:
     """Report adapters of different bases, once, for the first adapter."""
-    difference = find_contradiction(
-        [one.path for one in exams], [one.adapter for one in exams], [one.named for one in exams]
-    )
-    if difference:
+    paths, adapters = [exam.path for exam in exams], [exam.adapter for exam in exams]
+    if difference := find_contradiction(paths, adapters, [exam.named for exam in exams]):
         yield Diagnosis("warning", "bases-differ", difference, "take adapters of one base", adapter=exams[0].path)

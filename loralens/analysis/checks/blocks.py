@@ -30,9 +30,9 @@ def look(exam: Examination) -> Iterator[Diagnosis]:
     pairs = {name: reading for name, reading in exam.pairs.items() if isinstance(reading.module, LowRank)}
     declared_rank = _number((exam.adapter.metadata or {}).get("ss_network_dim"))
     plain = [reading for reading in pairs.values() if _block_diagonal(reading) == 1]
-    ranks = {
-        reading.module.scaling.rank or reading.module.rank for reading in plain
-    }  # scaling.rank, because an expanded LoHa has a larger rank than it was trained with
+    # scaling.rank, because an expanded LoHa has a larger rank than it was trained with.
+    ranks = {reading.module.scaling.rank or reading.module.rank for reading in plain}
+    # A scale of 1 or more is not too weak: whoever put the adapters side by side has raised α.
     if (
         declared_rank
         and len(ranks) == 1
@@ -42,7 +42,7 @@ def look(exam: Examination) -> Iterator[Diagnosis]:
     ):
         evidence = f"ss_network_dim says {declared_rank:g}, the pairs have rank {rank}; scale {plain[0].module.scaling}"
         yield Diagnosis("warning", "concat-alpha", evidence, _stronger(rank / declared_rank))
-        return
+        return  # the lengths of the rows would only say the same again
     blocks = row_length_blocks(plain)
     if blocks and _scale(plain[0]) < 1:
         evidence = (
@@ -72,6 +72,7 @@ def _cuts(lengths: Array) -> tuple[int, ...]:
     if len(lengths) < 2 or not lengths.all():
         return ()
     steps = np.abs(np.diff(np.log(lengths)))
+    # The middle of the two thresholds stays undecided: there, the lengths are neither one block nor clearly several.
     cuts = [0, *(np.flatnonzero(steps > np.log(APART)) + 1).tolist(), len(lengths)]
     parts = [lengths[a:b] for a, b in pairwise(cuts)]
     clear = all(part.max() <= ALIKE * part.min() and len(part) > 1 for part in parts)
@@ -96,6 +97,7 @@ def _split(exam: Examination) -> Iterator[Diagnosis]:
 def _block_diagonal(reading: ModuleReading) -> int:
     """The number of diagonal blocks of B: of equal width and any height, with zeros outside; 1 for an ordinary B."""
     module, factor = reading.module, reading.B
+    # A pair of kind "merged" is block-diagonal by its format, with the scale that belongs to it.
     if not factor or not isinstance(module, LowRank) or module.layout.kind == "merged" or factor.zeros < SPARSE:
         return 1
     nonzero = module.B != 0

@@ -27,15 +27,15 @@ def look(exam: Examination) -> Iterator[Diagnosis]:
     if len(copies) <= MINORITY * len(pairs):
         fix = "save the module again from its training, or leave it out: what it had learned is not in the file"
         for name, first in copies.items():
-            yield Diagnosis(
-                "warning", "module-copied", f"its B and A are those of {first}, number for number", fix, name
-            )
+            evidence = f"its B and A are those of {first}, number for number"
+            yield Diagnosis("warning", "module-copied", evidence, fix, name)
     else:
         count = len(copies) + len(shared_pairs)
         evidence = f"{share(count, len(pairs))} share their B and A with another: {some(shared_pairs[0])}"
         yield Diagnosis("note", "factor-shared", evidence)
         return
     for i, factor in enumerate("BA"):
+        # A copied module has both factors of another one, and was reported above.
         groups = _groups({name: digests[i] for name, digests in pairs.items() if name not in copies})
         members = sum(map(len, groups))
         if len(groups) > GROUPS or members > MINORITY * len(pairs):

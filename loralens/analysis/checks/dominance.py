@@ -9,7 +9,7 @@ RULES = {
     "update-dominates": "‖ΔW‖ exceeds ‖W‖: the update replaces the weight rather than adapting it. A scale applied "
     "twice, the wrong base or a training that diverged look so."
 }
-LARGEST = 1.0  # largest ‖ΔW‖/‖W‖ without a diagnosis; trained adapters have 0.001 to 0.1
+LARGEST = 1.0  # largest ‖ΔW‖/‖W‖ without a diagnosis: trained adapters have at most a tenth of it, 0.001 to 0.1
 
 
 def look(exam: Examination) -> Iterator[Diagnosis]:

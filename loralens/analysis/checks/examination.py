@@ -84,9 +84,9 @@ class Examination:
     ----------
     path : str
         The path as the user wrote it, for messages and commands.
-    readings : mapping of str to Reading
+    readings : mapping of str to ModuleReading
         The chosen modules, in natural order.
-    merge_effects : mapping of str to Landing
+    merge_effects : mapping of str to MergeEffect
         The effect of merging each module into its weight; empty without a base.
     unmatched : mapping of str to pair of str
         Modules without a weight in the base → the reason and a fix. A reason for all modules is under the key "".
@@ -121,6 +121,7 @@ class Examination:
     def sibling(self, word: str) -> str:
         """A path next to this one for the output of a suggested command, quoted for a shell."""
         path = PurePath(self.path)
+        # Only known suffixes are kept at the end: a folder may be called adapter-v1.5.
         if path.name in ("", ".."):  # such as the current folder, which has no name to extend
             return quoted(str(path / ".." / f"adapter-{word}"))
         name = f"{path.stem}-{word}{path.suffix}" if path.suffix in SUFFIXES else f"{path.name}-{word}"
@@ -133,9 +134,8 @@ class Examination:
     def compress(self, word: str, rule: str) -> str:
         """The command line that compresses this adapter into a file next to it, which PEFT can load."""
         to = ["--to", self.to] if self.to else []
-        uniform = (
-            ["--uniform"] if any(map(is_expert_alone, self.adapter)) else []
-        )  # PEFT joins such experts into one stack, which has one rank
+        # PEFT joins experts that are modules of their own into one stack, which has one rank.
+        uniform = ["--uniform"] if any(map(is_expert_alone, self.adapter)) else []
         return self.command("compress", "-o", self.sibling(word), rule, *uniform, *to)
 
     @property
@@ -181,6 +181,7 @@ def examine_adapter(
 
 def _reading(module: Update) -> ModuleReading:
     try:
+        # A structured update has no factors along its rank whose statistics the checks could use.
         if not isinstance(module, LowRank):
             return ModuleReading(module, Spectrum(module.singular_values(), module.shape, module.rank))
         loaded = module.load()
@@ -192,6 +193,7 @@ def _reading(module: Update) -> ModuleReading:
 
 def _factor(X: Array) -> Factor:
     """The statistics of the rows of X (r, n)."""
+    # The dtype is part of the hash: zeros of two dtypes with entries of one size have equal bytes.
     digest = blake2b(X.tobytes() + str(X.dtype).encode(), digest_size=16).digest()
     X = X.astype(np.float64)
     largest = float(np.abs(X).max(initial=0.0))
@@ -199,6 +201,7 @@ def _factor(X: Array) -> Factor:
     if largest:
         X = X / largest  # the squares of numbers below 1e-162 underflow to 0
     lengths, across = np.linalg.norm(X, axis=1), np.linalg.norm(X, axis=0)
+    # Rows of 0 have no direction.
     unit = X[lengths > 0] / lengths[lengths > 0, None]
     cosines = np.abs(unit @ unit.T)
     np.fill_diagonal(cosines, 0.0)

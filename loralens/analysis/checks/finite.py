@@ -20,10 +20,9 @@ def look(exam: Examination) -> Iterator[Diagnosis]:
     """Report every module, every other tensor and every weight of the base that holds NaN or Inf."""
     for name, reading in exam.readings.items():
         if reading.spectrum is None:
-            yield Diagnosis("error", "non-finite", _where(reading.module), FIX, name)
+            yield Diagnosis("error", "non-finite", _describe(reading.module), FIX, name)
     for key, extra in exam.adapter.extra.items():
-        count = count_non_finite(extra.tensor.read())
-        if count:
+        if count := count_non_finite(extra.tensor.read()):
             evidence = f"{key} {_says(count, extra.tensor.size)}"
             yield Diagnosis("error", "non-finite", evidence, FIX, extra.module or None)
     for name, count in exam.non_finite_weights.items():
@@ -31,13 +30,15 @@ def look(exam: Examination) -> Iterator[Diagnosis]:
         yield Diagnosis("error", "base-non-finite", evidence, BASE_FIX, name)
 
 
-def _where(module: object) -> str:
+def _describe(module: object) -> str:
     if not isinstance(module, LowRank):
         return "a factor holds NaN or Inf"
     counts = {"B": (count_non_finite(module.B), module.B.size), "A": (count_non_finite(module.A), module.A.size)}
     broken_factors = [f"{name} {_says(count, size)}" for name, (count, size) in counts.items() if count]
+    # The spectrum is missing because of NaN and Inf alone, so if both factors are finite, their product is not.
     return " and ".join(broken_factors) or "B·A overflows"
 
 
 def _says(count: int, size: int) -> str:
-    return f"holds {count} value{'' if count == 1 else 's'} that {'is' if count == 1 else 'are'} NaN or Inf, of {size}"
+    values = "value that is" if count == 1 else "values that are"
+    return f"holds {count} {values} NaN or Inf, of {size}"

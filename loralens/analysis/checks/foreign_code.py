@@ -21,6 +21,7 @@ FIX = "load it only if you trust whose code that is, or take this field out of a
 def look(exam: Examination) -> Iterator[Diagnosis]:
     """Report every field that names code from outside the known libraries."""
     for field, name in _named(exam):
+        # In ASCII and cut off, because the name comes out of the file and is printed on a terminal.
         evidence = f"{field} is {ascii(name)[:80]}: loralens does not import it, and other software may"
         yield Diagnosis("warning", "foreign-code", evidence, FIX)
 
@@ -28,15 +29,13 @@ def look(exam: Examination) -> Iterator[Diagnosis]:
 def _named(exam: Examination) -> Iterator[tuple[str, Any]]:
     mapping = exam.setting("auto_mapping")
     library = mapping.get("parent_library") if isinstance(mapping, dict) else None
-    if library is not None and not _known(library):
+    # A hostile file may have anything here, so what is no name is reported too.
+    if library is not None and not (isinstance(library, str) and library.partition(".")[0] in KNOWN):
         yield "auto_mapping.parent_library", library
+    # PEFT imports megatron_core only if there is a configuration for it.
     core = exam.setting("megatron_core")
     if exam.setting("megatron_config") and core not in (None, MEGATRON):
         yield "megatron_core", core
     for field in ("auto_map", "custom_pipelines", "trust_remote_code"):
-        if exam.setting(field):
-            yield field, exam.setting(field)
-
-
-def _known(library: Any) -> bool:
-    return isinstance(library, str) and library.partition(".")[0] in KNOWN
+        if value := exam.setting(field):
+            yield field, value

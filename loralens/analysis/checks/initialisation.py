@@ -24,31 +24,29 @@ def look(exams: Sequence[Examination]) -> Iterator[Diagnosis]:
     """Report every group of adapters with similar A, once, for its first adapter."""
     modules = match_collection([one.adapter for one in exams])
     cosines = np.full((len(modules), len(exams), len(exams)), np.nan)
-    for cosine, module in zip(cosines, modules, strict=True):
+    for table, module in zip(cosines, modules, strict=True):
         rows = {i: _some(one, name) for i, (one, name) in enumerate(zip(exams, module.holders, strict=True))}
         with_A = {i: (row, rank) for i, (row, rank) in rows.items() if row is not None}
         for i, (x, r) in with_A.items():
             for j, (y, s) in with_A.items():
                 if r == s:  # random numbers are drawn row by row, so other ranks show no common start
-                    cosine[i, j] = x @ y
+                    table[i, j] = x @ y
     similar = known_mean(cosines)
     for group in connected_groups(similar, SHARED):
         if len(group) < 2:
             continue
         first, same_start = exams[group[0]], [exams[i] for i in group[1:]]
+        # Members of a group need not be similar to each other, but each is to one of them: that is what is stated.
         least = min(similar[i, j] for i in group for j in group if i != j and similar[i, j] >= SHARED)
+        # Rounded down, so that the statement stays true.
+        cosine = "cosine 1" if least > 1 - 1e-6 else f"cosine {floor(100 * least) / 100:.2f} or more"
         evidence = (
-            f"A points where that of {some([one.path for one in same_start])} points ({_at_least(least)}): they began "
-            "from one random A, or are one run"
+            f"A points where that of {some([one.path for one in same_start])} points ({cosine}): they began from one "
+            "random A, or are one run"
         )
         command = first.command("similarity", same_start[0].quoted, "--side out")
         fix = f"compare them on the side that the seed does not fix: `{command}`"
         yield Diagnosis("note", "shared-initialisation", evidence, fix, adapter=first.path)
-
-
-def _at_least(cosine: float) -> str:
-    """The smallest cosine in words, rounded down so that the statement stays true."""
-    return "cosine 1" if cosine > 1 - 1e-6 else f"cosine {floor(100 * cosine) / 100:.2f} or more"
 
 
 def _some(exam: Examination, name: str | None) -> tuple[Array | None, int]:

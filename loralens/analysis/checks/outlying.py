@@ -16,11 +16,8 @@ RULES = {
 def look(exam: Examination) -> Iterator[Diagnosis]:
     """Report every such module and quantity, the least likely first."""
     for outlier in find_outliers(exam.spectra):
-        times = (
-            f", {outlier.value / outlier.typical:.2f} × the median of the nearest of its kind"
-            if outlier.typical > 0
-            else ""
-        )
+        ratio = outlier.value / outlier.typical if outlier.typical > 0 else 0.0
+        times = f", {ratio:.2f} × the median of the nearest of its kind" if ratio else ""
         rare = f"{outlier.chance:.1g}" if outlier.chance >= 1e-9 else "less than 1e-9"
         evidence = f"{QUANTITIES[outlier.quantity]} {outlier.value:.4g}{times} (chance of such a gap: {rare})"
         yield Diagnosis("note", "outlier", evidence, "", outlier.name)

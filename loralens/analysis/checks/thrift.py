@@ -25,12 +25,13 @@ def look(exam: Examination) -> Iterator[Diagnosis]:
             fix = f"train it with r = {most}; `{cut}` drops them"
             yield Diagnosis("note", "rank-impossible", f"r = {rank} for a weight of {out} × {in_}", fix, name)
     before = after = 0
-    for one in exam.readings.values():
-        if one.A is None or one.spectrum is None:
+    for reading in exam.readings.values():
+        if reading.A is None or reading.spectrum is None:
             continue
-        stored = one.module.parameters
+        stored = reading.module.parameters
         before += stored
-        after += min(stored, max(1, one.spectrum.energy_rank(ENERGY)) * sum(one.module.shape))
+        # A module that is 0 keeps one direction. A fused projection is stored as blocks, and may grow when truncated.
+        after += min(stored, max(1, reading.spectrum.energy_rank(ENERGY)) * sum(reading.module.shape))
     saved = 1 - after / before if before else 0.0
     ranks = [one.module.rank for one in exam.pairs.values()]
     if saved < LEAST or not ranks:
