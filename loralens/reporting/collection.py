@@ -93,8 +93,8 @@ def measure_collection(subjects: Sequence[Subject], *, threads: int = 1, step: S
         interference(adapters, pairs.modules, threads=threads, step=step),
         order,
         tree,
-        find_interactions(pairs, fights=True),
-        find_interactions(pairs, fights=False),
+        find_interactions(pairs, opposing=True),
+        find_interactions(pairs, opposing=False),
         {(s, t): _compare_pair(subjects, pairs, s, t, threads) for s, t in _most_similar_pairs(pairs)},
         [group for group in alike if len(group) > 1],
     )

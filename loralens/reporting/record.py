@@ -136,7 +136,7 @@ def _meeting(meeting: Interaction) -> dict[str, Any]:
     return {
         "first": meeting.first,
         "second": meeting.second,
-        "where": meeting.where,
+        "where": meeting.location,
         "modules": meeting.modules,
         "cosine": meeting.cosine,
         "weight": meeting.weight,

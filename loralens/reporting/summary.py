@@ -172,7 +172,7 @@ def _together(labels: Sequence[str], collection: Collection) -> list[str]:
         meeting = collection.fights[0]
         names = f"{labels[meeting.first]} and {labels[meeting.second]}"
         summary_sentences.append(
-            f"The conflict with the largest effect is between {names} in {meeting.where}: cosine "
+            f"The conflict with the largest effect is between {names} in {meeting.location}: cosine "
             f"{signed(meeting.cosine)} over {count(meeting.modules, 'module')}."
         )
     else:

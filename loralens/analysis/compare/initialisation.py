@@ -52,6 +52,7 @@ class Initialisation:
         ``likely``: they are not, but the updates agree on the in side alone, which happens if one of the two was
         re-factored. ``unknown``: there is no A and no such sign. ``none``: no sign.
         """
+        # The record first: training may have moved A so far that no number shows the common start any more.
         if self.recorded or self.cosine >= SHARED:
             return "shared"
         if self.one_sided:
@@ -83,6 +84,7 @@ class Initialisation:
         if isnan(self.spans["in"]):
             return "one of them is 0 in every module, so there are no directions to compare"
         seed = "directions of the in side show the seed, not the task: look at --side out"
+        # If both sides agree, the two may be checkpoints of one run, of which the out side shows no less.
         return seed if self.one_sided else f"{seed}, where these two agree as well"
 
 

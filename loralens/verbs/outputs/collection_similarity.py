@@ -272,7 +272,7 @@ class CollectionSimilarity(Tabular):
             for meeting in meetings[:LINES]:
                 names = f"{labels[meeting.first]} and {labels[meeting.second]}"
                 strength = f"cosine {meeting.cosine:+.3f} over {count(meeting.modules, 'module')}"
-                sentences.append(f"  {names} {verb} in {meeting.where}: {strength}")
+                sentences.append(f"  {names} {verb} in {meeting.location}: {strength}")
             if len(meetings) > LINES:
                 sentences.append(f"  … and {len(meetings) - LINES} more: --json lists them")
         return sentences
