@@ -67,6 +67,7 @@ def weight_norms(
     def measure(weight: Weight) -> WeightNorms:
         with report_progress(step, weight_steps([weight], top=True)) as tell:
             shape = weight.shape[::-1] if weight.transposed else weight.shape
+            # The pass projects onto no directions and has no sketch: it sums the squares and copies W for the SVD.
             nothing = [np.zeros((n, 0)) for n in (*shape, shape[1])]
             W = on_device.empty(shape, input_dtype(shape, 1))
             projection = project(weight.blocks(on_device.block), *nothing, device=on_device, whole=W, step=tell)
@@ -97,4 +98,5 @@ def report_progress(step: Step | None, size: int) -> Iterator[Step]:
             step(count)
 
     yield tell
+    # A dense SVD takes no Krylov steps, and W = 0 no SVD: the total is nevertheless reached.
     tell(size - done)

@@ -138,6 +138,7 @@ class Comparison:
     def cosine(self) -> float:
         """Cosine of the two whole updates over their common modules, in [−1, 1]; 0 if one of them is 0."""
         first, second, cosines = self._arrays()
+        # If all modules are equal, the cosine is exactly 1, which a sum of rounded terms would miss.
         same = np.array_equal(first, second) and first.any() and (cosines[first > 0] == 1).all()
         return 1.0 if same else float(np.clip(np.sum(first * second * cosines), -1.0, 1.0))
 
@@ -216,8 +217,9 @@ def compare_subspaces(
     """
     side = side_of(of, side)
     pairs = same_modules(first, second)
-    taken = set(pairs.values())
-    chosen = select([*first, *(name for name in second if name not in taken)], modules)
+    matched = set(pairs.values())
+    # Globs may also name modules that only the second has, which are then listed as such.
+    chosen = select([*first, *(name for name in second if name not in matched)], modules)
     common = {name: pairs[name] for name in chosen if name in pairs}
     fitting = {name: other for name, other in common.items() if first[name].shape == second[other].shape}
     if not fitting:
@@ -258,12 +260,11 @@ def _nothing_to_compare(
     first: Adapter, second: Adapter, chosen: Sequence[str], common: Mapping[str, str]
 ) -> MismatchError:
     fix = "compare adapters of one base model; `loralens inspect` shows names and shapes"
-    for name, other in common.items():
+    for name, other in common.items():  # the first module is enough to show that the bases differ
         first_base, second_base = (adapter.base_model or "a model it does not name" for adapter in (first, second))
-        shapes = (
-            f"{name} is {first[name].shape} in the first, which adapts {first_base}, and {second[other].shape} in the "
-        )
-        return MismatchError(f"{shapes}second, which adapts {second_base}", fix=fix)
+        shapes = f"{name} is {first[name].shape} in the first, which adapts {first_base}"
+        shapes += f", and {second[other].shape} in the second, which adapts {second_base}"
+        return MismatchError(shapes, fix=fix)
     if same_modules(first, second):
         return MismatchError(f"only one of the two has {some(chosen, 1)}", fix="choose others with --modules")
     return MismatchError(f"no module in common: the first has {some(first, 1)}, the second {some(second, 1)}", fix=fix)
@@ -290,6 +291,7 @@ def _similarity(a: _Directions, b: _Directions, other: str, side: Side, phi_rank
     first, second = a.update, b.update
     if isinstance(first, LowRank) and isinstance(second, LowRank) and same_numbers(first, second):
         return _equal_updates(a, other, side, phi_rank)
+    # Two small products of inner products, from which all numbers follow.
     crosses: dict[Side, Floats] = {"in": a.right.cross(b.right), "out": a.left.cross(b.left)}
     overlaps: dict[Side, Overlap]
     if a.factor and b.factor:
@@ -317,9 +319,8 @@ def _similarity(a: _Directions, b: _Directions, other: str, side: Side, phi_rank
 
 def _equal_updates(a: _Directions, other: str, side: Side, phi_rank: int | None) -> Similarity:
     """The similarity of an update and an equal one: exactly 1 where rounding would give nearly 1."""
-    update, k = a.update, a.s.size
-    (out, in_), norm = update.shape, frobenius(a.s)
-    sizes: dict[Side, int] = {"in": in_, "out": out}
+    update, k, norm = a.update, a.s.size, frobenius(a.s)
+    sizes: dict[Side, int] = {"in": update.shape[1], "out": update.shape[0]}
     width = k if a.factor is None else a.factor.k
     width = width if phi_rank is None else min(width, phi_rank)
     sides = sizes if a.factor is None else {side: sizes[side]}
@@ -349,5 +350,6 @@ def _initial(first: Update, second: Update) -> float:
     """Cosine of vec(A) over the rows that both have."""
     if not (isinstance(first, LowRank) and isinstance(second, LowRank)):
         return nan
+    # Random numbers are drawn row by row, so the first rows of two ranks may be the same numbers.
     rows = min(first.rank, second.rank)
     return vector_cosine(first.A[:rows], second.A[:rows])
