@@ -58,7 +58,7 @@ def curve_ranks(most: int) -> list[int]:
     shown_ranks, rank = [], 1
     while rank < most:
         shown_ranks.append(rank)
-        rank += 1 if rank < EVERY else 2 ** (rank.bit_length() - 3)
+        rank += 1 if rank < EVERY else 2 ** (rank.bit_length() - 3)  # a quarter of the power of 2 below
     return [*shown_ranks, most] if most else []
 
 

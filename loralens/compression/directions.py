@@ -56,7 +56,7 @@ def singular_directions(module: Update) -> Directions:
         s = s[: numerical_rank(s, module.shape)]
         return Directions(s, np.zeros((0, s.size)), np.zeros((s.size, 0)))
     out, s, in_ = truncating_maps(module.B, module.A)
-    count = s.size if module.scale else 0
+    count = s.size if module.scale else 0  # a scale of 0 makes ΔW = 0, whatever the factors are
     return Directions(s[:count] * abs(module.scale), out[:, :count], in_[:count])
 
 
@@ -86,6 +86,7 @@ def cast_factors(module: Update, dtype: DType) -> Update:
     def rounded(x: Array) -> Array:
         with np.errstate(over="ignore"):
             result = x.astype(dtype)
+        # What was infinite before is passed on; only what the cast itself makes infinite is an error.
         return result if np.isfinite(result).sum() == np.isfinite(x).sum() else check_in_range(result, dtype)
 
     B, A = (factor.map(rounded, shape=factor.shape, dtype=dtype) for factor in (B, A))
@@ -113,6 +114,7 @@ def nearest_pair(module: Structured, k: int, dtype: DType | None, recent: Recent
     """
     (rows, columns), dtype = module.shape, dtype or np.dtype(np.float32)
 
+    # One array of both factors, so that whichever is read first computes both.
     def joint() -> Array:
         pair = module.truncated(k)
         with np.errstate(over="ignore"):

@@ -110,7 +110,10 @@ def update_loss(before: Update, after: Update | None) -> UpdateLoss:
     if after is not None and before.shape != after.shape:
         raise ShapeError(f"{before.shape} has become {after.shape}", fix="give two forms of the same adapter")
     if not isinstance(before, LowRank):
-        return _measure_dense(before, after)
+        s = tail = before.singular_values()
+        if after is not None:
+            tail = Dense(LazyArray.of(before.dense() - after.dense())).singular_values()
+        return _loss(before, after, (frobenius(s), spectral(s)), (frobenius(tail), spectral(tail)))
     Q_B, s, Q_A = before.bases()
     norm, top = frobenius(s), spectral(s)
     if after is None:
@@ -118,16 +121,10 @@ def update_loss(before: Update, after: Update | None) -> UpdateLoss:
     if isinstance(after, LowRank) and same_numbers(before, after):
         return UpdateLoss(before.rank, after.rank, norm, 0.0, 0.0)
     unit = top or 1.0  # in units of which no square overflows or underflows
+    # Against the orthonormal directions of the old update, so that a small difference is not lost in large factors.
     B = (after.scale / unit) * after.B.astype(np.float64)
     tail = unit * difference_singular_values(Q_B, s / unit, Q_A, B, after.A.astype(np.float64))
     return _loss(before, after, (norm, top), (frobenius(tail), spectral(tail)))
-
-
-def _measure_dense(before: Update, after: Update | None) -> UpdateLoss:
-    s = tail = before.singular_values()
-    if after is not None:
-        tail = Dense(LazyArray.of(before.dense() - after.dense())).singular_values()
-    return _loss(before, after, (frobenius(s), spectral(s)), (frobenius(tail), spectral(tail)))
 
 
 def _loss(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Any, final
 
 import numpy as np
@@ -22,6 +23,7 @@ from loralens.core.threads import Step, in_threads
 from loralens.errors import OptionError, place
 
 Size = Callable[[Adapter], int]
+# Their shapes and offsets have more or fewer digits, which must not decide between two forms.
 DIGITS = 64  # bytes by which the header entries of two forms of one module may differ
 
 
@@ -76,7 +78,7 @@ class TruncationPlan:
 
         def check(name: str) -> None:
             with place(name):
-                adapter[name].singular_values()
+                adapter[name].singular_values()  # raises a FormatError for NaN and Inf
 
         names = [name for name in select(adapter, modules) if not keeps_rank(adapter[name])]
         by_module = in_threads(find, names, threads, step)
@@ -99,13 +101,14 @@ class TruncationPlan:
 
         ``cost`` gives the size of one direction of a module if ``size`` does not count the factors themselves.
         """
-        spectra, nbytes = {name: one.s for name, one in self.directions.items()}, size or _nbytes
-        measure = nbytes if rule.name == "bytes" else _parameters
+        spectra = {name: one.s for name, one in self.directions.items()}
+        nbytes: Size = size or attrgetter("nbytes")
 
         def adjust(chosen: Mapping[str, int]) -> Mapping[str, int]:
             return chosen if one_rank else self._restore_fused(chosen, nbytes)
 
-        price = (cost or self.direction_bytes) if rule.name == "bytes" else _direction_parameters
+        measure: Size = nbytes if rule.name == "bytes" else attrgetter("parameters")
+        price = (cost or self.direction_bytes) if rule.name == "bytes" else lambda module: sum(module.shape)
         if rule.name == "parameters" and rule.value <= 1:
             rule = Rule("parameters", max(1, int(rule.value * self.adapter.parameters)))
         chosen = ranks(
@@ -117,9 +120,10 @@ class TruncationPlan:
             least=self.least(drop_dead=drop_dead),
             one_rank=one_rank,
             widths={name: self.adapter[name].rank for name in self.directions},
-            size=lambda chosen: measure(self.at(adjust(chosen))) if self._some(chosen) else 0,
+            # The adapter is made at these ranks, because sizes of a file depend on more than its directions.
+            size=lambda chosen: measure(self.at(adjust(chosen))) if self._any_left(chosen) else 0,
         )
-        if not self._some(chosen):
+        if not self._any_left(chosen):
             raise OptionError("no module is left: none does anything", fix="leave out --drop-dead")
         return dict(adjust(chosen))
 
@@ -144,7 +148,7 @@ class TruncationPlan:
         bound = {extra.module for extra in self.adapter.extra.values() if extra.role in BOUND}
         return {name: int(not drop_dead or name in bound) for name in self.directions}
 
-    def _some(self, chosen: Mapping[str, int]) -> bool:
+    def _any_left(self, chosen: Mapping[str, int]) -> bool:
         """Whether any module is left at these ranks."""
         return len(chosen) < len(self.adapter) or any(chosen.values())
 
@@ -161,7 +165,7 @@ class TruncationPlan:
 
         A module that keeps its rank and dtype is the same object; a module of rank 0 is left out.
         """
-        recent, gone = Recent(), []
+        recent = Recent()
         modules: dict[str, Update] = {}
         for name, module in self.adapter.items():
             rank = chosen.get(name, module.rank)
@@ -173,9 +177,7 @@ class TruncationPlan:
                 modules[name] = truncate_pair(module, self.directions[name].head(rank), self.dtype)
             if modules[name] is not module:
                 modules[name] = locate_errors(name, modules[name])
-            if rank == 0:
-                gone.append(name)
-        return replace(self.adapter, modules=modules).without(gone)
+        return replace(self.adapter, modules=modules).without([name for name, rank in chosen.items() if rank == 0])
 
     def losses(self, chosen: Mapping[str, int]) -> dict[str, UpdateLoss]:
         """The errors of the chosen modules from the directions that are dropped, before rounding, in units of ``s``."""
@@ -192,16 +194,3 @@ def keeps_rank(module: Update) -> bool:
 def is_fused_module(module: Update) -> bool:
     """Whether a module is stored as one block for each of several fused projections."""
     return module.layout.kind == "merged" and module.origin is not None
-
-
-def _direction_parameters(module: Update) -> int:
-    """The parameters of one direction."""
-    return sum(module.shape)
-
-
-def _parameters(adapter: Adapter) -> int:
-    return adapter.parameters
-
-
-def _nbytes(adapter: Adapter) -> int:
-    return adapter.nbytes

@@ -42,6 +42,7 @@ def quantise(
     MismatchError
         A module is no pair.
     """
+    # Bits for some modules alone would leave open what becomes of the others.
     if not isinstance(bits, int) and set(bits) != set(adapter):
         name = min(set(bits) ^ set(adapter))
         raise OptionError(f"{name} is in the adapter or in bits, not in both", fix="give bits for every module")
