@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from loralens.analysis.checks import CHECKS
-from loralens.analysis.checks.base import Base, MergeOptions, find_weights, merge_effects
+from loralens.analysis.checks.base import Base, find_weights, merge_effects
 from loralens.analysis.checks.diagnosis import LEVELS, Diagnosis
 from loralens.analysis.checks.examination import Examination, examine_adapter
 from loralens.core.adapter import Adapter
@@ -59,14 +59,14 @@ def examine_all(
     OptionError
         A glob matches nothing.
     """
-    exams, merging = [], MergeOptions(dtype, stochastic)
+    exams = []
     for path, adapter in adapters.items():
         with place(path):
             # A suggested command writes a file, which these dialects do not allow.
             to = "peft" if adapter.format in only_read else ""
             exam = examine_adapter(adapter, path, modules=modules, to=to, reading=reading, step=step)
         exam = replace(exam, named=(named or {}).get(path) or BaseModel.of(adapter.base_model))
-        exams.append(_match_base(exam, base, merging) if base else exam)
+        exams.append(_match_base(exam, base, dtype=dtype, stochastic=stochastic) if base else exam)
     return exams
 
 
@@ -92,7 +92,7 @@ def diagnosis_codes() -> dict[str, str]:
     return {code: text for check in CHECKS for code, text in check.rules.items()} | OTHERS
 
 
-def _match_base(exam: Examination, base: Base, merging: MergeOptions) -> Examination:
+def _match_base(exam: Examination, base: Base, *, dtype: str | None, stochastic: bool) -> Examination:
     """Add what the base shows: modules without a weight, weights with NaN, and the effects of merging the others."""
     if any(module.layout.rows for module in exam.adapter.modules.values()):
         # The base could not say the order of the rows either, so a merge would change the wrong rows of W.
@@ -107,5 +107,5 @@ def _match_base(exam: Examination, base: Base, merging: MergeOptions) -> Examina
     # DoRA modules get no merge effect, because merging them changes W by more than ΔW.
     dora = magnitudes(exam.adapter)
     plain = {name: weight for name, weight in weights.items() if name not in dora}
-    effects, non_finite = merge_effects(modules, exam.spectra, plain, merging, base)
+    effects, non_finite = merge_effects(modules, exam.spectra, plain, base, dtype=dtype, stochastic=stochastic)
     return replace(exam, merge_effects=effects, unmatched=unmatched, non_finite_weights=non_finite, base=base.model)

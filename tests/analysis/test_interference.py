@@ -116,7 +116,10 @@ def test_contiguous_blocks_become_one_stretch_and_kinds_come_together() -> None:
 def test_blocks_next_to_each_other_are_those_that_the_adapters_have() -> None:
     v = "self_attn.v_proj"
     pairs = pairwise(fighting({(2, v): -0.4, (7, v): -0.4, (9, v): -0.4}, blocks=(2, 7, 8, 9)))
-    assert [one.location for one in find_interactions(pairs, opposing=True)] == ["blocks 2–7, v_proj", "block 9, v_proj"]
+    assert [one.location for one in find_interactions(pairs, opposing=True)] == [
+        "blocks 2–7, v_proj",
+        "block 9, v_proj",
+    ]
 
 
 def test_modules_outside_any_block_are_named() -> None:

@@ -51,15 +51,6 @@ class Base:
 
 @final
 @dataclass(frozen=True, slots=True)
-class MergeOptions:
-    """How a merge writes: its dtype (None for that of the base), and whether it rounds stochastically."""
-
-    dtype: str | None = None
-    stochastic: bool = False
-
-
-@final
-@dataclass(frozen=True, slots=True)
 class MergeEffect:
     """The effect of merging one update ΔW into its weight W.
 
@@ -128,9 +119,17 @@ def _reason(name: str, shape: Shape, shapes: Mapping[str, Shape], error: Mismatc
 
 
 def merge_effects(
-    modules: Updates, spectra: Mapping[str, Spectrum], weights: Mapping[str, Weight], merging: MergeOptions, base: Base
+    modules: Updates,
+    spectra: Mapping[str, Spectrum],
+    weights: Mapping[str, Weight],
+    base: Base,
+    *,
+    dtype: str | None = None,
+    stochastic: bool = False,
 ) -> tuple[dict[str, MergeEffect], dict[str, int]]:
     """The effect of merging every update, from entries drawn with a fixed seed; and the weights with NaN or Inf.
+
+    The merge writes ``dtype``, by default that of the base, and rounds to the nearest number unless ``stochastic``.
 
     Returns
     -------
@@ -140,7 +139,7 @@ def merge_effects(
     """
     effects, non_finite_weights = {}, {}
     scales = _scales(modules, weights, base)
-    merge_dtype = None if merging.dtype is None else np.dtype(getattr(ml_dtypes, merging.dtype, merging.dtype))
+    merge_dtype = None if dtype is None else np.dtype(getattr(ml_dtypes, dtype, dtype))
     for name, spectrum in spectra.items():
         if name not in weights or spectrum.spectral == 0:
             continue
@@ -150,7 +149,7 @@ def merge_effects(
             continue
         # A float8 weight is read in its values, so its own dtype, in which a merge writes it, is not that of W.
         stored = base.float8[weights[name].key][0] if scale else W.dtype
-        dtype = merged_dtype(stored, merge_dtype, scaled=scale is not None)
+        written = merged_dtype(stored, merge_dtype, scaled=scale is not None)
         rows, columns = sample_entries(W.shape)
         w = W[rows, columns]
         rounding = sampled_rounding(
@@ -158,13 +157,13 @@ def merge_effects(
             update_entries(modules[name], rows, columns),
             size=W.size,
             norm=spectrum.frobenius,
-            dtype=dtype,
-            scale=scale.read()[rows, columns] if scale and dtype == stored else None,
-            stochastic=merging.stochastic,
+            dtype=written,
+            scale=scale.read()[rows, columns] if scale and written == stored else None,
+            stochastic=stochastic,
         )
         weight_norm = float(np.mean(w.astype(np.float64) ** 2) * W.size) ** 0.5
         ratio = spectrum.frobenius / weight_norm if weight_norm else np.inf
-        effects[name] = MergeEffect(ratio, dtype.name, rounding)
+        effects[name] = MergeEffect(ratio, written.name, rounding)
     return effects, non_finite_weights
 
 

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loralens.core.adapter import Adapter
-from loralens.core.lazy import Array
 from loralens.core.lowrank import LowRank, same_numbers
 from loralens.core.names import natural_key, select
 from loralens.core.naming.matching import same_modules
@@ -202,20 +201,25 @@ def pairwise(
         raise MismatchError("no two of these adapters have a module in common", fix="give adapters of one base model")
     chosen = set(select([one.name for one in common], modules))
     common = [one for one in common if one.name in chosen]
-    keys = {f"{one.name} {one.shape}": one for one in common}  # one name may stand for modules of two shapes
-    called = labels or [f"adapter {t}" for t in range(1, len(adapters) + 1)]
-    work = partial(_measure, adapters=adapters, labels=called, of=of, head=phi_rank)
-    rows = list(in_threads(lambda key: work(keys[key]), list(keys), threads, step).values())
-    norms, cosines, overlaps, chances, initial, ranks = zip(*rows, strict=True)
-    return Pairwise(
-        tuple(common),
-        np.stack(norms),
-        np.stack(cosines),
-        {side: np.stack([one[side] for one in overlaps]) for side in overlaps[0]},
-        {side: np.stack([one[side] for one in chances]) for side in chances[0]},
-        np.stack(initial),
-        np.stack(ranks),
+    sides: tuple[Side, ...] = ("in", "out") if of == "update" else ("in",) if of == "A" else ("out",)
+    shape = (len(common), len(adapters), len(adapters))
+    result = Pairwise(
+        modules=tuple(common),
+        norms=np.zeros(shape[:2]),
+        cosines=np.full(shape, np.nan),
+        overlaps={side: np.full(shape, np.nan) for side in sides},
+        chances={side: np.full(shape, np.nan) for side in sides},
+        initial=np.full(shape, np.nan),
+        ranks=np.zeros(shape[:2], dtype=np.int64),
     )
+    called = labels or [f"adapter {t}" for t in range(1, len(adapters) + 1)]
+
+    # By index, because one name may stand for modules of two shapes.
+    def measure(index: str) -> None:
+        _measure(int(index), result, adapters, labels=called, of=of, head=phi_rank)
+
+    in_threads(measure, [str(m) for m in range(len(common))], threads, step)
+    return result
 
 
 def match_collection(adapters: Sequence[Adapter]) -> list[Module]:
@@ -246,17 +250,6 @@ def known_mean(values: Floats) -> Floats:
     return np.asarray(np.where(count > 0, total / np.maximum(count, 1), np.nan), dtype=np.float64)
 
 
-class _Row(NamedTuple):
-    """The attributes of `Pairwise` for one module, without the axis of modules."""
-
-    norms: Floats
-    cosines: Floats
-    overlaps: Mapping[Side, Floats]
-    chances: Mapping[Side, Floats]
-    initial: Floats
-    ranks: Integers
-
-
 class _LabelledUpdate(NamedTuple):
     """The update of a module in one adapter, with the names of both for error messages."""
 
@@ -265,8 +258,11 @@ class _LabelledUpdate(NamedTuple):
     update: Update
 
 
-def _measure(module: Module, adapters: Sequence[Adapter], *, labels: Sequence[str], of: Of, head: int | None) -> _Row:
-    holders = {t: name for t, name in enumerate(module.holders) if name is not None}
+def _measure(
+    m: int, result: Pairwise, adapters: Sequence[Adapter], *, labels: Sequence[str], of: Of, head: int | None
+) -> None:
+    """Fill row m of the result, at the adapters that have this module; the others keep NaN and 0."""
+    holders = {t: name for t, name in enumerate(result.modules[m].holders) if name is not None}
     updates_held = [_LabelledUpdate(labels[t], name, adapters[t][name]) for t, name in holders.items()]
     updates = [one.update for one in updates_held]
     # Cosines are of ΔW whatever φ compares, so these products are needed for A and B too.
@@ -286,23 +282,16 @@ def _measure(module: Module, adapters: Sequence[Adapter], *, labels: Sequence[st
             cosines[i, j] = cosines[j, i] = initial[i, j] = initial[j, i] = 1.0
             for squares in overlaps.values():
                 squares[i, j] = squares[j, i] = counts[i]
-    phis, chances = _phi(overlaps, counts, module.shape)
     ids = list(holders)
-
-    def expand(values: Array, fill: float = np.nan) -> Array:
-        """The values of the adapters that have the module, for all adapters along every axis."""
-        full = np.full((len(adapters),) * values.ndim, fill, dtype=values.dtype)
-        full[np.ix_(*[ids] * values.ndim)] = values
-        return full
-
-    return _Row(
-        expand(norms, 0.0),
-        expand(cosines),
-        {side: expand(phi) for side, phi in phis.items()},
-        {side: expand(chance) for side, chance in chances.items()},
-        expand(initial),
-        expand(np.array([update.rank for update in updates]), 0),
-    )
+    result.norms[m, ids], result.ranks[m, ids] = norms, [update.rank for update in updates]
+    at = np.ix_([m], ids, ids)
+    result.cosines[at], result.initial[at] = cosines, initial
+    # φ = Σcos²/min(k_s, k_t), and its chance level max(k_s, k_t)/n; NaN if one of the two has no directions.
+    smaller = np.where(np.outer(counts, counts) > 0, np.minimum.outer(counts, counts), np.nan)
+    larger = np.where(np.isnan(smaller), np.nan, np.maximum.outer(counts, counts))
+    for side, squares in overlaps.items():
+        result.overlaps[side][at] = np.clip(squares / smaller, 0.0, 1.0)
+        result.chances[side][at] = larger / result.modules[m].shape[side == "in"]
 
 
 def _products(held_updates: Sequence[_LabelledUpdate], head: int | None) -> tuple[Floats, Integers, Products]:
@@ -338,16 +327,6 @@ def _of_factor(
     sizes = [one.rank * one.shape[of == "A"] for _, _, one in held_updates]
     overlaps = pairwise_overlaps([partial(columns, i) for i in range(len(held_updates))], sizes, head=head)
     return widths, {side: overlaps}
-
-
-def _phi(
-    overlaps: Mapping[Side, Floats], widths: Integers, shape: tuple[int, int]
-) -> tuple[dict[Side, Floats], dict[Side, Floats]]:
-    """φ = Σcos²/min(k_s, k_t) and its chance level max(k_s, k_t)/n; NaN if one of the two has no directions."""
-    smaller = np.where(np.outer(widths, widths) > 0, np.minimum.outer(widths, widths), np.nan)
-    larger = np.where(np.isnan(smaller), np.nan, np.maximum.outer(widths, widths))
-    phis: dict[Side, Floats] = {side: np.clip(squares / smaller, 0.0, 1.0) for side, squares in overlaps.items()}
-    return phis, {side: larger / shape[side == "in"] for side in overlaps}
 
 
 def _initial(updates: Sequence[Update]) -> Floats:
