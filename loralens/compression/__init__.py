@@ -9,10 +9,8 @@ if TYPE_CHECKING:
     from loralens.compression.calibration import measure_moments
     from loralens.compression.loss import UpdateLoss, losses
     from loralens.compression.plan import TruncationPlan
-    from loralens.compression.truncate import Truncation
 
 __all__ = [
-    "Truncation",
     "TruncationPlan",
     "UpdateLoss",
     "allocate_bits",
@@ -25,7 +23,6 @@ __getattr__, __dir__ = lazy_exports(
     {
         "UpdateLoss": "loss",
         "TruncationPlan": "plan",
-        "Truncation": "truncate",
         "allocate_bits": "bits",
         "losses": "loss",
         "measure_moments": "calibration",

@@ -138,13 +138,13 @@ def tradeoff(
     *,
     weights: Mapping[str, float] | None = None,
     shared: Mapping[str, str] | None = None,
-    least: int | Mapping[str, int] = 1,
 ) -> Tradeoff:
     """Bytes and error after every step, for a curve. The parameters are those of `allocate_bits`.
 
-    `allocate_bits` may find points between these for some budgets; they are better by at most one step.
+    Every module keeps at least one direction. `allocate_bits` may find points between these for some budgets; they are
+    better by at most one step.
     """
-    ladder = _Ladder.of(spectra, shapes, weights or {}, shared or {}, least)
+    ladder = _Ladder.of(spectra, shapes, weights or {}, shared or {}, 1)
     total = sum(float(energy.sum()) for energy in energies(spectra).values())
     remaining = np.maximum(total - np.cumsum(ladder.energy), 0.0)  # rounding may leave −1e-17 at the end
     errors = np.sqrt(remaining / total) if total else np.zeros(remaining.size)

@@ -81,7 +81,7 @@ def rank_curve(
     one_rank : bool
         Whether the file format has one rank for all modules. The best ranks are then no better than a uniform rank.
     protect : "absolute", "relative" or mapping of str to float
-        What the budget protects, as in `truncate`.
+        What the budget protects, as in `TruncationPlan.ranks`.
     header : int, optional
         Bytes that a file in few bits (loralens-q) needs besides its directions; ``few_bits`` is computed only with it.
     step : callable, optional

@@ -60,8 +60,13 @@ class TruncationPlan:
         With ``moments``, the directions are ordered by their effect on the data that was measured. ``step`` is called
         with 1 after every module.
 
+        Without them, no update of the same rank is nearer in the Frobenius or the spectral norm (Eckart & Young 1936).
+        ΔW is never formed: the work is O((out + in)·r²) a module, and two r × r matrices a module are kept in memory.
+
         Raises
         ------
+        OptionError
+            A glob matches nothing.
         MismatchError
             The moments are those of another adapter.
         FormatError
@@ -97,9 +102,31 @@ class TruncationPlan:
         size: Size | None = None,
         cost: Callable[[Update], int] | None = None,
     ) -> dict[str, int]:
-        """The ranks that a rule gives to the modules of the plan; see `loralens.compression.truncate.truncate`.
+        """The ranks that a rule gives to the modules of the plan.
 
-        ``cost`` gives the size of one direction of a module if ``size`` does not count the factors themselves.
+        Parameters
+        ----------
+        rule : Rule
+            A criterion for each module alone, or one budget for all modules. A budget of ``parameters`` up to 1 is a
+            share of the parameters of the adapter. Modules outside the plan count in a budget too.
+        one_rank : bool
+            Whether all modules get the same rank, as far as their factors are wide enough.
+        protect : "absolute", "relative" or mapping of str to float
+            What a budget minimises: Σ‖ΔW−ΔW'‖², the same relative to ‖ΔW‖² of each module, or the former with a weight
+            for each glob (1 for modules that no glob matches).
+        drop_dead : bool
+            Leave out modules whose rank becomes 0: modules that do nothing, and modules for which the budget has no
+            room. Otherwise every module keeps one direction. A module with a DoRA magnitude or a bias of its own always
+            does.
+        size : callable, optional
+            Adapter → size of the file to be written, for the rule ``bytes``; by default the bytes of the factors count.
+        cost : callable, optional
+            Update → size of one direction of it, needed if ``size`` does not count the factors themselves.
+
+        Raises
+        ------
+        OptionError
+            The budget is too small for rank 1 everywhere, a glob matches nothing, or no module is left.
         """
         spectra = {name: one.s for name, one in self.directions.items()}
         nbytes: Size = size or attrgetter("nbytes")
@@ -163,7 +190,8 @@ class TruncationPlan:
     def at(self, chosen: Mapping[str, int]) -> Adapter:
         """The adapter at these ranks. Its factors are computed when they are read.
 
-        A module that keeps its rank and dtype is the same object; a module of rank 0 is left out.
+        A module that keeps its rank and dtype is the same object, with its stored bits. A module of rank 0 is left out.
+        An update that is no pair (LoKr, LoHa, full) becomes one.
         """
         recent = Recent()
         modules: dict[str, Update] = {}

@@ -150,9 +150,9 @@ class Examination:
             name: one for name, one in self.readings.items() if one.A and one.spectrum and one.spectrum.spectral > 0
         }
 
-    def setting(self, key: str, default: Any = None) -> Any:
-        """A field of the configuration of the adapter."""
-        return (self.adapter.config or {}).get(key, default)
+    def setting(self, key: str) -> Any:
+        """A field of the configuration of the adapter; None if it is not there."""
+        return (self.adapter.config or {}).get(key)
 
 
 def examine_adapter(
