@@ -27,8 +27,8 @@ warning = partial(Finding, "warning")  # about what a consumer ignores, or handl
 
 def _comfyui_names(adapter: Adapter) -> Iterator[Finding]:
     """``model_lora_keys_unet`` and ``model_lora_keys_clip`` of comfy/lora.py, ``convert_lora`` of lora_convert.py."""
-    stored = _stored(adapter)
-    unknown = {name: file for name, (file, known) in _comfyui_files(adapter).items() if not known}
+    stored, files = _stored(adapter), _comfyui_files(adapter)
+    unknown = {name: file for name, (file, known) in files.items() if not known}
     # If ComfyUI knows no name at all, the dialect is the reason, and a list of names would not help.
     if adapter.format == "xlabs" and unknown:
         yield error("dialect", "ComfyUI reads XLabs' names only where all blocks of FLUX are there", TO_COMFYUI)
@@ -36,16 +36,14 @@ def _comfyui_names(adapter: Adapter) -> Iterator[Finding]:
         yield error("dialect", f"is {adapter.format}, and ComfyUI reads {', '.join(OWN)}", TO_COMFYUI)
     else:
         yield from _unknown(unknown, len(stored), "ComfyUI", TO_COMFYUI)
-        yield from _unmapped(adapter)
-
-
-def _unmapped(adapter: Adapter) -> Iterator[Finding]:
-    """Its maps of diffusers' transformers: SD3, FLUX, AuraFlow, PixArt, HunyuanVideo, HiDream, Qwen-Image."""
-    unsure = [file for file, known in _comfyui_files(adapter).values() if known and image_names.comfyui_may_lack(file)]
-    if unsure:
-        text = f"{len(unsure)} modules have names that no map of ComfyUI 0.3.64 has: {some(unsure, 1)}"
-        fix = "if ComfyUI's model has the names behind it: loralens convert … --prefix transformer.=diffusion_model."
-        yield warning("names-unmapped", text, fix)
+        # Its maps of diffusers' transformers: SD3, FLUX, AuraFlow, PixArt, HunyuanVideo, HiDream, Qwen-Image.
+        unsure = [file for file, known in files.values() if known and image_names.comfyui_may_lack(file)]
+        if unsure:
+            text = f"{len(unsure)} modules have names that no map of ComfyUI 0.3.64 has: {some(unsure, 1)}"
+            fix = (
+                "if ComfyUI's model has the names behind it: loralens convert … --prefix transformer.=diffusion_model."
+            )
+            yield warning("names-unmapped", text, fix)
 
 
 def _comfyui_files(adapter: Adapter) -> dict[str, tuple[str, bool]]:

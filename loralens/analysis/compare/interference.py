@@ -68,15 +68,16 @@ def interference(
     (`linalg.pairwise`). Directions of the others that differ by less than 1e-6 count as one. If the others have as many
     directions as the weight has dimensions, they span everything: the shared energy is 1, and so is its chance level.
     """
-    keys = {f"{one.name} {one.shape}": one for one in modules}  # one name may stand for modules of two shapes
-    rows = list(in_threads(lambda key: _measure(keys[key], adapters), list(keys), threads, step).values())
-    return Interference(tuple(modules), *np.moveaxis(np.array(rows).reshape(len(rows), len(adapters), 4), 2, 0))
+    result = Interference(tuple(modules), *np.full((4, len(modules), len(adapters)), np.nan))
+    # By index, because one name may stand for modules of two shapes.
+    in_threads(lambda m: _measure(int(m), result, adapters), [str(m) for m in range(len(modules))], threads, step)
+    return result
 
 
-def _measure(module: Module, adapters: Sequence[Adapter]) -> Floats:
-    """The four numbers of every adapter in one module, float64, shape (T, 4)."""
+def _measure(m: int, result: Interference, adapters: Sequence[Adapter]) -> None:
+    """Fill row m of the result, at the adapters that have this module."""
+    module = result.modules[m]
     updates = {t: adapters[t][name] for t, name in enumerate(module.holders) if name is not None}
-    numbers = np.full((len(adapters), 4), np.nan)
     with place(module.name):
         bases = {t: update.bases() for t, update in updates.items()}
     out, in_ = module.shape
@@ -87,13 +88,10 @@ def _measure(module: Module, adapters: Sequence[Adapter]) -> Floats:
             continue
         weights = np.outer(s, s) / frobenius(s) ** 2
         M_U, M_V = np.eye(s.size) - N_U, np.eye(s.size) - N_V  # M = UᵀPU is inside the span of the others, N outside
-        numbers[t] = (
-            np.clip((weights * M_U * M_V).sum(), 0.0, 1.0),  # tr(S M_U S M_V)/‖ΔW‖²
-            np.clip((weights * N_U * N_V).sum(), 0.0, 1.0),
-            d_U * d_V / (out * in_),
-            (1 - d_U / out) * (1 - d_V / in_),
-        )
-    return numbers
+        result.shared[m, t] = np.clip((weights * M_U * M_V).sum(), 0.0, 1.0)  # tr(S M_U S M_V)/‖ΔW‖²
+        result.private[m, t] = np.clip((weights * N_U * N_V).sum(), 0.0, 1.0)
+        result.shared_chance[m, t] = d_U * d_V / (out * in_)
+        result.private_chance[m, t] = (1 - d_U / out) * (1 - d_V / in_)
 
 
 @final

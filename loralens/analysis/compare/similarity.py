@@ -289,55 +289,42 @@ class _Directions(NamedTuple):
 
 def _similarity(a: _Directions, b: _Directions, other: str, side: Side, phi_rank: int | None) -> Similarity:
     first, second = a.update, b.update
-    if isinstance(first, LowRank) and isinstance(second, LowRank) and same_numbers(first, second):
-        return _equal_updates(a, other, side, phi_rank)
-    # Two small products of inner products, from which all numbers follow.
-    crosses: dict[Side, Floats] = {"in": a.right.cross(b.right), "out": a.left.cross(b.left)}
+    sizes: dict[Side, int] = {"in": first.shape[1], "out": first.shape[0]}
     overlaps: dict[Side, Overlap]
-    if a.factor and b.factor:
-        overlaps = {side: _leading(a.factor, b.factor, a.factor.cross(b.factor), phi_rank)}
+    if isinstance(first, LowRank) and isinstance(second, LowRank) and same_numbers(first, second):
+        # The numbers of equal updates are known: exactly 1, where rounding would give nearly 1.
+        k = a.s.size
+        width = a.factor.k if a.factor else k
+        width = width if phi_rank is None else min(width, phi_rank)
+        overlaps = {one: Overlap.of_one(width, n) for one, n in sizes.items() if one == side or not a.factor}
+        spans = cka = dict.fromkeys(sizes, 1.0 if k else nan)
+        cosine, initial = float(k > 0), 1.0 if first.A.any() else nan
     else:
-        overlaps = {
-            "in": _leading(a.right, b.right, crosses["in"], phi_rank),
-            "out": _leading(a.left, b.left, crosses["out"], phi_rank),
-        }
+        # Two small matrices of inner products, from which all other numbers follow.
+        crosses: dict[Side, Floats] = {"in": a.right.cross(b.right), "out": a.left.cross(b.left)}
+        if a.factor and b.factor:
+            overlaps = {side: _leading(a.factor, b.factor, a.factor.cross(b.factor), phi_rank)}
+        else:
+            overlaps = {
+                "in": _leading(a.right, b.right, crosses["in"], phi_rank),
+                "out": _leading(a.left, b.left, crosses["out"], phi_rank),
+            }
+        spans = {one: float(phi_map(G)[-1, -1]) if G.size else nan for one, G in crosses.items()}
+        cka = {one: linear_cka(a.s, b.s, G) for one, G in crosses.items()}
+        cosine, initial = update_cosine(a.s, b.s, crosses["out"], crosses["in"]), _initial(first, second)
     return Similarity(
-        other,
-        side,
-        first.shape,
-        (first.rank, second.rank),
-        (a.s.size, b.s.size),
-        (frobenius(a.s), frobenius(b.s)),
-        update_cosine(a.s, b.s, crosses["out"], crosses["in"]),
-        overlaps,
-        {side: float(phi_map(G)[-1, -1]) if G.size else nan for side, G in crosses.items()},
-        {side: linear_cka(a.s, b.s, G) for side, G in crosses.items()},
-        {side: linear_cka_chance(a.s, b.s, first.shape[side == "in"]) for side in crosses},
-        _initial(first, second),
-    )
-
-
-def _equal_updates(a: _Directions, other: str, side: Side, phi_rank: int | None) -> Similarity:
-    """The similarity of an update and an equal one: exactly 1 where rounding would give nearly 1."""
-    update, k, norm = a.update, a.s.size, frobenius(a.s)
-    sizes: dict[Side, int] = {"in": update.shape[1], "out": update.shape[0]}
-    width = k if a.factor is None else a.factor.k
-    width = width if phi_rank is None else min(width, phi_rank)
-    sides = sizes if a.factor is None else {side: sizes[side]}
-    alike: dict[Side, float] = dict.fromkeys(sizes, 1.0 if k else nan)
-    return Similarity(
-        other,
-        side,
-        update.shape,
-        (update.rank, update.rank),
-        (k, k),
-        (norm, norm),
-        float(k > 0),
-        {side: Overlap.of_one(width, n) for side, n in sides.items()},
-        alike,
-        alike,
-        {side: linear_cka_chance(a.s, a.s, n) for side, n in sizes.items()},
-        1.0 if update.A.any() else nan,
+        other=other,
+        side=side,
+        shape=first.shape,
+        ranks=(first.rank, second.rank),
+        directions=(a.s.size, b.s.size),
+        norms=(frobenius(a.s), frobenius(b.s)),
+        cosine=cosine,
+        overlaps=overlaps,
+        spans=spans,
+        cka=cka,
+        cka_chance={one: linear_cka_chance(a.s, b.s, n) for one, n in sizes.items()},
+        initial=initial,
     )
 
 
