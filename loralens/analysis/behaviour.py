@@ -88,7 +88,7 @@ def measure_behaviour(model: "nn.Module", batches: Iterable[Any], *, adapters: M
         afterwards. ``logits`` and ``hidden_states`` of its output are compared; a plain tensor counts as one hidden
         state.
     batches : iterable
-        As in ``loralens.compression.calibrate``: an ``attention_mask`` says which positions count.
+        As in `loralens.compression.measure_moments`: an ``attention_mask`` says which positions count.
     adapters : mapping of str to Adapter
         Name → adapter. Updates are added as scale·B·A·x in float32, trained biases and heads replace those of the
         model, and DoRA is applied. Parts that have no equivalent in this model are listed in ``left_out``.

@@ -122,7 +122,7 @@ class OutputFormat:
         """What `write` would give, without the disk."""
         if self.bits is None:
             return adapter, self.size(adapter)
-        return quantise(adapter, bits=self.bits)[0], self.size(adapter)
+        return quantise(adapter, bits=self.bits), self.size(adapter)
 
 
 def check_known(adapter: Adapter, to: str) -> None:

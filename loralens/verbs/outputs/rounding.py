@@ -101,7 +101,7 @@ def round_factors(adapter: Adapter, dtype: DType | None) -> Adapter:
 def quantise_factors(adapter: Adapter, bits: int | Mapping[str, Sequence[int]]) -> Adapter:
     """The adapter in whole numbers of a few bits; modules that are in few bits already, as they are."""
     plain_modules = {name: m for name, m in adapter.items() if m.origin is None or m.origin.format != QUANTISED}
-    few, _ = quantise(replace(adapter, modules=plain_modules), bits=bits, threads=cpu_count() or 1)
+    few = quantise(replace(adapter, modules=plain_modules), bits=bits, threads=cpu_count() or 1)
     return replace(adapter, modules={**adapter.modules, **few.modules})
 
 
