@@ -30,7 +30,7 @@ from loralens.analysis.spectrum import Spectrum
 from loralens.core.names import kind_in_block, natural_key
 from loralens.linalg.factor import Floats
 
-PER_MODULE = 0.01  # bound on the share of modules that are flagged by chance; half of it is spent, see `_level`
+PER_MODULE = 0.01  # bound on the share of modules that are flagged by chance; half of it is spent
 SURE = 0.03  # a gap with a higher chance is not reported, however many modules (24 or more) the kind has
 NEIGHBOURS = 4  # the median of four tolerates one outlier among them
 FEWEST = 6  # modules of a kind at least: with five, only one spacing is left to compare the widest with
@@ -102,17 +102,13 @@ def _outliers_in(cells: Mapping[tuple[str, tuple[int, int]], Mapping[str, Spectr
     for kind, members in kinds.items():
         other_scales = [scale for other, scale in scales.items() if other != kind]
         x, agreed = distances[kind], float(np.median(other_scales)) if other_scales else None
+        # The false alarms allowed for one end of one quantity: a quarter of what is spent, as there are four of these.
+        level = min(SURE, PER_MODULE / 2 * x.size / 4)
         for end in (1, -1):  # unusually large values, then unusually small ones
-            for i, chance in upper_outliers(end * x, _level(x.size), agreed):
+            for i, chance in upper_outliers(end * x, level, agreed):
                 member = members[i]
                 results.append(Outlier(member.name, quantity, member.value, member.typical, chance))
     return results
-
-
-def _level(count: int) -> float:
-    """The expected number of false alarms allowed for one end of one quantity: a quarter of half of `PER_MODULE`."""
-    # A quarter, because there are two quantities with two ends each.
-    return min(SURE, PER_MODULE / 2 * count / 4)
 
 
 def _members(spectra: Mapping[str, Spectrum], quantity: str) -> list[_Member]:

@@ -121,7 +121,7 @@ def allocate_bits(
     # The size of the file exceeds the sum of its directions by a header that depends on the bits. The capacity is
     # lowered by what a trial exceeds the budget, until a trial fits; each round lowers it by at least one byte.
     chosen, capacity = floor, budget - needed + ladder.cost(floor)
-    while capacity > ladder.cost(floor):
+    while capacity > ladder.cost(floor):  # at the floor, which fits, there is nothing left to take back
         trial = ladder.taken(capacity)
         excess = exact(ladder.bits(trial)) - budget
         if excess <= 0:
@@ -230,7 +230,9 @@ class _Ladder:
                 parts.append(np.stack([worth, cost, energy, np.full(step.size, g), direction, hull.bits[step + 1]]))
         table = np.concatenate(parts, axis=1) if parts else np.zeros((6, 0))
         table = table[:, table[0] > 0]  # steps that save nothing are directions of 0
-        table = table[:, np.argsort(-table[0], kind="stable")]
+        table = table[
+            :, np.argsort(-table[0], kind="stable")
+        ]  # stable: of equal steps, the earlier module's comes first
         worth, costs, energy = table[:3]
         return cls(groups, costs.astype(np.int64), energy, table[3:].T.astype(np.int64), int(np.isinf(worth).sum()))
 

@@ -91,7 +91,7 @@ def whitened_svd(module: LowRank, K: Array, G: Array | None = None) -> Whitened:
     K = _moment(K, module.rank, "K")
     Q_B, R_B = _orthogonal(module.B)
     R_A = _orthogonal(module.A.T)[1]
-    core = module.scale * R_B  # (m, r)
+    core = module.scale * R_B  # (m, r); Q_B is orthonormal, so that all norms can be taken without it
     sides = _root(K), R_A.T
     L = _mixed(sides, _share(core @ sides[0], core @ sides[1]))  # L Lᵀ = K + ε A Aᵀ
     if G is None:
@@ -159,6 +159,7 @@ def _root(K: Array) -> Array:
     Eigenvalues within rounding of 0 become 0, because the root of a rounding error of 1e-16 would count as 1e-8.
     """
     values, V = np.linalg.eigh(K)
+    # `eigh` sorts upwards, so the last eigenvalue is the largest.
     alive = values > values[-1:] * len(K) * EPS
     return np.asarray(V * np.sqrt(np.where(alive, values, 0.0)), np.float64)
 

@@ -120,6 +120,7 @@ class _Sums:
 
     def watch(self, name: str, factor_steps: Steps, x: "Tensor", z: "Tensor", output: "Tensor") -> "Tensor":
         """Add one call of a module, and register a hook for the gradient at its output."""
+        # The trace of E[x xᵀ] needs one number for each position, and no matrix of the size of a weight.
         rows, squares = self._rows(z.detach()), self._rows(factor_steps.squares(x.detach())[..., None])
         self._in[name] = self._in.get(name, 0) + rows.T @ rows
         self._squares[name] = self._squares.get(name, 0.0) + float(squares.sum())
@@ -213,6 +214,7 @@ def _check_carried(layer: Any, module: LowRank) -> None:
         raise MismatchError("PEFT has this layer merged or switched off", fix="unmerge the model and enable adapters")
     # B is compared with its scale: the same factors under another α are another adapter.
     A, B = module.A.astype(np.float64), module.scale * module.B.astype(np.float64)
+    # PEFT adds up all active adapters; this one has to be among them, under whatever name it was loaded.
     for name in getattr(layer, "active_adapters", ()):
         scale = getattr(layer, "scaling", {}).get(name, 1.0)
         if _near(_peft_factor(layer, "A", name), A) and _near(scale * _peft_factor(layer, "B", name), B):

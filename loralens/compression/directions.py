@@ -39,6 +39,7 @@ class Directions:
 
     def head(self, k: int) -> "Directions":
         """The first k directions. If there are fewer, padding that adds nothing follows: zero columns of B."""
+        # A rank that is common to several modules may be above the number of directions of one of them.
         count, rank = min(k, self.s.size), len(self.out)
         out, in_, s = np.zeros((rank, k)), np.eye(k, rank), np.zeros(k)
         out[:, :count], in_[:count], s[:count] = self.out[:, :count], self.in_[:count], self.s[:count]
@@ -53,6 +54,7 @@ def singular_directions(module: Update) -> Directions:
     """
     if isinstance(module, Structured):
         s = module.singular_values()
+        # Values below rounding would count as directions in a budget.
         s = s[: numerical_rank(s, module.shape)]
         return Directions(s, np.zeros((0, s.size)), np.zeros((s.size, 0)))
     out, s, in_ = truncating_maps(module.B, module.A)

@@ -44,6 +44,7 @@ class UpdateLoss:
     @property
     def energy_kept(self) -> float:
         """1 − relative_error², at least 0: for a truncation the share of Σσ² that it keeps."""
+        # Another update may be farther away than 0 is, with an error above 1.
         return max(0.0, 1 - self.relative_error**2)
 
 
@@ -92,7 +93,7 @@ def losses(before: Adapter, after: Adapter, *, threads: int = 1, step: Step | No
     The error is computed from both pairs of factors, not from the singular values that were dropped; it is itself
     accurate to ε‖ΔW‖. Where both have the same factors, nothing is computed.
     """
-    names = same_modules(before, after)
+    names = same_modules(before, after)  # once for all, as matching by normal form looks at all names
 
     def measure_loss(name: str) -> UpdateLoss:
         with place(name):

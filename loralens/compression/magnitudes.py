@@ -38,6 +38,7 @@ def solve_magnitudes(before: Adapter, after: Adapter, weights: Mapping[str, Weig
     """
     extra = dict(after.extra)
     for name, key in magnitudes(after).items():
+        # A module that keeps its rank and dtype is the same object: its magnitude stays, bit for bit.
         if after[name] is not before[name]:
             with place(key):
                 extra[key] = _solve_magnitude(extra[key], before[name], after[name], weights[name])

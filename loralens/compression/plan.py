@@ -85,6 +85,7 @@ class TruncationPlan:
             with place(name):
                 adapter[name].singular_values()  # raises a FormatError for NaN and Inf
 
+        # One pass: of every module either the directions are found, or it is tested for NaN and Inf.
         names = [name for name in select(adapter, modules) if not keeps_rank(adapter[name])]
         by_module = in_threads(find, names, threads, step)
         in_threads(check, [name for name in adapter if name not in by_module], threads, step)
@@ -136,6 +137,7 @@ class TruncationPlan:
 
         measure: Size = nbytes if rule.name == "bytes" else attrgetter("parameters")
         price = (cost or self.direction_bytes) if rule.name == "bytes" else lambda module: sum(module.shape)
+        # A budget of one parameter or less fits nothing, so such a number is free to mean a share.
         if rule.name == "parameters" and rule.value <= 1:
             rule = Rule("parameters", max(1, int(rule.value * self.adapter.parameters)))
         chosen = ranks(
@@ -184,6 +186,7 @@ class TruncationPlan:
         out, in_ = module.shape
         if self.dtype or not isinstance(module, LowRank):
             return (out + in_) * (self.dtype.itemsize if self.dtype else 4)  # `nearest_pair` makes float32
+        # Each factor keeps its own dtype, and in some files they differ.
         B, A = module.factors
         return out * B.dtype.itemsize + in_ * A.dtype.itemsize
 
@@ -193,7 +196,7 @@ class TruncationPlan:
         A module that keeps its rank and dtype is the same object, with its stored bits. A module of rank 0 is left out.
         An update that is no pair (LoKr, LoHa, full) becomes one.
         """
-        recent = Recent()
+        recent = Recent()  # shared by all modules, so that one dense pair is in memory at a time
         modules: dict[str, Update] = {}
         for name, module in self.adapter.items():
             rank = chosen.get(name, module.rank)

@@ -33,6 +33,7 @@ def protection(spectra: Mapping[str, Array], protect: Protection) -> dict[str, f
         return dict.fromkeys(spectra, 1.0)
     if protect == "relative":
         norms = {name: frobenius(s) for name, s in spectra.items()}
+        # Relative to the largest norm, because 1/‖ΔW‖² itself could overflow. ΔW = 0 has nothing to protect.
         largest = max(norms.values(), default=0.0)
         return {name: min(largest / norm, MOST) ** 2 if norm else 0.0 for name, norm in norms.items()}
     weights: dict[str, float] = {}

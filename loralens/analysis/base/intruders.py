@@ -200,11 +200,12 @@ def remove_intruders(module: Update, intruders: Intruders, *, strength: float, d
     MismatchError
         The module is no pair.
     """
-    if strength == 1 or not intruders.count:
+    if strength == 1 or not intruders.count:  # the same object, with its stored bits
         return module
     module = _factors(module)
     weights = (strength - 1) * intruders.s[intruders.indices]
     scale = module.scale or 1.0  # an update with the scale 0 is 0, so the scale is free
+    # The sign of a weight goes into B; both factors get the root of its size, relative to the scale.
     root = np.sqrt(np.abs(weights) / abs(scale))
     B = module.B.astype(np.float64) * (module.scale != 0)
     B = np.hstack([B, intruders.U * root * copysign(1.0, (strength - 1) * scale)])
@@ -235,6 +236,7 @@ def replace_modules(adapter: Adapter, modules: Mapping[str, Update], *, uniform:
         stack = name.partition("[")[0] if module.layout.kind == "experts" else name
         groups.setdefault("" if uniform else stack, []).append(name)
     for names in groups.values():
+        # Groups without a replaced module stay the same objects, and are written back as they were read.
         if any(name in modules for name in names):
             members = [all_modules[name] for name in names]
             rank, dtype = max(m.rank for m in members), np.result_type(*(m.dtype for m in members))

@@ -59,7 +59,7 @@ def _find_sums(exams: Sequence[Examination]) -> Iterator[Diagnosis]:
         return
     X = np.stack([_sketch(exam, [str(module.holders[t]) for module in modules]) for t, exam in enumerate(exams)])
     distinct: list[int] = []  # adapters that are no multiple of an earlier one
-    for t in np.flatnonzero(X.any(axis=1)).tolist():
+    for t in np.flatnonzero(X.any(axis=1)).tolist():  # an adapter that is 0 is the empty sum, which is no news
         twin = next((i for i in distinct if _residual(X, t, [i])[1] < RESIDUAL), None)
         if twin is None:
             distinct.append(t)
@@ -122,6 +122,7 @@ def _bug(exams: Sequence[Examination], t: int, sources: Sources) -> tuple[str, f
         return f"the weights sum to {total:.4g}, the scale of the sources, as if it was applied twice", scale
     if subject.setting("use_rslora") and _is(total, root := sqrt(_rank(subject))):
         return f"the weights sum to {total:.4g} = √r, as PEFT leaves them under rsLoRA", root
+    # One source that fits is a multiple, in which the ranks say nothing.
     part = ranks[0] / _rank(subject)
     if len(sources) > 1 and _rank(subject) == sum(ranks) and all(_is(weight, part) for weight in sources.values()):
         return f"every weight is {part:.4g} = r₁/Σr, as α of the first source at the summed rank gives", part
@@ -133,6 +134,7 @@ def _is(value: float, factor: float) -> bool:
 
 
 def _scales(exam: Examination) -> set[float]:
+    # A scale of 0 is that of a module that was switched off.
     return {reading.module.scale for reading in exam.readings.values()} - {0.0} or {1.0}
 
 

@@ -21,6 +21,7 @@ def look(exam: Examination) -> Iterator[Diagnosis]:
 
     Modules with ΔW = 0 are left out: untrained copies of B = 0 are equal everywhere.
     """
+    # Hashes instead of numbers, so that nothing is read again and each module is looked up once.
     pairs = {name: (what.B.digest, what.A.digest) for name, what in exam.pairs.items() if what.B and what.A}
     shared_pairs = _groups(pairs)
     copies = {name: first for first, *copies_of_it in shared_pairs for name in copies_of_it}

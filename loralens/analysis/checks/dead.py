@@ -23,7 +23,7 @@ def look(exam: Examination) -> Iterator[Diagnosis]:
     Adapters that are quantised to a few bits are left out, because quantisation makes zeros.
     """
     dead_sides = []
-    if exam.adapter.format == "loralens-q":
+    if exam.adapter.format == "loralens-q":  # small entries were rounded to 0
         return
     for name, reading in exam.pairs.items():
         module = reading.module

@@ -20,7 +20,8 @@ from loralens.core.structured import Update
 from loralens.core.threads import Step
 from loralens.errors import FormatError
 
-SUFFIXES = (".safetensors", ".bin", ".gguf")  # of adapters that are a single file and not a folder
+# Of adapters that are a single file and not a folder: a suggested output keeps the suffix, which says the container.
+SUFFIXES = (".safetensors", ".bin", ".gguf")
 
 
 @final
@@ -188,6 +189,7 @@ def _reading(module: Update) -> ModuleReading:
         spectrum = Spectrum(loaded.singular_values(), loaded.shape, loaded.rank)
     except FormatError:  # the only error of this arithmetic is one about NaN or Inf
         return ModuleReading(module, None)
+    # B transposed, so that both factors have their directions as rows. The module itself is kept unread.
     return ModuleReading(module, spectrum, _factor(loaded.B.T), _factor(loaded.A))
 
 
@@ -198,6 +200,7 @@ def _factor(X: Array) -> Factor:
     X = X.astype(np.float64)
     largest = float(np.abs(X).max(initial=0.0))
     zeros = 1 - np.count_nonzero(X) / max(X.size, 1)
+    # Relative to the largest entry, and scaled back below.
     if largest:
         X = X / largest  # the squares of numbers below 1e-162 underflow to 0
     lengths, across = np.linalg.norm(X, axis=1), np.linalg.norm(X, axis=0)

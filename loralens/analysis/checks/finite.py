@@ -25,6 +25,7 @@ def look(exam: Examination) -> Iterator[Diagnosis]:
         if count := count_non_finite(extra.tensor.read()):
             evidence = f"{key} {_says(count, extra.tensor.size)}"
             yield Diagnosis("error", "non-finite", evidence, FIX, extra.module or None)
+    # The merge into such a weight was not checked, so the reason has to be reported.
     for name, count in exam.non_finite_weights.items():
         evidence = f"its weight in the base {_says(count, prod(exam.readings[name].module.shape))}"
         yield Diagnosis("error", "base-non-finite", evidence, BASE_FIX, name)

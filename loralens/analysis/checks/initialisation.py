@@ -55,6 +55,7 @@ def _some(exam: Examination, name: str | None) -> tuple[Array | None, int]:
     if reading is None or reading.A is None or not reading.A.lengths.any():
         return None, 0
     A = reading.module.A
+    # The same entries in every adapter, because the shape alone decides which are drawn.
     row = A[sample_entries(A.shape, count=ENTRIES)].astype(np.float64)
     length = float(np.linalg.norm(row))
     return (row / length if length else None), reading.module.rank

@@ -75,8 +75,9 @@ def _difference(name: str, first: Update | None, second: Update | None) -> Updat
             note = "only in the " + ("first" if second is None else "second")
             # A module that does nothing is no difference between two adapters.
             return UpdateDifference(name, float(only.singular_values().any()), note)
-        if first.shape != second.shape:
+        if first.shape != second.shape:  # no difference is defined; infinite, so that no tolerance passes it
             return UpdateDifference(name, np.inf, f"{first.shape} and {second.shape}")
+        # A structured update has no factors to stack, and its dense form is what its format defines.
         if isinstance(first, LowRank) and isinstance(second, LowRank):
             return UpdateDifference(name, _relative(first, second))
         return UpdateDifference(name, _relative_dense(first, second))
@@ -95,7 +96,7 @@ def _relative(first: LowRank, second: LowRank) -> float:
 
 def _relative_dense(first: Update, second: Update) -> float:
     """The relative difference of two updates if one of them is no pair: both are formed densely."""
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):  # NaN and Inf are reported below, as an error with a fix
         X, Y = first.dense(), second.dense()
     norms = float(np.linalg.norm(X)), float(np.linalg.norm(Y))
     if not all(map(isfinite, norms)):

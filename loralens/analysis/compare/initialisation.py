@@ -42,6 +42,7 @@ class Initialisation:
     @property
     def one_sided(self) -> bool:
         """Whether the in sides share at least half of their directions, and the out sides less than half of that."""
+        # A common task shows on both sides, and a common random A on the in side alone.
         return self.spans["in"] >= SHARED and self.spans["out"] < self.spans["in"] / 2
 
     @property
@@ -96,6 +97,7 @@ def initialisation(comparison: Comparison, *, recorded: bool = False) -> Initial
     The cosine of vec(A) needs the factors as training left them. It is the only number here that depends on the gauge,
     as the effect of a seed does. Checkpoints of one run share their A₀ too; they agree on both sides.
     """
+    # An update of 0 has no directions. Its A counts nevertheless: no training has moved it.
     alive = [one for one in comparison.modules.values() if not one.zero]
     cosines = [one.initial for one in comparison.modules.values() if not isnan(one.initial)]
     ends: dict[Side, int] = {"in": 1, "out": 0}

@@ -21,6 +21,7 @@ from loralens.linalg.factor import Floats, Integers
 from loralens.linalg.pairwise import pairwise_overlaps
 from loralens.linalg.product import column_basis
 
+# The usual level of a test, for the whole list: among thousands of pairs, a level for each would let dozens pass.
 SURE = 0.05  # probability that chance alone produces any reported pair among the modules of one width
 
 

@@ -151,6 +151,7 @@ class Comparison:
         """
         first, second, _ = self._arrays()
         spreads = np.array([cosine_spread(one.shape) for one in self.modules.values()])
+        # Directions of different modules are independent, so the variances of the terms add up.
         spread = sqrt(np.sum((first * second * spreads) ** 2))
         return self.cosine / spread if spread else 0.0
 
@@ -158,6 +159,7 @@ class Comparison:
         """The norms of the modules of both adapters, relative to the whole updates, and the cosines of the modules."""
         first, second = np.array([one.norms for one in self.modules.values()]).T
         cosines = np.array([one.cosine for one in self.modules.values()])
+        # An update that is 0 in all common modules keeps its norms of 0, and its cosine is 0.
         return first / (frobenius(first) or 1.0), second / (frobenius(second) or 1.0), cosines
 
 
@@ -215,7 +217,7 @@ def compare_subspaces(
     No ΔW is formed: the work is O((out + in)(r1 + r2)²) a module. Directions count if their singular value is above
     rounding, σ₁ · max(out, in) · ε. An update of 0 has none, and its φ is empty. φ and the cosine are exact to 1e-12.
     """
-    side = side_of(of, side)
+    side = side_of(of, side)  # checked before anything is read
     pairs = same_modules(first, second)
     matched = set(pairs.values())
     # Globs may also name modules that only the second has, which are then listed as such.
