@@ -8,8 +8,8 @@ from loralens.analysis.checks.examination import Examination
 from loralens.linalg.rounding import survivors
 
 RULES = {
-    "below-rounding": "‖ΔW‖ is smaller than the error that rounding W to the dtype of the merge makes, or has made "
-    "already: what the module adds is lost in it.",
+    "below-rounding": "‖ΔW‖ is smaller than the error of rounding W to the dtype of the merge, in which the base may "
+    "already be stored. The effect of the module is lost in that error.",
     "merge-lossy": "Merged into weights of this dtype, much of the update is rounded away, or is hidden by "
     "what rounding W itself changes: the merged model is not the base with the adapter.",
 }

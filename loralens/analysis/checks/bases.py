@@ -7,12 +7,12 @@ from loralens.analysis.checks.examination import Examination
 from loralens.core.naming.base_model import contradiction, find_contradiction
 
 RULES = {
-    "base-differs": "The adapter names another base than this one. Names and shapes may match all the same: what is "
-    "measured and merged then means nothing.",
+    "base-differs": "The adapter names another base than this one. Even if names and shapes match, measurements and "
+    "merges with this base mean nothing.",
 }
 OF_SEVERAL = {
-    "bases-differ": "The adapters are of different bases: an update means something beside its own weights only, and "
-    "what is compared of them means nothing.",
+    "bases-differ": "The adapters belong to different bases. An update has a meaning only for the weights that it was "
+    "trained on, so comparisons between them have none.",
 }
 
 

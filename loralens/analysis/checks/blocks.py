@@ -12,8 +12,8 @@ from loralens.core.lowrank import LowRank
 from loralens.core.names import some
 
 RULES = {
-    "concat-alpha": "Adapters put side by side (sd-scripts' --concat) keep the α of the first while the rank becomes "
-    "the sum: everything is too weak by the ratio of the ranks.",
+    "concat-alpha": "Adapters that were joined side by side (sd-scripts' --concat) keep the α of the first, while "
+    "the rank becomes the sum of all ranks. Everything is then too weak by the ratio of the ranks.",
     "split-qkv-alpha": "A fused projection trained in parts (split_qkv) is stored as one pair with a block-diagonal B "
     "whose α is that of one part: every program then applies 1/3 or 1/4 of what was trained.",
 }

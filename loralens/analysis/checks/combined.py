@@ -10,8 +10,9 @@ from loralens.analysis.checks.diagnosis import Diagnosis
 from loralens.analysis.checks.examination import Examination, ModuleReading
 
 RULES = {
-    "svd-combined": "PEFT's add_weighted_adapter with combination_type='svd' (and its ties and dare kin) applied α/r "
-    "of the sources twice from 0.8 to at least 0.19.1; 0.21.2 does not. A suspicion: one file cannot show the sources.",
+    "svd-combined": "PEFT's add_weighted_adapter with combination_type='svd' (and with the ties and dare variants of "
+    "it) applied α/r of the sources twice from 0.8 to at least 0.19.1; 0.21.2 does not. This is a suspicion, because "
+    "one file cannot show the sources.",
     "rslora-combined": "PEFT's add_weighted_adapter sets α = r and keeps use_rslora, so the result is √r too strong, "
     "up to 0.21.2 at least.",
 }
@@ -36,14 +37,16 @@ def look(exam: Examination) -> Iterator[Diagnosis]:
         how = f"rows of A fall in blocks of {cut}"
         if svd:
             how = f"{decomposed} of {len(pairs)} modules are singular vectors"
-        evidence = f"{how}, as training leaves none; α = r = {rank} with rsLoRA gives the scale √r = {sqrt(rank):.3g}"
+        evidence = (
+            f"{how}, which training does not produce; α = r = {rank} with rsLoRA gives the scale √r = {sqrt(rank):.3g}"
+        )
         fix = "set use_rslora to false in adapter_config.json, unless its numbers were made with it"
         yield Diagnosis("warning", "rslora-combined", evidence, fix)
     elif svd and _version(exam.setting("peft_version")) < FIXED:
         version = exam.setting("peft_version")
         evidence = (
             f"in {decomposed} of {len(pairs)} modules A is orthonormal and B orthogonal with falling columns, and α = r"
-            f" = {rank}: the result of an SVD, as PEFT {version or '(version not said)'} combines adapters"
+            f" = {rank}: the result of an SVD, as PEFT {version or '(version unknown)'} combines adapters"
         )
         fix = f"give its sources too, and the weights are read off: {exam.command('doctor', 'SOURCE…')}"
         yield Diagnosis("warning", "svd-combined", evidence, fix)

@@ -14,8 +14,8 @@ from loralens.core.names import some
 from loralens.linalg.rounding import sample_entries
 
 RULES = {
-    "shared-initialisation": "Adapters trained from one seed share the random start of A. Overlaps of A, or of the in "
-    "side of ΔW, then show the seed and not the tasks."
+    "shared-initialisation": "Adapters that were trained from one seed share the random start of A. Overlaps of A, or "
+    "of the in side of ΔW, then show the seed and not the tasks."
 }
 ENTRIES = 512  # entries of every A: the cosine of adapters has the error 1/√(512·modules), 0.01 for 20 modules
 
@@ -41,8 +41,8 @@ def look(exams: Sequence[Examination]) -> Iterator[Diagnosis]:
         # Rounded down, so that the statement stays true.
         cosine = "cosine 1" if least > 1 - 1e-6 else f"cosine {floor(100 * least) / 100:.2f} or more"
         evidence = (
-            f"A points where that of {some([one.path for one in same_start])} points ({cosine}): they began from one "
-            "random A, or are one run"
+            f"its A has nearly the same direction as that of {some([one.path for one in same_start])} ({cosine}): they "
+            "began from one random A, or belong to one run"
         )
         command = first.command("similarity", same_start[0].quoted, "--side out")
         fix = f"compare them on the side that the seed does not fix: `{command}`"

@@ -6,8 +6,8 @@ from loralens.analysis.checks.diagnosis import Diagnosis
 from loralens.analysis.checks.examination import Examination
 
 RULES = {
-    "base-mismatch": "The base has no weight of this name and shape. Servers skip such modules without a word: the "
-    "adapter then does less than it should, or nothing."
+    "base-mismatch": "The base has no weight of this name and shape. Servers skip such modules without a message, so "
+    "that the adapter does less than it should, or nothing."
 }
 
 

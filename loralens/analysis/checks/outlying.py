@@ -7,9 +7,9 @@ from loralens.analysis.checks.examination import Examination
 from loralens.analysis.outliers import PER_MODULE, QUANTITIES, find_outliers
 
 RULES = {
-    "outlier": "Norm or effective rank stands apart from the other modules of its kind and shape, by a gap that "
-    f"healthy adapters leave beside {PER_MODULE:.0%} of their modules at most: a layer that training treats "
-    "differently, or that was damaged."
+    "outlier": "The norm or the effective rank is separated from those of the other modules of its kind and shape by a "
+    f"gap that occurs by chance for at most {PER_MODULE:.0%} of the modules: training treats this layer differently, "
+    "or it was damaged."
 }
 
 

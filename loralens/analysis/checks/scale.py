@@ -27,7 +27,7 @@ SUSPICIOUS: dict[str, tuple[Callable[[float, Scaling], bool], str]] = {
     "scale-negative": (lambda scale, _: scale < 0, "right only if it is meant to be subtracted"),
     "scale-large": (
         lambda scale, how: scale > (LARGEST if how.rule.startswith("alpha") else LARGEST_GIVEN),
-        "compare with the α and r of the training run; if it is wrong, train's own value goes into the configuration",
+        "compare with the α and r of the training run; if it is wrong, put the run's value into the configuration",
     ),
     "scale-small": (lambda scale, _: 0 < scale < SMALLEST, "compare with the α and r of the training run"),
 }

@@ -7,9 +7,10 @@ from loralens.analysis.checks.examination import Examination
 from loralens.analysis.groups import mean_effective_rank
 
 RULES = {
-    "rank-impossible": "The rank is larger than the weight has rows or columns: the directions beyond can never count.",
-    "rank-unused": "Far fewer directions than the rank hold nearly all of the energy: the file and every product with "
-    "it could be smaller at the same effect.",
+    "rank-impossible": "The rank is larger than the number of rows or columns of the weight, so that some directions "
+    "can never have an effect.",
+    "rank-unused": "Nearly all of the energy lies in far fewer directions than the rank allows. A smaller file, and "
+    "cheaper products, would have the same effect.",
 }
 ENERGY = 0.99  # the share of Σσ² that a truncation must keep
 LEAST = 0.3  # the share of the parameters that truncation must save to be worth a note

@@ -12,7 +12,7 @@ RULES = {
     "saved. Or both are so small that their product is lost."
 }
 
-TOO_SMALL = "multiply B by what is missing and save it again; a merge adds nothing as it is"
+TOO_SMALL = "multiply B by a power of 2 until float64 can hold the product, and save it; a merge adds nothing as it is"
 
 
 def look(exam: Examination) -> Iterator[Diagnosis]:
