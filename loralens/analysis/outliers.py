@@ -118,7 +118,7 @@ def _members(spectra: Mapping[str, Spectrum], quantity: str) -> list[_Member]:
     if len(names) <= NEIGHBOURS:
         return []
     values = np.array([getattr(spectra[name], quantity) for name in names])
-    x = np.array([_unbounded(spectra[name], quantity) for name in names])
+    x = np.array([_unbounded_value(spectra[name], quantity) for name in names])
     members = []
     for i, name in enumerate(names):
         # Two on either side; at the ends of the stack, four on the one side that there is.
@@ -134,7 +134,7 @@ def _directions(spectrum: Spectrum) -> int:
     return min(spectrum.rank, *spectrum.shape)
 
 
-def _unbounded(spectrum: Spectrum, quantity: str) -> float:
+def _unbounded_value(spectrum: Spectrum, quantity: str) -> float:
     """The quantity on an unbounded scale: ln ‖ΔW‖, or the logit of (effective rank − 1)/(k − 1) with k directions."""
     if quantity == "frobenius":  # ‖ΔW‖ itself may underflow or overflow
         return log(spectrum.spectral) + log(spectrum.stable_rank) / 2

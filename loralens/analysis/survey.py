@@ -105,7 +105,7 @@ def duplicates(adapters: Sequence[Adapter], summaries: Sequence[Summary]) -> lis
     first: dict[str, int] = {}
     firsts = [first.setdefault(one.fingerprint, i) for i, one in enumerate(summaries)]
     by_index: dict[int, Duplicate] = {}
-    for late, early in _near(sorted(first.values()), summaries):
+    for late, early in _pairs_of_equal_norms(sorted(first.values()), summaries):
         if late not in by_index and early not in by_index:
             off = _difference(adapters[early], adapters[late])
             if off <= SAME:
@@ -118,7 +118,7 @@ def duplicates(adapters: Sequence[Adapter], summaries: Sequence[Summary]) -> lis
     return [by_index[i] for i in sorted(by_index)]
 
 
-def _near(indices: Sequence[int], summaries: Sequence[Summary]) -> list[tuple[int, int]]:
+def _pairs_of_equal_norms(indices: Sequence[int], summaries: Sequence[Summary]) -> list[tuple[int, int]]:
     """Pairs (later, earlier) of adapters whose norms are nearly equal and not 0, sorted.
 
     If no module differs by more than `SAME`, then the sorted norms of both do not differ by more either.

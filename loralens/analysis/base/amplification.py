@@ -236,24 +236,26 @@ def measure_amplification(
                 raise ShapeError(f"ΔW is {module.shape} and W {weight.shape}", fix="give the base it was trained on")
             bases = module.bases()
             k = min(bases.s.size, max(ranks, default=module.rank))
-            left, s, right = bases.left.head(k), bases.s[:k], bases.right.head(k)
+            U_basis, s, V_basis = bases.left.head(k), bases.s[:k], bases.right.head(k)
             # At least one direction of W, so that σ₁(W) is known where ΔW = 0 too.
             count = min(max(directions, k, 1), *module.shape) if top else 0
             swap = weight.transposed  # W is processed as it is stored, so U and V change places
             shape = weight.shape[::-1] if swap else weight.shape
-            U, V = (basis.columns() for basis in ((right, left) if swap else (left, right)))
+            U, V = (basis.columns() for basis in ((V_basis, U_basis) if swap else (U_basis, V_basis)))
             dense = is_dense(shape, max(count, 1), exact=exact)
             # A copy of W is kept only for what needs more than one pass over it.
-            whole = on_device.empty(shape, input_dtype(shape, max(count, 1), exact=exact)) if count or dense else None
+            W_copy = on_device.empty(shape, input_dtype(shape, max(count, 1), exact=exact)) if count or dense else None
             # A generator of its own for every module: the numbers of a module do not depend on which others are chosen.
             rng = np.random.default_rng(seed)
             sketch = gaussian(rng, shape[1])
-            projection = project(weight.blocks(on_device.block), U, V, sketch, device=on_device, whole=whole, step=tell)
+            projection = project(
+                weight.blocks(on_device.block), U, V, sketch, device=on_device, whole=W_copy, step=tell
+            )
             led = None
             if count and projection.squares:  # W = 0 has no leading directions
-                led = leading_svd(whole, count, rng=rng, device=on_device, exact=exact, step=tell)
+                led = leading_svd(W_copy, count, rng=rng, device=on_device, exact=exact, step=tell)
             if dense:
-                fourths = Estimate(exact_fourth_powers(whole, device=on_device), 0.0)
+                fourths = Estimate(exact_fourth_powers(W_copy, device=on_device), 0.0)
             else:  # what the leading directions contribute is known, so only the remainder is estimated
                 fourths = fourth_powers(projection, shape, known=(led.s, led.V.T @ sketch) if led else None)
             return Amplification(
@@ -263,15 +265,15 @@ def measure_amplification(
                 overlap=projection.product.T if swap else projection.product,
                 weight_norm=sqrt(projection.squares),
                 fourths=fourths,
-                top=_compare_top(left, right, led, swap=swap) if led else None,
+                top=_compare_top(U_basis, V_basis, led, swap=swap) if led else None,
                 ranks=tuple(sorted({min(rank, k) for rank in ranks})) or (k,),
             )
 
     return {name: measure(name) for name in names}
 
 
-def _compare_top(left: Basis, right: Basis, led: Leading, *, swap: bool) -> Top:
+def _compare_top(U_basis: Basis, V_basis: Basis, led: Leading, *, swap: bool) -> Top:
     """The leading directions of W beside those of ΔW; ``swap`` says that W was processed transposed."""
     U, V = (led.V, led.U) if swap else (led.U, led.V)
-    out, in_ = (phi_map(own.cross(Basis.of(columns))) for own, columns in ((left, U), (right, V)))
+    out, in_ = (phi_map(own.cross(Basis.of(columns))) for own, columns in ((U_basis, U), (V_basis, V)))
     return Top(led.s, led.error, out, in_, led.steps == 0)

@@ -240,11 +240,11 @@ def replace_modules(adapter: Adapter, modules: Mapping[str, Update], *, uniform:
         if any(name in modules for name in names):
             members = [all_modules[name] for name in names]
             rank, dtype = max(m.rank for m in members), np.result_type(*(m.dtype for m in members))
-            all_modules.update((name, _padded(all_modules[name], rank, dtype)) for name in names)
+            all_modules.update((name, _raise_rank(all_modules[name], rank, dtype)) for name in names)
     return replace(adapter, modules=all_modules)
 
 
-def _padded(module: Update, rank: int, dtype: DTypeLike) -> Update:
+def _raise_rank(module: Update, rank: int, dtype: DTypeLike) -> Update:
     """The same update with ``rank`` columns, in a dtype at least as wide."""
     if not isinstance(module, LowRank) or (module.rank == rank and module.dtype == dtype):
         return module

@@ -26,7 +26,7 @@ SPARSE = 0.4  # with a smaller share of zeros B has no blocks: already two block
 
 def look(exam: Examination) -> Iterator[Diagnosis]:
     """Report blocks that the metadata, the lengths of the rows of A, or the zeros of B suggest."""
-    yield from _split(exam)
+    yield from _look_for_split(exam)
     pairs = {name: reading for name, reading in exam.pairs.items() if isinstance(reading.module, LowRank)}
     declared_rank = _number((exam.adapter.metadata or {}).get("ss_network_dim"))
     plain = [reading for reading in pairs.values() if _block_diagonal(reading) == 1]
@@ -79,7 +79,7 @@ def _cuts(lengths: Array) -> tuple[int, ...]:
     return tuple(cuts) if clear and len(parts) > 1 else ()
 
 
-def _split(exam: Examination) -> Iterator[Diagnosis]:
+def _look_for_split(exam: Examination) -> Iterator[Diagnosis]:
     by_count: dict[int, list[str]] = {}
     for name, reading in exam.pairs.items():
         count = _block_diagonal(reading)

@@ -35,11 +35,11 @@ def look(exams: Sequence[Examination]) -> Iterator[Diagnosis]:
     Relations are sought between some entries of ΔW, in modules that all adapters of a group have. That is cheap, and
     independent of rank and gauge.
     """
-    for members in _related(exams):
+    for members in _related_groups(exams):
         yield from _find_sums([exams[t] for t in members])
 
 
-def _related(exams: Sequence[Examination]) -> list[list[int]]:
+def _related_groups(exams: Sequence[Examination]) -> list[list[int]]:
     """Groups of adapters that have modules in common: only those can be sums of each other."""
     shared = np.zeros((len(exams), len(exams)))
     for module in match_collection([one.adapter for one in exams]):
@@ -118,18 +118,18 @@ def _bug(exams: Sequence[Examination], t: int, sources: Sources) -> tuple[str, f
     total, subject = sum(sources.values()), exams[t]
     scales = {abs(scale) for i in sources for scale in _scales(exams[i])}
     ranks = [_rank(exams[i]) for i in sources]
-    if len(scales) == 1 and _is(total, scale := scales.pop()):
+    if len(scales) == 1 and _is_near(total, scale := scales.pop()):
         return f"the weights sum to {total:.4g}, the scale of the sources, as if it was applied twice", scale
-    if subject.setting("use_rslora") and _is(total, root := sqrt(_rank(subject))):
+    if subject.setting("use_rslora") and _is_near(total, root := sqrt(_rank(subject))):
         return f"the weights sum to {total:.4g} = √r, as PEFT leaves them under rsLoRA", root
     # One source that fits is a multiple, in which the ranks say nothing.
     part = ranks[0] / _rank(subject)
-    if len(sources) > 1 and _rank(subject) == sum(ranks) and all(_is(weight, part) for weight in sources.values()):
+    if len(sources) > 1 and _rank(subject) == sum(ranks) and all(_is_near(weight, part) for weight in sources.values()):
         return f"every weight is {part:.4g} = r₁/Σr, as α of the first source at the summed rank gives", part
     return None
 
 
-def _is(value: float, factor: float) -> bool:
+def _is_near(value: float, factor: float) -> bool:
     return abs(factor - 1) > PLAIN and abs(value / factor - 1) < SAME
 
 

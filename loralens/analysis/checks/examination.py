@@ -174,13 +174,13 @@ def examine_adapter(
     """
     readings = {}
     for name in select(adapter, modules):
-        readings[name] = _reading(adapter[name])
+        readings[name] = _read_module(adapter[name])
         if step:
             step(1)
     return Examination(path=path, adapter=adapter, readings=readings, to=to, reading=reading)
 
 
-def _reading(module: Update) -> ModuleReading:
+def _read_module(module: Update) -> ModuleReading:
     try:
         # A structured update has no factors along its rank whose statistics the checks could use.
         if not isinstance(module, LowRank):
@@ -190,10 +190,10 @@ def _reading(module: Update) -> ModuleReading:
     except FormatError:  # the only error of this arithmetic is one about NaN or Inf
         return ModuleReading(module, None)
     # B transposed, so that both factors have their directions as rows. The module itself is kept unread.
-    return ModuleReading(module, spectrum, _factor(loaded.B.T), _factor(loaded.A))
+    return ModuleReading(module, spectrum, _factor_statistics(loaded.B.T), _factor_statistics(loaded.A))
 
 
-def _factor(X: Array) -> Factor:
+def _factor_statistics(X: Array) -> Factor:
     """The statistics of the rows of X (r, n)."""
     # The dtype is part of the hash: zeros of two dtypes with entries of one size have equal bytes.
     digest = blake2b(X.tobytes() + str(X.dtype).encode(), digest_size=16).digest()

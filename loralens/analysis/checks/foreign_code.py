@@ -22,13 +22,13 @@ FIX = "load it only if you trust whose code that is, or take this field out of a
 
 def look(exam: Examination) -> Iterator[Diagnosis]:
     """Report every field that names code from outside the known libraries."""
-    for field, name in _named(exam):
+    for field, name in _foreign_fields(exam):
         # In ASCII and cut off, because the name comes out of the file and is printed on a terminal.
         evidence = f"{field} is {ascii(name)[:80]}: loralens does not import it, and other software may"
         yield Diagnosis("warning", "foreign-code", evidence, FIX)
 
 
-def _named(exam: Examination) -> Iterator[tuple[str, Any]]:
+def _foreign_fields(exam: Examination) -> Iterator[tuple[str, Any]]:
     mapping = exam.setting("auto_mapping")
     library = mapping.get("parent_library") if isinstance(mapping, dict) else None
     # A hostile file may have anything here, so what is no name is reported too.

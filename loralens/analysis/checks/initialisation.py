@@ -25,7 +25,7 @@ def look(exams: Sequence[Examination]) -> Iterator[Diagnosis]:
     modules = match_collection([one.adapter for one in exams])
     cosines = np.full((len(modules), len(exams), len(exams)), np.nan)
     for table, module in zip(cosines, modules, strict=True):
-        rows = {i: _some(one, name) for i, (one, name) in enumerate(zip(exams, module.holders, strict=True))}
+        rows = {i: _sample_A(one, name) for i, (one, name) in enumerate(zip(exams, module.holders, strict=True))}
         with_A = {i: (row, rank) for i, (row, rank) in rows.items() if row is not None}
         for i, (x, r) in with_A.items():
             for j, (y, s) in with_A.items():
@@ -49,7 +49,7 @@ def look(exams: Sequence[Examination]) -> Iterator[Diagnosis]:
         yield Diagnosis("note", "shared-initialisation", evidence, fix, adapter=first.path)
 
 
-def _some(exam: Examination, name: str | None) -> tuple[Array | None, int]:
+def _sample_A(exam: Examination, name: str | None) -> tuple[Array | None, int]:
     """Some entries of A as a vector of length 1, and r; None if there is no A to compare."""
     reading = exam.readings.get(name) if name else None
     if reading is None or reading.A is None or not reading.A.lengths.any():

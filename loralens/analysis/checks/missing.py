@@ -56,7 +56,7 @@ def missing_modules(names: Collection[str]) -> dict[str, str]:
     for skeleton, blocks in grids.items():
         if len(blocks) >= FEWEST:
             missing |= _holes(blocks) | _gap(skeleton, blocks)
-    return {_named(path, spelling): evidence for path, evidence in missing.items() if ".".join(path) not in present}
+    return {_spell(path, spelling): evidence for path, evidence in missing.items() if ".".join(path) not in present}
 
 
 def _holes(blocks: Mapping[Place, set[Place]]) -> dict[Place, str]:
@@ -97,7 +97,7 @@ def _skeleton(path: Place) -> Place:
     return tuple("#" if part.isdecimal() else part for part in path)
 
 
-def _named(path: Place, spelling: Mapping[Place, str]) -> str:
+def _spell(path: Place, spelling: Mapping[Place, str]) -> str:
     """The name of a path, joined by the dots and underscores of a name that differs only in its numbers."""
     joints = re.findall(r"[._]", spelling[_skeleton(path)])
     return "".join(part + joint for part, joint in zip(path, [*joints, ""], strict=True))

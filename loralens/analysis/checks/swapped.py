@@ -51,7 +51,7 @@ def look(exam: Examination) -> Iterator[Diagnosis]:
     # PiSSA, OLoRA and others start A and B from W, so neither is random or zero.
     if exam.setting("init_lora_weights") not in RANDOM:
         return
-    starts = {name: start for name, one in exam.pairs.items() if (start := _start(one))}
+    starts = {name: start for name, one in exam.pairs.items() if (start := _traces(one))}
     if len(starts) < FEWEST:
         return
     exchanged = [name for name, start in starts.items() if start.votes == 3]
@@ -85,7 +85,7 @@ def _by_shape(exam: Examination) -> list[str]:
     return [name for name, one in modules.items() if one.module.shape == (rank, rank) and one.module.rank > rank]
 
 
-def _start(reading: ModuleReading) -> _Start | None:
+def _traces(reading: ModuleReading) -> _Start | None:
     """The traces of the initialisation; None for factors that have none, and for embeddings, where A starts at 0."""
     B, A, module = reading.B, reading.A, reading.module
     if not B or not A or not isinstance(module, LowRank) or module.rank < 2:

@@ -240,7 +240,7 @@ def _lorax_ranks(adapter: Adapter) -> Iterator[Finding]:
         yield error("ranks", text, "give them one rank: loralens compress … --uniform")
 
 
-def _folded(adapter: Adapter) -> Iterator[Finding]:
+def _one_alpha(adapter: Adapter) -> Iterator[Finding]:
     """``get_scale``: α/rank of each tensor, with one α for the file; a GGUF file says its scales so already."""
     if adapter.format != "gguf" and len({module.scale for module in adapter.modules.values()}) > 1:
         fix = "loralens convert --to gguf folds each scale into B"
@@ -289,7 +289,7 @@ SERVERS = (_must_be("peft"), _only_lora, _no_dora, _no_bias, _no_experts)
 CONSUMERS: dict[str, tuple[Rule, ...]] = {
     "vllm": (*SERVERS, _vllm_saved, _vllm_config, VLLM_SCALE, _vllm_rank),
     "lorax": (*SERVERS, _no_saved, LORAX_SCALE, _lorax_rank, _lorax_ranks),
-    "llama.cpp": (_must_be("gguf"), _no_structure, _no_dora, _no_saved, _no_bias, _folded, _gguf_tensors),
+    "llama.cpp": (_must_be("gguf"), _no_structure, _no_dora, _no_saved, _no_bias, _one_alpha, _gguf_tensors),
     "comfyui": image.COMFYUI,
     "sd-scripts": image.SD_SCRIPTS,
     "peft": (_must_be("peft"), _peft_structure, experts_differ),

@@ -140,7 +140,7 @@ def nesting(
     for name in names:
         groups.setdefault(bases[name].n, []).append(name)
     nestings = [_nesting(width, {name: bases[name] for name in group}, step) for width, group in groups.items()]
-    return sorted(nestings, key=lambda one: (-len(one.names), one.width))
+    return sorted(nestings, key=lambda group: (-len(group.names), group.width))
 
 
 def _nesting(width: int, bases: dict[str, Basis], step: Step | None) -> Nesting:
