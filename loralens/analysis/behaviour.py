@@ -113,6 +113,7 @@ def measure_behaviour(model: "nn.Module", batches: Iterable[Any], *, adapters: M
     if not adapters or BASE in adapters:
         what = f"an adapter is called {BASE!r}" if adapters else "there are no adapters"
         raise OptionError(what, fix="give adapters, under other names")
+    # A PEFT model applies its own adapters, so that none of its outputs would be that of the base.
     if hasattr(model, "peft_config"):
         raise MismatchError("the model carries PEFT adapters already", fix="give their base: model.unload()")
     attached: dict[str, Attachment] = {}
@@ -194,7 +195,7 @@ class _Difference:
         """Add the outputs of one batch."""
         if first.logits is not None and second.logits is not None:
             self._add_logits(first.logits, second.logits)
-        if not self.distance:
+        if not self.distance:  # the number of layers is known from the first batch on
             self.distance, self.length = [0.0] * len(first.hidden), [0.0] * len(first.hidden)
         for layer, (h1, h2) in enumerate(zip(first.hidden, second.hidden, strict=True)):
             h1 = _double(h1)
@@ -214,6 +215,7 @@ class _Difference:
             x, y = (_double(logits[start : start + rows]) for logits in (first, second))
             p, q = x.log_softmax(-1), y.log_softmax(-1)
             self.kl += float((p.exp() * (p - q)).sum())
+            # Centred, because only the differences between logits decide the probabilities.
             difference = (x - x.mean(-1, keepdim=True)) - (y - y.mean(-1, keepdim=True))
             self.squares += float(difference.square().mean(-1).sum())
             self.same += int((x.argmax(-1) == y.argmax(-1)).sum())

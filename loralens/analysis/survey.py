@@ -105,6 +105,7 @@ def duplicates(adapters: Sequence[Adapter], summaries: Sequence[Summary]) -> lis
     first: dict[str, int] = {}
     firsts = [first.setdefault(one.fingerprint, i) for i, one in enumerate(summaries)]
     by_index: dict[int, Duplicate] = {}
+    # In this order, so that an adapter is known to be a copy before anything is compared with it.
     for late, early in _pairs_of_equal_norms(sorted(first.values()), summaries):
         if late not in by_index and early not in by_index:
             off = _difference(adapters[early], adapters[late])

@@ -224,6 +224,7 @@ def _check_carried(layer: Any, module: LowRank) -> None:
 
 def _peft_factor(layer: Any, side: str, name: str) -> Array:
     """The entries of PEFT's factor, float64, flat; empty if the layer has no such pair."""
+    # PEFT keeps the factors of embeddings apart, as bare parameters without a layer around them.
     for factors in (getattr(layer, f"lora_{side}", {}), getattr(layer, f"lora_embedding_{side}", {})):
         if name in factors:
             own = getattr(factors[name], "weight", factors[name])

@@ -121,6 +121,7 @@ def _few_bits(plan: TruncationPlan, protect: Protection, header: int) -> Callabl
     )
 
     def error(room: int) -> float | None:
+        # The last point whose bytes fit into what the header leaves.
         last = bisect_right(steps.nbytes, room - header) - 1
         return float(steps.error[last]) if last >= 0 else None
 

@@ -48,6 +48,7 @@ def quantise(adapter: Adapter, *, bits: int | Mapping[str, Sequence[int]], threa
         module: Update = adapter[name]
         with place(name):
             if not isinstance(module, LowRank):
+                # Only a product has directions to which bits could be given.
                 raise MismatchError("is no pair of factors", fix="make it a pair first: loralens convert --rank R")
             return quantise_module(module, bits if isinstance(bits, int) else bits[name])
 

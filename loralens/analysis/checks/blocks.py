@@ -61,6 +61,7 @@ def row_length_blocks(readings: Sequence[ModuleReading]) -> list[int]:
     if len(readings) < FEWEST:
         return []
     cuts = [_cuts(one.A.lengths) for one in readings if one.A]
+    # Blocks that come from joining adapters are at the same rows in all modules; chance gives each module its own.
     commonest = max(set(cuts), key=cuts.count, default=())
     if not commonest or cuts.count(commonest) < MOST * len(cuts):
         return []

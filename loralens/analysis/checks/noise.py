@@ -35,6 +35,7 @@ def look(exam: Examination) -> Iterator[Diagnosis]:
         # Of identical shapes the null distribution is sampled once: it is cached.
         null = random_participation(spectrum.shape, spectrum.rank)
         tested += 1
+        # One-sided: training concentrates the energy, so only spectra below the null show that something was learned.
         if spectrum.participation_ratio >= np.quantile(null, REJECTED):
             alike += 1
             first = first or f"{name} {spectrum.participation_ratio:.2f} (random {null.min():.2f}–{null.max():.2f})"

@@ -63,6 +63,7 @@ def check(adapter: Adapter, consumer: str, match: Match | None = None) -> list[F
             "versions load such an adapter and do nothing"
         )
         findings.append(warning("names-differ", text, "loralens convert … --base DIR writes it under the base's names"))
+    # Sorting is stable: among errors, and among warnings, the order of the rules stays.
     return sorted(findings, key=lambda finding: finding.level != "error")
 
 
@@ -264,6 +265,7 @@ def experts_differ(adapter: Adapter) -> Iterator[Finding]:
 
     ``peft/utils/transformers_weight_conversion.py`` of PEFT 0.21.2, with transformers 5.
     """
+    # In a file that stores whole stacks, all experts have one rank and one scale anyway.
     alone = [module for name, module in adapter.items() if is_expert_alone(name)]
     if len({(module.rank, module.scale) for module in alone}) > 1:
         text = (

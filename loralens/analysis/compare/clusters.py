@@ -11,6 +11,7 @@ def connected_groups(similar: Floats, threshold: float = SHARED) -> list[list[in
     near = np.nan_to_num(similar) >= threshold  # NaN, which stands for nothing to compare, joins nothing
     components: list[list[int]] = []
     for i in range(len(near)):
+        # Adapter i may be the link between groups that were separate so far.
         joined = [group for group in components if near[i, group].any()]
         components = [group for group in components if group not in joined] + [
             sorted([i, *(j for g in joined for j in g)])

@@ -100,7 +100,7 @@ def initialisation(comparison: Comparison, *, recorded: bool = False) -> Initial
     # An update of 0 has no directions. Its A counts nevertheless: no training has moved it.
     alive = [one for one in comparison.modules.values() if not one.zero]
     cosines = [one.initial for one in comparison.modules.values() if not isnan(one.initial)]
-    ends: dict[Side, int] = {"in": 1, "out": 0}
+    ends: dict[Side, int] = {"in": 1, "out": 0}  # of the shape (out, in): the length of a direction on that side
     return Initialisation(
         _mean(cosines),
         sum(cosine >= SHARED for cosine in cosines),
