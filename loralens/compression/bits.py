@@ -213,9 +213,10 @@ class _Ladder:
             for name in names:
                 energy[: spectra[name].size] += own[name]
                 gains[: spectra[name].size] += weights.get(name, 1.0) * own[name]
-            hulls = [_hull([shapes[name] for name in names], floored=floored) for floored in (False, True)]
+            group_shapes = [shapes[name] for name in names]
+            free, floored = _hull(group_shapes, floored=False), _hull(group_shapes, floored=True)
             forced = max(least if isinstance(least, int) else least[name] for name in names)
-            groups.append(_Group(tuple(names), gains, energy, *hulls, forced))
+            groups.append(_Group(tuple(names), gains, energy, free, floored, forced))
         parts = []
         for g, group in enumerate(groups):
             count = group.gains.size

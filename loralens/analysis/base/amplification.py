@@ -224,9 +224,8 @@ def measure_amplification(
     """
     names = select(adapter, modules)
     most = max((adapter[name].rank for name in names), default=0)
-    for rank in ranks:
-        if not 0 < rank <= most:
-            raise OptionError(f"rank {rank} is not among those of the adapter", fix=f"give 1 to {most}")
+    if wrong := [rank for rank in ranks if not 0 < rank <= most]:
+        raise OptionError(f"rank {wrong[0]} is not among those of the adapter", fix=f"give 1 to {most}")
     on_device = Device.of(device, threads=threads)
 
     def measure(name: str) -> Amplification:
@@ -245,8 +244,7 @@ def measure_amplification(
             dense = is_dense(shape, max(count, 1), exact=exact)
             # A copy of W is kept only for what needs more than one pass over it.
             W_copy = on_device.empty(shape, input_dtype(shape, max(count, 1), exact=exact)) if count or dense else None
-            # A generator of its own for every module: the numbers of a module do not depend on which others are chosen.
-            rng = np.random.default_rng(seed)
+            rng = np.random.default_rng(seed)  # of its own, so that no module depends on which others are chosen
             sketch = gaussian(rng, shape[1])
             projection = project(
                 weight.blocks(on_device.block), U, V, sketch, device=on_device, whole=W_copy, step=tell

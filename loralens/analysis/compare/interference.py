@@ -160,7 +160,7 @@ def find_interactions(pairs: Pairwise, *, opposing: bool) -> list[Interaction]:
     stacks = len({place.stack for module in pairs.modules if (place := block(module.name))})
     results = []
     for s, t in combinations(range(pairs.count), 2):
-        common = (pairs.ranks[:, [s, t]] > 0).all(axis=1)
+        common = np.asarray((pairs.ranks[:, [s, t]] > 0).all(axis=1))
         for members in _contiguous_members(pairs.modules, hits[:, s, t], common):
             rows = [member.row for member in members]
             # Relative to the largest norm of each adapter, no square underflows or overflows.

@@ -65,7 +65,7 @@ class Nesting:
         table = {(i, j): overlap_spread(i, j, self.width) for i in widths for j in widths}
         spread = np.array([[table[i, j] for j in self.directions.tolist()] for i in self.directions.tolist()])
         excess = self.full - self.chance
-        return np.divide(excess, spread, out=np.full_like(excess, np.nan), where=spread > 0)
+        return np.asarray(np.divide(excess, spread, out=np.full_like(excess, np.nan), where=spread > 0))
 
 
 @final
