@@ -23,6 +23,6 @@ def cart(joint: Joint, *, lam: float = 1.0, rank: int = 0) -> Floats:
     mean = x.mean(axis=0)
     result = mean.copy()
     for deviation in x - mean:
-        U, s, Vh = joint.decomposed(deviation)
+        U, s, Vh = joint.decompose(deviation)
         result += lam * (U[:, :k] * s[:k]) @ Vh[:k]
     return np.asarray(result, dtype=np.float64)

@@ -314,7 +314,7 @@ class _Work:
         joint = self.joint(name)
         with place(name):
             if name in self.stay:
-                core = joint.decomposed(joint.total())
+                core = joint.decompose(joint.total())
             else:
                 joint, core = self._apply_rule(name, joint)
             quality = Quality.of(joint, core, len(self.labels))
@@ -326,7 +326,7 @@ class _Work:
                 assert isinstance(h, np.ndarray)
                 self.h[name] = h[0]
                 quality = add_stretches(quality, joint, core, row_changes, h[0], self.dora.weight(name))
-            return joint.lifted(core), quality
+            return joint.to_lift(core), quality
 
     def joint(self, name: str) -> Joint:
         """The joint space of one module."""
@@ -343,7 +343,7 @@ class _Work:
         if isinstance(result, Fused):
             self.truncation[name], result = result.truncation, result.update
         if not isinstance(result, LowRank):
-            return joint, joint.decomposed(result)
+            return joint, joint.decompose(result)
         # The result left the space of the updates, so it joins them, with weight 0, to be measured against them.
         wider = Joint.of([*self.rows[name], result], [*self.weights[name], 0.0])
-        return wider, wider.decomposed(wider.cores[-1])
+        return wider, wider.decompose(wider.cores[-1])

@@ -160,7 +160,7 @@ class Stretches:
                     f"{gone} rows would keep nothing of the base weight, which no DoRA adapter can say",
                     fix="give other weights",
                 )
-        return lift.stretched(1 / rows)
+        return lift.scale_rows(1 / rows)
 
     def with_magnitudes(self, adapter: Adapter) -> Adapter:
         """The DoRA adapter of the pairs L' in ``adapter``, with their magnitudes; unchanged if no row is stretched."""

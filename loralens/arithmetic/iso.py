@@ -26,7 +26,7 @@ def iso_c(joint: Joint, *, lam: float = 1.0) -> Core:
     result is ours times rank/min(out, in). Directions stay in the order of S, so a truncation keeps the leading ones of
     the sum.
     """
-    U, s, Vh = joint.decomposed(joint.total())
+    U, s, Vh = joint.decompose(joint.total())
     return flat(U, Vh.T, lam * float(s.mean()) if s.size else 0.0)
 
 
@@ -41,14 +41,14 @@ def iso_cts(joint: Joint, *, lam: float = 1.0, common: float = 0.8) -> Core | Fl
     first.
     """
     x = joint.weighted
-    parts = [joint.decomposed(one) for one in x]
+    parts = [joint.decompose(one) for one in x]
     r = min(sum(part.s.size for part in parts), *joint.shape)
     own = min(round((1 - common) * r / len(parts)), r // len(parts))
     k = r - own * len(parts)
-    U, s, Vh = joint.decomposed(joint.total())
+    U, s, Vh = joint.decompose(joint.total())
     # Task-specific directions come from what the common ones leave of each update, as in the paper.
     shared = Core(U[:, :k], s[:k], Vh[:k])
-    rests = [joint.decomposed(one - shared.U @ (shared.U.T @ one)) for one in x]
+    rests = [joint.decompose(one - shared.U @ (shared.U.T @ one)) for one in x]
     all_ = [shared, *(Core(rest.U[:, :own], rest.s[:own], rest.Vh[:own]) for rest in rests)]
     values = np.concatenate([part.s for part in all_])
     if not values.size:

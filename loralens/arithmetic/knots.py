@@ -22,7 +22,7 @@ def output_basis(joint: Joint) -> OutputBasis:
     above rounding are kept, whatever the scale of the update.
     """
     count, p, q = joint.cores.shape
-    U, s, Vh = joint.decomposed(joint.weighted.transpose(1, 0, 2).reshape(p, count * q))
+    U, s, Vh = joint.decompose(joint.weighted.transpose(1, 0, 2).reshape(p, count * q))
     return OutputBasis(U, (s[:, None] * Vh).reshape(len(s), count, q).transpose(1, 0, 2))
 
 

@@ -15,7 +15,7 @@ def null_space(joint: Joint, *, lam: float = 1.0, mu: float = np.inf, rank: int 
     with a content, the second; more than two adapters are our extension. The order of the adapters matters.
     """
     first, *others_x = joint.weighted
-    V = joint.decomposed(first).Vh[: rank or None].T
+    V = joint.decompose(first).Vh[: rank or None].T
     share = 1.0 if np.isinf(mu) else mu / (1 + mu)
     others_sum = np.sum(others_x, axis=0) if others_x else np.zeros_like(first)
     return np.asarray(lam * (first + others_sum - share * (others_sum @ V) @ V.T), dtype=np.float64)

@@ -91,7 +91,7 @@ def _knots(joint: Joint, places: Integers) -> SpaceEntries | None:
 
 def _core(joint: Joint, places: Integers) -> SpaceEntries | None:
     cores = joint.weighted[places]
-    triplets = [joint.decomposed(M) for M in cores]
+    triplets = [joint.decompose(M) for M in cores]
     if not any(one.s.size for one in triplets):
         return None
     U = _directions([one.U * np.sqrt(one.s) for one in triplets])

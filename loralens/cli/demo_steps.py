@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from loralens.cli.terminal import raw_stream, say
-from loralens.core.shell import typed
+from loralens.core.messages import command_line
 from loralens.errors import OptionError, place, visible
 from loralens.formats.files.disk import check_room, disk_errors
 from loralens.formats.files.packages import is_installed, model_folder
@@ -132,7 +132,7 @@ class Demo:
 
     def _call(self, *words: str) -> None:
         """Show a command, and run it."""
-        _print_styled(f"$ loralens {typed(*words)}", fg="cyan")
+        _print_styled(f"$ loralens {command_line(*words)}", fg="cyan")
         # What the demo has printed must stand above what the command prints: it is another process.
         sys.stdout.flush()
         code = _wait_for(subprocess.Popen([sys.executable, "-m", "loralens", *words]))  # noqa: S603

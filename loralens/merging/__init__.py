@@ -8,15 +8,8 @@ if TYPE_CHECKING:
     from loralens.merging.extraction.extract import extract_adapter
     from loralens.merging.resident.switchboard import Switchboard
 
-__all__ = [
-    "Switchboard",
-    "extract_adapter",
-]
+__all__ = ["Switchboard", "extract_adapter"]
 
 __getattr__, __dir__ = lazy_exports(
-    __name__,
-    {
-        "Switchboard": "resident.switchboard",
-        "extract_adapter": "extraction.extract",
-    },
+    __name__, {"Switchboard": "resident.switchboard", "extract_adapter": "extraction.extract"}
 )

@@ -5,7 +5,7 @@ from typing import Any
 
 from loralens.charts.curve import curve_chart
 from loralens.compression.curve import CurvePoint
-from loralens.core.shell import quoted
+from loralens.core.messages import quote_word
 from loralens.reporting.document import PageTable, Paragraph, Part, Picture, Section, SideBySide, Slider
 from loralens.reporting.result_tables import ResultTables
 from loralens.reporting.slider_stops import Stop, budget_stops, rank_stops
@@ -109,7 +109,7 @@ def compress_command(subject: Subject) -> str:
     """The command that makes the adapter smaller, without the rank or size, which the sliders append."""
     to = ["--to", subject.dialect.name] if subject.dialect.name != subject.patient.adapter.format else []
     uniform = ["--uniform"] if subject.dialect.one_rank else []
-    activations = ["--activations", quoted(subject.activations)] if subject.activations else []
+    activations = ["--activations", quote_word(subject.activations)] if subject.activations else []
     return subject.patient.command("compress", "-o", subject.patient.sibling("small"), *to, *uniform, *activations)
 
 

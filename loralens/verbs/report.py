@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from loralens.core.adapter import Adapter
-from loralens.core.messages import note
+from loralens.core.messages import command_line, note
 from loralens.core.moments import Moments
-from loralens.core.shell import typed
 from loralens.errors import OptionError, visible
 from loralens.formats.files.apart import check_apart
 from loralens.formats.files.location import existing_path
@@ -173,4 +172,4 @@ def _command(
     words += [] if intruders is None else ["--intruders" if intruders else "--no-intruders"]
     last = ["-o", str(page)] if page else ["--json"]
     last += ["--markdown"] if markdown else []
-    return " ".join(filter(None, [typed(*words), command_line_options(reading), typed(*last)]))
+    return " ".join(filter(None, [command_line(*words), command_line_options(reading), command_line(*last)]))

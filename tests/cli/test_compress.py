@@ -236,7 +236,7 @@ def test_dry_run_writes_nothing_and_needs_no_target(small: Path, tmp_path: Path)
     assert record["target"] is None
     assert record == {**told(small, "-o", tmp_path / "out", "--rank", 1), "target": None}
     result = run("compress", small, "--dry-run", "--rank", 1, "-o", tmp_path / "dry")
-    assert result.stdout.endswith(f"would write peft to {tmp_path / 'dry'}\n")
+    assert result.stdout.endswith(f"would write {tmp_path / 'dry'}: peft\n")
     assert not (tmp_path / "dry").exists()
 
 

@@ -60,8 +60,8 @@ wrote OUT: peft, 2 modules
 SAID = """\
 warning: 1 left out, an embedding: --modules asks for it: embed_tokens
 note: the adapter's modules hold 66.67% of the energy of all differences
-note: of 1 modules more is left over than rounding explains (left / noise), layers.0.q among them: the difference has \
-more directions than were kept
+note: in 1 module more is left over than rounding explains (left / noise), as the difference has more directions than \
+were kept: layers.0.q
 """
 
 

@@ -246,16 +246,14 @@ def measure_amplification(
             W_copy = on_device.empty(shape, input_dtype(shape, max(count, 1), exact=exact)) if count or dense else None
             rng = np.random.default_rng(seed)  # of its own, so that no module depends on which others are chosen
             sketch = gaussian(rng, shape[1])
-            projection = project(
-                weight.blocks(on_device.block), U, V, sketch, device=on_device, whole=W_copy, step=tell
-            )
+            projection = project(weight.blocks(on_device.block), U, V, sketch, device=on_device, out=W_copy, step=tell)
             led = None
             if count and projection.squares:  # W = 0 has no leading directions
                 led = leading_svd(W_copy, count, rng=rng, device=on_device, exact=exact, step=tell)
             if dense:
                 fourths = Estimate(exact_fourth_powers(W_copy, device=on_device), 0.0)
             else:  # what the leading directions contribute is known, so only the remainder is estimated
-                fourths = fourth_powers(projection, shape, known=(led.s, led.V.T @ sketch) if led else None)
+                fourths = fourth_powers(projection, shape, leading=(led.s, led.V.T @ sketch) if led else None)
             return Amplification(
                 shape=module.shape,
                 rank=module.rank,

@@ -61,7 +61,7 @@ def weight_norms(
             # The pass projects onto no directions and has no sketch: it sums the squares and copies W for the SVD.
             nothing = [np.zeros((n, 0)) for n in (*shape, shape[1])]
             W = on_device.empty(shape, input_dtype(shape, 1))
-            projection = project(weight.blocks(on_device.block), *nothing, device=on_device, whole=W, step=tell)
+            projection = project(weight.blocks(on_device.block), *nothing, device=on_device, out=W, step=tell)
             # A fixed seed: the norm of a weight does not depend on the run.
             led = leading_svd(W, 1, rng=np.random.default_rng(0), device=on_device, step=tell)
             return WeightNorms(sqrt(projection.squares), float(led.s[0]), float(led.error[0]))

@@ -13,9 +13,9 @@ from loralens.analysis.spectrum import Spectrum
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array
 from loralens.core.lowrank import LowRank
+from loralens.core.messages import quote_word
 from loralens.core.names import is_expert_alone, select
 from loralens.core.naming.base_model import BaseModel
-from loralens.core.shell import quoted
 from loralens.core.structured import Update
 from loralens.core.threads import Step
 from loralens.errors import FormatError
@@ -117,16 +117,16 @@ class Examination:
     @property
     def quoted(self) -> str:
         """The path, quoted for a shell."""
-        return quoted(self.path)
+        return quote_word(self.path)
 
     def sibling(self, word: str) -> str:
         """A path next to this one for the output of a suggested command, quoted for a shell."""
         path = PurePath(self.path)
         # Only known suffixes are kept at the end: a folder may be called adapter-v1.5.
         if path.name in ("", ".."):  # such as the current folder, which has no name to extend
-            return quoted(str(path / ".." / f"adapter-{word}"))
+            return quote_word(str(path / ".." / f"adapter-{word}"))
         name = f"{path.stem}-{word}{path.suffix}" if path.suffix in SUFFIXES else f"{path.name}-{word}"
-        return quoted(str(path.with_name(name)))
+        return quote_word(str(path.with_name(name)))
 
     def command(self, verb: str, *arguments: str) -> str:
         """The `loralens` command line that runs a verb on this adapter."""

@@ -7,8 +7,7 @@ from typing import Any, TypedDict
 
 from loralens.core.adapter import Adapter
 from loralens.core.carried import magnitudes
-from loralens.core.messages import tell_findings
-from loralens.core.shell import typed
+from loralens.core.messages import command_line, tell_findings
 from loralens.errors import OptionError
 from loralens.formats import load
 
@@ -176,7 +175,7 @@ def command_line_options(reading: Mapping[str, Any]) -> str:
     for name, value in reading.items():
         if value is not None and value is not False:
             words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
-    return typed(*words)
+    return command_line(*words)
 
 
 def path_of(source: AdapterSource) -> Path | None:

@@ -33,7 +33,7 @@ def read_checkpoint(base: ModelPath) -> Checkpoint:
 
 def with_tied_head(stored: Mapping[str, Held], base: ModelPath) -> Mapping[str, Held]:
     """Tensors or shapes of the base, with those of a head that it does not store: its embedding's."""
-    return find_ties(stored, model_config(Path(base)) or {}).shown(stored)
+    return find_ties(stored, model_config(Path(base)) or {}).with_copies(stored)
 
 
 def base_weights(base: ModelPath, modules: Updates) -> Weights:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from loralens.core.adapter import Adapter
-from loralens.core.shell import typed
+from loralens.core.messages import command_line
 from loralens.errors import LoraLensError, OptionError
 from loralens.formats.files.location import SUFFIXES, adapter_file
 from loralens.formats.records.runs import read_run
@@ -41,7 +41,7 @@ def _checkpoints(path: str) -> list[str]:
         adapters = sorted(entry for entry in folder.iterdir() if _is_adapter(entry))
     if len(adapters) < 2:
         return [path]
-    listed = typed(*map(str, adapters[:SHOWN])) + (" …" if len(adapters) > SHOWN else "")
+    listed = command_line(*map(str, adapters[:SHOWN])) + (" …" if len(adapters) > SHOWN else "")
     raise OptionError(
         f"{path}: is no run, and holds {len(adapters)} adapters", fix=f"give each: loralens report {listed}"
     )
