@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from loralens.training.readout import read_injection, record_of
     from loralens.training.watch import Step, Watch
 
+# Type checkers read the names from a literal list, and not from the mapping below.
 __all__ = [
     "METHODS",
     "Course",
@@ -25,6 +26,7 @@ __all__ = [
     "record_of",
 ]
 
+# Imported on first use: `import loralens` gives `loralens.training`, and torch takes a second to import.
 __getattr__, __dir__ = lazy_exports(
     __name__,
     {

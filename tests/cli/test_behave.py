@@ -127,7 +127,7 @@ def test_names_where_two_folders_are_called_alike(home: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("adapters", "message"),
     [
-        (["one", "one"], "named twice"),
+        (["one", "one"], "given twice"),
         (["zero"], "no weight in the base"),
         (["nowhere"], "no such file"),
     ],

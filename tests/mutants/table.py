@@ -635,20 +635,20 @@ MUTANTS: tuple[Mutant, ...] = (
     # report
     Mutant(
         "_layout",
-        "sum(1 << n for n, moved in enumerate(moves) if moved)",
-        "max(1 << n for n, moved in enumerate(moves) if moved)",
+        "sum(1 << n for n, shapes in enumerate(bits) if shapes[place] != tensor.shape)",
+        "max(1 << n for n, shapes in enumerate(bits) if shapes[place] != tensor.shape)",
         ("tests/reporting/test_slider_stops.py",),
     ),
     Mutant(
         "find_layout",
-        "max(of.values(), default=-1)",
-        "min(of.values(), default=-1)",
+        "max(groups.values())",
+        "min(groups.values())",
         ("tests/reporting/test_slider_stops.py",),
     ),
     Mutant(
-        "LANDING_COLUMNS",
-        "max(landing.rounding.error for landing in row.landings)",
-        "min(landing.rounding.error for landing in row.landings)",
+        "KIND_MERGE_COLUMNS",
+        "max(x.rounding.error for x in row.effects)",
+        "min(x.rounding.error for x in row.effects)",
         ("tests/reporting/test_numbers.py",),
     ),
     Mutant(
@@ -685,8 +685,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "_base",
-        "np.median([x.rounding.error for x in landings.values()])",
-        "max([x.rounding.error for x in landings.values()])",
+        "median(x.rounding.error for x in effects.values())",
+        "max(x.rounding.error for x in effects.values())",
         ("tests/reporting/test_summary.py",),
     ),
     Mutant(
@@ -702,9 +702,9 @@ MUTANTS: tuple[Mutant, ...] = (
         "of {labels[t]} and {labels[s]}",
         ("tests/reporting/test_numbers.py",),
     ),
-    Mutant("_meeting_columns", "labels[row.first]", "labels[row.second]", ("tests/reporting/test_numbers.py",)),
+    Mutant("_interaction_columns", "labels[row.first]", "labels[row.second]", ("tests/reporting/test_numbers.py",)),
     Mutant(
-        "_meeting_columns",
+        "_interaction_columns",
         'lambda row: labels[row.first], "adapter"',
         'lambda row: labels[row.second], "adapter"',
         ("tests/reporting/test_numbers.py",),
@@ -724,9 +724,9 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant("Loop._divergence_error", "first + many", "first - many", ("tests/training/test_loop.py",)),
     Mutant(
-        "Loop._out_of_patience",
-        "self._waited >= self.watch.patience",
-        "self._waited > self.watch.patience",
+        "Loop.run",
+        "self._waited < patience",
+        "self._waited <= patience",
         ("tests/training/test_loop.py",),
     ),
     Mutant("_loss_and_count", "len(returned) == 2", "len(returned) != 2", ("tests/training/test_loop.py",)),
@@ -736,7 +736,12 @@ MUTANTS: tuple[Mutant, ...] = (
         "set(tensors) == stored_names",
         ("tests/training/test_state.py",),
     ),
-    Mutant("Task.evaluation.evaluate", "min(loss, 700.0)", "max(loss, 700.0)", ("tests/training/test_tasks.py",)),
+    Mutant(
+        "Task.evaluation.evaluate",
+        "min(loss, LARGEST_LOSS)",
+        "max(loss, LARGEST_LOSS)",
+        ("tests/training/test_tasks.py",),
+    ),
     Mutant("Watch.better", "value < best", "value <= best", ("tests/training/test_loop.py",)),
     Mutant("_error_of", "measured == {True}", "measured != {True}", ("tests/reporting/test_numbers.py",)),
     # report: findings, sliders, errors on inputs; and lines of the terminal
@@ -749,7 +754,9 @@ MUTANTS: tuple[Mutant, ...] = (
         "finding.level == level for finding in findings",
         ("tests/reporting/test_findings.py",),
     ),
-    Mutant("_describe_error", "percent(plain)", "percent(1 - plain)", ("tests/reporting/test_on_inputs.py",)),
+    Mutant(
+        "_describe_error", "percent(update_error)", "percent(1 - update_error)", ("tests/reporting/test_on_inputs.py",)
+    ),
     Mutant("say", "visible(line)", "line", ("tests/cli/test_terminal.py",)),
     Mutant("conflict_map", "min(cosines, key=", "max(cosines, key=", ("tests/reporting/test_numbers.py",)),
     Mutant(
@@ -772,8 +779,8 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/charts/test_trajectory_figure.py",),
     ),
     Mutant("_spectra_picture", "spectrum.spectral == 0", "spectrum.spectral != 0", ("tests/reporting/test_page.py",)),
-    Mutant("half_energy_modules", "count + 1", "count - 1", ("tests/reporting/test_page.py",)),
-    Mutant("half_energy_modules", "covered >= 0.5", "covered >= 0.25", ("tests/reporting/test_numbers.py",)),
+    Mutant("half_energy_modules", "reverse=True", "reverse=False", ("tests/reporting/test_page.py",)),
+    Mutant("half_energy_modules", "share >= 0.5", "share >= 0.25", ("tests/reporting/test_numbers.py",)),
     Mutant(
         "comparison_section",
         "len(labels) * (len(labels) - 1) // 2",
