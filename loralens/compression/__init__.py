@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from loralens.compression.loss import UpdateLoss as UpdateLoss
     from loralens.compression.loss import losses as losses
     from loralens.compression.plan import TruncationPlan as TruncationPlan
-    from loralens.compression.truncate import Truncation as Truncation
 else:
     __all__, __getattr__, __dir__ = lazy_exports(
         __name__,
@@ -19,6 +18,5 @@ else:
             "calibration": ["measure_moments"],
             "loss": ["UpdateLoss", "losses"],
             "plan": ["TruncationPlan"],
-            "truncate": ["Truncation"],
         },
     )

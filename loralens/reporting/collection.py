@@ -104,8 +104,8 @@ def measure_collection(subjects: Sequence[Subject], *, threads: int = 1, step: S
         interference(adapters, pairs.modules, threads=threads, step=step),
         order,
         tree,
-        find_interactions(pairs, fights=True),
-        find_interactions(pairs, fights=False),
+        find_interactions(pairs, opposing=True),
+        find_interactions(pairs, opposing=False),
         {(s, t): _compare_pair(subjects, pairs, s, t, threads) for s, t in most_similar},
         [group for group in connected_groups(pairs.shared_initialisation) if len(group) > 1],
     )

@@ -136,7 +136,7 @@ def _interaction_columns(labels: Sequence[str]) -> tuple[Column[Interaction], ..
     return (
         Column("first", lambda row: labels[row.first], "adapter", align="left"),
         Column("second", lambda row: labels[row.second], "and", align="left"),
-        Column("where", lambda row: row.where, "where", align="left"),
+        Column("where", lambda row: row.location, "where", align="left"),
         Column("modules", lambda row: row.modules, "modules"),
         Column("cosine", lambda row: row.cosine, "cosine", fixed("+.3f")),
         Column(

@@ -130,7 +130,13 @@ def _collection_record(collection: Collection) -> dict[str, Any]:
 
 def _interaction(place: Interaction) -> dict[str, Any]:
     adapters = {"first": place.first, "second": place.second}
-    return {**adapters, "where": place.where, "modules": place.modules, "cosine": place.cosine, "weight": place.weight}
+    return {
+        **adapters,
+        "where": place.location,
+        "modules": place.modules,
+        "cosine": place.cosine,
+        "weight": place.weight,
+    }
 
 
 def _run_record(subjects: Sequence[Subject], run: CheckpointRun) -> dict[str, Any]:

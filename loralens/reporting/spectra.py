@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
 from loralens.analysis.groups import by_block, by_kind
-from loralens.analysis.outliers import outliers
+from loralens.analysis.outliers import find_outliers
 from loralens.charts.grid import Grid, all_blocks, arithmetic_mean
 from loralens.charts.spec import ColourScale, Limits
 from loralens.charts.spectrum import (
@@ -152,6 +152,6 @@ def _tables(subject: Subject, numbers: Numbers, tables: ResultTables) -> list[Pa
         kinds_table(lambda _: tables.groups("kind", kinds), subject.spectra, numbers),
         PageTable(tables.groups("block", by_block(subject.spectra)), folded=True),
     ]
-    standouts = outliers(subject.spectra)[:OUTLIERS]
+    standouts = find_outliers(subject.spectra)[:OUTLIERS]
     modules = [[numbers[outlier.name]] for outlier in standouts]
     return [*listed, *([PageTable(tables.outliers(standouts), modules, folded=True)] if standouts else [])]

@@ -157,7 +157,7 @@ def _together(labels: Sequence[str], collection: Collection) -> list[str]:
         conflict = collection.conflicts[0]
         names = f"{labels[conflict.first]} and {labels[conflict.second]}"
         sentences.append(
-            f"The conflict with the largest effect is between {names} in {conflict.where}: cosine "
+            f"The conflict with the largest effect is between {names} in {conflict.location}: cosine "
             f"{signed(conflict.cosine)} over {count(conflict.modules, 'module')}."
         )
     else:

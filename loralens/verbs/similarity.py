@@ -150,6 +150,6 @@ def _compare_collection(
         energy=energy,
         tree=tree,
         order=order,
-        fights=find_interactions(pairs, fights=True),
-        agreements=find_interactions(pairs, fights=False),
+        fights=find_interactions(pairs, opposing=True),
+        agreements=find_interactions(pairs, opposing=False),
     )

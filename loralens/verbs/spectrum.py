@@ -175,7 +175,6 @@ class SpectrumResult(Tabular, Mapping[str, Spectrum]):
     def tables(self) -> list[Table[Any]]:
         """For every adapter its modules, its kinds, its blocks, and the modules that stand apart."""
         # Imported here because scripts call --json in loops, and these tables are for people only.
-        from loralens.analysis.outliers import outliers
         from loralens.verbs.outputs.groups import OUTLIER_COLUMNS, groups_table
 
         return [
@@ -185,7 +184,7 @@ class SpectrumResult(Tabular, Mapping[str, Spectrum]):
                 adapter.table,
                 groups_table("kind", by_kind(adapter.spectra)),
                 groups_table("block", by_block(adapter.spectra)[:BLOCKS_SHOWN]),
-                Table(OUTLIERS_TITLE, OUTLIER_COLUMNS, outliers(adapter.spectra)[:OUTLIERS_SHOWN]),
+                Table(OUTLIERS_TITLE, OUTLIER_COLUMNS, find_outliers(adapter.spectra)[:OUTLIERS_SHOWN]),
             )
         ]
 

@@ -25,7 +25,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/analysis/checks/test_strength.py",),
     ),
     Mutant(
-        "_suspect",
+        "look",
         "len(hit) == len(exam.readings)",
         "len(hit) > len(exam.readings)",
         ("tests/analysis/checks/test_strength.py",),
@@ -51,14 +51,14 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("_is_block_diagonal", "min(first) >= 0", "max(first) >= 0", ("tests/analysis/checks/test_strength.py",)),
     Mutant(
         "look",
-        "all(_alpha_is_rank(one) for one in pairs.values())",
-        "any(_alpha_is_rank(one) for one in pairs.values())",
+        "all(one.module.scaling.alpha",
+        "any(one.module.scaling.alpha",
         ("tests/analysis/checks/test_strength.py",),
     ),
     Mutant(
-        "_alpha_is_rank",
-        "reading.module.scaling.alpha == reading.module.rank",
-        "reading.module.scaling.alpha != reading.module.rank",
+        "look",
+        "one.module.scaling.alpha == one.module.rank",
+        "one.module.scaling.alpha != one.module.rank",
         ("tests/analysis/checks/test_strength.py",),
     ),
     Mutant(
@@ -68,7 +68,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/analysis/test_equality.py",),
     ),
     Mutant("_relative_dense", "max(norms)", "min(norms)", ("tests/analysis/test_equality.py",)),
-    Mutant("_summary", "norm / adapter_norm", "norm * adapter_norm", ("tests/analysis/test_spectrum.py",)),
+    Mutant("_group", "norm / adapter_norm", "norm * adapter_norm", ("tests/analysis/test_spectrum.py",)),
     Mutant(
         "Inspection.parameters",
         "sum(module.parameters for module in self.modules.values())",
@@ -96,7 +96,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant("Pairwise.common", "self.ranks > 0", "self.ranks >= 0", ("tests/analysis/test_pairwise.py",)),
     Mutant("_of_factor", "widths[i] = s.size", "widths[i] = update.rank", ("tests/analysis/test_pairwise.py",)),
-    Mutant("_phi", "squares / smaller", "squares * smaller", ("tests/analysis/test_pairwise.py",)),
+    Mutant("_measure", "squares / smaller", "squares * smaller", ("tests/analysis/test_pairwise.py",)),
     Mutant(
         "initialisation",
         "max(one.directions) / one.shape[end]",

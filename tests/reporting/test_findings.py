@@ -258,7 +258,7 @@ def test_one_random_start(seen: Seen) -> None:
     mean = np.mean(list(cosines.values()))
     (evidence,) = notice.evidence
     least = f"cosine {math.floor(100 * mean) / 100:.2f} or more" if mean < 1 - 1e-6 else "cosine 1"
-    assert f"noisy points ({least}): they began from one random A" in evidence
+    assert f"noisy ({least}): they began from one random A" in evidence
 
 
 def test_several_modules_of_one_finding(tmp_path: Path) -> None:

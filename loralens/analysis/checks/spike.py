@@ -21,7 +21,7 @@ def look(exam: Examination) -> Iterator[Diagnosis]:
         for name, spectrum in exam.spectra.items()
         if min(spectrum.rank, *spectrum.shape) >= SMALLEST_RANK and 0 < spectrum.stable_rank < 1 / ENERGY
     ]
-    for stable, name, spectrum in sorted(spikes, key=lambda spike: spike[:2]):
+    for stable, name, spectrum in sorted(spikes, key=lambda spike: spike[:2]):  # spectra have no order
         rounding = spectrum.numerical_rank < 2  # the other singular values are rounding errors of 0
         ratio = ", the others are 0 up to rounding" if rounding else f", σ₁/σ₂ = {spectrum.s[0] / spectrum.s[1]:.3g}"
         evidence = f"one of {spectrum.rank} directions holds {fixed('.2%')(1 / stable)} of the energy{ratio}"

@@ -272,7 +272,7 @@ class CollectionSimilarity(Tabular):
             for interaction in interactions[:LINES]:
                 names = f"{labels[interaction.first]} and {labels[interaction.second]}"
                 strength = f"cosine {interaction.cosine:+.3f} over {count(interaction.modules, 'module')}"
-                sentences.append(f"  {names} {verb} in {interaction.where}: {strength}")
+                sentences.append(f"  {names} {verb} in {interaction.location}: {strength}")
             if len(interactions) > LINES:
                 sentences.append(f"  … and {len(interactions) - LINES} more: --json lists them")
         return sentences

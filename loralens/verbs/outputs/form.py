@@ -133,8 +133,7 @@ class OutputFormat:
         # Factors in a float dtype are read back as they are. Those of loralens-q come back rounded to integers.
         if self.bits is None:
             return adapter, self.size(adapter)
-        # quantise also measures its error, which the caller measures against the source instead.
-        return quantise(adapter, bits=self.bits)[0], self.size(adapter)
+        return quantise(adapter, bits=self.bits), self.size(adapter)
 
 
 def check_known(adapter: Adapter, to: str) -> None:

@@ -114,6 +114,6 @@ RELATION_COLUMNS: tuple[Column[Relation], ...] = (
     Column("phi_first", lambda row: row.first, "φ(1,1) nearest", fixed(".3f"), priority=4),
     Column("same_block", lambda row: row.same, "φ(all) same block", fixed(".4f"), priority=8),
     Column("next_block", lambda row: row.next, "next block", fixed(".4f"), priority=6),
-    Column("farther", lambda row: row.apart, "farther", fixed(".4f"), priority=5),
+    Column("farther", lambda row: row.farther, "farther", fixed(".4f"), priority=5),
     Column("chance", lambda row: row.chance, "chance", fixed(".2g"), priority=7),
 )

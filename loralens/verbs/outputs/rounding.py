@@ -129,7 +129,7 @@ def round_factors(
     if bits is not None:
         # Quantising integers again would round them a second time.
         plain = {name: m for name, m in adapter.items() if m.origin is None or m.origin.format != QUANTISED}
-        quantised, _ = quantise(replace(adapter, modules=plain), bits=bits, threads=cpu_count() or 1)
+        quantised = quantise(replace(adapter, modules=plain), bits=bits, threads=cpu_count() or 1)
         return replace(adapter, modules={**adapter.modules, **quantised.modules})
     if dtype is None:
         return adapter
