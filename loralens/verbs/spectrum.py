@@ -175,6 +175,7 @@ class SpectrumResult(Tabular, Mapping[str, Spectrum]):
     def tables(self) -> list[Table[Any]]:
         """For every adapter its modules, its kinds, its blocks, and the modules that stand apart."""
         # Imported here because scripts call --json in loops, and these tables are for people only.
+        from loralens.analysis.outliers import find_outliers
         from loralens.verbs.outputs.groups import OUTLIER_COLUMNS, groups_table
 
         return [
