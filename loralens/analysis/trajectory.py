@@ -9,9 +9,10 @@ import numpy as np
 
 from loralens.analysis.compare.clusters import connected_groups
 from loralens.analysis.compare.equality import differences
-from loralens.analysis.compare.pairwise import Side, known_mean, pairwise
+from loralens.analysis.compare.pairwise import known_mean, pairwise
 from loralens.analysis.groups import mean_effective_rank, total_norm
 from loralens.analysis.spectrum import Spectrum, measure_spectrum
+from loralens.choices import Side
 from loralens.core.adapter import Adapter
 from loralens.core.names import select
 from loralens.core.naming.matching import same_modules

@@ -13,9 +13,10 @@ from loralens.arithmetic.dora import Stretches, Weights
 from loralens.arithmetic.dora_combination import DoraCombination, add_stretches
 from loralens.arithmetic.elementwise import Modules
 from loralens.arithmetic.entries import Fused
-from loralens.arithmetic.method import CombiningMethod, Space, find_combining_method
+from loralens.arithmetic.method import CombiningMethod, find_combining_method
 from loralens.arithmetic.methods import METHODS
 from loralens.arithmetic.quality import CombinationQuality, Quality, relative, total_quality
+from loralens.choices import Space
 from loralens.core.adapter import Adapter
 from loralens.core.carried import NONE, combine_extras
 from loralens.core.joint import Core, Joint, Lift

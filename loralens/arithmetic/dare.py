@@ -5,7 +5,7 @@ import numpy as np
 from loralens.arithmetic.election import add_updates, elected_mean
 from loralens.arithmetic.elementwise import exact_sum, fuse_entries
 from loralens.arithmetic.entries import Entries, Fuse, Fused, Workspace
-from loralens.arithmetic.method import Space
+from loralens.choices import Space
 from loralens.core.joint import Joint
 from loralens.core.lazy import Array
 from loralens.linalg.draws import STEPS, Draws

@@ -8,7 +8,7 @@ from loralens.arithmetic.dare import adapter_draws
 from loralens.arithmetic.election import elected_mean
 from loralens.arithmetic.elementwise import fuse_entries
 from loralens.arithmetic.entries import Entries, Fuse, Fused, Workspace
-from loralens.arithmetic.method import Space
+from loralens.choices import Space
 from loralens.core.joint import Joint
 from loralens.core.lazy import Array
 from loralens.errors import OptionError

@@ -8,8 +8,8 @@ from typing import TypeVar, final
 import numpy as np
 
 from loralens.arithmetic.entries import Entries, Fuse, Fused
-from loralens.arithmetic.method import Space
 from loralens.arithmetic.spaces import entries_in_space
+from loralens.choices import Space
 from loralens.core.joint import Joint
 from loralens.core.lowrank import LowRank
 from loralens.core.threads import Step, in_threads

@@ -3,7 +3,7 @@
 from loralens.arithmetic.election import add_updates, trim_entries
 from loralens.arithmetic.elementwise import exact_sum, fuse_entries
 from loralens.arithmetic.entries import Entries, Fuse, Fused
-from loralens.arithmetic.method import Space
+from loralens.choices import Space
 from loralens.core.joint import Joint
 
 

@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from math import inf, isfinite
-from typing import TYPE_CHECKING, Any, Literal, final
+from typing import TYPE_CHECKING, Any, final
 
+from loralens.choices import Space
 from loralens.errors import OptionError
 
 # The command line lists methods without importing NumPy; a rule is imported when it is used.
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from loralens.core.lowrank import LowRank
     from loralens.linalg.factor import Floats
 
-Space = Literal["full", "knots", "core"]
 # The default comes first: ΔW itself, in which the papers of the elementwise rules define them.
 SPACES: tuple[Space, ...] = ("full", "knots", "core")
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from loralens.arithmetic.entries import DenseMatrix, Entries, Fuse, Fused, Product
 from loralens.arithmetic.knots import output_basis
-from loralens.arithmetic.method import Space
+from loralens.choices import Space
 from loralens.core.joint import COMBINED, Joint
 from loralens.core.lowrank import LowRank
 from loralens.linalg.factor import Floats, Integers

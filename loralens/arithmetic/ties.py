@@ -6,7 +6,7 @@ from typing import Any
 from loralens.arithmetic.election import elected_mean, trim_entries
 from loralens.arithmetic.elementwise import Modules, exact_sum, fuse_entries, whole_cutoffs
 from loralens.arithmetic.entries import Entries, Fuse, Fused
-from loralens.arithmetic.method import Space
+from loralens.choices import Space
 from loralens.core.joint import Joint
 
 

@@ -6,10 +6,11 @@ from math import isfinite
 import numpy as np
 
 from loralens.analysis.compare.interference import Interference
-from loralens.analysis.compare.pairwise import Pairwise, Side, known_mean
+from loralens.analysis.compare.pairwise import Pairwise, known_mean
 from loralens.charts.grid import KINDS, Grid
 from loralens.charts.names import fit_name, stride
 from loralens.charts.spec import Band, Cell, ColourScale, Figure, HeatMap
+from loralens.choices import Side
 from loralens.core.names import block
 from loralens.errors import OptionError
 from loralens.linalg.factor import Floats

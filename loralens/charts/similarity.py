@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from loralens.analysis.compare.pairwise import Of
 from loralens.analysis.compare.similarity import Comparison
 from loralens.charts.grid import Grid, arithmetic_mean
 from loralens.charts.names import Column, block_names, block_order, fit_name
 from loralens.charts.spec import Band, ColourScale, Figure, HeatMap, Overlaps
+from loralens.choices import Of
 from loralens.core.names import Block, block, kind, natural_key
 from loralens.linalg.chance import overlap_chance
 from loralens.linalg.subspace import Overlap

@@ -6,11 +6,11 @@ from itertools import accumulate, groupby
 import numpy as np
 
 from loralens.analysis.compare.nested import Nesting
-from loralens.analysis.compare.pairwise import Of, Side
 from loralens.analysis.compare.similarity import side_of
 from loralens.charts.names import fit_name
 from loralens.charts.similarity import WHOSE, colour_top
 from loralens.charts.spec import Band, Cell, ColourScale, Figure, HeatMap
+from loralens.choices import Of, Side
 from loralens.core.names import block, kind
 from loralens.errors import OptionError
 

@@ -4,9 +4,9 @@ from typing import Any
 
 import click
 
+import loralens
 from loralens.cli import options
 from loralens.cli.show import RowOptions, show
-from loralens.verbs.amplify import amplify
 
 
 @click.command("amplify")
@@ -50,4 +50,4 @@ def command(adapter: str, rows: RowOptions, **keywords: Any) -> None:
     over them with its z-score, and the largest share that any directions could catch. The weights of the base are read
     one at a time.
     """
-    show(amplify(adapter, **keywords), rows)
+    show(loralens.amplify(adapter, **keywords), rows)

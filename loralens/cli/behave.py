@@ -4,9 +4,9 @@ from typing import Any
 
 import click
 
+import loralens
 from loralens.cli import options
 from loralens.cli.show import RowOptions, show
-from loralens.verbs.behave import behave
 
 
 def _store(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> None:
@@ -39,4 +39,4 @@ def command(adapters: tuple[str, ...], rows: RowOptions, **keywords: Any) -> Non
 
     `--adapters A B` means the same as A B.
     """
-    show(behave(*adapters, **keywords), rows)
+    show(loralens.behave(*adapters, **keywords), rows)

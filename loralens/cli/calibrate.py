@@ -4,9 +4,9 @@ from typing import Any
 
 import click
 
+import loralens
 from loralens.cli import options
 from loralens.cli.show import RowOptions, show
-from loralens.verbs.calibrate import calibrate
 
 
 @click.command("calibrate")
@@ -30,4 +30,4 @@ def command(adapter: str, rows: RowOptions, **keywords: Any) -> None:
     later use are enough. The same call on the same machine gives the same bytes.
     """
     options.require_output(keywords)
-    show(calibrate(adapter, **keywords), rows)
+    show(loralens.calibrate(adapter, **keywords), rows)

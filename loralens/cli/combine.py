@@ -1,13 +1,13 @@
 """The command ``loralens combine``: declares its options, calls the verb and shows the result."""
 
-from typing import Any
+from typing import Any, get_args
 
 import click
 
-from loralens.arithmetic.method import SPACES
+import loralens
+from loralens.choices import Space
 from loralens.cli import options
 from loralens.cli.show import RowOptions, show
-from loralens.verbs.combine import combine
 
 
 class Setting(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # not generic in click 8.1
@@ -63,7 +63,7 @@ class Setting(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # not g
 )
 # No default, since a recipe may contain a seed.
 @options.seed("methods that draw at random", default=None)
-@click.option("--space", type=click.Choice(SPACES), help="The space in which an elementwise method works.")
+@click.option("--space", type=click.Choice(get_args(Space)), help="The space in which an elementwise method works.")
 @options.MODULES
 @options.take("several adapters")
 @options.DROP_DEAD
@@ -78,4 +78,4 @@ def command(adapters: tuple[str, ...], rows: RowOptions, **keywords: Any) -> Non
     the weight 0.7; ADAPTER:-1 is subtracted. The recipe is stored in the metadata of OUT, and --recipe OUT follows it
     again.
     """
-    show(combine(*map(options.split_weight, adapters), **keywords), rows)
+    show(loralens.combine(*map(options.split_weight, adapters), **keywords), rows)

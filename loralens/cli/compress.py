@@ -4,11 +4,10 @@ from typing import Any
 
 import click
 
+import loralens
+from loralens.choices import INTEGER_TYPES, QUANTISED
 from loralens.cli import options
 from loralens.cli.show import RowOptions, show
-from loralens.formats.dialects.table import QUANTISED
-from loralens.verbs.compress import compress
-from loralens.verbs.inputs.choices import INTEGER_TYPES
 
 
 @click.command("compress")
@@ -39,4 +38,4 @@ def command(source: str, rows: RowOptions, **keywords: Any) -> None:
     copied. The errors are those of the written file, read back. The source is never overwritten.
     """
     options.require_output(keywords)
-    show(compress(source, **keywords), rows)
+    show(loralens.compress(source, **keywords), rows)

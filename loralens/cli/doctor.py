@@ -5,10 +5,10 @@ from typing import Any, get_args
 
 import click
 
-from loralens.analysis.checks.diagnosis import LEVELS
+import loralens
+from loralens.choices import Level, MergeDType, PredictedRounding
 from loralens.cli import options
 from loralens.cli.show import RowOptions, show, tell_written
-from loralens.verbs.doctor import MergeDType, Rounding, doctor
 
 
 @click.command("doctor")
@@ -20,13 +20,13 @@ from loralens.verbs.doctor import MergeDType, Rounding, doctor
     type=click.Choice(get_args(MergeDType)),
     help="The dtype of the merged model whose rounding is foretold. [default: the dtypes of the base]",
 )
-@options.rounding(get_args(Rounding))
+@options.rounding(get_args(PredictedRounding))
 @click.option(
     "--sarif", type=options.PATH, metavar="FILE", help="Also write the findings to FILE as SARIF 2.1.0, for CI systems."
 )
 @click.option(
     "--fail-on",
-    type=click.Choice(LEVELS),
+    type=click.Choice(get_args(Level)),
     help="Exit with code 1 if there is a finding of this level or a more serious one.",
 )
 @options.rows(csv="finding")
@@ -38,7 +38,7 @@ def command(adapters: tuple[str, ...], sarif: Path | None, rows: RowOptions, **k
     each other. A file that cannot be read is a finding too. The exit code is 0 whatever is found, unless --fail-on is
     given. How a merge with error feedback would round is known only from merging, so --rounding does not offer it.
     """
-    result = doctor(*adapters, sarif=sarif, **keywords)
+    result = loralens.doctor(*adapters, sarif=sarif, **keywords)
     if sarif:
         tell_written(sarif)
     show(result, rows)

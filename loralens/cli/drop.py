@@ -4,9 +4,9 @@ from typing import Any
 
 import click
 
+import loralens
 from loralens.cli import options
 from loralens.cli.show import RowOptions, show
-from loralens.verbs.drop import drop
 
 
 @click.command("drop")
@@ -27,4 +27,4 @@ def command(adapter: str, modules: tuple[str, ...], rows: RowOptions, **keywords
     The other modules keep their stored bits. What belongs to a dropped module (a magnitude of DoRA, a bias on B) is
     dropped with it; heads and other tensors that were trained in full stay.
     """
-    show(drop(adapter, modules, **keywords), rows)
+    show(loralens.drop(adapter, modules, **keywords), rows)

@@ -4,9 +4,9 @@ from typing import Any
 
 import click
 
+import loralens
 from loralens.cli import options
 from loralens.cli.show import RowOptions, show
-from loralens.verbs.equal import equal
 
 
 @click.command("equal")
@@ -31,7 +31,7 @@ def command(first: str, second: str, rows: RowOptions, **keywords: Any) -> None:
     for the adapter that does not state its own. If one of two GGUF files states the head counts, they are used for
     both; otherwise --base is needed. The exit code is 0 if they are equal, 1 if not.
     """
-    result = equal(first, second, **keywords)
+    result = loralens.equal(first, second, **keywords)
     show(result, rows)
     if not result.answer:
         click.get_current_context().exit(1)

@@ -4,10 +4,10 @@ from typing import Any, get_args
 
 import click
 
+import loralens
+from loralens.choices import TaskName
 from loralens.cli import options
 from loralens.cli.show import RowOptions, show
-from loralens.verbs.evaluate import evaluate
-from loralens.verbs.inputs.data import TaskName
 
 
 @click.command("evaluate")
@@ -35,4 +35,4 @@ def command(adapters: tuple[str, ...], rows: RowOptions, **keywords: Any) -> Non
     The labels of a classifier are taken from the adapter if it states them, else from the model if it knows the labels
     of the texts, else from the texts, sorted.
     """
-    show(evaluate(*adapters, **keywords), rows)
+    show(loralens.evaluate(*adapters, **keywords), rows)

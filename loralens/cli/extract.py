@@ -4,10 +4,10 @@ from typing import Any, get_args
 
 import click
 
+import loralens
+from loralens.choices import FLOAT_FORMATS, FLOAT_TYPES, Noise
 from loralens.cli import options
 from loralens.cli.show import RowOptions, show
-from loralens.verbs.extract import FORMATS, Noise, extract
-from loralens.verbs.inputs.choices import FLOAT_TYPES
 
 
 @click.command("extract")
@@ -28,7 +28,7 @@ from loralens.verbs.inputs.choices import FLOAT_TYPES
 @options.UNIFORM
 @click.option("--exact", is_flag=True, help="Take dense SVDs in float64, which is slow for large matrices.")
 # There is no source whose dialect could be the default.
-@click.option("--to", type=click.Choice(FORMATS), default="peft", show_default=True, help="The dialect to write.")
+@click.option("--to", type=click.Choice(FLOAT_FORMATS), default="peft", show_default=True, help="The dialect to write.")
 # There is no adapter whose dtypes could be kept.
 @click.option(
     "--dtype",
@@ -51,4 +51,4 @@ def command(base: str, tuned: str, rows: RowOptions, **keywords: Any) -> None:
     that transformers 5 has in memory.
     """
     options.require_output(keywords)
-    show(extract(base, tuned, **keywords), rows)
+    show(loralens.extract(base, tuned, **keywords), rows)

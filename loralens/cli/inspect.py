@@ -1,27 +1,13 @@
 """The command ``loralens inspect``: declares its options, calls the verb and shows the result."""
 
-from typing import Any
+from typing import Any, get_args
 
 import click
 
+import loralens
+from loralens.choices import Consumer
 from loralens.cli import options
 from loralens.cli.show import RowOptions, show
-from loralens.verbs.inspect import inspect
-
-
-class ConsumerType(click.Choice[str]):
-    """The programs whose rules are known, looked up when needed: the rules take as long to import as click."""
-
-    def __init__(self) -> None:
-        # click's own constructor would ask for the choices.
-        self.case_sensitive = True
-
-    @property
-    def choices(self) -> tuple[str, ...]:  # type: ignore[override]  # where click has an attribute
-        """The names of the programs."""
-        from loralens.analysis.clients.rules import CONSUMERS
-
-        return tuple(CONSUMERS)
 
 
 @click.command("inspect")
@@ -32,7 +18,7 @@ class ConsumerType(click.Choice[str]):
     "--consumer",
     "--for",
     "consumer",
-    type=ConsumerType(),
+    type=click.Choice(get_args(Consumer)),
     help="Say what this program rejects or ignores. Exit with code 1 if it rejects the adapter or applies it wrongly.",
 )
 @options.rows(csv="module")
@@ -42,7 +28,7 @@ def command(adapters: tuple[str, ...], rows: RowOptions, **keywords: Any) -> Non
 
     ADAPTER is a file, a folder that holds one, or a Hub id in the local cache.
     """
-    result = inspect(*adapters, **keywords)
+    result = loralens.inspect(*adapters, **keywords)
     if rows.as_json or rows.as_csv:
         show(result, rows)
     else:

@@ -4,9 +4,9 @@ from typing import Any
 
 import click
 
+import loralens
 from loralens.cli import options
 from loralens.cli.show import RowOptions, show
-from loralens.verbs.interpolate import interpolate
 
 
 @click.command("interpolate")
@@ -29,4 +29,4 @@ def command(first: str, second: str, at: float, rows: RowOptions, **keywords: An
     With --modules only these modules are interpolated, and the others are those of A. The number t may lie outside [0,
     1]. For the arc instead of the line: loralens combine --method slerp.
     """
-    show(interpolate(first, second, at, **keywords), rows)
+    show(loralens.interpolate(first, second, at, **keywords), rows)

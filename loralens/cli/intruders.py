@@ -4,10 +4,10 @@ from typing import Any, get_args
 
 import click
 
+import loralens
+from loralens.choices import FloatType
 from loralens.cli import options
 from loralens.cli.show import RowOptions, show
-from loralens.verbs.inputs.choices import FloatType
-from loralens.verbs.intruders import intruders
 
 
 @click.command("intruders")
@@ -79,4 +79,4 @@ def command(adapter: str, rows: RowOptions, **keywords: Any) -> None:
     # --remove without -o would have no effect, and -o without --remove nothing to write.
     if (keywords["remove"] is None) != (keywords["output"] is None):
         raise click.UsageError("--remove and -o belong together")
-    show(intruders(adapter, **keywords), rows)
+    show(loralens.intruders(adapter, **keywords), rows)

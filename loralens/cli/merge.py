@@ -4,10 +4,10 @@ from typing import Any, get_args
 
 import click
 
+import loralens
+from loralens.choices import ModelDtype, RoundingMode
 from loralens.cli import options
 from loralens.cli.show import RowOptions, show
-from loralens.merging.rounding import Mode
-from loralens.verbs.merge import ModelDtype, merge
 
 
 @click.command("merge")
@@ -29,7 +29,7 @@ from loralens.verbs.merge import ModelDtype, merge
 @click.option(
     "--measure", is_flag=True, help="Measure how much of every update arrived, even if no certificate is written."
 )
-@options.rounding(get_args(Mode))
+@options.rounding(get_args(RoundingMode))
 @options.seed("stochastic rounding", least=None)
 @click.option(
     "--dtype",
@@ -58,4 +58,4 @@ def command(adapters: tuple[str, ...], measure: bool, rows: RowOptions, **keywor
     """
     # Without a measurement there would be nothing to show as JSON or CSV.
     measure = measure or rows.as_json or rows.as_csv
-    show(merge(*map(options.split_weight, adapters), measure=measure, **keywords), rows)
+    show(loralens.merge(*map(options.split_weight, adapters), measure=measure, **keywords), rows)

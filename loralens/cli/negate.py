@@ -4,9 +4,9 @@ from typing import Any
 
 import click
 
+import loralens
 from loralens.cli import options
 from loralens.cli.show import RowOptions, show
-from loralens.verbs.negate import negate
 
 
 @click.command("negate")
@@ -18,4 +18,4 @@ def command(adapter: str, rows: RowOptions, **keywords: Any) -> None:
 
     With --modules only these modules change. The factors keep their bits: only the scale changes its sign.
     """
-    show(negate(adapter, **keywords), rows)
+    show(loralens.negate(adapter, **keywords), rows)

@@ -8,9 +8,8 @@ from typing import Any, TypeVar
 
 import click
 
+from loralens.choices import FLOAT_TYPES, TARGET_FORMATS
 from loralens.cli.show import RowOptions
-from loralens.formats.files.location import existing_path
-from loralens.verbs.inputs.choices import FLOAT_TYPES, TARGET_FORMATS
 
 Command = Callable[..., None]
 F = TypeVar("F", bound=Callable[..., Any])
@@ -96,6 +95,9 @@ def split_weight(text: str) -> tuple[str, float]:
     except ValueError:
         return text, 1.0
     # If the path before the colon does not exist, the error is about the path, not about the weight.
+    # Imported here, since the help of commands, which imports this file, starts no NumPy.
+    from loralens.formats.files.location import existing_path
+
     existing_path(Path(path))
     if not isfinite(weight):
         raise click.BadParameter(f"{text}: the weight must be a finite number")

@@ -4,9 +4,9 @@ from typing import Any
 
 import click
 
+import loralens
 from loralens.cli import options
 from loralens.cli.show import show_json, tell_written
-from loralens.verbs.report import report
 
 
 @click.command("report")
@@ -41,7 +41,7 @@ def command(adapters: tuple[str, ...], as_json: bool, **keywords: Any) -> None:
     # The page is the result; only the numbers can be had without it.
     if keywords["output"] is None and not as_json:
         raise click.UsageError("Missing option '-o': say where to write the page, or give --json")
-    result = report(*adapters, **keywords)
+    result = loralens.report(*adapters, **keywords)
     for path in result.written:
         tell_written(path)
     if as_json:

@@ -4,9 +4,9 @@ from typing import Any
 
 import click
 
+import loralens
 from loralens.cli import options
 from loralens.cli.show import RowOptions, show
-from loralens.verbs.scale import scale
 
 
 @click.command("scale")
@@ -27,4 +27,4 @@ def command(adapter: str, by: float, rows: RowOptions, **keywords: Any) -> None:
     With --modules only these modules change. The factors keep their bits: only the scale changes. With --by 0 every ΔW
     is zero.
     """
-    show(scale(adapter, by, **keywords), rows)
+    show(loralens.scale(adapter, by, **keywords), rows)

@@ -4,10 +4,10 @@ from typing import Any, get_args
 
 import click
 
-from loralens.analysis.compare.pairwise import Of, Side
+import loralens
+from loralens.choices import Of, Side
 from loralens.cli import options
 from loralens.cli.show import RowOptions, show
-from loralens.verbs.similarity import similarity
 
 
 @click.command("similarity")
@@ -44,4 +44,4 @@ def command(adapters: tuple[str, ...], rows: RowOptions, **keywords: Any) -> Non
     angles and CKA of every module. Three and more: every pair, clustered. --alpha and --scale are used for files that
     do not state their own.
     """
-    show(similarity(*adapters, **keywords), rows)
+    show(loralens.similarity(*adapters, **keywords), rows)

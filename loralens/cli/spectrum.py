@@ -4,9 +4,10 @@ from typing import Any, get_args
 
 import click
 
+import loralens
+from loralens.choices import Sort
 from loralens.cli import options
 from loralens.cli.show import RowOptions, show
-from loralens.verbs.spectrum import Sort, spectrum
 
 
 @click.command("spectrum")
@@ -30,4 +31,4 @@ def command(adapters: tuple[str, ...], rows: RowOptions, **keywords: Any) -> Non
     ADAPTER is a file, a folder that holds one, or a Hub id in the local cache. ΔW is never formed: the cost is O((out +
     in)·r²) per module.
     """
-    show(spectrum(*adapters, **keywords), rows)
+    show(loralens.spectrum(*adapters, **keywords), rows)

@@ -4,9 +4,9 @@ from typing import Any
 
 import click
 
+import loralens
 from loralens.cli import options
 from loralens.cli.show import RowOptions, show
-from loralens.verbs.subtract import subtract
 
 
 @click.command("subtract")
@@ -21,4 +21,4 @@ def command(first: str, second: str, rows: RowOptions, **keywords: Any) -> None:
 
     With --modules B is subtracted only in these modules. What is equal in both becomes exact zeros.
     """
-    show(subtract(first, second, **keywords), rows)
+    show(loralens.subtract(first, second, **keywords), rows)

@@ -5,9 +5,9 @@ from typing import Any
 
 import click
 
+import loralens
 from loralens.cli import options
 from loralens.cli.show import RowOptions, show
-from loralens.verbs.survey import survey
 
 
 @click.command("survey")
@@ -22,4 +22,4 @@ def command(folder: Path, rows: RowOptions, **keywords: Any) -> None:
     A file that should be an adapter and cannot be read is listed with the reason. Whole models are recognised by their
     headers, and only counted. The exit code is 0 whatever is there.
     """
-    show(survey(folder, **keywords), rows)
+    show(loralens.survey(folder, **keywords), rows)

@@ -4,14 +4,12 @@ from typing import Any, get_args
 
 import click
 
+import loralens
+from loralens.choices import MethodName, Optimiser, Schedule, TaskName
 from loralens.cli import options
 from loralens.cli.show import RowOptions, show
 from loralens.cli.train_show import TrainingLine
-from loralens.training.course import Optimiser, Schedule
-from loralens.training.method import MethodName
-from loralens.verbs.inputs.data import TaskName
 from loralens.verbs.outputs.run_display import displaying_runs
-from loralens.verbs.train import train
 
 
 # Options without a default are those that --demo may fill in. The verb sets their defaults, and the help texts repeat
@@ -163,7 +161,7 @@ def command(rows: RowOptions, **keywords: Any) -> None:
     On several GPUs: torchrun --nproc-per-node N -m loralens train …
     """
     with displaying_runs(TrainingLine):
-        result = train(**keywords)
+        result = loralens.train(**keywords)
     # Of several processes under torchrun the first alone prints.
     if result.main:
         show(result, rows)

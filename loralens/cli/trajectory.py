@@ -4,9 +4,9 @@ from typing import Any
 
 import click
 
+import loralens
 from loralens.cli import options
 from loralens.cli.show import RowOptions, show
-from loralens.verbs.trajectory import trajectory
 
 
 @click.command("trajectory")
@@ -23,4 +23,4 @@ def command(adapters: tuple[str, ...], rows: RowOptions, **keywords: Any) -> Non
     nothing is concluded from their order. Losses are read from the trainer_state.json of the latest step, or from the
     log of loralens train.
     """
-    show(trajectory(*adapters, **keywords), rows)
+    show(loralens.trajectory(*adapters, **keywords), rows)

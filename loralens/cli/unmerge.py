@@ -5,9 +5,9 @@ from typing import Any
 
 import click
 
+import loralens
 from loralens.cli import options
 from loralens.cli.show import RowOptions, show
-from loralens.verbs.unmerge import unmerge
 
 
 @click.command("unmerge")
@@ -38,4 +38,4 @@ def command(merged: Path, adapter: tuple[str, ...], rows: RowOptions, **keywords
     the update is subtracted instead, and the entries that rounding leaves uncertain are counted. Several merges are
     undone in reverse order.
     """
-    show(unmerge(merged, adapter=[*map(options.split_weight, adapter)], **keywords), rows)
+    show(loralens.unmerge(merged, adapter=[*map(options.split_weight, adapter)], **keywords), rows)

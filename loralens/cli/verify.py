@@ -4,10 +4,10 @@ from typing import Any, get_args
 
 import click
 
+import loralens
+from loralens.choices import RoundingMode
 from loralens.cli import options
 from loralens.cli.show import RowOptions, show
-from loralens.merging.rounding import Mode
-from loralens.verbs.verify import verify
 
 
 @click.command("verify")
@@ -20,7 +20,7 @@ from loralens.verbs.verify import verify
     metavar="ADAPTER[:W]",
     help="An adapter that was merged, with weight W. Repeatable.",
 )
-@options.rounding(get_args(Mode))
+@options.rounding(get_args(RoundingMode))
 @options.seed("stochastic rounding", least=None)
 @options.untying(
     "Whether the merge gave the head a weight of its own. [default: as in MERGED, or if the adapter needs one]"
@@ -38,7 +38,7 @@ def command(merged: str, adapter: tuple[str, ...], rows: RowOptions, **keywords:
     missing. The answer for the model is that of its worst module. The exit code is 0 for exact and rounded, 1 for
     partial and absent.
     """
-    result = verify(merged, adapter=[*map(options.split_weight, adapter)], **keywords)
+    result = loralens.verify(merged, adapter=[*map(options.split_weight, adapter)], **keywords)
     show(result, rows)
     if not result.answer:
         click.get_current_context().exit(1)

@@ -4,8 +4,9 @@ from collections.abc import Callable, Collection, ItemsView, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, Self, final, overload
+from typing import TYPE_CHECKING, Any, Self, final, overload
 
+from loralens.choices import Level
 from loralens.core.lazy import LazyArray
 from loralens.core.names import matches, natural_key, nearest, wild
 from loralens.errors import OptionError, UnknownModuleError
@@ -14,8 +15,6 @@ from loralens.tables.table import Column, Table
 
 if TYPE_CHECKING:  # its classes are needed for LyCORIS files only
     from loralens.core.structured import Update
-
-Level = Literal["error", "warning", "note"]
 
 
 @dataclass(frozen=True, slots=True)

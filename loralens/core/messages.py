@@ -11,16 +11,17 @@ from collections.abc import Container, Iterable
 from shlex import quote
 from typing import TYPE_CHECKING
 
+from loralens.choices import Level
 from loralens.errors import visible
 
 if TYPE_CHECKING:
-    from loralens.core.adapter import Finding, Level
+    from loralens.core.adapter import Finding
 
 LOGGER = logging.getLogger("loralens")
 LEVELS = {"error": logging.ERROR, "warning": logging.WARNING, "note": logging.INFO}
 
 
-def tell(level: "Level", text: str, fix: str = "") -> None:
+def tell(level: Level, text: str, fix: str = "") -> None:
     """Log a message; control characters in it are escaped."""
     # `visible` escapes control characters, since texts from files could otherwise act on a terminal.
     LOGGER.log(LEVELS[level], "%s", visible(text) + (f"\n  fix: {visible(fix)}" if fix else ""))

@@ -7,18 +7,12 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
+from loralens.choices import QUANTISED
 from loralens.core.adapter import Adapter
 from loralens.core.scaling import Scaling
 from loralens.core.weights import check_rows
 from loralens.errors import FormatError, MismatchError, OptionError, place
-from loralens.formats.dialects.table import (
-    FORMATS,
-    GGUF,
-    QUANTISED,
-    WRITTEN_WITH,
-    Format,
-    WriterOptions,
-)
+from loralens.formats.dialects.table import FORMATS, GGUF, WRITTEN_WITH, Format, WriterOptions
 from loralens.formats.files.container import RECORD, Files, Stored, read_json, read_safetensors
 from loralens.formats.files.location import adapter_file, config_beside, is_gguf, is_pickle
 

@@ -8,17 +8,16 @@ DoRA's gain g the result is round(g·(W + D)).
 
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from typing import Any, Literal, final
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import DTypeLike
 
+from loralens.choices import RoundingMode
 from loralens.core.lazy import Array
 from loralens.linalg.draws import STEPS, Draws
 from loralens.linalg.exact import Singles
 from loralens.linalg.rounding import other_neighbour, round_to_dtype
-
-Mode = Literal["nearest", "stochastic", "feedback"]
 
 # Dtypes in which a trained update is far above the unit in the last place, so they are always rounded to the nearest.
 WIDE = (np.dtype(np.float32), np.dtype(np.float64))
@@ -40,7 +39,7 @@ class MergeRounding:
         Index of the first entry. A random number belongs to an entry, so it does not depend on the division in blocks.
     """
 
-    mode: Mode = "nearest"
+    mode: RoundingMode = "nearest"
     seed: int = 0
     key: str = ""
     offset: int = 0

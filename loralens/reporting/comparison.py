@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 
 from loralens.analysis.compare.interference import LARGE, Interaction, far_cosine
-from loralens.analysis.compare.pairwise import SHARED, Side
+from loralens.analysis.compare.pairwise import SHARED
 from loralens.analysis.compare.similarity import Comparison
 from loralens.charts.pairwise import conflict_map, pair_matrices, shared_energy_map
 from loralens.charts.similarity import phi_maps
+from loralens.choices import Side
 from loralens.reporting.collection import Collection
 from loralens.reporting.document import PageTable, Paragraph, Part, Picture, Section, SideBySide
 from loralens.reporting.result_tables import ResultTables

@@ -3,15 +3,14 @@
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from math import cos, inf, pi
-from typing import Any, Literal, final, get_args
+from typing import Any, final, get_args
 
 import numpy as np
 
+from loralens.choices import Optimiser, Schedule
 from loralens.errors import OptionError
 from loralens.training.number import as_float, as_int
 
-Optimiser = Literal["adamw", "sgd"]
-Schedule = Literal["constant", "linear", "cosine"]
 # LoRA+ multiplies the rate of B by 16, and the optimisers of torch compute in float32, whose largest number is 3.4e38.
 LARGE = 1e36
 

@@ -1,12 +1,11 @@
 """The methods of LoRA training, as data: one row each in `METHODS`."""
 
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import final
 
+from loralens.choices import MethodName
 from loralens.core.names import row_named
 from loralens.core.scaling import Rule
-
-MethodName = Literal["lora", "rslora", "lora+", "dora", "pissa", "frozen-a"]
 
 
 @final

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from loralens.analysis.behaviour import BASE, Behaviour, Contrast, measure_behaviour
+from loralens.choices import FloatType
 from loralens.core.adapter import Adapter
 from loralens.core.messages import warn
 from loralens.core.progress import progress
@@ -14,7 +15,7 @@ from loralens.tables.numbers import fixed, json_number, number
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, Source, labels, read_adapter, sources
-from loralens.verbs.inputs.choices import FloatType, check_counts
+from loralens.verbs.inputs.choices import check_counts
 from loralens.verbs.inputs.cut import Cut, count_cut
 from loralens.verbs.inputs.loaded import Head
 from loralens.verbs.inputs.models import ModelSource, load_model, model_label, restore_settings

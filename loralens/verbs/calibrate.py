@@ -6,6 +6,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Unpack
 
+from loralens.choices import FloatType
 from loralens.compression.calibration import label_loss, measure_moments, next_token_loss
 from loralens.core.adapter import Adapter
 from loralens.core.attached import Attachment
@@ -19,7 +20,7 @@ from loralens.formats.records.moments import check_moments_target, save_moments
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, read_adapter
-from loralens.verbs.inputs.choices import FloatType, check_counts
+from loralens.verbs.inputs.choices import check_counts
 from loralens.verbs.inputs.cut import Cut, count_cut
 from loralens.verbs.inputs.loaded import Loaded
 from loralens.verbs.inputs.models import ModelSource, load_model, model_label, restore_settings

@@ -6,7 +6,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Unpack
 
-from loralens.arithmetic.method import SPACES, Space
+from loralens.arithmetic.method import SPACES
+from loralens.choices import Space
 from loralens.core.recipe import Recipe
 from loralens.errors import OptionError
 from loralens.formats.records.recipes import read_recipe

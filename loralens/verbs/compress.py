@@ -8,6 +8,7 @@ from typing import Any, Unpack
 import numpy as np
 
 from loralens.analysis.clients.rules import experts_differ
+from loralens.choices import QUANTISED, FloatType, IntegerType, TargetFormat
 from loralens.compression.bits import allocate_bits
 from loralens.compression.curve import CurvePoint
 from loralens.compression.informed import data_losses
@@ -22,13 +23,12 @@ from loralens.core.progress import progress
 from loralens.core.ranks import Rule, shared_ranks
 from loralens.core.structured import Structured
 from loralens.errors import place
-from loralens.formats.dialects.table import QUANTISED
 from loralens.tables.numbers import change, exact_size, fixed, percent, shape
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.curve import trade_off
 from loralens.verbs.inputs.adapters import AdapterSource, labels, read_adapter
 from loralens.verbs.inputs.bases import base_weights
-from loralens.verbs.inputs.choices import FloatType, IntegerType, TargetFormat, numpy_dtype
+from loralens.verbs.inputs.choices import numpy_dtype
 from loralens.verbs.outputs.form import PLAIN_BITS, OutputFormat, source_bytes
 from loralens.verbs.outputs.rules import (
     RulesAndReading,

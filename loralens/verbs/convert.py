@@ -5,17 +5,18 @@ from dataclasses import dataclass, replace
 from os import PathLike, cpu_count
 from typing import Any, Unpack
 
+from loralens.choices import QUANTISED, FloatType, TargetFormat
 from loralens.compression.loss import losses, total_error
 from loralens.core.adapter import Adapter
 from loralens.core.structured import Structured, Update
 from loralens.errors import OptionError, place
 from loralens.formats.dialects import record
 from loralens.formats.dialects.experts import fit_experts
-from loralens.formats.dialects.table import FORMATS, QUANTISED
+from loralens.formats.dialects.table import FORMATS
 from loralens.formats.files.container import Stored
 from loralens.tables.numbers import percent
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, read_adapter
-from loralens.verbs.inputs.choices import FloatType, TargetFormat, numpy_dtype
+from loralens.verbs.inputs.choices import numpy_dtype
 from loralens.verbs.outputs.combine_run import check_writing
 from loralens.verbs.outputs.form import PLAIN_BITS, OutputFormat, check_known, writer_options
 from loralens.verbs.outputs.renaming import add_magnitudes, rename_as_in_base, replace_prefixes

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from os import PathLike, cpu_count
 from typing import Any, Unpack
 
+from loralens.choices import FLOAT_TYPES, QUANTISED, TARGET_FORMATS, FloatType, TargetFormat
 from loralens.compression.curve import CurvePoint, curve_ranks, rank_curve
 from loralens.compression.plan import TruncationPlan
 from loralens.compression.protection import Protection
@@ -14,19 +15,11 @@ from loralens.core.progress import progress
 from loralens.core.quantised import direction_bytes
 from loralens.core.structured import Structured
 from loralens.errors import place
-from loralens.formats.dialects.table import QUANTISED
 from loralens.tables.numbers import percent, size, span
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, read_adapter
-from loralens.verbs.inputs.choices import (
-    FLOAT_TYPES,
-    TARGET_FORMATS,
-    FloatType,
-    TargetFormat,
-    check_choice,
-    numpy_dtype,
-)
+from loralens.verbs.inputs.choices import check_choice, numpy_dtype
 from loralens.verbs.outputs.form import PLAIN_BITS, OutputFormat
 from loralens.verbs.outputs.rules import read_moments, read_protection
 

@@ -5,11 +5,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, Unpack, get_args
+from typing import Any, Unpack, get_args
 
 from loralens.analysis.checks.diagnosis import LEVELS, Diagnosis, by_cause
 from loralens.analysis.doctor import UNREADABLE, diagnosis_codes, run_checks
-from loralens.core.adapter import Adapter, Level
+from loralens.choices import FLOAT_TYPES, Level, MergeDType, PredictedRounding
+from loralens.core.adapter import Adapter
 from loralens.core.names import kind
 from loralens.errors import LoraLensError, OptionError
 from loralens.formats.files.location import adapter_file
@@ -19,12 +20,8 @@ from loralens.tables.numbers import count
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import Reading, Source, labels, load_source, sources
-from loralens.verbs.inputs.choices import FLOAT_TYPES, check_choice
+from loralens.verbs.inputs.choices import check_choice
 from loralens.verbs.inputs.examination import examine_adapters, open_base
-
-MergeDType = Literal["bf16", "f16", "f32", "fp8"]
-# A merge has a third way, error feedback, whose effect on one weight depends on the weights before it.
-Rounding = Literal["nearest", "stochastic"]
 
 DTYPES = FLOAT_TYPES | {"fp8": "float8_e4m3fn"}  # option → the name in NumPy and ml_dtypes
 WORST = 3  # modules that the text names of findings with one cause; --json lists all of them
@@ -90,7 +87,7 @@ def doctor(
     base: str | PathLike[str] | None = None,
     modules: Sequence[str] = (),
     dtype: MergeDType | None = None,
-    rounding: Rounding = "nearest",
+    rounding: PredictedRounding = "nearest",
     sarif: str | PathLike[str] | None = None,
     fail_on: Level | None = None,
     **reading: Unpack[Reading],
@@ -129,7 +126,7 @@ def doctor(
         A base that is no model.
     """
     check_choice("dtype", dtype, get_args(MergeDType))
-    check_choice("rounding", str(rounding), get_args(Rounding))
+    check_choice("rounding", str(rounding), get_args(PredictedRounding))
     check_choice("fail_on", fail_on, LEVELS)
     if sarif:  # checked first, as the examination of a large base takes long
         check_log_target(Path(sarif))

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any, Unpack
 
+from loralens.choices import FloatType, TargetFormat
 from loralens.core.adapter import Adapter
 from loralens.core.names import select
 from loralens.core.structured import Update
@@ -13,7 +14,7 @@ from loralens.formats import save
 from loralens.tables.numbers import number, shape
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, sources
-from loralens.verbs.inputs.choices import FloatType, TargetFormat, as_globs, numpy_dtype
+from loralens.verbs.inputs.choices import as_globs, numpy_dtype
 from loralens.verbs.outputs.combine_run import check_writing, form_of, read_source
 from loralens.verbs.outputs.rounding import RoundingCost, round_factors
 from loralens.verbs.outputs.target import Target, Written

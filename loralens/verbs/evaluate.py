@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Unpack, get_args
 
+from loralens.choices import FloatType, TaskName
 from loralens.core.adapter import Adapter
 from loralens.core.attached import Attachment
 from loralens.core.messages import warn
@@ -17,9 +18,9 @@ from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import Reading, Source, labels, read_adapter, sources
 from loralens.verbs.inputs.causality import CAUSAL, check_causal
-from loralens.verbs.inputs.choices import FloatType, check_choice, check_counts
+from loralens.verbs.inputs.choices import check_choice, check_counts
 from loralens.verbs.inputs.cut import Cut, count_cut
-from loralens.verbs.inputs.data import TaskName, Texts, read_data
+from loralens.verbs.inputs.data import Texts, read_data
 from loralens.verbs.inputs.loaded import Loaded
 from loralens.verbs.inputs.models import ModelSource, labels_of, load_headed, model_label, restore_settings
 from loralens.verbs.inputs.texts import TextSource, text_label

@@ -6,15 +6,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, Unpack, get_args
+from typing import Any, Unpack, get_args
 
+from loralens.choices import FLOAT_FORMATS, FLOAT_TYPES, FloatType, Noise, TargetFormat
 from loralens.core.adapter import Adapter
 from loralens.core.messages import note, tell_findings, warn
 from loralens.core.names import some
 from loralens.core.progress import progress
 from loralens.core.ranks import Rule
 from loralens.errors import OptionError, place
-from loralens.formats.dialects.table import QUANTISED
 from loralens.formats.models.checkpoint import Checkpoint, model_config, stores_conv1d
 from loralens.formats.models.transformers_names import use_memory_names
 from loralens.merging.extraction.extract import extract_adapter
@@ -23,23 +23,13 @@ from loralens.merging.extraction.triplets import NoiseEdge
 from loralens.tables.numbers import count, fixed, json_number, number, percent, shape
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.bases import read_checkpoint
-from loralens.verbs.inputs.choices import (
-    FLOAT_TYPES,
-    TARGET_FORMATS,
-    FloatType,
-    TargetFormat,
-    check_choice,
-    numpy_dtype,
-)
+from loralens.verbs.inputs.choices import check_choice, numpy_dtype
 from loralens.verbs.outputs.form import OutputFormat, writer_options
 from loralens.verbs.outputs.rules import RULES, RankRules, option_names, optional_rule
 from loralens.verbs.outputs.target import Target, Written
 
-Noise = Literal["rounding", "median"]
 ModuleRow = tuple[str, ExtractedModule]  # the name of a module, and the quality of its pair
 
-# Not loralens-q: extract writes factors in a float dtype, and measures the error of every pair in that dtype.
-FORMATS = tuple(name for name in TARGET_FORMATS if name != QUANTISED)
 # The residue is the root mean square of what a pair leaves over, in units of the rounding noise. It is about 1 if only
 # rounding is left (0.97 to 0.98 in docs/extract.md), so at 2 there is three times as much energy besides.
 FULL = 2.0
@@ -211,7 +201,7 @@ def extract(
         A file cannot be read, or a difference has NaN or infinity.
     """
     check_choice("noise_edge", noise_edge, get_args(Noise))
-    check_choice("to", to, FORMATS)
+    check_choice("to", to, FLOAT_FORMATS)
     check_choice("dtype", dtype, FLOAT_TYPES)
     rule = _rule(noise_edge, rules)
     target = Target.of(output, overwrite=overwrite, dry_run=dry_run)

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from itertools import groupby
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple, Unpack
+from typing import Any, NamedTuple, Unpack, get_args
 
 from loralens.analysis.inspection import Inspection, inspect_adapter
+from loralens.choices import Consumer
 from loralens.core.adapter import Adapter, Extra, Finding
 from loralens.core.names import block, kind, natural_key
 from loralens.core.structured import Update
@@ -134,7 +135,7 @@ class InspectResult(Tabular):
     """
 
     adapters: Sequence[AdapterInspection]
-    consumer: str | None = None
+    consumer: Consumer | None = None
 
     @property
     def answer(self) -> bool | None:
@@ -282,7 +283,7 @@ def inspect(
     *adapters: Source,
     modules: Sequence[str] = (),
     base: str | PathLike[str] | None = None,
-    consumer: str | None = None,
+    consumer: Consumer | None = None,
     **reading: Unpack[Reading],
 ) -> InspectResult:
     """Show what is in an adapter file: format, base, modules, scales and their source, other tensors, warnings.
@@ -308,10 +309,7 @@ def inspect(
     FormatError
         A file that is no adapter. What is wrong with an adapter is a finding.
     """
-    if consumer is not None:
-        from loralens.analysis.clients.rules import CONSUMERS  # its patterns take as long to compile as click to import
-
-        check_choice("consumer", consumer, CONSUMERS)
+    check_choice("consumer", consumer, get_args(Consumer))
     chosen = sources(adapters)
     inspected = []
     for source, label in zip(chosen, labels(chosen), strict=True):
@@ -323,7 +321,7 @@ def inspect(
 
 
 def _inspect(
-    label: str, adapter: Adapter, modules: Sequence[str], base: str | PathLike[str] | None, consumer: str | None
+    label: str, adapter: Adapter, modules: Sequence[str], base: str | PathLike[str] | None, consumer: Consumer | None
 ) -> AdapterInspection:
     inspection = inspect_adapter(adapter, modules=modules)
     findings, match = list(inspection.findings), None

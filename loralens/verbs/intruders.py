@@ -17,16 +17,17 @@ from loralens.analysis.base.intruders import (
     remove_intruders,
     replace_modules,
 )
+from loralens.choices import QUANTISED, FloatType
 from loralens.core.adapter import Adapter
 from loralens.core.names import select
 from loralens.core.structured import Update
 from loralens.errors import OptionError, place
 from loralens.formats import save
-from loralens.formats.dialects.table import FORMATS, QUANTISED
+from loralens.formats.dialects.table import FORMATS
 from loralens.linalg.device import Device
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, read_adapter
 from loralens.verbs.inputs.bases import base_weights
-from loralens.verbs.inputs.choices import FloatType, check_choice, numpy_dtype
+from loralens.verbs.inputs.choices import check_choice, numpy_dtype
 from loralens.verbs.inputs.decompositions import decompositions, svd_cache
 from loralens.verbs.outputs.intruders import IntrudersResult, Removal
 from loralens.verbs.outputs.rounding import RoundingCost, round_factors

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, Unpack, get_args
+from typing import Any, Unpack, get_args
 
+from loralens.choices import FLOAT_TYPES, ModelDtype, RoundingMode
 from loralens.core.messages import note, warn
 from loralens.core.names import some
 from loralens.errors import OptionError
@@ -13,18 +14,15 @@ from loralens.formats.records.merged import CERTIFICATE
 from loralens.formats.records.undo import NAME
 from loralens.linalg.device import Device
 from loralens.merging.plan import MergePlan
-from loralens.merging.rounding import Mode
 from loralens.merging.summary import MODULE_COLUMNS, MergedModule
 from loralens.tables.numbers import number
 from loralens.tables.table import Table
 from loralens.verbs.inputs.adapters import Reading
-from loralens.verbs.inputs.choices import FLOAT_TYPES, check_choice
+from loralens.verbs.inputs.choices import check_choice
 from loralens.verbs.inputs.merge_inputs import MergeInputs, read_merge_inputs, record_path
 from loralens.verbs.inputs.weighted import Weighted, weighted_sources
 from loralens.verbs.outputs.merge_run import MergeRun
 from loralens.verbs.outputs.target import Target, Written
-
-ModelDtype = Literal["keep", "f32", "bf16", "f16"]
 
 # Given in place of a file, which is then not written. A word, since leaving the option out means the default place.
 NONE = "none"
@@ -99,7 +97,7 @@ def merge(
     undo: str | PathLike[str] | None = None,
     certificate: str | PathLike[str] | None = None,
     measure: bool = False,
-    rounding: Mode = "nearest",
+    rounding: RoundingMode = "nearest",
     seed: int = 0,
     dtype: ModelDtype = "keep",
     allow_missing: bool = False,
@@ -161,7 +159,7 @@ def merge(
     MismatchError
         Adapters and base do not fit together.
     """
-    check_choice("rounding", rounding, get_args(Mode))
+    check_choice("rounding", rounding, get_args(RoundingMode))
     check_choice("dtype", dtype, get_args(ModelDtype))
     if output is None and not dry_run:
         raise OptionError("a merged model has to be written somewhere", fix="give -o OUT (output), or --dry-run")
@@ -217,7 +215,7 @@ def _tell_plan(plan: MergePlan) -> None:
         note(f"left out, as the base has no place for them: {some(plan.missing)}")
 
 
-def _warn_of_losses(modules: Sequence[MergedModule], inputs: MergeInputs, rounding: Mode) -> None:
+def _warn_of_losses(modules: Sequence[MergedModule], inputs: MergeInputs, rounding: RoundingMode) -> None:
     """Warn if a weight overflows or rounding damages an update, and say how to avoid it."""
     dtype = inputs.narrowest
     arrived = [module.fidelity for module in modules]

@@ -8,8 +8,9 @@ from loralens.analysis.compare.clusters import cluster_order
 from loralens.analysis.compare.initialisation import initialisation
 from loralens.analysis.compare.interference import find_interactions, interference
 from loralens.analysis.compare.nested import nesting
-from loralens.analysis.compare.pairwise import Of, Side, pairwise
+from loralens.analysis.compare.pairwise import pairwise
 from loralens.analysis.compare.similarity import compare_subspaces, side_of
+from loralens.choices import Of, Side
 from loralens.core.adapter import Adapter
 from loralens.core.messages import tell_findings, warn
 from loralens.core.progress import progress

@@ -3,10 +3,11 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from os import PathLike, cpu_count
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Unpack, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, Unpack, get_args
 
 from loralens.analysis.groups import by_block, by_kind, total_norm
 from loralens.analysis.spectrum import Spectrum, measure_spectrum
+from loralens.choices import Sort
 from loralens.core.adapter import Adapter
 from loralens.core.progress import progress
 from loralens.errors import OptionError, place
@@ -18,20 +19,6 @@ from loralens.verbs.inputs.choices import check_choice
 
 if TYPE_CHECKING:
     from loralens.analysis.base.weight_norms import WeightNorms
-
-# The names of `Spectrum`'s properties, so that a sort is a lookup; ``name`` alone is none of them.
-Sort = Literal[
-    "name",
-    "rank",
-    "frobenius",
-    "spectral",
-    "nuclear",
-    "numerical_rank",
-    "stable_rank",
-    "effective_rank",
-    "effective_rank_energy",
-    "participation_ratio",
-]
 
 FRACTIONS = (0.9, 0.95, 0.99)  # of the energy, for which the rank is listed
 # People read a table of groups on one screen or two; all modules are in --json, from which any grouping follows.

@@ -6,6 +6,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from loralens.choices import FloatType, MethodName, Optimiser, Schedule, TaskName
 from loralens.core.adapter import Adapter
 from loralens.errors import OptionError
 from loralens.formats.files.disk import check_new_folder
@@ -13,11 +14,7 @@ from loralens.formats.records.training import Training
 from loralens.tables.numbers import fixed, number
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
-from loralens.training.course import Optimiser, Schedule
-from loralens.training.method import MethodName
-from loralens.verbs.inputs.choices import FloatType
 from loralens.verbs.inputs.cut import Cut
-from loralens.verbs.inputs.data import TaskName
 from loralens.verbs.inputs.models import ModelSource, device_of, restore_settings
 from loralens.verbs.inputs.texts import TextSource
 from loralens.verbs.inputs.training import TrainingOptions, read_training_inputs

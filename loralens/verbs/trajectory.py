@@ -7,8 +7,8 @@ from os import cpu_count
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack
 
-from loralens.analysis.compare.pairwise import Side
 from loralens.analysis.trajectory import SETTLED, Trajectory, TrajectoryPoint, measure_trajectory, trajectory_steps
+from loralens.choices import Side
 from loralens.core.adapter import Adapter
 from loralens.core.messages import tell_findings, warn
 from loralens.core.progress import progress

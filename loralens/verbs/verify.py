@@ -7,6 +7,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Unpack, get_args
 
+from loralens.choices import RoundingMode
 from loralens.core.lazy import LazyArray
 from loralens.core.names import some
 from loralens.core.progress import progress
@@ -16,7 +17,7 @@ from loralens.formats.models.checkpoint import model_config, resolve_path, weigh
 from loralens.formats.models.model_files import model_files
 from loralens.linalg.device import Device
 from loralens.merging.apply import prepare_merge
-from loralens.merging.rounding import MergeRounding, Mode
+from loralens.merging.rounding import MergeRounding
 from loralens.merging.tying import Tied
 from loralens.merging.verify import Outcome, Verdict, have_same_values, verdicts
 from loralens.tables.numbers import count, fixed, number
@@ -60,7 +61,7 @@ class VerifyResult(Tabular):
 
     merged: str
     base: str
-    rounding: Mode
+    rounding: RoundingMode
     modules: Sequence[Verdict]
     others_changed: Sequence[str]
 
@@ -142,7 +143,7 @@ def verify(
     *,
     base: str | PathLike[str],
     adapter: Weighted,
-    rounding: Mode = "nearest",
+    rounding: RoundingMode = "nearest",
     seed: int = 0,
     untie: bool | None = None,
     device: str = "cpu",
@@ -189,7 +190,7 @@ def verify(
     FormatError
         A file cannot be read.
     """
-    check_choice("rounding", rounding, get_args(Mode))
+    check_choice("rounding", rounding, get_args(RoundingMode))
     compute_device = Device.of(device)  # a device that does not exist is refused before the work
     # ``shown`` gives a shared weight under all its names, so that planned tensors are found whether or not the merge
     # untied them. ``tensors`` are multiplied by float8 scales; ``stored`` are as the file has them.

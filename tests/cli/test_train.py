@@ -291,8 +291,8 @@ def test_what_is_missing_is_a_matter_of_usage(tmp_path: Path) -> None:
 
 
 def test_choices_are_the_rows_of_the_tables_that_need_torch() -> None:
+    from loralens.choices import Optimiser, Schedule
     from loralens.cli.train import command
-    from loralens.training.course import Optimiser, Schedule
     from loralens.training.method import METHODS
     from loralens.training.tasks import TASKS
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 import loralens
+from loralens.choices import TARGET_FORMATS
 from loralens.core.ranks import Rule
 from loralens.errors import OptionError
 from loralens.formats.dialects.table import FORMATS
-from loralens.verbs.inputs.choices import TARGET_FORMATS
 from loralens.verbs.outputs.form import OutputFormat
 from loralens.verbs.outputs.rules import optional_rule, rank_notes, rank_rule
 from loralens.verbs.outputs.target import Target

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import final
 
-from loralens.core.adapter import Level
+from loralens.choices import Level
 
 LEVELS: tuple[Level, ...] = ("error", "warning", "note")  # most serious first
 ALONE = 3  # up to so many findings of one code without a module are shown one by one; more have one common cause

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 from loralens.analysis.checks.diagnosis import Diagnosis, share
 from loralens.analysis.checks.examination import Examination
-from loralens.core.adapter import Level
+from loralens.choices import Level
 from loralens.core.lowrank import LowRank
 from loralens.core.names import some
 from loralens.core.scaling import Scaling

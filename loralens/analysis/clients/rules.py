@@ -17,6 +17,7 @@ from math import isclose, sqrt
 
 from loralens.analysis.clients import image
 from loralens.analysis.clients.image import error, warning
+from loralens.choices import Consumer
 from loralens.core.adapter import Adapter, Finding
 from loralens.core.carried import MAGNITUDES
 from loralens.core.names import is_expert_alone, kind, some
@@ -45,7 +46,7 @@ TRAINED_IN_FULL = ("saved", "copy", "embedding", "tokens")  # roles of tensors t
 Rule = Callable[[Adapter], Iterator[Finding]]
 
 
-def check(adapter: Adapter, consumer: str, match: Match | None = None) -> list[Finding]:
+def check(adapter: Adapter, consumer: Consumer, match: Match | None = None) -> list[Finding]:
     """Find what ``consumer`` would reject or apply differently (errors), or ignore (warnings); errors come first.
 
     Parameters
@@ -288,7 +289,7 @@ VLLM_SCALE = _one_scale(
 )
 LORAX_SCALE = _one_scale("LoRAX ignores", "give all modules one α/r: train so, or loralens compress --uniform")
 SERVERS = (_must_be("peft"), _only_lora, _no_dora, _no_bias, _no_experts)
-CONSUMERS: dict[str, tuple[Rule, ...]] = {
+CONSUMERS: dict[Consumer, tuple[Rule, ...]] = {
     "vllm": (*SERVERS, _vllm_saved, _vllm_config, VLLM_SCALE, _vllm_rank),
     "lorax": (*SERVERS, _no_saved, LORAX_SCALE, _lorax_rank, _lorax_ranks),
     "llama.cpp": (_must_be("gguf"), _no_structure, _no_dora, _no_saved, _no_bias, _one_alpha, _gguf_tensors),

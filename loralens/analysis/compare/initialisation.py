@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from math import isnan, nan
 from typing import Literal, final
 
-from loralens.analysis.compare.pairwise import SHARED, Side
+from loralens.analysis.compare.pairwise import SHARED
 from loralens.analysis.compare.similarity import Comparison
+from loralens.choices import Side
 
 SIDES: tuple[Side, Side] = ("in", "out")
 Verdict = Literal["shared", "likely", "none", "unknown"]

@@ -9,8 +9,8 @@ from typing import final
 
 import numpy as np
 
-from loralens.analysis.compare.pairwise import Of, Side
 from loralens.analysis.compare.similarity import side_of
+from loralens.choices import Of, Side
 from loralens.core.adapter import Adapter
 from loralens.core.names import block, kind, natural_key, select
 from loralens.core.threads import Step, in_threads

@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple, final
+from typing import NamedTuple, final
 
 import numpy as np
 
+from loralens.choices import Of, Side
 from loralens.core.adapter import Adapter
 from loralens.core.lowrank import LowRank, same_numbers
 from loralens.core.names import natural_key, select
@@ -19,9 +20,6 @@ from loralens.linalg.factor import Floats, Integers
 from loralens.linalg.measures import frobenius
 from loralens.linalg.pairwise import Products, SingularTriplets, pairwise_cosines, pairwise_overlaps, pairwise_products
 from loralens.linalg.product import column_basis
-
-Of = Literal["update", "A", "B"]
-Side = Literal["in", "out"]
 
 ALIKE = 1 - 1e-9  # smallest computed cosine of two equal updates, with room for rounding, which is a few 1e-16
 # Independent initialisations have 0 ± 1/√(r·in). Among 497 published Mistral adapters, any threshold from 0.15 to 0.6

@@ -7,7 +7,7 @@ from typing import NamedTuple, Self, final
 
 import numpy as np
 
-from loralens.analysis.compare.pairwise import Of, Side
+from loralens.choices import Of, Side
 from loralens.core.adapter import Adapter
 from loralens.core.lowrank import LowRank, same_numbers
 from loralens.core.names import select, some

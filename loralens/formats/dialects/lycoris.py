@@ -25,7 +25,8 @@ from dataclasses import replace
 from math import prod
 from typing import NamedTuple
 
-from loralens.core.adapter import Adapter, Extra, Finding, Level
+from loralens.choices import Level
+from loralens.core.adapter import Adapter, Extra, Finding
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import Layout, LowRank
 from loralens.core.scaling import Scaling

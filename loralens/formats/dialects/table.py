@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, TypedDict, final
 
+from loralens.choices import QUANTISED
 from loralens.core.adapter import Adapter
 from loralens.formats.files.container import PEFT, Files, Stored
 
@@ -67,7 +68,7 @@ def _dialect(module: str, title: str, *, writer: str = "", files: Files | None =
 
 # A loralib file is a plain state dict, so most have no configuration beside them.
 LORALIB = Files("lora.bin", "adapter_config.json", optional=True)
-GGUF, QUANTISED = "gguf", "loralens-q"
+GGUF = "gguf"
 
 # `detect_format` asks PEFT first and alone. The order of the others does not matter to it: their keys tell them apart,
 # and a file that two of them claim is refused. It is the order in which help texts and messages list the formats.

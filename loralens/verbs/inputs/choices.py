@@ -3,20 +3,13 @@
 from collections.abc import Iterable, Sequence
 from math import isfinite
 from numbers import Real
-from typing import Any, Literal, get_args
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
+from loralens.choices import FLOAT_TYPES
 from loralens.errors import OptionError
-
-FloatType = Literal["f32", "bf16", "f16"]
-FLOAT_TYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}  # option → the name in NumPy and torch
-IntegerType = Literal["int8", "int4"]
-INTEGER_TYPES = {"int8": 8, "int4": 4}  # option → bits of a number
-TargetFormat = Literal["peft", "kohya", "diffusers", "comfyui", "mlx", "loralib", "gguf", "loralens-q"]
-# The dialects that have a writer. They are written out, as the table of dialects takes long to import; a test compares.
-TARGET_FORMATS: tuple[str, ...] = get_args(TargetFormat)
 
 
 def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:

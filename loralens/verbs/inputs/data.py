@@ -7,13 +7,12 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from loralens.errors import OptionError, place
 from loralens.formats.records.corpora import CORPORA, read_corpus
 from loralens.verbs.inputs.texts import TextSource, read_texts, text_label
 
-TaskName = Literal["classification", "causal-lm", "masked-lm"]
 # At most 18 digits: such a number fits into 64 bits, while int() refuses some of thousands of digits.
 _WHOLE = re.compile(r"-?[0-9]{1,18}")
 LABELS = 20  # of those known, which a message lists; some data sets have hundreds

@@ -9,12 +9,13 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
+from loralens.choices import FLOAT_TYPES
 from loralens.core.attached import keep_modes
 from loralens.core.messages import warn
 from loralens.errors import FormatError, MismatchError, OptionError, place
 from loralens.formats.files.container import CONFIG
 from loralens.formats.files.location import existing_path
-from loralens.verbs.inputs.choices import FLOAT_TYPES, check_choice
+from loralens.verbs.inputs.choices import check_choice
 from loralens.verbs.inputs.loaded import Head, Loaded
 
 if TYPE_CHECKING:  # keeps torch out of --help

@@ -7,13 +7,12 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
+from loralens.choices import FloatType, MethodName, Optimiser, Schedule, TaskName
 from loralens.errors import OptionError, place
-from loralens.training.course import Optimiser, Schedule
-from loralens.training.method import MethodName
 from loralens.verbs.inputs.causality import CAUSAL, check_causal
-from loralens.verbs.inputs.choices import FloatType, check_at_least, check_choice, check_counts
+from loralens.verbs.inputs.choices import check_at_least, check_choice, check_counts
 from loralens.verbs.inputs.cut import Cut, count_cut
-from loralens.verbs.inputs.data import TaskName, Texts, read_data
+from loralens.verbs.inputs.data import Texts, read_data
 from loralens.verbs.inputs.loaded import Loaded
 from loralens.verbs.inputs.models import ModelSource, labels_of, load_headed, model_label
 from loralens.verbs.inputs.texts import TextSource, text_label

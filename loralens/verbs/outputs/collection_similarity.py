@@ -11,8 +11,9 @@ import numpy as np
 
 from loralens.analysis.compare.clusters import connected_groups
 from loralens.analysis.compare.interference import LARGE, Interaction, Interference, far_cosine
-from loralens.analysis.compare.pairwise import SHARED, Of, Pairwise, Side, known_mean
+from loralens.analysis.compare.pairwise import SHARED, Pairwise, known_mean
 from loralens.analysis.compare.similarity import Comparison, compare_subspaces
+from loralens.choices import Of, Side
 from loralens.core.adapter import Adapter
 from loralens.linalg.factor import Floats
 from loralens.tables.numbers import UNDEFINED, count, fixed, json_number, matrix, number, span

@@ -9,8 +9,9 @@ from typing import Any, Literal, Unpack, cast
 import numpy as np
 
 from loralens.arithmetic.combine import Combination, combine_adapters
-from loralens.arithmetic.method import Space, find_combining_method
+from loralens.arithmetic.method import find_combining_method
 from loralens.arithmetic.methods import METHODS
+from loralens.choices import FLOAT_TYPES, TARGET_FORMATS, FloatType, Space, TargetFormat
 from loralens.compression.directions import Directions, cast_factors, singular_directions, truncate_pair
 from loralens.compression.plan import TruncationPlan, keeps_rank
 from loralens.core.adapter import Adapter
@@ -31,14 +32,7 @@ from loralens.formats.files.container import Files, Stored
 from loralens.formats.records.recipes import stamp_recipe
 from loralens.verbs.inputs.adapters import DORA, AdapterSource, Reading, check_unread, read_where_unknown, sources
 from loralens.verbs.inputs.bases import base_weights, warn_of_base, warn_of_bases
-from loralens.verbs.inputs.choices import (
-    FLOAT_TYPES,
-    TARGET_FORMATS,
-    FloatType,
-    TargetFormat,
-    check_choice,
-    numpy_dtype,
-)
+from loralens.verbs.inputs.choices import check_choice, numpy_dtype
 from loralens.verbs.inputs.weighted import ingredients, label_of_taken
 from loralens.verbs.outputs.combine_result import CombineResult
 from loralens.verbs.outputs.form import OutputFormat, check_known

@@ -6,6 +6,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Self
 
+from loralens.choices import FLOAT_TYPES, INTEGER_TYPES, QUANTISED, TARGET_FORMATS, FloatType, IntegerType, TargetFormat
 from loralens.compression.quantise import quantise
 from loralens.core.adapter import Adapter
 from loralens.core.quantised import direction_bytes
@@ -13,20 +14,12 @@ from loralens.core.structured import Update
 from loralens.errors import OptionError
 from loralens.formats import encode_adapter, load, save
 from loralens.formats.dialects.sizes import file_size
-from loralens.formats.dialects.table import GGUF, QUANTISED, WriterOptions
+from loralens.formats.dialects.table import GGUF, WriterOptions
 from loralens.formats.files.container import Files, Stored
 from loralens.formats.files.location import adapter_file
 from loralens.formats.models.checkpoint import model_config
 from loralens.verbs.inputs.adapters import AdapterSource
-from loralens.verbs.inputs.choices import (
-    FLOAT_TYPES,
-    INTEGER_TYPES,
-    TARGET_FORMATS,
-    FloatType,
-    IntegerType,
-    TargetFormat,
-    check_choice,
-)
+from loralens.verbs.inputs.choices import check_choice
 from loralens.verbs.outputs.target import Inputs, Target
 
 # Bits of every number of loralens-q unless others are asked for. On a real Qwen2.5-0.5B adapter, 8 bits add 0.74 % of

@@ -8,6 +8,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, Literal
 
+from loralens.choices import RoundingMode
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.messages import note
 from loralens.core.names import some
@@ -24,7 +25,7 @@ from loralens.formats.records.undo import NAME, Spool, write_undo
 from loralens.linalg.device import Device
 from loralens.merging.apply import prepare_merge
 from loralens.merging.record import MergeRecorder, TensorRecord, feed_hash
-from loralens.merging.rounding import MergeRounding, Mode
+from loralens.merging.rounding import MergeRounding
 from loralens.merging.summary import Hashed, MergedModule, merged_modules, model_hash, module_entries, total_entry
 from loralens.merging.undo.layout import VERSION, pack_record, text_digest
 from loralens.merging.undo.patch import keep_in_memory
@@ -79,7 +80,7 @@ class MergeRun:
     """
 
     def __init__(
-        self, inputs: MergeInputs, *, rounding: Mode, seed: int, fidelity: bool, undo: bool, device: Device
+        self, inputs: MergeInputs, *, rounding: RoundingMode, seed: int, fidelity: bool, undo: bool, device: Device
     ) -> None:
         self.inputs, self.rounding, self.seed, self.device = inputs, rounding, seed, device
         self.fidelity, self.undo = fidelity, undo

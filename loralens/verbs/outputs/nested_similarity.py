@@ -6,7 +6,7 @@ from itertools import combinations
 from typing import Any
 
 from loralens.analysis.compare.nested import Nesting, Relation, closest, relations
-from loralens.analysis.compare.pairwise import Of, Side
+from loralens.choices import Of, Side
 from loralens.core.names import some
 from loralens.linalg.factor import Floats
 from loralens.tables.numbers import fixed, json_number, matrix

@@ -12,6 +12,7 @@ from loralens.analysis.base.weight_norms import weight_steps
 from loralens.analysis.checks.base import Base, find_weights
 from loralens.analysis.checks.examination import Examination
 from loralens.analysis.doctor import run_checks
+from loralens.choices import QUANTISED, TARGET_FORMATS
 from loralens.core.adapter import Adapter
 from loralens.core.carried import magnitudes
 from loralens.core.fingerprint import fingerprint
@@ -21,7 +22,6 @@ from loralens.core.progress import progress
 from loralens.core.weights import Weight
 from loralens.errors import LoraLensError, MismatchError, place
 from loralens.formats import encode_adapter
-from loralens.formats.dialects.table import QUANTISED
 from loralens.formats.records.moments import load_moments
 from loralens.formats.records.runs import read_run
 from loralens.linalg.device import Device
@@ -31,7 +31,6 @@ from loralens.reporting.make import make_report
 from loralens.reporting.slider_stops import Dialect
 from loralens.reporting.subject import BaseMeasurements, Subject, measure_subject
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, load_source, short_labels
-from loralens.verbs.inputs.choices import TARGET_FORMATS
 from loralens.verbs.inputs.decompositions import decompositions, duration, svd_cache, svd_seconds
 from loralens.verbs.inputs.examination import examine_adapters, open_base
 from loralens.verbs.outputs.form import OutputFormat

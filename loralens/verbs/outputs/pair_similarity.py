@@ -7,8 +7,8 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from loralens.analysis.compare.initialisation import Initialisation
-from loralens.analysis.compare.pairwise import Of, Side
 from loralens.analysis.compare.similarity import Comparison, Similarity
+from loralens.choices import Of, Side
 from loralens.core.names import some
 from loralens.linalg.subspace import Overlap
 from loralens.tables.numbers import count, fixed, json_number, number

@@ -5,13 +5,14 @@ from os import PathLike
 from pathlib import Path
 
 from loralens.arithmetic.dora import store_magnitudes
+from loralens.choices import QUANTISED
 from loralens.core.adapter import Adapter
 from loralens.core.carried import NORMS
 from loralens.core.naming.matching import Match, Shape, match
 from loralens.core.weights import with_kernels
 from loralens.errors import OptionError, place
 from loralens.formats.dialects.gguf.writer import tied_head_error
-from loralens.formats.dialects.table import GGUF, QUANTISED
+from loralens.formats.dialects.table import GGUF
 from loralens.formats.models.base_copies import FULL, drop_copies
 from loralens.formats.models.checkpoint import model_config, resolve_path, shapes, weights
 from loralens.formats.models.model_files import model_files

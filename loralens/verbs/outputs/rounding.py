@@ -7,6 +7,7 @@ from typing import Any, final
 
 import numpy as np
 
+from loralens.choices import QUANTISED
 from loralens.compression.directions import DType, cast_factors, locate_errors
 from loralens.compression.loss import UpdateLoss, total_error, update_loss
 from loralens.compression.quantise import quantise
@@ -15,7 +16,6 @@ from loralens.core.lowrank import LowRank
 from loralens.core.structured import Update
 from loralens.core.threads import in_threads
 from loralens.errors import OptionError, place
-from loralens.formats.dialects.table import QUANTISED
 from loralens.tables.numbers import percent
 
 # The largest relative error of one module that is written without --allow-loss. Rounding both factors to bfloat16 costs

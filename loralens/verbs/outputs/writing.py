@@ -3,8 +3,8 @@
 from os import PathLike
 from typing import TypedDict
 
+from loralens.choices import FloatType, TargetFormat
 from loralens.verbs.inputs.adapters import Reading
-from loralens.verbs.inputs.choices import FloatType, TargetFormat
 from loralens.verbs.outputs.rules import RankRules
 
 

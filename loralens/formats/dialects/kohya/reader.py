@@ -21,7 +21,8 @@ import re
 from collections.abc import Iterable, Mapping
 from math import prod
 
-from loralens.core.adapter import Adapter, Extra, Finding, Level
+from loralens.choices import Level
+from loralens.core.adapter import Adapter, Extra, Finding
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
 from loralens.core.scaling import Scaling

@@ -27,7 +27,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, get_args
 
-from loralens.core.adapter import Adapter, Extra, Finding, Level
+from loralens.choices import Level
+from loralens.core.adapter import Adapter, Extra, Finding
 from loralens.core.lowrank import Layout, LowRank
 from loralens.core.quantised import NAME, PART, from_bytes, kernel_fits
 from loralens.core.scaling import Rule, Scaling

@@ -1,0 +1,53 @@
+"""The words that options can be given: one type for each, which Python's signatures and the command line share.
+
+They stand below all rooms, because a command declares its options before it imports anything that computes: the help of
+a command starts no NumPy.
+"""
+
+from typing import Literal, get_args
+
+FloatType = Literal["f32", "bf16", "f16"]
+FLOAT_TYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}  # option → the name in NumPy and torch
+IntegerType = Literal["int8", "int4"]
+INTEGER_TYPES = {"int8": 8, "int4": 4}  # option → bits of a number
+ModelDtype = Literal["keep", "f32", "bf16", "f16"]
+MergeDType = Literal["bf16", "f16", "f32", "fp8"]  # for which the doctor can predict a merge
+
+QUANTISED = "loralens-q"
+TargetFormat = Literal["peft", "kohya", "diffusers", "comfyui", "mlx", "loralib", "gguf", "loralens-q"]
+# The dialects that have a writer. They are written out, as the table of dialects takes long to import; a test compares.
+TARGET_FORMATS: tuple[str, ...] = get_args(TargetFormat)
+# Those that hold factors in a float dtype: extract measures the error of every pair in that dtype.
+FLOAT_FORMATS = tuple(name for name in TARGET_FORMATS if name != QUANTISED)
+
+# The programs whose rules are known (analysis/clients/rules.py); a test compares.
+Consumer = Literal["vllm", "lorax", "llama.cpp", "comfyui", "sd-scripts", "peft"]
+
+Level = Literal["error", "warning", "note"]  # of findings, most serious first
+
+# The names of `Spectrum`'s properties, so that a sort is a lookup; ``name`` alone is none of them.
+Sort = Literal[
+    "name",
+    "rank",
+    "frobenius",
+    "spectral",
+    "nuclear",
+    "numerical_rank",
+    "stable_rank",
+    "effective_rank",
+    "effective_rank_energy",
+    "participation_ratio",
+]
+Of = Literal["update", "A", "B"]  # what is compared
+Side = Literal["in", "out"]
+Space = Literal["full", "knots", "core"]  # where an elementwise method of combining works
+
+RoundingMode = Literal["nearest", "stochastic", "feedback"]
+# Not error feedback, whose effect on one weight depends on the weights before it.
+PredictedRounding = Literal["nearest", "stochastic"]
+Noise = Literal["rounding", "median"]
+
+TaskName = Literal["classification", "causal-lm", "masked-lm"]
+MethodName = Literal["lora", "rslora", "lora+", "dora", "pissa", "frozen-a"]
+Schedule = Literal["constant", "linear", "cosine"]
+Optimiser = Literal["adamw", "sgd"]
