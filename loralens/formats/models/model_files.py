@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 from loralens.core.lazy import LazyArray
 from loralens.errors import FormatError, OptionError, place
@@ -43,9 +43,7 @@ class Shard:
     offsets: Mapping[str, int]
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class Index:
+class Index(NamedTuple):
     """The JSON file that says which shard holds which tensor.
 
     Attributes
