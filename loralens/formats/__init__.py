@@ -11,14 +11,7 @@ from loralens.core.adapter import Adapter
 from loralens.core.scaling import Scaling
 from loralens.core.weights import check_rows
 from loralens.errors import FormatError, MismatchError, OptionError, place
-from loralens.formats.dialects.table import (
-    FORMATS,
-    GGUF,
-    QUANTISED,
-    WRITTEN_WITH,
-    Format,
-    WriterOptions,
-)
+from loralens.formats.dialects.table import FORMATS, GGUF, QUANTISED, WRITTEN_WITH, Format, WriterOptions
 from loralens.formats.files.container import RECORD, Files, Stored, read_json, read_safetensors
 from loralens.formats.files.location import adapter_file, config_beside, is_gguf, is_pickle
 
@@ -135,10 +128,8 @@ def _check_pickle(config: Mapping[str, Any] | None, *, allow_pickle: bool) -> No
     # The type comes first: whoever allows the pickle of an IA³ adapter would only meet the next error.
     _check_type(config)
     if not allow_pickle:
-        raise FormatError(
-            "is a pickle, which can run code where it is loaded",
-            fix="give --allow-pickle (allow_pickle=True): loralens then reads the tensors and runs nothing",
-        )
+        fix = "give --allow-pickle (allow_pickle=True): loralens then reads the tensors and runs nothing"
+        raise FormatError("is a pickle, which can run code where it is loaded", fix=fix)
 
 
 def _read_dialect(stored: Stored, name: str | None) -> Adapter:
@@ -191,10 +182,8 @@ def detect_format(stored: Stored) -> Format:
     if matching:
         names = ", ".join(form.name for form in matching)
         raise FormatError(f"could be any of {names}; its keys begin with {keys}", fix="say which: --format NAME")
-    raise FormatError(
-        f"holds no LoRA pairs of any dialect known here; its keys begin with {keys}",
-        fix="check that this is an adapter, not a model",
-    )
+    what = f"holds no LoRA pairs of any dialect known here; its keys begin with {keys}"
+    raise FormatError(what, fix="check that this is an adapter, not a model")
 
 
 def _rescale(adapter: Adapter, alpha: float | None, scale: float | None) -> Adapter:
@@ -295,9 +284,8 @@ def encode_adapter(
     # The writers would raise a TypeError for an option that they do not have; a message is better.
     misplaced = [option for option in options if name not in WRITTEN_WITH.get(option, (name,))]
     if misplaced:
-        raise OptionError(
-            f"{name} has no option {misplaced[0]!r}", fix=f"it is one of {', '.join(WRITTEN_WITH[misplaced[0]])}"
-        )
+        what = f"{name} has no option {misplaced[0]!r}"
+        raise OptionError(what, fix=f"it is one of {', '.join(WRITTEN_WITH[misplaced[0]])}")
     stored = form.write(adapter, **options)
     # A file in its own dialect says everything itself, unless the adapter came with a record that must go on.
     self_contained = adapter.format == name and not form.silent and RECORD not in (adapter.metadata or {})
