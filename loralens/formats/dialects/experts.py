@@ -136,13 +136,14 @@ def split_stacks(adapter: Adapter, config: Mapping[str, Any] | None) -> Adapter:
             modules[name] = module
             continue
         with place(name):
-            # The transpose of B·A is Aᵀ·Bᵀ.
-            upright = _expert_pair(*(factor.T for factor in reversed(module.factors)), module) if turned else module
+            if turned:
+                B, A = module.factors
+                module = _expert_pair(A.T, B.T, module)
             # down_proj is a stack of its own in every software.
             if stacks[name] == FUSED:
-                modules.update(_halves(name, upright, alternate=kind in _ALTERNATE))
+                modules.update(_halves(name, module, alternate=kind in _ALTERNATE))
             else:
-                modules[name] = upright
+                modules[name] = module
     return replace(adapter, modules=modules)
 
 
