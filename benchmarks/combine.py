@@ -89,7 +89,7 @@ import json, time
 import ml_dtypes, numpy as np
 from loralens.arithmetic.methods import METHODS
 from loralens.arithmetic.elementwise import Modules
-from loralens.arithmetic.spaces import place
+from loralens.arithmetic.spaces import entries_in_space
 from loralens.core.joint import Joint
 from loralens.core.lowrank import LowRank
 rng = np.random.default_rng(0)
@@ -99,7 +99,7 @@ def update():
     return LowRank(B.astype(ml_dtypes.bfloat16), A.astype(ml_dtypes.bfloat16), 2.0)
 pair = [update(), update()]
 joint = Joint.of(pair, [0.7, 0.3])
-entries = place(joint, "full").entries
+entries = entries_in_space(joint, "full").entries
 def blocks():
     for _ in entries.blocks():
         pass

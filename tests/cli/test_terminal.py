@@ -64,6 +64,16 @@ def test_visible_text_stays_as_it_is_and_everything_else_is_an_escape():
     assert visible("a\n\tb", keep="\n\t") == "a\n\tb"
 
 
+def test_what_a_library_prints_is_harmless_too(capsys):
+    """Tables, JSON and warnings of libraries go past `say`: the streams themselves make them harmless."""
+    with loralens.cli.terminal.harmless_output():
+        print("a\x1b[2J\tb\n\u202e")
+        sys.stderr.writelines(["a\rb\n"])
+    shown = capsys.readouterr()
+    assert shown.out == "a\\x1b[2J\tb\n\\u202e\n"
+    assert shown.err == "a\\x0db\n"
+
+
 def test_errors_show_every_name_in_one_line():
     error = FormatError("the shard \x1b[2J is gone", fix="get\u202eit").at("a\nerror: fake")
     assert str(error) == "a\\x0aerror: fake: the shard \\x1b[2J is gone\n  fix: get\\u202eit"

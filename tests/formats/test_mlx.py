@@ -319,8 +319,9 @@ def test_the_real_file(real):
     assert [f.code for f in bare.findings] == ["alpha-unknown"]
 
 
+@pytest.mark.live
 def test_mlx_lm_itself_applies_what_is_written(tmp_path):
-    """Live: the layers that mlx-lm makes by our configuration, fused, are W + ΔW. Skips where mlx is not installed."""
+    """Live: the layers that mlx-lm makes by our configuration, fused, are W + ΔW."""
     mx, nn = pytest.importorskip("mlx.core"), pytest.importorskip("mlx.nn")
     load_adapters = pytest.importorskip("mlx_lm.tuner.utils").load_adapters
 
