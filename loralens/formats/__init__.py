@@ -102,7 +102,7 @@ def _read_with_record(stored: Stored, file: Path, name: str | None) -> Adapter:
 
 def _check_options(name: str | None, alpha: float | None, scale: float | None) -> None:
     if name is not None and name not in {form.name for form in FORMATS}:
-        raise OptionError(f"{name!r} is no format", fix=f"choose one of {', '.join(form.name for form in FORMATS)}")
+        raise OptionError(f"{name!r} is not a format", fix=f"choose one of {', '.join(form.name for form in FORMATS)}")
     if alpha is not None and scale is not None:
         raise OptionError("alpha and scale exclude each other", fix="give one of them")
     for option, value in (("alpha", alpha), ("scale", scale)):

@@ -443,7 +443,7 @@ def test_dora_in_some_modules_alone_is_no_peft_file() -> None:
          ShapeError, "do not fit 2 adapted slices"),
         ({**pair(f"{P}q"), f"{P}q.lora_diag": (3,)}, {}, ShapeError, "does not fit rank 2"),
         (pair(f"{P}q"), {"use_bdlora": {"nblocks": 2}}, FormatError, "compact blocks"),
-        (STACKS, {**EXPERTS, "r": 4}, ShapeError, "no stack of experts of rank 4"),
+        (STACKS, {**EXPERTS, "r": 4}, ShapeError, "not a stack of experts of rank 4"),
         (pair(f"{P}m.experts", 6), EXPERTS, FormatError, "names 2 parameters here and the file holds 1 pairs"),
         ({**pair(f"{P}e"), **pair(f"{P}e.base_layer")}, {"target_modules": [], "target_parameters": ["e.x", "e.y"]},
          FormatError, "depends on the model's code"),

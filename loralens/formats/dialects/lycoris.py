@@ -212,7 +212,7 @@ def _matrix(parts: Parts, part: str) -> LazyArray:
     pairs.check_float(key, tensor)
     # Vectors of biases have leaves of their own.
     if tensor.ndim < 2 or not tensor.size:
-        raise ShapeError(f"{key} {tensor.shape} is no matrix", fix=SAVE_AGAIN)
+        raise ShapeError(f"{key} {tensor.shape} is not a matrix", fix=SAVE_AGAIN)
     return tensor
 
 

@@ -72,8 +72,8 @@ def gather(
 ) -> "tuple[dict[str, Update], dict[str, Extra]]":
     """Read the modules and the extras of a file with two functions of a dialect.
 
-    ``update`` builds the update from the parts of a name, or returns None if they are no update. ``companions`` gives
-    the extras among these parts.
+    ``update`` builds the update from the parts of a name, or returns None if they are not an update. ``companions``
+    gives the extras among these parts.
     """
     groups, unpaired = group(tensors, leaf)
     modules: dict[str, Update] = {}
@@ -184,7 +184,7 @@ def matrices(parts: Parts, *, names: tuple[str, str]) -> tuple[LazyArray, LazyAr
     B, A = tensors_of(parts, "B", "A")
     # Whether the inner dimensions agree is checked where the pair is made.
     if A.ndim != 2 or B.ndim != 2 or not A.size or not B.size:
-        what = f"{names[1]} {A.shape} and {names[0]} {B.shape} are no pair of matrices"
+        what = f"{names[1]} {A.shape} and {names[0]} {B.shape} are not a pair of matrices"
         raise ShapeError(what, fix=SAVE_AGAIN)
     return B, A
 

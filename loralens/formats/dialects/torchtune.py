@@ -77,7 +77,7 @@ def _modules(name: str, parts: Parts, config: Mapping[str, Any] | None) -> Itera
         return
     b, a = pairs.tensors_of(parts, "B3", "A3")
     if a.ndim != 3 or b.ndim != 3 or a.shape[0] != b.shape[0] or a.shape[2] != b.shape[1] or not a.size or not b.size:
-        raise ShapeError(f"lora_a {a.shape} and lora_b {b.shape} are no stack of experts", fix=SAVE_AGAIN)
+        raise ShapeError(f"lora_a {a.shape} and lora_b {b.shape} are not a stack of experts", fix=SAVE_AGAIN)
     (count, in_, rank), out = a.shape, b.shape[2]
     origin, layout = replace(origin_of(NAME, parts, ("A3", "B3")), share=count), Layout("experts")
     scaling = config_scaling(config, rank, r="r")

@@ -46,7 +46,7 @@ DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 _STILL = "begin again when nothing else writes to it"
 _TRUNCATED = "download or copy the file again: its end is missing"
-_BROKEN = "the file is damaged, or no safetensors file: download or save it again"
+_BROKEN = "the file is damaged, or not a safetensors file: download or save it again"
 _RESTORE = "restore the file or save the adapter again"
 
 
@@ -73,7 +73,7 @@ class OpenFile:
             raise FormatError(what, fix="check the path and its permissions") from error
         # A device or a pipe has no size, and its bytes are gone once they are read.
         if not S_ISREG(status.st_mode):
-            raise FormatError("is no regular file", fix="give the adapter's file or folder")
+            raise FormatError("is not a regular file", fix="give the adapter's file or folder")
         self.size = status.st_size
         # compared at every read
         self._state = _state(status)
@@ -178,7 +178,7 @@ def read_safetensors(path: Path) -> Stored:
     Raises
     ------
     FormatError
-        The file is damaged, or is no safetensors file.
+        The file is damaged, or is not a safetensors file.
     """
     with place(path):
         file = OpenFile(path)

@@ -62,12 +62,12 @@ def is_safe_text(value: Any) -> bool:
 
 
 def plain_text(value: Any) -> str | None:
-    """A value that is only shown to people, such as the name of the base; None if it is no text that can be shown."""
+    """A value that is only shown to people, such as the name of the base; None if it is not text that can be shown."""
     return value if is_safe_text(value) and 0 < len(value) <= NAME_LIMIT else None
 
 
 def finite_number(value: Any) -> float | None:
-    """The number as float64; None if it is no number, is not finite, or is a whole number beyond float64."""
+    """The number as float64; None if it is not a number, is not finite, or is a whole number beyond float64."""
     if type(value) not in (int, float):  # isinstance would accept true and false
         return None
     try:

@@ -36,7 +36,7 @@ def adapter_file(path: Path) -> Path:
     with _report_os_errors(path):
         file = _file_in_folder(path) if path.is_dir() else path
         if not file.is_file():
-            raise OptionError(f"{file}: is no regular file", fix="give the adapter's file or folder")
+            raise OptionError(f"{file}: is not a regular file", fix="give the adapter's file or folder")
         with place(file):
             _check_start(file)
     return file

@@ -77,7 +77,7 @@ def shard_names(content: Any, index: str) -> list[str]:
     for name in set(names.values()):
         # An index may come from anybody, and names files that are opened.
         if not is_relative_name(name) or "/" in name:
-            what = f"{index} names {name!a:.100}, which is no plain file name"
+            what = f"{index} names {name!a:.100}, which is not a plain file name"
             raise FormatError(what, fix="download the index again")
     return sorted(set(names.values()))
 
@@ -87,5 +87,5 @@ def check_index(text: str, index: str) -> None:
     try:
         content = json.loads(text.removeprefix("\ufeff"))  # `read_json` accepts a byte order mark too
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"{index} is no JSON", fix="download the index again") from error
+        raise FormatError(f"{index} is not JSON", fix="download the index again") from error
     shard_names(content, index)

@@ -106,7 +106,7 @@ def stores_conv1d(path: Path) -> bool:
 def resolve_path(path: Path) -> Path:
     """The file or folder of the model; for a ``models--org--name`` folder of the Hub cache, that of its snapshot."""
     path = existing_path(path)
-    # It is no folder of a cache.
+    # It is not a folder of a cache.
     if not (path / "snapshots").is_dir():
         return path
     chosen = snapshot(path)

@@ -93,7 +93,7 @@ class ModelFiles:
         for name in self.companions if self.root.is_dir() else ():
             path = self.root / name
             if not path.is_file():
-                what = "is a link to a file that is not there" if path.is_symlink() else "is no regular file"
+                what = "is a link to a file that is not there" if path.is_symlink() else "is not a regular file"
                 raise FormatError(f"{name} {what}", fix="remove it, or restore the file").at(str(self.root))
 
     def check_unchanged(self) -> None:

@@ -94,7 +94,9 @@ class Split:
     labels: tuple[str, ...]
 
 
-class Corpus(NamedTuple):
+@final
+@dataclass(frozen=True, slots=True)
+class Corpus:
     """A task: the package that contains its texts, the function that reads them, and their source.
 
     Attributes

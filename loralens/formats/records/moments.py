@@ -139,7 +139,7 @@ def _square(tensors: Mapping[str, LazyArray], key: str) -> Array | None:
         return None
     tensor = tensors[key]
     if tensor.ndim != 2 or tensor.shape[0] != tensor.shape[1] or tensor.dtype != np.float64:
-        raise FormatError(f"{key} {tensor.shape} {tensor.dtype} is no square float64 matrix", fix=_AGAIN)
+        raise FormatError(f"{key} {tensor.shape} {tensor.dtype} is not a square float64 matrix", fix=_AGAIN)
     array = tensor.read()
     if not np.isfinite(array).all():
         raise FormatError(f"{key} holds NaN or Inf", fix=_AGAIN)
@@ -149,5 +149,6 @@ def _square(tensors: Mapping[str, LazyArray], key: str) -> Array | None:
     # eigvalsh returns the smallest eigenvalue first.
     lowest = float(np.linalg.eigvalsh(array)[0]) if size else 0.0
     if np.abs(array - array.T).max(initial=0.0) > ROUNDING * size or lowest < -ROUNDING * size:
-        raise FormatError(f"{key} is no matrix of second moments: not symmetric, or of negative ones", fix=_AGAIN)
+        what = f"{key} is not a matrix of second moments: it is not symmetric, or has a negative eigenvalue"
+        raise FormatError(what, fix=_AGAIN)
     return array

@@ -113,7 +113,7 @@ def nearest_loss(losses: Iterable[LoggedLoss], step: int | None) -> LoggedLoss |
 
 def _members(folder: Path) -> list[Path]:
     """The checkpoints in a folder: those of Trainer, else those of mlx-lm."""
-    # A single file is no run.
+    # A single file is not a run.
     if not folder.is_dir():
         return []
     inside = list(folder.iterdir())
@@ -154,7 +154,7 @@ def _step(path: Path, states: Mapping[Path, Mapping[str, Any]]) -> int | None:
 
 
 def _only_adapter(path: Path) -> str:
-    """The name of the adapter file in a folder; empty if the path is no folder, or holds none or several."""
+    """The name of the adapter file in a folder; empty if the path is not a folder, or holds none or several."""
     if not path.is_dir():
         return ""
     with suppress(LoraLensError):

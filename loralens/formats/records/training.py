@@ -62,7 +62,7 @@ class Training:
     def __init__(self, target: Path) -> None:
         # Its hidden and unfinished names are made of its own name.
         if target.name in ("", ".."):
-            raise OptionError(f"{target}: is no name for a run", fix="give a folder that is not there yet")
+            raise OptionError(f"{target}: is not a name for a run", fix="give a folder that is not there yet")
         if target.suffix in SUFFIXES:
             fix = f"give {target.with_suffix('')}; loralens convert makes a file of what is in it"
             raise OptionError(f"{target}: a run is a folder, not a {target.suffix} file", fix=fix)

@@ -78,7 +78,7 @@ def read_undo(path: Path) -> tuple[Mapping[str, LazyArray], dict[str, Any]]:
     stored = read_safetensors(path)
     with place(path):
         content = json_or_none((stored.metadata or {}).get(KEY))
-        # A safetensors file without our key is no undo file, and neither is one with a damaged value.
+        # A safetensors file without our key is not an undo file, and neither is one with a damaged value.
         if not isinstance(content, dict):
-            raise FormatError("is no undo file", fix=f"give the {NAME} that merge wrote")
+            raise FormatError("is not an undo file", fix=f"give the {NAME} that merge wrote")
     return stored.tensors, content

@@ -35,7 +35,7 @@ def write(adapter: Adapter) -> Stored:
     ------
     FormatError, MismatchError, ShapeError
         A name has no dots or is unknown to ComfyUI, ComfyUI does not adapt weights of a kind, the file cannot hold an
-        extra, float32 cannot hold a scale, or an update is no pair.
+        extra, float32 cannot hold a scale, or an update is not a pair.
     """
     files = up_down.names_in_file(adapter, NAME, leaf=parse_comfyui_key, canonical=remove_processor, new=_file)
     tensors: dict[str, LazyArray] = {}

@@ -41,7 +41,7 @@ def write(adapter: Adapter) -> Stored:
     Raises
     ------
     FormatError, MismatchError
-        The file cannot hold a kind of weight, a name without dots, or an extra; or an update is no pair.
+        The file cannot hold a kind of weight, a name without dots, or an extra; or an update is not a pair.
     """
     unchanged = _stored_file(adapter)
     if unchanged is not None:

@@ -239,7 +239,7 @@ def _tensors(
         origin = next(iter(modules.values())).origin
         assert origin
         return origin.tensors
-    # Keys of experts are numbers; None is a tensor that is no stack.
+    # Keys of experts are numbers; None is a tensor that is not a stack.
     if None not in modules:
         return dict(zip(keys, _stack(modules, target, alpha), strict=True))
     module = modules[None]

@@ -45,7 +45,7 @@ def write(adapter: Adapter) -> Stored:
         Two modules would get one name, the name of a layer does not say which text encoder it belongs to, kohya's
         software does not adapt a kind of weight, the file cannot hold an extra, or float32 cannot hold a scale.
     ShapeError, MismatchError
-        A grouped convolution was changed, or an update is no pair.
+        A grouped convolution was changed, or an update is not a pair.
     """
     # The prefix of the first text encoder depends on the other modules.
     numbered = any(in_pipeline(name).startswith(NUMBERED) for name in adapter)

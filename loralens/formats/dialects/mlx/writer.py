@@ -51,7 +51,7 @@ def write(adapter: Adapter, *, base_config: Mapping[str, Any] | None = None) -> 
     FormatError
         mlx-lm does not adapt a kind of weight, or cannot hold an extra, or only some modules are DoRA.
     ShapeError, MismatchError
-        Modules have several ranks, experts are missing, or an update is no pair.
+        Modules have several ranks, experts are missing, or an update is not a pair.
     """
     # All writers get the options of the dialect; this one was used before.
     del base_config

@@ -78,10 +78,10 @@ def expert_modules(
     rank = config.rank(name)
     # The number of experts is not stored: it follows from r and the rows of A.
     if A.ndim != 2 or B.ndim != 2 or A.shape[0] != B.shape[1] or A.shape[0] % rank:
-        what = f"lora_A {A.shape} and lora_B {B.shape} are no stack of experts of rank {rank}"
+        what = f"lora_A {A.shape} and lora_B {B.shape} are not a stack of experts of rank {rank}"
         raise ShapeError(what, fix="correct r or rank_pattern in adapter_config.json, or save the adapter again")
     count = A.shape[0] // rank
-    # a parameter of two axes, which is no stack
+    # a parameter of two axes, which is not a stack
     if count == 1:
         plain = name.removesuffix(".weight")
         layout = Layout("linear" if plain != name else "parameter")

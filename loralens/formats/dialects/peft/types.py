@@ -211,7 +211,7 @@ def _masks(fields: Mapping[str, Any]) -> Mapping[str, list[bool]]:
     masks = {}
     for key, mask in pattern.items():
         if not isinstance(mask, list) or not all(isinstance(kept, bool) for kept in mask):
-            raise FormatError(f"rank_pattern {key!r:.80} is no list of true and false", fix=RESTORE)
+            raise FormatError(f"rank_pattern {key!r:.80} is not a list of true and false", fix=RESTORE)
         # Its keys are those of the tensors lora_E, and not expressions.
         masks[module_path(key.partition(".lora_E")[0].removeprefix(PREFIX))] = mask
     return masks

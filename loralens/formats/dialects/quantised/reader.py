@@ -107,7 +107,7 @@ def description(metadata: Mapping[str, str] | None) -> dict[str, Any]:
     except (KeyError, ValueError, RecursionError) as error:
         raise FormatError(f"has no description under {NAME} in its metadata", fix=_BROKEN) from error
     if not isinstance(fields, dict):
-        raise FormatError("its description is no JSON object", fix=_BROKEN)
+        raise FormatError("its description is not a JSON object", fix=_BROKEN)
     return fields
 
 

@@ -55,7 +55,7 @@ def read_gguf(path: Path) -> Stored:
     Raises
     ------
     FormatError
-        The file is damaged, or it is no adapter.
+        The file is damaged, or it is not an adapter.
     """
     with place(path):
         file = OpenFile(path)

@@ -58,7 +58,7 @@ def from_text(key: str, text: str) -> tuple[str, Value]:
         return key, Value("str", array=False, value=text)
     kind, array = suffix.removesuffix("[]"), suffix.endswith("[]")
     if kind not in CODES:
-        raise FormatError(f"{key}: {kind[:20]!a} is no type of GGUF", fix=_FIX)
+        raise FormatError(f"{key}: {kind[:20]!a} is not a type of GGUF", fix=_FIX)
     if suffix == "str":
         return name, Value("str", array=False, value=text)
     with place(key):

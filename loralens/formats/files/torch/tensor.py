@@ -93,7 +93,7 @@ class Storages:
             fix = "it repeats its numbers with a stride of 0: save tensor.contiguous() instead"
             raise FormatError("it asks for more memory than the whole file takes", fix=fix)
         start = span.start + tensor.offset * tensor.dtype.itemsize
-        # A bool is read as a byte first, because a byte other than 0 and 1 is no valid NumPy bool.
+        # A bool is read as a byte first, because a byte other than 0 and 1 is not a valid NumPy bool.
         if _is_contiguous(tensor) and tensor.dtype != np.bool_:
             return self.file.array(start, tensor.shape, tensor.dtype)
         return LazyArray(lambda: self._strided(tensor, start), shape=tensor.shape, dtype=tensor.dtype)
