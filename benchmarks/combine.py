@@ -37,7 +37,8 @@ warnings.simplefilter("ignore")
 import numpy as np, torch
 from peft import LoraConfig, get_peft_model
 from loralens.arithmetic.combine import combine_adapters
-from loralens.compression.truncate import truncate
+from loralens.compression.loss import losses
+from loralens.compression.plan import TruncationPlan
 from loralens.core.adapter import Adapter
 from loralens.core.lowrank import LowRank
 from loralens.core.ranks import Rule
@@ -54,8 +55,13 @@ def adapter(name):
         for n, x in layers.items()
     })
 pair = [(adapter("one"), 0.7), (adapter("two"), 0.3)]
+def truncate(adapter):
+    plan = TruncationPlan.of(adapter)
+    after = plan.at(plan.ranks(Rule("rank", 16)))
+    losses(adapter, after)
+    return after
 def ours():
-    return truncate(combine_adapters(pair).adapter, Rule("rank", 16)).adapter
+    return truncate(combine_adapters(pair).adapter)
 ours()
 start = time.perf_counter()
 result = ours()
@@ -69,7 +75,7 @@ for n in SHAPES:
     mine = result[n].dense()
     far = max(far, float(np.linalg.norm(mine - theirs) / np.linalg.norm(mine)))
 start = time.perf_counter()
-truncate(combine_adapters(pair, method="ties", density=0.2, whole=0).adapter, Rule("rank", 16))
+truncate(combine_adapters(pair, method="ties", density=0.2, whole=0).adapter)
 loralens_ties = time.perf_counter() - start
 start = time.perf_counter()
 model.add_weighted_adapter(["one", "two"], [0.7, 0.3], "ties", combination_type="ties_svd", svd_rank=16, density=0.2)

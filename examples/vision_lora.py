@@ -24,6 +24,7 @@ from torch.nn.functional import cross_entropy
 
 import loralens
 from loralens.core.attached import Attachment
+from loralens.tables.numbers import fixed
 from loralens.tables.text import lay_out
 from loralens.training import Course, fit
 from loralens.training.feed import shuffle_order
@@ -33,6 +34,7 @@ TASKS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "turned": lambda images: torch.rot90(images, 1, (2, 3)),
     "inverted": lambda images: 1 - images,
 }
+percent = fixed(".1%")
 TARGETS = ("conv1", "conv2", "conv3", "head")
 RANK, ALPHA = 4, 8.0
 BATCH, HELD_OUT = 64, 500
@@ -167,7 +169,7 @@ def learn(size: Size, out: Path) -> dict[str, float]:
     whole = sum(p.numel() for p in net(size).parameters())
     upright = digits()[1]
     found = {"base on upright": accuracy(net(size, weights), upright)}
-    print(f"The base, {whole:,} parameters, reads {found['base on upright']:.1%} of {HELD_OUT} upright digits.\n")
+    print(f"The base, {whole:,} parameters, reads {percent(found['base on upright'])} of {HELD_OUT} upright digits.\n")
     print(f"{'':10s}{'base':>8s}{'full fine-tuning':>18s}{'LoRA':>8s}")
     for task, shift in TASKS.items():
         learned, held_out = digits(shift)
@@ -180,7 +182,7 @@ def learn(size: Size, out: Path) -> dict[str, float]:
             "lora": accuracy_with(size, weights, out / task, held_out),
         }
         found |= {f"{who} on {task}": score for who, score in scores.items()}
-        print(f"{task:10s}{scores['base']:8.1%}{scores['full']:18.1%}{scores['lora']:8.1%}")
+        print(f"{task:10s}{percent(scores['base']):>8s}{percent(scores['full']):>18s}{percent(scores['lora']):>8s}")
     trained = sum(module.B.size + module.A.size for module in adapter.modules.values())
     print(f"{'trained':10s}{'':8s}{whole:18,}{trained:8,}  parameters")
     loralens.save(adapted(size, weights, digits(TASKS["turned"])[0], seed=1), out / "turned-1", overwrite=True)
@@ -213,14 +215,14 @@ def remake(size: Size, out: Path) -> dict[str, float]:
     print("\nIs half the rank enough?")
     tool("compress", out / "turned", rank=RANK // 2, output=out / "turned-half", overwrite=True)
     found["half on turned"] = read("turned-half", "turned")
-    print(f"It reads {found['half on turned']:.1%} of the turned digits.")
+    print(f"It reads {percent(found['half on turned'])} of the turned digits.")
 
     print("\nOne adapter for both tasks?")
     tool("combine", (out / "turned", 0.5), (out / "inverted", 0.5), output=out / "both", overwrite=True)
     found |= {f"both on {task}": read("both", task) for task in TASKS}
     print(
-        f"It reads {found['both on turned']:.1%} of the turned digits and {found['both on inverted']:.1%} of the "
-        "inverted ones. The two updates hardly overlap,\n"
+        f"It reads {percent(found['both on turned'])} of the turned digits and {percent(found['both on inverted'])} of "
+        "the inverted ones. The two updates hardly overlap,\n"
         "but each is about as large as the weights that it changes: what adds up there does not in what comes out."
     )
 
@@ -231,7 +233,7 @@ def remake(size: Size, out: Path) -> dict[str, float]:
     tool("unmerge", out / "merged", output=out / "restored", overwrite=True)
     same = digest(out / "restored" / "model.safetensors") == digest(weights)
     said = "it is the base, every bit of it" if same else "it is the base no more"
-    print(f"Merged it reads {found['merged on turned']:.1%}; unmerged {said}.")
+    print(f"Merged it reads {percent(found['merged on turned'])}; unmerged {said}.")
     return found | {"restored": same}
 
 

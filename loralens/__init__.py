@@ -42,55 +42,12 @@ Functions, types and packages are imported when they are first used, so ``import
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from loralens.exports import with_options_written_out
+from loralens.exports import lazy_exports, with_options_written_out
 from loralens.verbs import VERBS
-from loralens.version import __version__
+from loralens.version import __version__ as __version__
 
-if TYPE_CHECKING:
-    from loralens.analysis.base.amplification import Amplification
-    from loralens.analysis.behaviour import Behaviour
-    from loralens.analysis.checks.diagnosis import Diagnosis
-    from loralens.analysis.compare.similarity import Comparison, Similarity
-    from loralens.analysis.spectrum import Spectrum
-    from loralens.arithmetic.combine import Combination
-    from loralens.core.adapter import Adapter
-    from loralens.core.fingerprint import fingerprint
-    from loralens.core.lowrank import LowRank
-    from loralens.core.moments import Moments
-    from loralens.core.ranks import Rule
-    from loralens.errors import DivergenceError, FormatError, LoraLensError, MismatchError, OptionError, ShapeError
-    from loralens.formats import load, save
-    from loralens.formats.records.moments import load_moments, save_moments
-    from loralens.verbs.amplify import amplify
-    from loralens.verbs.behave import behave
-    from loralens.verbs.calibrate import calibrate
-    from loralens.verbs.combine import combine
-    from loralens.verbs.compress import compress
-    from loralens.verbs.convert import convert
-    from loralens.verbs.curve import curve
-    from loralens.verbs.doctor import doctor
-    from loralens.verbs.drop import drop
-    from loralens.verbs.equal import equal
-    from loralens.verbs.evaluate import evaluate
-    from loralens.verbs.extract import extract
-    from loralens.verbs.inspect import inspect
-    from loralens.verbs.interpolate import interpolate
-    from loralens.verbs.intruders import intruders
-    from loralens.verbs.merge import merge
-    from loralens.verbs.negate import negate
-    from loralens.verbs.plot import plot
-    from loralens.verbs.report import report
-    from loralens.verbs.scale import scale
-    from loralens.verbs.similarity import similarity
-    from loralens.verbs.spectrum import spectrum
-    from loralens.verbs.subtract import subtract
-    from loralens.verbs.survey import survey
-    from loralens.verbs.train import train
-    from loralens.verbs.trajectory import trajectory
-    from loralens.verbs.unmerge import unmerge
-    from loralens.verbs.verify import verify
-
-_PACKAGES = (
+# Without ``cli``: the library prints nothing, so the package that does is not part of its public names.
+_PACKAGES = [
     "analysis",
     "arithmetic",
     "charts",
@@ -103,99 +60,92 @@ _PACKAGES = (
     "tables",
     "training",
     "verbs",
-)
-
-_HOMES = {
-    "Adapter": "loralens.core.adapter",
-    "Amplification": "loralens.analysis.base.amplification",
-    "Behaviour": "loralens.analysis.behaviour",
-    "Combination": "loralens.arithmetic.combine",
-    "Comparison": "loralens.analysis.compare.similarity",
-    "Diagnosis": "loralens.analysis.checks.diagnosis",
-    "DivergenceError": "loralens.errors",
-    "FormatError": "loralens.errors",
-    "LoraLensError": "loralens.errors",
-    "LowRank": "loralens.core.lowrank",
-    "MismatchError": "loralens.errors",
-    "Moments": "loralens.core.moments",
-    "OptionError": "loralens.errors",
-    "Rule": "loralens.core.ranks",
-    "ShapeError": "loralens.errors",
-    "Similarity": "loralens.analysis.compare.similarity",
-    "Spectrum": "loralens.analysis.spectrum",
-    "fingerprint": "loralens.core.fingerprint",
-    "load": "loralens.formats",
-    "load_moments": "loralens.formats.records.moments",
-    "save": "loralens.formats",
-    "save_moments": "loralens.formats.records.moments",
-}
-
-__all__ = [
-    "Adapter",
-    "Amplification",
-    "Behaviour",
-    "Combination",
-    "Comparison",
-    "Diagnosis",
-    "DivergenceError",
-    "FormatError",
-    "LoraLensError",
-    "LowRank",
-    "MismatchError",
-    "Moments",
-    "OptionError",
-    "Rule",
-    "ShapeError",
-    "Similarity",
-    "Spectrum",
-    "__version__",
-    "amplify",
-    "behave",
-    "calibrate",
-    "combine",
-    "compress",
-    "convert",
-    "curve",
-    "doctor",
-    "drop",
-    "equal",
-    "evaluate",
-    "extract",
-    "fingerprint",
-    "inspect",
-    "interpolate",
-    "intruders",
-    "load",
-    "load_moments",
-    "merge",
-    "negate",
-    "plot",
-    "report",
-    "save",
-    "save_moments",
-    "scale",
-    "similarity",
-    "spectrum",
-    "subtract",
-    "survey",
-    "train",
-    "trajectory",
-    "unmerge",
-    "verify",
 ]
 
+# For type checkers and editors: what they would not find in the table below. At run time none of it is imported.
+if TYPE_CHECKING:
+    from loralens.analysis.base.amplification import Amplification as Amplification
+    from loralens.analysis.behaviour import Behaviour as Behaviour
+    from loralens.analysis.checks.diagnosis import Diagnosis as Diagnosis
+    from loralens.analysis.compare.similarity import Comparison as Comparison
+    from loralens.analysis.compare.similarity import Similarity as Similarity
+    from loralens.analysis.spectrum import Spectrum as Spectrum
+    from loralens.arithmetic.combine import Combination as Combination
+    from loralens.core.adapter import Adapter as Adapter
+    from loralens.core.fingerprint import fingerprint as fingerprint
+    from loralens.core.lowrank import LowRank as LowRank
+    from loralens.core.moments import Moments as Moments
+    from loralens.core.ranks import Rule as Rule
+    from loralens.errors import DivergenceError as DivergenceError
+    from loralens.errors import FormatError as FormatError
+    from loralens.errors import LoraLensError as LoraLensError
+    from loralens.errors import MismatchError as MismatchError
+    from loralens.errors import OptionError as OptionError
+    from loralens.errors import ShapeError as ShapeError
+    from loralens.formats import load as load
+    from loralens.formats import save as save
+    from loralens.formats.records.moments import load_moments as load_moments
+    from loralens.formats.records.moments import save_moments as save_moments
+    from loralens.verbs.amplify import amplify as amplify
+    from loralens.verbs.behave import behave as behave
+    from loralens.verbs.calibrate import calibrate as calibrate
+    from loralens.verbs.combine import combine as combine
+    from loralens.verbs.compress import compress as compress
+    from loralens.verbs.convert import convert as convert
+    from loralens.verbs.curve import curve as curve
+    from loralens.verbs.doctor import doctor as doctor
+    from loralens.verbs.drop import drop as drop
+    from loralens.verbs.equal import equal as equal
+    from loralens.verbs.evaluate import evaluate as evaluate
+    from loralens.verbs.extract import extract as extract
+    from loralens.verbs.inspect import inspect as inspect
+    from loralens.verbs.interpolate import interpolate as interpolate
+    from loralens.verbs.intruders import intruders as intruders
+    from loralens.verbs.merge import merge as merge
+    from loralens.verbs.negate import negate as negate
+    from loralens.verbs.plot import plot as plot
+    from loralens.verbs.report import report as report
+    from loralens.verbs.scale import scale as scale
+    from loralens.verbs.similarity import similarity as similarity
+    from loralens.verbs.spectrum import spectrum as spectrum
+    from loralens.verbs.subtract import subtract as subtract
+    from loralens.verbs.survey import survey as survey
+    from loralens.verbs.train import train as train
+    from loralens.verbs.trajectory import trajectory as trajectory
+    from loralens.verbs.unmerge import unmerge as unmerge
+    from loralens.verbs.verify import verify as verify
+else:
+    _names, _get_type, _ = lazy_exports(
+        __name__,
+        {
+            "analysis.base.amplification": ["Amplification"],
+            "analysis.behaviour": ["Behaviour"],
+            "analysis.checks.diagnosis": ["Diagnosis"],
+            "analysis.compare.similarity": ["Comparison", "Similarity"],
+            "analysis.spectrum": ["Spectrum"],
+            "arithmetic.combine": ["Combination"],
+            "core.adapter": ["Adapter"],
+            "core.fingerprint": ["fingerprint"],
+            "core.lowrank": ["LowRank"],
+            "core.moments": ["Moments"],
+            "core.ranks": ["Rule"],
+            "errors": ["DivergenceError", "FormatError", "LoraLensError", "MismatchError", "OptionError", "ShapeError"],
+            "formats": ["load", "save"],
+            "formats.records.moments": ["load_moments", "save_moments"],
+        },
+    )
+    __all__ = sorted([*_names, *VERBS, "plot", "__version__"])
 
-def __getattr__(name: str) -> Any:
-    if name in _PACKAGES:
-        return import_module(f"loralens.{name}")
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
-    if name in VERBS or name == "plot":
+    # Called for names that the module does not have yet.
+    def __getattr__(name: str) -> Any:
+        if name in _PACKAGES:
+            return import_module(f"loralens.{name}")
+        if name not in (*VERBS, "plot"):
+            return _get_type(name)
         function = with_options_written_out(getattr(import_module(f"loralens.verbs.{name}"), name))
+        # Stored, so that the signature is built once and later uses of the name do not come here.
         globals()[name] = function
         return function
-    raise AttributeError(f"module 'loralens' has no attribute {name!r}")
 
-
-def __dir__() -> list[str]:
-    return sorted([*__all__, *_PACKAGES])
+    def __dir__() -> list[str]:
+        return sorted([*__all__, *_PACKAGES])

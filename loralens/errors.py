@@ -31,7 +31,8 @@ def visible(text: str, *, keep: str = "") -> str:
 
     Characters in ``keep`` stay as they are. A byte of a path that is not UTF-8 is shown by its hexadecimal number.
     """
-    # Nearly all text is printable, and isprintable is much faster than the regular expression.
+    # Nearly all text is printable, and isprintable is much faster than the regular expression. A character that it
+    # calls unprintable may still be harmless, such as a no-break space; then the expression leaves it as it is.
     if text.isprintable():
         return text
     return UNPRINTABLE.sub(lambda match: match[0] if match[0] in keep else _escape(ord(match[0])), text)
@@ -45,7 +46,7 @@ def _escape(code: int) -> str:
 
 
 class LoraLensError(Exception):
-    """What went wrong, where, and how to fix it.
+    """The base class of all errors: what went wrong, where, and how to fix it.
 
     Parameters
     ----------
@@ -59,6 +60,7 @@ class LoraLensError(Exception):
         super().__init__(what)
         self.what = what
         self.fix = fix
+        # From the outermost place to the innermost, such as a file and a tensor in it.
         self.where: tuple[str, ...] = ()
 
     def at(self, place: str) -> Self:
@@ -94,6 +96,8 @@ class OptionError(LoraLensError):
 
 class UnknownModuleError(OptionError, KeyError):
     """An adapter has no module of this name, or none that this glob matches."""
+
+    # A KeyError too, as adapter[name] looks a name up like a mapping, and callers of mappings catch KeyError.
 
 
 class DivergenceError(LoraLensError):

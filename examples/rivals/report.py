@@ -14,6 +14,7 @@ from rivals.methods import METHODS, Method
 
 from loralens.charts.mpl import fix_layout, style_context
 from loralens.errors import OptionError
+from loralens.tables.numbers import fixed
 
 LATENCIES = ("1", "32")
 FORMS = ("merged", "unmerged")
@@ -97,7 +98,7 @@ def _row(results: Results, method: Method) -> list[str]:
 
 def _share(run: dict[str, Any]) -> str:
     body = run["trained"] - run["head"]
-    return f"{body:,} ({body / run['base']:.2%})" if body < run["base"] else f"{body:,}"
+    return f"{body:,} ({fixed('.2%')(body / run['base'])})" if body < run["base"] else f"{body:,}"
 
 
 def _bytes(count: float) -> str:

@@ -5,70 +5,40 @@ from typing import TYPE_CHECKING
 from loralens.exports import lazy_exports
 
 if TYPE_CHECKING:
-    from loralens.analysis.base.amplification import Amplification, measure_amplification
-    from loralens.analysis.base.intruders import Intruders, find_intruders, remove_intruders
-    from loralens.analysis.behaviour import Behaviour, measure_behaviour
-    from loralens.analysis.checks.diagnosis import Diagnosis
-    from loralens.analysis.compare.interference import Interference, interference
-    from loralens.analysis.compare.pairwise import Pairwise, pairwise
-    from loralens.analysis.compare.similarity import Comparison, Similarity, compare_subspaces
-    from loralens.analysis.doctor import diagnose
-    from loralens.analysis.inspection import Inspection, inspect_adapter
-    from loralens.analysis.outliers import Outlier
-    from loralens.analysis.spectrum import Spectrum, measure_spectrum
-    from loralens.analysis.trajectory import Trajectory, measure_trajectory
-
-__all__ = [
-    "Amplification",
-    "Behaviour",
-    "Comparison",
-    "Diagnosis",
-    "Inspection",
-    "Interference",
-    "Intruders",
-    "Outlier",
-    "Pairwise",
-    "Similarity",
-    "Spectrum",
-    "Trajectory",
-    "compare_subspaces",
-    "diagnose",
-    "find_intruders",
-    "inspect_adapter",
-    "interference",
-    "measure_amplification",
-    "measure_behaviour",
-    "measure_spectrum",
-    "measure_trajectory",
-    "pairwise",
-    "remove_intruders",
-]
-
-__getattr__, __dir__ = lazy_exports(
-    __name__,
-    {
-        "Amplification": "base.amplification",
-        "Behaviour": "behaviour",
-        "Comparison": "compare.similarity",
-        "Diagnosis": "checks.diagnosis",
-        "Inspection": "inspection",
-        "Interference": "compare.interference",
-        "Intruders": "base.intruders",
-        "Outlier": "outliers",
-        "Pairwise": "compare.pairwise",
-        "Similarity": "compare.similarity",
-        "Spectrum": "spectrum",
-        "Trajectory": "trajectory",
-        "compare_subspaces": "compare.similarity",
-        "diagnose": "doctor",
-        "find_intruders": "base.intruders",
-        "inspect_adapter": "inspection",
-        "interference": "compare.interference",
-        "measure_amplification": "base.amplification",
-        "measure_behaviour": "behaviour",
-        "measure_spectrum": "spectrum",
-        "measure_trajectory": "trajectory",
-        "pairwise": "compare.pairwise",
-        "remove_intruders": "base.intruders",
-    },
-)
+    from loralens.analysis.base.amplification import measure_amplification as measure_amplification
+    from loralens.analysis.base.intruders import Intruders as Intruders
+    from loralens.analysis.base.intruders import find_intruders as find_intruders
+    from loralens.analysis.base.intruders import remove_intruders as remove_intruders
+    from loralens.analysis.behaviour import measure_behaviour as measure_behaviour
+    from loralens.analysis.compare.interference import Interference as Interference
+    from loralens.analysis.compare.interference import interference as interference
+    from loralens.analysis.compare.pairwise import Pairwise as Pairwise
+    from loralens.analysis.compare.pairwise import pairwise as pairwise
+    from loralens.analysis.compare.similarity import compare_subspaces as compare_subspaces
+    from loralens.analysis.doctor import examine_all as examine_all
+    from loralens.analysis.doctor import run_checks as run_checks
+    from loralens.analysis.inspection import Inspection as Inspection
+    from loralens.analysis.inspection import inspect_adapter as inspect_adapter
+    from loralens.analysis.outliers import Outlier as Outlier
+    from loralens.analysis.outliers import find_outliers as find_outliers
+    from loralens.analysis.spectrum import measure_spectrum as measure_spectrum
+    from loralens.analysis.trajectory import Trajectory as Trajectory
+    from loralens.analysis.trajectory import measure_trajectory as measure_trajectory
+# The results that verbs return, such as `Spectrum` and `Comparison`, are names of `loralens` itself and not repeated.
+else:
+    __all__, __getattr__, __dir__ = lazy_exports(
+        __name__,
+        {
+            "base.amplification": ["measure_amplification"],
+            "base.intruders": ["Intruders", "find_intruders", "remove_intruders"],
+            "behaviour": ["measure_behaviour"],
+            "compare.interference": ["Interference", "interference"],
+            "compare.pairwise": ["Pairwise", "pairwise"],
+            "compare.similarity": ["compare_subspaces"],
+            "doctor": ["examine_all", "run_checks"],
+            "inspection": ["Inspection", "inspect_adapter"],
+            "outliers": ["Outlier", "find_outliers"],
+            "spectrum": ["measure_spectrum"],
+            "trajectory": ["Trajectory", "measure_trajectory"],
+        },
+    )

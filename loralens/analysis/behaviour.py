@@ -1,13 +1,11 @@
 """The effect of adapters on the outputs of a model: it is run on real inputs without adapters and with each."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import combinations
-from math import sqrt
+from math import inf, sqrt
 from typing import TYPE_CHECKING, Any, final
-
-import numpy as np
 
 from loralens.core.adapter import Adapter
 from loralens.core.attached import Attachment, call, frozen_evaluation
@@ -16,7 +14,8 @@ from loralens.errors import MismatchError, OptionError, place
 if TYPE_CHECKING:  # importing torch takes 1.4 s, and whoever passes a model has imported it
     from torch import Tensor, nn
 
-BASE = "base"  # the name of the model without adapters
+BASE = "base"  # the name of the model without adapters, which therefore no adapter may have
+# At a vocabulary of 10⁵, 1,000 tokens have 10⁸ logits, and one float64 copy of them would take 800 MB.
 CHUNK = 1 << 22  # logits converted to float64 at a time: 32 MiB
 
 
@@ -89,7 +88,7 @@ def measure_behaviour(model: "nn.Module", batches: Iterable[Any], *, adapters: M
         afterwards. ``logits`` and ``hidden_states`` of its output are compared; a plain tensor counts as one hidden
         state.
     batches : iterable
-        As in ``loralens.compression.calibrate``: an ``attention_mask`` says which positions count.
+        As in `loralens.compression.measure_moments`: an ``attention_mask`` says which positions count.
     adapters : mapping of str to Adapter
         Name → adapter. Updates are added as scale·B·A·x in float32, trained biases and heads replace those of the
         model, and DoRA is applied. Parts that have no equivalent in this model are listed in ``left_out``.
@@ -114,6 +113,7 @@ def measure_behaviour(model: "nn.Module", batches: Iterable[Any], *, adapters: M
     if not adapters or BASE in adapters:
         what = f"an adapter is called {BASE!r}" if adapters else "there are no adapters"
         raise OptionError(what, fix="give adapters, under other names")
+    # A PEFT model applies its own adapters, so that none of its outputs would be that of the base.
     if hasattr(model, "peft_config"):
         raise MismatchError("the model carries PEFT adapters already", fix="give their base: model.unload()")
     attached: dict[str, Attachment] = {}
@@ -125,19 +125,20 @@ def measure_behaviour(model: "nn.Module", batches: Iterable[Any], *, adapters: M
     sums: dict[tuple[str, str], _Difference] = {pair: _Difference() for pair in pairs}
     with frozen_evaluation(model, gradient=False):
         for batch in batches:
+            # Each version is run once for a batch, whatever the number of pairs that it is in.
             outputs = {name: _output(model, batch, attached.get(name)) for name in names}
             for first, second in pairs:
                 sums[first, second].add(outputs[first], outputs[second])
-    done = sums[pairs[0]]
-    if not done.states:
+    counts = sums[pairs[0]]  # every pair saw the same positions
+    if not counts.states:
         raise OptionError("there are no inputs", fix="give at least one")
     return Behaviour(
-        tuple(one.contrast(*pair) for pair, one in sums.items()),
-        done.positions,
-        done.states,
-        {name: one.left_out for name, one in attached.items()},
-        {name: tuple(module for module in one.hooked if module not in one.ran) for name, one in attached.items()},
-        {name: one.changed for name, one in attached.items()},
+        contrasts=tuple(difference.contrast(*pair) for pair, difference in sums.items()),
+        positions=counts.positions,
+        states=counts.states,
+        left_out={name: one.left_out for name, one in attached.items()},
+        idle={name: tuple(module for module in one.hooked if module not in one.ran) for name, one in attached.items()},
+        changed={name: one.changed for name, one in attached.items()},
     )
 
 
@@ -157,6 +158,7 @@ def _output(model: "nn.Module", batch: Any, attachment: Attachment | None) -> _O
     logits = getattr(returned, "logits", None)
     hidden = getattr(returned, "hidden_states", None)
     if hidden is None:
+        # A model that returns no list of layers: its output is its only state.
         last = returned if hasattr(returned, "detach") else getattr(returned, "last_hidden_state", None)
         hidden = () if last is None else (last,)
     if logits is None and not hidden:
@@ -172,6 +174,7 @@ def _output(model: "nn.Module", batch: Any, attachment: Attachment | None) -> _O
 
 def _select_positions(values: "Tensor", mask: "Tensor | None") -> "Tensor":
     """The rows of a tensor (batch, length, n) at the positions that count; all rows of any other tensor."""
+    # A classifier has one row of logits for each input, to which a mask over tokens does not apply.
     if mask is not None and mask.ndim == 2 and values.shape[:2] == mask.shape and values.ndim == 3:
         return values[mask.bool().to(values.device)]
     return values.reshape(-1, values.shape[-1])
@@ -192,11 +195,12 @@ class _Difference:
         """Add the outputs of one batch."""
         if first.logits is not None and second.logits is not None:
             self._add_logits(first.logits, second.logits)
-        if not self.distance:
+        if not self.distance:  # the number of layers is known from the first batch on
             self.distance, self.length = [0.0] * len(first.hidden), [0.0] * len(first.hidden)
         for layer, (h1, h2) in enumerate(zip(first.hidden, second.hidden, strict=True)):
             h1 = _double(h1)
             self.distance[layer] += float((h1 - _double(h2)).square().sum())
+            # Relative to the first version: in the pairs with the base that is the base.
             self.length[layer] += float(h1.square().sum())
         self.states += len(first.hidden[0]) if first.hidden else len(first.logits)  # type: ignore[arg-type]
 
@@ -206,9 +210,12 @@ class _Difference:
                 f"one version gives {first.shape[-1]} logits and the other {second.shape[-1]}",
                 fix="compare adapters of one task, on a model with its head",
             )
-        for x, y in zip(*(_chunks(logits) for logits in (first, second)), strict=True):
+        rows = max(1, CHUNK // first.shape[-1])
+        for start in range(0, len(first), rows):
+            x, y = (_double(logits[start : start + rows]) for logits in (first, second))
             p, q = x.log_softmax(-1), y.log_softmax(-1)
             self.kl += float((p.exp() * (p - q)).sum())
+            # Centred, because only the differences between logits decide the probabilities.
             difference = (x - x.mean(-1, keepdim=True)) - (y - y.mean(-1, keepdim=True))
             self.squares += float(difference.square().mean(-1).sum())
             self.same += int((x.argmax(-1) == y.argmax(-1)).sum())
@@ -217,23 +224,15 @@ class _Difference:
     def contrast(self, first: str, second: str) -> Contrast:
         """The means over all batches so far."""
         n = self.positions
-        hidden = tuple(_ratio(distance, length) for distance, length in zip(self.distance, self.length, strict=True))
+        hidden = tuple(
+            sqrt(distance / length) if length else (inf if distance else 0.0)
+            for distance, length in zip(self.distance, self.length, strict=True)
+        )
         if not n:
             return Contrast(first, second, None, None, None, hidden)
         return Contrast(first, second, self.kl / n, sqrt(self.squares / n), self.same / n, hidden)
 
 
-def _chunks(logits: "Tensor") -> "Iterator[Tensor]":
-    """The logits in float64, some rows at a time."""
-    step = max(1, CHUNK // logits.shape[-1])
-    for start in range(0, len(logits), step):
-        yield _double(logits[start : start + step])
-
-
 def _double(values: "Tensor") -> "Tensor":
     """Float64; on the CPU where the device has none."""
     return (values.cpu() if values.device.type == "mps" else values).double()
-
-
-def _ratio(distance: float, length: float) -> float:
-    return sqrt(distance / length) if length else (np.inf if distance else 0.0)

@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from loralens.analysis.checks import CHECKS
-from loralens.analysis.checks.base import Base, MergeOptions, find_weights, merge_effects
+from loralens.analysis.checks.base import Base, find_weights, merge_effects
 from loralens.analysis.checks.diagnosis import LEVELS, Diagnosis
 from loralens.analysis.checks.examination import Examination, examine_adapter
 from loralens.core.adapter import Adapter
@@ -19,7 +19,7 @@ UNREADABLE = "unreadable"
 OTHERS = {UNREADABLE: "The file cannot be read as an adapter: it is damaged, not downloaded, or something else."}
 
 
-def diagnose(
+def examine_all(
     adapters: Mapping[str, Adapter],
     *,
     base: Base | None = None,
@@ -30,13 +30,13 @@ def diagnose(
     reading: str = "",
     named: Mapping[str, BaseModel] | None = None,
     step: Step | None = None,
-) -> list[Diagnosis]:
-    """Run all checks. Findings come by level, then in the order of `CHECKS`, then with the worst module first.
+) -> list[Examination]:
+    """Read every adapter, once or twice and without keeping its factors, and collect what `run_checks` needs.
 
     Parameters
     ----------
     adapters : mapping of str to Adapter
-        Path → adapter, preferably loaded with ``strict=False``. Two or more are also compared with each other.
+        Path → adapter, preferably loaded with ``strict=False``, so that files with wrong numbers are examined too.
     base : Base, optional
         The base model. Names, shapes and rounding are checked against its weights, with at most 2¹⁸ entries of each.
     dtype : str, optional
@@ -57,58 +57,33 @@ def diagnose(
     Raises
     ------
     OptionError
-        A glob that matches nothing.
-
-    Notes
-    -----
-    The factors are read once or twice and not kept. The thresholds of a check, and their reasons, are in its file.
-    Every check was tested on published adapters and does not report those that are in order.
+        A glob matches nothing.
     """
-    exams = examine_all(
-        adapters,
-        base=base,
-        dtype=dtype,
-        stochastic=stochastic,
-        modules=modules,
-        only_read=only_read,
-        reading=reading,
-        named=named,
-        step=step,
-    )
-    return run_checks(exams)
-
-
-def examine_all(
-    adapters: Mapping[str, Adapter],
-    *,
-    base: Base | None = None,
-    dtype: str | None = None,
-    stochastic: bool = False,
-    modules: Sequence[str] = (),
-    only_read: Collection[str] = (),
-    reading: str = "",
-    named: Mapping[str, BaseModel] | None = None,
-    step: Step | None = None,
-) -> list[Examination]:
-    """Read every adapter once, for `run_checks`. Parameters and errors are those of `diagnose`."""
-    exams, merging = [], MergeOptions(dtype, stochastic)
+    exams = []
     for path, adapter in adapters.items():
         with place(path):
+            # A suggested command writes a file, which these dialects do not allow.
             to = "peft" if adapter.format in only_read else ""
             exam = examine_adapter(adapter, path, modules=modules, to=to, reading=reading, step=step)
         exam = replace(exam, named=(named or {}).get(path) or BaseModel.of(adapter.base_model))
-        exams.append(_match_base(exam, base, merging) if base else exam)
+        exams.append(_match_base(exam, base, dtype=dtype, stochastic=stochastic) if base else exam)
     return exams
 
 
 def run_checks(exams: Sequence[Examination]) -> list[Diagnosis]:
-    """Run all checks on every adapter, and on two or more adapters together. The most serious findings come first."""
+    """Run all checks on every adapter, and on two or more adapters together.
+
+    The findings come by level, the most serious first, then in the order of `CHECKS`, then with the worst module first.
+    The thresholds of a check, and their reasons, are in its file. Every check was tested on published adapters and does
+    not report those that are in order.
+    """
     diagnoses: list[Diagnosis] = []
     for check in CHECKS:
         if check.single:
-            diagnoses += [replace(diagnosis, adapter=p.path) for p in exams for diagnosis in check.single(p)]
+            diagnoses += [replace(diagnosis, adapter=exam.path) for exam in exams for diagnosis in check.single(exam)]
         if check.several and len(exams) > 1:
             diagnoses += check.several(exams)
+    # Sorting is stable, so within a level the order of the checks stays.
     return sorted(diagnoses, key=lambda diagnosis: LEVELS.index(diagnosis.level))
 
 
@@ -117,22 +92,20 @@ def diagnosis_codes() -> dict[str, str]:
     return {code: text for check in CHECKS for code, text in check.rules.items()} | OTHERS
 
 
-def _raise_permuted_rows(adapter: Adapter) -> Adapter:
-    """Raise permuted rows that the base could not resolve to an error: they would change the wrong rows of W."""
-    fix = "give a base whose folder has a config.json that says its heads"
-    marked = [replace(one, level="error", fix=fix) if one.code == "rows-permuted" else one for one in adapter.findings]
-    return replace(adapter, findings=tuple(marked))
-
-
-def _match_base(exam: Examination, base: Base, merging: MergeOptions) -> Examination:
-    """Add what the base shows. DoRA modules get no merge effect: merging them changes W by more than ΔW."""
-    modules = {name: one.module for name, one in exam.readings.items()}
+def _match_base(exam: Examination, base: Base, *, dtype: str | None, stochastic: bool) -> Examination:
+    """Add what the base shows: modules without a weight, weights with NaN, and the effects of merging the others."""
     if any(module.layout.rows for module in exam.adapter.modules.values()):
-        exam = replace(exam, adapter=_raise_permuted_rows(exam.adapter))
+        # The base could not say the order of the rows either, so a merge would change the wrong rows of W.
+        fix = "give a base whose folder has a config.json that says its heads"
+        findings = tuple(
+            replace(finding, level="error", fix=fix) if finding.code == "rows-permuted" else finding
+            for finding in exam.adapter.findings
+        )
+        exam = replace(exam, adapter=replace(exam.adapter, findings=findings))
+    modules = {name: reading.module for name, reading in exam.readings.items()}
     weights, unmatched = find_weights(modules, base)
-    bent = magnitudes(exam.adapter)
-    plain = {name: weight for name, weight in weights.items() if name not in bent}
-    effects, non_finite_weights = merge_effects(modules, exam.spectra, plain, merging, base)
-    return replace(
-        exam, merge_effects=effects, unmatched=unmatched, non_finite_weights=non_finite_weights, base=base.model
-    )
+    # DoRA modules get no merge effect, because merging them changes W by more than ΔW.
+    dora = magnitudes(exam.adapter)
+    plain = {name: weight for name, weight in weights.items() if name not in dora}
+    effects, non_finite = merge_effects(modules, exam.spectra, plain, base, dtype=dtype, stochastic=stochastic)
+    return replace(exam, merge_effects=effects, unmatched=unmatched, non_finite_weights=non_finite, base=base.model)

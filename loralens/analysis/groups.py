@@ -58,6 +58,7 @@ def total_norm(spectra: Iterable[Spectrum]) -> float:
 
 def mean_effective_rank(spectra: Iterable[Spectrum]) -> float:
     """The mean effective rank over the modules that are not 0; 0 if all are."""
+    # ΔW = 0 has no distribution of singular values, so no effective rank; a 0 in its place would lower the mean.
     ranks = [s.effective_rank for s in spectra if s.spectral > 0]
     return sum(ranks) / len(ranks) if ranks else 0.0
 
@@ -67,11 +68,10 @@ def _group(spectra: Mapping[str, Spectrum], label: Callable[[str], str]) -> list
     for name, spectrum in spectra.items():
         members.setdefault(label(name), []).append(spectrum)
     adapter_norm = total_norm(spectra.values())
-    return [_summary(name, members[name], adapter_norm) for name in sorted(members, key=natural_key)]
-
-
-def _summary(name: str, members: list[Spectrum], adapter_norm: float) -> Group:
-    norm = total_norm(members)
-    share = (norm / adapter_norm) ** 2 if adapter_norm else 0.0
-    zero = sum(s.spectral == 0 for s in members)
-    return Group(name, len(members), norm, share, mean_effective_rank(members), zero)
+    groups = []
+    for name in sorted(members, key=natural_key):
+        norm = total_norm(members[name])
+        share = (norm / adapter_norm) ** 2 if adapter_norm else 0.0
+        zero = sum(s.spectral == 0 for s in members[name])
+        groups.append(Group(name, len(members[name]), norm, share, mean_effective_rank(members[name]), zero))
+    return groups

@@ -13,7 +13,7 @@ from loralens.core.lowrank import LowRank
 from loralens.core.names import select, some
 from loralens.core.structured import Kronecker, Update
 
-BLOCK = 1 << 20  # values that are tested at a time, so that they stay in the cache of a core
+BLOCK = 1 << 20  # values that are tested at a time: 4 MiB in float32, so that they stay in the cache of a core
 
 
 @final
@@ -73,14 +73,22 @@ def inspect_adapter(adapter: Adapter, *, modules: Sequence[str] = ()) -> Inspect
         if any(map(count_non_finite, numbers)):
             spoilt.append(name)
     spoilt += [key for key, extra in adapter.extra.items() if count_non_finite(extra.tensor.read())]
-    findings = [*adapter.findings, *_zero(zero, len(chosen)), *_spoilt(spoilt)]
-    return Inspection(
-        adapter, chosen, zero, {key: extra for key, extra in adapter.extra.items() if extra.role not in NORMS}, findings
-    )
+    findings = [*adapter.findings]
+    if zero:
+        text = f"{len(zero)} of {len(chosen)} modules do nothing, their B or A is 0: {some(zero)}"
+        fix = "they were never trained: check the training code, or drop them"
+        findings.append(Finding("warning", "zero-update", text, fix))
+    if spoilt:
+        text = f"{len(spoilt)} hold NaN or Inf: {some(spoilt)}"
+        findings.append(Finding("error", "non-finite", text, "training diverged: go back to an earlier checkpoint"))
+    # Norms stand for magnitudes that the file does not have, so they are no part of its contents.
+    extra = {key: extra for key, extra in adapter.extra.items() if extra.role not in NORMS}
+    return Inspection(adapter, chosen, zero, extra, findings)
 
 
 def count_non_finite(array: Array) -> int:
     """The number of NaN and Inf in an array of any dtype."""
+    # In the order of the memory ("K"), because a flat copy of a transposed weight would double its memory.
     flat = array.ravel("K")
     parts = (_plain(flat[i : i + BLOCK]) for i in range(0, flat.size, BLOCK))
     return int(sum(part.size - np.count_nonzero(np.isfinite(part)) for part in parts))
@@ -91,6 +99,7 @@ def _numbers(module: Update) -> list[Array]:
     if isinstance(module, LowRank):
         return [module.B, module.A]
     form = module.form
+    # Entries of ΔW may overflow: that is what is looked for, and no reason for a warning of NumPy.
     with np.errstate(over="ignore", invalid="ignore"):
         return [form.first.dense(), form.second.dense()] if isinstance(form, Kronecker) else [form.dense()]
 
@@ -98,29 +107,3 @@ def _numbers(module: Update) -> list[Array]:
 def _plain(array: Array) -> Array:
     """The same values in a dtype of NumPy: narrow floats, such as bfloat16, become float32."""
     return array.astype(np.float32) if array.dtype.itemsize < 4 else array
-
-
-def _zero(names: list[str], count: int) -> list[Finding]:
-    if not names:
-        return []
-    return [
-        Finding(
-            "warning",
-            "zero-update",
-            f"{len(names)} of {count} modules do nothing, their B or A is 0: {some(names)}",
-            "they were never trained: check the training code, or drop them",
-        )
-    ]
-
-
-def _spoilt(names: list[str]) -> list[Finding]:
-    if not names:
-        return []
-    return [
-        Finding(
-            "error",
-            "non-finite",
-            f"{len(names)} hold NaN or Inf: {some(names)}",
-            "training diverged: go back to an earlier checkpoint",
-        )
-    ]

@@ -30,10 +30,11 @@ from loralens.analysis.spectrum import Spectrum
 from loralens.core.names import kind_in_block, natural_key
 from loralens.linalg.factor import Floats
 
-PER_MODULE = 0.01  # bound on the share of modules that are flagged by chance; half of it is spent, see `_level`
-SURE = 0.03  # a gap with a higher chance is not reported, however many modules the kind has
+PER_MODULE = 0.01  # bound on the share of modules that are flagged by chance; half of it is spent
+SURE = 0.03  # a gap with a higher chance is not reported, however many modules (24 or more) the kind has
 NEIGHBOURS = 4  # the median of four tolerates one outlier among them
 FEWEST = 6  # modules of a kind at least: with five, only one spacing is left to compare the widest with
+# A small difference may be no accident where all other modules are alike, and still means nothing for the user.
 LEAST = log(2.0)  # smallest distance that is reported: twice the norm, or twice the odds of the effective rank
 SPREAD = 0.01  # added to the mean spacing, so that modules that are equal to rounding are compared with 1 %
 NEAR = 1e-9  # smallest distance of the share of the rank from 0 and 1; below it lies rounding
@@ -73,12 +74,13 @@ class _Member(NamedTuple):
     distance: float
 
 
-def outliers(spectra: Mapping[str, Spectrum]) -> list[Outlier]:
+def find_outliers(spectra: Mapping[str, Spectrum]) -> list[Outlier]:
     """Find modules whose norm or effective rank stands out of their kind and shape; the least likely come first.
 
     Kinds are those of `kind_in_block`, which are the same in every dialect. Modules with ΔW = 0 are left out, and so
     are kinds of fewer than `FEWEST` modules, in which no gap is wide enough to exclude chance.
     """
+    # By shape too: in diffusers' files to_q stands for self-attention and cross-attention of several widths.
     cells: dict[tuple[str, tuple[int, int]], dict[str, Spectrum]] = {}
     for name in sorted(spectra, key=natural_key):
         if spectra[name].spectral > 0:
@@ -91,6 +93,7 @@ def _outliers_in(cells: Mapping[tuple[str, tuple[int, int]], Mapping[str, Spectr
     kinds: dict[str, list[_Member]] = {}
     for (kind, _), spectra in cells.items():
         kinds.setdefault(kind, []).extend(_members(spectra, quantity))
+    # The differences from the neighbours are comparable over all shapes of a kind, and more of them tell more.
     kinds = {kind: members for kind, members in kinds.items() if len(members) >= FEWEST}
     distances = {kind: np.array([member.distance for member in members]) for kind, members in kinds.items()}
     # ln 2 is the median of an exponential of scale 1: robust, so an odd module in one kind spoils no other.
@@ -99,32 +102,30 @@ def _outliers_in(cells: Mapping[tuple[str, tuple[int, int]], Mapping[str, Spectr
     for kind, members in kinds.items():
         other_scales = [scale for other, scale in scales.items() if other != kind]
         x, agreed = distances[kind], float(np.median(other_scales)) if other_scales else None
-        for end in (1, -1):
-            for i, chance in upper_outliers(end * x, _level(x.size), agreed):
+        # The false alarms allowed for one end of one quantity: a quarter of what is spent, as there are four of these.
+        level = min(SURE, PER_MODULE / 2 * x.size / 4)
+        for end in (1, -1):  # unusually large values, then unusually small ones
+            for i, chance in upper_outliers(end * x, level, agreed):
                 member = members[i]
                 results.append(Outlier(member.name, quantity, member.value, member.typical, chance))
     return results
 
 
-def _level(count: int) -> float:
-    """The expected number of false alarms allowed for one end of one quantity: a quarter of half of `PER_MODULE`."""
-    return min(SURE, PER_MODULE / 2 * count / 4)
-
-
 def _members(spectra: Mapping[str, Spectrum], quantity: str) -> list[_Member]:
     """The modules of one kind and shape, in the order of their blocks; none if there are too few neighbours."""
+    # The effective rank of an update of one direction is 1 always.
     names = [name for name, s in spectra.items() if quantity == "frobenius" or _directions(s) > 1]
     if len(names) <= NEIGHBOURS:
         return []
     values = np.array([getattr(spectra[name], quantity) for name in names])
-    x = np.array([_unbounded(spectra[name], quantity) for name in names])
+    x = np.array([_unbounded_value(spectra[name], quantity) for name in names])
     members = []
     for i, name in enumerate(names):
+        # Two on either side; at the ends of the stack, four on the one side that there is.
         start = min(max(i - NEIGHBOURS // 2, 0), len(names) - NEIGHBOURS - 1)
         near = [j for j in range(start, start + NEIGHBOURS + 1) if j != i]
-        members.append(
-            _Member(name, float(values[i]), float(np.median(values[near])), float(x[i] - np.median(x[near])))
-        )
+        typical, distance = float(np.median(values[near])), float(x[i] - np.median(x[near]))
+        members.append(_Member(name, float(values[i]), typical, distance))
     return members
 
 
@@ -133,7 +134,7 @@ def _directions(spectrum: Spectrum) -> int:
     return min(spectrum.rank, *spectrum.shape)
 
 
-def _unbounded(spectrum: Spectrum, quantity: str) -> float:
+def _unbounded_value(spectrum: Spectrum, quantity: str) -> float:
     """The quantity on an unbounded scale: ln ‖ΔW‖, or the logit of (effective rank − 1)/(k − 1) with k directions."""
     if quantity == "frobenius":  # ‖ΔW‖ itself may underflow or overflow
         return log(spectrum.spectral) + log(spectrum.stable_rank) / 2
@@ -158,6 +159,7 @@ def upper_outliers(x: Floats, level: float, agreed: float | None = None) -> Sequ
     order = np.argsort(-x, kind="stable")
     x = x[order] - np.median(x)
     half = x.size // 2
+    # Times k, all spacings of exponential variables have one mean.
     spacings = np.arange(1, half + 1) * (x[:half] - x[1 : half + 1])
     most = max(1, x.size // 8)
     flagged, chance = 0, 1.0
@@ -167,6 +169,6 @@ def upper_outliers(x: Floats, level: float, agreed: float | None = None) -> Sequ
         weight = below if agreed is None else AGREED * below
         p = float((1 + spacings[k - 1] / (weight * scale)) ** -weight)
         share = 1.0 if most == 1 else 0.5 if k == 1 else 0.5 / (most - 1)
-        if p <= level * share / k and x[k - 1] >= LEAST:
+        if p <= level * share / k and x[k - 1] >= LEAST:  # the loop goes on: a later gap includes the earlier ones
             flagged, chance = k, p
     return [(int(i), chance) for i in order[:flagged]]

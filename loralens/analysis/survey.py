@@ -10,7 +10,9 @@ from loralens.analysis.spectrum import measure_spectrum
 from loralens.core.adapter import Adapter
 from loralens.core.fingerprint import fingerprint
 
-SAME = 5e-3  # largest ‖ΔW₁ − ΔW₂‖/‖ΔW‖ of any module of a duplicate; a copy in bfloat16 differs by 2.3e-3
+# Largest ‖ΔW₁ − ΔW₂‖/‖ΔW‖ of any module of a duplicate. A copy in bfloat16 differs by 2.3e-3, so
+# two such copies of one adapter, at most 4.6e-3 apart, are found too.
+SAME = 5e-3
 
 
 @final
@@ -103,19 +105,21 @@ def duplicates(adapters: Sequence[Adapter], summaries: Sequence[Summary]) -> lis
     first: dict[str, int] = {}
     firsts = [first.setdefault(one.fingerprint, i) for i, one in enumerate(summaries)]
     by_index: dict[int, Duplicate] = {}
-    for late, early in _near(sorted(first.values()), summaries):
+    # In this order, so that an adapter is known to be a copy before anything is compared with it.
+    for late, early in _pairs_of_equal_norms(sorted(first.values()), summaries):
         if late not in by_index and early not in by_index:
             off = _difference(adapters[early], adapters[late])
             if off <= SAME:
                 by_index[late] = Duplicate(late, early, "update", off)
     for i, original in enumerate(firsts):
         if i != original:
+            # If the adapter with the same tensors is itself a copy of an earlier one, this one is a copy of that too.
             same = by_index.get(original, Duplicate(i, original, "tensors"))
             by_index[i] = replace(same, index=i)
     return [by_index[i] for i in sorted(by_index)]
 
 
-def _near(indices: Sequence[int], summaries: Sequence[Summary]) -> list[tuple[int, int]]:
+def _pairs_of_equal_norms(indices: Sequence[int], summaries: Sequence[Summary]) -> list[tuple[int, int]]:
     """Pairs (later, earlier) of adapters whose norms are nearly equal and not 0, sorted.
 
     If no module differs by more than `SAME`, then the sorted norms of both do not differ by more either.
@@ -124,12 +128,12 @@ def _near(indices: Sequence[int], summaries: Sequence[Summary]) -> list[tuple[in
     pairs = []
     for place, (norm, i) in enumerate(by_norm):
         for larger, j in by_norm[place + 1 :]:
+            # The norms of duplicates differ by SAME of the larger one; the factor 2 leaves room for rounding.
             if larger > norm * (1 + 2 * SAME):
                 break  # the list is sorted, so all later norms are larger still
-            norms = summaries[i].norms, summaries[j].norms
-            if len(norms[0]) == len(norms[1]) and all(
-                abs(a - b) <= SAME * max(a, b) for a, b in zip(*norms, strict=True)
-            ):
+            first, second = summaries[i].norms, summaries[j].norms
+            close = (abs(a - b) <= SAME * max(a, b) for a, b in zip(first, second, strict=False))
+            if len(first) == len(second) and all(close):
                 pairs.append((max(i, j), min(i, j)))
     return sorted(pairs)
 

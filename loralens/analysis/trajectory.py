@@ -17,7 +17,9 @@ from loralens.core.names import select
 from loralens.core.naming.matching import same_modules
 from loralens.core.threads import Step
 
-SETTLED = 0.9  # smallest cosine with the last checkpoint at which a direction counts as the final one
+# Smallest cosine with the last checkpoint at which a direction counts as the final one: it is then 26° or less away,
+# and at most a fifth of the energy of a normed update, 1 − 0.9², lies outside the final direction.
+SETTLED = 0.9
 
 
 @final
@@ -66,7 +68,7 @@ class Trajectory:
 
     Attributes
     ----------
-    points : tuple of Point
+    points : tuple of TrajectoryPoint
     chance : dict of side to float
         Chance level of φ against the last checkpoint, mean over the others that are not 0; NaN if all of them are.
     runs : tuple of tuple of int
@@ -140,12 +142,16 @@ def measure_trajectory(
     alike = np.fmax(initial, cosine >= SETTLED)  # true (1) if two point the same way, else the cosine of A
     runs = tuple(tuple(group) for group in connected_groups(alike))
     chance = {side: float(known_mean(pairs.chance(side)[-1, :-1])) for side in sides}
-    return Trajectory(points, chance, runs, _settled(points) if len(runs) == 1 else None)
+    last = len(points) - 1  # which has the cosine 1 with itself in any case
+    settled = next((t for t in range(last) if all(point.cosine >= SETTLED for point in points[t:last])), None)
+    # The last checkpoint of another run is no end that the direction could approach.
+    return Trajectory(points, chance, runs, settled if len(runs) == 1 else None)
 
 
 def trajectory_steps(adapters: Sequence[Adapter], modules: Sequence[str] = ()) -> int:
     """How often `measure_trajectory` calls its ``step``; a little too low if checkpoints differ in their modules."""
     counts = [len(select(adapter, modules)) for adapter in adapters]
+    # Once for each module of the collection, of every spectrum, and of every checkpoint compared with the one before.
     return max(counts) + sum(counts) + sum(counts[1:])
 
 
@@ -154,25 +160,15 @@ def _length(adapters: Sequence[Adapter], spectra: Sequence[Mapping[str, Spectrum
     (first, second), (spectra_first, spectra_second) = adapters, spectra
     names = same_modules(first, second)
     names_back = {other: name for name, other in names.items()}
+    # A glob may match the name of a module in only one of the two dialects; the module then counts in both.
     first = first.without({name for name in first if not (name in spectra_first or names.get(name) in spectra_second)})
     second = second.without(
         {name for name in second if not (name in spectra_second or names_back.get(name) in spectra_first)}
     )
     squares = 0.0
     for difference in differences(first, second, step=step):
-        module_spectra = [
-            *filter(
-                None,
-                (spectra_first.get(difference.name), spectra_second.get(names.get(difference.name, difference.name))),
-            )
-        ]
-        squares += (difference.relative * max(s.frobenius for s in module_spectra)) ** 2
+        name = difference.name  # of the first, or of the second if only that has the module
+        both = spectra_first.get(name), spectra_second.get(names.get(name, name))
+        # The difference is relative to the larger norm, so this is its own norm.
+        squares += (difference.relative * max(s.frobenius for s in both if s)) ** 2
     return sqrt(squares)
-
-
-def _settled(points: Sequence[TrajectoryPoint]) -> int | None:
-    """The first checkpoint from which on every cosine with the last one is at least `SETTLED`; None for the last."""
-    start = len(points) - 1
-    while start and points[start - 1].cosine >= SETTLED:
-        start -= 1
-    return start if start < len(points) - 1 else None

@@ -5,20 +5,10 @@ from typing import TYPE_CHECKING
 from loralens.exports import lazy_exports
 
 if TYPE_CHECKING:
-    from loralens.arithmetic.combine import Combination, combine_adapters
-    from loralens.arithmetic.methods import METHODS
-
-__all__ = [
-    "METHODS",
-    "Combination",
-    "combine_adapters",
-]
-
-__getattr__, __dir__ = lazy_exports(
-    __name__,
-    {
-        "Combination": "combine",
-        "METHODS": "methods",
-        "combine_adapters": "combine",
-    },
-)
+    from loralens.arithmetic.combine import Combination as Combination
+    from loralens.arithmetic.combine import combine_adapters as combine_adapters
+    from loralens.arithmetic.methods import METHODS as METHODS
+else:
+    __all__, __getattr__, __dir__ = lazy_exports(
+        __name__, {"combine": ["Combination", "combine_adapters"], "methods": ["METHODS"]}
+    )

@@ -31,21 +31,26 @@ def breadcrumbs(
     -----
     arXiv 2312.06795, §3: the masks are those of each layer, here of each module.
     """
-    if density >= 1:  # everything is kept, so γ has no room: the sum is exact and needs no sampling
+    # Everything is kept, so γ has no room: the sum is exact and needs no sampling.
+    if density >= 1:
         return exact_sum(joint, lam)
+    # γ gives way to the density: of γ + density > 1 there would not be enough entries.
     return fuse_entries(joint, lambda entries: _rule(entries, density, min(gamma, 1 - density)), space=space, lam=lam)
 
 
 def _rule(entries: Entries, density: float, gamma: float) -> Fuse:
-    skipped, count = int(gamma * entries.size), entries.count(density)  # the γ largest, and those kept after them
+    # The γ largest, and those that are kept after them.
+    skipped, count = int(gamma * entries.size), entries.count(density)
     last = min(skipped + count, entries.size)
-    cutoffs = entries.cutoffs([last, *([skipped] if skipped else [])])
+    # There is no 0th largest entry to compare with.
+    cutoffs = entries.cutoffs(last, skipped) if skipped else entries.cutoffs(last)
     work = Workspace()
 
     def fuse(_: slice, stack: Array) -> Array:
         for x, (low, *high) in zip(stack, cutoffs, strict=True):
             size = np.abs(x, out=work.of("size", x.shape, x.dtype))
             inside = np.greater_equal(size, low, out=work.of("mask", x.shape, np.bool_))
+            # Entries that are as large as the last of the γ largest count as such, so that equal entries share a fate.
             if high:
                 inside &= np.less(size, high[0], out=work.of("below", x.shape, np.bool_))
             x *= inside

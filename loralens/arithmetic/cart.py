@@ -7,7 +7,8 @@ import numpy as np
 from loralens.core.joint import Joint
 from loralens.linalg.factor import Floats
 
-SHARE = 0.04  # rank / min(out, in) where no rank is given
+# rank / min(out, in) if no rank is given: the published setting, which is meant for updates of full rank.
+SHARE = 0.04
 
 
 def cart(joint: Joint, *, lam: float = 1.0, rank: int = 0) -> Floats:
@@ -19,10 +20,12 @@ def cart(joint: Joint, *, lam: float = 1.0, rank: int = 0) -> Floats:
     driver decides which direction is kept.
     """
     x = joint.weighted
+    # min(out, in) of the weight and not of the core, whose size depends on the ranks of the adapters.
     k = rank or max(1, ceil(SHARE * min(joint.shape)))
     mean = x.mean(axis=0)
     result = mean.copy()
+    # Deviations are cut one by one: together they add up to 0.
     for deviation in x - mean:
-        U, s, Vh = joint.decomposed(deviation)
+        U, s, Vh = joint.decompose(deviation)
         result += lam * (U[:, :k] * s[:k]) @ Vh[:k]
     return np.asarray(result, dtype=np.float64)

@@ -45,7 +45,7 @@ class Combination:
     lifts : mapping of str to Lift
         The new factors at any rank. Modules that keep the factors of the one adapter that has them are left out.
     notes : tuple of str
-        Sentences for the user about anything else.
+        Further sentences for the user, such as about tensors that were left out.
     truncation : mapping of str to float
         For an elementwise method in the full space: the relative error that its result, which has full rank, lost when
         it was cut to the rank of the sum.
@@ -62,18 +62,19 @@ class Combination:
     stretches: Stretches | None = None
 
     def with_magnitudes(self, adapter: Adapter) -> Adapter:
-        """``adapter``, made of the ``lifts`` at other ranks, with its own magnitudes if it is DoRA."""
+        """Return ``adapter``, which was made of the ``lifts`` at other ranks, with its own magnitudes if it is DoRA."""
+        # Magnitudes are lengths of rows of W plus the factors as they were rounded, so they are made last.
         return self.stretches.with_magnitudes(adapter) if self.stretches else adapter
 
     def total(self, ranks: Mapping[str, int] | None = None) -> CombinationQuality:
-        """The quality over all modules, cut to these ranks where ranks are given."""
-        ranks = ranks or {}
+        """Return the quality over all modules, each cut to its rank in ``ranks`` if it has one there."""
+        ranks, before = ranks or {}, self.truncation
         return total_quality(
-            (one, ranks.get(name), self.truncation.get(name, 0.0)) for name, one in self.modules.items()
+            (quality, ranks.get(name), before.get(name, 0.0)) for name, quality in self.modules.items()
         )
 
     def truncated(self, name: str, rank: int | None = None) -> float:
-        """‖F − R‖/‖F‖ of one module, where F is the result of the method and R is F cut to ``rank``."""
+        """Return ‖F − R‖/‖F‖ of one module, where F is the result of the method and R is F cut to ``rank``."""
         return relative(*self.modules[name].truncation(rank, self.truncation.get(name, 0.0))) or 0.0
 
 
@@ -96,7 +97,7 @@ def combine_adapters(
     step: Step | None = None,
     **options: float,
 ) -> Combination:
-    """One adapter of several: R = method(w_1 ΔW_1, …, w_T ΔW_T), module by module.
+    """Combine adapters into one: R = method(w_1 ΔW_1, …, w_T ΔW_T), module by module.
 
     Parameters
     ----------
@@ -136,6 +137,10 @@ def combine_adapters(
         Modules worked on at a time. More than one pays only where BLAS itself uses one thread.
     step : callable, optional
         Called with 1 after every module; twice for every module if the method looks at all of them first (ties).
+
+    Returns
+    -------
+    Combination
 
     Raises
     ------
@@ -200,6 +205,7 @@ def _alive(
     updates: Mapping[str, Update], qualities: Mapping[str, Quality], stretching: Collection[str]
 ) -> dict[str, Update]:
     """The modules whose result is not 0."""
+    # A module may have no pair left and still stretch the rows of W.
     alive = {name: update for name, update in updates.items() if qualities[name].s.size or name in stretching}
     if not alive:
         raise OptionError("nothing is left: every module comes out as 0", fix="leave out --drop-dead")
@@ -208,6 +214,7 @@ def _alive(
 
 def _check_count(row: CombiningMethod, count: int) -> None:
     """Raise an OptionError unless the method combines this number of adapters."""
+    # slerp has two ends; all other methods take any number.
     if not count or (row.adapters and count != row.adapters):
         expected = row.adapters or "at least 1"
         raise OptionError(f"{row.name} takes {expected} adapters, not {count}", fix="give as many as it takes")
@@ -236,8 +243,10 @@ def _strength(weight: Weight, label: str) -> Strength:
 
 def _common_dtype(adapters: Sequence[Adapter]) -> DTypeLike:
     """The dtype that all factors of all pairs share, else float32."""
+    # For DoRA: the pairs diag(g) L are float64, so the dtype is that of the adapters as they were given.
     pairs = [module for adapter in adapters for module in adapter.modules.values() if isinstance(module, LowRank)]
     dtypes = {factor.dtype for pair in pairs for factor in pair.factors}
+    # Of two 16-bit dtypes neither holds the numbers of the other.
     return dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
 
 
@@ -257,44 +266,40 @@ def _rows(
     rows = match_modules(adapters, labels)
     recipe.check_globs(rows)
     chosen = select(rows, recipe.modules)
-    weights = {name: [one.strength.of(name) for one in recipe.adapters] for name in chosen}
-    counts = {
-        name: rows[name][0] is not None
-        or any(w and update is not None for w, update in zip(weights[name], rows[name], strict=True))
+    weights = {name: [ingredient.strength.of(name) for ingredient in recipe.adapters] for name in chosen}
+    names = [
+        name
         for name in chosen
-    }
-    names = [name for name in chosen if counts[name]]
+        if rows[name][0] is not None
+        or any(w and update is not None for w, update in zip(weights[name], rows[name], strict=True))
+    ]
     if chosen and not names:
         raise OptionError("nothing is left: in all modules the weights are 0", fix="give other weights, or --modules")
     return {name: rows[name] for name in names}, {name: weights[name] for name in names}
 
 
+@dataclass(slots=True)
 class _Work:
     """The combination of every module, with the settings that all of them share."""
 
-    def __init__(
-        self,
-        row: CombiningMethod,
-        settings: Mapping[str, Any],
-        rows: Mapping[str, Row],
-        weights: Mapping[str, Sequence[float]],
-        labels: Sequence[str],
-        seed: int,
-        dtype: DTypeLike | None,
-        dora: DoraCombination | None,
-        width: int,
-    ) -> None:
-        self.width = width
-        self.row, self.rule = row, row.rule
-        self.settings, self.rows, self.weights, self.labels = settings, rows, weights, labels
-        self.seed = seed if row.seeded else None
+    row: CombiningMethod
+    settings: Mapping[str, Any]
+    rows: Mapping[str, Row]
+    weights: Mapping[str, Sequence[float]]
+    labels: Sequence[str]
+    seed: int
+    dtype: DTypeLike | None
+    dora: DoraCombination | None
+    width: int
+    stay: Mapping[str, Update] = field(default_factory=dict)
+    truncation: dict[str, float] = field(default_factory=dict)
+    h: dict[str, Floats] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
         # In a plain sum a module of one adapter keeps its stored factors; DoRA factors change with the stretch.
-        stay = row.name == "sum" and settings["lam"] == 1 and not dora
-        unchanged = {name: single_module(rows[name], weights[name], dtype) if stay else None for name in rows}
-        self.stay = keep_modules(rows, unchanged)
-        self.dora = dora
-        self.truncation: dict[str, float] = {}
-        self.h: dict[str, Floats] = {}
+        if self.row.name == "sum" and self.settings["lam"] == 1 and not self.dora:
+            pairs = {name: single_module(row, self.weights[name], self.dtype) for name, row in self.rows.items()}
+            self.stay = keep_modules(self.rows, pairs)
 
     @property
     def stretched(self) -> set[str]:
@@ -302,34 +307,35 @@ class _Work:
         return {name for name, h in self.h.items() if h.any()}
 
     def combine_all(self, threads: int, step: Step | None) -> dict[str, tuple[Lift, Quality]]:
-        """Combine every module; a method with `prepare` sees all of them first."""
+        """Combine every module. A method with `CombiningMethod.prepare` looks at all of them before."""
         if self.row.prepare:
-            shapes = [next(one.shape for one in row if one is not None) for row in self.rows.values()]
+            shapes = [next(update.shape for update in row if update is not None) for row in self.rows.values()]
             modules = Modules(list(self.rows), self.joint, sum(map(prod, shapes)), threads, step)
             self.settings = {**self.settings, **self.row.prepare(modules, **self.settings)}
         return in_threads(self.combine_module, list(self.rows), threads, step)
 
     def combine_module(self, name: str) -> tuple[Lift, Quality]:
-        """The combination of one module, and its quality."""
+        """Return the combination of one module and its quality."""
         joint = self.joint(name)
         with place(name):
             if name in self.stay:
-                core = joint.decomposed(joint.total())
+                # Its factors stay, and the core is computed for the quality only.
+                core = joint.decompose(joint.total())
             else:
                 joint, core = self._apply_rule(name, joint)
             quality = Quality.of(joint, core, len(self.labels))
             if self.dora:
                 row_changes = self.dora.row_changes(name, joint.shape[0])
-                h = self.rule(
-                    replace(joint, cores=row_changes[:, None, :]), **self.settings
-                )  # the rule is linear, so it combines the stretches as it combines the cores
+                # The rule is linear, so it combines the stretches as it combines the cores.
+                h = self.row.rule(replace(joint, cores=row_changes[:, None, :]), **self.settings)
                 assert isinstance(h, np.ndarray)
                 self.h[name] = h[0]
                 quality = add_stretches(quality, joint, core, row_changes, h[0], self.dora.weight(name))
-            return joint.lifted(core), quality
+            return joint.to_lift(core), quality
 
     def joint(self, name: str) -> Joint:
-        """The joint space of one module."""
+        """Return the joint space of one module."""
+        # A module that stays as it is may be of a kind that cannot be combined, such as LoKr.
         if name not in self.stay:
             check_combinable(name, self.rows[name], self.labels)
         with place(name):
@@ -338,12 +344,13 @@ class _Work:
     def _apply_rule(self, name: str, joint: Joint) -> tuple[Joint, Core]:
         """The result of the rule on one module, and the joint space that it lies in."""
         # The seed depends on the name, so a module draws the same numbers whichever others are combined.
-        drawn = {} if self.seed is None else {"seed": np.random.SeedSequence([self.seed, crc32(name.encode())])}
-        result = self.rule(joint, **self.settings, **drawn)
+        seed = {"seed": np.random.SeedSequence([self.seed, crc32(name.encode())])} if self.row.seeded else {}
+        result = self.row.rule(joint, **self.settings, **seed)
+        # Rules return cores, an SVD, an update, or an update with its error: see `CombiningMethod.rule`.
         if isinstance(result, Fused):
             self.truncation[name], result = result.truncation, result.update
         if not isinstance(result, LowRank):
-            return joint, joint.decomposed(result)
+            return joint, joint.decompose(result)
         # The result left the space of the updates, so it joins them, with weight 0, to be measured against them.
         wider = Joint.of([*self.rows[name], result], [*self.weights[name], 0.0])
-        return wider, wider.decomposed(wider.cores[-1])
+        return wider, wider.decompose(wider.cores[-1])

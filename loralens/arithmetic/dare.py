@@ -60,7 +60,8 @@ def dare_ties(
     The options are those of `dare`. TIES' own trimming is left out, as in the other implementations. The election makes
     the result biased.
     """
-    if density >= 1 and joint.present.size <= 1:  # with two updates the election matters, even if nothing is dropped
+    # Of several updates the election matters even if nothing is dropped.
+    if density >= 1 and joint.present.size <= 1:
         return exact_sum(joint, lam)
     return fuse_entries(joint, lambda entries: _rule(entries, density, seed, elect=True), space=space, lam=lam)
 
@@ -74,9 +75,11 @@ def _rule(entries: Entries, density: float, seed: np.random.SeedSequence | None,
 
     def fuse(rows: slice, stack: Array) -> Array:
         for x, draws_t in zip(stack, draws, strict=True):
-            if threshold < STEPS:
+            if threshold < STEPS:  # else all entries are kept, and nothing needs to be drawn
+                # A draw belongs to the place of its entry, so the mask does not depend on the size of the blocks.
                 words = draws_t.words(rows.start * n, x.size).reshape(x.shape)
                 x *= np.less(words, threshold, out=work.of("mask", x.shape, np.bool_))
+                # The probability is exactly threshold/STEPS, so the mean over seeds is exactly the update.
                 x *= x.dtype.type(STEPS / threshold)
         return elected_mean(stack, work) if elect else add_updates(stack, work)
 
@@ -84,6 +87,7 @@ def _rule(entries: Entries, density: float, seed: np.random.SeedSequence | None,
 
 
 def adapter_draws(entries: Entries, seed: np.random.SeedSequence | None) -> list[Draws]:
-    """The random draws of every update; they depend on its place among the adapters."""
+    """Return the random draws of every update; they depend on its place among the adapters."""
     seed = np.random.SeedSequence(0) if seed is None else seed
+    # By the place and not by the order of the matrices: an adapter that is 0 in a module does not shift the draws.
     return [Draws.of(seed, t) for t in entries.places]

@@ -55,7 +55,8 @@ def della(
     over the entries, which is most of the work.
     """
     if not 0 < density - epsilon <= density + epsilon <= 1:
-        widest = min(1 - density, 0.99 * density)  # a hair below density: q must stay above 0
+        # A little below the density, as q must stay above 0.
+        widest = min(1 - density, 0.99 * density)
         raise OptionError(
             f"density {density:g} ± epsilon {epsilon:g} leaves (0, 1]", fix=f"give an epsilon of {widest:g} or less"
         )
@@ -65,12 +66,15 @@ def della(
 def _rule(entries: Entries, density: float, epsilon: float, seed: np.random.SeedSequence | None) -> Fuse:
     draws, work = adapter_draws(entries, seed), Workspace()
     n = entries.shape[1]
+    # The probabilities of a row by rank, from the smallest entry to the largest; a row of one entry has the mean.
     q = density + epsilon * (2 * np.arange(n) / (n - 1) - 1) if n > 1 else np.full(1, density)
-    thresholds = np.clip(np.rint(q * STEPS), 1, STEPS)  # a draw of 0 … STEPS − 1 below its threshold keeps the entry
+    # A draw of 0 … STEPS − 1 below its threshold keeps the entry. At least 1, because entries are divided by q.
+    thresholds = np.clip(np.rint(q * STEPS), 1, STEPS)
 
     def fuse(rows: slice, stack: Array) -> Array:
         for x, draws_t in zip(stack, draws, strict=True):
             chances = work.of("chances", x.shape, x.dtype)
+            # From ranks back to the places of the entries.
             for row, order in zip(chances, _orders(x), strict=True):
                 row[order] = thresholds
             words = draws_t.words(rows.start * n, x.size).reshape(x.shape)

@@ -34,22 +34,26 @@ from loralens.errors import MismatchError, ShapeError, place
 from loralens.linalg.factor import Floats
 
 Weights = Mapping[str, Weight]
-LEAST = 2.0**-20  # smallest |1 + h|: below it a row has next to nothing of W left, which no B' can make up for
+# The smallest |1 + h|. Below it a row has next to nothing of W left, which no B' can make up for: L' would be more than
+# a million times as large as K.
+LEAST = 2.0**-20
 
 
 def store_magnitudes(adapter: Adapter, weights: Weights) -> Adapter:
-    """The adapter with the magnitudes that its file lacks: lengths of the base weights, which programs use instead."""
+    """Return the adapter with the magnitudes that its file lacks, which are the lengths of the base weights."""
     extra = dict(adapter.extra)
     for key, entry in adapter.extra.items():
         if entry.role in NORMS:
             kernel, by_input = adapter[entry.module].layout.kernel, entry.role == "norms_in"
             m = weights[entry.module].lengths(by_input=by_input).astype(np.float32)
-            # PEFT's shape of the magnitude of a convolution: one number a channel, broadcast over the kernel.
-            shape = (1, m.size, *(1 for _ in kernel)) if kernel else m.shape
-            extra[key] = Extra(
-                "magnitude_in" if by_input else "magnitude", entry.module, LazyArray.of(m.reshape(shape))
-            )
+            role = "magnitude_in" if by_input else "magnitude"
+            extra[key] = Extra(role, entry.module, LazyArray.of(m.reshape(_magnitude_shape(m.size, kernel))))
     return replace(adapter, extra=extra)
+
+
+def _magnitude_shape(count: int, kernel: tuple[int, ...]) -> tuple[int, ...]:
+    """PEFT's shape of a magnitude: of a convolution one number for each channel, to be broadcast over the kernel."""
+    return (1, count, *(1 for _ in kernel)) if kernel else (count,)
 
 
 def separate_stretches(adapter: Adapter, weights: Weights, *, threads: int = 1) -> tuple[Adapter, dict[str, Floats]]:
@@ -73,9 +77,10 @@ def separate_stretches(adapter: Adapter, weights: Weights, *, threads: int = 1) 
         lambda name: _stretch(adapter, name, keys_by_module[name], weights.get(name)), list(keys_by_module), threads
     )
     keys = {*keys_by_module.values()}
-    extra = {key: one for key, one in adapter.extra.items() if key not in keys}
+    extra = {key: entry for key, entry in adapter.extra.items() if key not in keys}
     modules = {
-        name: _scaled(one, stretches[name] + 1) if name in keys_by_module else one for name, one in adapter.items()
+        name: _scale_rows(module, stretches[name] + 1) if name in stretches else module
+        for name, module in adapter.items()
     }
     return replace(adapter, modules=modules, extra=extra), stretches
 
@@ -85,28 +90,33 @@ def _stretch(adapter: Adapter, name: str, key: str, weight: Weight | None) -> Fl
     module, extra = adapter[name], adapter.extra[key]
     with place(key):
         if extra.role not in ("magnitude", "norms"):
+            # Such a sum is not K + diag(h) W, as columns are stretched and not rows.
             what = "is a magnitude by input: it stretches the columns of W"
             raise MismatchError(what, fix="merge it into the base with loralens merge")
         if extra.role == "magnitude" and extra.tensor.size != module.shape[0]:
             raise ShapeError(f"{extra.tensor.shape} is not one number for each output", fix="save the adapter again")
         if weight is None:
             raise MismatchError("its base weight is not there", fix="give the base that it was trained on")
+        # Without a stored magnitude programs take the lengths of W, so g is ‖W‖/‖W + L‖.
         m = weight.lengths() if extra.role in NORMS else extra.tensor.read().astype(np.float64).reshape(-1)
         lengths = np.sqrt(squares(weight, module))
-        return np.asarray(np.divide(m, lengths, out=np.ones_like(m), where=lengths > 0) - 1)  # zeros stay zeros
+        # A row of W + L that is 0 stays 0, whatever its magnitude is.
+        return np.asarray(np.divide(m, lengths, out=np.ones_like(m), where=lengths > 0) - 1)
 
 
-def _scaled(module: Update, rows: Floats) -> LowRank:
+def _scale_rows(module: Update, rows: Floats) -> LowRank:
     """The pair diag(rows) ΔW: the rows of B are multiplied, A and the scale stay."""
     B, A = module.factors
+    # Lazily: B is read when the module is combined, and not for all modules at once.
     scaled = B.map(lambda X: rows[:, None] * X, shape=B.shape, dtype=np.float64)
     return LowRank(scaled, A, module.scale, scaling=module.scaling, layout=module.layout)
 
 
 def squares(weight: Weight, update: Update) -> Floats:
-    """‖W + ΔW‖² of every row, float64, shape (out,)."""
+    """Return ‖W + ΔW‖² of every row, float64, shape (out,)."""
     B, A = update.scale * update.B.astype(np.float64), update.A.astype(np.float64)
     total = np.zeros(weight.shape[0])
+    # In pieces, as W + ΔW of a large weight would take gigabytes in float64.
     for rows, columns, W in weight_pieces(weight):
         W += B[rows] @ A[:, columns]
         total[rows] += np.einsum("ij,ij->i", W, W)
@@ -114,8 +124,9 @@ def squares(weight: Weight, update: Update) -> Floats:
 
 
 def weight_pieces(weight: Weight) -> Iterator[tuple[slice, slice, Floats]]:
-    """W in float64, some rows or columns at a time, with the slices of both; the caller may overwrite the block."""
+    """Yield W in float64, some rows or columns at a time, with the slices of both; the caller may overwrite a piece."""
     for part, block in weight.blocks():
+        # Weights that are stored (in, out), as GPT-2's, are read along their rows, which are the columns of W.
         if weight.transposed:
             yield slice(None), part, block.T.astype(np.float64)
         else:
@@ -145,7 +156,7 @@ class Stretches:
         return any(h.any() for h in self.h.values())
 
     def pair(self, name: str, lift: Lift) -> Lift:
-        """L' = diag(1/(1 + h)) K of the module whose K is given.
+        """Return L' = diag(1/(1 + h)) K of the module whose K is given.
 
         Raises
         ------
@@ -153,6 +164,7 @@ class Stretches:
             The combination removes the base weight from a row, which DoRA cannot express.
         """
         rows = 1 + self.h[name]
+        # A negative 1 + h is no hindrance: m' is then negative, which the formula of DoRA allows.
         gone = int(np.count_nonzero(np.abs(rows) < LEAST))
         if gone:
             with place(name):
@@ -160,13 +172,17 @@ class Stretches:
                     f"{gone} rows would keep nothing of the base weight, which no DoRA adapter can say",
                     fix="give other weights",
                 )
-        return lift.stretched(1 / rows)
+        return lift.scale_rows(1 / rows)
 
     def with_magnitudes(self, adapter: Adapter) -> Adapter:
-        """The DoRA adapter of the pairs L' in ``adapter``, with their magnitudes; unchanged if no row is stretched."""
+        """Return the DoRA adapter of the pairs L' in ``adapter``, with their magnitudes.
+
+        If no row is stretched, it has none, and PEFT's configuration does not ask for any.
+        """
         extra = dict(adapter.extra)
         for name, module in adapter.items() if self.any else ():
             key, shape = self.keys[name]
+            # Computed when it is read, and once: a pass over W takes most of the time of writing.
             compute = cache(partial(_lengths, 1 + self.h[name], self.weights[name], module, shape))
             extra[key] = Extra("magnitude", name, LazyArray(compute, shape=shape, dtype=np.float32))
         config = adapter.config
@@ -184,9 +200,9 @@ def _lengths(rows: Floats, weight: Weight, module: Update, shape: tuple[int, ...
 def keys_of_magnitudes(
     adapters: Sequence[Adapter], modules: Mapping[str, tuple[Update, Sequence[str | None]]]
 ) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """The key of each module's magnitude in a file of the first adapter's dialect, and its shape there.
+    """Return the key of each module's magnitude in a file of the first adapter's dialect, and its shape there.
 
-    They are taken from an adapter of that dialect which has such a magnitude; otherwise they are PEFT's.
+    They are taken from an adapter of that dialect that has such a magnitude; otherwise they are PEFT's.
 
     Parameters
     ----------
@@ -200,21 +216,20 @@ def keys_of_magnitudes(
         The dialect is not PEFT's, and no file shows what it calls a magnitude.
     """
     first = adapters[0].format
-    keys_by_adapter = [magnitudes(one) if one.format == first else {} for one in adapters]
+    keys_by_adapter = [magnitudes(adapter) if adapter.format == first else {} for adapter in adapters]
     keys = {}
     for name, (update, own) in modules.items():
+        # Magnitudes that the file lacks have no key that could be taken over.
         existing = [
-            (magnitude_keys[name], one.extra[magnitude_keys[name]].tensor.shape)
-            for one, magnitude_keys, called in zip(adapters, keys_by_adapter, own, strict=True)
-            if called == name and name in magnitude_keys and one.extra[magnitude_keys[name]].role not in NORMS
+            (keys_here[name], adapter.extra[keys_here[name]].tensor.shape)
+            for adapter, keys_here, called in zip(adapters, keys_by_adapter, own, strict=True)
+            if called == name and name in keys_here and adapter.extra[keys_here[name]].role not in NORMS
         ]
         if not existing and first != "peft":
             raise MismatchError(
                 f"{name} would have a magnitude, and no file says what {first} calls it",
                 fix="convert the adapters to PEFT first: loralens convert --to peft",
             )
-        kernel = update.layout.kernel
-        new = (1, update.shape[0], *(1 for _ in kernel)) if kernel else (update.shape[0],)
-        key = f"{PEFT_PREFIX}{name}.lora_magnitude_vector"
-        keys[name] = existing[0] if existing else (key, new)
+        shape = _magnitude_shape(update.shape[0], update.layout.kernel)
+        keys[name] = existing[0] if existing else (f"{PEFT_PREFIX}{name}.lora_magnitude_vector", shape)
     return keys

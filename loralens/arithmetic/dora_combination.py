@@ -8,7 +8,7 @@ import numpy as np
 
 from loralens.arithmetic.dora import Stretches, Weights, keys_of_magnitudes, separate_stretches, weight_pieces
 from loralens.arithmetic.method import CombiningMethod
-from loralens.arithmetic.quality import Quality
+from loralens.arithmetic.quality import Quality, sum_above_rounding
 from loralens.core.adapter import Adapter
 from loralens.core.carried import magnitudes
 from loralens.core.joint import Core, Joint
@@ -47,9 +47,10 @@ class DoraCombination:
     def of(
         cls, adapters: Sequence[Adapter], labels: Sequence[str], row: CombiningMethod, weights: Weights, threads: int
     ) -> "DoraCombination | None":
-        """Separate the adapters; returns None if none of them is DoRA."""
+        """Separate the adapters; return None if none of them is DoRA."""
         if not any(map(magnitudes, adapters)):
             return None
+        # diag(g − 1) W is in no joint space of pairs, and a rule that is not linear would need the whole change.
         if not row.linear:
             raise OptionError(
                 f"{row.name} does not combine DoRA: what it adds to the base is of full rank, and no sum of pairs",
@@ -59,29 +60,31 @@ class DoraCombination:
         for adapter, label in zip(adapters, labels, strict=True):
             with place(label):
                 separated.append(separate_stretches(adapter, weights, threads=threads))
-        called = match_names(adapters, labels)
-        return cls(tuple(adapters), [one for one, _ in separated], [part for _, part in separated], called, weights)
+        plain, parts = (list(side) for side in zip(*separated, strict=True))
+        return cls(tuple(adapters), plain, parts, match_names(adapters, labels), weights)
 
     def row_changes(self, name: str, out: int) -> Floats:
-        """The stretches h_t of one module, shape (T, out); 0 for an adapter that is not DoRA in this module."""
+        """Return the stretches h_t of one module, shape (T, out); 0 for an adapter that is not DoRA in this module."""
         own = zip(self.called[name], self.parts, strict=True)
-        return np.array([part[one] if one is not None and one in part else np.zeros(out) for one, part in own])
+        return np.array([part[own_name] if own_name in part else np.zeros(out) for own_name, part in own])
 
     def weight(self, name: str) -> Weight:
-        """The base weight of one module, under whichever of its names it was given."""
+        """Return the base weight of one module, under whichever of its names it was given."""
         for own_name in self.called[name]:
             if own_name is not None and own_name in self.weights:
                 return self.weights[own_name]
         raise MismatchError(f"the base weight of {name} is not there", fix="give the base that it was trained on")
 
     def stretches(self, rows: Mapping[str, Row], h: Mapping[str, Floats]) -> Stretches:
-        """The stretches ``h`` of the result, with the base weights and file keys that its magnitudes need."""
-        modules = {name: (next(one for one in row if one is not None), self.called[name]) for name, row in rows.items()}
+        """Return the stretches ``h`` of the result, with the base weights and file keys that its magnitudes need."""
+        present = {name: next(update for update in row if update is not None) for name, row in rows.items()}
+        modules = {name: (update, self.called[name]) for name, update in present.items()}
         stretches = Stretches(h, {name: self.weight(name) for name in rows}, {})
+        # Without a stretch no magnitude is written, and no file has to show what it calls one.
         return replace(stretches, keys=keys_of_magnitudes(self.adapters, modules)) if stretches.any else stretches
 
     def notes(self, stretches: Stretches) -> tuple[str, ...]:
-        """A sentence that says whether the result is DoRA too."""
+        """Return a sentence that says whether the result is DoRA too."""
         count = sum(map(bool, self.parts))
         came = "DoRA too, exact for this base" if stretches.any else "a plain sum of pairs: all stretches cancel"
         return (f"{count} of {len(self.parts)} adapters {'is' if count == 1 else 'are'} DoRA; the result is {came}",)
@@ -115,21 +118,23 @@ def add_stretches(
     if not h_each.any():
         return quality
     U, s, Vh = core
+    # One pass over W gives all products: W is multiplied by the columns of Q_A only.
     norms, across = _row_norms_and_products(weight, joint.right.columns())
     Q_B = joint.left.columns()
     of_sum = joint.strengths @ h_each
     P, P_sum, P_result = ([Q_B.T @ (h[:, None] * across) for h in hs] for hs in (h_each, [of_sum], [h_result]))
-    S = joint.total()
-    if np.linalg.norm(S) <= joint.floor:  # below this it is the rounding error of updates that cancel
-        S = np.zeros_like(S)
+    S = sum_above_rounding(joint.strengths, joint.cores, joint.floor)
 
+    # Summed over the directions in their order, as any of them may be the last that is kept.
     def along(X: Floats) -> Floats:
         """⟨R_j, X⟩ for the ranks j = 0 … k to which the pair of the result is cut."""
         return np.append(0.0, (s * np.einsum("ik,ij,kj->k", U, X, Vh)).cumsum())
 
+    # Every square and inner product of pairs gains two mixed terms, of pair and stretch, and one of the two stretches.
     pairs = list(zip(joint.cores, P, h_each, strict=True))
     extra = np.array([2 * np.sum(M * own) + h**2 @ norms for M, own, h in pairs])
     P_excess = P_result[0] - P_sum[0]
+    # R_j − S is a difference of pairs and a difference of stretches, with a mixed term between them.
     errors = quality.errors + 2 * (along(P_excess) - np.sum(S * P_excess)) + (h_result - of_sum) ** 2 @ norms
     return replace(
         quality,
@@ -137,6 +142,7 @@ def add_stretches(
         sum_energy=float(quality.sum_energy + 2 * np.sum(S * P_sum[0]) + of_sum**2 @ norms),
         sum_inner=quality.sum_inner
         + np.array([np.sum(S * own) + np.sum(P_sum[0] * M) + (of_sum * h) @ norms for M, own, h in pairs]),
+        # Rounding can leave a small negative number where R equals S.
         errors=np.maximum(errors, 0.0),
         inner=quality.inner
         + np.array([along(own) + np.sum(P_result[0] * M) + (h_result * h) @ norms for M, own, h in pairs]),

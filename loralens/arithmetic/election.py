@@ -1,21 +1,37 @@
 """The election of a sign for every entry, and the mean of the updates that agree with it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from loralens.arithmetic.entries import Workspace
+from loralens.arithmetic.entries import Fuse, Workspace
 from loralens.core.lazy import Array
 
 
-def keep_largest(x: Array, cutoff: float, work: Workspace) -> None:
-    """Set every entry of ``x`` whose absolute value is below ``cutoff`` to 0, in place."""
-    size = np.abs(x, out=work.of("size", x.shape, x.dtype))
-    x *= np.greater_equal(size, cutoff, out=work.of("mask", x.shape, np.bool_))
+def trim_entries(cutoffs: Sequence[float], then: Callable[[Array, Workspace], Array]) -> Fuse:
+    """Return the function that sets entries below the cutoff of their update to 0, and passes the updates to ``then``.
+
+    Parameters
+    ----------
+    cutoffs : sequence of float
+        One for each update, to which absolute values are compared.
+    then : callable
+        `add_updates` or `elected_mean`.
+    """
+    work = Workspace()
+
+    def fuse(_: slice, stack: Array) -> Array:
+        for x, cutoff in zip(stack, cutoffs, strict=True):
+            if cutoff > 0:  # else nothing is below it
+                size = np.abs(x, out=work.of("size", x.shape, x.dtype))
+                x *= np.greater_equal(size, cutoff, out=work.of("mask", x.shape, np.bool_))
+        return then(stack, work)
+
+    return fuse
 
 
 def add_updates(stack: Array, work: Workspace) -> Array:
-    """The sum over the updates, shape (rows, n); added in their order, so that the bits are always the same."""
+    """Return the sum over the updates, shape (rows, n), added in their order so that the bits are always the same."""
     result = work.of("total", stack.shape[1:], stack.dtype)
     np.copyto(result, stack[0])
     for x in stack[1:]:
@@ -24,7 +40,7 @@ def add_updates(stack: Array, work: Workspace) -> Array:
 
 
 def elected_mean(stack: Array, work: Workspace, shares: Sequence[float] | None = None) -> Array:
-    """For every entry, the mean of the updates whose sign is that of the sum of all updates; shape (rows, n).
+    """Return for every entry the mean of the updates whose sign is that of the sum of all updates; shape (rows, n).
 
     These are steps 2 and 3 of Yadav et al. 2023, on the entries that trimming left. With ``shares`` η_t the mean is
     Σ η_t x_t / Σ η_t. An update whose entry is 0 does not take part. Where the sum is exactly 0, no sign is elected and
@@ -34,6 +50,7 @@ def elected_mean(stack: Array, work: Workspace, shares: Sequence[float] | None =
     shape, dtype = stack.shape[1:], stack.dtype
     agrees = work.of("agrees", shape, np.bool_)
     part, mean = work.of("part", shape, dtype), work.of("found", shape, dtype)
+    # A count of updates needs no float, and 16 bits are a half or a quarter of the memory to move.
     weight = work.of("weight", shape, dtype if shares else np.uint16)
     sign = _sign(add_updates(stack, work), work)
     mean[:], weight[:] = 0, 0
@@ -43,13 +60,12 @@ def elected_mean(stack: Array, work: Workspace, shares: Sequence[float] | None =
         part *= agrees
         if shares:
             part *= dtype.type(shares[t])
-            mean += part
-            weight += np.multiply(agrees, dtype.type(shares[t]), out=part)
-        else:
-            mean += part
-            weight += agrees
-    weight += np.equal(weight, 0, out=agrees)  # where no update agrees: 0 / 1; a maximum would branch at every entry
+        mean += part
+        weight += np.multiply(agrees, dtype.type(shares[t]), out=part) if shares else agrees
+    # Where no update agrees, 0 / 1 instead of 0 / 0. A maximum would branch at every entry.
+    weight += np.equal(weight, 0, out=agrees)
     np.divide(mean, weight, out=mean, dtype=dtype)
+    # The mean is that of |x| so far, as the parts were multiplied by the elected sign.
     mean *= sign
     return mean
 

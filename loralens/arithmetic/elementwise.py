@@ -1,7 +1,7 @@
-"""The way of every elementwise rule: entries in a space, a rule on blocks of them, and back to an update."""
+"""What elementwise rules share: the way from updates to entries in a space and back, and cutoffs of whole adapters."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ceil
 from typing import TypeVar, final
 
@@ -20,14 +20,14 @@ T = TypeVar("T")
 
 
 def fuse_entries(joint: Joint, rule: Callable[[Entries], Fuse], *, space: Space, lam: float) -> Fused:
-    """λ times what a rule makes of the entries of a module.
+    """Apply a rule to the entries of a module, and return λ times its result.
 
     Parameters
     ----------
     joint : Joint
     rule : callable
-        ``rule(entries)`` looks at the whole module as often as it must and returns the function of one block, (place of
-        the rows, (updates, rows, n)) → (rows, n), which may write into what it is given.
+        ``rule(entries)`` may look at all entries of the module, for instance to find a cutoff. It returns a function
+        of one block, (slice of the rows, (updates, rows, n)) → (rows, n), which may write into the block.
     space : str
         ``full``, ``knots`` or ``core``: see `loralens.arithmetic.spaces.entries_in_space`.
     lam : float
@@ -40,14 +40,14 @@ def fuse_entries(joint: Joint, rule: Callable[[Entries], Fuse], *, space: Space,
 
 
 def exact_sum(joint: Joint, lam: float) -> Fused:
-    """λ Σ w_t ΔW_t, exact: what a rule that leaves everything as it is comes to, in every space."""
+    """Return the exact sum λ Σ w_t ΔW_t, which is the result of a rule that changes no entry, in every space."""
     return Fused(joint.lift(lam * joint.total(), np.float64), 0.0)
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Modules:
-    """All modules of a combination; each is read into its joint space when it is needed, and not kept.
+    """All modules of a combination. Each is read into its joint space when it is needed, and is not kept in memory.
 
     Attributes
     ----------
@@ -66,7 +66,7 @@ class Modules:
     step: Step | None = None
 
     def map(self, work: Callable[[Joint], T], *, report: bool = False) -> list[T]:
-        """The results of ``work`` on every module, in order; with ``report``, ``step`` is called after each."""
+        """Return the results of ``work`` on every module, in order; with ``report``, ``step`` is called after each."""
         results = in_threads(
             lambda name: work(self.joint(name)), self.names, self.threads, self.step if report else None
         )
@@ -74,20 +74,21 @@ class Modules:
 
 
 def whole_cutoffs(modules: Modules, share: float, *, space: Space) -> tuple[float, ...]:
-    """For every adapter the size that a share of its entries in *all* modules reaches: exact.
+    """Return for every adapter the absolute value that a share of its entries in *all* modules reaches, exactly.
 
     Parameters
     ----------
     modules : Modules
-        They are looked at twice, and again where a sample misled.
+        They are read twice, and once more if a sample was misleading.
     share : float
         In (0, 1], of the entries of the modules that the adapter has.
+    space : str
     """
+    # As `Entries.sampled`, of all modules together: a quarter of size^(2/3) entries.
     rate = 0.25 / max(1, modules.entries) ** (1 / 3)
 
     def sample(joint: Joint) -> tuple[int, dict[int, tuple[int, Floats]]]:
-        by_adapter = dict(_each_alone(joint, space))
-        samples = {t: (entries.size, entries.sample(ceil(rate * entries.size))) for t, entries in by_adapter.items()}
+        samples = {t: (entries.size, entries.sample(ceil(rate * entries.size))) for t, entries in _split(joint, space)}
         return len(joint.updates), samples
 
     looks = modules.map(sample)
@@ -98,11 +99,12 @@ def whole_cutoffs(modules: Modules, share: float, *, space: Space) -> tuple[floa
     selections = {}
     for t, parts in sorted(samples.items()):
         size = sum(module_size for module_size, _ in parts)
+        # Modules are sampled at one rate, so the pooled sample is one of the whole adapter.
         pooled = np.concatenate([part.ravel() for _, part in parts])
         selections[t] = Selection([max(1, int(share * size))], size=size, sample=pooled)
 
     def count(joint: Joint) -> None:
-        for t, entries in _each_alone(joint, space):
+        for t, entries in _split(joint, space):
             for block in entries.magnitudes():
                 selections[t].add(block)
 
@@ -111,14 +113,13 @@ def whole_cutoffs(modules: Modules, share: float, *, space: Space) -> tuple[floa
         modules.map(count, report=True)
         for selection in selections.values():
             selection.close()
+    # An adapter that is 0 everywhere has no entries, and any cutoff serves.
     adapters = looks[0][0]
     return tuple(selections[t].values[0] if t in selections else 0.0 for t in range(adapters))
 
 
-def _each_alone(joint: Joint, space: Space) -> Iterator[tuple[int, Entries]]:
-    """The entries of every adapter alone."""
+def _split(joint: Joint, space: Space) -> Iterator[tuple[int, Entries]]:
+    """The entries of every adapter alone, with its index; nothing if all updates are 0."""
     space_entries = entries_in_space(joint, space)
-    if space_entries:
-        entries = space_entries.entries
-        for t, matrix in zip(entries.places, entries.matrices, strict=True):
-            yield t, replace(entries, matrices=(matrix,), places=(t,))
+    for entries in space_entries.entries.split() if space_entries else ():
+        yield entries.places[0], entries

@@ -1,6 +1,6 @@
 """The entries of several weighted updates of one module, read a block of rows at a time."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from math import pow as power
 from typing import Any, NamedTuple, Protocol, final
@@ -60,7 +60,7 @@ class Product:
 
     @classmethod
     def of(cls, update: LowRank, strength: float) -> "Product":
-        """One update times its weight."""
+        """Multiply an update by its weight."""
         return cls(exact_product([(strength * update.scale, update.B, update.A)]))
 
     @property
@@ -74,6 +74,7 @@ class Product:
 
     def at(self, i: Integers, j: Integers) -> Floats:
         """Single entries, by their inner products."""
+        # Only the leading parts of the split factors: the bits of a sample do not matter, as it only guesses a bracket.
         parts = [np.einsum("sr,sr->s", piece.B1[i], piece.A1.T[j]) for piece in self.product.pieces]
         return np.asarray(np.sum(parts, axis=0), np.float64)
 
@@ -141,11 +142,12 @@ class Entries:
         return max(1, round(power(self.size, 2 / 3) / 4))
 
     def blocks(self, numbers: int = BLOCK) -> Iterator[tuple[slice, Array]]:
-        """Blocks of rows of all updates with their slice, shape (updates, rows, n).
+        """Yield blocks of rows of all updates with their slice, shape (updates, rows, n).
 
         The caller may write into a block. Its memory is used again for the next one.
         """
         m, n = self.shape
+        # Rows are never divided, as DELLA ranks the entries of a row.
         step = min(m, max(FEWEST, numbers // n))
         buffer = np.empty((len(self.matrices), step, n), self.dtype)
         for start in range(0, m, step):
@@ -156,29 +158,32 @@ class Entries:
             yield slice(start, stop), block
 
     def count(self, share: float) -> int:
-        """The number of entries that is this share of all: rounded down, at least 1."""
+        """Return the number of entries that is this share of all: rounded down, at least 1."""
         return max(1, int(share * self.size))
 
-    def cutoffs(self, ks: Sequence[int]) -> list[tuple[float, ...]]:
-        """For every update, its k-th largest |entry| for every k in ``ks``; exact for the numbers of `blocks`."""
-        alone = [
-            replace(self, matrices=(matrix,), places=(t,)) for t, matrix in zip(self.places, self.matrices, strict=True)
-        ]
-        return [kth_largest(one.magnitudes, ks, size=one.size, sample=one.sample(one.sampled)) for one in alone]
+    def split(self) -> "Iterator[Entries]":
+        """Yield the entries of every update alone."""
+        for t, matrix in zip(self.places, self.matrices, strict=True):
+            yield replace(self, matrices=(matrix,), places=(t,))
+
+    def cutoffs(self, *ks: int) -> list[tuple[float, ...]]:
+        """Return for every update its k-th largest |entry| for every k in ``ks``; exact for the numbers of `blocks`."""
+        return [kth_largest(one.magnitudes, ks, size=one.size, sample=one.sample(one.sampled)) for one in self.split()]
 
     def magnitudes(self) -> Iterator[Array]:
-        """All |entries|, a block at a time."""
+        """Yield all |entries|, a block at a time."""
         for _, stack in self.blocks():
             yield np.abs(stack, out=stack)
 
     def sample(self, count: int, measure: Callable[[Array], Array] = np.abs) -> Floats:
-        """``measure`` of ``count`` entries at random places, the same in every update; by default |entry|."""
+        """Return ``measure`` of ``count`` entries at random places, the same in every update; by default |entry|."""
+        # A fixed seed, so that the same passes are made each time. The result is exact whatever the sample is.
         rng = np.random.default_rng(0)
         i, j = rng.integers(self.shape[0], size=count), rng.integers(self.shape[1], size=count)
         return np.asarray(measure(np.array([matrix.at(i, j) for matrix in self.matrices])), np.float64)
 
     def cutoff_of(self, measure: Callable[[Array], Array], k: int) -> float:
-        """The k-th largest value of ``measure``, which maps entries of all updates, (updates, …), to (…)."""
+        """Return the k-th largest value of ``measure``, which maps entries of all updates, (updates, …), to (…)."""
         sample = self.sample(self.sampled, measure)
         return kth_largest(lambda: (measure(x) for _, x in self.blocks()), [k], size=self.size, sample=sample)[0]
 
@@ -190,8 +195,9 @@ class Workspace:
         self.arrays: dict[tuple[str, np.dtype[Any]], Array] = {}
 
     def of(self, name: str, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
-        """The array of this name, with undefined contents."""
+        """Return the array of this name, with undefined contents."""
         size, key = int(np.prod(shape)), (name, np.dtype(dtype))
+        # The last block of a matrix may have fewer rows, and takes the beginning of the same memory.
         if key not in self.arrays or self.arrays[key].size < size:
             self.arrays[key] = np.empty(size, dtype)
         return self.arrays[key][:size].reshape(shape)

@@ -9,16 +9,17 @@ from loralens.linalg.pairwise import SAME
 
 
 def flat(U: Floats, V: Floats, size: float) -> Core:
-    """``size``·U Vᵀ of orthonormal columns (p, k) and (q, k), as an SVD in their order.
+    """Return ``size``·U Vᵀ of orthonormal columns (p, k) and (q, k), as an SVD in their order.
 
-    All its singular values are equal, so a later truncation cannot rank them. It keeps the first columns, and their
-    order is fixed here rather than by the LAPACK driver.
+    All singular values are equal, so a later truncation cannot rank them and keeps the first columns. Their order is
+    therefore fixed here and not by the LAPACK driver.
     """
+    # Singular values are not negative, so the sign goes to U.
     return Core(-U if size < 0 else U, np.full(U.shape[1], abs(size)), V.T)
 
 
 def iso_c(joint: Joint, *, lam: float = 1.0) -> Core:
-    """λ σ̄ U Vᵀ, as an SVD of U (p, k), k values and Vᵀ (k, q), of Σ w_t M_t = U S Vᵀ, σ̄ the mean of S.
+    """λ σ̄ U Vᵀ, as an SVD of U (p, k), k values and Vᵀ (k, q), where Σ w_t M_t = U S Vᵀ and σ̄ is the mean of S.
 
     Iso-C of Marczak et al. 2025, arXiv 2502.04959, on the numerical rank of the sum. The published code takes all
     min(out, in) directions. For a low-rank update nearly all of those are null directions: their vectors depend on the
@@ -26,7 +27,7 @@ def iso_c(joint: Joint, *, lam: float = 1.0) -> Core:
     result is ours times rank/min(out, in). Directions stay in the order of S, so a truncation keeps the leading ones of
     the sum.
     """
-    U, s, Vh = joint.decomposed(joint.total())
+    U, s, Vh = joint.decompose(joint.total())
     return flat(U, Vh.T, lam * float(s.mean()) if s.size else 0.0)
 
 
@@ -41,22 +42,25 @@ def iso_cts(joint: Joint, *, lam: float = 1.0, common: float = 0.8) -> Core | Fl
     first.
     """
     x = joint.weighted
-    parts = [joint.decomposed(one) for one in x]
+    parts = [joint.decompose(M) for M in x]
+    # Not min(out, in) as in the paper, which would fill up with null directions.
     r = min(sum(part.s.size for part in parts), *joint.shape)
+    # Rounding must not leave a negative number of common directions.
     own = min(round((1 - common) * r / len(parts)), r // len(parts))
     k = r - own * len(parts)
-    U, s, Vh = joint.decomposed(joint.total())
+    U, s, Vh = joint.decompose(joint.total())
     # Task-specific directions come from what the common ones leave of each update, as in the paper.
     shared = Core(U[:, :k], s[:k], Vh[:k])
-    rests = [joint.decomposed(one - shared.U @ (shared.U.T @ one)) for one in x]
-    all_ = [shared, *(Core(rest.U[:, :own], rest.s[:own], rest.Vh[:own]) for rest in rests)]
-    values = np.concatenate([part.s for part in all_])
+    remainders = [joint.decompose(M - shared.U @ (shared.U.T @ M)) for M in x]
+    chosen = [shared, *(Core(part.U[:, :own], part.s[:own], part.Vh[:own]) for part in remainders)]
+    values = np.concatenate([part.s for part in chosen])
     if not values.size:
         return joint.total()
-    U_all = nearest_orthonormal(np.hstack([part.U for part in all_]))
-    V_all = nearest_orthonormal(np.hstack([part.Vh.T for part in all_]))
+    U_all = nearest_orthonormal(np.hstack([part.U for part in chosen]))
+    V_all = nearest_orthonormal(np.hstack([part.Vh.T for part in chosen]))
     if _orthonormal(U_all) and _orthonormal(V_all):
         return flat(U_all, V_all, lam * float(values.mean()))
+    # Where a direction was left out the columns are no longer orthonormal, so this is no SVD yet.
     return np.asarray(lam * float(values.mean()) * U_all @ V_all.T, dtype=np.float64)
 
 

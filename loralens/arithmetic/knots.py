@@ -16,13 +16,14 @@ class OutputBasis(NamedTuple):
 
 
 def output_basis(joint: Joint) -> OutputBasis:
-    """U and S V_tᵀ of the SVD [w_1 M_1 … w_T M_T] = U S [V_1ᵀ … V_Tᵀ].
+    """Return U and S V_tᵀ of the SVD [w_1 M_1 … w_T M_T] = U S [V_1ᵀ … V_Tᵀ].
 
     KnOTS, Stoica et al. 2025, arXiv 2410.19735. The paper's code keeps singular values above 1e-5; here all that are
     above rounding are kept, whatever the scale of the update.
     """
     count, p, q = joint.cores.shape
-    U, s, Vh = joint.decomposed(joint.weighted.transpose(1, 0, 2).reshape(p, count * q))
+    # The cores side by side, (p, T·q): update t has the columns t·q to (t + 1)·q.
+    U, s, Vh = joint.decompose(joint.weighted.transpose(1, 0, 2).reshape(p, count * q))
     return OutputBasis(U, (s[:, None] * Vh).reshape(len(s), count, q).transpose(1, 0, 2))
 
 

@@ -1,11 +1,10 @@
 """Magnitude pruning: the sum of the largest entries of every update (Han et al. 2015)."""
 
-from loralens.arithmetic.election import add_updates, keep_largest
+from loralens.arithmetic.election import add_updates, trim_entries
 from loralens.arithmetic.elementwise import exact_sum, fuse_entries
-from loralens.arithmetic.entries import Entries, Fuse, Fused, Workspace
+from loralens.arithmetic.entries import Entries, Fuse, Fused
 from loralens.arithmetic.method import Space
 from loralens.core.joint import Joint
-from loralens.core.lazy import Array
 
 
 def magnitude(joint: Joint, *, density: float = 0.2, lam: float = 1.0, space: Space = "full") -> Fused:
@@ -14,17 +13,11 @@ def magnitude(joint: Joint, *, density: float = 0.2, lam: float = 1.0, space: Sp
     The share is one of each module. Of several equal entries at the boundary all are kept; PEFT's ``magnitude_prune``
     keeps some of them.
     """
+    # The space makes no difference to a sum of all entries, and the factors need no rounding on the way.
     if density >= 1:
         return exact_sum(joint, lam)
-    return fuse_entries(joint, lambda entries: _rule(entries, density), space=space, lam=lam)
 
+    def rule(entries: Entries) -> Fuse:
+        return trim_entries([cutoff for (cutoff,) in entries.cutoffs(entries.count(density))], add_updates)
 
-def _rule(entries: Entries, density: float) -> Fuse:
-    cutoffs, work = entries.cutoffs([entries.count(density)]), Workspace()
-
-    def fuse(_: slice, stack: Array) -> Array:
-        for x, (cutoff,) in zip(stack, cutoffs, strict=True):
-            keep_largest(x, cutoff, work)
-        return add_updates(stack, work)
-
-    return fuse
+    return fuse_entries(joint, rule, space=space, lam=lam)

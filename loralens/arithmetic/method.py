@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any, Literal, final
 
 from loralens.errors import OptionError
 
-if TYPE_CHECKING:  # the command line lists methods without importing NumPy; a rule is imported when it is used
+# The command line lists methods without importing NumPy; a rule is imported when it is used.
+if TYPE_CHECKING:
     from loralens.arithmetic.entries import Fused
     from loralens.core.joint import Core
     from loralens.core.lowrank import LowRank
     from loralens.linalg.factor import Floats
 
 Space = Literal["full", "knots", "core"]
+# The default comes first: ΔW itself, in which the papers of the elementwise rules define them.
 SPACES: tuple[Space, ...] = ("full", "knots", "core")
 
 
@@ -49,11 +51,13 @@ class Option:
     infinite: bool = False
 
     def check(self, value: float) -> float:
-        """Return ``value``, or raise an OptionError that states the allowed range."""
+        """Return ``value`` if it is allowed, or raise an OptionError that states the allowed range."""
+        # NaN is outside every range, as no comparison with it holds.
         inside = self.low <= value <= self.high and not (self.open_low and value == self.low)
         number = isfinite(value) or self.infinite
         if inside and number and (not self.whole or float(value).is_integer()):
             return int(value) if self.whole else value
+        # Brackets as in mathematics: a round one excludes the end.
         opening = "(" if self.open_low or self.low == -inf else "["
         closing = ")" if self.high == inf and not self.infinite else "]"
         span = f"{opening}{self.low:g}, {self.high:g}{closing}"
@@ -61,14 +65,16 @@ class Option:
         raise OptionError(f"{self.name} {value:g} is not {kind} in {span}", fix=f"{self.name}: {self.text}")
 
 
+# Options that several methods have; a method replaces the default of the density. λ has no limits: with a negative one
+# the result is the opposite of the combination.
 LAM = Option("lam", 1.0, "λ, the strength of the result")
-DENSITY = Option("density", 1.0, "the part of the entries that is kept, in (0, 1]", low=0.0, high=1.0, open_low=True)
+DENSITY = Option("density", 1.0, "the share of the entries that is kept, in (0, 1]", low=0.0, high=1.0, open_low=True)
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class CombiningMethod:
-    """A method that combines adapters: a row of `loralens.arithmetic.methods.METHODS`.
+    """A method that combines adapters, which is a row of `loralens.arithmetic.methods.METHODS`.
 
     Attributes
     ----------
@@ -76,8 +82,9 @@ class CombiningMethod:
         One line for a list of methods.
     paper : str
         The publication that defines the method.
+    options : tuple of Option
     home : str
-        ``module:function`` of its `rule`, below `loralens.arithmetic`.
+        ``module:function`` of its `rule`, below `loralens.arithmetic`. By default both have the name of the method.
     spaces : tuple of str
         The spaces in which an elementwise rule can act, the default first. Empty for a rule that commutes with
         rotations of inputs and outputs: the space makes no difference to it.
@@ -95,8 +102,8 @@ class CombiningMethod:
     name: str
     text: str
     paper: str
-    home: str
     options: tuple[Option, ...] = (LAM,)
+    home: str = ""
     spaces: tuple[Space, ...] = ()
     seeded: bool = False
     adapters: int = 0
@@ -113,7 +120,8 @@ class CombiningMethod:
         if the row has ``spaces``, and ``seed`` if it is ``seeded``: a `numpy.random.SeedSequence` of its own for every
         module.
         """
-        return _imported(self.home)
+        name = self.name.replace("-", "_")
+        return _import_function(self.home or f"{name}:{name}")
 
     @property
     def prepare(self) -> Callable[..., Mapping[str, Any]] | None:
@@ -122,10 +130,10 @@ class CombiningMethod:
         ``prepare(modules, **options)`` gets the `loralens.arithmetic.elementwise.Modules` and returns further keyword
         arguments of the rule.
         """
-        return _imported(self.looks) if self.looks else None
+        return _import_function(self.looks) if self.looks else None
 
-    def settings(self, given: Mapping[str, float | None], space: Space | None = None) -> dict[str, Any]:
-        """The keyword arguments of the rule: the given values, and the defaults of all other options.
+    def settings(self, options: Mapping[str, float | None], space: Space | None = None) -> dict[str, Any]:
+        """Return the keyword arguments of the rule: the given values, and the defaults of all other options.
 
         Raises
         ------
@@ -133,30 +141,32 @@ class CombiningMethod:
             The method has no such option or space, or a value is out of range.
         """
         by_name = {option.name: option for option in self.options}
-        chosen = {name: value for name, value in given.items() if value is not None}
+        # None stands for an option that was not given: the command line passes every option.
+        chosen = {name: value for name, value in options.items() if value is not None}
         for name in chosen:
             if name not in by_name:
                 has = ", ".join(by_name) or "none"
                 raise OptionError(f"{self.name} has no option {name}", fix=f"its options are: {has}")
-        values: dict[str, Any] = {name: one.check(chosen.get(name, one.default)) for name, one in by_name.items()}
+        values: dict[str, Any] = {o.name: o.check(chosen.get(o.name, o.default)) for o in self.options}
         if self.spaces:
             values["space"] = space or self.spaces[0]
             if values["space"] not in self.spaces:
                 raise OptionError(f"{space} is no space of {self.name}", fix=f"give one of {', '.join(self.spaces)}")
-        elif space is not None and space not in SPACES:  # a space that exists is accepted, as it makes no difference
+        # Any space that exists is accepted by other methods, as it makes no difference to them.
+        elif space is not None and space not in SPACES:
             raise OptionError(f"{space!r} is no space", fix=f"give one of {', '.join(SPACES)}")
         return values
 
 
-def _imported(home: str) -> Callable[..., Any]:
+def _import_function(home: str) -> Callable[..., Any]:
     module, _, name = home.partition(":")
     function: Callable[..., Any] = getattr(import_module(f"loralens.arithmetic.{module}"), name)
     return function
 
 
 def find_combining_method(name: str, methods: Mapping[str, CombiningMethod]) -> CombiningMethod:
-    """The method of this name, or an OptionError that lists all of them."""
+    """Return the method of this name, or raise an OptionError that lists all of them."""
     if name not in methods:
-        choices = "; ".join(f"{one.name} ({one.text})" for one in methods.values())
+        choices = "; ".join(f"{row.name} ({row.text})" for row in methods.values())
         raise OptionError(f"no method {name!r}", fix=f"choose one of: {choices}")
     return methods[name]

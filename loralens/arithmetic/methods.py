@@ -1,158 +1,114 @@
 """The table of all methods that combine adapters, one row each."""
 
 from dataclasses import replace
+from math import inf
+from typing import Any
 
 from loralens.arithmetic.method import DENSITY, LAM, SPACES, CombiningMethod, Option
 
-_RANK = Option("rank", 0, "directions; 0: as the method has it", low=0, whole=True)
-_BETA = "the part of the differences in norm that stays, in [0, 1]"
+# The defaults are those of the papers or of their authors' code; the docstrings of the rules say which.
+_RANK = Option("rank", 0, "the number of directions; 0 takes the default of the method", low=0, whole=True)
+_BETA = Option("beta", 0.25, "the share of the differences in norm that stays, in [0, 1]", low=0, high=1)
+_COMMON = Option("common", 0.8, "the share of the directions that is common to all updates, in [0, 1]", low=0, high=1)
+_MU = Option("mu", inf, "how strictly the others are kept out: 0 not at all, inf completely", low=0, infinite=True)
+_WHOLE_TEXT = "1 keeps the largest entries of the whole adapter, 0 those of every module"
+_WHOLE = Option("whole", 1, _WHOLE_TEXT, low=0, high=1, whole=True)
+_GAMMA = Option("gamma", 0.006, "the share of the largest entries that is dropped, in [0, 1]", low=0, high=1)
+_EPSILON = Option("epsilon", 0.07, "how far the probability of an entry may lie from the density", low=0)
 
-_WHOLE = "1: the largest entries of the whole adapter are kept, 0: those of every module"
-_GAMMA = "the part of the entries, the largest, that is dropped, in [0, 1]"
+
+def _elementwise(name: str, text: str, paper: str, density: float, *options: Option, **row: Any) -> CombiningMethod:
+    """A method that looks at single entries: it has a density, and its result depends on the space in which it acts."""
+    return CombiningMethod(name, text, paper, (LAM, replace(DENSITY, default=density), *options), spaces=SPACES, **row)
 
 
-def _density(default: float) -> Option:
-    return replace(DENSITY, default=default)
-
-
+# Methods that do not depend on the space come first, the plain ones before those that act on singular vectors; then the
+# elementwise ones. Messages list them in this order.
 _ROWS = (
+    # Only these two are linear: their factors do not depend on the updates, so they also combine DoRA.
     CombiningMethod(
-        "sum",
-        "Σ w·ΔW, exact: task arithmetic",
-        "Ilharco et al. 2023, arXiv 2212.04089",
-        "linear:task_arithmetic",
-        linear=True,
+        "sum", "task arithmetic: the exact sum Σ w·ΔW",
+        "Ilharco et al. 2023, arXiv 2212.04089", home="linear:task_arithmetic", linear=True,
     ),
     CombiningMethod(
-        "average", "Σ w·ΔW / Σ w, exact", "Wortsman et al. 2022, arXiv 2203.05482", "linear:average", linear=True
+        "average", "the exact mean Σ w·ΔW / Σ w",
+        "Wortsman et al. 2022, arXiv 2203.05482", home="linear:average", linear=True,
+    ),
+    # Means on the sphere, and means that depend on how far the updates agree.
+    CombiningMethod(
+        "slerp", "a point on the arc between two updates, at t = w₂/(w₁ + w₂)", "Shoemake 1985", adapters=2,
     ),
     CombiningMethod(
-        "slerp", "along the arc between two updates, t = w₂/(w₁ + w₂)", "Shoemake 1985", "slerp:slerp", adapters=2
-    ),
-    CombiningMethod("karcher", "mean direction on the sphere, mean length", "Karcher 1977", "slerp:karcher"),
-    CombiningMethod(
-        "model-stock",
-        "the average, drawn to 0 where updates disagree",
-        "Jang et al. 2024, arXiv 2403.19522",
-        "model_stock:model_stock",
+        "karcher", "the mean direction on the sphere, at the mean length", "Karcher 1977", home="slerp:karcher",
     ),
     CombiningMethod(
-        "equal-norms",
-        "the sum of updates brought to one norm",
-        "He et al. 2026, arXiv 2606.03723, its first step",
-        "norms:equal_norms",
-        (LAM, Option("beta", 0.0, _BETA, low=0, high=1)),
+        "model-stock", "the average, shrunk towards 0 where updates disagree", "Jang et al. 2024, arXiv 2403.19522",
     ),
     CombiningMethod(
-        "cart",
-        "the mean, and low-rank parts of what each has beside it",
-        "Choi et al. 2024, arXiv 2412.12153",
-        "cart:cart",
-        (LAM, _RANK),
+        "equal-norms", "the sum of updates that are scaled to one norm",
+        "He et al. 2026, arXiv 2606.03723, its first step", (LAM, replace(_BETA, default=0.0)),
+        home="norms:equal_norms",
+    ),
+    # Rules on singular vectors and subspaces.
+    CombiningMethod(
+        "cart", "the mean, and the low-rank part of every deviation from it",
+        "Choi et al. 2024, arXiv 2412.12153", (LAM, _RANK),
     ),
     CombiningMethod(
-        "tsv-m",
-        "singular vectors of all updates made orthogonal to each other",
-        "Gargiulo et al. 2025, arXiv 2412.00081",
-        "tsv:tsv_m",
+        "tsv-m", "the singular vectors of all updates, made orthogonal to each other",
+        "Gargiulo et al. 2025, arXiv 2412.00081", home="tsv:tsv_m",
     ),
     CombiningMethod(
-        "iso-c", "the sum with all singular values alike", "Marczak et al. 2025, arXiv 2502.04959", "iso:iso_c"
+        "iso-c", "the sum with all singular values made equal",
+        "Marczak et al. 2025, arXiv 2502.04959", home="iso:iso_c",
     ),
     CombiningMethod(
-        "iso-cts",
-        "the same, with room for what only one update has",
-        "Marczak et al. 2025, arXiv 2502.04959",
-        "iso:iso_cts",
-        (LAM, Option("common", 0.8, "the part of the directions that is common, in [0, 1]", low=0, high=1)),
+        "iso-cts", "iso-c with further directions that only one update has",
+        "Marczak et al. 2025, arXiv 2502.04959", (LAM, _COMMON), home="iso:iso_cts",
     ),
     CombiningMethod(
-        "ctm",
-        "the sum inside shared subspaces of one adapter's rank (Tucker)",
-        "He et al. 2026, arXiv 2606.03723",
-        "tucker:compress_then_merge",
-        (LAM, _RANK, Option("beta", 0.25, _BETA, low=0, high=1)),
+        "ctm", "Compress-then-Merge: the sum within two subspaces of one adapter's rank that all updates share",
+        "He et al. 2026, arXiv 2606.03723", (LAM, _RANK, _BETA), home="tucker:compress_then_merge",
     ),
     CombiningMethod(
-        "null-space",
-        "all others kept out of what the first reads (NP-LoRA)",
-        "Chen et al. 2025, arXiv 2511.11051",
-        "projection:null_space",
-        (LAM, Option("mu", float("inf"), "how strictly: 0 not at all, inf altogether", low=0, infinite=True), _RANK),
+        "null-space", "NP-LoRA: the others are kept out of the input directions of the first",
+        "Chen et al. 2025, arXiv 2511.11051", (LAM, _MU, _RANK), home="projection:null_space",
     ),
     CombiningMethod(
-        "pico", "outputs that all share turned down first", "Tang & Yang 2026, arXiv 2604.16826", "pico:pico"
+        "pico", "the sum, in which output directions that many updates share are weakened",
+        "Tang & Yang 2026, arXiv 2604.16826",
     ),
     CombiningMethod(
-        "knots",
-        "the sum in one basis of outputs: the same as sum",
-        "Stoica et al. 2025, arXiv 2410.19735",
-        "knots:knots",
+        "knots", "the sum in a common basis of the outputs, which equals sum", "Stoica et al. 2025, arXiv 2410.19735",
     ),
-    CombiningMethod(
-        "magnitude",
-        "the sum of the largest entries of each update",
-        "Han et al. 2015, arXiv 1506.02626",
-        "magnitude:magnitude",
-        (LAM, _density(0.2)),
-        SPACES,
+    # Elementwise rules. Their densities are those of the papers, which combine full fine-tunes.
+    _elementwise(
+        "magnitude", "the sum of the largest entries of each update", "Han et al. 2015, arXiv 1506.02626", 0.2,
     ),
-    CombiningMethod(
-        "ties",
-        "trim to the largest entries, elect a sign for each, average those who agree",
-        "Yadav et al. 2023, arXiv 2306.01708",
-        "ties:ties",
-        (LAM, _density(0.2), Option("whole", 1, _WHOLE, low=0, high=1, whole=True)),
-        SPACES,
-        looks="ties:prepare_cutoffs",
+    _elementwise(
+        "ties", "trim each update to its largest entries, elect a sign for every entry, average the updates that agree",
+        "Yadav et al. 2023, arXiv 2306.01708", 0.2, _WHOLE, looks="ties:prepare_cutoffs",
     ),
-    CombiningMethod(
-        "dare",
-        "drop entries at random, rescale the others, sum; unbiased before it is cut to a rank",
-        "Yu et al. 2024, arXiv 2311.03099",
-        "dare:dare",
-        (LAM, _density(0.1)),
-        SPACES,
-        seeded=True,
+    _elementwise(
+        "dare", "drop entries at random, rescale the others and add them; unbiased before it is cut to a rank",
+        "Yu et al. 2024, arXiv 2311.03099", 0.1, seeded=True,
     ),
-    CombiningMethod(
-        "dare-ties",
-        "the same, then elect a sign and average those who agree",
-        "Yu et al. 2024, arXiv 2311.03099",
-        "dare:dare_ties",
-        (LAM, _density(0.1)),
-        SPACES,
-        seeded=True,
+    _elementwise(
+        "dare-ties", "dare, but elect a sign for every entry and average the updates that agree",
+        "Yu et al. 2024, arXiv 2311.03099", 0.1, home="dare:dare_ties", seeded=True,
     ),
-    CombiningMethod(
-        "della",
-        "drop small entries the likelier, rescale, elect, average",
-        "Deep et al. 2024, arXiv 2406.11617",
-        "della:della",
-        (
-            LAM,
-            _density(0.7),
-            Option("epsilon", 0.07, "how far the chance to be kept goes up and down with size", low=0),
-        ),
-        SPACES,
-        seeded=True,
+    _elementwise(
+        "della", "dare-ties, but drop small entries with a higher probability",
+        "Deep et al. 2024, arXiv 2406.11617", 0.7, _EPSILON, seeded=True,
     ),
-    CombiningMethod(
-        "breadcrumbs",
-        "the sum without the largest entries and without the small ones",
-        "Davari & Belilovsky 2024, arXiv 2312.06795",
-        "breadcrumbs:breadcrumbs",
-        (LAM, _density(0.15), Option("gamma", 0.006, _GAMMA, low=0, high=1)),
-        SPACES,
+    _elementwise(
+        "breadcrumbs", "the sum without the largest entries and without the small ones",
+        "Davari & Belilovsky 2024, arXiv 2312.06795", 0.15, _GAMMA,
     ),
-    CombiningMethod(
-        "sce",
-        "where updates vary most: by energy, of those who agree on the sign",
-        "Wan et al. 2024, arXiv 2408.07990",
-        "sce:sce",
-        (LAM, _density(1.0)),
-        SPACES,
+    _elementwise(
+        "sce", "the mean by energy of the updates that agree on the sign, where updates vary most",
+        "Wan et al. 2024, arXiv 2408.07990", 1.0,
     ),
-)
+)  # fmt: skip
 
 METHODS = {row.name: row for row in _ROWS}

@@ -1,4 +1,4 @@
-"""Model Stock: the average, drawn back to the base by how far the updates agree."""
+"""Model Stock: the average, shrunk towards the base the more the updates disagree."""
 
 import numpy as np
 
@@ -9,9 +9,9 @@ from loralens.linalg.factor import Floats
 def model_stock(joint: Joint, *, lam: float = 1.0) -> Floats:
     """λ t Σ x_t / N with x_t = w_t M_t, float64, shape (p, q), and t = N c/(1 + (N − 1) c).
 
-    c is the mean cosine of the N updates that are there, pair by pair: with updates that agree t is 1, with orthogonal
-    ones 0. Jang et al. 2024, arXiv 2403.19522, of one layer at a time. Where we differ: a negative c, for which the
-    geometry of the paper has no place and t may become infinite, counts as 0.
+    c is the mean cosine of all pairs of the N updates that are not 0. If the updates agree, t is 1; if they are
+    orthogonal, t is 0. This is Model Stock (Jang et al. 2024, arXiv 2403.19522), one module at a time. Where we differ:
+    a negative c counts as 0. The geometry of the paper does not cover it, and t may become infinite.
     """
     present = joint.present
     if not present.size:
@@ -19,6 +19,7 @@ def model_stock(joint: Joint, *, lam: float = 1.0) -> Floats:
     x = joint.weighted[present].reshape(present.size, -1)
     norms = np.linalg.norm(x, axis=1)
     x, norms = x[norms > 0], norms[norms > 0]
+    # A weight of 0 makes an update 0 that is present.
     count = len(x)
     if count < 2:
         return lam * joint.total()

@@ -7,12 +7,13 @@ from loralens.linalg.factor import Floats
 
 
 def equalise_norms(x: Floats, beta: float) -> Floats:
-    """The updates x_t (T, p, q), scaled to the norms β‖x_t‖ + (1 − β) mean‖x‖; updates of 0 are not in the mean."""
+    """Scale the updates x_t (T, p, q) to the norms β‖x_t‖ + (1 − β) mean‖x‖; updates of 0 are not in the mean."""
     norms = np.linalg.norm(x, axis=(1, 2))
     nonzero = norms > 0
     if not nonzero.any():
         return x
     targets = beta * norms + (1 - beta) * norms[nonzero].mean()
+    # An update of 0 has no direction in which it could grow to the norm of the others.
     factors = np.divide(targets, norms, out=np.zeros_like(norms), where=nonzero)
     return np.asarray(factors[:, None, None] * x, dtype=np.float64)
 

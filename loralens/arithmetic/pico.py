@@ -17,10 +17,14 @@ def pico(joint: Joint, *, lam: float = 1.0) -> Floats:
     """
     x, total = joint.weighted, joint.total()
     norms = np.linalg.norm(x, axis=(1, 2))
+    # T and the mean are those of the updates that are there: an adapter that lacks the module has no say in it.
     x, norms = x[norms > 0], norms[norms > 0]
     if not len(x) or np.linalg.norm(total, 2) <= joint.floor:
-        return np.zeros_like(total)  # a sum that cancels is rounding error, which must not be scaled to the norm m
-    U, s, _ = np.linalg.svd(np.hstack(list(x)), full_matrices=False)  # its Gram matrix Σ x_t x_tᵀ is Σ B_t B_tᵀ
+        # A sum that cancels is rounding error, which must not be scaled to the norm m.
+        return np.zeros_like(total)
+    # The B of the docstring side by side have the same left singular vectors: Σ x_t x_tᵀ is Σ B_t B_tᵀ.
+    U, s, _ = np.linalg.svd(np.hstack(list(x)), full_matrices=False)
     alpha = 1 / (1 + (len(x) - 1) * s**2 / float(s @ s))
     y = total + (U * (alpha - 1)) @ (U.T @ total)
+    # Weakening shared directions makes the sum shorter, so it is brought back to the mean norm of the updates.
     return lam * float(norms.mean()) / float(np.linalg.norm(y)) * y

@@ -14,8 +14,9 @@ def null_space(joint: Joint, *, lam: float = 1.0, mu: float = np.inf, rank: int 
     reads; with μ = 0 the result is the sum. NP-LoRA (Chen et al. 2025, arXiv 2511.11051) combines a style, the first,
     with a content, the second; more than two adapters are our extension. The order of the adapters matters.
     """
-    first, *others_x = joint.weighted
-    V = joint.decomposed(first).Vh[: rank or None].T
-    share = 1.0 if np.isinf(mu) else mu / (1 + mu)
-    others_sum = np.sum(others_x, axis=0) if others_x else np.zeros_like(first)
-    return np.asarray(lam * (first + others_sum - share * (others_sum @ V) @ V.T), dtype=np.float64)
+    first, *other_updates = joint.weighted
+    V = joint.decompose(first).Vh[: rank or None].T
+    share = 1.0 if np.isinf(mu) else mu / (1 + mu)  # ∞/∞ is NaN
+    # The projection is linear, so the others are added before it.
+    other_sum = np.sum(other_updates, axis=0) if other_updates else np.zeros_like(first)
+    return np.asarray(lam * (first + other_sum - share * (other_sum @ V) @ V.T), dtype=np.float64)

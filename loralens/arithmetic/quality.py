@@ -24,6 +24,7 @@ class Quality:
     s : array, shape (k,)
         Singular values of R, largest first; its rank is k.
     strengths : array, shape (T,)
+        w_t.
     energies : array, shape (T,)
         ‖ΔW_t‖².
     sum_energy : float
@@ -54,16 +55,17 @@ class Quality:
         No difference of nearly equal squares is taken, so an exact sum has an error of a few ε and not of √ε.
         """
         U, s, Vh = core
+        # After the adapters may come the result itself, with weight 0, where it left their space.
         cores, strengths = joint.cores[:count], joint.strengths[:count]
-        S = np.tensordot(strengths, cores, 1)
-        if np.linalg.norm(S) <= joint.floor:
-            S = np.zeros_like(S)  # a sum below this is the rounding error of updates that cancel
+        S = sum_above_rounding(strengths, cores, joint.floor)
         inside = U.T @ cores @ Vh.T  # (T, k, k)
         along = np.diagonal(inside, axis1=1, axis2=2)  # uᵢᵀ M_t vᵢ
         of_sum = np.einsum("ik,ij,kj->k", U, S, Vh)
         residual = float(np.sum((U * s @ Vh - S) ** 2))
         lost = of_sum**2 - (s - of_sum) ** 2  # by which the squared error grows when direction i is cut
+        # Added up from the last direction, as cutting to rank j loses all directions after j.
         errors = np.maximum(residual + np.append(lost[::-1].cumsum()[::-1], 0.0), 0.0)
+        # The energy of the leading j × j block of UᵀM_tV, for every j.
         blocks = np.diagonal((inside**2).cumsum(1).cumsum(2), axis1=1, axis2=2)
         zero = np.zeros((count, 1))
         return cls(
@@ -78,15 +80,16 @@ class Quality:
         )
 
     def error_to_sum(self, rank: int | None = None) -> float | None:
-        """‖R − S‖_F/‖S‖_F, R cut to ``rank``; 0 where both are 0, None where only S is."""
+        """Return ‖R − S‖_F/‖S‖_F with R cut to ``rank``; 0 if both are 0, and None if only S is 0."""
         return relative(self.errors[self._at(rank)], self.sum_energy)
 
     def truncation(self, rank: int | None = None, before: float = 0.0) -> tuple[float, float]:
-        """‖F − R‖² and ‖F‖², where F is the result of the method and R is that result cut to ``rank``.
+        """Return ‖F − R‖² and ‖F‖², where F is the result of the method and R is that result cut to ``rank``.
 
         ``before`` is the relative error that F had already lost when it was brought to low rank. The squares add up,
         because what is cut, what remains and what was lost before are orthogonal to each other.
         """
+        # ‖R‖² is the part 1 − before² of ‖F‖², from which ‖F‖² follows.
         full = float(self.s @ self.s) / (1 - before**2) if before < 1 else 0.0
         cut = self.s[self._at(rank) :]
         return before**2 * full + float(cut @ cut), full
@@ -129,7 +132,7 @@ class CombinationQuality:
     truncation : float
         ‖F − R‖/‖F‖ over all modules, where F is the result of the method and R the part that fits into the ranks. For
         DoRA only the pairs are counted.
-    shares : tuple of Share
+    shares : tuple of AdapterShare
         One for each adapter.
     """
 
@@ -139,21 +142,27 @@ class CombinationQuality:
 
 
 def total_quality(modules: Iterable[tuple[Quality, int | None, float]]) -> CombinationQuality:
-    """The quality over several modules.
+    """Return the quality over several modules.
 
-    Each comes with the rank to which it is cut (None for its own) and the relative error its method had made before.
+    Parameters
+    ----------
+    modules : iterable of (Quality, int or None, float)
+        Of each module the quality, the rank to which it is cut (None for its own), and the relative error that its
+        result lost when it was brought to low rank.
     """
     modules = list(modules)
     if not modules:
         return CombinationQuality(0.0, 0.0, ())
-    cuts = [(one, one._at(rank)) for one, rank, _ in modules]
-    lost, full = np.sum([one.truncation(rank, before) for one, rank, before in modules], axis=0)
-    error = relative(sum(one.errors[j] for one, j in cuts), sum(one.sum_energy for one, _ in cuts))
-    energy = np.sum([one.energies for one, _ in cuts], axis=0)
-    expected = np.sum([one.strengths * one.energies for one, _ in cuts], axis=0)
-    before = np.sum([one.sum_inner for one, _ in cuts], axis=0)
-    after = np.sum([one.inner[:, j] for one, j in cuts], axis=0)
-    inside = np.sum([one.retained[:, j] for one, j in cuts], axis=0)
+    # Squares and inner products are added before they are divided, so large modules count for more.
+    cuts = [(quality, quality._at(rank)) for quality, rank, _ in modules]
+    lost, full = np.sum([quality.truncation(rank, before) for quality, rank, before in modules], axis=0)
+    error = relative(sum(quality.errors[j] for quality, j in cuts), sum(quality.sum_energy for quality, _ in cuts))
+    energy = np.sum([quality.energies for quality, _ in cuts], axis=0)
+    expected = np.sum([quality.strengths * quality.energies for quality, _ in cuts], axis=0)
+    before = np.sum([quality.sum_inner for quality, _ in cuts], axis=0)
+    after = np.sum([quality.inner[:, j] for quality, j in cuts], axis=0)
+    inside = np.sum([quality.retained[:, j] for quality, j in cuts], axis=0)
+    # An adapter that is 0 has no energy of which shares could be taken.
     shares = [
         AdapterShare(*(float(x) for x in (i / e, a / e, (b - w) / e, (a - w) / e)))
         if e
@@ -163,8 +172,14 @@ def total_quality(modules: Iterable[tuple[Quality, int | None, float]]) -> Combi
     return CombinationQuality(error, relative(lost, full) or 0.0, tuple(shares))
 
 
+def sum_above_rounding(strengths: Floats, cores: Floats, floor: float) -> Floats:
+    """Return Σ w_t M_t, or 0 if its norm is at most ``floor``: then it is the rounding error of updates that cancel."""
+    S = np.tensordot(strengths, cores, 1)
+    return np.zeros_like(S) if np.linalg.norm(S) <= floor else S
+
+
 def relative(part: float, reference: float) -> float | None:
-    """√(part/reference) of two squared norms; 0 where both are 0, and None where only the reference is."""
+    """Return √(part/reference) of two squared norms; 0 if both are 0, and None if only the reference is 0."""
     if reference > 0:
         return sqrt(float(part) / float(reference))
     return None if part > 0 else 0.0

@@ -22,6 +22,7 @@ def sce(joint: Joint, *, density: float = 1.0, lam: float = 1.0, space: Space = 
     single adapter, whose variance is 0 everywhere, stays whole; mergekit counts positions of nonzero variance only and
     turns it into 0.
     """
+    # With a second adapter, even one that is 0 here, the variance tells positions apart.
     if joint.present.size <= 1 and len(joint.updates) == 1:
         return exact_sum(joint, lam)
     return fuse_entries(joint, lambda entries: _rule(entries, density), space=space, lam=lam)
@@ -34,25 +35,30 @@ def _rule(entries: Entries, density: float) -> Fuse:
         shape, dtype = stack.shape[1:], stack.dtype
         mean, variances, part = (work.of(name, shape, dtype) for name in ("mean", "variance", "part"))
         np.sum(stack, axis=0, out=mean)
+        # Of all adapters, those included that have no matrix here because they are 0.
         mean /= entries.adapters
         np.square(mean, out=variances)
-        variances *= entries.adapters - len(stack)  # updates that are 0 have no matrix, but a deviation of −mean
+        # Updates that are 0 have no matrix, but a deviation of −mean.
+        variances *= entries.adapters - len(stack)
         for x in stack:
             np.subtract(x, mean, out=part)
             variances += np.square(part, out=part)
         variances /= entries.adapters
         return variances
 
+    # At density 1 every position is selected, also those where all adapters agree and the variance is 0.
     cutoff = entries.cutoff_of(variance, entries.count(density)) if density < 1 else 0.0
 
     def select(stack: Array) -> None:
         if cutoff > 0:
             stack *= np.greater_equal(variance(stack), cutoff, out=work.of("selected", stack.shape[1:], np.bool_))
 
+    # A pass of its own: the shares of a module need the sums over all its entries.
     squares = np.zeros(len(entries.places))
     for _, stack in entries.blocks():
         select(stack)
         squares += [float(np.einsum("ij,ij->i", x, x).sum(dtype=np.float64)) for x in stack]
+    # Where nothing is left there is nothing to share, and any positive shares serve.
     shares = (squares / squares.sum()).tolist() if squares.any() else [1.0] * len(squares)
 
     def fuse(_: slice, stack: Array) -> Array:

@@ -9,7 +9,7 @@ from loralens.errors import OptionError
 from loralens.linalg.factor import Floats
 
 PARALLEL = 0.9995  # |cos| above which interpolation is linear, as in mergekit: sin ω is too small to divide by
-ROUNDS = 200  # of the Karcher iteration at most
+ROUNDS = 200  # of the Karcher iteration at most; it ends earlier once a step is below rounding
 
 
 def slerp(joint: Joint, *, lam: float = 1.0) -> Floats:
@@ -30,21 +30,14 @@ def slerp(joint: Joint, *, lam: float = 1.0) -> Floats:
     if w.min() < 0 or not w.sum():
         raise OptionError(f"slerp between weights {w[0]:g} and {w[1]:g}", fix="give weights from 0 that are not all 0")
     t = float(w[1] / w.sum())
-    a, b = _coefficients(_cosine(first, second), t)
-    return np.asarray(lam * (a * first + b * second), dtype=np.float64)
-
-
-def _cosine(first: Floats, second: Floats) -> float:
-    """The cosine of two cores; 1 if one of them is 0, so that the interpolation is linear."""
     norms = float(np.linalg.norm(first) * np.linalg.norm(second))
-    return float(np.clip(np.vdot(first, second) / norms, -1.0, 1.0)) if norms else 1.0
-
-
-def _coefficients(cosine: float, t: float) -> tuple[float, float]:
-    if abs(cosine) > PARALLEL:
-        return 1 - t, t
-    angle = acos(cosine)
-    return sin((1 - t) * angle) / sin(angle), sin(t * angle) / sin(angle)
+    # An update of 0 has no angle to the other; with the cosine 1 the interpolation is linear.
+    cosine = float(np.clip(np.vdot(first, second) / norms, -1.0, 1.0)) if norms else 1.0
+    a, b = 1 - t, t
+    if abs(cosine) <= PARALLEL:
+        angle = acos(cosine)
+        a, b = sin((1 - t) * angle) / sin(angle), sin(t * angle) / sin(angle)
+    return np.asarray(lam * (a * first + b * second), dtype=np.float64)
 
 
 def karcher(joint: Joint, *, lam: float = 1.0) -> Floats:
@@ -62,11 +55,13 @@ def karcher(joint: Joint, *, lam: float = 1.0) -> Floats:
     w, present = joint.strengths, joint.present
     if w.min() < 0 or not w.sum():
         raise OptionError("a spherical mean needs weights from 0 that are not all 0", fix="leave out the signs")
+    # All updates are 0, and so is their sum.
     if not present.size:
         return joint.total()
     units = joint.cores[present].reshape(len(present), -1)
     norms = np.linalg.norm(units, axis=1)
     units = units / norms[:, None]
+    # Divided by the weights of all adapters: an update of 0 shortens the mean, though it cannot turn it.
     shares = w[present] / w.sum()
     u = _mean_direction(units, shares)
     return lam * float(shares @ norms) * u.reshape(joint.cores.shape[1:])
@@ -77,19 +72,23 @@ def _mean_direction(units: Floats, shares: Floats) -> Floats:
     if not shares.any():
         return np.zeros(units.shape[1])
     start = shares @ units
+    # A sum this short has lost half of its digits to cancellation. Opposite updates have no mean direction at all.
     if np.linalg.norm(start) < 1e-8 * shares.sum():
         raise OptionError("the directions cancel and have no mean", fix="give --method sum, or other weights")
     u = start / np.linalg.norm(start)
     for _ in range(ROUNDS):
         cosines = np.clip(units @ u, -1.0, 1.0)
-        rests = units - cosines[:, None] * u
-        sines = np.linalg.norm(rests, axis=1)
+        tangents = units - cosines[:, None] * u
+        sines = np.linalg.norm(tangents, axis=1)
+        # arctan2 is accurate for small angles too, where arccos loses half of the digits.
         angles = np.arctan2(sines, cosines)
+        # log_u(x) is the tangent of x at u, of the length of the angle between them.
         turns = np.divide(angles, sines, out=np.ones_like(sines), where=sines > 0)
-        step = (shares / shares.sum() * turns) @ rests
+        step = (shares / shares.sum() * turns) @ tangents
         length = float(np.linalg.norm(step))
-        if length < 1e-15:  # a vector of length 1 cannot move by less in float64
+        # A vector of length 1 cannot move by less in float64.
+        if length < 1e-15:
             break
         u = np.cos(length) * u + np.sin(length) / length * step
-        u /= np.linalg.norm(u)
+        u /= np.linalg.norm(u)  # rounding would make it longer or shorter with every round
     return np.asarray(u, dtype=np.float64)

@@ -20,14 +20,14 @@ from loralens.linalg.sketch import low_rank_approximation
 
 
 class SpaceEntries(NamedTuple):
-    """The entries of one module in a space, and the function that applies a rule to them and returns the update."""
+    """The entries of one module in a space, and a function that applies a rule to them and returns the update."""
 
     entries: Entries
     back: Callable[[Fuse], Fused]
 
 
 def entries_in_space(joint: Joint, space: Space) -> SpaceEntries | None:
-    """The entries of the weighted updates w_t ΔW_t of a module in a space; None if all are 0 or below rounding.
+    """Return the entries of the weighted updates w_t ΔW_t of a module in a space; None if all are 0 to rounding.
 
     full
         ΔW_t itself, float32, computed a block of rows at a time. The result of a rule has full rank. It is cut to the
@@ -44,27 +44,23 @@ def entries_in_space(joint: Joint, space: Space) -> SpaceEntries | None:
     The signs of singular vectors are arbitrary, but make no difference to any rule here. Vectors of equal singular
     values are not determined, and neither is the result then. The bits of ``full`` do not depend on LAPACK.
     """
+    # Updates of 0 are left out: they have no entries to look at, and rules take them into account by their number.
     places = np.flatnonzero((joint.strengths != 0) & np.any(joint.cores != 0, axis=(1, 2)))
     if not places.size:
         return None
-    ways: dict[Space, Callable[[Joint, Integers], SpaceEntries | None]] = {
-        "full": _full,
-        "knots": _knots,
-        "core": _core,
-    }
-    return ways[space](joint, places)
+    return {"full": _full, "knots": _knots, "core": _core}[space](joint, places)
 
 
 def _full(joint: Joint, places: Integers) -> SpaceEntries:
     weighted = [(joint.updates[t], float(joint.strengths[t])) for t in places]
-    updates = [
-        (update, strength) for update, strength in weighted if update is not None
-    ]  # for the type checker: an update in places is never None
+    # For the type checker: an update at one of these places is never None.
+    updates = [(update, strength) for update, strength in weighted if update is not None]
     matrices = tuple(Product.of(update, strength) for update, strength in updates)
     entries = Entries(matrices, tuple(places.tolist()), len(joint.updates), np.dtype(np.float32))
     rank = min(max(joint.width, sum(update.rank for update, _ in updates)), *joint.shape)
 
     def back(fuse: Fuse) -> Fused:
+        # The rule is applied again in each pass, as its result of full rank is never formed as a whole.
         factors = low_rank_approximation(
             lambda: ((rows, fuse(rows, stack)) for rows, stack in entries.blocks()),
             joint.shape,
@@ -77,6 +73,7 @@ def _full(joint: Joint, places: Integers) -> SpaceEntries:
 
 
 def _knots(joint: Joint, places: Integers) -> SpaceEntries | None:
+    # The basis is that of all updates, and the parts of those that are not 0 are taken from it.
     U, parts = output_basis(joint)
     if not U.shape[1]:
         return None
@@ -91,11 +88,11 @@ def _knots(joint: Joint, places: Integers) -> SpaceEntries | None:
 
 def _core(joint: Joint, places: Integers) -> SpaceEntries | None:
     cores = joint.weighted[places]
-    triplets = [joint.decomposed(M) for M in cores]
-    if not any(one.s.size for one in triplets):
+    triplets = [joint.decompose(M) for M in cores]
+    if not any(triplet.s.size for triplet in triplets):
         return None
-    U = _directions([one.U * np.sqrt(one.s) for one in triplets])
-    V = _directions([one.Vh.T * np.sqrt(one.s) for one in triplets])
+    U = _directions([triplet.U * np.sqrt(triplet.s) for triplet in triplets])
+    V = _directions([triplet.Vh.T * np.sqrt(triplet.s) for triplet in triplets])
     entries = _dense(joint, places, [U.T @ M @ V for M in cores])
 
     def back(fuse: Fuse) -> Fused:
@@ -108,11 +105,12 @@ def _core(joint: Joint, places: Integers) -> SpaceEntries | None:
 def _directions(parts: list[Floats]) -> Floats:
     """The left singular vectors of matrices placed side by side; as many as their numerical rank."""
     U, s, _ = np.linalg.svd(np.hstack(parts), full_matrices=False)
+    # The usual threshold of a numerical rank: ε of float64 times the larger side.
     return np.asarray(U[:, s > s[0] * max(U.shape) * 2.0**-52], np.float64)
 
 
 def _dense(joint: Joint, places: Integers, matrices: list[Floats]) -> Entries:
-    dense = tuple(DenseMatrix(np.asarray(one, np.float64)) for one in matrices)
+    dense = tuple(DenseMatrix(np.asarray(matrix, np.float64)) for matrix in matrices)
     return Entries(dense, tuple(places.tolist()), len(joint.updates), np.dtype(np.float64))
 
 
@@ -125,6 +123,7 @@ def _whole(entries: Entries, fuse: Fuse) -> Floats:
 
 
 def _balanced(joint: Joint, B: Floats, A: Floats) -> LowRank:
+    # A rule may leave fewer directions than the space has; those at the level of rounding are dropped.
     L, s, R = truncating_maps(B, A)
     k = int(np.count_nonzero(s > joint.floor))
     return _update(joint, B @ L[:, :k], R[:k] @ A)
@@ -132,7 +131,7 @@ def _balanced(joint: Joint, B: Floats, A: Floats) -> LowRank:
 
 def _update(joint: Joint, B: Floats, A: Floats) -> LowRank:
     """The update B A; rank 0 becomes rank 1 of zeros, because no file format can store rank 0."""
-    first = next(update for update in joint.updates if update is not None)
+    first = next(filter(None, joint.updates))
     if not B.shape[1]:
         B, A = np.zeros((joint.shape[0], 1)), np.zeros((1, joint.shape[1]))
     return LowRank(B, A, scaling=COMBINED, layout=first.layout)

@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
-from loralens.arithmetic.election import elected_mean, keep_largest
+from loralens.arithmetic.election import elected_mean, trim_entries
 from loralens.arithmetic.elementwise import Modules, exact_sum, fuse_entries, whole_cutoffs
-from loralens.arithmetic.entries import Entries, Fuse, Fused, Workspace
+from loralens.arithmetic.entries import Entries, Fuse, Fused
 from loralens.arithmetic.method import Space
 from loralens.core.joint import Joint
-from loralens.core.lazy import Array
 
 
 def ties(
@@ -42,30 +41,21 @@ def ties(
     the same where all weights are 1. Exactly ⌊density · size⌋ entries are kept, and those equal to the last of them;
     the paper's code keeps one more.
     """
+    # Of several updates the election matters even if nothing is trimmed.
     if density >= 1 and joint.present.size <= 1:
         return exact_sum(joint, lam)
-    adapter_cutoffs = cutoffs if whole else None
-    return fuse_entries(joint, lambda entries: _rule(entries, density, adapter_cutoffs), space=space, lam=lam)
+
+    def rule(entries: Entries) -> Fuse:
+        if density >= 1:
+            return trim_entries([0.0] * len(entries.places), elected_mean)
+        # Cutoffs of adapters that are 0 in this module are left out with their entries.
+        if whole and cutoffs is not None:
+            return trim_entries([cutoffs[t] for t in entries.places], elected_mean)
+        return trim_entries([cutoff for (cutoff,) in entries.cutoffs(entries.count(density))], elected_mean)
+
+    return fuse_entries(joint, rule, space=space, lam=lam)
 
 
 def prepare_cutoffs(modules: Modules, *, density: float, whole: int, space: Space, **_: Any) -> dict[str, Any]:
-    """The cutoff of every adapter over all its modules, for `ties`; empty if every module has a cutoff of its own."""
+    """Return the cutoff of every adapter over all its modules, or nothing if each module has cutoffs of its own."""
     return {"cutoffs": whole_cutoffs(modules, density, space=space)} if whole and density < 1 else {}
-
-
-def _rule(entries: Entries, density: float, adapter_cutoffs: Sequence[float] | None) -> Fuse:
-    work = Workspace()
-    if density >= 1:
-        cutoffs = [0.0 for _ in entries.places]
-    elif adapter_cutoffs is not None:
-        cutoffs = [adapter_cutoffs[t] for t in entries.places]
-    else:
-        cutoffs = [cutoff for (cutoff,) in entries.cutoffs([entries.count(density)])]
-
-    def fuse(_: slice, stack: Array) -> Array:
-        for x, cutoff in zip(stack, cutoffs, strict=True):
-            if cutoff > 0:
-                keep_largest(x, cutoff, work)
-        return elected_mean(stack, work)
-
-    return fuse

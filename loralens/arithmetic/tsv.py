@@ -8,18 +8,19 @@ from loralens.linalg.pairwise import SAME
 
 
 def nearest_orthonormal(X: Floats) -> Floats:
-    """P Qᵀ of the SVD X = P S Qᵀ, float64, shape (n, k): the nearest matrix with orthonormal columns.
+    """Return P Qᵀ of the SVD X = P S Qᵀ, float64, shape (n, k): the nearest matrix with orthonormal columns.
 
     Only directions with S > 1e-6·S_1 are used. For columns that the others span already the SVD would make up
     arbitrary new directions, in which two LAPACK drivers differ. Without them P Qᵀ is a partial isometry and unique.
     """
     P, s, Qh = np.linalg.svd(X, full_matrices=False)
+    # The sum is S_1, or 0 if there is no column.
     keep = s > SAME * s[:1].sum()
     return np.asarray(P[:, keep] @ Qh[keep], dtype=np.float64)
 
 
 def components(joint: Joint) -> list[Core]:
-    """The leading singular triplets of every M_t: its numerical rank, at most min(out, in)/T so that all fit."""
+    """Return the leading singular triplets of every M_t: its numerical rank, at most min(out, in)/T so that all fit."""
     most = max(1, min(joint.shape) // len(joint.cores))
     triplets = []
     for M, floor in zip(joint.cores, joint.floors, strict=True):
@@ -38,6 +39,7 @@ def tsv_m(joint: Joint, *, lam: float = 1.0) -> Floats:
     directions that two updates share count once (`nearest_orthonormal`), so the result does not depend on the driver.
     """
     parts = components(joint)
+    # Weights multiply the singular values only: the vectors have length 1, and all of them count alike below.
     s = np.concatenate([w * part.s for w, part in zip(joint.strengths, parts, strict=True)])
     if not s.size:
         return joint.total()

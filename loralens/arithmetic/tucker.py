@@ -11,17 +11,19 @@ STEADY = 1e-13  # the iteration ends when no angle between old and new U has a l
 
 
 def shared_subspaces(x: Floats, rank: int) -> tuple[Floats, Floats]:
-    """U (p, r) and V (q, r), orthonormal, that capture most of Σ‖Uᵀ x_t V‖² of the updates x (T, p, q): Tucker-2.
+    """Return orthonormal U (p, r) and V (q, r) that maximise Σ‖Uᵀ x_t V‖² of the updates x (T, p, q): Tucker-2.
 
     The iteration starts from the HOSVD and alternates leading eigenvectors (HOOI, De Lathauwer et al. 2000). It finds a
     local optimum.
     """
     U, V = _leading(_gram(x), rank), _leading(_gram(x.transpose(0, 2, 1)), rank)
     for _ in range(ROUNDS):
+        # One side at a time: with the other fixed, the best U are leading eigenvectors.
         before, projected = U, x @ V
         U = _leading(_gram(projected), rank)
         projected_T = x.transpose(0, 2, 1) @ U
         V = _leading(_gram(projected_T), rank)
+        # The part of U outside the old one; single columns may still turn within the subspace.
         if np.linalg.norm(U - before @ (before.T @ U)) <= STEADY:
             break
     return U, V
@@ -35,6 +37,7 @@ def _gram(parts: Floats) -> Floats:
 
 def _leading(G: Floats, count: int) -> Floats:
     """The leading eigenvectors of a symmetric G."""
+    # eigh returns them by rising eigenvalue.
     return np.linalg.eigh(G)[1][:, ::-1][:, :count]
 
 
@@ -48,8 +51,10 @@ def compress_then_merge(joint: Joint, *, lam: float = 1.0, rank: int = 0, beta: 
     so the result does not depend on where it stopped.
     """
     nominal = max(update.rank for update in joint.updates if update is not None)
+    # Subspaces of one adapter's rank, so that the result is as small as an adapter.
     count = min(rank or nominal, *joint.cores.shape[1:])
     if not count:
         return joint.total()
     U, V = shared_subspaces(equalise_norms(joint.cores, beta), count)
+    # Norms are equalised for finding the subspaces only, so that a small adapter has a say in them.
     return lam * U @ (U.T @ joint.total() @ V) @ V.T

@@ -5,44 +5,30 @@ from typing import TYPE_CHECKING
 from loralens.exports import lazy_exports
 
 if TYPE_CHECKING:
-    from loralens.charts.amplification import amplification_figure
-    from loralens.charts.curve import curve_figure
-    from loralens.charts.figure import check_suffix, save_figure
-    from loralens.charts.mpl import draw_figure
-    from loralens.charts.pairwise import pairwise_figure
-    from loralens.charts.similarity import similarity_figure
-    from loralens.charts.similarity_nested import nesting_figure
-    from loralens.charts.spec import Figure
-    from loralens.charts.spectrum import spectrum_figure
-    from loralens.charts.trajectory import trajectory_figure
-
-__all__ = [
-    "Figure",
-    "amplification_figure",
-    "check_suffix",
-    "curve_figure",
-    "draw_figure",
-    "nesting_figure",
-    "pairwise_figure",
-    "save_figure",
-    "similarity_figure",
-    "spectrum_figure",
-    "trajectory_figure",
-]
-
-__getattr__, __dir__ = lazy_exports(
-    __name__,
-    {
-        "Figure": "spec",
-        "amplification_figure": "amplification",
-        "check_suffix": "figure",
-        "curve_figure": "curve",
-        "draw_figure": "mpl",
-        "nesting_figure": "similarity_nested",
-        "pairwise_figure": "pairwise",
-        "save_figure": "figure",
-        "similarity_figure": "similarity",
-        "spectrum_figure": "spectrum",
-        "trajectory_figure": "trajectory",
-    },
-)
+    from loralens.charts.amplification import amplification_figure as amplification_figure
+    from loralens.charts.curve import curve_figure as curve_figure
+    from loralens.charts.figure import check_suffix as check_suffix
+    from loralens.charts.figure import save_figure as save_figure
+    from loralens.charts.mpl import draw_figure as draw_figure
+    from loralens.charts.pairwise import pairwise_figure as pairwise_figure
+    from loralens.charts.similarity import similarity_figure as similarity_figure
+    from loralens.charts.similarity_nested import nesting_figure as nesting_figure
+    from loralens.charts.spec import Figure as Figure
+    from loralens.charts.spectrum import spectrum_figure as spectrum_figure
+    from loralens.charts.trajectory import trajectory_figure as trajectory_figure
+else:
+    __all__, __getattr__, __dir__ = lazy_exports(
+        __name__,
+        {
+            "amplification": ["amplification_figure"],
+            "curve": ["curve_figure"],
+            "figure": ["check_suffix", "save_figure"],
+            "mpl": ["draw_figure"],
+            "pairwise": ["pairwise_figure"],
+            "similarity": ["similarity_figure"],
+            "similarity_nested": ["nesting_figure"],
+            "spec": ["Figure"],
+            "spectrum": ["spectrum_figure"],
+            "trajectory": ["trajectory_figure"],
+        },
+    )

@@ -5,7 +5,7 @@ from math import ceil, floor, isfinite, log10
 
 from loralens.charts.spec import Area, Axis, Limits, Line, LineChart
 
-X_TICKS, Y_TICKS = 6, 5  # ticks of an axis at most: as many as have room in a panel
+X_TICKS, Y_TICKS = 6, 5  # ticks of an axis at most: as many as have room in a panel of 240 × 180 pixels
 
 
 def line_chart(
@@ -23,7 +23,7 @@ def line_chart(
     areas: Sequence[Area] = (),
     note: str = "",
 ) -> LineChart:
-    """A line chart whose axes are chosen so that all lines fit.
+    """Make a line chart whose axes are chosen so that all lines fit.
 
     Parameters
     ----------
@@ -44,6 +44,7 @@ def line_chart(
     across = x_range or _x_limits([x for x, _ in points])
     up = y_range or _y_limits([y for _, y in points if y > 0 or not log], log=log)
     if x_ticks is None:
+        # Directions, ranks and blocks are counted: a tick at 2.5 would stand for nothing.
         integers = all(float(x).is_integer() for line in lines for x in line.x)
         x_ticks = label_ticks(round_numbers(across, X_TICKS, integers=integers))
     y_ticks = label_ticks(powers_of_ten(up) if log else round_numbers(up, Y_TICKS))
@@ -61,38 +62,45 @@ def _y_limits(values: Sequence[float], *, log: bool) -> Limits:
     if log:
         low, high = min(values, default=0.1), max(values, default=1.0)
         return (low, high) if low < high else (low / 2, high * 2)  # one value: an axis needs two limits
+    # From 0, so that heights can be compared as lengths.
     low, high = min([0.0, *values]), max([0.0, *values])
     return low, high * 1.05 or 1.0  # room above the highest point; 1 where all values are 0
 
 
 def direction_axis(most: int) -> tuple[Limits, list[tuple[float, str]]]:
-    """Limits and ticks of an axis of directions from 1 to ``most``."""
-    step = next((2**k for k in range(32) if most <= 4 * 2**k), most)
-    shown = sorted({1, *range(step, most + 1, step)})
+    """Return limits and ticks of an axis of directions from 1 to ``most``."""
+    step = _power_of_two(most)
     margin = max(0.02 * most, 0.1)
-    return (1 - margin, most + margin), label_ticks(shown)
+    return (1 - margin, most + margin), label_ticks(sorted({1, *range(step, most + 1, step)}))
+
+
+def _power_of_two(count: int) -> int:
+    """The smallest power of two of which at most four multiples reach ``count``; ranks are mostly powers of two."""
+    return next(1 << k for k in range(32) if count <= 4 << k)
 
 
 def map_ticks(count: int) -> list[int]:
-    """Ticks of a map of ``count`` directions: the first, the last, and at most three round numbers in between."""
-    step = next((2**k for k in range(32) if count <= 4 * 2**k), count) if count > 1 else 1
+    """Return the ticks of a map of ``count`` directions: the first, the last, and at most three between them."""
+    step = _power_of_two(count)
+    # Numbers less than half a step from the first or the last would touch them.
     inner = [i for i in range(step, count, step) if count - i >= step / 2 and (i - 1 >= step / 2 or i == 1)]
     return sorted({1, *inner, count})
 
 
 def label_ticks(values: Sequence[float]) -> list[tuple[float, str]]:
-    """Ticks: values with their labels."""
+    """Return ticks, which are pairs of a value and its label."""
     return [(float(value), tick_label(value)) for value in values]
 
 
 def tick_label(value: float) -> str:
-    """The label of a tick, as short as possible."""
+    """Return the label of a tick, as short as possible."""
+    # From 1e5 on, 1e5 is shorter than 100000.
     text = f"{value:.0f}" if float(value).is_integer() and abs(value) < 1e5 else f"{value:.3g}"
     return text.replace("e-0", "e−").replace("e+0", "e").replace("-", "−")
 
 
 def round_numbers(span: Limits, most: int, *, integers: bool = False) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten within a span, about ``most`` of them."""
+    """Return the multiples of 1, 2 or 5 times a power of ten within a span, about ``most`` of them."""
     low, high = span
     if not high > low:
         return [low]
@@ -104,11 +112,11 @@ def round_numbers(span: Limits, most: int, *, integers: bool = False) -> list[fl
 
 
 def powers_of_ten(span: Limits) -> list[float]:
-    """Powers of ten within a span; where there is at most one, also 2 and 5 times a power of ten."""
+    """Return the powers of ten within a span; if there is at most one, also 2 and 5 times a power of ten."""
     low, high = span
     first, last = floor(log10(low)), ceil(log10(high))
     tens = [10.0**k for k in range(first, last + 1) if low <= 10.0**k <= high]
     if len(tens) > 1:
-        return tens[:: ceil(len(tens) / 6)]
+        return tens[:: ceil(len(tens) / 6)]  # every second or third of more than six
     finer = [k * 10.0**p for p in range(first, last + 1) for k in (1, 2, 5) if low <= k * 10.0**p <= high]
     return finer or [low, high]

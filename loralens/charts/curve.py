@@ -9,7 +9,7 @@ from loralens.compression.curve import CurvePoint
 from loralens.tables.numbers import unit_of
 
 LABELS = 10  # ranks that are written next to their points: more would overlap
-SPACE = 1.08  # the end of an axis, as a multiple of the largest value
+SPACE = 1.08  # the end of an axis, as a multiple of the largest value: room for the label of the last point
 
 UNIFORM, BUDGET = "one rank everywhere", "ranks where they save most, at the same size"
 FEW_BITS = "ranks and bits, at the same size (loralens-q, expected)"
@@ -18,12 +18,12 @@ FEW_BITS = "ranks and bits, at the same size (loralens-q, expected)"
 def curve_figure(
     title: str, points: Sequence[CurvePoint], *, chosen: tuple[int, float] | None = None, on_data: bool = False
 ) -> Figure:
-    """The relative error in percent against the bytes of the file; both axes begin at 0.
+    """Draw the relative error in percent against the bytes of the file; both axes begin at 0.
 
     Parameters
     ----------
     title : str
-    points : sequence of Point
+    points : sequence of CurvePoint
         As `loralens.compression.curve.rank_curve` returns them.
     chosen : tuple of int and float, optional
         Bytes and error of the file that was written, which is marked on the curve.
@@ -36,22 +36,15 @@ def curve_figure(
 def curve_chart(
     points: Sequence[CurvePoint], *, chosen: tuple[int, float] | None = None, on_data: bool = False, dialect: str = ""
 ) -> LineChart:
-    """The chart of that figure; ``dialect`` is the format of the file."""
+    """Draw the chart of that figure; ``dialect`` is the format of the file."""
     # The unit of the largest file serves for all, so that the numbers of one axis have one unit.
     largest = max((point.uniform.bytes for point in points), default=1)
     unit, step = unit_of(largest)
-    lines = [
-        Line(
-            label,
-            [getattr(point, name).bytes / step for point in points],
-            [100 * getattr(point, name).error for point in points],
-            ("series", k),
-            marker="dot" if k == 0 else "square",
-            dashed=k > 0,
-            labels=_rank_labels(points, largest / LABELS) if k == 0 else (),
-        )
-        for k, (name, label) in enumerate((("uniform", UNIFORM), ("budget", BUDGET)))
-    ]
+    sizes, errors = [point.uniform.bytes / step for point in points], [100 * point.uniform.error for point in points]
+    labels = _rank_labels(points, largest / LABELS)
+    lines = [Line(UNIFORM, sizes, errors, ("series", 0), marker="dot", labels=labels)]
+    sizes, errors = [point.budget.bytes / step for point in points], [100 * point.budget.error for point in points]
+    lines.append(Line(BUDGET, sizes, errors, ("series", 1), marker="square", dashed=True))
     few = [(point.uniform.bytes / step, 100 * point.few_bits) for point in points if point.few_bits is not None]
     if few:
         lines.append(Line(FEW_BITS, [x for x, _ in few], [y for _, y in few], ("series", 2), marker="triangle"))
@@ -68,9 +61,13 @@ def curve_chart(
 
 def _rank_labels(points: Sequence[CurvePoint], room: float) -> list[str]:
     """The label of each point; points less than ``room`` bytes from the last labelled one have an empty label."""
-    before, labels = float("inf"), []
+    labelled, labels = float("inf"), []
     for point in points:
-        far = before - point.uniform.bytes >= room or point is points[-1]
-        before = point.uniform.bytes if far else before
-        labels.append("" if not far else f"r = {point.rank}" if point in (points[0], points[-1]) else str(point.rank))
+        # The points go from the largest file to the smallest, and the smallest is always named.
+        if labelled - point.uniform.bytes < room and point is not points[-1]:
+            labels.append("")
+            continue
+        labelled = point.uniform.bytes
+        # "r =" at the two ends says what the numbers between them are.
+        labels.append(f"r = {point.rank}" if point in (points[0], points[-1]) else str(point.rank))
     return labels

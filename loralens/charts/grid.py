@@ -1,5 +1,6 @@
 """Arranges modules for a figure: one row per kind, one column per block."""
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -7,7 +8,15 @@ from itertools import pairwise
 from math import isfinite
 from typing import final
 
-from loralens.charts.names import NAME, Column, block_order, columns_to_label, fit_name, stack_names, stack_starts
+from loralens.charts.names import (
+    Column,
+    block_order,
+    column_name,
+    columns_to_label,
+    fit_name,
+    stack_names,
+    stack_starts,
+)
 from loralens.charts.palette import block_ink
 from loralens.charts.spec import Cell, ColourScale, HeatMap, Ink, Ramp
 from loralens.core.names import Block, block, kind, natural_key
@@ -15,7 +24,7 @@ from loralens.core.names import Block, block, kind, natural_key
 KINDS = 24  # rows of a map; where there are more kinds, those of least weight share the last row
 LABELS = 32  # columns of a map that have a label: more would overlap
 KEY = 8  # names next to the colours of blocks
-HEAD = 0.5  # width of a letter of a stack's name above a map, in columns
+HEAD = 0.5  # width of a letter of a stack's name above a map, in columns: 5.9 of 18 pixels, and some margin
 
 
 @final
@@ -50,9 +59,18 @@ class Grid:
         most: int = KINDS,
         blocks: Sequence[Block] | None = None,
     ) -> "Grid":
-        """The grid of these modules; of more than ``most`` kinds, those of least weight share the last row.
+        """Arrange modules in a grid.
 
-        ``blocks`` are those of all adapters that stand side by side, so that a block has one place and colour in all.
+        Parameters
+        ----------
+        names : iterable of str
+        weights : mapping of str to float, optional
+            The weights of the modules, by default 1. Of more than ``most`` kinds, those of least weight share the last
+            row.
+        most : int
+        blocks : sequence of Block, optional
+            The blocks of all adapters that stand side by side, so that a block has one place and one colour in all of
+            them. By default the blocks of these modules.
         """
         names = list(names)
         homes = {name: block(name) for name in names}
@@ -72,40 +90,31 @@ class Grid:
         return cls(kinds, columns, cells, sharing)
 
     def row(self, row: int) -> list[tuple[int, Sequence[str]]]:
-        """The columns that hold modules of this row, each with these modules."""
+        """Return the columns in which this row has modules, each with these modules."""
         return [(j, self.cells[row, j]) for j in range(len(self.blocks)) if (row, j) in self.cells]
 
     @cached_property
     def columns(self) -> list[str]:
-        """The names of the columns, which all differ: blocks by number, after their stack where there are several."""
-        stacks = self.stacks
-        return [
-            fit_name(column or "outside", NAME)
-            if not isinstance(column, Block)
-            else str(column.number)
-            if len(stacks) == 1
-            else f"{stacks[column.stack]}.{column.number}"
-            for column in self.blocks
-        ]
+        """The names of the columns, as `loralens.charts.names.column_name` gives them."""
+        return [column_name(column, self.stacks) for column in self.blocks]
 
     @cached_property
     def labels(self) -> list[str]:
-        """The labels of the columns: as many as fit; where there are many, only the first block of a stack names it."""
-        shown, firsts = set(columns_to_label(self.blocks, LABELS)), set(stack_starts(self.blocks))
-        numbers = bool(self.heads)
+        """The labels of the columns, of which as many as fit are not empty."""
+        labels, firsts = [""] * len(self.blocks), stack_starts(self.blocks)
         many = len(self.blocks) > LABELS
-        return [
-            ""
-            if j not in shown
-            else str(column.number)
-            if isinstance(column, Block) and (numbers or (many and j not in firsts))
-            else fit_name(self.columns[j], NAME)
-            for j, column in enumerate(self.blocks)
-        ]
+        for j in columns_to_label(self.blocks, LABELS):
+            column = self.blocks[j]
+            # The stack is named once: above the map, or else at its first block, where columns are close.
+            if isinstance(column, Block) and (self.heads or (many and j not in firsts)):
+                labels[j] = str(column.number)
+            else:
+                labels[j] = fit_name(self.columns[j])
+        return labels
 
     @cached_property
     def heads(self) -> list[tuple[int, int, str]]:
-        """First column, end and name of each stack, if there are several and each is as wide as its name."""
+        """The first column, end and name of each stack, if there are several and all are as wide as their names."""
         stacks = self.stacks
         spans = [
             (start, stop, stacks[first.stack])
@@ -117,29 +126,29 @@ class Grid:
 
     @cached_property
     def stacks(self) -> dict[str, str]:
-        """Stack of blocks → its short name."""
+        """Stack → its short name."""
         return stack_names(column.stack for column in self.blocks if isinstance(column, Block))
 
     @property
     def across(self) -> str:
-        """What the columns are, in a word or two."""
+        """A word or two that say what the columns are."""
         stacks = self.stacks
         if not stacks:
             return "module" if len(self.blocks) > 1 else ""
-        return f"block of {fit_name(next(iter(stacks)), NAME)}" if len(stacks) == 1 else "block"
+        return f"block of {fit_name(next(iter(stacks)))}" if len(stacks) == 1 else "block"
 
     @property
     def places(self) -> int:
-        """The number of columns with a colour of their own: all but that of modules outside any block."""
+        """The number of columns with a colour of their own, which are all but that of modules outside any block."""
         return sum(column is not None for column in self.blocks)
 
     def ink(self, column: int) -> Ink:
-        """The colour of the lines of a column."""
+        """Return the colour of the lines of a column."""
         return ("quiet", 0) if self.blocks[column] is None else block_ink(column, self.places)
 
     @property
     def ramp(self) -> list[Ramp]:
-        """The colour key of the columns; none where there is only one column."""
+        """The colour key of the columns; empty if there is only one."""
         if self.places < 2:
             return []
         shown = columns_to_label(self.blocks[: self.places], KEY)
@@ -157,11 +166,26 @@ class Grid:
         zeros: Iterable[str] = (),
         note: str = "",
     ) -> HeatMap:
-        """A map of one value per module.
+        """Draw a map of one value per module.
 
-        ``gather`` makes one value of those of a cell with several modules. A cell without a finite value is hatched, or
-        crossed if ``zeros`` holds all of its modules. ``tip`` gives the text shown on hovering over a single module.
-        ``numbers`` are the numbers of the modules on a page.
+        A cell without a finite value is hatched, or crossed if ``zeros`` holds all of its modules.
+
+        Parameters
+        ----------
+        title : str
+        values : mapping of str to float
+            Module name → its value.
+        scale : ColourScale
+        numbers : mapping of str to int, optional
+            The numbers of the modules on a page.
+        gather : callable
+            Makes one value of those of a cell with several modules.
+        tip : callable, optional
+            Module name → the text to be shown on hovering over the cell of this module alone.
+        zeros : iterable of str
+            The modules in which ΔW is 0.
+        note : str
+            A remark below the map.
         """
         cells: dict[tuple[int, int], Cell] = {}
         zero, crosses = set(zeros), []
@@ -175,13 +199,13 @@ class Grid:
             text = alone if len(members) == 1 else f"{len(members)} modules together: {scale.text(value)}"
             cells[place] = Cell(value, text, [numbers[name] for name in names] if numbers else ())
         edges = stack_starts(self.blocks)[1:]
-        rows = [fit_name(name, NAME) for name in self.kinds]
+        rows = [fit_name(name) for name in self.kinds]
         missing = len(cells) + len(crosses) < len(self.kinds) * len(self.blocks)
-        marks = [note, "dotted: none" if missing else "", "×: ΔW = 0" if crosses else ""]
-        note = "; ".join(filter(None, marks))
+        # A legend of the two marks, for readers who see a map for the first time.
+        remarks = [note, "dotted: none" if missing else "", "×: ΔW = 0" if crosses else ""]
         return HeatMap(
             title, rows, self.columns, cells, scale, self.across, zeros=crosses, column_labels=self.labels,
-            column_edges=edges, heads=self.heads, note=note,
+            column_edges=edges, heads=self.heads, note="; ".join(filter(None, remarks)),
         )  # fmt: skip
 
     @property
@@ -193,13 +217,13 @@ class Grid:
 def gather_kinds(
     names: Iterable[str], weights: Mapping[str, float] | None = None, most: int = KINDS
 ) -> tuple[list[str], dict[str, int], int]:
-    """The names of at most ``most`` rows, the row of every kind, and how many kinds share the last row.
+    """Return the names of at most ``most`` rows, the row of every kind, and how many kinds share the last row.
 
-    Where there are more kinds, the heaviest have a row of their own.
+    If there are more kinds than rows, the heaviest have a row of their own.
     """
-    weight: dict[str, float] = {}
+    weight: defaultdict[str, float] = defaultdict(float)
     for name in names:
-        weight[kind(name)] = weight.get(kind(name), 0.0) + (weights or {}).get(name, 1.0)
+        weight[kind(name)] += (weights or {}).get(name, 1.0)
     # Ties are broken by name, so that the same adapter always gives the same figure.
     heaviest = sorted(weight, key=lambda k: (-weight[k], natural_key(k)))
     own = sorted(heaviest if len(weight) <= most else heaviest[: most - 1], key=natural_key)
@@ -209,10 +233,10 @@ def gather_kinds(
 
 
 def all_blocks(names: Iterable[str]) -> list[Block]:
-    """The blocks of these modules, in order."""
+    """Return the blocks of these modules, in order."""
     return sorted({home for name in names if (home := block(name))}, key=block_order)
 
 
 def arithmetic_mean(values: Sequence[float]) -> float:
-    """The arithmetic mean of one or more values."""
+    """Return the arithmetic mean of one or more values."""
     return sum(values) / len(values)

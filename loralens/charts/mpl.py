@@ -4,37 +4,13 @@ Only this module and `loralens.charts.mpl_axes` import matplotlib, and only insi
 second. Figures are made without pyplot, so that no window opens and no setting of the user changes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from loralens.charts.layout import (
-    BAR,
-    BAR_HIGH,
-    LINE,
-    NOTE,
-    TREE,
-    Box,
-    above_cells,
-    cell_size,
-    chart_box,
-    is_list,
-    key_size,
-    name_letters,
-    names_below,
-    rows_of,
-)
-from loralens.charts.mpl_axes import (
-    COLOURS,
-    PIXELS,
-    POINT,
-    SIZES,
-    colour_scale,
-    draw_heat,
-    draw_legend,
-    draw_lines,
-    draw_overlaps,
-)
+from loralens.charts import layout
+from loralens.charts.mpl_axes import COLOURS, PIXELS, POINT, SIZES, colour_scale, draw_chart, draw_legend
 from loralens.charts.names import fit_name
 from loralens.charts.palette import BLOCKS
 from loralens.charts.spec import Band, Chart, ColourScale, Figure, HeatMap, Key, LineChart
@@ -48,6 +24,8 @@ ROOM = 1040  # width in pixels up to which charts stand side by side: four panel
 GAP, MARGIN = 14, 12  # pixels between charts, and around them
 TITLE, BAND = 17, 22  # height in pixels of a line of the title, and of the title of a band
 LETTER = 7.4  # width in pixels of a letter of the title, by which long titles are shortened
+# matplotlib's words for the anchors of `loralens.charts.layout.bar_anchor`.
+ALIGN: Mapping[str, Literal["left", "center", "right"]] = {"": "left", "mid": "center", "end": "right"}
 
 STYLE: dict[Any, Any] = {
     "axes.grid": False,
@@ -69,7 +47,7 @@ STYLE: dict[Any, Any] = {
 
 
 def style_context() -> "AbstractContextManager[None]":
-    """A context in which matplotlib draws in the style of loralens, whatever the settings of the user."""
+    """Return a context in which matplotlib draws in the style of loralens, whatever the settings of the user."""
     from matplotlib import rc_context
 
     return rc_context(STYLE)
@@ -77,7 +55,10 @@ def style_context() -> "AbstractContextManager[None]":
 
 @contextmanager
 def ignore_missing_letters() -> Iterator[None]:
-    """A context without warnings for letters that the font lacks, which are drawn as boxes."""
+    """Return a context without warnings for letters that the font lacks, which are drawn as boxes.
+
+    Names of modules and files may have letters of any script, and one font has only some of them.
+    """
     import warnings
 
     with warnings.catch_warnings():
@@ -86,7 +67,7 @@ def ignore_missing_letters() -> Iterator[None]:
 
 
 def fix_layout(drawing: "Drawing") -> "Drawing":
-    """Run the layout engine of a drawing once and switch it off, as every run would move things slightly."""
+    """Run the layout engine of a drawing once and switch it off, as every further run would move things slightly."""
     engine = drawing.get_layout_engine()
     if engine is not None:
         with style_context(), ignore_missing_letters():
@@ -118,28 +99,25 @@ def draw_figure(figure: Figure, ax: "Axes | None" = None) -> "Drawing":
         return _draw_into(figure, ax)
     from matplotlib.figure import Figure as Drawing
 
-    rows = [_rows(band) for band in figure.bands]
-    width = max([max(row.width for row in band) for band in rows if band], default=300) + 2 * MARGIN
-    title = (
-        [fit_name(line, int((width - MARGIN) / LETTER)) for line in figure.title.split("\n")] if figure.title else []
-    )
-    heights = [
-        sum(row.height + GAP for row in placed) + BAND * bool(band.title)
-        for band, placed in _bands_with_rows(figure, rows)
-    ]
-    height = 2 * MARGIN + TITLE * len(title) + sum(heights)
+    bands = [(band, _rows(band)) for band in figure.bands]
+    rows = [row for _, placed in bands for row in placed]
+    width = max([row.width for row in rows], default=300) + 2 * MARGIN
+    lines = figure.title.split("\n") if figure.title else []
+    titles = TITLE * len(lines) + BAND * sum(bool(band.title) for band in figure.bands)
+    height = 2 * MARGIN + titles + sum(row.height + GAP for row in rows)
     with style_context(), ignore_missing_letters():
         sheet = _Sheet(Drawing(figsize=(width / PIXELS, height / PIXELS)), width, height)
-        for k, line in enumerate(title):
-            sheet.text(line, width / 2, MARGIN + TITLE * k, va="top", ha="center", fontsize=12 * POINT)
-        top = MARGIN + TITLE * len(title) + 4.0
-        for band, placed in _bands_with_rows(figure, rows):
+        for k, line in enumerate(lines):
+            text = fit_name(line, int((width - MARGIN) / LETTER))
+            sheet.text(text, width / 2, MARGIN + TITLE * k, va="top", ha="center", fontsize=12 * POINT)
+        top = MARGIN + TITLE * len(lines) + 4.0
+        for band, placed in bands:
             if band.title:
                 sheet.text(band.title, MARGIN, top + 4, va="top", ha="left", fontsize=SIZES["head"], weight="bold")
                 top += BAND
             for row in placed:
                 for left, chart in row.charts:
-                    _draw_chart(sheet, chart, MARGIN + left, top, alone=_is_alone(band))
+                    _draw_chart(sheet, chart, MARGIN + left, top, alone=len(band.charts) == 1)
                 for left, key in row.keys:
                     _draw_key(sheet, key, MARGIN + left, top)
                 top += row.height + GAP
@@ -163,7 +141,7 @@ class _Sheet(NamedTuple):
     height: float
 
     def axes(self, left: float, top: float, width: float, height: float) -> "Axes":
-        """New axes at a place."""
+        """Add axes at a place."""
         # Rounded, so that the last bits of a division do not change the bytes of a file.
         bottom = self.height - top - height
         across, up = (round(share, 6) for share in (left / self.width, bottom / self.height))
@@ -173,62 +151,47 @@ class _Sheet(NamedTuple):
         """Write text at a place."""
         self.figure.text(x / self.width, 1 - y / self.height, text, parse_math=False, **look)
 
-
-def _bands_with_rows(figure: Figure, rows: Sequence[Sequence[_Row]]) -> list[tuple[Band, Sequence[_Row]]]:
-    return list(zip(figure.bands, rows, strict=True))
-
-
-def _is_alone(band: Band) -> bool:
-    return len(band.charts) == 1
+    def label(self, text: str, x: float, y: float, size: str = "num", align: str = "left") -> None:
+        """Write a number or a label on a line at a place, in the quiet colour of such texts."""
+        self.text(text, x, y, va="baseline", ha=align, fontsize=SIZES[size], color=COLOURS["quiet"])
 
 
 def _rows(band: Band) -> list[_Row]:
     """The charts of a band in rows, each as full as the width allows, and its colour keys below."""
-    boxes = [None if chart is None else chart_box(chart, alone=_is_alone(band)) for chart in band.charts]
-    widest = max([area.width for area in boxes if area], default=0.0)
-    rows: list[_Row] = []
-    if boxes:
-        across, down = rows_of(widest + GAP, len(boxes), ROOM, band.columns)
-        for k in range(down):
-            part = list(zip(band.charts, boxes, strict=True))[k * across : (k + 1) * across]
-            charts = [((widest + GAP) * i, chart) for i, (chart, _) in enumerate(part) if chart is not None]
-            height = max([area.height for _, area in part if area], default=0.0)
-            rows.append(_Row((widest + GAP) * min(across, len(boxes)) - GAP, height, charts))
+    boxes = [None if chart is None else layout.chart_box(chart, alone=len(band.charts) == 1) for chart in band.charts]
+    # All places are as wide as the widest chart, so that charts of one kind stand below each other.
+    step = max([room.width for room in boxes if room], default=0.0) + GAP
+    across = band.columns or max(1, min(len(boxes), int(ROOM / step)))
+    rows = []
+    for start in range(0, len(boxes), across):
+        part = slice(start, start + across)
+        height = max([room.height for room in boxes[part] if room], default=0.0)
+        charts = [(step * i, chart) for i, chart in enumerate(band.charts[part]) if chart is not None]
+        rows.append(_Row(step * min(across, len(boxes)) - GAP, height, charts))
     if band.keys:
-        sizes, left, keys = [key_size(key) for key in band.keys], 0.0, []
-        for key, (width, _) in zip(band.keys, sizes, strict=True):
-            keys.append((left, key))
-            left += width + GAP
-        rows.append(_Row(left, max(height for _, height in sizes), keys=keys))
+        widths, heights = zip(*map(layout.key_size, band.keys), strict=True)
+        *lefts, width = accumulate((key_width + GAP for key_width in widths), initial=0.0)
+        rows.append(_Row(width, max(heights), keys=list(zip(lefts, band.keys, strict=True))))
     return rows
 
 
 def _draw_chart(sheet: _Sheet, chart: Chart, left: float, top: float, *, alone: bool) -> None:
-    room = chart_box(chart, alone=alone)
+    room = layout.chart_box(chart, alone=alone)
     if isinstance(chart, HeatMap) and not (chart.rows and chart.columns):
-        return
+        return  # there is nothing to draw, and places are shares of the width of the cells
     axes = sheet.axes(left + room.left, top + room.top, room.across, room.down)
+    draw_chart(axes, chart)
     if isinstance(chart, LineChart):
-        draw_lines(axes, chart)
-        if chart.named:
-            corner = (left + 46) / sheet.width, 1 - (top + room.height + 2) / sheet.height
-            draw_legend(
-                axes,
-                chart,
-                name_letters(room),
-                loc="lower left",
-                bbox_to_anchor=corner,
-                bbox_transform=sheet.figure.transFigure,
-            )
+        corner = (left + 46) / sheet.width, 1 - (top + room.height + 2) / sheet.height
+        place = {"loc": "lower left", "bbox_to_anchor": corner, "bbox_transform": sheet.figure.transFigure}
+        draw_legend(axes, chart, layout.name_letters(room), **place)
     elif isinstance(chart, HeatMap):
-        draw_heat(axes, chart)
         _draw_surroundings(sheet, chart, room, left, top)
-        _draw_colour_bar(sheet, chart.scale, left + room.left, top + room.height - 48)
+        _draw_colour_bar(sheet, chart.scale, left + room.left, top + room.height - layout.BAR_ROOM)
     else:
-        draw_overlaps(axes, chart)
-        for k, note in enumerate(chart.notes):
-            y = top + room.top + room.down + 12 + NOTE * (k + 1)
-            sheet.text(note, left + room.left, y, va="baseline", fontsize=SIZES["small"], color=COLOURS["quiet"])
+        below = top + room.top + room.down + 12
+        for k, note in enumerate(chart.notes, start=1):
+            sheet.label(note, left + room.left, below + layout.NOTE * k, "small")
 
 
 def _draw_into(figure: Figure, axes: "Axes") -> "Drawing":
@@ -243,17 +206,12 @@ def _draw_into(figure: Figure, axes: "Axes") -> "Drawing":
     drawing = axes.get_figure(root=True)
     assert drawing is not None
     with ignore_missing_letters():
+        draw_chart(axes, chart)
         if isinstance(chart, LineChart):
-            draw_lines(axes, chart)
-            if chart.named:
-                draw_legend(axes, chart)
+            draw_legend(axes, chart)
         else:
-            if isinstance(chart, HeatMap):
-                draw_heat(axes, chart)
-                axes.set_xlabel(chart.across, parse_math=False)
-            else:
-                draw_overlaps(axes, chart)
-                axes.set_xlabel("\n".join(chart.notes), parse_math=False)
+            label = chart.across if isinstance(chart, HeatMap) else "\n".join(chart.notes)
+            axes.set_xlabel(label, parse_math=False)
             bar = drawing.colorbar(colour_scale(chart.scale), ax=axes, label=chart.scale.label)
             bar.ax.yaxis.label.set_parse_math(False)
             bar.set_ticks([value for value, _ in chart.scale.marks], labels=[text for _, text in chart.scale.marks])
@@ -264,47 +222,46 @@ def _draw_into(figure: Figure, axes: "Axes") -> "Drawing":
     return drawing
 
 
-def _draw_surroundings(sheet: _Sheet, chart: HeatMap, room: Box, left: float, top: float) -> None:
+def _draw_surroundings(sheet: _Sheet, chart: HeatMap, room: layout.Box, left: float, top: float) -> None:
     """Draw what stands above and below a map: title, names of stacks, tree, and notes."""
     axes = sheet.figure.axes[-1]
-    wide, _ = cell_size(chart)
-    title, tree, _ = above_cells(chart)
+    wide, _ = layout.cell_size(chart)
+    title, tree, _ = layout.above_cells(chart)
+    # The title stands at the left of the row names as on the page, and not at the left of the cells.
     place: dict[str, Any] = {"x": -room.left / room.across, "y": 1 + (room.top - 13) / room.down, "pad": 0.0}
     axes.set_title(chart.title, loc="left", parse_math=False, fontsize=SIZES["head"], weight="bold", **place)
-    small: dict[str, Any] = {"va": "baseline", "fontsize": SIZES["num"], "color": COLOURS["quiet"]}
     for start, stop, name in chart.heads:
-        sheet.text(name, left + room.left + wide * (start + stop) / 2, top + room.top - 4, ha="center", **small)
-    lines = [line for line in (chart.across, chart.note) if line]
-    below = top + room.top + room.down + names_below(chart) + 10
-    for k, line in enumerate(lines):
-        sheet.text(line, left + room.left, below + 14 * k, **{**small, "fontsize": SIZES["label"]})
+        sheet.label(name, left + room.left + wide * (start + stop) / 2, top + room.top - 4, align="center")
+    below = top + room.top + room.down + layout.names_below(chart) + 10
+    for k, line in enumerate(chart.lines_below):
+        sheet.label(line, left + room.left, below + layout.LABEL * k, "label")
     if tree:
-        branches = sheet.axes(left + room.left, top + title + 4, room.across, TREE - 8)
+        branches = sheet.axes(left + room.left, top + title + 4, room.across, layout.TREE - 8)
         for branch in chart.tree:
             branches.plot(*zip(*branch, strict=True), color=COLOURS["quiet"], linewidth=POINT)
         branches.set(xlim=(0, len(chart.columns)), ylim=(0, 1))
         branches.set_axis_off()
-        branches.set_label("<tree>")
+        branches.set_label("<tree>")  # tells these axes from those of charts
 
 
 def _draw_key(sheet: _Sheet, key: Key, left: float, top: float) -> None:
     if isinstance(key, ColourScale):
         _draw_colour_bar(sheet, key, left + 8, top)
         return
-    sheet.text(key.label, left + 8, top + 11, va="baseline", fontsize=SIZES["label"], color=COLOURS["quiet"])
-    if is_list(key):
-        axes = sheet.axes(left + 8, top + 18, 22, LINE * len(key.ticks))
+    sheet.label(key.label, left + 8, top + 11, "label")
+    names = [name for _, name in key.ticks]
+    if layout.is_list(key):
+        axes = sheet.axes(left + 8, top + 18, 22, layout.LINE * len(key.ticks))
         for k, (place, _) in enumerate(key.ticks):
-            axes.barh(k, 1, 10 / LINE, color=COLOURS[f"b{round((BLOCKS - 1) * place)}"])
+            axes.barh(k, 1, 10 / layout.LINE, color=COLOURS[f"b{round((BLOCKS - 1) * place)}"])
         axes.set(xlim=(0, 1), ylim=(len(key.ticks) - 0.5, -0.5), xticks=[])
         axes.yaxis.tick_right()
-        axes.set_yticks(range(len(key.ticks)), [name for _, name in key.ticks], parse_math=False)
+        axes.set_yticks(range(len(key.ticks)), names, parse_math=False)
     else:
         from matplotlib.colors import ListedColormap
 
-        axes = sheet.axes(left + 8, top + 16, BAR, BAR_HIGH)
+        axes = sheet.axes(left + 8, top + 16, layout.BAR, layout.BAR_HIGH)
         axes.imshow([range(BLOCKS)], cmap=ListedColormap([COLOURS[f"b{k}"] for k in range(BLOCKS)]), aspect="auto")
-        names = [name for _, name in key.ticks]
         axes.set_xticks([(BLOCKS - 1) * place for place, _ in key.ticks], names, parse_math=False)
         axes.set_yticks([])
     axes.tick_params(length=0, pad=3, labelsize=SIZES["num"], labelcolor=COLOURS["quiet"])
@@ -314,25 +271,21 @@ def _draw_key(sheet: _Sheet, key: Key, left: float, top: float) -> None:
 
 def _draw_colour_bar(sheet: _Sheet, scale: ColourScale, left: float, top: float) -> None:
     """Draw a colour bar with its label, its numbers and the level of chance."""
-    axes = sheet.axes(left, top + 14, BAR, BAR_HIGH)
+    axes = sheet.axes(left, top + 14, layout.BAR, layout.BAR_HIGH)
     sheet.figure.colorbar(colour_scale(scale), cax=axes, orientation="horizontal", spacing="proportional")
     axes.set_label("<colorbar>")
-    high = scale.high if scale.high > scale.low else scale.low + 1
-    axes.set_xlim(scale.low, high)
+    axes.set_xlim(scale.low, scale.high if scale.high > scale.low else scale.low + 1)
     axes.set_xticks([], minor=True)
     axes.set_xticks([value for value, _ in scale.marks], [text for _, text in scale.marks], parse_math=False)
     axes.tick_params(length=0, pad=2, labelsize=SIZES["num"], labelcolor=COLOURS["quiet"])
-    labels = axes.get_xticklabels()
-    for label, (value, _) in zip(labels, scale.marks, strict=True):
-        share = (value - scale.low) / (high - scale.low)  # numbers near an end are aligned so that they stay on the bar
-        label.set_horizontalalignment("left" if share < 0.2 else "right" if share > 0.8 else "center")
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    for label, (value, _) in zip(axes.get_xticklabels(), scale.marks, strict=True):
+        label.set_horizontalalignment(ALIGN[layout.bar_anchor(scale.share(value))])
+    axes.spines[:].set_visible(False)
     axes.set_title(scale.label, loc="left", parse_math=False, fontsize=SIZES["label"], color=COLOURS["quiet"], pad=3)
     for value in scale.levels:
+        # Not clipped, so that the mark reaches beyond the bar and is seen on any colour.
         axes.axvline(value, color=COLOURS["chance"], linewidth=2 * POINT, clip_on=False)
-    if scale.levels:
-        share = min(max((scale.levels[0] - scale.low) / (high - scale.low), 0.0), 1.0)
-        anchor = "left" if share < 0.2 else "right" if share > 0.8 else "center"
-        look: dict[str, Any] = {"va": "baseline", "fontsize": SIZES["num"], "color": COLOURS["quiet"]}
-        sheet.text(f"chance {scale.chance_text}", left + BAR * share, top + 44, ha=anchor, **look)
+    for value in scale.levels[:1]:
+        share = scale.share(value)
+        align = ALIGN[layout.bar_anchor(share)]
+        sheet.label(f"chance {scale.chance_text}", left + layout.BAR * share, top + 44, align=align)

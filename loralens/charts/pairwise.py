@@ -1,7 +1,6 @@
 """Charts of a collection of adapters: the similarity of all pairs, and where they conflict."""
 
 from collections.abc import Mapping, Sequence
-from itertools import combinations
 from math import isfinite
 
 import numpy as np
@@ -9,16 +8,18 @@ import numpy as np
 from loralens.analysis.compare.interference import Interference
 from loralens.analysis.compare.pairwise import Pairwise, Side, known_mean
 from loralens.charts.grid import KINDS, Grid
-from loralens.charts.names import NAME, fit_name, stride
+from loralens.charts.names import fit_name, stride
 from loralens.charts.spec import Band, Cell, ColourScale, Figure, HeatMap
 from loralens.core.names import block
 from loralens.errors import OptionError
 from loralens.linalg.factor import Floats
 from loralens.tables.numbers import percent
 
-WRITTEN = 8  # adapters up to which every cell of a matrix shows its number
-LABELLED = 26  # adapters up to which each has its name next to a map
+# Adapters up to which every cell of a matrix shows its number: 8 cells of 40 pixels are 320 pixels wide.
+WRITTEN = 8
 MATRIX = 330.0  # width and height of the cells of a matrix together, in pixels
+# Adapters up to which each has its name next to a map: 26 rows of 330 pixels are 12.7 pixels high, as a line is.
+LABELLED = 26
 # The colours of the map of conflicts reach at least this cosine, and at least so many standard deviations from chance:
 # a cosine of 0.01 must not look like a conflict.
 LEAST = 0.2
@@ -34,7 +35,7 @@ def pairwise_figure(
     tree: Floats,
     sides: Sequence[Side],
 ) -> Figure:
-    """Matrices of cosine, φ and shared initialisation under the tree of the cosines, over two maps of interference.
+    """Draw matrices of cosine, φ and shared initialisation under a tree, and below them two maps of interference.
 
     Parameters
     ----------
@@ -77,7 +78,10 @@ def pairwise_figure(
 
 
 def branches_of(tree: Floats) -> tuple[Tree, list[int]]:
-    """The branches of a clustering above the columns of a matrix, heights in [0, 1], and the order of its leaves."""
+    """Return the branches of a clustering above the columns of a matrix, and the order of its leaves.
+
+    x of the branches counts columns, and y is a height in [0, 1].
+    """
     from scipy.cluster.hierarchy import dendrogram
 
     drawn = dendrogram(tree, no_plot=True)
@@ -92,12 +96,12 @@ def branches_of(tree: Floats) -> tuple[Tree, list[int]]:
 def pair_matrices(
     labels: Sequence[str], pairs: Pairwise, order: Sequence[int], sides: Sequence[Side], tree: Tree = ()
 ) -> list[HeatMap]:
-    """Matrices of the cosine of ΔW, of φ and of the cosine of A, with similar adapters side by side."""
+    """Draw matrices of the cosine of ΔW, of φ and of the cosine of A, with similar adapters side by side."""
     shown: list[tuple[str, Floats, ColourScale]] = [("cosine of ΔW", pairs.cosine, _cosine_scale("cosine"))]
     for side in sides:
         # The diagonal compares each adapter with itself, where there is no chance.
         off = pairs.chance(side)[~np.eye(pairs.count, dtype=bool)]
-        level = float(off[np.isfinite(off)].mean()) if np.isfinite(off).any() else None
+        level = [float(off[np.isfinite(off)].mean())] if np.isfinite(off).any() else []
         shown.append((f"φ, {side} side", pairs.phi(side), ColourScale(0.0, 1.0, "φ", chance=level, form=".2f")))
     shown.append(("cosine of A", pairs.shared_initialisation, _cosine_scale("cosine of A: one initialisation?")))
     names = [labels[i] for i in order]
@@ -106,34 +110,32 @@ def pair_matrices(
 
 def _cosine_scale(label: str) -> ColourScale:
     ticks = [(-1.0, "−1"), (0.0, "0"), (1.0, "+1")]
-    return ColourScale(-1.0, 1.0, label, diverging=True, chance=0.0, form="+.2f", ticks=ticks)
+    return ColourScale(-1.0, 1.0, label, diverging=True, chance=[0.0], form="+.2f", ticks=ticks)
 
 
 def _matrix(title: str, values: Floats, names: Sequence[str], scale: ColourScale, tree: Tree) -> HeatMap:
     cells = {
         (i, j): Cell(float(values[i, j]), f"{names[i]} and {names[j]}: {title} {values[i, j]:.3f}")
-        for i in range(len(names))
-        for j in range(len(names))
-        if isfinite(values[i, j])
+        for i, j in np.argwhere(np.isfinite(values)).tolist()
     }
-    rows, columns = [fit_name(name, NAME) for name in names], [str(i + 1) for i in range(len(names))]
     # Only every fifth of many columns has its number: numbers of two digits are wider than their columns.
     every = 5 if len(names) > 12 else 1
+    numbers = range(1, len(names) + 1)
     return HeatMap(
-        title, rows, columns, cells, scale, written=len(names) <= WRITTEN, row_labels=_row_labels(names),
-        column_labels=["" if (i + 1) % every else name for i, name in enumerate(columns)], tree=tree,
-        room=MATRIX,
+        title, [fit_name(name) for name in names], [str(i) for i in numbers], cells, scale, tree=tree, room=MATRIX,
+        written=len(names) <= WRITTEN, row_labels=_row_labels(names),
+        column_labels=["" if i % every else str(i) for i in numbers],
     )  # fmt: skip
 
 
 def _row_labels(names: Sequence[str]) -> list[str]:
     """The labels of the rows: names with the numbers of the columns, as many as fit."""
     step = stride(len(names), LABELLED)
-    return ["" if i % step else f"{fit_name(name, NAME)} {i + 1}" for i, name in enumerate(names)]
+    return ["" if i % step else f"{fit_name(name)} {i + 1}" for i, name in enumerate(names)]
 
 
 def shared_energy_map(labels: Sequence[str], pairs: Pairwise, energy: Interference, order: Sequence[int]) -> HeatMap:
-    """The map of each adapter's share of ‖ΔW‖² in the directions of all others, as the mean over each block."""
+    """Draw each adapter's share of ‖ΔW‖² in the directions of all others, as the mean over each block."""
     grid = Grid.of(module.name for module in pairs.modules)
     flat = not grid.stacks
     places = [module.name if flat else block(module.name) for module in pairs.modules]
@@ -150,31 +152,28 @@ def shared_energy_map(labels: Sequence[str], pairs: Pairwise, energy: Interferen
     }
     # The level of chance must be on the scale, and not at its end.
     top = min(max([cell.value for cell in cells.values()] + [2 * level, 0.01]), 1.0)
-    scale = ColourScale(0.0, top, "shared energy", chance=level, form=".2%")
-    numbered = _row_labels(names) if len(names) > 2 else [fit_name(name, NAME) for name in names]
+    scale = ColourScale(0.0, top, "shared energy", chance=[level], form=".2%")
+    numbered = _row_labels(names) if len(names) > 2 else [fit_name(name) for name in names]
     return HeatMap(
-        "", [fit_name(name, NAME) for name in names], grid.columns, cells, scale, grid.across, row_labels=numbered,
+        "", [fit_name(name) for name in names], grid.columns, cells, scale, grid.across, row_labels=numbered,
         column_labels=grid.labels, column_edges=[a for a, *_ in grid.heads[1:]], heads=grid.heads,
     )  # fmt: skip
 
 
 def conflict_map(labels: Sequence[str], pairs: Pairwise, numbers: Mapping[str, int] | None = None) -> HeatMap:
-    """The map of the most negative cosine of any two adapters, by kind and block."""
+    """Draw the most negative cosine of any two adapters, by kind and block."""
     values, tips = {}, {}
-    for m, module in enumerate(pairs.modules):
-        cosines = {
-            (s, t): float(pairs.cosines[m, s, t])
-            for s, t in combinations(range(pairs.count), 2)
-            if isfinite(pairs.cosines[m, s, t])
-        }
-        if not cosines:
-            continue
-        s, t = min(cosines, key=lambda pair: cosines[pair])
-        values[module.name] = cosines[s, t]
-        tips[module.name] = f"{module.name}: cosine {cosines[s, t]:+.3f} of {labels[s]} and {labels[t]}"
+    first, second = np.triu_indices(pairs.count, 1)
+    for module, cosines in zip(pairs.modules, pairs.cosines[:, first, second], strict=True):
+        # A cosine is NaN where one of the two adapters lacks the module, or its ΔW is 0.
+        if np.isfinite(cosines).any():
+            k = int(np.nanargmin(cosines))
+            values[module.name] = float(cosines[k])
+            pair = f"{labels[first[k]]} and {labels[second[k]]}"
+            tips[module.name] = f"{module.name}: cosine {cosines[k]:+.3f} of {pair}"
     spread = float(pairs.spreads.max()) if len(pairs.modules) else 0.0
     most = min(max([abs(value) for value in values.values()] + [SPREADS * spread, LEAST]), 1.0)
-    scale = ColourScale(-most, most, "cosine", diverging=True, chance=0.0, form="+.3f")
+    scale = ColourScale(-most, most, "cosine", diverging=True, chance=[0.0], form="+.3f")
     grid = Grid.of((module.name for module in pairs.modules), most=KINDS)
     note = "a cell: the least of its modules" if grid.fullest > 1 else ""
     return grid.heat("", values, scale, numbers=numbers, gather=min, tip=lambda name: tips[name], note=note)

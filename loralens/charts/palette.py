@@ -1,7 +1,8 @@
 """Colours by their meaning: CSS classes for light and dark pages, and the same colours for matplotlib.
 
-Sequential colours rise in luminance alone, and diverging colours have a neutral middle. The eight colours of series can
-be distinguished by colour-blind readers (after Okabe & Ito 2008).
+Sequential colours go evenly from the lightest to the darkest, or from the darkest to the lightest on dark pages, and
+diverging colours have a neutral middle. The eight colours of series can be distinguished by colour-blind readers (after
+Okabe & Ito 2008).
 """
 
 from collections.abc import Sequence
@@ -12,8 +13,6 @@ from loralens.charts.spec import Ink
 STEPS = 32  # steps of a sequential scale, classes s0 … s31
 SIDES = 12  # steps on either side of a diverging scale, classes v0 … v24
 BLOCKS = 16  # steps from the first to the last block, classes b0 … b15
-
-RGB = tuple[int, int, int]
 
 # Anchors of the scales, between which colours are mixed. On dark pages the largest value is the brightest, so that it
 # stands out from the page there too.
@@ -33,7 +32,8 @@ SERIES = {
     "light": ("#0b6cab", "#c8530c", "#0a8a66", "#a8457f", "#8a6d00", "#2f9ad0", "#6b5bb5", "#5c6670"),
     "dark": ("#62b5ee", "#f2925a", "#41c9a0", "#e08fbd", "#e0c04a", "#9bd6f5", "#b0a3f0", "#aab4bd"),
 }
-# Lines that stand for no series, the mark of chance on a map, what lies between two curves, and the cross of ΔW = 0.
+# Colours of lines that stand for no series, of the mark of chance on a map, of the area between two curves, and of the
+# cross of a cell in which ΔW is 0.
 OTHERS = {
     "light": {"quiet": "#5b6670", "chance": "#c8530c", "area": "#e3e7ea", "zero": "#c8530c"},
     "dark": {"quiet": "#a3aeb8", "chance": "#f2925a", "area": "#2b343d", "zero": "#f2925a"},
@@ -41,7 +41,7 @@ OTHERS = {
 
 
 def colours(scheme: str) -> dict[str, str]:
-    """Class → colour, for the scheme ``light`` or ``dark``."""
+    """Return class → colour, for the scheme ``light`` or ``dark``."""
     return {
         **{f"s{i}": _at(SEQUENTIAL[scheme], i / (STEPS - 1)) for i in range(STEPS)},
         **{f"v{i}": _at(DIVERGING[scheme], i / (2 * SIDES)) for i in range(2 * SIDES + 1)},
@@ -52,21 +52,20 @@ def colours(scheme: str) -> dict[str, str]:
 
 
 def stylesheet(scheme: str) -> str:
-    """The colours of a scheme as CSS custom properties: ``--s0`` …"""
+    """Return the colours of a scheme as CSS custom properties: ``--s0`` …"""
     return "".join(f"--{name}:{colour};" for name, colour in colours(scheme).items())
 
 
 def classes() -> str:
-    """The CSS rules of the classes, which fill a cell or colour a line."""
-    fills = [f"s{i}" for i in range(STEPS)] + [f"v{i}" for i in range(2 * SIDES + 1)]
-    inks = [f"b{i}" for i in range(BLOCKS)] + [f"c{i}" for i in range(len(SERIES["light"]))] + ["quiet"]
-    return "".join(f".{name}{{fill:var(--{name})}}" for name in fills) + "".join(
-        f".{name}{{--ink:var(--{name})}}" for name in inks
-    )
+    """Return the CSS rules of the classes, which fill a cell or colour a line."""
+    # Lines get a property, --ink, as the stylesheet uses their colour as stroke and the marks of their points as fill.
+    rules = {"s": "fill", "v": "fill", "b": "--ink", "c": "--ink", "q": "--ink"}
+    names = [name for name in colours("light") if name == "quiet" or name not in OTHERS["light"]]
+    return "".join(f".{name}{{{rules[name[0]]}:var(--{name})}}" for name in names)
 
 
 def level(value: float, low: float, high: float, *, diverging: bool) -> str:
-    """The class of a value on a scale; values beyond an end have the colour of that end."""
+    """Return the class of a value on a scale; values beyond an end have the colour of that end."""
     if diverging:
         most = max(abs(low), abs(high)) or 1.0
         return f"v{round(SIDES * (1 + min(max(value / most, -1.0), 1.0)))}"
@@ -77,28 +76,24 @@ def level(value: float, low: float, high: float, *, diverging: bool) -> str:
 def is_strong(colour: str) -> bool:
     """Whether a class of `level` is so far from the colour of the page that letters on it need the opposite colour."""
     step = int(colour[1:])
+    # One threshold serves both themes, as a page can change its theme and the classes stay the same.
     return step > STEPS * 0.36 if colour[0] == "s" else abs(step - SIDES) > SIDES * 0.55
 
 
 def block_ink(place: int, count: int) -> Ink:
-    """The colour of a block by its place among ``count`` blocks."""
+    """Return the colour of a block by its place among ``count`` blocks."""
     return "block", round((BLOCKS - 1) * place / max(count - 1, 1))
 
 
 def ink_class(ink: Ink) -> str:
-    """The class that colours a line."""
+    """Return the class that colours a line."""
     what, number = ink
-    return "quiet" if what == "quiet" else f"b{number}" if what == "block" else f"c{number}"
+    return {"quiet": "quiet", "block": f"b{number}", "series": f"c{number}"}[what]
 
 
 def _at(anchors: Sequence[str], share: float) -> str:
     """The colour at a share of the way along the anchors, mixed in sRGB."""
     place = share * (len(anchors) - 1)
     anchor = min(int(place), len(anchors) - 2)
-    start, end = _rgb(anchors[anchor]), _rgb(anchors[anchor + 1])
-    mixed = [round(a + (b - a) * (place - anchor)) for a, b in zip(start, end, strict=True)]
-    return "#" + "".join(f"{channel:02x}" for channel in mixed)
-
-
-def _rgb(colour: str) -> RGB:
-    return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
+    start, end = (bytes.fromhex(colour.removeprefix("#")) for colour in anchors[anchor : anchor + 2])
+    return "#" + bytes(round(a + (b - a) * (place - anchor)) for a, b in zip(start, end, strict=True)).hex()

@@ -43,11 +43,11 @@ class PhiMaps(NamedTuple):
 
 
 def similarity_figure(comparison: Comparison, *, labels: tuple[str, str], of: Of = "update") -> Figure:
-    """Heat maps of φ(i, j) of two adapters for some blocks, and an overview of all modules.
+    """Draw heat maps of φ(i, j) of two adapters for some blocks, and an overview of all modules.
 
     There is one heat map per kind and block, with the i leading directions of the first adapter down and the j of the
     second across. At the end of a row stands the map that two random subspaces would give. Of more than 8 blocks four
-    are shown: the first, those at one and two thirds, and the last. Where modules have no heat map, or more than 12
+    are shown: the first, those at one and two thirds, and the last. If some modules have no heat map, or more than 12
     have one, an overview below shows φ(1, 1) and φ of all directions of every module, by kind and block.
 
     Parameters
@@ -78,7 +78,7 @@ def similarity_figure(comparison: Comparison, *, labels: tuple[str, str], of: Of
 
 
 def colour_top(values: Iterable[float]) -> float:
-    """The end of the colour scale: the largest φ drawn, rounded up to a tenth, and at least 0.1."""
+    """Return the end of the colour scale: the largest φ drawn, rounded up to a tenth, and at least 0.1."""
     largest = max((value for value in values if np.isfinite(value)), default=0.0)
     # The tolerance keeps 0.3 with its rounding error from becoming 0.4.
     return min(1.0, max(0.1, ceil(10 * largest - 1e-9) / 10))
@@ -92,7 +92,7 @@ def phi_maps(
     widest: int | None = None,
     with_chance: bool = False,
 ) -> PhiMaps:
-    """Heat maps of φ(i, j) for some blocks and all kinds, on one scale.
+    """Draw heat maps of φ(i, j) for some blocks and all kinds, on one scale.
 
     Parameters
     ----------
@@ -102,14 +102,17 @@ def phi_maps(
     blocks : int
         Where there are more blocks, only four are drawn, evenly spaced.
     widest : int, optional
-        The largest number of directions of a heat map.
+        The largest number of directions that a heat map shows.
     with_chance : bool
         Whether each row ends with the map that random subspaces would give.
     """
     cells: dict[tuple[Column, str], str] = {}
+    in_blocks = any(map(block, overlaps))
     for name in overlaps:
-        cells.setdefault((_place(name, overlaps), kind(name)), name)
+        # The first of several modules of one kind in a block. Without blocks every module has a row of its own.
+        cells.setdefault((block(name) if in_blocks else name, kind(name)), name)
     places = list(dict.fromkeys(place for place, _ in cells))
+    # Modules outside any block follow after the blocks; without blocks all keep the order of the file.
     places.sort(key=lambda place: (0, *block_order(place)) if isinstance(place, Block) else (1, "", 0))
     kinds = sorted({name for _, name in cells}, key=natural_key)
     names, left_out = dict(zip(places, block_names(places), strict=True)), []
@@ -127,33 +130,23 @@ def phi_maps(
     phis = {name: overlaps[name].phi[:widest, :widest] for name in shown}
     levels = [level for name in shown for level in (1 / overlaps[name].n, overlaps[name].full_chance)]
     top = colour_top(float(phi.max()) for phi in phis.values())
-    scale = ColourScale(0.0, top, "φ(i, j)", chance=min(levels), chance_high=max(levels), form=".2f")
+    scale = ColourScale(0.0, top, "φ(i, j)", chance=levels, form=".2f")
     charts: list[Overlaps | None] = []
     for place, row in zip(drawn, rows, strict=True):
+        # A single row of modules outside any block needs no name.
+        suffix = f", {names[place]}" if len(places) > 1 else ""
+        suffix = f", block {names[place]}" if isinstance(place, Block) else suffix
         for module in row:
             if module is None:
                 charts.append(None)
                 continue
-            suffix = f", block {names[place]}" if isinstance(place, Block) else f", {names[place]}"
-            suffix = suffix if isinstance(place, Block) or len(places) > 1 else ""
-            title = f"{fit_name(kind(module), max(TITLE - len(suffix), 7))}{suffix}"
-            own = [numbers[module]] if numbers else ()
-            charts.append(_phi_map(title, overlaps[module], phis[module], scale, own))
+            overlap, own = overlaps[module], [numbers[module]] if numbers else ()
+            title = fit_name(kind(module), max(TITLE - len(suffix), 7)) + suffix
+            notes = [f"φ(1,1) {overlap.first:.2f}", f"all {overlap.full:.2f} (chance {overlap.full_chance:.2g})"]
+            charts.append(Overlaps(title, phis[module].tolist(), scale, notes, own))
         if with_chance:
-            first = next((overlaps[module] for module in row if module), None)
-            charts.append(_chance_map(first, scale) if first else None)
+            charts.append(next((_chance_map(overlaps[module], scale) for module in row if module), None))
     return PhiMaps(charts, len(chosen) + with_chance, shown, scale, left_out)
-
-
-def _place(name: str, overlaps: Mapping[str, Overlap]) -> Column:
-    """The block of a module, or the module itself where no module is in a block."""
-    home = block(name)
-    return home if home or any(block(other) for other in overlaps) else name
-
-
-def _phi_map(title: str, overlap: Overlap, phi: np.ndarray, scale: ColourScale, modules: Sequence[int]) -> Overlaps:
-    notes = [f"φ(1,1) {overlap.first:.2f}", f"all {overlap.full:.2f} (chance {overlap.full_chance:.2g})"]
-    return Overlaps(title, phi.tolist(), scale, notes, modules)
 
 
 def _chance_map(overlap: Overlap, scale: ColourScale) -> Overlaps:
@@ -166,22 +159,13 @@ def _chance_map(overlap: Overlap, scale: ColourScale) -> Overlaps:
 def _overview(overlaps: Mapping[str, Overlap]) -> list[HeatMap]:
     """Maps of φ(1, 1) and of φ of all directions of every module, by kind and block."""
     grid = Grid.of(overlaps)
+    note = "a cell: the mean of its modules" if grid.fullest > 1 else ""
+    first = {name: overlap.first for name, overlap in overlaps.items()}
+    full = {name: overlap.full for name, overlap in overlaps.items()}
+    first_chance = [1 / overlap.n for overlap in overlaps.values()]
+    full_chance = [overlap.full_chance for overlap in overlaps.values()]
     maps = []
-    for title, values, levels in (
-        (
-            "φ(1, 1)",
-            {n: overlap.first for n, overlap in overlaps.items()},
-            [1 / overlap.n for overlap in overlaps.values()],
-        ),
-        (
-            "φ of all directions",
-            {n: overlap.full for n, overlap in overlaps.items()},
-            [overlap.full_chance for overlap in overlaps.values()],
-        ),
-    ):
-        scale = ColourScale(
-            0.0, colour_top(values.values()), title, chance=min(levels), chance_high=max(levels), form=".2f"
-        )
-        note = "a cell: the mean of its modules" if grid.fullest > 1 else ""
+    for title, values, chance in (("φ(1, 1)", first, first_chance), ("φ of all directions", full, full_chance)):
+        scale = ColourScale(0.0, colour_top(values.values()), title, chance=chance, form=".2f")
         maps.append(grid.heat(title, values, scale, gather=arithmetic_mean, note=note))
     return maps

@@ -14,11 +14,11 @@ from loralens.charts.spec import Band, Cell, ColourScale, Figure, HeatMap
 from loralens.core.names import block, kind
 from loralens.errors import OptionError
 
-WIDTHS = 3  # groups of modules of one width in a figure: those of most modules
+WIDTHS = 3  # groups of modules of one width in a figure, those of most modules
 
 
 def nesting_figure(nestings: Sequence[Nesting], *, label: str, of: Of = "update", side: Side | None = None) -> Figure:
-    """A map of φ between every two modules of the same width, for the three widths of most modules.
+    """Draw φ between every two modules of the same width, for the three widths of most modules.
 
     φ of all directions stands above the diagonal and φ(1, 1) below it, in the same colours. Modules are ordered by
     kind, and by block within a kind. ``of`` and ``side`` are those for which the nesting was measured.
@@ -38,22 +38,20 @@ def nesting_figure(nestings: Sequence[Nesting], *, label: str, of: Of = "update"
 
 
 def nesting_map(nesting: Nesting) -> HeatMap:
-    """The map of one width; its diagonal, where φ is 1, is left blank."""
+    """Draw the map of one width; its diagonal, where φ is 1, is left blank."""
     names, count = nesting.names, len(nesting.names)
+    # Two symmetric maps in one: both depend on the pair and not on its order, so one triangle of each is enough.
     values = np.where(np.triu(np.ones_like(nesting.full), 1) > 0, nesting.full, nesting.first)
+    np.fill_diagonal(values, np.nan)
     words = ("φ(1, 1)", "φ of all directions")
     cells = {
         (i, j): Cell(float(values[i, j]), f"{names[i]} and {names[j]}: {words[i < j]} {values[i, j]:.2f}")
-        for i in range(count)
-        for j in range(count)
-        if i != j and np.isfinite(values[i, j])
+        for i, j in np.argwhere(np.isfinite(values)).tolist()
     }
-    finite_chance = nesting.chance[~np.isnan(nesting.chance)]
-    low, high = (float(finite_chance.min()), float(finite_chance.max())) if finite_chance.size else (0.0, 0.0)
+    # Modules in which ΔW is 0 have no level of chance.
+    chance = nesting.chance[~np.isnan(nesting.chance)].tolist()
     top = colour_top(cell.value for cell in cells.values())
-    scale = ColourScale(
-        0.0, top, "φ of all above, φ(1, 1) below the diagonal", chance=low, chance_high=high, form=".2f"
-    )
+    scale = ColourScale(0.0, top, "φ of all above, φ(1, 1) below the diagonal", chance=chance, form=".2f")
     labels, edges = _groups(names)
     title = f"{count} modules of width {nesting.width}"
     return HeatMap(

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import Literal, final
 
-LEGEND = 24  # lines up to which a chart has a legend: more names would take more room than the chart
+# A chart with more lines has no legend: 24 names of 16 pixels take 384 pixels of height, and the chart itself 230.
+LEGEND = 24
 
-Ink = tuple[
-    Literal["series", "block", "quiet"], int
-]  # a colour by its meaning: the n-th series, or the n-th of 16 blocks
+# A colour by its meaning: that of the n-th series, or the n-th of 16 colours from the first to the last block. Charts
+# name no colours, as those of a page depend on its theme.
+Ink = tuple[Literal["series", "block", "quiet"], int]
 Marker = Literal["", "dot", "square", "triangle", "star"]
 Limits = tuple[float, float]
 
@@ -21,21 +22,35 @@ Limits = tuple[float, float]
 @final
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """An axis: its label, its limits, its ticks as pairs of value and text, and whether it is logarithmic."""
+    """An axis with its label, its limits and its ticks, which are pairs of value and text."""
 
     label: str
     limits: Limits
     ticks: Sequence[tuple[float, str]]
     log: bool = False
 
+    def shows(self, value: float) -> bool:
+        """Return whether a value has a place on the axis: it is finite, and positive if the axis is logarithmic."""
+        return isfinite(value) and (value > 0 or not self.log)
+
 
 @final
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line: its name, points and colour, and the modules that it stands for, by their number on the page.
+    """One line of a chart.
 
-    Points without a finite y are left out. ``marker`` also marks the points, and ``unjoined`` draws only them.
-    ``labels`` holds one text per point, which is written next to it unless it is empty.
+    Attributes
+    ----------
+    y : sequence of float
+        Points whose y is not finite are left out.
+    modules : sequence of int
+        The modules that the line stands for, by their numbers on the page.
+    marker : str
+        The mark of each point; empty for none.
+    unjoined : bool
+        Whether only the marks are drawn, and no line between them.
+    labels : sequence of str
+        A text for each point, which is written next to it unless it is empty.
     """
 
     name: str
@@ -70,7 +85,7 @@ class LineChart:
     levels : mapping of str to float
         Names and heights of horizontal lines, such as a level of chance.
     legend : bool
-        Whether the chart has a legend.
+        Whether the lines are named below the chart.
     note : str
         A remark in the lower left corner, which may have several lines.
     """
@@ -86,19 +101,19 @@ class LineChart:
 
     @property
     def named(self) -> list[Line]:
-        """The lines of the legend: all of them, or none where they are too many."""
+        """The lines of the legend, which are all lines or none."""
         return list(self.lines) if self.legend and len(self.lines) <= LEGEND else []
 
     @property
     def empty(self) -> bool:
         """Whether there is no point to draw."""
-        return not any(isfinite(y) and (y > 0 or not self.y.log) for line in self.lines for y in line.y)
+        return not any(self.y.shows(y) for line in self.lines for y in line.y)
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class ColourScale:
-    """The colour scale of a map: its limits, and the level of chance.
+    """The colour scale of a map.
 
     Attributes
     ----------
@@ -108,28 +123,27 @@ class ColourScale:
         The quantity and its unit.
     diverging : bool
         Whether the middle of the colours is at 0.
-    chance, chance_high : float or None
-        The level of chance, and the highest such level where cells differ in it.
+    chance : sequence of float
+        The level of chance, or those of all cells if they differ. The lowest and the highest are marked.
     form : str
         The format specification of values, as for `format`.
     doublings : bool
         Whether values are logarithms to base 2, which are written as the factors that they stand for.
     ticks : sequence of (float, str)
-        Values and texts under the colours; by default the two ends.
+        Values and texts under the colours; by default those of the two ends.
     """
 
     low: float
     high: float
     label: str
     diverging: bool = False
-    chance: float | None = None
-    chance_high: float | None = None
+    chance: Sequence[float] = ()
     form: str = ".3g"
     doublings: bool = False
     ticks: Sequence[tuple[float, str]] = ()
 
     def text(self, value: float) -> str:
-        """A value as text, without a sign where it rounds to 0."""
+        """Write a value as text, with a true minus sign, and without a sign where it rounds to 0."""
         text = f"{2.0**value if self.doublings else value:{self.form}}"
         if not text.strip("+-0.%"):
             text = text.lstrip("+-")
@@ -137,32 +151,35 @@ class ColourScale:
 
     @property
     def marks(self) -> list[tuple[float, str]]:
-        """Values and texts under the colours."""
+        """The values and texts under the colours."""
         return list(self.ticks) or [(self.low, self.text(self.low)), (self.high, self.text(self.high))]
 
     @property
     def levels(self) -> list[float]:
-        """The one or two levels of chance that are marked."""
+        """The one or two levels of chance that are marked, in rising order."""
         # A scale without width has no place for a mark.
-        if self.chance is None or self.high <= self.low:
-            return []
-        return [self.chance] if self.chance_high in (None, self.chance) else [self.chance, self.chance_high or 0.0]
+        return sorted({min(self.chance), max(self.chance)}) if self.chance and self.high > self.low else []
 
     @property
     def chance_text(self) -> str:
-        """The level of chance as text, with enough digits not to be written as 0."""
-        return " to ".join(self._level(level) for level in self.levels or [self.chance or 0.0])
+        """The marked levels of chance as text, with enough digits not to be written as 0."""
+        texts = []
+        for value in self.levels:
+            text = self.text(value)
+            if value and not text.strip("0. %"):
+                text = f"{100 * value:.1g} %" if "%" in self.form else f"{value:.1g}"
+            texts.append(text)
+        return " to ".join(texts)
 
-    def _level(self, value: float) -> str:
-        if not value or self.text(value).strip("0. %"):
-            return self.text(value)
-        return f"{100 * value:.1g} %" if "%" in self.form else f"{value:.1g}"
+    def share(self, value: float) -> float:
+        """Return where a value stands between the two ends, in [0, 1]; values beyond an end stand at that end."""
+        return min(max((value - self.low) / (self.high - self.low), 0.0), 1.0) if self.high > self.low else 0.0
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Ramp:
-    """The colours of blocks from the first to the last: a label, and names of blocks at places in [0, 1]."""
+    """The colours of blocks from the first to the last, with ticks of places in [0, 1] and names of blocks."""
 
     label: str
     ticks: Sequence[tuple[float, str]]
@@ -174,7 +191,7 @@ Key = ColourScale | Ramp
 @final
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One cell of a map: its value, the text shown on hovering, and the modules that it stands for."""
+    """One cell of a map, with a text to be shown on hovering and the numbers of the modules that it stands for."""
 
     value: float
     tip: str = ""
@@ -188,20 +205,18 @@ class HeatMap:
 
     Attributes
     ----------
-    rows, columns : sequence of str
-        The names of all rows and columns.
     cells : mapping of (int, int) to Cell
-        (row, column) → cell; places without a cell are hatched.
+        (row, column) → cell. Places without a cell are hatched.
     across : str
         What the columns are, such as "block".
     written : bool
         Whether cells show their value.
     zeros : sequence of (int, int)
-        Cells whose modules exist but have no value because ΔW is 0; they are crossed.
+        Places whose modules have no value because ΔW is 0. They are crossed.
     row_labels, column_labels : sequence of str
-        The texts next to the map, where these are not all names: one per row or column, empty where there is none.
+        The texts next to the map if not all names are shown: one per row or column, empty where there is none.
     row_edges, column_edges : sequence of int
-        The rows or columns before which a line is drawn, as a stack of blocks or a group begins there.
+        The rows or columns before which a line is drawn, because a stack of blocks or a group begins there.
     heads : sequence of (int, int, str)
         First column, end and name of each stack that is named above the map.
     tree : sequence of sequence of (float, float)
@@ -209,7 +224,7 @@ class HeatMap:
     note : str
         A few words about what the cells are.
     room : float
-        Largest width and height in pixels of all cells together.
+        The largest width and the largest height in pixels that the cells may take together.
     """
 
     title: str
@@ -231,12 +246,12 @@ class HeatMap:
 
     @property
     def row_texts(self) -> list[tuple[int, str]]:
-        """The rows that have a label, with it."""
+        """The index and the label of each row that has a label."""
         return [(i, name) for i, name in enumerate(self.row_labels or self.rows) if name]
 
     @property
     def column_texts(self) -> list[tuple[int, str]]:
-        """The columns that have a label, with it."""
+        """The index and the label of each column that has a label."""
         return [(j, name) for j, name in enumerate(self.column_labels or self.columns) if name]
 
     @property
@@ -246,11 +261,16 @@ class HeatMap:
         places = ((i, j) for i in range(len(self.rows)) for j in range(len(self.columns)))
         return [place for place in places if place not in filled]
 
+    @property
+    def lines_below(self) -> list[str]:
+        """The lines below the names of the columns, which say what columns and cells are."""
+        return [line for line in (self.across, self.note) if line]
+
 
 @final
 @dataclass(frozen=True, slots=True)
 class Overlaps:
-    """A small map of φ(i, j) of two sets of directions, i down and j across, with values in [0, 1]."""
+    """A small map of φ(i, j) of two sets of directions, with i down, j across and values in [0, 1]."""
 
     title: str
     phi: Sequence[Sequence[float]]
@@ -265,9 +285,14 @@ Chart = LineChart | HeatMap | Overlaps
 @final
 @dataclass(frozen=True, slots=True)
 class Band:
-    """Charts side by side under one title, in rows as long as the width allows, and the colour keys that they share.
+    """Charts side by side under one title, and the colour keys that they share.
 
-    ``columns`` fixes the number of charts in a row. A chart that is None leaves its place free.
+    Attributes
+    ----------
+    charts : sequence of Chart or None
+        A chart that is None leaves its place free.
+    columns : int or None
+        The number of charts in a row; None for as many as the width allows.
     """
 
     charts: Sequence[Chart | None]

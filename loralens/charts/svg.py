@@ -10,27 +10,29 @@ from html import escape
 
 
 def words(text: str, x: float, y: float, kind: str) -> str:
-    """A text at a place; ``kind`` holds its classes."""
+    """Return a text at a place; ``kind`` holds its classes."""
     return f'<text class="{kind}" x="{n(x)}" y="{n(y)}">{escape(text)}</text>'
 
 
 def upwards(text: str, x: float, y: float, kind: str) -> str:
-    """A text that is written upwards."""
+    """Return a text that is written upwards."""
     return f'<text class="{kind}" transform="translate({n(x)} {n(y)}) rotate(-90)">{escape(text)}</text>'
 
 
 def svg(width: float, height: float, parts: Iterable[str], alt: str, attributes: str) -> str:
-    """A picture of these parts, with an accessible name unless ``alt`` is empty, and further attributes."""
+    """Return a picture of these parts, with an accessible name unless ``alt`` is empty, and further attributes."""
+    # The width is a property of the style and no attribute, so that a page can shrink a picture to its column.
     size = f'viewBox="0 0 {n(width)} {n(height)}" style="--w:{n(width)}px"'
     label = f' role="img" aria-label="{escape(alt)}"' if alt else ""
     return f"<svg{attributes} {size}{label}>{''.join(parts)}</svg>"
 
 
 def n(value: float, places: int = 1) -> str:
-    """A coordinate as text, as short as possible: a page holds many thousands."""
+    """Return a coordinate as text, as short as possible, because a page holds many thousands of them."""
+    # One digit behind the point: a tenth of a pixel cannot be seen. "0" where stripping zeros has left nothing.
     return f"{round(value, places):.{places}f}".rstrip("0").rstrip(".") or "0"
 
 
 def modules_attribute(numbers: Sequence[int]) -> str:
-    """The attribute by which the filter of the page finds what is drawn for these modules."""
+    """Return the attribute by which the filter of the page finds what is drawn for these modules."""
     return f' data-m="{" ".join(map(str, numbers))}"' if numbers else ""

@@ -9,14 +9,14 @@ from loralens.charts.names import fit_name
 from loralens.charts.spec import Band, Figure, Line, LineChart
 
 NAMES = 8  # names of checkpoints that fit under the axis, where steps are unknown
-DOTS = 30  # logged losses below which each is marked with a point
+DOTS = 30  # logged losses below which each is marked with a point: closer points would hide the line
 TOP = 1.1  # the end of an axis, as a multiple of the largest value
 
 Losses = Mapping[str, Sequence[tuple[int, float]]]
 
 
 def trajectory_figure(run: Trajectory, steps: Sequence[int | None], losses: Losses, names: Sequence[str]) -> Figure:
-    """Norm and step length, direction compared with the last checkpoint, effective rank, and losses over the steps.
+    """Draw norm and step length, cosine and φ with the last checkpoint, effective rank, and losses over the steps.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ def trajectory_figure(run: Trajectory, steps: Sequence[int | None], losses: Loss
 def trajectory_charts(
     run: Trajectory, steps: Sequence[int | None], losses: Losses, names: Sequence[str]
 ) -> list[LineChart]:
-    """The charts of that figure."""
+    """Draw the charts of that figure."""
     known_steps = [step for step in steps if step is not None]
     timed = len(known_steps) == len(steps)
     x: Sequence[float] = known_steps if timed else range(len(steps))
@@ -43,7 +43,7 @@ def trajectory_charts(
     ticks = None if timed else [(float(i), fit_name(names[i], 12)) for i in range(0, len(names), every)]
     label = "step" if timed else "checkpoint (not all say their step)"
     points = run.points
-    moved = [point.length if point.length is not None else nan for point in points]
+    moved = [nan if point.length is None else point.length for point in points]  # the first has none before it
     norms, ranks = [point.frobenius for point in points], [point.effective_rank for point in points]
     cosines = [point.cosine for point in points]
     # Cosines may be negative; the axis reaches below 0 only where one is.
@@ -76,12 +76,14 @@ def trajectory_charts(
 
 
 def _top(values: Sequence[float]) -> float:
+    """The end of an axis that begins at 0; 1 if all values are 0, as an axis needs two limits."""
     return TOP * max((value for value in values if isfinite(value)), default=0.0) or 1.0
 
 
 def _levels(run: Trajectory) -> dict[str, float]:
     """The levels of φ by chance, and the cosine from which on a direction counts as settled."""
     chance = {f"chance, {side}": value for side, value in run.chance.items() if isfinite(value)}
+    # If all weights are square, both sides have one level, which needs one line.
     if len(set(chance.values())) == 1:
         chance = {"chance": next(iter(chance.values()))}
     return {**chance, f"settled ({SETTLED})": SETTLED}
@@ -90,19 +92,15 @@ def _levels(run: Trajectory) -> dict[str, float]:
 def _losses(losses: Losses, without: str) -> LineChart:
     """The chart of losses over their steps, or an empty chart with the reason."""
     drawn = {name: logged for name, logged in losses.items() if logged}
-    lines = [
-        Line(
-            name,
-            [step for step, _ in logged],
-            [value for _, value in logged],
-            ("series", k % 8),
-            marker="dot" if len(logged) < DOTS else "",
-        )
-        for k, (name, logged) in enumerate(drawn.items())
-    ]
-    values = [value for line in lines for value in line.y if isfinite(value)]
-    margin = 0.05 * (max(values) - min(values)) or 0.5 if values else 0.0
-    span = (min(values) - margin, max(values) + margin) if values else (0.0, 1.0)
+    lines = []
+    for k, (name, logged) in enumerate(drawn.items()):
+        steps, values = zip(*logged, strict=True)
+        # The palette has eight colours of series.
+        lines.append(Line(name, steps, values, ("series", k % 8), marker="dot" if len(logged) < DOTS else ""))
+    finite = [value for line in lines for value in line.y if isfinite(value)]
+    # A loss has no natural zero to begin at; 5 % of the range, or 0.5 where all values are equal.
+    margin = 0.05 * (max(finite) - min(finite)) or 0.5 if finite else 0.0
+    span = (min(finite) - margin, max(finite) + margin) if finite else (0.0, 1.0)
     return line_chart(
         "loss, as logged", lines, "step", "loss", y_range=span, legend=True, note="" if lines else without
     )

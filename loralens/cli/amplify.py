@@ -1,13 +1,12 @@
 """The command ``loralens amplify``: declares its options, calls the verb and shows the result."""
 
-from typing import Unpack
+from typing import Any
 
 import click
 
 from loralens.cli import options
 from loralens.cli.show import RowOptions, show
 from loralens.verbs.amplify import amplify
-from loralens.verbs.inputs.adapters import Reading
 
 
 @click.command("amplify")
@@ -29,11 +28,13 @@ from loralens.verbs.inputs.adapters import Reading
     metavar="N",
     help="The number of leading directions of W to compare with. [default: as many as of ΔW]",
 )
+# The default is a randomised Krylov SVD, whose error is part of the result.
 @click.option(
     "--exact",
     is_flag=True,
     help="Take a dense SVD of every W: minutes and more memory for a large weight.",
 )
+# φ is a table of this many rows and columns for every module, which --json prints whole.
 @click.option(
     "--phi-rank", type=options.COUNT, default=16, show_default=True, metavar="N", help="The largest i and j of φ(i, j)."
 )
@@ -42,37 +43,11 @@ from loralens.verbs.inputs.adapters import Reading
 @options.MODULES
 @options.rows(csv="module and rank", plot="the amplification of every module")
 @options.reading
-def command(
-    adapter: str,
-    base: str,
-    rank: tuple[int, ...],
-    no_top: bool,
-    directions: int | None,
-    exact: bool,
-    phi_rank: int,
-    device: str,
-    seed: int,
-    modules: tuple[str, ...],
-    rows: RowOptions,
-    **reading: Unpack[Reading],
-) -> None:
+def command(adapter: str, rows: RowOptions, **keywords: Any) -> None:
     """Show what ΔW amplifies of W: ‖ΔW‖/‖UᵀWV‖, with U, V the singular directions of ΔW (Table 7 of the LoRA paper).
 
     The factor is shown beside three comparisons: the share of W that random directions would catch, the excess of ΔW
     over them with its z-score, and the largest share that any directions could catch. The weights of the base are read
     one at a time.
     """
-    result = amplify(
-        adapter,
-        base=base,
-        rank=rank,
-        no_top=no_top,
-        directions=directions,
-        exact=exact,
-        phi_rank=phi_rank,
-        device=device,
-        seed=seed,
-        modules=modules,
-        **reading,
-    )
-    show(result, rows)
+    show(amplify(adapter, **keywords), rows)

@@ -1,25 +1,23 @@
 """The command ``loralens behave``: declares its options, calls the verb and shows the result."""
 
-from pathlib import Path
-from typing import Unpack
+from typing import Any
 
 import click
 
 from loralens.cli import options
 from loralens.cli.show import RowOptions, show
 from loralens.verbs.behave import behave
-from loralens.verbs.inputs.adapters import Reading
-from loralens.verbs.inputs.choices import FloatType
 
 
 def _store(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> None:
-    """Store the values of ``--adapters``, an older spelling of the argument, until the argument is read."""
+    """Store the values of ``--adapters``, an older spelling of the argument, until the argument is processed."""
     del param
     ctx.meta["adapters"] = value
 
 
 def _join_spellings(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
-    """The adapters of both spellings, of which there must be at least one."""
+    """The adapters in both spellings, of which there must be at least one."""
+    # In the order of the words `--adapters A B`, where click takes only A as the value of the option.
     adapters = (*ctx.meta.get("adapters", ()), *value)
     if not adapters:
         raise click.MissingParameter(ctx=ctx, param=param)
@@ -28,23 +26,12 @@ def _join_spellings(ctx: click.Context, param: click.Parameter, value: tuple[str
 
 @click.command("behave")
 @click.argument("adapters", nargs=-1, metavar="ADAPTER...", callback=_join_spellings)
+# Eager, so that it is processed before the argument; hidden, so that the help has one spelling.
 @click.option("--adapters", "older", multiple=True, hidden=True, is_eager=True, expose_value=False, callback=_store)
 @options.running
 @options.rows(csv="pair of versions")
 @options.reading
-def command(
-    adapters: tuple[str, ...],
-    model: str,
-    data: Path,
-    limit: int | None,
-    batch: int,
-    length: int,
-    device: str,
-    dtype: FloatType,
-    threads: int | None,
-    rows: RowOptions,
-    **reading: Unpack[Reading],
-) -> None:
+def command(adapters: tuple[str, ...], rows: RowOptions, **keywords: Any) -> None:
     """Show what each adapter does to the outputs of its base on real inputs, and how far adapters are apart.
 
     Differences of hidden states are always measured; KL divergence and differences of logits where the model has a
@@ -52,16 +39,4 @@ def command(
 
     `--adapters A B` means the same as A B.
     """
-    result = behave(
-        *adapters,
-        model=model,
-        data=data,
-        limit=limit,
-        batch=batch,
-        length=length,
-        device=device,
-        dtype=dtype,
-        threads=threads,
-        **reading,
-    )
-    show(result, rows)
+    show(behave(*adapters, **keywords), rows)

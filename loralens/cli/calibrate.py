@@ -1,15 +1,12 @@
 """The command ``loralens calibrate``: declares its options, calls the verb and shows the result."""
 
-from pathlib import Path
-from typing import Unpack
+from typing import Any
 
 import click
 
 from loralens.cli import options
 from loralens.cli.show import RowOptions, show
 from loralens.verbs.calibrate import calibrate
-from loralens.verbs.inputs.adapters import Reading
-from loralens.verbs.inputs.choices import FloatType
 
 
 @click.command("calibrate")
@@ -25,44 +22,12 @@ from loralens.verbs.inputs.choices import FloatType
 @options.DRY_RUN
 @options.rows(csv="module")
 @options.reading
-def command(
-    model: str,
-    adapter: str,
-    data: Path,
-    output: Path | None,
-    limit: int | None,
-    batch: int,
-    length: int,
-    device: str,
-    dtype: FloatType,
-    threads: int | None,
-    out_side: bool,
-    overwrite: bool,
-    dry_run: bool,
-    rows: RowOptions,
-    **reading: Unpack[Reading],
-) -> None:
+def command(adapter: str, rows: RowOptions, **keywords: Any) -> None:
     """Measure the second moments of real inputs in every module of an adapter: K = E[z zᵀ], z = A x.
 
     The model runs with the adapter switched on, so x are the inputs that its modules will see. `compress` takes the r ×
     r matrices as --activations, and keeps the directions that matter on such inputs. A few hundred texts like those of
     later use are enough. The same call on the same machine gives the same bytes.
     """
-    options.require_output(output, dry_run=dry_run)
-    result = calibrate(
-        adapter,
-        model=model,
-        data=data,
-        output=output,
-        limit=limit,
-        batch=batch,
-        length=length,
-        device=device,
-        dtype=dtype,
-        threads=threads,
-        out_side=out_side,
-        overwrite=overwrite,
-        dry_run=dry_run,
-        **reading,
-    )
-    show(result, rows)
+    options.require_output(keywords)
+    show(calibrate(adapter, **keywords), rows)

@@ -1,31 +1,30 @@
 """The command ``loralens combine``: declares its options, calls the verb and shows the result."""
 
-from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
 import click
 
-from loralens.arithmetic.method import SPACES, Space
+from loralens.arithmetic.method import SPACES
 from loralens.cli import options
 from loralens.cli.show import RowOptions, show
 from loralens.verbs.combine import combine
-from loralens.verbs.outputs.writing import RulesWritingAndReading
 
 
 class Setting(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # not generic in click 8.1
-    """``NAME=VALUE``: a number that a method is told."""
+    """``NAME=VALUE``, where the value is a number: a setting of a method."""
 
     name = "setting"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float]:
-        """Its name and number; ``inf`` is one."""
+        """The name and the number; ``inf`` is a number too."""
+        # click may convert a value twice, for example a default.
         if isinstance(value, tuple):
             return value
         name, equals, number = str(value).partition("=")
         try:
             return name.strip(), float(number)
         except ValueError:
-            self.fail(f"{value!r} is not NAME=VALUE" if not equals else f"{number!r} is no number", param, ctx)
+            self.fail(f"{value!r} is not NAME=VALUE" if not equals else f"{number!r} is not a number", param, ctx)
 
 
 @click.command("combine")
@@ -62,6 +61,7 @@ class Setting(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # not g
     metavar="NAME=X",
     help="Another setting of the method, by name. Repeatable.",
 )
+# No default, since a recipe may contain a seed.
 @options.seed("methods that draw at random", default=None)
 @click.option("--space", type=click.Choice(SPACES), help="The space in which an elementwise method works.")
 @options.MODULES
@@ -70,22 +70,7 @@ class Setting(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # not g
 @options.rank_rules
 @options.UNIFORM
 @options.writing
-def command(
-    adapters: tuple[str, ...],
-    recipe: Path | None,
-    method: str | None,
-    strength: float | None,
-    density: float | None,
-    settings: tuple[tuple[str, float], ...],
-    seed: int | None,
-    space: Space | None,
-    modules: tuple[str, ...],
-    take: str | None,
-    drop_dead: bool,
-    uniform: bool,
-    rows: RowOptions,
-    **files: Unpack[RulesWritingAndReading],
-) -> None:
+def command(adapters: tuple[str, ...], rows: RowOptions, **keywords: Any) -> None:
     """Combine several adapters into one: R = method(w·ΔW …), module by module, whatever their ranks and dialects.
 
     The sum, which is the default, is exact and has its true rank; --rank, --energy, --size and the other rules then
@@ -93,19 +78,4 @@ def command(
     the weight 0.7; ADAPTER:-1 is subtracted. The recipe is stored in the metadata of OUT, and --recipe OUT follows it
     again.
     """
-    result = combine(
-        *map(options.split_weight, adapters),
-        recipe=recipe,
-        method=method,
-        strength=strength,
-        density=density,
-        settings=settings,
-        seed=seed,
-        space=space,
-        modules=modules,
-        take=take,
-        drop_dead=drop_dead,
-        uniform=uniform,
-        **files,
-    )
-    show(result, rows)
+    show(combine(*map(options.split_weight, adapters), **keywords), rows)

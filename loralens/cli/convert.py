@@ -1,20 +1,19 @@
 """The command ``loralens convert``: declares its options, calls the verb and shows the result."""
 
-from pathlib import Path
-from typing import Unpack
+from typing import Any
 
 import click
 
 from loralens.cli import options
 from loralens.cli.show import RowOptions, show
 from loralens.verbs.convert import convert
-from loralens.verbs.inputs.adapters import Reading
-from loralens.verbs.inputs.choices import TARGET_FORMATS, FloatType, TargetFormat
+from loralens.verbs.inputs.choices import TARGET_FORMATS
 
 
 @click.command("convert")
 @click.argument("source")
 @options.output("TARGET", "The file or folder to write.")
+# Required here, while `options.to` defaults to the dialect of the source.
 @click.option("--to", type=click.Choice(TARGET_FORMATS), required=True, help="The dialect to write.")
 @options.base("Only the names and shapes of its weights are read.")
 @click.option(
@@ -33,28 +32,14 @@ from loralens.verbs.inputs.choices import TARGET_FORMATS, FloatType, TargetForma
     metavar="R",
     help="The rank of modules that are not a pair of factors yet (LoKr, LoHa, full differences).",
 )
+# Without it the conversion is refused, and the tensors are named.
 @click.option("--drop-extra", is_flag=True, help="Leave out tensors that the target dialect has no place for.")
 @options.ALLOW_LOSS
 @options.OVERWRITE
 @options.DRY_RUN
 @options.rows()
 @options.reading
-def command(
-    source: str,
-    output: Path | None,
-    to: TargetFormat,
-    base: str | None,
-    arch: str | None,
-    dtype: FloatType | None,
-    prefix: tuple[str, ...],
-    rank: int | None,
-    drop_extra: bool,
-    allow_loss: bool,
-    overwrite: bool,
-    dry_run: bool,
-    rows: RowOptions,
-    **reading: Unpack[Reading],
-) -> None:
+def command(source: str, rows: RowOptions, **keywords: Any) -> None:
     """Write an adapter in another dialect, with its names and scales.
 
     Scales and names that the target dialect cannot state are recorded in its metadata, so loralens reads its own files
@@ -62,20 +47,5 @@ def command(
     it is not, the conversion is refused and the tensor is named. The error of what --rank cuts off, and of rounding
     (--dtype, loralens-q, a scale that is folded in), is reported. The source is never overwritten.
     """
-    options.require_output(output, dry_run=dry_run)
-    result = convert(
-        source,
-        output=output,
-        to=to,
-        base=base,
-        arch=arch,
-        dtype=dtype,
-        prefix=prefix,
-        rank=rank,
-        drop_extra=drop_extra,
-        allow_loss=allow_loss,
-        overwrite=overwrite,
-        dry_run=dry_run,
-        **reading,
-    )
-    show(result, rows)
+    options.require_output(keywords)
+    show(convert(source, **keywords), rows)

@@ -1,14 +1,12 @@
 """The command ``loralens curve``: declares its options, calls the verb and shows the result."""
 
-from typing import Unpack
+from typing import Any
 
 import click
 
 from loralens.cli import options
 from loralens.cli.show import RowOptions, show
 from loralens.verbs.curve import curve
-from loralens.verbs.inputs.adapters import Reading
-from loralens.verbs.inputs.choices import FloatType, TargetFormat
 
 
 @click.command("curve")
@@ -21,17 +19,7 @@ from loralens.verbs.inputs.choices import FloatType, TargetFormat
 @options.MODULES
 @options.rows(csv="rank", plot="size and error against rank")
 @options.reading
-def command(
-    source: str,
-    to: TargetFormat | None,
-    dtype: FloatType | None,
-    weights: str,
-    activations: str | None,
-    base: str | None,
-    modules: tuple[str, ...],
-    rows: RowOptions,
-    **reading: Unpack[Reading],
-) -> None:
+def command(source: str, rows: RowOptions, **keywords: Any) -> None:
     """Show rank against size against error: for one rank in all modules, and for ranks chosen by a budget.
 
     Every row stands for files that `compress` would write: with --rank, with --size and the same number of bytes, and
@@ -39,14 +27,4 @@ def command(
     rounding to bfloat16 adds about 0.2 % of ‖ΔW‖ in quadrature, float16 0.03 %. With --activations errors are measured
     on those inputs, and there is no column for loralens-q.
     """
-    result = curve(
-        source,
-        to=to,
-        dtype=dtype,
-        weights=weights,
-        activations=activations,
-        base=base,
-        modules=modules,
-        **reading,
-    )
-    show(result, rows)
+    show(curve(source, **keywords), rows)

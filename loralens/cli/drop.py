@@ -1,17 +1,17 @@
 """The command ``loralens drop``: declares its options, calls the verb and shows the result."""
 
-from typing import Unpack
+from typing import Any
 
 import click
 
 from loralens.cli import options
 from loralens.cli.show import RowOptions, show
 from loralens.verbs.drop import drop
-from loralens.verbs.outputs.writing import WritingAndReading
 
 
 @click.command("drop")
 @click.argument("adapter")
+# Not `options.MODULES`: it is required, and says what is left out, not what is chosen.
 @click.option(
     "--modules",
     "-m",
@@ -21,10 +21,10 @@ from loralens.verbs.outputs.writing import WritingAndReading
     help="Leave out the modules whose name or kind matches this glob pattern. Repeatable.",
 )
 @options.writing
-def command(adapter: str, modules: tuple[str, ...], rows: RowOptions, **files: Unpack[WritingAndReading]) -> None:
+def command(adapter: str, modules: tuple[str, ...], rows: RowOptions, **keywords: Any) -> None:
     """Write an adapter without the modules that match a glob pattern, to see what they contribute.
 
     The other modules keep their stored bits. What belongs to a dropped module (a magnitude of DoRA, a bias on B) is
     dropped with it; heads and other tensors that were trained in full stay.
     """
-    show(drop(adapter, modules, **files), rows)
+    show(drop(adapter, modules, **keywords), rows)

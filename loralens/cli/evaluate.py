@@ -1,14 +1,12 @@
 """The command ``loralens evaluate``: declares its options, calls the verb and shows the result."""
 
-from typing import Unpack, get_args
+from typing import Any, get_args
 
 import click
 
 from loralens.cli import options
 from loralens.cli.show import RowOptions, show
 from loralens.verbs.evaluate import evaluate
-from loralens.verbs.inputs.adapters import Reading
-from loralens.verbs.inputs.choices import FloatType
 from loralens.verbs.inputs.data import TaskName
 
 
@@ -23,6 +21,7 @@ from loralens.verbs.inputs.data import TaskName
     help="The texts, in a file as train reads it; or the name of a corpus, of which the held-out texts are taken.",
 )
 @options.LIMIT
+# More than the 16 of `options.running`, since no hidden states are kept.
 @options.batch(64)
 @options.length("as the adapter was trained, else 256")
 @options.MODEL_DEVICE
@@ -30,36 +29,10 @@ from loralens.verbs.inputs.data import TaskName
 @options.THREADS
 @options.rows(csv="adapter")
 @options.reading
-def command(
-    adapters: tuple[str, ...],
-    model: str,
-    task: TaskName,
-    data: str,
-    limit: int | None,
-    batch: int,
-    length: int | None,
-    device: str,
-    dtype: FloatType,
-    threads: int | None,
-    rows: RowOptions,
-    **reading: Unpack[Reading],
-) -> None:
+def command(adapters: tuple[str, ...], rows: RowOptions, **keywords: Any) -> None:
     """Measure loss, accuracy and, for language models, perplexity: with each adapter, or without any.
 
     The labels of a classifier are taken from the adapter if it states them, else from the model if it knows the labels
     of the texts, else from the texts, sorted.
     """
-    result = evaluate(
-        *adapters,
-        model=model,
-        task=task,
-        data=data,
-        limit=limit,
-        batch=batch,
-        length=length,
-        device=device,
-        dtype=dtype,
-        threads=threads,
-        **reading,
-    )
-    show(result, rows)
+    show(evaluate(*adapters, **keywords), rows)

@@ -1,15 +1,13 @@
 """The command ``loralens extract``: declares its options, calls the verb and shows the result."""
 
-from pathlib import Path
-from typing import Unpack, get_args
+from typing import Any, get_args
 
 import click
 
 from loralens.cli import options
 from loralens.cli.show import RowOptions, show
 from loralens.verbs.extract import FORMATS, Noise, extract
-from loralens.verbs.inputs.choices import FLOAT_TYPES, FloatType, TargetFormat
-from loralens.verbs.outputs.rules import RankRules
+from loralens.verbs.inputs.choices import FLOAT_TYPES
 
 
 @click.command("extract")
@@ -20,6 +18,7 @@ from loralens.verbs.outputs.rules import RankRules
 @click.option(
     "--noise-edge",
     type=click.Choice(get_args(Noise)),
+    # With these two, --noise-edge alone means --noise-edge rounding.
     is_flag=False,
     flag_value="rounding",
     help="Keep the directions that stand above the noise. 'rounding' is the noise of rounding to the dtype of --tuned; "
@@ -28,7 +27,9 @@ from loralens.verbs.outputs.rules import RankRules
 )
 @options.UNIFORM
 @click.option("--exact", is_flag=True, help="Take dense SVDs in float64, which is slow for large matrices.")
+# There is no source whose dialect could be the default.
 @click.option("--to", type=click.Choice(FORMATS), default="peft", show_default=True, help="The dialect to write.")
+# There is no adapter whose dtypes could be kept.
 @click.option(
     "--dtype",
     type=click.Choice(list(FLOAT_TYPES)),
@@ -41,22 +42,7 @@ from loralens.verbs.outputs.rules import RankRules
 @options.OVERWRITE
 @options.DRY_RUN
 @options.rows(csv="module")
-def command(
-    base: str,
-    tuned: str,
-    output: Path | None,
-    noise_edge: Noise | None,
-    uniform: bool,
-    exact: bool,
-    to: TargetFormat,
-    dtype: FloatType,
-    modules: tuple[str, ...],
-    drop_extra: bool,
-    overwrite: bool,
-    dry_run: bool,
-    rows: RowOptions,
-    **rules: Unpack[RankRules],
-) -> None:
+def command(base: str, tuned: str, rows: RowOptions, **keywords: Any) -> None:
     """Make an adapter from the difference of two models: of a full fine-tune, or of a merge by another tool.
 
     One rule of ranks, as in `compress`, or --noise-edge has to be given. Every weight matrix that differs becomes a
@@ -64,20 +50,5 @@ def command(
     full. Everything that differs and is not in the adapter is listed. The names are those of --tuned; for PEFT those
     that transformers 5 has in memory.
     """
-    options.require_output(output, dry_run=dry_run)
-    result = extract(
-        base,
-        tuned,
-        output=output,
-        noise_edge=noise_edge,
-        uniform=uniform,
-        exact=exact,
-        to=to,
-        dtype=dtype,
-        modules=modules,
-        drop_extra=drop_extra,
-        overwrite=overwrite,
-        dry_run=dry_run,
-        **rules,
-    )
-    show(result, rows)
+    options.require_output(keywords)
+    show(extract(base, tuned, **keywords), rows)

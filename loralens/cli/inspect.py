@@ -1,24 +1,24 @@
 """The command ``loralens inspect``: declares its options, calls the verb and shows the result."""
 
-from typing import Unpack
+from typing import Any
 
 import click
 
 from loralens.cli import options
 from loralens.cli.show import RowOptions, show
-from loralens.verbs.inputs.adapters import Reading
 from loralens.verbs.inspect import inspect
 
 
 class ConsumerType(click.Choice[str]):
-    """The programs whose rules are known, looked up when needed: their rules take as long to import as click."""
+    """The programs whose rules are known, looked up when needed: the rules take as long to import as click."""
 
     def __init__(self) -> None:
+        # click's own constructor would ask for the choices.
         self.case_sensitive = True
 
     @property
     def choices(self) -> tuple[str, ...]:  # type: ignore[override]  # where click has an attribute
-        """Their names."""
+        """The names of the programs."""
         from loralens.analysis.clients.rules import CONSUMERS
 
         return tuple(CONSUMERS)
@@ -37,22 +37,16 @@ class ConsumerType(click.Choice[str]):
 )
 @options.rows(csv="module")
 @options.reading
-def command(
-    adapters: tuple[str, ...],
-    modules: tuple[str, ...],
-    base: str | None,
-    consumer: str | None,
-    rows: RowOptions,
-    **reading: Unpack[Reading],
-) -> None:
+def command(adapters: tuple[str, ...], rows: RowOptions, **keywords: Any) -> None:
     """Show what is in an adapter file: format, base, modules, scales and their source, other tensors, warnings.
 
     ADAPTER is a file, a folder that holds one, or a Hub id in the local cache.
     """
-    result = inspect(*adapters, modules=modules, base=base, consumer=consumer, **reading)
+    result = inspect(*adapters, **keywords)
     if rows.as_json or rows.as_csv:
         show(result, rows)
-    else:  # the findings of an adapter below its own tables
+    else:
+        # One after the other, so that the findings of an adapter are below its own tables.
         for adapter in result.adapters:
             show(adapter, rows)
     if result.answer is False:

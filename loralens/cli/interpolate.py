@@ -1,13 +1,12 @@
 """The command ``loralens interpolate``: declares its options, calls the verb and shows the result."""
 
-from typing import Unpack
+from typing import Any
 
 import click
 
 from loralens.cli import options
 from loralens.cli.show import RowOptions, show
 from loralens.verbs.interpolate import interpolate
-from loralens.verbs.outputs.writing import WritingAndReading
 
 
 @click.command("interpolate")
@@ -24,18 +23,10 @@ from loralens.verbs.outputs.writing import WritingAndReading
 @options.MODULES
 @options.take("both")
 @options.writing
-def command(
-    first: str,
-    second: str,
-    at: float,
-    modules: tuple[str, ...],
-    take: str | None,
-    rows: RowOptions,
-    **files: Unpack[WritingAndReading],
-) -> None:
+def command(first: str, second: str, at: float, rows: RowOptions, **keywords: Any) -> None:
     """Write (1 − t)·A + t·B of two adapters, exactly.
 
     With --modules only these modules are interpolated, and the others are those of A. The number t may lie outside [0,
     1]. For the arc instead of the line: loralens combine --method slerp.
     """
-    show(interpolate(first, second, at, modules=modules, take=take, **files), rows)
+    show(interpolate(first, second, at, **keywords), rows)

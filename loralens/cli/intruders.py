@@ -1,13 +1,11 @@
 """The command ``loralens intruders``: declares its options, calls the verb and shows the result."""
 
-from pathlib import Path
-from typing import Unpack, get_args
+from typing import Any, get_args
 
 import click
 
 from loralens.cli import options
 from loralens.cli.show import RowOptions, show
-from loralens.verbs.inputs.adapters import Reading
 from loralens.verbs.inputs.choices import FloatType
 from loralens.verbs.intruders import intruders
 
@@ -16,6 +14,7 @@ from loralens.verbs.intruders import intruders
 @click.argument("adapter", metavar="ADAPTER")
 @options.base(required=True)
 @options.MODULES
+# 10 directions and the threshold 0.5 are the values of the paper, so that counts can be compared with it.
 @click.option(
     "--top",
     type=options.COUNT,
@@ -57,6 +56,7 @@ from loralens.verbs.intruders import intruders
     metavar="DIR",
     help="The folder in which SVDs of W are kept between runs. [default: in the user's cache folder]",
 )
+# U and V are kept in float32, which is 8 bytes for every number of a square weight: 20 GB hold 2.5 billion numbers.
 @click.option(
     "--cache-limit",
     default="20GB",
@@ -68,26 +68,7 @@ from loralens.verbs.intruders import intruders
 @options.device()
 @options.rows(csv="module")
 @options.reading
-def command(
-    adapter: str,
-    base: str,
-    modules: tuple[str, ...],
-    top: int,
-    threshold: float,
-    remove: float | None,
-    output: Path | None,
-    uniform: bool,
-    dtype: FloatType,
-    allow_loss: bool,
-    overwrite: bool,
-    dry_run: bool,
-    cache: Path | None,
-    cache_limit: str,
-    no_cache: bool,
-    device: str,
-    rows: RowOptions,
-    **reading: Unpack[Reading],
-) -> None:
+def command(adapter: str, rows: RowOptions, **keywords: Any) -> None:
     """Find the leading singular directions of W + ΔW that no singular direction of W resembles (arXiv 2410.21228).
 
     The score of a direction is the largest |cosine| of its left singular vector with those of W; below --threshold the
@@ -95,25 +76,7 @@ def command(
     the direction is spread over many directions of W, not that W does not have it. W is decomposed once, and its SVD is
     kept; W + ΔW is not decomposed at all.
     """
-    if (remove is None) != (output is None):
+    # --remove without -o would have no effect, and -o without --remove nothing to write.
+    if (keywords["remove"] is None) != (keywords["output"] is None):
         raise click.UsageError("--remove and -o belong together")
-    result = intruders(
-        adapter,
-        base=base,
-        modules=modules,
-        top=top,
-        threshold=threshold,
-        remove=remove,
-        output=output,
-        uniform=uniform,
-        dtype=dtype,
-        allow_loss=allow_loss,
-        overwrite=overwrite,
-        dry_run=dry_run,
-        cache=cache,
-        cache_limit=cache_limit,
-        no_cache=no_cache,
-        device=device,
-        **reading,
-    )
-    show(result, rows)
+    show(intruders(adapter, **keywords), rows)

@@ -1,7 +1,8 @@
 """The group of commands: imports a command when it is called, and turns errors into exit codes.
 
-Exit codes: 0 done, or the answer is yes; 1 the answer is no; 2 an error or wrong usage (one message, no traceback); 130
-interrupted; 143 terminated. A traceback is a bug.
+The exit code is 0 if the command is done or the answer is yes, 1 if the answer is no, 2 after an error or wrong usage
+(with one message and no traceback), 130 if the user has interrupted the command, and 143 if it was terminated. A
+traceback is a bug.
 """
 
 import gc
@@ -25,35 +26,36 @@ from loralens.errors import LoraLensError, visible
 from loralens.verbs import VERBS
 from loralens.version import __version__
 
-# The words that end a command which a signal stopped.
-ENDED = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}  # by Ctrl-C; by kill, a scheduler, a shutdown
-FAILED = 2  # the exit code of an error, as of wrong usage; 1 is the answer no
-# The convention of shells: 130 for SIGINT, 143 for SIGTERM.
-SIGNALLED = 128  # and the number of the signal: the exit code of a command that it ended
-TRIAL = 64 << 20  # bytes: where the system does not give these, an error comes of the lack of memory
-GRACE = 3.0  # seconds after a signal in which a second one does not disturb the tidying up
+# The last message of a command that a signal has stopped: Ctrl-C; or kill, a scheduler, a shutdown.
+ENDED = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+FAILED = 2  # the exit code of an error; 1 is the answer no, so that scripts can tell them apart
+# Added to the number of the signal that ended a command, as shells do: 130 for SIGINT, 143 for SIGTERM.
+SIGNALLED = 128
+TRIAL = 64 << 20  # bytes, about what any command needs; if the system refuses them, an error is due to lack of memory
+GRACE = 3.0  # seconds after a signal in which a second one does not interrupt the clean-up
 
-NO_MEMORY = "there is not enough memory\n  fix: leave out modules (--modules), or work where there is more memory"
+NO_MEMORY = "there is not enough memory\n  fix: choose fewer modules (--modules), or use a machine with more memory"
 # Fragments of the messages of libraries, of the dynamic loader and of threading, in lower case.
 SHORT_OF_MEMORY = ("allocate memory", "failed to map segment", "can't start new thread", "not enough memory")
 
-# Options whose value may be a path although it is kept as a plain string, since a Hub id or ``A:0.7`` is no path.
+# Options whose value may be a path, although their type is a plain string, since a Hub id or ``A:0.7`` is no path.
 PLACES = {"adapter", "adapters", "base", "model", "tuned", "activations", "recipe", "data", "eval"}
 
+# The demo is not a verb: it runs the other commands as a shell does, so there is nothing to call from Python.
 COMMANDS = {"demo": "Run the main commands once, on real weights: a first command for newcomers.", **VERBS}
 
 
 class PathType(click.types.StringParamType):
-    """A string that may be a path: an adapter (``A:0.7`` and a Hub id too), a model, texts."""
+    """A string that may be a path, such as an adapter (also ``A:0.7`` or a Hub id), a model, or texts."""
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """Leave it to the shell, which knows where files are."""
+        """Let the shell complete the names of files."""
         del ctx, param
         return [CompletionItem(incomplete, type="file")]
 
 
 def _complete_paths(command: click.Command) -> click.Command:
-    """The command, for which the shell completes files where a plain string may be one: arguments, and `PLACES`."""
+    """The command, changed so that the shell completes names of files for its arguments and the options in `PLACES`."""
     for param in command.params:
         if param.type is click.STRING and (isinstance(param, click.Argument) or param.name in PLACES):
             param.type = PathType()
@@ -61,10 +63,10 @@ def _complete_paths(command: click.Command) -> click.Command:
 
 
 class LensGroup(click.Group):
-    """Loads a command when it is called, so that ``loralens --help`` imports no command at all."""
+    """Loads a command when it is called, so that ``loralens --help`` imports no command."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Names in the order of the table."""
+        """The names in the order of the table; click would sort them."""
         del ctx
         return list(COMMANDS)
 
@@ -78,23 +80,23 @@ class LensGroup(click.Group):
         return _complete_paths(command)
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
-        """Names from the table, without importing the commands; and our own options."""
+        """The names from the table, without an import of the commands, and the options of the group."""
         names = [CompletionItem(name, help=text) for name, text in COMMANDS.items() if name.startswith(incomplete)]
         return names + click.Command.shell_complete(self, ctx, incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """The table, without importing the commands."""
+        """Write the table, without an import of the commands."""
         del ctx
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
     def main(self, *arguments: Any, **options: Any) -> Any:
-        """Run the group; nothing that it prints does anything to a terminal but show text."""
+        """Run the group with output that cannot act on a terminal."""
         with harmless_output(), messages_on_stderr():
             return super().main(*arguments, **options)
 
     def make_context(self, *arguments: Any, **options: Any) -> click.Context:
-        """Read what stands before the command."""
+        """Parse the words before the command."""
         with _usage_in_one_line():
             return super().make_context(*arguments, **options)
 
@@ -106,18 +108,20 @@ class LensGroup(click.Group):
         except LoraLensError as error:
             click.echo(f"error: {error}", err=True)
             ctx.exit(FAILED)
+        # These have their own messages and exit codes, and their texts may contain any word.
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except Exception as error:
             if not _is_out_of_memory(error):
                 raise
-        click.echo(f"error: {NO_MEMORY}", err=True)  # out here, where what the command held is given back
+        # Outside the handler, where the memory that the command held has been released.
+        click.echo(f"error: {NO_MEMORY}", err=True)
         return ctx.exit(FAILED)
 
 
 @contextmanager
 def _usage_in_one_line() -> Iterator[None]:
-    """Let what click says of wrong options be one line, whatever the words that it quotes hold."""
+    """Make the messages of click about wrong options one line, even if the words that they quote have line ends."""
     try:
         yield
     except click.ClickException as error:
@@ -126,47 +130,48 @@ def _usage_in_one_line() -> Iterator[None]:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory is at its end, as Python, the loader of libraries or torch say it.
+    """Whether an error is due to lack of memory, judged by the messages of Python, the dynamic loader and torch.
 
-    A library that is cut short while it is loaded says something else: there a trial tells.
+    A library whose loading fails for lack of memory raises some other error. A trial allocation then decides.
     """
     if isinstance(error, MemoryError) or any(sign in str(error).lower() for sign in SHORT_OF_MEMORY):
         return True
-    return not isinstance(error, OSError) and not _can_allocate()
-
-
-def _can_allocate() -> bool:
-    """Whether the system still gives as much memory as any command needs."""
+    # An OSError names a file, and `run` reports it.
+    if isinstance(error, OSError):
+        return False
     try:
         mmap(-1, TRIAL).close()
     except (OSError, MemoryError):
-        return False
-    return True
+        return True
+    return False
 
 
+# click's own limit of 80 columns would break formulas and paths in the help texts.
 @click.group(cls=LensGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="loralens")
 @click.pass_context
 def main(ctx: click.Context) -> None:
     """Understand, shrink, combine, merge and trust LoRA adapters."""
-    if os.environ.get("NO_COLOR"):  # click does not look; rich does
+    # https://no-color.org: rich respects the variable, and click does not.
+    if os.environ.get("NO_COLOR"):
         ctx.color = False
 
 
 def _limit_blas_threads() -> None:
-    """Let BLAS use one thread, unless the user says otherwise: modules are worked on in threads of our own.
+    """Let BLAS use one thread, unless the user sets a number: modules are computed in threads of our own.
 
-    Must happen before NumPy is imported, so here.
+    BLAS reads the variables when NumPy is imported, so they must be set before.
     """
     for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
-        # setdefault: a number that the user has set counts.
+        # setdefault keeps a number that the user has set.
         os.environ.setdefault(name, "1")
 
 
 def _unwind_once() -> list[int]:
-    """Let the first Ctrl-C or SIGTERM unwind the command, and no second one its tidying up; after `GRACE` one ends it.
+    """Let the first Ctrl-C or SIGTERM stop the command, so that it cleans up, and let a second one not disturb that.
 
-    The list will hold the number of the signal. Where one is ignored, or somebody else's, it stays so.
+    After `GRACE` seconds a further signal ends the process. The returned list receives the number of the signal. A
+    signal that is ignored, or that other code handles, is left alone.
     """
     first: list[int] = []
     since: list[float] = []
@@ -175,7 +180,7 @@ def _unwind_once() -> list[int]:
         if not first:
             first.append(number)
             since.append(monotonic())
-            signal.default_int_handler(number, frame)  # which raises KeyboardInterrupt, whatever the signal
+            signal.default_int_handler(number, frame)  # raises KeyboardInterrupt, whatever the signal
         if monotonic() - since[0] > GRACE:
             os._exit(SIGNALLED + first[0])
 
@@ -186,15 +191,16 @@ def _unwind_once() -> list[int]:
 
 
 def _report_os_error(error: OSError) -> NoReturn:
-    """Say which file the system refuses; where it names none, it is standard output, which is full or gone.
+    """Report the file that the system refuses; an error without a file is about standard output, full or closed.
 
-    What was to be flushed there cannot be.
+    The process then ends without a flush, which would fail in the same way.
     """
     if error.filename is None:
         what, fix = "the output cannot be written", "check where it goes to"
     else:
         what, fix = f"{error.filename}: cannot be used", "check the path and its permissions"
-    with suppress(OSError):  # standard error may be the one that is gone
+    # Standard error may be closed too.
+    with suppress(OSError):
         sys.stderr.write(f"error: {visible(what)}: {error.strerror}\n  fix: {fix}\n")
         sys.stderr.flush()
     os._exit(FAILED)
@@ -204,14 +210,18 @@ def run() -> None:
     """The entry point of the ``loralens`` command."""
     _limit_blas_threads()
     if hasattr(signal, "SIGPIPE"):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends a command as it ends cat: quietly, by the signal
+        # `| head` ends a command as it ends cat: without a message, by the signal.
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     signals = _unwind_once()
-    gc.disable()  # a command is over before cycles matter, and looking for them costs 3 % of a short one
+    # A command ends before unreachable cycles matter, and the search for them takes 3 % of the time of a short one.
+    gc.disable()
     occupy_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a terminal without σ gets '?', not a traceback
+            # A terminal whose encoding has no σ shows a question mark, and there is no traceback.
+            stream.reconfigure(errors="replace")
     try:
+        # Not standalone, since click would then turn a signal into exit code 1, which here is the answer no.
         code = main(prog_name="loralens", standalone_mode=False)
     except click.exceptions.Abort:
         number = signals[0] if signals else signal.SIGINT
@@ -229,4 +239,5 @@ def run() -> None:
         _report_os_error(error)
     with suppress(OSError):
         sys.stderr.flush()
-    os._exit(code if isinstance(code, int) else 0)  # nothing is left to do; taking NumPy apart would cost 7 %
+    # Nothing is left to do, and an ordinary exit would take 7 % of the time of a short command, to unload NumPy.
+    os._exit(code if isinstance(code, int) else 0)

@@ -1,14 +1,12 @@
 """The command ``loralens merge``: declares its options, calls the verb and shows the result."""
 
-from pathlib import Path
-from typing import Unpack, get_args
+from typing import Any, get_args
 
 import click
 
 from loralens.cli import options
 from loralens.cli.show import RowOptions, show
 from loralens.merging.rounding import Mode
-from loralens.verbs.inputs.adapters import Reading
 from loralens.verbs.merge import ModelDtype, merge
 
 
@@ -40,6 +38,7 @@ from loralens.verbs.merge import ModelDtype, merge
     show_default=True,
     help="The dtype of the merged model; 'keep' leaves every tensor in its own.",
 )
+# By default such a module is an error: the merged model would lack a part of the adapter.
 @click.option("--allow-missing", is_flag=True, help="Leave out modules that have no weight in the base.")
 @options.untying(
     "Whether a head that shares the embedding's weight gets a weight of its own. [default: if the adapter needs one]"
@@ -50,47 +49,13 @@ from loralens.verbs.merge import ModelDtype, merge
 @options.MODULES
 @options.rows(csv="module")
 @options.reading
-def command(
-    adapters: tuple[str, ...],
-    base: str,
-    output: Path | None,
-    undo: Path | None,
-    certificate: Path | None,
-    measure: bool,
-    rounding: Mode,
-    seed: int,
-    dtype: ModelDtype,
-    allow_missing: bool,
-    untie: bool | None,
-    device: str,
-    overwrite: bool,
-    dry_run: bool,
-    modules: tuple[str, ...],
-    rows: RowOptions,
-    **reading: Unpack[Reading],
-) -> None:
+def command(adapters: tuple[str, ...], measure: bool, rows: RowOptions, **keywords: Any) -> None:
     """Merge adapters into a base model, W' = W + Σ w·ΔW, shard by shard and rounded once.
 
     Every other tensor is copied byte for byte, and so are the files beside the weights. ADAPTER:0.7 has the weight 0.7.
     By default OUT also holds an undo patch, from which `loralens unmerge` restores the base bit for bit, and a
     certificate of how much of every update arrived, which --json prints.
     """
-    result = merge(
-        *map(options.split_weight, adapters),
-        base=base,
-        output=output,
-        undo=undo,
-        certificate=certificate,
-        measure=measure or rows.as_json or rows.as_csv,  # without a number there would be nothing to show
-        rounding=rounding,
-        seed=seed,
-        dtype=dtype,
-        allow_missing=allow_missing,
-        untie=untie,
-        device=device,
-        overwrite=overwrite,
-        dry_run=dry_run,
-        modules=modules,
-        **reading,
-    )
-    show(result, rows)
+    # Without a measurement there would be nothing to show as JSON or CSV.
+    measure = measure or rows.as_json or rows.as_csv
+    show(merge(*map(options.split_weight, adapters), measure=measure, **keywords), rows)

@@ -10,22 +10,23 @@ from loralens.core.messages import LEVELS, LOGGER
 from loralens.core.progress import Step, display_progress
 from loralens.errors import visible
 
-# Levels by number, as records of logging hold them.
+# The names of the levels by number, which is what a record of logging contains.
 NAMES = {number: name for name, number in LEVELS.items()}
 
 
 class StandardError(logging.Handler):
-    """Prints every message with its level before it, to what is standard error at that moment."""
+    """Prints every message after its level, on the stream that is standard error at that moment."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one message."""
         level = NAMES.get(record.levelno, record.levelname.lower())
-        say(*f"{level}: {record.getMessage()}".split("\n"), err=True)  # names in it hold no line ends
+        # A message and its fix are two lines. Names in them have no line ends, since `tell` has escaped them.
+        say(*f"{level}: {record.getMessage()}".split("\n"), err=True)
 
 
 @contextmanager
 def progress_bar(label: str, total: int) -> Iterator[Step | None]:
-    """What to call with every amount done, of ``total`` in all; None where stderr is no terminal."""
+    """A function to call with every amount that is done of ``total``; None if standard error is not a terminal."""
     # In a file or a pipe a bar would leave thousands of control characters.
     if not sys.stderr.isatty():
         yield None
@@ -48,7 +49,7 @@ def progress_bar(label: str, total: int) -> Iterator[Step | None]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    # transient: when it is done the bar disappears, and the result stands alone.
+    # transient: the bar disappears when it is done, so that the result stands alone.
     with Progress(*columns, console=Console(file=raw_stream(sys.stderr)), transient=True) as bar:
         task = bar.add_task(visible(label), total=total)
         yield lambda amount: bar.advance(task, amount)
@@ -56,11 +57,13 @@ def progress_bar(label: str, total: int) -> Iterator[Step | None]:
 
 @contextmanager
 def messages_on_stderr() -> Iterator[None]:
-    """Within the block, messages of all levels and the progress of the verbs go to standard error."""
+    """Within the context, messages of all levels and the progress of the verbs go to standard error."""
+    # The logger belongs to the process, so that its settings are restored after the block.
     handler, level, propagate = StandardError(), LOGGER.level, LOGGER.propagate
     LOGGER.addHandler(handler)
-    LOGGER.setLevel(logging.INFO)
-    LOGGER.propagate = False  # they have been shown
+    LOGGER.setLevel(logging.INFO)  # which notes have
+    # A program that has configured logging itself would print every message a second time.
+    LOGGER.propagate = False
     try:
         with display_progress(progress_bar):
             yield

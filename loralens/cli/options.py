@@ -1,6 +1,6 @@
 """The options that several commands share: each is declared here once, with one help text."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from math import isfinite
 from pathlib import Path
@@ -16,13 +16,15 @@ Command = Callable[..., None]
 F = TypeVar("F", bound=Callable[..., Any])
 
 PATH = click.Path(path_type=Path)
-COUNT = click.IntRange(min=1)
+COUNT = click.IntRange(
+    min=1
+)  # every number of something is at least 1: 0 is never useful, and is refused as wrong usage
 
 _BASE_HELP = "The base model: a folder, a safetensors file, or a Hub id in the local cache."
 
 
 def refuse_non_finite(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
-    """Refuse NaN and infinity, as wrong usage."""
+    """Refuse NaN and infinity as wrong usage; Python's float accepts both as text."""
     del ctx
     if value is not None and not isfinite(value):
         raise click.BadParameter("must be a finite number", param=param)
@@ -31,7 +33,8 @@ def refuse_non_finite(ctx: click.Context, param: click.Parameter, value: float |
 
 def _decorate(function: F, decorators: Sequence[Callable[[F], F]]) -> F:
     """The function with several options, which ``--help`` lists in the order of the sequence."""
-    for decorator in reversed(decorators):  # the decorator that is applied last comes first in the help
+    # Reversed, since click lists the option first whose decorator is applied last.
+    for decorator in reversed(decorators):
         function = decorator(function)
     return function
 
@@ -39,9 +42,11 @@ def _decorate(function: F, decorators: Sequence[Callable[[F], F]]) -> F:
 # ---- Which adapters, modules and base are read
 
 
+# A pickle can contain any code. This unpickler runs none, but other programs that read the file may.
 ALLOW_PICKLE = click.option(
     "--allow-pickle", is_flag=True, help="Read .bin and .pt files, with an unpickler that builds nothing but tensors."
 )
+# Twice is the default, since PEFT trains, runs and merges such a layer so.
 ONCE = click.option(
     "--once",
     is_flag=True,
@@ -74,14 +79,14 @@ def reading(function: F) -> F:
 
 
 def base(purpose: str = "", *, required: bool = False) -> Callable[[F], F]:
-    """``--base``; ``purpose`` is a sentence that says what a command which can do without needs it for."""
+    """``--base``; ``purpose`` is a sentence on why a command needs it, if it can also work without."""
     return click.option("--base", required=required, metavar="MODEL", help=f"{_BASE_HELP} {purpose}".rstrip())
 
 
 def split_weight(text: str) -> tuple[str, float]:
-    """``ADAPTER:0.7`` as path and weight: what follows the last colon is a weight if it is a number.
+    """``ADAPTER:0.7`` as path and weight: the text after the last colon is a weight if it is a number.
 
-    A path that exists is taken as it is, since names of files may hold colons.
+    A path that exists has no weight, since names of files may contain colons.
     """
     path, colon, number = text.rpartition(":")
     if not colon or Path(text).exists():
@@ -90,7 +95,7 @@ def split_weight(text: str) -> tuple[str, float]:
         weight = float(number)
     except ValueError:
         return text, 1.0
-    # A path before the colon that does not exist is an error about the path, not about the weight.
+    # If the path before the colon does not exist, the error is about the path, not about the weight.
     existing_path(Path(path))
     if not isfinite(weight):
         raise click.BadParameter(f"{text}: the weight must be a finite number")
@@ -112,16 +117,17 @@ DROP_DEAD = click.option("--drop-dead", is_flag=True, help="Leave out modules wh
 
 
 def output(metavar: str, text: str) -> Callable[[F], F]:
-    """``-o``: where a command writes."""
+    """``-o``: where a command writes; without a default, since nothing is written to a path that was not named."""
+    # Not required for click: a dry run needs no target, see `require_output`.
     return click.option("-o", "--output", type=PATH, metavar=metavar, help=text)
 
 
 ADAPTER_OUTPUT = output("OUT", "The file or folder to write.")
 
 
-def require_output(path: Path | None, *, dry_run: bool) -> None:
-    """Refuse, as wrong usage, to work for a target that was not given."""
-    if path is None and not dry_run:
+def require_output(keywords: Mapping[str, Any]) -> None:
+    """Refuse, as wrong usage and before any work, a call without a target; only a dry run needs none."""
+    if keywords["output"] is None and not keywords["dry_run"]:
         raise click.UsageError("Missing option '-o': say where to write, or give --dry-run")
 
 
@@ -138,18 +144,19 @@ def dtype(extra_types: Sequence[str] = (), *, note: str = "") -> Callable[[F], F
 
 
 def take(holders: str) -> Callable[[F], F]:
-    """``--take``: whose fully trained tensors are written where ``holders`` have some."""
+    """``--take``: the adapter whose fully trained tensors are written if ``holders`` have some."""
     text = f"The adapter whose heads and biases are written where {holders} have some; 'none' leaves them out."
     return click.option("--take", metavar="ADAPTER", help=text)
 
 
 def writing(function: Command) -> Command:
-    """The options of every command that writes an adapter made of others, and those of reading these."""
+    """The options of every command that writes an adapter made from others, and the options of reading those."""
 
+    # wraps keeps the docstring, which is the text of --help.
     @wraps(function)
-    def with_output(*arguments: Any, output: Path | None, dry_run: bool, **values: Any) -> None:
-        require_output(output, dry_run=dry_run)
-        function(*arguments, output=output, dry_run=dry_run, **values)
+    def with_output(*arguments: Any, **keywords: Any) -> None:
+        require_output(keywords)
+        function(*arguments, **keywords)
 
     options: tuple[Callable[[Command], Command], ...] = (
         ADAPTER_OUTPUT,
@@ -169,6 +176,8 @@ def writing(function: Command) -> Command:
 # ---- How ranks are chosen
 
 
+# The bounds are where a rule has no meaning: an energy of 0 or an error of 1 would keep nothing, and for X below 1 σ₁/X
+# is above every singular value.
 _RANK_RULES = (
     click.option("--rank", type=COUNT, metavar="R", help="Keep the R leading directions of every module."),
     click.option(
@@ -196,8 +205,10 @@ _RANK_RULES = (
         help="Keep the directions that one budget for the whole adapter pays for: a share of its parameters (0.5), or "
         "their number.",
     ),
+    # The verb reads the unit, as it does in Python.
     click.option("--size", metavar="BYTES", help="The same budget in bytes of the file, such as 20MB or 512KiB."),
 )
+# A string, since it may also be the path of a file.
 PROTECT = click.option(
     "--weights",
     default="absolute",
@@ -206,12 +217,13 @@ PROTECT = click.option(
     help="The error that a budget minimises: absolute, relative to each module, or weighted by a JSON file of "
     "glob: weight.",
 )
+# `report` has the same option for several files.
 ACTIVATIONS_HELP = "A file of `loralens calibrate`: the second moments of real inputs."
 ACTIVATIONS = click.option("--activations", metavar="FILE", help=f"{ACTIVATIONS_HELP} Errors are measured on them.")
 
 
 def rank_rules(function: F) -> F:
-    """The options that say how ranks are chosen, of which a command needs one."""
+    """The options that choose the ranks; a command needs one of them."""
     return _decorate(function, _RANK_RULES)
 
 
@@ -219,18 +231,22 @@ def rank_rules(function: F) -> F:
 
 
 def untying(text: str) -> Callable[[F], F]:
-    """``--untie`` and ``--keep-tied``: whether weights that share numbers become weights of their own."""
+    """``--untie`` and ``--keep-tied``: whether tied weights become separate weights."""
+    # None if neither is given: the verb then decides by the adapter.
     return click.option("--untie/--keep-tied", "untie", default=None, help=text)
 
 
 def rounding(modes: Sequence[str]) -> Callable[[F], F]:
-    """``--rounding``: how merged weights are rounded."""
+    """``--rounding``: how merged weights are rounded, one of ``modes``: what `doctor` can predict is less than all."""
     text = "How a merge rounds the new weights to their dtype."
     return click.option("--rounding", type=click.Choice(modes), default="nearest", show_default=True, help=text)
 
 
 def seed(purpose: str, *, least: int | None = 0, default: int | None = 0) -> Callable[[F], F]:
-    """``--seed``: the seed of random numbers, which are used for ``purpose``."""
+    """``--seed``: the seed of the random numbers for ``purpose``.
+
+    ``least`` is None where the seed is hashed, so that any whole number will do.
+    """
     return click.option(
         "--seed",
         type=click.INT if least is None else click.IntRange(min=least),
@@ -242,7 +258,8 @@ def seed(purpose: str, *, least: int | None = 0, default: int | None = 0) -> Cal
 
 
 def device(default: str | None = "cpu", *, note: str = "") -> Callable[[F], F]:
-    """``--device``: where matrices as large as W are worked on. Not those of models, which `running` has."""
+    """``--device``: where matrices as large as W are computed; `MODEL_DEVICE` is where a model runs."""
+    # Without a default the verb can tell whether the option was given.
     hint = "" if default else " [default: cpu]"
     text = f"The device for computations on W: cpu, cuda or cuda:N.{note}{hint}"
     return click.option("--device", default=default, show_default=default is not None, metavar="NAME", help=text)
@@ -287,7 +304,7 @@ def batch(default: int) -> Callable[[F], F]:
 
 
 def length(default: int | str) -> Callable[[F], F]:
-    """``--length``: where texts are cut; a default in words is one that the verb finds out."""
+    """``--length``: where texts are cut. A default that is a string is a description of how the verb chooses it."""
     text = "The number of tokens after which a text is cut."
     if isinstance(default, str):
         return click.option("--length", type=COUNT, metavar="N", help=f"{text} [default: {default}]")
@@ -314,7 +331,7 @@ _RUNNING = (
 
 
 def running(function: F) -> F:
-    """The options of every command that runs a model on texts to observe it."""
+    """The options of every command that observes a model while it runs on texts."""
     return _decorate(function, _RUNNING)
 
 
@@ -325,12 +342,12 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print the complete 
 
 
 def rows(*, csv: str = "", plot: str = "") -> Callable[[Command], Command]:
-    """The options of every command that shows rows, which it is given as one `RowOptions`.
+    """The options of every command that shows rows; the command receives them as one `RowOptions`.
 
     Parameters
     ----------
     csv, plot : str
-        What one row of ``--csv`` is about, and what ``--plot`` draws; without one there is no such option.
+        What a row of ``--csv`` stands for, and what ``--plot`` draws; if empty, there is no such option.
     """
 
     def decorate(function: Command) -> Command:
@@ -338,16 +355,18 @@ def rows(*, csv: str = "", plot: str = "") -> Callable[[Command], Command]:
         def with_rows(
             *arguments: Any, as_json: bool = False, as_csv: bool = False, plot: Path | None = None, **values: Any
         ) -> None:
-            # Both would write to standard output.
+            # Both would be written to standard output.
             if as_json and as_csv:
                 raise click.UsageError("--json and --csv exclude each other")
             function(*arguments, rows=RowOptions(as_json, as_csv, plot), **values)
 
         options = [JSON]
+        # Not every result has rows or a figure, and an option that does nothing would be a promise.
         if csv:
             options.append(click.option("--csv", "as_csv", is_flag=True, help=f"Print CSV with one row per {csv}."))
         if plot:
             text = f"Draw {plot} into FILE (.png, .svg or .pdf)."
+            # The callback runs before the command.
             options.append(click.option("--plot", type=PATH, callback=_check_drawable, metavar="FILE", help=text))
         return _decorate(with_rows, options)
 
@@ -355,10 +374,11 @@ def rows(*, csv: str = "", plot: str = "") -> Callable[[Command], Command]:
 
 
 def _check_drawable(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
-    """Refuse a file that no figure can be written to, before any work."""
+    """Refuse, before any work, a file to which no figure can be written."""
     del ctx, param
     if value:
-        from loralens.charts.figure import check_suffix  # with the renderers, which few commands need
+        # Imported here, since the renderers take long to import and few calls need them.
+        from loralens.charts.figure import check_suffix
 
         check_suffix(value)
     return value

@@ -1,13 +1,11 @@
 """The command ``loralens report``: declares its options, calls the verb and shows the result."""
 
-from pathlib import Path
-from typing import Unpack
+from typing import Any
 
 import click
 
 from loralens.cli import options
 from loralens.cli.show import show_json, tell_written
-from loralens.verbs.inputs.adapters import Reading
 from loralens.verbs.report import report
 
 
@@ -24,45 +22,26 @@ from loralens.verbs.report import report
 @options.MODULES
 @click.option(
     "--intruders/--no-intruders",
-    default=None,
+    default=None,  # the verb estimates the time
     help="Whether to look for intruder dimensions, which takes an SVD of every weight. [default: if it takes at most "
     "about a minute]",
 )
 @click.option("--markdown", is_flag=True, help="Also write the page as Markdown with pictures, beside FILE.")
+# Not `options.rows`: the tables are on the page.
 @options.JSON
 @options.OVERWRITE
 @options.reading
-def command(
-    adapters: tuple[str, ...],
-    output: Path | None,
-    base: str | None,
-    activations: tuple[str, ...],
-    modules: tuple[str, ...],
-    intruders: bool | None,
-    markdown: bool,
-    as_json: bool,
-    overwrite: bool,
-    **reading: Unpack[Reading],
-) -> None:
+def command(adapters: tuple[str, ...], as_json: bool, **keywords: Any) -> None:
     """Write one self-contained page about adapters: findings, spectra, ranks, and comparisons.
 
     ADAPTER is a file, a folder that holds one, or a Hub id in the local cache. With --base the page also says what ΔW
     amplifies, which dimensions are intruders, and what a merge would lose. The folder of a run stands for its
     checkpoints.
     """
-    if output is None and not as_json:
+    # The page is the result; only the numbers can be had without it.
+    if keywords["output"] is None and not as_json:
         raise click.UsageError("Missing option '-o': say where to write the page, or give --json")
-    result = report(
-        *adapters,
-        output=output,
-        base=base,
-        activations=activations,
-        modules=modules,
-        intruders=intruders,
-        markdown=markdown,
-        overwrite=overwrite,
-        **reading,
-    )
+    result = report(*adapters, **keywords)
     for path in result.written:
         tell_written(path)
     if as_json:

@@ -1,12 +1,11 @@
 """The command ``loralens scale``: declares its options, calls the verb and shows the result."""
 
-from typing import Unpack
+from typing import Any
 
 import click
 
 from loralens.cli import options
 from loralens.cli.show import RowOptions, show
-from loralens.verbs.outputs.writing import WritingAndReading
 from loralens.verbs.scale import scale
 
 
@@ -22,12 +21,10 @@ from loralens.verbs.scale import scale
 )
 @options.MODULES
 @options.writing
-def command(
-    adapter: str, by: float, modules: tuple[str, ...], rows: RowOptions, **files: Unpack[WritingAndReading]
-) -> None:
+def command(adapter: str, by: float, rows: RowOptions, **keywords: Any) -> None:
     """Write an adapter with ΔW multiplied by a number.
 
     With --modules only these modules change. The factors keep their bits: only the scale changes. With --by 0 every ΔW
     is zero.
     """
-    show(scale(adapter, by, modules=modules, **files), rows)
+    show(scale(adapter, by, **keywords), rows)

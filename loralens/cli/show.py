@@ -5,7 +5,6 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from shutil import get_terminal_size
 from typing import Any, Protocol, runtime_checkable
 
 import click
@@ -13,7 +12,6 @@ import click
 from loralens.cli.terminal import raw_stream, say
 from loralens.tables.result import Tabular
 from loralens.tables.table import Table
-from loralens.tables.text import lay_out, wrap
 from loralens.version import __version__
 
 
@@ -28,15 +26,15 @@ class RowOptions:
 
 @runtime_checkable
 class InPieces(Protocol):
-    """A result whose JSON may be too large to be held: it gives the text piece by piece."""
+    """A result whose JSON may be too large for memory: it yields the text in pieces."""
 
     def json_pieces(self) -> Iterator[str]:
-        """The text of the whole object, its version included."""
+        """The text of the whole object, including the version of loralens."""
         ...
 
 
 def show(result: Tabular, rows: RowOptions) -> None:
-    """Print a result, and draw it where a file for its figure was named."""
+    """Print a result, and draw its figure if there is a file for it."""
     if rows.as_json and isinstance(result, InPieces):
         for piece in result.json_pieces():
             click.echo(piece, nl=False)
@@ -48,18 +46,24 @@ def show(result: Tabular, rows: RowOptions) -> None:
     else:
         show_tables(*result.tables())
         say(*result.sentences())
+    # Last, so that the result is printed even if the figure cannot be written.
     if rows.plot:
         save_figure_of(result, rows.plot)
 
 
 def show_json(record: dict[str, Any]) -> None:
-    """One JSON object, with the version that wrote it."""
+    """Print a record as one JSON object, with the version of loralens."""
     click.echo(json.dumps({"loralens": __version__, **record}))
 
 
 def show_tables(*tables: Table[Any]) -> None:
-    """Tables as aligned text; on a terminal in its width, with bold headings; those without rows left out."""
-    # A pipe or a file has no width: there whole tables are written, for grep and for other programs.
+    """Print tables as aligned text, on a terminal in its width and with bold headings; empty ones are left out."""
+    # Imported here, as --json needs neither: shutil alone brings the modules of three compressions with it.
+    from shutil import get_terminal_size
+
+    from loralens.tables.text import lay_out
+
+    # A pipe or a file has no width: whole tables are written there, for grep and for other programs.
     width = get_terminal_size().columns if sys.stdout.isatty() else None
     for table in tables:
         # A heading without rows would look like an error.
@@ -76,13 +80,17 @@ def show_tables(*tables: Table[Any]) -> None:
 
 
 def _print_styled(text: str, width: int | None, **style: Any) -> None:
-    """Text in the style that is asked for, where standard output is a terminal; all text is `visible` already."""
+    """Print text in a style, if standard output is a terminal; the text must be `visible` already."""
+    from loralens.tables.text import wrap
+
+    # To the stream below, since the escapes of the style must act on the terminal.
     for line in [text] if width is None else wrap(text, width):
         click.secho(line, file=raw_stream(sys.stdout), **style)
 
 
 def save_figure_of(result: object, file: Path) -> None:
-    """Write the figure of a result, and say so on stderr."""
+    """Write the figure of a result, and report it on standard error."""
+    # Imported here, since matplotlib takes long to import.
     from loralens.charts.figure import save_figure
     from loralens.verbs.plot import figure_of
 
@@ -91,5 +99,5 @@ def save_figure_of(result: object, file: Path) -> None:
 
 
 def tell_written(file: Path) -> None:
-    """Say on stderr that a file was written."""
+    """Report on standard error that a file was written; standard output has only results."""
     say(f"wrote {file}", err=True)

@@ -1,13 +1,12 @@
 """The command ``loralens similarity``: declares its options, calls the verb and shows the result."""
 
-from typing import Unpack, get_args
+from typing import Any, get_args
 
 import click
 
 from loralens.analysis.compare.pairwise import Of, Side
 from loralens.cli import options
 from loralens.cli.show import RowOptions, show
-from loralens.verbs.inputs.adapters import Reading
 from loralens.verbs.similarity import similarity
 
 
@@ -20,6 +19,7 @@ from loralens.verbs.similarity import similarity
     show_default=True,
     help="The matrix whose directions are compared: ΔW, A alone (as in the LoRA paper), or B alone.",
 )
+# For B the default is out, since its inputs are the r coordinates of the bottleneck, which differ between adapters.
 @click.option(
     "--side",
     type=click.Choice(get_args(Side)),
@@ -37,19 +37,11 @@ from loralens.verbs.similarity import similarity
     plot="φ(i, j)",
 )
 @options.reading
-def command(
-    adapters: tuple[str, ...],
-    of: Of,
-    side: Side | None,
-    modules: tuple[str, ...],
-    phi_rank: int | None,
-    rows: RowOptions,
-    **reading: Unpack[Reading],
-) -> None:
+def command(adapters: tuple[str, ...], rows: RowOptions, **keywords: Any) -> None:
     """Compare the directions of adapters, beside what chance would give.
 
     One adapter: its own modules of equal width are compared with each other. Two adapters: φ(i, j), cosine, principal
     angles and CKA of every module. Three and more: every pair, clustered. --alpha and --scale are used for files that
     do not state their own.
     """
-    show(similarity(*adapters, of=of, side=side, modules=modules, phi_rank=phi_rank, **reading), rows)
+    show(similarity(*adapters, **keywords), rows)

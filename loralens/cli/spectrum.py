@@ -1,12 +1,11 @@
 """The command ``loralens spectrum``: declares its options, calls the verb and shows the result."""
 
-from typing import Unpack, get_args
+from typing import Any, get_args
 
 import click
 
 from loralens.cli import options
 from loralens.cli.show import RowOptions, show
-from loralens.verbs.inputs.adapters import Reading
 from loralens.verbs.spectrum import Sort, spectrum
 
 
@@ -21,22 +20,14 @@ from loralens.verbs.spectrum import Sort, spectrum
     "frobenius]",
 )
 @options.base("Also say how large ΔW is in relation to W.")
+# No default, since the verb refuses a device without --base: only the norms of W are computed on it.
 @options.device(None)
 @options.rows(csv="module", plot="the spectra")
 @options.reading
-def command(
-    adapters: tuple[str, ...],
-    modules: tuple[str, ...],
-    top: int | None,
-    sort: Sort | None,
-    base: str | None,
-    device: str | None,
-    rows: RowOptions,
-    **reading: Unpack[Reading],
-) -> None:
+def command(adapters: tuple[str, ...], rows: RowOptions, **keywords: Any) -> None:
     """Show the singular values of ΔW = scale·B·A for every module, and the ranks and norms that follow from them.
 
     ADAPTER is a file, a folder that holds one, or a Hub id in the local cache. ΔW is never formed: the cost is O((out +
     in)·r²) per module.
     """
-    show(spectrum(*adapters, modules=modules, top=top, sort=sort, base=base, device=device, **reading), rows)
+    show(spectrum(*adapters, **keywords), rows)

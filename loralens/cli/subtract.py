@@ -1,12 +1,11 @@
 """The command ``loralens subtract``: declares its options, calls the verb and shows the result."""
 
-from typing import Unpack
+from typing import Any
 
 import click
 
 from loralens.cli import options
 from loralens.cli.show import RowOptions, show
-from loralens.verbs.outputs.writing import WritingAndReading
 from loralens.verbs.subtract import subtract
 
 
@@ -17,17 +16,9 @@ from loralens.verbs.subtract import subtract
 @options.take("both")
 @options.DROP_DEAD
 @options.writing
-def command(
-    first: str,
-    second: str,
-    modules: tuple[str, ...],
-    take: str | None,
-    drop_dead: bool,
-    rows: RowOptions,
-    **files: Unpack[WritingAndReading],
-) -> None:
+def command(first: str, second: str, rows: RowOptions, **keywords: Any) -> None:
     """Write the difference A − B of two adapters, exactly.
 
     With --modules B is subtracted only in these modules. What is equal in both becomes exact zeros.
     """
-    show(subtract(first, second, modules=modules, take=take, drop_dead=drop_dead, **files), rows)
+    show(subtract(first, second, **keywords), rows)

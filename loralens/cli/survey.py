@@ -1,6 +1,7 @@
 """The command ``loralens survey``: declares its options, calls the verb and shows the result."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -12,12 +13,13 @@ from loralens.verbs.survey import survey
 @click.command("survey")
 @click.argument("folder", metavar="DIR", type=options.PATH)
 @options.rows(csv="file")
+# Not `options.reading`: one format or one scale would be wrong for most files of a folder.
 @options.ALLOW_PICKLE
 @options.ONCE
-def command(folder: Path, rows: RowOptions, allow_pickle: bool, once: bool) -> None:
+def command(folder: Path, rows: RowOptions, **keywords: Any) -> None:
     """List the adapters under a folder: format, base, ranks, norms, effective rank, fingerprint, duplicates.
 
     A file that should be an adapter and cannot be read is listed with the reason. Whole models are recognised by their
     headers, and only counted. The exit code is 0 whatever is there.
     """
-    show(survey(folder, allow_pickle=allow_pickle, once=once), rows)
+    show(survey(folder, **keywords), rows)

@@ -1,8 +1,8 @@
-"""Output streams that make text harmless to a terminal: nothing in it moves the cursor or hides other text.
+"""Output streams that make text harmless to a terminal: no text can move the cursor or hide other text.
 
-Names of files, folders, shards and modules and the metadata of files are somebody else's text. All of it is printed
-through standard output and standard error, so it is made harmless there. What moves the cursor on purpose (a bar, a
-line that is written again, colours) goes to the stream below.
+Names of files, folders, shards and modules, and the metadata of files, come from other people. All of them are printed
+through standard output and standard error, which therefore write control characters as escapes. Output that moves the
+cursor on purpose (a progress bar, a line that is rewritten, colours) goes directly to the stream below.
 """
 
 import os
@@ -17,9 +17,9 @@ from loralens.errors import visible
 
 
 def say(*lines: str, err: bool = False) -> None:
-    """Print lines, on standard error with ``err``; a name in one of them begins no other line and leaves no gap.
+    """Print lines, on standard error if ``err`` is True; line ends inside a line, such as in a name, become escapes.
 
-    What is printed elsewhere (tables, JSON, CSV) knows by itself where its lines end.
+    Tables, JSON and CSV escape their contents themselves, since their text has line ends of its own.
     """
     for line in lines:
         click.echo(visible(line), err=err)
@@ -27,26 +27,24 @@ def say(*lines: str, err: bool = False) -> None:
 
 @final
 class Harmless:
-    """A text stream that writes control characters as escapes, and is the stream below in all else.
+    """A text stream that writes control characters as escapes, and otherwise behaves like the stream below it.
 
-    It has no ``buffer``, so that nobody writes past it.
+    It has no ``buffer``, so that no code can write past it.
     """
 
     def __init__(self, below: TextIO) -> None:
         self.below = below
 
     def write(self, text: str | bytes) -> int:
-        """The text with every character that is not for a terminal as an escape; lines and tabs stay.
-
-        Bytes come from click, which writes the scripts of shell completion so.
-        """
+        """Write the text with control characters, except for line feeds and tabs, as escapes."""
+        # click writes the scripts of shell completion as bytes.
         if isinstance(text, bytes):
             text = text.decode("utf-8", "surrogateescape")
         self.below.write(visible(text, keep="\n\t"))
         return len(text)
 
     def writelines(self, lines: Iterator[str]) -> None:
-        """As `write`, each."""
+        """Write every line, see `write`."""
         for line in lines:
             self.write(line)
 
@@ -59,7 +57,7 @@ class Harmless:
 
 @contextmanager
 def harmless_output() -> Iterator[None]:
-    """Let all that is printed in the block be harmless to a terminal."""
+    """Within the context, everything that is printed is harmless to a terminal."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (cast("TextIO", _wrap_stream(stream)) for stream in before)
     try:
@@ -69,19 +67,20 @@ def harmless_output() -> Iterator[None]:
 
 
 def _wrap_stream(stream: TextIO | None) -> TextIO | Harmless:
-    if stream is None:  # closed by who called us: what is said there is lost
+    # Python has no stream where the caller has closed the file; what is printed there is lost.
+    if stream is None:
         return Harmless(cast("TextIO", _DiscardingStream()))
     return stream if isinstance(stream, Harmless) else Harmless(stream)
 
 
 def raw_stream(stream: TextIO) -> TextIO:
-    """The stream below, for what moves the cursor on purpose; names in it must be `visible` already."""
+    """The stream below, for output that moves the cursor on purpose; names in it must be `visible` already."""
     return stream.below if isinstance(stream, Harmless) else stream
 
 
 @final
 class _DiscardingStream:
-    """A text stream that forgets."""
+    """A text stream that discards everything."""
 
     encoding, errors = "utf-8", "replace"
 
@@ -89,24 +88,25 @@ class _DiscardingStream:
         return len(text)
 
     def flush(self) -> None:
-        """There is nothing to flush."""
+        """Do nothing, since there is nothing to flush."""
 
     def isatty(self) -> bool:
-        """It is no terminal."""
+        """False."""
         return False
 
 
 def occupy_closed_streams() -> None:
-    """Open what takes the numbers 0 to 2 where the caller closed them: a file that got one would be printed into.
+    """Open /dev/null for those of the file descriptors 0 to 2 that the caller has closed.
 
-    Standard output fails when it is written to, so that nobody takes silence for an empty answer; what is said on
-    standard error is lost.
+    Otherwise the next file that is opened would get one of these numbers, and output would be written into it. Writing
+    to standard output fails, so that no output is not mistaken for an empty answer; standard error is discarded.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDONLY if number < 2 else os.O_WRONLY)  # the lowest free number: this one
+            # open() takes the lowest free number, which is this one.
+            os.open(os.devnull, os.O_RDONLY if number < 2 else os.O_WRONLY)
     if sys.stdout is None:
         sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
     if sys.stderr is None:

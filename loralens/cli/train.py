@@ -1,18 +1,21 @@
 """The command ``loralens train``: declares its options, calls the verb and shows the result."""
 
-from typing import Unpack, get_args
+from typing import Any, get_args
 
 import click
 
 from loralens.cli import options
 from loralens.cli.show import RowOptions, show
 from loralens.cli.train_show import TrainingLine
+from loralens.training.course import Optimiser, Schedule
+from loralens.training.method import MethodName
 from loralens.verbs.inputs.data import TaskName
-from loralens.verbs.inputs.training import MethodName, OptimiserName, ScheduleName, TrainKeywords
 from loralens.verbs.outputs.run_display import displaying_runs
 from loralens.verbs.train import train
 
 
+# Options without a default are those that --demo may fill in. The verb sets their defaults, and the help texts repeat
+# them. The reasons for the defaults are in docs/train.md.
 @click.command("train")
 @options.model(required=False)
 @click.option("--task", type=click.Choice(get_args(TaskName)), help="The task that is learned.")
@@ -81,7 +84,7 @@ from loralens.verbs.train import train
 @click.option("--lr", type=float, help="The highest learning rate. [default: 0.0005]")
 @click.option(
     "--schedule",
-    type=click.Choice(get_args(ScheduleName)),
+    type=click.Choice(get_args(Schedule)),
     help="How the learning rate changes after the warm-up. [default: constant]",
 )
 @click.option(
@@ -93,7 +96,7 @@ from loralens.verbs.train import train
 )
 @click.option(
     "--optimiser",
-    type=click.Choice(get_args(OptimiserName)),
+    type=click.Choice(get_args(Optimiser)),
     default="adamw",
     show_default=True,
     help="The optimiser; sgd has no momentum.",
@@ -147,7 +150,7 @@ from loralens.verbs.train import train
 @options.OVERWRITE
 @options.DRY_RUN
 @options.rows()
-def command(rows: RowOptions, **keywords: Unpack[TrainKeywords]) -> None:
+def command(rows: RowOptions, **keywords: Any) -> None:
     """Train LoRA layers on texts, and write the adapter.
 
     Texts are one JSON object per line with "text" and, for classification, "label"; or a table with columns of these
@@ -161,5 +164,6 @@ def command(rows: RowOptions, **keywords: Unpack[TrainKeywords]) -> None:
     """
     with displaying_runs(TrainingLine):
         result = train(**keywords)
+    # Of several processes under torchrun the first alone prints.
     if result.main:
         show(result, rows)

@@ -1,4 +1,4 @@
-"""Displays a training run: as a line that is rewritten on a terminal, as single lines elsewhere."""
+"""Displays a training run: on a terminal as one line that is rewritten, elsewhere as single lines."""
 
 import sys
 from time import monotonic
@@ -14,16 +14,17 @@ if TYPE_CHECKING:
 
 
 class TrainingLine(RunDisplay):
-    """The line of a run on standard error: step, loss, rate, speed, and the time that is left."""
+    """The line of a run on standard error: step, loss, learning rate, speed, and the remaining time."""
 
     def __init__(self, steps: int) -> None:
         super().__init__(steps)
+        # In a file or a pipe, carriage returns would make one endless line.
         self.live = sys.stderr.isatty()
         self._width = 0
         self._shown = monotonic()
 
     def show(self, step: "Step") -> None:
-        """Write the line again, at most ten times a second; a line that stays where nobody looks at a terminal."""
+        """Rewrite the line, at most ten times a second; without a terminal print single lines, but fewer."""
         if not self.live:
             super().show(step)
         # Ten times a second is as often as an eye follows, and costs a fast step nothing.
@@ -35,12 +36,13 @@ class TrainingLine(RunDisplay):
             self._width = max(self._width, len(text))
 
     def say(self, text: str) -> None:
-        """Print a line that stays."""
+        """Print a line permanently, above the line of the run."""
         self.clear()
         say(text, err=True)
 
     def clear(self) -> None:
-        """Take the moving line away."""
+        """Remove the line of the run."""
+        # Spaces, since not every terminal knows the code that clears a line.
         if self._width:
             click.echo("\r" + " " * self._width + "\r", nl=False, file=raw_stream(sys.stderr))
             self._width = 0

@@ -1,12 +1,11 @@
 """The command ``loralens trajectory``: declares its options, calls the verb and shows the result."""
 
-from typing import Unpack
+from typing import Any
 
 import click
 
 from loralens.cli import options
 from loralens.cli.show import RowOptions, show
-from loralens.verbs.inputs.adapters import Reading
 from loralens.verbs.trajectory import trajectory
 
 
@@ -15,7 +14,7 @@ from loralens.verbs.trajectory import trajectory
 @options.MODULES
 @options.rows(csv="checkpoint", plot="the run over its steps")
 @options.reading
-def command(adapters: tuple[str, ...], modules: tuple[str, ...], rows: RowOptions, **reading: Unpack[Reading]) -> None:
+def command(adapters: tuple[str, ...], rows: RowOptions, **keywords: Any) -> None:
     """Follow one run through its checkpoints: how far ΔW has moved, where it turned, and the loss.
 
     RUN is a folder with checkpoint-N folders (loralens train, the Trainer of transformers) or with
@@ -24,4 +23,4 @@ def command(adapters: tuple[str, ...], modules: tuple[str, ...], rows: RowOption
     nothing is concluded from their order. Losses are read from the trainer_state.json of the latest step, or from the
     log of loralens train.
     """
-    show(trajectory(*adapters, modules=modules, **reading), rows)
+    show(trajectory(*adapters, **keywords), rows)

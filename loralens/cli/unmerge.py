@@ -1,13 +1,12 @@
 """The command ``loralens unmerge``: declares its options, calls the verb and shows the result."""
 
 from pathlib import Path
-from typing import Unpack
+from typing import Any
 
 import click
 
 from loralens.cli import options
 from loralens.cli.show import RowOptions, show
-from loralens.verbs.inputs.adapters import Reading
 from loralens.verbs.unmerge import unmerge
 
 
@@ -32,33 +31,11 @@ from loralens.verbs.unmerge import unmerge
 @options.MODULES
 @options.rows()
 @options.reading
-def command(
-    merged: Path,
-    output: Path | None,
-    undo: Path | None,
-    adapter: tuple[str, ...],
-    device: str,
-    overwrite: bool,
-    dry_run: bool,
-    modules: tuple[str, ...],
-    rows: RowOptions,
-    **reading: Unpack[Reading],
-) -> None:
+def command(merged: Path, adapter: tuple[str, ...], rows: RowOptions, **keywords: Any) -> None:
     """Restore the base that adapters were merged into.
 
     The undo patch restores every bit of the base, which its SHA-256 proves; the adapters are not needed. With --adapter
     the update is subtracted instead, and the entries that rounding leaves uncertain are counted. Several merges are
     undone in reverse order.
     """
-    result = unmerge(
-        merged,
-        output=output,
-        undo=undo,
-        adapter=[options.split_weight(text) for text in adapter],
-        device=device,
-        overwrite=overwrite,
-        dry_run=dry_run,
-        modules=modules,
-        **reading,
-    )
-    show(result, rows)
+    show(unmerge(merged, adapter=[*map(options.split_weight, adapter)], **keywords), rows)

@@ -1,13 +1,12 @@
 """The command ``loralens verify``: declares its options, calls the verb and shows the result."""
 
-from typing import Unpack, get_args
+from typing import Any, get_args
 
 import click
 
 from loralens.cli import options
 from loralens.cli.show import RowOptions, show
 from loralens.merging.rounding import Mode
-from loralens.verbs.inputs.adapters import Reading
 from loralens.verbs.verify import verify
 
 
@@ -30,18 +29,7 @@ from loralens.verbs.verify import verify
 @options.MODULES
 @options.rows(csv="module")
 @options.reading
-def command(
-    merged: str,
-    base: str,
-    adapter: tuple[str, ...],
-    rounding: Mode,
-    seed: int,
-    untie: bool | None,
-    device: str,
-    modules: tuple[str, ...],
-    rows: RowOptions,
-    **reading: Unpack[Reading],
-) -> None:
+def command(merged: str, adapter: tuple[str, ...], rows: RowOptions, **keywords: Any) -> None:
     """Test for every module whether a merged model holds it, by repeating the merge and comparing.
 
     exact: every bit is the one that loralens writes. rounded: the update is there in full, with another rounding.
@@ -50,17 +38,7 @@ def command(
     missing. The answer for the model is that of its worst module. The exit code is 0 for exact and rounded, 1 for
     partial and absent.
     """
-    result = verify(
-        merged,
-        base=base,
-        adapter=[options.split_weight(text) for text in adapter],
-        rounding=rounding,
-        seed=seed,
-        untie=untie,
-        device=device,
-        modules=modules,
-        **reading,
-    )
+    result = verify(merged, adapter=[*map(options.split_weight, adapter)], **keywords)
     show(result, rows)
     if not result.answer:
         click.get_current_context().exit(1)

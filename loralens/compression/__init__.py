@@ -5,29 +5,18 @@ from typing import TYPE_CHECKING
 from loralens.exports import lazy_exports
 
 if TYPE_CHECKING:
-    from loralens.compression.bits import allocate_bits
-    from loralens.compression.calibration import measure_moments
-    from loralens.compression.loss import UpdateLoss, losses
-    from loralens.compression.plan import TruncationPlan
-    from loralens.compression.truncate import Truncation
-
-__all__ = [
-    "Truncation",
-    "TruncationPlan",
-    "UpdateLoss",
-    "allocate_bits",
-    "losses",
-    "measure_moments",
-]
-
-__getattr__, __dir__ = lazy_exports(
-    __name__,
-    {
-        "UpdateLoss": "loss",
-        "TruncationPlan": "plan",
-        "Truncation": "truncate",
-        "allocate_bits": "bits",
-        "losses": "loss",
-        "measure_moments": "calibration",
-    },
-)
+    from loralens.compression.bits import allocate_bits as allocate_bits
+    from loralens.compression.calibration import measure_moments as measure_moments
+    from loralens.compression.loss import UpdateLoss as UpdateLoss
+    from loralens.compression.loss import losses as losses
+    from loralens.compression.plan import TruncationPlan as TruncationPlan
+else:
+    __all__, __getattr__, __dir__ = lazy_exports(
+        __name__,
+        {
+            "bits": ["allocate_bits"],
+            "calibration": ["measure_moments"],
+            "loss": ["UpdateLoss", "losses"],
+            "plan": ["TruncationPlan"],
+        },
+    )

@@ -113,15 +113,15 @@ def allocate_bits(
     """
     ladder = _Ladder.of(spectra, shapes, weights or {}, shared or {}, least)
     exact = size or (lambda bits: sum(direction_bytes(shapes[n], b) for n, each in bits.items() for b in each))
-    floor = ladder.taken(0)
+    floor = ladder.taken(0)  # the forced steps alone
     needed = exact(ladder.bits(floor))
     if needed > budget:
         what = f"a budget of {budget:,} bytes is too small"
         raise OptionError(what, fix=f"give at least {needed:,}: one direction of few bits for each module")
     # The size of the file exceeds the sum of its directions by a header that depends on the bits. The capacity is
-    # lowered by what a trial exceeds the budget, until a trial fits.
+    # lowered by what a trial exceeds the budget, until a trial fits; each round lowers it by at least one byte.
     chosen, capacity = floor, budget - needed + ladder.cost(floor)
-    while capacity > ladder.cost(floor):
+    while capacity > ladder.cost(floor):  # at the floor, which fits, there is nothing left to take back
         trial = ladder.taken(capacity)
         excess = exact(ladder.bits(trial)) - budget
         if excess <= 0:
@@ -138,19 +138,19 @@ def tradeoff(
     *,
     weights: Mapping[str, float] | None = None,
     shared: Mapping[str, str] | None = None,
-    least: int | Mapping[str, int] = 1,
 ) -> Tradeoff:
     """Bytes and error after every step, for a curve. The parameters are those of `allocate_bits`.
 
-    `allocate_bits` may find points between these for some budgets; they are better by at most one step.
+    Every module keeps at least one direction. `allocate_bits` may find points between these for some budgets; they are
+    better by at most one step.
     """
-    ladder = _Ladder.of(spectra, shapes, weights or {}, shared or {}, least)
+    ladder = _Ladder.of(spectra, shapes, weights or {}, shared or {}, 1)
     total = sum(float(energy.sum()) for energy in energies(spectra).values())
-    remaining = np.maximum(total - np.cumsum(ladder.energy), 0.0)
-    start = ladder.forced
-    nbytes, errors = np.cumsum(ladder.costs), np.sqrt(remaining / total) if total else np.zeros(remaining.size)
-    first = max(start - 1, 0)
-    return Tradeoff(nbytes[first:], errors[first:])
+    remaining = np.maximum(total - np.cumsum(ladder.energy), 0.0)  # rounding may leave −1e-17 at the end
+    errors = np.sqrt(remaining / total) if total else np.zeros(remaining.size)
+    # The first point that can be had is that after all forced steps.
+    first = max(ladder.forced - 1, 0)
+    return Tradeoff(np.cumsum(ladder.costs)[first:], errors[first:])
 
 
 def expected_error(spectra: Mapping[str, Array], bits: Mapping[str, Sequence[int]]) -> float:
@@ -203,13 +203,27 @@ class _Ladder:
         shared: Mapping[str, str],
         least: int | Mapping[str, int],
     ) -> "_Ladder":
-        groups = _groups(spectra, shapes, weights, shared, least)
+        members: dict[str, list[str]] = {}
+        for name in spectra:
+            members.setdefault(shared.get(name, name), []).append(name)
+        groups, own = [], energies(spectra)
+        for names in members.values():
+            # Modules of one group may have fewer directions than others: the missing ones are 0.
+            energy, gains = np.zeros((2, max(1, *(spectra[name].size for name in names))))
+            for name in names:
+                energy[: spectra[name].size] += own[name]
+                gains[: spectra[name].size] += weights.get(name, 1.0) * own[name]
+            group_shapes = [shapes[name] for name in names]
+            free, floored = _hull(group_shapes, floored=False), _hull(group_shapes, floored=True)
+            forced = max(least if isinstance(least, int) else least[name] for name in names)
+            groups.append(_Group(tuple(names), gains, energy, free, floored, forced))
         parts = []
         for g, group in enumerate(groups):
             count = group.gains.size
             for hull, first, stop in ((group.floored, 0, group.forced), (group.free, group.forced, count)):
                 step, direction = np.indices((hull.costs.size - 1, stop - first)).reshape(2, -1)
                 direction = direction + first
+                # Along a hull, the error saved per byte falls, so sorting keeps the steps of a direction in order.
                 cost, saved = np.diff(hull.costs)[step], -np.diff(hull.noise)[step]
                 worth = group.gains[direction] * saved / cost
                 worth[(step == 0) & (direction < group.forced)] = np.inf  # sorts forced steps to the front
@@ -217,7 +231,9 @@ class _Ladder:
                 parts.append(np.stack([worth, cost, energy, np.full(step.size, g), direction, hull.bits[step + 1]]))
         table = np.concatenate(parts, axis=1) if parts else np.zeros((6, 0))
         table = table[:, table[0] > 0]  # steps that save nothing are directions of 0
-        table = table[:, np.argsort(-table[0], kind="stable")]
+        table = table[
+            :, np.argsort(-table[0], kind="stable")
+        ]  # stable: of equal steps, the earlier module's comes first
         worth, costs, energy = table[:3]
         return cls(groups, costs.astype(np.int64), energy, table[3:].T.astype(np.int64), int(np.isinf(worth).sum()))
 
@@ -230,10 +246,8 @@ class _Ladder:
         reached = max(self.forced, int(np.searchsorted(np.cumsum(self.costs), capacity, side="right")))
         taken = np.zeros(self.costs.size, bool)
         taken[:reached] = True
-        remaining, least = (
-            capacity - int(self.costs[:reached].sum()),
-            self.costs[reached:].min(initial=np.iinfo(int).max),
-        )
+        remaining = capacity - int(self.costs[:reached].sum())
+        least = self.costs[reached:].min(initial=np.iinfo(int).max)  # below it, no later step can fit
         # A direction whose next step does not fit takes no later one either: the steps of a hull build on each other.
         ended: set[tuple[int, int]] = set()
         for i in range(reached, self.costs.size):
@@ -258,32 +272,7 @@ class _Ladder:
         return result
 
 
-def _groups(
-    spectra: Mapping[str, Array],
-    shapes: Mapping[str, Shape],
-    weights: Mapping[str, float],
-    shared: Mapping[str, str],
-    least: int | Mapping[str, int],
-) -> list[_Group]:
-    members: dict[str, list[str]] = {}
-    for name in spectra:
-        members.setdefault(shared.get(name, name), []).append(name)
-    groups, own = [], energies(spectra)
-    for names in members.values():
-        width = max(1, *(spectra[name].size for name in names))
-        energy, gains = np.zeros(width), np.zeros(width)
-        for name in names:
-            energy[: spectra[name].size] += own[name]
-            gains[: spectra[name].size] += weights.get(name, 1.0) * own[name]
-        group_shapes = [shapes[name] for name in names]
-        forced = max(least if isinstance(least, int) else least[name] for name in names)
-        groups.append(
-            _Group(tuple(names), gains, energy, _hull(group_shapes), _hull(group_shapes, floored=True), forced)
-        )
-    return groups
-
-
-def _hull(shapes: Sequence[Shape], *, floored: bool = False) -> _Hull:
+def _hull(shapes: Sequence[Shape], *, floored: bool) -> _Hull:
     """The hull of a direction over modules of these shapes. If ``floored``, the fewest bits always stay on it."""
     points = [(sum(direction_bytes(shape, b) for shape in shapes), expected_noise(b), b) for b in LEVELS]
     fixed = 2 if floored else 1
@@ -300,4 +289,5 @@ def _hull(shapes: Sequence[Shape], *, floored: bool = False) -> _Hull:
 
 def _above(first: tuple[int, float, int], middle: tuple[int, float, int], last: tuple[int, float, int]) -> bool:
     """Whether the middle point lies on or above the line through the others."""
+    # Slopes are compared by products, because a quotient would round.
     return (first[1] - middle[1]) * (last[0] - first[0]) <= (first[1] - last[1]) * (middle[0] - first[0])

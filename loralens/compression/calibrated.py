@@ -23,6 +23,8 @@ from loralens.linalg.basis import Basis
 from loralens.linalg.factor import implicit, measure
 from loralens.linalg.measures import EPS
 
+# It adds at most 1e-6 · E‖ΔW x‖² to the squared error on the data. It is far above rounding (1e-16), so it orders the
+# directions that the data never excites.
 SHARE = 1e-6  # energy of white inputs that is mixed in, relative to the energy on the data
 
 
@@ -87,19 +89,20 @@ def whitened_svd(module: LowRank, K: Array, G: Array | None = None) -> Whitened:
     O((out + in) r²) work.
     """
     K = _moment(K, module.rank, "K")
-    Q_B, R_B = _orthogonal(module.B)
-    R_A = _orthogonal(module.A.T)[1]
-    core = module.scale * R_B  # (m, r)
+    Q_B, R_B = _basis_and_R(module.B)
+    R_A = _basis_and_R(module.A.T)[1]
+    core = module.scale * R_B  # (m, r); Q_B is orthonormal, so that all norms can be taken without it
     sides = _root(K), R_A.T
-    L = _mixed(sides, _share(core @ sides[0], core @ sides[1]))  # L Lᵀ = K + ε A Aᵀ
+    L = _join_sides(sides, _white_share(core @ sides[0], core @ sides[1]))  # L Lᵀ = K + ε A Aᵀ
     if G is None:
         U, s, _ = np.linalg.svd(core @ L, full_matrices=False)
         return Whitened(s, U, U.T @ core, Q_B, R_A)
     G_root = _root(_moment(G, module.rank, "G")).T
-    eta = _share(G_root @ L, R_B @ L)
-    F = np.asarray(np.linalg.qr(_mixed((G_root.T, R_B.T), eta).T, mode="r"), np.float64)
+    eta = _white_share(G_root @ L, R_B @ L)
+    # Any square root of G + η R_BᵀR_B serves; a QR decomposition gives one without forming the sum.
+    F = np.asarray(np.linalg.qr(_join_sides((G_root.T, R_B.T), eta).T, mode="r"), np.float64)
     u, s, _ = np.linalg.svd(F @ L, full_matrices=False)
-    m = Q_B.k
+    m = Q_B.k  # the rank of B, beyond which F L has no singular values but rounding
     s = abs(module.scale) * s[:m]
     F_inverse = np.asarray(np.linalg.pinv(F, rcond=max(F.shape) * EPS), np.float64)  # on the numerical range of F
     return Whitened(s, (core @ F_inverse) @ u[:, :m], u[:, :m].T @ F, Q_B, R_A)
@@ -108,7 +111,7 @@ def whitened_svd(module: LowRank, K: Array, G: Array | None = None) -> Whitened:
 def data_norm(module: LowRank, K: Array) -> float:
     """√(E‖ΔW x‖²), the size of an update at the output of its module. Raises the errors of `whitened_svd`."""
     root = _root(_moment(K, module.rank, "K"))
-    return float(np.linalg.norm(module.scale * _orthogonal(module.B)[1] @ root))
+    return float(np.linalg.norm(module.scale * _basis_and_R(module.B)[1] @ root))
 
 
 def data_error(module: LowRank, other: LowRank, K: Array, *, trace: float | None = None) -> float:
@@ -124,12 +127,13 @@ def data_error(module: LowRank, other: LowRank, K: Array, *, trace: float | None
     if module.shape != other.shape:
         raise ShapeError(f"updates {module.shape} and {other.shape} are not of one weight", fix="pass equal shapes")
     root = _root(_moment(K, module.rank, "K"))
-    right, R_A = _orthogonal(module.A.T)
+    right, R_A = _basis_and_R(module.A.T)
     Q_A, rows = right.columns(), other.A.T.astype(np.float64)
     inside = Q_A.T @ rows  # (n, r')
     through = np.linalg.lstsq(R_A, inside, rcond=None)[0].T  # A' = through · A + a part outside the row space of A
+    # The difference is formed in the r + r′ directions of both B, so that nearly equal updates do not cancel.
     stacked = np.hstack([module.scale * module.B.astype(np.float64), -other.scale * other.B.astype(np.float64)])
-    R = _orthogonal(stacked)[1]
+    R = _basis_and_R(stacked)[1]
     first = R[:, : module.rank] @ root
     error, norm = np.linalg.norm(first + R[:, module.rank :] @ through @ root), np.linalg.norm(first)
     if trace is not None and Q_A.shape[0] > right.k:
@@ -155,26 +159,27 @@ def _root(K: Array) -> Array:
     Eigenvalues within rounding of 0 become 0, because the root of a rounding error of 1e-16 would count as 1e-8.
     """
     values, V = np.linalg.eigh(K)
+    # `eigh` sorts upwards, so the last eigenvalue is the largest.
     alive = values > values[-1:] * len(K) * EPS
     return np.asarray(V * np.sqrt(np.where(alive, values, 0.0)), np.float64)
 
 
-def _orthogonal(X: Array) -> tuple[Basis, Array]:
+def _basis_and_R(X: Array) -> tuple[Basis, Array]:
     """Q and R with X = Q R, where Q is a basis of at most min(m, r) columns and R has all r columns."""
     factor = measure(X)
-    order = np.flatnonzero(factor.norms)
+    order = np.flatnonzero(factor.norms)  # columns of 0 have no direction, and get columns of 0 in R
     Y, T, R = implicit(factor, order)
     full = np.zeros((R.shape[0], X.shape[1]))
     full[:, order] = R * np.ldexp(factor.norms, factor.exponents)[order]
     return Basis(Y, T), full
 
 
-def _share(data: Array, weight: Array) -> float:
+def _white_share(data: Array, weight: Array) -> float:
     """The factor ε of white inputs; 1 if the data has no energy, so that the result is plain truncation."""
     energy, weight_energy = float(np.sum(data**2)), float(np.sum(weight**2))
     return SHARE * energy / weight_energy if energy and weight_energy else 1.0
 
 
-def _mixed(sides: tuple[Array, Array], share: float) -> Array:
+def _join_sides(sides: tuple[Array, Array], share: float) -> Array:
     """[first, √share · second]."""
     return np.hstack([sides[0], np.sqrt(share) * sides[1]])

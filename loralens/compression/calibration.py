@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
@@ -83,12 +82,20 @@ def measure_moments(
     and nothing of the size of a weight.
     """
     sums, count = _Sums(out_side=out_side), 0
+    # Without dropout, because the moments are those of the model in use.
     with frozen_evaluation(model, gradient=out_side), _watch_modules(model, adapter, sums.watch) as hooked:
         for batch in batches:
             count += 1
             mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
             sums.mask = None if mask is None or mask.ndim != 2 else mask.bool()  # 4-D masks are no list of positions
-            _run(model, batch, gradient=out_side, loss=loss)
+            output = call(model, batch)
+            if not out_side:
+                continue
+            value = loss(output, batch) if loss else getattr(output, "loss", None)
+            if value is None:
+                what = "the model returned no loss, and the out side needs one"
+                raise OptionError(what, fix="put labels into the batches, or pass loss=")
+            value.backward()
     if not count:
         raise OptionError("there are no batches to calibrate on", fix="give at least one input")
     return Moments(
@@ -113,26 +120,28 @@ class _Sums:
 
     def watch(self, name: str, factor_steps: Steps, x: "Tensor", z: "Tensor", output: "Tensor") -> "Tensor":
         """Add one call of a module, and register a hook for the gradient at its output."""
+        # The trace of E[x xᵀ] needs one number for each position, and no matrix of the size of a weight.
         rows, squares = self._rows(z.detach()), self._rows(factor_steps.squares(x.detach())[..., None])
         self._in[name] = self._in.get(name, 0) + rows.T @ rows
         self._squares[name] = self._squares.get(name, 0.0) + float(squares.sum())
         self._counts[name] += len(rows)
         if not self.out_side:
             return output
-        leaf = not output.requires_grad
-        output.requires_grad_().register_hook(partial(self._gradient, name, factor_steps))  # type: ignore[no-untyped-call]
-        return (
-            output.clone() if leaf else output
-        )  # later layers may write into it in place, which torch forbids for a leaf
 
-    def _gradient(self, name: str, factor_steps: Steps, g: "Tensor") -> None:
-        rows = self._rows(factor_steps.back(g.detach()))
-        self._out[name] = self._out.get(name, 0) + rows.T @ rows
+        def add_gradient(g: "Tensor") -> None:
+            rows = self._rows(factor_steps.back(g.detach()))
+            self._out[name] = self._out.get(name, 0) + rows.T @ rows
+
+        leaf = not output.requires_grad
+        output.requires_grad_().register_hook(add_gradient)  # type: ignore[no-untyped-call]
+        # Later layers may write into the output in place, which torch forbids for a leaf.
+        return output.clone() if leaf else output
 
     def _rows(self, z: "Tensor") -> "Tensor":
         """The rows of z at the positions that count, float64, shape (count, r)."""
         if z.device.type == "mps":  # Apple's backend has no float64
             z = z.cpu()
+        # Some models flatten (batch, length) before a module; a module that sees other positions is counted whole.
         rows, mask = z.reshape(-1, z.shape[-1]), self.mask
         if mask is not None and (z.shape[:-1] == mask.shape or z.shape[:-1] == (mask.numel(),)):
             rows = rows[mask.reshape(-1).to(z.device)]
@@ -140,29 +149,17 @@ class _Sums:
 
     def moments(self, ranks: Mapping[str, int]) -> dict[str, Moment]:
         """The means, for modules of these ranks."""
-        return {name: self._moment(name, rank) for name, rank in ranks.items()}
-
-    def _moment(self, name: str, rank: int) -> Moment:
-        count = self._counts[name]
-        K, G = (
-            sums[name].cpu().numpy() / count if count and name in sums else np.zeros((rank, rank))
-            for sums in (self._in, self._out)
-        )
-        trace = self._squares[name] / count if count else 0.0
-        return Moment(K, count, G if self.out_side else None, trace=trace)
-
-
-def _run(model: "nn.Module", batch: Any, *, loss: "Loss | None", gradient: bool) -> None:
-    """Run one forward pass, and a backward pass if a gradient is needed."""
-    output = call(model, batch)
-    if not gradient:
-        return
-    value = loss(output, batch) if loss else getattr(output, "loss", None)
-    if value is None:
-        raise OptionError(
-            "the model returned no loss, and the out side needs one", fix="put labels into the batches, or pass loss="
-        )
-    value.backward()
+        moments = {}
+        for name, rank in ranks.items():
+            count = self._counts[name]
+            # A module that no input reached has moments of 0, and one whose output has no effect on the loss a G of 0.
+            K, G = (
+                sums[name].cpu().numpy() / count if count and name in sums else np.zeros((rank, rank))
+                for sums in (self._in, self._out)
+            )
+            trace = self._squares[name] / count if count else 0.0
+            moments[name] = Moment(K, count, G if self.out_side else None, trace=trace)
+        return moments
 
 
 @contextmanager
@@ -186,6 +183,7 @@ def _watch_peft(model: "nn.Module", adapter: Adapter, watch: "Watch") -> Iterato
         hooked = []
         for name, module in adapter.items():
             key = weights[name].key
+            # PEFT's layers wrap the layer that they adapt; what it applies elsewhere, such as to parameters, has none.
             layer = tree.layers[key.removesuffix(".weight")] if key.endswith(".weight") else None
             inner = getattr(layer, "base_layer", None)
             if layer is None or not isinstance(module, LowRank):
@@ -195,32 +193,28 @@ def _watch_peft(model: "nn.Module", adapter: Adapter, watch: "Watch") -> Iterato
             factor_steps = steps(module, inner) if inner is not None else None
             if factor_steps is None:
                 continue
-            stack.callback(
-                layer.register_forward_hook(partial(_call_watch, name, factor_steps, watch), with_kwargs=True).remove
-            )
+            stack.callback(layer.register_forward_hook(_hook(name, factor_steps, watch), with_kwargs=True).remove)
             hooked.append(name)
         yield tuple(hooked)
 
 
-def _call_watch(
-    name: str,
-    factor_steps: Steps,
-    watch: "Watch",
-    layer: Any,
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    output: Any,
-) -> Any:
-    del layer
-    x = first_input(args, kwargs)
-    return watch(name, factor_steps, x, factor_steps.inside(x), output)
+def _hook(name: str, factor_steps: Steps, watch: "Watch") -> Callable[..., Any]:
+    """A forward hook that shows the input, z and the output of a layer to ``watch``."""
+
+    def hook(_: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Any:
+        x = first_input(args, kwargs)
+        return watch(name, factor_steps, x, factor_steps.inside(x), output)
+
+    return hook
 
 
 def _check_carried(layer: Any, module: LowRank) -> None:
     """Raise a MismatchError if a PEFT layer does not carry this pair, or does not use it."""
     if getattr(layer, "disable_adapters", False) or getattr(layer, "merged", False):
         raise MismatchError("PEFT has this layer merged or switched off", fix="unmerge the model and enable adapters")
+    # B is compared with its scale: the same factors under another α are another adapter.
     A, B = module.A.astype(np.float64), module.scale * module.B.astype(np.float64)
+    # PEFT adds up all active adapters; this one has to be among them, under whatever name it was loaded.
     for name in getattr(layer, "active_adapters", ()):
         scale = getattr(layer, "scaling", {}).get(name, 1.0)
         if _near(_peft_factor(layer, "A", name), A) and _near(scale * _peft_factor(layer, "B", name), B):
@@ -230,6 +224,7 @@ def _check_carried(layer: Any, module: LowRank) -> None:
 
 def _peft_factor(layer: Any, side: str, name: str) -> Array:
     """The entries of PEFT's factor, float64, flat; empty if the layer has no such pair."""
+    # PEFT keeps the factors of embeddings apart, as bare parameters without a layer around them.
     for factors in (getattr(layer, f"lora_{side}", {}), getattr(layer, f"lora_embedding_{side}", {})):
         if name in factors:
             own = getattr(factors[name], "weight", factors[name])
@@ -238,9 +233,9 @@ def _peft_factor(layer: Any, side: str, name: str) -> Array:
 
 
 def _near(stored: Array, expected: Array) -> bool:
-    return stored.size == expected.size and bool(
-        np.linalg.norm(stored - expected.ravel()) <= SAME * np.linalg.norm(expected)
-    )
+    if stored.size != expected.size:
+        return False
+    return bool(np.linalg.norm(stored - expected.ravel()) <= SAME * np.linalg.norm(expected))
 
 
 def _reason(module: Update) -> str:
@@ -256,6 +251,7 @@ def next_token_loss(output: Any, batch: Any) -> "Tensor":
     from torch.nn.functional import cross_entropy
 
     logits, ids, mask = output.logits[:, :-1], batch["input_ids"][:, 1:], batch["attention_mask"].bool()
+    # A token after padding has nothing to be predicted from.
     both = (mask[:, 1:] & mask[:, :-1]).to(logits.device)
     return cross_entropy(logits[both].float(), ids.to(logits.device)[both], reduction="sum")
 

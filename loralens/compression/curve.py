@@ -58,7 +58,7 @@ def curve_ranks(most: int) -> list[int]:
     shown_ranks, rank = [], 1
     while rank < most:
         shown_ranks.append(rank)
-        rank += 1 if rank < EVERY else 2 ** (rank.bit_length() - 3)
+        rank += 1 if rank < EVERY else 2 ** (rank.bit_length() - 3)  # a quarter of the power of 2 below
     return [*shown_ranks, most] if most else []
 
 
@@ -75,13 +75,13 @@ def rank_curve(
 
     Parameters
     ----------
-    plan : Plan
+    plan : TruncationPlan
     size : callable
         Adapter → bytes of its file.
     one_rank : bool
         Whether the file format has one rank for all modules. The best ranks are then no better than a uniform rank.
     protect : "absolute", "relative" or mapping of str to float
-        What the budget protects, as in `truncate`.
+        What the budget protects, as in `TruncationPlan.ranks`.
     header : int, optional
         Bytes that a file in few bits (loralens-q) needs besides its directions; ``few_bits`` is computed only with it.
     step : callable, optional
@@ -89,7 +89,7 @@ def rank_curve(
 
     Returns
     -------
-    list of Point
+    list of CurvePoint
         From the highest rank down to 1.
 
     Notes
@@ -121,6 +121,7 @@ def _few_bits(plan: TruncationPlan, protect: Protection, header: int) -> Callabl
     )
 
     def error(room: int) -> float | None:
+        # The last point whose bytes fit into what the header leaves.
         last = bisect_right(steps.nbytes, room - header) - 1
         return float(steps.error[last]) if last >= 0 else None
 

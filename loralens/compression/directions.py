@@ -39,6 +39,7 @@ class Directions:
 
     def head(self, k: int) -> "Directions":
         """The first k directions. If there are fewer, padding that adds nothing follows: zero columns of B."""
+        # A rank that is common to several modules may be above the number of directions of one of them.
         count, rank = min(k, self.s.size), len(self.out)
         out, in_, s = np.zeros((rank, k)), np.eye(k, rank), np.zeros(k)
         out[:, :count], in_[:count], s[:count] = self.out[:, :count], self.in_[:count], self.s[:count]
@@ -53,10 +54,11 @@ def singular_directions(module: Update) -> Directions:
     """
     if isinstance(module, Structured):
         s = module.singular_values()
+        # Values below rounding would count as directions in a budget.
         s = s[: numerical_rank(s, module.shape)]
         return Directions(s, np.zeros((0, s.size)), np.zeros((s.size, 0)))
     out, s, in_ = truncating_maps(module.B, module.A)
-    count = s.size if module.scale else 0
+    count = s.size if module.scale else 0  # a scale of 0 makes ΔW = 0, whatever the factors are
     return Directions(s[:count] * abs(module.scale), out[:, :count], in_[:count])
 
 
@@ -86,6 +88,7 @@ def cast_factors(module: Update, dtype: DType) -> Update:
     def rounded(x: Array) -> Array:
         with np.errstate(over="ignore"):
             result = x.astype(dtype)
+        # What was infinite before is passed on; only what the cast itself makes infinite is an error.
         return result if np.isfinite(result).sum() == np.isfinite(x).sum() else check_in_range(result, dtype)
 
     B, A = (factor.map(rounded, shape=factor.shape, dtype=dtype) for factor in (B, A))
@@ -113,6 +116,7 @@ def nearest_pair(module: Structured, k: int, dtype: DType | None, recent: Recent
     """
     (rows, columns), dtype = module.shape, dtype or np.dtype(np.float32)
 
+    # One array of both factors, so that whichever is read first computes both.
     def joint() -> Array:
         pair = module.truncated(k)
         with np.errstate(over="ignore"):

@@ -26,12 +26,15 @@ def directions_on_data(module: Update, moment: Moment | None) -> Directions:
     if moment is None or not isinstance(module, LowRank) or not module.scale:
         return singular_directions(module)
     svd = whitened_svd(module, moment.K, moment.G)
-    k = numerical_rank(svd.s, module.shape)
+    k = numerical_rank(svd.s, module.shape)  # the others are rounding errors of 0
     X, Y = svd.X[:, :k], svd.Y[:k]
     R_B = svd.Q_B.T.T @ cross_gram(svd.Q_B.X, module.B)  # B = Q_B R_B
+    # Least squares, because B may have columns that depend on each other, and R_B is then singular.
     out = np.linalg.lstsq(R_B, X, rcond=None)[0]
     across, along = np.linalg.norm(X, axis=0), np.linalg.norm(Y @ svd.R_A.T, axis=1) / abs(module.scale)
+    # Factors of equal length lose less in a narrow dtype: in fp8 3.7 %, and 4.1 % if one holds all the length.
     root = np.sqrt(np.divide(along, across, out=np.ones(k), where=along > 0))
+    # No input reached the module: its directions are worth nothing to a budget, but stay in order.
     unreached = moment.count == 0
     return Directions(np.zeros(k) if unreached else svd.s[:k], out * root, Y / module.scale / root[:, None])
 
@@ -46,6 +49,7 @@ def equalise_units(by_module: Mapping[str, Directions], adapter: Adapter, moment
         if name in moments and moments[name].count:
             norm = frobenius(adapter[name].singular_values())
             gains.append(frobenius(by_module[name].s) / norm if norm else 0.0)
+    # The median, so that one module with unusual inputs does not set the unit of all.
     gain = float(np.median(gains)) if gains else 1.0
     return {
         name: one if name in moments else Directions(one.s * gain, one.out, one.in_) for name, one in by_module.items()
@@ -64,7 +68,7 @@ def data_losses(before: Adapter, after: Adapter, moments: Moments) -> dict[str, 
         other = after.modules.get(names.get(name, ""))
         if name not in moments or not moments[name].count or not isinstance(module, LowRank):
             continue
-        if isinstance(other, Structured):
+        if isinstance(other, Structured):  # its effect on the data does not follow from z = A x
             continue
         with place(name):
             K, trace = moments[name].K, moments[name].trace

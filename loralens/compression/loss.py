@@ -44,6 +44,7 @@ class UpdateLoss:
     @property
     def energy_kept(self) -> float:
         """1 − relative_error², at least 0: for a truncation the share of Σσ² that it keeps."""
+        # Another update may be farther away than 0 is, with an error above 1.
         return max(0.0, 1 - self.relative_error**2)
 
 
@@ -60,11 +61,7 @@ def total_error(losses: Mapping[str, UpdateLoss]) -> float:
 
 def predict_loss(s: Array, rank_after: int, rank_before: int) -> UpdateLoss:
     """The error of keeping the first ``rank_after`` of the singular values ``s``, before any rounding."""
-    norm, top = frobenius(s), spectral(s)
-    tail = s[rank_after:]
-    return UpdateLoss(
-        rank_before, rank_after, norm, frobenius(tail) / norm if norm else 0.0, spectral(tail) / top if top else 0.0
-    )
+    return _loss(rank_before, rank_after, s, s[rank_after:])
 
 
 def losses(before: Adapter, after: Adapter, *, threads: int = 1, step: Step | None = None) -> dict[str, UpdateLoss]:
@@ -81,7 +78,7 @@ def losses(before: Adapter, after: Adapter, *, threads: int = 1, step: Step | No
 
     Returns
     -------
-    dict of str to Loss
+    dict of str to UpdateLoss
         Under the names of ``before``. A module that ``after`` lacks has the error 1 and the rank 0.
 
     Raises
@@ -96,7 +93,7 @@ def losses(before: Adapter, after: Adapter, *, threads: int = 1, step: Step | No
     The error is computed from both pairs of factors, not from the singular values that were dropped; it is itself
     accurate to ε‖ΔW‖. Where both have the same factors, nothing is computed.
     """
-    names = same_modules(before, after)
+    names = same_modules(before, after)  # once for all, as matching by normal form looks at all names
 
     def measure_loss(name: str) -> UpdateLoss:
         with place(name):
@@ -110,30 +107,25 @@ def update_loss(before: Update, after: Update | None) -> UpdateLoss:
     if after is not None and before.shape != after.shape:
         raise ShapeError(f"{before.shape} has become {after.shape}", fix="give two forms of the same adapter")
     if not isinstance(before, LowRank):
-        return _measure_dense(before, after)
+        s = lost = before.singular_values()
+        if after is not None:
+            lost = Dense(LazyArray.of(before.dense() - after.dense())).singular_values()
+        return _loss(before.rank, after.rank if after else 0, s, lost)
     Q_B, s, Q_A = before.bases()
-    norm, top = frobenius(s), spectral(s)
     if after is None:
-        return UpdateLoss(before.rank, 0, norm, float(norm > 0), float(norm > 0))
+        return _loss(before.rank, 0, s, s)
     if isinstance(after, LowRank) and same_numbers(before, after):
-        return UpdateLoss(before.rank, after.rank, norm, 0.0, 0.0)
-    unit = top or 1.0  # in units of which no square overflows or underflows
+        return _loss(before.rank, after.rank, s, s[:0])
+    unit = spectral(s) or 1.0  # in units of which no square overflows or underflows
+    # Against the orthonormal directions of the old update, so that nearly equal updates do not cancel.
     B = (after.scale / unit) * after.B.astype(np.float64)
-    tail = unit * difference_singular_values(Q_B, s / unit, Q_A, B, after.A.astype(np.float64))
-    return _loss(before, after, (norm, top), (frobenius(tail), spectral(tail)))
+    lost = unit * difference_singular_values(Q_B, s / unit, Q_A, B, after.A.astype(np.float64))
+    return _loss(before.rank, after.rank, s, lost)
 
 
-def _measure_dense(before: Update, after: Update | None) -> UpdateLoss:
-    s = tail = before.singular_values()
-    if after is not None:
-        tail = Dense(LazyArray.of(before.dense() - after.dense())).singular_values()
-    return _loss(before, after, (frobenius(s), spectral(s)), (frobenius(tail), spectral(tail)))
-
-
-def _loss(
-    before: Update, after: Update | None, norms_before: tuple[float, float], norms_lost: tuple[float, float]
-) -> UpdateLoss:
-    (norm, top), (error, far) = norms_before, norms_lost
+def _loss(rank_before: int, rank_after: int, s: Array, lost: Array) -> UpdateLoss:
+    """The error from the singular values of the update and of what it lost."""
+    norm, top, error = frobenius(s), spectral(s), frobenius(lost)
     zero = float(error > 0)  # an update that was 0 and no longer is has the error 1
-    rank = after.rank if after else 0
-    return UpdateLoss(before.rank, rank, norm, error / norm if norm else zero, far / top if top else zero)
+    relative, spectral_error = error / norm if norm else zero, spectral(lost) / top if top else zero
+    return UpdateLoss(rank_before, rank_after, norm, relative, spectral_error)

@@ -38,6 +38,7 @@ def solve_magnitudes(before: Adapter, after: Adapter, weights: Mapping[str, Weig
     """
     extra = dict(after.extra)
     for name, key in magnitudes(after).items():
+        # A module that keeps its rank and dtype is the same object: its magnitude stays, bit for bit.
         if after[name] is not before[name]:
             with place(key):
                 extra[key] = _solve_magnitude(extra[key], before[name], after[name], weights[name])
@@ -47,19 +48,18 @@ def solve_magnitudes(before: Adapter, after: Adapter, weights: Mapping[str, Weig
 def _solve_magnitude(extra: Extra, before: Update, after: Update, weight: Weight) -> Extra:
     over_in, kernel = extra.role in ("magnitude", "norms"), before.layout.kernel
     tensor = extra.tensor
+    # LyCORIS stores a magnitude by input channel flat: the kernel is what is left of the width.
     if extra.role == "magnitude_in" and not kernel and before.shape[1] % max(1, tensor.size) == 0:
-        kernel = (
-            before.shape[1] // max(1, tensor.size),
-        )  # LyCORIS stores a magnitude by input channel flat: the kernel is what is left of the width
+        kernel = (before.shape[1] // max(1, tensor.size),)
     cosines = weight_cosines(before, after, weight, over_in=over_in, kernel=kernel)
     if extra.role in NORMS:  # the file had no magnitudes, and programs took ‖W‖ for them: from now on it has
+        # PEFT stores the magnitudes of a convolution as (1, out, 1, 1).
         shape = (1, before.shape[0], *(1 for _ in kernel)) if kernel else (cosines.size,)
         tensor = LazyArray.of(weight.lengths(by_input=not over_in).astype(np.float32).reshape(shape))
         extra = Extra("magnitude" if over_in else "magnitude_in", extra.module, tensor)
     if tensor.size != cosines.size:
-        raise ShapeError(
-            f"{tensor.shape} is not one number for each of {cosines.size} channels", fix="save the adapter again"
-        )
+        what = f"{tensor.shape} is not one number for each of {cosines.size} channels"
+        raise ShapeError(what, fix="save the adapter again")
     m = tensor.read().astype(np.float64) * cosines.reshape(tensor.shape)
     return replace(extra, tensor=LazyArray.of(m.astype(tensor.dtype)))
 
@@ -88,7 +88,7 @@ def weight_cosines(
     if not over_in and kernel:
         sums = sums.reshape(3, in_ // prod(kernel), prod(kernel)).sum(2)
     dot, square, square_ = sums
-    length = np.sqrt(square) * np.sqrt(square_)
+    length = np.sqrt(square) * np.sqrt(square_)  # the root of the product could overflow
     return np.asarray(np.divide(dot, length, out=np.ones_like(dot), where=length > 0))
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Any, final
 
 import numpy as np
@@ -22,6 +23,7 @@ from loralens.core.threads import Step, in_threads
 from loralens.errors import OptionError, place
 
 Size = Callable[[Adapter], int]
+# Their shapes and offsets have more or fewer digits, which must not decide between two forms.
 DIGITS = 64  # bytes by which the header entries of two forms of one module may differ
 
 
@@ -58,8 +60,13 @@ class TruncationPlan:
         With ``moments``, the directions are ordered by their effect on the data that was measured. ``step`` is called
         with 1 after every module.
 
+        Without them, no update of the same rank is nearer in the Frobenius or the spectral norm (Eckart & Young 1936).
+        ΔW is never formed: the work is O((out + in)·r²) a module, and two r × r matrices a module are kept in memory.
+
         Raises
         ------
+        OptionError
+            A glob matches nothing.
         MismatchError
             The moments are those of another adapter.
         FormatError
@@ -76,8 +83,9 @@ class TruncationPlan:
 
         def check(name: str) -> None:
             with place(name):
-                adapter[name].singular_values()
+                adapter[name].singular_values()  # raises a FormatError for NaN and Inf
 
+        # One pass: of every module either the directions are found, or it is tested for NaN and Inf.
         names = [name for name in select(adapter, modules) if not keeps_rank(adapter[name])]
         by_module = in_threads(find, names, threads, step)
         in_threads(check, [name for name in adapter if name not in by_module], threads, step)
@@ -95,17 +103,41 @@ class TruncationPlan:
         size: Size | None = None,
         cost: Callable[[Update], int] | None = None,
     ) -> dict[str, int]:
-        """The ranks that a rule gives to the modules of the plan; see `loralens.compression.truncate.truncate`.
+        """The ranks that a rule gives to the modules of the plan.
 
-        ``cost`` gives the size of one direction of a module if ``size`` does not count the factors themselves.
+        Parameters
+        ----------
+        rule : Rule
+            A criterion for each module alone, or one budget for all modules. A budget of ``parameters`` up to 1 is a
+            share of the parameters of the adapter. Modules outside the plan count in a budget too.
+        one_rank : bool
+            Whether all modules get the same rank, as far as their factors are wide enough.
+        protect : "absolute", "relative" or mapping of str to float
+            What a budget minimises: Σ‖ΔW−ΔW'‖², the same relative to ‖ΔW‖² of each module, or the former with a weight
+            for each glob (1 for modules that no glob matches).
+        drop_dead : bool
+            Leave out modules whose rank becomes 0: modules that do nothing, and modules for which the budget has no
+            room. Otherwise every module keeps one direction. A module with a DoRA magnitude or a bias of its own always
+            does.
+        size : callable, optional
+            Adapter → size of the file to be written, for the rule ``bytes``; by default the bytes of the factors count.
+        cost : callable, optional
+            Update → size of one direction of it, needed if ``size`` does not count the factors themselves.
+
+        Raises
+        ------
+        OptionError
+            The budget is too small for rank 1 everywhere, a glob matches nothing, or no module is left.
         """
-        spectra, nbytes = {name: one.s for name, one in self.directions.items()}, size or _nbytes
-        measure = nbytes if rule.name == "bytes" else _parameters
+        spectra = {name: one.s for name, one in self.directions.items()}
+        nbytes: Size = size or attrgetter("nbytes")
 
         def adjust(chosen: Mapping[str, int]) -> Mapping[str, int]:
             return chosen if one_rank else self._restore_fused(chosen, nbytes)
 
-        price = (cost or self.direction_bytes) if rule.name == "bytes" else _direction_parameters
+        measure: Size = nbytes if rule.name == "bytes" else attrgetter("parameters")
+        price = (cost or self.direction_bytes) if rule.name == "bytes" else lambda module: sum(module.shape)
+        # A budget of one parameter or less fits nothing, so such a number is free to mean a share.
         if rule.name == "parameters" and rule.value <= 1:
             rule = Rule("parameters", max(1, int(rule.value * self.adapter.parameters)))
         chosen = ranks(
@@ -117,9 +149,10 @@ class TruncationPlan:
             least=self.least(drop_dead=drop_dead),
             one_rank=one_rank,
             widths={name: self.adapter[name].rank for name in self.directions},
-            size=lambda chosen: measure(self.at(adjust(chosen))) if self._some(chosen) else 0,
+            # The adapter is made at these ranks, because sizes of a file depend on more than its directions.
+            size=lambda chosen: measure(self.at(adjust(chosen))) if self._any_left(chosen) else 0,
         )
-        if not self._some(chosen):
+        if not self._any_left(chosen):
             raise OptionError("no module is left: none does anything", fix="leave out --drop-dead")
         return dict(adjust(chosen))
 
@@ -144,7 +177,7 @@ class TruncationPlan:
         bound = {extra.module for extra in self.adapter.extra.values() if extra.role in BOUND}
         return {name: int(not drop_dead or name in bound) for name in self.directions}
 
-    def _some(self, chosen: Mapping[str, int]) -> bool:
+    def _any_left(self, chosen: Mapping[str, int]) -> bool:
         """Whether any module is left at these ranks."""
         return len(chosen) < len(self.adapter) or any(chosen.values())
 
@@ -153,15 +186,17 @@ class TruncationPlan:
         out, in_ = module.shape
         if self.dtype or not isinstance(module, LowRank):
             return (out + in_) * (self.dtype.itemsize if self.dtype else 4)  # `nearest_pair` makes float32
+        # Each factor keeps its own dtype, and in some files they differ.
         B, A = module.factors
         return out * B.dtype.itemsize + in_ * A.dtype.itemsize
 
     def at(self, chosen: Mapping[str, int]) -> Adapter:
         """The adapter at these ranks. Its factors are computed when they are read.
 
-        A module that keeps its rank and dtype is the same object; a module of rank 0 is left out.
+        A module that keeps its rank and dtype is the same object, with its stored bits. A module of rank 0 is left out.
+        An update that is no pair (LoKr, LoHa, full) becomes one.
         """
-        recent, gone = Recent(), []
+        recent = Recent()  # shared by all modules, so that one dense pair is in memory at a time
         modules: dict[str, Update] = {}
         for name, module in self.adapter.items():
             rank = chosen.get(name, module.rank)
@@ -173,9 +208,7 @@ class TruncationPlan:
                 modules[name] = truncate_pair(module, self.directions[name].head(rank), self.dtype)
             if modules[name] is not module:
                 modules[name] = locate_errors(name, modules[name])
-            if rank == 0:
-                gone.append(name)
-        return replace(self.adapter, modules=modules).without(gone)
+        return replace(self.adapter, modules=modules).without([name for name, rank in chosen.items() if rank == 0])
 
     def losses(self, chosen: Mapping[str, int]) -> dict[str, UpdateLoss]:
         """The errors of the chosen modules from the directions that are dropped, before rounding, in units of ``s``."""
@@ -192,16 +225,3 @@ def keeps_rank(module: Update) -> bool:
 def is_fused_module(module: Update) -> bool:
     """Whether a module is stored as one block for each of several fused projections."""
     return module.layout.kind == "merged" and module.origin is not None
-
-
-def _direction_parameters(module: Update) -> int:
-    """The parameters of one direction."""
-    return sum(module.shape)
-
-
-def _parameters(adapter: Adapter) -> int:
-    return adapter.parameters
-
-
-def _nbytes(adapter: Adapter) -> int:
-    return adapter.nbytes

@@ -10,7 +10,7 @@ from loralens.errors import OptionError
 from loralens.linalg.measures import frobenius
 
 Protection = Literal["absolute", "relative"] | Mapping[str, float]
-MOST = 1e50  # largest ratio of two norms ‖ΔW‖ that is used: its square is still far from overflowing
+MOST = 1e50  # largest ratio of two norms ‖ΔW‖ that is used: its square, 1e100, times σ² is far from overflowing
 
 
 def protection(spectra: Mapping[str, Array], protect: Protection) -> dict[str, float]:
@@ -33,12 +33,15 @@ def protection(spectra: Mapping[str, Array], protect: Protection) -> dict[str, f
         return dict.fromkeys(spectra, 1.0)
     if protect == "relative":
         norms = {name: frobenius(s) for name, s in spectra.items()}
+        # Relative to the largest norm, because 1/‖ΔW‖² itself could overflow. ΔW = 0 has nothing to protect.
         largest = max(norms.values(), default=0.0)
         return {name: min(largest / norm, MOST) ** 2 if norm else 0.0 for name, norm in norms.items()}
     weights: dict[str, float] = {}
     for glob, weight in protect.items():
+        # True is a number to Python and hardly meant as one here.
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= float_info.max:
             raise OptionError(f"the weight of {glob} is {weight!r:.100}", fix="give a finite number from 0")
+        # The first glob wins, so that exceptions can be written before a general rule.
         for name in select(spectra, [glob]):
             weights.setdefault(name, float(weight))
     return {name: weights.get(name, 1.0) for name in spectra}

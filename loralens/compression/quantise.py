@@ -1,9 +1,8 @@
-"""The quantisation of an adapter to a few bits, and its error."""
+"""The quantisation of an adapter to a few bits."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from loralens.compression.loss import UpdateLoss, losses
 from loralens.core.adapter import Adapter
 from loralens.core.lowrank import LowRank
 from loralens.core.quantised import quantise_module
@@ -12,10 +11,8 @@ from loralens.core.threads import in_threads
 from loralens.errors import MismatchError, OptionError, place
 
 
-def quantise(
-    adapter: Adapter, *, bits: int | Mapping[str, Sequence[int]] = 8, threads: int = 1
-) -> tuple[Adapter, dict[str, UpdateLoss]]:
-    """Quantise an adapter to integers of a few bits, and measure the error of each module.
+def quantise(adapter: Adapter, *, bits: int | Mapping[str, Sequence[int]], threads: int = 1) -> Adapter:
+    """Quantise an adapter to integers of a few bits; `loralens.compression.loss.losses` measures what that costs.
 
     The format ``loralens-q`` stores the integers. Other formats store the factors that the integers stand for, float32.
 
@@ -30,10 +27,8 @@ def quantise(
 
     Returns
     -------
-    adapter : Adapter
+    Adapter
         Every module has as many directions as have bits. Its factors are in memory; all else is unchanged.
-    lost : dict of str to Loss
-        Module name → error, measured on both pairs of factors.
 
     Raises
     ------
@@ -41,7 +36,10 @@ def quantise(
         Bits are out of range, are given for more directions than there are, or for other modules.
     MismatchError
         A module is no pair.
+    FormatError
+        A module holds NaN or Inf, or is too large for float32.
     """
+    # Bits for some modules alone would leave open what becomes of the others.
     if not isinstance(bits, int) and set(bits) != set(adapter):
         name = min(set(bits) ^ set(adapter))
         raise OptionError(f"{name} is in the adapter or in bits, not in both", fix="give bits for every module")
@@ -50,8 +48,8 @@ def quantise(
         module: Update = adapter[name]
         with place(name):
             if not isinstance(module, LowRank):
+                # Only a product has directions to which bits could be given.
                 raise MismatchError("is no pair of factors", fix="make it a pair first: loralens convert --rank R")
             return quantise_module(module, bits if isinstance(bits, int) else bits[name])
 
-    after = replace(adapter, modules=in_threads(quantise_named, list(adapter), threads))
-    return after, losses(adapter, after, threads=threads)
+    return replace(adapter, modules=in_threads(quantise_named, list(adapter), threads))

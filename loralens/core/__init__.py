@@ -5,40 +5,27 @@ from typing import TYPE_CHECKING
 from loralens.exports import lazy_exports
 
 if TYPE_CHECKING:
-    from loralens.core.adapter import Adapter, Finding
-    from loralens.core.lazy import LazyArray
-    from loralens.core.lowrank import LowRank
-    from loralens.core.moments import Moments
-    from loralens.core.ranks import Rule
-    from loralens.core.scaling import Scaling
-    from loralens.core.structured import Structured
-    from loralens.core.weights import Weight, weights_of
-
-__all__ = [
-    "Adapter",
-    "Finding",
-    "LazyArray",
-    "LowRank",
-    "Moments",
-    "Rule",
-    "Scaling",
-    "Structured",
-    "Weight",
-    "weights_of",
-]
-
-__getattr__, __dir__ = lazy_exports(
-    __name__,
-    {
-        "Adapter": "adapter",
-        "Finding": "adapter",
-        "LazyArray": "lazy",
-        "LowRank": "lowrank",
-        "Moments": "moments",
-        "Rule": "ranks",
-        "Scaling": "scaling",
-        "Structured": "structured",
-        "Weight": "weights",
-        "weights_of": "weights",
-    },
-)
+    from loralens.core.adapter import Adapter as Adapter
+    from loralens.core.adapter import Finding as Finding
+    from loralens.core.lazy import LazyArray as LazyArray
+    from loralens.core.lowrank import LowRank as LowRank
+    from loralens.core.moments import Moments as Moments
+    from loralens.core.ranks import Rule as Rule
+    from loralens.core.scaling import Scaling as Scaling
+    from loralens.core.structured import Structured as Structured
+    from loralens.core.weights import Weight as Weight
+    from loralens.core.weights import weights_of as weights_of
+else:
+    __all__, __getattr__, __dir__ = lazy_exports(
+        __name__,
+        {
+            "adapter": ["Adapter", "Finding"],
+            "lazy": ["LazyArray"],
+            "lowrank": ["LowRank"],
+            "moments": ["Moments"],
+            "ranks": ["Rule"],
+            "scaling": ["Scaling"],
+            "structured": ["Structured"],
+            "weights": ["Weight", "weights_of"],
+        },
+    )

@@ -1,7 +1,7 @@
 """`Adapter`: the updates of a whole model, and the other content of their file."""
 
 from collections.abc import Callable, Collection, ItemsView, Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, Self, final, overload
@@ -10,10 +10,9 @@ from loralens.core.lazy import LazyArray
 from loralens.core.names import matches, natural_key, nearest, wild
 from loralens.errors import OptionError, UnknownModuleError
 from loralens.tables.numbers import number, shape
-from loralens.tables.render import html_table
 from loralens.tables.table import Column, Table
 
-if TYPE_CHECKING:  # four classes that only LyCORIS files need
+if TYPE_CHECKING:  # its classes are needed for LyCORIS files only
     from loralens.core.structured import Update
 
 Level = Literal["error", "warning", "note"]
@@ -26,8 +25,8 @@ class Finding:
     Attributes
     ----------
     level : str
-        ``error``: the numbers would be wrong. ``warning``: their meaning may be another than it seems. ``note``: useful
-        information.
+        ``error``: the numbers would be wrong. ``warning``: the numbers may mean something else than they seem to.
+        ``note``: useful information.
     code : str
         A stable name for the kind of finding, for programs.
     text, fix : str
@@ -41,7 +40,7 @@ class Finding:
 
     def record(self) -> dict[str, str]:
         """The finding as a JSON object."""
-        return {"level": self.level, "code": self.code, "text": self.text, "fix": self.fix}
+        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +131,9 @@ class Adapter:
         """
         if isinstance(key, int):
             return self.modules[list(self.modules)[key]]
+        # An exact name wins over a glob, so every module can be reached by its own name.
         if key in self.modules:
             return self.modules[key]
-        # An exact name wins over a glob, because names may have brackets.
         if wild(key) and (matched := [name for name in self.modules if matches(name, key)]):
             return self.without(self.modules.keys() - {*matched})
         what = "no module is matched by" if wild(key) else "no module"
@@ -181,7 +180,9 @@ class Adapter:
         extra: dict[str, Extra] = {}
         for key, tensor in self.extra.items():
             name = names.get(tensor.module, tensor.module)
-            renamed = _renamed_key(key, tensor.module, name)
+            # With dots at both ends a name matches only whole parts of the key. A key without the name stays.
+            head, separator, tail = f".{key}.".rpartition(f".{tensor.module}.")
+            renamed = f"{head}.{name}.{tail}"[1:-1] if separator and tensor.module else key
             if renamed in extra:
                 raise OptionError(f"two tensors would be called {renamed}", fix="choose other names")
             extra[renamed] = replace(tensor, module=name)
@@ -200,6 +201,7 @@ class Adapter:
 
     def __radd__(self, other: object) -> "Adapter":
         """0 + a is a, so that `sum` of adapters works."""
+        # `sum` starts with the integer 0. Any other number has no meaning as an adapter.
         return self if type(other) is int and other == 0 else NotImplemented
 
     def __sub__(self, other: "Adapter") -> "Adapter":
@@ -223,6 +225,7 @@ class Adapter:
     @property
     def parameters(self) -> int:
         """Number of stored numbers in pairs."""
+        # Experts of a stack share tensors; each module counts its own share of them.
         return sum(module.parameters for module in self.modules.values())
 
     @property
@@ -231,16 +234,20 @@ class Adapter:
         return sum(module.nbytes for module in self.modules.values())
 
     def __reduce__(self) -> tuple[Any, ...]:  # the read-only views of mappings cannot be pickled
-        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
         return partial(Adapter, **{**values, "modules": dict(self.modules), "extra": dict(self.extra)}), ()
 
     def _repr_html_(self) -> str:
         """The first modules as a table for a notebook."""
+        from loralens.tables.render import html_table  # csv and html, which only notebooks need, take 2 ms to import
+
         return html_table(Table(repr(self), MODULE_COLUMNS, list(self.items())[:MODULES_SHOWN]))
 
     def __repr__(self) -> str:
-        ranks = sorted({module.rank for module in self.modules.values()})
-        return f"Adapter({self.format}, {len(self)} modules, rank {_rank_range(ranks)}, {self.parameters:,} parameters)"
+        ranks = {module.rank for module in self.modules.values()}
+        # One rank, or the smallest and the largest.
+        shown = "–".join(map(str, sorted({min(ranks), max(ranks)}))) if ranks else "none"
+        return f"Adapter({self.format}, {len(self)} modules, rank {shown}, {self.parameters:,} parameters)"
 
 
 MODULES_SHOWN = 20  # modules of the table in a notebook
@@ -254,16 +261,6 @@ MODULE_COLUMNS: "tuple[Column[tuple[str, Update]], ...]" = (
 
 
 def _weighted_sum(*terms: tuple[Adapter, float]) -> Adapter:
-    from loralens.core.vector import sum_adapters  # which stands on this file
+    from loralens.core.vector import sum_adapters  # imported here, because that file imports this one
 
     return sum_adapters(terms)
-
-
-def _renamed_key(key: str, old: str, new: str) -> str:
-    """A stored key with another name of its module; unchanged if the key does not contain the name."""
-    head, named, tail = f".{key}.".rpartition(f".{old}.")
-    return f"{head}.{new}.{tail}"[1:-1] if named and old else key
-
-
-def _rank_range(ranks: list[int]) -> str:
-    return "none" if not ranks else str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]}–{ranks[-1]}"

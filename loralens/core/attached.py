@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn, final
+from typing import TYPE_CHECKING, Any, final
 
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.carried import ADDED
 from loralens.core.layers import Steps, compute_dtype, steps, tensor
-from loralens.core.lazy import LazyArray
+from loralens.core.lazy import without_numbers
 from loralens.core.lowrank import LowRank
 from loralens.core.structured import Update
 from loralens.core.weights import Weight, Weights, weights_of
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
     Watch = Callable[[str, Steps, Tensor, Tensor, Tensor], Tensor]
 
-PEFT_PREFIX = "base_model.model."
+PEFT_PREFIX = "base_model.model."  # of all names in a model that PEFT wraps
+# `magnitude_in` is not among them: factors for the inputs would have to scale x, and a hook sees the output alone.
 BENDING = ("magnitude", "norms")  # roles of extras that make a module DoRA with one number for each output
 REPLACED = ("saved", "embedding", "bias")  # roles of extras that replace a parameter of the model
 
@@ -78,18 +79,10 @@ class Tree:
         MismatchError
             A module has no weight in the model, or a weight of another shape.
         """
-        stored = {key: _shape_of(self.parameter(key)) for key in self.parameters}
+        # Matching reads shapes and no numbers, so no parameter is converted to NumPy for it.
+        stored = {key: without_numbers(tuple(self.parameter(key).shape), "float32") for key in self.parameters}
         conv1d = any(type(layer).__name__ == "Conv1D" for layer in self.layers.values())
         return weights_of(adapter.modules, stored, conv1d=conv1d)
-
-
-def _shape_of(parameter: "nn.Parameter") -> LazyArray:
-    """A `LazyArray` with the shape of a parameter, which is all that matching needs."""
-
-    def unread() -> NoReturn:
-        raise AssertionError("matching reads shapes only")
-
-    return LazyArray(unread, shape=tuple(parameter.shape), dtype="float32")
 
 
 @final
@@ -119,9 +112,8 @@ class Attachment:
         self.ran: set[str] = set()
         self.left_out: dict[str, str] = {}
         self._steps: dict[str, tuple[nn.Module, Steps]] = {}
-        self._norms: dict[
-            str, tuple[Tensor, Tensor]
-        ] = {}  # DoRA: the bias of the layer, and m / ‖W + ΔW‖, for each output
+        # DoRA: the bias of the layer, and m / ‖W + ΔW‖ for each output.
+        self._norms: dict[str, tuple[Tensor, Tensor]] = {}
         self._biases: dict[str, Tensor] = {}  # biases on B
         self._new: dict[str, Tensor] = {}  # new values of whole parameters, by key
         self.changed: tuple[str, ...] = ()
@@ -137,7 +129,7 @@ class Attachment:
             else:
                 self._steps[name] = (layer, steps_of_pair)
         # DoRA needs the bias that is in use, so trained biases are placed first.
-        for key, extra in sorted(adapter.extra.items(), key=lambda item: item[1].role in BENDING):  # biases first
+        for key, extra in sorted(adapter.extra.items(), key=lambda item: item[1].role in BENDING):
             self._place_extra(key, extra, adapter, weights)
 
     @property
@@ -173,12 +165,11 @@ class Attachment:
         name: str,
         steps_of_pair: Steps,
         watch: "Watch | None",
-        layer: "nn.Module",
+        _layer: "nn.Module",
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         output: "Tensor",
     ) -> "Tensor":
-        del layer
         self.ran.add(name)
         x = first_input(args, kwargs)
         z = steps_of_pair.inside(x)
@@ -187,6 +178,7 @@ class Attachment:
             adapted = adapted + self._biases[name]
         if name in self._norms:
             bias, factor = self._norms[name]
+            # The norm belongs to W + ΔW alone, so the bias is taken out of the output and added again.
             adapted = (adapted - bias) * factor + bias
         # The only rounding to the dtype of the model.
         adapted = adapted.to(output.dtype)
@@ -213,7 +205,7 @@ class Attachment:
 
     def _place_extra(self, key: str, extra: Extra, adapter: Adapter, weights: Weights) -> None:
         """Prepare the effect of a tensor that does not belong to a pair, or note why it has none."""
-        # The original of the copy is applied.
+        # PEFT stores some tensors twice. The original of the copy is applied.
         if extra.role == "copy":
             return
         if extra.role in REPLACED + ADDED:
@@ -223,6 +215,7 @@ class Attachment:
         elif extra.role in BENDING:
             self._renormalise(key, extra, adapter, weights)
         elif extra.role == "lora_bias":
+            # In float64, and rounded to the dtype of the computation once.
             update = adapter[extra.module].scale * extra.tensor.read().astype("float64").reshape(-1)
             self._biases[extra.module] = self._per_output(extra.module, update)
         else:
@@ -237,6 +230,7 @@ class Attachment:
             self.left_out[key] = f"{extra.role}: the model has no parameter of this name and size"
             return
         own = self.tree.parameter(name).detach()
+        # A second change of the same parameter is added to the first, so `_new` is read before the model is.
         new = tensor(extra.tensor.read(), own, compute_dtype(own)).reshape(own.shape)
         self._new[name] = (self._new.get(name, own) + new if extra.role in ADDED else new).to(own.dtype)
 
@@ -249,8 +243,10 @@ class Attachment:
             self.left_out[key] = f"{extra.role}: {extra.tensor.size} numbers, not one for each of its outputs"
             return
         dtype = compute_dtype(own)
+        # The stored orientation may be (in, out), as in GPT-2; the norms are those of the outputs.
         W = (own.T if weight.transposed else own).reshape(module.shape).to(dtype)
         norm = (W + tensor(module.dense(), own, dtype)).norm(dim=1)
+        # The bias in use, which may be a trained one.
         bias = self._new.get(f"{weight.key.removesuffix('.weight')}.bias", getattr(layer, "bias", None))
         if extra.role == "norms":  # no magnitude in the file: PEFT uses the lengths of W, in the dtype of W
             m = self._along_channels(name, W.norm(dim=1).to(own.dtype).to(dtype))
@@ -266,12 +262,14 @@ class Attachment:
 
     def _along_channels(self, name: str, numbers: "Tensor") -> "Tensor":
         """Reshape (out,) so that it lies along the axis of the channels in the output of the layer."""
+        # The axis counts from the end, so one axis of length 1 follows for each axis behind that of the channels.
         return numbers.reshape(-1, *(1,) * (-1 - self._steps[name][1].axis))
 
 
 @contextmanager
 def keep_modes(model: "nn.Module") -> Iterator[None]:
     """Restore the training or evaluation mode of every module after the block."""
+    # Each module is restored on its own, because `train` and `eval` set all modules below one alike.
     modes = [(module, module.training) for module in model.modules()]
     try:
         yield
@@ -288,6 +286,7 @@ def frozen_evaluation(model: "nn.Module", *, gradient: bool) -> Iterator[None]:
     """
     import torch
 
+    # Only these get their gradient back; parameters that were frozen before stay frozen.
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         with keep_modes(model), torch.set_grad_enabled(gradient):
@@ -309,12 +308,12 @@ def call(model: "nn.Module", batch: Any) -> Any:
     # A model spread over several devices takes its input on the first.
     device = next(model.parameters()).device
 
-    def moved(value: Any) -> Any:
+    def to_device(value: Any) -> Any:
         return value.to(device) if hasattr(value, "to") else value
 
     if isinstance(batch, Mapping):
-        return model(**{key: moved(value) for key, value in batch.items()})
-    return model(*map(moved, batch)) if isinstance(batch, tuple) else model(moved(batch))
+        return model(**{key: to_device(value) for key, value in batch.items()})
+    return model(*map(to_device, batch)) if isinstance(batch, tuple) else model(to_device(batch))
 
 
 def first_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> "Tensor":

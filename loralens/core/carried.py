@@ -18,6 +18,7 @@ from loralens.linalg.factor import check_in_range
 
 StrengthOf = Callable[[int, str], float]  # (index of an adapter, name of a module in it) → weight
 
+# A number, so that it can stand where an index does. None means that the caller did not choose.
 NONE = -1  # instead of the index of an adapter: use the full tensors of none
 FULL = ("saved", "copy", "embedding", "tokens", "bias", "other")  # roles of tensors that cannot be added
 ADDED = ("diff", "diff_b")  # roles of tensors that can be added
@@ -25,6 +26,7 @@ NORMS = ("norms", "norms_in")  # magnitudes that are not in the file and are the
 MAGNITUDES = ("magnitude", "magnitude_in", *NORMS)
 BOUND = (*MAGNITUDES, "lora_bias", "diagonal")  # roles of tensors that are meaningless without their module
 FIELDS = ("modules_to_save", "bias", "trainable_token_indices", "task_type")  # fields of PEFT about full tensors
+# The values of these fields without full tensors. `task_type` stays that of the first adapter.
 NOBODY: Mapping[str, Any] = {"modules_to_save": None, "bias": "none", "trainable_token_indices": None}
 LISTED = 6  # most modules that a message names
 
@@ -80,8 +82,9 @@ def combine_extras(
     full = {} if holder is None or holder == NONE else _of_role(adapters[holder], FULL)
     extra = full | _sum_differences(adapters, strength, labels)
     if alone:
-        kept_extras = {key: one for key, one in adapters[0].extra.items() if one.role not in (*FULL, *ADDED)}
-        extra = {key: (extra | kept_extras)[key] for key in adapters[0].extra if key in extra or key in kept_extras}
+        extra |= {key: tensor for key, tensor in adapters[0].extra.items() if tensor.role not in (*FULL, *ADDED)}
+        # In the order of the file, so that an unchanged adapter is written as it was.
+        extra = {key: extra[key] for key in adapters[0].extra if key in extra}
     if holder is not None and full:
         _check_dialect(adapters, holder, labels)
         if any(strength(holder, name) != 1 for name in adapters[holder]):
@@ -92,11 +95,12 @@ def combine_extras(
 
 def _of_role(adapter: Adapter, roles: Sequence[str]) -> dict[str, Extra]:
     """The extras of some roles."""
-    return {key: one for key, one in adapter.extra.items() if one.role in roles}
+    return {key: extra for key, extra in adapter.extra.items() if extra.role in roles}
 
 
 def _check_plain(adapter: Adapter, label: str, *, alone: bool, unchanged: bool) -> None:
     """Refuse an adapter whose update is not scale·B·A alone."""
+    # A single DoRA adapter of weight 1 is copied: its magnitudes still belong to its factors.
     if not unchanged and _of_role(adapter, MAGNITUDES):
         raise MismatchError(
             f"{label} is a DoRA adapter: its update depends on the base weight and is of full rank",
@@ -117,11 +121,13 @@ def _find_holder(adapters: Sequence[Adapter], labels: Sequence[str], take: int |
     if take is not None:
         unused = [labels[t] for t in holders if t != take]
         notes = [f"tensors trained in full are left out of {', '.join(unused)}"] if unused else []
-        if take != NONE and take not in holders:  # it has none, so those of the others are left out
+        # The chosen adapter has no full tensors, so those of the others are left out.
+        if take != NONE and take not in holders:
             take = NONE if holders else None
         return take, notes
+    # Equal full tensors need no choice.
     if len(holders) > 1 and not _same_full_tensors(adapters, holders):
-        names = list(dict.fromkeys(one.module for t in holders for one in _of_role(adapters[t], FULL).values()))
+        names = list(dict.fromkeys(extra.module for t in holders for extra in _of_role(adapters[t], FULL).values()))
         shown = ", ".join(names[:LISTED]) + (" …" if len(names) > LISTED else "")
         who = ", ".join(labels[t] for t in holders)
         raise MismatchError(
@@ -136,6 +142,7 @@ def _same_full_tensors(adapters: Sequence[Adapter], holders: Sequence[int]) -> b
     first, *other_tensors = (_of_role(adapters[t], FULL) for t in holders)
 
     def equal(key: str, other: Mapping[str, Extra]) -> bool:
+        # Bytes are compared, so that NaN equals itself. Shapes come first, because they need no reading.
         a, b = first[key].tensor, other[key].tensor
         return (a.shape, a.dtype) == (b.shape, b.dtype) and a.read().tobytes() == b.read().tobytes()
 
@@ -173,13 +180,14 @@ def _weighted_difference(terms: Sequence[tuple[float, Extra]]) -> LazyArray:
         The differences have several shapes.
     """
     first = terms[0][1].tensor
+    # The only difference, at full strength, stays as it is stored, bit for bit.
     if len(terms) == 1 and terms[0][0] == 1:
         return first
-    if any(one.tensor.shape != first.shape for _, one in terms):
+    if any(extra.tensor.shape != first.shape for _, extra in terms):
         raise MismatchError("differences of one tensor have several shapes", fix="give adapters of one base model")
 
     def total() -> Array:
-        summed = sum((w * one.tensor.read().astype(np.float64) for w, one in terms), np.zeros(first.shape))
+        summed = sum((w * extra.tensor.read().astype(np.float64) for w, extra in terms), np.zeros(first.shape))
         with np.errstate(over="ignore"):
             # A sum that was infinite before rounding came from infinite differences and is passed on.
             rounded = np.asarray(summed).astype(first.dtype)

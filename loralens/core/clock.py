@@ -7,7 +7,7 @@ from typing import final
 
 from loralens.errors import FormatError
 
-# Real files need milliseconds.
+# Real files need milliseconds; only files that are made to waste time reach the limit.
 PLAIN_SECONDS = 5.0  # limit for work that takes long only with millions of pairs of names and patterns
 
 
@@ -21,7 +21,7 @@ class Clock:
         self.limit, self.spent = limit, 0.0
 
     @property
-    def left(self) -> float:
+    def remaining(self) -> float:
         """The seconds that remain, at least 0."""
         return max(0.0, self.limit - self.spent)
 
@@ -34,12 +34,13 @@ class Clock:
         FormatError
             The limit is exceeded.
         """
-        # Processor time, not wall time: a busy machine must not make a file unreadable.
+        # Processor time of this thread, not wall time: a busy machine must not make a file unreadable.
         begin = thread_time()
         try:
             yield
         finally:
             self.spent += thread_time() - begin
+        # After the block and outside `finally`, so that an error inside it is not replaced by this one.
         if self.spent > self.limit:
             raise self.error(what, fix=fix)
 

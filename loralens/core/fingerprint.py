@@ -1,13 +1,12 @@
 """A hash of the update of an adapter that is the same in every dialect with the same numbers."""
 
-from collections.abc import Iterator
 from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 
 from loralens.core.adapter import Adapter
-from loralens.core.lazy import Array, LazyArray
+from loralens.core.lazy import Array, LazyArray, row_blocks
 from loralens.core.lowrank import LowRank
 from loralens.core.naming.normal_form import normal_form
 from loralens.core.structured import Dense, Update
@@ -41,10 +40,10 @@ def _hash_module(name: str, update: Update) -> bytes:
     scale = np.float64(update.scale)
     if isinstance(update, LowRank):
         return _hash_arrays("pair", name, scale, update.B, update.A)
+    # A full difference is as large as the weight, so it is hashed a block of rows at a time.
     if isinstance(update.form, Dense):
-        return _hash_arrays(
-            "pair", name, scale, _lazy_difference(update.form.array.reshape(*update.shape), update.scale)
-        )
+        stored = update.form.array.reshape(*update.shape)
+        return _hash_arrays("pair", name, scale, _lazy_difference(stored, update.scale))
     # Another dialect may store the same matrix multiplied by its scale, so both are rounded alike.
     return _hash_arrays("pair", name, scale, _round_by_scale(update.form.dense(), update.scale))
 
@@ -68,23 +67,17 @@ def _hash_arrays(role: str, name: str, *arrays: Array | LazyArray | np.float64) 
     """The hash of arrays under a name. Each array is preceded by its shape, so different lists have different input."""
     hashed = blake2b(f"{role}\0{name}\0".encode("utf-8", "backslashreplace"), digest_size=BYTES)
     for array in arrays:
-        tensor = LazyArray.of(array if isinstance(array, LazyArray) else np.asarray(array))
+        stored = LazyArray.of(array if isinstance(array, LazyArray) else np.asarray(array))
+        # A single number counts as an array of one, in every dialect.
+        tensor = stored if stored.shape else stored.reshape(1)
         # The narrowest dtype that holds the numbers, so that a float64 copy of float32 numbers has the same hash.
-        dtype: np.dtype[Any] = np.dtype(np.float32 if all(map(_fits_float32, _blocks(tensor))) else np.float64)
-        hashed.update(f"{dtype}{tensor.shape or (1,)}\0".encode())
-        for rows in _blocks(tensor):
+        dtype: np.dtype[Any] = np.dtype(
+            np.float32 if all(_fits_float32(rows) for _, rows in row_blocks(tensor, BLOCK)) else np.float64
+        )
+        hashed.update(f"{dtype}{tensor.shape}\0".encode())
+        for _, rows in row_blocks(tensor, BLOCK):
             hashed.update(_canonical_array(rows, dtype).data)
     return hashed.digest()
-
-
-def _blocks(tensor: LazyArray) -> Iterator[Array]:
-    """Yield all numbers in order, a block of rows at a time if rows can be read separately."""
-    if not (tensor.streams and tensor.size):
-        yield tensor.read()
-        return
-    step = max(1, BLOCK * tensor.shape[0] // tensor.size)
-    for start in range(0, tensor.shape[0], step):
-        yield tensor.rows(start, min(start + step, tensor.shape[0])).read()
 
 
 def _fits_float32(array: Array) -> bool:

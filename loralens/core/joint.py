@@ -13,11 +13,12 @@ from loralens.core.scaling import Scaling
 from loralens.core.structured import Update
 from loralens.errors import ShapeError
 from loralens.linalg.basis import Basis
-from loralens.linalg.factor import Integers, Measured, check_in_range, implicit, measure, times
+from loralens.linalg.factor import Integers, check_in_range, implicit, measure, times
 from loralens.linalg.measures import EPS
 
 Floats = NDArray[np.float64]
 
+# It multiplies Σ_k ‖b_k‖‖a_k‖ rather than σ₁, because factors that cancel have large lengths and a small product.
 BACKWARD = 64  # the error of a core is less than this times ε Σ_k ‖b_k‖‖a_k‖
 
 COMBINED = Scaling("given", origin="combined")
@@ -91,9 +92,9 @@ class Joint:
         factors = [(update.B, update.A) for update in present_updates]
         stacks = _side_by_side([B for B, _ in factors]), _side_by_side([A.T for _, A in factors])
         factor_B, factor_A = map(measure, stacks)
-        D = _direction_lengths(factor_B, factor_A) * np.repeat(
-            [update.scale for update in present_updates], [A.shape[0] for _, A in factors]
-        )
+        # ‖b_k‖‖a_k‖ of all rank indices, with the powers of two that `measure` took out of the columns.
+        strength = np.ldexp(factor_B.norms * factor_A.norms, factor_B.exponents + factor_A.exponents)
+        D = strength * np.repeat([update.scale for update in present_updates], [len(A) for _, A in factors])
         w = np.asarray(strengths, dtype=np.float64)
         # Raises if norms of a combination would leave float64, before anything is computed.
         check_float64(max(1.0, float(np.abs(w).max(initial=0.0))), np.abs(D).max(initial=0.0, keepdims=True))
@@ -106,6 +107,7 @@ class Joint:
         for t in set(owner[alive].tolist()):
             mine = owner[alive] == t
             cores[t] = (R_B[:, mine] * D[alive][mine]) @ R_A[:, mine].T
+        # Spectral norms, since a rank is decided by comparing singular values with σ₁.
         tops = np.array([np.linalg.norm(M, 2) if M.size else 0.0 for M in cores])
         lengths = np.bincount(owner, np.abs(D), minlength=len(updates))
         # The larger of the usual threshold of a rank and the error of a product that cancels.
@@ -141,15 +143,16 @@ class Joint:
         """Σ w_t·M_t, the core of the exact weighted sum, float64, shape (p, q)."""
         return np.asarray(np.tensordot(self.strengths, self.cores, 1), dtype=np.float64)
 
-    def decomposed(self, M: Floats | Core) -> Core:
+    def decompose(self, M: Floats | Core) -> Core:
         """The SVD of a core matrix (p, q) without singular values below ``floor``; k may be 0."""
+        # A rule that has decomposed the matrix already passes its `Core`, so that no SVD is done twice.
         U, s, Vh = M if isinstance(M, Core) else np.linalg.svd(M, full_matrices=False)
         k = int(np.count_nonzero(s > self.floor))
         return Core(U[:, :k], s[:k], Vh[:k])
 
-    def lifted(self, M: Floats | Core) -> "Lift":
+    def to_lift(self, M: Floats | Core) -> "Lift":
         """The update Q_B M Q_Aᵀ as a `Lift` with factors computed on demand; values below ``floor`` are dropped."""
-        U, s, Vh = self.decomposed(M)
+        U, s, Vh = self.decompose(M)
         present_updates = [update for update in self.updates if update is not None]
         root = np.sqrt(s)
         sides = (
@@ -160,7 +163,7 @@ class Joint:
 
     def lift(self, M: Floats | Core, dtype: DTypeLike | None = None) -> LowRank:
         """The update Q_B M Q_Aᵀ, re-factored to its numerical rank: `Lift.at`."""
-        return self.lifted(M).at(dtype=dtype)
+        return self.to_lift(M).at(dtype=dtype)
 
     @property
     def dtype(self) -> "np.dtype[Any]":
@@ -182,13 +185,6 @@ def _side_by_side(parts: Sequence[Array]) -> Array:
     return np.hstack(list(parts))
 
 
-def _direction_lengths(factor_B: Measured, factor_A: Measured) -> Floats:
-    """The strengths ‖b_k‖‖a_k‖ of all rank indices."""
-    return np.asarray(
-        np.ldexp(factor_B.norms * factor_A.norms, factor_B.exponents + factor_A.exponents), dtype=np.float64
-    )
-
-
 @final
 @dataclass(frozen=True, slots=True)
 class Side:
@@ -208,6 +204,7 @@ class Side:
     def _compute(self, M: Floats, dtype: "np.dtype[Any]") -> Array:
         if self.rows is None:
             return times(self.source(), M, dtype)
+        # Overflow needs no warning here: `check_in_range` turns it into an error.
         with np.errstate(over="ignore"):
             return check_in_range(
                 (self.rows[:, None] * times(self.source(), M, np.dtype(np.float64))).astype(dtype), dtype
@@ -238,13 +235,14 @@ class Lift:
         B, A = self.out.factor(rank, kind), self.in_.factor(rank, kind).T
         return LowRank(B, A, scaling=COMBINED, layout=self.layout)
 
-    def stretched(self, rows: Floats) -> "Lift":
+    def scale_rows(self, rows: Floats) -> "Lift":
         """diag(rows) times the update. Truncation comes before the multiplication, so ``s`` does not change."""
         return replace(self, out=replace(self.out, rows=rows))
 
 
 def _lifted_side(basis: Basis, M: Floats, plain: bool, parts: Callable[[], list[Array]]) -> Side:
     """The columns Q @ M of a basis, from the factors themselves if they span it, else computed now."""
+    # No directions: nothing has to be read, and a `Side` of width 0 is padded with zeros as any other.
     if not M.shape[1]:
         return Side(basis.n, lambda: np.zeros((basis.n, 0)), np.zeros((0, 0)))
     # The factors are read again when needed, so no tall array stays in memory.

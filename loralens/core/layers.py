@@ -1,11 +1,13 @@
 """The forward computation of a pair next to the torch layer that it adapts, for each type of layer.
 
-A pair has two steps. The first gives the bottleneck z = A x, whose last axis has the r numbers of each position, and
-the second gives scale · B z. Both are computed in float32 (float64 in float64 models), whatever the dtype of the model.
-The second step also has a backward form: Bᵀg is the gradient at z that follows from the gradient g at the output.
+There is one class for each type of layer, with four methods. ``inside`` gives the bottleneck z = A x, whose last axis
+has the r numbers of each position, and ``outside`` gives the update scale · B z in the shape of the output. ``back``
+gives Bᵀg, the gradient at z that follows from the gradient g at the output. ``squares`` gives ‖x‖² for every position
+of z. ``axis`` is the axis of the channels in the output. Everything is computed in float32 (float64 in float64 models),
+whatever the dtype of the model.
 """
 
-from typing import TYPE_CHECKING, Any, Protocol, final
+from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
@@ -15,24 +17,6 @@ from loralens.errors import MismatchError
 if TYPE_CHECKING:  # 1.4 s: imported where it is used
     import torch
     from torch import Tensor, nn
-
-
-class Steps(Protocol):
-    """The two steps of a pair. ``axis`` is the axis of the channels in the output: -1 except for convolutions."""
-
-    axis: int
-
-    def inside(self, x: "Tensor") -> "Tensor":
-        """The bottleneck z = A x, shape (…, r), from the input of the layer."""
-
-    def squares(self, x: "Tensor") -> "Tensor":
-        """‖x‖² for every position of z, shape (…)."""
-
-    def outside(self, z: "Tensor") -> "Tensor":
-        """The update scale · B z, in the shape of the output of the layer."""
-
-    def back(self, g: "Tensor") -> "Tensor":
-        """Bᵀ g, shape (…, r), from the gradient at the output of the layer."""
 
 
 @final
@@ -54,6 +38,7 @@ class LinearSteps:
 
     def outside(self, z: "Tensor") -> "Tensor":
         """(…, r) → (…, out)."""
+        # The scale is applied to z, which has fewer numbers than the output.
         return (self.scale * z) @ self.B.T
 
     def back(self, g: "Tensor") -> "Tensor":
@@ -68,7 +53,9 @@ class ConvolutionSteps:
     def __init__(self, A: "Tensor", B: "Tensor", scale: float, layer: Any) -> None:
         self.A, self.B, self.scale = A.reshape(len(A), *layer.weight.shape[1:]), B, scale
         self.layer = layer
-        self.axis = 1 - layer.weight.ndim  # counted from the end, since there may be no batch axis
+        # The weight has as many axes as a batch of outputs, and in both the channels are on axis 1. The axis is counted
+        # from the end, because the batch axis may be missing.
+        self.axis = 1 - layer.weight.ndim
 
     def inside(self, x: "Tensor") -> "Tensor":
         """(…, in, size…) → (…, size'…, r), with the padding and stride of the layer."""
@@ -99,6 +86,7 @@ class EmbeddingSteps:
     axis = -1
 
     def __init__(self, A: "Tensor", B: "Tensor", scale: float, layer: Any) -> None:
+        # Contiguous, so that a lookup reads the r numbers of a token in one place.
         self.columns, self.B, self.scale = A.T.contiguous(), B, scale
         # Gemma multiplies the embedding by √hidden in the layer itself.
         self.outer = getattr(layer, "embed_scale", 1.0)
@@ -120,6 +108,9 @@ class EmbeddingSteps:
         return (self.outer * g).to(self.B.dtype) @ self.B
 
 
+Steps = LinearSteps | ConvolutionSteps | EmbeddingSteps
+
+
 def steps(module: LowRank, layer: "nn.Module") -> Steps | None:
     """The steps of a pair for its layer; None if a hook on the layer cannot apply the pair.
 
@@ -129,6 +120,7 @@ def steps(module: LowRank, layer: "nn.Module") -> Steps | None:
     """
     from torch import nn
 
+    # By name and with all base classes: transformers' Conv1D must not be imported for this, and it may be subclassed.
     names = {base.__name__ for base in type(layer).__mro__}
     weight: Any = getattr(layer, "weight", None)
     # torch's fast path of attention uses the weight of out_proj without calling the layer.
@@ -165,6 +157,6 @@ def tensor(array: Any, like: "Tensor", dtype: "torch.dtype") -> "Tensor":
     """A torch copy of a NumPy array of any float dtype, on the device of ``like``."""
     import torch
 
-    # torch knows no ml_dtypes, so narrower floats go through float32.
+    # torch knows no ml_dtypes, so narrower floats go through float32, which holds all of their numbers.
     wide = np.float64 if dtype == torch.float64 or array.dtype == np.float64 else np.float32
     return torch.from_numpy(np.array(array, wide)).to(like.device, dtype)

@@ -1,7 +1,7 @@
 """`LazyArray`: an array of known shape and dtype whose numbers are read or computed on demand."""
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from math import prod
 from typing import Any, final
@@ -140,6 +140,29 @@ def _rows_of(numbers: Callable[[int, int], Array], inner: tuple[int, ...]) -> Ca
     """A function that reads rows, whose shape is ``inner``, by means of a function that reads numbers."""
     size = prod(inner)
     return lambda start, stop: numbers(start * size, stop * size).reshape(stop - start, *inner)
+
+
+def without_numbers(shape: tuple[int, ...], dtype: DTypeLike) -> LazyArray:
+    """A LazyArray for code that needs only a shape and a dtype, such as matching. Reading it is a bug."""
+
+    def read() -> Array:
+        raise AssertionError("an array without numbers was read")
+
+    return LazyArray(read, shape=shape, dtype=dtype)
+
+
+def row_blocks(tensor: LazyArray, numbers: int) -> Iterator[tuple[slice, Array]]:
+    """Yield a tensor in blocks of rows with about ``numbers`` numbers each, but at least one row, with their slice.
+
+    If single rows cannot be read, the tensor is read once and kept until the end.
+    """
+    count, width = tensor.shape[0], prod(tensor.shape[1:])
+    step = max(1, numbers // max(1, width))
+    # Reading it again for every block would compute a lazy transpose or conversion each time.
+    array = None if tensor.streams else tensor.read()
+    for start in range(0, count, step):
+        part = slice(start, min(start + step, count))
+        yield part, tensor.rows(part.start, part.stop).read() if array is None else array[part]
 
 
 def concatenate(parts: Sequence[LazyArray]) -> LazyArray:

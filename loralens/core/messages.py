@@ -1,12 +1,14 @@
-"""Messages to the user while a verb works: errors, warnings and notes.
+"""Messages to the user while a verb works (errors, warnings, notes), and commands in them as a user types them.
 
-They are records of the logger ``loralens`` with the levels ERROR, WARNING and INFO. The command line prints all of them
-to standard error. A program that uses the library sees warnings and errors unless it configures logging differently,
-and notes only if it enables them.
+Messages are records of the logger ``loralens`` with the levels ERROR, WARNING and INFO. The command line prints all of
+them to standard error. A program that uses the library sees warnings and errors unless it configures logging
+differently, and notes only if it enables them.
 """
 
 import logging
+import os
 from collections.abc import Container, Iterable
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from loralens.errors import visible
@@ -39,3 +41,22 @@ def tell_findings(place: str, findings: "Iterable[Finding]", *, without: Contain
     for finding in findings:
         if finding.code not in without:
             tell(finding.level, f"{place}: {finding.text}", finding.fix)
+
+
+def quote_word(word: str) -> str:
+    """A word of a command in the form that a shell reads back unchanged.
+
+    A word with a newline or another control character is written as bash's ``$'…'``.
+    """
+    if word.isprintable():
+        return quote(word)
+    plain = word.replace("\\", "\\\\").replace("'", "\\'")
+    short = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
+    # Bytes, not code points: names of files may hold bytes that are no text.
+    escaped = [short.get(x) or "".join(f"\\x{byte:02x}" for byte in os.fsencode(x)) for x in plain]
+    return f"$'{''.join(x if x.isprintable() else y for x, y in zip(plain, escaped, strict=True))}'"
+
+
+def command_line(*words: str) -> str:
+    """A command on one line, as a user types it."""
+    return " ".join(map(quote_word, words))

@@ -67,6 +67,7 @@ class Moments:
     def __getitem__(self, name: str) -> Moment:
         if name not in self.modules:
             why = self.unmeasured.get(name)
+            # A module that could not be measured gets its reason; any other name is probably misspelled.
             what = f"no moments of {name}" + (f": {why}" if why else "")
             raise OptionError(what, fix=f"the nearest names are {nearest(name, self.modules)}")
         return self.modules[name]
@@ -97,6 +98,7 @@ class Moments:
         MismatchError
             The names, shapes or factors differ from those of the adapter at calibration.
         """
+        # K and G are those of these factors: the same update with other factors has other moments.
         if fingerprint(adapter) != self.fingerprint:
             turned = any(module.layout.rows for module in adapter.modules.values())
             raise MismatchError(

@@ -12,13 +12,13 @@ from typing import NamedTuple, Protocol, TypeVar
 from loralens.core.clock import Clock
 from loralens.errors import OptionError
 
-_DIGITS = re.compile(r"([0-9]+)")
+_DIGITS = re.compile(r"([0-9]+)")  # not \d, which also matches the digits of other scripts
 # Numbers of ten or more digits are not indices of blocks.
 _NUMBER = re.compile(r"[0-9]{1,9}")
 _EXPERT = re.compile(r"(?P<stack>.+)\[(?P<number>[0-9]{1,9})\]")
 _EXPERT_ALONE = re.compile(r"(^|\.)experts\.\d+\.")
 FEWER_GLOBS = "name kinds of modules, q_proj, or use fewer and shorter globs"
-_WILD = {*"*?"}  # the wildcards of a glob
+_WILD = {*"*?"}  # the wildcards of a glob; brackets are literal, because numbers of experts are written in them
 
 
 class Block(NamedTuple):
@@ -72,9 +72,11 @@ def kind(name: str) -> str:
     path, joint = _split_name(weight_name(name))
     # kohya's names have no dots; what follows the last inner number is the kind.
     if joint == "_":
+        # A number at the end belongs to the kind (`to_out_0`), and one at the beginning to no block.
         inner = [i for i, part in enumerate(path[:-1]) if i and _NUMBER.fullmatch(part)]
         return joint.join(path[inner[-1] + 1 :] if inner else path[:-1])
     start = len(path) - 1
+    # `to_out.0`: numbers that end a name count the layers of a sequence, and the part before them names the kind.
     while start and path[start].isdecimal():
         start -= 1
     # `w_018` or `w.018`: the number counts modules and is no part of the kind.
@@ -85,12 +87,13 @@ def kind(name: str) -> str:
 def kind_in_block(name: str) -> str:
     """The path of a module behind its last number, joined by underscores: ``self_attn_q_proj``, ``attn1_to_out_0``.
 
-    Finer than `kind`, which is ``to_q`` for self-attention and for cross-attention alike, and the same whether a
-    dialect joins names by dots or by underscores. Numbers that end the name belong to it where a block stands before
-    them; behind no block they count the modules: the kind of ``w_018`` is ``w``.
+    It is finer than `kind`, which is ``to_q`` for self-attention and for cross-attention alike. It is the same for
+    dialects that join names by dots and by underscores. Numbers that end the name belong to the kind if there is a
+    block before them. Without a block they count the modules: the kind of ``w_018`` is ``w``.
     """
     path = re.split(r"[._]", weight_name(name))
     last = len(path)
+    # Numbers at the end do not divide the name from its block.
     while last and _NUMBER.fullmatch(path[last - 1]):
         last -= 1
     inner = [i for i in range(last) if _NUMBER.fullmatch(path[i])]
@@ -98,13 +101,13 @@ def kind_in_block(name: str) -> str:
 
 
 def expert(name: str) -> Expert | None:
-    """The stack and number of a module that is one expert of a stack; None for any other."""
+    """The stack and number of a module that is one expert of a stack; None for any other module."""
     parts = _EXPERT.fullmatch(name)
     return Expert(parts["stack"], int(parts["number"])) if parts else None
 
 
 def weight_name(name: str) -> str:
-    """The name of the weight that a module adapts: the stack's, where the module is one expert of it."""
+    """The name of the weight that a module adapts, which is that of the stack if the module is one of its experts."""
     expert_parts = expert(name)
     return expert_parts.stack if expert_parts else name
 
@@ -112,6 +115,7 @@ def weight_name(name: str) -> str:
 def _split_name(name: str) -> tuple[list[str], str]:
     """Split a name at its dots, or at its underscores if it has numbers but no dots, as in kohya's names."""
     path = name.split("_")
+    # Without a number, underscores may belong to the name itself: `q_proj`.
     if "." not in name and any(i and _NUMBER.fullmatch(part) for i, part in enumerate(path)):
         return path, "_"
     return name.split("."), "."
@@ -228,6 +232,8 @@ def nearest(name: str, names: Iterable[str], count: int = 3) -> str:
     from difflib import get_close_matches  # only when something is wrong
 
     names = list(names)
+    # Kinds are offered too, because a glob or an option may name one. Sorted, so that ties are resolved alike.
     pool = sorted({*names, *map(kind, names)}, key=natural_key)
+    # No cutoff: a distant name still shows in which style the names are written.
     close = get_close_matches(name, pool, n=count, cutoff=0.0)
     return ", ".join(close) if close else "none: there are no modules"

@@ -15,6 +15,7 @@ _display: ContextVar[Display | None] = ContextVar("display", default=None)
 def progress(label: str, total: int) -> Iterator[Step | None]:
     """A function to call with each amount of work that is done, out of ``total``; None if nothing displays it."""
     display = _display.get()
+    # Without a display the work is not counted, which saves a call for every module.
     if display is None:
         yield None
         return

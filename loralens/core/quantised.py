@@ -63,6 +63,7 @@ def quantise_module(module: LowRank, bits: int | Sequence[int]) -> LowRank:
         A factor holds NaN or Inf, or is too large for float32.
     """
     widths = direction_bits(module, bits)
+    # Encoded and decoded at once, so that the module has exactly the numbers that a file would give back.
     data = as_bytes(quantise_product(module.B, module.A, np.array(widths)))
     return from_bytes(
         LazyArray.of(data), module.shape, rank=len(widths), scale=module.scale, scaling=module.scaling,
@@ -81,6 +82,7 @@ def direction_bits(module: LowRank, bits: int | Sequence[int]) -> list[int]:
     most = min(module.rank, *module.shape)
     widths = [bits] * most if isinstance(bits, int) else [int(b) for b in bits]
     nonzero = [b for b in widths if b]
+    # Zeros may stand only behind all others: the directions that are left out are the smallest.
     if (
         not nonzero
         or len(widths) > most
@@ -108,6 +110,7 @@ def as_bytes(product: Quantised) -> Bytes:
 
 def _pack_lines(lines: Numbers, bits: NDArray[np.uint8]) -> Bytes:
     """Pack lines of integers (k, count), one line after the other."""
+    # Lines of different widths have different lengths, so their places are sums.
     starts = np.cumsum([0, *(packed_length(lines.shape[1], int(b)) for b in bits)])
     data = np.empty(starts[-1], np.uint8)
     # Directions of equal width are packed together, which is much faster than one by one.
@@ -133,14 +136,7 @@ def _runs(bits: NDArray[np.uint8]) -> list[slice]:
 
 
 def from_bytes(
-    data: LazyArray,
-    shape: tuple[int, int],
-    *,
-    rank: int,
-    scale: float,
-    scaling: Scaling,
-    layout: Layout,
-    key: str,
+    data: LazyArray, shape: tuple[int, int], *, rank: int, scale: float, scaling: Scaling, layout: Layout, key: str
 ) -> LowRank:
     """The module that these bytes store. Only the bit widths are read at once, the factors on demand.
 
@@ -155,6 +151,7 @@ def from_bytes(
         raise FormatError(f"{key}: {data.dtype} {data.shape} holds no {rank} directions", fix=_DAMAGED)
     # Only this is read at once; it gives the positions of all other parts.
     bits = data.rows(0, rank).read()
+    # Before any length is computed from them.
     if not ((bits >= FEWEST) & (bits <= MOST)).all():
         raise FormatError(f"{key}: a direction of {bits.max()} or {bits.min()} bits", fix=_DAMAGED)
     size = sum(direction_bytes(shape, int(b)) for b in bits)
@@ -166,6 +163,7 @@ def from_bytes(
         """One factor (k, count), float32: the scales that begin at byte ``scales``, times the integers of a range."""
         numbers = _unpack_lines(data.rows(start, stop).read(), bits, count)
         factors = np.frombuffer(data.rows(scales, scales + 4 * rank).read().tobytes(), "<f4").astype(np.float32)
+        # The integers are always finite, so the scales are all that can be damaged into NaN.
         if not np.isfinite(factors).all():
             raise FormatError(f"{key}: a scale is NaN or Inf", fix=_DAMAGED)
         return numbers.astype(np.float32) * factors[:, None]

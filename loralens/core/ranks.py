@@ -42,6 +42,7 @@ class Rule:
     value: float
 
     def __post_init__(self) -> None:
+        # Comparisons are written so that NaN fails all of them.
         wrong_by_name = {
             "rank": not (self.value >= 1 and float(self.value).is_integer()) and "a whole number from 1",
             "energy": not 0 < self.value <= 1 and "a fraction in (0, 1]",
@@ -70,12 +71,15 @@ class Rule:
         if not s.size:
             return 0
         if self.name == "rank":
+            # Directions with σ = 0 are not in `s`, so no rank counts them.
             return min(int(self.value), s.size)
         if self.name == "energy":
             return energy_rank(s, self.value)
         if self.name == "error":
             # Relative to σ_1, so that squares neither over- nor underflow.
             tails = ((s / s[0]) ** 2)[::-1].cumsum()[::-1]  # tails[k] is lost if k values are kept
+            # 2ε forgives the rounding of the sums, so that exact decimal cases come out as on paper. At least 1 is
+            # kept, because 0 would leave the module out.
             return max(1, int(np.count_nonzero(tails > self.value**2 * (1 + 2 * EPS) * tails[0])))
         assert self.name == "sv-ratio", self.name
         return max(1, int(np.count_nonzero(s > s[0] / self.value)))
@@ -110,7 +114,7 @@ class Item:
         """The squared error that ``rank`` directions save."""
         return float(self.gains[:rank].sum())
 
-    def clipped(self, rank: int) -> int:
+    def clip(self, rank: int) -> int:
         """``rank``, limited to the range from ``least`` to ``most``."""
         return min(max(rank, self.least), self.most)
 
@@ -130,7 +134,7 @@ def total_gain(items: Sequence[Item], chosen: Chosen) -> float:
 
 def uniform(items: Sequence[Item], rank: int) -> list[int]:
     """The same rank for all items, limited to the range of each."""
-    return [item.clipped(rank) for item in items]
+    return [item.clip(rank) for item in items]
 
 
 def _highest(items: Sequence[Item]) -> int:
@@ -162,9 +166,11 @@ def _fill(items: Sequence[Item], start: Chosen, capacity: int) -> list[int]:
     chosen = list(start)
     remaining = capacity - total_cost(items, chosen)
     open_ = [item.gains[rank : item.most] / item.cost for item, rank in zip(items, chosen, strict=True)]
-    which = np.repeat(np.arange(len(items)), [one.size for one in open_])
+    which = np.repeat(np.arange(len(items)), [gains.size for gains in open_])
+    # The empty array is for no items at all, which `concatenate` refuses.
     worth = np.concatenate([*open_, np.zeros(0)])
     ended: set[int] = set()
+    # Stable, so that equal directions are taken in the order of the modules on every machine.
     for j in np.argsort(-worth, kind="stable"):
         i = int(which[j])
         # Sorted: all that follow save nothing either.
@@ -229,6 +235,7 @@ def within(
 def _highest_uniform(items: Sequence[Item], budget: int, size: Callable[[Chosen], int]) -> list[int]:
     """The largest uniform choice within the budget, by bisection; that of rank 0 always fits."""
     low, high = 0, _highest(items)
+    # `size` grows with the rank, so halving the range finds the largest rank that fits.
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if size(uniform(items, middle)) <= budget else (low, middle - 1)
@@ -239,6 +246,7 @@ def _top_up(items: Sequence[Item], chosen: list[int], budget: int, size: Callabl
     """``chosen`` and further single directions, by gain per cost, while the exact size is within the budget."""
     remaining = budget - size(chosen)
     ended: set[int] = set()
+    # One direction at a time, because the exact size may jump where a header grows by a digit.
     while True:
         worth = {
             i: item.gains[rank] / item.cost
@@ -300,6 +308,7 @@ def ranks(
         Not even the smallest ranks are within the budget.
     """
     floors = {name: least if isinstance(least, int) else least[name] for name in spectra}
+    # One rank for all may exceed the directions of some modules; these are padded with zeros up to their width.
     tops = {name: widths[name] if widths and one_rank else s.size for name, s in spectra.items()}
     items = _items(spectra, costs, shared or {}, weights or {}, floors, tops)
     if rule.budget:
@@ -311,7 +320,7 @@ def ranks(
     needed = [max(rule.rank_of(spectra[name]) for name in item.names) for item in items]
     if one_rank:
         needed = [max(needed, default=0)] * len(items)
-    return _by_module(items, [item.clipped(rank) for item, rank in zip(items, needed, strict=True)], order=spectra)
+    return _by_module(items, [item.clip(rank) for item, rank in zip(items, needed, strict=True)], order=spectra)
 
 
 def energies(spectra: Mapping[str, Array]) -> dict[str, Array]:
@@ -356,6 +365,7 @@ def shared_ranks(modules: Updates) -> dict[str, str]:
     """
     groups = {name: weight_name(name) for name, module in modules.items() if module.layout.kind == "experts"}
     for name in modules:
+        # Both projections have to be adapted, otherwise there is nothing to share.
         parent = _ATTENTION.sub("", name)
         if parent != name and {f"{parent}.in_proj_weight", f"{parent}.out_proj"} <= set(modules):
             groups[name] = parent

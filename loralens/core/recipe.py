@@ -60,6 +60,7 @@ class Ingredient:
 
     def record(self) -> dict[str, Any]:
         """The ingredient as a JSON object."""
+        # Most weights are the same in all modules, so an empty table is left out.
         overrides = {"modules": dict(self.strength.modules)} if self.strength.modules else {}
         return {"path": self.path, "weight": self.strength.weight, **overrides}
 
@@ -103,20 +104,12 @@ class Recipe:
 
     def record(self) -> dict[str, Any]:
         """The recipe as a JSON object without fields that have their default value."""
-        values: dict[str, Any] = {
-            "method": self.method,
-            "options": dict(self.options),
-            "space": self.space,
-            "seed": self.seed,
-            "modules": list(self.modules),
-            "take": self.take,
-            "drop_dead": self.drop_dead,
-            "truncate": dict(self.truncate),
-            "uniform": self.uniform,
-        }
+        values = {name: getattr(self, name) for name in FIELDS if name != "adapters"}
+        # Plain types of JSON; the fields of a recipe may be tuples and read-only mappings.
+        values |= {"options": dict(self.options), "modules": list(self.modules), "truncate": dict(self.truncate)}
         # Fields with their default value are left out; the method is always stated.
         stated = {key: value for key, value in values.items() if value or key == "method"}
-        return {**stated, "adapters": [one.record() for one in self.adapters]}
+        return {**stated, "adapters": [ingredient.record() for ingredient in self.adapters]}
 
     @classmethod
     def of(cls, table: Mapping[str, Any]) -> Self:
@@ -132,16 +125,24 @@ class Recipe:
         adapters = table.get("adapters")
         if not isinstance(adapters, list) or not adapters:
             raise FormatError("names no adapters", fix=SHAPE)
+        ingredients = tuple(map(_parse_ingredient, adapters))
+        modules = _read_typed(table, "modules", list, [])
+        if not all(isinstance(glob, str) for glob in modules):
+            raise FormatError("modules does not hold names", fix='write modules = ["q_proj", "*.11.*"], for example')
+        rules = _read_numbers(table.get("truncate", {}), "truncate")
+        # Two rules could contradict each other.
+        if len(rules) > 1:
+            raise FormatError(f"truncate has {len(rules)} rules", fix="write one, for example truncate = { rank = 16 }")
         return cls(
-            tuple(_parse_ingredient(one) for one in adapters),
+            ingredients,
             method=_read_typed(table, "method", str, "sum"),
             options=_read_numbers(table.get("options", {}), "options", infinite=True),
             space=_read_typed(table, "space", str, None),
             seed=_read_seed(table),
-            modules=_globs(table),
+            modules=tuple(modules),
             take=_read_typed(table, "take", str, None),
             drop_dead=_read_typed(table, "drop_dead", bool, default=False),
-            truncate=_read_rule(table),
+            truncate=rules,
             uniform=_read_typed(table, "uniform", bool, default=False),
         )
 
@@ -166,20 +167,6 @@ def _read_seed(table: Mapping[str, Any]) -> int:
         what = f"is {seed}" if seed < 0 else "has more digits than Python reads and writes"
         raise FormatError(f"seed {what}", fix="write a whole number from 0")
     return seed
-
-
-def _read_rule(table: Mapping[str, Any]) -> dict[str, float]:
-    rules = _read_numbers(table.get("truncate", {}), "truncate")
-    if len(rules) > 1:
-        raise FormatError(f"truncate has {len(rules)} rules", fix="write one, for example truncate = { rank = 16 }")
-    return rules
-
-
-def _globs(table: Mapping[str, Any]) -> tuple[str, ...]:
-    globs = _read_typed(table, "modules", list, [])
-    if not all(isinstance(glob, str) for glob in globs):
-        raise FormatError("modules does not hold names", fix='write modules = ["q_proj", "*.11.*"], for example')
-    return tuple(globs)
 
 
 def _check_fields(table: Mapping[str, Any], fields: tuple[str, ...]) -> None:

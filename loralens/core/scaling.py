@@ -45,6 +45,7 @@ class Scaling:
 
     def doubled(self) -> "Scaling":
         """The scaling of an update that PEFT adds twice, also in training."""
+        # α is doubled with the scale, so that the formula still gives it.
         alpha = None if self.alpha is None else 2 * self.alpha
         return replace(self, alpha=alpha, origin=f"{self.origin}, {TWICE}" if self.origin else TWICE)
 
@@ -58,6 +59,7 @@ class Scaling:
     @property
     def value(self) -> float:
         """The scale that follows from the rule; 1 if the rule is not a formula."""
+        # A scale that is unknown, or that was given itself, has no α and r.
         if self.alpha is None or self.rank is None:
             return 1.0
         return scale_of(self.alpha, self.rank, self.rule)

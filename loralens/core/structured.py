@@ -8,7 +8,7 @@ the dense update are computed from the form. Operations that need a pair raise a
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any, NoReturn, Protocol, Self, final
+from typing import Any, NoReturn, Self, final
 
 import numpy as np
 
@@ -21,36 +21,14 @@ from loralens.linalg.factor import require_finite
 from loralens.linalg.measures import numerical_rank
 
 
-class Form(Protocol):
-    """A matrix of a certain form."""
-
-    @property
-    def name(self) -> str:
-        """The name of the form for messages, such as "Kronecker product"."""
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(out, in)."""
-
-    @property
-    def rank(self) -> int:
-        """The exact rank for generic factors."""
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Of the stored factors."""
-
-    def dense(self) -> Array:
-        """The matrix, float64."""
-
-    def singular_values(self) -> Array:
-        """Largest first, float64."""
-
-
 @final
 @dataclass(frozen=True, slots=True)
 class Kronecker:
-    """kron(first, second), the form of LoKr. Its singular values are the products of those of both factors."""
+    """kron(first, second), the form of LoKr. Its singular values are the products of those of both factors.
+
+    ``name`` is the name of a form in messages, ``rank`` the exact rank for generic factors, and ``dtype`` that of the
+    stored factors.
+    """
 
     first: "LowRank | Dense"
     second: "LowRank | Dense"
@@ -65,6 +43,7 @@ class Kronecker:
     @property
     def rank(self) -> int:
         """The product of the ranks of both factors."""
+        # A factor may be wider than its sides: its rank is then limited by them.
         return min(self.first.rank, *self.first.shape) * min(self.second.rank, *self.second.shape)
 
     @property
@@ -77,7 +56,7 @@ class Kronecker:
         return np.kron(self.first.dense(), self.second.dense())
 
     def singular_values(self) -> Array:
-        """σᵢ(first)·σⱼ(second), largest first."""
+        """σᵢ(first)·σⱼ(second), largest first, float64."""
         products = np.outer(self.first.singular_values(), self.second.singular_values()).ravel()
         # Factors of lower rank have fewer products; the other singular values are 0.
         s = np.zeros(min(self.shape))
@@ -150,6 +129,9 @@ class Dense:
         return _dense_singular_values(self.dense())
 
 
+Form = Kronecker | Hadamard | Dense
+
+
 @final
 @dataclass(frozen=True, slots=True)
 class Structured:
@@ -204,6 +186,7 @@ class Structured:
 
     def svd(self) -> SVD:
         """Thin SVD of the dense ΔW, float64."""
+        # NaN and Inf are refused with a message first; LAPACK would say only that it does not converge.
         U, s, Vh = np.linalg.svd(require_finite(self.dense()), full_matrices=False)
         return SVD(U, check_float64(1.0, s), Vh)
 
@@ -238,26 +221,15 @@ class Structured:
         """The same update with another layout and without its `Origin`."""
         return Structured(self.form, self.scale, self.scaling, layout)
 
-    def _no_pair(self) -> NoReturn:
+    @property
+    def factors(self) -> NoReturn:
+        """Raises MismatchError, since there is no pair. ``B`` and ``A`` do the same."""
         raise MismatchError(
             f"a {self.form.name} of rank {self.rank} is kept in its own form and has no factors B and A",
             fix="make it a pair first: loralens convert --rank R",
         )
 
-    @property
-    def B(self) -> Array:
-        """Raises MismatchError, since there is no pair."""
-        self._no_pair()
-
-    @property
-    def A(self) -> Array:
-        """Refused, as ``B`` is."""
-        self._no_pair()
-
-    @property
-    def factors(self) -> tuple[LazyArray, LazyArray]:
-        """Refused, as ``B`` is."""
-        self._no_pair()
+    B = A = factors
 
 
 def _dense_singular_values(matrix: Array) -> Array:

@@ -34,6 +34,7 @@ def in_threads(work: Callable[[str], T], names: Sequence[str], count: int, step:
                 if step:
                     step(1)
 
+    # The caller's thread takes the first share, so one thread fewer is started.
     workers = [Thread(target=share, args=(first,)) for first in range(1, count)]
     for thread in workers:
         thread.start()

@@ -14,6 +14,7 @@ from loralens.core.ranks import shared_ranks
 from loralens.core.structured import Update
 from loralens.errors import MismatchError, ShapeError, place
 
+# None rather than a missing entry, so that a row has the order of the adapters.
 Row = tuple[Update | None, ...]  # one module of every adapter; None where an adapter does not have it
 LISTED = 4  # most kinds of an adapter that a message names
 
@@ -32,8 +33,8 @@ def match_modules(adapters: Sequence[Adapter], labels: Sequence[str]) -> dict[st
     """
     called = match_names(adapters, labels)
     rows = {
-        name: tuple(None if one is None else adapter[one] for adapter, one in zip(adapters, own, strict=True))
-        for name, own in called.items()
+        name: tuple(None if own is None else adapter[own] for adapter, own in zip(adapters, names, strict=True))
+        for name, names in called.items()
     }
     for name, row in rows.items():
         _check_shapes(name, row, labels)
@@ -54,6 +55,7 @@ def match_names(adapters: Sequence[Adapter], labels: Sequence[str]) -> dict[str,
             )
         for name, own in names.items():
             own.append(same_names.get(name))
+        # Modules that no earlier adapter has get rows of their own, with None for all before.
         matched = set(same_names.values())
         names |= {name: [*[None] * t, name] for name in adapter if name not in matched}
     return {name: tuple(own) for name, own in names.items()}
@@ -68,6 +70,7 @@ def _describe(adapter: Adapter) -> str:
 
 def _check_shapes(name: str, row: Sequence[Update | None], labels: Sequence[str]) -> None:
     shapes = {update.shape: label for update, label in zip(row, labels, strict=True) if update is not None}
+    # Two of them are enough for the message: the first two shapes.
     if len(shapes) > 1:
         (shape, holder), (other_shape, other_holder), *_ = shapes.items()
         raise ShapeError(
@@ -90,6 +93,7 @@ def check_combinable(name: str, row: Row, labels: Sequence[str]) -> None:
                     "the B of a grouped convolution is block-diagonal, and that of a combination would not be",
                     fix="take the module from one adapter only: loralens drop --modules",
                 )
+    # Rows in two orders are rows of different outputs; their sum would mean nothing.
     orders = {update.layout.rows for update in row if update is not None}
     if len(orders) > 1:
         raise MismatchError(
@@ -103,6 +107,7 @@ def single_module(row: Row, strengths: Sequence[float], dtype: DTypeLike | None 
 
     It is also None if its factors do not have ``dtype``, or if it is not a pair.
     """
+    # A weight of 0 contributes nothing, so an adapter with it does not count.
     alone = [(update, w) for update, w in zip(row, strengths, strict=True) if update is not None and w]
     if len(alone) != 1:
         return None
@@ -115,7 +120,7 @@ def single_module(row: Row, strengths: Sequence[float], dtype: DTypeLike | None 
 
 
 def keep_modules(rows: Mapping[str, Row], candidates: Mapping[str, LowRank | None]) -> dict[str, LowRank]:
-    """Those of ``found`` that may stay: where modules share one rank and scale, only if all of them do."""
+    """The ``candidates`` that may keep their factors. Modules that share a rank and a scale keep them only together."""
     groups = shared_ranks({name: next(update for update in row if update is not None) for name, row in rows.items()})
     broken = {group for name, group in groups.items() if candidates.get(name) is None}
     # Files store one rank and one α for such a group.
@@ -146,6 +151,7 @@ def pad_rank(module: Update, rank: int) -> Update:
     """The same update with factors padded with zeros to ``rank``; an update that is not a pair is returned as it is."""
     if module.rank >= rank or not isinstance(module, LowRank):
         return module
+    # Zeros on both sides: the product is the same, and so is the scale.
     (out, in_), padding, (B, A) = module.shape, rank - module.rank, module.factors
     wide = B.map(lambda X: np.pad(X, ((0, 0), (0, padding))), shape=(out, rank))
     tall = A.map(lambda X: np.pad(X, ((0, padding), (0, 0))), shape=(rank, in_))

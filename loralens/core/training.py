@@ -25,11 +25,7 @@ class State:
     record : mapping
         All other values of the state, as JSON.
     run : mapping
-    <<<<<<< HEAD
-        What the run is that it belongs to, as JSON holds it: see `loralens.training.state.run_identity`.
-    =======
         The identity of the run, as JSON (see `loralens.training.state.run_identity`).
-    >>>>>>> part-nvt
     """
 
     step: int
@@ -55,4 +51,5 @@ def record_of(adapter: Adapter) -> Mapping[str, Any] | None:
 def same_start(first: Adapter, second: Adapter) -> bool:
     """Whether two adapters were trained from the same A₀ according to their records; False without a record."""
     starts = [(record_of(adapter) or {}).get("A0") for adapter in (first, second)]
+    # Two adapters without a digest agree in nothing that is known.
     return starts[0] is not None and starts[0] == starts[1]

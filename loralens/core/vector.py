@@ -17,12 +17,16 @@ def assemble_adapter(first: Adapter, modules: Mapping[str, Update], extras: Comb
 
     Modules that must have the same rank, such as the experts of a stack, get the largest rank among them.
     """
-    extra = {key: one for key, one in extras.extra.items() if one.role not in BOUND or one.module in modules}
+    # Tensors that mean nothing without their module are left out with it.
+    extra = {
+        key: tensor for key, tensor in extras.extra.items() if tensor.role not in BOUND or tensor.module in modules
+    }
     return replace(with_modules(first, modules), extra=extra, config=extras.config)
 
 
 def with_modules(adapter: Adapter, modules: Mapping[str, Update]) -> Adapter:
     """``adapter`` with these modules instead of its own; modules of one stack get the same rank."""
+    # A configuration that selects modules by a pattern names too many of them then.
     gone = any(name not in modules for name in adapter)
     return replace(adapter, modules=one_rank_a_stack(modules), narrowed=adapter.narrowed or gone)
 

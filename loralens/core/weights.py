@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from loralens.core.adapter import Adapter
-from loralens.core.lazy import Array, LazyArray, stack_rows
+from loralens.core.lazy import Array, LazyArray, row_blocks, stack_rows
 from loralens.core.lowrank import Layout, LowRank
 from loralens.core.names import expert
 from loralens.core.naming.matching import Match, Shape, match, part_axes
-from loralens.core.naming.storage import Place, interleaved
+from loralens.core.naming.storage import Place, is_interleaved
 from loralens.core.structured import Update, Updates
 from loralens.errors import FormatError, MismatchError
 
@@ -86,16 +86,8 @@ class Weight:
         return array.T if self.transposed else array
 
     def blocks(self, numbers: int = BLOCK) -> Iterator[tuple[slice, Array]]:
-        """Yield blocks of rows of ``stored`` with their slice. Rows are outputs, or inputs if ``transposed``.
-
-        If single rows cannot be read, the tensor is read once and kept until the end.
-        """
-        count, width = self.stored.shape
-        step = max(1, numbers // max(1, width))
-        tensor = None if self.stored.streams else self.stored.read()
-        for start in range(0, count, step):
-            part = slice(start, min(start + step, count))
-            yield part, self.stored.rows(part.start, part.stop).read() if tensor is None else tensor[part]
+        """Yield blocks of rows of ``stored`` with their slice. Rows are outputs, or inputs if ``transposed``."""
+        return row_blocks(self.stored, numbers)
 
     def lengths(self, *, by_input: bool = False) -> NDArray[np.float64]:
         """The norms of W for every output or input, which are the magnitude of a DoRA module before training.
@@ -105,11 +97,17 @@ class Weight:
         squares = np.zeros(self.shape[1 if by_input else 0])
         for part, block in self.blocks():
             W = block.astype(np.float64)
-            if by_input == self.transposed:  # one number for each row of the block
-                squares[part] = np.einsum("ij,ij->i", W, W)
-            else:
-                squares += np.einsum("ij,ij->j", W, W)
+            add_squares(squares, W, part if by_input == self.transposed else None)
         return round_lengths(squares, self.stored.dtype)
+
+
+def add_squares(sums: NDArray[np.float64], X: NDArray[np.float64], rows: slice | None) -> None:
+    """Add the squared lengths of the columns of a block to ``sums``, or of its rows, which are ``rows`` in ``sums``."""
+    # einsum, because X * X would be another array of the size of the block.
+    if rows is None:
+        sums += np.einsum("ij,ij->j", X, X)
+    else:
+        sums[rows] += np.einsum("ij,ij->i", X, X)
 
 
 def round_lengths(squares: NDArray[np.float64], dtype: np.dtype[Any]) -> NDArray[np.float64]:
@@ -178,7 +176,8 @@ def weights_of(
         lies, layout = lying[name], modules[name].layout
         if lies is None and layout.kind == "experts":
             # A bias of the experts is a sign of gpt-oss, whose stacks are (in, out).
-            own = layout.transposed or f"{weight.key}_bias" in base  # gpt-oss
+            own = layout.transposed or f"{weight.key}_bias" in base
+            # Stacks that disagree with each other decide nothing.
             return stacks == {True} if len(stacks) == 1 else own
         return layout.transposed or (habit and layout.kind == "linear") if lies is None else lies
 
@@ -205,6 +204,7 @@ def share_of(module: Update, weight: Weight, piece: Piece) -> Update:
         )
     B, A = module.factors
     rows = slice(piece.at, piece.at + piece.rows)
+    # The rows of the stored tensor are outputs, which are rows of B, or inputs, which are columns of A.
     if not weight.transposed:
         assert piece.columns is None
         B = B.rows(rows.start, rows.stop)
@@ -235,7 +235,8 @@ def _locate_weight(name: str, module: Update, key: str, name_match: Match, base:
         stack = len(shape) == 3 and stored.shape != (shape[0], prod(shape[1:]))
         start = number.number * rows if number and stack else 0
         return Weight(key, stored, False, (Piece(key, start, 0, rows, width, stack),))
-    matrices = [_stored_matrix(name, place, base[place.key]) for place in places]
+    matrices = [_stored_matrix(name, place.number, base[place.key]) for place in places]
+    # The parts lie below each other in `Weight.stored`, in the order of the outputs.
     at = 0
     pieces = []
     for place, matrix in zip(places, matrices, strict=True):
@@ -252,31 +253,34 @@ def _partial_weight(
     place: Place, matrix: LazyArray, piece: Piece, module: Update, base: Mapping[str, LazyArray]
 ) -> Weight:
     """The weight of a module that is a part of the outputs of one stored matrix."""
-    alternate = interleaved(place.key, base)
+    alternate = is_interleaved(place.key, base)
     axis = part_axes(module.shape, matrix.shape, place.parts, alternate=alternate)[0]
     size = matrix.shape[axis] // place.parts
     start = place.part * size
     if axis == 0:
         piece = piece._replace(start=piece.start + start, rows=size)
         return Weight(place.key, matrix.rows(start, start + size), False, (piece,), scattered=True)
+    # gpt-oss alternates gate and up, so its parts are every second column.
     columns = slice(place.part, None, place.parts) if alternate else slice(start, start + size)
     some = matrix.map(lambda array: array[:, columns], shape=(matrix.shape[0], size))
     return Weight(place.key, some, True, (piece._replace(columns=columns),), scattered=True)
 
 
-def _stored_matrix(name: str, place: Place, tensor: LazyArray) -> LazyArray:
-    """The stored matrix of a place, which is one of a stack if the place has a number."""
-    if place.number is None:
+def _stored_matrix(name: str, number: int | None, tensor: LazyArray) -> LazyArray:
+    """A stored tensor as a matrix: that of this number if it is a stack, else all axes behind the first flattened."""
+    if number is None:
         return tensor.reshape(tensor.shape[0], prod(tensor.shape[1:]))
-    if place.number >= tensor.shape[0]:
+    # Numbers come from the names in an adapter, which may have been trained in a larger stack.
+    if number >= tensor.shape[0]:
         raise MismatchError(f"{name}: the base has {tensor.shape[0]} experts", fix="give the base it was trained on")
-    return tensor.rows(place.number, place.number + 1).reshape(*tensor.shape[1:])
+    return tensor.rows(number, number + 1).reshape(*tensor.shape[1:])
 
 
 def merged_dtype(stored: np.dtype[Any], requested: DTypeLike | None, *, scaled: bool) -> np.dtype[Any]:
-    """The dtype of a tensor in a merged model: ``wanted``, of floats of 16 bits and more, and of float8 under scales.
+    """The dtype of a tensor in a merged model.
 
-    All others, and all where None is wanted, keep their own.
+    It is ``requested`` for floats of 16 bits and more, and for float8 with scales. All other tensors keep their dtype,
+    and so do all tensors if ``requested`` is None.
     """
     # Integers and packed bits are no weights that can be rounded; float8 without scales has no other form.
     if requested is None or stored.kind not in "fV" or (stored.itemsize < 2 and not scaled):
@@ -329,21 +333,22 @@ def _as_matrix(name: str, module: Update, tensor: LazyArray) -> LazyArray:
     """The stored tensor as the matrix of one module: an expert of a stack, or a kernel that is flattened."""
     number, shape = expert(name), tensor.shape
     if number and len(shape) == 3:
-        if number.number >= shape[0]:
-            raise MismatchError(f"{name}: the base has {shape[0]} experts", fix="give the base it was trained on")
-        return tensor.rows(number.number, number.number + 1).reshape(*shape[1:])
+        return _stored_matrix(name, number.number, tensor)
     if len(shape) == 2:
         return tensor
+    # A stack of one expert, whose name says no number.
     if shape[0] == 1 and module.layout.kind != "conv" and module.shape in (shape[1:], shape[:0:-1]):
-        return tensor.reshape(*shape[1:])  # a stack of one expert, whose name says no number
-    return tensor.reshape(shape[0], prod(shape[1:]))
+        return tensor.reshape(*shape[1:])
+    return _stored_matrix(name, None, tensor)
 
 
 def _is_transposed(module: Update, weight: Weight) -> bool | None:
     """Whether a stored weight is (in, out); None if its shape does not decide."""
     stored = weight.stored.shape
+    # Decided by `_partial_weight` already: some of the columns are the outputs.
     if weight.transposed:
-        return True  # a part of its columns are the outputs
+        return True
+    # An embedding is stored (tokens, dim), and its update is (dim, tokens). A square one is taken as that too.
     if module.layout.kind == "embedding":
         return stored != module.shape or stored[0] == stored[1]
     # A square weight fits both ways.

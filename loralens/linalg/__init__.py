@@ -5,58 +5,37 @@ from typing import TYPE_CHECKING
 from loralens.exports import lazy_exports
 
 if TYPE_CHECKING:
-    from loralens.linalg.basis import Basis
-    from loralens.linalg.chance import overlap_chance, projection_moments
-    from loralens.linalg.device import Device
-    from loralens.linalg.exact import ExactProduct
-    from loralens.linalg.lanczos import LeadingTriplets, leading_triplets
-    from loralens.linalg.measures import effective_rank, stable_rank
-    from loralens.linalg.product import product_bases, product_norm, product_singular_values, product_svd
-    from loralens.linalg.quantise import quantise_product
-    from loralens.linalg.rounding import round_to_dtype
-    from loralens.linalg.subspace import linear_cka, phi_map, principal_angles
-
-__all__ = [
-    "Basis",
-    "Device",
-    "ExactProduct",
-    "LeadingTriplets",
-    "effective_rank",
-    "leading_triplets",
-    "linear_cka",
-    "overlap_chance",
-    "phi_map",
-    "principal_angles",
-    "product_bases",
-    "product_norm",
-    "product_singular_values",
-    "product_svd",
-    "projection_moments",
-    "quantise_product",
-    "round_to_dtype",
-    "stable_rank",
-]
-
-__getattr__, __dir__ = lazy_exports(
-    __name__,
-    {
-        "Basis": "basis",
-        "Device": "device",
-        "ExactProduct": "exact",
-        "LeadingTriplets": "lanczos",
-        "effective_rank": "measures",
-        "leading_triplets": "lanczos",
-        "linear_cka": "subspace",
-        "overlap_chance": "chance",
-        "phi_map": "subspace",
-        "principal_angles": "subspace",
-        "product_bases": "product",
-        "product_norm": "product",
-        "product_singular_values": "product",
-        "product_svd": "product",
-        "projection_moments": "chance",
-        "quantise_product": "quantise",
-        "round_to_dtype": "rounding",
-        "stable_rank": "measures",
-    },
-)
+    from loralens.linalg.basis import Basis as Basis
+    from loralens.linalg.chance import overlap_chance as overlap_chance
+    from loralens.linalg.chance import projection_moments as projection_moments
+    from loralens.linalg.device import Device as Device
+    from loralens.linalg.exact import ExactProduct as ExactProduct
+    from loralens.linalg.lanczos import LeadingTriplets as LeadingTriplets
+    from loralens.linalg.lanczos import leading_triplets as leading_triplets
+    from loralens.linalg.measures import effective_rank as effective_rank
+    from loralens.linalg.measures import stable_rank as stable_rank
+    from loralens.linalg.product import product_bases as product_bases
+    from loralens.linalg.product import product_norm as product_norm
+    from loralens.linalg.product import product_singular_values as product_singular_values
+    from loralens.linalg.product import product_svd as product_svd
+    from loralens.linalg.quantise import quantise_product as quantise_product
+    from loralens.linalg.rounding import round_to_dtype as round_to_dtype
+    from loralens.linalg.subspace import linear_cka as linear_cka
+    from loralens.linalg.subspace import phi_map as phi_map
+    from loralens.linalg.subspace import principal_angles as principal_angles
+else:
+    __all__, __getattr__, __dir__ = lazy_exports(
+        __name__,
+        {
+            "basis": ["Basis"],
+            "chance": ["overlap_chance", "projection_moments"],
+            "device": ["Device"],
+            "exact": ["ExactProduct"],
+            "lanczos": ["LeadingTriplets", "leading_triplets"],
+            "measures": ["effective_rank", "stable_rank"],
+            "product": ["product_bases", "product_norm", "product_singular_values", "product_svd"],
+            "quantise": ["quantise_product"],
+            "rounding": ["round_to_dtype"],
+            "subspace": ["linear_cka", "phi_map", "principal_angles"],
+        },
+    )

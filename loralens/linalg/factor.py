@@ -48,7 +48,7 @@ def gram(X: Array, basis: Floats | None = None) -> Floats:
 
 
 def cross_gram(X: Array, Y: Array) -> Floats:
-    """Xᵀ Y in float64, shape (r1, r2), for X (m, r1) and Y (m, r2) of any float dtypes; made blockwise as `gram`."""
+    """Xᵀ Y in float64, shape (r1, r2), for X (m, r1) and Y (m, r2) of any float dtypes; computed as in `gram`."""
     G = np.zeros((X.shape[1], Y.shape[1]))
     # The wider factor decides the height of a block; both are walked in step.
     rows = min(_block_rows(X), _block_rows(Y))
@@ -85,12 +85,12 @@ _scratch = Scratch()
 
 
 def _block_rows(X: Array) -> int:
-    """How many rows of X make a block."""
+    """Number of rows of X in a block."""
     return int(max(1, BLOCK // max(1, X.shape[1])))
 
 
 def _blocks(X: Array, rows: int, buffer: Floats | None = None) -> Iterator[Floats]:
-    """X in float64, ``rows`` at a time. A block in ``buffer``, where one is given, is gone when the next one comes."""
+    """X in float64, ``rows`` at a time. With a ``buffer`` the next block overwrites the last one."""
     # The buffer has the memory order of X, so that casting runs along the memory.
     order: Literal["C", "F"] = "F" if X.strides[0] < X.strides[1] else "C"
     for i in range(0, X.shape[0], rows):
@@ -104,7 +104,7 @@ def _blocks(X: Array, rows: int, buffer: Floats | None = None) -> Iterator[Float
 
 
 def blocks_of(X: Array) -> Iterator[tuple[slice, Floats]]:
-    """X in float64, some rows at a time, with their slice; a block is gone when the next one comes."""
+    """X in float64, some rows at a time, with their slice. The next block overwrites the last one."""
     rows = _block_rows(X)
     buffer = _scratch.of(min(X.size, max(BLOCK, X.shape[1])))
     for i, block in enumerate(_blocks(X, rows, buffer)):
@@ -112,7 +112,7 @@ def blocks_of(X: Array) -> Iterator[tuple[slice, Floats]]:
 
 
 def times(X: Array, T: Floats, dtype: np.dtype[Any]) -> Array:
-    """X @ T, made in float64 and rounded once to ``dtype``, shape (m, k); for T (r, k), blockwise as `gram`.
+    """X @ T for T (r, k), computed blockwise in float64 and rounded once to ``dtype``; shape (m, k).
 
     Raises
     ------

@@ -120,15 +120,11 @@ def _is_complete(M: RankUpdate, s: Floats, residuals: Floats, k: int) -> bool:
     if (residuals[:j] > RESIDUAL * s[0]).any():
         return False
     # The recursion can miss a copy of a repeated value; the count taken from the matrix cannot.
-    return M.above(_between(s[j], s[j - 1], M.s)) == j
-
-
-def _between(low: float, high: float, poles: Floats) -> float:
-    """The middle of the widest interval between low, high and the poles between them."""
-    marks = np.sort(np.concatenate([[low, high], poles[(poles > low) & (poles < high)]]))
-    # `RankUpdate.above` divides by the distance of its argument to the singular values of W, so it is kept large.
+    # Its argument is in the gap and as far as possible from the singular values of W, because it divides by the
+    # distance to them.
+    marks = np.sort(np.concatenate([s[j - 1 : j + 1], M.s[(M.s > s[j]) & (M.s < s[j - 1])]]))
     widest = np.diff(marks).argmax()
-    return float(marks[widest] + marks[widest + 1]) / 2
+    return M.above(float(marks[widest] + marks[widest + 1]) / 2) == j
 
 
 def _has_tie(s: Floats, k: int) -> bool:

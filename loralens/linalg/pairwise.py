@@ -15,6 +15,7 @@ import numpy as np
 from loralens.linalg.factor import Floats, Integers
 
 Part = TypeVar("Part")
+Joined = TypeVar("Joined")
 
 # Large enough that one matrix product fills the cores, small enough for a laptop: two blocks of 64 MiB.
 LIMIT = 1 << 23  # float64 numbers of one block of matrices: 64 MiB; two blocks are held at a time
@@ -132,10 +133,8 @@ def pairwise_products(
     For K columns in total the cost is O((m + n) K²) in matrix products, and half of that where one block holds all.
     """
     totals = Products(*(np.zeros((len(parts), len(parts))) for _ in Products._fields))
-    for rows, columns, first, second in _block_pairs(parts, sizes, limit):
-        stack = _Stack.of(first)
-        tiles = stack.products(stack if first is second else _Stack.of(second), head)
-        for total, tile in zip(totals, tiles, strict=True):
+    for rows, columns, first, second in _block_pairs(parts, sizes, limit, _Stack.of):
+        for total, tile in zip(totals, first.products(second, head), strict=True):
             _write_tile(total, rows, columns, tile)
     return totals
 
@@ -153,12 +152,8 @@ def pairwise_overlaps(
     ``step`` is called with the number of subspaces that have been compared with all others since its last call.
     """
     overlaps = np.zeros((len(parts), len(parts)))
-    for rows, columns, first, second in _block_pairs(parts, sizes, limit):
-        row_segments = Segments.of(first)
-        column_segments = row_segments if first is second else Segments.of(second)
-        _write_tile(
-            overlaps, rows, columns, _overlaps(row_segments.gram(column_segments), row_segments, column_segments, head)
-        )
+    for rows, columns, first, second in _block_pairs(parts, sizes, limit, Segments.of):
+        _write_tile(overlaps, rows, columns, _overlaps(first.gram(second), first, second, head))
         # The tiles of a row of blocks end with the last column: from then on its matrices have met all others.
         if step and columns.stop == len(parts):
             step(len(rows))
@@ -168,9 +163,8 @@ def pairwise_overlaps(
 def pairwise_cosines(parts: Sequence[Callable[[], Floats]], sizes: Sequence[int], *, limit: int = LIMIT) -> Floats:
     """Cosines of every pair of vectors, float64, shape (T, T), in [−1, 1]; NaN for pairs with a zero vector."""
     cosines = np.zeros((len(parts), len(parts)))
-    for rows, columns, first, second in _block_pairs(parts, sizes, limit):
-        unit_rows = _unit_rows(first)
-        _write_tile(cosines, rows, columns, unit_rows @ (unit_rows if first is second else _unit_rows(second)).T)
+    for rows, columns, first, second in _block_pairs(parts, sizes, limit, _unit_rows):
+        _write_tile(cosines, rows, columns, first @ second.T)
     return np.clip(cosines, -1.0, 1.0)
 
 
@@ -216,16 +210,17 @@ def _outside_one(Q: Floats, s: Floats) -> tuple[Floats, int]:
 
 
 def _block_pairs(
-    parts: Sequence[Callable[[], Part]], sizes: Sequence[int], limit: int
-) -> Iterator[tuple[range, range, list[Part], list[Part]]]:
-    """Every pair of blocks on and above the diagonal, with the values that their callables return."""
+    parts: Sequence[Callable[[], Part]], sizes: Sequence[int], limit: int, join: Callable[[list[Part]], Joined]
+) -> Iterator[tuple[range, range, Joined, Joined]]:
+    """Every pair of blocks on and above the diagonal, with the joined values that their callables return."""
     groups = index_blocks(sizes, limit)
     for i, rows in enumerate(groups):
-        first = [parts[t]() for t in rows]
+        first = join([parts[t]() for t in rows])
+        # The same object twice: a product of an array with its own transpose costs BLAS half the work.
         yield rows, rows, first, first
         # Only tiles above the diagonal: `_write_tile` mirrors them, as all these quantities are symmetric.
         for columns in groups[i + 1 :]:
-            yield rows, columns, first, [parts[t]() for t in columns]
+            yield rows, columns, first, join([parts[t]() for t in columns])
 
 
 def _write_tile(target: Floats, rows: range, columns: range, tile: Floats) -> None:

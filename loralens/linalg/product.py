@@ -10,16 +10,7 @@ import numpy as np
 
 from loralens.errors import ShapeError
 from loralens.linalg.basis import Basis
-from loralens.linalg.factor import (
-    Array,
-    Floats,
-    Integers,
-    Measured,
-    implicit,
-    measure,
-    orthonormal,
-    triangle,
-)
+from loralens.linalg.factor import Array, Floats, Integers, Measured, implicit, measure, orthonormal, triangle
 from loralens.linalg.measures import numerical_rank
 
 

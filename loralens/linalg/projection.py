@@ -42,7 +42,7 @@ def project(
     sketch: Floats,
     *,
     device: Device,
-    whole: Any = None,
+    out: Any = None,
     step: Callable[[int], None] | None = None,
 ) -> Projection:
     """Compute norm, projection and sketch of S (m, n) in one pass over blocks of its rows.
@@ -57,7 +57,7 @@ def project(
         Ω of `gaussian`.
     device : Device
         Blocks are cast to its dtype: float64 on the CPU, float32 in torch. Results in torch agree to 1e-5.
-    whole : array of the device, shape (m, n), optional
+    out : array of the device, shape (m, n), optional
         Filled with S.
     step : callable, optional
         Called with the size of every block that is done.
@@ -80,8 +80,8 @@ def project(
         rows, block = block_of_rows
         with np.errstate(over="ignore", invalid="ignore"):  # each thread has its own
             x = device.cast(block)
-            if whole is not None:
-                whole[rows, :] = x
+            if out is not None:
+                out[rows, :] = x
             y = x @ R
             P, G = L[rows, :].T @ y[:, :k], y[:, k:].T @ y[:, k:]
             return block.size, device.squares(x), device.numpy(P), device.numpy(G)
@@ -101,7 +101,7 @@ def project(
 
 
 def fourth_powers(
-    projection: Projection, shape: tuple[int, int], *, known: tuple[Floats, Floats] | None = None
+    projection: Projection, shape: tuple[int, int], *, leading: tuple[Floats, Floats] | None = None
 ) -> Estimate:
     """Estimate Σσ⁴ of S, which is ‖SᵀS‖_F², and its standard error from the sketch.
 
@@ -110,7 +110,7 @@ def fourth_powers(
     projection : Projection
     shape : tuple of int
         Shape of S.
-    known : tuple, optional
+    leading : tuple, optional
         Leading singular values s (k,) of S, and VᵀΩ (k, l), where V are their right vectors. Only the other singular
         values are then estimated.
 
@@ -125,8 +125,8 @@ def fourth_powers(
     count, tail, G = min(shape), projection.squares, projection.gram
     head, highest = 0.0, projection.squares
     # Leading directions that are known exactly are taken out of the sketch, which estimates only what remains.
-    if known:
-        s, overlap = known
+    if leading:
+        s, overlap = leading
         count, tail = count - s.size, max(tail - float(s @ s), 0.0)
         head, highest = float(np.sum(s**4)), min(float(s[-1]) ** 2, tail)
         G = G - (overlap.T * s**2) @ overlap

@@ -192,7 +192,10 @@ class _Trial(NamedTuple):
 def _fit_and_round(X: Floats, Y: Floats, Z: Floats, bits: Array) -> QuantisedColumns:
     """Integers for the side X such that X̂ Zᵀ is near X Yᵀ: the least squares solution X Yᵀ Z (ZᵀZ)⁻¹, rounded."""
     G: Floats = np.asarray(Z.T @ Z, np.float64)
-    return _round_columns(np.asarray(X @ ((Y.T @ Z) @ _inverse(G)), np.float64), G, bits)
+    # Scaled to a unit diagonal first: rcond then cuts dependence, not small length.
+    unit, lengths = _scale_to_unit_diagonal(G)
+    inverse = np.linalg.pinv(unit, rcond=1e-12, hermitian=True) / np.outer(lengths, lengths)
+    return _round_columns(np.asarray(X @ ((Y.T @ Z) @ inverse), np.float64), G, bits)
 
 
 def _round_columns(X: Floats, G: Floats, bits: Array) -> QuantisedColumns:
@@ -222,14 +225,6 @@ def _round_column(x: Floats, bits: int) -> tuple[Array, np.float32]:
     best = int(np.argmax(along**2 / squares))  # of the least squares scale along / squares
     scale = np.float32(largest * (along[best] / squares[best]))
     return (np.clip(np.rint(x / np.float64(scale)), -n, n) if scale else np.zeros(x.size)), scale
-
-
-def _inverse(G: Floats) -> Floats:
-    """The pseudo-inverse of a Gram matrix whose diagonal may span any range."""
-    unit, lengths = _scale_to_unit_diagonal(G)
-    # Scaled to a unit diagonal first: rcond then cuts dependence, not small length.
-    inverse = np.linalg.pinv(unit, rcond=1e-12, hermitian=True)
-    return np.asarray(inverse / np.outer(lengths, lengths))
 
 
 def _scale_to_unit_diagonal(G: Floats) -> tuple[Floats, Floats]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, final
 
 import numpy as np
+from array_api_compat import array_namespace
 
 from loralens.errors import FormatError
 from loralens.linalg.device import Device
@@ -42,21 +43,11 @@ def decompose(W: Array, device: Device | None = None) -> Decomposed:
     """
     if not np.isfinite(W).all():
         raise FormatError("the weight holds NaN or Inf", fix="download the base model again")
-    U, s, Vh = _svd(W, device or Device())
-    return Decomposed(U.astype(np.float32), s, np.ascontiguousarray(Vh.T, dtype=np.float32))
-
-
-def _svd(W: Array, device: Device) -> tuple[Floats, Floats, Floats]:
-    """U, s and Vh in float64, computed by NumPy or on the GPU."""
-    # float64 on a GPU too, although it is slower there: see `decompose` for what float32 would cost.
+    device = device or Device()
+    # float64 on a GPU too, although it is slower there than float32.
     X = device.put(W, "float64")
-    if device.torch is None:
-        U, s, Vh = np.linalg.svd(X, full_matrices=False)
-    else:
-        import torch
-
-        U, s, Vh = torch.linalg.svd(X, full_matrices=False)
-    return device.numpy(U), device.numpy(s), device.numpy(Vh)
+    U, s, Vh = map(device.numpy, array_namespace(X).linalg.svd(X, full_matrices=False))
+    return Decomposed(U.astype(np.float32), s, np.ascontiguousarray(Vh.T, dtype=np.float32))
 
 
 @final

@@ -61,7 +61,7 @@ class MergedBlock:
         """The weights that these rows of a merged tensor represent: the rows times their scale."""
         return merged if self.scale is None else merged.astype(np.float32) * self.scale
 
-    def subtracted(self, out: Singles) -> Array:
+    def subtract(self, out: Singles) -> Array:
         """R: the merged rows minus the update, rounded to the dtype of the base; ``out`` is used as a buffer."""
         dtype = self.stored.dtype
         return (
@@ -106,6 +106,7 @@ class TensorMerge:
                     start, stop, None, stored, W, None, None, scale, self._with_tokens(start, stop, merged)
                 )
                 continue
+            # Products and gains count the rows of their slab, not those of the tensor.
             first, last = start - slab.start, stop - slab.start
             D = self.products[slab.start].rows(first, last, out=buffers[0].of(W.shape))
             slab_gain = self.gains.get(slab.start)
@@ -117,7 +118,7 @@ class TensorMerge:
                 with np.errstate(divide="ignore", invalid="ignore"):
                     total /= scale
             merged = (
-                feedback[slab.start].rounded(total, first, self.dtype)
+                feedback[slab.start].round_rows(total, first, self.dtype)
                 if slab.start in feedback
                 # Random numbers belong to entries, so each block begins at the index of its first one.
                 else round_sums(total, self.dtype, rounding=self.rounding.at(start * W.shape[1]))
@@ -143,6 +144,7 @@ class TensorMerge:
 
     def _with_tokens(self, start: int, stop: int, merged: Array) -> Array:
         tokens = self.plan.tokens
+        # The rows of an embedding are tokens, so a block has those whose index lies in its range.
         trained = [(k, row) for k, row in enumerate(tokens.indices) if start <= row < stop] if tokens else []
         if not trained or not tokens:
             return merged
@@ -168,7 +170,7 @@ def prepare_merge(
     plan : TensorPlan
     dtype : dtype or None
         The dtype of the result. The default is that of the base.
-    rounding : Rounding or None
+    rounding : MergeRounding or None
         The default is to the nearest.
     device : Device or None
         The device that multiplies the factors of the update. NumPy computes everything else.

@@ -64,14 +64,16 @@ def find_changes(adapter: Adapter, strength: float, weights: Weights, base: Mapp
     """
     result = ExtraChanges()
     for key, extra in adapter.extra.items():
-        if extra.role in UNREADABLE:
-            raise FormatError(
-                f"{key}: {UNREADABLE[extra.role]} cannot be merged",
-                fix="name the modules to merge with --modules; tensors of other modules are left out",
-            )
         # A copy is a tensor that PEFT stored twice: its original says the same.
-        if extra.role != "copy":
-            _add_change(key, extra, adapter, strength, weights, base, result)
+        if extra.role == "copy":
+            continue
+        target = _target_key(key, extra, weights)
+        # A saved module may be new to the model (a head); anything else needs a tensor that it changes.
+        if target not in base and extra.role not in ("saved", "embedding"):
+            result.missing.append(key)
+            continue
+        before = result.changes.get(target, Changes())
+        result.changes[target] = _extend_changes(before, key, extra, adapter, strength, target, base.get(target))
     count = sum(extra.role in NORMS for extra in adapter.extra.values())
     if count:
         result.notes.append(f"{count} DoRA modules have no magnitude in the file: the lengths of W stand for it")
@@ -83,58 +85,36 @@ def find_changes(adapter: Adapter, strength: float, weights: Weights, base: Mapp
     return result
 
 
-def _add_change(
-    key: str,
-    extra: Extra,
-    adapter: Adapter,
-    strength: float,
-    weights: Weights,
-    base: Mapping[str, LazyArray],
-    result: ExtraChanges,
-) -> None:
-    """Add the change by one extra tensor to ``result``."""
-    if extra.module in weights.modules and weights.modules[extra.module].scattered:
+def _target_key(key: str, extra: Extra, weights: Weights) -> str:
+    """The key in the base of the tensor that an extra tensor changes. Raises the errors of `find_changes`."""
+    if extra.role in UNREADABLE:
+        raise FormatError(
+            f"{key}: {UNREADABLE[extra.role]} cannot be merged",
+            fix="name the modules to merge with --modules; tensors of other modules are left out",
+        )
+    weight = weights.modules.get(extra.module)
+    # The tensors of a module belong to its whole weight; nothing says how they would be divided.
+    if weight and weight.scattered:
         raise MismatchError(
             f"{key}: the base stores the weight of {extra.module} in parts, and a {extra.role} needs the whole weight",
             fix="leave this module out with --modules, or merge it where it was trained",
         )
-    home = _weight_key(extra, weights)
-    of_weight = extra.role in (*MAGNITUDES, "tokens")  # these change the weight, others the parameter that they name
-    target = home if of_weight else f"{home.removesuffix('.weight')}.{extra.parameter}"
-    # A saved module may be new to the model (a head); anything else needs a tensor that it changes.
-    if target not in base and extra.role not in ("saved", "embedding"):
-        result.missing.append(key)
-        return
-    result.changes[target] = _extend_changes(
-        result.changes.get(target, Changes()), key, extra, adapter, strength, base, target
-    )
-
-
-def _weight_key(extra: Extra, weights: Weights) -> str:
-    """The key in the base of the weight to whose module an extra tensor belongs."""
-    if extra.module in weights.modules:
-        return weights.modules[extra.module].key
-    return f"{weights.match.rename(extra.module)}.weight"
+    home = weight.key if weight else f"{weights.match.rename(extra.module)}.weight"
+    # Magnitudes and tokens change the weight of their module, all others the parameter that they name.
+    of_weight = extra.role in (*MAGNITUDES, "tokens")
+    return home if of_weight else f"{home.removesuffix('.weight')}.{extra.parameter}"
 
 
 def _extend_changes(
-    changes: Changes,
-    key: str,
-    extra: Extra,
-    adapter: Adapter,
-    strength: float,
-    base: Mapping[str, LazyArray],
-    target: str,
+    changes: Changes, key: str, extra: Extra, adapter: Adapter, strength: float, target: str, base: LazyArray | None
 ) -> Changes:
-    """The changes of a tensor, with that of one more extra tensor added."""
+    """The changes of the tensor ``base`` under the key ``target``, with that of one more extra tensor added."""
     tensor, role = extra.tensor, extra.role
     if role in ("saved", "bias", "embedding"):
         # An embedding may be replaced by a resized one.
-        same = target not in base or base[target].shape == tensor.shape or role == "embedding"
-        if not same:
+        if base is not None and base.shape != tensor.shape and role != "embedding":
             raise MismatchError(
-                f"{key} {tensor.shape} is to replace {target} {base[target].shape}",
-                fix="give the base it was trained on",
+                f"{key} {tensor.shape} is to replace {target} {base.shape}", fix="give the base it was trained on"
             )
         return replace(changes, replacement=tensor)
     if role == "tokens":
@@ -142,11 +122,11 @@ def _extend_changes(
     if role in MAGNITUDES:
         return replace(changes, magnitude=(None if role in NORMS else tensor, role in ("magnitude", "norms")))
     assert role in ("lora_bias", "diff", "diff_b"), role
+    assert base is not None
     # As matrices, because a convolution of kernel 1 is also stored with two axes.
-    if as_matrix(tensor.shape) != as_matrix(base[target].shape):
+    if as_matrix(tensor.shape) != as_matrix(base.shape):
         raise MismatchError(
-            f"{key} {tensor.shape} is to be added to {target} {base[target].shape}",
-            fix="give the base it was trained on",
+            f"{key} {tensor.shape} is to be added to {target} {base.shape}", fix="give the base it was trained on"
         )
     # PEFT adds the bias of lora_B before it scales.
     scale = adapter[extra.module].scale if role == "lora_bias" else 1.0
@@ -157,6 +137,7 @@ def _extend_changes(
 def _trained_tokens(key: str, extra: Extra, config: Mapping[str, Any] | None) -> Tokens:
     """The rows of an embedding that were trained; the configuration has their indices."""
     indices = (config or {}).get("trainable_token_indices")
+    # PEFT stores one list for the embedding, or a list for every module by its name or the end of it.
     if isinstance(indices, dict):
         indices = next((rows for name, rows in indices.items() if f".{extra.module}".endswith(f".{name}")), None)
     if not isinstance(indices, list) or not all(type(i) is int and i >= 0 for i in indices):

@@ -54,9 +54,10 @@ class Feedback:
         self._transposed = transposed
         self._E: Singles | None = None
 
-    def rounded(self, total: Array, first: int, dtype: np.dtype[Any]) -> Array:
+    def round_rows(self, total: Array, first: int, dtype: np.dtype[Any]) -> Array:
         """Round the rows of t = g·(W + D) (float32) from row ``first`` on to ``dtype``."""
-        # Each row is an output: it has all inputs, and its error ends with it.
+        # Each row is an output: it has all inputs, and its error ends with it. Inputs are processed one by one, so they
+        # are put into rows, which are contiguous.
         if not self._transposed:
             return np.ascontiguousarray(self._inputs(np.ascontiguousarray(total.T), 0, None, dtype)[0].T)
         merged, self._E = self._inputs(total, first, self._E if first else None, dtype)
@@ -78,9 +79,9 @@ class Feedback:
 
 def input_directions(terms: Sequence[Weighted]) -> NDArray[np.float64] | None:
     """Orthonormal input directions of the updates, shape (in, r); None if one of the updates is not a pair."""
-    if not all(isinstance(one, LowRank) for _, one in terms):
+    if not all(isinstance(update, LowRank) for _, update in terms):
         return None
-    A = np.vstack([one.A.astype(np.float64) for _, one in terms])
+    A = np.vstack([update.A.astype(np.float64) for _, update in terms])
     # Scaled so that the squares in A Aᵀ neither over- nor underflow.
     A /= max(float(np.abs(A).max(initial=0.0)), np.finfo(np.float64).tiny)
     squares, Q = np.linalg.eigh(A @ A.T)  # much cheaper than an SVD of A, and accurate enough for float32

@@ -97,6 +97,7 @@ class FidelitySums:
         self.D_D += sums[0]
         self.along += sums[1]
         self.lost += sums[2]
+        # Under scales the stored numbers are compared, since only they are rounded.
         self.still += _count_equal(block.merged, block.W if block.scale is None else block.stored)
         self.seen += lost.size
         self._prediction.take(block, D)
@@ -106,6 +107,7 @@ class FidelitySums:
         """D (with DoRA the effective update) and W' − W − D, both float32."""
         assert block.D is not None
         lost, D = self._buffer.of(block.W.shape), block.D
+        # With DoRA the effective update is g·(W + D) − W.
         if block.gain is not None:
             D = add_update(block.W, D, gain=block.gain).astype(np.float32, copy=False)
             D -= block.W.astype(np.float32)
@@ -153,10 +155,10 @@ class FidelitySums:
     def _singular_values(self) -> NDArray[np.float64]:
         """The singular values of D, from the factors of all pairs side by side; none if an update is not a pair."""
         terms = self.slab.terms
-        if not all(isinstance(one, LowRank) for _, one in terms):
+        if not all(isinstance(update, LowRank) for _, update in terms):
             return np.zeros(0)
-        B = np.hstack([strength * one.scale * one.B.astype(np.float64) for strength, one in terms])
-        A = np.vstack([one.A.astype(np.float64) for _, one in terms])
+        B = np.hstack([strength * update.scale * update.B.astype(np.float64) for strength, update in terms])
+        A = np.vstack([update.A.astype(np.float64) for _, update in terms])
         return product_singular_values(B, A)
 
 

@@ -6,7 +6,7 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
-from loralens.core.weights import round_lengths
+from loralens.core.weights import add_squares, round_lengths
 from loralens.linalg.exact import Singles
 from loralens.merging.matrix import MatrixRows
 from loralens.merging.plan import Axis, Magnitude
@@ -36,7 +36,7 @@ def dora_gain(magnitude: Magnitude, D: UpdateMatrix, source: MatrixRows, scale: 
     ----------
     magnitude : Magnitude
         m. If m is the length of the base, it is rounded to the dtype of 16-bit weights, as PEFT rounds it.
-    D : Rows
+    D : UpdateMatrix
         The update of the slab.
     source, scale : MatrixRows
         The stored tensor, and the scales if it is float8 with scales.
@@ -48,18 +48,16 @@ def dora_gain(magnitude: Magnitude, D: UpdateMatrix, source: MatrixRows, scale: 
     before, dtype = np.zeros_like(squares), np.dtype(np.float32)
     for first, last in row_ranges(*D.shape):
         stored = source.rows(start + first, start + last)
+        # float64, since these squares are summed over a whole side of the weight.
         W, dtype = stored.astype(np.float64), stored.dtype
         if scale:
             W *= scale.rows(start + first, start + last)
         # The norms of the base come from the same pass, only where they are needed.
         own = [(W, before)] if magnitude.lengths is None else []
         for X, sums in [(W + D.rows(first, last), squares), *own]:
-            if by_row:
-                sums[first:last] = np.einsum("ij,ij->i", X, X)
-            else:
-                sums += np.einsum("ij,ij->j", X, X)
+            add_squares(sums, X, slice(first, last) if by_row else None)
     lengths = round_lengths(before, dtype) if magnitude.lengths is None else magnitude.lengths.read().astype(np.float64)
-    # 1, but for the magnitude of a convolution's input channels.
+    # 1, except for the magnitude of a convolution's input channels, each of which has several columns.
     width = len(squares) // len(lengths)
     norms = np.sqrt(squares.reshape(-1, width).sum(axis=1))
     # A vector of length 0 has no direction in which it could get another length.

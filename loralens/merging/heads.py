@@ -29,7 +29,10 @@ def head_fields(
         return [], {}
     key = head_keys[0]
     count = changed[key].shape[0]
-    names = _label_names(adapters, count)
+    # The labels in the training records of loralens. Two adapters with labels do not agree which names count.
+    label_lists = [labels for adapter in adapters if (labels := (record_of(adapter) or {}).get("labels"))]
+    fits = len(label_lists) == 1 and isinstance(label_lists[0], list) and len(label_lists[0]) == count
+    names = [str(label) for label in label_lists[0]] if fits else []
     fields = {**_label_fields(count, names, config), **_architecture_field(adapters, config)}
     notes = []
     if "id2label" in fields:
@@ -43,14 +46,6 @@ def head_fields(
     return notes, fields
 
 
-def _label_names(adapters: Sequence[Adapter], count: int) -> list[str]:
-    """The labels in the training record of loralens; empty unless exactly one adapter has a fitting record."""
-    label_lists = [labels for adapter in adapters if (labels := (record_of(adapter) or {}).get("labels"))]
-    # Two adapters with labels do not agree which names count.
-    fits = len(label_lists) == 1 and isinstance(label_lists[0], list) and len(label_lists[0]) == count
-    return [str(label) for label in label_lists[0]] if fits else []
-
-
 def _label_fields(count: int, names: list[str], config: Mapping[str, Any]) -> dict[str, object]:
     """Fields for ``count`` labels; none if the configuration has this number of labels and, if given, these names."""
     named = config.get("id2label")
@@ -59,6 +54,7 @@ def _label_fields(count: int, names: list[str], config: Mapping[str, Any]) -> di
     # Unchanged: the file keeps its names.
     if base_count == count and same:
         return {}
+    # transformers' default names.
     names = names or [f"LABEL_{i}" for i in range(count)]
     fields: dict[str, object] = {
         "id2label": {str(i): name for i, name in enumerate(names)},
@@ -70,6 +66,7 @@ def _label_fields(count: int, names: list[str], config: Mapping[str, Any]) -> di
 def _architecture_field(adapters: Sequence[Adapter], config: Mapping[str, Any]) -> dict[str, object]:
     """The field that names the class of the model, if that is known and differs from the class of the base."""
     base_classes = config.get("architectures")
+    # Several classes leave open which of them has the head.
     if not (isinstance(base_classes, list) and len(base_classes) == 1 and isinstance(base_classes[0], str)):
         return {}
     classes = {name for adapter in adapters if (name := _class_name(adapter.config or {}, base_classes[0]))}
@@ -81,6 +78,7 @@ def _class_name(config: Mapping[str, Any], base: str) -> str | None:
     end, stem = ENDS.get(str(config.get("task_type"))), _STEM.match(base)
     if end and stem:
         return stem[1] + end
+    # PEFT writes this field for adapters without a task.
     mapping = config.get("auto_mapping")
     name = mapping.get("base_model_class") if isinstance(mapping, dict) else None
     return name if isinstance(name, str) and "Classification" in name else None

@@ -48,6 +48,7 @@ class MatrixRows:
 
     def blocks(self) -> Iterator[Array]:
         """Yield all rows in order, a block at a time."""
+        # Blocks end with their expert, since `rows` answers from one expert at a time.
         height = self._tensor.shape[1] if self._stack else self._matrix[0]
         for first in range(0, self._matrix[0], max(height, 1)):
             for start, stop in row_ranges(height, self._matrix[1]):
@@ -64,6 +65,7 @@ def cuts(plan: TensorPlan) -> Iterator[tuple[int, int, Slab | None]]:
     at = {slab.start: slab for slab in plan.slabs}
     slab: Slab | None = None
     for start, stop in pairwise(edges):
+        # A slab goes on until its stop, also behind the limit of an expert within it.
         slab = at.get(start, slab if slab and slab.stop > start else None)
         for first, last in row_ranges(stop - start, columns):
             yield start + first, start + last, slab

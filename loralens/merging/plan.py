@@ -65,6 +65,7 @@ class Slab:
         """The update D of these rows in the stored orientation; ``device`` multiplies the factors."""
         with place(self.module):
             rows = update_matrix(self.terms, slices=slices, device=device)
+        # For a pair this swaps the factors and costs nothing.
         return rows.T if self.transposed else rows
 
 

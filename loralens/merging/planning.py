@@ -15,7 +15,7 @@ from loralens.core.weights import Piece, Weight, Weights, share_of, weights_of
 from loralens.errors import FormatError, MismatchError, OptionError, place
 from loralens.merging.extras import Changes, find_changes
 from loralens.merging.heads import head_fields
-from loralens.merging.plan import Magnitude, MergePlan, Slab, TensorPlan, as_matrix
+from loralens.merging.plan import Axis, Magnitude, MergePlan, Slab, TensorPlan, as_matrix
 from loralens.merging.tying import Tied
 
 SINGLE = 2.0**128  # the smallest power of two beyond the range of float32
@@ -82,8 +82,9 @@ def plan_merge(
     FormatError
         An adapter cannot be added to the original base, or has tensors that were not understood.
     """
+    # Adapters may name a copy that the base does not store, so every copy gets the tensor of the embedding.
     tied = Tied.of(base, config or {})
-    base = tied.shown(base)
+    base = tied.ties.with_copies(base)
     drafts: dict[str, _Draft] = {}
     matches: list[Match] = []
     missing: list[str] = []
@@ -100,13 +101,14 @@ def plan_merge(
         }
         for name, weight in weights.modules.items():
             for piece in weight.pieces:
-                for key in tied.meant(adapter, piece.key, touched):
+                # An update of the embedding may be meant for its copies too.
+                for key in tied.target_keys(adapter, piece.key, touched):
                     target = piece._replace(key=key)
                     _add_update(drafts.setdefault(key, _Draft()), name, weight, target, adapter.modules[name], strength)
         missing += extra_changes.missing
         notes += extra_changes.notes
         for home, changes in extra_changes.changes.items():
-            for key in tied.meant(adapter, home, touched, changes):
+            for key in tied.target_keys(adapter, home, touched, changes):
                 _add_changes(drafts.setdefault(key, _Draft()), key, changes)
     # Reported only after all adapters were read, so that one message names everything.
     if missing and not allow_missing:
@@ -115,8 +117,8 @@ def plan_merge(
             fix="give the base it was trained on, or leave them out with --allow-missing",
         )
     changed = {key: _plan_tensor(key, draft, base, (scales or {}).get(key)) for key, draft in drafts.items()}
-    settled = tied.settled(changed, untie=untie, dtype=dtype)
-    changed = settled.plans
+    tying = tied.decide(changed, untie=untie, dtype=dtype)
+    changed = tying.plans
     notes += [
         f"{key} {tensor.shape} is new: the base has no such tensor"
         for key, tensor in changed.items()
@@ -124,13 +126,8 @@ def plan_merge(
         if tensor.base is None and key not in tied.ties.copies and key not in tied.ties.biases
     ]
     heads, labels = head_fields(changed, [adapter for adapter, _ in adapters], config or {})
-    return MergePlan(
-        changed,
-        tuple(matches),
-        tuple(missing),
-        (*notes, *settled.notes, *heads),
-        {**_vocabulary_fields(changed, config), **settled.config, **labels},
-    )
+    fields = {**_vocabulary_fields(changed, config), **tying.config, **labels}
+    return MergePlan(changed, tuple(matches), tuple(missing), (*notes, *tying.notes, *heads), fields)
 
 
 def _check_mergeable(adapter: Adapter) -> None:
@@ -163,6 +160,7 @@ def _add_update(draft: _Draft, name: str, weight: Weight, piece: Piece, module: 
             f"{name}: the update reads all input channels, and the weight of a grouped convolution has only some",
             fix="leave it out with --modules",
         )
+    # As soon as one expert is adapted alone, the whole stack is treated as a matrix of all rows.
     draft.experts |= piece.experts
     start, stop = piece.start, piece.start + piece.rows
     if any(
@@ -176,6 +174,7 @@ def _add_update(draft: _Draft, name: str, weight: Weight, piece: Piece, module: 
         )
     with place(name):
         term = strength, share_of(module, weight, piece)
+    # Several pieces of one module are reported separately, so each needs a name of its own.
     name = f"{name} in {piece.key}" if len(weight.pieces) > 1 else name
     rows_slab = draft.slabs.get(start, Slab(name, start, stop, (), weight.transposed))
     draft.slabs[start] = replace(rows_slab, terms=(*rows_slab.terms, term))
@@ -184,6 +183,7 @@ def _add_update(draft: _Draft, name: str, weight: Weight, piece: Piece, module: 
 def _add_changes(draft: _Draft, key: str, changes: Changes) -> None:
     """Add the other changes that an adapter makes to a tensor."""
     ours = draft.changes
+    # Differences of several adapters add up, but a tensor can be replaced or scaled by one adapter only.
     for name in ("replacement", "tokens", "magnitude"):
         if getattr(ours, name) is not None and getattr(changes, name) is not None:
             raise MismatchError(
@@ -214,8 +214,7 @@ def _plan_tensor(key: str, draft: _Draft, base: Mapping[str, LazyArray], scale: 
         )
     slabs = dict(draft.slabs)
     if changes.added:
-        empty_slab = Slab(key, 0, matrix[0], ())
-        first_slab = slabs.get(0, empty_slab)
+        first_slab = slabs.get(0, Slab(key, 0, matrix[0], ()))
         if first_slab.transposed:
             raise MismatchError(
                 f"{key} is stored as (in, out), and the adapter has a pair and a full difference for it",
@@ -225,15 +224,8 @@ def _plan_tensor(key: str, draft: _Draft, base: Mapping[str, LazyArray], scale: 
         slabs[0] = replace(first_slab, terms=(*first_slab.terms, *changes.added))
     if changes.magnitude:
         slabs = {start: _add_magnitude(slab, changes.magnitude, source.shape) for start, slab in slabs.items()}
-    return TensorPlan(
-        key,
-        base.get(key),
-        matrix,
-        tuple(slabs[start] for start in sorted(slabs)),
-        changes.replacement,
-        changes.tokens,
-        scale,
-    )
+    ordered = tuple(slabs[start] for start in sorted(slabs))
+    return TensorPlan(key, base.get(key), matrix, ordered, changes.replacement, changes.tokens, scale)
 
 
 def _add_magnitude(slab: Slab, lengths: tuple[LazyArray | None, bool], stored: Shape) -> Slab:
@@ -250,10 +242,10 @@ def _add_magnitude(slab: Slab, lengths: tuple[LazyArray | None, bool], stored: S
         )
     # A magnitude per output runs along the rows of a weight stored (out, in), and along the columns of one stored (in,
     # out).
-    axis = "rows" if by_output != slab.transposed else "columns"
+    axis: Axis = "rows" if by_output != slab.transposed else "columns"
     size = slab.stop - slab.start if axis == "rows" else slab.terms[0][1].shape[0 if by_output else 1]
     if tensor is None:
-        return replace(slab, magnitude=Magnitude(None, axis))  # type: ignore[arg-type]
+        return replace(slab, magnitude=Magnitude(None, axis))
     # The columns of a convolution are (in, kernel) flattened, so a channel has several of them.
     channels = stored[1] if axis == "columns" and len(stored) > 2 and not slab.transposed else size
     if tensor.size not in (size, channels):
@@ -261,7 +253,7 @@ def _add_magnitude(slab: Slab, lengths: tuple[LazyArray | None, bool], stored: S
             f"{slab.module}: {tensor.size} magnitudes for {channels} vectors",
             fix="save the adapter again from training",
         )
-    return replace(slab, magnitude=Magnitude(tensor.reshape(tensor.size), axis))  # type: ignore[arg-type]
+    return replace(slab, magnitude=Magnitude(tensor.reshape(tensor.size), axis))
 
 
 def _vocabulary_fields(changed: Mapping[str, TensorPlan], config: Mapping[str, Any] | None) -> dict[str, object]:
@@ -274,7 +266,6 @@ def _vocabulary_fields(changed: Mapping[str, TensorPlan], config: Mapping[str, A
             if tensor.base.shape[0] == config["vocab_size"] and tensor.base.shape[1:] == tensor.shape[1:]:
                 return {"vocab_size": tensor.shape[0]}
             raise MismatchError(
-                f"{tensor.key}: {tensor.shape} is to replace {tensor.base.shape}",
-                fix="give the base it was trained on",
+                f"{tensor.key}: {tensor.shape} is to replace {tensor.base.shape}", fix="give the base it was trained on"
             )
     return {}

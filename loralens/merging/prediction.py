@@ -42,9 +42,7 @@ class Prediction:
     def __init__(self, merge: TensorMerge, size: int) -> None:
         self._mode, self._dtype, self._size = merge.rounding.mode, merge.dtype, size
         # W is a number of the dtype already, so q depends on D and the unit of W alone.
-        self._alone = (
-            merge.dtype == merge.plan.source.dtype and not merge.requantised
-        )  # only D is rounded, as W has the dtype
+        self._alone = merge.dtype == merge.plan.source.dtype and not merge.requantised
         # A fixed seed, so that the same merge predicts the same numbers.
         self._rng = None if size <= SAMPLE else np.random.default_rng(0)
         self._count = self._still = 0
@@ -52,6 +50,7 @@ class Prediction:
 
     def take(self, block: MergedBlock, D: Array) -> None:
         """Add the next rows, with their D in float32 or float64."""
+        # Its losses depend on all earlier columns, so a sample says nothing about them.
         if self._mode == "feedback":
             return
         w, d, unit = self._sample_entries(block, D)
@@ -64,14 +63,7 @@ class Prediction:
         squares, along, control = lost * lost, lost * d, d * d
         if self._mode == "stochastic":
             squares = lost  # under stochastic rounding `lost` is the variance
-        self._sums += [
-            control.sum(),
-            control @ control,
-            squares.sum(),
-            squares @ control,
-            along.sum(),
-            along @ control,
-        ]
+        self._sums += [control.sum(), control @ control, squares.sum(), squares @ control, along.sum(), along @ control]
 
     def _sample_entries(self, block: MergedBlock, D: Array) -> tuple[Array, Array, Array | None]:
         """W, D and the float8 scale at the sampled entries of a block."""
@@ -81,7 +73,7 @@ class Prediction:
         else:
             # Each block gives its share of the sample, rounded up.
             sample = self._rng.integers(D.size, size=-(-SAMPLE * D.size // self._size))
-        w, d, unit = (None if one is None else np.ascontiguousarray(one).ravel()[sample] for one in arrays)
+        w, d, unit = (None if array is None else np.ascontiguousarray(array).ravel()[sample] for array in arrays)
         assert w is not None
         assert d is not None
         return w, d, unit
@@ -91,6 +83,7 @@ class Prediction:
         if self._mode == "stochastic":
             factor = np.float64(1) if unit is None else unit.astype(np.float64)
             u = ulp(w / factor, self._dtype) * factor
+            # A number of the dtype has the fraction 0, so only D counts where W is one.
             fraction = (d.astype(np.float64) if self._alone or unit is not None else w.astype(np.float64) + d) / u % 1
             return u * u * fraction * (1 - fraction), d == 0  # an entry that may move counts as moved
         # Cheaper than rounding the sum, and without the cancellation of W' − W.
@@ -99,10 +92,8 @@ class Prediction:
             q = np.rint(d / u) * u
             return d - q, q == 0
         scale = np.float32(1) if unit is None else unit
-        q = (
-            round_sums((w.astype(np.float64) + d).astype(np.float32) / scale, self._dtype).astype(np.float64) * scale
-            - w
-        )
+        total = (w.astype(np.float64) + d).astype(np.float32) / scale
+        q = round_sums(total, self._dtype).astype(np.float64) * scale - w
         return d - q, q == 0
 
     def result(self, norm: float) -> tuple[float | None, float | None, float | None]:

@@ -28,7 +28,7 @@ def recast(
 
     Parameters
     ----------
-    plan : Plan
+    plan : MergePlan
     tensors : mapping of str to LazyArray
         All tensors of the base, as stored.
     dtype : str or None
@@ -56,14 +56,13 @@ def recast(
     if scales and "quantization_config" in config:
         # transformers would otherwise look for the scales that are no longer stored.
         fields["quantization_config"] = None
+    notes = [f"{len(scales)} float8 weights become {dtype}, their scales with them"] if scales else []
     return replace(
         plan,
         tensors={**plan.tensors, **changing},
         config={**plan.config, **fields},
         dropped=tuple(without),
-        notes=(*plan.notes, f"{len(scales)} float8 weights become {dtype}, their scales with them")
-        if scales
-        else plan.notes,
+        notes=(*plan.notes, *notes),
     )
 
 

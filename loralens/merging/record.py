@@ -1,6 +1,6 @@
 """The record of the merge of one stored tensor: fidelity of its modules, hashes, and the patch that undoes it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Literal, final
@@ -106,7 +106,7 @@ class MergeRecorder:
     def _patch_start(self, block: MergedBlock, buffer: Buffer) -> Array:
         """The rows to which the patch is relative."""
         if self._against == "subtracted":
-            return block.subtracted(buffer.of(block.stored.shape))
+            return block.subtract(buffer.of(block.stored.shape))
         if self._against == "merged":
             return round_sums(block.merged, block.stored.dtype)
         # Against zeros the patch holds the whole tensor.
@@ -115,6 +115,7 @@ class MergeRecorder:
     def _take_base(self) -> None:
         """Hash the base tensor of a replaced one, and store it in the patch."""
         base = self._merge.plan.base
+        # Nothing to record: reading the tensor would only cost time.
         if base is None or (self._before is None and self._patch is None):
             return
         for rows in MatrixRows(base, as_matrix(base.shape)).blocks():
@@ -144,11 +145,19 @@ def patch_reference(merge: TensorMerge) -> Against:
     # The merged numbers say nothing about the base: it was replaced, or stored in float8 and written in another dtype.
     if plan.replacement is not None or (plan.scale is not None and not merge.requantised):
         return "nothing"
-    terms = [one for slab in plan.slabs for _, one in slab.terms]
+    terms = [update for slab in plan.slabs for _, update in slab.terms]
     # Only pairs are stored in an undo file; other forms would need all their parts.
-    if plan.scale is None and terms and all(isinstance(one, LowRank) for one in terms):
+    if plan.scale is None and terms and all(isinstance(update, LowRank) for update in terms):
         return "subtracted"
     return "merged"
+
+
+def hash_rows(blocks: Iterable[Array]) -> str:
+    """The SHA-256 of the bytes of a tensor, given in blocks of rows, in hexadecimal digits."""
+    digest = sha256()
+    for rows in blocks:
+        feed_hash(digest, rows)
+    return digest.hexdigest()
 
 
 def feed_hash(digest: Any, rows: Array) -> None:

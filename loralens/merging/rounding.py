@@ -10,18 +10,18 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any, Literal, final
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import DTypeLike
 
 from loralens.core.lazy import Array
+from loralens.linalg.draws import STEPS, Draws
 from loralens.linalg.exact import Singles
+from loralens.linalg.rounding import other_neighbour, round_to_dtype
 
 Mode = Literal["nearest", "stochastic", "feedback"]
 
 # Dtypes in which a trained update is far above the unit in the last place, so they are always rounded to the nearest.
 WIDE = (np.dtype(np.float32), np.dtype(np.float64))
-DRAWS = 16  # numbers of 16 bits per step of Philox's counter, which are four words of 64 bits
 
 
 @final
@@ -53,12 +53,8 @@ class MergeRounding:
         """Uniform random numbers in [0, 1), multiples of 2⁻¹⁶, for ``count`` entries from the offset (Philox 4×64)."""
         # A hash spreads seed and key over the 128 bits of a Philox key, so that tensors have independent numbers.
         key = int.from_bytes(sha256(f"{self.seed}:{self.key}".encode()).digest()[:16], "little")
-        first, skipped = divmod(self.offset, DRAWS)
-        engine = np.random.Philox(key=key, counter=first)
-        # Read as little-endian words, so that every machine draws the same numbers.
-        words = engine.random_raw(4 * -(-(skipped + count) // DRAWS)).astype("<u8").view("<u2")
         # 16 bits are enough: rounding to bf16 drops exactly 16 bits of a float32.
-        return words[skipped : skipped + count].astype(np.float32) * np.float32(2.0**-16)
+        return Draws(key).words(self.offset, count).astype(np.float32) * np.float32(1 / STEPS)
 
 
 def slices_for(dtype: DTypeLike) -> int:
@@ -80,11 +76,13 @@ def subtract_update(
     merged: Array, D: Singles, dtype: DTypeLike, *, gain: Singles | None = None, out: Singles | None = None
 ) -> Array:
     """R = round(W'/g − D) in ``dtype``: it is W unless several W are rounded to the same W'; ``out`` is a buffer."""
+    # float64 for float64 weights, and float32 for all others.
     wide = np.result_type(merged.dtype, np.float32)
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         if gain is None:
             total = np.subtract(merged, D, out=_usable_buffer(out, wide), dtype=wide)
         else:
+            # W' = g·(W + D), so g is taken out before D.
             total = np.divide(merged, gain, out=_usable_buffer(out, wide), dtype=wide)
             total -= D
     return round_sums(total, dtype)
@@ -104,40 +102,13 @@ def round_sums(total: Array, dtype: DTypeLike, *, rounding: MergeRounding | None
     """Round sums to ``dtype``. The result is a new array, or ``total`` itself if it has this dtype."""
     dtype = np.dtype(dtype)
     # Feedback rounds to the nearest too; it corrects the sums before this call.
-    if rounding and rounding.mode == "stochastic" and dtype not in WIDE:
-        return _round_stochastically(total, dtype, rounding)
-    return _round_to_nearest(total, dtype)
+    nearest = round_to_dtype(total, dtype)
+    if not rounding or rounding.mode != "stochastic" or dtype in WIDE:
+        return nearest
+    other, _, _, share = other_neighbour(total, nearest)
+    return np.where(rounding.draws(total.size).reshape(total.shape) < share, other, nearest)
 
 
 def _usable_buffer(out: Singles | None, dtype: np.dtype[Any]) -> Singles | None:
+    # Buffers are float32, and float64 weights are added in float64: they get a new array.
     return out if out is not None and out.dtype == dtype else None
-
-
-def _round_to_nearest(total: Array, dtype: np.dtype[Any]) -> Array:
-    with np.errstate(over="ignore", invalid="ignore"):
-        # float8_e4m3fn has no infinity and would make NaN of larger numbers.
-        if dtype.itemsize == 1:
-            limit = largest(dtype)
-            total = np.clip(total, -limit, limit)  # NaN stays NaN
-        return total.astype(dtype, copy=False)
-
-
-def largest(dtype: np.dtype[np.generic]) -> float:
-    """The largest finite number of a dtype."""
-    return float(ml_dtypes.finfo(dtype).max)  # type: ignore[no-untyped-call]
-
-
-def _round_stochastically(total: Array, dtype: np.dtype[Any], rounding: MergeRounding) -> Array:
-    """Round each entry to one of its two neighbours at random, such that the mean is exact."""
-    nearest = _round_to_nearest(total, dtype)
-    limit = largest(nearest.dtype)
-    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-        # The other neighbour lies on the side of the exact sum.
-        error = total - nearest.astype(total.dtype)
-        beyond = np.where(error > 0, limit, -limit).astype(nearest.dtype)
-        other = np.nextafter(nearest, beyond)
-        step = np.abs(other.astype(total.dtype) - nearest.astype(total.dtype))
-        # A sum that is a number of the dtype stays, and so does one beyond the last finite number.
-        share = np.where((error != 0) & np.isfinite(step), np.abs(error) / step, 0)
-    drawn = rounding.draws(total.size).reshape(total.shape)
-    return np.where(drawn < share, other, nearest)

@@ -65,21 +65,22 @@ def module_entries(modules: Sequence[MergedModule]) -> list[dict[str, Any]]:
 
 def total_entry(records: Sequence[TensorRecord]) -> dict[str, Any]:
     """The JSON object of the whole merge: gain and errors of all updates together, and the size of the undo patch."""
-    parts = [one for record in records for one in record.fidelity]
-    entries = sum(one.entries for one in parts)
+    parts = [fidelity for record in records for fidelity in record.fidelity]
+    entries = sum(part.entries for part in parts)
+    # A patch that has been written to a file already is known by its size alone.
     patched = [record for record in records if record.patch is not None or record.patch_bytes]
     size = sum(record.patch_bytes for record in patched)
     weights = sum(record.plan.base.size for record in patched if record.plan.base is not None)
     return {
         "tensors": len(records),
-        "gain": _mean([(one.gain, one.norm) for one in parts]),
-        "relative_error": _root_mean([(one.error, one.norm) for one in parts]),
-        "subspace_error": _root_mean([(one.subspace_error, one.norm) for one in parts]),
-        "unmoved": sum(one.unmoved * one.entries for one in parts) / entries if entries else 0.0,
-        "predicted_gain": _mean([(one.predicted_gain, one.norm) for one in parts]),
-        "predicted_relative_error": _root_mean([(one.predicted_error, one.norm) for one in parts]),
-        "predicted_unmoved": _mean_share([(one.predicted_unmoved, one.entries) for one in parts]),
-        "overflowed": sum(one.overflowed for one in parts),
+        "gain": _mean([(part.gain, part.norm) for part in parts]),
+        "relative_error": _root_mean([(part.error, part.norm) for part in parts]),
+        "subspace_error": _root_mean([(part.subspace_error, part.norm) for part in parts]),
+        "unmoved": sum(part.unmoved * part.entries for part in parts) / entries if entries else 0.0,
+        "predicted_gain": _mean([(part.predicted_gain, part.norm) for part in parts]),
+        "predicted_relative_error": _root_mean([(part.predicted_error, part.norm) for part in parts]),
+        "predicted_unmoved": _mean_share([(part.predicted_unmoved, part.entries) for part in parts]),
+        "overflowed": sum(part.overflowed for part in parts),
         "undo_bytes": size if patched else None,
         "undo_bits_per_weight": 8 * size / weights if weights else None,
     }
@@ -88,11 +89,11 @@ def total_entry(records: Sequence[TensorRecord]) -> dict[str, Any]:
 def _mean(values: Iterable[tuple[float | None, float]]) -> float | None:
     """The mean of the known values, weighted by the energy of the modules; None if no value is known."""
     weighted = [(value, norm**2) for value, norm in values if value is not None]
-    energy = sum(one for _, one in weighted)
+    energy = sum(square for _, square in weighted)
     # Updates of 0 have no weight in the mean, but their gain of 1 is known.
     if not energy:
         return weighted[0][0] if weighted else None
-    return sum(value * one for value, one in weighted) / energy
+    return sum(value * square for value, square in weighted) / energy
 
 
 def _root_mean(values: Iterable[tuple[float | None, float]]) -> float | None:
@@ -138,7 +139,7 @@ def model_hash(
         elif base is not None:
             tensors[record.plan.key] = Hashed(base.dtype, base.shape, record.base_hash)
     # A hash over some of the tensors would look like that of the model.
-    if not all(one.digest for one in tensors.values()):
+    if not all(tensor.digest for tensor in tensors.values()):
         return None
-    lines = [f"{key} {one.dtype} {list(one.shape)} {one.digest}" for key, one in sorted(tensors.items())]
+    lines = [f"{key} {tensor.dtype} {list(tensor.shape)} {tensor.digest}" for key, tensor in sorted(tensors.items())]
     return sha256("\n".join(lines).encode("utf-8")).hexdigest() if lines else None

@@ -12,10 +12,8 @@ EMBEDDINGS = (  # ends of keys of embeddings; the first one that belongs to exac
     "shared.weight", "embed_tokens.weight", "wte.weight", "word_embeddings.weight", "tok_embeddings.weight",
     "embed_in.weight",
 )  # fmt: skip
-ENCODERS = (
-    ".embeddings.word_embeddings.weight",
-    ".embeddings.tok_embeddings.weight",
-)  # embeddings of BERT and similar models
+# Embeddings of BERT and similar models, whose heads are found by `MASKED`.
+ENCODERS = (".embeddings.word_embeddings.weight", ".embeddings.tok_embeddings.weight")
 # For masked language models: the key of a tensor that is always stored, the head that belongs to it, and the key that
 # stores the bias of the head (empty if the head has no separate bias).
 MASKED = (
@@ -63,7 +61,7 @@ class Ties:
     biases: Mapping[str, str] = field(default_factory=dict)
     untied: Mapping[str, object] = field(default_factory=dict)
 
-    def shown(self, stored: Mapping[str, Held]) -> Mapping[str, Held]:
+    def with_copies(self, stored: Mapping[str, Held]) -> Mapping[str, Held]:
         """``stored``, with the tensor of the embedding added for each copy that the base does not store."""
         if self.embedding is None:
             return stored
@@ -84,8 +82,11 @@ def find_ties(keys: Iterable[str], config: Mapping[str, Any]) -> Ties:
         str(name).endswith(HEADED) for name in architectures
     )
     always = kind in T5  # T5 uses the field to scale the decoder's output, and is always tied
-    # Only an explicit false unties; where the field is missing, transformers ties.
-    if _tie_setting(config) is False and not always:
+    # The field may be in the configuration of the text model. Only an explicit false unties; where it is missing,
+    # transformers ties.
+    text = config.get("text_config")
+    setting = config.get(TIE, text.get(TIE) if isinstance(text, dict) else None)
+    if setting is False and not always:
         return Ties()
     masked = _masked_lm_ties(stored, kind) if headed else None
     if masked:
@@ -100,14 +101,9 @@ def find_ties(keys: Iterable[str], config: Mapping[str, Any]) -> Ties:
     return Ties()
 
 
-def _tie_setting(config: Mapping[str, Any]) -> object:
-    """The field of the configuration that says whether weights are tied; it may be in that of the text model."""
-    text = config.get("text_config")
-    return config.get(TIE, text.get(TIE) if isinstance(text, dict) else None)
-
-
 def _untied_fields(config: Mapping[str, Any]) -> dict[str, object]:
     """The field with the value false, everywhere in the configuration where transformers reads it."""
+    # Parts other than the text model are changed only where they tie too.
     parts = {name: part for name, part in config.items() if isinstance(part, dict)}
     nested = {
         name: {**part, TIE: False} for name, part in parts.items() if name == "text_config" or part.get(TIE) is True
@@ -138,14 +134,14 @@ def _head_key(embedding: str, stored: Mapping[str, None], kind: str) -> str | No
     if heads:
         return heads[0] if len(heads) == 1 else None
     inner, marker, _ = embedding.partition("model.embed_tokens.weight")
-    is_submodel = (
-        marker and inner and not inner.startswith("model.")
-    )  # a complete model within a larger one has a head of its own
+    # A complete model within a larger one has a head of its own.
+    is_submodel = marker and inner and not inner.startswith("model.")
     return f"{inner}{end}" if is_submodel else end
 
 
 def _embedding_copies(embedding: str, stored: Mapping[str, None]) -> tuple[str, ...]:
     """The keys of the embeddings of encoder and decoder, if both use a shared embedding."""
+    # Only models with encoder and decoder call their embedding `shared`.
     lead = embedding.removesuffix("shared.weight")
     if lead == embedding:
         return ()

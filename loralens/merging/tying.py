@@ -76,11 +76,7 @@ class Tied:
         """Whether there is a head whose weight the base does not store."""
         return self.ties.head in self.missing
 
-    def shown(self, base: Mapping[str, LazyArray]) -> Mapping[str, LazyArray]:
-        """The base with the tensor of the embedding added for each copy that it does not store."""
-        return self.ties.shown(base)
-
-    def meant(
+    def target_keys(
         self, adapter: Adapter, key: str, touched: Collection[str], changes: Changes | None = None
     ) -> tuple[str, ...]:
         """The keys that an adapter changes when it names ``key``: that one, or also the copies of the embedding.
@@ -103,13 +99,13 @@ class Tied:
         """The keys of the actual copies of the embedding, the head first; a stored copy is read once and compared."""
         return [key for key in self.ties.copies if key in self.missing or self._is_copy(key)]
 
-    def settled(self, changed: Plans, *, untie: bool | None = None, dtype: str | None = None) -> TyingResult:
+    def decide(self, changed: Plans, *, untie: bool | None = None, dtype: str | None = None) -> TyingResult:
         """Decide which weights stay tied, and plan every weight that has to be written.
 
         Parameters
         ----------
         changed : mapping of str to TensorPlan
-            Plans that were made for the base as `shown`.
+            Plans that were made for the base with its copies (`Ties.with_copies`).
         untie : bool or None
             Whether the copies become separate weights, or stay equal to the embedding. None does what makes the merged
             model equivalent to the unmerged adapter.
@@ -145,6 +141,7 @@ class Tied:
 
     def _is_copy(self, key: str) -> bool:
         """Whether a weight that the base stores has the numbers of the embedding; otherwise it is not tied."""
+        # Remembered, because the comparison reads both weights.
         if key not in self._equal:
             copy, embedding = self.stored[key], self.stored[self.ties.embedding or key]
             self._equal[key] = (
@@ -180,6 +177,7 @@ class Tied:
 
 def have_same_change(first: TensorPlan | None, second: TensorPlan | None) -> bool:
     """Whether the plans of two tensors that hold the same numbers lead to the same numbers again."""
+    # No plan on either side: both keep their numbers.
     if first is None or second is None:
         return first is second
     if first.shape != second.shape or first.tokens is not second.tokens or len(first.slabs) != len(second.slabs):

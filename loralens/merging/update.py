@@ -1,44 +1,31 @@
 """The update D: the float32 matrix that merging adds and unmerging subtracts, computed a block of rows at a time.
 
 For a pair of factors D is an `ExactProduct`. Updates of other forms (LoKr, LoHa, full differences) are computed from
-exact parts by entrywise arithmetic, which also gives the same bits on every machine.
+exact parts by entrywise arithmetic, which also gives the same bits on every machine. All forms have a ``shape``, a
+transpose ``T`` with the same bits, and ``rows``, which computes a range of rows in float32, in ``out`` if it is given.
+The bits of a row do not depend on the range.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, final
+from typing import final
 
 import numpy as np
 
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
-from loralens.core.structured import Dense, Hadamard, Kronecker, Structured, Update
+from loralens.core.structured import Dense, Kronecker, Structured, Update
 from loralens.errors import ShapeError
 from loralens.linalg.device import Device
-from loralens.linalg.exact import Singles, exact_product
-from loralens.linalg.exact_device import product_on
+from loralens.linalg.exact import ExactProduct, Singles, exact_product
+from loralens.linalg.exact_device import DeviceProduct, product_on
 from loralens.linalg.factor import Floats, require_finite
 
 BLOCK = 1 << 18  # numbers in a block of rows: 1 MiB in float32 stays in the cache of a core
 Weighted = tuple[float, Update]  # the weight of an adapter, and its update
 
 
-class UpdateMatrix(Protocol):
-    """A float32 matrix that is computed a block of rows at a time."""
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and columns."""
-
-    @property
-    def T(self) -> "UpdateMatrix":
-        """The transpose, with the same bits."""
-
-    def rows(self, start: int, stop: int, out: Singles | None = None) -> Singles:
-        """Rows ``start`` to ``stop``, float32, in ``out`` if it is given; their bits do not depend on the range."""
-
-
-def update_matrix(terms: Sequence[Weighted], *, slices: int, device: Device | None = None) -> UpdateMatrix:
+def update_matrix(terms: Sequence[Weighted], *, slices: int, device: Device | None = None) -> "UpdateMatrix":
     """D = Σ w·ΔW of several adapters on one module, in the orientation (out, in).
 
     Parameters
@@ -66,15 +53,24 @@ def update_matrix(terms: Sequence[Weighted], *, slices: int, device: Device | No
     parts: list[UpdateMatrix] = [product_on(device, exact_product(pairs, slices=slices))] if pairs else []
     parts += [_structured_matrix(weight, one, slices, device) for weight, one in terms if isinstance(one, Structured)]
     # Pairs of all adapters form one exact product, so in the usual case there is nothing left to add.
-    return parts[0] if len(parts) == 1 else UpdateSum(tuple(parts))
+    return parts[0] if len(parts) == 1 else EntrywiseUpdate(tuple(parts), _sum)
 
 
 @final
 @dataclass(frozen=True, slots=True)
-class UpdateSum:
-    """A sum of matrices. The first is added in float64 to the sum of the others, then rounded once to float32."""
+class EntrywiseUpdate:
+    """A matrix whose entries are computed from the same entries of its parts, in float64, and rounded once to float32.
 
-    parts: tuple[UpdateMatrix, ...]
+    Attributes
+    ----------
+    parts : tuple of UpdateMatrix
+        Matrices of one shape.
+    combine : callable
+        Takes some rows of every part, float32, and returns these rows of the result.
+    """
+
+    parts: "tuple[UpdateMatrix, ...]"
+    combine: Callable[..., Floats]
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -82,62 +78,23 @@ class UpdateSum:
         return self.parts[0].shape
 
     @property
-    def T(self) -> "UpdateSum":
-        """The sum of the transposes."""
-        return UpdateSum(tuple(part.T for part in self.parts))
-
-    def rows(self, start: int, stop: int, out: Singles | None = None) -> Singles:
-        """Some rows."""
-        # In a fixed order, since float64 addition of several terms is not associative.
-        total = sum((part.rows(start, stop).astype(np.float64) for part in self.parts[1:]), start=np.float64(0))
-        return _round_into(self.parts[0].rows(start, stop) + total, out)
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class ScaledUpdate:
-    """The matrix factor · part, multiplied in float64 and rounded once to float32."""
-
-    factor: float
-    part: UpdateMatrix
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """The shape of the part."""
-        return self.part.shape
-
-    @property
-    def T(self) -> "ScaledUpdate":
+    def T(self) -> "EntrywiseUpdate":
         """The transpose."""
-        return ScaledUpdate(self.factor, self.part.T)
+        return EntrywiseUpdate(tuple(part.T for part in self.parts), self.combine)
 
     def rows(self, start: int, stop: int, out: Singles | None = None) -> Singles:
         """Some rows."""
-        return _round_into(self.factor * self.part.rows(start, stop).astype(np.float64), out)
+        return _round_into(self.combine(*(part.rows(start, stop) for part in self.parts)), out)
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class HadamardUpdate:
-    """The entrywise product first ∘ second. The product of two float32 numbers is exact in float64."""
+def _sum(first: Singles, *further: Singles) -> Floats:
+    # In a fixed order, since float64 addition of several terms is not associative.
+    return first + sum((rows.astype(np.float64) for rows in further), start=np.float64(0))
 
-    first: UpdateMatrix
-    second: UpdateMatrix
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """The shape of both factors."""
-        return self.first.shape
-
-    @property
-    def T(self) -> "HadamardUpdate":
-        """The transpose."""
-        return HadamardUpdate(self.first.T, self.second.T)
-
-    def rows(self, start: int, stop: int, out: Singles | None = None) -> Singles:
-        """Some rows."""
-        factor, other_factor = self.first.rows(start, stop), self.second.rows(start, stop)
-        return _round_into(factor.astype(np.float64) * other_factor, out)
+def _product(first: Singles, second: Singles) -> Floats:
+    # The product of two float32 numbers is exact in float64.
+    return first.astype(np.float64) * second
 
 
 @final
@@ -145,8 +102,8 @@ class HadamardUpdate:
 class KroneckerUpdate:
     """The Kronecker product: row i is the outer product of row i // b of ``first`` and row i % b of ``second``."""
 
-    first: UpdateMatrix
-    second: UpdateMatrix
+    first: "UpdateMatrix"
+    second: "UpdateMatrix"
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -165,6 +122,7 @@ class KroneckerUpdate:
         # The rows of the first factor that these rows of the product need.
         first, last = start // height, -(-stop // height)
         first_rows = self.first.rows(first, last).astype(np.float64)
+        # The whole second factor: it is small, and every row of it is needed as soon as a block has that many rows.
         second_rows = self.second.rows(0, height)
         indices = np.arange(start, stop)
         products = first_rows[indices // height - first, :, None] * second_rows[indices % height, None, :]
@@ -174,30 +132,7 @@ class KroneckerUpdate:
 @final
 @dataclass(frozen=True, slots=True)
 class DenseUpdate:
-    """A full matrix in memory, rounded to float32."""
-
-    array: Singles
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """The shape of the array."""
-        rows, columns = self.array.shape
-        return rows, columns
-
-    @property
-    def T(self) -> "DenseUpdate":
-        """The transpose."""
-        return DenseUpdate(self.array.T)
-
-    def rows(self, start: int, stop: int, out: Singles | None = None) -> Singles:
-        """Some rows."""
-        return _round_into(self.array[start:stop], out)
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class StoredUpdate:
-    """A full matrix that stays in its file. Rows are read and rounded to float32 on demand."""
+    """A full float32 matrix, in memory or in its file, from which rows are then read on demand."""
 
     tensor: LazyArray
 
@@ -208,46 +143,48 @@ class StoredUpdate:
         return rows, columns
 
     @property
-    def T(self) -> DenseUpdate:
-        """The transpose, in memory, because its rows lie scattered in the file."""
-        return _read_dense(self.tensor).T
+    def T(self) -> "DenseUpdate":
+        """The transpose, in memory, because its rows lie scattered in a file."""
+        return DenseUpdate(LazyArray.of(self.tensor.read().T))
 
     def rows(self, start: int, stop: int, out: Singles | None = None) -> Singles:
         """Some rows."""
-        return _round_into(require_finite(self.tensor.rows(start, stop).read().astype(np.float32)), out)
+        return _round_into(self.tensor.rows(start, stop).read(), out)
+
+
+UpdateMatrix = ExactProduct | DeviceProduct | EntrywiseUpdate | KroneckerUpdate | DenseUpdate
+
+
+def _dense_matrix(stored: LazyArray, *, in_memory: bool) -> DenseUpdate:
+    """A full matrix, rounded to float32. Raises FormatError where it holds NaN or Inf."""
+
+    def rows(start: int, stop: int) -> Singles:
+        return require_finite(stored.rows(start, stop).read().astype(np.float32))
+
+    matrix = LazyArray(lambda: rows(0, stored.shape[0]), shape=stored.shape, dtype=np.float32, rows=rows)
+    return DenseUpdate(LazyArray.of(matrix.read()) if in_memory else matrix)
 
 
 def _structured_matrix(weight: float, update: Structured, slices: int, device: Device | None) -> UpdateMatrix:
     """The matrix of an update that is not a pair, built from its parts."""
-    form = update.form
-    if isinstance(form, Kronecker):
-        part: UpdateMatrix = KroneckerUpdate(
-            _factor_matrix(form.first, slices, device), _factor_matrix(form.second, slices, device)
-        )
-    elif isinstance(form, Hadamard):
-        part = HadamardUpdate(_factor_matrix(form.first, slices, device), _factor_matrix(form.second, slices, device))
+    form, factor = update.form, weight * update.scale
+    part: UpdateMatrix
+    if isinstance(form, Dense):
+        matrix = form.array.reshape(*form.shape)
+        # A full difference is as large as the weight: it stays in its file for the merge, if single rows can be read.
+        part = _dense_matrix(matrix, in_memory=not matrix.streams)
     else:
-        assert isinstance(form, Dense)
-        part = _dense_matrix(form)
-    return ScaledUpdate(weight * update.scale, part)
-
-
-def _dense_matrix(part: Dense) -> UpdateMatrix:
-    """The matrix of a full difference; it stays in its file if single rows can be read."""
-    matrix = part.array.reshape(*part.shape)
-    # A full difference is as large as the weight: it should not stay in memory for the whole merge.
-    return StoredUpdate(matrix) if matrix.streams else _read_dense(matrix)
-
-
-def _read_dense(matrix: LazyArray) -> DenseUpdate:
-    return DenseUpdate(require_finite(matrix.read().astype(np.float32)))
+        first, second = (_factor_matrix(side, slices, device) for side in (form.first, form.second))
+        product = isinstance(form, Kronecker)
+        part = KroneckerUpdate(first, second) if product else EntrywiseUpdate((first, second), _product)
+    return EntrywiseUpdate((part,), lambda rows: factor * rows.astype(np.float64))
 
 
 def _factor_matrix(part: LowRank | Dense, slices: int, device: Device | None) -> UpdateMatrix:
     """The matrix of a factor of a Kronecker or Hadamard product; the factor may be a product itself."""
     if isinstance(part, LowRank):
         return product_on(device, exact_product([(part.scale, part.B, part.A)], slices=slices))
-    return _read_dense(part.array.reshape(*part.shape))
+    return _dense_matrix(part.array.reshape(*part.shape), in_memory=True)
 
 
 def _round_into(rows: Floats | Singles, out: Singles | None) -> Singles:

@@ -72,6 +72,7 @@ def verdicts(merge: TensorMerge, merged: LazyArray) -> list[Verdict]:
     plan = merge.plan
     # Nothing can be compared: the update is absent by definition.
     if merged.shape != plan.shape:
+        # Nothing was added where a tensor is only replaced, so its key stands for it.
         names = [slab.module for slab in plan.slabs] or [plan.key]
         return [Verdict(name, "absent", 0.0, 1.0, 1.0, merged.size) for name in names]
     # The model in question is read in the same blocks as the merge.
@@ -109,9 +110,9 @@ class _Comparison:
             return
         ours, theirs = (x.astype(np.float64) for x in (block.numbers(block.merged), M))
         with np.errstate(invalid="ignore", over="ignore"):
-            W = (block.W if block.D is not None or before is None else before.rows(block.start, block.stop)).astype(
-                float
-            )
+            # Where a tensor is replaced, the rows of the base are not those to which the merge adds.
+            own = block.W if block.D is not None or before is None else before.rows(block.start, block.stop)
+            W = own.astype(np.float64)
             D = ours - W if block.D is None else block.D.astype(np.float64)
             if block.gain is not None:
                 D = (W + D) * block.gain - W

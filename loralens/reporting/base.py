@@ -1,36 +1,35 @@
 """The section that compares ΔW with the base weight W: amplification, intruder dimensions, and the error of a merge."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import starmap
 from statistics import median
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
-from loralens.analysis.base.amplification import FAR, Amplification, count_far
-from loralens.analysis.base.intruders import Intruders
+from loralens.analysis.base.amplification import FAR, count_far
 from loralens.analysis.checks.base import MergeEffect
 from loralens.charts.amplification import amplification_maps, excess_scale, full_rank_rows, z_scale
 from loralens.charts.grid import Grid
 from loralens.charts.spec import ColourScale
 from loralens.core.carried import magnitudes
-from loralens.core.names import kind, natural_key
-from loralens.reporting.document import PageTable, Paragraph, Part, Picture, Section, SideBySide
-from loralens.reporting.result_tables import ResultTables
+from loralens.reporting.document import Paragraph, Part, Picture, Section, SideBySide
+from loralens.reporting.result_tables import ResultTables, kinds_table
 from loralens.reporting.subject import Subject
 from loralens.tables.numbers import percent
 from loralens.tables.table import Column, Table
 
 # Dtypes of weights that hold an update almost exactly: for these the page points to the check of narrower ones.
 WIDE = {"float32", "float64"}
-# The colours of merge errors reach at least this far: an error that does not matter must not look like a large one.
+# The colours of merge errors reach at least this far: an error that does not matter must not look like a large one. The
+# doctor warns from four times as much on.
 LEAST_ERROR = 0.05
 Numbers = Mapping[str, int]
-Value = TypeVar("Value")
 
 
 class KindMerges(NamedTuple):
     """One row: the predicted merges of all modules of a kind."""
 
     kind: str
-    landings: Sequence[MergeEffect]
+    effects: Sequence[MergeEffect]
 
 
 class MapScales(NamedTuple):
@@ -47,78 +46,61 @@ def base_section(subjects: Sequence[Subject], numbers: Numbers, base: str, table
     scales = _shared_scales(subjects)
     columns = [(subject.label, _parts(subject, numbers, scales, tables, i)) for i, subject in enumerate(subjects)]
     if len(columns) == 1:
-        columns = [("", [_two_columns(columns[0][1])])]
+        # A single adapter has the width of the page: the second column begins with its second picture.
+        (_, alone), *_ = columns
+        pictures = [k for k, part in enumerate(alone) if isinstance(part, Picture)]
+        middle = pictures[1] if len(pictures) > 1 else len(alone)
+        columns = [("", alone[:middle]), ("", alone[middle:])]
     lead = (
         f"Each adapter against {base}: whether ΔW amplifies directions that W already uses, whether W + ΔW has leading "
         "directions that W does not have, and how much of ΔW would survive a merge into rounded weights."
     )
-    parts = list(columns[0][1]) if len(columns) == 1 else [SideBySide(columns)]
-    return Section("base", "Against the base", lead, parts)
+    return Section("base", "Against the base", lead, [SideBySide(columns)])
 
 
 def _parts(subject: Subject, numbers: Numbers, scales: MapScales, tables: ResultTables, i: int) -> list[Part]:
     parts: list[Part] = []
-    if subject.patient.unmatched:
-        fewer = [name for name in subject.patient.unmatched if name]
-        what = f"{len(fewer)} modules have" if fewer else "The modules of this adapter have"
-        parts.append(Paragraph(f"{what} no weight in this base and are left out here: see the findings.", warning=True))
-    turned = sum(reading.module.layout.rows != "" for reading in subject.patient.readings.values())
-    if turned:
-        reordered = f"{turned} modules have their rows in another order than the base and are left out here"
-        parts.append(Paragraph(f"{reordered}: see the findings.", warning=True))
-    if subject.against_base:
-        parts += _amplified(subject, subject.against_base.amplified, numbers, scales, tables, i)
-        parts += _intruders(subject, subject.against_base.intruders, numbers, scales, tables, i)
-        if subject.against_base.without:
-            parts.append(Paragraph(f"Intruder dimensions were not looked for: {subject.against_base.without}."))
-    parts += _landings(subject, numbers, scales, i)
+    # Modules that are left out come first, so that no map is read as one of the whole adapter.
+    if subject.examination.unmatched:
+        # The name "" stands for a reason that applies to all modules.
+        unmatched = [name for name in subject.examination.unmatched if name]
+        modules = f"{len(unmatched)} modules have" if unmatched else "The modules of this adapter have"
+        text = f"{modules} no weight in this base and are left out here: see the findings."
+        parts.append(Paragraph(text, warning=True))
+    reordered = sum(reading.module.layout.rows != "" for reading in subject.examination.readings.values())
+    if reordered:
+        text = f"{reordered} modules have their rows in another order than the base and are left out here"
+        parts.append(Paragraph(f"{text}: see the findings.", warning=True))
+    parts += _amplified(subject, numbers, scales, tables, i)
+    parts += _intruders(subject, numbers, scales, tables, i)
+    if subject.against_base.no_intruders:
+        parts.append(Paragraph(f"Intruder dimensions were not looked for: {subject.against_base.no_intruders}."))
+    parts += _merges(subject, numbers, scales, i)
+    # Modules that use DoRA have no predicted merge: merging them changes W by more than ΔW.
     dora = magnitudes(subject.adapter).keys() & subject.spectra
     if dora:
         share = "of the modules use" if len(dora) < len(subject.spectra) else "modules, which are all of them, use"
-        parts.append(
-            Paragraph(f"{len(dora)} {share} DoRA. Run loralens merge --dry-run to measure what a merge makes of them.")
-        )
+        text = f"{len(dora)} {share} DoRA. Run loralens merge --dry-run to measure what a merge makes of them."
+        parts.append(Paragraph(text))
     return parts or [Paragraph("No module of this adapter has a weight in the base.")]
 
 
-def _two_columns(parts: Sequence[Part]) -> SideBySide:
-    """The parts of one adapter in two columns; the second begins with the second picture."""
-    pictures = [k for k, part in enumerate(parts) if isinstance(part, Picture)]
-    middle = pictures[1] if len(pictures) > 1 else len(parts)
-    return SideBySide([("", list(parts[:middle])), ("", list(parts[middle:]))])
-
-
 def _shared_scales(subjects: Sequence[Subject]) -> MapScales:
-    rows = [
-        row
-        for subject in subjects
-        if subject.against_base
-        for row in full_rank_rows(subject.against_base.amplified).values()
-    ]
-    counts = [
-        i.count
-        for subject in subjects
-        if subject.against_base and subject.against_base.intruders
-        for i in subject.against_base.intruders.values()
-    ]
-    errors = [landing.rounding.error for subject in subjects for landing in subject.landings.values()]
+    against = [subject.against_base for subject in subjects]
+    rows = [row for measured in against for row in full_rank_rows(measured.amplified).values()]
+    counts = [intruders.count for measured in against for intruders in measured.intruders.values()]
+    errors = [effect.rounding.error for subject in subjects for effect in subject.merge_effects.values()]
     return MapScales(
         z_scale(rows),
         excess_scale(rows),
+        # At least to 1, as a scale from 0 to 0 would have no width.
         ColourScale(0, max([*counts, 1]), "intruders among the leading directions", form=".3g"),
         ColourScale(0.0, max([*errors, LEAST_ERROR]), "error of a merge (share of ‖ΔW‖)", form=".1%"),
     )
 
 
-def _amplified(
-    subject: Subject,
-    amplified: Mapping[str, Amplification],
-    numbers: Numbers,
-    scales: MapScales,
-    tables: ResultTables,
-    i: int,
-) -> list[Part]:
-    rows = full_rank_rows(amplified)
+def _amplified(subject: Subject, numbers: Numbers, scales: MapScales, tables: ResultTables, i: int) -> list[Part]:
+    rows = full_rank_rows(subject.against_base.amplified)
     if not rows:
         return []
     maps = amplification_maps(rows, Grid.of(rows), scales.z, scales.excess, numbers)
@@ -135,34 +117,19 @@ def _amplified(
             "Hu et al. 2021, §7.3 and Table 7",
             f"Maps of what {subject.label} amplifies; {far} of {len(rows)} modules are far from chance.",
         ),
-        _by_kind(tables.amplification, rows, numbers),
+        kinds_table(tables.amplification, rows, numbers),
     ]
 
 
-def _by_kind(
-    table: Callable[[Mapping[str, Sequence[Value]]], Table[Any]], values: Mapping[str, Value], numbers: Numbers
-) -> PageTable:
-    """A table with one row per kind, made from the values of its modules."""
-    members: dict[str, list[str]] = {}
-    for name in sorted(values, key=lambda name: natural_key(kind(name))):
-        members.setdefault(kind(name), []).append(name)
-    rows = {label: [values[name] for name in names] for label, names in members.items()}
-    return PageTable(table(rows), [[numbers[name] for name in names] for names in members.values()])
-
-
-def _intruders(
-    subject: Subject,
-    intruders: Mapping[str, Intruders] | None,
-    numbers: Numbers,
-    scales: MapScales,
-    tables: ResultTables,
-    i: int,
-) -> list[Part]:
+def _intruders(subject: Subject, numbers: Numbers, scales: MapScales, tables: ResultTables, i: int) -> list[Part]:
+    intruders = subject.against_base.intruders
     if not intruders:
         return []
     grid = Grid.of(intruders)
+    # All modules were tested with one threshold, which any of them tells.
     first = next(iter(intruders.values()))
-    looked, count = sum(x.s.size for x in intruders.values()), sum(x.count for x in intruders.values())
+    looked, count = subject.against_base.intruder_counts
+    # The chance depends on the shape of the weight, so kinds may differ in it.
     chances = sorted(x.chance for x in intruders.values())
 
     def tip(name: str) -> str:
@@ -187,28 +154,30 @@ def _intruders(
             "Shuttleworth et al. 2024, Definition 3.1",
             f"Map of intruder dimensions of {subject.label}: {count} of {looked} leading directions.",
         ),
-        *([_by_kind(tables.intruders, intruders, numbers)] if count else []),
+        # A table of zeros would say nothing that the caption does not.
+        *([kinds_table(tables.intruders, intruders, numbers)] if count else []),
     ]
 
 
-def _landings(subject: Subject, numbers: Numbers, scales: MapScales, i: int) -> list[Part]:
-    landings = subject.landings
-    if not landings:
+def _merges(subject: Subject, numbers: Numbers, scales: MapScales, i: int) -> list[Part]:
+    effects = subject.merge_effects
+    if not effects:
         return []
-    grid = Grid.of(landings)
+    grid = Grid.of(effects)
 
     def tip(name: str) -> str:
-        x = landings[name]
+        x = effects[name]
         return (
             f"{name}: error {percent(x.rounding.error)}, {percent(x.rounding.gain)} of its strength survives, "
             f"{percent(x.rounding.unmoved)} of the weights unmoved; ‖ΔW‖/‖W‖ {percent(x.ratio)}"
         )
 
-    values = {name: x.rounding.error for name, x in landings.items()}
+    # A cell of several modules shows the largest error, as a mean would hide the module that loses its update.
+    values = {name: x.rounding.error for name, x in effects.items()}
     chart = grid.heat("", values, scales.error, numbers=numbers, gather=max, tip=tip)
-    dtypes = sorted({x.dtype for x in landings.values()})
+    dtypes = sorted({x.dtype for x in effects.values()})
     wide = set(dtypes) & WIDE
-    worst = max(landings, key=lambda name: landings[name].rounding.error)
+    worst = subject.worst_merge
     return [
         Picture(
             f"merge-{i + 1}",
@@ -220,38 +189,32 @@ def _landings(subject: Subject, numbers: Numbers, scales: MapScales, i: int) -> 
             "there is no level of chance: 0 % is an exact merge, and an update below half a unit in the last place "
             "of W is lost",
             "W + ΔW is rounded to the nearest value of the dtype of the base, as in loralens merge",
-            f"Map of predicted merge errors of {subject.label}, up to {percent(landings[worst].rounding.error)}.",
+            f"Map of predicted merge errors of {subject.label}, up to {percent(effects[worst].rounding.error)}.",
         ),
-        _by_kind(_landings_table, landings, numbers),
+        kinds_table(
+            lambda kinds: Table("Merge by kind", KIND_MERGE_COLUMNS, list(starmap(KindMerges, kinds.items()))),
+            effects,
+            numbers,
+        ),
     ]
 
 
-def _landings_table(kinds: Mapping[str, Sequence[MergeEffect]]) -> Table[KindMerges]:
-    rows = [KindMerges(name, members) for name, members in kinds.items()]
-    return Table("Merge by kind", LANDING_COLUMNS, rows)
-
-
-LANDING_COLUMNS: tuple[Column[KindMerges], ...] = (
+# The worst module of a kind where one is enough to spoil a merge, and the median where the kind as a whole is meant.
+KIND_MERGE_COLUMNS: tuple[Column[KindMerges], ...] = (
     Column("kind", lambda row: row.kind, "kind", align="left"),
-    Column("modules", lambda row: len(row.landings), "modules"),
-    Column(
-        "relative_norm",
-        lambda row: median(landing.ratio for landing in row.landings),
-        "‖ΔW‖/‖W‖",
-        percent,
-        about="median",
-    ),
+    Column("modules", lambda row: len(row.effects), "modules"),
+    Column("relative_norm", lambda row: median(x.ratio for x in row.effects), "‖ΔW‖/‖W‖", percent, about="median"),
     Column(
         "gain",
-        lambda row: min(landing.rounding.gain for landing in row.landings),
+        lambda row: min(x.rounding.gain for x in row.effects),
         "least strength",
         percent,
         about="⟨W'−W, ΔW⟩/‖ΔW‖² of the worst module",
     ),
-    Column("error", lambda row: max(landing.rounding.error for landing in row.landings), "largest error", percent),
+    Column("error", lambda row: max(x.rounding.error for x in row.effects), "largest error", percent),
     Column(
         "unmoved",
-        lambda row: median(landing.rounding.unmoved for landing in row.landings),
+        lambda row: median(x.rounding.unmoved for x in row.effects),
         "unmoved",
         percent,
         about="median share of weights that keep their value",

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from math import isfinite
+from pathlib import Path
 from typing import final
-
-import numpy as np
 
 from loralens.analysis.compare.clusters import cluster_order, connected_groups
 from loralens.analysis.compare.interference import Interaction, Interference, find_interactions, interference
@@ -15,6 +15,7 @@ from loralens.analysis.trajectory import Trajectory, measure_trajectory
 from loralens.charts.pairwise import Tree, branches_of
 from loralens.core.threads import Step
 from loralens.errors import MismatchError
+from loralens.formats.records.runs import Run
 from loralens.reporting.subject import Subject
 
 # Pairs whose φ(i, j) is drawn: those of largest |cosine|. Each takes two rows of heat maps on the page.
@@ -32,7 +33,7 @@ class Collection:
         The adapters in the order of the clustering, in which similar ones stand side by side.
     tree : sequence of sequence of (float, float)
         The branches of the clustering, as lines to draw.
-    fights, agreements : sequence of Meeting
+    conflicts, agreements : sequence of Interaction
         Where two adapters work against each other, and where in the same direction.
     compared : mapping of pair of int to Comparison
         The pairs whose φ(i, j) is drawn.
@@ -44,7 +45,7 @@ class Collection:
     energy: Interference
     order: Sequence[int]
     tree: Tree
-    fights: Sequence[Interaction]
+    conflicts: Sequence[Interaction]
     agreements: Sequence[Interaction]
     compared: Mapping[tuple[int, int], Comparison]
     families: Sequence[Sequence[int]]
@@ -61,14 +62,20 @@ class CheckpointRun:
         The adapters in the order of their steps.
     steps : sequence of int
         The steps, rising.
-    losses : mapping of str to sequence of (int, float)
-        Name of each logged loss → its steps and values.
+    log : Run
+        The losses that the run has logged.
     """
 
     trajectory: Trajectory
     order: Sequence[int]
     steps: Sequence[int]
-    losses: Mapping[str, Sequence[tuple[int, float]]]
+    log: Run
+
+    @property
+    def losses(self) -> dict[str, list[tuple[int, float]]]:
+        """Name of each logged loss → its steps and values."""
+        logs = (("loss", self.log.train), ("eval loss", self.log.evaluation))
+        return {name: [(loss.step, loss.value) for loss in logged] for name, logged in logs if logged}
 
 
 def measure_collection(subjects: Sequence[Subject], *, threads: int = 1, step: Step | None = None) -> Collection | None:
@@ -81,30 +88,33 @@ def measure_collection(subjects: Sequence[Subject], *, threads: int = 1, step: S
     OptionError
         Fewer than two adapters.
     """
+    # Adapters of different models are no error here: the rest of the page describes each of them.
     adapters = [subject.adapter for subject in subjects]
     try:
         pairs = pairwise(adapters, labels=[subject.path for subject in subjects], threads=threads, step=step)
     except MismatchError:
         return None
     tree, order = branches_of(cluster_order(pairs.cosine)[0])
-    alike = connected_groups(pairs.shared_initialisation)
+    cosines = finite_cosines(pairs)
+    # The largest |cosine| first, of equal ones the first pair, so that the same report comes out every time; then again
+    # in the order in which the adapters were given.
+    most_similar = sorted(sorted(cosines, key=lambda pair: -abs(cosines[pair]))[:PAIRS])
     return Collection(
         pairs,
         interference(adapters, pairs.modules, threads=threads, step=step),
         order,
         tree,
-        find_interactions(pairs, fights=True),
-        find_interactions(pairs, fights=False),
-        {(s, t): _compare_pair(subjects, pairs, s, t, threads) for s, t in _most_similar_pairs(pairs)},
-        [group for group in alike if len(group) > 1],
+        find_interactions(pairs, opposing=True),
+        find_interactions(pairs, opposing=False),
+        {(s, t): _compare_pair(subjects, pairs, s, t, threads) for s, t in most_similar},
+        [group for group in connected_groups(pairs.shared_initialisation) if len(group) > 1],
     )
 
 
-def _most_similar_pairs(pairs: Pairwise) -> list[tuple[int, int]]:
-    """The pairs of largest |cosine|, in the order in which the adapters were given."""
-    finite = [(s, t) for s, t in combinations(range(pairs.count), 2) if np.isfinite(pairs.cosine[s, t])]
-    # The largest |cosine| first, of equal ones the first pair, so that the same report comes out every time.
-    return sorted(sorted(finite, key=lambda pair: -abs(pairs.cosine[pair]))[:PAIRS])
+def finite_cosines(pairs: Pairwise) -> dict[tuple[int, int], float]:
+    """Every pair of adapters → the cosine of their updates, where neither of them is 0."""
+    every = {(s, t): float(pairs.cosine[s, t]) for s, t in combinations(range(pairs.count), 2)}
+    return {pair: cosine for pair, cosine in every.items() if isfinite(cosine)}
 
 
 def _compare_pair(subjects: Sequence[Subject], pairs: Pairwise, s: int, t: int, threads: int) -> Comparison:
@@ -114,28 +124,21 @@ def _compare_pair(subjects: Sequence[Subject], pairs: Pairwise, s: int, t: int, 
     return compare_subspaces(subjects[s].adapter, subjects[t].adapter, modules=names, labels=labels, threads=threads)
 
 
-def measure_run(
-    subjects: Sequence[Subject],
-    steps: Sequence[int | None],
-    losses: Mapping[str, Sequence[tuple[int, float]]],
-    *,
-    threads: int = 1,
-) -> CheckpointRun | None:
+def measure_run(subjects: Sequence[Subject], log: Run, *, threads: int = 1) -> CheckpointRun | None:
     """The run of which these adapters are checkpoints; None where a step is unknown or there are several runs."""
-    dated = [(step, i) for i, step in enumerate(steps) if step is not None]
+    steps = {checkpoint.path: checkpoint.step for checkpoint in log.checkpoints}
+    adapter_steps = [steps.get(Path(subject.path)) for subject in subjects]
+    dated = sorted((step, i) for i, step in enumerate(adapter_steps) if step is not None)
     # One unknown step is enough to leave the order of the checkpoints open.
     if len(dated) < len(subjects) or len(subjects) < 2:
         return None
-    order = [i for _, i in sorted(dated)]
-    ordered = [subjects[i] for i in order]
+    order = [i for _, i in dated]
+    adapters, labels = [subjects[i].adapter for i in order], [subjects[i].path for i in order]
     try:
-        trajectory = measure_trajectory(
-            [subject.adapter for subject in ordered], labels=[subject.path for subject in ordered], threads=threads
-        )
-    except MismatchError:
+        trajectory = measure_trajectory(adapters, labels=labels, threads=threads)
+    except MismatchError:  # no two have a module in common
         return None
-    return (
-        CheckpointRun(trajectory, order, sorted(step for step, _ in dated), losses)
-        if len(trajectory.runs) == 1
-        else None
-    )
+    # Checkpoints that began from different random factors belong to several runs, whose directions have no common end.
+    if len(trajectory.runs) > 1:
+        return None
+    return CheckpointRun(trajectory, order, [step for step, _ in dated], log)

@@ -7,7 +7,6 @@ from loralens.analysis.compare.pairwise import SHARED, Side
 from loralens.analysis.compare.similarity import Comparison
 from loralens.charts.pairwise import conflict_map, pair_matrices, shared_energy_map
 from loralens.charts.similarity import phi_maps
-from loralens.charts.spec import HeatMap
 from loralens.reporting.collection import Collection
 from loralens.reporting.document import PageTable, Paragraph, Part, Picture, Section, SideBySide
 from loralens.reporting.result_tables import ResultTables
@@ -17,8 +16,10 @@ from loralens.tables.table import Column, Table
 
 BLOCKS = 4  # blocks whose φ(i, j) is drawn for each pair: evenly spaced ones, so that the page stays small
 WIDEST = 64  # directions of a heat map of φ(i, j): more would be cells of less than two pixels
-MEETINGS = 8  # conflicts, or agreements, up to which their table stands open; five times as many are join_words
-PAIRS = 15  # pairs up to which their table stands open
+# Conflicts, or agreements, up to which their table stands open; five times as many are listed. The first have the
+# largest share in the cosine of the whole updates.
+INTERACTIONS = 8
+PAIRS = 15  # pairs up to which their table stands open: those of six adapters
 Numbers = Mapping[str, int]
 SOURCE = "Hu et al. 2021, §7.2, eq. 4"
 
@@ -35,26 +36,9 @@ def comparison_section(
         text = "No two of these adapters have a module with the same name and shape, so nothing was compared."
         return Section("together", "Together", lead, [Paragraph(text, warning=True)])
     labels = [subject.label for subject in subjects]
-    order = list(collection.order)
     pairs = tables.pairs(labels, collection.pairs)
-    parts: list[Part] = [*_families(labels, collection), PageTable(pairs, folded=len(pairs.rows) > PAIRS)]
-    if len(labels) > 2:
-        parts.append(_matrices(labels, collection, order))
-    maps = _shared(labels, collection, order), _conflicts(labels, collection, numbers)
-    parts += [SideBySide([("", [chart]) for chart in maps]), *_meetings(labels, collection)]
-    for k, (pair, compared) in enumerate(collection.compared.items()):
-        for side in ("in", "out"):
-            parts += _phi(labels, pair, compared, side, numbers, folded=k > 0)
-    total = len(labels) * (len(labels) - 1) // 2
-    if len(collection.compared) < total:
-        parts.append(
-            Paragraph(f"φ(i, j) is drawn for the {len(collection.compared)} of {total} pairs of largest |cosine|.")
-        )
-    return Section("together", "Together", lead, parts)
-
-
-def _families(labels: Sequence[str], collection: Collection) -> list[Part]:
-    return [
+    # The warning comes first, as it changes how everything below is to be read.
+    parts: list[Part] = [
         Paragraph(
             f"{join_words([labels[t] for t in group])} were initialised with the same random A (cosine of A "
             f"≥ {SHARED:g}). Between them φ of the in side shows the common initialisation, not a common task: "
@@ -63,13 +47,28 @@ def _families(labels: Sequence[str], collection: Collection) -> list[Part]:
         )
         for group in collection.families
     ]
+    parts.append(PageTable(pairs, folded=len(pairs.rows) > PAIRS))
+    # Matrices of two adapters would have one cell that is not on the diagonal.
+    if len(labels) > 2:
+        parts.append(_matrices(labels, collection))
+    maps = _shared(labels, collection), _conflicts(labels, collection, numbers)
+    parts += [SideBySide([("", [chart]) for chart in maps]), *_interactions(labels, collection)]
+    for k, (pair, compared) in enumerate(collection.compared.items()):
+        # All pairs after the first are folded: each takes two rows of heat maps.
+        for side in ("in", "out"):
+            parts += _phi(labels, pair, compared, side, numbers, folded=k > 0)
+    total = len(labels) * (len(labels) - 1) // 2
+    if len(collection.compared) < total:
+        text = f"φ(i, j) is drawn for the {len(collection.compared)} of {total} pairs of largest |cosine|."
+        parts.append(Paragraph(text))
+    return Section("together", "Together", lead, parts)
 
 
-def _matrices(labels: Sequence[str], collection: Collection, order: Sequence[int]) -> Picture:
+def _matrices(labels: Sequence[str], collection: Collection) -> Picture:
     return Picture(
         "pairs",
         "All pairs",
-        pair_matrices(labels, collection.pairs, order, ("out", "in"), collection.tree),
+        pair_matrices(labels, collection.pairs, collection.order, ("out", "in"), collection.tree),
         "Similar adapters stand side by side, clustered by 1 − |cosine|. A high cosine of A means that two adapters "
         "were initialised with the same random A.",
         "cosine 0; for φ the mark on its colour bar",
@@ -78,9 +77,10 @@ def _matrices(labels: Sequence[str], collection: Collection, order: Sequence[int
     )
 
 
-def _shared(labels: Sequence[str], collection: Collection, order: Sequence[int]) -> Picture:
-    chart = shared_energy_map(labels, collection.pairs, collection.energy, order)
-    level = chart.scale.chance or 0.0
+def _shared(labels: Sequence[str], collection: Collection) -> Picture:
+    chart = shared_energy_map(labels, collection.pairs, collection.energy, collection.order)
+    (level,) = chart.scale.chance
+    values = [cell.value for cell in chart.cells.values()] or [0.0]
     return Picture(
         "interference",
         "Interference",
@@ -89,13 +89,9 @@ def _shared(labels: Sequence[str], collection: Collection, order: Sequence[int])
         "side; the mean over the modules of a block. Only this share can be changed by adding the others.",
         f"{percent(level)} for random directions (the mark on the colour bar)",
         "after Hu et al. 2021, §7.2, for the spans of all others",
-        f"Map of shared energy, one adapter per row and one block per column; between {_range(chart)}.",
+        "Map of shared energy, one adapter per row and one block per column; between "
+        f"{percent(min(values))} and {percent(max(values))}.",
     )
-
-
-def _range(chart: HeatMap) -> str:
-    values = [cell.value for cell in chart.cells.values()] or [0.0]
-    return f"{percent(min(values))} and {percent(max(values))}"
 
 
 def _conflicts(labels: Sequence[str], collection: Collection, numbers: Numbers) -> Picture:
@@ -103,42 +99,44 @@ def _conflicts(labels: Sequence[str], collection: Collection, numbers: Numbers) 
     several = pairs.count > 2
     chart = conflict_map(labels, pairs, numbers)
     values = [cell.value for cell in chart.cells.values()]
-    what = "The most negative cosine of any two adapters in each module" if several else "Cosine of ΔW in each module"
-    spread = number(float(pairs.spreads.max()), 2) if pairs.modules else "0"
+    cosine = "The most negative cosine of any two adapters in each module" if several else "Cosine of ΔW in each module"
+    spread = number(float(pairs.spreads.max()), 2)
+    # One of many cosines is far from 0 by chance: the most negative must be compared with as many.
+    many = (
+        "; the most negative of many cosines is beyond that by chance alone, so look for "
+        f"{far_cosine(pairs):.1f} times as much"
+    )
     return Picture(
         "conflicts",
         "Conflicts" if several else "Cosine by module",
         [chart],
-        f"{what}. Below 0 the two updates work against each other, above 0 in the same direction.",
-        f"0 ± {spread} in a module"
-        + (
-            "; the most negative of many cosines is beyond that by chance alone, so look for "
-            f"{far_cosine(pairs):.1f} times as much" * several
-        ),
+        f"{cosine}. Below 0 the two updates work against each other, above 0 in the same direction.",
+        f"0 ± {spread} in a module{many if several else ''}",
         "cosine of updates, as in task arithmetic (Ilharco et al. 2023)",
         f"Map of cosines by kind and block, from {min(values, default=0.0):+.3f} to {max(values, default=0.0):+.3f}.",
     )
 
 
-def _meetings(labels: Sequence[str], collection: Collection) -> list[Part]:
-    rule = (
-        f"every module with |cosine| ≥ {LARGE:g} and {far_cosine(collection.pairs):.1f} standard deviations from chance"
-    )
+def _interactions(labels: Sequence[str], collection: Collection) -> list[Part]:
+    far = f"{far_cosine(collection.pairs):.1f} standard deviations from chance"
+    rule = f"every module with |cosine| ≥ {LARGE:g} and {far}"
     parts: list[Part] = []
-    for verb, met in (("conflict", collection.fights), ("agree", collection.agreements)):
-        if not met:
+    for verb, places in (("conflict", collection.conflicts), ("agree", collection.agreements)):
+        if places:
+            columns, rows = _interaction_columns(labels), places[: 5 * INTERACTIONS]
+            table = Table(f"Where two adapters {verb}: {rule}", columns, rows)
+            parts.append(PageTable(table, folded=len(places) > INTERACTIONS))
+        else:
+            # The rule stands here too: none by a strict rule is less than none at all.
             parts.append(Paragraph(f"No two adapters {verb} in any module ({rule})."))
-            continue
-        table = Table(f"Where two adapters {verb}: {rule}", _meeting_columns(labels), met[: 5 * MEETINGS])
-        parts.append(PageTable(table, folded=len(met) > MEETINGS))
     return parts
 
 
-def _meeting_columns(labels: Sequence[str]) -> tuple[Column[Interaction], ...]:
+def _interaction_columns(labels: Sequence[str]) -> tuple[Column[Interaction], ...]:
     return (
         Column("first", lambda row: labels[row.first], "adapter", align="left"),
         Column("second", lambda row: labels[row.second], "and", align="left"),
-        Column("where", lambda row: row.where, "where", align="left"),
+        Column("where", lambda row: row.location, "where", align="left"),
         Column("modules", lambda row: row.modules, "modules"),
         Column("cosine", lambda row: row.cosine, "cosine", fixed("+.3f")),
         Column(
@@ -155,6 +153,7 @@ def _phi(
     labels: Sequence[str], pair: tuple[int, int], compared: Comparison, side: Side, numbers: Numbers, *, folded: bool
 ) -> list[Part]:
     """Heat maps of φ(i, j): some blocks, every kind."""
+    # A module whose ΔW is 0 in one of the two has no directions to compare.
     alive = {
         name: comparison.overlaps[side] for name, comparison in compared.items() if comparison.overlaps[side].phi.size
     }
@@ -162,7 +161,7 @@ def _phi(
         return []
     maps = phi_maps(alive, numbers=numbers, blocks=BLOCKS, widest=WIDEST)
     charts = [chart for chart in maps.charts if chart is not None]
-    levels = maps.scale.levels
+    levels, common = maps.scale.levels, "; after a common initialisation the in side is high without a common task"
     first, second = (labels[i] for i in pair)
     full = [comparison.full for comparison in alive.values()]
     not_drawn = f" {len(charts)} of {len(alive)} modules are drawn." if len(charts) < len(alive) else ""
@@ -173,8 +172,7 @@ def _phi(
             charts,
             f"How much of the i leading {side} directions of {first} (down) lies in the j leading ones of {second} "
             f"(across): 1 if one contains the other.{not_drawn}",
-            f"max(i, j)/n, here {number(min(levels), 2)} to {number(max(levels), 2)}"
-            + ("; after a common initialisation the in side is high without a common task" if side == "in" else ""),
+            f"max(i, j)/n, here {number(min(levels), 2)} to {number(max(levels), 2)}{common if side == 'in' else ''}",
             SOURCE + "; drawn as its Figures 3 and 4",
             f"Heat maps of φ(i, j) between {first} and {second}; φ of all directions is {min(full):.2f} to "
             f"{max(full):.2f}.",

@@ -6,7 +6,7 @@ from itertools import zip_longest
 from typing import Any, Literal, final
 
 from loralens.charts.spec import Chart, Key
-from loralens.tables.table import Column, Table
+from loralens.tables.table import Table
 
 
 @final
@@ -21,13 +21,22 @@ class Paragraph:
 @final
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """One kind of finding: its level, its code, where it was found, the evidence, and how to fix it."""
+    """One kind of finding: its level, its code, the place, the evidence, and how to fix it."""
 
     level: Literal["error", "warning", "note"]
     code: str
-    where: str
+    place: str
     evidence: Sequence[str]
     fix: str = ""
+
+
+def code_pieces(text: str) -> list[str]:
+    """The parts of a fix between its backticks, words and commands by turns.
+
+    Where a backtick has no partner, the whole text is one part.
+    """
+    pieces = text.split("`")
+    return pieces if len(pieces) % 2 else [text]
 
 
 @final
@@ -60,18 +69,9 @@ class PageTable:
     folded: bool = False
 
     @property
-    def title(self) -> str:
-        """The title of the table."""
-        return self.table.title
-
-    @property
-    def columns(self) -> list[Column[Any]]:
-        """The columns that are shown."""
-        return self.table.shown
-
-    @property
     def lines(self) -> Iterator[tuple[Any, Sequence[int]]]:
         """Every row with its modules."""
+        # A table that the filter leaves alone has no modules for its rows.
         return zip_longest(self.table.rows, self.modules, fillvalue=())
 
 
@@ -85,9 +85,9 @@ class Picture:
     key : str
         A short name, unique in a report: the id on the page, and the name of the file next to the Markdown.
     chance : str
-        What chance alone would give, or why there is no such level.
+        What chance alone would give, or why there is no such level; without a full stop, as it ends a sentence.
     source : str
-        The paper and section where the figure, or its measure, comes from.
+        The paper and section where the figure, or its measure, comes from; without a full stop too.
     alt : str
         A description for readers who do not see the charts.
     folded : bool
@@ -100,10 +100,12 @@ class Picture:
     title: str
     charts: Sequence[Chart]
     caption: str
+    # Required, so that no picture is made without a comparison: a number alone does not say whether it is large.
     chance: str
     source: str
     alt: str
     folded: bool = False
+    # Below all charts and not in each, as charts that share a scale are compared with each other.
     keys: Sequence[Key] = ()
 
 
@@ -112,12 +114,12 @@ class Picture:
 class Slider:
     """The two sliders that choose ranks for one adapter.
 
-    ``adapter`` is its place in `Report.carried`; ``kept`` is the name of 1 − error², the energy or the output kept.
+    ``adapter`` is its place in `Report.sliders`; ``share`` is the name of 1 − error², the energy or the output kept.
     """
 
     adapter: int
     label: str
-    kept: str = "energy kept"
+    share: str
 
 
 @final
@@ -155,8 +157,8 @@ class Report:
         The sentences at the top of the page.
     modules : sequence of str
         Names of all modules of all adapters: charts and rows refer to them by number.
-    carried : sequence of mapping
-        The data of the sliders: every stop in words, and its place on the curve (`loralens.reporting.ranks.slider`).
+    sliders : sequence of mapping
+        The data of the sliders: every stop in words, and its place on the curve (`ranks.slider_data`).
     record : mapping
         The numbers of the report, for JSON.
     """
@@ -165,6 +167,8 @@ class Report:
     command: str
     summary: Sequence[str]
     sections: Sequence[Section]
+    # Numbers instead of names keep the page small: a name of 60 letters would stand in every cell and line that it has.
     modules: Sequence[str]
-    carried: Sequence[Mapping[str, Any]] = ()
+    sliders: Sequence[Mapping[str, Any]] = ()
+    # Made together with the sections and from the same measurements, so that --json and the page cannot differ.
     record: Mapping[str, Any] = field(default_factory=dict)

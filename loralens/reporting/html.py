@@ -3,23 +3,24 @@
 import json
 import re
 from base64 import b64encode
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from importlib.resources import files
 from math import isfinite, nan, prod
 from typing import TYPE_CHECKING, Any
 
+from markupsafe import Markup, escape
+
 from loralens.charts.palette import classes, stylesheet
-from loralens.charts.spec import Chart, HeatMap, Key, LineChart
+from loralens.charts.spec import Chart, HeatMap, LineChart
 from loralens.charts.svg_lines import lines_svg
 from loralens.charts.svg_maps import heat_svg, key_svg, overlaps_svg
 from loralens.errors import visible
-from loralens.reporting.document import Report
+from loralens.reporting.document import Report, code_pieces
 from loralens.version import __version__
 
 if TYPE_CHECKING:
     from jinja2 import Environment
-    from markupsafe import Markup
 
 # The colours of text and surfaces on a dark page; those of charts are in `loralens.charts.palette`.
 DARK = (
@@ -35,26 +36,24 @@ def report_html(report: Report) -> str:
 
 def report_html_parts(report: Report) -> Iterator[str]:
     """The page from beginning to end in parts, so that a page of many long names is never held in memory as a whole."""
-    from markupsafe import Markup
-
     # The policy of the page allows the one script with this hash, so that no name in it can run another.
     script = _template("report.js")
     digest = b64encode(sha256(script.encode("utf-8")).digest()).decode("ascii")
-    texts = (
+    # The style repeats both sets of colours: the dark one for the setting of the system and for the button, the light
+    # one for the screen and for paper.
+    style = _template("report.css").replace("DARK", DARK + stylesheet("dark")).replace("LIGHT", stylesheet("light"))
+    for text in (
         _environment()
         .get_template("report.html")
         .generate(
             report=report,
             version=__version__,
-            style=Markup(_style()),  # noqa: S704  # ours, not a reader's
+            style=Markup(style.replace("CLASSES", classes())),  # noqa: S704  # ours, not a reader's
             script=Markup(script),  # noqa: S704
             script_hash=f"sha256-{digest}",
-            carried=carried_json(
-                {"modules": list(map(_make_visible, report.modules)), "adapters": list(report.carried)}
-            ),
+            data=script_json({"modules": list(map(_make_visible, report.modules)), "adapters": list(report.sliders)}),
         )
-    )
-    for text in texts:
+    ):
         yield _make_visible(text)
 
 
@@ -67,10 +66,14 @@ def _make_visible(text: str) -> str:
     return visible(text, keep="\n\t")
 
 
-def carried_json(values: Mapping[str, Any]) -> "Markup":
-    """JSON in which no text can end the script element that holds it."""
-    from markupsafe import Markup
+def script_json(values: Mapping[str, Any]) -> Markup:
+    """JSON in which no text can end the script element that holds it.
 
+    Raises
+    ------
+    ValueError
+        A number is NaN or infinite: JSON has neither, and a page with one would show nothing.
+    """
     # JSON allows these letters as escapes, and HTML then sees no tag.
     text = json.dumps(values, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     for letter in "<>&":
@@ -79,59 +82,44 @@ def carried_json(values: Mapping[str, Any]) -> "Markup":
 
 
 def _template(name: str) -> str:
+    # Not by path: a package may be imported from a zip archive.
     return (files("loralens.reporting") / "templates" / name).read_text(encoding="utf-8")
 
 
-def _style() -> str:
-    dark = DARK + stylesheet("dark")
-    return (
-        _template("report.css")
-        .replace("DARK", dark)
-        .replace("LIGHT", stylesheet("light"))
-        .replace("CLASSES", classes())
-    )
-
-
 def _environment() -> "Environment":
-    from jinja2 import BaseLoader, Environment, StrictUndefined
+    # Imported here because it takes 36 ms, which --help and every refusal of a report would pay.
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
 
-    class PackageTemplates(BaseLoader):
-        def get_source(self, environment: "Environment", template: str) -> tuple[str, None, Callable[[], bool]]:
-            del environment
-            return _template(template), None, lambda: True
-
-    environment = Environment(loader=PackageTemplates(), autoescape=True, undefined=StrictUndefined)
-    environment.filters |= {"draw": _draw, "key": _key, "kind": _kind}
+    # With autoescape nothing that a template shows is markup, unless it was made a Markup below. StrictUndefined makes
+    # a misspelt name in a template an error, where jinja2 would write nothing.
+    environment = Environment(loader=FunctionLoader(_template), autoescape=True, undefined=StrictUndefined)
     environment.filters |= {
+        "draw": _draw,
+        "key": lambda key: Markup(key_svg(key)),  # noqa: S704  # escaped where it was made
+        "kind": lambda part: type(part).__name__,
         "sort_key": _sort_key,
-        "mark_code": _mark_code,
-        "break_at_dots": _break_at_dots,
-        "join_units": _join_units,
+        "mark_code": lambda text: Markup("").join(
+            Markup("<code>{}</code>").format(piece) if i % 2 else piece for i, piece in enumerate(code_pieces(text))
+        ),
+        # A line may break after the dots of a module name, but not after a decimal point.
+        "break_at_dots": lambda text: Markup(re.sub(r"\.(?=\D)", ".<wbr>", escape(text))),  # noqa: S704
+        # No line breaks between a number and its unit.
+        "join_units": lambda text: re.sub(r"(?<=\d) (?=(?:%|[kMGT]?B)(?!\w))", "\u00a0", text),
     }
     environment.tests |= {"lines": lambda chart: isinstance(chart, LineChart)}
     return environment
 
 
-def _draw(chart: Chart, alt: str, count: int) -> "Markup":
-    from markupsafe import Markup
-
+def _draw(chart: Chart, alt: str, count: int) -> Markup:
     if isinstance(chart, LineChart):
+        # Alone in its picture, a chart has the width of the page, and its legend room beside it.
         text = lines_svg(chart, f"{chart.title}. {alt}" if chart.title else alt, alone=count == 1)
     elif isinstance(chart, HeatMap):
         text = heat_svg(chart, f"{chart.title}. {alt}" if chart.title else alt)
     else:
+        # There are many maps of φ in one picture, so each is described by its own numbers and not by the caption.
         text = overlaps_svg(chart, f"{chart.title}: {', '.join(chart.notes)}")
     return Markup(text)  # noqa: S704  # escaped where it was made
-
-
-def _key(key: Key) -> "Markup":
-    from markupsafe import Markup
-
-    return Markup(key_svg(key))  # noqa: S704  # escaped where it was made
-
-
-def _kind(part: object) -> str:
-    return type(part).__name__
 
 
 def _sort_key(value: object) -> str:
@@ -139,27 +127,3 @@ def _sort_key(value: object) -> str:
     values = value if isinstance(value, list | tuple) else (value,)
     number = prod(float(part) for part in values) if all(isinstance(part, int | float) for part in values) else nan
     return repr(float(number)) if isfinite(number) else ""
-
-
-def _mark_code(text: str) -> "Markup":
-    """Text in which the parts between backticks become code elements."""
-    from markupsafe import Markup, escape
-
-    pieces = text.split("`")
-    if len(pieces) % 2 == 0:  # an odd number of backticks: one has no partner
-        return escape(text)
-    return Markup("").join(
-        Markup("<code>{}</code>").format(piece) if i % 2 else escape(piece) for i, piece in enumerate(pieces)
-    )
-
-
-def _join_units(text: str) -> str:
-    """Text with no-break spaces between numbers and their units."""
-    return re.sub(r"(?<=\d) (?=(?:%|[kMGT]?B)(?!\w))", "\u00a0", text)
-
-
-def _break_at_dots(text: str) -> "Markup":
-    """Text in which a line may break after the dots of a module name, but not after a decimal point."""
-    from markupsafe import Markup, escape
-
-    return Markup(re.sub(r"\.(?=\D)", ".<wbr>", escape(text)))  # noqa: S704  # escaped before

@@ -51,39 +51,31 @@ def make_report(
     choices : mapping, optional
         Further options of the user, which the JSON repeats.
     """
-    names = list(dict.fromkeys(name for subject in subjects for name in subject.patient.readings))
+    # A module that several adapters have is one number, so that the filter of the page selects it in all of them.
+    names = list(dict.fromkeys(name for subject in subjects for name in subject.examination.readings))
     numbers = {name: i for i, name in enumerate(names)}
     sentences = summary_sentences(subjects, findings, collection, run)
     sections = [
+        # First what is wrong and what it is, as all numbers below depend on both; last the longest table.
         findings_section(subjects, findings, base),
         facts_section(subjects),
         *([run_section(subjects, run, tables)] if run else []),
         spectra_section(subjects, numbers, tables),
         ranks_section(subjects, tables),
         *([base_section(subjects, numbers, base, tables)] if base else []),
+        # For several adapters also where they have nothing in common, which the section then says.
         *([comparison_section(subjects, collection, numbers, tables)] if len(subjects) > 1 else []),
         modules_section(subjects, numbers, tables),
     ]
+    labels = [subject.label for subject in subjects]
+    choices = {"base": base, "command": command, **(choices or {})}
     return Report(
-        title=_title([subject.label for subject in subjects]),
+        # Four names and more would not fit on the tab of a browser.
+        title=join_words(labels) if len(labels) < 4 else f"{labels[0]} and {count(len(labels) - 1, 'other adapter')}",
         command=command,
         summary=sentences,
         sections=sections,
         modules=names,
-        carried=[
-            slider_data(subject, i) for i, subject in enumerate(subjects) if subject.plan is not None and subject.points
-        ],
-        record=report_record(
-            subjects,
-            findings,
-            collection,
-            run,
-            sentences,
-            tables,
-            {"base": base, "command": command, **(choices or {})},
-        ),
+        sliders=[slider_data(subject, i) for i, subject in enumerate(subjects) if subject.plan is not None],
+        record=report_record(subjects, findings, collection, run, sentences, tables, choices),
     )
-
-
-def _title(labels: Sequence[str]) -> str:
-    return join_words(labels) if len(labels) < 4 else f"{labels[0]} and {count(len(labels) - 1, 'other adapter')}"

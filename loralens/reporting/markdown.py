@@ -6,11 +6,12 @@ from io import BytesIO
 from loralens.charts.figure import write_figure
 from loralens.charts.spec import Band, Figure
 from loralens.errors import visible
-from loralens.reporting.document import Notices, PageTable, Paragraph, Part, Picture, Report, SideBySide
+from loralens.reporting.document import Notices, PageTable, Paragraph, Part, Picture, Report, SideBySide, code_pieces
 from loralens.version import __version__
 
-# Letters that mean something to Markdown or HTML anywhere in a line: each is escaped.
-SPECIAL = "\\`*_{}[]<>#|~&"
+# Letters that mean something to Markdown or HTML anywhere in a line: each is escaped. Those that mean something only at
+# the beginning of a line, such as + and 1., need no escape, as no line begins with a text of the report.
+ESCAPES = str.maketrans({letter: f"\\{letter}" for letter in "\\`*_{}[]<>#|~&"})
 
 
 def report_markdown(report: Report, folder: str) -> str:
@@ -18,7 +19,7 @@ def report_markdown(report: Report, folder: str) -> str:
     lines = [f"# {escape_markdown(report.title)}", ""]
     if report.command:
         lines += [*_code_block(report.command), ""]
-    lines += [*(f"- {escape_markdown(said)}" for said in report.summary), ""]
+    lines += [*(f"- {escape_markdown(sentence)}" for sentence in report.summary), ""]
     for section in report.sections:
         lines += [f"## {escape_markdown(section.title)}", ""]
         lines += [escape_markdown(section.lead), ""] if section.lead else []
@@ -31,24 +32,22 @@ def report_markdown(report: Report, folder: str) -> str:
 def report_pictures(report: Report) -> dict[str, bytes]:
     """File name → the PNG of every picture; the same bytes for the same report."""
     images = {}
-    for part in _all_parts(report):
-        if isinstance(part, Picture) and part.charts:
+    for section in report.sections:
+        for picture in _pictures(section.parts):
             stream = BytesIO()
-            write_figure(Figure(part.title, [Band(part.charts, keys=part.keys)]), stream, "png")
-            images[f"{part.key}.png"] = stream.getvalue()
+            write_figure(Figure(picture.title, [Band(picture.charts, keys=picture.keys)]), stream, "png")
+            images[f"{picture.key}.png"] = stream.getvalue()
     return images
 
 
-def _all_parts(report: Report) -> Iterator[Part]:
-    def walk(parts: Sequence[Part]) -> Iterator[Part]:
-        for part in parts:
+def _pictures(parts: Sequence[Part]) -> Iterator[Picture]:
+    """The pictures among some parts, with those that stand side by side."""
+    for part in parts:
+        if isinstance(part, Picture):
             yield part
-            if isinstance(part, SideBySide):
-                for _, inner in part.columns:
-                    yield from walk(inner)
-
-    for section in report.sections:
-        yield from walk(section.parts)
+        elif isinstance(part, SideBySide):
+            for _, inner in part.columns:
+                yield from _pictures(inner)
 
 
 def _part(part: Part, folder: str) -> list[str]:
@@ -59,7 +58,9 @@ def _part(part: Part, folder: str) -> list[str]:
     if isinstance(part, PageTable):
         return _table(part)
     if isinstance(part, Picture):
-        return _picture(part, folder)
+        caption = f"{part.caption} Chance: {part.chance}. Source: {part.source}."
+        image = f"![{escape_markdown(part.alt)}]({folder}/{part.key}.png)"
+        return [image, "", f"*{escape_markdown(part.title)}.* {escape_markdown(caption)}", ""]
     if isinstance(part, SideBySide):
         lines = []
         for label, inner in part.columns:
@@ -73,50 +74,31 @@ def _part(part: Part, folder: str) -> list[str]:
 def _notices(part: Notices) -> list[str]:
     lines = [] if part.notices else [escape_markdown(part.good)]
     for notice in part.notices:
-        place = f" {escape_markdown(notice.where)}" if notice.where else ""
+        place = f" {escape_markdown(notice.place)}" if notice.place else ""
         lines.append(f"- **{notice.level}: {escape_markdown(notice.code)}**{place}")
         lines += [f"  - {escape_markdown(evidence)}" for evidence in notice.evidence]
-        lines += [f"  - fix: {_keep_code(notice.fix)}"] if notice.fix else []
+        if notice.fix:
+            # Commands stay code: an escaped backslash or underscore would be copied with them.
+            pieces = enumerate(code_pieces(" ".join(notice.fix.split())))
+            fix = "".join(f"`{piece}`" if i % 2 else piece.translate(ESCAPES) for i, piece in pieces)
+            lines.append(f"  - fix: {fix}")
     return [*lines, ""]
-
-
-def _picture(part: Picture, folder: str) -> list[str]:
-    if not part.charts:
-        return []
-    caption = f"{part.caption} Chance: {part.chance}. Source: {part.source}."
-    return [
-        f"![{escape_markdown(part.alt)}]({folder}/{part.key}.png)",
-        "",
-        f"*{escape_markdown(part.title)}.* {escape_markdown(caption)}",
-        "",
-    ]
 
 
 def _table(part: PageTable) -> list[str]:
     if not part.table.rows:
         return []
-    heads = [escape_markdown(column.title) or " " for column in part.columns]
-    rules = [":--" if column.align == "left" else "--:" for column in part.columns]
-    rows = [[escape_markdown(column.cell(row)) for column in part.columns] for row in part.table.rows]
-    title = [f"**{escape_markdown(part.title)}**", ""] if part.title else []
+    columns = part.table.shown
+    heads = [escape_markdown(column.title) or " " for column in columns]
+    rules = [":--" if column.align == "left" else "--:" for column in columns]
+    rows = [[escape_markdown(column.cell(row)) for column in columns] for row in part.table.rows]
+    title = [f"**{escape_markdown(part.table.title)}**", ""] if part.table.title else []
     return [*title, *(f"| {' | '.join(cells)} |" for cells in (heads, rules, *rows)), ""]
 
 
 def escape_markdown(text: str) -> str:
     """Text on one line in which nothing is markup, neither of Markdown nor of HTML."""
-    return _escape_letters(" ".join(text.split()))
-
-
-def _escape_letters(line: str) -> str:
-    return "".join(f"\\{letter}" if letter in SPECIAL else letter for letter in line)
-
-
-def _keep_code(text: str) -> str:
-    """Text, escaped except for the parts between backticks, which stay code."""
-    pieces = " ".join(text.split()).split("`")
-    if len(pieces) % 2 == 0:  # an odd number of backticks: one has no partner
-        return escape_markdown(text)
-    return "".join(f"`{piece}`" if i % 2 else _escape_letters(piece) for i, piece in enumerate(pieces))
+    return " ".join(text.split()).translate(ESCAPES)
 
 
 def _code_block(text: str) -> list[str]:

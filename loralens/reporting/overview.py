@@ -15,9 +15,11 @@ from loralens.tables.numbers import count, join_words, number, size, span
 from loralens.tables.table import Column, Table
 
 # Modules whose evidence is spelled out in a finding; the others are counted, as they repeat it with other numbers.
+# `loralens doctor` names as many.
 SHOWN = 3
-KINDS = 8  # kinds of modules that are listed by name: those of most modules
+KINDS = 8  # kinds of modules that are listed by name, those of most modules: a decoder block has seven
 LONG = 160  # letters of the name of a base model, which may be a long path
+KIND = 40  # letters of a kind within a sentence: that of a module outside blocks may be its whole name
 OPEN = 60  # modules up to which their table stands open
 
 
@@ -28,45 +30,34 @@ def findings_section(subjects: Sequence[Subject], findings: Sequence[Diagnosis],
     levels = Counter(notice.level for notice in notices)
     counts = ", ".join(count(levels[level], level) for level in LEVELS if levels[level])
     against = f", checked against {base}" if base else ""
-    meaning = (
-        " An error means that the adapter does not work as it is, a warning that it may not do what was intended."
-        if counts
-        else ""
-    )
-    lead = f"{counts}{against}.{meaning}" if counts else f"Checked against {base}." if base else ""
+    meaning = "An error means that the adapter does not work as it is, a warning that it may not do what was intended."
+    lead = f"{counts}{against}. {meaning}" if counts else f"Checked against {base}." if base else ""
     good = "The doctor found nothing to report: no dead, damaged, wrongly scaled or over-ranked module."
-    sick = [f"{subject.label}: {some(list(subject.sick))}" for subject in subjects if subject.sick]
     parts: list[Part] = [Notices(notices, good)]
-    if sick:
-        parts.append(
-            Paragraph(f"Left out of everything below because they hold NaN or Inf: {'; '.join(sick)}.", warning=True)
-        )
+    # Said here and not in every section, as the error of the doctor on these modules stands just above.
+    non_finite = [f"{subject.label}: {some(list(subject.non_finite))}" for subject in subjects if subject.non_finite]
+    if non_finite:
+        text = f"Left out of everything below because they hold NaN or Inf: {'; '.join(non_finite)}."
+        parts.append(Paragraph(text, warning=True))
     return Section("findings", "Findings", lead, parts)
 
 
 def _notice(same: Sequence[Diagnosis], labels: Mapping[str, str], subjects: Sequence[Subject]) -> Notice:
-    first = same[0]
-    whose = (
-        list(dict.fromkeys(labels.get(finding.adapter, finding.adapter) for finding in same))
-        if len(subjects) > 1
-        else []
-    )
-    label = "" if not whose else f"all {len(subjects)} adapters" if len(whose) == len(subjects) else some(whose, 4)
+    first, label = same[0], ""
+    # A single adapter needs no name.
+    if len(subjects) > 1:
+        adapters = list(dict.fromkeys(labels.get(finding.adapter, finding.adapter) for finding in same))
+        label = f"all {len(subjects)} adapters" if len(adapters) == len(subjects) else some(adapters, 4)
     modules = [finding.module for finding in same if finding.module]
-    of = next((len(subject.patient.readings) for subject in subjects if subject.path == first.adapter), 0)
-    place = modules[0] if len(modules) == 1 else f"{len(modules)} of {of} modules" if modules else ""
+    total = next((len(subject.examination.readings) for subject in subjects if subject.path == first.adapter), 0)
+    place = modules[0] if len(modules) == 1 else f"{len(modules)} of {total} modules" if modules else ""
     kinds = {kind(name) for name in modules}
     if len(modules) > 1 and len(kinds) == 1:
-        place += f", all {fit_name(kinds.pop(), 40)}"
-    texts = list(
-        dict.fromkeys(
-            f"{finding.module}: {finding.evidence}" if len(modules) > 1 and finding.module else finding.evidence
-            for finding in same
-        )
-    )
-    evidence = texts[:SHOWN]
-    if len(texts) > SHOWN:
-        evidence.append(f"and {len(texts) - SHOWN} more like these")
+        place += f", all {fit_name(kinds.pop(), KIND)}"
+    # A single module is named by the place, so its evidence need not repeat the name.
+    named = len(modules) > 1
+    texts = list(dict.fromkeys(f"{x.module}: {x.evidence}" if named and x.module else x.evidence for x in same))
+    evidence = texts[:SHOWN] + ([f"and {len(texts) - SHOWN} more like these"] if len(texts) > SHOWN else [])
     return Notice(first.level, first.code, " · ".join(filter(None, (label, place))), evidence, first.fix)
 
 
@@ -74,15 +65,17 @@ def facts_section(subjects: Sequence[Subject]) -> Section:
     """The section that says what each adapter is: one fact per row, one adapter per column."""
     facts = [_facts(subject) for subject in subjects]
     names = list(dict.fromkeys(name for own in facts for name in own))
+    # Titles of one space: a column without a title would not be shown at all.
     columns: list[Column[str]] = [Column("fact", lambda name: name, " ", align="left")]
-    columns += [_facts_column(subject.label, own) for subject, own in zip(subjects, facts, strict=True)]
+    for subject, own in zip(subjects, facts, strict=True):
+        columns.append(Column(subject.label, own.get, subject.label or " ", align="left"))
     parts: list[Part] = [PageTable(Table("", columns, names)), *_bases(subjects)]
     return Section("identity", "What it is" if len(subjects) == 1 else "What they are", "", parts)
 
 
 def _bases(subjects: Sequence[Subject]) -> list[Part]:
     """A warning where the adapters name different base models."""
-    models = [subject.patient.named for subject in subjects]
+    models = [subject.examination.named for subject in subjects]
     groups = group_models(models)
     if len(groups) < 2:
         return []
@@ -93,15 +86,12 @@ def _bases(subjects: Sequence[Subject]) -> list[Part]:
     return [Paragraph(f"The adapters name different base models ({models_by_adapter}). {consequence}", warning=True)]
 
 
-def _facts_column(label: str, facts: Mapping[str, str]) -> Column[str]:
-    # A function of its own, as a lambda in a loop would show the facts of the last adapter in every column.
-    return Column(label, lambda name: facts.get(name, ""), label or " ", align="left")
-
-
 def _facts(subject: Subject) -> dict[str, str]:
-    adapter, modules = subject.patient.adapter, [reading.module for reading in subject.patient.readings.values()]
+    adapter, readings = subject.examination.adapter, subject.examination.readings
+    modules = [reading.module for reading in readings.values()]
     scales = Counter((module.scale, str(module.scaling)) for module in modules)
-    kinds = Counter(kind(name) for name in subject.patient.readings)
+    kinds = Counter(map(kind, readings))
+    # Magnitudes that were taken from the base are no tensors of the file.
     extra = Counter(extra.role for extra in adapter.extra.values() if extra.role not in NORMS)
     extra_bytes = sum(extra.tensor.nbytes for extra in adapter.extra.values())
     facts = {
@@ -110,10 +100,11 @@ def _facts(subject: Subject) -> dict[str, str]:
         "base model": fit_name(adapter.base_model or "not named", LONG),
         "modules": count(len(modules), "module")
         + (f" of {len(adapter)}" if len(modules) < len(adapter) else "")
-        + (f", {len(subject.sick)} left out" if subject.sick else ""),
-        "kinds": ", ".join(f"{fit_name(name, 40)} ({times})" for name, times in kinds.most_common(KINDS))
+        + (f", {len(subject.non_finite)} left out" if subject.non_finite else ""),
+        "kinds": ", ".join(f"{fit_name(name, KIND)} ({times})" for name, times in kinds.most_common(KINDS))
         + (f" and {len(kinds) - KINDS} more" if len(kinds) > KINDS else ""),
         "rank r": span([module.rank for module in modules]),
+        # With its source: a scale that a file states is more certain than one that its dialect assumes.
         "scale": "; ".join(f"{number(scale)} ({source})" for (scale, source), _ in scales.most_common(2))
         + (f" and {len(scales) - 2} more" if len(scales) > 2 else ""),
         "dtype": ", ".join(sorted({str(module.dtype) for module in modules})),
@@ -130,12 +121,8 @@ def _facts(subject: Subject) -> dict[str, str]:
 def modules_section(subjects: Sequence[Subject], numbers: Mapping[str, int], tables: ResultTables) -> Section:
     """The section of all modules: one table per adapter."""
     parts = [
-        PageTable(tables.modules(one), [[numbers[name]] for name in one.spectra], folded=len(one.spectra) > OPEN)
-        for one in subjects
+        PageTable(tables.modules(x), [[numbers[name]] for name in x.spectra], folded=len(x.spectra) > OPEN)
+        for x in subjects
     ]
-    return Section(
-        "modules",
-        "Every module",
-        "Click a column heading to sort. The filter at the top of the page selects modules.",
-        parts,
-    )
+    lead = "Click a column heading to sort. The filter at the top of the page selects modules."
+    return Section("modules", "Every module", lead, parts)

@@ -5,43 +5,41 @@ from typing import Any
 
 from loralens.charts.curve import curve_chart
 from loralens.compression.curve import CurvePoint
-from loralens.core.shell import quoted
+from loralens.core.messages import quote_word
 from loralens.reporting.document import PageTable, Paragraph, Part, Picture, Section, SideBySide, Slider
 from loralens.reporting.result_tables import ResultTables
 from loralens.reporting.slider_stops import Stop, budget_stops, rank_stops
 from loralens.reporting.subject import LOSS, Subject
 from loralens.tables.numbers import count, join_words, percent, size, span, unit_of
 
-OPEN = 16  # ranks up to which their table stands open
+OPEN = 16  # ranks up to which their table stands open: an adapter of rank 16 has so many
 
 
 def ranks_section(subjects: Sequence[Subject], tables: ResultTables) -> Section:
     """Error and size of every choice of ranks; the sliders count the subjects that have a plan."""
-    columns: list[tuple[str, Sequence[Part]]] = []
+    columns: list[tuple[str, list[Part]]] = []
     sliders = 0
     for i, subject in enumerate(subjects):
-        if subject.plan is None or not subject.points:
-            columns.append((subject.label, [Paragraph(f"No ranks to choose: {subject.without or 'every ΔW is 0'}.")]))
+        if subject.plan is None:
+            columns.append((subject.label, [Paragraph(f"No ranks to choose: {subject.no_plan}.")]))
             continue
         picture, table = _picture(subject, i), PageTable(tables.ranks(subject), folded=len(subject.points) > OPEN)
-        figures = [picture, table] if len(subjects) > 1 else [SideBySide([("", [picture]), ("", [table])])]
-        columns.append(
-            (
-                subject.label,
-                [
-                    Paragraph(advice(subject)),
-                    Slider(sliders, subject.label, "output kept" if subject.on_data else "energy kept"),
-                    *figures,
-                ],
-            )
-        )
+        slider = Slider(sliders, subject.label, "output kept" if subject.on_data else "energy kept")
+        # A single adapter has the width of the page for its picture and its table.
+        figures: list[Part] = [picture, table] if len(subjects) > 1 else [SideBySide([("", [picture]), ("", [table])])]
+        columns.append((subject.label, [Paragraph(advice(subject)), slider, *figures]))
         sliders += 1
     lead = (
         f"The error is {_error_of(subjects)} over all modules, before rounding; no other adapter of the same ranks "
         "has a smaller one. One rank for all modules is what inference servers expect; a budget gives each module "
         "the rank that saves most."
     )
-    parts = [*_missing_activations(subjects), *(columns[0][1] if len(columns) == 1 else [SideBySide(columns)])]
+    parts: list[Part] = list(columns[0][1]) if len(columns) == 1 else [SideBySide(columns)]
+    without = [subject.label for subject in subjects if not subject.on_data]
+    # Where all of them or none have activations, the introduction says it already.
+    if 0 < len(without) < len(subjects):
+        text = f"No activations were given for {join_words(without)}, so their errors are those of ΔW itself."
+        parts.insert(0, Paragraph(text))
     return Section("ranks", "Which rank it needs" if len(subjects) == 1 else "Which rank they need", lead, parts)
 
 
@@ -52,65 +50,55 @@ def _error_of(subjects: Sequence[Subject]) -> str:
     return output if measured == {True} else plain if measured == {False} else f"{output}, without them {plain},"
 
 
-def _missing_activations(subjects: Sequence[Subject]) -> list[Part]:
-    """A note that names the adapters without activations, where others have some."""
-    without = [subject.label for subject in subjects if not subject.on_data]
-    if not without or len(without) == len(subjects):
-        return []
-    return [Paragraph(f"No activations were given for {join_words(without)}, so their errors are those of ΔW itself.")]
-
-
-def kept_quantity(subject: Subject) -> str:
+def _quantity(subject: Subject) -> str:
     """The quantity of which a smaller adapter keeps a share, in words."""
-    if not subject.on_data:
-        return "the energy"
-    return "the squared output on the inputs given"
+    # The error is relative to √E‖ΔWx‖², so what it loses is a share of the square.
+    return "the squared output on the inputs given" if subject.on_data else "the energy"
 
 
 def advice(subject: Subject) -> str:
     """The recommended rank, in a sentence that gives the reason."""
-    best, most = subject.recommended, subject.most
+    best, most = subject.recommended, subject.highest
     if best is None or most is None or not subject.norm:
         return "Nothing to recommend: every ΔW is 0."
     largest = most.uniform.bytes
     if best.rank >= most.rank:
-        return _reason_to_keep(subject, most)
+        if len(subject.points) == 1:
+            return f"Its rank is {most.rank}, so there is no lower one."
+        below = subject.points[1]
+        return (
+            f"Keep rank {most.rank} for all modules: rank {below.rank} would lose {percent(below.uniform.error**2)} "
+            f"of {_quantity(subject)} ({_describe_error(subject, below)}), more than the {percent(LOSS)} allowed here."
+        )
     # The file of a lower rank need not be smaller, as headers and padding count too.
     if best.uniform.bytes >= largest:
-        less = f"makes the file smaller and loses at most {percent(LOSS)} of {kept_quantity(subject)}"
+        less = f"makes the file smaller and loses at most {percent(LOSS)} of {_quantity(subject)}"
         return f"Keep the adapter as it is: no lower rank for all modules {less}."
     saved = 1 - best.uniform.bytes / largest
+    error = _describe_error(subject, best, subject.update_error)
     return (
         f"Rank {best.rank} of {most.rank} for all modules keeps {percent(1 - best.uniform.error**2)} of "
-        f"{kept_quantity(subject)} ({_describe_error(subject, best, subject.plain)}) in {size(best.uniform.bytes)}, "
-        f"{percent(saved)} less than now."
+        f"{_quantity(subject)} ({error}) in {size(best.uniform.bytes)}, {percent(saved)} less than now."
     )
 
 
-def _describe_error(subject: Subject, point: CurvePoint, plain: float | None = None) -> str:
+def _describe_error(subject: Subject, point: CurvePoint, update_error: float | None = None) -> str:
     """The error of a rank and what it was measured on, and the error of ΔW where that is known too."""
-    on = f"{count(subject.positions, 'position')}; " if subject.on_data else ""
-    of_update = "" if plain is None else f"; {percent(plain)} of ΔW itself"
-    return f"{on}error {percent(point.uniform.error)}{of_update}"
-
-
-def _reason_to_keep(subject: Subject, most: CurvePoint) -> str:
-    """A sentence that gives the reason why no lower rank is recommended."""
-    below = max((p for p in subject.points if p.rank < most.rank), key=lambda p: p.rank, default=None)
-    if below is None:
-        return f"Its rank is {most.rank}, so there is no lower one."
-    return (
-        f"Keep rank {most.rank} for all modules: rank {below.rank} would lose {percent(below.uniform.error**2)} of "
-        f"{kept_quantity(subject)} ({_describe_error(subject, below)}), more than the {percent(LOSS)} allowed here."
-    )
+    # A few positions cannot stand for all inputs, so the number of them comes before the error.
+    positions = f"{count(subject.positions, 'position')}; " if subject.on_data else ""
+    of_update = "" if update_error is None else f"; {percent(update_error)} of ΔW itself"
+    return f"{positions}error {percent(point.uniform.error)}{of_update}"
 
 
 def compress_command(subject: Subject) -> str:
     """The command that makes the adapter smaller, without the rank or size, which the sliders append."""
-    to = ["--to", subject.dialect.name] if subject.dialect.name != subject.patient.adapter.format else []
+    to = ["--to", subject.dialect.name] if subject.dialect.name != subject.examination.adapter.format else []
+    # Without it compress would choose a rank for each module, which a file of one rank cannot hold.
     uniform = ["--uniform"] if subject.dialect.one_rank else []
-    activations = ["--activations", quoted(subject.activations)] if subject.activations else []
-    return subject.patient.command("compress", "-o", subject.patient.sibling("small"), *to, *uniform, *activations)
+    activations = ["--activations", quote_word(subject.activations)] if subject.activations else []
+    return subject.examination.command(
+        "compress", "-o", subject.examination.sibling("small"), *to, *uniform, *activations
+    )
 
 
 def _picture(subject: Subject, i: int) -> Picture:
@@ -131,18 +119,17 @@ def _picture(subject: Subject, i: int) -> Picture:
 def slider_data(subject: Subject, i: int) -> dict[str, Any]:
     """The data of an adapter's sliders on the page: every stop in words, and its place on the curve."""
     assert subject.plan is not None
-    best, form = subject.recommended, subject.form
-    uniform, budget = (
-        rank_stops(subject.plan, subject.dialect, subject.points),
-        budget_stops(subject.plan, subject.dialect, subject.points, form),
-    )
+    best = subject.recommended
+    uniform = rank_stops(subject.plan, subject.dialect, subject.points)
+    budget = budget_stops(subject.plan, subject.dialect, subject.points, subject.layout)
     start = next((k for k, stop in enumerate(uniform) if best and stop.value == best.rank), 0)
     # The slider over sizes starts at the size of the recommended rank, so that the two can be compared at once.
     near = next((k for k, stop in enumerate(budget) if stop.value >= uniform[start].bytes), len(budget) - 1)
     largest = max(stop.bytes for stop in uniform)
+    # The axis of the curve is in units that suit its largest file, and the stops are marked on it.
     _, step = unit_of(largest)
     # Without a rule for the size, a budget is only met approximately: see `budget_stops`.
-    about = "" if form else "about "
+    about = "" if subject.layout else "about "
     return {
         "command": compress_command(subject),
         "picture": f"curve-{i + 1}",
@@ -159,6 +146,7 @@ def _stop(stop: Stop, value: str, option: str, largest: int, step: int, about: s
     several = "s" if min(stop.ranks) < max(stop.ranks) else ""
     return {
         "value": value,
+        # In bytes, and not as shown: 110.2 kB might be a few bytes less than the ranks need.
         "option": f"--{option} {stop.value}",
         "error": about + percent(stop.error),
         "kept": about + percent(1 - stop.error**2),

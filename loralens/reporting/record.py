@@ -5,6 +5,7 @@ from typing import Any
 
 from loralens.analysis.checks.diagnosis import Diagnosis
 from loralens.analysis.compare.interference import Interaction
+from loralens.compression.curve import Choice
 from loralens.reporting.collection import CheckpointRun, Collection
 from loralens.reporting.result_tables import ResultTables
 from loralens.reporting.subject import Subject
@@ -34,20 +35,16 @@ def report_record(
 
 
 def _adapter(subject: Subject, tables: ResultTables) -> dict[str, Any]:
-    best = subject.recommended
-    chosen = subject.patient.adapter.without(
-        [name for name in subject.patient.adapter if name not in subject.patient.readings]
-    )
+    best, adapter = subject.recommended, subject.examination.adapter
+    # The totals are those of the modules that were asked for, with those that are left out below.
+    chosen = adapter.without([name for name in adapter if name not in subject.examination.readings])
     return {
         "path": subject.path,
         "label": subject.label,
-        "format": subject.patient.adapter.format,
-        "base_model": subject.patient.adapter.base_model,
-        "left_out": list(subject.sick),
-        "modules": [
-            {**report_record, **_base_measurements(subject, report_record["name"])}
-            for report_record in tables.modules(subject).records()
-        ],
+        "format": adapter.format,
+        "base_model": adapter.base_model,
+        "left_out": list(subject.non_finite),
+        "modules": [{**row, **_base_measurements(subject, row["name"])} for row in tables.modules(subject).records()],
         "total": {
             "modules": len(chosen),
             "parameters": chosen.parameters,
@@ -58,47 +55,45 @@ def _adapter(subject: Subject, tables: ResultTables) -> dict[str, Any]:
         "error_on_data": subject.on_data,
         "activations": subject.activations or None,
         "curve": [
-            {"rank": p.rank, **{name: _choice(getattr(p, name)) for name in ("uniform", "budget")}}
-            for p in subject.points
+            {"rank": point.rank, "uniform": _choice(point.uniform), "budget": _choice(point.budget)}
+            for point in subject.points
         ],
+        # Where every ΔW is 0, rank 1 loses nothing, and recommending it would say nothing.
         "recommended_rank": best.rank if best and subject.norm else None,
-        "plain_error": subject.plain,
+        "plain_error": subject.update_error,
     }
 
 
-def _choice(choice: Any) -> dict[str, Any]:
+def _choice(choice: Choice) -> dict[str, Any]:
     return {"ranks": list(choice.ranks), "parameters": choice.parameters, "bytes": choice.bytes, "error": choice.error}
+
+
+def _numbers(value: object, *names: str) -> dict[str, float | None]:
+    """Some attributes of a value, by their names."""
+    return {name: json_number(getattr(value, name)) for name in names}
 
 
 def _base_measurements(subject: Subject, name: str) -> dict[str, Any]:
     """The measurements of a module against the base, as parts of its JSON object."""
-    measured: dict[str, Any] = {}
-    if subject.against_base and name in subject.against_base.amplified:
-        amplified = subject.against_base.amplified[name]
+    record: dict[str, Any] = {}
+    if amplified := subject.against_base.amplified.get(name):
         row = amplified.at_rank(amplified.s.size)  # at the full rank
-        words = ("projected_norm", "random_norm", "amplification", "excess", "z")
-        values = {word: json_number(getattr(row, word)) for word in words}
-        measured["amplification"] = {**values, "weight_norm": amplified.weight_norm}
-    if subject.against_base and subject.against_base.intruders and name in subject.against_base.intruders:
-        new = subject.against_base.intruders[name]
-        measured["intruders"] = {"count": new.count, "of": int(new.s.size), "scores": new.scores.tolist()}
-        measured["intruders"] |= {"energy_share": new.energy_share, "chance": new.chance, "threshold": new.threshold}
-    if name in subject.landings:
-        landing = subject.landings[name]
-        rounding = landing.rounding
+        numbers = _numbers(row, "projected_norm", "random_norm", "amplification", "excess", "z")
+        record["amplification"] = {**numbers, "weight_norm": amplified.weight_norm}
+    if new := subject.against_base.intruders.get(name):
+        record["intruders"] = {"count": new.count, "of": int(new.s.size), "scores": new.scores.tolist()}
+        record["intruders"] |= _numbers(new, "energy_share", "chance", "threshold")
+    if effect := subject.merge_effects.get(name):
         # The dtype is always that of the base, never an assumed one. The key stays because docs/json.md promises it.
-        measured["merge"] = {"dtype": landing.dtype, "supposed": False, "ratio": json_number(landing.ratio)}
-        measured["merge"] |= {
-            "gain": json_number(rounding.gain),
-            "error": json_number(rounding.error),
-            "unmoved": json_number(rounding.unmoved),
-        }
-    return measured
+        record["merge"] = {"dtype": effect.dtype, "supposed": False, **_numbers(effect, "ratio")}
+        record["merge"] |= _numbers(effect.rounding, "gain", "error", "unmoved")
+    return record
 
 
 def _collection_record(collection: Collection) -> dict[str, Any]:
     pairs, energy = collection.pairs, collection.energy
     return {
+        # Rows and columns in the order in which the adapters were given; "order" is that of the matrices on the page.
         "cosine": matrix(pairs.cosine),
         "cosine_z": matrix(pairs.cosine_z),
         "phi": {side: matrix(pairs.phi(side)) for side in pairs.overlaps},
@@ -116,8 +111,9 @@ def _collection_record(collection: Collection) -> dict[str, Any]:
             }
             for m, module in enumerate(pairs.modules)
         ],
-        "fights": [_meeting(meeting) for meeting in collection.fights],
-        "agreements": [_meeting(meeting) for meeting in collection.agreements],
+        # The keys of the JSON keep their names, whatever the program calls these.
+        "fights": [_interaction(conflict) for conflict in collection.conflicts],
+        "agreements": [_interaction(agreement) for agreement in collection.agreements],
         "phi_maps": [
             {
                 "first": s,
@@ -132,14 +128,14 @@ def _collection_record(collection: Collection) -> dict[str, Any]:
     }
 
 
-def _meeting(meeting: Interaction) -> dict[str, Any]:
+def _interaction(place: Interaction) -> dict[str, Any]:
+    adapters = {"first": place.first, "second": place.second}
     return {
-        "first": meeting.first,
-        "second": meeting.second,
-        "where": meeting.where,
-        "modules": meeting.modules,
-        "cosine": meeting.cosine,
-        "weight": meeting.weight,
+        **adapters,
+        "where": place.location,
+        "modules": place.modules,
+        "cosine": place.cosine,
+        "weight": place.weight,
     }
 
 
@@ -154,9 +150,7 @@ def _run_record(subjects: Sequence[Subject], run: CheckpointRun) -> dict[str, An
                 "step": step,
                 "frobenius": point.frobenius,
                 "step_length": json_number(point.length),
-                "effective_rank": point.effective_rank,
-                "cosine": json_number(point.cosine),
-                "previous_cosine": json_number(point.previous_cosine),
+                **_numbers(point, "effective_rank", "cosine", "previous_cosine"),
                 "phi": {side: json_number(value) for side, value in point.phi.items()},
                 "initial_cosine": json_number(point.initial),
             }

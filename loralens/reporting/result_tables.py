@@ -1,8 +1,7 @@
 """The tables that a page shares with the results of other verbs, whose columns each verb declares once."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, NamedTuple, TypeVar
 
 from loralens.analysis.base.amplification import KeptRank
 from loralens.analysis.base.intruders import Intruders
@@ -10,14 +9,16 @@ from loralens.analysis.compare.pairwise import Pairwise
 from loralens.analysis.groups import Group
 from loralens.analysis.outliers import Outlier
 from loralens.compression.curve import CurvePoint
+from loralens.core.names import kind, natural_key
 from loralens.reporting.collection import CheckpointRun
+from loralens.reporting.document import PageTable
 from loralens.reporting.subject import Subject
 from loralens.tables.table import Table
 
+Value = TypeVar("Value")
 
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ResultTables:
+
+class ResultTables(NamedTuple):
     """Functions that turn the numbers of a report into tables with the rows and columns of other verbs' results.
 
     They are handed in because verbs lie above this room, and imports only go down.
@@ -40,6 +41,7 @@ class ResultTables:
         Labels of all adapters, and their run → one checkpoint per row, in the order of steps.
     """
 
+    # Rows of other verbs are types of theirs, which this room cannot name.
     modules: Callable[[Subject], Table[Any]]
     ranks: Callable[[Subject], Table[CurvePoint]]
     groups: Callable[[str, Sequence[Group]], Table[Group]]
@@ -48,3 +50,27 @@ class ResultTables:
     intruders: Callable[[Mapping[str, Sequence[Intruders]]], Table[Any]]
     pairs: Callable[[Sequence[str], Pairwise], Table[Any]]
     checkpoints: Callable[[Sequence[str], CheckpointRun], Table[Any]]
+
+
+def kinds_table(
+    table: Callable[[Mapping[str, Sequence[Value]]], Table[Any]],
+    values: Mapping[str, Value],
+    numbers: Mapping[str, int],
+) -> PageTable:
+    """A table with one row per kind, made from the values of its modules.
+
+    Parameters
+    ----------
+    table : callable
+        Kind → the values of its modules → the table; kinds come in natural order.
+    values : mapping of str
+        Module name → its value.
+    numbers : mapping of str to int
+        Module name → its number on the page.
+    """
+    # The sort is stable: within a kind the modules keep their order, and so do their numbers.
+    members: dict[str, list[str]] = {}
+    for name in sorted(values, key=lambda name: natural_key(kind(name))):
+        members.setdefault(kind(name), []).append(name)
+    rows = {label: [values[name] for name in names] for label, names in members.items()}
+    return PageTable(table(rows), [[numbers[name] for name in names] for names in members.values()])

@@ -12,19 +12,15 @@ from loralens.reporting.subject import Subject
 from loralens.tables.numbers import number
 
 # From this cosine of A with the last checkpoint on, φ of the in side shows the common initialisation, not the training.
+# `loralens trajectory` uses the same.
 STUCK = 0.9
 
 
 def run_section(subjects: Sequence[Subject], run: CheckpointRun, tables: ResultTables) -> Section:
     """The section of the run: a sentence, curves over the steps, and a table of checkpoints."""
-    labels = [subject.label for subject in subjects]
+    checkpoints = PageTable(tables.checkpoints([subject.label for subject in subjects], run))
     lead = "These are checkpoints of one training run. The direction of each is compared with that of the last."
-    return Section(
-        "run",
-        "The run",
-        lead,
-        [Paragraph(run_sentence(run)), _picture(run), PageTable(tables.checkpoints(labels, run))],
-    )
+    return Section("run", "The run", lead, [Paragraph(run_sentence(run)), _picture(run), checkpoints])
 
 
 def run_sentence(run: CheckpointRun) -> str:
@@ -40,6 +36,7 @@ def run_sentence(run: CheckpointRun) -> str:
         text = f"The direction was still turning: cosine {before:.3f} between steps {steps[-2]} and {steps[-1]}."
     else:
         text = "The checkpoint before the last is 0, so it is unknown whether the direction has settled."
+    # The first checkpoint is the farthest from the last: where even its A is near, that of all others is.
     first = trajectory.points[0]
     if first.initial >= STUCK and first.phi["in"] > first.phi["out"]:
         text += " A stays close to its random initialisation, so φ of the in side is high throughout: "
@@ -48,16 +45,14 @@ def run_sentence(run: CheckpointRun) -> str:
 
 
 def _picture(run: CheckpointRun) -> Picture:
-    trajectory = run.trajectory
-    points = trajectory.points
-    charts = trajectory_charts(trajectory, list(run.steps), run.losses, [])
-    charts = [chart for chart in charts if chart.lines]
+    points, chance = run.trajectory.points, run.trajectory.chance
+    charts = trajectory_charts(run.trajectory, list(run.steps), run.losses, [])
     return Picture(
         "run",
         "From checkpoint to checkpoint",
-        charts,
+        [chart for chart in charts if chart.lines],  # that of losses has none where none was logged
         "Norm, direction and effective rank of ΔW over the steps, and the loss where it was logged.",
-        "cosine 0; φ " + ", ".join(f"{number(value, 3)} ({side} side)" for side, value in trajectory.chance.items()),
+        "cosine 0; φ " + ", ".join(f"{number(value, 3)} ({side} side)" for side, value in chance.items()),
         "Hu et al. 2021, §7.2, over training steps",
         f"Curves over {len(points)} checkpoints; cosine with the last from {points[0].cosine:.2f} to 1.",
     )

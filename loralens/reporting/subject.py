@@ -19,9 +19,10 @@ from loralens.core.moments import Moments
 from loralens.core.ranks import Rule
 from loralens.core.threads import Step
 from loralens.errors import LoraLensError, place
-from loralens.reporting.slider_stops import Dialect, FileLayout, find_layout, layout_size
+from loralens.reporting.slider_stops import Dialect, FileLayout, find_layout
 
-# The share of the energy that a recommended rank may lose. It is the square of the error, so the error is 10 %.
+# The share of the energy that a recommended rank may lose. It is the square of the error, so the error is 10 %. This is
+# a convention and no promise about a task: what a smaller adapter does to outputs, `loralens behave` measures.
 LOSS = 0.01
 
 
@@ -32,15 +33,21 @@ class BaseMeasurements:
 
     Attributes
     ----------
-    intruders : mapping of str to Intruders, or None
-        None where they were not looked for; ``without`` is the reason.
+    intruders : mapping of str to Intruders
+        Empty where they were not looked for; ``no_intruders`` is the reason.
     """
 
     amplified: Mapping[str, Amplification] = field(default_factory=dict)
-    intruders: Mapping[str, Intruders] | None = None
-    without: str = ""
+    intruders: Mapping[str, Intruders] = field(default_factory=dict)
+    no_intruders: str = ""
+
+    @property
+    def intruder_counts(self) -> tuple[int, int]:
+        """The number of leading directions of W + ΔW that were tested, and of intruders among them."""
+        return sum(x.s.size for x in self.intruders.values()), sum(x.count for x in self.intruders.values())
 
 
+# Without slots: the cached properties keep their values in the dictionary of the object.
 @final
 @dataclass(frozen=True, kw_only=True)
 class Subject:
@@ -52,48 +59,46 @@ class Subject:
         As the user gave it.
     label : str
         Its name on the page.
-    patient : Patient
+    examination : Examination
         The adapter as the doctor read it, with the predicted merge of each module where a base was given.
     adapter : Adapter
         The chosen modules that hold finite numbers: only these are measured.
-    sick : sequence of str
+    non_finite : sequence of str
         Modules that are left out because they hold NaN or Inf.
-    plan : Plan or None
-        The directions from which ranks are chosen; None where there is nothing to choose, for the reason ``without``.
+    plan : TruncationPlan or None
+        The directions from which ranks are chosen; None where there is nothing to choose, for the reason ``no_plan``.
     dialect : Dialect
         How a smaller adapter would be written.
-    form : FileLayout or None
+    layout : FileLayout or None
         The rule that gives the size of its file at any ranks; None where there is none.
-    points : sequence of Point
-        Size and error at every rank.
+    points : sequence of CurvePoint
+        Size and error at every rank, from the highest down to 1.
     on_data : bool
         Whether errors are measured on real inputs.
     activations : str
         The file of these inputs' second moments; empty without one.
     positions : int
         The number of inputs of the module that saw most of them; 0 without inputs.
-    plain : float or None
+    update_error : float or None
         ‖ΔW−ΔW'‖/‖ΔW‖ at the recommended rank, where the other errors are those on inputs (``on_data``).
-    against_base : BaseMeasurements or None
-        The measurements against a base, where one was given.
     """
 
     path: str
     label: str
-    patient: Examination
+    examination: Examination
     adapter: Adapter
-    sick: Sequence[str]
+    non_finite: Sequence[str]
     spectra: Mapping[str, Spectrum]
     plan: TruncationPlan | None
-    without: str
+    no_plan: str
     dialect: Dialect
-    form: FileLayout | None
+    layout: FileLayout | None
     points: Sequence[CurvePoint]
     on_data: bool
     activations: str = ""
     positions: int = 0
-    plain: float | None = None
-    against_base: BaseMeasurements | None = None
+    update_error: float | None = None
+    against_base: BaseMeasurements = field(default_factory=BaseMeasurements)
 
     @cached_property
     def norm(self) -> float:
@@ -104,32 +109,43 @@ class Subject:
     def shares(self) -> dict[str, float]:
         """Module name → its share of the energy, in [0, 1]."""
         return {
-            name: (spectrum.frobenius / self.norm) ** 2 if self.norm else 0.0 for name, spectrum in self.spectra.items()
+            # Divided first: the square of a large norm may not be a float.
+            name: (spectrum.frobenius / self.norm) ** 2 if self.norm else 0.0
+            for name, spectrum in self.spectra.items()
         }
 
     @property
-    def landings(self) -> Mapping[str, MergeEffect]:
-        """Module name → how a merge into the weight of the base is predicted to turn out."""
-        return self.patient.merge_effects
-
-    @cached_property
-    def recommended(self) -> CurvePoint | None:
-        """The lowest rank for all modules that loses at most `LOSS` of the energy; None where there is no plan."""
-        return _recommended(self.points)
+    def merge_effects(self) -> Mapping[str, MergeEffect]:
+        """Module name → the predicted effect of a merge into the weight of the base."""
+        return self.examination.merge_effects
 
     @property
-    def most(self) -> CurvePoint | None:
+    def worst_merge(self) -> str:
+        """The module whose merge has the largest predicted error; there must be one."""
+        return max(self.merge_effects, key=lambda name: self.merge_effects[name].rounding.error)
+
+    @property
+    def recommended(self) -> CurvePoint | None:
+        """The lowest rank for all modules that loses at most `LOSS` of the energy; None where there is no plan."""
+        return recommended_point(self.points)
+
+    @property
+    def highest(self) -> CurvePoint | None:
         """The point of the highest rank, at which nothing is lost."""
-        return max(self.points, key=lambda point: point.rank, default=None)
+        return self.points[0] if self.points else None
 
 
-def _recommended(points: Sequence[CurvePoint]) -> CurvePoint | None:
-    fitting = [point for point in points if point.uniform.error**2 <= LOSS]
-    return min(fitting, key=lambda point: point.rank, default=None)
+def recommended_point(points: Sequence[CurvePoint], *, budget: bool = False) -> CurvePoint | None:
+    """The point of the lowest rank that loses at most `LOSS` of the energy; None if there is no point.
+
+    With ``budget`` the loss is that of the best ranks in the same size, chosen module by module.
+    """
+    choices = ((point, point.budget if budget else point.uniform) for point in reversed(points))
+    return next((point for point, choice in choices if choice.error**2 <= LOSS), None)
 
 
 def measure_subject(
-    patient: Examination,
+    examination: Examination,
     label: str,
     dialect: Dialect,
     *,
@@ -143,10 +159,12 @@ def measure_subject(
 
     Parameters
     ----------
-    patient : Patient
-        As `loralens.analysis.doctor.examine_all` gives it.
+    examination : Examination
+        As `loralens.analysis.doctor.examine_all` returns it.
     label : str
+        The name of the adapter on the page.
     dialect : Dialect
+        How a smaller adapter would be written.
     moments : Moments, optional
         Second moments of real inputs: ranks are then chosen by the error on these inputs.
     activations : str
@@ -163,56 +181,48 @@ def measure_subject(
     MismatchError
         The moments belong to another adapter.
     """
-    sick = [name for name, reading in patient.readings.items() if reading.spectrum is None]
-    spectra = patient.spectra
-    adapter = patient.adapter.without([name for name in patient.adapter if name not in spectra])
-    plan, without = None, "no module is left to choose ranks for"
+    non_finite = [name for name, reading in examination.readings.items() if reading.spectrum is None]
+    spectra = examination.spectra
+    adapter = examination.adapter.without([name for name in examination.adapter if name not in spectra])
+    plan, no_plan, layout, update_error = None, "no module is left to choose ranks for", None, None
     points: list[CurvePoint] = []
-    plain, form = None, None
+    # Checked even where they are not used below: activations of another adapter are a mistake in any case.
     if moments is not None:
-        moments.check(patient.adapter)
+        moments.check(examination.adapter)
     # Errors on inputs are those of the whole adapter, and modules with NaN or Inf have none.
-    moments = None if sick else moments
-    chosen = patient.adapter.without(sick)
+    moments = None if non_finite else moments
     if spectra:
+        # The plan has the modules that were not chosen too: they stay in the file, so they count in its size.
+        finite = examination.adapter.without(non_finite)
         try:
-            with place(patient.path):
-                drawn_plan = TruncationPlan.of(
-                    chosen, modules=list(spectra), moments=moments, threads=threads, step=step
-                )
-                form = find_layout(drawn_plan, dialect)
-                size = layout_size(form, drawn_plan, dialect) if form else dialect.size
-                points = rank_curve(drawn_plan, size=size, one_rank=dialect.one_rank)
-                if moments is not None:
-                    plain = _error_of_update(adapter, drawn_plan, _recommended(points), one_rank=dialect.one_rank)
-                plan, without = drawn_plan, ""
+            with place(examination.path):
+                new = TruncationPlan.of(finite, modules=list(spectra), moments=moments, threads=threads, step=step)
+                layout = find_layout(new, dialect)
+                size = layout.adapter_size if layout else dialect.size
+                points = rank_curve(new, size=size, one_rank=dialect.one_rank)
+                best = recommended_point(points)
+                if moments is not None and best is not None:
+                    ranks = new.ranks(Rule("rank", best.rank), one_rank=dialect.one_rank)
+                    update_error = total_error(losses(adapter, new.at(ranks)))
+                # Set last: where a step before has failed, there is no plan, but a reason.
+                plan, no_plan = (new, "") if points else (None, "every ΔW is 0")
         except LoraLensError as error:  # a dialect that cannot hold a smaller adapter
-            without = error.what
+            no_plan = error.what
     return Subject(
-        path=patient.path,
+        path=examination.path,
         label=label,
-        patient=patient,
+        examination=examination,
         adapter=adapter,
-        sick=sick,
+        non_finite=non_finite,
         spectra=spectra,
         plan=plan,
-        without=without,
+        no_plan=no_plan,
         dialect=dialect,
-        form=form,
+        layout=layout,
         points=points,
         on_data=moments is not None,
         activations=activations if moments is not None else "",
         positions=max((covariance.count for _, covariance in moments.items()), default=0) if moments is not None else 0,
-        plain=plain,
-        against_base=against_base,
+        update_error=update_error,
+        against_base=against_base or BaseMeasurements(),
     )
-
-
-def _error_of_update(
-    adapter: Adapter, plan: TruncationPlan, best: CurvePoint | None, *, one_rank: bool
-) -> float | None:
-    """‖ΔW−ΔW'‖/‖ΔW‖ at the rank that was recommended by the error on inputs."""
-    if best is None:
-        return None
-    chosen = plan.ranks(Rule("rank", best.rank), one_rank=one_rank)
-    return total_error(losses(adapter, plan.at(chosen)))

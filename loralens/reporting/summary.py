@@ -1,29 +1,31 @@
 """The summary of a report: the sentences that stand at the top of the page, each only where it is true."""
 
 from collections.abc import Sequence
-from itertools import combinations
-from math import isfinite, log
-
-import numpy as np
+from math import log
+from statistics import median
 
 from loralens.analysis.base.amplification import FAR, count_far
 from loralens.analysis.checks.diagnosis import Diagnosis, by_cause
 from loralens.analysis.compare.interference import LARGE
-from loralens.analysis.groups import mean_effective_rank
+from loralens.analysis.groups import by_kind, mean_effective_rank
 from loralens.charts.amplification import full_rank_rows
-from loralens.compression.curve import CurvePoint
-from loralens.core.names import kind
-from loralens.reporting.collection import CheckpointRun, Collection
+from loralens.reporting.collection import CheckpointRun, Collection, finite_cosines
 from loralens.reporting.ranks import advice
 from loralens.reporting.run import run_sentence
 from loralens.reporting.spectra import half_energy_modules
-from loralens.reporting.subject import LOSS, Subject
-from loralens.tables.numbers import count, fixed, join_words, percent, size, span
+from loralens.reporting.subject import Subject, recommended_point
+from loralens.tables.numbers import count, fixed, join_words, percent, size, span, whole_percent
 
 # Below this error the page says that a merge preserves ΔW: percentages of the report would round it to 0 in a sentence.
 FAITHFUL = 0.005
 # Below this error a sentence says "less than 0.001 %", as digits in scientific notation are hard to read in prose.
 NEGLIGIBLE = 1e-5
+# A kind is named where it holds half as much again as an even share. Beyond 40 kinds, as where every module is a kind
+# of its own, the share of one says nothing.
+UNEVEN, KINDS = 1.5, 40
+WORTH = 0.95  # a second recommendation is worth a sentence only where it saves at least 5 % of the file of the first
+BEYOND = 100  # standard deviations beyond which the number itself means nothing more
+CODES = 4  # codes of findings that the sentence lists: the section below has all of them
 
 signed = fixed("+.3f")
 
@@ -40,12 +42,11 @@ def summary_sentences(
     if run:
         lines.append(f"{len(run.order)} checkpoints of one run. {run_sentence(run)}")
     for subject in subjects:
-        own = [
-            *_energy(subject),
-            *([] if run and subject is not subjects[run.order[-1]] else _ranks(subject)),
-            *_base(subject),
-        ]
-        lines += [f"{subject.label}: {text}" for text in [" ".join(own)] if text] if several else own
+        # Of a run only the last checkpoint gets a recommendation: the others are on the way to it.
+        ranks = [] if run and subject is not subjects[run.order[-1]] else _ranks(subject)
+        sentences = [*_energy(subject), *ranks, *_base(subject)]
+        lines += [f"{subject.label}: {' '.join(sentences)}"] if several else sentences
+    # Checkpoints of one run resemble each other, which is no finding.
     if collection and not run:
         lines += _together([subject.label for subject in subjects], collection)
     return lines
@@ -58,11 +59,13 @@ def _findings(findings: Sequence[Diagnosis]) -> str:
         return "The doctor found nothing wrong."
     if not serious:
         return f"The doctor found no errors and no warnings; {count(len(causes), 'note')} below."
+    # Notes are not counted beside errors and warnings, as they ask for nothing to be done.
     levels = [
         count(n, level) for level in ("error", "warning") if (n := sum(finding.level == level for finding in causes))
     ]
     codes = list(dict.fromkeys(finding.code for finding in serious))
-    return f"The doctor has {join_words(levels)}: {join_words(codes[:4])}{' and more' if len(codes) > 4 else ''}."
+    unlisted = " and more" if len(codes) > CODES else ""
+    return f"The doctor has {join_words(levels)}: {join_words(codes[:CODES])}{unlisted}."
 
 
 def _energy(subject: Subject) -> list[str]:
@@ -73,14 +76,10 @@ def _energy(subject: Subject) -> list[str]:
     modules, fewest = len(subject.spectra), half_energy_modules(subject)
     zero = sum(spectrum.spectral == 0 for spectrum in subject.spectra.values())
     text = f"{fewest} of {modules} modules hold half of the energy" if modules > 1 else "The adapter has one module"
-    shares: dict[str, float] = {}
-    for name, share in subject.shares.items():
-        shares[kind(name)] = shares.get(kind(name), 0.0) + share
-    top = max(shares, key=lambda name: shares[name])
-    # A kind is named where it holds half as much again as an even share. Beyond 40 kinds, as where every module is a
-    # kind of its own, the share of one says nothing.
-    if 1 < len(shares) <= 40 and shares[top] > 1.5 / len(shares):
-        text += f", and {top} alone holds {percent(shares[top])}"
+    groups = by_kind(subject.spectra)
+    top = max(groups, key=lambda group: group.share)
+    if 1 < len(groups) <= KINDS and top.share > UNEVEN / len(groups):
+        text += f", and {top.name} alone holds {percent(top.share)}"
     dead = f" In {count(zero, 'module')} ΔW is 0." if zero else ""
     nominal = span([spectrum.rank for spectrum in subject.spectra.values()])
     mean = mean_effective_rank(subject.spectra.values())
@@ -90,11 +89,9 @@ def _energy(subject: Subject) -> list[str]:
 def _ranks(subject: Subject) -> list[str]:
     if subject.plan is None or not subject.norm:
         return []
-    best, most = subject.recommended, subject.most
-    text = advice(subject)
-    # A second recommendation is worth a sentence only where it saves at least 5 % of the file of the first.
-    by_module = _budget_recommendation(subject)
-    if best and most and by_module and by_module.uniform.bytes < 0.95 * best.uniform.bytes:
+    best, text = subject.recommended, advice(subject)
+    by_module = recommended_point(subject.points, budget=True)
+    if best and by_module and by_module.uniform.bytes < WORTH * best.uniform.bytes:
         on_inputs = " there" if subject.on_data else ""
         text += (
             f" With a rank of its own for every module, {size(by_module.budget.bytes)} are enough (ranks "
@@ -103,84 +100,72 @@ def _ranks(subject: Subject) -> list[str]:
     return [text]
 
 
-def _budget_recommendation(subject: Subject) -> CurvePoint | None:
-    """The smallest size at which ranks chosen module by module lose at most `LOSS` of the energy."""
-    fitting = [point for point in subject.points if point.budget.error**2 <= LOSS]
-    return min(fitting, key=lambda point: point.rank, default=None)
-
-
 def _base(subject: Subject) -> list[str]:
-    summary_sentences: list[str] = []
-    rows = full_rank_rows(subject.against_base.amplified) if subject.against_base else {}
+    sentences: list[str] = []
+    rows = full_rank_rows(subject.against_base.amplified)
     if rows:
         far, expected = count_far(list(rows.values()))
-        summary_sentences.append(
+        sentences.append(
             f"In {far} of {len(rows)} modules the base weight is stronger or weaker along the directions of ΔW than "
             f"along random directions, by more than {FAR:g} standard deviations. Chance alone would give "
             f"{expected:.2g} such modules."
         )
-    intruders = subject.against_base.intruders if subject.against_base else None
-    if intruders:
-        looked, new = sum(x.s.size for x in intruders.values()), sum(x.count for x in intruders.values())
-        summary_sentences.append(
-            f"{new} of the {looked} leading directions of W + ΔW are intruder dimensions: they resemble no singular "
-            "direction of W."
+    looked, intruders = subject.against_base.intruder_counts
+    if looked:
+        sentences.append(
+            f"{intruders} of the {looked} leading directions of W + ΔW are intruder dimensions: they resemble no "
+            "singular direction of W."
         )
-    landings = subject.landings
-    if landings:
-        worst = max(landings, key=lambda name: landings[name].rounding.error)
-        merge, largest = f"A merge into {landings[worst].dtype} weights", landings[worst].rounding.error
+    effects = subject.merge_effects
+    if effects:
+        worst = subject.worst_merge
+        merge, largest = f"A merge into {effects[worst].dtype} weights", effects[worst].rounding.error
         if largest < FAITHFUL:
             error = "less than 0.001 %" if largest < NEGLIGIBLE else percent(largest)
-            summary_sentences.append(f"{merge} would preserve ΔW: its largest error in any module is {error}.")
+            sentences.append(f"{merge} would preserve ΔW: its largest error in any module is {error}.")
         else:
-            middle = float(np.median([x.rounding.error for x in landings.values()]))
-            summary_sentences.append(
+            # The median too, as the worst of many modules may stand for itself alone.
+            middle = median(x.rounding.error for x in effects.values())
+            sentences.append(
                 f"{merge} would have an error of {percent(middle)} of ‖ΔW‖ in the median module and of "
                 f"{percent(largest)} in the worst, {worst}."
             )
-    return summary_sentences
+    return sentences
 
 
 def _together(labels: Sequence[str], collection: Collection) -> list[str]:
     pairs = collection.pairs
-    summary_sentences = [
+    sentences = [
         f"{join_words([labels[t] for t in group])} were initialised with the same random A, so compare them by the out "
         "side."
         for group in collection.families
     ]
-    cosines = {
-        (s, t): float(pairs.cosine[s, t])
-        for s, t in combinations(range(pairs.count), 2)
-        if isfinite(pairs.cosine[s, t])
-    }
+    cosines = finite_cosines(pairs)
     if cosines:
         s, t = max(cosines, key=lambda pair: abs(cosines[pair]))
         z = float(pairs.cosine_z[s, t])
-        # Beyond 100 standard deviations the number itself means nothing more.
-        away = "more than 100" if abs(z) > 100 else f"{abs(z):.1f}"
+        away = f"more than {BEYOND}" if abs(z) > BEYOND else f"{abs(z):.1f}"
         cosine = f"cosine {signed(cosines[s, t])}, {away} standard deviations from chance"
-        if len(cosines) == 1:
-            two = "The two updates" if len(labels) == 2 else f"The updates of {labels[s]} and {labels[t]}"
-            summary_sentences.append(f"{two} have a {cosine}{_verdict(cosines[s, t], z, len(cosines))}.")
+        verdict = _verdict(cosines[s, t], z, len(cosines))
+        if len(cosines) > 1:
+            pair = f"The largest |cosine| of two adapters is that of {labels[s]} and {labels[t]}:"
         else:
-            verdict = _verdict(cosines[s, t], z, len(cosines))
-            summary_sentences.append(
-                f"The largest |cosine| of two adapters is that of {labels[s]} and {labels[t]}: {cosine}{verdict}."
-            )
-    if collection.fights:
-        meeting = collection.fights[0]
-        names = f"{labels[meeting.first]} and {labels[meeting.second]}"
-        summary_sentences.append(
-            f"The conflict with the largest effect is between {names} in {meeting.where}: cosine "
-            f"{signed(meeting.cosine)} over {count(meeting.modules, 'module')}."
+            updates = "The two updates" if len(labels) == 2 else f"The updates of {labels[s]} and {labels[t]}"
+            pair = f"{updates} have a"
+        sentences.append(f"{pair} {cosine}{verdict}.")
+    if collection.conflicts:
+        conflict = collection.conflicts[0]
+        names = f"{labels[conflict.first]} and {labels[conflict.second]}"
+        sentences.append(
+            f"The conflict with the largest effect is between {names} in {conflict.location}: cosine "
+            f"{signed(conflict.cosine)} over {count(conflict.modules, 'module')}."
         )
     else:
-        summary_sentences.append(
+        sentences.append(
             f"No two adapters conflict in any module: no cosine is both below −{LARGE:g} and beyond chance. At "
-            f"−{LARGE:g} the sum of two updates of equal norm loses {LARGE:.0%} of each."
+            f"−{LARGE:g} the sum of two updates of equal norm loses {whole_percent(LARGE)} of each."
         )
-    return summary_sentences
+    return sentences
 
 
 def _verdict(cosine: float, z: float, pairs: int) -> str:

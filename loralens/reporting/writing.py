@@ -33,10 +33,10 @@ def check_report_target(page: Path, *, with_markdown: bool, overwrite: bool) -> 
         raise OptionError(f"{page}: a report is a .html page", fix=f"end the name in {SUFFIX}")
     text, folder = markdown_paths(page)
     for target in (page, *((text, folder) if with_markdown else ())):
+        # lexists: a link that leads nowhere would be replaced too.
         if os.path.lexists(target) and not overwrite:
             raise OptionError(f"{target}: exists", fix="choose another target, or give --overwrite")
-    for target in (page, *((text,) if with_markdown else ())):
-        if target.is_dir():
+        if target != folder and target.is_dir():
             raise OptionError(f"{target}: is a folder", fix="choose another target")
     # The folder is replaced as a whole, so it may hold nothing but pictures of an earlier report.
     if with_markdown and folder.exists():
@@ -46,6 +46,7 @@ def check_report_target(page: Path, *, with_markdown: bool, overwrite: bool) -> 
             raise OptionError(
                 f"{folder}: holds files that are not pictures, such as {strangers[0]}", fix="choose another target"
             )
+    # Folders on the way are made later, so the nearest one that exists decides whether they can be.
     nearest = next(parent for parent in page.absolute().parents if parent.exists())
     if not nearest.is_dir():
         raise OptionError(f"{nearest}: is a file, not a folder", fix="choose another target")
@@ -64,9 +65,8 @@ def write_report(report: Report, page: Path, *, with_markdown: bool = False) -> 
     text, folder = markdown_paths(page)
     # Everything is rendered before anything is written, so that an error in a picture leaves no half report.
     contents: dict[Path, bytes] = {page: b"".join(part.encode("utf-8") for part in report_html_parts(report))}
-    drawn: Mapping[str, bytes] = {}
+    pictures = report_pictures(report) if with_markdown else {}
     if with_markdown:
-        drawn = report_pictures(report)
         contents[text] = report_markdown(report, folder.name).encode("utf-8")
     with disk_errors(page.parent):
         page.parent.mkdir(parents=True, exist_ok=True)
@@ -75,14 +75,15 @@ def write_report(report: Report, page: Path, *, with_markdown: bool = False) -> 
         for path, content in contents.items():
             stack.enter_context(atomic_file(path)).write(content)
         if with_markdown:
-            _write_folder(folder, drawn)
+            _write_folder(folder, pictures)
     return [*contents, *([folder] if with_markdown else [])]
 
 
-def _write_folder(folder: Path, drawn: Mapping[str, bytes]) -> None:
+def _write_folder(folder: Path, pictures: Mapping[str, bytes]) -> None:
     """Write the pictures in place of those of an earlier report."""
+    # A run that was killed may have left a part beside the folder, or moved the old folder aside.
     with disk_errors(folder):
         tidy(folder)
     with atomic_path(folder, folder=True, overwrite=True) as part:
-        for name, content in drawn.items():
+        for name, content in pictures.items():
             (part / name).write_bytes(content)

@@ -5,23 +5,11 @@ from typing import TYPE_CHECKING
 from loralens.exports import lazy_exports
 
 if TYPE_CHECKING:
-    from loralens.tables.result import Tabular
-    from loralens.tables.table import Column, Table
-    from loralens.tables.text import lay_out
-
-__all__ = [
-    "Column",
-    "Table",
-    "Tabular",
-    "lay_out",
-]
-
-__getattr__, __dir__ = lazy_exports(
-    __name__,
-    {
-        "Column": "table",
-        "Table": "table",
-        "Tabular": "result",
-        "lay_out": "text",
-    },
-)
+    from loralens.tables.result import Tabular as Tabular
+    from loralens.tables.table import Column as Column
+    from loralens.tables.table import Table as Table
+    from loralens.tables.text import lay_out as lay_out
+else:
+    __all__, __getattr__, __dir__ = lazy_exports(
+        __name__, {"result": ["Tabular"], "table": ["Column", "Table"], "text": ["lay_out"]}
+    )

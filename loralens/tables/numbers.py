@@ -9,39 +9,52 @@ from loralens.errors import OptionError, visible
 UNDEFINED = "–"  # where a quantity has no value
 # Block characters by eighths of a line's height; the space stands for 0.
 BLOCKS = " ▁▂▃▄▅▆▇█"
-SMALL_SHARE = 1e-5  # below which a share is written as a power of ten
-WHOLE = 1e-9  # what float64 leaves of a sum of products that is the whole of another
+# Smaller shares are written as powers of ten: 0.001 % still reads as a percentage, but 0.000012 % is counted in zeros.
+SMALL_SHARE = 1e-5
+# Shares are quotients of sums of squares, so one that is 1 comes out of float64 up to rounding. The tolerance is far
+# above the rounding of such sums, and far below the 0.05 % that three digits can show.
+WHOLE = 1e-9
 UNITS = ("kB", "MB", "GB", "TB")  # powers of 1000, as the Hub, operating systems and --size 20MB count
 
 _SIZE = re.compile(r"(?P<number>\d+(\.\d+)?|\.\d+)\s*(?P<power>[kmgt]?)(?P<binary>i?)b?", re.IGNORECASE)
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """A number to so many significant digits; a dash where there is none."""
-    if value is None or value != value:
+    """Write a number with so many significant digits; None and NaN as a dash, infinity as ∞."""
+    if value is None or value != value:  # NaN is the only number that differs from itself
         return UNDEFINED
     return f"{value:.{digits}g}" if isfinite(value) else "∞" if value > 0 else "−∞"
 
 
 def fixed(form: str) -> Callable[[float | None], str]:
-    """A function that writes numbers in a fixed format, such as ``+.3f``; a dash where there is none.
+    """Return a function that writes numbers in a format such as ``+.3f``, and None and NaN as a dash.
 
-    What rounds to zero is written without a sign.
+    The function has the form that `loralens.tables.table.Column.text` expects.
     """
 
     def text(value: float | None) -> str:
         if value is None or value != value:
             return UNDEFINED
         written = f"{value:{form}}"
-        return f"{0.0:{form}}" if value < 0 and not written.strip("-0.%") else written
+        # -0.0001 with two decimals would become "-0.00", which looks like a negative result.
+        if value < 0 and not written.strip("-0.%"):
+            written = f"{0.0:{form}}"
+        # A space before the sign, as `percent` has it and as the SI writes units.
+        return written.replace("%", " %")
 
     return text
 
 
-def percent(share: float | None, digits: int = 3) -> str:
-    """A share in percent to so many significant digits; a small one as a power of ten, nothing where it is not known.
+def whole_percent(share: float) -> str:
+    """Write a share in whole percent: ``55 %``."""
+    return fixed(".0%")(share)
 
-    What is less than the whole by more than rounding is never written as 100 %.
+
+def percent(share: float | None, digits: int = 3) -> str:
+    """Write a share in percent with so many significant digits, and None as an empty text.
+
+    A share below 0.001 % is written as a power of ten, without the percent sign. A share that is less than 1 is never
+    written as 100 %.
     """
     if share is None:
         return ""
@@ -51,7 +64,7 @@ def percent(share: float | None, digits: int = 3) -> str:
         return "0"
     if share < SMALL_SHARE:
         return f"{share:.1e}"
-    value = float(f"{100 * share:.{digits}g}")
+    value = float(f"{100 * share:.{digits}g}")  # back to a number: 1230 % would be written as 1.23e+03 %
     # Rounding must not claim a whole: 0.99996 would become 100 %.
     if share < 1 - WHOLE and value >= 100:
         return f"> 99.{'9' * max(digits - 2, 1)} %"
@@ -59,7 +72,7 @@ def percent(share: float | None, digits: int = 3) -> str:
 
 
 def size(count: int) -> str:
-    """Bytes in the largest decimal unit that leaves a number of at least 1: 999 B, 110.2 kB, 1.5 GB."""
+    """Write a number of bytes in the largest decimal unit that leaves at least 1: 999 B, 110.2 kB, 1.5 GB."""
     # Decimal units, so that the number agrees with what --size takes and the Hub shows.
     value, unit = float(count), "B"
     for bigger in UNITS:
@@ -70,81 +83,86 @@ def size(count: int) -> str:
 
 
 def exact_size(count: int) -> str:
-    """``110.2 kB (110,184 bytes)``."""
+    """Write a number of bytes in two ways: ``110.2 kB (110,184 bytes)``."""
     return f"{size(count)} ({count:,} bytes)"
 
 
 def change(before: int, after: int, text: Callable[[int], str]) -> str:
-    """``120 → 60, 50.0% of it``, both numbers written by ``text``."""
-    share = f", {after / before:.1%} of it" if before else ""
+    """Write a change as ``120 → 60, 50.0 % of it``, where ``text`` writes both numbers."""
+    share = f", {fixed('.1%')(after / before)} of it" if before else ""
     return f"{text(before)} → {text(after)}{share}"
 
 
 def unit_of(largest: int) -> tuple[str, int]:
-    """The unit that numbers of bytes up to ``largest`` share on an axis, and how many bytes it has."""
+    """Return a unit for an axis of bytes that ends at ``largest``, and the number of bytes in that unit."""
     power = max((k for k in range(1, len(UNITS) + 1) if largest >= 1000**k), default=0)
     return (UNITS[power - 1] if power else "B"), 1000**power
 
 
 def parse_size(text: str) -> int:
-    """Bytes of a size as people write it: ``20MB`` (10⁶), ``512KiB`` (2¹⁰), ``.5k``, ``100000``.
+    """Return the number of bytes of a size that a user wrote: ``20MB`` (10⁶), ``512KiB`` (2¹⁰), ``.5k``, ``100000``.
 
     Raises
     ------
     OptionError
-        It is no size.
+        The text is no size.
     """
+    fix = "write it like 20MB, 512KiB or 100000"
     written = _SIZE.fullmatch(text.strip())
     if not written:
-        raise OptionError(f"{text!r:.100} is no size", fix="write it like 20MB, 512KiB or 100000")
+        raise OptionError(f"{text!r:.100} is no size", fix=fix)
     base = 1024 if written["binary"] else 1000
     value = float(written["number"]) * base ** " kmgt".index(written["power"].lower() or " ")
-    if not isfinite(value):
-        raise OptionError(f"{text!r:.100} has too many digits for a size", fix="write it like 20MB, 512KiB or 100000")
+    if not isfinite(value):  # from 309 digits on
+        raise OptionError(f"{text!r:.100} has too many digits for a size", fix=fix)
     return int(value)
 
 
 def count(of: int, noun: str) -> str:
-    """``1 module``, ``12 modules``."""
+    """Write a number with its noun: ``1 module``, ``12 modules``."""
     return f"{of:,} {noun}{'' if of == 1 else 's'}"
 
 
 def shape(sizes: Sequence[int]) -> str:
-    """``768 × 3072``."""
+    """Write a shape as ``768 × 3072``."""
     return " × ".join(map(str, sizes))
 
 
 def spark(values: Sequence[float], width: int = 16) -> str:
-    """Bars of non-negative values relative to the largest; each bar the largest of its share of a long row."""
+    """Draw non-negative values as a row of at most ``width`` bars, relative to the largest.
+
+    If there are more values than bars, a bar shows the largest of several neighbours.
+    """
     top = max(values, default=0.0)
     if top == 0:
         return ""
     bars = min(width, len(values))
-    shares = [values[len(values) * i // bars : len(values) * (i + 1) // bars] for i in range(bars)]
-    return "".join(BLOCKS[max(1, round(8 * max(share) / top))] if max(share) > 0 else " " for share in shares)
+    heights = [max(values[len(values) * i // bars : len(values) * (i + 1) // bars]) for i in range(bars)]
+    # Only 0 is left blank: a small value would otherwise look like none.
+    return "".join(BLOCKS[max(1, round(8 * height / top))] if height > 0 else " " for height in heights)
 
 
 def json_number(value: float | None) -> float | None:
-    """The number for JSON, which has neither NaN nor infinity: None stands for both."""
+    """Return a number for JSON, which has neither NaN nor infinity: both become None."""
     return float(value) if value is not None and isfinite(value) else None
 
 
 def matrix(values: Iterable[Iterable[float]]) -> list[list[float | None]]:
-    """Rows of such numbers."""
+    """Return a matrix as rows of numbers for JSON."""
     return [[json_number(value) for value in row] for row in values]
 
 
 def as_text(value: object) -> str:
-    """Any value as text: what is not defined is empty, what would move a cursor is escaped."""
+    """Write any value as text: None is empty, and characters that would move the cursor are escaped."""
     return "" if value is None else visible(str(value))
 
 
 def join_words(names: Sequence[str]) -> str:
-    """``a``, ``a and b``, ``a, b and c``."""
+    """Join words as in a sentence: ``a``, ``a and b``, ``a, b and c``."""
     return " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) > 1 else "".join(names)
 
 
 def span(values: Sequence[int]) -> str:
-    """``8``, or ``4–16`` of several; a dash of none."""
+    """Write the range of some values: ``8`` if all are equal, else ``4–16``; a dash if there is none."""
     low, high = min(values, default=None), max(values, default=None)
     return UNDEFINED if low is None else str(low) if low == high else f"{low}–{high}"

@@ -7,86 +7,72 @@ from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 from loralens.errors import OptionError, visible
-from loralens.tables.table import Column, Table
+from loralens.tables.table import Table
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-# Characters that LaTeX would take as commands; the backslash first becomes a command itself, so one pass suffices.
-_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-_LATEX |= {c: f"\\{c}" for c in "&%$#_{}"}
+# Characters that LaTeX would take as commands. `str.translate` looks at each character once, so the braces and
+# backslashes of a replacement are not replaced again.
+_SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+_LATEX = str.maketrans(_SPECIAL | {c: f"\\{c}" for c in "&%$#_{}"})
 
 
 def csv_text(*tables: Table[Any]) -> str:
-    """Tables of the same columns as CSV, under one heading."""
-    columns = _first_columns(tables)
-    # csv quotes cells that hold commas, quotes or line ends.
+    """Return tables that have the same columns as CSV with one heading.
+
+    A list becomes its items with spaces between them.
+    """
+    columns, rows = _names_and_rows(tables)
     stream = StringIO()
+    # The writer would end lines with \r\n, which programs of Unix show as a stray character.
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow([column.name for column in columns])
-    for table in tables:
-        for row in table.rows:
-            writer.writerow([_csv_cell(column.value(row)) for column in _csv_columns(table)])
+    writer.writerow(columns)
+    for row in rows:
+        # repr keeps every digit of a float, as the writer does for cells that are numbers themselves.
+        writer.writerow([" ".join(map(repr, cell)) if isinstance(cell, list | tuple) else cell for cell in row])
     return stream.getvalue()
 
 
 def frame(*tables: Table[Any]) -> "DataFrame":
-    """Tables of the same columns as one data frame of pandas, which has to be installed."""
+    """Return tables that have the same columns as one data frame of pandas, which has to be installed."""
     from pandas import DataFrame
 
-    columns = _first_columns(tables)
-    rows = [[column.value(row) for column in _csv_columns(table)] for table in tables for row in table.rows]
-    return DataFrame(rows, columns=[column.name for column in columns])
+    columns, rows = _names_and_rows(tables)
+    return DataFrame(rows, columns=columns)
 
 
 def html_table(table: Table[Any]) -> str:
-    """A table for a notebook; nothing in it is markup but ours."""
-    heads = "".join(
-        f"<th{_align_style(column)}{_tooltip(column)}>{escape(column.title)}</th>" for column in table.shown
-    )
-    rows = "".join(
-        "<tr>"
-        + "".join(f"<td{_align_style(column)}>{escape(visible(column.cell(row)))}</td>" for column in table.shown)
-        + "</tr>"
-        for row in table.rows
-    )
+    """Return a table as HTML for a notebook. All texts are escaped, as names come from files of other people."""
+    heads = rows = ""
+    for column in table.shown:
+        tooltip = f' title="{escape(column.about)}"' if column.about else ""
+        heads += f'<th style="text-align: {column.align}"{tooltip}>{escape(column.title)}</th>'
+    for row in table.rows:
+        cells = ((column.align, escape(visible(column.cell(row)))) for column in table.shown)
+        cell_tags = (f'<td style="text-align: {align}">{text}</td>' for align, text in cells)
+        rows += f"<tr>{''.join(cell_tags)}</tr>"
     title = escape(visible(table.title))
     return f"<table><caption>{title}</caption><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
 
 
 def latex(table: Table[Any]) -> str:
-    """A ``tabular`` of LaTeX, without packages."""
-    sides = "".join("l" if column.align == "left" else "r" for column in table.shown)
+    """Return a table as a ``tabular`` environment of LaTeX, which needs no package."""
+    # LaTeX calls the sides l and r.
+    sides = "".join(column.align[0] for column in table.shown)
     rows = [[column.title for column in table.shown]]
     rows += [[visible(column.cell(row)) for column in table.shown] for row in table.rows]
-    heading, *lines = (" & ".join(map(_escape_latex, row)) + r" \\" for row in rows)
+    heading, *lines = (" & ".join(text.translate(_LATEX) for text in row) + r" \\" for row in rows)
     body = "\n".join([rf"\begin{{tabular}}{{{sides}}}", r"\hline", heading, r"\hline", *lines, r"\hline"])
     return body + "\n" + r"\end{tabular}" + "\n"
 
 
-def _first_columns(tables: Sequence[Table[Any]]) -> Sequence[Column[Any]]:
-    """The columns of all tables, which are those of the first."""
+def _names_and_rows(tables: Sequence[Table[Any]]) -> tuple[list[str], list[list[Any]]]:
+    """The names of the columns for machines, which all tables share, and the values of all rows."""
     if not tables:
-        raise OptionError("this result has no table", fix="take .record() for everything that it says")
-    return _csv_columns(tables[0])
-
-
-def _csv_columns(table: Table[Any]) -> Sequence[Column[Any]]:
-    return [column for column in table.columns if column.csv]
-
-
-def _csv_cell(value: object) -> object:
-    """Lists as their items with spaces between them, to the last digit."""
-    return " ".join(map(repr, value)) if isinstance(value, list | tuple) else value
-
-
-def _align_style(column: Column[Any]) -> str:
-    return ' style="text-align: left"' if column.align == "left" else ' style="text-align: right"'
-
-
-def _tooltip(column: Column[Any]) -> str:
-    return f' title="{escape(column.about)}"' if column.about else ""
-
-
-def _escape_latex(text: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in text)
+        raise OptionError("this result has no table", fix="call .record() for everything that it holds")
+    rows: list[list[Any]] = []
+    for table in tables:
+        columns = [column for column in table.columns if column.csv]
+        rows += [[column.value(row) for column in columns] for row in table.rows]
+    return [column.name for column in columns], rows

@@ -8,8 +8,9 @@ from loralens.tables.numbers import as_text
 
 Row = TypeVar("Row")
 Outer = TypeVar("Outer")
-# Any number above the priorities in use would do: lay_out only compares with it.
-ALWAYS = 9  # the priority of columns that are never left out
+# The priority of columns that are never left out. Columns in use have the priorities 0 to 8, and
+# `lay_out` only compares with this number.
+ALWAYS = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,24 +20,24 @@ class Column(Generic[Row]):
     Attributes
     ----------
     key : str or tuple of str
-        Its name in JSON, in CSV and in data frames. A tuple is a path into nested JSON objects; its parts are joined by
-        underscores elsewhere.
+        The name of the column in JSON, CSV and data frames. A tuple is a path into nested JSON objects; CSV and data
+        frames join its parts by underscores.
     value : callable
-        Row → what machines get: text, a number, a list, or None where the quantity is not defined.
+        Row → the value for machines: text, a number, a list, or None where the quantity is not defined.
     title : str
-        Its heading for people. A column without one is for machines only.
+        The heading for people. A column without a heading is for machines only.
     text : callable
-        Value → what people read.
+        Value → the text for people.
     align : str
-        On which side of the column its cells stand. Only cells on the left are shortened, in their middle.
+        The side on which cells are aligned. Only texts that are aligned on the left are ever shortened.
     priority : int
-        Where a terminal is too narrow, columns of the lowest priority are left out first; `ALWAYS` never.
+        If a terminal is too narrow, columns of the lowest priority are left out first, and those of `ALWAYS` never.
     json, csv : bool
-        Whether JSON, and CSV and data frames, have the column.
+        Whether JSON contains the column, and whether CSV and data frames do.
     about : str
-        What it is, where the heading does not say it: shown beside the heading on pages and in notebooks.
+        An explanation of the heading, which pages and notebooks show when the pointer rests on it.
     bar : bool
-        Its values are shares, in [0, 1], which pages show as bars too.
+        Whether pages draw the values, which are shares in [0, 1], as bars.
     """
 
     key: str | tuple[str, ...]
@@ -52,26 +53,33 @@ class Column(Generic[Row]):
 
     @property
     def name(self) -> str:
-        """Its name in CSV and in data frames."""
+        """The name of the column in CSV and in data frames."""
         return self.key if isinstance(self.key, str) else "_".join(self.key)
 
     def cell(self, row: Row) -> str:
-        """What people read of a row."""
+        """Return the text of one row for people."""
         return self.text(self.value(row))
 
     def of(self, inner: Callable[[Outer], Row | None]) -> "Column[Outer]":
-        """The same column of rows that lead to a row of these; not defined where one leads to none."""
+        """Return this column for rows that contain such a row; None stands for a row that contains none.
+
+        Parameters
+        ----------
+        inner : callable
+            Outer row → the row that this column reads, or None.
+        """
 
         def value(outer: Outer) -> Any:
             row = inner(outer)
             return None if row is None else self.value(row)
 
+        # `replace` keeps the type of the rows, which is the one thing that changes here.
         return replace(cast("Column[Any]", self), value=value)
 
 
 @dataclass(frozen=True, slots=True)
 class Table(Generic[Row]):
-    """Rows under columns, with a line above them that says what they are."""
+    """Rows under columns, with a title that says what they are."""
 
     title: str
     columns: Sequence[Column[Row]]
@@ -79,13 +87,15 @@ class Table(Generic[Row]):
 
     @property
     def shown(self) -> list[Column[Row]]:
-        """The columns for people."""
+        """The columns for people, which are those that have a heading."""
         return [column for column in self.columns if column.title]
 
     def record(self, row: Row) -> dict[str, Any]:
-        """One row as a JSON object."""
+        """Return one row as a JSON object."""
         record: dict[str, Any] = {}
-        for column in (column for column in self.columns if column.json):
+        for column in self.columns:
+            if not column.json:
+                continue
             *outer, last = (column.key,) if isinstance(column.key, str) else column.key
             place = record
             for key in outer:
@@ -94,5 +104,5 @@ class Table(Generic[Row]):
         return record
 
     def records(self) -> list[dict[str, Any]]:
-        """All rows as JSON objects."""
+        """Return all rows as JSON objects."""
         return [self.record(row) for row in self.rows]

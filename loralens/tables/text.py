@@ -1,10 +1,10 @@
 """Tables as lines of text that fit the width of a terminal; no digit of a number is ever cut.
 
-Where the columns of a table are too wide together, text on the left is shortened in its middle; then whole columns are
-left out, those of the lowest priority first, and named below the table.
+If the columns of a table are too wide together, texts that are aligned on the left are shortened in their middle. If
+that is not enough, whole columns are left out, those of the lowest priority first, and named below the table.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os.path import commonprefix
 from typing import Any
@@ -13,9 +13,10 @@ from unicodedata import combining, east_asian_width
 from loralens.errors import visible
 from loralens.tables.table import ALWAYS, Column, Table
 
-# Cells may hold single spaces, so only a wider gap shows where a column ends.
-GAP = 2  # spaces between columns
-SHORTEST = 16  # characters in which the name of a module can still be told from others
+GAP = 2  # spaces between columns; cells may hold single spaces, so only a wider gap shows where a column ends
+# No text is made narrower than this. In 16 characters the name of a module still shows its block and its projection:
+# "…10.s…ttn.q_proj" stands for model.layers.10.self_attn.q_proj.
+SHORTEST = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +26,11 @@ class TextLayout:
     Attributes
     ----------
     heading : str
-        The titles of the columns.
+        The line with the titles of the columns.
     lines : list of str
-        One a row.
+        One line for each row.
     note : str
-        Which columns were left out; empty where none was.
+        A sentence that names the columns that were left out; empty if none was.
     """
 
     title: str
@@ -43,72 +44,65 @@ class TextLayout:
 
 
 def lay_out(table: Table[Any], width: int | None = None) -> TextLayout:
-    """The table in at most ``width`` columns of a terminal; in as many as it takes where that is None."""
+    """Lay a table out in at most ``width`` columns of a terminal, or without a limit if that is None.
+
+    The table is wider than ``width`` only if the columns that are never left out do not fit.
+    """
     columns = table.shown
     cells = [[visible(column.cell(row)) for row in table.rows] for column in columns]
-    visible_columns = list(range(len(columns)))
-    widths = _natural_widths(columns, cells)
-    fitted = {i: widths[i] for i in visible_columns}
+    natural = [max(map(display_width, (column.title, *texts))) for column, texts in zip(columns, cells, strict=True)]
+    shown, widths = list(range(len(columns))), dict(enumerate(natural))
     while width is not None:
-        fitted = _fit_widths(visible_columns, columns, widths, width)
+        widths = _fit_widths({i: natural[i] for i in shown}, columns, width)
         # The first column names the rows: without it the others could not be read.
-        expendable = [i for i in visible_columns[1:] if columns[i].priority < ALWAYS]
-        if _total_width(fitted) <= width or not expendable:
+        expendable = [i for i in shown[1:] if columns[i].priority < ALWAYS]
+        if _total_width(widths) <= width or not expendable:
             break
         # Among equal priorities the column furthest to the right goes first.
-        visible_columns.remove(min(expendable, key=lambda i: (columns[i].priority, -i)))
-    heading = _join_cells(
-        [_pad(shorten(columns[i].title, fitted[i]), fitted[i], columns[i].align) for i in visible_columns]
-    )
-    fitting = {i: shorten_names(cells[i], fitted[i]) for i in visible_columns}
-    lines = [
-        _join_cells([_pad(fitting[i][row], fitted[i], columns[i].align) for i in visible_columns])
-        for row in range(len(table.rows))
-    ]
-    hidden = [columns[i].title for i in range(len(columns)) if i not in visible_columns]
+        shown.remove(min(expendable, key=lambda i: (columns[i].priority, -i)))
+
+    def line(texts: Iterable[str]) -> str:
+        padded = [_pad(text, widths[i], columns[i].align) for i, text in zip(shown, texts, strict=True)]
+        return (" " * GAP).join(padded).rstrip()
+
+    heading = line(shorten(columns[i].title, widths[i]) for i in shown)
+    lines = [line(row) for row in zip(*(shorten_names(cells[i], widths[i]) for i in shown), strict=True)]
+    hidden = [column.title for i, column in enumerate(columns) if i not in shown]
     note = f"not shown here: {', '.join(hidden)} (a wider terminal, --csv and --json show them)" if hidden else ""
     return TextLayout(visible(table.title), heading, lines, note)
 
 
-def _natural_widths(columns: Sequence[Column[Any]], cells: Sequence[Sequence[str]]) -> list[int]:
-    return [
-        max(map(display_width, (column.title, *texts)), default=0) for column, texts in zip(columns, cells, strict=True)
-    ]
-
-
-def _total_width(widths: dict[int, int]) -> int:
+def _total_width(widths: Mapping[int, int]) -> int:
     return sum(widths.values()) + GAP * (len(widths) - 1)
 
 
-def _fit_widths(
-    visible_columns: Sequence[int], columns: Sequence[Column[Any]], natural: Sequence[int], width: int
-) -> dict[int, int]:
-    """Widths of the columns, the widest text made narrower until all of them fit or none can be narrower."""
-    widths = {i: natural[i] for i in visible_columns}
-    text = [i for i in visible_columns if columns[i].align == "left"]
+def _fit_widths(widths: dict[int, int], columns: Sequence[Column[Any]], width: int) -> dict[int, int]:
+    """Make the widest text narrower until all columns fit, or until no text can be made narrower."""
     while (excess := _total_width(widths) - width) > 0:
-        shrinkable = [i for i in text if widths[i] > SHORTEST]
+        shrinkable = [i for i in widths if columns[i].align == "left" and widths[i] > SHORTEST]
         if not shrinkable:
             break
         # The widest text is shortened first, down to the next widest, so that short names stay whole as long as
         # possible.
         widest = max(shrinkable, key=lambda i: widths[i])
         other_widths = [widths[i] for i in shrinkable if i != widest]
-        floor = max(SHORTEST, max(other_widths, default=SHORTEST))
-        widths[widest] -= max(1, min(excess, widths[widest] - floor))
+        # Texts of equal width give way by one character in turn, as the step down to the next widest is then 0.
+        widths[widest] -= max(1, min(excess, widths[widest] - max([SHORTEST, *other_widths])))
     return widths
 
 
 def shorten_names(texts: Sequence[str], width: int) -> list[str]:
-    """The texts of one column, each in at most ``width`` columns of a terminal.
+    """Shorten the texts of one column, each to at most ``width`` columns of a terminal.
 
-    What all of them begin with says nothing in which they differ, so it is left out first, at a dot or a slash; what
-    all of them end with only where some would be shown alike.
+    The beginning that all of them share does not tell them apart, so it is left out first, up to a dot or a slash. The
+    ending that they share is left out only if two different texts would otherwise look the same.
     """
     if all(display_width(text) <= width for text in texts):
         return list(texts)
     shared = commonprefix(list(texts)) if len({*texts}) > 1 else ""  # noqa: RUF071 - of names, not only of paths
+    # Cut at a dot or a slash, so that no word is divided: module names have dots, and paths have slashes.
     end = max(shared.rfind("."), shared.rfind("/")) + 1
+    # A beginning of one character would be replaced by an ellipsis of the same width.
     begun = ["…" + text[end:] if end > 1 else text for text in texts]
     shortened = [shorten(text, width) for text in begun]
     if len({*shortened}) == len({*texts}):
@@ -119,10 +113,7 @@ def shorten_names(texts: Sequence[str], width: int) -> list[str]:
 
 
 def shorten(text: str, width: int) -> str:
-    """``text`` in at most ``width`` columns of a terminal, its middle replaced by an ellipsis.
-
-    The end of a module's name says what it is, so more of the end is kept than of the beginning.
-    """
+    """Shorten a text to at most ``width`` columns of a terminal; an ellipsis replaces its middle."""
     if display_width(text) <= width:
         return text
     # Two thirds for the end: there a module's name says which projection it is, at the beginning which block.
@@ -131,7 +122,7 @@ def shorten(text: str, width: int) -> str:
 
 
 def wrap(text: str, width: int) -> list[str]:
-    """``text`` in lines of at most ``width`` columns of a terminal, broken at spaces; longer words are shortened."""
+    """Break a text at spaces into lines of at most ``width`` columns of a terminal. Longer words are shortened."""
     lines = [""]
     # A word without a space to break at (a path) is shortened, as it would overflow the line otherwise.
     for word in (shorten(word, width) for word in text.split(" ")):
@@ -144,7 +135,7 @@ def wrap(text: str, width: int) -> list[str]:
 
 
 def _prefix(text: str, width: int) -> str:
-    """As many characters from the start as fit."""
+    """The longest beginning of a text that fits."""
     end = used = 0
     for end, character in enumerate(text, start=1):
         used += display_width(character)
@@ -154,7 +145,7 @@ def _prefix(text: str, width: int) -> str:
 
 
 def display_width(text: str) -> int:
-    """Columns of a terminal that a text takes: wide characters of East Asia take two, combining ones none."""
+    """Return how many columns of a terminal a text takes: wide characters of East Asia two, combining ones none."""
     # A short cut for nearly all texts: unicodedata is asked character by character.
     if text.isascii():
         return len(text)
@@ -164,7 +155,3 @@ def display_width(text: str) -> int:
 def _pad(text: str, width: int, align: str) -> str:
     spaces = " " * (width - display_width(text))
     return text + spaces if align == "left" else spaces + text
-
-
-def _join_cells(cells: Sequence[str]) -> str:
-    return (" " * GAP).join(cells).rstrip()

@@ -5,38 +5,26 @@ from typing import TYPE_CHECKING
 from loralens.exports import lazy_exports
 
 if TYPE_CHECKING:
-    from loralens.training.course import Course
-    from loralens.training.fitting import Fitted, fit
-    from loralens.training.injection import Injection, inject
-    from loralens.training.method import METHODS
-    from loralens.training.readout import read_injection, record_of
-    from loralens.training.watch import Step, Watch
-
-__all__ = [
-    "METHODS",
-    "Course",
-    "Fitted",
-    "Injection",
-    "Step",
-    "Watch",
-    "fit",
-    "inject",
-    "read_injection",
-    "record_of",
-]
-
-__getattr__, __dir__ = lazy_exports(
-    __name__,
-    {
-        "Course": "course",
-        "Fitted": "fitting",
-        "Injection": "injection",
-        "METHODS": "method",
-        "Step": "watch",
-        "Watch": "watch",
-        "fit": "fitting",
-        "inject": "injection",
-        "read_injection": "readout",
-        "record_of": "readout",
-    },
-)
+    from loralens.training.course import Course as Course
+    from loralens.training.fitting import Fitted as Fitted
+    from loralens.training.fitting import fit as fit
+    from loralens.training.injection import Injection as Injection
+    from loralens.training.injection import inject as inject
+    from loralens.training.method import METHODS as METHODS
+    from loralens.training.readout import read_injection as read_injection
+    from loralens.training.readout import record_of as record_of
+    from loralens.training.watch import Step as Step
+    from loralens.training.watch import Watch as Watch
+else:
+    # Imported on first use: `import loralens` gives `loralens.training`, and torch takes a second to import.
+    __all__, __getattr__, __dir__ = lazy_exports(
+        __name__,
+        {
+            "course": ["Course"],
+            "fitting": ["Fitted", "fit"],
+            "injection": ["Injection", "inject"],
+            "method": ["METHODS"],
+            "readout": ["read_injection", "record_of"],
+            "watch": ["Step", "Watch"],
+        },
+    )

@@ -1,8 +1,8 @@
-"""The course of a run, as data: how many steps, at which learning rate, and with which optimiser."""
+"""The course of a training run as data: the number of steps, the learning rates, and the optimiser."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from math import cos, isfinite, pi
+from math import cos, inf, pi
 from typing import Any, Literal, final, get_args
 
 import numpy as np
@@ -12,96 +12,97 @@ from loralens.training.number import as_float, as_int
 
 Optimiser = Literal["adamw", "sgd"]
 Schedule = Literal["constant", "linear", "cosine"]
-OPTIMISERS: tuple[Optimiser, ...] = get_args(Optimiser)
-LARGE = 1e36  # also 16 times as much is a number of float32
-SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
+# LoRA+ multiplies the rate of B by 16, and the optimisers of torch compute in float32, whose largest number is 3.4e38.
+LARGE = 1e36
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Course:
-    """All that decides how a run learns, but for the model, the data and the adapter.
+    """Everything that decides how a run learns, except for the model, the data and the adapter.
 
     Attributes
     ----------
     steps : int
-        Updates of the parameters.
+        Number of updates of the parameters.
     lr : float
-        Highest learning rate. The default is ten times 5e-5, a rate that full fine-tuning is often given: LoRA's best
-        is about ten times full fine-tuning's, and depends little on the rank (Schulman et al. 2025, "LoRA Without
-        Regret").
+        Highest learning rate. The default is ten times 5e-5, which is a common rate for full fine-tuning: the best rate
+        for LoRA is about ten times that of full fine-tuning and hardly depends on the rank (Schulman et al. 2025, "LoRA
+        Without Regret").
     optimiser : str
-        ``adamw`` (β 0.9 and 0.999, ε 1e-8), or ``sgd``, which is plain: for comparing runs, as its update is linear in
-        the gradient.
+        ``adamw`` (β₁ = 0.9, β₂ = 0.999, ε = 1e-8), or ``sgd`` without momentum, whose update is linear in the gradient,
+        so that runs can be compared up to rounding.
     weight_decay : float
-        Of ``adamw``, decoupled; on all that is trained.
+        The decoupled weight decay of ``adamw``, in [0, 1). It applies to all parameters that are trained.
     schedule : str
-        After the warm-up: ``constant``, or ``linear`` or ``cosine`` down to 0 after the last step.
+        The learning rate after the warm-up: ``constant``, or ``linear`` or ``cosine``, which reach 0 after the last
+        step.
     warmup : float
-        The part of the steps over which the rate rises from 0, in [0, 1).
+        The share of the steps, in [0, 1), over which the learning rate rises from 0.
     accumulate : int
-        Batches to one step, on every process.
+        Number of batches in one step, on every process.
     clip : float
-        Largest norm of the gradient; 0: any.
+        The norm above which the gradient is scaled down; 0 never scales it.
     base_dropout : bool
-        Whether the model's own dropout is on. Without it the model runs as in evaluation; the adapter's dropout is its
-        own.
+        Whether the model's own dropout is switched on. Without it the model computes as in evaluation; the dropout of
+        the adapter is separate.
     checkpointing : bool
-        Activations of the model's blocks are computed again in the backward pass instead of kept.
+        Whether the activations of the model's blocks are computed again in the backward pass instead of being kept.
     autocast : bool, optional
-        Compute in bfloat16 where torch's autocast does; by default on CUDA, and nowhere else (on a CPU it is slower).
+        Whether to compute in bfloat16 under torch's autocast. By default only on CUDA: on a CPU it is slower.
+
+    Raises
+    ------
+    OptionError
+        A field has a value that is not of its type or not in its range.
     """
 
     steps: int
     lr: float = 5e-4
     optimiser: Optimiser = "adamw"
-    weight_decay: float = 0.0
+    weight_decay: float = 0.0  # decay of the factors pulls ΔW towards 0, not W + ΔW
+    # A constant rate and a short warm-up are that paper's recipe.
     schedule: Schedule = "constant"
     warmup: float = 0.05
     accumulate: int = 1
-    clip: float = 1.0
+    clip: float = 1.0  # the default of transformers' Trainer
     base_dropout: bool = False
     checkpointing: bool = False
     autocast: bool | None = None
 
     def __post_init__(self) -> None:
-        self._convert_fields()
-        _require(self.steps >= 1, f"steps {self.steps!r} is no whole number from 1 on", "give 1 or more")
-        _require(self.accumulate >= 1, f"accumulate {self.accumulate!r} is no whole number from 1 on", "give 1, 2 …")
-        _require(isfinite(self.lr) and self.lr > 0, f"lr {self.lr!r} is no positive number", "give one: 1e-4, 5e-3")
-        _require(self.lr < LARGE, f"lr {self.lr!r} is more than float32 can multiply by", "give one: 1e-4, 5e-3")
-        _require(0 <= self.weight_decay < 1, f"weight_decay {self.weight_decay!r} is not in [0, 1)", "give 0, 0.01 …")
-        _require(0 <= self.warmup < 1, f"warmup {self.warmup!r} is no part of the steps", "give one in [0, 1): 0.05")
-        _require(isfinite(self.clip) and self.clip >= 0, f"clip {self.clip!r} is no norm", "give 1, or 0 for none")
-        _require(
-            self.optimiser in OPTIMISERS, f"{self.optimiser!r} is no optimiser", f"choose {_join_choices(OPTIMISERS)}"
-        )
-        _require(self.schedule in SCHEDULES, f"{self.schedule!r} is no schedule", f"choose {_join_choices(SCHEDULES)}")
-
-    def _convert_fields(self) -> None:
-        """Make every number Python's own, as JSON holds it; refuse what is none."""
         for name in ("steps", "accumulate"):
-            self._convert_field(name, as_int, "is no whole number from 1 on", "give 1, 2 …")
-        for name in ("lr", "weight_decay", "warmup", "clip"):
-            self._convert_field(name, as_float, "is no number", "give one: 0.01")
+            self._convert(name, as_int, lambda n: n >= 1, "a whole number of 1 or more", "give 1, 2 …")
+        self._convert("lr", as_float, lambda x: 0 < x < LARGE, f"a number between 0 and {LARGE:g}", "give 1e-4, 5e-3 …")
+        self._convert("weight_decay", as_float, lambda x: 0 <= x < 1, "a number in [0, 1)", "give 0, 0.01 …")
+        self._convert("warmup", as_float, lambda x: 0 <= x < 1, "a share of the steps in [0, 1)", "give 0, 0.05 …")
+        self._convert("clip", as_float, lambda x: 0 <= x < inf, "a norm", "give 1, or 0 for no clipping")
         for name in ("base_dropout", "checkpointing", *(["autocast"] if self.autocast is not None else [])):
-            self._convert_field(name, _as_bool, "is no truth value", "give True or False")
+            self._convert(name, _as_bool, lambda _: True, "True or False", "give True or False")
+        for name, choices in (("optimiser", get_args(Optimiser)), ("schedule", get_args(Schedule))):
+            if getattr(self, name) not in choices:
+                what = f"{name} {getattr(self, name)!r} does not exist"
+                raise OptionError(what, fix=f"choose one of {', '.join(choices)}")
 
-    def _convert_field(self, name: str, kind: Callable[[object], object], what: str, fix: str) -> None:
+    def _convert(
+        self, name: str, kind: Callable[[object], Any], allows: Callable[[Any], bool], what: str, fix: str
+    ) -> None:
+        """Make a field a number of Python's own, as JSON holds it, and refuse a value that is not allowed."""
         value = getattr(self, name)
         number = kind(value)
-        _require(number is not None, f"{name} {value!r} {what}", fix)
-        object.__setattr__(self, name, number)
+        if number is None or not allows(number):
+            raise OptionError(f"{name} {value!r} is not {what}", fix=fix)
+        object.__setattr__(self, name, number)  # the dataclass is frozen
 
     def factor(self, step: int) -> float:
-        """What the learning rate of a step is multiplied by; the first step is 0, and its factor is never 0."""
-        # A warm-up of less than half a step is none.
+        """The factor of the learning rate in a step, where the first step is 0; it is in (0, 1]."""
+        # Rounded, so that a warm-up of less than half a step is none.
         rising = round(self.warmup * self.steps)
         if step < rising:
-            # Counted from 1, so that the first step learns too and the full rate comes with the first step after the
-            # warm-up.
+            # Counted from 1, so that the first step learns too, and the first step after the warm-up has the full rate.
             return (step + 1) / (rising + 1)
-        remaining = (self.steps - step) / (self.steps - rising)  # 1 at first, 1/(steps − rising) at the last step
+        # 1 in the first step after the warm-up, and 1/(steps − rising), not 0, in the last: no step is wasted.
+        remaining = (self.steps - step) / (self.steps - rising)
         return {"constant": 1.0, "linear": remaining, "cosine": (1 - cos(pi * remaining)) / 2}[self.schedule]
 
     @property
@@ -111,13 +112,5 @@ class Course:
 
 
 def _as_bool(value: object) -> bool | None:
+    # NumPy's bool is no bool of Python, and json cannot write it.
     return bool(value) if isinstance(value, bool | np.bool_) else None
-
-
-def _join_choices(names: tuple[str, ...]) -> str:
-    return " or ".join((", ".join(names[:-1]), names[-1]))
-
-
-def _require(fine: bool, what: str, fix: str) -> None:
-    if not fine:
-        raise OptionError(what, fix=fix)

@@ -1,7 +1,7 @@
-"""DoRA: the length of every output trained apart from its direction, W' = m · V/‖V‖, V = W + scale · B A.
+"""DoRA: the length of every output is trained separately from its direction, W' = m · V/‖V‖, V = W + scale · B A.
 
-The norm is over each row of V (out, in), of a convolution over in and kernel; m begins as ‖W + ΔW₀‖, so that W' = W.
-In the backward pass the norm counts as a constant (Liu et al. 2024, §4.3), as PEFT has it too.
+The norm is taken over each row of V (out, in), for a convolution over inputs and kernel. m starts as ‖W + ΔW₀‖, so that
+W' = W at first. In the backward pass the norm is a constant (Liu et al. 2024, §4.3), as in PEFT.
 """
 
 from typing import TYPE_CHECKING
@@ -14,36 +14,41 @@ if TYPE_CHECKING:
 
 
 def add_magnitude(layer: "LoRALayer") -> None:
-    """Give a layer its trainable m, shape (out,), in the dtype of its factors: the norms as they are now."""
+    """Give a layer its trainable m, shape (out,), in the dtype of its factors: the row norms as they are now."""
     layer.magnitude = nn.Parameter(row_norms(layer))
 
 
+# Without gradients, since the norm is a constant in the backward pass: its gradient would need memory of the size of W.
 @torch.no_grad()
 def row_norms(layer: "LoRALayer") -> Tensor:
-    """‖W + scale · B A‖ of every row, shape (out,), in the dtype of the factors.
+    """‖W + scale · B A‖ for every row, shape (out,), in the dtype of the factors.
 
-    Costs out · in · r multiplications and one matrix of the size of W for as long as it takes.
+    This costs out · in · r multiplications, and for its duration one matrix of the size of W.
     """
     W = layer.matrix(layer.base_layer).to(layer.B.dtype)
+    # bfloat16 has 8 bits of mantissa, and m/‖V‖ must be 1 at the start.
     with torch.autocast(W.device.type, enabled=False):
         length: Tensor = torch.linalg.vector_norm(torch.addmm(W, layer.B, layer.A, alpha=layer.scale), dim=1)
     return length
 
 
 def rescale(layer: "LoRALayer", y: Tensor, x: Tensor, *, dropped: bool) -> Tensor:
-    """The output b + m/‖V‖ · V x, from y = W x + b.
+    """The output m/‖V‖ · V x + b, computed from y = W x + b.
 
-    With ``dropped``, x has entries missing that were not missing in y: the frozen part y stays whole, and what the
-    factor adds to it is (m/‖V‖ − 1) W x + m/‖V‖ · scale · B A x, as PEFT has it.
+    ``dropped`` says that dropout has set entries of x to 0 which y was computed with. The frozen part y then stays
+    whole, and the layer adds (m/‖V‖ − 1) W x + m/‖V‖ · scale · B A x with these entries missing, as PEFT does.
     """
     assert layer.magnitude is not None
     length = row_norms(layer)
+    # A row of zeros has no direction: dividing by 1 keeps its output 0 instead of NaN.
     factor = layer.along_channels(layer.magnitude / torch.where(length > 0, length, torch.ones_like(length)))
     bias: Tensor | None = getattr(layer.base_layer, "bias", None)
+    # m scales W x alone, so the bias is taken off before and added after.
     shift = None if bias is None else layer.along_channels(bias)
     if not dropped:
         adapted: Tensor = factor * layer.add_update(y if shift is None else y - shift, x)
         return adapted if shift is None else adapted + shift
+    # The second pass is PEFT's too: its frozen part is that of the whole x, and the rest is that of x with dropout.
     again: Tensor = layer.base_layer(x)
     plain = again if shift is None else again - shift
     return y - plain + factor * layer.add_update(plain, x)

@@ -9,9 +9,10 @@ from loralens.training.layer import LoRALayer, add_product
 
 
 class EmbeddingLayer(LoRALayer):
-    """Beside ``nn.Embedding``; B is (dim, r), A (r, vocab). Drawn is B, and A is 0, as loralib and PEFT have it.
+    """The layer for ``nn.Embedding``: B is (dim, r), A is (r, vocab). B is drawn and A is 0, as in loralib and PEFT.
 
-    The column of the padding token gets no gradient; a layer that scales what it embeds (Gemma's) scales the update.
+    The column of the padding token gets no gradient. An embedding that scales its output, as Gemma's does, scales the
+    update too.
     """
 
     kind: ClassVar[str] = "embedding"
@@ -22,11 +23,12 @@ class EmbeddingLayer(LoRALayer):
         return LoRALayer.matrix(layer).T
 
     def apply_dropout(self, x: Tensor) -> Tensor:
-        """The input itself: numbers of tokens."""
+        """The input itself, since the numbers of tokens cannot be dropped."""
         return x
 
     def add_pair(self, y: Tensor, x: Tensor, B: Tensor, A: Tensor, scale: float) -> Tensor:
-        """The sum y + scale · B A x, y (…, dim)."""
+        """The sum y + scale · B A x, with y (…, dim)."""
         z = F.embedding(x, A.T, padding_idx=self.padding_idx)
+        # transformers' own name: the factor √dim of Gemma's embedding, which is not part of its weight.
         outer = getattr(self.base_layer, "embed_scale", None)
         return add_product(y, z if outer is None else z * outer, B, scale)

@@ -15,24 +15,24 @@ Batches = Iterable[Any] | Callable[[int], Any]
 
 @final
 class Feed:
-    """Batch number 0, 1, 2 … of a run.
+    """The batches 0, 1, 2 … of a run.
 
     Parameters
     ----------
     batches : sequence, iterable or callable
-        A sequence is gone through again and again, in its order. An iterable too; it is begun anew for every round, so
-        what it yields may differ, and a run that goes on passes over what it has seen. A callable is asked for every
-        number once and is the way to shuffle: see `shuffle_order`.
+        A sequence is repeated in its order. Any other iterable is iterated anew for every round, so a round may differ
+        from the one before; a run that is resumed skips the batches that it has seen. A callable is asked once for
+        every number, which is how batches are shuffled: see `shuffle_order`.
 
     Raises
     ------
     OptionError
-        It is none of these.
+        The argument is none of these.
     """
 
     def __init__(self, batches: Batches) -> None:
         if not (isinstance(batches, Iterable) or callable(batches)):
-            what = f"batches {batches!r} are none"
+            what = f"batches {batches!r} is neither iterable nor callable"
             raise OptionError(what, fix="give a list of batches, an iterable, or a function of the batch's number")
         self._batches = batches
         self._stream: Iterator[Any] | None = None
@@ -40,11 +40,11 @@ class Feed:
 
     @property
     def length(self) -> int | None:
-        """How many batches one round has; None where that is not known before."""
+        """The number of batches in a round; None where it is not known in advance."""
         return len(self._batches) if isinstance(self._batches, Sequence) else None
 
     def __getitem__(self, number: int) -> Any:
-        """The batch of a number; from an iterable, numbers must rise."""
+        """The batch of a number. Numbers must rise if the batches are an iterable that is no sequence."""
         if isinstance(self._batches, Sequence):
             if not self._batches:
                 raise _no_batches()
@@ -68,6 +68,7 @@ class Feed:
             for batch in self._batches:
                 empty = False
                 yield batch
+            # A generator is exhausted after its first round: iterating it again would loop for ever.
             if empty:
                 raise _no_batches()
 
@@ -77,10 +78,10 @@ def _no_batches() -> OptionError:
 
 
 def shuffle_order(count: int, *, size: int, seed: int) -> Callable[[int], list[int]]:
-    """Batch number → which of ``count`` examples it holds: every example once in a round, each round in a new order.
+    """A function from the number of a batch to the examples in it: each of ``count`` examples once in every round.
 
-    The numbers of a round are a permutation that depends on seed and round alone; batches run across the border of two
-    rounds, so all have ``size`` examples.
+    The order of a round is a permutation that depends only on the seed and on the number of the round. All batches have
+    ``size`` examples, since a batch may contain the end of one round and the start of the next.
 
     Raises
     ------
@@ -93,6 +94,7 @@ def shuffle_order(count: int, *, size: int, seed: int) -> Callable[[int], list[i
 
     def order(round_: int) -> Any:
         if round_ not in orders:
+            # Philox, since its key holds two numbers: the orders of two rounds, and of two seeds, are independent.
             generator = np.random.Generator(np.random.Philox(key=[seed % 2**64, round_]))
             orders[round_] = generator.permutation(count)
             # A run asks for rising numbers, so older rounds are never needed again.
@@ -108,7 +110,7 @@ def shuffle_order(count: int, *, size: int, seed: int) -> Callable[[int], list[i
 
 
 def move_batch(batch: Any, device: torch.device) -> Any:
-    """A batch with its tensors on a device; mappings, tuples (named ones too) and lists are gone into."""
+    """A batch with its tensors on a device, also those inside mappings, tuples (named tuples too) and lists."""
     if isinstance(batch, Tensor):
         # non_blocking lets a copy from pinned memory run beside the computation; otherwise it changes nothing.
         return batch.to(device, non_blocking=True)
@@ -116,12 +118,13 @@ def move_batch(batch: Any, device: torch.device) -> Any:
         return {name: move_batch(value, device) for name, value in batch.items()}
     if isinstance(batch, tuple | list):
         values = [move_batch(value, device) for value in batch]
+        # A named tuple takes its fields one by one, unlike a tuple.
         return type(batch)(*values) if hasattr(batch, "_fields") else type(batch)(values)
     return batch
 
 
 def size_of(batch: Any) -> int:
-    """How much a batch holds: tokens where it has an attention mask, else examples; 0 where neither is known."""
+    """The number of tokens if the batch has an attention mask, else of examples; 0 where neither is known."""
     if isinstance(batch, Mapping) and isinstance(mask := batch.get("attention_mask"), Tensor):
         return int(mask.sum())
     values = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, tuple | list) else (batch,)

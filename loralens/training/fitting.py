@@ -26,22 +26,22 @@ from loralens.version import __version__
 @final
 @dataclass(frozen=True, slots=True, eq=False)
 class Fitted:
-    """What training made.
+    """The result of training.
 
     Attributes
     ----------
     adapter : Adapter
-        Relative to the model as it was; its record says how it was made, see `loralens.training.record_of`.
+        The adapter relative to the original model. `loralens.training.record_of` gives the record of its training.
     injection : Injection
-        The layers, still in the model: ``injection.remove()`` puts the model back.
+        The layers, which are still in the model: ``injection.remove()`` restores it.
     losses : tuple of float
-        Of every step that this call took, the mean over the step's batches, before the update.
+        The loss of every step of this call, before the update, as the mean over the batches of the step.
     evaluations : tuple
         (steps done, measures) of every evaluation.
     steps : int
-        How many were done, those of an earlier call that this one went on from included.
+        The number of steps done, including those of an earlier call from whose state this one started.
     best_step : int or None
-        The step that the adapter is of, where patience was given.
+        The step whose adapter this is, if patience was given.
     """
 
     adapter: Adapter
@@ -73,32 +73,32 @@ def fit(
     task_type: str | None = None,
     record: Mapping[str, Any] | None = None,
 ) -> Fitted:
-    """Train LoRA layers in a model, where it is, and return the adapter.
+    """Train LoRA layers in a model, and return the adapter.
 
     Parameters
     ----------
     model : nn.Module
-        On its device, in its dtype; factors are float32.
+        The base, which stays on its device and in its dtype. The factors are float32 (float64 in a float64 model).
     batches : sequence, iterable or callable
-        Batch number 0, 1, 2 …, see `loralens.training.feed.Feed`. Of several processes each takes its own.
+        The batches 0, 1, 2 …, see `loralens.training.feed.Feed`. Of several processes each takes its own.
     course : Course, optional
-        By default one round over a sequence of batches, with everything else as `Course` has it.
+        By default one round over a sequence of batches, with the defaults of `Course`.
     loss : callable
-        ``loss(model, batch)``: a scalar, the mean over the batch, or a sum and how many it is over. By default what a
-        transformers model computes itself: ``model(**batch).loss``.
+        ``loss(model, batch)`` returns a scalar, the mean over the batch; or a sum and the number of its terms. By
+        default the loss that a transformers model computes itself: ``model(**batch).loss``.
     targets, rank, alpha, method, heads, dropout, seed, initialisation
-        As `loralens.training.inject` takes them. ``seed`` is dropout's too.
+        As for `loralens.training.inject`. ``seed`` is also the seed of dropout.
     watch : Watch, optional
-        What is looked at and kept on the way.
+        The functions that are called during training.
     state : State, optional
-        Go on from there. On one machine the result is that of a run in one go, bit for bit. The model, the batches and
-        the loss have to be that run's; all else is compared.
+        The state from which to continue. On one machine the result is, bit for bit, that of a run without interruption.
+        The model, the batches and the loss must be those of that run; everything else is compared.
     shard : bool
-        Lay the model in shards over all processes (FSDP2).
+        Whether to divide the model among all processes (FSDP2).
     base_model, task_type : str, optional
-        As `loralens.training.read_injection` takes them.
+        As for `loralens.training.read_injection`.
     record : mapping, optional
-        More to be recorded with the adapter, as JSON holds it: what the data was.
+        Further values for the record in the adapter, as JSON holds them, for example a description of the data.
 
     Returns
     -------
@@ -107,19 +107,22 @@ def fit(
     Raises
     ------
     OptionError
-        See `loralens.training.inject`; an empty feed; a loss that is no tensor; a record that JSON cannot hold.
+        The errors of `loralens.training.inject`; there are no batches; the loss is not a tensor; JSON cannot hold the
+        record.
     DivergenceError
-        The loss or its gradient is not finite; nothing was updated with it. Snapshots and states that the watch was
-        given before are good.
+        The loss or its gradient is not finite. Nothing was updated with it, and earlier snapshots and states stay
+        valid.
     MismatchError
-        The state is of another run: of another method, rank, seed, course, of other modules …; what differs is named.
+        The state is of another run (method, rank, seed, course, modules …); the message names what differs.
 
     Notes
     -----
-    When it fails, the layers are taken out again. Processes that torch.distributed brought together train as one: DDP,
-    or FSDP2 with ``shard``; equal seeds and equal batches in a step give the adapter of a single process, to rounding.
+    After an error the layers are removed from the model. Processes that torch.distributed has joined train one adapter,
+    with DDP or, if ``shard`` is True, with FSDP2. Equal seeds and equal batches in a step then give the adapter of a
+    single process up to rounding.
     """
     _check_options(loss=loss, course=course, watch=watch, state=state, record=record or {})
+    # Everything that can be refused is refused before the model is changed.
     feed = Feed(batches)
     course = course or _course_of_one_round(feed)
     world = World.current(shard=shard)
@@ -137,19 +140,15 @@ def fit(
     try:
         loop = Loop(injection, feed, course, loss=loss, world=world, watch=watch or Watch(), seed=seed)
         loop.run(state)
+    # BaseException, since the model is restored after Ctrl-C too.
     except BaseException:
-        if not shard:  # a model in shards stays as it is
+        # FSDP2 has replaced the parameters of a sharded model, so that the original layers cannot be restored.
+        if not shard:
             injection.remove()
         raise
-    training_record = {
-        **course.record,
-        "steps_done": loop.done,
-        "best_step": loop.best_step,
-        "processes": world.size,
-        "loralens": __version__,
-        "torch": torch.__version__,
-        **(record or {}),
-    }
+    # The versions, since the numbers of two releases may differ; and last what the caller may replace.
+    versions = {"loralens": __version__, "torch": torch.__version__}
+    training_record = {**loop.record, **versions, **(record or {})}
     return Fitted(
         adapter=read_injection(injection, base_model=base_model, task_type=task_type, training=training_record),
         injection=injection,
@@ -160,22 +159,23 @@ def fit(
     )
 
 
+def _course_of_one_round(feed: Feed) -> Course:
+    """The course that takes every batch once."""
+    if not feed.length:
+        raise OptionError("without a course it is not known how long to train", fix="give course=Course(steps=…)")
+    return Course(steps=feed.length)
+
+
 def _check_options(*, loss: Any, course: Any, watch: Any, state: Any, record: Mapping[str, Any]) -> None:
-    """Refuse what could not be called or asked, and before training what could not be written down after it."""
+    """Refuse arguments of a wrong type, and before training a record that could not be written after it."""
     if not callable(loss):
-        raise OptionError(f"loss {loss!r} is no function", fix="give loss=lambda model, batch: …")
+        raise OptionError(f"loss {loss!r} is not a function", fix="give loss=lambda model, batch: …")
     for name, value, kind in (("course", course, Course), ("watch", watch, Watch), ("state", state, State)):
         if value is not None and not isinstance(value, kind):
-            raise OptionError(f"{name} {value!r} is no {kind.__name__}", fix=f"give {name}={kind.__name__}(…)")
+            raise OptionError(f"{name} {value!r} is not a {kind.__name__}", fix=f"give {name}={kind.__name__}(…)")
+    # `read_injection` writes the record only after the training.
     try:
         json.dumps(dict(record))
     except (TypeError, ValueError) as error:
         what = f"the record cannot be kept with the adapter: {error}"
-        raise OptionError(what, fix="give texts, Python's own numbers, lists and mappings of these") from error
-
-
-def _course_of_one_round(feed: Feed) -> Course:
-    """The course that takes every batch once."""
-    if not feed.length:
-        raise OptionError("it is not said how long to train", fix="give course=Course(steps=…)")
-    return Course(steps=feed.length)
+        raise OptionError(what, fix="give strings, Python's own numbers, lists and mappings of these") from error

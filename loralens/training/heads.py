@@ -9,26 +9,28 @@ from torch.utils.hooks import RemovableHandle
 
 from loralens.core.layers import compute_dtype
 
-# Of these dtypes an update of a usual learning rate is lost to rounding.
+# An update at a usual learning rate is below half a unit in the last place of these dtypes, and rounding loses it.
 HALF = (torch.float16, torch.bfloat16)
 
 
 @torch.no_grad()
 def widen_heads(heads: Iterable[nn.Module]) -> tuple[RemovableHandle, ...]:
-    """Let heads of 16 bits hold and compute in float32, between inputs and outputs as they were.
+    """Convert 16-bit heads to float32, with inputs and outputs in the dtypes that they had.
 
-    The steps of an optimiser are too small for 16 bits, and the ε of Adam is 0 in float16. Who takes the handles away
-    has to put the 16 bits back as well.
+    The steps of an optimiser are too small for 16 bits, and the ε of Adam, 1e-8, is 0 in float16. Whoever removes the
+    handles must also restore the 16-bit tensors.
     """
     handles: list[RemovableHandle] = []
     for layer in (layer for head in heads for layer in head.modules()):
         narrow = [t for t in (*layer.parameters(recurse=False), *layer.buffers(recurse=False)) if t.dtype in HALF]
         if narrow:
             handles += [
+                # Models of transformers call their modules with keywords too.
                 layer.register_forward_pre_hook(_cast_inputs, with_kwargs=True),
                 layer.register_forward_hook(_cast_output_to(narrow[0].dtype)),
             ]
         for tensor in narrow:
+            # Through .data, so that the parameter stays the same object for the optimiser and for tied weights.
             tensor.data = tensor.data.to(compute_dtype(tensor))
     return tuple(handles)
 
@@ -45,7 +47,7 @@ def _to_float32(value: Any) -> Any:
 
 
 def _cast_output_to(dtype: torch.dtype) -> Any:
-    """A hook that rounds the output to what the model goes on with."""
+    """A hook that rounds the output to the dtype in which the model continues."""
 
     def hook(layer: nn.Module, inputs: Any, output: Any) -> Any:
         del layer, inputs
@@ -62,7 +64,7 @@ def copy_tensors(heads: Iterable[nn.Module]) -> tuple[tuple[Tensor, Tensor], ...
 
 @torch.no_grad()
 def restore_tensors(copies_before: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """Let heads hold what their copies do."""
+    """Set the tensors of heads to the values and the dtypes of their copies."""
     for tensor, before in copies_before:
         tensor.data = tensor.data.to(before.dtype)
         tensor.copy_(before)

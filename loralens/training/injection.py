@@ -1,4 +1,4 @@
-"""Injection: puts LoRA layers in the place of chosen layers of a model, and takes them out again."""
+"""Injection: replaces chosen layers of a model by LoRA layers, and restores them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,24 +25,26 @@ from loralens.training.pissa import principal_pair
 from loralens.training.running_statistics import freeze_statistics
 from loralens.training.targets import ALL_LINEAR, choose_heads, choose_layers, warn_of_doubles
 
-TINY = 1e-38  # a scale is a number of float32, and so is one over it
+# The scale multiplies float32 factors, and PiSSA divides by it: neither the scale nor its reciprocal may underflow, or
+# exceed the largest float32, 3.4e38.
+TINY = 1e-38
 
 
 @final
 @dataclass(frozen=True, slots=True, eq=False)
 class Injection:
-    """LoRA layers at work in a model, and all that reading them back and taking them out needs.
+    """LoRA layers in a model, and everything that is needed to read them and to remove them.
 
     Attributes
     ----------
     layers : mapping of str to LoRALayer
-        By the names of the base model, in natural order.
+        The LoRA layers by the names of the layers that they replace, in natural order.
     heads : mapping of str to nn.Module
-        Modules of the model that are trained in full.
+        The modules of the model that are trained in full.
     initialisation : str
-        How A₀ was made; ``principal`` for PiSSA.
+        How the initial factors were made; ``principal`` for PiSSA.
     digests : mapping of str to str
-        Of the factor each layer began with: A₀, of embeddings B₀.
+        For each layer a digest of the initial factor that was drawn: A₀, for embeddings B₀.
     """
 
     model: nn.Module
@@ -58,35 +60,36 @@ class Injection:
     _places: tuple[tuple[nn.Module, str, LoRALayer], ...]
     _nested: tuple[nn.TransformerEncoder, ...]
     _handles: tuple[RemovableHandle, ...]
-    _trained: tuple[nn.Parameter, ...]  # before the injection
-    _head_tensors: tuple[tuple[Tensor, Tensor], ...]  # of the heads: what is trained, and a copy from before
+    _trained: tuple[nn.Parameter, ...]  # those that required gradients before the injection
+    _head_tensors: tuple[tuple[Tensor, Tensor], ...]  # each tensor of a head with a copy from before the injection
 
     @property
     def scaling(self) -> Scaling:
-        """Where the scale of every layer comes from."""
+        """The rule, α and rank from which the scale of every layer follows."""
         return Scaling(self.method.rule, self.alpha, self.rank, "training")
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """What is trained, each once: factors, magnitudes and heads."""
+        """The parameters that are trained, each once: factors, magnitudes and heads."""
         return [parameter for group in self.groups(lr=1.0) for parameter in group["params"]]
 
     @property
     def trainable(self) -> int:
-        """How many numbers are trained."""
+        """The number of parameters that are trained."""
         return sum(parameter.numel() for parameter in self.parameters)
 
     @property
     def frozen(self) -> int:
-        """How many numbers of the model are not: those of the model as it was, without the heads."""
+        """The number of parameters of the original model that are not trained."""
+        # With frozen A a factor has no gradient either, but it is not part of the original model.
         ours = {id(parameter) for layer in self.layers.values() for parameter in layer.parameters(recurse=False)}
         return sum(p.numel() for p in self.model.parameters() if not p.requires_grad and id(p) not in ours)
 
     def groups(self, *, lr: float) -> list[dict[str, Any]]:
-        """Parameter groups for an optimiser of torch: "A", "B", "magnitude" and "heads", those that are not empty.
+        """Parameter groups for an optimiser of torch: "A", "B", "magnitude" and "heads", without empty ones.
 
-        All learn at ``lr``, but B at ``lr`` times the method's ratio: 16 for LoRA+. The B of an embedding, which is
-        the factor that is drawn, learns at ``lr``.
+        The learning rate is ``lr``, and for B ``lr`` times the ratio of the method, which is 16 for LoRA+. The B of an
+        embedding is the factor that is drawn at random, so it is in the group "A".
         """
         parts: dict[str, list[nn.Parameter]] = {"A": [], "B": [], "magnitude": [], "heads": []}
         for layer in self.layers.values():
@@ -99,6 +102,7 @@ class Injection:
         rates = {"B": lr * self.method.ratio}
         groups = []
         for name, group_parameters in parts.items():
+            # dict.fromkeys, since heads may share a parameter, and an optimiser accepts each once.
             params = [parameter for parameter in dict.fromkeys(group_parameters) if parameter.requires_grad]
             if params:
                 groups.append({"name": name, "params": params, "lr": rates.get(name, lr)})
@@ -106,12 +110,13 @@ class Injection:
 
     @torch.no_grad()
     def remove(self) -> None:
-        """Put the layers back that were there: the same objects, the same bits, trainable what was trainable.
+        """Restore the original layers: the same objects with the same bits, trainable if they were trainable before.
 
-        The factors stay in ``layers`` and can still be read. What heads learned is gone, as they get back what they
-        held before: an adapter with heads is read first. What the model changes as it is called stays changed, adapted
-        or not: ``nn.Embedding(max_norm=…)`` shortens the rows that it looks up.
+        The factors stay in ``layers`` and can still be read. Heads get their original values back, so an adapter with
+        heads must be read before. Changes that the model makes by itself when it is called remain, such as those of
+        ``nn.Embedding(max_norm=…)``, which shortens the rows that it looks up.
         """
+        # A place that other code has filled in the meantime is left alone.
         for parent, name, layer in self._places:
             if parent._modules.get(name) is layer:
                 parent._modules[name] = layer.base_layer
@@ -120,6 +125,7 @@ class Injection:
         for handle in self._handles:
             handle.remove()
         restore_tensors(self._head_tensors)
+        # All are frozen first, since the heads may not have been trainable before.
         for parameter in self.model.parameters():
             parameter.requires_grad_(False)
         for parameter in self._trained:
@@ -138,54 +144,59 @@ def inject(
     seed: int = 0,
     initialisation: Initialisation = "kaiming-uniform",
 ) -> Injection:
-    """Put LoRA layers into a model, freeze the rest of it, and return what was done.
+    """Put LoRA layers into a model, and freeze the rest of it.
 
-    The model is changed in place, and computes what it did before (DoRA and PiSSA: up to rounding). Its layers keep
-    their names with ``.base_layer`` behind them; a model is wrapped for distributed training after this. Its running
-    statistics stay as they are, in training too: see `loralens.training.running_statistics`.
+    The model is changed in place and computes the same as before (with DoRA and PiSSA up to rounding). The names of the
+    adapted layers end with ``.base_layer`` now. A model is wrapped for distributed training after this call. Running
+    statistics are frozen in training too, see `loralens.training.running_statistics`.
 
     Parameters
     ----------
     model : nn.Module
     targets : str or sequence of str
-        Globs over module names, or kinds; ``all-linear``: every linear layer but the one that maps to the vocabulary.
+        Globs for the names or kinds of layers. ``all-linear`` means every linear layer except for the one that maps to
+        the vocabulary.
     rank : int
     alpha : float
         The scale is α/r, for rsLoRA α/√r.
     method : str
-        A name of `loralens.training.method.METHODS`.
+        The name of a row of `loralens.training.method.METHODS`.
     heads : str or sequence of str
-        Globs over the names of modules that are trained in full, in float32 where the model is in 16 bits.
+        Globs for the names of modules that are trained in full, in float32 even if the model has 16 bits.
     dropout : float
-        On the input of every A, in training only.
+        The probability of dropout on the input of every A, in training only.
     seed : int
     initialisation : str
-        ``kaiming-uniform`` or ``gaussian``; PiSSA has its own.
+        ``kaiming-uniform`` or ``gaussian``, see `loralens.training.initial.draw_pair`; ignored by PiSSA.
 
     Returns
     -------
     Injection
+        The layers, and a method `Injection.remove` that restores the model.
 
     Raises
     ------
     OptionError
-        A glob that matches nothing, a rank larger than a matrix, a model that has LoRA layers already, a head whose
-        weight is tied to one that is no head, a weight without numbers (meta, lazy; for PiSSA also NaN) … The model
-        is then as it was.
+        A glob matches nothing; the rank is larger than a matrix allows; the model has LoRA layers already; the weight
+        of a head is tied to one of a module that is no head; a weight has no numbers (meta or lazy; for PiSSA also
+        infinite numbers and NaN); an argument is not of its type. The model has not been changed.
 
     Warns
     -----
     UserWarning
-        A layer stands in several places of the model: it is adapted in all of them, and PEFT would adapt the first.
+        A layer is in several places of the model. It is adapted in all of them, while PEFT would adapt only the first.
     """
     row = training_method(method)
     _check_model(model)
     rank, alpha, dropout, seed = _check_numbers(row, rank=rank, alpha=alpha, dropout=dropout, seed=seed)
-    _check_initialisation(initialisation)
+    if initialisation not in INITIALISATIONS:
+        what = f"initialisation {initialisation!r} does not exist"
+        raise OptionError(what, fix=f"choose one of {', '.join(INITIALISATIONS)}")
     named = dict(model.named_modules())
     tops = choose_heads(model, heads)
     layers, digests = {}, {}
-    with keep_modes(model):  # in training, a weight that is computed as it is looked at may change by that
+    # In evaluation mode, since reading a parametrised weight (a spectral norm) in training mode changes it.
+    with keep_modes(model):
         model.eval()
         kinds = choose_layers(model, targets, heads=tops)
         warn_of_doubles(model, {name: named[name] for name in kinds})
@@ -195,11 +206,11 @@ def inject(
             layers[name] = lora = _make_layer(
                 name, named[name], kind, row, rank=rank, alpha=alpha, dropout=dropout, seed=seed, how=initialisation
             )
-            # Of an embedding B is drawn and A is 0, but PiSSA draws nothing.
+            # The factor that is drawn: for an embedding B, since A is 0; PiSSA draws neither.
             digests[name] = factor_digest(lora.B if kind.kind == "embedding" and not row.principal else lora.A)
-    for layer in layers.values():
+    for layer in layers.values():  # which were built in evaluation mode
         layer.training = layer.base_layer.training
-    # Remembered before freezing: remove() makes exactly these trainable again.
+    # Stored before freezing: remove() makes exactly these trainable again.
     trained = tuple(parameter for parameter in model.parameters() if parameter.requires_grad)
     places = _replace_layers(model, layers)
     full = {name: named[name] for name in sorted(tops, key=natural_key)}
@@ -227,38 +238,37 @@ def inject(
 
 def _check_model(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
-        raise OptionError(f"the model is a {type(model).__name__}", fix="give a torch.nn.Module")
+        raise OptionError(f"the model is a {type(model).__name__}, not a module", fix="give a torch.nn.Module")
+    # The names of the modules would be those of the wrapper, and PEFT's own layers would be adapted.
     if hasattr(model, "peft_config"):
         raise OptionError("the model is wrapped by PEFT already", fix="give its base: model.unload()")
     for name, layer in model.named_modules():
         if isinstance(layer, LoRALayer):
-            raise OptionError(f"{name} is a LoRA layer already", fix="take the layers out first: injection.remove()")
+            raise OptionError(f"{name} is a LoRA layer already", fix="remove the layers first: injection.remove()")
     for name, parameter in model.named_parameters():
         if is_lazy(parameter):
-            raise OptionError(f"{name} is lazy: it has no shape yet", fix="run the model on an input first")
+            raise OptionError(f"{name} is lazy: it has no shape yet", fix="call the model with an input first")
 
 
 def _check_numbers(
     method: TrainingMethod, *, rank: object, alpha: object, dropout: object, seed: object
 ) -> tuple[int, float, float, int]:
-    """The numbers that an injection is given, as Python's own."""
+    """The numeric arguments of an injection, converted to numbers of Python, with which JSON can be written."""
     r, a, part, s = as_int(rank), as_float(alpha), as_float(dropout), as_int(seed)
     if r is None or r < 1:
-        raise OptionError(f"rank {rank!r} is no whole number from 1 on", fix="give a rank of 1 or more")
+        raise OptionError(f"rank {rank!r} is not a whole number of 1 or more", fix="give a rank of 1 or more")
     if a is None or not isfinite(a) or a <= 0:
         raise OptionError(f"alpha {alpha!r} is not a positive number", fix="give a positive number: 16, 32")
-    if not TINY <= scale_of(a, r, method.rule) <= 1 / TINY:
-        raise OptionError(f"alpha {alpha!r} gives a scale that float32 does not hold", fix="give one like 16 or 32")
+    # α by itself too: some dialects write it as float32.
+    if not TINY <= scale_of(a, r, method.rule) <= 1 / TINY or a > 1 / TINY:
+        raise OptionError(
+            f"alpha {alpha!r} gives a scale that float32 does not hold", fix="give a number like 16 or 32"
+        )
     if part is None or not 0 <= part < 1:
-        raise OptionError(f"dropout {dropout!r} is not in [0, 1)", fix="give the part that is dropped: 0, 0.1")
+        raise OptionError(f"dropout {dropout!r} is not in [0, 1)", fix="give a probability, such as 0 or 0.1")
     if s is None:
-        raise OptionError(f"seed {seed!r} is no whole number", fix="give one: 0, 1 …")
+        raise OptionError(f"seed {seed!r} is not a whole number", fix="give 0, 1 …")
     return r, a, part, s
-
-
-def _check_initialisation(initialisation: str) -> None:
-    if initialisation not in INITIALISATIONS:
-        raise OptionError(f"{initialisation!r} is no initialisation", fix=f"choose one of {', '.join(INITIALISATIONS)}")
 
 
 def _check_weight(name: str, W: Tensor, rank: int) -> None:
@@ -293,11 +303,12 @@ def _make_layer(
     out, in_ = W.shape
     if method.principal and not torch.isfinite(W).all():
         raise OptionError(
-            f"{name}: its weight is not finite, so it has no leading directions",
-            fix=f"mend the model's weights, choose another method than {method.name}, or leave this module out",
+            f"{name}: its weight is not finite, so it has no leading singular directions",
+            fix=f"repair the weights of the model, choose another method than {method.name}, or leave this module out",
         )
     start = principal_pair(W, rank=rank, scale=scale) if method.principal else None
     if start:
+        # Copies, since the pair is trained and the start is not.
         pair = Pair(start.B.clone(), start.A.clone())
     else:
         embedding = kind.kind == "embedding"
@@ -310,7 +321,7 @@ def _make_layer(
 
 
 def _replace_layers(model: nn.Module, layers: Mapping[str, LoRALayer]) -> tuple[tuple[nn.Module, str, LoRALayer], ...]:
-    """Put every layer where its frozen one stands: everywhere, where a model has one layer in several places."""
+    """Put every LoRA layer in the place of its frozen layer, or in all places if the layer is in several."""
     ours = {id(layer.base_layer): layer for layer in layers.values()}
     places = [
         (parent, name, ours[id(child)])
@@ -320,13 +331,18 @@ def _replace_layers(model: nn.Module, layers: Mapping[str, LoRALayer]) -> tuple[
     ]
     for parent, name, layer in places:
         parent._modules[name] = layer
+        # In evaluation nn.TransformerEncoderLayer has a fast path that reads the weights and does not call its layers.
+        # It does not take this path if one of them has a hook.
         if isinstance(parent, nn.TransformerEncoderLayer):
             layer.register_forward_pre_hook(_do_nothing)
     return tuple(places)
 
 
 def _disable_nested_tensors(model: nn.Module, layers: Mapping[str, LoRALayer]) -> tuple[nn.TransformerEncoder, ...]:
-    """Keep torch's own encoders from the nested tensors that only their fast path can take; those that were kept."""
+    """Switch off the nested tensors of adapted ``nn.TransformerEncoder``s, and return these encoders.
+
+    Only the fast path of their layers takes nested tensors, see `_replace_layers`.
+    """
     ours = {id(layer) for layer in layers.values()}
     encoders = tuple(
         encoder
@@ -341,16 +357,17 @@ def _disable_nested_tensors(model: nn.Module, layers: Mapping[str, LoRALayer]) -
 
 
 def _do_nothing(layer: nn.Module, inputs: Any) -> None:
-    """A hook that does nothing: in evaluation ``nn.TransformerEncoderLayer`` calls no layer that has none."""
+    """A hook that is only there to exist, see `_replace_layers`."""
     del layer, inputs
 
 
 def _freeze_base(
     model: nn.Module, layers: Mapping[str, LoRALayer], heads: Mapping[str, nn.Module], *, frozen: bool
 ) -> None:
-    """Leave a gradient to the factors, the magnitudes and the heads alone."""
+    """Require gradients only of the factors, the magnitudes and the heads; ``frozen`` excludes the drawn factors."""
     model.requires_grad_(False)
     for layer in layers.values():
+        # Without recursion, which would reach the frozen layer.
         for parameter in layer.parameters(recurse=False):
             parameter.requires_grad_(True)
         if frozen:

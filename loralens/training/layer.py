@@ -1,8 +1,8 @@
 """LoRA layers: a frozen layer and its trainable pair, y = W x + scale · B A x.
 
-The pair is kept as everywhere in loralens: B (out, r), A (r, in), whatever the kind of layer; the update goes through
-its bottleneck z = A x and is never formed. What is saved for the backward pass is x, z, B and A: what the gradients of
-the pair need, and nothing of the size of the output.
+The pair is stored as everywhere in loralens: B (out, r), A (r, in), whatever the kind of layer. The update goes through
+the bottleneck z = A x, and ΔW is never formed. For the backward pass the layer saves x, z, B and A, which the gradients
+of the pair need, and nothing of the size of the output.
 """
 
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -18,25 +18,25 @@ if TYPE_CHECKING:
 
 
 class LoRALayer(nn.Module):
-    """A frozen layer with a trainable pair beside it; stands where the layer stood and answers for its attributes.
+    """A frozen layer with a trainable pair. It takes the place of the layer and gives access to its attributes.
 
     Parameters
     ----------
     base_layer : nn.Module
-        Left as it is. Its mode, training or evaluation, becomes this one's.
+        The frozen layer, which is not changed. Its mode, training or evaluation, becomes the mode of this layer.
     pair : Pair
-        The factors to begin with: float32, or float64 beside a float64 weight, on the device of the weight.
+        The initial factors: float32, or float64 if the weight is float64, on the device of the weight.
     scale : float
     dropout : float
-        Part of the entries of x that is dropped on their way into A, in training only. Costs nothing where it is 0;
-        an embedding, whose x are numbers of tokens, has none.
+        The probability with which an entry of the input of A is dropped, in training only. An embedding has no
+        dropout, since its inputs are numbers of tokens.
     start : Pair, optional
-        A frozen pair that is taken off: y = W x + scale · (B A − B₀ A₀) x, see `loralens.training.pissa`.
+        A frozen pair that is subtracted: y = W x + scale · (B A − B₀ A₀) x, see `loralens.training.pissa`.
 
     Notes
     -----
-    With a weight in 16 bits and factors in float32, x is cast to float32, the update is computed in float32, and the
-    sum is rounded once. Under autocast the casts are autocast's.
+    If the weight has 16 bits and the factors are float32, x is cast to float32, the update is computed in float32, and
+    the sum is rounded once. Under autocast, torch decides about the casts.
     """
 
     kind: ClassVar[str] = "linear"
@@ -51,9 +51,11 @@ class LoRALayer(nn.Module):
         self, base_layer: nn.Module, pair: "Pair", *, scale: float, dropout: float = 0.0, start: "Pair | None" = None
     ) -> None:
         super().__init__()
+        # PEFT's name for it, so that the names of weights are those of a model in PEFT.
         self.base_layer = base_layer
         self.B, self.A = nn.Parameter(pair.B), nn.Parameter(pair.A)
         self.register_parameter("magnitude", None)
+        # Buffers move to another device with the layer, and no optimiser updates them.
         self.register_buffer("B0", start.B if start else None)
         self.register_buffer("A0", start.A if start else None)
         self.scale = scale
@@ -61,16 +63,18 @@ class LoRALayer(nn.Module):
         self.training = base_layer.training
 
     def __getattr__(self, name: str) -> Any:
-        """What this layer has not, the frozen one may have: ``weight``, ``in_features``, ``embed_scale`` …"""
+        """An attribute of the frozen layer, where this layer has none of that name: ``weight``, ``in_features`` …"""
+        # torch keeps parameters, buffers and submodules where only its own __getattr__ looks for them.
         try:
             return super().__getattr__(name)
         except AttributeError:
-            if name == "base_layer":  # not there yet: while it is built, copied or unpickled
+            if name == "base_layer":  # does not exist yet while the layer is built, copied or unpickled
                 raise
             return getattr(self.base_layer, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """A parameter of the frozen layer is set there: transformers ties weights by setting them."""
+        """Set a parameter of the frozen layer there, since transformers ties weights by setting them."""
+        # Read from __dict__: before nn.Module.__init__ has run, attribute access would recurse.
         base = self.__dict__.get("_modules", {}).get("base_layer")
         if base is not None and name in base._parameters:
             setattr(base, name, value)
@@ -79,23 +83,24 @@ class LoRALayer(nn.Module):
 
     @staticmethod
     def matrix(layer: nn.Module) -> Tensor:
-        """The weight of a layer of this kind as (out, in), the same memory."""
+        """The weight of a layer of this kind as (out, in), without a copy."""
         weight: Tensor = layer.weight  # type: ignore[assignment]
         return weight
 
     def forward(self, input: Tensor) -> Tensor:
-        """What the adapted layer makes of an input, in the dtype of the frozen one's output."""
+        """The output of the adapted layer, in the dtype of the output of the frozen layer."""
         y: Tensor = self.base_layer(input)
         x = self.apply_dropout(input)
         adapted = self.add_update(y, x) if self.magnitude is None else dora.rescale(self, y, x, dropped=x is not input)
         return adapted.to(y.dtype)
 
     def apply_dropout(self, x: Tensor) -> Tensor:
-        """The input on its way into A: itself, but for dropout in training."""
+        """The input of A: the input of the layer, with dropout in training."""
+        # The same object where nothing is dropped: `forward` compares, and a copy would cost memory.
         return F.dropout(x, self.dropout) if self.dropout and self.training else x
 
     def add_update(self, y: Tensor, x: Tensor) -> Tensor:
-        """The sum y + scale · B A x, unrounded: in the wider dtype of the two."""
+        """The sum y + scale · B A x, in the wider of the two dtypes."""
         y = self.add_pair(y, x, self.B, self.A, self.scale)
         if self.B0 is None or self.A0 is None:
             return y
@@ -107,26 +112,26 @@ class LoRALayer(nn.Module):
 
     @property
     def kernel(self) -> tuple[int, ...]:
-        """Size of the kernel of a convolution; empty for every other layer."""
+        """The size of the kernel of a convolution; empty for every other layer."""
         return ()
 
     def along_channels(self, numbers: Tensor) -> Tensor:
-        """One number for each output, along the channels of y."""
+        """Numbers, one for each output, in a shape that multiplies the channels of y."""
         return numbers
 
     def extra_repr(self) -> str:
-        """Rank and scale, and what is out of the ordinary."""
+        """The rank, the scale, and the dropout if there is any, for ``print(model)``."""
         settings = [f"rank={self.A.shape[0]}", f"scale={self.scale:g}"]
         settings += [f"dropout={self.dropout:g}"] if self.dropout else []
         return ", ".join(settings)
 
 
 class LinearLayer(LoRALayer):
-    """Beside ``nn.Linear``."""
+    """The layer for ``nn.Linear``."""
 
 
 class TransposedLayer(LoRALayer):
-    """Beside ``transformers``' Conv1D: a linear layer whose weight is stored (in, out)."""
+    """The layer for ``Conv1D`` of transformers, a linear layer whose weight is stored as (in, out)."""
 
     @staticmethod
     def matrix(layer: nn.Module) -> Tensor:
@@ -135,12 +140,12 @@ class TransposedLayer(LoRALayer):
 
 
 def cast(x: Tensor, factor: Tensor) -> Tensor:
-    """The input in the dtype of a factor; as it is under autocast, which would cast it back."""
+    """The input in the dtype of a factor; unchanged under autocast, which would cast it back."""
     return x if torch.is_autocast_enabled(x.device.type) else x.to(factor.dtype)
 
 
 def add_product(y: Tensor, z: Tensor, B: Tensor, scale: float) -> Tensor:
-    """The sum y + scale · z Bᵀ, one product that adds to y where the dtypes allow it.
+    """The sum y + scale · z Bᵀ, as one product that adds to y where the dtypes allow it.
 
     Parameters
     ----------
@@ -148,7 +153,7 @@ def add_product(y: Tensor, z: Tensor, B: Tensor, scale: float) -> Tensor:
     z : tensor, shape (…, r)
     B : tensor, shape (out, r)
     """
-    # addmm needs one dtype; under autocast y may be in 16 bits and z in float32.
+    # addmm saves a tensor of the size of y. It needs one dtype; under autocast y may have 16 bits and z be float32.
     if y.dtype == z.dtype:
         flat = torch.addmm(y.reshape(-1, y.shape[-1]), z.reshape(-1, z.shape[-1]), B.T, alpha=scale)
         return flat.view(y.shape)

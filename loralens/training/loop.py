@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
-from math import isfinite, nan
+from math import inf, isfinite, nan
 from time import perf_counter
 from typing import Any, final
 
@@ -22,7 +22,7 @@ from loralens.training.course import Course
 from loralens.training.feed import Feed, move_batch, size_of
 from loralens.training.injection import Injection
 from loralens.training.number import as_float
-from loralens.training.readout import read_injection
+from loralens.training.readout import full_tensor, read_injection
 from loralens.training.state import capture_state, overwrite, restore_state, run_identity, trained_tensors
 from loralens.training.watch import Measures, Step, Watch
 from loralens.training.world import World
@@ -31,10 +31,16 @@ Loss = Callable[[nn.Module, Any], Tensor | tuple[Tensor, Any]]
 
 
 def own_loss(model: nn.Module, batch: Any) -> Tensor:
-    """The loss that a transformers model computes from a batch with labels."""
+    """The loss that a transformers model computes itself from a batch with labels.
+
+    Raises
+    ------
+    OptionError
+        The batch is not a mapping, or the model returns no loss.
+    """
     if not isinstance(batch, Mapping):
-        what = f"a batch is a {type(batch).__name__}, and a model computes its own loss from names and tensors"
-        raise OptionError(what, fix="give mappings with labels, or pass loss=")
+        what = f"a batch is a {type(batch).__name__}, but a model computes its own loss only from a mapping"
+        raise OptionError(what, fix="give mappings of names to tensors, with labels, or pass loss=")
     loss: Tensor | None = getattr(model(**batch), "loss", None)
     if loss is None:
         raise OptionError("the model returned no loss", fix="put labels into the batches, or pass loss=")
@@ -44,19 +50,20 @@ def own_loss(model: nn.Module, batch: Any) -> Tensor:
 @final
 @dataclass(slots=True, eq=False)
 class Loop:
-    """A run while it lasts.
+    """A training run in progress.
 
     Attributes
     ----------
     feed : Feed
-        Step s takes the batches from s·accumulate·processes on, and process k every so many of them, from number k on.
+        The batches. Step s uses accumulate · processes batches, from number s · accumulate · processes on; process k
+        takes every batch whose number is k modulo the number of processes.
     loss : callable
-        From the model and a batch to a scalar, the mean over the batch; or to a sum and how many it is over: then
-        everything in a step weighs alike, however it is cut into batches.
+        Takes the model and a batch, and returns a scalar, the mean over the batch; or a sum and the number of its
+        terms, so that all terms of a step have equal weight however the step is divided into batches.
     seed : int
-        Of dropout, with the number of the step: no state of a generator has to be kept.
-    losses, evaluations : lists
-        What was seen: of every step, and of (steps done, measures).
+        The seed of dropout. Each step derives its own from it, so that no state of a generator has to be saved.
+    losses, evaluations : list
+        The loss of every step, and (steps done, measures) of every evaluation.
     """
 
     injection: Injection
@@ -78,16 +85,19 @@ class Loop:
     _waited: int = 0
 
     def run(self, state: State | None = None) -> None:
-        """Train to the end, or until patience is; from a state, where one is given."""
+        """Train until the last step or until patience ends, from the beginning or from a state."""
+        # The optimiser is made after the model is wrapped, since FSDP2 replaces the parameters.
         with _own_generators(self.device), recompute_blocks(self.injection.model, on=self.course.checkpointing):
             self._model = self.world.wrapped(self.injection.model)
             self._prepare(state)
             # A resumed run has its first evaluation already, in its log.
             if state is None:
                 self._evaluate()
-            while self.done < self.course.steps and not self._out_of_patience:
+            patience = inf if self.watch.patience is None else self.watch.patience
+            while self.done < self.course.steps and self._waited < patience:
                 self._step()
                 self._after_step()
+        # With patience the result is that of the best evaluation, not of the last step.
         if self._best:
             tensors = trained_tensors(self.injection)
             for name, tensor in self._best.items():
@@ -95,22 +105,28 @@ class Loop:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The device of the model."""
         return next(self.injection.model.parameters()).device
 
     @property
     def _identity(self) -> dict[str, Any]:
-        """What the run is, for its states."""
+        """The identity of the run, which its states contain."""
         return run_identity(self.injection, self.course, processes=self.world.size)
 
     @property
-    def _out_of_patience(self) -> bool:
-        return self.watch.patience is not None and self._waited >= self.watch.patience
+    def record(self) -> dict[str, Any]:
+        """The course and its outcome, for the record in the adapter."""
+        outcome = {"steps_done": self.done, "best_step": self.best_step, "processes": self.world.size}
+        return {**self.course.record, **outcome}
 
     def _prepare(self, state: State | None) -> None:
-        """The optimiser, without gradients of the caller's or of a run that failed; and what a state says."""
-        groups = self.injection.groups(lr=self.course.lr)
-        self._optimiser = _optimiser(self.course, groups)
+        """Make the optimiser, and restore the state if there is one."""
+        course, groups = self.course, self.injection.groups(lr=self.course.lr)
+        if course.optimiser == "sgd":
+            self._optimiser = SGD(groups, lr=course.lr)
+        else:
+            self._optimiser = AdamW(groups, lr=course.lr, weight_decay=course.weight_decay)
+        # The caller, or a run that failed, may have left gradients in the heads.
         self._optimiser.zero_grad(set_to_none=True)
         self._rates = [group["lr"] for group in groups]
         if state is not None:
@@ -121,16 +137,20 @@ class Loop:
     def _step(self) -> None:
         begun = perf_counter()
         step, device = self.done, self.device
-        _seed_generators(_seed_of_step(self.seed, step, self.world.rank), device)
+        # Each process draws its own dropout, since it has other texts.
+        _seed_generators(self.seed, step, self.world.rank, device)
         rate = self._set_rates(step)
         with _training_mode(self.injection, base_dropout=self.course.base_dropout):
             total, count, size = self._add_gradients(step)
         total, count, size = self.world.total([total, count, size], device)
         parameters = [p for group in self._optimiser.param_groups for p in group["params"] if p.grad is not None]
-        with torch.no_grad():  # gradients are of the sum over this process's batches, and means over processes
+        # The backward pass gave the gradient of the sum over this process's batches, and DDP and FSDP2 took the mean
+        # over processes. The gradient of the mean over the step is that times processes / count.
+        with torch.no_grad():
             torch._foreach_mul_([p.grad for p in parameters], self.world.size / max(count, 1))
-        norm = _full_scalar(clip_grad_norm_(parameters, self.course.clip or float("inf")))
-        loss = total / max(count, 1) if count else nan  # of a step that asked nothing there is none
+        # With an infinite limit the norm is computed, and nothing is clipped.
+        norm = float(full_tensor(clip_grad_norm_(parameters, self.course.clip or inf)))
+        loss = total / max(count, 1) if count else nan  # a step in which no token was hidden has no loss
         if not isfinite(total) or not isfinite(norm):
             raise self._divergence_error(loss, norm)
         self._optimiser.step()
@@ -141,15 +161,18 @@ class Loop:
             self.watch.on_step(Step(self.done, loss, rate, norm, int(size), perf_counter() - begun))
 
     def _set_rates(self, step: int) -> float:
-        """Set the learning rates of a step, and return that of the course; a method may let B learn faster."""
+        """Set the learning rates of a step, and return the rate of the course; that of B may be larger (LoRA+)."""
         factor = self.course.factor(step)
         for group, rate in zip(self._optimiser.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
         return self.course.lr * factor
 
     def _add_gradients(self, step: int) -> tuple[float, float, float]:
-        """Add up the gradients of this process's batches; the sum of losses, what it is over, and how much went in."""
-        # Summed in float64: the loss of a step must not depend on how the step is cut into batches.
+        """Add up the gradients of this process's batches in a step.
+
+        Returns the sum of the losses, the number of terms in it, and the size of the batches (see `size_of`).
+        """
+        # Summed in float64: the loss of a step must not depend on how the step is divided into batches.
         total, count, size = torch.zeros((), dtype=torch.float64, device=self.device), 0.0, 0
         for number in range(self.course.accumulate):
             place = (step * self.course.accumulate + number) * self.world.size + self.world.rank
@@ -163,6 +186,7 @@ class Loop:
                     result = self.loss(self._model, batch)
                 summed, over = _loss_and_count(result)
                 summed.backward()  # type: ignore[no-untyped-call]
+            # Stays on the device: float() here would wait for the GPU after every batch.
             total += summed.detach()
             count += over
         return float(total), count, float(size)
@@ -173,8 +197,9 @@ class Loop:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=on)
 
     def _after_step(self) -> None:
-        """Evaluate, keep and save what is due."""
+        """Evaluate, take a snapshot and save the state, where each is due."""
         last = self.done == self.course.steps
+        # Before the state is saved, which contains the best evaluation so far.
         if last or _is_due(self.done, self.watch.evaluate_every):
             self._evaluate()
         if self.watch.snapshot and _is_due(self.done, self.watch.snapshot_every):
@@ -200,6 +225,7 @@ class Loop:
                 f"evaluate returned {reprlib.repr(returned)}", fix='return measures by their names: {"loss": 0.5}'
             )
         measures = dict(returned)
+        # The optimiser expects shards, which only a backward pass would have restored.
         self.world.settle(self._model)
         self.evaluations.append((self.done, measures))
         if self.watch.patience is not None:
@@ -208,10 +234,14 @@ class Loop:
             self.watch.on_evaluation(self.done, measures)
 
     def _keep_best(self, measures: Measures) -> None:
-        """Keep what is trained, if it is the best so far."""
+        """Keep a copy of the trained tensors, if the evaluation is the best so far."""
         if self.watch.goal not in measures:
-            raise OptionError(f"no {self.watch.goal!r} is evaluated", fix=f"choose one of {', '.join(measures)}")
-        value = self.world.mean(measures[self.watch.goal], self.device)  # so that all processes decide alike
+            raise OptionError(
+                f"goal {self.watch.goal!r} is not among the measures that evaluate returned",
+                fix=f"choose one of {', '.join(measures)}",
+            )
+        # The mean, so that all processes decide alike.
+        value = self.world.mean(measures[self.watch.goal], self.device)
         if self.watch.better(value, self._best_value):
             self._best = {name: tensor.detach().clone() for name, tensor in trained_tensors(self.injection).items()}
             self._best_value, self.best_step, self._waited = value, self.done, 0
@@ -219,6 +249,7 @@ class Loop:
             self._waited += 1
 
     def _divergence_error(self, loss: float, norm: float) -> DivergenceError:
+        # All batches of the step are named, since the loss of a step is one number.
         many = self.course.accumulate * self.world.size
         first = self.done * many
         what = f"the loss is {loss}" if not isfinite(loss) else f"the loss is {loss:.4g} and its gradient {norm}"
@@ -230,37 +261,27 @@ class Loop:
         )
 
 
-def _optimiser(course: Course, groups: list[dict[str, Any]]) -> Optimizer:
-    if course.optimiser == "sgd":
-        return SGD(groups, lr=course.lr)
-    return AdamW(groups, lr=course.lr, weight_decay=course.weight_decay)
-
-
 def _loss_and_count(returned: Any) -> tuple[Tensor, float]:
-    """A loss and how many it is over, from what a function of a loss returned."""
+    """The loss and the number of its terms, from the return value of a loss function; 1 where it is a mean."""
     loss, over = returned if isinstance(returned, tuple) and len(returned) == 2 else (returned, 1)
     number = float(over) if isinstance(over, Tensor) and over.numel() == 1 else as_float(over)
     if not isinstance(loss, Tensor) or number is None:
         raise OptionError(
-            f"the loss is {reprlib.repr(returned)}, and no tensor",
-            fix="return a tensor of one number; or it and how many it is over",
+            f"the loss is {reprlib.repr(returned)}, which is not a tensor",
+            fix="return a tensor with one number, or a pair of it and the number of its terms",
         )
-    _check_loss(loss)
-    return loss, number
-
-
-def _check_loss(loss: Tensor) -> None:
     if loss.ndim:
         raise OptionError(f"the loss has the shape {tuple(loss.shape)}", fix="return one number: its mean, or its sum")
     if not loss.requires_grad:
         raise OptionError(
             "the loss depends on nothing that is trained", fix="compute it from the model's output, with gradients on"
         )
+    return loss, number
 
 
 @contextmanager
 def _training_mode(injection: Injection, *, base_dropout: bool) -> Iterator[None]:
-    """Training mode for the LoRA layers, so that their dropout works; for the model itself only if it is to drop."""
+    """Training mode for the LoRA layers, whose dropout it switches on; for the model only with ``base_dropout``."""
     with keep_modes(injection.model):
         injection.model.train(base_dropout)
         for layer in injection.layers.values():
@@ -270,7 +291,8 @@ def _training_mode(injection: Injection, *, base_dropout: bool) -> Iterator[None
 
 @contextmanager
 def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradients, and the model's own mode again; what is trained stays so, as shards need it."""
+    """Evaluation mode without gradients, and the model's own mode again after it."""
+    # Unlike in `frozen_evaluation` of core, what is trained keeps requires_grad, which shards need.
     with keep_modes(model), torch.no_grad():
         model.eval()
         yield
@@ -278,29 +300,23 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _own_generators(device: torch.device) -> Iterator[None]:
-    """The run's own random numbers: those of the caller are as they were, after it."""
+    """Restore the state of the caller's random number generators after the block."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         yield
 
 
-def _seed_of_step(seed: int, step: int, rank: int) -> int:
-    return int.from_bytes(sha256(f"dropout\0{seed}\0{step}\0{rank}".encode()).digest()[:7], "little")
-
-
-def _seed_generators(seed: int, device: torch.device) -> None:
-    """Seed the generators that a model on a device draws from, and those of no other device."""
+def _seed_generators(seed: int, step: int, rank: int, device: torch.device) -> None:
+    """Seed the generators that a model on a device draws from, and those of no other device, for one step."""
+    # A hash, since seed + step would give the steps of two runs the same dropout. 7 of its bytes, since torch takes a
+    # seed of at most 64 bits.
+    seed = int.from_bytes(sha256(f"dropout\0{seed}\0{step}\0{rank}".encode()).digest()[:7], "little")
+    # torch.manual_seed would seed all devices, also those that other code uses.
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         with torch.cuda.device(device):
             torch.cuda.manual_seed(seed)
     elif device.type == "mps":
         torch.mps.manual_seed(seed)
-
-
-def _full_scalar(tensor: Tensor) -> float:
-    """A scalar, put together where it is in shards."""
-    gathered = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-    return float(gathered)
 
 
 def _is_due(step: int, every: int) -> bool:

@@ -1,34 +1,36 @@
 """The methods of LoRA training, as data: one row each in `METHODS`."""
 
 from dataclasses import dataclass
-from typing import final
+from typing import Literal, final
 
 from loralens.core.names import row_named
 from loralens.core.scaling import Rule
+
+MethodName = Literal["lora", "rslora", "lora+", "dora", "pissa", "frozen-a"]
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class TrainingMethod:
-    """What sets one kind of LoRA training apart from another; everything else they share.
+    """What distinguishes one method of LoRA training from the others.
 
     Attributes
     ----------
     name, text, paper : str
-        What it is called, what it does in one line, and where it comes from.
+        The name of the method, what it does in one line, and the paper that describes it.
     rule : str
         How the scale follows from α and r.
     magnitude : bool
-        A trained length for every output: W' = m · (W + ΔW)/‖W + ΔW‖, see `loralens.training.dora`.
+        Whether every output has a trained length: W' = m · (W + ΔW)/‖W + ΔW‖, see `loralens.training.dora`.
     principal : bool
-        The pair begins as the leading directions of W, see `loralens.training.pissa`.
+        Whether the pair starts as the leading singular directions of W, see `loralens.training.pissa`.
     frozen : bool
-        The factor that is drawn (A; of embeddings B) stays as it was drawn.
+        Whether the factor that is drawn at random (A; for embeddings B) is not trained.
     ratio : float
-        Learning rate of B over that of A.
+        The learning rate of B divided by that of A.
     """
 
-    name: str
+    name: MethodName
     text: str
     paper: str
     rule: Rule = "alpha/r"
@@ -41,23 +43,28 @@ class TrainingMethod:
 METHODS: tuple[TrainingMethod, ...] = (
     TrainingMethod("lora", "W + (α/r)·B·A", "Hu et al. 2021, arXiv:2106.09685"),
     TrainingMethod("rslora", "the scale is α/√r", "Kalajdzievski 2023, arXiv:2312.03732", rule="alpha/sqrt(r)"),
+    # 2⁴ is the ratio that the paper suggests as a default.
     TrainingMethod("lora+", "B learns 16 times as fast as A", "Hayou et al. 2024, arXiv:2402.12354", ratio=16.0),
     TrainingMethod(
-        "dora", "the length of every output is trained apart", "Liu et al. 2024, arXiv:2402.09353", magnitude=True
+        "dora", "the length of every output is trained separately", "Liu et al. 2024, arXiv:2402.09353", magnitude=True
     ),
     TrainingMethod(
-        "pissa", "begins as the leading directions of W", "Meng et al. 2024, arXiv:2404.02948", principal=True
+        "pissa",
+        "the pair starts as the leading singular directions of W",
+        "Meng et al. 2024, arXiv:2404.02948",
+        principal=True,
     ),
     TrainingMethod("frozen-a", "only B is trained", "Zhang et al. 2023, arXiv:2308.03303", frozen=True),
 )
 
 
 def training_method(name: str) -> TrainingMethod:
-    """The row of that name.
+    """The row of a name.
 
     Raises
     ------
     OptionError
-        There is none.
+        There is no such method.
     """
+    # Python may pass anything; the error message quotes it.
     return row_named(name if isinstance(name, str) else repr(name), METHODS, "training method")

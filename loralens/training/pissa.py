@@ -1,10 +1,10 @@
-"""PiSSA: the pair begins as the leading directions of W, and what is frozen is the rest of W.
+"""PiSSA: the pair starts as the leading singular directions of W, and the rest of W is frozen.
 
 With W = U S Vᵀ, B₀ = U_r (S_r/scale)^½ and A₀ = (S_r/scale)^½ V_rᵀ, the trained weight is (W − scale·B₀A₀) + scale·B A.
 
-Here W stays as it is, and the first pair is taken off in the forward pass: W x + scale·(B A x − B₀ A₀ x). That costs
-one more pair of thin products; in return W is not rounded a second time, a tied weight keeps its tie, there is nothing
-to restore, and the result is a plain LoRA of rank 2r on the base as it was: B' = [B, −B₀], A' = [A; A₀].
+Here W stays as it is, and the first pair is subtracted in the forward pass: W x + scale·(B A x − B₀ A₀ x). That costs
+one more pair of thin products. In return W is not rounded a second time, a tied weight stays tied, nothing has to be
+restored, and the result is a plain LoRA of rank 2r on the original base: B' = [B, −B₀], A' = [A; A₀].
 """
 
 import torch
@@ -15,22 +15,23 @@ from loralens.training.initial import Pair
 
 @torch.no_grad()
 def principal_pair(W: Tensor, *, rank: int, scale: float) -> Pair:
-    """B₀ (out, r) and A₀ (r, in), scale·B₀A₀ the best approximation of W of that rank; float32, or float64 as W is.
+    """B₀ (out, r) and A₀ (r, in) such that scale·B₀A₀ is the best approximation of W of that rank.
 
-    The sign of every direction is such that the largest entry of its row of A₀ is positive. Costs one SVD of W in
-    float64: a second for 1024 × 1024.
+    Both are float32, or float64 if W is. The sign of every direction makes the largest entry of its row of A₀ positive.
+    The cost is one SVD of W in float64: about a second for 1024 × 1024.
     """
     U, s, Vh = torch.linalg.svd(W.double(), full_matrices=False)
     U, s, Vh = U[:, :rank], s[:rank], Vh[:rank]
     # An SVD leaves the signs open, and libraries choose them differently.
     largest = Vh.gather(1, Vh.abs().argmax(dim=1, keepdim=True))
     sign = torch.where(largest < 0, -1.0, 1.0)
+    # The singular values are divided evenly between the factors, as in the paper.
     root = torch.sqrt(s / scale)
     dtype = torch.float64 if W.dtype == torch.float64 else torch.float32
     B, A = U * (root * sign[:, 0]), root[:, None] * sign * Vh
-    return Pair(B.to(dtype).contiguous(), A.to(dtype).contiguous())  # FSDP shards no other
+    return Pair(B.to(dtype).contiguous(), A.to(dtype).contiguous())  # FSDP2 shards no other layout
 
 
 def difference(pair: Pair, start: Pair) -> Pair:
-    """B A − B₀ A₀ as one pair of rank 2r: [B, −B₀] and [A; A₀]; the same numbers, none rounded."""
+    """B A − B₀ A₀ as one pair of rank 2r: [B, −B₀] and [A; A₀], the same numbers without rounding."""
     return Pair(torch.cat([pair.B, -start.B], dim=1), torch.cat([pair.A, start.A]))

@@ -1,4 +1,4 @@
-"""Reads the trained layers of a model out as an `Adapter`."""
+"""Reads the trained layers of a model as an `Adapter`."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -18,9 +18,9 @@ from loralens.training.injection import Injection
 from loralens.training.layer import LoRALayer, TransposedLayer
 from loralens.training.pissa import difference
 
-PREFIX = "base_model.model."  # of every key in a PEFT file
+PREFIX = "base_model.model."  # of every key in a PEFT file: the names of its wrappers around the model
 
-__all__ = ["RECORD", "numpy_of", "read_injection", "record_of", "settings"]
+__all__ = ["RECORD", "full_tensor", "numpy_of", "read_injection", "record_of", "settings"]
 
 
 def read_injection(
@@ -30,27 +30,28 @@ def read_injection(
     task_type: str | None = None,
     training: Mapping[str, Any] | None = None,
 ) -> Adapter:
-    """The adapter as it stands now: a copy, which goes on training does not change.
+    """The adapter at this moment, as a copy that further training does not change.
 
-    ΔW is relative to the model as it was before the injection, for every method: of PiSSA's it is B A − B₀ A₀, as a
-    pair of rank 2r.
+    For every method ΔW is relative to the model before the injection. For PiSSA it is B A − B₀ A₀, as a pair of rank
+    2r. If the model is sharded, all processes must call this at the same time.
 
     Parameters
     ----------
     injection : Injection
     base_model : str, optional
-        What to call the base; by default what a transformers model says that it was loaded from.
+        The name of the base; by default the path or id from which a transformers model was loaded.
     task_type : str, optional
-        In PEFT's words, ``CAUSAL_LM``, ``SEQ_CLS`` …: which of its model classes loads the file by itself.
+        PEFT's name of the task, such as ``CAUSAL_LM`` or ``SEQ_CLS``, from which PEFT chooses the class that loads the
+        file.
     training : mapping, optional
-        More to be recorded about the run, as JSON holds it.
+        Further values for the record of the run, as JSON holds them.
 
     Returns
     -------
     Adapter
-        In the words of PEFT, and written as PEFT's where no other format is asked for. Magnitudes of DoRA have the
-        role ``magnitude``, heads the role ``saved``. The metadata has a record, `record_of`, with the method, the seed
-        and the digest of A₀.
+        With the names of PEFT, which is also the dialect in which it is written by default. The magnitudes of DoRA have
+        the role ``magnitude``, heads the role ``saved``. The metadata contains a record of the method, the seed and the
+        digest of A₀, which `record_of` reads.
     """
     extra = dict(_read_magnitudes(injection)) | dict(_read_heads(injection))
     digests = {"A0": combined_digest(injection.digests), "A0_of": dict(injection.digests)}
@@ -60,13 +61,14 @@ def read_injection(
         modules={name: _read_module(layer, injection) for name, layer in injection.layers.items()},
         extra=extra,
         config=_peft_config(injection, base, task_type),
+        # transformers refuses a safetensors file without the format. Sorted keys give equal runs equal bytes.
         metadata={"format": "pt", RECORD: json.dumps(record, sort_keys=True)},
         base_model=base,
     )
 
 
 def settings(injection: Injection) -> dict[str, Any]:
-    """What an injection was asked for, but for the places, as JSON holds it."""
+    """The arguments of an injection except for its targets and heads, as JSON holds them."""
     return {
         "method": injection.method.name,
         "rank": injection.rank,
@@ -78,11 +80,13 @@ def settings(injection: Injection) -> dict[str, Any]:
 
 
 def _read_module(layer: LoRALayer, injection: Injection) -> LowRank:
-    pair, scaling = Pair(_full_tensor(layer.B), _full_tensor(layer.A)), injection.scaling
+    pair, scaling = Pair(full_tensor(layer.B), full_tensor(layer.A)), injection.scaling
     if layer.B0 is not None and layer.A0 is not None:
-        pair = difference(pair, Pair(_full_tensor(layer.B0), _full_tensor(layer.A0)))
+        pair = difference(pair, Pair(full_tensor(layer.B0), full_tensor(layer.A0)))
+        # The rank doubles, so α doubles too, and the scale α/r stays.
         scaling = Scaling(scaling.rule, 2 * injection.alpha, 2 * injection.rank, scaling.origin)
         assert scaling.value == layer.scale
+    # Factors are stored 2-D whatever the layer; the writer needs its kind and kernel to restore the shape.
     layout = Layout(layer.kind, kernel=layer.kernel, transposed=isinstance(layer, TransposedLayer))
     return LowRank(numpy_of(pair.B), numpy_of(pair.A), layer.scale, scaling=scaling, layout=layout)
 
@@ -91,6 +95,7 @@ def _read_magnitudes(injection: Injection) -> Iterator[tuple[str, Extra]]:
     for name, layer in injection.layers.items():
         if layer.magnitude is not None:
             m = numpy_of(layer.magnitude)
+            # PEFT stores the magnitude of a convolution in the shape in which it multiplies the output.
             if layer.kernel:
                 m = m.reshape(1, -1, *(1 for _ in layer.kernel))
             yield f"{PREFIX}{name}.lora_magnitude_vector", Extra("magnitude", name, LazyArray.of(m))
@@ -104,14 +109,14 @@ def _read_heads(injection: Injection) -> Iterator[tuple[str, Extra]]:
 
 
 def _peft_config(injection: Injection, base: str | None, task_type: str | None) -> dict[str, Any]:
-    """The part of PEFT's configuration that tensors do not say; ranks, α and targets are the writer's."""
+    """The part of PEFT's configuration that does not follow from tensors; the writer adds ranks, α and targets."""
     return {
         "peft_type": "LORA",
         "task_type": task_type,
         "base_model_name_or_path": base,
         "bias": "none",
         "fan_in_fan_out": any(isinstance(layer, TransposedLayer) for layer in injection.layers.values()),
-        "inference_mode": True,
+        "inference_mode": True,  # PEFT loads the adapter frozen, as it does its own files
         "lora_dropout": injection.dropout,
         "modules_to_save": list(injection.heads) or None,
         "use_dora": injection.method.magnitude,
@@ -119,16 +124,17 @@ def _peft_config(injection: Injection, base: str | None, task_type: str | None) 
     }
 
 
-def _full_tensor(tensor: Tensor) -> Tensor:
-    """A tensor without its gradient; where it is in shards, put together, which all processes must do at once."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """A tensor without its gradient, gathered if it is sharded, which all processes must do at the same time."""
     gather = getattr(tensor, "full_tensor", None)
     gathered: Tensor = (gather() if gather else tensor).detach()
     return gathered
 
 
 def numpy_of(tensor: Tensor) -> Array:
-    """A copy of a tensor as NumPy has it, in its own dtype."""
-    copy = _full_tensor(tensor).cpu().clone().contiguous()
+    """A copy of a tensor as a NumPy array of the same dtype."""
+    copy = full_tensor(tensor).cpu().clone().contiguous()
+    # torch has no NumPy dtype for bfloat16, so that its bits are passed on as int16.
     if copy.dtype == torch.bfloat16:
         bits: Array = copy.view(torch.int16).numpy()
         return bits.view(ml_dtypes.bfloat16)

@@ -15,29 +15,28 @@ from loralens.training.injection import Injection
 from loralens.training.readout import numpy_of, settings
 
 FREE = ("checkpointing",)  # fields of a course that change no number
-# A run of another command differs in many fields; the first few say which it was.
-SAID = 3  # differences that a message names
-TRAINED, REMEMBERED, BEST = "trained.", "optimiser.", "best."
+# A run of another command differs in many fields, and the first few are enough to recognise it.
+NAMED = 3  # differences that a message names
+TRAINED, REMEMBERED, BEST = "trained.", "optimiser.", "best."  # prefixes of the names of tensors in a state
 
 
 def trained_tensors(injection: Injection) -> dict[str, Tensor]:
-    """Every tensor that training changes, by name: factors, magnitudes, and all that the heads hold."""
+    """Every tensor that training changes, by name: factors, magnitudes, and all tensors of the heads."""
     tensors: dict[str, Tensor] = {}
     for name, layer in injection.layers.items():
         tensors |= {
-            f"{name}.{own}": tensor
-            for own, tensor in layer.named_parameters(recurse=False)
-            if tensor is not None and tensor.requires_grad
+            f"{name}.{own}": tensor for own, tensor in layer.named_parameters(recurse=False) if tensor.requires_grad
         }
     for name, head in injection.heads.items():
+        # Buffers too: the running statistics of a head change in training.
         tensors |= {f"{name}.{own}": tensor for own, tensor in head.state_dict(keep_vars=True).items()}
     return tensors
 
 
 def run_identity(injection: Injection, course: Course, *, processes: int) -> dict[str, Any]:
-    """What a run is: all that its numbers follow from but the model, the batches and the loss, as JSON holds it.
+    """The values that decide about the numbers of a run, except for the model, the batches and the loss, as JSON.
 
-    The layers are not among it: a state's tensors have their names.
+    The adapted layers are not included: the tensors of a state have their names.
     """
     deciding = {name: value for name, value in course.record.items() if name not in FREE}
     return {**settings(injection), "heads": list(injection.heads), **deciding, "processes": processes}
@@ -52,7 +51,7 @@ def capture_state(
     record: Mapping[str, Any],
     run: Mapping[str, Any],
 ) -> State:
-    """The state of a run after a step. Where tensors are in shards, all processes must call this at once."""
+    """The state of a run after a step. If the model is sharded, all processes must call this at the same time."""
     tensors: dict[str, Array] = {}
     for name, tensor in trained_tensors(injection).items():
         tensors[TRAINED + name] = numpy_of(tensor)
@@ -66,12 +65,12 @@ def capture_state(
 def restore_state(
     injection: Injection, optimiser: Optimizer, state: State, *, run: Mapping[str, Any]
 ) -> dict[str, Tensor]:
-    """Put a state into a model and an optimiser as they are at the start of a run; the best so far is returned.
+    """Copy a state into the model and the optimiser of a new run, and return the best trained tensors so far.
 
     Raises
     ------
     MismatchError
-        It is the state of another run, or of other modules: what differs is named. Nothing has been changed then.
+        The state is of another run, or of other modules; the message names what differs. Nothing has been changed.
     """
     # All checks come before the first write, so that a refused state leaves the model as it was.
     _check_run(state.run, run)
@@ -79,7 +78,10 @@ def restore_state(
     stored_names = {name.removeprefix(TRAINED) for name in state.tensors if name.startswith(TRAINED)}
     if set(tensors) != stored_names:
         odd = min(set(tensors) ^ stored_names)
-        raise MismatchError(f"the state is of another run: {odd} is in one of them only", fix="go on with its own")
+        raise MismatchError(
+            f"the state is of another run: {odd} is in one of them only",
+            fix="resume with the state of this run, or leave the state out",
+        )
     for name, tensor in tensors.items():
         _check_shape(tensor, state.tensors[TRAINED + name], name)
     optimised = {parameter for group in optimiser.param_groups for parameter in group["params"]}
@@ -88,19 +90,23 @@ def restore_state(
         begin = f"{REMEMBERED}{name}."
         own = {key.removeprefix(begin): value for key, value in state.tensors.items() if key.startswith(begin)}
         if own and tensor in optimised:
-            optimiser.state[tensor] = {key: _optimiser_tensor(tensor, key, value) for key, value in own.items()}
+            optimiser.state[tensor] = {
+                # torch's optimisers keep the count of steps on the CPU, and the moments with the weight.
+                key: torch.from_numpy(value.copy()) if key == "step" else _tensor_like(tensor, value)
+                for key, value in own.items()
+            }
     best = {name.removeprefix(BEST): value for name, value in state.tensors.items() if name.startswith(BEST)}
     return {name: _tensor_like(tensors[name], value) for name, value in best.items()}
 
 
 @torch.no_grad()
 def overwrite(tensor: Tensor, array: "Array | Tensor", name: str) -> None:
-    """Overwrite a tensor, in shards or not, by a whole array.
+    """Overwrite a tensor, which may be sharded, with a whole array.
 
     Raises
     ------
     MismatchError
-        They have not one shape.
+        The shapes differ.
     """
     _check_shape(tensor, array, name)
     tensor.copy_(array if isinstance(array, Tensor) else _tensor_like(tensor, array))
@@ -109,11 +115,11 @@ def overwrite(tensor: Tensor, array: "Array | Tensor", name: str) -> None:
 def _check_run(stored: Mapping[str, Any], current: Mapping[str, Any]) -> None:
     other = [name for name in {**current, **stored} if stored.get(name) != current.get(name)]
     if other:
-        differences = [f"{name} is {stored.get(name)!r} there, {current.get(name)!r} here" for name in other[:SAID]]
-        and_more = f"; and {len(other) - SAID} more" if len(other) > SAID else ""
+        differences = [f"{name} is {stored.get(name)!r} there, {current.get(name)!r} here" for name in other[:NAMED]]
+        and_more = f"; and {len(other) - NAMED} more" if len(other) > NAMED else ""
         raise MismatchError(
             f"the state is of another run: {'; '.join(differences)}{and_more}",
-            fix="go on with the same options, or begin a new run: leave the state out",
+            fix="resume with the same options, or leave the state out to begin a new run",
         )
 
 
@@ -121,21 +127,16 @@ def _check_shape(tensor: Tensor, array: "Array | Tensor", name: str) -> None:
     if tuple(tensor.shape) != tuple(array.shape):
         raise MismatchError(
             f"the state is of another run: {name} is {tuple(array.shape)} there, {tuple(tensor.shape)} here",
-            fix="go on with its own, or begin a new one",
+            fix="resume with the state of this run, or leave the state out to begin a new one",
         )
 
 
-def _optimiser_tensor(tensor: Tensor, name: str, array: Array) -> Tensor:
-    """A tensor of the optimiser: beside its parameter, but for the count of steps, which stays on the CPU."""
-    return torch.from_numpy(array.copy()) if name == "step" else _tensor_like(tensor, array)
-
-
 def _tensor_like(tensor: Tensor, array: Array) -> Tensor:
-    """An array as a tensor on the device of another, in shards where that is."""
-    if array.dtype.name == "bfloat16":
-        values = torch.from_numpy(array.view("int16").copy()).view(torch.bfloat16)
-    else:
-        values = torch.from_numpy(array.copy())
+    """An array as a tensor on the device of another one, sharded if that is."""
+    # torch does not know ml_dtypes, so that bits are passed on as int16; and it takes no read-only memory.
+    is_bfloat16 = array.dtype.name == "bfloat16"
+    values = torch.from_numpy((array.view("int16") if is_bfloat16 else array).copy())
+    values = values.view(torch.bfloat16) if is_bfloat16 else values
     mesh = getattr(tensor, "device_mesh", None)
     if mesh is None:
         return values.to(tensor.device)

@@ -1,4 +1,4 @@
-"""Chooses the layers that are adapted, by glob or as "all-linear", and the LoRA layer for each."""
+"""Chooses the layers that are adapted, by glob or as "all-linear", and the class of LoRA layer for each."""
 
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +13,7 @@ from loralens.training.layer import LinearLayer, LoRALayer, TransposedLayer
 
 ALL_LINEAR = "all-linear"
 
+# None of these classes is a subclass of another, so that the order does not matter.
 LAYERS: Mapping[type[nn.Module], type[LoRALayer]] = {
     nn.Linear: LinearLayer,
     nn.Conv1d: ConvLayer,
@@ -20,32 +21,36 @@ LAYERS: Mapping[type[nn.Module], type[LoRALayer]] = {
     nn.Conv3d: ConvLayer,
     nn.Embedding: EmbeddingLayer,
 }
-TRANSPOSED = "Conv1D"  # transformers' own, known by its name and shape, so that transformers is not imported
+TRANSPOSED = "Conv1D"  # of transformers; recognised by name and shape, so that transformers is not imported
 
 
 def choose_layers(
     model: nn.Module, targets: str | Sequence[str], *, heads: Sequence[str] = ()
 ) -> dict[str, type[LoRALayer]]:
-    """Name → kind of LoRA layer for every layer that ``targets`` means, in natural order.
+    """The names of the layers to adapt, in natural order, each with its class of LoRA layer.
 
     Parameters
     ----------
     model : nn.Module
     targets : str or sequence of str
-        Globs as those of `loralens.core.names.select`: ``q_proj`` is every layer of that kind. ``all-linear``: every
-        linear layer but the output embedding, which maps to the vocabulary.
+        Globs as in `loralens.core.names.select`: ``q_proj`` means every layer of that kind. ``all-linear`` means every
+        linear layer except for the output embedding, which maps to the vocabulary.
     heads : sequence of str
-        Modules that are trained in full: nothing in them is meant by ``all-linear``, and nothing may be adapted.
+        Modules that are trained in full. ``all-linear`` leaves out the layers in them, and no glob may match one.
 
     Raises
     ------
     OptionError
-        A glob is no text, matches nothing (the message holds the nearest names), or something that cannot be adapted.
+        A glob is not a string, matches nothing (the message has the nearest names), or matches something that cannot be
+        adapted.
     """
     named = dict(model.named_modules())
+    # The model itself has the empty name; a layer can only be replaced inside a parent.
     fitting = {name: layer_class for name, layer in named.items() if name and (layer_class := layer_class_for(layer))}
     if targets == ALL_LINEAR:
-        head = _output_embedding(model)
+        # A method of transformers models. The output embedding is large, and often tied to the input embedding.
+        output_embedding = getattr(model, "get_output_embeddings", None)
+        head = output_embedding() if callable(output_embedding) else None
         names = [
             name
             for name, layer_class in fitting.items()
@@ -56,28 +61,30 @@ def choose_layers(
     else:
         globs = glob_list(targets, "targets")
         if not globs:
-            raise OptionError("no targets are given", fix=f"give globs over module names, or {ALL_LINEAR!r}")
+            raise OptionError("no targets are given", fix=f"give globs for module names, or {ALL_LINEAR!r}")
         names = _select_layers(named, fitting, globs)
     for name in names:
         if _is_within(name, heads):
-            raise OptionError(f"{name} cannot be both adapted and trained in full", fix="name it once")
+            raise OptionError(
+                f"{name} cannot be both adapted and trained in full", fix="name it among the targets or the heads only"
+            )
     return {name: fitting[name] for name in sorted(names, key=natural_key)}
 
 
 def choose_heads(model: nn.Module, globs: str | Sequence[str]) -> list[str]:
-    """The outermost modules that globs match, to be trained in full.
+    """The names of the outermost modules that match the globs, which are trained in full.
 
     Raises
     ------
     OptionError
-        A glob matches nothing, or is no text; or a parameter of a head is also one of a module that is none (tied
-        weights).
+        A glob matches nothing, or is not a string; or a parameter of a head is tied to one of a module that is no head.
     """
     globs = glob_list(globs or (), "heads")
     if not globs:
         return []
     matches = select([name for name, _ in model.named_modules() if name], globs)
     tops = [name for name in matches if not any(name.startswith(f"{other}.") for other in matches)]
+    # With duplicates, since a tied parameter has a name in both modules.
     everywhere = list(model.named_parameters(remove_duplicate=False))
     trained = {id(parameter): name for name, parameter in everywhere if _is_within(name, tops)}
     for name, parameter in everywhere:
@@ -90,29 +97,32 @@ def choose_heads(model: nn.Module, globs: str | Sequence[str]) -> list[str]:
 
 
 def layer_class_for(layer: nn.Module) -> type[LoRALayer] | None:
-    """The LoRA layer for a layer; None where its update would be no low-rank update of a weight that it multiplies by.
+    """The class of LoRA layer for a layer; None if a pair could not be a low-rank update of the weight of the layer.
 
-    Not adapted: grouped convolutions (PEFT's pair for them is no update of their weight), embeddings with a
-    ``max_norm`` (they change their weight as they are called), the ``out_proj`` of ``nn.MultiheadAttention`` (which is
-    never called), weights that are not floating point, and classes that merely have the name of a layer of torch.
+    These are not adapted: grouped convolutions, for which PEFT's pair is not an update of the weight; embeddings with a
+    ``max_norm``, which change their weight when they are called; the ``out_proj`` of ``nn.MultiheadAttention``, which
+    is never called; weights that are not floating point; and classes that only have the name of a layer of torch.
     """
     weight = getattr(layer, "weight", None)
-    if not isinstance(weight, Tensor) or not weight.is_floating_point():  # of a ParametrizationList, "weight" is none
+    # The attribute "weight" of a ParametrizationList is a module, not a tensor.
+    if not isinstance(weight, Tensor) or not weight.is_floating_point():
         return None
-    if "NonDynamicallyQuantizableLinear" in _class_names(layer) or getattr(layer, "groups", 1) != 1:
+    class_names = {base.__name__ for base in type(layer).__mro__}
+    # torch's class of the out_proj; attention passes its weight to a function.
+    if "NonDynamicallyQuantizableLinear" in class_names or getattr(layer, "groups", 1) != 1:
         return None
     if isinstance(layer, nn.Embedding) and layer.max_norm is not None:
         return None
     # nf is the width of the output: it tells transformers' Conv1D from another class of that name.
-    if TRANSPOSED in _class_names(layer) and weight.ndim == 2 and weight.shape[1] == getattr(layer, "nf", None):
+    if TRANSPOSED in class_names and weight.ndim == 2 and weight.shape[1] == getattr(layer, "nf", None):
         return TransposedLayer
-    return next((found for known, found in LAYERS.items() if isinstance(layer, known)), None)
+    return next((lora_class for torch_class, lora_class in LAYERS.items() if isinstance(layer, torch_class)), None)
 
 
 def warn_of_doubles(model: nn.Module, named: Mapping[str, nn.Module]) -> None:
-    """Warn of layers that stand in several places, which PEFT would adapt in the first of them alone.
+    """Warn of layers that are in several places of the model, of which PEFT would adapt only the first.
 
-    A layer inside a module that stands in several places is in one place itself.
+    A layer inside a module that is in several places is itself in one place only.
     """
     names = {id(layer): name for name, layer in named.items()}
     for parent, module in model.named_modules():
@@ -128,21 +138,21 @@ def warn_of_doubles(model: nn.Module, named: Mapping[str, nn.Module]) -> None:
 
 
 def glob_list(globs: str | Iterable[str], name: str) -> list[str]:
-    """Globs as a list: one text is one glob.
+    """Globs as a list, where a single string is one glob.
 
     Raises
     ------
     OptionError
-        They are no texts.
+        A glob is not a string.
     """
     listed = [globs] if isinstance(globs, str) else list(globs) if isinstance(globs, Iterable) else [globs]
     if not all(isinstance(glob, str) for glob in listed):
-        raise OptionError(f"{name} {globs!r} are no texts", fix='give globs over module names: ["q_proj", "v_proj"]')
+        raise OptionError(f"{name} {globs!r} are not strings", fix='give globs for module names: ["q_proj", "v_proj"]')
     return listed
 
 
 def _select_layers(named: Mapping[str, nn.Module], fitting: Mapping[str, object], globs: Sequence[str]) -> list[str]:
-    """The names that globs match; where one matches only what does not fit, that is said."""
+    """The names that match the globs; an error names a module that is the only match and cannot be adapted."""
     for glob in globs:
         unfit_names = [] if _matching_names(fitting, glob) else _matching_names((name for name in named if name), glob)
         if unfit_names:
@@ -154,36 +164,26 @@ def _select_layers(named: Mapping[str, nn.Module], fitting: Mapping[str, object]
     return select(fitting, globs)
 
 
-def _class_names(layer: nn.Module) -> set[str]:
-    """The names of what a layer is an instance of."""
-    return {base.__name__ for base in type(layer).__mro__}
-
-
 def _describe_layer(layer: nn.Module) -> str:
-    """The class of a layer that does not fit, and what it is about it."""
+    """The class of a layer that cannot be adapted, and the reason if it is not the class."""
     kind = type(layer)
     if getattr(layer, "groups", 1) != 1:
         return f"a {kind.__name__} of {layer.groups} groups"
     if isinstance(layer, nn.Embedding) and layer.max_norm is not None:
-        return "an Embedding with a max_norm, so that its weight changes as it is called"
+        return "an Embedding with a max_norm, so that its weight changes when it is called"
+    # With its module, where the bare name would be that of a layer which can be adapted.
     alike = kind.__name__ in {TRANSPOSED, *(known.__name__ for known in LAYERS)}
     return f"a {kind.__module__}.{kind.__qualname__}" if alike else f"a {kind.__name__}"
 
 
 def _matching_names(names: Iterable[str], glob: str) -> list[str]:
-    """The names that match; none is no error."""
+    """The names that match, which may be none."""
     try:
         return select(names, [glob])
     except OptionError:
         return []
 
 
-def _output_embedding(model: nn.Module) -> nn.Module | None:
-    """The output embedding of a transformers model."""
-    get = getattr(model, "get_output_embeddings", None)
-    return get() if callable(get) else None
-
-
 def _is_within(name: str, modules: Sequence[str]) -> bool:
-    """Whether a module is one of some, or inside one."""
+    """Whether a module is one of ``modules`` or inside one of them."""
     return any(f"{name}.".startswith(f"{module}.") for module in modules)

@@ -1,4 +1,4 @@
-"""Tasks on texts: their batches, their losses and their evaluation; one row each in `TASKS`."""
+"""Tasks on texts: their batches, losses and evaluations; one row each in `TASKS`."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,30 +17,32 @@ from loralens.training.watch import Measures
 
 Batch = dict[str, Tensor]
 Order = Callable[[int], Sequence[int]]  # batch number → the examples in it
-Draws = Callable[[int], np.random.Generator]  # row of a batch → what is drawn for it
-# The value that cross_entropy of torch and the models of transformers ignore by default.
-IGNORED = -100  # the label of a position that nothing is learned from
-# BERT's shares (Devlin et al. 2018, §3.1): 15 % are asked for, and 80/10/10 % of these shown as mask, random token,
-# themselves.
-MASKED = 0.15  # part of the tokens that masked language modelling asks for
-REPLACED, RANDOM = 0.8, 0.1  # of those, shown as the mask, and as any token; the rest is shown as it is
+Draws = Callable[[int], np.random.Generator]  # row of a batch → the generator for its random numbers
+# The label of a position that is not predicted: cross_entropy of torch and the models of transformers ignore this value
+# by default.
+IGNORED = -100
+# The shares of BERT (Devlin et al. 2018, §3.1).
+MASKED = 0.15  # of the tokens, which masked language modelling predicts
+REPLACED, RANDOM = 0.8, 0.1  # of those, replaced by the mask and by a random token; the others are shown unchanged
+# exp(710) is above the largest float64, and a perplexity of 1e304 says as much as an infinite one.
+LARGEST_LOSS = 700.0
 
 
 @final
 @dataclass(frozen=True, slots=True, eq=False)
 class Examples:
-    """Texts as numbers of tokens.
+    """Texts as lists of token numbers.
 
     Attributes
     ----------
     pad : int
-        The token that fills up short texts.
+        The token that fills up the shorter texts of a batch.
     mask : int, optional
-        For masked language modelling: the token that stands for a hidden one.
+        The token that replaces a hidden one, for masked language modelling.
     vocabulary : int
-        How many tokens there are.
+        The number of different tokens.
     special : frozenset of int
-        Tokens that are never hidden.
+        The tokens that are never hidden.
     """
 
     tokens: Sequence[list[int]]
@@ -54,8 +56,12 @@ class Examples:
         return len(self.tokens)
 
     def batch(self, chosen: Sequence[int]) -> Batch:
-        """Some examples, padded on the right to the longest: ids and mask (batch, length), labels (batch,) if any."""
+        """The chosen examples, padded on the right to the longest.
+
+        ``input_ids`` and ``attention_mask`` have the shape (batch, length), ``labels``, if there are any, (batch,).
+        """
         part = [self.tokens[i] for i in chosen]
+        # On the right, so that the positions of a text do not depend on the other texts.
         ids = torch.full((len(part), max(map(len, part))), self.pad)
         attention = torch.zeros_like(ids)
         for row, tokens in enumerate(part):
@@ -65,7 +71,7 @@ class Examples:
 
 
 def encode_texts(tokenizer: Any, texts: Sequence[str], *, length: int, labels: Sequence[int] | None = None) -> Examples:
-    """Texts through a transformers tokenizer, cut to ``length`` tokens.
+    """Texts as the tokens of a transformers tokenizer, cut to ``length`` tokens.
 
     Raises
     ------
@@ -75,7 +81,8 @@ def encode_texts(tokenizer: Any, texts: Sequence[str], *, length: int, labels: S
     tokens = tokenizer(list(texts), truncation=True, max_length=length, padding=False)["input_ids"]
     for number, row in enumerate(tokens, start=1):
         if not row:
-            raise OptionError(f"text {number} has no tokens: {texts[number - 1][:40]!r}", fix="take it out")
+            # A model cannot run on it, and 40 characters are enough to recognise the text.
+            raise OptionError(f"text {number} has no tokens: {texts[number - 1][:40]!r}", fix="remove this text")
     return Examples(
         tokens,
         tokenizer.pad_token_id,
@@ -89,20 +96,20 @@ def encode_texts(tokenizer: Any, texts: Sequence[str], *, length: int, labels: S
 @final
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What a model is trained for.
+    """A task for which a model is trained.
 
     Attributes
     ----------
     head : str
-        The class of transformers that loads a model for it.
+        The class of transformers that loads a model for the task.
     task_type : str or None
-        What PEFT calls it.
+        PEFT's name of the task.
     labelled : bool
         Whether every text needs a label.
     draw : callable
-        From examples, chosen numbers of them and a generator for every row to a batch.
+        Makes a batch from examples, the numbers of the chosen ones, and a random generator for every row.
     predict : callable
-        From model and batch to logits (n, classes) and what was asked for (n,).
+        Takes a model and a batch, and returns logits (n, classes) and targets (n,).
     """
 
     name: str
@@ -114,21 +121,22 @@ class Task:
     predict: Callable[[nn.Module, Batch], tuple[Tensor, Tensor]]
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
-        """Σ −ln p of what was asked for, and how many were: for `loralens.training.fit`."""
+        """The sum of −ln p over the targets, and their number, as `loralens.training.fit` expects them."""
         logits, labels = self.predict(model, batch)
-        return cross_entropy(_in_float32(logits), labels, reduction="sum"), len(labels)
+        # A sum, so that every token of a step has the same weight, whatever batch it is in.
+        return cross_entropy(_at_least_float32(logits), labels, reduction="sum"), len(labels)
 
     def predicts_any(self, examples: Examples) -> bool:
-        """Whether there is anything to ask for in any of the examples: a token that may be hidden, where some are."""
+        """Whether any example has a token to predict; in masked language modelling one that may be hidden."""
         if self.draw is not _draw_masked_batch:
             return True
         return any(not examples.special.issuperset(tokens) for tokens in examples.tokens)
 
     def batches(self, examples: Examples, order: Order, *, seed: int) -> Callable[[int], Batch]:
-        """Batch number → batch, for `loralens.training.fit`.
+        """A function from the number of a batch to the batch, for `loralens.training.fit`.
 
-        What is drawn for a text depends on the seed and on its place in the order alone, not on how that is cut into
-        batches; all batches have as many texts as this one.
+        The random numbers for a text depend only on the seed and on its place in the order, not on how the order is
+        divided into batches. All batches must have the same number of texts.
         """
 
         def batch(number: int) -> Batch:
@@ -140,10 +148,10 @@ class Task:
     def evaluation(
         self, examples: Examples, *, size: int, seed: int = 0, step: Callable[[int], None] | None = None
     ) -> Callable[[nn.Module], Measures]:
-        """From a model to ``loss``, ``accuracy`` and, of language, ``perplexity`` over all examples.
+        """A function from a model to ``loss``, ``accuracy`` and, for language models, ``perplexity`` over all examples.
 
-        All of them are NaN where nothing is asked: no text has a second token, or none of their tokens was hidden.
-        ``step`` is told how many examples the model has seen, ``size`` at a time.
+        All are NaN if there is nothing to predict: no text has a second token, or no token was hidden. ``step`` is
+        called with the number of examples after every batch of ``size``.
         """
 
         def evaluate(model: nn.Module) -> Measures:
@@ -152,16 +160,17 @@ class Task:
                 chosen = range(start, min(start + size, len(examples)))
                 batch = move_batch(self.draw(examples, chosen, _generators(seed, start)), device)
                 logits, labels = self.predict(model, batch)
-                logits = _in_float32(logits)
+                logits = _at_least_float32(logits)
                 right = (logits.argmax(-1) == labels).sum()
+                # Summed in float64 by NumPy.
                 sums += float(cross_entropy(logits, labels, reduction="sum")), float(right)
                 count += len(labels)
                 if step:
                     step(len(chosen))
-            # NaN instead of 0/0 where no token was asked for.
+            # NaN instead of 0/0 if there was no token to predict.
             loss, accuracy = (sums / count).tolist() if count else (nan, nan)
             measures = {"loss": loss, "accuracy": accuracy}
-            return measures if self.labelled else measures | {"perplexity": exp(min(loss, 700.0))}
+            return measures if self.labelled else measures | {"perplexity": exp(min(loss, LARGEST_LOSS))}
 
         return evaluate
 
@@ -172,17 +181,20 @@ def _draw_batch(examples: Examples, chosen: Sequence[int], draws: Draws) -> Batc
 
 
 def _draw_masked_batch(examples: Examples, chosen: Sequence[int], draws: Draws) -> Batch:
-    """Hide tokens: labels hold what was there, `IGNORED` elsewhere (Devlin et al. 2018, §3.1)."""
+    """A batch with hidden tokens: the labels are the original tokens there, and `IGNORED` elsewhere."""
     if examples.mask is None:
         raise OptionError(
-            "the tokenizer has no token that stands for a hidden one",
+            "the tokenizer has no mask token, which replaces hidden tokens",
             fix="set mask_token in its tokenizer_config.json, or choose another task",
         )
     batch = examples.batch(chosen)
+    # A NumPy view of the tensor, so that writing into it changes the batch.
     ids, labels = batch["input_ids"].numpy(), np.full(batch["input_ids"].shape, IGNORED)
     for row, number in enumerate(chosen):
         tokens, generator = np.asarray(examples.tokens[number]), draws(row)
+        # All numbers are drawn for every token, so that they do not depend on which tokens are special.
         whether, how = generator.random((2, len(tokens)))
+        # At least 1, since NumPy refuses an empty range; examples made by hand may leave the size out.
         other = generator.integers(0, max(examples.vocabulary, 1), len(tokens))
         hidden = (whether < MASKED) & ~np.isin(tokens, list(examples.special))
         shown = np.where(how < REPLACED, examples.mask, np.where(how < REPLACED + RANDOM, other, tokens))
@@ -191,12 +203,13 @@ def _draw_masked_batch(examples: Examples, chosen: Sequence[int], draws: Draws) 
     return batch | {"labels": torch.from_numpy(labels)}
 
 
-def _in_float32(logits: Tensor) -> Tensor:
-    """Logits in float32, or in float64 as they are."""
+def _at_least_float32(logits: Tensor) -> Tensor:
+    """The logits in float32, or in float64 if they are: in 16 bits a log-softmax loses its small differences."""
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def _without_labels(batch: Batch) -> Batch:
+    # With labels, transformers would compute a loss of its own: the mean over a batch.
     return {name: tensor for name, tensor in batch.items() if name != "labels"}
 
 
@@ -205,8 +218,9 @@ def _classify(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def _predict_next_tokens(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Logits and tokens of every position that is no padding, but the first."""
+    """The logits and tokens of every position but the first, without padding."""
     is_predicted = batch["attention_mask"][:, 1:].bool()
+    # The logits at a position are those of the next token. A cache of keys and values would be of no use.
     logits = model(**_without_labels(batch), use_cache=False).logits[:, :-1]
     return logits[is_predicted], batch["input_ids"][:, 1:][is_predicted]
 
@@ -217,7 +231,7 @@ def _predict_hidden_tokens(model: nn.Module, batch: Batch) -> tuple[Tensor, Tens
 
 
 def _generators(seed: int, first: int) -> Draws:
-    """For every row a generator of its own, by its place in the whole order."""
+    """A generator for every row of a batch, whose key is the place of the row in the whole order."""
     return lambda row: np.random.Generator(np.random.Philox(key=[seed % 2**64, first + row]))
 
 
@@ -244,7 +258,7 @@ TASKS: tuple[Task, ...] = (
         "masked-lm",
         "hidden tokens from those around them",
         head="AutoModelForMaskedLM",
-        task_type=None,
+        task_type=None,  # PEFT has no class for it
         labelled=False,
         draw=_draw_masked_batch,
         predict=_predict_hidden_tokens,
@@ -253,11 +267,11 @@ TASKS: tuple[Task, ...] = (
 
 
 def task_named(name: str) -> Task:
-    """The row of that name.
+    """The row of a name.
 
     Raises
     ------
     OptionError
-        There is none.
+        There is no such task.
     """
     return row_named(name, TASKS, "task")

@@ -1,7 +1,8 @@
-"""The functions that a run calls on the way, to evaluate, keep and save; the run itself neither prints nor writes."""
+"""The functions that a run calls during training. The run itself neither prints nor writes anything."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import isnan
 from typing import NamedTuple, final
 
 from torch import nn
@@ -11,15 +12,16 @@ from loralens.core.training import State
 from loralens.errors import OptionError
 from loralens.training.number import as_int
 
-FALLING = ("loss", "perplexity")  # of these, less is better; of all other measures, more
+# Every other measure, such as an accuracy, is better if it is larger.
+FALLING = ("loss", "perplexity")
 
 
 class Step(NamedTuple):
-    """One update.
+    """One update of the parameters.
 
-    ``number`` counts from 1; ``loss`` is the mean over the step's batches, before the update; ``lr`` is the course's
-    learning rate; ``norm`` is that of the gradient before it was clipped; ``size`` says how many tokens (where a batch
-    has an attention mask) or examples went in, on all processes, and ``seconds`` how long it took.
+    ``number`` counts from 1. ``loss`` is the mean over the batches of the step before the update, ``lr`` the learning
+    rate of the course, ``norm`` the norm of the gradient before it was clipped. ``size`` is the number of tokens (of
+    examples, if batches have no attention mask) on all processes, and ``seconds`` the duration of the step.
     """
 
     number: int
@@ -30,31 +32,36 @@ class Step(NamedTuple):
     seconds: float
 
 
-Measures = Mapping[str, float]  # loss, accuracy, perplexity … of held-out data
+Measures = Mapping[str, float]  # the loss, accuracy, perplexity … of held-out data
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """What is called on the way, each every so many steps; 0: never. With several processes, the first one alone calls.
+    """Functions that a run calls every so many steps; 0 means never. Of several processes only the first calls them.
 
     Attributes
     ----------
     on_step : callable, optional
-        Of a `Step`.
+        Called with the `Step` after every step.
     evaluate : callable, optional
-        From the model to measures by name; called before the first step and after the last as well, in evaluation
-        mode, without gradients, and by every process.
+        Takes the model and returns measures by name. It is also called before the first and after the last step, in
+        evaluation mode and without gradients, and by every process.
     on_evaluation : callable, optional
-        Of the number of steps done, and the measures.
+        Called with the number of steps done and the measures.
     patience : int, optional
-        Stop after so many evaluations in a row that were not better than the best, and keep the best.
+        The number of evaluations in a row without an improvement after which the run stops and returns to the best.
     goal : str
-        The measure that says what is better.
+        The measure that decides what is an improvement.
     snapshot : callable, optional
-        Of the number of steps done, and the adapter as it then is.
+        Called with the number of steps done and the adapter at that step.
     save : callable, optional
-        Of the `State`, which a run can go on from.
+        Called with the `State`, from which a run can be resumed.
+
+    Raises
+    ------
+    OptionError
+        A number of steps is not a whole number; there is a ``patience`` without evaluations during training.
     """
 
     on_step: Callable[[Step], None] | None = None
@@ -69,26 +76,25 @@ class Watch:
     save_every: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("evaluate_every", "snapshot_every", "save_every"):
-            self._check_count(name)
-        if self.patience is not None:
-            self._check_count("patience")
+        counts = ("evaluate_every", "snapshot_every", "save_every")
+        for name in (*counts, *(["patience"] if self.patience is not None else [])):
+            value = getattr(self, name)
+            number = as_int(value)
+            if number is None or number < 0:
+                raise OptionError(
+                    f"{name} {value!r} is not a whole number of 0 or more", fix="give 1, 2 …, or 0 for never"
+                )
+            object.__setattr__(self, name, number)  # the dataclass is frozen, and NumPy's numbers become Python's
+        # The first and the last evaluation alone would come too late to stop anything.
         if self.patience is not None and (self.evaluate is None or self.evaluate_every < 1 or self.patience < 1):
             raise OptionError(
-                "stopping early needs evaluations on the way, and a patience of 1 or more",
+                "patience needs evaluations during training, and has to be 1 or more",
                 fix="give evaluate and evaluate_every, or leave patience out",
             )
 
-    def _check_count(self, name: str) -> None:
-        """Make a count Python's own; refuse what is none."""
-        value = getattr(self, name)
-        number = as_int(value)
-        if number is None or number < 0:
-            raise OptionError(f"{name} {value!r} is no whole number from 0 on", fix="give 1, 2 …, or 0 for never")
-        object.__setattr__(self, name, number)
-
     def better(self, value: float, best: float | None) -> bool:
-        """Whether a value of the goal is better than the best so far; NaN is not."""
+        """Whether a value of the goal is better than the best so far; NaN never is."""
         if best is None:
-            return value == value
+            return not isnan(value)
+        # Strictly better, so that patience ends also if the measure stays the same.
         return value < best if self.goal in FALLING else value > best

@@ -21,14 +21,14 @@ T = TypeVar("T")
 @final
 @dataclass(frozen=True, slots=True)
 class World:
-    """One process among those that train together.
+    """One process of those that train together.
 
     Attributes
     ----------
     rank, size : int
-        The number of this process from 0 on, and how many there are.
+        The number of this process, counted from 0, and the number of processes.
     shard : bool
-        Whether the model lies in shards over all of them (FSDP2) instead of being whole in each (DDP).
+        Whether the model is divided among all processes (FSDP2) instead of being whole in each (DDP).
     """
 
     rank: int = 0
@@ -37,31 +37,32 @@ class World:
 
     @classmethod
     def current(cls, *, shard: bool = False) -> "World":
-        """The world that torch.distributed has been initialised with, or this process alone.
+        """The processes that torch.distributed has been initialised with, or this process alone.
 
         Raises
         ------
         OptionError
-            Shards are wanted, and there is no process group to lay them over.
+            ``shard`` is True, but there is no process group.
         """
         if dist.is_available() and dist.is_initialized():
             return cls(dist.get_rank(), dist.get_world_size(), shard)
         if shard:
             raise OptionError(
-                "one process cannot hold a model in shards", fix="start it by torchrun --nproc-per-node N -m …"
+                "a model cannot be sharded in a single process", fix="start it by torchrun --nproc-per-node N -m …"
             )
         return cls()
 
     @property
     def main(self) -> bool:
-        """Whether this process is the one that writes and speaks."""
+        """Whether this process is the first, which alone writes files and messages."""
         return self.rank == 0
 
     def wrapped(self, model: nn.Module) -> nn.Module:
-        """The model as it is called in training. With shards it is changed in place, block by block."""
+        """The model as it is called in training. With ``shard`` it is changed in place, block by block."""
         if self.shard:
             from torch.distributed.fsdp import fully_shard
 
+            # Blocks first: what is left for the model itself is then gathered as one more unit.
             for block in repeated_blocks(model):
                 fully_shard(block)
             fully_shard(model)
@@ -70,14 +71,15 @@ class World:
             return model
         device = next(model.parameters()).device
         parallel = nn.parallel.DistributedDataParallel
-        parameters = signature(parallel.__init__).parameters  # buffers are the same everywhere, and stay so
-        still: dict[str, Any] = {
-            "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers": False
-        }
-        return parallel(model, device_ids=[device] if device.type == "cuda" else None, **still)
+        # Buffers are equal in all processes and do not change, so that synchronising them would be lost time. Newer
+        # releases of torch have another name for the option, and warn of the old one.
+        parameters = signature(parallel.__init__).parameters
+        name = "forward_sync_buffers" if "forward_sync_buffers" in parameters else "broadcast_buffers"
+        options: dict[str, Any] = {name: False}
+        return parallel(model, device_ids=[device] if device.type == "cuda" else None, **options)
 
     def gathering(self, model: nn.Module, *, last: bool) -> AbstractContextManager[Any]:
-        """Around one batch of a step: gradients go from process to process with the last batch alone."""
+        """The context of one batch of a step, in which processes exchange gradients only with the ``last`` batch."""
         if self.shard:
             model.set_requires_gradient_sync(last)  # type: ignore[operator]
         elif isinstance(model, nn.parallel.DistributedDataParallel) and not last:
@@ -88,17 +90,18 @@ class World:
         """The sums of these numbers over all processes."""
         if self.size == 1:
             return list(numbers)
+        # float64: the sum of losses of many tokens has more digits than float32.
         summed = torch.tensor(list(numbers), dtype=torch.float64, device=device)
         dist.all_reduce(summed)
         sums: list[float] = summed.tolist()
         return sums
 
     def mean(self, number: float, device: torch.device) -> float:
-        """The mean of a number over all processes, the same in each."""
+        """The mean of a number over all processes, which is the same in each."""
         return number if self.size == 1 else self.total([number], device)[0] / self.size
 
     def settle(self, model: nn.Module) -> None:
-        """After a forward pass without a backward one, put what lies in shards back into them."""
+        """Shard the model again after a forward pass that no backward pass follows."""
         if self.shard:
             from torch.distributed.fsdp import FSDPModule
 
@@ -107,9 +110,9 @@ class World:
                     module.reshard()
 
     def from_main(self, make: Callable[[], T]) -> T:
-        """What the main process makes, in every process: the others may not see the disk that it reads from.
+        """The result of ``make`` in the main process, for every process: the others may not see the same disk.
 
-        Where that fails, the others end too, and leave the message to the main one.
+        If ``make`` fails, the other processes end without a message.
         """
         if self.size == 1:
             return make()
@@ -117,17 +120,19 @@ class World:
         try:
             holder = [(make(),)] if self.main else [None]
         finally:
+            # Also after an error, since the others wait for it.
             dist.broadcast_object_list(holder, src=0)
         if holder[0] is None:
             # The message is printed once, by the main process.
             raise SystemExit(1)
-        result: T = holder[0][0]
+        result: T = holder[0][0]  # in a tuple, since the result may be None
         return result
 
 
 @contextmanager
 def join_processes(device: torch.device) -> Iterator[World]:
-    """The processes that torchrun started, brought together for the block: NCCL on GPUs, gloo on CPUs."""
+    """Within the context, the processes that torchrun started are one group: NCCL on GPUs, gloo on CPUs."""
+    # A program that has made a process group itself keeps it.
     if "RANK" not in os.environ or dist.is_initialized():
         yield World.current()
         return
@@ -135,7 +140,8 @@ def join_processes(device: torch.device) -> Iterator[World]:
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        with warnings.catch_warnings():  # shards: of outputs that somebody might write into, which nobody here does
+        with warnings.catch_warnings():
+            # FSDP2 warns of code that writes into the outputs of its modules, which no code here does.
             warnings.filterwarnings("ignore", "FSDP2-wrapped module")
             yield World.current()
     finally:
@@ -143,8 +149,9 @@ def join_processes(device: torch.device) -> Iterator[World]:
 
 
 def local_device(device: torch.device) -> torch.device:
-    """The device of this process, where torchrun started several on one machine: ``cuda`` becomes ``cuda:1`` …"""
+    """The device of this process, if torchrun started several on one machine: ``cuda`` becomes ``cuda:1`` …"""
     own = os.environ.get("LOCAL_RANK")
-    return (
-        torch.device("cuda", int(own)) if own is not None and device.type == "cuda" and device.index is None else device
-    )
+    # A device with a number is the user's choice.
+    if own is None or device.type != "cuda" or device.index is not None:
+        return device
+    return torch.device("cuda", int(own))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from os import PathLike, cpu_count
 from statistics import median
 from typing import Any, NamedTuple, Unpack
@@ -10,7 +11,7 @@ from loralens.analysis.base.amplification import FAR, Amplification, KeptRank, c
 from loralens.analysis.base.weight_norms import weight_steps
 from loralens.core.carried import magnitudes
 from loralens.core.messages import note, warn
-from loralens.core.names import kind, natural_key, select, some
+from loralens.core.names import select, some
 from loralens.core.progress import progress
 from loralens.errors import OptionError, place
 from loralens.linalg.device import Device
@@ -20,10 +21,11 @@ from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, read_adapter
 from loralens.verbs.inputs.bases import base_weights
 from loralens.verbs.inputs.choices import check_at_least
+from loralens.verbs.outputs.groups import group_by_kind
 
 
 class KeptDirections(NamedTuple):
-    """One row: a module, and its leading directions at one rank (Table 7 of the LoRA paper)."""
+    """One row: a module, and the measures of its leading directions at one rank (Table 7 of the LoRA paper)."""
 
     name: str
     module: Amplification
@@ -31,7 +33,7 @@ class KeptDirections(NamedTuple):
 
 
 class KindAmplification(NamedTuple):
-    """One row: the modules of a kind at their largest rank."""
+    """One row: the measures of all modules of a kind, each at its largest rank."""
 
     kind: str
     rows: Sequence[KeptRank]
@@ -39,18 +41,18 @@ class KindAmplification(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class AmplifyResult(Tabular, Mapping[str, Amplification]):
-    """What an adapter amplifies of its base: a mapping from module names to `Amplification`.
+    """The amplification of an adapter on its base: a mapping from module names to `Amplification`.
 
     Attributes
     ----------
     path : str
-        What the adapter is called: its path, if it was read.
+        The label of the adapter: its path, if it was read from a file.
     modules : mapping of str to Amplification
-        In natural order.
+        The modules that were asked for, in natural order.
     phi_rank : int
-        Largest i and j of the φ(i, j) that are shown.
+        The largest i and j of the φ(i, j) in the JSON object and in the figure.
     exact : bool
-        Whether W was decomposed exactly.
+        Whether a dense SVD of W was used.
     """
 
     path: str
@@ -74,30 +76,29 @@ class AmplifyResult(Tabular, Mapping[str, Amplification]):
 
     @property
     def rows(self) -> list[KeptDirections]:
-        """Every module at every rank that was asked for."""
+        """One row for every module and every rank that was asked for."""
         return [KeptDirections(name, module, directions) for name, module in self.items() for directions in module.rows]
 
     @property
     def measured(self) -> list[KeptDirections]:
-        """The modules whose ΔW and W are not 0, at their largest rank."""
+        """One row for every module whose ΔW and W are not 0, at its largest rank."""
+        # The last row is the whole update; smaller ranks of a module would count it several times.
         largest = [KeptDirections(name, module, module.rows[-1]) for name, module in self.items()]
         return [row for row in largest if row.directions.rank and row.module.weight_norm]
 
     def tables(self) -> list[Table[Any]]:
-        """The modules, and medians of their kinds."""
+        """The modules at every rank, and the medians over the modules of a kind."""
+        # With --no-top the column of W would be empty, and the title must not promise it.
         top = any(module.top for module in self.values())
         what = f"‖UᵀWV‖F with U, V of ΔW, {'of W, ' if top else ''}random"
         title = f"{self.path} on {self.base}: {len(self)} modules; {what}"
         columns = [column for column in COLUMNS if top or column.title != "W"]
-        kinds: dict[str, list[KeptRank]] = {}
-        for row in self.measured:
-            kinds.setdefault(kind(row.name), []).append(row.directions)
-        ordered = sorted(kinds.items(), key=lambda item: natural_key(item[0]))
-        medians = [KindAmplification(name, rows) for name, rows in ordered]
+        kinds = group_by_kind({row.name: row.directions for row in self.measured})
+        medians = [KindAmplification(name, rows) for name, rows in kinds.items()]
         return [Table(title, columns, self.rows), Table("medians by kind", KIND_COLUMNS, medians)]
 
     def sentences(self) -> list[str]:
-        """What the tables say, in words."""
+        """The ranges over all modules, and whether they are more than chance gives."""
         rows = [row.directions for row in self.measured]
         if not rows:
             return ["no module has both a ΔW and a W that are not 0"]
@@ -109,38 +110,34 @@ class AmplifyResult(Tabular, Mapping[str, Amplification]):
         far, expected = count_far(rows)
         beyond = f"{far} of {len(rows)} modules are beyond {FAR:g} standard deviations of random directions"
         sentences = [
-            "; ".join(f"{what} {_span(values)}" for what, values in spans.items()),
+            "; ".join(f"{what} {_range_text(values)}" for what, values in spans.items()),
             f"{beyond}, where chance gives {expected:.2g}",
         ]
-        # With at most a tenth of the modules beyond chance, the factor says nothing about directions.
+        # The factor rises with ‖ΔW‖ alone. Where at most a tenth of the modules is beyond chance, it says nothing about
+        # directions of W, although it may be large.
         if 10 * far <= len(rows):
             sentences.append("the factor tells how long ΔW is beside W, not that it found particular directions of W")
         # Only a randomised SVD has an error to report; a dense one says 0.
         worst = max((row.top_error / row.top_norm for row in rows if row.top_norm > 0), default=0.0)
         if worst > 0:
-            error = f"its relative error at most {worst:.1g}"
-            sentences.append(f"the column of W is from a randomised SVD, {error}")
+            sentences.append(f"the column of W is from a randomised SVD, its relative error at most {worst:.1g}")
         return sentences
 
     def record(self) -> dict[str, Any]:
-        """Everything as a JSON object, with curves, directions and φ; what has no value is null."""
-        table = Table("", (*COLUMNS, *self._matrices()), self.rows)
-        records = [table.record(row) | _top_record(row) for row in self.rows]
-        return {
-            "adapter": self.path,
-            "base": self.base,
-            "device": self.device,
-            "exact": self.exact,
-            "modules": records,
-        }
-
-    def _matrices(self) -> tuple[Column[KeptDirections], ...]:
-        """What only JSON has of every row."""
-        return (
-            Column("curve", lambda row: [_measures_record(kept) for kept in row.module.curve[: row.directions.rank]]),
+        """The whole result as a JSON object, with curves, directions and φ; undefined numbers are null."""
+        only_json: tuple[Column[KeptDirections], ...] = (
+            Column("curve", lambda row: [_kept_rank_record(at) for at in row.module.curve[: row.directions.rank]]),
             Column("directions", _direction_records),
             Column("phi", lambda row: _phi_record(row, self.phi_rank)),
         )
+        table = Table("", (*COLUMNS, *only_json), self.rows)
+        return {
+            "adapter": self.path,
+            "base": self.base,
+            "device": self.device,  # part of the result: those of a CPU and a GPU agree to 1e-5
+            "exact": self.exact,
+            "modules": [table.record(row) | _top_record(row) for row in self.rows],
+        }
 
 
 def amplify(
@@ -200,19 +197,22 @@ def amplify(
         raise OptionError(
             "no_top leaves out the directions of W, and directions says how many of them", fix="give one of the two"
         )
+    # What can be refused without the base is refused before it is read.
     for name, value, least in (("directions", directions, 1), ("phi_rank", phi_rank, 1), ("seed", seed, 0)):
         check_at_least(name, value, least)
-    linalg_device = Device.of(device, threads=cpu_count() or 1)  # what is wrong with it is said before the work
+    linalg_device = Device.of(device, threads=cpu_count() or 1)
     (label,) = labels([adapter])
     loaded = read_adapter(adapter, reading, base=base, label=label)
     with place(label):
         names = select(loaded, modules)
     weights = base_weights(base, {name: loaded[name] for name in names})
+    # Names that match only after a prefix was changed are told: a wrong match would measure another weight.
     if weights.match.edit:
         note(f"{base}: {weights.match}")
-    bent = magnitudes(loaded).keys() & names
-    if bent:
-        warn(f"{label}: {len(bent)} modules are DoRA: scale·B·A alone is measured, without their magnitudes")
+    # The tuned weight of DoRA is no W + ΔW. Its ΔW can still be measured, so this is no error.
+    with_magnitude = magnitudes(loaded).keys() & names
+    if with_magnitude:
+        warn(f"{label}: {len(with_magnitude)} modules are DoRA: scale·B·A alone is measured, without their magnitudes")
     amount = weight_steps(weights.modules.values(), top=not no_top)
     with place(label), progress("reading the base", amount) as step:
         measured = measure_amplification(
@@ -220,30 +220,31 @@ def amplify(
             weights.modules,
             ranks=list(rank) if isinstance(rank, Iterable) else [rank],
             top=not no_top,
-            directions=directions or 0,
+            directions=directions or 0,  # 0: as many as ΔW has
             exact=exact,
             device=linalg_device,
             seed=seed,
             modules=modules,
             step=step,
         )
+    # Their rows are blank, and a reader would look for the reason.
     zero = [name for name, module in measured.items() if not module.s.size]
     if zero:
         note(f"{label}: {len(zero)} of {len(measured)} modules do nothing (ΔW = 0): {some(zero)}")
     return AmplifyResult(label, str(base), measured, phi_rank, device, exact)
 
 
-def _span(values: Sequence[float]) -> str:
+def _range_text(values: Sequence[float]) -> str:
     low, high = min(values), max(values)
     return number(low) + (f" to {number(high)}" if high > low else "")
 
 
-def _measures_record(directions: KeptRank) -> dict[str, int | float | None]:
+def _kept_rank_record(directions: KeptRank) -> dict[str, int | float | None]:
     return {key: value if isinstance(value, int) else json_number(value) for key, value in directions._asdict().items()}
 
 
 def _direction_records(row: KeptDirections) -> list[dict[str, float | None]]:
-    """The directions that are kept: σ, |uᵀWv| and their ratio."""
+    """σ, |uᵀWv| and their ratio of every direction that is kept."""
     module = row.module
     return [
         {"sigma": float(s), "projected": abs(float(p)), "amplification": json_number(float(factor))}
@@ -252,22 +253,19 @@ def _direction_records(row: KeptDirections) -> list[dict[str, float | None]]:
 
 
 def _phi_record(row: KeptDirections, phi_rank: int) -> dict[str, Any] | None:
-    """φ between the directions of ΔW and those of W, and its chance level; None without those of W."""
+    """φ between the directions of ΔW and those of W, and its chance level; None if those of W were not computed."""
     top = row.module.top
     if not top:
         return None
+    # Maps are cut, as they grow with r² for every module and side.
     i, j = min(row.directions.rank, phi_rank), phi_rank
     out, in_ = top.chance(row.module.shape)
-    return {
-        "out": top.out[:i, :j].tolist(),
-        "in": top.in_[:i, :j].tolist(),
-        "chance_out": out[:i, :j].tolist(),
-        "chance_in": in_[:i, :j].tolist(),
-    }
+    maps = {"out": top.out, "in": top.in_, "chance_out": out, "chance_in": in_}
+    return {key: phi[:i, :j].tolist() for key, phi in maps.items()}
 
 
 def _top_record(row: KeptDirections) -> dict[str, Any]:
-    """The leading singular values of W, where they were computed."""
+    """The leading singular values of W; without them JSON has no such key."""
     top = row.module.top
     return {"top": {"sigma": top.s.tolist(), "error": top.error.tolist(), "exact": top.exact}} if top else {}
 
@@ -277,46 +275,53 @@ def _relative_norm(row: KeptDirections) -> float | None:
     return row.directions.delta_norm / weight if weight else None
 
 
-def _blank_if_undefined(text: Callable[[float], str]) -> Callable[[float | None], str]:
-    """The text of a number; nothing where there is none, and ∞."""
-    return lambda value: "" if value is None or value != value else "∞" if value == float("inf") else text(value)
-
-
 def _number_column(key: str) -> Column[KeptDirections]:
-    """A number for machines, which know no infinity."""
     return Column(key, lambda row: json_number(getattr(row.directions, key)))
 
 
 def _shown_column(
     key: str, title: str, text: Callable[[float], str], priority: int, about: str = ""
 ) -> Column[KeptDirections]:
-    """The same number for people; nothing where no direction is kept."""
-    return Column(
-        key,
-        lambda row: getattr(row.directions, key) if row.directions.rank else None,
-        title,
-        _blank_if_undefined(text),
-        priority=priority,
-        json=False,
-        csv=False,
-        about=about,
-    )
+    """A quantity for people: blank where ΔW or W is 0, and ∞ where UᵀWV is."""
+
+    def value(row: KeptDirections) -> float | None:
+        return getattr(row.directions, key) if row.directions.rank else None
+
+    def shown(value: float | None) -> str:
+        # ∞ without the format of `text`, which may ask for a sign and for decimals.
+        return "" if value is None or value != value else "∞" if value == inf else text(value)
+
+    return Column(key, value, title, shown, priority=priority, json=False, csv=False, about=about)
 
 
+# The median and not the mean: the factor is infinite where UᵀWV = 0, and one such module would hide all others.
+def _median_column(
+    quantity: str, title: str, text: Callable[[float], str], priority: int, about: str
+) -> Column[KindAmplification]:
+    def value(row: KindAmplification) -> float:
+        return float(median(getattr(directions, quantity) for directions in row.rows))
+
+    return Column(quantity, value, title, text, priority=priority, about=about)
+
+
+# On a narrow terminal the comparisons go first, random and W among them: excess and z say the same in one number.
 COLUMNS: tuple[Column[KeptDirections], ...] = (
     Column("name", lambda row: row.name, "module", align="left", priority=ALWAYS),
     Column("shape", lambda row: list(row.module.shape), csv=False),
     Column("out", lambda row: row.module.shape[0], json=False),
     Column("in", lambda row: row.module.shape[1], json=False),
+    # The adapter's r; the next column is the number of directions of this row.
     Column("nominal_rank", lambda row: row.module.rank),
     Column("rank", lambda row: row.directions.rank, "r", priority=5),
     Column("delta_norm", lambda row: row.directions.delta_norm, "‖ΔW‖F", number, priority=7),
     Column("weight_norm", lambda row: row.module.weight_norm, "‖W‖F", number, priority=4),
     Column("relative_norm", _relative_norm),
+    # The other fields twice: null in JSON and CSV, which know no infinity, and as text for people.
     *map(_number_column, KeptRank._fields[2:]),
     _shown_column("projected_norm", "UᵀWV: ΔW", number, 6),
     _shown_column("top_norm", "W", number, 2),
     _shown_column("random_norm", "random", number, 3),
+    # The quantity of the paper is never left out, and the two that show whether it means something go last.
     _shown_column("amplification", "amplification", number, ALWAYS, "‖ΔW‖/‖UᵀWV‖"),
     _shown_column("excess", "excess", fixed(".3f"), 8, "‖UᵀWV‖ over what random directions catch"),
     _shown_column("z", "z", fixed("+.2f"), 8, "of ‖UᵀWV‖², from random directions"),
@@ -324,23 +329,10 @@ COLUMNS: tuple[Column[KeptDirections], ...] = (
 KIND_COLUMNS: tuple[Column[KindAmplification], ...] = (
     Column("kind", lambda row: row.kind, "kind", align="left", priority=ALWAYS),
     Column("modules", lambda row: len(row.rows), "modules", priority=5),
-    Column(
-        "amplification",
-        lambda row: median(kept.amplification for kept in row.rows),
-        "amplification",
-        number,
-        priority=ALWAYS,
-        about="median of ‖ΔW‖/‖UᵀWV‖",
-    ),
-    Column(
-        "excess",
-        lambda row: median(kept.excess for kept in row.rows),
-        "excess",
-        fixed(".3f"),
-        priority=8,
-        about="median of ‖UᵀWV‖ over what random directions catch",
-    ),
-    Column("z", lambda row: median(kept.z for kept in row.rows), "z", fixed("+.2f"), priority=8, about="median"),
+    _median_column("amplification", "amplification", number, ALWAYS, "median of ‖ΔW‖/‖UᵀWV‖"),
+    _median_column("excess", "excess", fixed(".3f"), 8, "median of ‖UᵀWV‖ over what random directions catch"),
+    _median_column("z", "z", fixed("+.2f"), 8, "median"),
+    # The count stands beside what chance gives, as 3 standard deviations are exceeded in 2 % of cases at rank 1.
     Column(
         "far",
         lambda row: count_far(row.rows)[0],
@@ -352,7 +344,7 @@ KIND_COLUMNS: tuple[Column[KindAmplification], ...] = (
         "far_chance",
         lambda row: count_far(row.rows)[1],
         "by chance",
-        lambda far: f"{far:.2g}",
+        "{:.2g}".format,
         priority=4,
         about="how many of them chance gives",
     ),

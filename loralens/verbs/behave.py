@@ -1,4 +1,4 @@
-"""The verb ``behave``: measures what adapters do to the outputs of a model on real inputs."""
+"""The verb ``behave``: measures how adapters change the outputs of a model on real inputs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,26 +20,27 @@ from loralens.verbs.inputs.loaded import Head
 from loralens.verbs.inputs.models import ModelSource, load_model, model_label, restore_settings
 from loralens.verbs.inputs.texts import TextSource, read_texts, text_label
 
-NAMED = 3  # tensors named in a warning before the others are counted
+NAMED = 3  # tensors that warnings name; an adapter of another base may have hundreds of the same kind
+# What the logits of a model are counted by: a classifier has one row of logits for a text.
 POSITIONS = {"causal": "tokens", "masked": "tokens", "classifier": "texts", "": "tokens"}
 
 
 @dataclass(frozen=True, slots=True)
 class BehaviourResult(Tabular):
-    """What adapters do to the outputs of a model.
+    """How adapters change the outputs of a model.
 
     Attributes
     ----------
     texts : int
-        How many texts there were.
+        The number of texts.
     head : str
-        What the logits of the model are of: ``causal``, ``masked``, ``classifier``; empty where it has none.
+        The kind of the logits of the model: ``causal``, ``masked`` or ``classifier``; empty if it has none.
     adapters : mapping of str to str
-        Name → path, or what an object is called.
+        The path of each adapter, or the label of an object, by its name.
     behaviour : Behaviour
-        What was measured.
+        The measurements.
     cut : Cut
-        What was left out of the texts.
+        What was cut off the texts.
     """
 
     model: str
@@ -52,14 +53,14 @@ class BehaviourResult(Tabular):
 
     @property
     def contrasts(self) -> Sequence[Contrast]:
-        """The base against every adapter, then the adapters against each other."""
+        """The differences between the base and every adapter, then those between adapters."""
         return self.behaviour.contrasts
 
     def __repr__(self) -> str:
         return f"BehaviourResult({len(self.adapters)} adapters on {self.texts} texts of {self.data})"
 
     def tables(self) -> list[Table[Any]]:
-        """How far versions of the model are apart; and from the base, layer by layer."""
+        """The differences between versions of the model; and those from the base, layer by layer."""
         from_base = [contrast for contrast in self.contrasts if contrast.first == BASE]
         layers = list(enumerate(zip(*(contrast.hidden for contrast in from_base), strict=True)))
         return [
@@ -70,14 +71,16 @@ class BehaviourResult(Tabular):
         ]
 
     def listing(self) -> list[Table[Contrast]]:
-        """How far versions of the model are apart."""
+        """The differences between versions of the model."""
+        # A model without a head has hidden states and no logits: the titles of their columns are empty, so that tables
+        # leave them out while --json and --csv keep them.
         positions = self.behaviour.positions or self.behaviour.states
         title = f"{self.model} on {self.texts} texts of {self.data}: {positions:,} {POSITIONS[self.head]}"
         columns = COLUMNS if self.behaviour.positions else [replace(c, title="") if c in LOGITS else c for c in COLUMNS]
         return [Table(title, columns, self.contrasts)]
 
     def record(self) -> dict[str, Any]:
-        """Everything as a JSON object: every layer, and what was not applied."""
+        """The result as a JSON object, with every layer, and the tensors that were not applied."""
         behaviour = self.behaviour
         return {
             "model": self.model,
@@ -103,6 +106,7 @@ class BehaviourResult(Tabular):
         }
 
 
+# On a narrow terminal columns of low priority are left out first. KL, which alone compares whole distributions, stays.
 LOGITS: tuple[Column[Contrast], ...] = (
     Column("kl", lambda row: json_number(row.kl), "KL (nats)", number, priority=ALWAYS),
     Column("logits", lambda row: json_number(row.logits), "logits rms", number, priority=3),
@@ -120,13 +124,15 @@ COLUMNS: tuple[Column[Contrast], ...] = (
         priority=5,
         json=False,
     ),
+    # Without a title it is no column of a table: --json has the list, and tables have the last layer of it.
     Column("hidden", lambda row: [json_number(value) for value in row.hidden]),
 )
 
 
 def _layer_columns(from_base: Sequence[Contrast]) -> list[Column[Any]]:
-    """The layer, and a column for each adapter."""
+    """A column for the number of the layer, and one for each adapter."""
 
+    # A function, since a lambda in a loop would see the last value of the loop variables.
     def column(place: int, contrast: Contrast) -> Column[Any]:
         return Column(contrast.second, lambda row: json_number(row[1][place]), contrast.second, number)
 
@@ -173,9 +179,10 @@ def behave(
     Raises
     ------
     OptionError
-        No adapter, or one twice; an unknown device or dtype; no such file; torch is not installed.
+        There is no adapter, or one is given twice; the device or the dtype does not exist; a file does not exist; torch
+        is not installed.
     FormatError
-        An adapter, a model or texts that cannot be read.
+        An adapter, a model or texts cannot be read.
     MismatchError
         An adapter does not fit the model.
     """
@@ -193,7 +200,7 @@ def behave(
         cut = count_cut(loaded, [text.text for text in texts], length=length)
         cut.warn(text_label(data))
         config: Any = loaded.model.config
-        # restore_settings sets it back.
+        # `restore_settings` restores it.
         config.output_hidden_states = True
         with place(model_label(model)), progress("running the model", len(texts)) as step:
             batches = loaded.batches(texts, batch=batch, length=length, step=step)
@@ -213,11 +220,12 @@ def behave(
 def _name_adapters(adapters: Sequence[AdapterSource]) -> dict[str, tuple[str, AdapterSource]]:
     """The label and the source of each adapter by its name.
 
-    That is the last part of its path, or the path where two would be called alike.
+    The name is the last part of its path, or the whole path if two would have the same name.
     """
     names = labels(adapters)
     if len(set(names)) < len(names):
-        raise OptionError("an adapter is named twice", fix="name each one once")
+        raise OptionError("an adapter is given twice", fix="give each adapter once")
+    # A path such as ".." has no last part, and `BASE` is the name of the model without an adapter.
     ends = [
         label if isinstance(source, Adapter) else Path(label).name
         for label, source in zip(names, adapters, strict=True)
@@ -229,17 +237,17 @@ def _name_adapters(adapters: Sequence[AdapterSource]) -> dict[str, tuple[str, Ad
 
 
 def _warn_of_exceptions(behaviour: Behaviour) -> None:
-    """Say what was not applied, or not as it is."""
-    for name, left_out in behaviour.left_out.items():
-        _warn_of(name, "is not applied", [f"{key} ({why})" for key, why in left_out.items()])
-    for name, idle in behaviour.idle.items():
-        _warn_of(name, "was never called by the model", list(idle))
-    for name, changed in behaviour.changed.items():
-        _warn_of(name, "has no layer of its own: its weight was changed, and so rounded", list(changed))
-
-
-def _warn_of(adapter: str, what: str, tensors: list[str]) -> None:
-    for tensor in tensors[:NAMED]:
-        warn(f"{adapter}: {tensor} {what}")
-    if len(tensors) > NAMED:
-        warn(f"{adapter}: and {len(tensors) - NAMED} more")
+    """Warn of tensors that were not applied, or not as they are."""
+    left_out = {
+        name: [f"{key} ({reason})" for key, reason in tensors.items()] for name, tensors in behaviour.left_out.items()
+    }
+    for what, tensors_of in (
+        ("is not applied", left_out),
+        ("was never called by the model", behaviour.idle),
+        ("has no layer of its own: its weight was changed, and so rounded", behaviour.changed),
+    ):
+        for adapter, tensors in tensors_of.items():
+            for tensor in list(tensors)[:NAMED]:
+                warn(f"{adapter}: {tensor} {what}")
+            if len(tensors) > NAMED:
+                warn(f"{adapter}: and {len(tensors) - NAMED} more")

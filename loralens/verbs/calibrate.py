@@ -28,22 +28,22 @@ from loralens.verbs.inputs.texts import InputText, TextSource, read_texts, text_
 
 @dataclass(frozen=True, slots=True)
 class CalibrateResult(Tabular):
-    """The second moments of real inputs in an adapter.
+    """The second moments of real inputs in the modules of an adapter.
 
     Attributes
     ----------
     adapter, model, data : str
-        What they are called: their paths, where they were read.
+        Their labels: their paths, if they were read from files.
     texts : int
-        How many texts there were.
+        The number of texts.
     cut : Cut
-        What was left out of the texts.
+        The number of texts that were longer than ``length``, and of the tokens that were left out.
     hooked : sequence of str
         The modules that are measured.
     moments : Moments or None
-        What `compress` and `curve` take as ``activations``; None in a dry run.
+        The moments, which `compress` and `curve` take as ``activations``; None in a dry run.
     output : Path or None
-        Where they were written, or would be.
+        The file that was written, or that would be.
     """
 
     adapter: str
@@ -59,23 +59,30 @@ class CalibrateResult(Tabular):
         return f"CalibrateResult({len(self.hooked)} modules, {self.texts} texts)"
 
     def listing(self) -> list[Table[str]]:
-        """The modules that were measured, or would be."""
-        columns = [NAME] if self.moments is None else [NAME, *_moment_columns(self.moments)]
-        rows = list(self.hooked if self.moments is None else self.moments)
+        """The modules that were measured, or would be, one module a row."""
+        columns: list[Column[str]] = [Column("name", str, "module", align="left", priority=ALWAYS)]
+        rows, moments = list(self.hooked), self.moments
+        if moments is not None:
+            rows = list(moments)
+            columns += [
+                Column("rank", lambda name: len(moments[name].K), "r", priority=7),
+                Column("count", lambda name: moments[name].count, "positions", "{:,}".format, priority=8),
+            ]
         return [Table(f"{self.adapter} on {self.texts} texts of {self.data}", columns, rows)]
 
     def sentences(self) -> list[str]:
-        """How much was measured, and where it was written."""
+        """How much was measured, and where the moments were written."""
         modules = f"moments of {len(self.hooked)} modules"
         if self.moments is None:
             what = f"{modules} on {self.texts} texts"
             return [f"would write {self.output}: {what}" if self.output else f"would measure {what}"]
+        # The largest count: modules that only some inputs reach have fewer.
         inputs = max((moment.count for _, moment in self.moments.items()), default=0)
         measured = f"moments of {len(self.moments)} modules over {inputs:,} positions of {self.texts} texts"
         return [f"wrote {self.output}: {measured}" if self.output else measured]
 
     def record(self) -> dict[str, Any]:
-        """Everything but the moments themselves as a JSON object."""
+        """The result as a JSON object, without the matrices themselves: these are in the file."""
         (table,) = self.listing()
         common = {"cut": self.cut.record(), "modules": table.records()}
         if self.moments is None:
@@ -88,16 +95,6 @@ class CalibrateResult(Tabular):
             "unreached": list(self.moments.unreached),
             "unmeasured": dict(self.moments.unmeasured),
         }
-
-
-NAME: Column[str] = Column("name", lambda name: name, "module", align="left", priority=ALWAYS)
-
-
-def _moment_columns(moments: Moments) -> list[Column[str]]:
-    return [
-        Column("rank", lambda name: len(moments[name].K), "r", priority=7),
-        Column("count", lambda name: moments[name].count, "positions", "{:,}".format, priority=8),
-    ]
 
 
 def calibrate(
@@ -162,19 +159,21 @@ def calibrate(
     """
     check_counts(limit=limit, batch=batch, length=length, threads=threads)
     target = None if output is None else Path(output)
-    if target is not None:
+    if target is not None:  # checked here, because running the model may take minutes
         check_moments_target(target, overwrite=overwrite)
     texts = read_texts(data, limit=limit)
     (name,) = labels([adapter])
-    base = None if isinstance(model, tuple) else model
+    base = None if isinstance(model, tuple) else model  # a loaded model has no path to read the base from
     adapter_in_full = read_adapter(adapter, reading, base=base, applies_all=True, label=name)
+    # A model that was given as an object is set back, as its owner goes on using it.
     with restore_settings(model):
         loaded = load_model(model, device=device, dtype=dtype, threads=threads)
         cut = count_cut(loaded, [text.text for text in texts], length=length)
-        cut.warn(text_label(data))
+        cut.warn(text_label(data))  # before the work, so that the user can stop it
         loss = _objective(loaded, texts) if out_side else None
         hooked = _measured_modules(loaded, adapter_in_full, name, model_label(model))
         moments = None
+        # A dry run loads the model as well, because only then it is known whether the adapter fits.
         if not dry_run:
             with progress("running the model", len(texts)) as step:
                 batches: Any = loaded.batches(texts, batch=batch, length=length, step=step)
@@ -185,6 +184,7 @@ def calibrate(
                     adapter=adapter_in_full,
                     out_side=out_side,
                     loss=loss,
+                    # Without the folder of the data, so that the file has the same bytes wherever it is made.
                     source={"texts": len(texts), "length": length, "dtype": dtype, "data": Path(text_label(data)).name},
                 )
     if moments is not None:
@@ -196,22 +196,32 @@ def calibrate(
 
 
 def _measured_modules(loaded: Loaded, adapter: Adapter, name: str, model: str) -> Sequence[str]:
-    """The modules that can be measured; a warning names what of the adapter the model has no place for."""
-    if hasattr(loaded.model, "peft_config"):  # which has the adapter on
+    """The modules that can be measured; warnings name the tensors that the model has no place for."""
+    # PEFT's model carries the adapter itself, and applies all of it.
+    if hasattr(loaded.model, "peft_config"):
         return [module_name for module_name, module in adapter.items() if isinstance(module, LowRank)]
     with place(model):
         attachment = Attachment(loaded.model, adapter)
+    # Their effect on deeper inputs is missing in the moments, so the user should know.
     for key, why in attachment.left_out.items():
         warn(f"{name}: {key} is not applied ({why})")
     return attachment.hooked
 
 
 def _objective(loaded: Loaded, texts: Sequence[InputText]) -> Any:
-    """The loss of the model's head."""
+    """The loss that fits the head of the model.
+
+    Raises
+    ------
+    OptionError
+        The model has no such head, or texts for a classifier have no labels.
+    """
     if loaded.head == "causal":
         return next_token_loss
+    # One text without a label would leave its batch without a loss.
     if loaded.head == "classifier" and all(text.label is not None for text in texts):
         return label_loss
+    # The loss of a masked language model would need masks, which are random.
     needs = 'texts with a "label" each' if loaded.head == "classifier" else "a causal language model or a classifier"
     raise OptionError(f"--out-side differentiates a loss, and for that needs {needs}", fix="leave out --out-side")
 
@@ -219,12 +229,14 @@ def _objective(loaded: Loaded, texts: Sequence[InputText]) -> Any:
 def _add_labels(
     loaded: Loaded, texts: Sequence[InputText], batches: Iterator[dict[str, Any]], size: int
 ) -> Iterator[dict[str, Any]]:
-    """Batches with the numbers of their labels."""
+    """The batches with the numbers of their labels in the configuration of the model."""
     import torch
 
     config: Any = loaded.model.config
     names = {name: number for number, name in config.id2label.items()}
+    # A file of texts may give labels by name or by number.
     numbers = names | {str(number): number for number in range(config.num_labels)}
+    # Batches come in the order of the texts, so their labels are found by counting.
     for i, inputs in enumerate(batches):
         part = [str(text.label) for text in texts[i * size : (i + 1) * size]]
         unknown = [name for name in part if name not in numbers]

@@ -1,7 +1,7 @@
-"""The verb ``compress``: truncates an adapter to fewer directions, and measures the error of that."""
+"""The verb ``compress``: truncates an adapter to fewer directions, and measures the error of the result."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from os import PathLike, cpu_count
 from typing import Any, Unpack
 
@@ -23,23 +23,31 @@ from loralens.core.ranks import Rule, shared_ranks
 from loralens.core.structured import Structured
 from loralens.errors import place
 from loralens.formats.dialects.table import QUANTISED
-from loralens.tables.numbers import change, exact_size, percent, shape
-from loralens.tables.result import Tabular
+from loralens.tables.numbers import change, exact_size, fixed, percent, shape
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.curve import trade_off
-from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, read_adapter
+from loralens.verbs.inputs.adapters import AdapterSource, labels, read_adapter
 from loralens.verbs.inputs.bases import base_weights
 from loralens.verbs.inputs.choices import FloatType, IntegerType, TargetFormat, numpy_dtype
 from loralens.verbs.outputs.form import PLAIN_BITS, OutputFormat, source_bytes
-from loralens.verbs.outputs.rules import rank_notes, rank_rule, read_moments, read_protection
-from loralens.verbs.outputs.target import Target
+from loralens.verbs.outputs.rules import (
+    RulesAndReading,
+    rank_notes,
+    rank_rule,
+    read_directions,
+    read_moments,
+    read_protection,
+    split_rules,
+)
+from loralens.verbs.outputs.target import Target, Written
 
+# The note where moments were given and _least_data_error preferred the plan that does not follow them.
 BY_WEIGHTS = "ranks and bits chosen by the weights alone: so they lose less on the data too"
 
 
 @dataclass(frozen=True, slots=True)
 class ModuleLoss:
-    """One row: what became of a module."""
+    """One row: the error of a module. ``data_error`` is None if its inputs were not measured."""
 
     name: str
     shape: tuple[int, int]
@@ -48,29 +56,29 @@ class ModuleLoss:
 
 
 @dataclass(frozen=True, slots=True)
-class CompressResult(Tabular):
-    """A smaller adapter, and what each of its modules lost.
+class CompressResult(Written):
+    """A smaller adapter, and the error of each of its modules.
 
     Attributes
     ----------
     source : str
-        What the adapter is called: its path, if it was read.
+        The path of the adapter, or the name of an object in messages.
     adapter : Adapter
-        The smaller one: as it was written and read back; where nothing was written, as it would be written, under the
-        names of the source.
+        The smaller adapter as it was written and read back. If nothing was written, it has the same numbers, and the
+        names of modules that the source has.
     format : str
-        The dialect that was written, or would be.
-    losses : mapping of str to Loss
-        Of every module of ``before``, rounding included.
-    data_losses : mapping of str to Loss
-        The same on the data of the moments, of the modules that were measured; empty without moments.
+        The dialect of the result.
+    losses : mapping of str to UpdateLoss
+        The error of every module of ``before``, with that of rounding.
+    data_losses : mapping of str to UpdateLoss
+        The errors on the inputs whose moments were given, for the modules that these moments cover; empty without
+        moments.
     bytes_before, bytes_after : int
-        Of the file of weights. Before, of an adapter that was not read from a file by this call, of the one that it
-        would be written to.
+        The sizes of the files of weights. For an object, ``bytes_before`` is the size that its file would have.
     notes : list of str
-        What else there is to say.
-    plan : Plan
-        The directions of the modules, from which `trade_off` follows.
+        Remarks for the user, such as modules that were kept whole.
+    plan : TruncationPlan
+        The directions of the modules, from which `trade_off` is computed.
     """
 
     source: str
@@ -94,58 +102,53 @@ class CompressResult(Tabular):
 
     @property
     def relative_error(self) -> float:
-        """‖ΔW−ΔW'‖/‖ΔW‖ over all modules."""
+        """‖ΔW−ΔW'‖_F/‖ΔW‖_F over all modules."""
         return total_error(self.losses)
 
     @property
     def data_error(self) -> float | None:
-        """√(E‖(ΔW−ΔW')x‖² / E‖ΔWx‖²) over the modules measured; None without activations."""
+        """√(E‖(ΔW−ΔW')x‖² / E‖ΔWx‖²) over the modules that the moments cover; None without activations."""
         return total_error(self.data_losses) if self.data_losses else None
 
     def trade_off(self) -> list[CurvePoint]:
-        """What every rank would have taken and lost, as `curve` says it."""
+        """The sizes and errors of every rank, as `loralens.curve` computes them."""
         return trade_off(self.plan, self.form, on_data=bool(self.data_losses))
 
     def tables(self) -> list[Table[ModuleLoss]]:
-        """One module a row."""
+        """The modules, one per row."""
+        on_data = {name: loss.relative_error for name, loss in self.data_losses.items()}
         rows = [
-            ModuleLoss(
-                name,
-                self.before[name].shape,
-                loss,
-                self.data_losses[name].relative_error if name in self.data_losses else None,
-            )
-            for name, loss in self.losses.items()
+            ModuleLoss(name, self.before[name].shape, loss, on_data.get(name)) for name, loss in self.losses.items()
         ]
+        # Without moments the column would be empty.
         columns = [*COLUMNS, *([DATA_ERROR] if self.data_losses else [])]
         return [Table(f"{self.source}: {len(self.before)} modules, r before and r' after", columns, rows)]
 
     def sentences(self) -> list[str]:
-        """Errors and sizes of the whole, notes, and what was written."""
+        """The error and the size of the whole adapter, the notes, and the place of the result."""
         lines = [f"error       ‖ΔW−ΔW'‖/‖ΔW‖ = {percent(self.relative_error)} over all modules"]
         if self.data_losses:
             measured = f"{percent(self.data_error)} over the {len(self.data_losses)} modules measured"
             lines.append(f"on data     √(E‖(ΔW−ΔW')x‖² / E‖ΔWx‖²) = {measured}")
+        # Sizes are those of the file of weights alone, which --size counts too.
         lines += [
             f"parameters  {change(self.before.parameters, self.adapter.parameters, '{:,}'.format)}",
             f"file        {change(self.bytes_before, self.bytes_after, exact_size)}",
             *self.notes,
         ]
-        if self.target.written:
-            lines.append(f"wrote {self.target.written}: {self.format}; the errors are those of this file, read back")
-        elif self.target.output or self.target.dry_run:
-            lines.append(f"would write {self.format}" + (f" to {self.target.output}" if self.target.output else ""))
-        return lines
+        read_back = "; the errors are those of this file, read back" if self.target.written else ""
+        return [*lines, *self.target.sentences(self.format + read_back)]
 
     def record(self) -> dict[str, Any]:
-        """Everything as a JSON object."""
+        """The result as a JSON object."""
         return {
             "source": self.source,
-            "target": str(self.target.written) if self.target.written else None,
+            "target": self.target.record(),
             "format": self.format,
             "modules": self.tables()[0].records(),
             "total": {
                 "relative_error": self.relative_error,
+                # Only with moments, as docs/json.md says.
                 **({"data_error": self.data_error} if self.data_losses else {}),
                 "modules_before": len(self.before),
                 "modules_after": len(self.adapter),
@@ -160,7 +163,7 @@ class CompressResult(Tabular):
 
 @dataclass(frozen=True, slots=True)
 class _Decision:
-    """Ranks of the modules of a plan, and the form in whose bits they are written."""
+    """The ranks that were chosen for the modules of a plan, and the form with the bits that were chosen with them."""
 
     plan: TruncationPlan
     ranks: Mapping[str, int]
@@ -168,7 +171,7 @@ class _Decision:
 
     @property
     def adapter(self) -> Adapter:
-        """The smaller adapter, nothing computed yet."""
+        """The smaller adapter. Its factors are computed when they are read."""
         return self.plan.at(self.ranks)
 
 
@@ -176,12 +179,6 @@ def compress(
     source: AdapterSource,
     *,
     output: str | PathLike[str] | None = None,
-    rank: int | None = None,
-    energy: float | None = None,
-    error: float | None = None,
-    sv_ratio: float | None = None,
-    parameters: float | None = None,
-    size: int | str | None = None,
     uniform: bool = False,
     weights: str | PathLike[str] | Mapping[str, float] = "absolute",
     activations: str | PathLike[str] | Moments | None = None,
@@ -192,22 +189,24 @@ def compress(
     drop_dead: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
-    **reading: Unpack[Reading],
+    **options: Unpack[RulesAndReading],
 ) -> CompressResult:
     """Write an adapter with fewer directions: the best update of the smaller ranks, and the error that it has.
 
     One of the rules has to be given. ``rank``, ``energy``, ``error`` and ``sv_ratio`` look at each module alone.
     ``parameters`` and ``size`` are budgets for all modules together: they give directions (and for loralens-q also
     bits) to the modules where they reduce the error most. The scale of every module stays. Tensors that belong to no
-    pair of factors are copied. The errors are those of the written file, read back. The source is never overwritten. ΔW
-    is never formed: the cost is O((out + in)·r²) per module.
+    pair of factors are copied. The errors are those of the written file, read back. The source is never overwritten.
+
+    For each module, the update of rank r' that is nearest to ΔW in the Frobenius and the spectral norm is the sum of
+    its r' leading singular triplets (Eckart and Young 1936). They are computed from the factors: ΔW is never formed,
+    and the cost is O((out + in)·r²) per module.
 
     Parameters
     ----------
     source : path or Adapter
-        It is never written over.
     output : path, optional
-        The file or folder to write; without it the result holds what would be written.
+        The file or folder to write. Without it nothing is written, and the result holds the smaller adapter.
     rank : int, optional
         Keep this many leading directions of every module.
     energy : float, optional
@@ -224,16 +223,17 @@ def compress(
         Give all modules the same rank, padded with zeros, as LoRAX and mlx-lm require.
     weights : str, path or mapping of str to float
         The error that a budget minimises: ``absolute``, ``relative`` to each module, or weighted by a mapping of globs
-        to
-        weights, which may be in a JSON file.
+        to weights, which may be in a JSON file.
     activations : path or Moments, optional
-        The second moments of real inputs, as `calibrate` measures them; the error on those inputs is then minimised.
+        The second moments of real inputs, as `loralens.calibrate` measures them. The error on those inputs is then
+        minimised.
     base : path, optional
-        The base model, for DoRA's magnitudes, and for GGUF.
+        The base model. With it DoRA's magnitudes are solved anew, and GGUF can be written.
     to : str, optional
         The dialect to write; the adapter's own by default.
     dtype : str, optional
-        The dtype of all factors: ``f32``, ``bf16`` or ``f16``; ``int8`` and ``int4`` are written as loralens-q.
+        The dtype of all factors: ``f32``, ``bf16`` or ``f16``; ``int8`` and ``int4`` are written as loralens-q. By
+        default every factor keeps its own.
     modules : sequence of str
         Only modules whose name or kind matches one of these glob patterns become smaller.
     drop_dead : bool
@@ -242,36 +242,45 @@ def compress(
         Replace what is already at ``output``.
     dry_run : bool
         Check everything, and write nothing.
-    **reading : Reading
-        How the file is read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
+    **options : RankRules and Reading
+        The six rules above, and how the file is read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
 
     Raises
     ------
     OptionError
-        No rule, or several; a budget too small for rank 1 everywhere; a glob that matches nothing; a target that exists
-        or is where something is that was read.
+        No rule or several were given, the budget is too small for rank 1 everywhere, a glob pattern matches no module,
+        or the target exists or overlaps with an input.
     FormatError
-        A file that is no adapter; a module that holds NaN or Inf.
+        The file is not an adapter, or a module holds NaN or Inf.
     MismatchError
-        Activations of another adapter.
+        The activations are those of another adapter.
     """
-    rule = rank_rule(rank=rank, energy=energy, error=error, sv_ratio=sv_ratio, parameters=parameters, size=size)
+    # Several rules or none are refused before anything is read.
+    rules, reading = split_rules(options)
+    rule = rank_rule(**rules)
     target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
     (label,) = labels([source])
     before = read_adapter(source, reading, base=base, label=label)
     form = OutputFormat.of(before, to=to, base=base, dtype=dtype)
+    # Moments in memory have no place that the target could overwrite.
     activations_file = None if isinstance(activations, Moments) else activations
+    # Before any factor is read, so that a wrong target costs no work.
     form.check_target(target, source, other_inputs={"the moments": activations_file})
     protect, moments = read_protection(weights), read_moments(activations)
+    # Factors that become integers stay in float32 until then, so that nothing is rounded twice. Those that come from
+    # integers are float32 already.
+    factor_dtype = np.dtype(np.float32) if form.bits and before.format != QUANTISED else numpy_dtype(dtype)
     with place(label):
-        plan = _plan(before, form, dtype, modules, moments)
+        plan = read_directions(before, modules=modules, dtype=factor_dtype, moments=moments)
+        # Bits are chosen only where the user has not chosen them by int8 or int4.
         if rule.name == "bytes" and form.bits is not None and dtype is None and not uniform:
             # With data, a plan that follows the data and one that follows the weights are tried (_least_data_error).
-            plans = [plan, *([_plan(before, form, dtype, modules)] if moments else [])]
+            plans = [plan, *([read_directions(before, modules=modules, dtype=factor_dtype)] if moments else [])]
             decisions = [_choose_bits(each, rule, form, protect=protect, drop_dead=drop_dead) for each in plans]
             decision = _least_data_error(before, moments, decisions) if moments else decisions[0]
         else:
             cost = form.cost if form.bits else None
+            # Integers are made after the choice, so the plan cannot see what a direction will take in the file.
             ranks = plan.ranks(rule, one_rank=uniform, protect=protect, drop_dead=drop_dead, size=form.size, cost=cost)
             decision = _Decision(plan, ranks, form)
         smaller, magnitude_notes = _solve_magnitudes(before, decision.adapter, base)
@@ -279,49 +288,34 @@ def compress(
     after, bytes_after = decision.form.write(smaller, target)
     with progress("measuring", len(before)) as step:
         module_losses = losses(before, after, threads=cpu_count() or 1, step=step)
+    on_data = data_losses(before, after, moments) if moments else {}
+    sizes = source_bytes(source, before, form), bytes_after
+    notes = [*magnitude_notes, *_notes(plan, decision, after, rules.get("rank"))]
     return CompressResult(
-        label,
-        after,
-        before,
-        form.name,
-        target,
-        module_losses,
-        data_losses(before, after, moments) if moments else {},
-        source_bytes(source, before, form),
-        bytes_after,
-        [*magnitude_notes, *_notes(plan, decision, after, rank)],
-        plan,
-        decision.form,
+        label, after, before, form.name, target, module_losses, on_data, *sizes, notes, plan, decision.form
     )
-
-
-def _plan(
-    adapter: Adapter, form: OutputFormat, dtype: str | None, modules: Sequence[str], moments: Moments | None = None
-) -> TruncationPlan:
-    """The plan; towards few bits in float32, so that nothing is rounded twice."""
-    narrow = np.dtype(np.float32) if form.bits and adapter.format != QUANTISED else numpy_dtype(dtype)
-    with progress("reading", len(adapter)) as step:
-        return TruncationPlan.of(
-            adapter, modules=modules, dtype=narrow, moments=moments, threads=cpu_count() or 1, step=step
-        )
 
 
 def _choose_bits(
     plan: TruncationPlan, rule: Rule, form: OutputFormat, *, protect: Protection, drop_dead: bool
 ) -> _Decision:
-    """Ranks and bits in one decision, by reverse water-filling over directions."""
+    """Choose ranks and bits together, by reverse water-filling over directions (`loralens.compression.bits`)."""
     spectra = {name: directions.s for name, directions in plan.directions.items()}
-    unchosen = [(name, module) for name, module in plan.adapter.items() if name not in spectra]
-    unchosen_bits = {name: (PLAIN_BITS,) * min(module.rank, *module.shape) for name, module in unchosen}
+    # Modules that the user did not choose keep their rank, but are written as integers too.
+    unchosen_bits = {
+        name: (PLAIN_BITS,) * min(module.rank, *module.shape)
+        for name, module in plan.adapter.items()
+        if name not in spectra
+    }
 
-    def in_bits(bits: Mapping[str, tuple[int, ...]]) -> _Decision:
-        """The chosen modules in these bits, and the other modules in 8."""
-        kept_bits = {name: each for name, each in bits.items() if each}
-        ranks = {name: len(each) for name, each in bits.items()}
-        return _Decision(plan, ranks, form.with_bits({**unchosen_bits, **kept_bits}))
+    def decide(bits: Mapping[str, tuple[int, ...]]) -> _Decision:
+        """The decision to write each direction of the chosen modules in so many bits."""
+        # A module without directions is left out of the file, so it may not be among the bits.
+        bits_of_modules = {**unchosen_bits, **{name: each for name, each in bits.items() if each}}
+        return _Decision(plan, {name: len(each) for name, each in bits.items()}, replace(form, bits=bits_of_modules))
 
     def file_size(bits: Mapping[str, tuple[int, ...]]) -> int:
-        decision = in_bits(bits)
+        decision = decide(bits)
         return decision.form.size(decision.adapter)
 
     allocation = allocate_bits(
@@ -329,18 +323,19 @@ def _choose_bits(
         {name: plan.adapter[name].shape for name in spectra},
         int(rule.value),
         weights=protection(spectra, protect),
+        # Modules that share a stored tensor need the same number of directions.
         shared=shared_ranks(plan.adapter.modules),
         least=plan.least(drop_dead=drop_dead),
         size=file_size,
     )
-    return in_bits(allocation.bits)
+    return decide(allocation.bits)
 
 
 def _least_data_error(adapter: Adapter, moments: Moments, decisions: Sequence[_Decision]) -> _Decision:
-    """The decision that loses least on the data: the first of equals.
+    """The decision with the smallest error on the data, and the first of several with the same error.
 
-    Data say which directions to keep. In a few bits most of the error is that of rounding, which lies beside them, and
-    whether it pays to follow the data depends on the adapter.
+    The data show which directions matter. In a few bits most of the error comes from rounding, which does not follow
+    these directions, so whether a plan that follows the data is better depends on the adapter.
     """
 
     def error(decision: _Decision) -> float:
@@ -350,7 +345,8 @@ def _least_data_error(adapter: Adapter, moments: Moments, decisions: Sequence[_D
 
 
 def _solve_magnitudes(before: Adapter, after: Adapter, base: str | PathLike[str] | None) -> tuple[Adapter, list[str]]:
-    """DoRA's magnitudes, solved anew where the base is there; and which it was, in words."""
+    """The adapter with DoRA's magnitudes solved anew, m' = m·cos∠, if a base is given; and a note about them."""
+    # The magnitude of a module that stayed as it was is still the best one.
     changed = {name: after[name] for name in magnitudes(after) if after[name] is not before[name]}
     if not changed:
         return after, []
@@ -361,29 +357,30 @@ def _solve_magnitudes(before: Adapter, after: Adapter, base: str | PathLike[str]
 
 
 def _notes(plan: TruncationPlan, decision: _Decision, after: Adapter, rank: float | None) -> list[str]:
-    """What became of modules that are no plain pairs, and of those that have fewer directions than ``rank``.
+    """Remarks about modules that are not plain pairs or that have fewer directions than the ``rank`` asked for.
 
-    And what PEFT would not load; and where the decision does not follow the data that the plan follows.
+    Others are about what PEFT would not load, and about a decision that ignores the data that ``plan`` follows.
     """
-    ranks = decision.ranks
-    grouped_convolutions = sum(map(keeps_rank, plan.adapter.modules.values()))
-    of_full_rank = [plan.adapter[name] for name, each in ranks.items() if each == plan.adapter[name].rank]
-    blocks = sum(map(is_fused_module, of_full_rank))
-    pairs = sum(isinstance(plan.adapter[name], Structured) for name in ranks)
-    return [
-        *(
-            [f"{grouped_convolutions} grouped convolutions kept as they are: smaller ones would not be grouped"]
-            if grouped_convolutions
-            else []
+    adapter, ranks = plan.adapter, decision.ranks
+    whole = [adapter[name] for name, each in ranks.items() if each == adapter[name].rank]
+    counts = {
+        "grouped convolutions kept as they are: smaller ones would not be grouped": map(
+            keeps_rank, adapter.modules.values()
         ),
-        *([f"{blocks} modules of fused projections kept whole, in blocks"] if blocks else []),
-        *([f"{pairs} modules that were no pair (LoKr, LoHa, full) are pairs now"] if pairs else []),
-        *rank_notes(rank, ranks),
-        *([f"{each.text} ({each.fix})" for each in experts_differ(after)] if decision.form.name == "peft" else []),
-        *([BY_WEIGHTS] if decision.plan is not plan else []),
-    ]
+        "modules of fused projections kept whole, in blocks": map(is_fused_module, whole),
+        "modules that were no pair (LoKr, LoHa, full) are pairs now": (
+            isinstance(adapter[name], Structured) for name in ranks
+        ),
+    }
+    notes = [f"{count} {text}" for text, matching in counts.items() if (count := sum(matching))]
+    notes += rank_notes(rank, ranks)
+    # transformers 5 joins such experts into one stack, for which PEFT has one rank and one α.
+    if decision.form.name == "peft":
+        notes += [f"{finding.text} ({finding.fix})" for finding in experts_differ(after)]
+    return notes if decision.plan is plan else [*notes, BY_WEIGHTS]
 
 
+# A narrow terminal loses the shape first: names and ranks tell modules apart, and the error is what one looks for.
 COLUMNS: tuple[Column[ModuleLoss], ...] = (
     Column("name", lambda row: row.name, "module", align="left", priority=ALWAYS),
     Column("shape", lambda row: list(row.shape), "out × in", shape, priority=2, csv=False),
@@ -393,6 +390,6 @@ COLUMNS: tuple[Column[ModuleLoss], ...] = (
     Column("rank_after", lambda row: row.loss.rank_after, "r'", lambda rank: str(rank) if rank else "gone", priority=8),
     Column("relative_error", lambda row: row.loss.relative_error, "error", percent, priority=ALWAYS),
     Column("spectral_error", lambda row: row.loss.spectral_error, "spectral", percent, priority=4),
-    Column("energy_kept", lambda row: row.loss.energy_kept, "energy kept", "{:.2%}".format, priority=3),
+    Column("energy_kept", lambda row: row.loss.energy_kept, "energy kept", fixed(".2%"), priority=3),
 )
 DATA_ERROR: Column[ModuleLoss] = Column("data_error", lambda row: row.data_error, "on data", percent, priority=8)

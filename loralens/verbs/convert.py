@@ -9,50 +9,42 @@ from loralens.compression.loss import losses, total_error
 from loralens.core.adapter import Adapter
 from loralens.core.structured import Structured, Update
 from loralens.errors import OptionError, place
-from loralens.formats import encode_adapter
 from loralens.formats.dialects import record
 from loralens.formats.dialects.experts import fit_experts
-from loralens.formats.dialects.table import FORMATS, QUANTISED, WriterOptions
-from loralens.formats.files.container import Files, Stored
+from loralens.formats.dialects.table import FORMATS, QUANTISED
+from loralens.formats.files.container import Stored
 from loralens.tables.numbers import percent
-from loralens.tables.result import Tabular
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, read_adapter
-from loralens.verbs.inputs.choices import (
-    FLOAT_TYPES,
-    TARGET_FORMATS,
-    FloatType,
-    TargetFormat,
-    check_choice,
-    numpy_dtype,
-)
-from loralens.verbs.outputs.form import PLAIN_BITS, check_known, writer_options
-from loralens.verbs.outputs.renaming import named_as_in_base, with_magnitudes, with_prefixes
-from loralens.verbs.outputs.rounding import RoundingCost, quantise_factors, round_factors
-from loralens.verbs.outputs.target import Target
+from loralens.verbs.inputs.choices import FloatType, TargetFormat, numpy_dtype
+from loralens.verbs.outputs.combine_run import check_writing
+from loralens.verbs.outputs.form import PLAIN_BITS, OutputFormat, check_known, writer_options
+from loralens.verbs.outputs.renaming import add_magnitudes, rename_as_in_base, replace_prefixes
+from loralens.verbs.outputs.rounding import RoundingCost, round_factors
+from loralens.verbs.outputs.target import Target, Written
 
 
 @dataclass(frozen=True, slots=True)
-class ConvertResult(Tabular):
-    """An adapter in another dialect, and what that cost.
+class ConvertResult(Written):
+    """An adapter in another dialect, and the errors of the conversion.
 
     Attributes
     ----------
     source : str
-        What the adapter is called: its path, if it was read.
+        The path of the adapter, or the name of an object in messages.
     adapter : Adapter
-        As it is read from the file that was written, or would be.
+        The adapter as it is read from the new file, or would be read.
     format : str
-        Its dialect.
+        The new dialect.
     modules : int
-        That were converted. A dialect may hold several of them as one.
+        The number of modules that were converted. A dialect may store several of them as one.
     notes : list of str
-        What was renamed, and what was left out.
+        Remarks for the user: what was renamed, and what was left out.
     truncation : float
-        ‖ΔW−ΔW'‖/‖ΔW‖ over all modules: what ``rank`` left out of modules that were no pair.
+        ‖ΔW−ΔW'‖_F/‖ΔW‖_F over all modules; the part that ``rank`` left out of modules that were not pairs.
     rounding : RoundingCost
-        What fewer bits, and scales that were folded into factors, cost.
+        The error of fewer bits, and of scales that were folded into factors.
     rank : int or None
-        Of modules that were no pair.
+        The rank that was asked for, for modules that were not pairs.
     """
 
     source: str
@@ -71,28 +63,24 @@ class ConvertResult(Tabular):
 
     @property
     def bits(self) -> int | None:
-        """Of a number in loralens-q; None in other dialects."""
+        """The bits of a number in loralens-q; None in other dialects."""
         return PLAIN_BITS if self.format == QUANTISED else None
 
     def sentences(self) -> list[str]:
-        """What was renamed, left out and lost, and what was written."""
+        """The notes, the errors, and the place of the result."""
         lines = list(self.notes)
         if self.rank:
             what = f"over all modules: what rank {self.rank} leaves out"
             lines.append(f"truncation  ‖ΔW−ΔW'‖/‖ΔW‖ = {percent(self.truncation)} {what}")
         if self.rounding.worst:
             lines.append(f"{self.rounding}" + (f", {self.bits} bits a number" if self.bits else ""))
-        what = f"{self.target.output}: {self.format}" if self.target.output else self.format
-        if self.target.written:
-            lines.append(f"wrote {what}, {self.modules} modules")
-        elif self.target.output or self.target.dry_run:
-            lines.append(f"would write {what}, {self.modules} modules")
-        return lines
+        return [*lines, *self.target.sentences(f"{self.format}, {self.modules} modules")]
 
     def record(self) -> dict[str, Any]:
-        """Everything as a JSON object."""
+        """The result as a JSON object."""
         return {
             "source": self.source,
+            # Also in a dry run, as docs/json.md says.
             "target": None if self.target.output is None else str(self.target.output),
             "format": self.format,
             "notes": self.notes,
@@ -130,21 +118,21 @@ def convert(
     Parameters
     ----------
     source : path or Adapter
-        It is never written over.
     output : path, optional
-        The file or folder to write; without it the result holds what would be written.
+        The file or folder to write. Without it nothing is written, and the result holds the converted adapter.
     to : str
         The dialect to write.
     base : path, optional
-        The base model, of which only the names and shapes of the weights are read.
+        The base model. Its configuration and the names and shapes of its weights are read; numbers only for magnitudes
+        that the file lacks, and for tensors that may be copies of its own.
     arch : str, optional
-        The architecture that GGUF states, such as ``llama`` or ``qwen2``; by default from ``base``.
+        The architecture that GGUF states, such as ``llama`` or ``qwen2``; by default that of ``base``.
     dtype : str, optional
-        Round the factors to ``f32``, ``bf16`` or ``f16``; they stay as they are by default.
+        Round the factors to ``f32``, ``bf16`` or ``f16``. By default they stay as they are.
     prefix : sequence of str, or mapping of str to str
-        ``"OLD=NEW"``, or ``{old: new}``: modules that begin with OLD begin with NEW.
+        ``"OLD=NEW"``, or ``{old: new}``: modules whose name begins with OLD get a name that begins with NEW.
     rank : int, optional
-        The rank of modules that are not a pair of factors yet (LoKr, LoHa, full differences).
+        Make pairs of factors of this rank from modules that are not pairs (LoKr, LoHa, full differences).
     drop_extra : bool
         Leave out tensors that the target dialect has no place for.
     allow_loss : bool
@@ -159,13 +147,12 @@ def convert(
     Raises
     ------
     OptionError
-        A dialect or a dtype that is none; a prefix that no module has; a strength that the target has to state and the
-        file does not; rounding that costs too much; a target that exists or is where something is that was read.
+        The dialect or the dtype is unknown, no module has the prefix, the target dialect has to state a scale that the
+        file does not give, rounding costs too much, or the target exists or overlaps with an input.
     FormatError, MismatchError
-        What cannot be read, what the target cannot hold, or modules that the base does not have.
+        The file cannot be read, the target dialect cannot hold something of it, or the base lacks a module.
     """
-    check_choice("to", to, TARGET_FORMATS)
-    check_choice("dtype", dtype, FLOAT_TYPES)
+    check_writing(to, dtype)
     target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
     (label,) = labels([source])
     adapter = read_adapter(source, reading, base=base, label=label)
@@ -173,72 +160,66 @@ def convert(
     with place(label):
         check_known(adapter, to)
         if base is not None:
-            adapter, notes = named_as_in_base(adapter, base, to)
-        adapter, magnitude_notes = with_magnitudes(with_prefixes(adapter, prefix), base)
+            adapter, notes = rename_as_in_base(adapter, base, to)
+        # Prefixes last, so that OLD may begin a name of the base.
+        adapter, magnitude_notes = add_magnitudes(replace_prefixes(adapter, prefix), base)
         notes += magnitude_notes
+        # After the magnitudes: those that were just added are left out too if the user wants no extras.
         if drop_extra:
             notes.append(f"left out {len(adapter.extra)} tensors that are half of no pair")
             adapter = replace(adapter, extra={})
         pairs, truncation = _as_pairs(adapter, rank)
-        narrow = quantise_factors(pairs, PLAIN_BITS) if to == QUANTISED else round_factors(pairs, numpy_dtype(dtype))
+        narrow = round_factors(pairs, numpy_dtype(dtype), PLAIN_BITS if to == QUANTISED else None)
     target.check_source(source, base=base)
     with place(label):
-        options = writer_options(to, base, arch)
-        exact = _rename_as_in(pairs, to, options)
-        stored, files, back = _stored_in_dialect(narrow, to, options)
+        form = OutputFormat(to, writer_options(to, base, arch), base)
+        stored, files = form.encode(narrow)
+        # The stored form is read back in memory: the result is what a reader will see, whether it is written or not.
+        back = next(each for each in FORMATS if each.name == to).read(stored)
+        exact = pairs
+        # Another dialect may split and rename stacks of experts, and the error is measured under its names.
+        if pairs.format != to:
+            options = form.options
+            exact = fit_experts(to, pairs, base_config=options.get("base_config"), arch=options.get("arch"))
         written = _rename_back(exact, back, stored)
         # loralens-q is a choice for fewer bits: its error is reported, and never refused.
         cost = RoundingCost.between(exact, written, allow_loss=allow_loss or to == QUANTISED, dtype=dtype)
     target.write(stored, files)
-    return ConvertResult(
-        label,
-        record.apply_stored(back, stored),
-        to,
-        target,
-        len(adapter),
-        sum(module.parameters for module in narrow.modules.values()),
-        notes,
-        truncation,
-        cost,
-        rank,
-    )
+    # The record in the metadata holds names and scales that the dialect itself cannot state.
+    converted = record.apply_stored(back, stored)
+    parameters = sum(module.parameters for module in narrow.modules.values())
+    return ConvertResult(label, converted, to, target, len(adapter), parameters, notes, truncation, cost, rank)
 
 
 def _as_pairs(adapter: Adapter, rank: int | None) -> tuple[Adapter, float]:
-    """Structured modules as their nearest pairs of a rank, where one was given; and what that cost in all, relative."""
+    """Replace modules that are not pairs by their nearest pairs of ``rank``, and measure the relative error of all.
+
+    Without a rank the modules stay as they are. A dialect that can only store pairs then refuses them by name.
+    """
     if rank is None:
         return adapter, 0.0
+    # True is an int for Python, but rank=True is a mistake.
     if isinstance(rank, bool) or not rank >= 1 or int(rank) != rank:
         raise OptionError(f"rank {rank!r} is not a whole number from 1", fix="give a whole number from 1")
     if not any(isinstance(module, Structured) for module in adapter.modules.values()):
-        raise OptionError("--rank is for modules that are no pair yet, and here all are", fix="leave out --rank")
+        raise OptionError("--rank is for modules that are not pairs yet, and here all are", fix="leave out --rank")
 
     def pair(module: Update) -> Update:
+        # A matrix has at most min(out, in) directions.
         return module.truncated(min(int(rank), *module.shape)) if isinstance(module, Structured) else module
 
+    # Measured over all modules, so that the number is comparable with that of compress.
     pairs = adapter.map(pair)
     return pairs, total_error(losses(adapter, pairs, threads=cpu_count() or 1))
 
 
-def _rename_as_in(adapter: Adapter, to: str, options: WriterOptions) -> Adapter:
-    """The adapter with its experts cut and called as the target has them: what the written file is compared with."""
-    if adapter.format == to:
-        return adapter
-    return fit_experts(to, adapter, base_config=options.get("base_config"), arch=options.get("arch"))
-
-
-def _stored_in_dialect(adapter: Adapter, to: str, options: WriterOptions) -> tuple[Stored, Files, Adapter]:
-    """What is written, the files it goes to, and what the dialect's reader makes of them."""
-    stored, files = encode_adapter(adapter, to, **options)
-    return stored, files, next(form for form in FORMATS if form.name == to).read(stored)
-
-
 def _rename_back(exact: Adapter, back: Adapter, stored: Stored) -> dict[str, Update]:
-    """The modules of ``back``, which was read from ``stored``, by the names that ``exact`` has for them."""
+    """The modules of ``back``, which was read from ``stored``, under the names that they have in ``exact``."""
     names = {name: file for file, name in stored.names.items()}
 
-    def read(name: str, module: Update) -> Update:
-        written = back[names.get(name, name)]  # of a dialect that says no scale: our record does
+    def find(name: str, module: Update) -> Update:
+        written = back[names.get(name, name)]
+        # A dialect that states no scale leaves it to the record in the metadata, which is not applied here.
         return written.rescaled(module.scale, module.scaling) if written.scaling.rule == "unknown" else written
 
-    return {name: read(name, module) for name, module in exact.items()}
+    return {name: find(name, module) for name, module in exact.items()}

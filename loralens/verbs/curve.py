@@ -33,18 +33,18 @@ from loralens.verbs.outputs.rules import read_moments, read_protection
 
 @dataclass(frozen=True, slots=True)
 class CurveResult(Tabular):
-    """Rank against size against error of an adapter.
+    """The size and the error of every rank of an adapter.
 
     Attributes
     ----------
     source : str
-        What the adapter is called: its path, if it was read.
+        The label of the adapter: its path, if it was read from a file.
     format : str
         The dialect of the files.
-    points : sequence of Point
-        By falling rank.
+    points : sequence of CurvePoint
+        The points of the curve, the largest rank first.
     activations : str or None
-        What the moments are called on which errors were measured; None where errors are those of ΔW.
+        The path of the moments on which errors were measured, or ``moments``; None if errors are those of ΔW.
     """
 
     source: str
@@ -58,17 +58,17 @@ class CurveResult(Tabular):
 
     @property
     def on_data(self) -> bool:
-        """Whether errors are those on real inputs."""
+        """Whether errors are those on real inputs and not those of ΔW."""
         return self.activations is not None
 
     def tables(self) -> list[Table[CurvePoint]]:
-        """One rank a row."""
+        """The points of the curve, one rank a row."""
         error = "√(E‖(ΔW−ΔW')x‖² / E‖ΔWx‖²) on the data" if self.on_data else "‖ΔW−ΔW'‖/‖ΔW‖"
         title = f"{self.source}: {len(self.adapter)} modules; {error} over all of them"
         return [Table(title, point_columns(self.format, on_data=self.on_data), self.points)]
 
     def record(self) -> dict[str, Any]:
-        """Everything as a JSON object."""
+        """The whole result as a JSON object."""
         return {
             "source": self.source,
             "format": self.format,
@@ -105,8 +105,7 @@ def curve(
         The dtype of the file: ``f32``, ``bf16`` or ``f16``; as it is by default.
     weights : str, path or mapping of str to float
         The error that a budget minimises: ``absolute``, ``relative`` to each module, or weighted by a mapping of globs
-        to
-        weights, which may be in a JSON file.
+        to weights, which may be in a JSON file.
     activations : path or Moments, optional
         The second moments of real inputs, as `calibrate` measures them; errors are then measured on those inputs.
     base : path, optional
@@ -128,17 +127,14 @@ def curve(
     check_choice("dtype", dtype, FLOAT_TYPES)
     (label,) = labels([source])
     adapter = read_adapter(source, reading, base=base, label=label)
+    # The files of a dialect that is only read would be written as PEFT's.
     form = OutputFormat.of(adapter, to=to or (None if adapter.format in TARGET_FORMATS else "peft"), base=base)
+    # Both may be files, whose faults are told before the adapter is decomposed.
     protect, moments = read_protection(weights), read_moments(activations)
     with place(label):
         with progress("reading", len(adapter)) as step:
             plan = TruncationPlan.of(
-                adapter,
-                modules=modules,
-                dtype=numpy_dtype(dtype),
-                moments=moments,
-                threads=cpu_count() or 1,
-                step=step,
+                adapter, modules=modules, dtype=numpy_dtype(dtype), moments=moments, threads=cpu_count() or 1, step=step
             )
         points = trade_off(plan, form, protect=protect, on_data=moments is not None)
     measured_on = None
@@ -150,26 +146,38 @@ def curve(
 def trade_off(
     plan: TruncationPlan, form: OutputFormat, *, protect: Protection = "absolute", on_data: bool = False
 ) -> list[CurvePoint]:
-    """The points of the curve for a dialect; in few bits too, where all modules are pairs and errors those of ΔW."""
+    """The points of the curve for a dialect, also in few bits if all modules are pairs and errors are those of ΔW."""
     pairs = not any(isinstance(module, Structured) for module in plan.adapter.modules.values())
+    # A uniform rank has the same bits everywhere: in loralens-q the plain number of them, in other dialects none.
     file_size = replace(form, bits=PLAIN_BITS if form.name == QUANTISED else None).size
-    # In few bits only pairs can be written, and their expected error is one of ΔW, not of data.
+    # Only pairs can be written in few bits, and their expected error is one of ΔW, not of outputs on data.
     header = _header_bytes(plan.adapter) if pairs and not on_data else None
+    # Only the modules that may become smaller count: the others keep their ranks.
     most = max((plan.adapter[name].rank for name in plan.directions), default=0)
     with progress("choosing ranks", len(curve_ranks(most))) as step:
         return rank_curve(plan, size=file_size, one_rank=form.one_rank, protect=protect, header=header, step=step)
 
 
 def _header_bytes(adapter: Adapter) -> int:
-    """Bytes of a file in few bits beside its directions."""
+    """The bytes of a file in few bits without its directions: of its header and its other tensors."""
+    # A module has at most min(out, in) directions, whatever its nominal rank is.
     ranks = {name: min(module.rank, *module.shape) for name, module in adapter.items()}
     total_bytes = OutputFormat(QUANTISED, {}, bits=PLAIN_BITS).size(adapter)
     return total_bytes - sum(rank * direction_bytes(adapter[name].shape, PLAIN_BITS) for name, rank in ranks.items())
 
 
 def point_columns(format: str, *, on_data: bool) -> list[Column[CurvePoint]]:
-    """The columns of a point; errors on data have a key of their own."""
+    """The columns of a point of the curve.
+
+    Parameters
+    ----------
+    format : str
+        The dialect, for the heading of the sizes.
+    on_data : bool
+        Whether errors are those on real inputs. They have keys of their own, as the two cannot be compared.
+    """
     error = "data_error" if on_data else "relative_error"
+    # The uniform rank is never left out; a budget is an alternative to it, and few bits are another.
     return [
         Column("rank", lambda point: point.rank, "rank", priority=ALWAYS, about="one for all modules"),
         Column(("uniform", "ranks"), lambda point: list(point.uniform.ranks)),
@@ -178,11 +186,13 @@ def point_columns(format: str, *, on_data: bool) -> list[Column[CurvePoint]]:
         ),
         Column(("uniform", "bytes"), lambda point: point.uniform.bytes, f"{format} file", size, priority=ALWAYS),
         Column(("uniform", error), lambda point: point.uniform.error, "error", percent, priority=ALWAYS),
+        # The error of the best ranks in as many bytes as the uniform rank takes.
         Column(("budget", error), lambda point: point.budget.error, "by budget", percent, priority=7),
         Column(("budget", "ranks"), lambda point: list(point.budget.ranks), "its ranks", span, priority=4),
         Column(("budget", "parameters"), lambda point: point.budget.parameters),
         Column(("budget", "bytes"), lambda point: point.budget.bytes),
         Column(("few_bits", "bytes"), lambda point: point.uniform.bytes, csv=False),  # uniform_bytes says the same
+        # Without a heading it is for machines alone: on data there is no such error to show.
         Column(
             ("few_bits", "expected_error"),
             lambda point: point.few_bits,

@@ -12,37 +12,36 @@ from loralens.analysis.doctor import UNREADABLE, diagnosis_codes, run_checks
 from loralens.core.adapter import Adapter, Level
 from loralens.core.names import kind
 from loralens.errors import LoraLensError, OptionError
-from loralens.formats import load
 from loralens.formats.files.location import adapter_file
 from loralens.formats.records.sarif import check_log_target, write_sarif
 from loralens.formats.records.sarif import sarif as sarif_log
 from loralens.tables.numbers import count
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
-from loralens.verbs.inputs.adapters import AdapterSource, Reading, Source, check_unread, labels, sources
-from loralens.verbs.inputs.choices import check_choice
+from loralens.verbs.inputs.adapters import Reading, Source, labels, load_source, sources
+from loralens.verbs.inputs.choices import FLOAT_TYPES, check_choice
 from loralens.verbs.inputs.examination import examine_adapters, open_base
 
 MergeDType = Literal["bf16", "f16", "f32", "fp8"]
-Rounding = Literal["nearest", "stochastic"]  # of those of a merge, what can be foretold
+# A merge has a third way, error feedback, whose effect on one weight depends on the weights before it.
+Rounding = Literal["nearest", "stochastic"]
 
-# The short words of --dtype, and the names in NumPy and ml_dtypes.
-DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32", "fp8": "float8_e4m3fn"}
-WORST = 3  # modules that a line of text names
+DTYPES = FLOAT_TYPES | {"fp8": "float8_e4m3fn"}  # option → the name in NumPy and ml_dtypes
+WORST = 3  # modules that the text names of findings with one cause; --json lists all of them
 
 
 @dataclass(frozen=True, slots=True)
 class DoctorResult(Tabular):
-    """What was found, most serious first.
+    """The findings about adapters, most serious first; iteration is over the findings.
 
     Attributes
     ----------
     adapters : mapping of str to Adapter or None
-        What each adapter is called → the adapter; None where it could not be read.
+        The adapters by their labels; None if one could not be read.
     base : str or None
-        The base model that they were held against.
+        The base model that they were compared with.
     fail_on : str or None
-        The level from which on a finding makes `answer` false.
+        The least serious level that makes `answer` false; None if no finding does.
     """
 
     findings: Sequence[Diagnosis]
@@ -58,17 +57,17 @@ class DoctorResult(Tabular):
 
     @property
     def answer(self) -> bool:
-        """Whether all is well: there is no finding of the level ``fail_on`` or a worse one; true without a level."""
+        """Whether there is no finding of the level ``fail_on`` or a more serious one; true if no level was given."""
         if self.fail_on is None:
             return True
         return all(LEVELS.index(finding.level) > LEVELS.index(self.fail_on) for finding in self.findings)
 
     def listing(self) -> list[Table[Diagnosis]]:
-        """The findings, one a module."""
+        """The findings, one row for every module concerned."""
         return [Table("findings", COLUMNS, self.findings)]
 
     def sentences(self) -> list[str]:
-        """The findings of every adapter, those of one kind together."""
+        """The findings of every adapter, those with one cause together."""
         return [line for label in self.adapters for line in self._adapter_lines(label)]
 
     def _adapter_lines(self, label: str) -> list[str]:
@@ -76,9 +75,10 @@ class DoctorResult(Tabular):
         causes = by_cause(finding for finding in self.findings if finding.adapter == label)
         read = count(len(adapter), "module") if adapter is not None else "not read"
         against = f", against {self.base}" if self.base else ""
+        # Causes are counted and not findings: a fault in all of 200 modules is one thing to mend.
         levels = _levels(Counter(cause[0].level for cause in causes))
         lines = [f"{label} ({read}{against}): {levels}"]
-        return [*lines, *(line for cause in causes for line in _cause_record(cause, len(adapter or ()))), ""]
+        return [*lines, *(line for cause in causes for line in _cause_lines(cause, len(adapter or ()))), ""]
 
     def record(self) -> dict[str, Any]:
         """The findings as a JSON object."""
@@ -102,10 +102,10 @@ def doctor(
     Parameters
     ----------
     *adapters : path or Adapter
-        Files, folders that hold an adapter, Hub ids in the local cache, or what `loralens.load` returns. Read with
-        ``strict=False``, an adapter with numbers that are wrong is examined too.
+        Files, folders that hold an adapter, Hub ids in the local cache, or what `loralens.load` returns. An adapter
+        with wrong numbers is examined too; `loralens.load` returns it with ``strict=False``.
     base : path, optional
-        The base model: names, sizes, and what a merge would make of ΔW.
+        The base model: its names and sizes are compared, and the effect of rounding in a merge is predicted.
     modules : sequence of str
         Only modules whose name or kind matches one of these glob patterns.
     dtype : str, optional
@@ -131,15 +131,22 @@ def doctor(
     check_choice("dtype", dtype, get_args(MergeDType))
     check_choice("rounding", str(rounding), get_args(Rounding))
     check_choice("fail_on", fail_on, LEVELS)
-    if sarif:
+    if sarif:  # checked first, as the examination of a large base takes long
         check_log_target(Path(sarif))
     chosen = sources(adapters)
     loaded: dict[str, Adapter | None] = {}
     unreadable: list[Diagnosis] = []
     for label, source in zip(labels(chosen), chosen, strict=True):
-        if label not in loaded:
-            loaded[label] = _read(source, base, reading, label, unreadable)
-    patients = examine_adapters(
+        if label in loaded:  # a path that was given twice is examined once
+            continue
+        loaded[label] = None
+        try:
+            loaded[label] = load_source(source, reading, base=base, strict=False)
+        except OptionError:  # a wrong path or option is a mistake of the caller, and no fault of an adapter
+            raise
+        except LoraLensError as error:  # one more finding, and the others are still examined
+            unreadable.append(Diagnosis("error", UNREADABLE, error.what, error.fix, adapter=label))
+    examinations = examine_adapters(
         {label: adapter for label, adapter in loaded.items() if adapter is not None},
         base=open_base(base) if base else None,
         modules=modules,
@@ -147,34 +154,16 @@ def doctor(
         dtype=DTYPES[dtype] if dtype else None,
         stochastic=rounding == "stochastic",
     )
-    result = DoctorResult(unreadable + run_checks(patients), loaded, str(base) if base else None, fail_on)
+    # Unreadable files are errors, and findings go by seriousness.
+    result = DoctorResult(unreadable + run_checks(examinations), loaded, str(base) if base else None, fail_on)
     if sarif:
         _write_sarif(result.findings, Path(sarif))
     return result
 
 
-def _read(
-    source: AdapterSource,
-    base: str | PathLike[str] | None,
-    reading: Reading,
-    label: str,
-    unreadable: list[Diagnosis],
-) -> Adapter | None:
-    """The adapter; None where it cannot be read, which is one more finding. A wrong path or option is no finding."""
-    if isinstance(source, Adapter):
-        check_unread(reading)
-        return source
-    try:
-        return load(str(source), strict=False, base=base, **reading)
-    except OptionError:
-        raise
-    except LoraLensError as error:
-        unreadable.append(Diagnosis("error", UNREADABLE, error.what, error.fix, adapter=label))
-        return None
-
-
 def _write_sarif(diagnoses: Sequence[Diagnosis], file: Path) -> None:
     def located(label: str) -> str:
+        # SARIF names files, and a user may have given the folder of one, or a Hub id; what has no file keeps its label.
         try:
             return str(adapter_file(Path(label)))
         except LoraLensError:
@@ -185,21 +174,23 @@ def _write_sarif(diagnoses: Sequence[Diagnosis], file: Path) -> None:
 
 
 def _levels(counts: Mapping[Level, int]) -> str:
-    """``1 error, 2 warnings``."""
+    """``1 error, 2 warnings``, the most serious level first."""
     return ", ".join(count(counts[level], level) for level in LEVELS if counts.get(level)) or "nothing found"
 
 
-def _cause_record(diagnoses: Sequence[Diagnosis], of: int) -> list[str]:
-    """Findings that have one cause, in an adapter of so many modules."""
+def _cause_lines(diagnoses: Sequence[Diagnosis], of: int) -> list[str]:
+    """The text of findings that have one cause, in an adapter of ``of`` modules."""
     first = diagnoses[0]
     head = f"  {first.level}: {first.code}: "
-    if len(diagnoses) == 1:
+    if len(diagnoses) == 1:  # on one line, as most findings are
         lines = [head + (f"{first.module}: " if first.module else "") + first.evidence]
     else:
         modules = {finding.module for finding in diagnoses if finding.module}
+        # A fault of one kind in all blocks is the common case, and names its cause.
         kinds = {kind(name) for name in modules}
         alike = f", of the kind {kinds.pop()}" if len(kinds) == 1 else ""
         lines = [head + (f"{len(modules)} of {of} modules{alike}" if modules else f"{len(diagnoses)} of this kind")]
+        # The checks list the worst modules of a cause first.
         for finding in diagnoses[:WORST]:
             lines.append("    " + (f"{finding.module}: " if finding.module else "") + finding.evidence)
         if len(diagnoses) > WORST:
@@ -207,6 +198,7 @@ def _cause_record(diagnoses: Sequence[Diagnosis], of: int) -> list[str]:
     return [*lines, f"    fix: {first.fix}"] if first.fix else lines
 
 
+# No table for people: evidence and remedies are sentences, which a column would cut. --csv and --json use the columns.
 COLUMNS: tuple[Column[Diagnosis], ...] = (
     Column("level", lambda row: row.level, "level", align="left", priority=ALWAYS),
     Column("code", lambda row: row.code, "code", align="left", priority=ALWAYS),

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
-from pathlib import Path
 from typing import Any, Unpack
 
 from loralens.core.adapter import Adapter
@@ -12,32 +11,28 @@ from loralens.core.structured import Update
 from loralens.errors import OptionError, place
 from loralens.formats import save
 from loralens.tables.numbers import number, shape
-from loralens.tables.render import html_table
-from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, sources
 from loralens.verbs.inputs.choices import FloatType, TargetFormat, as_globs, numpy_dtype
 from loralens.verbs.outputs.combine_run import check_writing, form_of, read_source
-from loralens.verbs.outputs.rounding import RoundingCost, quantise_factors, round_factors
-from loralens.verbs.outputs.target import Target
+from loralens.verbs.outputs.rounding import RoundingCost, round_factors
+from loralens.verbs.outputs.target import Target, Written
 
 
 @dataclass(frozen=True, slots=True)
-class DropResult(Tabular):
+class DropResult(Written):
     """An adapter without some of its modules.
 
     Attributes
     ----------
     source : str
-        What the adapter is called: its path, if it was read.
+        The path of the adapter, or the name of an object in messages.
     before, adapter : Adapter
-        The whole one, and what is left of it, as it is written.
+        The whole adapter, and the remaining one as it is written.
     format : str
-        The dialect that is written.
+        The dialect of the result.
     rounding : RoundingCost
-        What rounding the others cost.
-    target : Target
-        Where it is written.
+        The error that rounding adds to the remaining modules.
     """
 
     source: str
@@ -51,36 +46,27 @@ class DropResult(Tabular):
         return f"DropResult({len(self.dropped)} of {len(self.before)} modules dropped, {self.format})"
 
     @property
-    def output(self) -> Path | None:
-        """Where the adapter was written; None where nothing was."""
-        return self.target.written
-
-    @property
     def dropped(self) -> list[str]:
-        """The modules that are gone, in natural order."""
+        """The names of the dropped modules, in natural order."""
         return [name for name in self.before if name not in self.adapter]
 
     def listing(self) -> list[Table[tuple[str, Update]]]:
-        """All modules, those that are gone included."""
+        """All modules, also the dropped ones."""
         dropped: Column[tuple[str, Update]] = Column("dropped", lambda row: row[0] not in self.adapter, "dropped")
         title = f"{self.source}: {len(self.dropped)} of {len(self.before)} modules dropped"
         return [Table(title, (*COLUMNS, dropped), list(self.before.items()))]
 
-    def _repr_html_(self) -> str:
-        (modules,) = self.listing()
-        return html_table(modules)
-
     def sentences(self) -> list[str]:
-        """What rounding cost, and where the adapter is."""
+        """The error of rounding, and the place of the result."""
         lines = [str(self.rounding)] if self.rounding.worst else []
         counts = f"{len(self.dropped)} of {len(self.before)} modules dropped, {len(self.adapter)} left"
-        return [*lines, f"{'wrote' if self.output else 'would write'} {self.target.output or self.format}: {counts}"]
+        return [*lines, *self.target.sentences(f"{self.format}, {counts}")]
 
     def record(self) -> dict[str, Any]:
-        """Everything as a JSON object."""
+        """The result as a JSON object."""
         return {
             "source": self.source,
-            "target": None if self.output is None else str(self.output),
+            "target": self.target.record(),
             "format": self.format,
             "dropped": sorted(self.dropped),
             "left": len(self.adapter),
@@ -112,13 +98,13 @@ def drop(
     modules : str or sequence of str
         Leave out the modules whose name or kind matches one of these glob patterns.
     output : path, optional
-        A folder, or a file with the suffix of the dialect; without it nothing is written.
+        A folder, or a file with the suffix of the dialect. Without it nothing is written.
     to : str, optional
-        The dialect to write; its own by default.
+        The dialect to write; the adapter's own by default.
     base : path, optional
-        The base model, which GGUF needs.
+        The base model, which is needed to write GGUF.
     dtype : str, optional
-        The dtype of all factors: ``f32``, ``bf16`` or ``f16``; by default they keep their own.
+        The dtype of all factors: ``f32``, ``bf16`` or ``f16``. By default every factor keeps its own.
     allow_loss : bool
         Write even if rounding changes the update of a module by more than 1 %.
     overwrite : bool
@@ -131,34 +117,39 @@ def drop(
     Raises
     ------
     OptionError
-        A glob that matches nothing, or globs that match everything; an output that is where the source is; rounding
-        that costs too much.
+        A glob pattern matches no module, all modules would be dropped, the output overlaps with the source, or rounding
+        costs too much.
     FormatError
-        A file that is no adapter.
+        The file is not an adapter.
     """
     check_writing(to, dtype)
     target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
     (original,) = sources([[adapter]])
     (label,) = labels([original])
+    # As in the other verbs that combine: --alpha only counts if the file does not state its own.
     before = read_source(original, label, reading, base)
     form = form_of(before, target, to=to, base=base)
+    # Before the work, as in the other verbs.
     form.check_target(target, original)
     with place(label):
         gone = set(select(before, as_globs(modules)))
+        # An adapter without modules is no adapter to any reader.
         if len(gone) == len(before):
             raise OptionError("nothing would be left", fix="give a glob that some modules do not match")
+    # A weight that was saved in full replaces that of the base, whatever else was trained in the module.
     extra = {key: each for key, each in before.extra.items() if each.module not in gone or each.role == "saved"}
     remaining = replace(before.without(gone), extra=extra)
-    new = quantise_factors(remaining, form.bits) if form.bits else round_factors(remaining, numpy_dtype(dtype))
+    new = round_factors(remaining, numpy_dtype(dtype), form.bits)
+    # Few bits were asked for by name, so their error is reported and never refused.
     allowed = allow_loss or form.bits is not None
     with place(label):
         cost = RoundingCost.between(remaining, new.modules, allow_loss=allowed, dtype=dtype)
     if target.output is not None:
-        options = form.writer_options
-        save(new, target.output, format=form.name, overwrite=overwrite, dry_run=dry_run, **options)
+        save(new, target.output, format=form.name, overwrite=overwrite, dry_run=dry_run, **form.writer_options)
     return DropResult(label, before, new, form.name, cost, target)
 
 
+# For --csv, data frames and notebooks: on a terminal the sentence with the counts is enough.
 COLUMNS: tuple[Column[tuple[str, Update]], ...] = (
     Column("name", lambda row: row[0], "module", align="left", priority=ALWAYS),
     Column("shape", lambda row: list(row[1].shape), "out × in", shape, csv=False, priority=3),

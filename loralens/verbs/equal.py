@@ -18,19 +18,21 @@ from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, read_where_unknown
 from loralens.verbs.inputs.bases import warn_of_bases
 
-SHOWN = 20  # modules that differ, in the table
+SHOWN = 20  # modules that the table lists of those that differ, the worst first; --json and --csv list all modules
 
 
 @dataclass(frozen=True, slots=True)
 class EqualResult(Tabular):
-    """Whether two adapters are the same update; as a truth value it is the answer.
+    """The differences of two adapters. Its truth value says whether they are the same update.
 
     Attributes
     ----------
-    differences : sequence of Difference
-        Of every module, in natural order.
+    differences : sequence of UpdateDifference
+        The differences of all modules, in natural order.
+    tolerance : float
+        The largest relative difference of modules that count as equal.
     not_compared : int
-        Tensors of both that are half of no pair: heads, biases, magnitudes.
+        The number of tensors of both that belong to no pair: heads, biases, magnitudes.
     """
 
     differences: Sequence[UpdateDifference]
@@ -44,7 +46,7 @@ class EqualResult(Tabular):
 
     @property
     def answer(self) -> bool:
-        """The same: what the exit code says."""
+        """The same as `equal`: the answer that the exit code gives."""
         return self.equal
 
     def __bool__(self) -> bool:
@@ -53,11 +55,12 @@ class EqualResult(Tabular):
     @property
     def beyond(self) -> list[UpdateDifference]:
         """The modules that differ by more than the tolerance, in natural order."""
+        # "not ≤" and no ">": a difference that is NaN is no equality.
         return [difference for difference in self.differences if not difference.relative <= self.tolerance]
 
     @property
     def largest(self) -> float:
-        """‖ΔW₁ − ΔW₂‖/‖ΔW‖ of the module that differs most; 0 where there is none."""
+        """‖ΔW₁ − ΔW₂‖/‖ΔW‖ of the module that differs most; 0 if there are no modules."""
         return max((difference.relative for difference in self.differences), default=0.0)
 
     def __repr__(self) -> str:
@@ -66,24 +69,26 @@ class EqualResult(Tabular):
     def tables(self) -> list[Table[UpdateDifference]]:
         """The modules that differ most."""
         worst = sorted(self.beyond, key=lambda difference: -difference.relative)
+        # Most modules have no note, and an empty column would only take room.
         columns = COLUMNS if any(difference.note for difference in worst) else COLUMNS[:-1]
         return [Table(f"{len(worst)} of {len(self.differences)} modules differ", columns, worst[:SHOWN])]
 
     def listing(self) -> list[Table[UpdateDifference]]:
-        """All modules."""
+        """All modules, one module a row."""
         return [Table("differences", COLUMNS, self.differences)]
 
     def sentences(self) -> list[str]:
-        """The answer, and what it is not about."""
+        """The answer, and the number of tensors that were not compared."""
         answer = "equal" if self.equal else "different"
         lines = [f"{answer}: largest difference {self.largest:.3g}, tolerance {self.tolerance:g}"]
+        # Two adapters with one ΔW and different heads are equal here, which must be said.
         if self.not_compared:
             what = "tensors that are half of no pair (heads, biases, magnitudes …)"
             lines.append(f"not compared: {self.not_compared} {what}")
         return lines
 
     def record(self) -> dict[str, Any]:
-        """Everything as a JSON object."""
+        """The whole result as a JSON object."""
         return {
             "equal": self.equal,
             "tolerance": self.tolerance,
@@ -103,7 +108,7 @@ def equal(
     first: AdapterSource,
     second: AdapterSource,
     *,
-    tolerance: float = 1e-6,
+    tolerance: float = 1e-6,  # above the rounding of float32 factors (6e-8), far below that of float16 (5e-4)
     base: str | PathLike[str] | None = None,
     **reading: Unpack[Reading],
 ) -> EqualResult:
@@ -119,25 +124,28 @@ def equal(
     tolerance : float
         The largest relative difference ‖ΔW₁ − ΔW₂‖/‖ΔW‖ of equal modules.
     base : path, optional
-        The base model of GGUF files: its head counts say in which order rows of q and k stand.
+        The base model of GGUF files: its head counts determine the order of rows of q and k.
     **reading : Reading
-        How files are read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``. ``alpha`` and ``scale`` go to
-        whichever of the two does not say its own.
+        How files are read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``. ``alpha`` and ``scale`` are
+        used for whichever of the two does not state its own.
 
     Raises
     ------
     OptionError
-        A tolerance that is no number from 0 on.
+        A tolerance that is negative or not finite.
     FormatError
         A file that is no adapter; a module that holds NaN or Inf.
     MismatchError
-        Rows of q and k stand in another order in one of them, and nothing says by which head counts.
+        The rows of q and k of one adapter are in another order, and no head counts are known to restore it.
     """
+    # A tolerance of 0 is allowed: equal factors differ by exactly 0.
     if not isfinite(tolerance) or tolerance < 0:
         raise OptionError(f"tolerance {tolerance!r} is no difference", fix="give a finite number of 0 or more")
     names = labels([first, second])
     adapter, other = (read_where_unknown(source, reading, base=base) for source in (first, second))
+    # Each takes the head counts of the other, if that states them.
     adapter, other = restore_rows(adapter, other), restore_rows(other, adapter)
+    # Two adapters with rows in the same unknown order can be compared as they are.
     if has_permuted_rows(adapter) != has_permuted_rows(other):
         permuted = names[0] if has_permuted_rows(adapter) else names[1]
         raise MismatchError(
@@ -145,6 +153,7 @@ def equal(
             "says the head counts by which to compare them with the other's",
             fix="give the base that it was trained on: --base DIR",
         )
+    # Told after the rows are restored, as a finding about their order may be gone then.
     for name, findings in zip(names, (adapter.findings, other.findings), strict=True):
         tell_findings(name, findings)
     warn_of_bases(names, (adapter, other))

@@ -1,8 +1,8 @@
-"""The verb ``evaluate``: measures how well a model does its task on held-out texts, with each of several adapters."""
+"""The verb ``evaluate``: measures the quality of a model on held-out texts, with each of several adapters."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Unpack, get_args
 
 from loralens.core.adapter import Adapter
@@ -27,7 +27,7 @@ from loralens.verbs.inputs.texts import TextSource, text_label
 if TYPE_CHECKING:  # torch takes a second
     from loralens.training.tasks import Task
 
-LENGTH = 256  # tokens of a text, where neither the option nor the adapter says how many
+LENGTH = 256  # tokens of a text if neither the option nor the adapter gives a length: the default of `train`
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +37,9 @@ class Evaluation:
     Attributes
     ----------
     path : str or None
-        What the adapter is called; None is the model as it is.
+        The name of the adapter; None for the model without one.
     measures : mapping of str to float
-        ``loss``, ``accuracy`` and, of language, ``perplexity``; NaN where nothing is asked.
+        ``loss``, ``accuracy`` and, for language models, ``perplexity``; NaN if there is nothing to predict.
     """
 
     path: str | None
@@ -48,18 +48,18 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationResult(Tabular):
-    """How well a model does its task, with each of several adapters.
+    """The quality of a model on a task, with each of several adapters.
 
-    ``result["a"]`` are the measures of the adapter that was given as ``a``.
+    ``result["a"]`` gives the measures of the adapter ``a``.
 
     Attributes
     ----------
     texts : int
-        How many texts there were.
+        The number of texts.
     evaluations : sequence of Evaluation
-        In the order of the adapters.
+        The measures of each adapter, in the order in which they were given.
     cuts : sequence of Cut
-        What was left out of the texts, for each length that they were cut to.
+        What was cut off the texts, for each length to which they were cut.
     """
 
     model: str
@@ -79,12 +79,12 @@ class EvaluationResult(Tabular):
         return f"EvaluationResult({len(self.evaluations)} evaluations of {self.task} on {self.data})"
 
     def tables(self) -> list[Table[Evaluation]]:
-        """One line for each adapter."""
+        """One table with a row for each adapter."""
         title = f"{self.model}, {self.texts} texts of {self.data}"
         return [Table(title, (ADAPTER, *map(_measure_column, self.evaluations[0].measures)), self.evaluations)]
 
     def record(self) -> dict[str, Any]:
-        """Everything as a JSON object."""
+        """The result as a JSON object."""
         (table,) = self.tables()
         return {
             "model": self.model,
@@ -131,14 +131,14 @@ def evaluate(
     Parameters
     ----------
     *adapters : path or Adapter
-        None of them: the model as it is.
+        Without any, the model itself is measured.
     model : path or (model, tokenizer)
         The base: a transformers folder, a Hub id in the local cache, or a package; or a model of transformers and its
         tokenizer, which is left as it was.
     task : str
         ``classification``, ``causal-lm`` or ``masked-lm``.
     data : path, name of a corpus, or iterable
-        Texts as `loralens.train` takes them; of a corpus what it holds out.
+        Texts as for `loralens.train`; of a corpus the held-out texts.
     limit : int, optional
         Use only the first ``limit`` texts.
     batch : int
@@ -156,9 +156,10 @@ def evaluate(
     Raises
     ------
     OptionError
-        An unknown task, device or dtype; no such file; torch is not installed; a label that was not trained.
+        The task, the device or the dtype does not exist; a file does not exist; torch is not installed; a text has a
+        label that was not trained.
     FormatError
-        An adapter, a model or texts that cannot be read.
+        An adapter, a model or texts cannot be read.
     MismatchError
         The adapter or the task does not fit the model.
     """
@@ -169,19 +170,22 @@ def evaluate(
 
         row = task_named(task)
         learned, held_out = read_data(data, labelled=row.labelled, one_label=True)
-        # Of a corpus the held-out part: the adapter may have been trained on the other.
+        # The held-out texts of a corpus, since the adapter may have been trained on the others.
         texts = (held_out or learned).head(limit)
         chosen = sources(adapters) if adapters else []
         names = labels(chosen)
+        # A model that is an object has no files with which an adapter could be compared.
         base = None if isinstance(model, tuple) else model
         adapted = [
             read_adapter(source, reading, base=base, applies_all=True, label=name)
             for source, name in zip(chosen, names, strict=True)
         ]
         evaluator = _Evaluator(model, row, texts, text_label(data), batch, length, device, dtype, threads)
+        # Without adapters the model itself is measured, as one version.
         versions: list[tuple[str | None, Adapter | None]] = [*zip(names, adapted, strict=True)] or [(None, None)]
         with progress("evaluating", len(versions) * len(texts.texts)) as step:
             measured = [evaluator.measure(adapter, step) for _, adapter in versions]
+    # Adapters that were trained with one length share a cut, of which the user is told once.
     cuts = list(dict.fromkeys(cut for _, cut in measured))
     for cut in cuts:
         cut.warn(texts.name)
@@ -189,63 +193,61 @@ def evaluate(
     return EvaluationResult(model_label(model), row.name, texts.name, len(texts.texts), evaluations, cuts)
 
 
+@dataclass(eq=False)
 class _Evaluator:
-    """A task on texts, which versions of a model are measured by.
+    """A task on texts, and a model that is measured with one adapter after the other.
 
-    Parameters
+    Attributes
     ----------
-    model : path or (model, tokenizer)
-    task : Task
-    texts : Texts
     place : str
-        Where the texts are, for messages.
+        The name of the texts in messages.
     batch, length, device, dtype, threads
         The options of `evaluate`.
     """
 
-    def __init__(
-        self,
-        model: ModelSource,
-        task: "Task",
-        texts: Texts,
-        place: str,
-        batch: int,
-        length: int | None,
-        device: str,
-        dtype: str,
-        threads: int | None,
-    ) -> None:
-        self.model, self.label, self.task, self.texts, self.place = model, model_label(model), task, texts, place
-        self.batch, self.length, self.device, self.dtype, self.threads = batch, length, device, dtype, threads
-        # An adapter with other labels needs another head, so the model is loaded again for it.
-        self._loaded: dict[tuple[str, ...] | None, Loaded] = {}  # by labels: one serves all adapters of the same
+    model: ModelSource
+    task: "Task"
+    texts: Texts
+    place: str
+    batch: int
+    length: int | None
+    device: str
+    dtype: str
+    threads: int | None
+    # The loaded models by labels: adapters with other labels need another head, so the model is loaded again for them.
+    _loaded: dict[tuple[str, ...] | None, Loaded] = field(default_factory=dict)
 
     def measure(self, adapter: Adapter | None, step: Callable[[int], None] | None) -> tuple[Mapping[str, float], Cut]:
-        """The measures of the model with an adapter, and what was left out of the texts."""
+        """The measures of the model with an adapter, and what was cut off the texts."""
         import torch
 
+        label = model_label(self.model)
         record = (record_of(adapter) if adapter else None) or {}
         labels = self._labels(record.get("labels") or ()) if self.task.labelled else None
         loaded = self._load(labels)
+        # By default the length of the training, so that texts are cut as they were there.
         length = self.length or record.get("length") or LENGTH
         with place(self.place):
             numbers = None if labels is None else self.texts.numbered(labels)
             examples = loaded.encoded(self.texts.texts, length=length, labels=numbers)
             cut = count_cut(loaded, self.texts.texts, length=length)
-        with place(self.label):
+        with place(label):
+            # With a model that sees later tokens the loss would be close to 0.
             if self.task.head == CAUSAL:
                 check_causal(loaded, examples)
             attachment = Attachment(loaded.model, adapter) if adapter else None
         for key, why in attachment.left_out.items() if attachment else ():
-            warn(f"{self.label}: {key} is not applied ({why})")
+            warn(f"{label}: {key} is not applied ({why})")
+        # Measures of a random head look like those of a bad adapter.
         random = loaded.random(attachment.replaced if attachment else ())
         if random:
             neither = "neither the model nor the adapter has" if adapter else "the model does not have"
             warn(
-                f"{self.label}: {neither} {some(sorted(random), 1)}: random here",
+                f"{label}: {neither} {some(sorted(random), 1)}: random here",
                 "trust no number that depends on them; give an adapter with its head",
             )
         evaluation = self.task.evaluation(examples, size=self.batch, step=step)
+        # The adapter is attached by hooks for the evaluation only, so that the same model serves the next one.
         with torch.no_grad(), attachment.on() if attachment else nullcontext():
             return dict(evaluation(loaded.model)), cut
 
@@ -257,12 +259,12 @@ class _Evaluator:
         return self._loaded[labels]
 
     def _labels(self, trained: Sequence[str]) -> tuple[str, ...]:
-        """The labels in the order of the head: the adapter's, the classifier's own, or those of the texts, sorted."""
+        """The labels in the order of the head: those of the adapter, of the classifier, or of the texts, sorted."""
         own = labels_of(self.model)
         labels = tuple(trained) or (own if set(self.texts.labels) <= set(own) else self.texts.labels)
         if len(labels) < 2:
             raise OptionError(
-                f"{self.place}: all texts have the label {labels[0]!r}, and nothing says what others there are",
+                f"{self.place}: all texts have the label {labels[0]!r}, and the other labels are not known",
                 fix="give texts of at least two labels, or an adapter that was trained on them",
             )
         return labels

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, Unpack, get_args
@@ -13,16 +14,13 @@ from loralens.core.names import some
 from loralens.core.progress import progress
 from loralens.core.ranks import Rule
 from loralens.errors import OptionError, place
-from loralens.formats import load, save
-from loralens.formats.dialects.sizes import file_size
 from loralens.formats.dialects.table import QUANTISED
 from loralens.formats.models.checkpoint import Checkpoint, model_config, stores_conv1d
 from loralens.formats.models.transformers_names import use_memory_names
 from loralens.merging.extraction.extract import extract_adapter
 from loralens.merging.extraction.extraction import ExtractedModule, Extraction
 from loralens.merging.extraction.triplets import NoiseEdge
-from loralens.tables.numbers import fixed, json_number, number, percent, shape
-from loralens.tables.result import Tabular
+from loralens.tables.numbers import count, fixed, json_number, number, percent, shape
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.bases import read_checkpoint
 from loralens.verbs.inputs.choices import (
@@ -33,20 +31,24 @@ from loralens.verbs.inputs.choices import (
     check_choice,
     numpy_dtype,
 )
-from loralens.verbs.outputs.form import writer_options
+from loralens.verbs.outputs.form import OutputFormat, writer_options
 from loralens.verbs.outputs.rules import RULES, RankRules, option_names, optional_rule
-from loralens.verbs.outputs.target import Target
+from loralens.verbs.outputs.target import Target, Written
 
 Noise = Literal["rounding", "median"]
-ModuleRow = tuple[str, ExtractedModule]  # and its name
+ModuleRow = tuple[str, ExtractedModule]  # the name of a module, and the quality of its pair
 
+# Not loralens-q: extract writes factors in a float dtype, and measures the error of every pair in that dtype.
 FORMATS = tuple(name for name in TARGET_FORMATS if name != QUANTISED)
-FULL = 2.0  # times the rounding noise, from which what is left over is said to be more than that
+# The residue is the root mean square of what a pair leaves over, in units of the rounding noise. It is about 1 if only
+# rounding is left (0.97 to 0.98 in docs/extract.md), so at 2 there is three times as much energy besides.
+FULL = 2.0
 RENAMED = "modules are called in the adapter as transformers 5 calls them in memory, where PEFT looks for them"
-NAMED = 5  # tensors that are named in a message before the others are counted
+NAMED = 5  # most tensors that a message names; the others are counted
 
 
 def _measure(key: str, title: str = "", **options: Any) -> Column[ModuleRow]:
+    """A column with an attribute of `ExtractedModule`, which is also its key."""
     return Column(key, lambda row: getattr(row[1], key), title, **options)
 
 
@@ -63,62 +65,56 @@ COLUMNS: tuple[Column[ModuleRow], ...] = (
     _measure("noise"),
     Column("residue", lambda row: json_number(row[1].residue), "left / noise", number, priority=4),
 )
+# It has a title only if some module has an edge: without --noise-edge the column would be empty for people.
 EDGE_COLUMN: Column[ModuleRow] = Column("noise_edge", lambda row: row[1].edge, priority=2)
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class ExtractResult(Tabular):
-    """The adapter between two checkpoints, and what it holds of their difference.
+class ExtractResult(Written):
+    """The adapter between two models, and how well it represents their difference.
 
     Attributes
     ----------
-    output : Path or None
-        Where the adapter is, or would be.
-    dry_run : bool
-        Whether nothing was written.
+    base, tuned : str
+        The paths of the models.
     format : str
-        The dialect that was asked for.
+        The dialect of the adapter.
     extraction : Extraction
-        The adapter, and what became of every difference.
+        The adapter, the quality of its pairs, and the differences that it lacks.
     """
 
     base: str
     tuned: str
-    output: Path | None
-    dry_run: bool
+    target: Target
     format: str
     extraction: Extraction
 
     @property
     def adapter(self) -> Adapter:
-        """The adapter."""
+        """The extracted adapter."""
         return self.extraction.adapter
 
     @property
     def modules(self) -> Mapping[str, ExtractedModule]:
-        """What every module holds of its difference."""
+        """How well the pair of every module represents its difference."""
         return self.extraction.modules
 
     def __repr__(self) -> str:
         return f"ExtractResult({len(self.modules)} modules, error {percent(self.extraction.relative_error)})"
 
-    @property
-    def table(self) -> Table[ModuleRow]:
-        """The modules that differ, one a row."""
+    def tables(self) -> list[Table[ModuleRow]]:
+        """The modules that differ, one per row."""
         edges = any(module.edge is not None for module in self.modules.values())
         edge = replace(EDGE_COLUMN, title="edge", text=number) if edges else EDGE_COLUMN
         title = f"{self.tuned} − {self.base}: {len(self.modules)} modules differ, {self.extraction.unchanged} do not"
-        return Table(title, (*COLUMNS, edge), list(self.modules.items()))
-
-    def tables(self) -> list[Table[ModuleRow]]:
-        """The modules that differ."""
-        return [self.table]
+        return [Table(title, (*COLUMNS, edge), list(self.modules.items()))]
 
     def sentences(self) -> list[str]:
-        """The error over all modules, the size of the adapter, and where it is."""
+        """The error over all modules, the size of the adapter, and its place."""
         extra = self.adapter.extra
         error = percent(self.extraction.relative_error)
         sentences = [f"error       ‖D−BA‖/‖D‖ = {error} over all modules, measured on every entry"]
+        # 0 for dense SVDs, whose error is rounding.
         randomised = max((module.svd_error for module in self.modules.values()), default=0.0)
         if randomised:
             sentences.append(
@@ -128,20 +124,17 @@ class ExtractResult(Tabular):
         if extra:
             roles = ", ".join(sorted({tensor.role for tensor in extra.values()}))
             sentences.append(f"extra       {len(extra)} tensors kept in full ({roles})")
-        if self.output or self.dry_run:
-            written = f"{'would write' if self.dry_run else 'wrote'} {self.output or ''}".rstrip()
-            sentences.append(f"{written}: {self.format}, {len(self.modules)} modules")
-        return sentences
+        return [*sentences, *self.target.sentences(f"{self.format}, {len(self.modules)} modules")]
 
     def record(self) -> dict[str, Any]:
-        """Everything as a JSON object."""
+        """The result as a JSON object."""
         extraction = self.extraction
         return {
             "base": self.base,
             "tuned": self.tuned,
-            "target": str(self.output) if self.output and not self.dry_run else None,
+            "target": self.target.record(),
             "format": self.format,
-            "modules": self.table.records(),
+            "modules": self.tables()[0].records(),
             "total": {
                 "relative_error": extraction.relative_error,
                 "share": extraction.share,
@@ -174,21 +167,23 @@ def extract(
 ) -> ExtractResult:
     """Make an adapter from the difference of two models: of a full fine-tune, or of a merge by another tool.
 
-    One rule of ranks, as in `compress`, or ``noise_edge`` has to be given. Every weight matrix that differs becomes a
-    pair of factors; embeddings only if ``modules`` asks for them (``"*"`` for all). Norms, biases and new heads are
-    copied in full. Everything that differs and is not in the adapter is listed. The names are those of ``tuned``; for
-    PEFT those that transformers 5 has in memory.
+    Every weight matrix that differs becomes a pair of factors, the best approximation of D = W_tuned − W_base of its
+    rank; embeddings only if ``modules`` asks for them (``"*"`` for all). One rule of ranks, as in `loralens.compress`,
+    or ``noise_edge`` has to be given. Norms, biases and new heads are copied in full. Everything that differs and is
+    not in the adapter is listed. The names are those of ``tuned``; for PEFT those that transformers 5 has in memory.
+    Large matrices take a randomised SVD with a fixed seed, whose error is stated; the error of every pair is measured
+    on all entries.
 
     Parameters
     ----------
     base, tuned : path
         Models: folders, safetensors files, or Hub ids in the local cache.
     output : path, optional
-        File or folder to write; without it nothing is written, and the result holds the adapter.
+        The file or folder to write. Without it nothing is written, and the result holds the adapter.
     noise_edge : str, optional
-        In place of a rule, keep the directions above the noise: ``rounding``, that of rounding to the dtype of
-        ``tuned``,
-        or ``median``, unknown noise estimated from the median of all singular values, if the difference has full rank.
+        Instead of a rule, keep the directions whose singular values stand above the noise. ``rounding`` is the noise of
+        rounding to the dtype of ``tuned``. ``median`` estimates unknown noise from the median of all singular values,
+        if the difference has full rank (Gavish and Donoho 2014).
     uniform : bool
         Give all modules the same rank, padded with zeros, as LoRAX and mlx-lm require.
     exact : bool
@@ -211,9 +206,9 @@ def extract(
     Raises
     ------
     OptionError
-        No rule, or several; an unknown word; no matrix differs; an ``output`` where something would be lost.
+        No rule or several were given, a choice does not exist, no matrix differs, or the output overlaps with an input.
     FormatError
-        A file that cannot be read; NaN or infinity in a difference.
+        A file cannot be read, or a difference has NaN or infinity.
     """
     check_choice("noise_edge", noise_edge, get_args(Noise))
     check_choice("to", to, FORMATS)
@@ -221,16 +216,13 @@ def extract(
     rule = _rule(noise_edge, rules)
     target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
     target.check_inputs({"the base": base, "the tuned model": tuned})
-    target.check_format(to)  # before hours of SVDs, not after them
-    writing = writer_options(to, base)
+    target.check_format(to)  # before the SVDs, which may take hours
+    form = OutputFormat(to, writer_options(to, base), base)
     before, after = read_checkpoint(base), read_checkpoint(tuned)
     tuned_config = model_config(Path(tuned))
-
-    def renamed(adapter: Adapter) -> Adapter:
-        """The adapter under the names that its readers look for: PEFT looks for modules in memory."""
-        return use_memory_names(adapter, tuned_config) if to == "peft" else adapter
-
+    renamed = partial(_rename_for_readers, to=to, config=tuned_config)
     _check_noise(rule, after, tuned)
+    # Vectors (norms, biases) are copied, and take no time worth showing.
     total = sum(tensor.size for tensor in after.tensors.values() if tensor.ndim > 1)
     with place(tuned), progress("extracting", total) as step:
         extraction = extract_adapter(
@@ -242,31 +234,50 @@ def extract(
             base_model=str(base),
             modules=modules,
             one_rank=uniform,
+            # Either may lack a config.json that says so, and both store their weights in the same way.
             conv1d=stores_conv1d(Path(tuned)) or stores_conv1d(Path(base)),
             exact=exact,
             dtype=numpy_dtype(dtype),
             drop_extra=drop_extra,
-            size=lambda adapter: file_size(renamed(adapter), to, **writing),
+            # Names are a part of the file, and count against a budget of bytes.
+            size=lambda adapter: form.size(renamed(adapter)),
             threads=os.cpu_count() or 1,
             step=step,
         )
     adapter = renamed(extraction.adapter)
+    # Only the adapter gets other names: the table of modules keeps those of the files.
     if list(adapter) != list(extraction.adapter):
         extraction = replace(extraction, adapter=adapter, notes=(*extraction.notes, RENAMED))
     if target.written:
-        save(extraction.adapter, target.written, format=to, overwrite=overwrite, **writing)
-        back = load(target.written, format=to, base=base, allow_pickle=True)
+        # What a reader of the new file has to know, the user has to know now.
+        back, _ = form.write(extraction.adapter, target)
         tell_findings(str(target.written), back.findings)
     _tell(extraction)
-    return ExtractResult(str(base), str(tuned), target.output, dry_run, to, extraction)
+    return ExtractResult(str(base), str(tuned), target, to, extraction)
+
+
+def _rename_for_readers(adapter: Adapter, *, to: str, config: Mapping[str, Any] | None) -> Adapter:
+    """The adapter with the names that its readers look for; ``config`` is that of the tuned model."""
+    # PEFT looks for modules in memory, where transformers 5 renames and stacks some of those in the files.
+    return use_memory_names(adapter, config) if to == "peft" else adapter
 
 
 def _rule(noise_edge: Noise | None, rules: RankRules) -> Rule | NoiseEdge:
-    """The one rule of ranks."""
+    """The rule that was given, which may be the edge of the noise.
+
+    Raises
+    ------
+    OptionError
+        No rule or several were given.
+    TypeError
+        A keyword is not an option of `extract`.
+    """
     names = [name for name, value in rules.items() if value is not None]
     unknown = [name for name in names if name not in RULES]
+    # A TypedDict is not checked at run time, so a misspelt option would silently be no rule.
     if unknown:
         raise TypeError(f"extract() got an unexpected keyword argument {unknown[0]!r}")
+    # The edge finds a rank by itself, so a rule beside it would contradict it.
     if noise_edge is not None and names:
         raise OptionError(f"--noise-edge and {option_names(names[0])} exclude each other", fix="give one of them")
     rule = NoiseEdge(noise_edge) if noise_edge is not None else optional_rule(**rules)
@@ -279,28 +290,33 @@ def _rule(noise_edge: Noise | None, rules: RankRules) -> Rule | NoiseEdge:
 
 
 def _check_noise(rule: Rule | NoiseEdge, tuned: Checkpoint, path: str | PathLike[str]) -> None:
-    """Refuse to know the rounding of weights that were multiplied since."""
+    """Refuse the rule ``rounding`` for float8 weights with scales.
+
+    They are read multiplied by their scales, so the spacing of the numbers does not show how they were rounded.
+    """
     if isinstance(rule, Rule) or rule.noise != "rounding":
         return
     if any(finding.code == "float8" for finding in tuned.notes):
         raise OptionError(
-            f"{path}: of float8 weights with scales the rounding noise is not known here",
+            f"{path}: the rounding noise of float8 weights with scales is not known here",
             fix="give --noise-edge median, or one of the other rules",
         )
 
 
 def _tell(extraction: Extraction) -> None:
-    """Notes, what is missing, and what rounding does not explain."""
+    """Tell the user the notes, the differences that the adapter lacks, and the modules whose rank is too small."""
     for text in extraction.notes:
         note(text)
+    # One message for each reason, since a model may have hundreds of tensors that were left out for the same one.
     for why in dict.fromkeys(tensor.why for tensor in extraction.left_out):
         keys = [tensor.key for tensor in extraction.left_out if tensor.why == why]
         warn(f"{len(keys)} left out, {why}: {some(keys, NAMED)}")
+    # The errors are those of the pairs alone, and say nothing about matrices without one.
     if extraction.share < 1:
-        note(f"the adapter's modules hold {extraction.share:.2%} of the energy of all differences")
+        note(f"the adapter's modules hold {fixed('.2%')(extraction.share)} of the energy of all differences")
     full = [name for name, module in extraction.modules.items() if module.residue > FULL]
     if full:
         note(
-            f"of {len(full)} modules more is left over than rounding explains (left / noise), {full[0]} among them: "
-            "the difference has more directions than were kept"
+            f"in {count(len(full), 'module')} more is left over than rounding explains (left / noise), as the "
+            f"difference has more directions than were kept: {some(full)}"
         )

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack
@@ -12,14 +13,13 @@ from loralens.core.adapter import Adapter, Extra, Finding
 from loralens.core.names import block, kind, natural_key
 from loralens.core.structured import Update
 from loralens.errors import MismatchError, place
-from loralens.formats import load
-from loralens.tables.numbers import count, number, shape, size
+from loralens.tables.numbers import count, number, shape, size, span
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
-from loralens.verbs.inputs.adapters import Reading, Source, check_unread, labels, sources
+from loralens.verbs.inputs.adapters import Reading, Source, labels, load_source, sources
 from loralens.verbs.inputs.choices import check_choice
 
-SCALES_NAMED = 5  # scales of one adapter that its facts list
+SCALES_NAMED = 5  # scales of one adapter, the most frequent ones, that its facts list; --json has every module's
 
 
 class ModuleInspection(NamedTuple):
@@ -32,7 +32,10 @@ class ModuleInspection(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """One row: the modules of one kind, shape, rank, scale and dtype."""
+    """One row: the modules of one kind, weight, shape, rank, scale and dtype.
+
+    ``module`` is any of them, for what they have in common.
+    """
 
     kind: str
     weight: str
@@ -43,18 +46,18 @@ class Kind(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class AdapterInspection(Tabular):
-    """What is in one adapter.
+    """The contents of one adapter.
 
     Attributes
     ----------
     path : str
-        What the adapter is called: its path, if it was read.
+        The label of the adapter: its path, if it was read from a file.
     inspection : Inspection
-        Its modules, other tensors and zeros.
+        Its modules, other tensors, and modules with ΔW = 0.
     findings : sequence of Finding
-        What the reader noticed, what the numbers show, how the names match the base, and what the consumer does.
+        The findings of the reader, about the numbers, about how the names match the base, and about the consumer.
     refusals : sequence of Finding
-        Those of the findings that say what the consumer rejects or applies otherwise.
+        The findings about the consumer alone: what it rejects, ignores or applies in another way.
     """
 
     path: str
@@ -64,7 +67,7 @@ class AdapterInspection(Tabular):
 
     @property
     def adapter(self) -> Adapter:
-        """The adapter itself."""
+        """The adapter that was inspected."""
         return self.inspection.adapter
 
     @property
@@ -76,7 +79,7 @@ class AdapterInspection(Tabular):
         return f"AdapterInspection({self.path!r}, {len(self.modules)} modules, {len(self.findings)} findings)"
 
     def tables(self) -> list[Table[Any]]:
-        """The adapter as a whole, its modules by kind, and the tensors that are half of no pair."""
+        """The adapter as a whole, its modules by kind, and the tensors that belong to no pair."""
         return [
             Table(self.path, FACT_COLUMNS, _facts(self.inspection)),
             Table("modules", KIND_COLUMNS, _kinds(self.modules)),
@@ -84,16 +87,17 @@ class AdapterInspection(Tabular):
         ]
 
     def listing(self) -> list[Table[ModuleInspection]]:
-        """All modules, one a row."""
-        zero = set(self.inspection.zero)
+        """All modules, one module a row."""
+        zero = set(self.inspection.zero)  # a set: a model has thousands of modules
         rows = [ModuleInspection(self.path, name, module, name in zero) for name, module in self.modules.items()]
         return [Table(self.path, MODULE_COLUMNS, rows)]
 
     def sentences(self) -> list[str]:
-        """The findings."""
+        """The findings, each with its remedy on the next line."""
         return [
             line
             for finding in self.findings
+            # The remedy has a line of its own, so that a command in it can be copied.
             for line in (f"{finding.level}: {finding.text}", *([f"  fix: {finding.fix}"] if finding.fix else []))
         ]
 
@@ -121,7 +125,7 @@ class AdapterInspection(Tabular):
 
 @dataclass(frozen=True, slots=True)
 class InspectResult(Tabular):
-    """What is in adapters.
+    """The contents of adapters.
 
     Attributes
     ----------
@@ -134,7 +138,8 @@ class InspectResult(Tabular):
 
     @property
     def answer(self) -> bool | None:
-        """Whether the consumer takes every adapter as it was trained; None where no consumer was named."""
+        """Whether the consumer applies every adapter as it was trained; None if no consumer was named."""
+        # Only findings about the consumer count: a fault of the file itself was not the question.
         if self.consumer is None:
             return None
         return not any(finding.level == "error" for adapter in self.adapters for finding in adapter.refusals)
@@ -173,16 +178,18 @@ MODULE_COLUMNS: tuple[Column[ModuleInspection], ...] = (
     Column("in", lambda row: row.module.shape[1], json=False),
     Column("rank", lambda row: row.module.rank, "r", priority=7),
     Column("scale", lambda row: row.module.scale, "scale", number, priority=6),
-    Column("scale_source", lambda row: str(row.module.scaling)),
+    Column("scale_source", lambda row: str(row.module.scaling)),  # a wrong scale is mostly a wrong source
     Column("dtype", lambda row: str(row.module.dtype), "dtype", priority=2),
     Column("parameters", lambda row: row.module.parameters, "parameters", "{:,}".format, priority=4),
     Column("bytes", lambda row: row.module.nbytes),
     Column("zero", lambda row: row.zero),
 )
+# Facts are rows of two columns, so that they are aligned by the same code as all other tables.
 FACT_COLUMNS: tuple[Column[tuple[str, str]], ...] = (
-    Column("property", lambda row: row[0], " ", align="left", priority=ALWAYS),  # facts need no headings
+    Column("property", lambda row: row[0], " ", align="left", priority=ALWAYS),  # blank, as facts need no heading
     Column("value", lambda row: row[1], " ", align="left", priority=ALWAYS),
 )
+# On a narrow terminal the kind of the weight goes first, as nearly all are linear; the rank is never left out.
 KIND_COLUMNS: tuple[Column[Kind], ...] = (
     Column("kind", lambda row: row.kind, "kind", align="left", priority=ALWAYS),
     Column("modules", lambda row: len(row.names), "modules", priority=8),
@@ -205,10 +212,11 @@ EXTRA_COLUMNS: tuple[Column[tuple[str, Extra]], ...] = (
 
 
 def _facts(inspection: Inspection) -> list[tuple[str, str]]:
-    """The adapter as a whole: what is said of it, and what that is."""
+    """The properties of the adapter as a whole, and their values."""
     adapter, modules = inspection.adapter, inspection.modules
     ranks = Counter(module.rank for module in modules.values())
     scales = Counter((module.scale, str(module.scaling)) for module in modules.values())
+    # In the order of the questions: what is it, what is it for, what is in it.
     facts = [
         ("format", adapter.format),
         ("base model", adapter.base_model or "not said"),
@@ -222,7 +230,7 @@ def _facts(inspection: Inspection) -> list[tuple[str, str]]:
         ),
         ("size", f"{inspection.parameters:,} parameters in pairs, {size(inspection.nbytes)}"),
     ]
-    if inspection.extra:
+    if inspection.extra:  # no line for what nearly all adapters lack
         facts.append(("besides", f"{len(inspection.extra)} other tensors, {size(_extra_bytes(inspection))}"))
     return facts
 
@@ -232,49 +240,42 @@ def _extra_bytes(inspection: Inspection) -> int:
 
 
 def _count_names(counts: Iterable[tuple[str, int]]) -> str:
-    """Values with the number of modules that have them; one alone without."""
+    """Values with the number of modules that have them; a value that all modules have stands alone."""
     pairs = list(counts)
     return pairs[0][0] if len(pairs) == 1 else "; ".join(f"{text} ({number} modules)" for text, number in pairs)
 
 
 def _kinds(modules: Mapping[str, Update]) -> list[Kind]:
-    """The modules by kind, and by whatever else their row says."""
+    """The modules grouped by kind, and by everything else that their common row says."""
     groups: dict[tuple[Any, ...], list[str]] = {}
     for name, module in modules.items():
         layout = module.layout
-        key = (kind(name), layout.kind, layout.transposed, module.shape, module.rank, number(module.scale))
-        groups.setdefault((*key, str(module.dtype)), []).append(name)
+        weight = layout.kind + (" transposed" if layout.transposed else "")
+        # The scale as it is shown: scales that differ by rounding would else make rows that look alike.
+        key = (kind(name), weight, module.shape, module.rank, number(module.scale), str(module.dtype))
+        groups.setdefault(key, []).append(name)
     return [
-        Kind(
-            key[0],
-            key[1] + (" transposed" if key[2] else ""),
-            modules[names[0]],
-            names,
-            sum(modules[name].parameters for name in names),
-        )
+        Kind(key[0], key[1], modules[names[0]], names, sum(modules[name].parameters for name in names))
         for key, names in sorted(groups.items(), key=lambda item: natural_key(item[0][0]))
     ]
 
 
 def _block_ranges(names: Sequence[str]) -> str:
-    """Block numbers as ranges, stack by stack: ``0–11``; ``down_blocks 0–2, up_blocks 1–3``."""
+    """The numbers of blocks as ranges: ``0–11``; of several stacks ``down_blocks 0–2, up_blocks 1–3``."""
     stacks: dict[str, set[int]] = {}
     for numbered in map(block, names):
         if numbered:
             stacks.setdefault(numbered.stack, set()).add(numbered.number)
-    if len(stacks) == 1:
-        return _ranges(sorted(next(iter(stacks.values()))))
-    return ", ".join(f"{stack} {_ranges(sorted(numbers))}" for stack, numbers in stacks.items())
+    ranges = {stack: _ranges_text(numbers) for stack, numbers in stacks.items()}
+    # A model with one stack needs no name for it.
+    return "".join(ranges.values()) if len(ranges) == 1 else ", ".join(f"{stack} {r}" for stack, r in ranges.items())
 
 
-def _ranges(numbers: Sequence[int]) -> str:
-    runs: list[list[int]] = []
-    for n in numbers:
-        if runs and n == runs[-1][1] + 1:
-            runs[-1][1] = n
-        else:
-            runs.append([n, n])
-    return " ".join(str(a) if a == b else f"{a}–{b}" for a, b in runs)
+def _ranges_text(numbers: Iterable[int]) -> str:
+    """Consecutive numbers as ranges: ``0–3 7 9–11``."""
+    # Consecutive numbers have the same difference from their indices in the sorted list.
+    runs = groupby(enumerate(sorted(numbers)), key=lambda pair: pair[1] - pair[0])
+    return " ".join(span([number for _, number in run]) for _, run in runs)
 
 
 def inspect(
@@ -308,18 +309,14 @@ def inspect(
         A file that is no adapter. What is wrong with an adapter is a finding.
     """
     if consumer is not None:
-        from loralens.analysis.clients.rules import CONSUMERS  # their patterns take as long to compile as click
+        from loralens.analysis.clients.rules import CONSUMERS  # its patterns take as long to compile as click to import
 
         check_choice("consumer", consumer, CONSUMERS)
     chosen = sources(adapters)
     inspected = []
     for source, label in zip(chosen, labels(chosen), strict=True):
-        if isinstance(source, Adapter):
-            check_unread(reading)
-            adapter = source
-        else:
-            # strict=False: an adapter with wrong numbers is shown with findings instead of refused.
-            adapter = load(str(source), strict=False, base=base, **reading)
+        # An adapter with wrong numbers is shown with findings instead of refused.
+        adapter = load_source(source, reading, base=base, strict=False)
         with place(label):
             inspected.append(_inspect(label, adapter, modules, base, consumer))
     return InspectResult(inspected, consumer)
@@ -331,20 +328,22 @@ def _inspect(
     inspection = inspect_adapter(adapter, modules=modules)
     findings, match = list(inspection.findings), None
     if base is not None:
-        # What is imported here takes as long as NumPy itself, and most adapters are inspected without a base.
+        # Imported here because it takes as long as NumPy itself, and most adapters are inspected without a base.
         from loralens.core.naming.matching import match as match_names
         from loralens.formats.models.checkpoint import shapes
         from loralens.verbs.inputs.bases import FIX, base_contradiction, with_tied_head
 
+        # Only shapes are read, which are in the headers.
         stored = with_tied_head(shapes(Path(base)), base)
         try:
             match = match_names({name: module.shape for name, module in inspection.modules.items()}, stored)
             findings.append(Finding("note", "names", f"against {base}: {match}"))
-        except MismatchError as error:  # names that do not match are a finding, and not the end
+        except MismatchError as error:  # a finding, as the rest of the adapter can still be shown
             findings.append(Finding("error", "names", f"against {base}: {error.what}", error.fix))
         contradiction = base_contradiction(adapter, base)
         if contradiction:
             findings.append(Finding("warning", "base-differs", contradiction, FIX))
+    # Last, because a consumer also refuses what does not match the base.
     refusals: list[Finding] = []
     if consumer is not None:
         from loralens.analysis.clients.rules import check

@@ -20,20 +20,21 @@ def interpolate(
     take: AdapterSource | None = None,
     **options: Unpack[WritingAndReading],
 ) -> CombineResult:
-    """Write (1 − t)·A + t·B of two adapters, exactly.
+    """Write (1 − t)·ΔW_A + t·ΔW_B of two adapters, exactly.
 
-    With ``modules`` only these modules are interpolated, and the others are those of A. The number t may lie outside
-    [0, 1]. For the arc instead of the line: ``combine(…, method="slerp")``.
+    With ``modules`` only these modules are interpolated, and the others are those of A. ``combine(…, method="slerp")``
+    follows the arc between the adapters instead of the line.
 
     Parameters
     ----------
     first, second : path or Adapter
+        A and B.
     at : float
-        0 is the first adapter, 1 the second.
+        The number t: 0 is A and 1 is B. It may lie outside [0, 1], where the line goes on beyond the adapters.
     modules : sequence of str
         Interpolate only modules whose name or kind matches one of these glob patterns.
     take : path or Adapter, optional
-        The adapter whose heads and biases are written where both have some: a path, a name, ``"1"``, ``"2"``, or the
+        The adapter whose heads and biases are written if both have some: its path, its name, ``"1"`` or ``"2"``, or the
         object that was given; ``"none"`` leaves them out.
     **options : Writing and Reading
         How the result is written (``output``, ``to``, ``base``, ``dtype``, ``allow_loss``, ``overwrite``, ``dry_run``)
@@ -42,16 +43,18 @@ def interpolate(
     Raises
     ------
     OptionError
-        ``at`` is no finite number; a glob that matches nothing; an output that is where a source is.
+        ``at`` is not a finite number, a glob pattern matches no module, or the output overlaps with a source.
     FormatError
-        A file that is no adapter.
+        A file is not an adapter.
     MismatchError
-        No module in common; heads in both and no ``take``; DoRA without its base.
+        The adapters have no module in common, both have heads and ``take`` is missing, or DoRA lacks its base.
     ShapeError
-        A module of two shapes: two base models.
+        A module has two shapes, so the adapters belong to two base models.
     """
+    # No limit to [0, 1]: beyond B the line exaggerates what B has and A has not.
     check_finite("at", at)
     chosen = as_globs(modules)
+    # Outside of the chosen modules the result is A: weight 1 for A, and 0 for B.
     pairs = [
         (first, strength_within(chosen, 1 - at, elsewhere=1.0)),
         (second, strength_within(chosen, at, elsewhere=0.0)),

@@ -81,7 +81,7 @@ def intruders(
     dtype : str
         The dtype of the factors that change: ``f32``, ``bf16`` or ``f16``.
     allow_loss : bool
-        Take it even if rounding changes the update of a module by more than 1 %.
+        Accept the result even if rounding changes the update of a module by more than 1 %.
     overwrite : bool
         Replace what is already at ``output``.
     dry_run : bool
@@ -108,9 +108,10 @@ def intruders(
     """
     check_definition(top=top, threshold=threshold)
     check_choice("dtype", str(dtype), get_args(FloatType))
+    # Any finite factor is allowed: above 1 it makes the intruders stronger, below 0 it turns them around.
     if remove is not None and not isfinite(remove):
         raise OptionError(f"remove {remove!r} is not possible", fix="give a finite number: 0 removes, 1 keeps")
-    if output is not None and remove is None:
+    if output is not None and remove is None:  # a forgotten `remove` would be noticed only after the search
         raise OptionError(f"nothing would be written to {output}", fix="say with remove what is left of the intruders")
     store = svd_cache(cache, cache_limit, no_cache=no_cache)
     linalg_device = Device.of(device)
@@ -118,49 +119,64 @@ def intruders(
     loaded = read_adapter(adapter, reading, base=base, label=label)
     with place(label):
         names = select(loaded, modules)
+        # With a strength of 1 nothing is edited, so modules that are no pairs may stay.
         check_plain(loaded, names, pairs=remove not in (None, 1))
     target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
-    target.check_source(adapter, base=base)
-    if output is not None:  # not to fail after hours
-        # A rehearsal without changes: what the writer refuses is refused now.
+    target.check_source(adapter, base=base)  # what is read is never replaced
+    # The SVDs of a base of 7B take an hour or so. What the writer would refuse is found before them, by a rehearsal.
+    if output is not None:
         save(replace_modules(loaded, {}), output, format=_dialect(loaded), overwrite=overwrite, dry_run=True)
     weights = base_weights(base, {name: loaded[name] for name in names}).modules
     measured: dict[str, Intruders] = {}
     edited: dict[str, Update] = {}
+    # Factors for a narrow dtype stay in float64 until all of them are there, so that they are rounded only once.
+    edit_dtype = "float32" if dtype == "f32" else "float64"
     with closing(decompositions(weights, store, base, linalg_device)) as svds:
         for name, W in svds:
             with place(label), place(name):
                 module = find_intruders(loaded[name], W, top=top, threshold=threshold)
                 if remove is not None:
-                    edited[name] = _removal(loaded[name], module, remove, dtype)
+                    edited[name] = remove_intruders(loaded[name], module, strength=remove, dtype=edit_dtype)
+                # Only the edit needs the vectors: 0.7 MB a module for ten directions of a 4096 × 4096 weight.
                 measured[name] = module.without_vectors()
     result = IntrudersResult(label, str(base), threshold, top, measured, {name: loaded[name].rank for name in measured})
     if remove is None:
         return result
-    with place(label):
-        changed, cost = _round(loaded, edited, dtype, allow_loss=allow_loss)
-    new = replace_modules(loaded, changed, uniform=uniform)
-    if target.output is not None:
-        save(new, target.output, format=_dialect(loaded), overwrite=overwrite, dry_run=dry_run)
-    removal = Removal(new, remove, len(changed), cost, _dialect(loaded), target.output, dry_run)
+    removal = _finish_removal(
+        loaded, label, edited, remove, target, dtype=dtype, uniform=uniform, allow_loss=allow_loss
+    )
     return replace(result, removal=removal)
 
 
-def _removal(module: Update, intruding: Intruders, strength: float, dtype: FloatType) -> Update:
-    """The module without its intruders: in float64 where it is to be rounded, once, when all modules are there."""
-    return remove_intruders(module, intruding, strength=strength, dtype="float32" if dtype == "f32" else "float64")
+def _finish_removal(
+    adapter: Adapter,
+    label: str,
+    edited: Mapping[str, Update],
+    strength: float,
+    target: Target,
+    *,
+    dtype: FloatType,
+    uniform: bool,
+    allow_loss: bool,
+) -> Removal:
+    """Round the edited modules to ``dtype``, and write the adapter that has them.
 
-
-def _round(
-    adapter: Adapter, edited: Mapping[str, Update], dtype: FloatType, *, allow_loss: bool
-) -> tuple[dict[str, Update], RoundingCost]:
-    """The edited modules that are others now, their factors rounded once to ``dtype``, and what that cost them."""
+    Modules without intruders did not change, and are written back bit for bit.
+    """
     exact = replace(adapter, modules={name: module for name, module in edited.items() if module is not adapter[name]})
-    narrow = round_factors(exact, numpy_dtype(dtype)).modules
-    return dict(narrow), RoundingCost.between(exact, narrow, allow_loss=allow_loss, dtype=dtype)
+    with place(label):
+        rounded = round_factors(exact, numpy_dtype(dtype)).modules
+        # The cost is that of all modules together, and names the worst one.
+        cost = RoundingCost.between(exact, rounded, allow_loss=allow_loss, dtype=dtype)
+    new = replace_modules(adapter, dict(rounded), uniform=uniform)
+    dialect = _dialect(adapter)
+    if target.output is not None:
+        save(new, target.output, format=dialect, overwrite=target.overwrite, dry_run=target.dry_run)
+    return Removal(new, strength, len(rounded), cost, dialect, target.output, target.dry_run)
 
 
 def _dialect(adapter: Adapter) -> str:
-    """The adapter's own dialect, or PEFT's where that cannot be written."""
+    """The adapter's own dialect, or PEFT's if that cannot be written."""
+    # loralens-q would round the edit to few bits of a number.
     writable = any(form.name == adapter.format != QUANTISED and form.writer for form in FORMATS)
     return str(adapter.format) if writable else "peft"

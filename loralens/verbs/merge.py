@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, Unpack, get_args
 
 from loralens.core.messages import note, warn
+from loralens.core.names import some
 from loralens.errors import OptionError
 from loralens.formats.records.merged import CERTIFICATE
 from loralens.formats.records.undo import NAME
@@ -15,45 +16,42 @@ from loralens.merging.plan import MergePlan
 from loralens.merging.rounding import Mode
 from loralens.merging.summary import MODULE_COLUMNS, MergedModule
 from loralens.tables.numbers import number
-from loralens.tables.result import Tabular
 from loralens.tables.table import Table
 from loralens.verbs.inputs.adapters import Reading
 from loralens.verbs.inputs.choices import FLOAT_TYPES, check_choice
-from loralens.verbs.inputs.merge_inputs import MergeInputs, read_merge_inputs
+from loralens.verbs.inputs.merge_inputs import MergeInputs, read_merge_inputs, record_path
 from loralens.verbs.inputs.weighted import Weighted, weighted_sources
 from loralens.verbs.outputs.merge_run import MergeRun
+from loralens.verbs.outputs.target import Target, Written
 
 ModelDtype = Literal["keep", "f32", "bf16", "f16"]
 
-# A word, since leaving the option out means the default place.
-NONE = "none"  # in place of a file: it is not written
-SWALLOWED = 0.95  # gain below which a merge is said to lose too much
-DAMAGED = 0.2  # and relative error above which
-NAMED = 3  # modules that are named in a message
+# Given in place of a file, which is then not written. A word, since leaving the option out means the default place.
+NONE = "none"
+# A merge warns of an update with a smaller gain or a larger error. The gain is stricter than the 0.9 below which verify
+# calls an update partial. At an error of 0.2, what rounding adds to the update has a fifth of its norm. docs/merge.md
+# shows what a gain of 0.965 and an error of 0.35 do to the embeddings of MiniLM.
+SWALLOWED = 0.95
+DAMAGED = 0.2
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class MergeResult(Tabular):
-    """What was merged into what, and how much of it arrived.
+class MergeResult(Written):
+    """A merge: the tensors that changed, and how much of every update arrived.
 
     Attributes
     ----------
-    output : Path or None
-        Where the merged model is, or would be.
-    dry_run : bool
-        Whether nothing was written.
     measured : bool
-        Whether it was measured what arrives.
-    plan : Plan
-        Which tensors of the base change, and how.
+        Whether the updates that arrived were measured.
+    plan : MergePlan
+        The tensors of the base that change, and how.
     modules : sequence of MergedModule
-        What arrived of every update; empty where it was not measured.
+        The fidelity of every update; empty if it was not measured.
     certificate : mapping
         The certificate as a JSON object.
     """
 
-    output: Path | None
-    dry_run: bool
+    target: Target
     measured: bool
     plan: MergePlan
     modules: Sequence[MergedModule]
@@ -65,29 +63,22 @@ class MergeResult(Tabular):
         return f"MergeResult({total['tensors']} tensors, {len(self.modules)} updates{gain})"
 
     @property
-    def table(self) -> Table[MergedModule]:
-        """The adapted modules, one a row."""
-        return Table(self._title, MODULE_COLUMNS, self.modules)
-
-    @property
     def _title(self) -> str:
         total = self.certificate["total"]
-        verb = "would write" if self.dry_run else "wrote"
-        title = f"{verb} {self.output or ''}".rstrip() + f": {total['tensors']} tensors changed"
+        what = f"{total['tensors']} tensors changed"
         if not self.measured:
-            return title + "; nothing was measured without a certificate"
-        if not self.modules:
-            return title
-        return title + (
-            f", {len(self.modules)} updates, gain {total['gain']:.4f}, error {number(total['relative_error'])}"
-        )
+            what += "; nothing was measured without a certificate"
+        # An adapter of heads alone has no update whose gain could be measured.
+        elif self.modules:
+            what += f", {len(self.modules)} updates, gain {total['gain']:.4f}, error {number(total['relative_error'])}"
+        return self.target.sentence(what)
 
     def tables(self) -> list[Table[MergedModule]]:
-        """The adapted modules."""
-        return [self.table]
+        """The adapted modules, one per row."""
+        return [Table(self._title, MODULE_COLUMNS, self.modules)]
 
     def sentences(self) -> list[str]:
-        """What was written, where no table says it; and what the undo patch takes."""
+        """The size of the undo patch; without a table, the sentence about the model that would be its title."""
         if not self.modules:
             return [self._title]
         total = self.certificate["total"]
@@ -97,7 +88,7 @@ class MergeResult(Tabular):
         return [f"undo patch: {total['undo_bytes']:,} bytes, {bits:.2f} bits for each changed weight"]
 
     def record(self) -> dict[str, Any]:
-        """The certificate."""
+        """The certificate as a JSON object."""
         return dict(self.certificate)
 
 
@@ -121,21 +112,23 @@ def merge(
 ) -> MergeResult:
     """Merge adapters into a base model, W' = W + Σ w·ΔW, shard by shard and rounded once.
 
-    Every other tensor is copied byte for byte, and so are the files beside the weights.
+    The update is computed in float32 in a defined order, so the result has the same bits on every machine. Every other
+    tensor is copied byte for byte, and so are the files beside the weights. The output appears complete or not at all.
 
     Parameters
     ----------
     *adapters : path or Adapter, pair, or mapping
-        ``"a"``, ``("a", 0.7)`` or ``{"a": 0.7, "b": 0.3}``: adapters, and how many times each counts.
+        The adapters and their weights w, 1 by default: ``"a"``, ``("a", 0.7)`` or ``{"a": 0.7, "b": 0.3}``.
     base : path
         The base model: a folder, a safetensors file, or a Hub id in the local cache.
     output : path
-        Folder to write; a file where the base is one file. Not needed where ``dry_run`` is true.
+        The folder to write, or the file if the base is a single file. It may be left out in a dry run.
     undo : path, optional
-        Where the undo patch goes, from which `loralens.unmerge` restores the base bit for bit: by default in
-        ``output``. ``"none"``: it is not made.
+        The file of the undo patch, from which `loralens.unmerge` restores the base bit for bit. By default it is in
+        ``output``, or beside it if that is a file; ``"none"`` writes none.
     certificate : path, optional
-        Where the certificate of how much of every update arrived goes; as ``undo``.
+        The file of the certificate, which states how much of every update arrived. The default and ``"none"`` are as
+        for ``undo``.
     measure : bool
         Measure how much of every update arrived, even if no certificate is written.
     rounding : str
@@ -162,9 +155,9 @@ def merge(
     Raises
     ------
     OptionError
-        No ``output``; an unknown rounding, dtype or device; an ``output`` where something would be lost.
+        ``output`` is missing, a choice or the device does not exist, or a file would be lost at ``output``.
     FormatError
-        A file that cannot be read; a quantised base.
+        A file cannot be read, or the base is quantised.
     MismatchError
         Adapters and base do not fit together.
     """
@@ -172,7 +165,7 @@ def merge(
     check_choice("dtype", dtype, get_args(ModelDtype))
     if output is None and not dry_run:
         raise OptionError("a merged model has to be written somewhere", fix="give -o OUT (output), or --dry-run")
-    compute_device = Device.of(device)  # what is wrong with it is said before the work
+    compute_device = Device.of(device)  # a device that does not exist is refused before the work
     inputs = read_merge_inputs(
         weighted_sources(adapters),
         base,
@@ -183,55 +176,54 @@ def merge(
         dtype=FLOAT_TYPES.get(dtype),
     )
     _tell_plan(inputs.plan)
-    target = Path(output) if output is not None else None
+    target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
     undo_file, certificate_file = (
-        _path_beside(target, path, name, folder=inputs.files.root.is_dir())
+        _record_file(target, path, name, folder=inputs.files.root.is_dir())
         for path, name in ((undo, NAME), (certificate, CERTIFICATE))
     )
-    # A dry run has no other purpose than to measure.
+    # Measuring is the only purpose of a dry run.
     measured = dry_run or measure or certificate_file is not None
     run = MergeRun(
         inputs,
         rounding=rounding,
         seed=seed,
         fidelity=measured,
+        # A dry run has no use for a patch.
         undo=undo_file is not None and not dry_run,
         device=compute_device,
     )
-    if dry_run:
+    if target.written is None:
         run.rehearse()
     else:
-        assert target is not None
-        run.write(target, undo=undo_file, certificate=certificate_file, overwrite=overwrite)
-    result = MergeResult(target, dry_run, measured, inputs.plan, run.modules(), run.certificate())
+        run.write(target.written, undo=undo_file, certificate=certificate_file, overwrite=overwrite)
+    result = MergeResult(target, measured, inputs.plan, run.modules(), run.certificate())
     _warn_of_losses(result.modules, inputs, rounding)
     return result
 
 
-def _path_beside(output: Path | None, path: str | PathLike[str] | None, name: str, *, folder: bool) -> Path | None:
-    """Where the undo file or the certificate goes; None where it is not written."""
+def _record_file(target: Target, path: str | PathLike[str] | None, name: str, *, folder: bool) -> Path | None:
+    """The place of the undo file or the certificate; None if it is not written."""
     if path is not None:
         return None if str(path) == NONE else Path(path)
-    if output is None:
-        return None
-    return output / name if folder else output.with_name(f"{output.stem}.{name}")
+    return None if target.output is None else record_path(target.output, name, folder=folder)
 
 
 def _tell_plan(plan: MergePlan) -> None:
-    """Edits of names, what else is to be known, and what is left out."""
+    """Tell the user how names were matched, what the plan notes, and which modules are left out."""
+    # Names that match as they are need no word.
     for text in (*(str(match) for match in plan.matches if match.edit), *plan.notes):
         note(text)
     if plan.missing:
-        names = ", ".join(plan.missing[:NAMED]) + (", …" if len(plan.missing) > NAMED else "")
-        note(f"left out, as the base has no place for them: {names}")
+        note(f"left out, as the base has no place for them: {some(plan.missing)}")
 
 
 def _warn_of_losses(modules: Sequence[MergedModule], inputs: MergeInputs, rounding: Mode) -> None:
-    """Warn where rounding swallows an update or a weight overflows, and say what to do."""
+    """Warn if a weight overflows or rounding damages an update, and say how to avoid it."""
     dtype = inputs.narrowest
     arrived = [module.fidelity for module in modules]
     overflowed = sum(fidelity.overflowed for fidelity in arrived)
     if overflowed:
+        # bfloat16 has the range of float32, so there the update itself is too large.
         narrow = dtype not in ("float32", "bfloat16")
         fix = "write --dtype f32 (or bf16)" if narrow else "check the adapter's α and scale with loralens doctor"
         warn(f"{overflowed:,} weights became infinite: {dtype} does not reach so far", fix)
@@ -239,9 +231,13 @@ def _warn_of_losses(modules: Sequence[MergedModule], inputs: MergeInputs, roundi
     # In float32 there is no wider dtype to recommend.
     if not damaged or dtype == "float32":
         return
+    # By error, since noise can drown an update whose gain is 1.
     worst = max(damaged, key=lambda fidelity: fidelity.error)
+    # float16 has 3 bits of mantissa more than bfloat16, but some models overflow in it.
     ways = ["write --dtype f32" + (" (or f16, where the model runs in it)" if dtype == "bfloat16" else "")]
     ways.append("serve the adapter unmerged")
+    # Stochastic rounding keeps the strength, but its noise is larger: it only helps where the update itself is lost.
+    # Feedback is not recommended, since it is exact only for inputs along the adapter's own directions (docs/merge.md).
     if rounding == "nearest" and any(fidelity.gain < SWALLOWED for fidelity in damaged):
         ways.append("take --rounding stochastic: full strength at the price of noise")
     warn(

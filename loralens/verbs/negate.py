@@ -14,7 +14,7 @@ from loralens.verbs.outputs.writing import WritingAndReading
 def negate(
     adapter: AdapterSource, *, modules: Sequence[str] = (), **options: Unpack[WritingAndReading]
 ) -> CombineResult:
-    """Write an adapter with the sign of ΔW changed.
+    """Write an adapter with the sign of ΔW changed: ΔW' = −ΔW.
 
     With ``modules`` only these modules change. The factors keep their bits: only the scale changes its sign.
 
@@ -30,9 +30,10 @@ def negate(
     Raises
     ------
     OptionError
-        A glob that matches nothing; an output that is where the source is; rounding that costs too much.
+        A glob pattern matches no module, the output overlaps with the source, or rounding costs too much.
     FormatError
-        A file that is no adapter.
+        The file is not an adapter.
     """
+    # The sign goes into the scale, where −1 is exact in every dtype.
     strength = strength_within(as_globs(modules), -1.0, elsewhere=1.0)
     return combine_sources([(adapter, strength)], **options)

@@ -1,4 +1,4 @@
-"""``plot``: draws the figure of a result."""
+"""``plot``: draws the figure of a verb's result."""
 
 from typing import TYPE_CHECKING
 
@@ -46,20 +46,23 @@ def plot(result: object, ax: "Axes | None" = None) -> "Drawing":
     OptionError
         The result has no figure, or ``ax`` is given and the figure has several panels.
     """
+    # In two steps, as the pages of reports draw the same figures as SVG.
     return draw_figure(figure_of(result), ax)
 
 
 def figure_of(result: object) -> Figure:
-    """The figure of a result as plain data, which ``--plot`` and `plot` draw.
+    """The figure of a result as plain data; ``--plot`` and `plot` draw it.
 
     Raises
     ------
     OptionError
         The result has no figure.
     """
+    # Results have no method for their figures, so that a command that draws nothing imports no charts.
     if isinstance(result, CurveResult):
         return curve_figure(result.source, result.points, on_data=result.on_data)
     if isinstance(result, CompressResult):
+        # The point of the chosen ranks, with an error of the same kind as those of the curve.
         chosen = result.bytes_after, result.relative_error if result.data_error is None else result.data_error
         points = result.trade_off()
         return curve_figure(result.source, points, chosen=chosen, on_data=result.data_error is not None)
@@ -74,6 +77,7 @@ def figure_of(result: object) -> Figure:
     if isinstance(result, TrajectoryResult):
         run = result.run
         losses = {"loss": run.train, "eval loss": run.evaluation}
+        # All logged losses, and not only those nearest to the checkpoints, which the table shows.
         curves = {name: [(loss.step, loss.value) for loss in logged] for name, logged in losses.items() if logged}
         steps = [checkpoint.step for checkpoint in run.checkpoints]
         return trajectory_figure(result.trajectory, steps, curves, result.names)

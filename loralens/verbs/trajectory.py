@@ -15,13 +15,15 @@ from loralens.core.progress import progress
 from loralens.errors import OptionError
 from loralens.formats import load
 from loralens.formats.records.runs import STATE, LoggedLoss, Run, RunCheckpoint, nearest_loss, read_run
-from loralens.tables.numbers import fixed, json_number, number
+from loralens.tables.numbers import UNDEFINED, fixed, json_number, number
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, Source, check_unread, labels, sources
 from loralens.verbs.inputs.bases import warn_of_bases
 
-STUCK = 0.9  # cosine of A with the last checkpoint, over all of the run, from which φ of the in side shows the start
+# Cosine of the first A with the last from which φ of the in side shows the common start. Unrelated random A have
+# a cosine near 0, so only an A that training has hardly moved comes this close to 1.
+STUCK = 0.9
 
 
 class CheckpointRow(NamedTuple):
@@ -36,14 +38,9 @@ class CheckpointRow(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class TrajectoryResult(Tabular):
-    """The checkpoints of a run in order of steps.
+    """The checkpoints of a run in the order of their steps, with the logged losses and the measured trajectory.
 
-    Attributes
-    ----------
-    run : Run
-        The checkpoints, and the losses of the run.
-    trajectory : Trajectory
-        What was measured of them.
+    ``len`` is the number of checkpoints, and iteration is over their measurements.
     """
 
     run: Run
@@ -60,54 +57,46 @@ class TrajectoryResult(Tabular):
 
     @property
     def names(self) -> list[str]:
-        """Short names of the checkpoints, each different: the last part of the path, or the whole where two agree."""
-        return short_names(self.run.checkpoints)
+        """Short, different names of the checkpoints: the last parts of their paths, or whole paths if two agree."""
+        short = [checkpoint.path.name for checkpoint in self.run.checkpoints]
+        return short if len(set(short)) == len(short) else [str(checkpoint.path) for checkpoint in self.run.checkpoints]
 
     @property
     def settled(self) -> RunCheckpoint | None:
-        """The first checkpoint from which on the direction stays; None where it still turned, or nothing says."""
+        """The first checkpoint after which the direction no longer changes; None if there is none, or no order."""
         place = self.trajectory.settled
         return self.run.checkpoints[place] if self.run.ordered and place is not None else None
 
     @property
     def rows(self) -> list[CheckpointRow]:
-        """The checkpoints."""
-        run = self.run
-        return [
-            CheckpointRow(
-                name,
-                checkpoint,
-                point,
-                nearest_loss(run.train, checkpoint.step),
-                nearest_loss(run.evaluation, checkpoint.step),
-            )
-            for name, checkpoint, point in zip(self.names, run.checkpoints, self.trajectory.points, strict=True)
-        ]
+        """The checkpoints, each with its measurements and the nearest losses."""
+        return _checkpoint_rows(self.run, self.names, self.trajectory.points)
 
     def tables(self) -> list[Table[CheckpointRow]]:
-        """The checkpoints, one a row."""
+        """The checkpoints, one checkpoint a row; the columns of losses that the run did not log are left out."""
         unknown = sum(checkpoint.step is None for checkpoint in self.run.checkpoints)
+        # Checkpoints without a step come last in the order in which they were given.
         order = f"{unknown} of them without a step and last, as given" if unknown else "in order of steps"
         order = "as given: nothing says their steps" if unknown == len(self) else order
-        logged = [("loss", self.run.train), ("eval_loss", self.run.evaluation)]
-        absent = {key for key, losses in logged if not losses}
-        columns = [column for column in COLUMNS if not (column.title and column.key in absent)]
-        return [Table(f"{len(self)} checkpoints, {order}", columns, self.rows)]
+        return [run_table(f"{len(self)} checkpoints, {order}", self.run, self.names, self.trajectory.points)]
 
     def listing(self) -> list[Table[CheckpointRow]]:
-        """The same, with all columns."""
+        """The same table with all columns, so that every run has the same CSV columns."""
         return [Table("", COLUMNS, self.rows)]
 
     def sentences(self) -> list[str]:
-        """What the numbers say, each only where it is true."""
+        """The conclusions from the numbers, each only where it holds."""
         trajectory, rows = self.trajectory, self.rows
         chance = ", ".join(f"{side} {number(value)}" for side, value in trajectory.chance.items() if isfinite(value))
+        # What a heading has no room for is said below the table.
         sentences = [(f"chance level of φ: {chance}; " if chance else "") + "moved: ‖ΔW − ΔW of the row above‖F"]
         shown = [(row, loss) for row in rows for loss in (row.loss, row.eval_loss) if loss]
         if any(loss.step != row.checkpoint.step for row, loss in shown):
             sentences.append("@N: a loss of step N, the nearest that was logged")
+        # Its cosines are then undefined, and a column of dashes needs a reason.
         if not rows[-1].point.frobenius:
             sentences.append("the last checkpoint is 0, so there is no direction to compare the others with")
+        # Checkpoints of several runs have no common direction to follow; a warning has named them.
         if len(trajectory.runs) > 1:
             return sentences
         if not self.run.ordered:
@@ -115,32 +104,34 @@ class TrajectoryResult(Tabular):
         return [*sentences, *self._on_direction()]
 
     def _on_direction(self) -> list[str]:
-        """When the direction settled, and whether the in side shows anything but the start."""
+        """When the direction settled, and whether the in side shows more than the common start."""
         first, before, last = (self.rows[i] for i in (0, -2, -1))
         sentences = []
         if self.settled:
             since = f"from step {self.settled.step} on (of step {last.checkpoint.step})"
             every = f"from there every cosine with the last is at least {SETTLED}"
             sentences.append(f"the direction is settled {since}: {every}")
-        elif isfinite(before.point.cosine):
+        elif isfinite(before.point.cosine):  # NaN if one of the last two checkpoints is 0
             cosine = f"cosine {before.point.cosine:.3f} between the last two checkpoints"
             sentences.append(f"the direction was still turning: {cosine}")
         start = first.point
+        # B begins at 0 and has to move; where A hardly does, all learning is on the out side.
         if start.initial >= STUCK and start.phi["in"] > start.phi["out"]:
             near = f"A stays near its random beginning (cosine {start.initial:.2f} of A first to last)"
             sentences.append(f"φ in is high from the start because {near}: what was learnt is on the out side")
         return sentences
 
     def record(self) -> dict[str, Any]:
-        """Everything as a JSON object; what is not defined is null."""
+        """The whole result as a JSON object; undefined numbers are null."""
         run, trajectory = self.run, self.trajectory
         paths = [str(checkpoint.path) for checkpoint in run.checkpoints]
         return {
+            # The key names transformers' file; the log of `loralens train` is none.
             "trainer_state": str(run.source) if run.source and run.source.name == STATE else None,
             "chance": {side: json_number(value) for side, value in trajectory.chance.items()},
             "ordered": run.ordered,
             "settled": str(self.settled.path) if self.settled else None,
-            "settled_cosine": SETTLED,
+            "settled_cosine": SETTLED,  # the limit that "settled" was found with
             "runs": [[paths[i] for i in group] for group in trajectory.runs],
             "checkpoints": Table("", COLUMNS, self.rows).records(),
             "history": {
@@ -176,22 +167,32 @@ def trajectory(*adapters: Source, modules: Sequence[str] = (), **reading: Unpack
     """
     run, loaded = _read_checkpoints(sources(adapters), reading)
     names = [str(checkpoint.path) for checkpoint in run.checkpoints]
-    warn_of_bases(names, loaded)
+    warn_of_bases(names, loaded)  # checkpoints of one run have one base
     with progress("comparing", trajectory_steps(loaded, modules)) as step:
         measured = measure_trajectory(loaded, modules=modules, labels=names, threads=cpu_count() or 1, step=step)
-    _warn_of_other_runs(run, measured)
-    return TrajectoryResult(run, measured)
+    result = TrajectoryResult(run, measured)
+    _warn_of_other_runs(result)
+    return result
 
 
-def short_names(checkpoints: Sequence[RunCheckpoint]) -> list[str]:
-    """Short names, each different: the last part of the path, or the whole where two are alike."""
-    short = [checkpoint.path.name for checkpoint in checkpoints]
-    return short if len(set(short)) == len(short) else [str(checkpoint.path) for checkpoint in checkpoints]
+def run_table(title: str, run: Run, names: Sequence[str], points: Sequence[TrajectoryPoint]) -> Table[CheckpointRow]:
+    """The checkpoints of a run under these names, without the columns for people of losses that it did not log."""
+    absent = {key for key, logged in (("loss", run.train), ("eval_loss", run.evaluation)) if not logged}
+    columns = [column for column in COLUMNS if not (column.title and column.key in absent)]
+    return Table(title, columns, _checkpoint_rows(run, names, points))
+
+
+def _checkpoint_rows(run: Run, names: Sequence[str], points: Sequence[TrajectoryPoint]) -> list[CheckpointRow]:
+    # Trainers log losses at other steps than those at which they save, so the nearest ones are taken.
+    steps = [checkpoint.step for checkpoint in run.checkpoints]
+    train, evaluation = ([nearest_loss(losses, step) for step in steps] for losses in (run.train, run.evaluation))
+    return [CheckpointRow(*row) for row in zip(names, run.checkpoints, points, train, evaluation, strict=True)]
 
 
 def _read_checkpoints(chosen: Sequence[AdapterSource], reading: Reading) -> tuple[Run, list[Adapter]]:
-    """The run, and its checkpoints read in its order; what the reader noticed is told."""
+    """The run and its adapters in the order of its steps; messages tell what the reader noticed."""
     loaded = [source for source in chosen if isinstance(source, Adapter)]
+    # Paths are read by the reader of runs, which knows their steps; objects have none.
     if not loaded:
         run = read_run([Path(source) for source in chosen if not isinstance(source, Adapter)])
         adapters = [load(checkpoint.path, **reading) for checkpoint in run.checkpoints]
@@ -204,18 +205,20 @@ def _read_checkpoints(chosen: Sequence[AdapterSource], reading: Reading) -> tupl
             "some checkpoints are paths, and some have been read, so that they have no common order",
             fix="give all of them as paths, or all as adapters",
         )
+    # A single path may be the folder of a run, but a single object is one checkpoint.
     if len(loaded) < 2:
         raise OptionError("one adapter is no run", fix="give two or more, or the path of a run")
     return Run(tuple(RunCheckpoint(Path(label), None) for label in labels(loaded))), loaded
 
 
-def _warn_of_other_runs(run: Run, measured: Trajectory) -> None:
+def _warn_of_other_runs(result: TrajectoryResult) -> None:
     """Name the checkpoints that did not begin from the same A as most of the others."""
-    if len(measured.runs) == 1:
+    names, runs = result.names, result.trajectory.runs
+    if len(runs) == 1:
         return
-    names = short_names(run.checkpoints)
-    largest = max(measured.runs, key=len)
-    strangers = [names[i] for group in measured.runs if group is not largest for i in group]
+    # The largest group is taken for the run; where no two belong together, there is none, and all are named.
+    largest = max(runs, key=len)
+    strangers = [names[i] for group in runs if group is not largest for i in group]
     who = ", ".join(strangers) if len(largest) > 1 else ", ".join(names)
     verb = "is" if len(largest) > 1 and len(strangers) == 1 else "are"
     warn(
@@ -225,19 +228,25 @@ def _warn_of_other_runs(run: Run, measured: Trajectory) -> None:
     )
 
 
-def _loss(key: str, title: str, of: Callable[[CheckpointRow], LoggedLoss | None]) -> tuple[Column[CheckpointRow], ...]:
-    """A loss: the nearest that was logged, for people with its step where that is another."""
+def _loss_columns(
+    key: str, title: str, of: Callable[[CheckpointRow], LoggedLoss | None]
+) -> tuple[Column[CheckpointRow], ...]:
+    """The nearest loss that was logged: an object in JSON, two columns in CSV, one for people.
+
+    People see the step of the loss only where it is not that of the checkpoint.
+    """
 
     def text(row: CheckpointRow) -> str:
         loss = of(row)
         if loss is None:
-            return "–"
+            return UNDEFINED
         return number(loss.value) + (f" @{loss.step}" if loss.step != row.checkpoint.step else "")
 
     def record(row: CheckpointRow) -> dict[str, Any] | None:
         loss = of(row)
         return {"value": loss.value, "step": loss.step} if loss else None
 
+    # One key for all three: JSON nests the step, CSV has no nesting, and people get one cell.
     return (
         Column(key, record, csv=False),
         Column(key, lambda row: loss.value if (loss := of(row)) else None, json=False),
@@ -246,31 +255,51 @@ def _loss(key: str, title: str, of: Callable[[CheckpointRow], LoggedLoss | None]
     )
 
 
-def _phi(side: Side) -> Column[CheckpointRow]:
+def _phi_column(side: Side) -> Column[CheckpointRow]:
     return Column(
         ("phi", side), lambda row: json_number(row.point.phi[side]), f"φ {side} last", fixed(".3f"), priority=5
     )
 
 
-def _previous_phi(side: Side) -> Column[CheckpointRow]:
-    return Column(
-        f"previous_phi_{side}",
-        lambda row: json_number(row.point.previous_phi[side]) if row.point.previous_phi else None,
-        json=False,
-    )
+def _previous_phi_column(side: Side) -> Column[CheckpointRow]:
+    def value(row: CheckpointRow) -> float | None:
+        return json_number(row.point.previous_phi[side]) if row.point.previous_phi else None
+
+    return Column(f"previous_phi_{side}", value, json=False)
 
 
-def _of_step(text: Callable[[float | None], str]) -> Callable[[float | None], str]:
-    """Of a step between two checkpoints: the first has none, which is no dash."""
-    return lambda value: "" if value is None else text(value)
+def _previous_phi(row: CheckpointRow) -> dict[str, float | None] | None:
+    """φ with the checkpoint before on both sides, for JSON; null at the first checkpoint."""
+    phi = row.point.previous_phi
+    return None if phi is None else {side: json_number(value) for side, value in phi.items()}
 
 
+def _step_column(
+    key: str,
+    title: str,
+    value: Callable[[CheckpointRow], float | None],
+    text: Callable[[float | None], str],
+    priority: int,
+    about: str = "",
+) -> Column[CheckpointRow]:
+    """A quantity of the step from the checkpoint before, for people.
+
+    The first checkpoint has no such step, so its cell is blank; a dash means that a quantity is not defined.
+    """
+
+    def shown(number: float | None) -> str:
+        return "" if number is None else text(number)
+
+    return Column(key, value, title, shown, priority=priority, json=False, csv=False, about=about)
+
+
+# On a narrow terminal σ₁ and the effective rank go first: they describe a single checkpoint. The norm and the cosine
+# with the last checkpoint, which answer how far ΔW has moved and where to, are never left out.
 COLUMNS: tuple[Column[CheckpointRow], ...] = (
+    # Machines get the whole path, people the shortest name that tells the checkpoints apart.
     Column("path", lambda row: str(row.checkpoint.path)),
     Column("checkpoint", lambda row: row.name, "checkpoint", align="left", priority=ALWAYS, json=False, csv=False),
-    Column(
-        "step", lambda row: row.checkpoint.step, "step", lambda step: "–" if step is None else str(step), priority=8
-    ),
+    Column("step", lambda row: row.checkpoint.step, "step", fixed("d"), priority=8),
     Column("frobenius", lambda row: row.point.frobenius, "‖ΔW‖F", number, priority=ALWAYS),
     Column("spectral", lambda row: row.point.spectral, "σ₁", number, priority=3),
     Column(
@@ -281,39 +310,19 @@ COLUMNS: tuple[Column[CheckpointRow], ...] = (
         priority=4,
         about="mean over modules",
     ),
+    # Machines get null for what has no number, people tell it from what is not there: hence two columns each.
     Column("step_length", lambda row: json_number(row.point.length)),
-    Column(
-        "moved",
-        lambda row: row.point.length,
-        "moved",
-        _of_step(number),
-        priority=7,
-        json=False,
-        csv=False,
-        about="‖ΔW − ΔW of the one before‖",
-    ),
+    _step_column("moved", "moved", lambda row: row.point.length, number, 7, "‖ΔW − ΔW of the one before‖"),
     Column("previous_cosine", lambda row: json_number(row.point.previous_cosine)),
-    Column(
-        "turned",
-        lambda row: row.point.previous_cosine,
-        "cos previous",
-        _of_step(fixed(".3f")),
-        priority=5,
-        json=False,
-        csv=False,
-    ),
+    _step_column("turned", "cos previous", lambda row: row.point.previous_cosine, fixed(".3f"), 5),
     Column("cosine", lambda row: json_number(row.point.cosine), "cos last", fixed(".3f"), priority=ALWAYS),
     Column("cosine_z", lambda row: json_number(row.point.cosine_z)),
-    _phi("out"),
-    _phi("in"),
-    Column(
-        "previous_phi",
-        lambda row: row.point.previous_phi and {side: json_number(phi) for side, phi in row.point.previous_phi.items()},
-        csv=False,
-    ),
-    _previous_phi("in"),
-    _previous_phi("out"),
+    _phi_column("out"),
+    _phi_column("in"),
+    Column("previous_phi", _previous_phi, csv=False),
+    _previous_phi_column("in"),
+    _previous_phi_column("out"),
     Column("initial_cosine", lambda row: json_number(row.point.initial)),
-    *_loss("loss", "loss", lambda row: row.loss),
-    *_loss("eval_loss", "eval loss", lambda row: row.eval_loss),
+    *_loss_columns("loss", "loss", lambda row: row.loss),
+    *_loss_columns("eval_loss", "eval loss", lambda row: row.eval_loss),
 )

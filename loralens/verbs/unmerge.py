@@ -1,6 +1,5 @@
 """The verb ``unmerge``: restores the base from a merged model."""
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -10,79 +9,68 @@ from typing import Any, Unpack
 from loralens.core.lazy import Array
 from loralens.core.messages import warn
 from loralens.core.progress import progress
-from loralens.core.threads import in_threads
 from loralens.errors import MismatchError, OptionError
 from loralens.formats.models.model_writer import Change, copy_bytes, write_model
 from loralens.linalg.device import Device
 from loralens.merging.apply import prepare_merge
 from loralens.merging.plan import MergePlan
 from loralens.merging.undo.subtract import Doubt, subtract_block
-from loralens.tables.result import Tabular
 from loralens.tables.table import Column, Table
 from loralens.verbs.inputs.adapters import Reading, stated_options
 from loralens.verbs.inputs.merge_inputs import MergeInputs, read_merge_inputs
 from loralens.verbs.inputs.weighted import Weighted, weighted_sources
+from loralens.verbs.outputs.merge_run import THREADS, rehearse
 from loralens.verbs.outputs.rules import option_names
+from loralens.verbs.outputs.target import Target, Written
 from loralens.verbs.outputs.unmerge_run import UnmergeRun
-
-THREADS = os.cpu_count() or 1
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class UnmergeResult(Tabular):
-    """What became of a merged model.
+class UnmergeResult(Written):
+    """The base that was restored from a merged model, and how certain it is.
 
     Attributes
     ----------
-    output : Path or None
-        Where the base is, or would be.
-    dry_run : bool
-        Whether nothing was written.
+    merged : str
+        The path of the merged model.
     exact : bool
-        Whether it came back by the undo file, bit for bit; else the update was subtracted.
+        True if an undo file restored every bit, False if the update was subtracted.
     keys : sequence of str
         The tensors that were restored.
     doubt : Doubt or None
-        Where the update was subtracted: what rounding leaves open.
+        The numbers of uncertain entries, if the update was subtracted.
     """
 
     merged: str
-    output: Path | None
-    dry_run: bool
+    target: Target
     exact: bool
     keys: Sequence[str]
     doubt: Doubt | None = None
 
     @property
     def answer(self) -> bool:
-        """Whether this can be the base: no entry of the merged model is one that the merge does not write."""
+        """Whether this can be the base: the merge could have written every entry of the merged model."""
         return self.doubt is None or not self.doubt.none
 
     def __repr__(self) -> str:
         return f"UnmergeResult({len(self.keys)} tensors, {'bit for bit' if self.exact else 'by subtracting'})"
 
-    @property
-    def table(self) -> Table["UnmergeResult"]:
-        """All of it as one row."""
-        return Table("", COLUMNS if self.doubt is None else (*COLUMNS, *DOUBT_COLUMNS), [self])
-
     def listing(self) -> list[Table["UnmergeResult"]]:
-        """All of it as one row."""
-        return [self.table]
+        """The result as a table of one row."""
+        return [Table("", COLUMNS if self.doubt is None else (*COLUMNS, *DOUBT_COLUMNS), [self])]
 
     def sentences(self) -> list[str]:
-        """What was restored, and how sure that is."""
-        written = f"{'would write' if self.dry_run else 'wrote'} {self.output or ''}".rstrip()
+        """One sentence: what was restored, and how certain it is."""
         if self.doubt is None:
-            return [f"{written}: {len(self.keys)} tensors restored bit for bit, SHA-256 of each checked"]
-        return [
-            f"{written}: {len(self.keys)} tensors subtracted; of {self.doubt.entries:,} entries "
-            f"{self.doubt.several:,} could have been several weights, {self.doubt.none:,} none"
-        ]
+            return self.target.sentences(f"{len(self.keys)} tensors restored bit for bit, SHA-256 of each checked")
+        return self.target.sentences(
+            f"{len(self.keys)} tensors subtracted; {self.doubt.several:,} of {self.doubt.entries:,} entries could have "
+            f"come from several weights, and {self.doubt.none:,} from none"
+        )
 
     def record(self) -> dict[str, Any]:
-        """All of it as a JSON object."""
-        return self.table.record(self)
+        """The result as a JSON object."""
+        return self.listing()[0].record(self)
 
 
 def unmerge(
@@ -100,19 +88,19 @@ def unmerge(
     """Restore the base that adapters were merged into.
 
     The undo patch restores every bit of the base, which its SHA-256 proves; the adapters are not needed. With
-    ``adapter`` the update is subtracted instead, and the entries that rounding leaves uncertain are counted. Several
-    merges are undone in reverse order.
+    ``adapter`` the update is subtracted instead, W = round(W' − Σ w·ΔW). Rounding gave several weights the same W', so
+    the entries that this leaves uncertain are counted. Several merges are undone in reverse order.
 
     Parameters
     ----------
     merged : path
         The merged model.
     output : path
-        Where the base is written. Not needed where ``dry_run`` is true.
+        The folder to write, or the file if ``merged`` is one. It may be left out in a dry run.
     undo : path, optional
-        The undo file of the merge; by default that in ``merged``.
+        The undo file of the merge; by default the one in ``merged``, or beside it if ``merged`` is a file.
     adapter : path or Adapter, pair, mapping, or sequence of these
-        Subtract this instead.
+        Subtract this adapter instead of using the undo file: ``"a"``, ``("a", 0.7)`` or ``{"a": 0.7, "b": 0.3}``.
     device : str
         The device for computations on W: ``cpu``, ``cuda`` or ``cuda:N``. The result has the same bits on every device.
     overwrite : bool
@@ -127,69 +115,65 @@ def unmerge(
     Raises
     ------
     OptionError
-        No ``output``; options that exclude each other; an unknown device.
+        ``output`` is missing, options exclude each other, or there is no such device.
     MismatchError
-        The undo file is of another model, or the model was changed since; a merge that cannot be subtracted.
+        The undo file belongs to another model, the model was changed since, or the merge cannot be subtracted.
     FormatError
-        A file that cannot be read.
+        A file cannot be read.
     """
+    # () and an empty list from the command line mean that no adapter was given; an empty text is a wrong path.
     subtracting = isinstance(adapter, str | PathLike) or bool(adapter)
+    # Both would give a base, and they may differ: by rounding, or because they belong to two merges.
     if undo is not None and subtracting:
         raise OptionError("--undo and --adapter exclude each other", fix="give one of them")
-    of_subtracting = [*(["modules"] if modules else []), *stated_options(reading)]
-    if of_subtracting and not subtracting:
+    misplaced = [*(["modules"] if modules else []), *stated_options(reading)]
+    # Silently restoring all modules would not be what the user asked for.
+    if misplaced and not subtracting:
         raise OptionError(
-            f"{option_names(of_subtracting[0])} goes with --adapter: an undo file restores everything",
-            fix="leave it out",
+            f"{option_names(misplaced[0])} goes with --adapter: an undo file restores everything", fix="leave it out"
         )
     if output is None and not dry_run:
         raise OptionError("the base has to be written somewhere", fix="give -o OUT (output), or --dry-run")
-    compute_device = Device.of(device)  # what is wrong with it is said before the work
-    target = Path(output) if output is not None else None
+    compute_device = Device.of(device)  # a device that does not exist is refused before the work
+    target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
     if subtracting:
         # untie=False: subtracting must not split a weight that the merged model shares.
         inputs = read_merge_inputs(weighted_sources([adapter]), merged, reading, modules=modules, untie=False)
-        doubt = _subtract(inputs, target, compute_device, overwrite=overwrite, dry_run=dry_run)
+        doubt = _subtract(inputs, target, compute_device)
+        # An entry that no weight is rounded to proves that another merge, or a later change, wrote it.
         if doubt.none:
             warn("this model was not made by merging this adapter, or was changed since")
-        return UnmergeResult(str(merged), target, dry_run, False, list(inputs.plan.tensors), doubt)
+        return UnmergeResult(str(merged), target, False, list(inputs.plan.tensors), doubt)
     run = UnmergeRun(Path(merged), Path(undo) if undo is not None else None, compute_device)
-    if dry_run:
+    if target.written is None:
         run.rehearse()
     else:
-        assert target is not None
-        run.write(target, overwrite=overwrite)
-    return UnmergeResult(str(merged), target, dry_run, True, list(run.undo.entries))
+        run.write(target.written, overwrite=overwrite)
+    return UnmergeResult(str(merged), target, True, list(run.undo.entries))
 
 
-def _subtract(inputs: MergeInputs, output: Path | None, device: Device, *, overwrite: bool, dry_run: bool) -> Doubt:
-    """Take the update away from every adapted tensor, and count what is doubtful."""
+def _subtract(inputs: MergeInputs, target: Target, device: Device) -> Doubt:
+    """Subtract the update from every adapted tensor, and count the entries that are uncertain."""
     _check_subtractable(inputs.plan)
     tensors = inputs.plan.tensors
+    # One for each tensor, since several threads count at the same time.
     doubts = {key: Doubt() for key in tensors}
     changes = {key: Change(tensor.source.dtype, tensor.shape) for key, tensor in tensors.items()}
 
     def subtract(key: str) -> Iterator[Array]:
         return (subtract_block(block, doubts[key]) for block in prepare_merge(tensors[key], device=device).blocks())
 
-    def rehearse(key: str) -> None:
-        for rows in subtract(key):
-            if step:
-                step(rows.nbytes)
-
-    total = copy_bytes({} if dry_run else inputs.files.tensors, changes)
-    with progress("subtracting", total) as step:
-        if dry_run:
-            in_threads(rehearse, list(changes), THREADS)
-        else:
-            assert output is not None
+    if target.written is None:
+        rehearse("subtracting", subtract, changes)
+    else:
+        with progress("subtracting", copy_bytes(inputs.files.tensors, changes)) as step:
             write_model(
                 inputs.files,
-                output,
+                target.written,
                 changes=changes,
                 fill=subtract,
                 inputs=inputs.places("the merged model"),
-                overwrite=overwrite,
+                overwrite=target.overwrite,
                 threads=THREADS,
                 step=step,
             )
@@ -197,7 +181,14 @@ def _subtract(inputs: MergeInputs, output: Path | None, device: Device, *, overw
 
 
 def _check_subtractable(plan: MergePlan) -> None:
-    """Refuse a merge that replaced or scaled a weight: subtracting does not give it back."""
+    """Refuse a merge that replaced or scaled a weight, which subtracting cannot undo.
+
+    Raises
+    ------
+    MismatchError
+        The message names the tensor.
+    """
+    # A replaced weight keeps nothing of the base's, and the gain of DoRA, m/‖W + ΔW‖, cannot be computed without W.
     for tensor in plan.tensors.values():
         if tensor.replacement is not None or tensor.tokens or any(slab.magnitude for slab in tensor.slabs):
             raise MismatchError(
@@ -206,12 +197,14 @@ def _check_subtractable(plan: MergePlan) -> None:
             )
 
 
+# None of the columns has a title: people read the sentence, and the row is for JSON, CSV and data frames.
 COLUMNS: tuple[Column[UnmergeResult], ...] = (
     Column("merged", lambda row: row.merged),
-    Column("output", lambda row: None if row.output is None or row.dry_run else str(row.output)),
+    Column("output", lambda row: row.target.record()),
     Column("exact", lambda row: row.exact),
     Column("tensors", lambda row: len(row.keys)),
 )
+# Only where the update was subtracted; an undo file leaves nothing open.
 DOUBT_COLUMNS: tuple[Column[UnmergeResult], ...] = (
     Column("entries", lambda row: row.doubt and row.doubt.entries),
     Column("several", lambda row: row.doubt and row.doubt.several),

@@ -1,12 +1,13 @@
-"""The verb ``verify``: tests whether a merged model holds an adapter, and how faithfully."""
+"""The verb ``verify``: tests whether a merged model contains an adapter, and how faithfully."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any, Unpack, get_args
 
+from loralens.core.lazy import LazyArray
 from loralens.core.names import some
 from loralens.core.progress import progress
 from loralens.core.threads import in_threads
@@ -18,7 +19,7 @@ from loralens.merging.apply import prepare_merge
 from loralens.merging.rounding import MergeRounding, Mode
 from loralens.merging.tying import Tied
 from loralens.merging.verify import Outcome, Verdict, have_same_values, verdicts
-from loralens.tables.numbers import fixed, number
+from loralens.tables.numbers import count, fixed, number
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import Reading
@@ -27,8 +28,10 @@ from loralens.verbs.inputs.merge_inputs import read_merge_inputs
 from loralens.verbs.inputs.weighted import Weighted, weighted_sources
 
 OUTCOMES: tuple[Outcome, ...] = ("exact", "rounded", "partial", "absent")  # best first
+# The outcomes with the answer yes, and exit code 0. A tool that rounds in another way has merged the adapter too.
 GOOD: tuple[Outcome, ...] = ("exact", "rounded")
 
+# The predicted gain is for machines: people read it in the sentence about a module whose gain differs from it.
 COLUMNS: tuple[Column[Verdict], ...] = (
     Column("name", lambda row: row.module, "module", align="left", priority=ALWAYS),
     Column("verdict", lambda row: row.outcome, "verdict", align="left", priority=ALWAYS),
@@ -41,16 +44,18 @@ COLUMNS: tuple[Column[Verdict], ...] = (
 
 @dataclass(frozen=True, slots=True, repr=False)
 class VerifyResult(Tabular):
-    """Whether a merged model holds an adapter.
+    """Whether a merged model contains an adapter.
 
     Attributes
     ----------
+    merged, base : str
+        The paths of the models.
     rounding : str
-        How the merge was replayed.
+        The rounding with which the merge was repeated.
     modules : sequence of Verdict
-        Of every module of the adapter.
+        One for every module of the adapter.
     others_changed : sequence of str
-        Tensors that the adapter does not touch and that are not those of the base.
+        The tensors that the adapter does not change, but that differ from those of the base.
     """
 
     merged: str
@@ -61,12 +66,12 @@ class VerifyResult(Tabular):
 
     @property
     def verdict(self) -> Outcome:
-        """That of the worst module."""
+        """The outcome of the worst module; ``exact`` if the adapter has none."""
         return max((verdict.outcome for verdict in self.modules), key=OUTCOMES.index, default="exact")
 
     @property
     def answer(self) -> bool:
-        """Whether every module is there at its full strength."""
+        """Whether the model contains every module at full strength."""
         return self.verdict in GOOD
 
     def __repr__(self) -> str:
@@ -74,18 +79,20 @@ class VerifyResult(Tabular):
 
     @property
     def _title(self) -> str:
-        """The worst verdict, and where it is not good the modules that have it."""
+        """The worst outcome, and the modules that have it if the answer is no."""
         title = f"{self.merged}: {self.verdict}"
         if self.answer:
             return title
         names = [verdict.module for verdict in self.modules if verdict.outcome == self.verdict]
+        # Names tell something only if other modules are better.
         if len(names) == len(self.modules) > 1:
             return f"{title}: all {len(names)} modules"
         count = f"{len(names)} of {len(self.modules)} modules" if len(self.modules) > 1 else "1 module"
         return f"{title}: {count}: {some(names)}"
 
     def tables(self) -> list[Table[Verdict]]:
-        """The modules, the worst first."""
+        """The modules, with the worst first."""
+        # People look for what is wrong. Programs get the natural order of `listing`.
         worst_first = sorted(self.modules, key=lambda verdict: -OUTCOMES.index(verdict.outcome))
         return [Table(self._title, COLUMNS, worst_first)]
 
@@ -94,9 +101,11 @@ class VerifyResult(Tabular):
         return [Table(self._title, COLUMNS, self.modules)]
 
     def sentences(self) -> list[str]:
-        """Why modules do not hold, where their numbers tell; and what else changed."""
+        """The reasons for the answer no as far as the numbers show them, and the other tensors that changed."""
         sentences = [] if self.modules else [self._title]
         bad = [verdict for verdict in self.modules if verdict.outcome not in GOOD]
+        # Two causes with two remedies: the rounding of the merge itself, and another merge than the stated one. For a
+        # module that is absent for neither reason the verdict says everything.
         by_rounding = [verdict.module for verdict in bad if verdict.by_rounding]
         unexplained = [verdict for verdict in bad if not verdict.by_rounding and verdict.outcome == "partial"]
         if by_rounding:
@@ -110,18 +119,15 @@ class VerifyResult(Tabular):
                 f"note: {first.module} has a gain of {first.gain:.4f}, where {self.rounding} rounding predicts "
                 f"{first.predicted:.4f}: it was merged at another strength, rounded otherwise, or changed since"
             )
-        count = len(self.others_changed)
-        if count:
-            what = (
-                "1 tensor that the adapter does not touch is not that of the base"
-                if count == 1
-                else f"{count} tensors that the adapter does not touch are not those of the base"
-            )
+        others = len(self.others_changed)
+        if others:
+            are = "is not that" if others == 1 else "are not those"
+            what = f"{count(others, 'tensor')} that the adapter does not touch {are} of the base"
             sentences.append(f"note: {what}: {some(self.others_changed)}")
         return sentences
 
     def record(self) -> dict[str, Any]:
-        """Everything as a JSON object."""
+        """The result as a JSON object."""
         return {
             "merged": self.merged,
             "base": self.base,
@@ -150,6 +156,9 @@ def verify(
     less than 0.1 of it is there, as in the base or another model. An update that the rounding itself lost counts as
     missing. The answer for the model is that of its worst module.
 
+    The strength is the gain ⟨M − W, D⟩/‖D‖², with the merged weight M, the weight W of the base, and the update D. The
+    formulas and the standard error of the gain are in `loralens.merging.verify`.
+
     Parameters
     ----------
     merged : path
@@ -157,7 +166,7 @@ def verify(
     base : path
         The base model: a folder, a safetensors file, or a Hub id in the local cache.
     adapter : path or Adapter, pair, mapping, or sequence of these
-        ``"a"``, ``("a", 0.7)`` or ``{"a": 0.7, "b": 0.3}``: what may have been merged.
+        The adapters that may have been merged, with their weights: ``"a"``, ``("a", 0.7)`` or ``{"a": 0.7, "b": 0.3}``.
     rounding : str
         How a merge rounds the new weights to their dtype: ``nearest``, ``stochastic`` or ``feedback``.
     seed : int
@@ -174,21 +183,22 @@ def verify(
     Raises
     ------
     OptionError
-        An unknown rounding or device; a glob that matches nothing.
+        There is no such rounding or device, or a glob pattern matches no module.
     MismatchError
-        The models are not of one kind, or the adapter is not of this base.
+        The merged model lacks a tensor of the base, or the adapter belongs to another base.
     FormatError
-        A file that cannot be read.
+        A file cannot be read.
     """
     check_choice("rounding", rounding, get_args(Mode))
-    compute_device = Device.of(device)  # what is wrong with it is said before the work
+    compute_device = Device.of(device)  # a device that does not exist is refused before the work
+    # ``shown`` gives a shared weight under all its names, so that planned tensors are found whether or not the merge
+    # untied them. ``tensors`` are multiplied by float8 scales; ``stored`` are as the file has them.
     merged_tie = Tied.of(weights(Path(merged)), model_config(Path(merged)) or {})
-    tensors, files = merged_tie.shown(weights(Path(merged))), model_files(resolve_path(Path(merged)))
-    stored = merged_tie.shown(files.tensors)
+    tensors, files = merged_tie.ties.with_copies(weights(Path(merged))), model_files(resolve_path(Path(merged)))
+    stored = merged_tie.ties.with_copies(files.tensors)
     base_tensors = weights(Path(base))
-    copies = Tied.of(base_tensors, model_config(Path(base)) or {}).missing
-    if untie is None and any(key in stored and key not in merged_tie.missing for key in copies):
-        untie = True  # as the merge did it, whether the adapter needs that or not
+    if untie is None and _has_untied(base_tensors, Path(base), stored, merged_tie):
+        untie = True
     inputs = read_merge_inputs(weighted_sources([adapter]), base, reading, modules=modules, untie=untie)
     planned = inputs.plan.tensors
     for key in planned:
@@ -196,25 +206,26 @@ def verify(
             raise MismatchError(f"{merged} has no {key}", fix="give a merged model of this base")
 
     def replay(key: str) -> list[Verdict]:
+        """The verdicts on the modules of one tensor."""
         with place(key):
-            merge = prepare_merge(
-                planned[key],
-                dtype=stored[key].dtype,
-                rounding=MergeRounding(rounding, seed, key),
-                device=compute_device,
-            )
-            verdict = verdicts(merge, tensors[key] if merge.requantised else stored[key])
+            # The merged model may have been written in another dtype than the base.
+            dtype, rounder = stored[key].dtype, MergeRounding(rounding, seed, key)
+            merge = prepare_merge(planned[key], dtype=dtype, rounding=rounder, device=compute_device)
+            results = verdicts(merge, tensors[key] if merge.requantised else stored[key])
         if step:
             step(planned[key].source.size)
-        return verdict
+        return results
 
     def differs(key: str) -> bool:
+        """Whether a tensor that the adapter does not change is another one than that of the base."""
         changed = key not in tensors or not have_same_values(base_tensors[key], tensors[key])
         if step:
             step(base_tensors[key].size)
         return changed
 
+    # The whole model is compared, so that changes elsewhere are reported too.
     untouched, threads = [key for key in base_tensors if key not in planned], os.cpu_count() or 1
+    # Progress counts entries, since the sizes of tensors differ by orders of magnitude.
     sizes = [planned[key].source.size for key in planned] + [base_tensors[key].size for key in untouched]
     with progress("replaying the merge", sum(sizes)) as step:
         replayed = in_threads(replay, list(planned), threads)
@@ -222,5 +233,13 @@ def verify(
     # A file that changed while it was read would make the verdict meaningless.
     for model in (files, inputs.files):
         model.check_unchanged()
-    modules_found = [verdict for verdicts_of_tensor in replayed.values() for verdict in verdicts_of_tensor]
-    return VerifyResult(str(merged), str(base), rounding, modules_found, [key for key in untouched if changed[key]])
+    module_verdicts = [verdict for of_tensor in replayed.values() for verdict in of_tensor]
+    return VerifyResult(str(merged), str(base), rounding, module_verdicts, [key for key in untouched if changed[key]])
+
+
+def _has_untied(
+    base_tensors: Mapping[str, LazyArray], base: Path, stored: Mapping[str, LazyArray], merged_tie: Tied
+) -> bool:
+    """Whether a merge stored a weight of its own for a copy of the embedding, whether or not the adapter needs that."""
+    copies = Tied.of(base_tensors, model_config(base) or {}).missing
+    return any(key in stored and key not in merged_tie.missing for key in copies)

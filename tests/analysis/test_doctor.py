@@ -11,11 +11,11 @@ from safetensors.numpy import load_file, save_file
 import loralens
 from loralens.analysis.checks import CHECKS
 from loralens.analysis.checks.diagnosis import LEVELS
-from loralens.analysis.doctor import diagnose, diagnosis_codes
+from loralens.analysis.doctor import diagnosis_codes
 from loralens.core.adapter import Finding
 from loralens.core.lowrank import LowRank
 from loralens.errors import OptionError
-from tests.analysis.checks.patients import base, changed, healthy
+from tests.analysis.checks.patients import base, changed, diagnose, healthy
 
 
 def sick():

@@ -104,33 +104,36 @@ def test_contiguous_blocks_become_one_stretch_and_kinds_come_together() -> None:
     v, q, down = "self_attn.v_proj", "self_attn.q_proj", "mlp.down_proj"
     where = {(i, v): -0.5 for i in (3, 4, 5, 8)} | {(i, q): -0.5 for i in (3, 4, 5)} | {(9, down): 0.6}
     pairs = pairwise(fighting(where))
-    fights = find_interactions(pairs, fights=True)
-    assert [(one.where, one.modules, round(one.cosine, 6)) for one in fights] == [
+    fights = find_interactions(pairs, opposing=True)
+    assert [(one.location, one.modules, round(one.cosine, 6)) for one in fights] == [
         ("blocks 3–5, q_proj, v_proj", 6, -0.5),
         ("block 8, v_proj", 1, -0.5),
     ]
     assert fights[0].weight == pytest.approx(-0.5 * 6 / 36)
-    assert [one.where for one in find_interactions(pairs, fights=False)] == ["block 9, down_proj"]
+    assert [one.location for one in find_interactions(pairs, opposing=False)] == ["block 9, down_proj"]
 
 
 def test_blocks_next_to_each_other_are_those_that_the_adapters_have() -> None:
     v = "self_attn.v_proj"
     pairs = pairwise(fighting({(2, v): -0.4, (7, v): -0.4, (9, v): -0.4}, blocks=(2, 7, 8, 9)))
-    assert [one.where for one in find_interactions(pairs, fights=True)] == ["blocks 2–7, v_proj", "block 9, v_proj"]
+    assert [one.location for one in find_interactions(pairs, opposing=True)] == [
+        "blocks 2–7, v_proj",
+        "block 9, v_proj",
+    ]
 
 
 def test_modules_outside_any_block_are_named() -> None:
     pairs = pairwise(fighting({}, extra={"lm_head": -0.7}))
-    assert find_interactions(pairs, fights=True) == [
+    assert find_interactions(pairs, opposing=True) == [
         Interaction(0, 1, None, (), ("lm_head",), 1, pytest.approx(-0.7), pytest.approx(-0.7 / 37))  # type: ignore[arg-type]
     ]
-    assert find_interactions(pairs, fights=True)[0].where == "lm_head"
+    assert find_interactions(pairs, opposing=True)[0].location == "lm_head"
 
 
 def test_of_several_stacks_the_one_that_is_meant_is_named() -> None:
     extra = {f"vision.layers.{i}.self_attn.v_proj": -0.5 if i < 2 else 0.0 for i in range(4)}
     pairs = pairwise(fighting({(i, "self_attn.v_proj"): -0.5 for i in (0, 1, 3)}, extra={**extra, "lm_head": -0.7}))
-    assert sorted(one.where for one in find_interactions(pairs, fights=True)) == [
+    assert sorted(one.location for one in find_interactions(pairs, opposing=True)) == [
         "block 3 of model.layers, v_proj",
         "blocks 0–1 of model.layers, v_proj",
         "blocks 0–1 of vision.layers, v_proj",
@@ -144,7 +147,7 @@ def test_of_several_stacks_the_one_that_is_meant_is_named() -> None:
 def test_a_fight_is_far_from_chance(cosine: float, counts: bool) -> None:
     pairs = pairwise(fighting({(1, "self_attn.v_proj"): cosine}, size=12))
     assert far_cosine(pairs) == 4
-    assert bool(find_interactions(pairs, fights=True)) == counts
+    assert bool(find_interactions(pairs, opposing=True)) == counts
 
 
 def _apart(cosine: float) -> list[loralens.Adapter]:
@@ -156,7 +159,7 @@ def _apart(cosine: float) -> list[loralens.Adapter]:
 def test_a_fight_is_large_too(cosine: float, counts: bool) -> None:
     pairs = pairwise(_apart(cosine))
     assert pairs.cosines[0, 0, 1] < -4 * pairs.spreads[0]
-    assert bool(find_interactions(pairs, fights=True)) == counts
+    assert bool(find_interactions(pairs, opposing=True)) == counts
 
 
 def test_at_the_cosine_that_counts_as_large_a_sum_loses_a_fifth_of_each() -> None:
@@ -171,5 +174,5 @@ def test_many_comparisons_ask_for_more() -> None:
     ]
     pairs = pairwise(adapters)
     assert far_cosine(pairs) == pytest.approx(np.log(20 * 66))
-    assert not find_interactions(pairs, fights=True)
-    assert not find_interactions(pairs, fights=False)
+    assert not find_interactions(pairs, opposing=True)
+    assert not find_interactions(pairs, opposing=False)

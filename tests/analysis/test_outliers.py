@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import loralens
-from loralens.analysis.outliers import PER_MODULE, outliers, upper_outliers
+from loralens.analysis.outliers import PER_MODULE, find_outliers, upper_outliers
 from loralens.analysis.spectrum import Spectrum, measure_spectrum
 
 # How the singular values of a module are drawn: the law of a kind is the same in all its modules.
@@ -43,7 +43,7 @@ def test_where_modules_are_exchangeable_at_most_one_in_a_hundred_is_named(law: s
         flagged = total = 0
         for _ in range(max(4, 500 // (counts[0] * counts[1]))):
             spectra = exchangeable(rng, SPECTRA[law], *counts)
-            flagged += len({o.name for o in outliers(spectra)})
+            flagged += len({o.name for o in find_outliers(spectra)})
             total += len(spectra)
         rates.append((flagged, total))
     assert sum(flagged for flagged, _ in rates) <= PER_MODULE * sum(total for _, total in rates)
@@ -85,7 +85,7 @@ def test_a_module_ten_times_as_strong_or_weak_is_found_and_nothing_else(blocks: 
         victim = f"model.layers.{rng.integers(blocks)}.self_attn.v_proj"
         old = spectra[victim]
         spectra[victim] = Spectrum(old.s * factor, old.shape, old.rank)
-        names = {o.name for o in outliers(spectra)}
+        names = {o.name for o in find_outliers(spectra)}
         found += victim in names
         strays += len(names - {victim})
     assert found >= 11
@@ -99,7 +99,7 @@ def test_a_module_replaced_by_noise_is_found_by_its_effective_rank() -> None:
     noise = np.linalg.svd(rng.normal(size=(64, 8)), compute_uv=False)
     s = noise * old.frobenius / np.linalg.norm(noise)
     spectra["model.layers.7.self_attn.q_proj"] = Spectrum(s, old.shape, 8)
-    (found,) = outliers(spectra)
+    (found,) = find_outliers(spectra)
     assert (found.name, found.quantity) == ("model.layers.7.self_attn.q_proj", "effective_rank")
     assert found.value > 7.5 > found.typical
 
@@ -109,23 +109,23 @@ def test_several_odd_modules_do_not_hide_each_other() -> None:
     odd = [f"model.layers.{i}.self_attn.q_proj" for i in (2, 13, 20)]
     for name in odd:
         spectra[name] = Spectrum(spectra[name].s * 20, (64, 64), 8)
-    assert sorted({o.name for o in outliers(spectra)}) == sorted(odd)
+    assert sorted({o.name for o in find_outliers(spectra)}) == sorted(odd)
 
 
 def test_of_few_modules_none_is_named_and_equal_ones_are_compared_with_one_percent() -> None:
     few = {f"layers.{i}.q": Spectrum(np.array([1.0 + 99 * (i == 2)]), (8, 8), 1) for i in range(5)}
-    assert outliers(few) == []
+    assert find_outliers(few) == []
     equal = {f"layers.{i}.q": Spectrum(np.array([1.0 + 99 * (i == 2)]), (8, 8), 1) for i in range(9)}
-    (found,) = outliers(equal)
+    (found,) = find_outliers(equal)
     assert (found.name, found.value, found.typical) == ("layers.2.q", 100.0, 1.0)
     near = {name: Spectrum(s.s if i != 2 else np.array([1.5]), (8, 8), 1) for i, (name, s) in enumerate(equal.items())}
-    assert outliers(near) == []  # half as much again is not worth a word
-    assert outliers({name: Spectrum(np.zeros(1), (8, 8), 1) for name in equal}) == []
+    assert find_outliers(near) == []  # half as much again is not worth a word
+    assert find_outliers({name: Spectrum(np.zeros(1), (8, 8), 1) for name in equal}) == []
 
 
 def test_norms_that_underflow_are_compared_too() -> None:
     spectra = {f"layers.{i}.q": Spectrum(np.array([1e-300, 1e-301]) * (1 + i % 3), (8, 8), 2) for i in range(9)}
-    assert outliers(spectra) == []
+    assert find_outliers(spectra) == []
 
 
 def llm():
@@ -187,13 +187,13 @@ def plain(name: str) -> str:
 )
 def test_identical_tensors_have_identical_outliers_in_every_dialect(tensors, dialects, tmp_path: Path) -> None:
     adapter = adapter_of(tensors())
-    expected = [(plain(o.name), o.quantity) for o in outliers(measure_spectrum(adapter))]
+    expected = [(plain(o.name), o.quantity) for o in find_outliers(measure_spectrum(adapter))]
     assert len(expected) == 1
     for dialect in dialects:
         (tmp_path / dialect).mkdir()
         there = loralens.load(written(adapter, tmp_path / dialect, dialect), allow_pickle=True)
         assert there.format == dialect
-        names = [(plain(o.name), o.quantity) for o in outliers(measure_spectrum(there))]
+        names = [(plain(o.name), o.quantity) for o in find_outliers(measure_spectrum(there))]
         assert names == expected, dialect
 
 
@@ -201,11 +201,11 @@ def test_the_real_pair_in_two_dialects_has_the_same_outliers_when_one_module_is_
     found = []
     for name in ("sd15-timohavdk-diffusers", "sd15-timohavdk-kohya"):
         spectra = measure_spectrum(loralens.load(real / name))
-        assert outliers(spectra) == []
+        assert find_outliers(spectra) == []
         (victim,) = [
             n for n in spectra if plain(n).endswith("up_blocks_2_attentions_1_transformer_blocks_0_attn2_to_v")
         ]
         spectra[victim] = Spectrum(spectra[victim].s * 10, spectra[victim].shape, spectra[victim].rank)
-        found.append([(plain(o.name), o.quantity, o.value, o.chance) for o in outliers(spectra)])
+        found.append([(plain(o.name), o.quantity, o.value, o.chance) for o in find_outliers(spectra)])
     assert found[0] == found[1]
     assert len(found[0]) == 1

@@ -310,7 +310,7 @@ def test_modules_of_one_width_are_nested_or_not():
     pick = lambda a, b: full[frozenset((f"layers.{a}", f"layers.{b}"))]  # noqa: E731
     assert kq.same == pytest.approx(np.mean([pick(f"{b}.k_proj", f"{b}.q_proj") for b in range(3)]))
     assert qq.next == pytest.approx((pick("0.q_proj", "1.q_proj") + pick("1.q_proj", "2.q_proj")) / 2)
-    assert qq.apart == pytest.approx(pick("0.q_proj", "2.q_proj"))
+    assert qq.farther == pytest.approx(pick("0.q_proj", "2.q_proj"))
     assert np.isnan(qq.same)
 
 

@@ -187,7 +187,7 @@ def test_a_flat_spectrum_is_cut_in_the_order_of_the_sum(name):
     """All σ are equal: without an order the LAPACK driver would choose what stays."""
     updates = adapters(12, (4, 4))
     joint = Joint.of(updates, [1, 1])
-    cut = joint.lifted(METHODS[name].rule(joint, lam=-2.0)).at(3, np.float64).dense()
+    cut = joint.to_lift(METHODS[name].rule(joint, lam=-2.0)).at(3, np.float64).dense()
     U, _, V = reference.dense_triplets(reference.dense_sum([u.dense() for u in updates], [1, 1]))
     s = np.linalg.svd(cut, compute_uv=False)
     np.testing.assert_allclose(s[:3], s[0], rtol=1e-12)

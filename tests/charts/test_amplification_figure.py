@@ -82,7 +82,7 @@ def test_the_maps_hold_excess_and_z_of_every_block_and_kind() -> None:
     for chart in (excess, z):
         assert (len(chart.rows), len(chart.columns)) == (2, 3)
         assert chart.holes == [(0, 0), (1, 1)]
-        assert (chart.scale.low, chart.scale.chance) == (-chart.scale.high, 0)
+        assert (chart.scale.low, chart.scale.levels) == (-chart.scale.high, [0])
     last = found["model.layers.2.self_attn.v_proj"].at_rank(3)
     assert excess.cells[1, 2].value == pytest.approx(np.log2(last.excess))
     assert z.cells[1, 2].value == pytest.approx(last.z)

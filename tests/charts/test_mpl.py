@@ -36,7 +36,7 @@ def test_a_logarithmic_chart_spans_what_it_is_told_to() -> None:
 
 def test_a_map_has_its_values_where_they_belong_and_holes_where_there_are_none() -> None:
     cells = {(0, 0): Cell(0.25), (1, 2): Cell(1.0)}
-    scale = ColourScale(0.0, 1.0, "share", chance=0.5, form=".2f")
+    scale = ColourScale(0.0, 1.0, "share", chance=[0.5], form=".2f")
     chart = HeatMap("", ["q", "v"], ["0", "1", "2"], cells, scale, written=True, zeros=[(1, 0)], column_edges=[2])
     (axes,) = panels(drawn(chart))
     values = axes.collections[0].get_array()
@@ -67,7 +67,7 @@ def test_the_cell_of_a_pair_of_directions_lies_around_its_two_numbers() -> None:
 
 
 def test_overlaps_share_one_bar_with_the_levels_of_chance() -> None:
-    scale = ColourScale(0.0, 0.8, "φ(i, j)", chance=0.2, chance_high=0.4, form=".2f")
+    scale = ColourScale(0.0, 0.8, "φ(i, j)", chance=[0.4, 0.2], form=".2f")
     charts = [Overlaps(f"chart {k}", [[0.1 * k, 0.2], [0.3, 0.4]], scale, notes=["a note"]) for k in range(5)]
     figure = drawn(*charts, keys=(scale,))
     for k, axes in enumerate(panels(figure)):

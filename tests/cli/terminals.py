@@ -1,18 +1,21 @@
 """Commands under real pseudo-terminals of a given width, each forked from one process that has imported them.
 
-``python -m tests.cli.terminals`` takes a JSON list a line, the width and the words of a command, and answers with the
-JSON text of what the command wrote to its terminal.
+``python -m tests.cli.terminals`` reads one JSON list per line: the width, the words of a command, and optionally the
+pickled result that the verb of the command shall return. It answers with the output of the command as JSON text. With a
+result, the process neither does the work of the verb nor imports torch where that runs a model.
 """
 
 import fcntl
 import json
 import os
+import pickle
 import pty
 import struct
 import subprocess
 import sys
 import termios
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +44,12 @@ class Terminals:
             encoding="utf-8",
         )
 
-    def run(self, width: int, words: Sequence[str]) -> str:
-        """What a command writes to the standard output of a terminal so wide."""
+    def run(self, width: int, words: Sequence[str], result: object = None) -> str:
+        """The standard output of a command in a terminal of that width; its verb returns ``result`` if there is one."""
         assert self.process.stdin
         assert self.process.stdout
-        self.process.stdin.write(json.dumps([width, list(words)]) + "\n")
+        pickled = None if result is None else pickle.dumps(result).hex()
+        self.process.stdin.write(json.dumps([width, list(words), pickled]) + "\n")
         self.process.stdin.flush()
         text: str = json.loads(self.process.stdout.readline())
         return text
@@ -55,13 +59,13 @@ class Terminals:
         self.process.communicate()
 
 
-def show(width: int, words: Sequence[str]) -> str:
-    """Run a command in a child whose standard output is a terminal so wide; what it wrote."""
+def show(width: int, words: Sequence[str], result: object = None) -> str:
+    """Run a command in a child whose standard output is a terminal of that width, and return its output."""
     terminal, end = pty.openpty()  # no terminal of a session: that would drop what is unread when its leader ends
     fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, width, 0, 0))
     child = os.fork()
     if not child:
-        _in_child(end, words)
+        _in_child(end, words, result)
     os.close(end)
     written = bytearray()
     while True:
@@ -77,9 +81,11 @@ def show(width: int, words: Sequence[str]) -> str:
     return written.decode("utf-8").replace("\r\n", "\n")
 
 
-def _in_child(terminal: int, words: Sequence[str]) -> Any:
+def _in_child(terminal: int, words: Sequence[str], result: object) -> Any:
     """Never returns."""
     try:
+        if result is not None:
+            setattr(import_module(f"loralens.cli.{words[0]}"), words[0], lambda *_, **__: result)
         os.dup2(terminal, 1)
         os.close(terminal)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
@@ -95,8 +101,10 @@ def _in_child(terminal: int, words: Sequence[str]) -> Any:
 if __name__ == "__main__":
     seen = set()
     for request in sys.stdin:
-        columns, words = json.loads(request)
-        if tuple(words) not in seen:  # what it imports is then there for every child
+        columns, words, pickled = json.loads(request)
+        result = None if pickled is None else pickle.loads(bytes.fromhex(pickled))
+        # Without a result the command is run once here, so that every child finds what it imports.
+        if result is None and tuple(words) not in seen:
             CliRunner().invoke(main, words)
             seen.add(tuple(words))
-        print(json.dumps(show(columns, words)), flush=True)
+        print(json.dumps(show(columns, words, result)), flush=True)

@@ -70,8 +70,9 @@ def test_the_table(home: Path) -> None:
     assert lines[4].startswith("hidden states")
     assert [line.split()[0] for line in lines[5:9]] == ["layer", "0", "1", "2"]
     record = json.loads(run(*args, "--json").stdout)["contrasts"][0]
+    agreement = f"{100 * record['agreement']:.2f}"
     assert lines[2].split()[2:] == [
-        f"{record['kl']:.4g}", f"{record['logits']:.4g}", f"{record['agreement']:.2%}", f"{record['hidden'][-1]:.4g}"
+        f"{record['kl']:.4g}", f"{record['logits']:.4g}", agreement, "%", f"{record['hidden'][-1]:.4g}"
     ]  # fmt: skip
 
 
@@ -127,7 +128,7 @@ def test_names_where_two_folders_are_called_alike(home: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("adapters", "message"),
     [
-        (["one", "one"], "named twice"),
+        (["one", "one"], "given twice"),
         (["zero"], "no weight in the base"),
         (["nowhere"], "no such file"),
     ],

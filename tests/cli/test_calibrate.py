@@ -238,7 +238,7 @@ def test_a_tokenizer_without_a_pad_pads_with_its_end_or_is_refused(home: Path, t
     (bare / "tokenizer_config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "eos_token"}))
     result = run(*args, "--overwrite")
     assert result.exit_code == 2
-    assert "its tokenizer pads with nothing" in result.stderr
+    assert "its tokenizer has no token for padding" in result.stderr
 
 
 def test_an_encoder_with_a_decoder_is_refused(home: Path, tmp_path: Path) -> None:

@@ -238,7 +238,7 @@ def test_heads_need_a_choice(small: Path, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["SMALL", "nowhere", "-o", "OUT"], "no such file or folder"),
-        (["SMALL", "--method", "wrong", "-o", "OUT"], "iso-c (the sum with all singular values alike"),
+        (["SMALL", "--method", "wrong", "-o", "OUT"], "iso-c (the sum with all singular values made equal"),
         (["SMALL", "SMALL", "--method", "ties", "--density", "0", "-o", "OUT"], "density 0 is not"),
         (["SMALL", "SMALL", "--method", "ties", "--density", "1.5", "-o", "OUT"], "in (0, 1]"),
         (["SMALL", "--density", "0.5", "-o", "OUT"], "sum has no option density"),

@@ -27,15 +27,15 @@ run, told = Command().run, Command("compress").told
 REPORT = """\
 SOURCE: 6 modules, r before and r' after
 module                            out × in  r  r'   error  spectral  energy kept
-model.layers.0.self_attn.q_proj      6 × 4  2   1  44.7 %      50 %       80.00%
-model.layers.0.self_attn.v_proj      6 × 4  2   1  24.3 %      25 %       94.12%
-model.layers.1.self_attn.q_proj      6 × 4  2   1  44.7 %      50 %       80.00%
-model.layers.1.self_attn.v_proj      6 × 4  2   1  24.3 %      25 %       94.12%
-model.layers.10.self_attn.q_proj     6 × 4  2   1  44.7 %      50 %       80.00%
-model.layers.10.self_attn.v_proj     6 × 4  2   1       0         0      100.00%
+model.layers.0.self_attn.q_proj      6 × 4  2   1  44.7 %      50 %      80.00 %
+model.layers.0.self_attn.v_proj      6 × 4  2   1  24.3 %      25 %      94.12 %
+model.layers.1.self_attn.q_proj      6 × 4  2   1  44.7 %      50 %      80.00 %
+model.layers.1.self_attn.v_proj      6 × 4  2   1  24.3 %      25 %      94.12 %
+model.layers.10.self_attn.q_proj     6 × 4  2   1  44.7 %      50 %      80.00 %
+model.layers.10.self_attn.v_proj     6 × 4  2   1       0         0     100.00 %
 
 error       ‖ΔW−ΔW'‖/‖ΔW‖ = 38.6 % over all modules
-parameters  120 → 60, 50.0% of it
+parameters  120 → 60, 50.0 % of it
 file        1.9 kB (BEFORE bytes) → 1.7 kB (AFTER bytes), SHARE of it
 wrote TARGET: peft; the errors are those of this file, read back
 """
@@ -47,7 +47,7 @@ def test_report_is_exactly_this(small: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0
     before, after = ((f / "adapter_model.safetensors").stat().st_size for f in (small, target))
     expected = REPORT.replace("BEFORE", f"{before:,}").replace("AFTER", f"{after:,}")
-    expected = expected.replace("SHARE", f"{after / before:.1%}").replace("1.9 kB", f"{before / 1000:.1f} kB")
+    expected = expected.replace("SHARE", f"{100 * (after / before):.1f} %").replace("1.9 kB", f"{before / 1000:.1f} kB")
     expected = expected.replace("1.7 kB", f"{after / 1000:.1f} kB")
     assert result.stdout.replace(str(small), "SOURCE").replace(str(target), "TARGET") == expected
 
@@ -236,7 +236,7 @@ def test_dry_run_writes_nothing_and_needs_no_target(small: Path, tmp_path: Path)
     assert record["target"] is None
     assert record == {**told(small, "-o", tmp_path / "out", "--rank", 1), "target": None}
     result = run("compress", small, "--dry-run", "--rank", 1, "-o", tmp_path / "dry")
-    assert result.stdout.endswith(f"would write peft to {tmp_path / 'dry'}\n")
+    assert result.stdout.endswith(f"would write {tmp_path / 'dry'}: peft\n")
     assert not (tmp_path / "dry").exists()
 
 

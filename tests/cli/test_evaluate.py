@@ -150,7 +150,7 @@ def test_a_classifier_that_knows_the_labels_is_asked_in_its_own_order(home: Path
 def test_labels_that_were_not_trained_are_named(home: Path, tmp_path: Path) -> None:
     models.jsonl(tmp_path / "z.jsonl", label=["x", "z", "y", "x"])
     message = refused(home / "c", "--model", home / "bert", "--task", "classification", "--data", tmp_path / "z.jsonl")
-    assert "label 'z' is none that was trained\n  fix: these are x, y" in message
+    assert "label 'z' was not trained\n  fix: the labels are x, y" in message
 
 
 def test_a_head_that_nobody_has_is_random_and_said_to_be(home: Path, tmp_path: Path) -> None:

@@ -48,8 +48,8 @@ def both(tmp_path: Path) -> tuple[Path, Path]:
 REPORT = """\
 TUNED − BASE: 2 modules differ, 1 do not
 module      out × in  r   ‖ΔW‖   error  energy kept  left / noise
-layers.0.q     6 × 4  1  4.123  24.3 %       94.12%          LEFT
-layers.0.v     6 × 4  1      1       0      100.00%             0
+layers.0.q     6 × 4  1  4.123  24.3 %      94.12 %          LEFT
+layers.0.v     6 × 4  1      1       0     100.00 %             0
 
 error       ‖D−BA‖/‖D‖ = 23.6 % over all modules, measured on every entry
 parameters  20
@@ -59,9 +59,9 @@ wrote OUT: peft, 2 modules
 
 SAID = """\
 warning: 1 left out, an embedding: --modules asks for it: embed_tokens
-note: the adapter's modules hold 66.67% of the energy of all differences
-note: of 1 modules more is left over than rounding explains (left / noise), layers.0.q among them: the difference has \
-more directions than were kept
+note: the adapter's modules hold 66.67 % of the energy of all differences
+note: in 1 module more is left over than rounding explains (left / noise), as the difference has more directions than \
+were kept: layers.0.q
 """
 
 

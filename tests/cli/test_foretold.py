@@ -103,7 +103,10 @@ def test_the_directions_that_rise_above_the_noise_too(home: Path) -> None:
     assert lossy
     for name, evidence in lossy.items():
         assert f"; {true[name]['surviving']} of {true[name]['directions']} directions rise above" in evidence
-        assert f"it is {true[name]['relative_error']:.0%} off at {true[name]['gain']:.0%} of its strength" in evidence
+        assert (
+            f"it is {100 * true[name]['relative_error']:.0f} % off at {100 * true[name]['gain']:.0f} % of its strength"
+            in evidence
+        )
 
 
 def test_a_healthy_base_in_float32_draws_nothing(home: Path) -> None:

@@ -63,12 +63,12 @@ def base(tmp_path: Path) -> Path:
 TABLE = """\
 wrote OUT: 6 tensors changed, 6 updates, gain 1.0006, error 0.001661
 module                              gain      error  error in its inputs  unmoved  above noise
-model.layers.0.self_attn.q_proj   0.9996  0.0008735            0.0008735    91.7%       2 of 2
-model.layers.0.self_attn.v_proj   1.0037    0.00379              0.00379    91.7%       2 of 2
-model.layers.1.self_attn.q_proj   1.0000          0                    0    91.7%       2 of 2
-model.layers.1.self_attn.v_proj   1.0000          0                    0    91.7%       2 of 2
-model.layers.10.self_attn.q_proj  1.0000          0                    0    91.7%       2 of 2
-model.layers.10.self_attn.v_proj  1.0000          0                    0   100.0%
+model.layers.0.self_attn.q_proj   0.9996  0.0008735            0.0008735   91.7 %       2 of 2
+model.layers.0.self_attn.v_proj   1.0037    0.00379              0.00379   91.7 %       2 of 2
+model.layers.1.self_attn.q_proj   1.0000          0                    0   91.7 %       2 of 2
+model.layers.1.self_attn.v_proj   1.0000          0                    0   91.7 %       2 of 2
+model.layers.10.self_attn.q_proj  1.0000          0                    0   91.7 %       2 of 2
+model.layers.10.self_attn.v_proj  1.0000          0                    0  100.0 %
 """
 
 

@@ -39,11 +39,11 @@ def collection(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 OUTPUT = """\
 4 adapters, near ones side by side; energy inside and outside the others' directions
-#  adapter  modules  r  ‖ΔW‖F  shared  by chance  private  by chance  start
-1  c              4  1   2.04   2.96%      0.19%   22.10%     90.19%      2
-2  b              6  1  2.449  91.27%      0.29%    0.00%     89.46%      1
-3  a              6  1  2.449  97.37%      0.29%    0.00%     89.46%      1
-4  d              6  1  1.936  96.05%      0.29%    0.00%     89.46%      1
+#  adapter  modules  r  ‖ΔW‖F   shared  by chance  private  by chance  start
+1  c              4  1   2.04   2.96 %     0.19 %  22.10 %    90.19 %      2
+2  b              6  1  2.449  91.27 %     0.29 %   0.00 %    89.46 %      1
+3  a              6  1  2.449  97.37 %     0.29 %   0.00 %    89.46 %      1
+4  d              6  1  1.936  96.05 %     0.29 %   0.00 %    89.46 %      1
 
 cosine of the updates
 #         1      2      3      4

@@ -6,7 +6,7 @@ import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -221,7 +221,7 @@ def test_a_folder_called_as_a_corpus_is_not_in_its_way(
 
 def test_hiding_tokens_needs_a_token_for_it(home: Path, tmp_path: Path) -> None:
     message = refused(*speak(home, tmp_path / "a", model="unmasked", task="masked-lm"))
-    assert "no token that stands for a hidden one\n  fix: set mask_token" in message
+    assert "no mask token, which replaces hidden tokens\n  fix: set mask_token" in message
     assert not list(tmp_path.iterdir())
 
 
@@ -292,14 +292,14 @@ def test_what_is_missing_is_a_matter_of_usage(tmp_path: Path) -> None:
 
 def test_choices_are_the_rows_of_the_tables_that_need_torch() -> None:
     from loralens.cli.train import command
-    from loralens.training.course import OPTIMISERS, SCHEDULES
+    from loralens.training.course import Optimiser, Schedule
     from loralens.training.method import METHODS
     from loralens.training.tasks import TASKS
 
     choices = {param.name: tuple(param.type.choices) for param in command.params if isinstance(param.type, Choice)}
     assert choices["method"] == tuple(method.name for method in METHODS)
     assert choices["task"] == tuple(task.name for task in TASKS)
-    assert (choices["optimiser"], choices["schedule"]) == (OPTIMISERS, SCHEDULES)
+    assert (choices["optimiser"], choices["schedule"]) == (get_args(Optimiser), get_args(Schedule))
 
 
 BAD: dict[str, tuple[tuple[object, ...], str]] = {
@@ -310,7 +310,7 @@ BAD: dict[str, tuple[tuple[object, ...], str]] = {
     "patience": (("--patience", 2, "--evaluate-every", 1), "--patience needs texts to evaluate on"),
     "patience alone": (
         ("--patience", 2, "--eval", "DATA"),
-        "--patience counts evaluations on the way\n  fix: say how often: --evaluate-every N",
+        "--patience counts evaluations during training\n  fix: say how often: --evaluate-every N",
     ),
     "evaluations": (("--evaluate-every", 1), "--evaluate-every needs texts to evaluate on\n  fix: give --eval"),
     "limit": (("--eval-limit", 1), "--eval-limit needs texts to evaluate on"),
@@ -319,7 +319,7 @@ BAD: dict[str, tuple[tuple[object, ...], str]] = {
     "meta": (("--device", "meta"), "--device meta"),
     "warmup": (("--warmup", 1), "warmup 1.0"),
     "dropout": (("--dropout", 1), "dropout 1.0 is not in [0, 1)"),
-    "alpha": (("--alpha", "1e300"), "--alpha 1e+300 is more than float32 holds"),
+    "alpha": (("--alpha", "1e300"), "alpha 1e+300 gives a scale that float32 does not hold"),
     "threads": (("--threads", 99999999999), "--threads 99999999999 is more than 4096"),
     "device": (("--device", "nonsense"), "--device nonsense"),
     "shard": (("--shard",), "torchrun"),
@@ -494,7 +494,10 @@ def test_labels_must_be_learnable(home: Path, tmp_path: Path) -> None:
     assert "all texts have the label 'x'" in refused(*classify(home, tmp_path / "a", "--data", tmp_path / "one.jsonl"))
     models.jsonl(tmp_path / "new.jsonl", label=["x", "y", "z", "x"])
     message = refused(*classify(home, tmp_path / "a", "--eval", tmp_path / "new.jsonl"))
-    assert "new.jsonl: line 3: label 'z' is none of the texts learned from\n  fix: these are x, y" in message
+    assert (
+        "new.jsonl: line 3: label 'z' is not among the labels of the texts for training\n  fix: the labels are x, y"
+        in message
+    )
     assert "a .txt file has no labels" in refused(*classify(home, tmp_path / "a", "--data", home / "d.txt"))
 
 

@@ -141,7 +141,8 @@ def test_out_is_replaced_only_when_asked_for(base: Path, out: Path, tmp_path: Pa
 def test_subtracting_says_what_it_cannot_know(small: Path, base: Path, out: Path, tmp_path: Path) -> None:
     (out / NAME).unlink()
     result = done("unmerge", out, "-o", tmp_path / "back", "--adapter", small)
-    assert "6 tensors subtracted; of 144 entries" in result.stdout
+    assert "6 tensors subtracted; " in result.stdout
+    assert " of 144 entries could have come from several weights, and " in result.stdout
     record = json.loads(done("unmerge", out, "-o", tmp_path / "two", "--adapter", small, "--json").stdout)
     assert set(record) == {"loralens", "merged", "output", "exact", "tensors", "entries", "several", "none"}
     assert (record["exact"], record["entries"], record["none"]) == (False, 144, 0)

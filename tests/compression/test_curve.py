@@ -7,12 +7,12 @@ from loralens.compression.bits import allocate_bits, tradeoff
 from loralens.compression.curve import curve_ranks, rank_curve
 from loralens.compression.loss import total_error
 from loralens.compression.plan import TruncationPlan
-from loralens.compression.truncate import truncate
 from loralens.core.adapter import Adapter
 from loralens.core.lowrank import Layout, LowRank
 from loralens.core.quantised import direction_bytes
 from loralens.core.ranks import Rule
 from loralens.linalg.quantise import expected_noise
+from tests.compression.truncation import truncate
 from tests.tolerances import LOSS
 
 

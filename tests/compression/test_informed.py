@@ -7,7 +7,6 @@ from loralens.compression.calibrated import whitened_svd
 from loralens.compression.directions import Directions, truncate_pair
 from loralens.compression.informed import data_losses, directions_on_data, equalise_units
 from loralens.compression.loss import total_error
-from loralens.compression.truncate import truncate
 from loralens.core.adapter import Adapter
 from loralens.core.fingerprint import fingerprint
 from loralens.core.lazy import LazyArray
@@ -16,6 +15,7 @@ from loralens.core.moments import Moment, Moments
 from loralens.core.ranks import Rule
 from loralens.core.structured import Dense, Structured
 from loralens.errors import MismatchError
+from tests.compression.truncation import truncate
 from tests.tolerances import TRUNCATED
 
 SEEDS = {"a": 0, "b": 1, "c": 2}

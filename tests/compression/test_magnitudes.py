@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from loralens.compression.magnitudes import solve_magnitudes, weight_cosines
-from loralens.compression.truncate import truncate
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.carried import magnitudes
 from loralens.core.lazy import LazyArray
@@ -13,6 +12,7 @@ from loralens.core.ranks import Rule
 from loralens.core.weights import Weight
 from loralens.errors import ShapeError
 from tests import reference
+from tests.compression.truncation import truncate
 
 
 def dora(*, role="magnitude", transposed=False, kernel=(), dtype=np.float64, flat=False):

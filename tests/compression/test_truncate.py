@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 import loralens
 from loralens.compression.loss import losses, total_error, update_loss
 from loralens.compression.plan import TruncationPlan
-from loralens.compression.truncate import truncate
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import Layout, LowRank
@@ -18,6 +17,7 @@ from loralens.core.scaling import Scaling
 from loralens.core.structured import Dense, Structured
 from loralens.errors import FormatError, OptionError
 from tests import strategies
+from tests.compression.truncation import truncate
 from tests.conftest import small_adapter
 from tests.reference import truncated_error
 from tests.tolerances import LOSS, LOSS_FLOAT32, TRUNCATED

@@ -57,7 +57,7 @@ def test_lift_at_a_lower_rank_is_the_best_and_balanced():
     first, second = pair(np.random.default_rng(0))
     joint = Joint.of([first, second], [0.7, 0.3])
     whole = 0.7 * first.dense() + 0.3 * second.dense()
-    lift = joint.lifted(joint.total())
+    lift = joint.to_lift(joint.total())
     assert lift.s.size == 7
     np.testing.assert_allclose(lift.s, np.linalg.svd(whole, compute_uv=False)[:7], rtol=1e-12)
     for k in (1, 3, 7):
@@ -85,7 +85,7 @@ def test_rank_counts_against_what_was_added_not_against_what_is_left():
     first, second = pair(rng)
     tiny = LowRank(1e-4 * second.B, second.A)
     joint = Joint.of([first, first, tiny], [1.0, -1.0, 1.0])
-    assert joint.decomposed(joint.total()).s.size == second.rank
+    assert joint.decompose(joint.total()).s.size == second.rank
     assert joint.floor == pytest.approx(64 * 2.0**-52 * (2 * lengths(first) + lengths(tiny)), rel=1e-12)
 
 

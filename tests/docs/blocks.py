@@ -118,7 +118,8 @@ def same(shown: Sequence[str], printed: Sequence[str]) -> bool:
 
 
 def _filled(lines: Sequence[str]) -> list[list[str]]:
-    return [line.split() for line in lines if line.strip()]
+    # A number and its percent sign are one word, so that the sign still says how near the number must be.
+    return [line.replace(" %", "%").split() for line in lines if line.strip()]
 
 
 def _same_lines(shown: list[list[str]], printed: list[list[str]]) -> bool:

@@ -305,7 +305,7 @@ def test_the_table_says_what_was_seen_and_nothing_where_nothing_was() -> None:
     )
     assert lines[2] == "| full fine-tuning | 22,713,216 | 90.9 MB | – | – | 95.5 | – | – |"
     assert lines[3] == (
-        "| LoRA r = 8, query and value | 73,728 (0.32%) | 331 kB | 655 MiB (+255) | 0.65 × | 94.5 ± 0.5 "
+        "| LoRA r = 8, query and value | 73,728 (0.32 %) | 331 kB | 655 MiB (+255) | 0.65 × | 94.5 ± 0.5 "
         "| 1.00 × merged, 1.31 × not | 1.05 × merged, 1.05 × not |"
     )
     assert any("120 steps of 32 texts of 64 tokens" in line and "seeds 0, 1" in line for line in lines)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.compression.truncate import truncate
 from loralens.core.ranks import Rule
+from tests.compression.truncation import truncate
 from tests.formats.test_peft_live import CASES, Case, adapt, answer, assert_same_updates, base, load_in_peft
 from tests.tolerances import LOSS_FLOAT32
 

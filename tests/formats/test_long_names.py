@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.analysis.doctor import diagnose
 from loralens.core.names import natural_key
 from loralens.core.naming.matching import match
 from loralens.formats.dialects.gguf.names import place_of
@@ -15,6 +14,7 @@ from loralens.formats.files.container import Stored
 from loralens.formats.files.json_text import json_text
 from loralens.formats.files.writing import write_safetensors
 from loralens.merging.extraction.differences import compare_checkpoints
+from tests.analysis.checks.patients import diagnose
 from tests.formats.blobs import limits
 from tests.formats.test_fuzz import packed
 

@@ -40,7 +40,7 @@ def test_it_is_what_it_says_for_any_blocks(shape, dtype, device):
     tolerance = AMPLIFIED if device.torch is None else SINGLE
     for rows in (1, 7, 100):
         whole = device.empty(shape, "float32")
-        found = project(blocks(S, rows), L, R, sketch, device=device, whole=whole, step=told.append)
+        found = project(blocks(S, rows), L, R, sketch, device=device, out=whole, step=told.append)
         assert found.squares == pytest.approx(np.sum(dense**2), rel=tolerance)
         np.testing.assert_allclose(found.product, L.T @ dense @ R, rtol=tolerance, atol=tolerance)
         np.testing.assert_allclose(
@@ -102,10 +102,10 @@ def test_leading_values_take_the_error_away():
     S = orthonormal(rng, 33, 20) * s @ V.T
     found, sketch = sketched(S, rng)
     truth = float(np.sum(s**4))
-    estimate = fourth_powers(found, S.shape, known=(s[:3], V[:, :3].T @ sketch))
+    estimate = fourth_powers(found, S.shape, leading=(s[:3], V[:, :3].T @ sketch))
     assert estimate.value == pytest.approx(truth, rel=2e-3)
     assert estimate.error < 2e-3 * truth
-    everything = fourth_powers(found, (20, 40), known=(s, V.T @ sketch))
+    everything = fourth_powers(found, (20, 40), leading=(s, V.T @ sketch))
     assert everything.value == pytest.approx(truth, rel=1e-12)
     assert everything.error == 0
 

@@ -31,7 +31,7 @@ def test_columns_are_rounded_in_order_with_what_was_lost_before(transposed):
     dense = feedback_rounding(t.astype(float), V, lambda x: x.astype(np.float32).astype(bf16).astype(float))
     state = Feedback(V, transposed=transposed)
     rows = t.T if transposed else t
-    blocks = [state.rounded(rows[i : i + 7], i, bf16) for i in range(0, len(rows), 7)]
+    blocks = [state.round_rows(rows[i : i + 7], i, bf16) for i in range(0, len(rows), 7)]
     found = np.concatenate(blocks)
     found = (found.T if transposed else found).astype(float)
     assert np.mean(found != dense) < 0.01  # float32 sums: a near tie may fall to the other side
@@ -42,7 +42,7 @@ def test_infinite_weights_stay_and_poison_nothing():
     V = directions(4, 10, 2)
     t = np.ones((3, 10), np.float32)
     t[0, 2], t[1, 3] = np.inf, np.nan
-    found = Feedback(V, transposed=False).rounded(t, 0, np.dtype(np.float16)).astype(float)
+    found = Feedback(V, transposed=False).round_rows(t, 0, np.dtype(np.float16)).astype(float)
     assert np.isinf(found[0, 2])
     assert np.isnan(found[1, 3])
     assert np.isfinite(found).sum() == 28

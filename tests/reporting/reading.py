@@ -27,28 +27,28 @@ def _flat(parts: Sequence[Part]) -> Iterator[Part]:
 def tables(report: Report, section: str, title: str) -> list[PageTable]:
     """The tables of a section whose title begins so, one for each adapter."""
     parts = parts_of(report, section)
-    return [part for part in parts if isinstance(part, PageTable) and part.title.startswith(title)]
+    return [part for part in parts if isinstance(part, PageTable) and part.table.title.startswith(title)]
 
 
 def cells(table: PageTable) -> list[list[str]]:
     """Every row as printed."""
-    return [[column.cell(row) for column in table.columns] for row in table.table.rows]
+    return [[column.cell(row) for column in table.table.shown] for row in table.table.rows]
 
 
 def numbers_behind(table: PageTable) -> list[list[Any]]:
     """Every row as the numbers behind what is printed."""
-    return [[column.value(row) for column in table.columns] for row in table.table.rows]
+    return [[column.value(row) for column in table.table.shown] for row in table.table.rows]
 
 
 def rows(table: PageTable) -> dict[str, dict[str, str]]:
     """First cell → heading → cell, as printed."""
-    headings = [column.title for column in table.columns]
+    headings = [column.title for column in table.table.shown]
     return {line[0]: dict(zip(headings, line, strict=True)) for line in cells(table)}
 
 
 def sorted_by(table: PageTable) -> dict[str, dict[str, Any]]:
     """First cell → heading → the value that a column is sorted by."""
-    headings = [column.title for column in table.columns]
+    headings = [column.title for column in table.table.shown]
     return {
         line[0]: dict(zip(headings, behind, strict=True))
         for line, behind in zip(cells(table), numbers_behind(table), strict=True)

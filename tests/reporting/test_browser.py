@@ -121,7 +121,7 @@ def test_every_stop_of_a_slider_shows_what_python_computed(page: Any, name: str)
     carried = ranks.slider_data(measured({"second": drawn(2)})[0], 1)
     stops, moved = carried[name]["stops"], slider.locator(f"input.{name}")
     assert moved.get_attribute("max") == str(len(stops) - 1)
-    assert page.evaluate("loralens.carried.adapters[1]") == carried
+    assert page.evaluate("loralens.data.adapters[1]") == carried
     left, top, width, height, x0, x1, y0, y1 = map(
         float, page.locator("#curve-2 svg.lines").get_attribute("data-frame").split()
     )
@@ -250,7 +250,7 @@ def test_hostile_names_stay_text(browser: Any, tmp_path: Path) -> None:
         assert page.evaluate("document.documentElement.scrollWidth") <= 400
         rows = page.locator("#modules table").first.locator("tbody tr")
         assert rows.locator("td:first-child").all_text_contents() == list(HOSTILE.values())
-        assert page.evaluate("loralens.carried.modules") == list(HOSTILE.values())
+        assert page.evaluate("loralens.data.modules") == list(HOSTILE.values())
         assert not OBEYED.search(page.evaluate("document.documentElement.outerHTML"))  # commands of sliders included
         for shown in HOSTILE.values():  # what stands in the table is found by the filter
             page.fill("#filter", shown.split()[0])

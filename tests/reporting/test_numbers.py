@@ -150,7 +150,7 @@ PLACE = {label: i for i, label in enumerate(LABELS)}
 
 @pytest.mark.parametrize("label", LABELS)
 def test_modules_in_numbers(two: Held, label: str) -> None:
-    (table,) = [one for one in tables(two.report, "modules", "") if one.title == label]
+    (table,) = [one for one in tables(two.report, "modules", "") if one.table.title == label]
     printed, behind = rows(table), sorted_by(table)
     assert list(printed) == NAMES
     for name in NAMES:
@@ -185,7 +185,7 @@ def test_kinds_and_blocks(two: Held, label: str) -> None:
             assert behind[key]["‖ΔW‖F"] == pytest.approx(math.sqrt(energy), rel=1e-9)
             assert behind[key]["energy"] == pytest.approx(energy / two.whole(label), rel=1e-9)
             assert behind[key]["effective"] == pytest.approx(sum(ranks) / len(ranks), rel=1e-9)
-            assert printed[key]["energy"] == f"{energy / two.whole(label):.1%}"
+            assert printed[key]["energy"] == f"{100 * (energy / two.whole(label)):.1f} %"
 
 
 def fewest_with_half(shares: list[float]) -> int:
@@ -301,8 +301,8 @@ def test_the_advice_on_ranks(two: Held, tmp_path: Path) -> None:
     (own,) = [text for text in two.report.summary if text.startswith("first: ")]
     assert said in own
     sliders = [part for part in parts_of(two.report, "ranks") if isinstance(part, Slider)]
-    assert [one.kept for one in sliders] == ["energy kept"] * 2
-    assert [one["rank"]["start"] + 1 for one in two.report.carried] == [best_rank(two, label) for label in LABELS]
+    assert [one.share for one in sliders] == ["energy kept"] * 2
+    assert [one["rank"]["start"] + 1 for one in two.report.sliders] == [best_rank(two, label) for label in LABELS]
 
 
 def test_keeping_the_rank_says_what_less_would_lose(two: Held) -> None:
@@ -370,7 +370,7 @@ def test_amplification(two: Held, label: str, chance: dict[str, tuple[float, flo
         assert by_title["excess of ‖UᵀWV‖ over random"][cell] == pytest.approx(
             math.log2(excess[name]), rel=1e-6, abs=1e-9
         )
-    (table,) = [one for one in tables(two.report, "modules", "") if one.title == label]
+    (table,) = [one for one in tables(two.report, "modules", "") if one.table.title == label]
     for name, values in sorted_by(table).items():
         assert values["amplification"] == pytest.approx(factor[name], rel=1e-6)
         assert values["z"] == pytest.approx(z[name], rel=0.06, abs=0.1)
@@ -487,7 +487,7 @@ def test_pairs(two: Held) -> None:
     cosine = reference.whole_cosine(first, second)
     z = cosine / reference.whole_cosine_spread(first, second)
     (table,) = tables(two.report, "together", "Pairs")
-    headings = [column.title for column in table.columns]
+    headings = [column.title for column in table.table.shown]
     (values,), (printed,) = numbers_behind(table), cells(table)
     assert headings == [
         "adapter", "and", "modules", "cosine", "z", "φ out", "by chance", "φ in", "by chance", "cosine of A",
@@ -558,7 +558,7 @@ def test_interference(two: Held) -> None:
                 levels.append(out * in_ / two.dense[label][name].size)
             assert values[label, str(block)] == pytest.approx(np.mean(shares), rel=1e-5)
     assert number(shown.chance) == pytest.approx(np.mean(levels), rel=6e-3)
-    assert shown.charts[0].scale.chance == pytest.approx(np.mean(levels), rel=1e-9)
+    assert shown.charts[0].scale.chance == pytest.approx([np.mean(levels)], rel=1e-9)
     assert numbers(shown.alt)[-2:] == pytest.approx([min(values.values()), max(values.values())], rel=6e-3)
 
 
@@ -739,7 +739,7 @@ def test_matrices_of_three_have_each_pair_in_its_cell_with_its_names(three: Held
         assert len(cells) == 9
     for side in ("out", "in"):
         level = np.mean([RANK / dimension(name, side) for name in NAMES])
-        assert charts[f"φ, {side} side"].scale.chance == pytest.approx(level, rel=1e-9)
+        assert charts[f"φ, {side} side"].scale.chance == pytest.approx([level], rel=1e-9)
 
 
 def mean_phi(held: Held, a: str, b: str, side: str) -> float:
@@ -775,7 +775,7 @@ def test_what_the_errors_of_the_ranks_are_errors_of() -> None:
     """Of ΔW, of outputs on real inputs, or of both where only some adapters have such inputs."""
     plain, output = "‖ΔW−ΔW'‖/‖ΔW‖", "√(E‖(ΔW−ΔW')x‖² / E‖ΔWx‖²) on the inputs given"
     one, other = measured({"a": drawn(1), "b": drawn(2)})
-    with_inputs = [replace(subject, on_data=True, positions=7, plain=0.25) for subject in (one, other)]
+    with_inputs = [replace(subject, on_data=True, positions=7, update_error=0.25) for subject in (one, other)]
     assert ranks.ranks_section([one, other], RESULT_TABLES).lead.startswith(f"The error is {plain} over all modules")
     assert ranks.ranks_section(with_inputs, RESULT_TABLES).lead.startswith(f"The error is {output} over all modules")
     mixed = ranks.ranks_section([one, with_inputs[1]], RESULT_TABLES)

@@ -52,17 +52,17 @@ def test_the_advice(made: tuple[Report, list[Chosen]], i: int, tmp_path: Path) -
         f"Rank {best} of {RANK} for all modules keeps {percent(1 - error**2)} of {kept} ({measured}) in {size(small)}, "
         f"{percent(1 - small / whole)} less than now."
     ) in texts(report, "ranks")
-    assert report.carried[i]["rank"]["start"] + 1 == best
+    assert report.sliders[i]["rank"]["start"] + 1 == best
     assert f"rank {best} has an error of {percent(error)}" in picture(report, f"curve-{i + 1}").alt
     sliders = [part for part in parts_of(report, "ranks") if isinstance(part, Slider)]
-    assert [(slider.label, slider.kept) for slider in sliders] == [("weights", KEPT[0]), ("inputs", KEPT[1])]
+    assert [(slider.label, slider.share) for slider in sliders] == [("weights", KEPT[0]), ("inputs", KEPT[1])]
 
 
 @pytest.mark.parametrize("i", [0, 1])
 def test_what_the_slider_is_given(made: tuple[Report, list[Chosen]], i: int, tmp_path: Path) -> None:
     """Every rank with its bytes and its error: of ΔW, or of outputs on the inputs given."""
     report, both = made
-    carried, one = report.carried[i], both[i]
+    carried, one = report.sliders[i], both[i]
     assert carried["command"].startswith(f"loralens compress {one.path} -o {one.path}-small")
     assert carried["command"].endswith(f" --activations {one.path.parent}/x.safetensors") == bool(i)
     assert [stop["value"] for stop in carried["rank"]["stops"]] == [str(rank) for rank in range(1, RANK + 1)]

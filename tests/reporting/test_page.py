@@ -16,7 +16,7 @@ from loralens.core.adapter import Adapter
 from loralens.core.lowrank import LowRank
 from loralens.reporting.collection import measure_collection
 from loralens.reporting.document import Notice, Notices, PageTable, Paragraph, Picture, Report, Section, SideBySide
-from loralens.reporting.html import carried_json, report_html
+from loralens.reporting.html import report_html, script_json
 from loralens.reporting.markdown import escape_markdown, report_markdown
 from tests.reporting.adapters import NAMES, drawn, measured, report
 from tests.reporting.reading import cells
@@ -28,7 +28,7 @@ KINDS += ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 
 def made(adapters: dict[str, Adapter]) -> Report:
     subjects = measured(adapters)
-    found = run_checks([one.patient for one in subjects])
+    found = run_checks([one.examination for one in subjects])
     return report(
         subjects,
         found,
@@ -123,14 +123,14 @@ def test_two_adapters_of_224_modules_stay_within_three_megabytes() -> None:
 
 
 def test_json_in_a_script_ends_nothing() -> None:
-    text = str(carried_json({"modules": ["</script><!--", "a&b", "\u2028", "\ud800"]}))
+    text = str(script_json({"modules": ["</script><!--", "a&b", "\u2028", "\ud800"]}))
     assert not set("<>&\u2028") & set(text)
     assert json.loads(text) == {"modules": ["</script><!--", "a&b", "\u2028", "\ud800"]}
 
 
 def test_a_number_that_is_none_is_an_error_not_a_page() -> None:
     with pytest.raises(ValueError, match="JSON"):
-        carried_json({"x": float("nan")})
+        script_json({"x": float("nan")})
 
 
 def test_lone_surrogates_become_escapes() -> None:

@@ -80,7 +80,7 @@ def test_every_stop_of_the_rank(page: Any, made: tuple[Path, list[Chosen]], i: i
         assert told["value"] == str(rank)
         assert told["command"].endswith(f" --rank {rank}")
         assert [told["x"], told["y"]] == pytest.approx(curve[RANK - rank], abs=0.2)  # on the curve's own point
-        carried = page.evaluate(f"loralens.carried.adapters[{i}].rank.stops[{rank - 1}]")
+        carried = page.evaluate(f"loralens.data.adapters[{i}].rank.stops[{rank - 1}]")
         kilobytes, percent = carried["at"]
         assert kilobytes * KILO == pytest.approx(one.bytes(everywhere(rank), tmp_path), abs=1e-6)
         assert percent / 100 == pytest.approx(one.error(everywhere(rank)), rel=1e-4, abs=1e-5)
@@ -98,7 +98,7 @@ def least_error(one: Chosen, capacity: int) -> float:
 @pytest.mark.parametrize("i", [0, 1])
 def test_stops_of_the_budget(page: Any, made: tuple[Path, list[Chosen]], i: int, tmp_path: Path) -> None:
     one = made[1][i]
-    stops = page.evaluate(f"loralens.carried.adapters[{i}].budget.stops")
+    stops = page.evaluate(f"loralens.data.adapters[{i}].budget.stops")
     budgets = [int(stop["option"].removeprefix("--size ")) for stop in stops]
     assert page.locator(".slider").nth(i).locator("input.budget").get_attribute("max") == str(len(stops) - 1)
     assert budgets[0] == one.bytes(everywhere(1), tmp_path)

@@ -39,9 +39,9 @@ def against_base(dtype=ml_dtypes.bfloat16):
     tensors = {f"{name}.weight": LazyArray.of(W.astype(dtype)) for name in modules}
     weights = weights_of(modules, tensors).modules
     found = measure_amplification(adapter, weights, top=False, exact=True)
-    (patient,) = examine_all({"a": adapter}, base=Base("the base", tensors))
-    held = BaseMeasurements(amplified=found, intruders=None, without="")
-    return measure_subject(patient, "a", dialect(), against_base=held), W, sides
+    (examination,) = examine_all({"a": adapter}, base=Base("the base", tensors))
+    held = BaseMeasurements(amplified=found)
+    return measure_subject(examination, "a", dialect(), against_base=held), W, sides
 
 
 def projections(W):
@@ -68,7 +68,7 @@ def test_modules_far_from_chance_are_counted_on_both_sides_beside_how_many_chanc
     (picture,) = [part for part in flat if isinstance(part, Picture) and part.key.startswith("amplification")]
     counted = f"{count} of {len(sides)} modules are more than 3 standard deviations from chance"
     assert f"{counted}; chance alone would give {expected}" in picture.caption
-    (table,) = [part for part in flat if isinstance(part, PageTable) and part.title == "Amplification by kind"]
+    (table,) = [part for part in flat if isinstance(part, PageTable) and part.table.title == "Amplification by kind"]
     assert cells(table)[0][-2:] == [str(count), expected]
 
 
@@ -98,7 +98,7 @@ def test_a_merge_into_float64_is_said_to_preserve_the_update() -> None:
         said for said in summary_sentences([one], [], None, None) if said.startswith("A merge into float64 weights")
     ]
     assert text.endswith("would preserve ΔW: its largest error in any module is less than 0.001 %.")
-    assert all(landing.rounding.error < 1e-5 for landing in one.landings.values())
+    assert all(effect.rounding.error < 1e-5 for effect in one.merge_effects.values())
 
 
 def turned(angle, *, size=64):
@@ -171,5 +171,5 @@ def test_where_no_two_fight_the_size_that_counts_is_said() -> None:
     ]
     assert text == (
         "No two adapters conflict in any module: no cosine is both below −0.2 and beyond chance. At −0.2 the sum of "
-        "two updates of equal norm loses 20% of each."
+        "two updates of equal norm loses 20 % of each."
     )

@@ -42,7 +42,7 @@ def test_a_size_that_was_written_is_read_as_the_same(count: int) -> None:
 
 
 def test_changes() -> None:
-    assert change(120, 60, "{:,}".format) == "120 → 60, 50.0% of it"
+    assert change(120, 60, "{:,}".format) == "120 → 60, 50.0 % of it"
     assert change(0, 60, "{:,}".format) == "0 → 60"
     assert exact_size(110_184) == "110.2 kB (110,184 bytes)"
 

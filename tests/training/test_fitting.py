@@ -93,7 +93,7 @@ def test_any_model_with_any_loss_is_trained() -> None:
         ({"targets": "q_prog"}, "no module matches 'q_prog'"),
         ({"rank": 99}, "rank 99 is larger than its matrix"),
         ({"method": "lore"}, "is no training method"),
-        ({"shard": True}, "one process cannot hold a model in shards"),
+        ({"shard": True}, "a model cannot be sharded in a single process"),
     ],
 )
 def test_what_cannot_be_leaves_the_model_as_it_was(options: Any, words: str) -> None:
@@ -120,19 +120,19 @@ def test_a_batch_without_a_loss_is_refused() -> None:
     ids = torch.tensor([[3, 4]])
     with pytest.raises(OptionError, match="the model returned no loss"):
         fit(models.llama(), [{"input_ids": ids}], rank=2)
-    with pytest.raises(OptionError, match="a batch is a Tensor, and a model computes its own loss from names"):
+    with pytest.raises(OptionError, match="a batch is a Tensor, but a model computes its own loss"):
         fit(models.llama(), [ids], rank=2)
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"batches": 0}, "batches 0 are none"),
-        ({"batches": None}, "batches None are none"),
-        ({"loss": "mse"}, "loss 'mse' is no function"),
-        ({"course": 3}, "course 3 is no Course"),
-        ({"watch": print}, "watch <built-in function print> is no Watch"),
-        ({"state": {}}, "state {} is no State"),
+        ({"batches": 0}, "batches 0 is neither"),
+        ({"batches": None}, "batches None is neither"),
+        ({"loss": "mse"}, "loss 'mse' is not a function"),
+        ({"course": 3}, "course 3 is not a Course"),
+        ({"watch": print}, "watch <built-in function print> is not a Watch"),
+        ({"state": {}}, "state {} is not a State"),
     ],
 )
 def test_what_is_of_the_wrong_kind_is_refused(options: Any, words: str) -> None:

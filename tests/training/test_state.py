@@ -136,7 +136,7 @@ def test_the_state_of_other_options_is_refused_by_what_differs(other: str) -> No
     first, second, words = OTHERS[other]
     _, states = run(**first)
     with pytest.raises(
-        MismatchError, match=f"^the state is of another run: {words}\n  fix: go on with the same options"
+        MismatchError, match=f"^the state is of another run: {words}\n  fix: resume with the same options"
     ):
         run(states[0], **second)
 

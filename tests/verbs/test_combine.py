@@ -274,7 +274,7 @@ def test_alpha_counts_only_where_a_file_does_not_say_its_own(small: Path, files:
     (files / "bare" / "adapter_model.safetensors").write_bytes((small / "adapter_model.safetensors").read_bytes())
     zero = loralens.combine(("bare", 1), (small_adapter(), -1), alpha=8.0).adapter
     assert all(not module.B.any() for module in zero.modules.values())
-    with pytest.raises(loralens.OptionError, match="does not say its α"):
+    with pytest.raises(loralens.OptionError, match="does not state its α"):
         loralens.combine("bare", small)
 
 

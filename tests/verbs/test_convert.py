@@ -59,7 +59,7 @@ def test_without_output_nothing_is_written(small: Path, tmp_path: Path, monkeypa
     assert contents(small.parent) == before
     assert not list(tmp_path.iterdir())
     assert not any("wrote" in line or "write" in line for line in result.sentences())
-    assert Command("convert").good(small, "--to", "kohya", "--dry-run").stdout == "would write kohya, 6 modules\n"
+    assert Command("convert").good(small, "--to", "kohya", "--dry-run").stdout == "would write: kohya, 6 modules\n"
     assert "-o" in Command("convert").refused(small, "--to", "kohya")
     dry = loralens.convert(small, to="kohya", output=tmp_path / "out", dry_run=True)
     assert dry.sentences()[-1].startswith("would write")
@@ -92,7 +92,7 @@ def test_a_converted_adapter_can_be_saved_and_measured(small: Path, tmp_path: Pa
         ({"to": "kohya", "dtype": "f64"}, "choose one of f32, bf16, f16"),
         ({"to": "kohya", "prefix": "unet"}, "is not OLD=NEW"),
         ({"to": "kohya", "prefix": {"unet.": "x."}}, "matches nothing"),
-        ({"to": "kohya", "rank": 4}, "no pair yet"),
+        ({"to": "kohya", "rank": 4}, "not pairs yet"),
         ({"to": "kohya", "rank": 0}, "whole number from 1"),
         ({"to": "kohya", "alpha": 3.0}, "says its own scale"),
     ],

@@ -51,7 +51,7 @@ def test_a_dry_run_writes_nothing(both: tuple[Path, Path], tmp_path: Path) -> No
 
 def test_the_columns_that_matter_most_fit_60(both: tuple[Path, Path]) -> None:
     base, tuned = both
-    table = loralens.extract(base, tuned, noise_edge="rounding").table
+    table = loralens.extract(base, tuned, noise_edge="rounding").tables()[0]
     assert lay_out(table).heading.split()[-1] == "edge"
     lines = str(lay_out(table, 60)).splitlines()
     assert max(map(len, lines[1:-1])) <= 60

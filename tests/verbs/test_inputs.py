@@ -31,7 +31,7 @@ def test_a_list_of_texts_is_read_as_its_file_is(tmp_path: Path) -> None:
     [
         ([], FormatError, "texts: holds no texts"),
         ([("a", "x"), (" ", "x")], FormatError, 'texts: text 2: "text" is empty'),
-        ([("a", "x"), (3, "x")], FormatError, 'texts: text 2: "text" is no text'),
+        ([("a", "x"), (3, "x")], FormatError, 'texts: text 2: "text" is not a string'),
         ([("a", "x"), "b"], FormatError, 'texts: text 2: has no "label"'),
         ([("a", "x"), ("b", 1.5)], FormatError, 'texts: text 2: "label" is 1.5'),
         ([{"label": "x"}], FormatError, 'texts: text 1: has no "text"'),
@@ -45,7 +45,7 @@ def test_what_is_wrong_with_a_list_is_said_with_its_place(texts: Any, error: typ
 
 
 def test_a_label_that_was_not_learned_is_named() -> None:
-    with pytest.raises(OptionError, match="texts: text 1: label 'z' is none of the texts learned from"):
+    with pytest.raises(OptionError, match="texts: text 1: label 'z' is not among the labels of the texts for training"):
         read_data([("a", "x"), ("b", "y")], [("c", "z")], labelled=True)
 
 
@@ -88,8 +88,11 @@ def test_a_model_and_its_tokenizer_are_left_as_they_were(llama: tuple[Any, Any])
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"device": "cpu"}, "device='cpu', and the model has been loaded\n  fix: move it: model.to"),
-        ({"dtype": "bf16"}, "dtype='bf16', and the model has been loaded"),
+        (
+            {"device": "cpu"},
+            "device='cpu' cannot be applied to a model that has been loaded\n  fix: convert it before: model.to",
+        ),
+        ({"dtype": "bf16"}, "dtype='bf16' cannot be applied to a model that has been loaded"),
         ({"dtype": "float32"}, "dtype 'float32' is not possible\n  fix: choose one of f32, bf16, f16"),
     ],
 )
@@ -111,9 +114,9 @@ def test_what_is_no_model_or_has_another_head_is_refused(llama: tuple[Any, Any])
     for pair in ((model,), (tokenizer, model), (model, "tokenizer"), (object(), tokenizer)):
         with pytest.raises(OptionError, match=r"give model=\(model, tokenizer\)"):
             load_model(pair, **how)  # type: ignore[arg-type]
-    with pytest.raises(MismatchError, match="no head of this task"):
+    with pytest.raises(MismatchError, match="not have the head for this task"):
         load_headed(llama, "AutoModelForMaskedLM", **how)
     classifier = models.bert("BertForSequenceClassification", num_labels=2, id2label={0: "y", 1: "x"}), tokenizer
     assert load_headed(classifier, "AutoModelForSequenceClassification", labels=["y", "x"], **how).head == "classifier"
-    with pytest.raises(MismatchError, match=r"its labels are y, x, and those of the texts are x, y"):
+    with pytest.raises(MismatchError, match=r"its labels are y, x, but those of the texts are x, y"):
         load_headed(classifier, "AutoModelForSequenceClassification", labels=["x", "y"], **how)

@@ -54,7 +54,7 @@ def test_a_dry_run_returns_the_plan_and_writes_nothing(small: Path, base: Path, 
     assert repr(result) == "MergeResult(6 tensors, 6 updates, gain 1.0006)"
     written = loralens.merge(small, base=base, output=tmp_path / "out")
     assert result.record()["modules"] == written.record()["modules"]
-    assert result.table.records() == written.record()["modules"]
+    assert result.tables()[0].records() == written.record()["modules"]
 
 
 def test_what_is_measured_without_a_certificate(small: Path, base: Path, tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_the_listing_of_the_shell_is_that_of_the_result(small: Path, base: Path,
     assert set(result.to_csv().splitlines()[0].split(",")) == set(result.record()["modules"][0])
     unwritten = ("--undo", "none", "--certificate", "none", "--csv")
     assert done("merge", small, "--base", base, "-o", tmp_path / "out", *unwritten).stdout == result.to_csv()
-    lines = str(lay_out(result.table, 60)).splitlines()
+    lines = str(lay_out(result.tables()[0], 60)).splitlines()
     assert max(map(len, lines[1:-1])) <= 60
     assert {"gain", "error"} <= set(lines[1].split())
 

@@ -28,6 +28,14 @@ def test_without_an_output_nothing_is_checked_and_nothing_written(small: Path) -
     assert Target.of("out").written == Path("out")
 
 
+def test_one_sentence_says_what_is_written() -> None:
+    assert Target.of("out").sentences("peft") == ["wrote out: peft"]
+    assert Target.of("out", dry_run=True).sentences("peft") == ["would write out: peft"]
+    assert Target.of(None, dry_run=True).sentences("peft") == ["would write: peft"]
+    assert Target.of(None).sentences("peft") == []
+    assert (Target.of("out").record(), Target.of("out", dry_run=True).record()) == ("out", None)
+
+
 def test_a_target_is_not_the_source_nor_an_input(small: Path, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="is where the source is"):
         Target(small, overwrite=True).check_source(small)

@@ -1,14 +1,18 @@
-"""Every command has a function of the same name, with the same options, defaults and order of arguments."""
+"""Every command has a function of the same name, with the same options, types, defaults and order of arguments."""
 
+from collections.abc import Sequence
 from importlib import import_module
 from inspect import Parameter, signature
+from os import PathLike
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 import click
 import pytest
 
 import loralens
+from loralens.cli.combine import Setting
 from loralens.cli.main import COMMANDS
 from loralens.verbs import VERBS
 
@@ -51,6 +55,59 @@ def _plain(default: Any) -> Any:
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_command_and_its_function_have_the_same_options_and_defaults(verb: str) -> None:
     assert parameters_of(verb) == options_of(verb)
+
+
+def values_of(param: click.Parameter) -> list[Any]:
+    """Values that click makes of an option: every choice of a choice, one value of any other type."""
+    kind = param.type
+    if isinstance(kind, click.Choice):
+        values: list[Any] = list(kind.choices)
+    elif isinstance(kind, click.Tuple | Setting):
+        values = [("x", 0.5)]
+    elif isinstance(kind, click.Path):
+        values = [Path("x")]
+    else:
+        name = kind.name.removesuffix(" range")
+        values = [{"boolean": True, "integer": 1, "float": 0.5, "text": "x", "file or folder": "x"}[name]]
+    return [tuple(values)] if param.multiple else values
+
+
+def is_of(value: Any, kind: Any) -> bool:
+    """Whether a type checker would accept a value where this type is declared."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if kind is Any or origin is Literal:
+        return kind is Any or value in inner
+    if origin in (Union, UnionType):
+        return any(is_of(value, member) for member in inner)
+    if not isinstance(value, origin or kind):
+        return kind is float and isinstance(value, int)
+    if isinstance(value, str | Path) or not inner:
+        return True
+    members = inner if origin is tuple and inner[-1] is not Ellipsis else inner[:1] * len(value)
+    return len(members) == len(value) and all(map(is_of, value, members))
+
+
+def test_what_is_of_a_type() -> None:
+    assert is_of("a", Literal["a"])
+    assert not is_of("b", Literal["a"])
+    assert is_of(("a", 0.5), tuple[str, float])
+    assert not is_of(("a", "b"), tuple[str, float])
+    assert is_of(("a",), Sequence[str])
+    assert not is_of((0.5,), Sequence[str])
+    assert is_of(Path("a"), str | PathLike[str])
+    assert not is_of(Path("a"), str)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_function_accepts_the_types_of_its_command(verb: str) -> None:
+    """The commands pass their values on as ``**keywords``, of which a type checker knows nothing."""
+    parameters = signature(getattr(loralens, verb)).parameters
+    command: click.Command = import_module(f"loralens.cli.{verb}").command
+    for param in command.params:
+        if param.name in options_of(verb):
+            kind = parameters[str(param.name)].annotation
+            refused = [value for value in values_of(param) if not is_of(value, kind)]
+            assert not refused, f"{param.name}: {refused} are not {kind}"
 
 
 @pytest.mark.parametrize("verb", VERBS)

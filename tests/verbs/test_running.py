@@ -123,7 +123,7 @@ def test_behave_without_adapters_or_with_one_twice_is_refused(home: Path) -> Non
     how: dict[str, Any] = {"model": home / "llama", "data": ["it ran"], "threads": 1}
     with pytest.raises(OptionError, match="there is no adapter"):
         loralens.behave(**how)
-    with pytest.raises(OptionError, match="an adapter is named twice"):
+    with pytest.raises(OptionError, match="an adapter is given twice"):
         loralens.behave(home / "l0", home / "l0", **how)
 
 
@@ -178,7 +178,7 @@ def test_a_plan_writes_nothing_and_needs_no_output(home: Path, tmp_path: Path, m
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"output": None}, "Missing option '--output'\n  fix: say where the adapter goes"),
+        ({"output": None}, "Missing option '--output'\n  fix: say where to write the adapter"),
         ({"model": None}, "Missing option '--model'\n  fix: give --model, or --demo"),
         ({"task": "causal"}, "task 'causal' is not possible"),
         ({"method": "lora-plus"}, "method 'lora-plus' is not possible\n  fix: choose one of lora, rslora, lora+"),
@@ -186,7 +186,7 @@ def test_a_plan_writes_nothing_and_needs_no_output(home: Path, tmp_path: Path, m
         ({"optimiser": "adam"}, "optimiser 'adam' is not possible"),
         ({"rank": 0}, "rank 0 is not possible"),
         ({"epochs": 1.0}, "--steps and --epochs exclude each other"),
-        ({"spectra": True}, "--spectra looks at snapshots"),
+        ({"spectra": True}, "--spectra measures snapshots"),
     ],
 )
 def test_wrong_values_of_train_are_one_message_and_leave_nothing(

@@ -10,9 +10,7 @@ import numpy as np
 from loralens.analysis.base.weight_norms import report_progress, weight_steps
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array
-from loralens.core.lowrank import Bases
 from loralens.core.names import select
-from loralens.core.structured import Update
 from loralens.core.threads import Step
 from loralens.core.weights import Weight
 from loralens.errors import OptionError, ShapeError, place
@@ -23,7 +21,9 @@ from loralens.linalg.projection import Estimate, exact_fourth_powers, fourth_pow
 from loralens.linalg.randomized import Leading, input_dtype, is_dense, leading_svd
 from loralens.linalg.subspace import phi_map
 
-FAR = 3.0  # standard deviations beyond which a module is counted; the count that chance gives is reported with it
+# Chance exceeds it in 2 % of the cases at rank 1 and in 0.3 % at high ranks, so the count that chance gives is reported
+# with every count.
+FAR = 3.0  # standard deviations beyond which a module is counted
 SURE = 1e-9  # relative spread below which the null distribution is rounding error around one possible value
 
 
@@ -148,6 +148,7 @@ class Amplification:
         if not (i and squares):
             return nan, nan, nan
         mean, spread = projection_moments(self.shape, i, squares, fourths)
+        # Chance allows only one value, for example if U and V span both sides.
         if spread <= SURE * mean:
             return nan, nan, nan
         z = (projected**2 - mean) / spread
@@ -222,74 +223,53 @@ def measure_amplification(
     r = 64 is 0.3227 (printed 0.33). The paper sets α to the first r tried, so its two ‖ΔW‖ have different scales.
     """
     names = select(adapter, modules)
-    _check_ranks(ranks, [adapter[name].rank for name in names])
+    most = max((adapter[name].rank for name in names), default=0)
+    if wrong := [rank for rank in ranks if not 0 < rank <= most]:
+        raise OptionError(f"rank {wrong[0]} is not among those of the adapter", fix=f"give 1 to {most}")
     on_device = Device.of(device, threads=threads)
 
     def measure(name: str) -> Amplification:
         with place(name), report_progress(step, weight_steps([weights[name]], top=top)) as tell:
-            rng = np.random.default_rng(seed)
-            return _measure(
-                adapter[name], weights[name], ranks, directions if top else None, exact, on_device, rng, tell
+            module, weight = adapter[name], weights[name]
+            if weight.shape != module.shape:
+                raise ShapeError(f"ΔW is {module.shape} and W {weight.shape}", fix="give the base it was trained on")
+            bases = module.bases()
+            k = min(bases.s.size, max(ranks, default=module.rank))
+            U_basis, s, V_basis = bases.left.head(k), bases.s[:k], bases.right.head(k)
+            # At least one direction of W, so that σ₁(W) is known where ΔW = 0 too.
+            count = min(max(directions, k, 1), *module.shape) if top else 0
+            swap = weight.transposed  # W is processed as it is stored, so U and V change places
+            shape = weight.shape[::-1] if swap else weight.shape
+            U, V = (basis.columns() for basis in ((V_basis, U_basis) if swap else (U_basis, V_basis)))
+            dense = is_dense(shape, max(count, 1), exact=exact)
+            # A copy of W is kept only for what needs more than one pass over it.
+            W_copy = on_device.empty(shape, input_dtype(shape, max(count, 1), exact=exact)) if count or dense else None
+            rng = np.random.default_rng(seed)  # of its own, so that no module depends on which others are chosen
+            sketch = gaussian(rng, shape[1])
+            projection = project(weight.blocks(on_device.block), U, V, sketch, device=on_device, out=W_copy, step=tell)
+            led = None
+            if count and projection.squares:  # W = 0 has no leading directions
+                led = leading_svd(W_copy, count, rng=rng, device=on_device, exact=exact, step=tell)
+            if dense:
+                fourths = Estimate(exact_fourth_powers(W_copy, device=on_device), 0.0)
+            else:  # what the leading directions contribute is known, so only the remainder is estimated
+                fourths = fourth_powers(projection, shape, leading=(led.s, led.V.T @ sketch) if led else None)
+            return Amplification(
+                shape=module.shape,
+                rank=module.rank,
+                s=s,
+                overlap=projection.product.T if swap else projection.product,
+                weight_norm=sqrt(projection.squares),
+                fourths=fourths,
+                top=_compare_top(U_basis, V_basis, led, swap=swap) if led else None,
+                ranks=tuple(sorted({min(rank, k) for rank in ranks})) or (k,),
             )
 
     return {name: measure(name) for name in names}
 
 
-def _check_ranks(ranks: Sequence[int], nominal: Sequence[int]) -> None:
-    most = max(nominal, default=0)
-    for rank in ranks:
-        if not 0 < rank <= most:
-            raise OptionError(f"rank {rank} is not among those of the adapter", fix=f"give 1 to {most}")
-
-
-def _measure(
-    module: Update,
-    weight: Weight,
-    ranks: Sequence[int],
-    directions: int | None,
-    exact: bool,
-    device: Device,
-    rng: np.random.Generator,
-    step: Step,
-) -> Amplification:
-    """Measure one module; ``directions`` is None if the top of W is not asked for."""
-    if weight.shape != module.shape:
-        raise ShapeError(f"ΔW is {module.shape} and W {weight.shape}", fix="give the base it was trained on")
-    bases = _head(module.bases(), max(ranks, default=module.rank))
-    k = bases.s.size
-    count = 0 if directions is None else min(max(directions, k, 1), *module.shape)
-    swap = weight.transposed  # W is processed as it is stored, so U and V change places
-    shape = weight.shape[::-1] if swap else weight.shape
-    U, V = (b.columns() for b in ((bases.right, bases.left) if swap else (bases.left, bases.right)))
-    dense = is_dense(shape, max(count, 1), exact=exact)
-    S = device.empty(shape, input_dtype(shape, max(count, 1), exact=exact)) if count or dense else None
-    sketch = gaussian(rng, shape[1])
-    projection = project(weight.blocks(device.block), U, V, sketch, device=device, whole=S, step=step)
-    led = (
-        leading_svd(S, count, rng=rng, device=device, exact=exact, step=step) if count and projection.squares else None
-    )
-    if dense:
-        fourths = Estimate(exact_fourth_powers(S, device=device), 0.0)
-    else:
-        fourths = fourth_powers(projection, shape, known=(led.s, led.V.T @ sketch) if led else None)
-    return Amplification(
-        shape=module.shape,
-        rank=module.rank,
-        s=bases.s,
-        overlap=projection.product.T if swap else projection.product,
-        weight_norm=sqrt(projection.squares),
-        fourths=fourths,
-        top=_top(bases, led, swap) if led else None,
-        ranks=tuple(sorted({min(rank, k) for rank in ranks})) or (k,),
-    )
-
-
-def _head(bases: Bases, k: int) -> Bases:
-    """The k leading directions."""
-    return Bases(bases.left.head(k), bases.s[:k], bases.right.head(k))
-
-
-def _top(bases: Bases, led: Leading, swap: bool) -> Top:
+def _compare_top(U_basis: Basis, V_basis: Basis, led: Leading, *, swap: bool) -> Top:
+    """The leading directions of W beside those of ΔW; ``swap`` says that W was processed transposed."""
     U, V = (led.V, led.U) if swap else (led.U, led.V)
-    out, in_ = (phi_map(of.cross(Basis.of(top))) for of, top in ((bases.left, U), (bases.right, V)))
+    out, in_ = (phi_map(own.cross(Basis.of(columns))) for own, columns in ((U_basis, U), (V_basis, V)))
     return Top(led.s, led.error, out, in_, led.steps == 0)

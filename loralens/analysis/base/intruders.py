@@ -23,10 +23,11 @@ from loralens.errors import MismatchError, OptionError, place
 from loralens.linalg.lanczos import Method, leading_triplets
 from loralens.linalg.largest_entry import largest_entry_chance, largest_entry_median
 from loralens.linalg.measures import numerical_rank
-from loralens.linalg.rank_update import Decomposed, UpdatedWeight, rank_update
+from loralens.linalg.rank_update import Decomposed, rank_update
 
-TOP = 10  # leading directions that are tested, and
-THRESHOLD = 0.5  # the largest cosine of an intruder: defaults of the command
+# The values of Shuttleworth et al. 2024, of their code and of PEFT's `reduce_intruder_dimension`.
+TOP = 10  # leading directions that are tested
+THRESHOLD = 0.5  # the cosine below which a direction is an intruder
 
 
 @final
@@ -102,9 +103,9 @@ def check_plain(adapter: Adapter, names: Sequence[str], *, pairs: bool = False) 
     MismatchError
         A module has a DoRA magnitude, or no factors.
     """
-    bent = magnitudes(adapter)
+    dora = magnitudes(adapter)
     for name in names:
-        if name in bent:
+        if name in dora:
             raise MismatchError(
                 f"{name} is DoRA: its magnitude scales the rows of W + ΔW, and no adapter of low rank says the result",
                 fix="leave such modules out with --modules; merged into the base it can be compared as a whole model",
@@ -154,10 +155,15 @@ def find_intruders(module: Update, W: Decomposed, *, top: int = TOP, threshold: 
         The threshold or the number of directions is out of range.
     """
     check_definition(top=top, threshold=threshold)
-    tuned = _tuned_weight(module, W)
+    # ΔW as a product of singular directions times √σ; directions of 0 are left out. Both factors then have one norm.
+    U, s, Vh = module.svd()
+    r = numerical_rank(s, module.shape)
+    root = np.sqrt(s[:r])
+    tuned = rank_update(W, U[:, :r] * root, root[:, None] * Vh[:r])
     k = min(module.shape)
     triplets = leading_triplets(tuned.matrix, min(top, k))
     count = numerical_rank(triplets.s, module.shape)
+    # The bases of W were extended by what lies outside: the first k entries belong to its own thin left vectors.
     scores = np.abs(triplets.Y[:k, :count]).max(axis=0, initial=0.0)
     chosen = np.flatnonzero(scores < threshold)
     return Intruders(
@@ -170,14 +176,6 @@ def find_intruders(module: Update, W: Decomposed, *, top: int = TOP, threshold: 
         tuned.left.columns(triplets.Y[:, chosen]),
         tuned.right.columns(triplets.Z[:, chosen]),
     )
-
-
-def _tuned_weight(module: Update, W: Decomposed) -> UpdatedWeight:
-    """W + ΔW in the bases of W, with ΔW split into its singular directions times √σ; directions of 0 are left out."""
-    U, s, Vh = module.svd()
-    r = numerical_rank(s, module.shape)
-    root = np.sqrt(s[:r])
-    return rank_update(W, U[:, :r] * root, root[:, None] * Vh[:r])
 
 
 def remove_intruders(module: Update, intruders: Intruders, *, strength: float, dtype: DTypeLike = np.float32) -> Update:
@@ -202,15 +200,17 @@ def remove_intruders(module: Update, intruders: Intruders, *, strength: float, d
     MismatchError
         The module is no pair.
     """
-    if strength == 1 or not intruders.count:
+    if strength == 1 or not intruders.count:  # the same object, with its stored bits
         return module
     module = _factors(module)
     weights = (strength - 1) * intruders.s[intruders.indices]
     scale = module.scale or 1.0  # an update with the scale 0 is 0, so the scale is free
+    # The sign of a weight goes into B; both factors get the root of its size, relative to the scale.
     root = np.sqrt(np.abs(weights) / abs(scale))
     B = module.B.astype(np.float64) * (module.scale != 0)
     B = np.hstack([B, intruders.U * root * copysign(1.0, (strength - 1) * scale)])
     A = np.vstack([module.A.astype(np.float64), (intruders.V * root).T])
+    # New columns of B have no block structure, so the module is an ordinary one from now on.
     layout = replace(module.layout, kind="linear", groups=1) if module.layout.kind == "merged" else module.layout
     return LowRank(B.astype(dtype), A.astype(dtype), scale, scaling=module.scaling, layout=layout)
 
@@ -236,14 +236,15 @@ def replace_modules(adapter: Adapter, modules: Mapping[str, Update], *, uniform:
         stack = name.partition("[")[0] if module.layout.kind == "experts" else name
         groups.setdefault("" if uniform else stack, []).append(name)
     for names in groups.values():
+        # Groups without a replaced module stay the same objects, and are written back as they were read.
         if any(name in modules for name in names):
             members = [all_modules[name] for name in names]
             rank, dtype = max(m.rank for m in members), np.result_type(*(m.dtype for m in members))
-            all_modules.update((name, _padded(all_modules[name], rank, dtype)) for name in names)
+            all_modules.update((name, _raise_rank(all_modules[name], rank, dtype)) for name in names)
     return replace(adapter, modules=all_modules)
 
 
-def _padded(module: Update, rank: int, dtype: DTypeLike) -> Update:
+def _raise_rank(module: Update, rank: int, dtype: DTypeLike) -> Update:
     """The same update with ``rank`` columns, in a dtype at least as wide."""
     if not isinstance(module, LowRank) or (module.rank == rank and module.dtype == dtype):
         return module

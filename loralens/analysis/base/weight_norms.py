@@ -1,6 +1,6 @@
 """Norms of base weights, and the progress reports of passes over them."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import sqrt
@@ -8,7 +8,6 @@ from typing import final
 
 import numpy as np
 
-from loralens.core.names import select
 from loralens.core.threads import Step
 from loralens.core.weights import Weight
 from loralens.errors import place
@@ -38,13 +37,7 @@ class WeightNorms:
 
 
 def weight_norms(
-    weights: Mapping[str, Weight],
-    *,
-    modules: Sequence[str] = (),
-    device: str | Device = "cpu",
-    seed: int = 0,
-    threads: int = 1,
-    step: Step | None = None,
+    weights: Mapping[str, Weight], *, device: str | Device = "cpu", step: Step | None = None
 ) -> dict[str, WeightNorms]:
     """‖W‖_F and σ₁(W) of the base weight of every module.
 
@@ -52,9 +45,7 @@ def weight_norms(
     ----------
     weights : mapping of str to Weight
         Read one at a time, with a float32 copy in memory (float64 if its shorter side is at most 512).
-    modules : sequence of str
-        Globs over module names or kinds; all modules where empty.
-    device, seed, threads, step
+    device, step
         As in `loralens.analysis.base.amplification.measure_amplification`.
 
     Raises
@@ -62,21 +53,23 @@ def weight_norms(
     FormatError
         A weight holds NaN or Inf.
     """
-    on_device = Device.of(device, threads=threads)
+    on_device = Device.of(device)
 
     def measure(weight: Weight) -> WeightNorms:
         with report_progress(step, weight_steps([weight], top=True)) as tell:
             shape = weight.shape[::-1] if weight.transposed else weight.shape
+            # The pass projects onto no directions and has no sketch: it sums the squares and copies W for the SVD.
             nothing = [np.zeros((n, 0)) for n in (*shape, shape[1])]
             W = on_device.empty(shape, input_dtype(shape, 1))
-            projection = project(weight.blocks(on_device.block), *nothing, device=on_device, whole=W, step=tell)
-            led = leading_svd(W, 1, rng=np.random.default_rng(seed), device=on_device, step=tell)
+            projection = project(weight.blocks(on_device.block), *nothing, device=on_device, out=W, step=tell)
+            # A fixed seed: the norm of a weight does not depend on the run.
+            led = leading_svd(W, 1, rng=np.random.default_rng(0), device=on_device, step=tell)
             return WeightNorms(sqrt(projection.squares), float(led.s[0]), float(led.error[0]))
 
     norms = {}
-    for name in select(weights, modules):
+    for name, weight in weights.items():
         with place(name):
-            norms[name] = measure(weights[name])
+            norms[name] = measure(weight)
     return norms
 
 
@@ -97,4 +90,5 @@ def report_progress(step: Step | None, size: int) -> Iterator[Step]:
             step(count)
 
     yield tell
+    # A dense SVD takes no Krylov steps, and W = 0 no SVD: the total is nevertheless reached.
     tell(size - done)

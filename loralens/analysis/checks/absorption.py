@@ -6,13 +6,15 @@ from loralens.analysis.checks.base import MergeEffect
 from loralens.analysis.checks.diagnosis import Diagnosis
 from loralens.analysis.checks.examination import Examination
 from loralens.linalg.rounding import survivors
+from loralens.tables.numbers import fixed, whole_percent
 
 RULES = {
-    "below-rounding": "‖ΔW‖ is smaller than the error that rounding W to the dtype of the merge makes, or has made "
-    "already: what the module adds is lost in it.",
+    "below-rounding": "‖ΔW‖ is smaller than the error of rounding W to the dtype of the merge, in which the base may "
+    "already be stored. The effect of the module is lost in that error.",
     "merge-lossy": "Merged into weights of this dtype, much of the update is rounded away, or is hidden by "
     "what rounding W itself changes: the merged model is not the base with the adapter.",
 }
+# In bfloat16, updates of 1 % of ‖W‖ arrive at their full strength; at 0.2 %, 82 % of the strength is left.
 LEAST_GAIN = 0.95  # the share of its strength that the merged update must have
 LARGEST_ERROR = 0.2  # the largest error relative to ‖ΔW‖; it is reached at ‖ΔW‖/‖W‖ = 0.8 % in bfloat16
 FIX = "keep float32 when merging (`loralens merge --dtype f32`), or serve the adapter unmerged"
@@ -25,6 +27,7 @@ def look(exam: Examination) -> Iterator[Diagnosis]:
         assert reading.spectrum
         out, in_ = reading.module.shape
         noise = rounding.noise * (out * in_) ** 0.5  # from the error of one entry to the norm over all entries
+        # Only the more serious of the two is reported: an update below the rounding error is lossy in any case.
         if reading.spectrum.frobenius < noise:
             ratio = reading.spectrum.frobenius / noise
             evidence = f"‖ΔW‖ is {ratio:.2g} of the rounding error of W in {effect.dtype}; {_cost(effect)}"
@@ -38,7 +41,8 @@ def look(exam: Examination) -> Iterator[Diagnosis]:
 
 def _cost(effect: MergeEffect) -> str:
     rounding = effect.rounding
+    error, gain, unmoved = map(whole_percent, (rounding.error, rounding.gain, rounding.unmoved))
     return (
-        f"merged into {effect.dtype} it is {rounding.error:.0%} off at {rounding.gain:.0%} of its strength, "
-        f"{rounding.unmoved:.0%} of the weights unmoved (‖ΔW‖/‖W‖ {effect.ratio:.2%})"
+        f"merged into {effect.dtype} it is {error} off at {gain} of its strength, {unmoved} of the weights unmoved "
+        f"(‖ΔW‖/‖W‖ {fixed('.2%')(effect.ratio)})"
     )

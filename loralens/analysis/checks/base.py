@@ -21,6 +21,7 @@ from loralens.linalg.rounding import RoundingLoss, product_entries, sample_entri
 
 Reason = tuple[str, str]  # what is wrong, and a fix
 
+# A module without a weight is found by halving, about 12 splits among 4,000 modules.
 TRIES = 200  # splits in the search for modules without a weight: enough for a dozen of them among thousands
 
 
@@ -46,15 +47,6 @@ class Base:
     conv1d: bool = False
     float8: Mapping[str, tuple[np.dtype[Any], LazyArray]] = field(default_factory=dict)
     model: BaseModel | None = None
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class MergeOptions:
-    """How a merge writes: its dtype (None for that of the base), and whether it rounds stochastically."""
-
-    dtype: str | None = None
-    stochastic: bool = False
 
 
 @final
@@ -91,6 +83,7 @@ def find_weights(modules: Updates, base: Base) -> tuple[dict[str, Weight], dict[
         Module name → reason. A reason that applies to all modules is under the key ""; then no weight is returned.
     """
     modules = {name: module for name, module in modules.items() if not module.layout.rows}
+    # Computed once: the table of stored names is needed for every attempt to match.
     shapes = {key: tensor.shape for key, tensor in base.tensors.items()}
     storage = Storage(shapes)
     tries = iter(range(TRIES))
@@ -126,31 +119,57 @@ def _reason(name: str, shape: Shape, shapes: Mapping[str, Shape], error: Mismatc
 
 
 def merge_effects(
-    modules: Updates, spectra: Mapping[str, Spectrum], weights: Mapping[str, Weight], merging: MergeOptions, base: Base
+    modules: Updates,
+    spectra: Mapping[str, Spectrum],
+    weights: Mapping[str, Weight],
+    base: Base,
+    *,
+    dtype: str | None = None,
+    stochastic: bool = False,
 ) -> tuple[dict[str, MergeEffect], dict[str, int]]:
     """The effect of merging every update, from entries drawn with a fixed seed; and the weights with NaN or Inf.
 
+    The merge writes ``dtype``, by default that of the base, and rounds to the nearest number unless ``stochastic``.
+
     Returns
     -------
-    dict of str to Landing
+    dict of str to MergeEffect
     dict of str to int
         Module name → the number of NaN and Inf in its weight; such modules have no effect listed.
     """
     effects, non_finite_weights = {}, {}
     scales = _scales(modules, weights, base)
+    merge_dtype = None if dtype is None else np.dtype(getattr(ml_dtypes, dtype, dtype))
     for name, spectrum in spectra.items():
-        if name in weights and spectrum.spectral > 0:
-            W = weights[name].read()
-            if count := count_non_finite(W):
-                non_finite_weights[name] = count
-            else:
-                stored = base.float8[weights[name].key][0] if name in scales else W.dtype
-                effects[name] = _landing(modules[name], spectrum.frobenius, W, stored, scales.get(name), merging)
+        if name not in weights or spectrum.spectral == 0:
+            continue
+        W, scale = weights[name].read(), scales.get(name)
+        if count := count_non_finite(W):
+            non_finite_weights[name] = count
+            continue
+        # A float8 weight is read in its values, so its own dtype, in which a merge writes it, is not that of W.
+        stored = base.float8[weights[name].key][0] if scale else W.dtype
+        written = merged_dtype(stored, merge_dtype, scaled=scale is not None)
+        rows, columns = sample_entries(W.shape)
+        w = W[rows, columns]
+        rounding = sampled_rounding(
+            w,
+            update_entries(modules[name], rows, columns),
+            size=W.size,
+            norm=spectrum.frobenius,
+            dtype=written,
+            scale=scale.read()[rows, columns] if scale and written == stored else None,
+            stochastic=stochastic,
+        )
+        weight_norm = float(np.mean(w.astype(np.float64) ** 2) * W.size) ** 0.5
+        ratio = spectrum.frobenius / weight_norm if weight_norm else np.inf
+        effects[name] = MergeEffect(ratio, written.name, rounding)
     return effects, non_finite_weights
 
 
 def _scales(modules: Updates, weights: Mapping[str, Weight], base: Base) -> dict[str, Weight]:
     """The scales of the float8 weights among ``weights``, in the layout of their weights."""
+    # Most bases have none: nothing is matched for them.
     if not any(weight.key in base.float8 for weight in weights.values()):
         return {}
     spread = {key: scale for key, (_, scale) in base.float8.items()}
@@ -160,34 +179,8 @@ def _scales(modules: Updates, weights: Mapping[str, Weight], base: Base) -> dict
     return {name: weight for name, weight in aligned_scales.modules.items() if weight.key in spread}
 
 
-def _landing(
-    module: Update, norm: float, W: Array, stored: np.dtype[Any], scale: Weight | None, merging: MergeOptions
-) -> MergeEffect:
-    out, in_ = module.shape
-    rows, columns = sample_entries((out, in_))
-    w, size = W[rows, columns], out * in_
-    mean_square = float(np.mean(w.astype(np.float64) ** 2))
-    merge_dtype = None if merging.dtype is None else _dtype(merging.dtype)
-    dtype = merged_dtype(stored, merge_dtype, scaled=scale is not None)
-    rounding = sampled_rounding(
-        w,
-        update_entries(module, rows, columns),
-        size=size,
-        norm=norm,
-        dtype=dtype,
-        scale=scale.read()[rows, columns] if scale and dtype == stored else None,
-        stochastic=merging.stochastic,
-    )
-    weight_norm = (mean_square * size) ** 0.5
-    return MergeEffect(norm / weight_norm if weight_norm else np.inf, dtype.name, rounding)
-
-
 def update_entries(module: Update, rows: Array, columns: Array) -> Array:
     """ΔW at some entries, float64."""
     if isinstance(module, LowRank):
         return module.scale * product_entries(module.B, module.A, rows, columns)
     return np.asarray(module.dense()[rows, columns])
-
-
-def _dtype(name: str) -> np.dtype[Any]:
-    return np.dtype(getattr(ml_dtypes, name, name))

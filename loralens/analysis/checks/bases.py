@@ -7,12 +7,12 @@ from loralens.analysis.checks.examination import Examination
 from loralens.core.naming.base_model import contradiction, find_contradiction
 
 RULES = {
-    "base-differs": "The adapter names another base than this one. Names and shapes may match all the same: what is "
-    "measured and merged then means nothing.",
+    "base-differs": "The adapter names another base than this one. Even if names and shapes match, measurements and "
+    "merges with this base mean nothing.",
 }
 OF_SEVERAL = {
-    "bases-differ": "The adapters are of different bases: an update means something beside its own weights only, and "
-    "what is compared of them means nothing.",
+    "bases-differ": "The adapters belong to different bases. An update has a meaning only for the weights that it was "
+    "trained on, so comparisons between them have none.",
 }
 
 
@@ -20,16 +20,13 @@ def look(exam: Examination) -> Iterator[Diagnosis]:
     """Report a base that is not the one that the adapter names."""
     if exam.base is None or not exam.adapter.base_model:
         return
-    why = contradiction(exam.named, exam.base)
-    if why:
+    if why := contradiction(exam.named, exam.base):
         evidence = f"it names {exam.adapter.base_model} as its base, and this is another: {why}"
         yield Diagnosis("warning", "base-differs", evidence, "give the base that it was trained on")
 
 
 def look_at_all(exams: Sequence[Examination]) -> Iterator[Diagnosis]:
     """Report adapters of different bases, once, for the first adapter."""
-    difference = find_contradiction(
-        [one.path for one in exams], [one.adapter for one in exams], [one.named for one in exams]
-    )
-    if difference:
+    paths, adapters = [exam.path for exam in exams], [exam.adapter for exam in exams]
+    if difference := find_contradiction(paths, adapters, [exam.named for exam in exams]):
         yield Diagnosis("warning", "bases-differ", difference, "take adapters of one base", adapter=exams[0].path)

@@ -10,10 +10,11 @@ from loralens.analysis.checks.examination import Examination, ModuleReading
 from loralens.core.lazy import Array
 from loralens.core.lowrank import LowRank
 from loralens.core.names import some
+from loralens.tables.numbers import whole_percent
 
 RULES = {
-    "concat-alpha": "Adapters put side by side (sd-scripts' --concat) keep the α of the first while the rank becomes "
-    "the sum: everything is too weak by the ratio of the ranks.",
+    "concat-alpha": "Adapters that were joined side by side (sd-scripts' --concat) keep the α of the first, while "
+    "the rank becomes the sum of all ranks. Everything is then too weak by the ratio of the ranks.",
     "split-qkv-alpha": "A fused projection trained in parts (split_qkv) is stored as one pair with a block-diagonal B "
     "whose α is that of one part: every program then applies 1/3 or 1/4 of what was trained.",
 }
@@ -26,13 +27,13 @@ SPARSE = 0.4  # with a smaller share of zeros B has no blocks: already two block
 
 def look(exam: Examination) -> Iterator[Diagnosis]:
     """Report blocks that the metadata, the lengths of the rows of A, or the zeros of B suggest."""
-    yield from _split(exam)
+    yield from _look_for_split(exam)
     pairs = {name: reading for name, reading in exam.pairs.items() if isinstance(reading.module, LowRank)}
     declared_rank = _number((exam.adapter.metadata or {}).get("ss_network_dim"))
     plain = [reading for reading in pairs.values() if _block_diagonal(reading) == 1]
-    ranks = {
-        reading.module.scaling.rank or reading.module.rank for reading in plain
-    }  # scaling.rank, because an expanded LoHa has a larger rank than it was trained with
+    # scaling.rank, because an expanded LoHa has a larger rank than it was trained with.
+    ranks = {reading.module.scaling.rank or reading.module.rank for reading in plain}
+    # A scale of 1 or more is not too weak: whoever put the adapters side by side has raised α.
     if (
         declared_rank
         and len(ranks) == 1
@@ -42,12 +43,12 @@ def look(exam: Examination) -> Iterator[Diagnosis]:
     ):
         evidence = f"ss_network_dim says {declared_rank:g}, the pairs have rank {rank}; scale {plain[0].module.scaling}"
         yield Diagnosis("warning", "concat-alpha", evidence, _stronger(rank / declared_rank))
-        return
+        return  # the lengths of the rows would only say the same again
     blocks = row_length_blocks(plain)
     if blocks and _scale(plain[0]) < 1:
         evidence = (
-            f"in {MOST:.0%} of the modules or more the rows of A fall in blocks of {blocks} by their lengths, as those "
-            f"of adapters put side by side do; scale {plain[0].module.scaling}"
+            f"in {whole_percent(MOST)} of the modules or more the rows of A fall in blocks of {blocks} by their "
+            f"lengths, as those of adapters put side by side do; scale {plain[0].module.scaling}"
         )
         yield Diagnosis("warning", "concat-alpha", evidence, _stronger(sum(blocks) / blocks[0]))
 
@@ -61,6 +62,7 @@ def row_length_blocks(readings: Sequence[ModuleReading]) -> list[int]:
     if len(readings) < FEWEST:
         return []
     cuts = [_cuts(one.A.lengths) for one in readings if one.A]
+    # Blocks that come from joining adapters are at the same rows in all modules; chance gives each module its own.
     commonest = max(set(cuts), key=cuts.count, default=())
     if not commonest or cuts.count(commonest) < MOST * len(cuts):
         return []
@@ -72,13 +74,14 @@ def _cuts(lengths: Array) -> tuple[int, ...]:
     if len(lengths) < 2 or not lengths.all():
         return ()
     steps = np.abs(np.diff(np.log(lengths)))
+    # The middle of the two thresholds stays undecided: there, the lengths are neither one block nor clearly several.
     cuts = [0, *(np.flatnonzero(steps > np.log(APART)) + 1).tolist(), len(lengths)]
     parts = [lengths[a:b] for a, b in pairwise(cuts)]
     clear = all(part.max() <= ALIKE * part.min() and len(part) > 1 for part in parts)
     return tuple(cuts) if clear and len(parts) > 1 else ()
 
 
-def _split(exam: Examination) -> Iterator[Diagnosis]:
+def _look_for_split(exam: Examination) -> Iterator[Diagnosis]:
     by_count: dict[int, list[str]] = {}
     for name, reading in exam.pairs.items():
         count = _block_diagonal(reading)
@@ -96,6 +99,7 @@ def _split(exam: Examination) -> Iterator[Diagnosis]:
 def _block_diagonal(reading: ModuleReading) -> int:
     """The number of diagonal blocks of B: of equal width and any height, with zeros outside; 1 for an ordinary B."""
     module, factor = reading.module, reading.B
+    # A pair of kind "merged" is block-diagonal by its format, with the scale that belongs to it.
     if not factor or not isinstance(module, LowRank) or module.layout.kind == "merged" or factor.zeros < SPARSE:
         return 1
     nonzero = module.B != 0

@@ -19,7 +19,8 @@ RULES = {
     "α/r applied twice (PEFT svd, 0.8 to 0.19.1 at least), √r too strong (PEFT with rsLoRA), or the α of the first "
     "source at the summed rank (sd-scripts --concat).",
 }
-ENTRIES = 256  # entries of every module that are compared: a linear relation of updates holds for any of them
+# A linear relation of updates holds for any of their entries; those of dozens of modules are thousands of equations.
+ENTRIES = 256  # entries of every module that are compared
 RESIDUAL = 0.01  # the share of ‖ΔW‖ that a sum may leave unexplained; storage in bfloat16 leaves 0.4 %
 SAME = 0.02  # relative distance of a total weight from the factor of a known bug
 PLAIN = 0.1  # a factor that differs from 1 by less is no sign of a bug
@@ -34,11 +35,11 @@ def look(exams: Sequence[Examination]) -> Iterator[Diagnosis]:
     Relations are sought between some entries of ΔW, in modules that all adapters of a group have. That is cheap, and
     independent of rank and gauge.
     """
-    for members in _related(exams):
+    for members in _related_groups(exams):
         yield from _find_sums([exams[t] for t in members])
 
 
-def _related(exams: Sequence[Examination]) -> list[list[int]]:
+def _related_groups(exams: Sequence[Examination]) -> list[list[int]]:
     """Groups of adapters that have modules in common: only those can be sums of each other."""
     shared = np.zeros((len(exams), len(exams)))
     for module in match_collection([one.adapter for one in exams]):
@@ -48,36 +49,34 @@ def _related(exams: Sequence[Examination]) -> list[list[int]]:
 
 
 def _find_sums(exams: Sequence[Examination]) -> Iterator[Diagnosis]:
-    modules = [one for one in match_collection([p.adapter for p in exams]) if all(map(_readable, exams, one.holders))]
+    spectra = [exam.spectra for exam in exams]  # they have the modules without NaN and Inf
+    modules = [
+        module
+        for module in match_collection([exam.adapter for exam in exams])
+        if all(name in known for name, known in zip(module.holders, spectra, strict=True))
+    ]
     if not modules:
         return
-    X = np.stack([_sketch(one, [module.holders[t] for module in modules]) for t, one in enumerate(exams)])
+    X = np.stack([_sketch(exam, [str(module.holders[t]) for module in modules]) for t, exam in enumerate(exams)])
     distinct: list[int] = []  # adapters that are no multiple of an earlier one
-    for t in np.flatnonzero(X.any(axis=1)).tolist():
+    for t in np.flatnonzero(X.any(axis=1)).tolist():  # an adapter that is 0 is the empty sum, which is no news
         twin = next((i for i in distinct if _residual(X, t, [i])[1] < RESIDUAL), None)
         if twin is None:
             distinct.append(t)
-        else:
-            yield _compare_two(exams, X, t, twin)
+            continue
+        # Each of the two is a multiple of the other: the one whose factor is that of a known bug was made of the other.
+        factor = float(_residual(X, t, [twin])[0][0])
+        forward, backward = (t, {twin: factor}), (twin, {t: 1 / factor})
+        yield _diagnose(exams, *(backward if _bug(exams, *backward) and not _bug(exams, *forward) else forward))
     for t in distinct:
-        sources = _sources(X, t, [i for i in distinct if i != t])
-        if sources:
+        if sources := _sources(X, t, [i for i in distinct if i != t]):
             yield _diagnose(exams, t, sources)
 
 
-def _readable(exam: Examination, name: str | None) -> bool:
-    reading = exam.readings.get(name) if name else None
-    return reading is not None and reading.spectrum is not None
-
-
-def _sketch(exam: Examination, names: Sequence[str | None]) -> Floats:
+def _sketch(exam: Examination, names: Sequence[str]) -> Floats:
     """Entries of the ΔW of every module, at the same places for every adapter, as one vector."""
-    parts = []
-    for name in names:
-        assert name
-        module = exam.readings[name].module
-        parts.append(update_entries(module, *sample_entries(module.shape, count=ENTRIES)))
-    return np.concatenate(parts)
+    modules = [exam.readings[name].module for name in names]
+    return np.concatenate([update_entries(one, *sample_entries(one.shape, count=ENTRIES)) for one in modules])
 
 
 def _residual(X: Floats, t: int, sources: Sequence[int]) -> tuple[Floats, float]:
@@ -93,25 +92,17 @@ def _sources(X: Floats, t: int, candidates: Sequence[int]) -> Sources:
     if len(candidates) < 2 or X.shape[1] < 10 * len(candidates):
         return {}
     weights, unexplained = _residual(X, t, candidates)
+    # Each source is judged by its length in the sum and not by its weight, which depends on its own norm.
     parts = weights * np.linalg.norm(X[candidates], axis=1) / np.linalg.norm(X[t])
     if unexplained > RESIDUAL or parts.min() < -SMALL:
         return {}
     return {i: float(w) for i, w, part in zip(candidates, weights, parts, strict=True) if part > SMALL}
 
 
-def _compare_two(exams: Sequence[Examination], X: Floats, t: int, twin: int) -> Diagnosis:
-    """The diagnosis of two multiples of each other, for the one whose factor is that of a known bug."""
-    factor = float(_residual(X, t, [twin])[0][0])
-    forward, backward = (t, {twin: factor}), (twin, {t: 1 / factor})
-    subject, sources = backward if _bug(exams, *backward) and not _bug(exams, *forward) else forward
-    return _diagnose(exams, subject, sources)
-
-
 def _diagnose(exams: Sequence[Examination], t: int, sources: Sources) -> Diagnosis:
     subject = exams[t]
     terms = " + ".join(f"{weight:.4g} × {exams[i].path}" for i, weight in sources.items())
-    bug = _bug(exams, t, sources)
-    if bug:
+    if bug := _bug(exams, t, sources):
         why, factor = bug
         fix = f"if so, use it at {1 / factor:.4g} of the strength, or combine the sources again"
         return Diagnosis("warning", "combination-scale", f"ΔW = {terms}: {why}", fix, adapter=subject.path)
@@ -123,24 +114,27 @@ def _diagnose(exams: Sequence[Examination], t: int, sources: Sources) -> Diagnos
 
 def _bug(exams: Sequence[Examination], t: int, sources: Sources) -> tuple[str, float] | None:
     """The known bug that explains such weights, in words, and the factor by which they are too large."""
+    # The weights that the user gave are unknown. Weights that sum to 1 are usual, so another sum is the sign.
     total, subject = sum(sources.values()), exams[t]
     scales = {abs(scale) for i in sources for scale in _scales(exams[i])}
     ranks = [_rank(exams[i]) for i in sources]
-    if len(scales) == 1 and _is(total, scale := scales.pop()):
+    if len(scales) == 1 and _is_near(total, scale := scales.pop()):
         return f"the weights sum to {total:.4g}, the scale of the sources, as if it was applied twice", scale
-    if subject.setting("use_rslora") and _is(total, root := sqrt(_rank(subject))):
+    if subject.setting("use_rslora") and _is_near(total, root := sqrt(_rank(subject))):
         return f"the weights sum to {total:.4g} = √r, as PEFT leaves them under rsLoRA", root
+    # One source that fits is a multiple, in which the ranks say nothing.
     part = ranks[0] / _rank(subject)
-    if len(sources) > 1 and _rank(subject) == sum(ranks) and all(_is(weight, part) for weight in sources.values()):
+    if len(sources) > 1 and _rank(subject) == sum(ranks) and all(_is_near(weight, part) for weight in sources.values()):
         return f"every weight is {part:.4g} = r₁/Σr, as α of the first source at the summed rank gives", part
     return None
 
 
-def _is(value: float, factor: float) -> bool:
+def _is_near(value: float, factor: float) -> bool:
     return abs(factor - 1) > PLAIN and abs(value / factor - 1) < SAME
 
 
 def _scales(exam: Examination) -> set[float]:
+    # A scale of 0 is that of a module that was switched off.
     return {reading.module.scale for reading in exam.readings.values()} - {0.0} or {1.0}
 
 

@@ -21,21 +21,22 @@ def look(exam: Examination) -> Iterator[Diagnosis]:
 
     Modules with ΔW = 0 are left out: untrained copies of B = 0 are equal everywhere.
     """
+    # Hashes instead of numbers, so that nothing is read again and each module is looked up once.
     pairs = {name: (what.B.digest, what.A.digest) for name, what in exam.pairs.items() if what.B and what.A}
     shared_pairs = _groups(pairs)
     copies = {name: first for first, *copies_of_it in shared_pairs for name in copies_of_it}
     if len(copies) <= MINORITY * len(pairs):
         fix = "save the module again from its training, or leave it out: what it had learned is not in the file"
         for name, first in copies.items():
-            yield Diagnosis(
-                "warning", "module-copied", f"its B and A are those of {first}, number for number", fix, name
-            )
+            evidence = f"its B and A are those of {first}, number for number"
+            yield Diagnosis("warning", "module-copied", evidence, fix, name)
     else:
         count = len(copies) + len(shared_pairs)
         evidence = f"{share(count, len(pairs))} share their B and A with another: {some(shared_pairs[0])}"
         yield Diagnosis("note", "factor-shared", evidence)
         return
     for i, factor in enumerate("BA"):
+        # A copied module has both factors of another one, and was reported above.
         groups = _groups({name: digests[i] for name, digests in pairs.items() if name not in copies})
         members = sum(map(len, groups))
         if len(groups) > GROUPS or members > MINORITY * len(pairs):

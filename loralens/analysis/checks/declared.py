@@ -1,5 +1,6 @@
 """A ``peft_type`` in the configuration that the tensors contradict."""
 
+from collections import Counter
 from collections.abc import Iterator
 
 from loralens.analysis.checks.diagnosis import Diagnosis, share
@@ -28,16 +29,15 @@ def look(exam: Examination) -> Iterator[Diagnosis]:
     declared = exam.setting("peft_type")
     if exam.adapter.format != "peft" or not isinstance(declared, str):
         return
-    methods: dict[str, int] = {}
+    methods: Counter[str] = Counter()
     for reading in exam.readings.values():
         origin = reading.module.origin
         keys = " ".join(origin.tensors) if origin else ""
-        method = next((method for part, method in TELLING.items() if part in keys), None)
-        if method:
-            methods[method] = methods.get(method, 0) + 1
+        methods.update([method for part, method in TELLING.items() if part in keys][:1])
+    # A file may hold modules of several methods. The configuration is wrong only if it names none of them.
     if not methods or declared.upper() in methods:
         return
-    method = max(methods, key=lambda name: methods[name])
-    evidence = f"it says {declared[:40]}, and {share(methods[method], len(exam.readings))} are stored as {method}"
+    ((method, count),) = methods.most_common(1)
+    evidence = f"it says {declared[:40]}, and {share(count, len(exam.readings))} are stored as {method}"
     fix = f'set "peft_type": "{method}" in adapter_config.json, if these tensors are the ones that were trained'
     yield Diagnosis("error", "peft-type", evidence, fix)

@@ -41,14 +41,8 @@ class Diagnosis:
 
     def record(self) -> dict[str, str | None]:
         """As a JSON object."""
-        return {
-            "level": self.level,
-            "code": self.code,
-            "adapter": self.adapter,
-            "module": self.module,
-            "evidence": self.evidence,
-            "fix": self.fix,
-        }
+        # In the order of the documented JSON: what a finding is about comes before what was found.
+        return {key: getattr(self, key) for key in ("level", "code", "adapter", "module", "evidence", "fix")}
 
 
 def by_cause(findings: Iterable[Diagnosis]) -> list[list[Diagnosis]]:
@@ -62,6 +56,7 @@ def by_cause(findings: Iterable[Diagnosis]) -> list[list[Diagnosis]]:
     groups: dict[tuple[str, ...], list[Diagnosis]] = {}
     for finding in findings:
         cause = (finding.level, finding.code, finding.adapter)
+        # Many findings without a module, such as one for each odd tensor, have one cause too.
         together = finding.module or loose[cause] > ALONE
         key = (*cause, "") if together else (finding.level, finding.code, finding.evidence, finding.fix, "")
         groups.setdefault(key, []).append(finding)

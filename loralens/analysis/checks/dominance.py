@@ -6,10 +6,10 @@ from loralens.analysis.checks.diagnosis import Diagnosis
 from loralens.analysis.checks.examination import Examination
 
 RULES = {
-    "update-dominates": "‖ΔW‖ exceeds ‖W‖: the update replaces the weight rather than adapting it. A scale applied "
-    "twice, the wrong base or a training that diverged look so."
+    "update-dominates": "‖ΔW‖ exceeds ‖W‖: the update replaces the weight rather than adapting it. Possible causes are "
+    "a scale that is applied twice, the wrong base and a training run that diverged."
 }
-LARGEST = 1.0  # largest ‖ΔW‖/‖W‖ without a diagnosis; trained adapters have 0.001 to 0.1
+LARGEST = 1.0  # largest ‖ΔW‖/‖W‖ without a diagnosis: trained adapters have at most a tenth of it, 0.001 to 0.1
 
 
 def look(exam: Examination) -> Iterator[Diagnosis]:

@@ -13,14 +13,15 @@ from loralens.analysis.spectrum import Spectrum
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array
 from loralens.core.lowrank import LowRank
+from loralens.core.messages import quote_word
 from loralens.core.names import is_expert_alone, select
 from loralens.core.naming.base_model import BaseModel
-from loralens.core.shell import quoted
 from loralens.core.structured import Update
 from loralens.core.threads import Step
 from loralens.errors import FormatError
 
-SUFFIXES = (".safetensors", ".bin", ".gguf")  # of adapters that are a single file and not a folder
+# Of adapters that are a single file and not a folder: a suggested output keeps the suffix, which says the container.
+SUFFIXES = (".safetensors", ".bin", ".gguf")
 
 
 @final
@@ -84,9 +85,9 @@ class Examination:
     ----------
     path : str
         The path as the user wrote it, for messages and commands.
-    readings : mapping of str to Reading
+    readings : mapping of str to ModuleReading
         The chosen modules, in natural order.
-    merge_effects : mapping of str to Landing
+    merge_effects : mapping of str to MergeEffect
         The effect of merging each module into its weight; empty without a base.
     unmatched : mapping of str to pair of str
         Modules without a weight in the base → the reason and a fix. A reason for all modules is under the key "".
@@ -116,15 +117,16 @@ class Examination:
     @property
     def quoted(self) -> str:
         """The path, quoted for a shell."""
-        return quoted(self.path)
+        return quote_word(self.path)
 
     def sibling(self, word: str) -> str:
         """A path next to this one for the output of a suggested command, quoted for a shell."""
         path = PurePath(self.path)
+        # Only known suffixes are kept at the end: a folder may be called adapter-v1.5.
         if path.name in ("", ".."):  # such as the current folder, which has no name to extend
-            return quoted(str(path / ".." / f"adapter-{word}"))
+            return quote_word(str(path / ".." / f"adapter-{word}"))
         name = f"{path.stem}-{word}{path.suffix}" if path.suffix in SUFFIXES else f"{path.name}-{word}"
-        return quoted(str(path.with_name(name)))
+        return quote_word(str(path.with_name(name)))
 
     def command(self, verb: str, *arguments: str) -> str:
         """The `loralens` command line that runs a verb on this adapter."""
@@ -133,9 +135,8 @@ class Examination:
     def compress(self, word: str, rule: str) -> str:
         """The command line that compresses this adapter into a file next to it, which PEFT can load."""
         to = ["--to", self.to] if self.to else []
-        uniform = (
-            ["--uniform"] if any(map(is_expert_alone, self.adapter)) else []
-        )  # PEFT joins such experts into one stack, which has one rank
+        # PEFT joins experts that are modules of their own into one stack, which has one rank.
+        uniform = ["--uniform"] if any(map(is_expert_alone, self.adapter)) else []
         return self.command("compress", "-o", self.sibling(word), rule, *uniform, *to)
 
     @property
@@ -150,9 +151,9 @@ class Examination:
             name: one for name, one in self.readings.items() if one.A and one.spectrum and one.spectrum.spectral > 0
         }
 
-    def setting(self, key: str, default: Any = None) -> Any:
-        """A field of the configuration of the adapter."""
-        return (self.adapter.config or {}).get(key, default)
+    def setting(self, key: str) -> Any:
+        """A field of the configuration of the adapter; None if it is not there."""
+        return (self.adapter.config or {}).get(key)
 
 
 def examine_adapter(
@@ -173,32 +174,37 @@ def examine_adapter(
     """
     readings = {}
     for name in select(adapter, modules):
-        readings[name] = _reading(adapter[name])
+        readings[name] = _read_module(adapter[name])
         if step:
             step(1)
     return Examination(path=path, adapter=adapter, readings=readings, to=to, reading=reading)
 
 
-def _reading(module: Update) -> ModuleReading:
+def _read_module(module: Update) -> ModuleReading:
     try:
+        # A structured update has no factors along its rank whose statistics the checks could use.
         if not isinstance(module, LowRank):
             return ModuleReading(module, Spectrum(module.singular_values(), module.shape, module.rank))
         loaded = module.load()
         spectrum = Spectrum(loaded.singular_values(), loaded.shape, loaded.rank)
     except FormatError:  # the only error of this arithmetic is one about NaN or Inf
         return ModuleReading(module, None)
-    return ModuleReading(module, spectrum, _factor(loaded.B.T), _factor(loaded.A))
+    # B transposed, so that both factors have their directions as rows. The module itself is kept unread.
+    return ModuleReading(module, spectrum, _factor_statistics(loaded.B.T), _factor_statistics(loaded.A))
 
 
-def _factor(X: Array) -> Factor:
+def _factor_statistics(X: Array) -> Factor:
     """The statistics of the rows of X (r, n)."""
+    # The dtype is part of the hash: zeros of two dtypes with entries of one size have equal bytes.
     digest = blake2b(X.tobytes() + str(X.dtype).encode(), digest_size=16).digest()
     X = X.astype(np.float64)
     largest = float(np.abs(X).max(initial=0.0))
     zeros = 1 - np.count_nonzero(X) / max(X.size, 1)
+    # Relative to the largest entry, and scaled back below.
     if largest:
         X = X / largest  # the squares of numbers below 1e-162 underflow to 0
     lengths, across = np.linalg.norm(X, axis=1), np.linalg.norm(X, axis=0)
+    # Rows of 0 have no direction.
     unit = X[lengths > 0] / lengths[lengths > 0, None]
     cosines = np.abs(unit @ unit.T)
     np.fill_diagonal(cosines, 0.0)

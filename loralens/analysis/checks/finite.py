@@ -20,24 +20,26 @@ def look(exam: Examination) -> Iterator[Diagnosis]:
     """Report every module, every other tensor and every weight of the base that holds NaN or Inf."""
     for name, reading in exam.readings.items():
         if reading.spectrum is None:
-            yield Diagnosis("error", "non-finite", _where(reading.module), FIX, name)
+            yield Diagnosis("error", "non-finite", _describe(reading.module), FIX, name)
     for key, extra in exam.adapter.extra.items():
-        count = count_non_finite(extra.tensor.read())
-        if count:
-            evidence = f"{key} {_says(count, extra.tensor.size)}"
+        if count := count_non_finite(extra.tensor.read()):
+            evidence = f"{key} {_count_text(count, extra.tensor.size)}"
             yield Diagnosis("error", "non-finite", evidence, FIX, extra.module or None)
+    # The merge into such a weight was not checked, so the reason has to be reported.
     for name, count in exam.non_finite_weights.items():
-        evidence = f"its weight in the base {_says(count, prod(exam.readings[name].module.shape))}"
+        evidence = f"its weight in the base {_count_text(count, prod(exam.readings[name].module.shape))}"
         yield Diagnosis("error", "base-non-finite", evidence, BASE_FIX, name)
 
 
-def _where(module: object) -> str:
+def _describe(module: object) -> str:
     if not isinstance(module, LowRank):
         return "a factor holds NaN or Inf"
     counts = {"B": (count_non_finite(module.B), module.B.size), "A": (count_non_finite(module.A), module.A.size)}
-    broken_factors = [f"{name} {_says(count, size)}" for name, (count, size) in counts.items() if count]
+    broken_factors = [f"{name} {_count_text(count, size)}" for name, (count, size) in counts.items() if count]
+    # The spectrum is missing because of NaN and Inf alone, so if both factors are finite, their product is not.
     return " and ".join(broken_factors) or "B·A overflows"
 
 
-def _says(count: int, size: int) -> str:
-    return f"holds {count} value{'' if count == 1 else 's'} that {'is' if count == 1 else 'are'} NaN or Inf, of {size}"
+def _count_text(count: int, size: int) -> str:
+    values = "value that is" if count == 1 else "values that are"
+    return f"holds {count} {values} NaN or Inf, of {size}"

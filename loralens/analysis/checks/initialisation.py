@@ -14,8 +14,8 @@ from loralens.core.names import some
 from loralens.linalg.rounding import sample_entries
 
 RULES = {
-    "shared-initialisation": "Adapters trained from one seed share the random start of A. Overlaps of A, or of the in "
-    "side of ΔW, then show the seed and not the tasks."
+    "shared-initialisation": "Adapters that were trained from one seed share the random start of A. Overlaps of A, or "
+    "of the in side of ΔW, then show the seed and not the tasks."
 }
 ENTRIES = 512  # entries of every A: the cosine of adapters has the error 1/√(512·modules), 0.01 for 20 modules
 
@@ -24,39 +24,38 @@ def look(exams: Sequence[Examination]) -> Iterator[Diagnosis]:
     """Report every group of adapters with similar A, once, for its first adapter."""
     modules = match_collection([one.adapter for one in exams])
     cosines = np.full((len(modules), len(exams), len(exams)), np.nan)
-    for cosine, module in zip(cosines, modules, strict=True):
-        rows = {i: _some(one, name) for i, (one, name) in enumerate(zip(exams, module.holders, strict=True))}
+    for table, module in zip(cosines, modules, strict=True):
+        rows = {i: _sample_A(one, name) for i, (one, name) in enumerate(zip(exams, module.holders, strict=True))}
         with_A = {i: (row, rank) for i, (row, rank) in rows.items() if row is not None}
         for i, (x, r) in with_A.items():
             for j, (y, s) in with_A.items():
                 if r == s:  # random numbers are drawn row by row, so other ranks show no common start
-                    cosine[i, j] = x @ y
+                    table[i, j] = x @ y
     similar = known_mean(cosines)
     for group in connected_groups(similar, SHARED):
         if len(group) < 2:
             continue
         first, same_start = exams[group[0]], [exams[i] for i in group[1:]]
+        # Members of a group need not be similar to each other, but each is to one of them: that is what is stated.
         least = min(similar[i, j] for i in group for j in group if i != j and similar[i, j] >= SHARED)
+        # Rounded down, so that the statement stays true.
+        cosine = "cosine 1" if least > 1 - 1e-6 else f"cosine {floor(100 * least) / 100:.2f} or more"
         evidence = (
-            f"A points where that of {some([one.path for one in same_start])} points ({_at_least(least)}): they began "
-            "from one random A, or are one run"
+            f"its A has nearly the same direction as that of {some([one.path for one in same_start])} ({cosine}): they "
+            "began from one random A, or belong to one run"
         )
         command = first.command("similarity", same_start[0].quoted, "--side out")
         fix = f"compare them on the side that the seed does not fix: `{command}`"
         yield Diagnosis("note", "shared-initialisation", evidence, fix, adapter=first.path)
 
 
-def _at_least(cosine: float) -> str:
-    """The smallest cosine in words, rounded down so that the statement stays true."""
-    return "cosine 1" if cosine > 1 - 1e-6 else f"cosine {floor(100 * cosine) / 100:.2f} or more"
-
-
-def _some(exam: Examination, name: str | None) -> tuple[Array | None, int]:
+def _sample_A(exam: Examination, name: str | None) -> tuple[Array | None, int]:
     """Some entries of A as a vector of length 1, and r; None if there is no A to compare."""
     reading = exam.readings.get(name) if name else None
     if reading is None or reading.A is None or not reading.A.lengths.any():
         return None, 0
     A = reading.module.A
+    # The same entries in every adapter, because the shape alone decides which are drawn.
     row = A[sample_entries(A.shape, count=ENTRIES)].astype(np.float64)
     length = float(np.linalg.norm(row))
     return (row / length if length else None), reading.module.rank

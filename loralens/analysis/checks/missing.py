@@ -1,6 +1,7 @@
 """Modules that are missing in one block although all other blocks have them."""
 
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 
 from loralens.analysis.checks.diagnosis import Diagnosis
@@ -25,6 +26,7 @@ def look(exam: Examination) -> Iterator[Diagnosis]:
     """Report every hole in an otherwise full grid of blocks and modules."""
     if any(exam.setting(key) for key in CHOSEN):
         return
+    # Experts of one stack are one weight.
     names = dict.fromkeys(map(weight_name, exam.adapter))
     fix = "take it from the training's own checkpoint; nothing is wrong if it was left out on purpose"
     for name, evidence in missing_modules(names).items():
@@ -54,15 +56,12 @@ def missing_modules(names: Collection[str]) -> dict[str, str]:
     for skeleton, blocks in grids.items():
         if len(blocks) >= FEWEST:
             missing |= _holes(blocks) | _gap(skeleton, blocks)
-    return {_named(path, spelling): evidence for path, evidence in missing.items() if ".".join(path) not in present}
+    return {_spell(path, spelling): evidence for path, evidence in missing.items() if ".".join(path) not in present}
 
 
 def _holes(blocks: Mapping[Place, set[Place]]) -> dict[Place, str]:
     """The modules that some blocks lack and nearly all others have; none if many are missing, or others stand in."""
-    counts: dict[Place, int] = {}
-    for modules in blocks.values():
-        for module in modules:
-            counts[module] = counts.get(module, 0) + 1
+    counts = Counter(module for modules in blocks.values() for module in modules)
     few = max(1, int(MOST * len(blocks)))
     usual = {module for module, count in counts.items() if count >= len(blocks) - few}
     holes = [(block, module) for block, modules in blocks.items() if modules <= usual for module in usual - modules]
@@ -76,13 +75,16 @@ def _holes(blocks: Mapping[Place, set[Place]]) -> dict[Place, str]:
 
 def _gap(skeleton: Place, blocks: Mapping[Place, set[Place]]) -> dict[Place, str]:
     """The modules of the one block that is missing between the first and the last of a single row of blocks."""
+    # Where numbers stand inside numbers, as in a UNet, some blocks lack inner ones by design.
     if skeleton.count("#") != 1:
         return {}
     written = sorted((block[-1] for block in blocks if len(block[-1]) < LONGEST), key=int)
     numbers = list(map(int, written))
+    # Exactly one number is missing in between; a missing first or last block leaves no trace.
     if not numbers or numbers[-1] - numbers[0] != len(numbers):
         return {}
     (absent,) = {*range(numbers[0], numbers[-1] + 1)} - {*numbers}
+    # Numbers may have leading zeros; the missing one is then written alike.
     padded = len(written[0]) if written[0].startswith("0") and len(written[0]) > 1 else 0
     block = (*skeleton[:-1], str(absent).zfill(padded))
     common = set.intersection(*blocks.values())
@@ -95,7 +97,7 @@ def _skeleton(path: Place) -> Place:
     return tuple("#" if part.isdecimal() else part for part in path)
 
 
-def _named(path: Place, spelling: Mapping[Place, str]) -> str:
+def _spell(path: Place, spelling: Mapping[Place, str]) -> str:
     """The name of a path, joined by the dots and underscores of a name that differs only in its numbers."""
     joints = re.findall(r"[._]", spelling[_skeleton(path)])
     return "".join(part + joint for part, joint in zip(path, [*joints, ""], strict=True))

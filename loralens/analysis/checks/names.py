@@ -6,15 +6,15 @@ from loralens.analysis.checks.diagnosis import Diagnosis
 from loralens.analysis.checks.examination import Examination
 
 RULES = {
-    "base-mismatch": "The base has no weight of this name and shape. Servers skip such modules without a word: the "
-    "adapter then does less than it should, or nothing."
+    "base-mismatch": "The base has no weight of this name and shape. Servers skip such modules without a message, so "
+    "that the adapter does less than it should, or nothing."
 }
 
 
 def look(exam: Examination) -> Iterator[Diagnosis]:
     """Report every module without a weight; only the adapter if no module has one."""
-    reason = exam.unmatched.get("")
-    if reason:
+    # One error about the adapter says more than the same one for each of hundreds of modules.
+    if reason := exam.unmatched.get(""):
         yield Diagnosis("error", "base-mismatch", f"this is not its base: {reason[0]}", reason[1])
         return
     for name, (what, fix) in exam.unmatched.items():

@@ -32,8 +32,10 @@ def look(exam: Examination) -> Iterator[Diagnosis]:
     for name, spectrum in exam.spectra.items():
         if spectrum.spectral == 0 or not SMALLEST_RANK <= spectrum.rank <= min(*spectrum.shape, LARGEST_RANK):
             continue
+        # Of identical shapes the null distribution is sampled once: it is cached.
         null = random_participation(spectrum.shape, spectrum.rank)
         tested += 1
+        # One-sided: training concentrates the energy, so only spectra below the null show that something was learned.
         if spectrum.participation_ratio >= np.quantile(null, REJECTED):
             alike += 1
             first = first or f"{name} {spectrum.participation_ratio:.2f} (random {null.min():.2f}–{null.max():.2f})"
@@ -54,6 +56,7 @@ def random_participation(shape: tuple[int, int], rank: int) -> Floats:
     draws = int(np.clip(WORK // rank**3, 20, DRAWS))
     ratios = np.empty(draws)
     for i in range(draws):
+        # M has the nonzero singular values of B A, so the cost does not depend on out and in.
         M = _bartlett(rng, shape[0], rank) @ _bartlett(rng, shape[1], rank).T
         G = M.T @ M
         ratios[i] = np.trace(G) ** 2 / np.sum(G**2)  # (Σσ²)²/Σσ⁴

@@ -12,7 +12,6 @@ def look(exam: Examination) -> Iterator[Diagnosis]:
     """Report the findings of the reader; a text that begins with the name of a module belongs to that module."""
     for finding in exam.adapter.findings:
         name, _, text = finding.text.partition(": ")
-        if text and name in exam.adapter:
-            yield Diagnosis(finding.level, finding.code, text, finding.fix, name)
-        else:
-            yield Diagnosis(finding.level, finding.code, finding.text, finding.fix)
+        about_module = text and name in exam.adapter
+        evidence, module = (text, name) if about_module else (finding.text, None)
+        yield Diagnosis(finding.level, finding.code, evidence, finding.fix, module)

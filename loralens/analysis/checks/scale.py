@@ -21,40 +21,38 @@ RULES = {
     "scale-small": "The scale is very small: the α of another rank, or kohya's default of 1 at a high rank.",
     "scale-is-alpha": "The configuration's scale is its α, not α/r: some MLX tools used α as the multiplier.",
 }
+# Code → whether a scale is suspicious, and what to do then.
+SUSPICIOUS: dict[str, tuple[Callable[[float, Scaling], bool], str]] = {
+    "scale-zero": (lambda scale, _: scale == 0, "state α = r, or leave the modules out"),
+    "scale-negative": (lambda scale, _: scale < 0, "right only if it is meant to be subtracted"),
+    "scale-large": (
+        lambda scale, how: scale > (LARGEST if how.rule.startswith("alpha") else LARGEST_GIVEN),
+        "compare with the α and r of the training run; if it is wrong, put the run's value into the configuration",
+    ),
+    "scale-small": (lambda scale, _: 0 < scale < SMALLEST, "compare with the α and r of the training run"),
+}
 
 
 def look(exam: Examination) -> Iterator[Diagnosis]:
     """Report every suspicious scale, once for all modules that have it."""
-    yield from _suspect(exam, "scale-zero", lambda scale, _: scale == 0, "state α = r, or leave the modules out")
-    yield from _suspect(
-        exam, "scale-negative", lambda scale, _: scale < 0, "right only if it is meant to be subtracted"
-    )
-    fix = "compare with the α and r of the training run; if it is wrong, train's own value goes into the configuration"
-    yield from _suspect(exam, "scale-large", lambda scale, how: scale > _largest(how), fix)
-    fix = "compare with the α and r of the training run"
-    yield from _suspect(exam, "scale-small", lambda scale, _: 0 < scale < SMALLEST, fix)
+    for code, (wrong, fix) in SUSPICIOUS.items():
+        hit = [name for name, one in exam.readings.items() if wrong(one.module.scale, one.module.scaling)]
+        if not hit:
+            continue
+        module = exam.readings[hit[0]].module
+        of_modules = "" if len(hit) == len(exam.readings) else f": {some(hit)}"
+        evidence = f"scale {module.scale:.4g}, {module.scaling}, in {share(len(hit), len(exam.readings))}{of_modules}"
+        # Some trainers use small scales on purpose: kohya's default of α = 1 at a high rank.
+        level: Level = "note" if code == "scale-small" else "warning"
+        yield Diagnosis(level, code, evidence, fix, hit[0] if len(hit) == 1 else None)
     yield from _scale_is_alpha(exam)
-
-
-def _suspect(exam: Examination, code: str, wrong: Callable[[float, Scaling], bool], fix: str) -> Iterator[Diagnosis]:
-    hit = [name for name, one in exam.readings.items() if wrong(one.module.scale, one.module.scaling)]
-    if not hit:
-        return
-    module = exam.readings[hit[0]].module
-    of_modules = "" if len(hit) == len(exam.readings) else f": {some(hit)}"
-    evidence = f"scale {module.scale:.4g}, {module.scaling}, in {share(len(hit), len(exam.readings))}{of_modules}"
-    level: Level = "note" if code == "scale-small" else "warning"
-    yield Diagnosis(level, code, evidence, fix, hit[0] if len(hit) == 1 else None)
-
-
-def _largest(how: Scaling) -> float:
-    return LARGEST if how.rule.startswith("alpha") else LARGEST_GIVEN
 
 
 def _scale_is_alpha(exam: Examination) -> Iterator[Diagnosis]:
     parameters = exam.setting("lora_parameters")
     if exam.adapter.format != "mlx" or not isinstance(parameters, dict) or "alpha" not in parameters:
         return
+    # At rank 1, α and α/r are the same number.
     rank = max((one.module.rank for one in exam.readings.values() if isinstance(one.module, LowRank)), default=1)
     if parameters.get("scale") == parameters["alpha"] and rank > 1:
         evidence = f"lora_parameters has scale {parameters['scale']} and the same alpha, at rank {rank}: α/r would be "

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from loralens.analysis.checks.diagnosis import Diagnosis
 from loralens.analysis.checks.examination import Examination
+from loralens.tables.numbers import fixed
 
 RULES = {
     "spike": "One direction holds nearly all of the energy of a module of rank 4 or more. Such spikes add up when "
@@ -20,8 +21,8 @@ def look(exam: Examination) -> Iterator[Diagnosis]:
         for name, spectrum in exam.spectra.items()
         if min(spectrum.rank, *spectrum.shape) >= SMALLEST_RANK and 0 < spectrum.stable_rank < 1 / ENERGY
     ]
-    for stable, name, spectrum in sorted(spikes, key=lambda spike: spike[:2]):
+    for stable, name, spectrum in sorted(spikes, key=lambda spike: spike[:2]):  # spectra have no order
         rounding = spectrum.numerical_rank < 2  # the other singular values are rounding errors of 0
         ratio = ", the others are 0 up to rounding" if rounding else f", σ₁/σ₂ = {spectrum.s[0] / spectrum.s[1]:.3g}"
-        evidence = f"one of {spectrum.rank} directions holds {1 / stable:.2%} of the energy{ratio}"
+        evidence = f"one of {spectrum.rank} directions holds {fixed('.2%')(1 / stable)} of the energy{ratio}"
         yield Diagnosis("note", "spike", evidence, "", name)

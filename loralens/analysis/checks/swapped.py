@@ -3,8 +3,6 @@
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-import numpy as np
-
 from loralens.analysis.checks.diagnosis import Diagnosis, share
 from loralens.analysis.checks.examination import Examination, ModuleReading
 from loralens.core.lowrank import LowRank
@@ -50,9 +48,10 @@ def look(exam: Examination) -> Iterator[Diagnosis]:
         fix = "exchange lora_A and lora_B in the file"
         yield Diagnosis("error", "factors-swapped", evidence, fix)
         return
+    # PiSSA, OLoRA and others start A and B from W, so neither is random or zero.
     if exam.setting("init_lora_weights") not in RANDOM:
         return
-    starts = {name: start for name, one in exam.pairs.items() if (start := _start(one))}
+    starts = {name: start for name, one in exam.pairs.items() if (start := _traces(one))}
     if len(starts) < FEWEST:
         return
     exchanged = [name for name, start in starts.items() if start.votes == 3]
@@ -63,11 +62,12 @@ def look(exam: Examination) -> Iterator[Diagnosis]:
         )
         yield Diagnosis("warning", "factors-swapped", evidence, FIX)
         return
-    for name in exchanged:
-        other_starts = [start for other, start in starts.items() if other not in exchanged]
-        start, shortest, longest = starts[name], min(one.A for one in other_starts), max(one.B for one in other_starts)
-        told_apart = shortest >= APART * longest
-        if told_apart and NEAR * shortest <= start.B and longest >= start.A * NEAR:
+    # A few modules show the signs by chance, so a single one must also have the lengths that the others have exchanged.
+    other_starts = [start for name, start in starts.items() if name not in exchanged]
+    shortest, longest = min(start.A for start in other_starts), max(start.B for start in other_starts)
+    for name in exchanged if shortest >= APART * longest else ():
+        start = starts[name]
+        if NEAR * shortest <= start.B and longest >= start.A * NEAR:
             evidence = (
                 f"B is {start.B:.3g} long and A {start.A:.3g}, where in the other modules A is at least {shortest:.3g} "
                 f"and B at most {longest:.3g}"
@@ -77,6 +77,7 @@ def look(exam: Examination) -> Iterator[Diagnosis]:
 
 def _by_shape(exam: Examination) -> list[str]:
     """Modules whose factors were exchanged without transposing: the update is r × r, with the rank of the weight."""
+    # At r = 1 the exchanged pair would be a number, which no weight is.
     rank = exam.setting("r")
     modules: Mapping[str, ModuleReading] = exam.readings
     if not isinstance(rank, int) or exam.adapter.format != "peft" or rank < 2:
@@ -84,7 +85,7 @@ def _by_shape(exam: Examination) -> list[str]:
     return [name for name, one in modules.items() if one.module.shape == (rank, rank) and one.module.rank > rank]
 
 
-def _start(reading: ModuleReading) -> _Start | None:
+def _traces(reading: ModuleReading) -> _Start | None:
     """The traces of the initialisation; None for factors that have none, and for embeddings, where A starts at 0."""
     B, A, module = reading.B, reading.A, reading.module
     if not B or not A or not isinstance(module, LowRank) or module.rank < 2:
@@ -92,9 +93,6 @@ def _start(reading: ModuleReading) -> _Start | None:
     if module.layout.kind in ("embedding", "merged") or max(B.skew, A.skew) < ORTHOGONAL:
         return None
     lengths = float(A.lengths.mean()), float(B.lengths.mean())
-    votes = (lengths[1] > lengths[0], _spread(B.lengths) < _spread(A.lengths), B.unevenness < A.unevenness)
+    spreads = A.lengths.std() / A.lengths.mean(), B.lengths.std() / B.lengths.mean()
+    votes = (lengths[1] > lengths[0], bool(spreads[1] < spreads[0]), B.unevenness < A.unevenness)
     return _Start(*lengths, sum(votes))
-
-
-def _spread(lengths: np.ndarray) -> float:
-    return float(lengths.std() / lengths.mean())

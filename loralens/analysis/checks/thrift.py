@@ -5,11 +5,13 @@ from collections.abc import Iterator
 from loralens.analysis.checks.diagnosis import Diagnosis
 from loralens.analysis.checks.examination import Examination
 from loralens.analysis.groups import mean_effective_rank
+from loralens.tables.numbers import whole_percent
 
 RULES = {
-    "rank-impossible": "The rank is larger than the weight has rows or columns: the directions beyond can never count.",
-    "rank-unused": "Far fewer directions than the rank hold nearly all of the energy: the file and every product with "
-    "it could be smaller at the same effect.",
+    "rank-impossible": "The rank is larger than the number of rows or columns of the weight, so that some directions "
+    "can never have an effect.",
+    "rank-unused": "Nearly all of the energy lies in far fewer directions than the rank allows. A smaller file, and "
+    "cheaper products, would have the same effect.",
 }
 ENERGY = 0.99  # the share of Σσ² that a truncation must keep
 LEAST = 0.3  # the share of the parameters that truncation must save to be worth a note
@@ -25,12 +27,14 @@ def look(exam: Examination) -> Iterator[Diagnosis]:
             fix = f"train it with r = {most}; `{cut}` drops them"
             yield Diagnosis("note", "rank-impossible", f"r = {rank} for a weight of {out} × {in_}", fix, name)
     before = after = 0
-    for one in exam.readings.values():
-        if one.A is None or one.spectrum is None:
+    for reading in exam.readings.values():
+        if reading.A is None or reading.spectrum is None:
             continue
-        stored = one.module.parameters
+        stored = reading.module.parameters
         before += stored
-        after += min(stored, max(1, one.spectrum.energy_rank(ENERGY)) * sum(one.module.shape))
+        # A module that is 0 keeps one direction. A fused projection is stored as blocks, and may grow when truncated.
+        after += min(stored, max(1, reading.spectrum.energy_rank(ENERGY)) * sum(reading.module.shape))
+    # Counted over the whole adapter, because that is what the suggested command would save.
     saved = 1 - after / before if before else 0.0
     ranks = [one.module.rank for one in exam.pairs.values()]
     if saved < LEAST or not ranks:
@@ -38,8 +42,8 @@ def look(exam: Examination) -> Iterator[Diagnosis]:
     mean = mean_effective_rank(one.spectrum for one in exam.pairs.values() if one.spectrum)
     ranks_text = f"r={ranks[0]}" if len(set(ranks)) == 1 else f"r={min(ranks)}–{max(ranks)}"
     evidence = (
-        f"{ranks_text}, effective rank {mean:.1f} on average: {ENERGY} of the energy needs {1 - saved:.0%} of the "
-        "parameters"
+        f"{ranks_text}, effective rank {mean:.1f} on average: {ENERGY} of the energy needs {whole_percent(1 - saved)} "
+        "of the parameters"
     )
     command = exam.compress("e99", f"--energy {ENERGY}")
-    yield Diagnosis("note", "rank-unused", evidence, f"`{command}` saves {saved:.0%}")
+    yield Diagnosis("note", "rank-unused", evidence, f"`{command}` saves {whole_percent(saved)}")

@@ -12,7 +12,7 @@ RULES = {
     "saved. Or both are so small that their product is lost."
 }
 
-TOO_SMALL = "multiply B by what is missing and save it again; a merge adds nothing as it is"
+TOO_SMALL = "multiply B by a power of 2 until float64 can hold the product, and save it; a merge adds nothing as it is"
 
 
 def look(exam: Examination) -> Iterator[Diagnosis]:
@@ -20,6 +20,7 @@ def look(exam: Examination) -> Iterator[Diagnosis]:
     drop = exam.compress("trained", "--energy 1 --drop-dead")
     untrained = f"never trained: check the training code's target modules; or leave them out: `{drop}`"
     for name, reading in exam.readings.items():
+        # A scale of 0 has a finding of its own, whatever the factors are.
         if reading.spectrum is not None and reading.spectrum.spectral == 0 and reading.module.scale != 0:
             fix = TOO_SMALL if _underflows(reading) else untrained
             yield Diagnosis("warning", "zero-update", _reason(reading), fix, name)
@@ -39,5 +40,6 @@ def _underflows(reading: ModuleReading) -> bool:
     """Whether the product is 0 only because it is too small for float64, with no factor 0."""
     if not (reading.B and reading.A and reading.B.largest and reading.A.largest):
         return False
+    # In logarithms, because the product of the largest entries is what underflows.
     bound = log2(reading.B.largest) + log2(reading.A.largest) + log2(abs(reading.module.scale))
     return bound + log2(reading.module.rank) < log2(float_info.min)

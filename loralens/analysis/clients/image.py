@@ -6,6 +6,7 @@ maps. It skips an unknown name and writes a line to its log. sd-scripts 0.10.1 r
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from loralens.core.adapter import Adapter, Finding
 from loralens.core.names import some
@@ -20,41 +21,35 @@ TO_COMFYUI = "loralens convert … --to comfyui --base PIPELINE, the folder of t
 TO_KOHYA = "loralens convert … --to kohya --base PIPELINE, the folder of the whole pipeline"
 
 
-def error(code: str, text: str, fix: str) -> Finding:
-    """A finding about something that makes a consumer refuse an adapter, or apply a different update."""
-    return Finding("error", code, text, fix)
-
-
-def warning(code: str, text: str, fix: str) -> Finding:
-    """A finding about something that a consumer ignores, or handles differently in some versions."""
-    return Finding("warning", code, text, fix)
+error = partial(Finding, "error")  # about what makes a consumer refuse an adapter, or apply a different update
+warning = partial(Finding, "warning")  # about what a consumer ignores, or handles differently in some versions
 
 
 def _comfyui_names(adapter: Adapter) -> Iterator[Finding]:
     """``model_lora_keys_unet`` and ``model_lora_keys_clip`` of comfy/lora.py, ``convert_lora`` of lora_convert.py."""
-    stored = _stored(adapter)
-    unknown = {name: file for name, (file, known) in _comfyui_files(adapter).items() if not known}
+    stored, files = _stored_keys(adapter), _comfyui_files(adapter)
+    unknown = {name: file for name, (file, known) in files.items() if not known}
+    # If ComfyUI knows no name at all, the dialect is the reason, and a list of names would not help.
     if adapter.format == "xlabs" and unknown:
         yield error("dialect", "ComfyUI reads XLabs' names only where all blocks of FLUX are there", TO_COMFYUI)
     elif adapter.format not in READ or (unknown and len(unknown) == len(stored) and adapter.format not in OWN):
         yield error("dialect", f"is {adapter.format}, and ComfyUI reads {', '.join(OWN)}", TO_COMFYUI)
     else:
-        yield from _unknown(unknown, len(stored), "ComfyUI", TO_COMFYUI)
-        yield from _unmapped(adapter)
-
-
-def _unmapped(adapter: Adapter) -> Iterator[Finding]:
-    """Its maps of diffusers' transformers: SD3, FLUX, AuraFlow, PixArt, HunyuanVideo, HiDream, Qwen-Image."""
-    unsure = [file for file, known in _comfyui_files(adapter).values() if known and image_names.comfyui_may_lack(file)]
-    if unsure:
-        text = f"{len(unsure)} modules have names that no map of ComfyUI 0.3.64 has: {some(unsure, 1)}"
-        fix = "if ComfyUI's model has the names behind it: loralens convert … --prefix transformer.=diffusion_model."
-        yield warning("names-unmapped", text, fix)
+        yield from _report_unknown(unknown, len(stored), "ComfyUI", TO_COMFYUI)
+        # Its maps of diffusers' transformers: SD3, FLUX, AuraFlow, PixArt, HunyuanVideo, HiDream, Qwen-Image.
+        unsure = [file for file, known in files.values() if known and image_names.comfyui_may_lack(file)]
+        if unsure:
+            text = f"{len(unsure)} modules have names that no map of ComfyUI 0.3.64 has: {some(unsure, 1)}"
+            fix = (
+                "if ComfyUI's model has the names behind it: loralens convert … --prefix transformer.=diffusion_model."
+            )
+            yield warning("names-unmapped", text, fix)
 
 
 def _comfyui_files(adapter: Adapter) -> dict[str, tuple[str, bool]]:
     """The name of each module in the file, and whether ComfyUI can know that name."""
-    stored = _stored(adapter)
+    stored = _stored_keys(adapter)
+    # ComfyUI renames XLabs' names only in a complete file, by its ``convert_uso_lora``.
     if adapter.format == "xlabs":
         is_uso = image_names.is_uso(key for keys in stored.values() for key in keys)
         return {name: (keys[0], is_uso) for name, keys in stored.items()}
@@ -65,12 +60,12 @@ def _comfyui_files(adapter: Adapter) -> dict[str, tuple[str, bool]]:
     }
 
 
-def _stored(adapter: Adapter) -> dict[str, list[str]]:
+def _stored_keys(adapter: Adapter) -> dict[str, list[str]]:
     """The keys of each module in its file, for modules that were read from a file."""
     return {name: list(module.origin.tensors) for name, module in adapter.items() if module.origin}
 
 
-def _unknown(unknown: dict[str, str], count: int, consumer: str, fix: str) -> Iterator[Finding]:
+def _report_unknown(unknown: dict[str, str], count: int, consumer: str, fix: str) -> Iterator[Finding]:
     if unknown:
         text = f"{consumer} ignores {len(unknown)} of {count} modules, whose names it does not have"
         yield error("names", f"{text}: {some(unknown.values(), 1)}", fix)
@@ -78,9 +73,10 @@ def _unknown(unknown: dict[str, str], count: int, consumer: str, fix: str) -> It
 
 def _comfyui_scale(adapter: Adapter) -> Iterator[Finding]:
     """``load_lora``: the scale is α/rank with the ``.alpha`` beside a pair, and 1 without; nothing else is read."""
+    # In these dialects the scale may stand in a header or a configuration.
     if adapter.format not in ("diffusers", "peft"):
         return
-    stored = _stored(adapter)
+    stored = _stored_keys(adapter)
     unsaid = [
         name
         for name, (_, known) in _comfyui_files(adapter).items()
@@ -97,6 +93,7 @@ def _comfyui_dora(adapter: Adapter) -> Iterator[Finding]:
     unread = [key for key in magnitudes if not key.endswith(".dora_scale")]
     if unread:
         yield error("dora", f"DoRA magnitudes are ignored: {some(unread, 1)}", "merge it into the base")
+    # By input, ComfyUI and LyCORIS agree, so "magnitude_in" needs no warning.
     if any(extra.role == "magnitude" for key, extra in magnitudes.items() if key not in unread):
         text = "ComfyUI divides by ‖W‖, not ‖W+ΔW‖, on the output axis: DoRA comes out otherwise than in training"
         yield warning("dora", text, "merge it into the base")
@@ -129,10 +126,10 @@ def _kohya_names(adapter: Adapter) -> Iterator[Finding]:
         fix = "train and load it with network_module lycoris.kohya" if adapter.format == "lycoris" else TO_KOHYA
         yield error("dialect", f"is {adapter.format}, and networks.lora reads kohya", fix)
         return
-    stored = _stored(adapter)
+    stored = _stored_keys(adapter)
     files = {name: image_names.file_name(keys) or keys[0] for name, keys in stored.items()}
     unknown = {name: file for name, file in files.items() if not image_names.sd_scripts_has(file)}
-    yield from _unknown(unknown, len(stored), "sd-scripts", TO_KOHYA)
+    yield from _report_unknown(unknown, len(stored), "sd-scripts", TO_KOHYA)
 
 
 def _kohya_extra(adapter: Adapter) -> Iterator[Finding]:

@@ -14,7 +14,6 @@ peft          PEFT 0.21.2
 
 from collections.abc import Callable, Iterator
 from math import isclose, sqrt
-from typing import Any
 
 from loralens.analysis.clients import image
 from loralens.analysis.clients.image import error, warning
@@ -27,13 +26,8 @@ from loralens.core.structured import Structured
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the values of --max-lora-rank: MaxLoRARanks, config/lora.py
 VLLM_RANK = 16  # the default of --max-lora-rank
 VLLM_PATTERNS = "0.32.0"  # the first version that reads rank_pattern and alpha_pattern: peft_helper.py
-VLLM_INITS = (
-    "gaussian",
-    "eva",
-    "orthogonal",
-    "mica",
-    "lora_ga",
-)  # initialisations that do not change the base: peft_helper.py
+# Initialisations that do not change the base: peft_helper.py. Others, such as PiSSA, take a part of W into the factors.
+VLLM_INITS = ("gaussian", "eva", "orthogonal", "mica", "lora_ga")
 VLLM_UNREAD = {  # fields of a configuration that 0.32.0 refuses and earlier versions ignore: peft_helper.py
     "alora_invocation_tokens": "aLoRA",
     "layer_replication": "layer_replication",
@@ -45,7 +39,8 @@ VLLM_SKIPPED = (".embed_tokens.base_layer.weight", ".lm_head.base_layer.weight")
 LORAX_RANK = 128  # the largest rank of its batched kernels: BGMV_MAX_RANK, utils/punica.py
 LORAX_STEP = 16  # ranks are padded to a multiple of SGMV_BLOCK_SIZE, and ranks up to 8 to 8
 PLAIN = "LORA"  # the peft_type of plain pairs
-SAME = 1e-9  # relative difference up to which two scales are equal
+SAME = 1e-9  # relative difference up to which two scales are equal: α/r is a quotient that was rounded to float64
+TRAINED_IN_FULL = ("saved", "copy", "embedding", "tokens")  # roles of tensors that replace a part of the base
 
 Rule = Callable[[Adapter], Iterator[Finding]]
 
@@ -63,14 +58,12 @@ def check(adapter: Adapter, consumer: str, match: Match | None = None) -> list[F
     """
     findings = [finding for rule in CONSUMERS[consumer] for finding in rule(adapter)]
     if match and match.edit and consumer in BY_NAME:
-        findings.append(
-            warning(
-                "names-differ",
-                f"{consumer} looks the names up as they are, and they match the base only after {match.edit}: most "
-                "versions load such an adapter and do nothing",
-                "loralens convert … --base DIR writes it under the base's names",
-            )
+        text = (
+            f"{consumer} looks the names up as they are, and they match the base only after {match.edit}: most "
+            "versions load such an adapter and do nothing"
         )
+        findings.append(warning("names-differ", text, "loralens convert … --base DIR writes it under the base's names"))
+    # Sorting is stable: among errors, and among warnings, the order of the rules stays.
     return sorted(findings, key=lambda finding: finding.level != "error")
 
 
@@ -106,6 +99,7 @@ def _only_lora(adapter: Adapter) -> Iterator[Finding]:
     if kind == PLAIN:
         yield from _no_structure(adapter)
         return
+    # A LoKr or LoHa becomes pairs only at a rank, which the user has to choose; an AdaLoRA has pairs already.
     rank = " --rank R" if any(isinstance(module, Structured) for module in adapter.modules.values()) else ""
     text = f"peft_type is {kind}, whose tensors are refused or not found: this reads {PLAIN} alone"
     yield error("peft-type", text, f"loralens convert … --to peft{rank} makes it one")
@@ -132,11 +126,14 @@ def _no_dora(adapter: Adapter) -> Iterator[Finding]:
 
 def _no_saved(adapter: Adapter) -> Iterator[Finding]:
     """LoRAX looks up lora_A and lora_B alone (``map_weights_for_model``); llama.cpp refuses other tensors."""
-    saved = [key for key, extra in adapter.extra.items() if extra.role in ("saved", "copy", "embedding", "tokens")]
-    yield from _saved(saved)
+    yield from _refuse_saved(_saved_keys(adapter))
 
 
-def _saved(keys: list[str]) -> Iterator[Finding]:
+def _saved_keys(adapter: Adapter) -> list[str]:
+    return [key for key, extra in adapter.extra.items() if extra.role in TRAINED_IN_FULL]
+
+
+def _refuse_saved(keys: list[str]) -> Iterator[Finding]:
     if keys:
         text = f"modules trained in full are refused or ignored: {some(keys, 1)}"
         yield error("saved-modules", text, "loralens convert … --drop-extra if the base's own serve as well")
@@ -151,10 +148,10 @@ def _no_bias(adapter: Adapter) -> Iterator[Finding]:
 
 def _vllm_saved(adapter: Adapter) -> Iterator[Finding]:
     """``modules_to_save`` may be score or classifier, for classification; an embedding's own weight is skipped."""
-    saved = [key for key, extra in adapter.extra.items() if extra.role in ("saved", "copy", "embedding", "tokens")]
+    saved = _saved_keys(adapter)
     heads = [key for key in saved if key.split(".")[-2:-1] and key.split(".")[-2] in VLLM_HEADS]
     skipped = [key for key in saved if key.endswith(VLLM_SKIPPED)]
-    yield from _saved([key for key in saved if key not in heads and key not in skipped])
+    yield from _refuse_saved([key for key in saved if key not in heads and key not in skipped])
     if heads:
         text = f"{some(heads, 1)} is loaded only where the model is served for classification, and refused before 0.31"
         yield warning("saved-head", text, "serve it with --runner pooling, or drop the head with --drop-extra")
@@ -177,16 +174,16 @@ def _vllm_config(adapter: Adapter) -> Iterator[Finding]:
         yield error("init", text, "convert it with PEFT to a plain LoRA first")
     for field, name in VLLM_UNREAD.items():
         if adapter.config.get(field):
-            yield error(
-                "unsupported", f"{name} is refused since {VLLM_PATTERNS}, and was ignored before", "serve it with PEFT"
-            )
+            text = f"{name} is refused since {VLLM_PATTERNS}, and was ignored before"
+            yield error("unsupported", text, "serve it with PEFT")
 
 
 def _largest_rank(adapter: Adapter) -> int:
-    declared = [(adapter.config or {}).get("r")] if adapter.format == "peft" else []
-    return max(
-        (*(module.rank for module in adapter.modules.values()), *(r for r in declared if type(r) is int)), default=0
-    )
+    """The largest rank of any module, or of the configuration, which a server reads whatever the modules are."""
+    declared = (adapter.config or {}).get("r") if adapter.format == "peft" else None
+    # A hostile configuration may have anything for r; True is an int too.
+    ranks = [module.rank for module in adapter.modules.values()]
+    return max([*ranks, declared] if type(declared) is int else ranks, default=0)
 
 
 def _vllm_rank(adapter: Adapter) -> Iterator[Finding]:
@@ -200,41 +197,27 @@ def _vllm_rank(adapter: Adapter) -> Iterator[Finding]:
         yield warning("rank", text, f"serve with --max-lora-rank {fitting}")
 
 
-def _vllm_scale(adapter: Adapter) -> Iterator[Finding]:
-    """Up to 0.31 ``lora_alpha`` and ``r`` alone give the scale of every module (``vllm_lora_scaling_factor``)."""
-    yield from _one_scale(
-        adapter,
-        f"vLLM before {VLLM_PATTERNS} ignores",
-        f"serve with vLLM {VLLM_PATTERNS} or later, or give all modules one α/r",
-    )
+def _one_scale(who: str, fix: str) -> Rule:
+    """The rule that every module has the scale of the configuration; patterns with the same α/r are harmless.
 
+    vLLM: up to 0.31 ``lora_alpha`` and ``r`` alone give the scale of every module (``vllm_lora_scaling_factor``).
+    LoRAX: ``LoraConfig.load`` of adapters/lora.py reads r, lora_alpha and use_rslora, and no pattern.
+    """
 
-def _lorax_scale(adapter: Adapter) -> Iterator[Finding]:
-    """``LoraConfig.load`` of adapters/lora.py reads r, lora_alpha and use_rslora, and no pattern."""
-    yield from _one_scale(
-        adapter, "LoRAX ignores", "give all modules one α/r: train so, or loralens compress --uniform"
-    )
+    def rule(adapter: Adapter) -> Iterator[Finding]:
+        config = adapter.config or {}
+        patterns = [name for name in ("rank_pattern", "alpha_pattern") if config.get(name)]
+        r, alpha = config.get("r"), config.get("lora_alpha")
+        # Without r and α the configuration states no scale; that they are missing is a finding of another rule.
+        if not patterns or not isinstance(r, int) or r <= 0 or not isinstance(alpha, int | float):
+            return
+        scale = alpha / sqrt(r) if config.get("use_rslora") else alpha / r
+        wrong = [name for name, module in adapter.items() if not isclose(module.scale, scale, rel_tol=SAME)]
+        if wrong and _peft_type(adapter) == PLAIN:
+            modules = f"{len(wrong)} modules would get the wrong strength, {some(wrong, 1)}"
+            yield error(patterns[0].replace("_", "-"), f"{who} {' and '.join(patterns)}: {modules}", fix)
 
-
-def _one_scale(adapter: Adapter, who: str, fix: str) -> Iterator[Finding]:
-    """Report modules whose scale is not that of the configuration; patterns with the same α/r are harmless."""
-    config = adapter.config or {}
-    patterns = [name for name in ("rank_pattern", "alpha_pattern") if config.get(name)]
-    scale = _config_scale(config)
-    if not patterns or scale is None or _peft_type(adapter) != PLAIN:
-        return
-    wrong = [name for name, module in adapter.items() if not isclose(module.scale, scale, rel_tol=SAME)]
-    if wrong:
-        text = f"{who} {' and '.join(patterns)}: {len(wrong)} modules would get the wrong strength, {some(wrong, 1)}"
-        yield error(patterns[0].replace("_", "-"), text, fix)
-
-
-def _config_scale(config: Any) -> float | None:
-    """α/r, or α/√r, of a configuration; None if it does not state them."""
-    r, alpha = config.get("r"), config.get("lora_alpha")
-    if not isinstance(r, int) or r <= 0 or not isinstance(alpha, int | float):
-        return None
-    return alpha / sqrt(r) if config.get("use_rslora") else alpha / r
+    return rule
 
 
 def _lorax_rank(adapter: Adapter) -> Iterator[Finding]:
@@ -249,24 +232,20 @@ def _lorax_ranks(adapter: Adapter) -> Iterator[Finding]:
     """``LoraWeights`` of adapters/lora.py stacks the layers of a kind, padded by ``pad_rank`` of utils/punica.py."""
     ranks: dict[str, set[int]] = {}
     for name, module in adapter.items():
-        ranks.setdefault(kind(name), set()).add(_padded(module.rank))
-    mixed = [one for one, found in ranks.items() if len(found) > 1]
+        # Compared are the ranks to which LoRAX pads: 3 and 7 can be stacked, 8 and 9 cannot.
+        padded = 8 if module.rank <= 8 else -(-module.rank // LORAX_STEP) * LORAX_STEP
+        ranks.setdefault(kind(name), set()).add(padded)
+    mixed = [kind for kind, paddings in ranks.items() if len(paddings) > 1]
     if mixed:
         text = f"layers of one kind have several ranks, which cannot be stacked: {some(mixed)}"
         yield error("ranks", text, "give them one rank: loralens compress … --uniform")
 
 
-def _padded(rank: int) -> int:
-    """The rank to which LoRAX pads that of a layer."""
-    return 8 if rank <= 8 else -(-rank // LORAX_STEP) * LORAX_STEP
-
-
-def _folded(adapter: Adapter) -> Iterator[Finding]:
+def _one_alpha(adapter: Adapter) -> Iterator[Finding]:
     """``get_scale``: α/rank of each tensor, with one α for the file; a GGUF file says its scales so already."""
     if adapter.format != "gguf" and len({module.scale for module in adapter.modules.values()}) > 1:
-        yield warning(
-            "mixed-scale", "holds one α for all modules", "loralens convert --to gguf folds each scale into B"
-        )
+        fix = "loralens convert --to gguf folds each scale into B"
+        yield warning("mixed-scale", "holds one α for all modules", fix)
 
 
 def _gguf_tensors(adapter: Adapter) -> Iterator[Finding]:
@@ -286,6 +265,7 @@ def experts_differ(adapter: Adapter) -> Iterator[Finding]:
 
     ``peft/utils/transformers_weight_conversion.py`` of PEFT 0.21.2, with transformers 5.
     """
+    # In a file that stores whole stacks, all experts have one rank and one scale anyway.
     alone = [module for name, module in adapter.items() if is_expert_alone(name)]
     if len({(module.rank, module.scale) for module in alone}) > 1:
         text = (
@@ -298,17 +278,20 @@ def experts_differ(adapter: Adapter) -> Iterator[Finding]:
 def _no_experts(adapter: Adapter) -> Iterator[Finding]:
     """vLLM: ``_stack_moe_lora_weights`` of model_manager.py, for some models and versions. LoRAX: none."""
     if any(module.layout.kind == "experts" for module in adapter.modules.values()):
-        yield warning(
-            "experts", "expert stacks are dropped or transposed by many versions", "test the outputs against the base"
-        )
+        text = "expert stacks are dropped or transposed by many versions"
+        yield warning("experts", text, "test the outputs against the base")
 
 
 BY_NAME = ("vllm", "lorax", "peft")  # consumers that look modules up under exactly the names of the base
+VLLM_SCALE = _one_scale(
+    f"vLLM before {VLLM_PATTERNS} ignores", f"serve with vLLM {VLLM_PATTERNS} or later, or give all modules one α/r"
+)
+LORAX_SCALE = _one_scale("LoRAX ignores", "give all modules one α/r: train so, or loralens compress --uniform")
 SERVERS = (_must_be("peft"), _only_lora, _no_dora, _no_bias, _no_experts)
 CONSUMERS: dict[str, tuple[Rule, ...]] = {
-    "vllm": (*SERVERS, _vllm_saved, _vllm_config, _vllm_scale, _vllm_rank),
-    "lorax": (*SERVERS, _no_saved, _lorax_scale, _lorax_rank, _lorax_ranks),
-    "llama.cpp": (_must_be("gguf"), _no_structure, _no_dora, _no_saved, _no_bias, _folded, _gguf_tensors),
+    "vllm": (*SERVERS, _vllm_saved, _vllm_config, VLLM_SCALE, _vllm_rank),
+    "lorax": (*SERVERS, _no_saved, LORAX_SCALE, _lorax_rank, _lorax_ranks),
+    "llama.cpp": (_must_be("gguf"), _no_structure, _no_dora, _no_saved, _no_bias, _one_alpha, _gguf_tensors),
     "comfyui": image.COMFYUI,
     "sd-scripts": image.SD_SCRIPTS,
     "peft": (_must_be("peft"), _peft_structure, experts_differ),

@@ -8,9 +8,10 @@ from loralens.linalg.factor import Floats
 
 def connected_groups(similar: Floats, threshold: float = SHARED) -> list[list[int]]:
     """The connected components of the graph of pairs with at least this similarity, as sorted indices."""
-    near = np.nan_to_num(similar) >= threshold
+    near = np.nan_to_num(similar) >= threshold  # NaN, which stands for nothing to compare, joins nothing
     components: list[list[int]] = []
     for i in range(len(near)):
+        # Adapter i may be the link between groups that were separate so far.
         joined = [group for group in components if near[i, group].any()]
         components = [group for group in components if group not in joined] + [
             sorted([i, *(j for g in joined for j in g)])
@@ -36,6 +37,7 @@ def cluster_order(cosine: Floats) -> tuple[Floats, list[int]]:
     from scipy.spatial.distance import squareform
 
     distance = 1 - np.abs(np.nan_to_num(cosine))
-    np.fill_diagonal(distance, 0.0)
+    np.fill_diagonal(distance, 0.0)  # the cosine of an adapter that is 0 with itself is NaN
+    # Symmetric to the last bit, and unchecked, because rounding of equal adapters may leave distances of −1e-16.
     tree = linkage(squareform((distance + distance.T) / 2, checks=False), "average", optimal_ordering=True)
     return tree, [int(i) for i in leaves_list(tree)]

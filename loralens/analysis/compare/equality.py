@@ -53,7 +53,12 @@ def differences(first: Adapter, second: Adapter, *, step: Step | None = None) ->
     ΔW₁ − ΔW₂ is the product [s₁B₁, −s₂B₂]·[A₁; A₂], so its norm needs no dense matrix, and nearly equal updates do not
     cancel: the result is accurate to about ε and not √ε. For equal factors it is exactly 0.
     """
-    pairs = _paired(first, second)
+    names = same_modules(first, second)
+    pairs: dict[str, tuple[Update | None, Update | None]] = {
+        name: (module, second.modules.get(names.get(name, ""))) for name, module in first.items()
+    }
+    matched = set(names.values())
+    pairs |= {name: (None, module) for name, module in second.items() if name not in matched}
     results = []
     for name, (update, other) in sorted(pairs.items(), key=lambda p: natural_key(p[0])):
         results.append(_difference(name, update, other))
@@ -62,27 +67,17 @@ def differences(first: Adapter, second: Adapter, *, step: Step | None = None) ->
     return results
 
 
-def _paired(first: Adapter, second: Adapter) -> dict[str, tuple[Update | None, Update | None]]:
-    """The modules of both adapters, under the names of the first."""
-    names = same_modules(first, second)
-    pairs: dict[str, tuple[Update | None, Update | None]] = {
-        name: (module, second.modules.get(names.get(name, ""))) for name, module in first.items()
-    }
-    taken = set(names.values())
-    return pairs | {name: (None, module) for name, module in second.items() if name not in taken}
-
-
 def _difference(name: str, first: Update | None, second: Update | None) -> UpdateDifference:
     with place(name):
         if first is None or second is None:
             only = first or second
             assert only
-            zero = not only.singular_values().any()
-            return UpdateDifference(
-                name, 0.0 if zero else 1.0, "only in the " + ("first" if second is None else "second")
-            )
-        if first.shape != second.shape:
+            note = "only in the " + ("first" if second is None else "second")
+            # A module that does nothing is no difference between two adapters.
+            return UpdateDifference(name, float(only.singular_values().any()), note)
+        if first.shape != second.shape:  # no difference is defined; infinite, so that no tolerance passes it
             return UpdateDifference(name, np.inf, f"{first.shape} and {second.shape}")
+        # A structured update has no factors to stack, and its dense form is what its format defines.
         if isinstance(first, LowRank) and isinstance(second, LowRank):
             return UpdateDifference(name, _relative(first, second))
         return UpdateDifference(name, _relative_dense(first, second))
@@ -94,14 +89,14 @@ def _relative(first: LowRank, second: LowRank) -> float:
         product_norm(first.B, first.A)  # raises a FormatError if a factor is not finite
         return 0.0
     B1, A1, B2, A2 = (X.astype(np.float64) for X in (first.B, first.A, second.B, second.A))
-    B1, B2 = first.scale * B1, second.scale * B2
+    B1, B2 = first.scale * B1, second.scale * B2  # in float64, so that a scale does not round the stored factors
     largest = max(product_norm(B1, A1), product_norm(B2, A2))
     return product_norm(np.hstack([B1, -B2]), np.vstack([A1, A2])) / largest if largest else 0.0
 
 
 def _relative_dense(first: Update, second: Update) -> float:
     """The relative difference of two updates if one of them is no pair: both are formed densely."""
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):  # NaN and Inf are reported below, as an error with a fix
         X, Y = first.dense(), second.dense()
     norms = float(np.linalg.norm(X)), float(np.linalg.norm(Y))
     if not all(map(isfinite, norms)):

@@ -42,6 +42,7 @@ class Initialisation:
     @property
     def one_sided(self) -> bool:
         """Whether the in sides share at least half of their directions, and the out sides less than half of that."""
+        # A common task shows on both sides, and a common random A on the in side alone.
         return self.spans["in"] >= SHARED and self.spans["out"] < self.spans["in"] / 2
 
     @property
@@ -52,6 +53,7 @@ class Initialisation:
         ``likely``: they are not, but the updates agree on the in side alone, which happens if one of the two was
         re-factored. ``unknown``: there is no A and no such sign. ``none``: no sign.
         """
+        # The record first: training may have moved A so far that no number shows the common start any more.
         if self.recorded or self.cosine >= SHARED:
             return "shared"
         if self.one_sided:
@@ -83,6 +85,7 @@ class Initialisation:
         if isnan(self.spans["in"]):
             return "one of them is 0 in every module, so there are no directions to compare"
         seed = "directions of the in side show the seed, not the task: look at --side out"
+        # If both sides agree, the two may be checkpoints of one run, of which the out side shows no less.
         return seed if self.one_sided else f"{seed}, where these two agree as well"
 
 
@@ -94,9 +97,10 @@ def initialisation(comparison: Comparison, *, recorded: bool = False) -> Initial
     The cosine of vec(A) needs the factors as training left them. It is the only number here that depends on the gauge,
     as the effect of a seed does. Checkpoints of one run share their A₀ too; they agree on both sides.
     """
+    # An update of 0 has no directions. Its A counts nevertheless: no training has moved it.
     alive = [one for one in comparison.modules.values() if not one.zero]
     cosines = [one.initial for one in comparison.modules.values() if not isnan(one.initial)]
-    ends: dict[Side, int] = {"in": 1, "out": 0}
+    ends: dict[Side, int] = {"in": 1, "out": 0}  # of the shape (out, in): the length of a direction on that side
     return Initialisation(
         _mean(cosines),
         sum(cosine >= SHARED for cosine in cosines),

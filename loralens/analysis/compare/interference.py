@@ -1,10 +1,10 @@
 """Interference between adapters of one base: energy in shared directions, and blocks where two updates oppose."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import combinations
+from dataclasses import dataclass
+from itertools import combinations, groupby
 from math import log
-from typing import Any, NamedTuple, final
+from typing import NamedTuple, final
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from loralens.linalg.measures import frobenius
 from loralens.linalg.pairwise import Segments, outside_parts
 
 FAR = 4.0  # smallest number of standard deviations at which a cosine counts as no accident
+# The same share from which the doctor warns of the loss in a merge.
 LARGE = 0.2  # smallest |cosine| that matters: the sum of two updates of one norm loses or gains a fifth of each
 
 
@@ -67,15 +68,16 @@ def interference(
     (`linalg.pairwise`). Directions of the others that differ by less than 1e-6 count as one. If the others have as many
     directions as the weight has dimensions, they span everything: the shared energy is 1, and so is its chance level.
     """
-    keys = {f"{one.name} {one.shape}": one for one in modules}
-    rows = list(in_threads(lambda key: _measure(keys[key], adapters), list(keys), threads, step).values())
-    return Interference(tuple(modules), *np.moveaxis(np.array(rows).reshape(len(rows), len(adapters), 4), 2, 0))
+    result = Interference(tuple(modules), *np.full((4, len(modules), len(adapters)), np.nan))
+    # By index, because one name may stand for modules of two shapes.
+    in_threads(lambda m: _measure(int(m), result, adapters), [str(m) for m in range(len(modules))], threads, step)
+    return result
 
 
-def _measure(module: Module, adapters: Sequence[Adapter]) -> Floats:
-    """The four numbers of every adapter in one module, float64, shape (T, 4)."""
+def _measure(m: int, result: Interference, adapters: Sequence[Adapter]) -> None:
+    """Fill row m of the result, at the adapters that have this module."""
+    module = result.modules[m]
     updates = {t: adapters[t][name] for t, name in enumerate(module.holders) if name is not None}
-    numbers = np.full((len(adapters), 4), np.nan)
     with place(module.name):
         bases = {t: update.bases() for t, update in updates.items()}
     out, in_ = module.shape
@@ -86,13 +88,10 @@ def _measure(module: Module, adapters: Sequence[Adapter]) -> Floats:
             continue
         weights = np.outer(s, s) / frobenius(s) ** 2
         M_U, M_V = np.eye(s.size) - N_U, np.eye(s.size) - N_V  # M = UᵀPU is inside the span of the others, N outside
-        numbers[t] = (
-            np.clip((weights * M_U * M_V).sum(), 0.0, 1.0),  # tr(S M_U S M_V)/‖ΔW‖²
-            np.clip((weights * N_U * N_V).sum(), 0.0, 1.0),
-            d_U * d_V / (out * in_),
-            (1 - d_U / out) * (1 - d_V / in_),
-        )
-    return numbers
+        result.shared[m, t] = np.clip((weights * M_U * M_V).sum(), 0.0, 1.0)  # tr(S M_U S M_V)/‖ΔW‖²
+        result.private[m, t] = np.clip((weights * N_U * N_V).sum(), 0.0, 1.0)
+        result.shared_chance[m, t] = d_U * d_V / (out * in_)
+        result.private_chance[m, t] = (1 - d_U / out) * (1 - d_V / in_)
 
 
 @final
@@ -115,7 +114,7 @@ class Interaction:
     weight : float
         The contribution of these modules to the cosine of the whole updates.
     stacks : int
-        The number of stacks of blocks in the collection; `where` names the stack if there are several.
+        The number of stacks of blocks in the collection; `location` names the stack if there are several.
     """
 
     first: int
@@ -129,7 +128,7 @@ class Interaction:
     stacks: int = 1
 
     @property
-    def where(self) -> str:
+    def location(self) -> str:
         """The place in words: ``blocks 12–18, v_proj``; of several stacks ``blocks 2–3 of encoder.layers, v_proj``."""
         kinds = ", ".join(self.kinds)
         if not self.blocks:
@@ -144,85 +143,74 @@ def far_cosine(pairs: Pairwise) -> float:
 
     The cosines of updates of rank 1 have exponential tails, so fewer than one of n cosines exceeds ln n by chance.
     """
-    cosines = np.count_nonzero(~np.isnan(pairs.cosines)) - np.count_nonzero(
-        pairs.norms
-    )  # without the diagonals, which are 1
+    # Without the diagonals, which are 1, and each pair of the symmetric matrices once.
+    cosines = np.count_nonzero(~np.isnan(pairs.cosines)) - np.count_nonzero(pairs.norms)
     return max(FAR, log(max(int(cosines) // 2, 1)))
 
 
-def find_interactions(pairs: Pairwise, *, fights: bool) -> list[Interaction]:
-    """The contiguous blocks of a kind in which two adapters oppose each other (``fights``) or agree.
+def find_interactions(pairs: Pairwise, *, opposing: bool) -> list[Interaction]:
+    """The contiguous blocks of a kind in which two adapters oppose each other (``opposing``) or agree.
 
     A module counts if its cosine has the right sign, is at least `far_cosine` standard deviations from 0, and is at
     least `LARGE`. Kinds with the same blocks are joined. Results are sorted by their contribution to the whole updates.
     """
-    sign = -1.0 if fights else 1.0
-    values = sign * pairs.cosines
-    with np.errstate(invalid="ignore"):
+    values = -pairs.cosines if opposing else pairs.cosines
+    with np.errstate(invalid="ignore"):  # NaN, where an update is 0 or missing, is no hit
         hits = (values >= LARGE) & (values >= far_cosine(pairs) * pairs.spreads[:, None, None])
-    stacks = len({home.stack for one in pairs.modules if (home := block(one.name))})
-    results = [
-        replace(_meeting(pairs, s, t, members), stacks=stacks)
-        for s, t in combinations(range(pairs.count), 2)
-        for members in _stretches(pairs, hits[:, s, t], np.all(pairs.ranks[:, [s, t]] > 0, axis=1))
-    ]
-    return sorted(results, key=lambda one: -abs(one.weight))
+    stacks = len({place.stack for module in pairs.modules if (place := block(module.name))})
+    results = []
+    for s, t in combinations(range(pairs.count), 2):
+        common = np.asarray((pairs.ranks[:, [s, t]] > 0).all(axis=1))
+        for members in _contiguous_members(pairs.modules, hits[:, s, t], common):
+            rows = [member.row for member in members]
+            # Relative to the largest norm of each adapter, no square underflows or overflows.
+            norms = pairs.norms[:, [s, t]] / pairs.norms[:, [s, t]].max(axis=0)
+            inner = float((pairs.cosines[rows, s, t] * norms[rows].prod(axis=1)).sum())
+            part, all_norms = (float(np.sqrt((norms[chosen] ** 2).sum(axis=0)).prod()) for chosen in (rows, common))
+            blocks = [member.block.number for member in members if member.block]
+            place = members[0].block
+            results.append(
+                Interaction(
+                    first=s,
+                    second=t,
+                    stack=place.stack if place else None,
+                    blocks=(min(blocks), max(blocks)) if blocks else (),
+                    kinds=tuple(dict.fromkeys(member.kind for member in members)),
+                    modules=len(rows),
+                    cosine=min(max(inner / part, -1.0), 1.0),  # rounding may exceed the bounds
+                    weight=min(max(inner / all_norms, -1.0), 1.0),
+                    stacks=stacks,
+                )
+            )
+    return sorted(results, key=lambda interaction: -abs(interaction.weight))
 
 
-class _Seat(NamedTuple):
-    """A module with its block and kind; ``row`` is its index in the collection."""
+class _Member(NamedTuple):
+    """A module with its block and kind (its name outside any block); ``row`` is its index in the collection."""
 
-    home: Block | None
+    block: Block | None
     kind: str
     row: int
 
 
-def _stretches(pairs: Pairwise, hit: Array, common: Any) -> Iterator[list[_Seat]]:
+def _contiguous_members(modules: Sequence[Module], hit: Array, common: Array) -> Iterator[list[_Member]]:
     """The modules that count, grouped by contiguous blocks; kinds that cover the same blocks are joined."""
-    seats = [
-        _Seat(block(pairs.modules[m].name), kind(pairs.modules[m].name), m) for m in np.flatnonzero(common).tolist()
-    ]
-    rows: dict[tuple[str, str], dict[int, list[_Seat]]] = {}
-    for seat in seats:
-        if seat.home:
-            rows.setdefault((seat.home.stack, seat.kind), {}).setdefault(seat.home.number, []).append(seat)
-        elif hit[seat.row]:
-            yield [seat]
-    together: dict[tuple[str, int, int], list[_Seat]] = {}
-    for (stack, _), blocks in sorted(rows.items(), key=lambda item: natural_key(".".join(item[0]))):
-        run: list[_Seat] = []
-        for number in [*sorted(blocks), None]:
-            members = [seat for seat in blocks.get(number, []) if hit[seat.row]] if number is not None else []
-            if members:
-                run += members
-            elif run:
-                key = stack, _number(run[0]), _number(run[-1])
-                together.setdefault(key, []).extend(run)
-                run = []
-    yield from together.values()
-
-
-def _number(seat: _Seat) -> int:
-    assert seat.home
-    return seat.home.number
-
-
-def _meeting(pairs: Pairwise, s: int, t: int, members: Sequence[_Seat]) -> Interaction:
-    rows = [seat.row for seat in members]
-    norms = pairs.norms[:, [s, t]] / pairs.norms[:, [s, t]].max(axis=0)
-    inner = float((pairs.cosines[rows, s, t] * norms[rows].prod(axis=1)).sum())
-    common = (pairs.ranks[:, [s, t]] > 0).all(axis=1)
-    part, all_norms = (float(np.sqrt((norms[which] ** 2).sum(axis=0)).prod()) for which in (rows, common))
-    home = members[0].home
-    blocks = [_number(seat) for seat in members if seat.home]
-    names = [seat.kind if home else pairs.modules[seat.row].name for seat in members]
-    return Interaction(
-        first=s,
-        second=t,
-        stack=home.stack if home else None,
-        blocks=(min(blocks), max(blocks)) if blocks else (),
-        kinds=tuple(dict.fromkeys(names)),
-        modules=len(rows),
-        cosine=min(max(inner / part, -1.0), 1.0),  # rounding may exceed the bounds
-        weight=min(max(inner / all_norms, -1.0), 1.0),
-    )
+    by_kind: dict[tuple[str, str], dict[int, list[_Member]]] = {}
+    for row in np.flatnonzero(common).tolist():
+        name = modules[row].name
+        place = block(name)
+        if place:
+            numbers = by_kind.setdefault((place.stack, kind(name)), {})
+            # A block without a hit stays in the list, because it ends a run of contiguous blocks.
+            numbers.setdefault(place.number, []).extend([_Member(place, kind(name), row)] if hit[row] else [])
+        elif hit[row]:
+            yield [_Member(None, name, row)]
+    joined: dict[tuple[str, int, int], list[_Member]] = {}
+    for (stack, _), numbers in sorted(by_kind.items(), key=lambda item: natural_key(".".join(item[0]))):
+        for has_hits, blocks in groupby(sorted(numbers.items()), key=lambda item: bool(item[1])):
+            if has_hits:
+                run = dict(blocks)
+                joined.setdefault((stack, min(run), max(run)), []).extend(
+                    m for members in run.values() for m in members
+                )
+    yield from joined.values()

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations_with_replacement
+from math import nan
 from typing import final
 
 import numpy as np
@@ -20,6 +21,7 @@ from loralens.linalg.factor import Floats, Integers
 from loralens.linalg.pairwise import pairwise_overlaps
 from loralens.linalg.product import column_basis
 
+# The usual level of a test, for the whole list: among thousands of pairs, a level for each would let dozens pass.
 SURE = 0.05  # probability that chance alone produces any reported pair among the modules of one width
 
 
@@ -53,17 +55,17 @@ class Nesting:
     def chance(self) -> Floats:
         """Mean of `full` between uniform random spans, max(k, k′)/n; NaN where ΔW = 0; float64, shape (M, M)."""
         larger = np.maximum.outer(self.directions, self.directions) / self.width
-        return np.asarray(np.where(np.isnan(self.full), np.nan, larger), dtype=np.float64)
+        return np.where(np.isnan(self.full), np.nan, larger)
 
     @property
     def z(self) -> Floats:
         """The z-score of `full` against chance, shape (M, M); NaN where chance allows only one value."""
+        # Modules have few different numbers of directions, so the spreads of all pairs are a small table.
         widths = sorted(set(self.directions.tolist()))
         table = {(i, j): overlap_spread(i, j, self.width) for i in widths for j in widths}
         spread = np.array([[table[i, j] for j in self.directions.tolist()] for i in self.directions.tolist()])
         excess = self.full - self.chance
-        z = np.divide(excess, spread, out=np.full_like(excess, np.nan), where=spread > 0)
-        return np.asarray(z, dtype=np.float64)
+        return np.asarray(np.divide(excess, spread, out=np.full_like(excess, np.nan), where=spread > 0))
 
 
 @final
@@ -77,7 +79,7 @@ class Relation:
         The number of pairs of different modules that are not 0.
     chance : float
         Mean chance level of φ(k, k′).
-    same, next, apart : float
+    same, next, farther : float
         Mean φ(k, k′) of pairs within a block, in neighbouring blocks, and of all other pairs.
     first : float
         Mean φ(1, 1) of pairs within a block; of pairs in neighbouring blocks if both kinds are the same.
@@ -88,7 +90,7 @@ class Relation:
     chance: float
     same: float
     next: float
-    apart: float
+    farther: float
     first: float
 
 
@@ -131,19 +133,20 @@ def nesting(
             U, s, V = module.bases()
             return (V if side == "in" else U).head(phi_rank or s.size)
 
+    # By kind first: matrices of overlaps then show the kinds as blocks.
     names = sorted(select(adapter, modules), key=lambda name: (natural_key(kind(name)), natural_key(name)))
     bases = in_threads(directions, names, threads, step)
     groups: dict[int, list[str]] = {}
     for name in names:
         groups.setdefault(bases[name].n, []).append(name)
     nestings = [_nesting(width, {name: bases[name] for name in group}, step) for width, group in groups.items()]
-    return sorted(nestings, key=lambda one: (-len(one.names), one.width))
+    return sorted(nestings, key=lambda group: (-len(group.names), group.width))
 
 
 def _nesting(width: int, bases: dict[str, Basis], step: Step | None) -> Nesting:
     widths = np.array([one.k for one in bases.values()], dtype=np.int64)
     smaller = np.minimum.outer(widths, widths).astype(np.float64)
-    smaller[smaller == 0] = np.nan
+    smaller[smaller == 0] = np.nan  # an update of 0 has no directions, so no overlap
     overlaps = []
     for count in (1, None):
         heads = [one if count is None else one.head(count) for one in bases.values()]
@@ -158,11 +161,17 @@ def _nesting(width: int, bases: dict[str, Basis], step: Step | None) -> Nesting:
 
 def relations(nested: Nesting) -> list[Relation]:
     """The relation of every pair of kinds of a `Nesting`, in natural order."""
-    kinds = [kind(name) for name in nested.names]
+    kinds = np.array([kind(name) for name in nested.names])
     distances = _distances(nested.names)
+
+    def mean(values: Floats) -> float:
+        return float(values.mean()) if values.size else nan
+
     results = []
-    for first, second in combinations_with_replacement(sorted(set(kinds), key=natural_key), 2):
-        pairs = _pairs(kinds, first, second) & ~np.isnan(nested.full)
+    for first, second in combinations_with_replacement(sorted(set(kinds.tolist()), key=natural_key), 2):
+        pairs = np.outer(kinds == first, kinds == second) & ~np.isnan(nested.full)
+        if first == second:  # each pair once, and no module with itself
+            pairs = np.triu(pairs, 1)
         if not pairs.any():
             continue
         same, neighbours = pairs & (distances == 0), pairs & (distances == 1)
@@ -170,11 +179,12 @@ def relations(nested: Nesting) -> list[Relation]:
             Relation(
                 kinds=(first, second),
                 pairs=int(pairs.sum()),
-                chance=_mean(nested.chance[pairs]),
-                same=_mean(nested.full[same]),
-                next=_mean(nested.full[neighbours]),
-                apart=_mean(nested.full[pairs & ~(same | neighbours)]),
-                first=_mean(nested.first[neighbours if first == second else same]),
+                chance=mean(nested.chance[pairs]),
+                same=mean(nested.full[same]),
+                next=mean(nested.full[neighbours]),
+                farther=mean(nested.full[pairs & ~(same | neighbours)]),
+                # A block has one module of a kind, so two modules of one kind are in different blocks.
+                first=mean(nested.first[neighbours if first == second else same]),
             )
         )
     return results
@@ -188,31 +198,22 @@ def closest(nested: Nesting, count: int = 10) -> list[tuple[int, int]]:
     200 exceeds 5 standard deviations.
     """
     rows, columns = np.triu_indices(len(nested.names), 1)
-    z = np.nan_to_num(nested.z[rows, columns], nan=-np.inf)
+    z = np.nan_to_num(nested.z[rows, columns], nan=-np.inf)  # pairs without a z-score sort to the end
     pairs = [(int(rows[k]), int(columns[k])) for k in np.argsort(-z, kind="stable")[:count] if np.isfinite(z[k])]
     directions = nested.directions.tolist()
     return [
         (i, j)
         for i, j in pairs
+        # Bonferroni's bound over all pairs that were looked at, because the pairs were chosen for their size.
         if rows.size * overlap_tail(float(nested.full[i, j]), directions[i], directions[j], nested.width) <= SURE
     ]
-
-
-def _pairs(kinds: Sequence[str], first: str, second: str) -> np.ndarray:
-    """A mask of the pairs of different modules of two kinds, each pair once; bool, shape (M, M)."""
-    is_first, is_second = (np.array([one == wanted for one in kinds]) for wanted in (first, second))
-    pairs = np.outer(is_first, is_second)
-    return np.triu(pairs, 1) if first == second else pairs
 
 
 def _distances(names: Sequence[str]) -> Floats:
     """The distance in blocks of every two modules; NaN in different stacks and outside any block."""
     blocks = [block(name) for name in names]
+    # A stack of its own for each module outside any block; no name holds a NUL.
     stacks = np.array([one.stack if one else f"\0{i}" for i, one in enumerate(blocks)])
     numbers = np.array([float(one.number) if one else np.nan for one in blocks])
     distances = np.abs(np.subtract.outer(numbers, numbers))
     return np.where(stacks[:, None] == stacks, distances, np.nan)
-
-
-def _mean(values: Floats) -> float:
-    return float(values.mean()) if values.size else float("nan")

@@ -1,15 +1,13 @@
 """All pairs of adapters of a collection: cosines, subspace overlaps, and signs of a common initialisation."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple, final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from loralens.core.adapter import Adapter
-from loralens.core.lazy import Array
 from loralens.core.lowrank import LowRank, same_numbers
 from loralens.core.names import natural_key, select
 from loralens.core.naming.matching import same_modules
@@ -25,8 +23,10 @@ from loralens.linalg.product import column_basis
 Of = Literal["update", "A", "B"]
 Side = Literal["in", "out"]
 
-ALIKE = 1 - 1e-9  # smallest computed cosine of two equal updates, with room for rounding
-SHARED = 0.5  # smallest cosine of A that shows a common initialisation; independent ones have 0 ± 1/√(r·in)
+ALIKE = 1 - 1e-9  # smallest computed cosine of two equal updates, with room for rounding, which is a few 1e-16
+# Independent initialisations have 0 ± 1/√(r·in). Among 497 published Mistral adapters, any threshold from 0.15 to 0.6
+# gave the same groups, and adapters of different groups had at most 0.044.
+SHARED = 0.5  # smallest cosine of A that shows a common initialisation
 
 
 @final
@@ -98,16 +98,11 @@ class Pairwise:
         """Cosine of the whole updates over their common modules, shape (T, T), in [−1, 1]; NaN if one is 0."""
         weights = self._weights()
         inner = np.einsum("mst,mst->st", np.nan_to_num(self.cosines), weights)
-        inner[self._alike(weights)] = 1.0
-        return np.asarray(np.clip(np.where(weights.any(axis=0), inner, np.nan), -1.0, 1.0), dtype=np.float64)
-
-    def _alike(self, weights: Floats) -> NDArray[np.bool_]:
-        """Mask of pairs whose common modules have equal norms and the cosine 1, shape (T, T).
-
-        The cosine of the whole updates is then exactly 1, which a sum of rounded terms would miss.
-        """
+        # If all common modules have equal norms and the cosine 1, then so has the whole update, exactly. A sum of
+        # rounded terms would miss that.
         one_norm = self.norms[:, :, None] == self.norms[:, None, :]
-        return np.asarray(((weights == 0) | (one_norm & (self.cosines == 1))).all(axis=0))
+        inner[((weights == 0) | (one_norm & (self.cosines == 1))).all(axis=0)] = 1.0
+        return np.asarray(np.clip(np.where(weights.any(axis=0), inner, np.nan), -1.0, 1.0), dtype=np.float64)
 
     @property
     def cosine_z(self) -> Floats:
@@ -116,6 +111,7 @@ class Pairwise:
         Under the null the norms stay and the directions are random in every module. Its variance is
         Σ_m ‖ΔW_s,m‖²‖ΔW_t,m‖²/(out·in) over Σ‖ΔW_s,m‖² Σ‖ΔW_t,m‖².
         """
+        # Directions of different modules are independent, so the variances of the terms add up.
         spread = np.sqrt(np.einsum("mst,m->st", self._weights() ** 2, self.spreads**2))
         return np.asarray(np.where(spread > 0, self.cosine / np.where(spread > 0, spread, 1.0), np.nan), np.float64)
 
@@ -200,43 +196,45 @@ def pairwise(
         raise MismatchError("no two of these adapters have a module in common", fix="give adapters of one base model")
     chosen = set(select([one.name for one in common], modules))
     common = [one for one in common if one.name in chosen]
-    keys = {f"{one.name} {one.shape}": one for one in common}
-    called = labels or [f"adapter {t}" for t in range(1, len(adapters) + 1)]
-    work = partial(_measure, adapters=adapters, labels=called, of=of, head=phi_rank)
-    rows = list(in_threads(lambda key: work(keys[key]), list(keys), threads, step).values())
-    norms, cosines, overlaps, chances, initial, ranks = zip(*rows, strict=True)
-    return Pairwise(
-        tuple(common),
-        np.stack(norms),
-        np.stack(cosines),
-        {side: np.stack([one[side] for one in overlaps]) for side in overlaps[0]},
-        {side: np.stack([one[side] for one in chances]) for side in chances[0]},
-        np.stack(initial),
-        np.stack(ranks),
+    sides: tuple[Side, ...] = ("in", "out") if of == "update" else ("in",) if of == "A" else ("out",)
+    shape = (len(common), len(adapters), len(adapters))
+    result = Pairwise(
+        modules=tuple(common),
+        norms=np.zeros(shape[:2]),
+        cosines=np.full(shape, np.nan),
+        overlaps={side: np.full(shape, np.nan) for side in sides},
+        chances={side: np.full(shape, np.nan) for side in sides},
+        initial=np.full(shape, np.nan),
+        ranks=np.zeros(shape[:2], dtype=np.int64),
     )
+    called = labels or [f"adapter {t}" for t in range(1, len(adapters) + 1)]
+
+    # By index, because one name may stand for modules of two shapes.
+    def measure(index: str) -> None:
+        _measure(int(index), result, adapters, labels=called, of=of, head=phi_rank)
+
+    in_threads(measure, [str(m) for m in range(len(common))], threads, step)
+    return result
 
 
 def match_collection(adapters: Sequence[Adapter]) -> list[Module]:
     """Match the modules of all adapters by name, else by normal form, and by shape; each is listed once."""
     holders_by_name: dict[str, list[str | None]] = {}
+    # Each adapter is matched with the union of those before it, so that T adapters take T matches and not T²/2.
     for t, adapter in enumerate(adapters):
         names = same_modules(holders_by_name, adapter)
         taken = set(names.values())
         for own_name, name in [*names.items(), *((name, name) for name in adapter if name not in taken)]:
             holders_by_name.setdefault(own_name, [None] * len(adapters))[t] = name
-    return [
-        one
-        for name in sorted(holders_by_name, key=natural_key)
-        for one in _by_shape(name, holders_by_name[name], adapters)
-    ]
-
-
-def _by_shape(name: str, holders: Sequence[str | None], adapters: Sequence[Adapter]) -> Iterable[Module]:
-    """One module for each shape that occurs under a name."""
-    shapes = [None if held is None else adapter[held].shape for held, adapter in zip(holders, adapters, strict=True)]
-    for shape in dict.fromkeys(shape for shape in shapes if shape):
-        same = (held if one == shape else None for held, one in zip(holders, shapes, strict=True))
-        yield Module(name, shape, tuple(same))
+    modules: list[Module] = []
+    for name in sorted(holders_by_name, key=natural_key):
+        holders = holders_by_name[name]
+        shapes = [adapter[holder].shape if holder else None for holder, adapter in zip(holders, adapters, strict=True)]
+        # Updates of two shapes cannot be compared: under one name they are two modules.
+        for shape in dict.fromkeys(shape for shape in shapes if shape):
+            fitting = (holder if own == shape else None for holder, own in zip(holders, shapes, strict=True))
+            modules.append(Module(name, shape, tuple(fitting)))
+    return modules
 
 
 def known_mean(values: Floats) -> Floats:
@@ -247,17 +245,6 @@ def known_mean(values: Floats) -> Floats:
     return np.asarray(np.where(count > 0, total / np.maximum(count, 1), np.nan), dtype=np.float64)
 
 
-class _Row(NamedTuple):
-    """The attributes of `Pairwise` for one module, without the axis of modules."""
-
-    norms: Floats
-    cosines: Floats
-    overlaps: Mapping[Side, Floats]
-    chances: Mapping[Side, Floats]
-    initial: Floats
-    ranks: Integers
-
-
 class _LabelledUpdate(NamedTuple):
     """The update of a module in one adapter, with the names of both for error messages."""
 
@@ -266,10 +253,14 @@ class _LabelledUpdate(NamedTuple):
     update: Update
 
 
-def _measure(module: Module, adapters: Sequence[Adapter], *, labels: Sequence[str], of: Of, head: int | None) -> _Row:
-    holders = {t: name for t, name in enumerate(module.holders) if name is not None}
+def _measure(
+    m: int, result: Pairwise, adapters: Sequence[Adapter], *, labels: Sequence[str], of: Of, head: int | None
+) -> None:
+    """Fill row m of the result, at the adapters that have this module; the others keep NaN and 0."""
+    holders = {t: name for t, name in enumerate(result.modules[m].holders) if name is not None}
     updates_held = [_LabelledUpdate(labels[t], name, adapters[t][name]) for t, name in holders.items()]
     updates = [one.update for one in updates_held]
+    # Cosines are of ΔW whatever φ compares, so these products are needed for A and B too.
     norms, widths, products = _products(updates_held, head)
     overlaps: dict[Side, Floats] = {"in": products.right, "out": products.left}
     if of != "update":
@@ -277,29 +268,25 @@ def _measure(module: Module, adapters: Sequence[Adapter], *, labels: Sequence[st
     initial = _initial(updates)
     cosines = np.where(np.outer(norms, norms) > 0, np.clip(products.inner, -1.0, 1.0), np.nan)
     np.fill_diagonal(cosines, np.where(norms > 0, 1.0, np.nan))
-    # For equal updates the results are known exactly, and must not differ from 1 by rounding.
-    for i, j in _same_pairs(updates, cosines):
-        cosines[i, j] = cosines[j, i] = initial[i, j] = initial[j, i] = 1.0
-        for squares in overlaps.values():
-            squares[i, j] = squares[j, i] = widths[i] if head is None else min(widths[i], head)
-    phis, chances = _phi(overlaps, widths if head is None else np.minimum(widths, head), module.shape)
-    expand = partial(_expand, ids=list(holders), count=len(adapters))
-    return _Row(
-        expand(norms, fill=0.0),
-        expand(cosines),
-        {side: expand(phi) for side, phi in phis.items()},
-        {side: expand(chance) for side, chance in chances.items()},
-        expand(initial),
-        expand(np.array([update.rank for update in updates]), fill=0),
-    )
-
-
-def _same_pairs(updates: Sequence[Update], cosines: Floats) -> Iterator[tuple[int, int]]:
-    """Pairs of updates with equal factors, which are compared only if the cosine does not rule it out."""
+    counts = widths if head is None else np.minimum(widths, head)  # of the directions that were compared
+    # For equal updates the results are known exactly, and must not differ from 1 by rounding. Their factors are read
+    # again only where the cosine does not rule equality out.
     for i, j in zip(*np.nonzero(np.triu(np.nan_to_num(cosines) > ALIKE, 1)), strict=True):
         first, second = updates[i], updates[j]
         if isinstance(first, LowRank) and isinstance(second, LowRank) and same_numbers(first, second):
-            yield int(i), int(j)
+            cosines[i, j] = cosines[j, i] = initial[i, j] = initial[j, i] = 1.0
+            for squares in overlaps.values():
+                squares[i, j] = squares[j, i] = counts[i]
+    ids = list(holders)
+    result.norms[m, ids], result.ranks[m, ids] = norms, [update.rank for update in updates]
+    at = np.ix_([m], ids, ids)
+    result.cosines[at], result.initial[at] = cosines, initial
+    # φ = Σcos²/min(k_s, k_t), and its chance level max(k_s, k_t)/n; NaN if one of the two has no directions.
+    smaller = np.where(np.outer(counts, counts) > 0, np.minimum.outer(counts, counts), np.nan)
+    larger = np.where(np.isnan(smaller), np.nan, np.maximum.outer(counts, counts))
+    for side, squares in overlaps.items():
+        result.overlaps[side][at] = np.clip(squares / smaller, 0.0, 1.0)
+        result.chances[side][at] = larger / result.modules[m].shape[side == "in"]
 
 
 def _products(held_updates: Sequence[_LabelledUpdate], head: int | None) -> tuple[Floats, Integers, Products]:
@@ -337,16 +324,6 @@ def _of_factor(
     return widths, {side: overlaps}
 
 
-def _phi(
-    overlaps: Mapping[Side, Floats], widths: Integers, shape: tuple[int, int]
-) -> tuple[dict[Side, Floats], dict[Side, Floats]]:
-    """φ = Σcos²/min(k_s, k_t) and its chance level max(k_s, k_t)/n; NaN if one of the two has no directions."""
-    smaller = np.where(np.outer(widths, widths) > 0, np.minimum.outer(widths, widths), np.nan)
-    larger = np.where(np.isnan(smaller), np.nan, np.maximum.outer(widths, widths))
-    phis: dict[Side, Floats] = {side: np.clip(squares / smaller, 0.0, 1.0) for side, squares in overlaps.items()}
-    return phis, {side: larger / shape[side == "in"] for side in overlaps}
-
-
 def _initial(updates: Sequence[Update]) -> Floats:
     """Cosine of vec(A) of every pair over the rows that both have; NaN if there is no A, or it is 0."""
     cosines = np.full((len(updates), len(updates)), np.nan)
@@ -354,17 +331,10 @@ def _initial(updates: Sequence[Update]) -> Floats:
     for rank in sorted(set(ranks) - {0}):  # rising, so that each pair ends with the cosine at its smaller rank
         ids = [i for i, one in enumerate(ranks) if one >= rank]
         sizes = [rank * updates[i].shape[1] for i in ids]
-        cosines[np.ix_(ids, ids)] = pairwise_cosines([partial(_rows, updates[i], rank) for i in ids], sizes)
+        rows = [partial(_first_rows, updates[i], rank) for i in ids]
+        cosines[np.ix_(ids, ids)] = pairwise_cosines(rows, sizes)
     return cosines
 
 
-def _rows(update: Update, count: int) -> Floats:
-    """The first rows of A."""
+def _first_rows(update: Update, count: int) -> Floats:
     return update.A[:count].astype(np.float64)
-
-
-def _expand(values: Array, *, ids: Sequence[int], count: int, fill: float = np.nan) -> Array:
-    """Expand values of the adapters ``ids`` to all ``count`` adapters along every axis; the others get ``fill``."""
-    full = np.full((count,) * values.ndim, fill, dtype=values.dtype)
-    full[np.ix_(*[ids] * values.ndim)] = values
-    return full

@@ -138,6 +138,7 @@ class Comparison:
     def cosine(self) -> float:
         """Cosine of the two whole updates over their common modules, in [−1, 1]; 0 if one of them is 0."""
         first, second, cosines = self._arrays()
+        # If all modules are equal, the cosine is exactly 1, which a sum of rounded terms would miss.
         same = np.array_equal(first, second) and first.any() and (cosines[first > 0] == 1).all()
         return 1.0 if same else float(np.clip(np.sum(first * second * cosines), -1.0, 1.0))
 
@@ -150,6 +151,7 @@ class Comparison:
         """
         first, second, _ = self._arrays()
         spreads = np.array([cosine_spread(one.shape) for one in self.modules.values()])
+        # Directions of different modules are independent, so the variances of the terms add up.
         spread = sqrt(np.sum((first * second * spreads) ** 2))
         return self.cosine / spread if spread else 0.0
 
@@ -157,6 +159,7 @@ class Comparison:
         """The norms of the modules of both adapters, relative to the whole updates, and the cosines of the modules."""
         first, second = np.array([one.norms for one in self.modules.values()]).T
         cosines = np.array([one.cosine for one in self.modules.values()])
+        # An update that is 0 in all common modules keeps its norms of 0, and its cosine is 0.
         return first / (frobenius(first) or 1.0), second / (frobenius(second) or 1.0), cosines
 
 
@@ -214,10 +217,11 @@ def compare_subspaces(
     No ΔW is formed: the work is O((out + in)(r1 + r2)²) a module. Directions count if their singular value is above
     rounding, σ₁ · max(out, in) · ε. An update of 0 has none, and its φ is empty. φ and the cosine are exact to 1e-12.
     """
-    side = side_of(of, side)
+    side = side_of(of, side)  # checked before anything is read
     pairs = same_modules(first, second)
-    taken = set(pairs.values())
-    chosen = select([*first, *(name for name in second if name not in taken)], modules)
+    matched = set(pairs.values())
+    # Globs may also name modules that only the second has, which are then listed as such.
+    chosen = select([*first, *(name for name in second if name not in matched)], modules)
     common = {name: pairs[name] for name in chosen if name in pairs}
     fitting = {name: other for name, other in common.items() if first[name].shape == second[other].shape}
     if not fitting:
@@ -258,12 +262,11 @@ def _nothing_to_compare(
     first: Adapter, second: Adapter, chosen: Sequence[str], common: Mapping[str, str]
 ) -> MismatchError:
     fix = "compare adapters of one base model; `loralens inspect` shows names and shapes"
-    for name, other in common.items():
+    for name, other in common.items():  # the first module is enough to show that the bases differ
         first_base, second_base = (adapter.base_model or "a model it does not name" for adapter in (first, second))
-        shapes = (
-            f"{name} is {first[name].shape} in the first, which adapts {first_base}, and {second[other].shape} in the "
-        )
-        return MismatchError(f"{shapes}second, which adapts {second_base}", fix=fix)
+        shapes = f"{name} is {first[name].shape} in the first, which adapts {first_base}"
+        shapes += f", and {second[other].shape} in the second, which adapts {second_base}"
+        return MismatchError(shapes, fix=fix)
     if same_modules(first, second):
         return MismatchError(f"only one of the two has {some(chosen, 1)}", fix="choose others with --modules")
     return MismatchError(f"no module in common: the first has {some(first, 1)}, the second {some(second, 1)}", fix=fix)
@@ -288,55 +291,42 @@ class _Directions(NamedTuple):
 
 def _similarity(a: _Directions, b: _Directions, other: str, side: Side, phi_rank: int | None) -> Similarity:
     first, second = a.update, b.update
-    if isinstance(first, LowRank) and isinstance(second, LowRank) and same_numbers(first, second):
-        return _equal_updates(a, other, side, phi_rank)
-    crosses: dict[Side, Floats] = {"in": a.right.cross(b.right), "out": a.left.cross(b.left)}
+    sizes: dict[Side, int] = {"in": first.shape[1], "out": first.shape[0]}
     overlaps: dict[Side, Overlap]
-    if a.factor and b.factor:
-        overlaps = {side: _leading(a.factor, b.factor, a.factor.cross(b.factor), phi_rank)}
+    if isinstance(first, LowRank) and isinstance(second, LowRank) and same_numbers(first, second):
+        # The numbers of equal updates are known: exactly 1, where rounding would give nearly 1.
+        k = a.s.size
+        width = a.factor.k if a.factor else k
+        width = width if phi_rank is None else min(width, phi_rank)
+        overlaps = {one: Overlap.of_one(width, n) for one, n in sizes.items() if one == side or not a.factor}
+        spans = cka = dict.fromkeys(sizes, 1.0 if k else nan)
+        cosine, initial = float(k > 0), 1.0 if first.A.any() else nan
     else:
-        overlaps = {
-            "in": _leading(a.right, b.right, crosses["in"], phi_rank),
-            "out": _leading(a.left, b.left, crosses["out"], phi_rank),
-        }
+        # Two small matrices of inner products, from which all other numbers follow.
+        crosses: dict[Side, Floats] = {"in": a.right.cross(b.right), "out": a.left.cross(b.left)}
+        if a.factor and b.factor:
+            overlaps = {side: _leading(a.factor, b.factor, a.factor.cross(b.factor), phi_rank)}
+        else:
+            overlaps = {
+                "in": _leading(a.right, b.right, crosses["in"], phi_rank),
+                "out": _leading(a.left, b.left, crosses["out"], phi_rank),
+            }
+        spans = {one: float(phi_map(G)[-1, -1]) if G.size else nan for one, G in crosses.items()}
+        cka = {one: linear_cka(a.s, b.s, G) for one, G in crosses.items()}
+        cosine, initial = update_cosine(a.s, b.s, crosses["out"], crosses["in"]), _initial(first, second)
     return Similarity(
-        other,
-        side,
-        first.shape,
-        (first.rank, second.rank),
-        (a.s.size, b.s.size),
-        (frobenius(a.s), frobenius(b.s)),
-        update_cosine(a.s, b.s, crosses["out"], crosses["in"]),
-        overlaps,
-        {side: float(phi_map(G)[-1, -1]) if G.size else nan for side, G in crosses.items()},
-        {side: linear_cka(a.s, b.s, G) for side, G in crosses.items()},
-        {side: linear_cka_chance(a.s, b.s, first.shape[side == "in"]) for side in crosses},
-        _initial(first, second),
-    )
-
-
-def _equal_updates(a: _Directions, other: str, side: Side, phi_rank: int | None) -> Similarity:
-    """The similarity of an update and an equal one: exactly 1 where rounding would give nearly 1."""
-    update, k = a.update, a.s.size
-    (out, in_), norm = update.shape, frobenius(a.s)
-    sizes: dict[Side, int] = {"in": in_, "out": out}
-    width = k if a.factor is None else a.factor.k
-    width = width if phi_rank is None else min(width, phi_rank)
-    sides = sizes if a.factor is None else {side: sizes[side]}
-    alike: dict[Side, float] = dict.fromkeys(sizes, 1.0 if k else nan)
-    return Similarity(
-        other,
-        side,
-        update.shape,
-        (update.rank, update.rank),
-        (k, k),
-        (norm, norm),
-        float(k > 0),
-        {side: Overlap.of_one(width, n) for side, n in sides.items()},
-        alike,
-        alike,
-        {side: linear_cka_chance(a.s, a.s, n) for side, n in sizes.items()},
-        1.0 if update.A.any() else nan,
+        other=other,
+        side=side,
+        shape=first.shape,
+        ranks=(first.rank, second.rank),
+        directions=(a.s.size, b.s.size),
+        norms=(frobenius(a.s), frobenius(b.s)),
+        cosine=cosine,
+        overlaps=overlaps,
+        spans=spans,
+        cka=cka,
+        cka_chance={one: linear_cka_chance(a.s, b.s, n) for one, n in sizes.items()},
+        initial=initial,
     )
 
 
@@ -349,5 +339,6 @@ def _initial(first: Update, second: Update) -> float:
     """Cosine of vec(A) over the rows that both have."""
     if not (isinstance(first, LowRank) and isinstance(second, LowRank)):
         return nan
+    # Random numbers are drawn row by row, so the first rows of two ranks may be the same numbers.
     rows = min(first.rank, second.rank)
     return vector_cosine(first.A[:rows], second.A[:rows])

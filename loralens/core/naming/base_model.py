@@ -36,9 +36,10 @@ FAMILIES = {
 CASINGS = {"cased", "uncased"}
 SIZES = {"tiny", "mini", "small", "base", "medium", "large", "xl", "xxl", "huge", "giant"}
 TUNED = {"it", "instruct", "instruction", "chat"}
+# `runs/bert-base` has the form of a Hub id, but the first part is no organisation.
 FOLDERS = {"model", "models", "base", "output", "outputs", "out", "run", "runs", "checkpoint", "checkpoints", "results"}
 SHOWN = 4  # most groups of adapters that a message lists
-# Names come from files; the expressions are applied to the end of a longer one.
+# Names come from files, so their length is bounded. The end of a longer one has the name itself.
 LONGEST = 300  # letters of a name that are looked at
 LEAST = 2  # tokens that names share before a size or a tuning in one alone tells them apart: gpt 2, gemma 3 270m
 
@@ -68,6 +69,7 @@ class BaseModel:
     def of(cls, name: str | None, config: Mapping[str, Any] | None = None) -> "BaseModel":
         """The model with this name and, if it is known, this ``config.json``."""
         config = config or {}
+        # A model of images and text has the sizes of its language model in a part of its own.
         text = config.get("text_config")
         sizes = {**config, **(text if isinstance(text, Mapping) else {})}
         vocabulary, hidden = (
@@ -75,9 +77,8 @@ class BaseModel:
             for keys in (("vocab_size",), ("hidden_size", "n_embd", "d_model"))
         )
         config_name = config.get("_name_or_path")
-        return cls(
-            name or "", (config_name,) if isinstance(config_name, str) and config_name else (), vocabulary, hidden
-        )
+        also = (config_name,) if isinstance(config_name, str) and config_name else ()
+        return cls(name or "", also, vocabulary, hidden)
 
 
 def contradiction(first: BaseModel, second: BaseModel) -> str:
@@ -91,6 +92,7 @@ def contradiction(first: BaseModel, second: BaseModel) -> str:
     # Names come first, as their message says more than two numbers do.
     if first.name and second.name and _names_differ(first.name, second.name):
         return "their names are of two models"
+    # Hidden sizes first, because a vocabulary may have been extended.
     for what, value, other_value in (
         ("hidden sizes", first.hidden, second.hidden),
         ("vocabularies", first.vocabulary, second.vocabulary),
@@ -118,6 +120,7 @@ def group_models(models: Sequence[BaseModel]) -> list[list[int]]:
     for i, model in enumerate(models):
         if not (model.name or model.hidden or model.vocabulary):
             continue
+        # Compared with the first of a group only, because "may be the same" is not transitive.
         home = next((group for group in groups if not contradiction(models[group[0]], model)), None)
         if home is None:
             groups.append([i])
@@ -143,18 +146,12 @@ def find_contradiction(labels: Sequence[str], adapters: Sequence[Adapter], model
         shown = [f"{models[group[0]].name}: {some([labels[i] for i in group])}" for group in groups]
         listed = "; ".join(shown[:SHOWN]) + (f"; and {len(shown) - SHOWN} more" if len(shown) > SHOWN else "")
         return f"these are adapters of {len(groups)} base models, as {why} ({listed})"
+    # Names and configurations may say nothing, but modules of the same name must have the same shape.
     for label, adapter in zip(labels[1:], adapters[1:], strict=True):
         why = shape_contradiction(adapters[0], adapter)
         if why:
             return f"{labels[0]} and {label} are adapters of two base models: {why}"
     return ""
-
-
-def _model_part(name: str) -> str:
-    """The part of a path or Hub id that names the model, in lower case."""
-    name = name[-LONGEST:]
-    cached = _CACHED.search(name)
-    return (cached[2] if cached else re.split(r"[/\\]", name.rstrip("/\\"))[-1]).lower()
 
 
 def _core_name(name: str) -> str:
@@ -163,8 +160,10 @@ def _core_name(name: str) -> str:
 
 
 def _tokens(name: str) -> list[str]:
-    """The words and numbers of a name."""
-    core = _model_part(name)
+    """The words and numbers of the part of a path or Hub id that names the model, in lower case."""
+    name = name[-LONGEST:]
+    cached = _CACHED.search(name)
+    core = (cached[2] if cached else re.split(r"[/\\]", name.rstrip("/\\"))[-1]).lower()
     # Copies of copies add several endings: Q4_K_M-GGUF, 4bit-MLX.
     while (shorter := _COPY.sub("", core)) != core and shorter:
         core = shorter
@@ -178,10 +177,14 @@ def _names_differ(first: str, second: str) -> bool:
     # Two known families without a common one: different models wherever the names come from.
     if all(families) and not families[0] & families[1]:
         return True
+    differing = tokens_first ^ tokens_second
     if _is_hub_id(first) and _is_hub_id(second):
-        return not _versions_apart(tokens_first, tokens_second)
+        # Different ids are different models, unless one is the other with a version: Mistral-7B and Mistral-7B-v0.1.
+        nested = tokens_first <= tokens_second or tokens_second <= tokens_first
+        return not (nested and all(word == "v" or word[-1].isdigit() for word in differing))
+    # A folder may be called anything.
     if not all(families):
-        return False  # a folder may be called anything
+        return False
     counts = tuple(set(filter(_COUNT.fullmatch, tokens)) for tokens in (tokens_first, tokens_second))
     numbers_first, numbers_second = _numbers_by_word(first), _numbers_by_word(second)
     pairs = [(tokens_first & CASINGS, tokens_second & CASINGS), (tokens_first & SIZES, tokens_second & SIZES), counts]
@@ -191,7 +194,6 @@ def _names_differ(first: str, second: str) -> bool:
     # A folder's name may leave out size and tuning, so their absence proves nothing.
     if _is_path(first) or _is_path(second):
         return False
-    differing = tokens_first ^ tokens_second
     return bool(differing) and differing <= SIZES | TUNED and len(tokens_first & tokens_second) >= LEAST
 
 
@@ -205,12 +207,6 @@ def _numbers_by_word(name: str) -> dict[str, set[str]]:
     return numbers
 
 
-def _versions_apart(first: set[str], second: set[str]) -> bool:
-    """Whether one name is the other with a version added: Mistral-7B and Mistral-7B-v0.1."""
-    differing = first ^ second
-    return (first <= second or second <= first) and all(word == "v" or word[-1].isdigit() for word in differing)
-
-
 def _is_path(name: str) -> bool:
     """Whether a name is the path of a folder, which may have only a part of the name of its model."""
     return not _is_hub_id(name) and bool(re.search(r"[/\\]", name))
@@ -219,6 +215,7 @@ def _is_path(name: str) -> bool:
 def _is_hub_id(name: str) -> bool:
     """Whether a name is probably a Hub id (organisation and model), not a path of two folders."""
     name = name[-LONGEST:]
+    # A folder of the Hub's cache has the id in its name.
     if _CACHED.search(name):
         return True
     return _HUB.match(name) is not None and name.partition("/")[0].lower() not in FOLDERS

@@ -1,6 +1,7 @@
 """Names of the modules of image models: in a diffusers pipeline, in ComfyUI, and in kohya's sd-scripts.
 
-What the two programs look up, read from their own code; a name that they do not have is ignored without an error:
+ComfyUI and sd-scripts ignore names that they do not know without an error. The names that they look up were read from
+their code:
 
 - ComfyUI 0.3.64: ``model_lora_keys_unet`` and ``model_lora_keys_clip`` of ``comfy/lora.py``, the maps of
   ``comfy/utils.py`` (``unet_to_diffusers``, ``flux_to_diffusers`` …), ``comfy/lora_convert.py``, and the leaves of
@@ -8,7 +9,8 @@ What the two programs look up, read from their own code; a name that they do not
 - sd-scripts 0.10.1: ``LoRANetwork`` of ``networks/lora.py`` for SD and SDXL; the names of the layers of other models
   are those of the checkpoint, flattened.
 
-transformers 5 has no ``text_model`` around the layers of ``CLIPTextModel`` any more; both programs look for it.
+In transformers 5 there is no ``text_model`` around the layers of ``CLIPTextModel`` any more, but both programs still
+look for it.
 """
 
 import re
@@ -45,6 +47,7 @@ def _with_underscores(regex: re.Pattern[str]) -> re.Pattern[str]:
     return re.compile(regex.pattern.replace(r"\.", "_"))
 
 
+# kohya's names, in which underscores stand for dots.
 _FLAT_UNET_ROOT, _FLAT_UNET = _with_underscores(_UNET_ROOT), _with_underscores(_UNET)
 _FLAT_CLIP, _FLAT_CLIP_KNOWN = _with_underscores(_CLIP_LAYER), _with_underscores(_CLIP_KNOWN)
 _FLAT_LAYERS = re.compile(_LAYERS.replace(r"\.", "_"))
@@ -60,31 +63,33 @@ _USO = ("single_blocks.37.processor.qkv_lora.up.weight", "double_blocks.18.proce
 def in_pipeline(name: str) -> str:
     """The name of a module in its pipeline, as its diffusers checkpoint on the Hub has it.
 
-    ``unet.`` before the layers of a UNet and ``transformer.`` before those of FLUX, SD3 and kin, where the name is that
-    of the component alone; CLIP's layers under ``text_model.``. Every other name stays.
+    Names of a component alone get ``unet.`` before the layers of a UNet, and ``transformer.`` before those of FLUX, SD3
+    and similar models. Layers of CLIP get ``text_model.`` after their encoder. Every other name stays.
     """
     for encoder in ENCODERS:
         inner = name.removeprefix(encoder)
         if inner != name:
             return f"{encoder}text_model.{inner}" if inner.startswith("encoder.") and _CLIP_LAYER.match(inner) else name
+    # A file of the UNet alone does not repeat the name of the component.
     if _UNET_ROOT.match(name):
         return f"unet.{name}"
     return f"transformer.{name}" if _JOINT.match(name) else name
 
 
 def lone_encoder(names: Iterable[str]) -> str | None:
-    """The first name of a CLIP text encoder's layer that does not say which encoder of a pipeline; None if none is."""
+    """The first name of a layer of CLIP that does not say in which text encoder it is; None if there is none."""
     return next((name for name in names if _CLIP_LAYER.match(name)), None)
 
 
 def comfyui_has(name: str) -> bool:
-    """Whether ComfyUI can have a module of this name, as a file has it.
+    """Whether ComfyUI can have a module of this name (a name as a file has it).
 
-    False where it cannot, whatever the model; names that depend on the model's own layers are taken for good.
+    False means that no model in ComfyUI has such a module. Names that depend on the layers of the model count as known.
     """
     prefix, _, inner = name.partition(".")
     if prefix in ("text_encoder", "text_encoder_2"):
         return bool(_CLIP_KNOWN.match(inner))
+    # ComfyUI's own names, which depend on the model.
     if prefix == "text_encoders":
         return True
     if prefix == "diffusion_model":
@@ -97,41 +102,39 @@ def comfyui_has(name: str) -> bool:
     if name.startswith("unet.base_model.model."):  # old scripts for PixArt
         return _is_mapped(name.removeprefix("unet.base_model.model."))
     if prefix == "unet" or _UNET_ROOT.match(name):
-        return _processed(name.removeprefix("unet."))
+        # Only names that `comfyui_unet` gives: with `.processor`, and without the `.0` of `to_out.0`.
+        inner = name.removeprefix("unet.")
+        plain = f"{inner}.0" if inner.endswith(".processor.to_out") else inner
+        return comfyui_unet(plain.replace(".processor.to_", ".to_")) == inner
     if "." not in name:
         return _flat_is_known(name)
     return prefix not in ("text_encoder_3", "text_model", "transformer_2") and not _CLIP_LAYER.match(name)
 
 
 def comfyui_may_lack(name: str) -> bool:
-    """Whether a name is one of a diffusers transformer that ComfyUI 0.3.64 maps for no model; later ones may."""
+    """Whether a name is one of a diffusers transformer that ComfyUI 0.3.64 maps for no model; later versions may."""
     return name.startswith("transformer.") and not _is_mapped(name.removeprefix("transformer."))
 
 
 def _is_mapped(name: str) -> bool:
-    """Whether a layer of a diffusers transformer has a name of the models that ComfyUI has maps for."""
+    """Whether the name of a layer occurs in the diffusers transformers for which ComfyUI has maps."""
     return bool(_TRANSFORMERS.match(name))
 
 
 def comfyui_unet(name: str) -> str | None:
-    """What ComfyUI calls a layer of a UNet, from its name in diffusers without ``unet.``; None for one it has not."""
+    """ComfyUI's name of a layer of a UNet, from its diffusers name without ``unet.``; None if it has no such layer."""
     if not _UNET.match(name):
         return None
     return name.replace(".to_", ".processor.to_").removesuffix(".0" if name.endswith(".to_out.0") else "")
 
 
-def _processed(name: str) -> bool:
-    """Whether a name is one that `comfyui_unet` gives."""
-    plain = f"{name}.0" if name.endswith(".processor.to_out") else name
-    return comfyui_unet(plain.replace(".processor.to_", ".to_")) == name
-
-
 def _flat_is_known(name: str) -> bool:
-    """Whether ComfyUI can have a name with underscores for dots."""
+    """Whether ComfyUI can have a name with underscores in place of dots."""
     if name.startswith(("lora_unet_unet_", "lora_unet_text_model_", "lora_unet_single_transformer_blocks_")):
         return False
+    # Wan-Fun, which comfy/lora_convert.py renames.
     if name.startswith("lora_unet__"):
-        return True  # Wan-Fun, which comfy/lora_convert.py renames
+        return True
     for prefix in ("lora_unet_", "lycoris_"):
         inner = name.removeprefix(prefix)
         if inner != name:
@@ -145,12 +148,13 @@ def _flat_is_known(name: str) -> bool:
 
 
 def sd_scripts_has(name: str) -> bool:
-    """Whether sd-scripts can have a module of this name, as a file has it; as `comfyui_has` otherwise."""
+    """Whether sd-scripts can have a module of this name. See `comfyui_has`."""
     encoder = re.match(r"lora_te[123]?_(?P<inner>.+)", name)
     if encoder:
         inner = encoder["inner"]
         is_layer = bool(re.match(r"text_model_encoder_layers_\d+_(self_attn_(q|k|v|out)_proj|mlp_fc[12])$", inner))
         return is_layer or inner.startswith("encoder_block_")  # T5 of FLUX and SD3
+    # The prefix is required, and everything after it is flattened.
     inner = name.removeprefix("lora_unet_")
     if inner == name or "." in name or inner.startswith(("unet_", "text_model_", "single_transformer_blocks_")):
         return False
@@ -159,11 +163,11 @@ def sd_scripts_has(name: str) -> bool:
 
 
 def file_name(keys: Iterable[str]) -> str | None:
-    """What a file calls a module, from the keys of its update; None where ComfyUI knows none of them."""
+    """The name of a module in its file, found from the keys of its update; None if ComfyUI knows none of these keys."""
     keys = list(keys)
     return next((found["name"] for key in keys if (found := _LEAF.match(key))), None)
 
 
 def is_uso(keys: Iterable[str]) -> bool:
-    """Whether a file is of XLabs' names and complete, which ComfyUI renames (``convert_uso_lora``)."""
+    """Whether a file has all of XLabs' names. ComfyUI renames only such a file (``convert_uso_lora``)."""
     return set(_USO) <= set(keys)

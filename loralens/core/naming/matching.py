@@ -17,7 +17,7 @@ from typing import TypeVar, final
 
 from loralens.core.names import expert, natural_key, nearest, weight_name
 from loralens.core.naming.normal_form import bare_form, encoder, inner_form, may_be_same, normal_form
-from loralens.core.naming.storage import MatrixSlot, Place, Shape, Storage, interleaved, slots
+from loralens.core.naming.storage import MatrixSlot, Place, Shape, Storage, is_interleaved, slots
 from loralens.errors import MismatchError
 
 __all__ = ["Match", "Shape", "match", "normal_form", "same_modules", "shape_fits"]
@@ -94,6 +94,7 @@ def match(
     MismatchError
         A module matches no weight or several. The message contains the nearest names.
     """
+    # The best match so far, which names the missing modules if no edit fits all of them.
     best = Match({}, "")
     for edit, rename in _edits(modules, base):
         keys = {name: _weight_key(rename(name), shape, base) for name, shape in modules.items()}
@@ -106,6 +107,7 @@ def match(
         best = max(best, stored, key=lambda option: len(option.keys))
         if len(stored.keys) == len(modules):
             return stored
+    # Last, because a normal form is the same for names that differ in dots and underscores alone.
     by_form = Match(_by_normal_form(modules, base), "reading underscores as dots", _form_reader(base))
     best = max(best, by_form, key=lambda option: len(option.keys))
     if len(by_form.keys) == len(modules) or (allow_missing and best.keys):
@@ -141,6 +143,7 @@ def _prefixes(names: list[str], base: Mapping[str, Shape]) -> list[str]:
     """The prefixes with which the first module occurs in the base, shortest first; at most `MOST_LEADS`."""
     if not names:
         return []
+    # One module is enough: the edit has to fit all of them anyway.
     first = weight_name(names[0])
     ends = (f".{first}.weight", f".{first}")
     prefixes = {key[: -len(end) + 1] for key in base for end in ends if key.endswith(end)}
@@ -150,6 +153,7 @@ def _prefixes(names: list[str], base: Mapping[str, Shape]) -> list[str]:
 def _weight_key(name: str, shape: Shape, base: Mapping[str, Shape]) -> str | None:
     """The key of a module's weight in the base, if the shape fits."""
     plain = weight_name(name)
+    # `.weight` first; stacks of experts and other parameters are stored under their own name.
     for key in (f"{plain}.weight", plain):
         if key in base and shape_fits(shape, base[key], expert=plain != name):
             return key
@@ -191,14 +195,11 @@ def _by_storage(modules: Mapping[str, Shape], base: Mapping[str, Shape], storage
             elif module_places and _fits_places(shape, module_places, base):
                 first = module_places[0]
                 keys[name] = first.key
-                if len(module_places) > 1 or first.parts > 1 or first.number != _number(name):
+                # An expert under its own number needs no place: its number is in its name.
+                own = expert(name)
+                if len(module_places) > 1 or first.parts > 1 or first.number != (own.number if own else None):
                     parts[name] = module_places
         yield Match(keys, " and ".join(filter(None, (_AS_STORED, edit))), home, parts)
-
-
-def _number(name: str) -> int | None:
-    stacked = expert(name)
-    return stacked.number if stacked else None
 
 
 def _fits_places(update: Shape, places: tuple[Place, ...], base: Mapping[str, Shape]) -> bool:
@@ -211,7 +212,8 @@ def _fits_places(update: Shape, places: tuple[Place, ...], base: Mapping[str, Sh
     if any(len(shape) != 2 for shape in shapes):
         return False
     if len(places) == 1:
-        return bool(part_axes(update, shapes[0], first.parts, alternate=interleaved(first.key, base)))
+        return bool(part_axes(update, shapes[0], first.parts, alternate=is_interleaved(first.key, base)))
+    # Whole matrices below each other: their widths must agree, and their heights add up.
     rows, widths = sum(shape[0] for shape in shapes), {shape[1] for shape in shapes}
     are_whole = all(place.parts == 1 for place in places)
     return are_whole and len(widths) == 1 and (rows, *widths) in (update, update[::-1])
@@ -224,6 +226,7 @@ def part_axes(update: Shape, matrix: Shape, parts: int, *, alternate: bool) -> l
     """
     rows, columns = matrix
     axes = []
+    # Rows first, because most models store (out, in).
     if not alternate and rows % parts == 0 and (rows // parts, columns) in (update, update[::-1]):
         axes.append(0)
     if columns % parts == 0 and (columns // parts, rows) == update:
@@ -260,6 +263,7 @@ def same_modules(first: Iterable[str], second: Iterable[str]) -> dict[str, str]:
     first, second = list(first), set(second)
     pairs = {name: name for name in first if name in second}
     forms: Forms = (*_STATED, inner_form, slots)
+    # From the form that changes a name least to the one that changes it most.
     for form in forms:
         if len(pairs) == len(first):
             break
@@ -288,6 +292,7 @@ def _by_normal_form(modules: Mapping[str, Shape], base: Mapping[str, Shape]) -> 
             forms.setdefault(form(key.removesuffix(".weight")), []).append(key)
         for name, shape in modules.items():
             plain = weight_name(name)
+            # Several keys of one form: the name does not decide between them.
             keys = [key for key in forms.get(form(plain), []) if may_be_same(plain, key)]
             keys = [key for key in keys if shape_fits(shape, base[key], expert=plain != name)]
             if len(keys) == 1:
@@ -304,6 +309,7 @@ def _no_match_error(modules: Mapping[str, Shape], base: Mapping[str, Shape], bes
     missing = [name for name in modules if name not in best.keys]
     renames = [best.rename, *(rename for _, rename in _edits(modules, base)), _form_reader(base)]
     name = missing[0]
+    # A weight of this name and another shape says more than the nearest names: the base is another model.
     for rename in renames:
         sought = weight_name(rename(name))
         same = next((key for key in (f"{sought}.weight", sought) if key in base), None)

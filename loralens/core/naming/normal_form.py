@@ -8,7 +8,8 @@ _ENCODER = re.compile(  # prefixes that state that a module is in a text encoder
     r"|text_encoder(?:_(?P<diffusers>\d))?\."
     r"|text_encoders\.(?P<comfyui>clip_[lhg]|t5xxl)\.transformer\.)"
 )
-_COMFYUI = {"clip_g": 2}  # clip_l, and clip_h of Stable Diffusion 2, are the first
+# SDXL has clip_l and clip_g. clip_h is the only encoder of Stable Diffusion 2.
+_COMFYUI = {"clip_g": 2}  # clip_l and clip_h are the first
 # More names than any model has; a bound, because names come from files.
 CACHED = 1 << 16  # names in each cache, since matching uses the names of a base several times
 _T5 = re.compile(r"^encoder[._]block[._]\d+[._]layer[._]")
@@ -23,6 +24,7 @@ def normal_form(name: str) -> str:
 
     Modules in the second and later text encoders keep the number of the encoder: ``te2_``.
     """
+    # The first encoder needs no number: in models with one encoder, names often have none.
     number = encoder(name)
     return f"te{number}_{inner_form(name)}" if number > 1 else inner_form(name)
 
@@ -48,7 +50,7 @@ def inner_form(name: str) -> str:
     """The normal form without the number of a text encoder."""
     stated = _ENCODER.match(name)
     # Longer prefixes stand before their own beginnings in `_PREFIXES`.
-    prefix = stated[0] if stated else next((one for one in _PREFIXES if name.startswith(one)), "")
+    prefix = stated[0] if stated else next((prefix for prefix in _PREFIXES if name.startswith(prefix)), "")
     return re.sub(r"[./]", "_", name[len(prefix) :])
 
 

@@ -84,6 +84,7 @@ def slots(name: str) -> tuple[MatrixSlot, ...]:
     elif alone:
         part = EXPERT_PARTS.get(alone["part"], alone["part"])
         path, number = f"{alone['stack']}.{part}", int(alone["number"])
+    # In order: `.attention.output.dense` has to be replaced before the shorter `.output.dense`.
     for expression, new in _RENAMED:
         path = expression.sub(new, path)
     for end, parts in FUSED:
@@ -118,28 +119,28 @@ class Storage:
         return {slot.name: self._base[places[0].key] for slot, places in self._places.items()}
 
     def places(self, module_slots: Sequence[MatrixSlot]) -> tuple[Place, ...]:
-        """Where these slots of one module are stored; empty where one is not, or could be several."""
+        """The places in which these slots of one module are stored; empty if a slot has no place, or several."""
         slot_places = [self._place(slot) for slot in module_slots]
         places = tuple(place for place in slot_places if place is not None)
+        # A module without one of its parts cannot be adapted.
         if len(places) < len(module_slots):
             return ()
         first = places[0]
         # All parts of one tensor in their order are the tensor itself.
-        if [(p.key, p.number, p.part, p.parts) for p in places] == [
-            (first.key, first.number, part, len(places)) for part in range(len(places))
-        ]:
+        if places == tuple(first._replace(part=part, parts=len(places)) for part in range(len(places))):
             return (Place(first.key, first.number),)
         return places
 
     def _place(self, slot: MatrixSlot) -> Place | None:
         candidates = self._places.get(slot, [])
-        if not candidates and slot.expert is not None:  # of a stack, whose name says no number
+        # The name of a stack says no number. Only a tensor with three axes is one.
+        if not candidates and slot.expert is not None:
             stacks = self._places.get(MatrixSlot(slot.name), [])
             candidates = [p._replace(number=slot.expert) for p in stacks if len(self._base[p.key]) == 3]
         # Two candidates: the name does not decide between them, so it matches none.
         return candidates[0] if len(candidates) == 1 else None
 
 
-def interleaved(key: str, base: Iterable[str]) -> bool:
+def is_interleaved(key: str, base: Iterable[str]) -> bool:
     """Whether gate and up alternate in a stored stack, as in gpt-oss, which is recognised by the biases of experts."""
     return key.endswith("experts.gate_up_proj") and f"{key}_bias" in base

@@ -138,13 +138,13 @@ class Expression:
     def _matches_in_time(self, path: str) -> bool:
         """`matches` by the package `regex`, which checks a time limit while it matches."""
         clock = self._allowance.backtracking
-        if not clock.left:
+        if not clock.remaining:
             raise clock.error(self._what, fix=SIMPLER)
         with clock.running(self._what, fix=SIMPLER):
             pattern = _compile_with_regex(self._text, self._what)
         try:
             with clock.running(self._what, fix=SIMPLER):
-                return pattern.fullmatch(path, timeout=clock.left) is not None
+                return pattern.fullmatch(path, timeout=clock.remaining) is not None
         except TimeoutError as error:
             clock.spent = clock.limit  # else every further name would be tried for the remaining time
             raise clock.error(self._what, fix=SIMPLER) from error

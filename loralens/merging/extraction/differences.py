@@ -10,7 +10,7 @@ import re
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from math import prod
+from math import prod, sqrt
 from typing import final
 
 import numpy as np
@@ -67,24 +67,16 @@ class MatrixDifference:
 
     def differs(self) -> bool:
         """Whether the tuned weight differs from the base by more than a change of dtype."""
-        return any(_values_differ(theirs, ours) for _, ours, theirs in self._both())
+        return any(values_differ(theirs, ours) for _, ours, theirs in self._both())
+
+    def norm(self) -> float:
+        """‖tuned − base‖_F, or 0 if only the dtype differs."""
+        return sqrt(sum(float(np.vdot(D, D)) for _, D, _ in self.blocks())) if self.differs() else 0.0
 
     def _both(self) -> Iterator[tuple[slice, Array, Array]]:
+        # Both are stored alike, so their blocks have the same rows.
         for (part, ours), (_, theirs) in zip(self.tuned.blocks(), self.base.blocks(), strict=True):
             yield part, ours, theirs
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Other:
-    """A tensor of both checkpoints that is not the matrix of a layer: a norm, a bias, a buffer."""
-
-    base: LazyArray
-    tuned: LazyArray
-
-    def differs(self) -> bool:
-        """Whether the tuned tensor differs from the base by more than a change of dtype."""
-        return _values_differ(self.base.read(), self.tuned.read())
 
 
 @final
@@ -96,10 +88,10 @@ class CheckpointComparison:
     ----------
     tuned : mapping of str to LazyArray
         All tensors of the tuned checkpoint.
-    matrices : mapping of str to Difference
+    matrices : mapping of str to MatrixDifference
         By the name of the module.
-    other_tensors : mapping of str to Other
-        By key.
+    other_tensors : mapping of str to (LazyArray, LazyArray)
+        Tensors that are not matrices of layers (norms, biases, buffers): those of the base and of the tuned checkpoint.
     added : tuple of str
         Keys that the base does not have.
     resized : mapping of str to tuple of int
@@ -112,7 +104,7 @@ class CheckpointComparison:
 
     tuned: Tensors
     matrices: Mapping[str, MatrixDifference]
-    other_tensors: Mapping[str, Other]
+    other_tensors: Mapping[str, tuple[LazyArray, LazyArray]]
     added: tuple[str, ...]
     resized: Mapping[str, tuple[int, ...]]
     missing: tuple[str, ...]
@@ -129,7 +121,7 @@ def is_depthwise(shape: tuple[int, ...]) -> bool:
     return len(shape) > 2 and shape[1] == 1 < shape[0]
 
 
-def perhaps_grouped(difference: MatrixDifference) -> bool:
+def may_be_grouped(difference: MatrixDifference) -> bool:
     """Whether a convolution may have groups, in which case PEFT would need an A that reads all channels."""
     kernel = prod(difference.layout.kernel)
     out, inside = difference.shape[0], difference.shape[1] // max(kernel, 1)
@@ -153,7 +145,7 @@ def compare_checkpoints(
     partners, edit = _match_keys(base, tuned)
     holders = _modules_with_children({key.rpartition(".")[0] for key in tuned})
     matrices: dict[str, MatrixDifference] = {}
-    other_tensors: dict[str, Other] = {}
+    other_tensors: dict[str, tuple[LazyArray, LazyArray]] = {}
     resized: dict[str, tuple[int, ...]] = {}
     for key, partner in partners.items():
         ours, theirs = tuned[key], base[partner]
@@ -165,7 +157,7 @@ def compare_checkpoints(
         differences = _matrices(key, partner, ours, theirs, conv1d=conv1d, hidden=hidden, alone=alone)
         matrices.update(differences)
         if not differences:
-            other_tensors[key] = Other(theirs, ours)
+            other_tensors[key] = theirs, ours
     added = tuple(key for key in tuned if key not in partners)
     used = {*partners.values()}
     return CheckpointComparison(
@@ -189,17 +181,17 @@ def _modules_with_children(modules: Iterable[str]) -> set[str]:
 
 def _match_keys(base: Tensors, tuned: Tensors) -> tuple[dict[str, str], str]:
     """Keys of the tuned checkpoint → keys of the base, with the prefix that matches most, and the edit in words."""
-    best = {key: key for key in tuned if key in base}
-    edit = ""
-    for lead in _prefixes(base, tuned):
-        pairs = {lead + key: key for key in base if lead + key in tuned}
-        # Strictly more: on a tie the names stay as they are.
-        if len(pairs) > len(best):
-            best, edit = pairs, f"adding {lead!r} to the names of the base"
-    for lead in _prefixes(tuned, base):
-        pairs = {key: lead + key for key in tuned if lead + key in base}
-        if len(pairs) > len(best):
-            best, edit = pairs, f"dropping {lead!r} from the names of the base"
+
+    def edits() -> Iterator[tuple[dict[str, str], str]]:
+        yield {key: key for key in tuned if key in base}, ""
+        for lead in _prefixes(base, tuned):
+            yield {lead + key: key for key in base if lead + key in tuned}, f"adding {lead!r} to the names of the base"
+        for lead in _prefixes(tuned, base):
+            pairs = {key: lead + key for key in tuned if lead + key in base}
+            yield pairs, f"dropping {lead!r} from the names of the base"
+
+    # `max` returns the first of several: on a tie the names stay as they are.
+    best, edit = max(edits(), key=lambda option: len(option[0]))
     return {key: best[key] for key in tuned if key in best}, edit
 
 
@@ -224,13 +216,15 @@ def _matrices(
     name = key.removesuffix(".weight")
     if len(shape) == 3 and (_EXPERTS.search(key) if name == key else ".experts." in slots(name)[0].name):
         return _expert_matrices(key, partner, ours, theirs, hidden)
+    # Without `.weight` it is a parameter, whose orientation is unknown, so it is taken as it is stored.
     if name == key:
         bare = len(shape) == 2 and alone
         layout = Layout("parameter")
         return {key: MatrixDifference(Weight(partner, theirs, False), Weight(key, ours, False), layout)} if bare else {}
     if len(shape) > 2:
+        # A pair would mix the channels.
         if is_depthwise(shape):
-            return {}  # a pair would mix the channels
+            return {}
         layout, transposed = Layout("conv", kernel=shape[2:]), False
     elif is_embedding(name):
         layout, transposed = Layout("embedding"), True
@@ -247,9 +241,11 @@ def _expert_matrices(
     """The matrices of a stack, one for each expert."""
     count, rows, columns = ours.shape
     name = key.removesuffix(".weight")
-    called = slots(name)[0].name if name != key else key  # Granite's layers have names of their own
-    inner = bool(_IN_LAST.search(called.rpartition(".")[2]))  # its outputs have the hidden size
-    # Square experts look the same both ways; they are taken as (out, in).
+    # Granite's layers have names of their own, which `slots` translates.
+    called = slots(name)[0].name if name != key else key
+    inner = bool(_IN_LAST.search(called.rpartition(".")[2]))
+    # The side of the hidden size says which axis is which. Square experts look the same both ways, and are taken as
+    # (out, in).
     transposed = rows != columns and (columns if inner else rows) == hidden
 
     def expert_weight(tensor: LazyArray, e: int) -> LazyArray:
@@ -269,7 +265,7 @@ def _is_floating(tensor: LazyArray) -> bool:
     return tensor.dtype.kind in "fV"
 
 
-def _values_differ(base: Array, tuned: Array) -> bool:
+def values_differ(base: Array, tuned: Array) -> bool:
     """Whether numbers differ by more than a change of dtype; NaN counts as equal to NaN."""
     with np.errstate(over="ignore", invalid="ignore"):
         # A tuned checkpoint is often saved in another dtype, which alone is no change.

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import sqrt
-from typing import Any, NoReturn, final
+from functools import partial
+from math import inf, prod, sqrt
+from typing import Any, final
 
 import numpy as np
 
 from loralens.core.adapter import Adapter
-from loralens.core.lazy import LazyArray
+from loralens.core.lazy import without_numbers
 from loralens.core.lowrank import LowRank
 from loralens.core.names import natural_key, select
 from loralens.core.ranks import Rule, ranks, shared_ranks
@@ -22,7 +23,7 @@ from loralens.merging.extraction.differences import (
     compare_checkpoints,
     is_embedding,
 )
-from loralens.merging.extraction.extraction import AdapterFrame, ExtractedModule, Extraction
+from loralens.merging.extraction.extraction import ExtractedModule, Extraction, assemble_extracted
 from loralens.merging.extraction.leftover import LeftOut, collect_leftover
 from loralens.merging.extraction.triplets import START, NoiseEdge, Triplets, compute_triplets, measured_error
 from loralens.merging.tying import Tied
@@ -31,6 +32,7 @@ from loralens.merging.tying import Tied
 BIG = 1 << 24  # entries of a matrix from which matrices are processed one at a time, with all threads in the products
 
 Size = Callable[[Adapter], int]
+Assemble = Callable[[Mapping[str, LowRank]], Adapter]
 Step = Callable[[int], None]
 
 
@@ -98,6 +100,7 @@ def extract_adapter(
     triplets. Weights that differ are read three times: for the comparison, for the SVD, and for the error of the pair.
     """
     base, tuned, tied = _separate_heads(base, base_config, tuned, tuned_config)
+    assemble = partial(assemble_extracted, base_model=base_model, conv1d=conv1d, tied=tied)
     compared = compare_checkpoints(base, tuned, conv1d=conv1d, hidden=_hidden_size(tuned_config or {}))
     if not compared.matrices:
         raise OptionError("the two checkpoints share no weight matrix", fix="give two checkpoints of one model")
@@ -111,14 +114,15 @@ def extract_adapter(
     results, skipped = work.measure()
     # The size of the file counts the extras, so they are collected before the ranks are chosen.
     extras = collect_leftover(compared, results, drop=drop_extra)
-    ranked = work.ranks(results, size or _nbytes, AdapterFrame(extras, base_model, conv1d, tied))
+    ranked = work.ranks(results, size or _nbytes, lambda pairs: assemble(pairs, extras))
     chosen_ranks = {name: rank for name, rank in ranked.items() if rank}
     noise = [
         LeftOut(name, "nothing rises above the noise", results[name].norm)
         for name in ranked
         if name not in chosen_ranks
     ]
-    skipped += [one for one in noise if one.norm]
+    # A module of a stack may be equal in both checkpoints: nothing of it is lost.
+    skipped += [module for module in noise if module.norm]
     if not chosen_ranks:
         count = len(skipped)
         what = f"{count} matrices differ and none is taken: {skipped[0].why}" if count else "no matrix differs"
@@ -127,8 +131,9 @@ def extract_adapter(
     if len(chosen_ranks) < len(results):
         extras = collect_leftover(compared, chosen_ranks, drop=drop_extra)
     pairs, measurements = work.pairs(results, chosen_ranks)
-    adapter = AdapterFrame(extras, base_model, conv1d, tied).adapter(pairs)
-    return Extraction(adapter, measurements, work.unchanged, (*skipped, *extras.left_out), tuple(extras.notes))
+    return Extraction(
+        assemble(pairs, extras), measurements, work.unchanged, (*skipped, *extras.left_out), tuple(extras.notes)
+    )
 
 
 def _separate_heads(
@@ -140,11 +145,10 @@ def _separate_heads(
     """
     ours, theirs = Tied.of(tuned, tuned_config or {}), Tied.of(base, base_config or {})
     if ours.lacks_head == theirs.lacks_head:
-        shared = (
-            ours.ties.embedding if ours.lacks_head and tuned_config else None
-        )  # without a configuration it may have no head
+        # Without a configuration the model may have no head at all.
+        shared = ours.ties.embedding if ours.lacks_head and tuned_config else None
         return base, tuned, shared and shared.removesuffix(".weight")
-    return theirs.shown(base), ours.shown(tuned), None
+    return theirs.ties.with_copies(base), ours.ties.with_copies(tuned), None
 
 
 def _hidden_size(config: Mapping[str, Any]) -> int | None:
@@ -186,17 +190,18 @@ class _ExtractionRun:
         count = self._start()
         results = self._run_all(sorted(self.chosen, key=natural_key), lambda name, t: self._triplets(name, count, t))
         stacks = shared_ranks({name: self._stub(name, 1) for name in results})
-        moved = {stacks.get(name, name) for name, one in results.items() if one.norm}
+        # A stack is one tensor in the file: if one expert differs, all of them get a pair.
+        moved = {stacks.get(name, name) for name, triplets in results.items() if triplets.norm}
         unchanged = [name for name in results if stacks.get(name, name) not in moved]
         unchosen = [name for name in matrices if name not in self.chosen]
-        norms = self._run_all(unchosen, lambda name, _: self._norm(name))
+        norms = self._run_all(unchosen, lambda name, _: matrices[name].norm())
         self.unchanged = len(unchanged) + sum(not norm for norm in norms.values())
         left_out = [
             LeftOut(name, "an embedding: --modules asks for it" if is_embedding(name) else "not asked for", norm)
             for name, norm in norms.items()
             if norm
         ]
-        return {name: one for name, one in results.items() if name not in unchanged}, left_out
+        return {name: triplets for name, triplets in results.items() if name not in unchanged}, left_out
 
     def _start(self) -> int | None:
         """Number of directions to compute first under a budget: twice the rank that all modules could have."""
@@ -227,23 +232,16 @@ class _ExtractionRun:
         return result
 
     def _size(self, name: str) -> int:
-        rows, columns = self.compared.matrices[name].stored
-        return rows * columns
+        return prod(self.compared.matrices[name].stored)
 
     def _triplets(self, name: str, count: int | None, threads: int) -> Triplets:
         difference = self.compared.matrices[name]
         return compute_triplets(name, difference, self.rule, count=count, exact=self.exact, threads=threads)
 
-    def _norm(self, name: str) -> float:
-        """‖D‖_F, or 0 if only the dtype differs."""
-        if not self.compared.matrices[name].differs():
-            return 0.0
-        return sqrt(sum(float(np.vdot(block, block)) for _, block, _ in self.compared.matrices[name].blocks()))
-
-    def ranks(self, results: dict[str, Triplets], size: Size, frame: AdapterFrame) -> dict[str, int]:
+    def ranks(self, results: dict[str, Triplets], size: Size, assemble: Assemble) -> dict[str, int]:
         """Choose the rank of every module; compute more directions first where those of a matrix do not suffice."""
         while True:
-            chosen = self._ranks(results, size, frame)
+            chosen = self._ranks(results, size, assemble)
             undecided = [name for name, rank in chosen.items() if self._needs_more(results[name], rank)]
             if not undecided:
                 return chosen
@@ -259,26 +257,26 @@ class _ExtractionRun:
         budget = isinstance(self.rule, Rule) and self.rule.budget
         return rank > result.count or (budget and rank == result.count)
 
-    def _ranks(self, results: Mapping[str, Triplets], size: Size, frame: AdapterFrame) -> dict[str, int]:
+    def _ranks(self, results: Mapping[str, Triplets], size: Size, assemble: Assemble) -> dict[str, int]:
         shared = shared_ranks({name: self._stub(name, 1) for name in results})
         if isinstance(self.rule, NoiseEdge):
             return self._ranks_above_noise(results, shared)
 
-        def sized(chosen: Mapping[str, int]) -> int:
-            adapter = frame.adapter({name: self._stub(name, rank) for name, rank in chosen.items()})
+        def size_of(chosen: Mapping[str, int]) -> int:
+            # The exact size depends on the header, so an adapter without numbers is made for every trial.
+            adapter = assemble({name: self._stub(name, rank) for name, rank in chosen.items()})
             return size(adapter) if self.rule.name == "bytes" else adapter.parameters  # type: ignore[union-attr]
 
-        widest = max(
-            (min(self.compared.matrices[name].shape) for name in results), default=1
-        )  # narrower modules are padded with zeros
+        # One rank for all may be that of the widest module; narrower ones are padded with zeros.
+        widest = max((min(self.compared.matrices[name].shape) for name in results), default=1)
         return ranks(
-            {name: one.spectrum() for name, one in results.items()},
+            {name: triplets.spectrum() for name, triplets in results.items()},
             {name: self._price(name) for name in results},
             self.rule,
             shared=shared,
             one_rank=self.one_rank,
             widths=dict.fromkeys(results, widest),
-            size=sized,
+            size=size_of,
         )
 
     def _ranks_above_noise(self, results: Mapping[str, Triplets], shared: Mapping[str, str]) -> dict[str, int]:
@@ -295,7 +293,7 @@ class _ExtractionRun:
     def _stub(self, name: str, rank: int) -> LowRank:
         """A module of this rank without numbers, which is enough to compute sizes."""
         out, in_ = self.compared.matrices[name].shape
-        B, A = (LazyArray(_unread, shape=shape, dtype=self.dtype) for shape in ((out, rank), (rank, in_)))
+        B, A = (without_numbers(shape, self.dtype) for shape in ((out, rank), (rank, in_)))
         return LowRank(B, A, 1.0, scaling=_unit_scaling(rank), layout=self.compared.matrices[name].layout)
 
     def pairs(
@@ -305,9 +303,8 @@ class _ExtractionRun:
         # The progress has counted every matrix already.
         self.step = None
 
-        def make(name: str, threads: int) -> tuple[LowRank, ExtractedModule]:
-            # The error is measured block by block; there is nothing to share between threads.
-            del threads
+        # The error is measured block by block; there is nothing to share between threads.
+        def make(name: str, _: int) -> tuple[LowRank, ExtractedModule]:
             return _make_pair(self.compared.matrices[name], results[name], chosen[name], self.dtype)
 
         modules = self._run_all(sorted(chosen, key=natural_key), make)
@@ -317,31 +314,22 @@ class _ExtractionRun:
 def _make_pair(
     difference: MatrixDifference, result: Triplets, rank: int, dtype: np.dtype[Any]
 ) -> tuple[LowRank, ExtractedModule]:
+    # The triplets are those of the stored orientation; B belongs to the outputs.
     left_factor, right_factor = result.factors(rank, dtype)
     B, A = (right_factor, left_factor.T) if difference.tuned.transposed else (left_factor, right_factor.T)
     lost = measured_error(difference, left_factor, right_factor)
-    rows, columns = difference.stored
-    spread = lost / sqrt(rows * columns)
-    measurement = ExtractedModule(
-        difference.shape,
-        rank,
-        result.norm,
-        lost / result.norm if result.norm else 0.0,
-        result.error,
-        result.noise,
-        spread / result.noise if result.noise else float("inf"),
-        result.edge,
-    )
+    relative_error = lost / result.norm if result.norm else 0.0
+    # Root mean square of an entry, which is compared with the rounding noise of one entry.
+    spread = lost / sqrt(prod(difference.stored))
+    residue = spread / result.noise if result.noise else inf
     pair = LowRank(
         np.ascontiguousarray(B), np.ascontiguousarray(A), 1.0, scaling=_unit_scaling(rank), layout=difference.layout
     )
-    return pair, measurement
+    return pair, ExtractedModule(
+        difference.shape, rank, result.norm, relative_error, result.error, result.noise, residue, result.edge
+    )
 
 
 def _unit_scaling(rank: int) -> Scaling:
     """The scale 1, expressed as α = r. The strength is in the factors, so no file has to round a scale."""
     return Scaling("alpha/r", rank, rank, "scale 1, in the factors")
-
-
-def _unread() -> NoReturn:
-    raise AssertionError("a module without numbers was read")

@@ -58,7 +58,7 @@ class Extraction:
     ----------
     adapter : Adapter
         It has the names of the tuned checkpoint, balanced factors and scale 1.
-    modules : mapping of str to Extracted
+    modules : mapping of str to ExtractedModule
         One for each pair, in natural order.
     unchanged : int
         Number of matrices that are equal in both checkpoints.
@@ -75,58 +75,50 @@ class Extraction:
     @property
     def relative_error(self) -> float:
         """The relative error of all pairs together, √Σ‖D − B·A‖² / √Σ‖D‖²."""
-        norm = sqrt(sum(one.frobenius**2 for one in self.modules.values()))
-        lost = sqrt(sum((one.frobenius * one.relative_error) ** 2 for one in self.modules.values()))
+        norm = sqrt(sum(module.frobenius**2 for module in self.modules.values()))
+        lost = sqrt(sum((module.frobenius * module.relative_error) ** 2 for module in self.modules.values()))
         return lost / norm if norm else 0.0
 
     @property
     def share(self) -> float:
         """The share of Σ‖D‖² over all matrices that belongs to matrices with a pair."""
-        inside = sum(one.frobenius**2 for one in self.modules.values())
-        outside = sum(one.norm**2 for one in self.left_out if one.norm is not None)
+        inside = sum(module.frobenius**2 for module in self.modules.values())
+        # Only matrices have a norm; other tensors are not measured.
+        outside = sum(tensor.norm**2 for tensor in self.left_out if tensor.norm is not None)
         return inside / (inside + outside) if inside else 0.0
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class AdapterFrame:
-    """The parts of an extracted adapter other than its pairs.
+def assemble_extracted(
+    pairs: Mapping[str, LowRank], leftover: Leftover, *, base_model: str | None, conv1d: bool, tied: str | None
+) -> Adapter:
+    """The adapter with these pairs. The writer adds ranks and targets to its configuration.
 
-    Attributes
+    Parameters
     ----------
+    pairs : mapping of str to LowRank
+    leftover : Leftover
+        Everything that is not in pairs.
+    base_model : str or None
     conv1d : bool
         Whether linear weights are stored as (in, out).
     tied : str or None
         The embedding to which the head is tied in both checkpoints. If it has a pair, the pair is meant for both.
     """
-
-    leftover: Leftover
-    base_model: str | None
-    conv1d: bool
-    tied: str | None = None
-
-    def adapter(self, pairs: Mapping[str, LowRank]) -> Adapter:
-        """The adapter with these pairs. The writer adds ranks and targets to its configuration."""
-        saved = self.leftover.saved
-        # PEFT would otherwise adapt the embedding alone and leave the shared head as it is.
-        config: dict[str, object] = {"ensure_weight_tying": True} if self.tied in pairs else {}
-        config |= {
-            "peft_type": "LORA",
-            # Nothing in two checkpoints says what the model was tuned for.
-            "task_type": None,
-            "base_model_name_or_path": self.base_model,
-            "bias": "all" if self.leftover.biases else "none",
-            "fan_in_fan_out": self.conv1d,
-            "inference_mode": True,
-            "lora_dropout": 0.0,
-            "modules_to_save": saved or None,
-            "use_dora": False,
-            "use_rslora": False,
-        }
-        return Adapter(
-            modules=pairs,
-            extra=self.leftover.extra,
-            config=config,
-            metadata={"format": "pt"},
-            base_model=self.base_model,
-        )
+    # PEFT would otherwise adapt the embedding alone and leave the shared head as it is.
+    config: dict[str, object] = {"ensure_weight_tying": True} if tied in pairs else {}
+    config |= {
+        "peft_type": "LORA",
+        # Nothing in two checkpoints says what the model was tuned for.
+        "task_type": None,
+        "base_model_name_or_path": base_model,
+        # PEFT's "all", not "lora_only": biases of layers without a pair may differ too.
+        "bias": "all" if leftover.biases else "none",
+        "fan_in_fan_out": conv1d,
+        "inference_mode": True,
+        "lora_dropout": 0.0,
+        "modules_to_save": leftover.saved or None,
+        "use_dora": False,
+        "use_rslora": False,
+    }
+    metadata = {"format": "pt"}  # as PEFT writes it
+    return Adapter(modules=pairs, extra=leftover.extra, config=config, metadata=metadata, base_model=base_model)

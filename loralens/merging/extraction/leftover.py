@@ -5,18 +5,19 @@ weight and mix its channels), new heads and resized embeddings are saved in full
 tensor of their module. Changes that an adapter cannot store are listed.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import final
 
 from loralens.core.adapter import Extra
-from loralens.core.names import natural_key
+from loralens.core.names import natural_key, some
 from loralens.merging.extraction.differences import (
     CheckpointComparison,
     Tensors,
     is_depthwise,
     is_embedding,
-    perhaps_grouped,
+    may_be_grouped,
+    values_differ,
 )
 
 PREFIX = "base_model.model."  # PEFT's keys begin with it
@@ -80,16 +81,16 @@ def collect_leftover(comparison: CheckpointComparison, adapted: Collection[str],
 
     Parameters
     ----------
-    comparison : Comparison
+    comparison : CheckpointComparison
     adapted : collection of str
         Modules that have a pair.
     drop : bool
         Store none of them, and list all as left out.
     """
     collected = Leftover()
-    changed = [key for key, other in comparison.other_tensors.items() if other.differs()]
-    for key in changed:
-        _collect_changed(key, comparison, adapted, collected)
+    for key, (base, tuned) in comparison.other_tensors.items():
+        if values_differ(base.read(), tuned.read()):
+            _collect_changed(key, comparison, adapted, collected)
     layers = {key.rpartition(".")[0] for key in comparison.tuned if key not in comparison.added}
     for key in comparison.added:
         module = key.rpartition(".")[0]
@@ -114,14 +115,15 @@ def _collect_changed(key: str, comparison: CheckpointComparison, adapted: Collec
     module, _, parameter = key.rpartition(".")
     tensor = comparison.tuned[key]
     if parameter == "bias" and (module in comparison.matrices or f"{module}.weight" not in comparison.tuned):
-        # PEFT puts the original layer below `base_layer` when the module has a pair.
-        # A parameter without a layer of its own may have a pair. PEFT then wraps the module that holds it.
+        # PEFT puts the original layer below `base_layer` when the module has a pair. A parameter without a layer of its
+        # own may have a pair too; PEFT then wraps the module that holds it.
         parameters = [name for name in adapted if comparison.matrices[name].layout.kind == "parameter"]
         wrapped = module in adapted or any(name.rpartition(".")[0] == module for name in parameters)
         layer = f"{module}.base_layer" if wrapped else module
         collected.extra[f"{PREFIX}{layer}.bias"] = Extra("bias", module, tensor, "bias")
     elif _is_norm(module, comparison.tuned) or (parameter == "weight" and is_depthwise(tensor.shape)):
         collected.save(module, comparison.tuned)
+    # A matrix that is a parameter of a module with children: see `_matrices` in `differences`.
     elif module and len(tensor.shape) == 2 and tensor.dtype.kind in "fV":
         collected.left_out.append(LeftOut(key, "stands in a module with layers of its own, which PEFT renames"))
     else:
@@ -143,6 +145,7 @@ def _collect_resized(key: str, shape: tuple[int, ...], tuned: Tensors, collected
         collected.notes.append(f"{key}: {what} from {shape[0]:,} to {tensor.shape[0]:,} rows, kept in full")
     else:
         collected.notes.append(f"{key}: {shape} in the base and {tensor.shape} in the tuned model, kept in full")
+    # The role decides under which key PEFT looks for the tensor.
     if module.rpartition(".")[2] in RESIZED:
         collected.extra[PREFIX + key] = Extra("embedding", module, tensor, parameter)
     else:
@@ -154,14 +157,9 @@ def _notes(comparison: CheckpointComparison, adapted: Collection[str]) -> list[s
     notes = [f"names match after {comparison.edit}"] if comparison.edit else []
     missing = comparison.missing
     if missing:
-        notes.append(f"{len(missing)} tensors of the base are not in the tuned model: {_first_names(missing)}")
-    doubtful = sorted((name for name in adapted if perhaps_grouped(comparison.matrices[name])), key=natural_key)
+        notes.append(f"{len(missing)} tensors of the base are not in the tuned model: {some(missing)}")
+    doubtful = sorted((name for name in adapted if may_be_grouped(comparison.matrices[name])), key=natural_key)
     if doubtful:
         what = f"{len(doubtful)} convolutions are taken for ones without groups, as their shapes do not tell"
-        notes.append(f"{what}: {_first_names(doubtful)}")
+        notes.append(f"{what}: {some(doubtful)}")
     return notes
-
-
-def _first_names(names: Sequence[str]) -> str:
-    """The first three names as text."""
-    return ", ".join(names[:3]) + (" …" if len(names) > 3 else "")

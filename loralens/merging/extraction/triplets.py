@@ -100,6 +100,7 @@ class Triplets:
         If D has fewer directions, the remaining columns are 0.
         """
         k = min(rank, self.count)
+        # √σ on both sides, so that both factors have the same range when they are rounded.
         root = np.sqrt(self.s[:k])
         scaled_vectors = (self.U[:, :k] * root, self.V[:, :k] * root)
         padded = (np.pad(X, ((0, 0), (0, rank - k))) for X in scaled_vectors)
@@ -122,7 +123,7 @@ def compute_triplets(
     ----------
     name : str
         The name of the module. It seeds the random start, so the result does not depend on other modules.
-    difference : Difference
+    difference : MatrixDifference
     rule : Rule or NoiseEdge
     count : int or None
         Number of directions. The default depends on the rule.
@@ -174,6 +175,7 @@ def compute_triplets(
             needed = result.above()
         else:  # under a budget the other modules decide too, so this one alone needs nothing
             needed = 0 if rule.budget else rule.rank_of(result.spectrum())
+        # All values are known; the vectors beyond those needed are not kept, and a copy frees their memory.
         if dense:
             keep = min(max(k, needed), s.size)
             return Triplets(result.U[:, :keep].copy(), result.V[:, :keep].copy(), s, dense, norm, noise, edge, error)
@@ -199,6 +201,7 @@ def _noise_edge(
 
 def _draw_rounding_noise(difference: MatrixDifference, dtype: Float) -> Array:
     """A random sample of the rounding noise of the tuned weight: ulp times a number in (−½, ½) for every entry."""
+    # A fixed seed, so that the same checkpoints give the same threshold.
     rng = np.random.default_rng(0)
     N = np.empty(difference.stored, dtype)
     for part, _, tuned in difference.blocks():
@@ -232,8 +235,10 @@ def _read_difference(difference: MatrixDifference, dtype: Float, name: str) -> t
     count = 0
     for part, block, tuned in difference.blocks():
         D[part] = block
+        # The norm is that of the float64 difference, before it is rounded to the dtype of D.
         flat = block.reshape(-1)
         energy += float(flat @ flat)
+        # Each block gives its share of the sample, rounded up.
         sample = rng.integers(tuned.size, size=-(-SAMPLE * tuned.size // size))
         noise += float(np.sum(ulp(tuned.reshape(-1)[sample], tuned.dtype) ** 2))
         count += sample.size

@@ -65,14 +65,15 @@ def merge_weight(W: Array, plan: TensorPlan, task: Task) -> tuple[Array, MergedW
         Its result must have the shape and dtype of W.
     task : Task
     """
+    # The plan was made for the model as it was; W is the weight as it is now, restored to the base.
     merge = prepare_merge(replace(plan, base=LazyArray.of(W)), dtype=W.dtype)
     replaced = plan.replacement is not None
     result, writer, buffer = np.empty(plan.matrix, W.dtype), PatchWriter(W.dtype.itemsize), Buffer()
     for block in merge.blocks():
         result[block.start : block.stop] = block.merged
         if not replaced:
-            writer.block(block.stored, block.subtracted(buffer.of(block.merged.shape)))
-    # A patch against unrelated numbers would be as large as the weight.
+            writer.block(block.stored, block.subtract(buffer.of(block.merged.shape)))
+    # A patch against unrelated numbers would be as large as the weight, and a copy is faster.
     patch, copy = (None, W.copy()) if replaced else (writer.finish(), None)
     return result.reshape(W.shape), MergedWeight(task, plan, merge.gains, patch, copy)
 

@@ -5,7 +5,7 @@ array is a copy, and writing copies it back, one weight at a time.
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol, final
+from typing import TYPE_CHECKING, Any, final
 
 import ml_dtypes
 import numpy as np
@@ -21,64 +21,36 @@ if TYPE_CHECKING:  # importing torch takes 1.4 s, so functions that use it impor
 _BITS = {1: "int8", 2: "int16"}  # integer dtypes of torch and NumPy, by the bytes of floats that NumPy lacks
 
 
-class WeightSlot(Protocol):
-    """One weight of a model that can be read and written."""
+@final
+class ArraySlot:
+    """A weight that is a NumPy array."""
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of the weight."""
+    __slots__ = ("_array", "dtype", "shape")
 
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """The dtype of the weight."""
+    def __init__(self, array: Array) -> None:
+        self._array, self.shape, self.dtype = array, array.shape, array.dtype
 
     @property
     def address(self) -> int:
         """The address of the first number. Two slots with the same address share their numbers."""
-
-    def read(self) -> Array:
-        """The current numbers. The array must not be modified."""
-
-    def write(self, array: Array) -> None:
-        """Overwrite the numbers with others of the same shape and dtype."""
-
-
-@final
-class ArraySlot:
-    """A NumPy array."""
-
-    __slots__ = ("_array",)
-
-    def __init__(self, array: Array) -> None:
-        self._array = array
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of the array."""
-        return self._array.shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Of the array."""
-        return self._array.dtype
-
-    @property
-    def address(self) -> int:
-        """Of its first number."""
         return int(self._array.__array_interface__["data"][0])
 
     def read(self) -> Array:
-        """The array itself."""
+        """The array itself, which must not be modified."""
         return self._array
 
     def write(self, array: Array) -> None:
-        """Copy into it."""
+        """Overwrite the numbers with others of the same shape and dtype."""
+        # casting="no": another dtype here would be a bug, not a conversion.
         np.copyto(self._array, array, casting="no")
 
 
 @final
 class TensorSlot:
-    """A parameter of a torch module. It is looked up at each access, since the module may have replaced it."""
+    """A weight that is a parameter of a torch module.
+
+    The parameter is looked up at each access, since the module may have replaced it.
+    """
 
     __slots__ = ("_key", "_tree", "dtype", "shape")
 
@@ -94,7 +66,7 @@ class TensorSlot:
         return int(self._tensor().data_ptr())
 
     def read(self) -> Array:
-        """The memory of the parameter, or a copy if it is on another device than the CPU."""
+        """The memory of the parameter, or a copy if it is on another device than the CPU. It must not be modified."""
         return _numpy(self._tensor(), self.dtype)
 
     def write(self, array: Array) -> None:
@@ -111,12 +83,16 @@ class TensorSlot:
 
     def _tensor(self) -> "Tensor":
         tensor = self._tree.parameter(self._key).detach()
+        # Moving a model to another device is allowed; another shape or dtype makes the patch meaningless.
         if tuple(tensor.shape) != self.shape or _dtype(tensor) != self.dtype:
             raise MismatchError(
                 f"{self._key} was {self.dtype} {self.shape} and is {_dtype(tensor)} {tuple(tensor.shape)} now",
                 fix="make a new Switchboard after changing the model: this one cannot restore its base",
             )
         return tensor
+
+
+WeightSlot = ArraySlot | TensorSlot
 
 
 def _dtype(tensor: "Tensor") -> np.dtype[Any]:
@@ -132,6 +108,7 @@ def _numpy(tensor: "Tensor", dtype: np.dtype[Any]) -> Array:
     """A tensor as an array, which shares its memory on the CPU."""
     import torch
 
+    # float16 goes the same way as bfloat16, since two bytes are two bytes.
     bits = _BITS.get(dtype.itemsize)
     array: Array = (tensor.view(getattr(torch, bits)) if bits else tensor).cpu().numpy()
     return array.view(dtype)

@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from math import isfinite
 from typing import TYPE_CHECKING, final
 
@@ -13,7 +12,7 @@ from loralens.errors import MismatchError, OptionError, place
 from loralens.linalg.device import Device
 from loralens.merging.plan import MergePlan, TensorPlan
 from loralens.merging.planning import plan_merge
-from loralens.merging.record import feed_hash
+from loralens.merging.record import hash_rows
 from loralens.merging.resident.resident import MergedWeight, Task, merge_weight, restore_weight
 from loralens.merging.resident.slots import WeightSlot, check_slot_writable, has_conv1d_layers, lazy_weight, slots_of
 from loralens.merging.tying import have_same_change
@@ -136,15 +135,13 @@ class Switchboard:
         self._base = {key: lazy_weight(slot) for key, slot in self._slots.items()}
         self._conv1d = has_conv1d_layers(model) if conv1d is None else conv1d
         self._threads, self._keep_tied = threads, keep_tied
-        self._adapters = {name: _loaded(adapter) for name, adapter in adapters.items()}
+        self._adapters = {name: _read_all(adapter) for name, adapter in adapters.items()}
         self._merged: dict[str, MergedWeight] = {}
-        self._goal: tuple[Task, frozenset[str]] = (
-            (),
-            frozenset(),
-        )  # the requested task, and the weights that it changes
+        # The requested task, and the weights that it changes.
+        self._goal: tuple[Task, frozenset[str]] = ((), frozenset())
         # Set before the first byte is written and cleared after the last, so that an interrupted write is repeated.
         self._writing: tuple[str, Made] | None = None  # the weight that is being written, and its new numbers
-        self._plans: dict[Task, Mapping[str, TensorPlan]] = {}
+        self._plans: dict[Task, Mapping[str, TensorPlan]] = {(): {}}  # of the base, and of every adapter alone
         notes: list[str] = []
         for name in adapters:
             with place(name):
@@ -158,13 +155,16 @@ class Switchboard:
         self.notes = tuple(dict.fromkeys(notes))
         keys = {key for tensors in self._plans.values() for key in tensors}
         # Only weights that some adapter changes can drift.
-        self._hashes = {key: _hash(self._slots[key].read()) for key in self._slots if key in keys}
+        self._hashes = {key: hash_rows([self._slots[key].read()]) for key in self._slots if key in keys}
 
     @property
     def state(self) -> SwitchboardState:
         """The current task, and the weights that an interrupted switch has not yet changed."""
-        waiting = tuple(key for key in self._hashes if self._task_of(key) != self._task_for(key))
-        return SwitchboardState(dict(self._goal[0]), waiting, len(self._hashes))
+        task, touched = self._goal
+        # Weights wait while they are merged for another task than the one for which they should be.
+        now = {key: self._merged[key].task if key in self._merged else () for key in self._hashes}
+        waiting = tuple(key for key in self._hashes if now[key] != (task if key in touched else ()))
+        return SwitchboardState(dict(task), waiting, len(self._hashes))
 
     def switch(self, task: Wanted) -> None:
         """Merge the model for another task.
@@ -187,18 +187,21 @@ class Switchboard:
         not been changed yet, and `repair` or another switch continues.
         """
         target = self._normalise_task(task)
-        tensors = self._tensor_plans(target)
+        tensors = self._plans.get(target)
+        # A mixture. Its plan is not kept, because there is no limit to their number.
+        if tensors is None:
+            tensors = self._without_duplicates(self._make_plan(target).tensors)
         # An interrupted write is finished first: the weight may be half old and half new.
         self._finish_writing()
         self._goal = target, frozenset(tensors)
-        keys = [key for key in self._hashes if self._task_of(key) != self._task_for(key)]
 
         def make(key: str) -> tuple[str, Made]:
             with place(key):
-                return key, self._new_weight(key, tensors.get(key), target)
+                W = self._base_of(key)
+                return key, (merge_weight(W, tensors[key], target) if key in tensors else (W, None))
 
         # Computed in threads, but written one after the other by this one.
-        for new_weight in Device("cpu", self._threads).map(make, keys):
+        for new_weight in Device("cpu", self._threads).map(make, self.state.waiting):
             self._writing = new_weight
             self._finish_writing()
 
@@ -217,7 +220,7 @@ class Switchboard:
         state = self.state
         if not state.is_complete:
             raise MismatchError(str(state), fix="call repair() first")
-        changed = [key for key, digest in self._hashes.items() if _hash(self._base_of(key)) != digest]
+        changed = [key for key, digest in self._hashes.items() if hash_rows([self._base_of(key)]) != digest]
         if changed:
             raise MismatchError(
                 f"{len(changed)} weights are not those that were given: {', '.join(changed[:3])}",
@@ -229,8 +232,8 @@ class Switchboard:
         merged_weights = self._merged.values()
         return MemoryUse(
             {name: _nbytes(adapter) for name, adapter in self._adapters.items()},
-            sum(one.patch_bytes for one in merged_weights),
-            sum(one.copy_bytes for one in merged_weights),
+            sum(weight.patch_bytes for weight in merged_weights),
+            sum(weight.copy_bytes for weight in merged_weights),
         )
 
     def _normalise_task(self, request: Wanted) -> Task:
@@ -242,12 +245,8 @@ class Switchboard:
                 raise OptionError(f"no adapter is called {name!r}", fix=f"the nearest names are {names}")
             if not isfinite(weight):
                 raise OptionError(f"the weight of {name} is {weight}", fix="give a finite number")
+        # In one order, so that the same mixture has the same plan and the same bits however it was written down.
         return tuple((name, float(weights[name])) for name in self._adapters if weights.get(name))
-
-    def _tensor_plans(self, task: Task) -> Mapping[str, TensorPlan]:
-        if not task:
-            return {}
-        return self._plans[task] if task in self._plans else self._without_duplicates(self._make_plan(task).tensors)
 
     def _make_plan(self, task: Task) -> MergePlan:
         pairs = [(self._adapters[name], weight) for name, weight in task]
@@ -258,6 +257,7 @@ class Switchboard:
         distinct: dict[str, TensorPlan] = {}
         # Embeddings first, so that of two names for one memory that of the embedding stays.
         for key in sorted(tensors, key=lambda key: not _is_of_embedding(tensors[key])):
+            # A new tensor has no memory yet, so nothing shares it.
             address = self._slots[key].address if key in self._slots else None
             same = (
                 one for other, one in distinct.items() if other in self._slots and self._slots[other].address == address
@@ -293,6 +293,7 @@ class Switchboard:
         sharing = [other for other, slot in self._slots.items() if other != key and slot.address == address]
         if not sharing or not tensor.base or not tensor.base.size:
             return []
+        # An unmerged adapter changes one of the weights alone, so both may change only if that is meant.
         both = tensor.tokens is not None or all(other in meant for other in sharing)
         if not _is_of_embedding(tensor) or not (both or self._keep_tied):
             raise MismatchError(
@@ -302,24 +303,10 @@ class Switchboard:
             )
         return [f"{sharing[0]} shares the numbers of {key} and changes with it"]
 
-    def _task_of(self, key: str) -> Task:
-        """The task for which a weight is merged now."""
-        return self._merged[key].task if key in self._merged else ()
-
-    def _task_for(self, key: str) -> Task:
-        """The task for which a weight should be merged."""
-        task, touched = self._goal
-        return task if key in touched else ()
-
     def _base_of(self, key: str) -> Array:
         """A weight of the base, restored if it is merged."""
         weight = self._slots[key].read()
         return restore_weight(weight, self._merged[key]) if key in self._merged else weight
-
-    def _new_weight(self, key: str, tensor: TensorPlan | None, task: Task) -> Made:
-        """Compute the new numbers of a weight; the model is not changed yet."""
-        W = self._base_of(key)
-        return (W, None) if tensor is None else merge_weight(W, tensor, task)
 
     def _finish_writing(self) -> None:
         """Write the weight that is due. If this is interrupted, it can be repeated with the same result."""
@@ -339,17 +326,12 @@ def _is_of_embedding(tensor: TensorPlan) -> bool:
     return all(term.layout.kind == "embedding" for slab in tensor.slabs for _, term in slab.terms)
 
 
-def _loaded(adapter: Adapter) -> Adapter:
+def _read_all(adapter: Adapter) -> Adapter:
     """The adapter with all its tensors in memory."""
-    extra = {key: replace(one, tensor=LazyArray.of(one.tensor.read())) for key, one in adapter.extra.items()}
+    # Factors are read at every switch, and the file may be gone by then.
+    extra = {key: replace(item, tensor=LazyArray.of(item.tensor.read())) for key, item in adapter.extra.items()}
     return replace(adapter.load(), extra=extra)
 
 
 def _nbytes(adapter: Adapter) -> int:
-    return adapter.nbytes + sum(one.tensor.nbytes for one in adapter.extra.values())
-
-
-def _hash(array: Array) -> bytes:
-    digest = sha256()
-    feed_hash(digest, array)
-    return digest.digest()
+    return adapter.nbytes + sum(extra.tensor.nbytes for extra in adapter.extra.values())

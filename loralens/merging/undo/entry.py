@@ -2,18 +2,19 @@
 
 from collections.abc import Mapping
 from itertools import pairwise
-from math import isfinite, prod
-from typing import Any
+from math import prod
+from typing import Any, get_args
 
 import numpy as np
 
 from loralens.core.lazy import LazyArray
+from loralens.merging.record import Against
+from loralens.merging.undo.patch import Coding
 from loralens.merging.undo.restore import TensorUndo
 
 # Far beyond any tensor, and within the range of int64.
 MOST = 2**62  # largest number of entries of a tensor
-CODINGS = ("patch", "xor")
-AGAINST = ("subtracted", "merged", "nothing")
+CODINGS, AGAINST = get_args(Coding), get_args(Against)
 
 
 def check_outline(entry: Mapping[str, Any]) -> None:
@@ -25,7 +26,9 @@ def check_outline(entry: Mapping[str, Any]) -> None:
         The entry is wrong. The message is what the FormatError of the caller quotes.
     """
     name, shape = entry["dtype"], entry["shape"]
-    dtype = np.dtype(name) if isinstance(name, str) and name.isidentifier() else None  # numpy evaluates other strings
+    # NumPy would parse other strings, such as lists of fields.
+    dtype = np.dtype(name) if isinstance(name, str) and name.isidentifier() else None
+    # Only the dtype's own name: aliases such as `longdouble` mean different dtypes on different machines.
     if dtype is None or str(dtype) != name or dtype.hasobject or dtype.names or dtype.itemsize not in (1, 2, 4, 8):
         raise ValueError(f"dtype {ascii(name)[:40]}")
     if not isinstance(shape, list) or not all(map(_is_count, shape)) or prod(n for n in shape if n) > MOST:
@@ -46,11 +49,11 @@ def check_entry(entry: Mapping[str, Any]) -> None:
         raise TypeError("its hashes are not text")
     if not isinstance(entry["slabs"], list):
         raise TypeError("its slabs are not a list")
+    # Start and stop of all slabs must not fall: slabs lie in order, without overlap, within the rows.
     ends = [0]
     for slab in entry["slabs"]:
         _check_slab(slab)
         ends += [slab["start"], slab["stop"]]
-    # Start and stop of all slabs must not fall: slabs lie in order, without overlap, within the rows.
     if any(second < first for first, second in pairwise([*ends, matrix[0]])):
         raise ValueError(f"slabs of rows {ascii(ends[1:])[:40]} in {matrix[0]}")
 
@@ -94,5 +97,5 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    # `type`, not isinstance: True is an int in Python.
-    return type(value) in (int, float) and abs(value) < 1e300 and isfinite(value)
+    # Far beyond any scale. NaN and Inf fail the comparison too.
+    return type(value) in (int, float) and abs(value) < 1e300

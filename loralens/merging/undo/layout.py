@@ -22,7 +22,7 @@ A slab has module, start, stop, transposed, factors (strength and scale of each 
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -47,6 +47,7 @@ _DAMAGED = "the undo file is damaged: use another copy"
 
 def text_digest(headers: Mapping[str, str], texts: Mapping[str, str]) -> str:
     """The SHA-256 of the texts of an undo file; its arrays have hashes of their own."""
+    # Sorted and in ASCII, so that the digest depends on the texts alone.
     content = json.dumps([sorted(headers.items()), sorted(texts.items())], ensure_ascii=True)
     return sha256(content.encode("ascii")).hexdigest()
 
@@ -130,6 +131,7 @@ class MergeUndo:
         """Dtype and shape of a tensor of the base that the merge changed or dropped. Raises the errors of `tensor`."""
         if key in self.dropped:
             return self.dropped[key].dtype, self.dropped[key].shape
+        # Only what is needed here is checked, because a whole entry may hold many factors.
         with _entry_errors(key):
             check_outline(self.entries[key])
             return np.dtype(self.entries[key]["dtype"]), tuple(int(n) for n in self.entries[key]["shape"])
@@ -180,24 +182,20 @@ def parse_undo(arrays: Mapping[str, LazyArray], content: Mapping[str, Any]) -> M
 def _parse_entry(key: str, entry: Mapping[str, Any], arrays: Mapping[str, LazyArray]) -> TensorUndo:
     """Build the `TensorUndo` of one tensor from its entry and arrays, the inverse of `pack_record`."""
     check_entry(entry)
-    streams = tuple(arrays[name] for name in _numbered_names(f"{key}#patch.", arrays))
-    rows, columns = entry["matrix"]
-    undo = TensorUndo(
-        key,
-        np.dtype(entry["dtype"]),
-        tuple(entry["shape"]),
-        (int(rows), int(columns)),
-        tuple(_parse_slab(key, one, arrays) for one in entry["slabs"]),
-        {
-            one["start"]: Gain(arrays[f"{key}#gain.{one['start']}"].read(), one["gain"])
-            for one in entry["slabs"]
-            if one["gain"]
-        },
-        Blob(entry["coding"], int(entry["different"]), streams),
-        entry["against"],
-        entry["base"],
-        entry["merged"],
-    )
+    stem = f"{key}#patch."
+    # By number: as text, stream 10 would come before stream 2.
+    names = sorted((name for name in arrays if name.startswith(stem)), key=lambda name: int(name[len(stem) :]))
+    streams = tuple(arrays[name] for name in names)
+    patch = Blob(entry["coding"], int(entry["different"]), streams)
+    dtype, shape, (rows, columns) = np.dtype(entry["dtype"]), tuple(entry["shape"]), entry["matrix"]
+    slabs = tuple(_parse_slab(key, slab, arrays) for slab in entry["slabs"])
+    gains = {
+        slab["start"]: Gain(arrays[f"{key}#gain.{slab['start']}"].read(), slab["gain"])
+        for slab in entry["slabs"]
+        if slab["gain"]
+    }
+    hashes = entry["base"], entry["merged"]
+    undo = TensorUndo(key, dtype, shape, (rows, columns), slabs, gains, patch, entry["against"], *hashes)
     check_arrays(undo)
     return undo
 
@@ -213,9 +211,3 @@ def _parse_slab(key: str, entry: Mapping[str, Any], arrays: Mapping[str, LazyArr
         for i, (strength, scale) in enumerate(entry["factors"])
     )
     return Slab(entry["module"], start, int(entry["stop"]), terms, bool(entry["transposed"]))
-
-
-def _numbered_names(stem: str, names: Iterable[str]) -> list[str]:
-    """The names that begin with ``stem``, in the order of the numbers that follow it."""
-    # By number: as text, 10 would come before 2.
-    return sorted((name for name in names if name.startswith(stem)), key=lambda name: int(name[len(stem) :]))

@@ -130,7 +130,7 @@ class PatchReader:
 
     def __init__(self, blob: Blob, itemsize: int) -> None:
         self._coding, self._different, self._done = blob.coding, blob.different, 0
-        # No streams: a tensor without rows.
+        # No streams: a tensor without rows, of which nothing was written.
         if len(blob.streams) not in (0, 3 if blob.coding == "patch" else itemsize):
             raise FormatError(f"a {blob.coding} has {len(blob.streams)} streams", fix=_DAMAGED)
         streams = [_Inflate(stream) for stream in blob.streams]
@@ -174,6 +174,7 @@ class _Deflate:
 
     def take(self, data: Bytes) -> None:
         self._add(self._engine.compress(data.data))
+        # Parts are collected, so that a file gets few large writes.
         if self._size > PIECE:
             self._put_away()
 
@@ -217,6 +218,7 @@ class _Inflate:
     def take(self, count: int) -> Bytes:
         """Exactly the next ``count`` bytes; raise FormatError if the stream ends before."""
         parts, missing = [], count
+        # Inflating gives as much as the part of the stream in memory holds, which may be less than asked for.
         while missing:
             part = self.some(missing)
             if not part.size:
@@ -282,6 +284,7 @@ class _Entries:
 
 def _to_ordinals(b: NDArray[Any]) -> NDArray[Any]:
     """Map bit patterns of floats to ordinals: neighbouring floats get neighbouring integers, −0 just below 0."""
+    # The sign bit. Negative floats grow in magnitude with their bits, so their order is reversed.
     top = b.dtype.type(1 << (8 * b.dtype.itemsize - 1))
     return np.where(b & top, ~b, b | top)
 

@@ -13,9 +13,10 @@ from loralens.linalg.device import Device
 from loralens.merging.gain import Gain
 from loralens.merging.matrix import Buffer, MatrixRows, cuts
 from loralens.merging.plan import Slab, TensorPlan, as_matrix
-from loralens.merging.record import Against, feed_hash
+from loralens.merging.record import Against, feed_hash, hash_rows
 from loralens.merging.rounding import round_sums, slices_for, subtract_update
 from loralens.merging.undo.patch import Blob, PatchReader
+from loralens.merging.update import row_ranges
 
 
 @final
@@ -50,10 +51,6 @@ class TensorUndo:
     base_hash: str
     merged_hash: str
 
-    def zeros(self, start: int, stop: int) -> Array:
-        """Rows of zeros in the dtype of the base."""
-        return np.zeros((stop - start, *self.shape[1:]), self.dtype)
-
 
 def restore_tensor(undo: TensorUndo, merged: LazyArray, *, device: Device | None = None) -> Iterator[Array]:
     """Yield the rows of the base tensor in order.
@@ -81,6 +78,7 @@ def restore_tensor(undo: TensorUndo, merged: LazyArray, *, device: Device | None
         W = reader.block(rows)
         feed_hash(digest, W)
         yield W
+    # Entries of the patch that are left over belong to another tensor.
     reader.finish()
     # The last proof: every bit of the base is hashed.
     if digest.hexdigest() != undo.base_hash:
@@ -92,12 +90,9 @@ def restore_tensor(undo: TensorUndo, merged: LazyArray, *, device: Device | None
 
 def _check_merged(undo: TensorUndo, merged: LazyArray) -> None:
     """Check by its hash that a tensor has the bytes that the merge wrote."""
-    digest = sha256()
     # A resized tensor has a matrix of its own.
     matrix = undo.matrix if merged.shape == undo.shape else as_matrix(merged.shape)
-    for rows in MatrixRows(merged, matrix).blocks():
-        feed_hash(digest, rows)
-    if digest.hexdigest() != undo.merged_hash:
+    if hash_rows(MatrixRows(merged, matrix).blocks()) != undo.merged_hash:
         raise MismatchError(
             "is not as it was merged: it was changed since, or belongs to another merge",
             fix="give the model that this undo file was written for; adapters merged later are unmerged first",
@@ -108,8 +103,7 @@ def _patch_start(undo: TensorUndo, merged: LazyArray, device: Device | None) -> 
     """The rows to which the patch is relative, in the dtype of the base."""
     if undo.against == "nothing":
         # Zeros without an array of their size.
-        blank = LazyArray(lambda: np.zeros(undo.shape, undo.dtype), shape=undo.shape, dtype=undo.dtype, rows=undo.zeros)
-        return MatrixRows(blank, undo.matrix).blocks()
+        return (np.zeros((stop - start, undo.matrix[1]), undo.dtype) for start, stop in row_ranges(*undo.matrix))
     # Against the merged numbers themselves there is nothing to subtract.
     slabs = undo.slabs if undo.against == "subtracted" else ()
     return subtract_updates(TensorPlan(undo.key, merged, undo.matrix, slabs), undo.gains, undo.dtype, device=device)

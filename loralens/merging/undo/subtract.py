@@ -6,8 +6,9 @@ from typing import final
 import numpy as np
 
 from loralens.core.lazy import Array
+from loralens.linalg.rounding import largest_number
 from loralens.merging.apply import MergedBlock
-from loralens.merging.rounding import largest, merge_entries, subtract_update
+from loralens.merging.rounding import merge_entries, subtract_update
 
 
 @final
@@ -41,11 +42,9 @@ def subtract_block(block: MergedBlock, doubt: Doubt) -> Array:
         # Which of R and its two neighbours a merge would round to the given number.
         hits = (merge_entries(R, D, merged.dtype) == merged).astype(np.int8)
         # Neighbours towards infinity; float8 has none, so they end at its largest number.
-        limit = np.asarray(np.inf if R.dtype.itemsize > 1 else largest(R.dtype), dtype=R.dtype)
-        for other in (
-            np.nextafter(R, limit),
-            np.nextafter(R, -limit),
-        ):  # nextafter returns the limit for the limit itself
+        limit = np.asarray(np.inf if R.dtype.itemsize > 1 else largest_number(R.dtype), dtype=R.dtype)
+        for other in (np.nextafter(R, limit), np.nextafter(R, -limit)):
+            # The limit has no neighbour behind it, and `nextafter` returns the limit itself then.
             hits += (other != R) & (merge_entries(other, D, merged.dtype) == merged)
     doubt.entries += R.size
     doubt.several += int(np.count_nonzero(hits > 1))

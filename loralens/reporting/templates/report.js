@@ -1,17 +1,17 @@
 "use strict";
 (() => {
-  const carried = JSON.parse(document.getElementById("carried").textContent);
+  const data = JSON.parse(document.getElementById("data").textContent);
   const all = (selector, from = document) => [...from.querySelectorAll(selector)];
 
-  window.loralens = { carried };
+  // For readers who open the console of their browser.
+  window.loralens = { data };
 
-  // Sliders.
-
-  // Every stop was computed by Python: the page shows its texts, and its place on the curve.
+  // Sliders. Every stop was computed by Python: the page shows its texts, and its place on the curve.
 
   const mark = (adapter, name, [x, y]) => {
     const svg = document.querySelector(`#${adapter.picture} svg`);
     if (!svg) return;
+    // The frame of the axes in the units of the picture, then their limits: written by loralens.charts.svg_lines.
     const [left, top, width, height, x0, x1, y0, y1] = svg.dataset.frame.split(" ").map(Number);
     let dot = svg.querySelector(`.marker.${name}`);
     if (!dot) {
@@ -25,7 +25,8 @@
   };
 
   for (const panel of all(".slider")) {
-    const adapter = carried.adapters[+panel.dataset.adapter];
+    const adapter = data.adapters[+panel.dataset.adapter];
+    // The rank comes last, as the command below the sliders shows the one that was moved last.
     for (const name of ["budget", "rank"]) {
       const { stops, start } = adapter[name];
       const input = panel.querySelector(`input.${name}`);
@@ -43,15 +44,15 @@
       input.addEventListener("input", show);
       show();
     }
-    panel.hidden = false;
+    panel.hidden = false;  // without this script the sliders would show nothing, so the page hides them
   }
 
   // Tables sort by the numbers behind their text.
 
   const key = (row, column) => {
     const cell = row.cells[column];
-    const known = cell.dataset.s;
-    return known === undefined ? cell.textContent : known === "" ? NaN : +known;
+    const number = cell.dataset.s;
+    return number === undefined ? cell.textContent : number === "" ? NaN : +number;
   };
   const compare = (a, b) => {
     if (typeof a === "string" || typeof b === "string") return String(a).localeCompare(String(b), "en", { numeric: true });
@@ -61,32 +62,33 @@
   for (const head of all("th button")) {
     head.addEventListener("click", () => {
       const th = head.parentElement, table = th.closest("table"), column = th.cellIndex;
+      // The first click puts names in alphabetical order, and the largest numbers on top.
       const first = th.classList.contains("words") ? 1 : -1;
-      const was = th.getAttribute("aria-sort");
-      const way = was ? (was === "ascending" ? -1 : 1) : first;
-      all("th", table).forEach((one) => one.removeAttribute("aria-sort"));
-      th.setAttribute("aria-sort", way > 0 ? "ascending" : "descending");
+      const before = th.getAttribute("aria-sort");
+      const sign = before ? (before === "ascending" ? -1 : 1) : first;
+      all("th", table).forEach((other) => other.removeAttribute("aria-sort"));
+      th.setAttribute("aria-sort", sign > 0 ? "ascending" : "descending");
       const rows = [...table.tBodies[0].rows].map((row) => [key(row, column), row]);
-      rows.sort(([a], [b]) => (empty(a) || empty(b) ? empty(a) - empty(b) : way * compare(a, b)));
+      // Rows without a number stay at the end in both orders.
+      rows.sort(([a], [b]) => (empty(a) || empty(b) ? empty(a) - empty(b) : sign * compare(a, b)));
       table.tBodies[0].append(...rows.map(([, row]) => row));
     });
   }
 
   // The filter of modules: parts of names, with * for anything.
 
-  const filter = document.getElementById("filter"), said = document.getElementById("filtered");
-  const tagged = all("[data-m]").map((one) => [one, one.dataset.m.split(" ").map(Number)]);
+  const filter = document.getElementById("filter"), status = document.getElementById("filtered");
+  const elements = all("[data-m]").map((element) => [element, element.dataset.m.split(" ").map(Number)]);
   const choose = () => {
     const words = filter.value.trim().toLowerCase().split(/\s+/).filter(Boolean);
-    const rules = words.map((word) => new RegExp(word.split("*").map((part) => part.replace(/[.+?^${}()|[\]\\]/g, "\\$&")).join(".*")));
-    const hits = carried.modules.map((name) => !rules.length || rules.some((rule) => rule.test(name.toLowerCase())));
-    for (const [one, modules] of tagged) {
-      const off = !modules.some((m) => hits[m]);
-      if (one instanceof HTMLElement) one.hidden = off; else one.classList.toggle("off", off);
+    const patterns = words.map((word) => new RegExp(word.split("*").map((part) => part.replace(/[.+?^${}()|[\]\\]/g, "\\$&")).join(".*")));
+    const shown = data.modules.map((name) => !patterns.length || patterns.some((pattern) => pattern.test(name.toLowerCase())));
+    for (const [element, modules] of elements) {
+      const off = !modules.some((m) => shown[m]);
+      // Rows disappear; lines and cells of charts turn pale, as a chart with gaps would be read as one with missing modules.
+      if (element instanceof HTMLElement) element.hidden = off; else element.classList.toggle("off", off);
     }
-    const count = hits.filter(Boolean).length;
-    said.textContent = rules.length ? `${count} of ${hits.length} modules` : "";
-    document.body.classList.toggle("filtered", rules.length > 0);
+    status.textContent = patterns.length ? `${shown.filter(Boolean).length} of ${shown.length} modules` : "";
   };
   filter.addEventListener("input", choose);
 
@@ -95,6 +97,7 @@
   const tip = document.getElementById("tip");
   const points = new WeakMap();
   const lines = (svg) => {
+    // Paths are read once for each chart, when it is first pointed at: a page may have thousands of lines.
     if (!points.has(svg)) {
       points.set(svg, all("g[data-y]", svg).map((line) => {
         const places = line.querySelector("path").getAttribute("d").slice(1).split("L").map((pair) => pair.split(" ").map(Number));
@@ -107,21 +110,21 @@
   const inside = (element, event) => new DOMPoint(event.clientX, event.clientY).matrixTransform(element.getScreenCTM().inverse());
   const nearest = (svg, event) => {
     const at = inside(svg, event);
-    let best = null, least = 24 * 24;
-    for (const one of lines(svg)) {
-      if (one.line.classList.contains("off")) continue;
-      one.places.forEach(([x, y], i) => {
-        const away = (x - at.x) ** 2 + (y - at.y) ** 2;
-        if (away < least) { least = away; best = [one, i]; }
+    let best = null, least = 24 * 24;  // points farther away than 24 pixels are not meant
+    for (const curve of lines(svg)) {
+      if (curve.line.classList.contains("off")) continue;
+      curve.places.forEach(([x, y], i) => {
+        const distance = (x - at.x) ** 2 + (y - at.y) ** 2;
+        if (distance < least) { least = distance; best = [curve, i]; }
       });
     }
     all(".near", svg).forEach((line) => line.classList.remove("near"));
     if (!best) return "";
-    const [one, i] = best;
-    one.line.classList.add("near");
-    const label = svg.dataset.hover;
-    return `${one.line.dataset.n}\n${label} ${one.x[i]}: ${one.y[i]}`;
+    const [curve, i] = best;
+    curve.line.classList.add("near");
+    return `${curve.line.dataset.n}\n${svg.dataset.hover} ${curve.x[i]}: ${curve.y[i]}`;
   };
+  // A map of φ has its numbers in one attribute, two digits each, as an element for every cell would make the page large.
   const overlap = (group, event) => {
     const at = inside(group, event), rows = group.dataset.phi.split(" ");
     const i = Math.floor(at.y), j = Math.floor(at.x);
@@ -132,20 +135,21 @@
     const target = event.target instanceof Element ? event.target : null;
     let text = "";
     if (target) {
-      const told = target.closest("[data-t]"), phi = target.closest("[data-phi]"), svg = target.closest("svg.lines");
-      text = told ? told.dataset.t : phi ? overlap(phi, event) : svg ? nearest(svg, event) : "";
+      const cell = target.closest("[data-t]"), phi = target.closest("[data-phi]"), svg = target.closest("svg.lines");
+      text = cell ? cell.dataset.t : phi ? overlap(phi, event) : svg ? nearest(svg, event) : "";
     }
     tip.textContent = text;
     tip.hidden = !text;
     if (!text) return;
-    const room = document.documentElement.clientWidth;
+    // Beside the pointer, and moved so that it stays within the window.
+    const width = document.documentElement.clientWidth;
     const box = tip.getBoundingClientRect();
-    tip.style.left = `${Math.max(4, Math.min(event.clientX + 14, room - box.width - 6))}px`;
+    tip.style.left = `${Math.max(4, Math.min(event.clientX + 14, width - box.width - 6))}px`;
     const above = event.clientY + box.height + 24 > window.innerHeight;
     tip.style.top = `${above ? event.clientY - box.height - 12 : event.clientY + 16}px`;
   };
   document.addEventListener("pointermove", hover);
-  document.addEventListener("pointerdown", hover);
+  document.addEventListener("pointerdown", hover);  // a touch does not move
   document.addEventListener("scroll", () => { tip.hidden = true; }, { passive: true });
 
   // Light and dark, and a page on paper.
@@ -155,10 +159,11 @@
     const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
     root.dataset.theme = dark ? "light" : "dark";
   });
+  // Paper cannot be clicked, so everything is unfolded while the page is printed.
   let folded = [];
   window.addEventListener("beforeprint", () => {
     folded = all("details:not([open])");
-    folded.forEach((one) => { one.open = true; });
+    folded.forEach((details) => { details.open = true; });
   });
-  window.addEventListener("afterprint", () => folded.forEach((one) => { one.open = false; }));
+  window.addEventListener("afterprint", () => folded.forEach((details) => { details.open = false; }));
 })();

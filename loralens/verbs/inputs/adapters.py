@@ -7,27 +7,27 @@ from typing import Any, TypedDict
 
 from loralens.core.adapter import Adapter
 from loralens.core.carried import magnitudes
-from loralens.core.messages import tell_findings
-from loralens.core.shell import typed
+from loralens.core.messages import command_line, tell_findings
 from loralens.errors import OptionError
 from loralens.formats import load
 
 AdapterSource = str | PathLike[str] | Adapter
 Source = AdapterSource | Sequence[AdapterSource]
 
-# Codes of findings about what is kept and not measured: of magnitudes, and of differences and weights in full.
+# Codes of findings that say what an adapter carries besides ΔW: DoRA's magnitudes, and differences and weights in full.
+# A verb that applies these too must not say that they are left out.
 DORA, DIFFERENCES = "use-dora", frozenset({"full-difference", "bias-difference", "set-weight"})
 
 
 class Reading(TypedDict, total=False):
-    """How a file is read, where it does not say it itself: options of every verb that reads adapters.
+    """How a file is read where it does not say so itself: the options of every verb that reads adapters.
 
     Attributes
     ----------
     format : str, optional
-        The dialect of the file, where its content could be of several.
+        The dialect of the file, if its content could belong to several.
     alpha, scale : float, optional
-        α (scale = α/r), or the scale, of a file that does not say it.
+        α (scale = α/r), or the scale, of a file that does not state it.
     allow_pickle : bool
         Read ``.bin`` and ``.pt`` files, with an unpickler that builds nothing but tensors.
     once : bool
@@ -41,20 +41,21 @@ class Reading(TypedDict, total=False):
     once: bool
 
 
-# Written out, as a TypedDict has no defaults of its own.
-READING = Reading(format=None, alpha=None, scale=None, allow_pickle=False, once=False)  # the defaults
+# The defaults, written out because a TypedDict has none of its own.
+READING = Reading(format=None, alpha=None, scale=None, allow_pickle=False, once=False)
 
 
 def sources(adapters: Sequence[Source]) -> list[AdapterSource]:
-    """The adapters of ``verb(a, b)``, ``verb([a, b])`` and ``verb("a")``, one after the other.
+    """The adapters of ``verb(a, b)``, ``verb([a, b])`` and ``verb("a")`` as one list.
 
     Raises
     ------
     OptionError
-        There is none, or something is neither a path nor an adapter.
+        There is no adapter, or an argument is neither a path nor an adapter.
     """
     flat: list[AdapterSource] = []
     for source in adapters:
+        # Lists and tuples only, as a path that is a string is a sequence too.
         if isinstance(source, list | tuple):
             flat += source
         else:
@@ -68,7 +69,8 @@ def sources(adapters: Sequence[Source]) -> list[AdapterSource]:
 
 
 def labels(adapters: Sequence[AdapterSource]) -> list[str]:
-    """What adapters are called: by their paths; objects by their place where there are several."""
+    """The labels of adapters in messages and tables: their paths; objects are numbered if there are several."""
+    # Counted from 1, as people count arguments.
     return [
         (f"adapter {i}" if len(adapters) > 1 else "adapter") if isinstance(source, Adapter) else str(source)
         for i, source in enumerate(adapters, start=1)
@@ -76,9 +78,10 @@ def labels(adapters: Sequence[AdapterSource]) -> list[str]:
 
 
 def short_labels(paths: Sequence[str]) -> list[str]:
-    """The paths without the folders that all of them share; each different."""
+    """The paths without the folders that all of them share; numbers tell apart paths that were given twice."""
     parts = [Path(path).parts for path in paths]
     shared = 0
+    # The last part stays, even where all paths are equal.
     while all(len(names) > shared + 1 for names in parts) and len({names[shared] for names in parts}) == 1:
         shared += 1
     short = [str(Path(*names[shared:])) for names in parts]
@@ -91,52 +94,62 @@ def read_adapter(
     *,
     base: str | PathLike[str] | None = None,
     applies_all: bool = False,
-    strict: bool = True,
     label: str = "adapter",
 ) -> Adapter:
-    """The adapter that a verb was given, read beside the base or model where there is one.
+    """Read the adapter that a verb was given, with messages.
 
-    Messages say what the reader noticed, and where the base is another than the one that the adapter names.
+    Messages say what the reader noticed, and warn if ``base`` is not the base that the adapter names.
 
     Parameters
     ----------
     source : path or Adapter
     reading : Reading
     base : path, optional
+        The base model, or the model that will carry the adapter.
     applies_all : bool
-        The verb applies all that the adapter carries, magnitudes of DoRA and full differences too, so that no message
-        is true that says what is left out of ΔW.
-    strict : bool
-        Refuse a file whose numbers would be wrong; else that is a finding.
+        The verb applies everything that the adapter carries, DoRA's magnitudes and full differences too. Messages that
+        these are left out of ΔW would be wrong, and are not given.
     label : str
-        What an object is called.
+        The label of an object in messages.
 
     Raises
     ------
     FormatError
         The file cannot be read as an adapter.
     OptionError
-        Options of reading with an adapter that has been read.
+        An option of ``reading`` was given for an adapter that has already been read.
     """
+    adapter = load_source(source, reading, base=base, strict=True)
     path = label if isinstance(source, Adapter) else str(source)
-    if isinstance(source, Adapter):
-        check_unread(reading)
-        adapter = source
-    else:
-        adapter = load(path, base=base, strict=strict, **reading)
     if base is not None:
         from loralens.verbs.inputs.bases import warn_of_base  # reading a base takes as long to import as NumPy
 
         warn_of_base(path, adapter, base)
-    if isinstance(source, Adapter):
-        return adapter
-    applied = DIFFERENCES | ({DORA} if magnitudes(adapter) else set()) if applies_all else frozenset()
-    tell_findings(path, adapter.findings, without=applied)
+    # The findings about an object were told when it was read.
+    if not isinstance(source, Adapter):
+        applied = DIFFERENCES | ({DORA} if magnitudes(adapter) else set()) if applies_all else frozenset()
+        tell_findings(path, adapter.findings, without=applied)
     return adapter
 
 
+def load_source(
+    source: AdapterSource, reading: Reading, *, base: str | PathLike[str] | None = None, strict: bool
+) -> Adapter:
+    """Read the adapter that a verb was given, without messages.
+
+    If ``strict`` is false, an adapter whose numbers would be wrong is not refused: its findings say so.
+    """
+    if isinstance(source, Adapter):
+        check_unread(reading)
+        return source
+    return load(str(source), base=base, strict=strict, **reading)
+
+
 def check_unread(reading: Reading) -> None:
-    """Refuse options of reading for an adapter that has been read."""
+    """Refuse options of reading for an adapter that has already been read.
+
+    They would have no effect, although a caller who gives them expects one.
+    """
     for name, value in stated_options(reading).items():
         raise OptionError(
             f"{name}={value!r} says how a file is read, and the adapter has been read",
@@ -144,13 +157,13 @@ def check_unread(reading: Reading) -> None:
         )
 
 
-def stated_options(reading: Reading) -> dict[str, Any]:
-    """The options of reading that do not have their default.
+def stated_options(reading: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of reading that differ from their defaults.
 
     Raises
     ------
     TypeError
-        Something that is no such option, as of any other function that is called wrongly.
+        A keyword that is no such option. Python raises this error for functions whose keywords are written out.
     """
     unknown = [name for name in reading if name not in READING]
     if unknown:
@@ -159,9 +172,12 @@ def stated_options(reading: Reading) -> dict[str, Any]:
 
 
 def read_where_unknown(source: AdapterSource, reading: Reading, *, base: str | PathLike[str] | None = None) -> Adapter:
-    """The same, ``alpha`` and ``scale`` counting only where the file does not say its own; without messages."""
+    """Read an adapter without messages; ``alpha`` and ``scale`` apply only if the file does not state its own.
+
+    Of several adapters some may be objects, to which the options do not apply, so they are no error here.
+    """
     if isinstance(source, Adapter):
-        stated_options(reading)  # which refuses what is no option
+        stated_options(reading)  # still refuses keywords that are no options
         return source
     # First without them: whether the file states its own scale is known only after reading it.
     unscaled: Reading = {**reading, "alpha": None, "scale": None}
@@ -171,14 +187,13 @@ def read_where_unknown(source: AdapterSource, reading: Reading, *, base: str | P
 
 
 def command_line_options(reading: Mapping[str, Any]) -> str:
-    """The options of reading that were given, as a user types them, to be repeated in another command."""
+    """The options of reading that were given, as a user types them in another command."""
     words: list[str] = []
-    for name, value in reading.items():
-        if value is not None and value is not False:
-            words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
-    return typed(*words)
+    for name, value in stated_options(reading).items():
+        words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]  # a flag has no value
+    return command_line(*words)
 
 
 def path_of(source: AdapterSource) -> Path | None:
-    """Where the adapter was read from; None of an object."""
+    """The path of an adapter; None if it is an object."""
     return None if isinstance(source, Adapter) else Path(source)

@@ -16,6 +16,7 @@ from loralens.formats.files.location import known_folder
 from loralens.formats.models.checkpoint import Checkpoint, model_config, open_checkpoint, stores_conv1d
 from loralens.merging.ties import find_ties
 
+# A warning and no error, in both cases: a copy of a base may have any name, and only the user knows.
 FIX = "give the base that it was trained on; where this is a copy of it under another name, all is well"
 OF_ONE = "take adapters of one base: an update means something beside its own weights only"
 
@@ -24,7 +25,7 @@ ModelPath = str | PathLike[str]
 
 
 def read_checkpoint(base: ModelPath) -> Checkpoint:
-    """The checkpoint at ``base``; messages say what its reader noticed."""
+    """Open the checkpoint at ``base``; messages say what its reader noticed."""
     checkpoint = open_checkpoint(Path(base))
     for finding in checkpoint.notes:
         tell(finding.level, f"{base}: {finding.text}")
@@ -32,14 +33,14 @@ def read_checkpoint(base: ModelPath) -> Checkpoint:
 
 
 def with_tied_head(stored: Mapping[str, Held], base: ModelPath) -> Mapping[str, Held]:
-    """Tensors or shapes of the base, with those of a head that it does not store: its embedding's."""
-    return find_ties(stored, model_config(Path(base)) or {}).shown(stored)
+    """The tensors or shapes of the base, with those of the embedding in place of a head that it does not store."""
+    return find_ties(stored, model_config(Path(base)) or {}).with_copies(stored)
 
 
 def base_weights(base: ModelPath, modules: Updates) -> Weights:
-    """The weights of the base that these modules adapt; errors say the base.
+    """The weights of the base that these modules adapt; errors name the base.
 
-    A head that the base does not store, as it shares the embedding's weight, has that.
+    A head that the base does not store has the weight of the embedding, which it shares.
     """
     checkpoint = read_checkpoint(base)
     with place(base):
@@ -47,25 +48,26 @@ def base_weights(base: ModelPath, modules: Updates) -> Weights:
 
 
 def base_model_of(adapter: Adapter) -> BaseModel:
-    """The base that an adapter names, with its sizes where this machine has it."""
+    """The base that an adapter names, with its sizes if this machine has it."""
     name = adapter.base_model or ""
     folder = known_folder(name)
     try:
         config = model_config(folder) if folder else None
-    except LoraLensError:  # of a model that nobody asked for
+    except LoraLensError:  # a fault of a model that the user did not name is no error of this command
         config = None
     return BaseModel.of(name, config)
 
 
 def base_model_at(base: ModelPath) -> BaseModel:
-    """The base that a user gave, under its name and whatever its configuration calls it."""
+    """The base that a user gave, under its path and the names in its configuration."""
     path = Path(base)
     name = str(path.resolve()) if path.exists() else str(base)  # what exists is a path, though it look like a Hub id
     return BaseModel.of(name, model_config(path))
 
 
 def base_contradiction(adapter: Adapter, base: ModelPath) -> str:
-    """What contradicts that ``base`` is the base of the adapter, in words; empty where nothing does."""
+    """The contradiction between ``base`` and the base that the adapter names, in words; empty if there is none."""
+    # An adapter that names no base contradicts none.
     if not adapter.base_model:
         return ""
     why = contradiction(base_model_of(adapter), base_model_at(base))
@@ -73,21 +75,22 @@ def base_contradiction(adapter: Adapter, base: ModelPath) -> str:
 
 
 def warn_of_base(path: str, adapter: Adapter, base: ModelPath) -> None:
-    """Warn where ``base`` is not the base that the adapter names."""
+    """Warn if ``base`` is not the base that the adapter names."""
     reason = base_contradiction(adapter, base)
     if reason:
         warn(f"{path}: {reason}", FIX)
 
 
 def warn_of_bases(labels: Sequence[str], adapters: Sequence[Adapter]) -> None:
-    """Warn where adapters name different bases, or have different sizes."""
+    """Warn if adapters name different bases, or have different sizes."""
     difference = find_contradiction(list(labels), list(adapters), [base_model_of(adapter) for adapter in adapters])
     if difference:
         warn(difference, OF_ONE)
 
 
 def note_of_bases(adapters: Sequence[Adapter]) -> None:
-    """Say how many bases a collection is of, where it is of more than one: that is no mistake there."""
+    """Note the number of bases of a collection, if there are several; in a collection that is no mistake."""
+    # Each name is looked up once, as a collection has few bases and many adapters.
     models = [base_model_of(adapter) for adapter in {adapter.base_model: adapter for adapter in adapters}.values()]
     groups = group_models(models)
     if len(groups) > 1:

@@ -1,4 +1,4 @@
-"""A measurement of whether a model sees later tokens, which a causal language model must not."""
+"""A test of whether a model sees later tokens, which a causal language model must not."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -8,21 +8,24 @@ from loralens.verbs.inputs.loaded import Loaded
 if TYPE_CHECKING:
     from loralens.training.tasks import Examples
 
-CAUSAL = "AutoModelForCausalLM"  # the head of tasks that need it
-TOKENS = 8  # of the text that is looked at
-ROUNDINGS = 4  # of the dtype, relative to the largest logit, by which what does not depend on a token may differ …
-LEAST = 1e-4  # … but at least by this: other kernels for other rows
+CAUSAL = "AutoModelForCausalLM"  # the head of the tasks for which the test is made
+TOKENS = 8  # of the text; a model that sees later tokens sees the next one, so that a short text is enough
+# A change of the logits within a tolerance is rounding, and not an effect of the last token. The tolerance is relative
+# to the largest logit: a few roundings of the dtype, but at least what different kernels for two rows may cause.
+ROUNDINGS = 4
+LEAST = 1e-4
 
 
 def check_causal(loaded: Loaded, examples: "Examples") -> None:
-    """Refuse a model whose logits at a position change with a later token: two rows that differ in their last alone.
+    """Refuse a model whose logits at a position depend on a later token.
 
-    Examples without a text of two tokens, or without two different tokens, tell nothing and pass.
+    The model is called with two rows that differ only in their last token. Examples that have no text of two tokens, or
+    no two different tokens, cannot show a difference and are accepted.
 
     Raises
     ------
     MismatchError
-        It is no causal model: what changed is said.
+        The model is not causal. The message has the change of the logits.
     """
     import torch
 
@@ -34,12 +37,12 @@ def check_causal(loaded: Loaded, examples: "Examples") -> None:
     ids = torch.tensor([text, [*text[:-1], other]], device=device)
     with torch.no_grad():
         logits = loaded.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, :-1]
-    # The change is compared with the size of the logits, since their scale differs between models.
+    # The change is compared with the largest logit, since the scale of logits differs between models.
     size, moved = float(logits.abs().max()), float((logits[0] - logits[1]).abs().max())
     if moved > size * max(LEAST, ROUNDINGS * torch.finfo(logits.dtype).eps):
         config: Any = loaded.model.config
         raise MismatchError(
-            f"this {config.model_type} model looks at later tokens, so it would copy what it is to foretell: another "
-            f"last token changes logits before it by up to {moved:.2g} (they are up to {size:.2g})",
-            fix="train it with --task masked-lm; or give a causal model (config.json of some says is_decoder)",
+            f"this {config.model_type} model looks at later tokens, so it could copy the token that it has to predict: "
+            f"another last token changes the logits before it by up to {moved:.2g} (the largest is {size:.2g})",
+            fix="train it with --task masked-lm, or give a causal model (some need is_decoder in config.json)",
         )

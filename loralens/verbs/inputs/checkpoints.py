@@ -1,10 +1,10 @@
-"""The folder of a run as an input of a verb: it stands for the checkpoints in it."""
+"""The folder of a training run as an input of a verb: it stands for its checkpoints."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from loralens.core.adapter import Adapter
-from loralens.core.shell import typed
+from loralens.core.messages import command_line
 from loralens.errors import LoraLensError, OptionError
 from loralens.formats.files.location import SUFFIXES, adapter_file
 from loralens.formats.records.runs import read_run
@@ -14,13 +14,14 @@ SHOWN = 3  # adapters of a folder that a message names
 
 
 def with_checkpoints(adapters: Sequence[AdapterSource]) -> list[AdapterSource]:
-    """The adapters, each path once, and the checkpoints of a run in place of its folder.
+    """The adapters, each of them once, with the checkpoints of a run in place of its folder.
 
     Raises
     ------
     OptionError
-        A folder of several adapters that is no run.
+        A folder holds several adapters and is no run.
     """
+    # A dict keeps the order. An object has no path, so its identity stands for it.
     members: dict[object, AdapterSource] = {}
     for source in adapters:
         if isinstance(source, Adapter):
@@ -31,17 +32,19 @@ def with_checkpoints(adapters: Sequence[AdapterSource]) -> list[AdapterSource]:
 
 
 def _checkpoints(path: str) -> list[str]:
-    """The checkpoints of a run's folder; of anything else the path itself."""
+    """The checkpoints of the folder of a run; of any other path the path itself."""
     folder = Path(path)
+    # An adapter may lie in one folder with its checkpoints; then the adapter is meant.
     if not folder.is_dir() or _is_adapter(folder):
         return [path]
     try:
         return [str(checkpoint.path) for checkpoint in read_run([folder]).checkpoints]
     except LoraLensError:
         adapters = sorted(entry for entry in folder.iterdir() if _is_adapter(entry))
+    # What is wrong with the path is said by the reader, which knows more.
     if len(adapters) < 2:
         return [path]
-    listed = typed(*map(str, adapters[:SHOWN])) + (" …" if len(adapters) > SHOWN else "")
+    listed = command_line(*map(str, adapters[:SHOWN])) + (" …" if len(adapters) > SHOWN else "")
     raise OptionError(
         f"{path}: is no run, and holds {len(adapters)} adapters", fix=f"give each: loralens report {listed}"
     )

@@ -1,4 +1,4 @@
-"""Counts how many tokens are lost because texts are longer than the length at which they are cut."""
+"""Counts the tokens that are lost because texts are longer than the length at which they are cut."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,18 +12,18 @@ CHUNK = 1024  # texts that are tokenised at a time
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """What cutting texts to a number of tokens leaves out.
+    """The numbers of texts and tokens that are lost when texts are cut to a length.
 
     Attributes
     ----------
     length : int
-        Tokens that are kept of a text, those that the tokenizer adds included.
+        The most tokens of a text that are kept, with those that the tokenizer adds.
     texts, tokens : int
-        Texts that are longer, and tokens of theirs that are left out.
+        The number of longer texts, and of their tokens that are left out.
     of : int
-        Texts in all.
+        The number of all texts.
     limited : bool
-        The model has no positions for more, however many tokens were asked for.
+        Whether the model has no positions for more tokens, so that a larger length would change nothing.
     """
 
     length: int
@@ -33,11 +33,11 @@ class Cut:
     limited: bool
 
     def record(self) -> dict[str, int]:
-        """As a JSON object."""
+        """The numbers as a JSON object."""
         return {"length": self.length, "texts": self.texts, "tokens": self.tokens}
 
     def warn(self, data: str) -> None:
-        """Say what is left out, if anything is; ``data`` is what the texts are called."""
+        """Tell the user what is left out, if anything is; ``data`` is the name of the texts in the message."""
         if not self.texts:
             return
         longer = f"{self.texts:,} of {self.of:,} texts {'is' if self.texts == 1 else 'are'} longer"
@@ -47,10 +47,11 @@ class Cut:
 
 
 def count_cut(loaded: Loaded, texts: Sequence[str], *, length: int) -> Cut:
-    """What is left out of the texts where ``length`` tokens of each are asked for."""
+    """Count what is left out of texts if ``length`` tokens of each are used, or fewer if the model has no positions."""
     longest = loaded.length(length)
     beyond: list[int] = []
     for start in range(0, len(texts), CHUNK):
+        # verbose=False: the tokenizer would warn of every long text, and the count says it once for all.
         tokens = loaded.tokenizer(list(texts[start : start + CHUNK]), verbose=False)["input_ids"]
         beyond += [len(row) - longest for row in tokens if len(row) > longest]
     return Cut(longest, len(beyond), sum(beyond), len(texts), limited=longest == loaded.longest)

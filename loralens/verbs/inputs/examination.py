@@ -1,4 +1,4 @@
-"""Adapters prepared for the checks of the doctor, for every verb that shows findings."""
+"""Adapters prepared for the checks of the doctor, for the verbs that show findings: `doctor` and `report`."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +15,8 @@ from loralens.verbs.inputs.bases import ModelPath, base_model_at, base_model_of,
 
 
 def open_base(base: ModelPath) -> Base:
-    """The model that adapters are held against, with the head that shares its embedding's weight."""
+    """Open the model that adapters are compared with; a head that shares the weight of the embedding is included."""
+    # Tensors are only opened here: the checks read those that an adapter has a module for.
     checkpoint = read_checkpoint(base)
     tensors = with_tied_head(checkpoint.tensors, base)
     return Base(str(base), tensors, stores_conv1d(Path(base)), checkpoint.float8, base_model_at(base))
@@ -30,20 +31,21 @@ def examine_adapters(
     dtype: str | None = None,
     stochastic: bool = False,
 ) -> list[Examination]:
-    """The adapters by what they are called, each read once: what `loralens.analysis.doctor.run_checks` looks at.
+    """Read every adapter once, and prepare it for `loralens.analysis.doctor.run_checks`.
 
     Parameters
     ----------
     adapters : mapping of str to Adapter
+        The adapters by their labels.
     base : Base or None
     modules : sequence of str
-        Globs over module names or kinds; all modules where empty.
+        Globs over module names or kinds; all modules if empty.
     reading : Reading
-        Commands that mend an adapter repeat these options.
+        The options of reading, which the commands in remedies repeat.
     dtype : str, optional
-        The dtype of a merge; that of each weight by default.
+        The dtype of a merged model; by default that of each weight.
     stochastic : bool
-        The merge rounds stochastically, and not to the nearest.
+        Whether a merge rounds stochastically instead of to the nearest number.
     """
     with progress("examining", sum(map(len, adapters.values()))) as step:
         return examine_all(
@@ -52,7 +54,9 @@ def examine_adapters(
             dtype=dtype,
             stochastic=stochastic,
             modules=modules,
+            # Remedies for an adapter of a dialect without a writer write PEFT's.
             only_read={form.name for form in FORMATS if not form.writer},
+            # A remedy that leaves out --alpha would fail, or give another adapter.
             reading=command_line_options(reading),
             named={label: base_model_of(adapter) for label, adapter in adapters.items()},
             step=step,

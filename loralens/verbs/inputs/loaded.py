@@ -1,4 +1,4 @@
-"""A model that is ready to run, with its tokenizer, and batches of texts as its inputs."""
+"""A model that is ready to run, with its tokenizer, and texts as its inputs."""
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
@@ -16,9 +16,14 @@ Head = Literal["causal", "masked", "classifier", ""]
 
 
 class Loaded(NamedTuple):
-    """A model ready to run: what its logits are ("": it has none), and what turns texts into its inputs.
+    """A model that is ready to run, with its tokenizer.
 
-    ``missing`` names the weights that its folder did not have, which are random.
+    Attributes
+    ----------
+    head : str
+        The kind of its logits; empty if it has none.
+    missing : tuple of str
+        The names of the weights that its folder did not have. They are random.
     """
 
     model: "nn.Module"
@@ -29,17 +34,17 @@ class Loaded(NamedTuple):
     def batches(
         self, texts: Sequence[InputText], *, batch: int, length: int, step: Callable[[int], None] | None = None
     ) -> Iterator[dict[str, Any]]:
-        """Inputs, ``batch`` texts at a time, cut to ``length`` tokens and padded on the right; no labels.
+        """Inputs without labels: ``batch`` texts at a time, cut to ``length`` tokens and padded on the right.
 
-        ``step`` is told how many texts the model has seen.
+        ``step`` is called with the number of texts of each batch after the model has seen it.
         """
         length = self.length(length)
         for start in range(0, len(texts), batch):
             part = texts[start : start + batch]
             inputs = dict(
                 self.tokenizer(
-                    [one.text for one in part],
-                    padding=len(part) > 1,
+                    [text.text for text in part],
+                    padding=len(part) > 1,  # a single text needs none, and some tokenizers have no token for it
                     truncation=True,
                     max_length=length,
                     return_tensors="pt",
@@ -53,14 +58,14 @@ class Loaded(NamedTuple):
                 step(len(part))
 
     def encoded(self, texts: Sequence[str], *, length: int, labels: Sequence[int] | None = None) -> "Examples":
-        """Texts as tokens that the model knows, cut to ``length`` of them, or to what it has positions for.
+        """Texts as tokens, cut to ``length`` of them, or to as many as the model has positions for.
 
         Raises
         ------
         OptionError
-            There is no room for a text beside what the tokenizer adds; a text has no tokens.
+            The tokens that the tokenizer adds leave no room for a text, or a text has no tokens.
         MismatchError
-            A token that the model has no embedding for.
+            The model has no embedding for a token.
         """
         from loralens.training.tasks import encode_texts
 
@@ -68,16 +73,24 @@ class Loaded(NamedTuple):
         for number, tokens in enumerate(examples.tokens, start=1):
             self._check(number, tokens)
         words = self.words or examples.vocabulary
+        # torch would fail with an index out of range, deep in the model, and say neither the token nor the remedy.
         if examples.pad >= words:
             raise MismatchError(
                 f"the tokenizer pads with token {examples.pad}, and the model has {words}",
                 fix="set pad_token in tokenizer_config.json to one that the model has",
             )
+        # A mask token that the model does not have is as good as none.
         mask = examples.mask if examples.mask is None or examples.mask < words else None
         return replace(examples, vocabulary=min(examples.vocabulary, words), mask=mask)
 
     def length(self, tokens: int) -> int:
-        """The number of tokens that texts are cut to, where so many are asked for."""
+        """The number of tokens to which texts are cut if so many are asked for.
+
+        Raises
+        ------
+        OptionError
+            The tokens that the tokenizer adds leave no room for a text.
+        """
         length = min(tokens, self.longest)
         added = self.tokenizer.num_special_tokens_to_add(pair=False)
         if length <= added:
@@ -89,34 +102,39 @@ class Loaded(NamedTuple):
 
     @property
     def longest(self) -> int:
-        """Most tokens that the model has positions for.
+        """The largest number of tokens for which the model has positions.
 
-        Where the embedding of positions has a padding index, as RoBERTa's has, positions begin behind it.
+        If the embedding of positions has a padding index, as RoBERTa's has, positions begin after it.
         """
+        # The names of the setting in most configurations of transformers, and in GPT-2's.
         config = self.model.config
         counts = [getattr(config, name, None) for name in ("max_position_embeddings", "n_positions")]
         for name, layer in self.model.named_modules():
             first = getattr(layer, "padding_idx", None)
             if "position" in name.rpartition(".")[2] and isinstance(first, int) and hasattr(layer, "num_embeddings"):
                 counts.append(layer.num_embeddings - first - 1)
+        # A tokenizer without a limit states a huge number, which never is the smallest.
         return int(min([n for n in counts if isinstance(n, int) and n > 0] + [self.tokenizer.model_max_length]))
 
     @property
     def words(self) -> int | None:
-        """How many tokens the model has embeddings for; None where it does not say."""
+        """The number of tokens for which the model has embeddings; None if it does not say."""
         try:
             return getattr(self.model.get_input_embeddings(), "num_embeddings", None)  # type: ignore[operator]
-        except (AttributeError, NotImplementedError):
+        except (AttributeError, NotImplementedError):  # a model whose inputs are no tokens
             return None
 
     def random(self, brought: Collection[str]) -> set[str]:
-        """The missing weights that nobody brought; none where all of these are 0, whatever the seed."""
+        """The missing weights that ``brought`` does not contain; none if all of these are 0.
+
+        Zeros do not depend on a seed: new biases are 0, for example.
+        """
         parameters = self.model.state_dict(keep_vars=True)
         keys = set(self.missing).difference(brought)
         return keys if any(key not in parameters or parameters[key].any() for key in keys) else set()
 
     def _check(self, number: int, tokens: Sequence[int]) -> None:
-        """Refuse a token that the model has no embedding for."""
+        """Refuse a token for which the model has no embedding; ``number`` is that of the text, for the message."""
         words = self.words
         if words is not None and max(tokens, default=0) >= words:
             token = self.tokenizer.convert_ids_to_tokens(max(tokens))

@@ -1,4 +1,4 @@
-"""The inputs of a merge, which `verify` shares: adapters with weights, the files of the base, and the plan."""
+"""The inputs of a merge, which `verify` and `unmerge` share: adapters with weights, the files of the base, the plan."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,13 +32,13 @@ class WeightedAdapter:
     Attributes
     ----------
     label : str
-        Its path, or what an object is called.
+        Its path, or the name of an object in messages.
     adapter : Adapter
-        The modules that are merged, and what belongs to them.
+        Only the modules that are merged, with their tensors.
     weight : float
-        How many times the update counts.
+        The factor w of the update in W' = W + Σ w·ΔW.
     path : Path or None
-        Where it was read from; None of an object.
+        The file or folder that it was read from; None for an object.
     """
 
     label: str
@@ -47,22 +47,25 @@ class WeightedAdapter:
     path: Path | None
 
     def record(self) -> dict[str, Any]:
-        """Path, weight and fingerprint, as certificates and undo files state them; reads all of the adapter."""
+        """Path, weight and fingerprint as a JSON object, for certificates and undo files.
+
+        All numbers of the adapter are read for the fingerprint.
+        """
         return {"path": self.label, "weight": self.weight, "fingerprint": fingerprint(self.adapter)}
 
 
 @dataclass(frozen=True, slots=True)
 class MergeInputs:
-    """Adapters and base, read and matched.
+    """Adapters, the files of their base, and the plan of their merge.
 
     Attributes
     ----------
     base : str
-        As given.
+        The path or Hub id that was given.
     dtypes : mapping of str to dtype
-        Of every planned tensor as it will be written.
+        Key of a planned tensor → the dtype in which it is written.
     dtype : str or None
-        The dtype of the whole model that was asked for.
+        The dtype that was asked for, for the whole model.
     """
 
     base: str
@@ -74,32 +77,37 @@ class MergeInputs:
 
     @property
     def narrowest(self) -> str:
-        """The dtype of the adapted weights that holds least of an update."""
+        """The dtype of adapted weights with the fewest bytes, since rounding loses most of an update there."""
         dtypes = [self.dtypes[key] for key, tensor in self.plan.tensors.items() if tensor.slabs]
+        # The name decides between float16 and bfloat16, so that a model with both is always described in the same way.
         return str(min(dtypes, key=lambda dtype: (dtype.itemsize, str(dtype)), default="float32"))
 
     def places(self, base: str = "the base") -> list[Input]:
-        """What is read, in words and where it is; ``base`` in words."""
+        """All places that are read, each with its name in messages; ``base`` is the name of the base."""
         paths = [str(adapter.path) for adapter in self.adapters if adapter.path]
         adapters = [place for path in paths for place in adapter_inputs(path)]
+        # The given path may be a Hub id or a link, and then the files lie elsewhere.
         return [(base, self.files.root), (base, Path(self.base)), *adapters]
 
     def texts(self) -> dict[str, str]:
-        """Files beside the weights that change."""
+        """Name → new content of the files beside the weights that a merge changes, which is at most ``config.json``."""
         path = self.files.root / CONFIG
         if not self.plan.config or not path.is_file():
             return {}
+        # None in the plan removes a field; None in the file itself stays.
+        removed = {name for name, value in self.plan.config.items() if value is None}
         content = {**read_json(path), **self.plan.config}
-        content = {name: value for name, value in content.items() if not (value is None and name in self.plan.config)}
-        return {CONFIG: dumps(content)}
+        return {CONFIG: dumps({name: value for name, value in content.items() if name not in removed})}
 
     def originals(self) -> dict[str, Any]:
-        """What the undo file keeps of the base besides numbers: texts that change, headers of shards."""
+        """What an undo file holds of the base besides numbers: dropped keys, texts that change, headers of shards."""
         root = self.files.root
+        # The index of shards changes with new and untied tensors, and unmerge restores all files byte for byte.
         names = [*self.texts(), *(index.name for index in self.files.indices)]
         return {
             "dropped": list(self.plan.dropped),
             "texts": {name: (root / name).read_bytes().decode("utf-8") for name in names},
+            # Without the first 8 bytes, which are the length of the header.
             "headers": {shard.name: shard.header[8:].decode("utf-8") for shard in self.files.shards},
         }
 
@@ -114,45 +122,49 @@ def read_merge_inputs(
     untie: bool | None = None,
     dtype: str | None = None,
 ) -> MergeInputs:
-    """Read and plan everything; no number of the base is read yet.
+    """Read the adapters, open the base, and plan the merge. No number of the base is read yet.
 
     Parameters
     ----------
     adapters : sequence of (path or Adapter, float)
     base : path
+        The base model. For ``unmerge --adapter`` it is the merged one, which has the same tensors.
     reading : Reading
     modules : sequence of str
-        Only these modules of the adapters: globs over names or kinds.
+        Only modules whose name or kind matches one of these glob patterns.
     allow_missing : bool
         Leave out modules that have no weight in the base.
     untie : bool, optional
-        Whether a head that shares the embedding's weight gets one of its own; None: as the adapters need.
+        Whether a head that shares the embedding's weight gets a weight of its own; by default if the adapters need it.
     dtype : str, optional
-        NumPy's name of the dtype of the merged model; None: every tensor keeps its own.
+        NumPy's name of the dtype of the merged model; by default every tensor keeps its own.
 
     Raises
     ------
     FormatError
-        A file that cannot be read, a quantised base, or an adapter whose update is no change of the base.
+        A file cannot be read, the base is quantised, or an adapter was trained on a changed base.
     MismatchError
         Adapters and base do not fit together.
     OptionError
-        A glob that matches nothing, or an option that contradicts the adapters.
+        A glob pattern matches no module, or an option contradicts the adapters.
     """
     names = labels([source for source, _ in adapters])
     weighted: list[WeightedAdapter] = []
     for label, (source, weight) in zip(names, adapters, strict=True):
+        # applies_all, since a merge also applies magnitudes and full differences, which other verbs leave out.
         adapter = read_adapter(source, reading, base=base, applies_all=True, label=label)
         weighted.append(WeightedAdapter(label, _select_modules(adapter, label, modules), weight, path_of(source)))
     warn_of_bases(names, [term.adapter for term in weighted])
     path = Path(base)
-    open_checkpoint(path)  # refuses quantised weights, whose numbers are codes
+    # Its result is not used: it refuses quantised weights, whose numbers are codes.
+    open_checkpoint(path)
     files, config = model_files(resolve_path(path)), model_config(path) or {}
     with place(base):
         scales = scales_of(files.tensors, config)
     try:
         planned = plan_merge(
             [(term.adapter, term.weight) for term in weighted],
+            # The scales of float8 weights are no weights; they would look like tensors that nothing adapts.
             {key: tensor for key, tensor in files.tensors.items() if key not in scales.keys},
             config=config,
             conv1d=stores_conv1d(path),
@@ -161,18 +173,29 @@ def read_merge_inputs(
             dtype=dtype,
             scales=scales.spread,
         )
-    except LoraLensError as error:  # of an adapter by itself, or of the two together
+    except LoraLensError as error:
+        # A FormatError is about an adapter alone; every other error is about an adapter and this base.
         raise error.at(", ".join(names) if isinstance(error, FormatError) else str(base)) from None
     planned = recast(planned, files.tensors, dtype, scales=scales.spread, without=scales.keys, config=config)
+    # After recast, which adds the tensors that no adapter changes but whose dtype does.
     dtypes = {key: recast_dtype(tensor, dtype) for key, tensor in planned.tensors.items()}
     return MergeInputs(str(base), files, planned, dtypes, weighted, dtype)
 
 
 def _select_modules(adapter: Adapter, label: str, modules: Sequence[str]) -> Adapter:
-    """The modules that were asked for, and the stored tensors that belong to them."""
+    """The adapter with only the modules that match, and the stored tensors that belong to them."""
+    # Without globs, tensors of modules without a pair (heads, norms) are merged too.
     if not modules:
         return adapter
     with place(label):
         names = set(select(adapter, modules))
     extra = {key: tensor for key, tensor in adapter.extra.items() if tensor.module in names}
     return replace(adapter, modules={name: adapter[name] for name in names}, extra=extra)
+
+
+def record_path(model: Path, name: str, *, folder: bool) -> Path:
+    """The usual place of an undo file or a certificate: in the model's folder, or beside its only file.
+
+    Beside a file it is ``MODEL.NAME``, so that the records of several models in one folder are told apart.
+    """
+    return model / name if folder else model.with_name(f"{model.stem}.{name}")

@@ -1,14 +1,15 @@
-"""Models that are run: loaded from folders of transformers with their tokenizers, or given as objects."""
+"""Prepares models for running: loads them with their tokenizers from folders, or takes them as objects."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from os import PathLike
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
+from loralens.core.attached import keep_modes
 from loralens.core.messages import warn
 from loralens.errors import FormatError, MismatchError, OptionError, place
 from loralens.formats.files.container import CONFIG
@@ -20,7 +21,7 @@ if TYPE_CHECKING:  # keeps torch out of --help
     from torch import device as Device  # noqa: N812
 
 
-# What an architecture's name ends in → the class that loads it, and what its logits are.
+# The end of the name of an architecture → the class of transformers that loads it, and the kind of its logits.
 HEADS: dict[str, tuple[str, Head]] = {
     "ForCausalLM": ("AutoModelForCausalLM", "causal"),
     "LMHeadModel": ("AutoModelForCausalLM", "causal"),
@@ -28,9 +29,9 @@ HEADS: dict[str, tuple[str, Head]] = {
     "ForSequenceClassification": ("AutoModelForSequenceClassification", "classifier"),
 }
 
-TASKS = {"AutoModelForCausalLM": "causal-lm", "AutoModelForMaskedLM": "masked-lm"}  # of a head: how --task calls it
-CONFIGURED = ("pad_token_id", "use_cache", "output_hidden_states")  # of a model, set while it is run
-MANY = 4096  # threads that no machine has; more than an int of C holds would end in torch
+TASKS = {"AutoModelForCausalLM": "causal-lm", "AutoModelForMaskedLM": "masked-lm"}  # class of a head → its --task
+CONFIGURED = ("pad_token_id", "use_cache", "output_hidden_states")  # settings of a model that are changed for running
+MANY = 4096  # threads, more than any machine has; a number above the largest C int would be a traceback in torch
 
 
 # A local transformers folder, a Hub id or a package; or a model of transformers and its tokenizer.
@@ -39,21 +40,24 @@ ModelSource = str | PathLike[str] | tuple[Any, Any]
 
 @contextmanager
 def restore_settings(source: ModelSource) -> Iterator[None]:
-    """What running a model changes is as it was after the block.
+    """Restore after the block the settings that running a model changes.
 
-    These are the number of torch's threads, what transformers prints, and the mode and the configuration of a model
-    that was given as an object.
+    These are the number of torch's threads, the verbosity of transformers, and the mode and the configuration of a
+    model that was given as an object.
     """
     torch, transformers = _import_torch()
     threads, verbosity = torch.get_num_threads(), transformers.logging.get_verbosity()
     bars = transformers.utils.logging.is_progress_bar_enabled()
-    config, settings, modes = None, {}, []
+    config: Any = None
+    settings: dict[str, Any] = {}
+    modes: AbstractContextManager[None] = nullcontext()
     if isinstance(source, tuple):
         model, _ = _check_pair(source)
-        config, modes = model.config, [(layer, layer.training) for layer in model.modules()]
+        config, modes = model.config, keep_modes(model)
         settings = {name: getattr(config, name) for name in CONFIGURED if hasattr(config, name)}
     try:
-        yield
+        with modes:
+            yield
     finally:
         torch.set_num_threads(threads)
         transformers.logging.set_verbosity(verbosity)
@@ -61,39 +65,37 @@ def restore_settings(source: ModelSource) -> Iterator[None]:
             transformers.utils.logging.enable_progress_bar()
         for name, value in settings.items():
             setattr(config, name, value)
-        for layer, training in modes:
-            layer.training = training
 
 
 def model_label(source: ModelSource) -> str:
-    """What a model is called in messages: by its path, an object by its class."""
+    """The name of a model in messages: its path, or the class of an object."""
     return type(source[0]).__name__ if isinstance(source, tuple) else str(source)
 
 
 def load_model(source: ModelSource, *, device: str, dtype: str, threads: int | None) -> Loaded:
-    """A model with the head that its configuration names, and its tokenizer; nothing is downloaded.
+    """The model with the head that its configuration names, and its tokenizer; nothing is downloaded.
 
-    Weights that the folder lacks are made at random from a fixed seed, and a warning names them.
+    Weights that are missing in the folder are drawn at random from a fixed seed, and a warning names them.
 
     Parameters
     ----------
     source : path or (model, tokenizer)
         A local transformers folder, a Hub id in the local cache, or a package; or a model of transformers that has been
-        loaded, with its tokenizer. That stays on its device and in its dtype.
+        loaded, with its tokenizer. Such a model stays on its device and in its dtype.
     device, dtype : str
-        Where a folder's model is put, and what it computes in.
+        The device and the dtype of a model that is loaded from a folder.
     threads : int, optional
-        Of the CPU.
+        The number of CPU threads; by default all that the process may use.
 
     Raises
     ------
     OptionError
-        torch or transformers is missing, the device is none, nothing is at the path; a device or a dtype for a model
-        that has been loaded.
+        torch or transformers is not installed; there is no such device; nothing is at the path; a device or a dtype is
+        given for a model that has been loaded.
     FormatError
-        No model or no tokenizer can be loaded from there.
+        No model or no tokenizer can be loaded from the path.
     MismatchError
-        It is an encoder with a decoder.
+        The model is an encoder with a decoder.
     """
     loaded = load_headed(source, None, device=device, dtype=dtype, threads=threads)
     if loaded.missing:
@@ -114,31 +116,38 @@ def load_headed(
     seed: int = 0,
     labels: Sequence[str] | None = None,
 ) -> Loaded:
-    """The same with a head of choice: a class of `HEADS`, for classifiers with the names of the labels.
+    """Like `load_model`, with a chosen head: a class of `HEADS`, and for a classifier the names of its labels.
 
-    Weights that the folder lacks, or has for other labels, are random, from ``seed``, and ``missing`` names them.
+    Weights that are missing in the folder, or are for other labels, are drawn from ``seed``; ``missing`` names them.
     """
     torch, transformers = _import_torch()
+    # The messages and bars of transformers would mix with ours, and speak of weights that are expected to be missing.
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     check_choice("dtype", dtype, FLOAT_TYPES)
     if threads and threads > MANY:
         raise OptionError(
-            f"--threads {threads} is more than {MANY}", fix="give as many as the machine has, or leave it out"
+            f"--threads {threads} is more than {MANY}", fix="give as many as the machine has, or leave the option out"
         )
     torch.set_num_threads(threads or _processor_count())
-    # Forked: loading must not change the random numbers of the caller.
+    # Forked, since loading must not change the random numbers of the caller.
     with place(model_label(source)), torch.random.fork_rng(devices=[]):
+        # Modulo, since a seed of Python may be larger than torch's.
         torch.manual_seed(seed % 2**63)
         if isinstance(source, tuple):
-            _check_not_moved(device, dtype)
+            # These are the defaults: any other value asks for a change of the user's object.
+            for name, value, default in (("device", device, "auto"), ("dtype", dtype, "f32")):
+                if value != default:
+                    what = f"{name}={value!r} cannot be applied to a model that has been loaded"
+                    raise OptionError(what, fix=f"convert it before: model.to({name}), and leave {name} out")
             loaded = _wrap_model(source, head, labels)
         else:
             loaded = _from_folder(torch, transformers, existing_path(Path(source)), head, labels, device, dtype)
     config: Any = loaded.model.config
     if config.pad_token_id is None:
-        config.pad_token_id = loaded.tokenizer.pad_token_id  # classifiers look for the last token that is none
-    # Keys and values would be kept for a text that is never continued.
+        # Classifiers on causal models take the logits of the last token that is not padding.
+        config.pad_token_id = loaded.tokenizer.pad_token_id
+    # A cache of keys and values would cost memory for texts that are never continued.
     config.use_cache = False
     loaded.model.eval()
     return loaded
@@ -155,7 +164,8 @@ def _from_folder(
 ) -> Loaded:
     """The model and the tokenizer of a folder."""
     architecture, kind = _model_class(transformers, folder)
-    if (folder / CONFIG).exists():  # transformers would switch the adapter on
+    # transformers would load the adapter too, and the model would not be the base.
+    if (folder / CONFIG).exists():
         raise FormatError(
             f"holds an adapter beside the model ({CONFIG})", fix="move the adapter into a folder of its own"
         )
@@ -164,72 +174,63 @@ def _from_folder(
     head_options: dict[str, Any] = {}
     if labels is not None:
         numbered = dict(enumerate(labels))
+        # A head for other labels is replaced by a random one, which the loading info names.
         head_options = {"num_labels": len(labels), "id2label": numbered, "ignore_mismatched_sizes": True}
         head_options["label2id"] = {name: number for number, name in numbered.items()}
     model, info = _load_or_refuse(
-        lambda: _load_with_head(
-            lambda: getattr(transformers, head or architecture).from_pretrained(
-                folder,
-                local_files_only=True,
-                dtype=getattr(torch, FLOAT_TYPES[dtype]),
-                output_loading_info=True,
-                **head_options,
-            ),
-            head,
+        lambda: getattr(transformers, head or architecture).from_pretrained(
+            folder,
+            local_files_only=True,
+            dtype=getattr(torch, FLOAT_TYPES[dtype]),
+            output_loading_info=True,
+            **head_options,
         ),
         "its model cannot be loaded",
+        head=head,
     )
+    # Releases of transformers differ in whether a mismatched key comes alone or with its two shapes.
     missing = {*info["missing_keys"], *(key if isinstance(key, str) else key[0] for key in info["mismatched_keys"])}
     return Loaded(model.to(target), tokenizer, dict(HEADS.values())[head] if head else kind, tuple(sorted(missing)))
 
 
 def _check_pair(source: tuple[Any, ...]) -> tuple[Any, Any]:
-    """A model and its tokenizer, refused where they are something else."""
+    """The model and its tokenizer, after a check that they are that."""
     torch, transformers = _import_torch()
     model, tokenizer = source if len(source) == 2 else (None, None)
     if not isinstance(model, torch.nn.Module) or not isinstance(
         getattr(model, "config", None), transformers.PreTrainedConfig
     ):
-        raise OptionError("this is no model of transformers with its tokenizer", fix="give model=(model, tokenizer)")
+        raise OptionError(
+            "model is not a pair of a transformers model and its tokenizer", fix="give model=(model, tokenizer)"
+        )
     if not isinstance(tokenizer, transformers.PreTrainedTokenizerBase):
         raise OptionError(
-            f"{type(tokenizer).__name__} is no tokenizer of transformers", fix="give model=(model, tokenizer)"
+            f"{type(tokenizer).__name__} is not a tokenizer of transformers", fix="give model=(model, tokenizer)"
         )
     return model, tokenizer
 
 
-def _check_not_moved(device: str, dtype: str) -> None:
-    """Refuse a device or a dtype for a model that has been loaded."""
-    if device != "auto":
-        raise OptionError(f"device={device!r}, and the model has been loaded", fix="move it: model.to(device)")
-    if dtype != "f32":
-        raise OptionError(f"dtype={dtype!r}, and the model has been loaded", fix="cast it: model.to(dtype)")
-
-
 def _wrap_model(source: tuple[Any, Any], head: str | None, labels: Sequence[str] | None) -> Loaded:
-    """A model that was given as an object, with a copy of its tokenizer that pads on the right."""
+    """A model that was given as an object, with a copy of its tokenizer, which is set to pad on the right."""
     model, tokenizer = _check_pair(source)
     _check_one_stack(model.config)
-    kind: Head = ""
-    for ending, (_, logits) in HEADS.items():
-        if type(model).__name__.endswith(ending):
-            kind = logits
+    kind = _class_for(type(model).__name__)[1]
     if head is not None and kind != dict(HEADS.values())[head]:
         raise MismatchError(
-            f"it has no head of this task, which {head} of transformers loads",
-            fix=f"give it with that head, or choose another --task than {TASKS.get(head, 'classification')}",
+            f"it does not have the head for this task, which {head} of transformers loads",
+            fix=f"load it with {head}, or choose another --task than {TASKS.get(head, 'classification')}",
         )
     own = labels_of(source)
     if labels is not None and own != tuple(labels):
         raise MismatchError(
-            f"its labels are {', '.join(own)}, and those of the texts are {', '.join(labels)}",
+            f"its labels are {', '.join(own)}, but those of the texts are {', '.join(labels)}",
             fix="give a model whose configuration has these labels (id2label), or the path of its folder",
         )
     return Loaded(model, _pad_right(deepcopy(tokenizer)), kind)
 
 
 def labels_of(source: ModelSource) -> tuple[str, ...]:
-    """The labels of a classifier, in its order; none where the model is no classifier."""
+    """The labels of a classifier, in the order of its logits; none if the model is not a classifier."""
     _, transformers = _import_torch()
     if isinstance(source, tuple):
         config = _check_pair(source)[0].config
@@ -256,12 +257,22 @@ def _import_torch() -> tuple[Any, Any]:
 
 
 def _processor_count() -> int:
-    """How many processors this process may use; our own entry point has told OpenMP to use one.
+    """The number of processors for this process, which torch cannot know: our entry point sets OpenMP to one thread.
 
-    Where torchrun started several processes on this machine, each takes its part.
+    If torchrun has started several processes on this machine, each gets its share.
     """
+    # The affinity counts only the processors that a container or a scheduler allows; macOS and Windows do not have it.
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, processors // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def _class_for(*architectures: str) -> tuple[str, Head]:
+    """The class of transformers for the first architecture with a known head, and the kind of its logits."""
+    for architecture in architectures:
+        for ending, class_and_head in HEADS.items():
+            if architecture.endswith(ending):
+                return class_and_head
+    return "AutoModel", ""
 
 
 def _model_class(transformers: Any, folder: Path) -> tuple[str, Head]:
@@ -269,17 +280,14 @@ def _model_class(transformers: Any, folder: Path) -> tuple[str, Head]:
         lambda: transformers.AutoConfig.from_pretrained(folder, local_files_only=True), "holds no transformers model"
     )
     _check_one_stack(config)
-    for architecture in config.architectures or ():
-        for ending, class_and_head in HEADS.items():
-            if architecture.endswith(ending):
-                return class_and_head
-    return "AutoModel", ""
+    return _class_for(*(config.architectures or ()))
 
 
 def _check_one_stack(config: Any) -> None:
     if getattr(config, "is_encoder_decoder", False):
         raise MismatchError(
-            f"{config.model_type} is an encoder with a decoder, and only one stack can be run", fix="give another model"
+            f"{config.model_type} is an encoder with a decoder, but only a model of one stack can be run",
+            fix="give another model",
         )
 
 
@@ -287,31 +295,42 @@ def _load_tokenizer(transformers: Any, folder: Path) -> Any:
     tokenizer = _load_or_refuse(
         lambda: transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True), "no tokenizer can be loaded"
     )
-    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # transformers makes an empty one where there is no file
+    # transformers makes an empty tokenizer if there is no file.
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise FormatError("its tokenizer knows no words", fix="copy the tokenizer's files into the folder of the model")
     return _pad_right(tokenizer)
 
 
 def _pad_right(tokenizer: Any) -> Any:
-    """The tokenizer, set to pad on the right."""
+    """The tokenizer, set to pad on the right, so that positions are those of a text alone."""
     tokenizer.padding_side = "right"
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
-            raise FormatError("its tokenizer pads with nothing", fix="set pad_token in tokenizer_config.json")
-        tokenizer.pad_token = tokenizer.eos_token  # where the attention mask says 0, so it does not matter which
+            raise FormatError("its tokenizer has no token for padding", fix="set pad_token in tokenizer_config.json")
+        # Any token would do, since the attention mask is 0 there.
+        tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
-def _load_or_refuse(load: Callable[[], Any], what: str) -> Any:
+def _load_or_refuse(load: Callable[[], Any], what: str, *, head: str | None = None) -> Any:
+    """The result of ``load``; its errors become one message. ``head`` is the class of the head that is loaded."""
     from safetensors import SafetensorError
 
     try:
         return load()
+    # What the readers of safetensors and of .bin files raise for a file that was cut short.
     except (SafetensorError, UnpicklingError, EOFError) as error:
         raise FormatError(
             f"{what}: its weights are damaged ({_first_line(error)})", fix="copy or download them again"
         ) from error
+    # What transformers raises for a folder that it cannot use. Its messages have many lines, and the first says most.
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        # The class of the error does not tell this case from others.
+        if head and str(error).startswith("Unrecognized configuration class"):
+            raise MismatchError(
+                f"transformers has no {head} for this model",
+                fix=f"choose another --task than {TASKS.get(head, 'classification')}, or another model",
+            ) from error
         raise FormatError(
             f"{what}: {_first_line(error)}", fix="give the folder of a transformers model, with its tokenizer"
         ) from error
@@ -322,35 +341,23 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _load_with_head(load: Callable[[], Any], head: str | None) -> Any:
-    """A model loaded with a head, where transformers has one of that kind for it."""
-    try:
-        return load()
-    except ValueError as error:
-        if head is None or not str(error).startswith("Unrecognized configuration class"):
-            raise
-        raise MismatchError(
-            f"transformers has no {head} of this model",
-            fix=f"choose another --task than {TASKS.get(head, 'classification')}, or another model",
-        ) from error
-
-
 def device_of(name: str) -> "Device":
-    """The device of a name; ``auto``: a GPU where there is one.
+    """The device of a name; ``auto`` is a GPU if there is one.
 
     Raises
     ------
     OptionError
-        This machine has none of that name, or torch is missing.
+        This machine has no such device, or torch is not installed.
     """
     torch, _ = _import_torch()
     if name == "auto":
-        mps = getattr(torch.backends, "mps", None)
+        mps = getattr(torch.backends, "mps", None)  # only in builds of torch that know Apple's GPUs
         name = "cuda" if torch.cuda.is_available() else "mps" if mps and mps.is_available() else "cpu"
     try:
         device: Device = torch.device(name)
+        # torch accepts the name of a device that is not there, and also "meta", which holds no numbers.
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        what = f"--device {name}: {str(error).splitlines()[0]}"
+        what = f"--device {name}: {_first_line(error)}"
         raise OptionError(what, fix="give cpu, or a device of this machine") from error
     return device

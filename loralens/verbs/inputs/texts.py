@@ -1,4 +1,4 @@
-"""Texts on which a model is run: .jsonl, .txt, .csv and .tsv files, or lists."""
+"""Reads the texts on which a model is run: .jsonl, .txt, .csv and .tsv files, or lists."""
 
 import csv
 import json
@@ -13,14 +13,13 @@ from typing import Any, NamedTuple
 from loralens.errors import FormatError, OptionError, place
 
 SUFFIXES = (".jsonl", ".json", ".txt", ".csv", ".tsv")
-# The fixes of several messages.
-_UTF8 = "save the file as UTF-8"
 _QUOTES = "put texts with commas, tabs or line ends into quotes, and double the quotes in them"
-_LONGEST = 2**31 - 1  # letters of a cell: all that the parser can count everywhere, for its own 131,072
+# Characters of a cell. The csv module allows 131,072 by default; this is the most that a C long holds on every system.
+_LONGEST = 2**31 - 1
 
 
 class InputText(NamedTuple):
-    """One text, its label where the file has one, and the number of the line it ends on, from 1."""
+    """A text, its label if there is one, and the number of the line on which it ends, counted from 1."""
 
     text: str
     label: str | int | None = None
@@ -32,44 +31,45 @@ TextSource = str | PathLike[str] | Iterable[str | tuple[str, str | int | None] |
 
 
 def text_label(source: TextSource) -> str:
-    """What texts are called in messages: by the path of their file."""
+    """The name of the texts in messages: the path of their file, if they are in one."""
     return str(source) if isinstance(source, str | PathLike) else "texts"
 
 
 def read_texts(source: TextSource, *, limit: int | None = None, labelled: bool = False) -> list[InputText]:
-    """The texts of a file or of a list, in its order, the first ``limit`` of them.
+    """The first ``limit`` texts of a file or of a list, in its order.
 
-    ``.jsonl``: an object a line with ``text`` and maybe ``label``; ``.csv`` and ``.tsv``: the same as named columns;
-    ``.txt``: one text a line, blank lines left out. UTF-8.
+    A ``.jsonl`` file has one object per line with ``text`` and optionally ``label``, a ``.csv`` or ``.tsv`` file has
+    columns of these names, and a ``.txt`` file has one text per line, where blank lines are skipped. Files are UTF-8.
 
     Parameters
     ----------
     source : path or iterable
-        A file; or texts, (text, label) pairs, or mappings with ``text`` and maybe ``label``.
+        A file; or texts, (text, label) pairs, or mappings with ``text`` and optionally ``label``.
     limit : int, optional
     labelled : bool
-        Whether every text must have a label, a name or a whole number.
+        Whether every text must have a label, which is a name or a whole number.
 
     Raises
     ------
     OptionError
-        No such file, or one of another suffix; a ``.txt`` where labels are needed.
+        The file does not exist or has another suffix; labels are needed, and the file is a ``.txt``.
     FormatError
-        A line without a text, or without a label that is needed; a file without any text, or one that is not UTF-8.
+        A line has no text, or not the label that is needed; the file has no texts, or is not UTF-8.
     """
     if isinstance(source, str | PathLike):
         reader = _read_file(_check_text_file(Path(source), labelled), labelled)
     else:
         reader = _read_list(source, labelled)
     with place(text_label(source)), _long_cells():
+        # islice reads no further: lines behind the limit may be wrong.
         texts = list(islice(reader, limit))
         if not texts:
-            raise FormatError("holds no texts", fix="give a file with at least one")
+            raise FormatError("holds no texts", fix="give a file or a list with at least one text")
     return texts
 
 
 def _check_text_file(path: Path, labelled: bool) -> Path:
-    """The path, of a file that can be read as texts."""
+    """The path itself, after a check that texts can be read from it."""
     if path.suffix not in SUFFIXES:
         raise OptionError(f"{path}: texts are read from {', '.join(SUFFIXES)} files", fix="give one of these")
     if labelled and path.suffix == ".txt":
@@ -82,7 +82,7 @@ def _check_text_file(path: Path, labelled: bool) -> Path:
 
 
 def _read_list(items: Iterable[Any], labelled: bool) -> Iterator[InputText]:
-    """The texts of a list, with their numbers in place of lines."""
+    """The texts of a list, with their numbers, counted from 1, as line numbers."""
     for number, item in enumerate(items, start=1):
         with place(f"text {number}"):
             if isinstance(item, Mapping):
@@ -101,15 +101,19 @@ def _read_file(path: Path, labelled: bool) -> Iterator[InputText]:
 
 
 def _read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Lines with their numbers, from 1; a line feed alone ends them, as JSON may hold other separators."""
+    """The lines and their numbers, counted from 1."""
+    # Bytes are split at line feeds only; text would also be split at separators that JSON strings may contain.
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 with place(f"line {number}"):
                     try:
+                        # utf-8-sig removes the byte order mark with which Excel begins a file.
                         yield number, line.decode("utf-8-sig")
                     except UnicodeDecodeError as error:
-                        raise FormatError(f"byte {line[error.start]:#04x} is not UTF-8", fix=_UTF8) from error
+                        raise FormatError(
+                            f"byte {line[error.start]:#04x} is not UTF-8", fix="save the file as UTF-8"
+                        ) from error
     except OSError as error:
         raise FormatError(f"cannot be read: {error.strerror}", fix="check the path and its permissions") from error
 
@@ -122,15 +126,16 @@ def _read_json_lines(path: Path, labelled: bool) -> Iterator[InputText]:
             try:
                 record = json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise FormatError(f"is not JSON ({error})", fix='write one object a line: {"text": "…"}') from error
+                raise FormatError(f"is not JSON ({error})", fix='write one object per line: {"text": "…"}') from error
             if not isinstance(record, dict):
-                raise FormatError("is no JSON object", fix='write one object a line: {"text": "…"}')
+                raise FormatError("is not a JSON object", fix='write one object per line: {"text": "…"}')
             yield _check_record(record, number, labelled)
 
 
 @contextmanager
 def _long_cells() -> Iterator[None]:
-    """Tables with cells of any length, inside the block."""
+    """Within the context, cells of a table may have any length."""
+    # The limit is a setting of the whole process, so that it is restored for other code.
     before = csv.field_size_limit(_LONGEST)
     try:
         yield
@@ -138,77 +143,79 @@ def _long_cells() -> Iterator[None]:
         csv.field_size_limit(before)
 
 
-class _Rows:
-    """The rows of a table as lists of cells, with the number of the line that each begins on; empty ones left out.
+def _read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a table as lists of cells, each with the number of the line on which it ends; empty rows are skipped.
 
     A line ends with a line feed, a carriage return, or both.
     """
+    ended = False
 
-    def __init__(self, path: Path) -> None:
-        self._ended = False
-        self._rows = csv.reader(self._lines(path), dialect="excel" if path.suffix == ".csv" else "excel-tab")
-        self.line = 0  # of the last row, the one it ends on
-
-    def _lines(self, path: Path) -> Iterator[str]:
+    def lines() -> Iterator[str]:
+        nonlocal ended
         for _, line in _read_lines(path):
+            # A carriage return alone ends a line too, but the csv module refuses one inside what it is given.
             yield from re.split(r"(?<=\r)(?!\n|$)", line)
-        self._ended = True
+        ended = True
 
-    def __iter__(self) -> Iterator[list[str]]:
-        while True:
-            begun = self._rows.line_num + 1
-            try:
-                row = next(self._rows, None)
-            except csv.Error as error:
-                raise FormatError(f"line {self._rows.line_num}: {error}", fix="save the table again") from error
-            if row is None:
-                return
-            if self._ended:  # the parser asked for more lines to end this row
-                raise FormatError(f"line {begun}: a quote is opened and never closed", fix=_QUOTES)
-            self.line = self._rows.line_num
-            if row:
-                yield row
+    rows = csv.reader(lines(), dialect="excel" if path.suffix == ".csv" else "excel-tab")
+    while True:
+        begun = rows.line_num + 1
+        try:
+            row = next(rows, None)
+        except csv.Error as error:
+            raise FormatError(f"line {rows.line_num}: {error}", fix="save the table again") from error
+        if row is None:
+            return
+        # The parser has asked for more lines to end this row. It would return the rest of the file as one cell.
+        if ended:
+            raise FormatError(f"line {begun}: a quote is opened and never closed", fix=_QUOTES)
+        if row:
+            yield rows.line_num, row
 
 
 def _read_table(path: Path, labelled: bool) -> Iterator[InputText]:
-    rows = _Rows(path)
-    columns = next(iter(rows), [])
+    rows = _read_rows(path)
+    _, columns = next(rows, (0, []))
     for column in ("text", "label")[: 1 + labelled]:
         if column not in columns:
             fix = f'call the column "{column}" in the first line'
             raise FormatError(f'has no column "{column}" (it has {", ".join(columns) or "none"})', fix=fix)
         if columns.count(column) > 1:
             raise FormatError(f'has {columns.count(column)} columns "{column}"', fix="give one of them another name")
-    for cells in rows:
-        with place(f"line {rows.line}"):
+    for line, cells in rows:
+        with place(f"line {line}"):
             if len(cells) > len(columns):
                 raise FormatError("has more cells than columns", fix="put texts with commas or tabs into quotes")
             row: dict[str, Any] = dict(zip(columns, cells, strict=False))
-            row["label"] = row.get("label") or None  # an empty cell
-            yield _check_record(row, rows.line, labelled)
+            row["label"] = row.get("label") or None  # an empty cell is no label
+            yield _check_record(row, line, labelled)
 
 
 def _check_record(record: Mapping[Any, Any], line: int, labelled: bool) -> InputText:
-    """One record, checked; its keys are named where one is missing, as another may hold what is meant."""
+    """The text of one record; if a key is missing, the message has the other keys, one of which may be meant."""
     text, label = record.get("text"), record.get("label")
     if text is None:
-        raise FormatError(f'has no "text"{_describe_keys(record)}', fix="give every line a text, or take it out")
+        raise FormatError(f'has no "text"{_describe_keys(record)}', fix="give every line a text, or remove the line")
     if not isinstance(text, str) or not text.strip():
-        what = "is empty" if isinstance(text, str) else "is no text"
-        raise FormatError(f'"text" {what}', fix="give every line a text, or take it out")
-    # JSON can escape half of a surrogate pair, which no tokenizer takes.
+        what = "is empty" if isinstance(text, str) else "is not a string"
+        raise FormatError(f'"text" {what}', fix="give every line a text, or remove the line")
+    # JSON can escape half of a surrogate pair, which no tokenizer accepts.
     if any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise FormatError('"text" has half a surrogate pair, which is no letter', fix="write the text again, as UTF-8")
+        raise FormatError(
+            '"text" has half a surrogate pair, which is not a character', fix="write the text again, as UTF-8"
+        )
+    # bool is a subclass of int, but True is not meant as the label 1.
     if isinstance(label, bool) or not (label is None or isinstance(label, str | int)):
         raise FormatError(f'"label" is {label!r}', fix="write labels as names or whole numbers")
     if labelled and label is None:
-        raise FormatError(f'has no "label"{_describe_keys(record)}', fix="give every line a label, or take it out")
+        raise FormatError(f'has no "label"{_describe_keys(record)}', fix="give every line a label, or remove the line")
     if labelled and not str(label).strip():
-        raise FormatError('"label" is empty', fix="give every line a label, or take it out")
+        raise FormatError('"label" is empty', fix="give every line a label, or remove the line")
     return InputText(text, label, line)
 
 
 def _describe_keys(record: Mapping[Any, Any]) -> str:
-    """What a record holds instead, in brackets."""
+    """The keys that a record has, in brackets, for a message."""
+    # A record of a data set may have dozens of keys; the first eight nearly always show what is meant.
     keys = [str(key) for key, value in record.items() if value is not None]
     return f" (it has {', '.join(keys[:8])}{' …' if len(keys) > 8 else ''})" if keys else ""

@@ -1,14 +1,15 @@
-"""The inputs of a training run: its options, a model with the head of its task, and texts as tokens."""
+"""The inputs of a training run: its options, a model with the head for the task, and texts as tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import isfinite
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypedDict, get_args
+from typing import TYPE_CHECKING, get_args
 
 from loralens.errors import OptionError, place
+from loralens.training.course import Optimiser, Schedule
+from loralens.training.method import MethodName
 from loralens.verbs.inputs.causality import CAUSAL, check_causal
 from loralens.verbs.inputs.choices import FloatType, check_at_least, check_choice, check_counts
 from loralens.verbs.inputs.cut import Cut, count_cut
@@ -22,60 +23,16 @@ if TYPE_CHECKING:  # torch takes a second
 
     from loralens.training.tasks import Examples, Task
 
-MethodName = Literal["lora", "rslora", "lora+", "dora", "pissa", "frozen-a"]
-ScheduleName = Literal["constant", "linear", "cosine"]
-OptimiserName = Literal["adamw", "sgd"]
-# The factors are float32, and so is their scale.
-LARGEST = 3.4e38  # in float32
-
-
-class TrainKeywords(TypedDict):
-    """The keywords of `loralens.train`, for who passes them on."""
-
-    model: ModelSource | None
-    task: TaskName | None
-    data: TextSource | None
-    eval: TextSource | None
-    eval_limit: int | None
-    output: str | PathLike[str] | None
-    demo: bool
-    targets: str | Sequence[str]
-    heads: str | Sequence[str]
-    rank: int
-    alpha: float
-    method: MethodName
-    dropout: float
-    base_dropout: bool
-    steps: int | None
-    epochs: float | None
-    batch: int | None
-    accumulate: int
-    length: int | None
-    lr: float | None
-    schedule: ScheduleName | None
-    warmup: float
-    optimiser: OptimiserName
-    weight_decay: float
-    clip: float
-    seed: int
-    device: str
-    dtype: FloatType
-    threads: int | None
-    checkpointing: bool
-    shard: bool
-    evaluate_every: int | None
-    patience: int | None
-    snapshots: int | None
-    spectra: bool
-    save_every: int
-    resume: bool
-    overwrite: bool
-    dry_run: bool
+# More than any run has; it excludes infinity, from which no number of steps follows.
+MOST_EPOCHS = 1e6
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class TrainingOptions:
-    """The options of `loralens.train`, where each that was left out has its value."""
+    """The options of `loralens.train`, with the values that replace those left out.
+
+    The names are those of the parameters of `train`, which passes all of them on by name.
+    """
 
     model: ModelSource
     task: TaskName
@@ -96,9 +53,9 @@ class TrainingOptions:
     accumulate: int
     length: int
     lr: float
-    schedule: ScheduleName
+    schedule: Schedule
     warmup: float
-    optimiser: OptimiserName
+    optimiser: Optimiser
     weight_decay: float
     clip: float
     seed: int
@@ -117,42 +74,45 @@ class TrainingOptions:
     dry_run: bool
 
     def check(self) -> None:
-        """Refuse what can be seen to be wrong without the model and the texts.
+        """Refuse options that are wrong whatever the model and the texts are.
 
         Raises
         ------
         OptionError
-            A value that its option does not allow, or two options that exclude each other.
+            An option has a value that is not allowed, or two options exclude each other.
         """
+        # The rows of the tables in `loralens.training` check these too, but only after the model has been loaded.
         for name, allowed in (
             ("task", TaskName),
             ("method", MethodName),
-            ("schedule", ScheduleName),
-            ("optimiser", OptimiserName),
+            ("schedule", Schedule),
+            ("optimiser", Optimiser),
             ("dtype", FloatType),
         ):
             check_choice(name, getattr(self, name), get_args(allowed))
         counts = ("eval_limit", "rank", "steps", "batch", "accumulate", "length", "threads", "save_every")
         check_counts(**{name: getattr(self, name) for name in (*counts, "evaluate_every", "patience", "snapshots")})
+        # torch and NumPy take no negative seeds.
         check_at_least("seed", self.seed, 0)
         if self.steps and self.epochs:
             raise OptionError("--steps and --epochs exclude each other", fix="give --steps or --epochs, not both")
-        if self.epochs is not None and not 0 < self.epochs < 1e6:
-            raise OptionError(f"--epochs {self.epochs} is no number of rounds", fix="give a positive number: 1, 0.5")
-        if isfinite(self.alpha) and abs(self.alpha) > LARGEST:
-            what = f"--alpha {self.alpha:g} is more than float32 holds"
-            raise OptionError(what, fix="give a number like the rank: 16, 32")
+        if self.epochs is not None and not 0 < self.epochs < MOST_EPOCHS:
+            what = f"--epochs {self.epochs} is not a number of passes over the texts"
+            raise OptionError(what, fix="give a positive number, such as 1 or 0.5")
         if self.spectra and not self.snapshots:
-            raise OptionError("--spectra looks at snapshots", fix="say how often: --snapshots N")
+            raise OptionError("--spectra measures snapshots", fix="say how often one is taken: --snapshots N")
         if self.spectra and isinstance(self.model, tuple):
             raise OptionError(
-                "--spectra compares ΔW with the weights of a folder, and the model is an object",
-                fix="give the path of its folder, or leave spectra out",
+                "--spectra compares ΔW with the weights in a folder, but the model is an object",
+                fix="give the path of the folder of the model, or leave spectra out",
             )
 
     @property
     def places(self) -> dict[str, str | PathLike[str] | None]:
-        """What is read, in words and where it is; a Hub id, a package, the name of a corpus and objects are nowhere."""
+        """The paths that are read, each with its name in messages, for the check that none of them is overwritten.
+
+        A Hub id, a package, the name of a corpus and an object have no path.
+        """
         inputs = {"the model": self.model, "the texts": self.data, "the texts to evaluate on": self.eval}
         return {
             what: source
@@ -163,18 +123,19 @@ class TrainingOptions:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainingInputs:
-    """All that a run is made of.
+    """The task, the model and the texts of a run.
 
     Attributes
     ----------
     learned, held_out : Texts
-        The texts to learn from, and to evaluate on.
+        The texts for training and for evaluation.
     examples, evaluated : Examples
-        The same as tokens.
+        The same texts as tokens.
     heads : tuple of str
-        The modules that are trained in full: the head of a classifier, and what the model's folder did not have.
+        The modules that are trained in full by default: the head of a classifier, and modules whose weights are missing
+        in the folder of the model.
     cut, evaluation_cut : Cut
-        What was left out of the texts learned from, and of those evaluated on.
+        What was cut off the texts for training and for evaluation.
     """
 
     task: "Task"
@@ -188,7 +149,7 @@ class TrainingInputs:
     evaluation_cut: Cut | None
 
     def warn_of_cut(self) -> None:
-        """Say what was left out of the texts."""
+        """Tell the user what was cut off the texts."""
         self.cut.warn(self.learned.name)
         if self.held_out and self.evaluation_cut:
             self.evaluation_cut.warn(self.held_out.name)
@@ -200,10 +161,12 @@ def read_training_inputs(options: TrainingOptions, *, device: str) -> TrainingIn
 
     task = task_named(options.task)
     learned, held_out = read_data(options.data, options.eval, labelled=task.labelled)
-    if task.labelled:  # a classifier that knows these labels goes on from what it knows
+    # A classifier that knows these labels keeps its head, so the labels must have its order.
+    if task.labelled:
         own = labels_of(options.model)
         learned, held_out = learned.ordered(own), held_out and held_out.ordered(own)
     held_out = held_out.head(options.eval_limit) if held_out else None
+    # The data comes first, since its labels give the size of the head, and an error in it is found in no time.
     loaded = load_headed(
         options.model,
         task.head,
@@ -219,6 +182,7 @@ def read_training_inputs(options: TrainingOptions, *, device: str) -> TrainingIn
         _check_something_to_learn(task, examples)
     with place(text_label(options.data if options.eval is None else options.eval)):
         evaluated = encode(held_out.texts, labels=held_out.numbers) if held_out else None
+    # A model that sees later tokens would only learn to copy them.
     if task.head == CAUSAL:
         with place(model_label(options.model)):
             check_causal(loaded, examples)
@@ -230,27 +194,30 @@ def read_training_inputs(options: TrainingOptions, *, device: str) -> TrainingIn
 
 
 def _check_something_to_learn(task: "Task", examples: "Examples") -> None:
-    """Refuse texts of which a task of language asks nothing."""
+    """Refuse texts in which a language task has nothing to predict."""
     if task.labelled:
         return
-    if all(len(one) < 2 for one in examples.tokens):
+    # A causal model predicts each token from those before it, and a masked one each from the others.
+    if all(len(tokens) < 2 for tokens in examples.tokens):
         raise OptionError(
-            "no text has two tokens, and one alone teaches nothing of what goes with it",
+            "no text has two tokens, and a single token cannot be predicted from others",
             fix="give longer texts, or a larger --length",
         )
     if not task.predicts_any(examples):
         raise OptionError(
-            "no text has a token that can be hidden: all are special, or words that the tokenizer does not know",
-            fix="give texts in the words of the tokenizer",
+            "no text has a token that can be hidden: all are special tokens, or words that the tokenizer does not know",
+            fix="give texts whose words the tokenizer knows",
         )
 
 
 def heads_to_train(model: "nn.Module", missing: Sequence[str], *, classifier: bool) -> tuple[str, ...]:
-    """The modules to train in full: those of missing weights, and of a classifier what is not its encoder.
+    """The modules to train in full: those whose weights are missing, and for a classifier all but its encoder.
 
-    What is tied to other weights (the decoder of a masked language model to its embedding) is left out.
+    Modules that are tied to other weights are left out, such as the decoder of a masked language model, which shares
+    the weight of the embedding.
     """
     names = [key.rpartition(".")[0] for key in missing]
+    # The attribute of transformers that names the encoder inside a model with a head.
     if classifier and (inner := getattr(model, "base_model_prefix", "")):
         names += [
             name for name, child in model.named_children() if name != inner and any(True for _ in child.parameters())
@@ -259,7 +226,7 @@ def heads_to_train(model: "nn.Module", missing: Sequence[str], *, classifier: bo
 
 
 def _untied_modules(model: "nn.Module", name: str) -> list[str]:
-    """A module, or the largest ones in it of which no parameter is also one of another module."""
+    """The module, or the largest modules inside it that share no parameter with a module outside it."""
     everywhere = model.named_parameters(remove_duplicate=False)
     outside = {id(parameter) for key, parameter in everywhere if not key.startswith(f"{name}.")}
     module = model.get_submodule(name)

@@ -13,8 +13,9 @@ from loralens.core.recipe import Ingredient, Strength
 from loralens.errors import OptionError
 from loralens.verbs.inputs.adapters import AdapterSource, labels, sources
 
-Weight = float | Mapping[str, float] | Strength  # a mapping: glob over modules → weight, 1 where none matches
+Weight = float | Mapping[str, float] | Strength  # a mapping: glob over modules → weight; 1 if none matches
 Pair = tuple[AdapterSource, float]
+# What Python may be given in place of ADAPTER:WEIGHT: one adapter, a pair, several of both, or a mapping.
 Weighted = AdapterSource | Pair | Sequence[AdapterSource | Pair] | Mapping[Any, float]
 StrengthPair = tuple[AdapterSource, Weight]
 WithStrength = AdapterSource | StrengthPair | Sequence[AdapterSource | StrengthPair] | Mapping[Any, Weight]
@@ -23,59 +24,52 @@ WithStrength = AdapterSource | StrengthPair | Sequence[AdapterSource | StrengthP
 def weighted_sources(adapters: Iterable[Weighted]) -> list[Pair]:
     """The adapters of ``verb("a", ("b", 0.3))``, ``verb(["a", "b"])`` and ``verb({"a": 0.7, "b": 0.3})`` with weights.
 
-    An adapter without a weight counts once.
+    An adapter without a weight has the weight 1.
 
     Raises
     ------
     OptionError
-        There is none, something is neither a path nor an adapter, or a weight is no finite number.
+        There is no adapter, an argument is neither a path nor an adapter, or a weight is not a finite number.
     """
-    pairs = [pair for source in adapters for pair in _as_pairs(source)]
-    for _, weight in pairs:
-        if not isinstance(weight, Real) or not isfinite(weight):
-            raise OptionError(f"a weight cannot be {weight!r}", fix="give a finite number")
-    checked = sources([[adapter for adapter, _ in pairs]])
-    return [(adapter, float(weight)) for adapter, (_, weight) in zip(checked, pairs, strict=True)]
+    return [(adapter, _finite(weight)) for adapter, weight in _sources_and_weights(adapters)]
 
 
 def sources_with_strengths(adapters: Iterable[WithStrength]) -> list[tuple[AdapterSource, Strength]]:
-    """The same where a weight may also be a mapping of globs over modules: ``("b", {"v_proj": 0.3})``.
-
-    Raises
-    ------
-    OptionError
-        There is none, something is neither a path nor an adapter, or a weight is no finite number.
-    """
-    pairs = [pair for source in adapters for pair in _as_pairs(source)]
-    checked = sources([[adapter for adapter, _ in pairs]])
-    return [(adapter, _as_strength(weight)) for adapter, (_, weight) in zip(checked, pairs, strict=True)]
+    """As `weighted_sources`, where a weight may also be a mapping of globs over modules: ``("b", {"v_proj": 0.3})``."""
+    return [(adapter, _as_strength(weight)) for adapter, weight in _sources_and_weights(adapters)]
 
 
 def strength_within(modules: Sequence[str], weight: float, *, elsewhere: float) -> Strength:
-    """``weight`` in the modules of these globs and ``elsewhere`` in the others; ``weight`` everywhere without globs."""
+    """``weight`` in the modules of these globs and ``elsewhere`` in others; without globs ``weight`` in all modules."""
     return _check_strength(elsewhere, dict.fromkeys(modules, weight)) if modules else _check_strength(weight, {})
 
 
 def ingredients(pairs: Sequence[tuple[AdapterSource, Strength]]) -> tuple[Ingredient, ...]:
-    """The adapters of a recipe, under their paths; objects are called by their place."""
+    """The adapters of a recipe, named by their paths; objects are numbered."""
     names = labels([source for source, _ in pairs])
     return tuple(Ingredient(name, strength) for name, (_, strength) in zip(names, pairs, strict=True))
 
 
 def label_of_taken(take: AdapterSource | None, pairs: Sequence[tuple[AdapterSource, Strength]]) -> str | None:
-    """What a recipe calls the adapter whose full tensors stand: as it was given, or by the place of an object."""
+    """The name in a recipe of the adapter whose full tensors are used: as it was given, or the number of an object."""
     if not isinstance(take, Adapter):
         return None if take is None else str(take)
+    # An object has no name, so it is found by identity.
     for place, (source, _) in enumerate(pairs, start=1):
         if source is take:
             return str(place)
     raise OptionError("take is an adapter that is not among those combined", fix="give one of them, or 'none'")
 
 
+def _sources_and_weights(adapters: Iterable[Any]) -> list[tuple[AdapterSource, Any]]:
+    pairs = [pair for source in adapters for pair in _as_pairs(source)]
+    return list(zip(sources([[adapter for adapter, _ in pairs]]), [weight for _, weight in pairs], strict=True))
+
+
 def _as_pairs(source: Any) -> list[tuple[Any, Any]]:
     if isinstance(source, Mapping):
         return list(source.items())
-    # A tuple of two adapters is a sequence; one whose second part is a number is a pair.
+    # A tuple of two adapters is a sequence of them; a tuple whose second part is a weight is a pair.
     if isinstance(source, tuple) and len(source) == 2 and isinstance(source[1], Real | Mapping | Strength):
         return [source]
     if isinstance(source, str):
@@ -86,8 +80,9 @@ def _as_pairs(source: Any) -> list[tuple[Any, Any]]:
 
 
 def _refuse_weight_of_shell(source: str) -> None:
-    """Refuse ``"adapter:0.7"`` where there is an ``adapter``, and say how Python writes it."""
+    """Refuse ``"adapter:0.7"`` if there is an ``adapter``, and say how Python writes it."""
     path, _, number = source.rpartition(":")
+    # A path may hold a colon itself, so only one that does not exist is taken for a path with a weight.
     if not path or Path(source).exists() or not Path(path).exists():
         return
     with suppress(ValueError):
@@ -96,14 +91,18 @@ def _refuse_weight_of_shell(source: str) -> None:
 
 
 def _as_strength(weight: Any) -> Strength:
-    """A weight in the one form that it has; refused where a number in it is not finite."""
+    """A weight in its general form, with all its numbers checked."""
     if isinstance(weight, Strength):
         return _check_strength(weight.weight, weight.modules)
+    # A mapping alone leaves the weight of other modules at 1, as in a recipe.
     return _check_strength(1.0, weight) if isinstance(weight, Mapping) else _check_strength(weight, {})
 
 
 def _check_strength(weight: Any, modules: Mapping[str, Any]) -> Strength:
-    for number in (weight, *modules.values()):
-        if not isinstance(number, Real) or not isfinite(number):
-            raise OptionError(f"a weight cannot be {number!r}", fix="give a finite number")
-    return Strength(float(weight), {glob: float(number) for glob, number in modules.items()})
+    return Strength(_finite(weight), {glob: _finite(number) for glob, number in modules.items()})
+
+
+def _finite(weight: Any) -> float:
+    if not isinstance(weight, Real) or not isfinite(weight):
+        raise OptionError(f"a weight cannot be {weight!r}", fix="give a finite number")
+    return float(weight)

@@ -1,11 +1,11 @@
 """The result of `similarity` for three and more adapters: tables of pairs, and where adapters agree or conflict."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import isnan
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -19,74 +19,41 @@ from loralens.tables.numbers import UNDEFINED, count, fixed, json_number, matrix
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import short_labels
-from loralens.verbs.outputs.pair_similarity import module_records
+from loralens.verbs.outputs.pair_similarity import pair_modules_table
 from loralens.version import __version__
 
-MATRIX = 12  # adapters whose matrices fit on a terminal
-PAIRS = 12  # pairs that are listed for people
-LINES = 8  # sentences about where two fight, and as many about where they agree
+Pair = tuple[int, int]  # the indices of two adapters, which are also an index of a matrix
 
-
-class AdapterRow(NamedTuple):
-    """One row: an adapter of the collection, in the order of the clusters."""
-
-    place: int
-    label: str
-    modules: int
-    ranks: Sequence[int]
-    norm: float | None
-    start: int  # the number of the group that began from one A
-    shared: float
-    shared_chance: float
-    private: float
-    private_chance: float
-
-
-class MatrixRow(NamedTuple):
-    """One row of a matrix: an adapter, and its values beside all others."""
-
-    place: int
-    label: str
-    values: Sequence[float]
-
-
-class PairRow(NamedTuple):
-    """One row: two adapters."""
-
-    first: str
-    second: str
-    modules: int
-    cosine: float
-    cosine_z: float
-    phi: dict[Side, float]
-    chance: dict[Side, float]
-    initial: float
+SHARES = ("shared", "private", "shared_chance", "private_chance")  # the arrays of `Interference`
+MATRIX = 12  # adapters whose matrices fit on a terminal of 120 columns
+PAIRS = 12  # pairs that are listed for people; --csv lists all
+LINES = 8  # places where two fight that are listed for people, and as many where they agree; --json lists all
 
 
 @dataclass(frozen=True, slots=True)
 class CollectionSimilarity(Tabular):
-    """Three or more adapters in pairs, clustered, and where two of them fight or agree.
+    """Three or more adapters in pairs, clustered, with the places where two of them oppose each other or agree.
 
     Attributes
     ----------
     adapters : tuple of str
-        What they are called.
+        The labels of the adapters.
     of : str
         Whose directions were compared: ``update``, ``A`` or ``B``.
     side : str
-        That of the φ maps of every pair.
+        The side of the φ maps of every pair.
     sides : tuple of str
-        Those whose φ the tables show.
+        The sides whose φ the tables show.
     phi_rank : int or None
-        Leading directions that φ compares at most.
+        The largest number of leading directions that φ compares.
     energy : Interference
-        Of the same modules.
+        The shared and the private energy in the modules of ``pairs``.
     tree : float64 array, shape (T − 1, 4)
-        The clusters, as `loralens.analysis.compare.pairwise.cluster_order` returns them.
+        The clusters, in the format of `loralens.analysis.compare.clusters.cluster_order`.
     order : sequence of int
-        The adapters so that near ones stand side by side.
-    fights, agreements : sequence of Meeting
-        Where two push against each other, and where the same way; most weight first.
+        The indices of the adapters, with similar ones together.
+    fights, agreements : sequence of Interaction
+        The modules in which two updates oppose each other, and in which they agree; the largest contribution first.
     """
 
     adapters: tuple[str, ...]
@@ -107,7 +74,7 @@ class CollectionSimilarity(Tabular):
 
     @property
     def labels(self) -> list[str]:
-        """The adapters without the folders that all of them share."""
+        """The paths of the adapters without the folders that all of them share."""
         return short_labels(self.adapters)
 
     @property
@@ -116,8 +83,13 @@ class CollectionSimilarity(Tabular):
         return self.pairs.cosine
 
     def compare(self, first: int, second: int) -> Comparison | None:
-        """Two of the adapters as if they were alone, by their numbers; None where they have no module in common."""
+        """The comparison of two of the adapters, by their indices, as `similarity` makes it of the two alone.
+
+        It is None if they have no module in common.
+        """
+        # Made when it is asked for: the φ maps of all pairs of a hundred adapters would take 200 MB.
         names_in_both = [(module.holders[first], module.holders[second]) for module in self.pairs.modules]
+        # Modules of one name may have another shape in some adapter; these are in `pairs` under their own entries.
         names = [name for name, other in names_in_both if name is not None and other is not None]
         if not names:
             return None
@@ -126,37 +98,42 @@ class CollectionSimilarity(Tabular):
         )
 
     def tables(self) -> list[Table[Any]]:
-        """The adapters, the matrices where they fit, and the pairs that are most alike, or most opposed."""
-        energy = "energy inside and outside the others' directions"
-        title = f"{self.pairs.count} adapters, near ones side by side; {energy}"
-        tables: list[Table[Any]] = [Table(title, ADAPTER_COLUMNS, self._adapter_rows())]
+        """The adapters, the matrices if they fit, and the pairs with the largest |cosine|."""
+        tables: list[Table[Any]] = [self._adapters_table()]
+        # A larger matrix would lose columns on a terminal; --json has all of them.
         if self.pairs.count <= MATRIX:
             tables.append(self._matrix("cosine of the updates", self.pairs.cosine))
             for side in self.sides:
                 title = f"φ, {side} side, mean over modules (chance {self._chance(side)})"
                 tables.append(self._matrix(title, self.pairs.phi(side)))
             tables.append(self._matrix("shared initialisation: cosine of A", self.pairs.shared_initialisation))
-        defined = [row for row in pair_rows(self.pairs, self.labels) if not isnan(row.cosine)]
-        nearest = sorted(defined, key=lambda row: -abs(row.cosine))[:PAIRS]
-        every = self.pairs.count * (self.pairs.count - 1) // 2
-        which = f"the {len(nearest)} of {every} pairs" if len(defined) > PAIRS else "pairs"
-        tables.append(Table(f"{which} with the largest |cosine|", pair_columns(self.sides), nearest))
+        every = pairs_by_cosine(self.pairs)
+        defined = [pair for pair in every if not isnan(self.pairs.cosine[pair])]
+        nearest = defined[:PAIRS]
+        which = f"the {len(nearest)} of {len(every)} pairs" if len(defined) > PAIRS else "pairs"
+        title = f"{which} with the largest |cosine|"
+        tables.append(adapter_pairs_table(title, self.pairs, self.labels, self.sides, nearest))
         return tables
 
-    def listing(self) -> list[Table[PairRow]]:
-        """Every pair of adapters."""
-        return [Table("", pair_columns(tuple(self.pairs.overlaps)), pair_rows(self.pairs, self.labels))]
+    def listing(self) -> list[Table[Pair]]:
+        """Every pair of adapters, one pair a row."""
+        every = list(combinations(range(self.pairs.count), 2))
+        return [adapter_pairs_table("", self.pairs, self.labels, tuple(self.pairs.overlaps), every)]
 
     def sentences(self) -> list[str]:
-        """What could not be compared, who began from one A, and where two fight and agree."""
-        return [*self._on_common_modules(), *self._on_initialisation(), *self._on_meetings()]
+        """Which adapters cannot be compared, which began from one A, and where two of them fight or agree."""
+        return [*self._on_common_modules(), *self._on_initialisation(), *self._on_interactions()]
 
     def record(self) -> dict[str, Any]:
-        """Everything as a JSON object; of a hundred adapters it takes 200 MB, which `json_pieces` avoids."""
+        """The whole result as a JSON object.
+
+        With a hundred adapters of 12 modules it takes more than 200 MB of text; `json_pieces` never holds all of it.
+        """
         return {**self._summary(), "pairs": list(self._pair_records())}
 
     def json_pieces(self) -> Iterator[str]:
-        """The text of that JSON object, one pair of adapters after the other."""
+        """The text of that JSON object in pieces, one pair of adapters after the other."""
+        # The object is opened without its brace at the end, and the pairs, which come last, follow.
         head = json.dumps({"loralens": __version__, **self._summary()})
         yield f'{head[:-1]}, "pairs": ['
         for i, record in enumerate(self._pair_records()):
@@ -183,50 +160,70 @@ class CollectionSimilarity(Tabular):
                     "name": module.name,
                     "shape": list(module.shape),
                     "cosine": matrix(pairs.cosines[m]),
-                    "shared": [json_number(value) for value in energy.shared[m]],
-                    "private": [json_number(value) for value in energy.private[m]],
-                    "shared_chance": [json_number(value) for value in energy.shared_chance[m]],
-                    "private_chance": [json_number(value) for value in energy.private_chance[m]],
+                    **{key: [json_number(value) for value in getattr(energy, key)[m]] for key in SHARES},
                 }
                 for m, module in enumerate(pairs.modules)
             ],
-            "fights": [_meeting_record(meeting) for meeting in self.fights],
-            "agreements": [_meeting_record(meeting) for meeting in self.agreements],
+            "fights": [_interaction_record(interaction) for interaction in self.fights],
+            "agreements": [_interaction_record(interaction) for interaction in self.agreements],
         }
 
     def _pair_records(self) -> Iterator[dict[str, Any]]:
-        """φ maps, cosines and angles of every pair, as for two adapters alone."""
+        """The φ maps, cosines and angles of every pair, as `similarity` gives them of two adapters."""
         for s, t in combinations(range(self.pairs.count), 2):
             comparison = self.compare(s, t)
-            yield {"first": s, "second": t, "modules": module_records(comparison) if comparison else []}
+            yield {"first": s, "second": t, "modules": pair_modules_table(comparison).records() if comparison else []}
 
-    def _adapter_rows(self) -> list[AdapterRow]:
-        pairs, energy, labels = self.pairs, self.energy, self.labels
-        family = {t: i for i, group in enumerate(connected_groups(pairs.shared_initialisation), start=1) for t in group}
-        parts = [
-            known_mean(values)
-            for values in (energy.shared, energy.shared_chance, energy.private, energy.private_chance)
-        ]
-        rows = []
-        for place, t in enumerate(self.order, start=1):
-            ranks = sorted({int(rank) for rank in pairs.ranks[:, t] if rank})
-            norm = float((pairs.norms[:, t] ** 2).sum() ** 0.5) if ranks else None
-            modules = int((pairs.ranks[:, t] > 0).sum())
-            shares = [float(values[t]) for values in parts]
-            rows.append(AdapterRow(place, labels[t], modules, ranks, norm, family[t], *shares))
-        return rows
+    def _adapters_table(self) -> Table[int]:
+        """The adapters, one adapter a row, in the order of the clusters."""
+        pairs, labels = self.pairs, self.labels
+        places = {t: place for place, t in enumerate(self.order, start=1)}
+        groups = enumerate(connected_groups(pairs.shared_initialisation), start=1)
+        start = {t: number for number, group in groups for t in group}
 
-    def _matrix(self, title: str, values: Floats) -> Table[MatrixRow]:
-        """The values of every pair, adapters down and across in the order of the clusters."""
-        labels = self.labels
-        rows = [
-            MatrixRow(place, labels[s], [float(values[s, t]) for t in self.order])
-            for place, s in enumerate(self.order, start=1)
-        ]
-        return Table(title, (*MATRIX_COLUMNS, *map(_matrix_column, range(len(self.order)))), rows)
+        def ranks(t: int) -> list[int]:
+            return sorted({int(rank) for rank in pairs.ranks[:, t] if rank})  # 0 where it lacks the module
+
+        def norm(t: int) -> float | None:
+            return float((pairs.norms[:, t] ** 2).sum() ** 0.5) if ranks(t) else None
+
+        def share(key: str, title: str, priority: int) -> Column[int]:
+            values = known_mean(getattr(self.energy, key))
+            return Column(key, lambda t: json_number(values[t]), title, fixed(".2%"), priority=priority)
+
+        columns: tuple[Column[int], ...] = (
+            Column("place", places.__getitem__, "#", priority=ALWAYS),
+            Column("adapter", labels.__getitem__, "adapter", align="left", priority=ALWAYS),
+            Column("modules", lambda t: int((pairs.ranks[:, t] > 0).sum()), "modules", priority=4),
+            Column("ranks", ranks, "r", span, priority=6),
+            Column("frobenius", norm, "‖ΔW‖F", number, priority=7),
+            share("shared", "shared", ALWAYS),
+            share("shared_chance", "by chance", 5),
+            share("private", "private", 8),
+            share("private_chance", "by chance", 5),
+            Column("start", start.__getitem__, "start", priority=3),  # the number of the group that began from one A
+        )
+        energy = "energy inside and outside the others' directions"
+        return Table(f"{pairs.count} adapters, near ones side by side; {energy}", columns, self.order)
+
+    def _matrix(self, title: str, values: Floats) -> Table[int]:
+        """The values of every pair, with the adapters down and across in the order of the clusters."""
+
+        def column(place: int, t: int) -> Column[int]:
+            # Headed by a number, as twelve names would not fit; the first columns say which adapter has it.
+            return Column(f"{place}", lambda s: json_number(values[s, t]), f"{place}", fixed(".3f"))
+
+        places = {t: place for place, t in enumerate(self.order, start=1)}
+        columns: tuple[Column[int], ...] = (
+            Column("place", places.__getitem__, "#", priority=ALWAYS),
+            Column("adapter", self.labels.__getitem__, " ", align="left", priority=ALWAYS),
+            *(column(place, t) for t, place in places.items()),
+        )
+        return Table(title, columns, self.order)
 
     def _chance(self, side: Side) -> str:
-        """The chance level, or its range where ranks differ."""
+        """The chance level of φ, or its range if ranks differ."""
+        # Without the diagonal: φ of an adapter with itself is no comparison.
         levels = self.pairs.chance(side)[~np.eye(self.pairs.count, dtype=bool)]
         levels = levels[~np.isnan(levels)]
         if not levels.size:
@@ -235,13 +232,14 @@ class CollectionSimilarity(Tabular):
         return low if low == high else f"{low} to {high}"
 
     def _on_common_modules(self) -> list[str]:
-        """Who cannot be compared with whom, where not every pair has every module."""
+        """Which adapters cannot be compared, and how many modules pairs have in common if not all of them."""
         pairs = self.pairs
         sentences = [
             f"not compared: {label} has no module of the others' names and shapes"
             for t, label in enumerate(self.labels)
             if not pairs.ranks[:, t].any()
         ]
+        # Off the diagonal, on which each adapter has all its modules in common with itself.
         counts = pairs.common[~np.eye(pairs.count, dtype=bool)]
         if counts.min() < counts.max() or counts.min() < len(pairs.modules):
             low, high = counts.min(), counts.max()
@@ -249,8 +247,9 @@ class CollectionSimilarity(Tabular):
         return sentences
 
     def _on_initialisation(self) -> list[str]:
-        """Who began from the same A, and what that does to φ."""
+        """The adapters that began from the same A, and the effect of that on φ."""
         labels = self.labels
+        # A group of one began alone.
         families = [group for group in connected_groups(self.pairs.shared_initialisation) if len(group) > 1]
         sentences = [
             f"began from one A (cosine of A ≥ {SHARED}): {', '.join(labels[t] for t in group)}" for group in families
@@ -260,131 +259,60 @@ class CollectionSimilarity(Tabular):
             sentences += [f"  {warning}", ""]
         return sentences
 
-    def _on_meetings(self) -> list[str]:
+    def _on_interactions(self) -> list[str]:
+        """Where two adapters oppose each other, and where they agree, with the rule by which a module counts."""
         labels = self.labels
         rule = f"every module with |cosine| ≥ {LARGE} and {far_cosine(self.pairs):.1f} standard deviations from chance"
         sentences = []
-        for verb, meetings in (("fight", self.fights), ("agree", self.agreements)):
-            if not meetings:
+        for verb, interactions in (("fight", self.fights), ("agree", self.agreements)):
+            if not interactions:
                 sentences.append(f"no two {verb} anywhere ({rule})")
                 continue
             sentences.append(f"where two {verb} ({rule}), most weight first")
-            for meeting in meetings[:LINES]:
-                names = f"{labels[meeting.first]} and {labels[meeting.second]}"
-                strength = f"cosine {meeting.cosine:+.3f} over {count(meeting.modules, 'module')}"
-                sentences.append(f"  {names} {verb} in {meeting.where}: {strength}")
-            if len(meetings) > LINES:
-                sentences.append(f"  … and {len(meetings) - LINES} more: --json lists them")
+            for interaction in interactions[:LINES]:
+                names = f"{labels[interaction.first]} and {labels[interaction.second]}"
+                strength = f"cosine {interaction.cosine:+.3f} over {count(interaction.modules, 'module')}"
+                sentences.append(f"  {names} {verb} in {interaction.location}: {strength}")
+            if len(interactions) > LINES:
+                sentences.append(f"  … and {len(interactions) - LINES} more: --json lists them")
         return sentences
 
 
-def _meeting_record(meeting: Interaction) -> dict[str, Any]:
-    return {
-        "first": meeting.first,
-        "second": meeting.second,
-        "stack": meeting.stack,
-        "blocks": list(meeting.blocks),
-        "kinds": list(meeting.kinds),
-        "modules": meeting.modules,
-        "cosine": meeting.cosine,
-        "weight": meeting.weight,
-    }
+def _interaction_record(interaction: Interaction) -> dict[str, Any]:
+    keys = ("first", "second", "stack", "blocks", "kinds", "modules", "cosine", "weight")
+    return {key: getattr(interaction, key) for key in keys}
 
 
-def _share(key: str, title: str, value: Callable[[AdapterRow], float], priority: int) -> Column[AdapterRow]:
-    return Column(key, lambda row: json_number(value(row)), title, fixed(".2%"), priority=priority)
+def pairs_by_cosine(pairs: Pairwise) -> list[Pair]:
+    """The pairs of adapters by falling |cosine|; a pair without a cosine counts as 0."""
+    cosine = np.nan_to_num(pairs.cosine)
+    return sorted(combinations(range(pairs.count), 2), key=lambda pair: -abs(cosine[pair]))
 
 
-def _matrix_column(t: int) -> Column[MatrixRow]:
-    return Column(f"{t + 1}", lambda row: json_number(row.values[t]), f"{t + 1}", fixed(".3f"))
+def adapter_pairs_table(
+    title: str, pairs: Pairwise, labels: Sequence[str], sides: Sequence[Side], rows: Sequence[Pair]
+) -> Table[Pair]:
+    """Pairs of adapters, one pair a row, with φ on these sides."""
+    common = pairs.common
 
+    def column(
+        key: str | tuple[str, str], values: Floats, title: str, form: str, priority: int, about: str
+    ) -> Column[Pair]:
+        return Column(key, lambda pair: json_number(values[pair]), title, fixed(form), priority=priority, about=about)
 
-def pair_rows(pairs: Pairwise, labels: Sequence[str]) -> list[PairRow]:
-    """Every two adapters."""
-    cosine, z, initial, common = pairs.cosine, pairs.cosine_z, pairs.shared_initialisation, pairs.common
-    phi = {side: pairs.phi(side) for side in pairs.overlaps}
-    chance = {side: pairs.chance(side) for side in pairs.overlaps}
-    return [
-        PairRow(
-            labels[s],
-            labels[t],
-            int(common[s, t]),
-            float(cosine[s, t]),
-            float(z[s, t]),
-            {side: float(values[s, t]) for side, values in phi.items()},
-            {side: float(values[s, t]) for side, values in chance.items()},
-            float(initial[s, t]),
-        )
-        for s, t in combinations(range(pairs.count), 2)
+    columns = [
+        Column("first", lambda pair: labels[pair[0]], "adapter", align="left", priority=ALWAYS),
+        Column("second", lambda pair: labels[pair[1]], "and", align="left", priority=ALWAYS),
+        Column("modules", lambda pair: int(common[pair]), "modules", priority=4),
+        column("cosine", pairs.cosine, "cosine", "+.3f", ALWAYS, "⟨ΔW₁, ΔW₂⟩/(‖ΔW₁‖‖ΔW₂‖); chance 0"),
+        column("cosine_z", pairs.cosine_z, "z", "+.1f", 8, "standard deviations from chance"),
     ]
-
-
-def pair_columns(sides: Sequence[Side]) -> tuple[Column[PairRow], ...]:
-    """Of every pair; φ on these sides."""
-    phis = [
-        column
-        for side in sides
-        for column in (
-            _pair_column(side, "phi", f"φ {side}", 7, "of all directions, mean over modules"),
-            _pair_column(side, "chance", "by chance", 5, f"of φ, {side} side"),
-        )
-    ]
-    return (
-        Column("first", lambda row: row.first, "adapter", align="left", priority=ALWAYS),
-        Column("second", lambda row: row.second, "and", align="left", priority=ALWAYS),
-        Column("modules", lambda row: row.modules, "modules", priority=4),
-        Column(
-            "cosine",
-            lambda row: json_number(row.cosine),
-            "cosine",
-            fixed("+.3f"),
-            priority=ALWAYS,
-            about="⟨ΔW₁, ΔW₂⟩/(‖ΔW₁‖‖ΔW₂‖); chance 0",
-        ),
-        Column(
-            "cosine_z",
-            lambda row: json_number(row.cosine_z),
-            "z",
-            fixed("+.1f"),
-            priority=8,
-            about="standard deviations from chance",
-        ),
-        *phis,
-        Column(
-            "shared_initialisation",
-            lambda row: json_number(row.initial),
-            "cosine of A",
-            fixed(".3f"),
-            priority=6,
-            about=f"from {SHARED:g} on they began from the same random A",
-        ),
-    )
-
-
-def _pair_column(side: Side, quantity: str, title: str, priority: int, about: str) -> Column[PairRow]:
-    return Column(
-        (quantity, side),
-        lambda row: json_number(getattr(row, quantity)[side]),
-        title,
-        fixed(".3f"),
-        priority=priority,
-        about=about,
-    )
-
-
-ADAPTER_COLUMNS: tuple[Column[AdapterRow], ...] = (
-    Column("place", lambda row: row.place, "#", priority=ALWAYS),
-    Column("adapter", lambda row: row.label, "adapter", align="left", priority=ALWAYS),
-    Column("modules", lambda row: row.modules, "modules", priority=4),
-    Column("ranks", lambda row: row.ranks, "r", span, priority=6),
-    Column("frobenius", lambda row: row.norm, "‖ΔW‖F", number, priority=7),
-    _share("shared", "shared", lambda row: row.shared, ALWAYS),
-    _share("shared_chance", "by chance", lambda row: row.shared_chance, 5),
-    _share("private", "private", lambda row: row.private, 8),
-    _share("private_chance", "by chance", lambda row: row.private_chance, 5),
-    Column("start", lambda row: row.start, "start", priority=3),
-)
-MATRIX_COLUMNS: tuple[Column[MatrixRow], ...] = (
-    Column("place", lambda row: row.place, "#", priority=ALWAYS),
-    Column("adapter", lambda row: row.label, " ", align="left", priority=ALWAYS),
-)
+    for side in sides:
+        columns += [
+            column(("phi", side), pairs.phi(side), f"φ {side}", ".3f", 7, "of all directions, mean over modules"),
+            column(("chance", side), pairs.chance(side), "by chance", ".3f", 5, f"of φ, {side} side"),
+        ]
+    about = f"from {SHARED:g} on they began from the same random A"
+    start = pairs.shared_initialisation
+    columns.append(column("shared_initialisation", start, "cosine of A", ".3f", 6, about))
+    return Table(title, columns, rows)

@@ -1,9 +1,8 @@
-"""The result of the verbs that combine adapters: a row per module, a row per adapter, and what was written."""
+"""The result of the verbs that combine adapters, with one row per module and one row per adapter."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
-from pathlib import Path
 from typing import Any
 
 from loralens.arithmetic.combine import Combination
@@ -11,30 +10,30 @@ from loralens.arithmetic.quality import AdapterShare, CombinationQuality
 from loralens.core.adapter import Adapter
 from loralens.core.recipe import Ingredient, Recipe
 from loralens.tables.numbers import exact_size, fixed, percent, shape
-from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.outputs.rounding import RoundingCost
-from loralens.verbs.outputs.target import Target
+from loralens.verbs.outputs.target import Target, Written
 
-EXACT = 1e-12  # a relative error below this is rounding
+# A relative error below this is rounding of float64 (2e-16 for each operation), and is shown as 0.
+EXACT = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
 class CombinedModule:
-    """One row: a module of the result.
+    """One row: a module of the result R.
 
     Attributes
     ----------
     shape : list of int or None
-        (out, in); None where the module was left out, as it came out as 0.
+        (out, in); None if the module was left out because its result is 0.
     ranks_before : list of int
-        Nominal ranks in every adapter, 0 where it has none.
+        The nominal rank in every adapter; 0 if the adapter lacks the module.
     rank : int
-        As written; 0 where the module was left out.
+        The rank that is written; 0 if the module was left out.
     truncation : float
-        ‖F−R‖/‖F‖: what of the method's own result F does not fit into the rank.
+        ‖F−R‖_F/‖F‖_F, the share of the method's own result F that does not fit into the rank.
     error_to_sum : float or None
-        ‖R−Σw·ΔW‖/‖Σw·ΔW‖, before the factors are rounded; None where the sum is 0 and R is not.
+        ‖R−Σw·ΔW‖_F/‖Σw·ΔW‖_F, before the factors are rounded; None if the sum is 0 and R is not.
     """
 
     name: str
@@ -47,36 +46,35 @@ class CombinedModule:
 
 @dataclass(frozen=True, slots=True)
 class CombinedAdapter:
-    """One row: what the result has of one adapter."""
+    """One row: an adapter, and its share in the result."""
 
     ingredient: Ingredient
     share: AdapterShare
 
 
 @dataclass(frozen=True, slots=True)
-class CombineResult(Tabular):
-    """Several adapters as one.
+class CombineResult(Written):
+    """Several adapters that were combined into one.
 
     Attributes
     ----------
     recipe : Recipe
-        How they were combined, with the space that an elementwise method acted in. ``combine(recipe=…)`` follows it.
+        The adapters, weights and options, with the space in which an elementwise method acted. ``combine(recipe=…)``
+        follows it again.
     combination : Combination
-        The result before it was cut and rounded, with the quality of every module.
+        The result before it was truncated and rounded, with the quality of every module.
     ranks : mapping of str to int
-        What modules were cut to; empty where they were not.
+        The ranks to which modules were truncated; empty without a rule.
     nominal_ranks : mapping of str to list of int
-        Ranks of each module in every adapter, 0 where it has none.
+        The rank of each module in every adapter; 0 if the adapter lacks the module.
     adapter : Adapter
-        The result, as it is written.
+        The result as it is written.
     format : str
-        Its dialect.
+        The dialect of the result.
     size : int or None
-        Bytes of its file of weights; None where nothing is to be written and its dialect could not hold it.
+        The size of its file of weights in bytes; None if no file is wanted and the dialect could not hold it.
     rounding : RoundingCost or None
-        What rounding its factors cost; None where it was not measured.
-    target : Target
-        Where it is written.
+        The error that rounding the factors adds; None if it was not measured.
     """
 
     recipe: Recipe
@@ -94,18 +92,13 @@ class CombineResult(Tabular):
         return f"CombineResult({self.recipe.method} of {adapters} adapters, {len(self.adapter)} modules, {self.format})"
 
     @property
-    def output(self) -> Path | None:
-        """Where the adapter was written; None where nothing was."""
-        return self.target.written
-
-    @property
     def total(self) -> CombinationQuality:
-        """Errors over all modules, and what the result has of each adapter."""
+        """The errors over all modules, and the share of each adapter in the result."""
         return self.combination.total(self.ranks)
 
     @property
     def modules(self) -> list[CombinedModule]:
-        """Every module, those included that were left out as they came out as 0."""
+        """All modules, also those that were left out because their result is 0."""
         return [
             CombinedModule(
                 name,
@@ -113,6 +106,7 @@ class CombineResult(Tabular):
                 self.nominal_ranks[name],
                 self.adapter[name].rank if name in self.adapter else 0,
                 self.combination.truncated(name, self.ranks.get(name)),
+                # At the rank of truncation; None is the rank that the method gave.
                 quality.error_to_sum(self.ranks.get(name)),
             )
             for name, quality in self.combination.modules.items()
@@ -120,7 +114,7 @@ class CombineResult(Tabular):
 
     @property
     def adapters(self) -> list[CombinedAdapter]:
-        """What the result has of every adapter."""
+        """Every adapter, and its share in the result."""
         return [
             CombinedAdapter(ingredient, share)
             for ingredient, share in zip(self.recipe.adapters, self.total.shares, strict=True)
@@ -131,10 +125,11 @@ class CombineResult(Tabular):
         return [self._modules_table(), self._adapters_table()]
 
     def sentences(self) -> list[str]:
-        """Errors over all modules, sizes, and where the result is."""
+        """The errors over all modules, the sizes, and the place of the result."""
         total = self.total
         error = _error(total.error_to_sum)
         lines = [f"error       ‖R−Σw·ΔW‖/‖Σw·ΔW‖ = {error} over all modules, before the factors are rounded"]
+        # Sums and methods whose result fits into the rank cut off nothing, and need no line.
         if total.truncation >= EXACT:
             lost = _error(total.truncation)
             lines.append(
@@ -145,17 +140,19 @@ class CombineResult(Tabular):
         lines.append(f"parameters  {self.adapter.parameters:,}")
         if self.size is not None:
             lines.append(f"file        {exact_size(self.size)}")
-        place = f" {self.target.output}" if self.target.output else ""
-        verb = "wrote" if self.output else "would write"
-        return [*lines, f"{verb}{place}: {self.format}, {len(self.adapter)} modules"]
+        return [*lines, *self.target.sentences(f"{self.format}, {len(self.adapter)} modules")]
 
     def record(self) -> dict[str, Any]:
-        """Everything as a JSON object."""
-        total, table = self.total, self._adapters_table()
+        """The result as a JSON object."""
+        total, table, recipe = self.total, self._adapters_table(), self.recipe.record()
+        # JSON has no infinity, which only an option may be. The recipe in the metadata of a file keeps it.
+        if "options" in recipe:
+            recipe["options"] = {name: value if isfinite(value) else None for name, value in recipe["options"].items()}
         return {
-            "target": None if self.output is None else str(self.output),
+            "target": self.target.record(),
             "format": self.format,
             "method": self.recipe.method,
+            # Methods that commute with rotations have no space of their own; they work on the small cores.
             "space": self.recipe.space or "core",
             "adapters": [{**row.ingredient.record(), **table.record(row)} for row in table.rows],
             "modules": self._modules_table().records(),
@@ -167,22 +164,16 @@ class CombineResult(Tabular):
                 "parameters": self.adapter.parameters,
                 "bytes": self.size,
             },
-            "recipe": self._recipe_record(),
+            "recipe": recipe,
             "notes": list(self.combination.notes),
         }
 
-    def _recipe_record(self) -> dict[str, Any]:
-        """The recipe as it is written into the adapter, but for an option that is infinite, which is null."""
-        record = self.recipe.record()
-        if "options" in record:
-            record["options"] = {name: value if isfinite(value) else None for name, value in record["options"].items()}
-        return record
-
     def _modules_table(self) -> Table[CombinedModule]:
-        truncated = self.total.truncation >= EXACT
+        truncated = self.total.truncation >= EXACT  # as in `sentences`
         space = f", in the {self.recipe.space} space" if self.recipe.space else ""
         errors = "truncation, error to the exact sum" if truncated else "error to the exact sum"
         rows = self.modules
+        # A column without a title is shown to machines only. A column of zeros would tell people nothing.
         title = f"{self.recipe.method}{space}: {len(rows)} modules, r before and r' after, {errors}"
         columns = [
             replace(column, title="") if column.key == "truncation" and not truncated else column
@@ -194,6 +185,7 @@ class CombineResult(Tabular):
         rows = self.adapters
         strengths = [row.ingredient.strength for row in rows]
         title = f"{len(rows)} adapters, weights add up to {sum(strength.weight for strength in strengths):g}"
+        # The sum of weights is not that of a module with weights of its own.
         if any(strength.modules for strength in strengths):
             title += " (*: others in some modules)"
         return Table(title, ADAPTER_COLUMNS, rows)
@@ -207,7 +199,8 @@ def _ranks(ranks: Sequence[int]) -> str:
     return " + ".join(str(rank) if rank else "–" for rank in ranks)
 
 
-# One declaration for terminal, CSV, JSON and data frames.
+# In column r, "–" means that the adapter lacks the module; in r', "gone" means that the result does. The error and the
+# new rank are what methods are compared by, so a narrow terminal keeps these columns.
 MODULE_COLUMNS: tuple[Column[CombinedModule], ...] = (
     Column("name", lambda row: row.name, "module", align="left", priority=ALWAYS),
     Column("shape", lambda row: row.shape, "out × in", lambda sizes: shape(sizes or ()), csv=False, priority=4),
@@ -219,6 +212,7 @@ MODULE_COLUMNS: tuple[Column[CombinedModule], ...] = (
     Column("error_to_sum", lambda row: row.error_to_sum, "error", _error, priority=ALWAYS),
 )
 
+# JSON has the weight from the record of the ingredient, with its exceptions by module, which one column cannot state.
 ADAPTER_COLUMNS: tuple[Column[CombinedAdapter], ...] = (
     Column("path", lambda row: row.ingredient.path, "adapter", align="left", priority=ALWAYS),
     Column(

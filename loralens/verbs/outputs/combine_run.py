@@ -1,4 +1,4 @@
-"""Follows a recipe: reads, combines, truncates and writes adapters; shared by the six verbs of combining."""
+"""Follows a recipe: it reads, combines, truncates and writes adapters, for the six verbs that combine."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +26,6 @@ from loralens.core.together import match_modules, match_names, pad_rank
 from loralens.core.vector import with_modules
 from loralens.core.weights import Weight
 from loralens.errors import LoraLensError, MismatchError, OptionError, place
-from loralens.formats import encode_adapter
 from loralens.formats.dialects.sizes import stored_size
 from loralens.formats.files.container import Files, Stored
 from loralens.formats.records.recipes import stamp_recipe
@@ -43,7 +42,7 @@ from loralens.verbs.inputs.choices import (
 from loralens.verbs.inputs.weighted import ingredients, label_of_taken
 from loralens.verbs.outputs.combine_result import CombineResult
 from loralens.verbs.outputs.form import OutputFormat, check_known
-from loralens.verbs.outputs.rounding import RoundingCost, quantise_factors
+from loralens.verbs.outputs.rounding import RoundingCost, round_factors
 from loralens.verbs.outputs.rules import rank_notes
 from loralens.verbs.outputs.target import Target
 from loralens.verbs.outputs.writing import WritingAndReading
@@ -58,13 +57,13 @@ def combine_sources(
     drop_dead: bool = False,
     **options: Unpack[WritingAndReading],
 ) -> CombineResult:
-    """The exact sum of adapters, each at its own strength."""
-    checked = sources([[source for source, _ in pairs]])
+    """The exact sum of adapters, each with its own strength: ΔW = Σ w·ΔW."""
+    originals = sources([[source for source, _ in pairs]])
     recipe = Recipe(ingredients(pairs), take=label_of_taken(take, pairs), drop_dead=drop_dead)
-    return follow(recipe, checked, **options)
+    return follow_recipe(recipe, originals, **options)
 
 
-def follow(
+def follow_recipe(
     recipe: Recipe,
     originals: Sequence[AdapterSource],
     *,
@@ -77,69 +76,77 @@ def follow(
     dry_run: bool = False,
     **reading: Unpack[Reading],
 ) -> CombineResult:
-    """Combine adapters as the recipe says, and write the result where there is an ``output``.
+    """Combine adapters according to a recipe, and write the result if there is an ``output``.
 
-    ``originals`` are the adapters of the recipe, one by one: paths, or adapters that have been read.
+    Parameters
+    ----------
+    recipe : Recipe
+    originals : sequence of path or Adapter
+        The adapters of the recipe, in its order.
+    output, to, base, dtype, allow_loss, overwrite, dry_run
+        The options of `Writing`.
+    **reading : Reading
+        How files are read. ``alpha`` and ``scale`` only count for files that do not state their own.
     """
+    # Everything that needs no file is checked before any file is read.
     check_writing(to, dtype)
     method = find_combining_method(recipe.method, METHODS)
-    method.settings(recipe.options, cast("Space | None", recipe.space))  # refused before anything is read
+    method.settings(recipe.options, cast("Space | None", recipe.space))
     target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
     paths = [ingredient.path for ingredient in recipe.adapters]
     if all(isinstance(source, Adapter) for source in originals):
         check_unread(reading)
     adapters = [read_source(source, path, reading, base) for source, path in zip(originals, paths, strict=True)]
+    # One adapter may keep an unknown scale: scaling and negating are relative. A sum of two needs both scales, and both
+    # orders of rows.
     if len(adapters) > 1:
         warn_of_bases(paths, adapters)
         for path, adapter in zip(paths, adapters, strict=True):
             with place(path):
-                check_known(adapter, "a sum")  # neither a strength nor an order of rows that is not known adds up
+                check_known(adapter, "a sum")
+    # The result has the names and the layout of the first adapter, and so also its dialect.
     form = form_of(adapters[0], target, to=to, base=base)
     for source in originals:
         form.check_target(target, source)
     weights = _base_weights(recipe, adapters, base)
     modules = select(match_names(adapters, paths), recipe.modules)
-    passes = 2 if method.looks else 1  # over all modules
+    # A method with one threshold for the whole model, such as ties, looks at all modules before it changes one.
+    passes = 2 if method.looks else 1
     with progress(recipe.method, passes * len(modules)) as step:
         factors = _combine(recipe, adapters, form, dtype, weights, step)
     adapter, rounding = _round(factors, form, dtype, allow_loss=allow_loss)
     for text in (*factors.combination.notes, *rank_notes(recipe.truncate.get("rank"), factors.ranks)):
         note(text)
-    rows = match_modules(adapters, paths)
+    rows, combination = match_modules(adapters, paths), factors.combination
+    nominal_ranks = {name: [module.rank if module else 0 for module in rows[name]] for name in combination.modules}
+    size = _write(adapter, recipe, form, target)
+    # The recipe of the result names the space, which a method may have chosen by default. The one in the file does not.
+    followed = replace(recipe, space=combination.recipe.space)
     return CombineResult(
-        replace(recipe, space=factors.combination.recipe.space),
-        factors.combination,
-        factors.ranks,
-        {name: [module.rank if module else 0 for module in rows[name]] for name in factors.combination.modules},
-        adapter,
-        form.name,
-        _write(adapter, recipe, form, target),
-        rounding,
-        target,
+        followed, combination, factors.ranks, nominal_ranks, adapter, form.name, size, rounding, target
     )
 
 
 def form_of(adapter: Adapter, target: Target, *, to: TargetFormat | None, base: BasePath | None) -> OutputFormat:
-    """The dialect of the result; that of PEFT where its own is only read, and nothing is to be written."""
-    if to is None and _without_file(target) and adapter.format not in TARGET_FORMATS:
+    """The dialect of the result: the one asked for, or the first adapter's own.
+
+    If no file is wanted, an adapter of a dialect that is only read becomes one of PEFT instead of an error.
+    """
+    if to is None and not target.wanted and adapter.format not in TARGET_FORMATS:
         return OutputFormat("peft", {}, base)
     return OutputFormat.of(adapter, to=to, base=base)
 
 
-def _without_file(target: Target) -> bool:
-    """Whether nothing is to be written, nor checked for being written: Python takes the adapter that is returned."""
-    return target.output is None and not target.dry_run
-
-
 def _write(adapter: Adapter, recipe: Recipe, form: OutputFormat, target: Target) -> int | None:
-    """Write the result where it is to be written; bytes of its file of weights.
+    """Write the result, and return the size of its file of weights in bytes.
 
-    None where nothing is to be written and the dialect could not hold it.
+    The size is None if no file is wanted and the dialect could not hold the result.
     """
     try:
-        stored, files = _as_stored(adapter, recipe, form)
+        stored, files = _encode_with_recipe(adapter, recipe, form)
     except LoraLensError:
-        if _without_file(target):
+        # A result in memory may be what no dialect has a place for.
+        if not target.wanted:
             return None
         raise
     target.write(stored, files)
@@ -147,32 +154,37 @@ def _write(adapter: Adapter, recipe: Recipe, form: OutputFormat, target: Target)
 
 
 def check_writing(to: str | None, dtype: str | None) -> None:
-    """Refuse a dialect or a dtype that is none, before anything is read."""
+    """Refuse an unknown dialect or dtype before anything is read."""
     check_choice("to", to, TARGET_FORMATS)
     check_choice("dtype", dtype, FLOAT_TYPES)
 
 
 def read_source(source: AdapterSource, label: str, reading: Reading, base: BasePath | None) -> Adapter:
-    """An adapter to be combined; ``alpha`` and ``scale`` count where its file does not say its own."""
+    """Read an adapter that is to be combined, and tell the user what was noticed.
+
+    ``alpha`` and ``scale`` only count if the file does not state its own: of several adapters, one may state none.
+    """
     adapter = read_where_unknown(source, reading, base=base)
     if base is not None:
         warn_of_base(label, adapter, base)
     if not isinstance(source, Adapter):
-        tell_findings(label, adapter.findings, without={DORA} if base else ())  # with a base, DoRA is combined whole
+        # The finding says that magnitudes are not measured. With a base they are combined exactly.
+        tell_findings(label, adapter.findings, without={DORA} if base else ())
     return adapter
 
 
 def _base_weights(recipe: Recipe, adapters: Sequence[Adapter], base: BasePath | None) -> Mapping[str, Weight] | None:
-    """The base weights, where DoRA's magnitudes need them; None where nothing does.
+    """The weights of the base, if DoRA's magnitudes need them; otherwise None.
 
     Raises
     ------
     MismatchError
-        The factors of a DoRA adapter are to be cut, and the base is not there.
+        The factors of a DoRA adapter are to change, and no base was given.
     """
     dora = [
         ingredient.path for ingredient, adapter in zip(recipe.adapters, adapters, strict=True) if magnitudes(adapter)
     ]
+    # The sum of one adapter at weight 1 is that adapter, whose magnitudes stay as they are.
     alone = len(adapters) == 1 and recipe.adapters[0].strength.plain and not recipe.options
     if not dora or (alone and not recipe.truncate):
         return None
@@ -182,21 +194,23 @@ def _base_weights(recipe: Recipe, adapters: Sequence[Adapter], base: BasePath | 
                 f"{dora[0]} is a DoRA adapter: its magnitudes belong to its factors as they are",
                 fix="give --base, or cut it with loralens compress",
             )
+        # Several DoRA adapters without a base are refused by combine_adapters, in words of its method.
         return None
     weights = [base_weights(base, adapter.modules).modules for adapter in adapters]
+    # Reversed, so that the first adapter wins where two have a module: the result has its names and layout.
     return {name: weight for each in reversed(weights) for name, weight in each.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class _Factors:
-    """New factors, in the dtype that is written and before they were rounded.
+    """The combined adapter in the dtype that is written, and its new factors before they were rounded.
 
     Attributes
     ----------
     ranks : mapping of str to int
-        What its modules are cut to; empty where they are not.
+        The ranks to which modules were truncated; empty without a rule.
     exact : mapping of str to Update
-        New modules in float64, at the same ranks.
+        The modules with new factors in float64, at the same ranks.
     """
 
     combination: Combination
@@ -213,6 +227,7 @@ def _combine(
     weights: Mapping[str, Weight] | None,
     step: Step | None,
 ) -> _Factors:
+    """Combine the adapters, and truncate or pad the result if the recipe says so."""
     chosen = numpy_dtype(dtype)
     combination = combine_adapters(
         [(adapter, ingredient.strength) for adapter, ingredient in zip(adapters, recipe.adapters, strict=True)],
@@ -221,8 +236,10 @@ def _combine(
         space=cast("Space | None", recipe.space),
         modules=recipe.modules,
         take=_place_of_taken(recipe),
-        dtype=None if recipe.truncate else chosen,  # what is cut is rounded once, afterwards
+        # Factors that are truncated afterwards are rounded only then, and so only once.
+        dtype=None if recipe.truncate else chosen,
         drop_dead=recipe.drop_dead,
+        # An elementwise result in the space ``full`` has full rank. It is cut to the sum of the ranks, or to this one.
         width=int(recipe.truncate.get("rank", 0)),
         labels=[ingredient.path for ingredient in recipe.adapters],
         weights=weights,
@@ -236,8 +253,10 @@ def _combine(
         adapter = combination.with_magnitudes(with_modules(combination.adapter, at(common)))
         return _Factors(combination, ranks, adapter, at(np.dtype(np.float64)))
     adapter = combination.adapter
+    # Modules without a lift kept their stored factors, which nothing has rounded.
     exact = {name: lift.at(dtype=np.float64) for name, lift in combination.lifts.items() if name in adapter}
-    if recipe.uniform:  # all modules as wide as the widest, by zeros
+    # Without a rule nothing is cut, so all modules become as wide as the widest.
+    if recipe.uniform:
         rank = max(module.rank for module in adapter.modules.values())
         adapter = adapter.map(lambda module: pad_rank(module, rank))
     return _Factors(combination, {}, adapter, exact)
@@ -246,18 +265,24 @@ def _combine(
 def _truncate(
     combination: Combination, recipe: Recipe, form: OutputFormat, dtype: np.dtype[Any]
 ) -> tuple[dict[str, int], Callable[[np.dtype[Any]], Mapping[str, Update]]]:
-    """The ranks that the rule gives, as `compress` chooses them, and the modules at these ranks, in any dtype."""
+    """Choose the ranks as `compress` does, and return a function that makes the modules of these ranks in any dtype.
+
+    The dtype that is given here only counts for the size of the file.
+    """
 
     def directions_of(name: str, module: Any) -> Directions:
         if name not in combination.lifts:
             return singular_directions(module)
-        s = combination.lifts[name].s  # new factors are singular vectors already
+        # New factors are singular vectors already, so the matrices that select directions are identities.
+        s = combination.lifts[name].s
         return Directions(s, np.eye(module.rank, s.size), np.eye(s.size, module.rank))
 
     def size(adapter: Adapter) -> int:
-        return stored_size(*_as_stored(adapter, recipe, form))
+        # With the recipe, which is a part of the file and counts against a budget of bytes.
+        return stored_size(*_encode_with_recipe(adapter, recipe, form))
 
     own = {name: directions_of(name, module) for name, module in combination.adapter.items() if not keeps_rank(module)}
+    # A recipe has at most one rule, as the options have.
     ((rule, value),) = recipe.truncate.items()
     ranks = TruncationPlan(combination.adapter, own, dtype).ranks(
         Rule(cast("RuleName", rule), value), one_rank=recipe.uniform, drop_dead=recipe.drop_dead, size=size
@@ -265,6 +290,7 @@ def _truncate(
 
     def truncated_module(name: str, module: Any, dtype: np.dtype[Any]) -> Update:
         rank = ranks.get(name, module.rank)
+        # A lift computes its factors from float64 for any rank, so they are rounded once.
         if name in combination.lifts:
             return combination.lifts[name].at(rank, dtype)
         return (
@@ -275,6 +301,7 @@ def _truncate(
         return {
             name: truncated_module(name, module, dtype)
             for name, module in combination.adapter.items()
+            # With rank 0, --drop-dead leaves a module out. A grouped convolution has no entry, and keeps its rank.
             if ranks.get(name, 1)
         }
 
@@ -284,29 +311,37 @@ def _truncate(
 def _round(
     factors: _Factors, form: OutputFormat, dtype: FloatType | None, *, allow_loss: bool
 ) -> tuple[Adapter, RoundingCost | None]:
-    """The adapter, in few bits where the dialect has them, and what rounding costs its new factors.
+    """The adapter in the numbers that are written, and the error that rounding adds to its new factors.
 
-    None where nobody asked for a dtype or few bits, and float16 is not among the dtypes: the error of the others
-    follows from their digits, and float16 also has numbers that are too small for it.
+    The error is None if it was not measured, which costs a pass over all modules. It is measured if the user asked for
+    a dtype or for integers, and for float16, in which small numbers lose digits or become 0. The error of the other
+    dtypes follows from their digits.
     """
     adapter = factors.adapter
-    narrow = dtype or form.bits or any(module.dtype == np.float16 for module in adapter.modules.values())
-    if not narrow:
+    if not (dtype or form.bits or any(module.dtype == np.float16 for module in adapter.modules.values())):
         return adapter, None
     before = replace(adapter, modules={**adapter.modules, **factors.exact})
-    after = quantise_factors(adapter, form.bits) if form.bits else adapter
+    after = round_factors(adapter, None, form.bits)
+    # Few bits were asked for by name, so their error is reported and never refused.
     allowed = allow_loss or form.bits is not None
     return after, RoundingCost.between(before, after.modules, allow_loss=allowed, dtype=dtype)
 
 
 def _common_dtype(adapters: Sequence[Adapter]) -> np.dtype[Any]:
-    """The dtype of all factors where they have one, else float32."""
+    """The dtype that all factors share, or float32 if they have several."""
+    # float32 holds every number of float16, bfloat16 and float8.
     dtypes = {module.dtype for adapter in adapters for module in adapter.modules.values()}
     return dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
 
 
 def _place_of_taken(recipe: Recipe) -> int | Literal["none"] | None:
-    """The place of the adapter whose full tensors stand."""
+    """The index of the adapter whose full tensors are used; ``none`` and None are passed on.
+
+    Raises
+    ------
+    OptionError
+        No adapter of the recipe has this path, name or number.
+    """
     if recipe.take in (None, "none"):
         return cast("Literal['none'] | None", recipe.take)
     paths = [ingredient.path for ingredient in recipe.adapters]
@@ -316,7 +351,8 @@ def _place_of_taken(recipe: Recipe) -> int | Literal["none"] | None:
     raise OptionError(f"--take {recipe.take}: no such adapter here", fix=f"give {', '.join(paths)}, or none")
 
 
-def _as_stored(adapter: Adapter, recipe: Recipe, form: OutputFormat) -> tuple[Stored, Files]:
-    """What is written: the adapter, with the recipe in the metadata where there is any."""
-    stored, files = encode_adapter(adapter, form.name, **form.writer_options)
+def _encode_with_recipe(adapter: Adapter, recipe: Recipe, form: OutputFormat) -> tuple[Stored, Files]:
+    """The content of the file: the adapter, with the recipe in the metadata."""
+    stored, files = form.encode(adapter)
+    # read_recipe looks for it in safetensors files alone.
     return (stamp_recipe(stored, recipe) if files.weights.endswith(".safetensors") else stored), files

@@ -14,12 +14,12 @@ from loralens.verbs.inputs.bases import ModelPath, base_weights
 
 
 class LiveSpectra:
-    """The adapter of a snapshot beside the one before, and beside the weights it adapts.
+    """Compares the adapter of every snapshot with that of the snapshot before, and with the weights of the base.
 
     Parameters
     ----------
     model : path
-        Where the weights are.
+        The path of the base.
     """
 
     def __init__(self, model: ModelPath) -> None:
@@ -27,11 +27,12 @@ class LiveSpectra:
         self._last: tuple[int, Adapter] | None = None
 
     def remember(self, step: int, path: Path) -> None:
-        """The snapshot of a step is the one before the next."""
+        """Set the snapshot with which the next one is compared; used when a run is resumed."""
         self._last = step, load(path)
 
     def measure(self, step: int, adapter: Adapter) -> dict[str, Any]:
-        """Medians over the modules: of ‖ΔW‖, of its effective rank, of φ to the last snapshot, of amplification."""
+        """The medians over modules of ‖ΔW‖, its effective rank, φ with the last snapshot, and the amplification."""
+        # Medians, since a few modules with far larger updates would dominate a mean.
         spectra = measure_spectrum(adapter).values()
         medians: dict[str, Any] = {
             "norm": median(spectrum.frobenius for spectrum in spectra),
@@ -44,7 +45,9 @@ class LiveSpectra:
                 medians[f"phi_{side}"] = median(pair.spans[side] for pair in pairs)
             medians["phi_to"] = before
         weights = base_weights(self.model, adapter.modules)
+        # Without the comparison with the leading directions of W, which would take an SVD of every W.
         amplified = measure_amplification(adapter, weights.modules, top=False).values()
+        # The last row is that of the full rank; a module whose update is zero has no rows.
         amplifications = [module.rows[-1].amplification for module in amplified if module.rows]
         medians["amplification"] = median(amplifications) if amplifications else None
         self._last = step, adapter
@@ -52,7 +55,7 @@ class LiveSpectra:
 
 
 def describe_spectra(step: int, medians: Mapping[str, Any]) -> str:
-    """Live spectra in words."""
+    """The medians of a snapshot as one line of text."""
     norm, rank = medians["norm"], medians["effective_rank"]
     text = f"step {step}: medians over modules: ‖ΔW‖ {norm:.3g}, effective rank {rank:.2f}"
     if "phi_to" in medians:

@@ -1,7 +1,7 @@
-"""One merge in progress: measurements of every tensor, and the files that are written."""
+"""One merge in progress: it computes and measures every tensor, and writes the model and its records."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -10,13 +10,14 @@ from typing import Any, Literal
 
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.messages import note
+from loralens.core.names import some
 from loralens.core.progress import progress
 from loralens.core.threads import in_threads
 from loralens.errors import OptionError, place
 from loralens.formats.files.apart import check_apart
 from loralens.formats.files.atomic import atomic_file
 from loralens.formats.files.json_text import dumps
-from loralens.formats.models.model_writer import Change, copy_bytes, write_model
+from loralens.formats.models.model_writer import Change, Fill, copy_bytes, write_model
 from loralens.formats.records.kept import keep_files, restore_kept
 from loralens.formats.records.merged import BEFORE, CERTIFICATE, FILES, file_sizes, is_certificate, is_undo
 from loralens.formats.records.undo import NAME, Spool, write_undo
@@ -31,11 +32,37 @@ from loralens.verbs.inputs.merge_inputs import MergeInputs
 from loralens.version import __version__
 
 THREADS = os.cpu_count() or 1
-NAMED = 5  # files that are named in a message
+NAMED = 5  # most files that a message names; the others are counted
+
+
+def rehearse(
+    label: str, fill: Fill, changes: Mapping[str, Change], *, copies: Mapping[str, LazyArray] | None = None
+) -> None:
+    """Compute all tensors as `write_model` would, and write none of them.
+
+    Parameters
+    ----------
+    label : str
+        The text beside the progress bar.
+    fill : callable
+        Gives the rows of a tensor by its key. It is called in several threads, each for one tensor.
+    changes : mapping of str to Change
+    copies : mapping of str to LazyArray, optional
+        Unchanged tensors that have to be read too.
+    """
+    unchanged = copies or {}
+
+    def compute(key: str) -> None:
+        for rows in fill(key):
+            if step:
+                step(rows.nbytes)
+
+    with progress(label, copy_bytes(unchanged, changes)) as step:
+        in_threads(compute, [*changes, *unchanged], THREADS)
 
 
 class MergeRun:
-    """A merge, and the records of it.
+    """A merge, and the measurements that its certificate and its undo file consist of.
 
     Parameters
     ----------
@@ -43,10 +70,12 @@ class MergeRun:
     rounding : str
     seed : int
         Seed of the random numbers for stochastic rounding.
-    fidelity, undo : bool
-        Whether to measure what arrives, and to keep what gives the base back.
+    fidelity : bool
+        Measure how much of every update arrives.
+    undo : bool
+        Keep what restores the base.
     device : Device
-        Where the products of the updates are made.
+        The device that computes the products of factors.
     """
 
     def __init__(
@@ -54,77 +83,79 @@ class MergeRun:
     ) -> None:
         self.inputs, self.rounding, self.seed, self.device = inputs, rounding, seed, device
         self.fidelity, self.undo = fidelity, undo
+        # Nothing but the certificate and the undo file needs the SHA-256 of every tensor.
         self.hashes = fidelity or undo
+        # Made at once, since it reads all factors: a faulty adapter is an error before the base is read.
         self.adapters = [adapter.record() for adapter in inputs.adapters]
         self.records: dict[str, TensorRecord] = {}
         self.digests: dict[str, Any] = {}
         self.spool: Spool | None = None
         self.arrays: dict[str, LazyArray] = {}
         self.entries: dict[str, Any] = {}
-        self.files: dict[str, int] | None = None  # of the folder that was written, and their bytes
+        self.files: dict[str, int] | None = None  # name → bytes in the written folder, for the certificate
         self._lock = Lock()
+        self._changes = {key: Change(inputs.dtypes[key], tensor.shape) for key, tensor in inputs.plan.tensors.items()}
 
     def rehearse(self) -> None:
-        """Everything but the writing."""
-        changes = self._changes()
-        with progress("measuring", copy_bytes({}, changes)) as step:
-
-            def merge_tensor(key: str) -> None:
-                for rows in self._fill(key):
-                    if step:
-                        step(rows.nbytes)
-
-            in_threads(merge_tensor, list(changes), THREADS)
+        """Compute and measure everything, and write nothing."""
+        rehearse("measuring", self._fill, self._changes)
 
     def write(self, output: Path, *, undo: Path | None, certificate: Path | None, overwrite: bool) -> None:
-        """The merged model, and beside it or in it the undo file and the certificate.
+        """Write the merged model, and the undo file and the certificate in its folder or elsewhere.
 
         Parameters
         ----------
         output : Path
         undo, certificate : Path or None
-            Where these files go; None: they are not written.
+            The places of these files; None: the file is not written.
         overwrite : bool
-            Replace what stands there, if a merge wrote it.
+            Replace what is at these places, if a merge wrote it.
 
         Raises
         ------
         OptionError
-            A place where something else would be lost, or that is not apart from what is read.
+            Something else would be lost, or a place overlaps with an input.
         """
         files = self.inputs.files
+        # Everything that can be refused is refused here, before the work begins.
         files.check_copyable()
         outside = [file for file in (undo, certificate) if file and _is_within(file, output) is None]
+        # A run that was killed may have left its undo file beside the old model.
         for file in outside:
             restore_kept(file, output)
         if undo:
             self._check_beside(undo, output, is_undo, what="an undo file", overwrite=overwrite)
         if certificate:
             self._check_beside(certificate, output, is_certificate, what="a certificate", overwrite=overwrite)
+        # Links are followed: one file under two paths would be written twice.
         if undo and certificate and os.path.realpath(undo) == os.path.realpath(certificate):
             raise OptionError(f"{undo}: is given for undo file and certificate", fix="choose another place for one")
 
         def write_beside(part: Path) -> None:
+            # Last, when all tensors were read: a base that changed meanwhile would give a model of two halves.
             files.check_unchanged()
             if undo:
-                write_undo(self._undo_arrays(), self._undo_content(), _in_unfinished(undo, output, part))
+                self._write_undo(_in_unfinished(undo, output, part))
+            # After the undo file, which is in the list, and before the certificate, which cannot state its own size.
             if files.root.is_dir():
                 self.files = file_sizes(part)
             if certificate:
                 with atomic_file(_in_unfinished(certificate, output, part)) as stream:
                     stream.write(dumps(self.certificate()).encode("utf-8"))
 
+        # The records of an earlier merge into this base wait in before/, from where unmerging moves them back.
         ours = [name for name in files.companions if name in (NAME, CERTIFICATE) or name.startswith(BEFORE)]
-        changes = self._changes()
-        total = copy_bytes(files.tensors, changes)
+        total = copy_bytes(files.tensors, self._changes)
+        # Patches wait on the output's disk until all are known, so that memory does not grow with the model.
         with Spool(output.absolute().parent) as spool, keep_files(outside, output), progress("merging", total) as step:
             self.spool = spool if undo else None
             write_model(
                 files,
                 output,
-                changes=changes,
+                changes=self._changes,
                 fill=self._fill,
-                watch=self._watch_copy if self.hashes else None,
+                watch=self._hash_copy if self.hashes else None,
+                # The scales of float8 weights that are written in another dtype.
                 dropped=self.inputs.plan.dropped,
                 texts=self.inputs.texts(),
                 names={name: BEFORE + name for name in ours},
@@ -135,15 +166,14 @@ class MergeRun:
                 step=step,
             )
         if files.left_out:
-            names = ", ".join(files.left_out[:NAMED]) + (", …" if len(files.left_out) > NAMED else "")
-            note(f"left out, as they hold weights that are not merged: {names}")
+            note(f"left out, as they hold weights that are not merged: {some(files.left_out, NAMED)}")
 
     def modules(self) -> list[MergedModule]:
-        """How much of the update of every module arrived."""
+        """How much of the update of every module arrived; empty if that was not measured."""
         return merged_modules(self._records())
 
     def certificate(self) -> dict[str, Any]:
-        """What was merged into what, and how much of it arrived, as a JSON object."""
+        """The certificate as a JSON object: what was merged into what, and how much of it arrived."""
         inputs, records = self.inputs, self._records()
         return {
             "loralens": __version__,
@@ -153,6 +183,7 @@ class MergeRun:
             "names": [str(match) for match in inputs.plan.matches],
             "missing": list(inputs.plan.missing),
             "notes": list(inputs.plan.notes),
+            # The seed changes a bit only under stochastic rounding.
             "rounding": {"mode": self.rounding, **({"seed": self.seed} if self.rounding == "stochastic" else {})},
             "dtype": inputs.dtype or "keep",
             "modules": module_entries(merged_modules(records)),
@@ -161,10 +192,11 @@ class MergeRun:
         }
 
     def _records(self) -> list[TensorRecord]:
+        # In the order of the plan: threads finish in any order, and a certificate has to be reproducible.
         return [self.records[key] for key in self.inputs.plan.tensors if key in self.records]
 
     def _fill(self, key: str) -> Iterator[Array]:
-        """The merged rows of one tensor."""
+        """The merged rows of one tensor. When the last of them was taken, the tensor's record is stored."""
         with place(key):
             merge = prepare_merge(
                 self.inputs.plan.tensors[key],
@@ -173,64 +205,63 @@ class MergeRun:
                 device=self.device,
             )
             keep = self.spool.keep if self.spool else keep_in_memory
+            # The recorder looks at every block on its way to the file, so that no tensor is computed twice.
             watch = MergeRecorder(merge, hashes=self.hashes, fidelity=self.fidelity, undo=self.undo, keep=keep)
             yield from watch.blocks()
             record = watch.record()
-            arrays: dict[str, LazyArray] = {}
-            entry = None
-            if self.spool and record.patch:
-                arrays, entry = pack_record(record)
+            # Several threads finish their tensors here.
             with self._lock:
-                self.arrays |= arrays
-                if entry:
-                    self.entries[key] = entry
+                if self.spool and record.patch:
+                    arrays, self.entries[key] = pack_record(record)
+                    self.arrays |= arrays
+                # Without the patch, which is in the spool now.
                 self.records[key] = replace(record, patch=None)
 
-    def _watch_copy(self, key: str, rows: Array) -> None:
-        """Hash rows of a tensor that stays as it is."""
+    def _hash_copy(self, key: str, rows: Array) -> None:
+        """Hash the next rows of a tensor that stays as it is."""
         feed_hash(self.digests.setdefault(key, sha256()), rows)
 
     def _check_beside(
         self, file: Path, output: Path, is_ours: Callable[[Path], bool], *, what: str, overwrite: bool
     ) -> None:
-        """Refuse a place for the undo file or the certificate where something else would be lost or not be apart."""
+        """Refuse a place for the undo file or the certificate if it is an input or holds a file of somebody else."""
         inner = _is_within(file, output)
         if inner is not None:
+            # The folder is new, so only a copy of one of the base's files could be lost.
             if inner.as_posix() not in (NAME, CERTIFICATE) and (self.inputs.files.root / inner).exists():
                 raise OptionError(f"{file}: is a file of the model", fix=f"choose another place for {what}")
             return
         check_apart(file, [("the merged model", output), *self.inputs.places()])
+        # Even --overwrite replaces only what a merge wrote.
         if file.exists() and not overwrite:
             raise OptionError(f"{file}: exists", fix="choose another place, or give --overwrite")
         if file.exists() and not is_ours(file):
             raise OptionError(f"{file}: exists, and is not {what}", fix="choose another place")
 
-    def _changes(self) -> dict[str, Change]:
-        return {key: Change(self.inputs.dtypes[key], tensor.shape) for key, tensor in self.inputs.plan.tensors.items()}
-
-    def _undo_arrays(self) -> dict[str, LazyArray]:
-        tensors, dropped = self.inputs.files.tensors, self.inputs.plan.dropped
-        dropped_arrays = {f"{key}#whole": tensors[key] for key in dropped}
-        return dict(sorted({**self.arrays, **dropped_arrays}.items()))
-
-    def _undo_content(self) -> dict[str, Any]:
-        originals = self.inputs.originals()
-        return {
+    def _write_undo(self, path: Path) -> None:
+        """Write the undo file. Its arrays and entries are sorted, so that equal merges give equal bytes."""
+        tensors, originals = self.inputs.files.tensors, self.inputs.originals()
+        # A tensor that the merged model does not have cannot be restored by a patch.
+        dropped = {f"{key}#whole": tensors[key] for key in self.inputs.plan.dropped}
+        content = {
             "version": VERSION,
             "adapters": self.adapters,
             "tensors": dict(sorted(self.entries.items())),
             "copies": {key: hashed.hexdigest() for key, hashed in sorted(self.digests.items())},
             **originals,
+            # The tensors have hashes of their own; this one is of the texts and headers.
             "digest": text_digest(originals["headers"], originals["texts"]),
         }
+        write_undo(dict(sorted({**self.arrays, **dropped}.items())), content, path)
 
     def _hash(self, records: list[TensorRecord], side: Literal["base", "merged"]) -> str | None:
-        """Of a whole model; None where nothing was hashed, or nothing was copied because nothing was written."""
+        """The hash of a whole model; None if not every tensor was hashed, as in a dry run, which copies nothing."""
         tensors, dropped = self.inputs.files.tensors, self.inputs.plan.dropped
-        hashed_count = len(self.digests) + len(dropped) + sum(key in tensors for key in self.records)
-        if not self.hashes or hashed_count < len(tensors):
+        # A hash of only some tensors would look like that of the model.
+        if not self.hashes or tensors.keys() - self.digests.keys() - self.records.keys() - set(dropped):
             return None
         digests = dict(self.digests)
+        # The base has these tensors, and the merged model does not.
         if side == "base":
             for key in dropped:
                 digests[key] = sha256()
@@ -242,14 +273,15 @@ class MergeRun:
 
 
 def _is_within(file: Path, folder: Path) -> Path | None:
-    """The path of a file from a folder; None where it lies elsewhere."""
+    """The path of a file relative to a folder; None if it lies elsewhere."""
+    # The file's own name is not resolved: if it is a link, the link itself is what would be replaced.
     real = Path(os.path.realpath(file.parent)) / file.name
     home = Path(os.path.realpath(folder))
     return real.relative_to(home) if home in real.parents else None
 
 
 def _in_unfinished(file: Path, output: Path, part: Path) -> Path:
-    """Where a file is written before the folder that it goes into has its name."""
+    """The place of a file inside ``part``, the unfinished ``output``; a file that lies elsewhere stays there."""
     inner = _is_within(file, output)
     if inner is None:
         return file

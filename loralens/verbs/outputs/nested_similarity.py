@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import Any
 
 from loralens.analysis.compare.nested import Nesting, Relation, closest, relations
 from loralens.analysis.compare.pairwise import Of, Side
@@ -14,29 +14,19 @@ from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.outputs.pair_similarity import WHOSE
 
-
-class ModulePair(NamedTuple):
-    """One row: two modules of one width, and what their directions have in common."""
-
-    first: str
-    second: str
-    width: int
-    phi_first: float | None
-    phi_all: float | None
-    chance: float | None
-    z: float | None
+Pair = tuple[int, int]  # the indices of two modules of one width, which are also an index of a matrix
 
 
 @dataclass(frozen=True, slots=True)
 class NestedSimilarity(Tabular):
-    """The modules of one adapter against each other, where they are of one width.
+    """The modules of one adapter compared with each other, within each width.
 
     Attributes
     ----------
     adapters : tuple of str
-        What the one adapter is called.
+        The label of the adapter. The tuple is there for two adapters and more, whose results have the same attribute.
     groups : sequence of Nesting
-        The modules of one width, the largest group first.
+        One group of modules for each width, the largest group first.
     of : str
         Whose directions were compared: ``update``, ``A`` or ``B``.
     """
@@ -51,31 +41,30 @@ class NestedSimilarity(Tabular):
         return f"NestedSimilarity({modules} modules of {len(self.groups)} widths, {self.side} side of {self.of})"
 
     def tables(self) -> list[Table[Any]]:
-        """Of every width with two modules: kinds beside kinds, and the modules that share most."""
+        """Two tables for every width of at least two modules: pairs of kinds, and the pairs that share most."""
         (adapter,) = self.adapters
         tables: list[Table[Any]] = []
         for group in self.groups:
-            if len(group.names) > 1:
+            if len(group.names) > 1:  # a width with one module has no pair; a sentence names it
                 what = f"{len(group.names)} modules of width {group.width}, {self.side} side of {WHOSE[self.of]}"
                 tables.append(Table(f"{adapter}: {what}", RELATION_COLUMNS, relations(group)))
-                tables.append(Table("share most, beside chance", COLUMNS, _pairs(group, closest(group))))
+                tables.append(_pairs_table("share most, beside chance", group, closest(group)))
         return tables
 
-    def listing(self) -> list[Table[ModulePair]]:
-        """Every two modules of one width."""
-        return [
-            Table("", COLUMNS, _pairs(group, list(combinations(range(len(group.names)), 2)))) for group in self.groups
-        ]
+    def listing(self) -> list[Table[Pair]]:
+        """Every pair of modules of one width, one pair a row."""
+        return [_pairs_table("", group, list(combinations(range(len(group.names)), 2))) for group in self.groups]
 
     def sentences(self) -> list[str]:
         """Which modules were not compared, and why."""
+        # A module of ΔW = 0 has no directions, and one of a width of its own has nothing to be compared with.
         alone = [group.names[0] for group in self.groups if len(group.names) == 1]
         zero = [name for group in self.groups for name, k in zip(group.names, group.directions, strict=True) if not k]
         sentences = [f"no other module is as wide as {some(alone)}"] if alone else []
         return sentences + ([f"not compared, as {WHOSE[self.of]} is 0: {some(zero)}"] if zero else [])
 
     def record(self) -> dict[str, Any]:
-        """Everything as a JSON object; what is not defined is null."""
+        """The whole result as a JSON object; undefined numbers are null."""
         return {
             "of": self.of,
             "side": self.side,
@@ -92,28 +81,32 @@ class NestedSimilarity(Tabular):
                 }
                 for group in self.groups
             ],
+            # Matrices of one row, so that programs read one adapter and more in the same way.
             "cosine": [[1.0]],
             "shared_initialisation": [[1.0]],
         }
 
 
-def _pairs(group: Nesting, indices: Sequence[tuple[int, int]]) -> list[ModulePair]:
-    numbers: tuple[Floats, ...] = (group.first, group.full, group.chance, group.z)
-    return [
-        ModulePair(group.names[i], group.names[j], group.width, *(json_number(values[i, j]) for values in numbers))
-        for i, j in indices
-    ]
+def _pairs_table(title: str, group: Nesting, rows: Sequence[Pair]) -> Table[Pair]:
+    """Pairs of modules, one pair a row."""
+
+    def column(key: str, values: Floats, title: str, form: str, priority: int) -> Column[Pair]:
+        return Column(key, lambda pair: json_number(values[pair]), title, fixed(form), priority=priority)
+
+    # On a narrow terminal φ(1,1) goes first: φ(all), which says whether one span lies in the other, is never left out.
+    columns: tuple[Column[Pair], ...] = (
+        Column("first", lambda pair: group.names[pair[0]], "module", align="left", priority=ALWAYS),
+        Column("second", lambda pair: group.names[pair[1]], "and", align="left", priority=ALWAYS),
+        Column("width", lambda _: group.width),
+        column("phi_first", group.first, "φ(1,1)", ".3f", 6),
+        column("phi", group.full, "φ(all)", ".4f", ALWAYS),
+        column("chance", group.chance, "chance", ".2g", 7),
+        column("z", group.z, "z", "+.1f", 8),
+    )
+    return Table(title, columns, rows)
 
 
-COLUMNS: tuple[Column[ModulePair], ...] = (
-    Column("first", lambda row: row.first, "module", align="left", priority=ALWAYS),
-    Column("second", lambda row: row.second, "and", align="left", priority=ALWAYS),
-    Column("width", lambda row: row.width),
-    Column("phi_first", lambda row: row.phi_first, "φ(1,1)", fixed(".3f"), priority=6),
-    Column("phi", lambda row: row.phi_all, "φ(all)", fixed(".4f"), priority=ALWAYS),
-    Column("chance", lambda row: row.chance, "chance", fixed(".2g"), priority=7),
-    Column("z", lambda row: row.z, "z", fixed("+.1f"), priority=8),
-)
+# On a narrow terminal the overlap within a block stays longest of the three, as modules of a block share inputs.
 RELATION_COLUMNS: tuple[Column[Relation], ...] = (
     Column("kind", lambda row: row.kinds[0], "kind", align="left", priority=ALWAYS),
     Column("other_kind", lambda row: row.kinds[1], "and", align="left", priority=ALWAYS),
@@ -121,6 +114,6 @@ RELATION_COLUMNS: tuple[Column[Relation], ...] = (
     Column("phi_first", lambda row: row.first, "φ(1,1) nearest", fixed(".3f"), priority=4),
     Column("same_block", lambda row: row.same, "φ(all) same block", fixed(".4f"), priority=8),
     Column("next_block", lambda row: row.next, "next block", fixed(".4f"), priority=6),
-    Column("farther", lambda row: row.apart, "farther", fixed(".4f"), priority=5),
+    Column("farther", lambda row: row.farther, "farther", fixed(".4f"), priority=5),
     Column("chance", lambda row: row.chance, "chance", fixed(".2g"), priority=7),
 )

@@ -20,7 +20,7 @@ from loralens.core.moments import Moments
 from loralens.core.progress import progress
 from loralens.core.weights import Weight
 from loralens.errors import LoraLensError, MismatchError, place
-from loralens.formats import encode_adapter, load
+from loralens.formats import encode_adapter
 from loralens.formats.dialects.table import QUANTISED
 from loralens.formats.records.moments import load_moments
 from loralens.formats.records.runs import read_run
@@ -30,9 +30,9 @@ from loralens.reporting.document import Report
 from loralens.reporting.make import make_report
 from loralens.reporting.slider_stops import Dialect
 from loralens.reporting.subject import BaseMeasurements, Subject, measure_subject
-from loralens.verbs.inputs.adapters import AdapterSource, Reading, check_unread, labels, short_labels
+from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, load_source, short_labels
 from loralens.verbs.inputs.choices import TARGET_FORMATS
-from loralens.verbs.inputs.decompositions import decompositions, duration, seconds_per_product, svd_cache, svd_work
+from loralens.verbs.inputs.decompositions import decompositions, duration, svd_cache, svd_seconds
 from loralens.verbs.inputs.examination import examine_adapters, open_base
 from loralens.verbs.outputs.form import OutputFormat
 from loralens.verbs.outputs.page_tables import RESULT_TABLES
@@ -40,7 +40,7 @@ from loralens.verbs.outputs.page_tables import RESULT_TABLES
 # Seconds that the SVDs of the base may take without --intruders. The documentation promises "about a minute".
 PATIENCE = 60.0
 MOMENTS = "moments"  # the name, in messages and JSON, of activations that were given as an object
-THREADS = os.cpu_count() or 1
+THREADS = os.cpu_count() or 1  # modules are independent of each other, so all cores can share the work
 
 
 def report_page(
@@ -55,24 +55,29 @@ def report_page(
 ) -> Report:
     """The document about these adapters; parameters as in `loralens.report`, and ``command`` as the page shows it."""
     adapters = {
-        label: _read_adapters(source, reading, base) for label, source in zip(labels(sources), sources, strict=True)
+        # Wrong numbers are no error here: the doctor reports them as findings.
+        label: load_source(source, reading, base=base, strict=False)
+        for label, source in zip(labels(sources), sources, strict=True)
     }
     moments = _moments(activations, adapters)
     model = None if base is None else open_base(base)
-    patients = examine_adapters(adapters, base=model, modules=modules, reading=reading)
-    diagnoses = run_checks(patients)
-    measured = [_compare_with_base(patient, model, intruders) if model else None for patient in patients]
+    # The doctor reads every module once, and its spectra are those of the page.
+    examinations = examine_adapters(adapters, base=model, modules=modules, reading=reading)
+    diagnoses = run_checks(examinations)
+    measured = [_compare_with_base(examination, model, intruders) if model else None for examination in examinations]
     subjects: list[Subject] = []
     counts = [len(adapter) for adapter in adapters.values()]
-    with progress("measuring", sum(counts) + (2 * max(counts) if len(adapters) > 1 else 0)) as step:
-        for patient, label, against in zip(patients, short_labels(list(adapters)), measured, strict=True):
-            file, excited = moments.get(patient.path, ("", None))
+    # A comparison visits every common module twice: once for the pairs, and once for the interference.
+    steps = sum(counts) + (2 * max(counts) if len(adapters) > 1 else 0)
+    with progress("measuring", steps) as step:
+        for examination, label, against in zip(examinations, short_labels(list(adapters)), measured, strict=True):
+            file, own_moments = moments.get(examination.path, ("", None))
             subjects.append(
                 measure_subject(
-                    patient,
+                    examination,
                     label,
-                    _dialect(patient.adapter, base),
-                    moments=excited,
+                    _dialect(examination.adapter, base),
+                    moments=own_moments,
                     activations=file,
                     against_base=against,
                     threads=THREADS,
@@ -80,28 +85,19 @@ def report_page(
                 )
             )
             if file and not subjects[-1].on_data:
-                warn(f"{patient.path}: activations are not used because some modules hold NaN or Inf")
+                warn(f"{examination.path}: activations are not used because some modules hold NaN or Inf")
         together = measure_collection(subjects, threads=THREADS, step=step) if len(subjects) > 1 else None
         run = _checkpoint_run(subjects) if together else None
-    name = None if base is None else str(base)
     return make_report(
         subjects,
         diagnoses,
         tables=RESULT_TABLES,
         collection=together,
         run=run,
-        base=name,
+        base=None if base is None else str(base),
         command=command,
         choices={"activations": [_name_of(file) for file in activations], "chosen": list(modules)},
     )
-
-
-def _read_adapters(source: AdapterSource, reading: Reading, base: str | PathLike[str] | None) -> Adapter:
-    """Read an adapter. Wrong numbers are no error here: the doctor reports them as findings."""
-    if isinstance(source, Adapter):
-        check_unread(reading)
-        return source
-    return load(str(source), strict=False, base=base, **reading)
 
 
 def _name_of(activations: str | PathLike[str] | Moments) -> str:
@@ -120,9 +116,11 @@ def _moments(
     MismatchError
         Activations that belong to none of the adapters.
     """
+    # Without any, no adapter lacks them, and there is nothing to warn of.
     if not activations:
         return {}
     measured = [(_name_of(file), file if isinstance(file, Moments) else load_moments(file)) for file in activations]
+    # By fingerprint and not by order: moments are numbers between the factors of one adapter, and wrong for any other.
     prints = {label: fingerprint(adapter) for label, adapter in adapters.items()}
     for name, moments in measured:
         if moments.fingerprint not in prints.values():
@@ -147,56 +145,53 @@ def _dialect(adapter: Adapter, base: str | PathLike[str] | None) -> Dialect:
     return Dialect(own, lambda smaller: encode_adapter(smaller, own, **form.writer_options), form.one_rank)
 
 
-def _compare_with_base(patient: Examination, base: Base, intruders: bool | None) -> BaseMeasurements:
+def _compare_with_base(examination: Examination, base: Base, intruders: bool | None) -> BaseMeasurements:
     """Measure the modules that have a weight in the base against it."""
-    spectra = patient.spectra
-    modules = {name: reading.module for name, reading in patient.readings.items() if name in spectra}
+    spectra = examination.spectra
+    modules = {name: reading.module for name, reading in examination.readings.items() if name in spectra}
+    # The doctor has reported the modules without a weight, and why they have none.
     weights, _ = find_weights(modules, base)
     device = Device.of("cpu", threads=THREADS)
+    # Without the leading directions of W (top=False), which take longer and which only `loralens amplify` draws.
     with place(base.name), progress("reading the base", weight_steps(weights.values(), top=False)) as step:
-        adapter = patient.adapter.without([name for name in patient.adapter if name not in weights])
+        adapter = examination.adapter.without([name for name in examination.adapter if name not in weights])
         amplified = measure_amplification(adapter, weights, top=False, device=device, step=step) if weights else {}
-    new, without = _intruders(patient, weights, base.name, intruders)
-    return BaseMeasurements(amplified=amplified, intruders=new, without=without)
+    detected, reason = _intruders(examination, weights, base.name, intruders)
+    return BaseMeasurements(amplified=amplified, intruders=detected, no_intruders=reason)
 
 
 def _intruders(
-    patient: Examination, weights: Mapping[str, Weight], base: str, search: bool | None
-) -> tuple[dict[str, Intruders] | None, str]:
+    examination: Examination, weights: Mapping[str, Weight], base: str, search: bool | None
+) -> tuple[dict[str, Intruders], str]:
     """The intruders of all modules, or the reason why they were not looked for."""
     if search is False:
-        return None, "--no-intruders was given"
-    moved = magnitudes(patient.adapter)
-    plain = {name: weight for name, weight in weights.items() if name not in moved}
+        return {}, "--no-intruders was given"
+    dora = magnitudes(examination.adapter)
+    plain = {name: weight for name, weight in weights.items() if name not in dora}
     if not plain:
-        return None, "its modules use DoRA, whose tuned weight is not W + ΔW" if weights else ""
+        # Without any weight the section itself says so.
+        return {}, "its modules use DoRA, whose tuned weight is not W + ΔW" if weights else ""
     device = Device.of("cpu")
     if search is None:
-        seconds = sum(map(svd_work, plain.values())) * seconds_per_product(device)
+        # An estimate from the size of the weights, and from how fast this machine multiplies.
+        seconds = svd_seconds(plain.values(), device)
         if seconds > PATIENCE:
             reason = f"the SVD of {len(plain)} weights of the base would take about {duration(seconds)}"
-            note(f"{patient.path}: intruders were not looked for, as {reason}; --intruders does it")
-            return None, f"{reason} (loralens report --intruders does it, and stores the SVDs)"
+            note(f"{examination.path}: intruders were not looked for, as {reason}; --intruders does it")
+            return {}, f"{reason} (loralens report --intruders does it, and stores the SVDs)"
     new = {}
-    with closing(
-        decompositions(plain, svd_cache(), base, device)
-    ) as bases:  # so that the progress bar ends after an error too
+    # Closed so that its progress ends after an error too.
+    with closing(decompositions(plain, svd_cache(), base, device)) as bases:
         for name, W in bases:
-            with place(patient.path), place(name):
-                new[name] = find_intruders(patient.adapter[name], W).without_vectors()
+            with place(examination.path), place(name):
+                new[name] = find_intruders(examination.adapter[name], W).without_vectors()  # only counted here
     return new, ""
 
 
 def _checkpoint_run(subjects: Sequence[Subject]) -> CheckpointRun | None:
     """The run of which the adapters are checkpoints, or None."""
     try:
-        run = read_run([Path(member.path) for member in subjects])
+        log = read_run([Path(subject.path) for subject in subjects])
     except LoraLensError:  # two checkpoints of one step, or a state that cannot be read
         return None
-    steps = {checkpoint.path: checkpoint.step for checkpoint in run.checkpoints}
-    losses = {
-        name: [(loss.step, loss.value) for loss in logged]
-        for name, logged in (("loss", run.train), ("eval loss", run.evaluation))
-        if logged
-    }
-    return measure_run(subjects, [steps.get(Path(member.path)) for member in subjects], losses, threads=THREADS)
+    return measure_run(subjects, log, threads=THREADS)

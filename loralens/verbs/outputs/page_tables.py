@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from math import isfinite
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,25 +11,24 @@ from loralens.analysis.base.intruders import Intruders
 from loralens.analysis.checks.base import MergeEffect
 from loralens.analysis.compare.pairwise import Pairwise
 from loralens.analysis.groups import Group
-from loralens.analysis.outliers import Outlier
 from loralens.charts.amplification import full_rank_rows
 from loralens.compression.curve import CurvePoint
-from loralens.formats.records.runs import LoggedLoss, RunCheckpoint, nearest_loss
+from loralens.formats.records.runs import RunCheckpoint
 from loralens.reporting.collection import CheckpointRun
 from loralens.reporting.result_tables import ResultTables
 from loralens.reporting.subject import Subject
 from loralens.tables.numbers import percent
-from loralens.tables.table import Column, Table
+from loralens.tables.table import Column, Row, Table
 from loralens.verbs.amplify import COLUMNS as AMPLIFY_COLUMNS
 from loralens.verbs.amplify import KIND_COLUMNS, KeptDirections, KindAmplification
 from loralens.verbs.curve import point_columns
-from loralens.verbs.outputs.collection_similarity import PairRow, pair_columns, pair_rows
+from loralens.verbs.outputs.collection_similarity import Pair, adapter_pairs_table, pairs_by_cosine
+from loralens.verbs.outputs.groups import OUTLIER_COLUMNS, groups_table
 from loralens.verbs.outputs.intruders import KIND_COLUMNS as INTRUDER_KIND_COLUMNS
 from loralens.verbs.outputs.intruders import IntruderTotal, KindIntruders
 from loralens.verbs.spectrum import COLUMNS as SPECTRUM_COLUMNS
-from loralens.verbs.spectrum import OUTLIER_COLUMNS, ModuleSpectrum, groups_table
-from loralens.verbs.trajectory import COLUMNS as TRAJECTORY_COLUMNS
-from loralens.verbs.trajectory import CheckpointRow
+from loralens.verbs.spectrum import ModuleSpectrum
+from loralens.verbs.trajectory import CheckpointRow, run_table
 
 
 class MeasuredModule(NamedTuple):
@@ -41,49 +39,54 @@ class MeasuredModule(NamedTuple):
     share: float
     amplified: KeptDirections | None
     intruders: Intruders | None
-    landing: MergeEffect | None
+    effect: MergeEffect | None
 
 
 def page_modules_table(subject: Subject) -> Table[MeasuredModule]:
     """The modules of an adapter: the table of ``spectrum``, with columns for the base where one was given."""
     against = subject.against_base
-    amplified = full_rank_rows(against.amplified) if against else {}
-    intruders = (against.intruders if against else None) or {}
+    amplified = full_rank_rows(against.amplified)
     rows = [
         MeasuredModule(
             name,
             ModuleSpectrum(subject.path, name, subject.adapter, spectrum),
             subject.shares[name],
-            KeptDirections(name, against.amplified[name], amplified[name]) if against and name in amplified else None,
-            intruders.get(name),
-            subject.landings.get(name),
+            KeptDirections(name, against.amplified[name], amplified[name]) if name in amplified else None,
+            against.intruders.get(name),
+            subject.merge_effects.get(name),
         )
         for name, spectrum in subject.spectra.items()
     ]
-    columns: list[Column[MeasuredModule]] = []
-    for column in SPECTRUM_COLUMNS:
-        columns.append(column.of(lambda row: row.spectrum))
-        columns += [ENERGY] if column.key == "frobenius" else []
+    columns = _insert_after([column.of(lambda row: row.spectrum) for column in SPECTRUM_COLUMNS], "frobenius", ENERGY)
     if amplified:
+        # The two that say most: how much more ΔW does than W along its directions, and whether that is chance.
         columns += [
             column.of(lambda row: row.amplified)
             for column in AMPLIFY_COLUMNS
             if column.title and column.key in ("amplification", "z")
         ]
-    columns += [INTRUDERS] if intruders else []
-    columns += LANDING_COLUMNS if subject.landings else []
+    # Without a base, or where they were not looked for, columns of dashes would only widen the table.
+    columns += [INTRUDERS] if against.intruders else []
+    columns += MERGE_COLUMNS if subject.merge_effects else []
     return Table(subject.label, columns, rows)
+
+
+def _insert_after(columns: Sequence[Column[Row]], key: str | tuple[str, ...], new: Column[Row]) -> list[Column[Row]]:
+    """The columns with a new one behind that of a key."""
+    place = [column.key for column in columns].index(key) + 1
+    return [*columns[:place], new, *columns[place:]]
 
 
 def ranks_table(subject: Subject) -> Table[CurvePoint]:
     """The ranks as ``curve`` lists them, with a column for the share of energy or output that is kept."""
-    columns: list[Column[CurvePoint]] = []
-    for column in point_columns(subject.dialect.name, on_data=subject.on_data):
-        columns.append(column)
-        columns += [OUTPUT_KEPT if subject.on_data else ENERGY_KEPT] if column.key == ("uniform", "bytes") else []
-    if all(point.few_bits is None for point in subject.points):
-        columns = [column for column in columns if column.key != ("few_bits", "expected_error")]
-    return Table("Every rank", columns, subject.points)
+    # Few bits are left out: the page compares ranks, and its sliders write no loralens-q.
+    columns = [
+        column
+        for column in point_columns(subject.dialect.name, on_data=subject.on_data)
+        if column.key != ("few_bits", "expected_error")
+    ]
+    share = OUTPUT_KEPT if subject.on_data else ENERGY_KEPT
+    return Table("Every rank", _insert_after(columns, ("uniform", "bytes"), share), subject.points)
 
 
 def page_groups_table(what: str, groups: Sequence[Group]) -> Table[Group]:
@@ -93,11 +96,6 @@ def page_groups_table(what: str, groups: Sequence[Group]) -> Table[Group]:
     left_out = {"share"} if any(group.zero for group in groups) else {"share", "zero"}
     columns = [column for column in table.columns if column.key not in left_out]
     return replace(table, title=f"By {what}", columns=columns)
-
-
-def outliers_table(outliers: Sequence[Outlier]) -> Table[Outlier]:
-    """Outliers, as ``spectrum`` lists them."""
-    return Table("Outliers among modules of the same kind and shape", OUTLIER_COLUMNS, outliers)
 
 
 def amplification_table(kinds: Mapping[str, Sequence[KeptRank]]) -> Table[KindAmplification]:
@@ -112,42 +110,31 @@ def intruders_table(kinds: Mapping[str, Sequence[Intruders]]) -> Table[KindIntru
     return Table("Intruders by kind", INTRUDER_KIND_COLUMNS, rows)
 
 
-def pairs_table(labels: Sequence[str], pairs: Pairwise) -> Table[PairRow]:
+def pairs_table(labels: Sequence[str], pairs: Pairwise) -> Table[Pair]:
     """Pairs as ``similarity`` lists them, on both sides, the largest |cosine| first."""
-    rows = sorted(pair_rows(pairs, labels), key=lambda row: -abs(row.cosine) if isfinite(row.cosine) else 0.0)
-    return Table("Pairs", pair_columns(("out", "in")), rows)
+    return adapter_pairs_table("Pairs", pairs, labels, ("out", "in"), pairs_by_cosine(pairs))
 
 
 def checkpoints_table(labels: Sequence[str], run: CheckpointRun) -> Table[CheckpointRow]:
     """Checkpoints as ``trajectory`` lists them, in the order of their steps."""
-    losses = {name: [LoggedLoss(value, step) for step, value in logged] for name, logged in run.losses.items()}
-    train, evaluation = losses.get("loss", []), losses.get("eval loss", [])
-    rows = [
-        CheckpointRow(
-            labels[i],
-            RunCheckpoint(Path(labels[i]), step),
-            point,
-            nearest_loss(train, step),
-            nearest_loss(evaluation, step),
-        )
-        for i, step, point in zip(run.order, run.steps, run.trajectory.points, strict=True)
-    ]
-    absent = {key for key, logged in (("loss", train), ("eval_loss", evaluation)) if not logged}
-    columns = [column for column in TRAJECTORY_COLUMNS if not (column.title and column.key in absent)]
-    return Table("Checkpoints", columns, rows)
+    names = [labels[i] for i in run.order]
+    # The names are those of the other sections, which may be longer than those of `loralens trajectory`.
+    checkpoints = tuple(RunCheckpoint(Path(name), step) for name, step in zip(names, run.steps, strict=True))
+    return run_table("Checkpoints", replace(run.log, checkpoints=checkpoints), names, run.trajectory.points)
 
 
 ENERGY: Column[MeasuredModule] = Column(
     "energy_share", lambda row: row.share, "energy", percent, about="share of the adapter's ‖ΔW‖²", bar=True
 )
+# The JSON of a module has these measurements against the base as objects of their own, with more in them.
 INTRUDERS: Column[MeasuredModule] = Column(
     "intruders", lambda row: row.intruders and row.intruders.count, "intruders", json=False
 )
-LANDING_COLUMNS: tuple[Column[MeasuredModule], ...] = (
-    Column("relative_norm", lambda row: row.landing and row.landing.ratio, "‖ΔW‖/‖W‖", percent, json=False),
+MERGE_COLUMNS: tuple[Column[MeasuredModule], ...] = (
+    Column("relative_norm", lambda row: row.effect and row.effect.ratio, "‖ΔW‖/‖W‖", percent, json=False),
     Column(
         "merge_error",
-        lambda row: row.landing and row.landing.rounding.error,
+        lambda row: row.effect and row.effect.rounding.error,
         "merge error",
         percent,
         json=False,
@@ -155,6 +142,7 @@ LANDING_COLUMNS: tuple[Column[MeasuredModule], ...] = (
     ),
 )
 
+# Four digits, as ranks near the whole differ only behind 99.
 ENERGY_KEPT: Column[CurvePoint] = Column(
     "kept", lambda point: 1 - point.uniform.error**2, "energy kept", partial(percent, digits=4), bar=True
 )
@@ -164,7 +152,7 @@ RESULT_TABLES = ResultTables(
     modules=page_modules_table,
     ranks=ranks_table,
     groups=page_groups_table,
-    outliers=outliers_table,
+    outliers=lambda rows: Table("Outliers among modules of the same kind and shape", OUTLIER_COLUMNS, rows),
     amplification=amplification_table,
     intruders=intruders_table,
     pairs=pairs_table,

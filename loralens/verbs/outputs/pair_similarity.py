@@ -3,31 +3,33 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import degrees, isnan, nan
-from statistics import fmean, median
+from statistics import median
 from typing import Any, NamedTuple
 
 from loralens.analysis.compare.initialisation import Initialisation
 from loralens.analysis.compare.pairwise import Of, Side
 from loralens.analysis.compare.similarity import Comparison, Similarity
-from loralens.core.names import kind, natural_key, some
+from loralens.core.names import some
 from loralens.linalg.subspace import Overlap
 from loralens.tables.numbers import count, fixed, json_number, number
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
+from loralens.verbs.outputs.groups import group_by_kind
 
 WHOSE = {"update": "ΔW", "A": "A", "B": "B"}
-STRONG = 0.5  # φ(1, 1) from which the strongest directions are counted as shared
+# φ(1, 1) from which the strongest directions count as shared: they are then at most 45° apart.
+STRONG = 0.5
 
 
 class ModuleSimilarity(NamedTuple):
-    """One row: a module of the first adapter beside that of the second."""
+    """One row: a module of the first adapter, and its similarity to the same module of the second."""
 
     name: str
     similarity: Similarity
 
 
 class KindSimilarity(NamedTuple):
-    """One row: the modules of a kind, and their overlaps on one side."""
+    """One row: the modules of a kind, seen from one side."""
 
     kind: str
     side: Side
@@ -35,22 +37,24 @@ class KindSimilarity(NamedTuple):
 
     @property
     def overlaps(self) -> list[Overlap]:
-        """Of every module on this side."""
+        """The overlaps of all modules on this side."""
         return [member.overlaps[self.side] for member in self.members]
 
 
 @dataclass(frozen=True, slots=True)
 class PairSimilarity(Tabular, Mapping[str, Similarity]):
-    """Two adapters, module by module: a mapping from the first's module names to `Similarity`.
+    """Two adapters compared module by module: a mapping from module names of the first to `Similarity`.
 
     Attributes
     ----------
     adapters : tuple of str
-        What the two are called.
+        The labels of the two adapters.
     initialisation : Initialisation
-        Whether they began from the same random factors.
+        The signs that they began from the same random factors.
     of : str
         Whose directions were compared: ``update``, ``A`` or ``B``.
+    side : str
+        The side of the columns for people; JSON has both sides of an update.
     """
 
     adapters: tuple[str, str]
@@ -73,19 +77,19 @@ class PairSimilarity(Tabular, Mapping[str, Similarity]):
 
     @property
     def cosine(self) -> float:
-        """Cosine of the two whole updates on the modules that both have, in [−1, 1]; 0 where one of them is 0."""
+        """Cosine of the two whole updates on the modules that both have, in [−1, 1]; 0 if one of them is 0."""
         return self.comparison.cosine
 
     @property
     def cosine_z(self) -> float:
-        """`cosine` in standard deviations of its null; 0 where one of the updates is 0."""
+        """`cosine` in standard deviations of its null; 0 if one of the updates is 0."""
         return self.comparison.cosine_z
 
     def tables(self) -> list[Table[Any]]:
-        """The modules, and their means by kind on every side that was measured."""
+        """The modules, and the means over the modules of a kind on every side that was measured."""
         first, second = self.adapters
         title = f"{first} and {second}: {count(len(self), 'module')}, {self.side} side of {WHOSE[self.of]}"
-        if not self.comparison.zero:
+        if not self.comparison.zero:  # 0 has no direction, so the cosine of 0 would be no finding
             title += f", cosine {self.cosine:+.3f} in all (z {self.cosine_z:+.1f})"
         return [
             pair_modules_table(self.comparison, title),
@@ -95,6 +99,7 @@ class PairSimilarity(Tabular, Mapping[str, Similarity]):
     def sentences(self) -> list[str]:
         """Which modules were not compared, and why."""
         zero = [f"{name} ({similarity.zero})" for name, similarity in self.items() if similarity.zero]
+        # In the order of the reasons: nothing to compare, no way to compare, no partner.
         notes = {
             "not compared, as ΔW is 0": zero,
             "not compared, as the shapes differ": self.comparison.misfits,
@@ -104,14 +109,15 @@ class PairSimilarity(Tabular, Mapping[str, Similarity]):
         return [f"{text}: {some(names)}" for text, names in notes.items() if names]
 
     def record(self) -> dict[str, Any]:
-        """Everything as a JSON object; what is not defined is null."""
+        """The whole result as a JSON object; undefined numbers are null."""
         comparison, start = self.comparison, self.initialisation
         cosine = None if comparison.zero else comparison.cosine
         return {
             "of": self.of,
             "side": self.side,
             "adapters": list(self.adapters),
-            "modules": module_records(comparison),
+            "modules": pair_modules_table(comparison).records(),
+            # Matrices, so that programs read two adapters and more in the same way.
             "cosine": [[1.0, cosine], [cosine, 1.0]],
             "cosine_z": None if comparison.zero else comparison.cosine_z,
             "shared_initialisation": [[1.0, json_number(start.cosine)], [json_number(start.cosine), 1.0]],
@@ -131,65 +137,59 @@ class PairSimilarity(Tabular, Mapping[str, Similarity]):
 
 
 def pair_modules_table(comparison: Comparison, title: str = "") -> Table[ModuleSimilarity]:
-    """The modules of two adapters, one a row."""
+    """The modules of two adapters, one module a row."""
     return Table(title, COLUMNS, [ModuleSimilarity(name, similarity) for name, similarity in comparison.items()])
 
 
-def module_records(comparison: Comparison) -> list[dict[str, Any]]:
-    """The modules of two adapters for JSON."""
-    return pair_modules_table(comparison).records()
-
-
 def _kinds(comparison: Comparison) -> list[KindSimilarity]:
-    """The modules that are 0 in neither adapter by kind, in natural order, once for every side."""
-    kinds: dict[str, list[Similarity]] = {}
-    for name, similarity in comparison.items():
-        if not similarity.zero:
-            kinds.setdefault(kind(name), []).append(similarity)
-    return [
-        KindSimilarity(label, side, kinds[label])
-        for label in sorted(kinds, key=natural_key)
-        for side in kinds[label][0].overlaps
-    ]
+    """The kinds in natural order, once for every side, with the modules that are 0 in neither adapter."""
+    kinds = group_by_kind({name: similarity for name, similarity in comparison.items() if not similarity.zero})
+    return [KindSimilarity(kind, side, members) for kind, members in kinds.items() for side in members[0].overlaps]
 
 
 def _sides(row: ModuleSimilarity) -> dict[str, dict[str, float | None]]:
+    """The overlaps on both sides, for JSON."""
+    quantities = {"first": "first", "full": "full", "chance": "full_chance", "z": "z"}
     return {
-        side: {
-            "first": json_number(overlap.first),
-            "full": json_number(overlap.full),
-            "chance": json_number(overlap.full_chance),
-            "z": json_number(overlap.z),
-        }
+        side: {key: json_number(getattr(overlap, name)) for key, name in quantities.items()}
         for side, overlap in row.similarity.overlaps.items()
     }
 
 
-def _of_overlap(key: str, quantity: str, title: str, form: str, priority: int) -> Column[ModuleSimilarity]:
-    """A number of the side asked for, which JSON has among those of both sides."""
-    return Column(
-        key,
-        lambda row: json_number(getattr(row.similarity.overlap, quantity)),
-        title,
-        fixed(form),
-        priority=priority,
-        json=False,
-    )
+def _overlap_column(key: str, quantity: str, title: str, form: str, priority: int) -> Column[ModuleSimilarity]:
+    """A quantity of the side that was asked for; JSON has it in ``sides``, for both sides."""
+
+    def value(row: ModuleSimilarity) -> float | None:
+        return json_number(getattr(row.similarity.overlap, quantity))
+
+    return Column(key, value, title, fixed(form), priority=priority, json=False)
 
 
-def _distance(key: str, title: str = "") -> Column[ModuleSimilarity]:
-    """A distance of the two subspaces; None where one of them is empty."""
-    return Column(
-        key,
-        lambda row: getattr(row.similarity.overlap, key) if row.similarity.overlap.angles.size else None,
-        title,
-        fixed(".3f"),
-        priority=2,
-    )
+def _cosine_column(key: str, title: str, form: str, priority: int) -> Column[ModuleSimilarity]:
+    """A cosine of the updates, or its z-score; None if one of them is 0, which has no direction."""
+
+    def value(row: ModuleSimilarity) -> float | None:
+        return None if row.similarity.zero else getattr(row.similarity, key)
+
+    return Column(key, value, title, fixed(form), priority=priority)
 
 
-def _angle(key: str, title: str, choose: Callable[[Sequence[float]], float]) -> Column[ModuleSimilarity]:
-    """A principal angle in degrees; JSON and CSV have all of them in radians."""
+def _distance_column(key: str, title: str = "") -> Column[ModuleSimilarity]:
+    """A distance of the two subspaces; None if one of them is empty."""
+
+    def value(row: ModuleSimilarity) -> float | None:
+        overlap = row.similarity.overlap
+        return getattr(overlap, key) if overlap.angles.size else None
+
+    return Column(key, value, title, fixed(".3f"), priority=2)
+
+
+def _side_column(quantity: str, side: Side) -> Column[ModuleSimilarity]:
+    return Column((quantity, side), lambda row: json_number(getattr(row.similarity, quantity)[side]))
+
+
+def _angle_column(key: str, title: str, choose: Callable[[Sequence[float]], float]) -> Column[ModuleSimilarity]:
+    """A principal angle in degrees, which people read; JSON and CSV have all of them in radians."""
 
     def value(row: ModuleSimilarity) -> float | None:
         angles = [degrees(angle) for angle in row.similarity.overlap.angles]
@@ -198,75 +198,69 @@ def _angle(key: str, title: str, choose: Callable[[Sequence[float]], float]) -> 
     return Column(key, value, title, fixed(".1f"), priority=3, json=False, csv=False)
 
 
-def _ranks(ranks: Sequence[int]) -> str:
-    first, second = ranks
+def _shown_cka(row: ModuleSimilarity) -> float | None:
+    return json_number(row.similarity.cka[row.similarity.side])
+
+
+def _ranks_text(ranks: Sequence[int]) -> str:
+    first, second = ranks  # one number where the ranks agree, as they mostly do
     return f"{first}" if first == second else f"{first} | {second}"
 
 
 def _mean(values: Sequence[float]) -> float:
-    """Mean of what is defined; NaN where nothing is."""
+    """The mean of the values that are defined; NaN if none is."""
+    # A z-score is not defined where chance allows one value only, for example where two spans fill the space.
     defined = [value for value in values if not isnan(value)]
     return sum(defined) / len(defined) if defined else nan
 
 
-def _cka(side: Side) -> Column[ModuleSimilarity]:
-    return Column(("cka", side), lambda row: json_number(row.similarity.cka[side]))
+def _mean_column(
+    key: str, title: str, form: str, priority: int, value: Callable[[Overlap], float]
+) -> Column[KindSimilarity]:
+    """The mean of a quantity over the modules of a kind on one side."""
+
+    def mean(row: KindSimilarity) -> float:
+        return _mean([value(overlap) for overlap in row.overlaps])
+
+    return Column(key, mean, title, fixed(form), priority=priority)
 
 
-def _cka_chance(side: Side) -> Column[ModuleSimilarity]:
-    return Column(("cka_chance", side), lambda row: json_number(row.similarity.cka_chance[side]))
-
-
+# On a narrow terminal angles and distances go first: φ says the same of the two subspaces, and stands beside its chance
+# level. The cosine is never left out, as its sign says whether the updates agree or oppose each other.
 COLUMNS: tuple[Column[ModuleSimilarity], ...] = (
     Column("name", lambda row: row.name, "module", align="left", priority=ALWAYS),
+    # Dialects write names in different ways, so the second adapter may call the module otherwise.
     Column("second_name", lambda row: row.similarity.other),
     Column("shape", lambda row: list(row.similarity.shape), csv=False),
     Column("out", lambda row: row.similarity.shape[0], json=False),
     Column("in", lambda row: row.similarity.shape[1], json=False),
-    Column("ranks", lambda row: list(row.similarity.ranks), "r", _ranks, priority=5),
+    # The nominal ranks, and the numbers of directions that ΔW really has.
+    Column("ranks", lambda row: list(row.similarity.ranks), "r", _ranks_text, priority=5),
     Column("directions", lambda row: list(row.similarity.directions)),
     Column("norms", lambda row: list(row.similarity.norms)),
-    Column(
-        "cosine",
-        lambda row: None if row.similarity.zero else row.similarity.cosine,
-        "cosine",
-        fixed("+.3f"),
-        priority=ALWAYS,
-    ),
-    Column(
-        "cosine_z",
-        lambda row: None if row.similarity.zero else row.similarity.cosine_z,
-        "z",
-        fixed("+.1f"),
-        priority=6,
-    ),
+    _cosine_column("cosine", "cosine", "+.3f", priority=ALWAYS),
+    _cosine_column("cosine_z", "z", "+.1f", priority=6),
+    # A map is a matrix, for which CSV has no cell.
     Column("phi", lambda row: row.similarity.overlap.phi.tolist(), csv=False),
     Column("chance", lambda row: row.similarity.overlap.chance.tolist(), csv=False),
-    _of_overlap("phi_first", "first", "φ(1,1)", ".3f", priority=7),
-    _of_overlap("phi_all", "full", "φ(all)", ".3f", priority=8),
-    _of_overlap("phi_chance", "full_chance", "chance", ".2g", priority=6),
+    _overlap_column("phi_first", "first", "φ(1,1)", ".3f", priority=7),
+    _overlap_column("phi_all", "full", "φ(all)", ".3f", priority=8),
+    _overlap_column("phi_chance", "full_chance", "chance", ".2g", priority=6),
     Column("phi_z", lambda row: json_number(row.similarity.overlap.z), "z", fixed("+.1f"), priority=7),
     Column("principal_angles", lambda row: row.similarity.overlap.angles.tolist()),
-    _angle("smallest_angle", "θ min", min),
-    _angle("median_angle", "median", median),
-    _angle("largest_angle", "max °", max),
-    _distance("projection_distance", "distance"),
-    _distance("geodesic_distance"),
-    _distance("gap"),
+    _angle_column("smallest_angle", "θ min", min),
+    _angle_column("median_angle", "median", median),
+    _angle_column("largest_angle", "max °", max),
+    _distance_column("projection_distance", "distance"),
+    _distance_column("geodesic_distance"),
+    _distance_column("gap"),
     Column("sides", _sides, csv=False),
-    _cka("in"),
-    _cka("out"),
-    Column(
-        "side_cka",
-        lambda row: json_number(row.similarity.cka[row.similarity.side]),
-        "CKA",
-        fixed(".3f"),
-        priority=4,
-        json=False,
-        csv=False,
-    ),
-    _cka_chance("in"),
-    _cka_chance("out"),
+    _side_column("cka", "in"),
+    _side_column("cka", "out"),
+    # Of the side that was asked for; only people need it, as JSON and CSV have both sides.
+    Column("side_cka", _shown_cka, "CKA", fixed(".3f"), priority=4, json=False, csv=False),
+    _side_column("cka_chance", "in"),
+    _side_column("cka_chance", "out"),
     Column("shared_initialisation", lambda row: json_number(row.similarity.initial)),
     Column("zero", lambda row: row.similarity.zero),
 )
@@ -275,26 +269,13 @@ KIND_COLUMNS: tuple[Column[KindSimilarity], ...] = (
     Column("kind", lambda row: row.kind, "kind", align="left", priority=ALWAYS),
     Column("side", lambda row: row.side, "side", align="left", priority=ALWAYS),
     Column("modules", lambda row: len(row.members), "modules", priority=5),
-    Column(
-        "cosine", lambda row: _mean([member.cosine for member in row.members]), "cosine", fixed("+.3f"), priority=ALWAYS
-    ),
-    Column(
-        "phi_first", lambda row: _mean([overlap.first for overlap in row.overlaps]), "φ(1,1)", fixed(".4f"), priority=7
-    ),
-    Column(
-        "first_chance", lambda row: fmean(1 / overlap.n for overlap in row.overlaps), "chance", fixed(".2g"), priority=3
-    ),
+    Column("cosine", lambda row: _mean([one.cosine for one in row.members]), "cosine", fixed("+.3f"), priority=ALWAYS),
+    _mean_column("phi_first", "φ(1,1)", ".4f", 7, lambda overlap: overlap.first),
+    _mean_column("first_chance", "chance", ".2g", 3, lambda overlap: 1 / overlap.n),  # of two random unit vectors
+    # A mean hides whether a few modules share everything or all of them a little; the count does not.
     Column("strong", lambda row: sum(overlap.first > STRONG for overlap in row.overlaps), f"> {STRONG}", priority=2),
-    Column(
-        "phi_all", lambda row: _mean([overlap.full for overlap in row.overlaps]), "φ(all)", fixed(".4f"), priority=8
-    ),
-    Column(
-        "chance",
-        lambda row: _mean([overlap.full_chance for overlap in row.overlaps]),
-        "chance",
-        fixed(".2g"),
-        priority=6,
-    ),
-    Column("z", lambda row: _mean([overlap.z for overlap in row.overlaps]), "z", fixed("+.1f"), priority=6),
+    _mean_column("phi_all", "φ(all)", ".4f", 8, lambda overlap: overlap.full),
+    _mean_column("chance", "chance", ".2g", 6, lambda overlap: overlap.full_chance),
+    _mean_column("z", "z", "+.1f", 6, lambda overlap: overlap.z),
     Column("cka", lambda row: _mean([member.cka[row.side] for member in row.members]), "CKA", fixed(".3f"), priority=4),
 )

@@ -1,4 +1,4 @@
-"""Renames the modules of an adapter that is written: to the names of its base, or by prefixes."""
+"""Renames the modules of an adapter for `convert`, to the names of its base or by prefixes, and adds magnitudes."""
 
 from collections.abc import Collection, Mapping, Sequence
 from os import PathLike
@@ -18,17 +18,25 @@ from loralens.formats.models.model_files import model_files
 from loralens.merging.tying import Tied
 from loralens.verbs.inputs.bases import base_weights
 
-KEEPING = ("peft", QUANTISED)  # dialects that have a place for tensors saved in full
+# Dialects that have a place for tensors saved in full. Elsewhere such a tensor is an error, or a copy that is left out.
+KEEPING = ("peft", QUANTISED)
 
 
-def named_as_in_base(adapter: Adapter, base: str | PathLike[str], to: str) -> tuple[Adapter, list[str]]:
-    """The adapter under the names of the base, and what was done, in words.
+def rename_as_in_base(adapter: Adapter, base: str | PathLike[str], to: str) -> tuple[Adapter, list[str]]:
+    """The adapter with the names that its modules have in the base, and notes for the user.
 
-    Of tensors saved in full those that are the base's own are left out, where the dialect ``to`` does not keep all.
+    PEFT saves embeddings and heads in full even if they were not trained. If the dialect ``to`` has no place for such
+    tensors, those that equal the base's own are left out.
+
+    Raises
+    ------
+    MismatchError
+        Some module has no weight in the base, or the dialect cannot adapt a head that shares the embedding's weight.
     """
     base = Path(base)
     base_shapes = shapes(base)
     tied = _tied_heads(adapter, base, base_shapes)
+    # llama.cpp has no output tensor of its own for such a model, so there is nothing that the pair could adapt.
     if tied and to == GGUF:
         with place(next(iter(tied))):
             raise tied_head_error()
@@ -37,18 +45,25 @@ def named_as_in_base(adapter: Adapter, base: str | PathLike[str], to: str) -> tu
     if tied:
         head = next(iter(tied))
         notes.append(f"{head} adapts the base's embedding, which is its head too, and has no weight of its own")
+    # PEFT and LyCORIS store the kernels of convolutions flat; their sizes are known only from the base.
     adapter = with_kernels(adapter, {name: base_shapes[key] for name, key in names.keys.items()})
     if to not in KEEPING and any(extra.role in FULL for extra in adapter.extra.values()):
         adapter, copies = drop_copies(adapter, weights(base), names.rename)
         notes += [f"left out {key}: it is the base's own" for key in copies]
-    if not names.edit or names.by_storage:  # names of files, and not of modules
+    # A base whose files have other names than its modules in memory says nothing about the names of modules.
+    if not names.edit or names.by_storage:
         return adapter, notes
-    modules = {name: _module_name(name, key) for name, key in names.keys.items()}
+    modules = {}
+    for name, key in names.keys.items():
+        # All experts of a stack adapt one weight; the number in brackets tells them apart.
+        expert = name[name.rindex("[") :] if name.endswith("]") else ""
+        modules[name] = key.removesuffix(".weight") + expert
     return adapter.renamed({**_rename_extras(adapter, names, base_shapes), **modules, **tied}), notes
 
 
 def _tied_heads(adapter: Adapter, base: Path, base_shapes: Mapping[str, Shape]) -> dict[str, str]:
-    """The modules that adapt a head whose weight the base holds as its embedding alone, and what the head is called."""
+    """Module → name of the head, for modules that adapt a head whose weight the base stores only as its embedding."""
+    # Checked first, since looking for ties opens the files of the base.
     if all(f"{name}.weight" in base_shapes for name in adapter):
         return {}
     tied = Tied.of(model_files(resolve_path(base)).tensors, model_config(base) or {})
@@ -59,54 +74,49 @@ def _tied_heads(adapter: Adapter, base: Path, base_shapes: Mapping[str, Shape]) 
 
 
 def _rename_extras(adapter: Adapter, names: Match, base_keys: Collection[str]) -> Mapping[str, str]:
-    """The names in the base of modules that the adapter speaks of without a pair: norms, heads."""
+    """Old name → new name of modules that have a tensor but no pair in the adapter, such as norms and heads."""
     alone = {extra.module for extra in adapter.extra.values()}.difference(adapter)
     renamed = {name: names.rename(name) for name in alone}
+    # A new head has no weight in the base, and keeps its name.
     return {old: new for old, new in renamed.items() if f"{new}.weight" in base_keys or new in base_keys}
 
 
-def _module_name(name: str, key: str) -> str:
-    """The module of a weight's key, with the expert's number that the old name has."""
-    bracket = name[name.rindex("[") :] if name.endswith("]") else ""
-    return key.removesuffix(".weight") + bracket
-
-
-def with_prefixes(adapter: Adapter, prefixes: Sequence[str] | Mapping[str, str]) -> Adapter:
-    """The adapter, its modules renamed that begin with a prefix.
+def replace_prefixes(adapter: Adapter, prefixes: Sequence[str] | Mapping[str, str]) -> Adapter:
+    """The adapter with another beginning of the names of its modules.
 
     Parameters
     ----------
     adapter : Adapter
     prefixes : sequence of str, or mapping of str to str
-        ``"OLD=NEW"`` each, or ``{old: new}``; one after the other.
+        Texts ``"OLD=NEW"``, or ``{old: new}``. They are applied one after the other, so a later one may change what an
+        earlier one has made.
 
     Raises
     ------
     OptionError
-        No module begins with a prefix, or a text is not OLD=NEW.
+        No module begins with OLD, or a text has no ``=``.
     """
     if isinstance(prefixes, Mapping):
         prefixes = [f"{old}={new}" for old, new in prefixes.items()]
     for pair in [prefixes] if isinstance(prefixes, str) else prefixes:
-        adapter = adapter.renamed(_names_with_prefix(adapter, pair))
+        old, equals, new = pair.partition("=")
+        # Norms and heads have no pair, but belong to the same model.
+        modules = {*adapter, *(extra.module for extra in adapter.extra.values())}
+        names = {name: new + name[len(old) :] for name in modules if name.startswith(old)}
+        if not equals or not names:
+            first = next(iter(adapter), "nothing")
+            what = f"matches nothing; the first name is {first}" if equals else "is not OLD=NEW"
+            fix = "give a prefix that modules have: --prefix unet.=transformer."
+            raise OptionError(f"--prefix {pair} {what}", fix=fix)
+        adapter = adapter.renamed(names)
     return adapter
 
 
-def _names_with_prefix(adapter: Adapter, pair: str) -> Mapping[str, str]:
-    old, equals, new = pair.partition("=")
-    modules = [*adapter, *{extra.module for extra in adapter.extra.values()}.difference(adapter)]
-    names = {name: new + name[len(old) :] for name in modules if name.startswith(old)}
-    if not equals or not names:
-        first = next(iter(adapter), "nothing")
-        what = f"matches nothing; the first name is {first}" if equals else "is not OLD=NEW"
-        raise OptionError(f"--prefix {pair} {what}", fix="give a prefix that modules have: --prefix unet.=transformer.")
-    return names
+def add_magnitudes(adapter: Adapter, base: str | PathLike[str] | None) -> tuple[Adapter, list[str]]:
+    """The adapter with the magnitudes of DoRA that its file lacks, and a note about them.
 
-
-def with_magnitudes(adapter: Adapter, base: str | PathLike[str] | None) -> tuple[Adapter, list[str]]:
-    """The adapter with the magnitudes of DoRA that its file lacks, where a base is there to make them from.
-
-    And what was done, in words.
+    Such a file means m = ‖W‖, the value at which PEFT starts training. These lengths need the ``base``; without it the
+    adapter stays as it is.
     """
     missing = [extra.module for extra in adapter.extra.values() if extra.role in NORMS]
     if base is None or not missing:

@@ -1,4 +1,4 @@
-"""Rounds the factors of an adapter that is written, measures the error of that, and refuses a large one."""
+"""Rounds the factors of an adapter that is to be written, measures the error of that, and refuses a large error."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,22 +18,25 @@ from loralens.errors import OptionError, place
 from loralens.formats.dialects.table import QUANTISED
 from loralens.tables.numbers import percent
 
-LIMIT = 0.01  # of one module: rounding to bfloat16 costs about 0.002, to float16 0.0003 unless numbers are too small
+# The largest relative error of one module that is written without --allow-loss. Rounding both factors to bfloat16 costs
+# about 0.002 and to float16 about 0.0003, so only numbers below the range of float16 (6e-8) or a scale that is folded
+# into a narrow factor exceed it: an update with entries of 3e-8 loses half of itself in float16.
+LIMIT = 0.01
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class RoundingCost:
-    """What rounding costs an adapter.
+    """The error that rounding the factors adds to an adapter.
 
     Attributes
     ----------
     total : float
-        ‖ΔW−ΔW'‖/‖ΔW‖ over all modules.
+        ‖ΔW−ΔW'‖_F/‖ΔW‖_F over all modules.
     worst : float
-        The same of the module that loses most.
+        The largest relative error of a single module.
     module : str
-        That module; empty where nothing is lost.
+        The module with that error; empty if nothing is lost.
     """
 
     total: float = 0.0
@@ -44,41 +47,54 @@ class RoundingCost:
     def between(
         cls, before: Adapter, after: Mapping[str, Update], *, allow_loss: bool, dtype: str | None = None
     ) -> "RoundingCost":
-        """What modules lost that are not surely the same; ``after`` is by the names of ``before``.
+        """Measure the error of every module of ``before`` in ``after``, which has the same names.
+
+        Parameters
+        ----------
+        before : Adapter
+        after : mapping of str to Update
+            The modules as they are read back, so that a scale which the dialect folds into the factors counts too.
+        allow_loss : bool
+            Return an error above `LIMIT` instead of refusing it.
+        dtype : str, optional
+            The dtype that was asked for, for the message.
 
         Raises
         ------
         OptionError
-            A module lost more than `LIMIT`, and nobody allowed that.
+            The relative error of a module is above `LIMIT`.
         """
 
         def loss(name: str) -> UpdateLoss:
             with place(name):
                 return update_loss(before[name], after[name])
 
-        changed = {name for name, module in before.items() if not _is_surely_equal(module, after[name])}
-        if not changed:
+        # Dtypes and scales often show that no bit changed, and then no factor has to be read.
+        if all(_is_surely_equal(module, after[name]) for name, module in before.items()):
             return cls()
-        numbers = [name for name, module in before.items() if _is_finite(module)]  # of NaN nothing can be told
-        losses = in_threads(loss, numbers, cpu_count() or 1)  # those that lost nothing are part of the whole
+        # Factors with NaN or Inf have no norm; they are carried over as they are, and the doctor reports them.
+        numbers = [
+            name
+            for name, module in before.items()
+            if not isinstance(module, LowRank) or all(np.isfinite(factor).all() for factor in (module.B, module.A))
+        ]
+        # All of them, since modules without a loss count in the norm of the whole.
+        losses = in_threads(loss, numbers, cpu_count() or 1)
         module = max(losses, key=lambda name: losses[name].relative_error, default="")
-        if not module:
+        if not module or not losses[module].relative_error:
             return cls()
         cost = cls(total_error(losses), losses[module].relative_error, module)
         if cost.worst > LIMIT and not allow_loss:
-            cost.refuse(dtype)
-        return cost if cost.worst else cls()
-
-    def refuse(self, dtype: str | None) -> None:
-        """Raise what says that this is too much."""
-        narrow = f" to {dtype}" if dtype else ""
-        raise OptionError(
-            f"{self.module}: rounding{narrow} costs {percent(self.worst)} of ΔW ({percent(self.total)} of all modules)",
-            fix=f"give --dtype {'bf16 or ' if dtype == 'f16' else ''}f32, or --allow-loss to write it all the same",
-        )
+            raise OptionError(
+                f"{module}: rounding{f' to {dtype}' if dtype else ''} costs {percent(cost.worst)} of ΔW "
+                f"({percent(cost.total)} of all modules)",
+                # bfloat16 has the range of float32, so it helps where the numbers are too small for float16.
+                fix=f"give --dtype {'bf16 or ' if dtype == 'f16' else ''}f32, or --allow-loss to write it all the same",
+            )
+        return cost
 
     def record(self) -> dict[str, Any]:
-        """As JSON."""
+        """The error as a JSON object."""
         worst = {"module": self.module, "error": self.worst} if self.module else None
         return {"error": self.total, "worst": worst}
 
@@ -89,32 +105,47 @@ class RoundingCost:
         )
 
 
-def round_factors(adapter: Adapter, dtype: DType | None) -> Adapter:
-    """The adapter, its factors rounded once to ``dtype`` where one was given; a module that is no pair is refused."""
+def round_factors(
+    adapter: Adapter, dtype: DType | None, bits: int | Mapping[str, Sequence[int]] | None = None
+) -> Adapter:
+    """The adapter with factors in the form in which they are written.
+
+    Parameters
+    ----------
+    adapter : Adapter
+    dtype : dtype or None
+        The dtype to which all factors are rounded once; None keeps them as they are.
+    bits : int, mapping or None
+        Quantise the factors to integers of so many bits instead, as loralens-q stores them. Modules that were read from
+        a file of that dialect keep their integers.
+
+    Raises
+    ------
+    MismatchError
+        A module is not a pair of factors.
+    FormatError
+        A number is too large for ``dtype``; this is raised when the factor is read.
+    """
+    if bits is not None:
+        # Quantising integers again would round them a second time.
+        plain = {name: m for name, m in adapter.items() if m.origin is None or m.origin.format != QUANTISED}
+        quantised = quantise(replace(adapter, modules=plain), bits=bits, threads=cpu_count() or 1)
+        return replace(adapter, modules={**adapter.modules, **quantised.modules})
     if dtype is None:
         return adapter
     modules = {name: cast_factors(module, dtype) for name, module in adapter.items()}
+    # Rounding is lazy: a number that does not fit is found only while the file is written, and has to name its module.
     changed = {name: locate_errors(name, new) for name, new in modules.items() if new is not adapter[name]}
     return replace(adapter, modules={**modules, **changed})
 
 
-def quantise_factors(adapter: Adapter, bits: int | Mapping[str, Sequence[int]]) -> Adapter:
-    """The adapter in whole numbers of a few bits; modules that are in few bits already, as they are."""
-    plain_modules = {name: m for name, m in adapter.items() if m.origin is None or m.origin.format != QUANTISED}
-    few, _ = quantise(replace(adapter, modules=plain_modules), bits=bits, threads=cpu_count() or 1)
-    return replace(adapter, modules={**adapter.modules, **few.modules})
-
-
-def _is_finite(module: Update) -> bool:
-    """Whether the factors of a pair are numbers."""
-    return not isinstance(module, LowRank) or all(np.isfinite(factor).all() for factor in (module.B, module.A))
-
-
 def _is_surely_equal(before: Update, after: Update) -> bool:
-    """Whether the factors are surely the same numbers, by their scale and dtypes alone."""
+    """Whether scales and dtypes alone show that two updates have the same factors. False if they leave it open."""
     if not isinstance(before, LowRank) or not isinstance(after, LowRank) or before.scale != after.scale:
         return False
+    # The float32 factors of loralens-q are made from its integers, so their dtype shows nothing.
     if after.origin is not None and after.origin.format == QUANTISED:
         return before.origin == after.origin
     pairs = zip(before.factors, after.factors, strict=True)
+    # Every float8, float16 and bfloat16 number is a float32 number too.
     return all(old.dtype == new.dtype or (old.dtype.itemsize < 4 and new.dtype.itemsize >= 4) for old, new in pairs)

@@ -1,14 +1,18 @@
-"""Options that choose ranks: the rules, the error that a budget minimises, and the moments of real inputs."""
+"""Options that choose ranks: the rule, the error that a budget minimises, and the moments of real inputs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import inf, isfinite, nan
 from numbers import Real
-from os import PathLike
+from os import PathLike, cpu_count
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack, cast
 
+from loralens.compression.directions import DType
+from loralens.compression.plan import TruncationPlan
 from loralens.compression.protection import Protection
+from loralens.core.adapter import Adapter
 from loralens.core.moments import Moments
+from loralens.core.progress import progress
 from loralens.core.ranks import Rule, RuleName
 from loralens.errors import OptionError
 from loralens.formats.files.container import read_json
@@ -18,23 +22,7 @@ from loralens.verbs.inputs.adapters import Reading
 
 
 class RankRules(TypedDict, total=False):
-    """The rules by which ranks are chosen: options of every verb that truncates, of which one is given.
-
-    Attributes
-    ----------
-    rank : int, optional
-        Keep this many leading directions of every module.
-    energy : float, optional
-        Keep the fewest directions of a module that hold this share of its energy Σσ², in (0, 1].
-    error : float, optional
-        Keep the fewest directions of a module whose relative error ‖ΔW−ΔW'‖/‖ΔW‖ is at most this, in [0, 1).
-    sv_ratio : float, optional
-        Keep the directions of a module whose singular value is above σ₁/sv_ratio.
-    parameters : float, optional
-        One budget for the whole adapter: a share of its parameters, up to 1, or their number.
-    size : int or str, optional
-        The same budget in bytes of the file: ``20_000_000``, ``"20MB"``, ``"512KiB"``.
-    """
+    """The rules that choose ranks, of which a verb takes one; `loralens.compress` describes them."""
 
     rank: int | None
     energy: float | None
@@ -48,7 +36,8 @@ class RulesAndReading(RankRules, Reading):
     """The options of a verb that reads an adapter and chooses ranks."""
 
 
-RULES: Mapping[str, RuleName] = {  # option → rule
+# Option → rule. ``bytes`` is the rule's name in recipes too, where it may not depend on how an option is spelt.
+RULES: Mapping[str, RuleName] = {
     "rank": "rank",
     "energy": "energy",
     "error": "error",
@@ -58,13 +47,19 @@ RULES: Mapping[str, RuleName] = {  # option → rule
 }
 
 
+def split_rules(options: Mapping[str, Any]) -> tuple[RankRules, Any]:
+    """The options that choose ranks, and all other options."""
+    rules = {name: value for name, value in options.items() if name in RULES}
+    return cast("RankRules", rules), {name: value for name, value in options.items() if name not in RULES}
+
+
 def optional_rule(**options: Unpack[RankRules]) -> Rule | None:
-    """The one rule that was given, or None.
+    """The rule that was given, or None.
 
     Raises
     ------
     OptionError
-        Several; or a value that makes no sense.
+        Several rules were given, or the value is not possible for the rule.
     """
     stated = {name: value for name in RULES if (value := options.get(name)) is not None}
     if not stated:
@@ -72,25 +67,27 @@ def optional_rule(**options: Unpack[RankRules]) -> Rule | None:
     if len(stated) > 1:
         raise OptionError(f"{option_names(*stated)} exclude each other", fix="give one of them")
     ((name, value),) = stated.items()
+    # Only sizes have units.
     if name == "size" and isinstance(value, str):
         value = parse_size(value)
     try:
+        # True is an int for Python, but rank=True is a mistake.
         amount = float(value) if isinstance(value, Real) and not isinstance(value, bool) else nan
     except OverflowError:  # of an integer beyond all floats
         amount = inf
     if not isfinite(amount):
         raise OptionError(f"{option_names(name)} {value!r:.100} is no finite number", fix="give a finite number")
-    # rank=8.0 is 8; a rank that is no whole number is refused by Rule.
+    # rank=8.0 is taken as 8. Rule refuses a rank with a fraction, so that has to stay a float here.
     return Rule(RULES[name], int(amount) if name == "size" or (name == "rank" and amount.is_integer()) else amount)
 
 
 def rank_rule(**options: Unpack[RankRules]) -> Rule:
-    """The one rule that was given.
+    """The rule that was given, for a verb that needs one.
 
     Raises
     ------
     OptionError
-        None, or several; or a value that makes no sense.
+        No rule or several rules were given, or the value is not possible for the rule.
     """
     rule = optional_rule(**options)
     if rule is None:
@@ -99,12 +96,13 @@ def rank_rule(**options: Unpack[RankRules]) -> Rule:
 
 
 def option_names(*options: str) -> str:
-    """Options as a user types them."""
+    """Parameters as options of the command line: ``--sv-ratio, --size``."""
     return ", ".join("--" + name.replace("_", "-") for name in options)
 
 
 def read_protection(weights: str | PathLike[str] | Mapping[str, float]) -> Protection:
-    """What a budget protects: ``relative``, ``absolute``, weights by glob, or what a JSON file of them says."""
+    """The error that a budget minimises: ``relative``, ``absolute``, or weights by glob, which a JSON file may hold."""
+    # The two words win over files of that name; such a file is reached as ./absolute.
     if isinstance(weights, Mapping) or weights in ("absolute", "relative"):
         return weights  # type: ignore[return-value]
     file = Path(weights)
@@ -114,12 +112,23 @@ def read_protection(weights: str | PathLike[str] | Mapping[str, float]) -> Prote
 
 
 def read_moments(activations: str | PathLike[str] | Moments | None) -> Moments | None:
-    """The moments that the option ``activations`` names, or is; None where it was not given."""
+    """The moments of the option ``activations``, which is a file or the moments themselves; None if not given."""
     return activations if activations is None or isinstance(activations, Moments) else load_moments(activations)
 
 
+def read_directions(
+    adapter: Adapter, *, modules: Sequence[str], dtype: DType | None, moments: Moments | None = None
+) -> TruncationPlan:
+    """The directions of the chosen modules, from which any ranks can be made, in one pass over the factors."""
+    with progress("reading", len(adapter)) as step:
+        return TruncationPlan.of(
+            adapter, modules=modules, dtype=dtype, moments=moments, threads=cpu_count() or 1, step=step
+        )
+
+
 def rank_notes(rank: float | None, ranks: Mapping[str, int]) -> list[str]:
-    """What there is to say where modules have fewer directions than ``rank``, which was asked for."""
+    """A note if modules have fewer directions than ``rank``, the number that was asked for; otherwise no note."""
+    # Truncation never pads: a rank above the true one would only add zeros to the file.
     narrow = [each for each in ranks.values() if rank and each < rank]
     if not narrow:
         return []

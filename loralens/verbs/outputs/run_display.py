@@ -1,4 +1,4 @@
-"""The progress of a training run as text, for whoever displays it."""
+"""The progress of a training run as text, and the choice of what displays it."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,43 +11,49 @@ from loralens.core.messages import note
 if TYPE_CHECKING:
     from loralens.training.watch import Step
 
-# Few enough for a log file, and often enough to see that the run goes on.
-PARTS = 10  # of a run, after each of which a line says how it goes
-# An average over about ten steps: the loss of single batches jumps.
-SMOOTH = 0.9  # weight of the past in the loss and in the speed that are shown
+# A line is written after each of so many parts of a run: few enough for a log file, and often enough to see that the
+# run is still going on.
+PARTS = 10
+# The weight of the past in the loss and the speed that are shown: an average over about 1/(1 − 0.9) = 10 steps, since
+# the loss of single batches varies a lot.
+SMOOTH = 0.9
 
 
 class RunDisplay:
-    """Lines about a run, given as notes: steps after each tenth of the run, and whatever else there is to say.
+    """Reports a run as notes: the step after each tenth of the run, and further messages.
 
     Parameters
     ----------
     steps : int
-        How many updates the run has.
+        The number of steps of the run.
     """
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
         self._loss = self._tokens = self._seconds = 0.0
+        # The sums of the weights so far: without them the first averages would be too small, as in Adam.
         self._weight = self._loss_weight = 0.0
 
     def step(self, step: "Step") -> None:
-        """Take note of a step, and display it if it is time."""
+        """Add a step to the averages, and display it if it is time."""
         self._weight = SMOOTH * self._weight + (1 - SMOOTH)
-        if isfinite(step.loss):  # a step that asked nothing has none
+        # A step in which no token was hidden has no loss.
+        if isfinite(step.loss):
             self._loss_weight = SMOOTH * self._loss_weight + (1 - SMOOTH)
             self._loss = SMOOTH * self._loss + (1 - SMOOTH) * step.loss
+        # The step of a tiny model may be shorter than the clock can measure.
         self._tokens = SMOOTH * self._tokens + (1 - SMOOTH) * step.size / max(step.seconds, 1e-9)
         self._seconds = SMOOTH * self._seconds + (1 - SMOOTH) * step.seconds
         self.show(step)
 
     def show(self, step: "Step") -> None:
-        """Display a step after each tenth of the run."""
+        """Display the step if it ends a tenth of the run, or the run."""
+        # A run of fewer steps than parts shows every step.
         if step.number % max(1, self.steps // PARTS) == 0 or step.number == self.steps:
             self.say(self.text(step))
 
     def text(self, step: "Step") -> str:
-        """A step in words: number, loss, rate, speed, and the time that is left."""
+        """A step as text: number, loss, learning rate, speed, and the remaining time."""
         tokens, seconds = (value / self._weight for value in (self._tokens, self._seconds))
         loss = self._loss / self._loss_weight if self._loss_weight else nan
         remaining = _clock((self.steps - step.number) * seconds)
@@ -55,11 +61,11 @@ class RunDisplay:
         return f"step {step.number}/{self.steps}  loss {loss:.3f}  lr {step.lr:.1e}  {speed}"
 
     def say(self, text: str) -> None:
-        """Display a line that stays."""
+        """Display a line permanently."""
         note(text)
 
     def clear(self) -> None:
-        """Take away what does not stay."""
+        """Remove what is displayed only for the moment; nothing here."""
 
 
 def _clock(seconds: float) -> str:
@@ -68,17 +74,18 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
+# A context variable, so that the library can be used from several threads with different displays.
 _display: ContextVar[Callable[[int], RunDisplay]] = ContextVar("run_display", default=RunDisplay)
 
 
 def run_display(steps: int) -> RunDisplay:
-    """The display of a run of so many steps."""
+    """The display for a run of ``steps`` steps."""
     return _display.get()(steps)
 
 
 @contextmanager
 def displaying_runs(display: Callable[[int], RunDisplay]) -> Iterator[None]:
-    """Within the block, training runs are displayed by what ``display`` makes of the number of their steps."""
+    """Within the context, ``display`` makes the display of a training run from the number of its steps."""
     token = _display.set(display)
     try:
         yield

@@ -1,6 +1,6 @@
-"""One training run: from options and inputs to the finished folder, or to one from which it can be resumed."""
+"""A training run: from options and inputs to the finished folder, or to one from which the run can be resumed."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from hashlib import sha256
 from math import ceil
@@ -15,6 +15,7 @@ from loralens.formats.models.base_digest import base_digest
 from loralens.formats.records.training import LOG, Training
 from loralens.formats.records.training_log import History, history
 from loralens.tables.numbers import json_number
+from loralens.training.course import Course
 from loralens.verbs.inputs.bases import base_weights
 from loralens.verbs.inputs.models import ModelSource
 from loralens.verbs.inputs.training import TrainingInputs, TrainingOptions
@@ -26,14 +27,13 @@ if TYPE_CHECKING:  # torch takes a second
     from torch import nn
 
     from loralens.core.training import State
-    from loralens.training.course import Course
     from loralens.training.fitting import Fitted
     from loralens.training.injection import Injection
-    from loralens.training.tasks import Order
     from loralens.training.watch import Measures, Step, Watch
     from loralens.training.world import World
 
-# What must be the same for a run to go on: all that decides a number of the result.
+# The options that must be the same when a run is resumed: those that decide about the numbers of the result. The
+# property `identity` adds steps, heads, model and texts as they turned out; device and threads may change.
 DECIDING = (
     "task",
     "targets",
@@ -57,21 +57,21 @@ DECIDING = (
     "evaluate_every",
     "patience",
 )
-EVALUATED = 64  # texts at a time
+EVALUATED = 64  # texts at a time, as in `loralens.evaluate`
 
 
 @dataclass(frozen=True, slots=True)
 class TrainedParts:
-    """What of a model is trained.
+    """The parts of a model that are trained.
 
     Attributes
     ----------
     modules : tuple of str
-        Those with a LoRA layer, in natural order.
+        The modules with a LoRA layer, in natural order.
     heads : tuple of str
-        Those that are trained in full.
+        The modules that are trained in full.
     trainable, frozen : int
-        How many numbers are trained, and how many of the model are not.
+        The number of parameters that are trained, and of those of the model that are not.
     """
 
     modules: tuple[str, ...]
@@ -82,31 +82,40 @@ class TrainedParts:
 
     @classmethod
     def of(cls, injection: "Injection") -> "TrainedParts":
-        """Of layers that are in their model."""
+        """The parts of an injection, whose layers must be in the model."""
         return cls(
             tuple(injection.layers), tuple(injection.heads), injection.rank, injection.trainable, injection.frozen
         )
 
 
 class TrainingRun:
-    """A run with its files and its display.
+    """A training run with its files and its display.
 
     Parameters
     ----------
     options : TrainingOptions
     inputs : TrainingInputs
     training : Training or None
-        The files; None in a dry run that names no output.
+        The files of the run; None in a dry run without an output.
     world : World
+
+    Raises
+    ------
+    OptionError
+        Options contradict the inputs or each other. Everything is checked before the first step.
     """
 
     def __init__(
         self, options: TrainingOptions, inputs: TrainingInputs, training: Training | None, world: "World"
     ) -> None:
+        from loralens.training.feed import shuffle_order
+
         self.options, self.inputs, self._training, self.world = options, inputs, training, world
+        # Rounded up, so that every text of the last pass is seen.
         self.steps = options.steps or max(1, ceil((options.epochs or 1) * len(inputs.examples) / options.batch))
         self.display = run_display(self.steps)
         self.heads = options.heads or inputs.heads
+        # By default modules with missing weights are heads; only the user's own choice can leave one out.
         if options.heads:
             self._warn_of_random_weights()
         self.spectra = None
@@ -116,10 +125,15 @@ class TrainingRun:
             self._check_spectra(self.spectra)
         if world.main:
             inputs.warn_of_cut()
-        self.course, self.watch, self.order = self._make_course(), self._make_watch(), self._make_order()
+        # Every field of the course but these two is an option of the same name.
+        fields_of_course = {field.name for field in fields(Course)} - {"steps", "autocast"}
+        self.course = Course(self.steps, **{name: getattr(options, name) for name in fields_of_course})
+        self.watch = self._make_watch()
+        self.order = shuffle_order(len(inputs.examples), size=self.part, seed=options.seed)
         self._begun, self._done = options.resume, 0
+        # The digest of an object is computed now: with LoRA layers in it, the model has other weights.
         if isinstance(options.model, tuple):
-            _ = self._base  # of the model as it is now: with LoRA layers in it, it has other weights
+            _ = self._base
 
     @property
     def training(self) -> Training:
@@ -128,7 +142,7 @@ class TrainingRun:
         return self._training
 
     def _warn_of_random_weights(self) -> None:
-        """Say which weights neither the model's folder nor the adapter will have, by these heads."""
+        """Warn of weights that are random and that, with these heads, the adapter will not contain."""
         from loralens.training.targets import choose_heads
 
         tops = choose_heads(self.inputs.loaded.model, self.heads)
@@ -141,10 +155,11 @@ class TrainingRun:
             )
 
     def _check_spectra(self, spectra: LiveSpectra) -> None:
-        """Refuse now what the first snapshot would: weights that cannot be read, or are not there."""
+        """Refuse now weights that are missing or cannot be read, at which the first snapshot would fail."""
         from loralens.training.injection import inject
         from loralens.training.readout import read_injection
 
+        # As plain LoRA, since only the names and shapes of the modules matter, and PiSSA would take an SVD of each.
         injection = inject(self.inputs.loaded.model, **{**self._injection_options, "method": "lora"})
         try:
             modules = read_injection(injection).modules
@@ -155,7 +170,7 @@ class TrainingRun:
 
     @property
     def part(self) -> int:
-        """Texts that one process takes at a time."""
+        """The number of texts in a batch of one process."""
         parts = self.options.accumulate * self.world.size
         if self.options.batch % parts:
             raise OptionError(
@@ -166,7 +181,7 @@ class TrainingRun:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What the run is; two runs with the same are one."""
+        """The identity of the run: only a run with the same one can be resumed."""
         held_out = self.inputs.held_out
         deciding = {name: getattr(self.options, name) for name in DECIDING}
         return deciding | {
@@ -182,12 +197,12 @@ class TrainingRun:
 
     @cached_property
     def _base(self) -> str:
-        """A digest of the base's files, so that other weights under the same name are another run."""
+        """A digest of the weights of the base, so that other weights under the same name make another run."""
         model = self.options.model
         return _digest_of_model(model[0]) if isinstance(model, tuple) else base_digest(existing_path(Path(model)))
 
     def rehearse(self) -> TrainedParts:
-        """What would be trained; nothing is written, and the model is as it was."""
+        """The parts that would be trained; nothing is written, and the model is restored."""
         from loralens.training.injection import inject
 
         injection = inject(self.inputs.loaded.model, **self._injection_options)
@@ -197,15 +212,16 @@ class TrainingRun:
             injection.remove()
 
     def train(self) -> "tuple[Fitted, TrainedParts, History]":
-        """Train, and leave the finished folder; what was made of what, and all that was logged of the run.
+        """Train and finish the folder; returns the result, the trained parts, and the log of the whole run.
 
-        A model that was given as an object is as it was, unless it lies in shards.
+        A model that was given as an object is restored, unless it is sharded.
         """
         state = None
         if self.options.resume:
             state = self.world.from_main(lambda: self.training.resume(self.identity))
             self._done = state.step if state else 0
             self._say(f"going on after step {self._done}")
+            # The next snapshot is compared with the last one before the interruption.
             if self.spectra and self.world.main and self.training.snapshots:
                 self.spectra.remember(*self.training.snapshots[-1])
         fitted = self._fit(state)
@@ -215,53 +231,25 @@ class TrainingRun:
             fitted.injection.remove()
         if not self.world.main:
             return fitted, parts, History({}, fitted.evaluations)
+        # Read before the folder takes its final name.
         log = history(self.training.folder / LOG)
-        self._finish_files(fitted.adapter)
-        return fitted, parts, log
-
-    def _finish_files(self, adapter: Adapter) -> None:
         try:
-            self.training.finish(adapter)
+            self.training.finish(fitted.adapter)
         except LoraLensError:
+            # The adapter is written before the folder is renamed, so it may be there.
             if (self.training.folder / NAMES[0]).exists():
                 self._say(f"the run is done; {self.training.folder} holds the finished adapter")
             raise
+        return fitted, parts, log
 
     @property
     def _injection_options(self) -> dict[str, Any]:
-        """The options of `loralens.training.inject`."""
+        """The keywords for `loralens.training.inject`."""
         options = self.options
-        return {
-            "targets": "all-linear" if options.targets == ("all-linear",) else list(options.targets),
-            "heads": list(self.heads),
-            "rank": options.rank,
-            "alpha": options.alpha,
-            "method": options.method,
-            "dropout": options.dropout,
-            "seed": options.seed,
-        }
-
-    def _make_course(self) -> "Course":
-        from loralens.training.course import Course
-
-        options = self.options
-        return Course(
-            self.steps,
-            lr=options.lr,
-            optimiser=options.optimiser,
-            weight_decay=options.weight_decay,
-            schedule=options.schedule,
-            warmup=options.warmup,
-            accumulate=options.accumulate,
-            clip=options.clip,
-            base_dropout=options.base_dropout,
-            checkpointing=options.checkpointing,
-        )
-
-    def _make_order(self) -> "Order":
-        from loralens.training.feed import shuffle_order
-
-        return shuffle_order(len(self.inputs.examples), size=self.part, seed=self.options.seed)
+        # As one string it is a keyword of `inject`; in a list it would be a glob.
+        targets = "all-linear" if options.targets == ("all-linear",) else list(options.targets)
+        equal = {name: getattr(options, name) for name in ("rank", "alpha", "method", "dropout", "seed")}
+        return {"targets": targets, "heads": list(self.heads), **equal}
 
     def _fit(self, state: "State | None") -> "Fitted":
         from loralens.training.fitting import fit
@@ -282,16 +270,19 @@ class TrainingRun:
                 **self._injection_options,
             )
         except DivergenceError as error:
-            if not self.world.main:  # all processes see the same; one says it
+            # All processes have the same error, and the first reports it.
+            if not self.world.main:
                 raise SystemExit(2) from error
-            # All batches of a step are named: the loss of a step is one number.
+            # The texts of all batches of the step are named, since the loss of a step is one number.
             many = options.accumulate * self.world.size
             texts = [text for number in range(many) for text in self.order(self._done * many + number)]
             training = self.training if self._begun else None
             raise explain_divergence(
                 error, texts=texts, name=inputs.learned.name, training=training, done=self._done
             ) from error
-        except (KeyboardInterrupt, LoraLensError) as error:  # stopped by the user, by a full disk …
+        # The user, or an error such as a full disk, has stopped the run.
+        except (KeyboardInterrupt, LoraLensError) as error:
+            # An error before the first line of the log has its own message, and there are no files to speak of.
             if self._begun or isinstance(error, KeyboardInterrupt):
                 self._say(f"stopped after step {self._done}; {self._describe_files()}")
             raise
@@ -307,7 +298,7 @@ class TrainingRun:
             if getattr(options, option) and evaluate is None:
                 raise OptionError(f"--{option.replace('_', '-')} needs texts to evaluate on", fix="give --eval")
         if options.patience and not options.evaluate_every:
-            raise OptionError("--patience counts evaluations on the way", fix="say how often: --evaluate-every N")
+            raise OptionError("--patience counts evaluations during training", fix="say how often: --evaluate-every N")
         return Watch(
             on_step=self._step,
             evaluate=evaluate,
@@ -316,12 +307,13 @@ class TrainingRun:
             patience=options.patience,
             snapshot=self._write_snapshot if options.snapshots else None,
             snapshot_every=options.snapshots or 0,
+            # A dry run without an output makes a watch too, for the checks in it.
             save=self.training.save if self._training else None,
             save_every=options.save_every,
         )
 
     def _log(self, step: int, **entries: Any) -> None:
-        """A line of the log; the first one makes the folder, so that a run that cannot begin leaves nothing."""
+        """Write a line of the log. The first one makes the folder, so that a run that cannot start leaves no files."""
         if not self._begun:
             self.training.begin(self.identity, overwrite=self.options.overwrite)
             self._begun = True
@@ -329,7 +321,8 @@ class TrainingRun:
 
     def _step(self, step: "Step") -> None:
         self._done = step.number
-        entry = step._asdict() | {"loss": json_number(step.loss)}  # of a step that asked nothing there is none
+        # JSON has no NaN, which is the loss of a step without a hidden token.
+        entry = step._asdict() | {"loss": json_number(step.loss)}
         self._log(step.number, **{name: value for name, value in entry.items() if name != "number"})
         self.display.step(step)
 
@@ -346,7 +339,7 @@ class TrainingRun:
             self.display.say(describe_spectra(step, medians))
 
     def _record(self) -> dict[str, Any]:
-        """What the adapter's metadata says of the data, beside what `fit` says of the course."""
+        """The part of the record in the metadata of the adapter that `fit` does not know: the model and the data."""
         held_out = self.inputs.held_out
         return {
             "model": model_name(self.options.model),
@@ -371,27 +364,29 @@ class TrainingRun:
 
 
 def model_name(model: ModelSource) -> str:
-    """What the adapter calls its base: a Hub id or a package as it is, a folder by its own name or its Hub id.
+    """The name of the base in the adapter: the Hub id or the package, or the name of the folder.
 
-    Of a model that was given as an object it is the path or the id that it was loaded from, else its class.
+    For a model that was given as an object it is the name of the path from which it was loaded, or its class.
     """
     if isinstance(model, tuple):
         loaded_from = model[0].config.name_or_path
         return model_name(loaded_from) if loaded_from else type(model[0]).__name__
     if not Path(model).exists():
         return str(model)
+    # Not the path: it would mean nothing on another machine, and may contain the name of the user.
     folder = Path(model).resolve()
-    cache = folder.parent.parent.name  # models--org--name/snapshots/…
+    cache = folder.parent.parent.name  # a Hub id in the cache: models--org--name/snapshots/…
     hub = folder.parent.name == "snapshots" and cache.startswith("models--")
     return cache.removeprefix("models--").replace("--", "/", 1) if hub else folder.name
 
 
 def _digest_of_model(model: "nn.Module") -> str:
-    """SHA-256 of the weights of a model, in hexadecimal, their names and dtypes included."""
+    """The SHA-256 of the names, dtypes, shapes and numbers of the weights of a model, in hexadecimal."""
     import torch
 
     digest = sha256()
     for key, tensor in sorted(model.state_dict().items()):
         digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
+        # As bytes, since NumPy does not know bfloat16.
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

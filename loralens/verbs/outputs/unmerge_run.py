@@ -1,6 +1,5 @@
-"""One unmerge in progress, by an undo patch: changed tensors are restored, and all others are checked."""
+"""One unmerge in progress, by an undo patch: it restores the changed tensors, and checks all others."""
 
-import os
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -8,7 +7,6 @@ from typing import Any
 
 from loralens.core.lazy import Array
 from loralens.core.progress import progress
-from loralens.core.threads import in_threads
 from loralens.errors import FormatError, MismatchError, place
 from loralens.formats.files.shards import check_index
 from loralens.formats.models.checkpoint import resolve_path
@@ -23,8 +21,10 @@ from loralens.merging.plan import as_matrix
 from loralens.merging.record import feed_hash
 from loralens.merging.undo.layout import parse_undo
 from loralens.merging.undo.restore import restore_tensor
+from loralens.verbs.inputs.merge_inputs import record_path
+from loralens.verbs.outputs.merge_run import THREADS, rehearse
 
-THREADS = os.cpu_count() or 1
+# Three remedies for three faults: a file that no merge wrote, a damaged file, and the right file for another state.
 ANOTHER = "give the undo file of the merge that wrote this model, undamaged"
 DAMAGED = "the undo file is damaged, or of another model: use another copy"
 LATER = "give the model that this undo file was written for; adapters merged later are unmerged first"
@@ -37,55 +37,59 @@ class UnmergeRun:
     ----------
     merged : Path
     undo : Path or None
-        Where the undo file is; beside or in the model where None.
+        The undo file; by default the one in the model's folder, or beside a model that is a single file.
     device : Device
-        Where the products of the updates are made.
+        The device that computes the products of factors.
 
     Raises
     ------
     MismatchError
-        They do not belong together, as far as names tell.
+        The names of tensors and shards show that the two do not belong together.
+    FormatError
+        The undo file is damaged, or would replace a file that no merge changes.
     """
 
     def __init__(self, merged: Path, undo: Path | None, device: Device) -> None:
         self.device = device
-        undo_beside = (
-            merged.with_name(f"{merged.stem}.{NAME}") if merged.suffix else None
-        )  # of a model that is one file
-        outside = undo or undo_beside
+        # A merge that was killed may have left its new undo file beside the old model. An undo file in a model's folder
+        # cannot be left so, because it is replaced together with the model.
+        outside = undo or (record_path(merged, NAME, folder=False) if merged.suffix else None)
         if outside:
             restore_kept(outside, merged)
         root = resolve_path(merged)
-        self.file = file = undo or (root / NAME if root.is_dir() else root.with_name(f"{root.stem}.{NAME}"))
+        self.file = file = undo or record_path(root, NAME, folder=root.is_dir())
         arrays, content = read_undo(file)
         self.files = model_files(root)
         self.tensors = self.files.tensors
         self._digests: dict[str, Any] = {}
         with place(file):
             self.undo = parse_undo(arrays, content)
+            # Only names are compared here; numbers are proven by their hashes while they are restored.
             missing = [key for key in (*self.undo.entries, *self.undo.copies) if key not in self.tensors]
             if missing or len(self.undo.headers) != len(self.files.shards):
                 what = f"{merged} has no {missing[0]}, which was merged" if missing else f"{merged} has other shards"
                 raise MismatchError(what, fix="give the model that this undo file was written for")
             self._check_names()
-            spoken = {*self.undo.entries, *self.undo.copies, *self.undo.dropped}
-            unknown = [key for key in self._of_base() if key not in spoken]
+            # Asked for the tensors of the base: the merged model may also have a head that the merge untied.
+            described = {*self.undo.entries, *self.undo.copies, *self.undo.dropped}
+            unknown = [key for key in self._base_keys() if key not in described]
             if unknown:
                 raise MismatchError(f"says nothing of {unknown[0]}, which the base has", fix=DAMAGED)
 
     def _check_names(self) -> None:
-        """Refuse names of files that a merge would not have changed.
+        """Refuse an undo file that would replace other files than a merge changes.
 
-        An undo file may come from anybody. What it restores besides numbers is the configuration and the indices, and
-        these are files of the merged model.
+        An undo file may come from anybody. Besides numbers it may only restore the configuration and the indices of the
+        merged model, so that it cannot write anywhere else.
 
         Raises
         ------
         FormatError
-            Another text, or an index of shards that lie elsewhere.
+            It has the text of another file, or an index whose shards lie elsewhere.
         MismatchError
-            Headers of other shards.
+            Its headers belong to other shards.
         """
+        # A model that is a single file has no other files.
         if not self.files.root.is_dir():
             return
         indices = {index.name for index in self.files.indices}
@@ -98,8 +102,9 @@ class UnmergeRun:
         if set(self.undo.headers) != {shard.name for shard in self.files.shards}:
             raise MismatchError("its shards are not those of the merged model", fix=ANOTHER)
 
-    def _of_base(self) -> list[str]:
-        """The keys of the base, by the headers of its shards."""
+    def _base_keys(self) -> list[str]:
+        """The keys of all tensors of the base, from the headers of its shards."""
+        # These are all errors that a header of wrong types, values or depth can cause.
         try:
             headers = [offsets_of(text.encode("utf-8")) for text in self.undo.headers.values()]
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
@@ -108,30 +113,38 @@ class UnmergeRun:
         return [shard.prefix + key for shard, header in shards for key in header]
 
     def write(self, output: Path, *, overwrite: bool) -> None:
-        """The base; it appears only if every tensor of it is proven.
+        """Write the base. It appears only if every tensor of it is proven by its SHA-256.
 
         Raises
         ------
         MismatchError, FormatError
-            A tensor is not as it was merged, or what comes out is not the base.
+            A tensor is not as the merge wrote it, or the restored tensor is not that of the base.
         """
         files, undo = self.files, self.undo
         files.check_copyable()
         folder = files.root.is_dir()
+        # A single file may have another name now than when it was merged.
         names = list(undo.headers) if folder else [files.shards[0].name]
-        changes = {key: Change(*undo.outline(key)) for key in (*undo.entries, *undo.dropped)}
+        headers = (text.encode("utf-8") for text in undo.headers.values())
+        changes = self._changes()
         with progress("unmerging", copy_bytes(files.tensors, changes)) as step:
             write_model(
                 files,
                 output,
                 changes=changes,
                 fill=self._fill,
-                watch=self._watch,
-                headers=dict(zip(names, map(_header, undo.headers.values()), strict=True)),
+                watch=self._hash_copy,
+                # A safetensors header begins with its length in 8 bytes. The rest is kept to the byte, because another
+                # spelling of the same JSON would be another file.
+                headers={
+                    name: len(data).to_bytes(8, "little") + data for name, data in zip(names, headers, strict=True)
+                },
                 texts=undo.texts if folder else {},
+                # The base had neither. Those of an earlier merge into it come back from before/.
                 without=(NAME, CERTIFICATE),
                 names={name: name.removeprefix(BEFORE) for name in files.companions if name.startswith(BEFORE)},
-                write_beside=self._check,
+                # When all tensors were read, and before the folder gets its name.
+                write_beside=self._check_copies,
                 inputs=[("the merged model", files.root), ("the undo file", self.file)],
                 overwrite=overwrite,
                 threads=THREADS,
@@ -139,50 +152,40 @@ class UnmergeRun:
             )
 
     def rehearse(self) -> None:
-        """Everything but the writing: every tensor of the base is proven.
+        """Restore and prove every tensor of the base, and write nothing.
 
         Raises
         ------
         MismatchError, FormatError
-            As when it is written.
+            As in `write`.
         """
-        changes = {key: Change(*self.undo.outline(key)) for key in (*self.undo.entries, *self.undo.dropped)}
+        changes = self._changes()
         copies = {key: self.tensors[key] for key in self.undo.copies if key not in changes}
+        rehearse("checking", self._fill, changes, copies=copies)
+        self._check_copies(self.file)
 
-        def prove(key: str) -> None:
-            for rows in self._fill(key) if key in changes else self._copy(key):
-                if step:
-                    step(rows.nbytes)
-
-        with progress("checking", copy_bytes(copies, changes)) as step:
-            in_threads(prove, [*changes, *copies], THREADS)
-        self._check(self.file)
+    def _changes(self) -> dict[str, Change]:
+        return {key: Change(*self.undo.outline(key)) for key in (*self.undo.entries, *self.undo.dropped)}
 
     def _fill(self, key: str) -> Iterator[Array]:
+        """The rows of one tensor of the base; those of a copied tensor are hashed."""
         with place(key):
             if key in self.undo.dropped:
                 yield self.undo.dropped[key].read()
-            else:
+            elif key in self.undo.entries:
                 yield from restore_tensor(self.undo.tensor(key), self.tensors[key], device=self.device)
+            else:
+                tensor = self.tensors[key]
+                for rows in MatrixRows(tensor, as_matrix(tensor.shape)).blocks():
+                    self._hash_copy(key, rows)
+                    yield rows
 
-    def _copy(self, key: str) -> Iterator[Array]:
-        """The rows of a tensor that the merge left as it was, hashed."""
-        tensor = self.tensors[key]
-        for rows in MatrixRows(tensor, as_matrix(tensor.shape)).blocks():
-            self._watch(key, rows)
-            yield rows
-
-    def _watch(self, key: str, rows: Array) -> None:
+    def _hash_copy(self, key: str, rows: Array) -> None:
         feed_hash(self._digests.setdefault(key, sha256()), rows)
 
-    def _check(self, _: Path) -> None:
-        """Whether what was copied is what was copied then."""
+    def _check_copies(self, _: Path) -> None:
+        """Refuse a model that was changed while it was read, or a tensor that was changed since the merge."""
         self.files.check_unchanged()
         for key, digest in self.undo.copies.items():
             if key in self._digests and self._digests[key].hexdigest() != digest:
                 raise MismatchError(f"{key} is not as it was merged: it was changed since", fix=LATER)
-
-
-def _header(text: str) -> bytes:
-    data = text.encode("utf-8")
-    return len(data).to_bytes(8, "little") + data

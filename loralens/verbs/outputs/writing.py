@@ -1,4 +1,4 @@
-"""The options of the verbs that write an adapter made of others."""
+"""The options of verbs that write an adapter made of others, such as `combine` and `drop`."""
 
 from os import PathLike
 from typing import TypedDict
@@ -8,20 +8,21 @@ from loralens.verbs.inputs.choices import FloatType, TargetFormat
 from loralens.verbs.outputs.rules import RankRules
 
 
+# total=False in all of these: an option that is not given has the default of the function that takes it.
 class Writing(TypedDict, total=False):
-    """How the result is written.
+    """The options that say how the result is written.
 
     Attributes
     ----------
     output : path, optional
-        A folder, or a file with the suffix of the dialect; without it nothing is written.
+        A folder, or a file with the suffix of the dialect. Without it nothing is written.
     to : str, optional
-        The dialect: ``peft``, ``kohya``, ``diffusers``, ``comfyui``, ``mlx``, ``loralib``, ``gguf`` or ``loralens-q``;
-        by default that of the first adapter.
+        The dialect: ``peft``, ``kohya``, ``diffusers``, ``comfyui``, ``mlx``, ``loralib``, ``gguf`` or ``loralens-q``.
+        The default is that of the first adapter.
     base : path, optional
-        The base model, which DoRA needs where its factors change, and GGUF.
+        The base model. It is needed to write GGUF, and to change the factors of a DoRA adapter.
     dtype : str, optional
-        The dtype of all factors: ``f32``, ``bf16`` or ``f16``; by default they keep their own.
+        The dtype of all factors: ``f32``, ``bf16`` or ``f16``. By default every factor keeps its own.
     allow_loss : bool
         Write even if rounding changes the update of a module by more than 1 %.
     overwrite : bool
@@ -44,9 +45,4 @@ class WritingAndReading(Writing, Reading):
 
 
 class RulesWritingAndReading(RankRules, Writing, Reading):
-    """The same of a verb that can also truncate what it writes."""
-
-
-WRITING = Writing(
-    output=None, to=None, base=None, dtype=None, allow_loss=False, overwrite=False, dry_run=False
-)  # the defaults
+    """The options of a verb that reads adapters, combines them into one, and can truncate it."""

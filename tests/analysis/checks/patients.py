@@ -4,7 +4,9 @@ import numpy as np
 
 import loralens
 from loralens.analysis.checks.base import Base
+from loralens.analysis.checks.diagnosis import Diagnosis
 from loralens.analysis.checks.examination import Examination, examine_adapter
+from loralens.analysis.doctor import examine_all, run_checks
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
 from loralens.core.scaling import Scaling, scale_of
@@ -54,6 +56,11 @@ def changed(adapter, f, *, only=lambda name: True):
 
 def patient(adapter, path="adapter") -> Examination:
     return examine_adapter(adapter, path)
+
+
+def diagnose(adapters, **options) -> list[Diagnosis]:
+    """The findings of all checks; the options are those of `examine_all`."""
+    return run_checks(examine_all(adapters, **options))
 
 
 def base(adapter, *, ratio=0.02, dtype=np.float32, prefix="", seed=1, leave_out=()) -> Base:

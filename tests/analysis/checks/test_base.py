@@ -9,13 +9,12 @@ import pytest
 import loralens
 from loralens.analysis.checks import base as bases
 from loralens.analysis.checks.absorption import FIX
-from loralens.analysis.checks.base import Base, MergeOptions
-from loralens.analysis.doctor import diagnose
+from loralens.analysis.checks.base import Base
 from loralens.core.adapter import Extra
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
 from loralens.linalg.rounding import sampled_rounding
-from tests.analysis.checks.patients import base, healthy, trained
+from tests.analysis.checks.patients import base, diagnose, healthy, trained
 from tests.tolerances import SAMPLED_ROUNDING
 
 FIRST = "model.layers.0.self_attn.q_proj"
@@ -113,7 +112,7 @@ def test_a_landing_is_the_full_prediction_within_its_tolerance():
     assert strays == {}
     from loralens.analysis.spectrum import measure_spectrum
 
-    landing = bases.merge_effects(adapter.modules, measure_spectrum(adapter), weights, MergeOptions(), bed)[0]["m"]
+    landing = bases.merge_effects(adapter.modules, measure_spectrum(adapter), weights, bed)[0]["m"]
     W, D = weights["m"].read(), adapter["m"].dense()
     full = sampled_rounding(W.ravel(), D.ravel(), size=W.size, norm=np.linalg.norm(D), dtype=BF16)
     assert landing.ratio == pytest.approx(0.002, rel=0.03)

@@ -115,7 +115,7 @@ def test_a_spike_is_one_direction_of_four_or_more():
     assert list(spike.look(patient(blunt))) == []
     (found,) = spike.look(patient(changed(healthy(), sharpen, only=first)))
     assert (found.level, found.module) == ("note", FIRST)
-    assert found.evidence.startswith("one of 8 directions holds 99.50% of the energy")
+    assert found.evidence.startswith("one of 8 directions holds 99.50 % of the energy")
     assert "σ₁/σ₂ = " in found.evidence
     pairs = healthy(make=lambda rng: tuple(X[..., :3] if X.shape[0] > 8 else X[:3] for X in trained(rng, decay=0.01)))
     assert list(spike.look(patient(pairs))) == []
@@ -135,7 +135,7 @@ def test_the_saving_is_what_truncation_at_this_energy_leaves():
         after += (np.argmax(energy >= 0.99) + 1) * (48 + 40)
     saved = 1 - after / before
     assert saved > 0.5
-    assert found.fix == f"`loralens compress adapter -o adapter-e99 --energy 0.99` saves {saved:.0%}"
+    assert found.fix == f"`loralens compress adapter -o adapter-e99 --energy 0.99` saves {100 * saved:.0f} %"
     assert found.evidence.startswith("r=16, effective rank ")
 
 

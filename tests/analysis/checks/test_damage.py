@@ -12,10 +12,9 @@ from loralens.analysis.checks import copied, dead, declared, initialisation, mis
 from loralens.analysis.checks.diagnosis import Diagnosis, by_cause
 from loralens.analysis.checks.examination import examine_adapter
 from loralens.analysis.checks.missing import missing_modules
-from loralens.analysis.doctor import diagnose
 from loralens.core.adapter import Finding
 from loralens.core.lowrank import Layout, LowRank
-from tests.analysis.checks.patients import changed, healthy, patient
+from tests.analysis.checks.patients import changed, diagnose, healthy, patient
 
 N, RANK = 48, 8
 FIRST = "model.layers.0.self_attn.q_proj"
@@ -328,7 +327,7 @@ def test_a_spike_of_rank_one_has_no_ratio_of_rounding_errors():
     found = list(spike.look(patient(changed(well(), flatten, only=lambda name: name == FIRST))))
     ((module, evidence),) = [(one.module, one.evidence) for one in found]
     assert module == FIRST
-    assert evidence == "one of 8 directions holds 100.00% of the energy, the others are 0 up to rounding"
+    assert evidence == "one of 8 directions holds 100.00 % of the energy, the others are 0 up to rounding"
 
 
 # lines

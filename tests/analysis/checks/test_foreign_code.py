@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import loralens
-from loralens.analysis.doctor import diagnose
+from tests.analysis.checks.patients import diagnose
 from tests.conftest import small_adapter
 
 

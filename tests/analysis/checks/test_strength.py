@@ -305,6 +305,8 @@ def test_shared_starts_are_grouped():
     adapters = [healthy(0), healthy(1), again(2, 0), again(3, 0), again(4, 1), healthy(5), healthy(6, rank=4)]
     found = list(initialisation.look([patient(one, f"adapter{i}") for i, one in enumerate(adapters)]))
     assert [one.adapter for one in found] == ["adapter0", "adapter1"]
-    assert found[0].evidence.startswith("A points where that of adapter2, adapter3 points (cosine 0.99 or more)")
+    assert found[0].evidence.startswith(
+        "its A has nearly the same direction as that of adapter2, adapter3 (cosine 0.99 or more)"
+    )
     assert "loralens similarity adapter0 adapter2 --side out" in found[0].fix
     assert found[0].level == "note"

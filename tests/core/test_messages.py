@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from loralens.core.shell import quoted, typed
+from loralens.core.messages import command_line, quote_word
 
 WORDS = [
     "plain",
@@ -24,10 +24,10 @@ WORDS = [
 
 @pytest.mark.parametrize("word", WORDS)
 def test_bash_reads_the_word_back(word: str) -> None:
-    done = subprocess.run(["bash", "-c", f"printf %s {quoted(word)}"], capture_output=True, check=True)
+    done = subprocess.run(["bash", "-c", f"printf %s {quote_word(word)}"], capture_output=True, check=True)
     assert done.stdout.decode() == word
-    assert quoted(word).isprintable()
+    assert quote_word(word).isprintable()
 
 
 def test_a_command_stands_on_one_line() -> None:
-    assert typed("loralens", "report", "a\nb", "c d") == r"loralens report $'a\nb' 'c d'"
+    assert command_line("loralens", "report", "a\nb", "c d") == r"loralens report $'a\nb' 'c d'"

@@ -1,0 +1,100 @@
+"""Modules in groups: values by kind, tables of the spectra of kinds and blocks, and of modules that stand apart."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import TypeVar
+
+from loralens.analysis.groups import Group
+from loralens.analysis.outliers import QUANTITIES, Outlier
+from loralens.core.names import kind, natural_key
+from loralens.tables.numbers import UNDEFINED, fixed, number
+from loralens.tables.table import ALWAYS, Column, Table
+
+Value = TypeVar("Value")
+
+BAR = 20  # characters of the longest bar, so that one of them is 5 % of the largest share
+
+
+def group_by_kind(values: Mapping[str, Value]) -> dict[str, list[Value]]:
+    """The values of modules by the kind of the module; kinds in natural order, modules in the given one."""
+    kinds: dict[str, list[Value]] = {}
+    for name in sorted(values, key=lambda name: natural_key(kind(name))):
+        kinds.setdefault(kind(name), []).append(values[name])
+    return kinds
+
+
+def groups_table(what: str, groups: Sequence[Group]) -> Table[Group]:
+    """The energies and effective ranks of kinds or of blocks, one group a row.
+
+    Parameters
+    ----------
+    what : str
+        ``kind`` or ``block``: the heading of the first column.
+    groups : sequence of Group
+    """
+    # In a model with one stack of blocks the stack has nothing to tell; with several, the number alone would not do.
+    stacks = {group.name.rpartition(".")[0] for group in groups if group.name != "outside"}
+    short = what == "block" and len(stacks) == 1
+    largest = max((group.share for group in groups), default=0.0)
+
+    def label(group: Group) -> str:
+        return group.name.rpartition(".")[2] if short else group.name
+
+    def bar(group: Group) -> str:
+        # Relative to the largest group: shares of a deep model are all small, and their bars would be empty.
+        return "█" * round(BAR * group.share / largest) if largest else ""
+
+    columns: tuple[Column[Group], ...] = (
+        Column(what, label, what, align="left", priority=ALWAYS),
+        Column("modules", lambda row: row.modules, "modules"),
+        Column("frobenius", lambda row: row.frobenius, "‖ΔW‖F", number, priority=3, about="√Σ‖ΔW‖² of its modules"),
+        Column(
+            "energy",
+            lambda row: row.share,
+            "energy",
+            fixed(".1%"),
+            priority=3,
+            about="part of the whole adapter's ‖ΔW‖²",
+            bar=True,
+        ),
+        Column(
+            "effective_rank",
+            lambda row: row.effective_rank,
+            "effective",
+            fixed(".2f"),
+            priority=2,
+            about="effective rank, mean over modules that are not 0",
+        ),
+        # Blank instead of 0, so that the rare group with such modules catches the eye.
+        Column("zero", lambda row: row.zero, "zero", lambda zero: str(zero) if zero else "", about="modules of ΔW = 0"),
+        # The bar repeats the energy, so it is the first column to go on a narrow terminal.
+        Column("share", bar, "share of energy", align="left", priority=0),
+    )
+    return Table(f"by {what}", columns, groups)
+
+
+OUTLIER_COLUMNS: tuple[Column[Outlier], ...] = (
+    Column("module", lambda row: row.name, "module", align="left", priority=ALWAYS),
+    Column("quantity", lambda row: QUANTITIES[row.quantity], "quantity", align="left", priority=ALWAYS),
+    Column("value", lambda row: row.value, "value", number),
+    Column(
+        "median",
+        lambda row: row.typical,
+        "median",
+        number,
+        about="of the modules of its kind and shape that are nearest in depth",
+    ),
+    Column(
+        "ratio",
+        lambda row: row.value / row.typical if row.typical > 0 else None,  # most of its kind may be 0
+        "ratio",
+        lambda ratio: UNDEFINED if ratio is None else f"{ratio:.2f} ×",
+    ),
+    Column(
+        "chance",
+        lambda row: row.chance,
+        "chance",
+        partial(number, digits=1),  # an upper bound: more digits would promise too much
+        about="of such a gap in a kind whose modules are exchangeable, at most",
+    ),
+)

@@ -1,0 +1,19 @@
+"""Truncation in one call: a plan, the ranks that a rule gives it, the adapter at these ranks, and its errors."""
+
+from typing import NamedTuple
+
+from loralens.compression.loss import UpdateLoss, losses
+from loralens.compression.plan import TruncationPlan
+from loralens.core.adapter import Adapter
+
+
+class Truncation(NamedTuple):
+    adapter: Adapter
+    losses: dict[str, UpdateLoss]
+
+
+def truncate(adapter, rule, *, modules=(), dtype=None, moments=None, threads=1, **options) -> Truncation:
+    """The options are those of `TruncationPlan.of` and of `TruncationPlan.ranks`."""
+    plan = TruncationPlan.of(adapter, modules=modules, dtype=dtype, moments=moments, threads=threads)
+    after = plan.at(plan.ranks(rule, **options))
+    return Truncation(after, losses(adapter, after, threads=threads))
