@@ -103,7 +103,7 @@ def _read_with_record(stored: Stored, file: Path, name: str | None) -> Adapter:
 
 def _check_options(name: str | None, alpha: float | None, scale: float | None) -> None:
     if name is not None and name not in {form.name for form in FORMATS}:
-        raise OptionError(f"{name!r} is no format", fix=f"choose one of {', '.join(form.name for form in FORMATS)}")
+        raise OptionError(f"{name!r} is not a format", fix=f"choose one of {', '.join(form.name for form in FORMATS)}")
     if alpha is not None and scale is not None:
         raise OptionError("alpha and scale exclude each other", fix="give one of them")
     for option, value in (("alpha", alpha), ("scale", scale)):
@@ -129,10 +129,8 @@ def _check_pickle(config: Mapping[str, Any] | None, *, allow_pickle: bool) -> No
     # The type comes first: whoever allows the pickle of an IA³ adapter would only meet the next error.
     _check_type(config)
     if not allow_pickle:
-        raise FormatError(
-            "is a pickle, which can run code where it is loaded",
-            fix="give --allow-pickle (allow_pickle=True): loralens then reads the tensors and runs nothing",
-        )
+        fix = "give --allow-pickle (allow_pickle=True): loralens then reads the tensors and runs nothing"
+        raise FormatError("is a pickle, which can run code where it is loaded", fix=fix)
 
 
 def _read_dialect(stored: Stored, name: str | None) -> Adapter:
@@ -185,10 +183,8 @@ def detect_format(stored: Stored) -> Format:
     if matching:
         names = ", ".join(form.name for form in matching)
         raise FormatError(f"could be any of {names}; its keys begin with {keys}", fix="say which: --format NAME")
-    raise FormatError(
-        f"holds no LoRA pairs of any dialect known here; its keys begin with {keys}",
-        fix="check that this is an adapter, not a model",
-    )
+    what = f"holds no LoRA pairs of any dialect known here; its keys begin with {keys}"
+    raise FormatError(what, fix="check that this is an adapter, not a model")
 
 
 def _rescale(adapter: Adapter, alpha: float | None, scale: float | None) -> Adapter:
@@ -289,9 +285,8 @@ def encode_adapter(
     # The writers would raise a TypeError for an option that they do not have; a message is better.
     misplaced = [option for option in options if name not in WRITTEN_WITH.get(option, (name,))]
     if misplaced:
-        raise OptionError(
-            f"{name} has no option {misplaced[0]!r}", fix=f"it is one of {', '.join(WRITTEN_WITH[misplaced[0]])}"
-        )
+        what = f"{name} has no option {misplaced[0]!r}"
+        raise OptionError(what, fix=f"it is one of {', '.join(WRITTEN_WITH[misplaced[0]])}")
     stored = form.write(adapter, **options)
     # A file in its own dialect says everything itself, unless the adapter came with a record that must go on.
     self_contained = adapter.format == name and not form.silent and RECORD not in (adapter.metadata or {})

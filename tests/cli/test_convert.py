@@ -221,7 +221,7 @@ def test_what_a_folder_already_holds_is_not_hidden_behind_another_dialect(small:
         (["convert", "SMALL", "-o", "TMP/x", "--to", "peft", "--rank", "1"], "--rank is for modules"),
         (["inspect", "SMALL", "--format", "kohya"], "nothing in this file is kohya"),
         (["equal", "SMALL", "SMALL", "--format", "gguf"], "nothing in this file is gguf"),
-        (["inspect", "SMALL", "--format", "nonsense"], "is no format"),
+        (["inspect", "SMALL", "--format", "nonsense"], "is not a format"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(small: Path, tmp_path: Path, arguments: list[str], message: str) -> None:

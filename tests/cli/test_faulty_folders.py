@@ -36,7 +36,7 @@ def base(tmp_path):
 
 def test_a_pipe_beside_the_base(small, base, tmp_path):
     os.mkfifo(base / "extra.txt")
-    assert f"{base}: extra.txt is no regular file" in message("merge", small, "--base", base, "-o", tmp_path / "out")
+    assert f"{base}: extra.txt is not a regular file" in message("merge", small, "--base", base, "-o", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -67,7 +67,7 @@ def test_a_pipe_or_dead_link_in_the_adapter(name, make, small, tmp_path):
 def test_a_pipe_as_a_recipe_or_activations(small, tmp_path):
     os.mkfifo(tmp_path / "r.toml")
     os.mkfifo(tmp_path / "m.safetensors")
-    assert "is no regular file" in message("combine", "--recipe", tmp_path / "r.toml", "-o", tmp_path / "out")
+    assert "is not a regular file" in message("combine", "--recipe", tmp_path / "r.toml", "-o", tmp_path / "out")
     message("compress", small, "--rank", 1, "--activations", tmp_path / "m.safetensors", "-o", tmp_path / "out")
 
 

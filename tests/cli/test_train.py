@@ -315,7 +315,7 @@ BAD: dict[str, tuple[tuple[object, ...], str]] = {
     "evaluations": (("--evaluate-every", 1), "--evaluate-every needs texts to evaluate on\n  fix: give --eval"),
     "limit": (("--eval-limit", 1), "--eval-limit needs texts to evaluate on"),
     "file": (("-o", "x.safetensors"), "x.safetensors: a run is a folder, not a .safetensors file\n  fix: give x;"),
-    "nowhere": (("-o", "."), ".: is no name for a run"),
+    "nowhere": (("-o", "."), ".: is not a name for a run"),
     "meta": (("--device", "meta"), "--device meta"),
     "warmup": (("--warmup", 1), "warmup 1.0"),
     "dropout": (("--dropout", 1), "dropout 1.0 is not in [0, 1)"),

@@ -113,7 +113,7 @@ def test_the_undo_of_another_model_is_an_error(small: Path, out: Path, tmp_path:
     ("file", "message"),
     [
         ("base/config.json", "header"),
-        ("base/model-00001-of-00003.safetensors", "is no undo file"),
+        ("base/model-00001-of-00003.safetensors", "is not an undo file"),
         ("x", "no such file"),
     ],
 )
@@ -263,7 +263,7 @@ def test_an_index_of_an_undo_file_names_no_other_place(name: str, out: Path, tmp
     tampered(out, change)
     refused = run("unmerge", out, "-o", tmp_path / "back")
     assert refused.exit_code == 2
-    assert f"index.json names {name!a}, which is no plain file name" in refused.stderr
+    assert f"index.json names {name!a}, which is not a plain file name" in refused.stderr
     assert not (tmp_path / "back").exists()
 
 

@@ -103,7 +103,7 @@ def test_a_file_that_vanishes_is_unreadable(tmp_path: Path) -> None:
 
 
 def test_only_a_folder_can_be_looked_through(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="no folder"):
+    with pytest.raises(OptionError, match="is not a folder"):
         candidates(tmp_path / "nowhere")
     assert candidates(tmp_path) == []
 

@@ -315,7 +315,7 @@ REFUSED = {
     "role": (Extra("norm", Q, LazyArray.of(number((6,)))), FormatError, r"no place for x \(norm\)"),
     "output side": (Extra("magnitude", Q, LazyArray.of(number((6,)))), FormatError, "no place for"),
     "no module": (Extra("lora_bias", K, LazyArray.of(number((6,)))), FormatError, "its module is not there"),
-    "size": (Extra("lora_bias", Q, LazyArray.of(number((5,)))), ShapeError, "not one number a channel"),
+    "size": (Extra("lora_bias", Q, LazyArray.of(number((5,)))), ShapeError, "not one number for each of"),
 }
 
 

@@ -282,7 +282,7 @@ def odd(tmp_path):
 @pytest.mark.parametrize("name", ["pipe", "folder", "loop", "socket", "nothing", "null", "zero"])
 @pytest.mark.parametrize("reader", [read_safetensors, read_json])
 def test_what_is_no_file(name, reader, odd):
-    with limits(5, SMALL), pytest.raises(FormatError, match=f"{odd[name]}: (is no regular file|cannot be opened)"):
+    with limits(5, SMALL), pytest.raises(FormatError, match=f"{odd[name]}: (is not a regular file|cannot be opened)"):
         reader(odd[name])
 
 

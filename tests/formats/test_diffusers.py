@@ -456,7 +456,7 @@ REFUSED = {
     "role": (Extra("norm", Q, LazyArray.of(number((6,)))), FormatError, r"no place for x \(norm\)"),
     "input side": (Extra("magnitude_in", Q, LazyArray.of(number((4,)))), FormatError, "no place for"),
     "no module": (Extra("magnitude", K, LazyArray.of(number((6,)))), FormatError, "its module is not there"),
-    "size": (Extra("magnitude", Q, LazyArray.of(number((5,)))), ShapeError, "not one number a channel"),
+    "size": (Extra("magnitude", Q, LazyArray.of(number((5,)))), ShapeError, "not one number for each of"),
 }
 
 
@@ -469,7 +469,7 @@ def test_extras_that_cannot_be_held(case: str) -> None:
 
 def test_dora_in_some_modules_of_a_component() -> None:
     extra = {"x": Extra("magnitude", Q, LazyArray.of(number((6,))))}
-    with pytest.raises(FormatError, match=f"have no magnitude, {K} the first"):
+    with pytest.raises(FormatError, match=f"{K} the first, have no DoRA magnitude"):
         write(Adapter(modules={Q: low_rank(), K: low_rank()}, extra=extra, format="lycoris"))
     write(Adapter(modules={Q: low_rank(), TE: low_rank()}, extra=extra, format="lycoris"))
 

@@ -484,9 +484,9 @@ def test_extras_of_other_dialects_are_refused_by_name(role):
         ({"base_config": {"architectures": ["GPT9ForCausalLM"], "model_type": "llama"}}, "GPT9ForCausalLM"),
         ({"base_config": {}}, "none of those known"),
         ({"base_config": LLAMA, "arch": "qwen2"}, "--arch says qwen2"),
-        ({"base_config": {**LLAMA, "num_attention_heads": "many"}}, "no numbers of heads"),
-        ({"base_config": {**LLAMA, "num_key_value_heads": [1, 2]}}, "no numbers of heads"),
-        ({"base_config": {**LLAMA, "num_attention_heads": 0}}, "no numbers of heads"),
+        ({"base_config": {**LLAMA, "num_attention_heads": "many"}}, "not numbers of heads"),
+        ({"base_config": {**LLAMA, "num_key_value_heads": [1, 2]}}, "not numbers of heads"),
+        ({"base_config": {**LLAMA, "num_attention_heads": 0}}, "not numbers of heads"),
     ],
 )
 def test_options_that_say_nothing_or_two_things_are_refused(options, message):
@@ -677,7 +677,7 @@ def test_values_keep_their_types(tmp_path):
 @pytest.mark.parametrize(
     ("key", "text", "message"),
     [
-        ("x:u9", "1", "no type"),
+        ("x:u9", "1", "not a type"),
         ("x:u8", "256", "no u8"),
         ("x:u8", "true", "no u8"),
         ("x:u8", "[1]", "no u8"),

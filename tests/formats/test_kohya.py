@@ -403,7 +403,7 @@ def test_two_extras_of_one_place():
 
 
 def test_two_modules_of_one_name():
-    with pytest.raises(FormatError, match="would both be called lora_unet_a_b_c"):
+    with pytest.raises(FormatError, match="would be called lora_unet_a_b_c too"):
         write(adapter("unet.a.b_c", "unet.a_b.c"))
 
 
@@ -456,7 +456,7 @@ def test_magnitudes_are_translated(kernel, role, given, shape):
         (Extra("saved", "unet.x", LazyArray.of(ONES)), FormatError, r"no place for k \(saved\)"),
         (Extra("lora_bias", "unet.x", LazyArray.of(ONES)), FormatError, r"no place for k \(lora_bias\)"),
         (Extra("magnitude", "unet.gone", LazyArray.of(ONES)), FormatError, "its module is not there"),
-        (Extra("magnitude", "unet.x", LazyArray.of(ONES)), ShapeError, "not one number a channel, of 6"),
+        (Extra("magnitude", "unet.x", LazyArray.of(ONES)), ShapeError, "not one number for each of 6 channels"),
     ],
 )
 def test_extras_that_cannot_be_held(extra, kind, message):

@@ -117,7 +117,7 @@ def test_links(tmp_path):
 def test_what_is_no_file(tmp_path):
     os.mkfifo(tmp_path / "pipe.safetensors")
     for path in (tmp_path / "pipe.safetensors", Path("/dev/null"), Path("/dev/zero")):
-        with limits(5, 1 << 20), pytest.raises(OptionError, match=f"{path}: is no regular file"):
+        with limits(5, 1 << 20), pytest.raises(OptionError, match=f"{path}: is not a regular file"):
             adapter_file(path)
     with pytest.raises(FormatError, match="holds no adapter file"):  # the pipe is not even a candidate
         adapter_file(tmp_path)

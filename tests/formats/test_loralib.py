@@ -13,7 +13,7 @@ from loralens.core.adapter import Extra
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import Layout, LowRank
 from loralens.errors import FormatError, ShapeError
-from loralens.formats.dialects.litgpt import reader as litgpt
+from loralens.formats.dialects import litgpt
 from loralens.formats.dialects.loralib import reader as loralib
 from loralens.formats.dialects.loralib.writer import write
 from tests.formats.stores import assert_same_adapter, assert_same_file, broken, drawn, from_pickle, outcome, stored

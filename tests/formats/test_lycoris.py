@@ -332,8 +332,8 @@ BROKEN = {
         "do not fit together",
     ),
     "whole numbers": ({**loha(), W1A: np.ones((20, 2), int)}, FormatError, "int64, not floating point"),
-    "empty": ({**loha(), W1A: np.ones((0, 2), "f")}, ShapeError, "is no matrix"),
-    "a number": ({**loha(), W1A: np.float32(1)}, ShapeError, "is no matrix"),
+    "empty": ({**loha(), W1A: np.ones((0, 2), "f")}, ShapeError, "is not a matrix"),
+    "a number": ({**loha(), W1A: np.float32(1)}, ShapeError, "is not a matrix"),
     "w1 with a kernel": ({**lokr(), f"{X}.lokr_w1": drawn(3, 2, 3, 3)}, ShapeError, "lokr_w1 has a kernel"),
     "full and factored": (lokr(lokr_w2=drawn(4, 6)), FormatError, "in full and in factors"),
     "two inner dimensions": (

@@ -99,7 +99,7 @@ def broken(folder: Path, how: str) -> None:
         ("missing", "model-00002-of-00003.safetensors is named by model.safetensors.index.json and missing"),
         ("truncated", "the file is truncated"),
         ("no map", "has no weight_map"),
-        ("outside", "which is no plain file name"),
+        ("outside", "which is not a plain file name"),
         ("two", "holds several files and no index"),
         ("none", "holds no safetensors weights"),
     ],

@@ -88,8 +88,8 @@ def test_adalora_after_pruning(tmp_path: Path) -> None:
     ("mask", "message"),
     [
         ([True] * 5, "keeps 5 directions and lora_A has 3"),
-        (3, "no list of true and false"),
-        ([1, 1, 1], "no list of true and false"),
+        (3, "not a list of true and false"),
+        ([1, 1, 1], "not a list of true and false"),
     ],
 )
 def test_masks_that_make_no_sense(mask: Any, message: str, tmp_path: Path) -> None:

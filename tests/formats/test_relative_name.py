@@ -89,7 +89,7 @@ def test_an_index_names_files_of_its_own_folder(name: str, tmp_path: Path) -> No
     save_file({"x": np.ones(2)}, folder / "sub" / "model.safetensors")
     index = {"weight_map": {"x": name}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(FormatError, match=r"index.json names '.*, which is no plain file name"):
+    with pytest.raises(FormatError, match=r"index.json names '.*, which is not a plain file name"):
         weight_files(folder)
 
 

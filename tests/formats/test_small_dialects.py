@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from loralens.core.lowrank import Layout
 from loralens.core.scaling import Scaling
 from loralens.errors import FormatError, ShapeError
-from loralens.formats.dialects import plain, safeloras, torchtune
-from loralens.formats.dialects.litgpt import reader as litgpt
+from loralens.formats.dialects import litgpt, plain, safeloras, torchtune
 from loralens.formats.dialects.loralib import reader as loralib
 from loralens.formats.dialects.mlx import reader as mlx
 from loralens.formats.dialects.peft import reader as peft

@@ -257,7 +257,7 @@ def test_a_run_that_goes_on_is_left_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("target", [".", "..", "/", ""])
 def test_a_run_needs_a_name(target: str) -> None:
-    with pytest.raises(OptionError, match="is no name for a run"):
+    with pytest.raises(OptionError, match="is not a name for a run"):
         Training(Path(target))
 
 

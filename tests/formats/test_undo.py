@@ -28,7 +28,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 def test_what_is_no_undo_file(metadata: dict[str, str] | None, tmp_path: Path) -> None:
     path = tmp_path / NAME
     write_safetensors(Stored({"x": LazyArray.of(np.zeros(2))}, metadata), path)
-    with pytest.raises(FormatError, match=f"{path}: is no undo file"):
+    with pytest.raises(FormatError, match=f"{path}: is not an undo file"):
         read_undo(path)
 
 

@@ -75,8 +75,12 @@ def test_leftovers_are_kept_and_named() -> None:
 
 BROKEN = {
     "half": ({f"{DOUBLE}.proj_lora1.down.weight": (2, 4)}, FormatError, "has no B beside it"),
-    "empty": (pair(f"{DOUBLE}.proj_lora1", r=0), ShapeError, "are no pair"),
-    "conv": ({**pair(f"{DOUBLE}.proj_lora1"), f"{DOUBLE}.proj_lora1.down.weight": (2, 4, 1, 1)}, ShapeError, "no pair"),
+    "empty": (pair(f"{DOUBLE}.proj_lora1", r=0), ShapeError, "are not a pair"),
+    "conv": (
+        {**pair(f"{DOUBLE}.proj_lora1"), f"{DOUBLE}.proj_lora1.down.weight": (2, 4, 1, 1)},
+        ShapeError,
+        "a pair of matrices",
+    ),
     "rank": ({**pair(f"{DOUBLE}.proj_lora1"), f"{DOUBLE}.proj_lora1.down.weight": (3, 4)}, ShapeError, "multiply"),
     "qkv": (pair(f"{SINGLE}.qkv_lora", 8), ShapeError, "do not fit a model 4 wide"),
     "narrow": ({**pair(f"{SINGLE}.qkv_lora", 12), **pair(f"{SINGLE}.proj_lora", 4, 3)}, ShapeError, "do not fit"),

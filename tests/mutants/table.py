@@ -379,9 +379,9 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("_digest", "last * number", "last / number", ("tests/formats/test_base_digest.py",)),
     Mutant("_steps", "len(scale) == 1", "len(scale) != 1", ("tests/formats/test_checkpoint_float8.py",)),
     Mutant(
-        "_scale_tensor",
-        "scale * array.astype(np.float64)",
-        "scale / array.astype(np.float64)",
+        "scale_tensor",
+        "array.astype(np.float64) * scale",
+        "array.astype(np.float64) / scale",
         ("tests/formats/test_comfyui.py",),
     ),
     Mutant(
@@ -397,7 +397,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/formats/test_diffusers.py",),
     ),
     Mutant(
-        "_is_listed",
+        "_findings",
         "any(gguf_names.module_of(tensor, arch, e) for e in (None, 0))",
         "all(gguf_names.module_of(tensor, arch, e) for e in (None, 0))",
         ("tests/formats/test_gguf.py",),

@@ -134,7 +134,7 @@ def test_survey_gives_the_json_of_the_command(folder: Path) -> None:
     copies = [row for row in result if row.original]
     assert [row.note for row in copies] == [f"= {row.original.label}" for row in copies if row.original]
     assert repr(result) == f"SurveyResult({str(folder)!r}, 4 adapters)"
-    with pytest.raises(OptionError, match="is no folder"):
+    with pytest.raises(OptionError, match="is not a folder"):
         loralens.survey(folder / "nowhere")
 
 

@@ -38,11 +38,10 @@ def missing_magnitudes(
 
 def magnitude_findings(extra: Mapping[str, Extra], *, software: str) -> list[Finding]:
     """The warning about missing magnitudes, if there are any."""
-    missing = [one.module for one in extra.values() if one.role in NORMS]
+    missing = [item.module for item in extra.values() if item.role in NORMS]
     if not missing:
         return []
-    # A norm counts as missing, so the others are the magnitudes that are there.
-    count = len(missing) + sum(one.role in MAGNITUDES and one.role not in NORMS for one in extra.values())
+    count = sum(item.role in MAGNITUDES for item in extra.values())
     text = (
         f"{len(missing)} of {count} DoRA modules have no magnitude in the file, {missing[0]} the first: {software} "
         "takes the lengths of W for it, W' = ‖W‖ · (W+ΔW)/‖W+ΔW‖, and so does what has the base here; without one, "

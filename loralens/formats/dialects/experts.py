@@ -6,12 +6,13 @@ halves share A, and each has its rows of B.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from loralens.core.adapter import Adapter
-from loralens.core.lazy import Array
+from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import Layout, LowRank
 from loralens.core.names import expert, is_expert_alone
 from loralens.core.naming.storage import EXPERT_PARTS
@@ -81,11 +82,12 @@ def fit_experts(
     if dialect == "gguf":
         return split_stacks(adapter, base_config or _config_of(arch))
     if dialect == "mlx":
-        return name_for_mlx(adapter, base_config or _config_of(_gguf_architecture(adapter)))
+        stated = plain_values(adapter.metadata).get(ARCHITECTURE) if adapter.format == "gguf" else None
+        return name_for_mlx(adapter, base_config or _config_of(stated))
     return name_single_experts(adapter) if dialect == "peft" else adapter
 
 
-def _config_of(arch: str | None) -> Mapping[str, Any] | None:
+def _config_of(arch: object) -> Mapping[str, Any] | None:
     """A configuration with the model type of an architecture.
 
     An architecture of llama.cpp stands for several model types. The one with experts matters here; llama.cpp calls
@@ -93,12 +95,6 @@ def _config_of(arch: str | None) -> Mapping[str, Any] | None:
     """
     family = architecture(arch)
     return {"model_type": next((kind for kind in family.types if kind in MLX), family.types[0])} if family else None
-
-
-def _gguf_architecture(adapter: Adapter) -> str | None:
-    """The architecture that a GGUF file names."""
-    arch = plain_values(adapter.metadata).get(ARCHITECTURE) if adapter.format == "gguf" else None
-    return arch if isinstance(arch, str) else None
 
 
 def model_type(config: Mapping[str, Any] | None) -> str | None:
@@ -140,12 +136,14 @@ def split_stacks(adapter: Adapter, config: Mapping[str, Any] | None) -> Adapter:
             modules[name] = module
             continue
         with place(name):
-            upright = _transpose(module) if turned else module
+            if turned:
+                B, A = module.factors
+                module = _expert_pair(A.T, B.T, module)
             # down_proj is a stack of its own in every software.
             if stacks[name] == FUSED:
-                modules.update(_halves(name, upright, alternate=kind in _ALTERNATE))
+                modules.update(_halves(name, module, alternate=kind in _ALTERNATE))
             else:
-                modules[name] = upright
+                modules[name] = module
     return replace(adapter, modules=modules)
 
 
@@ -184,9 +182,9 @@ def _are_transposed(adapter: Adapter, stacks: Mapping[str, str], config: Mapping
     return transposed and model_type(config) not in _ALTERNATE
 
 
-def _transpose(module: Update) -> LowRank:
-    B, A = module.factors
-    return LowRank(A.T, B.T, module.scale, scaling=module.scaling, layout=Layout("experts"))
+def _expert_pair(B: LazyArray, A: LazyArray, module: Update) -> LowRank:
+    """Other factors for an expert of a stack, with the scale of ``module``."""
+    return LowRank(B, A, module.scale, scaling=module.scaling, layout=Layout("experts"))
 
 
 def _halves(name: str, module: Update, *, alternate: bool) -> Iterator[tuple[str, LowRank]]:
@@ -194,17 +192,10 @@ def _halves(name: str, module: Update, *, alternate: bool) -> Iterator[tuple[str
     B, A = module.factors
     size = B.shape[0] // 2
     for i, part in enumerate(("gate_proj", "up_proj")):
-        rows = slice(i, None, 2) if alternate else slice(i * size, (i + 1) * size)
         # Contiguous rows can be read without the rest of B; alternating ones cannot.
-        half = B.map(_rows(rows), shape=(size, B.shape[1])) if alternate else B.rows(i * size, (i + 1) * size)
-        yield (
-            name.replace(FUSED, part),
-            LowRank(half, A, module.scale, scaling=module.scaling, layout=Layout("experts")),
-        )
-
-
-def _rows(rows: slice) -> Callable[[Array], Array]:
-    return lambda array: array[rows]
+        scattered = B.map(itemgetter(slice(i, None, 2)), shape=(size, B.shape[1]))
+        half = scattered if alternate else B.rows(i * size, (i + 1) * size)
+        yield name.replace(FUSED, part), _expert_pair(half, A, module)
 
 
 def name_for_mlx(adapter: Adapter, config: Mapping[str, Any] | None) -> Adapter:
@@ -220,15 +211,11 @@ def name_for_mlx(adapter: Adapter, config: Mapping[str, Any] | None) -> Adapter:
         return _rename_routers(adapter, MLX.get(model_type(config) or ""))
     kind = model_type(config)
     if kind is None:
-        raise OptionError(
-            "mlx-lm has names of its own for the experts of each model, and nothing says which model this is",
-            fix="give the base's folder with --base",
-        )
+        what = "mlx-lm has names of its own for the experts of each model, and nothing says which model this is"
+        raise OptionError(what, fix="give the base's folder with --base")
     if kind not in MLX:
-        raise OptionError(
-            f"what mlx-lm calls the experts of {kind[:40]!a} is not known here",
-            fix="leave them out with loralens drop; known are " + ", ".join(sorted(MLX)),
-        )
+        what = f"what mlx-lm calls the experts of {kind[:40]!a} is not known here"
+        raise OptionError(what, fix="leave them out with loralens drop; known are " + ", ".join(sorted(MLX)))
     names = MLX[kind]
     adapter = _rename_routers(split_stacks(adapter, config), names)
     modules: dict[str, Update] = {}
@@ -239,8 +226,7 @@ def name_for_mlx(adapter: Adapter, config: Mapping[str, Any] | None) -> Adapter:
             name = f"{match['path']}.{names.owner}.{names.stacks}.{part}[{match['number']}]"
             # A single expert was a linear layer and becomes a part of a stack.
             if is_expert_alone(match[0]):
-                B, A = module.factors
-                module = LowRank(B, A, module.scale, scaling=module.scaling, layout=Layout("experts"))
+                module = _expert_pair(*module.factors, module)
         modules[name] = module
     return replace(adapter, modules=modules)
 

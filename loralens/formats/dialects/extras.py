@@ -1,14 +1,15 @@
 """Writing extras (tensors that are not half of a pair): they are translated to another dialect, or refused by name."""
 
 from collections.abc import Callable, Collection, Mapping
+from math import prod
 
 from loralens.core.adapter import Adapter, Extra
-from loralens.core.carried import NORMS
+from loralens.core.carried import MAGNITUDES, NORMS
 from loralens.core.lazy import LazyArray
 from loralens.core.names import some
 from loralens.core.naming.image_names import lone_encoder
 from loralens.core.structured import Update
-from loralens.errors import FormatError, ShapeError
+from loralens.errors import FormatError, ShapeError, place
 from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf
 
 
@@ -82,17 +83,49 @@ def keep_extras(
     return tensors
 
 
-def owning_module(adapter: Adapter, extra: Extra) -> Update:
-    """The module that an extra belongs to.
+def translate_extras(
+    adapter: Adapter,
+    roles: Collection[str],
+    title: str,
+    translate: Callable[[Extra, Update, int], tuple[str, LazyArray]],
+) -> dict[str, LazyArray]:
+    """The extras of an adapter from another dialect, which have one number for each channel of their module.
+
+    ``translate`` gets an extra, its module and the number of channels, and gives the key and the tensor in the file.
 
     Raises
     ------
-    FormatError
-        The adapter has no such module.
+    FormatError, ShapeError
+        ``title`` cannot hold extras of other roles, an extra has no module or another size, or two have one key.
     """
-    if extra.module not in adapter:
-        raise FormatError("its module is not there", fix="convert with --drop-extra to leave it out")
-    return adapter.modules[extra.module]
+    tensors: dict[str, LazyArray] = {}
+    for key, extra in translatable_extras(adapter, roles, title).items():
+        with place(key):
+            if extra.module not in adapter:
+                raise FormatError("its module is not there", fix="convert with --drop-extra to leave it out")
+            module = adapter.modules[extra.module]
+            (out, in_), by_input = module.shape, extra.role == "magnitude_in"
+            # A magnitude by input has one number for each input channel, whatever the kernel is.
+            channels = in_ // prod(module.layout.kernel) if by_input else out
+            if extra.tensor.size != channels:
+                what = f"{extra.tensor.shape} is not one number for each of {channels} channels"
+                raise ShapeError(what, fix=SAVE_AGAIN)
+            add_tensors(tensors, dict([translate(extra, module, channels)]))
+    return tensors
+
+
+def check_all_dora(adapter: Adapter, title: str, *, part: Callable[[str], str] = lambda _: "") -> None:
+    """Refuse an adapter in which only some modules are DoRA.
+
+    ``title`` makes either all modules of one kind or none, in each ``part`` of the names of modules.
+    """
+    dora = {extra.module for extra in adapter.extra.values() if extra.role in MAGNITUDES}
+    parts = {part(name) for name in dora}
+    plain = [name for name in adapter if name not in dora and part(name) in parts]
+    if plain:
+        which = f"{len(plain)} of {len(adapter)} modules, {plain[0]} the first,"
+        what = f"{which} have no DoRA magnitude, and {title} makes all of them DoRA"
+        raise FormatError(what, fix="leave one of the two kinds out with --modules")
 
 
 def check_encoder(name: str) -> None:
@@ -105,12 +138,6 @@ def check_encoder(name: str) -> None:
             fix="give the pipeline's folder with --base, or say it with loralens convert: "
             f"--prefix {first}.=text_encoder.{first}.",
         )
-
-
-def check_size(tensor: LazyArray, channels: int) -> None:
-    """Refuse a tensor that does not have one number for each channel of a weight."""
-    if tensor.size != channels:
-        raise ShapeError(f"{tensor.shape} is not one number a channel, of {channels}", fix=SAVE_AGAIN)
 
 
 def add_tensors(tensors: dict[str, LazyArray], additions: Mapping[str, LazyArray]) -> None:

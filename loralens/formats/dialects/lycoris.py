@@ -31,11 +31,12 @@ from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import Layout, LowRank
 from loralens.core.scaling import Scaling
 from loralens.core.structured import Dense, Form, Hadamard, Kronecker, Structured, Update
-from loralens.errors import FormatError, ShapeError, place
+from loralens.errors import FormatError, ShapeError
+from loralens.formats.dialects import pairs
 from loralens.formats.dialects.kohya import reader as kohya
-from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf, Parts, group, origin_of, unpaired_extras
+from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf, Parts, match_leaf
 from loralens.formats.dialects.products import hadamard, kronecker, tucker
-from loralens.formats.files.container import FLOATS, Stored
+from loralens.formats.files.container import Stored
 
 NAME = "lycoris"
 
@@ -45,7 +46,7 @@ _LEAF = re.compile(
     r"|[ab][12]\.weight|bm\.weight|on_input|oft_blocks|rescale|[pq]_layer\.weight|lambda_layer"
     r"|bias_(?:indices|values|size))$"
 )
-_HALF = re.compile(r"^(?P<name>.+)[._]lora_(?P<half>mid|[AB])\.weight$")
+_HALF = re.compile(r"^(?P<name>.+)[._]lora_(?P<part>mid|[AB])\.weight$")
 # Leaves that only LyCORIS writes, and leaves that ComfyUI's dialect has under its own dotted names too.
 _OWN = re.compile(r"[._](hada_w[12]_[ab]|lokr_w[12](_[ab])?|oft_blocks|on_input|lambda_layer|lora_mid\.weight)$")
 _FLAT_OWN = re.compile(r"\.(diff|diff_b|[wb]_norm|[ab][12]\.weight|bias_(indices|values))$")
@@ -64,10 +65,8 @@ FOREIGN = {  # a part that identifies an algorithm → its name, and why it has 
 
 def lycoris_leaf(key: str) -> Leaf | None:
     """The module and the part of a key; a doubled prefix is removed from the name."""
-    half, other = _HALF.match(key), _LEAF.match(key)
-    if half:
-        return Leaf(kohya.undouble_prefix(half["name"]), half["half"])
-    return Leaf(kohya.undouble_prefix(other["name"]), other["part"]) if other else kohya.kohya_leaf(key)
+    leaf = match_leaf(key, _HALF, _LEAF)
+    return Leaf(kohya.undouble_prefix(leaf.name), leaf.part) if leaf else kohya.kohya_leaf(key)
 
 
 def detect(stored: Stored) -> bool:
@@ -86,29 +85,19 @@ def read(stored: Stored) -> Adapter:
     FormatError, ShapeError
         Tensors are missing or do not fit together, or nothing in the file is an update by a sum.
     """
-    groups, unpaired = group(stored.tensors, lycoris_leaf)
-    modules: dict[str, Update] = {}
-    extra: dict[str, Extra] = {}
-    foreign = Counter(part for parts in groups.values() for part in parts if part in FOREIGN)
-    for name, parts in groups.items():
-        with place(name):
-            # Parts without an algorithm become extras.
-            algorithm = _algorithm(parts)
-            if algorithm:
-                modules[name] = algorithm.read(parts)
-            extra.update(_companions(name, parts, modules.get(name), algorithm))
-    extra |= unpaired_extras(unpaired)
+    # Parts without an algorithm become extras.
+    modules, extra = pairs.gather(
+        stored.tensors,
+        lycoris_leaf,
+        update=lambda _, parts: algorithm.read(parts) if (algorithm := _algorithm(parts)) else None,
+        companions=_companions,
+    )
+    leaves = filter(None, map(lycoris_leaf, stored.tensors))
+    foreign = Counter(leaf.part for leaf in leaves if leaf.part in FOREIGN)
     if not modules:
         raise _no_update_error(foreign)
-    return Adapter(
-        modules=modules,
-        extra=extra,
-        config=stored.config,
-        metadata=stored.metadata,
-        format=NAME,
-        base_model=kohya.base_model(stored),
-        findings=tuple(_findings(modules, extra, foreign)),
-    )
+    findings = _findings(modules, extra, foreign)
+    return pairs.make_adapter(stored, NAME, modules, extra, findings, base_model=kohya.base_model(stored))
 
 
 def _locon(parts: Parts) -> Update:
@@ -169,10 +158,8 @@ def _lokr(parts: Parts) -> Update:
 
 
 def _full(parts: Parts) -> Update:
-    difference = _matrix(parts, "diff")
-    return update_of(
-        parts, Dense(difference), Scaling("given", origin="a full difference has no α"), difference.shape[2:]
-    )
+    difference, scaling = _matrix(parts, "diff"), Scaling("given", origin="a full difference has no α")
+    return update_of(parts, Dense(difference), scaling, difference.shape[2:])
 
 
 class Algorithm(NamedTuple):
@@ -210,7 +197,7 @@ def update_of(
     # Flattened kernels are not seen here, so such a module is linear until its base is known.
     layout = Layout("conv", kernel=kernel) if kernel else Layout()
     stored = [part for algorithm in ALGORITHMS for part in algorithm.parts if part in parts]
-    origin = origin_of(form, parts, [*stored, "alpha"])
+    origin = pairs.origin_of(form, parts, [*stored, "alpha"])
     # A product that is too wide for a pair stays in its own form.
     if not isinstance(product, LowRank):
         return Structured(product, scaling.value, scaling, layout, origin)
@@ -223,11 +210,10 @@ def _matrix(parts: Parts, part: str) -> LazyArray:
     if part not in parts:
         raise FormatError(f"{next(iter(parts.values()))[0]} has no {part} beside it", fix=SAVE_AGAIN)
     key, tensor = parts[part]
-    if tensor.dtype not in FLOATS:
-        raise FormatError(f"{key} is {tensor.dtype}, not floating point", fix="save the adapter unquantised")
+    pairs.check_float(key, tensor)
     # Vectors of biases have leaves of their own.
     if tensor.ndim < 2 or not tensor.size:
-        raise ShapeError(f"{key} {tensor.shape} is no matrix", fix=SAVE_AGAIN)
+        raise ShapeError(f"{key} {tensor.shape} is not a matrix", fix=SAVE_AGAIN)
     return tensor
 
 
@@ -257,19 +243,18 @@ def side(parts: Parts, number: int) -> tuple[LowRank | Dense, tuple[int, ...]]:
     return Dense(factor), factor.shape[2:]
 
 
-def _companions(name: str, parts: Parts, module: Update | None, algorithm: Algorithm | None) -> dict[str, Extra]:
+def _companions(name: str, parts: Parts, module: Update | None) -> dict[str, Extra]:
     """The extras of a module: differences of biases and norms, magnitudes, tensors of other algorithms."""
+    algorithm = _algorithm(parts)
     # An α without an update is carried along, too.
     used = (*algorithm.parts, "alpha") if algorithm else ()
     extra = kohya.kohya_extras(name, parts, module, used)
-    roles = {parts[part][0]: role for part, role in _ROLES.items() if part in parts}
     # The difference of a norm, which `_algorithm` does not take.
-    if not algorithm and "diff" in parts:
-        roles[parts["diff"][0]] = ("diff", "weight")
-    return {
-        key: replace(one, role=roles[key][0], parameter=roles[key][1]) if key in roles else one
-        for key, one in extra.items()
-    }
+    roles = _ROLES if algorithm else {**_ROLES, "diff": ("diff", "weight")}
+    for part in roles.keys() & parts.keys():
+        key, (role, parameter) = parts[part][0], roles[part]
+        extra[key] = replace(extra[key], role=role, parameter=parameter)
+    return extra
 
 
 def _no_update_error(foreign: Mapping[str, int]) -> FormatError:

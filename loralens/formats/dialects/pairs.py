@@ -3,21 +3,23 @@
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import prod
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from loralens.core.adapter import Extra
+from loralens.core.adapter import Adapter, Extra, Finding
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import Layout, LowRank, Origin
 from loralens.core.scaling import Scaling
 from loralens.errors import FormatError, ShapeError, place
-from loralens.formats.files.container import FLOATS
+from loralens.formats.files.container import FLOATS, Stored
 
 if TYPE_CHECKING:
     from loralens.core.structured import Update
 
 SAVE_AGAIN = "the file is incomplete: save the adapter again"
+# what programs call the halves of a pair → their parts here; every other part keeps its name
+_HALVES = {"down": "A", "up": "B", "a": "A", "b": "B"}
 
 
 class Leaf(NamedTuple):
@@ -28,6 +30,12 @@ class Leaf(NamedTuple):
 
 
 Parts = dict[str, tuple[str, LazyArray]]  # part → key and tensor
+
+
+def match_leaf(key: str, *patterns: re.Pattern[str]) -> Leaf | None:
+    """The groups ``name`` and ``part`` of the first pattern that fits a key; None if none of them does."""
+    matches = (pattern.match(key) for pattern in patterns)
+    return next((Leaf(match["name"], _HALVES.get(match["part"], match["part"])) for match in matches if match), None)
 
 
 def group(
@@ -64,8 +72,8 @@ def gather(
 ) -> "tuple[dict[str, Update], dict[str, Extra]]":
     """Read the modules and the extras of a file with two functions of a dialect.
 
-    ``update`` builds the update from the parts of a name, or returns None if they are no update. ``companions`` gives
-    the extras among these parts.
+    ``update`` builds the update from the parts of a name, or returns None if they are not an update. ``companions``
+    gives the extras among these parts.
     """
     groups, unpaired = group(tensors, leaf)
     modules: dict[str, Update] = {}
@@ -81,7 +89,7 @@ def gather(
 
 def unfold(
     groups: Mapping[str, Parts], modules: Callable[[str, Parts], Iterable[tuple[str, LowRank]]]
-) -> dict[str, LowRank]:
+) -> "dict[str, Update]":
     """Read the modules of a file in which one stored pair may hold several, such as the experts of a stack.
 
     ``modules`` gives the names and updates of the modules that the parts of one name hold.
@@ -91,7 +99,7 @@ def unfold(
     FormatError
         Two pairs hold the same module.
     """
-    unfolded: dict[str, LowRank] = {}
+    unfolded: dict[str, Update] = {}
     for name, parts in groups.items():
         with place(name):
             for module_name, module in modules(name, parts):
@@ -106,23 +114,61 @@ def unpaired_extras(unpaired: Mapping[str, LazyArray]) -> dict[str, Extra]:
     return {key: Extra("other", key.rpartition(".")[0], tensor) for key, tensor in unpaired.items()}
 
 
-def halves(parts: Parts, *, B: str = "B", A: str = "A") -> tuple[LazyArray, LazyArray]:
-    """The tensors of parts ``B`` and ``A``.
+def unread_findings(keys: Sequence[str]) -> list[Finding]:
+    """The warning about tensors that belong to no pair, if there are any."""
+    text = f"{len(keys)} tensors belong to no pair and are kept unchanged: {', '.join(keys[:3])}"
+    return [Finding("warning", "tensor-unread", text)] if keys else []
+
+
+def make_adapter(
+    stored: Stored,
+    form: str,
+    modules: "Mapping[str, Update]",
+    extra: Mapping[str, Extra],
+    findings: Iterable[Finding],
+    *,
+    base_model: str | None = None,
+) -> Adapter:
+    """The adapter of a file of the dialect ``form``, which keeps the file's configuration and metadata."""
+    return Adapter(
+        modules=modules,
+        extra=extra,
+        config=stored.config,
+        metadata=stored.metadata,
+        format=form,
+        base_model=base_model,
+        findings=tuple(findings),
+    )
+
+
+def check_float(key: str, tensor: LazyArray) -> None:
+    """Refuse a tensor whose numbers are not floating point, such as the codes of a quantised adapter."""
+    if tensor.dtype not in FLOATS:
+        raise FormatError(f"{key} is {tensor.dtype}, not floating point", fix="save the adapter unquantised")
+
+
+def check_not_empty(key: str, tensor: LazyArray) -> None:
+    """Refuse a tensor without numbers. DeepSpeed ZeRO-3 leaves such tensors where parameters were not gathered."""
+    if not tensor.size:
+        fix = "save it again; under DeepSpeed ZeRO-3, gather first"
+        raise ShapeError(f"{key} {tensor.shape} holds no numbers", fix=fix)
+
+
+def tensors_of(parts: Parts, *names: str) -> tuple[LazyArray, ...]:
+    """The tensors of these parts, of which at least one is there.
 
     Raises
     ------
     FormatError
         One of them is missing, or is not floating point.
     """
-    # Both orders, so that the message names the half that is there.
-    for half, other in ((A, B), (B, A)):
-        if half not in parts:
-            key, tensor = parts[other]
-            raise FormatError(f"{key} {tensor.shape} has no {half} beside it", fix=SAVE_AGAIN)
-    for key, tensor in (parts[A], parts[B]):
-        if tensor.dtype not in FLOATS:
-            raise FormatError(f"{key} is {tensor.dtype}, not floating point", fix="save the adapter unquantised")
-    return parts[B][1], parts[A][1]
+    for name in names:
+        if name not in parts:
+            # The message names a part that is there, by which the user finds the module in the file.
+            key, tensor = next(parts[other] for other in names if other in parts)
+            raise FormatError(f"{key} {tensor.shape} has no {name} beside it", fix=SAVE_AGAIN)
+        check_float(*parts[name])
+    return tuple(parts[name][1] for name in names)
 
 
 def matrices(parts: Parts, *, names: tuple[str, str]) -> tuple[LazyArray, LazyArray]:
@@ -135,12 +181,21 @@ def matrices(parts: Parts, *, names: tuple[str, str]) -> tuple[LazyArray, LazyAr
     ShapeError
         One of them is empty, or is not a matrix.
     """
-    B, A = halves(parts)
+    B, A = tensors_of(parts, "B", "A")
     # Whether the inner dimensions agree is checked where the pair is made.
     if A.ndim != 2 or B.ndim != 2 or not A.size or not B.size:
-        what = f"{names[1]} {A.shape} and {names[0]} {B.shape} are no pair of matrices"
+        what = f"{names[1]} {A.shape} and {names[0]} {B.shape} are not a pair of matrices"
         raise ShapeError(what, fix=SAVE_AGAIN)
     return B, A
+
+
+def factors(parts: Parts, B: str = "B", A: str = "A") -> tuple[LazyArray, LazyArray]:
+    """The tensors of parts ``B`` and ``A`` for `pair`; errors are those of `matrices`, but A may have more axes."""
+    B_tensor, A_tensor = tensors_of(parts, B, A)
+    # A vector could be neither factor.
+    if A_tensor.ndim < 2 or not A_tensor.size or not B_tensor.size:
+        raise ShapeError(f"B {B_tensor.shape} and A {A_tensor.shape} hold no pair", fix=SAVE_AGAIN)
+    return B_tensor, A_tensor
 
 
 def pair(B: LazyArray, A: LazyArray, *, scaling: Scaling, origin: Origin) -> LowRank:
@@ -207,13 +262,16 @@ def pack_pair(module: "Update") -> tuple[LazyArray, LazyArray]:
     kernel = module.layout.kernel
     # The stored B of a grouped convolution holds only the blocks, and a changed update has entries outside of them.
     if module.layout.groups > 1:
-        raise ShapeError(
-            "a changed update of a grouped convolution is no longer block-diagonal, and no dialect has another form",
-            fix="leave this module out with --modules",
-        )
+        what = "a changed update of a grouped convolution is no longer block-diagonal, and no dialect has another form"
+        raise ShapeError(what, fix="leave this module out with --modules")
     # The canonical A has the kernel in its columns.
     channels = A.shape[1] // prod(kernel)
     return B.reshape(*B.shape, *(1 for _ in kernel)), A.reshape(A.shape[0], channels, *kernel)
+
+
+def scale_tensor(tensor: LazyArray, scale: float, *, dtype: np.dtype[Any]) -> LazyArray:
+    """``scale`` times a tensor, in float64 and rounded once to ``dtype``."""
+    return tensor.map(lambda array: (array.astype(np.float64) * scale).astype(dtype), shape=tensor.shape, dtype=dtype)
 
 
 def block_diagonal(blocks: Array, groups: int) -> Array:

@@ -8,11 +8,10 @@ that it is one of SAM-LoRA.
 import re
 
 from loralens.core.adapter import Adapter, Finding
+from loralens.core.lowrank import LowRank
 from loralens.core.scaling import Scaling
-from loralens.core.structured import Update
-from loralens.errors import place
 from loralens.formats.dialects.alpha import MISSING
-from loralens.formats.dialects.pairs import Leaf, group, matrices, origin_of, pair
+from loralens.formats.dialects.pairs import Leaf, Parts, group, make_adapter, matrices, origin_of, pair, unfold
 from loralens.formats.files.container import Stored
 
 NAME = "plain"
@@ -21,7 +20,7 @@ _HALF = re.compile(r"^w_(?P<half>[ab])_(?P<number>[0-9]+)$")
 
 
 def plain_leaf(key: str) -> Leaf | None:
-    """The module and half that a key says; None for any other key."""
+    """The module and the half that a key names; None for any other key."""
     half = _HALF.match(key)
     return Leaf(f"w_{half['number']}", half["half"].upper()) if half else None
 
@@ -40,17 +39,12 @@ def read(stored: Stored) -> Adapter:
         One half of a pair is missing, or factors do not fit together.
     """
     groups, _ = group(stored.tensors, plain_leaf)
-    scaling = Scaling("given", origin=MISSING)
-    modules: dict[str, Update] = {}
-    for name, parts in groups.items():
-        with place(name):
-            B, A = matrices(parts, names=("w_b", "w_a"))
-            modules[name] = pair(B, A, scaling=scaling, origin=origin_of(NAME, parts))
+    modules = unfold(groups, lambda name, parts: [(name, _module(parts))])
     text = "modules have numbers, not names; in SAM-LoRA they are query and value of the image encoder's blocks in turn"
-    return Adapter(
-        modules=modules,
-        config=stored.config,
-        metadata=stored.metadata,
-        format=NAME,
-        findings=(Finding("note", "names-unknown", text, "merging needs the rows of the weights they belong to"),),
-    )
+    finding = Finding("note", "names-unknown", text, "merging needs the rows of the weights they belong to")
+    return make_adapter(stored, NAME, modules, {}, [finding])
+
+
+def _module(parts: Parts) -> LowRank:
+    B, A = matrices(parts, names=("w_b", "w_a"))
+    return pair(B, A, scaling=Scaling("given", origin=MISSING), origin=origin_of(NAME, parts))

@@ -6,7 +6,6 @@ Kronecker product of them is exact.
 """
 
 from collections.abc import Callable
-from typing import NoReturn
 
 import numpy as np
 
@@ -21,7 +20,8 @@ def tucker(core: LazyArray, up: LazyArray, down: LazyArray) -> LowRank:
     """ΔW[o, i, k…] = Σ up[o, p] · core[p, q, k…] · down[q, i], as B (out, p) and A (p, in · k…)."""
     # The file may hold tensors of any shapes.
     if core.ndim < 2 or up.ndim != 2 or down.ndim != 2 or core.shape[:2] != (up.shape[1], down.shape[0]):
-        _no_fit(f"core {core.shape} between {up.shape} and {down.shape}")
+        what = f"core {core.shape} between {up.shape} and {down.shape} do not fit together"
+        raise ShapeError(what, fix=SAVE_AGAIN)
     p, q = core.shape[:2]
     window, in_ = core.size // (p * q), down.shape[1]
 
@@ -36,7 +36,7 @@ def tucker(core: LazyArray, up: LazyArray, down: LazyArray) -> LowRank:
 def hadamard(first: LowRank, second: LowRank) -> LowRank | Hadamard:
     """The product first ∘ second: B[:, (p, q)] = B₁[:, p] · B₂[:, q] and A[(p, q), :] = A₁[p, :] · A₂[q, :]."""
     if first.shape != second.shape:
-        _no_fit(f"products {first.shape} and {second.shape}")
+        raise ShapeError(f"products {first.shape} and {second.shape} do not fit together", fix=SAVE_AGAIN)
     # The rank of a Hadamard product is at most the product of the ranks.
     (out, in_), rank = first.shape, first.rank * second.rank
     if not _narrow(rank, first.shape):
@@ -93,7 +93,3 @@ def _float32(product: Callable[[], Array], shape: tuple[int, ...]) -> LazyArray:
             return product().astype(np.float32)
 
     return LazyArray(read, shape=shape, dtype=np.float32)
-
-
-def _no_fit(what: str) -> NoReturn:
-    raise ShapeError(f"{what} do not fit together", fix=SAVE_AGAIN)

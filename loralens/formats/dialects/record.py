@@ -9,7 +9,6 @@ If somebody has changed the file since, the file counts and not the record: modu
 a scale that differs is taken from the file.
 """
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from loralens.core.scaling import Rule, Scaling
 from loralens.core.structured import Update
 from loralens.formats.dialects.peft.fields import TARGETS, carried_fields, valid_fields
 from loralens.formats.files.container import RECORD, Stored, read_json
-from loralens.formats.files.json_text import finite_number, is_safe_text, json_text, plain_text
+from loralens.formats.files.json_text import finite_number, is_safe_text, json_or_none, json_text, plain_text
 from loralens.formats.files.location import is_pickle
 from loralens.version import __version__
 
@@ -41,7 +40,9 @@ def stamp(stored: Stored, adapter: Adapter, back: Adapter) -> Stored:
     for name, module in adapter.items():
         file = canonical[name]
         # The record says what the factors of the file need, not what the adapter had.
-        true = back[file] if file in back and _scale_was_folded(module, back[file]) else module
+        written = back.modules.get(file, module)
+        folded = abs(written.scale - module.scale) > AGREE * abs(module.scale)
+        true = written if folded and written.scaling.rule != "unknown" else module
         modules[file] = {"name": name, "scale": true.scale, "scaling": asdict(true.scaling)}
     record = {
         "version": __version__,
@@ -53,10 +54,6 @@ def stamp(stored: Stored, adapter: Adapter, back: Adapter) -> Stored:
     }
     text = json_text(record)
     return replace(stored, metadata={**(stored.metadata or {}), RECORD: text})
-
-
-def _scale_was_folded(module: Update, written: Update) -> bool:
-    return written.scaling.rule != "unknown" and abs(written.scale - module.scale) > AGREE * abs(module.scale)
 
 
 def read_record(stored: Stored, file: Path) -> Record | None:
@@ -71,10 +68,7 @@ def read_record(stored: Stored, file: Path) -> Record | None:
 
 
 def _in_metadata(stored: Stored) -> Record | None:
-    try:
-        parsed = json.loads((stored.metadata or {}).get(RECORD, "null"))
-    except (ValueError, RecursionError):
-        return None
+    parsed = json_or_none((stored.metadata or {}).get(RECORD))
     return parsed if isinstance(parsed, dict) else None
 
 
@@ -106,26 +100,27 @@ def apply(adapter: Adapter, record: Record | None) -> Adapter:
             module = module.rescaled(scale, Scaling(**entry["scaling"]))
         named[entry["name"]] = module
     extra = {
-        key: replace(one, module=modules[one.module]["name"]) if one.module in modules else one
-        for key, one in adapter.extra.items()
+        key: replace(item, module=modules[item.module]["name"]) if item.module in modules else item
+        for key, item in adapter.extra.items()
     }
     scales_known = all(module.scaling.rule != "unknown" for module in named.values())
-    findings = [f for f in adapter.findings if not (scales_known and f.code == "alpha-unknown")] + _disagreements(
-        doubts
-    )
+    findings = [f for f in adapter.findings if not (scales_known and f.code == "alpha-unknown")]
+    if doubts:
+        which = f"{len(doubts)} modules, {doubts[0]} among them,"
+        text = f"{which} have another scale than the record of their conversion says"
+        fix = "the file was changed since; its own scale is taken"
+        findings.append(Finding("warning", "record-disagrees", text, fix))
     base = adapter.base_model or plain_text(record.get("base_model"))
-    fields = {**adapter.peft_fields, **_fields(record, modules.keys() == adapter.modules.keys())}
+    # Targets name modules, so they are valid only as long as the modules of the file are those of the record.
+    complete = modules.keys() == adapter.modules.keys()
+    recorded = {n: value for n, value in valid_fields(record.get("peft")).items() if complete or n not in TARGETS}
+    fields = {**adapter.peft_fields, **recorded}
     return replace(adapter, modules=named, extra=extra, findings=tuple(findings), base_model=base, peft_fields=fields)
 
 
 def apply_stored(adapter: Adapter, stored: Stored) -> Adapter:
     """``adapter``, which a dialect read from ``stored``, with the names and scales of the record in its metadata."""
     return apply(adapter, _in_metadata(stored))
-
-
-def _fields(record: Record, complete: bool) -> dict[str, Any]:
-    """The fields of PEFT's configuration in a record; the targets only if the modules of the file are unchanged."""
-    return {name: value for name, value in valid_fields(record.get("peft")).items() if complete or name not in TARGETS}
 
 
 def _modules(record: Record, files: Iterable[str]) -> Mapping[str, Any]:
@@ -143,19 +138,15 @@ def _is_valid(module: Any) -> bool:
     # Scaling(**scaling) would fail for a missing or an unknown field.
     if not isinstance(scaling, dict) or set(scaling) != {"rule", "alpha", "rank", "origin"}:
         return False
-    rule, alpha, rank = scaling["rule"], scaling["alpha"], scaling["rank"]
+    named = plain_text(module.get("name")) is not None
+    return named and finite_number(module.get("scale")) is not None and is_valid_scaling(**scaling)
+
+
+def is_valid_scaling(rule: Any, alpha: Any, rank: Any, origin: Any) -> bool:
+    """Whether the fields of a `Scaling`, which come from a file, have values of the right types."""
     return (
-        plain_text(module.get("name")) is not None
-        and finite_number(module.get("scale")) is not None
-        and rule in get_args(Rule)
+        rule in get_args(Rule)
         and (alpha is None or finite_number(alpha) is not None)
         and (rank is None or (type(rank) is int and rank > 0))
-        and is_safe_text(scaling["origin"])
+        and is_safe_text(origin)
     )
-
-
-def _disagreements(names: list[str]) -> list[Finding]:
-    if not names:
-        return []
-    text = f"{len(names)} modules, {names[0]} among them, have another scale than the record of their conversion says"
-    return [Finding("warning", "record-disagrees", text, "the file was changed since; its own scale is taken")]

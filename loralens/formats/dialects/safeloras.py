@@ -6,13 +6,13 @@ embeddings of new tokens (``<s1>``).
 """
 
 import re
+from collections.abc import Iterable
 
 from loralens.core.adapter import Adapter, Extra, Finding
 from loralens.core.lazy import LazyArray
+from loralens.core.lowrank import LowRank
 from loralens.core.scaling import Scaling
-from loralens.core.structured import Update
-from loralens.errors import ShapeError, place
-from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf, group, halves, origin_of, pair
+from loralens.formats.dialects.pairs import Leaf, Parts, factors, group, make_adapter, origin_of, pair, unfold
 from loralens.formats.files.container import Stored
 
 NAME = "safeloras"
@@ -23,7 +23,7 @@ _EMBEDDING = "<embed>"
 
 
 def safeloras_leaf(key: str) -> Leaf | None:
-    """The module and half that a key says; None for any other key."""
+    """The module and the half that a key names; None for any other key."""
     half = _HALF.match(key)
     if half is None:
         return None
@@ -45,22 +45,14 @@ def read(stored: Stored) -> Adapter:
         One half of a pair is missing, factors do not fit together, or two keys have the same number.
     """
     groups, unpaired = group(stored.tensors, safeloras_leaf)
-    scaling = Scaling("given", origin="safeloras have scale 1")
-    modules: dict[str, Update] = {}
-    for name, parts in groups.items():
-        with place(name):
-            B, A = halves(parts)
-            if not A.size or not B.size:
-                raise ShapeError(f"up {B.shape} and down {A.shape} hold no numbers", fix=SAVE_AGAIN)
-            modules[name] = pair(B, A, scaling=scaling, origin=origin_of(NAME, parts))
-    return Adapter(
-        modules=modules,
-        extra={key: _extra(key, tensor, stored) for key, tensor in unpaired.items()},
-        config=stored.config,
-        metadata=stored.metadata,
-        format=NAME,
-        findings=(_about_names(modules, stored),),
-    )
+    modules = unfold(groups, lambda name, parts: [(name, _module(parts))])
+    extra = {key: _extra(key, tensor, stored) for key, tensor in unpaired.items()}
+    return make_adapter(stored, NAME, modules, extra, [_about_names(modules, stored)])
+
+
+def _module(parts: Parts) -> LowRank:
+    B, A = factors(parts)
+    return pair(B, A, scaling=Scaling("given", origin="safeloras have scale 1"), origin=origin_of(NAME, parts))
 
 
 def _extra(key: str, tensor: LazyArray, stored: Stored) -> Extra:
@@ -69,7 +61,7 @@ def _extra(key: str, tensor: LazyArray, stored: Stored) -> Extra:
     return Extra("tokens", "text_encoder", tensor) if flagged else Extra("other", "", tensor)
 
 
-def _about_names(modules: dict[str, Update], stored: Stored) -> Finding:
+def _about_names(modules: Iterable[str], stored: Stored) -> Finding:
     metadata = stored.metadata or {}
     models = sorted({name.partition(".")[0] for name in modules})
     # The names come from the file, so they are escaped and cut.

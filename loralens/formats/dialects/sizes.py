@@ -1,6 +1,5 @@
 """The size of a file that would be written, including its header, before any number is computed."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Unpack
 
@@ -30,17 +29,14 @@ def stored_size(stored: Stored, files: Files) -> int:
     if suffix == ".gguf":
         return _gguf(stored)
     if suffix == ".bin":
-        return _pickle(stored.tensors)
+        # The pickle is written with zeros, which take as many bytes as other numbers.
+        zeros = {
+            key: LazyArray.of(np.broadcast_to(np.zeros((), tensor.dtype), tensor.shape))
+            for key, tensor in stored.tensors.items()
+        }
+        return sum(map(len, pickle_bytes(zeros)))
     tensors = sort_by_width(stored.tensors)
     return sum(map(len, header_parts(tensors, stored.metadata))) + sum(tensor.nbytes for tensor in tensors.values())
-
-
-def _pickle(tensors: Mapping[str, LazyArray]) -> int:
-    """The size of a torch pickle. It is written with zeros, which take as many bytes as other numbers."""
-    zeros = {
-        key: LazyArray.of(np.broadcast_to(np.zeros((), tensor.dtype), tensor.shape)) for key, tensor in tensors.items()
-    }
-    return sum(len(part) for part in pickle_bytes(zeros))
 
 
 def _gguf(stored: Stored) -> int:

@@ -1,13 +1,19 @@
 """Grouping the modules of an adapter by the stored pair that holds them, such as the experts of one weight."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TypeVar
+
+import numpy as np
 
 from loralens.core.adapter import Adapter
+from loralens.core.lazy import LazyArray
 from loralens.core.names import expert, weight_name
 from loralens.core.structured import Update
 from loralens.errors import ShapeError
 
 Stacks = Mapping[str, Mapping[str, Update]]
+Value = TypeVar("Value")
 
 
 def group_by_pair(adapter: Adapter) -> Stacks:
@@ -18,17 +24,26 @@ def group_by_pair(adapter: Adapter) -> Stacks:
     return stacks
 
 
-def is_as_read(modules: Mapping[str, Update], form: str) -> bool:
+def is_as_read(modules: Collection[Update], form: str) -> bool:
     """Whether all modules of a stored pair of the dialect ``form`` are there and unchanged, apart from their scales."""
-    origins = [module.origin for module in modules.values()]
-    first = origins[0]
+    first, *origins = (module.origin for module in modules)
     # One shared origin and as many modules as it had: nothing was removed, and nothing was changed.
-    return (
-        first is not None
-        and first.format == form
-        and first.share == len(modules)
-        and all(origin == first for origin in origins)
-    )
+    unchanged = first is not None and first.format == form and first.share == len(modules)
+    return unchanged and all(origin == first for origin in origins)
+
+
+def most_common(values: Iterable[Value], default: Value) -> Value:
+    """The value that occurs most often; ``default`` if there are none."""
+    counts = Counter(values)
+    return counts.most_common(1)[0][0] if counts else default
+
+
+def stack_matrices(matrices: Sequence[LazyArray]) -> LazyArray:
+    """Matrices of one shape as one array (E, m, n), in their dtype, or in float32 if their dtypes differ."""
+    dtypes = {matrix.dtype for matrix in matrices}
+    dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
+    shape = (len(matrices), *matrices[0].shape)
+    return LazyArray(lambda: np.stack([m.read().astype(dtype) for m in matrices]), shape=shape, dtype=dtype)
 
 
 def check_complete(modules: Mapping[str, Update], holder: str) -> None:
@@ -41,14 +56,11 @@ def check_complete(modules: Mapping[str, Update], holder: str) -> None:
     """
     kinds = {(m.shape, m.rank, *(factor.dtype for factor in m.factors)) for m in modules.values()}
     if len(kinds) > 1:
-        raise ShapeError(
-            f"the experts of this stack differ in rank or dtype, and {holder} holds one for all",
-            fix="give them one rank (--uniform)",
-        )
+        what = f"the experts of this stack differ in rank or dtype, and {holder} holds one for all"
+        raise ShapeError(what, fix="give them one rank (--uniform)")
     # They must be 0, 1, 2 … in order, and as many as the file that they came from had.
     numbers = [found.number for found in map(expert, modules) if found]
     shares = {module.origin.share for module in modules.values() if module.origin}
     if numbers != list(range(len(modules))) or shares - {len(modules)}:
-        raise ShapeError(
-            f"some experts of this stack are missing, and {holder} holds all", fix="keep all of them, or none"
-        )
+        what = f"some experts of this stack are missing, and {holder} holds all"
+        raise ShapeError(what, fix="keep all of them, or none")

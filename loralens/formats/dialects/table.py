@@ -60,10 +60,12 @@ class Format:
         return write
 
 
-def _dialect(module: str, title: str, *, writer: str = "", files: Files | None = None, silent: bool = False) -> Format:
-    room = "loralens.formats.dialects."
-    name = module.partition(".")[0]
-    return Format(name, title, room + module, room + writer if writer else "", files, silent)
+def _dialect(name: str, title: str, *, files: Files | None = None, silent: bool = False) -> Format:
+    """A dialect whose room has its name. One that can be written is a package with the modules reader and writer."""
+    room = f"loralens.formats.dialects.{name}"
+    if files is None:
+        return Format(name, title, room)
+    return Format(name, title, f"{room}.reader", f"{room}.writer", files, silent)
 
 
 # A loralib file is a plain state dict, so most have no configuration beside them.
@@ -73,19 +75,17 @@ GGUF = "gguf"
 # `detect_format` asks PEFT first and alone. The order of the others does not matter to it: their keys tell them apart,
 # and a file that two of them claim is refused. It is the order in which help texts and messages list the formats.
 FORMATS: tuple[Format, ...] = (
-    _dialect("peft.reader", "Hugging Face PEFT", writer="peft.writer", files=PEFT),
-    _dialect("gguf.reader", "GGUF adapter (llama.cpp)", writer="gguf.writer", files=Files("adapter.gguf")),
-    _dialect("mlx.reader", "mlx-lm", writer="mlx.writer", files=Files("adapters.safetensors", "adapter_config.json")),
+    _dialect("peft", "Hugging Face PEFT", files=PEFT),
+    _dialect("gguf", "GGUF adapter (llama.cpp)", files=Files("adapter.gguf")),
+    _dialect("mlx", "mlx-lm", files=Files("adapters.safetensors", "adapter_config.json")),
     _dialect("lycoris", "LyCORIS"),
-    _dialect("kohya.reader", "kohya, sd-scripts, musubi", writer="kohya.writer", files=Files("lora.safetensors")),
-    _dialect(
-        "diffusers.reader", "diffusers", writer="diffusers.writer", files=Files("pytorch_lora_weights.safetensors")
-    ),
-    _dialect("comfyui.reader", "ComfyUI", writer="comfyui.writer", files=Files("lora.safetensors")),
+    _dialect("kohya", "kohya, sd-scripts, musubi", files=Files("lora.safetensors")),
+    _dialect("diffusers", "diffusers", files=Files("pytorch_lora_weights.safetensors")),
+    _dialect("comfyui", "ComfyUI", files=Files("lora.safetensors")),
     _dialect("xlabs", "XLabs FLUX"),
     _dialect("torchtune", "torchtune"),
-    _dialect("litgpt.reader", "litgpt"),
-    _dialect("loralib.reader", "microsoft/loralib", writer="loralib.writer", files=LORALIB, silent=True),
+    _dialect("litgpt", "litgpt"),
+    _dialect("loralib", "microsoft/loralib", files=LORALIB, silent=True),
     _dialect("safeloras", "cloneofsimo safeloras"),
     _dialect("plain", "plain w_a_/w_b_ pairs (SAM-LoRA)"),
     Format(

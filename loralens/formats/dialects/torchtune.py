@@ -14,19 +14,21 @@ than in the model of Hugging Face (the two rows of a rotary pair are neighbours)
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from loralens.core.adapter import Adapter, Extra, Finding
-from loralens.core.lowrank import Layout, LowRank, Origin
+from loralens.core.lowrank import Layout, LowRank
 from loralens.core.structured import Update
 from loralens.errors import FormatError, ShapeError
+from loralens.formats.dialects import pairs
 from loralens.formats.dialects.alpha import alpha_unknown, config_scaling
-from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf, Parts, group, halves, matrices, origin_of, unfold
+from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf, Parts, match_leaf, origin_of
 from loralens.formats.files.container import Stored
 
 NAME = "torchtune"
 
-_HALF = re.compile(r"^(?P<name>.+)\.lora_(?P<half>[ab])\.weight$")
+_HALF = re.compile(r"^(?P<name>.+)\.lora_(?P<part>[ab])\.weight$")
 # torchtune's GroupedExperts, whose tensors have no `.weight`
 _EXPERTS = re.compile(r"^(?P<name>.+)\.lora_(?P<which>gate|up|down)_(?P<half>[ab])$")
 # q and k of torchtune's own models
@@ -35,11 +37,10 @@ _ROTARY = re.compile(r"(^|\.)layers\.[0-9]+\.attn\.[qk]_proj$")
 
 def torchtune_leaf(key: str) -> Leaf | None:
     """The module and the half that a key names; ``A3`` and ``B3`` are halves of a stack; None for any other key."""
-    half = _HALF.match(key)
-    if half:
-        return Leaf(half["name"], half["half"].upper())
     stack = _EXPERTS.match(key)
-    return Leaf(f"{stack['name']}.{stack['which']}_proj", f"{stack['half'].upper()}3") if stack else None
+    if stack:
+        return Leaf(f"{stack['name']}.{stack['which']}_proj", f"{stack['half'].upper()}3")
+    return match_leaf(key, _HALF)
 
 
 def detect(stored: Stored) -> bool:
@@ -55,22 +56,15 @@ def read(stored: Stored) -> Adapter:
     FormatError, ShapeError
         One half of a pair is missing, or factors do not fit together.
     """
-    groups, unpaired = group(stored.tensors, torchtune_leaf)
-    modules = unfold(groups, lambda name, parts: _modules(name, parts, stored.config))
+    groups, unpaired = pairs.group(stored.tensors, torchtune_leaf)
+    modules = pairs.unfold(groups, lambda name, parts: _modules(name, parts, stored.config))
     extra = {}
     for key, tensor in unpaired.items():
         name, _, last = key.rpartition(".")
         # Its size is checked here, because any other tensor of this name is only carried along.
         is_magnitude = last == "magnitude" and name in modules and tensor.size == modules[name].shape[0]
         extra[key] = Extra("magnitude" if is_magnitude else "other", name, tensor)
-    return Adapter(
-        modules=modules,
-        extra=extra,
-        config=stored.config,
-        metadata=stored.metadata,
-        format=NAME,
-        findings=tuple(_findings(modules)),
-    )
+    return pairs.make_adapter(stored, NAME, modules, extra, _findings(modules))
 
 
 def _modules(name: str, parts: Parts, config: Mapping[str, Any] | None) -> Iterator[tuple[str, LowRank]]:
@@ -78,22 +72,18 @@ def _modules(name: str, parts: Parts, config: Mapping[str, Any] | None) -> Itera
         # They would be the same module twice.
         if {"A3", "B3"} & set(parts):
             raise FormatError("a linear pair and a stack of experts have one name", fix=SAVE_AGAIN)
-        B, A = matrices(parts, names=("lora_b", "lora_a"))
-        module_scaling = config_scaling(config, A.shape[0], r="r")
-        yield name, LowRank(B, A, module_scaling.value, scaling=module_scaling, origin=origin_of(NAME, parts))
+        B, A = pairs.matrices(parts, names=("lora_b", "lora_a"))
+        yield name, pairs.pair(B, A, scaling=config_scaling(config, A.shape[0], r="r"), origin=origin_of(NAME, parts))
         return
-    b, a = halves(parts, B="B3", A="A3")
+    b, a = pairs.tensors_of(parts, "B3", "A3")
     if a.ndim != 3 or b.ndim != 3 or a.shape[0] != b.shape[0] or a.shape[2] != b.shape[1] or not a.size or not b.size:
-        raise ShapeError(f"lora_a {a.shape} and lora_b {b.shape} are no stack of experts", fix=SAVE_AGAIN)
+        raise ShapeError(f"lora_a {a.shape} and lora_b {b.shape} are not a stack of experts", fix=SAVE_AGAIN)
     (count, in_, rank), out = a.shape, b.shape[2]
-    origin = Origin(NAME, origin_of(NAME, parts, ("A3", "B3")).tensors, share=count)
-    module_scaling = config_scaling(config, rank, r="r")
+    origin, layout = replace(origin_of(NAME, parts, ("A3", "B3")), share=count), Layout("experts")
+    scaling = config_scaling(config, rank, r="r")
     for e in range(count):
         B, A = b.rows(e, e + 1).reshape(rank, out).T, a.rows(e, e + 1).reshape(in_, rank).T
-        yield (
-            f"{name}[{e}]",
-            LowRank(B, A, module_scaling.value, scaling=module_scaling, layout=Layout("experts"), origin=origin),
-        )
+        yield f"{name}[{e}]", LowRank(B, A, scaling.value, scaling=scaling, layout=layout, origin=origin)
 
 
 def _findings(modules: Mapping[str, Update]) -> list[Finding]:

@@ -15,7 +15,7 @@ of the attention. The file shows this number if it adapts ``linear2`` too; other
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -23,9 +23,9 @@ from loralens.core.adapter import Adapter, Finding
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import LowRank
 from loralens.core.scaling import Scaling
-from loralens.core.structured import Update
-from loralens.errors import ShapeError, place
-from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf, Parts, group, matrices, origin_of, pair, unpaired_extras
+from loralens.errors import ShapeError
+from loralens.formats.dialects import pairs
+from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf, Parts
 from loralens.formats.files.container import Stored
 
 NAME = "xlabs"
@@ -73,27 +73,19 @@ def read(stored: Stored) -> Adapter:
     FormatError, ShapeError
         One half of a pair is missing, or factors do not fit together.
     """
-    groups, unpaired = group(stored.tensors, xlabs_leaf)
-    modules: dict[str, Update] = {}
-    for name, parts in groups.items():
-        with place(name):
-            modules[name] = _module(name, parts, groups)
-    return Adapter(
-        modules=modules,
-        extra=unpaired_extras(unpaired),
-        config=stored.config,
-        metadata=stored.metadata,
-        format=NAME,
-        findings=tuple(_about_widths(groups) + _about_extras(unpaired)),
-    )
+    groups, unpaired = pairs.group(stored.tensors, xlabs_leaf)
+    modules = pairs.unfold(groups, lambda name, parts: [(name, _module(name, parts, groups))])
+    findings = _about_widths(groups) + pairs.unread_findings(list(unpaired))
+    return pairs.make_adapter(stored, NAME, modules, pairs.unpaired_extras(unpaired), findings)
 
 
 def _module(name: str, parts: Parts, groups: Mapping[str, Parts]) -> LowRank:
-    B, A = matrices(parts, names=("up", "down"))
+    B, A = pairs.matrices(parts, names=("up", "down"))
     # Only this weight is larger than what XLabs' processor adapts.
     if name.endswith(".linear1"):
         B = _pad(B, A.shape[1], _mlp(name, A.shape[1], groups))
-    return pair(B, A, scaling=Scaling("given", origin="XLabs has no alpha: scale 1"), origin=origin_of(NAME, parts))
+    scaling = Scaling("given", origin="XLabs has no alpha: scale 1")
+    return pairs.pair(B, A, scaling=scaling, origin=pairs.origin_of(NAME, parts))
 
 
 def _mlp(name: str, width: int, groups: Mapping[str, Parts]) -> int:
@@ -131,12 +123,3 @@ def _about_widths(groups: Mapping[str, Parts]) -> list[Finding]:
         return []
     text = f"{len(assumed)} updates of linear1, {assumed[0]} the first, are filled up to FLUX.1's 7 widths with zeros"
     return [Finding("note", "width-assumed", text)]
-
-
-def _about_extras(unpaired: Iterable[str]) -> list[Finding]:
-    """A finding about tensors that belong to no pair."""
-    keys = list(unpaired)
-    if not keys:
-        return []
-    text = f"{len(keys)} tensors belong to no pair and ride along: {', '.join(keys[:3])}"
-    return [Finding("warning", "tensor-unread", text)]

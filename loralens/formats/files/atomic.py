@@ -16,7 +16,7 @@ from typing import BinaryIO
 from loralens.errors import FormatError, OptionError, place
 from loralens.formats.files.apart import Input, check_apart
 from loralens.formats.files.disk import check_parent, disk_errors, flush, sync, sync_folder
-from loralens.formats.files.hold import lock
+from loralens.formats.files.hold import lock_or_refuse
 from loralens.formats.files.leftovers import hidden_path, remove, reserve, tidy
 
 # What a rename fails with where the target is a mount point (EBUSY, EXDEV), or lies in a folder that may not be written
@@ -80,10 +80,8 @@ def check_space(target: Path, needed: int) -> None:
     """Refuse to begin a long run whose result the disk has no room for. A quota of the user is not seen here."""
     free = shutil.disk_usage(target.absolute().parent).free
     if free < needed:
-        raise FormatError(
-            f"{target}: cannot be written: it takes {needed:,} bytes, and the disk has {free:,} left",
-            fix="free some space, or choose another place",
-        )
+        what = f"{target}: cannot be written: it takes {needed:,} bytes, and the disk has {free:,} left"
+        raise FormatError(what, fix="free some space, or choose another place")
 
 
 @contextmanager
@@ -151,11 +149,7 @@ def move_aside(target: Path) -> Iterator[Path | None]:
     if not os.path.lexists(target):
         yield None
         return
-    try:
-        descriptor = lock(target)  # else another run would take it for the remains of a killed one
-    except BlockingIOError as error:
-        fix = "wait for its end, or choose another target"
-        raise OptionError("a run is going on there at this moment", fix=fix) from error
+    descriptor = lock_or_refuse(target)  # without a lock, another run would take it for the remains of a killed one
     old = hidden_path(target, "old")
     try:
         target.rename(old)

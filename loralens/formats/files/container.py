@@ -32,34 +32,21 @@ MOST_AXES = 64  # NumPy's limit
 PIECE = 1 << 20  # bytes of a tensor that are copied at a time, so that memory does not grow with the tensor
 
 # All dtypes of safetensors that NumPy has, with ml_dtypes for the others. Those of less than 8 bits are missing.
-DTYPES: dict[str, np.dtype[Any]] = {
-    "F64": np.dtype(np.float64),
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
-    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
-    "F8_E4M3FNUZ": np.dtype(ml_dtypes.float8_e4m3fnuz),
-    "F8_E5M2FNUZ": np.dtype(ml_dtypes.float8_e5m2fnuz),
-    "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
-    "I64": np.dtype(np.int64),
-    "I32": np.dtype(np.int32),
-    "I16": np.dtype(np.int16),
-    "I8": np.dtype(np.int8),
-    "U64": np.dtype(np.uint64),
-    "U32": np.dtype(np.uint32),
-    "U16": np.dtype(np.uint16),
-    "U8": np.dtype(np.uint8),
-    "BOOL": np.dtype(np.bool_),
-    "C64": np.dtype(np.complex64),
-}
+_TYPES: dict[str, type] = {
+    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2, "F8_E4M3FNUZ": ml_dtypes.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": ml_dtypes.float8_e5m2fnuz, "F8_E8M0": ml_dtypes.float8_e8m0fnu,
+    "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8,
+    "U64": np.uint64, "U32": np.uint32, "U16": np.uint16, "U8": np.uint8, "BOOL": np.bool_, "C64": np.complex64,
+}  # fmt: skip
+DTYPES: dict[str, np.dtype[Any]] = {name: np.dtype(kind) for name, kind in _TYPES.items()}
 # E8M0 is a power of two without a sign: a type of scales, not of weights.
 FLOATS = frozenset(dtype for name, dtype in DTYPES.items() if name[0] in "FB" and name not in ("BOOL", "F8_E8M0"))
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 _STILL = "begin again when nothing else writes to it"
 _TRUNCATED = "download or copy the file again: its end is missing"
-_BROKEN = "the file is damaged, or no safetensors file: download or save it again"
+_BROKEN = "the file is damaged, or not a safetensors file: download or save it again"
 _RESTORE = "restore the file or save the adapter again"
 
 
@@ -82,12 +69,11 @@ class OpenFile:
             self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
             status = os.fstat(self._fd)
         except OSError as error:
-            raise FormatError(
-                f"cannot be opened: {error.strerror}", fix="check the path and its permissions"
-            ) from error
+            what = f"cannot be opened: {error.strerror}"
+            raise FormatError(what, fix="check the path and its permissions") from error
         # A device or a pipe has no size, and its bytes are gone once they are read.
         if not S_ISREG(status.st_mode):
-            raise FormatError("is no regular file", fix="give the adapter's file or folder")
+            raise FormatError("is not a regular file", fix="give the adapter's file or folder")
         self.size = status.st_size
         # compared at every read
         self._state = _state(status)
@@ -112,7 +98,11 @@ class OpenFile:
         """Read ``count`` bytes from ``start``; the caller has checked that the file was that long when opened."""
         parts = []
         while count:  # one call reads at most 2 GiB on Linux
-            part = self._pread(start, count)
+            try:
+                part = os.pread(self._fd, count, start)
+            except OSError as error:
+                what = f"cannot be read: {error.strerror}"
+                raise FormatError(what, fix="check the disk, or copy the file again").at(str(self.path)) from error
             if not part:
                 raise FormatError("the file became shorter while it was read", fix=_TRUNCATED).at(str(self.path))
             parts.append(part)
@@ -121,13 +111,6 @@ class OpenFile:
         if _state(os.fstat(self._fd)) != self._state:
             raise FormatError("was changed while it was read", fix=_STILL).at(str(self.path))
         return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    def _pread(self, start: int, count: int) -> bytes:
-        try:
-            return os.pread(self._fd, count, start)
-        except OSError as error:
-            what = f"cannot be read: {error.strerror}"
-            raise FormatError(what, fix="check the disk, or copy the file again").at(str(self.path)) from error
 
     def array(self, start: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> LazyArray:
         """The numbers at ``start`` as an array that is read when it is needed."""
@@ -195,7 +178,7 @@ def read_safetensors(path: Path) -> Stored:
     Raises
     ------
     FormatError
-        The file is damaged, or is no safetensors file.
+        The file is damaged, or is not a safetensors file.
     """
     with place(path):
         file = OpenFile(path)
@@ -246,9 +229,8 @@ def _span(key: str, entry: Any) -> Span:
         if len(shape) > MOST_AXES or prod(n for n in shape if n) * DTYPES[name].itemsize >= 2**63:
             raise FormatError(f"{name} {_shape(shape)} is too big for any array", fix=_BROKEN)
         if end - begin != prod(shape) * DTYPES[name].itemsize:
-            raise FormatError(
-                f"{name} {_shape(shape)} does not take the {end - begin:,} bytes of its offsets", fix=_BROKEN
-            )
+            what = f"{name} {_shape(shape)} does not take the {end - begin:,} bytes of its offsets"
+            raise FormatError(what, fix=_BROKEN)
         return begin, end, tuple(shape), DTYPES[name]
 
 
@@ -265,10 +247,8 @@ def _check_coverage(spans: Mapping[str, Span], size: int) -> None:
     ordered = sorted((begin, end, key) for key, (begin, end, _, _) in spans.items())
     for _, end, key in ordered:
         if end > size:
-            raise FormatError(
-                f"{key} ends at byte {end:,} of the data and the file holds {size:,}: the file is truncated",
-                fix=_TRUNCATED,
-            )
+            what = f"{key} ends at byte {end:,} of the data and the file holds {size:,}: the file is truncated"
+            raise FormatError(what, fix=_TRUNCATED)
     # The entry before the first tensor makes it begin at byte 0.
     for (_, end, first), (begin, _, second) in pairwise([(0, 0, "the start"), *ordered]):
         if begin != end:

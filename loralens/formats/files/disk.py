@@ -16,10 +16,8 @@ def disk_errors(path: Path | None = None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        refused = FormatError(
-            f"cannot be written: {error.strerror or error}",
-            fix="check free space and permissions, or choose another place",
-        )
+        fix = "check free space and permissions, or choose another place"
+        refused = FormatError(f"cannot be written: {error.strerror or error}", fix=fix)
         raise (refused.at(str(path)) if path else refused) from error
 
 
@@ -43,6 +41,14 @@ def flush(stream: BinaryIO) -> None:
     """Wait until the written bytes are on the disk, or until the disk reports an error."""
     stream.flush()
     os.fsync(stream.fileno())
+
+
+def write_at(descriptor: int, data: bytes | memoryview, offset: int) -> None:
+    """Write all of the data at a position; one call of the system may write only a part."""
+    view = memoryview(data)
+    while len(view):
+        count = os.pwrite(descriptor, view, offset)
+        view, offset = view[count:], offset + count
 
 
 def sync(path: Path) -> None:

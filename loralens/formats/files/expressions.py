@@ -164,10 +164,8 @@ def _compile(text: str) -> re.Pattern[str]:
             warnings.simplefilter("ignore")
             return re.compile(text)
     except (re.error, RecursionError, OverflowError) as error:
-        raise FormatError(
-            f"{_short(text)} is not a regular expression ({error})",
-            fix="correct adapter_config.json, or save the adapter again",
-        ) from error
+        what = f"{_short(text)} is not a regular expression ({error})"
+        raise FormatError(what, fix="correct adapter_config.json, or save the adapter again") from error
 
 
 @lru_cache(maxsize=1_000)
@@ -205,10 +203,15 @@ def _effort(text: str) -> Effort:
 def _sequence_effort(parts: Iterable[tuple[Any, Any]]) -> Effort:
     """The effort of parts that follow each other: their choices multiply."""
     efforts = [_part_effort(str(operator), argument) for operator, argument in parts]
+    return _total_effort(efforts, choices=prod(effort.choices for effort in efforts))
+
+
+def _total_effort(efforts: Sequence[Effort], *, choices: int, nodes: int = 0) -> Effort:
+    """The effort of several parts with these choices together, and with ``nodes`` of their own operator."""
     return Effort(
         sum(effort.repeats for effort in efforts),
-        min(NO_BOUND, prod(effort.choices for effort in efforts)),
-        sum(effort.nodes for effort in efforts),
+        min(NO_BOUND, choices),
+        nodes + sum(effort.nodes for effort in efforts),
         any(effort.repeating for effort in efforts),
     )
 
@@ -224,28 +227,15 @@ def _part_effort(operator: str, argument: Any) -> Effort:
     if operator == "ATOMIC_GROUP":
         return _sequence_effort(argument)
     if operator == "BRANCH":
+        # One of the alternatives is tried at a time, so their choices add up.
         branches = [_sequence_effort(branch) for branch in argument[1]]
-        return replace(
-            _alternatives_effort(branches), choices=min(NO_BOUND, sum(branch.choices for branch in branches))
-        )
+        return _total_effort(branches, choices=sum(branch.choices for branch in branches), nodes=1)
     # What a back-reference matches depends on the name, so the tries have no bound that the tree shows.
     if operator == "GROUPREF":
         return Effort(choices=NO_BOUND)
     if operator == "GROUPREF_EXISTS":
-        return replace(
-            _alternatives_effort([_sequence_effort(part) for part in argument[1:] if part]), choices=NO_BOUND
-        )
+        return _total_effort([_sequence_effort(part) for part in argument[1:] if part], choices=NO_BOUND, nodes=1)
     return Effort(choices=NO_BOUND, nodes=MOST_NODES + 1)  # an operator of a newer Python: refuse the expression
-
-
-def _alternatives_effort(efforts: Sequence[Effort]) -> Effort:
-    """The effort of alternatives, of which one at a time is tried; the caller sets the choices."""
-    return Effort(
-        sum(effort.repeats for effort in efforts),
-        1,
-        1 + sum(effort.nodes for effort in efforts),
-        any(effort.repeating for effort in efforts),
-    )
 
 
 def _repeat_effort(least: int, most: int, body: Any) -> Effort:

@@ -8,7 +8,7 @@ import weakref
 from pathlib import Path
 from typing import final
 
-from loralens.errors import OptionError
+from loralens.errors import OptionError, place
 
 
 @final
@@ -36,7 +36,8 @@ class Hold:
             Another process holds it.
         """
         if not self.is_taken:
-            descriptor = _lock_or_refuse(folder)
+            with place(folder):
+                descriptor = lock_or_refuse(folder)
             if descriptor is not None:
                 # The descriptor is closed with the object, also where nobody calls `release`.
                 self._end = weakref.finalize(self, os.close, descriptor)
@@ -49,19 +50,19 @@ class Hold:
 
 def check_free(folder: Path) -> None:
     """Refuse a folder that another process holds. The lock is shared, so several processes can check at once."""
-    descriptor = _lock_or_refuse(folder, shared=True)
+    with place(folder):
+        descriptor = lock_or_refuse(folder, shared=True)
     if descriptor is not None:
         os.close(descriptor)
 
 
-def _lock_or_refuse(folder: Path, *, shared: bool = False) -> int | None:
-    """The descriptor of a lock on a folder; None if locks are not supported."""
+def lock_or_refuse(path: Path, *, shared: bool = False) -> int | None:
+    """`lock` a file or folder, or raise an OptionError if another process holds the lock."""
     try:
-        return lock(folder, shared=shared)
+        return lock(path, shared=shared)
     except BlockingIOError as error:
-        raise OptionError(
-            f"{folder}: a run is going on there at this moment", fix="wait for its end, or choose another target"
-        ) from error
+        fix = "wait for its end, or choose another target"
+        raise OptionError("a run is going on there at this moment", fix=fix) from error
 
 
 def lock(path: Path, *, shared: bool = False) -> int | None:

@@ -23,14 +23,11 @@ def parse_object(data: bytes, encoding: str, *, what: str, fix: str) -> dict[str
     try:
         value = json.loads(data.decode(encoding), object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"{what}is not valid JSON ({_first_line(error)})", fix=fix) from error
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise FormatError(f"{what}is not valid JSON ({reason})", fix=fix) from error
     if not isinstance(value, dict):
         raise FormatError(f"{what}is not a JSON object", fix=fix)
     return value
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0][:120] if str(error) else type(error).__name__
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -65,12 +62,12 @@ def is_safe_text(value: Any) -> bool:
 
 
 def plain_text(value: Any) -> str | None:
-    """A value that is only shown to people, such as the name of the base; None if it is no text that can be shown."""
+    """A value that is only shown to people, such as the name of the base; None if it is not text that can be shown."""
     return value if is_safe_text(value) and 0 < len(value) <= NAME_LIMIT else None
 
 
 def finite_number(value: Any) -> float | None:
-    """The number as float64; None if it is no number, is not finite, or is a whole number beyond float64."""
+    """The number as float64; None if it is not a number, is not finite, or is a whole number beyond float64."""
     if type(value) not in (int, float):  # isinstance would accept true and false
         return None
     try:
@@ -92,6 +89,14 @@ def json_text(value: Any, *, indent: int | None = None) -> str:
     if not _SURROGATE.search(text):
         return text
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def json_or_none(text: str | None) -> Any:
+    """The value of a JSON text that need not be there; None if it is missing or not valid JSON."""
+    try:
+        return json.loads(text or "null")
+    except (ValueError, RecursionError):
+        return None
 
 
 def encodable(text: str) -> bool:

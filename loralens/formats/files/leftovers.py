@@ -118,16 +118,20 @@ def _places(target: Path) -> set[Path]:
 
 def _leftovers(folder: Path, is_target: Callable[[str], object]) -> list[tuple[Path, Path, int, str]]:
     """Hidden names in a folder: the path, the target beside it, the process id, and the end of the name."""
-    try:
-        inside = sorted(path.name for path in folder.iterdir())
-    except OSError:
-        return []  # the caller meets the same error when it writes there, and reports it
-    matches = [match for name in inside if name.startswith(".") and (match := _HIDDEN.fullmatch(name))]
     return [
         (folder / match[0], folder / match["name"], int(match["pid"]), match["end"])
-        for match in matches
+        for match in hidden_names(folder, _HIDDEN)
         if is_target(match["name"])
     ]
+
+
+def hidden_names(folder: Path, pattern: re.Pattern[str]) -> list[re.Match[str]]:
+    """The hidden names in a folder that a pattern fits as a whole, in order."""
+    try:
+        names = sorted(path.name for path in folder.iterdir() if path.name.startswith("."))
+    except OSError:
+        return []  # the caller meets the same error when it writes there, and reports it
+    return [match for match in map(pattern.fullmatch, names) if match]
 
 
 @contextmanager

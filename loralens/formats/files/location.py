@@ -36,7 +36,7 @@ def adapter_file(path: Path) -> Path:
     with _report_os_errors(path):
         file = _file_in_folder(path) if path.is_dir() else path
         if not file.is_file():
-            raise OptionError(f"{file}: is no regular file", fix="give the adapter's file or folder")
+            raise OptionError(f"{file}: is not a regular file", fix="give the adapter's file or folder")
         with place(file):
             _check_start(file)
     return file
@@ -73,7 +73,10 @@ def existing_path(path: Path) -> Path:
         if folder:
             return folder
     # The message says which of the three meanings were looked for.
-    tried = ", and the local Hub cache has no snapshot of it" if hub else _package_problem(name)
+    tried = ", and the local Hub cache has no snapshot of it" if hub else ""
+    if not hub and _names_package(name):
+        without_model = f", and the installed package {name} holds no transformers model"
+        tried = without_model if is_installed(name) else ", and no package of this name is installed"
     raise OptionError(f"{path}: no such file or folder{tried}", fix=_FIX)
 
 
@@ -93,14 +96,6 @@ def known_folder(name: str) -> Path | None:
 def _package_folder(name: str) -> Path | None:
     """The model folder in the installed package ``name``, if the name can be one of a package."""
     return model_folder(name) if _names_package(name) else None
-
-
-def _package_problem(name: str) -> str:
-    if not _names_package(name):
-        return ""
-    if is_installed(name):
-        return f", and the installed package {name} holds no transformers model"
-    return ", and no package of this name is installed"
 
 
 def _names_package(name: str) -> bool:
@@ -145,9 +140,8 @@ def _file_in_folder(folder: Path) -> Path:
         if len({file.parent for file in files}) == 1:
             return files[0]
     if not files:
-        raise FormatError("the folder holds no adapter file", fix=f"give the file, or a folder with {NAMES[0]}").at(
-            str(folder)
-        )
+        fix = f"give the file, or a folder with {NAMES[0]}"
+        raise FormatError("the folder holds no adapter file", fix=fix).at(str(folder))
     listed = ", ".join(str(file.relative_to(folder)) for file in files[:8]) + (" …" if len(files) > 8 else "")
     raise FormatError(f"the folder holds several candidates: {listed}", fix="give one of these files").at(str(folder))
 
@@ -156,9 +150,8 @@ def _check_start(file: Path) -> None:
     """Refuse a file whose first bytes show that it holds no tensors: a Git-LFS pointer, a web page, or nothing."""
     start = _first_bytes(file, 64)
     if start.startswith(_LFS):
-        raise FormatError(
-            "is a Git-LFS pointer, not the weights", fix="run 'git lfs pull', or download the file itself"
-        )
+        fix = "run 'git lfs pull', or download the file itself"
+        raise FormatError("is a Git-LFS pointer, not the weights", fix=fix)
     if not start:
         raise FormatError("is empty", fix="download or copy the file again")
     if len(start) < 8:  # the length of a safetensors header takes 8, and other containers need more

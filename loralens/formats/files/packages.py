@@ -36,7 +36,14 @@ def model_folder(name: str) -> Path | None:
         The package holds several models.
     """
     distribution = _distribution(name)
-    folders = _models(distribution) if distribution else []
+    if distribution is None:
+        return None
+    files = [file for file in distribution.files or () if is_relative_name(file.as_posix())]
+    configured = {file.parent for file in files if file.name == "config.json"}
+    weighed = {file.parent for file in files if _WEIGHTS.fullmatch(file.name)}
+    folders = sorted(Path(str(distribution.locate_file(folder))) for folder in configured & weighed)
+    # The record of an installation may name files that are no longer there.
+    folders = [folder for folder in folders if (folder / "config.json").is_file()]
     if len(folders) > 1:
         listed = ", ".join(str(folder) for folder in folders[:8]) + (" …" if len(folders) > 8 else "")
         raise OptionError(f"{name}: the installed package holds several models: {listed}", fix="give one of these")
@@ -57,12 +64,3 @@ def _distribution(name: str) -> "Distribution | None":
         return distribution(name) if is_package_name(name) else None
     except PackageNotFoundError:
         return None
-
-
-def _models(distribution: "Distribution") -> list[Path]:
-    files = [file for file in distribution.files or () if is_relative_name(file.as_posix())]
-    configured = {file.parent for file in files if file.name == "config.json"}
-    weighed = {file.parent for file in files if _WEIGHTS.fullmatch(file.name)}
-    folders = sorted(Path(str(distribution.locate_file(folder))) for folder in configured & weighed)
-    # The record of an installation may name files that are no longer there.
-    return [folder for folder in folders if (folder / "config.json").is_file()]

@@ -24,14 +24,14 @@ def is_relative_name(name: object) -> TypeGuard[str]:
     """
     if not isinstance(name, str) or "\\" in name or "\0" in name or len(name) > LONGEST_PATH:
         return False
+    parts = name.split("/")
     try:
-        lengths = [len(os.fsencode(part)) for part in name.split("/")]
+        longest = max(len(os.fsencode(part)) for part in parts)
     except UnicodeEncodeError:  # a lone surrogate that does not stand for a byte of a path
         return False
-    parts = name.split("/")
     # A drive is checked on every system, so that a file is valid everywhere or nowhere.
     plain = all(part not in ("", ".", "..") and not PureWindowsPath(part).drive for part in parts)
-    return plain and max(lengths) <= LONGEST_NAME
+    return plain and longest <= LONGEST_NAME
 
 
 def check_relative_name(name: object, *, fix: str) -> None:

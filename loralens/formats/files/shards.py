@@ -43,7 +43,12 @@ def weight_files(folder: Path) -> WeightFiles | None:
     # An index decides, because a folder may hold shards of several models.
     if index:
         content = read_json(index)
-        return WeightFiles(_shards(folder, index, content), index, content)
+        shards = tuple(folder / name for name in shard_names(content, index.name))
+        for shard in shards:
+            if not shard.is_file():
+                what = f"{shard.name} is named by {index.name} and missing"
+                raise OptionError(what, fix="download the missing shard")
+        return WeightFiles(shards, index, content)
     file = _usual(folder, "*.safetensors", "files and no index", fix="give one of these files")
     return WeightFiles((file,), None, {}) if file else None
 
@@ -72,9 +77,8 @@ def shard_names(content: Any, index: str) -> list[str]:
     for name in set(names.values()):
         # An index may come from anybody, and names files that are opened.
         if not is_relative_name(name) or "/" in name:
-            raise FormatError(
-                f"{index} names {name!a:.100}, which is no plain file name", fix="download the index again"
-            )
+            what = f"{index} names {name!a:.100}, which is not a plain file name"
+            raise FormatError(what, fix="download the index again")
     return sorted(set(names.values()))
 
 
@@ -83,15 +87,5 @@ def check_index(text: str, index: str) -> None:
     try:
         content = json.loads(text.removeprefix("\ufeff"))  # `read_json` accepts a byte order mark too
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"{index} is no JSON", fix="download the index again") from error
+        raise FormatError(f"{index} is not JSON", fix="download the index again") from error
     shard_names(content, index)
-
-
-def _shards(folder: Path, index: Path, content: dict[str, Any]) -> tuple[Path, ...]:
-    shards = []
-    for name in shard_names(content, index.name):
-        shard = folder / name
-        if not shard.is_file():
-            raise OptionError(f"{name} is named by {index.name} and missing", fix="download the missing shard")
-        shards.append(shard)
-    return tuple(shards)

@@ -27,9 +27,10 @@ def folders(root: Path, *, follow: bool = False, without: Callable[[str], bool])
             with os.scandir(folder) as entries:
                 for entry in entries:
                     (inner if _is_folder(entry, follow=follow) else files).append(entry.name)
-            number = _number(folder) if follow else None
+            status = folder.stat() if follow else None
         except OSError:
             continue  # permissions do not allow reading it, or its path is too long for the system
+        number = (status.st_dev, status.st_ino) if status else None
         # a link to a folder above, which would never end
         if number in ancestors:
             continue
@@ -43,8 +44,3 @@ def _is_folder(entry: os.DirEntry[str], *, follow: bool) -> bool:
         return entry.is_dir(follow_symlinks=follow)
     except OSError:
         return False
-
-
-def _number(folder: Path) -> tuple[int, int]:
-    status = folder.stat()
-    return status.st_dev, status.st_ino

@@ -34,19 +34,16 @@ def write_safetensors(stored: Stored, path: Path, *, put: Put = atomic_file) -> 
                 for key in stored.tensors:  # `check.keys()` would make two more copies of all names
                     check.get_slice(key)
         except SafetensorError as error:
-            raise FormatError(
-                f"safetensors cannot read what was written ({error})", fix="report this as a bug"
-            ) from error
+            what = f"safetensors cannot read what was written ({error})"
+            raise FormatError(what, fix="report this as a bug") from error
 
 
 def write_files(stored: Stored, path: Path, *, files: Files, overwrite: bool, dry_run: bool = False) -> None:
     """Write into a folder, or to a file if ``path`` has the suffix of one; a dry run only makes the checks."""
     suffix = Path(files.weights).suffix
     if path.suffix in SUFFIXES and path.suffix != suffix:
-        raise OptionError(
-            f"{path}: this format is not written to {path.suffix} files",
-            fix=f"give a folder, or a file ending in {suffix}",
-        )
+        what = f"{path}: this format is not written to {path.suffix} files"
+        raise OptionError(what, fix=f"give a folder, or a file ending in {suffix}")
     if not dry_run:
         # Only a file has the suffix of the format; a new folder may have any name.
         write = write_file if path.suffix == suffix else write_folder

@@ -60,15 +60,14 @@ def _same(copy: LazyArray, own: LazyArray) -> bool:
         return False
     # rows whose numbers fill a block
     step = max(1, BLOCK * copy.shape[0] // copy.size)
-    return all(_equal(_rows(copy, i, step), _rows(own, i, step)) for i in range(0, copy.shape[0], step))
+    with np.errstate(over="ignore"):
+        # A number of the base that is too large for the copy's dtype becomes infinite, and then differs.
+        return all(
+            np.array_equal(_rows(copy, i, step), _rows(own, i, step).astype(copy.dtype))
+            for i in range(0, copy.shape[0], step)
+        )
 
 
 def _rows(tensor: LazyArray, start: int, step: int) -> Array:
     stop = min(start + step, tensor.shape[0])
     return tensor.rows(start, stop).read() if tensor.streams else tensor.read()[start:stop]
-
-
-def _equal(copy: Array, own: Array) -> bool:
-    # A number of the base that is too large for the copy's dtype becomes infinite, and then differs.
-    with np.errstate(over="ignore"):
-        return np.array_equal(copy, own.astype(copy.dtype))

@@ -14,7 +14,7 @@ from loralens.formats.files.container import read_json, read_safetensors
 from loralens.formats.files.location import existing_path, is_gguf, snapshot
 from loralens.formats.files.shards import weight_files
 from loralens.formats.models.float8 import dequantise, scales_of
-from loralens.formats.models.quantised_bases import check_numbers, check_shapes
+from loralens.formats.models.quantised_bases import check_not_quantised
 
 # Model types whose linear layers are transformers' Conv1D, which stores its weight as (in, out).
 CONV1D = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
@@ -64,7 +64,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     # The configuration is read separately, as a single file may be given.
     stored, config = _read_tensors(path), model_config(path)
     with place(path):
-        check_numbers(stored, config)
+        check_not_quantised(stored, config)
         tensors, notes = dequantise(stored, config)
         spread = scales_of(stored, config).spread if notes else {}
     # The doctor needs the stored dtypes and scales to predict how a merge is rounded.
@@ -87,7 +87,7 @@ def shapes(path: Path) -> dict[str, tuple[int, ...]]:
     path = resolve_path(path)
     stored = _read_tensors(path)
     with place(path):
-        check_shapes(stored, model_config(path))
+        check_not_quantised(stored, model_config(path), only_shapes=True)
     return {key: tensor.shape for key, tensor in stored.items()}
 
 
@@ -106,16 +106,14 @@ def stores_conv1d(path: Path) -> bool:
 def resolve_path(path: Path) -> Path:
     """The file or folder of the model; for a ``models--org--name`` folder of the Hub cache, that of its snapshot."""
     path = existing_path(path)
-    # It is no folder of a cache.
+    # It is not a folder of a cache.
     if not (path / "snapshots").is_dir():
         return path
     chosen = snapshot(path)
     if not chosen:
         names = ", ".join(sorted(p.name for p in (path / "snapshots").iterdir())[:6]) or "none"
-        raise OptionError(
-            f"{path}: refs/main points to none of its snapshots ({names})",
-            fix="give the folder of one snapshot, or download the model again",
-        )
+        what = f"{path}: refs/main points to none of its snapshots ({names})"
+        raise OptionError(what, fix="give the folder of one snapshot, or download the model again")
     return chosen
 
 
@@ -128,9 +126,12 @@ def _read_tensors(path: Path) -> Mapping[str, LazyArray]:
         return read_safetensors(path).tensors
     with place(path):
         tensors = _folder(path)
-        # A folder without weights may hold the components of a pipeline.
+        # A folder without weights may hold the components of a pipeline, whose keys begin with the component's name.
         if tensors is None:
-            tensors = _components(path)
+            tensors = {}
+            # Sorted, so that keys have the same order on every disk.
+            for inner in sorted(p for p in path.iterdir() if p.is_dir()):
+                tensors |= {f"{inner.name}.{key}": tensor for key, tensor in (_folder(inner) or {}).items()}
         if not tensors:
             raise _no_weights_error(path)
     return tensors
@@ -156,13 +157,3 @@ def _folder(folder: Path) -> dict[str, LazyArray] | None:
     """The tensors in the folder of one model; None if it holds none."""
     listing = weight_files(folder)
     return {key: t for file in listing.files for key, t in read_safetensors(file).tensors.items()} if listing else None
-
-
-def _components(folder: Path) -> dict[str, LazyArray]:
-    """The tensors of a diffusers pipeline; their keys begin with the name of their component."""
-    tensors: dict[str, LazyArray] = {}
-    # Sorted, so that keys have the same order on every disk.
-    for inner in sorted(p for p in folder.iterdir() if p.is_dir()):
-        component_tensors = _folder(inner)
-        tensors.update((f"{inner.name}.{key}", tensor) for key, tensor in (component_tensors or {}).items())
-    return tensors

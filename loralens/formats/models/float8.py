@@ -9,8 +9,7 @@ Despite its name, the first is a factor and not a divisor. For a stack of expert
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -49,9 +48,7 @@ def dequantise(tensors: Tensors, config: Mapping[str, Any] | None) -> tuple[Tens
     return floats, (Finding("note", "float8", text),)
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class Float8Scales:
+class Float8Scales(NamedTuple):
     """The factors of float8 weights.
 
     Attributes
@@ -84,7 +81,10 @@ def scales_of(tensors: Tensors, config: Mapping[str, Any] | None) -> Float8Scale
 
 def _scale_keys(tensors: Tensors) -> dict[str, str]:
     """The key of every float8 weight that has a scale → the key of its scale."""
-    return {key: scale for key, tensor in tensors.items() if _is_float8(tensor) and (scale := _scale(key, tensors))}
+    # E8M0 is a type of scales, not of weights.
+    weights = [key for key, t in tensors.items() if t.dtype.name.startswith("float8") and "e8m0" not in t.dtype.name]
+    # Of two scales, the first end in SCALES counts.
+    return {key: key + end for key in weights for end in reversed(SCALES) if key + end in tensors}
 
 
 def _keys_to_leave_out(tensors: Tensors, scaled: Mapping[str, str]) -> tuple[str, ...]:
@@ -100,16 +100,6 @@ def _ones(shape: tuple[int, ...]) -> LazyArray:
     return LazyArray(lambda: np.ones(shape, np.float32), shape=shape, dtype=np.float32, rows=rows)
 
 
-def _is_float8(tensor: LazyArray) -> bool:
-    # E8M0 is a type of scales, not of weights.
-    return tensor.dtype.name.startswith("float8") and "e8m0" not in tensor.dtype.name
-
-
-def _scale(key: str, tensors: Tensors) -> str:
-    """The key of a weight's scale; empty if it has none."""
-    return next((key + end for end in SCALES if key + end in tensors), "")
-
-
 def _block(config: Mapping[str, Any] | None) -> tuple[int, int]:
     """The block size of the configuration, or the default."""
     section = (config or {}).get("quantization_config")
@@ -123,17 +113,14 @@ def _product(tensor: LazyArray, scale: LazyArray, block: tuple[int, int]) -> Laz
     """A weight times its scale, float32; its rows can be read separately if the stored ones can."""
     steps = _steps(tensor.shape, scale.shape, block)
 
+    def product(numbers: Array, start: int) -> Array:
+        return _multiply(numbers, scale.read().astype(np.float32), steps, start)
+
     def rows(start: int, stop: int) -> Array:
-        return _multiply(tensor.rows(start, stop).read(), _floats(scale), steps, start)
+        return product(tensor.rows(start, stop).read(), start)
 
-    def read() -> Array:
-        return _multiply(tensor.read(), _floats(scale), steps, 0)
-
-    return LazyArray(read, shape=tensor.shape, dtype=np.float32, rows=rows if tensor.streams else None)
-
-
-def _floats(scale: LazyArray) -> Array:
-    return scale.read().astype(np.float32)
+    rowwise = rows if tensor.streams else None
+    return LazyArray(lambda: product(tensor.read(), 0), shape=tensor.shape, dtype=np.float32, rows=rowwise)
 
 
 def _steps(shape: tuple[int, ...], scale: tuple[int, ...], block: tuple[int, int]) -> tuple[int, ...]:
@@ -153,10 +140,8 @@ def _steps(shape: tuple[int, ...], scale: tuple[int, ...], block: tuple[int, int
         )
         if all(-(-n // step) == count for n, count, step in zip(shape, scale, steps, strict=True)):
             return steps
-    raise FormatError(
-        f"a float8 weight {shape} with scales {scale} and blocks of {block[0]} × {block[1]}",
-        fix="keep config.json beside the weights: it says the block size; or give a 16-bit sibling",
-    )
+    what = f"a float8 weight {shape} with scales {scale} and blocks of {block[0]} × {block[1]}"
+    raise FormatError(what, fix="keep config.json beside the weights: it says the block size; or give a 16-bit sibling")
 
 
 def _multiply(array: Array, scale: Array, steps: tuple[int, ...], start: int) -> Array:

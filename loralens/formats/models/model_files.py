@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 from loralens.core.lazy import LazyArray
 from loralens.errors import FormatError, OptionError, place
@@ -43,9 +43,7 @@ class Shard:
     offsets: Mapping[str, int]
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class Index:
+class Index(NamedTuple):
     """The JSON file that says which shard holds which tensor.
 
     Attributes
@@ -95,7 +93,7 @@ class ModelFiles:
         for name in self.companions if self.root.is_dir() else ():
             path = self.root / name
             if not path.is_file():
-                what = "is a link to a file that is not there" if path.is_symlink() else "is no regular file"
+                what = "is a link to a file that is not there" if path.is_symlink() else "is not a regular file"
                 raise FormatError(f"{name} {what}", fix="remove it, or restore the file").at(str(self.root))
 
     def check_unchanged(self) -> None:

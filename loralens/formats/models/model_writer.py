@@ -6,11 +6,12 @@ import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Event, Thread
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from loralens.errors import FormatError, place
 from loralens.formats.files.apart import Input
 from loralens.formats.files.atomic import atomic_path, check_space, check_write_target
 from loralens.formats.files.container import DTYPES, header_bytes, tensor_pieces
-from loralens.formats.files.disk import disk_errors
+from loralens.formats.files.disk import disk_errors, write_at
 from loralens.formats.files.json_text import dumps
 from loralens.formats.files.leftovers import tidy
 from loralens.formats.files.relative_name import path_to_write
@@ -129,11 +130,10 @@ def write_model(
         jobs, tensors = list[_Job](), files.tensors
         check_space(target, copy_bytes(tensors, changes))
         for shard in files.shards:
-            fd = os.open(
-                path_to_write(part, shard.name) if files.root.is_dir() else part, os.O_RDWR | os.O_CREAT, 0o666
-            )
+            path = path_to_write(part, shard.name) if files.root.is_dir() else part
+            fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
             opened.callback(os.close, fd)
-            jobs += _jobs(shard, fd, files, _Outline(changes, frozenset(dropped), (headers or {}).get(shard.name)))
+            jobs += _jobs(shard, fd, files, changes, frozenset(dropped), (headers or {}).get(shard.name))
         # The largest tensors first: else one of them could begin last and keep a single thread busy at the end.
         _run(sorted(jobs, key=lambda job: -job.nbytes), _Work(fill, watch, step), threads)
         if write_beside:
@@ -200,19 +200,7 @@ def _spec(key: str, tensors: Mapping[str, LazyArray], changes: Mapping[str, Chan
     return changes[key] if key in changes else Change(tensors[key].dtype, tensors[key].shape)
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class _Outline:
-    """The differences between one shard of the copy and its original."""
-
-    changes: Mapping[str, Change]
-    dropped: Collection[str]
-    header: bytes | None
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class _Job:
+class _Job(NamedTuple):
     """One tensor that is written at a position of a file."""
 
     key: str
@@ -222,24 +210,34 @@ class _Job:
     source: LazyArray | None  # the tensor that is copied; None for a change
 
 
-def _jobs(shard: Shard, fd: int, files: ModelFiles, outline: _Outline) -> Iterator[_Job]:
+def _jobs(
+    shard: Shard,
+    fd: int,
+    files: ModelFiles,
+    changes: Mapping[str, Change],
+    dropped: Collection[str],
+    header: bytes | None,
+) -> Iterator[_Job]:
     """Give a shard's file its full size and its header, and return the tensors that are still to be written.
 
     The header stays byte for byte the same if no tensor changes its dtype, its shape or its shard.
     """
-    tensors, changes = files.tensors, outline.changes
-    header: bytes
+    tensors = files.tensors
     offsets: Mapping[str, int]
-    if outline.header:
-        header = outline.header
+    if header:
         specs, offsets = _specs_of(header, shard.name)
     else:
-        keys = [shard.prefix + key for key in shard.stored.tensors if shard.prefix + key not in outline.dropped]
+        keys = [shard.prefix + key for key in shard.stored.tensors if shard.prefix + key not in dropped]
         keys += [key for key in changes if key not in tensors and _shard_for(key, files) is shard]
         specs = {key.removeprefix(shard.prefix): _spec(key, tensors, changes) for key in keys}
         header, offsets = shard.header, shard.offsets
-        if not _have_same_layout(specs, shard.stored.tensors):
-            header = header_bytes({key: _placeholder(spec) for key, spec in specs.items()}, shard.stored.metadata)
+        if specs != {key: Change(t.dtype, t.shape) for key, t in shard.stored.tensors.items()}:
+            # Arrays of which only the dtype and the shape are asked for.
+            empty = {
+                key: LazyArray(partial(np.empty, spec.shape, spec.dtype), shape=spec.shape, dtype=spec.dtype)
+                for key, spec in specs.items()
+            }
+            header = header_bytes(empty, shard.stored.metadata)
             offsets = offsets_of(header[8:])
     # A header that the caller gives comes from an undo file, which may belong to another model.
     for key, spec in specs.items():
@@ -248,12 +246,11 @@ def _jobs(shard: Shard, fd: int, files: ModelFiles, outline: _Outline) -> Iterat
             raise FormatError(f"{shard.name}: its header and the model differ in {key}", fix=_ANOTHER)
     # With the full size set first, threads can write tensors at their positions in any order.
     os.truncate(fd, len(header) + sum(spec.nbytes for spec in specs.values()))
-    _write_at(fd, header, 0)
+    write_at(fd, header, 0)
     for key, spec in specs.items():
         full_key = shard.prefix + key
-        yield _Job(
-            full_key, fd, len(header) + offsets[key], spec.nbytes, None if full_key in changes else tensors[full_key]
-        )
+        source = None if full_key in changes else tensors[full_key]
+        yield _Job(full_key, fd, len(header) + offsets[key], spec.nbytes, source)
 
 
 def _specs_of(header: bytes, name: str) -> tuple[dict[str, Change], dict[str, int]]:
@@ -273,21 +270,8 @@ def _specs_of(header: bytes, name: str) -> tuple[dict[str, Change], dict[str, in
                 raise ValueError(f"offsets of {key}")
         return specs, offsets_of(header[8:])
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise FormatError(
-            f"{name}: its header is not as it was written ({ascii(error)[:120]})", fix=_DAMAGED
-        ) from error
-
-
-def _have_same_layout(specs: Mapping[str, Change], tensors: Mapping[str, LazyArray]) -> bool:
-    """Whether the keys, dtypes and shapes of two sets of tensors are the same."""
-    return set(specs) == set(tensors) and all(
-        (spec.dtype, spec.shape) == (tensors[key].dtype, tensors[key].shape) for key, spec in specs.items()
-    )
-
-
-def _placeholder(spec: Change) -> LazyArray:
-    """An array of this dtype and shape without content, from which a header is made."""
-    return LazyArray(lambda: np.empty(spec.shape, spec.dtype), shape=spec.shape, dtype=spec.dtype)
+        what = f"{name}: its header is not as it was written ({ascii(error)[:120]})"
+        raise FormatError(what, fix=_DAMAGED) from error
 
 
 @final
@@ -309,7 +293,7 @@ class _Work:
             if self.watch and job.source is not None:
                 self.watch(job.key, block)
             data = np.ascontiguousarray(block).reshape(-1).view(np.uint8).data
-            _write_at(job.file, data, offset)
+            write_at(job.file, data, offset)
             _start_writeback(job.file, offset, len(data))
             offset += len(data)
             if self.step:
@@ -350,14 +334,6 @@ def _run(jobs: list[_Job], doing: _Work, threads: int) -> None:
             thread.join()
     if errors:
         raise errors[0]
-
-
-def _write_at(fd: int, data: bytes | memoryview, offset: int) -> None:
-    """Write all of the data at a position; one call of the system may write only a part."""
-    view = memoryview(data)
-    while len(view):
-        count = os.pwrite(fd, view, offset)
-        view, offset = view[count:], offset + count
 
 
 def _start_writeback(fd: int, offset: int, count: int) -> None:

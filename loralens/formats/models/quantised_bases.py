@@ -1,8 +1,7 @@
 """Recognising quantised base models by the tensors that only they store. They are refused: their numbers are codes."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,9 +15,7 @@ Tensors = Mapping[str, LazyArray]
 FLOAT8_METHODS = frozenset({"fp8", "fbgemm_fp8", "compressed-tensors", "modelopt"})
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class Quantisation:
+class Quantisation(NamedTuple):
     """A method of quantisation, and how its files are recognised.
 
     Attributes
@@ -45,7 +42,7 @@ QUANTISATIONS = (
     Quantisation("bitsandbytes 4-bit", (".absmax", ".quant_map")),
     Quantisation("bitsandbytes int8", (".SCB",), shaped=True),
     Quantisation("GPTQ", (".qweight", ".g_idx")),
-    # GPTQ without g_idx has the same keys; `_quantised_error` then takes the name from the configuration.
+    # GPTQ without g_idx has the same keys; `check_not_quantised` then takes the name from the configuration.
     Quantisation("AWQ", (".qweight", ".qzeros", ".scales")),
     Quantisation("MLX", (".scales",), codes=".weight", dtype="uint32"),
     Quantisation("compressed-tensors", (".weight_packed",)),
@@ -58,45 +55,36 @@ QUANTISATIONS = (
 )
 
 
-def check_numbers(tensors: Tensors, config: Mapping[str, Any] | None) -> None:
+def check_not_quantised(tensors: Tensors, config: Mapping[str, Any] | None, *, only_shapes: bool = False) -> None:
     """Refuse a base whose weights are stored as codes.
 
-    Raises
-    ------
-    FormatError
-        It is quantised.
-    """
-    quantisation = _quantisation(tensors, config)
-    if quantisation:
-        raise _quantised_error(quantisation, config)
-
-
-def check_shapes(tensors: Tensors, config: Mapping[str, Any] | None) -> None:
-    """Refuse a base whose keys and shapes are not those of its weights.
+    With ``only_shapes``, codes that have the keys and the shapes of the weights are accepted.
 
     Raises
     ------
     FormatError
-        It is quantised, and the codes do not have the shape of the weights.
+        It is quantised. The message names the method and, if the configuration does, the model it was made from.
     """
     quantisation = _quantisation(tensors, config)
-    if quantisation and not quantisation.shaped:
-        raise _quantised_error(quantisation, config)
+    if quantisation is None or (only_shapes and quantisation.shaped):
+        return
+    # The keys are the same, so only the configuration knows.
+    name = "GPTQ" if quantisation.name == "AWQ" and _stated_method(config) == "gptq" else quantisation.name
+    source = (config or {}).get("_name_or_path")
+    source_text = f" ({ascii(source)[1:-1][:80]})" if isinstance(source, str) and "/" in source else ""
+    fix = "give the 16-bit model it was made from: an adapter trained on a quantised base fits that sibling"
+    raise FormatError(f"its weights are quantised: {name}{source_text}", fix=fix)
 
 
 def _quantisation(tensors: Tensors, config: Mapping[str, Any] | None) -> Quantisation | None:
     for quantisation in QUANTISATIONS:
-        if all(any(key.endswith(end) for key in tensors) for end in quantisation.ends) and (
-            not quantisation.codes
-            or any(
-                key.endswith(quantisation.codes) and str(t.dtype) == quantisation.dtype for key, t in tensors.items()
-            )
-        ):
+        ends = all(any(key.endswith(end) for key in tensors) for end in quantisation.ends)
+        coded = (str(t.dtype) == quantisation.dtype for key, t in tensors.items() if key.endswith(quantisation.codes))
+        if ends and (not quantisation.codes or any(coded)):
             return quantisation
     # Weights are matrices of floating point numbers. Matrices of integers are codes of a method not listed above.
-    if any(
-        key.endswith(".weight") and t.ndim >= 2 and np.issubdtype(t.dtype, np.integer) for key, t in tensors.items()
-    ):
+    matrices = (t for key, t in tensors.items() if key.endswith(".weight") and t.ndim >= 2)
+    if any(np.issubdtype(matrix.dtype, np.integer) for matrix in matrices):
         return Quantisation(_stated_method(config) or "integer", (), shaped=True)
     return None
 
@@ -106,14 +94,3 @@ def _stated_method(config: Mapping[str, Any] | None) -> str:
     section = (config or {}).get("quantization_config")
     method = section.get("quant_method") if isinstance(section, dict) else None
     return ascii(method)[1:-1][:40] if isinstance(method, str) and method not in FLOAT8_METHODS else ""
-
-
-def _quantised_error(quantisation: Quantisation, config: Mapping[str, Any] | None) -> FormatError:
-    # The keys are the same, so only the configuration knows.
-    name = "GPTQ" if quantisation.name == "AWQ" and _stated_method(config) == "gptq" else quantisation.name
-    source = (config or {}).get("_name_or_path")
-    source_text = f" ({ascii(source)[1:-1][:80]})" if isinstance(source, str) and "/" in source else ""
-    return FormatError(
-        f"its weights are quantised: {name}{source_text}",
-        fix="give the 16-bit model it was made from: an adapter trained on a quantised base fits that sibling",
-    )

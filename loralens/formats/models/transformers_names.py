@@ -8,6 +8,7 @@ Mixtral and Qwen2-MoE. The names are those of ``conversion_mapping.py`` in trans
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -80,7 +81,11 @@ def use_memory_names(adapter: Adapter, config: Mapping[str, Any] | None) -> Adap
     new = {name: other for name in adapter if (other := _apply_rules(name, rules)) != name}
     if new:
         adapter = adapter.renamed(new)
-    adapter = replace(adapter, extra=_rename_extras(adapter.extra, rules), config=_rename_saved(adapter.config, rules))
+    saved = (adapter.config or {}).get("modules_to_save")
+    if isinstance(saved, list):
+        names = [_apply_rules(str(name), rules) for name in saved]
+        adapter = replace(adapter, config={**(adapter.config or {}), "modules_to_save": names})
+    adapter = replace(adapter, extra=_rename_extras(adapter.extra, rules))
     # After renaming, because the stacks are those of memory.
     if kind in JOINED:
         adapter = replace(adapter, modules=_join_experts(adapter.modules, _count(config)))
@@ -96,14 +101,6 @@ def _rename_extras(extras: Mapping[str, Extra], rules: Rules) -> dict[str, Extra
         name = _apply_rules(extra.module, rules)
         renamed[key.replace(extra.module, name) if extra.module else key] = replace(extra, module=name)
     return renamed
-
-
-def _rename_saved(config: Mapping[str, Any] | None, rules: Rules) -> Mapping[str, Any] | None:
-    """The configuration with the names of memory in ``modules_to_save``."""
-    saved = (config or {}).get("modules_to_save")
-    if config is None or not isinstance(saved, list):
-        return config
-    return {**config, "modules_to_save": [_apply_rules(str(name), rules) for name in saved]}
 
 
 def _apply_rules(name: str, rules: Rules) -> str:
@@ -158,23 +155,21 @@ def _join_experts(modules: Mapping[str, Update], count: int) -> dict[str, Update
 def _stack_pairs(updates: Mapping[str, Update], parts: tuple[str, ...], shape: tuple[int, int], rank: int) -> LowRank:
     """Join pairs whose updates are stacked by rows: B is block-diagonal with the scales in it, A is stacked."""
     out, in_ = shape
+    present = [(i * out, updates[part]) for i, part in enumerate(parts) if part in updates]
+    # The first column of B, and row of A, of each pair.
+    starts = list(accumulate((module.rank for _, module in present), initial=0))
 
     def B() -> Array:
-        stacked, column = np.zeros((len(parts) * out, rank), np.float32), 0
-        for i, part in enumerate(parts):
-            if part in updates:
-                module = updates[part]
-                block = module.scale * module.B.astype(np.float64)
-                stacked[i * out : (i + 1) * out, column : column + module.rank] = block
-                column += module.rank
+        stacked = np.zeros((len(parts) * out, rank), np.float32)
+        for (row, module), column in zip(present, starts, strict=False):
+            block = module.scale * module.B.astype(np.float64)
+            stacked[row : row + out, column : column + module.rank] = block
         return stacked
 
     def A() -> Array:
-        stacked, row = np.zeros((rank, in_), np.float32), 0
-        for part in parts:
-            if part in updates:
-                stacked[row : row + updates[part].rank] = updates[part].A
-                row += updates[part].rank
+        stacked = np.zeros((rank, in_), np.float32)
+        for (_, module), row in zip(present, starts, strict=False):
+            stacked[row : row + module.rank] = module.A
         return stacked
 
     return LowRank(

@@ -108,9 +108,8 @@ class SvdCache:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise FormatError(
-                f"{self.folder}: cannot be made: {error.strerror}", fix="choose another folder with --cache DIR"
-            ) from error
+            what = f"{self.folder}: cannot be made: {error.strerror}"
+            raise FormatError(what, fix="choose another folder with --cache DIR") from error
         # Remains of killed runs are removed here, because no other run may ever write the same entry.
         tidy_folder(self.folder, _ENTRY.fullmatch)
         tensors = {name: LazyArray.of(part) for name, part in svd._asdict().items()}
@@ -144,11 +143,9 @@ class SvdCache:
 
 def _is_thin_svd(svd: Decomposed, shape: tuple[int, int]) -> bool:
     """Whether the arrays can be the thin SVD of a weight of this shape, which the checksum does not tell."""
-    out, in_ = shape
-    k = min(shape)
-    due = {"U": ((out, k), np.float32), "s": ((k,), np.float64), "V": ((in_, k), np.float32)}
-    parts = svd._asdict()
-    if not all(parts[name].shape == dims and parts[name].dtype == dtype for name, (dims, dtype) in due.items()):
+    (out, in_), k = shape, min(shape)
+    expected = {"U": ((out, k), np.float32), "s": ((k,), np.float64), "V": ((in_, k), np.float32)}
+    if {name: (part.shape, part.dtype) for name, part in svd._asdict().items()} != expected:
         return False
     descending = bool((svd.s[:-1] >= svd.s[1:]).all()) and bool((svd.s >= 0).all())
     return descending and all(np.isfinite(part).all() for part in svd)

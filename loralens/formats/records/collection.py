@@ -64,7 +64,7 @@ def candidates(root: Path) -> list[Path]:
         ``root`` is not a folder.
     """
     if not root.is_dir():
-        raise OptionError(f"{root}: is no folder", fix="give the folder to look through")
+        raise OptionError(f"{root}: is not a folder", fix="give the folder to look through")
     return sorted(_walk(root), key=lambda path: path.parts)
 
 
@@ -120,7 +120,7 @@ def examine_file(path: Path, *, allow_pickle: bool = False, once: bool = False) 
 
 
 def _is_model(path: Path) -> bool:
-    """Whether a file that is no adapter is a valid tensor file without an adapter's configuration beside it."""
+    """Whether a file that is not an adapter is a valid tensor file without an adapter's configuration beside it."""
     try:
         # A pickle is not opened just to find out what it is.
         if path.is_dir() or (path.parent / CONFIG).exists() or is_pickle(path):

@@ -182,8 +182,7 @@ def _shuffle(corpus: Corpus, rows: Mapping[str, Row]) -> tuple[Example, ...]:
 
 def _topics(path: Path) -> Iterator[Row]:
     """Documents and their topics, from a table with the three header rows of Orange."""
-    for label, text in _columns(path, "Category", "Text"):
-        yield Row(text, label)
+    return map(Row._make, _columns(path, "Text", "Category"))
 
 
 def _authors(path: Path) -> Iterator[Row]:
@@ -198,8 +197,7 @@ def _authors(path: Path) -> Iterator[Row]:
 
 def _sentiments(path: Path) -> Iterator[Row]:
     """Tweets and their sentiments. The file is not valid UTF-8, already in its source, so it is read as Latin-1."""
-    for label, text in _columns(path, "sentiment", "text", encoding="latin-1", delimiter=",", under=0):
-        yield Row(text, label)
+    return map(Row._make, _columns(path, "text", "sentiment", encoding="latin-1", delimiter=",", under=0))
 
 
 def _columns(
@@ -221,27 +219,11 @@ def _columns(
 
 
 _NEWSGROUPS = (
-    "alt.atheism",
-    "comp.graphics",
-    "comp.os.ms-windows.misc",
-    "comp.sys.ibm.pc.hardware",
-    "comp.sys.mac.hardware",
-    "comp.windows.x",
-    "misc.forsale",
-    "rec.autos",
-    "rec.motorcycles",
-    "rec.sport.baseball",
-    "rec.sport.hockey",
-    "sci.crypt",
-    "sci.electronics",
-    "sci.med",
-    "sci.space",
-    "soc.religion.christian",
-    "talk.politics.guns",
-    "talk.politics.mideast",
-    "talk.politics.misc",
-    "talk.religion.misc",
-)
+    "alt.atheism", "comp.graphics", "comp.os.ms-windows.misc", "comp.sys.ibm.pc.hardware", "comp.sys.mac.hardware",
+    "comp.windows.x", "misc.forsale", "rec.autos", "rec.motorcycles", "rec.sport.baseball", "rec.sport.hockey",
+    "sci.crypt", "sci.electronics", "sci.med", "sci.space", "soc.religion.christian", "talk.politics.guns",
+    "talk.politics.mideast", "talk.politics.misc", "talk.religion.misc",
+)  # fmt: skip
 
 _TASKS = (
     Corpus(

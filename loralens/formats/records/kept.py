@@ -15,7 +15,7 @@ from pathlib import Path
 from loralens.errors import place
 from loralens.formats.files.disk import disk_errors, sync_folder
 from loralens.formats.files.hold import lock
-from loralens.formats.files.leftovers import claim, remove, tidy
+from loralens.formats.files.leftovers import claim, hidden_names, remove, tidy
 
 _KEPT = re.compile(r"\.(?P<name>.+)\.(?P<pid>[0-9]+)\.(?P<model>[0-9]+)\.kept", re.DOTALL)
 
@@ -85,10 +85,8 @@ def _number(model: Path) -> int | None:
 
 def _leftovers(file: Path) -> list[tuple[Path, int, int]]:
     """What is kept of a file: the hidden path, the process id, and the inode of the model."""
-    try:
-        names = sorted(path.name for path in file.parent.iterdir())
-    except OSError:
-        return []  # the caller meets the same error when it writes there, and reports it
-    matches = [match for name in names if name.endswith(".kept") and (match := _KEPT.fullmatch(name))]
-    ours = [(file.with_name(match[0]), match) for match in matches if match["name"] == file.name]
-    return [(path, int(match["pid"]), int(match["model"])) for path, match in ours if not path.is_symlink()]
+    return [
+        (file.with_name(match[0]), int(match["pid"]), int(match["model"]))
+        for match in hidden_names(file.parent, _KEPT)
+        if match["name"] == file.name and not file.with_name(match[0]).is_symlink()
+    ]

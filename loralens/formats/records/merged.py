@@ -43,17 +43,13 @@ def check_replaceable(target: Path, names: Collection[str]) -> None:
     """
     written = _files_written(target)
     # A file with a new version in the new folder is replaced, and not lost.
-    lost = [
-        name
-        for name, size in file_sizes(target).items()
-        if name not in names and written.get(name) != size and not _is_own(target, name)
-    ]
+    strange = [n for n, size in file_sizes(target).items() if n not in names and written.get(n) != size]
+    # Undo files and certificates are ours, by their usual name or by their content.
+    lost = [n for n in strange if not (_OWN.fullmatch(n) or is_undo(target / n) or is_certificate(target / n))]
     if lost:
         listed = ", ".join(lost[:_SHOWN]) + (f" and {len(lost) - _SHOWN} more" if len(lost) > _SHOWN else "")
-        raise OptionError(
-            f"holds what the new model does not have and no merge wrote: {listed}",
-            fix="move it elsewhere, or choose another target: --overwrite replaces the whole folder",
-        )
+        fix = "move it elsewhere, or choose another target: --overwrite replaces the whole folder"
+        raise OptionError(f"holds what the new model does not have and no merge wrote: {listed}", fix=fix)
 
 
 def _files_written(folder: Path) -> dict[str, int]:
@@ -65,11 +61,6 @@ def _files_written(folder: Path) -> dict[str, int]:
     if not isinstance(listed, dict):
         return {}
     return {name: size for name, size in listed.items() if is_relative_name(name) and type(size) is int}
-
-
-def _is_own(folder: Path, name: str) -> bool:
-    """Whether a file is an undo file or a certificate, by its usual name or by its content."""
-    return _OWN.fullmatch(name) is not None or is_undo(folder / name) or is_certificate(folder / name)
 
 
 def is_undo(path: Path) -> bool:

@@ -7,6 +7,7 @@ module, ``unmeasured`` and ``source``.
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -66,16 +67,12 @@ def check_moments_target(path: Path, *, overwrite: bool) -> None:
     if path.exists() and (path.is_dir() or not overwrite):
         raise OptionError(f"{path}: exists", fix="choose another target, or give --overwrite")
     # --overwrite must not destroy an adapter whose name was given by mistake.
-    if path.exists() and not _holds_moments(path):
-        raise OptionError(f"{path}: exists, and holds no moments", fix="choose another target")
-
-
-def _holds_moments(path: Path) -> bool:
-    """Whether a file holds moments, so that ``overwrite`` may replace it; an adapter or a base model may not."""
-    try:
-        return KEY in (read_safetensors(path).metadata or {})
-    except FormatError:
-        return False
+    if path.exists():
+        metadata: Mapping[str, str] | None = None
+        with suppress(FormatError):
+            metadata = read_safetensors(path).metadata
+        if KEY not in (metadata or {}):
+            raise OptionError(f"{path}: exists, and holds no moments", fix="choose another target")
 
 
 def load_moments(path: str | PathLike[str]) -> Moments:
@@ -98,12 +95,8 @@ def load_moments(path: str | PathLike[str]) -> Moments:
         extra = set(stored.tensors) - {f"{name}.{side}" for name in modules for side in "KG"}
         if extra:
             raise FormatError(f"{min(extra)} belongs to no module that was counted", fix=_AGAIN)
-    return Moments(
-        modules=modules,
-        fingerprint=record["fingerprint"],
-        unmeasured=record["unmeasured"],
-        source=record["source"],
-    )
+    described = {field: record[field] for field in ("fingerprint", "unmeasured", "source")}
+    return Moments(modules=modules, **described)
 
 
 def _record(stored: Stored) -> dict[str, Any]:
@@ -134,8 +127,7 @@ def _record(stored: Stored) -> dict[str, Any]:
 
 def _moment(name: str, count: int, trace: float | None, tensors: Mapping[str, LazyArray]) -> Moment:
     with place(name):
-        K = _square(tensors, f"{name}.K")
-        G = _square(tensors, f"{name}.G") if f"{name}.G" in tensors else None
+        K, G = (_square(tensors, f"{name}.{side}") for side in "KG")
         if K is None:
             raise FormatError("it was counted and its moments are missing", fix=_AGAIN)
         return Moment(K, count, G, trace=trace)
@@ -147,7 +139,7 @@ def _square(tensors: Mapping[str, LazyArray], key: str) -> Array | None:
         return None
     tensor = tensors[key]
     if tensor.ndim != 2 or tensor.shape[0] != tensor.shape[1] or tensor.dtype != np.float64:
-        raise FormatError(f"{key} {tensor.shape} {tensor.dtype} is no square float64 matrix", fix=_AGAIN)
+        raise FormatError(f"{key} {tensor.shape} {tensor.dtype} is not a square float64 matrix", fix=_AGAIN)
     array = tensor.read()
     if not np.isfinite(array).all():
         raise FormatError(f"{key} holds NaN or Inf", fix=_AGAIN)
@@ -157,5 +149,6 @@ def _square(tensors: Mapping[str, LazyArray], key: str) -> Array | None:
     # eigvalsh returns the smallest eigenvalue first.
     lowest = float(np.linalg.eigvalsh(array)[0]) if size else 0.0
     if np.abs(array - array.T).max(initial=0.0) > ROUNDING * size or lowest < -ROUNDING * size:
-        raise FormatError(f"{key} is no matrix of second moments: not symmetric, or of negative ones", fix=_AGAIN)
+        what = f"{key} is not a matrix of second moments: it is not symmetric, or has a negative eigenvalue"
+        raise FormatError(what, fix=_AGAIN)
     return array

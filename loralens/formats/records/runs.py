@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 from loralens.errors import LoraLensError, OptionError
 from loralens.formats.files.container import read_json
@@ -27,9 +27,7 @@ _MLX = re.compile(r"(\d+)_adapters\.safetensors")
 _STEP = re.compile(r"(?:checkpoint|ckpt|step|iter)[-_ ]?(\d{1,15})", re.IGNORECASE)
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class RunCheckpoint:
+class RunCheckpoint(NamedTuple):
     """One adapter of a run.
 
     Attributes
@@ -45,9 +43,7 @@ class RunCheckpoint:
     step: int | None
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class LoggedLoss:
+class LoggedLoss(NamedTuple):
     """A logged loss and its step."""
 
     value: float
@@ -88,10 +84,8 @@ def read_run(paths: Sequence[Path]) -> Run:
     # One path is the folder of a run; several are its adapters.
     members = _members(paths[0]) if len(paths) == 1 else list(paths)
     if len(members) < 2:
-        raise OptionError(
-            f"{paths[0]}: holds {len(members) or 'no'} checkpoint{'s' if len(members) != 1 else ''}",
-            fix="give a folder with checkpoint-N folders in it, or two or more adapters",
-        )
+        what = f"{paths[0]}: holds {len(members) or 'no'} checkpoint{'s' if len(members) != 1 else ''}"
+        raise OptionError(what, fix="give a folder with checkpoint-N folders in it, or two or more adapters")
     states = {path: state for path in [*paths, *members] if (state := _state(path))}
     checkpoints = [RunCheckpoint(path, _step(path, states)) for path in members]
     _check_steps(checkpoints)
@@ -119,7 +113,7 @@ def nearest_loss(losses: Iterable[LoggedLoss], step: int | None) -> LoggedLoss |
 
 def _members(folder: Path) -> list[Path]:
     """The checkpoints in a folder: those of Trainer, else those of mlx-lm."""
-    # A single file is no run.
+    # A single file is not a run.
     if not folder.is_dir():
         return []
     inside = list(folder.iterdir())
@@ -142,13 +136,11 @@ def _state(path: Path) -> Mapping[str, Any] | None:
 
 def _log(path: Path) -> list[Mapping[str, Any]]:
     """The lines of our own log with the keys of Trainer."""
-    entries: list[Mapping[str, Any]] = []
-    for entry in log_entries(path):
-        # Our log nests the measures, and Trainer's history has them flat.
-        evaluation = entry.get("evaluation")
-        measured = {"eval_loss": evaluation.get("loss")} if isinstance(evaluation, dict) else {}
-        entries.append({**entry, **measured})
-    return entries
+    # Our log nests the measures, and Trainer's history has them flat.
+    return [
+        {**entry, "eval_loss": measures.get("loss")} if isinstance(measures := entry.get("evaluation"), dict) else entry
+        for entry in log_entries(path)
+    ]
 
 
 def _step(path: Path, states: Mapping[Path, Mapping[str, Any]]) -> int | None:
@@ -162,7 +154,7 @@ def _step(path: Path, states: Mapping[Path, Mapping[str, Any]]) -> int | None:
 
 
 def _only_adapter(path: Path) -> str:
-    """The name of the adapter file in a folder; empty if the path is no folder, or holds none or several."""
+    """The name of the adapter file in a folder; empty if the path is not a folder, or holds none or several."""
     if not path.is_dir():
         return ""
     with suppress(LoraLensError):
@@ -180,10 +172,8 @@ def _check_steps(checkpoints: Iterable[RunCheckpoint]) -> None:
     paths: dict[int, Path] = {}
     for checkpoint in checkpoints:
         if checkpoint.step is not None and checkpoint.step in paths:
-            raise OptionError(
-                f"{paths[checkpoint.step]} and {checkpoint.path} are both of step {checkpoint.step}",
-                fix="give the checkpoints of one run",
-            )
+            what = f"{paths[checkpoint.step]} and {checkpoint.path} are both of step {checkpoint.step}"
+            raise OptionError(what, fix="give the checkpoints of one run")
         if checkpoint.step is not None:
             paths[checkpoint.step] = checkpoint.path
 

@@ -32,27 +32,17 @@ def sarif(findings: Sequence[Record], *, rules: Mapping[str, str], root: Path) -
         The folder of the repository, to which paths are made relative.
     """
     # Sorted, so that the log does not depend on the order of findings.
-    codes = sorted({str(one["code"]) for one in findings})
+    codes = sorted({str(finding["code"]) for finding in findings})
     index = {code: i for i, code in enumerate(codes)}
-    log = {
-        "$schema": SCHEMA,
-        "version": "2.1.0",
-        "runs": [
-            {
-                "tool": {
-                    "driver": {
-                        "name": "loralens",
-                        "version": __version__,
-                        "informationUri": "https://arxiv.org/abs/2106.09685",
-                        "rules": [_rule(code, rules.get(code, "")) for code in codes],
-                    }
-                },
-                "columnKind": "unicodeCodePoints",
-                "results": [_result(one, index, root) for one in findings],
-            }
-        ],
+    driver = {
+        "name": "loralens",
+        "version": __version__,
+        "informationUri": "https://arxiv.org/abs/2106.09685",
+        "rules": [_rule(code, rules.get(code, "")) for code in codes],
     }
-    return dumps(log)
+    results = [_result(finding, index, root) for finding in findings]
+    run = {"tool": {"driver": driver}, "columnKind": "unicodeCodePoints", "results": results}
+    return dumps({"$schema": SCHEMA, "version": "2.1.0", "runs": [run]})
 
 
 def check_log_target(path: Path) -> None:

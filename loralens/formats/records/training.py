@@ -19,6 +19,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, final
 
@@ -35,6 +36,7 @@ from loralens.formats.files.hold import Hold, check_free
 from loralens.formats.files.leftovers import is_moved_aside, remove, tidy
 from loralens.formats.files.location import NAMES, SUFFIXES
 from loralens.formats.files.writing import write_safetensors
+from loralens.formats.records.training_log import log_entries
 
 KEY = "loralens.training"  # the key in the metadata of a state
 RUN, LOG, STATE = "run.json", "log.jsonl", "state.safetensors"
@@ -60,12 +62,10 @@ class Training:
     def __init__(self, target: Path) -> None:
         # Its hidden and unfinished names are made of its own name.
         if target.name in ("", ".."):
-            raise OptionError(f"{target}: is no name for a run", fix="give a folder that is not there yet")
+            raise OptionError(f"{target}: is not a name for a run", fix="give a folder that is not there yet")
         if target.suffix in SUFFIXES:
-            raise OptionError(
-                f"{target}: a run is a folder, not a {target.suffix} file",
-                fix=f"give {target.with_suffix('')}; loralens convert makes a file of what is in it",
-            )
+            fix = f"give {target.with_suffix('')}; loralens convert makes a file of what is in it"
+            raise OptionError(f"{target}: a run is a folder, not a {target.suffix} file", fix=fix)
         self.target = target
         self.folder = target.with_name(f"{target.name}.unfinished")
         self._hold = Hold()
@@ -99,21 +99,20 @@ class Training:
             if folder.exists() and not folder.is_dir():
                 raise OptionError(f"{folder}: is a file, and a run is a folder", fix="choose another target")
             if folder.exists() and overwrite and not _ours(folder):
-                raise OptionError(
-                    f"{folder}: holds no training run, so it is not replaced", fix="choose another target"
-                )
+                what = f"{folder}: holds no training run, so it is not replaced"
+                raise OptionError(what, fix="choose another target")
             if folder.exists() and overwrite and (strangers := _strangers(folder)):
-                raise OptionError(
-                    f"{folder}: holds what no training run wrote, and would be lost: {some(strangers)}",
-                    fix="move it elsewhere, or choose another target",
-                )
+                what = f"{folder}: holds what no training run wrote, and would be lost: {some(strangers)}"
+                raise OptionError(what, fix="move it elsewhere, or choose another target")
         if self.folder.exists() and not self._hold.is_taken:
             check_free(self.folder)
         if (self.folder / RUN).exists() and not overwrite:
-            raise OptionError(
-                f"{self.folder}: holds an unfinished run{self._progress()}",
-                fix="go on with it: --resume; or begin anew: --overwrite",
-            )
+            state = None
+            with suppress(FormatError):
+                state = self._state()
+            progress = f" that stopped after step {state.step}" if state else ""
+            what = f"{self.folder}: holds an unfinished run{progress}"
+            raise OptionError(what, fix="go on with it: --resume; or begin anew: --overwrite")
         if (self.target.exists() or is_moved_aside(self.target)) and not overwrite:
             raise OptionError(f"{self.target}: exists", fix="choose another target, or give --overwrite")
         if self.folder.exists() and not _ours(self.folder):
@@ -141,12 +140,10 @@ class Training:
             this_run = json.loads(json.dumps(run))  # as it would be read back: tuples are lists in JSON
             other = [name for name in {**saved_run, **this_run} if saved_run.get(name) != this_run.get(name)]
             if other:
-                differences = "; ".join(
-                    f"{n} is {_short(saved_run.get(n))} there, {_short(this_run.get(n))} here" for n in other[:3]
-                )
-                raise MismatchError(
-                    f"holds another run: {differences}", fix="go on with the same options, or --overwrite it"
-                )
+                values = ((n, _short(saved_run.get(n)), _short(this_run.get(n))) for n in other[:3])
+                differences = "; ".join(f"{name} is {there} there, {here} here" for name, there, here in values)
+                fix = "go on with the same options, or --overwrite it"
+                raise MismatchError(f"holds another run: {differences}", fix=fix)
             state = self._state()
         for part in self.folder.glob(".*.part"):  # files that a killed run left incomplete
             remove(part)
@@ -213,13 +210,6 @@ class Training:
         """Whether there is a state from which the run can be resumed."""
         return (self.folder / STATE).exists()
 
-    def _progress(self) -> str:
-        try:
-            state = self._state()
-        except FormatError:
-            return ""
-        return f" that stopped after step {state.step}" if state else ""
-
     def _state(self) -> State | None:
         path = self.folder / STATE
         if not path.exists():
@@ -237,9 +227,8 @@ class Training:
         """Remove the lines of the log and the snapshots that came after a step."""
         path = self.folder / LOG
         if path.exists():
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-            remaining = [line for line in lines if (at := _step(line)) is not None and at <= step]
-            self._write(LOG, "".join(f"{line}\n" for line in remaining))
+            remaining = [entry for entry in log_entries(path) if entry["step"] <= step]
+            self._write(LOG, "".join(f"{json.dumps(entry)}\n" for entry in remaining))
         # They would be written again, and perhaps differ.
         for at, snapshot in self.snapshots:
             if at > step:
@@ -265,14 +254,6 @@ def _strangers(folder: Path) -> list[str]:
         if not _OWN.fullmatch(name) and not (name.endswith(".part") and path.name.startswith(".")):
             strangers.append(name)
     return strangers
-
-
-def _step(line: str) -> int | None:
-    """The step of a line of the log; None if the line was cut off when a run was killed."""
-    try:
-        return int(json.loads(line)["step"])
-    except (KeyError, ValueError, TypeError, OverflowError, RecursionError):
-        return None
 
 
 def _short(value: Any) -> str:

@@ -1,17 +1,13 @@
 """Reading the log of ``loralens train``: losses by step, and evaluations in order."""
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, NamedTuple
 
-from loralens.formats.files.json_text import finite_number
+from loralens.formats.files.json_text import finite_number, json_or_none
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class History:
+class History(NamedTuple):
     """The losses and evaluations in a log.
 
     Attributes
@@ -44,10 +40,7 @@ def log_entries(path: Path) -> list[dict[str, Any]]:
     """The lines of a log that have a step; lines that were cut off when a run was killed are left out."""
     entries: list[dict[str, Any]] = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
+        entry = json_or_none(line)
         if isinstance(entry, dict) and type(entry.get("step")) is int:
             entries.append(entry)
     return entries

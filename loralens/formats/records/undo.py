@@ -3,7 +3,6 @@
 `loralens.merging.undo.layout` describes its tensors and its only metadata key.
 """
 
-import json
 import os
 import tempfile
 from collections.abc import Mapping
@@ -16,7 +15,8 @@ import numpy as np
 from loralens.core.lazy import Array, LazyArray
 from loralens.errors import FormatError, OptionError, place
 from loralens.formats.files.container import Stored, read_safetensors
-from loralens.formats.files.json_text import json_text
+from loralens.formats.files.disk import write_at
+from loralens.formats.files.json_text import json_or_none, json_text
 from loralens.formats.files.writing import write_safetensors
 
 KEY = "loralens_undo"
@@ -49,11 +49,7 @@ class Spool:
                 # In the given folder: the system's own may be a small disk in memory.
                 self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - closed when the context ends
             file, start, self._end = self._file.fileno(), self._end, self._end + len(data)
-        written = 0
-        # One call may write only a part.
-        while written < len(data):
-            written += os.pwrite(file, memoryview(data)[written:], start + written)
-
+        write_at(file, data, start)
         size = len(data)
 
         def numbers(first: int, last: int) -> Array:
@@ -81,12 +77,8 @@ def read_undo(path: Path) -> tuple[Mapping[str, LazyArray], dict[str, Any]]:
         raise OptionError(f"{path}: no such file", fix=f"give the undo file of the merge: {NAME} in its folder")
     stored = read_safetensors(path)
     with place(path):
-        text = (stored.metadata or {}).get(KEY)
-        try:
-            content = json.loads(text or "null")
-        # A safetensors file without our key is no undo file, and neither is one with a damaged value.
-        except (ValueError, RecursionError):
-            content = None
+        content = json_or_none((stored.metadata or {}).get(KEY))
+        # A safetensors file without our key is not an undo file, and neither is one with a damaged value.
         if not isinstance(content, dict):
-            raise FormatError("is no undo file", fix=f"give the {NAME} that merge wrote")
+            raise FormatError("is not an undo file", fix=f"give the {NAME} that merge wrote")
     return stored.tensors, content

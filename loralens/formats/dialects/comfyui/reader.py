@@ -25,12 +25,11 @@ from collections.abc import Mapping
 from loralens.core.adapter import Adapter, Extra, Finding
 from loralens.core.lowrank import LowRank
 from loralens.core.structured import Update
-from loralens.errors import ShapeError
-from loralens.formats.dialects import alpha
+from loralens.formats.dialects import alpha, pairs
 from loralens.formats.dialects.diffusers.keys import LYCORIS
 from loralens.formats.dialects.diffusers.metadata import KEY
 from loralens.formats.dialects.kohya.reader import magnitude_role
-from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf, Parts, gather, halves, origin_of, pair
+from loralens.formats.dialects.pairs import Leaf, Parts, match_leaf
 from loralens.formats.files.container import Stored
 
 NAME = "comfyui"
@@ -41,11 +40,10 @@ KOHYA = ("lora_", "lycoris_")  # prefixes of kohya's dialect, whose names have u
 
 _OWN = ("diffusion_model.", "text_encoders.")
 # x.lora_up.weight, and x.lora.up.weight of diffusers' older files.
-_UP_DOWN = re.compile(r"^(?P<name>.+)\.lora[_.](?P<half>up|down)\.weight$")
+_UP_DOWN = re.compile(r"^(?P<name>.+)\.lora[_.](?P<part>up|down)\.weight$")
 # x.lora_A.weight, x.lora_A.ADAPTER.weight, and x.lora_A without an ending (Mochi).
-_A_B = re.compile(r"^(?P<name>.+)\.lora_(?P<half>[AB])(?:(?:\.(?!weight$|bias$)[^.]+)?\.weight)?$")
+_A_B = re.compile(r"^(?P<name>.+)\.lora_(?P<part>[AB])(?:(?:\.(?!weight$|bias$)[^.]+)?\.weight)?$")
 _OTHER = re.compile(rf"^(?P<name>.+)\.(?P<part>alpha|dora_scale|{'|'.join(ROLES)})$")
-_PARTS = {"up": "B", "down": "A"}
 # role, code and text of the warnings about extras, in the order in which they are shown
 _NOTICES = (
     ("diff", "full-difference", "weights have a full difference (.diff), which is kept and not measured"),
@@ -58,17 +56,13 @@ _NOTICES = (
         "use-dora",
         "modules are DoRA by input: magnitudes are kept, and what is measured is ΔW = scale·B·A",
     ),
-    ("other", "tensor-unread", "tensors belong to no pair and ride along"),
+    ("other", "tensor-unread", "tensors belong to no pair and are kept unchanged"),
 )
 
 
 def parse_comfyui_key(key: str) -> Leaf | None:
     """The name in the file and the part of a key; None for a key that ComfyUI does not know."""
-    half = _UP_DOWN.match(key) or _A_B.match(key)
-    if half:
-        return Leaf(half["name"], _PARTS.get(half["half"], half["half"]))
-    other = _OTHER.match(key)
-    return Leaf(other["name"], other["part"]) if other else None
+    return match_leaf(key, _UP_DOWN, _A_B, _OTHER)
 
 
 def comfyui_leaf(key: str) -> Leaf | None:
@@ -91,14 +85,12 @@ def detect(stored: Stored) -> bool:
     keys = stored.tensors
     if KEY in (stored.metadata or {}) or any(LYCORIS.search(key) for key in keys):
         return False
-    down = [found["name"] for key in keys if _is_up_or_down(key) and (found := _UP_DOWN.match(key))]
-    dotted = all("." in name and not name.startswith(KOHYA) for name in down)
-    other_halves = [key for key in keys if (_A_B.match(key) or _UP_DOWN.match(key)) and not _is_up_or_down(key)]
-    return bool(down or other_halves) and dotted and all(key.startswith(_OWN) for key in other_halves)
-
-
-def _is_up_or_down(key: str) -> bool:
-    return key.endswith((".lora_down.weight", ".lora_up.weight"))
+    halves = {key: leaf.name for key in keys if (leaf := match_leaf(key, _UP_DOWN, _A_B))}
+    plain = {key for key in halves if key.endswith((".lora_down.weight", ".lora_up.weight"))}
+    return bool(halves) and all(
+        "." in name and not name.startswith(KOHYA) if key in plain else key.startswith(_OWN)
+        for key, name in halves.items()
+    )
 
 
 def read(stored: Stored) -> Adapter:
@@ -109,28 +101,20 @@ def read(stored: Stored) -> Adapter:
     FormatError, ShapeError
         One half of a pair is missing, factors do not fit together, or an α is not a number.
     """
-    modules, extra = gather(
+    modules, extra = pairs.gather(
         stored.tensors,
         comfyui_leaf,
         update=lambda _, parts: _module(parts) if "A" in parts or "B" in parts else None,
         companions=_companions,
     )
-    return Adapter(
-        modules=modules,
-        extra=extra,
-        config=stored.config,
-        metadata=stored.metadata,
-        format=NAME,
-        findings=tuple(alpha.alpha_findings(modules, stored.metadata) + _about_extras(extra, modules)),
-    )
+    findings = alpha.alpha_findings(modules, stored.metadata) + _about_extras(extra, modules)
+    return pairs.make_adapter(stored, NAME, modules, extra, findings)
 
 
 def _module(parts: Parts) -> LowRank:
-    B, A = halves(parts)
-    # A vector could be neither factor.
-    if A.ndim < 2 or not A.size or not B.size:
-        raise ShapeError(f"B {B.shape} and A {A.shape} hold no pair", fix=SAVE_AGAIN)
-    return pair(B, A, scaling=alpha.stored_scaling(parts, A.shape[0]), origin=origin_of(NAME, parts, STORED))
+    B, A = pairs.factors(parts)
+    scaling = alpha.stored_scaling(parts, A.shape[0])
+    return pairs.pair(B, A, scaling=scaling, origin=pairs.origin_of(NAME, parts, STORED))
 
 
 def _companions(name: str, parts: Parts, module: Update | None) -> dict[str, Extra]:

@@ -7,29 +7,20 @@ them. Names that ComfyUI would ignore are refused.
 """
 
 from collections.abc import Mapping
-from math import prod
 
 import numpy as np
 
-from loralens.core.adapter import Adapter
+from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import LazyArray
 from loralens.core.naming.image_names import comfyui_has, comfyui_unet, in_pipeline
 from loralens.core.structured import Update
 from loralens.errors import FormatError, MismatchError, place
-from loralens.formats.dialects import alpha
+from loralens.formats.dialects import alpha, up_down
 from loralens.formats.dialects.comfyui.reader import KOHYA, NAME, parse_comfyui_key, remove_processor
-from loralens.formats.dialects.extras import (
-    add_tensors,
-    check_encoder,
-    check_size,
-    keep_extras,
-    owning_module,
-    translatable_extras,
-)
-from loralens.formats.dialects.pairs import Parts, pack_pair, stored_parts
+from loralens.formats.dialects.extras import add_tensors, check_encoder, keep_extras, translate_extras
+from loralens.formats.dialects.pairs import scale_tensor, stored_parts
 from loralens.formats.files.container import Stored
 
-KINDS = ("linear", "conv", "merged")  # of weights that ComfyUI adds an update to
 # Beginnings of names that ComfyUI maps to the weights of its own models.
 KNOWN = ("diffusion_model.", "text_encoders.", "transformer.", "text_encoder.", "text_encoder_2.")
 # where ComfyUI has the T5 encoder of every model
@@ -44,36 +35,21 @@ def write(adapter: Adapter) -> Stored:
     ------
     FormatError, MismatchError, ShapeError
         A name has no dots or is unknown to ComfyUI, ComfyUI does not adapt weights of a kind, the file cannot hold an
-        extra, float32 cannot hold a scale, or an update is no pair.
+        extra, float32 cannot hold a scale, or an update is not a pair.
     """
-    files: dict[str, str] = {}
-    owners: dict[str, str] = {}
+    files = up_down.names_in_file(adapter, NAME, leaf=parse_comfyui_key, canonical=remove_processor, new=_file)
     tensors: dict[str, LazyArray] = {}
     for name, module in adapter.items():
         with place(name):
-            files[name] = _file(name, stored_parts(module, NAME, parse_comfyui_key))
-            # in_pipeline may map two names to one, such as a layer of CLIP with and without `text_model`.
-            owner = owners.setdefault(files[name], name)
-            if owner != name:
-                raise FormatError(f"{owner} would be called {files[name]} too", fix="leave one of them out")
             tensors.update(_tensors(files[name], module))
     add_tensors(tensors, _extras(adapter, files))
-    own = adapter.format == NAME
-    return Stored(
-        # sorted, so that the order of modules does not change the file
-        dict(sorted(tensors.items())),
-        adapter.metadata if own else {"format": "pt"},
-        adapter.config if own else None,
-        names={remove_processor(file): name for name, file in files.items() if remove_processor(file) != name},
-    )
+    metadata, config = (adapter.metadata, adapter.config) if adapter.format == NAME else ({"format": "pt"}, None)
+    # Sorted, so that the order of modules does not change the file.
+    return Stored(dict(sorted(tensors.items())), metadata, config, names=up_down.changed_names(files, remove_processor))
 
 
-def _file(name: str, parts: Parts) -> str:
-    """The name of a module in the file; its old one if it was read from such a file."""
-    if parts:
-        stored_leaf = parse_comfyui_key(parts["A"][0])
-        assert stored_leaf
-        return stored_leaf.name
+def _file(name: str) -> str:
+    """The name in the file for a module of another dialect."""
     # Dots cannot be restored without the names of the base.
     if name.startswith(KOHYA):
         raise MismatchError(
@@ -84,10 +60,8 @@ def _file(name: str, parts: Parts) -> str:
     file = _comfyui_name(in_pipeline(name))
     # ComfyUI only logs keys that it does not know, so the update would be lost without an error.
     if not comfyui_has(file):
-        raise FormatError(
-            f"ComfyUI has no weight of the name {file}, and would ignore it",
-            fix="leave this module out first: loralens drop",
-        )
+        what = f"ComfyUI has no weight of the name {file}, and would ignore it"
+        raise FormatError(what, fix="leave this module out first: loralens drop")
     return file
 
 
@@ -103,16 +77,9 @@ def _comfyui_name(name: str) -> str:
 def _tensors(file: str, module: Update) -> Mapping[str, LazyArray]:
     parts = stored_parts(module, NAME, parse_comfyui_key)
     # The stored tensors are only valid with the scale that their own alpha gives.
-    if parts and module.origin and alpha.stored_scaling(parts, module.rank).value == module.scale:
+    if module.origin and up_down.has_stored_scale(module, parts, alpha.stored_scaling):
         return module.origin.tensors
-    if module.layout.kind not in KINDS:
-        what = f"ComfyUI adds to linear layers and convolutions, and this is of kind {module.layout.kind!r}"
-        raise FormatError(what, fix="leave this module out with --modules")
-    alpha_tensor = {f"{file}.alpha": LazyArray.of(np.array(alpha.alpha_for_file(module)))}
-    if parts:
-        return dict((parts["A"], parts["B"])) | alpha_tensor
-    B, A = pack_pair(module)
-    return {f"{file}.lora_down.weight": A, f"{file}.lora_up.weight": B} | alpha_tensor
+    return up_down.pair_tensors(file, module, parts, alpha.alpha_for_file(module), title="ComfyUI adds to")
 
 
 def _extras(adapter: Adapter, files: Mapping[str, str]) -> dict[str, LazyArray]:
@@ -129,23 +96,12 @@ def _extras(adapter: Adapter, files: Mapping[str, str]) -> dict[str, LazyArray]:
             canonical=remove_processor,
             named=lambda name: _comfyui_name(in_pipeline(name)),
         )
-    tensors: dict[str, LazyArray] = {}
-    for key, extra in translatable_extras(adapter, ("lora_bias", "magnitude_in"), "a ComfyUI file").items():
-        with place(key):
-            module, file = owning_module(adapter, extra), files[extra.module]
-            out, kernel = module.shape[0], module.layout.kernel
-            # A magnitude by input has one number for each input channel, whatever the kernel is.
-            channels = out if extra.role == "lora_bias" else module.shape[1] // prod(kernel)
-            check_size(extra.tensor, channels)
-            if extra.role == "lora_bias":
-                add_tensors(tensors, {f"{file}.diff_b": _scale_tensor(extra.tensor.reshape(out), module.scale)})
-            else:
-                add_tensors(tensors, {f"{file}.dora_scale": extra.tensor.reshape(1, channels, *(1 for _ in kernel))})
-    return tensors
 
+    def translate(extra: Extra, module: Update, channels: int) -> tuple[str, LazyArray]:
+        if extra.role == "lora_bias":
+            bias = scale_tensor(extra.tensor.reshape(channels), module.scale, dtype=np.dtype(np.float32))
+            return f"{files[extra.module]}.diff_b", bias
+        shape = (1, channels, *(1 for _ in module.layout.kernel))
+        return f"{files[extra.module]}.dora_scale", extra.tensor.reshape(*shape)
 
-def _scale_tensor(tensor: LazyArray, scale: float) -> LazyArray:
-    """``scale`` times a tensor, float32."""
-    return tensor.map(
-        lambda array: (scale * array.astype(np.float64)).astype(np.float32), shape=tensor.shape, dtype=np.float32
-    )
+    return translate_extras(adapter, ("lora_bias", "magnitude_in"), "a ComfyUI file", translate)

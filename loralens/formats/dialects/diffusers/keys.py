@@ -70,11 +70,9 @@ def diffusers_leaf(key: str) -> Leaf | None:
 def _style_beside(key: str) -> str:
     """The generation of the pair that an α, a magnitude or a bias belongs to, as far as its own key tells."""
     stem = key.removesuffix(".alpha").removesuffix(".up.bias")
-    if stem == key:
-        return "peft"
-    return (
-        "processor" if stem.endswith("_lora") else "layer" if stem.endswith((".lora", ".lora_linear_layer")) else "peft"
-    )
+    if stem != key and stem.endswith("_lora"):
+        return "processor"
+    return "layer" if stem != key and stem.endswith((".lora", ".lora_linear_layer")) else "peft"
 
 
 def component(name: str) -> str:

@@ -38,7 +38,14 @@ class Configs:
         """
         fields: dict[str, dict[str, Any]] = {}
         with place(KEY):
-            for key, value in _object((metadata or {}).get(KEY)).items():
+            try:
+                # Most files have no such entry.
+                entry = json.loads((metadata or {}).get(KEY, "{}"))
+            except (ValueError, RecursionError) as error:
+                raise FormatError("is not valid JSON", fix=_FIX) from error
+            if not isinstance(entry, dict):
+                raise FormatError("is not a JSON object", fix=_FIX)
+            for key, value in entry.items():
                 check_printable(key)
                 component, _, name = key.rpartition(".")
                 fields.setdefault(component, {})[name] = value
@@ -79,19 +86,6 @@ class Configs:
             for finding in config.variants()
             if finding.code != "use-dora"  # the reader finds DoRA by the magnitudes
         ]
-
-
-def _object(text: str | None) -> dict[str, Any]:
-    # Most files have no such entry.
-    if text is None:
-        return {}
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise FormatError("is not valid JSON", fix=_FIX) from error
-    if not isinstance(value, dict):
-        raise FormatError("is not a JSON object", fix=_FIX)
-    return value
 
 
 def dump_configs(fields: Mapping[str, Mapping[str, Any]]) -> str:

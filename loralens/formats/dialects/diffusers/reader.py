@@ -11,22 +11,21 @@ Tensors that are not half of a pair are the ``lora_magnitude_vector`` of DoRA (i
 for each output, a bias of B, and others such as the norms of a control LoRA.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from loralens.core.adapter import Adapter, Extra, Finding
 from loralens.core.lowrank import Layout, LowRank
 from loralens.core.structured import Update
-from loralens.errors import ShapeError
-from loralens.formats.dialects import alpha, dora
+from loralens.formats.dialects import alpha, dora, pairs
 from loralens.formats.dialects.diffusers.keys import HALVES, LYCORIS, are_diffusers_keys, diffusers_leaf
 from loralens.formats.dialects.diffusers.metadata import KEY, Configs
-from loralens.formats.dialects.pairs import SAVE_AGAIN, Parts, gather, halves, origin_of, pair
+from loralens.formats.dialects.pairs import Parts
 from loralens.formats.files.container import Stored
 
 NAME = "diffusers"
 DORA = {"linear": "norms", "conv": "norms", "embedding": "norms"}  # as in PEFT, which diffusers uses
 STORED = (*HALVES, "alpha")  # the parts of one module
-_FOREIGN = ("base_model.model.",)  # PEFT's own prefix
+_FOREIGN = "base_model.model."  # PEFT's own prefix
 
 
 def detect(stored: Stored) -> bool:
@@ -35,16 +34,15 @@ def detect(stored: Stored) -> bool:
     Pairs with ``lora_A.weight`` need a component before them, or an entry of diffusers in the header. Without such an
     entry, a PEFT configuration beside them makes them PEFT's.
     """
-    declared = KEY in (stored.metadata or {})
-    peft = (
-        not declared
-        and (stored.config or {}).get("peft_type") == "LORA"
-        and any(".lora_A" in k for k in stored.tensors)
+    declared, keys = KEY in (stored.metadata or {}), stored.tensors
+    configured = not declared and (stored.config or {}).get("peft_type") == "LORA"
+    peft = configured and any(".lora_A" in key for key in keys)
+    # The last two leaves are kohya's and ComfyUI's.
+    foreign = any(
+        key.startswith(_FOREIGN) or LYCORIS.search(key) or key.endswith(("lora_down.weight", "lora_up.weight"))
+        for key in keys
     )
-    foreign = any(key.startswith(_FOREIGN) or LYCORIS.search(key) for key in stored.tensors)
-    # These leaves are kohya's and ComfyUI's.
-    down = any(key.endswith(("lora_down.weight", "lora_up.weight")) for key in stored.tensors)
-    return not (peft or foreign or down) and are_diffusers_keys(stored.tensors, declared=declared)
+    return not (peft or foreign) and are_diffusers_keys(keys, declared=declared)
 
 
 def read(stored: Stored) -> Adapter:
@@ -56,48 +54,35 @@ def read(stored: Stored) -> Adapter:
         One half of a pair is missing, factors do not fit together, or the header or an α is not valid.
     """
     configs = Configs.of(stored.metadata)
-    modules, extra = gather(
+    modules, extra = pairs.gather(
         stored.tensors,
         diffusers_leaf,
         update=lambda name, parts: _module(name, parts, configs) if parts.keys() & set(HALVES) else None,
         companions=lambda name, parts, update: _companions(name, parts, paired=update is not None),
     )
-    bent = {name: module for name, module in modules.items() if configs.is_dora(name)}
-    extra = {**extra, **dora.missing_magnitudes(bent, extra, DORA, lambda name: f"{name}.lora_magnitude_vector")}
-    findings = [
-        *_about_ranks(modules),
-        *_about_alphas(modules, configs),
-        *alpha.alpha_findings(modules, stored.metadata),
-    ]
+    of_dora = {name: module for name, module in modules.items() if configs.is_dora(name)}
+    extra |= dora.missing_magnitudes(of_dora, extra, DORA, lambda name: f"{name}.lora_magnitude_vector")
     # The warnings that concern the numbers come first, then those about everything else.
-    findings += [
-        *configs.findings(),
-        *_about_extras(extra.items()),
-        *_about_config(stored),
-        *dora.magnitude_findings(extra, software="diffusers"),
-    ]
-    return Adapter(
-        modules=modules,
-        extra=extra,
-        config=stored.config,
-        metadata=stored.metadata,
-        format=NAME,
-        findings=tuple(findings),
-    )
+    findings = _about_ranks(modules) + _about_alphas(modules, configs)
+    findings += alpha.alpha_findings(modules, stored.metadata) + configs.findings() + _about_extras(extra)
+    # Files of diffusers have no configuration beside them.
+    if stored.config is not None:
+        text = "adapter_config.json beside the file is not read: a diffusers file says its scale itself"
+        findings.append(Finding("warning", "config-ignored", text, "move it away if it belongs to another adapter"))
+    findings += dora.magnitude_findings(extra, software="diffusers")
+    return pairs.make_adapter(stored, NAME, modules, extra, findings)
 
 
 def _module(name: str, parts: Parts, configs: Configs) -> LowRank:
     prefix = "" if parts.keys() & {"A", "B"} else "embedding_"
-    B, A = halves(parts, B=f"{prefix}B", A=f"{prefix}A")
-    if A.ndim < 2 or not A.size or not B.size:
-        raise ShapeError(f"B {B.shape} and A {A.shape} hold no pair", fix=SAVE_AGAIN)
+    B, A = pairs.factors(parts, f"{prefix}B", f"{prefix}A")
     # The header comes first, as in diffusers.
     scaling = configs.scaling(name) or alpha.stored_scaling(parts, A.shape[0])
-    origin = origin_of(NAME, parts, STORED)
+    origin = pairs.origin_of(NAME, parts, STORED)
     # The factors of an embedding have no kernel, and are laid out as a matrix already.
     if prefix:
         return LowRank(B, A, scaling.value, scaling=scaling, layout=Layout("embedding"), origin=origin)
-    return pair(B, A, scaling=scaling, origin=origin)
+    return pairs.pair(B, A, scaling=scaling, origin=origin)
 
 
 def _companions(name: str, parts: Parts, *, paired: bool) -> dict[str, Extra]:
@@ -133,28 +118,10 @@ def _about_alphas(modules: Mapping[str, Update], configs: Configs) -> list[Findi
     return [Finding("warning", "alpha-twice", text, "take one of the two out: diffusers refuses a file with both")]
 
 
-def _about_extras(extras: Iterable[tuple[str, Extra]]) -> list[Finding]:
+def _about_extras(extras: Mapping[str, Extra]) -> list[Finding]:
     """Findings about DoRA, and about tensors that belong to no pair."""
-    roles: dict[str, list[str]] = {}
-    for key, extra in extras:
-        roles.setdefault(extra.role, []).append(key)
-    findings = []
+    count = sum(extra.role == "magnitude" for extra in extras.values())
     # The spectrum of ΔW alone is not that of the change of the weight, which the user should know.
-    if "magnitude" in roles:
-        text = (
-            f"{len(roles['magnitude'])} modules are DoRA: magnitudes are kept, and what is measured is ΔW = scale·B·A"
-        )
-        findings.append(Finding("warning", "use-dora", text))
-    if "other" in roles:
-        keys = roles["other"]
-        text = f"{len(keys)} tensors belong to no pair and ride along: {', '.join(keys[:3])}"
-        findings.append(Finding("warning", "tensor-unread", text))
-    return findings
-
-
-def _about_config(stored: Stored) -> list[Finding]:
-    """A finding about a configuration beside the file, which files of diffusers do not have."""
-    if stored.config is None:
-        return []
-    text = "adapter_config.json beside the file is not read: a diffusers file says its scale itself"
-    return [Finding("warning", "config-ignored", text, "move it away if it belongs to another adapter")]
+    text = f"{count} modules are DoRA: magnitudes are kept, and what is measured is ΔW = scale·B·A"
+    findings = [Finding("warning", "use-dora", text)] if count else []
+    return findings + pairs.unread_findings([key for key, extra in extras.items() if extra.role == "other"])

@@ -10,7 +10,6 @@ without it.
 
 from collections.abc import Mapping
 from dataclasses import replace
-from math import isclose
 from typing import Any
 
 from loralens.core.adapter import Adapter, Extra
@@ -22,17 +21,16 @@ from loralens.errors import FormatError, LoraLensError, MismatchError, place
 from loralens.formats.dialects.diffusers.keys import component, diffusers_leaf
 from loralens.formats.dialects.diffusers.metadata import KEY, Configs, dump_configs
 from loralens.formats.dialects.diffusers.reader import NAME, detect, read
-from loralens.formats.dialects.extras import add_tensors, check_encoder
+from loralens.formats.dialects.extras import add_tensors, check_all_dora, check_encoder
 from loralens.formats.dialects.pairs import pack_pair, stored_parts
 from loralens.formats.dialects.peft.config import PeftConfig
-from loralens.formats.dialects.peft.writer import integer_if_whole, literal_pattern, most_common, translate_companions
+from loralens.formats.dialects.peft.writer import check_reread, rank_fields, translate_companions
 from loralens.formats.files.container import Stored
 
 KINDS = ("linear", "conv", "merged", "embedding")  # the kinds of weights in such files
 _FLAT = ("lora_", "lycoris_")  # prefixes of kohya's names, which have underscores for dots
 # part → the end of its key in the style of PEFT
 _ENDINGS = {"alpha": "alpha", "magnitude": "lora_magnitude_vector", "lora_bias": "lora_B.bias"}
-_SAME = 1e-15  # relative; (α/r)·r differs from α in the last bits at most
 
 Fields = dict[str, dict[str, Any]]  # component → LoraConfig
 
@@ -43,7 +41,7 @@ def write(adapter: Adapter) -> Stored:
     Raises
     ------
     FormatError, MismatchError
-        The file cannot hold a kind of weight, a name without dots, or an extra; or an update is no pair.
+        The file cannot hold a kind of weight, a name without dots, or an extra; or an update is not a pair.
     """
     unchanged = _stored_file(adapter)
     if unchanged is not None:
@@ -51,7 +49,10 @@ def write(adapter: Adapter) -> Stored:
     names: dict[str, str] = {}
     # diffusers' own adapters keep their names, also those without a component.
     if adapter.format != NAME:
-        names = _names(adapter)
+        for name in adapter:
+            with place(name):
+                check_encoder(name)
+        names = {name: new for name in adapter if (new := in_pipeline(name)) != name}
         adapter = adapter.renamed(names)
     tensors: dict[str, LazyArray] = {}
     for name, module in adapter.items():
@@ -61,18 +62,6 @@ def write(adapter: Adapter) -> Stored:
     stored = _add_header(dict(sorted(tensors.items())), adapter)
     _check(stored, adapter)
     return replace(stored, names={new: name for name, new in names.items()})
-
-
-def _names(adapter: Adapter) -> dict[str, str]:
-    """Names in the adapter → names in the pipeline, where the two differ."""
-    names = {}
-    for name in adapter:
-        with place(name):
-            check_encoder(name)
-        new = in_pipeline(name)
-        if new != name:
-            names[name] = new
-    return names
 
 
 def _stored_file(adapter: Adapter) -> Stored | None:
@@ -86,12 +75,11 @@ def _stored_file(adapter: Adapter) -> Stored | None:
     # The header lists targets, which would still name the removed modules.
     if adapter.narrowed and KEY in (adapter.metadata or {}):
         return None
-    back = read(stored)
-    agrees = set(back) == set(adapter) and all(
-        (back[name].shape, back[name].rank, back[name].scale) == (module.shape, module.rank, module.scale)
-        for name, module in adapter.items()
+    reread, present = (
+        {name: (module.shape, module.rank, module.scale) for name, module in source.items()}
+        for source in (read(stored), adapter)
     )
-    return stored if agrees else None
+    return stored if reread == present else None
 
 
 def _pair(name: str, module: Update) -> Mapping[str, LazyArray]:
@@ -102,21 +90,15 @@ def _pair(name: str, module: Update) -> Mapping[str, LazyArray]:
         what = f"diffusers files hold linear layers, convolutions and embeddings, and this is of kind {kind!r}"
         raise FormatError(what, fix="leave this module out with --modules")
     if name.startswith(_FLAT):
-        raise MismatchError(
-            "this is a name with underscores for dots, and diffusers would load nothing under it",
-            fix="give --base, so that the names become those of the base model",
-        )
-    B, A = _stored_pair(module) or pack_pair(module)
+        what = "this is a name with underscores for dots, and diffusers would load nothing under it"
+        raise MismatchError(what, fix="give --base, so that the names become those of the base model")
+    # The halves as they were stored, if the module was read from a diffusers file.
+    parts = stored_parts(module, NAME, diffusers_leaf)
+    prefix = "embedding_" if kind == "embedding" else ""
+    B, A = (parts[f"{prefix}B"][1], parts[f"{prefix}A"][1]) if parts else pack_pair(module)
     if kind == "embedding":
         return {f"{name}.lora_embedding_A": A, f"{name}.lora_embedding_B": B}
     return {f"{name}.lora_A.weight": A, f"{name}.lora_B.weight": B}
-
-
-def _stored_pair(module: Update) -> tuple[LazyArray, LazyArray] | None:
-    """B and A as they were stored, if the module was read from a diffusers file."""
-    parts = stored_parts(module, NAME, diffusers_leaf)
-    prefix = "embedding_" if module.layout.kind == "embedding" else ""
-    return (parts[f"{prefix}B"][1], parts[f"{prefix}A"][1]) if parts else None
 
 
 def _extras(adapter: Adapter) -> dict[str, LazyArray]:
@@ -124,7 +106,8 @@ def _extras(adapter: Adapter) -> dict[str, LazyArray]:
     if adapter.format == NAME:
         return {_key(key, extra): extra.tensor for key, extra in adapter.extra.items() if extra.role not in NORMS}
     tensors = translate_companions(adapter, "a diffusers file")
-    _check_dora(adapter)
+    # PEFT, which diffusers uses, makes all modules of a component DoRA or none.
+    check_all_dora(adapter, "diffusers", part=component)
     return tensors
 
 
@@ -134,27 +117,14 @@ def _key(key: str, extra: Extra) -> str:
     return key if parts is None or parts.name == extra.module else f"{extra.module}.{_ENDINGS[parts.part]}"
 
 
-def _check_dora(adapter: Adapter) -> None:
-    """Refuse a component in which only some modules are DoRA: PEFT, which diffusers uses, makes all so or none."""
-    dora = {extra.module for extra in adapter.extra.values() if extra.role == "magnitude"}
-    mixed = {component(name) for name in dora} & {component(name) for name in adapter if name not in dora}
-    if mixed:
-        plain = [name for name in adapter if name not in dora and component(name) in mixed]
-        raise FormatError(
-            f"{len(plain)} modules beside DoRA's have no magnitude, {plain[0]} the first, and diffusers makes all DoRA",
-            fix="leave one of the two kinds out with --modules",
-        )
-
-
 def _add_header(tensors: Mapping[str, LazyArray], adapter: Adapter) -> Stored:
     """The tensors, with ranks and scales in the header if the tensors alone do not tell them."""
     own = adapter.format == NAME
     plain = Stored(tensors, adapter.metadata if own else {"format": "pt"}, adapter.config if own else None)
-    # Without a header, diffusers applies every module at scale 1.
-    ranks: dict[str, set[int]] = {}
-    for name, module in adapter.items():
-        ranks.setdefault(component(name), set()).add(module.rank)
-    uniform = all(len(found) == 1 for found in ranks.values()) and all(m.scale == 1 for m in adapter.modules.values())
+    # Without a header, diffusers applies every module at scale 1, and takes one rank for a component.
+    ranks = {(component(name), module.rank) for name, module in adapter.items()}
+    one_rank = len(ranks) == len({part for part, _ in ranks})
+    uniform = one_rank and all(module.scale == 1 for module in adapter.modules.values())
     header = plain.metadata or {}
     if uniform and KEY not in header and detect(plain):
         return plain
@@ -181,30 +151,24 @@ def _update_config(
 ) -> dict[str, Any]:
     """The configuration of one component with ranks, alphas and targets that fit its modules."""
     config = PeftConfig(old or {})
-    paths = _paths(modules, part)
-    ranks = {path: module.rank for path, module in paths.items()}
-    alphas = {path: m.scaling.alpha_for(m.scale, m.rank, config.rule) for path, m in paths.items()}
+    terms = {
+        path: (module.rank, module.scaling.alpha_for(module.scale, module.rank, config.rule))
+        for path, module in _paths(modules, part).items()
+    }
     # The change of the base depends on r, so a new r would be another base.
-    if config.changed_base and any(config.rank(path) != rank for path, rank in ranks.items()):
-        what = f"{config.changed_base}: PEFT changes the base weight at every load by r and α"
-        raise FormatError(what, fix="convert it with PEFT to a plain LoRA first")
-    rank, alpha = most_common(ranks.values()), most_common(alphas.values())
+    if any(config.rank(path) != rank for path, (rank, _) in terms.items()):
+        config.check_base_unchanged()
     roles = {extra.role for extra in adapter.extra.values() if extra.module in modules}
     fields: dict[str, Any] = {
         "peft_type": "LORA",
         "use_dora": bool(roles & {"magnitude", "norms"}),
         "lora_bias": "lora_bias" in roles,
+        **(old or {}),
+        **rank_fields(terms),
     }
-    fields.update(old or {})
-    fields.update(
-        r=rank,
-        lora_alpha=integer_if_whole(alpha),
-        rank_pattern=literal_pattern(ranks, rank),
-        alpha_pattern=literal_pattern({path: integer_if_whole(value) for path, value in alphas.items()}, alpha),
-    )
     # Targets that fit are kept: they may be a short expression.
-    if adapter.narrowed or "target_modules" not in fields or PeftConfig(fields).unmatched_modules(paths):
-        fields["target_modules"] = list(paths)
+    if adapter.narrowed or "target_modules" not in fields or PeftConfig(fields).unmatched_modules(terms):
+        fields["target_modules"] = list(terms)
     return fields
 
 
@@ -230,7 +194,4 @@ def _check(stored: Stored, adapter: Adapter) -> None:
     if strangers:
         what = f"{strangers[0]} cannot be told from its neighbours in a diffusers file"
         raise FormatError(what, fix="rename the module")
-    for name, module in adapter.items():
-        reread = back[name]
-        if reread.shape != module.shape or not isclose(reread.scale, module.scale, rel_tol=_SAME):
-            raise FormatError(f"{name}: {module} would be read as {reread}", fix="report this as a bug")
+    check_reread(adapter.modules, back)

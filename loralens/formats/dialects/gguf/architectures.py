@@ -107,19 +107,16 @@ class Heads(NamedTuple):
 
 def architecture(name: object) -> Architecture | None:
     """The architecture for a name in llama.cpp, or for a class or model type of Hugging Face."""
-    for family in ARCHITECTURES:
-        if name == family.name or name in family.classes or name in family.types:
-            return family
-    return None
+    return next((f for f in ARCHITECTURES if name == f.name or name in f.classes or name in f.types), None)
 
 
 def architecture_of(config: Mapping[str, Any] | None) -> Architecture | None:
     """The architecture of a base by its config.json."""
     text = text_config(config)
-    candidates = [*_list(text.get("architectures")), *_list((config or {}).get("architectures"))]
-    candidates = candidates or [
-        text.get("model_type")
-    ]  # a class that is unknown here may well have a model type that is known
+    lists = [part.get("architectures") for part in (text, config or {})]
+    candidates = [name for names in lists if isinstance(names, list) for name in names]
+    # A class that is unknown here may well have a model type that is known.
+    candidates = candidates or [text.get("model_type")]
     return next(filter(None, map(architecture, candidates)), None)
 
 
@@ -140,10 +137,8 @@ def heads_of(config: Mapping[str, Any] | None, *, source: str = "the base's conf
     # Without grouped queries, every head has its own keys and values.
     heads = Heads(q, q if kv is None else kv)
     if not all(type(count) is int and count > 0 for count in heads):
-        raise OptionError(
-            f"{source}: {heads.q!r:.20} heads, {heads.kv!r:.20} of keys and values are no numbers of heads",
-            fix="give the base that the adapter was trained on",
-        )
+        what = f"{source}: {heads.q!r:.20} heads, {heads.kv!r:.20} of keys and values are not numbers of heads"
+        raise OptionError(what, fix="give the base that the adapter was trained on")
     return heads
 
 
@@ -152,7 +147,3 @@ def text_config(config: Mapping[str, Any] | None) -> Mapping[str, Any]:
     # Models with images have a configuration for each of their parts.
     text = (config or {}).get("text_config")
     return text if isinstance(text, Mapping) else config or {}
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []

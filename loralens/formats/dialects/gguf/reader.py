@@ -14,6 +14,7 @@ src/llama-adapter.h).
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,10 +24,11 @@ from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import Layout, LowRank, Origin
 from loralens.core.scaling import Scaling
 from loralens.errors import FormatError, MismatchError, ShapeError
+from loralens.formats.dialects import pairs
 from loralens.formats.dialects.gguf import names as gguf_names
 from loralens.formats.dialects.gguf import rows as gguf_rows
 from loralens.formats.dialects.gguf.architectures import Architecture, Heads, architecture, architecture_of, heads_of
-from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf, Parts, group, halves, origin_of, unfold
+from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf, Parts
 from loralens.formats.files.container import Stored
 from loralens.formats.files.gguf import values as gguf_values
 from loralens.formats.files.json_text import plain_text
@@ -68,16 +70,15 @@ def read(stored: Stored) -> Adapter:
     # Other architectures keep Hugging Face's order of rows, whatever their heads are.
     heads = stated_heads(plain, base) if arch and arch.permuted else None
     alpha = _alpha(plain)
-    pairs, unpaired = group(stored.tensors, _leaf)
-    return Adapter(
-        modules=unfold(pairs, lambda tensor, parts: _modules(tensor, parts, arch, heads, alpha)),
-        extra={key: _extra(key, tensor, arch) for key, tensor in unpaired.items()},
-        config=base,
-        metadata=stored.metadata,
-        format=NAME,
-        base_model=_base_model(plain),
-        findings=tuple(_findings(plain, list(pairs), arch, heads, unpaired)),
-    )
+    groups, unpaired = pairs.group(stored.tensors, _leaf)
+    modules = pairs.unfold(groups, lambda tensor, parts: _modules(tensor, parts, arch, heads, alpha))
+    extra = {key: _extra(key, tensor, arch) for key, tensor in unpaired.items()}
+    findings = _findings(plain, list(groups), arch, heads, unpaired)
+    # The Hub id of the base if the file has its address, else the name in the file.
+    url = plain.get("general.base_model.0.repo_url")
+    hub = _HUB.match(url) if isinstance(url, str) else None
+    base_model = hub["name"] if hub else plain_text(plain.get("general.base_model.0.name"))
+    return pairs.make_adapter(replace(stored, config=base), NAME, modules, extra, findings, base_model=base_model)
 
 
 def restore_rows(adapter: Adapter, other: Adapter) -> Adapter:
@@ -115,10 +116,8 @@ def _architecture(plain: Mapping[str, Any], base: Mapping[str, Any] | None) -> A
     arch, of_base = architecture(name) if isinstance(name, str) else None, architecture_of(base)
     arch = arch if arch and arch.name == name else None  # llama.cpp's own name, no class of Hugging Face's
     if of_base and of_base is not arch:
-        raise MismatchError(
-            f"the adapter is for {name!a:.40} and the base is {of_base.name}",
-            fix="give the base that the adapter was trained on",
-        )
+        what = f"the adapter is for {name!a:.40} and the base is {of_base.name}"
+        raise MismatchError(what, fix="give the base that the adapter was trained on")
     return arch
 
 
@@ -145,13 +144,6 @@ def _alpha(plain: Mapping[str, Any]) -> float:
     return float(alpha)
 
 
-def _scaling(alpha: float, rank: int) -> Scaling:
-    # get_scale of llama.cpp takes 0 as "no alpha".
-    if alpha == 0:
-        return Scaling("given", origin=f"{ALPHA} is 0 or missing: 1")
-    return Scaling("alpha/r", alpha, rank, ALPHA)
-
-
 def _leaf(key: str) -> Leaf | None:
     match = _LEAF.match(key)
     return Leaf(match["name"].removesuffix(".weight"), match["half"].upper()) if match else None
@@ -161,12 +153,15 @@ def _modules(
     tensor: str, parts: Parts, arch: Architecture | None, heads: Heads | None, alpha: float
 ) -> Iterator[tuple[str, LowRank]]:
     """The modules that one stored pair holds: one module, or the experts of a stack."""
-    B, A = halves(parts)
+    B, A = pairs.tensors_of(parts, "B", "A")
     if not B.size or not A.size:
         raise ShapeError(f"lora_a {A.shape} or lora_b {B.shape} holds no numbers", fix=SAVE_AGAIN)
     if B.ndim != A.ndim or B.ndim != (3 if tensor.endswith(STACK) else 2):
         raise ShapeError(f"lora_a {A.shape} and lora_b {B.shape} have no shapes of a pair", fix=SAVE_AGAIN)
-    origin, scaling = origin_of(NAME, parts), _scaling(alpha, B.shape[-1])
+    origin = pairs.origin_of(NAME, parts)
+    # get_scale of llama.cpp takes 0 as "no alpha".
+    without_alpha = Scaling("given", origin=f"{ALPHA} is 0 or missing: 1")
+    scaling = Scaling("alpha/r", alpha, B.shape[-1], ALPHA) if alpha else without_alpha
     if B.ndim == 3:
         yield from _experts(tensor, B, A, arch, scaling, origin)
         return
@@ -189,7 +184,7 @@ def _experts(
     count = B.shape[0]
     if A.shape[0] != count:
         raise ShapeError(f"lora_a {A.shape} and lora_b {B.shape} have different numbers of experts", fix=SAVE_AGAIN)
-    shared = Origin(NAME, origin.tensors, share=count)
+    shared = replace(origin, share=count)
     for e in range(count):
         listed = gguf_names.module_of(tensor, arch, e)
         B_e, A_e = (half.rows(e, e + 1).reshape(*half.shape[1:]) for half in (B, A))
@@ -206,13 +201,6 @@ def _extra(key: str, tensor: LazyArray, arch: Architecture | None) -> Extra:
     return Extra(role, gguf_names.module_of(name, arch) or name, tensor)
 
 
-def _base_model(plain: Mapping[str, Any]) -> str | None:
-    """The Hub id of the base if the file has its address, else the name in the file."""
-    url = plain.get("general.base_model.0.repo_url")
-    match = _HUB.match(url) if isinstance(url, str) else None
-    return match["name"] if match else plain_text(plain.get("general.base_model.0.name"))
-
-
 def _findings(
     plain: Mapping[str, Any],
     tensors: list[str],
@@ -221,7 +209,7 @@ def _findings(
     unpaired: Mapping[str, LazyArray],
 ) -> Iterator[Finding]:
     # Their names can still be compared with each other, but not with those of a Hugging Face model.
-    strange = [tensor for tensor in tensors if not _is_listed(tensor, arch)]
+    strange = [tensor for tensor in tensors if not any(gguf_names.module_of(tensor, arch, e) for e in (None, 0))]
     if strange:
         text = f"{len(strange)} modules, {strange[0]} the first, keep llama.cpp's names: "
         yield Finding("warning", "names-unknown", text + f"{plain.get(ARCHITECTURE)!a:.40} is not known to name them")
@@ -244,7 +232,3 @@ def _findings(
 def _stays_permuted(tensor: str, arch: Architecture | None, heads: Heads | None) -> bool:
     """Whether the rows of a tensor stay in llama.cpp's order; assumed if the architecture is unknown."""
     return gguf_rows.rotary(tensor) is not None and heads is None and (arch is None or arch.permuted)
-
-
-def _is_listed(tensor: str, arch: Architecture | None) -> bool:
-    return any(gguf_names.module_of(tensor, arch, e) for e in (None, 0))

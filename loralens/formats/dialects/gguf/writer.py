@@ -6,9 +6,8 @@ once: the error of an entry of ΔW is at most 2⁻²⁴ of Σ|B||A|, and a scale
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from math import isfinite
-from typing import Any, final
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -40,6 +39,7 @@ from loralens.formats.dialects.gguf.reader import (
     base_model_config,
     stated_heads,
 )
+from loralens.formats.dialects.stacks import is_as_read, stack_matrices
 from loralens.formats.files.container import Stored
 from loralens.formats.files.gguf import values as gguf_values
 from loralens.formats.files.gguf.values import Value
@@ -53,9 +53,7 @@ DROP = "leave this module out: loralens drop --modules"
 Stacks = Mapping[str, Mapping[int | None, str]]  # tensor → number of the expert → module
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class _Target:
+class _Target(NamedTuple):
     """The base model that the file is for.
 
     Attributes
@@ -127,17 +125,10 @@ def _target(adapter: Adapter, arch: str | None, config: Mapping[str, Any] | None
             heads = stated_heads(plain, adapter.config) if family and family.permuted else None
             return _Target(str(own or ""), family, heads, adapter.metadata or {}, adapter.config)
     if requested is None:
-        raise OptionError(
-            "a GGUF adapter says the architecture of its base, and nothing here does",
-            fix="give --arch (llama, qwen2 …) or the base's folder with --base",
-        )
-    return _Target(
-        requested.name,
-        requested,
-        stated_heads({}, base_model_config(config)) if requested.permuted else None,
-        None,
-        config,
-    )
+        what = "a GGUF adapter says the architecture of its base, and nothing here does"
+        raise OptionError(what, fix="give --arch (llama, qwen2 …) or the base's folder with --base")
+    heads = stated_heads({}, base_model_config(config)) if requested.permuted else None
+    return _Target(requested.name, requested, heads, None, config)
 
 
 def _requested_architecture(arch: str | None, config: Mapping[str, Any] | None) -> Architecture | None:
@@ -151,10 +142,8 @@ def _requested_architecture(arch: str | None, config: Mapping[str, Any] | None) 
         raise OptionError(f"--arch says {named.name} and the base is {of_base.name}", fix="leave out --arch")
     if config is not None and not named and not of_base:
         described = config.get("architectures") or config.get("model_type")
-        raise OptionError(
-            f"the base's architecture {described!a:.60} is none of those known here: {choices}",
-            fix="give --arch if it is one of them under another name",
-        )
+        what = f"the base's architecture {described!a:.60} is none of those known here: {choices}"
+        raise OptionError(what, fix="give --arch if it is one of them under another name")
     return named or of_base
 
 
@@ -222,14 +211,10 @@ def _alpha(adapter: Adapter, target: _Target) -> float:
         return 0.0  # as it was read
     exact = [module.scaling.alpha_for(module.scale, module.rank, "alpha/r") for module in modules]
     # The exact values of α may differ in the last bits of a float64, and are one float32 all the same.
-    rounded = {_float32(alpha) for alpha in exact}
+    with np.errstate(over="ignore"):
+        rounded = {float(np.float32(alpha)) for alpha in exact}
     alpha = rounded.pop() if len(rounded) == 1 else 0.0
     return alpha if isfinite(alpha) and all(abs(alpha - one) <= CLOSE * abs(one) for one in exact) else 0.0
-
-
-def _float32(number: float) -> float:
-    with np.errstate(over="ignore"):
-        return float(np.float32(number))
 
 
 def _required_heads(stacks: Stacks, target: _Target) -> Heads | None:
@@ -239,11 +224,9 @@ def _required_heads(stacks: Stacks, target: _Target) -> Heads | None:
         return None
     # Rows of an adapter that was GGUF may stay in llama.cpp's order.
     if target.heads is None and target.metadata is None:
-        raise OptionError(
-            f"llama.cpp has the rows of {turned[0]} in another order, head by head, and nothing says how many heads "
-            "there are",
-            fix="give the base's folder with --base",
-        )
+        order = f"llama.cpp has the rows of {turned[0]} in another order, head by head"
+        what = f"{order}, and nothing says how many heads there are"
+        raise OptionError(what, fix="give the base's folder with --base")
     return target.heads
 
 
@@ -256,7 +239,7 @@ def _tensors(
         origin = next(iter(modules.values())).origin
         assert origin
         return origin.tensors
-    # Keys of experts are numbers; None is a tensor that is no stack.
+    # Keys of experts are numbers; None is a tensor that is not a stack.
     if None not in modules:
         return dict(zip(keys, _stack(modules, target, alpha), strict=True))
     module = modules[None]
@@ -270,15 +253,10 @@ def _tensors(
 def _is_as_read(tensor: str, modules: Mapping[int | None, Update], alpha: float) -> bool:
     """Whether the stored tensors still hold all modules of a tensor, at the scale that the file's α gives."""
     first = next(iter(modules.values())).origin
-    return (
-        first is not None
-        and first.format == NAME
-        and first.share == len(modules)
-        and all(module.origin == first for module in modules.values())
-        # A renamed module belongs to another tensor.
-        and all(key.startswith((f"{tensor}.weight.", f"{tensor}.lora_")) for key in first.tensors)
-        and (alpha != 0 or all(module.scale == 1 for module in modules.values()))
-    )
+    scaled = alpha != 0 or all(module.scale == 1 for module in modules.values())
+    # A renamed module belongs to another tensor.
+    own = first and all(key.startswith((f"{tensor}.weight.", f"{tensor}.lora_")) for key in first.tensors)
+    return bool(own) and scaled and is_as_read(modules.values(), NAME)
 
 
 def _fold_scale(module: Update, alpha: float) -> LazyArray:
@@ -304,17 +282,13 @@ def _stack(modules: Mapping[int | None, Update], target: _Target, alpha: float) 
     ordered = [modules[e] for e in sorted(e for e in modules if e is not None)]
     count = _experts(ordered, target)
     if sorted(e for e in modules if e is not None) != list(range(count)):
-        raise ShapeError(
-            f"{len(modules)} experts of this stack are adapted and llama.cpp needs all, 0 to {count - 1}",
-            fix="leave the stack out: loralens drop --modules",
-        )
-    first, Bs = ordered[0], [_fold_scale(module, alpha) for module in ordered]
+        what = f"{len(modules)} experts of this stack are adapted and llama.cpp needs all, 0 to {count - 1}"
+        raise ShapeError(what, fix="leave the stack out: loralens drop --modules")
     # One tensor holds all experts, so they need one shape and one rank.
     if len({(module.shape, module.rank) for module in ordered}) > 1:
         raise ShapeError("the experts of this stack differ in rank", fix="give them one rank (--uniform)")
-    return _join([module.factors[1] for module in ordered], (first.rank, first.shape[1])), _join(
-        Bs, (first.shape[0], first.rank)
-    )
+    A = stack_matrices([module.factors[1] for module in ordered])
+    return A, stack_matrices([_fold_scale(module, alpha) for module in ordered])
 
 
 def _experts(modules: list[Update], target: _Target) -> int:
@@ -322,15 +296,6 @@ def _experts(modules: list[Update], target: _Target) -> int:
     count = next((n for n in map(text_config(target.config).get, EXPERTS) if isinstance(n, int)), None)
     shares = (module.origin.share for module in modules if module.origin and module.origin.format == NAME)
     return max((len(modules), *shares)) if count is None else count
-
-
-def _join(parts: list[LazyArray], shape: tuple[int, int]) -> LazyArray:
-    """Stack matrices of one shape, in their dtype, or in float32 if their dtypes differ."""
-    dtypes = {part.dtype for part in parts}
-    dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
-    return LazyArray(
-        lambda: np.stack([part.read().astype(dtype) for part in parts]), shape=(len(parts), *shape), dtype=dtype
-    )
 
 
 def _metadata(adapter: Adapter, target: _Target, alpha: float, heads: Heads | None) -> dict[str, str]:

@@ -28,8 +28,9 @@ from loralens.core.lowrank import LowRank
 from loralens.core.scaling import Scaling
 from loralens.core.structured import Update
 from loralens.errors import ShapeError
+from loralens.formats.dialects import pairs
 from loralens.formats.dialects.alpha import single_number
-from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf, Parts, gather, halves, origin_of, pair
+from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf, Parts, match_leaf
 from loralens.formats.files.container import Stored
 from loralens.formats.files.json_text import plain_text
 
@@ -39,7 +40,7 @@ PREFIXES = ("lora_", "lycoris_")
 STORED = ("A", "B", "alpha")  # the parts of one module
 
 # The leaf follows a dot, or in some files an underscore.
-_HALF = re.compile(r"^(?P<name>.+)[._]lora_(?P<half>up|down)\.weight$")
+_HALF = re.compile(r"^(?P<name>.+)[._]lora_(?P<part>up|down)\.weight$")
 _OTHER = re.compile(r"^(?P<name>.+)\.(?P<part>alpha|dora_scale)$")
 _DOUBLED = "lora_unet_unet_"
 # Leaves of LyCORIS: a file with one of them is read by that dialect, which has kohya's pairs too.
@@ -51,11 +52,7 @@ _LYCORIS = re.compile(
 
 def parse_kohya_key(key: str) -> Leaf | None:
     """The name in the file and the part of a key; None for a key that kohya's software does not write."""
-    half = _HALF.match(key)
-    if half:
-        return Leaf(half["name"], "B" if half["half"] == "up" else "A")
-    other = _OTHER.match(key)
-    return Leaf(other["name"], other["part"]) if other else None
+    return match_leaf(key, _HALF, _OTHER)
 
 
 def kohya_leaf(key: str) -> Leaf | None:
@@ -71,12 +68,9 @@ def undouble_prefix(name: str) -> str:
 
 def detect(stored: Stored) -> bool:
     """Whether a file is kohya's: it has pairs under kohya's prefixes, and no leaf that only LyCORIS writes."""
-    names = [found.name for found in map(parse_kohya_key, stored.tensors) if found and found.part in "AB"]
-    return (
-        bool(names)
-        and all(name.startswith(PREFIXES) for name in names)
-        and not any(_LYCORIS.search(key) for key in stored.tensors)
-    )
+    names = [leaf.name for leaf in map(parse_kohya_key, stored.tensors) if leaf and leaf.part in "AB"]
+    lycoris = any(_LYCORIS.search(key) for key in stored.tensors)
+    return bool(names) and all(name.startswith(PREFIXES) for name in names) and not lycoris
 
 
 def read(stored: Stored) -> Adapter:
@@ -87,39 +81,31 @@ def read(stored: Stored) -> Adapter:
     FormatError, ShapeError
         One half of a pair is missing, factors do not fit together, or an α is not a number.
     """
-    modules, extra = gather(
+    modules, extra = pairs.gather(
         stored.tensors,
         kohya_leaf,
         update=lambda _, parts: read_pair(parts, NAME) if "A" in parts or "B" in parts else None,
         companions=kohya_extras,
     )
-    return Adapter(
-        modules=modules,
-        extra=extra,
-        config=stored.config,
-        metadata=stored.metadata,
-        format=NAME,
-        base_model=base_model(stored),
-        findings=tuple(about_scales(modules) + about_extras(extra)),
-    )
+    findings = about_scales(modules) + about_extras(extra)
+    return pairs.make_adapter(stored, NAME, modules, extra, findings, base_model=base_model(stored))
 
 
 def read_pair(parts: Parts, form: str) -> LowRank:
     """The update of lora_up and lora_down, for a linear layer or for a convolution whose lora_up is 1 × 1."""
-    B, A = halves(parts)
+    B, A = pairs.tensors_of(parts, "B", "A")
     if A.ndim < 2 or B.ndim != A.ndim or B.shape[1] != A.shape[0] or not A.size or not B.size:
         raise ShapeError(f"lora_up {B.shape} and lora_down {A.shape} do not fit together", fix=SAVE_AGAIN)
-    return pair(B, A, scaling=kohya_scaling(parts, A.shape[0]), origin=origin_of(form, parts, STORED))
+    origin = pairs.origin_of(form, parts, STORED)
+    return pairs.pair(B, A, scaling=kohya_scaling(parts, A.shape[0]), origin=origin)
 
 
 def kohya_scaling(parts: Parts, rank: int) -> Scaling:
     """α/r by the alpha of a module; 1 if it has none or if it is 0."""
-    if "alpha" not in parts:
-        return Scaling("alpha/r", rank, rank, "no alpha in the file: α = r")
-    alpha = single_number(*parts["alpha"])
-    if alpha == 0:
-        return Scaling("alpha/r", rank, rank, "alpha 0 in the file: α = r")
-    return Scaling("alpha/r", alpha, rank, "alpha in the file")
+    alpha = single_number(*parts["alpha"]) if "alpha" in parts else None
+    if alpha:
+        return Scaling("alpha/r", alpha, rank, "alpha in the file")
+    return Scaling("alpha/r", rank, rank, f"{'no alpha' if alpha is None else 'alpha 0'} in the file: α = r")
 
 
 def kohya_extras(name: str, parts: Parts, module: Update | None, used: Iterable[str] = STORED) -> dict[str, Extra]:
@@ -170,15 +156,14 @@ def about_scales(modules: Mapping[str, Update]) -> list[Finding]:
 def about_extras(extra: Mapping[str, Extra]) -> list[Finding]:
     """Findings about DoRA, and about tensors of unknown meaning."""
     findings = []
-    scaled = [one.module for one in extra.values() if one.role.startswith("magnitude")]
-    if scaled:
-        text = f"{len(scaled)} modules are DoRA: magnitudes are kept, and ΔW = scale·B·A is that of the pairs alone"
+    roles = [item.role for item in extra.values() if item.role.startswith("magnitude")]
+    if roles:
+        text = f"{len(roles)} modules are DoRA: magnitudes are kept, and ΔW = scale·B·A is that of the pairs alone"
         # Programs agree about magnitudes by input; by output they divide by different norms.
-        by_output = any(one.role == "magnitude" for one in extra.values())  # by input ComfyUI and LyCORIS agree
-        fix = "ComfyUI divides by ‖W‖, LyCORIS and PEFT by ‖W + ΔW‖" if by_output else ""
+        fix = "ComfyUI divides by ‖W‖, LyCORIS and PEFT by ‖W + ΔW‖" if "magnitude" in roles else ""
         findings.append(Finding("note", "dora", text, fix))
-    other = [key for key, one in extra.items() if one.role == "other"]
+    other = [key for key, item in extra.items() if item.role == "other"]
     if other:
-        text = f"{len(other)} tensors belong to no update known here and ride along: {', '.join(other[:3])}"
+        text = f"{len(other)} tensors belong to no update known here and are kept unchanged: {', '.join(other[:3])}"
         findings.append(Finding("warning", "tensor-unread", text))
     return findings

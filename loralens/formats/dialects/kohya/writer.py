@@ -1,29 +1,21 @@
 """Writing kohya's dialect: unchanged modules as they were read, others under names that kohya's software reads."""
 
-from collections.abc import Iterable, Mapping
-from math import prod
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 import numpy as np
 
-from loralens.core.adapter import Adapter
+from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import LazyArray
 from loralens.core.naming.image_names import in_pipeline
 from loralens.core.structured import Update
-from loralens.errors import FormatError, place
-from loralens.formats.dialects import alpha
-from loralens.formats.dialects.extras import (
-    add_tensors,
-    check_encoder,
-    check_size,
-    keep_extras,
-    owning_module,
-    translatable_extras,
-)
+from loralens.errors import place
+from loralens.formats.dialects import alpha, up_down
+from loralens.formats.dialects.extras import add_tensors, check_encoder, keep_extras, translate_extras
 from loralens.formats.dialects.kohya.reader import NAME, PREFIXES, kohya_scaling, parse_kohya_key, undouble_prefix
-from loralens.formats.dialects.pairs import Parts, pack_pair, stored_parts
+from loralens.formats.dialects.pairs import stored_parts
 from loralens.formats.files.container import Stored
 
-KINDS = ("linear", "conv", "merged")  # the kinds of weights that kohya's software adapts
 # The beginning of a name in a pipeline → the prefix in the file; the first that fits is used. T5 is the third encoder
 # for kohya's software, also where it is the second one of the pipeline (FLUX).
 COMPONENTS = (
@@ -53,47 +45,25 @@ def write(adapter: Adapter) -> Stored:
         Two modules would get one name, the name of a layer does not say which text encoder it belongs to, kohya's
         software does not adapt a kind of weight, the file cannot hold an extra, or float32 cannot hold a scale.
     ShapeError, MismatchError
-        A grouped convolution was changed, or an update is no pair.
+        A grouped convolution was changed, or an update is not a pair.
     """
-    components = _components(adapter)
-    files = _files(adapter, components)
+    # The prefix of the first text encoder depends on the other modules.
+    numbered = any(in_pipeline(name).startswith(NUMBERED) for name in adapter)
+    components = (*COMPONENTS, ("text_encoder.", "lora_te1_" if numbered else "lora_te_"))
+    new = partial(_file, components=components)
+    files = up_down.names_in_file(adapter, NAME, leaf=parse_kohya_key, canonical=undouble_prefix, new=new)
     tensors: dict[str, LazyArray] = {}
     for name, module in adapter.items():
         with place(name):
             tensors.update(_tensors(files[name], module))
-    add_tensors(tensors, _extras(adapter, files, components))
-    names = {undouble_prefix(file): name for name, file in files.items() if undouble_prefix(file) != name}
+    add_tensors(tensors, _extras(adapter, files, new))
     config = adapter.config if adapter.format == NAME else None
+    names = up_down.changed_names(files, undouble_prefix)
     return Stored(dict(sorted(tensors.items())), _metadata(adapter), config, names=names)
 
 
-def _components(adapter: Adapter) -> Components:
-    """The prefixes for the components of a pipeline; that of the first text encoder depends on the other modules."""
-    first = "lora_te1_" if any(in_pipeline(name).startswith(NUMBERED) for name in adapter) else "lora_te_"
-    return (*COMPONENTS, ("text_encoder.", first))
-
-
-def _files(adapter: Adapter, components: Components) -> dict[str, str]:
-    """The name of each module in the file."""
-    files: dict[str, str] = {}
-    owners: dict[str, str] = {}
-    for name, module in adapter.items():
-        with place(name):
-            files[name] = _file(name, _parts(module), components)
-        # Dots and underscores become the same, so two names may collide.
-        owner = owners.setdefault(undouble_prefix(files[name]), name)
-        if owner != name:
-            what = f"{owner} and {name} would both be called {undouble_prefix(files[name])}"
-            raise FormatError(what, fix="leave one of them out with --modules")
-    return files
-
-
-def _file(name: str, parts: Parts, components: Components) -> str:
-    """The name of a module in the file; its old one if it was read from such a file."""
-    if parts:
-        stored_leaf = parse_kohya_key(parts["A"][0])
-        assert stored_leaf
-        return stored_leaf.name
+def _file(name: str, components: Components) -> str:
+    """The name in the file for a module of another dialect."""
     if name.startswith(PREFIXES):
         return name
     check_encoder(name)
@@ -103,33 +73,16 @@ def _file(name: str, parts: Parts, components: Components) -> str:
     return prefix + name[len(start) :].replace(".", "_")
 
 
-def _parts(module: Update) -> Parts:
-    """The parts of a module in the kohya file that it was read from; none if it was not read from one."""
-    return stored_parts(module, NAME, parse_kohya_key)
-
-
 def _is_as_read(module: Update) -> bool:
     """Whether the stored tensors still describe the module, including its scale."""
-    parts = _parts(module)
-    return bool(parts) and kohya_scaling(parts, module.rank).value == module.scale
+    return up_down.has_stored_scale(module, stored_parts(module, NAME, parse_kohya_key), kohya_scaling)
 
 
 def _tensors(file: str, module: Update) -> Mapping[str, LazyArray]:
-    if _is_as_read(module):
-        assert module.origin
+    if module.origin and _is_as_read(module):
         return module.origin.tensors
-    if module.layout.kind not in KINDS:
-        what = f"kohya's software adapts linear layers and convolutions, and this is of kind {module.layout.kind!r}"
-        raise FormatError(what, fix="leave this module out with --modules")
-    parts = _parts(module)
-    # Only the scale of a module that still has its tensors has changed.
-    B, A = (parts["B"][1], parts["A"][1]) if parts else pack_pair(module)
-    # An α of 0 means α = r for kohya's software, so the scale of 0 goes into the factor.
-    if module.scale == 0:
-        B = B.map(np.zeros_like, shape=B.shape)
-    keys = {"A": f"{file}.lora_down.weight", "B": f"{file}.lora_up.weight", "alpha": f"{file}.alpha"}
-    keys |= {part: key for part, (key, _) in parts.items()}
-    return {keys["B"]: B, keys["A"]: A, keys["alpha"]: LazyArray.of(np.array(_alpha(module)))}
+    parts = stored_parts(module, NAME, parse_kohya_key)
+    return up_down.pair_tensors(file, module, parts, _alpha(module), title="kohya's software adapts")
 
 
 def _alpha(module: Update) -> np.float32:
@@ -140,27 +93,17 @@ def _alpha(module: Update) -> np.float32:
     return alpha.alpha_for_file(module) if module.scale else np.float32(module.rank)
 
 
-def _extras(adapter: Adapter, files: Mapping[str, str], components: Components) -> dict[str, LazyArray]:
+def _extras(adapter: Adapter, files: Mapping[str, str], new: Callable[[str], str]) -> dict[str, LazyArray]:
     """The extras: unchanged in kohya's own dialect; of others the magnitudes of DoRA."""
     if adapter.format == NAME:
-        return keep_extras(
-            adapter,
-            files,
-            leaf=parse_kohya_key,
-            canonical=undouble_prefix,
-            named=lambda name: _file(name, {}, components),
-        )
-    tensors: dict[str, LazyArray] = {}
-    for key, extra in translatable_extras(adapter, ("magnitude", "magnitude_in"), "a kohya file").items():
-        with place(key):
-            module, out = owning_module(adapter, extra), extra.role == "magnitude"
-            channels = module.shape[0] if out else module.shape[1] // prod(module.layout.kernel)
-            check_size(extra.tensor, channels)
-            ones = (1 for _ in module.layout.kernel)
-            # These shapes broadcast over the weight.
-            shape = (channels, 1, *ones) if out else (1, channels, *ones)
-            add_tensors(tensors, {f"{files[extra.module]}.dora_scale": extra.tensor.reshape(*shape)})
-    return tensors
+        return keep_extras(adapter, files, leaf=parse_kohya_key, canonical=undouble_prefix, named=new)
+
+    def translate(extra: Extra, module: Update, channels: int) -> tuple[str, LazyArray]:
+        # These shapes broadcast over the weight.
+        axes = (channels, 1) if extra.role == "magnitude" else (1, channels)
+        return f"{files[extra.module]}.dora_scale", extra.tensor.reshape(*axes, *(1 for _ in module.layout.kernel))
+
+    return translate_extras(adapter, ("magnitude", "magnitude_in"), "a kohya file", translate)
 
 
 def _metadata(adapter: Adapter) -> Mapping[str, str] | None:

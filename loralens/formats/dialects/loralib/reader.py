@@ -18,7 +18,8 @@ not show that the module is one, and it is then read as linear. (Conv1d and Conv
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,23 +29,33 @@ from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import Layout, LowRank
 from loralens.core.scaling import Scaling
 from loralens.core.structured import Update
-from loralens.errors import FormatError, ShapeError, place
+from loralens.errors import FormatError, ShapeError
+from loralens.formats.dialects import pairs
 from loralens.formats.dialects.alpha import alpha_unknown
 from loralens.formats.dialects.diffusers.keys import are_diffusers_keys as is_diffusers
-from loralens.formats.dialects.litgpt import keys as litgpt_keys
-from loralens.formats.dialects.pairs import Leaf, Parts, group, is_embedding_name, matrices, origin_of, unpack_merged
+from loralens.formats.dialects.pairs import Leaf, Parts, is_embedding_name, match_leaf, unpack_merged
 from loralens.formats.files.container import Stored
 
 NAME = "loralib"
 ENABLED = "enable_lora"
 
-_HALF = re.compile(r"^(?P<name>.+)\.lora_(?P<half>[AB])$")
+_HALF = re.compile(r"^(?P<name>.+)\.lora_(?P<part>[AB])$")
+# The names of LitGPT's modules, by which its files are told from loralib's: the leaves are the same.
+_LITGPT = re.compile(
+    r"^transformer\.h\.[0-9]+\.(attn\.(attn|qkv|proj)|mlp\.(fc|fc_1|fc_2|proj|gate|experts\.[0-9]+\.\w+))$"
+)
 
 
 def loralib_leaf(key: str) -> Leaf | None:
     """The module and the half that a key names; None for any other key."""
-    half = _HALF.match(key)
-    return Leaf(half["name"], half["half"]) if half else None
+    return match_leaf(key, _HALF)
+
+
+def are_litgpt_names(names: Iterable[str]) -> bool:
+    """Whether all modules have names of LitGPT, and at least one is in a block."""
+    names = list(names)
+    other_names = [name for name in names if not _LITGPT.match(name)]
+    return other_names in ([], ["lm_head"]) and len(names) > len(other_names)
 
 
 def detect(stored: Stored) -> bool:
@@ -52,7 +63,7 @@ def detect(stored: Stored) -> bool:
     names = [found.name for found in map(loralib_leaf, stored.tensors) if found]
     return (
         bool(names)
-        and not litgpt_keys.are_litgpt_names(names)
+        and not are_litgpt_names(names)
         and not any(name.startswith(("diffusion_model.", "text_encoders.")) for name in names)
         and not is_diffusers(stored.tensors, declared="lora_adapter_metadata" in (stored.metadata or {}))
     )
@@ -68,24 +79,16 @@ def read(stored: Stored) -> Adapter:
         are adapted.
     """
     enabled, config = enabled_slices(stored)
-    groups, unpaired = group(stored.tensors, loralib_leaf)
+    groups, unpaired = pairs.group(stored.tensors, loralib_leaf)
     # AdaLoRA has the leaves of loralib and a diagonal between them, without which ΔW would be wrong.
     middle = next((key for key in unpaired if key.endswith(".lora_E")), None)
     if middle:
         what = f"{middle} stands between A and B: this is AdaLoRA, under names that are not PEFT's"
         raise FormatError(what, fix="save it with PEFT, under base_model.model. and beside its adapter_config.json")
-    modules: dict[str, Update] = {}
-    for name, parts in groups.items():
-        with place(name):
-            modules[name] = _module(name, parts, unpaired, enabled)
-    return Adapter(
-        modules=modules,
-        extra={key: _extra(key, tensor, unpaired, modules) for key, tensor in unpaired.items()},
-        config=config,
-        metadata=stored.metadata,
-        format=NAME,
-        findings=(alpha_unknown("loralib"), *_findings(modules, unpaired)),
-    )
+    modules = pairs.unfold(groups, lambda name, parts: [(name, _module(name, parts, unpaired, enabled))])
+    extra = {key: _extra(key, tensor, unpaired, modules) for key, tensor in unpaired.items()}
+    findings = [alpha_unknown("loralib"), *_findings(modules, unpaired)]
+    return pairs.make_adapter(replace(stored, config=config), NAME, modules, extra, findings)
 
 
 def enabled_slices(stored: Stored) -> tuple[list[bool] | None, Mapping[str, Any] | None]:
@@ -102,15 +105,14 @@ def enabled_slices(stored: Stored) -> tuple[list[bool] | None, Mapping[str, Any]
     enabled = source[ENABLED]
     # A configuration is written by hand, so anything may be there.
     if not isinstance(enabled, list) or not all(isinstance(one, bool) for one in enabled) or not any(enabled):
-        raise FormatError(
-            f"{ENABLED} is not a list of true and false", fix=f"write it as {ENABLED}: [true, false, true]"
-        )
+        what = f"{ENABLED} is not a list of true and false"
+        raise FormatError(what, fix=f"write it as {ENABLED}: [true, false, true]")
     return enabled, stored.config if source is stored.config else {**(stored.config or {}), ENABLED: enabled}
 
 
 def _module(name: str, parts: Parts, unpaired: Mapping[str, LazyArray], enabled: list[bool] | None) -> LowRank:
-    B, A = matrices(parts, names=("lora_B", "lora_A"))
-    origin, rank = origin_of(NAME, parts), A.shape[0]
+    B, A = pairs.matrices(parts, names=("lora_B", "lora_A"))
+    origin, rank = pairs.origin_of(NAME, parts), A.shape[0]
     # loralib's Conv2d keeps its convolution in a member called conv.
     weight = unpaired.get(f"{name}.conv.weight")
     if weight is not None and weight.ndim == 4:

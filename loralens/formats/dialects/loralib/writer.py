@@ -26,7 +26,7 @@ def write(adapter: Adapter) -> Stored:
     FormatError
         The file could not tell a kind of weight from another, or cannot hold an extra.
     ShapeError, MismatchError
-        A changed module does not fit into the layer that it came from, or an update is no pair.
+        A changed module does not fit into the layer that it came from, or an update is not a pair.
     """
     tensors: dict[str, LazyArray] = {}
     for name, module in adapter.items():

@@ -18,16 +18,17 @@ configuration the scale is unknown. mlx-lm ignores an ``alpha`` beside it, which
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from loralens.core.adapter import Adapter, Extra, Finding
 from loralens.core.lazy import LazyArray
-from loralens.core.lowrank import Layout, LowRank, Origin
+from loralens.core.lowrank import Layout, LowRank
 from loralens.core.scaling import Scaling
 from loralens.core.structured import Update
 from loralens.errors import FormatError, ShapeError
-from loralens.formats.dialects import dora
-from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf, Parts, group, halves, is_embedding_name, origin_of, unfold
+from loralens.formats.dialects import dora, pairs
+from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf, Parts, is_embedding_name, match_leaf
 from loralens.formats.dialects.peft.fields import valid_fields
 from loralens.formats.files.container import Stored
 from loralens.formats.files.json_text import finite_number, plain_text
@@ -35,15 +36,14 @@ from loralens.formats.files.json_text import finite_number, plain_text
 NAME = "mlx"
 DORA = {"linear": "norms", "embedding": "norms_in"}  # in mlx-lm there is one length for each row of the stored weight
 
-_HALF = re.compile(r"^(?P<name>.+)\.lora_(?P<half>[ab])$")
+_HALF = re.compile(r"^(?P<name>.+)\.lora_(?P<part>[ab])$")
 # Keys of full fine-tuning: weights of any module, also quantised ones, and nothing of LoRA.
 _PLAIN = re.compile(r"^(?!.*lora).+\.(weight|bias|scales|biases)$")
 
 
 def mlx_leaf(key: str) -> Leaf | None:
     """The module and the half that a key names; None for any other key."""
-    half = _HALF.match(key)
-    return Leaf(half["name"], half["half"].upper()) if half else None
+    return match_leaf(key, _HALF)
 
 
 def detect(stored: Stored) -> bool:
@@ -52,7 +52,7 @@ def detect(stored: Stored) -> bool:
     Full weights beside a configuration of full fine-tuning are mlx-lm's too; they are refused when they are read.
     """
     # torchtune's halves end in `.weight` and are no leaves here.
-    groups, _ = group(stored.tensors, mlx_leaf)
+    groups, _ = pairs.group(stored.tensors, mlx_leaf)
     if not groups:
         full = (stored.config or {}).get("fine_tune_type") == "full"
         return full and bool(stored.tensors) and all(_PLAIN.match(key) for key in stored.tensors)
@@ -97,36 +97,23 @@ def read(stored: Stored) -> Adapter:
         The file is of full fine-tuning, one half of a pair is missing, factors do not fit together, or the scale is not
         a number.
     """
-    groups, unpaired = group(stored.tensors, mlx_leaf)
+    groups, unpaired = pairs.group(stored.tensors, mlx_leaf)
     if not groups:
         what = "fine_tune_type full: the file holds whole weights, not a LoRA"
         raise FormatError(what, fix="loralens reads LoRA and DoRA adapters: lora_a and lora_b matrices")
     scale = stated_scale(stored.config)
     # An unknown scale counts as 1 in ΔW, and every result says that it is unknown.
     scaling = Scaling("unknown") if scale is None else Scaling("given", origin="lora_parameters.scale")
-
-    def build(name: str, parts: Parts) -> Iterator[tuple[str, LowRank]]:
-        for module_name, B, A, layout, origin in _factors(name, parts, unpaired.get(f"{name}.m")):
-            yield (
-                module_name,
-                LowRank(B, A, 1.0 if scale is None else scale, scaling=scaling, layout=layout, origin=origin),
-            )
-
-    modules = unfold(groups, build)
+    unscaled = pairs.unfold(groups, lambda name, parts: _modules(name, parts, unpaired.get(f"{name}.m")))
+    modules = {name: module.rescaled(1.0 if scale is None else scale, scaling) for name, module in unscaled.items()}
     extra = {key: _extra(key, tensor, modules) for key, tensor in unpaired.items()}
     # Without this field the file is a plain LoRA, and has no magnitudes that could be missing.
     if (stored.config or {}).get("fine_tune_type") == "dora":
         extra |= dora.missing_magnitudes(modules, extra, DORA, lambda name: f"{name}.m")
-    return Adapter(
-        modules=modules,
-        extra=extra,
-        config=stored.config,
-        metadata=stored.metadata,
-        format=NAME,
-        base_model=plain_text((stored.config or {}).get("model")),
-        findings=(*_findings(stored.config, scale, modules), *dora.magnitude_findings(extra, software="mlx-lm")),
-        peft_fields=valid_fields({"lora_dropout": lora_parameters(stored.config).get("dropout")}),
-    )
+    findings = _findings(stored.config, scale, modules) + dora.magnitude_findings(extra, software="mlx-lm")
+    base_model = plain_text((stored.config or {}).get("model"))
+    adapter = pairs.make_adapter(stored, NAME, modules, extra, findings, base_model=base_model)
+    return replace(adapter, peft_fields=valid_fields({"lora_dropout": lora_parameters(stored.config).get("dropout")}))
 
 
 def _fits(parts: Parts) -> bool:
@@ -140,26 +127,23 @@ def _fits(parts: Parts) -> bool:
     return len(a) == len(b) == 2 and a[1] == b[0]
 
 
-Factors = tuple[str, LazyArray, LazyArray, Layout, Origin]
-
-
-def _factors(name: str, parts: Parts, m: LazyArray | None) -> Iterator[Factors]:
-    """The name and the factors of the modules that one stored pair holds: one module, or the experts of a stack."""
-    b, a = halves(parts)
+def _modules(name: str, parts: Parts, m: LazyArray | None) -> Iterator[tuple[str, LowRank]]:
+    """The modules that one stored pair holds, without their scale: one module, or the experts of a stack."""
+    b, a = pairs.tensors_of(parts, "B", "A")
     if not _fits(parts) or not a.size or not b.size:
         raise ShapeError(f"lora_a {a.shape} and lora_b {b.shape} do not multiply as mlx-lm has them", fix=SAVE_AGAIN)
-    origin = origin_of(NAME, parts)
+    origin = pairs.origin_of(NAME, parts)
     # A pair of matrices is one module; three axes are a stack.
     if b.ndim == 2:
-        yield name, b.T, a.T, Layout(_kind(name, (b.shape[1], a.shape[0]), m)), origin
+        yield name, LowRank(b.T, a.T, layout=Layout(_kind(name, (b.shape[1], a.shape[0]), m)), origin=origin)
         return
     count, out, rank = b.shape
     # All experts came from the same two tensors, which are written again if all are unchanged.
-    shared = Origin(NAME, origin.tensors, share=count)
+    shared = replace(origin, share=count)
     for e in range(count):
-        one_b = b.rows(e, e + 1).reshape(out, rank)
-        one_a = a.rows(e * rank, (e + 1) * rank) if a.ndim == 2 else a.rows(e, e + 1).reshape(rank, a.shape[2])
-        yield f"{name}[{e}]", one_b, one_a, Layout("experts"), shared
+        B = b.rows(e, e + 1).reshape(out, rank)
+        A = a.rows(e * rank, (e + 1) * rank) if a.ndim == 2 else a.rows(e, e + 1).reshape(rank, a.shape[2])
+        yield f"{name}[{e}]", LowRank(B, A, layout=Layout("experts"), origin=shared)
 
 
 def _kind(name: str, shape: tuple[int, int], m: LazyArray | None) -> str:
@@ -189,23 +173,17 @@ def _findings(config: Mapping[str, Any] | None, scale: float | None, modules: Ma
     section, ranks = lora_parameters(config), sorted({module.rank for module in modules.values()})
     findings = []
     if scale is None:
-        reason = (
-            "lora_parameters in adapter_config.json holds no scale"
-            if is_mlx_config(config)
-            else "the file stands alone"
-        )
+        without_scale = "lora_parameters in adapter_config.json holds no scale"
+        reason = without_scale if is_mlx_config(config) else "the file stands alone"
         text = f"{reason}, so the scale is unknown and taken as 1 (mlx-lm's default is 20, and α plays no part)"
         fix = "put the adapter_config.json of the training beside the file, or give --scale"
         findings.append(Finding("warning", "alpha-unknown", text, fix))
     # mlx-lm makes its layers by this rank, and then cannot load the tensors.
     if "rank" in section and ranks != [section["rank"]]:
-        text = (
-            f"lora_parameters says rank {ascii(section['rank'])[:20]} and the file holds {', '.join(map(str, ranks))}"
-        )
+        stated, actual = ascii(section["rank"])[:20], ", ".join(map(str, ranks))
+        text = f"lora_parameters says rank {stated} and the file holds {actual}"
         findings.append(Finding("warning", "rank-disagrees", text, "mlx-lm cannot load it: correct lora_parameters"))
     if "alpha" in section and scale is not None and "fine_tune_type" not in (config or {}):
-        text = (
-            f"lora_parameters has an alpha beside the scale {scale:g}: versions of early 2024 multiplied by α/r as well"
-        )
+        text = f"lora_parameters has an alpha beside the scale {scale:g}: versions of early 2024 multiplied by α/r too"
         findings.append(Finding("warning", "alpha-beside-scale", text, "if it was trained so, give the product"))
     return findings

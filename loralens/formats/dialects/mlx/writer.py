@@ -5,7 +5,6 @@ multiplied by the ratio: exactly if it is a power of two, otherwise rounded once
 because mlx-lm cannot load them.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from math import frexp
 from typing import Any
@@ -13,16 +12,24 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from loralens.core.adapter import Adapter
+from loralens.core.adapter import Adapter, Extra
 from loralens.core.carried import NORMS
-from loralens.core.lazy import Array, LazyArray
+from loralens.core.lazy import LazyArray
 from loralens.core.names import block
 from loralens.core.structured import Update
 from loralens.errors import FormatError, ShapeError, place
-from loralens.formats.dialects.extras import add_tensors, translatable_extras
+from loralens.formats.dialects.extras import check_all_dora, translate_extras
 from loralens.formats.dialects.mlx.reader import NAME, is_mlx_config, lora_parameters, stated_scale
+from loralens.formats.dialects.pairs import scale_tensor
 from loralens.formats.dialects.peft.fields import carried_fields
-from loralens.formats.dialects.stacks import Stacks, check_complete, group_by_pair, is_as_read
+from loralens.formats.dialects.stacks import (
+    Stacks,
+    check_complete,
+    group_by_pair,
+    is_as_read,
+    most_common,
+    stack_matrices,
+)
 from loralens.formats.files.container import Stored
 
 # the kinds of weights that mlx-lm can adapt
@@ -44,7 +51,7 @@ def write(adapter: Adapter, *, base_config: Mapping[str, Any] | None = None) -> 
     FormatError
         mlx-lm does not adapt a kind of weight, or cannot hold an extra, or only some modules are DoRA.
     ShapeError, MismatchError
-        Modules have several ranks, experts are missing, or an update is no pair.
+        Modules have several ranks, experts are missing, or an update is not a pair.
     """
     # All writers get the options of the dialect; this one was used before.
     del base_config
@@ -64,13 +71,14 @@ def write(adapter: Adapter, *, base_config: Mapping[str, Any] | None = None) -> 
 def _tensors(name: str, modules: Mapping[str, Update], scale: float) -> Mapping[str, LazyArray]:
     first = next(iter(modules.values()))
     ratio = _ratio(modules, scale)
-    if is_as_read(modules, NAME) and ratio == 1:
+    if is_as_read(modules.values(), NAME) and ratio == 1:
         assert first.origin
         return first.origin.tensors
     if first.layout.kind not in KINDS:
         raise FormatError(f"mlx-lm has no LoRA for a {first.layout.kind} weight", fix="leave it out with --modules")
     if first.layout.kind == "experts":
-        b, a = _stack(modules)
+        check_complete(modules, "mlx-lm")
+        b, a = (stack_matrices([module.factors[side] for module in modules.values()]) for side in (0, 1))
     else:
         b, a = (factor.T for factor in first.factors)
     return {f"{name}.lora_a": a, f"{name}.lora_b": _times(b, ratio)}
@@ -91,58 +99,25 @@ def _times(b: LazyArray, ratio: float) -> LazyArray:
     if ratio == 1:
         return b
     exact = abs(frexp(ratio)[0]) == 0.5 and b.dtype in _WIDE  # the mantissa of a power of two is 0.5
-    dtype = b.dtype if exact else np.dtype(np.float32)
-
-    def product(array: Array) -> Array:
-        return (array.astype(np.float64) * ratio).astype(dtype)
-
-    return b.map(product, shape=b.shape, dtype=dtype)
-
-
-def _stack(modules: Mapping[str, Update]) -> tuple[LazyArray, LazyArray]:
-    """The tensors lora_b (E, out, r) and lora_a (E, r, in) of all experts."""
-    experts = list(modules.values())
-    first, count = experts[0], len(experts)
-    check_complete(modules, "mlx-lm")
-    (out, in_), rank = first.shape, first.rank
-    b = LazyArray(lambda: np.stack([m.B for m in experts]), shape=(count, out, rank), dtype=first.dtype)
-    dtype = first.factors[1].dtype
-    return b, LazyArray(lambda: np.stack([m.A for m in experts]), shape=(count, rank, in_), dtype=dtype)
+    return scale_tensor(b, ratio, dtype=b.dtype if exact else np.dtype(np.float32))
 
 
 def _extras(adapter: Adapter) -> dict[str, LazyArray]:
     """The extras: unchanged in mlx-lm's own dialect; of others the DoRA magnitudes as ``m``."""
     if adapter.format == NAME:
         return {key: extra.tensor for key, extra in adapter.extra.items() if extra.role not in NORMS}
-    tensors: dict[str, LazyArray] = {}
-    for key, extra in translatable_extras(adapter, set(_MAGNITUDES.values()), "mlx-lm").items():
-        module = adapter.modules.get(extra.module)
+
+    def translate(extra: Extra, module: Update, rows: int) -> tuple[str, LazyArray]:
         # A convolution, for example, has no DoRA in mlx-lm.
-        if module is None or _MAGNITUDES.get(module.layout.kind) != extra.role:
-            raise FormatError(
-                f"{key}: mlx-lm keeps a DoRA magnitude for each row of a stored weight, and this is another axis",
-                fix="convert with --drop-extra to leave it out",
-            )
-        with place(key):
-            add_tensors(tensors, {f"{extra.module}.m": _flat(extra.tensor, _rows(module))})
+        if _MAGNITUDES.get(module.layout.kind) != extra.role:
+            what = "mlx-lm keeps a DoRA magnitude for each row of a stored weight, and this is another axis"
+            raise FormatError(what, fix="convert with --drop-extra to leave it out")
+        return f"{extra.module}.m", extra.tensor.reshape(rows)
+
+    tensors = translate_extras(adapter, set(_MAGNITUDES.values()), "mlx-lm", translate)
     # mlx-lm makes either LoRA or DoRA layers, by one field of the configuration.
-    lacking = [name for name in adapter if f"{name}.m" not in tensors]
-    if tensors and lacking:
-        what = f"{len(lacking)} of {len(adapter)} modules, {lacking[0]} the first, have no DoRA magnitude"
-        raise FormatError(what, fix="mlx-lm has it on all or none: leave these out with --modules")
+    check_all_dora(adapter, "mlx-lm")
     return tensors
-
-
-def _rows(module: Update) -> int:
-    """The number of rows of a weight as mlx-lm stores it."""
-    out, in_ = module.shape
-    return in_ if module.layout.kind == "embedding" else out
-
-
-def _flat(tensor: LazyArray, size: int) -> LazyArray:
-    if tensor.size != size:
-        raise ShapeError(f"a magnitude {tensor.shape} is not one number for each of {size} rows", fix="save it again")
-    return tensor.reshape(size)
 
 
 def _config(adapter: Adapter, stacks: Stacks) -> tuple[Mapping[str, Any] | None, float]:
@@ -155,7 +130,7 @@ def _config(adapter: Adapter, stacks: Stacks) -> tuple[Mapping[str, Any] | None,
     stated = stated_scale(old)
     unsaid = stated is None and all(m.scaling.rule == "unknown" and m.scale == 1 for m in modules)
     unsaid = unsaid and adapter.format == NAME
-    untouched = all(is_as_read(stack, NAME) for stack in stacks.values())
+    untouched = all(is_as_read(stack.values(), NAME) for stack in stacks.values())
     # Nothing that the old configuration says has changed.
     if untouched and unsaid:
         return old, 1.0
@@ -166,7 +141,8 @@ def _config(adapter: Adapter, stacks: Stacks) -> tuple[Mapping[str, Any] | None,
         if old is not None and "rank" in lora_parameters(old):
             old = {**old, "lora_parameters": {**lora_parameters(old), "rank": rank}}
         return old, 1.0
-    scale = _most_common(module.scale for module in modules)
+    # One other than 0, because the other scales are divided by it.
+    scale = most_common((module.scale for module in modules if module.scale), 1.0)
     # Other fields, such as the number of layers, are kept.
     base = dict(old) if old is not None and is_mlx_config(old) else _new_config(adapter, stacks)
     base["lora_parameters"] = {**lora_parameters(base), "rank": rank, "scale": scale}
@@ -180,12 +156,6 @@ def _one_rank(modules: Iterable[Update]) -> int:
         what = f"mlx-lm has one rank for all modules, and these have {', '.join(map(str, sorted(ranks)))}"
         raise ShapeError(what, fix="give them one rank: loralens compress --uniform")
     return max(ranks, default=8)
-
-
-def _most_common(scales: Iterable[float]) -> float:
-    """The scale of most modules other than 0, because the other scales are divided by it."""
-    counts = Counter(scale for scale in scales if scale)
-    return counts.most_common(1)[0][0] if counts else 1.0
 
 
 def _new_config(adapter: Adapter, stacks: Stacks) -> dict[str, Any]:

@@ -97,23 +97,25 @@ class PeftConfig:
         for name, alpha in [("lora_alpha", self.fields.get("lora_alpha", DEFAULT_ALPHA)), *alphas.items()]:
             if finite_number(alpha) is None:
                 raise FormatError(f"alpha {name} is {alpha!r:.40}, not a number", fix=RESTORE)
-        # The class is frozen, so derived fields are set in this way.
-        object.__setattr__(self, "_ranks", Pattern(ranks, "rank_pattern", self.allowance))
-        object.__setattr__(self, "_alphas", Pattern(alphas, "alpha_pattern", self.allowance))
         for name in FLAGS:
             if not isinstance(self.fields.get(name), bool | None):
                 raise FormatError(f"{name} is {self.fields[name]!r:.40}, not true or false", fix=RESTORE)
         targets = self.fields.get("target_modules")
-        expression = Expression(targets, "target_modules", self.allowance) if isinstance(targets, str) else None
-        object.__setattr__(self, "_expression", expression)
-        if expression is None:
-            _check_strings("target_modules", targets)
+        listed = [] if isinstance(targets, str) else targets
+        _check_strings("target_modules", listed)
         for name in ("modules_to_save", "target_parameters"):
             _check_strings(name, self.fields.get(name))
         check_printable(str(self.fields.get("base_model_name_or_path")))
-        listed = [] if isinstance(targets, str) else targets or []
-        object.__setattr__(self, "_listed", Endings(listed))
-        object.__setattr__(self, "_parameters", Endings(self.parameters))
+        derived = {
+            "_ranks": Pattern(ranks, "rank_pattern", self.allowance),
+            "_alphas": Pattern(alphas, "alpha_pattern", self.allowance),
+            "_expression": Expression(targets, "target_modules", self.allowance) if isinstance(targets, str) else None,
+            "_listed": Endings(listed or []),
+            "_parameters": Endings(self.parameters),
+        }
+        # The class is frozen, so derived fields are set in this way.
+        for name, value in derived.items():
+            object.__setattr__(self, name, value)
 
     def _pattern(self, name: str) -> Mapping[str, Any]:
         pattern = self.fields.get(name)
@@ -172,22 +174,33 @@ class PeftConfig:
             return f"init_lora_weights is {init!r}"
         return "kasa_config is set" if self.fields.get("kasa_config") else None
 
+    def check_base_unchanged(self) -> None:
+        """Refuse to write an adapter with other r and α than in training, if PEFT changes the base by them.
+
+        Raises
+        ------
+        FormatError
+            The message names the setting.
+        """
+        if self.changed_base:
+            raise FormatError(
+                f"{self.changed_base}: PEFT changes the base weight at every load by r and α, so with others than in "
+                "training the base would be another",
+                fix="convert it with PEFT to a plain LoRA first",
+            )
+
     def variants(self) -> list[Finding]:
         """Findings about settings by which the update is more, or other, than scale·B·A on the original base."""
         findings: list[Finding] = []
         changed = self.changed_base
         # KaSA has an entry of its own in VARIANTS.
         if changed and not self.fields.get("kasa_config"):
-            findings.append(
-                Finding(
-                    "warning",
-                    "mutated-base",
-                    f"{changed}: training started from a changed base, so the change against the "
-                    "original base is scale·(B·A − B₀·A₀), and what is measured here is scale·B·A",
-                    "convert it with PEFT (save_pretrained with path_initial_model_for_weight_conversion) to a plain "
-                    "LoRA",
-                )
+            text = (
+                f"{changed}: training started from a changed base, so the change against the original base is "
+                "scale·(B·A − B₀·A₀), and what is measured here is scale·B·A"
             )
+            fix = "convert it with PEFT (save_pretrained with path_initial_model_for_weight_conversion) to a plain LoRA"
+            findings.append(Finding("warning", "mutated-base", text, fix))
         for name, text, fix in VARIANTS:
             if self.fields.get(name):
                 findings.append(Finding("warning", name.replace("_", "-"), f"{name}: {text}", fix))

@@ -14,6 +14,7 @@ last is the outermost. The file does not contain the order of registration, but 
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from loralens.core.lazy import Array, LazyArray, Recent
@@ -47,10 +48,8 @@ def parameter_path(path: str, pairs: Mapping[str, Any], config: PeftConfig) -> s
     # The depth of a pair is its place in the order, so the names must be as many as the depths.
     depths = sorted(depth(other) for other in pairs if module_path(other) == module)
     if len(names) != len(depths):
-        raise FormatError(
-            f"target_parameters names {len(names)} parameters here and the file holds {len(depths)} pairs",
-            fix="correct target_parameters in adapter_config.json",
-        )
+        what = f"target_parameters names {len(names)} parameters here and the file holds {len(depths)} pairs"
+        raise FormatError(what, fix="correct target_parameters in adapter_config.json")
     if len(names) > 1 and not set(names) <= set(REGISTERED):
         raise FormatError(
             f"which of {', '.join(names)} is the outer one depends on the model's code, and the file does not say",
@@ -79,29 +78,24 @@ def expert_modules(
     rank = config.rank(name)
     # The number of experts is not stored: it follows from r and the rows of A.
     if A.ndim != 2 or B.ndim != 2 or A.shape[0] != B.shape[1] or A.shape[0] % rank:
-        raise ShapeError(
-            f"lora_A {A.shape} and lora_B {B.shape} are no stack of experts of rank {rank}",
-            fix="correct r or rank_pattern in adapter_config.json, or save the adapter again",
-        )
+        what = f"lora_A {A.shape} and lora_B {B.shape} are not a stack of experts of rank {rank}"
+        raise ShapeError(what, fix="correct r or rank_pattern in adapter_config.json, or save the adapter again")
     count = A.shape[0] // rank
-    # a parameter of two axes, which is no stack
+    # a parameter of two axes, which is not a stack
     if count == 1:
         plain = name.removesuffix(".weight")
         layout = Layout("linear" if plain != name else "parameter")
         yield plain, LowRank(B, A, scaling.value, scaling=scaling, layout=layout, origin=origin)
         return
-    shared = Origin(origin.format, origin.tensors, share=count)
+    shared = replace(origin, share=count)
     layout = Layout("experts", transposed=_are_transposed(config))
     # Every expert needs some columns of B, which are scattered over the whole tensor.
     cached_B = recent.keep(B)
     for e in range(count):
         # The columns of one expert are read when they are needed, from the copy of B in memory.
-        one_B = cached_B.map(_columns(e, count, rank, config), shape=(B.shape[0], rank))
-        one_A = A.rows(e * rank, (e + 1) * rank)
-        yield (
-            f"{name}[{e}]",
-            LowRank(one_B, one_A, scaling.value, scaling=scaling, layout=layout, origin=shared),
-        )
+        B_e = cached_B.map(_columns(e, count, rank, config), shape=(B.shape[0], rank))
+        A_e = A.rows(e * rank, (e + 1) * rank)
+        yield f"{name}[{e}]", LowRank(B_e, A_e, scaling.value, scaling=scaling, layout=layout, origin=shared)
 
 
 def _are_transposed(config: PeftConfig) -> bool:

@@ -24,11 +24,6 @@ def _is_target(value: Any) -> bool:
     return _is_text(value) or _is_texts(value)
 
 
-def _is_share(value: Any) -> bool:
-    number = finite_number(value)
-    return number is not None and 0 <= number <= 1
-
-
 def _is_layers(value: Any) -> bool:
     # PEFT takes a single number as well.
     layers = value if isinstance(value, list) else [value]
@@ -46,7 +41,7 @@ TARGETS: Mapping[str, Callable[[Any], bool]] = {
 # field → check of its value. The values come from a file, and go into a configuration that PEFT reads.
 _FIELDS: Mapping[str, Callable[[Any], bool]] = {
     "task_type": _is_text,
-    "lora_dropout": _is_share,
+    "lora_dropout": lambda value: (number := finite_number(value)) is not None and 0 <= number <= 1,
     "fan_in_fan_out": lambda value: type(value) is bool,
     **TARGETS,
 }

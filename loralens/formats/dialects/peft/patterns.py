@@ -42,7 +42,7 @@ class Pattern:
     Raises
     ------
     FormatError
-        A key is no regular expression, or one that takes too long.
+        A key is not a regular expression, or it takes too long.
 
     Notes
     -----

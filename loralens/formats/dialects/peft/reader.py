@@ -15,8 +15,8 @@ merged       A (k·r, in), B (k·o, r, 1)               one module, B block-diag
 `loralens.formats.dialects.peft.types` reads PEFT's AdaLoRA, LoHa and LoKr.
 """
 
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -26,20 +26,18 @@ from loralens.core.lowrank import Layout, LowRank, Origin
 from loralens.core.scaling import Scaling
 from loralens.core.structured import Update
 from loralens.errors import FormatError, ShapeError, place
-from loralens.formats.dialects import dora
-from loralens.formats.dialects.pairs import SAVE_AGAIN, unpack_conv, unpack_merged
+from loralens.formats.dialects import dora, pairs
+from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf, Parts
 from loralens.formats.dialects.peft import experts as peft_experts
 from loralens.formats.dialects.peft import types as peft_types
 from loralens.formats.dialects.peft.config import PeftConfig
 from loralens.formats.dialects.peft.keys import OUT_PROJ, PREFIX, adapter_names, is_pair, module_path, parse_peft_key
-from loralens.formats.files.container import FLOATS, Stored
+from loralens.formats.files.container import Stored
 from loralens.formats.files.json_text import plain_text
 
 NAME = "peft"
 DORA = {"linear": "norms", "conv": "norms", "embedding": "norms"}  # PEFT's DoRA has one length for each output
 EMBEDDINGS = ("embed_tokens", "lm_head")  # saved in full by PEFT where they are adapted or were resized
-
-Halves = dict[str, tuple[str, LazyArray]]  # "A", "B" or, for KaSA, "diagonal" → key and tensor
 
 
 def detect(stored: Stored) -> bool:
@@ -50,9 +48,9 @@ def detect(stored: Stored) -> bool:
     # The other types have tensors of their own under PEFT's prefix.
     if peft_types.type_of(stored) != peft_types.PLAIN:
         return True
-    pairs = [key for key in stored.tensors if is_pair(key)]
+    keys = [key for key in stored.tensors if is_pair(key)]
     declared = (stored.config or {}).get("peft_type") == "LORA"
-    return bool(pairs) and (declared or all(key.startswith(PREFIX) for key in pairs))
+    return bool(keys) and (declared or all(key.startswith(PREFIX) for key in keys))
 
 
 def read(stored: Stored) -> Adapter:
@@ -87,162 +85,131 @@ def read(stored: Stored) -> Adapter:
             extra |= dora.missing_magnitudes(modules, extra, DORA, lambda name: f"{PREFIX}{name}.lora_magnitude_vector")
         missing = dora.magnitude_findings(extra, software="PEFT")
         # The setting itself is only reported if magnitudes are there; missing ones have a warning of their own.
-        bent = any(one.role == "magnitude" for one in extra.values())
-        findings += [one for one in config.variants() if bent or not missing or one.code != "use-dora"] + missing
+        silent = missing and not any(item.role == "magnitude" for item in extra.values())
+        findings += [finding for finding in config.variants() if not (silent and finding.code == "use-dora")] + missing
         findings += _unmatched(config, paths, modules)
-    return Adapter(
-        modules=modules,
-        extra=extra,
-        config=stored.config,
-        metadata=stored.metadata,
-        format=NAME,
-        base_model=plain_text((stored.config or {}).get("base_model_name_or_path")),
-        findings=tuple(findings),
-        narrowed=bool(pruned),
-    )
+    base_model = plain_text((stored.config or {}).get("base_model_name_or_path"))
+    adapter = pairs.make_adapter(stored, NAME, modules, extra, findings, base_model=base_model)
+    return replace(adapter, narrowed=bool(pruned))
 
 
 def _plain(
     tensors: Mapping[str, LazyArray], config: PeftConfig | None
 ) -> tuple[dict[str, Update], dict[str, LazyArray], set[str], list[Finding]]:
     """The modules of a file of type LORA, its other tensors, the paths that are targets of PEFT, and findings."""
-    pairs, unpaired = _group(tensors)
+    groups, unpaired = _group(tensors)
     # A base that stores experts one by one needs both stacks of a layer in turn, so two of them are kept in memory.
     recent = Recent(2)
     modules: dict[str, Update] = {}
     findings: list[Finding] = []
-    for path in pairs:
+    for path in groups:
         with place(module_path(path)):
-            for name, module in _modules(path, pairs, config, recent):
+            for name, module in _modules(path, groups, config, recent):
                 if name in modules:
                     raise FormatError(f"{name} is stored twice", fix=SAVE_AGAIN)
                 modules[name] = module
                 findings += _about_rank(name, module)
-    findings += [_about_out_proj(module_path(path)) for path in pairs if f"{path}.{OUT_PROJ}" in pairs]
-    return modules, unpaired, {_target(path, pairs) for path in pairs}, findings
+    findings += [_about_out_proj(module_path(path)) for path in groups if f"{path}.{OUT_PROJ}" in groups]
+    return modules, unpaired, {_target(path, groups) for path in groups}, findings
 
 
 def _alpha_unknown() -> Finding:
+    text = "no adapter_config.json beside the file, so α is unknown and the scale is taken as 1"
     return Finding(
-        "warning",
-        "alpha-unknown",
-        "no adapter_config.json beside the file, so α is unknown and the scale is taken as 1",
-        "put the configuration beside the file, or give --alpha or --scale",
+        "warning", "alpha-unknown", text, "put the configuration beside the file, or give --alpha or --scale"
     )
 
 
 def _about_out_proj(name: str) -> Finding:
-    return Finding(
-        "warning",
-        "out-proj-twice",
+    text = (
         f"{name}: PEFT up to 0.21.2 adds the update of this attention's out_proj twice, in training too (peft pull "
-        "request 3774), so its ΔW is twice scale·B·A here, and in what is merged",
-        "merge and measure it with --once (load(…, once=True)) where it was trained by what adds it once",
+        "request 3774), so its ΔW is twice scale·B·A here, and in what is merged"
     )
+    fix = "merge and measure it with --once (load(…, once=True)) where it was trained by what adds it once"
+    return Finding("warning", "out-proj-twice", text, fix)
 
 
-def _group(tensors: Mapping[str, LazyArray]) -> tuple[dict[str, Halves], dict[str, LazyArray]]:
-    """Pairs by their stored path, and every other tensor by its key."""
-    pairs: dict[str, Halves] = defaultdict(dict)
-    unpaired: dict[str, LazyArray] = {}
-    for key, tensor in tensors.items():
-        parts = parse_peft_key(key)
-        if parts and parts.role in ("pair", "embedding"):
-            # A file of two adapters is refused before, so these are two spellings of one key.
-            if parts.half in pairs[parts.path]:
-                raise FormatError(f"{key} is one of two lora_{parts.half} of this module", fix=SAVE_AGAIN)
-            pairs[parts.path][parts.half] = (key, tensor)
-            if parts.role == "embedding":
-                pairs[parts.path]["embedding"] = (key, tensor)
-        else:
-            unpaired[key] = tensor
+def _group(tensors: Mapping[str, LazyArray]) -> tuple[dict[str, Parts], dict[str, LazyArray]]:
+    """Pairs by their stored path, with the diagonal of KaSA, and every tensor that is not half of a pair."""
+    groups, unpaired = pairs.group(tensors, _half)
     for key, tensor in unpaired.items():
         parts = parse_peft_key(key)
-        if parts and parts.role == "diagonal" and parts.path in pairs:
-            pairs[parts.path]["diagonal"] = (key, tensor)
-    return dict(pairs), unpaired
+        if parts and parts.role == "diagonal" and parts.path in groups:
+            groups[parts.path]["diagonal"] = (key, tensor)
+    return groups, unpaired
+
+
+def _half(key: str) -> Leaf | None:
+    """The stored path of a pair, and which half of it a key names; the factors of an embedding are halves, too."""
+    parts = parse_peft_key(key)
+    return Leaf(parts.path, f"lora_{parts.half}") if parts and parts.role in ("pair", "embedding") else None
 
 
 def _modules(
-    path: str, pairs: Mapping[str, Halves], config: PeftConfig | None, recent: Recent
+    path: str, groups: Mapping[str, Parts], config: PeftConfig | None, recent: Recent
 ) -> Iterator[tuple[str, LowRank]]:
     """The modules that one stored pair holds: one module, or the experts of a stack."""
-    halves = pairs[path]
-    for half, other in (("A", "B"), ("B", "A")):
-        if half not in halves:
-            key, tensor = halves[other]
-            raise FormatError(f"lora_{other} {tensor.shape} has no lora_{half} beside it ({key})", fix=SAVE_AGAIN)
-    (key_a, A), (key_b, B) = halves["A"], halves["B"]
-    for key, tensor in ((key_a, A), (key_b, B)):
-        if tensor.dtype not in FLOATS:
-            raise FormatError(f"{key} is {tensor.dtype}, not floating point", fix="save the adapter unquantised")
-        if not tensor.size:
-            what, fix = f"{key} {tensor.shape} holds no numbers", "save it again; under DeepSpeed ZeRO-3, gather first"
-            raise ShapeError(what, fix=fix)
-    origin = Origin(NAME, {key_a: A, key_b: B})
-    parameter = peft_experts.parameter_path(path, pairs, config) if config else None
+    parts = groups[path]
+    A, B = pairs.tensors_of(parts, "lora_A", "lora_B")
+    origin = pairs.origin_of(NAME, parts, ("lora_A", "lora_B"))
+    for key, tensor in origin.tensors.items():
+        pairs.check_not_empty(key, tensor)
+    parameter = peft_experts.parameter_path(path, groups, config) if config else None
     if parameter and config:
         yield from peft_experts.expert_modules(parameter, B, A, config=config, origin=origin, recent=recent)
         return
     # r and α of an out_proj are those of its attention.
-    scaling = config.scaling(_target(path, pairs)) if config else Scaling("unknown")
+    scaling = config.scaling(_target(path, groups)) if config else Scaling("unknown")
     name = module_path(path)
-    if f"{path}.{OUT_PROJ}" in pairs:
+    if f"{path}.{OUT_PROJ}" in groups:
         name = f"{name}.in_proj_weight"  # the pair of an nn.MultiheadAttention itself adapts its fused projections
-    module = _module(name, halves, config, scaling, origin)
+    module = _module(name, parts, config, scaling, origin)
     # PEFT wraps the attention and its out_proj, and both wrappers add the update of out_proj.
-    twice = path.endswith(f".{OUT_PROJ}") and path.removesuffix(f".{OUT_PROJ}") in pairs
+    twice = path.endswith(f".{OUT_PROJ}") and path.removesuffix(f".{OUT_PROJ}") in groups
     yield name, module.rescaled(2 * module.scale, scaling.doubled()) if twice else module
 
 
-def _target(path: str, pairs: Mapping[str, Halves]) -> str:
+def _target(path: str, groups: Mapping[str, Parts]) -> str:
     """The module that was a target of PEFT: ``path``, or the nn.MultiheadAttention whose out_proj it is."""
     owner = path.removesuffix(f".{OUT_PROJ}")
-    return module_path(owner if owner in pairs else path)
+    return module_path(owner if owner in groups else path)
 
 
-def _module(name: str, halves: Halves, config: PeftConfig | None, scaling: Scaling, origin: Origin) -> LowRank:
-    A, B = halves["A"][1], halves["B"][1]
+def _module(name: str, parts: Parts, config: PeftConfig | None, scaling: Scaling, origin: Origin) -> LowRank:
+    A, B = parts["lora_A"][1], parts["lora_B"][1]
     # The leaf tells an embedding from a linear layer; the shapes do not.
-    if "embedding" in halves:
+    if any((leaf := parse_peft_key(key)) and leaf.role == "embedding" for key in origin.tensors):
         layout = Layout("embedding")
     # the factors of old PEFT's grouped Conv1d
     elif A.ndim == 2 and B.ndim == 3:
         B, layout = _unpack_merged(B, A, config)
     elif A.ndim > 2:
-        B, A, layout = unpack_conv(B, A)
+        B, A, layout = pairs.unpack_conv(B, A)
     elif name.endswith(".in_proj_weight"):
         layout = Layout("parameter")
     else:
         layout = Layout("linear", transposed=bool(config and config.fields.get("fan_in_fan_out")))
     # After unpacking, so that the diagonal meets the columns of B (out, r).
-    if "diagonal" in halves:
-        B = _fold_diagonal(B, halves["diagonal"][1])
+    if "diagonal" in parts:
+        diagonal = parts["diagonal"][1]
+        if diagonal.shape != (B.shape[1],):
+            raise ShapeError(f"lora_diag {diagonal.shape} does not fit rank {B.shape[1]}", fix=SAVE_AGAIN)
+        B = B.map(lambda array: array.astype(np.float64) * diagonal.read(), shape=B.shape, dtype=np.float64)
     return LowRank(B, A, scaling.value, scaling=scaling, layout=layout, origin=origin)
 
 
 def _unpack_merged(B: LazyArray, A: LazyArray, config: PeftConfig | None) -> tuple[LazyArray, Layout]:
     """B (n·o, k·r) of old PEFT's MergedLinear with A (k·r, in) and B (k·o, r, 1); rows without an update are zero."""
     if config is None:
-        raise FormatError(
-            "lora_B has three dimensions, so which slices are adapted is in the configuration only",
-            fix="put adapter_config.json beside the file",
-        )
+        what = "lora_B has three dimensions, so which slices are adapted is in the configuration only"
+        raise FormatError(what, fix="put adapter_config.json beside the file")
     enabled, (rows, rank, last) = config.enabled, B.shape
     count = sum(enabled)
     # Old PEFT stored the factors of its grouped Conv1d, whose kernel is 1.
     if last != 1 or A.shape[0] != count * rank or rows % count:
-        raise ShapeError(
-            f"fused lora_A {A.shape} and lora_B {B.shape} do not fit {count} adapted slices", fix=SAVE_AGAIN
-        )
-    return unpack_merged(B.reshape(rows, rank), enabled)
-
-
-def _fold_diagonal(B: LazyArray, diagonal: LazyArray) -> LazyArray:
-    """B · diag(d) of KaSA, in float64."""
-    if diagonal.shape != (B.shape[1],):
-        raise ShapeError(f"lora_diag {diagonal.shape} does not fit rank {B.shape[1]}", fix=SAVE_AGAIN)
-    return B.map(lambda array: array.astype(np.float64) * diagonal.read(), shape=B.shape, dtype=np.float64)
+        what = f"fused lora_A {A.shape} and lora_B {B.shape} do not fit {count} adapted slices"
+        raise ShapeError(what, fix=SAVE_AGAIN)
+    return pairs.unpack_merged(B.reshape(rows, rank), enabled)
 
 
 def _about_rank(name: str, module: LowRank) -> list[Finding]:
@@ -250,14 +217,9 @@ def _about_rank(name: str, module: LowRank) -> list[Finding]:
     configured, width = module.scaling.rank, module.rank // module.layout.blocks
     if configured is None or configured == width:
         return []
-    return [
-        Finding(
-            "error",
-            "rank-disagrees",
-            f"{name}: the configuration says r = {configured} and lora_A has {width} rows",
-            "correct r or rank_pattern in adapter_config.json: the scale depends on it",
-        )
-    ]
+    text = f"{name}: the configuration says r = {configured} and lora_A has {width} rows"
+    fix = "correct r or rank_pattern in adapter_config.json: the scale depends on it"
+    return [Finding("error", "rank-disagrees", text, fix)]
 
 
 def _unmatched(config: PeftConfig, paths: set[str], modules: Mapping[str, Update]) -> list[Finding]:
@@ -269,9 +231,8 @@ def _unmatched(config: PeftConfig, paths: set[str], modules: Mapping[str, Update
     strangers = config.unmatched_modules(config.path(path) for path in sorted(paths) if path in modules)
     # Without targets, the configuration does not say which modules PEFT adapts.
     if strangers and (config.fields.get("target_modules") or config.parameters):
-        text = (
-            f"{len(strangers)} modules, {strangers[0]} the first, are none that target_modules names: PEFT drops them"
-        )
+        which = f"{len(strangers)} modules, {strangers[0]} the first,"
+        text = f"{which} are none that target_modules names: PEFT drops them"
         findings.append(Finding("warning", "module-untargeted", text, "correct target_modules in adapter_config.json"))
     return findings
 
@@ -287,11 +248,13 @@ def _extra(
     # PEFT's trainable tokens: rows of an embedding, and no full tensor.
     if path.endswith(".token_adapter"):
         return Extra("tokens", path.removesuffix(".token_adapter"), tensor)
-    plain = _plain_copy(key)
+    plain = key.replace(".modules_to_save.", ".").replace(".original_module.", ".")
     # Old PEFT saved a module twice: as it was, and as it was trained.
     if plain != key:
-        return Extra("copy" if plain in stored.tensors else "saved", _without_copies(path), tensor, parameter)
-    if any(_names(saved, path) for saved in (config.saved if config else [])):
+        path = ".".join(part for part in path.split(".") if part not in ("modules_to_save", "original_module"))
+        return Extra("copy" if plain in stored.tensors else "saved", path, tensor, parameter)
+    # As in PEFT, an entry also covers what is inside of a module whose path contains it.
+    if any(f"{saved}." in f"{path}." for saved in (config.saved if config else [])):
         return Extra("saved", path, tensor, parameter)
     if parameter == "bias":
         return Extra("bias", path, tensor, parameter)
@@ -299,17 +262,3 @@ def _extra(
     # A resized vocabulary saves both, whether they are adapted or not.
     embedding = embedding or path.rpartition(".")[2] in EMBEDDINGS
     return Extra("embedding" if embedding and parameter == "weight" else "other", path, tensor, parameter)
-
-
-def _plain_copy(key: str) -> str:
-    """The key without the part that old versions of PEFT inserted into their copies of saved modules."""
-    return key.replace(".modules_to_save.", ".").replace(".original_module.", ".")
-
-
-def _without_copies(path: str) -> str:
-    return ".".join(part for part in path.split(".") if part not in ("modules_to_save", "original_module"))
-
-
-def _names(saved: str, path: str) -> bool:
-    """Whether the entry ``saved`` of ``modules_to_save`` covers ``path`` or a module around it, as in PEFT."""
-    return f"{saved}." in f"{path}."

@@ -30,12 +30,13 @@ from loralens.core.lowrank import Layout, LowRank
 from loralens.core.scaling import Scaling
 from loralens.core.structured import Dense, Form, Update
 from loralens.errors import FormatError, ShapeError, place
+from loralens.formats.dialects import pairs
 from loralens.formats.dialects.alpha import single_number
-from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf, Parts, group, origin_of
+from loralens.formats.dialects.pairs import SAVE_AGAIN, Leaf, Parts
 from loralens.formats.dialects.peft.config import PeftConfig
 from loralens.formats.dialects.peft.keys import PREFIX, is_pair, module_path
 from loralens.formats.dialects.peft.patterns import RESTORE
-from loralens.formats.files.container import FLOATS, Stored
+from loralens.formats.files.container import Stored
 
 PLAIN = "LORA"
 DEFAULT_INIT_RANK = 12  # AdaLoRA's init_r
@@ -79,8 +80,7 @@ def type_of(stored: Stored) -> str:
         The configuration names another type than the tensors have.
     """
     declared = (stored.config or {}).get("peft_type")
-    own = {kind: _first_own(stored, kind) for kind in _LEAVES}
-    holds = {kind: key for kind, key in own.items() if key}
+    holds = {kind: key for kind in _LEAVES if (key := _first_own(stored, kind))}
     # A pair counts only if nothing of another type is there: AdaLoRA has pairs as well.
     pair = None if holds else next((key for key in stored.tensors if is_pair(key) and key.startswith(PREFIX)), None)
     if pair:
@@ -125,7 +125,7 @@ def read_other_type(stored: Stored, kind: str, config: PeftConfig | None) -> Rea
     FormatError, ShapeError
         Tensors are missing or do not fit together, or masks are not valid.
     """
-    groups, unpaired = group(stored.tensors, lambda key: _leaf(key, kind))
+    groups, unpaired = pairs.group(stored.tensors, lambda key: _leaf(key, kind))
     # rank_pattern has another meaning in every other type.
     masks = _masks(stored.config or {}) if kind == "ADALORA" else {}
     modules: dict[str, Update] = {}
@@ -137,10 +137,13 @@ def read_other_type(stored: Stored, kind: str, config: PeftConfig | None) -> Rea
         with place(name):
             if name in modules:
                 raise FormatError("is stored twice", fix=SAVE_AGAIN)
-            _check(parts, empty=kind == "ADALORA")
+            for key, tensor in parts.values():
+                pairs.check_float(key, tensor)
+                # Only AdaLoRA prunes modules, whose tensors then have no rows.
+                if kind != "ADALORA":
+                    pairs.check_not_empty(key, tensor)
             if kind != "ADALORA":
                 modules[name] = _product(name, parts, kind, config)
-            # Pruned modules have tensors of no rows.
             elif parts.get("lora_E", parts[next(iter(parts))])[1].size:
                 modules[name] = _adalora(parts, config, masks.get(name))
             else:
@@ -162,23 +165,9 @@ def _leaf(key: str, kind: str) -> Leaf | None:
     return Leaf(match["path"].removeprefix(PREFIX), match["part"]) if match else None
 
 
-def _check(parts: Parts, *, empty: bool) -> None:
-    """Refuse tensors that are not floating point, or (unless ``empty``) that hold no numbers."""
-    for key, tensor in parts.values():
-        if tensor.dtype not in FLOATS:
-            raise FormatError(f"{key} is {tensor.dtype}, not floating point", fix="save the adapter unquantised")
-        if not tensor.size and not empty:
-            fix = "save it again; under DeepSpeed ZeRO-3, gather first"
-            raise ShapeError(f"{key} {tensor.shape} holds no numbers", fix=fix)
-
-
 def _adalora(parts: Parts, config: PeftConfig | None, mask: list[bool] | None) -> LowRank:
     """B · diag(E) · A with E multiplied into A, which is rounded to float32 once, as PEFT computes it."""
-    for part in ("lora_A", "lora_B", "lora_E"):
-        if part not in parts:
-            key, tensor = next(iter(parts.values()))
-            raise FormatError(f"{key} {tensor.shape} has no {part} beside it", fix=SAVE_AGAIN)
-    A, B, E = (parts[part][1] for part in ("lora_A", "lora_B", "lora_E"))
+    A, B, E = pairs.tensors_of(parts, "lora_A", "lora_B", "lora_E")
     if A.ndim != 2 or B.ndim != 2 or B.shape[1] != A.shape[0] or E.shape != (A.shape[0], 1):
         what = f"lora_A {A.shape}, lora_E {E.shape} and lora_B {B.shape} do not fit together"
         raise ShapeError(what, fix=SAVE_AGAIN)
@@ -188,14 +177,14 @@ def _adalora(parts: Parts, config: PeftConfig | None, mask: list[bool] | None) -
         raise ShapeError(what, fix="correct rank_pattern in adapter_config.json, or save the adapter again")
     scaling, scale = _adalora_scale(parts, config)
     layout = Layout("linear", transposed=bool(config and config.fields.get("fan_in_fan_out")))
-    weighted = A.map(lambda rows: _times(rows, E), shape=A.shape, dtype=np.float32)
-    origin = origin_of(origin_format("ADALORA"), parts, ("lora_A", "lora_B", "lora_E", "ranknum"))
+
+    def weigh(rows: Array) -> Array:
+        with np.errstate(over="ignore"):
+            return np.asarray(rows.astype(np.float64) * E.read().astype(np.float64)).astype(np.float32)
+
+    weighted = A.map(weigh, shape=A.shape, dtype=np.float32)
+    origin = pairs.origin_of(origin_format("ADALORA"), parts, ("lora_A", "lora_B", "lora_E", "ranknum"))
     return LowRank(B, weighted, scale, scaling=scaling, layout=layout, origin=origin)
-
-
-def _times(rows: Array, E: LazyArray) -> Array:
-    with np.errstate(over="ignore"):
-        return np.asarray(rows.astype(np.float64) * E.read().astype(np.float64)).astype(np.float32)
 
 
 def _adalora_scale(parts: Parts, config: PeftConfig | None) -> tuple[Scaling, float]:
@@ -222,7 +211,7 @@ def _masks(fields: Mapping[str, Any]) -> Mapping[str, list[bool]]:
     masks = {}
     for key, mask in pattern.items():
         if not isinstance(mask, list) or not all(isinstance(kept, bool) for kept in mask):
-            raise FormatError(f"rank_pattern {key!r:.80} is no list of true and false", fix=RESTORE)
+            raise FormatError(f"rank_pattern {key!r:.80} is not a list of true and false", fix=RESTORE)
         # Its keys are those of the tensors lora_E, and not expressions.
         masks[module_path(key.partition(".lora_E")[0].removeprefix(PREFIX))] = mask
     return masks

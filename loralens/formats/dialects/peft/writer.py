@@ -8,8 +8,7 @@ only in a path that has special ones other than dots.
 """
 
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
 from math import isclose
 from typing import Any
@@ -24,14 +23,21 @@ from loralens.core.names import natural_key
 from loralens.core.scaling import Scaling
 from loralens.core.structured import Update
 from loralens.errors import FormatError, ShapeError, place
-from loralens.formats.dialects.extras import add_tensors, check_size, owning_module, translatable_extras
+from loralens.formats.dialects.extras import check_all_dora, translate_extras
 from loralens.formats.dialects.pairs import pack_pair
-from loralens.formats.dialects.peft.config import DEFAULT_RANK, Endings, PeftConfig
+from loralens.formats.dialects.peft.config import DEFAULT_ALPHA, DEFAULT_RANK, Endings, PeftConfig
 from loralens.formats.dialects.peft.experts import GROUPED, SWAPPED, registration_order
 from loralens.formats.dialects.peft.keys import OUT_PROJ, PREFIX, canonical_key
 from loralens.formats.dialects.peft.reader import NAME, read
 from loralens.formats.dialects.peft.types import lora_fields
-from loralens.formats.dialects.stacks import Stacks, check_complete, group_by_pair, is_as_read
+from loralens.formats.dialects.stacks import (
+    Stacks,
+    check_complete,
+    group_by_pair,
+    is_as_read,
+    most_common,
+    stack_matrices,
+)
 from loralens.formats.files.container import Stored
 
 # Paths that are regular expressions as they are, if a dot may match any letter.
@@ -55,7 +61,7 @@ def write(adapter: Adapter) -> Stored:
         PEFT would change the base weight differently for the changed adapter, or the file would be read differently.
     """
     stacks = _fold_attentions(group_by_pair(adapter))
-    changed = not all(is_as_read(modules, NAME) for modules in stacks.values())
+    changed = not all(is_as_read(modules.values(), NAME) for modules in stacks.values())
     # The configuration comes first: it says how the stacks are laid out.
     config = _config(adapter, stacks)
     tensors: dict[str, LazyArray] = {}
@@ -67,20 +73,18 @@ def write(adapter: Adapter) -> Stored:
         tensors = {canonical_key(key): tensor for key, tensor in tensors.items()}
     metadata = adapter.metadata if adapter.format == NAME else {"format": "pt"}
     stored = Stored(dict(sorted(tensors.items())), metadata, config)
-    _check(stored, {name: module for modules in stacks.values() for name, module in modules.items()})
-    return stored
-
-
-def _kind(modules: Mapping[str, Update]) -> str:
-    return next(iter(modules.values())).layout.kind
-
-
-def _check(stored: Stored, written: Mapping[str, Update]) -> None:
-    """Refuse to write a file that would be read as another adapter."""
+    # A file that would be read as another adapter is refused.
+    written = {name: module for modules in stacks.values() for name, module in modules.items()}
     back = read(stored)
     for name in sorted(set(written) ^ set(back), key=natural_key):
         what = "cannot be told from its neighbours" if name in written else "would appear"
         raise FormatError(f"{name} {what} in a PEFT file", fix="keep whole stacks and nn.MultiheadAttention layers")
+    check_reread(written, back)
+    return stored
+
+
+def check_reread(written: Mapping[str, Update], back: Mapping[str, Update] | Adapter) -> None:
+    """Refuse a file from which a module would be read with another shape, rank or scale than it was written with."""
     for name, module in written.items():
         reread = back[name]
         same = reread.shape == module.shape and reread.rank == module.rank
@@ -91,22 +95,20 @@ def _check(stored: Stored, written: Mapping[str, Update]) -> None:
 
 def _tensors(name: str, modules: Mapping[str, Update], stacks: Stacks, *, grouped: bool) -> Mapping[str, LazyArray]:
     first = next(iter(modules.values()))
-    if is_as_read(modules, NAME):
+    if is_as_read(modules.values(), NAME):
         assert first.origin
         return first.origin.tensors
-    if first.layout.kind == "experts":
-        B, A = _stack(modules, grouped=grouped)
-        return dict(_pair(_stored_path(name, stacks), B, A))
-    B, A = pack_pair(first)
-    if first.layout.kind == "embedding":
+    kind = first.layout.kind
+    B, A = _stack(modules, grouped=grouped) if kind == "experts" else pack_pair(first)
+    if kind == "embedding":
         return {f"{PREFIX}{name}.lora_embedding_B": B, f"{PREFIX}{name}.lora_embedding_A": A}
     attention = _attention(name, stacks)
     # Its two pairs have keys of their own: the attention itself, and out_proj under a base_layer.
     if attention:
         name = f"{attention}.{OUT_PROJ}" if name.endswith(".out_proj") else attention
-    elif first.layout.kind == "parameter":
+    elif kind in PARAMETERS:
         name = _stored_path(name, stacks)
-    return dict(_pair(name, B, A))
+    return {f"{PREFIX}{name}.lora_A.weight": A, f"{PREFIX}{name}.lora_B.weight": B}
 
 
 def _attention(name: str, stacks: Stacks) -> str | None:
@@ -119,19 +121,17 @@ def _attention(name: str, stacks: Stacks) -> str | None:
 def _extras(adapter: Adapter) -> dict[str, LazyArray]:
     """The extras: unchanged in PEFT's own dialect, those of others under PEFT's keys."""
     if adapter.format == NAME:
-        stored_extras = {key: extra for key, extra in adapter.extra.items() if extra.role not in NORMS}
-        return {key: _own_extra(extra, adapter) for key, extra in stored_extras.items()}
-    extras = {f"{PREFIX}{key}": tensor for key, tensor in translate_companions(adapter, "PEFT").items()}
-    bent = {extra.module for extra in adapter.extra.values() if extra.role == "magnitude"}
+        tensors = {key: extra.tensor for key, extra in adapter.extra.items() if extra.role not in NORMS}
+        for key, extra in adapter.extra.items():
+            module = adapter.modules.get(extra.module)
+            # The B of a changed module of KaSA contains its diagonal, which ones then leave unchanged.
+            if extra.role == "diagonal" and module is not None and not module.origin:
+                tensors[key] = LazyArray.of(np.ones(module.rank, extra.tensor.dtype))
+        return tensors
+    translated = translate_companions(adapter, "PEFT")
     # PEFT makes magnitudes for all modules from the base, and would find none in the file.
-    plain = [name for name in adapter if bent and name not in bent]
-    if plain:
-        raise FormatError(
-            f"{len(plain)} of {len(adapter)} modules, {plain[0]} the first, have no DoRA magnitude, and PEFT makes all "
-            "of them DoRA",
-            fix="leave one of the two kinds out with --modules",
-        )
-    return extras
+    check_all_dora(adapter, "PEFT")
+    return {f"{PREFIX}{key}": tensor for key, tensor in translated.items()}
 
 
 def translate_companions(adapter: Adapter, title: str) -> dict[str, LazyArray]:
@@ -142,59 +142,39 @@ def translate_companions(adapter: Adapter, title: str) -> dict[str, LazyArray]:
     FormatError, ShapeError
         ``title`` cannot hold extras of other roles, two of them would have one key, or one does not fit its module.
     """
-    tensors: dict[str, LazyArray] = {}
-    for key, extra in translatable_extras(adapter, ("magnitude", "lora_bias"), title).items():
-        with place(key):
-            module = owning_module(adapter, extra)
-            out, ones = module.shape[0], (1 for _ in module.layout.kernel)
-            check_size(extra.tensor, out)
-            if extra.role == "lora_bias":
-                add_tensors(tensors, {f"{extra.module}.lora_B.bias": extra.tensor.reshape(out)})
-            else:
-                # The shapes of PEFT's parameters for convolutions and linear layers.
-                shape = (1, out, *ones) if module.layout.kernel else (out,)
-                add_tensors(tensors, {f"{extra.module}.lora_magnitude_vector": extra.tensor.reshape(*shape)})
-    return tensors
 
+    def translate(extra: Extra, module: Update, out: int) -> tuple[str, LazyArray]:
+        if extra.role == "lora_bias":
+            return f"{extra.module}.lora_B.bias", extra.tensor.reshape(out)
+        # The shapes of PEFT's parameters for convolutions and linear layers.
+        shape = (1, out, *(1 for _ in module.layout.kernel)) if module.layout.kernel else (out,)
+        return f"{extra.module}.lora_magnitude_vector", extra.tensor.reshape(*shape)
 
-def _own_extra(extra: Extra, adapter: Adapter) -> LazyArray:
-    """The tensor of an extra; ones for the diagonal of KaSA if the module changed, because B then contains it."""
-    module = adapter.modules.get(extra.module)
-    if extra.role != "diagonal" or module is None or module.origin:
-        return extra.tensor
-    return LazyArray.of(np.ones(module.rank, extra.tensor.dtype))
-
-
-def _pair(path: str, B: LazyArray, A: LazyArray) -> Iterator[tuple[str, LazyArray]]:
-    yield f"{PREFIX}{path}.lora_A.weight", A
-    yield f"{PREFIX}{path}.lora_B.weight", B
+    return translate_extras(adapter, ("magnitude", "lora_bias"), title, translate)
 
 
 def _stack(modules: Mapping[str, Update], *, grouped: bool) -> tuple[LazyArray, LazyArray]:
     """The pairs of all experts in two tensors: A expert by expert, B rank by rank unless ``lora_B_layout`` differs."""
-    experts = list(modules.values())
-    first, count = experts[0], len(experts)
     check_complete(modules, "PEFT")
+    B, A = (stack_matrices([module.factors[side] for module in modules.values()]) for side in (0, 1))
+    count, out, rank = B.shape
+    # Columns of B are ordered by expert and then by rank, or the other way round.
+    axes = (1, 0, 2) if grouped else (1, 2, 0)
+    joined = B.map(lambda array: array.transpose(axes).reshape(out, -1), shape=(out, count * rank))
+    return joined, A.reshape(count * rank, A.shape[2])
 
-    def join_B() -> Array:
-        stacked = np.stack([module.B for module in experts], axis=1 if grouped else 2)
-        return np.ascontiguousarray(stacked).reshape(first.shape[0], -1)
 
-    def join_A() -> Array:
-        return np.concatenate([module.A for module in experts])
-
-    width = first.rank * count
-    B = LazyArray(join_B, shape=(first.shape[0], width), dtype=first.dtype)
-    return B, LazyArray(join_A, shape=(width, first.shape[1]), dtype=first.factors[1].dtype)
+def _is_parameter(modules: Mapping[str, Update]) -> bool:
+    """Whether PEFT wraps the parameter that a group of modules adapts, and not its module."""
+    return next(iter(modules.values())).layout.kind in PARAMETERS
 
 
 def _stored_path(name: str, stacks: Stacks) -> str:
     """The stored path of a stack, with one ``base_layer`` for each parameter of its module that is registered later."""
     module, _, parameter = name.rpartition(".")
-    siblings = [other.rpartition(".")[2] for other in stacks if other.startswith(f"{module}.")]
-    siblings = [p for p in siblings if f"{module}.{p}" in stacks and _kind(stacks[f"{module}.{p}"]) in PARAMETERS]
+    siblings = [other for other in stacks if other.rpartition(".")[0] == module and _is_parameter(stacks[other])]
     # The outermost parameter has the shortest path.
-    order = sorted(siblings, key=registration_order, reverse=True)
+    order = sorted((other.rpartition(".")[2] for other in siblings), key=registration_order, reverse=True)
     return ".".join([module, *["base_layer"] * order.index(parameter)])
 
 
@@ -215,12 +195,7 @@ def _config(adapter: Adapter, stacks: Stacks) -> Mapping[str, Any] | None:
     config = PeftConfig(old)
     if old is adapter.config and _still_true(config, stacks) and not adapter.narrowed:
         return old
-    if config.changed_base:
-        raise FormatError(
-            f"{config.changed_base}: PEFT changes the base weight at every load by r and α, so with others than in "
-            "training the base would be another",
-            fix="convert it with PEFT to a plain LoRA first",
-        )
+    config.check_base_unchanged()
     return _update_fields(old, stacks, exact=adapter.narrowed)
 
 
@@ -290,15 +265,7 @@ def _update_fields(fields: Mapping[str, Any], stacks: Stacks, *, exact: bool = F
     With ``exact``, every module is named as a target, because the old targets would make PEFT adapt removed modules.
     """
     terms = _terms(PeftConfig(fields), stacks)
-    rank = most_common(r for r, _ in terms.values())
-    alpha = most_common(a for _, a in terms.values())
-    updated = dict(fields)
-    updated.update(
-        r=rank,
-        lora_alpha=integer_if_whole(alpha),
-        rank_pattern=literal_pattern({path: r for path, (r, _) in terms.items()}, rank),
-        alpha_pattern=literal_pattern({path: integer_if_whole(a) for path, (_, a) in terms.items()}, alpha),
-    )
+    updated = {**fields, **rank_fields(terms)}
     # Targets that fit are kept, because people write them as short names.
     if exact or PeftConfig(updated).unmatched_modules(terms):
         updated.update(_targets(stacks, terms))
@@ -315,16 +282,14 @@ def _terms(config: PeftConfig, stacks: Stacks) -> Terms:
             rank_and_alpha = rank, scaling.alpha_for(scale, rank, config.rule)
             # All experts of a stack, and both projections of an attention, share one entry.
             if terms.setdefault(path, rank_and_alpha) != rank_and_alpha:
-                raise ShapeError(
-                    f"{path}: its parts differ in rank or scale, and PEFT holds one for all of them",
-                    fix="give them one rank (--uniform)",
-                )
+                what = f"{path}: its parts differ in rank or scale, and PEFT holds one for all of them"
+                raise ShapeError(what, fix="give them one rank (--uniform)")
     return terms
 
 
 def _targets(stacks: Stacks, terms: Terms) -> dict[str, Any]:
     """``target_modules`` and ``target_parameters`` with the full path of every module, and nothing else."""
-    parameters = [p for p in terms if (_kind(stacks[p]) in PARAMETERS if p in stacks else p.endswith(".weight"))]
+    parameters = [p for p in terms if (_is_parameter(stacks[p]) if p in stacks else p.endswith(".weight"))]
     modules = [path for path in terms if path not in set(parameters)]
     return {"target_modules": modules, "target_parameters": parameters or None}
 
@@ -352,19 +317,25 @@ def _new_config(adapter: Adapter) -> dict[str, Any]:
     }
 
 
-def most_common(values: Iterable[Any]) -> Any:
-    """The value of most modules; without modules PEFT's default, which is the same for r and α."""
-    counts = Counter(values)
-    return counts.most_common(1)[0][0] if counts else DEFAULT_RANK
+def rank_fields(terms: Terms) -> dict[str, Any]:
+    """The fields with the ranks and alphas of these modules: the most common ones, and patterns for the others."""
+    rank = most_common((r for r, _ in terms.values()), DEFAULT_RANK)
+    alpha = most_common((a for _, a in terms.values()), DEFAULT_ALPHA)
+    return {
+        "r": rank,
+        "lora_alpha": _integer_if_whole(alpha),
+        "rank_pattern": _literal_pattern({path: r for path, (r, _) in terms.items()}, rank),
+        "alpha_pattern": _literal_pattern({path: _integer_if_whole(a) for path, (_, a) in terms.items()}, alpha),
+    }
 
 
-def integer_if_whole(alpha: float) -> float | int:
+def _integer_if_whole(alpha: float) -> float | int:
     """The number as an int if it is whole, because α is usually written so."""
     # Above 2⁵³ not every whole number is a float64.
     return int(alpha) if float(alpha).is_integer() and abs(alpha) < 2**53 else alpha
 
 
-def literal_pattern(values: Mapping[str, Any], default: Any) -> dict[str, Any]:
+def _literal_pattern(values: Mapping[str, Any], default: Any) -> dict[str, Any]:
     """The full paths whose values differ from the default, longest first, and the paths that their keys match too."""
     odd = Endings(path for path, value in values.items() if value != default)
     paths = [path for path in values if odd.cover(path)]

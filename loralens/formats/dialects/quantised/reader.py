@@ -31,9 +31,10 @@ from loralens.choices import Level
 from loralens.core.adapter import Adapter, Extra, Finding
 from loralens.core.lowrank import Layout, LowRank
 from loralens.core.quantised import NAME, PART, from_bytes, kernel_fits
-from loralens.core.scaling import Rule, Scaling
+from loralens.core.scaling import Scaling
 from loralens.errors import FormatError, place
 from loralens.formats.dialects.peft.fields import valid_fields
+from loralens.formats.dialects.record import is_valid_scaling
 from loralens.formats.files.container import Stored
 from loralens.formats.files.json_text import finite_number, is_safe_text, plain_text, unique_keys
 
@@ -107,7 +108,7 @@ def description(metadata: Mapping[str, str] | None) -> dict[str, Any]:
     except (KeyError, ValueError, RecursionError) as error:
         raise FormatError(f"has no description under {NAME} in its metadata", fix=_BROKEN) from error
     if not isinstance(fields, dict):
-        raise FormatError("its description is no JSON object", fix=_BROKEN)
+        raise FormatError("its description is not a JSON object", fix=_BROKEN)
     return fields
 
 
@@ -143,18 +144,15 @@ def _module(stored: Stored, name: str, entry: Any, scalings: list[Any], layouts:
     # A small file must not ask for arrays that are larger than its update.
     if rank > min(out, in_) or not kernel_fits(layouts[layout], (out, in_)):
         raise FormatError(f"{rank} directions or a kernel do not fit ({out}, {in_})", fix=_BROKEN)
-    key = f"{name}.{PART}"
+    key, shape = f"{name}.{PART}", (out, in_)
     scale, rule = scalings[scaling]
-    return from_bytes(
-        stored.tensors[key], (out, in_), rank=rank, scale=scale, scaling=rule, layout=layouts[layout], key=key
-    )
+    data = stored.tensors[key]
+    return from_bytes(data, shape, rank=rank, scale=scale, scaling=rule, layout=layouts[layout], key=key)
 
 
 def _scaling(entry: Any) -> tuple[float, Scaling]:
     scale, rule, alpha, rank, origin = entry
-    _check(finite_number(scale) is not None and (alpha is None or finite_number(alpha) is not None))
-    _check(rule in get_args(Rule) and is_safe_text(origin))
-    _check(rank is None or (type(rank) is int and rank > 0))
+    _check(finite_number(scale) is not None and is_valid_scaling(rule, alpha, rank, origin))
     return float(scale), Scaling(rule, alpha, rank, origin)
 
 
@@ -162,14 +160,8 @@ def _layout(entry: Any) -> Layout:
     kind, kernel, groups, transposed, *order = entry
     # Files that were written before this field existed have four entries.
     rows = order[0] if order else ""
-    _check(
-        len(order) < 2
-        and is_safe_text(kind)
-        and is_safe_text(rows)
-        and type(groups) is int
-        and isinstance(transposed, bool)
-    )
-    _check(all(type(k) is int for k in kernel))
+    _check(len(order) < 2 and is_safe_text(kind) and is_safe_text(rows))
+    _check(isinstance(transposed, bool) and all(type(number) is int for number in (groups, *kernel)))
     return Layout(kind, tuple(kernel), groups, transposed, rows)
 
 

@@ -36,7 +36,7 @@ def write(adapter: Adapter, *, bits: Bits = 8) -> Stored:
     OptionError
         Bits are outside of 2 to 16, or there are more of them than directions, or a module does not exist.
     MismatchError
-        A module is no pair (LoKr, LoHa, a full difference).
+        A module is not a pair (LoKr, LoHa, a full difference).
     """
     # A name that does not exist would be ignored without an error.
     if not isinstance(bits, int):

@@ -55,7 +55,7 @@ def read_gguf(path: Path) -> Stored:
     Raises
     ------
     FormatError
-        The file is damaged, or it is no adapter.
+        The file is damaged, or it is not an adapter.
     """
     with place(path):
         file = OpenFile(path)
@@ -64,7 +64,14 @@ def read_gguf(path: Path) -> Stored:
         key_values = dict(gguf_header.read_values(header, values))
         plain = {key: value.value for key, value in key_values.items()}
         check_adapter(plain)
-        infos = _infos(header, tensors)
+        infos: dict[str, _Info] = {}
+        for _ in range(tensors):
+            name = header.name()
+            # The second one would silently replace the first.
+            if name in infos:
+                raise FormatError(f"{name} appears twice", fix=BROKEN)
+            with place(name):
+                infos[name] = _info(header)
         alignment = _alignment(key_values.get("general.alignment"))
         start = -(-header.at // alignment) * alignment  # rounded up
         _check_coverage(infos, start, file.size, alignment)
@@ -80,10 +87,8 @@ def check_adapter(plain: dict[str, Any]) -> None:
     if kind == "adapter" and adapter == "lora":
         return
     description = f"{adapter!a:.40} adapter" if kind == "adapter" else f"{kind or 'model'!a:.40} file"
-    raise FormatError(
-        f"is a GGUF {description}, not a LoRA adapter",
-        fix="give the adapter that convert_lora_to_gguf.py or loralens wrote",
-    )
+    fix = "give the adapter that convert_lora_to_gguf.py or loralens wrote"
+    raise FormatError(f"is a GGUF {description}, not a LoRA adapter", fix=fix)
 
 
 def _alignment(stored: Value | None) -> int:
@@ -94,18 +99,6 @@ def _alignment(stored: Value | None) -> int:
     if (stored.kind, stored.array) != ("u32", False) or not 1 <= size <= MOST_ALIGNMENT or size & (size - 1):
         raise FormatError(f"general.alignment is {size!r:.20}, not a power of two up to {MOST_ALIGNMENT:,}", fix=BROKEN)
     return int(size)
-
-
-def _infos(header: Header, count: int) -> dict[str, _Info]:
-    infos: dict[str, _Info] = {}
-    for _ in range(count):
-        name = header.name()
-        # The second one would silently replace the first.
-        if name in infos:
-            raise FormatError(f"{name} appears twice", fix=BROKEN)
-        with place(name):
-            infos[name] = _info(header)
-    return infos
 
 
 def _info(header: Header) -> _Info:
@@ -141,9 +134,8 @@ def _check_coverage(infos: dict[str, _Info], start: int, size: int, alignment: i
             raise FormatError(f"{name} begins at byte {info.begin:,} of the data, not behind {before}", fix=BROKEN)
         end, before = info.begin + info.nbytes, name
         if start + end > size:
-            raise FormatError(
-                f"{name} ends at byte {start + end:,} and the file has {size:,}: the file is truncated", fix=BROKEN
-            )
+            what = f"{name} ends at byte {start + end:,} and the file has {size:,}: the file is truncated"
+            raise FormatError(what, fix=BROKEN)
     # Writers may pad the last tensor too, so less than one alignment may follow it.
     trailing = size - start - end
     if trailing >= alignment:
@@ -182,6 +174,8 @@ def write_gguf(stored: Stored, path: Path) -> None:
     FormatError
         GGUF cannot hold a dtype, or a value in the metadata.
     """
+    from gguf import GGUFReader
+
     values = dict(gguf_values.from_text(key, text) for key, text in (stored.metadata or {}).items())
     for key, value in values.items():
         check_printable(key)
@@ -194,17 +188,11 @@ def write_gguf(stored: Stored, path: Path) -> None:
     # The reference writer opens the file by its name a second time.
     with atomic_file(path) as stream:
         _write(stored, values, Path(stream.name))
-        _check_readable(stored, stream.name)
-
-
-def _check_readable(stored: Stored, path: str) -> None:
-    from gguf import GGUFReader
-
-    try:
-        # Names alone: the numbers were written by the same package that reads them.
-        assert {tensor.name for tensor in GGUFReader(path).tensors} == set(stored.tensors)
-    except (ValueError, LookupError) as error:
-        raise FormatError(f"gguf cannot read what was written ({error})", fix="report this as a bug") from error
+        try:
+            # Names alone: the numbers were written by the same package that reads them.
+            assert {tensor.name for tensor in GGUFReader(stream.name).tensors} == set(stored.tensors)
+        except (ValueError, LookupError) as error:
+            raise FormatError(f"gguf cannot read what was written ({error})", fix="report this as a bug") from error
 
 
 def _write(stored: Stored, values: dict[str, Value], path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any, final
 
 from loralens.errors import FormatError, place
 from loralens.formats.files.container import HEADER_LIMIT, OpenFile
-from loralens.formats.files.gguf.values import ARRAY, CODES, SCALARS, TEXT, Value
+from loralens.formats.files.gguf.values import ARRAY, NAMES, SCALARS, TEXT, Value
 from loralens.formats.files.json_text import NAME_LIMIT, check_printable
 
 MAGIC = b"GGUF"
@@ -37,9 +37,8 @@ class Header:
     def take(self, count: int) -> bytes:
         """Take the next ``count`` bytes."""
         if count > self.remaining:
-            raise FormatError(
-                f"the header needs {count:,} bytes at {self.at:,} and {max(self.remaining, 0):,} are left", fix=BROKEN
-            )
+            available = max(self.remaining, 0)
+            raise FormatError(f"the header needs {count:,} bytes at {self.at:,} and {available:,} are left", fix=BROKEN)
         # The bytes that are held do not reach far enough.
         if self.at + count > self._start + len(self._held):
             self._held = self._file.read(self.at, min(max(count, CHUNK), self._file.size - self.at))
@@ -115,11 +114,10 @@ def _value(header: Header) -> Value:
 
 
 def _name(kind: int) -> str:
-    for name, code in CODES.items():
-        if code == kind:
-            return name
-    what = "an array of arrays" if kind == ARRAY else f"a value of type {kind}"
-    raise FormatError(f"{what} is none that GGUF adapters hold", fix=BROKEN)
+    if kind not in NAMES:
+        what = "an array of arrays" if kind == ARRAY else f"a value of type {kind}"
+        raise FormatError(f"{what} is none that GGUF adapters hold", fix=BROKEN)
+    return NAMES[kind]
 
 
 def _item(header: Header, kind: int) -> Any:

@@ -23,6 +23,7 @@ SCALARS = {  # type in the file → name and struct code
 }  # fmt: skip
 TEXT, ARRAY = 8, 9  # GGUF's numbers of these types
 CODES = {name: code for code, (name, _) in SCALARS.items()} | {"str": TEXT}
+NAMES = {code: name for name, code in CODES.items()}
 _PACKING = dict(SCALARS.values())
 _FIX = "take the value out of the metadata, or read the file again"
 
@@ -57,23 +58,19 @@ def from_text(key: str, text: str) -> tuple[str, Value]:
         return key, Value("str", array=False, value=text)
     kind, array = suffix.removesuffix("[]"), suffix.endswith("[]")
     if kind not in CODES:
-        raise FormatError(f"{key}: {kind[:20]!a} is no type of GGUF", fix=_FIX)
+        raise FormatError(f"{key}: {kind[:20]!a} is not a type of GGUF", fix=_FIX)
     if suffix == "str":
         return name, Value("str", array=False, value=text)
     with place(key):
-        value = _parse(text)
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise FormatError(f"{text[:40]!a} is not valid JSON", fix=_FIX) from error
         # A text that came from outside may be a list where a number is due.
         items = value if array and isinstance(value, list) else [value]
         if (array and not isinstance(value, list)) or not all(_fits(kind, item) for item in items):
             raise FormatError(f"{text[:40]!a} is no {suffix}", fix=_FIX)
     return name, Value(kind, array, value)
-
-
-def _parse(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"{text[:40]!a} is not valid JSON", fix=_FIX) from error
 
 
 def _fits(kind: str, item: Any) -> bool:

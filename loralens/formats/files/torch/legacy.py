@@ -38,15 +38,12 @@ def _check_head(head: BytesIO) -> None:
 def _spans(file: OpenFile, start: int, storages: list[TorchStorage]) -> dict[str, Span]:
     spans = {}
     for storage in storages:
-        span = Span(start + _COUNT.size, _count(file, start) * storage.dtype.itemsize)
+        if start + _COUNT.size > file.size:
+            raise FormatError("it ends before its last storage", fix=SAVE_AGAIN)
+        (count,) = _COUNT.unpack(file.read(start, _COUNT.size))
+        span = Span(start + _COUNT.size, count * storage.dtype.itemsize)
         start = span.start + span.nbytes
         if span.nbytes < 0 or start > file.size:
             raise FormatError(f"storage {storage.key[:40]!a} ends after the file", fix=SAVE_AGAIN)
         spans[storage.key] = span
     return spans
-
-
-def _count(file: OpenFile, start: int) -> int:
-    if start + _COUNT.size > file.size:
-        raise FormatError("it ends before its last storage", fix=SAVE_AGAIN)
-    return int(_COUNT.unpack(file.read(start, _COUNT.size))[0])

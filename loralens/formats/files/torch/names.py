@@ -1,7 +1,7 @@
 """The classes and functions that a torch pickle may name, and their meaning. Nothing is imported by its name."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import numpy as np
@@ -13,17 +13,10 @@ CONVERT = "ask for a safetensors file, or convert it with torch where nothing ca
 
 # torch's class of a storage → dtype. Newer dtypes have no class and use UntypedStorage.
 _STORAGES = {
-    "DoubleStorage": "float64",
-    "FloatStorage": "float32",
-    "HalfStorage": "float16",
-    "BFloat16Storage": "bfloat16",
-    "LongStorage": "int64",
-    "IntStorage": "int32",
-    "ShortStorage": "int16",
-    "CharStorage": "int8",
-    "ByteStorage": "uint8",
-    "BoolStorage": "bool",
-}
+    "DoubleStorage": "float64", "FloatStorage": "float32", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16", "CharStorage": "int8",
+    "ByteStorage": "uint8", "BoolStorage": "bool",
+}  # fmt: skip
 
 
 @final
@@ -82,15 +75,11 @@ def _tensor(*args: object) -> object:
 
 
 def _tensor_with_dtype(*args: object) -> object:
-    storage, offset, size, strides, _requires_grad, _hooks, dtype, *metadata = args
-    if (
-        not isinstance(storage, TorchStorage)
-        or not isinstance(dtype, Name)
-        or dtype not in TENSOR_DTYPES
-        or any(metadata)
-    ):
+    storage, offset, size, strides, requires_grad, hooks, dtype, *metadata = args
+    tensor = _tensor(storage, offset, size, strides, requires_grad, hooks, *metadata)
+    if not isinstance(tensor, TorchTensor) or not isinstance(dtype, Name) or dtype not in TENSOR_DTYPES:
         return refuse_unusual("a tensor")
-    return TorchTensor(storage, TENSOR_DTYPES[dtype], _integer(offset), _integers(size), _integers(strides))
+    return replace(tensor, dtype=TENSOR_DTYPES[dtype])
 
 
 CALLS: dict[Name, Callable[..., object]] = {

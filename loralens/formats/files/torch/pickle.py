@@ -59,12 +59,11 @@ def read_pickle(path: Path) -> tuple[dict[str, LazyArray], dict[str, Plain | lis
         state, spans = torch_zip.load_zip(file) if is_zip else torch_legacy.load_legacy(file)
         tensors, plain_values = _split(_unwrap(state))
         storages = Storages(file, spans)
-        return {key: _array(storages, key, tensor) for key, tensor in tensors.items()}, plain_values
-
-
-def _array(storages: Storages, key: str, tensor: TorchTensor) -> LazyArray:
-    with place(key):
-        return storages.array(tensor)
+        arrays = {}
+        for key, tensor in tensors.items():
+            with place(key):
+                arrays[key] = storages.array(tensor)
+        return arrays, plain_values
 
 
 def _unwrap(state: object) -> dict[str, Any]:
@@ -77,9 +76,8 @@ def _unwrap(state: object) -> dict[str, Any]:
         return state
     # Keys of both could be the same.
     if len(inner) > 1:
-        raise FormatError(
-            f"it holds more than one state dict: {inner[0]}, {inner[1]}", fix="save the one you want alone"
-        )
+        what = f"it holds more than one state dict: {inner[0]}, {inner[1]}"
+        raise FormatError(what, fix="save the one you want alone")
     around = {key: value for key, value in state.items() if key != inner[0]}
     # One of the two values would be lost.
     if twice := around.keys() & state[inner[0]].keys():
@@ -93,13 +91,13 @@ def _has_tensors(state: dict[str, Any]) -> bool:
 
 def _split(state: dict[str, Any]) -> tuple[dict[str, TorchTensor], dict[str, Plain | list[Plain]]]:
     tensors = {key: value for key, value in state.items() if isinstance(value, TorchTensor)}
-    return tensors, {key: _plain_or_list(key, value) for key, value in state.items() if key not in tensors}
-
-
-def _plain_or_list(key: str, value: object) -> Plain | list[Plain]:
-    if isinstance(value, list | tuple):
-        return [_plain_value(key, item) for item in value]
-    return _plain_value(key, value)
+    plain_values: dict[str, Plain | list[Plain]] = {}
+    for key, value in state.items():
+        if isinstance(value, list | tuple):
+            plain_values[key] = [_plain_value(key, item) for item in value]
+        elif key not in tensors:
+            plain_values[key] = _plain_value(key, value)
+    return tensors, plain_values
 
 
 def _plain_value(key: str, value: object) -> Plain:

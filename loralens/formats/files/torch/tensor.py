@@ -19,23 +19,13 @@ SAVE_AGAIN = "the file is incomplete or was tampered with: download or save it a
 MOST_AXES = 64  # NumPy's limit
 
 # Big-endian files are refused, so all numbers are little-endian.
-DTYPES: dict[str, np.dtype[Any]] = {
-    "float64": np.dtype("<f8"),
-    "float32": np.dtype("<f4"),
-    "float16": np.dtype("<f2"),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-    "float8_e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn),
-    "float8_e5m2": np.dtype(ml_dtypes.float8_e5m2),
-    "int64": np.dtype("<i8"),
-    "int32": np.dtype("<i4"),
-    "int16": np.dtype("<i2"),
-    "int8": np.dtype("i1"),
-    "uint64": np.dtype("<u8"),
-    "uint32": np.dtype("<u4"),
-    "uint16": np.dtype("<u2"),
-    "uint8": np.dtype("u1"),
-    "bool": np.dtype("?"),
-}
+_CODES = {
+    "float64": "<f8", "float32": "<f4", "float16": "<f2", "bfloat16": ml_dtypes.bfloat16,
+    "float8_e4m3fn": ml_dtypes.float8_e4m3fn, "float8_e5m2": ml_dtypes.float8_e5m2,
+    "int64": "<i8", "int32": "<i4", "int16": "<i2", "int8": "i1",
+    "uint64": "<u8", "uint32": "<u4", "uint16": "<u2", "uint8": "u1", "bool": "?",
+}  # fmt: skip
+DTYPES: dict[str, np.dtype[Any]] = {name: np.dtype(code) for name, code in _CODES.items()}
 
 
 class Span(NamedTuple):
@@ -95,10 +85,15 @@ class Storages:
         """
         span = self._span(tensor.storage)
         _check_axes(tensor)
-        _check_inside(tensor)
-        self._check_size(tensor)
+        capacity = tensor.storage.nbytes // tensor.dtype.itemsize
+        if tensor.storage.nbytes < 0 or tensor.offset + tensor.reach > capacity:
+            raise FormatError(f"it reaches beyond its storage {tensor.storage.key[:40]!a}", fix=SAVE_AGAIN)
+        # A stride of 0 repeats numbers. Without this check, four bytes could ask for any amount of memory.
+        if prod(tensor.shape) * tensor.dtype.itemsize > self.file.size:
+            fix = "it repeats its numbers with a stride of 0: save tensor.contiguous() instead"
+            raise FormatError("it asks for more memory than the whole file takes", fix=fix)
         start = span.start + tensor.offset * tensor.dtype.itemsize
-        # A bool is read as a byte first, because a byte other than 0 and 1 is no valid NumPy bool.
+        # A bool is read as a byte first, because a byte other than 0 and 1 is not a valid NumPy bool.
         if _is_contiguous(tensor) and tensor.dtype != np.bool_:
             return self.file.array(start, tensor.shape, tensor.dtype)
         return LazyArray(lambda: self._strided(tensor, start), shape=tensor.shape, dtype=tensor.dtype)
@@ -111,12 +106,6 @@ class Storages:
         if span.nbytes < storage.nbytes or span.start + span.nbytes > self.file.size:
             raise FormatError(f"storage {storage.key[:40]!a} is shorter than the pickle says", fix=SAVE_AGAIN)
         return span
-
-    def _check_size(self, tensor: TorchTensor) -> None:
-        # A stride of 0 repeats numbers. Without this check, four bytes could ask for any amount of memory.
-        if prod(tensor.shape) * tensor.dtype.itemsize > self.file.size:
-            fix = "it repeats its numbers with a stride of 0: save tensor.contiguous() instead"
-            raise FormatError("it asks for more memory than the whole file takes", fix=fix)
 
     def _strided(self, tensor: TorchTensor, start: int) -> Array:
         raw = np.frombuffer(self.file.read(start, tensor.reach * tensor.dtype.itemsize), np.uint8)
@@ -143,9 +132,3 @@ def _check_axes(tensor: TorchTensor) -> None:
         raise FormatError("its offset, a size or a stride is negative", fix=SAVE_AGAIN)
     if prod(n for n in shape if n) * tensor.dtype.itemsize >= 2**63:
         raise FormatError("its sizes are too big for any array", fix=SAVE_AGAIN)
-
-
-def _check_inside(tensor: TorchTensor) -> None:
-    capacity = tensor.storage.nbytes // tensor.dtype.itemsize
-    if tensor.storage.nbytes < 0 or tensor.offset + tensor.reach > capacity:
-        raise FormatError(f"it reaches beyond its storage {tensor.storage.key[:40]!a}", fix=SAVE_AGAIN)

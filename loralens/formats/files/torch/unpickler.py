@@ -59,7 +59,9 @@ class _Machine:
         """Run up to the opcode STOP; returns the one object that is then on the stack."""
         while (code := self.take(1)) != b".":
             if code not in OPCODES:
-                _refuse(code)
+                name = next((op.name for op in pickletools.opcodes if op.code.encode("latin-1") == code), code.hex())
+                what = f"its pickle holds the opcode {name}, which torch.save does not write"
+                raise FormatError(what, fix=CONVERT)
             OPCODES[code](self)
         (result,) = self.stack
         return result
@@ -85,11 +87,6 @@ class _Machine:
         """Remove the last mark and everything above it, and return what was above."""
         above, self.stack = self.stack, self.below.pop()
         return above
-
-
-def _refuse(code: bytes) -> None:
-    name = next((op.name for op in pickletools.opcodes if op.code.encode("latin-1") == code), code.hex())
-    raise FormatError(f"its pickle holds the opcode {name}, which torch.save does not write", fix=CONVERT)
 
 
 def _protocol(machine: _Machine) -> None:
@@ -154,14 +151,10 @@ def _update(machine: _Machine, items: list[Any]) -> None:
         refuse_unusual("a dict")
     # Before the update, which hashes the keys: a deeply nested tuple would crash the process.
     for key in keys:
-        _check_key(key)
+        if not isinstance(key, str):
+            raise FormatError("it has a key that is not a string", fix="save only the state dict of the adapter")
+        check_printable(key)
     target.update(zip(keys, items[1::2], strict=True))
-
-
-def _check_key(key: object) -> None:
-    if not isinstance(key, str):
-        raise FormatError("it has a key that is not a string", fix="save only the state dict of the adapter")
-    check_printable(key)
 
 
 def _set_item(machine: _Machine) -> None:

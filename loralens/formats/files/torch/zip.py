@@ -50,9 +50,8 @@ def _root(names: dict[str, Span]) -> str:
     """The name of the one folder in the archive, which holds everything: "archive", or the name of the file."""
     root, *other_roots = {name.partition("/")[0] for name in names} or {""}
     if other_roots or not all(map(is_relative_name, names)):
-        raise FormatError(
-            "its zip archive is not laid out as torch does: more than one folder, or odd names", fix=CONVERT
-        )
+        what = "its zip archive is not laid out as torch does: more than one folder, or odd names"
+        raise FormatError(what, fix=CONVERT)
     # torch.jit writes other archives, with code.
     if f"{root}/data.pkl" not in names:
         fix = "give a file written by torch.save; a model saved by torch.jit or a zipped folder is none"
@@ -66,23 +65,19 @@ def _span(file: OpenFile, info: ZipInfo) -> Span:
     if info.compress_type != ZIP_STORED or info.compress_size != info.file_size or info.flag_bits & _ENCRYPTED:
         fix = "torch never compresses: unpack the zip and give the file inside it, or save it again"
         raise FormatError(f"its entry {name!a} is compressed or encrypted", fix=fix)
-    start = info.header_offset + _LOCAL.size + _lengths(file, info)
+    start, stored_name = info.header_offset, info.orig_filename.encode("utf-8" if info.flag_bits & _UTF8 else "cp437")
+    # An offset is a claim of the archive's directory.
+    if start < 0 or start + _LOCAL.size + len(stored_name) > file.size:
+        raise FormatError("its zip archive is damaged", fix=SAVE_AGAIN)
+    header = file.read(start, _LOCAL.size + len(stored_name))
+    magic, name_length, extra_length = _LOCAL.unpack_from(header)
+    if magic != MAGIC or name_length != len(stored_name) or not header.endswith(stored_name):
+        raise FormatError(f"its entry {name!a} is not where the zip directory says", fix=SAVE_AGAIN)
+    # The name and the extra field lie before the data.
+    start += _LOCAL.size + name_length + extra_length
     if start + info.file_size > file.size:
         raise FormatError(f"its entry {name!a} ends after the file", fix=SAVE_AGAIN)
     return Span(start, info.file_size)
-
-
-def _lengths(file: OpenFile, info: ZipInfo) -> int:
-    """The bytes of the name and the extra field before the data of an entry."""
-    start, name = info.header_offset, info.orig_filename.encode("utf-8" if info.flag_bits & _UTF8 else "cp437")
-    # An offset is a claim of the archive's directory.
-    if start < 0 or start + _LOCAL.size + len(name) > file.size:
-        raise FormatError("its zip archive is damaged", fix=SAVE_AGAIN)
-    header = file.read(start, _LOCAL.size + len(name))
-    magic, name_length, extra_length = _LOCAL.unpack_from(header)
-    if magic != MAGIC or name_length != len(name) or not header.endswith(name):
-        raise FormatError(f"its entry {info.filename[:60]!a} is not where the zip directory says", fix=SAVE_AGAIN)
-    return int(name_length + extra_length)
 
 
 def _bytes(file: OpenFile, span: Span) -> bytes:

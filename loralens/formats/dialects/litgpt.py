@@ -20,12 +20,11 @@ import numpy as np
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import Layout, LowRank
-from loralens.core.structured import Update
-from loralens.errors import FormatError, ShapeError, place
+from loralens.errors import FormatError, ShapeError
+from loralens.formats.dialects import pairs
 from loralens.formats.dialects.alpha import alpha_unknown, config_scaling
-from loralens.formats.dialects.litgpt.keys import are_litgpt_names, is_fused
-from loralens.formats.dialects.loralib.reader import enabled_slices, loralib_leaf
-from loralens.formats.dialects.pairs import SAVE_AGAIN, Parts, group, matrices, origin_of, unpaired_extras
+from loralens.formats.dialects.loralib.reader import are_litgpt_names, enabled_slices, loralib_leaf
+from loralens.formats.dialects.pairs import SAVE_AGAIN, Parts
 from loralens.formats.files.container import Stored
 
 NAME = "litgpt"
@@ -50,22 +49,13 @@ def read(stored: Stored) -> Adapter:
     FormatError, ShapeError
         One half of a pair is missing, factors do not fit together, or the adapted parts of a fused weight are unknown.
     """
-    groups, unpaired = group(stored.tensors, loralib_leaf)
-    modules: dict[str, Update] = {}
+    groups, unpaired = pairs.group(stored.tensors, loralib_leaf)
     config = _flags(stored)
-    for name, parts in groups.items():
-        with place(name):
-            modules[name] = _module(name, parts, config, groups)
+    modules = pairs.unfold(groups, lambda name, parts: [(name, _module(name, parts, config, groups))])
     # One finding for the file, because all its modules have the same source of α.
     unknown = any(module.scaling.rule == "unknown" for module in modules.values())
-    return Adapter(
-        modules=modules,
-        extra=unpaired_extras(unpaired),
-        config=stored.config,
-        metadata=stored.metadata,
-        format=NAME,
-        findings=(alpha_unknown("LitGPT"),) if unknown else (),
-    )
+    findings = [alpha_unknown("LitGPT")] if unknown else []
+    return pairs.make_adapter(stored, NAME, modules, pairs.unpaired_extras(unpaired), findings)
 
 
 def _flags(stored: Stored) -> dict[str, Any]:
@@ -80,14 +70,15 @@ def _flags(stored: Stored) -> dict[str, Any]:
 
 
 def _module(name: str, parts: Parts, config: Mapping[str, Any], groups: Mapping[str, Parts]) -> LowRank:
-    B, A = matrices(parts, names=("lora_B", "lora_A"))
-    origin, layout = origin_of(NAME, parts), Layout()
-    if is_fused(name):
+    B, A = pairs.matrices(parts, names=("lora_B", "lora_A"))
+    origin, layout = pairs.origin_of(NAME, parts), Layout()
+    # The fused projection of query, key and value.
+    if name.endswith((".attn.attn", ".attn.qkv")):
         enabled = _adapted_parts(B, A, config)
         sizes = _sizes(B, A, enabled, config, groups.get(f"{name.rpartition('.')[0]}.proj"))
         # If all three parts are adapted, the rows of B are those of the weight, in their order.
         old = name.endswith(".attn.attn") and not all(enabled)
-        rows = _interleaved_rows(sizes, config) if old else _contiguous_rows(sizes)
+        rows = _interleaved_rows(sizes, config) if old else np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1])
         B, layout = _spread(B, A.shape[0], enabled, rows), Layout("merged", groups=sum(enabled))
     module_scaling = config_scaling(config, A.shape[0] // layout.blocks, r="lora_r")
     return LowRank(B, A, module_scaling.value, scaling=module_scaling, layout=layout, origin=origin)
@@ -135,12 +126,6 @@ def _count(config: Mapping[str, Any], name: str) -> int | None:
     return value
 
 
-def _contiguous_rows(sizes: tuple[int, int, int]) -> list[Array]:
-    """The row numbers of query, key and value if they follow each other."""
-    ends = np.cumsum(sizes)
-    return [np.arange(end - size, end) for size, end in zip(sizes, ends, strict=True)]
-
-
 def _interleaved_rows(sizes: tuple[int, int, int], config: Mapping[str, Any]) -> list[Array]:
     """The row numbers of query, key and value if each group of heads has its own rows of all three."""
     groups = _count(config, "n_query_groups") or _count(config, "n_head")
@@ -149,8 +134,7 @@ def _interleaved_rows(sizes: tuple[int, int, int], config: Mapping[str, Any]) ->
         raise FormatError("this old layout goes group by group, and the file does not say how many there are", fix=_SAY)
     heights = [size // groups for size in sizes]
     table = np.arange(sum(sizes)).reshape(groups, sum(heights))
-    parts = np.split(table, np.cumsum(heights)[:-1], axis=1)
-    return [part.reshape(-1) for part in parts]
+    return [part.reshape(-1) for part in np.split(table, np.cumsum(heights)[:-1], axis=1)]
 
 
 def _spread(B: LazyArray, width: int, enabled: list[bool], rows: list[Array]) -> LazyArray:
