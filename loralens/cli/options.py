@@ -340,29 +340,47 @@ def running(function: F) -> F:
 # ---- How a result is shown
 
 
+QUIET = click.option("--quiet", "-q", is_flag=True, help="Print the conclusion only.")
+VERBOSE = click.option("--verbose", "-v", is_flag=True, help="Also print the rows in which nothing happened.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the complete result as one JSON object.")
 
 
-def rows(*, csv: str = "", plot: str = "") -> Callable[[Command], Command]:
+def rows(*, csv: str = "", plot: str = "", top: bool = True) -> Callable[[Command], Command]:
     """The options of every command that shows rows; the command receives them as one `RowOptions`.
 
     Parameters
     ----------
     csv, plot : str
         What a row of ``--csv`` stands for, and what ``--plot`` draws; if empty, there is no such option.
+    top : bool
+        Whether there is a ``--top`` that limits the rows of tables; not for a command whose own ``--top`` chooses them.
     """
 
     def decorate(function: Command) -> Command:
         @wraps(function)
         def with_rows(
-            *arguments: Any, as_json: bool = False, as_csv: bool = False, plot: Path | None = None, **values: Any
+            *arguments: Any,
+            as_json: bool = False,
+            as_csv: bool = False,
+            plot: Path | None = None,
+            quiet: bool = False,
+            verbose: bool = False,
+            rows_shown: int | None = None,
+            **values: Any,
         ) -> None:
             # Both would be written to standard output.
             if as_json and as_csv:
                 raise click.UsageError("--json and --csv exclude each other")
-            function(*arguments, rows=RowOptions(as_json, as_csv, plot), **values)
+            # The answers are "only the conclusion", "these rows" and "every row".
+            if quiet + verbose + bool(rows_shown) > 1:
+                raise click.UsageError("--quiet, --verbose and --top exclude each other")
+            shown = RowOptions(as_json, as_csv, plot, quiet, verbose, rows_shown)
+            function(*arguments, rows=shown, **values)
 
-        options = [JSON]
+        options = [JSON, QUIET, VERBOSE]
+        if top and csv:
+            text = "Show only the first N rows of each table."
+            options.append(click.option("--top", "rows_shown", type=COUNT, metavar="N", help=text))
         # Not every result has rows or a figure, and an option that does nothing would be a promise.
         if csv:
             options.append(click.option("--csv", "as_csv", is_flag=True, help=f"Print CSV with one row per {csv}."))

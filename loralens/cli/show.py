@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -17,11 +17,14 @@ from loralens.version import __version__
 
 @dataclass(frozen=True, slots=True)
 class RowOptions:
-    """How a command shows its result: ``--json``, ``--csv``, ``--plot``."""
+    """How a command shows its result: ``--json``, ``--csv``, ``--plot``, ``--quiet``, ``--verbose``, ``--top``."""
 
     as_json: bool = False
     as_csv: bool = False
     plot: Path | None = None
+    quiet: bool = False
+    verbose: bool = False
+    top: int | None = None
 
 
 @runtime_checkable
@@ -44,11 +47,25 @@ def show(result: Tabular, rows: RowOptions) -> None:
     elif rows.as_csv:
         click.echo(result.to_csv(), nl=False)
     else:
-        show_tables(*result.tables())
-        say(*result.sentences())
+        _show_text(result, rows)
     # Last, so that the result is printed even if the figure cannot be written.
     if rows.plot:
         save_figure_of(result, rows.plot)
+
+
+def _show_text(result: Tabular, rows: RowOptions) -> None:
+    """Print the conclusion of a result, then its tables, then what is said below them."""
+    conclusion = result.conclusion()
+    if rows.quiet:
+        # A result without a conclusion is a few sentences, and these are then the answer.
+        say(*(conclusion or result.sentences()))
+        return
+    say(*conclusion)
+    tables = result.tables()
+    if conclusion and any(table.rows for table in tables):
+        say("")
+    show_tables(*tables, top=rows.top, every_row=rows.verbose)
+    say(*result.sentences())
 
 
 def show_json(record: dict[str, Any]) -> None:
@@ -56,8 +73,16 @@ def show_json(record: dict[str, Any]) -> None:
     click.echo(json.dumps({"loralens": __version__, **record}))
 
 
-def show_tables(*tables: Table[Any]) -> None:
-    """Print tables as aligned text, on a terminal in its width and with bold headings; empty ones are left out."""
+def show_tables(*tables: Table[Any], top: int | None = None, every_row: bool = False) -> None:
+    """Print tables as aligned text, on a terminal in its width and with bold headings; empty ones are left out.
+
+    Parameters
+    ----------
+    top : int, optional
+        The number of rows of each table that are shown at most.
+    every_row : bool
+        Show rows in which nothing happened too.
+    """
     # Imported here, as --json needs neither: shutil alone brings the modules of three compressions with it.
     from shutil import get_terminal_size
 
@@ -69,11 +94,18 @@ def show_tables(*tables: Table[Any]) -> None:
         # A heading without rows would look like an error.
         if not table.rows:
             continue
-        layout = lay_out(table, width)
+        shown, left_out = (replace(table, uneventful=None) if every_row else table).brief(top)
+        # If nothing happened in any row, the sentence alone says so.
+        if not shown.rows:
+            say(left_out)
+            continue
+        layout = lay_out(shown, width)
         _print_styled(layout.title, width, fg="cyan", bold=True)
         _print_styled(layout.heading, None, bold=True)
         for line in layout.lines:
             click.echo(line)
+        if left_out:
+            _print_styled(f"{left_out} (--verbose shows every row)", width, dim=True)
         if layout.note:
             _print_styled(layout.note, width, dim=True)
         click.echo()

@@ -17,8 +17,8 @@ class Tabular:
     """The base class of results, which renders their tables for notebooks, papers, spreadsheets and data frames.
 
     A result overrides `tables`. It overrides `listing` if the rows for machines are in other tables than those for
-    people, and `sentences` if something is printed below the tables. Its method ``record`` returns everything that it
-    holds as a JSON object.
+    people, `conclusion` for what is printed first, and `sentences` if something is printed below the tables. Its method
+    ``record`` returns everything that it holds as a JSON object.
     """
 
     # Results are frozen dataclasses with slots; a base class without slots would give them a __dict__ again.
@@ -31,6 +31,10 @@ class Tabular:
     def listing(self) -> Sequence[Table[Any]]:
         """Return the tables whose rows ``--csv`` and data frames contain. All of them have the same columns."""
         return self.tables()[:1]
+
+    def conclusion(self) -> Sequence[str]:
+        """Return one or two sentences that answer the question of the command; they are printed before everything."""
+        return ()
 
     def sentences(self) -> Sequence[str]:
         """Return the sentences that are printed below the tables."""

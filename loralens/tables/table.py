@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Literal, TypeVar, cast
 
-from loralens.tables.numbers import as_text
+from loralens.tables.numbers import as_text, count
 
 Row = TypeVar("Row")
 Outer = TypeVar("Outer")
@@ -79,16 +79,40 @@ class Column(Generic[Row]):
 
 @dataclass(frozen=True, slots=True)
 class Table(Generic[Row]):
-    """Rows under columns, with a title that says what they are."""
+    """Rows under columns, with a title that says what they are.
+
+    Attributes
+    ----------
+    uneventful : callable, optional
+        Row → whether nothing happened in it. A terminal shows one sentence for all such rows; machines get every row.
+    sum_up : callable
+        The number of such rows → that sentence, without a full stop.
+    """
 
     title: str
     columns: Sequence[Column[Row]]
     rows: Sequence[Row]
+    uneventful: Callable[[Row], bool] | None = None
+    sum_up: Callable[[int], str] = "{:,} rows in which nothing happened".format
 
     @property
     def shown(self) -> list[Column[Row]]:
         """The columns for people, which are those that have a heading."""
         return [column for column in self.columns if column.title]
+
+    def brief(self, top: int | None = None) -> tuple["Table[Row]", str]:
+        """Return the table without uneventful rows, with at most ``top`` rows, and a sentence about those left out.
+
+        The sentence is empty if no row was left out.
+        """
+        eventful = [row for row in self.rows if self.uneventful is None or not self.uneventful(row)]
+        shown = eventful[:top]
+        sentences = []
+        if len(shown) < len(eventful):
+            sentences.append(count(len(eventful) - len(shown), "more row"))
+        if len(eventful) < len(self.rows):
+            sentences.append(self.sum_up(len(self.rows) - len(eventful)))
+        return replace(self, rows=shown), "; ".join(sentences)
 
     def record(self, row: Row) -> dict[str, Any]:
         """Return one row as a JSON object."""

@@ -16,7 +16,14 @@ from loralens.cli.combine import Setting
 from loralens.cli.main import COMMANDS
 from loralens.verbs import VERBS
 
-DISPLAY = {"as_json", "as_csv", "plot", "quiet", "verbose"}  # how a result is shown is no business of the function
+DISPLAY = {
+    "as_json",
+    "as_csv",
+    "plot",
+    "quiet",
+    "verbose",
+    "rows_shown",
+}  # how a result is shown is no business of the function
 REQUIRED = "required"  # in place of a default
 
 
