@@ -6,7 +6,7 @@ import click
 
 import loralens
 from loralens.cli import options
-from loralens.cli.show import RowOptions, show
+from loralens.cli.show import RowOptions, row_options, show
 
 
 @click.command("amplify")
@@ -41,7 +41,7 @@ from loralens.cli.show import RowOptions, show
 @options.device()
 @options.seed("the sketch of W and the starting vectors")
 @options.MODULES
-@options.rows(csv="module and rank", plot="the amplification of every module")
+@row_options(csv="module and rank", plot="the amplification of every module")
 @options.reading
 def command(adapter: str, rows: RowOptions, **keywords: Any) -> None:
     """Show what ΔW amplifies of W: ‖ΔW‖/‖UᵀWV‖, with U, V the singular directions of ΔW (Table 7 of the LoRA paper).

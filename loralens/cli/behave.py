@@ -6,7 +6,7 @@ import click
 
 import loralens
 from loralens.cli import options
-from loralens.cli.show import RowOptions, show
+from loralens.cli.show import RowOptions, row_options, show
 
 
 def _store(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> None:
@@ -29,7 +29,7 @@ def _join_spellings(ctx: click.Context, param: click.Parameter, value: tuple[str
 # Eager, so that it is processed before the argument; hidden, so that the help has one spelling.
 @click.option("--adapters", "older", multiple=True, hidden=True, is_eager=True, expose_value=False, callback=_store)
 @options.running
-@options.rows(csv="pair of versions")
+@row_options(csv="pair of versions")
 @options.reading
 def command(adapters: tuple[str, ...], rows: RowOptions, **keywords: Any) -> None:
     """Show what each adapter does to the outputs of its base on real inputs, and how far adapters are apart.

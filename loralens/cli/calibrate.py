@@ -6,7 +6,7 @@ import click
 
 import loralens
 from loralens.cli import options
-from loralens.cli.show import RowOptions, show
+from loralens.cli.show import RowOptions, row_options, show
 
 
 @click.command("calibrate")
@@ -20,7 +20,7 @@ from loralens.cli.show import RowOptions, show
 )
 @options.OVERWRITE
 @options.DRY_RUN
-@options.rows(csv="module")
+@row_options(csv="module")
 @options.reading
 def command(adapter: str, rows: RowOptions, **keywords: Any) -> None:
     """Measure the second moments of real inputs in every module of an adapter: K = E[z zᵀ], z = A x.

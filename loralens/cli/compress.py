@@ -7,7 +7,7 @@ import click
 import loralens
 from loralens.choices import INTEGER_TYPES, QUANTISED
 from loralens.cli import options
-from loralens.cli.show import RowOptions, show
+from loralens.cli.show import RowOptions, row_options, show
 
 
 @click.command("compress")
@@ -27,7 +27,7 @@ from loralens.cli.show import RowOptions, show
 )
 @options.OVERWRITE
 @options.DRY_RUN
-@options.rows(csv="module", plot="the size and the error of every rank")
+@row_options(csv="module", plot="the size and the error of every rank")
 @options.reading
 def command(source: str, rows: RowOptions, **keywords: Any) -> None:
     """Write an adapter with fewer directions: the best update of the smaller ranks, and the error that it has.

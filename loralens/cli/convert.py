@@ -7,7 +7,7 @@ import click
 import loralens
 from loralens.choices import TARGET_FORMATS
 from loralens.cli import options
-from loralens.cli.show import RowOptions, show
+from loralens.cli.show import RowOptions, row_options, show
 
 
 @click.command("convert")
@@ -37,7 +37,7 @@ from loralens.cli.show import RowOptions, show
 @options.ALLOW_LOSS
 @options.OVERWRITE
 @options.DRY_RUN
-@options.rows()
+@row_options()
 @options.reading
 def command(source: str, rows: RowOptions, **keywords: Any) -> None:
     """Write an adapter in another dialect, with its names and scales.

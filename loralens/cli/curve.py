@@ -6,7 +6,7 @@ import click
 
 import loralens
 from loralens.cli import options
-from loralens.cli.show import RowOptions, show
+from loralens.cli.show import RowOptions, row_options, show
 
 
 @click.command("curve")
@@ -17,7 +17,7 @@ from loralens.cli.show import RowOptions, show
 @options.ACTIVATIONS
 @options.base("Needed for GGUF.")
 @options.MODULES
-@options.rows(csv="rank", plot="size and error against rank")
+@row_options(csv="rank", plot="size and error against rank")
 @options.reading
 def command(source: str, rows: RowOptions, **keywords: Any) -> None:
     """Show rank against size against error: for one rank in all modules, and for ranks chosen by a budget.

@@ -8,7 +8,7 @@ import click
 import loralens
 from loralens.choices import Level, MergeDType, PredictedRounding
 from loralens.cli import options
-from loralens.cli.show import RowOptions, show, tell_written
+from loralens.cli.show import RowOptions, row_options, show, tell_written
 
 
 @click.command("doctor")
@@ -29,7 +29,7 @@ from loralens.cli.show import RowOptions, show, tell_written
     type=click.Choice(get_args(Level)),
     help="Exit with code 1 if there is a finding of this level or a more serious one.",
 )
-@options.rows(csv="finding")
+@row_options(csv="finding")
 @options.reading
 def command(adapters: tuple[str, ...], sarif: Path | None, rows: RowOptions, **keywords: Any) -> None:
     """Examine adapters for faults: list the findings, most serious first, each with its evidence and its remedy.

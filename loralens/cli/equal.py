@@ -6,7 +6,7 @@ import click
 
 import loralens
 from loralens.cli import options
-from loralens.cli.show import RowOptions, show
+from loralens.cli.show import RowOptions, row_options, show
 
 
 @click.command("equal")
@@ -22,7 +22,7 @@ from loralens.cli.show import RowOptions, show
     help="The largest relative difference ‖ΔW₁−ΔW₂‖/‖ΔW‖ of equal modules.",
 )
 @options.base("Needed for the head counts of GGUF files.")
-@options.rows(csv="module")
+@row_options(csv="module")
 @options.reading
 def command(first: str, second: str, rows: RowOptions, **keywords: Any) -> None:
     """Test whether two adapters are the same update, whatever their dialects, ranks or factors.

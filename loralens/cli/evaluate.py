@@ -7,7 +7,7 @@ import click
 import loralens
 from loralens.choices import TaskName
 from loralens.cli import options
-from loralens.cli.show import RowOptions, show
+from loralens.cli.show import RowOptions, row_options, show
 
 
 @click.command("evaluate")
@@ -27,7 +27,7 @@ from loralens.cli.show import RowOptions, show
 @options.MODEL_DEVICE
 @options.MODEL_DTYPE
 @options.THREADS
-@options.rows(csv="adapter")
+@row_options(csv="adapter")
 @options.reading
 def command(adapters: tuple[str, ...], rows: RowOptions, **keywords: Any) -> None:
     """Measure loss, accuracy and, for language models, perplexity: with each adapter, or without any.

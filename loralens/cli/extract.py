@@ -7,7 +7,7 @@ import click
 import loralens
 from loralens.choices import FLOAT_FORMATS, FLOAT_TYPES, Noise
 from loralens.cli import options
-from loralens.cli.show import RowOptions, show
+from loralens.cli.show import RowOptions, row_options, show
 
 
 @click.command("extract")
@@ -41,7 +41,7 @@ from loralens.cli.show import RowOptions, show
 @click.option("--drop-extra", is_flag=True, help="Leave out what is not a matrix: norms, biases and new heads.")
 @options.OVERWRITE
 @options.DRY_RUN
-@options.rows(csv="module")
+@row_options(csv="module")
 def command(base: str, tuned: str, rows: RowOptions, **keywords: Any) -> None:
     """Make an adapter from the difference of two models: of a full fine-tune, or of a merge by another tool.
 

@@ -7,7 +7,7 @@ import click
 import loralens
 from loralens.choices import Consumer
 from loralens.cli import options
-from loralens.cli.show import RowOptions, show
+from loralens.cli.show import RowOptions, row_options, show
 
 
 @click.command("inspect")
@@ -21,7 +21,7 @@ from loralens.cli.show import RowOptions, show
     type=click.Choice(get_args(Consumer)),
     help="Say what this program rejects or ignores. Exit with code 1 if it rejects the adapter or applies it wrongly.",
 )
-@options.rows(csv="module")
+@row_options(csv="module")
 @options.reading
 def command(adapters: tuple[str, ...], rows: RowOptions, **keywords: Any) -> None:
     """Show what is in an adapter file: format, base, modules, scales and their source, other tensors, warnings.

@@ -7,7 +7,7 @@ import click
 import loralens
 from loralens.choices import FloatType
 from loralens.cli import options
-from loralens.cli.show import RowOptions, show
+from loralens.cli.show import RowOptions, row_options, show
 
 
 @click.command("intruders")
@@ -66,7 +66,7 @@ from loralens.cli.show import RowOptions, show
 )
 @click.option("--no-cache", is_flag=True, help="Neither use nor keep SVDs of earlier runs.")
 @options.device()
-@options.rows(csv="module", top=False)
+@row_options(csv="module", top=False)
 @options.reading
 def command(adapter: str, rows: RowOptions, **keywords: Any) -> None:
     """Find the leading singular directions of W + ΔW that no singular direction of W resembles (arXiv 2410.21228).

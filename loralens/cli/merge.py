@@ -7,7 +7,7 @@ import click
 import loralens
 from loralens.choices import ModelDtype, RoundingMode
 from loralens.cli import options
-from loralens.cli.show import RowOptions, show
+from loralens.cli.show import RowOptions, row_options, show
 
 
 @click.command("merge")
@@ -47,7 +47,7 @@ from loralens.cli.show import RowOptions, show
 @options.OVERWRITE
 @options.DRY_RUN
 @options.MODULES
-@options.rows(csv="module")
+@row_options(csv="module")
 @options.reading
 def command(adapters: tuple[str, ...], measure: bool, rows: RowOptions, **keywords: Any) -> None:
     """Merge adapters into a base model, W' = W + Σ w·ΔW, shard by shard and rounded once.

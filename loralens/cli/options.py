@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 import click
 
 from loralens.choices import FLOAT_TYPES, TARGET_FORMATS
-from loralens.cli.show import RowOptions
 
 Command = Callable[..., None]
 F = TypeVar("F", bound=Callable[..., Any])
@@ -30,7 +29,7 @@ def refuse_non_finite(ctx: click.Context, param: click.Parameter, value: float |
     return value
 
 
-def _decorate(function: F, decorators: Sequence[Callable[[F], F]]) -> F:
+def decorate(function: F, decorators: Sequence[Callable[[F], F]]) -> F:
     """The function with several options, which ``--help`` lists in the order of the sequence."""
     # Reversed, since click lists the option first whose decorator is applied last.
     for decorator in reversed(decorators):
@@ -74,7 +73,7 @@ MODULES = click.option(
 
 def reading(function: F) -> F:
     """The options of every command that reads an adapter."""
-    return _decorate(function, _READING)
+    return decorate(function, _READING)
 
 
 def base(purpose: str = "", *, required: bool = False) -> Callable[[F], F]:
@@ -172,7 +171,7 @@ def writing(function: Command) -> Command:
         reading,
     )
     decorated: Command = with_output
-    return _decorate(decorated, options)
+    return decorate(decorated, options)
 
 
 # ---- How ranks are chosen
@@ -226,7 +225,7 @@ ACTIVATIONS = click.option("--activations", metavar="FILE", help=f"{ACTIVATIONS_
 
 def rank_rules(function: F) -> F:
     """The options that choose the ranks; a command needs one of them."""
-    return _decorate(function, _RANK_RULES)
+    return decorate(function, _RANK_RULES)
 
 
 # ---- Merging, and arithmetic on weights of the base
@@ -334,71 +333,4 @@ _RUNNING = (
 
 def running(function: F) -> F:
     """The options of every command that observes a model while it runs on texts."""
-    return _decorate(function, _RUNNING)
-
-
-# ---- How a result is shown
-
-
-QUIET = click.option("--quiet", "-q", is_flag=True, help="Print the conclusion only.")
-VERBOSE = click.option("--verbose", "-v", is_flag=True, help="Also print the rows in which nothing happened.")
-JSON = click.option("--json", "as_json", is_flag=True, help="Print the complete result as one JSON object.")
-
-
-def rows(*, csv: str = "", plot: str = "", top: bool = True) -> Callable[[Command], Command]:
-    """The options of every command that shows rows; the command receives them as one `RowOptions`.
-
-    Parameters
-    ----------
-    csv, plot : str
-        What a row of ``--csv`` stands for, and what ``--plot`` draws; if empty, there is no such option.
-    top : bool
-        Whether there is a ``--top`` that limits the rows of tables; not for a command whose own ``--top`` chooses them.
-    """
-
-    def decorate(function: Command) -> Command:
-        @wraps(function)
-        def with_rows(
-            *arguments: Any,
-            as_json: bool = False,
-            as_csv: bool = False,
-            plot: Path | None = None,
-            quiet: bool = False,
-            verbose: bool = False,
-            rows_shown: int | None = None,
-            **values: Any,
-        ) -> None:
-            # Both would be written to standard output.
-            if as_json and as_csv:
-                raise click.UsageError("--json and --csv exclude each other")
-            # The answers are "only the conclusion", "these rows" and "every row".
-            if quiet + verbose + bool(rows_shown) > 1:
-                raise click.UsageError("--quiet, --verbose and --top exclude each other")
-            shown = RowOptions(as_json, as_csv, plot, quiet, verbose, rows_shown)
-            function(*arguments, rows=shown, **values)
-
-        options = [JSON, QUIET, VERBOSE]
-        if top and csv:
-            text = "Show only the first N rows of each table."
-            options.append(click.option("--top", "rows_shown", type=COUNT, metavar="N", help=text))
-        # Not every result has rows or a figure, and an option that does nothing would be a promise.
-        if csv:
-            options.append(click.option("--csv", "as_csv", is_flag=True, help=f"Print CSV with one row per {csv}."))
-        if plot:
-            text = f"Draw {plot} into FILE (.png, .svg or .pdf)."
-            # The callback runs before the command.
-            options.append(click.option("--plot", type=PATH, callback=_check_drawable, metavar="FILE", help=text))
-        return _decorate(with_rows, options)
-
-    return decorate
-
-
-def _check_drawable(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
-    """Refuse, before any work, a file to which no figure can be written."""
-    del ctx, param
-    if value:
-        # Imported here, since the renderers take long to import and few calls need them.
-        from loralens.charts.figure import check_suffix
-
-        check_suffix(value)
-    return value
+    return decorate(function, _RUNNING)

@@ -6,7 +6,7 @@ import click
 
 import loralens
 from loralens.cli import options
-from loralens.cli.show import show_json, tell_written
+from loralens.cli.show import JSON, show_json, tell_written
 
 
 @click.command("report")
@@ -28,7 +28,7 @@ from loralens.cli.show import show_json, tell_written
 )
 @click.option("--markdown", is_flag=True, help="Also write the page as Markdown with pictures, beside FILE.")
 # Not `options.rows`: the tables are on the page.
-@options.JSON
+@JSON
 @options.OVERWRITE
 @options.reading
 def command(adapters: tuple[str, ...], as_json: bool, **keywords: Any) -> None:

@@ -1,14 +1,16 @@
-"""Shows results on standard output, as tables, JSON or CSV, and draws figures into files."""
+"""Shows results on standard output, as tables, JSON or CSV, and draws figures into files; the options for that."""
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import wraps
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import click
 
+from loralens.cli import options
 from loralens.cli.terminal import raw_stream, say
 from loralens.tables.result import Tabular
 from loralens.tables.table import Table
@@ -25,6 +27,72 @@ class RowOptions:
     quiet: bool = False
     verbose: bool = False
     top: int | None = None
+
+
+QUIET = click.option("--quiet", "-q", is_flag=True, help="Print the conclusion only.")
+VERBOSE = click.option("--verbose", "-v", is_flag=True, help="Also print the rows in which nothing happened.")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print the complete result as one JSON object.")
+
+
+def row_options(*, csv: str = "", plot: str = "", top: bool = True) -> Callable[[options.Command], options.Command]:
+    """The options of every command that shows rows; the command receives them as one `RowOptions`.
+
+    Parameters
+    ----------
+    csv, plot : str
+        What a row of ``--csv`` stands for, and what ``--plot`` draws; if empty, there is no such option.
+    top : bool
+        Whether there is a ``--top`` that limits the rows of tables; not for a command whose own ``--top`` chooses them.
+    """
+
+    def decorate(function: options.Command) -> options.Command:
+        @wraps(function)
+        def with_rows(
+            *arguments: Any,
+            as_json: bool = False,
+            as_csv: bool = False,
+            plot: Path | None = None,
+            quiet: bool = False,
+            verbose: bool = False,
+            rows_shown: int | None = None,
+            **values: Any,
+        ) -> None:
+            # Both would be written to standard output.
+            if as_json and as_csv:
+                raise click.UsageError("--json and --csv exclude each other")
+            # The answers are "only the conclusion", "these rows" and "every row".
+            if quiet + verbose + bool(rows_shown) > 1:
+                raise click.UsageError("--quiet, --verbose and --top exclude each other")
+            shown = RowOptions(as_json, as_csv, plot, quiet, verbose, rows_shown)
+            function(*arguments, rows=shown, **values)
+
+        declared = [JSON, QUIET, VERBOSE]
+        if top and csv:
+            text = "Show only the first N rows of each table."
+            declared.append(click.option("--top", "rows_shown", type=options.COUNT, metavar="N", help=text))
+        # Not every result has rows or a figure, and an option that does nothing would be a promise.
+        if csv:
+            declared.append(click.option("--csv", "as_csv", is_flag=True, help=f"Print CSV with one row per {csv}."))
+        if plot:
+            text = f"Draw {plot} into FILE (.png, .svg or .pdf)."
+            # The callback runs before the command.
+            declared.append(
+                click.option("--plot", type=options.PATH, callback=_check_drawable, metavar="FILE", help=text)
+            )
+        return options.decorate(with_rows, declared)
+
+    return decorate
+
+
+def _check_drawable(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
+    """Refuse, before any work, a file to which no figure can be written."""
+    del ctx, param
+    if value:
+        # Imported here, since the renderers take long to import and few calls need them.
+        from loralens.charts.figure import check_suffix
+
+        check_suffix(value)
+    return value
 
 
 @runtime_checkable

@@ -7,7 +7,7 @@ import click
 import loralens
 from loralens.choices import Of, Side
 from loralens.cli import options
-from loralens.cli.show import RowOptions, show
+from loralens.cli.show import RowOptions, row_options, show
 
 
 @click.command("similarity")
@@ -32,7 +32,7 @@ from loralens.cli.show import RowOptions, show
     metavar="N",
     help="Compare at most the N leading directions. [default: all]",
 )
-@options.rows(
+@row_options(
     csv="module (of one adapter: pair of modules; of three and more: pair of adapters)",
     plot="φ(i, j)",
 )

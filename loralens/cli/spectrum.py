@@ -7,7 +7,7 @@ import click
 import loralens
 from loralens.choices import Sort
 from loralens.cli import options
-from loralens.cli.show import RowOptions, show
+from loralens.cli.show import RowOptions, row_options, show
 
 
 @click.command("spectrum")
@@ -23,7 +23,7 @@ from loralens.cli.show import RowOptions, show
 @options.base("Also say how large ΔW is in relation to W.")
 # No default, since the verb refuses a device without --base: only the norms of W are computed on it.
 @options.device(None)
-@options.rows(csv="module", plot="the spectra", top=False)
+@row_options(csv="module", plot="the spectra", top=False)
 @options.reading
 def command(adapters: tuple[str, ...], rows: RowOptions, **keywords: Any) -> None:
     """Show the singular values of ΔW = scale·B·A for every module, and the ranks and norms that follow from them.

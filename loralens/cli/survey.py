@@ -7,12 +7,12 @@ import click
 
 import loralens
 from loralens.cli import options
-from loralens.cli.show import RowOptions, show
+from loralens.cli.show import RowOptions, row_options, show
 
 
 @click.command("survey")
 @click.argument("folder", metavar="DIR", type=options.PATH)
-@options.rows(csv="file")
+@row_options(csv="file")
 # Not `options.reading`: one format or one scale would be wrong for most files of a folder.
 @options.ALLOW_PICKLE
 @options.ONCE

@@ -7,7 +7,7 @@ import click
 import loralens
 from loralens.choices import MethodName, Optimiser, Schedule, TaskName
 from loralens.cli import options
-from loralens.cli.show import RowOptions, show
+from loralens.cli.show import RowOptions, row_options, show
 from loralens.cli.train_show import TrainingLine
 from loralens.verbs.outputs.run_display import displaying_runs
 
@@ -147,7 +147,7 @@ from loralens.verbs.outputs.run_display import displaying_runs
 @click.option("--resume", is_flag=True, help="Continue the unfinished run of -o.")
 @options.OVERWRITE
 @options.DRY_RUN
-@options.rows()
+@row_options()
 def command(rows: RowOptions, **keywords: Any) -> None:
     """Train LoRA layers on texts, and write the adapter.
 

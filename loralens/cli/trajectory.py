@@ -6,13 +6,13 @@ import click
 
 import loralens
 from loralens.cli import options
-from loralens.cli.show import RowOptions, show
+from loralens.cli.show import RowOptions, row_options, show
 
 
 @click.command("trajectory")
 @click.argument("adapters", nargs=-1, required=True, metavar="RUN|ADAPTER...")
 @options.MODULES
-@options.rows(csv="checkpoint", plot="the run over its steps")
+@row_options(csv="checkpoint", plot="the run over its steps")
 @options.reading
 def command(adapters: tuple[str, ...], rows: RowOptions, **keywords: Any) -> None:
     """Follow one run through its checkpoints: how far ΔW has moved, where it turned, and the loss.

@@ -7,7 +7,7 @@ import click
 
 import loralens
 from loralens.cli import options
-from loralens.cli.show import RowOptions, show
+from loralens.cli.show import RowOptions, row_options, show
 
 
 @click.command("unmerge")
@@ -29,7 +29,7 @@ from loralens.cli.show import RowOptions, show
 @options.OVERWRITE
 @options.DRY_RUN
 @options.MODULES
-@options.rows()
+@row_options()
 @options.reading
 def command(merged: Path, adapter: tuple[str, ...], rows: RowOptions, **keywords: Any) -> None:
     """Restore the base that adapters were merged into.

@@ -7,7 +7,7 @@ import click
 import loralens
 from loralens.choices import RoundingMode
 from loralens.cli import options
-from loralens.cli.show import RowOptions, show
+from loralens.cli.show import RowOptions, row_options, show
 
 
 @click.command("verify")
@@ -27,7 +27,7 @@ from loralens.cli.show import RowOptions, show
 )
 @options.device(note=options.SAME_BITS)
 @options.MODULES
-@options.rows(csv="module")
+@row_options(csv="module")
 @options.reading
 def command(merged: str, adapter: tuple[str, ...], rows: RowOptions, **keywords: Any) -> None:
     """Test for every module whether a merged model holds it, by repeating the merge and comparing.
