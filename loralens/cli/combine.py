@@ -7,7 +7,7 @@ import click
 import loralens
 from loralens.choices import Space
 from loralens.cli import options
-from loralens.cli.show import RowOptions, show
+from loralens.cli.show import RowOptions, row_options, show
 
 
 class Setting(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # not generic in click 8.1
@@ -69,6 +69,7 @@ class Setting(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # not g
 @options.DROP_DEAD
 @options.rank_rules
 @options.UNIFORM
+@row_options(csv="module")
 @options.writing
 def command(adapters: tuple[str, ...], rows: RowOptions, **keywords: Any) -> None:
     """Combine several adapters into one: R = method(w·ΔW …), module by module, whatever their ranks and dialects.

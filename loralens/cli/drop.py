@@ -6,7 +6,7 @@ import click
 
 import loralens
 from loralens.cli import options
-from loralens.cli.show import RowOptions, show
+from loralens.cli.show import RowOptions, row_options, show
 
 
 @click.command("drop")
@@ -20,6 +20,7 @@ from loralens.cli.show import RowOptions, show
     required=True,
     help="Leave out the modules whose name or kind matches this glob pattern. Repeatable.",
 )
+@row_options(csv="module")
 @options.writing
 def command(adapter: str, modules: tuple[str, ...], rows: RowOptions, **keywords: Any) -> None:
     """Write an adapter without the modules that match a glob pattern, to see what they contribute.

@@ -6,7 +6,7 @@ import click
 
 import loralens
 from loralens.cli import options
-from loralens.cli.show import RowOptions, show
+from loralens.cli.show import RowOptions, row_options, show
 
 
 @click.command("interpolate")
@@ -22,6 +22,7 @@ from loralens.cli.show import RowOptions, show
 )
 @options.MODULES
 @options.take("both")
+@row_options(csv="module")
 @options.writing
 def command(first: str, second: str, at: float, rows: RowOptions, **keywords: Any) -> None:
     """Write (1 − t)·A + t·B of two adapters, exactly.

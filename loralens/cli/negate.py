@@ -6,12 +6,13 @@ import click
 
 import loralens
 from loralens.cli import options
-from loralens.cli.show import RowOptions, show
+from loralens.cli.show import RowOptions, row_options, show
 
 
 @click.command("negate")
 @click.argument("adapter")
 @options.MODULES
+@row_options(csv="module")
 @options.writing
 def command(adapter: str, rows: RowOptions, **keywords: Any) -> None:
     """Write an adapter with the sign of ΔW changed.

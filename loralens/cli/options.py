@@ -167,7 +167,6 @@ def writing(function: Command) -> Command:
         ALLOW_LOSS,
         OVERWRITE,
         DRY_RUN,
-        rows(csv="module"),
         reading,
     )
     decorated: Command = with_output

@@ -6,7 +6,7 @@ import click
 
 import loralens
 from loralens.cli import options
-from loralens.cli.show import RowOptions, show
+from loralens.cli.show import RowOptions, row_options, show
 
 
 @click.command("scale")
@@ -20,6 +20,7 @@ from loralens.cli.show import RowOptions, show
     help="The factor that multiplies ΔW.",
 )
 @options.MODULES
+@row_options(csv="module")
 @options.writing
 def command(adapter: str, by: float, rows: RowOptions, **keywords: Any) -> None:
     """Write an adapter with ΔW multiplied by a number.

@@ -6,7 +6,7 @@ import click
 
 import loralens
 from loralens.cli import options
-from loralens.cli.show import RowOptions, show
+from loralens.cli.show import RowOptions, row_options, show
 
 
 @click.command("subtract")
@@ -15,6 +15,7 @@ from loralens.cli.show import RowOptions, show
 @options.MODULES
 @options.take("both")
 @options.DROP_DEAD
+@row_options(csv="module")
 @options.writing
 def command(first: str, second: str, rows: RowOptions, **keywords: Any) -> None:
     """Write the difference A − B of two adapters, exactly.
