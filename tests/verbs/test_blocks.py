@@ -66,5 +66,5 @@ def test_nothing_to_do_is_refused(source: Path) -> None:
 def test_models_without_such_blocks_are_refused() -> None:
     rng = np.random.default_rng(0)
     pair = loralens.LowRank(rng.random((8, 2)), rng.random((2, 8)))
-    with pytest.raises(OptionError, match="SD 1.5, SD 2, SDXL and FLUX.1"):
+    with pytest.raises(OptionError, match=r"SD 1\.5, SD 2, SDXL and FLUX\.1"):
         loralens.scale(loralens.Adapter(modules={"model.layers.0.q_proj": pair}), preset="OUTALL")
