@@ -191,3 +191,21 @@ def test_other_models_keep_the_names_they_had(tmp_path: Path) -> None:
     )
     loralens.convert(tiny, to="kohya", output=tmp_path / "tiny.safetensors")
     assert stems(tmp_path / "tiny.safetensors") == {"lora_transformer_transformer_blocks_0_attn_to_q"}
+
+
+def codes(path: Path) -> set[str]:
+    result = loralens.inspect(path, consumer="sd-scripts")
+    return {finding.code for adapter in result.adapters for finding in adapter.refusals}
+
+
+def test_inspect_knows_the_names_that_sd_scripts_has_for_sdxl(tmp_path: Path) -> None:
+    loralens.convert(adapter(SDXL), to="kohya", output=tmp_path / "right.safetensors")
+    assert not codes(bare(tmp_path / "right.safetensors"))
+    tensors = load_file(tmp_path / "right.safetensors")
+    renamed = {key.replace("lora_te1_", "lora_te_"): tensor for key, tensor in tensors.items()}
+    save_file(renamed, tmp_path / "wrong.safetensors")
+    assert codes(tmp_path / "wrong.safetensors") == {"names"}
+    # The way that the message names leads to a file that it accepts.
+    loralens.convert(tmp_path / "wrong.safetensors", to="diffusers", output=tmp_path / "middle.safetensors")
+    loralens.convert(tmp_path / "middle.safetensors", to="kohya", output=tmp_path / "mended.safetensors")
+    assert stems(tmp_path / "mended.safetensors") == XL_FILE
