@@ -4,9 +4,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from loralens.analysis.checks import CHECKS
-from loralens.analysis.checks.base import Base, find_weights, merge_effects
 from loralens.analysis.checks.diagnosis import LEVELS, Diagnosis
 from loralens.analysis.checks.examination import Examination, examine_adapter
+from loralens.analysis.checks.merge_effect import Base, find_weights, merge_effects
 from loralens.core.adapter import Adapter
 from loralens.core.carried import magnitudes
 from loralens.core.naming.base_model import BaseModel

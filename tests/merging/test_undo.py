@@ -11,7 +11,7 @@ from loralens.core.lazy import LazyArray
 from loralens.errors import FormatError, MismatchError
 from loralens.merging import matrix
 from loralens.merging.apply import prepare_merge
-from loralens.merging.planning import plan_merge
+from loralens.merging.make_plan import plan_merge
 from loralens.merging.record import MergeRecorder
 from loralens.merging.rounding import MergeRounding
 from loralens.merging.undo.layout import VERSION, pack_record, parse_undo

@@ -6,10 +6,8 @@ from typing import final
 
 from loralens.analysis.checks import (
     absorption,
-    bases,
     blocks,
-    combination,
-    combined,
+    combining_bug,
     copied,
     dead,
     declared,
@@ -20,12 +18,14 @@ from loralens.analysis.checks import (
     missing,
     names,
     noise,
+    other_base,
     outlying,
     reader,
     scale,
     spike,
     swapped,
-    thrift,
+    unused_rank,
+    weighted_sum,
     zero,
 )
 from loralens.analysis.checks.diagnosis import Diagnosis
@@ -58,8 +58,8 @@ CHECKS: tuple[Check, ...] = (
     Check(declared.RULES, single=declared.look),
     Check(swapped.RULES, single=swapped.look),
     Check(names.RULES, single=names.look),
-    Check(bases.RULES, single=bases.look),
-    Check(bases.OF_SEVERAL, several=bases.look_at_all),
+    Check(other_base.RULES, single=other_base.look),
+    Check(other_base.OF_SEVERAL, several=other_base.look_at_all),
     Check(reader.RULES, single=reader.look),
     Check(foreign_code.RULES, single=foreign_code.look),
     Check(zero.RULES, single=zero.look),
@@ -67,14 +67,14 @@ CHECKS: tuple[Check, ...] = (
     Check(copied.RULES, single=copied.look),
     Check(dead.RULES, single=dead.look),
     Check(scale.RULES, single=scale.look),
-    Check(combined.RULES, single=combined.look),  # PEFT #1364 to 9a267b2, #3449
+    Check(combining_bug.RULES, single=combining_bug.look),  # PEFT #1364 to 9a267b2, #3449
     Check(blocks.RULES, single=blocks.look),  # sd-scripts #839, #868
-    Check(combination.RULES, several=combination.look),
+    Check(weighted_sum.RULES, several=weighted_sum.look),
     Check(dominance.RULES, single=dominance.look),
     Check(noise.RULES, single=noise.look),
     Check(absorption.RULES, single=absorption.look),
     Check(initialisation.RULES, several=initialisation.look),
     Check(outlying.RULES, single=outlying.look),
     Check(spike.RULES, single=spike.look),
-    Check(thrift.RULES, single=thrift.look),
+    Check(unused_rank.RULES, single=unused_rank.look),
 )

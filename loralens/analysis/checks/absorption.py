@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator
 
-from loralens.analysis.checks.base import MergeEffect
 from loralens.analysis.checks.diagnosis import Diagnosis
 from loralens.analysis.checks.examination import Examination
+from loralens.analysis.checks.merge_effect import MergeEffect
 from loralens.linalg.rounding import survivors
 from loralens.tables.numbers import fixed, whole_percent
 

@@ -17,8 +17,8 @@ from loralens.formats.files.json_text import dumps
 from loralens.formats.models.checkpoint import model_config, open_checkpoint, resolve_path, stores_conv1d
 from loralens.formats.models.float8 import scales_of
 from loralens.formats.models.model_files import CONFIG, ModelFiles, model_files
+from loralens.merging.make_plan import plan_merge
 from loralens.merging.plan import MergePlan
-from loralens.merging.planning import plan_merge
 from loralens.merging.recast import recast, recast_dtype
 from loralens.verbs.inputs.adapters import Reading, labels, path_of, read_adapter
 from loralens.verbs.inputs.bases import ModelPath, warn_of_bases

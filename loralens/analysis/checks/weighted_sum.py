@@ -5,9 +5,9 @@ from math import sqrt
 
 import numpy as np
 
-from loralens.analysis.checks.base import update_entries
 from loralens.analysis.checks.diagnosis import Diagnosis
 from loralens.analysis.checks.examination import Examination
+from loralens.analysis.checks.merge_effect import update_entries
 from loralens.analysis.compare.clusters import connected_groups
 from loralens.analysis.compare.pairwise import match_collection
 from loralens.linalg.factor import Floats

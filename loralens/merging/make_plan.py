@@ -16,7 +16,7 @@ from loralens.errors import FormatError, MismatchError, OptionError, place
 from loralens.merging.extras import Changes, find_changes
 from loralens.merging.heads import head_fields
 from loralens.merging.plan import Axis, Magnitude, MergePlan, Slab, TensorPlan, as_matrix
-from loralens.merging.tying import Tied
+from loralens.merging.tied_weights import Tied
 
 SINGLE = 2.0**128  # the smallest power of two beyond the range of float32
 CHANGED_BASE = {  # code of a finding of a reader → the reason why the update cannot be added to the original base
