@@ -89,7 +89,7 @@ def run_checks(exams: Sequence[Examination]) -> list[Diagnosis]:
 
 def diagnosis_codes() -> dict[str, str]:
     """Code → its meaning, for every check and for files that cannot be read. Codes of readers are not included."""
-    return {code: text for check in CHECKS for code, text in check.rules.items()} | OTHERS
+    return {code: text for check in CHECKS for code, text in check.codes.items()} | OTHERS
 
 
 def _match_base(exam: Examination, base: Base, *, dtype: str | None, stochastic: bool) -> Examination:

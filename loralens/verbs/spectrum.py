@@ -284,6 +284,7 @@ def _energy_column(fraction: float) -> Column[ModuleSpectrum]:
     return Column(key, lambda row: row.spectrum.energy_rank(fraction), title, priority=4, about=about)
 
 
+# The report lists modules by these columns too (`verbs.outputs.page_tables`).
 # On a narrow terminal scale and shape go first, as they are often the same in all modules. The norm, the nominal rank
 # and the effective rank stay longest, as the question is mostly how much of the rank is used.
 COLUMNS: tuple[Column[ModuleSpectrum], ...] = (

@@ -93,7 +93,7 @@ def test_the_undo_needs_no_adapter_and_no_norm():
     held = undo.tensor("a.weight")
     assert held.against == "subtracted"
     assert held.slabs[0].magnitude is None
-    assert set(held.gains) == {0}
+    assert set(held.slab_factors) == {0}
     check(case, tensors, undo)
 
 

@@ -9,7 +9,7 @@ from loralens.analysis.checks.diagnosis import Diagnosis
 from loralens.analysis.checks.examination import Examination
 from loralens.linalg.factor import Floats
 
-RULES = {
+CODES = {
     "random-spectrum": "The singular values are as flat as those of random factors of the same norm: nothing was "
     "learned, the factors were initialised at random and never trained, or noise was added."
 }

@@ -13,7 +13,7 @@ from loralens.analysis.compare.pairwise import match_collection
 from loralens.linalg.factor import Floats
 from loralens.linalg.rounding import sample_entries
 
-RULES = {
+CODES = {
     "combination": "The adapter is a weighted sum of others that were given.",
     "combination-scale": "The adapter is a weighted sum of others, with a factor that known bugs leave: "
     "α/r applied twice (PEFT svd, 0.8 to 0.19.1 at least), √r too strong (PEFT with rsLoRA), or the α of the first "

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import isnan, nan
 from typing import Literal, final
 
-from loralens.analysis.compare.pairwise import SHARED
+from loralens.analysis.compare.pairwise import SAME_START
 from loralens.analysis.compare.similarity import Comparison
 from loralens.choices import Side
 
@@ -44,7 +44,7 @@ class Initialisation:
     def one_sided(self) -> bool:
         """Whether the in sides share at least half of their directions, and the out sides less than half of that."""
         # A common task shows on both sides, and a common random A on the in side alone.
-        return self.spans["in"] >= SHARED and self.spans["out"] < self.spans["in"] / 2
+        return self.spans["in"] >= SAME_START and self.spans["out"] < self.spans["in"] / 2
 
     @property
     def verdict(self) -> Verdict:
@@ -55,7 +55,7 @@ class Initialisation:
         re-factored. ``unknown``: there is no A and no such sign. ``none``: no sign.
         """
         # The record first: training may have moved A so far that no number shows the common start any more.
-        if self.recorded or self.cosine >= SHARED:
+        if self.recorded or self.cosine >= SAME_START:
             return "shared"
         if self.one_sided:
             return "likely"
@@ -67,7 +67,7 @@ class Initialisation:
         known_sides = [side for side in SIDES if not isnan(self.spans[side])]
         spans = ", ".join(f"φ_{side} {self.spans[side]:.3g} (chance {self.chance[side]:.2g})" for side in known_sides)
         spans = f"; {spans}" if spans else ""
-        if self.recorded and not self.cosine >= SHARED:
+        if self.recorded and not self.cosine >= SAME_START:
             return f"shared initialisation: both were trained from the same A₀, as their records say{spans}"
         if self.verdict == "shared":
             return (
@@ -104,7 +104,7 @@ def initialisation(comparison: Comparison, *, recorded: bool = False) -> Initial
     ends: dict[Side, int] = {"in": 1, "out": 0}  # of the shape (out, in): the length of a direction on that side
     return Initialisation(
         _mean(cosines),
-        sum(cosine >= SHARED for cosine in cosines),
+        sum(cosine >= SAME_START for cosine in cosines),
         len(cosines),
         {side: _mean([one.spans[side] for one in alive]) for side in SIDES},
         {side: _mean([max(one.directions) / one.shape[end] for one in alive]) for side, end in ends.items()},

@@ -24,7 +24,7 @@ from loralens.linalg.product import column_basis
 ALIKE = 1 - 1e-9  # smallest computed cosine of two equal updates, with room for rounding, which is a few 1e-16
 # Independent initialisations have 0 ± 1/√(r·in). Among 497 published Mistral adapters, any threshold from 0.15 to 0.6
 # gave the same groups, and adapters of different groups had at most 0.044.
-SHARED = 0.5  # smallest cosine of A that shows a common initialisation
+SAME_START = 0.5  # smallest cosine of A that shows a common initialisation
 
 
 @final

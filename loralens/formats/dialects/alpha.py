@@ -1,4 +1,7 @@
-"""α that is stored as a tensor beside a pair, and the scale that diffusers, ComfyUI and others use without one."""
+"""α that is stored as a tensor beside a pair, and the scale that diffusers, ComfyUI and others use without one.
+
+Not of kohya's dialect: for its software a missing α means α = r (`kohya.reader.kohya_scaling`).
+"""
 
 from collections.abc import Mapping
 from math import isclose, isfinite

@@ -69,7 +69,7 @@ def _check_slab(slab: Mapping[str, Any]) -> None:
 
 
 def check_arrays(undo: TensorUndo) -> None:
-    """Refuse streams, factors and gains whose dtype or shape contradicts the entry. Raises as `check_outline`."""
+    """Refuse streams and factors (also of DoRA) whose dtype or shape contradicts the entry. Raises as `check_outline`."""
     for stream in undo.patch.streams:
         if stream.dtype != np.uint8 or stream.ndim != 1:
             raise ValueError(f"a stream of {stream.dtype} {stream.shape}")
@@ -78,9 +78,9 @@ def check_arrays(undo: TensorUndo) -> None:
         for _, update in slab.terms:
             if (update.shape[::-1] if slab.transposed else update.shape) != (rows, columns):
                 raise ValueError(f"factors of {update.shape} for {rows} rows of {columns}")
-        gain = undo.gains.get(slab.start)
-        if gain and gain.values.shape != (rows if gain.axis == "rows" else columns,):
-            raise ValueError(f"a gain of {gain.values.shape} for {rows} rows of {columns}")
+        dora_factors = undo.slab_factors.get(slab.start)
+        if dora_factors and dora_factors.values.shape != (rows if dora_factors.axis == "rows" else columns,):
+            raise ValueError(f"factors of DoRA of {dora_factors.values.shape} for {rows} rows of {columns}")
 
 
 def check_factor(array: LazyArray) -> LazyArray:
