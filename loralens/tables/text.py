@@ -58,7 +58,7 @@ def lay_out(table: Table[Any], width: int | None = None) -> TextLayout:
         expendable = [i for i in shown[1:] if columns[i].priority < ALWAYS]
         if _total_width(widths) <= width or not expendable:
             break
-        # Among equal priorities the column furthest to the right goes first.
+        # Among equal priorities the column furthest to the right is left out first.
         shown.remove(min(expendable, key=lambda i: (columns[i].priority, -i)))
 
     def line(texts: Iterable[str]) -> str:

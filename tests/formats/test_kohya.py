@@ -456,7 +456,7 @@ def test_magnitudes_are_translated(kernel, role, given, shape):
         (Extra("saved", "unet.x", LazyArray.of(ONES)), FormatError, r"no place for k \(saved\)"),
         (Extra("lora_bias", "unet.x", LazyArray.of(ONES)), FormatError, r"no place for k \(lora_bias\)"),
         (Extra("magnitude", "unet.gone", LazyArray.of(ONES)), FormatError, "its module is not there"),
-        (Extra("magnitude", "unet.x", LazyArray.of(ONES)), ShapeError, "not one number a channel, of 6"),
+        (Extra("magnitude", "unet.x", LazyArray.of(ONES)), ShapeError, "not one number per channel, of 6"),
     ],
 )
 def test_extras_that_cannot_be_held(extra, kind, message):

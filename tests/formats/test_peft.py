@@ -412,7 +412,7 @@ def test_dora_in_some_modules_alone_is_no_peft_file() -> None:
         extra={"q.dora_scale": Extra("magnitude", "q", LazyArray.of(np.ones(5, np.float32)))},
         format="kohya",
     )
-    with pytest.raises(FormatError, match="1 of 2 modules, v the first, have no DoRA magnitude"):
+    with pytest.raises(FormatError, match=r"1 of 2 modules .the first is v. have no DoRA magnitude"):
         peft_writer.write(made)
 
 
@@ -605,7 +605,7 @@ def test_what_peft_cannot_hold_is_refused(adapter: Adapter, error: type[LoraLens
     ("module", "size", "error", "message"),
     [
         ("v", 5, FormatError, "x: its module is not there"),
-        ("q", 4, ShapeError, "x: .* is not one number a channel, of 5"),
+        ("q", 4, ShapeError, "x: .* is not one number per channel, of 5"),
     ],
 )
 @pytest.mark.parametrize("role", ["magnitude", "lora_bias"])

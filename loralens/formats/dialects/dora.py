@@ -44,7 +44,7 @@ def magnitude_findings(extra: Mapping[str, Extra], *, software: str) -> list[Fin
     # A norm counts as missing, so the others are the magnitudes that are there.
     count = len(missing) + sum(one.role in MAGNITUDES and one.role not in NORMS for one in extra.values())
     text = (
-        f"{len(missing)} of {count} DoRA modules have no magnitude in the file, {missing[0]} the first: {software} "
+        f"{len(missing)} of {count} DoRA modules have no magnitude in the file (the first is {missing[0]}): {software} "
         "takes the lengths of W for it, W' = ‖W‖ · (W+ΔW)/‖W+ΔW‖, and so does what has the base here; without one, "
         "ΔW = scale·B·A alone is measured"
     )

@@ -24,8 +24,8 @@ def translatable_extras(adapter: Adapter, roles: Collection[str], title: str) ->
     # The norms have to be computed from the base, which the caller does with --base.
     if norms:
         raise FormatError(
-            f"the magnitudes of {len(norms)} DoRA modules are not in the file, {norms[0]} the first, and {title} does "
-            "not make them from the base",
+            f"the magnitudes of {len(norms)} DoRA modules are not in the file (the first is {norms[0]}), and {title} "
+            "does not make them from the base",
             fix="give --base, and they are written as the lengths of its weights; or merge it into the base",
         )
     lost = [f"{key} ({extra.role})" for key, extra in adapter.extra.items() if extra.role not in roles]
@@ -110,7 +110,7 @@ def check_encoder(name: str) -> None:
 def check_size(tensor: LazyArray, channels: int) -> None:
     """Refuse a tensor that does not have one number for each channel of a weight."""
     if tensor.size != channels:
-        raise ShapeError(f"{tensor.shape} is not one number a channel, of {channels}", fix=SAVE_AGAIN)
+        raise ShapeError(f"{tensor.shape} is not one number per channel, of {channels}", fix=SAVE_AGAIN)
 
 
 def add_tensors(tensors: dict[str, LazyArray], additions: Mapping[str, LazyArray]) -> None:

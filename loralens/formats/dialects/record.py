@@ -157,5 +157,5 @@ def _is_valid(module: Any) -> bool:
 def _disagreements(names: list[str]) -> list[Finding]:
     if not names:
         return []
-    text = f"{len(names)} modules, {names[0]} among them, have another scale than the record of their conversion says"
+    text = f"{len(names)} modules (the first is {names[0]}) have another scale than the record of their conversion says"
     return [Finding("warning", "record-disagrees", text, "the file was changed since; its own scale is taken")]

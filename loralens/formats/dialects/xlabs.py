@@ -129,7 +129,7 @@ def _about_widths(groups: Mapping[str, Parts]) -> list[Finding]:
     assumed = [name for name in groups if name.endswith(".linear1") and _second(name, groups) is None]
     if not assumed:
         return []
-    text = f"{len(assumed)} updates of linear1, {assumed[0]} the first, are filled up to FLUX.1's 7 widths with zeros"
+    text = f"{len(assumed)} updates of linear1 (the first is {assumed[0]}) are padded with zeros to FLUX.1's 7 widths"
     return [Finding("note", "width-assumed", text)]
 
 
@@ -138,5 +138,5 @@ def _about_extras(unpaired: Iterable[str]) -> list[Finding]:
     keys = list(unpaired)
     if not keys:
         return []
-    text = f"{len(keys)} tensors belong to no pair and ride along: {', '.join(keys[:3])}"
+    text = f"{len(keys)} tensors belong to no pair and are kept unchanged: {', '.join(keys[:3])}"
     return [Finding("warning", "tensor-unread", text)]

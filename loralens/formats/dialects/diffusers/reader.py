@@ -90,7 +90,7 @@ def _module(name: str, parts: Parts, configs: Configs) -> LowRank:
     prefix = "" if parts.keys() & {"A", "B"} else "embedding_"
     B, A = halves(parts, B=f"{prefix}B", A=f"{prefix}A")
     if A.ndim < 2 or not A.size or not B.size:
-        raise ShapeError(f"B {B.shape} and A {A.shape} hold no pair", fix=SAVE_AGAIN)
+        raise ShapeError(f"B {B.shape} and A {A.shape} are not a pair", fix=SAVE_AGAIN)
     # The header comes first, as in diffusers.
     scaling = configs.scaling(name) or alpha.stored_scaling(parts, A.shape[0])
     origin = origin_of(NAME, parts, STORED)
@@ -129,8 +129,8 @@ def _about_alphas(modules: Mapping[str, Update], configs: Configs) -> list[Findi
     ]
     if not both:
         return []
-    text = f"{len(both)} modules, {both[0]} the first, have an alpha besides what {KEY} says, which is taken"
-    return [Finding("warning", "alpha-twice", text, "take one of the two out: diffusers refuses a file with both")]
+    text = f"{len(both)} modules (the first is {both[0]}) have an alpha, but the one in {KEY} is used"
+    return [Finding("warning", "alpha-twice", text, "remove one of the two: diffusers refuses a file with both")]
 
 
 def _about_extras(extras: Iterable[tuple[str, Extra]]) -> list[Finding]:
@@ -147,7 +147,7 @@ def _about_extras(extras: Iterable[tuple[str, Extra]]) -> list[Finding]:
         findings.append(Finding("warning", "use-dora", text))
     if "other" in roles:
         keys = roles["other"]
-        text = f"{len(keys)} tensors belong to no pair and ride along: {', '.join(keys[:3])}"
+        text = f"{len(keys)} tensors belong to no pair and are kept unchanged: {', '.join(keys[:3])}"
         findings.append(Finding("warning", "tensor-unread", text))
     return findings
 

@@ -141,7 +141,8 @@ def _check_dora(adapter: Adapter) -> None:
     if mixed:
         plain = [name for name in adapter if name not in dora and component(name) in mixed]
         raise FormatError(
-            f"{len(plain)} modules beside DoRA's have no magnitude, {plain[0]} the first, and diffusers makes all DoRA",
+            f"{len(plain)} modules have no magnitude (the first is {plain[0]}) and others have; diffusers makes all "
+            "of them DoRA",
             fix="leave one of the two kinds out with --modules",
         )
 

@@ -128,7 +128,7 @@ def _extras(adapter: Adapter) -> dict[str, LazyArray]:
     # mlx-lm makes either LoRA or DoRA layers, by one field of the configuration.
     lacking = [name for name in adapter if f"{name}.m" not in tensors]
     if tensors and lacking:
-        what = f"{len(lacking)} of {len(adapter)} modules, {lacking[0]} the first, have no DoRA magnitude"
+        what = f"{len(lacking)} of {len(adapter)} modules (the first is {lacking[0]}) have no DoRA magnitude"
         raise FormatError(what, fix="mlx-lm has it on all or none: leave these out with --modules")
     return tensors
 

@@ -269,9 +269,7 @@ def _unmatched(config: PeftConfig, paths: set[str], modules: Mapping[str, Update
     strangers = config.unmatched_modules(config.path(path) for path in sorted(paths) if path in modules)
     # Without targets, the configuration does not say which modules PEFT adapts.
     if strangers and (config.fields.get("target_modules") or config.parameters):
-        text = (
-            f"{len(strangers)} modules, {strangers[0]} the first, are none that target_modules names: PEFT drops them"
-        )
+        text = f"{len(strangers)} modules (the first is {strangers[0]}) are not in target_modules: PEFT drops them"
         findings.append(Finding("warning", "module-untargeted", text, "correct target_modules in adapter_config.json"))
     return findings
 

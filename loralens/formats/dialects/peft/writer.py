@@ -127,8 +127,8 @@ def _extras(adapter: Adapter) -> dict[str, LazyArray]:
     plain = [name for name in adapter if bent and name not in bent]
     if plain:
         raise FormatError(
-            f"{len(plain)} of {len(adapter)} modules, {plain[0]} the first, have no DoRA magnitude, and PEFT makes all "
-            "of them DoRA",
+            f"{len(plain)} of {len(adapter)} modules (the first is {plain[0]}) have no DoRA magnitude, and PEFT makes "
+            "all of them DoRA",
             fix="leave one of the two kinds out with --modules",
         )
     return extras
