@@ -60,7 +60,7 @@ def dare_ties(
     The options are those of `dare`. TIES' own trimming is left out, as in the other implementations. The election makes
     the result biased.
     """
-    # Of several updates the election matters even if nothing is dropped.
+    # With several updates the election matters even if nothing is dropped.
     if density >= 1 and joint.present.size <= 1:
         return exact_sum(joint, lam)
     return fuse_entries(joint, lambda entries: _rule(entries, density, seed, elect=True), space=space, lam=lam)

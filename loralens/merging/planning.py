@@ -262,7 +262,7 @@ def _vocabulary_fields(changed: Mapping[str, TensorPlan], config: Mapping[str, A
         return {}
     for tensor in changed.values():
         if tensor.base is not None and tensor.replacement is not None and tensor.base.shape != tensor.shape:
-            # Only a changed number of rows is a changed vocabulary; any other shape belongs to another model.
+            # If only the number of rows differs, the vocabulary has changed. Any other shape belongs to another model.
             if tensor.base.shape[0] == config["vocab_size"] and tensor.base.shape[1:] == tensor.shape[1:]:
                 return {"vocab_size": tensor.shape[0]}
             raise MismatchError(

@@ -81,7 +81,7 @@ def use_memory_names(adapter: Adapter, config: Mapping[str, Any] | None) -> Adap
     if new:
         adapter = adapter.renamed(new)
     adapter = replace(adapter, extra=_rename_extras(adapter.extra, rules), config=_rename_saved(adapter.config, rules))
-    # After renaming, because the stacks are those of memory.
+    # This comes after renaming, because the stacks have their names in memory.
     if kind in JOINED:
         adapter = replace(adapter, modules=_join_experts(adapter.modules, _count(config)))
     if rules is _DINO:

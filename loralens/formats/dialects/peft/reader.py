@@ -215,7 +215,7 @@ def _module(name: str, halves: Halves, config: PeftConfig | None, scaling: Scali
         layout = Layout("parameter")
     else:
         layout = Layout("linear", transposed=bool(config and config.fields.get("fan_in_fan_out")))
-    # After unpacking, so that the diagonal meets the columns of B (out, r).
+    # This comes after unpacking, so that the diagonal scales the columns of B (out, r).
     if "diagonal" in halves:
         B = _fold_diagonal(B, halves["diagonal"][1])
     return LowRank(B, A, scaling.value, scaling=scaling, layout=layout, origin=origin)
