@@ -89,5 +89,5 @@ def _rule(entries: Entries, density: float, seed: np.random.SeedSequence | None,
 def adapter_draws(entries: Entries, seed: np.random.SeedSequence | None) -> list[Draws]:
     """Return the random draws of every update; they depend on its place among the adapters."""
     seed = np.random.SeedSequence(0) if seed is None else seed
-    # By the place and not by the order of the matrices: an adapter that is 0 in a module does not shift the draws.
+    # The place makes the seed, not the order of the matrices: an adapter that is 0 in a module shifts no draws.
     return [Draws.of(seed, t) for t in entries.places]
