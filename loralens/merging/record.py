@@ -109,7 +109,7 @@ class MergeRecorder:
             return block.subtract(buffer.of(block.stored.shape))
         if self._against == "merged":
             return round_sums(block.merged, block.stored.dtype)
-        # Against zeros the patch holds the whole tensor.
+        # If the patch refers to zeros, it holds the whole tensor.
         return np.zeros_like(block.stored)
 
     def _take_base(self) -> None:

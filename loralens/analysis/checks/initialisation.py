@@ -36,9 +36,9 @@ def look(exams: Sequence[Examination]) -> Iterator[Diagnosis]:
         if len(group) < 2:
             continue
         first, same_start = exams[group[0]], [exams[i] for i in group[1:]]
-        # Members of a group need not be similar to each other, but each is to one of them: that is what is stated.
+        # Members of a group need not all be similar to each other: each is similar to at least one, and this is stated.
         least = min(similar[i, j] for i in group for j in group if i != j and similar[i, j] >= SAME_START)
-        # Rounded down, so that the statement stays true.
+        # The cosine is rounded down, so that "or more" stays true.
         cosine = "cosine 1" if least > 1 - 1e-6 else f"cosine {floor(100 * least) / 100:.2f} or more"
         evidence = (
             f"its A has nearly the same direction as that of {some([one.path for one in same_start])} ({cosine}): they "

@@ -21,11 +21,11 @@ class Initialisation:
     Attributes
     ----------
     cosine : float
-        Cosine of vec(A), including modules with B = 0. It is near 1 if both began from the same A₀ and training moved
-        A little, and NaN if there is no A. Random numbers are drawn row by row, so with different ranks only the first
-        module can show a common seed.
+        Cosine of vec(A) between the adapters, including modules with B = 0. It is near 1 if both began from the same A₀
+        and training changed A only slightly. It is NaN if there is no A. Random numbers are drawn row by row, so with
+        different ranks only the first module can show a common seed.
     alike, compared : int
-        The number of modules whose A have a cosine of at least 0.5, and the number of modules with an A.
+        The number of modules whose two A have a cosine of at least 0.5, and the number of modules with an A.
     spans, chance : mapping of side to float
         φ(k1, k2) of all directions of ΔW, over modules that are not 0, and its chance level. On the in side this is
         the overlap of the row spaces of the two A in any gauge. NaN if all modules are 0.
@@ -54,7 +54,7 @@ class Initialisation:
         ``likely``: they are not, but the updates agree on the in side alone, which happens if one of the two was
         re-factored. ``unknown``: there is no A and no such sign. ``none``: no sign.
         """
-        # The record first: training may have moved A so far that no number shows the common start any more.
+        # The record is asked first: training may have moved A so far that no number shows the common start any more.
         if self.recorded or self.cosine >= SAME_START:
             return "shared"
         if self.one_sided:
@@ -86,7 +86,7 @@ class Initialisation:
         if isnan(self.spans["in"]):
             return "one of them is 0 in every module, so there are no directions to compare"
         seed = "directions of the in side show the seed, not the task: look at --side out"
-        # If both sides agree, the two may be checkpoints of one run, of which the out side shows no less.
+        # If both sides agree, the two may be checkpoints of one run, and then the out side agrees as well.
         return seed if self.one_sided else f"{seed}, where these two agree as well"
 
 
@@ -95,8 +95,9 @@ def initialisation(comparison: Comparison, *, recorded: bool = False) -> Initial
 
     ``recorded`` is the result of `loralens.core.training.same_start` on their records.
 
-    The cosine of vec(A) needs the factors as training left them. It is the only number here that depends on the gauge,
-    as the effect of a seed does. Checkpoints of one run share their A₀ too; they agree on both sides.
+    The cosine of vec(A) needs the factors as training left them. It is the only number here that depends on how ΔW is
+    factored, because a common seed shows in the factors and not in ΔW. Checkpoints of one run share their A₀ too, and
+    they agree on both sides.
     """
     # An update of 0 has no directions. Its A counts nevertheless: no training has moved it.
     alive = [one for one in comparison.modules.values() if not one.zero]

@@ -207,7 +207,7 @@ def pairwise(
     )
     called = labels or [f"adapter {t}" for t in range(1, len(adapters) + 1)]
 
-    # By index, because one name may stand for modules of two shapes.
+    # Modules are identified by index, because one name may stand for modules of two shapes.
     def measure(index: str) -> None:
         _measure(int(index), result, adapters, labels=called, of=of, head=phi_rank)
 

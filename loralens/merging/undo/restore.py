@@ -104,7 +104,7 @@ def _patch_start(undo: TensorUndo, merged: LazyArray, device: Device | None) -> 
     if undo.against == "nothing":
         # Zeros without an array of their size.
         return (np.zeros((stop - start, undo.matrix[1]), undo.dtype) for start, stop in row_ranges(*undo.matrix))
-    # Against the merged numbers themselves there is nothing to subtract.
+    # If the patch refers to the merged numbers themselves, there is nothing to subtract.
     slabs = undo.slabs if undo.against == "subtracted" else ()
     return subtract_updates(
         TensorPlan(undo.key, merged, undo.matrix, slabs), undo.slab_factors, undo.dtype, device=device

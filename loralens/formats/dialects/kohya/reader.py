@@ -145,10 +145,10 @@ def about_scales(modules: Mapping[str, Update]) -> list[Finding]:
     if missing:
         # If only some modules lack an α, something may be missing.
         level: Level = "note" if len(missing) == len(modules) else "warning"
-        text = f"{len(missing)} of {len(modules)} modules have no alpha, {missing[0]} the first: α = r, so scale 1"
+        text = f"{len(missing)} of {len(modules)} modules have no alpha (the first is {missing[0]}): α = r, so scale 1"
         findings.append(Finding(level, "alpha-missing", text))
     if zero:
-        text = f"{len(zero)} modules have alpha 0, {zero[0]} the first: sd-scripts and LyCORIS take α = r, ComfyUI 0"
+        text = f"{len(zero)} modules have alpha 0 (the first is {zero[0]}): sd-scripts and LyCORIS use α = r, ComfyUI 0"
         findings.append(Finding("warning", "alpha-zero", text, "write α = r, or leave the modules out"))
     return findings
 
