@@ -473,7 +473,7 @@ def test_extras_that_cannot_be_held(case: str) -> None:
 
 def test_dora_in_some_modules_of_a_component() -> None:
     extra = {"x": Extra("magnitude", Q, LazyArray.of(number((6,))))}
-    with pytest.raises(FormatError, match=f"{K} the first, have no DoRA magnitude"):
+    with pytest.raises(FormatError, match=f"the first is {K}. have no DoRA magnitude"):
         write(Adapter(modules={Q: low_rank(), K: low_rank()}, extra=extra, format="lycoris"))
     write(Adapter(modules={Q: low_rank(), TE: low_rank()}, extra=extra, format="lycoris"))
 
