@@ -254,7 +254,7 @@ def _training_facts(notes: TrainingNotes | None) -> list[tuple[str, str]]:
     facts = [*words, *((name.replace("_", " "), value) for name, value in notes.values.items())]
     if notes.folders:
         facts.append(("folders", "; ".join(map(_folder_text, notes.folders[:TAGS_NAMED]))))
-    listed = [f"{tag.tag} ({tag.count})" for tag in notes.tags[:TAGS_NAMED]]
+    listed = [f"{tag.tag} ({tag.images})" for tag in notes.tags[:TAGS_NAMED]]
     if notes.tag_count > TAGS_NAMED:
         listed.append(f"and {notes.tag_count - TAGS_NAMED:,} more")
     # A few on each row, so that none is shortened on a narrow terminal.

@@ -4,7 +4,9 @@ The real clients read the same names: ComfyUI's ``load_lora``, sd-scripts' ``LoR
 were run on such files with every layer of every model.
 """
 
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -209,3 +211,37 @@ def test_inspect_knows_the_names_that_sd_scripts_has_for_sdxl(tmp_path: Path) ->
     loralens.convert(tmp_path / "wrong.safetensors", to="diffusers", output=tmp_path / "middle.safetensors")
     loralens.convert(tmp_path / "middle.safetensors", to="kohya", output=tmp_path / "mended.safetensors")
     assert stems(tmp_path / "mended.safetensors") == XL_FILE
+
+
+@pytest.mark.slow  # importing diffusers takes seconds
+@pytest.mark.parametrize(("names", "component"), [(SDXL, "unet."), (FLUX, "transformer.")], ids=["SDXL", "FLUX"])
+def test_diffusers_reads_the_same_from_kohya(names: list[str], component: str, tmp_path: Path) -> None:
+    """Its own converters turn our kohya file into the layers of which that file was made."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("diffusers")
+    from diffusers.loaders import lora_conversion_utils as converters
+
+    # Of norm_out, diffusers 0.42.1 ignores α, so its scale is 1 here.
+    names = [name for name in names if name.startswith(component)]
+    original = adapter(names, scales=(1.0,))
+    loralens.convert(original, to="kohya", output=tmp_path / "kohya.safetensors")
+    tensors = {key: torch.from_numpy(tensor) for key, tensor in load_file(tmp_path / "kohya.safetensors").items()}
+    if component == "unet.":
+        unet = SimpleNamespace(layers_per_block=2, down_block_types=[None] * 3)
+        tensors, _ = converters._convert_non_diffusers_lora_to_diffusers(
+            converters._maybe_map_sgm_blocks_to_diffusers(tensors, unet)
+        )
+    else:
+        tensors = converters._convert_kohya_flux_lora_to_diffusers(tensors)
+    read = {}
+    for key, down in tensors.items():
+        if not re.search(r"\.down\.|\.lora_A\.", key):
+            continue
+        name = re.split(r"(?:_lora|\.lora)\.down|\.lora_A", key.replace(".processor", ""), maxsplit=1)[0]
+        up = tensors[key.replace(".down.", ".up.").replace("lora_A", "lora_B")]
+        name = component + re.sub(r"\.to_out$", ".to_out.0", name).removeprefix(component)
+        read[name] = loralens.LowRank(up.flatten(1).numpy(), down.flatten(1).numpy(), 1.0)
+    # Rows of zeros are read as layers, too.
+    assert set(read) >= set(original)
+    for name, module in read.items():
+        check_close(applied(module), applied(original[name]) if name in original else 0 * applied(module))

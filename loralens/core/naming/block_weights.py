@@ -160,6 +160,7 @@ def _preset(name: str, kin: str) -> str:
 
 def _parse(blocks: Weights, kin: str, inside: Mapping[str, list[str]], present: Sequence[str]) -> dict[str, float]:
     """Block → its weight, for the blocks that are named; all names are the narrowest ones."""
+    entries: Sequence[tuple[str, object]]
     if isinstance(blocks, Mapping):
         entries = [(str(name), value) for name, value in blocks.items()]
     elif isinstance(blocks, str) and "=" in blocks:

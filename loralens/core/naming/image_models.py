@@ -226,7 +226,7 @@ def _attention(name: str, original: str, width: int, depth: int, cross: int, lin
     if not depth:
         return
     kernel = () if linear else (1, 1)
-    layers = {"proj_in": (width, width, *kernel), "proj_out": (width, width, *kernel)}
+    layers: dict[str, Shape] = {"proj_in": (width, width, *kernel), "proj_out": (width, width, *kernel)}
     for i in range(depth):
         block = f"transformer_blocks.{i}"
         for attention, source in (("attn1", width), ("attn2", cross)):
@@ -250,7 +250,7 @@ def _clip(start: str, original: str, width: int, blocks: int) -> Iterator[Layer]
 
 def _t5(blocks: int) -> Iterator[Layer]:
     """The layers of the encoder of T5 XXL."""
-    kinds = {f"0.SelfAttention.{part}": (4096, 4096) for part in "qkvo"}
+    kinds: dict[str, Shape] = {f"0.SelfAttention.{part}": (4096, 4096) for part in "qkvo"}
     kinds |= {f"1.DenseReluDense.wi_{i}": (10240, 4096) for i in (0, 1)}
     kinds["1.DenseReluDense.wo"] = (4096, 10240)
     for i in range(blocks):
@@ -277,8 +277,8 @@ def _flux_layers(double: int, single: int) -> Iterator[Layer]:
         ("text_embedder", "vector_in", 768),
     ):
         for i, end in enumerate(("in_layer", "out_layer")):
-            shape = (WIDTH, WIDTH if i else width)
-            yield Layer(f"time_text_embed.{name}.linear_{i + 1}", shape, f"{original}.{end}")
+            inputs = WIDTH if i else width
+            yield Layer(f"time_text_embed.{name}.linear_{i + 1}", (WIDTH, inputs), f"{original}.{end}")
     for i in range(double):
         for kind, shape, original in _DOUBLE:
             yield Layer(f"transformer_blocks.{i}.{kind}", shape, f"double_blocks.{i}.{original}")

@@ -32,7 +32,7 @@ class Tag(NamedTuple):
     """A tag of the captions, and the number of images that have it."""
 
     tag: str
-    count: int
+    images: int
 
 
 class Folder(NamedTuple):
