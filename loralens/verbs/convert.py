@@ -14,7 +14,7 @@ from loralens.formats.dialects import record
 from loralens.formats.dialects.fitting import OF_IMAGE_MODELS, fit
 from loralens.formats.dialects.table import FORMATS
 from loralens.formats.files.container import Stored
-from loralens.tables.numbers import percent
+from loralens.tables.numbers import count, percent
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, read_adapter
 from loralens.verbs.inputs.choices import numpy_dtype
 from loralens.verbs.outputs.combine_run import check_writing
@@ -202,8 +202,8 @@ def _note_architecture(to: str, before: Adapter, after: Adapter) -> list[str]:
     model = model_of(before)
     if model is None:
         return []
-    count = f"; {len(before)} modules became {len(after)}" if len(before) != len(after) else ""
-    return [f"{model.name}, by the names and shapes of the modules: named as {to} has them{count}"]
+    change = f"; {count(len(before), 'module')} became {len(after)}" if len(before) != len(after) else ""
+    return [f"{model.name}, by the names and shapes of the modules: named as {to} has them{change}"]
 
 
 def _as_pairs(adapter: Adapter, rank: int | None) -> tuple[Adapter, float]:

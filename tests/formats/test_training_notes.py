@@ -70,7 +70,16 @@ def test_tags_of_datasets_of_a_configuration_file() -> None:
     assert notes(ss_datasets=json.dumps(datasets), ss_tag_frequency="{}").tags == [Tag("cat", 2)]
 
 
-@pytest.mark.parametrize("metadata", [None, {}, {"format": "pt"}, {"ss_steps": "None", "ss_tag_frequency": "{}"}])
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        None,
+        {},
+        {"format": "pt"},
+        {"ss_steps": "None", "ss_tag_frequency": "{}"},
+        {"ss_network_module": "networks.lora", "ss_network_dim": "4"},
+    ],
+)
 def test_a_file_that_says_nothing(metadata: dict[str, str] | None) -> None:
     assert TrainingNotes.of(metadata) is None
 
@@ -119,3 +128,19 @@ def test_inspect_shows_a_block_and_json(tmp_path: Path) -> None:
     result = loralens.inspect(tmp_path / "said.safetensors").record()["adapters"][0]
     assert result["training"]["values"]["steps"] == "1200 of 1600"
     assert loralens.inspect(tmp_path / "silent.safetensors").record()["adapters"][0]["training"] is None
+
+
+def test_the_notes_go_with_the_adapter_from_program_to_program(tmp_path: Path) -> None:
+    name = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k"
+    tensors = {f"{name}.lora_up.weight": np.ones((640, 2), "f4"), f"{name}.lora_down.weight": np.ones((2, 2048), "f4")}
+    header = {**SD_SCRIPTS, "modelspec.title": "Dog", "modelspec.hash_sha256": "00", "sshs_model_hash": "00"}
+    save_file(tensors, tmp_path / "kohya.safetensors", header)
+    for source, target in (("kohya", "diffusers"), ("diffusers", "comfyui"), ("comfyui", "kohya")):
+        loralens.convert(
+            tmp_path / f"{source}.safetensors", to=target, output=tmp_path / f"{target}.safetensors", overwrite=True
+        )
+        metadata = loralens.load(tmp_path / f"{target}.safetensors").metadata
+        found = TrainingNotes.of(metadata)
+        assert found
+        assert (found.trigger_words, found.values["title"], found.tags[0]) == (["sks dog"], "Dog", Tag("sks dog", 24))
+        assert not {"modelspec.hash_sha256", "sshs_model_hash"} & set(metadata or {})

@@ -24,7 +24,6 @@ _ABSENT = ("", "None", "null", "{}", "[]")  # what trainers write for an option 
 _TRAINERS = (  # a key that only one trainer writes → its name; the first that is there counts
     ("ss_sd_scripts_commit_hash", "sd-scripts"),
     ("ss_session_id", "sd-scripts"),
-    ("ss_network_module", "sd-scripts or one built on it"),
 )
 
 
@@ -75,7 +74,8 @@ class TrainingNotes:
         tags, folders = _tags(header), list(_folders(header))
         phrase = header.get("modelspec.trigger_phrase")
         words = [_short(phrase)] if phrase else [folder.name for folder in folders]
-        if not (values or tags or folders or words):
+        # loralens itself states the network of a file of kohya that it writes, which says nothing about a training.
+        if not (values.keys() - {"network"} or tags or folders or words):
             return None
         return cls(values, words, [Tag(*tag) for tag in tags.most_common(MOST_TAGS)], len(tags), folders)
 
