@@ -1,6 +1,6 @@
 """The verb ``drop``: writes an adapter without some of its modules."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any, Unpack
@@ -14,6 +14,7 @@ from loralens.formats import save
 from loralens.tables.numbers import number, shape
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, sources
+from loralens.verbs.inputs.blocks import BlockWeights, weights_by_module
 from loralens.verbs.inputs.choices import as_globs, numpy_dtype
 from loralens.verbs.outputs.combine_run import check_writing, form_of, read_source
 from loralens.verbs.outputs.rounding import RoundingCost, round_factors
@@ -77,8 +78,10 @@ class DropResult(Written):
 
 def drop(
     adapter: AdapterSource,
-    modules: str | Sequence[str],
+    modules: str | Sequence[str] = (),
     *,
+    preset: str | None = None,
+    block_weights: str | Mapping[str, float] | Sequence[float] | None = None,
     output: str | PathLike[str] | None = None,
     to: TargetFormat | None = None,
     base: str | PathLike[str] | None = None,
@@ -98,6 +101,9 @@ def drop(
     adapter : path or Adapter
     modules : str or sequence of str
         Leave out the modules whose name or kind matches one of these glob patterns.
+    preset, block_weights
+        Leave out the blocks of an image model that have the weight 0 here, as in `scale`. The others must have the
+        weight 1.
     output : path, optional
         A folder, or a file with the suffix of the dialect. Without it nothing is written.
     to : str, optional
@@ -118,7 +124,8 @@ def drop(
     Raises
     ------
     OptionError
-        A glob pattern matches no module, all modules would be dropped, the output overlaps with the source, or rounding
+        A glob pattern matches no module, nothing or everything would be dropped, a weight of a block is neither 0 nor
+        1, the output overlaps with the source, or rounding
         costs too much.
     FormatError
         The file is not an adapter.
@@ -133,7 +140,7 @@ def drop(
     # Before the work, as in the other verbs.
     form.check_target(target, original)
     with place(label):
-        gone = set(select(before, as_globs(modules)))
+        gone = _dropped(before, as_globs(modules), BlockWeights(preset=preset, block_weights=block_weights))
         # An adapter without modules is no adapter to any reader.
         if len(gone) == len(before):
             raise OptionError("nothing would be left", fix="give a glob that some modules do not match")
@@ -148,6 +155,20 @@ def drop(
     if target.output is not None:
         save(new, target.output, format=form.name, overwrite=overwrite, dry_run=dry_run, **form.writer_options)
     return DropResult(label, before, new, form.name, cost, target)
+
+
+def _dropped(adapter: Adapter, globs: Sequence[str], blocks: BlockWeights) -> set[str]:
+    """The modules that are left out."""
+    weights = weights_by_module(adapter, blocks)
+    if weights is None and not globs:
+        raise OptionError("nothing says what to drop", fix="give --modules GLOB, --preset NAME or --block-weights")
+    weights = weights or {}
+    between = sorted(set(weights.values()) - {0.0, 1.0})
+    if between:
+        what = f"a block has the weight {between[0]:g}, and drop leaves a block out (0) or keeps it (1)"
+        raise OptionError(what, fix="use loralens scale for other weights")
+    named = set(select(adapter, globs)) if globs else set()
+    return named | {name for name, weight in weights.items() if weight == 0}
 
 
 # For --csv, data frames and notebooks: on a terminal the sentence with the counts is enough.

@@ -14,12 +14,15 @@ from loralens.core.adapter import Adapter, Extra, Finding
 from loralens.core.names import block, kind, natural_key
 from loralens.core.structured import Update
 from loralens.errors import MismatchError, place
+from loralens.formats.records.training_notes import Folder, TrainingNotes
 from loralens.tables.numbers import count, number, shape, size, span
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import Reading, Source, labels, load_source, sources
 from loralens.verbs.inputs.choices import check_choice
 
+TAGS_NAMED = 12  # tags of captions, and folders of images, that the block about the training lists
+TAGS_IN_ROW = 3
 SCALES_NAMED = 5  # scales of one adapter, the most frequent ones, that its facts list; --json has every module's
 
 
@@ -76,6 +79,11 @@ class AdapterInspection(Tabular):
         """The modules that were asked for, in natural order."""
         return self.inspection.modules
 
+    @property
+    def training(self) -> TrainingNotes | None:
+        """What the metadata of an image model's adapter say about its training; None if they say nothing."""
+        return TrainingNotes.of(self.adapter.metadata)
+
     def __repr__(self) -> str:
         return f"AdapterInspection({self.path!r}, {len(self.modules)} modules, {len(self.findings)} findings)"
 
@@ -83,6 +91,7 @@ class AdapterInspection(Tabular):
         """The adapter as a whole, its modules by kind, and the tensors that belong to no pair."""
         return [
             Table(self.path, FACT_COLUMNS, _facts(self.inspection)),
+            Table("training, as the file says", FACT_COLUMNS, _training_facts(self.training)),
             Table("modules", KIND_COLUMNS, _kinds(self.modules)),
             Table("not half of any pair, kept as they are", EXTRA_COLUMNS, list(self.inspection.extra.items())),
         ]
@@ -114,6 +123,7 @@ class AdapterInspection(Tabular):
             "modules": modules.records(),
             "extra": extra.records(),
             "metadata": None if adapter.metadata is None else dict(adapter.metadata),
+            "training": None if self.training is None else self.training.record(),
             "findings": [finding.record() for finding in self.findings],
             "total": {
                 "modules": len(inspection.modules),
@@ -234,6 +244,27 @@ def _facts(inspection: Inspection) -> list[tuple[str, str]]:
     if inspection.extra:  # no line for what nearly all adapters lack
         facts.append(("besides", f"{len(inspection.extra)} other tensors, {size(_extra_bytes(inspection))}"))
     return facts
+
+
+def _training_facts(notes: TrainingNotes | None) -> list[tuple[str, str]]:
+    """What the metadata say about the training, one property a row."""
+    if notes is None:
+        return []
+    words = [("trigger words", ", ".join(notes.trigger_words))] if notes.trigger_words else []
+    facts = [*words, *((name.replace("_", " "), value) for name, value in notes.values.items())]
+    if notes.folders:
+        facts.append(("folders", "; ".join(map(_folder_text, notes.folders[:TAGS_NAMED]))))
+    listed = [f"{tag.tag} ({tag.images})" for tag in notes.tags[:TAGS_NAMED]]
+    if notes.tag_count > TAGS_NAMED:
+        listed.append(f"and {notes.tag_count - TAGS_NAMED:,} more")
+    # A few on each row, so that none is shortened on a narrow terminal.
+    rows = [", ".join(listed[i : i + TAGS_IN_ROW]) for i in range(0, len(listed), TAGS_IN_ROW)]
+    return facts + [("" if i else "tags", row) for i, row in enumerate(rows)]
+
+
+def _folder_text(folder: Folder) -> str:
+    images = "" if folder.images is None else f": {count(folder.images, 'image')}"
+    return folder.name + images + (f" × {folder.repeats}" if images and folder.repeats else "")
 
 
 def _extra_bytes(inspection: Inspection) -> int:
