@@ -66,6 +66,7 @@ def report(
     output: str | PathLike[str] | None = None,
     base: str | PathLike[str] | None = None,
     activations: ActivationSource | Sequence[ActivationSource] = (),
+    evaluations: str | PathLike[str] | Sequence[str | PathLike[str]] = (),
     modules: Sequence[str] = (),
     intruders: bool | None = None,
     markdown: bool = False,
@@ -87,6 +88,8 @@ def report(
         The base model: each adapter is also measured against it.
     activations : path or Moments, or a sequence of them
         Second moments of real inputs, as `loralens.calibrate` measures them, each for the adapter it belongs to.
+    evaluations : path, or a sequence of them
+        Files of `loralens.evaluate`: what they measured on texts stands at the top of the page.
     modules : sequence of str
         Globs over names or kinds: only these modules are measured.
     intruders : bool, optional
@@ -125,22 +128,26 @@ def report(
     chosen = sources(adapters)
     # A path is a sequence of letters too, so a single one is told apart by its type.
     moments = [activations] if isinstance(activations, str | PathLike | Moments) else list(activations)
+    measured = [evaluations] if isinstance(evaluations, str | PathLike) else list(evaluations)
     page = None if output is None else Path(output)
     older: list[Path] = []
     # Before anything is measured, which may take minutes.
     if page:
         check_report_target(page, with_markdown=markdown, overwrite=overwrite)
-        _check_apart(page, chosen, base, moments, with_markdown=markdown)
+        _check_apart(page, chosen, base, [*moments, *measured], with_markdown=markdown)
         # Only beside a page that is replaced: a Markdown file of the same name may else belong to something different.
         older = [] if markdown or not page.exists() else [path for path in markdown_paths(page) if path.exists()]
     document = report_page(
         with_checkpoints(chosen),
         base=base,
         activations=moments,
+        evaluations=measured,
         modules=modules,
         intruders=intruders,
         reading=reading,
-        command=_command(chosen, page, base, moments, modules, reading, intruders=intruders, markdown=markdown),
+        command=_command(
+            chosen, page, base, moments, measured, modules, reading, intruders=intruders, markdown=markdown
+        ),
     )
     written = write_report(document, page, with_markdown=markdown) if page else []
     if older:
@@ -171,6 +178,7 @@ def _command(
     page: Path | None,
     base: str | PathLike[str] | None,
     activations: Sequence[ActivationSource],
+    evaluations: Sequence[str | PathLike[str]],
     modules: Sequence[str],
     reading: Mapping[str, Any],
     *,
@@ -183,6 +191,7 @@ def _command(
     words = ["loralens", "report", *map(str, adapters)]
     words += [] if base is None else ["--base", str(base)]
     words += [word for file in activations for word in ("--activations", str(file))]
+    words += [word for file in evaluations for word in ("--evaluations", str(file))]
     words += [word for glob in modules for word in ("--modules", glob)]
     words += [] if intruders is None else ["--intruders" if intruders else "--no-intruders"]
     # Without a page, a command that prints: `loralens report` refuses to do neither.

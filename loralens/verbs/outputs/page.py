@@ -22,6 +22,7 @@ from loralens.core.progress import progress
 from loralens.core.weights import Weight
 from loralens.errors import LoraLensError, MismatchError, place
 from loralens.formats import encode_adapter
+from loralens.formats.records.evaluations import read_evaluation
 from loralens.formats.records.moments import load_moments
 from loralens.formats.records.runs import read_run
 from loralens.linalg.device import Device
@@ -47,6 +48,7 @@ def report_page(
     *,
     base: str | PathLike[str] | None,
     activations: Sequence[str | PathLike[str] | Moments],
+    evaluations: Sequence[str | PathLike[str]],
     modules: Sequence[str],
     intruders: bool | None,
     reading: Reading,
@@ -59,6 +61,7 @@ def report_page(
         for label, source in zip(labels(sources), sources, strict=True)
     }
     moments = _moments(activations, adapters)
+    stored = [read_evaluation(Path(file)) for file in evaluations]
     model = None if base is None else open_base(base)
     # The doctor reads every module once, and its spectra are those of the page.
     examinations = examine_adapters(adapters, base=model, modules=modules, reading=reading)
@@ -93,9 +96,14 @@ def report_page(
         tables=RESULT_TABLES,
         collection=together,
         run=run,
+        evaluations=stored,
         base=None if base is None else str(base),
         command=command,
-        choices={"activations": [_name_of(file) for file in activations], "chosen": list(modules)},
+        choices={
+            "activations": [_name_of(file) for file in activations],
+            "chosen": list(modules),
+            "evaluations": [str(file) for file in evaluations],
+        },
     )
 
 
