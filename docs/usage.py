@@ -70,7 +70,8 @@ def usage(command: str) -> str:
     """The block for a command: its ``--help``, and the function of the same name."""
     blocks = [f"```text\n{help_text(command)}\n```"]
     if command in VERBS:
-        blocks.append(f"The same in Python ([all functions](../api/index.md)):\n\n```text\n{call(command)}\n```")
+        # The heading stands in the block, so that the page goes on with an example in Python.
+        blocks.append(f"## Python\n\nOne of [all functions](../api/index.md):\n\n```text\n{call(command)}\n```")
     return "<!-- usage -->\n\n" + "\n\n".join(blocks) + "\n\n<!-- /usage -->"
 
 

@@ -228,7 +228,7 @@ def test_a_file_of_the_result_is_shown_by_a_report(home: Path, tmp_path: Path) -
     assert made.record()["evaluations"] == [str(file)]
     assert "exists" in refused(home / "l0", *of(home, "llama"), "-o", file)
     inside = home / "l0" / "adapter_model.safetensors"
-    assert "replace" in refused(home / "l0", *of(home, "llama"), "-o", inside, "--overwrite")
+    assert "lies within" in refused(home / "l0", *of(home, "llama"), "-o", inside, "--overwrite")
     assert loralens.load(home / "l0")
 
 
