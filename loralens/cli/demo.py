@@ -41,7 +41,7 @@ from loralens.cli import options
 )
 # So many steps take less than 30 s on two CPU cores, and learn most of what 120 would.
 @click.option(
-    "--steps", type=options.COUNT, default=24, show_default=True, metavar="N", help="The number of training steps."
+    "--steps", type=options.COUNT, default=32, show_default=True, metavar="N", help="The number of training steps."
 )
 @click.option(
     "--limit",

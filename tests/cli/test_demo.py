@@ -78,7 +78,7 @@ def test_the_commands_of_a_demo(commands: Commands, tmp_path: Path) -> None:
         f"compress {wide} --energy 0.9 -o out/demo/small --overwrite",
         f"evaluate {wide} out/demo/small --model {base} --task classification --data reuters-r8 --limit 9 "
         "-o out/demo/accuracies.json --overwrite",
-        f"train --demo --data reuters-r8 --rank 8 --steps 7 --eval-limit 9 -o {first}",
+        f"train --demo --data reuters-r8 --rank 8 --batch 16 --steps 7 --eval-limit 9 -o {first}",
         f"spectrum {first}",
         f"similarity {first} {wide} --side out",
         f"similarity {first} {other} --side out",
