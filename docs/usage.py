@@ -28,8 +28,8 @@ DEMO = {
 }  # the one command that is no function
 COMMANDS = DEMO | VERBS
 PYTHON = (
-    "The function of the same name has the same options ([all functions](../api/index.md)). Its result has `to_frame()`, "
-    "`to_latex()`, `to_csv()` and `record()`."
+    "The function of the same name has the same options ([all functions](../api/index.md)). Its result has "
+    "`to_frame()`, `to_latex()`, `to_csv()` and `record()`."
 )
 
 
