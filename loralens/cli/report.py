@@ -19,6 +19,12 @@ from loralens.cli.show import JSON, show_json, tell_written
     multiple=True,
     help=f"{options.ACTIVATIONS_HELP} Each file belongs to the adapter that it was measured with. Repeatable.",
 )
+@click.option(
+    "--evaluations",
+    metavar="FILE",
+    multiple=True,
+    help="A file of `loralens evaluate -o`, whose accuracies or losses then stand at the top of the page. Repeatable.",
+)
 @options.MODULES
 @click.option(
     "--intruders/--no-intruders",

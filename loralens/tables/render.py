@@ -7,6 +7,7 @@ from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 from loralens.errors import OptionError, visible
+from loralens.requirements import missing_packages
 from loralens.tables.table import Table
 
 if TYPE_CHECKING:
@@ -37,8 +38,10 @@ def csv_text(*tables: Table[Any]) -> str:
 
 def frame(*tables: Table[Any]) -> "DataFrame":
     """Return tables that have the same columns as one data frame of pandas, which has to be installed."""
-    from pandas import DataFrame
-
+    try:
+        from pandas import DataFrame
+    except ImportError as error:
+        raise missing_packages("a data frame", ["pandas"], error) from error
     columns, rows = _names_and_rows(tables)
     return DataFrame(rows, columns=columns)
 

@@ -100,6 +100,10 @@ class Table(Generic[Row]):
         """The columns for people, which are those that have a heading."""
         return [column for column in self.columns if column.title]
 
+    def with_headings(self) -> "Table[Row]":
+        """Return the table with the names of columns as headings where they have none."""
+        return replace(self, columns=[replace(column, title=column.title or column.name) for column in self.columns])
+
     def brief(self, top: int | None = None) -> tuple["Table[Row]", str]:
         """Return the table without uneventful rows, with at most ``top`` rows, and a sentence about those left out.
 

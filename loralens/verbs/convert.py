@@ -15,6 +15,7 @@ from loralens.formats.dialects.fitting import OF_IMAGE_MODELS, fit
 from loralens.formats.dialects.table import FORMATS
 from loralens.formats.files.container import Stored
 from loralens.tables.numbers import count, percent
+from loralens.tables.table import Column, Table
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, read_adapter
 from loralens.verbs.inputs.choices import numpy_dtype
 from loralens.verbs.outputs.combine_run import check_writing
@@ -66,6 +67,10 @@ class ConvertResult(Written):
     def bits(self) -> int | None:
         """The bits of a number in loralens-q; None in other dialects."""
         return PLAIN_BITS if self.format == QUANTISED else None
+
+    def listing(self) -> list[Table["ConvertResult"]]:
+        """The result as a table of one row."""
+        return [Table("", COLUMNS, [self])]
 
     def sentences(self) -> list[str]:
         """The notes, the errors, and the place of the result."""
@@ -238,3 +243,14 @@ def _rename_back(exact: Adapter, back: Adapter, stored: Stored) -> dict[str, Upd
         return written.rescaled(module.scale, module.scaling) if written.scaling.rule == "unknown" else written
 
     return {name: find(name, module) for name, module in exact.items()}
+
+
+COLUMNS: tuple[Column[ConvertResult], ...] = (
+    Column("source", lambda row: row.source, align="left"),
+    Column("target", lambda row: row.target.record(), align="left"),
+    Column("format", lambda row: row.format, align="left"),
+    Column("modules", lambda row: row.modules),
+    Column("parameters", lambda row: row.parameters),
+    Column("truncation", lambda row: row.truncation),
+    Column("rounding", lambda row: row.rounding.total),
+)

@@ -270,7 +270,7 @@ def test_without_torch_it_says_what_to_install(home: Path, tmp_path: Path, monke
     monkeypatch.setitem(sys.modules, "transformers", None)
     result = run(*arguments(home, "llama", tmp_path / "stats.safetensors"))
     assert result.exit_code == 2
-    assert "pip install 'loralens[train]'" in result.stderr
+    assert "-m pip install 'torch>=2.4' 'transformers>=4.45'" in result.stderr
 
 
 @pytest.mark.parametrize("args", [[], ["--model", "x"], ["--batch", "0"]])

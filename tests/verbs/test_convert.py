@@ -109,8 +109,9 @@ def test_a_source_is_never_written_over(small: Path) -> None:
         loralens.convert(small, to="peft", output=small, overwrite=True)
 
 
-def test_one_line_and_no_table(small: Path) -> None:
-    result = loralens.convert(small, to="kohya")
+def test_one_line_and_one_row(small: Path) -> None:
+    result = loralens.convert(small, to="kohya", dtype="bf16")
     assert repr(result) == "ConvertResult(kohya, 6 modules)"
-    with pytest.raises(OptionError, match="has no table"):
-        result.to_csv()
+    heading, row = result.to_csv().splitlines()
+    assert heading == "source,target,format,modules,parameters,truncation,rounding"
+    assert row.endswith(f",,kohya,6,{result.parameters},0.0,{result.rounding.total!r}")
