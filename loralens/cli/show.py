@@ -129,11 +129,13 @@ def _show_text(result: Tabular, rows: RowOptions) -> None:
         say(*(conclusion or result.sentences()))
         return
     say(*conclusion)
-    tables = result.tables()
-    if conclusion and any(table.rows for table in tables):
+    tables, sentences = result.tables(), result.sentences()
+    # A table whose rows are all uneventful may have nothing to say.
+    below = any(shown.rows or left_out for shown, left_out in (table.brief(rows.top) for table in tables))
+    if conclusion and (sentences or below or (rows.verbose and any(table.rows for table in tables))):
         say("")
     show_tables(*tables, top=rows.top, every_row=rows.verbose)
-    say(*result.sentences())
+    say(*sentences)
 
 
 def show_json(record: dict[str, Any]) -> None:
@@ -162,10 +164,10 @@ def show_tables(*tables: Table[Any], top: int | None = None, every_row: bool = F
         # A heading without rows would look like an error.
         if not table.rows:
             continue
-        shown, left_out = (replace(table, uneventful=None) if every_row else table).brief(top)
+        shown, left_out = (replace(table, uneventful=None, most=None) if every_row else table).brief(top)
         # If nothing happened in any row, the sentence alone says so.
         if not shown.rows:
-            say(left_out)
+            say(*filter(None, [left_out]))
             continue
         layout = lay_out(shown, width)
         _print_styled(layout.title, width, fg="cyan", bold=True)

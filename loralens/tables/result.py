@@ -61,4 +61,6 @@ class Tabular:
     def _repr_html_(self) -> str:
         from loralens.tables import render
 
-        return "".join(render.html_table(table) for table in self.tables() or self.listing() if table.rows)
+        # The conclusion says what the tables then leave out.
+        said = "".join(render.html_sentence(sentence) for sentence in self.conclusion())
+        return said + "".join(render.html_table(table) for table in self.tables() or self.listing() if table.rows)
