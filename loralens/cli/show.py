@@ -167,7 +167,7 @@ def show_tables(*tables: Table[Any], top: int | None = None, every_row: bool = F
         shown, left_out = (replace(table, uneventful=None, most=None) if every_row else table).brief(top)
         # If nothing happened in any row, the sentence alone says so.
         if not shown.rows:
-            say(*filter(None, [left_out]))
+            say(*([left_out, ""] if left_out else []))
             continue
         layout = lay_out(shown, width)
         _print_styled(layout.title, width, fg="cyan", bold=True)

@@ -84,7 +84,9 @@ class CalibrateResult(Tabular):
         moments, positions = self.moments, self.positions
         if moments is None:
             return [replace(table, uneventful=bool, sum_up="{:,} modules would be measured".format)]
-        sum_up = f"{{:,}} modules saw all {positions:,} positions".format
+        # The conclusion has said it where every module saw all of them.
+        fewer = any(moment.count < positions for _, moment in moments.items())
+        sum_up = (f"{{:,}} modules saw all {positions:,} positions" if fewer else "").format
         return [replace(table, uneventful=lambda name: moments[name].count == positions, sum_up=sum_up)]
 
     def conclusion(self) -> list[str]:

@@ -83,6 +83,8 @@ class EqualResult(Tabular):
     def conclusion(self) -> list[str]:
         """Whether the two are the same update, and by how much they differ."""
         modules, tolerance = count(len(self.differences), "module"), f"tolerance {self.tolerance:g}"
+        if self.equal and not self.largest:
+            return [f"Equal: no difference at all in {modules}."]
         if self.equal:
             return [f"Equal: the largest difference in {modules} is {self.largest:.3g} of ‖ΔW‖ ({tolerance})."]
         beyond = f"{len(self.beyond)} of {modules} differ" if len(self.differences) > 1 else "the only module differs"

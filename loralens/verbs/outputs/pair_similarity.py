@@ -103,7 +103,7 @@ class PairSimilarity(Tabular, Mapping[str, Similarity]):
         if self.comparison.zero:  # 0 has no direction, so the cosine of 0 would be no finding
             return [f"{first} and {second} cannot be compared: one of them is 0 in every module that both have."]
         over = f"over {count(len(self), 'module')}"
-        measured = f"cosine {self.cosine:+.3f} {over}, {number(abs(self.cosine_z), 3)} standard deviations from chance"
+        measured = f"cosine {self.cosine:+.3f} {over}, {_deviations(self.cosine_z)} standard deviations from chance"
         lines = [f"{first} and {second} {in_words(self.cosine, self.cosine_z)}: {measured}."]
         strengths = [sqrt(sum(one.norms[i] ** 2 for one in self.values())) for i in (0, 1)]
         # Two scales of one adapter have a cosine of 1, and are used in the same way by nobody.
@@ -167,6 +167,11 @@ class PairSimilarity(Tabular, Mapping[str, Similarity]):
 def pair_modules_table(comparison: Comparison, title: str = "") -> Table[ModuleSimilarity]:
     """The modules of two adapters, one module a row."""
     return Table(title, COLUMNS, [ModuleSimilarity(name, similarity) for name, similarity in comparison.items()])
+
+
+def _deviations(z: float) -> str:
+    # Beyond ten of them a decimal says nothing.
+    return f"{abs(z):.1f}" if abs(z) < 10 else f"{abs(z):,.0f}"
 
 
 def _is_at_chance(row: ModuleSimilarity) -> bool:
