@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
@@ -12,6 +12,7 @@ import click
 
 from loralens.cli import options
 from loralens.cli.terminal import raw_stream, say
+from loralens.errors import visible
 from loralens.tables.result import Tabular
 from loralens.tables.table import Table
 from loralens.version import __version__
@@ -126,9 +127,9 @@ def _show_text(result: Tabular, rows: RowOptions) -> None:
     conclusion = result.conclusion()
     if rows.quiet:
         # A result without a conclusion is a few sentences, and these are then the answer.
-        say(*(conclusion or result.sentences()))
+        say(*(_wrapped(conclusion) or result.sentences()))
         return
-    say(*conclusion)
+    say(*_wrapped(conclusion))
     tables, sentences = result.tables(), result.sentences()
     # A table whose rows are all uneventful may have nothing to say.
     below = any(shown.rows or left_out for shown, left_out in (table.brief(rows.top) for table in tables))
@@ -136,6 +137,19 @@ def _show_text(result: Tabular, rows: RowOptions) -> None:
         say("")
     show_tables(*tables, top=rows.top, every_row=rows.verbose)
     say(*sentences)
+
+
+def _wrapped(sentences: Sequence[str]) -> list[str]:
+    """The sentences as lines that break between words, if standard output is a terminal."""
+    # Programs that read the output get every sentence as one line.
+    if not (sys.stdout.isatty() and sentences):
+        return list(sentences)
+    from shutil import get_terminal_size
+
+    from loralens.tables.text import wrap
+
+    width = get_terminal_size().columns
+    return [line for sentence in sentences for line in wrap(visible(sentence), width)]
 
 
 def show_json(record: dict[str, Any]) -> None:

@@ -95,7 +95,7 @@ class AmplifyResult(Tabular, Mapping[str, Amplification]):
         columns = [column for column in COLUMNS if top or column.title != "W"]
         kinds = group_by_kind({row.name: row.directions for row in self.measured})
         medians = [KindAmplification(name, rows) for name, rows in kinds.items()]
-        modules = Table(title, columns, self.rows, lambda row: not row.directions.rank, "{:,} rows of ΔW = 0".format)
+        modules = Table(title, columns, self.rows, lambda row: not row.directions.rank, _sum_up_zeros)
         return [modules, Table("medians by kind", KIND_COLUMNS, medians)]
 
     def conclusion(self) -> list[str]:
@@ -242,6 +242,10 @@ def amplify(
     if zero:
         note(f"{label}: {len(zero)} of {len(measured)} modules do nothing (ΔW = 0): {some(zero)}")
     return AmplifyResult(label, str(base), measured, phi_rank, device, exact)
+
+
+def _sum_up_zeros(rows: int) -> str:
+    return f"{count(rows, 'row')} of ΔW = 0"
 
 
 def _range_text(values: Sequence[float]) -> str:

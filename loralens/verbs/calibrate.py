@@ -83,10 +83,13 @@ class CalibrateResult(Tabular):
         (table,) = self.listing()
         moments, positions = self.moments, self.positions
         if moments is None:
-            return [replace(table, uneventful=bool, sum_up="{:,} modules would be measured".format)]
-        # The conclusion has said it where every module saw all of them.
-        fewer = any(moment.count < positions for _, moment in moments.items())
-        sum_up = (f"{{:,}} modules saw all {positions:,} positions" if fewer else "").format
+            return [replace(table, uneventful=bool, sum_up=lambda _: "")]
+
+        def sum_up(modules: int) -> str:
+            # Where every module saw all inputs, the conclusion has said so.
+            every = modules == len(moments)
+            return "" if every else f"{count(modules, 'module')} saw all {positions:,} positions"
+
         return [replace(table, uneventful=lambda name: moments[name].count == positions, sum_up=sum_up)]
 
     def conclusion(self) -> list[str]:

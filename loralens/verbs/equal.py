@@ -76,9 +76,11 @@ class EqualResult(Tabular):
         def is_equal(row: UpdateDifference) -> bool:
             return row.relative <= self.tolerance
 
-        # Where all are equal, the conclusion has said so.
-        sum_up = "" if self.equal else "{:,} modules are equal"
-        return [Table("‖ΔW₁−ΔW₂‖/‖ΔW‖, the largest first", columns, worst, is_equal, sum_up.format, SHOWN)]
+        def sum_up(modules: int) -> str:
+            # Where all are equal, the conclusion has said so.
+            return "" if self.equal else f"equal: {count(modules, 'module')}"
+
+        return [Table("‖ΔW₁−ΔW₂‖/‖ΔW‖, the largest first", columns, worst, is_equal, sum_up, SHOWN)]
 
     def conclusion(self) -> list[str]:
         """Whether the two are the same update, and by how much they differ."""

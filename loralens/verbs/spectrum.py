@@ -13,7 +13,7 @@ from loralens.choices import Sort
 from loralens.core.adapter import Adapter
 from loralens.core.progress import progress
 from loralens.errors import OptionError, place
-from loralens.tables.numbers import fixed, number, percent, shape, spark, whole_percent
+from loralens.tables.numbers import count, fixed, number, percent, shape, spark, whole_percent
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import Reading, Source, labels, read_adapter, sources
@@ -27,7 +27,6 @@ FRACTIONS = (0.9, 0.95, 0.99)  # of the energy, for which the rank is listed
 # People read a table of groups on one screen or two; all modules are in --json, from which any grouping follows.
 BLOCKS_SHOWN = 40
 OUTLIERS_SHOWN = 10
-ZERO = "{:,} modules with ΔW = 0".format
 OUTLIERS_TITLE = "stand apart from their kind and shape (chance: of such a gap where nothing is odd)"
 
 
@@ -101,7 +100,7 @@ class AdapterSpectra(Mapping[str, Spectrum]):
         worst = max(errors, default=0.0)
         title += f"; σ₁(W) by randomised SVD, error at most {fixed('.1%')(worst)}" if worst else ""
         columns = (*COLUMNS, *(BASE_COLUMNS if self.weights else ()), BARS)
-        return Table(title, columns, self.rows, lambda row: not row.spectrum.frobenius, ZERO)
+        return Table(title, columns, self.rows, lambda row: not row.spectrum.frobenius, _sum_up_zeros)
 
     @property
     def conclusion(self) -> str:
@@ -272,6 +271,10 @@ def spectrum(
         return SpectrumResult(measured)
     compared = [replace(spectra, weights=_weight_norms(spectra, base, device)) for spectra in measured]
     return SpectrumResult(compared, str(base))
+
+
+def _sum_up_zeros(modules: int) -> str:
+    return f"{count(modules, 'module')} with ΔW = 0"
 
 
 def _ordered_names(spectra: Mapping[str, Spectrum], sort: Sort | None, top: int | None) -> list[str]:

@@ -153,7 +153,7 @@ class IntrudersResult(Tabular, Mapping[str, Intruders]):
             KindIntruders(kind, len(modules), IntruderTotal.of(modules))
             for kind, modules in group_by_kind(self.modules).items()
         ]
-        modules = Table(title, COLUMNS, self._rows(), lambda row: not row.intruders.count, UNCHANGED)
+        modules = Table(title, COLUMNS, self._rows(), lambda row: not row.intruders.count, _sum_up_others)
         return [modules, Table("by kind", KIND_COLUMNS, kinds)]
 
     def conclusion(self) -> list[str]:
@@ -212,6 +212,10 @@ class IntrudersResult(Tabular, Mapping[str, Intruders]):
         ]
 
 
+def _sum_up_others(modules: int) -> str:
+    return f"{count(modules, 'module')} without an intruder"
+
+
 def _first_column(
     key: str, title: str, value: Callable[[Intruders, int], float], text: Callable[[float], str], priority: int
 ) -> Column[ModuleIntruders]:
@@ -243,7 +247,6 @@ def _count_of(total: tuple[int, int]) -> str:
 
 
 PERCENT = fixed(".1%")
-UNCHANGED = "{:,} modules without an intruder".format
 
 # On a narrow terminal shape and details of the first intruder go first. The energy stays longer than the other columns,
 # as counts alone do not tell a good adapter from a harmful one.

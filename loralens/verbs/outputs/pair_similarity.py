@@ -93,7 +93,7 @@ class PairSimilarity(Tabular, Mapping[str, Similarity]):
         title = f"{first} and {second}: {count(len(self), 'module')}, {self.side} side of {WHOSE[self.of]}"
         modules = pair_modules_table(self.comparison, title)
         return [
-            replace(modules, uneventful=_is_at_chance, sum_up="{:,} modules no more alike than chance gives".format),
+            replace(modules, uneventful=_is_at_chance, sum_up=_sum_up_chance),
             Table("mean by kind", KIND_COLUMNS, _kinds(self.comparison)),
         ]
 
@@ -179,6 +179,10 @@ def _is_at_chance(row: ModuleSimilarity) -> bool:
     similarity = row.similarity
     # A z-score that is not defined, where chance allows one value only, shows nothing either.
     return bool(similarity.zero) or not (abs(similarity.cosine_z) >= FAR or abs(similarity.overlap.z) >= FAR)
+
+
+def _sum_up_chance(modules: int) -> str:
+    return f"{count(modules, 'module')} no more alike than chance gives"
 
 
 def _kinds(comparison: Comparison) -> list[KindSimilarity]:
