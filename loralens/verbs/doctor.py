@@ -7,8 +7,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Unpack, get_args
 
-from loralens.analysis.checks.combination import SAME_ADAPTER
 from loralens.analysis.checks.diagnosis import LEVELS, Diagnosis, by_cause
+from loralens.analysis.checks.weighted_sum import SAME_ADAPTER
 from loralens.analysis.doctor import UNREADABLE, diagnosis_codes, run_checks
 from loralens.choices import FLOAT_TYPES, Level, MergeDType, PredictedRounding
 from loralens.core.adapter import Adapter
@@ -150,7 +150,7 @@ def doctor(
     modules : sequence of str
         Only modules whose name or kind matches one of these glob patterns.
     dtype : str, optional
-        The dtype of the merged model whose rounding is foretold: ``bf16``, ``f16``, ``f32`` or ``fp8``; as the base by
+        The dtype of the merged model whose rounding is predicted: ``bf16``, ``f16``, ``f32`` or ``fp8``; as the base by
         default.
     rounding : str
         How a merge rounds the new weights: ``nearest`` or ``stochastic``. Error feedback is known only from merging.

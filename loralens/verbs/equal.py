@@ -95,7 +95,7 @@ class EqualResult(Tabular):
         return [f"Different: {beyond}, by up to {self.largest:.3g} of ‖ΔW‖ ({tolerance}).{close}"]
 
     def listing(self) -> list[Table[UpdateDifference]]:
-        """All modules, one module a row."""
+        """All modules, one module per row."""
         return [Table("differences", COLUMNS, self.differences)]
 
     def sentences(self) -> list[str]:

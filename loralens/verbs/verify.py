@@ -18,7 +18,7 @@ from loralens.formats.models.model_files import model_files
 from loralens.linalg.device import Device
 from loralens.merging.apply import prepare_merge
 from loralens.merging.rounding import MergeRounding
-from loralens.merging.tying import Tied
+from loralens.merging.tied_weights import Tied
 from loralens.merging.verify import Outcome, Verdict, have_same_values, verdicts
 from loralens.tables.numbers import count, fixed, number
 from loralens.tables.result import Tabular

@@ -6,9 +6,9 @@ from math import sqrt
 
 import numpy as np
 
-from loralens.analysis.checks.base import update_entries
 from loralens.analysis.checks.diagnosis import Diagnosis
 from loralens.analysis.checks.examination import Examination
+from loralens.analysis.checks.merge_effect import update_entries
 from loralens.analysis.compare.alikeness import is_same
 from loralens.analysis.compare.clusters import connected_groups
 from loralens.analysis.compare.pairwise import match_collection
@@ -16,7 +16,7 @@ from loralens.analysis.compare.similarity import compare_subspaces
 from loralens.linalg.factor import Floats
 from loralens.linalg.rounding import sample_entries
 
-RULES = {
+CODES = {
     "near-copy": "Two adapters have nearly the same update, up to its strength: checkpoints of one run, or one adapter "
     "that was saved twice with a change.",
     "combination": "The adapter is a weighted sum of others that were given.",
