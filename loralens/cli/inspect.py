@@ -9,7 +9,7 @@ import loralens
 from loralens.choices import Consumer
 from loralens.cli import options
 from loralens.cli.overview import WITHOUT_VERB, next_steps
-from loralens.cli.show import RowOptions, row_options, show, show_tables
+from loralens.cli.show import RowOptions, row_options, show, show_tables, wrapped
 from loralens.cli.terminal import say
 
 
@@ -41,6 +41,7 @@ def command(adapters: tuple[str, ...], rows: RowOptions, **keywords: Any) -> Non
             if rows.verbose:
                 show_tables(*adapter.listing())
         if WITHOUT_VERB in click.get_current_context().meta and not rows.quiet:
-            say("", next_steps(quote(adapters[0])))
+            # Tables end with an empty line, and findings do not.
+            say(*([""] if result.adapters[-1].sentences() else []), *wrapped([next_steps(quote(adapters[0]))]))
     if result.answer is False:
         click.get_current_context().exit(1)

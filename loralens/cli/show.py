@@ -127,9 +127,9 @@ def _show_text(result: Tabular, rows: RowOptions) -> None:
     conclusion = result.conclusion()
     if rows.quiet:
         # A result without a conclusion is a few sentences, and these are then the answer.
-        say(*(_wrapped(conclusion) or result.sentences()))
+        say(*(wrapped(conclusion) or result.sentences()))
         return
-    say(*_wrapped(conclusion))
+    say(*wrapped(conclusion))
     tables, sentences = result.tables(), result.sentences()
     # A table whose rows are all uneventful may have nothing to say.
     below = any(shown.rows or left_out for shown, left_out in (table.brief(rows.top) for table in tables))
@@ -139,7 +139,7 @@ def _show_text(result: Tabular, rows: RowOptions) -> None:
     say(*sentences)
 
 
-def _wrapped(sentences: Sequence[str]) -> list[str]:
+def wrapped(sentences: Sequence[str]) -> list[str]:
     """The sentences as lines that break between words, if standard output is a terminal."""
     # Programs that read the output get every sentence as one line.
     if not (sys.stdout.isatty() and sentences):
