@@ -42,8 +42,9 @@ def command(adapters: tuple[str, ...], sarif: Path | None, rows: RowOptions, **k
     result = loralens.doctor(*adapters, sarif=sarif, **keywords)
     if sarif:
         tell_written(sarif)
-    told = {"causes_told": rows.top, **({"modules_told": None} if rows.verbose else {})}
-    show(replace(result, **told), rows)
+    # Evidence and remedies are sentences and no rows, so the result itself limits them.
+    modules_told = None if rows.verbose else result.modules_told
+    show(replace(result, causes_told=rows.top, modules_told=modules_told), rows)
     # Only --fail-on makes the answer no.
     if not result.answer:
         click.get_current_context().exit(1)

@@ -6,7 +6,7 @@ from statistics import median
 
 from loralens.analysis.base.amplification import FAR, count_far
 from loralens.analysis.checks.diagnosis import Diagnosis, by_cause
-from loralens.analysis.compare.interference import LARGE
+from loralens.analysis.compare.alikeness import LARGE
 from loralens.analysis.groups import by_kind, mean_effective_rank
 from loralens.charts.amplification import full_rank_rows
 from loralens.compression.curve import recommended_point
