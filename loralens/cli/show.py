@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
@@ -12,6 +12,7 @@ import click
 
 from loralens.cli import options
 from loralens.cli.terminal import raw_stream, say
+from loralens.errors import visible
 from loralens.tables.result import Tabular
 from loralens.tables.table import Table
 from loralens.version import __version__
@@ -126,14 +127,29 @@ def _show_text(result: Tabular, rows: RowOptions) -> None:
     conclusion = result.conclusion()
     if rows.quiet:
         # A result without a conclusion is a few sentences, and these are then the answer.
-        say(*(conclusion or result.sentences()))
+        say(*(wrapped(conclusion) or result.sentences()))
         return
-    say(*conclusion)
-    tables = result.tables()
-    if conclusion and any(table.rows for table in tables):
+    say(*wrapped(conclusion))
+    tables, sentences = result.tables(), result.sentences()
+    # A table whose rows are all uneventful may have nothing to say.
+    below = any(shown.rows or left_out for shown, left_out in (table.brief(rows.top) for table in tables))
+    if conclusion and (sentences or below or (rows.verbose and any(table.rows for table in tables))):
         say("")
     show_tables(*tables, top=rows.top, every_row=rows.verbose)
-    say(*result.sentences())
+    say(*sentences)
+
+
+def wrapped(sentences: Sequence[str]) -> list[str]:
+    """The sentences as lines that break between words, if standard output is a terminal."""
+    # Programs that read the output get every sentence as one line.
+    if not (sys.stdout.isatty() and sentences):
+        return list(sentences)
+    from shutil import get_terminal_size
+
+    from loralens.tables.text import wrap
+
+    width = get_terminal_size().columns
+    return [line for sentence in sentences for line in wrap(visible(sentence), width)]
 
 
 def show_json(record: dict[str, Any]) -> None:
@@ -162,10 +178,10 @@ def show_tables(*tables: Table[Any], top: int | None = None, every_row: bool = F
         # A heading without rows would look like an error.
         if not table.rows:
             continue
-        shown, left_out = (replace(table, uneventful=None) if every_row else table).brief(top)
+        shown, left_out = (replace(table, uneventful=None, most=None) if every_row else table).brief(top)
         # If nothing happened in any row, the sentence alone says so.
         if not shown.rows:
-            say(left_out)
+            say(*([left_out, ""] if left_out else []))
             continue
         layout = lay_out(shown, width)
         _print_styled(layout.title, width, fg="cyan", bold=True)

@@ -46,6 +46,11 @@ def frame(*tables: Table[Any]) -> "DataFrame":
     return DataFrame(rows, columns=columns)
 
 
+def html_sentence(sentence: str) -> str:
+    """Write a sentence as a paragraph of HTML."""
+    return f"<p>{escape(visible(sentence))}</p>"
+
+
 def html_table(table: Table[Any]) -> str:
     """Return a table as HTML for a notebook. All texts are escaped, as names come from files of other people."""
     heads = rows = ""

@@ -61,7 +61,9 @@ class Tabular:
     def _repr_html_(self) -> str:
         from loralens.tables import render
 
-        return "".join(map(render.html_table, self._tables_for_documents()))
+        # The conclusion says what the tables then leave out.
+        said = "".join(render.html_sentence(sentence) for sentence in self.conclusion())
+        return said + "".join(map(render.html_table, self._tables_for_documents()))
 
     def _tables_for_documents(self) -> list[Table[Any]]:
         """The tables for people; without any, those for machines, whose columns then get headings."""

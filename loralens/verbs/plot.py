@@ -73,7 +73,7 @@ def figure_of(result: object) -> Figure:
     if isinstance(result, NestedSimilarity):
         return nesting_figure(result.groups, label=result.adapters[0], of=result.of, side=result.side)
     if isinstance(result, CollectionSimilarity):
-        return pairwise_figure(result.labels, result.pairs, result.energy, result.tree, result.sides)
+        return pairwise_figure(result.labels, result.pairs, result.energy, result.tree, (result.side,))
     if isinstance(result, TrajectoryResult):
         run = result.run
         losses = {"loss": run.train, "eval loss": run.evaluation}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from loralens.cli import demo_steps
-from loralens.cli.main import COMMANDS
+from loralens.cli.overview import COMMANDS
 from loralens.formats.files import packages
 from tests.cli.command import Command
 

@@ -31,7 +31,7 @@ def test_the_result_is_what_the_command_prints(turned: Path, tmp_path: Path) -> 
     assert [row["code"] for row in rows_of(result)] == ["unreadable", "zero-update"]
     assert repr(result) == "DoctorResult(1 error, 1 warning)"
     assert result.adapters[str(broken)] is None
-    assert run.good(turned, broken).stdout.splitlines() == result.sentences()
+    assert run.good(turned, broken).stdout.splitlines() == [*result.conclusion(), "", *result.sentences()]
 
 
 def test_an_object_is_examined_as_its_file_is(turned: Path) -> None:

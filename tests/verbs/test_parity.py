@@ -13,7 +13,7 @@ import pytest
 
 import loralens
 from loralens.cli.combine import Setting
-from loralens.cli.main import COMMANDS
+from loralens.cli.overview import COMMANDS
 from loralens.verbs import VERBS
 
 DISPLAY = {

@@ -1,6 +1,7 @@
 """Adapters that are weighted sums of others, and the weights of these sums."""
 
 from collections.abc import Iterator, Sequence
+from itertools import combinations
 from math import sqrt
 
 import numpy as np
@@ -8,12 +9,16 @@ import numpy as np
 from loralens.analysis.checks.diagnosis import Diagnosis
 from loralens.analysis.checks.examination import Examination
 from loralens.analysis.checks.merge_effect import update_entries
+from loralens.analysis.compare.alikeness import is_same
 from loralens.analysis.compare.clusters import connected_groups
 from loralens.analysis.compare.pairwise import match_collection
+from loralens.analysis.compare.similarity import compare_subspaces
 from loralens.linalg.factor import Floats
 from loralens.linalg.rounding import sample_entries
 
 CODES = {
+    "near-copy": "Two adapters have nearly the same update, up to its strength: checkpoints of one run, or one adapter "
+    "that was saved twice with a change.",
     "combination": "The adapter is a weighted sum of others that were given.",
     "combination-scale": "The adapter is a weighted sum of others, with a factor that known bugs leave: "
     "α/r applied twice (PEFT svd, 0.8 to 0.19.1 at least), √r too strong (PEFT with rsLoRA), or the α of the first "
@@ -24,6 +29,8 @@ ENTRIES = 256  # entries of every module that are compared
 RESIDUAL = 0.01  # the share of ‖ΔW‖ that a sum may leave unexplained; storage in bfloat16 leaves 0.4 %
 SAME = 0.02  # relative distance of a total weight from the factor of a known bug
 PLAIN = 0.1  # a factor that differs from 1 by less is no sign of a bug
+SAME_ADAPTER = "practically the same adapter"  # how the evidence about such a pair begins
+CANDIDATE = 0.9  # cosine of entries from which the cosine of the whole updates is measured
 SMALL = 0.01  # a source that contributes a smaller share of ‖ΔW‖ is left out
 
 Sources = dict[int, float]
@@ -68,9 +75,26 @@ def _find_sums(exams: Sequence[Examination]) -> Iterator[Diagnosis]:
         factor = float(_residual(X, t, [twin])[0][0])
         forward, backward = (t, {twin: factor}), (twin, {t: 1 / factor})
         yield _diagnose(exams, *(backward if _bug(exams, *backward) and not _bug(exams, *forward) else forward))
+    yield from _find_near_copies(exams, X, distinct)
     for t in distinct:
         if sources := _sources(X, t, [i for i in distinct if i != t]):
             yield _diagnose(exams, t, sources)
+
+
+def _find_near_copies(exams: Sequence[Examination], X: Floats, distinct: Sequence[int]) -> Iterator[Diagnosis]:
+    """Report the pairs that are no multiples of each other, and practically the same adapter nevertheless."""
+    rows = X / np.linalg.norm(X, axis=1, keepdims=True).clip(min=np.finfo(float).tiny)
+    for i, t in combinations(distinct, 2):
+        # The entries only choose the pairs: their cosine weighs small modules as much as large ones.
+        if rows[i] @ rows[t] < CANDIDATE:
+            continue
+        first, second = exams[i], exams[t]
+        names = [name for name in second.spectra if name in second.adapter]
+        cosine = compare_subspaces(second.adapter, first.adapter, modules=names).cosine
+        if is_same(cosine):
+            evidence = f"{SAME_ADAPTER} as {first.path}: cosine {cosine:.3f} of the updates"
+            fix = f"where they differ: `{second.command('similarity', first.quoted)}`"
+            yield Diagnosis("note", "near-copy", evidence, fix, adapter=second.path)
 
 
 def _sketch(exam: Examination, names: Sequence[str]) -> Floats:
@@ -109,7 +133,8 @@ def _diagnose(exams: Sequence[Examination], t: int, sources: Sources) -> Diagnos
     twin = exams[next(iter(sources))]
     fix = f"two names for one update: {subject.command('equal', twin.quoted)}"
     same = len(sources) == 1 and abs(next(iter(sources.values())) - 1) < RESIDUAL
-    return Diagnosis("note", "combination", f"ΔW = {terms}", fix if same else "", adapter=subject.path)
+    evidence = f"{SAME_ADAPTER} as {twin.path}: ΔW = {terms}" if same else f"ΔW = {terms}"
+    return Diagnosis("note", "combination", evidence, fix if same else "", adapter=subject.path)
 
 
 def _bug(exams: Sequence[Examination], t: int, sources: Sources) -> tuple[str, float] | None:

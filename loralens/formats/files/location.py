@@ -146,7 +146,10 @@ def _file_in_folder(folder: Path) -> Path:
         fix = f"give the file, or a folder with {NAMES[0]}"
         raise FormatError("the folder holds no adapter file", fix=fix).at(str(folder))
     listed = ", ".join(str(file.relative_to(folder)) for file in files[:8]) + (" …" if len(files) > 8 else "")
-    raise FormatError(f"the folder holds several candidates: {listed}", fix="give one of these files").at(str(folder))
+    raise FormatError(
+        f"the folder holds several candidates: {listed}",
+        fix="give one of these files; `loralens survey` lists all adapters under a folder",
+    ).at(str(folder))
 
 
 def _check_start(file: Path) -> None:
