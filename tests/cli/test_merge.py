@@ -389,7 +389,7 @@ def test_out_is_replaced_only_when_asked_for(small: Path, base: Path, tmp_path: 
         ("base", "is the base itself"),
         ("base/inside", "lies within the base"),
         (".", "holds the base"),
-        ("missing/out", "no such folder"),
+        ("file/out", "file: is a file, not a folder"),
         ("file", "is not of the kind of the base"),
     ],
 )

@@ -17,6 +17,7 @@ from loralens.core.threads import in_threads
 from loralens.errors import OptionError, place
 from loralens.formats.files.apart import check_apart
 from loralens.formats.files.atomic import atomic_file
+from loralens.formats.files.disk import check_room
 from loralens.formats.files.json_text import dumps
 from loralens.formats.models.model_writer import Change, Fill, copy_bytes, write_model
 from loralens.formats.records.kept import keep_files, restore_kept
@@ -233,6 +234,7 @@ class MergeRun:
                 raise OptionError(f"{file}: is a file of the model", fix=f"choose another place for {what}")
             return
         check_apart(file, [("the merged model", output), *self.inputs.places()])
+        check_room(file)
         # Even --overwrite replaces only what a merge wrote.
         if file.exists() and not overwrite:
             raise OptionError(f"{file}: exists", fix="choose another place, or give --overwrite")
