@@ -211,7 +211,9 @@ def test_float8_with_scales_stays_float8_under_the_same_scales(small: Path, tmp_
         assert (apart <= np.maximum(np.abs(wide[key]) / 16, scale * 2.0**-9) * 1.01).all()
     done("unmerge", tmp_path / "out", "-o", tmp_path / "back")
     assert contents(tmp_path / "back") == contents(base)
-    assert done("verify", tmp_path / "out", "--base", base, "--adapter", small).stdout.splitlines()[0].endswith("exact")
+    assert (
+        done("verify", tmp_path / "out", "--base", base, "--adapter", small).stdout.splitlines()[0].endswith("exactly.")
+    )
     refused = run("merge", small, "--base", base, "-o", tmp_path / "fed", "--rounding", "feedback")
     assert refused.exit_code == 2
     assert "error feedback is not available for float8 weights" in refused.stderr
