@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from os import PathLike, cpu_count
 from typing import Any, Unpack
 
@@ -23,7 +24,7 @@ from loralens.core.progress import progress
 from loralens.core.ranks import Rule, shared_ranks
 from loralens.core.structured import Structured
 from loralens.errors import place
-from loralens.tables.numbers import change, exact_size, fixed, percent, shape
+from loralens.tables.numbers import change, count, fixed, percent, shape, size
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.curve import trade_off
 from loralens.verbs.inputs.adapters import AdapterSource, labels, read_adapter
@@ -79,6 +80,10 @@ class CompressResult(Written):
         Remarks for the user, such as modules that were kept whole.
     plan : TruncationPlan
         The directions of the modules, from which `trade_off` is computed.
+    kept_whole : bool
+        Whether the result is the adapter as it was, because the compressed file would not be smaller.
+    only_if_smaller : bool
+        The option of `compress`.
     """
 
     source: str
@@ -93,12 +98,24 @@ class CompressResult(Written):
     notes: list[str]
     plan: TruncationPlan = field(repr=False)
     form: OutputFormat = field(repr=False)
+    kept_whole: bool = False
+    only_if_smaller: bool = False
 
     def __repr__(self) -> str:
         return (
             f"CompressResult({self.before.parameters:,} → {self.adapter.parameters:,} parameters, "
             f"error {percent(self.relative_error)})"
         )
+
+    @property
+    def smaller(self) -> bool:
+        """Whether the file of weights became smaller, or would become so."""
+        return self.bytes_after < self.bytes_before
+
+    @property
+    def answer(self) -> bool:
+        """False if the adapter was to be written only if it became smaller, and it did not."""
+        return self.smaller or not self.only_if_smaller
 
     @property
     def relative_error(self) -> float:
@@ -122,22 +139,50 @@ class CompressResult(Written):
         ]
         # Without moments the column would be empty.
         columns = [*COLUMNS, *([DATA_ERROR] if self.data_losses else [])]
-        return [Table(f"{self.source}: {len(self.before)} modules, r before and r' after", columns, rows)]
+        return [
+            Table(
+                f"{self.source}: {len(self.before)} modules, r before and r' after",
+                columns,
+                rows,
+                uneventful=lambda row: row.loss.rank_after == row.loss.rank_before and row.loss.relative_error == 0,
+                sum_up=lambda unchanged: f"{count(unchanged, 'module')} unchanged",
+            )
+        ]
+
+    def conclusion(self) -> list[str]:
+        """How much smaller the file is, and how much of the update is lost."""
+        before = size(self.bytes_before)
+        if not self.answer:
+            return [f"Nothing was written: the file would not be smaller than {self.source} ({before})."]
+        if self.kept_whole:
+            what = f"{self.source} unchanged ({before}), as the file would not become smaller"
+        else:
+            less = 1 - self.bytes_after / self.bytes_before
+            than = f"{percent(less)} smaller than" if self.smaller else "not smaller than"
+            what = f"{than} {self.source} ({before} → {size(self.bytes_after)}), {self._loss}"
+        return [self.target.sentence(what)]
+
+    @property
+    def _loss(self) -> str:
+        if not self.relative_error:
+            return "without loss"
+        kept = max(0.0, 1 - self.relative_error**2)
+        return f"with {percent(kept)} of the energy (error {percent(self.relative_error)})"
 
     def sentences(self) -> list[str]:
-        """The error and the size of the whole adapter, the notes, and the place of the result."""
-        lines = [f"error       ‖ΔW−ΔW'‖/‖ΔW‖ = {percent(self.relative_error)} over all modules"]
+        """The error on data, the exact sizes, and the notes."""
+        lines = []
         if self.data_losses:
             measured = f"{percent(self.data_error)} over the {len(self.data_losses)} modules measured"
             lines.append(f"on data     √(E‖(ΔW−ΔW')x‖² / E‖ΔWx‖²) = {measured}")
         # Sizes are those of the file of weights alone, which --size counts too.
-        lines += [
-            f"parameters  {change(self.before.parameters, self.adapter.parameters, '{:,}'.format)}",
-            f"file        {change(self.bytes_before, self.bytes_after, exact_size)}",
-            *self.notes,
-        ]
-        read_back = "; the errors are those of this file, read back" if self.target.written else ""
-        return [*lines, *self.target.sentences(self.format + read_back)]
+        if not self.kept_whole:
+            lines += [
+                f"parameters  {change(self.before.parameters, self.adapter.parameters, '{:,}'.format)}",
+                f"bytes       {change(self.bytes_before, self.bytes_after, '{:,}'.format)}",
+            ]
+        measured = "; errors are measured on the file, read back" if self.output and not self.kept_whole else ""
+        return [*lines, f"format      {self.format}{measured}", *self.notes]
 
     def record(self) -> dict[str, Any]:
         """The result as a JSON object."""
@@ -157,6 +202,7 @@ class CompressResult(Written):
                 "bytes_before": self.bytes_before,
                 "bytes_after": self.bytes_after,
             },
+            "smaller": self.smaller,
             "notes": self.notes,
         }
 
@@ -187,6 +233,7 @@ def compress(
     dtype: FloatType | IntegerType | None = None,
     modules: Sequence[str] = (),
     drop_dead: bool = False,
+    only_if_smaller: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
     **options: Unpack[RulesAndReading],
@@ -197,6 +244,9 @@ def compress(
     ``parameters`` and ``size`` are budgets for all modules together: they give directions (and for loralens-q also
     bits) to the modules where they reduce the error most. The scale of every module stays. Tensors that belong to no
     pair of factors are copied. The errors are those of the written file, read back. The source is never overwritten.
+
+    If the file would not become smaller, the adapter is written as it was, unless ``to``, ``dtype`` or ``uniform`` asks
+    for another form.
 
     For each module, the update of rank r' that is nearest to ΔW in the Frobenius and the spectral norm is the sum of
     its r' leading singular triplets (Eckart and Young 1936). They are computed from the factors: ΔW is never formed,
@@ -238,6 +288,8 @@ def compress(
         Only modules whose name or kind matches one of these glob patterns become smaller.
     drop_dead : bool
         Leave out modules whose update is zero, or that get no rank from the budget.
+    only_if_smaller : bool
+        Write nothing if the file would not become smaller; ``answer`` of the result is then False.
     overwrite : bool
         Replace what is already at ``output``.
     dry_run : bool
@@ -271,29 +323,56 @@ def compress(
     # integers are float32 already.
     factor_dtype = np.dtype(np.float32) if form.bits and before.format != QUANTISED else numpy_dtype(dtype)
     with place(label):
-        plan = read_directions(before, modules=modules, dtype=factor_dtype, moments=moments)
+        plans = [read_directions(before, modules=modules, dtype=factor_dtype, moments=moments)]
         # Bits are chosen only where the user has not chosen them by int8 or int4.
-        if rule.name == "bytes" and form.bits is not None and dtype is None and not uniform:
-            # With data, a plan that follows the data and one that follows the weights are tried (_least_data_error).
-            plans = [plan, *([read_directions(before, modules=modules, dtype=factor_dtype)] if moments else [])]
-            decisions = [_choose_bits(each, rule, form, protect=protect, drop_dead=drop_dead) for each in plans]
-            decision = _least_data_error(before, moments, decisions) if moments else decisions[0]
-        else:
-            cost = form.cost if form.bits else None
-            # Integers are made after the choice, so the plan cannot see what a direction will take in the file.
-            ranks = plan.ranks(rule, one_rank=uniform, protect=protect, drop_dead=drop_dead, size=form.size, cost=cost)
-            decision = _Decision(plan, ranks, form)
-        smaller, magnitude_notes = _solve_magnitudes(before, decision.adapter, base)
+        with_bits = rule.name == "bytes" and form.bits is not None and dtype is None and not uniform
+        # With data, a plan that follows the data and one that follows the weights are tried (_least_data_error).
+        if with_bits and moments:
+            plans.append(read_directions(before, modules=modules, dtype=factor_dtype))
+        choose = _choose_bits if with_bits else partial(_choose_ranks, uniform=uniform)
+        decisions = [choose(plan, rule, form, protect=protect, drop_dead=drop_dead) for plan in plans]
+        decision = _least_data_error(before, moments, decisions) if moments and with_bits else decisions[0]
+        new, notes = _solve_magnitudes(before, decision.adapter, base)
+    bytes_before = source_bytes(source, before, form)
+    gained = decision.form.size(new) < bytes_before
+    # Another form was asked for by name, so it is written whatever it costs.
+    whole = not gained and to in (None, before.format) and dtype is None and not uniform
+    notes += rank_notes(rules.get("rank"), decision.ranks)
+    if whole:
+        decision, new, notes = replace(decision, form=form), before, rank_notes(rules.get("rank"), decision.ranks)
+    if only_if_smaller and not gained:
+        target = replace(target, dry_run=True)
     # Errors are measured on what is read back, so that rounding and the writer are included.
-    after, bytes_after = decision.form.write(smaller, target)
+    after, bytes_after = decision.form.write(new, target)
     with progress("measuring", len(before)) as step:
         module_losses = losses(before, after, threads=cpu_count() or 1, step=step)
     on_data = data_losses(before, after, moments) if moments else {}
-    sizes = source_bytes(source, before, form), bytes_after
-    notes = [*magnitude_notes, *_notes(plan, decision, after, rules.get("rank"))]
     return CompressResult(
-        label, after, before, form.name, target, module_losses, on_data, *sizes, notes, plan, decision.form
+        label,
+        after,
+        before,
+        form.name,
+        target,
+        module_losses,
+        on_data,
+        bytes_before,
+        bytes_after,
+        [*notes, *([] if whole else _notes(plans[0], decision, after))],
+        plans[0],
+        decision.form,
+        whole,
+        only_if_smaller,
     )
+
+
+def _choose_ranks(
+    plan: TruncationPlan, rule: Rule, form: OutputFormat, *, uniform: bool, protect: Protection, drop_dead: bool
+) -> _Decision:
+    """Choose ranks alone."""
+    # Integers are made after the choice, so the plan cannot see what a direction will take in the file.
+    cost = form.cost if form.bits else None
+    ranks = plan.ranks(rule, one_rank=uniform, protect=protect, drop_dead=drop_dead, size=form.size, cost=cost)
+    return _Decision(plan, ranks, form)
 
 
 def _choose_bits(
@@ -356,10 +435,10 @@ def _solve_magnitudes(before: Adapter, after: Adapter, base: str | PathLike[str]
     return solved, [f"magnitudes of {len(changed)} DoRA modules solved anew"]
 
 
-def _notes(plan: TruncationPlan, decision: _Decision, after: Adapter, rank: float | None) -> list[str]:
-    """Remarks about modules that are not plain pairs or that have fewer directions than the ``rank`` asked for.
+def _notes(plan: TruncationPlan, decision: _Decision, after: Adapter) -> list[str]:
+    """Remarks about modules that are not plain pairs, and about what PEFT would not load.
 
-    Others are about what PEFT would not load, and about a decision that ignores the data that ``plan`` follows.
+    Another is about a decision that ignores the data that ``plan`` follows.
     """
     adapter, ranks = plan.adapter, decision.ranks
     whole = [adapter[name] for name, each in ranks.items() if each == adapter[name].rank]
@@ -372,8 +451,7 @@ def _notes(plan: TruncationPlan, decision: _Decision, after: Adapter, rank: floa
             isinstance(adapter[name], Structured) for name in ranks
         ),
     }
-    notes = [f"{count} {text}" for text, matching in counts.items() if (count := sum(matching))]
-    notes += rank_notes(rank, ranks)
+    notes = [f"{number} {text}" for text, matching in counts.items() if (number := sum(matching))]
     # transformers 5 joins such experts into one stack, for which PEFT has one rank and one α.
     if decision.form.name == "peft":
         notes += [f"{finding.text} ({finding.fix})" for finding in experts_differ(after)]

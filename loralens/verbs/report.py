@@ -17,6 +17,7 @@ from loralens.reporting.document import Report
 from loralens.reporting.html import report_html
 from loralens.reporting.markdown import report_markdown as markdown_text
 from loralens.reporting.writing import check_report_target, markdown_paths, write_report
+from loralens.tables.numbers import join_words
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, Source, command_line_options, path_of, sources
 from loralens.verbs.inputs.checkpoints import with_checkpoints
 from loralens.verbs.outputs.page import report_page
@@ -43,6 +44,11 @@ class ReportResult:
         # Keys of sections are ours; a title may hold what a terminal would obey.
         sections = ", ".join(section.key for section in self.document.sections)
         return f"ReportResult({visible(self.document.title)!r}: {sections})"
+
+    def conclusion(self) -> list[str]:
+        """What was written, and the first sentence of the summary."""
+        written = f"Wrote {join_words([str(path) for path in self.written])}: " if self.written else ""
+        return [written + self.document.summary[0]]
 
     def to_html(self) -> str:
         """The page as HTML."""
