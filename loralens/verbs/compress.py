@@ -160,7 +160,7 @@ class CompressResult(Written):
             less = 1 - self.bytes_after / self.bytes_before
             than = f"{percent(less)} smaller than" if self.smaller else "not smaller than"
             what = f"{than} {self.source} ({before} → {size(self.bytes_after)}), {self._loss}"
-        return [self.target.sentence(what)]
+        return [self.target.conclusion(what)]
 
     @property
     def _loss(self) -> str:
@@ -337,9 +337,8 @@ def compress(
     gained = decision.form.size(new) < bytes_before
     # Another form was asked for by name, so it is written whatever it costs.
     whole = not gained and to in (None, before.format) and dtype is None and not uniform
-    notes += rank_notes(rules.get("rank"), decision.ranks)
     if whole:
-        decision, new, notes = replace(decision, form=form), before, rank_notes(rules.get("rank"), decision.ranks)
+        decision, new, notes = _Decision(plans[0], decision.ranks, form), before, []
     if only_if_smaller and not gained:
         target = replace(target, dry_run=True)
     # Errors are measured on what is read back, so that rounding and the writer are included.
@@ -357,7 +356,7 @@ def compress(
         on_data,
         bytes_before,
         bytes_after,
-        [*notes, *([] if whole else _notes(plans[0], decision, after))],
+        [*notes, *_notes(plans[0], decision, after, rules.get("rank"))],
         plans[0],
         decision.form,
         whole,
@@ -435,10 +434,10 @@ def _solve_magnitudes(before: Adapter, after: Adapter, base: str | PathLike[str]
     return solved, [f"magnitudes of {len(changed)} DoRA modules solved anew"]
 
 
-def _notes(plan: TruncationPlan, decision: _Decision, after: Adapter) -> list[str]:
-    """Remarks about modules that are not plain pairs, and about what PEFT would not load.
+def _notes(plan: TruncationPlan, decision: _Decision, after: Adapter, rank: float | None) -> list[str]:
+    """Remarks about modules that are not plain pairs or that have fewer directions than the ``rank`` asked for.
 
-    Another is about a decision that ignores the data that ``plan`` follows.
+    Others are about what PEFT would not load, and about a decision that ignores the data that ``plan`` follows.
     """
     adapter, ranks = plan.adapter, decision.ranks
     whole = [adapter[name] for name, each in ranks.items() if each == adapter[name].rank]
@@ -448,10 +447,12 @@ def _notes(plan: TruncationPlan, decision: _Decision, after: Adapter) -> list[st
         ),
         "modules of fused projections kept whole, in blocks": map(is_fused_module, whole),
         "modules that were no pair (LoKr, LoHa, full) are pairs now": (
-            isinstance(adapter[name], Structured) for name in ranks
+            isinstance(adapter[name], Structured) and not isinstance(after.modules.get(name), Structured)
+            for name in ranks
         ),
     }
     notes = [f"{number} {text}" for text, matching in counts.items() if (number := sum(matching))]
+    notes += rank_notes(rank, ranks)
     # transformers 5 joins such experts into one stack, for which PEFT has one rank and one α.
     if decision.form.name == "peft":
         notes += [f"{finding.text} ({finding.fix})" for finding in experts_differ(after)]

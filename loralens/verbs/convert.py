@@ -79,7 +79,7 @@ class ConvertResult(Written):
         lost = [f"{percent(loss)} of the update lost {reason}" for reason, loss in losses.items() if loss]
         loss = " and ".join(lost) or "without loss"
         what = f"{self.source} as {self.format}, {count(self.modules, 'module')}, {loss}"
-        return [self.target.sentence(what)]
+        return [self.target.conclusion(what)]
 
     def sentences(self) -> list[str]:
         """The notes, and the errors."""

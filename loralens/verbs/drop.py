@@ -60,7 +60,7 @@ class DropResult(Written):
     def conclusion(self) -> list[str]:
         """How many modules were dropped, and how many are left."""
         dropped = f"{self.source} without {len(self.dropped)} of its {count(len(self.before), 'module')}"
-        return [self.target.sentence(f"{dropped}; {len(self.adapter)} left ({self.format})")]
+        return [self.target.conclusion(f"{dropped}; {len(self.adapter)} left ({self.format})")]
 
     def sentences(self) -> list[str]:
         """The error of rounding."""

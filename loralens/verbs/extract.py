@@ -102,7 +102,7 @@ class ExtractResult(Written):
         """How well the adapter represents the difference of the models."""
         error = percent(self.extraction.relative_error)
         found = f"the difference of {self.tuned} and {self.base} in {count(len(self.modules), 'module')}"
-        sentences = [self.target.sentence(f"{found}, with an error of {error} (‖D−BA‖/‖D‖)")]
+        sentences = [self.target.conclusion(f"{found}, with an error of {error} (‖D−BA‖/‖D‖)")]
         if self.extraction.unchanged:
             sentences.append(f"{count(self.extraction.unchanged, 'module')} unchanged.")
         return sentences

@@ -65,10 +65,8 @@ class MergeResult(Written):
         """What was merged into what; then how much of the update arrived, and with which error."""
         total = self.certificate["total"]
         adapters = [weighted_label(each["path"], each["weight"]) for each in self.certificate["adapters"]]
-        changed = f"{count(total['tensors'], 'tensor')} changed"
-        sentences = [
-            self.target.sentence(f"{self.certificate['base']['path']} with {' + '.join(adapters)} merged in, {changed}")
-        ]
+        merged = f"{self.certificate['base']['path']} with {' + '.join(adapters)} merged in"
+        sentences = [self.target.conclusion(f"{merged}, {count(total['tensors'], 'tensor')} changed")]
         if not self.measured:
             sentences.append("How much of the update arrived was not measured, as there is no certificate.")
         # An adapter of heads alone has no update whose gain could be measured.

@@ -63,14 +63,16 @@ class UnmergeResult(Written):
     def conclusion(self) -> list[str]:
         """What was restored, and how certain it is."""
         if self.doubt is None:
-            return [self.target.sentence(f"the base of {self.merged}, bit for bit")]
-        doubt = self.doubt
-        uncertain = f"{doubt.several:,} of {doubt.entries:,} entries could have come from several weights"
+            return [self.target.conclusion(f"the base of {self.merged}, bit for bit")]
+        doubt, of = self.doubt, f"of {self.doubt.entries:,} entries could have come from"
         if not doubt.none:
-            return [self.target.sentence(f"the base of {self.merged}, by subtracting"), f"{uncertain}."]
+            return [
+                self.target.conclusion(f"the base of {self.merged}, by subtracting"),
+                f"{doubt.several:,} {of} several weights.",
+            ]
         return [
-            self.target.sentence(f"{self.merged} without the update, which is not its base"),
-            f"{doubt.none:,} of {doubt.entries:,} entries could have come from no weight, and {doubt.several:,} from several.",
+            self.target.conclusion(f"{self.merged} without the update, which is not its base"),
+            f"{doubt.none:,} {of} no weight, and {doubt.several:,} from several.",
         ]
 
     def tables(self) -> list[Table[str]]:

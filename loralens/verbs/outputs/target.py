@@ -53,10 +53,19 @@ class Target:
         return None if self.written is None else str(self.written)
 
     def sentence(self, what: str) -> str:
+        """``wrote OUT: what``, or ``would write OUT: what`` in a dry run."""
+        return f"{'wrote' if self.written else 'would write'} {self.output or ''}".rstrip() + f": {what}"
+
+    def sentences(self, what: str) -> list[str]:
+        """The sentence about the file, if the caller asked for one."""
+        return [self.sentence(what)] if self.wanted else []
+
+    def conclusion(self, what: str) -> str:
         """``Wrote OUT: what.``, or ``Would write OUT: what.`` in a dry run; ``what.`` alone if no file is wanted."""
         if not self.wanted:
-            return f"{what[:1].upper()}{what[1:]}."
-        return f"{'Wrote' if self.written else 'Would write'} {self.output or ''}".rstrip() + f": {what}."
+            return f"{what}."
+        sentence = self.sentence(what)
+        return f"{sentence[0].upper()}{sentence[1:]}."
 
     def check_source(
         self, source: AdapterSource, *, base: str | PathLike[str] | None = None, other_inputs: Inputs | None = None
