@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 import loralens
 from loralens.compression.loss import losses, total_error
@@ -173,3 +174,39 @@ def test_one_line_and_columns(small: Path) -> None:
 def test_plot_marks_what_was_chosen(small: Path) -> None:
     (axes,) = loralens.plot(loralens.compress(small, rank=1)).axes
     assert "what was written" in [line.get_label() for line in axes.lines]
+
+
+def test_what_gains_nothing_is_written_unchanged(small: Path, tmp_path: Path) -> None:
+    result = loralens.compress(small, rank=2, output=tmp_path / "out")
+    assert (result.kept_whole, result.smaller, result.answer, result.relative_error) == (True, False, True, 0)
+    assert result.conclusion()[0].startswith(f"Wrote {tmp_path / 'out'}: {small} unchanged (")
+    before, after = (load_file(folder / "adapter_model.safetensors") for folder in (small, tmp_path / "out"))
+    assert {key: array.tobytes() for key, array in before.items()} == {k: a.tobytes() for k, a in after.items()}
+
+
+def test_only_if_smaller_writes_nothing_else(small: Path, tmp_path: Path) -> None:
+    result = loralens.compress(small, rank=2, output=tmp_path / "out", only_if_smaller=True)
+    assert (result.answer, result.output, result.record()["smaller"]) == (False, None, False)
+    command = Command("compress")
+    told = command.run(small, "--rank", 2, "-o", tmp_path / "out", "--only-if-smaller", "-q")
+    assert told.exit_code == 1
+    assert told.stdout.startswith(f"Nothing was written: the file would not be smaller than {small} (")
+    assert not (tmp_path / "out").exists()
+    # Another form is no reason to write it, where only a smaller file is wanted.
+    assert not loralens.compress(small, rank=2, output=tmp_path / "out", dtype="f32", only_if_smaller=True).answer
+    assert not (tmp_path / "out").exists()
+    assert loralens.compress(small, rank=1, output=tmp_path / "out", only_if_smaller=True).answer
+    assert (tmp_path / "out").exists()
+
+
+def test_another_form_is_written_whatever_it_costs(small: Path, tmp_path: Path) -> None:
+    result = loralens.compress(small, rank=1, output=tmp_path / "out.safetensors", to="kohya", dtype="f32")
+    assert (result.kept_whole, result.output) == (False, tmp_path / "out.safetensors")
+
+
+def test_modules_that_stay_are_summed_up(small: Path, tmp_path: Path) -> None:
+    command = Command("compress")
+    told = command.good(small, "--rank", 1, "-m", "q_proj", "-o", tmp_path / "out").stdout
+    assert "3 modules unchanged (--verbose shows every row)" in told
+    assert "v_proj" not in told
+    assert "v_proj" in command.good(small, "--rank", 1, "-m", "q_proj", "-o", tmp_path / "two", "-v").stdout
