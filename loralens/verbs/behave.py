@@ -66,10 +66,11 @@ class BehaviourResult(Tabular):
         # A model without a head has hidden states alone.
         if all(contrast.kl is not None and contrast.agreement is not None for contrast in from_base):
             rows = sorted(from_base, key=lambda contrast: -(contrast.kl or 0))
+            kept = f" keeps the first choice of the model in {{}} of the {POSITIONS[self.head]}"
             texts = [
-                f"{row.second} keeps the first choice of the model in {percent(row.agreement)} of the "
-                f"{POSITIONS[self.head]} (KL {number(row.kl)} nats)"
-                for row in rows
+                # The sentence says once what is counted.
+                f"{row.second}{(' in {}' if place else kept).format(percent(row.agreement))} (KL {number(row.kl)} nats)"
+                for place, row in enumerate(rows)
             ]
         else:
             rows = sorted(from_base, key=lambda contrast: -contrast.hidden[-1])

@@ -119,15 +119,15 @@ class VerifyResult(Tabular):
         # Where a weight is replaced or has another shape, there are no directions to compare.
         if found is None:
             return ": the weights are others"
-        strength = f"{number(abs(found.gain), 2)} of the strength"
+        strength, cosine = f"{number(abs(found.gain), 2)} of the strength", fixed(".2f")(found.cosine)
         if found.cosine >= SAME:
             return f" as it is, but the same directions at {strength}: another weight, or another checkpoint of its run"
         if found.cosine <= -SAME:
             return f", but the same directions with the opposite sign at {strength}"
         if found.cosine >= RELATED:
             like = "as another checkpoint of its run has"
-            return f" as it is, but similar directions (cosine {found.cosine:.2f}) at {strength}, {like}"
-        return f": what was added to the base has other directions (cosine {found.cosine:.2f})"
+            return f" as it is, but similar directions (cosine {cosine}) at {strength}, {like}"
+        return f": what was added to the base has other directions (cosine {cosine})"
 
     def _title(self) -> str:
         counts = ", ".join(

@@ -16,6 +16,7 @@ from loralens.errors import MismatchError, OptionError
 from loralens.formats.records.moments import save_moments
 from tests.bases import contents
 from tests.cli.command import Command
+from tests.conftest import small_adapter
 
 told = Command("compress").told
 
@@ -176,26 +177,34 @@ def test_plot_marks_what_was_chosen(small: Path) -> None:
     assert "what was written" in [line.get_label() for line in axes.lines]
 
 
-def test_what_gains_nothing_is_written_unchanged(small: Path, tmp_path: Path) -> None:
-    result = loralens.compress(small, rank=2, output=tmp_path / "out")
+@pytest.fixture
+def full(tmp_path: Path) -> Path:
+    """The folder of an adapter whose modules have all of their nominal rank, which `small` has not."""
+    adapter = small_adapter()
+    loralens.save(adapter.without([list(adapter)[-1]]), tmp_path / "full")
+    return tmp_path / "full"
+
+
+def test_what_gains_nothing_is_written_unchanged(full: Path, tmp_path: Path) -> None:
+    result = loralens.compress(full, rank=2, output=tmp_path / "out")
     assert (result.kept_whole, result.smaller, result.answer, result.relative_error) == (True, False, True, 0)
-    assert result.conclusion()[0].startswith(f"Wrote {tmp_path / 'out'}: {small} unchanged (")
-    before, after = (load_file(folder / "adapter_model.safetensors") for folder in (small, tmp_path / "out"))
+    assert result.conclusion()[0].startswith(f"Wrote {tmp_path / 'out'}: {full} unchanged (")
+    before, after = (load_file(folder / "adapter_model.safetensors") for folder in (full, tmp_path / "out"))
     assert {key: array.tobytes() for key, array in before.items()} == {k: a.tobytes() for k, a in after.items()}
 
 
-def test_only_if_smaller_writes_nothing_else(small: Path, tmp_path: Path) -> None:
-    result = loralens.compress(small, rank=2, output=tmp_path / "out", only_if_smaller=True)
+def test_only_if_smaller_writes_nothing_else(full: Path, tmp_path: Path) -> None:
+    result = loralens.compress(full, rank=2, output=tmp_path / "out", only_if_smaller=True)
     assert (result.answer, result.output, result.record()["smaller"]) == (False, None, False)
     command = Command("compress")
-    told = command.run(small, "--rank", 2, "-o", tmp_path / "out", "--only-if-smaller", "-q")
+    told = command.run(full, "--rank", 2, "-o", tmp_path / "out", "--only-if-smaller", "-q")
     assert told.exit_code == 1
-    assert told.stdout.startswith(f"Nothing was written: the file would not be smaller than {small} (")
+    assert told.stdout.startswith(f"Nothing was written: the file would not be smaller than {full} (")
     assert not (tmp_path / "out").exists()
     # Another form is no reason to write it, where only a smaller file is wanted.
-    assert not loralens.compress(small, rank=2, output=tmp_path / "out", dtype="f32", only_if_smaller=True).answer
+    assert not loralens.compress(full, rank=2, output=tmp_path / "out", dtype="f32", only_if_smaller=True).answer
     assert not (tmp_path / "out").exists()
-    assert loralens.compress(small, rank=1, output=tmp_path / "out", only_if_smaller=True).answer
+    assert loralens.compress(full, rank=1, output=tmp_path / "out", only_if_smaller=True).answer
     assert (tmp_path / "out").exists()
 
 
