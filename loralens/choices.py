@@ -25,7 +25,7 @@ Consumer = Literal["vllm", "lorax", "llama.cpp", "comfyui", "sd-scripts", "peft"
 
 Level = Literal["error", "warning", "note"]  # of findings, most serious first
 
-# The names of `Spectrum`'s properties, so that a sort is a lookup; ``name`` alone is none of them.
+# ``name``, and those properties of `Spectrum` that somebody wants to sort by; a sort looks them up by name.
 Sort = Literal[
     "name",
     "rank",

@@ -4,9 +4,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from loralens.analysis.checks import CHECKS
-from loralens.analysis.checks.base import Base, find_weights, merge_effects
 from loralens.analysis.checks.diagnosis import LEVELS, Diagnosis
 from loralens.analysis.checks.examination import Examination, examine_adapter
+from loralens.analysis.checks.merge_effect import Base, find_weights, merge_effects
 from loralens.core.adapter import Adapter
 from loralens.core.carried import magnitudes
 from loralens.core.naming.base_model import BaseModel
@@ -89,7 +89,7 @@ def run_checks(exams: Sequence[Examination]) -> list[Diagnosis]:
 
 def diagnosis_codes() -> dict[str, str]:
     """Code → its meaning, for every check and for files that cannot be read. Codes of readers are not included."""
-    return {code: text for check in CHECKS for code, text in check.rules.items()} | OTHERS
+    return {code: text for check in CHECKS for code, text in check.codes.items()} | OTHERS
 
 
 def _match_base(exam: Examination, base: Base, *, dtype: str | None, stochastic: bool) -> Examination:

@@ -60,7 +60,7 @@ def dare_ties(
     The options are those of `dare`. TIES' own trimming is left out, as in the other implementations. The election makes
     the result biased.
     """
-    # Of several updates the election matters even if nothing is dropped.
+    # With several updates the election matters even if nothing is dropped.
     if density >= 1 and joint.present.size <= 1:
         return exact_sum(joint, lam)
     return fuse_entries(joint, lambda entries: _rule(entries, density, seed, elect=True), space=space, lam=lam)
@@ -89,5 +89,5 @@ def _rule(entries: Entries, density: float, seed: np.random.SeedSequence | None,
 def adapter_draws(entries: Entries, seed: np.random.SeedSequence | None) -> list[Draws]:
     """Return the random draws of every update; they depend on its place among the adapters."""
     seed = np.random.SeedSequence(0) if seed is None else seed
-    # By the place and not by the order of the matrices: an adapter that is 0 in a module does not shift the draws.
+    # The place makes the seed, not the order of the matrices: an adapter that is 0 in a module shifts no draws.
     return [Draws.of(seed, t) for t in entries.places]

@@ -49,7 +49,7 @@ def elected_mean(stack: Array, work: Workspace, shares: Sequence[float] | None =
     """
     shape, dtype = stack.shape[1:], stack.dtype
     agrees = work.of("agrees", shape, np.bool_)
-    part, mean = work.of("part", shape, dtype), work.of("found", shape, dtype)
+    part, mean = work.of("part", shape, dtype), work.of("mean", shape, dtype)
     # A count of updates needs no float, and 16 bits are a half or a quarter of the memory to move.
     weight = work.of("weight", shape, dtype if shares else np.uint16)
     sign = _sign(add_updates(stack, work), work)

@@ -74,7 +74,7 @@ class Product:
 
     def at(self, i: Integers, j: Integers) -> Floats:
         """Single entries, by their inner products."""
-        # Only the leading parts of the split factors: the bits of a sample do not matter, as it only guesses a bracket.
+        # The leading parts of the split factors suffice, as the sample only guesses a bracket.
         parts = [np.einsum("sr,sr->s", piece.B1[i], piece.A1.T[j]) for piece in self.product.pieces]
         return np.asarray(np.sum(parts, axis=0), np.float64)
 

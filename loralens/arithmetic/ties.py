@@ -25,23 +25,23 @@ def ties(
     ----------
     joint : Joint
     density : float
-        Share of entries that trimming keeps, in (0, 1]; the paper: 0.2.
+        Share of entries that trimming keeps, in (0, 1]. The paper uses 0.2.
     lam : float
     whole : int
         1: the largest entries of the whole adapter are kept, as in the paper, by the cutoffs of `prepare_cutoffs`. 0:
         the largest of each module are kept, as in PEFT and mergekit.
     space : str
     cutoffs : sequence of float, optional
-        One for each adapter; without them, this module is taken for the whole adapter.
+        One for each adapter. Without them, this module is treated as the whole adapter.
 
     Notes
     -----
     arXiv 2306.01708, §4. Trimming and election act on the *weighted* updates, so 2a with weight 1 is the same as a with
     weight 2. The paper has no weights. PEFT elects by the unweighted updates and applies weights afterwards, which is
-    the same where all weights are 1. Exactly ⌊density · size⌋ entries are kept, and those equal to the last of them;
-    the paper's code keeps one more.
+    the same where all weights are 1. ⌊density · size⌋ entries are kept, and all that equal the smallest of them. The
+    paper's code keeps one more.
     """
-    # Of several updates the election matters even if nothing is trimmed.
+    # With several updates the election matters even if nothing is trimmed.
     if density >= 1 and joint.present.size <= 1:
         return exact_sum(joint, lam)
 

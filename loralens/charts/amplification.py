@@ -15,8 +15,8 @@ from loralens.core.names import kind
 from loralens.errors import OptionError
 from loralens.tables.numbers import fixed, number
 
-KINDS = 12  # kinds of a figure, those of most modules: three rows of four panels
-FEW = 8  # directions up to which the points of a curve are marked: of more, the marks would hide the line
+KINDS = 12  # the number of kinds in a figure, which are those with the most modules: three rows of four panels
+FEW = 8  # the number of directions up to which the points of a curve are marked: more marks would hide the line
 
 Results = Mapping[str, Amplification]
 
@@ -42,7 +42,7 @@ def amplification_figure(results: Results, *, title: str = "", phi_rank: int = 1
     Returns
     -------
     Figure
-        It shows at most 12 kinds, those of most modules.
+        It shows at most 12 kinds, those with the most modules.
 
     Raises
     ------
@@ -161,7 +161,7 @@ def _phi(results: Results, limit: int) -> list[Band]:
     j = min(side.shape[1] for sides in full for side in sides)
     out, in_, chance_out, chance_in = (np.mean([sides[k][:, :j] for sides in full], axis=0) for k in range(4))
     levels = [float(chance_out[-1, -1]), float(chance_in[-1, -1])]
-    # To twice the level of chance at least, so that noise about it does not fill the scale.
+    # The scale reaches at least twice the level of chance, so that noise around that level does not fill it.
     top = max(float(out.max()), float(in_.max()), 2 * max(levels))
     scale = ColourScale(0.0, top, "φ(i, j)", chance=levels, form=".2g")
     maps = []

@@ -142,7 +142,7 @@ class _Sheet(NamedTuple):
 
     def axes(self, left: float, top: float, width: float, height: float) -> "Axes":
         """Add axes at a place."""
-        # Rounded, so that the last bits of a division do not change the bytes of a file.
+        # The values are rounded, so that the last bits of a division do not change the bytes of a file.
         bottom = self.height - top - height
         across, up = (round(share, 6) for share in (left / self.width, bottom / self.height))
         return self.figure.add_axes((across, up, round(width / self.width, 6), round(height / self.height, 6)))
@@ -283,7 +283,7 @@ def _draw_colour_bar(sheet: _Sheet, scale: ColourScale, left: float, top: float)
     axes.spines[:].set_visible(False)
     axes.set_title(scale.label, loc="left", parse_math=False, fontsize=SIZES["label"], color=COLOURS["quiet"], pad=3)
     for value in scale.levels:
-        # Not clipped, so that the mark reaches beyond the bar and is seen on any colour.
+        # The mark is not clipped, so that it reaches beyond the bar and is visible on any colour.
         axes.axvline(value, color=COLOURS["chance"], linewidth=2 * POINT, clip_on=False)
     for value in scale.levels[:1]:
         share = scale.share(value)

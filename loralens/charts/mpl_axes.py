@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 PIXELS = 96  # CSS pixels per inch, by the definition of CSS
 POINT = 72 / PIXELS  # points per CSS pixel: layout is in pixels, fonts of matplotlib are in points
-RASTER = 4096  # cells from which a map in .svg or .pdf is a bitmap: as many rectangles would make a slow, large file
+RASTER = 4096  # the number of cells from which a map in .svg or .pdf is a bitmap: rectangles would make a large file
 COLOURS = colours("light")  # a picture has no theme to follow, and is put on white paper and slides
 SIZES = {"label": 11 * POINT, "num": 10 * POINT, "small": 9 * POINT, "head": 11.5 * POINT}
 MARKERS = {"": "", "dot": "o", "square": "s", "triangle": "^", "star": "*"}
@@ -42,7 +42,7 @@ def draw_lines(axes: "Axes", chart: LineChart) -> None:
     axes.set_yscale("log" if chart.y.log else "linear")
     axes.set(xlim=chart.x.limits, ylim=chart.y.limits)
     for area in chart.areas:
-        # Behind levels and lines, which have the orders 1 and 2.
+        # Areas lie behind levels and lines, which have the orders 1 and 2.
         axes.fill_between(area.x, area.low, area.high, color=COLOURS["area"], linewidth=0, zorder=0.5)
     for line in chart.lines:
         _draw_line(axes, line, chart.y)
@@ -77,8 +77,8 @@ def _draw_line(axes: "Axes", line: Line, y_axis: Axis) -> None:
     labels = line.labels or [""] * len(line.x)
     points = [(x, y, text) for x, y, text in zip(line.x, line.y, labels, strict=True) if y_axis.shows(y)]
     xs, ys = [x for x, _, _ in points], [y for _, y, _ in points]
-    # Not clipped, so that points on the edge of the axes are drawn whole. A star marks the point of interest, which no
-    # later line may cover.
+    # The line is not clipped, so that points on the edge of the axes are drawn whole. A star marks the point of
+    # interest, which no later line may cover.
     axes.plot(xs, ys, label=line.name, **_look(line), clip_on=False, zorder=2.5 if line.marker == "star" else 2)
     for x, y, text in points:
         if text:
@@ -98,7 +98,7 @@ def _draw_level(axes: "Axes", name: str, value: float, indent: float) -> None:
     The name of a high level stands below its line at the right, where rising curves have already crossed the level.
     """
     axes.axhline(value, color=COLOURS["quiet"], linewidth=0.6, linestyle=":", zorder=1)
-    # Compared on the screen, because the middle of a logarithmic axis is not the middle of its limits.
+    # Heights are compared on the screen, because the middle of a logarithmic axis is not the middle of its limits.
     low, high = axes.transData.transform([(0, limit) for limit in axes.get_ylim()])[:, 1]
     middle = axes.transData.transform((0, value))[1]
     if middle > (low + high) / 2:

@@ -18,7 +18,7 @@ from loralens.cli.show import RowOptions, row_options, show, tell_written
 @click.option(
     "--dtype",
     type=click.Choice(get_args(MergeDType)),
-    help="The dtype of the merged model whose rounding is foretold. [default: the dtypes of the base]",
+    help="The dtype of the merged model whose rounding is predicted. [default: the dtypes of the base]",
 )
 @options.rounding(get_args(PredictedRounding))
 @click.option(

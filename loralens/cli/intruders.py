@@ -62,7 +62,7 @@ from loralens.cli.show import RowOptions, row_options, show
     default="20GB",
     show_default=True,
     metavar="SIZE",
-    help="The size of that folder above which the oldest SVDs are deleted.",
+    help="If the folder is larger than this, its oldest SVDs are deleted.",
 )
 @click.option("--no-cache", is_flag=True, help="Neither use nor keep SVDs of earlier runs.")
 @options.device()
@@ -71,12 +71,12 @@ from loralens.cli.show import RowOptions, row_options, show
 def command(adapter: str, rows: RowOptions, **keywords: Any) -> None:
     """Find the leading singular directions of W + ΔW that no singular direction of W resembles (arXiv 2410.21228).
 
-    The score of a direction is the largest |cosine| of its left singular vector with those of W; below --threshold the
-    direction is an intruder. Nearly every random direction is one, as the column "chance" shows: a low score means that
-    the direction is spread over many directions of W, not that W does not have it. W is decomposed once, and its SVD is
-    kept; W + ΔW is not decomposed at all.
+    The score of a direction is the largest |cosine| of its left singular vector with those of W. If it is below
+    --threshold, the direction is an intruder. Nearly every random direction is an intruder too, as the column "chance"
+    shows: a low score means that the direction is spread over many directions of W, not that it is new to W. W is
+    decomposed once, and its SVD is kept. W + ΔW is not decomposed.
     """
-    # --remove without -o would have no effect, and -o without --remove nothing to write.
+    # --remove without -o would have no effect, and -o without --remove would have nothing to write.
     if (keywords["remove"] is None) != (keywords["output"] is None):
-        raise click.UsageError("--remove and -o belong together")
+        raise click.UsageError("--remove and -o must be given together")
     show(loralens.intruders(adapter, **keywords), rows)

@@ -119,7 +119,7 @@ DROP_DEAD = click.option("--drop-dead", is_flag=True, help="Leave out modules wh
 
 def output(metavar: str, text: str) -> Callable[[F], F]:
     """``-o``: where a command writes; without a default, since nothing is written to a path that was not named."""
-    # Not required for click: a dry run needs no target, see `require_output`.
+    # click does not require this option, because a dry run needs no target; see `require_output`.
     return click.option("-o", "--output", type=PATH, metavar=metavar, help=text)
 
 

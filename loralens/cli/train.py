@@ -162,6 +162,6 @@ def command(rows: RowOptions, **keywords: Any) -> None:
     """
     with displaying_runs(TrainingLine):
         result = loralens.train(**keywords)
-    # Of several processes under torchrun the first alone prints.
+    # Only the first of several processes under torchrun prints.
     if result.main:
         show(result, rows)

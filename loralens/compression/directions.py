@@ -96,7 +96,7 @@ def cast_factors(module: Update, dtype: DType) -> Update:
 
 
 def locate_errors(name: str, module: Update) -> LowRank:
-    """The same pair, with factors that name the module in the errors that reading them raises."""
+    """The same pair, with factors that add the name of the module to every error raised while they are read."""
 
     def reading(factor: LazyArray) -> LazyArray:
         def read() -> Array:
@@ -116,7 +116,7 @@ def nearest_pair(module: Structured, k: int, dtype: DType | None, recent: Recent
     """
     (rows, columns), dtype = module.shape, dtype or np.dtype(np.float32)
 
-    # One array of both factors, so that whichever is read first computes both.
+    # Both factors are in one array, so that reading either of them computes both.
     def joint() -> Array:
         pair = module.truncated(k)
         with np.errstate(over="ignore"):

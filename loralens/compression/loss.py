@@ -44,7 +44,7 @@ class UpdateLoss:
     @property
     def energy_kept(self) -> float:
         """1 − relative_error², at least 0: for a truncation the share of Σσ² that it keeps."""
-        # Another update may be farther away than 0 is, with an error above 1.
+        # The error is above 1 if the other update is farther from ΔW than 0 is.
         return max(0.0, 1 - self.relative_error**2)
 
 
@@ -93,7 +93,7 @@ def losses(before: Adapter, after: Adapter, *, threads: int = 1, step: Step | No
     The error is computed from both pairs of factors, not from the singular values that were dropped; it is itself
     accurate to ε‖ΔW‖. Where both have the same factors, nothing is computed.
     """
-    names = same_modules(before, after)  # once for all, as matching by normal form looks at all names
+    names = same_modules(before, after)  # called once for all modules, as matching by normal form looks at all names
 
     def measure_loss(name: str) -> UpdateLoss:
         with place(name):
@@ -116,8 +116,9 @@ def update_loss(before: Update, after: Update | None) -> UpdateLoss:
         return _loss(before.rank, 0, s, s)
     if isinstance(after, LowRank) and same_numbers(before, after):
         return _loss(before.rank, after.rank, s, s[:0])
-    unit = spectral(s) or 1.0  # in units of which no square overflows or underflows
-    # Against the orthonormal directions of the old update, so that nearly equal updates do not cancel.
+    unit = spectral(s) or 1.0  # a unit in which no square overflows or underflows
+    # The difference is taken in the orthonormal directions of the old update, so that nearly equal updates lose no
+    # digits by cancellation.
     B = (after.scale / unit) * after.B.astype(np.float64)
     lost = unit * difference_singular_values(Q_B, s / unit, Q_A, B, after.A.astype(np.float64))
     return _loss(before.rank, after.rank, s, lost)
@@ -126,6 +127,6 @@ def update_loss(before: Update, after: Update | None) -> UpdateLoss:
 def _loss(rank_before: int, rank_after: int, s: Array, lost: Array) -> UpdateLoss:
     """The error from the singular values of the update and of what it lost."""
     norm, top, error = frobenius(s), spectral(s), frobenius(lost)
-    zero = float(error > 0)  # an update that was 0 and no longer is has the error 1
+    zero = float(error > 0)  # the relative error of an update that was 0: 1 if it is no longer 0
     relative, spectral_error = error / norm if norm else zero, spectral(lost) / top if top else zero
     return UpdateLoss(rank_before, rank_after, norm, relative, spectral_error)

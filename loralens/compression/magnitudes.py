@@ -52,7 +52,7 @@ def _solve_magnitude(extra: Extra, before: Update, after: Update, weight: Weight
     if extra.role == "magnitude_in" and not kernel and before.shape[1] % max(1, tensor.size) == 0:
         kernel = (before.shape[1] // max(1, tensor.size),)
     cosines = weight_cosines(before, after, weight, over_in=over_in, kernel=kernel)
-    if extra.role in NORMS:  # the file had no magnitudes, and programs took ‖W‖ for them: from now on it has
+    if extra.role in NORMS:  # the file had no magnitudes, so programs used ‖W‖ for them; from now on it has some
         # PEFT stores the magnitudes of a convolution as (1, out, 1, 1).
         shape = (1, before.shape[0], *(1 for _ in kernel)) if kernel else (cosines.size,)
         tensor = LazyArray.of(weight.lengths(by_input=not over_in).astype(np.float32).reshape(shape))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Self, final, overload
 
 from loralens.choices import Level
 from loralens.core.lazy import LazyArray
-from loralens.core.names import matches, natural_key, nearest, wild
+from loralens.core.names import kind, matches, natural_key, nearest, wild
 from loralens.errors import OptionError, UnknownModuleError
 from loralens.tables.numbers import number, shape
 from loralens.tables.table import Column, Table
@@ -136,6 +136,9 @@ class Adapter:
         if wild(key) and (matched := [name for name in self.modules if matches(name, key)]):
             return self.without(self.modules.keys() - {*matched})
         what = "no module is matched by" if wild(key) else "no module"
+        # A kind is no name, as most adapters have many modules of it; options named --modules accept it.
+        if any(kind(name) == key for name in self.modules):
+            raise UnknownModuleError(f"{what} {key!r}", fix=f"for all modules of this kind give {f'*.{key}'!r}")
         raise UnknownModuleError(f"{what} {key!r}", fix=f"the nearest names are {nearest(key, self.modules)}")
 
     def __iter__(self) -> Iterator[str]:

@@ -14,7 +14,7 @@ import numpy as np
 from loralens.core.lowrank import LowRank
 from loralens.errors import MismatchError
 
-if TYPE_CHECKING:  # 1.4 s: imported where it is used
+if TYPE_CHECKING:  # importing torch takes 1.4 s, so functions import it where they need it
     import torch
     from torch import Tensor, nn
 
@@ -120,7 +120,8 @@ def steps(module: LowRank, layer: "nn.Module") -> Steps | None:
     """
     from torch import nn
 
-    # By name and with all base classes: transformers' Conv1D must not be imported for this, and it may be subclassed.
+    # Types are compared by the names of all base classes: transformers' Conv1D may be subclassed, and importing it only
+    # for this comparison would be slow.
     names = {base.__name__ for base in type(layer).__mro__}
     weight: Any = getattr(layer, "weight", None)
     # torch's fast path of attention uses the weight of out_proj without calling the layer.
@@ -157,6 +158,7 @@ def tensor(array: Any, like: "Tensor", dtype: "torch.dtype") -> "Tensor":
     """A torch copy of a NumPy array of any float dtype, on the device of ``like``."""
     import torch
 
-    # torch knows no ml_dtypes, so narrower floats go through float32, which holds all of their numbers.
+    # torch does not know the types of ml_dtypes, so narrower floats are converted to float32, which holds all of their
+    # values.
     wide = np.float64 if dtype == torch.float64 or array.dtype == np.float64 else np.float32
     return torch.from_numpy(np.array(array, wide)).to(like.device, dtype)

@@ -118,7 +118,7 @@ def check_float64(scale: float, s: Array) -> Array:
         raise FormatError(
             "ΔW is too large for float64, which has to hold sums of its squares: its scale is "
             f"{scale:g} and the largest singular value of B·A is {top:g}",
-            fix="correct α or the scale in its configuration, or give --scale where it says none",
+            fix="correct α or the scale in its configuration, or give --scale if it states none",
         )
     return scale * s
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from math import sqrt
 from typing import Literal
 
-Rule = Literal["alpha/r", "alpha/sqrt(r)", "given", "unknown"]
+ScaleFormula = Literal["alpha/r", "alpha/sqrt(r)", "given", "unknown"]
 
 TWICE = "twice, as PEFT adds it"  # end of the origin of the scale of an nn.MultiheadAttention's out_proj
 CONVENTION = "no alpha in the file"  # beginning of the origin of a scale that follows from a convention
@@ -28,7 +28,7 @@ class Scaling:
         The source of the numbers, in words: ``adapter_config.json``, ``alpha_pattern 'q_proj'``, ``--alpha`` …
     """
 
-    rule: Rule = "given"
+    rule: ScaleFormula = "given"
     alpha: float | None = None
     rank: int | None = None
     origin: str = ""
@@ -64,7 +64,7 @@ class Scaling:
             return 1.0
         return scale_of(self.alpha, self.rank, self.rule)
 
-    def alpha_for(self, scale: float, rank: int, rule: Rule) -> float:
+    def alpha_for(self, scale: float, rank: int, rule: ScaleFormula) -> float:
         """The α that gives ``scale`` at ``rank`` under ``rule``; this is the α that was read, if it still applies."""
         # The α that was read is written again to the bit; a computed one may differ in the last place.
         if self.alpha is not None and self.rule == rule and self.rank == rank and self.value == scale:
@@ -82,12 +82,12 @@ class Scaling:
         return f"{formula} ({self.origin})" if self.origin else formula
 
 
-def scale_of(alpha: float, rank: int, rule: Rule) -> float:
+def scale_of(alpha: float, rank: int, rule: ScaleFormula) -> float:
     """α/r, or α/√r for rsLoRA, as the field's software computes it in float64."""
     return alpha / sqrt(rank) if rule == "alpha/sqrt(r)" else alpha / rank
 
 
-def alpha_of(scale: float, rank: int, rule: Rule) -> float:
+def alpha_of(scale: float, rank: int, rule: ScaleFormula) -> float:
     """The α for which ``scale_of(α, rank, rule)`` is ``scale``, bit for bit if float64 has such an α.
 
     It is the product scale·r, rounded once. No neighbouring number is better: the α that give a scale lie symmetrically

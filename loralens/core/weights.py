@@ -299,7 +299,7 @@ def check_rows(modules: Updates) -> None:
     turned = [name for name, module in modules.items() if module.layout.rows]
     if turned:
         raise FormatError(
-            f"the rows of {len(turned)} modules, {turned[0]} the first, are in the order of "
+            f"the rows of {len(turned)} modules (the first is {turned[0]}) are in the order of "
             f"{modules[turned[0]].layout.rows}, and nothing says how many heads they belong to",
             fix="give a base whose folder has a config.json that says its heads (in Python: load(…, base=…))",
         )

@@ -96,9 +96,10 @@ def energy_rank(s: Floats, fraction: float) -> int:
     if fraction == 1 or not spectral(s):
         return int(np.count_nonzero(s))
     squares = _relative_to_first(s) ** 2
-    # Summed from the small end: the small tail would be lost in the rounding of the large sum.
+    # The sum starts at the small end, as small values would be lost in the rounding of a large sum.
     tails = squares[::-1].cumsum()[::-1]  # tails[k] is the energy that is lost if k values are kept
-    # 2ε forgives the rounding of the fraction and of the sum, so that exact decimal cases come out as on paper.
+    # The tolerance 2ε covers the rounding of the fraction and of the sum, so that cases such as (3, 1) at 0.9 give the
+    # same rank as exact arithmetic.
     return max(1, int(np.count_nonzero(tails > (1 - fraction + 2 * EPS) * tails[0])))
 
 

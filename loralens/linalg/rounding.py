@@ -6,6 +6,8 @@ in float32, divided by the scale if W is float8 with scales, and rounded to W'. 
 the loss is e = D − (W' − W). If W has a wider dtype than the result, the loss includes the rounding of W itself. With
 all entries in the sample, the result is what a merge measures. The white noise law (`survivors`) predicts 7–50 % more
 loss than there is where entries do not move; it is used for the directions that survive.
+
+A merge itself predicts its loss from the blocks that it has in memory (`loralens.merging.prediction`).
 """
 
 from dataclasses import dataclass

@@ -58,7 +58,7 @@ class Selection:
     """
 
     def __init__(self, ks: Sequence[int], *, size: int, sample: Floats) -> None:
-        # Sorted once; every bracket, and every wider one, is read off it.
+        # The sample is sorted once, and every bracket is found in it.
         ordered = np.sort(sample, axis=None)
         self.brackets = [_Bracket(k, size, ordered) for k in ks]
 

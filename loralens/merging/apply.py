@@ -11,8 +11,8 @@ from loralens.core.lazy import Array
 from loralens.errors import OptionError
 from loralens.linalg.device import Device
 from loralens.linalg.exact import Singles
+from loralens.merging.dora_factors import DoraFactors, compute_dora_factors
 from loralens.merging.feedback import Feedback, input_directions
-from loralens.merging.gain import Gain, dora_gain
 from loralens.merging.matrix import Buffer, MatrixRows, cuts
 from loralens.merging.plan import Slab, TensorPlan
 from loralens.merging.rounding import WIDE, MergeRounding, add_update, round_sums, slices_for, subtract_update
@@ -36,8 +36,8 @@ class MergedBlock:
         The weights that ``stored`` represents: ``stored`` itself, or ``stored`` times its scale.
     D : float32 array or None
         The update.
-    gain : float32 array or None
-        DoRA's gain.
+    dora_factors : float32 array or None
+        DoRA's factors.
     scale : float32 array or None
         The scale of ``merged``, if that is float8 with scales.
     merged : array
@@ -52,7 +52,7 @@ class MergedBlock:
     stored: Array
     W: Array
     D: Singles | None
-    gain: Singles | None
+    dora_factors: Singles | None
     scale: Singles | None
     merged: Array
     total: Array | None = None
@@ -67,20 +67,20 @@ class MergedBlock:
         return (
             round_sums(self.merged, dtype)
             if self.D is None
-            else subtract_update(self.merged, self.D, dtype, gain=self.gain, out=out)
+            else subtract_update(self.merged, self.D, dtype, dora_factors=self.dora_factors, out=out)
         )
 
 
 @final
 @dataclass(slots=True)
 class TensorMerge:
-    """A planned tensor with the products of its updates and DoRA's gains; `prepare_merge` makes it."""
+    """A planned tensor with the products of its updates and DoRA's factors; `prepare_merge` makes it."""
 
     plan: TensorPlan
     dtype: np.dtype[Any]
     rounding: MergeRounding
     products: dict[int, UpdateMatrix]
-    gains: dict[int, Gain] = field(default_factory=dict)
+    slab_factors: dict[int, DoraFactors] = field(default_factory=dict)
 
     @property
     def requantised(self) -> bool:
@@ -106,12 +106,12 @@ class TensorMerge:
                     start, stop, None, stored, W, None, None, scale, self._with_tokens(start, stop, merged)
                 )
                 continue
-            # Products and gains count the rows of their slab, not those of the tensor.
+            # Products and factors count the rows of their slab, not those of the tensor.
             first, last = start - slab.start, stop - slab.start
             D = self.products[slab.start].rows(first, last, out=buffers[0].of(W.shape))
-            slab_gain = self.gains.get(slab.start)
-            gain = slab_gain.of(first, last) if slab_gain else None
-            total = add_update(W, D, gain=gain, out=buffers[1].of(W.shape))
+            of_slab = self.slab_factors.get(slab.start)
+            dora_factors = of_slab.of(first, last) if of_slab else None
+            total = add_update(W, D, dora_factors=dora_factors, out=buffers[1].of(W.shape))
             if scale is not None:
                 # A scale of 0 belongs to weights that are all 0. The quotient is NaN or infinite then, which needs no
                 # warning.
@@ -126,7 +126,7 @@ class TensorMerge:
             merged = self._with_tokens(start, stop, merged)
             # Of a wide dtype the merged rows may be `total` itself; kept only where it differs from them.
             unrounded = total if scale is None and self.dtype not in WIDE else None
-            yield MergedBlock(start, stop, slab, stored, W, D, gain, scale, merged, unrounded)
+            yield MergedBlock(start, stop, slab, stored, W, D, dora_factors, scale, merged, unrounded)
 
     def _feedback(self) -> dict[int, Feedback]:
         """Error feedback by the first row of the slab; empty for wide dtypes and for updates that are not pairs."""
@@ -184,9 +184,9 @@ def prepare_merge(
     products = {slab.start: slab.update(slices_for(source.dtype), device) for slab in plan.slabs}
     rows = MatrixRows(source, plan.matrix)
     scales = MatrixRows(plan.scale, plan.matrix) if plan.scale else None
-    gains = {
-        slab.start: dora_gain(slab.magnitude, products[slab.start], rows, scales, slab.start)
+    slab_factors = {
+        slab.start: compute_dora_factors(slab.magnitude, products[slab.start], rows, scales, slab.start)
         for slab in plan.slabs
         if slab.magnitude
     }
-    return TensorMerge(plan, np.dtype(dtype or plan.dtype), rounding or MergeRounding(), products, gains)
+    return TensorMerge(plan, np.dtype(dtype or plan.dtype), rounding or MergeRounding(), products, slab_factors)

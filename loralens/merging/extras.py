@@ -123,7 +123,7 @@ def _extend_changes(
         return replace(changes, magnitude=(None if role in NORMS else tensor, role in ("magnitude", "norms")))
     assert role in ("lora_bias", "diff", "diff_b"), role
     assert base is not None
-    # As matrices, because a convolution of kernel 1 is also stored with two axes.
+    # Shapes are compared as matrices, because a convolution of kernel 1 is also stored with two axes.
     if as_matrix(tensor.shape) != as_matrix(base.shape):
         raise MismatchError(
             f"{key} {tensor.shape} is to be added to {target} {base.shape}", fix="give the base it was trained on"

@@ -108,8 +108,8 @@ class FidelitySums:
         assert block.D is not None
         lost, D = self._buffer.of(block.W.shape), block.D
         # With DoRA the effective update is g·(W + D) − W.
-        if block.gain is not None:
-            D = add_update(block.W, D, gain=block.gain).astype(np.float32, copy=False)
+        if block.dora_factors is not None:
+            D = add_update(block.W, D, dora_factors=block.dora_factors).astype(np.float32, copy=False)
             D -= block.W.astype(np.float32)
         # W' − total is exact; W' − W − D rounds twice in float32.
         if block.total is not None:

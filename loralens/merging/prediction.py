@@ -1,4 +1,8 @@
-"""Prediction of the fidelity of a merge from W and D, without rounding the whole weight."""
+"""Prediction of the fidelity of a merge from W and D, without rounding the whole weight.
+
+It is made beside a merge, block by block, from what the merge has in memory. Before any merge, the doctor predicts the
+same quantities from a sample of both files (`loralens.linalg.rounding.sampled_rounding`).
+"""
 
 from math import sqrt
 from typing import final

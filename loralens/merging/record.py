@@ -10,8 +10,8 @@ import numpy as np
 from loralens.core.lazy import Array
 from loralens.core.lowrank import LowRank
 from loralens.merging.apply import MergedBlock, TensorMerge
+from loralens.merging.dora_factors import DoraFactors
 from loralens.merging.fidelity import Fidelity, FidelitySums
-from loralens.merging.gain import Gain
 from loralens.merging.matrix import Buffer, MatrixRows
 from loralens.merging.plan import TensorPlan, as_matrix
 from loralens.merging.rounding import round_sums
@@ -40,8 +40,8 @@ class TensorRecord:
         Size of the patch. It stays known when the patch itself has been written to a file.
     against : str
         What the patch is relative to: W' − D rounded (``subtracted``), W' itself (``merged``), or zeros (``nothing``).
-    gains : dict of int to Gain
-        DoRA's gains by the first row of their slab.
+    slab_factors : dict of int to DoraFactors
+        DoRA's factors by the first row of their slab.
     """
 
     plan: TensorPlan
@@ -52,7 +52,7 @@ class TensorRecord:
     patch: Blob | None
     patch_bytes: int
     against: Against
-    gains: dict[int, Gain]
+    slab_factors: dict[int, DoraFactors]
 
 
 @final
@@ -109,7 +109,7 @@ class MergeRecorder:
             return block.subtract(buffer.of(block.stored.shape))
         if self._against == "merged":
             return round_sums(block.merged, block.stored.dtype)
-        # Against zeros the patch holds the whole tensor.
+        # If the patch refers to zeros, it holds the whole tensor.
         return np.zeros_like(block.stored)
 
     def _take_base(self) -> None:
@@ -135,7 +135,7 @@ class MergeRecorder:
             patch,
             patch.nbytes if patch else 0,
             self._against,
-            self._merge.gains,
+            self._merge.slab_factors,
         )
 
 

@@ -3,7 +3,7 @@
 D is float32 (`loralens.merging.update`) and is never rounded to the dtype of the weight on its own. The sum is computed
 in float32 and rounded to the stored dtype. For float32 weights this is one rounding. For bf16, f16 and fp8 it is a
 double rounding, with an error of at most 0.5 + 2⁻¹⁶ units in the last place. float64 weights are added in float64. With
-DoRA's gain g the result is round(g·(W + D)).
+DoRA's factors g the result is round(g·(W + D)).
 """
 
 from dataclasses import dataclass, replace
@@ -62,38 +62,43 @@ def slices_for(dtype: DTypeLike) -> int:
 
 
 def merge_entries(
-    W: Array, D: Singles, dtype: DTypeLike, *, gain: Singles | None = None, rounding: MergeRounding | None = None
+    W: Array,
+    D: Singles,
+    dtype: DTypeLike,
+    *,
+    dora_factors: Singles | None = None,
+    rounding: MergeRounding | None = None,
 ) -> Array:
-    """W' = round(g·(W + D)) in ``dtype``; D (float32) has the shape of W, and g is 1 if there is no gain.
+    """W' = round(g·(W + D)) in ``dtype``; D (float32) has the shape of W, and g is 1 if there are no factors of DoRA.
 
     Overflow gives ±inf as in IEEE arithmetic, but in fp8 it gives the largest number.
     """
-    return round_sums(add_update(W, D, gain=gain), dtype, rounding=rounding)
+    return round_sums(add_update(W, D, dora_factors=dora_factors), dtype, rounding=rounding)
 
 
 def subtract_update(
-    merged: Array, D: Singles, dtype: DTypeLike, *, gain: Singles | None = None, out: Singles | None = None
+    merged: Array, D: Singles, dtype: DTypeLike, *, dora_factors: Singles | None = None, out: Singles | None = None
 ) -> Array:
     """R = round(W'/g − D) in ``dtype``: it is W unless several W are rounded to the same W'; ``out`` is a buffer."""
     # float64 for float64 weights, and float32 for all others.
     wide = np.result_type(merged.dtype, np.float32)
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-        if gain is None:
+        if dora_factors is None:
             total = np.subtract(merged, D, out=_usable_buffer(out, wide), dtype=wide)
         else:
             # W' = g·(W + D), so g is taken out before D.
-            total = np.divide(merged, gain, out=_usable_buffer(out, wide), dtype=wide)
+            total = np.divide(merged, dora_factors, out=_usable_buffer(out, wide), dtype=wide)
             total -= D
     return round_sums(total, dtype)
 
 
-def add_update(W: Array, D: Singles, *, gain: Singles | None = None, out: Singles | None = None) -> Array:
+def add_update(W: Array, D: Singles, *, dora_factors: Singles | None = None, out: Singles | None = None) -> Array:
     """g·(W + D) in float32, or in float64 for float64 weights; in ``out`` (float32) if the dtype fits."""
     wide = np.result_type(W.dtype, np.float32)
     with np.errstate(over="ignore", invalid="ignore"):
         total: Array = np.add(W, D, out=_usable_buffer(out, wide), dtype=wide)
-        if gain is not None:
-            total *= gain
+        if dora_factors is not None:
+            total *= dora_factors
     return total
 
 

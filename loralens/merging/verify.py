@@ -151,8 +151,8 @@ class _Comparison:
             own = block.W if block.D is not None or before is None else before.rows(block.start, block.stop)
             W = own.astype(np.float64)
             D = ours - W if block.D is None else block.D.astype(np.float64)
-            if block.gain is not None:
-                D = (W + D) * block.gain - W
+            if block.dora_factors is not None:
+                D = (W + D) * block.dora_factors - W
             # Rows of tokens are replaced, so their difference is what the adapter asks for.
             trained = self.tokens[(block.start <= self.tokens) & (self.tokens < block.stop)] - block.start
             D[trained] = ours[trained] - W[trained]

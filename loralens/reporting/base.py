@@ -6,7 +6,7 @@ from statistics import median
 from typing import NamedTuple
 
 from loralens.analysis.base.amplification import FAR, count_far
-from loralens.analysis.checks.base import MergeEffect
+from loralens.analysis.checks.merge_effect import MergeEffect
 from loralens.charts.amplification import amplification_maps, excess_scale, full_rank_rows, z_scale
 from loralens.charts.grid import Grid
 from loralens.charts.spec import ColourScale

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from loralens.analysis.compare.interference import LARGE, Interaction, far_cosine
-from loralens.analysis.compare.pairwise import SHARED
+from loralens.analysis.compare.pairwise import SAME_START
 from loralens.analysis.compare.similarity import Comparison
 from loralens.charts.pairwise import conflict_map, pair_matrices, shared_energy_map
 from loralens.charts.similarity import phi_maps
@@ -42,7 +42,7 @@ def comparison_section(
     parts: list[Part] = [
         Paragraph(
             f"{join_words([labels[t] for t in group])} were initialised with the same random A (cosine of A "
-            f"≥ {SHARED:g}). Between them φ of the in side shows the common initialisation, not a common task: "
+            f"≥ {SAME_START:g}). Between them φ of the in side shows the common initialisation, not a common task: "
             "judge by the out side.",
             warning=True,
         )

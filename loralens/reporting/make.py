@@ -41,9 +41,9 @@ def make_report(
     tables : ResultTables
         Functions that make tables of the measurements.
     collection : Collection, optional
-        The comparison of two or more adapters; None where no two have a module in common.
+        The comparison of two or more adapters; None if no two of them have a module in common.
     run : CheckpointRun, optional
-        Given where the adapters are checkpoints of one run.
+        Given if the adapters are checkpoints of one run.
     base : str, optional
         The name of the base.
     command : str
@@ -51,19 +51,19 @@ def make_report(
     choices : mapping, optional
         Further options of the user, which the JSON repeats.
     """
-    # A module that several adapters have is one number, so that the filter of the page selects it in all of them.
+    # A module has the same number in all adapters, so that the filter of the page selects it in all of them.
     names = list(dict.fromkeys(name for subject in subjects for name in subject.examination.readings))
     numbers = {name: i for i, name in enumerate(names)}
     sentences = summary_sentences(subjects, findings, collection, run)
     sections = [
-        # First what is wrong and what it is, as all numbers below depend on both; last the longest table.
+        # The findings and the facts come first, as all numbers below depend on them. The longest table comes last.
         findings_section(subjects, findings, base),
         facts_section(subjects),
         *([run_section(subjects, run, tables)] if run else []),
         spectra_section(subjects, numbers, tables),
         ranks_section(subjects, tables),
         *([base_section(subjects, numbers, base, tables)] if base else []),
-        # For several adapters also where they have nothing in common, which the section then says.
+        # Several adapters get this section even if they have nothing in common, which it then says.
         *([comparison_section(subjects, collection, numbers, tables)] if len(subjects) > 1 else []),
         modules_section(subjects, numbers, tables),
     ]

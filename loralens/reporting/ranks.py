@@ -1,4 +1,7 @@
-"""The section of ranks: the size and the error of every choice of ranks, its sliders, and a recommendation."""
+"""The section of ranks: the size and the error of every choice of ranks, its sliders, and the words of the advice.
+
+The recommended rank itself is `loralens.reporting.subject.recommended_point`.
+"""
 
 from collections.abc import Sequence
 from typing import Any

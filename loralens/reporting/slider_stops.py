@@ -18,7 +18,8 @@ from loralens.errors import LoraLensError
 from loralens.formats.dialects.sizes import stored_size
 from loralens.formats.files.container import DTYPE_NAMES, Files, Stored, sort_by_width
 
-# Stops of the slider over sizes: steps of 3 % of its range. Each costs a choice of all ranks, and stands on the page.
+# The number of stops of the slider over sizes, in steps of 3 % of its range. For every stop all ranks are chosen anew,
+# and the page stores them.
 STOPS = 32
 
 Write = Callable[[Adapter], tuple[Stored, Files]]  # adapter → the tensors and the header of its file
@@ -70,9 +71,9 @@ class TensorSize:
 @final
 @dataclass(frozen=True, slots=True)
 class FileLayout:
-    """The size of a safetensors file at any ranks: header bytes outside the entries, and its tensors in order.
+    """The size of a safetensors file at any ranks, from the header bytes outside the entries and its tensors in order.
 
-    The writer gives the same number, but makes an adapter and a header for every choice of ranks that a budget tries.
+    The writer gives the same size, but it would make an adapter and a header for every choice of ranks that is tried.
     """
 
     head: int
@@ -109,7 +110,7 @@ def rank_groups(plan: TruncationPlan, dialect: Dialect) -> dict[str, int]:
 
 
 def find_layout(plan: TruncationPlan, dialect: Dialect) -> FileLayout | None:
-    """The rule that gives the size of the file at any ranks; None where there is none, or no safetensors file.
+    """The rule that gives the size of the file at any ranks; None if there is no rule, or the file is not safetensors.
 
     The writer itself shows which tensor grows with the rank of which group. In a first trial all groups have rank 1, in
     a second all have rank 2. In the n-th trial after these, the groups whose number has bit n set have rank 2 and the
@@ -177,8 +178,8 @@ def _json_text(value: Any) -> str:
 
 def _matches_writer(layout: FileLayout, plan: TruncationPlan, dialect: Dialect, groups: Mapping[str, int]) -> bool:
     """Whether the rule gives the same sizes as the writer, at ranks of one digit and of two."""
-    # Offsets and ranks are written as digits, so the rule is tested where they get longer; and with other ranks in
-    # every group, so that a tensor that was given the wrong group shows.
+    # Offsets and ranks are written as digits, so the rule is tested at ranks where they get longer. Every group has
+    # another rank in these tests, so that a tensor in the wrong group changes the size.
     for rank in (1, 3, 12):
         ranks = {name: 1 + (rank + (0 if dialect.one_rank else i)) % 12 for name, i in groups.items()}
         if layout.size(ranks) != dialect.size(plan.at(ranks)):
@@ -227,7 +228,7 @@ def budget_stops(
     costs = {name: plan.direction_bytes(plan.adapter[name]) for name in plan.directions}
 
     def choose(budget: int, size: Callable[[Mapping[str, int]], int] | None) -> dict[str, int]:
-        # Not `plan.ranks`, which makes an adapter of every choice that it tries, only to ask for its size.
+        # `plan.ranks` is not used here, as it makes a whole adapter for every choice that it tries.
         return ranks(
             {name: directions.s for name, directions in plan.directions.items()},
             costs,
@@ -239,7 +240,7 @@ def budget_stops(
             size=size,
         )
 
-    # By budget, so that points of equal size are one stop.
+    # The key is the budget, so that points of equal size become one stop.
     stops: dict[int, Stop] = {}
     if layout is None:
         for uniform, point in zip(rank_stops(plan, dialect, points), reversed(points), strict=True):

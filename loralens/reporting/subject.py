@@ -7,8 +7,8 @@ from typing import final
 
 from loralens.analysis.base.amplification import Amplification
 from loralens.analysis.base.intruders import Intruders
-from loralens.analysis.checks.base import MergeEffect
 from loralens.analysis.checks.examination import Examination
+from loralens.analysis.checks.merge_effect import MergeEffect
 from loralens.analysis.groups import total_norm
 from loralens.analysis.spectrum import Spectrum
 from loralens.compression.curve import CurvePoint, rank_curve

@@ -51,7 +51,7 @@ def whole_percent(share: float) -> str:
 
 
 def percent(share: float | None, digits: int = 3) -> str:
-    """Write a share in percent with so many significant digits, and None as an empty text.
+    """Write a share in percent with at most so many significant digits, and None as an empty text.
 
     A share below 0.001 % is written as a power of ten, without the percent sign. A share that is less than 1 is never
     written as 100 %.

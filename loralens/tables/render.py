@@ -21,7 +21,8 @@ _LATEX = str.maketrans(_SPECIAL | {c: f"\\{c}" for c in "&%$#_{}"})
 def csv_text(*tables: Table[Any]) -> str:
     """Return tables that have the same columns as CSV with one heading.
 
-    A list becomes its items with spaces between them.
+    A list becomes the `repr` of its items with spaces between them, so texts in it keep their quotes. A column of such
+    a list is for JSON only (``csv=False``) and has a sibling with one text for CSV, as ``findings`` in `survey`.
     """
     columns, rows = _names_and_rows(tables)
     stream = StringIO()

@@ -54,11 +54,11 @@ def lay_out(table: Table[Any], width: int | None = None) -> TextLayout:
     shown, widths = list(range(len(columns))), dict(enumerate(natural))
     while width is not None:
         widths = _fit_widths({i: natural[i] for i in shown}, columns, width)
-        # The first column names the rows: without it the others could not be read.
+        # The first column names the rows, and without it the other columns would have no meaning.
         expendable = [i for i in shown[1:] if columns[i].priority < ALWAYS]
         if _total_width(widths) <= width or not expendable:
             break
-        # Among equal priorities the column furthest to the right goes first.
+        # Among equal priorities the column furthest to the right is left out first.
         shown.remove(min(expendable, key=lambda i: (columns[i].priority, -i)))
 
     def line(texts: Iterable[str]) -> str:
@@ -86,7 +86,7 @@ def _fit_widths(widths: dict[int, int], columns: Sequence[Column[Any]], width: i
         # possible.
         widest = max(shrinkable, key=lambda i: widths[i])
         other_widths = [widths[i] for i in shrinkable if i != widest]
-        # Texts of equal width give way by one character in turn, as the step down to the next widest is then 0.
+        # Texts of equal width are shortened by one character in turn, as the step down to the next widest is then 0.
         widths[widest] -= max(1, min(excess, widths[widest] - max([SHORTEST, *other_widths])))
     return widths
 
@@ -116,7 +116,8 @@ def shorten(text: str, width: int) -> str:
     """Shorten a text to at most ``width`` columns of a terminal; an ellipsis replaces its middle."""
     if display_width(text) <= width:
         return text
-    # Two thirds for the end: there a module's name says which projection it is, at the beginning which block.
+    # The end gets two thirds of the width, as the end of a module's name says which projection it is. The beginning
+    # says which block.
     tail = (2 * (width - 1) + 2) // 3
     return _prefix(text, width - 1 - tail) + "…" + _prefix(text[::-1], tail)[::-1]
 
@@ -146,7 +147,7 @@ def _prefix(text: str, width: int) -> str:
 
 def display_width(text: str) -> int:
     """Return how many columns of a terminal a text takes: wide characters of East Asia two, combining ones none."""
-    # A short cut for nearly all texts: unicodedata is asked character by character.
+    # This short cut serves nearly all texts, as asking unicodedata for every character is slow.
     if text.isascii():
         return len(text)
     return sum(0 if combining(c) else 2 if east_asian_width(c) in "WF" else 1 for c in text)

@@ -95,7 +95,7 @@ class Course:
 
     def factor(self, step: int) -> float:
         """The factor of the learning rate in a step, where the first step is 0; it is in (0, 1]."""
-        # Rounded, so that a warm-up of less than half a step is none.
+        # The number is rounded, so that a warm-up of less than half a step is no warm-up.
         rising = round(self.warmup * self.steps)
         if step < rising:
             # Counted from 1, so that the first step learns too, and the first step after the warm-up has the full rate.

@@ -80,12 +80,12 @@ def fit(
     model : nn.Module
         The base, which stays on its device and in its dtype. The factors are float32 (float64 in a float64 model).
     batches : sequence, iterable or callable
-        The batches 0, 1, 2 …, see `loralens.training.feed.Feed`. Of several processes each takes its own.
+        The batches 0, 1, 2 …, see `loralens.training.feed.Feed`. Each of several processes takes its own batches.
     course : Course, optional
         By default one round over a sequence of batches, with the defaults of `Course`.
     loss : callable
-        ``loss(model, batch)`` returns a scalar, the mean over the batch; or a sum and the number of its terms. By
-        default the loss that a transformers model computes itself: ``model(**batch).loss``.
+        ``loss(model, batch)`` returns a scalar, the mean over the batch, or a sum and the number of its terms. The
+        default is the loss that a transformers model computes itself: ``model(**batch).loss``.
     targets, rank, alpha, method, heads, dropout, seed, initialisation
         As for `loralens.training.inject`. ``seed`` is also the seed of dropout.
     watch : Watch, optional
@@ -140,13 +140,14 @@ def fit(
     try:
         loop = Loop(injection, feed, course, loss=loss, world=world, watch=watch or Watch(), seed=seed)
         loop.run(state)
-    # BaseException, since the model is restored after Ctrl-C too.
+    # It is BaseException because the model is restored after Ctrl-C too.
     except BaseException:
         # FSDP2 has replaced the parameters of a sharded model, so that the original layers cannot be restored.
         if not shard:
             injection.remove()
         raise
-    # The versions, since the numbers of two releases may differ; and last what the caller may replace.
+    # The record names the versions because the numbers of two releases may differ. The values of the caller come last,
+    # so that they may replace others.
     versions = {"loralens": __version__, "torch": torch.__version__}
     training_record = {**loop.record, **versions, **(record or {})}
     return Fitted(
@@ -162,12 +163,14 @@ def fit(
 def _course_of_one_round(feed: Feed) -> Course:
     """The course that takes every batch once."""
     if not feed.length:
-        raise OptionError("without a course it is not known how long to train", fix="give course=Course(steps=…)")
+        raise OptionError(
+            "the batches have no length, so the number of steps is unknown", fix="give course=Course(steps=…)"
+        )
     return Course(steps=feed.length)
 
 
 def _check_options(*, loss: Any, course: Any, watch: Any, state: Any, record: Mapping[str, Any]) -> None:
-    """Refuse arguments of a wrong type, and before training a record that could not be written after it."""
+    """Refuse arguments of a wrong type, and a record that could not be written after training."""
     if not callable(loss):
         raise OptionError(f"loss {loss!r} is not a function", fix="give loss=lambda model, batch: …")
     for name, value, kind in (("course", course, Course), ("watch", watch, Watch), ("state", state, State)):

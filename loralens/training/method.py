@@ -5,7 +5,7 @@ from typing import final
 
 from loralens.choices import MethodName
 from loralens.core.names import row_named
-from loralens.core.scaling import Rule
+from loralens.core.scaling import ScaleFormula
 
 
 @final
@@ -32,7 +32,7 @@ class TrainingMethod:
     name: MethodName
     text: str
     paper: str
-    rule: Rule = "alpha/r"
+    rule: ScaleFormula = "alpha/r"
     magnitude: bool = False
     principal: bool = False
     frozen: bool = False

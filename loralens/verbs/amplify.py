@@ -304,7 +304,8 @@ def _median_column(
     return Column(quantity, value, title, text, priority=priority, about=about)
 
 
-# On a narrow terminal the comparisons go first, random and W among them: excess and z say the same in one number.
+# On a narrow terminal the comparisons are left out first, including random and W: excess and z say the same in one
+# number each.
 COLUMNS: tuple[Column[KeptDirections], ...] = (
     Column("name", lambda row: row.name, "module", align="left", priority=ALWAYS),
     Column("shape", lambda row: list(row.module.shape), csv=False),

@@ -60,7 +60,7 @@ class CalibrateResult(Tabular):
         return f"CalibrateResult({len(self.hooked)} modules, {self.texts} texts)"
 
     def listing(self) -> list[Table[str]]:
-        """The modules that were measured, or would be, one module a row."""
+        """The modules that were measured, or would be, one module per row."""
         columns: list[Column[str]] = [Column("name", str, "module", align="left", priority=ALWAYS)]
         rows, moments = list(self.hooked), self.moments
         if moments is not None:

@@ -55,7 +55,7 @@ class CurveResult(Tabular):
         return self.activations is not None
 
     def tables(self) -> list[Table[CurvePoint]]:
-        """The points of the curve, one rank a row."""
+        """The points of the curve, one rank per row."""
         error = "√(E‖(ΔW−ΔW')x‖² / E‖ΔWx‖²) on the data" if self.on_data else "‖ΔW−ΔW'‖/‖ΔW‖"
         title = f"{self.source}: {len(self.adapter)} modules; {error} over all of them"
         return [Table(title, point_columns(self.format, on_data=self.on_data), self.points)]

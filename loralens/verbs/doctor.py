@@ -106,7 +106,7 @@ def doctor(
     modules : sequence of str
         Only modules whose name or kind matches one of these glob patterns.
     dtype : str, optional
-        The dtype of the merged model whose rounding is foretold: ``bf16``, ``f16``, ``f32`` or ``fp8``; as the base by
+        The dtype of the merged model whose rounding is predicted: ``bf16``, ``f16``, ``f32`` or ``fp8``; as the base by
         default.
     rounding : str
         How a merge rounds the new weights: ``nearest`` or ``stochastic``. Error feedback is known only from merging.

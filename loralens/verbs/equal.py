@@ -74,7 +74,7 @@ class EqualResult(Tabular):
         return [Table(f"{len(worst)} of {len(self.differences)} modules differ", columns, worst[:SHOWN])]
 
     def listing(self) -> list[Table[UpdateDifference]]:
-        """All modules, one module a row."""
+        """All modules, one module per row."""
         return [Table("differences", COLUMNS, self.differences)]
 
     def sentences(self) -> list[str]:

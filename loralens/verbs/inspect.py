@@ -88,7 +88,7 @@ class AdapterInspection(Tabular):
         ]
 
     def listing(self) -> list[Table[ModuleInspection]]:
-        """All modules, one module a row."""
+        """All modules, one module per row."""
         zero = set(self.inspection.zero)  # a set: a model has thousands of modules
         rows = [ModuleInspection(self.path, name, module, name in zero) for name, module in self.modules.items()]
         return [Table(self.path, MODULE_COLUMNS, rows)]
@@ -190,7 +190,7 @@ FACT_COLUMNS: tuple[Column[tuple[str, str]], ...] = (
     Column("property", lambda row: row[0], " ", align="left", priority=ALWAYS),  # blank, as facts need no heading
     Column("value", lambda row: row[1], " ", align="left", priority=ALWAYS),
 )
-# On a narrow terminal the kind of the weight goes first, as nearly all are linear; the rank is never left out.
+# On a narrow terminal the kind of the weight is left out first, as nearly all are linear; the rank is never left out.
 KIND_COLUMNS: tuple[Column[Kind], ...] = (
     Column("kind", lambda row: row.kind, "kind", align="left", priority=ALWAYS),
     Column("modules", lambda row: len(row.names), "modules", priority=8),

@@ -245,7 +245,7 @@ def _warn_of_losses(modules: Sequence[MergedModule], inputs: MergeInputs, roundi
     # In float32 there is no wider dtype to recommend.
     if not damaged or dtype == "float32":
         return
-    # By error, since noise can drown an update whose gain is 1.
+    # Modules are compared by their error, because noise can hide an update whose gain is 1.
     worst = max(damaged, key=lambda fidelity: fidelity.error)
     # float16 has 3 bits of mantissa more than bfloat16, but some models overflow in it.
     ways = ["write --dtype f32" + (" (or f16, where the model runs in it)" if dtype == "bfloat16" else "")]

@@ -88,7 +88,7 @@ class AdapterSpectra(Mapping[str, Spectrum]):
 
     @property
     def table(self) -> Table[ModuleSpectrum]:
-        """The modules listed, one module a row."""
+        """The modules listed, one module per row."""
         modules = f"{len(self.listed)} of {len(self)}" if len(self.listed) < len(self) else f"{len(self)}"
         # The norm is that of the whole adapter, also where --top lists only a part of it.
         title = f"{self.path}: {modules} modules, ‖ΔW‖F = {number(total_norm(self.spectra.values()))} in all"
@@ -177,7 +177,7 @@ class SpectrumResult(Tabular, Mapping[str, Spectrum]):
         ]
 
     def listing(self) -> list[Table[ModuleSpectrum]]:
-        """The modules of all adapters, one module a row."""
+        """The modules of all adapters, one module per row."""
         return [adapter.table for adapter in self.adapters]
 
     def record(self) -> dict[str, Any]:
@@ -284,8 +284,9 @@ def _energy_column(fraction: float) -> Column[ModuleSpectrum]:
     return Column(key, lambda row: row.spectrum.energy_rank(fraction), title, priority=4, about=about)
 
 
-# On a narrow terminal scale and shape go first, as they are often the same in all modules. The norm, the nominal rank
-# and the effective rank stay longest, as the question is mostly how much of the rank is used.
+# The report lists modules by these columns too (`verbs.outputs.page_tables`).
+# On a narrow terminal scale and shape are left out first, as they are often the same in all modules. The norm, the
+# nominal rank and the effective rank stay longest, as most users ask how much of the rank is used.
 COLUMNS: tuple[Column[ModuleSpectrum], ...] = (
     Column("path", lambda row: row.path, json=False),  # in JSON it stands once, at the adapter
     Column("name", lambda row: row.name, "module", align="left", priority=ALWAYS),

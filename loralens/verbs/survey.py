@@ -164,7 +164,8 @@ def _base_name(name: str | None) -> str:
 LABEL: Column[SurveyedAdapter] = Column("label", lambda row: row.label, "path", align="left", priority=ALWAYS)
 REASON: Column[SurveyedAdapter] = Column("reason", lambda row: row.reason, "reason", align="left", priority=ALWAYS)
 NOTE: Column[SurveyedAdapter] = Column("note", lambda row: row.note, "note", align="left", priority=8)
-# On a narrow terminal the fingerprint and the scale go first; size, ranks, norm and notes tell most adapters apart.
+# On a narrow terminal the fingerprint and the scale are left out first: size, ranks, norm and notes tell most adapters
+# apart.
 COLUMNS: tuple[Column[SurveyedAdapter], ...] = (
     Column("path", lambda row: str(row.path)),
     Column("format", lambda row: row.adapter and row.adapter.format, "format", align="left", priority=3),

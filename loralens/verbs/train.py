@@ -331,7 +331,7 @@ def _fill_in(keywords: dict[str, Any]) -> TrainingOptions:
         # --epochs and --steps exclude each other, so the demo must not add the latter.
         demo = DEMO if keywords["epochs"] is None else {**DEMO, "steps": None}
         keywords |= {name: value for name, value in demo.items() if keywords[name] is None}
-    # Not required options of the command, since --demo fills them in. The message is that of click.
+    # The command cannot declare these options as required, since --demo fills them in. The message is that of click.
     for name in ("model", "task", "data"):
         if keywords[name] is None:
             raise OptionError(f"Missing option '--{name}'", fix=f"give --{name}, or --demo, which sets all of them")

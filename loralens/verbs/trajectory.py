@@ -293,8 +293,8 @@ def _step_column(
     return Column(key, value, title, shown, priority=priority, json=False, csv=False, about=about)
 
 
-# On a narrow terminal σ₁ and the effective rank go first: they describe a single checkpoint. The norm and the cosine
-# with the last checkpoint, which answer how far ΔW has moved and where to, are never left out.
+# On a narrow terminal σ₁ and the effective rank are left out first, as they describe a single checkpoint. The norm and
+# the cosine with the last checkpoint are never left out: they show how far ΔW has moved and in which direction.
 COLUMNS: tuple[Column[CheckpointRow], ...] = (
     # Machines get the whole path, people the shortest name that tells the checkpoints apart.
     Column("path", lambda row: str(row.checkpoint.path)),

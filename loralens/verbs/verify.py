@@ -19,7 +19,7 @@ from loralens.linalg.device import Device
 from loralens.merging.apply import prepare_merge
 from loralens.merging.plan import TensorPlan
 from loralens.merging.rounding import MergeRounding
-from loralens.merging.tying import Tied
+from loralens.merging.tied_weights import Tied
 from loralens.merging.verify import HIGH, LOW, Outcome, Verdict, have_same_values, relation, verdicts
 from loralens.tables.numbers import count, fixed, number
 from loralens.tables.result import Tabular

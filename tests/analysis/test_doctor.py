@@ -1,5 +1,6 @@
 """The whole of doctor: order, the table of checks, and what it says of adapters that people published."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,12 +68,19 @@ def test_only_the_modules_asked_for():
 
 
 def test_every_row_of_the_table_is_whole():
-    codes = [code for check in CHECKS for code in check.rules]
+    codes = [code for check in CHECKS for code in check.codes]
     assert len(codes) == len(set(codes))
     assert set(codes) < set(diagnosis_codes())
     for check in CHECKS:
         assert (check.single is None) != (check.several is None)
     assert all(text.endswith(".") for text in diagnosis_codes().values())
+
+
+def test_the_page_has_a_row_for_every_code():
+    page = (Path(__file__).parents[2] / "docs" / "doctor.md").read_text("utf-8")
+    first_cells = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    rows = {code for cell in first_cells for code in re.findall(r"`([a-z-]+)`", cell)}
+    assert {code for check in CHECKS for code in check.codes} - rows == set()
 
 
 def test_forms_without_factors_are_examined_too():

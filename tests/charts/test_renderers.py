@@ -23,6 +23,8 @@ from loralens.errors import OptionError
 from tests.charts.figures import FIGURES
 from tests.charts.reading import COLOURS, Read, panels, read_axes, read_bar, read_key, read_svg
 
+pytestmark = pytest.mark.slow
+
 PIXEL = 0.06  # of a coordinate that is written to a tenth, in pixels
 
 

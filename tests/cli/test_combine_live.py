@@ -108,7 +108,7 @@ def test_dora_without_its_base_says_the_way_out(tmp_path: Path, base: Path) -> N
 
 def test_what_the_method_is_told_is_checked_before_anything_is_read(tmp_path: Path) -> None:
     for arguments, message in (
-        (["--method", "wrong"], "trim to the largest entries"),
+        (["--method", "wrong"], "ties (trim each update to its largest entries"),
         (["--method", "ties", "--density", "2"], "in (0, 1]"),
         (["--set", "beta=1"], "sum has no option beta"),
     ):

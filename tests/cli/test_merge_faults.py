@@ -19,7 +19,7 @@ from loralens.cli.main import main
 from tests.bases import MODULES, contents, sharded, tensors
 from tests.cli.test_merge import done, run
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")]
 KILLS = 60
 
 
@@ -221,13 +221,13 @@ def test_interrupted(name: str, exit_code: int, base: Path, adapter: Path, tmp_p
         "import sys, os, signal, threading\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # in the background it is ignored
         "from loralens.formats.models import model_writer\n"
-        "plain = model_writer._write_at\n"
+        "plain = model_writer.write_at\n"
         "count = [0]\n"
         "def slow(*args):\n"
         "    count[0] += 1\n"
         "    if count[0] == 5: os.kill(os.getpid(), signal.NAME)\n"
         "    return plain(*args)\n"
-        "model_writer._write_at = slow\n"
+        "model_writer.write_at = slow\n"
         "from loralens.cli.main import run\n"
         "run()\n"
     )

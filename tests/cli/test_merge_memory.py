@@ -13,6 +13,8 @@ from safetensors.numpy import save_file
 
 from tests.bases import single
 
+pytestmark = pytest.mark.slow
+
 BF16 = np.dtype(ml_dtypes.bfloat16)
 ROWS, COLUMNS = 8 << 10, 4 << 10  # 64 MiB in bf16
 LIMIT = (

@@ -117,7 +117,7 @@ def test_plot_is_written(small: Path, tmp_path: Path, suffix: str) -> None:
         (["SMALL", "--plot", "out.gif"], "out.gif"),
     ],
 )
-def test_what_is_wrong_is_one_message_and_exit_1(small: Path, arguments: list[str], message: str) -> None:
+def test_what_is_wrong_is_one_message_and_exit_2(small: Path, arguments: list[str], message: str) -> None:
     result = run("spectrum", *(str(small) if a == "SMALL" else a for a in arguments))
     assert result.exit_code == 2
     assert result.stderr.startswith("error: ")

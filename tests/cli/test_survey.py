@@ -125,7 +125,7 @@ def test_a_folder_with_nothing_in_it(tmp_path: Path) -> None:
     assert json.loads(run("--json", tmp_path).stdout)["adapters"] == []
 
 
-def test_no_folder_is_exit_1_and_two_forms_are_exit_2(tmp_path: Path) -> None:
+def test_no_folder_and_two_forms_are_exit_2(tmp_path: Path) -> None:
     result = run(tmp_path / "nowhere")
     assert result.exit_code == 2
     assert "is not a folder" in result.stderr

@@ -20,7 +20,7 @@ pytest.importorskip("transformers")
 ROOT = Path(__file__).parents[2]
 KILLS = 4  # of each run
 
-pytestmark = pytest.mark.usefixtures("quiet_torch")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quiet_torch")]
 
 BASE = (
     "--task",

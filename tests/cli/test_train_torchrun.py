@@ -26,7 +26,7 @@ pytest.importorskip("transformers")
 ROOT = Path(__file__).parents[2]
 OWN = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": str(ROOT)}
 
-pytestmark = pytest.mark.usefixtures("quiet_torch")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("quiet_torch")]
 
 
 @pytest.fixture(scope="module")

@@ -31,6 +31,8 @@ from loralens.verbs import VERBS
 from tests import models
 from tests.cli.terminals import Terminals
 
+pytestmark = pytest.mark.slow
+
 WIDTHS = (60, 80, 100, 140, 200)
 NAMES = [
     f"model.layers.{block}.{kind}"

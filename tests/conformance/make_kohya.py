@@ -1,4 +1,4 @@
-"""Tiny kohya files after formats.md §b.2, and ΔW by the formula: sd-scripts is no package, so numpy writes it out.
+"""Tiny kohya files in the names of sd-scripts, and ΔW by the formula: sd-scripts is no package, so numpy writes it out.
 
 Run by hand: ``python tests/conformance/make_kohya.py``.
 """

@@ -79,3 +79,8 @@ def test_an_option_of_another_dialect_is_refused(tmp_path: Path) -> None:
         loralens.save(adapter(), tmp_path / "out", bits=4)
     assert "loralens-q" in caught.value.fix
     assert not (tmp_path / "out").exists()
+
+
+def test_a_kind_in_place_of_a_name_is_told_the_glob() -> None:
+    with pytest.raises(KeyError, match=r"give '\*\.q_proj'"):
+        _ = adapter()["q_proj"]

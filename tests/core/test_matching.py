@@ -42,7 +42,7 @@ def test_no_edit_that_leaves_one_module_behind() -> None:
 
 def test_a_message_counts_what_the_best_edit_leaves_over() -> None:
     modules = names("bert.encoder.layer.{}.attention.self.query") | {"bert.classifier": (2, 8)}
-    with pytest.raises(MismatchError, match=r"1 of 4 modules have no weight in the base, bert\.classifier"):
+    with pytest.raises(MismatchError, match=r"1 of 4 modules have no weight in the base, such as bert\.classifier"):
         match(modules, BERT)
     with pytest.raises(MismatchError, match=r"bert.pooler.dense is \(8, 9\) here and \(8, 8\) in the base"):
         match(names("bert.encoder.layer.{}.attention.self.query") | {"bert.pooler.dense": (8, 9)}, BERT)

@@ -22,6 +22,8 @@ from tests.conftest import ROOT, real_adapters
 from tests.docs.blocks import Block, blocks, commands, indented, same
 from tests.docs.contract import breaches
 
+pytestmark = pytest.mark.slow
+
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
 SHELL = set("|;&><$`*(")  # a command with one of these is for a shell; any other is run within this process

@@ -9,6 +9,8 @@ import pytest
 from loralens.cli.main import COMMANDS
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.slow
+
 
 def run(script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, check=False)

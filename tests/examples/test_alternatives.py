@@ -22,6 +22,8 @@ from rivals import costs, methods, report, training  # noqa: E402
 from loralens.training import Course, fit  # noqa: E402
 from loralens.training.tasks import Examples  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 NAMES = [method.name for method in methods.METHODS]
 CLASSES = ("a", "b", "c")
 D, M, BLOCKS = 16, 24, 2  # of `tests.models.bert`

@@ -9,6 +9,8 @@ import pytest
 from loralens.formats.files.packages import is_installed
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.slow
+
 NOTEBOOK = ROOT / "examples" / "loralens_tour.ipynb"
 nbformat = pytest.importorskip("nbformat")
 

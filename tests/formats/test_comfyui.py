@@ -145,9 +145,9 @@ def test_the_axis_of_dora(shape: tuple[int, ...], role: str) -> None:
 
 BROKEN = {
     "half": ({f"{Q}.lora_down.weight": (2, 4)}, FormatError, "has no B beside it"),
-    "empty": ({f"{Q}.lora_down.weight": (0, 4), f"{Q}.lora_up.weight": (6, 0)}, ShapeError, "hold no pair"),
+    "empty": ({f"{Q}.lora_down.weight": (0, 4), f"{Q}.lora_up.weight": (6, 0)}, ShapeError, "are not a pair"),
     "rank": ({f"{Q}.lora_down.weight": (2, 4), f"{Q}.lora_up.weight": (6, 3)}, ShapeError, "do not multiply"),
-    "flat": ({f"{Q}.lora_down.weight": (2,), f"{Q}.lora_up.weight": (6, 2)}, ShapeError, "hold no pair"),
+    "flat": ({f"{Q}.lora_down.weight": (2,), f"{Q}.lora_up.weight": (6, 2)}, ShapeError, "are not a pair"),
     "twice": ({**pair(Q), f"{Q}.lora_A.weight": (2, 4)}, FormatError, "are the same tensor"),
     "dora": ({**pair(Q), f"{Q}.dora_scale": (5,)}, ShapeError, "fits neither side"),
 }

@@ -255,10 +255,14 @@ def test_a_stray_configuration_is_not_read() -> None:
 
 BROKEN = {
     "half": ({f"{Q}.lora_A.weight": (2, 4)}, FormatError, "has no B beside it"),
-    "empty": ({f"{Q}.lora_A.weight": (0, 4), f"{Q}.lora_B.weight": (6, 0)}, ShapeError, "hold no pair"),
-    "empty conv": ({f"{Q}.lora_A.weight": (0, 4, 1, 1), f"{Q}.lora_B.weight": (6, 1, 1, 1)}, ShapeError, "no pair"),
+    "empty": ({f"{Q}.lora_A.weight": (0, 4), f"{Q}.lora_B.weight": (6, 0)}, ShapeError, "are not a pair"),
+    "empty conv": (
+        {f"{Q}.lora_A.weight": (0, 4, 1, 1), f"{Q}.lora_B.weight": (6, 1, 1, 1)},
+        ShapeError,
+        "are not a pair",
+    ),
     "rank": ({f"{Q}.lora_A.weight": (2, 4), f"{Q}.lora_B.weight": (6, 3)}, ShapeError, "do not multiply"),
-    "flat": ({f"{Q}.lora_A.weight": (2,), f"{Q}.lora_B.weight": (6, 2)}, ShapeError, "hold no pair"),
+    "flat": ({f"{Q}.lora_A.weight": (2,), f"{Q}.lora_B.weight": (6, 2)}, ShapeError, "are not a pair"),
     "deep": ({f"{Q}.lora_A.weight": (2, 4), f"{Q}.lora_B.weight": (6, 2, 1, 1)}, ShapeError, "do not multiply"),
     "conv": ({f"{Q}.lora_A.weight": (2, 4, 3, 3), f"{Q}.lora_B.weight": (6, 2)}, ShapeError, "do not fit together"),
     "twice": ({**pair(Q), f"{Q}.lora.down.weight": (2, 4)}, FormatError, "are the same tensor"),
@@ -469,7 +473,7 @@ def test_extras_that_cannot_be_held(case: str) -> None:
 
 def test_dora_in_some_modules_of_a_component() -> None:
     extra = {"x": Extra("magnitude", Q, LazyArray.of(number((6,))))}
-    with pytest.raises(FormatError, match=f"{K} the first, have no DoRA magnitude"):
+    with pytest.raises(FormatError, match=f"the first is {K}. have no DoRA magnitude"):
         write(Adapter(modules={Q: low_rank(), K: low_rank()}, extra=extra, format="lycoris"))
     write(Adapter(modules={Q: low_rank(), TE: low_rank()}, extra=extra, format="lycoris"))
 

@@ -18,6 +18,8 @@ from loralens.errors import LoraLensError, OptionError
 from loralens.formats.files.container import DTYPES
 from tests.formats.blobs import blob, entry, limits
 
+pytestmark = pytest.mark.slow
+
 MIB = 1 << 20
 HARMFUL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\ud800-\udfff]")  # to a terminal
 fuzz = settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.too_slow])

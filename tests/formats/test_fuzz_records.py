@@ -25,6 +25,8 @@ from tests.conftest import small_adapter
 from tests.formats.blobs import limits
 from tests.formats.test_fuzz import HARMFUL, damaged
 
+pytestmark = pytest.mark.slow
+
 fuzz = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 ODD = [None, True, False, 0, -1, 1.5, 2**63, 10**400, 1e308, -1e999, "", "x", "\x1b[2J", "../x", "/x", "f4", [], {}]
 ODD += [

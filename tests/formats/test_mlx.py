@@ -264,7 +264,7 @@ def test_dora_goes_over_where_the_axis_is_the_same():
     assert out.tensors[f"{Q}.m"].shape == (6,)
     with pytest.raises(FormatError, match="another axis"):
         write(made({EMBED: random_module(4, 7, kind="embedding")}, magnitude("magnitude", EMBED, 4)))
-    with pytest.raises(FormatError, match=r"1 of 2 modules, v the first, have no DoRA magnitude"):
+    with pytest.raises(FormatError, match=r"1 of 2 modules .the first is v. have no DoRA magnitude"):
         write(made({Q: random_module(), "v": random_module()}, magnitude("magnitude", Q, 6)))
     with pytest.raises(ShapeError, match="not one number for each of 6 channels"):
         write(made({Q: random_module()}, magnitude("magnitude", Q, 5)))

@@ -7,7 +7,7 @@ import pytest
 from loralens.linalg.rounding import ulp
 from loralens.merging import matrix
 from loralens.merging.apply import prepare_merge
-from loralens.merging.planning import plan_merge
+from loralens.merging.make_plan import plan_merge
 from loralens.merging.rounding import MergeRounding
 from tests.merging.made import CASES, DTYPES, Maker, adapter, streamed
 from tests.reference import dora_weight

@@ -14,7 +14,7 @@ from loralens.merging.apply import prepare_merge
 from loralens.merging.extraction.differences import compare_checkpoints
 from loralens.merging.extraction.extract import extract_adapter
 from loralens.merging.extraction.triplets import NoiseEdge, compute_triplets
-from loralens.merging.planning import plan_merge
+from loralens.merging.make_plan import plan_merge
 from tests import reference
 from tests.tolerances import EXTRACTED
 

@@ -9,7 +9,7 @@ import pytest
 import loralens
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import LazyArray
-from loralens.merging.planning import plan_merge
+from loralens.merging.make_plan import plan_merge
 from tests.cli.test_merge import done
 from tests.formats.conftest import quiet_torch
 from tests.merging.made import streamed

@@ -12,7 +12,7 @@ from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import Layout
 from loralens.linalg.rounding import ulp
 from loralens.merging.apply import prepare_merge
-from loralens.merging.planning import plan_merge
+from loralens.merging.make_plan import plan_merge
 from tests.cli.test_merge import CERTIFICATE, done, run
 from tests.formats.conftest import quiet_torch
 from tests.formats.test_peft_live import CASES, adapt, base

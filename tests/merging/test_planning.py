@@ -9,7 +9,7 @@ import loralens
 from loralens.core.adapter import Adapter, Extra, Finding
 from loralens.core.lazy import LazyArray
 from loralens.errors import FormatError, LoraLensError, MismatchError
-from loralens.merging.planning import CHANGED_BASE, plan_merge
+from loralens.merging.make_plan import CHANGED_BASE, plan_merge
 from tests.merging.made import Case, Maker, adapter, conv1d, experts, linear, resized, several, streamed
 
 TIED = {"tie_word_embeddings": True, "architectures": ["LlamaForCausalLM"]}

@@ -11,7 +11,7 @@ from loralens.core.lazy import LazyArray
 from loralens.formats.models.checkpoint import open_checkpoint
 from loralens.merging import prediction
 from loralens.merging.apply import prepare_merge
-from loralens.merging.planning import plan_merge
+from loralens.merging.make_plan import plan_merge
 from loralens.merging.record import MergeRecorder
 from loralens.merging.rounding import MergeRounding
 from tests import bases

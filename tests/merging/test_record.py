@@ -10,7 +10,7 @@ import loralens
 from loralens.linalg.rounding import sampled_rounding
 from loralens.merging import matrix
 from loralens.merging.apply import prepare_merge
-from loralens.merging.planning import plan_merge
+from loralens.merging.make_plan import plan_merge
 from loralens.merging.record import MergeRecorder
 from loralens.merging.rounding import MergeRounding
 from loralens.merging.summary import Hashed, merged_modules, model_hash, module_entries, total_entry

@@ -42,10 +42,12 @@ def test_slices():
 def test_a_gain_multiplies_the_sum_and_is_divided_out_first():
     W, D = np.array([[1.0, 2.0]], np.float32), np.array([[0.5, -1.0]], np.float32)
     gain = np.array([[2.0], [3.0]], np.float32)[:1]
-    np.testing.assert_array_equal(merge_entries(W, D, np.float32, gain=gain), [[3.0, 2.0]])
-    np.testing.assert_array_equal(subtract_update(np.float32([[3.0, 2.0]]), D, np.float32, gain=gain), W)
+    np.testing.assert_array_equal(merge_entries(W, D, np.float32, dora_factors=gain), [[3.0, 2.0]])
+    np.testing.assert_array_equal(subtract_update(np.float32([[3.0, 2.0]]), D, np.float32, dora_factors=gain), W)
     out = np.empty((1, 2), np.float32)
-    np.testing.assert_array_equal(subtract_update(np.float32([[3.0, 2.0]]), D, np.float16, gain=gain, out=out), W)
+    np.testing.assert_array_equal(
+        subtract_update(np.float32([[3.0, 2.0]]), D, np.float16, dora_factors=gain, out=out), W
+    )
     np.testing.assert_array_equal(out, W)
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from loralens.core.lowrank import LowRank
 from loralens.merging.apply import prepare_merge
-from loralens.merging.planning import plan_merge
+from loralens.merging.make_plan import plan_merge
 from loralens.merging.rounding import merge_entries
 from loralens.merging.undo.subtract import Doubt, subtract_block
 from tests.merging.made import Case, adapter, streamed

@@ -16,7 +16,7 @@ from loralens.core.structured import Dense, Structured
 from loralens.errors import MismatchError, OptionError
 from loralens.merging import Switchboard
 from loralens.merging.apply import prepare_merge
-from loralens.merging.planning import plan_merge
+from loralens.merging.make_plan import plan_merge
 from loralens.merging.resident import switchboard as module
 from loralens.merging.rounding import merge_entries, slices_for, subtract_update
 from loralens.merging.update import update_matrix

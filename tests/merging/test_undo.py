@@ -11,7 +11,7 @@ from loralens.core.lazy import LazyArray
 from loralens.errors import FormatError, MismatchError
 from loralens.merging import matrix
 from loralens.merging.apply import prepare_merge
-from loralens.merging.planning import plan_merge
+from loralens.merging.make_plan import plan_merge
 from loralens.merging.record import MergeRecorder
 from loralens.merging.rounding import MergeRounding
 from loralens.merging.undo.layout import VERSION, pack_record, parse_undo
@@ -93,7 +93,7 @@ def test_the_undo_needs_no_adapter_and_no_norm():
     held = undo.tensor("a.weight")
     assert held.against == "subtracted"
     assert held.slabs[0].magnitude is None
-    assert set(held.gains) == {0}
+    assert set(held.slab_factors) == {0}
     check(case, tensors, undo)
 
 

@@ -7,7 +7,7 @@ import pytest
 from loralens.core.adapter import Adapter
 from loralens.core.lowrank import LowRank
 from loralens.merging.apply import prepare_merge
-from loralens.merging.planning import plan_merge
+from loralens.merging.make_plan import plan_merge
 from loralens.merging.rounding import MergeRounding
 from loralens.merging.verify import have_same_values, verdicts
 from tests.merging.made import CASES, DTYPES, Maker, adapter, linear, resized, streamed, tokens

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 import loralens
 from loralens.core.lowrank import LowRank
@@ -11,6 +12,8 @@ from loralens.reporting.collection import measure_collection
 from loralens.reporting.document import Part, Picture, SideBySide
 from loralens.reporting.markdown import report_markdown, report_pictures
 from tests.reporting.adapters import drawn, measured, report
+
+pytestmark = pytest.mark.slow
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

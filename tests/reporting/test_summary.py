@@ -8,7 +8,7 @@ import pytest
 
 import loralens
 from loralens.analysis.base.amplification import measure_amplification
-from loralens.analysis.checks.base import Base
+from loralens.analysis.checks.merge_effect import Base
 from loralens.analysis.doctor import examine_all
 from loralens.core.lazy import LazyArray
 from loralens.core.weights import weights_of

@@ -28,7 +28,7 @@ def test_one_round_over_a_list_is_the_default() -> None:
     assert found.steps == len(found.losses) == 5
     assert len(found.adapter) == 14
     assert "lm_head" not in found.adapter
-    with pytest.raises(OptionError, match="how long to train") as refused:
+    with pytest.raises(OptionError, match="number of steps is unknown") as refused:
         fit(models.llama(), iter(batches()), rank=2)
     assert "Course(steps=" in refused.value.fix
 

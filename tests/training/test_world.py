@@ -14,6 +14,8 @@ from loralens.training.world import World
 from tests.tolerances import PROCESSES
 from tests.training import pair
 
+pytestmark = pytest.mark.slow
+
 torch = pytest.importorskip("torch")
 
 ROOT = Path(__file__).parents[2]

@@ -6,26 +6,26 @@ from typing import final
 
 from loralens.analysis.checks import (
     absorption,
-    bases,
     blocks,
-    combination,
-    combined,
+    combining_bug,
     copied,
     dead,
     declared,
-    dominance,
     finite,
     foreign_code,
     initialisation,
+    larger_than_weight,
     missing,
     names,
     noise,
+    other_base,
     outlying,
     reader,
     scale,
     spike,
     swapped,
-    thrift,
+    unused_rank,
+    weighted_sum,
     zero,
 )
 from loralens.analysis.checks.diagnosis import Diagnosis
@@ -39,7 +39,7 @@ class Check:
 
     Attributes
     ----------
-    rules : mapping of str to str
+    codes : mapping of str to str
         Code → what it means and why it matters, in one or two sentences.
     single : callable or None
         The function that checks one adapter.
@@ -47,34 +47,34 @@ class Check:
         The function that checks two or more adapters together; its diagnoses name their ``adapter``.
     """
 
-    rules: Mapping[str, str]
+    codes: Mapping[str, str]
     single: Callable[[Examination], Iterable[Diagnosis]] | None = None
     several: Callable[[Sequence[Examination]], Iterable[Diagnosis]] | None = None
 
 
 # Findings of one level are reported in this order: what makes a file unusable comes before what makes it wasteful.
 CHECKS: tuple[Check, ...] = (
-    Check(finite.RULES, single=finite.look),
-    Check(declared.RULES, single=declared.look),
-    Check(swapped.RULES, single=swapped.look),
-    Check(names.RULES, single=names.look),
-    Check(bases.RULES, single=bases.look),
-    Check(bases.OF_SEVERAL, several=bases.look_at_all),
-    Check(reader.RULES, single=reader.look),
-    Check(foreign_code.RULES, single=foreign_code.look),
-    Check(zero.RULES, single=zero.look),
-    Check(missing.RULES, single=missing.look),
-    Check(copied.RULES, single=copied.look),
-    Check(dead.RULES, single=dead.look),
-    Check(scale.RULES, single=scale.look),
-    Check(combined.RULES, single=combined.look),  # PEFT #1364 to 9a267b2, #3449
-    Check(blocks.RULES, single=blocks.look),  # sd-scripts #839, #868
-    Check(combination.RULES, several=combination.look),
-    Check(dominance.RULES, single=dominance.look),
-    Check(noise.RULES, single=noise.look),
-    Check(absorption.RULES, single=absorption.look),
-    Check(initialisation.RULES, several=initialisation.look),
-    Check(outlying.RULES, single=outlying.look),
-    Check(spike.RULES, single=spike.look),
-    Check(thrift.RULES, single=thrift.look),
+    Check(finite.CODES, single=finite.look),
+    Check(declared.CODES, single=declared.look),
+    Check(swapped.CODES, single=swapped.look),
+    Check(names.CODES, single=names.look),
+    Check(other_base.CODES, single=other_base.look),
+    Check(other_base.OF_SEVERAL, several=other_base.look_at_all),
+    Check(reader.CODES, single=reader.look),
+    Check(foreign_code.CODES, single=foreign_code.look),
+    Check(zero.CODES, single=zero.look),
+    Check(missing.CODES, single=missing.look),
+    Check(copied.CODES, single=copied.look),
+    Check(dead.CODES, single=dead.look),
+    Check(scale.CODES, single=scale.look),
+    Check(combining_bug.CODES, single=combining_bug.look),  # PEFT #1364 to 9a267b2, #3449
+    Check(blocks.CODES, single=blocks.look),  # sd-scripts #839, #868
+    Check(weighted_sum.CODES, several=weighted_sum.look),
+    Check(larger_than_weight.CODES, single=larger_than_weight.look),
+    Check(noise.CODES, single=noise.look),
+    Check(absorption.CODES, single=absorption.look),
+    Check(initialisation.CODES, several=initialisation.look),
+    Check(outlying.CODES, single=outlying.look),
+    Check(spike.CODES, single=spike.look),
+    Check(unused_rank.CODES, single=unused_rank.look),
 )

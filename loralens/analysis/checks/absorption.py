@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator
 
-from loralens.analysis.checks.base import MergeEffect
 from loralens.analysis.checks.diagnosis import Diagnosis
 from loralens.analysis.checks.examination import Examination
+from loralens.analysis.checks.merge_effect import MergeEffect
 from loralens.linalg.rounding import survivors
 from loralens.tables.numbers import fixed, whole_percent
 
-RULES = {
+CODES = {
     "below-rounding": "‖ΔW‖ is smaller than the error of rounding W to the dtype of the merge, in which the base may "
     "already be stored. The effect of the module is lost in that error.",
     "merge-lossy": "Merged into weights of this dtype, much of the update is rounded away, or is hidden by "

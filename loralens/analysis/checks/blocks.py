@@ -12,7 +12,7 @@ from loralens.core.lowrank import LowRank
 from loralens.core.names import some
 from loralens.tables.numbers import whole_percent
 
-RULES = {
+CODES = {
     "concat-alpha": "Adapters that were joined side by side (sd-scripts' --concat) keep the α of the first, while "
     "the rank becomes the sum of all ranks. Everything is then too weak by the ratio of the ranks.",
     "split-qkv-alpha": "A fused projection trained in parts (split_qkv) is stored as one pair with a block-diagonal B "

@@ -6,7 +6,7 @@ from loralens.analysis.checks.diagnosis import Diagnosis
 from loralens.analysis.checks.examination import Examination
 from loralens.core.lowrank import LowRank
 
-RULES = {
+CODES = {
     "dead-rows": "Rows of B are exactly zero: these outputs are never moved. A shard was not saved, the tensor was "
     "padded, or they were pruned on purpose.",
     "dead-columns": "Columns of A are exactly zero, although A starts at random: these inputs are never read. A shard "

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from loralens.analysis.checks.diagnosis import Diagnosis, share
 from loralens.analysis.checks.examination import Examination
 
-RULES = {
+CODES = {
     "peft-type": "adapter_config.json names another method than the one whose tensors are in the file: PEFT builds "
     "that method's layers, and finds none or only some of their tensors."
 }

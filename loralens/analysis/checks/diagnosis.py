@@ -64,5 +64,7 @@ def by_cause(findings: Iterable[Diagnosis]) -> list[list[Diagnosis]]:
 
 
 def share(count: int, of: int) -> str:
-    """``all 12 modules``, ``3 of 12 modules``."""
-    return f"all {of} modules" if count == of > 1 else f"{count} of {of} modules"
+    """``all 12 modules``, ``3 of 12 modules``, ``the only module``."""
+    if of == 1 == count:
+        return "the only module"
+    return f"all {of} modules" if count == of else f"{count} of {of} modules"

@@ -8,7 +8,7 @@ from typing import Any, final
 
 import numpy as np
 
-from loralens.analysis.checks.base import MergeEffect, Reason
+from loralens.analysis.checks.merge_effect import MergeEffect, Reason
 from loralens.analysis.spectrum import Spectrum
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array

@@ -8,7 +8,7 @@ from loralens.analysis.checks.examination import Examination
 from loralens.analysis.inspection import count_non_finite
 from loralens.core.lowrank import LowRank
 
-RULES = {
+CODES = {
     "non-finite": "A tensor holds NaN or Inf: every output of a model with this adapter will be NaN.",
     "base-non-finite": "A weight of the base holds NaN or Inf: its outputs are NaN with every adapter and without.",
 }

@@ -11,7 +11,7 @@ from typing import Any
 from loralens.analysis.checks.diagnosis import Diagnosis
 from loralens.analysis.checks.examination import Examination
 
-RULES = {
+CODES = {
     "foreign-code": "The configuration names code that other software imports, and so runs, when it loads the adapter."
 }
 # Top-level packages that the field's own tools write into ``parent_library``.

@@ -8,12 +8,12 @@ import numpy as np
 from loralens.analysis.checks.diagnosis import Diagnosis
 from loralens.analysis.checks.examination import Examination
 from loralens.analysis.compare.clusters import connected_groups
-from loralens.analysis.compare.pairwise import SHARED, known_mean, match_collection
+from loralens.analysis.compare.pairwise import SAME_START, known_mean, match_collection
 from loralens.core.lazy import Array
 from loralens.core.names import some
 from loralens.linalg.rounding import sample_entries
 
-RULES = {
+CODES = {
     "shared-initialisation": "Adapters that were trained from one seed share the random start of A. Overlaps of A, or "
     "of the in side of ΔW, then show the seed and not the tasks."
 }
@@ -32,13 +32,13 @@ def look(exams: Sequence[Examination]) -> Iterator[Diagnosis]:
                 if r == s:  # random numbers are drawn row by row, so other ranks show no common start
                     table[i, j] = x @ y
     similar = known_mean(cosines)
-    for group in connected_groups(similar, SHARED):
+    for group in connected_groups(similar, SAME_START):
         if len(group) < 2:
             continue
         first, same_start = exams[group[0]], [exams[i] for i in group[1:]]
-        # Members of a group need not be similar to each other, but each is to one of them: that is what is stated.
-        least = min(similar[i, j] for i in group for j in group if i != j and similar[i, j] >= SHARED)
-        # Rounded down, so that the statement stays true.
+        # Members of a group need not all be similar to each other: each is similar to at least one, and this is stated.
+        least = min(similar[i, j] for i in group for j in group if i != j and similar[i, j] >= SAME_START)
+        # The cosine is rounded down, so that "or more" stays true.
         cosine = "cosine 1" if least > 1 - 1e-6 else f"cosine {floor(100 * least) / 100:.2f} or more"
         evidence = (
             f"its A has nearly the same direction as that of {some([one.path for one in same_start])} ({cosine}): they "

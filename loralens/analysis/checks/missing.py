@@ -8,7 +8,7 @@ from loralens.analysis.checks.diagnosis import Diagnosis
 from loralens.analysis.checks.examination import Examination
 from loralens.core.names import weight_name
 
-RULES = {
+CODES = {
     "module-missing": "A module is missing that all other blocks have: it was lost when the adapter was saved or "
     "converted, or it was left out on purpose."
 }

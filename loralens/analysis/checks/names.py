@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from loralens.analysis.checks.diagnosis import Diagnosis
 from loralens.analysis.checks.examination import Examination
 
-RULES = {
+CODES = {
     "base-mismatch": "The base has no weight of this name and shape. Servers skip such modules without a message, so "
     "that the adapter does less than it should, or nothing."
 }

@@ -9,7 +9,7 @@ from loralens.analysis.checks.diagnosis import Diagnosis
 from loralens.analysis.checks.examination import Examination
 from loralens.linalg.factor import Floats
 
-RULES = {
+CODES = {
     "random-spectrum": "The singular values are as flat as those of random factors of the same norm: nothing was "
     "learned, the factors were initialised at random and never trained, or noise was added."
 }
@@ -32,10 +32,10 @@ def look(exam: Examination) -> Iterator[Diagnosis]:
     for name, spectrum in exam.spectra.items():
         if spectrum.spectral == 0 or not SMALLEST_RANK <= spectrum.rank <= min(*spectrum.shape, LARGEST_RANK):
             continue
-        # Of identical shapes the null distribution is sampled once: it is cached.
+        # The null distribution is cached, so that it is sampled once for all modules of the same shape.
         null = random_participation(spectrum.shape, spectrum.rank)
         tested += 1
-        # One-sided: training concentrates the energy, so only spectra below the null show that something was learned.
+        # The test is one-sided: training concentrates the energy, so only spectra below the null show learning.
         if spectrum.participation_ratio >= np.quantile(null, REJECTED):
             alike += 1
             first = first or f"{name} {spectrum.participation_ratio:.2f} (random {null.min():.2f}–{null.max():.2f})"

@@ -7,7 +7,7 @@ from loralens.analysis.checks.examination import Examination
 from loralens.analysis.outliers import PER_MODULE, QUANTITIES, find_outliers
 from loralens.tables.numbers import whole_percent
 
-RULES = {
+CODES = {
     "outlier": "The norm or the effective rank is separated from those of the other modules of its kind and shape by a "
     f"gap that occurs by chance for at most {whole_percent(PER_MODULE)} of the modules: training treats this layer "
     "differently, or it was damaged."

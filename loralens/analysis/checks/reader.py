@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from loralens.analysis.checks.diagnosis import Diagnosis
 from loralens.analysis.checks.examination import Examination
 
-RULES: dict[str, str] = {}  # readers have codes of their own, whose texts explain themselves
+CODES: dict[str, str] = {}  # readers have codes of their own, whose texts explain themselves
 
 
 def look(exam: Examination) -> Iterator[Diagnosis]:

@@ -13,7 +13,7 @@ LARGEST = 8.0  # largest usual α/r: the LoRA paper's largest is 32/4, and commo
 LARGEST_GIVEN = 32.0  # the same for a scale that the file states directly: mlx-lm's default is 20
 SMALLEST = 1 / 64  # smallest usual scale: kohya's default α = 1 reaches it at r = 64
 
-RULES = {
+CODES = {
     "scale-zero": "The scale is 0, so the module adds nothing; α = 0 means 0 to some programs and r to others.",
     "scale-negative": "The scale is negative: the update is taken off instead of added.",
     "scale-large": "The scale is larger than training uses. α may have been set for another rank, applied twice, or "

@@ -6,7 +6,7 @@ from loralens.analysis.checks.diagnosis import Diagnosis
 from loralens.analysis.checks.examination import Examination
 from loralens.tables.numbers import fixed
 
-RULES = {
+CODES = {
     "spike": "One direction holds nearly all of the energy of a module of rank 4 or more. Such spikes add up when "
     "adapters are stacked, and often come from a learning rate that is too high."
 }

@@ -8,7 +8,7 @@ from loralens.analysis.checks.examination import Examination, ModuleReading
 from loralens.core.lowrank import LowRank
 from loralens.core.names import some
 
-RULES = {
+CODES = {
     "factors-swapped": "B and A seem to be in each other's place, so that the update is that of another matrix: of its "
     "transpose where they were transposed too. A starts at random, and its rows stay equally long and reach all inputs "
     "alike. B starts at zero, and stays shorter and more uneven."

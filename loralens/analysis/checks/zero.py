@@ -7,7 +7,7 @@ from sys import float_info
 from loralens.analysis.checks.diagnosis import Diagnosis
 from loralens.analysis.checks.examination import Examination, ModuleReading
 
-RULES = {
+CODES = {
     "zero-update": "B or A is all zero, so the module adds nothing: it was never trained, or was trained and not "
     "saved. Or both are so small that their product is lost."
 }

@@ -93,7 +93,7 @@ def _comfyui_dora(adapter: Adapter) -> Iterator[Finding]:
     unread = [key for key in magnitudes if not key.endswith(".dora_scale")]
     if unread:
         yield error("dora", f"DoRA magnitudes are ignored: {some(unread, 1)}", "merge it into the base")
-    # By input, ComfyUI and LyCORIS agree, so "magnitude_in" needs no warning.
+    # ComfyUI and LyCORIS agree on magnitudes by input, so "magnitude_in" needs no warning.
     if any(extra.role == "magnitude" for key, extra in magnitudes.items() if key not in unread):
         text = "ComfyUI divides by ‖W‖, not ‖W+ΔW‖, on the output axis: DoRA comes out otherwise than in training"
         yield warning("dora", text, "merge it into the base")

@@ -43,7 +43,7 @@ PLAIN = "LORA"  # the peft_type of plain pairs
 SAME = 1e-9  # relative difference up to which two scales are equal: α/r is a quotient that was rounded to float64
 TRAINED_IN_FULL = ("saved", "copy", "embedding", "tokens")  # roles of tensors that replace a part of the base
 
-Rule = Callable[[Adapter], Iterator[Finding]]
+ClientRule = Callable[[Adapter], Iterator[Finding]]
 
 
 def check(adapter: Adapter, consumer: Consumer, match: Match | None = None) -> list[Finding]:
@@ -68,7 +68,7 @@ def check(adapter: Adapter, consumer: Consumer, match: Match | None = None) -> l
     return sorted(findings, key=lambda finding: finding.level != "error")
 
 
-def _must_be(form: str) -> Rule:
+def _must_be(form: str) -> ClientRule:
     """The rule that only this dialect is read.
 
     vLLM: ``from_local_checkpoint`` of lora_model.py. LoRAX: ``map_weights_for_model`` of adapters/lora.py. llama.cpp:
@@ -198,7 +198,7 @@ def _vllm_rank(adapter: Adapter) -> Iterator[Finding]:
         yield warning("rank", text, f"serve with --max-lora-rank {fitting}")
 
 
-def _one_scale(who: str, fix: str) -> Rule:
+def _one_scale(who: str, fix: str) -> ClientRule:
     """The rule that every module has the scale of the configuration; patterns with the same α/r are harmless.
 
     vLLM: up to 0.31 ``lora_alpha`` and ``r`` alone give the scale of every module (``vllm_lora_scaling_factor``).
@@ -289,7 +289,7 @@ VLLM_SCALE = _one_scale(
 )
 LORAX_SCALE = _one_scale("LoRAX ignores", "give all modules one α/r: train so, or loralens compress --uniform")
 SERVERS = (_must_be("peft"), _only_lora, _no_dora, _no_bias, _no_experts)
-CONSUMERS: dict[Consumer, tuple[Rule, ...]] = {
+CONSUMERS: dict[Consumer, tuple[ClientRule, ...]] = {
     "vllm": (*SERVERS, _vllm_saved, _vllm_config, VLLM_SCALE, _vllm_rank),
     "lorax": (*SERVERS, _no_saved, LORAX_SCALE, _lorax_rank, _lorax_ranks),
     "llama.cpp": (_must_be("gguf"), _no_structure, _no_dora, _no_saved, _no_bias, _one_alpha, _gguf_tensors),

@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from loralens.analysis.compare.pairwise import SHARED
+from loralens.analysis.compare.pairwise import SAME_START
 from loralens.linalg.factor import Floats
 
 
-def connected_groups(similar: Floats, threshold: float = SHARED) -> list[list[int]]:
+def connected_groups(similar: Floats, threshold: float = SAME_START) -> list[list[int]]:
     """The connected components of the graph of pairs with at least this similarity, as sorted indices."""
     near = np.nan_to_num(similar) >= threshold  # NaN, which stands for nothing to compare, joins nothing
     components: list[list[int]] = []

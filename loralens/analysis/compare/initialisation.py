@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import isnan, nan
 from typing import Literal, final
 
-from loralens.analysis.compare.pairwise import SHARED
+from loralens.analysis.compare.pairwise import SAME_START
 from loralens.analysis.compare.similarity import Comparison
 from loralens.choices import Side
 
@@ -21,11 +21,11 @@ class Initialisation:
     Attributes
     ----------
     cosine : float
-        Cosine of vec(A), including modules with B = 0. It is near 1 if both began from the same A₀ and training moved
-        A little, and NaN if there is no A. Random numbers are drawn row by row, so with different ranks only the first
-        module can show a common seed.
+        Cosine of vec(A) between the adapters, including modules with B = 0. It is near 1 if both began from the same A₀
+        and training changed A only slightly. It is NaN if there is no A. Random numbers are drawn row by row, so with
+        different ranks only the first module can show a common seed.
     alike, compared : int
-        The number of modules whose A have a cosine of at least 0.5, and the number of modules with an A.
+        The number of modules whose two A have a cosine of at least 0.5, and the number of modules with an A.
     spans, chance : mapping of side to float
         φ(k1, k2) of all directions of ΔW, over modules that are not 0, and its chance level. On the in side this is
         the overlap of the row spaces of the two A in any gauge. NaN if all modules are 0.
@@ -44,7 +44,7 @@ class Initialisation:
     def one_sided(self) -> bool:
         """Whether the in sides share at least half of their directions, and the out sides less than half of that."""
         # A common task shows on both sides, and a common random A on the in side alone.
-        return self.spans["in"] >= SHARED and self.spans["out"] < self.spans["in"] / 2
+        return self.spans["in"] >= SAME_START and self.spans["out"] < self.spans["in"] / 2
 
     @property
     def verdict(self) -> Verdict:
@@ -54,8 +54,8 @@ class Initialisation:
         ``likely``: they are not, but the updates agree on the in side alone, which happens if one of the two was
         re-factored. ``unknown``: there is no A and no such sign. ``none``: no sign.
         """
-        # The record first: training may have moved A so far that no number shows the common start any more.
-        if self.recorded or self.cosine >= SHARED:
+        # The record is asked first: training may have moved A so far that no number shows the common start any more.
+        if self.recorded or self.cosine >= SAME_START:
             return "shared"
         if self.one_sided:
             return "likely"
@@ -67,7 +67,7 @@ class Initialisation:
         known_sides = [side for side in SIDES if not isnan(self.spans[side])]
         spans = ", ".join(f"φ_{side} {self.spans[side]:.3g} (chance {self.chance[side]:.2g})" for side in known_sides)
         spans = f"; {spans}" if spans else ""
-        if self.recorded and not self.cosine >= SHARED:
+        if self.recorded and not self.cosine >= SAME_START:
             return f"shared initialisation: both were trained from the same A₀, as their records say{spans}"
         if self.verdict == "shared":
             return (
@@ -86,7 +86,7 @@ class Initialisation:
         if isnan(self.spans["in"]):
             return "one of them is 0 in every module, so there are no directions to compare"
         seed = "directions of the in side show the seed, not the task: look at --side out"
-        # If both sides agree, the two may be checkpoints of one run, of which the out side shows no less.
+        # If both sides agree, the two may be checkpoints of one run, and then the out side agrees as well.
         return seed if self.one_sided else f"{seed}, where these two agree as well"
 
 
@@ -95,8 +95,9 @@ def initialisation(comparison: Comparison, *, recorded: bool = False) -> Initial
 
     ``recorded`` is the result of `loralens.core.training.same_start` on their records.
 
-    The cosine of vec(A) needs the factors as training left them. It is the only number here that depends on the gauge,
-    as the effect of a seed does. Checkpoints of one run share their A₀ too; they agree on both sides.
+    The cosine of vec(A) needs the factors as training left them. It is the only number here that depends on how ΔW is
+    factored, because a common seed shows in the factors and not in ΔW. Checkpoints of one run share their A₀ too, and
+    they agree on both sides.
     """
     # An update of 0 has no directions. Its A counts nevertheless: no training has moved it.
     alive = [one for one in comparison.modules.values() if not one.zero]
@@ -104,7 +105,7 @@ def initialisation(comparison: Comparison, *, recorded: bool = False) -> Initial
     ends: dict[Side, int] = {"in": 1, "out": 0}  # of the shape (out, in): the length of a direction on that side
     return Initialisation(
         _mean(cosines),
-        sum(cosine >= SHARED for cosine in cosines),
+        sum(cosine >= SAME_START for cosine in cosines),
         len(cosines),
         {side: _mean([one.spans[side] for one in alive]) for side in SIDES},
         {side: _mean([max(one.directions) / one.shape[end] for one in alive]) for side, end in ends.items()},

@@ -69,7 +69,7 @@ def interference(
     directions as the weight has dimensions, they span everything: the shared energy is 1, and so is its chance level.
     """
     result = Interference(tuple(modules), *np.full((4, len(modules), len(adapters)), np.nan))
-    # By index, because one name may stand for modules of two shapes.
+    # Modules are identified by index, because one name may stand for modules of two shapes.
     in_threads(lambda m: _measure(int(m), result, adapters), [str(m) for m in range(len(modules))], threads, step)
     return result
 

@@ -24,7 +24,7 @@ from loralens.linalg.product import column_basis
 ALIKE = 1 - 1e-9  # smallest computed cosine of two equal updates, with room for rounding, which is a few 1e-16
 # Independent initialisations have 0 ± 1/√(r·in). Among 497 published Mistral adapters, any threshold from 0.15 to 0.6
 # gave the same groups, and adapters of different groups had at most 0.044.
-SHARED = 0.5  # smallest cosine of A that shows a common initialisation
+SAME_START = 0.5  # smallest cosine of A that shows a common initialisation
 
 
 @final
@@ -207,7 +207,7 @@ def pairwise(
     )
     called = labels or [f"adapter {t}" for t in range(1, len(adapters) + 1)]
 
-    # By index, because one name may stand for modules of two shapes.
+    # Modules are identified by index, because one name may stand for modules of two shapes.
     def measure(index: str) -> None:
         _measure(int(index), result, adapters, labels=called, of=of, head=phi_rank)
 

@@ -316,6 +316,6 @@ def _no_match_error(modules: Mapping[str, Shape], base: Mapping[str, Shape], bes
         if same:
             what = f"{name} is {modules[name]} here and {base[same]} in the base ({same}): another model"
             return MismatchError(what, fix="give the base that the adapter was trained on")
-    what = f"{len(missing)} of {len(modules)} modules have no weight in the base, {name} among them"
+    what = f"{len(missing)} of {len(modules)} modules have no weight in the base, such as {name}"
     weights = [key.removesuffix(".weight") for key in base if key.endswith(".weight")]
     return MismatchError(what, fix=f"the nearest names there are {nearest(weight_name(best.rename(name)), weights)}")

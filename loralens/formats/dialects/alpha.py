@@ -1,4 +1,7 @@
-"""α that is stored as a tensor beside a pair, and the scale that diffusers, ComfyUI and others use without one."""
+"""α that is stored as a tensor beside a pair, and the scale that diffusers, ComfyUI and others use without one.
+
+Not of kohya's dialect: for its software a missing α means α = r (`kohya.reader.kohya_scaling`).
+"""
 
 from collections.abc import Mapping
 from math import isclose, isfinite
@@ -66,7 +69,7 @@ def alpha_findings(modules: Mapping[str, Update], metadata: Mapping[str, str] | 
     # A file without any α is common, and every program reads it at scale 1. Only a mixed file is doubtful.
     if 0 < len(missing) < len(modules):
         text = (
-            f"{len(missing)} of {len(modules)} modules have no alpha, {missing[0]} the first, and are taken at "
+            f"{len(missing)} of {len(modules)} modules have no alpha (the first is {missing[0]}), and are taken at "
             "scale 1; programs disagree about such files"
         )
         return [Finding("warning", "alpha-missing", text, "save the adapter again with an alpha for every module")]

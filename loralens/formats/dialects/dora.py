@@ -43,7 +43,7 @@ def magnitude_findings(extra: Mapping[str, Extra], *, software: str) -> list[Fin
         return []
     count = sum(item.role in MAGNITUDES for item in extra.values())
     text = (
-        f"{len(missing)} of {count} DoRA modules have no magnitude in the file, {missing[0]} the first: {software} "
+        f"{len(missing)} of {count} DoRA modules have no magnitude in the file (the first is {missing[0]}): {software} "
         "takes the lengths of W for it, W' = ‖W‖ · (W+ΔW)/‖W+ΔW‖, and so does what has the base here; without one, "
         "ΔW = scale·B·A alone is measured"
     )

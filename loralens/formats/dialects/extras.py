@@ -25,8 +25,8 @@ def translatable_extras(adapter: Adapter, roles: Collection[str], title: str) ->
     # The norms have to be computed from the base, which the caller does with --base.
     if norms:
         raise FormatError(
-            f"the magnitudes of {len(norms)} DoRA modules are not in the file, {norms[0]} the first, and {title} does "
-            "not make them from the base",
+            f"the magnitudes of {len(norms)} DoRA modules are not in the file (the first is {norms[0]}), and {title} "
+            "does not make them from the base",
             fix="give --base, and they are written as the lengths of its weights; or merge it into the base",
         )
     lost = [f"{key} ({extra.role})" for key, extra in adapter.extra.items() if extra.role not in roles]
@@ -123,7 +123,7 @@ def check_all_dora(adapter: Adapter, title: str, *, part: Callable[[str], str] =
     parts = {part(name) for name in dora}
     plain = [name for name in adapter if name not in dora and part(name) in parts]
     if plain:
-        which = f"{len(plain)} of {len(adapter)} modules, {plain[0]} the first,"
+        which = f"{len(plain)} of {len(adapter)} modules (the first is {plain[0]})"
         what = f"{which} have no DoRA magnitude, and {title} makes all of them DoRA"
         raise FormatError(what, fix="leave one of the two kinds out with --modules")
 

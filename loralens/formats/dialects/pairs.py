@@ -194,7 +194,7 @@ def factors(parts: Parts, B: str = "B", A: str = "A") -> tuple[LazyArray, LazyAr
     B_tensor, A_tensor = tensors_of(parts, B, A)
     # A vector could be neither factor.
     if A_tensor.ndim < 2 or not A_tensor.size or not B_tensor.size:
-        raise ShapeError(f"B {B_tensor.shape} and A {A_tensor.shape} hold no pair", fix=SAVE_AGAIN)
+        raise ShapeError(f"B {B_tensor.shape} and A {A_tensor.shape} are not a pair", fix=SAVE_AGAIN)
     return B_tensor, A_tensor
 
 

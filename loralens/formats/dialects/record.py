@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from loralens.core.adapter import Adapter, Finding
-from loralens.core.scaling import Rule, Scaling
+from loralens.core.scaling import ScaleFormula, Scaling
 from loralens.core.structured import Update
 from loralens.formats.dialects.peft.fields import TARGETS, carried_fields, valid_fields
 from loralens.formats.files.container import RECORD, Stored, read_json
@@ -145,7 +145,7 @@ def _is_valid(module: Any) -> bool:
 def is_valid_scaling(rule: Any, alpha: Any, rank: Any, origin: Any) -> bool:
     """Whether the fields of a `Scaling`, which come from a file, have values of the right types."""
     return (
-        rule in get_args(Rule)
+        rule in get_args(ScaleFormula)
         and (alpha is None or finite_number(alpha) is not None)
         and (rank is None or (type(rank) is int and rank > 0))
         and is_safe_text(origin)

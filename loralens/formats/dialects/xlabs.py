@@ -121,5 +121,5 @@ def _about_widths(groups: Mapping[str, Parts]) -> list[Finding]:
     assumed = [name for name in groups if name.endswith(".linear1") and _second(name, groups) is None]
     if not assumed:
         return []
-    text = f"{len(assumed)} updates of linear1, {assumed[0]} the first, are filled up to FLUX.1's 7 widths with zeros"
+    text = f"{len(assumed)} updates of linear1 (the first is {assumed[0]}) are padded with zeros to FLUX.1's 7 widths"
     return [Finding("note", "width-assumed", text)]

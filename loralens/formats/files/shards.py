@@ -9,7 +9,7 @@ from loralens.errors import FormatError, OptionError
 from loralens.formats.files.container import read_json
 from loralens.formats.files.relative_name import is_relative_name
 
-# Of several files, the one of these names holds the weights: transformers' and diffusers'.
+# If a folder has several files, the one with one of these names (of transformers, of diffusers) holds the weights.
 SINGLE = ("model.safetensors", "diffusion_pytorch_model.safetensors")
 
 

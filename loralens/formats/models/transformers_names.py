@@ -86,7 +86,7 @@ def use_memory_names(adapter: Adapter, config: Mapping[str, Any] | None) -> Adap
         names = [_apply_rules(str(name), rules) for name in saved]
         adapter = replace(adapter, config={**(adapter.config or {}), "modules_to_save": names})
     adapter = replace(adapter, extra=_rename_extras(adapter.extra, rules))
-    # After renaming, because the stacks are those of memory.
+    # This comes after renaming, because the stacks have their names in memory.
     if kind in JOINED:
         adapter = replace(adapter, modules=_join_experts(adapter.modules, _count(config)))
     if rules is _DINO:

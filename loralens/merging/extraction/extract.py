@@ -26,7 +26,7 @@ from loralens.merging.extraction.differences import (
 from loralens.merging.extraction.extraction import ExtractedModule, Extraction, assemble_extracted
 from loralens.merging.extraction.leftover import LeftOut, collect_leftover
 from loralens.merging.extraction.triplets import START, NoiseEdge, Triplets, compute_triplets, measured_error
-from loralens.merging.tying import Tied
+from loralens.merging.tied_weights import Tied
 
 # 64 MiB in float32, so several of them at a time would need too much memory.
 BIG = 1 << 24  # entries of a matrix from which matrices are processed one at a time, with all threads in the products

@@ -11,7 +11,7 @@ import numpy as np
 
 from loralens.core.lazy import Array, LazyArray
 from loralens.merging.apply import prepare_merge
-from loralens.merging.gain import Gain
+from loralens.merging.dora_factors import DoraFactors
 from loralens.merging.matrix import Buffer
 from loralens.merging.plan import TensorPlan
 from loralens.merging.undo.patch import Blob, PatchReader, PatchWriter
@@ -29,8 +29,8 @@ class MergedWeight:
     ----------
     task : Task
         The task that is merged into the weight.
-    gains : dict of int to Gain
-        DoRA's gains by the first row of their slab.
+    slab_factors : dict of int to DoraFactors
+        DoRA's factors by the first row of their slab.
     patch : Blob or None
         The patch relative to W' − D.
     copy : array or None
@@ -39,14 +39,16 @@ class MergedWeight:
 
     task: Task
     plan: TensorPlan
-    gains: dict[int, Gain]
+    slab_factors: dict[int, DoraFactors]
     patch: Blob | None = None
     copy: Array | None = None
 
     @property
     def patch_bytes(self) -> int:
-        """Bytes of the patch and the gains."""
-        return (self.patch.nbytes if self.patch else 0) + sum(gain.values.nbytes for gain in self.gains.values())
+        """Bytes of the patch and of the factors of DoRA."""
+        return (self.patch.nbytes if self.patch else 0) + sum(
+            dora_factors.values.nbytes for dora_factors in self.slab_factors.values()
+        )
 
     @property
     def copy_bytes(self) -> int:
@@ -75,7 +77,7 @@ def merge_weight(W: Array, plan: TensorPlan, task: Task) -> tuple[Array, MergedW
             writer.block(block.stored, block.subtract(buffer.of(block.merged.shape)))
     # A patch against unrelated numbers would be as large as the weight, and a copy is faster.
     patch, copy = (None, W.copy()) if replaced else (writer.finish(), None)
-    return result.reshape(W.shape), MergedWeight(task, plan, merge.gains, patch, copy)
+    return result.reshape(W.shape), MergedWeight(task, plan, merge.slab_factors, patch, copy)
 
 
 def restore_weight(W: Array, undo: MergedWeight) -> Array:
@@ -91,7 +93,7 @@ def restore_weight(W: Array, undo: MergedWeight) -> Array:
     assert undo.patch is not None
     assert prod(undo.plan.matrix) == W.size
     reader, result, start = PatchReader(undo.patch, W.dtype.itemsize), np.empty(undo.plan.matrix, W.dtype), 0
-    for R in subtract_updates(replace(undo.plan, base=LazyArray.of(W)), undo.gains, W.dtype):
+    for R in subtract_updates(replace(undo.plan, base=LazyArray.of(W)), undo.slab_factors, W.dtype):
         result[start : start + len(R)] = reader.block(R)
         start += len(R)
     reader.finish()

@@ -10,12 +10,12 @@ from loralens.core.lazy import Array, LazyArray
 from loralens.core.names import nearest
 from loralens.errors import MismatchError, OptionError, place
 from loralens.linalg.device import Device
+from loralens.merging.make_plan import plan_merge
 from loralens.merging.plan import MergePlan, TensorPlan
-from loralens.merging.planning import plan_merge
 from loralens.merging.record import hash_rows
 from loralens.merging.resident.resident import MergedWeight, Task, merge_weight, restore_weight
 from loralens.merging.resident.slots import WeightSlot, check_slot_writable, has_conv1d_layers, lazy_weight, slots_of
-from loralens.merging.tying import have_same_change
+from loralens.merging.tied_weights import have_same_change
 
 if TYPE_CHECKING:  # importing torch takes 1.4 s, and only its type is needed
     from torch import nn

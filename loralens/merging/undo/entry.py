@@ -28,7 +28,7 @@ def check_outline(entry: Mapping[str, Any]) -> None:
     name, shape = entry["dtype"], entry["shape"]
     # NumPy would parse other strings, such as lists of fields.
     dtype = np.dtype(name) if isinstance(name, str) and name.isidentifier() else None
-    # Only the dtype's own name: aliases such as `longdouble` mean different dtypes on different machines.
+    # Only the dtype's own name is accepted: aliases such as `longdouble` mean different dtypes on different machines.
     if dtype is None or str(dtype) != name or dtype.hasobject or dtype.names or dtype.itemsize not in (1, 2, 4, 8):
         raise ValueError(f"dtype {ascii(name)[:40]}")
     if not isinstance(shape, list) or not all(map(_is_count, shape)) or prod(n for n in shape if n) > MOST:
@@ -49,7 +49,7 @@ def check_entry(entry: Mapping[str, Any]) -> None:
         raise TypeError("its hashes are not text")
     if not isinstance(entry["slabs"], list):
         raise TypeError("its slabs are not a list")
-    # Start and stop of all slabs must not fall: slabs lie in order, without overlap, within the rows.
+    # The starts and stops of all slabs must not decrease: slabs lie in order, without overlap, within the rows.
     ends = [0]
     for slab in entry["slabs"]:
         _check_slab(slab)
@@ -69,7 +69,7 @@ def _check_slab(slab: Mapping[str, Any]) -> None:
 
 
 def check_arrays(undo: TensorUndo) -> None:
-    """Refuse streams, factors and gains whose dtype or shape contradicts the entry. Raises as `check_outline`."""
+    """Refuse streams and factors (of DoRA too) that contradict the dtype or the shapes of the entry."""
     for stream in undo.patch.streams:
         if stream.dtype != np.uint8 or stream.ndim != 1:
             raise ValueError(f"a stream of {stream.dtype} {stream.shape}")
@@ -78,14 +78,14 @@ def check_arrays(undo: TensorUndo) -> None:
         for _, update in slab.terms:
             if (update.shape[::-1] if slab.transposed else update.shape) != (rows, columns):
                 raise ValueError(f"factors of {update.shape} for {rows} rows of {columns}")
-        gain = undo.gains.get(slab.start)
-        if gain and gain.values.shape != (rows if gain.axis == "rows" else columns,):
-            raise ValueError(f"a gain of {gain.values.shape} for {rows} rows of {columns}")
+        dora_factors = undo.slab_factors.get(slab.start)
+        if dora_factors and dora_factors.values.shape != (rows if dora_factors.axis == "rows" else columns,):
+            raise ValueError(f"factors of DoRA of {dora_factors.values.shape} for {rows} rows of {columns}")
 
 
 def check_factor(array: LazyArray) -> LazyArray:
     """Return a factor after a check that its dtype is a floating-point one. Raises as `check_outline`."""
-    # V: ml_dtypes registers bfloat16 and float8 as such.
+    # The kind V is accepted because ml_dtypes registers bfloat16 and float8 with it.
     if np.dtype(array.dtype).kind not in "fV":
         raise TypeError(f"a factor of {array.dtype}")
     return array

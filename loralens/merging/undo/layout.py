@@ -3,7 +3,7 @@
 Arrays for each stored tensor KEY that the merge changed and the base has:
 
     KEY#patch.I         the deflated streams of its patch, U8
-    KEY#gain.START      DoRA's gain of the slab that begins at row START, F32
+    KEY#gain.START      DoRA's factors of the slab that begins at row START, F32
     KEY#B.START.I       the factors of the I-th update of that slab, as they were in the adapter
     KEY#A.START.I
     KEY#whole           a tensor that the merged model does not have (scales of float8 weights), unchanged
@@ -18,7 +18,8 @@ Fields of the JSON object:
     digest              SHA-256 of headers and texts (older files have none)
     tensors             KEY → dtype, shape, matrix, base and merged (SHA-256), coding, different, against, slabs
 
-A slab has module, start, stop, transposed, factors (strength and scale of each update), and gain (its axis, or null).
+A slab has module, start, stop, transposed, factors (strength and scale of each update), and gain (the axis of DoRA's
+factors, or null).
 """
 
 import json
@@ -34,7 +35,7 @@ import numpy as np
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
 from loralens.errors import FormatError, ShapeError, place
-from loralens.merging.gain import Gain
+from loralens.merging.dora_factors import DoraFactors
 from loralens.merging.plan import Slab, as_matrix
 from loralens.merging.record import TensorRecord
 from loralens.merging.undo.entry import check_arrays, check_entry, check_factor, check_outline
@@ -61,8 +62,8 @@ def pack_record(record: TensorRecord) -> tuple[dict[str, LazyArray], dict[str, A
     factors = record.against == "subtracted"
     # Factors are only needed where unmerging subtracts D; otherwise the patch alone gives the base.
     for slab in plan.slabs if factors else ():
-        if slab.start in record.gains:
-            arrays[f"{plan.key}#gain.{slab.start}"] = LazyArray.of(record.gains[slab.start].values)
+        if slab.start in record.slab_factors:
+            arrays[f"{plan.key}#gain.{slab.start}"] = LazyArray.of(record.slab_factors[slab.start].values)
         for i, (_, update) in enumerate(slab.terms):
             B, A = update.factors
             arrays |= {f"{plan.key}#B.{slab.start}.{i}": B, f"{plan.key}#A.{slab.start}.{i}": A}
@@ -81,14 +82,14 @@ def pack_record(record: TensorRecord) -> tuple[dict[str, LazyArray], dict[str, A
 
 
 def _slab_entry(slab: Slab, record: TensorRecord) -> dict[str, Any]:
-    gain = record.gains.get(slab.start)
+    dora_factors = record.slab_factors.get(slab.start)
     return {
         "module": slab.module,
         "start": slab.start,
         "stop": slab.stop,
         "transposed": slab.transposed,
         "factors": [[strength, update.scale] for strength, update in slab.terms],
-        "gain": gain.axis if gain else None,
+        "gain": dora_factors.axis if dora_factors else None,
     }
 
 
@@ -189,13 +190,13 @@ def _parse_entry(key: str, entry: Mapping[str, Any], arrays: Mapping[str, LazyAr
     patch = Blob(entry["coding"], int(entry["different"]), streams)
     dtype, shape, (rows, columns) = np.dtype(entry["dtype"]), tuple(entry["shape"]), entry["matrix"]
     slabs = tuple(_parse_slab(key, slab, arrays) for slab in entry["slabs"])
-    gains = {
-        slab["start"]: Gain(arrays[f"{key}#gain.{slab['start']}"].read(), slab["gain"])
+    slab_factors = {
+        slab["start"]: DoraFactors(arrays[f"{key}#gain.{slab['start']}"].read(), slab["gain"])
         for slab in entry["slabs"]
         if slab["gain"]
     }
     hashes = entry["base"], entry["merged"]
-    undo = TensorUndo(key, dtype, shape, (rows, columns), slabs, gains, patch, entry["against"], *hashes)
+    undo = TensorUndo(key, dtype, shape, (rows, columns), slabs, slab_factors, patch, entry["against"], *hashes)
     check_arrays(undo)
     return undo
 

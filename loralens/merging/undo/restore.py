@@ -10,7 +10,7 @@ import numpy as np
 from loralens.core.lazy import Array, LazyArray
 from loralens.errors import MismatchError
 from loralens.linalg.device import Device
-from loralens.merging.gain import Gain
+from loralens.merging.dora_factors import DoraFactors
 from loralens.merging.matrix import Buffer, MatrixRows, cuts
 from loralens.merging.plan import Slab, TensorPlan, as_matrix
 from loralens.merging.record import Against, feed_hash, hash_rows
@@ -32,8 +32,8 @@ class TensorUndo:
         The shape of the base tensor, and its number of rows and columns as a matrix.
     slabs : tuple of Slab
         Their terms hold the factors that were merged.
-    gains : dict of int to Gain
-        DoRA's gains by the first row of their slab.
+    slab_factors : dict of int to DoraFactors
+        DoRA's factors by the first row of their slab.
     against : str
         What the patch is relative to (see `TensorRecord`).
     base_hash, merged_hash : str
@@ -45,7 +45,7 @@ class TensorUndo:
     shape: tuple[int, ...]
     matrix: tuple[int, int]
     slabs: tuple[Slab, ...]
-    gains: dict[int, Gain]
+    slab_factors: dict[int, DoraFactors]
     patch: Blob
     against: Against
     base_hash: str
@@ -104,13 +104,15 @@ def _patch_start(undo: TensorUndo, merged: LazyArray, device: Device | None) -> 
     if undo.against == "nothing":
         # Zeros without an array of their size.
         return (np.zeros((stop - start, undo.matrix[1]), undo.dtype) for start, stop in row_ranges(*undo.matrix))
-    # Against the merged numbers themselves there is nothing to subtract.
+    # If the patch refers to the merged numbers themselves, there is nothing to subtract.
     slabs = undo.slabs if undo.against == "subtracted" else ()
-    return subtract_updates(TensorPlan(undo.key, merged, undo.matrix, slabs), undo.gains, undo.dtype, device=device)
+    return subtract_updates(
+        TensorPlan(undo.key, merged, undo.matrix, slabs), undo.slab_factors, undo.dtype, device=device
+    )
 
 
 def subtract_updates(
-    plan: TensorPlan, gains: Mapping[int, Gain], dtype: np.dtype[Any], *, device: Device | None = None
+    plan: TensorPlan, slab_factors: Mapping[int, DoraFactors], dtype: np.dtype[Any], *, device: Device | None = None
 ) -> Iterator[Array]:
     """Yield R in order of the rows: a merged tensor minus its update, rounded to ``dtype``.
 
@@ -118,8 +120,8 @@ def subtract_updates(
     ----------
     plan : TensorPlan
         Its ``base`` is the merged tensor, and its slabs are the updates that were added.
-    gains : mapping of int to Gain
-        DoRA's gains by the first row of their slab.
+    slab_factors : mapping of int to DoraFactors
+        DoRA's factors by the first row of their slab.
     dtype : dtype
         The dtype of the base.
     device : Device or None
@@ -134,6 +136,6 @@ def subtract_updates(
             continue
         first, last = start - slab.start, stop - slab.start
         D = products[slab.start].rows(first, last, out=buffers[0].of(rows.shape))
-        gain = gains.get(slab.start)
-        factors = gain.of(first, last) if gain else None
-        yield subtract_update(rows, D, dtype, gain=factors, out=buffers[1].of(rows.shape))
+        dora_factors = slab_factors.get(slab.start)
+        factors = dora_factors.of(first, last) if dora_factors else None
+        yield subtract_update(rows, D, dtype, dora_factors=factors, out=buffers[1].of(rows.shape))

@@ -32,7 +32,7 @@ class Doubt:
 def subtract_block(block: MergedBlock, doubt: Doubt) -> Array:
     """R = round(W' − D) of a block in which ``block.W`` is the merged weight; ``doubt`` counts uncertain entries.
 
-    The update must have no DoRA gain, because the gain cannot be computed without the base.
+    The update must have no factors of DoRA, because they cannot be computed without the base.
     """
     merged, D = block.W, block.D
     if D is None:

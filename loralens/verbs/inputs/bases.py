@@ -14,7 +14,7 @@ from loralens.core.weights import Weights, weights_of
 from loralens.errors import LoraLensError, place
 from loralens.formats.files.location import known_folder
 from loralens.formats.models.checkpoint import Checkpoint, model_config, open_checkpoint, stores_conv1d
-from loralens.merging.ties import find_ties
+from loralens.merging.tied_names import find_ties
 
 # A warning and no error, in both cases: a copy of a base may have any name, and only the user knows.
 FIX = "give the base that it was trained on; where this is a copy of it under another name, all is well"

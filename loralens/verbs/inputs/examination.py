@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from loralens.analysis.checks.base import Base
 from loralens.analysis.checks.examination import Examination
+from loralens.analysis.checks.merge_effect import Base
 from loralens.analysis.doctor import examine_all
 from loralens.core.adapter import Adapter
 from loralens.core.progress import progress

@@ -17,8 +17,8 @@ from loralens.formats.files.json_text import dumps
 from loralens.formats.models.checkpoint import model_config, open_checkpoint, resolve_path, stores_conv1d
 from loralens.formats.models.float8 import scales_of
 from loralens.formats.models.model_files import CONFIG, ModelFiles, model_files
+from loralens.merging.make_plan import plan_merge
 from loralens.merging.plan import MergePlan
-from loralens.merging.planning import plan_merge
 from loralens.merging.recast import recast, recast_dtype
 from loralens.verbs.inputs.adapters import Reading, labels, path_of, read_adapter
 from loralens.verbs.inputs.bases import ModelPath, warn_of_bases
@@ -94,13 +94,13 @@ class MergeInputs:
         path = self.files.root / CONFIG
         if not self.plan.config or not path.is_file():
             return {}
-        # None in the plan removes a field; None in the file itself stays.
+        # A None in the plan removes a field, and a None in the file stays.
         removed = {name for name, value in self.plan.config.items() if value is None}
         content = {**read_json(path), **self.plan.config}
         return {CONFIG: dumps({name: value for name, value in content.items() if name not in removed})}
 
     def originals(self) -> dict[str, Any]:
-        """What an undo file holds of the base besides numbers: dropped keys, texts that change, headers of shards."""
+        """What an undo file stores of the base besides numbers: dropped keys, texts that change, headers of shards."""
         root = self.files.root
         # The index of shards changes with new and untied tensors, and unmerge restores all files byte for byte.
         names = [*self.texts(), *(index.name for index in self.files.indices)]
@@ -151,12 +151,12 @@ def read_merge_inputs(
     names = labels([source for source, _ in adapters])
     weighted: list[WeightedAdapter] = []
     for label, (source, weight) in zip(names, adapters, strict=True):
-        # applies_all, since a merge also applies magnitudes and full differences, which other verbs leave out.
+        # applies_all is set because a merge also applies magnitudes and full differences, which other verbs leave out.
         adapter = read_adapter(source, reading, base=base, applies_all=True, label=label)
         weighted.append(WeightedAdapter(label, _select_modules(adapter, label, modules), weight, path_of(source)))
     warn_of_bases(names, [term.adapter for term in weighted])
     path = Path(base)
-    # Its result is not used: it refuses quantised weights, whose numbers are codes.
+    # This call only checks: it refuses quantised weights, whose numbers are codes.
     open_checkpoint(path)
     files, config = model_files(resolve_path(path)), model_config(path) or {}
     with place(base):
@@ -164,7 +164,7 @@ def read_merge_inputs(
     try:
         planned = plan_merge(
             [(term.adapter, term.weight) for term in weighted],
-            # The scales of float8 weights are no weights; they would look like tensors that nothing adapts.
+            # The scales of float8 weights are not weights, and would look like tensors that nothing adapts.
             {key: tensor for key, tensor in files.tensors.items() if key not in scales.keys},
             config=config,
             conv1d=stores_conv1d(path),
@@ -177,7 +177,7 @@ def read_merge_inputs(
         # A FormatError is about an adapter alone; every other error is about an adapter and this base.
         raise error.at(", ".join(names) if isinstance(error, FormatError) else str(base)) from None
     planned = recast(planned, files.tensors, dtype, scales=scales.spread, without=scales.keys, config=config)
-    # After recast, which adds the tensors that no adapter changes but whose dtype does.
+    # This comes after recast, which adds the tensors of which only the dtype changes.
     dtypes = {key: recast_dtype(tensor, dtype) for key, tensor in planned.tensors.items()}
     return MergeInputs(str(base), files, planned, dtypes, weighted, dtype)
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from loralens.analysis.compare.clusters import connected_groups
 from loralens.analysis.compare.interference import LARGE, Interaction, Interference, far_cosine
-from loralens.analysis.compare.pairwise import SHARED, Pairwise, known_mean
+from loralens.analysis.compare.pairwise import SAME_START, Pairwise, known_mean
 from loralens.analysis.compare.similarity import Comparison, compare_subspaces
 from loralens.choices import Of, Side
 from loralens.core.adapter import Adapter
@@ -252,9 +252,8 @@ class CollectionSimilarity(Tabular):
         labels = self.labels
         # A group of one began alone.
         families = [group for group in connected_groups(self.pairs.shared_initialisation) if len(group) > 1]
-        sentences = [
-            f"began from one A (cosine of A ≥ {SHARED}): {', '.join(labels[t] for t in group)}" for group in families
-        ]
+        rule = f"cosine of A ≥ {SAME_START}"
+        sentences = [f"began from one A ({rule}): {', '.join(labels[t] for t in group)}" for group in families]
         if families and "in" in self.pairs.overlaps:
             warning = "between these, φ of the in side shows the common start, not a common task: read the out side"
             sentences += [f"  {warning}", ""]
@@ -313,7 +312,7 @@ def adapter_pairs_table(
             column(("phi", side), pairs.phi(side), f"φ {side}", ".3f", 7, "of all directions, mean over modules"),
             column(("chance", side), pairs.chance(side), "by chance", ".3f", 5, f"of φ, {side} side"),
         ]
-    about = f"from {SHARED:g} on they began from the same random A"
+    about = f"from {SAME_START:g} on they began from the same random A"
     start = pairs.shared_initialisation
     columns.append(column("shared_initialisation", start, "cosine of A", ".3f", 6, about))
     return Table(title, columns, rows)

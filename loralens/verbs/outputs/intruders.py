@@ -46,7 +46,8 @@ class IntruderTotal:
     @classmethod
     def of(cls, modules: Sequence[Intruders]) -> "IntruderTotal":
         """The sums over these modules."""
-        # A share of sums, and no mean of shares: a module of small norm must not weigh as much as one of large norm.
+        # This is a share of sums, not a mean of shares: a module of small norm must not count as much as one of large
+        # norm.
         energy = sum(float((module.s**2).sum()) for module in modules)
         intruding = sum(float((module.s[module.indices] ** 2).sum()) for module in modules)
         directions = sum(module.s.size for module in modules)
@@ -168,7 +169,7 @@ class IntrudersResult(Tabular, Mapping[str, Intruders]):
         # Equal singular values share a subspace, of which any orthonormal basis is as right as another.
         tied = [name for name, module in self.items() if module.tied]
         if tied:
-            equal = f"{len(tied)} modules have equal leading singular values, {tied[0]} first"
+            equal = f"{len(tied)} modules have equal leading singular values (the first is {tied[0]})"
             sentences += [f"tied: {equal}; their vectors, and", "  so their scores and counts, are not unique"]
         dense = sum(module.method == "dense" for module in self.values())
         # The user should see why a module took long: at n = 2048, 2.5 s instead of 0.13 s.
@@ -226,7 +227,8 @@ def _intruder_records(row: ModuleIntruders) -> list[dict[str, float]]:
 
 
 def _lowest_score(row: ModuleIntruders) -> float:
-    return float(row.intruders.scores.min(initial=1.0))  # of no direction 1, the score of a direction of W itself
+    # Without directions the lowest score is 1, which is the score of a direction of W itself.
+    return float(row.intruders.scores.min(initial=1.0))
 
 
 def _count_of(total: tuple[int, int]) -> str:
@@ -235,15 +237,15 @@ def _count_of(total: tuple[int, int]) -> str:
 
 PERCENT = fixed(".1%")
 
-# On a narrow terminal shape and details of the first intruder go first. The energy stays longer than the other columns,
-# as counts alone do not tell a good adapter from a harmful one.
+# On a narrow terminal the shape and the details of the first intruder are left out first. The energy stays longest,
+# because counts alone do not tell a good adapter from a harmful one.
 COLUMNS: tuple[Column[ModuleIntruders], ...] = (
     Column("name", lambda row: row.name, "module", align="left", priority=ALWAYS),
     Column("shape", lambda row: list(row.intruders.shape), "out × in", shape, csv=False, priority=2),
     Column("out", lambda row: row.intruders.shape[0], json=False),
     Column("in", lambda row: row.intruders.shape[1], json=False),
     Column("rank", lambda row: row.rank, "r", priority=4),
-    # A number for machines, and for people the number with what it is of.
+    # Machines get the number of intruders alone, and people get it with the number of directions.
     Column("count", lambda row: row.intruders.count),
     Column(
         "counts",

@@ -93,7 +93,8 @@ def _pairs_table(title: str, group: Nesting, rows: Sequence[Pair]) -> Table[Pair
     def column(key: str, values: Floats, title: str, form: str, priority: int) -> Column[Pair]:
         return Column(key, lambda pair: json_number(values[pair]), title, fixed(form), priority=priority)
 
-    # On a narrow terminal φ(1,1) goes first: φ(all), which says whether one span lies in the other, is never left out.
+    # On a narrow terminal φ(1,1) is left out first. φ(all) is never left out, as it says whether one span lies in the
+    # other.
     columns: tuple[Column[Pair], ...] = (
         Column("first", lambda pair: group.names[pair[0]], "module", align="left", priority=ALWAYS),
         Column("second", lambda pair: group.names[pair[1]], "and", align="left", priority=ALWAYS),

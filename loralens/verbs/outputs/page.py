@@ -9,8 +9,8 @@ from pathlib import Path
 from loralens.analysis.base.amplification import measure_amplification
 from loralens.analysis.base.intruders import Intruders, find_intruders
 from loralens.analysis.base.weight_norms import weight_steps
-from loralens.analysis.checks.base import Base, find_weights
 from loralens.analysis.checks.examination import Examination
+from loralens.analysis.checks.merge_effect import Base, find_weights
 from loralens.analysis.doctor import run_checks
 from loralens.choices import QUANTISED, TARGET_FORMATS
 from loralens.core.adapter import Adapter

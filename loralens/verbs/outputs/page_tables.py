@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from loralens.analysis.base.amplification import KeptRank
 from loralens.analysis.base.intruders import Intruders
-from loralens.analysis.checks.base import MergeEffect
+from loralens.analysis.checks.merge_effect import MergeEffect
 from loralens.analysis.compare.pairwise import Pairwise
 from loralens.analysis.groups import Group
 from loralens.charts.amplification import full_rank_rows

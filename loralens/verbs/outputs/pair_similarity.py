@@ -137,7 +137,7 @@ class PairSimilarity(Tabular, Mapping[str, Similarity]):
 
 
 def pair_modules_table(comparison: Comparison, title: str = "") -> Table[ModuleSimilarity]:
-    """The modules of two adapters, one module a row."""
+    """The modules of two adapters, one module per row."""
     return Table(title, COLUMNS, [ModuleSimilarity(name, similarity) for name, similarity in comparison.items()])
 
 
@@ -225,8 +225,8 @@ def _mean_column(
     return Column(key, mean, title, fixed(form), priority=priority)
 
 
-# On a narrow terminal angles and distances go first: φ says the same of the two subspaces, and stands beside its chance
-# level. The cosine is never left out, as its sign says whether the updates agree or oppose each other.
+# On a narrow terminal angles and distances are left out first: φ also describes the two subspaces, and its chance level
+# is shown with it. The cosine is never left out, as its sign says whether the updates agree or oppose each other.
 COLUMNS: tuple[Column[ModuleSimilarity], ...] = (
     Column("name", lambda row: row.name, "module", align="left", priority=ALWAYS),
     # Dialects write names in different ways, so the second adapter may call the module otherwise.

@@ -16,7 +16,7 @@ from loralens.formats.dialects.table import GGUF
 from loralens.formats.models.base_copies import FULL, drop_copies
 from loralens.formats.models.checkpoint import model_config, resolve_path, shapes, weights
 from loralens.formats.models.model_files import model_files
-from loralens.merging.tying import Tied
+from loralens.merging.tied_weights import Tied
 from loralens.verbs.inputs.bases import base_weights
 
 # Dialects that have a place for tensors saved in full. Elsewhere such a tensor is an error, or a copy that is left out.

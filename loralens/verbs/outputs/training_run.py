@@ -111,7 +111,7 @@ class TrainingRun:
         from loralens.training.feed import shuffle_order
 
         self.options, self.inputs, self._training, self.world = options, inputs, training, world
-        # Rounded up, so that every text of the last pass is seen.
+        # The number is rounded up, so that every text of the last pass is used.
         self.steps = options.steps or max(1, ceil((options.epochs or 1) * len(inputs.examples) / options.batch))
         self.display = run_display(self.steps)
         self.heads = options.heads or inputs.heads

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.analysis.checks import base as bases
+from loralens.analysis.checks import merge_effect
 from loralens.analysis.checks.absorption import FIX
-from loralens.analysis.checks.base import Base
+from loralens.analysis.checks.merge_effect import Base
 from loralens.core.adapter import Extra
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
@@ -57,10 +57,12 @@ def test_another_base_is_one_finding():
 def test_finding_strangers_is_bounded(monkeypatch):
     adapter = healthy(blocks=40)
     calls = []
-    monkeypatch.setattr(bases, "match", lambda *a, real=bases.match, **k: calls.append(1) or real(*a, **k))
-    monkeypatch.setattr(bases, "TRIES", 10)
+    monkeypatch.setattr(
+        merge_effect, "match", lambda *a, real=merge_effect.match, **k: calls.append(1) or real(*a, **k)
+    )
+    monkeypatch.setattr(merge_effect, "TRIES", 10)
     odd = [name for name in adapter if "q_proj" in name]
-    bases.find_weights(adapter.modules, base(adapter, leave_out=odd))
+    merge_effect.find_weights(adapter.modules, base(adapter, leave_out=odd))
     assert len(calls) <= 21
 
 
@@ -108,11 +110,11 @@ def test_a_landing_is_the_full_prediction_within_its_tolerance():
     B, A = trained(rng, out=400, in_=300)
     adapter = loralens.Adapter(modules={"m": LowRank(B, A, 0.5)})
     bed = base(adapter, dtype=BF16, ratio=0.002)
-    weights, strays = bases.find_weights(adapter.modules, bed)
+    weights, strays = merge_effect.find_weights(adapter.modules, bed)
     assert strays == {}
     from loralens.analysis.spectrum import measure_spectrum
 
-    landing = bases.merge_effects(adapter.modules, measure_spectrum(adapter), weights, bed)[0]["m"]
+    landing = merge_effect.merge_effects(adapter.modules, measure_spectrum(adapter), weights, bed)[0]["m"]
     W, D = weights["m"].read(), adapter["m"].dense()
     full = sampled_rounding(W.ravel(), D.ravel(), size=W.size, norm=np.linalg.norm(D), dtype=BF16)
     assert landing.ratio == pytest.approx(0.002, rel=0.03)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.analysis.checks import finite, noise, outlying, reader, spike, thrift, zero
+from loralens.analysis.checks import finite, noise, outlying, reader, spike, unused_rank, zero
 from loralens.analysis.checks.examination import examine_adapter
 from loralens.core.adapter import Extra, Finding
 from loralens.core.lazy import LazyArray
@@ -19,7 +19,7 @@ def first(name):
     return name == FIRST
 
 
-@pytest.mark.parametrize("check", [finite, noise, outlying, reader, spike, thrift, zero])
+@pytest.mark.parametrize("check", [finite, noise, outlying, reader, spike, unused_rank, zero])
 def test_a_healthy_adapter_has_nothing(check):
     assert list(check.look(patient(healthy()))) == []
 
@@ -126,7 +126,7 @@ def test_the_saving_is_what_truncation_at_this_energy_leaves():
         return trained(rng, rank=16, decay=0.4)
 
     adapter = healthy(make=wide)
-    (found,) = thrift.look(patient(adapter))
+    (found,) = unused_rank.look(patient(adapter))
     before = after = 0
     for module in adapter.modules.values():
         s = np.linalg.svd(module.dense(), compute_uv=False)[:16]
@@ -143,7 +143,7 @@ def test_rank_beyond_the_size_of_the_weight():
     def head(rng):
         return rng.normal(size=(3, 8)), rng.normal(size=(8, 40))
 
-    found = [one for one in thrift.look(patient(healthy(blocks=1, make=head))) if one.module]
+    found = [one for one in unused_rank.look(patient(healthy(blocks=1, make=head))) if one.module]
     assert [one.code for one in found] == ["rank-impossible"] * 2
     assert found[0].evidence == "r = 8 for a weight of 3 × 40"
     assert found[0].fix == "train it with r = 3; `loralens compress adapter -o adapter-cut --energy 1` drops them"

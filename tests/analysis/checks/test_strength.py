@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.analysis.checks import blocks, combination, combined, initialisation, scale
+from loralens.analysis.checks import blocks, combining_bug, initialisation, scale, weighted_sum
 from loralens.core.lowrank import Layout, LowRank
 from loralens.core.scaling import Scaling
 from tests.analysis.checks.patients import changed, healthy, patient, scaling, trained
@@ -14,7 +14,7 @@ def codes(found):
     return [one.code for one in found]
 
 
-@pytest.mark.parametrize("check", [scale, combined, blocks])
+@pytest.mark.parametrize("check", [scale, combining_bug, blocks])
 @pytest.mark.parametrize("rule", ["alpha/r", "alpha/sqrt(r)"])
 def test_a_trained_adapter_is_not_suspected_whatever_its_alpha(check, rule):
     for alpha in (1.0, 4.0, 8.0, 16.0):
@@ -79,12 +79,12 @@ def decomposed(B, A, s):
 )
 def test_singular_vectors_under_alpha_equal_to_r_are_peft_s_combination(version, suspected):
     adapter = changed(healthy(config={"peft_version": version}), decomposed)
-    assert codes(combined.look(patient(adapter))) == ["svd-combined"] * suspected
+    assert codes(combining_bug.look(patient(adapter))) == ["svd-combined"] * suspected
 
 
 def test_singular_vectors_under_another_alpha_are_not_suspected():
     other = changed(healthy(), lambda B, A, s: (*decomposed(B, A, s)[:2], 2.0))
-    assert list(combined.look(patient(other))) == []
+    assert list(combining_bug.look(patient(other))) == []
 
 
 def balanced(B, A, s):
@@ -108,13 +108,13 @@ def rising(B, A, s):
 
 @pytest.mark.parametrize("form", [balanced, orthonormal_A, rising])
 def test_other_orthogonal_factors_are_not_suspected(form):
-    assert list(combined.look(patient(changed(healthy(), form)))) == []
+    assert list(combining_bug.look(patient(changed(healthy(), form)))) == []
 
 
 def test_rslora_combinations_are_root_r_too_strong():
     adapter = changed(healthy(config={"use_rslora": True}), decomposed)
     adapter = adapter.map(lambda m: m.rescaled(8**0.5, scaling(8, 8, "alpha/sqrt(r)")))
-    (found,) = combined.look(patient(adapter))
+    (found,) = combining_bug.look(patient(adapter))
     assert found.code == "rslora-combined"
     assert "√r = 2.83" in found.evidence
 
@@ -127,7 +127,7 @@ def side_by_side(rng):
 
 def test_rslora_concatenations_show_by_the_lengths_of_rows():
     adapter = healthy(alpha=8.0, rule="alpha/sqrt(r)", config={"use_rslora": True}, make=side_by_side)
-    (found,) = combined.look(patient(adapter))
+    (found,) = combining_bug.look(patient(adapter))
     assert (found.code, "blocks of [4, 4]" in found.evidence) == ("rslora-combined", True)
 
 
@@ -228,7 +228,7 @@ def test_a_merged_pair_has_blocks_by_its_layout():
 def test_one_module_whose_alpha_is_not_r_was_not_made_by_peft(wrong):
     adapter = changed(healthy(), decomposed)
     other = changed(adapter, lambda B, A, s: (B, A, 2.0), only=lambda name: name in wrong)
-    assert codes(combined.look(patient(other))) == ["svd-combined"] * (not wrong)
+    assert codes(combining_bug.look(patient(other))) == ["svd-combined"] * (not wrong)
 
 
 def together(*terms, rank=None):
@@ -245,7 +245,7 @@ def together(*terms, rank=None):
 
 
 def judged(*adapters):
-    return list(combination.look([patient(one, f"adapter{i}") for i, one in enumerate(adapters)]))
+    return list(weighted_sum.look([patient(one, f"adapter{i}") for i, one in enumerate(adapters)]))
 
 
 def test_the_weights_of_a_sum_are_read_off():

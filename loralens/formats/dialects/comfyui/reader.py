@@ -7,16 +7,16 @@ before the projections of an attention (``unet.….attn1.processor.to_out``), wh
 
 The scale is α/r, and 1 if a module has no α. Other tensors of a module:
 
-==================  ==========================================================  ===============================
-leaf                what ComfyUI does with it                                   role here
-==================  ==========================================================  ===============================
-``diff``            adds it to the weight                                       ``diff``
-``diff_b``          adds it to the bias                                         ``diff_b``
-``set_weight``      puts it in the place of the weight                          ``saved``
-``reshape_weight``  pads the weight with zeros to this shape before the update  ``shape``
-``dora_scale``      W' = scale/‖W‖ · (W+ΔW) by output, scale/‖W+ΔW‖ by input   ``magnitude``, ``magnitude_in``
-``magnitude``       nothing: it is ai-toolkit's DoRA, one number an output      ``magnitude``
-==================  ==========================================================  ===============================
+==================  =============================================================  ===============================
+leaf                what ComfyUI does with it                                      role here
+==================  =============================================================  ===============================
+``diff``            adds it to the weight                                          ``diff``
+``diff_b``          adds it to the bias                                            ``diff_b``
+``set_weight``      replaces the weight by it                                      ``saved``
+``reshape_weight``  pads the weight with zeros to this shape before the update     ``shape``
+``dora_scale``      W' = scale/‖W‖ · (W+ΔW) by output, scale/‖W+ΔW‖ by input       ``magnitude``, ``magnitude_in``
+``magnitude``       ignores it (ai-toolkit's DoRA, one number per output)          ``magnitude``
+==================  =============================================================  ===============================
 """
 
 import re
@@ -81,7 +81,7 @@ def remove_processor(name: str) -> str:
 
 def detect(stored: Stored) -> bool:
     """Whether a file is ComfyUI's: ``lora_down`` under dotted names, or ``lora_A`` under its own prefixes."""
-    # Files of LyCORIS may have these names too. diffusers' metadata say that the file is diffusers'.
+    # Files of LyCORIS may have these names too, and a file with the metadata of diffusers is one of diffusers.
     keys = stored.tensors
     if KEY in (stored.metadata or {}) or any(LYCORIS.search(key) for key in keys):
         return False
@@ -130,7 +130,7 @@ def _companions(name: str, parts: Parts, module: Update | None) -> dict[str, Ext
 
 
 def _about_extras(extra: Mapping[str, Extra], modules: Mapping[str, Update]) -> list[Finding]:
-    """Findings about what else ComfyUI does with such a file, and about tensors of unknown meaning."""
+    """Findings about tensors other than the pairs: what ComfyUI does with them, or that their meaning is unknown."""
     findings = []
     for role, code, text in _NOTICES:
         keys = [key for key, item in extra.items() if item.role == role]
@@ -139,6 +139,6 @@ def _about_extras(extra: Mapping[str, Extra], modules: Mapping[str, Update]) -> 
     both = [item.module for item in extra.values() if item.role in ("diff", "saved") and item.module in modules]
     if both:
         # ComfyUI keeps one patch for each key, and the difference or the new weight replaces the pair.
-        text = f"{len(both)} modules, {both[0]} the first, have a pair besides, which ComfyUI then does not apply"
-        findings.append(Finding("warning", "pair-ignored", text, "take one of the two out"))
+        text = f"{len(both)} modules (the first is {both[0]}) also have a pair, which ComfyUI does not apply then"
+        findings.append(Finding("warning", "pair-ignored", text, "remove one of the two"))
     return findings

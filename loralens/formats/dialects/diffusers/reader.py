@@ -114,8 +114,8 @@ def _about_alphas(modules: Mapping[str, Update], configs: Configs) -> list[Findi
     ]
     if not both:
         return []
-    text = f"{len(both)} modules, {both[0]} the first, have an alpha besides what {KEY} says, which is taken"
-    return [Finding("warning", "alpha-twice", text, "take one of the two out: diffusers refuses a file with both")]
+    text = f"{len(both)} modules (the first is {both[0]}) have an alpha, but the one in {KEY} is used"
+    return [Finding("warning", "alpha-twice", text, "remove one of the two: diffusers refuses a file with both")]
 
 
 def _about_extras(extras: Mapping[str, Extra]) -> list[Finding]:

@@ -211,7 +211,7 @@ def _findings(
     # Their names can still be compared with each other, but not with those of a Hugging Face model.
     strange = [tensor for tensor in tensors if not any(gguf_names.module_of(tensor, arch, e) for e in (None, 0))]
     if strange:
-        text = f"{len(strange)} modules, {strange[0]} the first, keep llama.cpp's names: "
+        text = f"{len(strange)} modules (the first is {strange[0]}) keep llama.cpp's names: "
         yield Finding("warning", "names-unknown", text + f"{plain.get(ARCHITECTURE)!a:.40} is not known to name them")
     turned = [tensor for tensor in tensors if _stays_permuted(tensor, arch, heads)]
     if turned:
@@ -225,7 +225,7 @@ def _findings(
         yield Finding("warning", "alora", "works only behind its invocation tokens (aLoRA): it cannot be merged")
     norms = [key for key in unpaired if key.endswith("_norm.weight")]
     if norms:
-        text = f"{len(norms)} norms trained in full, {norms[0]} the first: llama.cpp reads over them"
+        text = f"{len(norms)} norms were trained in full (the first is {norms[0]}), and llama.cpp ignores them"
         yield Finding("note", "norms-ignored", text)
 
 

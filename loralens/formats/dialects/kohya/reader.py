@@ -7,8 +7,8 @@ A name is a prefix for the component and the path of the module, with underscore
     lora_transformer_, lora_prior_unet_, lora_prior_te_, lycoris_   prefixes of other trainers
 
 Underscores cannot be turned back into dots without the base model, so the names stay as they are in the file. Two
-variants that occur in files are undone: a doubled prefix (``lora_unet_unet_``), and a leaf after an underscore instead
-of a dot.
+spellings that occur in files are read as the usual ones, and written back as they were: a doubled prefix
+(``lora_unet_unet_``), and an underscore in place of the dot before ``lora_down``, ``lora_up`` and ``alpha``.
 
 The scale is α/r, where r is the number of rows of lora_down, and 1 if there is no α. In sd-scripts and LyCORIS, α = 0
 means α = r. Fused projections that were trained separately (``split_qkv``) are stored as one pair with a block-diagonal
@@ -145,10 +145,10 @@ def about_scales(modules: Mapping[str, Update]) -> list[Finding]:
     if missing:
         # If only some modules lack an α, something may be missing.
         level: Level = "note" if len(missing) == len(modules) else "warning"
-        text = f"{len(missing)} of {len(modules)} modules have no alpha, {missing[0]} the first: α = r, so scale 1"
+        text = f"{len(missing)} of {len(modules)} modules have no alpha (the first is {missing[0]}): α = r, so scale 1"
         findings.append(Finding(level, "alpha-missing", text))
     if zero:
-        text = f"{len(zero)} modules have alpha 0, {zero[0]} the first: sd-scripts and LyCORIS take α = r, ComfyUI 0"
+        text = f"{len(zero)} modules have alpha 0 (the first is {zero[0]}): sd-scripts and LyCORIS use α = r, ComfyUI 0"
         findings.append(Finding("warning", "alpha-zero", text, "write α = r, or leave the modules out"))
     return findings
 

@@ -5,10 +5,10 @@ kind         stored                                      here
 ===========  ==========================================  ===================================================
 linear       lora_a (in, r), lora_b (r, out)             both transposed
 embedding    lora_a (vocab, r), lora_b (r, dim)          both transposed: out = dim, in = vocab
-experts      lora_a (E, r, in) or (E·r, in),             one module an expert, ``name[e]``
+experts      lora_a (E, r, in) or (E·r, in),             one module per expert, ``name[e]``
              lora_b (E, out, r)
 DoRA         m (out,) of a linear layer,                 ``magnitude`` (the output axis),
-             m (vocab,) of an embedding                  ``magnitude_in``: one number a row of the table
+             m (vocab,) of an embedding                  ``magnitude_in``: one number per row of the table
 ===========  ==========================================  ===================================================
 
 The scale is ``lora_parameters.scale`` itself and not α/r. The file of the weights does not contain it, so without a

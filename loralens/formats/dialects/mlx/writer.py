@@ -53,7 +53,7 @@ def write(adapter: Adapter, *, base_config: Mapping[str, Any] | None = None) -> 
     ShapeError, MismatchError
         Modules have several ranks, experts are missing, or an update is not a pair.
     """
-    # All writers get the options of the dialect; this one was used before.
+    # Every writer of mlx and GGUF takes this option; `fit_experts` has used it before this function is called.
     del base_config
     stacks = group_by_pair(adapter)
     # The scale is one for the whole file, so it is chosen before any module is written.

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, final
 
 from loralens.core.adapter import Finding
-from loralens.core.scaling import Rule, Scaling
+from loralens.core.scaling import ScaleFormula, Scaling
 from loralens.errors import FormatError
 from loralens.formats.dialects.peft.patterns import RESTORE, Pattern
 from loralens.formats.files.expressions import Allowance, Expression
@@ -141,7 +141,7 @@ class PeftConfig:
         return Scaling(self.rule, alpha, rank, " and ".join(origins) or "adapter_config.json")
 
     @property
-    def rule(self) -> Rule:
+    def rule(self) -> ScaleFormula:
         """α/r, or α/√r with ``use_rslora``."""
         return "alpha/sqrt(r)" if self.fields.get("use_rslora") else "alpha/r"
 

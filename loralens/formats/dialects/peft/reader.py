@@ -189,7 +189,7 @@ def _module(name: str, parts: Parts, config: PeftConfig | None, scaling: Scaling
         layout = Layout("parameter")
     else:
         layout = Layout("linear", transposed=bool(config and config.fields.get("fan_in_fan_out")))
-    # After unpacking, so that the diagonal meets the columns of B (out, r).
+    # This comes after unpacking, so that the diagonal scales the columns of B (out, r).
     if "diagonal" in parts:
         diagonal = parts["diagonal"][1]
         if diagonal.shape != (B.shape[1],):
@@ -231,8 +231,7 @@ def _unmatched(config: PeftConfig, paths: set[str], modules: Mapping[str, Update
     strangers = config.unmatched_modules(config.path(path) for path in sorted(paths) if path in modules)
     # Without targets, the configuration does not say which modules PEFT adapts.
     if strangers and (config.fields.get("target_modules") or config.parameters):
-        which = f"{len(strangers)} modules, {strangers[0]} the first,"
-        text = f"{which} are none that target_modules names: PEFT drops them"
+        text = f"{len(strangers)} modules (the first is {strangers[0]}) are not in target_modules: PEFT drops them"
         findings.append(Finding("warning", "module-untargeted", text, "correct target_modules in adapter_config.json"))
     return findings
 

@@ -149,7 +149,7 @@ def read_other_type(stored: Stored, kind: str, config: PeftConfig | None) -> Rea
             else:
                 pruned.append(name)
     if pruned:
-        text = f"{len(pruned)} modules, {pruned[0]} the first, were pruned to rank 0 by AdaLoRA: they have no update"
+        text = f"{len(pruned)} modules (the first is {pruned[0]}) were pruned to rank 0 by AdaLoRA: they have no update"
         findings.append(Finding("note", "pruned-away", text))
     return Read(modules, unpaired, findings, pruned)
 

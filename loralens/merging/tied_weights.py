@@ -18,7 +18,7 @@ from loralens.merging.extras import Changes
 from loralens.merging.matrix import MatrixRows
 from loralens.merging.plan import Slab, TensorPlan, as_matrix
 from loralens.merging.recast import recast_dtype
-from loralens.merging.ties import TIE, Ties, find_ties
+from loralens.merging.tied_names import TIE, Ties, find_ties
 from loralens.merging.update import Weighted
 
 Plans = Mapping[str, TensorPlan]

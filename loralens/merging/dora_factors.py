@@ -1,4 +1,4 @@
-"""DoRA's gain: the factors of W + D that give its vectors the trained lengths."""
+"""The factors of DoRA, by which the vectors of W + D get the trained lengths."""
 
 from dataclasses import dataclass
 from typing import final
@@ -15,7 +15,7 @@ from loralens.merging.update import UpdateMatrix, row_ranges
 
 @final
 @dataclass(frozen=True, slots=True)
-class Gain:
+class DoraFactors:
     """A float32 vector g along the rows or the columns of a slab as stored."""
 
     values: Singles
@@ -26,11 +26,13 @@ class Gain:
         return self.values[start:stop, None] if self.axis == "rows" else self.values
 
 
-def dora_gain(magnitude: Magnitude, D: UpdateMatrix, source: MatrixRows, scale: MatrixRows | None, start: int) -> Gain:
-    """The gain g = m / ‖W + D‖, with norms in float64 over the other axis; 0 where the vector is 0.
+def compute_dora_factors(
+    magnitude: Magnitude, D: UpdateMatrix, source: MatrixRows, scale: MatrixRows | None, start: int
+) -> DoraFactors:
+    """The factors g = m / ‖W + D‖, with norms in float64 over the other axis; 0 where the vector is 0.
 
     If m has one number for several adjacent columns (the kernel of an input channel of a convolution), the norm is
-    taken over all of these columns, and all of them get the same gain.
+    taken over all of these columns, and all of them get the same factor.
 
     Parameters
     ----------
@@ -61,5 +63,5 @@ def dora_gain(magnitude: Magnitude, D: UpdateMatrix, source: MatrixRows, scale: 
     width = len(squares) // len(lengths)
     norms = np.sqrt(squares.reshape(-1, width).sum(axis=1))
     # A vector of length 0 has no direction in which it could get another length.
-    gains = np.divide(lengths, norms, out=np.zeros_like(norms), where=norms > 0)
-    return Gain(np.repeat(gains, width).astype(np.float32), magnitude.axis)
+    factors = np.divide(lengths, norms, out=np.zeros_like(norms), where=norms > 0)
+    return DoraFactors(np.repeat(factors, width).astype(np.float32), magnitude.axis)

@@ -7,7 +7,7 @@ from loralens.analysis.checks.examination import Examination
 from loralens.analysis.groups import mean_effective_rank
 from loralens.tables.numbers import whole_percent
 
-RULES = {
+CODES = {
     "rank-impossible": "The rank is larger than the number of rows or columns of the weight, so that some directions "
     "can never have an effect.",
     "rank-unused": "Nearly all of the energy lies in far fewer directions than the rank allows. A smaller file, and "

@@ -16,7 +16,7 @@ from loralens.errors import FormatError, MismatchError, OptionError, place
 from loralens.merging.extras import Changes, find_changes
 from loralens.merging.heads import head_fields
 from loralens.merging.plan import Axis, Magnitude, MergePlan, Slab, TensorPlan, as_matrix
-from loralens.merging.tying import Tied
+from loralens.merging.tied_weights import Tied
 
 SINGLE = 2.0**128  # the smallest power of two beyond the range of float32
 CHANGED_BASE = {  # code of a finding of a reader → the reason why the update cannot be added to the original base
@@ -110,7 +110,7 @@ def plan_merge(
         for home, changes in extra_changes.changes.items():
             for key in tied.target_keys(adapter, home, touched, changes):
                 _add_changes(drafts.setdefault(key, _Draft()), key, changes)
-    # Reported only after all adapters were read, so that one message names everything.
+    # Missing tensors are reported after all adapters were read, so that one message names all of them.
     if missing and not allow_missing:
         raise MismatchError(
             f"{len(missing)} tensors have no place in the base: {', '.join(missing[:3])}",
@@ -139,7 +139,7 @@ def _check_mergeable(adapter: Adapter) -> None:
         if not abs(module.scale) < SINGLE:
             raise FormatError(
                 f"{name}: its scale {module.scale:g} is beyond float32, in which an update is added to a weight",
-                fix="correct α or the scale in its configuration, or give --scale where it says none",
+                fix="correct α or the scale in its configuration, or give --scale if it states none",
             )
 
 
@@ -164,7 +164,7 @@ def _add_update(draft: _Draft, name: str, weight: Weight, piece: Piece, module: 
     draft.experts |= piece.experts
     start, stop = piece.start, piece.start + piece.rows
     if any(
-        # The same range of rows may get several updates; an overlap of different ranges is no sum that a slab can hold.
+        # The same range of rows may get several updates, but a slab cannot hold ranges that overlap only in part.
         slab.start < stop and start < slab.stop and (slab.start, slab.stop) != (start, stop)
         for slab in draft.slabs.values()
     ):
@@ -202,8 +202,8 @@ def _plan_tensor(key: str, draft: _Draft, base: Mapping[str, LazyArray], scale: 
     # The scales belong to the numbers of the base, not to those that replace them.
     if scale is not None and (changes.replacement is not None or changes.tokens):
         raise MismatchError(
-            f"{key} is float8 with scales, and the adapter replaces numbers of it",
-            fix="give a 16-bit sibling of the base",
+            f"{key} is float8 with scales, and the adapter replaces some of its numbers",
+            fix="give the base in a 16-bit dtype",
         )
     source = changes.replacement or base[key]
     matrix = as_matrix(source.shape, experts=draft.experts)
@@ -262,7 +262,7 @@ def _vocabulary_fields(changed: Mapping[str, TensorPlan], config: Mapping[str, A
         return {}
     for tensor in changed.values():
         if tensor.base is not None and tensor.replacement is not None and tensor.base.shape != tensor.shape:
-            # Only a changed number of rows is a changed vocabulary; any other shape belongs to another model.
+            # If only the number of rows differs, the vocabulary has changed. Any other shape belongs to another model.
             if tensor.base.shape[0] == config["vocab_size"] and tensor.base.shape[1:] == tensor.shape[1:]:
                 return {"vocab_size": tensor.shape[0]}
             raise MismatchError(

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from loralens.analysis.checks.diagnosis import Diagnosis
 from loralens.analysis.checks.examination import Examination
 
-RULES = {
+CODES = {
     "update-dominates": "‖ΔW‖ exceeds ‖W‖: the update replaces the weight rather than adapting it. Possible causes are "
     "a scale that is applied twice, the wrong base and a training run that diverged."
 }

@@ -6,7 +6,7 @@ from loralens.analysis.checks.diagnosis import Diagnosis
 from loralens.analysis.checks.examination import Examination
 from loralens.core.naming.base_model import contradiction, find_contradiction
 
-RULES = {
+CODES = {
     "base-differs": "The adapter names another base than this one. Even if names and shapes match, measurements and "
     "merges with this base mean nothing.",
 }

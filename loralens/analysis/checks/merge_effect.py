@@ -60,7 +60,7 @@ class MergeEffect:
         ‖ΔW‖_F/‖W‖_F, where ‖W‖_F is estimated from at most 2¹⁸ entries (error 0.3 %).
     dtype : str
         The dtype that the merge writes: the requested one, else that of W.
-    rounding : Rounding
+    rounding : RoundingLoss
         What rounding leaves of ΔW, estimated from the same entries.
     """
 

@@ -5,15 +5,15 @@ from math import sqrt
 
 import numpy as np
 
-from loralens.analysis.checks.base import update_entries
 from loralens.analysis.checks.diagnosis import Diagnosis
 from loralens.analysis.checks.examination import Examination
+from loralens.analysis.checks.merge_effect import update_entries
 from loralens.analysis.compare.clusters import connected_groups
 from loralens.analysis.compare.pairwise import match_collection
 from loralens.linalg.factor import Floats
 from loralens.linalg.rounding import sample_entries
 
-RULES = {
+CODES = {
     "combination": "The adapter is a weighted sum of others that were given.",
     "combination-scale": "The adapter is a weighted sum of others, with a factor that known bugs leave: "
     "α/r applied twice (PEFT svd, 0.8 to 0.19.1 at least), √r too strong (PEFT with rsLoRA), or the α of the first "

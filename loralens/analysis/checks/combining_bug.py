@@ -9,7 +9,7 @@ from loralens.analysis.checks.blocks import row_length_blocks
 from loralens.analysis.checks.diagnosis import Diagnosis
 from loralens.analysis.checks.examination import Examination, ModuleReading
 
-RULES = {
+CODES = {
     "svd-combined": "PEFT's add_weighted_adapter with combination_type='svd' (and with the ties and dare variants of "
     "it) applied α/r of the sources twice from 0.8 to at least 0.19.1; 0.21.2 does not. This is a suspicion, because "
     "one file cannot show the sources.",
