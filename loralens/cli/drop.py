@@ -20,7 +20,7 @@ from loralens.cli.show import RowOptions, row_options, show
     help="Leave out the modules whose name or kind matches this glob pattern. Repeatable.",
 )
 @options.blocks
-@row_options(csv="module")
+@row_options(csv="module", verbose="Also list the modules.")
 @options.writing
 def command(adapter: str, modules: tuple[str, ...], rows: RowOptions, **keywords: Any) -> None:
     """Write an adapter without the modules that match a glob pattern, to see what they contribute.

@@ -31,11 +31,12 @@ class RowOptions:
 
 
 QUIET = click.option("--quiet", "-q", is_flag=True, help="Print the conclusion only.")
-VERBOSE = click.option("--verbose", "-v", is_flag=True, help="Also print the rows in which nothing happened.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the complete result as one JSON object.")
 
 
-def row_options(*, csv: str = "", plot: str = "", top: bool = True) -> Callable[[options.Command], options.Command]:
+def row_options(
+    *, csv: str = "", plot: str = "", top: bool = True, verbose: str = "Also print the rows in which nothing happened."
+) -> Callable[[options.Command], options.Command]:
     """The options of every command that shows rows; the command receives them as one `RowOptions`.
 
     Parameters
@@ -44,6 +45,8 @@ def row_options(*, csv: str = "", plot: str = "", top: bool = True) -> Callable[
         What a row of ``--csv`` stands for, and what ``--plot`` draws; if empty, there is no such option.
     top : bool
         Whether there is a ``--top`` that limits the rows of tables; not for a command whose own ``--top`` chooses them.
+    verbose : str
+        What ``--verbose`` does.
     """
 
     def decorate(function: options.Command) -> options.Command:
@@ -67,7 +70,7 @@ def row_options(*, csv: str = "", plot: str = "", top: bool = True) -> Callable[
             shown = RowOptions(as_json, as_csv, plot, quiet, verbose, rows_shown)
             function(*arguments, rows=shown, **values)
 
-        declared = [JSON, QUIET, VERBOSE]
+        declared = [JSON, QUIET, click.option("--verbose", "-v", is_flag=True, help=verbose)]
         if top and csv:
             text = "Show only the first N rows of each table."
             declared.append(click.option("--top", "rows_shown", type=options.COUNT, metavar="N", help=text))
@@ -131,6 +134,9 @@ def _show_text(result: Tabular, rows: RowOptions) -> None:
         return
     say(*wrapped(conclusion))
     tables, sentences = result.tables(), result.sentences()
+    # Some results say everything in sentences; their rows are shown to who asks for them.
+    if not tables and (rows.verbose or rows.top):
+        tables = result.listing()
     # A table whose rows are all uneventful may have nothing to say.
     below = any(shown.rows or left_out for shown, left_out in (table.brief(rows.top) for table in tables))
     if conclusion and (sentences or below or (rows.verbose and any(table.rows for table in tables))):

@@ -15,11 +15,12 @@ from loralens.formats.dialects.fitting import OF_IMAGE_MODELS, fit
 from loralens.formats.dialects.table import FORMATS
 from loralens.formats.files.container import Stored
 from loralens.tables.numbers import count, percent
-from loralens.tables.table import Column, Table
+from loralens.tables.table import Table
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, read_adapter
 from loralens.verbs.inputs.choices import numpy_dtype
 from loralens.verbs.outputs.combine_run import check_writing
 from loralens.verbs.outputs.form import PLAIN_BITS, OutputFormat, check_known, writer_options
+from loralens.verbs.outputs.module_columns import COLUMNS, NamedModule
 from loralens.verbs.outputs.renaming import add_magnitudes, rename_as_in_base, replace_prefixes
 from loralens.verbs.outputs.rounding import RoundingCost, round_factors
 from loralens.verbs.outputs.target import Target, Written
@@ -68,19 +69,27 @@ class ConvertResult(Written):
         """The bits of a number in loralens-q; None in other dialects."""
         return PLAIN_BITS if self.format == QUANTISED else None
 
-    def listing(self) -> list[Table["ConvertResult"]]:
-        """The result as a table of one row."""
-        return [Table("", COLUMNS, [self])]
+    def listing(self) -> list[Table[NamedModule]]:
+        """The modules as the new file has them."""
+        return [Table(f"{self.source} as {self.format}", COLUMNS, list(self.adapter.items()))]
+
+    def conclusion(self) -> list[str]:
+        """The new dialect, and how much of the update is lost on the way."""
+        losses = {f"by rank {self.rank}": self.truncation, "by rounding": self.rounding.total}
+        lost = [f"{percent(loss)} of the update lost {reason}" for reason, loss in losses.items() if loss]
+        loss = " and ".join(lost) or "without loss"
+        what = f"{self.source} as {self.format}, {count(self.modules, 'module')}, {loss}"
+        return [self.target.conclusion(what)]
 
     def sentences(self) -> list[str]:
-        """The notes, the errors, and the place of the result."""
+        """The notes, and the errors."""
         lines = list(self.notes)
         if self.rank:
             what = f"over all modules: what rank {self.rank} leaves out"
             lines.append(f"truncation  ‖ΔW−ΔW'‖/‖ΔW‖ = {percent(self.truncation)} {what}")
         if self.rounding.worst:
             lines.append(f"{self.rounding}" + (f", {self.bits} bits a number" if self.bits else ""))
-        return [*lines, *self.target.sentences(f"{self.format}, {self.modules} modules")]
+        return lines
 
     def record(self) -> dict[str, Any]:
         """The result as a JSON object."""
@@ -243,14 +252,3 @@ def _rename_back(exact: Adapter, back: Adapter, stored: Stored) -> dict[str, Upd
         return written.rescaled(module.scale, module.scaling) if written.scaling.rule == "unknown" else written
 
     return {name: find(name, module) for name, module in exact.items()}
-
-
-COLUMNS: tuple[Column[ConvertResult], ...] = (
-    Column("source", lambda row: row.source, align="left"),
-    Column("target", lambda row: row.target.record(), align="left"),
-    Column("format", lambda row: row.format, align="left"),
-    Column("modules", lambda row: row.modules),
-    Column("parameters", lambda row: row.parameters),
-    Column("truncation", lambda row: row.truncation),
-    Column("rounding", lambda row: row.rounding.total),
-)

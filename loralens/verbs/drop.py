@@ -8,15 +8,15 @@ from typing import Any, Unpack
 from loralens.choices import FloatType, TargetFormat
 from loralens.core.adapter import Adapter
 from loralens.core.names import select
-from loralens.core.structured import Update
 from loralens.errors import OptionError, place
 from loralens.formats import save
-from loralens.tables.numbers import number, shape
-from loralens.tables.table import ALWAYS, Column, Table
+from loralens.tables.numbers import count
+from loralens.tables.table import Column, Table
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, sources
 from loralens.verbs.inputs.blocks import BlockWeights, weights_by_module
 from loralens.verbs.inputs.choices import as_globs, numpy_dtype
 from loralens.verbs.outputs.combine_run import check_writing, form_of, read_source
+from loralens.verbs.outputs.module_columns import COLUMNS, NamedModule
 from loralens.verbs.outputs.rounding import RoundingCost, round_factors
 from loralens.verbs.outputs.target import Target, Written
 
@@ -52,17 +52,20 @@ class DropResult(Written):
         """The names of the dropped modules, in natural order."""
         return [name for name in self.before if name not in self.adapter]
 
-    def listing(self) -> list[Table[tuple[str, Update]]]:
-        """All modules, also the dropped ones."""
-        dropped: Column[tuple[str, Update]] = Column("dropped", lambda row: row[0] not in self.adapter, "dropped")
+    def listing(self) -> list[Table[NamedModule]]:
+        """All modules, also the dropped ones. On a terminal the sentence with the counts is enough."""
+        dropped: Column[NamedModule] = Column("dropped", lambda row: row[0] not in self.adapter, "dropped")
         title = f"{self.source}: {len(self.dropped)} of {len(self.before)} modules dropped"
         return [Table(title, (*COLUMNS, dropped), list(self.before.items()))]
 
+    def conclusion(self) -> list[str]:
+        """How many modules were dropped, and how many are left."""
+        dropped = f"{self.source} without {len(self.dropped)} of its {count(len(self.before), 'module')}"
+        return [self.target.conclusion(f"{dropped}; {len(self.adapter)} left ({self.format})")]
+
     def sentences(self) -> list[str]:
-        """The error of rounding, and the place of the result."""
-        lines = [str(self.rounding)] if self.rounding.worst else []
-        counts = f"{len(self.dropped)} of {len(self.before)} modules dropped, {len(self.adapter)} left"
-        return [*lines, *self.target.sentences(f"{self.format}, {counts}")]
+        """The error of rounding."""
+        return [str(self.rounding)] if self.rounding.worst else []
 
     def record(self) -> dict[str, Any]:
         """The result as a JSON object."""
@@ -169,14 +172,3 @@ def _dropped(adapter: Adapter, globs: Sequence[str], blocks: BlockWeights) -> se
         raise OptionError(what, fix="use loralens scale for other weights")
     named = set(select(adapter, globs)) if globs else set()
     return named | {name for name, weight in weights.items() if weight == 0}
-
-
-# For --csv, data frames and notebooks: on a terminal the sentence with the counts is enough.
-COLUMNS: tuple[Column[tuple[str, Update]], ...] = (
-    Column("name", lambda row: row[0], "module", align="left", priority=ALWAYS),
-    Column("shape", lambda row: list(row[1].shape), "out × in", shape, csv=False, priority=3),
-    Column("out", lambda row: row[1].shape[0], json=False),
-    Column("in", lambda row: row[1].shape[1], json=False),
-    Column("rank", lambda row: row[1].rank, "r", priority=7),
-    Column("scale", lambda row: row[1].scale, "scale", number, priority=2),
-)

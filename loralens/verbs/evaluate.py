@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from math import isfinite
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, get_args
@@ -17,7 +18,7 @@ from loralens.core.training import record_of
 from loralens.errors import OptionError, place
 from loralens.formats.files.atomic import check_write_target
 from loralens.formats.records.evaluations import write_evaluation
-from loralens.tables.numbers import json_number, number
+from loralens.tables.numbers import count, json_number, number
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import Reading, Source, labels, read_adapter, sources
@@ -89,6 +90,20 @@ class EvaluationResult(Tabular):
 
     def __repr__(self) -> str:
         return f"EvaluationResult({len(self.evaluations)} evaluations of {self.task} on {self.data})"
+
+    def conclusion(self) -> list[str]:
+        """The measures of the best adapter, or of the only version."""
+        # Accuracy is what a task is about where there is one; every task has a loss, and less of it is better.
+        accurate = all("accuracy" in each.measures for each in self.evaluations)
+        known = [each for each in self.evaluations if isfinite(each.measures["accuracy" if accurate else "loss"])]
+        on = f"On {count(self.texts, 'text')} of {self.data}"
+        if not known:
+            return [f"{on} there is nothing to measure."]
+        best = max(known, key=lambda each: each.measures["accuracy"] if accurate else -each.measures["loss"])
+        names = ("accuracy", *(name for name in best.measures if name != "accuracy")) if accurate else best.measures
+        measured = ", ".join(f"{name} {number(best.measures[name])}" for name in names)
+        who = f"{self.model} as it is" if best.path is None else best.path
+        return [f"{on}, {who} {'is best:' if len(self.evaluations) > 1 else 'has'} {measured}."]
 
     def tables(self) -> list[Table[Evaluation]]:
         """One table with a row for each adapter."""

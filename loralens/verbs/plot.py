@@ -13,9 +13,9 @@ from loralens.charts.spectrum import spectrum_figure
 from loralens.charts.trajectory import trajectory_figure
 from loralens.errors import OptionError
 from loralens.verbs.amplify import AmplifyResult
-from loralens.verbs.compress import CompressResult
 from loralens.verbs.curve import CurveResult
 from loralens.verbs.outputs.collection_similarity import CollectionSimilarity
+from loralens.verbs.outputs.compress_result import CompressResult
 from loralens.verbs.outputs.nested_similarity import NestedSimilarity
 from loralens.verbs.outputs.pair_similarity import PairSimilarity
 from loralens.verbs.spectrum import SpectrumResult

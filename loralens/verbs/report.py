@@ -17,6 +17,7 @@ from loralens.reporting.document import PageTable, Report
 from loralens.reporting.html import report_html
 from loralens.reporting.markdown import report_markdown as markdown_text
 from loralens.reporting.writing import check_report_target, markdown_paths, write_report
+from loralens.tables.numbers import join_words
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, Source, command_line_options, path_of, sources
@@ -45,6 +46,11 @@ class ReportResult(Tabular):
         # Keys of sections are ours; a title may hold what a terminal would obey.
         sections = ", ".join(section.key for section in self.document.sections)
         return f"ReportResult({visible(self.document.title)!r}: {sections})"
+
+    def conclusion(self) -> list[str]:
+        """What was written, and the first sentence of the summary."""
+        written = f"Wrote {join_words([str(path) for path in self.written])}: " if self.written else ""
+        return [written + self.document.summary[0]]
 
     def listing(self) -> list[Table[Any]]:
         """Every module of every adapter, as the last section of the page has them."""

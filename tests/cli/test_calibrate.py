@@ -158,7 +158,7 @@ def _second_layer_only(forward: Any) -> Any:
         ({"--adapter": "bert-adapter"}, "no weight in the base"),
         ({"--data": "nowhere.jsonl"}, "no such file"),
         ({"-o": "stats.bin"}, ".safetensors"),
-        ({"-o": "no/stats.safetensors"}, "no such folder"),
+        ({"-o": "llama/config.json/stats.safetensors"}, "is a file, not a folder"),
         ({"--device": "cuda:99"}, "--device cuda:99"),
         ({"--device": "nonsense"}, "--device nonsense"),
     ],

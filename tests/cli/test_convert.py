@@ -92,7 +92,7 @@ def test_a_source_is_never_written_over(small: Path) -> None:
 
 def test_dry_run_writes_nothing_and_a_target_that_exists_is_refused(small: Path, tmp_path: Path) -> None:
     target = tmp_path / "k.safetensors"
-    assert "would write" in run("convert", small, "-o", target, "--to", "kohya", "--dry-run").stdout
+    assert "Would write" in run("convert", small, "-o", target, "--to", "kohya", "--dry-run").stdout
     assert not target.exists()
     target.write_text("mine")
     assert run("convert", small, "-o", target, "--to", "kohya").exit_code == 2

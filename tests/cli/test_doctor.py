@@ -172,7 +172,7 @@ def test_sarif_names_the_file_and_stays_the_same(small: Path, tmp_path: Path, mo
         (["SMALL", "--modules", "k_prj"], "the nearest names are"),
         (["SMALL", "--alpha", "3"], "the file says its own scale"),
         (["SMALL", "--base", "nowhere"], "no such file or folder"),
-        (["SMALL", "--sarif", "no/such/folder/x.sarif"], "no/such/folder: no such folder"),
+        (["SMALL", "--sarif", "pyproject.toml/x.sarif"], "pyproject.toml: is a file, not a folder"),
         (["SMALL", "--sarif", "."], "is a folder"),
     ],
 )
@@ -192,7 +192,7 @@ def test_wrong_usage_is_exit_2(arguments: list[str]) -> None:
 
 def test_no_place_for_the_log_is_said_before_the_work(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("loralens.verbs.doctor.load_source", lambda *args, **kwargs: pytest.fail("the work has begun"))
-    assert run("doctor", small, "--sarif", "no/such/folder/x.sarif").exit_code == 2
+    assert run("doctor", small, "--sarif", "pyproject.toml/x.sarif").exit_code == 2
 
 
 def test_options_of_reading_are_typed_again_where_they_were_given() -> None:

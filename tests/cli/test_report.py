@@ -58,7 +58,11 @@ def base(tmp_path: Path) -> Path:
 def test_the_page_is_written_into_a_folder_that_it_makes(first: Path, tmp_path: Path) -> None:
     target = tmp_path / "reports" / "x.html"
     result = run(first, "-o", target)
-    assert (result.exit_code, result.stdout, result.stderr) == (0, "", f"wrote {target}\n")
+    assert (result.exit_code, result.stdout, result.stderr) == (
+        0,
+        f"Wrote {target}: The doctor found no errors and no warnings; 1 note below.\n",
+        "",
+    )
     text = target.read_text(encoding="utf-8")
     assert text.startswith("<!doctype html>")
     assert f"loralens report {first} -o {target}" in text
