@@ -14,15 +14,14 @@ from loralens.core.adapter import Adapter, Extra, Finding
 from loralens.core.names import block, kind, natural_key, some
 from loralens.core.structured import Update
 from loralens.errors import MismatchError, place
-from loralens.formats.records.training_notes import Folder, TrainingNotes
+from loralens.formats.records.training_notes import TrainingNotes
 from loralens.tables.numbers import count, join_words, number, shape, size, span
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import Reading, Source, labels, load_source, sources
 from loralens.verbs.inputs.choices import check_choice
+from loralens.verbs.outputs.training_facts import training_facts
 
-TAGS_NAMED = 12  # tags of captions, and folders of images, that the block about the training lists
-TAGS_IN_ROW = 3
 EXTRA_SHOWN = 20  # tensors besides the pairs that are listed for people; a model saved in full has hundreds
 SCALES_NAMED = 5  # scales of one adapter, the most frequent ones, that its facts list; --json has every module's
 
@@ -95,7 +94,7 @@ class AdapterInspection(Tabular):
         """The adapter as a whole, its modules by kind, and the tensors that belong to no pair."""
         return [
             Table("as a whole", FACT_COLUMNS, _facts(self.inspection), whole=True),
-            Table("training, as the file says", FACT_COLUMNS, _training_facts(self.training), whole=True),
+            Table("training, as the file says", FACT_COLUMNS, training_facts(self.training), whole=True),
             Table("modules", KIND_COLUMNS, _kinds(self.modules)),
             Table(
                 "not half of any pair, kept as they are",
@@ -277,27 +276,6 @@ def _facts(inspection: Inspection) -> list[tuple[str, str]]:
     if inspection.extra:  # no line for what nearly all adapters lack
         facts.append(("besides", f"{len(inspection.extra)} other tensors, {size(_extra_bytes(inspection))}"))
     return facts
-
-
-def _training_facts(notes: TrainingNotes | None) -> list[tuple[str, str]]:
-    """What the metadata say about the training, one property a row."""
-    if notes is None:
-        return []
-    words = [("trigger words", ", ".join(notes.trigger_words))] if notes.trigger_words else []
-    facts = [*words, *((name.replace("_", " "), value) for name, value in notes.values.items())]
-    if notes.folders:
-        facts.append(("folders", "; ".join(map(_folder_text, notes.folders[:TAGS_NAMED]))))
-    listed = [f"{tag.tag} ({tag.images})" for tag in notes.tags[:TAGS_NAMED]]
-    if notes.tag_count > TAGS_NAMED:
-        listed.append(f"and {notes.tag_count - TAGS_NAMED:,} more")
-    # A few on each row, so that none is shortened on a narrow terminal.
-    rows = [", ".join(listed[i : i + TAGS_IN_ROW]) for i in range(0, len(listed), TAGS_IN_ROW)]
-    return facts + [("" if i else "tags", row) for i, row in enumerate(rows)]
-
-
-def _folder_text(folder: Folder) -> str:
-    images = "" if folder.images is None else f": {count(folder.images, 'image')}"
-    return folder.name + images + (f" × {folder.repeats}" if images and folder.repeats else "")
 
 
 def _extra_bytes(inspection: Inspection) -> int:

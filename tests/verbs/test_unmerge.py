@@ -70,6 +70,7 @@ def test_a_dry_run_proves_and_writes_nothing(small: Path, out: Path, tmp_path: P
         *result.conclusion(),
         "",
         "6 tensors restored, the SHA-256 of each checked",
+        "",
     ]
     written = loralens.unmerge(out, adapter=small, output=tmp_path / "back")
     assert rehearsed.doubt == written.doubt
