@@ -1,5 +1,6 @@
-"""Running a function for many modules in threads."""
+"""Running a function for many modules in threads, and how many processors there are for it."""
 
+import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from threading import Event, Thread
@@ -10,6 +11,14 @@ MOST = 8  # most threads, since each of them has the factors of one module in me
 
 T = TypeVar("T")
 Step = Callable[[int], None]  # is called with the amount of work that was done since the last call
+
+
+def processor_count() -> int:
+    """The number of processors that this process may use, at least 1."""
+    # The affinity counts only those that a container or a scheduler allows; macOS and Windows do not have it.
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def in_threads(work: Callable[[str], T], names: Sequence[str], count: int, step: Step | None = None) -> dict[str, T]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
-from os import PathLike, cpu_count
+from os import PathLike
 from statistics import median
 from typing import Any, NamedTuple, Unpack
 
@@ -13,6 +13,7 @@ from loralens.core.carried import magnitudes
 from loralens.core.messages import note, warn
 from loralens.core.names import select, some
 from loralens.core.progress import progress
+from loralens.core.threads import processor_count
 from loralens.errors import OptionError, place
 from loralens.linalg.device import Device
 from loralens.tables.numbers import count, fixed, json_number, number
@@ -210,7 +211,7 @@ def amplify(
     # What can be refused without the base is refused before it is read.
     for name, value, least in (("directions", directions, 1), ("phi_rank", phi_rank, 1), ("seed", seed, 0)):
         check_at_least(name, value, least)
-    linalg_device = Device.of(device, threads=cpu_count() or 1)
+    linalg_device = Device.of(device, threads=processor_count())
     (label,) = labels([adapter])
     loaded = read_adapter(adapter, reading, base=base, label=label)
     with place(label):

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from os import PathLike, cpu_count
+from os import PathLike
 from typing import Unpack
 
 import numpy as np
@@ -22,6 +22,7 @@ from loralens.core.moments import Moments
 from loralens.core.progress import progress
 from loralens.core.ranks import Rule, shared_ranks
 from loralens.core.structured import Structured
+from loralens.core.threads import processor_count
 from loralens.errors import place
 from loralens.verbs.inputs.adapters import AdapterSource, labels, read_adapter
 from loralens.verbs.inputs.bases import base_weights
@@ -172,7 +173,7 @@ def compress(
     # Errors are measured on what is read back, so that rounding and the writer are included.
     after, bytes_after = decision.form.write(new, target)
     with progress("measuring", len(before)) as step:
-        module_losses = losses(before, after, threads=cpu_count() or 1, step=step)
+        module_losses = losses(before, after, threads=processor_count(), step=step)
     on_data = data_losses(before, after, moments) if moments else {}
     notes += _notes(plans[0], decision, after, rules.get("rank"))
     measured = module_losses, on_data, bytes_before, bytes_after, notes

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from os import PathLike, cpu_count
+from os import PathLike
 from typing import Any, Unpack
 
 from loralens.choices import QUANTISED, FloatType, TargetFormat
 from loralens.compression.loss import losses, total_error
 from loralens.core.adapter import Adapter
 from loralens.core.structured import Structured, Update
+from loralens.core.threads import processor_count
 from loralens.errors import OptionError, place
 from loralens.formats.dialects import record
 from loralens.formats.dialects.fitting import OF_IMAGE_MODELS, fit
@@ -239,7 +240,7 @@ def _as_pairs(adapter: Adapter, rank: int | None) -> tuple[Adapter, float]:
 
     # Measured over all modules, so that the number is comparable with that of compress.
     pairs = adapter.map(pair)
-    return pairs, total_error(losses(adapter, pairs, threads=cpu_count() or 1))
+    return pairs, total_error(losses(adapter, pairs, threads=processor_count()))
 
 
 def _rename_back(exact: Adapter, back: Adapter, stored: Stored) -> dict[str, Update]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from os import PathLike, cpu_count
+from os import PathLike
 from typing import Any, Unpack
 
 from loralens.choices import FLOAT_TYPES, QUANTISED, TARGET_FORMATS, FloatType, TargetFormat
@@ -14,6 +14,7 @@ from loralens.core.moments import Moments
 from loralens.core.progress import progress
 from loralens.core.quantised import direction_bytes
 from loralens.core.structured import Structured
+from loralens.core.threads import processor_count
 from loralens.errors import place
 from loralens.tables.numbers import fixed, percent, size, span
 from loralens.tables.result import Tabular
@@ -140,7 +141,12 @@ def curve(
     with place(label):
         with progress("reading", len(adapter)) as step:
             plan = TruncationPlan.of(
-                adapter, modules=modules, dtype=numpy_dtype(dtype), moments=moments, threads=cpu_count() or 1, step=step
+                adapter,
+                modules=modules,
+                dtype=numpy_dtype(dtype),
+                moments=moments,
+                threads=processor_count(),
+                step=step,
             )
         points = trade_off(plan, form, protect=protect, on_data=moments is not None)
     measured_on = None

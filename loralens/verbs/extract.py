@@ -1,6 +1,5 @@
 """The verb ``extract``: makes an adapter from the difference of two models."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,6 +13,7 @@ from loralens.core.messages import note, tell_findings, warn
 from loralens.core.names import some
 from loralens.core.progress import progress
 from loralens.core.ranks import Rule
+from loralens.core.threads import processor_count
 from loralens.errors import OptionError, place
 from loralens.formats.models.checkpoint import Checkpoint, model_config, stores_conv1d
 from loralens.formats.models.transformers_names import use_memory_names
@@ -238,7 +238,7 @@ def extract(
             drop_extra=drop_extra,
             # Names are a part of the file, and count against a budget of bytes.
             size=lambda adapter: form.size(renamed(adapter)),
-            threads=os.cpu_count() or 1,
+            threads=processor_count(),
             step=step,
         )
     adapter = renamed(extraction.adapter)

@@ -1,7 +1,6 @@
 """The verb ``similarity``: compares the directions of adapters, beside what chance would give."""
 
 from collections.abc import Sequence
-from os import cpu_count
 from typing import Unpack, get_args
 
 from loralens.analysis.compare.clusters import cluster_order
@@ -14,6 +13,7 @@ from loralens.choices import Of, Side
 from loralens.core.adapter import Adapter
 from loralens.core.messages import tell_findings, warn
 from loralens.core.progress import progress
+from loralens.core.threads import processor_count
 from loralens.core.training import same_start
 from loralens.verbs.inputs.adapters import Reading, Source, labels, read_where_unknown, sources
 from loralens.verbs.inputs.bases import warn_of_bases
@@ -24,7 +24,7 @@ from loralens.verbs.outputs.pair_similarity import PairSimilarity
 
 SimilarityResult = NestedSimilarity | PairSimilarity | CollectionSimilarity
 
-THREADS = cpu_count() or 1  # modules are independent of each other, and BLAS is limited to one thread
+THREADS = processor_count()  # modules are independent of each other, and BLAS is limited to one thread
 
 
 def similarity(

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from os import PathLike, cpu_count
+from os import PathLike
 from typing import TYPE_CHECKING, Any, NamedTuple, Unpack, get_args
 
 import numpy as np
@@ -12,6 +12,7 @@ from loralens.analysis.spectrum import Spectrum, measure_spectrum
 from loralens.choices import Sort
 from loralens.core.adapter import Adapter
 from loralens.core.progress import progress
+from loralens.core.threads import processor_count
 from loralens.errors import OptionError, place
 from loralens.tables.numbers import count, fixed, number, percent, shape, spark, whole_percent
 from loralens.tables.result import Tabular
@@ -265,7 +266,7 @@ def spectrum(
         adapter = read_adapter(source, reading, base=base, label=label)
         with place(label), progress(f"reading {label}", len(adapter)) as step:
             # One thread a core: BLAS itself is limited to one thread, and modules are independent of each other.
-            spectra = measure_spectrum(adapter, modules=modules, threads=cpu_count() or 1, step=step)
+            spectra = measure_spectrum(adapter, modules=modules, threads=processor_count(), step=step)
         measured.append(AdapterSpectra(label, adapter, spectra, _ordered_names(spectra, sort, top)))
     if base is None:
         return SpectrumResult(measured)
@@ -296,7 +297,7 @@ def _weight_norms(measured: AdapterSpectra, base: str | PathLike[str], device: s
     from loralens.verbs.inputs.bases import base_weights
 
     # The option has no default of its own, so that a device without a base can be refused.
-    linalg_device = Device.of(device or "cpu", threads=cpu_count() or 1)
+    linalg_device = Device.of(device or "cpu", threads=processor_count())
     # Weights of the base are large: only those of the modules that the table shows are read.
     weights = base_weights(base, {name: measured.adapter[name] for name in measured.listed}).modules
     with place(base), progress("reading the base", weight_steps(weights.values(), top=True)) as step:

@@ -4,13 +4,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from os import PathLike, cpu_count
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from loralens.analysis.survey import Duplicate, Summary, duplicates, summarise_adapter
 from loralens.core.adapter import Adapter
 from loralens.core.progress import progress
+from loralens.core.threads import processor_count
 from loralens.errors import LoraLensError
 from loralens.formats.records.collection import FolderEntry, candidates, examine_file
 from loralens.tables.numbers import UNDEFINED, count, fixed, number, size, span
@@ -240,7 +241,7 @@ def survey(folder: str | PathLike[str], *, allow_pickle: bool = False, once: boo
     paths = candidates(root)
     measured = []
     # One file a thread: most adapters are small, and reading overlaps with the arithmetic of others.
-    with progress("reading", len(paths)) as step, ThreadPoolExecutor(cpu_count() or 1) as pool:
+    with progress("reading", len(paths)) as step, ThreadPoolExecutor(processor_count()) as pool:
         try:
             for pair in pool.map(measure, paths):
                 measured.append(pair)

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from os import cpu_count
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack
 
@@ -12,6 +11,7 @@ from loralens.choices import Side
 from loralens.core.adapter import Adapter
 from loralens.core.messages import tell_findings, warn
 from loralens.core.progress import progress
+from loralens.core.threads import processor_count
 from loralens.errors import OptionError
 from loralens.formats import load
 from loralens.formats.records.runs import STATE, LoggedLoss, Run, RunCheckpoint, nearest_loss, read_run
@@ -175,7 +175,7 @@ def trajectory(*adapters: Source, modules: Sequence[str] = (), **reading: Unpack
     names = [str(checkpoint.path) for checkpoint in run.checkpoints]
     warn_of_bases(names, loaded)  # checkpoints of one run have one base
     with progress("comparing", trajectory_steps(loaded, modules)) as step:
-        measured = measure_trajectory(loaded, modules=modules, labels=names, threads=cpu_count() or 1, step=step)
+        measured = measure_trajectory(loaded, modules=modules, labels=names, threads=processor_count(), step=step)
     result = TrajectoryResult(run, measured)
     _warn_of_other_runs(result)
     return result

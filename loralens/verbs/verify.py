@@ -1,6 +1,5 @@
 """The verb ``verify``: tests whether a merged model contains an adapter, and how faithfully."""
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -11,7 +10,7 @@ from loralens.choices import RoundingMode
 from loralens.core.lazy import LazyArray
 from loralens.core.names import some
 from loralens.core.progress import progress
-from loralens.core.threads import in_threads
+from loralens.core.threads import in_threads, processor_count
 from loralens.errors import MismatchError, OptionError, place
 from loralens.formats.models.checkpoint import model_config, resolve_path, weights
 from loralens.formats.models.model_files import model_files
@@ -325,7 +324,7 @@ def _compare(
         return changed
 
     # The whole model is compared, so that changes elsewhere are reported too.
-    untouched, threads = [key for key in base_tensors if key not in planned], os.cpu_count() or 1
+    untouched, threads = [key for key in base_tensors if key not in planned], processor_count()
     # Progress counts entries, since the sizes of tensors differ by orders of magnitude.
     sizes = [planned[key].source.size for key in planned] + [base_tensors[key].size for key in untouched]
     with progress("replaying the merge", sum(sizes)) as step:

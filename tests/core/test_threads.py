@@ -1,8 +1,10 @@
 """Work in plain threads: the order of the names, and the first error in it."""
 
+import os
+
 import pytest
 
-from loralens.core.threads import in_threads
+from loralens.core.threads import in_threads, processor_count
 from loralens.errors import FormatError
 
 NAMES = [str(i) for i in range(40)]
@@ -34,3 +36,12 @@ def test_the_end_of_memory_in_a_thread_is_said_by_the_caller(capfd):
     with pytest.raises(MemoryError):
         in_threads(work, NAMES, 3)
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="needs the affinity of Linux")
+def test_only_processors_that_the_process_may_use_are_counted(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5})
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    assert processor_count() == 2
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert processor_count() == 64

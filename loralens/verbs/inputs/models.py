@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from loralens.choices import FLOAT_TYPES
 from loralens.core.attached import keep_modes
 from loralens.core.messages import warn
+from loralens.core.threads import processor_count
 from loralens.errors import FormatError, MismatchError, OptionError, place
 from loralens.formats.files.container import CONFIG
 from loralens.formats.files.location import existing_path
@@ -131,7 +132,7 @@ def load_headed(
         raise OptionError(
             f"--threads {threads} is more than {MANY}", fix="give as many as the machine has, or leave the option out"
         )
-    torch.set_num_threads(threads or _processor_count())
+    torch.set_num_threads(threads or _torch_threads())
     # Forked, since loading must not change the random numbers of the caller.
     with place(model_label(source)), torch.random.fork_rng(devices=[]):
         # Modulo, since a seed of Python may be larger than torch's.
@@ -256,13 +257,12 @@ def _import_torch() -> tuple[Any, Any]:
     return torch, transformers
 
 
-def _processor_count() -> int:
+def _torch_threads() -> int:
     """The number of processors for this process, which torch cannot know: our entry point sets OpenMP to one thread.
 
     If torchrun has started several processes on this machine, each gets its share.
     """
-    # The affinity counts only the processors that a container or a scheduler allows; macOS and Windows do not have it.
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processors = processor_count()
     return max(1, processors // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from loralens.core.names import some
 from loralens.core.progress import progress
-from loralens.core.threads import in_threads
+from loralens.core.threads import in_threads, processor_count
 from loralens.errors import FormatError, OptionError, place
 from loralens.formats.files.container import read_json
 from loralens.formats.models.checkpoint import resolve_path
@@ -199,7 +199,7 @@ def _hash_tensors(files: ModelFiles) -> dict[str, Hashed]:
         return Hashed(str(tensor.dtype), tensor.shape, digest)
 
     with progress("hashing", sum(tensor.nbytes for tensor in tensors.values())) as step:
-        return in_threads(hashed, list(tensors), os.cpu_count() or 1)
+        return in_threads(hashed, list(tensors), processor_count())
 
 
 def _changed_files(folder: Path, certificate: Mapping[str, Any]) -> list[str]:

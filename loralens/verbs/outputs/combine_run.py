@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from os import PathLike, cpu_count
+from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, Unpack, cast
 
@@ -22,7 +22,7 @@ from loralens.core.progress import progress
 from loralens.core.ranks import Rule, RuleName
 from loralens.core.recipe import Recipe, Strength
 from loralens.core.structured import Update
-from loralens.core.threads import Step
+from loralens.core.threads import Step, processor_count
 from loralens.core.together import match_modules, match_names, pad_rank
 from loralens.core.vector import with_modules
 from loralens.core.weights import Weight
@@ -237,7 +237,7 @@ def _combine(
         width=int(recipe.truncate.get("rank", 0)),
         labels=[ingredient.path for ingredient in recipe.adapters],
         weights=weights,
-        threads=cpu_count() or 1,
+        threads=processor_count(),
         step=step,
         **recipe.options,
     )

@@ -13,7 +13,7 @@ from loralens.core.lazy import Array, LazyArray
 from loralens.core.messages import note
 from loralens.core.names import some
 from loralens.core.progress import progress
-from loralens.core.threads import in_threads
+from loralens.core.threads import in_threads, processor_count
 from loralens.errors import OptionError, place
 from loralens.formats.files.apart import check_apart
 from loralens.formats.files.atomic import atomic_file
@@ -41,7 +41,7 @@ from loralens.merging.undo.patch import keep_in_memory
 from loralens.verbs.inputs.merge_inputs import MergeInputs
 from loralens.version import __version__
 
-THREADS = os.cpu_count() or 1
+THREADS = processor_count()
 NAMED = 5  # most files that a message names; the others are counted
 
 

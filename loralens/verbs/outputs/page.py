@@ -1,6 +1,5 @@
 """The page of a report: reads the adapters, measures them, and assembles the document."""
 
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from os import PathLike
@@ -19,7 +18,7 @@ from loralens.core.fingerprint import fingerprint
 from loralens.core.messages import note, warn
 from loralens.core.moments import Moments
 from loralens.core.progress import progress
-from loralens.core.threads import Step
+from loralens.core.threads import Step, processor_count
 from loralens.core.weights import Weight
 from loralens.errors import LoraLensError, MismatchError, place
 from loralens.formats import encode_adapter
@@ -41,7 +40,7 @@ from loralens.verbs.outputs.page_tables import RESULT_TABLES
 # Seconds that the SVDs of the base may take without --intruders. The documentation promises "about a minute".
 PATIENCE = 60.0
 MOMENTS = "moments"  # the name, in messages and JSON, of activations that were given as an object
-THREADS = os.cpu_count() or 1  # modules are independent of each other, so all cores can share the work
+THREADS = processor_count()  # modules are independent of each other, so all cores can share the work
 
 
 def report_page(

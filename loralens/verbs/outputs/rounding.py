@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from os import cpu_count
 from typing import Any, final
 
 import numpy as np
@@ -14,7 +13,7 @@ from loralens.compression.quantise import quantise
 from loralens.core.adapter import Adapter
 from loralens.core.lowrank import LowRank
 from loralens.core.structured import Update
-from loralens.core.threads import in_threads
+from loralens.core.threads import in_threads, processor_count
 from loralens.errors import OptionError, place
 from loralens.tables.numbers import percent
 
@@ -79,7 +78,7 @@ class RoundingCost:
             if not isinstance(module, LowRank) or all(np.isfinite(factor).all() for factor in (module.B, module.A))
         ]
         # All of them, since modules without a loss count in the norm of the whole.
-        losses = in_threads(loss, numbers, cpu_count() or 1)
+        losses = in_threads(loss, numbers, processor_count())
         module = max(losses, key=lambda name: losses[name].relative_error, default="")
         if not module or not losses[module].relative_error:
             return cls()
@@ -129,7 +128,7 @@ def round_factors(
     if bits is not None:
         # Quantising integers again would round them a second time.
         plain = {name: m for name, m in adapter.items() if m.origin is None or m.origin.format != QUANTISED}
-        quantised = quantise(replace(adapter, modules=plain), bits=bits, threads=cpu_count() or 1)
+        quantised = quantise(replace(adapter, modules=plain), bits=bits, threads=processor_count())
         return replace(adapter, modules={**adapter.modules, **quantised.modules})
     if dtype is None:
         return adapter

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from math import inf, isfinite, nan
 from numbers import Real
-from os import PathLike, cpu_count
+from os import PathLike
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, cast
 
@@ -14,6 +14,7 @@ from loralens.core.adapter import Adapter
 from loralens.core.moments import Moments
 from loralens.core.progress import progress
 from loralens.core.ranks import Rule, RuleName
+from loralens.core.threads import processor_count
 from loralens.errors import OptionError
 from loralens.formats.files.container import read_json
 from loralens.formats.records.moments import load_moments
@@ -122,7 +123,7 @@ def read_directions(
     """The directions of the chosen modules, from which any ranks can be made, in one pass over the factors."""
     with progress("reading", len(adapter)) as step:
         return TruncationPlan.of(
-            adapter, modules=modules, dtype=dtype, moments=moments, threads=cpu_count() or 1, step=step
+            adapter, modules=modules, dtype=dtype, moments=moments, threads=processor_count(), step=step
         )
 
 
