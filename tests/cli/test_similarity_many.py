@@ -87,14 +87,14 @@ pairs have 4 to 6 modules in common: each is compared on those
 began from one A (cosine of A ≥ 0.5): a, b, d
   between these, φ of the in side shows the common start, not a common task: read the out side
 
-where two fight (every module with |cosine| ≥ 0.2 and 4.0 standard deviations from chance), most weight first
-  a and d fight in blocks 0–2, v: cosine -0.980 over 3 modules
-  b and d fight in blocks 0–2, v: cosine -0.936 over 3 modules
+where two work against each other (RULE), most weight first
+  a and d work against each other in blocks 0–2, v: cosine -0.980 over 3 modules
+  b and d work against each other in blocks 0–2, v: cosine -0.936 over 3 modules
 where two agree (every module with |cosine| ≥ 0.2 and 4.0 standard deviations from chance), most weight first
   a and b agree in blocks 0–2, q, v: cosine +0.955 over 6 modules
   a and d agree in blocks 0–2, q: cosine +0.980 over 3 modules
   b and d agree in blocks 0–2, q: cosine +0.936 over 3 modules
-"""
+""".replace("RULE", "every module with |cosine| ≥ 0.2 and 4.0 standard deviations from chance")
 
 
 def test_output_is_exactly_this(collection: list[Path]) -> None:
@@ -163,7 +163,7 @@ def test_many_adapters_leave_the_matrices_to_the_figure(collection: list[Path], 
     assert result.exit_code == 0
     assert "cosine of the updates" not in result.stdout
     assert "the 12 of 91 pairs with the largest |cosine|" in result.stdout
-    assert "no two fight anywhere" in result.stdout
+    assert "no two work against each other anywhere" in result.stdout
     assert (tmp_path / "many.png").stat().st_size > 1000
 
 

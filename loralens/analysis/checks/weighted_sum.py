@@ -18,6 +18,7 @@ CODES = {
     "combination-scale": "The adapter is a weighted sum of others, with a factor that known bugs leave: "
     "α/r applied twice (PEFT svd, 0.8 to 0.19.1 at least), √r too strong (PEFT with rsLoRA), or the α of the first "
     "source at the summed rank (sd-scripts --concat).",
+    "near-copy": "The update is practically that of another adapter: their cosine is 0.98 or more.",
 }
 # A linear relation of updates holds for any of their entries; those of dozens of modules are thousands of equations.
 ENTRIES = 256  # entries of every module that are compared
@@ -25,6 +26,9 @@ RESIDUAL = 0.01  # the share of ‖ΔW‖ that a sum may leave unexplained; stor
 SAME = 0.02  # relative distance of a total weight from the factor of a known bug
 PLAIN = 0.1  # a factor that differs from 1 by less is no sign of a bug
 SMALL = 0.01  # a source that contributes a smaller share of ‖ΔW‖ is left out
+
+# At this cosine two updates of one norm differ by less than a fifth of it, as those of two late checkpoints do.
+NEAR = 0.98
 
 Sources = dict[int, float]
 
@@ -68,9 +72,28 @@ def _find_sums(exams: Sequence[Examination]) -> Iterator[Diagnosis]:
         factor = float(_residual(X, t, [twin])[0][0])
         forward, backward = (t, {twin: factor}), (twin, {t: 1 / factor})
         yield _diagnose(exams, *(backward if _bug(exams, *backward) and not _bug(exams, *forward) else forward))
+    yield from _near_copies(exams, X, distinct, [module.shape for module in modules])
     for t in distinct:
         if sources := _sources(X, t, [i for i in distinct if i != t]):
             yield _diagnose(exams, t, sources)
+
+
+def _near_copies(
+    exams: Sequence[Examination], X: Floats, distinct: Sequence[int], shapes: Sequence[tuple[int, int]]
+) -> Iterator[Diagnosis]:
+    """Report adapters that are no multiple of an earlier one, and yet practically point in its direction."""
+    # Each module counts by the number of its entries, of which only some are in the sketch.
+    counts = [min(out * in_, ENTRIES) for out, in_ in shapes]
+    weights = np.repeat([sqrt(out * in_ / n) for (out, in_), n in zip(shapes, counts, strict=True)], counts)
+    directions = {t: X[t] * weights / np.linalg.norm(X[t] * weights) for t in distinct}
+    for i, t in enumerate(distinct):
+        near = {s: float(directions[s] @ directions[t]) for s in distinct[:i]}
+        nearest = max(near, key=lambda s: near[s], default=None)
+        if nearest is not None and near[nearest] >= NEAR:
+            other = exams[nearest]
+            evidence = f"cosine about {near[nearest]:.3f} with {other.path}: practically the same adapter"
+            fix = f"measure what they share: {exams[t].command('similarity', other.quoted)}"
+            yield Diagnosis("note", "near-copy", evidence, fix, adapter=exams[t].path)
 
 
 def _sketch(exam: Examination, names: Sequence[str]) -> Floats:

@@ -28,7 +28,8 @@ Pair = tuple[int, int]  # the indices of two adapters, which are also an index o
 SHARES = ("shared", "private", "shared_chance", "private_chance")  # the arrays of `Interference`
 MATRIX = 12  # adapters whose matrices fit on a terminal of 120 columns
 PAIRS = 12  # pairs that are listed for people; --csv lists all
-LINES = 8  # places where two fight that are listed for people, and as many where they agree; --json lists all
+# Places where two work against each other that are listed for people, and as many where they agree; --json lists all.
+LINES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +123,7 @@ class CollectionSimilarity(Tabular):
         return [adapter_pairs_table("", self.pairs, self.labels, tuple(self.pairs.overlaps), every)]
 
     def sentences(self) -> list[str]:
-        """Which adapters cannot be compared, which began from one A, and where two of them fight or agree."""
+        """Which adapters cannot be compared, which began from one A, and where two work against each other or agree."""
         return [*self._on_common_modules(), *self._on_initialisation(), *self._on_interactions()]
 
     def record(self) -> dict[str, Any]:
@@ -264,7 +265,7 @@ class CollectionSimilarity(Tabular):
         labels = self.labels
         rule = f"every module with |cosine| ≥ {LARGE} and {far_cosine(self.pairs):.1f} standard deviations from chance"
         sentences = []
-        for verb, interactions in (("fight", self.fights), ("agree", self.agreements)):
+        for verb, interactions in (("work against each other", self.fights), ("agree", self.agreements)):
             if not interactions:
                 sentences.append(f"no two {verb} anywhere ({rule})")
                 continue
