@@ -15,7 +15,8 @@ from loralens.reporting.result_tables import ResultTables
 from loralens.reporting.run import run_section
 from loralens.reporting.spectra import spectra_section
 from loralens.reporting.subject import Subject
-from loralens.reporting.summary import summary_sentences
+from loralens.reporting.summary import remarks, summary_sentences
+from loralens.reporting.verdicts import headline, verdict_of, verdict_record, verdicts_table
 from loralens.tables.numbers import count, join_words
 
 
@@ -55,6 +56,8 @@ def make_report(
     names = list(dict.fromkeys(name for subject in subjects for name in subject.examination.readings))
     numbers = {name: i for i, name in enumerate(names)}
     sentences = summary_sentences(subjects, findings, collection, run)
+    verdicts = [verdict_of(subject, findings) for subject in subjects]
+    answer = headline(subjects, verdicts, collection, run)
     sections = [
         # The findings and the facts come first, as all numbers below depend on them. The longest table comes last.
         findings_section(subjects, findings, base),
@@ -69,13 +72,17 @@ def make_report(
     ]
     labels = [subject.label for subject in subjects]
     choices = {"base": base, "command": command, **(choices or {})}
+    first_screen = {"headline": answer, "verdicts": list(map(verdict_record, verdicts))}
     return Report(
         # Four names and more would not fit on the tab of a browser.
         title=join_words(labels) if len(labels) < 4 else f"{labels[0]} and {count(len(labels) - 1, 'other adapter')}",
         command=command,
         summary=sentences,
+        headline=answer,
+        verdicts=verdicts_table(verdicts),
+        remarks=remarks(subjects),
         sections=sections,
         modules=names,
         sliders=[slider_data(subject, i) for i, subject in enumerate(subjects) if subject.plan is not None],
-        record=report_record(subjects, findings, collection, run, sentences, tables, choices),
+        record=report_record(subjects, findings, collection, run, sentences, tables, choices | first_screen),
     )

@@ -61,4 +61,5 @@ class Tabular:
     def _repr_html_(self) -> str:
         from loralens.tables import render
 
-        return "".join(render.html_table(table) for table in self.tables() or self.listing() if table.rows)
+        answer = "".join(render.html_paragraph(sentence) for sentence in self.conclusion())
+        return answer + "".join(render.html_table(table) for table in self.tables() or self.listing() if table.rows)

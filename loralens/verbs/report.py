@@ -17,6 +17,7 @@ from loralens.reporting.document import Report
 from loralens.reporting.html import report_html
 from loralens.reporting.markdown import report_markdown as markdown_text
 from loralens.reporting.writing import check_report_target, markdown_paths, write_report
+from loralens.tables.render import html_paragraph, html_table
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, Source, command_line_options, path_of, sources
 from loralens.verbs.inputs.checkpoints import with_checkpoints
 from loralens.verbs.outputs.page import report_page
@@ -57,8 +58,11 @@ class ReportResult:
         return dict(self.document.record)
 
     def _repr_html_(self) -> str:
-        sentences = "".join(f"<li>{escape(visible(sentence))}</li>" for sentence in self.document.summary)
-        return f"<p><b>{escape(visible(self.document.title))}</b></p><ul>{sentences}</ul>"
+        document = self.document
+        sentences = "".join(f"<li>{escape(visible(sentence))}</li>" for sentence in document.remarks)
+        verdicts = html_table(document.verdicts.table) if document.verdicts else ""
+        title = f"<p><b>{escape(visible(document.title))}</b></p>"
+        return f"{title}{html_paragraph(document.headline)}{verdicts}{f'<ul>{sentences}</ul>' if sentences else ''}"
 
 
 def report(
