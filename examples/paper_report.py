@@ -171,14 +171,14 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def _ranks_picture(study: "Study") -> Chart:
     task = study.plan.tasks[0]
     first, second = study.adapter(task, study.small), study.adapter(task, study.large)
-    found = compare_subspaces(first, second, modules=["*layer.0.*", "*layer.3.*", "*layer.5.*"])
+    found = compare_subspaces(first, second, side="in", modules=["*layer.0.*", "*layer.3.*", "*layer.5.*"])
     return similarity_figure(found, labels=(f"r={study.small}", f"r={study.large}"))
 
 
 def _seeds_picture(study: "Study") -> Chart:
     task = study.plan.tasks[0]
     first, second = (study.adapter(task, study.large, seed) for seed in study.plan.seeds[:2])
-    return similarity_figure(compare_subspaces(first, second), labels=("seed 0", "seed 1"))
+    return similarity_figure(compare_subspaces(first, second, side="in"), labels=("seed 0", "seed 1"))
 
 
 def _amplification_picture(study: "Study") -> Chart:

@@ -84,7 +84,7 @@ def use(python: Path, work: Path) -> None:
     assert "spectrum" in run(python, "-m", "loralens", "--help")
     where = run(python, "-c", "import loralens; print(loralens.__file__)")
     assert Path(where.strip()).is_relative_to(work), f"the tree was used, not the wheel: {where}"
-    commands = run(python, "-c", "from loralens.cli.main import COMMANDS; print(*COMMANDS)").split()
+    commands = run(python, "-c", "from loralens.cli.overview import COMMANDS; print(*COMMANDS)").split()
     for name in commands:
         run(loralens, name, "--help")
     run(python, "-c", ADAPTER)
@@ -100,7 +100,7 @@ def use(python: Path, work: Path) -> None:
     (home / "model").mkdir()
     (home / "model" / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}', encoding="utf-8")
     refused = run(loralens, "behave", "--model", "model", "--data", "texts.txt", "--adapters", "adapter", code=2)
-    assert "loralens[train]" in refused, refused
+    assert "-m pip install 'torch>=2.4' 'transformers>=4.45'" in refused, refused
 
 
 def main() -> None:

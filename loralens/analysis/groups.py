@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import final
 
+import numpy as np
+
 from loralens.analysis.spectrum import Spectrum
 from loralens.core.names import block, kind, natural_key
 
@@ -61,6 +63,25 @@ def mean_effective_rank(spectra: Iterable[Spectrum]) -> float:
     # ΔW = 0 has no distribution of singular values, so no effective rank; a 0 in its place would lower the mean.
     ranks = [s.effective_rank for s in spectra if s.spectral > 0]
     return sum(ranks) / len(ranks) if ranks else 0.0
+
+
+def uniform_rank(spectra: Iterable[Spectrum], fraction: float) -> tuple[int, float]:
+    """The lowest rank that, given to every module, keeps a fraction of the energy of all modules, and what it keeps.
+
+    (0, 1.0) if every ΔW is 0.
+    """
+    values = [spectrum.s for spectrum in spectra]
+    # In one unit for all modules, so that no square overflows.
+    top = max((float(s[0]) for s in values if s.size), default=0.0)
+    if not top:
+        return 0, 1.0
+    by_rank = np.zeros(max(s.size for s in values))
+    for s in values:
+        by_rank[: s.size] += (s / top) ** 2
+    kept = np.cumsum(by_rank) / by_rank.sum()
+    # The sum of all directions may come out below 1 by rounding.
+    rank = min(int(np.searchsorted(kept, fraction * (1 - 1e-12))), kept.size - 1)
+    return rank + 1, float(kept[rank])
 
 
 def _group(spectra: Mapping[str, Spectrum], label: Callable[[str], str]) -> list[Group]:

@@ -11,6 +11,7 @@ from loralens.charts.mpl_style import ignore_missing_letters, style_context
 from loralens.charts.spec import Figure
 from loralens.errors import OptionError
 from loralens.formats.files.atomic import atomic_file
+from loralens.formats.files.disk import check_room
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -93,7 +94,7 @@ def check_suffix(path: Path | str) -> str:
     Raises
     ------
     OptionError
-        The suffix is none of `SUFFIXES`, or the folder does not exist.
+        The suffix is none of `SUFFIXES`, or the folder of the file cannot be made.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -102,8 +103,7 @@ def check_suffix(path: Path | str) -> str:
             f"{path}: figures are not written as {suffix or 'files without a suffix'}",
             fix=f"end the name in {ENDINGS}",
         )
-    if not path.parent.is_dir():
-        raise OptionError(f"{path.parent}: no such folder", fix="make the folder first")
+    check_room(path)
     return suffix.removeprefix(".")
 
 

@@ -25,6 +25,11 @@ from loralens.cli.show import RowOptions, row_options, show
 @click.option(
     "--drop-dead", is_flag=True, help="Leave out modules whose update is zero, or that get no rank from the budget."
 )
+@click.option(
+    "--only-if-smaller",
+    is_flag=True,
+    help="Write nothing, and exit with 1, if the file would not become smaller.",
+)
 @options.OVERWRITE
 @options.DRY_RUN
 @row_options(csv="module", plot="the size and the error of every rank")
@@ -36,6 +41,12 @@ def command(source: str, rows: RowOptions, **keywords: Any) -> None:
     and --size are budgets for all modules together: they give directions (and for loralens-q also bits) to the modules
     where they reduce the error most. The scale of every module stays. Tensors that belong to no pair of factors are
     copied. The errors are those of the written file, read back. The source is never overwritten.
+
+    If the file would not become smaller, the adapter is written as it was, unless --to, --dtype or --uniform asks for
+    another form.
     """
     options.require_output(keywords)
-    show(loralens.compress(source, **keywords), rows)
+    result = loralens.compress(source, **keywords)
+    show(result, rows)
+    if not result.answer:
+        click.get_current_context().exit(1)

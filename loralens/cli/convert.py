@@ -37,7 +37,7 @@ from loralens.cli.show import RowOptions, row_options, show
 @options.ALLOW_LOSS
 @options.OVERWRITE
 @options.DRY_RUN
-@row_options()
+@row_options(csv="module", verbose="Also list the modules.")
 @options.reading
 def command(source: str, rows: RowOptions, **keywords: Any) -> None:
     """Write an adapter in another dialect, with its names and scales.

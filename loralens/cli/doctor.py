@@ -1,5 +1,6 @@
 """The command ``loralens doctor``: declares its options, calls the verb and shows the result."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -41,7 +42,9 @@ def command(adapters: tuple[str, ...], sarif: Path | None, rows: RowOptions, **k
     result = loralens.doctor(*adapters, sarif=sarif, **keywords)
     if sarif:
         tell_written(sarif)
-    show(result, rows)
+    # Evidence and remedies are sentences and no rows, so the result itself limits them.
+    modules_told = None if rows.verbose else result.modules_told
+    show(replace(result, causes_told=rows.top, modules_told=modules_told), rows)
     # Only --fail-on makes the answer no.
     if not result.answer:
         click.get_current_context().exit(1)

@@ -11,21 +11,22 @@ from loralens.cli.show import RowOptions, row_options, show
 
 @click.command("drop")
 @click.argument("adapter")
-# Not `options.MODULES`: it is required, and says what is left out, not what is chosen.
+# Not `options.MODULES`: it says what is left out, not what is chosen.
 @click.option(
     "--modules",
     "-m",
     metavar="GLOB",
     multiple=True,
-    required=True,
     help="Leave out the modules whose name or kind matches this glob pattern. Repeatable.",
 )
-@row_options(csv="module")
+@options.blocks
+@row_options(csv="module", verbose="Also list the modules.")
 @options.writing
 def command(adapter: str, modules: tuple[str, ...], rows: RowOptions, **keywords: Any) -> None:
     """Write an adapter without the modules that match a glob pattern, to see what they contribute.
 
     The other modules keep their stored bits. What belongs to a dropped module (a magnitude of DoRA, a bias on B) is
-    dropped with it; heads and other tensors that were trained in full stay.
+    dropped with it; heads and other tensors that were trained in full stay. With --preset or --block-weights, the
+    blocks of an image model that have the weight 0 are left out.
     """
     show(loralens.drop(adapter, modules, **keywords), rows)

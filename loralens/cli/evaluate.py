@@ -27,6 +27,8 @@ from loralens.cli.show import RowOptions, row_options, show
 @options.MODEL_DEVICE
 @options.MODEL_DTYPE
 @options.THREADS
+@options.output("FILE", "Also write the result to this .json file, for `report --evaluations`.")
+@options.OVERWRITE
 @row_options(csv="adapter")
 @options.reading
 def command(adapters: tuple[str, ...], rows: RowOptions, **keywords: Any) -> None:

@@ -1,5 +1,6 @@
 """The command ``loralens inspect``: declares its options, calls the verb and shows the result."""
 
+from shlex import quote
 from typing import Any, get_args
 
 import click
@@ -7,7 +8,9 @@ import click
 import loralens
 from loralens.choices import Consumer
 from loralens.cli import options
-from loralens.cli.show import RowOptions, row_options, show
+from loralens.cli.overview import WITHOUT_VERB, next_steps
+from loralens.cli.show import RowOptions, row_options, show, show_tables, wrapped
+from loralens.cli.terminal import say
 
 
 @click.command("inspect")
@@ -35,5 +38,10 @@ def command(adapters: tuple[str, ...], rows: RowOptions, **keywords: Any) -> Non
         # One after the other, so that the findings of an adapter are below its own tables.
         for adapter in result.adapters:
             show(adapter, rows)
+            if rows.verbose:
+                show_tables(*adapter.listing())
+        if WITHOUT_VERB in click.get_current_context().meta and not rows.quiet:
+            # Tables end with an empty line, and findings do not.
+            say(*([""] if result.adapters[-1].sentences() else []), *wrapped([next_steps(quote(adapters[0]))]))
     if result.answer is False:
         click.get_current_context().exit(1)

@@ -21,9 +21,9 @@ import click
 from click.shell_completion import CompletionItem
 
 from loralens.cli.messages import messages_on_stderr
+from loralens.cli.overview import COMMANDS, EXAMPLES, GROUPS, WITHOUT_VERB
 from loralens.cli.terminal import harmless_output, occupy_closed_streams
 from loralens.errors import LoraLensError, visible
-from loralens.verbs import VERBS
 from loralens.version import __version__
 
 # The last message of a command that a signal has stopped: Ctrl-C; or kill, a scheduler, a shutdown.
@@ -40,9 +40,6 @@ SHORT_OF_MEMORY = ("allocate memory", "failed to map segment", "can't start new 
 
 # Options whose value may be a path, although their type is a plain string, since a Hub id or ``A:0.7`` is no path.
 PLACES = {"adapter", "adapters", "base", "model", "tuned", "activations", "recipe", "data", "eval"}
-
-# The demo is not a verb: it runs the other commands as a shell does, so there is nothing to call from Python.
-COMMANDS = {"demo": "Run the main commands once, on real weights: a first command for newcomers.", **VERBS}
 
 
 class PathType(click.types.StringParamType):
@@ -82,13 +79,50 @@ class LensGroup(click.Group):
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """The names from the table, without an import of the commands, and the options of the group."""
         names = [CompletionItem(name, help=text) for name, text in COMMANDS.items() if name.startswith(incomplete)]
-        return names + click.Command.shell_complete(self, ctx, incomplete)
+        # What begins no name of a command may begin the path of an adapter.
+        paths = [] if names or incomplete.startswith("-") else [CompletionItem(incomplete, type="file")]
+        return names + paths + click.Command.shell_complete(self, ctx, incomplete)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command of the first word; `inspect` if that is an existing path and no command.
+
+        A word that is neither is answered with the command that it probably means.
+        """
+        word = args[0]
+        # Shell completion parses words that are not complete yet, and needs no answer about them.
+        if word in COMMANDS or ctx.resilient_parsing or word.startswith("-"):
+            return super().resolve_command(ctx, args)
+        # A Path would raise for a word that is longer than a name of a file may be.
+        if os.path.exists(word):  # noqa: PTH110
+            ctx.meta[WITHOUT_VERB] = True
+            return "inspect", self.get_command(ctx, "inspect"), args
+        # Imported here because difflib takes long to import, and only this answer needs it.
+        from loralens.cli.other_words import on_unknown
+
+        # Without the context, whose usage would hide the one sentence that answers.
+        raise click.UsageError(on_unknown(word))
+
+    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write both forms of a call: with a command, and with a file alone."""
+        formatter.write_usage(ctx.command_path, "COMMAND [ARGS]...")
+        formatter.write_usage(ctx.command_path, "ADAPTER...", prefix="       ")
+
+    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write what the tool is for, and the examples."""
+        super().format_help_text(ctx, formatter)
+        with formatter.section("Examples"):
+            formatter.write_dl(list(EXAMPLES), col_max=60)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the table, without an import of the commands."""
+        """Write the commands in their groups, without an import of them."""
         del ctx
-        with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+        # One width for all groups, so that the page has one column of explanations.
+        width = max(map(len, COMMANDS))
+        for group, names in GROUPS.items():
+            with formatter.section(group):
+                formatter.write_dl([(name.ljust(width), COMMANDS[name]) for name in names])
 
     def main(self, *arguments: Any, **options: Any) -> Any:
         """Run the group with output that cannot act on a terminal."""

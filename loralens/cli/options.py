@@ -70,6 +70,21 @@ MODULES = click.option(
     help="Only modules whose name or kind matches this glob pattern. Repeatable.",
 )
 
+# docs/commands/scale.md lists the presets, and the blocks in their order.
+_BLOCKS = (
+    click.option("--preset", metavar="NAME", help="Weights for the blocks of SD, SDXL or FLUX by name: OUTALL, MIDD …"),
+    click.option(
+        "--block-weights",
+        metavar="WEIGHTS",
+        help="Weights of blocks: IN04=0,MID=1, or all in their order, as block weight tools write them.",
+    ),
+)
+
+
+def blocks(function: F) -> F:
+    """The options that give the blocks of an image model weights."""
+    return decorate(function, _BLOCKS)
+
 
 def reading(function: F) -> F:
     """The options of every command that reads an adapter."""

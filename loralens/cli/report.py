@@ -6,7 +6,8 @@ import click
 
 import loralens
 from loralens.cli import options
-from loralens.cli.show import JSON, show_json, tell_written
+from loralens.cli.show import RowOptions, row_options, show_json, tell_written
+from loralens.cli.terminal import say
 
 
 @click.command("report")
@@ -19,6 +20,12 @@ from loralens.cli.show import JSON, show_json, tell_written
     multiple=True,
     help=f"{options.ACTIVATIONS_HELP} Each file belongs to the adapter that it was measured with. Repeatable.",
 )
+@click.option(
+    "--evaluations",
+    metavar="FILE",
+    multiple=True,
+    help="A file of `loralens evaluate -o`, whose accuracies or losses then stand at the top of the page. Repeatable.",
+)
 @options.MODULES
 @click.option(
     "--intruders/--no-intruders",
@@ -27,11 +34,10 @@ from loralens.cli.show import JSON, show_json, tell_written
     "about a minute]",
 )
 @click.option("--markdown", is_flag=True, help="Also write the page as Markdown with pictures, beside FILE.")
-# Not `options.rows`: the tables are on the page.
-@JSON
+@row_options(verbose="Also print the other sentences of the summary.")
 @options.OVERWRITE
 @options.reading
-def command(adapters: tuple[str, ...], as_json: bool, **keywords: Any) -> None:
+def command(adapters: tuple[str, ...], rows: RowOptions, **keywords: Any) -> None:
     """Write one self-contained page about adapters: findings, spectra, ranks, and comparisons.
 
     ADAPTER is a file, a folder that holds one, or a Hub id in the local cache. With --base the page also says what ΔW
@@ -39,10 +45,12 @@ def command(adapters: tuple[str, ...], as_json: bool, **keywords: Any) -> None:
     checkpoints.
     """
     # The page is the result; only the numbers can be had without it.
-    if keywords["output"] is None and not as_json:
+    if keywords["output"] is None and not rows.as_json:
         raise click.UsageError("Missing option '-o': say where to write the page, or give --json")
     result = loralens.report(*adapters, **keywords)
-    for path in result.written:
-        tell_written(path)
-    if as_json:
+    if rows.as_json:
+        for path in result.written:
+            tell_written(path)
         show_json(result.record())
+        return
+    say(*result.conclusion(), *(result.document.summary[1:] if rows.verbose else ()))

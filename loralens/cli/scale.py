@@ -14,18 +14,18 @@ from loralens.cli.show import RowOptions, row_options, show
 @click.option(
     "--by",
     type=float,
-    required=True,
     callback=options.refuse_non_finite,
     metavar="X",
-    help="The factor that multiplies ΔW.",
+    help="The factor that multiplies ΔW. [default with weights of blocks: 1]",
 )
 @options.MODULES
+@options.blocks
 @row_options(csv="module")
 @options.writing
-def command(adapter: str, by: float, rows: RowOptions, **keywords: Any) -> None:
+def command(adapter: str, by: float | None, rows: RowOptions, **keywords: Any) -> None:
     """Write an adapter with ΔW multiplied by a number.
 
     With --modules only these modules change. The factors keep their bits: only the scale changes. With --by 0 every ΔW
-    is zero.
+    is zero. With --preset or --block-weights, each block of an image model has its own weight, which --by multiplies.
     """
     show(loralens.scale(adapter, by, **keywords), rows)

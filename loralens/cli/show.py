@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import wraps
 from pathlib import Path
@@ -12,6 +12,7 @@ import click
 
 from loralens.cli import options
 from loralens.cli.terminal import raw_stream, say
+from loralens.errors import visible
 from loralens.tables.result import Tabular
 from loralens.tables.table import Table
 from loralens.version import __version__
@@ -55,11 +56,12 @@ FIGURE = (
     click.option("--figure-dpi", type=float, metavar="N", help="Its dots per inch.  [default: 150]"),
 )
 QUIET = click.option("--quiet", "-q", is_flag=True, help="Print the conclusion only.")
-VERBOSE = click.option("--verbose", "-v", is_flag=True, help="Also print the rows in which nothing happened.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the complete result as one JSON object.")
 
 
-def row_options(*, csv: str = "", plot: str = "", top: bool = True) -> Callable[[options.Command], options.Command]:
+def row_options(
+    *, csv: str = "", plot: str = "", top: bool = True, verbose: str = "Also print the rows in which nothing happened."
+) -> Callable[[options.Command], options.Command]:
     """The options of every command that shows rows; the command receives them as one `RowOptions`.
 
     Parameters
@@ -68,6 +70,8 @@ def row_options(*, csv: str = "", plot: str = "", top: bool = True) -> Callable[
         What a row of ``--csv`` stands for, and what ``--plot`` draws; if empty, there is no such option.
     top : bool
         Whether there is a ``--top`` that limits the rows of tables; not for a command whose own ``--top`` chooses them.
+    verbose : str
+        What ``--verbose`` does.
     """
 
     def decorate(function: options.Command) -> options.Command:
@@ -96,7 +100,7 @@ def row_options(*, csv: str = "", plot: str = "", top: bool = True) -> Callable[
             shown = RowOptions(as_json, as_csv, plot, quiet, verbose, rows_shown, figure)
             function(*arguments, rows=shown, **values)
 
-        declared = [JSON, QUIET, VERBOSE]
+        declared = [JSON, QUIET, click.option("--verbose", "-v", is_flag=True, help=verbose)]
         if top and csv:
             text = "Show only the first N rows of each table."
             declared.append(click.option("--top", "rows_shown", type=options.COUNT, metavar="N", help=text))
@@ -169,14 +173,32 @@ def _show_text(result: Tabular, rows: RowOptions) -> None:
     conclusion = result.conclusion()
     if rows.quiet:
         # A result without a conclusion is a few sentences, and these are then the answer.
-        say(*(conclusion or result.sentences()))
+        say(*(wrapped(conclusion) or result.sentences()))
         return
-    say(*conclusion)
-    tables = result.tables()
-    if conclusion and any(table.rows for table in tables):
+    say(*wrapped(conclusion))
+    tables, sentences = result.tables(), result.sentences()
+    # Some results say everything in sentences; their rows are shown to who asks for them.
+    if not tables and (rows.verbose or rows.top):
+        tables = result.listing()
+    # A table whose rows are all uneventful may have nothing to say.
+    below = any(shown.rows or left_out for shown, left_out in (table.brief(rows.top) for table in tables))
+    if conclusion and (sentences or below or (rows.verbose and any(table.rows for table in tables))):
         say("")
     show_tables(*tables, top=rows.top, every_row=rows.verbose)
-    say(*result.sentences())
+    say(*sentences)
+
+
+def wrapped(sentences: Sequence[str]) -> list[str]:
+    """The sentences as lines that break between words, if standard output is a terminal."""
+    # Programs that read the output get every sentence as one line.
+    if not (sys.stdout.isatty() and sentences):
+        return list(sentences)
+    from shutil import get_terminal_size
+
+    from loralens.tables.text import wrap
+
+    width = get_terminal_size().columns
+    return [line for sentence in sentences for line in wrap(visible(sentence), width)]
 
 
 def show_json(record: dict[str, Any]) -> None:
@@ -205,10 +227,10 @@ def show_tables(*tables: Table[Any], top: int | None = None, every_row: bool = F
         # A heading without rows would look like an error.
         if not table.rows:
             continue
-        shown, left_out = (replace(table, uneventful=None) if every_row else table).brief(top)
+        shown, left_out = (replace(table, uneventful=None, most=None) if every_row else table).brief(top)
         # If nothing happened in any row, the sentence alone says so.
         if not shown.rows:
-            say(left_out)
+            say(*([left_out, ""] if left_out else []))
             continue
         layout = lay_out(shown, width)
         _print_styled(layout.title, width, fg="cyan", bold=True)

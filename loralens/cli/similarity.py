@@ -19,11 +19,11 @@ from loralens.cli.show import RowOptions, row_options, show
     show_default=True,
     help="The matrix whose directions are compared: ΔW, A alone (as in the LoRA paper), or B alone.",
 )
-# For B the default is out, since its inputs are the r coordinates of the bottleneck, which differ between adapters.
+# The in side of ΔW mostly shows the random start of A, which adapters of one seed share whatever they have learnt.
 @click.option(
     "--side",
     type=click.Choice(get_args(Side)),
-    help="Whether directions of the inputs or of the outputs are compared. [default: in; of B: out]",
+    help="Whether directions of the inputs or of the outputs are compared. [default: out; of A: in]",
 )
 @options.MODULES
 @click.option(

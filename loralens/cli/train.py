@@ -147,7 +147,7 @@ from loralens.verbs.outputs.run_display import displaying_runs
 @click.option("--resume", is_flag=True, help="Continue the unfinished run of -o.")
 @options.OVERWRITE
 @options.DRY_RUN
-@row_options()
+@row_options(verbose="Also print every evaluation.")
 def command(rows: RowOptions, **keywords: Any) -> None:
     """Train LoRA layers on texts, and write the adapter.
 

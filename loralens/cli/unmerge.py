@@ -29,7 +29,7 @@ from loralens.cli.show import RowOptions, row_options, show
 @options.OVERWRITE
 @options.DRY_RUN
 @options.MODULES
-@row_options()
+@row_options(verbose="Also list the tensors.")
 @options.reading
 def command(merged: Path, adapter: tuple[str, ...], rows: RowOptions, **keywords: Any) -> None:
     """Restore the base that adapters were merged into.

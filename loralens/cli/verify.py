@@ -12,13 +12,12 @@ from loralens.cli.show import RowOptions, row_options, show
 
 @click.command("verify")
 @click.argument("merged")
-@options.base(required=True)
+@options.base("Goes with --adapter.")
 @click.option(
     "--adapter",
     multiple=True,
-    required=True,
     metavar="ADAPTER[:W]",
-    help="An adapter that was merged, with weight W. Repeatable.",
+    help="An adapter that was merged, with weight W. Repeatable. Goes with --base.",
 )
 @options.rounding(get_args(RoundingMode))
 @options.seed("stochastic rounding", least=None)
@@ -31,6 +30,9 @@ from loralens.cli.show import RowOptions, row_options, show
 @options.reading
 def command(merged: str, adapter: tuple[str, ...], rows: RowOptions, **keywords: Any) -> None:
     """Test for every module whether a merged model holds it, by repeating the merge and comparing.
+
+    Without --base and --adapter: test whether the model is unchanged since its merge, by the certificate in its folder.
+    The exit code is 1 if a tensor changed. Whether an adapter is in the model is not tested.
 
     exact: every bit is the one that loralens writes. rounded: the update is there in full, with another rounding.
     partial: the update has another strength, below 0.9 or above 1.1, or one that the rounding does not predict. absent:

@@ -12,6 +12,9 @@ from loralens.compression.protection import Protection, protection
 from loralens.core.ranks import Rule, shared_ranks
 from loralens.core.threads import Step
 
+# The share of the energy that a recommended rank may lose. It is the square of the error, so the error is 10 %. This is
+# a convention and no promise about a task: what a smaller adapter does to outputs, `loralens behave` measures.
+LOSS = 0.01
 EVERY = 16  # every rank up to this is on the curve; above it, four for each doubling: 16, 20, 24, 28, 32, 40 …
 
 
@@ -134,3 +137,12 @@ def measure_choice(plan: TruncationPlan, chosen: dict[str, int], size: Size) -> 
     ranks: Sequence[int] = [after[name].rank for name in chosen if name in after]
     span = min(ranks, default=0), max(ranks, default=0)
     return Choice(span, after.parameters, size(after), total_error(plan.losses(chosen)))
+
+
+def recommended_point(points: Sequence[CurvePoint], *, budget: bool = False) -> CurvePoint | None:
+    """The point of the lowest rank that loses at most `LOSS` of the energy; None if there is no point.
+
+    With ``budget`` the loss is that of the best ranks in the same size, chosen module by module.
+    """
+    choices = ((point, point.budget if budget else point.uniform) for point in reversed(points))
+    return next((point for point, choice in choices if choice.error**2 <= LOSS), None)

@@ -7,7 +7,7 @@ from sys import float_info
 from typing import Any, Self, final
 
 from loralens.core.clock import Clock
-from loralens.core.names import FEWER_GLOBS, matches, select
+from loralens.core.names import FEWER_GLOBS, kind, matches, select, wild
 from loralens.errors import FormatError, place
 
 FIELDS = ("adapters", "method", "options", "space", "seed", "modules", "take", "drop_dead", "truncate", "uniform")
@@ -41,10 +41,12 @@ class Strength:
     def of(self, name: str) -> float:
         """The weight in the module of this name."""
         last = self.weight
+        # Weights of blocks name hundreds of modules, so the kind is not looked for anew for each of them.
+        own = {name, kind(name)}
         with self.clock.running(f"weights for {len(self.modules):,} globs", fix=FEWER_GLOBS):
             # Last match first: later lines of a recipe are exceptions to earlier ones.
             for glob, weight in reversed([*self.modules.items()]):
-                if matches(name, glob):
+                if matches(name, glob) if wild(glob) else glob in own:
                     last = weight
                     break
         return float(last)

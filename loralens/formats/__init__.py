@@ -277,17 +277,19 @@ def encode_adapter(
         from loralens.formats.dialects.quantised.reader import expand
 
         adapter = expand(adapter)
-    # After the expansion, which gives the adapter the dialect of its source: for that one the experts need no change.
-    if adapter.format != name:
-        from loralens.formats.dialects.experts import fit_experts
+    from loralens.formats.dialects.fitting import carry_notes, fit
 
-        adapter = fit_experts(name, adapter, base_config=options.get("base_config"), arch=options.get("arch"))
+    # After the expansion, which gives the adapter the dialect of its source: for that one the modules need no change.
+    if adapter.format != name:
+        adapter = fit(name, adapter, base_config=options.get("base_config"), arch=options.get("arch"))
     # The writers would raise a TypeError for an option that they do not have; a message is better.
     misplaced = [option for option in options if name not in WRITTEN_WITH.get(option, (name,))]
     if misplaced:
         what = f"{name} has no option {misplaced[0]!r}"
         raise OptionError(what, fix=f"it is one of {', '.join(WRITTEN_WITH[misplaced[0]])}")
     stored = form.write(adapter, **options)
+    if adapter.format != name:
+        stored = carry_notes(name, adapter, stored)
     # A file in its own dialect says everything itself, unless the adapter came with a record that must go on.
     self_contained = adapter.format == name and not form.silent and RECORD not in (adapter.metadata or {})
     if not (self_contained or form.complete):

@@ -17,6 +17,7 @@ from array_api_compat import array_namespace
 
 from loralens.errors import OptionError
 from loralens.linalg.factor import Array, Floats, Scratch
+from loralens.requirements import missing_packages
 
 # Rows in one part of a product. The parts do not depend on the number of threads, so neither do the bits of the result.
 ROWS = 512
@@ -153,7 +154,7 @@ def _cuda(index: int) -> Any:
     try:
         import torch
     except ImportError as error:
-        raise OptionError("a GPU is used through torch, which is not installed", fix="pip install torch") from error
+        raise missing_packages("a GPU", ["torch"], error) from error
     if not torch.cuda.is_available():
         raise OptionError("torch sees no CUDA device here", fix="leave out --device, or install a CUDA build of torch")
     if index >= torch.cuda.device_count():

@@ -6,8 +6,6 @@ from hashlib import sha256
 from math import sqrt
 from typing import Any, Literal, final
 
-import numpy as np
-
 from loralens.merging.fidelity import Fidelity
 from loralens.merging.record import TensorRecord
 from loralens.tables.numbers import fixed, number
@@ -117,27 +115,31 @@ def _mean_share(values: Iterable[tuple[float | None, int]]) -> float | None:
 class Hashed:
     """Dtype, shape and SHA-256 of the bytes of a tensor."""
 
-    dtype: np.dtype[Any]
+    dtype: str
     shape: tuple[int, ...]
     digest: str
 
 
-def model_hash(
+def hashed_tensors(
     records: Sequence[TensorRecord], copies: Mapping[str, Hashed], *, side: Literal["base", "merged"]
-) -> str | None:
+) -> dict[str, Hashed]:
+    """All tensors of a model: those that were copied, and those of the records before or after the merge."""
+    tensors = dict(copies)
+    for record in records:
+        base = record.plan.base
+        if side == "merged":
+            tensors[record.plan.key] = Hashed(str(record.dtype), record.plan.shape, record.merged_hash)
+        elif base is not None:
+            tensors[record.plan.key] = Hashed(str(base.dtype), base.shape, record.base_hash)
+    return dict(sorted(tensors.items()))
+
+
+def model_hash(tensors: Mapping[str, Hashed]) -> str | None:
     """The SHA-256 of a model, or None if the hash of a tensor is unknown.
 
     It is computed from a line for every tensor (key, dtype, shape, SHA-256), sorted by key. So it does not depend on
     how the tensors are distributed over files.
     """
-    # Sorted by key below, so it does not matter which tensors were copied and which merged.
-    tensors = dict(copies)
-    for record in records:
-        base = record.plan.base
-        if side == "merged":
-            tensors[record.plan.key] = Hashed(record.dtype, record.plan.shape, record.merged_hash)
-        elif base is not None:
-            tensors[record.plan.key] = Hashed(base.dtype, base.shape, record.base_hash)
     # A hash over some of the tensors would look like that of the model.
     if not all(tensor.digest for tensor in tensors.values()):
         return None

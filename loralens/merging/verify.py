@@ -1,7 +1,8 @@
 """Whether a merged model contains an adapter: the merge is repeated, and every module is compared with the model."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from math import sqrt
+from math import isfinite, sqrt
 from typing import Literal, final
 
 import numpy as np
@@ -44,6 +45,10 @@ class Verdict:
         ‖M − W − D‖_F/‖D‖_F.
     different : int
         Number of entries that differ from what this merge would write.
+    norm : float
+        ‖D‖_F; 0 if nothing can be compared.
+    noise : float
+        The error ‖M − W − D‖_F/‖D‖_F of the weight that this merge would write.
     """
 
     module: str
@@ -52,11 +57,43 @@ class Verdict:
     predicted: float
     error: float
     different: int
+    norm: float = 0.0
+    noise: float = 0.0
 
     @property
     def by_rounding(self) -> bool:
         """Whether the model has exactly what this merge would write, but the rounding removed much of the update."""
         return not self.different and self.outcome in ("partial", "absent")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """How what a model has beyond its base, E = M − W, relates to the update D, over several modules together.
+
+    Attributes
+    ----------
+    gain : float
+        ⟨E, D⟩/‖D‖², the strength at which the model holds the update.
+    cosine : float
+        ⟨E, D⟩/(‖E‖·‖D‖), where the noise of rounding was taken out of ‖E‖. It is 1 if E is a multiple of D.
+    """
+
+    gain: float
+    cosine: float
+
+
+def relation(verdicts_of_modules: Iterable[Verdict]) -> Relation | None:
+    """The relation over some modules; None if no update of theirs can be compared."""
+    compared = [verdict for verdict in verdicts_of_modules if verdict.norm and isfinite(verdict.error)]
+    energy = sum(verdict.norm**2 for verdict in compared)
+    if not energy:
+        return None
+    gain = sum(verdict.gain * verdict.norm**2 for verdict in compared) / energy
+    # ‖E‖² = ‖E − D‖² + 2⟨E, D⟩ − ‖D‖². A merge of any other update into this weight has about the same noise.
+    size = sum((v.error**2 + 2 * v.gain - 1 - v.noise**2) * v.norm**2 for v in compared) / energy
+    # Without noise the cosine is at most 1; the estimate of the noise may exceed it.
+    return Relation(gain, gain / sqrt(max(size, gain**2)) if gain else 0.0)
 
 
 def verdicts(merge: TensorMerge, merged: LazyArray) -> list[Verdict]:
@@ -98,7 +135,7 @@ class _Comparison:
     def __init__(self, merge: TensorMerge) -> None:
         self.drawn, self.added = merge.rounding.mode == "stochastic", False
         self.tokens = np.asarray(merge.plan.tokens.indices if merge.plan.tokens else (), dtype=np.int64)
-        self.D_D = self.moved = self.lost = self.rounded = self.spread = self.scatter = 0.0
+        self.D_D = self.moved = self.lost = self.noise = self.rounded = self.spread = self.scatter = 0.0
         self.different = self.beyond = self.size = 0
 
     def take(self, block: MergedBlock, M: Array, before: MatrixRows | None) -> None:
@@ -130,6 +167,7 @@ class _Comparison:
         self.D_D += float(np.vdot(D, D))
         self.moved += float(np.vdot(moved, D))
         self.lost += float(np.vdot(residual, residual))
+        self.noise += float(np.vdot(loss, loss))
         self.rounded += float(np.vdot(loss, D))
         self.spread += float(np.vdot(loss * D, loss * D))
         self.scatter += float(np.vdot(residual * D, residual * D))
@@ -143,7 +181,8 @@ class _Comparison:
             return Verdict(name, outcome, share, 1.0, 1 - share, self.different)
         gain, error = self.moved / self.D_D, sqrt(self.lost / self.D_D)
         predicted = 1.0 if self.drawn else 1 + self.rounded / self.D_D
-        return Verdict(name, self._outcome(gain, predicted, error), gain, predicted, error, self.different)
+        outcome, norm = self._outcome(gain, predicted, error), sqrt(self.D_D)
+        return Verdict(name, outcome, gain, predicted, error, self.different, norm, sqrt(self.noise) / norm)
 
     def _outcome(self, gain: float, predicted: float, error: float) -> Outcome:
         # The order matters: a small gain is absent even where every bit agrees, because the rounding took the update.

@@ -4,11 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from loralens.analysis.checks.diagnosis import Diagnosis
+from loralens.formats.records.evaluations import StoredEvaluation
 from loralens.reporting.base import base_section
 from loralens.reporting.collection import CheckpointRun, Collection
 from loralens.reporting.comparison import comparison_section
 from loralens.reporting.document import Report
 from loralens.reporting.overview import facts_section, findings_section, modules_section
+from loralens.reporting.quality import quality_section, quality_sentences
 from loralens.reporting.ranks import ranks_section, slider_data
 from loralens.reporting.record import report_record
 from loralens.reporting.result_tables import ResultTables
@@ -28,6 +30,7 @@ def make_report(
     collection: Collection | None = None,
     run: CheckpointRun | None = None,
     base: str | None = None,
+    evaluations: Sequence[StoredEvaluation] = (),
     command: str = "",
     choices: Mapping[str, Any] | None = None,
 ) -> Report:
@@ -47,6 +50,8 @@ def make_report(
         Given if the adapters are checkpoints of one run.
     base : str, optional
         The name of the base.
+    evaluations : sequence of StoredEvaluation
+        What was measured on texts, of these adapters or of others.
     command : str
         The command that makes the report, which the page shows at its top.
     choices : mapping, optional
@@ -55,11 +60,15 @@ def make_report(
     # A module has the same number in all adapters, so that the filter of the page selects it in all of them.
     names = list(dict.fromkeys(name for subject in subjects for name in subject.examination.readings))
     numbers = {name: i for i, name in enumerate(names)}
-    sentences = summary_sentences(subjects, findings, collection, run)
+    # Whether the task is still solved is what readers want to know first.
+    quality = quality_sentences(evaluations, subjects)
+    sentences = [*quality, *summary_sentences(subjects, findings, collection, run)]
     verdicts = [verdict_of(subject, findings) for subject in subjects]
-    answer = headline(subjects, verdicts, collection, run)
+    answer, *more = [*quality, headline(subjects, verdicts, collection, run)]
     sections = [
-        # The findings and the facts come first, as all numbers below depend on them. The longest table comes last.
+        # What was measured on texts is what readers want to know first. The findings and the facts follow, as all
+        # numbers below depend on them. The longest table comes last.
+        *([quality_section(evaluations, subjects, tables)] if evaluations else []),
         findings_section(subjects, findings, base),
         facts_section(subjects),
         *([run_section(subjects, run, tables)] if run else []),
@@ -80,7 +89,7 @@ def make_report(
         summary=sentences,
         headline=answer,
         verdicts=verdicts_table(verdicts),
-        remarks=remarks(subjects),
+        remarks=[*more, *remarks(subjects)],
         sections=sections,
         modules=names,
         sliders=[slider_data(subject, i) for i, subject in enumerate(subjects) if subject.plan is not None],

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from loralens.charts.curve import curve_chart
-from loralens.compression.curve import CurvePoint
+from loralens.compression.curve import LOSS, CurvePoint
 from loralens.core.messages import quote_word
 from loralens.reporting.document import PageTable, Paragraph, Part, Picture, PictureRow, Section, SideBySide, Slider
 from loralens.reporting.result_tables import ResultTables, join_tables
 from loralens.reporting.slider_stops import Stop, budget_stops, rank_stops
-from loralens.reporting.subject import LOSS, Subject
+from loralens.reporting.subject import Subject
 from loralens.tables.numbers import count, join_words, percent, size, span, unit_of
 
 OPEN = 16  # ranks up to which their table stands open: an adapter of rank 16 has so many

@@ -11,6 +11,7 @@ from loralens.analysis.groups import Group
 from loralens.analysis.outliers import Outlier
 from loralens.compression.curve import CurvePoint
 from loralens.core.names import kind, natural_key
+from loralens.formats.records.evaluations import StoredEvaluation
 from loralens.reporting.collection import CheckpointRun
 from loralens.reporting.document import PageTable
 from loralens.reporting.subject import Subject
@@ -40,6 +41,8 @@ class ResultTables(NamedTuple):
         Labels of all adapters, and their comparison → one pair per row, the largest |cosine| first.
     checkpoints : callable
         Labels of all adapters, and their run → one checkpoint per row, in the order of steps.
+    quality : callable
+        An evaluation on texts → one adapter per row, with its measures.
     """
 
     # Rows of other verbs are types of theirs, which this room cannot name.
@@ -51,6 +54,7 @@ class ResultTables(NamedTuple):
     intruders: Callable[[Mapping[str, Sequence[Intruders]]], Table[Any]]
     pairs: Callable[[Sequence[str], Pairwise], Table[Any]]
     checkpoints: Callable[[Sequence[str], CheckpointRun], Table[Any]]
+    quality: Callable[[StoredEvaluation], Table[Any]]
 
 
 def kinds_table(

@@ -97,7 +97,7 @@ def _effective_rank_range(subject: Subject) -> str:
 
 
 def _energy_curves_picture(subject: Subject, i: int) -> Picture:
-    # 99 % of the energy is what the recommended rank keeps at least, see `subject.LOSS`.
+    # 99 % of the energy is what the recommended rank keeps at least, see `compression.curve.LOSS`.
     curve = energy_curve(list(subject.spectra.values()))
     needed = next((k for k, share in enumerate(curve) if share >= 0.99), 0)
     directions = f"99 % needs {needed} of {len(curve) - 1} directions" if curve else "all of it is 0"

@@ -12,7 +12,7 @@ from loralens.analysis.checks.examination import Examination
 from loralens.analysis.checks.merge_effect import MergeEffect
 from loralens.analysis.groups import total_norm
 from loralens.analysis.spectrum import Spectrum
-from loralens.compression.curve import CurvePoint, rank_curve
+from loralens.compression.curve import CurvePoint, rank_curve, recommended_point
 from loralens.compression.loss import losses, total_error
 from loralens.compression.plan import TruncationPlan
 from loralens.core.adapter import Adapter
@@ -21,10 +21,6 @@ from loralens.core.ranks import Rule
 from loralens.core.threads import Step
 from loralens.errors import LoraLensError, place
 from loralens.reporting.slider_stops import Dialect, FileLayout, find_layout
-
-# The share of the energy that a recommended rank may lose. It is the square of the error, so the error is 10 %. This is
-# a convention and no promise about a task: what a smaller adapter does to outputs, `loralens behave` measures.
-LOSS = 0.01
 
 
 @final
@@ -145,22 +141,13 @@ class Subject:
 
     @property
     def recommended(self) -> CurvePoint | None:
-        """The lowest rank for all modules that loses at most `LOSS` of the energy; None where there is no plan."""
+        """The rank for all modules that is recommended, see `recommended_point`; None where there is no plan."""
         return recommended_point(self.points)
 
     @property
     def highest(self) -> CurvePoint | None:
         """The point of the highest rank, at which nothing is lost."""
         return self.points[0] if self.points else None
-
-
-def recommended_point(points: Sequence[CurvePoint], *, budget: bool = False) -> CurvePoint | None:
-    """The point of the lowest rank that loses at most `LOSS` of the energy; None if there is no point.
-
-    With ``budget`` the loss is that of the best ranks in the same size, chosen module by module.
-    """
-    choices = ((point, point.budget if budget else point.uniform) for point in reversed(points))
-    return next((point for point, choice in choices if choice.error**2 <= LOSS), None)
 
 
 def measure_subject(

@@ -5,16 +5,17 @@ from statistics import median
 
 from loralens.analysis.base.amplification import FAR, count_far
 from loralens.analysis.checks.diagnosis import Diagnosis, by_cause
-from loralens.analysis.compare.interference import LARGE
+from loralens.analysis.compare.alikeness import LARGE
 from loralens.analysis.groups import by_kind, mean_effective_rank
 from loralens.charts.amplification import full_rank_rows
+from loralens.compression.curve import recommended_point
 from loralens.reporting.base import error_in_words
 from loralens.reporting.collection import CheckpointRun, Collection, finite_cosines
 from loralens.reporting.ranks import advice
 from loralens.reporting.relations import SAME, STRONG, describe_relation, is_chance
 from loralens.reporting.run import run_sentence
 from loralens.reporting.spectra import half_energy_modules
-from loralens.reporting.subject import Subject, recommended_point
+from loralens.reporting.subject import Subject
 from loralens.tables.numbers import count, fixed, join_words, percent, size, span, whole_percent
 
 # Below this error the page says that a merge preserves ΔW: percentages of the report would round it to 0 in a sentence.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from loralens.errors import OptionError
 from loralens.formats.files.atomic import atomic_file, atomic_path
-from loralens.formats.files.disk import disk_errors
+from loralens.formats.files.disk import check_room, disk_errors
 from loralens.formats.files.leftovers import tidy
 from loralens.reporting.document import Report
 from loralens.reporting.html import report_html_parts
@@ -46,10 +46,7 @@ def check_report_target(page: Path, *, with_markdown: bool, overwrite: bool) -> 
             raise OptionError(
                 f"{folder}: holds files that are not pictures, such as {strangers[0]}", fix="choose another target"
             )
-    # Folders on the way are made later, so the nearest one that exists decides whether they can be.
-    nearest = next(parent for parent in page.absolute().parents if parent.exists())
-    if not nearest.is_dir():
-        raise OptionError(f"{nearest}: is a file, not a folder", fix="choose another target")
+    check_room(page)
 
 
 def write_report(report: Report, page: Path, *, with_markdown: bool = False) -> list[Path]:
@@ -68,8 +65,6 @@ def write_report(report: Report, page: Path, *, with_markdown: bool = False) -> 
     pictures = report_pictures(report) if with_markdown else {}
     if with_markdown:
         contents[text] = report_markdown(report, folder.name).encode("utf-8")
-    with disk_errors(page.parent):
-        page.parent.mkdir(parents=True, exist_ok=True)
     # The files are complete before the stack is left, and only then put in place: an error leaves the old report.
     with ExitStack() as stack:
         for path, content in contents.items():

@@ -7,6 +7,7 @@ from io import StringIO
 from typing import TYPE_CHECKING, Any
 
 from loralens.errors import OptionError, visible
+from loralens.requirements import missing_packages
 from loralens.tables.table import Table
 
 if TYPE_CHECKING:
@@ -37,10 +38,17 @@ def csv_text(*tables: Table[Any]) -> str:
 
 def frame(*tables: Table[Any]) -> "DataFrame":
     """Return tables that have the same columns as one data frame of pandas, which has to be installed."""
-    from pandas import DataFrame
-
+    try:
+        from pandas import DataFrame
+    except ImportError as error:
+        raise missing_packages("a data frame", ["pandas"], error) from error
     columns, rows = _names_and_rows(tables)
     return DataFrame(rows, columns=columns)
+
+
+def html_sentence(sentence: str) -> str:
+    """Write a sentence as a paragraph of HTML."""
+    return f"<p>{escape(visible(sentence))}</p>"
 
 
 def html_table(table: Table[Any]) -> str:
@@ -57,11 +65,6 @@ def html_table(table: Table[Any]) -> str:
     # Titles at the left, and a gap below: in a notebook a table is narrow, and the next one follows at once.
     caption = f'<caption style="text-align: left">{title}</caption>' if title else ""
     return f'<table style="margin-bottom: 1em">{caption}<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>'
-
-
-def html_paragraph(text: str) -> str:
-    """Return a sentence as HTML for a notebook."""
-    return f"<p>{escape(visible(text))}</p>"
 
 
 def latex(table: Table[Any]) -> str:

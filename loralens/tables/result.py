@@ -56,10 +56,16 @@ class Tabular:
         """Return the tables as ``tabular`` environments of LaTeX; without tables for people, its listing."""
         from loralens.tables import render
 
-        return "\n".join(render.latex(table) for table in self.tables() or self.listing() if table.rows)
+        return "\n".join(map(render.latex, self._tables_for_documents()))
 
     def _repr_html_(self) -> str:
         from loralens.tables import render
 
-        answer = "".join(render.html_paragraph(sentence) for sentence in self.conclusion())
-        return answer + "".join(render.html_table(table) for table in self.tables() or self.listing() if table.rows)
+        # The conclusion says what the tables then leave out.
+        said = "".join(render.html_sentence(sentence) for sentence in self.conclusion())
+        return said + "".join(map(render.html_table, self._tables_for_documents()))
+
+    def _tables_for_documents(self) -> list[Table[Any]]:
+        """The tables for people; without any, those for machines, whose columns then get headings."""
+        tables = self.tables() or [table.with_headings() for table in self.listing()]
+        return [table for table in tables if table.rows]

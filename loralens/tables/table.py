@@ -87,6 +87,10 @@ class Table(Generic[Row]):
         Row → whether nothing happened in it. A terminal shows one sentence for all such rows; machines get every row.
     sum_up : callable
         The number of such rows → that sentence, without a full stop.
+    most : int, optional
+        How many rows a terminal shows, unless the user asks for another number or for every row.
+    whole : bool
+        Whether all rows belong together, as those of a matrix do, so that no number of rows limits them.
     """
 
     title: str
@@ -94,11 +98,17 @@ class Table(Generic[Row]):
     rows: Sequence[Row]
     uneventful: Callable[[Row], bool] | None = None
     sum_up: Callable[[int], str] = "{:,} rows in which nothing happened".format
+    most: int | None = None
+    whole: bool = False
 
     @property
     def shown(self) -> list[Column[Row]]:
         """The columns for people, which are those that have a heading."""
         return [column for column in self.columns if column.title]
+
+    def with_headings(self) -> "Table[Row]":
+        """Return the table with the names of columns as headings where they have none."""
+        return replace(self, columns=[replace(column, title=column.title or column.name) for column in self.columns])
 
     def brief(self, top: int | None = None) -> tuple["Table[Row]", str]:
         """Return the table without uneventful rows, with at most ``top`` rows, and a sentence about those left out.
@@ -106,13 +116,14 @@ class Table(Generic[Row]):
         The sentence is empty if no row was left out.
         """
         eventful = [row for row in self.rows if self.uneventful is None or not self.uneventful(row)]
-        shown = eventful[:top]
+        shown = eventful if self.whole else eventful[: top or self.most]
         sentences = []
         if len(shown) < len(eventful):
             sentences.append(count(len(eventful) - len(shown), "more row"))
         if len(eventful) < len(self.rows):
             sentences.append(self.sum_up(len(self.rows) - len(eventful)))
-        return replace(self, rows=shown), "; ".join(sentences)
+        # A sum that is empty was said elsewhere.
+        return replace(self, rows=shown), "; ".join(filter(None, sentences))
 
     def record(self, row: Row) -> dict[str, Any]:
         """Return one row as a JSON object."""

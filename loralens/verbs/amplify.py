@@ -15,7 +15,7 @@ from loralens.core.names import select, some
 from loralens.core.progress import progress
 from loralens.errors import OptionError, place
 from loralens.linalg.device import Device
-from loralens.tables.numbers import fixed, json_number, number
+from loralens.tables.numbers import count, fixed, json_number, number
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, read_adapter
@@ -91,32 +91,42 @@ class AmplifyResult(Tabular, Mapping[str, Amplification]):
         # With --no-top the column of W would be empty, and the title must not promise it.
         top = any(module.top for module in self.values())
         what = f"‖UᵀWV‖F with U, V of ΔW, {'of W, ' if top else ''}random"
-        title = f"{self.path} on {self.base}: {len(self)} modules; {what}"
+        title = f"{self.path} on {self.base}: {count(len(self), 'module')}; {what}"
         columns = [column for column in COLUMNS if top or column.title != "W"]
         kinds = group_by_kind({row.name: row.directions for row in self.measured})
         medians = [KindAmplification(name, rows) for name, rows in kinds.items()]
-        return [Table(title, columns, self.rows), Table("medians by kind", KIND_COLUMNS, medians)]
+        modules = Table(title, columns, self.rows, lambda row: not row.directions.rank, _sum_up_zeros)
+        return [modules, Table("medians by kind", KIND_COLUMNS, medians)]
 
-    def sentences(self) -> list[str]:
-        """The ranges over all modules, and whether they are more than chance gives."""
+    def conclusion(self) -> list[str]:
+        """How strongly W is amplified, and whether ΔW found more of W than random directions would."""
         rows = [row.directions for row in self.measured]
         if not rows:
-            return ["no module has both a ΔW and a W that are not 0"]
+            return ["Nothing can be amplified: no module has both a ΔW and a W that are not 0."]
+        factor, excess = (median(getattr(row, key) for row in rows) for key in ("amplification", "excess"))
+        far, expected = count_far(rows)
+        lines = [
+            f"In its own directions ΔW is {number(factor, 3)} times as strong as W (median of {len(rows)} modules).",
+            f"They catch {number(excess, 3)} times as much of W as random directions do; {far} of {len(rows)} modules "
+            f"are beyond {FAR:g} standard deviations, where chance gives {expected:.2g}.",
+        ]
+        # The factor rises with ‖ΔW‖ alone. Where at most a tenth of the modules is beyond chance, it says nothing about
+        # directions of W, although it may be large.
+        if 10 * far <= len(rows):
+            lines.append("So the factor tells how long ΔW is beside W, not that it found particular directions of W.")
+        return lines
+
+    def sentences(self) -> list[str]:
+        """The ranges over all modules, and the error of the comparison with the leading directions of W."""
+        rows = [row.directions for row in self.measured]
+        if not rows:
+            return []
         spans = {
             "amplification": [row.amplification for row in rows],
             "‖ΔW‖/‖W‖": [row.directions.delta_norm / row.module.weight_norm for row in self.measured],
             "excess over random": [row.excess for row in rows],
         }
-        far, expected = count_far(rows)
-        beyond = f"{far} of {len(rows)} modules are beyond {FAR:g} standard deviations of random directions"
-        sentences = [
-            "; ".join(f"{what} {_range_text(values)}" for what, values in spans.items()),
-            f"{beyond}, where chance gives {expected:.2g}",
-        ]
-        # The factor rises with ‖ΔW‖ alone. Where at most a tenth of the modules is beyond chance, it says nothing about
-        # directions of W, although it may be large.
-        if 10 * far <= len(rows):
-            sentences.append("the factor tells how long ΔW is beside W, not that it found particular directions of W")
+        sentences = ["; ".join(f"{what} {_range_text(values)}" for what, values in spans.items())]
         # Only a randomised SVD has an error to report; a dense one says 0.
         worst = max((row.top_error / row.top_norm for row in rows if row.top_norm > 0), default=0.0)
         if worst > 0:
@@ -232,6 +242,10 @@ def amplify(
     if zero:
         note(f"{label}: {len(zero)} of {len(measured)} modules do nothing (ΔW = 0): {some(zero)}")
     return AmplifyResult(label, str(base), measured, phi_rank, device, exact)
+
+
+def _sum_up_zeros(rows: int) -> str:
+    return f"{count(rows, 'row')} of ΔW = 0"
 
 
 def _range_text(values: Sequence[float]) -> str:

@@ -11,7 +11,7 @@ from loralens.core.adapter import Adapter
 from loralens.core.messages import warn
 from loralens.core.progress import progress
 from loralens.errors import OptionError, place
-from loralens.tables.numbers import fixed, json_number, number
+from loralens.tables.numbers import count, fixed, json_number, number, percent
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, Source, labels, read_adapter, sources
@@ -59,6 +59,24 @@ class BehaviourResult(Tabular):
 
     def __repr__(self) -> str:
         return f"BehaviourResult({len(self.adapters)} adapters on {self.texts} texts of {self.data})"
+
+    def conclusion(self) -> list[str]:
+        """How strongly the adapters change the outputs, the strongest first."""
+        from_base = [contrast for contrast in self.contrasts if contrast.first == BASE]
+        # A model without a head has hidden states alone.
+        if all(contrast.kl is not None and contrast.agreement is not None for contrast in from_base):
+            rows = sorted(from_base, key=lambda contrast: -(contrast.kl or 0))
+            kept = f" keeps the first choice of the model in {{}} of the {POSITIONS[self.head]}"
+            texts = [
+                # The sentence says once what is counted.
+                f"{row.second}{(' in {}' if place else kept).format(percent(row.agreement))} (KL {number(row.kl)} nats)"
+                for place, row in enumerate(rows)
+            ]
+        else:
+            rows = sorted(from_base, key=lambda contrast: -contrast.hidden[-1])
+            texts = [f"{row.second} moves the last hidden states by {percent(row.hidden[-1])}" for row in rows]
+        more = f"; {count(len(texts) - NAMED, 'more adapter')} change less" if len(texts) > NAMED else ""
+        return ["; ".join(texts[:NAMED]) + f"{more}."]
 
     def tables(self) -> list[Table[Any]]:
         """The differences between versions of the model; and those from the base, layer by layer."""

@@ -1,7 +1,7 @@
 """The verb ``calibrate``: measures the second moments of real inputs in the modules of an adapter."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, Unpack
@@ -17,6 +17,7 @@ from loralens.core.names import some
 from loralens.core.progress import progress
 from loralens.errors import OptionError, place
 from loralens.formats.records.moments import check_moments_target, save_moments
+from loralens.tables.numbers import count
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, read_adapter
@@ -71,16 +72,34 @@ class CalibrateResult(Tabular):
             ]
         return [Table(f"{self.adapter} on {self.texts} texts of {self.data}", columns, rows)]
 
-    def sentences(self) -> list[str]:
-        """How much was measured, and where the moments were written."""
-        modules = f"moments of {len(self.hooked)} modules"
-        if self.moments is None:
-            what = f"{modules} on {self.texts} texts"
-            return [f"would write {self.output}: {what}" if self.output else f"would measure {what}"]
+    @property
+    def positions(self) -> int:
+        """The number of inputs of the modules that all inputs reached; 0 in a dry run."""
         # The largest count: modules that only some inputs reach have fewer.
-        inputs = max((moment.count for _, moment in self.moments.items()), default=0)
-        measured = f"moments of {len(self.moments)} modules over {inputs:,} positions of {self.texts} texts"
-        return [f"wrote {self.output}: {measured}" if self.output else measured]
+        return max((moment.count for _, moment in self.moments.items()), default=0) if self.moments else 0
+
+    def tables(self) -> list[Table[str]]:
+        """The modules, with those that saw fewer inputs than others first in view."""
+        (table,) = self.listing()
+        moments, positions = self.moments, self.positions
+        if moments is None:
+            return [replace(table, uneventful=bool, sum_up=lambda _: "")]
+
+        def sum_up(modules: int) -> str:
+            # Where every module saw all inputs, the conclusion has said so.
+            every = modules == len(moments)
+            return "" if every else f"{count(modules, 'module')} saw all {positions:,} positions"
+
+        return [replace(table, uneventful=lambda name: moments[name].count == positions, sum_up=sum_up)]
+
+    def conclusion(self) -> list[str]:
+        """How much was measured, and where the moments were written."""
+        texts = count(self.texts, "text")
+        if self.moments is None:
+            what = f"the moments of {count(len(self.hooked), 'module')} on {texts}"
+            return [f"Would write {self.output}: {what}." if self.output else f"Would measure {what}."]
+        measured = f"the moments of {count(len(self.moments), 'module')} over {self.positions:,} positions of {texts}"
+        return [f"Wrote {self.output}: {measured}." if self.output else f"Measured {measured}."]
 
     def record(self) -> dict[str, Any]:
         """The result as a JSON object, without the matrices themselves: these are in the file."""

@@ -1,18 +1,18 @@
 """The verb ``compress``: truncates an adapter to fewer directions, and measures the error of the result."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import partial
 from os import PathLike, cpu_count
-from typing import Any, Unpack
+from typing import Unpack
 
 import numpy as np
 
 from loralens.analysis.clients.rules import experts_differ
 from loralens.choices import QUANTISED, FloatType, IntegerType, TargetFormat
 from loralens.compression.bits import allocate_bits
-from loralens.compression.curve import CurvePoint
 from loralens.compression.informed import data_losses
-from loralens.compression.loss import UpdateLoss, losses, total_error
+from loralens.compression.loss import losses, total_error
 from loralens.compression.magnitudes import solve_magnitudes
 from loralens.compression.plan import TruncationPlan, is_fused_module, keeps_rank
 from loralens.compression.protection import Protection, protection
@@ -23,12 +23,10 @@ from loralens.core.progress import progress
 from loralens.core.ranks import Rule, shared_ranks
 from loralens.core.structured import Structured
 from loralens.errors import place
-from loralens.tables.numbers import change, exact_size, fixed, percent, shape
-from loralens.tables.table import ALWAYS, Column, Table
-from loralens.verbs.curve import trade_off
 from loralens.verbs.inputs.adapters import AdapterSource, labels, read_adapter
 from loralens.verbs.inputs.bases import base_weights
 from loralens.verbs.inputs.choices import numpy_dtype
+from loralens.verbs.outputs.compress_result import CompressResult
 from loralens.verbs.outputs.form import PLAIN_BITS, OutputFormat, source_bytes
 from loralens.verbs.outputs.rules import (
     RulesAndReading,
@@ -39,126 +37,10 @@ from loralens.verbs.outputs.rules import (
     read_protection,
     split_rules,
 )
-from loralens.verbs.outputs.target import Target, Written
+from loralens.verbs.outputs.target import Target
 
 # The note where moments were given and _least_data_error preferred the plan that does not follow them.
 BY_WEIGHTS = "ranks and bits chosen by the weights alone: so they lose less on the data too"
-
-
-@dataclass(frozen=True, slots=True)
-class ModuleLoss:
-    """One row: the error of a module. ``data_error`` is None if its inputs were not measured."""
-
-    name: str
-    shape: tuple[int, int]
-    loss: UpdateLoss
-    data_error: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class CompressResult(Written):
-    """A smaller adapter, and the error of each of its modules.
-
-    Attributes
-    ----------
-    source : str
-        The path of the adapter, or the name of an object in messages.
-    adapter : Adapter
-        The smaller adapter as it was written and read back. If nothing was written, it has the same numbers, and the
-        names of modules that the source has.
-    format : str
-        The dialect of the result.
-    losses : mapping of str to UpdateLoss
-        The error of every module of ``before``, with that of rounding.
-    data_losses : mapping of str to UpdateLoss
-        The errors on the inputs whose moments were given, for the modules that these moments cover; empty without
-        moments.
-    bytes_before, bytes_after : int
-        The sizes of the files of weights. For an object, ``bytes_before`` is the size that its file would have.
-    notes : list of str
-        Remarks for the user, such as modules that were kept whole.
-    plan : TruncationPlan
-        The directions of the modules, from which `trade_off` is computed.
-    """
-
-    source: str
-    adapter: Adapter
-    before: Adapter
-    format: str
-    target: Target
-    losses: Mapping[str, UpdateLoss]
-    data_losses: Mapping[str, UpdateLoss]
-    bytes_before: int
-    bytes_after: int
-    notes: list[str]
-    plan: TruncationPlan = field(repr=False)
-    form: OutputFormat = field(repr=False)
-
-    def __repr__(self) -> str:
-        return (
-            f"CompressResult({self.before.parameters:,} → {self.adapter.parameters:,} parameters, "
-            f"error {percent(self.relative_error)})"
-        )
-
-    @property
-    def relative_error(self) -> float:
-        """‖ΔW−ΔW'‖_F/‖ΔW‖_F over all modules."""
-        return total_error(self.losses)
-
-    @property
-    def data_error(self) -> float | None:
-        """√(E‖(ΔW−ΔW')x‖² / E‖ΔWx‖²) over the modules that the moments cover; None without activations."""
-        return total_error(self.data_losses) if self.data_losses else None
-
-    def trade_off(self) -> list[CurvePoint]:
-        """The sizes and errors of every rank, as `loralens.curve` computes them."""
-        return trade_off(self.plan, self.form, on_data=bool(self.data_losses))
-
-    def tables(self) -> list[Table[ModuleLoss]]:
-        """The modules, one per row."""
-        on_data = {name: loss.relative_error for name, loss in self.data_losses.items()}
-        rows = [
-            ModuleLoss(name, self.before[name].shape, loss, on_data.get(name)) for name, loss in self.losses.items()
-        ]
-        # Without moments the column would be empty.
-        columns = [*COLUMNS, *([DATA_ERROR] if self.data_losses else [])]
-        return [Table(f"{self.source}: {len(self.before)} modules, r before and r' after", columns, rows)]
-
-    def sentences(self) -> list[str]:
-        """The error and the size of the whole adapter, the notes, and the place of the result."""
-        lines = [f"error       ‖ΔW−ΔW'‖/‖ΔW‖ = {percent(self.relative_error)} over all modules"]
-        if self.data_losses:
-            measured = f"{percent(self.data_error)} over the {len(self.data_losses)} modules measured"
-            lines.append(f"on data     √(E‖(ΔW−ΔW')x‖² / E‖ΔWx‖²) = {measured}")
-        # Sizes are those of the file of weights alone, which --size counts too.
-        lines += [
-            f"parameters  {change(self.before.parameters, self.adapter.parameters, '{:,}'.format)}",
-            f"file        {change(self.bytes_before, self.bytes_after, exact_size)}",
-            *self.notes,
-        ]
-        read_back = "; the errors are those of this file, read back" if self.target.written else ""
-        return [*lines, *self.target.sentences(self.format + read_back)]
-
-    def record(self) -> dict[str, Any]:
-        """The result as a JSON object."""
-        return {
-            "source": self.source,
-            "target": self.target.record(),
-            "format": self.format,
-            "modules": self.tables()[0].records(),
-            "total": {
-                "relative_error": self.relative_error,
-                # Only with moments, as docs/json.md says.
-                **({"data_error": self.data_error} if self.data_losses else {}),
-                "modules_before": len(self.before),
-                "modules_after": len(self.adapter),
-                "parameters_before": self.before.parameters,
-                "parameters_after": self.adapter.parameters,
-                "bytes_before": self.bytes_before,
-                "bytes_after": self.bytes_after,
-            },
-            "notes": self.notes,
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +69,7 @@ def compress(
     dtype: FloatType | IntegerType | None = None,
     modules: Sequence[str] = (),
     drop_dead: bool = False,
+    only_if_smaller: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
     **options: Unpack[RulesAndReading],
@@ -197,6 +80,9 @@ def compress(
     ``parameters`` and ``size`` are budgets for all modules together: they give directions (and for loralens-q also
     bits) to the modules where they reduce the error most. The scale of every module stays. Tensors that belong to no
     pair of factors are copied. The errors are those of the written file, read back. The source is never overwritten.
+
+    If the file would not become smaller, the adapter is written as it was, unless ``to``, ``dtype`` or ``uniform`` asks
+    for another form.
 
     For each module, the update of rank r' that is nearest to ΔW in the Frobenius and the spectral norm is the sum of
     its r' leading singular triplets (Eckart and Young 1936). They are computed from the factors: ΔW is never formed,
@@ -238,6 +124,8 @@ def compress(
         Only modules whose name or kind matches one of these glob patterns become smaller.
     drop_dead : bool
         Leave out modules whose update is zero, or that get no rank from the budget.
+    only_if_smaller : bool
+        Write nothing if the file would not become smaller; ``answer`` of the result is then False.
     overwrite : bool
         Replace what is already at ``output``.
     dry_run : bool
@@ -267,33 +155,73 @@ def compress(
     # Before any factor is read, so that a wrong target costs no work.
     form.check_target(target, source, other_inputs={"the moments": activations_file})
     protect, moments = read_protection(weights), read_moments(activations)
-    # Factors that become integers stay in float32 until then, so that nothing is rounded twice. Those that come from
-    # integers are float32 already.
-    factor_dtype = np.dtype(np.float32) if form.bits and before.format != QUANTISED else numpy_dtype(dtype)
     with place(label):
-        plan = read_directions(before, modules=modules, dtype=factor_dtype, moments=moments)
-        # Bits are chosen only where the user has not chosen them by int8 or int4.
-        if rule.name == "bytes" and form.bits is not None and dtype is None and not uniform:
-            # With data, a plan that follows the data and one that follows the weights are tried (_least_data_error).
-            plans = [plan, *([read_directions(before, modules=modules, dtype=factor_dtype)] if moments else [])]
-            decisions = [_choose_bits(each, rule, form, protect=protect, drop_dead=drop_dead) for each in plans]
-            decision = _least_data_error(before, moments, decisions) if moments else decisions[0]
-        else:
-            cost = form.cost if form.bits else None
-            # Integers are made after the choice, so the plan cannot see what a direction will take in the file.
-            ranks = plan.ranks(rule, one_rank=uniform, protect=protect, drop_dead=drop_dead, size=form.size, cost=cost)
-            decision = _Decision(plan, ranks, form)
-        smaller, magnitude_notes = _solve_magnitudes(before, decision.adapter, base)
+        plans = _read_plans(before, rule, form, moments, dtype=dtype, uniform=uniform, modules=modules)
+        decide = partial(_decide, rule=rule, form=form, uniform=uniform, protect=protect, drop_dead=drop_dead)
+        decisions = [decide(plan, with_bits=_with_bits(rule, form, dtype, uniform=uniform)) for plan in plans]
+        decision = _least_data_error(before, moments, decisions) if moments and len(plans) > 1 else decisions[0]
+        new, notes = _solve_magnitudes(before, decision.adapter, base)
+    bytes_before = source_bytes(source, before, form)
+    gained = decision.form.size(new) < bytes_before
+    # Another form was asked for by name, so it is written whatever it costs.
+    whole = not gained and to in (None, before.format) and dtype is None and not uniform
+    if whole:
+        decision, new, notes = _Decision(plans[0], decision.ranks, form), before, []
+    if only_if_smaller and not gained:
+        target = replace(target, dry_run=True)
     # Errors are measured on what is read back, so that rounding and the writer are included.
-    after, bytes_after = decision.form.write(smaller, target)
+    after, bytes_after = decision.form.write(new, target)
     with progress("measuring", len(before)) as step:
         module_losses = losses(before, after, threads=cpu_count() or 1, step=step)
     on_data = data_losses(before, after, moments) if moments else {}
-    sizes = source_bytes(source, before, form), bytes_after
-    notes = [*magnitude_notes, *_notes(plan, decision, after, rules.get("rank"))]
-    return CompressResult(
-        label, after, before, form.name, target, module_losses, on_data, *sizes, notes, plan, decision.form
-    )
+    notes += _notes(plans[0], decision, after, rules.get("rank"))
+    measured = module_losses, on_data, bytes_before, bytes_after, notes
+    plan, written = plans[0], decision.form
+    return CompressResult(label, after, before, form.name, target, *measured, plan, written, whole, only_if_smaller)
+
+
+def _read_plans(
+    before: Adapter,
+    rule: Rule,
+    form: OutputFormat,
+    moments: Moments | None,
+    *,
+    dtype: str | None,
+    uniform: bool,
+    modules: Sequence[str],
+) -> list[TruncationPlan]:
+    """The directions of the modules; where bits are chosen with data, also without the data (_least_data_error)."""
+    # Factors that become integers stay in float32 until then, so that nothing is rounded twice. Those that come from
+    # integers are float32 already.
+    factor_dtype = np.dtype(np.float32) if form.bits and before.format != QUANTISED else numpy_dtype(dtype)
+    plan = read_directions(before, modules=modules, dtype=factor_dtype, moments=moments)
+    if not (moments and _with_bits(rule, form, dtype, uniform=uniform)):
+        return [plan]
+    return [plan, read_directions(before, modules=modules, dtype=factor_dtype)]
+
+
+def _with_bits(rule: Rule, form: OutputFormat, dtype: str | None, *, uniform: bool) -> bool:
+    """Whether bits are chosen with the ranks: only where the user has not chosen them by int8 or int4."""
+    return rule.name == "bytes" and form.bits is not None and dtype is None and not uniform
+
+
+def _decide(
+    plan: TruncationPlan,
+    *,
+    rule: Rule,
+    form: OutputFormat,
+    uniform: bool,
+    protect: Protection,
+    drop_dead: bool,
+    with_bits: bool,
+) -> _Decision:
+    """Choose the ranks, and with ``with_bits`` also the bits."""
+    if with_bits:
+        return _choose_bits(plan, rule, form, protect=protect, drop_dead=drop_dead)
+    # Integers are made after the choice, so the plan cannot see what a direction will take in the file.
+    cost = form.cost if form.bits else None
+    ranks = plan.ranks(rule, one_rank=uniform, protect=protect, drop_dead=drop_dead, size=form.size, cost=cost)
+    return _Decision(plan, ranks, form)
 
 
 def _choose_bits(
@@ -369,27 +297,13 @@ def _notes(plan: TruncationPlan, decision: _Decision, after: Adapter, rank: floa
         ),
         "modules of fused projections kept whole, in blocks": map(is_fused_module, whole),
         "modules that were no pair (LoKr, LoHa, full) are pairs now": (
-            isinstance(adapter[name], Structured) for name in ranks
+            isinstance(adapter[name], Structured) and not isinstance(after.modules.get(name), Structured)
+            for name in ranks
         ),
     }
-    notes = [f"{count} {text}" for text, matching in counts.items() if (count := sum(matching))]
+    notes = [f"{number} {text}" for text, matching in counts.items() if (number := sum(matching))]
     notes += rank_notes(rank, ranks)
     # transformers 5 joins such experts into one stack, for which PEFT has one rank and one α.
     if decision.form.name == "peft":
         notes += [f"{finding.text} ({finding.fix})" for finding in experts_differ(after)]
     return notes if decision.plan is plan else [*notes, BY_WEIGHTS]
-
-
-# A narrow terminal loses the shape first: names and ranks tell modules apart, and the error is what one looks for.
-COLUMNS: tuple[Column[ModuleLoss], ...] = (
-    Column("name", lambda row: row.name, "module", align="left", priority=ALWAYS),
-    Column("shape", lambda row: list(row.shape), "out × in", shape, priority=2, csv=False),
-    Column("out", lambda row: row.shape[0], json=False),
-    Column("in", lambda row: row.shape[1], json=False),
-    Column("rank_before", lambda row: row.loss.rank_before, "r", priority=7),
-    Column("rank_after", lambda row: row.loss.rank_after, "r'", lambda rank: str(rank) if rank else "gone", priority=8),
-    Column("relative_error", lambda row: row.loss.relative_error, "error", percent, priority=ALWAYS),
-    Column("spectral_error", lambda row: row.loss.spectral_error, "spectral", percent, priority=4),
-    Column("energy_kept", lambda row: row.loss.energy_kept, "energy kept", fixed(".2%"), priority=3),
-)
-DATA_ERROR: Column[ModuleLoss] = Column("data_error", lambda row: row.data_error, "on data", percent, priority=8)

@@ -11,14 +11,16 @@ from loralens.core.adapter import Adapter
 from loralens.core.structured import Structured, Update
 from loralens.errors import OptionError, place
 from loralens.formats.dialects import record
-from loralens.formats.dialects.experts import fit_experts
+from loralens.formats.dialects.fitting import OF_IMAGE_MODELS, fit
 from loralens.formats.dialects.table import FORMATS
 from loralens.formats.files.container import Stored
-from loralens.tables.numbers import percent
+from loralens.tables.numbers import count, percent
+from loralens.tables.table import Table
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, read_adapter
 from loralens.verbs.inputs.choices import numpy_dtype
 from loralens.verbs.outputs.combine_run import check_writing
 from loralens.verbs.outputs.form import PLAIN_BITS, OutputFormat, check_known, writer_options
+from loralens.verbs.outputs.module_columns import COLUMNS, NamedModule
 from loralens.verbs.outputs.renaming import add_magnitudes, rename_as_in_base, replace_prefixes
 from loralens.verbs.outputs.rounding import RoundingCost, round_factors
 from loralens.verbs.outputs.target import Target, Written
@@ -67,15 +69,27 @@ class ConvertResult(Written):
         """The bits of a number in loralens-q; None in other dialects."""
         return PLAIN_BITS if self.format == QUANTISED else None
 
+    def listing(self) -> list[Table[NamedModule]]:
+        """The modules as the new file has them."""
+        return [Table(f"{self.source} as {self.format}", COLUMNS, list(self.adapter.items()))]
+
+    def conclusion(self) -> list[str]:
+        """The new dialect, and how much of the update is lost on the way."""
+        losses = {f"by rank {self.rank}": self.truncation, "by rounding": self.rounding.total}
+        lost = [f"{percent(loss)} of the update lost {reason}" for reason, loss in losses.items() if loss]
+        loss = " and ".join(lost) or "without loss"
+        what = f"{self.source} as {self.format}, {count(self.modules, 'module')}, {loss}"
+        return [self.target.conclusion(what)]
+
     def sentences(self) -> list[str]:
-        """The notes, the errors, and the place of the result."""
+        """The notes, and the errors."""
         lines = list(self.notes)
         if self.rank:
             what = f"over all modules: what rank {self.rank} leaves out"
             lines.append(f"truncation  ‖ΔW−ΔW'‖/‖ΔW‖ = {percent(self.truncation)} {what}")
         if self.rounding.worst:
             lines.append(f"{self.rounding}" + (f", {self.bits} bits a number" if self.bits else ""))
-        return [*lines, *self.target.sentences(f"{self.format}, {self.modules} modules")]
+        return lines
 
     def record(self) -> dict[str, Any]:
         """The result as a JSON object."""
@@ -178,10 +192,11 @@ def convert(
         # The stored form is read back in memory: the result is what a reader will see, whether it is written or not.
         back = next(each for each in FORMATS if each.name == to).read(stored)
         exact = pairs
-        # Another dialect may split and rename stacks of experts, and the error is measured under its names.
+        # Another dialect may divide, join and rename modules, and the error is measured under its names.
         if pairs.format != to:
             options = form.options
-            exact = fit_experts(to, pairs, base_config=options.get("base_config"), arch=options.get("arch"))
+            exact = fit(to, pairs, base_config=options.get("base_config"), arch=options.get("arch"))
+            notes += _note_architecture(to, pairs, exact)
         written = _rename_back(exact, back, stored)
         # loralens-q is a choice for fewer bits: its error is reported, and never refused.
         cost = RoundingCost.between(exact, written, allow_loss=allow_loss or to == QUANTISED, dtype=dtype)
@@ -190,6 +205,19 @@ def convert(
     converted = record.apply_stored(back, stored)
     parameters = sum(module.parameters for module in narrow.modules.values())
     return ConvertResult(label, converted, to, target, len(adapter), parameters, notes, truncation, cost, rank)
+
+
+def _note_architecture(to: str, before: Adapter, after: Adapter) -> list[str]:
+    """What was done to the layers of an image model, for the user."""
+    if to not in OF_IMAGE_MODELS or (before.modules.keys() == after.modules.keys() and to != "kohya"):
+        return []
+    from loralens.formats.dialects.image import model_of
+
+    model = model_of(before)
+    if model is None:
+        return []
+    change = f"; {count(len(before), 'module')} became {len(after)}" if len(before) != len(after) else ""
+    return [f"{model.name}, by the names and shapes of the modules: named as {to} has them{change}"]
 
 
 def _as_pairs(adapter: Adapter, rank: int | None) -> tuple[Adapter, float]:

@@ -1,6 +1,6 @@
 """The verb ``drop``: writes an adapter without some of its modules."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any, Unpack
@@ -8,14 +8,15 @@ from typing import Any, Unpack
 from loralens.choices import FloatType, TargetFormat
 from loralens.core.adapter import Adapter
 from loralens.core.names import select
-from loralens.core.structured import Update
 from loralens.errors import OptionError, place
 from loralens.formats import save
-from loralens.tables.numbers import number, shape
-from loralens.tables.table import ALWAYS, Column, Table
+from loralens.tables.numbers import count
+from loralens.tables.table import Column, Table
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, sources
+from loralens.verbs.inputs.blocks import BlockWeights, weights_by_module
 from loralens.verbs.inputs.choices import as_globs, numpy_dtype
 from loralens.verbs.outputs.combine_run import check_writing, form_of, read_source
+from loralens.verbs.outputs.module_columns import COLUMNS, NamedModule
 from loralens.verbs.outputs.rounding import RoundingCost, round_factors
 from loralens.verbs.outputs.target import Target, Written
 
@@ -51,17 +52,20 @@ class DropResult(Written):
         """The names of the dropped modules, in natural order."""
         return [name for name in self.before if name not in self.adapter]
 
-    def listing(self) -> list[Table[tuple[str, Update]]]:
-        """All modules, also the dropped ones."""
-        dropped: Column[tuple[str, Update]] = Column("dropped", lambda row: row[0] not in self.adapter, "dropped")
+    def listing(self) -> list[Table[NamedModule]]:
+        """All modules, also the dropped ones. On a terminal the sentence with the counts is enough."""
+        dropped: Column[NamedModule] = Column("dropped", lambda row: row[0] not in self.adapter, "dropped")
         title = f"{self.source}: {len(self.dropped)} of {len(self.before)} modules dropped"
         return [Table(title, (*COLUMNS, dropped), list(self.before.items()))]
 
+    def conclusion(self) -> list[str]:
+        """How many modules were dropped, and how many are left."""
+        dropped = f"{self.source} without {len(self.dropped)} of its {count(len(self.before), 'module')}"
+        return [self.target.conclusion(f"{dropped}; {len(self.adapter)} left ({self.format})")]
+
     def sentences(self) -> list[str]:
-        """The error of rounding, and the place of the result."""
-        lines = [str(self.rounding)] if self.rounding.worst else []
-        counts = f"{len(self.dropped)} of {len(self.before)} modules dropped, {len(self.adapter)} left"
-        return [*lines, *self.target.sentences(f"{self.format}, {counts}")]
+        """The error of rounding."""
+        return [str(self.rounding)] if self.rounding.worst else []
 
     def record(self) -> dict[str, Any]:
         """The result as a JSON object."""
@@ -77,8 +81,10 @@ class DropResult(Written):
 
 def drop(
     adapter: AdapterSource,
-    modules: str | Sequence[str],
+    modules: str | Sequence[str] = (),
     *,
+    preset: str | None = None,
+    block_weights: str | Mapping[str, float] | Sequence[float] | None = None,
     output: str | PathLike[str] | None = None,
     to: TargetFormat | None = None,
     base: str | PathLike[str] | None = None,
@@ -98,6 +104,9 @@ def drop(
     adapter : path or Adapter
     modules : str or sequence of str
         Leave out the modules whose name or kind matches one of these glob patterns.
+    preset, block_weights
+        Leave out the blocks of an image model that have the weight 0 here, as in `scale`. The others must have the
+        weight 1.
     output : path, optional
         A folder, or a file with the suffix of the dialect. Without it nothing is written.
     to : str, optional
@@ -118,7 +127,8 @@ def drop(
     Raises
     ------
     OptionError
-        A glob pattern matches no module, all modules would be dropped, the output overlaps with the source, or rounding
+        A glob pattern matches no module, nothing or everything would be dropped, a weight of a block is neither 0 nor
+        1, the output overlaps with the source, or rounding
         costs too much.
     FormatError
         The file is not an adapter.
@@ -133,7 +143,7 @@ def drop(
     # Before the work, as in the other verbs.
     form.check_target(target, original)
     with place(label):
-        gone = set(select(before, as_globs(modules)))
+        gone = _dropped(before, as_globs(modules), BlockWeights(preset=preset, block_weights=block_weights))
         # An adapter without modules is no adapter to any reader.
         if len(gone) == len(before):
             raise OptionError("nothing would be left", fix="give a glob that some modules do not match")
@@ -150,12 +160,15 @@ def drop(
     return DropResult(label, before, new, form.name, cost, target)
 
 
-# For --csv, data frames and notebooks: on a terminal the sentence with the counts is enough.
-COLUMNS: tuple[Column[tuple[str, Update]], ...] = (
-    Column("name", lambda row: row[0], "module", align="left", priority=ALWAYS),
-    Column("shape", lambda row: list(row[1].shape), "out × in", shape, csv=False, priority=3),
-    Column("out", lambda row: row[1].shape[0], json=False),
-    Column("in", lambda row: row[1].shape[1], json=False),
-    Column("rank", lambda row: row[1].rank, "r", priority=7),
-    Column("scale", lambda row: row[1].scale, "scale", number, priority=2),
-)
+def _dropped(adapter: Adapter, globs: Sequence[str], blocks: BlockWeights) -> set[str]:
+    """The modules that are left out."""
+    weights = weights_by_module(adapter, blocks)
+    if weights is None and not globs:
+        raise OptionError("nothing says what to drop", fix="give --modules GLOB, --preset NAME or --block-weights")
+    weights = weights or {}
+    between = sorted(set(weights.values()) - {0.0, 1.0})
+    if between:
+        what = f"a block has the weight {between[0]:g}, and drop leaves a block out (0) or keeps it (1)"
+        raise OptionError(what, fix="use loralens scale for other weights")
+    named = set(select(adapter, globs)) if globs else set()
+    return named | {name for name, weight in weights.items() if weight == 0}

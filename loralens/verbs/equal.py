@@ -12,12 +12,13 @@ from loralens.core.messages import tell_findings
 from loralens.core.progress import progress
 from loralens.errors import MismatchError, OptionError
 from loralens.formats.dialects.gguf.reader import has_permuted_rows, restore_rows
-from loralens.tables.numbers import json_number, number
+from loralens.tables.numbers import count, json_number, number
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, read_where_unknown
 from loralens.verbs.inputs.bases import warn_of_bases
 
+ROUNDED = 0.01  # relative difference up to which 16-bit factors may be the reason: bfloat16 leaves 0.4 % at most
 SHOWN = 20  # modules that the table lists of those that differ, the worst first; --json and --csv list all modules
 
 
@@ -68,24 +69,41 @@ class EqualResult(Tabular):
 
     def tables(self) -> list[Table[UpdateDifference]]:
         """The modules that differ most."""
-        worst = sorted(self.beyond, key=lambda difference: -difference.relative)
+        worst = sorted(self.differences, key=lambda difference: -difference.relative)
         # Most modules have no note, and an empty column would only take room.
         columns = COLUMNS if any(difference.note for difference in worst) else COLUMNS[:-1]
-        return [Table(f"{len(worst)} of {len(self.differences)} modules differ", columns, worst[:SHOWN])]
+
+        def is_equal(row: UpdateDifference) -> bool:
+            return row.relative <= self.tolerance
+
+        def sum_up(modules: int) -> str:
+            # Where all are equal, the conclusion has said so.
+            return "" if self.equal else f"equal: {count(modules, 'module')}"
+
+        return [Table("‖ΔW₁−ΔW₂‖/‖ΔW‖, the largest first", columns, worst, is_equal, sum_up, SHOWN)]
+
+    def conclusion(self) -> list[str]:
+        """Whether the two are the same update, and by how much they differ."""
+        modules, tolerance = count(len(self.differences), "module"), f"tolerance {self.tolerance:g}"
+        if self.equal and not self.largest:
+            return [f"Equal: no difference at all in {modules}."]
+        if self.equal:
+            return [f"Equal: the largest difference in {modules} is {self.largest:.3g} of ‖ΔW‖ ({tolerance})."]
+        beyond = f"{len(self.beyond)} of {modules} differ" if len(self.differences) > 1 else "the only module differs"
+        # A module that only one of the two has differs by all of it, and rounding by a thousandth.
+        close = " That is rounding or little more." if self.largest <= ROUNDED else ""
+        return [f"Different: {beyond}, by up to {self.largest:.3g} of ‖ΔW‖ ({tolerance}).{close}"]
 
     def listing(self) -> list[Table[UpdateDifference]]:
         """All modules, one module per row."""
         return [Table("differences", COLUMNS, self.differences)]
 
     def sentences(self) -> list[str]:
-        """The answer, and the number of tensors that were not compared."""
-        answer = "equal" if self.equal else "different"
-        lines = [f"{answer}: largest difference {self.largest:.3g}, tolerance {self.tolerance:g}"]
+        """The number of tensors that were not compared."""
         # Two adapters with one ΔW and different heads are equal here, which must be said.
-        if self.not_compared:
-            what = "tensors that are half of no pair (heads, biases, magnitudes …)"
-            lines.append(f"not compared: {self.not_compared} {what}")
-        return lines
+        if not self.not_compared:
+            return []
+        return [f"not compared: {self.not_compared} tensors that are half of no pair (heads, biases, magnitudes …)"]
 
     def record(self) -> dict[str, Any]:
         """The whole result as a JSON object."""

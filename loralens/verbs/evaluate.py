@@ -3,6 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from math import isfinite
+from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, get_args
 
 from loralens.choices import FloatType, TaskName
@@ -13,7 +16,9 @@ from loralens.core.names import some
 from loralens.core.progress import progress
 from loralens.core.training import record_of
 from loralens.errors import OptionError, place
-from loralens.tables.numbers import json_number, number
+from loralens.formats.files.atomic import check_write_target
+from loralens.formats.records.evaluations import write_evaluation
+from loralens.tables.numbers import count, json_number, number
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import Reading, Source, labels, read_adapter, sources
@@ -24,6 +29,7 @@ from loralens.verbs.inputs.data import Texts, read_data
 from loralens.verbs.inputs.loaded import Loaded
 from loralens.verbs.inputs.models import ModelSource, labels_of, load_headed, model_label, restore_settings
 from loralens.verbs.inputs.texts import TextSource, text_label
+from loralens.version import __version__
 
 if TYPE_CHECKING:  # torch takes a second
     from loralens.training.tasks import Task
@@ -41,10 +47,13 @@ class Evaluation:
         The name of the adapter; None for the model without one.
     measures : mapping of str to float
         ``loss``, ``accuracy`` and, for language models, ``perplexity``; NaN if there is nothing to predict.
+    parameters : int or None
+        The number of parameters in the pairs of the adapter.
     """
 
     path: str | None
     measures: Mapping[str, float]
+    parameters: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +70,8 @@ class EvaluationResult(Tabular):
         The measures of each adapter, in the order in which they were given.
     cuts : sequence of Cut
         What was cut off the texts, for each length to which they were cut.
+    output : Path or None
+        The file that was written.
     """
 
     model: str
@@ -69,6 +80,7 @@ class EvaluationResult(Tabular):
     texts: int
     evaluations: Sequence[Evaluation]
     cuts: Sequence[Cut]
+    output: Path | None = None
 
     def __getitem__(self, path: str | None) -> Mapping[str, float]:
         for evaluation in self.evaluations:
@@ -79,10 +91,28 @@ class EvaluationResult(Tabular):
     def __repr__(self) -> str:
         return f"EvaluationResult({len(self.evaluations)} evaluations of {self.task} on {self.data})"
 
+    def conclusion(self) -> list[str]:
+        """The measures of the best adapter, or of the only version."""
+        # Accuracy is what a task is about where there is one; every task has a loss, and less of it is better.
+        accurate = all("accuracy" in each.measures for each in self.evaluations)
+        known = [each for each in self.evaluations if isfinite(each.measures["accuracy" if accurate else "loss"])]
+        on = f"On {count(self.texts, 'text')} of {self.data}"
+        if not known:
+            return [f"{on} there is nothing to measure."]
+        best = max(known, key=lambda each: each.measures["accuracy"] if accurate else -each.measures["loss"])
+        names = ("accuracy", *(name for name in best.measures if name != "accuracy")) if accurate else best.measures
+        measured = ", ".join(f"{name} {number(best.measures[name])}" for name in names)
+        who = f"{self.model} as it is" if best.path is None else best.path
+        return [f"{on}, {who} {'is best:' if len(self.evaluations) > 1 else 'has'} {measured}."]
+
     def tables(self) -> list[Table[Evaluation]]:
         """One table with a row for each adapter."""
         title = f"{self.model}, {self.texts} texts of {self.data}"
-        return [Table(title, (ADAPTER, *map(_measure_column, self.evaluations[0].measures)), self.evaluations)]
+        return [quality_table(title, self.evaluations)]
+
+    def sentences(self) -> list[str]:
+        """The file that was written."""
+        return [f"wrote {self.output}"] if self.output else []
 
     def record(self) -> dict[str, Any]:
         """The result as a JSON object."""
@@ -107,6 +137,15 @@ ADAPTER: Column[Evaluation] = Column(
 )
 
 
+# For machines and for pages; on a terminal the names of the measures need the room.
+PARAMETERS: Column[Evaluation] = Column("parameters", lambda row: row.parameters)
+
+
+def quality_table(title: str, evaluations: Sequence[Evaluation]) -> Table[Evaluation]:
+    """Adapters and their measures, which are those of the first."""
+    return Table(title, (ADAPTER, PARAMETERS, *map(_measure_column, evaluations[0].measures)), evaluations)
+
+
 def _measure_column(measure: str) -> Column[Evaluation]:
     return Column(measure, lambda row: json_number(row.measures[measure]), measure, number, priority=ALWAYS)
 
@@ -122,6 +161,8 @@ def evaluate(
     device: str = "auto",
     dtype: FloatType = "f32",
     threads: int | None = None,
+    output: str | PathLike[str] | None = None,
+    overwrite: bool = False,
     **reading: Unpack[Reading],
 ) -> EvaluationResult:
     """Measure loss, accuracy and, for language models, perplexity: with each adapter, or without any.
@@ -151,6 +192,10 @@ def evaluate(
         The device and the dtype of a model that is loaded from a folder.
     threads : int, optional
         The number of CPU threads; by default all that the process may use.
+    output : path, optional
+        A file to which the result is written as JSON, for ``evaluations`` of `loralens.report`.
+    overwrite : bool
+        Replace what is at ``output``.
     **reading : Reading
         How files are read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
 
@@ -166,6 +211,10 @@ def evaluate(
     """
     check_choice("task", task, get_args(TaskName))
     check_counts(limit=limit, batch=batch, length=length, threads=threads)
+    target = None if output is None else Path(output)
+    # Before the model runs, which may take minutes.
+    if target:
+        _check_target(target, adapters, model, data, overwrite=overwrite)
     with restore_settings(model):
         from loralens.training.tasks import task_named  # torch takes a second
 
@@ -190,8 +239,25 @@ def evaluate(
     cuts = list(dict.fromkeys(cut for _, cut in measured))
     for cut in cuts:
         cut.warn(texts.name)
-    evaluations = [Evaluation(path, measures) for (path, _), (measures, _) in zip(versions, measured, strict=True)]
-    return EvaluationResult(model_label(model), row.name, texts.name, len(texts.texts), evaluations, cuts)
+    evaluations = [
+        Evaluation(path, measures, adapter.parameters if adapter else None)
+        for (path, adapter), (measures, _) in zip(versions, measured, strict=True)
+    ]
+    result = EvaluationResult(model_label(model), row.name, texts.name, len(texts.texts), evaluations, cuts, target)
+    if target:
+        write_evaluation({"loralens": __version__, **result.record()}, target)
+    return result
+
+
+def _check_target(
+    target: Path, adapters: Sequence[Source], model: ModelSource, data: TextSource, *, overwrite: bool
+) -> None:
+    """Refuse a file that exists, or that is an input or lies inside one."""
+    paths = [Path(source) for source in (*adapters, model, data) if isinstance(source, str | PathLike)]
+    # The name of a corpus or of a package is no path, and cannot be overwritten.
+    inputs = [(str(path), path) for path in paths if path.exists()]
+    with place(target):
+        check_write_target(target, inputs, folder=False, overwrite=overwrite)
 
 
 @dataclass(eq=False)

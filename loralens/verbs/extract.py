@@ -96,14 +96,21 @@ class ExtractResult(Written):
         """The modules that differ, one per row."""
         edges = any(module.edge is not None for module in self.modules.values())
         edge = replace(EDGE_COLUMN, title="edge", text=number) if edges else EDGE_COLUMN
-        title = f"{self.tuned} − {self.base}: {len(self.modules)} modules differ, {self.extraction.unchanged} do not"
-        return [Table(title, (*COLUMNS, edge), list(self.modules.items()))]
+        return [Table(f"{self.tuned} − {self.base}", (*COLUMNS, edge), list(self.modules.items()))]
+
+    def conclusion(self) -> list[str]:
+        """How well the adapter represents the difference of the models."""
+        error = percent(self.extraction.relative_error)
+        found = f"the difference of {self.tuned} and {self.base} in {count(len(self.modules), 'module')}"
+        sentences = [self.target.conclusion(f"{found}, with an error of {error} (‖D−BA‖/‖D‖)")]
+        if self.extraction.unchanged:
+            sentences.append(f"{count(self.extraction.unchanged, 'module')} unchanged.")
+        return sentences
 
     def sentences(self) -> list[str]:
-        """The error over all modules, the size of the adapter, and its place."""
+        """The error of a randomised SVD, and the size of the adapter."""
         extra = self.adapter.extra
-        error = percent(self.extraction.relative_error)
-        sentences = [f"error       ‖D−BA‖/‖D‖ = {error} over all modules, measured on every entry"]
+        sentences = []
         # 0 for dense SVDs, whose error is rounding.
         randomised = max((module.svd_error for module in self.modules.values()), default=0.0)
         if randomised:
@@ -114,7 +121,7 @@ class ExtractResult(Written):
         if extra:
             roles = ", ".join(sorted({tensor.role for tensor in extra.values()}))
             sentences.append(f"extra       {len(extra)} tensors kept in full ({roles})")
-        return [*sentences, *self.target.sentences(f"{self.format}, {len(self.modules)} modules")]
+        return [*sentences, f"format      {self.format}"]
 
     def record(self) -> dict[str, Any]:
         """The result as a JSON object."""

@@ -9,17 +9,21 @@ from pathlib import Path
 from typing import Any, NamedTuple, Unpack, get_args
 
 from loralens.analysis.inspection import Inspection, inspect_adapter
-from loralens.choices import Consumer
+from loralens.choices import Consumer, Level
 from loralens.core.adapter import Adapter, Extra, Finding
-from loralens.core.names import block, kind, natural_key
+from loralens.core.names import block, kind, natural_key, some
 from loralens.core.structured import Update
 from loralens.errors import MismatchError, place
-from loralens.tables.numbers import count, number, shape, size, span
+from loralens.formats.records.training_notes import Folder, TrainingNotes
+from loralens.tables.numbers import count, join_words, number, shape, size, span
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import Reading, Source, labels, load_source, sources
 from loralens.verbs.inputs.choices import check_choice
 
+TAGS_NAMED = 12  # tags of captions, and folders of images, that the block about the training lists
+TAGS_IN_ROW = 3
+EXTRA_SHOWN = 20  # tensors besides the pairs that are listed for people; a model saved in full has hundreds
 SCALES_NAMED = 5  # scales of one adapter, the most frequent ones, that its facts list; --json has every module's
 
 
@@ -59,12 +63,15 @@ class AdapterInspection(Tabular):
         The findings of the reader, about the numbers, about how the names match the base, and about the consumer.
     refusals : sequence of Finding
         The findings about the consumer alone: what it rejects, ignores or applies in another way.
+    consumer : str or None
+        The program whose rules were applied.
     """
 
     path: str
     inspection: Inspection
     findings: Sequence[Finding]
     refusals: Sequence[Finding] = ()
+    consumer: Consumer | None = None
 
     @property
     def adapter(self) -> Adapter:
@@ -76,16 +83,49 @@ class AdapterInspection(Tabular):
         """The modules that were asked for, in natural order."""
         return self.inspection.modules
 
+    @property
+    def training(self) -> TrainingNotes | None:
+        """What the metadata of an image model's adapter say about its training; None if they say nothing."""
+        return TrainingNotes.of(self.adapter.metadata)
+
     def __repr__(self) -> str:
         return f"AdapterInspection({self.path!r}, {len(self.modules)} modules, {len(self.findings)} findings)"
 
     def tables(self) -> list[Table[Any]]:
         """The adapter as a whole, its modules by kind, and the tensors that belong to no pair."""
         return [
-            Table(self.path, FACT_COLUMNS, _facts(self.inspection)),
+            Table("as a whole", FACT_COLUMNS, _facts(self.inspection), whole=True),
+            Table("training, as the file says", FACT_COLUMNS, _training_facts(self.training), whole=True),
             Table("modules", KIND_COLUMNS, _kinds(self.modules)),
-            Table("not half of any pair, kept as they are", EXTRA_COLUMNS, list(self.inspection.extra.items())),
+            Table(
+                "not half of any pair, kept as they are",
+                EXTRA_COLUMNS,
+                list(self.inspection.extra.items()),
+                most=EXTRA_SHOWN,
+            ),
         ]
+
+    def conclusion(self) -> list[str]:
+        """What the adapter is, and whether anything in it looks wrong."""
+        adapter, modules = self.adapter, self.modules
+        ranks = span([module.rank for module in modules.values()])
+        base = f", for {adapter.base_model}" if adapter.base_model else ", for a base that it does not name"
+        what = f"{self.path}: {adapter.format} adapter of rank {ranks} in {count(len(modules), 'module')}{base}"
+        levels = Counter(finding.level for finding in self.findings)
+        found = [count(levels[level], level) for level in get_args(Level) if levels[level]]
+        # A note is nothing wrong, and is told below.
+        codes = list(dict.fromkeys(finding.code for finding in self.findings if finding.level != "note"))
+        verdict = f"{join_words(found)}: {some(codes)}" if codes else "Nothing in it looks wrong"
+        return [f"{what}.", *self._on_consumer(), f"{verdict}."]
+
+    def _on_consumer(self) -> list[str]:
+        if self.consumer is None:
+            return []
+        wrong = any(finding.level == "error" for finding in self.refusals)
+        answer = (
+            "rejects it, or applies it in another way than it was trained" if wrong else "applies it as it was trained"
+        )
+        return [f"{self.consumer} {answer}."]
 
     def listing(self) -> list[Table[ModuleInspection]]:
         """All modules, one module per row."""
@@ -114,6 +154,7 @@ class AdapterInspection(Tabular):
             "modules": modules.records(),
             "extra": extra.records(),
             "metadata": None if adapter.metadata is None else dict(adapter.metadata),
+            "training": None if self.training is None else self.training.record(),
             "findings": [finding.record() for finding in self.findings],
             "total": {
                 "modules": len(inspection.modules),
@@ -160,6 +201,10 @@ class InspectResult(Tabular):
     def listing(self) -> list[Table[ModuleInspection]]:
         """The modules of all adapters."""
         return [table for adapter in self.adapters for table in adapter.listing()]
+
+    def conclusion(self) -> list[str]:
+        """What every adapter is, and whether anything in it looks wrong."""
+        return [sentence for adapter in self.adapters for sentence in adapter.conclusion()]
 
     def sentences(self) -> list[str]:
         """The findings of all adapters."""
@@ -214,15 +259,13 @@ EXTRA_COLUMNS: tuple[Column[tuple[str, Extra]], ...] = (
 
 def _facts(inspection: Inspection) -> list[tuple[str, str]]:
     """The properties of the adapter as a whole, and their values."""
-    adapter, modules = inspection.adapter, inspection.modules
+    modules = inspection.modules
     ranks = Counter(module.rank for module in modules.values())
     scales = Counter((module.scale, str(module.scaling)) for module in modules.values())
-    # In the order of the questions: what is it, what is it for, what is in it.
+    # Format, base and modules stand in the conclusion, and so does the rank unless modules differ in it.
+    several = [("rank", _count_names((str(rank), number) for rank, number in sorted(ranks.items())))]
     facts = [
-        ("format", adapter.format),
-        ("base model", adapter.base_model or "not said"),
-        ("modules", str(len(modules))),
-        ("rank", _count_names((str(rank), number) for rank, number in sorted(ranks.items()))),
+        *(several if len(ranks) > 1 else []),
         (
             "scale",
             _count_names(
@@ -234,6 +277,27 @@ def _facts(inspection: Inspection) -> list[tuple[str, str]]:
     if inspection.extra:  # no line for what nearly all adapters lack
         facts.append(("besides", f"{len(inspection.extra)} other tensors, {size(_extra_bytes(inspection))}"))
     return facts
+
+
+def _training_facts(notes: TrainingNotes | None) -> list[tuple[str, str]]:
+    """What the metadata say about the training, one property a row."""
+    if notes is None:
+        return []
+    words = [("trigger words", ", ".join(notes.trigger_words))] if notes.trigger_words else []
+    facts = [*words, *((name.replace("_", " "), value) for name, value in notes.values.items())]
+    if notes.folders:
+        facts.append(("folders", "; ".join(map(_folder_text, notes.folders[:TAGS_NAMED]))))
+    listed = [f"{tag.tag} ({tag.images})" for tag in notes.tags[:TAGS_NAMED]]
+    if notes.tag_count > TAGS_NAMED:
+        listed.append(f"and {notes.tag_count - TAGS_NAMED:,} more")
+    # A few on each row, so that none is shortened on a narrow terminal.
+    rows = [", ".join(listed[i : i + TAGS_IN_ROW]) for i in range(0, len(listed), TAGS_IN_ROW)]
+    return facts + [("" if i else "tags", row) for i, row in enumerate(rows)]
+
+
+def _folder_text(folder: Folder) -> str:
+    images = "" if folder.images is None else f": {count(folder.images, 'image')}"
+    return folder.name + images + (f" × {folder.repeats}" if images and folder.repeats else "")
 
 
 def _extra_bytes(inspection: Inspection) -> int:
@@ -347,4 +411,4 @@ def _inspect(
         from loralens.analysis.clients.rules import check
 
         refusals = check(adapter, consumer, match)
-    return AdapterInspection(label, inspection, [*findings, *refusals], refusals)
+    return AdapterInspection(label, inspection, [*findings, *refusals], refusals, consumer)

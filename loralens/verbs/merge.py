@@ -13,14 +13,15 @@ from loralens.errors import OptionError
 from loralens.formats.records.merged import CERTIFICATE
 from loralens.formats.records.undo import NAME
 from loralens.linalg.device import Device
+from loralens.merging.fidelity import Fidelity
 from loralens.merging.plan import MergePlan
 from loralens.merging.summary import MODULE_COLUMNS, MergedModule
-from loralens.tables.numbers import number
+from loralens.tables.numbers import count, percent
 from loralens.tables.table import Table
 from loralens.verbs.inputs.adapters import Reading
 from loralens.verbs.inputs.choices import check_choice
 from loralens.verbs.inputs.merge_inputs import MergeInputs, read_merge_inputs, record_path
-from loralens.verbs.inputs.weighted import Weighted, weighted_sources
+from loralens.verbs.inputs.weighted import Weighted, weighted_label, weighted_sources
 from loralens.verbs.outputs.merge_run import MergeRun
 from loralens.verbs.outputs.target import Target, Written
 
@@ -60,25 +61,35 @@ class MergeResult(Written):
         gain = f", gain {total['gain']:.4f}" if self.modules else ""
         return f"MergeResult({total['tensors']} tensors, {len(self.modules)} updates{gain})"
 
-    @property
-    def _title(self) -> str:
+    def conclusion(self) -> list[str]:
+        """What was merged into what; then how much of the update arrived, and with which error."""
         total = self.certificate["total"]
-        what = f"{total['tensors']} tensors changed"
+        adapters = [weighted_label(each["path"], each["weight"]) for each in self.certificate["adapters"]]
+        merged = f"{self.certificate['base']['path']} with {' + '.join(adapters)} merged in"
+        sentences = [self.target.conclusion(f"{merged}, {count(total['tensors'], 'tensor')} changed")]
         if not self.measured:
-            what += "; nothing was measured without a certificate"
+            sentences.append("How much of the update arrived was not measured, as there is no certificate.")
         # An adapter of heads alone has no update whose gain could be measured.
         elif self.modules:
-            what += f", {len(self.modules)} updates, gain {total['gain']:.4f}, error {number(total['relative_error'])}"
-        return self.target.sentence(what)
+            # The gain of an update is 1 where all of it arrived; the error is what rounding adds.
+            gain, error = f"{total['gain']:.4f}", percent(total["relative_error"])
+            sentences.append(f"The update arrived with a gain of {gain} and an error of {error} from rounding.")
+        return sentences
 
     def tables(self) -> list[Table[MergedModule]]:
         """The adapted modules, one per row."""
-        return [Table(self._title, MODULE_COLUMNS, self.modules)]
+        return [
+            Table(
+                count(len(self.modules), "updated module"),
+                MODULE_COLUMNS,
+                self.modules,
+                uneventful=lambda row: not (_is_damaged(row.fidelity) or row.fidelity.overflowed),
+                sum_up=lambda whole: f"{count(whole, 'module')} undamaged (gain ≥ {SWALLOWED}, error ≤ {DAMAGED})",
+            )
+        ]
 
     def sentences(self) -> list[str]:
-        """The size of the undo patch; without a table, the sentence about the model that would be its title."""
-        if not self.modules:
-            return [self._title]
+        """The size of the undo patch."""
         total = self.certificate["total"]
         if total["undo_bytes"] is None:
             return []
@@ -215,6 +226,11 @@ def _tell_plan(plan: MergePlan) -> None:
         note(f"left out, as the base has no place for them: {some(plan.missing)}")
 
 
+def _is_damaged(fidelity: Fidelity) -> bool:
+    """Whether rounding takes a noticeable part of an update, or adds much to it."""
+    return fidelity.gain < SWALLOWED or fidelity.error > DAMAGED
+
+
 def _warn_of_losses(modules: Sequence[MergedModule], inputs: MergeInputs, rounding: RoundingMode) -> None:
     """Warn if a weight overflows or rounding damages an update, and say how to avoid it."""
     dtype = inputs.narrowest
@@ -225,7 +241,7 @@ def _warn_of_losses(modules: Sequence[MergedModule], inputs: MergeInputs, roundi
         narrow = dtype not in ("float32", "bfloat16")
         fix = "write --dtype f32 (or bf16)" if narrow else "check the adapter's α and scale with loralens doctor"
         warn(f"{overflowed:,} weights became infinite: {dtype} does not reach so far", fix)
-    damaged = [fidelity for fidelity in arrived if fidelity.gain < SWALLOWED or fidelity.error > DAMAGED]
+    damaged = [fidelity for fidelity in arrived if _is_damaged(fidelity)]
     # In float32 there is no wider dtype to recommend.
     if not damaged or dtype == "float32":
         return

@@ -14,10 +14,10 @@ from loralens.charts.spectrum import spectrum_figure
 from loralens.charts.trajectory import trajectory_figure
 from loralens.errors import OptionError
 from loralens.verbs.amplify import AmplifyResult
-from loralens.verbs.compress import CompressResult
 from loralens.verbs.curve import CurveResult
 from loralens.verbs.inputs.adapters import short_labels
 from loralens.verbs.outputs.collection_similarity import CollectionSimilarity
+from loralens.verbs.outputs.compress_result import CompressResult
 from loralens.verbs.outputs.nested_similarity import NestedSimilarity
 from loralens.verbs.outputs.pair_similarity import PairSimilarity
 from loralens.verbs.spectrum import SpectrumResult
@@ -95,7 +95,7 @@ def figure_of(result: object) -> Figure:
     if isinstance(result, NestedSimilarity):
         return nesting_figure(result.groups, label=_name(result.adapters[0]), of=result.of, side=result.side)
     if isinstance(result, CollectionSimilarity):
-        return pairwise_figure(result.labels, result.pairs, result.energy, result.tree, result.sides)
+        return pairwise_figure(result.labels, result.pairs, result.energy, result.tree, (result.side,))
     if isinstance(result, TrajectoryResult):
         run = result.run
         losses = {"loss": run.train, "eval loss": run.evaluation}

@@ -1,7 +1,7 @@
 """``report``: all measurements of one or more adapters on one self-contained page."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from os import PathLike
 from pathlib import Path
@@ -13,11 +13,14 @@ from loralens.core.moments import Moments
 from loralens.errors import OptionError, visible
 from loralens.formats.files.apart import check_apart
 from loralens.formats.files.location import existing_path
-from loralens.reporting.document import Report
+from loralens.reporting.document import PageTable, Report
 from loralens.reporting.html import report_html
 from loralens.reporting.markdown import report_markdown as markdown_text
 from loralens.reporting.writing import check_report_target, markdown_paths, write_report
-from loralens.tables.render import html_paragraph, html_table
+from loralens.tables.numbers import join_words
+from loralens.tables.render import html_sentence, html_table
+from loralens.tables.result import Tabular
+from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, Source, command_line_options, path_of, sources
 from loralens.verbs.inputs.checkpoints import with_checkpoints
 from loralens.verbs.outputs.page import report_page
@@ -26,7 +29,7 @@ ActivationSource = str | PathLike[str] | Moments
 
 
 @dataclass(frozen=True, slots=True)
-class ReportResult:
+class ReportResult(Tabular):
     """A report, which can be written as a page, as Markdown or as JSON.
 
     Attributes
@@ -45,6 +48,22 @@ class ReportResult:
         sections = ", ".join(section.key for section in self.document.sections)
         return f"ReportResult({visible(self.document.title)!r}: {sections})"
 
+    def conclusion(self) -> list[str]:
+        """What was written, and the first sentence of the page."""
+        written = f"Wrote {join_words([str(path) for path in self.written])}: " if self.written else ""
+        return [written + self.document.headline]
+
+    def listing(self) -> list[Table[Any]]:
+        """Every module of every adapter, as the last section of the page has them."""
+        parts = [part for section in self.document.sections if section.key == "modules" for part in section.parts]
+        tables = [part.table for part in parts if isinstance(part, PageTable)]
+        # An adapter without a counterpart in the base lacks the columns of the comparison.
+        common = set.intersection(*({column.key for column in table.columns} for table in tables)) if tables else set()
+        return [
+            replace(table, columns=[_adapter_column(table.title), *(x for x in table.columns if x.key in common)])
+            for table in tables
+        ]
+
     def to_html(self) -> str:
         """The page as HTML."""
         return report_html(self.document)
@@ -62,7 +81,12 @@ class ReportResult:
         sentences = "".join(f"<li>{escape(visible(sentence))}</li>" for sentence in document.remarks)
         verdicts = html_table(document.verdicts.table) if document.verdicts else ""
         title = f"<p><b>{escape(visible(document.title))}</b></p>"
-        return f"{title}{html_paragraph(document.headline)}{verdicts}{f'<ul>{sentences}</ul>' if sentences else ''}"
+        return f"{title}{html_sentence(document.headline)}{verdicts}{f'<ul>{sentences}</ul>' if sentences else ''}"
+
+
+def _adapter_column(label: str) -> Column[Any]:
+    """The column of the adapter, in a table of its modules."""
+    return Column("adapter", lambda _: label, "adapter", align="left", priority=ALWAYS)
 
 
 def report(
@@ -70,6 +94,7 @@ def report(
     output: str | PathLike[str] | None = None,
     base: str | PathLike[str] | None = None,
     activations: ActivationSource | Sequence[ActivationSource] = (),
+    evaluations: str | PathLike[str] | Sequence[str | PathLike[str]] = (),
     modules: Sequence[str] = (),
     intruders: bool | None = None,
     markdown: bool = False,
@@ -91,6 +116,8 @@ def report(
         The base model: each adapter is also measured against it.
     activations : path or Moments, or a sequence of them
         Second moments of real inputs, as `loralens.calibrate` measures them, each for the adapter it belongs to.
+    evaluations : path, or a sequence of them
+        Files of `loralens.evaluate`: what they measured on texts stands at the top of the page.
     modules : sequence of str
         Globs over names or kinds: only these modules are measured.
     intruders : bool, optional
@@ -129,22 +156,26 @@ def report(
     chosen = sources(adapters)
     # A path is a sequence of letters too, so a single one is told apart by its type.
     moments = [activations] if isinstance(activations, str | PathLike | Moments) else list(activations)
+    measured = [evaluations] if isinstance(evaluations, str | PathLike) else list(evaluations)
     page = None if output is None else Path(output)
     older: list[Path] = []
     # Before anything is measured, which may take minutes.
     if page:
         check_report_target(page, with_markdown=markdown, overwrite=overwrite)
-        _check_apart(page, chosen, base, moments, with_markdown=markdown)
+        _check_apart(page, chosen, base, [*moments, *measured], with_markdown=markdown)
         # Only beside a page that is replaced: a Markdown file of the same name may else belong to something different.
         older = [] if markdown or not page.exists() else [path for path in markdown_paths(page) if path.exists()]
     document = report_page(
         with_checkpoints(chosen),
         base=base,
         activations=moments,
+        evaluations=measured,
         modules=modules,
         intruders=intruders,
         reading=reading,
-        command=_command(chosen, page, base, moments, modules, reading, intruders=intruders, markdown=markdown),
+        command=_command(
+            chosen, page, base, moments, measured, modules, reading, intruders=intruders, markdown=markdown
+        ),
     )
     written = write_report(document, page, with_markdown=markdown) if page else []
     if older:
@@ -175,6 +206,7 @@ def _command(
     page: Path | None,
     base: str | PathLike[str] | None,
     activations: Sequence[ActivationSource],
+    evaluations: Sequence[str | PathLike[str]],
     modules: Sequence[str],
     reading: Mapping[str, Any],
     *,
@@ -187,6 +219,7 @@ def _command(
     words = ["loralens", "report", *map(str, adapters)]
     words += [] if base is None else ["--base", str(base)]
     words += [word for file in activations for word in ("--activations", str(file))]
+    words += [word for file in evaluations for word in ("--evaluations", str(file))]
     words += [word for glob in modules for word in ("--modules", glob)]
     words += [] if intruders is None else ["--intruders" if intruders else "--no-intruders"]
     # Without a page, a command that prints: `loralens report` refuses to do neither.

@@ -1,9 +1,14 @@
 """The verb ``scale``: writes an adapter with its update multiplied by a number."""
 
-from collections.abc import Sequence
-from typing import Unpack
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Unpack, cast
 
-from loralens.verbs.inputs.adapters import AdapterSource
+from loralens.core.names import select
+from loralens.core.recipe import Strength
+from loralens.errors import OptionError, place
+from loralens.verbs.inputs.adapters import READING, AdapterSource, Reading, labels, read_where_unknown
+from loralens.verbs.inputs.blocks import BlockWeights, weights_by_module
 from loralens.verbs.inputs.choices import as_globs, check_finite
 from loralens.verbs.inputs.weighted import strength_within
 from loralens.verbs.outputs.combine_result import CombineResult
@@ -12,20 +17,32 @@ from loralens.verbs.outputs.writing import WritingAndReading
 
 
 def scale(
-    adapter: AdapterSource, by: float, *, modules: Sequence[str] = (), **options: Unpack[WritingAndReading]
+    adapter: AdapterSource,
+    by: float | None = None,
+    *,
+    modules: Sequence[str] = (),
+    preset: str | None = None,
+    block_weights: str | Mapping[str, float] | Sequence[float] | None = None,
+    **options: Unpack[WritingAndReading],
 ) -> CombineResult:
     """Write an adapter with ΔW multiplied by a number: ΔW' = x·ΔW.
 
     With ``modules`` only these modules change. The factors keep their bits: only the scale changes. With ``by`` 0 every
-    ΔW is zero.
+    ΔW is zero. With ``preset`` or ``block_weights``, each block of an image model has its own weight, which ``by``
+    multiplies.
 
     Parameters
     ----------
     adapter : path or Adapter
-    by : float
-        The factor x, which may be any finite number.
+    by : float, optional
+        The factor x, which may be any finite number; 1 if there are weights of blocks.
     modules : sequence of str
         Change only modules whose name or kind matches one of these glob patterns.
+    preset : str, optional
+        The name of weights for the blocks of SD, SDXL or FLUX.1, such as ``OUTALL``; docs/commands/scale.md lists them.
+    block_weights : str, mapping or sequence of float, optional
+        Weights of blocks: ``"IN04=0,MID=1"``, ``{"IN04": 0, "MID": 1}``, or all of them in their order, as block weight
+        tools write them. They come after the preset.
     **options : Writing and Reading
         How the result is written (``output``, ``to``, ``base``, ``dtype``, ``allow_loss``, ``overwrite``, ``dry_run``)
         and how the file is read (``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``).
@@ -33,12 +50,35 @@ def scale(
     Raises
     ------
     OptionError
-        ``by`` is not a finite number, a glob pattern matches no module, the output overlaps with the source, or
-        rounding costs too much.
+        ``by`` is not a finite number or nothing is to be changed, a glob pattern matches no module, the model has no
+        such preset or block, the output overlaps with the source, or rounding costs too much.
     FormatError
         The file is not an adapter.
     """
-    # With an infinite or undefined factor no weight would be a number.
-    check_finite("by", by)
-    strength = strength_within(as_globs(modules), by, elsewhere=1.0)
+    if by is not None:
+        # With an infinite or undefined factor no weight would be a number.
+        check_finite("by", by)
+    elif preset is None and block_weights is None:
+        raise OptionError(
+            "nothing says how much to scale", fix="give --by a finite number, or --preset, or --block-weights"
+        )
+    factor = 1.0 if by is None else by
+    strength = strength_within(as_globs(modules), factor, elsewhere=1.0)
+    if preset is not None or block_weights is not None:
+        reading = cast("Reading", {name: options[name] for name in READING if name in options})  # type: ignore[literal-required]
+        blocks = BlockWeights(preset=preset, block_weights=block_weights)
+        strength = _strength_of_blocks(adapter, reading, blocks, as_globs(modules), factor)
     return combine_sources([(adapter, strength)], **options)
+
+
+def _strength_of_blocks(
+    source: AdapterSource, reading: Reading, blocks: BlockWeights, globs: Sequence[str], factor: float
+) -> Strength:
+    """The weights of all modules, in as few words as a recipe can say them."""
+    adapter = read_where_unknown(source, reading)
+    with place(labels([source])[0]):
+        weights = weights_by_module(adapter, blocks) or {}
+        chosen = set(select(adapter, globs))
+    wanted = {name: factor * weight if name in chosen else 1.0 for name, weight in weights.items()}
+    ((common, _),) = Counter(wanted.values()).most_common(1)
+    return Strength(common, {name: weight for name, weight in wanted.items() if weight != common})

@@ -51,7 +51,8 @@ def similarity(
         Whose directions: ``update``, the singular directions of ΔW; ``A`` or ``B``, those of one factor alone.
         Cosines and CKA are always of ΔW.
     side : str, optional
-        ``in`` or ``out``: the directions of the inputs or of the outputs. The default is ``in``, and ``out`` of B.
+        ``in`` or ``out``: the directions of the inputs or of the outputs. The default is ``out``, and ``in`` of A: the
+        in side of ΔW mostly shows the random start of A, which adapters of one seed have in common.
     modules : sequence of str
         Only modules whose name or kind matches one of these glob patterns.
     phi_rank : int, optional
@@ -120,11 +121,12 @@ def _compare_pair(
             threads=THREADS,
             step=step,
         )
-    # A shared start makes φ of the in side large whatever the two tasks are, so it is a warning and no footnote.
     start = initialisation(comparison, recorded=same_start(first, second))
-    if start.text:
+    compared_side = side_of(of, side)
+    # A shared start makes φ of the in side large whatever the two tasks are, so it is a warning to whoever looks at it.
+    if start.text and compared_side == "in":
         warn(start.text, start.advice)
-    return PairSimilarity(names, comparison, start, of, side_of(of, side))
+    return PairSimilarity(names, comparison, start, of, compared_side)
 
 
 def _compare_collection(
@@ -143,8 +145,6 @@ def _compare_collection(
         adapters=tuple(names),
         of=of,
         side=side_of(of, side),
-        # A and B have one side, which is shown; of the update both are, unless one was asked for.
-        sides=tuple(end for end in pairs.overlaps if side is None or of != "update" or end == side),
         phi_rank=phi_rank,
         loaded=tuple(adapters),
         pairs=pairs,

@@ -5,13 +5,15 @@ from dataclasses import dataclass, field, replace
 from os import PathLike, cpu_count
 from typing import TYPE_CHECKING, Any, NamedTuple, Unpack, get_args
 
-from loralens.analysis.groups import by_block, by_kind, total_norm
+import numpy as np
+
+from loralens.analysis.groups import by_block, by_kind, mean_effective_rank, total_norm, uniform_rank
 from loralens.analysis.spectrum import Spectrum, measure_spectrum
 from loralens.choices import Sort
 from loralens.core.adapter import Adapter
 from loralens.core.progress import progress
 from loralens.errors import OptionError, place
-from loralens.tables.numbers import fixed, number, shape, spark
+from loralens.tables.numbers import count, fixed, number, percent, shape, spark, whole_percent
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import Reading, Source, labels, read_adapter, sources
@@ -20,6 +22,7 @@ from loralens.verbs.inputs.choices import check_choice
 if TYPE_CHECKING:
     from loralens.analysis.base.weight_norms import WeightNorms
 
+KEPT = 0.99  # of the energy: the convention for the rank that is recommended, see `loralens.compression.curve.LOSS`
 FRACTIONS = (0.9, 0.95, 0.99)  # of the energy, for which the rank is listed
 # People read a table of groups on one screen or two; all modules are in --json, from which any grouping follows.
 BLOCKS_SHOWN = 40
@@ -97,7 +100,26 @@ class AdapterSpectra(Mapping[str, Spectrum]):
         worst = max(errors, default=0.0)
         title += f"; σ₁(W) by randomised SVD, error at most {fixed('.1%')(worst)}" if worst else ""
         columns = (*COLUMNS, *(BASE_COLUMNS if self.weights else ()), BARS)
-        return Table(title, columns, self.rows)
+        return Table(title, columns, self.rows, lambda row: not row.spectrum.frobenius, _sum_up_zeros)
+
+    @property
+    def conclusion(self) -> str:
+        """How much of its rank the adapter uses, and with a base how large its update is in relation to W."""
+        most = max((spectrum.rank for spectrum in self.spectra.values()), default=0)
+        rank, kept = uniform_rank(self.spectra.values(), KEPT)
+        if not rank:
+            return f"{self.path} does nothing: ΔW is 0 in every module."
+        effective = f"the effective rank is {mean_effective_rank(self.spectra.values()):.1f} in the mean"
+        if rank < most:
+            text = f"Rank {rank} in every module keeps {percent(kept)} of the energy of {self.path} (rank {most})"
+        else:
+            share = whole_percent(KEPT)
+            text = f"{self.path} uses its rank of {most}: no lower rank in every module keeps {share} of the energy"
+        return f"{text}; {effective}.{self._on_base()}"
+
+    def _on_base(self) -> str:
+        relative = [row.relative_frobenius for row in self.rows if row.relative_frobenius is not None]
+        return f" ‖ΔW‖ is {percent(float(np.median(relative)))} of ‖W‖ in the median." if relative else ""
 
     def record(self) -> dict[str, Any]:
         """The modules listed as a JSON object, with the totals over these modules."""
@@ -171,10 +193,14 @@ class SpectrumResult(Tabular, Mapping[str, Spectrum]):
             for table in (
                 adapter.table,
                 groups_table("kind", by_kind(adapter.spectra)),
-                groups_table("block", by_block(adapter.spectra)[:BLOCKS_SHOWN]),
-                Table(OUTLIERS_TITLE, OUTLIER_COLUMNS, find_outliers(adapter.spectra)[:OUTLIERS_SHOWN]),
+                replace(groups_table("block", by_block(adapter.spectra)), most=BLOCKS_SHOWN),
+                Table(OUTLIERS_TITLE, OUTLIER_COLUMNS, find_outliers(adapter.spectra), most=OUTLIERS_SHOWN),
             )
         ]
+
+    def conclusion(self) -> list[str]:
+        """How much of its rank every adapter uses."""
+        return [adapter.conclusion for adapter in self.adapters]
 
     def listing(self) -> list[Table[ModuleSpectrum]]:
         """The modules of all adapters, one module per row."""
@@ -245,6 +271,10 @@ def spectrum(
         return SpectrumResult(measured)
     compared = [replace(spectra, weights=_weight_norms(spectra, base, device)) for spectra in measured]
     return SpectrumResult(compared, str(base))
+
+
+def _sum_up_zeros(modules: int) -> str:
+    return f"{count(modules, 'module')} with ΔW = 0"
 
 
 def _ordered_names(spectra: Mapping[str, Spectrum], sort: Sort | None, top: int | None) -> list[str]:

@@ -95,14 +95,27 @@ class SurveyResult(Tabular):
 
     def tables(self) -> list[Table[SurveyedAdapter]]:
         """The adapters, and the files that cannot be read."""
-        distinct = sum(row.original is None for row in self.adapters)
-        title = f"{self.folder}: {count(len(self.adapters), 'adapter')}, {distinct} of them different"
         # In a folder without copies and faults the column would be empty.
         notes = (NOTE,) if any(row.note for row in self.adapters) else ()
         return [
-            Table(title, (LABEL, *COLUMNS, *notes), self.adapters),
-            Table(f"{len(self.unreadable)} cannot be read", (LABEL, REASON), self.unreadable),
+            Table(str(self.folder), (LABEL, *COLUMNS, *notes), self.adapters),
+            Table("cannot be read", (LABEL, REASON), self.unreadable),
         ]
+
+    def conclusion(self) -> list[str]:
+        """How many adapters there are, how many of them are copies or have faults, and how many cannot be read."""
+        # Without a table an empty answer would look like a failure.
+        if not (self.adapters or self.unreadable or self.without_pairs):
+            return [f"{self.folder}: no adapter in this folder, nor in any under it."]
+        copies = sum(row.original is not None for row in self.adapters)
+        wrong = sum(row.note.startswith("wrong") for row in self.adapters)
+        parts = [count(len(self.adapters), "adapter")]
+        # An empty count is no news, but that nothing is a copy answers a question of this command.
+        if len(self.adapters) > 1:
+            parts.append(f"{copies} of them the same as another" if copies else "all of them different")
+        parts += [f"{wrong} with wrong numbers"] if wrong else []
+        parts += [f"{count(len(self.unreadable), 'file')} that cannot be read"] if self.unreadable else []
+        return [f"{self.folder}: {', '.join(parts)}."]
 
     def listing(self) -> list[Table[SurveyedAdapter]]:
         """The adapters and then the files that cannot be read, one file a row."""
@@ -124,9 +137,6 @@ class SurveyResult(Tabular):
             ellipsis = " …" if len(self.without_pairs) > OTHERS_NAMED else ""
             files = f"{count(len(self.without_pairs), 'file')} of {total}"
             sentences.append(f"no adapters: {files} {hold} tensors and no LoRA pairs: {names}{ellipsis}")
-        # Without a table an empty answer would look like a failure.
-        if not (self.adapters or self.unreadable or self.without_pairs):
-            sentences.append(f"{self.folder}: no adapter in this folder, nor in any under it")
         return sentences
 
     def record(self) -> dict[str, Any]:

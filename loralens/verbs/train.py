@@ -11,7 +11,7 @@ from loralens.core.adapter import Adapter
 from loralens.errors import OptionError
 from loralens.formats.files.disk import check_new_folder
 from loralens.formats.records.training import Training
-from loralens.tables.numbers import fixed, number
+from loralens.tables.numbers import count, fixed, number
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.cut import Cut
@@ -74,13 +74,13 @@ class TrainPlan(Tabular):
     def __repr__(self) -> str:
         return f"TrainPlan({len(self.parts.modules)} modules, {self.run['steps']} steps)"
 
-    def sentences(self) -> list[str]:
-        """What would be trained, as text."""
+    def conclusion(self) -> list[str]:
+        """What would be trained."""
         parts, run = self.parts, self.run
         written = f", and write {self.output}" if self.output else ""
         return [
-            f"would train {parts.trainable:,} numbers in {len(parts.modules)} modules{_and_heads(parts.heads)} "
-            f"for {run['steps']} steps of {run['batch']} texts{written}; {parts.frozen:,} numbers stay frozen"
+            f"Would train {parts.trainable:,} numbers in {len(parts.modules)} modules{_and_heads(parts.heads)} "
+            f"for {run['steps']} steps of {run['batch']} texts{written}; {parts.frozen:,} numbers stay frozen."
         ]
 
     def record(self) -> dict[str, Any]:
@@ -144,12 +144,12 @@ class TrainResult(Tabular):
         step: Column[Any] = Column("step", lambda row: row[0], "step", priority=ALWAYS)
         return [Table("evaluations", (step, *map(_measure_column, names)), self.evaluations)]
 
-    def sentences(self) -> list[str]:
-        """What was trained and written, as text."""
-        parts = self.parts
+    def conclusion(self) -> list[str]:
+        """What was trained and written, and what it gained."""
+        parts, modules = self.parts, count(len(self.parts.modules), "module")
         lines = [
-            f"wrote {self.output}: rank {parts.rank} in {len(parts.modules)} modules{_and_heads(parts.heads)}, "
-            f"{parts.trainable:,} numbers trained in {self.steps} steps"
+            f"Wrote {self.output}: rank {parts.rank} in {modules}{_and_heads(parts.heads)}, "
+            f"{parts.trainable:,} numbers trained in {count(self.steps, 'step')}."
         ]
         # With patience the last evaluation is not that of the adapter that was written.
         last = (measures for step, measures in reversed(self.evaluations) if step == self.written_step)
@@ -160,10 +160,15 @@ class TrainResult(Tabular):
             step, before = self.evaluations[0]
             text = fixed(".3f")
             gained = [f"{name} {text(before.get(name))} → {text(value)}" for name, value in after.items()]
-            lines.append(f"evaluation, {f'step {step}' if step else 'before'} → after: {', '.join(gained)}")
-        if self.best_step is not None:
-            lines.append(f"best of the evaluations: step {self.best_step}, which is what was written")
+            since = f"step {step}" if step else "before the training"
+            lines.append(f"On the evaluation, from {since} to after it: {', '.join(gained)}.")
         return lines
+
+    def sentences(self) -> list[str]:
+        """The step that was written, if it is not the last."""
+        if self.best_step is None:
+            return []
+        return [f"best of the evaluations: step {self.best_step}, which is what was written"]
 
     def record(self) -> dict[str, Any]:
         """The result as a JSON object."""

@@ -84,8 +84,22 @@ class TrajectoryResult(Tabular):
         """The same table with all columns, so that every run has the same CSV columns."""
         return [Table("", COLUMNS, self.rows)]
 
+    def conclusion(self) -> list[str]:
+        """From which step on the direction is settled, or why nothing can be said of that."""
+        # Checkpoints of several runs have no common direction to follow; a warning has named them.
+        if len(self.trajectory.runs) > 1:
+            return [
+                f"These {len(self)} checkpoints are not of one run, so nothing is said of when a direction settled."
+            ]
+        if not self.run.ordered:
+            return ["Without steps there is no order, so nothing is said of when the direction settled."]
+        # Its cosines are then undefined, and a column of dashes needs a reason.
+        if not self.rows[-1].point.frobenius:
+            return ["The last checkpoint is 0, so there is no direction to compare the others with."]
+        return self._on_direction()
+
     def sentences(self) -> list[str]:
-        """The conclusions from the numbers, each only where it holds."""
+        """How to read the columns."""
         trajectory, rows = self.trajectory, self.rows
         chance = ", ".join(f"{side} {number(value)}" for side, value in trajectory.chance.items() if isfinite(value))
         # What a heading has no room for is said below the table.
@@ -93,32 +107,24 @@ class TrajectoryResult(Tabular):
         shown = [(row, loss) for row in rows for loss in (row.loss, row.eval_loss) if loss]
         if any(loss.step != row.checkpoint.step for row, loss in shown):
             sentences.append("@N: a loss of step N, the nearest that was logged")
-        # Its cosines are then undefined, and a column of dashes needs a reason.
-        if not rows[-1].point.frobenius:
-            sentences.append("the last checkpoint is 0, so there is no direction to compare the others with")
-        # Checkpoints of several runs have no common direction to follow; a warning has named them.
-        if len(trajectory.runs) > 1:
-            return sentences
-        if not self.run.ordered:
-            return [*sentences, "without steps there is no order, so nothing is said of when the direction settled"]
-        return [*sentences, *self._on_direction()]
+        return sentences
 
     def _on_direction(self) -> list[str]:
         """When the direction settled, and whether the in side shows more than the common start."""
         first, before, last = (self.rows[i] for i in (0, -2, -1))
         sentences = []
         if self.settled:
-            since = f"from step {self.settled.step} on (of step {last.checkpoint.step})"
-            every = f"from there every cosine with the last is at least {SETTLED}"
-            sentences.append(f"the direction is settled {since}: {every}")
+            since = f"from step {self.settled.step} of {last.checkpoint.step} on"
+            every = f"from there every cosine with the last checkpoint is at least {SETTLED}"
+            sentences.append(f"The direction is settled {since}: {every}.")
         elif isfinite(before.point.cosine):  # NaN if one of the last two checkpoints is 0
             cosine = f"cosine {before.point.cosine:.3f} between the last two checkpoints"
-            sentences.append(f"the direction was still turning: {cosine}")
+            sentences.append(f"The direction was still turning: {cosine}.")
         start = first.point
         # B begins at 0 and has to move; where A hardly does, all learning is on the out side.
         if start.initial >= STUCK and start.phi["in"] > start.phi["out"]:
             near = f"A stays near its random beginning (cosine {start.initial:.2f} of A first to last)"
-            sentences.append(f"φ in is high from the start because {near}: what was learnt is on the out side")
+            sentences.append(f"φ in is high from the start because {near}: what was learnt is on the out side.")
         return sentences
 
     def record(self) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from loralens.linalg.device import Device
 from loralens.merging.apply import prepare_merge
 from loralens.merging.plan import MergePlan
 from loralens.merging.undo.subtract import Doubt, subtract_block
-from loralens.tables.table import Column, Table
+from loralens.tables.numbers import count
+from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import Reading, stated_options
 from loralens.verbs.inputs.merge_inputs import MergeInputs, read_merge_inputs
 from loralens.verbs.inputs.weighted import Weighted, weighted_sources
@@ -59,14 +60,35 @@ class UnmergeResult(Written):
         """The result as a table of one row."""
         return [Table("", COLUMNS if self.doubt is None else (*COLUMNS, *DOUBT_COLUMNS), [self])]
 
-    def sentences(self) -> list[str]:
-        """One sentence: what was restored, and how certain it is."""
+    def conclusion(self) -> list[str]:
+        """What was restored, and how certain it is."""
         if self.doubt is None:
-            return self.target.sentences(f"{len(self.keys)} tensors restored bit for bit, SHA-256 of each checked")
-        return self.target.sentences(
-            f"{len(self.keys)} tensors subtracted; {self.doubt.several:,} of {self.doubt.entries:,} entries could have "
-            f"come from several weights, and {self.doubt.none:,} from none"
-        )
+            return [self.target.conclusion(f"the base of {self.merged}, bit for bit")]
+        doubt, of = self.doubt, f"of {self.doubt.entries:,} entries could have come from"
+        if not doubt.none:
+            return [
+                self.target.conclusion(f"the base of {self.merged}, by subtracting"),
+                f"{doubt.several:,} {of} several weights.",
+            ]
+        return [
+            self.target.conclusion(f"{self.merged} without the update, which is not its base"),
+            f"{doubt.none:,} {of} no weight, and {doubt.several:,} from several.",
+        ]
+
+    def tables(self) -> list[Table[str]]:
+        """The tensors that were restored."""
+        name: Column[str] = Column("name", str, "tensor", align="left", priority=ALWAYS)
+        done = "subtracted" if self.doubt else "restored, the SHA-256 of each checked"
+        # Each of them is as it should be, so their number is enough unless they are asked for.
+        return [
+            Table(
+                f"{count(len(self.keys), 'tensor')} {done}",
+                [name],
+                self.keys,
+                uneventful=lambda _: True,
+                sum_up=lambda tensors: f"{count(tensors, 'tensor')} {done}",
+            )
+        ]
 
     def record(self) -> dict[str, Any]:
         """The result as a JSON object."""

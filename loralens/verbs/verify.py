@@ -1,32 +1,41 @@
 """The verb ``verify``: tests whether a merged model contains an adapter, and how faithfully."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Unpack, get_args
+from typing import Any, Unpack, get_args, overload
 
 from loralens.choices import RoundingMode
 from loralens.core.lazy import LazyArray
 from loralens.core.names import some
 from loralens.core.progress import progress
 from loralens.core.threads import in_threads
-from loralens.errors import MismatchError, place
+from loralens.errors import MismatchError, OptionError, place
 from loralens.formats.models.checkpoint import model_config, resolve_path, weights
 from loralens.formats.models.model_files import model_files
 from loralens.linalg.device import Device
 from loralens.merging.apply import prepare_merge
+from loralens.merging.plan import TensorPlan
 from loralens.merging.rounding import MergeRounding
 from loralens.merging.tied_weights import Tied
-from loralens.merging.verify import Outcome, Verdict, have_same_values, verdicts
+from loralens.merging.verify import HIGH, LOW, Outcome, Verdict, have_same_values, relation, verdicts
 from loralens.tables.numbers import count, fixed, number
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
-from loralens.verbs.inputs.adapters import Reading
+from loralens.verbs.inputs.adapters import Reading, stated_options
 from loralens.verbs.inputs.choices import check_choice
 from loralens.verbs.inputs.merge_inputs import read_merge_inputs
-from loralens.verbs.inputs.weighted import Weighted, weighted_sources
+from loralens.verbs.inputs.weighted import Weighted, weighted_label, weighted_sources
+from loralens.verbs.outputs.certificate_check import CertificateResult, check_certificate
+from loralens.verbs.outputs.rules import option_names
+
+# The cosines from which the directions of two updates are called the same, and similar. Of the steps 400 and 100 of a
+# run with its step 750 (docs/merge.md) they are 0.99 and 0.70; of two runs on one base 0.01. Chance alone gives
+# 1/√(out·in), such as 0.003.
+SAME = 0.9
+RELATED = 0.3
 
 OUTCOMES: tuple[Outcome, ...] = ("exact", "rounded", "partial", "absent")  # best first
 # The outcomes with the answer yes, and exit code 0. A tool that rounds in another way has merged the adapter too.
@@ -57,6 +66,8 @@ class VerifyResult(Tabular):
         One for every module of the adapter.
     others_changed : sequence of str
         The tensors that the adapter does not change, but that differ from those of the base.
+    adapters : sequence of str
+        The adapters, with their weights where these are not 1.
     """
 
     merged: str
@@ -64,6 +75,7 @@ class VerifyResult(Tabular):
     rounding: RoundingMode
     modules: Sequence[Verdict]
     others_changed: Sequence[str]
+    adapters: Sequence[str]
 
     @property
     def verdict(self) -> Outcome:
@@ -79,36 +91,82 @@ class VerifyResult(Tabular):
         return f"VerifyResult({self.verdict}, {len(self.modules)} modules)"
 
     @property
-    def _title(self) -> str:
-        """The worst outcome, and the modules that have it if the answer is no."""
-        title = f"{self.merged}: {self.verdict}"
-        if self.answer:
-            return title
-        names = [verdict.module for verdict in self.modules if verdict.outcome == self.verdict]
+    def _bad(self) -> list[Verdict]:
+        return [verdict for verdict in self.modules if verdict.outcome not in GOOD]
+
+    def conclusion(self) -> list[str]:
+        """Whether the model holds the adapter; if not, what it holds instead."""
+        adapter, bad = " + ".join(self.adapters), self._bad
+        if not self.modules:
+            return [f"Nothing was compared: {adapter} changes no weight of {self.base}."]
+        if self.verdict == "exact":
+            return [f"{self.merged} holds {adapter} exactly."]
+        if not bad:
+            return [f"{self.merged} holds {adapter} at full strength, with another rounding than that of this merge."]
+        of, names = count(len(self.modules), "module"), some(verdict.module for verdict in bad)
         # Names tell something only if other modules are better.
-        if len(names) == len(self.modules) > 1:
-            return f"{title}: all {len(names)} modules"
-        count = f"{len(names)} of {len(self.modules)} modules" if len(self.modules) > 1 else "1 module"
-        return f"{title}: {count}: {some(names)}"
+        where = "" if len(bad) == len(self.modules) else f" in {len(bad)} of {of} ({names})"
+        return [f"{self.merged} does not hold {adapter}{where}{self._found(bad)}."]
+
+    def _found(self, bad: Sequence[Verdict]) -> str:
+        """What these modules hold in place of the adapter, as the end of a sentence."""
+        if all(verdict.by_rounding for verdict in bad):
+            return ": rounding to the dtype of the model takes the update"
+        # The base itself moves by exactly 0, and what is left is exactly D.
+        if all(verdict.norm and verdict.gain == 0 and verdict.error == 1 for verdict in bad):
+            return ": the weights are those of the base"
+        found = relation(bad)
+        # Where a weight is replaced or has another shape, there are no directions to compare.
+        if found is None:
+            return ": the weights are others"
+        strength, cosine = f"{number(abs(found.gain), 2)} of the strength", fixed(".2f")(found.cosine)
+        if found.cosine >= SAME:
+            return f" as it is, but the same directions at {strength}: another weight, or another checkpoint of its run"
+        if found.cosine <= -SAME:
+            return f", but the same directions with the opposite sign at {strength}"
+        if found.cosine >= RELATED:
+            like = "as another checkpoint of its run has"
+            return f" as it is, but similar directions (cosine {cosine}) at {strength}, {like}"
+        return f": what was added to the base has other directions (cosine {cosine})"
+
+    def _title(self) -> str:
+        counts = ", ".join(
+            f"{number} {outcome}"
+            for outcome in OUTCOMES
+            if (number := sum(verdict.outcome == outcome for verdict in self.modules))
+        )
+        return f"{count(len(self.modules), 'module')}: {counts}"
 
     def tables(self) -> list[Table[Verdict]]:
         """The modules, with the worst first."""
         # People look for what is wrong. Programs get the natural order of `listing`.
         worst_first = sorted(self.modules, key=lambda verdict: -OUTCOMES.index(verdict.outcome))
-        return [Table(self._title, COLUMNS, worst_first)]
+        return [
+            Table(
+                self._title(),
+                COLUMNS,
+                worst_first,
+                uneventful=lambda verdict: verdict.outcome == "exact",
+                sum_up=lambda exact: f"{count(exact, 'module')} in which every bit is as this merge writes it",
+            )
+        ]
 
     def listing(self) -> list[Table[Verdict]]:
         """The modules in natural order."""
-        return [Table(self._title, COLUMNS, self.modules)]
+        return [Table(self._title(), COLUMNS, self.modules)]
 
     def sentences(self) -> list[str]:
         """The reasons for the answer no as far as the numbers show them, and the other tensors that changed."""
-        sentences = [] if self.modules else [self._title]
-        bad = [verdict for verdict in self.modules if verdict.outcome not in GOOD]
-        # Two causes with two remedies: the rounding of the merge itself, and another merge than the stated one. For a
-        # module that is absent for neither reason the verdict says everything.
+        sentences: list[str] = []
+        bad = self._bad
+        # Two causes with two remedies: the rounding of the merge itself, and another merge than the stated one. Another
+        # strength is told by the conclusion.
         by_rounding = [verdict.module for verdict in bad if verdict.by_rounding]
-        unexplained = [verdict for verdict in bad if not verdict.by_rounding and verdict.outcome == "partial"]
+        unexplained = [
+            verdict
+            for verdict in bad
+            if not verdict.by_rounding and verdict.outcome == "partial" and LOW <= verdict.gain <= HIGH
+        ]
         if by_rounding:
             sentences.append(
                 f"note: in {len(by_rounding)} of them every bit is what this merge writes, and rounding takes the "
@@ -118,7 +176,7 @@ class VerifyResult(Tabular):
             first = unexplained[0]
             sentences.append(
                 f"note: {first.module} has a gain of {first.gain:.4f}, where {self.rounding} rounding predicts "
-                f"{first.predicted:.4f}: it was merged at another strength, rounded otherwise, or changed since"
+                f"{first.predicted:.4f}: it was rounded otherwise, or changed since"
             )
         others = len(self.others_changed)
         if others:
@@ -138,6 +196,9 @@ class VerifyResult(Tabular):
         }
 
 
+@overload
+def verify(merged: str | PathLike[str]) -> CertificateResult: ...
+@overload
 def verify(
     merged: str | PathLike[str],
     *,
@@ -149,13 +210,28 @@ def verify(
     device: str = "cpu",
     modules: Sequence[str] = (),
     **reading: Unpack[Reading],
-) -> VerifyResult:
+) -> VerifyResult: ...
+def verify(
+    merged: str | PathLike[str],
+    *,
+    base: str | PathLike[str] | None = None,
+    adapter: Weighted = (),
+    rounding: RoundingMode = "nearest",
+    seed: int = 0,
+    untie: bool | None = None,
+    device: str = "cpu",
+    modules: Sequence[str] = (),
+    **reading: Unpack[Reading],
+) -> VerifyResult | CertificateResult:
     """Test for every module whether a merged model holds it, by repeating the merge and comparing.
 
     exact: every bit is the one that loralens writes. rounded: the update is there in full, with another rounding.
     partial: the update has another strength, below 0.9 or above 1.1, or one that the rounding does not predict. absent:
     less than 0.1 of it is there, as in the base or another model. An update that the rounding itself lost counts as
     missing. The answer for the model is that of its worst module.
+
+    Without ``base`` and ``adapter`` every tensor is compared with its hash in the certificate that the merge left in
+    the folder of ``merged``. That shows whether the model was changed since, and not whether an adapter is in it.
 
     The strength is the gain ⟨M − W, D⟩/‖D‖², with the merged weight M, the weight W of the base, and the update D. The
     formulas and the standard error of the gain are in `loralens.merging.verify`.
@@ -164,9 +240,9 @@ def verify(
     ----------
     merged : path
         The model that may hold the adapter.
-    base : path
+    base : path, optional
         The base model: a folder, a safetensors file, or a Hub id in the local cache.
-    adapter : path or Adapter, pair, mapping, or sequence of these
+    adapter : path or Adapter, pair, mapping, or sequence of these, optional
         The adapters that may have been merged, with their weights: ``"a"``, ``("a", 0.7)`` or ``{"a": 0.7, "b": 0.3}``.
     rounding : str
         How a merge rounds the new weights to their dtype: ``nearest``, ``stochastic`` or ``feedback``.
@@ -184,13 +260,20 @@ def verify(
     Raises
     ------
     OptionError
-        There is no such rounding or device, or a glob pattern matches no module.
+        There is no such rounding or device, or a glob pattern matches no module; one of ``base`` and ``adapter`` is
+        missing, or both are and there is no certificate.
     MismatchError
         The merged model lacks a tensor of the base, or the adapter belongs to another base.
     FormatError
         A file cannot be read.
     """
     check_choice("rounding", rounding, get_args(RoundingMode))
+    # () and an empty list from the command line mean that no adapter was given; an empty text is a wrong path.
+    given = isinstance(adapter, str | PathLike) or bool(adapter)
+    if base is None or not given:
+        others_set = {"rounding": rounding != "nearest", "seed": seed != 0, "untie": untie, "device": device != "cpu"}
+        _refuse_half(base is not None, given, {**others_set, "modules": modules, **stated_options(reading)})
+        return check_certificate(merged)
     compute_device = Device.of(device)  # a device that does not exist is refused before the work
     # ``shown`` gives a shared weight under all its names, so that planned tensors are found whether or not the merge
     # untied them. ``tensors`` are multiplied by float8 scales; ``stored`` are as the file has them.
@@ -201,24 +284,41 @@ def verify(
     if untie is None and _has_untied(base_tensors, Path(base), stored, merged_tie):
         untie = True
     inputs = read_merge_inputs(weighted_sources([adapter]), base, reading, modules=modules, untie=untie)
-    planned = inputs.plan.tensors
-    for key in planned:
+    adapters = [weighted_label(one.label, one.weight) for one in inputs.adapters]
+    for key in inputs.plan.tensors:
         if key not in tensors:
             raise MismatchError(f"{merged} has no {key}", fix="give a merged model of this base")
 
-    def replay(key: str) -> list[Verdict]:
+    def verdicts_on(key: str) -> list[Verdict]:
         """The verdicts on the modules of one tensor."""
         with place(key):
             # The merged model may have been written in another dtype than the base.
             dtype, rounder = stored[key].dtype, MergeRounding(rounding, seed, key)
-            merge = prepare_merge(planned[key], dtype=dtype, rounding=rounder, device=compute_device)
-            results = verdicts(merge, tensors[key] if merge.requantised else stored[key])
+            merge = prepare_merge(inputs.plan.tensors[key], dtype=dtype, rounding=rounder, device=compute_device)
+            return verdicts(merge, tensors[key] if merge.requantised else stored[key])
+
+    module_verdicts, others = _compare(inputs.plan.tensors, tensors, base_tensors, verdicts_on)
+    # A file that changed while it was read would make the verdict meaningless.
+    for model in (files, inputs.files):
+        model.check_unchanged()
+    return VerifyResult(str(merged), str(base), rounding, module_verdicts, others, adapters)
+
+
+def _compare(
+    planned: Mapping[str, TensorPlan],
+    tensors: Mapping[str, LazyArray],
+    base_tensors: Mapping[str, LazyArray],
+    verdicts_on: Callable[[str], list[Verdict]],
+) -> tuple[list[Verdict], list[str]]:
+    """The verdicts on all planned tensors, and the other tensors that are not those of the base."""
+
+    def replay(key: str) -> list[Verdict]:
+        results = verdicts_on(key)
         if step:
             step(planned[key].source.size)
         return results
 
     def differs(key: str) -> bool:
-        """Whether a tensor that the adapter does not change is another one than that of the base."""
         changed = key not in tensors or not have_same_values(base_tensors[key], tensors[key])
         if step:
             step(base_tensors[key].size)
@@ -231,11 +331,23 @@ def verify(
     with progress("replaying the merge", sum(sizes)) as step:
         replayed = in_threads(replay, list(planned), threads)
         changed = in_threads(differs, untouched, threads)
-    # A file that changed while it was read would make the verdict meaningless.
-    for model in (files, inputs.files):
-        model.check_unchanged()
-    module_verdicts = [verdict for of_tensor in replayed.values() for verdict in of_tensor]
-    return VerifyResult(str(merged), str(base), rounding, module_verdicts, [key for key in untouched if changed[key]])
+    return [verdict for of_tensor in replayed.values() for verdict in of_tensor], [k for k in untouched if changed[k]]
+
+
+def _refuse_half(has_base: bool, has_adapter: bool, others: Mapping[str, Any]) -> None:
+    """Refuse a comparison with the certificate if an option says that the merge is to be repeated.
+
+    Raises
+    ------
+    OptionError
+        The message names the option, and what goes with it.
+    """
+    if has_base or has_adapter:
+        one, other = ("--base", "--adapter") if has_base else ("--adapter", "--base")
+        raise OptionError(f"{one} goes with {other}", fix="give both, or neither to compare with the certificate")
+    stated = [name for name, value in others.items() if value not in (None, False, (), [])]
+    if stated:
+        raise OptionError(f"{option_names(stated[0])} goes with --base and --adapter", fix="give them, or leave it out")
 
 
 def _has_untied(

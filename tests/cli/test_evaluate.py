@@ -89,6 +89,7 @@ def judged(model: Any, wanted: list[int] | None, *, length: int = 256) -> dict[s
 def test_language_is_measured_as_a_loop_over_texts_measures_it(home: Path, batch: int) -> None:
     found = rows(home / "l0", home / "l1", *of(home, "llama"), "--batch", batch)
     assert [row.pop("path") for row in found] == [str(home / "l0"), str(home / "l1")]
+    assert [row.pop("parameters") for row in found] == [loralens.load(home / name).parameters for name in ("l0", "l1")]
     for row, seed in zip(found, (0, 1), strict=True):
         expected = judged(changed(models.llama(), loralens.load(home / f"l{seed}")), None)
         assert row == pytest.approx(expected, **EVALUATED)
@@ -97,14 +98,14 @@ def test_language_is_measured_as_a_loop_over_texts_measures_it(home: Path, batch
 
 def test_the_model_as_it_is(home: Path) -> None:
     (row,) = rows(*of(home, "llama"), "--length", 3)
-    assert row.pop("path") is None
+    assert (row.pop("path"), row.pop("parameters")) == (None, None)
     assert row == pytest.approx(judged(models.llama().double(), None, length=3), **EVALUATED)
     assert "(the model as it is)" in good(*of(home, "llama")).stdout
 
 
 def test_where_nothing_is_asked_there_is_no_measure(home: Path) -> None:
     asked = (*of(home, "llama"), "--length", 1)  # one token has none before it
-    assert rows(*asked) == [{"path": None, "loss": None, "accuracy": None, "perplexity": None}]
+    assert rows(*asked) == [{"path": None, "parameters": None, "loss": None, "accuracy": None, "perplexity": None}]
     assert good(*asked).stdout.splitlines()[-2].split()[-3:] == ["–"] * 3
 
 
@@ -174,7 +175,8 @@ def test_an_adapter_of_another_base_is_refused(home: Path) -> None:
 def test_limit_takes_the_first_texts(home: Path) -> None:
     said = json.loads(good(*of(home, "llama"), "--limit", 2, "--json").stdout)
     assert (said["texts"], said["task"], said["data"]) == (2, "causal-lm", "d.jsonl")
-    assert good(home / "l0", *of(home, "llama"), "--limit", 2).stdout.splitlines()[0].endswith("2 texts of d.jsonl")
+    told = good(home / "l0", *of(home, "llama"), "--limit", 2).stdout
+    assert told.startswith(f"On 2 texts of d.jsonl, {home / 'l0'} has accuracy ")
 
 
 def test_a_model_that_sees_later_tokens_is_not_measured_as_a_causal_one(home: Path) -> None:
@@ -211,3 +213,28 @@ def test_progress_counts_every_text_of_every_version(home: Path) -> None:
             home / "l0", home / "l1", model=home / "llama", task="causal-lm", data=home / "d.jsonl", batch=3, threads=1
         )
     assert told == [8, 3, 1, 3, 1]
+
+
+def test_a_file_of_the_result_is_shown_by_a_report(home: Path, tmp_path: Path) -> None:
+    file, page = tmp_path / "e.json", tmp_path / "page.html"
+    shown = good(home / "l0", home / "l1", *of(home, "llama"), "-o", file).stdout
+    assert f"wrote {file}" in shown
+    stored = json.loads(file.read_text())
+    assert stored["adapters"] == rows(home / "l0", home / "l1", *of(home, "llama"))
+    assert stored["adapters"][0]["parameters"] == loralens.load(home / "l0").parameters
+    made = loralens.report(home / "l0", home / "l1", evaluations=file, output=page)
+    perplexity = stored["adapters"][0]["perplexity"]
+    assert made.document.summary[0].startswith(f"On 4 texts of d.jsonl: perplexity {perplexity:.4g} with l0 (")
+    assert f"--evaluations {file}" in made.document.command
+    assert made.record()["evaluations"] == [str(file)]
+    assert "exists" in refused(home / "l0", *of(home, "llama"), "-o", file)
+    inside = home / "l0" / "adapter_model.safetensors"
+    assert "lies within" in refused(home / "l0", *of(home, "llama"), "-o", inside, "--overwrite")
+    assert loralens.load(home / "l0")
+
+
+def test_a_report_does_not_replace_the_evaluation_that_it_shows(home: Path, tmp_path: Path) -> None:
+    file = tmp_path / "e.html"
+    good(home / "l0", *of(home, "llama"), "-o", file)
+    with pytest.raises(loralens.OptionError):
+        loralens.report(home / "l0", evaluations=[file], output=file, overwrite=True)

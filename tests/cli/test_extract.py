@@ -46,15 +46,17 @@ def both(tmp_path: Path) -> tuple[Path, Path]:
 
 
 REPORT = """\
-TUNED − BASE: 2 modules differ, 1 do not
+Wrote OUT: the difference of TUNED and BASE in 2 modules, with an error of 23.6 % (‖D−BA‖/‖D‖).
+1 module unchanged.
+
+TUNED − BASE
 module      out × in  r   ‖ΔW‖   error  energy kept  left / noise
 layers.0.q     6 × 4  1  4.123  24.3 %      94.12 %          LEFT
 layers.0.v     6 × 4  1      1       0     100.00 %             0
 
-error       ‖D−BA‖/‖D‖ = 23.6 % over all modules, measured on every entry
 parameters  20
 extra       1 tensors kept in full (saved)
-wrote OUT: peft, 2 modules
+format      peft
 """
 
 SAID = """\

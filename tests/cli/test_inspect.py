@@ -10,14 +10,13 @@ from tests.cli.command import Command
 from tests.conftest import small_adapter
 
 TEXT = """\
-PATH
+PATH: peft adapter of rank 2 in 6 modules, for tiny/base.
+1 warning: zero-update.
 
-format      peft
-base model  tiny/base
-modules     6
-rank        2
-scale       4, α/r = 8/2 (adapter_config.json)
-size        120 parameters in pairs, 480 B
+as a whole
+
+scale  4, α/r = 8/2 (adapter_config.json)
+size   120 parameters in pairs, 480 B
 
 modules
 kind    modules  blocks  weight  out × in  r  scale    dtype  parameters

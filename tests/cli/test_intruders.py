@@ -71,15 +71,13 @@ def spread(tmp_path: Path) -> tuple[Path, Path, loralens.Adapter]:
 
 
 TABLE = """\
-PATH on BASE: 6 modules, 4 of 24 leading directions of W + ΔW are intruders (score below 0.61), \
-with 6.5 % of their energy
-module                            out × in  r  intruders  energy  first  its σ  its score  lowest  random  chance
-model.layers.0.self_attn.q_proj      6 × 4  2        0/4   0.0 %                            1.000   0.632  0.4414
-model.layers.0.self_attn.v_proj      6 × 4  2        2/4  99.9 %      1   4.22      0.574   0.574   0.632  0.4414
-model.layers.1.self_attn.q_proj      6 × 4  2        0/4   0.0 %                            1.000   0.632  0.4414
-model.layers.1.self_attn.v_proj      6 × 4  2        2/4  99.9 %      1   4.22      0.574   0.574   0.632  0.4414
-model.layers.10.self_attn.q_proj     6 × 4  2        0/4   0.0 %                            1.000   0.632  0.4414
-model.layers.10.self_attn.v_proj     6 × 4  2        0/4   0.0 %                            1.000   0.632  0.4414
+4 of 24 leading directions of W + ΔW are intruders, with 6.5 % of their energy, in 2 of 6 modules.
+
+PATH on BASE: 10 leading directions, intruders score below 0.61
+module                           out × in  r  intruders  energy  first  its σ  its score  lowest  random  chance
+model.layers.0.self_attn.v_proj     6 × 4  2        2/4  99.9 %      1   4.22      0.574   0.574   0.632  0.4414
+model.layers.1.self_attn.v_proj     6 × 4  2        2/4  99.9 %      1   4.22      0.574   0.574   0.632  0.4414
+4 modules without an intruder (--verbose shows every row)
 
 by kind
 kind    modules  intruders  energy

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import loralens
-from loralens.cli.main import COMMANDS
+from loralens.cli.overview import COMMANDS
 from loralens.core.attached import Attachment
 from loralens.errors import FormatError
 from loralens.merging.resident.switchboard import Switchboard

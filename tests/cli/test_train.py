@@ -685,7 +685,7 @@ def test_without_torch_it_says_what_to_install(home: Path, tmp_path: Path) -> No
         with pytest.MonkeyPatch.context() as patch:
             patch.setitem(sys.modules, name, None)
             message = refused(*classify(home, tmp_path / "a"))
-        assert "pip install 'loralens[train]'" in message
+        assert "-m pip install 'torch>=2.4' 'transformers>=4.45'" in message
 
 
 class Terminal:

@@ -32,17 +32,22 @@ def folder(tmp_path: Path) -> Path:
 
 
 TABLE = """\
+The direction is settled from step 20 of 100 on: from there every cosine with the last checkpoint is at least 0.9.
+φ in is high from the start because A stays near its random beginning (cosine 1.00 of A first to last): what was \
+learnt is on the out side.
+
 3 checkpoints, in order of steps
-checkpoint      step  ‖ΔW‖F   σ₁  effective   moved  cos previous  cos last  φ out last  φ in last      loss  eval loss
-checkpoint-5       5    0.5  0.5       1.00                           0.540       0.292      1.000    3.5 @1   2.5 @100
-checkpoint-20     20    1.5  1.5       1.00   1.252         0.622     0.995       0.990      1.000  2.25 @19   2.5 @100
-checkpoint-100   100      2    2       1.00  0.5291         0.995     1.000       1.000      1.000  2.25 @19        2.5
+checkpoint      step  ‖ΔW‖F   σ₁  effective   moved  cos previous  cos last  φ out last  φ in last      loss  eval \
+loss
+checkpoint-5       5    0.5  0.5       1.00                           0.540       0.292      1.000    3.5 @1   2.5 \
+@100
+checkpoint-20     20    1.5  1.5       1.00   1.252         0.622     0.995       0.990      1.000  2.25 @19   2.5 \
+@100
+checkpoint-100   100      2    2       1.00  0.5291         0.995     1.000       1.000      1.000  2.25 @19        \
+2.5
 
 chance level of φ: in 0.25, out 0.25; moved: ‖ΔW − ΔW of the row above‖F
 @N: a loss of step N, the nearest that was logged
-the direction is settled from step 20 on (of step 100): from there every cosine with the last is at least 0.9
-φ in is high from the start because A stays near its random beginning (cosine 1.00 of A first to last): what was \
-learnt is on the out side
 """
 
 
@@ -76,7 +81,7 @@ def test_what_still_turns_is_said_to_turn(tmp_path: Path) -> None:
     for step, angle in ((1, 1.0), (2, 0.6), (3, 0.0)):
         loralens.save(checkpoint(angle, 1.0), tmp_path / f"checkpoint-{step}")
     said = run(tmp_path).stdout
-    assert "the direction was still turning: cosine 0.825 between the last two checkpoints" in said
+    assert "The direction was still turning: cosine 0.825 between the last two checkpoints." in said
     assert "settled" not in said
     assert "  loss" not in said
 
@@ -87,9 +92,10 @@ def test_a_stranger_is_named_and_nothing_is_concluded(folder: Path, tmp_path: Pa
     loralens.save(loralens.Adapter(modules={"layers.0.q": loralens.LowRank(other.B, A)}), tmp_path / "another")
     result = run(*(folder / f"checkpoint-{step}" for step in (5, 20, 100)), tmp_path / "another")
     assert "warning: another is not of one run with the others" in result.stderr
-    assert "settled" not in result.stdout
-    assert result.stdout.startswith("4 checkpoints, 1 of them without a step and last, as given\n")
-    assert result.stdout.splitlines()[5].split()[:2] == ["another", "–"]
+    conclusion, title, *_ = (block.splitlines() for block in result.stdout.split("\n\n"))
+    assert conclusion == ["These 4 checkpoints are not of one run, so nothing is said of when a direction settled."]
+    assert title[0] == "4 checkpoints, 1 of them without a step and last, as given"
+    assert title[5].split()[:2] == ["another", "–"]
     pair = run(folder / "checkpoint-5", tmp_path / "another")
     assert "warning: checkpoint-5, another are not of one run:" in pair.stderr
     assert len(json.loads(run("--json", folder / "checkpoint-5", tmp_path / "another").stdout)["runs"]) == 2
@@ -102,12 +108,12 @@ def test_without_steps_there_is_no_order_and_no_conclusion(named: tuple[str, ...
     paths = [tmp_path / name for name in named]
     said, record = run(*paths).stdout, json.loads(run("--json", *paths).stdout)
     assert (record["ordered"], record["settled"]) == (False, None)
-    assert "without steps there is no order" in said
+    assert said.startswith("Without steps there is no order")
     assert not any(word in said for word in ("settled from", "still turning", "from the start"))
     first = (
         "as given: nothing says their steps" if "-" not in named[0] else "2 of them without a step and last, as given"
     )
-    assert said.startswith(f"3 checkpoints, {first}\n")
+    assert f"\n3 checkpoints, {first}\n" in said
 
 
 def test_a_checkpoint_that_is_zero_is_a_dash(tmp_path: Path) -> None:
@@ -157,7 +163,7 @@ def test_a_checkpoint_that_is_0_does_not_hide_the_chance_level(tmp_path: Path) -
     loralens.save(checkpoint(0.1, 0.0), tmp_path / "checkpoint-30")
     text = run(tmp_path).stdout
     assert "nan" not in text
-    assert "the last checkpoint is 0, so there is no direction to compare the others with\n" in text
+    assert "The last checkpoint is 0, so there is no direction to compare the others with.\n" in text
 
 
 def test_an_error_says_which_checkpoint_it_is_in(folder: Path) -> None:

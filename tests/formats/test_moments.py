@@ -64,10 +64,16 @@ def test_the_same_bytes_every_time_and_overwriting_must_be_asked_for(tmp_path: P
     assert first.read_bytes() != second.read_bytes()
 
 
-@pytest.mark.parametrize(("name", "message"), [("a.bin", ".safetensors"), ("no/a.safetensors", "no such folder")])
+@pytest.mark.parametrize(("name", "message"), [("a.bin", ".safetensors"), ("file/a.safetensors", "is a file")])
 def test_places_that_are_refused(name: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
     with pytest.raises(OptionError, match=message):
         save_moments(moments(), tmp_path / name)
+
+
+def test_missing_folders_are_made(tmp_path: Path) -> None:
+    save_moments(moments(), tmp_path / "new" / "deep" / "a.safetensors")
+    assert load_moments(tmp_path / "new" / "deep" / "a.safetensors").fingerprint == moments().fingerprint
 
 
 def test_they_belong_to_one_adapter() -> None:

@@ -84,8 +84,10 @@ def test_no_findings_are_a_log_too_and_same_findings_same_bytes(tmp_path):
 
 def test_a_place_that_cannot_hold_a_log(tmp_path: Path) -> None:
     check_log_target(tmp_path / "new.sarif")
-    with pytest.raises(OptionError, match="nowhere: no such folder"):
-        check_log_target(tmp_path / "nowhere" / "x.sarif")
+    check_log_target(tmp_path / "new" / "x.sarif")
+    (tmp_path / "file").touch()
+    with pytest.raises(OptionError, match="file: is a file, not a folder"):
+        check_log_target(tmp_path / "file" / "x.sarif")
     with pytest.raises(OptionError, match="is a folder"):
         check_log_target(tmp_path)
 

@@ -285,8 +285,8 @@ def test_over_the_very_file_that_is_read(name, tmp_path):
 def test_missing_parents(tmp_path):
     write_folder(stored(), tmp_path / "a" / "b" / "c", overwrite=False)
     assert set(tree(tmp_path)) == {f"a/b/c/{MODEL}", f"a/b/c/{CONFIG}"}
-    with pytest.raises(OptionError, match=f"{tmp_path}/x: no such folder\n  fix: make the folder first"):
-        write_file(stored(), tmp_path / "x" / MODEL, overwrite=True)
+    write_file(stored(), tmp_path / "x" / "y" / MODEL, overwrite=False)
+    assert set(tree(tmp_path / "x")) == {f"y/{MODEL}", f"y/{CONFIG}"}
 
 
 @pytest.mark.parametrize("overwrite", [True, False])
@@ -363,7 +363,7 @@ def test_a_dry_run_refuses_what_the_disk_would(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("there", "target", "overwrite", "message"),
     [
-        ("x", f"none/{MODEL}", False, "none: no such folder"),
+        ("file", f"file/{MODEL}", False, "file: is a file, not a folder"),
         (CONFIG, MODEL, False, f"{CONFIG}: exists"),
         ("file", "file", True, "file: is a file, not a folder"),
         ("folder/adapter_model.bin", "folder", True, "holds another adapter, adapter_model.bin"),

@@ -201,8 +201,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("change", "after / before", "after * before", ("tests/tables/test_numbers.py",)),
     Mutant(
         "DoctorResult._adapter_lines",
-        "finding.adapter == label",
-        "finding.adapter != label",
+        "cause[0].adapter == label",
+        "cause[0].adapter != label",
         ("tests/cli/test_doctor.py",),
     ),
     Mutant("_kinds", "not similarity.zero", "similarity.zero", ("tests/cli/test_similarity.py",)),
@@ -215,13 +215,13 @@ MUTANTS: tuple[Mutant, ...] = (
         ("tests/cli/test_trajectory.py",),
     ),
     Mutant(
-        "TrajectoryResult.sentences",
-        "not rows[-1].point.frobenius",
-        "rows[-1].point.frobenius",
+        "TrajectoryResult.conclusion",
+        "not self.rows[-1].point.frobenius",
+        "self.rows[-1].point.frobenius",
         ("tests/cli/test_trajectory.py",),
     ),
     Mutant(
-        "SurveyResult.sentences",
+        "SurveyResult.conclusion",
         "not (self.adapters or self.unreadable or self.without_pairs)",
         "not (self.adapters and self.unreadable or self.without_pairs)",
         ("tests/cli/test_survey.py",),

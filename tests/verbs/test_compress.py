@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 import loralens
 from loralens.compression.loss import losses, total_error
@@ -15,6 +16,7 @@ from loralens.errors import MismatchError, OptionError
 from loralens.formats.records.moments import save_moments
 from tests.bases import contents
 from tests.cli.command import Command
+from tests.conftest import small_adapter
 
 told = Command("compress").told
 
@@ -86,7 +88,7 @@ def test_with_output_it_is_what_was_read_back(small: Path, tmp_path: Path) -> No
 def test_dry_run_writes_nothing(small: Path, tmp_path: Path) -> None:
     result = loralens.compress(small, rank=1, output=tmp_path / "out", dry_run=True)
     assert not (tmp_path / "out").exists()
-    assert result.sentences()[-1] == f"would write {tmp_path / 'out'}: peft"
+    assert result.conclusion()[0].startswith(f"Would write {tmp_path / 'out'}: ")
 
 
 def test_few_bits_in_memory_are_those_of_the_file(small: Path, tmp_path: Path) -> None:
@@ -173,3 +175,47 @@ def test_one_line_and_columns(small: Path) -> None:
 def test_plot_marks_what_was_chosen(small: Path) -> None:
     (axes,) = loralens.plot(loralens.compress(small, rank=1)).axes
     assert "what was written" in [line.get_label() for line in axes.lines]
+
+
+@pytest.fixture
+def full(tmp_path: Path) -> Path:
+    """The folder of an adapter whose modules have all of their nominal rank, which `small` has not."""
+    adapter = small_adapter()
+    loralens.save(adapter.without([list(adapter)[-1]]), tmp_path / "full")
+    return tmp_path / "full"
+
+
+def test_what_gains_nothing_is_written_unchanged(full: Path, tmp_path: Path) -> None:
+    result = loralens.compress(full, rank=2, output=tmp_path / "out")
+    assert (result.kept_whole, result.smaller, result.answer, result.relative_error) == (True, False, True, 0)
+    assert result.conclusion()[0].startswith(f"Wrote {tmp_path / 'out'}: {full} unchanged (")
+    before, after = (load_file(folder / "adapter_model.safetensors") for folder in (full, tmp_path / "out"))
+    assert {key: array.tobytes() for key, array in before.items()} == {k: a.tobytes() for k, a in after.items()}
+
+
+def test_only_if_smaller_writes_nothing_else(full: Path, tmp_path: Path) -> None:
+    result = loralens.compress(full, rank=2, output=tmp_path / "out", only_if_smaller=True)
+    assert (result.answer, result.output, result.record()["smaller"]) == (False, None, False)
+    command = Command("compress")
+    told = command.run(full, "--rank", 2, "-o", tmp_path / "out", "--only-if-smaller", "-q")
+    assert told.exit_code == 1
+    assert told.stdout.startswith(f"Nothing was written: the file would not be smaller than {full} (")
+    assert not (tmp_path / "out").exists()
+    # Another form is no reason to write it, where only a smaller file is wanted.
+    assert not loralens.compress(full, rank=2, output=tmp_path / "out", dtype="f32", only_if_smaller=True).answer
+    assert not (tmp_path / "out").exists()
+    assert loralens.compress(full, rank=1, output=tmp_path / "out", only_if_smaller=True).answer
+    assert (tmp_path / "out").exists()
+
+
+def test_another_form_is_written_whatever_it_costs(small: Path, tmp_path: Path) -> None:
+    result = loralens.compress(small, rank=1, output=tmp_path / "out.safetensors", to="kohya", dtype="f32")
+    assert (result.kept_whole, result.output) == (False, tmp_path / "out.safetensors")
+
+
+def test_modules_that_stay_are_summed_up(small: Path, tmp_path: Path) -> None:
+    command = Command("compress")
+    told = command.good(small, "--rank", 1, "-m", "q_proj", "-o", tmp_path / "out").stdout
+    assert "3 modules unchanged (--verbose shows every row)" in told
+    assert "v_proj" not in told
+    assert "v_proj" in command.good(small, "--rank", 1, "-m", "q_proj", "-o", tmp_path / "two", "-v").stdout

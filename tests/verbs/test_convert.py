@@ -59,10 +59,12 @@ def test_without_output_nothing_is_written(small: Path, tmp_path: Path, monkeypa
     assert contents(small.parent) == before
     assert not list(tmp_path.iterdir())
     assert not any("wrote" in line or "write" in line for line in result.sentences())
-    assert Command("convert").good(small, "--to", "kohya", "--dry-run").stdout == "would write: kohya, 6 modules\n"
+    assert Command("convert").good(small, "--to", "kohya", "--dry-run").stdout == (
+        f"Would write: {small} as kohya, 6 modules, without loss.\n"
+    )
     assert "-o" in Command("convert").refused(small, "--to", "kohya")
     dry = loralens.convert(small, to="kohya", output=tmp_path / "out", dry_run=True)
-    assert dry.sentences()[-1].startswith("would write")
+    assert dry.conclusion()[0].startswith("Would write")
     assert not (tmp_path / "out").exists()
 
 
@@ -109,8 +111,8 @@ def test_a_source_is_never_written_over(small: Path) -> None:
         loralens.convert(small, to="peft", output=small, overwrite=True)
 
 
-def test_one_line_and_no_table(small: Path) -> None:
+def test_one_line_and_the_modules(small: Path) -> None:
     result = loralens.convert(small, to="kohya")
     assert repr(result) == "ConvertResult(kohya, 6 modules)"
-    with pytest.raises(OptionError, match="has no table"):
-        result.to_csv()
+    assert result.tables() == ()  # on a terminal the modules are shown to who asks for them
+    assert [line.split(",")[0] for line in result.to_csv().splitlines()] == ["name", *result.adapter]

@@ -31,7 +31,7 @@ def test_the_result_is_what_the_command_prints(turned: Path, tmp_path: Path) -> 
     assert [row["code"] for row in rows_of(result)] == ["unreadable", "zero-update"]
     assert repr(result) == "DoctorResult(1 error, 1 warning)"
     assert result.adapters[str(broken)] is None
-    assert run.good(turned, broken).stdout.splitlines() == result.sentences()
+    assert run.good(turned, broken).stdout.splitlines() == [*result.conclusion(), "", *result.sentences()]
 
 
 def test_an_object_is_examined_as_its_file_is(turned: Path) -> None:
@@ -72,7 +72,7 @@ def test_a_log_is_written_where_it_was_asked_for(turned: Path, tmp_path: Path) -
         ({"fail_on": "never"}, "error, warning, note"),
         ({"modules": ["k_prj"]}, "the nearest names are"),
         ({"base": "nowhere"}, "no such file or folder"),
-        ({"sarif": "no/such/folder/x.sarif"}, "no such folder"),
+        ({"sarif": "pyproject.toml/x.sarif"}, "pyproject.toml: is a file, not a folder"),
     ],
 )
 def test_wrong_values_name_the_right_ones(turned: Path, options: dict[str, Any], message: str) -> None:

@@ -24,7 +24,7 @@ def test_without_an_output_the_result_holds_the_adapter(both: tuple[Path, Path],
     assert isinstance(result.adapter, loralens.Adapter)
     assert list(result.adapter) == list(result.modules) == ["layers.0.q", "layers.0.v"]
     np.testing.assert_allclose(result.adapter["layers.0.q"].dense(), step(6, 4, 4, 1), atol=1e-6)
-    assert "wrote" not in " ".join(result.sentences())
+    assert "rote" not in " ".join(result.conclusion())
     assert repr(result).startswith("ExtractResult(2 modules, error ")
 
 
@@ -45,7 +45,7 @@ def test_a_dry_run_writes_nothing(both: tuple[Path, Path], tmp_path: Path) -> No
     base, tuned = both
     result = loralens.extract(base, tuned, output=tmp_path / "out", size="20MB", dry_run=True)
     assert not (tmp_path / "out").exists()
-    assert result.sentences()[-1] == f"would write {tmp_path / 'out'}: peft, 2 modules"
+    assert result.conclusion()[0].startswith(f"Would write {tmp_path / 'out'}: the difference of ")
     assert result.record()["target"] is None
 
 

@@ -61,8 +61,9 @@ def test_what_is_measured_without_a_certificate(small: Path, base: Path, tmp_pat
     without = {"base": base, "undo": "none", "certificate": Path("none")}
     result = loralens.merge(small, output=tmp_path / "a", **without)
     assert (list(result.modules), result.measured) == ([], False)
-    assert result.sentences() == [
-        f"wrote {tmp_path / 'a'}: 6 tensors changed; nothing was measured without a certificate"
+    assert result.conclusion() == [
+        f"Wrote {tmp_path / 'a'}: {base} with {small} merged in, 6 tensors changed.",
+        "How much of the update arrived was not measured, as there is no certificate.",
     ]
     result = loralens.merge(small, output=tmp_path / "b", measure=True, **without)
     assert len(result.modules) == 6

@@ -75,7 +75,9 @@ def test_a_classifier_object_is_measured_by_its_own_labels(home: Path) -> None:
     result = loralens.evaluate(model=model, task="classification", data=PAIRS, threads=1)
     words = ("--model", home / "bert", "--task", "classification", "--data", home / "d.jsonl")
     assert result[None] == {
-        name: value for name, value in told("evaluate", *words)["adapters"][0].items() if name != "path"
+        name: value
+        for name, value in told("evaluate", *words)["adapters"][0].items()
+        if name not in ("path", "parameters")
     }
 
 
@@ -170,7 +172,7 @@ def test_a_plan_writes_nothing_and_needs_no_output(home: Path, tmp_path: Path, m
     monkeypatch.chdir(tmp_path)
     plan = loralens.train(model=home / "llama", task="causal-lm", data=models.TEXTS, dry_run=True, **SHORT)
     assert (plan.run["steps"], plan.run["rank"], plan.parts.rank, plan.output) == (2, 2, 2, None)
-    assert plan.sentences()[0].startswith("would train ")
+    assert plan.conclusion()[0].startswith("Would train ")
     assert plan.record()["target"] is None
     assert not list(tmp_path.iterdir())
 

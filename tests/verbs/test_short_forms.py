@@ -63,7 +63,7 @@ def test_objects_are_as_good_as_paths_and_nothing_is_written(files: Path, verb: 
     dry = function(*inputs, **required, output="out", dry_run=True)
     assert dry.output is dry.record()["target"] is None
     assert sorted(files.rglob("*")) == before
-    for line in (repr(by_path), dry.sentences()[-1]):
+    for line in (repr(by_path), dry.conclusion()[0]):
         assert len(line) < 120
         assert "\n" not in line
 
@@ -98,9 +98,9 @@ def test_modules_are_dropped_and_named(files: Path) -> None:
     assert lines[0] == "name,out,in,rank,scale,dropped"
     assert [line.rpartition(",")[2] for line in lines[1:]] == ["False", "True"] * 3
     assert "<table" in result._repr_html_()
-    assert result.sentences() == []  # nobody asked for a file
+    assert result.conclusion() == ["small without 3 of its 6 modules; 3 left (peft)."]  # nobody asked for a file
     dry = loralens.drop("small", "v_proj", dry_run=True)
-    assert dry.sentences() == ["would write: peft, 3 of 6 modules dropped, 3 left"]
+    assert dry.conclusion() == ["Would write: small without 3 of its 6 modules; 3 left (peft)."]
 
 
 @pytest.mark.parametrize("verb", VERBS)

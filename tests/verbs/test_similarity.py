@@ -106,7 +106,7 @@ def test_tables_fit_every_terminal(several: list[Path], count: int) -> None:
     result = loralens.similarity(*several[:count])
     check_tables_fit(result)
     assert result.to_latex().count(r"\begin{tabular}") == len([table for table in result.tables() if table.rows])
-    assert "<table" in result._repr_html_()
+    assert result._repr_html_().count("<table")
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
@@ -133,3 +133,71 @@ def test_wrong_values_name_the_right_ones(several: list[Path], options: dict[str
 def test_nothing_to_compare_is_an_error() -> None:
     with pytest.raises(loralens.OptionError, match="there is no adapter"):
         loralens.similarity()
+
+
+KEPT = Path("examples/adapters")
+ONE_TASK = ("20newsgroups-r8-seed0", "20newsgroups-r8-seed1")
+ONE_SEED = ("20newsgroups-r8-seed0", "reuters-r8-r8-seed0")
+
+
+def test_the_side_is_out_unless_the_factor_or_the_user_says_otherwise(several):
+    sides = {of: loralens.similarity(*several[:2], of=of).side for of in ("update", "A", "B")}
+    assert sides == {"update": "out", "A": "in", "B": "out"}
+    for count in (1, 2, 3):
+        assert loralens.similarity(*several[:count]).record()["side"] == "out"
+        assert loralens.similarity(*several[:count], side="in").record()["side"] == "in"
+
+
+def test_the_out_side_orders_what_the_in_side_does_not():
+    """The reason for the default, on adapters whose tasks and seeds are known (docs/similarity.md has the figures)."""
+
+    def shared(pair, side):
+        result = loralens.similarity(*(KEPT / name for name in pair), side=side)
+        return float(np.median([one.overlap.full for one in result.values()]))
+
+    assert shared(ONE_TASK, "out") == pytest.approx(0.123, abs=5e-4)
+    assert shared(ONE_SEED, "out") == pytest.approx(0.064, abs=5e-4)
+    assert shared(ONE_TASK, "in") == pytest.approx(0.066, abs=5e-4)
+    assert shared(ONE_SEED, "in") == pytest.approx(0.374, abs=5e-4)
+
+
+def test_a_shared_start_is_a_warning_only_to_whoever_looks_at_the_in_side(capsys, caplog):
+    pair = [KEPT / name for name in ONE_SEED]
+    with caplog.at_level("WARNING", logger="loralens"):
+        out = loralens.similarity(*pair)
+        assert not caplog.records
+        loralens.similarity(*pair, side="in")
+        assert any("the seed, not the task" in record.getMessage() for record in caplog.records)
+    assert any("the in side would show that" in sentence for sentence in out.sentences())
+
+
+@pytest.mark.parametrize(
+    ("factor", "noise", "words"),
+    [
+        (1.0, 0.0, "practically the same adapter"),
+        (1.0, 0.06, "practically the same adapter"),
+        (3.0, 0.0, "3 times as strong"),
+        (-1.0, 0.0, "practically opposites"),
+        (-1.0, 1.0, "fight"),
+        (0.0, 1.0, "no more alike than two random updates"),
+    ],
+)
+def test_the_conclusion_says_the_strongest_fact(factor, noise, words):
+    rng = np.random.default_rng(3)
+    first = {f"m{i}": loralens.LowRank(rng.standard_normal((60, 4)), rng.standard_normal((4, 50))) for i in range(3)}
+    random = {name: rng.standard_normal((60, 50)) for name in first}
+    dense = {name: module.B @ module.A for name, module in first.items()}
+    scale = {name: np.linalg.norm(dense[name]) / np.linalg.norm(random[name]) for name in first}
+    second = {
+        name: loralens.LowRank(factor * dense[name] + noise * scale[name] * random[name], np.eye(50)) for name in first
+    }
+    result = loralens.similarity(loralens.Adapter(modules=first), loralens.Adapter(modules=second))
+    assert words in " ".join(result.conclusion())
+    one, two = (
+        np.concatenate([np.asarray(x).ravel() for x in ms.values()])
+        for ms in (dense, {n: m.B for n, m in second.items()})
+    )
+    cosine = one @ two / np.linalg.norm(one) / np.linalg.norm(two) if two.any() else 0.0
+    assert f"cosine {cosine:+.3f}" in result.conclusion()[0]
+    collection = loralens.similarity(*(loralens.Adapter(modules=part) for part in (first, second, first)))
+    assert "practically the same adapter" in collection.conclusion()[0]

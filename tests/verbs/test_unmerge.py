@@ -62,11 +62,15 @@ def test_a_weight_that_no_merge_writes_is_the_answer_no(out: Path, tmp_path: Pat
 def test_a_dry_run_proves_and_writes_nothing(small: Path, out: Path, tmp_path: Path) -> None:
     before = contents(tmp_path)
     result = loralens.unmerge(out, dry_run=True)
-    assert result.sentences() == ["would write: 6 tensors restored bit for bit, SHA-256 of each checked"]
+    assert result.conclusion() == [f"Would write: the base of {out}, bit for bit."]
     assert result.record()["output"] is None
     rehearsed = loralens.unmerge(out, adapter=small, dry_run=True)
     assert contents(tmp_path) == before
-    assert done("unmerge", out, "--dry-run").stdout == result.sentences()[0] + "\n"
+    assert done("unmerge", out, "--dry-run").stdout.splitlines() == [
+        *result.conclusion(),
+        "",
+        "6 tensors restored, the SHA-256 of each checked",
+    ]
     written = loralens.unmerge(out, adapter=small, output=tmp_path / "back")
     assert rehearsed.doubt == written.doubt
 

@@ -1,12 +1,17 @@
 """`loralens.verify`: an answer, the verdict on every module, and what the command prints."""
 
 import json
+from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import loralens
-from loralens.errors import OptionError
+from loralens.choices import ModelDtype
+from loralens.errors import FormatError, OptionError
+from loralens.merging.verify import relation
 from loralens.tables.text import lay_out
 from tests.bases import MODULES, contents, single, tensors
 from tests.cli.test_merge import done, run
@@ -39,7 +44,9 @@ def test_the_answer_is_no_and_the_exit_code_1(small: Path, base: Path, tmp_path:
     shell = run(*words, "--csv")
     assert (shell.exit_code, shell.stdout) == (1, result.to_csv())
     assert [line.split(",")[0] for line in shell.stdout.splitlines()[1:]] == MODULES  # in natural order
-    assert run(*words).stdout.splitlines()[2].split()[1] == "absent"  # the worst first
+    lines = run(*words).stdout.splitlines()
+    assert [line.split()[1] for line in lines[4:6]] == ["absent"] * 2
+    assert lines[6] == "4 modules in which every bit is as this merge writes it (--verbose shows every row)"
     assert loralens.verify(tmp_path / "out", base=base, adapter=small, modules=["q_proj"]).answer
     lines = str(lay_out(result.tables()[0], 60)).splitlines()
     assert max(map(len, lines[1:-1])) <= 60
@@ -51,10 +58,160 @@ def test_the_answer_is_no_and_the_exit_code_1(small: Path, base: Path, tmp_path:
     [
         ({"rounding": "up"}, "nearest, stochastic, feedback"),
         ({"device": "tpu"}, "cpu, cuda or cuda:N"),
-        ({"adapter": ()}, "there is no adapter"),
+        ({"adapter": ()}, "--base goes with --adapter"),
         ({"adapter": 3}, "is no adapter"),
     ],
 )
 def test_wrong_options(options: dict[str, object], message: str, small: Path, base: Path) -> None:
     with pytest.raises(OptionError, match=message):
         loralens.verify(base, **{"base": base, "adapter": small, **options})
+
+
+def snapshot(path: Path, strength: float, turned: float) -> Path:
+    """`small_adapter` times a strength, plus as much of other directions as `turned` times its norm."""
+    rng = np.random.default_rng(0)
+    modules = {}
+    for name, module in small_adapter().items():
+        D = strength * module.dense()
+        E = rng.standard_normal(D.shape)
+        # Orthogonal to D, so that the cosine with it is 1/√(1 + turned²).
+        E -= np.vdot(E, D) / (np.vdot(D, D) or 1) * D
+        B, s, A = np.linalg.svd(D + turned * np.linalg.norm(D) / np.linalg.norm(E) * E, full_matrices=False)
+        modules[name] = loralens.LowRank((B * s).astype(np.float32), A.astype(np.float32))
+    loralens.save(loralens.Adapter(modules=modules), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("strength", "turned", "conclusion"),
+    [
+        (0.34, 0.0, "as it is, but the same directions at 0.34 of the strength: another weight, or another checkpoint"),
+        (0.34, 0.2, "as it is, but the same directions at 0.34 of the strength: another weight, or another checkpoint"),
+        (0.5, 1.0, "as it is, but similar directions (cosine 0.71) at 0.5 of the strength, as another checkpoint"),
+        (-0.5, 0.0, ", but the same directions with the opposite sign at 0.5 of the strength."),
+        (0.01, 100.0, ": what was added to the base has other directions (cosine 0.01)."),
+        (0.0, 0.0, ": the weights are those of the base."),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_what_a_model_holds_instead(
+    strength: float, turned: float, conclusion: str, dtype: ModelDtype, small: Path, tmp_path: Path
+) -> None:
+    # Weights so small that bfloat16 adds some noise to the update, and does not swallow it.
+    base = single(tmp_path / "base", tensors(size=0.5))
+    other = snapshot(tmp_path / "other", strength, turned)
+    loralens.merge(other, base=base, output=tmp_path / "out", dtype=dtype)
+    # The last v_proj of the adapter is 0, and so in every model.
+    result = loralens.verify(tmp_path / "out", base=base, adapter=small, modules=MODULES[:5])
+    (told,) = result.conclusion()
+    between = "" if conclusion[0] in ",:" else " "
+    assert told.startswith(f"{tmp_path / 'out'} does not hold {small}{between}{conclusion}")
+
+
+def test_the_relation_is_that_of_the_dense_updates(small: Path, tmp_path: Path) -> None:
+    base = single(tmp_path / "base", tensors(np.float32))
+    other = snapshot(tmp_path / "other", 0.5, 1.0)
+    loralens.merge(other, base=base, output=tmp_path / "out")
+    found = relation(loralens.verify(tmp_path / "out", base=base, adapter=small).modules)
+    D, E = (
+        np.concatenate([module.dense().ravel() for module in adapter.modules.values()])
+        for adapter in (loralens.load(small), loralens.load(other))
+    )
+    assert found is not None
+    assert found.gain == pytest.approx(E @ D / (D @ D), rel=1e-4)
+    assert found.cosine == pytest.approx(E @ D / np.sqrt((D @ D) * (E @ E)), rel=1e-4)
+
+
+def test_without_base_and_adapter_the_certificate_tells_what_changed(small: Path, base: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    loralens.merge((small, 0.5), base=base, output=out)
+    before = contents(tmp_path)
+    result = loralens.verify(out)
+    assert (result.answer, result.changed, result.files_changed) == (True, [], [])
+    merge = f"since the merge that the certificate describes (0.5 × {small} into {base})"
+    assert done("verify", out, "-q").stdout == f"{out} is unchanged {merge}.\n"
+    assert "exact" not in done("verify", out, "-v").stdout
+    assert contents(tmp_path) == before
+
+    held = load_file(out / "model.safetensors")
+    held["model.norm.weight"][0] += held["model.norm.weight"].dtype.type(1)
+    held["more"] = held.pop("lm_head.weight")
+    save_file(held, out / "model.safetensors")
+    (out / "config.json").write_text("{}")
+    told = run("verify", out)
+    assert told.exit_code == 1
+    changed = "lm_head.weight, model.norm.weight, more"
+    assert told.stdout.splitlines()[0] == f"{out}: 3 of 10 tensors changed {merge}: {changed}."
+    assert "7 tensors unchanged" in told.stdout
+    assert "note: gone, or of another size than at the merge: config.json, model.safetensors" in told.stdout
+    record = json.loads(run("verify", out, "--json").stdout)
+    assert {one["name"]: one["state"] for one in record["tensors"] if one["state"] != "unchanged"} == {
+        "lm_head.weight": "missing",
+        "model.norm.weight": "changed",
+        "more": "added",
+    }
+
+
+def test_the_certificate_lists_the_hash_of_every_tensor(small: Path, base: Path, tmp_path: Path) -> None:
+    loralens.merge(small, base=base, output=tmp_path / "out")
+    listed = json.loads((tmp_path / "out" / "merge_certificate.json").read_text())["result"]["tensors"]
+    held = load_file(tmp_path / "out" / "model.safetensors")
+    assert listed == {
+        key: {"dtype": "bfloat16", "shape": list(array.shape), "sha256": sha256(array.tobytes()).hexdigest()}
+        for key, array in sorted(held.items())
+    }
+
+
+def test_an_older_certificate_has_one_hash_for_the_model(small: Path, base: Path, tmp_path: Path) -> None:
+    file = tmp_path / "out" / "merge_certificate.json"
+    loralens.merge(small, base=base, output=tmp_path / "out")
+    certificate = json.loads(file.read_text())
+    del certificate["result"]["tensors"]
+    file.write_text(json.dumps(certificate))
+    assert loralens.verify(tmp_path / "out").answer
+    certificate["result"]["sha256"] = "0" * 64
+    file.write_text(json.dumps(certificate))
+    told = run("verify", tmp_path / "out")
+    assert (told.exit_code, "which tensors, this older certificate does not say" in told.stdout) == (1, True)
+
+
+def test_a_model_that_is_one_file_has_its_certificate_beside_it(small: Path, base: Path, tmp_path: Path) -> None:
+    loralens.merge(small, base=base / "model.safetensors", output=tmp_path / "out.safetensors")
+    assert loralens.verify(tmp_path / "out.safetensors").answer
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "message"),
+    [
+        ({}, "is not the certificate of a merge"),
+        ({"result": 3}, "its hashes are not as they were written"),
+        ({"result": {"sha256": None}}, "it states no hash"),
+        ({"result": {"sha256": "", "tensors": {"a": {"dtype": 3, "shape": 4}}}}, "its hashes are not as"),
+        ({"adapters": [3]}, "its adapters are not as they were written"),
+    ],
+)
+def test_a_damaged_certificate(
+    spoilt: dict[str, object], message: str, small: Path, base: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "out" / "merge_certificate.json"
+    loralens.merge(small, base=base, output=tmp_path / "out")
+    file.write_text(json.dumps({**json.loads(file.read_text()), **spoilt} if spoilt else {}))
+    with pytest.raises(FormatError, match=message):
+        loralens.verify(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "has no certificate of a merge"),
+        (["--base", "x"], "--base goes with --adapter"),
+        (["--adapter", "x"], "--adapter goes with --base"),
+        (["-m", "x"], "--modules goes with --base and --adapter"),
+        (["--rounding", "feedback"], "--rounding goes with --base and --adapter"),
+        (["--alpha", "4"], "--alpha goes with --base and --adapter"),
+    ],
+)
+def test_half_a_question_is_an_error(words: list[str], message: str, base: Path) -> None:
+    refused = run("verify", base, *words)
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert message in refused.stderr

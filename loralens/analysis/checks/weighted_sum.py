@@ -1,6 +1,7 @@
 """Adapters that are weighted sums of others, and the weights of these sums."""
 
 from collections.abc import Iterator, Sequence
+from itertools import combinations
 from math import sqrt
 
 import numpy as np
@@ -8,27 +9,29 @@ import numpy as np
 from loralens.analysis.checks.diagnosis import Diagnosis
 from loralens.analysis.checks.examination import Examination
 from loralens.analysis.checks.merge_effect import update_entries
+from loralens.analysis.compare.alikeness import is_same
 from loralens.analysis.compare.clusters import connected_groups
 from loralens.analysis.compare.pairwise import match_collection
+from loralens.analysis.compare.similarity import compare_subspaces
 from loralens.linalg.factor import Floats
 from loralens.linalg.rounding import sample_entries
 
 CODES = {
+    "near-copy": "Two adapters have nearly the same update, up to its strength: checkpoints of one run, or one adapter "
+    "that was saved twice with a change.",
     "combination": "The adapter is a weighted sum of others that were given.",
     "combination-scale": "The adapter is a weighted sum of others, with a factor that known bugs leave: "
     "α/r applied twice (PEFT svd, 0.8 to 0.19.1 at least), √r too strong (PEFT with rsLoRA), or the α of the first "
     "source at the summed rank (sd-scripts --concat).",
-    "near-copy": "The update is practically that of another adapter: their cosine is 0.98 or more.",
 }
 # A linear relation of updates holds for any of their entries; those of dozens of modules are thousands of equations.
 ENTRIES = 256  # entries of every module that are compared
 RESIDUAL = 0.01  # the share of ‖ΔW‖ that a sum may leave unexplained; storage in bfloat16 leaves 0.4 %
 SAME = 0.02  # relative distance of a total weight from the factor of a known bug
 PLAIN = 0.1  # a factor that differs from 1 by less is no sign of a bug
+SAME_ADAPTER = "practically the same adapter"  # how the evidence about such a pair begins
+CANDIDATE = 0.9  # cosine of entries from which the cosine of the whole updates is measured
 SMALL = 0.01  # a source that contributes a smaller share of ‖ΔW‖ is left out
-
-# At this cosine two updates of one norm differ by less than a fifth of it, as those of two late checkpoints do.
-NEAR = 0.98
 
 Sources = dict[int, float]
 
@@ -72,28 +75,26 @@ def _find_sums(exams: Sequence[Examination]) -> Iterator[Diagnosis]:
         factor = float(_residual(X, t, [twin])[0][0])
         forward, backward = (t, {twin: factor}), (twin, {t: 1 / factor})
         yield _diagnose(exams, *(backward if _bug(exams, *backward) and not _bug(exams, *forward) else forward))
-    yield from _near_copies(exams, X, distinct, [module.shape for module in modules])
+    yield from _find_near_copies(exams, X, distinct)
     for t in distinct:
         if sources := _sources(X, t, [i for i in distinct if i != t]):
             yield _diagnose(exams, t, sources)
 
 
-def _near_copies(
-    exams: Sequence[Examination], X: Floats, distinct: Sequence[int], shapes: Sequence[tuple[int, int]]
-) -> Iterator[Diagnosis]:
-    """Report adapters that are no multiple of an earlier one, and yet practically point in its direction."""
-    # Each module counts by the number of its entries, of which only some are in the sketch.
-    counts = [min(out * in_, ENTRIES) for out, in_ in shapes]
-    weights = np.repeat([sqrt(out * in_ / n) for (out, in_), n in zip(shapes, counts, strict=True)], counts)
-    directions = {t: X[t] * weights / np.linalg.norm(X[t] * weights) for t in distinct}
-    for i, t in enumerate(distinct):
-        near = {s: float(directions[s] @ directions[t]) for s in distinct[:i]}
-        nearest = max(near, key=lambda s: near[s], default=None)
-        if nearest is not None and near[nearest] >= NEAR:
-            other = exams[nearest]
-            evidence = f"cosine about {near[nearest]:.3f} with {other.path}: practically the same adapter"
-            fix = f"measure what they share: {exams[t].command('similarity', other.quoted)}"
-            yield Diagnosis("note", "near-copy", evidence, fix, adapter=exams[t].path)
+def _find_near_copies(exams: Sequence[Examination], X: Floats, distinct: Sequence[int]) -> Iterator[Diagnosis]:
+    """Report the pairs that are no multiples of each other, and practically the same adapter nevertheless."""
+    rows = X / np.linalg.norm(X, axis=1, keepdims=True).clip(min=np.finfo(float).tiny)
+    for i, t in combinations(distinct, 2):
+        # The entries only choose the pairs: their cosine weighs small modules as much as large ones.
+        if rows[i] @ rows[t] < CANDIDATE:
+            continue
+        first, second = exams[i], exams[t]
+        names = [name for name in second.spectra if name in second.adapter]
+        cosine = compare_subspaces(second.adapter, first.adapter, modules=names).cosine
+        if is_same(cosine):
+            evidence = f"{SAME_ADAPTER} as {first.path}: cosine {cosine:.3f} of the updates"
+            fix = f"where they differ: `{second.command('similarity', first.quoted)}`"
+            yield Diagnosis("note", "near-copy", evidence, fix, adapter=second.path)
 
 
 def _sketch(exam: Examination, names: Sequence[str]) -> Floats:
@@ -132,7 +133,8 @@ def _diagnose(exams: Sequence[Examination], t: int, sources: Sources) -> Diagnos
     twin = exams[next(iter(sources))]
     fix = f"two names for one update: {subject.command('equal', twin.quoted)}"
     same = len(sources) == 1 and abs(next(iter(sources.values())) - 1) < RESIDUAL
-    return Diagnosis("note", "combination", f"ΔW = {terms}", fix if same else "", adapter=subject.path)
+    evidence = f"{SAME_ADAPTER} as {twin.path}: ΔW = {terms}" if same else f"ΔW = {terms}"
+    return Diagnosis("note", "combination", evidence, fix if same else "", adapter=subject.path)
 
 
 def _bug(exams: Sequence[Examination], t: int, sources: Sources) -> tuple[str, float] | None:

@@ -11,14 +11,18 @@ from functools import partial
 from loralens.core.adapter import Adapter, Finding
 from loralens.core.names import some
 from loralens.core.naming import image_names
+from loralens.core.naming.image_models import image_model
 
 READ = ("comfyui", "kohya", "lycoris", "diffusers", "peft", "xlabs")  # dialects of which ComfyUI knows some names
 OWN = ("comfyui", "kohya", "lycoris")  # dialects that it reads completely
 ALGORITHMS = (  # endings of keys from which comfy/weight_adapter builds updates that are no pair here
     ".a1.weight", ".a2.weight", ".b1.weight", ".b2.weight", ".oft_blocks", ".rescale",
 )  # fmt: skip
-TO_COMFYUI = "loralens convert … --to comfyui --base PIPELINE, the folder of the whole pipeline"
-TO_KOHYA = "loralens convert … --to kohya --base PIPELINE, the folder of the whole pipeline"
+_OTHERS = "(of other models than SD, SDXL and FLUX.1 with --base PIPELINE, the folder of the whole pipeline)"
+TO_COMFYUI = f"loralens convert … --to comfyui {_OTHERS}"
+TO_KOHYA = f"loralens convert … --to kohya {_OTHERS}"
+# A file in its own dialect keeps the names that it has.
+RENAME_KOHYA = "loralens convert … --to diffusers, and the result --to kohya"
 
 
 error = partial(Finding, "error")  # about what makes a consumer refuse an adapter, or apply a different update
@@ -129,7 +133,12 @@ def _kohya_names(adapter: Adapter) -> Iterator[Finding]:
     stored = _stored_keys(adapter)
     files = {name: image_names.file_name(keys) or keys[0] for name, keys in stored.items()}
     unknown = {name: file for name, file in files.items() if not image_names.sd_scripts_has(file)}
-    yield from _report_unknown(unknown, len(stored), "sd-scripts", TO_KOHYA)
+    # Of a model that is known, there is one name for each layer.
+    model = image_model({name: module.shape for name, module in adapter.items()}, (adapter.base_model,))
+    if model is not None:
+        right = {name: model.kohya(model.find(name, adapter[name].shape)[0]) for name in files}
+        unknown |= {name: file for name, file in files.items() if file != right[name]}
+    yield from _report_unknown(unknown, len(stored), "sd-scripts", TO_KOHYA if model is None else RENAME_KOHYA)
 
 
 def _kohya_extra(adapter: Adapter) -> Iterator[Finding]:

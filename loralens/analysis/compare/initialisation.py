@@ -47,6 +47,11 @@ class Initialisation:
         return self.spans["in"] >= SAME_START and self.spans["out"] < self.spans["in"] / 2
 
     @property
+    def both_sided(self) -> bool:
+        """Whether the out sides share at least half of what the in sides do, and twice what chance gives."""
+        return self.spans["out"] >= max(self.spans["in"] / 2, 2 * self.chance["out"])
+
+    @property
     def verdict(self) -> Verdict:
         """The conclusion from all signs; a record is decisive.
 
@@ -86,8 +91,8 @@ class Initialisation:
         if isnan(self.spans["in"]):
             return "one of them is 0 in every module, so there are no directions to compare"
         seed = "directions of the in side show the seed, not the task: look at --side out"
-        # If both sides agree, the two may be checkpoints of one run, and then the out side agrees as well.
-        return seed if self.one_sided else f"{seed}, where these two agree as well"
+        # If both sides agree, the two may be checkpoints of one run, of which the out side shows no less.
+        return f"{seed}, where these two agree as well" if self.both_sided else seed
 
 
 def initialisation(comparison: Comparison, *, recorded: bool = False) -> Initialisation:

@@ -8,6 +8,7 @@ from typing import NamedTuple, final
 
 import numpy as np
 
+from loralens.analysis.compare.alikeness import FAR, LARGE
 from loralens.analysis.compare.pairwise import Module, Pairwise
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array
@@ -17,10 +18,6 @@ from loralens.errors import place
 from loralens.linalg.factor import Floats
 from loralens.linalg.measures import frobenius
 from loralens.linalg.pairwise import Segments, outside_parts
-
-FAR = 4.0  # smallest number of standard deviations at which a cosine counts as no accident
-# The same share from which the doctor warns of the loss in a merge.
-LARGE = 0.2  # smallest |cosine| that matters: the sum of two updates of one norm loses or gains a fifth of each
 
 
 @final

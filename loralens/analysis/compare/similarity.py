@@ -187,7 +187,7 @@ def compare_subspaces(
         side, as in Hu et al. 2021 §7.2. ``B``: the left singular vectors of B, on the out side. Cosine and CKA are
         always of ΔW.
     side : str, optional
-        The side of `Similarity.overlap`: by default ``in``, and ``out`` for B. For the update both sides are measured.
+        The side of `Similarity.overlap`: see `side_of`. For the update both sides are measured.
     modules : sequence of str
         Globs over module names or kinds; all where empty.
     phi_rank : int, optional
@@ -246,7 +246,11 @@ def compare_subspaces(
 
 
 def side_of(of: Of, side: Side | None = None) -> Side:
-    """The side to compare: by default ``in``, and ``out`` for B; A and B have no other side.
+    """The side to compare: by default ``out``, and ``in`` for A; A and B have no other side.
+
+    The in side of ΔW mostly shows the random start of A. Among the adapters in examples/adapters, other tasks of one
+    seed share more of it (φ of all directions 0.34 to 0.42) than one task with two seeds does (0.07). The out side has
+    them in the right order: 0.05 to 0.06 for other tasks, 0.12 for other seeds of one task; chance gives 0.02.
 
     Raises
     ------
@@ -255,7 +259,7 @@ def side_of(of: Of, side: Side | None = None) -> Side:
     """
     if (of, side) in (("A", "out"), ("B", "in")):
         raise OptionError(f"{of} has no {side} side", fix="A is the in side of an update and B the out side")
-    return side or ("out" if of == "B" else "in")
+    return side or ("in" if of == "A" else "out")
 
 
 def _nothing_to_compare(

@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from loralens.errors import FormatError, OptionError, place
 from loralens.formats.files.apart import Input, check_apart
-from loralens.formats.files.disk import check_parent, disk_errors, flush, sync, sync_folder
+from loralens.formats.files.disk import check_room, disk_errors, flush, sync, sync_folder
 from loralens.formats.files.hold import lock_or_refuse
 from loralens.formats.files.leftovers import hidden_path, remove, reserve, tidy
 
@@ -42,10 +42,10 @@ def check_write_target(target: Path, inputs: Collection[Input], *, folder: bool,
     if target.exists() and target.is_dir() != folder:
         what = next(iter(inputs))[0]
         raise OptionError(f"is not of the kind of {what}", fix="give a folder for a folder, a file for a file")
-    check_parent(target)
     # Else the error would come after hours, when the folder is to be renamed.
     if target.is_dir() and (why := why_immovable(target)):
         raise OptionError(f"cannot be replaced: {why}", fix="choose another target")
+    check_room(target)
 
 
 def why_immovable(folder: Path) -> str | None:

@@ -21,15 +21,16 @@ def disk_errors(path: Path | None = None) -> Iterator[None]:
         raise (refused.at(str(path)) if path else refused) from error
 
 
-def check_parent(path: Path) -> None:
-    """Refuse a file whose folder does not exist."""
-    if not path.parent.is_dir():
-        raise OptionError(f"{path.parent}: no such folder", fix="make the folder first")
-
-
 def check_room(path: Path) -> None:
-    """Refuse a target below a file, or in a folder that may not be written to. A dry run checks no more of the disk."""
-    ancestor = next(folder for folder in path.absolute().parents if folder.exists())
+    """Refuse a target below a file, or in a folder that may not be written to; folders that are missing are no reason.
+
+    `loralens.formats.files.leftovers.reserve` makes the missing folders when the writing begins. A dry run checks no
+    more of the disk.
+    """
+    # lexists: where a link leads nowhere, no folder can be made.
+    ancestor = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
+    if not ancestor.exists():
+        raise OptionError(f"{ancestor}: is a link to nothing", fix="remove the link, or choose another target")
     if not ancestor.is_dir():
         raise OptionError(f"{ancestor}: is a file, not a folder", fix="choose another target")
     # Root may write anywhere, so for root this never refuses.

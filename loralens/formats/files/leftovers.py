@@ -43,6 +43,8 @@ def hidden_path(target: Path, end: str) -> Path:
 def reserve(target: Path, *, folder: bool = False, end: str = "part") -> Iterator[Path]:
     """Make a hidden file or folder beside ``target``, which is removed after the block unless it was renamed.
 
+    Folders on the way to the target are made, and stay even if the block fails.
+
     Raises
     ------
     OptionError
@@ -51,6 +53,9 @@ def reserve(target: Path, *, folder: bool = False, end: str = "part") -> Iterato
         The disk reports an error.
     """
     path = hidden_path(target, end)
+    # Only if it is missing: some systems refuse to make a folder in one that may not be written to, even if it exists.
+    if not path.parent.is_dir():
+        path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = _make(path, folder=folder)
     try:
         yield path

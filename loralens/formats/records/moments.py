@@ -18,7 +18,7 @@ from loralens.core.lazy import Array, LazyArray
 from loralens.core.moments import Moment, Moments
 from loralens.errors import FormatError, OptionError, place
 from loralens.formats.files.container import Stored, read_safetensors
-from loralens.formats.files.disk import check_parent
+from loralens.formats.files.disk import check_room
 from loralens.formats.files.location import existing_path
 from loralens.formats.files.writing import write_safetensors
 
@@ -63,7 +63,7 @@ def check_moments_target(path: Path, *, overwrite: bool) -> None:
     """Refuse a path where moments cannot be written, before they are measured."""
     if path.suffix != ".safetensors":
         raise OptionError(f"{path}: moments are written to .safetensors files", fix="give a file of that suffix")
-    check_parent(path)
+    check_room(path)
     if path.exists() and (path.is_dir() or not overwrite):
         raise OptionError(f"{path}: exists", fix="choose another target, or give --overwrite")
     # --overwrite must not destroy an adapter whose name was given by mistake.

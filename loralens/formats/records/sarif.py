@@ -10,7 +10,7 @@ from urllib.parse import quote
 from loralens.errors import FormatError, OptionError
 from loralens.formats.files.atomic import atomic_file
 from loralens.formats.files.container import read_json
-from loralens.formats.files.disk import check_parent
+from loralens.formats.files.disk import check_room
 from loralens.formats.files.json_text import dumps
 from loralens.version import __version__
 
@@ -51,9 +51,9 @@ def check_log_target(path: Path) -> None:
     Raises
     ------
     OptionError
-        Its folder does not exist, or the path is a folder, or a file with something else than such a log.
+        Its folder cannot be made, or the path is a folder, or a file with something else than such a log.
     """
-    check_parent(path)
+    check_room(path)
     if path.is_dir():
         raise OptionError(f"{path}: is a folder", fix="give a file")
     if path.exists() and not _holds_log(path):

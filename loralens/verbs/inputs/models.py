@@ -15,6 +15,7 @@ from loralens.core.messages import warn
 from loralens.errors import FormatError, MismatchError, OptionError, place
 from loralens.formats.files.container import CONFIG
 from loralens.formats.files.location import existing_path
+from loralens.requirements import missing_packages
 from loralens.verbs.inputs.choices import check_choice
 from loralens.verbs.inputs.loaded import Head, Loaded
 
@@ -251,9 +252,7 @@ def _import_torch() -> tuple[Any, Any]:
         import torch
         import transformers
     except ImportError as error:
-        raise OptionError(
-            f"running a model needs torch and transformers ({error})", fix="pip install 'loralens[train]'"
-        ) from error
+        raise missing_packages("running a model", ("torch", "transformers"), error) from error
     return torch, transformers
 
 

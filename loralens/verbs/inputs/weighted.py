@@ -34,6 +34,11 @@ def weighted_sources(adapters: Iterable[Weighted]) -> list[Pair]:
     return [(adapter, _finite(weight)) for adapter, weight in _sources_and_weights(adapters)]
 
 
+def weighted_label(label: str, weight: float) -> str:
+    """An adapter in a sentence: ``chat``, or ``0.7 × chat``."""
+    return label if weight == 1 else f"{weight:g} × {label}"
+
+
 def sources_with_strengths(adapters: Iterable[WithStrength]) -> list[tuple[AdapterSource, Strength]]:
     """As `weighted_sources`, where a weight may also be a mapping of globs over modules: ``("b", {"v_proj": 0.3})``."""
     return [(adapter, _as_strength(weight)) for adapter, weight in _sources_and_weights(adapters)]

@@ -2,15 +2,16 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from math import isnan
 from typing import Any
 
 import numpy as np
 
+from loralens.analysis.compare.alikeness import FIGHT, LARGE, in_words, is_same
 from loralens.analysis.compare.clusters import connected_groups
-from loralens.analysis.compare.interference import LARGE, Interaction, Interference, far_cosine
+from loralens.analysis.compare.interference import Interaction, Interference, far_cosine
 from loralens.analysis.compare.pairwise import SAME_START, Pairwise, known_mean
 from loralens.analysis.compare.similarity import Comparison, compare_subspaces
 from loralens.choices import Of, Side
@@ -28,8 +29,8 @@ Pair = tuple[int, int]  # the indices of two adapters, which are also an index o
 SHARES = ("shared", "private", "shared_chance", "private_chance")  # the arrays of `Interference`
 MATRIX = 12  # adapters whose matrices fit on a terminal of 120 columns
 PAIRS = 12  # pairs that are listed for people; --csv lists all
-# Places where two work against each other that are listed for people, and as many where they agree; --json lists all.
-LINES = 8
+SAME_NAMED = 3  # pairs that are practically the same adapter and that the conclusion names
+PLACES = 8  # places where two oppose each other that are listed for people, and as many where they agree
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +44,7 @@ class CollectionSimilarity(Tabular):
     of : str
         Whose directions were compared: ``update``, ``A`` or ``B``.
     side : str
-        The side of the φ maps of every pair.
-    sides : tuple of str
-        The sides whose φ the tables show.
+        The side of φ in the tables, and of the φ maps of every pair.
     phi_rank : int or None
         The largest number of leading directions that φ compares.
     energy : Interference
@@ -61,7 +60,6 @@ class CollectionSimilarity(Tabular):
     adapters: tuple[str, ...]
     of: Of
     side: Side
-    sides: tuple[Side, ...]
     phi_rank: int | None
     loaded: tuple[Adapter, ...]
     pairs: Pairwise
@@ -100,31 +98,63 @@ class CollectionSimilarity(Tabular):
         )
 
     def tables(self) -> list[Table[Any]]:
-        """The adapters, the matrices if they fit, and the pairs with the largest |cosine|."""
+        """The adapters, the matrices if they fit, the pairs by |cosine|, and where two oppose each other or agree."""
         tables: list[Table[Any]] = [self._adapters_table()]
         # A larger matrix would lose columns on a terminal; --json has all of them.
         if self.pairs.count <= MATRIX:
             tables.append(self._matrix("cosine of the updates", self.pairs.cosine))
-            for side in self.sides:
-                title = f"φ, {side} side, mean over modules (chance {self._chance(side)})"
-                tables.append(self._matrix(title, self.pairs.phi(side)))
+            title = f"φ, {self.side} side, mean over modules (chance {self._chance(self.side)})"
+            tables.append(self._matrix(title, self.pairs.phi(self.side)))
             tables.append(self._matrix("shared initialisation: cosine of A", self.pairs.shared_initialisation))
         every = pairs_by_cosine(self.pairs)
         defined = [pair for pair in every if not isnan(self.pairs.cosine[pair])]
-        nearest = defined[:PAIRS]
-        which = f"the {len(nearest)} of {len(every)} pairs" if len(defined) > PAIRS else "pairs"
-        title = f"{which} with the largest |cosine|"
-        tables.append(adapter_pairs_table(title, self.pairs, self.labels, self.sides, nearest))
-        return tables
+        title = "pairs, the largest |cosine| first"
+        table = adapter_pairs_table(title, self.pairs, self.labels, (self.side,), defined)
+        rule = f"each module with |cosine| ≥ {LARGE} and {far_cosine(self.pairs):.1f} standard deviations from chance"
+        return [
+            *tables,
+            replace(table, most=PAIRS),
+            self._interactions_table(f"two oppose each other ({rule})", self.fights),
+            self._interactions_table(f"two agree ({rule})", self.agreements),
+        ]
 
     def listing(self) -> list[Table[Pair]]:
         """Every pair of adapters, one pair a row."""
         every = list(combinations(range(self.pairs.count), 2))
         return [adapter_pairs_table("", self.pairs, self.labels, tuple(self.pairs.overlaps), every)]
 
+    def conclusion(self) -> list[str]:
+        """The pairs that are practically the same adapter, else the nearest pair; and the worst opposition of two."""
+        pairs = [pair for pair in pairs_by_cosine(self.pairs) if not isnan(self.cosine[pair])]
+        if not pairs:
+            return ["No two of these adapters can be compared: they have no module in common, or ΔW is 0."]
+        same = [pair for pair in pairs if is_same(float(self.cosine[pair]))]
+        lines = [self._on_pair(pair) for pair in same[:SAME_NAMED]]
+        if len(same) > SAME_NAMED:
+            lines.append(f"So are {count(len(same) - SAME_NAMED, 'more pair')}.")
+        # A pair that is said to be the same needs no second sentence as the nearest one.
+        others = [pair for pair in pairs if pair not in same]
+        if others:
+            most = f"Of the {len(others)} {'other ' if same else ''}pairs the largest |cosine| is"
+            lines.append(f"{most} {abs(self.cosine[others[0]]):.3f}: {self._on_pair(others[0])}")
+        opposed = self.fights[0] if self.fights else None
+        if opposed:
+            names = f"{self.labels[opposed.first]} and {self.labels[opposed.second]}"
+            # The word is for opposition that takes away half of the sum or more.
+            verb = "fight" if opposed.cosine <= FIGHT else "oppose each other"
+            lines.append(f"{names} {verb} most in {opposed.location} (cosine {opposed.cosine:+.3f}).")
+        else:
+            lines.append("No two oppose each other anywhere.")
+        return lines
+
+    def _on_pair(self, pair: Pair) -> str:
+        first, second = (self.labels[t] for t in pair)
+        cosine, z = float(self.cosine[pair]), float(self.pairs.cosine_z[pair])
+        return f"{first} and {second} {in_words(cosine, z)} (cosine {cosine:+.3f})."
+
     def sentences(self) -> list[str]:
-        """Which adapters cannot be compared, which began from one A, and where two work against each other or agree."""
-        return [*self._on_common_modules(), *self._on_initialisation(), *self._on_interactions()]
+        """Which adapters cannot be compared, and which began from one A."""
+        return [*self._on_common_modules(), *self._on_initialisation()]
 
     def record(self) -> dict[str, Any]:
         """The whole result as a JSON object.
@@ -206,7 +236,8 @@ class CollectionSimilarity(Tabular):
             Column("start", start.__getitem__, "start", priority=3),  # the number of the group that began from one A
         )
         energy = "energy inside and outside the others' directions"
-        return Table(f"{pairs.count} adapters, near ones side by side; {energy}", columns, self.order)
+        title = f"{pairs.count} adapters, near ones side by side; {energy}"
+        return Table(title, columns, self.order, whole=True)  # the numbers of the matrices stand here
 
     def _matrix(self, title: str, values: Floats) -> Table[int]:
         """The values of every pair, with the adapters down and across in the order of the clusters."""
@@ -221,7 +252,7 @@ class CollectionSimilarity(Tabular):
             Column("adapter", self.labels.__getitem__, " ", align="left", priority=ALWAYS),
             *(column(place, t) for t, place in places.items()),
         )
-        return Table(title, columns, self.order)
+        return Table(title, columns, self.order, whole=True)
 
     def _chance(self, side: Side) -> str:
         """The chance level of φ, or its range if ranks differ."""
@@ -255,28 +286,25 @@ class CollectionSimilarity(Tabular):
         families = [group for group in connected_groups(self.pairs.shared_initialisation) if len(group) > 1]
         rule = f"cosine of A ≥ {SAME_START}"
         sentences = [f"began from one A ({rule}): {', '.join(labels[t] for t in group)}" for group in families]
-        if families and "in" in self.pairs.overlaps:
+        if families and self.side == "in":
             warning = "between these, φ of the in side shows the common start, not a common task: read the out side"
             sentences += [f"  {warning}", ""]
         return sentences
 
-    def _on_interactions(self) -> list[str]:
-        """Where two adapters oppose each other, and where they agree, with the rule by which a module counts."""
+    def _interactions_table(self, title: str, interactions: Sequence[Interaction]) -> Table[Interaction]:
+        """Places in which two adapters oppose each other, or agree; those with most weight first."""
         labels = self.labels
-        rule = f"every module with |cosine| ≥ {LARGE} and {far_cosine(self.pairs):.1f} standard deviations from chance"
-        sentences = []
-        for verb, interactions in (("work against each other", self.fights), ("agree", self.agreements)):
-            if not interactions:
-                sentences.append(f"no two {verb} anywhere ({rule})")
-                continue
-            sentences.append(f"where two {verb} ({rule}), most weight first")
-            for interaction in interactions[:LINES]:
-                names = f"{labels[interaction.first]} and {labels[interaction.second]}"
-                strength = f"cosine {interaction.cosine:+.3f} over {count(interaction.modules, 'module')}"
-                sentences.append(f"  {names} {verb} in {interaction.location}: {strength}")
-            if len(interactions) > LINES:
-                sentences.append(f"  … and {len(interactions) - LINES} more: --json lists them")
-        return sentences
+        columns: tuple[Column[Interaction], ...] = (
+            Column("first", lambda row: labels[row.first], "adapter", align="left", priority=ALWAYS),
+            Column("second", lambda row: labels[row.second], "and", align="left", priority=ALWAYS),
+            Column("location", lambda row: row.location, "in", align="left", priority=ALWAYS),
+            Column("modules", lambda row: row.modules, "modules", priority=5),
+            Column("cosine", lambda row: row.cosine, "cosine", fixed("+.3f"), priority=ALWAYS),
+            Column(
+                "weight", lambda row: row.weight, "of all", fixed("+.3f"), priority=3, about="part of the whole cosine"
+            ),
+        )
+        return Table(title, columns, interactions, most=PLACES)
 
 
 def _interaction_record(interaction: Interaction) -> dict[str, Any]:

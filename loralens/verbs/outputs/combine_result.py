@@ -9,13 +9,14 @@ from loralens.arithmetic.combine import Combination
 from loralens.arithmetic.quality import AdapterShare, CombinationQuality
 from loralens.core.adapter import Adapter
 from loralens.core.recipe import Ingredient, Recipe
-from loralens.tables.numbers import exact_size, fixed, percent, shape
+from loralens.tables.numbers import count, fixed, join_words, percent, shape, size
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.outputs.rounding import RoundingCost
 from loralens.verbs.outputs.target import Target, Written
 
 # A relative error below this is rounding of float64 (2e-16 for each operation), and is shown as 0.
 EXACT = 1e-12
+NAMED = 3  # most adapters, or weights of one adapter, that a sentence lists
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,13 +123,42 @@ class CombineResult(Written):
 
     def tables(self) -> list[Table[Any]]:
         """The modules, then the adapters."""
-        return [self._modules_table(), self._adapters_table()]
+        # An exact multiple of one adapter shares nothing with others, and loses nothing.
+        alone = len(self.recipe.adapters) == 1 and self._exact
+        return [self._modules_table(), *([] if alone else [self._adapters_table()])]
+
+    @property
+    def _exact(self) -> bool:
+        """Whether the result is the exact sum, before its factors are rounded."""
+        error = self.total.error_to_sum
+        return error is not None and error < EXACT
+
+    def conclusion(self) -> list[str]:
+        """What was combined and how far the result is from the exact sum; then how much of each adapter it contains."""
+        recipe, total = self.recipe, self.total
+        written = f"{count(len(self.adapter), 'module')}, {self.format}"
+        if self.size is not None:
+            written += f", {size(self.size)}"
+        parts = [_weighted(each) for each in recipe.adapters]
+        plain = recipe.method == "sum" and not recipe.options
+        # A minus sign in place of "+ -".
+        made = " + ".join(parts).replace("+ -", "− ") if plain else f"{recipe.method} of {join_words(parts)}"
+        error = "exact" if self._exact else f"{_error(total.error_to_sum)} off the exact sum"
+        sentences = [self.target.conclusion(f"{made}, {error} ({written})")]
+        # An exact sum retains everything, and a list of many would be no sentence.
+        shares = [row for row in self.adapters if row.share.retained is not None]
+        if not self._exact and len(shares) <= NAMED:
+            retained = [f"{percent(row.share.retained)} of {row.ingredient.path}" for row in shares]
+            sentences.append(f"Its directions hold {join_words(retained)}.")
+        return sentences
 
     def sentences(self) -> list[str]:
-        """The errors over all modules, the sizes, and the place of the result."""
+        """The errors over all modules, and the exact sizes."""
         total = self.total
-        error = _error(total.error_to_sum)
-        lines = [f"error       ‖R−Σw·ΔW‖/‖Σw·ΔW‖ = {error} over all modules, before the factors are rounded"]
+        lines = []
+        if not self._exact:
+            error = _error(total.error_to_sum)
+            lines.append(f"error       ‖R−Σw·ΔW‖/‖Σw·ΔW‖ = {error} over all modules, before the factors are rounded")
         # Sums and methods whose result fits into the rank cut off nothing, and need no line.
         if total.truncation >= EXACT:
             lost = _error(total.truncation)
@@ -139,8 +169,8 @@ class CombineResult(Written):
             lines.append(str(self.rounding))
         lines.append(f"parameters  {self.adapter.parameters:,}")
         if self.size is not None:
-            lines.append(f"file        {exact_size(self.size)}")
-        return [*lines, *self.target.sentences(f"{self.format}, {len(self.adapter)} modules")]
+            lines.append(f"bytes       {self.size:,}")
+        return lines
 
     def record(self) -> dict[str, Any]:
         """The result as a JSON object."""
@@ -179,7 +209,13 @@ class CombineResult(Written):
             replace(column, title="") if column.key == "truncation" and not truncated else column
             for column in MODULE_COLUMNS
         ]
-        return Table(title, columns, rows)
+        return Table(
+            title,
+            columns,
+            rows,
+            uneventful=_is_taken_over,
+            sum_up=lambda taken: f"{count(taken, 'module')} taken from one adapter, without an error",
+        )
 
     def _adapters_table(self) -> Table[CombinedAdapter]:
         rows = self.adapters
@@ -189,6 +225,24 @@ class CombineResult(Written):
         if any(strength.modules for strength in strengths):
             title += " (*: others in some modules)"
         return Table(title, ADAPTER_COLUMNS, rows)
+
+
+def _weighted(ingredient: Ingredient) -> str:
+    """An adapter in a sentence: ``chat``, ``0.7 × chat``, or ``chat × 0.7 in q_proj``."""
+    strength = ingredient.strength
+    if not strength.modules:
+        factor = {1.0: "", -1.0: "-"}.get(strength.weight, f"{strength.weight:g} × ")
+        return f"{factor}{ingredient.path}"
+    exceptions = [f"{weight:g} × in {glob}" for glob, weight in strength.modules.items()]
+    listed = ", ".join(exceptions[:NAMED]) + (", …" if len(exceptions) > NAMED else "")
+    return f"{ingredient.path} ({listed}, {strength.weight:g} × elsewhere)"
+
+
+def _is_taken_over(row: CombinedModule) -> bool:
+    """Whether a module comes from one adapter alone, with its rank and without an error."""
+    ranks = [rank for rank in row.ranks_before if rank]
+    exact = row.truncation < EXACT and row.error_to_sum is not None and row.error_to_sum < EXACT
+    return exact and len(ranks) == 1 and row.rank == ranks[0]
 
 
 def _error(value: float | None) -> str:

@@ -149,19 +149,28 @@ class IntrudersResult(Tabular, Mapping[str, Intruders]):
 
     def tables(self) -> list[Table[Any]]:
         """The modules, and the sums over the modules of a kind."""
-        total = self.total
-        # The share of the energy stands beside the count, as counts saturate where ‖ΔW‖ is large: in one study 57 % and
-        # 99.7 % of the directions were intruders, with 43 % and 92 % of the energy (docs/intruders.md).
-        title = (
-            f"{self.path} on {self.base}: {count(len(self), 'module')}, {total.count} of {total.directions} leading "
-            f"directions of W + ΔW are intruders (score below {self.threshold:g}), with {PERCENT(total.energy_share)} "
-            "of their energy"
-        )
+        title = f"{self.path} on {self.base}: {self.top} leading directions, intruders score below {self.threshold:g}"
         kinds = [
             KindIntruders(kind, len(modules), IntruderTotal.of(modules))
             for kind, modules in group_by_kind(self.modules).items()
         ]
-        return [Table(title, COLUMNS, self._rows()), Table("by kind", KIND_COLUMNS, kinds)]
+        modules = Table(title, COLUMNS, self._rows(), lambda row: not row.intruders.count, _sum_up_others)
+        return [modules, Table("by kind", KIND_COLUMNS, kinds)]
+
+    def conclusion(self) -> list[str]:
+        """How many of the leading directions are intruders, how much energy they have, and in how many modules."""
+        total, modules = self.total, count(len(self), "module")
+        if not total.count:
+            return [
+                f"No intruders: all {total.directions:,} leading directions of W + ΔW in {modules} resemble one of W."
+            ]
+        with_any = sum(module.count > 0 for module in self.values())
+        # The share of the energy stands beside the count, as counts saturate where ‖ΔW‖ is large: in one study 57 % and
+        # 99.7 % of the directions were intruders, with 43 % and 92 % of the energy (docs/intruders.md).
+        return [
+            f"{total.count:,} of {total.directions:,} leading directions of W + ΔW are intruders, with "
+            f"{PERCENT(total.energy_share)} of their energy, in {with_any} of {modules}."
+        ]
 
     def sentences(self) -> list[str]:
         """Which vectors are not unique, which modules took a dense SVD, and what was written."""
@@ -202,6 +211,10 @@ class IntrudersResult(Tabular, Mapping[str, Intruders]):
             f"{'would write' if removal.dry_run else 'wrote'} {removal.path}: {removal.format}, {shrunk} scaled by "
             f"{removal.strength:g}, {changed}, rank {span(removal.ranks)}",
         ]
+
+
+def _sum_up_others(modules: int) -> str:
+    return f"{count(modules, 'module')} without an intruder"
 
 
 def _first_column(

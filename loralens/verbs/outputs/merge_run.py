@@ -17,6 +17,7 @@ from loralens.core.threads import in_threads
 from loralens.errors import OptionError, place
 from loralens.formats.files.apart import check_apart
 from loralens.formats.files.atomic import atomic_file
+from loralens.formats.files.disk import check_room
 from loralens.formats.files.json_text import dumps
 from loralens.formats.models.model_writer import Change, Fill, copy_bytes, write_model
 from loralens.formats.records.kept import keep_files, restore_kept
@@ -26,7 +27,15 @@ from loralens.linalg.device import Device
 from loralens.merging.apply import prepare_merge
 from loralens.merging.record import MergeRecorder, TensorRecord, feed_hash
 from loralens.merging.rounding import MergeRounding
-from loralens.merging.summary import Hashed, MergedModule, merged_modules, model_hash, module_entries, total_entry
+from loralens.merging.summary import (
+    Hashed,
+    MergedModule,
+    hashed_tensors,
+    merged_modules,
+    model_hash,
+    module_entries,
+    total_entry,
+)
 from loralens.merging.undo.layout import VERSION, pack_record, text_digest
 from loralens.merging.undo.patch import keep_in_memory
 from loralens.verbs.inputs.merge_inputs import MergeInputs
@@ -176,10 +185,19 @@ class MergeRun:
     def certificate(self) -> dict[str, Any]:
         """The certificate as a JSON object: what was merged into what, and how much of it arrived."""
         inputs, records = self.inputs, self._records()
+        base, merged = self._hashed(records, "base"), self._hashed(records, "merged")
         return {
             "loralens": __version__,
-            "base": {"path": inputs.base, "sha256": self._hash(records, "base")},
-            "result": {"sha256": self._hash(records, "merged")},
+            "base": {"path": inputs.base, "sha256": base and model_hash(base)},
+            "result": {
+                "sha256": merged and model_hash(merged),
+                # So that `verify` can tell which tensors were changed since.
+                "tensors": merged
+                and {
+                    key: {"dtype": tensor.dtype, "shape": list(tensor.shape), "sha256": tensor.digest}
+                    for key, tensor in merged.items()
+                },
+            },
             "adapters": self.adapters,
             "names": [str(match) for match in inputs.plan.matches],
             "missing": list(inputs.plan.missing),
@@ -233,6 +251,7 @@ class MergeRun:
                 raise OptionError(f"{file}: is a file of the model", fix=f"choose another place for {what}")
             return
         check_apart(file, [("the merged model", output), *self.inputs.places()])
+        check_room(file)
         # Even --overwrite replaces only what a merge wrote.
         if file.exists() and not overwrite:
             raise OptionError(f"{file}: exists", fix="choose another place, or give --overwrite")
@@ -255,8 +274,8 @@ class MergeRun:
         }
         write_undo(dict(sorted({**self.arrays, **dropped}.items())), content, path)
 
-    def _hash(self, records: list[TensorRecord], side: Literal["base", "merged"]) -> str | None:
-        """The hash of a whole model; None if not every tensor was hashed, as in a dry run, which copies nothing."""
+    def _hashed(self, records: list[TensorRecord], side: Literal["base", "merged"]) -> dict[str, Hashed] | None:
+        """The hashes of a model; None if not every tensor was hashed, as in a dry run, which copies nothing."""
         tensors, dropped = self.inputs.files.tensors, self.inputs.plan.dropped
         # A hash of only some tensors would look like that of the model.
         if not self.hashes or tensors.keys() - self.digests.keys() - self.records.keys() - set(dropped):
@@ -268,9 +287,10 @@ class MergeRun:
                 digests[key] = sha256()
                 feed_hash(digests[key], tensors[key].read())
         copies = {
-            key: Hashed(tensors[key].dtype, tensors[key].shape, hashed.hexdigest()) for key, hashed in digests.items()
+            key: Hashed(str(tensors[key].dtype), tensors[key].shape, hashed.hexdigest())
+            for key, hashed in digests.items()
         }
-        return model_hash(records, copies, side=side)
+        return hashed_tensors(records, copies, side=side)
 
 
 def _is_within(file: Path, folder: Path) -> Path | None:

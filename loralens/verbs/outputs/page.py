@@ -19,9 +19,11 @@ from loralens.core.fingerprint import fingerprint
 from loralens.core.messages import note, warn
 from loralens.core.moments import Moments
 from loralens.core.progress import progress
+from loralens.core.threads import Step
 from loralens.core.weights import Weight
 from loralens.errors import LoraLensError, MismatchError, place
 from loralens.formats import encode_adapter
+from loralens.formats.records.evaluations import read_evaluation
 from loralens.formats.records.moments import load_moments
 from loralens.formats.records.runs import read_run
 from loralens.linalg.device import Device
@@ -47,6 +49,7 @@ def report_page(
     *,
     base: str | PathLike[str] | None,
     activations: Sequence[str | PathLike[str] | Moments],
+    evaluations: Sequence[str | PathLike[str]],
     modules: Sequence[str],
     intruders: bool | None,
     reading: Reading,
@@ -59,32 +62,17 @@ def report_page(
         for label, source in zip(labels(sources), sources, strict=True)
     }
     moments = _moments(activations, adapters)
+    stored = [read_evaluation(Path(file)) for file in evaluations]
     model = None if base is None else open_base(base)
     # The doctor reads every module once, and its spectra are those of the page.
     examinations = examine_adapters(adapters, base=model, modules=modules, reading=reading)
     diagnoses = run_checks(examinations)
     measured = [_compare_with_base(examination, model, intruders) if model else None for examination in examinations]
-    subjects: list[Subject] = []
     counts = [len(adapter) for adapter in adapters.values()]
     # A comparison visits every common module twice: once for the pairs, and once for the interference.
     steps = sum(counts) + (2 * max(counts) if len(adapters) > 1 else 0)
     with progress("measuring", steps) as step:
-        for examination, label, against in zip(examinations, short_labels(list(adapters)), measured, strict=True):
-            file, own_moments = moments.get(examination.path, ("", None))
-            subjects.append(
-                measure_subject(
-                    examination,
-                    label,
-                    _dialect(examination.adapter, base),
-                    moments=own_moments,
-                    activations=file,
-                    against_base=against,
-                    threads=THREADS,
-                    step=step,
-                )
-            )
-            if file and not subjects[-1].on_data:
-                warn(f"{examination.path}: activations are not used because some modules hold NaN or Inf")
+        subjects = _measure_subjects(examinations, short_labels(list(adapters)), measured, moments, base, step)
         together = measure_collection(subjects, threads=THREADS, step=step) if len(subjects) > 1 else None
         run = _checkpoint_run(subjects) if together else None
     return make_report(
@@ -93,10 +81,44 @@ def report_page(
         tables=RESULT_TABLES,
         collection=together,
         run=run,
+        evaluations=stored,
         base=None if base is None else str(base),
         command=command,
-        choices={"activations": [_name_of(file) for file in activations], "chosen": list(modules)},
+        choices={
+            "activations": [_name_of(file) for file in activations],
+            "chosen": list(modules),
+            "evaluations": [str(file) for file in evaluations],
+        },
     )
+
+
+def _measure_subjects(
+    examinations: Sequence[Examination],
+    page_labels: Sequence[str],
+    measured: Sequence[BaseMeasurements | None],
+    moments: Mapping[str, tuple[str, Moments]],
+    base: str | PathLike[str] | None,
+    step: Step | None,
+) -> list[Subject]:
+    """Every adapter with its measurements, those on the inputs of its activations where there are some."""
+    subjects: list[Subject] = []
+    for examination, label, against in zip(examinations, page_labels, measured, strict=True):
+        file, own_moments = moments.get(examination.path, ("", None))
+        subjects.append(
+            measure_subject(
+                examination,
+                label,
+                _dialect(examination.adapter, base),
+                moments=own_moments,
+                activations=file,
+                against_base=against,
+                threads=THREADS,
+                step=step,
+            )
+        )
+        if file and not subjects[-1].on_data:
+            warn(f"{examination.path}: activations are not used because some modules hold NaN or Inf")
+    return subjects
 
 
 def _name_of(activations: str | PathLike[str] | Moments) -> str:

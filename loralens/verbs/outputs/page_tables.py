@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from math import nan
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,15 +14,17 @@ from loralens.analysis.compare.pairwise import Pairwise
 from loralens.analysis.groups import Group
 from loralens.charts.amplification import full_rank_rows
 from loralens.compression.curve import CurvePoint
+from loralens.formats.records.evaluations import StoredEvaluation
 from loralens.formats.records.runs import RunCheckpoint
 from loralens.reporting.collection import CheckpointRun
 from loralens.reporting.result_tables import ResultTables
 from loralens.reporting.subject import Subject
-from loralens.tables.numbers import percent
+from loralens.tables.numbers import count, percent
 from loralens.tables.table import Column, Row, Table
 from loralens.verbs.amplify import COLUMNS as AMPLIFY_COLUMNS
 from loralens.verbs.amplify import KIND_COLUMNS, KeptDirections, KindAmplification
 from loralens.verbs.curve import point_columns
+from loralens.verbs.evaluate import Evaluation, quality_table
 from loralens.verbs.outputs.collection_similarity import Pair, adapter_pairs_table, pairs_by_cosine
 from loralens.verbs.outputs.groups import OUTLIER_COLUMNS, groups_table
 from loralens.verbs.outputs.intruders import KIND_COLUMNS as INTRUDER_KIND_COLUMNS
@@ -123,6 +126,27 @@ def checkpoints_table(labels: Sequence[str], run: CheckpointRun) -> Table[Checkp
     return run_table("Checkpoints", replace(run.log, checkpoints=checkpoints), names, run.trajectory.points)
 
 
+def page_quality_table(evaluation: StoredEvaluation) -> Table[Evaluation]:
+    """Adapters as ``evaluate`` lists them, with the number of their parameters where it is known."""
+    # NaN is what the result itself holds where there was nothing to predict; every row has the measures of the first.
+    names = evaluation.adapters[0].measures
+    rows = [
+        Evaluation(
+            row.path, {name: nan if (x := row.measures.get(name)) is None else x for name in names}, row.parameters
+        )
+        for row in evaluation.adapters
+    ]
+    table = quality_table(f"{evaluation.model}, {count(evaluation.texts, 'text')} of {evaluation.data}", rows)
+    if all(row.parameters is None for row in rows):
+        return table
+    columns = [replace(x, title="parameters", text=_grouped) if x.key == "parameters" else x for x in table.columns]
+    return replace(table, columns=columns)
+
+
+def _grouped(parameters: int | None) -> str:
+    return "" if parameters is None else f"{parameters:,}"
+
+
 ENERGY: Column[MeasuredModule] = Column(
     "energy_share", lambda row: row.share, "energy", percent, about="share of the adapter's ‖ΔW‖²", bar=True
 )
@@ -157,4 +181,5 @@ RESULT_TABLES = ResultTables(
     intruders=intruders_table,
     pairs=pairs_table,
     checkpoints=checkpoints_table,
+    quality=page_quality_table,
 )

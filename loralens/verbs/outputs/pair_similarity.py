@@ -1,19 +1,21 @@
 """The result of `similarity` for two adapters: its tables and sentences."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from math import degrees, isnan, nan
+from dataclasses import dataclass, replace
+from math import degrees, isnan, nan, sqrt
 from statistics import median
 from typing import Any, NamedTuple
 
+from loralens.analysis.compare.alikeness import FAR, in_words, is_same
 from loralens.analysis.compare.initialisation import Initialisation
 from loralens.analysis.compare.similarity import Comparison, Similarity
 from loralens.choices import Of, Side
 from loralens.core.names import some
 from loralens.linalg.subspace import Overlap
-from loralens.tables.numbers import count, fixed, json_number, number
+from loralens.tables.numbers import count, fixed, json_number, number, percent
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
+from loralens.verbs.inputs.adapters import short_labels
 from loralens.verbs.outputs.groups import group_by_kind
 
 WHOSE = {"update": "ΔW", "A": "A", "B": "B"}
@@ -89,15 +91,35 @@ class PairSimilarity(Tabular, Mapping[str, Similarity]):
         """The modules, and the means over the modules of a kind on every side that was measured."""
         first, second = self.adapters
         title = f"{first} and {second}: {count(len(self), 'module')}, {self.side} side of {WHOSE[self.of]}"
-        if not self.comparison.zero:  # 0 has no direction, so the cosine of 0 would be no finding
-            title += f", cosine {self.cosine:+.3f} in all (z {self.cosine_z:+.1f})"
+        modules = pair_modules_table(self.comparison, title)
         return [
-            pair_modules_table(self.comparison, title),
+            replace(modules, uneventful=_is_at_chance, sum_up=_sum_up_chance),
             Table("mean by kind", KIND_COLUMNS, _kinds(self.comparison)),
         ]
 
+    def conclusion(self) -> list[str]:
+        """How much the two have in common: as vectors, and in the directions of the side that was compared."""
+        first, second = short_labels(self.adapters)
+        if self.comparison.zero:  # 0 has no direction, so the cosine of 0 would be no finding
+            return [f"{first} and {second} cannot be compared: one of them is 0 in every module that both have."]
+        over = f"over {count(len(self), 'module')}"
+        measured = f"cosine {self.cosine:+.3f} {over}, {_deviations(self.cosine_z)} standard deviations from chance"
+        lines = [f"{first} and {second} {in_words(self.cosine, self.cosine_z)}: {measured}."]
+        strengths = [sqrt(sum(one.norms[i] ** 2 for one in self.values())) for i in (0, 1)]
+        # Two scales of one adapter have a cosine of 1, and are used in the same way by nobody.
+        if is_same(self.cosine) and not 0.9 < strengths[1] / strengths[0] < 1.1:
+            lines.append(f"{second} is {number(strengths[1] / strengths[0], 3)} times as strong.")
+        overlaps = [one.overlap for one in self.values() if not one.zero]
+        phi, chance = (_mean([getattr(overlap, key) for overlap in overlaps]) for key in ("full", "full_chance"))
+        if not isnan(phi):
+            share = f"{percent(phi)} of their directions, where chance gives {percent(chance, 2)}"
+            lines.append(
+                f"On the {self.side} side of {WHOSE[self.of]} they share {share} (mean of φ of all directions)."
+            )
+        return lines
+
     def sentences(self) -> list[str]:
-        """Which modules were not compared, and why."""
+        """Whether the two began from one A, and which modules were not compared, and why."""
         zero = [f"{name} ({similarity.zero})" for name, similarity in self.items() if similarity.zero]
         # In the order of the reasons: nothing to compare, no way to compare, no partner.
         notes = {
@@ -106,7 +128,13 @@ class PairSimilarity(Tabular, Mapping[str, Similarity]):
             f"only in {self.adapters[0]}": self.comparison.alone[0],
             f"only in {self.adapters[1]}": self.comparison.alone[1],
         }
-        return [f"{text}: {some(names)}" for text, names in notes.items() if names]
+        # On the in side a common start is a warning, which stands above; on the out side it changes nothing.
+        start = self.initialisation
+        meaning = (
+            "as two checkpoints of a run do" if start.both_sided else "the in side would show that and no common task"
+        )
+        lines = [f"{start.text}: {meaning}"] if start.text and self.side == "out" else []
+        return lines + [f"{text}: {some(names)}" for text, names in notes.items() if names]
 
     def record(self) -> dict[str, Any]:
         """The whole result as a JSON object; undefined numbers are null."""
@@ -139,6 +167,22 @@ class PairSimilarity(Tabular, Mapping[str, Similarity]):
 def pair_modules_table(comparison: Comparison, title: str = "") -> Table[ModuleSimilarity]:
     """The modules of two adapters, one module per row."""
     return Table(title, COLUMNS, [ModuleSimilarity(name, similarity) for name, similarity in comparison.items()])
+
+
+def _deviations(z: float) -> str:
+    # Beyond ten of them a decimal says nothing.
+    return f"{abs(z):.1f}" if abs(z) < 10 else f"{abs(z):,.0f}"
+
+
+def _is_at_chance(row: ModuleSimilarity) -> bool:
+    """Whether a module shows nothing: an update of 0, or cosine and φ within `FAR` standard deviations of chance."""
+    similarity = row.similarity
+    # A z-score that is not defined, where chance allows one value only, shows nothing either.
+    return bool(similarity.zero) or not (abs(similarity.cosine_z) >= FAR or abs(similarity.overlap.z) >= FAR)
+
+
+def _sum_up_chance(modules: int) -> str:
+    return f"{count(modules, 'module')} no more alike than chance gives"
 
 
 def _kinds(comparison: Comparison) -> list[KindSimilarity]:

@@ -60,6 +60,13 @@ class Target:
         """The sentence about the file, if the caller asked for one."""
         return [self.sentence(what)] if self.wanted else []
 
+    def conclusion(self, what: str) -> str:
+        """``Wrote OUT: what.``, or ``Would write OUT: what.`` in a dry run; ``what.`` alone if no file is wanted."""
+        if not self.wanted:
+            return f"{what}."
+        sentence = self.sentence(what)
+        return f"{sentence[0].upper()}{sentence[1:]}."
+
     def check_source(
         self, source: AdapterSource, *, base: str | PathLike[str] | None = None, other_inputs: Inputs | None = None
     ) -> None:

@@ -255,22 +255,6 @@ def test_the_weights_of_a_sum_are_read_off():
     assert found.evidence == "ΔW = 0.25 × adapter0 + 0.5 × adapter1"
 
 
-@pytest.mark.parametrize(("angle", "told"), [(0.06, True), (0.15, True), (0.3, False)])
-def test_practically_the_same_adapter_is_called_so(angle, told):
-    """An update and the same one turned by an angle: their cosine is cos(angle), as the two parts are unrelated."""
-    first, other = healthy(0), healthy(1)
-    turned = together((np.cos(angle), first), (np.sin(angle), other))
-    dense = [np.concatenate([one[name].dense().ravel() for name in first]) for one in (first, turned)]
-    cosine = dense[0] @ dense[1] / np.linalg.norm(dense[0]) / np.linalg.norm(dense[1])
-    assert (cosine >= 0.98) == told
-    found = judged(first, turned)
-    assert [(one.level, one.code, one.adapter) for one in found] == [("note", "near-copy", "adapter1")] * told
-    if told:
-        said = float(found[0].evidence.split("about ")[1].split()[0])
-        assert said == pytest.approx(cosine, abs=5e-3)
-        assert found[0].evidence.endswith(" with adapter0: practically the same adapter")
-
-
 @pytest.mark.parametrize("rank", [None, 16])
 def test_a_scale_applied_twice_shows_in_the_weights(rank):
     first, second = healthy(0), healthy(1)  # α/r = 2

@@ -91,7 +91,11 @@ def _pair(name: str, module: Update) -> Mapping[str, LazyArray]:
         raise FormatError(what, fix="leave this module out with --modules")
     if name.startswith(_FLAT):
         what = "this is a name with underscores for dots, and diffusers would load nothing under it"
-        raise MismatchError(what, fix="give --base, so that the names become those of the base model")
+        raise MismatchError(
+            what,
+            fix="its layers are not those of SD, SDXL or FLUX.1, whose names are known: give --base, so that the names "
+            "become those of the base model",
+        )
     # The halves as they were stored, if the module was read from a diffusers file.
     parts = stored_parts(module, NAME, diffusers_leaf)
     prefix = "embedding_" if kind == "embedding" else ""

@@ -1,7 +1,6 @@
 """Writing kohya's dialect: unchanged modules as they were read, others under names that kohya's software reads."""
 
 from collections.abc import Callable, Iterable, Mapping
-from functools import partial
 
 import numpy as np
 
@@ -12,6 +11,7 @@ from loralens.core.structured import Update
 from loralens.errors import place
 from loralens.formats.dialects import alpha, up_down
 from loralens.formats.dialects.extras import add_tensors, check_encoder, keep_extras, translate_extras
+from loralens.formats.dialects.image import kohya_names
 from loralens.formats.dialects.kohya.reader import NAME, PREFIXES, kohya_scaling, parse_kohya_key, undouble_prefix
 from loralens.formats.dialects.pairs import stored_parts
 from loralens.formats.files.container import Stored
@@ -34,10 +34,10 @@ HASHES = ("sshs_model_hash", "sshs_legacy_hash")  # of the tensors, so they are 
 def write(adapter: Adapter) -> Stored:
     """The adapter as kohya's software stores it.
 
-    Names get a prefix, and their dots become underscores. A module that was read from a kohya file keeps its keys, and
-    its tensors if nothing changed. The layers of CLIP are under ``text_model``, where kohya's software and ComfyUI look
-    for them, whatever their names are in transformers. α is a float32. No α stands for a scale of 0, so then lora_up is
-    zero.
+    Names get a prefix, and their dots become underscores; SDXL and FLUX get the names of their original checkpoints,
+    which sd-scripts has. A module that was read from a kohya file keeps its keys, and its tensors if nothing changed.
+    The layers of CLIP are under ``text_model``, where kohya's software and ComfyUI look for them, whatever their names
+    are in transformers. α is a float32. No α stands for a scale of 0, so then lora_up is zero.
 
     Raises
     ------
@@ -47,10 +47,14 @@ def write(adapter: Adapter) -> Stored:
     ShapeError, MismatchError
         A grouped convolution was changed, or an update is not a pair.
     """
-    # The prefix of the first text encoder depends on the other modules.
+    known = kohya_names(adapter) if adapter.format != NAME else {}
+    # Of an unknown model, the prefix of the first text encoder depends on the other modules.
     numbered = any(in_pipeline(name).startswith(NUMBERED) for name in adapter)
     components = (*COMPONENTS, ("text_encoder.", "lora_te1_" if numbered else "lora_te_"))
-    new = partial(_file, components=components)
+
+    def new(name: str) -> str:
+        return known.get(name) or _file(name, components)
+
     files = up_down.names_in_file(adapter, NAME, leaf=parse_kohya_key, canonical=undouble_prefix, new=new)
     tensors: dict[str, LazyArray] = {}
     for name, module in adapter.items():

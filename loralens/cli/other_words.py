@@ -1,0 +1,87 @@
+"""The commands that newcomers mean by the words of other tools, and what is said about a word that is no command."""
+
+import os
+from difflib import get_close_matches
+
+from loralens.cli.overview import COMMANDS
+
+# Command → words by which other tools, and people, call it. A word stands once.
+SAID_FOR = {
+    "inspect": "info show view cat open print read list keys header metadata describe summary details dump head load "
+    "stat stats file ls get look peek see what display",
+    "doctor": "check lint validate diagnose test health examine audit debug fix repair verify-adapter sanity problems",
+    "spectrum": "svd rank ranks singular singular-values spectra eigen effective-rank analyze analyse analysis norm "
+    "norms energy",
+    "report": "plot html page figure figures graph chart draw visualize visualise export-html dashboard",
+    "survey": "scan find search folder dir collection index duplicates dedupe batch walk",
+    "similarity": "compare comparison sim similar overlap cosine distance subspace phi cka angles correlation between",
+    "equal": "diff same eq equals identical cmp equality",
+    "trajectory": "checkpoints steps history run progress timeline",
+    "amplify": "amplification base-compare table7",
+    "intruders": "intruder forgetting",
+    "compress": "shrink resize reduce truncate prune small smaller cut lower-rank low-rank svd-compress "
+    "quantize quantise quant minify optimize optimise squeeze",
+    "curve": "tradeoff trade-off sweep pareto sizes choose-rank",
+    "calibrate": "calibration activations moments",
+    "combine": "merge-adapters merge-loras merge-lora add sum average mix blend ties dare soup concat join "
+    "add-adapters lora-merge weighted mean arithmetic stack svd-merge",
+    "scale": "strength multiply weight mul alpha set-alpha set-scale",
+    "negate": "invert unlearn negative minus flip",
+    "subtract": "sub difference remove-adapter",
+    "interpolate": "lerp slerp between-two line",
+    "drop": "remove delete exclude filter select only rm keep del block-weight lbw",
+    "merge": "fuse apply bake fold merge-and-unload into-base merge-base integrate",
+    "unmerge": "unfuse restore undo revert unload",
+    "verify": "proof certify certificate confirm check-merge",
+    "extract": "diff-models from-models lora-extract extract-lora decompose svd-extract mergekit-extract-lora",
+    "convert": "export format transform translate to-peft to-kohya to-gguf gguf peft kohya diffusers comfyui mlx "
+    "rename save write",
+    "train": "finetune fine-tune fit tune learn sft training",
+    "evaluate": "eval score accuracy benchmark bench perplexity ppl",
+    "behave": "behaviour behavior outputs kl logits generate infer inference predict chat",
+    "demo": "example tutorial quickstart start tour try hello init",
+}
+VERB_OF = {word: verb for verb, words in SAID_FOR.items() for word in words.split()}
+# Words for which one command is not the whole answer.
+ALSO = {
+    "plot": "; spectrum, similarity, amplify, curve and trajectory draw one figure with --plot FILE",
+    "merge-adapters": "; to fold adapters into a base model, loralens merge",
+    "quantize": "; in few bits for a number: --to loralens-q",
+    "quantise": "; in few bits for a number: --to loralens-q",
+    "diff": "; how much they share: loralens similarity",
+    "save": "; loralens combine and compress write what they make with -o",
+}
+# Words that ask for an option of the group.
+OPTION_OF = {"help": "--help", "usage": "--help", "commands": "--help", "version": "--version"}
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".npz", ".ckpt", ".json")
+
+
+def on_unknown(word: str) -> str:
+    """One sentence about a first word that is neither a command nor an existing path; it names what was meant."""
+    # `Merge-Adapters`, `merge_adapters` and `merge-adapters` are one word to people.
+    plain = word.lower().strip("-").replace("_", "-")
+    if option := OPTION_OF.get(plain):
+        return f"{word!r} is no command: type loralens {option}"
+    if _looks_like_path(word):
+        # A Hub id and a path look alike, and only the readers know how to find the first.
+        hub = f"; of a Hub id, type loralens inspect {word}" if word.count("/") == 1 and word[0] not in "./~" else ""
+        return f"{word!r} is no existing file or folder{hub}"
+    if verb := _verb_for(plain):
+        answer = f"{word!r} is no command; for that there is loralens {verb} ({COMMANDS[verb].rstrip('.')})"
+        return answer + ALSO.get(plain, "")
+    return f"{word!r} is neither a command nor an existing file: loralens --help lists the commands"
+
+
+def _verb_for(word: str) -> str | None:
+    """The command that a word stands for, or the one that it misspells."""
+    if word in COMMANDS:
+        return word
+    if word in VERB_OF:
+        return VERB_OF[word]
+    # 0.75 accepts one wrong or missing letter of a word of five, and no other word of the table.
+    near = get_close_matches(word, [*COMMANDS, *VERB_OF], n=1, cutoff=0.75)
+    return VERB_OF.get(near[0], near[0]) if near else None
+
+
+def _looks_like_path(word: str) -> bool:
+    return "/" in word or os.sep in word or word.lower().endswith(SUFFIXES)

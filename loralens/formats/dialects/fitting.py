@@ -1,0 +1,43 @@
+"""Naming and dividing the modules of an adapter of another dialect as the dialect that is written has them."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from loralens.core.adapter import Adapter
+from loralens.formats.dialects.experts import fit_experts
+from loralens.formats.files.container import Stored
+
+OF_IMAGE_MODELS = ("kohya", "diffusers", "comfyui")  # dialects of the programs that load adapters of image models
+# Beginnings of the metadata about the training, which none of these programs needs to load the file, and the key that
+# would be wrong afterwards: a hash of the tensors.
+NOTES, OF_OLD_TENSORS = ("ss_", "modelspec."), "modelspec.hash_sha256"
+
+
+def fit(
+    dialect: str, adapter: Adapter, *, base_config: Mapping[str, Any] | None = None, arch: str | None = None
+) -> Adapter:
+    """An adapter of another dialect with experts, and the layers of image models, named and divided as in ``dialect``.
+
+    Parameters and errors are those of `fit_experts` and `fit_image`.
+    """
+    adapter = fit_experts(dialect, adapter, base_config=base_config, arch=arch)
+    if dialect not in OF_IMAGE_MODELS:
+        return adapter
+    # Most adapters are of language models, and need no table of image models.
+    from loralens.formats.dialects.image import fit_image
+
+    return fit_image(dialect, adapter)
+
+
+def carry_notes(dialect: str, adapter: Adapter, stored: Stored) -> Stored:
+    """What an adapter of another dialect says about its training, in the metadata of the file that is written.
+
+    Trigger words and tags stay with an adapter that goes from one program for images to another. What the writer states
+    itself counts.
+    """
+    notes = {key: text for key, text in (adapter.metadata or {}).items() if key.startswith(NOTES)}
+    notes.pop(OF_OLD_TENSORS, None)
+    if dialect not in OF_IMAGE_MODELS or not notes:
+        return stored
+    return replace(stored, metadata={**notes, **(stored.metadata or {})})

@@ -1,0 +1,246 @@
+"""Naming and dividing the layers of SD, SDXL and FLUX.1 as kohya's software, diffusers and ComfyUI have them.
+
+diffusers has q, k and v of FLUX as layers of their own, and the other two keep them in one matrix. Dividing a pair is
+exact: all parts share A, and each has its rows of B, without the columns that are zero in them. Joining pairs is exact
+too: the factors stand in blocks, so the rank is the sum of their ranks, unless they share A.
+
+What the architecture is, the names and shapes of the modules say (`loralens.core.naming.image_models`), so no base is
+needed. Adapters of other models stay as they are.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
+
+import numpy as np
+
+from loralens.core.adapter import Adapter, Extra
+from loralens.core.lazy import Array, LazyArray
+from loralens.core.lowrank import Layout, LowRank
+from loralens.core.naming.image_models import ImageModel, Layer, image_model
+from loralens.core.scaling import Scaling
+from loralens.core.structured import Update
+from loralens.core.weights import with_kernels
+from loralens.errors import FormatError, MismatchError, place
+
+BY_ROW = ("magnitude", "lora_bias")  # roles of extras with one number for each output
+Layers = tuple[Layer, ...]
+
+
+def model_of(adapter: Adapter) -> ImageModel | None:
+    """The architecture of an adapter, if all its modules are layers of SD, SDXL or FLUX.1."""
+    header = adapter.metadata or {}
+    keys = ("ss_base_model_version", "ss_sd_model_name", "modelspec.architecture")
+    hints = (adapter.base_model, *(header.get(key) for key in keys))
+    return image_model({name: module.shape for name, module in adapter.items()}, hints)
+
+
+def kohya_names(adapter: Adapter) -> Mapping[str, str]:
+    """Module → its name in a file of kohya; empty if the architecture is unknown."""
+    model = model_of(adapter)
+    if model is None:
+        return {}
+    return {name: model.kohya(model.find(name, module.shape)[0]) for name, module in adapter.items()}
+
+
+def fit_image(dialect: str, adapter: Adapter) -> Adapter:
+    """An adapter of another dialect with the layers of image models named and divided as in ``dialect``.
+
+    The dialect is ``kohya``, whose writer gives the names, ``diffusers`` or ``comfyui``.
+
+    Raises
+    ------
+    MismatchError
+        Layers of one matrix have to be joined, and are not pairs, or an extra cannot be divided or joined with them.
+    """
+    model = model_of(adapter)
+    if model is None:
+        return adapter
+    layers = {name: model.find(name, module.shape) for name, module in adapter.items()}
+    shapes = {name: found[0].shape for name, found in layers.items() if len(found) == 1}
+    adapter = with_kernels(adapter, shapes)
+    if dialect == "kohya":
+        return _joined(adapter, layers, model)
+    # ComfyUI has the names of the original checkpoint, too, so there whole matrices stay whole.
+    divided = _divided(adapter, layers) if dialect == "diffusers" else adapter
+    names = {
+        name: found[0].name if len(found) == 1 else found[0].original
+        for name, found in layers.items()
+        if name in divided
+    }
+    # The rows of a layer with halves in the other order are those of the original until its name changes.
+    swapped = [name for name, found in layers.items() if name in divided and _swaps(name, found, names[name], model)]
+    return _swap(divided, swapped).renamed({old: new for old, new in names.items() if old != new})
+
+
+def _swaps(name: str, layers: Layers, new: str, model: ImageModel) -> bool:
+    """Whether a module gets its halves in the other order when it is renamed."""
+    return layers[0].swapped and model.is_original(name) != model.is_original(new)
+
+
+def _swap(adapter: Adapter, names: Iterable[str]) -> Adapter:
+    """The adapter with the two halves of the rows of some modules exchanged."""
+    modules, extra = dict(adapter.modules), dict(adapter.extra)
+    for name in names:
+        half = modules[name].shape[0] // 2
+        parts = [Rows(half, 2 * half), Rows(0, half)]
+        modules[name] = _pair(modules[name], [parts])[0]
+        for key, held in _extras_of(adapter, name):
+            extra[key] = replace(held, tensor=_take(held.tensor, parts))
+    return replace(adapter, modules=modules, extra=extra)
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows of a matrix from ``start`` to before ``stop``."""
+
+    start: int
+    stop: int
+
+
+def _divided(adapter: Adapter, layers: Mapping[str, Layers]) -> Adapter:
+    """The adapter with one module for each layer of diffusers that is adapted."""
+    modules: dict[str, Update] = {}
+    extra = dict(adapter.extra)
+    for name, module in adapter.items():
+        if len(layers[name]) == 1:
+            modules[name] = module
+            continue
+        stops = accumulate((layer.shape[0] for layer in layers[name]), initial=0)
+        parts = [Rows(*ends) for ends in pairwise(stops)]
+        with place(name):
+            pieces = _pair(module, [[part] for part in parts])
+        with_extras = list(_extras_of(adapter, name))
+        # Layers that were not adapted are zero rows of a matrix that was joined; a magnitude changes them all the same.
+        keep_all = bool(with_extras) or not any(piece.B.any() for piece in pieces)
+        named = zip((layer.name for layer in layers[name]), pieces, strict=True)
+        modules |= {new: piece for new, piece in named if keep_all or piece.B.any()}
+        for key, held in with_extras:
+            del extra[key]
+            for layer, part in zip(layers[name], parts, strict=True):
+                tensor = _take(held.tensor, [part])
+                extra[f"{layer.name}.{held.role}"] = Extra(held.role, layer.name, tensor, held.parameter)
+    return replace(adapter, modules=modules, extra=extra)
+
+
+def _pair(module: Update, parts: Sequence[Sequence[Rows]]) -> list[LowRank]:
+    """The pairs of some rows of a module, each without the columns of B that are zero in all its rows."""
+    if not isinstance(module, LowRank):
+        raise MismatchError("is no pair, so its rows cannot be taken apart", fix="make it one first: --rank R")
+    B, A = module.B, module.A
+    pairs = []
+    for part in parts:
+        rows = np.concatenate([B[span.start : span.stop] for span in part])
+        used = np.flatnonzero(rows.any(axis=0))
+        # A pair has at least one column, also if its update is zero.
+        used = used if len(used) else np.arange(1)
+        factors = (rows, A) if len(used) == len(A) else (rows[:, used], A[used])
+        scaling = module.scaling
+        if scaling.alpha is not None and len(used) < len(A):
+            scaling = Scaling(origin=scaling.origin)
+        pairs.append(LowRank(*factors, module.scale, scaling=scaling, layout=module.layout))
+    return pairs
+
+
+def _joined(adapter: Adapter, layers: Mapping[str, Layers], model: ImageModel) -> Adapter:
+    """The adapter with the layers of one matrix as one module, under the name of the original checkpoint."""
+    groups: dict[str, list[str]] = {}
+    for name, found in layers.items():
+        groups.setdefault(found[0].original, []).append(name)
+    modules: dict[str, Update] = {}
+    extra = dict(adapter.extra)
+    swapped: dict[str, str] = {}
+    for original, names in groups.items():
+        whole = model.by_original[original]
+        # A matrix that is one layer, or that the adapter has as a whole.
+        if len(layers[names[0]]) == len(whole):
+            modules[names[0]] = adapter[names[0]]
+            if whole[0].swapped and not model.is_original(names[0]):
+                swapped[names[0]] = original
+            continue
+        held = {layers[name][0].name: adapter[name] for name in names}
+        with place(names[0]):
+            modules[original] = _join([(layer.shape, held.get(layer.name)) for layer in whole])
+            joined = _join_extras({layers[name][0].name: dict(_extras_of(adapter, name)) for name in names}, whole)
+        extra = {key: item for key, item in extra.items() if item.module not in names}
+        extra |= {f"{original}.{role}": Extra(role, original, tensor) for role, tensor in joined.items()}
+    # The name says in which order the halves are.
+    return _swap(replace(adapter, modules=modules, extra=extra), swapped).renamed(swapped)
+
+
+def _join(parts: Sequence[tuple[tuple[int, ...], Update | None]]) -> LowRank:
+    """One pair of pairs whose rows stand below each other. Rows without a pair are zero."""
+    held = [module for _, module in parts if module is not None]
+    if not all(isinstance(module, LowRank) for module in held):
+        raise MismatchError("is no pair, so it cannot be joined with its neighbours", fix="make it one: --rank R")
+    pairs = [module for _, module in parts if isinstance(module, LowRank)]
+    scale = next((pair.scale for pair in pairs if pair.scale), 0.0)
+    B, A = [pair.B for pair in pairs], [pair.A for pair in pairs]
+    # Where the scales differ, B takes the difference. In float32 its rounding is below what an α can state.
+    if any(pair.scale not in (scale, 0.0) for pair in pairs):
+        ratios = [pair.scale / scale for pair in pairs]
+        B = [(rows.astype(np.float64) * ratio).astype(np.float32) for rows, ratio in zip(B, ratios, strict=True)]
+    elif any(pair.scale != scale for pair in pairs):
+        B = [rows if pair.scale else np.zeros_like(rows) for rows, pair in zip(B, pairs, strict=True)]
+    shared = all(np.array_equal(A[0], other) and other.dtype == A[0].dtype for other in A[1:])
+    starts = [0] * len(A) if shared else [0, *accumulate(len(each) for each in A)][:-1]
+    width = len(A[0]) if shared else sum(map(len, A))
+    blocks: list[Array] = []
+    below = iter(zip(B, starts, strict=True))
+    dtype = np.float32 if len({each.dtype for each in B}) > 1 else B[0].dtype
+    for shape, module in parts:
+        block = np.zeros((shape[0], width), dtype)
+        if module is not None:
+            rows, start = next(below)
+            block[:, start : start + rows.shape[1]] = rows
+        blocks.append(block)
+    same = {each.dtype for each in A} == {A[0].dtype}
+    below_each_other = np.concatenate(A if same else [each.astype(np.float32) for each in A])
+    scaling = pairs[0].scaling if shared and pairs[0].scale == scale else Scaling(origin=pairs[0].scaling.origin)
+    joined_A = A[0] if shared else below_each_other
+    return LowRank(np.concatenate(blocks), joined_A, scale, scaling=scaling, layout=Layout())
+
+
+def _extras_of(adapter: Adapter, name: str) -> Iterator[tuple[str, Extra]]:
+    """The extras of a module whose rows are changed.
+
+    Raises
+    ------
+    MismatchError
+        One of them has not one number for each row.
+    """
+    rows = adapter[name].shape[0]
+    for key, extra in adapter.extra.items():
+        if extra.module != name:
+            continue
+        if extra.role not in BY_ROW or extra.tensor.size != rows:
+            raise MismatchError(
+                f"{key} ({extra.role}) has not one number for each of the {rows} rows, which are divided here",
+                fix="leave it out with --drop-extra, or merge the adapter into its base",
+            )
+        yield key, extra
+
+
+def _take(tensor: LazyArray, parts: Sequence[Rows]) -> LazyArray:
+    """Some numbers of a tensor with one number for each row."""
+    flat = tensor.reshape(tensor.size)
+    size = sum(part.stop - part.start for part in parts)
+    return flat.map(lambda numbers: np.concatenate([numbers[p.start : p.stop] for p in parts]), shape=(size,))
+
+
+def _join_extras(held: Mapping[str, Mapping[str, Extra]], whole: Layers) -> dict[str, LazyArray]:
+    """Role → the numbers of all rows of a matrix. A bias is zero where a layer has none."""
+    roles = {extra.role for extras in held.values() for extra in extras.values()}
+    joined = {}
+    for role in roles:
+        parts = []
+        for layer in whole:
+            found = [extra.tensor for extra in held.get(layer.name, {}).values() if extra.role == role]
+            if not found and role == "magnitude":
+                raise FormatError(
+                    f"{layer.name} has no DoRA magnitude, and shares a matrix with layers that have one",
+                    fix="leave the magnitudes out with --drop-extra, or merge the adapter into its base",
+                )
+            parts.append(found[0].read().reshape(-1) if found else np.zeros(layer.shape[0], np.float32))
+        joined[role] = LazyArray.of(np.concatenate(parts))
+    return joined

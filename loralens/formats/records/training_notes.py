@@ -1,0 +1,230 @@
+"""What an adapter of an image model says about its training, in the metadata of its header.
+
+sd-scripts and the trainers built on it write keys ``ss_…`` (``train_network.py``), the keys ``modelspec.…`` are those
+of Stability AI's ModelSpec, and ai-toolkit writes ``software`` and ``training_info``. All of it is text that came with
+the file: it is shown and never believed, and what is too long is cut.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from math import isfinite
+from typing import Any, NamedTuple, final
+
+from loralens.errors import visible
+from loralens.formats.files.json_text import json_or_none
+
+LONGEST = 300  # characters of a value that are shown; a description is rarely longer
+PARSED = 4 << 20  # characters of a value that are parsed as JSON; tags of 10,000 images take 1 MB
+MOST_TAGS = 100  # tags that are kept, the most frequent ones
+
+_ABSENT = ("", "None", "null", "{}", "[]")  # what trainers write for an option that was not given
+_TRAINERS = (  # a key that only one trainer writes → its name; the first that is there counts
+    ("ss_sd_scripts_commit_hash", "sd-scripts"),
+    ("ss_session_id", "sd-scripts"),
+)
+
+
+class Tag(NamedTuple):
+    """A tag of the captions, and the number of images that have it."""
+
+    tag: str
+    images: int
+
+
+class Folder(NamedTuple):
+    """A folder of training images: how many there are, and how often each is repeated in an epoch."""
+
+    name: str
+    images: int | None
+    repeats: int | None
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class TrainingNotes:
+    """What the metadata say about the training.
+
+    Attributes
+    ----------
+    values : mapping of str to str
+        Property → its value as text, in the order in which people ask for it.
+    trigger_words : list of str
+        The phrase that the metadata name; otherwise the names of the folders of images, as sd-scripts reads them.
+    tags : list of Tag
+        The most frequent tags of the captions.
+    tag_count : int
+        The number of all different tags.
+    folders : list of Folder
+    """
+
+    values: Mapping[str, str]
+    trigger_words: list[str]
+    tags: list[Tag]
+    tag_count: int
+    folders: list[Folder]
+
+    @classmethod
+    def of(cls, metadata: Mapping[str, str] | None) -> "TrainingNotes | None":
+        """The notes in the metadata of a header; None if there are none."""
+        header = {key: text for key, text in (metadata or {}).items() if isinstance(text, str) and text not in _ABSENT}
+        values = dict(_values(header))
+        tags, folders = _tags(header), list(_folders(header))
+        phrase = header.get("modelspec.trigger_phrase")
+        words = [_short(phrase)] if phrase else [folder.name for folder in folders]
+        # loralens itself states the network of a file of kohya that it writes, which says nothing about a training.
+        if not (values.keys() - {"network"} or tags or folders or words):
+            return None
+        return cls(values, words, [Tag(*tag) for tag in tags.most_common(MOST_TAGS)], len(tags), folders)
+
+    def record(self) -> dict[str, Any]:
+        """The notes as a JSON object."""
+        return {
+            "values": dict(self.values),
+            "trigger_words": self.trigger_words,
+            "tags": [tag._asdict() for tag in self.tags],
+            "tag_count": self.tag_count,
+            "folders": [folder._asdict() for folder in self.folders],
+        }
+
+
+def _values(header: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Property → value, for those that the header states."""
+    named = (
+        ("title", ("modelspec.title", "ss_output_name", "name")),
+        ("author", ("modelspec.author",)),
+        ("description", ("modelspec.description", "ss_training_comment")),
+        ("usage_hint", ("modelspec.usage_hint",)),
+        ("license", ("modelspec.license",)),
+        ("architecture", ("modelspec.architecture", "ss_base_model_version")),
+        ("base_file", ("ss_sd_model_name",)),
+    )
+    for name, keys in named:
+        if found := _first(header, keys):
+            yield name, found
+    if trainer := _trainer(header):
+        yield "trainer", trainer
+    if module := _first(header, ("ss_network_module",)):
+        yield "network", module + _arguments(header)
+    steps = _first(header, ("ss_steps",)) or _from_json(header, "training_info", "step")
+    most = _first(header, ("ss_max_train_steps",))
+    if steps or most:
+        yield "steps", f"{steps or '?'} of {most}" if most and most != steps else str(steps or most)
+    epochs = _first(header, ("ss_epoch",)) or _from_json(header, "training_info", "epoch")
+    if epochs:
+        most = _first(header, ("ss_num_epochs",))
+        yield "epochs", f"{epochs} of {most}" if most and most != epochs else epochs
+    simple = (
+        ("images", ("ss_num_train_images",)),
+        ("batch_size", ("ss_total_batch_size", "ss_batch_size_per_device")),
+        ("resolution", ("ss_resolution", "modelspec.resolution")),
+        ("optimizer", ("ss_optimizer",)),
+        ("learning_rate", ("ss_learning_rate", "ss_unet_lr")),
+        ("text_encoder_learning_rate", ("ss_text_encoder_lr",)),
+        ("scheduler", ("ss_lr_scheduler",)),
+        ("clip_skip", ("ss_clip_skip",)),
+        ("seed", ("ss_seed",)),
+    )
+    for name, keys in simple:
+        if found := _first(header, keys):
+            yield name, found.strip("()")
+    if date := _date(header):
+        yield "date", date
+
+
+def _first(header: Mapping[str, str], keys: Iterable[str]) -> str | None:
+    return next((_short(header[key]) for key in keys if key in header), None)
+
+
+def _short(text: object) -> str:
+    """A text with its control characters visible, on one line and at most `LONGEST` characters long."""
+    # Cut before anything else is done with it: it may have millions of characters.
+    start = str(text)[: LONGEST + 1]
+    line = visible(re.sub(r"\s+", " ", start).strip())
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]}…"
+
+
+def _parsed(header: Mapping[str, str], key: str) -> Any:
+    text = header.get(key, "")
+    return json_or_none(text) if 0 < len(text) <= PARSED else None
+
+
+def _from_json(header: Mapping[str, str], key: str, field: str) -> str | None:
+    found = _parsed(header, key)
+    value = found.get(field) if isinstance(found, dict) else None
+    return _short(value) if isinstance(value, int | float | str) else None
+
+
+def _trainer(header: Mapping[str, str]) -> str | None:
+    software = _parsed(header, "software")
+    if isinstance(software, dict) and isinstance(software.get("name"), str):
+        version = software.get("version")
+        return _short(f"{software['name']} {version}" if isinstance(version, str | int | float) else software["name"])
+    if any(key.startswith("ot_") for key in header):
+        return "OneTrainer"
+    return next((name for key, name in _TRAINERS if key in header), None)
+
+
+def _arguments(header: Mapping[str, str]) -> str:
+    """The rank, α and arguments of a network, behind its name."""
+    numbers = [
+        f"{word} {_short(header[key])}"
+        for word, key in (("dim", "ss_network_dim"), ("alpha", "ss_network_alpha"))
+        if key in header
+    ]
+    arguments = _parsed(header, "ss_network_args")
+    pairs = (
+        [f"{_short(name)}={_short(value)}" for name, value in arguments.items()] if isinstance(arguments, dict) else []
+    )
+    listed = ", ".join([*numbers, *pairs[:10]])
+    return f" ({listed})" if listed else ""
+
+
+def _date(header: Mapping[str, str]) -> str | None:
+    stated = header.get("modelspec.date")
+    if stated:
+        return _short(stated)
+    for key in ("ss_training_finished_at", "ss_training_started_at"):
+        try:
+            seconds = float(header.get(key, ""))
+            if isfinite(seconds):
+                return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
+        except (ValueError, OverflowError, OSError):
+            continue
+    return None
+
+
+def _datasets(header: Mapping[str, str]) -> list[Mapping[str, Any]]:
+    found = _parsed(header, "ss_datasets")
+    return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
+
+
+def _tags(header: Mapping[str, str]) -> "Counter[str]":
+    """The tags of all folders, and the number of images that have them."""
+    counts: Counter[str] = Counter()
+    for folders in (_parsed(header, "ss_tag_frequency"), *(each.get("tag_frequency") for each in _datasets(header))):
+        if not isinstance(folders, dict):
+            continue
+        for tags in folders.values():
+            for tag, count in tags.items() if isinstance(tags, dict) else ():
+                # A whole number beyond float64 would be no count of images.
+                if type(count) is int and 0 < count < 1 << 53 and (name := _short(tag)):
+                    counts[name] += count
+        # Datasets repeat what ss_tag_frequency says.
+        if counts:
+            break
+    return counts
+
+
+def _folders(header: Mapping[str, str]) -> Iterator[Folder]:
+    """The folders of images. sd-scripts takes the repeats and the trigger words from their names: ``10_sks dog``."""
+    found = _parsed(header, "ss_dataset_dirs")
+    for path, about in list(found.items())[:MOST_TAGS] if isinstance(found, dict) else ():
+        about = about if isinstance(about, dict) else {}
+        repeats, images = about.get("n_repeats"), about.get("img_count")
+        name = re.sub(r"^\d{1,9}_", "", re.split(r"[\\/]", path.rstrip("\\/"))[-1])
+        yield Folder(
+            _short(name), *(each if type(each) is int and abs(each) < 1 << 53 else None for each in (images, repeats))
+        )

@@ -1,0 +1,62 @@
+"""The section of a report that shows what was measured on texts: accuracy, loss or perplexity with each adapter."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import PurePath
+
+from loralens.formats.records.evaluations import MeasuredAdapter, StoredEvaluation
+from loralens.reporting.document import PageTable, Section
+from loralens.reporting.result_tables import ResultTables
+from loralens.reporting.subject import Subject
+from loralens.tables.numbers import count, join_words, number, percent
+
+# The measure that a sentence names: the first of these that the task has. Accuracy says most to people.
+HEADLINE = {"classification": ("accuracy", "loss"), "causal-lm": ("perplexity", "loss")}
+NAMED = 4  # adapters that a sentence names; the table has all of them
+BARE_MODEL = "the model alone"
+
+
+def quality_section(
+    evaluations: Sequence[StoredEvaluation], subjects: Sequence[Subject], tables: ResultTables
+) -> Section:
+    """The section with one table for each evaluation."""
+    named = [_with_labels(evaluation, subjects) for evaluation in evaluations]
+    lead = "Measured by running the model: what the numbers below mean for the task."
+    return Section("quality", "Quality on texts", lead, [PageTable(tables.quality(evaluation)) for evaluation in named])
+
+
+def quality_sentences(evaluations: Sequence[StoredEvaluation], subjects: Sequence[Subject]) -> list[str]:
+    """One sentence for each evaluation: the measure that says most, with each adapter."""
+    return [_sentence(_with_labels(evaluation, subjects)) for evaluation in evaluations]
+
+
+def _sentence(evaluation: StoredEvaluation) -> str:
+    measures = HEADLINE.get(evaluation.task, ("loss",))
+    known = set(evaluation.adapters[0].measures)
+    measure = next((name for name in measures if name in known), "")
+    texts = f"{count(evaluation.texts, 'text')} of {evaluation.data}"
+    if not measure:
+        return f"{count(len(evaluation.adapters), 'adapter')} measured on {texts}."
+    values = [_value(row, measure) for row in evaluation.adapters[:NAMED]]
+    more = len(evaluation.adapters) - NAMED
+    if more > 0:
+        values.append(f"{more} more below")
+    return f"On {texts}: {measure} {join_words(values)}."
+
+
+def _value(row: MeasuredAdapter, measure: str) -> str:
+    value = row.measures.get(measure)
+    text = percent(value) if measure == "accuracy" else number(value)
+    size = f" ({row.parameters:,} parameters)" if row.parameters is not None else ""
+    return f"{text} with {row.path}{size}"
+
+
+def _with_labels(evaluation: StoredEvaluation, subjects: Sequence[Subject]) -> StoredEvaluation:
+    """The evaluation, whose adapters have their names on the page in place of their paths."""
+    labels = {subject.path: subject.label for subject in subjects}
+    # An adapter that is not on the page is named by the end of its path.
+    named = [
+        row._replace(path=BARE_MODEL if row.path is None else labels.get(row.path) or PurePath(row.path).name)
+        for row in evaluation.adapters
+    ]
+    return replace(evaluation, adapters=named)

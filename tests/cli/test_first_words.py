@@ -1,0 +1,98 @@
+"""The first word after ``loralens``: a command, a path to inspect, or a word that names the right command."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from loralens.cli.other_words import ALSO, OPTION_OF, SAID_FOR, VERB_OF
+from loralens.cli.overview import COMMANDS, EXAMPLES, GROUPS
+from tests.cli.command import Command
+
+loralens = Command()
+
+
+@pytest.fixture
+def adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a folder with an adapter, in the working directory."""
+    shutil.copytree("examples/adapters/reuters-r8-r8-seed0", tmp_path / "mine")
+    monkeypatch.chdir(tmp_path)
+    return "mine"
+
+
+def test_a_path_alone_is_inspected_and_the_next_commands_are_named(adapter: str) -> None:
+    alone = loralens.good(adapter).stdout
+    inspected = loralens.good("inspect", adapter).stdout
+    assert alone.startswith(inspected)
+    (line,) = alone[len(inspected) :].strip().splitlines()
+    assert f"loralens doctor {adapter}" in line
+
+
+def test_options_and_further_adapters_go_with_a_path(adapter: str) -> None:
+    shutil.copytree(adapter, "second one")
+    assert loralens.good(adapter, "second one", "--json").stdout == (
+        loralens.good("inspect", adapter, "second one", "--json").stdout
+    )
+    # The path is quoted, so that the line can be copied into a shell.
+    assert "loralens doctor 'second one'" in loralens.good("second one").stdout
+    assert "next:" not in loralens.good(adapter, "--csv").stdout
+    assert "next:" not in loralens.good(adapter, "--quiet").stdout
+
+
+def test_the_name_of_a_command_is_no_path(adapter: str) -> None:
+    Path(adapter).rename("spectrum")
+    assert "Missing argument" in loralens.refused("spectrum")
+    assert "next: loralens doctor ./spectrum" in loralens.good("./spectrum").stdout
+
+
+def test_a_path_that_does_not_exist_is_not_inspected() -> None:
+    assert "no existing file" in loralens.refused("missing.safetensors")
+    assert "loralens inspect owner/name" in loralens.refused("owner/name")
+    assert "Hub" not in loralens.refused("./missing")
+
+
+@pytest.mark.parametrize(
+    ("word", "verb"),
+    [
+        ("info", "inspect"),
+        ("svd", "spectrum"),
+        ("rank", "spectrum"),
+        ("compare", "similarity"),
+        ("shrink", "compress"),
+        ("merge-adapters", "combine"),
+        ("merge_adapters", "combine"),
+        ("plot", "report"),
+        ("test", "doctor"),
+        ("Spectrum", "spectrum"),
+        ("spectrm", "spectrum"),
+        ("merge_and_unload", "merge"),
+    ],
+)
+def test_words_of_other_tools_name_the_right_command(word: str, verb: str) -> None:
+    answer = loralens.refused(word)
+    assert f"loralens {verb} (" in answer
+    assert len(answer.splitlines()) == 1
+
+
+def test_a_word_that_means_nothing_is_answered_with_the_list() -> None:
+    assert "loralens --help" in loralens.refused("xyzzy")
+    assert "loralens --version" in loralens.refused("version")
+    assert "loralens --help" in loralens.refused("help")
+
+
+def test_every_word_stands_for_one_command_that_exists() -> None:
+    words = [word for said in SAID_FOR.values() for word in said.split()]
+    assert len(words) == len(set(words)) == len(VERB_OF)
+    assert set(SAID_FOR) <= set(COMMANDS)
+    assert set(ALSO) <= set(VERB_OF)
+    # A command of its own needs no row; underscores are read as hyphens.
+    assert not set(words) & (set(COMMANDS) | set(OPTION_OF))
+
+
+def test_help_groups_every_command_once_below_three_examples() -> None:
+    assert sorted(name for group in GROUPS.values() for name in group) == sorted(COMMANDS)
+    page = loralens.good("--help").stdout
+    assert len(EXAMPLES) == 3
+    assert page.index(EXAMPLES[0][0]) < page.index("Look:") < page.index("Train:")
+    for name in COMMANDS:
+        assert page.count(f"\n  {name.ljust(11)} ") == 1

@@ -1,0 +1,70 @@
+"""`scale` and `drop` with weights of blocks."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import loralens
+from loralens.errors import OptionError
+
+KEYS = {
+    "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k": (640, 768),  # IN04
+    "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_k": (1280, 768),
+    "lora_unet_up_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k": (1280, 768),  # OUT03
+    "lora_te_text_model_encoder_layers_0_mlp_fc1": (3072, 768),
+}
+IN, MID, OUT, TEXT = KEYS
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    modules = {
+        name: loralens.LowRank(rng.random((out, 2), "f4"), rng.random((2, in_), "f4"), 0.5)
+        for name, (out, in_) in KEYS.items()
+    }
+    loralens.save(loralens.Adapter(modules=modules, format="kohya"), tmp_path / "a.safetensors")
+    return tmp_path / "a.safetensors"
+
+
+def scales(result: loralens.Adapter, source: Path) -> dict[str, float]:
+    """What each module was multiplied by, from one number of ΔW."""
+    before = loralens.load(source)
+    return {name: round(float(result[name].dense()[5, 7] / before[name].dense()[5, 7]), 6) for name in KEYS}
+
+
+def test_scale_multiplies_blocks(source: Path, tmp_path: Path) -> None:
+    written = tmp_path / "b.safetensors"
+    loralens.scale(source, preset="OUTALL", block_weights="MID=0.25,BASE=0.5", output=written)
+    expected = {IN: 0, MID: 0.25, OUT: 1, TEXT: 0.5}
+    assert scales(loralens.load(written), source) == expected
+    result = loralens.scale(source, preset="OUTALL", block_weights={"MID": 0.25, "BASE": 0.5})
+    assert scales(result.adapter, source) == expected
+    assert not loralens.load(written)[IN].dense().any()
+
+
+def test_by_multiplies_the_weights_and_modules_limit_them(source: Path) -> None:
+    result = loralens.scale(source, 2, block_weights="IN=0.5,OUT=0.25", modules=["*attn2*"])
+    assert scales(result.adapter, source) == {IN: 1, MID: 2, OUT: 0.5, TEXT: 1}
+
+
+def test_drop_leaves_out_the_blocks_of_weight_0(source: Path) -> None:
+    assert set(loralens.drop(source, preset="OUTALL").adapter) == {OUT, TEXT}
+    assert set(loralens.drop(source, "*mlp_fc1", block_weights="IN04=0").adapter) == {MID, OUT}
+    with pytest.raises(OptionError, match=r"weight 0\.4, and drop leaves a block out"):
+        loralens.drop(source, preset="MIDD0.2")
+
+
+def test_nothing_to_do_is_refused(source: Path) -> None:
+    with pytest.raises(OptionError, match="nothing says how much to scale"):
+        loralens.scale(source)
+    with pytest.raises(OptionError, match="nothing says what to drop"):
+        loralens.drop(source)
+
+
+def test_models_without_such_blocks_are_refused() -> None:
+    rng = np.random.default_rng(0)
+    pair = loralens.LowRank(rng.random((8, 2)), rng.random((2, 8)))
+    with pytest.raises(OptionError, match=r"SD 1\.5, SD 2, SDXL and FLUX\.1"):
+        loralens.scale(loralens.Adapter(modules={"model.layers.0.q_proj": pair}), preset="OUTALL")
