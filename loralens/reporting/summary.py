@@ -1,18 +1,18 @@
 """The summary of a report: the sentences that stand at the top of the page, each only where it is true."""
 
 from collections.abc import Sequence
+from math import log
 from statistics import median
 
 from loralens.analysis.base.amplification import FAR, count_far
 from loralens.analysis.checks.diagnosis import Diagnosis, by_cause
-from loralens.analysis.compare.alikeness import LARGE
+from loralens.analysis.compare.alikeness import FIGHT, LARGE, SAME, in_words
 from loralens.analysis.groups import by_kind, mean_effective_rank
 from loralens.charts.amplification import full_rank_rows
 from loralens.compression.curve import recommended_point
 from loralens.reporting.base import error_in_words
 from loralens.reporting.collection import CheckpointRun, Collection, finite_cosines
 from loralens.reporting.ranks import advice
-from loralens.reporting.relations import SAME, STRONG, describe_relation, is_chance
 from loralens.reporting.run import run_sentence
 from loralens.reporting.spectra import half_energy_modules
 from loralens.reporting.subject import Subject
@@ -168,7 +168,7 @@ def _together(labels: Sequence[str], collection: Collection) -> list[str]:
         names = f"{labels[conflict.first]} and {labels[conflict.second]}"
         where = f"in {conflict.location}: cosine {signed(conflict.cosine)} over {count(conflict.modules, 'module')}"
         # The word is kept for what would be felt: a module of little energy may have any cosine.
-        if conflict.cosine <= -STRONG and abs(conflict.weight) >= FELT:
+        if conflict.cosine <= FIGHT and abs(conflict.weight) >= FELT:
             sentences.append(f"The conflict with the largest effect is between {names} {where}.")
         else:
             effect = f"{abs(conflict.weight):.2g} of the cosine of the whole updates"
@@ -183,8 +183,10 @@ def _together(labels: Sequence[str], collection: Collection) -> list[str]:
 
 def _verdict(cosine: float, z: float, pairs: int) -> str:
     """Whether the largest |cosine| of so many pairs is more than chance would give, and whether it is nearly 1."""
-    if is_chance(z, pairs):
+    # |z| of two single directions exceeds t with probability e^−t at most, and of more directions less: beyond
+    # ln(20·pairs), which is 3 for one pair, chance leaves any pair in one case of 20.
+    if abs(z) < log(20 * pairs):
         return ", which is what unrelated adapters would have"
     if abs(cosine) >= SAME:
-        return f": they {describe_relation(cosine, z, pairs)}"
+        return f": they {in_words(cosine, z)}"
     return ": real, but small" if abs(cosine) < LARGE else ""

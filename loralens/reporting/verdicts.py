@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from loralens.analysis.checks.diagnosis import Diagnosis, by_cause
+from loralens.analysis.compare.alikeness import in_words
 from loralens.reporting.collection import CheckpointRun, Collection, finite_cosines
 from loralens.reporting.document import PageTable
-from loralens.reporting.relations import describe_relation
 from loralens.reporting.run import settled_sentence
 from loralens.reporting.subject import Subject
 from loralens.tables.numbers import UNDEFINED, count, fixed, join_words, percent, span, whole_percent
@@ -187,7 +187,7 @@ def _relation(subjects: Sequence[Subject], collection: Collection | None) -> str
         return "the adapters have no module in common" if collection is None else ""
     s, t = max(cosines, key=lambda pair: abs(cosines[pair]))
     cosine, z = cosines[s, t], float(collection.pairs.cosine_z[s, t])
-    words = describe_relation(cosine, z, len(cosines))
+    words = in_words(cosine, z)
     return f"{subjects[s].label} and {subjects[t].label} {words} (cosine {signed(cosine)})"
 
 

@@ -18,7 +18,6 @@ from loralens.reporting.collection import measure_collection
 from loralens.reporting.document import Report
 from loralens.reporting.html import report_html
 from loralens.reporting.markdown import report_markdown
-from loralens.reporting.relations import describe_relation
 from tests.reporting.adapters import drawn, measured, report
 from tests.reporting.reading import rows
 
@@ -157,17 +156,6 @@ def test_the_same_adapter_twice_is_called_so() -> None:
     subjects = measured({"a": drawn(1), "b": drawn(1)})
     document = report(subjects, [], collection=measure_collection(subjects))
     assert document.headline.startswith("a and b are practically the same adapter (cosine +1.000); ")
-
-
-@pytest.mark.parametrize("cosine", [0.998, 0.7, 0.3, 0.1, -0.1, -0.3, -0.7, -0.998])
-def test_words_grow_with_the_effect(cosine: float) -> None:
-    words = describe_relation(cosine, 1e3 * cosine, 1)
-    loss = -cosine  # the share that the sum of two updates of one norm loses of each
-    assert ("conflict" in words) == (0.5 <= loss < 0.98)
-    assert ("against" in words) == (0.2 <= loss < 0.5)
-    assert ("practically the same" in words) == (abs(cosine) >= 0.98)
-    assert ("almost nothing" in words) == (abs(cosine) < 0.2)
-    assert "unrelated" in describe_relation(cosine, 2.9, 1)
 
 
 def test_a_zero_update_does_nothing() -> None:
