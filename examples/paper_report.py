@@ -13,7 +13,8 @@ import loralens
 from loralens.analysis import compare_subspaces
 from loralens.charts.amplification import amplification_figure
 from loralens.charts.figure import save_figure
-from loralens.charts.mpl import fix_layout, style_context
+from loralens.charts.mpl import fix_layout
+from loralens.charts.mpl_style import style_context
 from loralens.charts.similarity import similarity_figure
 from loralens.charts.spec import Figure as Chart
 
@@ -30,8 +31,10 @@ def write(study: "Study", folder: Path, *, command: str, reading: Path | None, m
     """The report as paper_section7.md, its pictures beside it, and as one page; ``reading``: what the numbers mean."""
     for name, draw in PICTURES.items():
         save_figure(draw(study), folder / f"paper_{name}.png")
-    sections = [f"    {command}\n", "# Section 7 of the LoRA paper on a small encoder\n", _setting(study)]
     said = readings(reading) if reading else {}
+    # The verdict comes first: a reader who stops after the first screen has the answers.
+    sections = ["# Section 7 of the LoRA paper on a small encoder\n", said.get("verdict", ""), _setting(study)]
+    sections.append(f"    {command}\n")
     for title, name, body in _sections(study):
         sections += [f"## {title}\n", body, said.get(name, "")]
     text = "\n".join([*sections, *more, said.get("alternatives", "") if more else "", said.get("end", "")])

@@ -1,11 +1,12 @@
 """Chooses the limits and the ticks of the axes of line charts."""
 
 from collections.abc import Mapping, Sequence
-from math import ceil, floor, isfinite, log10
+from math import ceil, floor, inf, isfinite, log10
 
 from loralens.charts.spec import Area, Axis, Limits, Line, LineChart
 
 X_TICKS, Y_TICKS = 6, 5  # ticks of an axis at most: as many as have room in a panel of 240 × 180 pixels
+TICK = 13.0  # pixels between the numbers of a map, which are 10 pixels high
 
 
 def line_chart(
@@ -79,12 +80,20 @@ def _power_of_two(count: int) -> int:
     return next(1 << k for k in range(32) if count <= 4 << k)
 
 
-def map_ticks(count: int) -> list[int]:
-    """Return the ticks of a map of ``count`` directions: the first, the last, and at most three between them."""
+def map_ticks(count: int, pixels: float = inf) -> list[int]:
+    """Return the ticks of a map of ``count`` directions: the first, the last, and at most three between them.
+
+    On a side of so many ``pixels`` the numbers stand at least `TICK` pixels apart: those of a flat map would overlap.
+    """
     step = _power_of_two(count)
     # Numbers less than half a step from the first or the last would touch them.
     inner = [i for i in range(step, count, step) if count - i >= step / 2 and (i - 1 >= step / 2 or i == 1)]
-    return sorted({1, *inner, count})
+    ticks = [1]
+    apart = TICK * count / pixels
+    for i in inner:
+        if i - ticks[-1] >= apart and count - i >= apart:
+            ticks.append(i)
+    return sorted({*ticks, count})
 
 
 def label_ticks(values: Sequence[float]) -> list[tuple[float, str]]:

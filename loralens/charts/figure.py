@@ -1,10 +1,13 @@
-"""Writes figures to .png, .svg and .pdf files; a file is written completely or not at all."""
+"""Writes figures to .png, .jpg, .webp, .svg and .pdf files; a file is written completely or not at all."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, final
 
-from loralens.charts.mpl import draw_figure, ignore_missing_letters, style_context
+from loralens.charts.mpl import draw_figure, resize_drawing
+from loralens.charts.mpl_style import ignore_missing_letters, style_context
 from loralens.charts.spec import Figure
 from loralens.errors import OptionError
 from loralens.formats.files.atomic import atomic_file
@@ -15,11 +18,72 @@ if TYPE_CHECKING:
 
 # Options of matplotlib for each format. Without a date, the same figure gives the same bytes. At 150 dots per inch a
 # figure of four panels is about 1,600 pixels wide.
+DPI = 150
+# Lines and letters on white keep their edges in a JPEG of this quality, and in a WebP without loss, which is also
+# smaller than the same figure as PNG.
 SUFFIXES: Mapping[str, Mapping[str, Any]] = {
-    ".png": {"dpi": 150},
+    ".png": {"dpi": DPI},
+    ".jpg": {"dpi": DPI, "pil_kwargs": {"quality": 95, "subsampling": 0}},
+    ".jpeg": {"dpi": DPI, "pil_kwargs": {"quality": 95, "subsampling": 0}},
+    ".webp": {"dpi": DPI, "pil_kwargs": {"lossless": True}},
     ".svg": {"metadata": {"Date": None}},
     ".pdf": {"metadata": {"CreationDate": None}},
 }
+
+
+ENDINGS = ".png, .jpg, .webp, .svg or .pdf"
+# matplotlib draws no picture of more dots on a side.
+MOST_DOTS = 1 << 16
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class FigureStyle:
+    """What a user changes about a figure.
+
+    Attributes
+    ----------
+    figure_title : str, optional
+        The title in place of its own; empty for none.
+    figure_size : (float, float), optional
+        Width and height in inches.
+    figure_dpi : float, optional
+        Dots per inch of a picture, and of the maps within .svg and .pdf.
+    """
+
+    figure_title: str | None = None
+    figure_size: tuple[float, float] | None = None
+    figure_dpi: float | None = None
+
+    def check(self) -> None:
+        """Refuse sizes that cannot be drawn.
+
+        Raises
+        ------
+        OptionError
+            A width, a height or a number of dots that is not positive and finite.
+        """
+        values = [*(self.figure_size or ()), *(() if self.figure_dpi is None else (self.figure_dpi,))]
+        if any(not 0 < value < inf for value in values):
+            raise OptionError("the size and the dots of a figure are positive numbers", fix="such as 6.5x4 and 300")
+
+    def draw(self, figure: Figure) -> "Drawing":
+        """Draw a figure in this style.
+
+        Raises
+        ------
+        OptionError
+            The picture would have too many dots.
+        """
+        self.check()
+        drawing = draw_figure(figure if self.figure_title is None else replace(figure, title=self.figure_title))
+        if self.figure_size:
+            resize_drawing(drawing, self.figure_size)
+        if self.figure_dpi:
+            drawing.set_dpi(self.figure_dpi)
+        if max(drawing.get_size_inches()) * drawing.dpi >= MOST_DOTS:
+            raise OptionError("this figure would have more than 65,535 dots on a side", fix="lower the dots per inch")
+        return drawing
 
 
 def check_suffix(path: Path | str) -> str:
@@ -30,14 +94,14 @@ def check_suffix(path: Path | str) -> str:
     Raises
     ------
     OptionError
-        The suffix is none of .png, .svg and .pdf, or the folder of the file cannot be made.
+        The suffix is none of `SUFFIXES`, or the folder of the file cannot be made.
     """
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise OptionError(
             f"{path}: figures are not written as {suffix or 'files without a suffix'}",
-            fix="end the name in .png, .svg or .pdf",
+            fix=f"end the name in {ENDINGS}",
         )
     check_room(path)
     return suffix.removeprefix(".")
@@ -67,7 +131,9 @@ def save_figure(figure: "Figure | Drawing", path: Path | str) -> None:
 
 
 def write_figure(figure: "Figure | Drawing", stream: BinaryIO, kind: str) -> None:
-    """Write a figure as ``png``, ``svg`` or ``pdf`` into a stream."""
+    """Write a figure as ``png``, ``jpg``, ``webp``, ``svg`` or ``pdf`` into a stream."""
     drawing = draw_figure(figure) if isinstance(figure, Figure) else figure
     with style_context(), ignore_missing_letters():
-        drawing.savefig(stream, format=kind, **SUFFIXES[f".{kind}"])
+        # The dots of the drawing itself where the user chose them: `DPI` is also what a drawing has by default.
+        options = {**SUFFIXES[f".{kind}"], "dpi": drawing.dpi}
+        drawing.savefig(stream, format=kind, **options)

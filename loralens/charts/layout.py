@@ -15,8 +15,13 @@ PANEL, ALONE = (240, 180), (420, 230)
 CELL, WRITTEN = (18.0, 18.0), (40.0, 26.0)
 LEAST = 3.0  # the smallest side of a cell: below it neighbours can no longer be told apart
 MAP = 132.0  # the longer side of a map of φ(i, j)
+# The shorter side at least, with cells that are then no squares: else a map of 8 × 64 would be 16 pixels high.
+FLAT = 44.0
 BAR, BAR_HIGH = 160.0, 9.0  # width and height of a colour bar
-BAR_ROOM = 48  # height of a colour bar with its label, its numbers and the level of chance
+# Places on a colour bar from its top: the baseline of the label, the bar, and the baselines of the numbers and of the
+# level of chance; and the height of all of it. Lines of 10 pixels are 13 pixels apart, as closer ones look like one.
+BAR_LABEL, BAR_TOP, BAR_NUMBERS, BAR_CHANCE = 10, 16, 37, 50
+BAR_ROOM = 56
 LINE = 16  # height of a line of a legend
 NOTE = 12  # height of a line of small text
 LABEL = 14  # height of a line below a map
@@ -42,9 +47,10 @@ def chart_box(chart: Chart, *, alone: bool = False) -> Box:
     if isinstance(chart, Overlaps):
         rows, columns = len(chart.phi), max(map(len, chart.phi), default=0)
         side = MAP / max(rows, columns, 1)
+        across, down = max(side * columns, FLAT), max(side * rows, FLAT)
         # 18 pixels above hold the title and 16 below the numbers; 22 at the left hold the numbers of the rows. All maps
         # have one width, so that they stand in columns.
-        return Box(172, 18 + side * rows + 16 + NOTE * len(chart.notes) + 6, 22, 18, side * columns, side * rows)
+        return Box(172, 18 + down + 16 + NOTE * len(chart.notes) + 6, 22, 18, across, down)
     width, below = ALONE if alone else PANEL
     legend = len(chart.named)
     top = 24 if chart.title else 10

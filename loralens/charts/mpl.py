@@ -1,16 +1,19 @@
 """Figures drawn by matplotlib, with the same limits, ticks, colours and layout as on a page.
 
-Only this module and `loralens.charts.mpl_axes` import matplotlib, and only inside functions, as the import takes half a
-second. Figures are made without pyplot, so that no window opens and no setting of the user changes.
+This module and `loralens.charts.mpl_axes` import matplotlib inside functions only, as the import takes half a second.
+`loralens.charts.drawing` imports it at its top, and is itself imported inside a function. Figures are made without
+pyplot, so that no window opens and no setting of the user changes.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+import numpy as np
+
 from loralens.charts import layout
 from loralens.charts.mpl_axes import COLOURS, PIXELS, POINT, SIZES, colour_scale, draw_chart, draw_legend
+from loralens.charts.mpl_style import ignore_missing_letters, style_context
 from loralens.charts.names import fit_name
 from loralens.charts.palette import BLOCKS
 from loralens.charts.spec import Band, Chart, ColourScale, Figure, HeatMap, Key, LineChart
@@ -23,47 +26,10 @@ if TYPE_CHECKING:
 ROOM = 1040  # width in pixels up to which charts stand side by side: four panels of lines
 GAP, MARGIN = 14, 12  # pixels between charts, and around them
 TITLE, BAND = 17, 22  # height in pixels of a line of the title, and of the title of a band
+WIDENED = 520  # pixels to which a figure is widened for its title at most
 LETTER = 7.4  # width in pixels of a letter of the title, by which long titles are shortened
 # matplotlib's words for the anchors of `loralens.charts.layout.bar_anchor`.
 ALIGN: Mapping[str, Literal["left", "center", "right"]] = {"": "left", "mid": "center", "end": "right"}
-
-STYLE: dict[Any, Any] = {
-    "axes.grid": False,
-    "axes.linewidth": 0.6,
-    "axes.titlesize": 8,
-    "figure.dpi": 150,
-    "figure.facecolor": "white",
-    "figure.titlesize": 10,
-    "font.family": ["DejaVu Sans"],  # comes with matplotlib and has the letters σ, Δ, ᵢ and –
-    "font.size": 8,
-    "hatch.linewidth": 0.6,
-    "svg.fonttype": "path",  # so that the picture is the same where the font is not installed
-    "svg.hashsalt": "loralens",  # without it the ids of an SVG are random, and the same figure has other bytes
-    "text.parse_math": False,  # names come from files and may hold a dollar sign
-    "text.usetex": False,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-}
-
-
-def style_context() -> "AbstractContextManager[None]":
-    """Return a context in which matplotlib draws in the style of loralens, whatever the settings of the user."""
-    from matplotlib import rc_context
-
-    return rc_context(STYLE)
-
-
-@contextmanager
-def ignore_missing_letters() -> Iterator[None]:
-    """Return a context without warnings for letters that the font lacks, which are drawn as boxes.
-
-    Names of modules and files may have letters of any script, and one font has only some of them.
-    """
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        yield
 
 
 def fix_layout(drawing: "Drawing") -> "Drawing":
@@ -97,12 +63,14 @@ def draw_figure(figure: Figure, ax: "Axes | None" = None) -> "Drawing":
     """
     if ax is not None:
         return _draw_into(figure, ax)
-    from matplotlib.figure import Figure as Drawing
+    from loralens.charts.drawing import Drawing
 
     bands = [(band, _rows(band)) for band in figure.bands]
     rows = [row for _, placed in bands for row in placed]
-    width = max([row.width for row in rows], default=300) + 2 * MARGIN
     lines = figure.title.split("\n") if figure.title else []
+    # A narrow figure is widened for its title, whose middle would else be left out.
+    title = min(LETTER * max(map(len, lines), default=0), WIDENED)
+    width = max([title, *(row.width for row in rows)] if rows else [title, 300.0]) + 2 * MARGIN
     titles = TITLE * len(lines) + BAND * sum(bool(band.title) for band in figure.bands)
     height = 2 * MARGIN + titles + sum(row.height + GAP for row in rows)
     with style_context(), ignore_missing_letters():
@@ -122,6 +90,25 @@ def draw_figure(figure: Figure, ax: "Axes | None" = None) -> "Drawing":
                     _draw_key(sheet, key, MARGIN + left, top)
                 top += row.height + GAP
         return sheet.figure
+
+
+def resize_drawing(drawing: "Drawing", size: tuple[float, float]) -> None:
+    """Give a drawing another width and height in inches.
+
+    Charts fill the new size. In a smaller one all texts and lines shrink with the side that shrinks more, so that texts
+    keep their distance; in a larger one they keep their size.
+    """
+    factor = min([new / old for new, old in zip(size, drawing.get_size_inches(), strict=True)] + [1.0])
+    drawing.set_size_inches(*size)
+    if factor == 1.0:
+        return
+    for artist in drawing.findobj():
+        for name in ("fontsize", "linewidth", "markersize"):
+            read, write = getattr(artist, f"get_{name}", None), getattr(artist, f"set_{name}", None)
+            # Collections have a width for each of their lines.
+            if read and write:
+                width = read()
+                write(width * factor if np.isscalar(width) else np.asarray(width) * factor)
 
 
 class _Row(NamedTuple):
@@ -271,13 +258,13 @@ def _draw_key(sheet: _Sheet, key: Key, left: float, top: float) -> None:
 
 def _draw_colour_bar(sheet: _Sheet, scale: ColourScale, left: float, top: float) -> None:
     """Draw a colour bar with its label, its numbers and the level of chance."""
-    axes = sheet.axes(left, top + 14, layout.BAR, layout.BAR_HIGH)
+    axes = sheet.axes(left, top + layout.BAR_TOP, layout.BAR, layout.BAR_HIGH)
     sheet.figure.colorbar(colour_scale(scale), cax=axes, orientation="horizontal", spacing="proportional")
     axes.set_label("<colorbar>")
     axes.set_xlim(scale.low, scale.high if scale.high > scale.low else scale.low + 1)
     axes.set_xticks([], minor=True)
     axes.set_xticks([value for value, _ in scale.marks], [text for _, text in scale.marks], parse_math=False)
-    axes.tick_params(length=0, pad=2, labelsize=SIZES["num"], labelcolor=COLOURS["quiet"])
+    axes.tick_params(length=0, pad=3, labelsize=SIZES["num"], labelcolor=COLOURS["quiet"])
     for label, (value, _) in zip(axes.get_xticklabels(), scale.marks, strict=True):
         label.set_horizontalalignment(ALIGN[layout.bar_anchor(scale.share(value))])
     axes.spines[:].set_visible(False)
@@ -288,4 +275,4 @@ def _draw_colour_bar(sheet: _Sheet, scale: ColourScale, left: float, top: float)
     for value in scale.levels[:1]:
         share = scale.share(value)
         align = ALIGN[layout.bar_anchor(share)]
-        sheet.label(f"chance {scale.chance_text}", left + layout.BAR * share, top + 44, align=align)
+        sheet.label(f"chance {scale.chance_text}", left + layout.BAR * share, top + layout.BAR_CHANCE, align=align)

@@ -177,8 +177,9 @@ def draw_overlaps(axes: "Axes", chart: Overlaps) -> None:
     cmap, norm = _colours(chart.scale)
     # Cell (i, j) lies around the numbers i and j, so that ticks at whole numbers stand in its middle.
     axes.imshow(phi, cmap=cmap, norm=norm, aspect="auto", extent=(0.5, columns + 0.5, rows + 0.5, 0.5))
-    axes.set_xticks(map_ticks(columns))
-    axes.set_yticks(map_ticks(rows))
+    box = layout.chart_box(chart)
+    axes.set_xticks(map_ticks(columns, box.across))
+    axes.set_yticks(map_ticks(rows, box.down))
     axes.tick_params(length=0, pad=2, labelsize=SIZES["num"], labelcolor=COLOURS["quiet"])
     axes.spines[:].set_visible(False)
     axes.set_title(fit_name(chart.title, 26), loc="left", parse_math=False, fontsize=SIZES["label"], pad=4)

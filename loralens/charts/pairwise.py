@@ -73,7 +73,7 @@ def pairwise_figure(
         [
             Band(pair_matrices(labels, pairs, order, sides, branches)),
             Band([shared], "shared energy: part of ‖ΔW‖² inside the directions of all others, both sides"),
-            Band([worst], f"conflict: the most negative cosine of any two adapters (chance 0 ± {spread:.1g})"),
+            Band([worst], f"lowest cosine of any two adapters in each module (chance 0 ± {spread:.1g})"),
         ],
     )
 

@@ -33,6 +33,8 @@ class PhiMaps(NamedTuple):
         The modules that are drawn.
     left_out : sequence of str
         Phrases that say what is not drawn.
+    chance : sequence of Overlaps
+        The maps that random subspaces would give: one for each width and number of directions that is drawn.
     """
 
     charts: Sequence[Overlaps | None]
@@ -40,15 +42,16 @@ class PhiMaps(NamedTuple):
     names: Sequence[str]
     scale: ColourScale
     left_out: Sequence[str]
+    chance: Sequence[Overlaps]
 
 
 def similarity_figure(comparison: Comparison, *, labels: tuple[str, str], of: Of = "update") -> Figure:
     """Draw heat maps of φ(i, j) of two adapters for some blocks, and an overview of all modules.
 
     There is one heat map per kind and block, with the i leading directions of the first adapter down and the j of the
-    second across. At the end of a row stands the map that two random subspaces would give. Of more than 8 blocks four
-    are shown: the first, those at one and two thirds, and the last. If some modules have no heat map, or more than 12
-    have one, an overview below shows φ(1, 1) and φ of all directions of every module, by kind and block.
+    second across. Below them stands the map that two random subspaces would give, once for each shape. Of more than 8
+    blocks four are shown: the first, those at one and two thirds, and the last. If some modules have no heat map, or
+    more than 12 have one, an overview below shows φ(1, 1) and φ of all directions of every module, by kind and block.
 
     Parameters
     ----------
@@ -69,9 +72,13 @@ def similarity_figure(comparison: Comparison, *, labels: tuple[str, str], of: Of
     title = f"{side} side of {WHOSE[of]}: directions i of {first}\nand j of {second}"
     if not overlaps:
         return Figure(f"{title}\nnothing to compare: ΔW is 0 everywhere", [])
-    maps = phi_maps(overlaps, with_chance=True)
+    maps = phi_maps(overlaps)
     title = "\n".join([title, *maps.left_out])
-    bands = [Band(maps.charts, keys=[maps.scale], columns=maps.columns)]
+    if maps.columns == 1:
+        # Maps of one kind fill the rows, as one column of them would be a strip at the left of a page.
+        bands = [Band([*maps.charts, *maps.chance], keys=[maps.scale])]
+    else:
+        bands = [Band(maps.charts, columns=maps.columns), Band(maps.chance, "by chance alone", [maps.scale])]
     if len(overlaps) > 1 and (len(maps.names) < len(overlaps) or len(maps.names) > GLANCE):
         bands.append(Band(_overview(overlaps), "every module"))
     return Figure(title, bands)
@@ -90,7 +97,6 @@ def phi_maps(
     numbers: Mapping[str, int] | None = None,
     blocks: int = BLOCKS,
     widest: int | None = None,
-    with_chance: bool = False,
 ) -> PhiMaps:
     """Draw heat maps of φ(i, j) for some blocks and all kinds, on one scale.
 
@@ -103,8 +109,6 @@ def phi_maps(
         Where there are more blocks, only four are drawn, evenly spaced.
     widest : int, optional
         The largest number of directions that a heat map shows.
-    with_chance : bool
-        Whether each row ends with the map that random subspaces would give.
     """
     cells: dict[tuple[Column, str], str] = {}
     in_blocks = any(map(block, overlaps))
@@ -144,16 +148,17 @@ def phi_maps(
             title = fit_name(kind(module), max(TITLE - len(suffix), 7)) + suffix
             notes = [f"φ(1,1) {overlap.first:.2f}", f"all {overlap.full:.2f} (chance {overlap.full_chance:.2g})"]
             charts.append(Overlaps(title, phis[module].tolist(), scale, notes, own))
-        if with_chance:
-            charts.append(next((_chance_map(overlaps[module], scale) for module in row if module), None))
-    return PhiMaps(charts, len(chosen) + with_chance, shown, scale, left_out)
+    # By what they depend on alone, so that a figure of one shape has one such map and not one for each block.
+    by_shape = {(overlaps[name].n, phis[name].shape): overlaps[name] for name in shown}
+    chance = [_chance_map(overlap, scale, widest) for overlap in by_shape.values()]
+    return PhiMaps(charts, len(chosen), shown, scale, left_out, chance)
 
 
-def _chance_map(overlap: Overlap, scale: ColourScale) -> Overlaps:
+def _chance_map(overlap: Overlap, scale: ColourScale, widest: int | None) -> Overlaps:
     """The map that random subspaces would give, max(i, j)/n, in the same colours."""
     (k1, k2), n = overlap.phi.shape, overlap.n
     notes = [f"φ(1,1) {1 / n:.2g}", f"all {max(k1, k2) / n:.2g}"]
-    return Overlaps(f"chance, n = {n}", overlap_chance(k1, k2, n).tolist(), scale, notes)
+    return Overlaps(f"chance, n = {n}", overlap_chance(k1, k2, n)[:widest, :widest].tolist(), scale, notes)
 
 
 def _overview(overlaps: Mapping[str, Overlap]) -> list[HeatMap]:

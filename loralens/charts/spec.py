@@ -144,6 +144,9 @@ class ColourScale:
 
     def text(self, value: float) -> str:
         """Write a value as text, with a true minus sign, and without a sign where it rounds to 0."""
+        # "0.00 %" claims a precision that nothing needs.
+        if value == 0 and not self.doublings:
+            return "0 %" if "%" in self.form else "0"
         text = f"{2.0**value if self.doublings else value:{self.form}}"
         if not text.strip("+-0.%"):
             text = text.lstrip("+-")

@@ -85,14 +85,16 @@ def _bar(scale: ColourScale, left: float, top: float) -> list[str]:
     for k in range(STEPS):
         value = scale.low + (scale.high - scale.low) * k / (STEPS - 1)
         colour = level(value, scale.low, scale.high, diverging=scale.diverging)
-        parts.append(f'<rect class="{colour}" {_rectangle(left + side * k, top + 14, side, layout.BAR_HIGH)}/>')
+        parts.append(
+            f'<rect class="{colour}" {_rectangle(left + side * k, top + layout.BAR_TOP, side, layout.BAR_HIGH)}/>'
+        )
     parts.append("</g>")
-    parts += [text(label, value, 34) for value, label in scale.marks]
-    parts.append(words(scale.label, left, top + 9, "label"))
+    parts += [text(label, value, layout.BAR_NUMBERS) for value, label in scale.marks]
+    parts.append(words(scale.label, left, top + layout.BAR_LABEL, "label"))
     places = [left + layout.BAR * scale.share(value) for value in scale.levels]
-    parts += [f'<path class="chance" d="M{n(x)} {n(top + 11)}v15"/>' for x in places]
+    parts += [f'<path class="chance" d="M{n(x)} {n(top + layout.BAR_TOP - 3)}v15"/>' for x in places]
     # Of two levels the text stands at the lower one: there is room for one text only.
-    parts += [text(f"chance {scale.chance_text}", value, 44) for value in scale.levels[:1]]
+    parts += [text(f"chance {scale.chance_text}", value, layout.BAR_CHANCE) for value in scale.levels[:1]]
     return parts
 
 
@@ -104,7 +106,7 @@ def overlaps_svg(chart: Overlaps, alt: str) -> str:
     """
     rows, columns = len(chart.phi), max(map(len, chart.phi), default=0)
     room = layout.chart_box(chart)
-    side = room.across / max(columns, 1)
+    wide, high = room.across / max(columns, 1), room.down / max(rows, 1)
     paths: dict[str, list[str]] = {}
     for i, row in enumerate(chart.phi):
         for colour, j, length in _runs(row, chart.scale):
@@ -115,10 +117,10 @@ def overlaps_svg(chart: Overlaps, alt: str) -> str:
     left, bottom = room.left, room.top + room.down
     parts = [
         words(fit_name(chart.title, TITLE), left, 12, "head"),
-        f'<g transform="translate({n(left)} 18) scale({n(side, 4)})" shape-rendering="crispEdges" data-phi="{values}">',
-        f"{marks}</g>",
-        *(words(str(i), left - 4, 18 + side * (i - 0.5) + 3.5, "num end") for i in map_ticks(rows)),
-        *(words(str(j), left + side * (j - 0.5), bottom + 11, "num mid") for j in map_ticks(columns)),
+        f'<g transform="translate({n(left)} 18) scale({n(wide, 4)} {n(high, 4)})" shape-rendering="crispEdges" '
+        f'data-phi="{values}">{marks}</g>',
+        *(words(str(i), left - 4, 18 + high * (i - 0.5) + 3.5, "num end") for i in map_ticks(rows, room.down)),
+        *(words(str(j), left + wide * (j - 0.5), bottom + 11, "num mid") for j in map_ticks(columns, room.across)),
         *(words(note, left, bottom + 12 + layout.NOTE * (k + 1), "num") for k, note in enumerate(chart.notes)),
     ]
     return svg(room.width, room.height, parts, alt or chart.title, f' class="phi"{modules_attribute(chart.modules)}')

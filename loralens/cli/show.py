@@ -2,8 +2,8 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import wraps
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -20,7 +20,10 @@ from loralens.version import __version__
 
 @dataclass(frozen=True, slots=True)
 class RowOptions:
-    """How a command shows its result: ``--json``, ``--csv``, ``--plot``, ``--quiet``, ``--verbose``, ``--top``."""
+    """How a command shows its result: ``--json``, ``--csv``, ``--plot``, ``--quiet``, ``--verbose``, ``--top``.
+
+    ``figure`` has the options of ``--plot``: the keywords of `loralens.plot`.
+    """
 
     as_json: bool = False
     as_csv: bool = False
@@ -28,8 +31,30 @@ class RowOptions:
     quiet: bool = False
     verbose: bool = False
     top: int | None = None
+    figure: Mapping[str, Any] = field(default_factory=dict)
 
 
+class Inches(click.ParamType):
+    """A width and a height in inches, such as 6.5x4."""
+
+    name = "WIDTHxHEIGHT"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, float]:
+        """Return the two numbers."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            width, height = map(float, value.lower().split("x"))
+        except ValueError:
+            self.fail(f"{value!r:.100} is no size: write it like 6.5x4, in inches", param, ctx)
+        return width, height
+
+
+FIGURE = (
+    click.option("--figure-title", metavar="TEXT", help="The title of the figure in place of its own; '' for none."),
+    click.option("--figure-size", type=Inches(), metavar="WxH", help="Its width and height in inches, such as 6.5x4."),
+    click.option("--figure-dpi", type=float, metavar="N", help="Its dots per inch.  [default: 150]"),
+)
 QUIET = click.option("--quiet", "-q", is_flag=True, help="Print the conclusion only.")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print the complete result as one JSON object.")
 
@@ -59,6 +84,9 @@ def row_options(
             quiet: bool = False,
             verbose: bool = False,
             rows_shown: int | None = None,
+            figure_title: str | None = None,
+            figure_size: tuple[float, float] | None = None,
+            figure_dpi: float | None = None,
             **values: Any,
         ) -> None:
             # Both would be written to standard output.
@@ -67,7 +95,9 @@ def row_options(
             # The answers are "only the conclusion", "these rows" and "every row".
             if quiet + verbose + bool(rows_shown) > 1:
                 raise click.UsageError("--quiet, --verbose and --top exclude each other")
-            shown = RowOptions(as_json, as_csv, plot, quiet, verbose, rows_shown)
+            figure = {"figure_title": figure_title, "figure_size": figure_size, "figure_dpi": figure_dpi}
+            _check_figure(figure, plot)
+            shown = RowOptions(as_json, as_csv, plot, quiet, verbose, rows_shown, figure)
             function(*arguments, rows=shown, **values)
 
         declared = [JSON, QUIET, click.option("--verbose", "-v", is_flag=True, help=verbose)]
@@ -78,11 +108,12 @@ def row_options(
         if csv:
             declared.append(click.option("--csv", "as_csv", is_flag=True, help=f"Print CSV with one row per {csv}."))
         if plot:
-            text = f"Draw {plot} into FILE (.png, .svg or .pdf)."
+            text = f"Draw {plot} into FILE (.png, .jpg, .webp, .svg or .pdf)."
             # The callback runs before the command.
             declared.append(
                 click.option("--plot", type=options.PATH, callback=_check_drawable, metavar="FILE", help=text)
             )
+            declared += FIGURE
         return options.decorate(with_rows, declared)
 
     return decorate
@@ -97,6 +128,18 @@ def _check_drawable(ctx: click.Context, param: click.Parameter, value: Path | No
 
         check_suffix(value)
     return value
+
+
+def _check_figure(figure: Mapping[str, Any], plot: Path | None) -> None:
+    """Refuse, before any work, options of a figure that is not drawn, or that cannot be."""
+    if all(value is None for value in figure.values()):
+        return
+    if plot is None:
+        given = next(name for name, value in figure.items() if value is not None)
+        raise click.UsageError(f"--{given.replace('_', '-')} changes a figure: give --plot too")
+    from loralens.charts.figure import FigureStyle
+
+    FigureStyle(**figure).check()
 
 
 @runtime_checkable
@@ -122,7 +165,7 @@ def show(result: Tabular, rows: RowOptions) -> None:
         _show_text(result, rows)
     # Last, so that the result is printed even if the figure cannot be written.
     if rows.plot:
-        save_figure_of(result, rows.plot)
+        save_figure_of(result, rows.plot, rows.figure)
 
 
 def _show_text(result: Tabular, rows: RowOptions) -> None:
@@ -210,13 +253,13 @@ def _print_styled(text: str, width: int | None, **style: Any) -> None:
         click.secho(line, file=raw_stream(sys.stdout), **style)
 
 
-def save_figure_of(result: object, file: Path) -> None:
+def save_figure_of(result: object, file: Path, figure: Mapping[str, Any]) -> None:
     """Write the figure of a result, and report it on standard error."""
     # Imported here, since matplotlib takes long to import.
     from loralens.charts.figure import save_figure
-    from loralens.verbs.plot import figure_of
+    from loralens.verbs.plot import plot
 
-    save_figure(figure_of(result), file)
+    save_figure(plot(result, **figure), file)
     tell_written(file)
 
 

@@ -1,6 +1,6 @@
 """The section that compares ΔW with the base weight W: amplification, intruder dimensions, and the error of a merge."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import starmap
 from statistics import median
 from typing import NamedTuple
@@ -11,8 +11,8 @@ from loralens.charts.amplification import amplification_maps, excess_scale, full
 from loralens.charts.grid import Grid
 from loralens.charts.spec import ColourScale
 from loralens.core.carried import magnitudes
-from loralens.reporting.document import Paragraph, Part, Picture, Section, SideBySide
-from loralens.reporting.result_tables import ResultTables, kinds_table
+from loralens.reporting.document import PageTable, Paragraph, Part, Picture, PictureRow, Section, SideBySide
+from loralens.reporting.result_tables import ResultTables, join_tables, kinds_table
 from loralens.reporting.subject import Subject
 from loralens.tables.numbers import percent
 from loralens.tables.table import Column, Table
@@ -22,6 +22,7 @@ WIDE = {"float32", "float64"}
 # The colours of merge errors reach at least this far: an error that does not matter must not look like a large one. The
 # doctor warns from four times as much on.
 LEAST_ERROR = 0.05
+NEGLIGIBLE = 1e-5  # below this error a sentence says "less than 0.001 %"
 Numbers = Mapping[str, int]
 
 
@@ -44,22 +45,53 @@ class MapScales(NamedTuple):
 def base_section(subjects: Sequence[Subject], numbers: Numbers, base: str, tables: ResultTables) -> Section:
     """The section of the base: every adapter against the weights of its base model."""
     scales = _shared_scales(subjects)
-    columns = [(subject.label, _parts(subject, numbers, scales, tables, i)) for i, subject in enumerate(subjects)]
-    if len(columns) == 1:
+    if len(subjects) == 1:
         # A single adapter has the width of the page: the second column begins with its second picture.
-        (_, alone), *_ = columns
+        alone = _parts(subjects[0], numbers, scales, tables)
         pictures = [k for k, part in enumerate(alone) if isinstance(part, Picture)]
         middle = pictures[1] if len(pictures) > 1 else len(alone)
-        columns = [("", alone[:middle]), ("", alone[middle:])]
+        parts: list[Part] = [SideBySide([("", alone[:middle]), ("", alone[middle:])])]
+    else:
+        parts = _parts_of_several(subjects, numbers, scales, tables)
     lead = (
         f"Each adapter against {base}: whether ΔW amplifies directions that W already uses, whether W + ΔW has leading "
         "directions that W does not have, and how much of ΔW would survive a merge into rounded weights."
     )
-    return Section("base", "Against the base", lead, [SideBySide(columns)])
+    return Section("base", "Against the base", lead, parts)
 
 
-def _parts(subject: Subject, numbers: Numbers, scales: MapScales, tables: ResultTables, i: int) -> list[Part]:
+def _parts(subject: Subject, numbers: Numbers, scales: MapScales, tables: ResultTables) -> list[Part]:
+    """The parts of a single adapter."""
+    measures = [part for measure in MEASURES for part in measure(subject, numbers, scales, tables, 0)]
+    parts = [*_left_out(subject), *measures, *_not_measured(subject)]
+    return parts or [Paragraph("No module of this adapter has a weight in the base.")]
+
+
+def _parts_of_several(
+    subjects: Sequence[Subject], numbers: Numbers, scales: MapScales, tables: ResultTables
+) -> list[Part]:
+    """One row of pictures for each measure, and below it one table for all adapters."""
+    notes = [
+        Paragraph(f"{subject.label}: {note.text}", note.warning)
+        for subject in subjects
+        for note in (*_left_out(subject), *_not_measured(subject))
+    ]
     parts: list[Part] = []
+    for measure in MEASURES:
+        measured = [(subject.label, measure(subject, numbers, scales, tables, i)) for i, subject in enumerate(subjects)]
+        pictures = [(label, part) for label, own in measured for part in own if isinstance(part, Picture)]
+        listed = [(label, part) for label, own in measured for part in own if isinstance(part, PageTable)]
+        parts += [PictureRow(pictures)] if pictures else []
+        parts += join_tables([label for label, _ in listed], [part for _, part in listed])
+    if not parts:
+        return [*notes, Paragraph("No module of these adapters has a weight in the base.")]
+    # Modules that are left out come first, so that no map is read as one of the whole adapter.
+    return [*(note for note in notes if note.warning), *parts, *(note for note in notes if not note.warning)]
+
+
+def _left_out(subject: Subject) -> list[Paragraph]:
+    """Warnings about modules that are not compared with the base."""
+    parts: list[Paragraph] = []
     # Modules that are left out come first, so that no map is read as one of the whole adapter.
     if subject.examination.unmatched:
         # The name "" stands for a reason that applies to all modules.
@@ -71,18 +103,21 @@ def _parts(subject: Subject, numbers: Numbers, scales: MapScales, tables: Result
     if reordered:
         text = f"{reordered} modules have their rows in another order than the base and are left out here"
         parts.append(Paragraph(f"{text}: see the findings.", warning=True))
-    parts += _amplified(subject, numbers, scales, tables, i)
-    parts += _intruders(subject, numbers, scales, tables, i)
+    return parts
+
+
+def _not_measured(subject: Subject) -> list[Paragraph]:
+    """What was not measured, and why."""
+    parts: list[Paragraph] = []
     if subject.against_base.no_intruders:
         parts.append(Paragraph(f"Intruder dimensions were not looked for: {subject.against_base.no_intruders}."))
-    parts += _merges(subject, numbers, scales, i)
     # Modules that use DoRA have no predicted merge: merging them changes W by more than ΔW.
     dora = magnitudes(subject.adapter).keys() & subject.spectra
     if dora:
         share = "of the modules use" if len(dora) < len(subject.spectra) else "modules, which are all of them, use"
         text = f"{len(dora)} {share} DoRA. Run loralens merge --dry-run to measure what a merge makes of them."
         parts.append(Paragraph(text))
-    return parts or [Paragraph("No module of this adapter has a weight in the base.")]
+    return parts
 
 
 def _shared_scales(subjects: Sequence[Subject]) -> MapScales:
@@ -110,12 +145,12 @@ def _amplified(subject: Subject, numbers: Numbers, scales: MapScales, tables: Re
             f"amplification-{i + 1}",
             "What ΔW amplifies",
             list(maps),
-            "How strong W is along the singular directions U, V of ΔW: ‖UᵀWV‖, compared with random directions. "
-            f"{far} of {len(rows)} modules are more than {FAR:g} standard deviations from chance; chance alone would "
-            f"give {expected:.2g}.",
+            "How strong W is along the singular directions U, V of ΔW: ‖UᵀWV‖, compared with random directions.",
             "z = 0 and an excess of 1 for directions that are unrelated to W, whatever ‖ΔW‖/‖UᵀWV‖ is",
             "Hu et al. 2021, §7.3 and Table 7",
             f"Maps of what {subject.label} amplifies; {far} of {len(rows)} modules are far from chance.",
+            remark=f"{far} of {len(rows)} modules are more than {FAR:g} standard deviations from chance; chance alone "
+            f"would give {expected:.2g}.",
         ),
         kinds_table(tables.amplification, rows, numbers),
     ]
@@ -147,19 +182,21 @@ def _intruders(subject: Subject, numbers: Numbers, scales: MapScales, tables: Re
             f"intruders-{i + 1}",
             "Intruder dimensions",
             [chart],
-            f"{count} of the {looked} leading directions of W + ΔW have no |cosine| of {first.threshold:g} or more "
-            "with any singular direction of W.",
+            f"The number of leading directions of W + ΔW that have no |cosine| of {first.threshold:g} or more with any "
+            "singular direction of W.",
             f"a random direction counts as an intruder with probability {level}: a low score means that a direction "
             "is spread over many directions of W, not that W lacks it",
             "Shuttleworth et al. 2024, Definition 3.1",
             f"Map of intruder dimensions of {subject.label}: {count} of {looked} leading directions.",
+            remark=f"{count} of {looked} leading directions are intruders.",
         ),
         # A table of zeros would say nothing that the caption does not.
         *([kinds_table(tables.intruders, intruders, numbers)] if count else []),
     ]
 
 
-def _merges(subject: Subject, numbers: Numbers, scales: MapScales, i: int) -> list[Part]:
+def _merges(subject: Subject, numbers: Numbers, scales: MapScales, tables: ResultTables, i: int) -> list[Part]:
+    del tables  # its table is of this section alone
     effects = subject.merge_effects
     if not effects:
         return []
@@ -184,12 +221,13 @@ def _merges(subject: Subject, numbers: Numbers, scales: MapScales, i: int) -> li
             "Merge fidelity, predicted",
             [chart],
             f"The error that a merge into {', '.join(dtypes)} weights would add, as a share of ‖ΔW‖, predicted from "
-            f"at most 2¹⁸ entries of each weight. The largest is that of {worst}."
+            "at most 2¹⁸ entries of each weight."
             + (" Run loralens doctor --dtype bf16 to see the same for narrower weights." if wide else ""),
             "there is no level of chance: 0 % is an exact merge, and an update below half a unit in the last place "
             "of W is lost",
             "W + ΔW is rounded to the nearest value of the dtype of the base, as in loralens merge",
             f"Map of predicted merge errors of {subject.label}, up to {percent(effects[worst].rounding.error)}.",
+            remark=f"The largest error, {error_in_words(effects[worst].rounding.error)}, is that of {worst}.",
         ),
         kinds_table(
             lambda kinds: Table("Merge by kind", KIND_MERGE_COLUMNS, list(starmap(KindMerges, kinds.items()))),
@@ -198,6 +236,18 @@ def _merges(subject: Subject, numbers: Numbers, scales: MapScales, i: int) -> li
         ),
     ]
 
+
+def error_in_words(error: float) -> str:
+    """An error within a sentence, where digits in scientific notation are hard to read."""
+    return "less than 0.001 %" if error < NEGLIGIBLE else percent(error)
+
+
+# In the order of the page.
+MEASURES: tuple[Callable[[Subject, Numbers, MapScales, ResultTables, int], list[Part]], ...] = (
+    _amplified,
+    _intruders,
+    _merges,
+)
 
 # The worst module of a kind where one is enough to spoil a merge, and the median where the kind as a whole is meant.
 KIND_MERGE_COLUMNS: tuple[Column[KindMerges], ...] = (

@@ -110,7 +110,7 @@ def _conflicts(labels: Sequence[str], collection: Collection, numbers: Numbers) 
     )
     return Picture(
         "conflicts",
-        "Conflicts" if several else "Cosine by module",
+        "Lowest cosine by module" if several else "Cosine by module",
         [chart],
         f"{cosine}. Below 0 the two updates work against each other, above 0 in the same direction.",
         f"0 ± {spread} in a module{many if several else ''}",
@@ -123,7 +123,7 @@ def _interactions(labels: Sequence[str], collection: Collection) -> list[Part]:
     far = f"{far_cosine(collection.pairs):.1f} standard deviations from chance"
     rule = f"every module with |cosine| ≥ {LARGE:g} and {far}"
     parts: list[Part] = []
-    for verb, places in (("conflict", collection.conflicts), ("agree", collection.agreements)):
+    for verb, places in (("work against each other", collection.conflicts), ("agree", collection.agreements)):
         if places:
             columns, rows = _interaction_columns(labels), places[: 5 * INTERACTIONS]
             table = Table(f"Where two adapters {verb}: {rule}", columns, rows)
@@ -171,9 +171,9 @@ def _phi(
         Picture(
             f"phi-{pair[0] + 1}-{pair[1] + 1}-{side}",
             f"φ(i, j), {side} side: {first} and {second}",
-            charts,
+            [*charts, *maps.chance],
             f"How much of the i leading {side} directions of {first} (down) lies in the j leading ones of {second} "
-            f"(across): 1 if one contains the other.{not_drawn}",
+            f"(across): 1 if one contains the other; last what chance alone would give.{not_drawn}",
             f"max(i, j)/n, here {number(min(levels), 2)} to {number(max(levels), 2)}{common if side == 'in' else ''}",
             SOURCE + "; drawn as its Figures 3 and 4",
             f"Heat maps of φ(i, j) between {first} and {second}; φ of all directions is {min(full):.2f} to "

@@ -1,12 +1,25 @@
 """The content of a report as plain data, from which the page and the Markdown are written."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any, Literal, final
 
-from loralens.charts.spec import Chart, Key
+from loralens.charts.layout import chart_box
+from loralens.charts.spec import Chart, HeatMap, Key
 from loralens.tables.table import Table
+
+# The width in pixels that a page of 1280 pixels has for charts within a frame, and the gap between columns of them.
+ROOM, GAP = 1160, 28
+COLUMNS = 3  # columns beside each other at most, as the stylesheet has it
+
+
+def is_too_wide(charts: Iterable[Chart], columns: int) -> bool:
+    """Whether a map among charts is wider than one of so many columns, so that it would be cut there."""
+    columns = min(max(columns, 1), COLUMNS)
+    room = (ROOM - GAP * (columns - 1)) / columns
+    # Line charts shrink with their column, and maps do not: their numbers would become too small to read.
+    return any(isinstance(chart, HeatMap) and chart_box(chart).width > room for chart in charts)
 
 
 @final
@@ -21,13 +34,17 @@ class Paragraph:
 @final
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """One kind of finding: its level, its code, the place, the evidence, and how to fix it."""
+    """One kind of finding: its level, its code, the place, the evidence, and how to fix it.
+
+    Where several adapters have findings of one kind, ``each`` has the notice of each, and evidence and fix are empty.
+    """
 
     level: Literal["error", "warning", "note"]
     code: str
     place: str
     evidence: Sequence[str]
     fix: str = ""
+    each: Sequence["Notice"] = ()
 
 
 def code_pieces(text: str) -> list[str]:
@@ -94,6 +111,8 @@ class Picture:
         Whether a click is needed to show it.
     keys : sequence of Key
         The colour keys that the charts share.
+    remark : str
+        What is true of this adapter alone: in a `PictureRow` it stands below the charts, and the caption stands once.
     """
 
     key: str
@@ -107,6 +126,36 @@ class Picture:
     folded: bool = False
     # Below all charts and not in each, as charts that share a scale are compared with each other.
     keys: Sequence[Key] = ()
+    remark: str = ""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class PictureRow:
+    """The same picture of several adapters under one title and one caption.
+
+    Attributes
+    ----------
+    pictures : sequence of (str, Picture)
+        The label of each adapter and its picture. Title, caption and source are those of the first, as all are equal.
+    """
+
+    pictures: Sequence[tuple[str, Picture]]
+
+    @property
+    def first(self) -> Picture:
+        """The picture whose title, caption and source stand for all."""
+        return self.pictures[0][1]
+
+    @property
+    def chance(self) -> str:
+        """The level of chance where all adapters have the same; else each picture has its own."""
+        return self.first.chance if len({picture.chance for _, picture in self.pictures}) == 1 else ""
+
+    @property
+    def stacked(self) -> bool:
+        """Whether a map is too wide to stand beside others, so that the pictures stand one below the other."""
+        return is_too_wide((chart for _, own in self.pictures for chart in own.charts), len(self.pictures))
 
 
 @final
@@ -129,8 +178,14 @@ class SideBySide:
 
     columns: Sequence[tuple[str, Sequence["Part"]]]
 
+    @property
+    def stacked(self) -> bool:
+        """Whether a map is too wide to stand beside others, so that the columns stand one below the other."""
+        pictures = [part for _, inner in self.columns for part in inner if isinstance(part, Picture)]
+        return is_too_wide((chart for picture in pictures for chart in picture.charts), len(self.columns))
 
-Part = Paragraph | Notices | PageTable | Picture | Slider | SideBySide
+
+Part = Paragraph | Notices | PageTable | Picture | PictureRow | Slider | SideBySide
 
 
 @final
@@ -154,7 +209,13 @@ class Report:
     command : str
         The command that made the report; empty where there is none.
     summary : sequence of str
-        The sentences at the top of the page.
+        What was measured in sentences, for JSON.
+    headline : str
+        The strongest fact in one sentence, which is the first of the page.
+    verdicts : PageTable or None
+        The table below it, with one row per adapter.
+    remarks : sequence of str
+        The sentences of the summary that stand below the table, as neither the table nor the headline says them.
     modules : sequence of str
         Names of all modules of all adapters: charts and rows refer to them by number.
     sliders : sequence of mapping
@@ -172,3 +233,6 @@ class Report:
     sliders: Sequence[Mapping[str, Any]] = ()
     # Made together with the sections and from the same measurements, so that --json and the page cannot differ.
     record: Mapping[str, Any] = field(default_factory=dict)
+    headline: str = ""
+    verdicts: PageTable | None = None
+    remarks: Sequence[str] = ()

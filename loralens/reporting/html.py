@@ -4,6 +4,7 @@ import json
 import re
 from base64 import b64encode
 from collections.abc import Iterator, Mapping
+from functools import cache
 from hashlib import sha256
 from importlib.resources import files
 from math import isfinite, nan, prod
@@ -86,6 +87,8 @@ def _template(name: str) -> str:
     return (files("loralens.reporting") / "templates" / name).read_text(encoding="utf-8")
 
 
+# Kept, as the templates of a page take more memory to compile than its adapters do.
+@cache
 def _environment() -> "Environment":
     # Imported here because it takes 36 ms, which --help and every refusal of a report would pay.
     from jinja2 import Environment, FunctionLoader, StrictUndefined

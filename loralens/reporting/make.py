@@ -17,7 +17,8 @@ from loralens.reporting.result_tables import ResultTables
 from loralens.reporting.run import run_section
 from loralens.reporting.spectra import spectra_section
 from loralens.reporting.subject import Subject
-from loralens.reporting.summary import summary_sentences
+from loralens.reporting.summary import remarks, summary_sentences
+from loralens.reporting.verdicts import headline, verdict_of, verdict_record, verdicts_table
 from loralens.tables.numbers import count, join_words
 
 
@@ -60,7 +61,10 @@ def make_report(
     names = list(dict.fromkeys(name for subject in subjects for name in subject.examination.readings))
     numbers = {name: i for i, name in enumerate(names)}
     # Whether the task is still solved is what readers want to know first.
-    sentences = [*quality_sentences(evaluations, subjects), *summary_sentences(subjects, findings, collection, run)]
+    quality = quality_sentences(evaluations, subjects)
+    sentences = [*quality, *summary_sentences(subjects, findings, collection, run)]
+    verdicts = [verdict_of(subject, findings) for subject in subjects]
+    answer, *more = [*quality, headline(subjects, verdicts, collection, run)]
     sections = [
         # What was measured on texts is what readers want to know first. The findings and the facts follow, as all
         # numbers below depend on them. The longest table comes last.
@@ -77,13 +81,17 @@ def make_report(
     ]
     labels = [subject.label for subject in subjects]
     choices = {"base": base, "command": command, **(choices or {})}
+    first_screen = {"headline": answer, "verdicts": list(map(verdict_record, verdicts))}
     return Report(
         # Four names and more would not fit on the tab of a browser.
         title=join_words(labels) if len(labels) < 4 else f"{labels[0]} and {count(len(labels) - 1, 'other adapter')}",
         command=command,
         summary=sentences,
+        headline=answer,
+        verdicts=verdicts_table(verdicts),
+        remarks=[*more, *remarks(subjects)],
         sections=sections,
         modules=names,
         sliders=[slider_data(subject, i) for i, subject in enumerate(subjects) if subject.plan is not None],
-        record=report_record(subjects, findings, collection, run, sentences, tables, choices),
+        record=report_record(subjects, findings, collection, run, sentences, tables, choices | first_screen),
     )

@@ -6,7 +6,18 @@ from io import BytesIO
 from loralens.charts.figure import write_figure
 from loralens.charts.spec import Band, Figure
 from loralens.errors import visible
-from loralens.reporting.document import Notices, PageTable, Paragraph, Part, Picture, Report, SideBySide, code_pieces
+from loralens.reporting.document import (
+    Notice,
+    Notices,
+    PageTable,
+    Paragraph,
+    Part,
+    Picture,
+    PictureRow,
+    Report,
+    SideBySide,
+    code_pieces,
+)
 from loralens.version import __version__
 
 # Letters that mean something to Markdown or HTML anywhere in a line: each is escaped. Those that mean something only at
@@ -19,7 +30,9 @@ def report_markdown(report: Report, folder: str) -> str:
     lines = [f"# {escape_markdown(report.title)}", ""]
     if report.command:
         lines += [*_code_block(report.command), ""]
-    lines += [*(f"- {escape_markdown(sentence)}" for sentence in report.summary), ""]
+    lines += [f"**{escape_markdown(report.headline)}**", ""] if report.headline else []
+    lines += _table(report.verdicts) if report.verdicts else []
+    lines += [*(f"- {escape_markdown(sentence)}" for sentence in report.remarks), ""]
     for section in report.sections:
         lines += [f"## {escape_markdown(section.title)}", ""]
         lines += [escape_markdown(section.lead), ""] if section.lead else []
@@ -45,6 +58,8 @@ def _pictures(parts: Sequence[Part]) -> Iterator[Picture]:
     for part in parts:
         if isinstance(part, Picture):
             yield part
+        elif isinstance(part, PictureRow):
+            yield from (picture for _, picture in part.pictures)
         elif isinstance(part, SideBySide):
             for _, inner in part.columns:
                 yield from _pictures(inner)
@@ -58,9 +73,14 @@ def _part(part: Part, folder: str) -> list[str]:
     if isinstance(part, PageTable):
         return _table(part)
     if isinstance(part, Picture):
-        caption = f"{part.caption} Chance: {part.chance}. Source: {part.source}."
-        image = f"![{escape_markdown(part.alt)}]({folder}/{part.key}.png)"
-        return [image, "", f"*{escape_markdown(part.title)}.* {escape_markdown(caption)}", ""]
+        return [*_image(part, folder), *_caption(part, part.chance, part.remark)]
+    if isinstance(part, PictureRow):
+        lines = []
+        for label, picture in part.pictures:
+            own = picture.remark if part.chance else f"{picture.remark} Chance: {picture.chance}."
+            lines += [f"{escape_markdown(label)}{': ' if own else ''}{escape_markdown(own)}", ""]
+            lines += _image(picture, folder)
+        return [*lines, *_caption(part.first, part.chance, "")]
     if isinstance(part, SideBySide):
         lines = []
         for label, inner in part.columns:
@@ -71,18 +91,35 @@ def _part(part: Part, folder: str) -> list[str]:
     return []  # a slider does not move in Markdown; the table of ranks has its numbers
 
 
+def _image(picture: Picture, folder: str) -> list[str]:
+    return [f"![{escape_markdown(picture.alt)}]({folder}/{picture.key}.png)", ""]
+
+
+def _caption(picture: Picture, chance: str, remark: str) -> list[str]:
+    by_chance = f"Chance: {chance}." if chance else ""
+    caption = " ".join(filter(None, [picture.caption, remark, by_chance, f"Source: {picture.source}."]))
+    return [f"*{escape_markdown(picture.title)}.* {escape_markdown(caption)}", ""]
+
+
 def _notices(part: Notices) -> list[str]:
     lines = [] if part.notices else [escape_markdown(part.good)]
     for notice in part.notices:
         place = f" {escape_markdown(notice.place)}" if notice.place else ""
         lines.append(f"- **{notice.level}: {escape_markdown(notice.code)}**{place}")
-        lines += [f"  - {escape_markdown(evidence)}" for evidence in notice.evidence]
-        if notice.fix:
-            # Commands stay code: an escaped backslash or underscore would be copied with them.
-            pieces = enumerate(code_pieces(" ".join(notice.fix.split())))
-            fix = "".join(f"`{piece}`" if i % 2 else piece.translate(ESCAPES) for i, piece in pieces)
-            lines.append(f"  - fix: {fix}")
+        lines += _evidence(notice)
+        for own in notice.each:
+            lines += [f"  - {escape_markdown(own.place)}", *(f"  {line}" for line in _evidence(own))]
     return [*lines, ""]
+
+
+def _evidence(notice: Notice) -> list[str]:
+    lines = [f"  - {escape_markdown(evidence)}" for evidence in notice.evidence]
+    if notice.fix:
+        # Commands stay code: an escaped backslash or underscore would be copied with them.
+        pieces = enumerate(code_pieces(" ".join(notice.fix.split())))
+        fix = "".join(f"`{piece}`" if i % 2 else piece.translate(ESCAPES) for i, piece in pieces)
+        lines.append(f"  - fix: {fix}")
+    return lines
 
 
 def _table(part: PageTable) -> list[str]:

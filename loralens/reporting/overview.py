@@ -4,12 +4,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from loralens.analysis.checks.diagnosis import LEVELS, Diagnosis, by_cause
+from loralens.analysis.groups import mean_effective_rank
 from loralens.charts.names import fit_name
 from loralens.core.carried import NORMS
 from loralens.core.names import kind, some
 from loralens.core.naming.base_model import group_models
 from loralens.reporting.document import Notice, Notices, PageTable, Paragraph, Part, Section
 from loralens.reporting.result_tables import ResultTables
+from loralens.reporting.spectra import half_energy_modules
 from loralens.reporting.subject import Subject
 from loralens.tables.numbers import count, join_words, number, size, span
 from loralens.tables.table import Column, Table
@@ -33,13 +35,24 @@ def findings_section(subjects: Sequence[Subject], findings: Sequence[Diagnosis],
     meaning = "An error means that the adapter does not work as it is, a warning that it may not do what was intended."
     lead = f"{counts}{against}. {meaning}" if counts else f"Checked against {base}." if base else ""
     good = "The doctor found nothing to report: no dead, damaged, wrongly scaled or over-ranked module."
-    parts: list[Part] = [Notices(notices, good)]
+    parts: list[Part] = [Notices(_by_code(notices) if len(subjects) > 1 else notices, good)]
     # Said here and not in every section, as the error of the doctor on these modules stands just above.
     non_finite = [f"{subject.label}: {some(list(subject.non_finite))}" for subject in subjects if subject.non_finite]
     if non_finite:
         text = f"Left out of everything below because they hold NaN or Inf: {'; '.join(non_finite)}."
         parts.append(Paragraph(text, warning=True))
     return Section("findings", "Findings", lead, parts)
+
+
+def _by_code(notices: Sequence[Notice]) -> list[Notice]:
+    """The notices of several adapters with those of one level and code as one, in the order of the first of each."""
+    groups: dict[tuple[str, str], list[Notice]] = {}
+    for notice in notices:
+        groups.setdefault((notice.level, notice.code), []).append(notice)
+    return [
+        same[0] if len(same) == 1 else Notice(same[0].level, same[0].code, "", (), each=same)
+        for same in groups.values()
+    ]
 
 
 def _notice(same: Sequence[Diagnosis], labels: Mapping[str, str], subjects: Sequence[Subject]) -> Notice:
@@ -112,6 +125,10 @@ def _facts(subject: Subject) -> dict[str, str]:
         "size": size(adapter.nbytes),
         "‖ΔW‖": number(subject.norm if subject.spectra else None),
     }
+    if subject.spectra and subject.norm:
+        modules_half = half_energy_modules(subject)
+        facts["half of the energy"] = f"in {modules_half} of {count(len(subject.spectra), 'module')}"
+        facts["effective rank"] = f"{mean_effective_rank(subject.spectra.values()):.1f} in the mean"
     if extra:
         roles = ", ".join(f"{times} {role}" for role, times in extra.items())
         facts["other tensors"] = f"{roles} tensors, {size(extra_bytes)}; they are not measured here"

@@ -9,8 +9,8 @@ from typing import Any
 from loralens.charts.curve import curve_chart
 from loralens.compression.curve import LOSS, CurvePoint
 from loralens.core.messages import quote_word
-from loralens.reporting.document import PageTable, Paragraph, Part, Picture, Section, SideBySide, Slider
-from loralens.reporting.result_tables import ResultTables
+from loralens.reporting.document import PageTable, Paragraph, Part, Picture, PictureRow, Section, SideBySide, Slider
+from loralens.reporting.result_tables import ResultTables, join_tables
 from loralens.reporting.slider_stops import Stop, budget_stops, rank_stops
 from loralens.reporting.subject import Subject
 from loralens.tables.numbers import count, join_words, percent, size, span, unit_of
@@ -20,30 +20,55 @@ OPEN = 16  # ranks up to which their table stands open: an adapter of rank 16 ha
 
 def ranks_section(subjects: Sequence[Subject], tables: ResultTables) -> Section:
     """Error and size of every choice of ranks; the sliders count the subjects that have a plan."""
-    columns: list[tuple[str, list[Part]]] = []
-    sliders = 0
-    for i, subject in enumerate(subjects):
-        if subject.plan is None:
-            columns.append((subject.label, [Paragraph(f"No ranks to choose: {subject.no_plan}.")]))
-            continue
-        picture, table = _picture(subject, i), PageTable(tables.ranks(subject), folded=len(subject.points) > OPEN)
-        slider = Slider(sliders, subject.label, "output kept" if subject.on_data else "energy kept")
+    planned = [(i, subject) for i, subject in enumerate(subjects) if subject.plan is not None]
+    sliders = {
+        subject.path: Slider(k, subject.label, "output kept" if subject.on_data else "energy kept")
+        for k, (_, subject) in enumerate(planned)
+    }
+    pictures = [(subject.label, _picture(subject, i)) for i, subject in planned]
+    listed = [PageTable(tables.ranks(subject), folded=len(subject.points) > OPEN) for _, subject in planned]
+    parts: list[Part]
+    if len(subjects) > 1:
+        # The first table of the page has the recommendations, and the sliders begin at them. A sentence says only what
+        # neither can: why a rank stays, and on how many inputs an error was measured.
+        columns: list[tuple[str, Sequence[Part]]] = [
+            (subject.label, [sliders[subject.path]] if subject.path in sliders else [_no_ranks(subject)])
+            for subject in subjects
+        ]
+        kept = [
+            Paragraph(f"{subject.label}: {advice(subject)}")
+            for _, subject in planned
+            if subject.on_data or not _is_smaller(subject)
+        ]
+        rows: list[Part] = [PictureRow(pictures)] if pictures else []
+        parts = [*kept, SideBySide(columns), *rows, *join_tables([label for label, _ in pictures], listed)]
+    elif planned:
         # A single adapter has the width of the page for its picture and its table.
-        figures: list[Part] = [picture, table] if len(subjects) > 1 else [SideBySide([("", [picture]), ("", [table])])]
-        columns.append((subject.label, [Paragraph(advice(subject)), slider, *figures]))
-        sliders += 1
+        figures = SideBySide([("", [pictures[0][1]]), ("", [listed[0]])])
+        parts = [Paragraph(advice(subjects[0])), sliders[subjects[0].path], figures]
+    else:
+        parts = [_no_ranks(subjects[0])]
     lead = (
         f"The error is {_error_of(subjects)} over all modules, before rounding; no other adapter of the same ranks "
         "has a smaller one. One rank for all modules is what inference servers expect; a budget gives each module "
         "the rank that saves most."
     )
-    parts: list[Part] = list(columns[0][1]) if len(columns) == 1 else [SideBySide(columns)]
     without = [subject.label for subject in subjects if not subject.on_data]
     # Where all of them or none have activations, the introduction says it already.
     if 0 < len(without) < len(subjects):
         text = f"No activations were given for {join_words(without)}, so their errors are those of ΔW itself."
         parts.insert(0, Paragraph(text))
     return Section("ranks", "Which rank it needs" if len(subjects) == 1 else "Which rank they need", lead, parts)
+
+
+def _no_ranks(subject: Subject) -> Paragraph:
+    return Paragraph(f"No ranks to choose: {subject.no_plan}.")
+
+
+def _is_smaller(subject: Subject) -> bool:
+    """Whether a lower rank for all modules is recommended, as the file would be smaller."""
+    best, highest = subject.recommended, subject.highest
+    return bool(subject.norm and best and highest and best.uniform.bytes < highest.uniform.bytes)
 
 
 def _error_of(subjects: Sequence[Subject]) -> str:

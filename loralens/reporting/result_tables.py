@@ -1,6 +1,7 @@
 """The tables that a page shares with the results of other verbs, whose columns each verb declares once."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
 from loralens.analysis.base.amplification import KeptRank
@@ -14,7 +15,7 @@ from loralens.formats.records.evaluations import StoredEvaluation
 from loralens.reporting.collection import CheckpointRun
 from loralens.reporting.document import PageTable
 from loralens.reporting.subject import Subject
-from loralens.tables.table import Table
+from loralens.tables.table import Column, Table
 
 Value = TypeVar("Value")
 
@@ -78,3 +79,25 @@ def kinds_table(
         members.setdefault(kind(name), []).append(name)
     rows = {label: [values[name] for name in names] for label, names in members.items()}
     return PageTable(table(rows), [[numbers[name] for name in names] for names in members.values()])
+
+
+def join_tables(labels: Sequence[str], tables: Sequence[PageTable]) -> list[PageTable]:
+    """Tables of several adapters as one table, whose first column names the adapter; empty tables are left out.
+
+    Side by side the tables of three adapters would be cut on a page of 1280 pixels. Tables whose headings differ, as
+    those of files in two dialects do, are not joined: each keeps its own, under the name of its adapter.
+    """
+    filled = [(label, part) for label, part in zip(labels, tables, strict=True) if part.table.rows]
+    if len(labels) < 2 or not filled:
+        return [part for _, part in filled]
+    first = filled[0][1]
+    if len({tuple(column.title for column in part.table.shown) for _, part in filled}) > 1:
+        return [
+            replace(part, table=replace(part.table, title=f"{part.table.title}: {label}")) for label, part in filled
+        ]
+    columns: list[Column[Any]] = [Column("adapter", lambda row: row[0], "adapter", align="left")]
+    columns += [column.of(lambda row: row[1]) for column in first.table.columns]
+    rows = [(label, row) for label, part in filled for row in part.table.rows]
+    modules = [numbers for _, part in filled for _, numbers in part.lines]
+    folded = any(part.folded for _, part in filled)
+    return [PageTable(replace(first.table, columns=columns, rows=rows), modules, folded=folded)]

@@ -25,23 +25,33 @@ def run_section(subjects: Sequence[Subject], run: CheckpointRun, tables: ResultT
 
 def run_sentence(run: CheckpointRun) -> str:
     """A sentence that says from which step on the direction of ΔW has settled, and whether the in side can be read."""
-    trajectory, steps = run.trajectory, run.steps
-    before = trajectory.points[-2].cosine
+    settled = settled_sentence(run)
+    text = f"{settled[0].upper()}{settled[1:]}"
+    trajectory = run.trajectory
+    if trajectory.settled is not None and trajectory.points[-1].frobenius:
+        text += f": from there on every cosine with the last checkpoint is at least {SETTLED:g}"
+    text += "."
     if not trajectory.points[-1].frobenius:
-        return "The last checkpoint is 0, so there is no direction to compare the others with."
-    if trajectory.settled is not None:
-        text = f"The direction is settled from step {steps[trajectory.settled]} on (of {steps[-1]}): "
-        text += f"from there on every cosine with the last checkpoint is at least {SETTLED:g}."
-    elif isfinite(before):
-        text = f"The direction was still turning: cosine {before:.3f} between steps {steps[-2]} and {steps[-1]}."
-    else:
-        text = "The checkpoint before the last is 0, so it is unknown whether the direction has settled."
+        return text
     # The first checkpoint is the farthest from the last: where even its A is near, that of all others is.
     first = trajectory.points[0]
     if first.initial >= STUCK and first.phi["in"] > first.phi["out"]:
         text += " A stays close to its random initialisation, so φ of the in side is high throughout: "
         text += "judge by the out side."
     return text
+
+
+def settled_sentence(run: CheckpointRun) -> str:
+    """Whether the direction of ΔW has settled, without a capital and without a full stop."""
+    trajectory, steps = run.trajectory, run.steps
+    before = trajectory.points[-2].cosine
+    if not trajectory.points[-1].frobenius:
+        return "the last checkpoint is 0, so there is no direction to compare the others with"
+    if trajectory.settled is not None:
+        return f"the direction is settled from step {steps[trajectory.settled]} on (of {steps[-1]})"
+    if isfinite(before):
+        return f"the direction was still turning: cosine {before:.3f} between steps {steps[-2]} and {steps[-1]}"
+    return "the checkpoint before the last is 0, so it is unknown whether the direction has settled"
 
 
 def _picture(run: CheckpointRun) -> Picture:

@@ -1,10 +1,13 @@
 """The section of spectra: singular values, energy curves, effective ranks, and the energy of each module."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import accumulate
+from typing import Any
 
-from loralens.analysis.groups import by_block, by_kind
+from loralens.analysis.groups import Group, by_block, by_kind
 from loralens.analysis.outliers import find_outliers
+from loralens.analysis.spectrum import Spectrum
 from loralens.charts.grid import Grid, all_blocks, arithmetic_mean
 from loralens.charts.spec import ColourScale, Limits
 from loralens.charts.spectrum import (
@@ -17,14 +20,13 @@ from loralens.charts.spectrum import (
     singular_value_limits,
     singular_value_panels,
 )
-from loralens.reporting.document import PageTable, Part, Picture, Section, SideBySide
-from loralens.reporting.result_tables import ResultTables, kinds_table
+from loralens.reporting.document import PageTable, Part, Picture, PictureRow, Section, SideBySide
+from loralens.reporting.result_tables import ResultTables, join_tables, kinds_table
 from loralens.reporting.subject import Subject
-from loralens.tables.numbers import percent, span
+from loralens.tables.numbers import count, percent, span
 
 OUTLIERS = 20  # outliers that are listed: the least likely ones, which come first
 Numbers = Mapping[str, int]
-Column = tuple[str, list[Picture], list[PageTable]]  # the label of an adapter, its pictures and its tables
 
 
 def spectra_section(subjects: Sequence[Subject], numbers: Numbers, tables: ResultTables) -> Section:
@@ -37,51 +39,53 @@ def spectra_section(subjects: Sequence[Subject], numbers: Numbers, tables: Resul
     grids = [Grid.of(subject.spectra, subject.shares, blocks=blocks) for subject in measured]
     rank = effective_rank_scale(subject.spectra for subject in measured)
     share = energy_scale(grids, [subject.shares for subject in measured])
-    columns: list[Column] = []
+    pictures: list[list[Picture]] = []
     for i, (subject, grid) in enumerate(zip(measured, grids, strict=True)):
-        pictures = [_spectra_picture(subject, grid, numbers, limits, i), _energy_curves_picture(subject, i)]
+        own = [_spectra_picture(subject, grid, numbers, limits, i), _energy_curves_picture(subject, i)]
         # Where every ΔW is 0, the maps would be crossed out from end to end.
         if subject.norm:
-            pictures.append(_effective_rank_picture(subject, grid, numbers, rank, i))
-            pictures.append(_energy_picture(subject, grid, numbers, share, i))
-        columns.append((subject.label, pictures, _tables(subject, numbers, tables)))
+            own.append(_effective_rank_picture(subject, grid, numbers, rank, i))
+            own.append(_energy_picture(subject, grid, numbers, share, i))
+        pictures.append(own)
+    labels = [subject.label for subject in measured]
+    parts = [*_arranged(labels, pictures), *_tables(measured, numbers, tables)]
     lead = (
         "The singular values σ₁ ≥ σ₂ ≥ … of ΔW = scale·B·A in every module. Energy is a share of Σσ² = ‖ΔW‖²: an "
         "update whose energy lies in few directions can be compressed to a low rank."
     )
-    return Section("spectra", "Spectra", lead, _side_by_side(columns))
+    return Section("spectra", "Spectra", lead, parts)
 
 
-def _side_by_side(columns: Sequence[Column]) -> list[Part]:
-    """The parts of one adapter as they are; for several adapters, the same part of each side by side."""
+def _arranged(labels: Sequence[str], pictures: Sequence[Sequence[Picture]]) -> list[Part]:
+    """The pictures of one adapter as they are; those of several adapters in one row for each measure."""
     # A single adapter has the width of the page, so its maps stand next to its energy curves.
-    if len(columns) == 1:
-        ((_, (spectra, energy, *maps), tables),) = columns
-        return [spectra, *([SideBySide([("", [energy]), ("", maps)])] if maps else [energy]), *tables]
-    most = max((len(pictures) for _, pictures, _ in columns), default=0)
-    # Row by row, so that pictures of the same measure stand at the same height; an adapter of zeros has fewer.
-    rows: list[Part] = [
-        SideBySide([(label, [pictures[k]]) for label, pictures, _ in columns if k < len(pictures)]) for k in range(most)
+    if len(pictures) == 1:
+        spectra, energy, *maps = pictures[0]
+        return [spectra, SideBySide([("", [energy]), ("", maps)]) if maps else energy]
+    most = max(map(len, pictures), default=0)
+    # An adapter of zeros has fewer pictures.
+    return [
+        PictureRow([(label, own[k]) for label, own in zip(labels, pictures, strict=True) if k < len(own)])
+        for k in range(most)
     ]
-    return [*rows, SideBySide([(label, tables) for label, _, tables in columns])]
 
 
 def _spectra_picture(subject: Subject, grid: Grid, numbers: Numbers, limits: Limits | None, i: int) -> Picture:
     charts = singular_value_panels(subject.spectra, grid, limits, numbers)
     zero = sum(spectrum.spectral == 0 for spectrum in subject.spectra.values())
-    colour = " in the colour of its block" if grid.ramp and grid.stacks else ""
     return Picture(
         f"spectra-{i + 1}",
         "Singular values",
         charts,
-        f"Singular values σᵢ of ΔW on a log scale, one panel per kind, one line per module{colour}; a line ends where "
-        f"σᵢ is 0 to rounding.{f' ΔW is 0 in {zero} modules, which have no line.' if zero else ''}",
+        "Singular values σᵢ of ΔW on a log scale, one panel per kind, one line per module, in the colour of its block "
+        "where there are blocks; a line ends where σᵢ is 0 to rounding.",
         "there is no single level: two factors of pure noise give a nearly flat line, which falls by less than half "
         "from the first direction to the last where r is far below the size of the weight; a steep line shows "
         "structure",
         "Hu et al. 2021, §7.2 (subspaces of different r); the measures as in the glossary",
         f"Singular values of {subject.label}, by kind of module; {_effective_rank_range(subject)}.",
         keys=grid.ramp,
+        remark=f"ΔW is 0 in {count(zero, 'module')}, without a line." if zero else "",
     )
 
 
@@ -114,11 +118,11 @@ def _effective_rank_picture(subject: Subject, grid: Grid, numbers: Numbers, scal
         f"ranks-{i + 1}",
         "Effective rank",
         [effective_rank_map(subject.spectra, grid, scale, numbers)],
-        f"Effective rank exp(−Σ p ln p), p = σ/Σσ, of nominal r = {span([s.rank for s in subject.spectra.values()])}: "
-        "kinds are rows, blocks are columns.",
+        "Effective rank exp(−Σ p ln p), p = σ/Σσ: kinds are rows, blocks are columns.",
         "r where all directions are equally strong; two factors of pure noise give nearly that",
         "Roy & Vetterli 2007",
         f"Map of effective ranks of {subject.label}; {_effective_rank_range(subject)}.",
+        remark=f"Nominal rank r = {span([s.rank for s in subject.spectra.values()])}.",
     )
 
 
@@ -135,6 +139,7 @@ def _energy_picture(subject: Subject, grid: Grid, numbers: Numbers, scale: Colou
         f"{percent(1 / total)} each if the energy were spread evenly over {modules}",
         "Hu et al. 2021, §7.1 (which weights to adapt)",
         f"Map of the energy of {subject.label} over its modules; {half}.",
+        remark=f"{half[:1].upper()}{half[1:]}." if total > 1 else "",
     )
 
 
@@ -144,14 +149,23 @@ def half_energy_modules(subject: Subject) -> int:
     return next(count for count, share in enumerate(covered) if share >= 0.5)
 
 
-def _tables(subject: Subject, numbers: Numbers, tables: ResultTables) -> list[PageTable]:
-    """The modules by kind and by block, and the outliers where there are some."""
-    kinds = by_kind(subject.spectra)
-    # The filter of the page hides no row of the table of blocks: a word such as q_proj is in nearly all of them.
-    listed = [
-        kinds_table(lambda _: tables.groups("kind", kinds), subject.spectra, numbers),
-        PageTable(tables.groups("block", by_block(subject.spectra)), folded=True),
-    ]
-    standouts = find_outliers(subject.spectra)[:OUTLIERS]
-    modules = [[numbers[outlier.name]] for outlier in standouts]
-    return [*listed, *([PageTable(tables.outliers(standouts), modules, folded=True)] if standouts else [])]
+def _tables(subjects: Sequence[Subject], numbers: Numbers, tables: ResultTables) -> list[PageTable]:
+    """The modules by kind and by block, and the outliers where there are some; one table each for all adapters."""
+    kinds: list[PageTable] = []
+    blocks: list[PageTable] = []
+    outliers: list[PageTable] = []
+    for subject in subjects:
+        groups = by_kind(subject.spectra)
+        kinds.append(kinds_table(partial(_groups_table, tables, groups), subject.spectra, numbers))
+        # The filter of the page hides no row of the table of blocks: a word such as q_proj is in nearly all of them.
+        blocks.append(PageTable(tables.groups("block", by_block(subject.spectra)), folded=True))
+        standouts = find_outliers(subject.spectra)[:OUTLIERS]
+        outliers.append(PageTable(tables.outliers(standouts), [[numbers[x.name]] for x in standouts], folded=True))
+    labels = [subject.label for subject in subjects]
+    return [part for listed in (kinds, blocks, outliers) for part in join_tables(labels, listed)]
+
+
+def _groups_table(tables: ResultTables, groups: Sequence[Group], members: Mapping[str, Sequence[Spectrum]]) -> Any:
+    """The groups by kind, whatever their members are: they were measured already."""
+    del members
+    return tables.groups("kind", groups)

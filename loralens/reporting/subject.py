@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import hypot
 from typing import final
 
 from loralens.analysis.base.amplification import Amplification
@@ -31,11 +32,14 @@ class BaseMeasurements:
     ----------
     intruders : mapping of str to Intruders
         Empty where they were not looked for; ``no_intruders`` is the reason.
+    bf16_errors : mapping of str to float
+        Module name → the error that a merge into bfloat16 would have, as a share of ‖ΔW‖.
     """
 
     amplified: Mapping[str, Amplification] = field(default_factory=dict)
     intruders: Mapping[str, Intruders] = field(default_factory=dict)
     no_intruders: str = ""
+    bf16_errors: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def intruder_counts(self) -> tuple[int, int]:
@@ -119,6 +123,21 @@ class Subject:
     def worst_merge(self) -> str:
         """The module whose merge has the largest predicted error; there must be one."""
         return max(self.merge_effects, key=lambda name: self.merge_effects[name].rounding.error)
+
+    @property
+    def strength(self) -> float | None:
+        """‖ΔW‖/‖W‖ of all modules that have a weight in the base, as one number; None without such a weight."""
+        amplified = self.against_base.amplified
+        weight = hypot(*(amplified[name].weight_norm for name in amplified))
+        return hypot(*(self.spectra[name].frobenius for name in amplified)) / weight if weight else None
+
+    @property
+    def bf16_loss(self) -> float | None:
+        """‖W'−W−ΔW‖/‖ΔW‖ of all modules together, where W' is W + ΔW rounded to bfloat16; None without a base."""
+        errors = self.against_base.bf16_errors
+        norms = {name: self.spectra[name].frobenius for name in errors}
+        whole = hypot(*norms.values())
+        return hypot(*(errors[name] * norms[name] for name in errors)) / whole if whole else None
 
     @property
     def recommended(self) -> CurvePoint | None:

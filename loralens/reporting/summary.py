@@ -6,10 +6,11 @@ from statistics import median
 
 from loralens.analysis.base.amplification import FAR, count_far
 from loralens.analysis.checks.diagnosis import Diagnosis, by_cause
-from loralens.analysis.compare.alikeness import LARGE
+from loralens.analysis.compare.alikeness import FIGHT, LARGE, SAME, in_words
 from loralens.analysis.groups import by_kind, mean_effective_rank
 from loralens.charts.amplification import full_rank_rows
 from loralens.compression.curve import recommended_point
+from loralens.reporting.base import error_in_words
 from loralens.reporting.collection import CheckpointRun, Collection, finite_cosines
 from loralens.reporting.ranks import advice
 from loralens.reporting.run import run_sentence
@@ -19,13 +20,12 @@ from loralens.tables.numbers import count, fixed, join_words, percent, size, spa
 
 # Below this error the page says that a merge preserves ΔW: percentages of the report would round it to 0 in a sentence.
 FAITHFUL = 0.005
-# Below this error a sentence says "less than 0.001 %", as digits in scientific notation are hard to read in prose.
-NEGLIGIBLE = 1e-5
 # A kind is named where it holds half as much again as an even share. Beyond 40 kinds, as where every module is a kind
 # of its own, the share of one says nothing.
 UNEVEN, KINDS = 1.5, 40
 WORTH = 0.95  # a second recommendation is worth a sentence only where it saves at least 5 % of the file of the first
 BEYOND = 100  # standard deviations beyond which the number itself means nothing more
+FELT = 0.05  # the least share of modules in the cosine of the whole updates that is called a conflict
 CODES = 4  # codes of findings that the sentence lists: the section below has all of them
 
 signed = fixed("+.3f")
@@ -51,6 +51,15 @@ def summary_sentences(
     if collection and not run:
         lines += _together([subject.label for subject in subjects], collection)
     return lines
+
+
+def remarks(subjects: Sequence[Subject]) -> list[str]:
+    """The sentences that a page shows below its first table.
+
+    Of several adapters there are none: their measurements stand beside each other in tables, where a paragraph for each
+    would say the same words again.
+    """
+    return [*_energy(subjects[0]), *_base(subjects[0])] if len(subjects) == 1 else []
 
 
 def _findings(findings: Sequence[Diagnosis]) -> str:
@@ -122,7 +131,7 @@ def _base(subject: Subject) -> list[str]:
         worst = subject.worst_merge
         merge, largest = f"A merge into {effects[worst].dtype} weights", effects[worst].rounding.error
         if largest < FAITHFUL:
-            error = "less than 0.001 %" if largest < NEGLIGIBLE else percent(largest)
+            error = error_in_words(largest)
             sentences.append(f"{merge} would preserve ΔW: its largest error in any module is {error}.")
         else:
             # The median too, as the worst of many modules may stand for itself alone.
@@ -157,10 +166,13 @@ def _together(labels: Sequence[str], collection: Collection) -> list[str]:
     if collection.conflicts:
         conflict = collection.conflicts[0]
         names = f"{labels[conflict.first]} and {labels[conflict.second]}"
-        sentences.append(
-            f"The conflict with the largest effect is between {names} in {conflict.location}: cosine "
-            f"{signed(conflict.cosine)} over {count(conflict.modules, 'module')}."
-        )
+        where = f"in {conflict.location}: cosine {signed(conflict.cosine)} over {count(conflict.modules, 'module')}"
+        # The word is kept for what would be felt: a module of little energy may have any cosine.
+        if conflict.cosine <= FIGHT and abs(conflict.weight) >= FELT:
+            sentences.append(f"The conflict with the largest effect is between {names} {where}.")
+        else:
+            effect = f"{abs(conflict.weight):.2g} of the cosine of the whole updates"
+            sentences.append(f"{names} partly work against each other {where}, which is {effect}.")
     else:
         sentences.append(
             f"No two adapters conflict in any module: no cosine is both below −{LARGE:g} and beyond chance. At "
@@ -170,11 +182,11 @@ def _together(labels: Sequence[str], collection: Collection) -> list[str]:
 
 
 def _verdict(cosine: float, z: float, pairs: int) -> str:
-    """Whether the largest |cosine| of so many pairs is more than chance would give.
-
-    |z| of two single directions exceeds t with probability e^−t at most, and of more directions less: beyond
-    ln(20·pairs), which is 3 for one pair, chance leaves any pair in one case of 20.
-    """
+    """Whether the largest |cosine| of so many pairs is more than chance would give, and whether it is nearly 1."""
+    # |z| of two single directions exceeds t with probability e^−t at most, and of more directions less: beyond
+    # ln(20·pairs), which is 3 for one pair, chance leaves any pair in one case of 20.
     if abs(z) < log(20 * pairs):
         return ", which is what unrelated adapters would have"
+    if abs(cosine) >= SAME:
+        return f": they {in_words(cosine, z)}"
     return ": real, but small" if abs(cosine) < LARGE else ""

@@ -62,7 +62,9 @@ def html_table(table: Table[Any]) -> str:
         cell_tags = (f'<td style="text-align: {align}">{text}</td>' for align, text in cells)
         rows += f"<tr>{''.join(cell_tags)}</tr>"
     title = escape(visible(table.title))
-    return f"<table><caption>{title}</caption><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
+    # Titles at the left, and a gap below: in a notebook a table is narrow, and the next one follows at once.
+    caption = f'<caption style="text-align: left">{title}</caption>' if title else ""
+    return f'<table style="margin-bottom: 1em">{caption}<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>'
 
 
 def latex(table: Table[Any]) -> str:

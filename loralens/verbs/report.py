@@ -18,6 +18,7 @@ from loralens.reporting.html import report_html
 from loralens.reporting.markdown import report_markdown as markdown_text
 from loralens.reporting.writing import check_report_target, markdown_paths, write_report
 from loralens.tables.numbers import join_words
+from loralens.tables.render import html_sentence, html_table
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, Source, command_line_options, path_of, sources
@@ -48,9 +49,9 @@ class ReportResult(Tabular):
         return f"ReportResult({visible(self.document.title)!r}: {sections})"
 
     def conclusion(self) -> list[str]:
-        """What was written, and the first sentence of the summary."""
+        """What was written, and the first sentence of the page."""
         written = f"Wrote {join_words([str(path) for path in self.written])}: " if self.written else ""
-        return [written + self.document.summary[0]]
+        return [written + self.document.headline]
 
     def listing(self) -> list[Table[Any]]:
         """Every module of every adapter, as the last section of the page has them."""
@@ -76,8 +77,11 @@ class ReportResult(Tabular):
         return dict(self.document.record)
 
     def _repr_html_(self) -> str:
-        sentences = "".join(f"<li>{escape(visible(sentence))}</li>" for sentence in self.document.summary)
-        return f"<p><b>{escape(visible(self.document.title))}</b></p><ul>{sentences}</ul>"
+        document = self.document
+        sentences = "".join(f"<li>{escape(visible(sentence))}</li>" for sentence in document.remarks)
+        verdicts = html_table(document.verdicts.table) if document.verdicts else ""
+        title = f"<p><b>{escape(visible(document.title))}</b></p>"
+        return f"{title}{html_sentence(document.headline)}{verdicts}{f'<ul>{sentences}</ul>' if sentences else ''}"
 
 
 def _adapter_column(label: str) -> Column[Any]:

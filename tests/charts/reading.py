@@ -146,9 +146,9 @@ def _svg_bar(root: ET.Element, read: Read) -> None:
     rects = list(bar)
     left, top = float(str(rects[0].get("x"))), float(str(rects[0].get("y")))
     width = float(str(rects[-1].get("x"))) + float(str(rects[-1].get("width"))) - left
-    numbers = [one for one in root.iter("text") if abs(_place(one)[1] - top - 20) < 0.2]
+    numbers = [one for one in root.iter("text") if abs(_place(one)[1] - top - 21) < 0.2]
     read.bar = [((_place(one)[0] - left) / width, str(one.text)) for one in numbers]
-    read.bar_label = next(str(one.text) for one in root.iter("text") if abs(_place(one)[1] - top + 5) < 0.2)
+    read.bar_label = next(str(one.text) for one in root.iter("text") if abs(_place(one)[1] - top + 6) < 0.2)
     read.chance = [(path[0] - left) / width for path in _paths(root, "chance")]
 
 
@@ -167,9 +167,9 @@ def _svg_phi(root: ET.Element) -> Read:
             for step in range(int(length)):
                 read.cells[int(i), int(j) + step] = COLOURS[str(path.get("class"))]
     read.labels = "", "\n".join(str(one.text) for one in root.iter("text") if one.get("class") == "num")
-    left, top, side = map(float, re.findall(r"[\d.]+", str(group.get("transform"))))
-    read.y = [(round((_place(one)[1] - 3.5 - top) / side + 0.5, 1), str(one.text)) for one in _texts(root, "end")]
-    read.x = [(round((_place(one)[0] - left) / side + 0.5, 1), str(one.text)) for one in _texts(root, "mid")]
+    left, top, wide, high = map(float, re.findall(r"[\d.]+", str(group.get("transform"))))
+    read.y = [(round((_place(one)[1] - 3.5 - top) / high + 0.5, 1), str(one.text)) for one in _texts(root, "end")]
+    read.x = [(round((_place(one)[0] - left) / wide + 0.5, 1), str(one.text)) for one in _texts(root, "mid")]
     return read
 
 

@@ -50,14 +50,16 @@ def test_a_heat_map_for_each_kind_and_block_and_the_chance_level_beside_them() -
             np.testing.assert_array_equal(chart.phi, one.phi)
             assert list(chart.notes) == [f"φ(1,1) {one.first:.2f}", f"all {one.full:.2f} (chance 0.31)"]
     band = figure.bands[0]
-    assert (band.columns, len(band.charts)) == (3, 9)
-    chance = [chart for chart in band.charts[2::3] if chart]
-    assert [chart.title for chart in chance] == ["chance, n = 16"] * 3
+    assert (band.columns, len(band.charts)) == (2, 6)
+    # All modules have one shape, so there is one map of chance, and not one for each block.
+    by_chance = figure.bands[1]
+    chance = [chart for chart in by_chance.charts if chart]
+    assert [chart.title for chart in chance] == ["chance, n = 16"]
     assert isinstance(chance[0], Overlaps)
     np.testing.assert_array_equal(chance[0].phi, one.chance)
     assert list(chance[0].notes) == ["φ(1,1) 0.062", "all 0.31"]
     assert figure.title == "in side of ΔW: directions i of mine\nand j of yours"
-    (scale,) = band.keys
+    (scale,) = by_chance.keys
     assert isinstance(scale, ColourScale)
     assert scale.levels == [1 / 16, 5 / 16]
     assert all(chart.scale is scale for chart in phis(figure).values())
@@ -91,7 +93,7 @@ def test_a_kind_that_none_of_the_blocks_shown_has_takes_no_column() -> None:
     first, second = (adapter(seed, 32, ("q_proj", "v_proj")) for seed in (0, 1))
     figure = similarity_figure(compare_subspaces(first, second, modules=["q_proj", "*.2.*"]), labels=LABELS)
     assert not any(title.startswith("v_proj") for title in phis(figure))
-    assert (figure.bands[0].columns, len(figure.bands[0].charts)) == (2, 8)  # four blocks, each beside chance
+    assert (figure.bands[0].columns, len(figure.bands[0].charts)) == (None, 5)  # four blocks, and chance
     assert "1 of 2 kinds (--modules picks others)" in figure.title
 
 
@@ -114,7 +116,7 @@ def test_no_panel_title_touches_its_neighbour(blocks: int, kinds: int, tail: str
 def test_a_zero_module_leaves_a_hole() -> None:
     found = compared(2, "q_proj", "v_proj", zero="model.layers.1.self_attn.q_proj")
     figure = similarity_figure(found, labels=LABELS)
-    assert figure.bands[0].charts[3] is None
+    assert figure.bands[0].charts[2] is None
     assert "v_proj, block 1" in phis(figure)
     draw_figure(figure)
 
@@ -145,7 +147,7 @@ def test_a_block_that_has_none_of_the_kinds_shown_is_an_empty_row() -> None:
         modules={n: loralens.LowRank(rng.standard_normal((6, 2)), rng.standard_normal((2, 7))) for n in names}
     )
     figure = similarity_figure(compare_subspaces(mine, mine), labels=LABELS)
-    assert list(figure.bands[0].charts[9:]) == [None] * 9
+    assert list(figure.bands[0].charts[8:]) == [None] * 8
     draw_figure(figure)
 
 
@@ -176,6 +178,9 @@ def test_nested_modules_stand_against_each_other() -> None:
 def test_colours_end_at_the_largest_tenth_and_ticks_at_the_last_direction() -> None:
     assert colour_top([0.31, 0.02, float("nan")]) == pytest.approx(0.4)
     assert (colour_top([]), colour_top([0.001]), colour_top([1.0])) == (0.1, 0.1, 1.0)
+    # Numbers are 10 pixels high: 8 rows on 44 pixels, as those of a map of 8 × 64, have room for three of them.
+    assert map_ticks(8, 44) == [1, 4, 8]
+    assert map_ticks(64, 132) == [1, 16, 32, 48, 64]
     assert [map_ticks(k) for k in (1, 2, 3, 8, 64)] == [[1], [1, 2], [1, 2, 3], [1, 2, 4, 6, 8], [1, 16, 32, 48, 64]]
 
 

@@ -229,11 +229,11 @@ def test_fit(name: str, width: int, want: str) -> None:
     assert fit_name(name, width) == want
 
 
-@pytest.mark.parametrize("name", ["spectra.jpg", "spectra", "png"])
-def test_another_suffix_is_an_error_that_lists_the_three(tmp_path, name):
+@pytest.mark.parametrize("name", ["spectra.gif", "spectra", "png"])
+def test_another_suffix_is_an_error_that_lists_those_there_are(tmp_path, name):
     with pytest.raises(OptionError) as error:
         check_suffix(tmp_path / name)
-    assert ".png, .svg or .pdf" in str(error.value)
+    assert ".png, .jpg, .webp, .svg or .pdf" in str(error.value)
     with pytest.raises(OptionError):
         save_figure(Drawing(), tmp_path / name)
     assert not list(tmp_path.iterdir())

@@ -600,7 +600,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "extent=(-0.5, columns - 0.5,",
         ("tests/charts/test_renderers.py",),
     ),
-    Mutant("overlaps_svg", "side * (j - 0.5)", "side * (j + 0.5)", ("tests/charts/test_renderers.py",)),
+    Mutant("overlaps_svg", "wide * (j - 0.5)", "wide * (j + 0.5)", ("tests/charts/test_renderers.py",)),
     Mutant(
         "conflict_map",
         "if np.isfinite(cosines).any()",

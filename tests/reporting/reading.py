@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from loralens.charts.spec import Chart, HeatMap, LineChart
-from loralens.reporting.document import PageTable, Paragraph, Part, Picture, Report, SideBySide
+from loralens.reporting.document import PageTable, Paragraph, Part, Picture, PictureRow, Report, SideBySide
 
 NUMBER = re.compile(r"[-−+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 
@@ -20,6 +21,8 @@ def _flat(parts: Sequence[Part]) -> Iterator[Part]:
         if isinstance(part, SideBySide):
             for _, inner in part.columns:
                 yield from _flat(inner)
+        elif isinstance(part, PictureRow):
+            yield from (one for _, one in part.pictures)
         else:
             yield part
 
@@ -27,7 +30,24 @@ def _flat(parts: Sequence[Part]) -> Iterator[Part]:
 def tables(report: Report, section: str, title: str) -> list[PageTable]:
     """The tables of a section whose title begins so, one for each adapter."""
     parts = parts_of(report, section)
-    return [part for part in parts if isinstance(part, PageTable) and part.table.title.startswith(title)]
+    whole = [part for part in parts if isinstance(part, PageTable) and part.table.title.startswith(title)]
+    return [own for part in whole for own in split(part)]
+
+
+def split(part: PageTable) -> list[PageTable]:
+    """A table of several adapters as one for each adapter; any other table as it is."""
+    first, *columns = part.table.columns
+    # Tables of pairs and of interactions begin with an adapter too, and have another one beside it.
+    if first.title != "adapter" or part.table.columns[1].title == "and":
+        return [part]
+    names = list(dict.fromkeys(first.value(row) for row in part.table.rows))
+    lines = {name: [(row, m) for row, m in part.lines if first.value(row) == name] for name in names}
+    return [
+        PageTable(
+            replace(part.table, columns=columns, rows=[row for row, _ in own]), [m for _, m in own], folded=part.folded
+        )
+        for own in lines.values()
+    ]
 
 
 def cells(table: PageTable) -> list[list[str]]:

@@ -113,6 +113,48 @@ def test_it_opens_without_error_request_or_sideways_scroll(browser: Any, file: P
         assert shown
 
 
+CUT = (
+    "[...document.querySelectorAll('.scroll, .charts, .verdicts, .verdicts td')].filter((x) => x.clientWidth"
+    " && x.scrollWidth > x.clientWidth + 1).map((x) => (x.closest('section') || x).id + ' ' + x.className)"
+)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_of_three_adapters_the_first_screen_answers_and_nothing_is_cut(
+    browser: Any, tmp_path: Path, scheme: str
+) -> None:
+    names = [f"base_model.model.bert.encoder.layer.{k}.attention.self.{kind}" for k in range(6) for kind in "qv"]
+    file = written(tmp_path, {f"reuters-r8-seed{seed}": drawn(seed, names=names) for seed in range(3)}, base=True)
+    for page in opened(browser, file, scheme=scheme):
+        rows = page.locator(".verdicts tbody tr")
+        assert rows.count() == 3
+        box = rows.last.bounding_box()
+        assert box["y"] + box["height"] < 600
+        assert page.locator(".headline").bounding_box()["y"] < page.locator(".verdicts").bounding_box()["y"]
+        page.evaluate("document.querySelectorAll('details').forEach((x) => { x.open = true; })")
+        assert page.evaluate(CUT) == []
+    for page in opened(browser, file, width=400, scheme=scheme):
+        # On a telephone each row is a list of its cells under their headings.
+        assert not page.locator(".verdicts thead").is_visible()
+        cells = page.locator(".verdicts tbody tr").first.locator("td")
+        assert [cell.bounding_box()["x"] for cell in cells.all()] == [cells.first.bounding_box()["x"]] * cells.count()
+        assert [text for text in page.evaluate(CUT) if "verdicts" in text] == []
+
+
+def test_a_map_that_is_too_wide_for_a_column_stands_alone(browser: Any, tmp_path: Path) -> None:
+    names = [f"model.layers.{k}.self_attn.q_proj" for k in range(32)]
+    file = written(tmp_path, {f"adapter{seed}": drawn(seed, rank=2, names=names) for seed in range(3)})
+    for page in opened(browser, file):
+        maps = [page.locator(f"#ranks-{k}") for k in (1, 2, 3)]
+        tops = [one.bounding_box()["y"] for one in maps]
+        assert tops == sorted(set(tops))
+        curves = [page.locator(f"#energy-{k}").bounding_box()["y"] for k in (1, 2, 3)]
+        assert len(set(curves)) == 1  # these are narrow enough
+        assert page.evaluate(CUT) == []
+    for page in opened(browser, written(tmp_path, {"one": drawn(1, rank=2, names=names)}, base=True)):
+        assert page.evaluate(CUT) == []
+
+
 MOVE = "(x, value) => { x.value = value; x.dispatchEvent(new Event('input')); }"
 
 
@@ -258,7 +300,7 @@ def test_hostile_names_stay_text(browser: Any, tmp_path: Path) -> None:
             visible = [row for row in rows.all() if row.is_visible()]
             assert [row.locator("td").first.text_content() for row in visible] == [shown]
         page.fill("#filter", "")
-        assert page.evaluate("document.querySelectorAll('img, b:not(figcaption b)').length") == 0
+        assert page.evaluate("document.querySelectorAll('img, b:not(figcaption b, .remark b)').length") == 0
         assert page.evaluate("document.querySelectorAll('script').length") == 2
         assert page.locator(".slider").count() == 2
 

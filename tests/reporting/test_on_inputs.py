@@ -48,10 +48,14 @@ def test_the_advice(made: tuple[Report, list[Chosen]], i: int, tmp_path: Path) -
     measured = (
         f"{INPUTS} positions; error {percent(error)}; {percent(plain)} of ΔW itself" if i else f"error {percent(error)}"
     )
-    assert (
+    said = (
         f"Rank {best} of {RANK} for all modules keeps {percent(1 - error**2)} of {kept} ({measured}) in {size(small)}, "
         f"{percent(1 - small / whole)} less than now."
-    ) in texts(report, "ranks")
+    )
+    (own,) = [text for text in report.summary if text.startswith(f"{('weights', 'inputs')[i]}: ")]
+    assert said in own
+    # Of several adapters the page repeats it only where it says more than the first table: on how many inputs.
+    assert (f"inputs: {said}" in texts(report, "ranks")) == (i == 1)
     assert report.sliders[i]["rank"]["start"] + 1 == best
     assert f"rank {best} has an error of {percent(error)}" in picture(report, f"curve-{i + 1}").alt
     sliders = [part for part in parts_of(report, "ranks") if isinstance(part, Slider)]

@@ -15,7 +15,17 @@ from loralens.charts.svg_lines import lines_svg
 from loralens.core.adapter import Adapter
 from loralens.core.lowrank import LowRank
 from loralens.reporting.collection import measure_collection
-from loralens.reporting.document import Notice, Notices, PageTable, Paragraph, Picture, Report, Section, SideBySide
+from loralens.reporting.document import (
+    Notice,
+    Notices,
+    PageTable,
+    Paragraph,
+    Picture,
+    PictureRow,
+    Report,
+    Section,
+    SideBySide,
+)
 from loralens.reporting.html import report_html, script_json
 from loralens.reporting.markdown import escape_markdown, report_markdown
 from tests.reporting.adapters import NAMES, drawn, measured, report
@@ -97,6 +107,8 @@ def pictures(parts: object) -> list[Picture]:
     for part in parts:  # type: ignore[attr-defined]
         if isinstance(part, Picture):
             found.append(part)
+        if isinstance(part, PictureRow):
+            found += [one for _, one in part.pictures]
         if isinstance(part, SideBySide):
             found += [one for _, inner in part.columns for one in pictures(inner)]
     return found
@@ -111,7 +123,14 @@ def test_every_picture_says_what_it_shows_its_chance_and_its_source() -> None:
         assert not one.source.endswith(".")
     assert len({one.key for one in shown}) == len(shown)
     text = report_html(made({"a": drawn(1), "b": drawn(2)}))
-    assert text.count("<b>Chance:</b>") == len(shown)
+    sections = made({"a": drawn(1), "b": drawn(2)}).sections
+    rows = [part for section in sections for part in section.parts if isinstance(part, PictureRow)]
+    in_rows = sum(len(row.pictures) for row in rows)
+    # One caption for each row of pictures, and not one for each adapter.
+    assert len(rows) == 5
+    assert all(row.chance for row in rows)
+    assert text.count("<figcaption>") == text.count("<b>Chance:</b>") == len(shown) - in_rows + len(rows)
+    assert all(text.count(f'id="{one.key}"') == 1 for one in shown)
     assert len(re.findall(r"<svg (?![^>]*(aria-label|aria-hidden))", text)) == 0
 
 

@@ -9,7 +9,7 @@ import pytest
 import loralens
 from loralens.core.lowrank import LowRank
 from loralens.reporting.collection import measure_collection
-from loralens.reporting.document import Part, Picture, SideBySide
+from loralens.reporting.document import Part, Picture, PictureRow, SideBySide
 from loralens.reporting.markdown import report_markdown, report_pictures
 from tests.reporting.adapters import drawn, measured, report
 
@@ -22,6 +22,8 @@ def _all(parts: Iterator[Part]) -> Iterator[Picture]:
     for part in parts:
         if isinstance(part, Picture):
             yield part
+        if isinstance(part, PictureRow):
+            yield from (one for _, one in part.pictures)
         if isinstance(part, SideBySide):
             for _, inner in part.columns:
                 yield from _all(iter(inner))

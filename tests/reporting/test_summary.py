@@ -67,7 +67,7 @@ def test_modules_far_from_chance_are_counted_on_both_sides_beside_how_many_chanc
     flat = [part for both in parts for _, column in both.columns for part in column]  # type: ignore[union-attr]
     (picture,) = [part for part in flat if isinstance(part, Picture) and part.key.startswith("amplification")]
     counted = f"{count} of {len(sides)} modules are more than 3 standard deviations from chance"
-    assert f"{counted}; chance alone would give {expected}" in picture.caption
+    assert f"{counted}; chance alone would give {expected}" in picture.remark
     (table,) = [part for part in flat if isinstance(part, PageTable) and part.table.title == "Amplification by kind"]
     assert cells(table)[0][-2:] == [str(count), expected]
 

@@ -23,8 +23,16 @@ DISPLAY = {
     "quiet",
     "verbose",
     "rows_shown",
+    "figure_title",
+    "figure_size",
+    "figure_dpi",
 }  # how a result is shown is no business of the function
 REQUIRED = "required"  # in place of a default
+
+
+def _command(verb: str) -> click.Command:
+    command: click.Command = import_module(f"loralens.cli.{verb}").command
+    return command
 
 
 def options_of(verb: str) -> dict[str, Any]:
@@ -128,6 +136,27 @@ def test_a_command_and_its_function_have_the_same_arguments(verb: str) -> None:
     options = {name for name, default in options_of(verb).items() if default == REQUIRED}
     options |= {"scale": {"by"}, "drop": {"modules"}}.get(verb, set())
     assert [name for name in positional if name not in options] == arguments_of(verb)
+
+
+DRAWING = [verb for verb in VERBS if "plot" in {param.name for param in _command(verb).params}]
+
+
+@pytest.mark.parametrize("verb", DRAWING)
+def test_a_command_that_draws_has_the_keywords_of_plot(verb: str) -> None:
+    context = click.Context(_command(verb))
+    options = {param.name: param for param in _command(verb).params if str(param.name).startswith("figure_")}
+    keywords = {
+        name: each for name, each in signature(loralens.plot).parameters.items() if each.kind is Parameter.KEYWORD_ONLY
+    }
+    assert list(options) == list(keywords)
+    assert all(_plain(options[name].get_default(context)) == _plain(keywords[name].default) for name in options)
+    converted = {
+        "figure_title": options["figure_title"].type.convert("x", None, None),
+        "figure_size": options["figure_size"].type.convert("6.5x4", None, None),
+        "figure_dpi": options["figure_dpi"].type.convert("300", None, None),
+    }
+    assert converted == {"figure_title": "x", "figure_size": (6.5, 4.0), "figure_dpi": 300.0}
+    assert all(is_of(value, keywords[name].annotation) for name, value in converted.items())
 
 
 def test_every_command_but_demo_is_a_verb() -> None:

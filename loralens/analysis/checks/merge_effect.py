@@ -167,6 +167,28 @@ def merge_effects(
     return effects, non_finite_weights
 
 
+def bf16_errors(
+    modules: Updates, spectra: Mapping[str, Spectrum], weights: Mapping[str, Weight], effects: Mapping[str, MergeEffect]
+) -> dict[str, float]:
+    """Module name → the error of a merge into bfloat16 weights, as a share of ‖ΔW‖, for the modules of ``effects``.
+
+    Where the merge writes bfloat16 anyway, the error is that of its effect.
+    """
+    errors = {}
+    for name, effect in effects.items():
+        if effect.dtype == "bfloat16":
+            errors[name] = effect.rounding.error
+            continue
+        W = weights[name].read()
+        rows, columns = sample_entries(W.shape)
+        d = update_entries(modules[name], rows, columns)
+        rounding = sampled_rounding(
+            W[rows, columns], d, size=W.size, norm=spectra[name].frobenius, dtype=ml_dtypes.bfloat16
+        )
+        errors[name] = rounding.error
+    return errors
+
+
 def _scales(modules: Updates, weights: Mapping[str, Weight], base: Base) -> dict[str, Weight]:
     """The scales of the float8 weights among ``weights``, in the layout of their weights."""
     # Most bases have none: nothing is matched for them.

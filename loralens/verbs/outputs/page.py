@@ -9,7 +9,7 @@ from loralens.analysis.base.amplification import measure_amplification
 from loralens.analysis.base.intruders import Intruders, find_intruders
 from loralens.analysis.base.weight_norms import weight_steps
 from loralens.analysis.checks.examination import Examination
-from loralens.analysis.checks.merge_effect import Base, find_weights
+from loralens.analysis.checks.merge_effect import Base, bf16_errors, find_weights
 from loralens.analysis.doctor import run_checks
 from loralens.choices import QUANTISED, TARGET_FORMATS
 from loralens.core.adapter import Adapter
@@ -177,7 +177,10 @@ def _compare_with_base(examination: Examination, base: Base, intruders: bool | N
         adapter = examination.adapter.without([name for name in examination.adapter if name not in weights])
         amplified = measure_amplification(adapter, weights, top=False, device=device, step=step) if weights else {}
     detected, reason = _intruders(examination, weights, base.name, intruders)
-    return BaseMeasurements(amplified=amplified, intruders=detected, no_intruders=reason)
+    with place(base.name):
+        # Many bases of float32 are served in bfloat16, so the loss in it is told whatever the dtype of the base is.
+        rounded = bf16_errors(modules, spectra, weights, examination.merge_effects)
+    return BaseMeasurements(amplified=amplified, intruders=detected, no_intruders=reason, bf16_errors=rounded)
 
 
 def _intruders(
