@@ -92,8 +92,8 @@ def test_markdown_has_its_pictures_beside_it(first: Path, tmp_path: Path) -> Non
 def test_json_has_the_numbers_of_the_other_commands(first: Path, second: Path) -> None:
     record = json.loads(run(first, second, "--json").stdout)
     assert set(record) == {
-        "loralens", "base", "command", "activations", "chosen", "evaluations", "headline", "verdicts", "summary", "findings",
-        "adapters", "together", "run",
+        "loralens", "base", "command", "activations", "chosen", "evaluations", "headline", "verdicts", "summary",
+        "findings", "adapters", "together", "run",
     }  # fmt: skip
     told = json.loads(CliRunner().invoke(main, ["spectrum", str(first), "--json"]).stdout)["adapters"][0]
     for mine, theirs in zip(record["adapters"][0]["modules"], told["modules"], strict=True):
