@@ -34,7 +34,7 @@ class RowOptions:
     figure: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Inches(click.ParamType):
+class Inches(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # not generic in click 8.1
     """A width and a height in inches, such as 6.5x4."""
 
     name = "WIDTHxHEIGHT"

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from loralens.analysis.checks.diagnosis import Diagnosis, by_cause
+from loralens.analysis.checks.diagnosis import LEVELS, Diagnosis, by_cause
 from loralens.analysis.compare.alikeness import in_words
 from loralens.reporting.collection import CheckpointRun, Collection, finite_cosines
 from loralens.reporting.document import PageTable
@@ -16,7 +16,6 @@ from loralens.tables.table import Column, Table
 # Savings below this share of the file are no reason to write another one.
 WORTHWHILE = 0.05
 CODES = 3  # codes of findings that a sentence lists
-LEVELS = ("error", "warning", "note")
 
 signed = fixed("+.3f")
 
