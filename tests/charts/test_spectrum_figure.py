@@ -7,7 +7,7 @@ import pytest
 from matplotlib.figure import Figure as Drawing
 
 from loralens.analysis.spectrum import Spectrum
-from loralens.charts import mpl
+from loralens.charts import mpl_style
 from loralens.charts.figure import check_suffix, save_figure
 from loralens.charts.names import fit_name
 from loralens.charts.spec import Figure, HeatMap, LineChart
@@ -280,4 +280,4 @@ def test_the_users_own_settings_change_nothing(tmp_path):
     with rc_context({"font.size": 20, "svg.hashsalt": "mine", "font.family": ["serif"]}):
         save_figure(spectrum_figure({"a$b$\n\udcff_漢": llama()}), tmp_path / "loud.svg")
     assert (tmp_path / "plain.svg").read_bytes() == (tmp_path / "loud.svg").read_bytes()
-    assert mpl.STYLE["font.family"] == ["DejaVu Sans"]
+    assert mpl_style.STYLE["font.family"] == ["DejaVu Sans"]

@@ -64,7 +64,7 @@ def test_what_click_styles_follows_no_color() -> None:
     code = (
         "import sys\nimport click\nfrom loralens.cli.main import main\nfrom loralens.cli.terminal import raw_stream\n"
         "@click.command('x')\ndef x():\n    click.secho('red', fg='red', file=raw_stream(sys.stdout))\n"
-        "main.get_command = lambda ctx, name: x\nmain(['x'])"
+        "main.get_command = lambda ctx, name: x\nmain(['spectrum'])"
     )
     assert COLOUR.search(on_a_terminal([sys.executable, "-c", code]))
     assert ESCAPE not in on_a_terminal([sys.executable, "-c", code], NO_COLOR="1")

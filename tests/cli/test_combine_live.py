@@ -195,7 +195,7 @@ def test_on_a_terminal_the_time_left_is_shown(small: Path, tmp_path: Path) -> No
     os.close(leader)
     assert "sum" in shown
     assert "left" in shown
-    assert b"wrote" in found.stdout
+    assert b"Wrote" in found.stdout
 
 
 def test_a_base_beside_adapters_that_do_not_need_it_changes_nothing(small: Path, base: Path, tmp_path: Path) -> None:

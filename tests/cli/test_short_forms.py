@@ -74,7 +74,7 @@ def test_what_is_equal_comes_out_as_zeros(small: Path, tmp_path: Path) -> None:
 
 def test_drop_leaves_out_modules_and_nothing_else(small: Path, tmp_path: Path) -> None:
     result = run("drop", small, "-m", "v_proj", "-o", tmp_path / "out")
-    assert result.stdout == f"wrote {tmp_path / 'out'}: peft, 3 of 6 modules dropped, 3 left\n"
+    assert result.stdout == f"Wrote {tmp_path / 'out'}: {small} without 3 of its 6 modules; 3 left (peft).\n"
     found, whole = loralens.load(tmp_path / "out"), loralens.load(small)
     assert [name for name in whole if "q_proj" in name] == list(found)
     assert all(np.array_equal(found[name].B, whole[name].B) for name in found)

@@ -203,7 +203,7 @@ def test_a_model_of_16_bits_is_trained_with_its_head_in_32(home: Path, tmp_path:
 
 
 def test_a_seed_may_be_any_number(home: Path, tmp_path: Path) -> None:
-    assert "would train" in good(*classify(home, tmp_path / "a", "--seed", 10**30, "--dry-run")).stdout
+    assert "Would train" in good(*classify(home, tmp_path / "a", "--seed", 10**30, "--dry-run")).stdout
 
 
 def test_a_folder_called_as_a_corpus_is_not_in_its_way(
@@ -216,7 +216,7 @@ def test_a_folder_called_as_a_corpus_is_not_in_its_way(
     monkeypatch.setattr(data, "read_corpus", lambda name: Split(examples, examples, examples, ("x", "y")))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "reuters-r8").mkdir()
-    assert "would train" in good(*classify(home, tmp_path / "a", "--data", "reuters-r8", "--dry-run")).stdout
+    assert "Would train" in good(*classify(home, tmp_path / "a", "--data", "reuters-r8", "--dry-run")).stdout
 
 
 def test_hiding_tokens_needs_a_token_for_it(home: Path, tmp_path: Path) -> None:
@@ -266,7 +266,7 @@ def test_a_dry_run_says_what_would_be_trained_and_writes_nothing(home: Path, tmp
     assert (said["steps"], said["rank"], said["target"]) == (4, 2, None)
     assert len(said["modules"]) == 13
     assert said["trainable"] > 34
-    assert "would train" in good(*classify(home, tmp_path / "a", "--dry-run")).stdout
+    assert "Would train" in good(*classify(home, tmp_path / "a", "--dry-run")).stdout
     assert "lr -1.0" in refused(*classify(home, tmp_path / "a", "--dry-run", "--lr", -1))
     assert "no module matches 'quary'" in refused(*classify(home, tmp_path / "a", "--dry-run", "--targets", "quary"))
     assert not list(tmp_path.iterdir())
@@ -403,7 +403,7 @@ def test_what_is_said_at_the_end_is_of_the_adapter_that_was_written(home: Path, 
     entries = logged(tmp_path / "whole")
     assert best < entries[-1]["step"]
     measured = {line["step"]: line["evaluation"]["loss"] for line in entries if "evaluation" in line}
-    assert f"→ after: loss {measured[0]:.3f} → {measured[best]:.3f}," in whole[-2]
+    assert any(f"to after it: loss {measured[0]:.3f} → {measured[best]:.3f}," in line for line in whole)
     assert whole[-1] == f"best of the evaluations: step {best}, which is what was written"
     interrupted(home, tmp_path / "a", *more, at=entries[-1]["step"])
     said = json.loads(good(*classify(home, tmp_path / "a", *more, "--resume", "--json")).stdout)
@@ -417,7 +417,7 @@ def test_a_run_that_was_done_but_for_its_last_write_says_what_it_was(home: Path,
         patch.setattr(Training, "finish", lambda *_: (_ for _ in ()).throw(FormatError("is full", fix="make room")))
         assert "is full" in refused(*classify(home, tmp_path / "a", *more))
     result = good(*classify(home, tmp_path / "a", *more, "--resume"))
-    assert "evaluation, before → after: loss" in result.stdout
+    assert "from before the training to after it: loss" in result.stdout
 
 
 def test_dora_on_words_is_measured_as_it_was_trained(home: Path, tmp_path: Path) -> None:
@@ -581,7 +581,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(home: Path, tmp_path: Path
 def test_a_run_that_goes_on_says_what_was_evaluated_before_it_was_stopped(home: Path, tmp_path: Path) -> None:
     more = ("--eval", home / "d.jsonl", "--evaluate-every", 1, "--save-every", 2)
     whole = good(*classify(home, tmp_path / "whole", *more)).stdout.splitlines()[-1]
-    assert whole.startswith("evaluation, before → after: loss")
+    assert whole.startswith("On the evaluation, from before the training to after it: loss")
     interrupted(home, tmp_path / "a", *more, at=3)
     result = good(*classify(home, tmp_path / "a", *more, "--resume"))
     assert result.stdout.splitlines()[-1] == whole

@@ -35,6 +35,7 @@ def test_every_file_of_the_base_comes_back(base: Path, out: Path, tmp_path: Path
         f"Wrote {tmp_path / 'back'}: the base of {out}, bit for bit.",
         "",
         "6 tensors restored, the SHA-256 of each checked",
+        "",
     ]
     assert contents(tmp_path / "back") == contents(base)
     record = json.loads(done("unmerge", out, "-o", tmp_path / "two", "--json").stdout)

@@ -52,7 +52,8 @@ def test_no_update_of_its_rank_is_nearer(pair, rank, scale):
     if not before.singular_values().any():
         assert (loss.relative_error, loss.energy_kept) == (0.0, 1.0)
         return
-    if not dense.any():  # B and A cancel, and only rounding is left of their product
+    size = np.linalg.norm(pair[0]) * np.linalg.norm(pair[1]) * abs(scale)
+    if np.linalg.norm(dense) <= LOSS * size:  # B and A cancel, and only rounding is left of their product
         return
     error, spectral = truncated_error(dense, rank)
     assert after.rank <= min(rank, before.rank)

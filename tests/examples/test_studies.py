@@ -35,7 +35,8 @@ def test_the_paper(runs: Path, tmp_path: Path) -> None:
     assert study.found["truncated"][plan.tasks[0]]["error"]["1"] > study.found["truncated"][plan.tasks[0]]["error"]["8"]
     path = write(study, tmp_path, command="this", reading=None, more=alternatives(runs / "none", tmp_path))
     text = path.read_text()
-    assert text.startswith("    this\n")
+    assert text.startswith("# Section 7")
+    assert "\n    this\n" in text
     html = path.with_suffix(".html").read_text()
     assert html.count('src="data:image/png;base64,') == text.count("](paper_") == html.count("<img ")
     assert "src=" not in html.replace('src="data:', "")

@@ -9,7 +9,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 import loralens
@@ -564,6 +564,7 @@ PARTS = st.sampled_from(
     st.lists(st.integers(1, 3), min_size=5, max_size=5),
 )
 def test_what_is_written_is_read_back(names: list[str], scales: list[float], ranks: list[int]) -> None:
+    assume(not any("text_model.text_model" in name for name in names))  # no model has it, and writing refuses it
     modules = {name: low_rank(scales[i], r=ranks[i], seed=i) for i, name in enumerate(names)}
     source = write(Adapter(modules=modules, format="peft"))
     back = diffusers.read(source)

@@ -309,7 +309,7 @@ def run(*arguments: object) -> str:
 
 
 def test_every_command_reads_it(small: Path, tmp_path: Path) -> None:
-    assert "wrote" in run("convert", small, "-o", tmp_path / "q", "--to", NAME)
+    assert "Wrote" in run("convert", small, "-o", tmp_path / "q", "--to", NAME)
     assert "loralens-q" in run("inspect", tmp_path / "q")
     run("convert", tmp_path / "q", "-o", tmp_path / "back", "--to", "peft")
     assert json.loads((tmp_path / "back" / "adapter_config.json").read_text()) == json.loads(

@@ -285,7 +285,8 @@ def test_of_two_the_one_with_the_bug_is_named_in_either_order(order):
 
 def test_the_same_update_under_two_names_is_a_note():
     (found,) = judged(healthy(0), healthy(0))
-    assert (found.level, found.code, found.evidence) == ("note", "combination", "ΔW = 1 × adapter0")
+    assert (found.level, found.code) == ("note", "combination")
+    assert found.evidence == "practically the same adapter as adapter0: ΔW = 1 × adapter0"
     assert found.fix.endswith("loralens equal adapter1 adapter0")
 
 
