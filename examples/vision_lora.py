@@ -152,7 +152,8 @@ def tool(verb: str, *inputs: Path | tuple[Path, float], **options: Any) -> Any:
     words = [*map(written, inputs), *(f"{name}={written(value)}" for name, value in options.items())]
     print(f"\n>>> loralens.{verb}({', '.join(words)})")
     result = getattr(loralens, verb)(*inputs, **options)
-    print(*(f"{lay_out(table)}\n" for table in result.tables() if table.rows), *result.sentences(), sep="\n")
+    tables = (f"{lay_out(table)}\n" for table in result.tables() if table.rows)
+    print(*result.conclusion(), *tables, *result.sentences(), sep="\n")
     return result
 
 
