@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,10 @@ from tests.reporting.adapters import drawn, measured, report
 
 CHROMIUM = Path(os.environ.get("LORALENS_CHROMIUM", "/usr/bin/chromium"))
 
-pytest.importorskip("playwright")
+# Marks, and no `importorskip`, because `test_slider` imports this module for its fixture.
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.skipif(find_spec("playwright") is None, reason="needs playwright"),
     pytest.mark.skipif(not CHROMIUM.exists(), reason="no Chromium here"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
