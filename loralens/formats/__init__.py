@@ -277,11 +277,11 @@ def encode_adapter(
         from loralens.formats.dialects.quantised.reader import expand
 
         adapter = expand(adapter)
-    from loralens.formats.dialects.fitting import carry_notes, fit
+    from loralens.formats.dialects.fitting import carry_notes, fit_to_dialect
 
     # After the expansion, which gives the adapter the dialect of its source: for that one the modules need no change.
     if adapter.format != name:
-        adapter = fit(name, adapter, base_config=options.get("base_config"), arch=options.get("arch"))
+        adapter = fit_to_dialect(name, adapter, base_config=options.get("base_config"), arch=options.get("arch"))
     # The writers would raise a TypeError for an option that they do not have; a message is better.
     misplaced = [option for option in options if name not in WRITTEN_WITH.get(option, (name,))]
     if misplaced:

@@ -68,7 +68,7 @@ class Verdict:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Relation:
+class HeldUpdate:
     """How what a model has beyond its base, E = M − W, relates to the update D, over several modules together.
 
     Attributes
@@ -83,7 +83,7 @@ class Relation:
     cosine: float
 
 
-def relation(verdicts_of_modules: Iterable[Verdict]) -> Relation | None:
+def relation(verdicts_of_modules: Iterable[Verdict]) -> HeldUpdate | None:
     """The relation over some modules; None if no update of theirs can be compared."""
     compared = [verdict for verdict in verdicts_of_modules if verdict.norm and isfinite(verdict.error)]
     energy = sum(verdict.norm**2 for verdict in compared)
@@ -93,7 +93,7 @@ def relation(verdicts_of_modules: Iterable[Verdict]) -> Relation | None:
     # ‖E‖² = ‖E − D‖² + 2⟨E, D⟩ − ‖D‖². A merge of any other update into this weight has about the same noise.
     size = sum((v.error**2 + 2 * v.gain - 1 - v.noise**2) * v.norm**2 for v in compared) / energy
     # Without noise the cosine is at most 1; the estimate of the noise may exceed it.
-    return Relation(gain, gain / sqrt(max(size, gain**2)) if gain else 0.0)
+    return HeldUpdate(gain, gain / sqrt(max(size, gain**2)) if gain else 0.0)
 
 
 def verdicts(merge: TensorMerge, merged: LazyArray) -> list[Verdict]:

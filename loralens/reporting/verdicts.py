@@ -20,7 +20,7 @@ CODES = 3  # codes of findings that a sentence lists
 signed = fixed("+.3f")
 
 
-class Verdict(NamedTuple):
+class AdapterVerdict(NamedTuple):
     """One row: an adapter in short.
 
     Attributes
@@ -47,7 +47,7 @@ class Verdict(NamedTuple):
     levels: Mapping[str, int]
 
 
-def verdict_of(subject: Subject, findings: Sequence[Diagnosis]) -> Verdict:
+def verdict_of(subject: Subject, findings: Sequence[Diagnosis]) -> AdapterVerdict:
     """The row of one adapter; ``findings`` are those of all adapters."""
     own = [same[0] for same in by_cause(findings) if same[0].adapter == subject.path]
     levels = Counter(finding.level for finding in own)
@@ -56,7 +56,7 @@ def verdict_of(subject: Subject, findings: Sequence[Diagnosis]) -> Verdict:
     if best and highest:
         # Never below 0: a file of a lower rank may be larger by its header, and then nothing is saved.
         saved = max(0.0, 1 - best.uniform.bytes / highest.uniform.bytes)
-    return Verdict(
+    return AdapterVerdict(
         label=subject.label,
         words=_words(subject, own, saved),
         needed=best.rank if best else None,
@@ -82,7 +82,7 @@ def _words(subject: Subject, own: Sequence[Diagnosis], saved: float | None) -> s
     return "in order, larger than it needs to be" if saved >= WORTHWHILE else "in order, needs its size"
 
 
-def verdicts_table(verdicts: Sequence[Verdict]) -> PageTable:
+def verdicts_table(verdicts: Sequence[AdapterVerdict]) -> PageTable:
     """The table of the first screen; columns of the base only where a base was given."""
     against_base = any(verdict.strength is not None for verdict in verdicts)
     rounded = any(verdict.bf16_loss is not None for verdict in verdicts)
@@ -104,7 +104,7 @@ def _counts(levels: Mapping[str, int]) -> str:
     return ", ".join(count(n, level) for level, n in levels.items() if n) or "none"
 
 
-COLUMNS: tuple[Column[Verdict], ...] = (
+COLUMNS: tuple[Column[AdapterVerdict], ...] = (
     Column("adapter", lambda row: row.label, "adapter", align="left"),
     Column("verdict", lambda row: row.words, "verdict", align="left"),
     Column(
@@ -127,7 +127,7 @@ COLUMNS: tuple[Column[Verdict], ...] = (
 )
 
 
-def verdict_record(verdict: Verdict) -> dict[str, object]:
+def verdict_record(verdict: AdapterVerdict) -> dict[str, object]:
     """A row as a JSON object."""
     return {
         "adapter": verdict.label,
@@ -143,7 +143,7 @@ def verdict_record(verdict: Verdict) -> dict[str, object]:
 
 def headline(
     subjects: Sequence[Subject],
-    verdicts: Sequence[Verdict],
+    verdicts: Sequence[AdapterVerdict],
     collection: Collection | None,
     run: CheckpointRun | None,
 ) -> str:
@@ -168,13 +168,13 @@ def headline(
     return f"{text.replace('rank', 'Rank', 1) if text.startswith('rank ') else text}."
 
 
-def _names(verdicts: Sequence[Verdict]) -> str:
+def _names(verdicts: Sequence[AdapterVerdict]) -> str:
     labels = [verdict.label for verdict in verdicts]
     # A sentence of four names is no headline.
     return join_words(labels) if len(labels) < 4 else f"{labels[0]} and {len(labels) - 1} more"
 
 
-def _warned(warned: Sequence[Verdict], *, several: bool) -> str:
+def _warned(warned: Sequence[AdapterVerdict], *, several: bool) -> str:
     total = count(sum(verdict.levels["warning"] for verdict in warned), "warning")
     return f"{total} for {_names(warned)}" if several else f"{warned[0].label} has {total}"
 
@@ -190,7 +190,7 @@ def _relation(subjects: Sequence[Subject], collection: Collection | None) -> str
     return f"{subjects[s].label} and {subjects[t].label} {words} (cosine {signed(cosine)})"
 
 
-def _savings(subject: Subject, verdict: Verdict) -> str:
+def _savings(subject: Subject, verdict: AdapterVerdict) -> str:
     """What one adapter needs, in words that follow its name or stand alone."""
     if verdict.needed is None or verdict.saved is None:
         return f"{verdict.label} has no rank to choose"
@@ -206,7 +206,7 @@ def _savings(subject: Subject, verdict: Verdict) -> str:
     )
 
 
-def _savings_of_all(verdicts: Sequence[Verdict]) -> list[str]:
+def _savings_of_all(verdicts: Sequence[AdapterVerdict]) -> list[str]:
     smaller = [verdict for verdict in verdicts if verdict.saved is not None and verdict.saved >= WORTHWHILE]
     if not smaller:
         return ["each of them needs its rank"] if all(verdict.needed is not None for verdict in verdicts) else []

@@ -12,7 +12,7 @@ from loralens.core.structured import Structured, Update
 from loralens.core.threads import processor_count
 from loralens.errors import OptionError, place
 from loralens.formats.dialects import record
-from loralens.formats.dialects.fitting import OF_IMAGE_MODELS, fit
+from loralens.formats.dialects.fitting import OF_IMAGE_MODELS, fit_to_dialect
 from loralens.formats.dialects.table import FORMATS
 from loralens.formats.files.container import Stored
 from loralens.tables.numbers import count, percent
@@ -196,7 +196,7 @@ def convert(
         # Another dialect may divide, join and rename modules, and the error is measured under its names.
         if pairs.format != to:
             options = form.options
-            exact = fit(to, pairs, base_config=options.get("base_config"), arch=options.get("arch"))
+            exact = fit_to_dialect(to, pairs, base_config=options.get("base_config"), arch=options.get("arch"))
             notes += _note_architecture(to, pairs, exact)
         written = _rename_back(exact, back, stored)
         # loralens-q is a choice for fewer bits: its error is reported, and never refused.

@@ -98,7 +98,7 @@ def family(model: ImageModel) -> str:
     return {"SDXL": "SDXL", "FLUX.1": "FLUX"}.get(model.name, "SD")
 
 
-def block_names(layer: Layer) -> tuple[str, ...]:
+def layer_block_names(layer: Layer) -> tuple[str, ...]:
     """The names of the block that a layer belongs to, the narrowest first."""
     component, _, inner = layer.original.partition(".")
     flux = layer.name.startswith("transformer.")
@@ -134,10 +134,10 @@ def weights_of_modules(
     OptionError
         A preset or a block that the model does not have, a vector of another length, or a weight that is no number.
     """
-    names = {module: block_names(layer) for module, layer in layers.items()}
+    names = {module: layer_block_names(layer) for module, layer in layers.items()}
     # Every name of a block → the narrowest blocks in it, of the whole model.
     inside: dict[str, list[str]] = {}
-    for own in dict.fromkeys(map(block_names, model.layers)):
+    for own in dict.fromkeys(map(layer_block_names, model.layers)):
         for name in own:
             inside.setdefault(name, []).append(own[0])
     present = sorted({own[0] for own in names.values()})

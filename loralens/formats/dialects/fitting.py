@@ -14,7 +14,7 @@ OF_IMAGE_MODELS = ("kohya", "diffusers", "comfyui")  # dialects of the programs 
 NOTES, OF_OLD_TENSORS = ("ss_", "modelspec."), "modelspec.hash_sha256"
 
 
-def fit(
+def fit_to_dialect(
     dialect: str, adapter: Adapter, *, base_config: Mapping[str, Any] | None = None, arch: str | None = None
 ) -> Adapter:
     """An adapter of another dialect with experts, and the layers of image models, named and divided as in ``dialect``.
