@@ -81,14 +81,14 @@ def test_on_a_terminal_a_line_for_each_and_then_the_conclusion(folder: Path) -> 
     assert max(map(len, [*lines, *doctor])) <= 80
     assert [line.split()[0] for line in lines[:3]] == ["a", "b", "c"]
     assert lines[0].startswith("a  r 8 → 4, 184.0 kB → ")
-    assert lines[0].endswith(", would be compressed")
+    assert lines[0].endswith(" %")
     assert lines[1] == "b  failed"
     assert lines[3:6] == [
         "",
         "3 adapters, 2 would be compressed and 1 failed; 341.4 kB → 193.9 kB, 43.2 %",
         "smaller.",
     ]
-    assert doctor[0] == "a  2 notes: spike, rank-unused, examined"
+    assert doctor[0] == "a  2 notes: spike, rank-unused"
 
 
 # ---- Runs that are stopped

@@ -1,6 +1,7 @@
 """A batch that is repeated: what is skipped, what is done again, and what is never replaced."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -240,6 +241,14 @@ def test_an_entry_that_is_none_is_not_believed(change: str, folder: Path) -> Non
     assert statuses(result)["a"] == ("written" if isinstance(HOSTILE[change].get("numbers"), dict) else "failed")
     assert statuses(result)["b"] == "skipped"
     assert outputs_under(folder / "out") == before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names are bytes")
+def test_names_that_are_no_text_are_recorded_too(folder: Path) -> None:
+    for name in (b"a\xff", b"a\x1b[2J"):
+        shutil.copytree("all/a", Path("all") / os.fsdecode(name))
+    assert set(statuses(scale()).values()) == {"skipped", "written"}
+    assert set(statuses(scale()).values()) == {"skipped"}
 
 
 def test_names_in_a_record_lead_nowhere(folder: Path) -> None:

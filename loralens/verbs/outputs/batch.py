@@ -1,6 +1,7 @@
 """A verb for one adapter as a verb for several: a list, or a folder that has adapters in it."""
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from contextvars import ContextVar
@@ -10,6 +11,7 @@ from inspect import Parameter, signature
 from os import PathLike
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar, cast
+from urllib.parse import quote
 
 from loralens.choices import INTEGER_TYPES, QUANTISED
 from loralens.core.adapter import Adapter
@@ -19,6 +21,7 @@ from loralens.errors import LoraLensError, OptionError
 from loralens.formats.dialects.table import FORMATS
 from loralens.formats.files.disk import disk_errors
 from loralens.formats.files.hold import Hold
+from loralens.formats.files.json_text import is_safe_text
 from loralens.formats.files.location import SUFFIXES, adapter_file
 from loralens.formats.models.base_digest import base_digest
 from loralens.formats.models.checkpoint import resolve_path
@@ -27,7 +30,7 @@ from loralens.tables.text import display_width
 from loralens.verbs.inputs.adapters import AdapterSource, Source
 from loralens.verbs.inputs.several import BatchItem, NameTarget, find_adapters, is_several, place_targets
 from loralens.verbs.outputs.batch_result import BatchResult, BatchRow, line_of
-from loralens.verbs.outputs.batch_task import WORK, AdapterWork, Task, real_source
+from loralens.verbs.outputs.batch_task import WORK, AdapterWork, Outcome, Task, real_source
 from loralens.verbs.outputs.batch_workers import perform_all
 from loralens.version import __version__
 
@@ -38,8 +41,9 @@ Options = Mapping[str, Any]
 _OF_THE_RUN = {"overwrite", "dry_run", "fail_on"}
 _FILES = ("activations", "weights")  # options that may be paths of files, whose content counts
 
-# Bytes of adapters from which other processes save more time than their start takes, about half a second.
-WORTH_PROCESSES = 16_000_000
+# Bytes of adapters from which other processes save more time than their start takes. Two of them take half a second of
+# a processor each, in which `compress` works on some 10 MB.
+WORTH_PROCESSES = 20_000_000
 WIDEST_NAME = 32  # columns of a terminal that the names of adapters take at most in the lines
 
 LineWatcher = Callable[[str], None]
@@ -142,7 +146,7 @@ def run_batch(verb: str, adapters: Sequence[AdapterSource], name_target: NameTar
     targets = place_targets(items, output, name_target) if output else [None] * len(items)
     record = BatchRecord.read(output) if output else None
     digest = _digest_options(verb, options) if output else None
-    names = [target.relative_to(output).as_posix() if target and output else "" for target in targets]
+    names = [_entry_name(target, output) if target and output else "" for target in targets]
     tasks = [
         Task(
             verb,
@@ -177,20 +181,16 @@ def _perform(tasks: Sequence[Task], jobs: int, record: BatchRecord | None) -> di
         # What an earlier run has done stays recorded until it is replaced.
         for task in tasks:
             begun = BatchEntry(task.verb, real_source(task.source), BEGUN, __version__)
-            record.entries.setdefault(_entry_name(task, record), begun)
-        record.write()
+            record.entries.setdefault(_entry_of(task, record), begun)
+        if any(entry.status == BEGUN for entry in record.entries.values()):
+            record.write()
     watcher = _watcher.get()
     width = min(WIDEST_NAME, max(display_width(task.row.name) for task in tasks))
     with progress(tasks[0].verb, len(tasks)) as step, closing(perform_all(tasks, jobs)) as outcomes:
         for task, outcome in outcomes:
             rows[task.row.name] = outcome.row
             if record:
-                name = _entry_name(task, record)
-                if outcome.entry:
-                    record.entries[name] = outcome.entry
-                elif record.entries[name].status == BEGUN:  # nothing was written there
-                    del record.entries[name]
-                record.write()
+                _record_outcome(_entry_of(task, record), outcome, record)
             if watcher:
                 watcher(line_of(task.verb, outcome.row, width))
             if step:
@@ -198,9 +198,27 @@ def _perform(tasks: Sequence[Task], jobs: int, record: BatchRecord | None) -> di
     return rows
 
 
-def _entry_name(task: Task, record: BatchRecord) -> str:
+def _record_outcome(name: str, outcome: Outcome, record: BatchRecord) -> None:
+    """Write into the record what was done, if anything was."""
+    if outcome.entry:
+        record.entries[name] = outcome.entry
+    elif record.entries[name].status == BEGUN:  # nothing was written there
+        del record.entries[name]
+    else:
+        return
+    record.write()
+
+
+def _entry_of(task: Task, record: BatchRecord) -> str:
     assert task.target
-    return task.target.relative_to(record.folder).as_posix()
+    return _entry_name(task.target, record.folder)
+
+
+def _entry_name(target: Path, folder: Path) -> str:
+    """The name of a target in the record."""
+    name = target.relative_to(folder).as_posix()
+    # JSON has no bytes that are no text, and a name with control characters would be refused when it is read.
+    return name if is_safe_text(name) else quote(os.fsencode(name))
 
 
 def _count_jobs(jobs: object, items: Sequence[BatchItem]) -> int:

@@ -1,7 +1,7 @@
 """The result of a verb that was given several adapters: one row for each of them, and the sentences about all."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -86,6 +86,9 @@ class BatchResult(Tabular):
     def __getitem__(self, index: int) -> BatchRow:
         return self.rows[index]
 
+    def __iter__(self) -> Iterator[BatchRow]:
+        return iter(self.rows)
+
     def __repr__(self) -> str:
         return f"BatchResult({self.verb}, {count(len(self.rows), 'adapter')})"
 
@@ -140,7 +143,7 @@ class BatchResult(Tabular):
         """Why adapters could not be processed, those with one reason together, and how many gave warnings."""
         causes: dict[tuple[str, str], list[str]] = {}
         for row in self.failed:
-            causes.setdefault((row.reason.removeprefix(f"{row.source}: "), row.fix), []).append(row.name)
+            causes.setdefault((_without_place(row), row.fix), []).append(row.name)
         lines = []
         for (reason, fix), names in causes.items():
             lines += [f"{join_words(names)}: {reason}", f"  fix: {fix}"]
@@ -167,12 +170,20 @@ class BatchResult(Tabular):
         }
 
 
+def _without_place(row: BatchRow) -> str:
+    """The reason of a failure without the path of the adapter, or of its file, that it begins with."""
+    place, colon, reason = row.reason.partition(": ")
+    return reason if colon and (place == row.source or place.startswith(f"{row.source}/")) else row.reason
+
+
 def line_of(verb: str, row: BatchRow, width: int) -> str:
-    """One line about a row of a verb, which begins with its name in ``width`` columns: the numbers, what happened."""
-    numbers = CHANGES[verb](row) if row.numbers else ""
-    happened = _happened(WORDS[verb]).cell(row)
+    """One line about a row of a verb: its name in ``width`` columns, and then what has changed or what happened."""
     name = shorten(row.name, width)
-    return f"{name}{' ' * (width - display_width(name))}  " + ", ".join(filter(None, [numbers, happened]))
+    # What was done is seen by the numbers, for which alone 80 columns have room.
+    plain = row.numbers is not None and row.status in ("written", "done")
+    changed = CHANGES[verb](row) if row.numbers and row.status != "skipped" else ""
+    happened = "" if plain else _happened(WORDS[verb]).cell(row)
+    return f"{name}{' ' * (width - display_width(name))}  " + ", ".join(filter(None, [changed, happened]))
 
 
 # Status → its word for each verb; ``answer`` begins the sentence about answers that are no.
