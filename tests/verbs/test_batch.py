@@ -17,7 +17,9 @@ from loralens.errors import LoraLensError, OptionError
 from loralens.verbs.compress import CompressOptions
 from loralens.verbs.convert import ConvertOptions
 from loralens.verbs.doctor import DoctorOptions
-from loralens.verbs.outputs.batch_result import BatchResult
+from loralens.verbs.outputs.batch_result import BatchResult, BatchRow
+from loralens.verbs.outputs.batch_task import Task
+from loralens.verbs.outputs.batch_workers import PendingTasks
 from loralens.verbs.outputs.compress_result import CompressResult
 from loralens.verbs.scale import ScaleOptions
 from tests.conftest import small_adapter
@@ -179,11 +181,24 @@ def test_checkpoints_within_an_adapters_folder_go_into_its_output(folder: Path, 
 
 def test_an_outer_adapter_that_comes_later_is_written_into_the_folder_that_is_there(folder: Path) -> None:
     shutil.copytree("all/b", "all/a/checkpoint-10")
-    shutil.move("all/a/adapter_model.safetensors", "kept")
-    loralens.scale("all", 2, output="out")
-    shutil.move("kept", "all/a/adapter_model.safetensors")
+    shutil.copytree("all/a", "kept")
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        (folder / "all/a" / name).unlink()
+    assert set(statuses(loralens.scale("all", 2, output="out"))) == {"a/checkpoint-10", "b", "c"}
+    shutil.copytree("kept", "all/a", dirs_exist_ok=True)
     result = loralens.scale("all", 2, output="out")
     assert statuses(result) == {"a": "written", "a/checkpoint-10": "skipped", "b": "skipped", "c": "skipped"}
+
+
+def test_what_lies_in_a_target_waits_for_it() -> None:
+    """A folder takes its place by a rename, which fails if another process has made one there."""
+    rows = [BatchRow(name, name, f"out/{name}", "failed") for name in ("a/inner", "a", "b")]
+    inner, outer, other = (Task("scale", row, row.source, {}) for row in rows)
+    pending = PendingTasks([inner, outer, other])
+    assert [pending.take(), pending.take()] == [outer, other]
+    pending.finish(outer)
+    assert pending.take() is inner
+    assert pending.take() is None
 
 
 def test_adapters_in_memory_have_numbers_as_names(folder: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import loralens
 from loralens.errors import FormatError, OptionError
 from loralens.formats.files.hold import Hold
-from loralens.formats.records.batches import RECORD_NAME, BatchRecord, read_entry
+from loralens.formats.records.batches import RECORD_NAME, BatchRecord, files_digest, read_entry
 from tests.verbs.batches import files_under, lay_adapters, outputs_under, read_record, statuses, write_record
 
 
@@ -270,3 +270,14 @@ def test_an_entry_is_read_as_it_was_written(folder: Path) -> None:
     before = (folder / "out" / RECORD_NAME).read_bytes()
     record.write()
     assert (folder / "out" / RECORD_NAME).read_bytes() == before
+
+
+def test_a_digest_tells_files_apart_by_names_and_by_where_they_end(tmp_path: Path) -> None:
+    contents = [{"a": b"12", "b": b"3"}, {"a": b"1", "b": b"23"}, {"b": b"12", "c": b"3"}, {"a": b"123"}]
+    digests = set()
+    for number, files in enumerate(contents):
+        (tmp_path / str(number)).mkdir()
+        for name, content in files.items():
+            (tmp_path / str(number) / name).write_bytes(content)
+        digests.add(files_digest(sorted((tmp_path / str(number)).iterdir())))
+    assert len(digests) == len(contents)

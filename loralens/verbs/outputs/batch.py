@@ -159,8 +159,6 @@ def run_batch(verb: str, adapters: Sequence[AdapterSource], name_target: NameTar
         )
         for item, target, name in zip(items, targets, names, strict=True)
     ]
-    # The outer of two targets comes first: a folder is written as a whole, and then what lies in it.
-    tasks.sort(key=lambda task: task.target.parts if task.target else ())
     hold = Hold()
     if output and not dry_run:
         with disk_errors(output):

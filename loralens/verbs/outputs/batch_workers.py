@@ -37,7 +37,6 @@ def perform_all(tasks: Sequence[Task], jobs: int) -> Generator[tuple[Task, Outco
     Parameters
     ----------
     tasks : sequence of Task
-        In an order in which outer targets come before those within them.
     jobs : int
         How many tasks are performed at once.
     """
@@ -46,7 +45,7 @@ def perform_all(tasks: Sequence[Task], jobs: int) -> Generator[tuple[Task, Outco
         for task in tasks:
             yield task, perform(task)
         return
-    pending, outcomes = _Pending(tasks), SimpleQueue[tuple[Task, Outcome]]()
+    pending, outcomes = PendingTasks(tasks), SimpleQueue[tuple[Task, Outcome]]()
     workers = [_Worker(jobs) for _ in range(jobs)]
     threads = [Thread(target=_feed, args=(worker, pending, outcomes), daemon=True) for worker in workers]
     try:
@@ -76,7 +75,7 @@ def _can_be_sent(task: Task) -> bool:
     return True
 
 
-def _feed(worker: "_Worker", pending: "_Pending", outcomes: "SimpleQueue[tuple[Task, Outcome]]") -> None:
+def _feed(worker: "_Worker", pending: "PendingTasks", outcomes: "SimpleQueue[tuple[Task, Outcome]]") -> None:
     """Give a worker one task after the other."""
     while (task := pending.take()) is not None:
         outcome = worker.perform(task)
@@ -85,7 +84,7 @@ def _feed(worker: "_Worker", pending: "_Pending", outcomes: "SimpleQueue[tuple[T
 
 
 @final
-class _Pending:
+class PendingTasks:
     """Tasks that no worker has taken yet, and those that are not finished."""
 
     def __init__(self, tasks: Sequence[Task]) -> None:
@@ -96,7 +95,7 @@ class _Pending:
         """The next task whose target lies in none that is unfinished; None if there is no more."""
         with self._changed:
             while self._waiting:
-                # Outer targets come first, so the first task that is unfinished can always be taken.
+                # An outermost target waits for none, so one worker at least can always go on.
                 if task := next((each for each in self._waiting if self._is_free(each)), None):
                     self._waiting.remove(task)
                     return task
