@@ -58,6 +58,8 @@ def show_answer(result: Any, rows: RowOptions) -> None:
             say("", *wrapped([sentence.strip() for sentence in sentences]))
     else:
         show(result, rows)
+    if isinstance(result, BatchResult) and rows.verbose and not (rows.as_json or rows.as_csv):
+        say(*result.details())
     if getattr(result, "failed", None):
         click.get_current_context().exit(FAILED)
     # The result of a verb that answers nothing has no answer.

@@ -63,6 +63,14 @@ def test_json_is_one_object_and_csv_one_line_each(folder: Path) -> None:
     assert [row.split(",")[3] for row in rows] == ["skipped"] * 3
 
 
+def test_verbose_tells_the_messages_and_the_findings(folder: Path) -> None:
+    scaled = Command("scale").good("all", "--by", 0.5, "-o", "out", "-v").stdout
+    assert scaled.count("note: 2 tensors trained in full stay as they are") == 3
+    found = Command("doctor").good("all", "-v").stdout
+    assert "a: note: rank-unused: r=8" in found
+    assert "rank-unused: r=8" not in Command("doctor").good("all").stdout
+
+
 def test_what_only_one_adapter_has_is_refused(folder: Path) -> None:
     assert "--plot draws one adapter" in compress.refused("all", "--dry-run", "--rank", 4, "--plot", "x.png")
     assert "Missing option '-o'" in compress.refused("all", "--rank", 4)

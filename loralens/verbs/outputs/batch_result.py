@@ -148,7 +148,17 @@ class BatchResult(Tabular):
         for (reason, fix), names in causes.items():
             lines += [f"{join_words(names)}: {reason}", f"  fix: {fix}"]
         if warned := sum(any(not text.startswith("note:") for text in row.messages) for row in self.rows):
-            lines.append(f"{count(warned, 'adapter')} gave warnings: --json has them")
+            lines.append(f"{count(warned, 'adapter')} gave warnings (--verbose tells them)")
+        return lines
+
+    def details(self) -> list[str]:
+        """Every finding and message, each after the name of its adapter."""
+        lines = []
+        for row in self.rows:
+            for finding in row.findings:
+                module = f"{finding['module']}: " if finding["module"] else ""
+                lines.append(f"{row.name}: {finding['level']}: {finding['code']}: {module}{finding['evidence']}")
+            lines += [f"{row.name}: {text}" for text in row.messages]
         return lines
 
     def record(self) -> dict[str, Any]:
