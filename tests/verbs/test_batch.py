@@ -135,6 +135,27 @@ def test_what_is_wrong_with_every_adapter_is_said_once(folder: Path) -> None:
     assert not (folder / "out").exists()
 
 
+def test_the_output_is_not_the_folder_of_the_adapters_but_may_hold_it(folder: Path) -> None:
+    with pytest.raises(OptionError, match="all is the folder of the adapters itself"):
+        loralens.compress("all", output="all", rank=4)
+    assert statuses(loralens.compress("all", output=".", rank=4)) == {"a": "written", "b": "written", "c": "written"}
+    shutil.copytree("all/a", "all/all")
+    with pytest.raises(OptionError, match="all is or holds the adapter all/a"):
+        loralens.compress("all", output=".", rank=4)
+
+
+def test_a_link_in_the_output_folder_leads_nowhere(folder: Path) -> None:
+    shutil.copytree("all/b", "precious/b")
+    loralens.compress("all", output="out", rank=4)
+    shutil.rmtree("out/b")
+    for link, end in (("out/b", "../precious/b"), ("out/b", "../nothing")):
+        Path(link).symlink_to(end)
+        with pytest.raises(OptionError, match="leads out of out by a link"):
+            loralens.compress("all", output="out", rank=2, overwrite=True)
+        Path(link).unlink()
+    assert files_under(folder / "precious/b") == files_under(folder / "all/b")
+
+
 def test_two_adapters_of_one_name_are_refused_before_anything_is_written(folder: Path) -> None:
     shutil.copytree("all/b", "other/a")
     with pytest.raises(OptionError, match=r"all/a and other/a have one name, a"):

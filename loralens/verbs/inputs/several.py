@@ -101,8 +101,12 @@ def find_adapters(
 
 def _in_folder(root: Path, output: Path | None, *, allow_pickle: bool, once: bool) -> Iterator[BatchItem]:
     """The adapters under a folder, with their paths relative to it as names."""
-    outside = Path(os.path.realpath(output)) if output else None
-    paths = [path for path in candidates(root) if outside is None or not _lies_in(path, outside)]
+    real, outside = Path(os.path.realpath(root)), Path(os.path.realpath(output)) if output else None
+    if outside == real:
+        raise OptionError(f"{output} is the folder of the adapters itself", fix="choose another output folder")
+    # What an earlier run has written below the folder.
+    outputs = outside if outside and real in outside.parents else None
+    paths = [path for path in candidates(root) if outputs is None or not _lies_in(path, outputs)]
     with progress("looking", len(paths)) as step, ThreadPoolExecutor(processor_count()) as pool:
         found = []
         try:
@@ -175,6 +179,10 @@ def _check_apart(items: Sequence[BatchItem], output: Path, targets: Sequence[Pat
         if item := sources.get(str(folder)):
             raise OptionError(f"{output} lies within the adapter {item.path}", fix="choose another output folder")
     real_targets = {os.path.realpath(target): target for target in targets}
+    # The folder may come from somebody else, with the record that vouches for what lies there.
+    for real, target in real_targets.items():
+        if real_output not in Path(real).parents:
+            raise OptionError(f"{target} leads out of {output} by a link", fix="choose another output folder")
     for real, item in sources.items():
         for path in (Path(real), *Path(real).parents):
             if target := real_targets.get(str(path)):

@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Generator, Sequence
 from contextlib import suppress
+from pathlib import Path
 from queue import SimpleQueue
 from threading import Condition, Event, Thread
 from typing import final
@@ -134,7 +135,7 @@ class _Worker:
         for name in _BLAS:
             environment.setdefault(name, "1")
         # The same packages as here, also those of a folder that the caller has put into the path.
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+        environment["PYTHONPATH"] = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
         return subprocess.Popen(  # noqa: S603  # nothing of the words comes from outside
             # -P: the current folder is not searched for modules, unless it is in the path of the caller.
             [sys.executable, "-P", "-c", _CODE, str(self._jobs)],
