@@ -16,7 +16,7 @@ FAILED, NO = 2, 1  # exit codes: an adapter could not be processed, an answer is
 def run(verb: Callable[..., Any], adapters: Sequence[str], rows: RowOptions, *arguments: Any, **keywords: Any) -> None:
     """Call a verb with the adapters of the command line, show what it returns, and exit with its answer."""
     # Imported here, since the help of a command starts no NumPy.
-    from loralens.verbs.inputs.several import is_several
+    from loralens.verbs.batches.batch_items import is_several
 
     source = adapters[0] if len(adapters) == 1 else list(adapters)
     # Before any work.
@@ -33,7 +33,7 @@ def lines_shown(rows: RowOptions) -> Iterator[None]:
     if not _is_live(rows):
         yield
         return
-    from loralens.verbs.outputs.batch import watch_lines
+    from loralens.verbs.batches.batch import watch_lines
 
     with watch_lines(_print_line):
         yield
@@ -50,7 +50,7 @@ def show_answer(result: Any, rows: RowOptions) -> None:
     On a terminal the lines about several adapters stand there already, and what they say together comes last. Elsewhere
     the conclusion comes first, as of every result.
     """
-    from loralens.verbs.outputs.batch_result import BatchResult
+    from loralens.verbs.batches.batch_result import BatchResult
 
     if isinstance(result, BatchResult) and _is_live(rows):
         say("", *wrapped(result.conclusion()))

@@ -24,12 +24,12 @@ from loralens.core.ranks import Rule, shared_ranks
 from loralens.core.structured import Structured
 from loralens.core.threads import processor_count
 from loralens.errors import place
+from loralens.verbs.batches.batch import in_batches, one_adapter
+from loralens.verbs.batches.batch_result import BatchResult
+from loralens.verbs.batches.batch_task import AdapterWork
 from loralens.verbs.inputs.adapters import AdapterSource, Source, labels, read_adapter
 from loralens.verbs.inputs.bases import base_weights
 from loralens.verbs.inputs.choices import numpy_dtype
-from loralens.verbs.outputs.batch import in_batches, one_adapter
-from loralens.verbs.outputs.batch_result import BatchResult
-from loralens.verbs.outputs.batch_task import AdapterWork
 from loralens.verbs.outputs.compress_result import CompressResult
 from loralens.verbs.outputs.form import PLAIN_BITS, OutputFormat, source_bytes
 from loralens.verbs.outputs.rules import (

@@ -25,13 +25,13 @@ from loralens.formats.records.sarif import sarif as sarif_log
 from loralens.tables.numbers import count
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
+from loralens.verbs.batches.batch import run_batch
+from loralens.verbs.batches.batch_items import is_several
+from loralens.verbs.batches.batch_result import BatchResult
+from loralens.verbs.batches.batch_task import WORK, AdapterWork
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, Source, labels, load_source, sources
 from loralens.verbs.inputs.choices import check_choice
 from loralens.verbs.inputs.examination import examine_adapters, open_base
-from loralens.verbs.inputs.several import is_several
-from loralens.verbs.outputs.batch import run_batch
-from loralens.verbs.outputs.batch_result import BatchResult
-from loralens.verbs.outputs.batch_task import WORK, AdapterWork
 from loralens.version import __version__
 
 DTYPES = FLOAT_TYPES | {"fp8": "float8_e4m3fn"}  # option → the name in NumPy and ml_dtypes

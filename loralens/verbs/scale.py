@@ -7,13 +7,13 @@ from typing import Any, Unpack, cast, overload
 from loralens.core.names import select
 from loralens.core.recipe import Strength
 from loralens.errors import OptionError, place
+from loralens.verbs.batches.batch import in_batches, one_adapter
+from loralens.verbs.batches.batch_result import BatchResult
+from loralens.verbs.batches.batch_task import AdapterWork
 from loralens.verbs.inputs.adapters import READING, AdapterSource, Reading, Source, labels, read_where_unknown
 from loralens.verbs.inputs.blocks import BlockWeights, weights_by_module
 from loralens.verbs.inputs.choices import as_globs, check_finite
 from loralens.verbs.inputs.weighted import strength_within
-from loralens.verbs.outputs.batch import in_batches, one_adapter
-from loralens.verbs.outputs.batch_result import BatchResult
-from loralens.verbs.outputs.batch_task import AdapterWork
 from loralens.verbs.outputs.combine_result import CombineResult
 from loralens.verbs.outputs.combine_run import combine_sources
 from loralens.verbs.outputs.writing import WritingAndReading

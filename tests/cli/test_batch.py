@@ -218,7 +218,7 @@ def test_a_worker_that_is_killed_fails_its_adapter_alone(six: Path, monkeypatch:
     (six / "slow" / "sitecustomize.py").write_text(
         "import os, sys\n"
         "if 'batch_workers' in ' '.join(sys.orig_argv):\n"
-        "    import loralens.verbs.outputs.batch_task as task\n"
+        "    import loralens.verbs.batches.batch_task as task\n"
         "    inner = task.adapter_digest\n"
         "    task.adapter_digest = lambda path: os.kill(os.getpid(), 9) if path.name == 'c' else inner(path)\n"
     )

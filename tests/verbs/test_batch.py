@@ -14,12 +14,12 @@ from safetensors.numpy import save_file
 
 import loralens
 from loralens.errors import LoraLensError, OptionError
+from loralens.verbs.batches.batch_result import BatchResult, BatchRow
+from loralens.verbs.batches.batch_task import Task
+from loralens.verbs.batches.batch_workers import PendingTasks
 from loralens.verbs.compress import CompressOptions
 from loralens.verbs.convert import ConvertOptions
 from loralens.verbs.doctor import DoctorOptions
-from loralens.verbs.outputs.batch_result import BatchResult, BatchRow
-from loralens.verbs.outputs.batch_task import Task
-from loralens.verbs.outputs.batch_workers import PendingTasks
 from loralens.verbs.outputs.compress_result import CompressResult
 from loralens.verbs.scale import ScaleOptions
 from tests.conftest import small_adapter

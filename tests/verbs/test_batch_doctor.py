@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import loralens
+from loralens.verbs.batches.batch_result import BatchResult
 from loralens.verbs.doctor import DoctorResult
-from loralens.verbs.outputs.batch_result import BatchResult
 from tests.verbs.batches import files_under, lay_adapters, read_record, spoil, statuses, write_record
 
 

@@ -21,10 +21,10 @@ from threading import Condition, Event, Thread
 from typing import final
 
 from loralens.core.threads import share_processors
-from loralens.verbs.outputs.batch_task import Outcome, Task, failed, perform
+from loralens.verbs.batches.batch_task import Outcome, Task, failed, perform
 
 GRACE = 10.0  # seconds in which a worker that was stopped may clean up; then it is killed
-_CODE = "from loralens.verbs.outputs.batch_workers import serve; serve()"
+_CODE = "from loralens.verbs.batches.batch_workers import serve; serve()"
 # BLAS reads these when NumPy is imported: modules are worked on in threads of our own, and in several processes.
 _BLAS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
 

@@ -25,8 +25,8 @@ from loralens.formats.records.batches import (
     adapter_digest,
     output_digest,
 )
+from loralens.verbs.batches.batch_result import KINDS, BatchRow, Status
 from loralens.verbs.inputs.adapters import AdapterSource
-from loralens.verbs.outputs.batch_result import KINDS, BatchRow, Status
 from loralens.version import __version__
 
 Numbers = Mapping[str, Any]

@@ -27,11 +27,11 @@ from loralens.formats.models.base_digest import base_digest
 from loralens.formats.models.checkpoint import resolve_path
 from loralens.formats.records.batches import BEGUN, BatchEntry, BatchRecord, files_digest
 from loralens.tables.text import display_width
+from loralens.verbs.batches.batch_items import BatchItem, NameTarget, find_adapters, is_several, place_targets
+from loralens.verbs.batches.batch_result import BatchResult, BatchRow, line_of
+from loralens.verbs.batches.batch_task import WORK, AdapterWork, Outcome, Task, real_source
+from loralens.verbs.batches.batch_workers import perform_all
 from loralens.verbs.inputs.adapters import AdapterSource, Source
-from loralens.verbs.inputs.several import BatchItem, NameTarget, find_adapters, is_several, place_targets
-from loralens.verbs.outputs.batch_result import BatchResult, BatchRow, line_of
-from loralens.verbs.outputs.batch_task import WORK, AdapterWork, Outcome, Task, real_source
-from loralens.verbs.outputs.batch_workers import perform_all
 from loralens.version import __version__
 
 F = TypeVar("F", bound=Callable[..., Any])
