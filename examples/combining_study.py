@@ -6,8 +6,8 @@
 Four adapters, one for each task (r = 8, each from its own random A), are combined into one adapter of rank 8. It serves
 all four tasks, each with its own classifier. The strength of the result matters as much as the method. Therefore every
 result is scaled to ρ times the mean norm of the adapters, and ρ is chosen for each method on validation texts. If the
-best ρ lies at the end of the grid, the grid grows until the best lies inside. The accuracy is measured on texts that are
-neither in the training nor in the validation set. There are three sets of adapters, from different seeds.
+best ρ lies at the end of the grid, the grid grows until the best lies inside. The accuracy is measured on texts that
+are neither in the training nor in the validation set. There are three sets of adapters, from different seeds.
 
 Writes reports/combining_study.md.
 """

@@ -173,7 +173,7 @@ def merge(
     check_choice("rounding", rounding, get_args(RoundingMode))
     check_choice("dtype", dtype, get_args(ModelDtype))
     if output is None and not dry_run:
-        raise OptionError("a merged model has to be written somewhere", fix="give -o OUT (output), or --dry-run")
+        raise OptionError("no output is given for the merged model", fix="give -o OUT (output), or --dry-run")
     compute_device = Device.of(device)  # a device that does not exist is refused before the work
     inputs = read_merge_inputs(
         weighted_sources(adapters),

@@ -213,7 +213,7 @@ def _read_checkpoints(chosen: Sequence[AdapterSource], reading: Reading) -> tupl
         )
     # A single path may be the folder of a run, but a single object is one checkpoint.
     if len(loaded) < 2:
-        raise OptionError("one adapter is no run", fix="give two or more, or the path of a run")
+        raise OptionError("one adapter is not a training run", fix="give two or more, or the path of a run")
     return Run(tuple(RunCheckpoint(Path(label), None) for label in labels(loaded))), loaded
 
 

@@ -119,7 +119,7 @@ def test_what_nothing_says_is_asked_for():
     assert "--base" in caught.value.fix
     with pytest.raises(OptionError, match="of 'xyz' is not known here"):
         encode_adapter(adapter(), "mlx", base_config={"model_type": "xyz"})
-    with pytest.raises(OptionError, match="nothing says which this is"):
+    with pytest.raises(OptionError, match="say which model this is"):
         encode_adapter(adapter(), "gguf")
 
 

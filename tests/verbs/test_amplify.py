@@ -83,7 +83,7 @@ def test_tables_fit_every_terminal_and_there_is_a_figure(small: Path, base: Path
         ({"phi_rank": 0}, "give 1 or more"),
         ({"seed": -1}, "give 0 or more"),
         ({"device": "tpu"}, "no device is called 'tpu'"),
-        ({"alpha": 3.0}, "the file says its own scale"),
+        ({"alpha": 3.0}, "the file states its own scale"),
     ],
 )
 def test_wrong_values_are_refused(small: Path, base: Path, options: dict[str, Any], message: str) -> None:

@@ -125,8 +125,8 @@ def split_stacks(adapter: Adapter, config: Mapping[str, Any] | None) -> Adapter:
     # A stack of one part has no order of gate and up, so it needs no type of model.
     if kind is None and FUSED in stacks.values():
         raise OptionError(
-            "the rows of gate and up stand below each other in most models and alternate in gpt-oss, and nothing says "
-            "which this is",
+            "the rows of gate and up form two halves in most models and alternate in gpt-oss, and the file does not "
+            "say which model this is",
             fix="give the base's folder with --base",
         )
     turned = _are_transposed(adapter, stacks, config)

@@ -53,7 +53,7 @@ def read(stored: Stored) -> Adapter:
     config = _flags(stored)
     modules = pairs.unfold(groups, lambda name, parts: [(name, _module(name, parts, config, groups))])
     # One finding for the file, because all its modules have the same source of α.
-    unknown = any(module.scaling.rule == "unknown" for module in modules.values())
+    unknown = any(module.scaling.formula == "unknown" for module in modules.values())
     findings = [alpha_unknown("LitGPT")] if unknown else []
     return pairs.make_adapter(stored, NAME, modules, pairs.unpaired_extras(unpaired), findings)
 
@@ -111,7 +111,7 @@ def _sizes(
         # Key and value have the same height.
         other = (height - query) // 2
     else:
-        raise FormatError("the heights of query, key and value are not in the file", fix=_SAY)
+        raise FormatError("the file does not state the numbers of rows of query, key and value", fix=_SAY)
     adapted = sum(n for n, on in zip((query, other, other), enabled, strict=True) if on)
     if adapted != height or query < 1 or other < 1:
         what = f"lora_B has {height} rows, and query, key and value of {query}, {other}, {other} rows give {adapted}"
@@ -131,7 +131,9 @@ def _interleaved_rows(sizes: tuple[int, int, int], config: Mapping[str, Any]) ->
     groups = _count(config, "n_query_groups") or _count(config, "n_head")
     # Without n_query_groups every head is a group of its own.
     if groups is None or sizes[0] % groups or sizes[1] % groups:
-        raise FormatError("this old layout goes group by group, and the file does not say how many there are", fix=_SAY)
+        raise FormatError(
+            "this old layout stores rows group by group, and the file does not state the number of groups", fix=_SAY
+        )
     heights = [size // groups for size in sizes]
     table = np.arange(sum(sizes)).reshape(groups, sum(heights))
     return [part.reshape(-1) for part in np.split(table, np.cumsum(heights)[:-1], axis=1)]

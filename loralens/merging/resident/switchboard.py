@@ -223,8 +223,8 @@ class Switchboard:
         changed = [key for key, digest in self._hashes.items() if hash_rows([self._base_of(key)]) != digest]
         if changed:
             raise MismatchError(
-                f"{len(changed)} weights are not those that were given: {', '.join(changed[:3])}",
-                fix="something else changed them: load the model again",
+                f"{len(changed)} weights were changed by something else: {', '.join(changed[:3])}",
+                fix="load the model again, and make a new Switchboard",
             )
 
     def bytes(self) -> MemoryUse:

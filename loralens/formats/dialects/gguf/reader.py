@@ -157,7 +157,7 @@ def _modules(
     if not B.size or not A.size:
         raise ShapeError(f"lora_a {A.shape} or lora_b {B.shape} holds no numbers", fix=SAVE_AGAIN)
     if B.ndim != A.ndim or B.ndim != (3 if tensor.endswith(STACK) else 2):
-        raise ShapeError(f"lora_a {A.shape} and lora_b {B.shape} have no shapes of a pair", fix=SAVE_AGAIN)
+        raise ShapeError(f"lora_a {A.shape} and lora_b {B.shape} do not have the shapes of a pair", fix=SAVE_AGAIN)
     origin = pairs.origin_of(NAME, parts)
     # get_scale of llama.cpp takes 0 as "no alpha".
     without_alpha = Scaling("given", origin=f"{ALPHA} is 0 or missing: 1")

@@ -157,7 +157,10 @@ def _stacks(adapter: Adapter, target: _Target) -> Stacks:
             modules = stacks.setdefault(spot.tensor, {})
             # Several spellings of one weight have one tensor.
             if spot.expert in modules:
-                raise FormatError(f"has the place of {modules[spot.expert]} in a GGUF file", fix="keep one of them")
+                raise FormatError(
+                    f"has the same place in a GGUF file as {modules[spot.expert]}",
+                    fix="leave one of them out: loralens drop",
+                )
             modules[spot.expert] = name
     return stacks
 
@@ -271,7 +274,10 @@ def _fold_scale(module: Update, alpha: float) -> LazyArray:
             scaled = (scale * wide).astype(np.float32)
         # An adapter that is infinite already is written as it is; only a new overflow is an error.
         if np.isfinite(wide).all() and not np.isfinite(scaled).all():
-            raise FormatError(f"the scale {scale:g} does not go into B: float32 overflows", fix="scale it down first")
+            raise FormatError(
+                f"the scale {scale:g} cannot be multiplied into B: float32 overflows",
+                fix="make the adapter weaker first: loralens scale",
+            )
         return scaled
 
     return B.map(fold, shape=B.shape, dtype=np.float32)
