@@ -176,6 +176,7 @@ def combine_adapters(
         drop_dead=drop_dead,
     )
     sources = [adapter for adapter, _ in adapters]
+    # From here on a DoRA adapter counts as its pairs; the stretches of W are added to the quality and at the end.
     dora = DoraCombination.of(sources, labels, row, weights, threads) if weights is not None else None
     plain = dora.plain if dora else sources
     dtype = _common_dtype(sources) if dora and dtype is None else dtype
@@ -345,6 +346,7 @@ class _Work:
         # A module that stays as it is may be of a kind that cannot be combined, such as LoKr.
         if name not in self.stay:
             check_combinable(name, self.rows[name], self.labels)
+        # Made again for every pass and not kept: the joint spaces of a large adapter would fill the memory.
         with place(name):
             return replace(Joint.of(self.rows[name], self.weights[name]), width=self.width)
 

@@ -33,7 +33,8 @@ def slerp(joint: Joint, *, lam: float = 1.0) -> Floats:
         )
     t = float(w[1] / w.sum())
     norms = float(np.linalg.norm(first) * np.linalg.norm(second))
-    # An update of 0 has no angle to the other; with the cosine 1 the interpolation is linear.
+    # An update of 0 has no angle to the other; with the cosine 1 the interpolation is linear. Rounding may carry the
+    # cosine of parallel updates beyond 1, where acos fails.
     cosine = float(np.clip(np.vdot(first, second) / norms, -1.0, 1.0)) if norms else 1.0
     a, b = 1 - t, t
     if abs(cosine) <= PARALLEL:
