@@ -240,7 +240,7 @@ def _warn_of_losses(modules: Sequence[MergedModule], inputs: MergeInputs, roundi
         # bfloat16 has the range of float32, so there the update itself is too large.
         narrow = dtype not in ("float32", "bfloat16")
         fix = "write --dtype f32 (or bf16)" if narrow else "check the adapter's α and scale with loralens doctor"
-        warn(f"{overflowed:,} weights became infinite: {dtype} does not reach so far", fix)
+        warn(f"{overflowed:,} weights became infinite, because they are too large for {dtype}", fix)
     damaged = [fidelity for fidelity in arrived if _is_damaged(fidelity)]
     # In float32 there is no wider dtype to recommend.
     if not damaged or dtype == "float32":

@@ -230,7 +230,7 @@ def _warn_of_other_runs(result: TrajectoryResult) -> None:
     warn(
         f"{who} {verb} not of one run{' with the others' if len(largest) > 1 else ''}: "
         "cosines of A below 0.5 and of ΔW below 0.9, so training began from other random factors",
-        "leave out what is of another run; what is said against the last checkpoint needs one run",
+        "leave out checkpoints of other runs; comparisons with the last checkpoint are valid within one run only",
     )
 
 

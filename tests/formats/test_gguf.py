@@ -479,7 +479,7 @@ def test_extras_of_other_dialects_are_refused_by_name(role):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "says the architecture"),
+        ({}, "has to state the architecture"),
         ({"arch": "gpt9"}, "gpt9"),
         ({"base_config": {"architectures": ["GPT9ForCausalLM"], "model_type": "llama"}}, "GPT9ForCausalLM"),
         ({"base_config": {}}, "none of those known"),

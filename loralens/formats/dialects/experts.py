@@ -211,7 +211,9 @@ def name_for_mlx(adapter: Adapter, config: Mapping[str, Any] | None) -> Adapter:
         return _rename_routers(adapter, MLX.get(model_type(config) or ""))
     kind = model_type(config)
     if kind is None:
-        what = "mlx-lm has names of its own for the experts of each model, and nothing says which model this is"
+        what = (
+            "mlx-lm has names of its own for the experts of each model, and the file does not say which model this is"
+        )
         raise OptionError(what, fix="give the base's folder with --base")
     if kind not in MLX:
         what = f"what mlx-lm calls the experts of {kind[:40]!a} is not known here"

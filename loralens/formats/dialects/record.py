@@ -111,7 +111,7 @@ def apply(adapter: Adapter, record: Record | None) -> Adapter:
     if doubts:
         which = f"{len(doubts)} modules, {doubts[0]} among them,"
         text = f"{which} have another scale than the record of their conversion says"
-        fix = "the file was changed since; its own scale is taken"
+        fix = "nothing, if the file was changed on purpose: its own scale is used"
         findings.append(Finding("warning", "record-disagrees", text, fix))
     base = adapter.base_model or plain_text(record.get("base_model"))
     # Targets name modules, so they are valid only as long as the modules of the file are those of the record.

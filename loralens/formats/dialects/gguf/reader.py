@@ -216,8 +216,8 @@ def _findings(
     turned = [tensor for tensor in tensors if _stays_permuted(tensor, arch, heads)]
     if turned:
         text = (
-            f"the rows of {len(turned)} q and k projections stand in llama.cpp's order, because nothing says how many "
-            "heads they belong to: norms and singular values are right, rows of B and of the update are not"
+            f"the rows of {len(turned)} q and k projections are in llama.cpp's order, because the number of heads is "
+            "not known: norms and singular values are right, but the rows of B and ΔW are not in the order of the model"
         )
         yield Finding("warning", "rows-permuted", text, "give the base's folder with --base")
     # The update depends on the text, so no single weight has it.

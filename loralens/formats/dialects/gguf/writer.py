@@ -125,7 +125,7 @@ def _target(adapter: Adapter, arch: str | None, config: Mapping[str, Any] | None
             heads = stated_heads(plain, adapter.config) if family and family.permuted else None
             return _Target(str(own or ""), family, heads, adapter.metadata or {}, adapter.config)
     if requested is None:
-        what = "a GGUF adapter says the architecture of its base, and nothing here does"
+        what = "a GGUF adapter has to state the architecture of its base, which is not known here"
         raise OptionError(what, fix="give --arch (llama, qwen2 …) or the base's folder with --base")
     heads = stated_heads({}, base_model_config(config)) if requested.permuted else None
     return _Target(requested.name, requested, heads, None, config)
@@ -228,7 +228,7 @@ def _required_heads(stacks: Stacks, target: _Target) -> Heads | None:
     # Rows of an adapter that was GGUF may stay in llama.cpp's order.
     if target.heads is None and target.metadata is None:
         order = f"llama.cpp has the rows of {turned[0]} in another order, head by head"
-        what = f"{order}, and nothing says how many heads there are"
+        what = f"{order}, and the number of heads is not known"
         raise OptionError(what, fix="give the base's folder with --base")
     return target.heads
 
