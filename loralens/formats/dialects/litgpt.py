@@ -1,15 +1,15 @@
 """Reading LitGPT: ``lit_model.pth.lora``, a pickle of ``<module>.lora_A`` and ``.lora_B`` under its own module names.
 
 Query, key and value are one weight with the rows [q; k; v], and any of the three may be adapted. Then A (k·r, in) holds
-k blocks of r rows, and B holds the rows of the adapted parts one after the other. The parts have different heights if
-heads share keys and values::
+k blocks of r rows, and B holds the rows of the adapted parts one after the other. The parts have different numbers of
+rows if heads share keys and values::
 
     attn.qkv    rows in the order q, k, v
     attn.attn   LitGPT before 0.5: if not all three are adapted, rows go to q, k, v of each group of heads in turn
 
-Which parts are adapted and how high they are is in LitGPT's recipe (hyperparameters.yaml, model_config.yaml), not in
-the file. An ``adapter_config.json`` beside the file may have it under LitGPT's names: lora_query, lora_key, lora_value
-(or ``enable_lora``), n_head, n_query_groups, head_size. It may also have lora_alpha.
+Which parts are adapted, and how many rows they have, is in LitGPT's recipe (hyperparameters.yaml, model_config.yaml)
+and not in the file. An ``adapter_config.json`` beside the file may have it under LitGPT's names: lora_query, lora_key,
+lora_value (or ``enable_lora``), n_head, n_query_groups, head_size. It may also have lora_alpha.
 """
 
 from collections.abc import Mapping
@@ -108,7 +108,7 @@ def _sizes(
         query, other = size * heads, size * (_count(config, "n_query_groups") or heads)
     elif all(enabled) and proj and "A" in proj and proj["A"][1].ndim == 2:
         query = proj["A"][1].shape[1]  # the inputs of the output projection are the outputs of the query's heads
-        # Key and value have the same height.
+        # Key and value have the same number of rows.
         other = (height - query) // 2
     else:
         raise FormatError("the file does not state the numbers of rows of query, key and value", fix=_SAY)
