@@ -150,16 +150,16 @@ GOOD = as_bytes(whole_numbers(np.random.default_rng(2), 6, 5, [4, 3]))
 @pytest.mark.parametrize(
     ("data", "rank", "message"),
     [
-        (GOOD[:-1], 2, "bytes where 2 directions"),
-        (np.append(GOOD, np.uint8(0)), 2, "bytes where 2 directions"),
-        (GOOD, 1, "bytes where 1 directions"),
+        (GOOD[:-1], 2, "bytes, and 2 directions"),
+        (np.append(GOOD, np.uint8(0)), 2, "bytes, and 2 directions"),
+        (GOOD, 1, "bytes, and 1 directions"),
         (GOOD, 3, "cannot hold 3 directions|directions of|bits"),
         (GOOD, 0, "cannot hold 0 directions"),
-        (GOOD, GOOD.size, "holds no"),
+        (GOOD, GOOD.size, "cannot hold"),
         (GOOD.astype(np.int8), 2, "int8"),
         (GOOD.reshape(1, -1), 2, "cannot hold 2 directions"),
-        (np.concatenate([np.uint8([4, 1]), GOOD[2:]]), 2, "a direction of 4 or 1 bits"),
-        (np.concatenate([np.uint8([17, 3]), GOOD[2:]]), 2, "a direction of 17 or 3 bits"),
+        (np.concatenate([np.uint8([4, 1]), GOOD[2:]]), 2, "its directions have 1 to 4 bits"),
+        (np.concatenate([np.uint8([17, 3]), GOOD[2:]]), 2, "its directions have 3 to 17 bits"),
     ],
     ids=str,
 )

@@ -99,7 +99,7 @@ def test_a_dry_run_writes_nothing_and_holds_the_adapter_too(pair: tuple[Path, Pa
         ({"output": "x"}, "give remove"),
         ({"dtype": "int8"}, "f32, bf16, f16"),
         ({"cache": "c", "no_cache": True}, "exclude each other"),
-        ({"cache_limit": "much"}, "'much' is no size"),
+        ({"cache_limit": "much"}, "'much' is not a size"),
         ({"device": "abacus"}, "no device is called 'abacus'"),
     ],
 )

@@ -58,7 +58,7 @@ def test_the_answer_is_no_and_the_exit_code_1(small: Path, base: Path, tmp_path:
     [
         ({"rounding": "up"}, "nearest, stochastic, feedback"),
         ({"device": "tpu"}, "cpu, cuda or cuda:N"),
-        ({"adapter": ()}, "--base goes with --adapter"),
+        ({"adapter": ()}, "--base is given without --adapter"),
         ({"adapter": 3}, "is not an adapter"),
     ],
 )
@@ -204,8 +204,8 @@ def test_a_damaged_certificate(
     ("words", "message"),
     [
         ([], "has no certificate of a merge"),
-        (["--base", "x"], "--base goes with --adapter"),
-        (["--adapter", "x"], "--adapter goes with --base"),
+        (["--base", "x"], "--base is given without --adapter"),
+        (["--adapter", "x"], "--adapter is given without --base"),
         (["-m", "x"], "--modules is only used with --base and --adapter"),
         (["--rounding", "feedback"], "--rounding is only used with --base and --adapter"),
         (["--alpha", "4"], "--alpha is only used with --base and --adapter"),
