@@ -176,7 +176,6 @@ def combine_adapters(
         drop_dead=drop_dead,
     )
     sources = [adapter for adapter, _ in adapters]
-    # From here on a DoRA adapter counts as its pairs; the stretches of W are added to the quality and at the end.
     dora = DoraCombination.of(sources, labels, row, weights, threads) if weights is not None else None
     plain = dora.plain if dora else sources
     dtype = _common_dtype(sources) if dora and dtype is None else dtype

@@ -77,7 +77,7 @@ def test_tables_fit_every_terminal_and_there_is_a_figure(small: Path, base: Path
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rank": 3}, "give a rank from 1 to 2"),
+        ({"rank": 3}, "between 1 and 2"),
         ({"directions": 0}, "give 1 or more"),
         ({"directions": 2, "no_top": True}, "give one of the two"),
         ({"phi_rank": 0}, "give 1 or more"),

@@ -98,7 +98,7 @@ def test_wrong_options(options: dict[str, object], message: str, small: Path, ba
 
 @pytest.mark.parametrize("adapters", [(), ([],), ((3, 0.5),), (3,), ({},)])
 def test_what_is_no_adapter(adapters: tuple[object, ...], base: Path) -> None:
-    with pytest.raises(OptionError, match="no adapter is given|is not an adapter"):
+    with pytest.raises(OptionError, match=r"no adapter is given|is not an adapter"):
         loralens.merge(*adapters, base=base, dry_run=True)
 
 
