@@ -75,7 +75,7 @@ def inspect_adapter(adapter: Adapter, *, modules: Sequence[str] = ()) -> Inspect
     spoilt += [key for key, extra in adapter.extra.items() if count_non_finite(extra.tensor.read())]
     findings = [*adapter.findings]
     if zero:
-        text = f"{len(zero)} of {len(chosen)} modules do nothing, their B or A is 0: {some(zero)}"
+        text = f"{len(zero)} of {len(chosen)} modules do nothing, because their B or A is 0: {some(zero)}"
         fix = "they were never trained: check the training code, or drop them"
         findings.append(Finding("warning", "zero-update", text, fix))
     if spoilt:

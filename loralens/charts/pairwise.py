@@ -63,7 +63,7 @@ def pairwise_figure(
         Fewer than two adapters.
     """
     if len(labels) < 2:
-        raise OptionError("one adapter has no pairs to draw", fix="give two or more")
+        raise OptionError("one adapter has no pairs to draw", fix="give two or more adapters")
     branches, order = branches_of(tree)
     spread = float(pairs.spreads.max()) if len(pairs.modules) else 0.0
     shared, worst = shared_energy_map(labels, pairs, energy, order), conflict_map(labels, pairs)

@@ -35,6 +35,7 @@ class Setting(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # not g
     metavar="FILE",
     help="Follow a recipe: a .toml file, or an adapter that combine has written.",
 )
+# Not a click.Choice: the help would show 21 names without a word about them, and the message has a line for each.
 @click.option(
     "--method", metavar="NAME", help="How the updates are combined; a wrong name lists all methods. [default: sum]"
 )
@@ -46,6 +47,7 @@ class Setting(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # not g
     metavar="X",
     help="λ, the factor by which the combined update is multiplied.",
 )
+# No range here: every method has its own, which the verb checks.
 @click.option(
     "--density",
     type=float,

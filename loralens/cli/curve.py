@@ -11,6 +11,7 @@ from loralens.cli.show import RowOptions, row_options, show
 
 @click.command("curve")
 @click.argument("source")
+# Both change the size of the files that the rows stand for.
 @options.to()
 @options.dtype()
 @options.PROTECT

@@ -43,5 +43,6 @@ def command(adapters: tuple[str, ...], rows: RowOptions, **keywords: Any) -> Non
         if WITHOUT_VERB in click.get_current_context().meta and not rows.quiet:
             # Tables end with an empty line, and findings do not.
             say(*([""] if result.adapters[-1].sentences() else []), *wrapped([next_steps(quote(adapters[0]))]))
+    # None without --consumer: then nothing was asked that could be answered with no.
     if result.answer is False:
         click.get_current_context().exit(1)

@@ -11,6 +11,7 @@ from loralens.cli.show import RowOptions, row_options, show
 
 @click.command("negate")
 @click.argument("adapter")
+# Without --drop-dead: a change of sign makes nothing zero.
 @options.MODULES
 @row_options(csv="module")
 @options.writing

@@ -14,9 +14,8 @@ Command = Callable[..., None]
 F = TypeVar("F", bound=Callable[..., Any])
 
 PATH = click.Path(path_type=Path)
-COUNT = click.IntRange(
-    min=1
-)  # every number of something is at least 1: 0 is never useful, and is refused as wrong usage
+# Every number of something is at least 1: 0 is never useful, and is refused as wrong usage.
+COUNT = click.IntRange(min=1)
 
 _BASE_HELP = "The base model: a folder, a safetensors file, or a Hub id in the local cache."
 
@@ -70,7 +69,8 @@ MODULES = click.option(
     help="Only modules whose name or kind matches this glob pattern. Repeatable.",
 )
 
-# docs/commands/scale.md lists the presets, and the blocks in their order.
+# docs/commands/scale.md lists the presets, and the blocks in their order. Both are plain strings: which presets and
+# blocks there are depends on the model of the adapter, which is not read yet.
 _BLOCKS = (
     click.option("--preset", metavar="NAME", help="Weights for the blocks of SD, SDXL or FLUX by name: OUTALL, MIDD …"),
     click.option(
@@ -91,6 +91,7 @@ def reading(function: F) -> F:
     return decorate(function, _READING)
 
 
+# A plain string and no path, as in `model`: it may also be a Hub id.
 def base(purpose: str = "", *, required: bool = False) -> Callable[[F], F]:
     """``--base``; ``purpose`` is a sentence on why a command needs it, if it can also work without."""
     return click.option("--base", required=required, metavar="MODEL", help=f"{_BASE_HELP} {purpose}".rstrip())
@@ -163,6 +164,7 @@ def to(source: str = "the source") -> Callable[[F], F]:
 
 def dtype(extra_types: Sequence[str] = (), *, note: str = "") -> Callable[[F], F]:
     """``--dtype``: what the factors are rounded to; ``extra_types`` are choices beside the float types."""
+    # Without a default, since the dtypes of the source may differ from module to module.
     text = f"Round all factors to this dtype{note}. [default: the dtypes of the source]"
     return click.option("--dtype", type=click.Choice([*FLOAT_TYPES, *extra_types]), help=text)
 
@@ -348,6 +350,7 @@ _RUNNING = (
         "a column named text.",
     ),
     LIMIT,
+    # Fewer than `evaluate` takes, since hidden states are kept for a whole batch.
     batch(16),
     length(256),
     MODEL_DEVICE,

@@ -14,6 +14,7 @@ from loralens.cli.show import RowOptions, row_options, show
 @click.argument("second", metavar="B")
 @options.MODULES
 @options.take("both")
+# What is equal in both adapters becomes zeros, which not everybody wants to store.
 @options.DROP_DEAD
 @row_options(csv="module")
 @options.writing

@@ -130,7 +130,7 @@ class Recipe:
         ingredients = tuple(map(_parse_ingredient, adapters))
         modules = _read_typed(table, "modules", list, [])
         if not all(isinstance(glob, str) for glob in modules):
-            raise FormatError("modules does not hold names", fix='write modules = ["q_proj", "*.11.*"], for example')
+            raise FormatError("modules is not a list of names", fix='write modules = ["q_proj", "*.11.*"], for example')
         rules = _read_numbers(table.get("truncate", {}), "truncate")
         # Two rules could contradict each other.
         if len(rules) > 1:
@@ -151,11 +151,11 @@ class Recipe:
 
 def _parse_ingredient(table: Any) -> Ingredient:
     if not isinstance(table, dict):
-        raise FormatError("an adapter is not a table", fix=SHAPE)
+        raise FormatError("an entry of adapters is not a table", fix=SHAPE)
     _check_fields(table, ("path", "weight", "modules"))
     path = _read_typed(table, "path", str, "")
     if not path:
-        raise FormatError("an adapter has no path", fix=SHAPE)
+        raise FormatError("an entry of adapters has no path", fix=SHAPE)
     with place(path):
         weights = _read_numbers({"weight": table.get("weight", 1.0)}, "adapters")
         modules = _read_numbers(table.get("modules", {}), "adapters.modules")
@@ -167,7 +167,7 @@ def _read_seed(table: Mapping[str, Any]) -> int:
     # A longer number could be read from TOML, but not be written down again.
     if not 0 <= seed < PRINTED:
         what = f"is {seed}" if seed < 0 else "has more digits than Python reads and writes"
-        raise FormatError(f"seed {what}", fix="write a whole number from 0")
+        raise FormatError(f"seed {what}", fix="write a whole number of 0 or more")
     return seed
 
 
@@ -187,7 +187,7 @@ def _read_typed(table: Mapping[str, Any], key: str, type_: type, default: Any) -
 
 def _read_numbers(table: Any, field: str, *, infinite: bool = False) -> dict[str, float]:
     if not isinstance(table, dict) or any(type(value) not in (int, float) for value in table.values()):
-        raise FormatError(f"{field} does not hold names and numbers", fix=SHAPE)
+        raise FormatError(f"{field} is not a table of names and numbers", fix=SHAPE)
     for name, value in table.items():
         # float() of such a number would raise OverflowError later.
         if type(value) is int and abs(value) > float_info.max:

@@ -147,7 +147,7 @@ def headline(
     collection: Collection | None,
     run: CheckpointRun | None,
 ) -> str:
-    """The strongest fact in one sentence: what is broken, else what they are to each other and what they need."""
+    """The strongest fact in one sentence: the faults, or else how the adapters are related and which rank they need."""
     several = len(subjects) > 1
     broken = [verdict for verdict in verdicts if verdict.levels["error"] or verdict.words.startswith("does nothing")]
     if broken and not several:
@@ -170,7 +170,7 @@ def headline(
 
 def _names(verdicts: Sequence[AdapterVerdict]) -> str:
     labels = [verdict.label for verdict in verdicts]
-    # A sentence of four names is no headline.
+    # With four names or more the sentence would be too long for a headline.
     return join_words(labels) if len(labels) < 4 else f"{labels[0]} and {len(labels) - 1} more"
 
 

@@ -110,7 +110,7 @@ def parse_size(text: str) -> int:
     fix = "write it like 20MB, 512KiB or 100000"
     written = _SIZE.fullmatch(text.strip())
     if not written:
-        raise OptionError(f"{text!r:.100} is no size", fix=fix)
+        raise OptionError(f"{text!r:.100} is not a size", fix=fix)
     base = 1024 if written["binary"] else 1000
     value = float(written["number"]) * base ** " kmgt".index(written["power"].lower() or " ")
     if not isfinite(value):  # from 309 digits on

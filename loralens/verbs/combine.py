@@ -108,9 +108,9 @@ def combine(
         check_finite("strength", strength)
     # NumPy's SeedSequence, from which every module draws, takes no other numbers.
     if seed is not None and (not isinstance(seed, int) or seed < 0):
-        raise OptionError(f"seed {seed!r} is not possible", fix="give a whole number from 0")
+        raise OptionError(f"seed {seed!r} is not possible", fix="give a whole number of 0 or more")
     if not adapters:
-        raise OptionError("there is no adapter", fix="give at least one ADAPTER, or --recipe")
+        raise OptionError("no adapter is given", fix="give at least one ADAPTER, or --recipe")
     pairs = sources_with_strengths(adapters)
     rule = optional_rule(**rules)
     combination = Recipe(
@@ -138,7 +138,7 @@ def _read_recipe(
     names += ["ADAPTER"] if adapters else []
     if names:
         raise OptionError(
-            f"{', '.join(names)} and --recipe exclude each other: the recipe says it all",
+            f"{', '.join(names)} and --recipe exclude each other, because the recipe contains them",
             fix=f"leave out --recipe, or {', '.join(names)}",
         )
     # Paths in a TOML file are relative to its folder, and read_recipe resolves them.
@@ -153,9 +153,11 @@ def _method_options(
         # Papers call the factor of the combined update λ, and recipes have it as ``lam``.
         options = {"lam": strength, "density": density, **dict(settings)}
     except (TypeError, ValueError) as error:
-        raise OptionError(f"settings {settings!r} are no names and numbers", fix='give {"mu": 1.5}') from error
+        raise OptionError(
+            f"settings {settings!r} is not a mapping of names to numbers", fix='give {"mu": 1.5}'
+        ) from error
     # Text from Python, such as "0.5", would fail deep inside a method.
     for name, value in options.items():
         if value is not None and not isinstance(value, Real):
-            raise OptionError(f"{name} {value!r} is no number", fix="give a number")
+            raise OptionError(f"{name} {value!r} is not a number", fix="give a number")
     return {name: float(value) for name, value in options.items() if value is not None}

@@ -304,6 +304,6 @@ def _rename_back(exact: Adapter, back: Adapter, stored: Stored) -> dict[str, Upd
     def find(name: str, module: Update) -> Update:
         written = back[names.get(name, name)]
         # A dialect that states no scale leaves it to the record in the metadata, which is not applied here.
-        return written.rescaled(module.scale, module.scaling) if written.scaling.rule == "unknown" else written
+        return written.rescaled(module.scale, module.scaling) if written.scaling.formula == "unknown" else written
 
     return {name: find(name, module) for name, module in exact.items()}

@@ -280,7 +280,7 @@ def _rule(noise_edge: Noise | None, rules: RankRules) -> Rule | NoiseEdge:
     rule = NoiseEdge(noise_edge) if noise_edge is not None else optional_rule(**rules)
     if rule is None:
         raise OptionError(
-            "nothing says how many directions to keep",
+            "no option says how many directions to keep",
             fix="give one of --rank, --energy, --error, --sv-ratio, --parameters, --size and --noise-edge",
         )
     return rule

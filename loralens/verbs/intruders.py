@@ -113,7 +113,7 @@ def intruders(
     if remove is not None and not isfinite(remove):
         raise OptionError(f"remove {remove!r} is not possible", fix="give a finite number: 0 removes, 1 keeps")
     if output is not None and remove is None:  # a forgotten `remove` would be noticed only after the search
-        raise OptionError(f"nothing would be written to {output}", fix="say with remove what is left of the intruders")
+        raise OptionError(f"nothing would be written to {output}", fix="give remove, the factor for the intruders")
     store = svd_cache(cache, cache_limit, no_cache=no_cache)
     linalg_device = Device.of(device)
     (label,) = labels([adapter])

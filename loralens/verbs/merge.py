@@ -173,7 +173,7 @@ def merge(
     check_choice("rounding", rounding, get_args(RoundingMode))
     check_choice("dtype", dtype, get_args(ModelDtype))
     if output is None and not dry_run:
-        raise OptionError("a merged model has to be written somewhere", fix="give -o OUT (output), or --dry-run")
+        raise OptionError("no output is given for the merged model", fix="give -o OUT (output), or --dry-run")
     compute_device = Device.of(device)  # a device that does not exist is refused before the work
     inputs = read_merge_inputs(
         weighted_sources(adapters),
@@ -240,7 +240,7 @@ def _warn_of_losses(modules: Sequence[MergedModule], inputs: MergeInputs, roundi
         # bfloat16 has the range of float32, so there the update itself is too large.
         narrow = dtype not in ("float32", "bfloat16")
         fix = "write --dtype f32 (or bf16)" if narrow else "check the adapter's α and scale with loralens doctor"
-        warn(f"{overflowed:,} weights became infinite: {dtype} does not reach so far", fix)
+        warn(f"{overflowed:,} weights became infinite, because they are too large for {dtype}", fix)
     damaged = [fidelity for fidelity in arrived if _is_damaged(fidelity)]
     # In float32 there is no wider dtype to recommend.
     if not damaged or dtype == "float32":

@@ -152,7 +152,7 @@ def report(
         raise OptionError("markdown is written next to the page, and there is no page", fix="give output, the page")
     # Not to look for intruders needs no base, so only True is refused.
     if intruders and base is None:
-        raise OptionError("intruders are looked for in W + ΔW", fix="give base, the base model")
+        raise OptionError("intruders are directions of W + ΔW, and no base is given", fix="give base, the base model")
     chosen = sources(adapters)
     # A path is a sequence of letters too, so a single one is told apart by its type.
     moments = [activations] if isinstance(activations, str | PathLike | Moments) else list(activations)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Unpack, get_args
 
 from loralens.analysis.compare.clusters import cluster_order
-from loralens.analysis.compare.initialisation import initialisation
+from loralens.analysis.compare.initialisation import find_shared_initialisation
 from loralens.analysis.compare.interference import find_interactions, interference
 from loralens.analysis.compare.nested import nesting
 from loralens.analysis.compare.pairwise import pairwise
@@ -121,7 +121,7 @@ def _compare_pair(
             threads=THREADS,
             step=step,
         )
-    start = initialisation(comparison, recorded=same_start(first, second))
+    start = find_shared_initialisation(comparison, recorded=same_start(first, second))
     compared_side = side_of(of, side)
     # A shared start makes φ of the in side large whatever the two tasks are, so it is a warning to whoever looks at it.
     if start.text and compared_side == "in":

@@ -258,7 +258,7 @@ def spectrum(
         raise OptionError(f"top {top} leaves nothing to list", fix="give a whole number of 1 or more")
     # Without a base nothing would run on the device, and a user who names a GPU should learn that.
     if device and not base:
-        raise OptionError("device says where the weights of the base are worked on", fix="give base, or no device")
+        raise OptionError("device is for computations on the base, and no base is given", fix="give base, or no device")
     chosen = sources(adapters)
     measured = []
     # All adapters are read before the base: reading them is quick, and an unreadable one should not come up late.

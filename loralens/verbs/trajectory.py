@@ -213,7 +213,7 @@ def _read_checkpoints(chosen: Sequence[AdapterSource], reading: Reading) -> tupl
         )
     # A single path may be the folder of a run, but a single object is one checkpoint.
     if len(loaded) < 2:
-        raise OptionError("one adapter is no run", fix="give two or more, or the path of a run")
+        raise OptionError("one adapter is not a training run", fix="give two or more, or the path of a run")
     return Run(tuple(RunCheckpoint(Path(label), None) for label in labels(loaded))), loaded
 
 
@@ -230,7 +230,7 @@ def _warn_of_other_runs(result: TrajectoryResult) -> None:
     warn(
         f"{who} {verb} not of one run{' with the others' if len(largest) > 1 else ''}: "
         "cosines of A below 0.5 and of ΔW below 0.9, so training began from other random factors",
-        "leave out what is of another run; what is said against the last checkpoint needs one run",
+        "leave out checkpoints of other runs; comparisons with the last checkpoint are valid within one run only",
     )
 
 

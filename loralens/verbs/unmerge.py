@@ -155,7 +155,7 @@ def unmerge(
             f"{option_names(misplaced[0])} goes with --adapter: an undo file restores everything", fix="leave it out"
         )
     if output is None and not dry_run:
-        raise OptionError("the base has to be written somewhere", fix="give -o OUT (output), or --dry-run")
+        raise OptionError("no output is given for the base", fix="give -o OUT (output), or --dry-run")
     compute_device = Device.of(device)  # a device that does not exist is refused before the work
     target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
     if subtracting:
@@ -215,7 +215,7 @@ def _check_subtractable(plan: MergePlan) -> None:
         if tensor.replacement is not None or tensor.tokens or any(slab.magnitude for slab in tensor.slabs):
             raise MismatchError(
                 f"{tensor.key} was replaced or scaled (DoRA) by the merge: subtracting does not give it back",
-                fix="unmerge with --undo, or take the base from where it came",
+                fix="unmerge with --undo, or get the base model again",
             )
 
 

@@ -343,10 +343,14 @@ def _refuse_half(has_base: bool, has_adapter: bool, others: Mapping[str, Any]) -
     """
     if has_base or has_adapter:
         one, other = ("--base", "--adapter") if has_base else ("--adapter", "--base")
-        raise OptionError(f"{one} goes with {other}", fix="give both, or neither to compare with the certificate")
+        raise OptionError(
+            f"{one} is given without {other}", fix="give both, or neither to compare with the certificate"
+        )
     stated = [name for name, value in others.items() if value not in (None, False, (), [])]
     if stated:
-        raise OptionError(f"{option_names(stated[0])} goes with --base and --adapter", fix="give them, or leave it out")
+        raise OptionError(
+            f"{option_names(stated[0])} is only used with --base and --adapter", fix="give them, or leave it out"
+        )
 
 
 def _has_untied(

@@ -312,7 +312,7 @@ def test_adapters_of_two_models_are_named(small: Path, tmp_path: Path) -> None:
     assert "6 modules (q_proj, v_proj)" in result.stderr
     loralens.save(Adapter(modules={Q: LowRank(np.ones((3, 1)), np.ones((1, 3)))}), tmp_path / "c")
     result = run("combine", small, tmp_path / "c", "--dry-run")
-    assert f"{Q} is 6 × 4 in {small} and 3 × 3 in {tmp_path / 'c'}: two base models" in result.stderr
+    assert f"{Q} is 6 × 4 in {small} and 3 × 3 in {tmp_path / 'c'}: they belong to two base models" in result.stderr
 
 
 def test_an_unknown_strength_is_not_added_up(small: Path, tmp_path: Path) -> None:

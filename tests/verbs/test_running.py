@@ -123,7 +123,7 @@ def test_behave_gives_the_json_of_the_command_in_either_spelling(home: Path) -> 
 
 def test_behave_without_adapters_or_with_one_twice_is_refused(home: Path) -> None:
     how: dict[str, Any] = {"model": home / "llama", "data": ["it ran"], "threads": 1}
-    with pytest.raises(OptionError, match="there is no adapter"):
+    with pytest.raises(OptionError, match="no adapter is given"):
         loralens.behave(**how)
     with pytest.raises(OptionError, match="an adapter is given twice"):
         loralens.behave(home / "l0", home / "l0", **how)

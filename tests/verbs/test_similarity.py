@@ -131,7 +131,7 @@ def test_wrong_values_name_the_right_ones(several: list[Path], options: dict[str
 
 
 def test_nothing_to_compare_is_an_error() -> None:
-    with pytest.raises(loralens.OptionError, match="there is no adapter"):
+    with pytest.raises(loralens.OptionError, match="no adapter is given"):
         loralens.similarity()
 
 

@@ -99,7 +99,7 @@ def _comfyui_dora(adapter: Adapter) -> Iterator[Finding]:
         yield error("dora", f"DoRA magnitudes are ignored: {some(unread, 1)}", "merge it into the base")
     # ComfyUI and LyCORIS agree on magnitudes by input, so "magnitude_in" needs no warning.
     if any(extra.role == "magnitude" for key, extra in magnitudes.items() if key not in unread):
-        text = "ComfyUI divides by ‖W‖, not ‖W+ΔW‖, on the output axis: DoRA comes out otherwise than in training"
+        text = "ComfyUI divides by ‖W‖, not ‖W+ΔW‖, on the output axis: DoRA has another effect than in training"
         yield warning("dora", text, "merge it into the base")
 
 

@@ -188,7 +188,7 @@ def pairwise(
     and only a few blocks of adapters of one module are in memory.
     """
     if len(adapters) < 2:
-        raise OptionError("a comparison takes two adapters", fix="give at least two")
+        raise OptionError("a comparison needs two adapters", fix="give two or more adapters")
     common = [one for one in match_collection(adapters) if sum(holder is not None for holder in one.holders) > 1]
     if not common:
         raise MismatchError("no two of these adapters have a module in common", fix="give adapters of one base model")

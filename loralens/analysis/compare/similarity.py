@@ -272,7 +272,7 @@ def _nothing_to_compare(
         shapes += f", and {second[other].shape} in the second, which adapts {second_base}"
         return MismatchError(shapes, fix=fix)
     if same_modules(first, second):
-        return MismatchError(f"only one of the two has {some(chosen, 1)}", fix="choose others with --modules")
+        return MismatchError(f"only one of the two adapters has {some(chosen, 1)}", fix="choose others with --modules")
     return MismatchError(f"no module in common: the first has {some(first, 1)}, the second {some(second, 1)}", fix=fix)
 
 

@@ -243,7 +243,10 @@ def _counted(text: str, held: Sequence[str]) -> list[str]:
     """The blocks of an entry of the Inspire Pack's ``%`` form, whose numbers count the blocks that the adapter has."""
     match = re.match(r"^(default|base|in|mid|out|double|single)(\d+)?(?:-(\d+))?$", text.lower())
     if not match:
-        raise OptionError(f"--block-weights: no block {text!r}", fix="%default=1,in1-3=0,mid=0.5,out2=0")
+        raise OptionError(
+            f"--block-weights: no block {text!r}",
+            fix="give blocks and weights such as %default=1,in1-3=0,mid=0.5,out2=0",
+        )
     kind, first, last = match.groups()
     if kind == "default":
         return list(held)

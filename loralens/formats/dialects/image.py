@@ -126,7 +126,7 @@ def _divided(adapter: Adapter, layers: Mapping[str, Layers]) -> Adapter:
 def _pair(module: Update, parts: Sequence[Sequence[Rows]]) -> list[LowRank]:
     """The pairs of some rows of a module, each without the columns of B that are zero in all its rows."""
     if not isinstance(module, LowRank):
-        raise MismatchError("is no pair, so its rows cannot be taken apart", fix="make it one first: --rank R")
+        raise MismatchError("is no pair, so its rows cannot be divided", fix="make it a pair first: --rank R")
     B, A = module.B, module.A
     pairs = []
     for part in parts:
@@ -172,7 +172,9 @@ def _join(parts: Sequence[tuple[tuple[int, ...], Update | None]]) -> LowRank:
     """One pair of pairs whose rows stand below each other. Rows without a pair are zero."""
     held = [module for _, module in parts if module is not None]
     if not all(isinstance(module, LowRank) for module in held):
-        raise MismatchError("is no pair, so it cannot be joined with its neighbours", fix="make it one: --rank R")
+        raise MismatchError(
+            "is no pair, so it cannot be joined with its neighbours", fix="make it a pair first: --rank R"
+        )
     pairs = [module for _, module in parts if isinstance(module, LowRank)]
     scale = next((pair.scale for pair in pairs if pair.scale), 0.0)
     B, A = [pair.B for pair in pairs], [pair.A for pair in pairs]
@@ -215,7 +217,7 @@ def _extras_of(adapter: Adapter, name: str) -> Iterator[tuple[str, Extra]]:
             continue
         if extra.role not in BY_ROW or extra.tensor.size != rows:
             raise MismatchError(
-                f"{key} ({extra.role}) has not one number for each of the {rows} rows, which are divided here",
+                f"{key} ({extra.role}) does not have one number for each of the {rows} rows, which have to be divided",
                 fix="leave it out with --drop-extra, or merge the adapter into its base",
             )
         yield key, extra

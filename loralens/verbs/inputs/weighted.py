@@ -92,7 +92,10 @@ def _refuse_weight_of_shell(source: str) -> None:
         return
     with suppress(ValueError):
         weight = float(number)
-        raise OptionError(f"{source} has a weight as the shell writes it", fix=f"give ({path!r}, {weight:g})")
+        raise OptionError(
+            f"{source} has a weight behind a colon, which only the command line reads",
+            fix=f"give ({path!r}, {weight:g})",
+        )
 
 
 def _as_strength(weight: Any) -> Strength:

@@ -185,7 +185,7 @@ def _base_weights(recipe: Recipe, adapters: Sequence[Adapter], base: BasePath | 
     if base is None:
         if alone:
             raise MismatchError(
-                f"{dora[0]} is a DoRA adapter: its magnitudes belong to its factors as they are",
+                f"{dora[0]} is a DoRA adapter: its magnitudes are right only for its unchanged factors",
                 fix="give --base, or cut it with loralens compress",
             )
         # Several DoRA adapters without a base are refused by combine_adapters, in words of its method.

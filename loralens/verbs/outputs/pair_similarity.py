@@ -7,7 +7,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from loralens.analysis.compare.alikeness import FAR, in_words, is_same
-from loralens.analysis.compare.initialisation import Initialisation
+from loralens.analysis.compare.initialisation import SharedInitialisation
 from loralens.analysis.compare.similarity import Comparison, Similarity
 from loralens.choices import Of, Side
 from loralens.core.names import some
@@ -51,7 +51,7 @@ class PairSimilarity(Tabular, Mapping[str, Similarity]):
     ----------
     adapters : tuple of str
         The labels of the two adapters.
-    initialisation : Initialisation
+    initialisation : SharedInitialisation
         The signs that they began from the same random factors.
     of : str
         Whose directions were compared: ``update``, ``A`` or ``B``.
@@ -61,7 +61,7 @@ class PairSimilarity(Tabular, Mapping[str, Similarity]):
 
     adapters: tuple[str, str]
     comparison: Comparison
-    initialisation: Initialisation
+    initialisation: SharedInitialisation
     of: Of
     side: Side
 

@@ -150,7 +150,7 @@ class TrainingRun:
         if random and self.world.main:
             module = random[0].rpartition(".")[0]
             warn(
-                f"{module} is new and random, and the adapter will not hold it",
+                f"{module} has new random weights, and the adapter will not contain it",
                 f"--heads {','.join((*self.heads, module))}",
             )
 
