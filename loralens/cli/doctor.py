@@ -15,7 +15,7 @@ from loralens.cli.show import RowOptions, row_options, show, tell_written
 @click.command("doctor")
 @click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER...")
 @options.base("Also check the adapters against its weights.")
-@options.MODULES
+@options.modules
 @click.option(
     "--dtype",
     type=click.Choice(get_args(MergeDType)),

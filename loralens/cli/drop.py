@@ -19,6 +19,7 @@ from loralens.cli.show import RowOptions, row_options, show
     multiple=True,
     help="Leave out the modules whose name or kind matches this glob pattern. Repeatable.",
 )
+@options.BLOCK
 @options.blocks
 @row_options(csv="module", verbose="Also list the modules.")
 @options.writing

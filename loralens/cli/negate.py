@@ -11,7 +11,7 @@ from loralens.cli.show import RowOptions, row_options, show
 
 @click.command("negate")
 @click.argument("adapter")
-@options.MODULES
+@options.modules
 @row_options(csv="module")
 @options.writing
 def command(adapter: str, rows: RowOptions, **keywords: Any) -> None:

@@ -18,7 +18,7 @@ from loralens.cli.show import RowOptions, row_options, show
     metavar="X",
     help="The factor that multiplies ΔW. [default with weights of blocks: 1]",
 )
-@options.MODULES
+@options.modules
 @options.blocks
 @row_options(csv="module")
 @options.writing

@@ -26,7 +26,7 @@ from loralens.core.threads import processor_count
 from loralens.errors import place
 from loralens.verbs.inputs.adapters import AdapterSource, labels, read_adapter
 from loralens.verbs.inputs.bases import base_weights
-from loralens.verbs.inputs.choices import numpy_dtype
+from loralens.verbs.inputs.choices import Blocks, as_globs, numpy_dtype
 from loralens.verbs.outputs.compress_result import CompressResult
 from loralens.verbs.outputs.form import PLAIN_BITS, OutputFormat, source_bytes
 from loralens.verbs.outputs.rules import (
@@ -69,6 +69,7 @@ def compress(
     to: TargetFormat | None = None,
     dtype: FloatType | IntegerType | None = None,
     modules: Sequence[str] = (),
+    block: Blocks = (),
     drop_dead: bool = False,
     only_if_smaller: bool = False,
     overwrite: bool = False,
@@ -123,6 +124,8 @@ def compress(
         default every factor keeps its own.
     modules : sequence of str
         Only modules whose name or kind matches one of these glob patterns become smaller.
+    block : int, str or sequence of them
+        Only modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model.
     drop_dead : bool
         Leave out modules whose update is zero, or that get no rank from the budget.
     only_if_smaller : bool
@@ -144,6 +147,7 @@ def compress(
     MismatchError
         The activations are those of another adapter.
     """
+    modules = as_globs(modules, block)
     # Several rules or none are refused before anything is read.
     rules, reading = split_rules(options)
     rule = rank_rule(**rules)

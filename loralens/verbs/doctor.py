@@ -21,7 +21,7 @@ from loralens.tables.numbers import count
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import Reading, Source, labels, load_source, sources
-from loralens.verbs.inputs.choices import check_choice
+from loralens.verbs.inputs.choices import Blocks, as_globs, check_choice
 from loralens.verbs.inputs.examination import examine_adapters, open_base
 
 DTYPES = FLOAT_TYPES | {"fp8": "float8_e4m3fn"}  # option → the name in NumPy and ml_dtypes
@@ -130,6 +130,7 @@ def doctor(
     *adapters: Source,
     base: str | PathLike[str] | None = None,
     modules: Sequence[str] = (),
+    block: Blocks = (),
     dtype: MergeDType | None = None,
     rounding: PredictedRounding = "nearest",
     sarif: str | PathLike[str] | None = None,
@@ -149,6 +150,8 @@ def doctor(
         The base model: its names and sizes are compared, and the effect of rounding in a merge is predicted.
     modules : sequence of str
         Only modules whose name or kind matches one of these glob patterns.
+    block : int, str or sequence of them
+        Only modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model.
     dtype : str, optional
         The dtype of the merged model whose rounding is predicted: ``bf16``, ``f16``, ``f32`` or ``fp8``; as the base by
         default.
@@ -169,6 +172,7 @@ def doctor(
     FormatError
         A base that is no model.
     """
+    modules = as_globs(modules, block)
     check_choice("dtype", dtype, get_args(MergeDType))
     check_choice("rounding", str(rounding), get_args(PredictedRounding))
     check_choice("fail_on", fail_on, LEVELS)

@@ -23,7 +23,7 @@ from loralens.merging.extraction.triplets import NoiseEdge
 from loralens.tables.numbers import count, fixed, json_number, number, percent, shape
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.bases import read_checkpoint
-from loralens.verbs.inputs.choices import check_choice, numpy_dtype
+from loralens.verbs.inputs.choices import Blocks, as_globs, check_choice, numpy_dtype
 from loralens.verbs.outputs.form import OutputFormat, writer_options
 from loralens.verbs.outputs.rules import RULES, RankRules, option_names, optional_rule
 from loralens.verbs.outputs.target import Target, Written
@@ -157,6 +157,7 @@ def extract(
     to: TargetFormat = "peft",
     dtype: FloatType = "f32",
     modules: Sequence[str] = (),
+    block: Blocks = (),
     drop_extra: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
@@ -191,6 +192,8 @@ def extract(
         The dtype of all factors: ``f32``, ``bf16`` or ``f16``.
     modules : sequence of str
         Only modules whose name or kind matches one of these glob patterns.
+    block : int, str or sequence of them
+        Only modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model.
     drop_extra : bool
         Leave out what is not a matrix: norms, biases and new heads.
     overwrite : bool
@@ -207,6 +210,7 @@ def extract(
     FormatError
         A file cannot be read, or a difference has NaN or infinity.
     """
+    modules = as_globs(modules, block)
     check_choice("noise_edge", noise_edge, get_args(Noise))
     check_choice("to", to, FLOAT_FORMATS)
     check_choice("dtype", dtype, FLOAT_TYPES)

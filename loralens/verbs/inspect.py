@@ -19,7 +19,7 @@ from loralens.tables.numbers import count, join_words, number, shape, size, span
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import Reading, Source, labels, load_source, sources
-from loralens.verbs.inputs.choices import check_choice
+from loralens.verbs.inputs.choices import Blocks, as_globs, check_choice
 from loralens.verbs.outputs.training_facts import training_facts
 
 EXTRA_SHOWN = 20  # tensors besides the pairs that are listed for people; a model saved in full has hundreds
@@ -324,6 +324,7 @@ def _ranges_text(numbers: Iterable[int]) -> str:
 def inspect(
     *adapters: Source,
     modules: Sequence[str] = (),
+    block: Blocks = (),
     base: str | PathLike[str] | None = None,
     consumer: Consumer | None = None,
     **reading: Unpack[Reading],
@@ -336,6 +337,8 @@ def inspect(
         Files, folders that hold an adapter, Hub ids in the local cache, or what `loralens.load` returns.
     modules : sequence of str
         Only modules whose name or kind matches one of these glob patterns.
+    block : int, str or sequence of them
+        Only modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model.
     base : path, optional
         The base model: findings say how the names match its weights, of which the headers alone are read.
     consumer : str, optional
@@ -351,6 +354,7 @@ def inspect(
     FormatError
         A file that is no adapter. What is wrong with an adapter is a finding.
     """
+    modules = as_globs(modules, block)
     check_choice("consumer", consumer, get_args(Consumer))
     chosen = sources(adapters)
     inspected = []

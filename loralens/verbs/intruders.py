@@ -19,7 +19,7 @@ from loralens.analysis.base.intruders import (
 )
 from loralens.choices import QUANTISED, FloatType
 from loralens.core.adapter import Adapter
-from loralens.core.names import select
+from loralens.core.selection import select
 from loralens.core.structured import Update
 from loralens.errors import OptionError, place
 from loralens.formats import save
@@ -27,7 +27,7 @@ from loralens.formats.dialects.table import FORMATS
 from loralens.linalg.device import Device
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, read_adapter
 from loralens.verbs.inputs.bases import base_weights
-from loralens.verbs.inputs.choices import check_choice, numpy_dtype
+from loralens.verbs.inputs.choices import Blocks, as_globs, check_choice, numpy_dtype
 from loralens.verbs.inputs.decompositions import decompositions, svd_cache
 from loralens.verbs.outputs.intruders import IntrudersResult, Removal
 from loralens.verbs.outputs.rounding import RoundingCost, round_factors
@@ -39,6 +39,7 @@ def intruders(
     *,
     base: str | PathLike[str],
     modules: Sequence[str] = (),
+    block: Blocks = (),
     top: int = TOP,
     threshold: float = THRESHOLD,
     remove: float | None = None,
@@ -68,6 +69,8 @@ def intruders(
         The base model: a folder, a safetensors file, or a Hub id in the local cache.
     modules : sequence of str
         Only modules whose name or kind matches one of these glob patterns.
+    block : int, str or sequence of them
+        Only modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model.
     top : int
         The number of leading singular directions of W + ΔW to look at.
     threshold : float
@@ -107,6 +110,7 @@ def intruders(
     MismatchError
         A module that has no weight in the base, or whose tuned weight is not W + ΔW (DoRA).
     """
+    modules = as_globs(modules, block)
     check_definition(top=top, threshold=threshold)
     check_choice("dtype", str(dtype), get_args(FloatType))
     # Any finite factor is allowed: above 1 it makes the intruders stronger, below 0 it turns them around.

@@ -19,7 +19,7 @@ from loralens.merging.summary import MODULE_COLUMNS, MergedModule
 from loralens.tables.numbers import count, percent
 from loralens.tables.table import Table
 from loralens.verbs.inputs.adapters import Reading
-from loralens.verbs.inputs.choices import check_choice
+from loralens.verbs.inputs.choices import Blocks, as_globs, check_choice
 from loralens.verbs.inputs.merge_inputs import MergeInputs, read_merge_inputs, record_path
 from loralens.verbs.inputs.weighted import Weighted, weighted_label, weighted_sources
 from loralens.verbs.outputs.merge_run import MergeRun
@@ -117,6 +117,7 @@ def merge(
     overwrite: bool = False,
     dry_run: bool = False,
     modules: Sequence[str] = (),
+    block: Blocks = (),
     **reading: Unpack[Reading],
 ) -> MergeResult:
     """Merge adapters into a base model, W' = W + Σ w·ΔW, shard by shard and rounded once.
@@ -158,6 +159,8 @@ def merge(
         Measure what would arrive, and write nothing.
     modules : sequence of str
         Only modules whose name or kind matches one of these glob patterns.
+    block : int, str or sequence of them
+        Only modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model.
     **reading : Reading
         How files are read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
 
@@ -170,6 +173,7 @@ def merge(
     MismatchError
         Adapters and base do not fit together.
     """
+    modules = as_globs(modules, block)
     check_choice("rounding", rounding, get_args(RoundingMode))
     check_choice("dtype", dtype, get_args(ModelDtype))
     if output is None and not dry_run:

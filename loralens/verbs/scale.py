@@ -4,12 +4,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Unpack, cast
 
-from loralens.core.names import select
 from loralens.core.recipe import Strength
+from loralens.core.selection import select
 from loralens.errors import OptionError, place
 from loralens.verbs.inputs.adapters import READING, AdapterSource, Reading, labels, read_where_unknown
 from loralens.verbs.inputs.blocks import BlockWeights, weights_by_module
-from loralens.verbs.inputs.choices import as_globs, check_finite
+from loralens.verbs.inputs.choices import Blocks, as_globs, check_finite
 from loralens.verbs.inputs.weighted import strength_within
 from loralens.verbs.outputs.combine_result import CombineResult
 from loralens.verbs.outputs.combine_run import combine_sources
@@ -21,6 +21,7 @@ def scale(
     by: float | None = None,
     *,
     modules: Sequence[str] = (),
+    block: Blocks = (),
     preset: str | None = None,
     block_weights: str | Mapping[str, float] | Sequence[float] | None = None,
     **options: Unpack[WritingAndReading],
@@ -38,6 +39,8 @@ def scale(
         The factor x, which may be any finite number; 1 if there are weights of blocks.
     modules : sequence of str
         Change only modules whose name or kind matches one of these glob patterns.
+    block : int, str or sequence of them
+        Only modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model.
     preset : str, optional
         The name of weights for the blocks of SD, SDXL or FLUX.1, such as ``OUTALL``; docs/commands/scale.md lists them.
     block_weights : str, mapping or sequence of float, optional
@@ -63,11 +66,11 @@ def scale(
             "nothing says how much to scale", fix="give --by a finite number, or --preset, or --block-weights"
         )
     factor = 1.0 if by is None else by
-    strength = strength_within(as_globs(modules), factor, elsewhere=1.0)
+    strength = strength_within(as_globs(modules, block), factor, elsewhere=1.0)
     if preset is not None or block_weights is not None:
         reading = cast("Reading", {name: options[name] for name in READING if name in options})  # type: ignore[literal-required]
         blocks = BlockWeights(preset=preset, block_weights=block_weights)
-        strength = _strength_of_blocks(adapter, reading, blocks, as_globs(modules), factor)
+        strength = _strength_of_blocks(adapter, reading, blocks, as_globs(modules, block), factor)
     return combine_sources([(adapter, strength)], **options)
 
 
