@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from loralens.errors import OptionError, visible
 from loralens.requirements import missing_packages
+from loralens.tables.numbers import MINUS
 from loralens.tables.table import Table
 
 if TYPE_CHECKING:
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
 
 # Characters that LaTeX would take as commands. `str.translate` looks at each character once, so the braces and
 # backslashes of a replacement are not replaced again.
-_SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+# LaTeX of an 8-bit font has no minus sign in text.
+_SPECIAL = {MINUS: "-", "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _LATEX = str.maketrans(_SPECIAL | {c: f"\\{c}" for c in "&%$#_{}"})
 
 

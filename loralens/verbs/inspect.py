@@ -268,7 +268,8 @@ def _facts(inspection: Inspection) -> list[tuple[str, str]]:
         (
             "scale",
             _count_names(
-                (f"{scale:.6g}, {source}", number) for (scale, source), number in scales.most_common(SCALES_NAMED)
+                (f"{number(scale, 6)}, {source}", modules_of)
+                for (scale, source), modules_of in scales.most_common(SCALES_NAMED)
             ),
         ),
         ("size", f"{inspection.parameters:,} parameters in pairs, {size(inspection.nbytes)}"),

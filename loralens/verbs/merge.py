@@ -16,7 +16,7 @@ from loralens.linalg.device import Device
 from loralens.merging.fidelity import Fidelity
 from loralens.merging.plan import MergePlan
 from loralens.merging.summary import MODULE_COLUMNS, MergedModule
-from loralens.tables.numbers import count, percent
+from loralens.tables.numbers import count, fixed, percent
 from loralens.tables.table import Table
 from loralens.verbs.inputs.adapters import Reading
 from loralens.verbs.inputs.choices import Blocks, as_globs, check_choice
@@ -72,7 +72,7 @@ class MergeResult(Written):
         # An adapter of heads alone has no update whose gain could be measured.
         elif self.modules:
             # The gain of an update is 1 where all of it arrived; the error is what rounding adds.
-            gain, error = f"{total['gain']:.4f}", percent(total["relative_error"])
+            gain, error = fixed(".4f")(total["gain"]), percent(total["relative_error"])
             sentences.append(f"The update arrived with a gain of {gain} and an error of {error} from rounding.")
         return sentences
 
@@ -260,6 +260,6 @@ def _warn_of_losses(modules: Sequence[MergedModule], inputs: MergeInputs, roundi
         ways.append("take --rounding stochastic: full strength at the price of noise")
     warn(
         f"rounding to {dtype} damages {len(damaged)} of {len(arrived)} updates; worst is {worst.module}: "
-        f"gain {worst.gain:.2f}, error {worst.error:.2f}",
+        f"gain {fixed('.2f')(worst.gain)}, error {worst.error:.2f}",
         f"{', '.join(ways[:-1])}, or {ways[-1]}",
     )

@@ -119,7 +119,7 @@ class TrajectoryResult(Tabular):
             every = f"from there every cosine with the last checkpoint is at least {SETTLED}"
             sentences.append(f"The direction is settled {since}: {every}.")
         elif isfinite(before.point.cosine):  # NaN if one of the last two checkpoints is 0
-            cosine = f"cosine {before.point.cosine:.3f} between the last two checkpoints"
+            cosine = f"cosine {fixed('.3f')(before.point.cosine)} between the last two checkpoints"
             sentences.append(f"The direction was still turning: {cosine}.")
         start = first.point
         # B begins at 0 and has to move; where A hardly does, all learning is on the out side.

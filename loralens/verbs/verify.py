@@ -173,8 +173,9 @@ class VerifyResult(Tabular):
             )
         if unexplained:
             first = unexplained[0]
+            gain = fixed(".4f")(first.gain)
             sentences.append(
-                f"note: {first.module} has a gain of {first.gain:.4f}, where {self.rounding} rounding predicts "
+                f"note: {first.module} has a gain of {gain}, where {self.rounding} rounding predicts "
                 f"{first.predicted:.4f}: it was rounded otherwise, or changed since"
             )
         others = len(self.others_changed)
