@@ -18,6 +18,7 @@ from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import Layout, LowRank
 from loralens.core.naming.image_models import ImageModel, Layer, image_model
+from loralens.core.naming.image_names import file_name
 from loralens.core.scaling import Scaling
 from loralens.core.structured import Update
 from loralens.core.weights import with_kernels
@@ -41,6 +42,17 @@ def kohya_names(adapter: Adapter) -> Mapping[str, str]:
     if model is None:
         return {}
     return {name: model.kohya(model.find(name, module.shape)[0]) for name, module in adapter.items()}
+
+
+def files_of_kohya(adapter: Adapter) -> dict[str, str]:
+    """Module → its name in the kohya file that it was read from.
+
+    Some converters double a prefix (``lora_unet_unet_``), call the first encoder of SDXL ``lora_te_``, or give SDXL and
+    FLUX the names of diffusers. sd-scripts and ComfyUI pass over such names without an error.
+    """
+    stored = {name: list(module.origin.tensors) for name, module in adapter.items() if module.origin}
+    # Neither program reads an underscore in place of the dot before lora_up: then the whole key is what is wrong.
+    return {name: file_name(keys) or keys[0] for name, keys in stored.items()}
 
 
 def fit_image(dialect: str, adapter: Adapter) -> Adapter:
