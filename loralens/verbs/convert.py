@@ -22,7 +22,13 @@ from loralens.verbs.inputs.choices import numpy_dtype
 from loralens.verbs.outputs.combine_run import check_writing
 from loralens.verbs.outputs.form import PLAIN_BITS, OutputFormat, check_known, writer_options
 from loralens.verbs.outputs.module_columns import COLUMNS, NamedModule
-from loralens.verbs.outputs.renaming import add_magnitudes, rename_as_in_base, replace_prefixes, with_known_names
+from loralens.verbs.outputs.renaming import (
+    add_magnitudes,
+    rename_as_in_base,
+    replace_prefixes,
+    warn_of_numbers,
+    with_known_names,
+)
 from loralens.verbs.outputs.rounding import RoundingCost, round_factors
 from loralens.verbs.outputs.target import Target, Written
 
@@ -175,6 +181,7 @@ def convert(
     notes: list[str] = []
     with place(label):
         check_known(adapter, to)
+        warn_of_numbers(adapter, to)
         if to == "kohya" == adapter.format:
             adapter, notes = with_known_names(adapter)
         if base is not None:

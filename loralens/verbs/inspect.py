@@ -20,7 +20,7 @@ from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import Reading, Source, labels, load_source, sources
 from loralens.verbs.inputs.choices import Blocks, as_globs, check_choice
-from loralens.verbs.outputs.training_facts import training_facts
+from loralens.verbs.outputs.training_facts import base_by_shapes, training_facts
 
 EXTRA_SHOWN = 20  # tensors besides the pairs that are listed for people; a model saved in full has hundreds
 SCALES_NAMED = 5  # scales of one adapter, the most frequent ones, that its facts list; --json has every module's
@@ -108,7 +108,7 @@ class AdapterInspection(Tabular):
         """What the adapter is, and whether anything in it looks wrong."""
         adapter, modules = self.adapter, self.modules
         ranks = span([module.rank for module in modules.values()])
-        base = f", for {adapter.base_model}" if adapter.base_model else ", for a base that it does not name"
+        base = f", for {adapter.base_model or base_by_shapes(adapter)}"
         what = f"{self.path}: {adapter.format} adapter of rank {ranks} in {count(len(modules), 'module')}{base}"
         levels = Counter(finding.level for finding in self.findings)
         found = [count(levels[level], level) for level in get_args(Level) if levels[level]]

@@ -114,7 +114,16 @@ def _key(name: str) -> Key:
 
 
 def image_model(modules: Mapping[str, Shape], hints: Iterable[str | None] = ()) -> ImageModel | None:
-    """The architecture that has all these modules; None if there is none.
+    """The most likely architecture that has all these modules; None if there is none.
+
+    The arguments are those of `likely_models`.
+    """
+    # The first of equals: the older model, of which there are more adapters.
+    return next(iter(likely_models(modules, hints)), None)
+
+
+def likely_models(modules: Mapping[str, Shape], hints: Iterable[str | None] = ()) -> list[ImageModel]:
+    """The architectures that have all these modules and that nothing decides between, the older ones first.
 
     Parameters
     ----------
@@ -135,8 +144,8 @@ def image_model(modules: Mapping[str, Shape], hints: Iterable[str | None] = ()) 
             for name in modules
         )
 
-    # The first of equals: the older model, of which there are more adapters.
-    return max(fitting, key=likelihood, default=None)
+    best = max(map(likelihood, fitting), default=None)
+    return [model for model in fitting if likelihood(model) == best]
 
 
 @cache

@@ -1,5 +1,6 @@
 """The result of the verbs that combine adapters, with one row per module and one row per adapter."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
@@ -236,6 +237,10 @@ def _weighted(ingredient: Ingredient) -> str:
         factor = {1.0: "", -1.0: MINUS}.get(strength.weight, f"{number(strength.weight, 6)} × ")
         return f"{factor}{ingredient.path}"
     exceptions = [f"{number(weight, 6)} × in {glob}" for glob, weight in strength.modules.items()]
+    if len(exceptions) > NAMED:
+        # Weights of blocks name hundreds of modules: their numbers say more than the first three names.
+        modules = Counter(strength.modules.values())
+        exceptions = [f"{number(weight, 6)} × in {count(of, 'module')}" for weight, of in sorted(modules.items())]
     listed = ", ".join(exceptions[:NAMED]) + (", …" if len(exceptions) > NAMED else "")
     return f"{ingredient.path} ({listed}, {number(strength.weight, 6)} × elsewhere)"
 

@@ -155,3 +155,12 @@ def with_known_names(adapter: Adapter) -> tuple[Adapter, list[str]]:
             "rename them: --prefix OLD=NEW. Only those of SD, SDXL and FLUX.1 are known without it",
         )
     return adapter, []
+
+
+def warn_of_numbers(adapter: Adapter, to: str) -> None:
+    """Warn that no program finds the layers of modules that have numbers for names, as in files of cloneofsimo."""
+    if adapter.format == "safeloras" and to != adapter.format:
+        warn(
+            f"the modules have numbers for names, so no program will find their layers in the {to} file",
+            "load the original file with the program lora of cloneofsimo, or merge it there",
+        )

@@ -92,7 +92,7 @@ def rank_rule(**options: Unpack[RankRules]) -> Rule:
     """
     rule = optional_rule(**options)
     if rule is None:
-        raise OptionError(f"{option_names(*RULES)} are the ways to choose ranks", fix="give one of them")
+        raise OptionError(f"{option_names(*RULES)} are the ways to choose ranks", fix="give one of them: --energy 0.99")
     return rule
 
 
