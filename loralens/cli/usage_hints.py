@@ -18,6 +18,13 @@ DIALECT_OF = {
     }.items()
     for word in words.split()
 }
+# The words by which people call the programs of --for.
+CONSUMER_OF = {
+    **dict.fromkeys(("kohya", "a1111", "automatic1111", "webui", "forge", "sdscripts", "sd", "fooocus"), "sd-scripts"),
+    **dict.fromkeys(("comfy", "comfy-ui"), "comfyui"),
+    **dict.fromkeys(("ollama", "llamacpp", "llama-cpp", "lm-studio"), "llama.cpp"),
+    **dict.fromkeys(("transformers", "hf"), "peft"),
+}
 _COMMA = re.compile(r"[+-]?\d+,\d+")
 _PERCENT = re.compile(r"[+-]?\d+(?:[.,]\d+)? ?%")
 
@@ -42,12 +49,14 @@ def _other_number(error: click.UsageError) -> str:
 
 
 def _other_dialect(error: click.UsageError) -> str:
-    """The name of a program in place of the dialect that it reads."""
-    if not isinstance(error, click.BadParameter) or getattr(error.param, "name", None) != "to":
+    """The name of a program in place of the dialect that it reads, or of a program that reads the same."""
+    if not isinstance(error, click.BadParameter):
         return ""
     word = _first_quoted(error)
-    dialect = DIALECT_OF.get(word.lower().replace("_", "-"))
-    return f"for {word} there is --to {dialect}" if dialect else ""
+    name = getattr(error.param, "name", None)
+    option, known = {"to": ("--to", DIALECT_OF), "consumer": ("--for", CONSUMER_OF)}.get(str(name), ("", {}))
+    meant = known.get(word.lower().replace("_", "-"))
+    return f"for {word} there is {option} {meant}" if meant else ""
 
 
 def _number_without_option(error: click.UsageError) -> str:

@@ -127,6 +127,15 @@ def wild(glob: str) -> bool:
     return bool(_WILD & {*glob}) or bool(_split(glob)[1])
 
 
+def in_words(glob: str) -> str:
+    """A glob in a sentence: ``q_proj of blocks 4-8``."""
+    pattern, blocks = _split(glob)
+    if not blocks:
+        return glob
+    several = "," in blocks or "-" in blocks
+    return f"{'' if pattern == '*' else f'{pattern} of '}block{'s' * several} {blocks.replace(',', ', ')}"
+
+
 def matches(name: str, glob: str) -> bool:
     """Whether a glob of `select` matches this name."""
     if glob in (name, kind(name)):

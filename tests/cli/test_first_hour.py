@@ -22,6 +22,7 @@ from tests.formats import test_image as images
         (("scale", "SMALL", "--by", "50%", "-o", "x"), "give the share as a number: 0.5"),
         (("convert", "SMALL", "--to", "a1111", "-o", "x"), "for a1111 there is --to kohya"),
         (("convert", "SMALL", "--to", "Comfy", "-o", "x"), "for Comfy there is --to comfyui"),
+        (("inspect", "SMALL", "--for", "A1111"), "for A1111 there is --for sd-scripts"),
         (("merge", "SMALL", "SMALL", "-o", "x"), "to make one adapter of several there is loralens combine"),
     ],
 )

@@ -10,7 +10,7 @@ from loralens.core import selection
 from loralens.core.clock import Clock
 from loralens.core.names import kind, nearest
 from loralens.core.recipe import Strength
-from loralens.core.selection import matches, select, within_blocks
+from loralens.core.selection import in_words, matches, select, within_blocks
 from loralens.errors import FormatError, OptionError
 
 NAMES = [
@@ -250,6 +250,12 @@ def test_blocks_of_image_models_have_names(names: list[str], blocks: list[str], 
     assert select(names, within_blocks((), blocks)) == expected
     (glob,) = within_blocks((), blocks)
     assert [name for name in names if matches(name, glob)] == expected
+
+
+def test_blocks_in_a_sentence() -> None:
+    assert [in_words(glob) for glob in ("q_proj", "*@3", "q_proj@0,4-8", "*@IN04")] == [
+        "q_proj", "block 3", "q_proj of blocks 0, 4-8", "block IN04",
+    ]  # fmt: skip
 
 
 def test_a_name_that_ends_like_blocks_is_a_name() -> None:
