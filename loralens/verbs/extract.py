@@ -210,10 +210,7 @@ def extract(
     FormatError
         A file cannot be read, or a difference has NaN or infinity.
     """
-    modules = as_globs(modules, block)
-    check_choice("noise_edge", noise_edge, get_args(Noise))
-    check_choice("to", to, FLOAT_FORMATS)
-    check_choice("dtype", dtype, FLOAT_TYPES)
+    _check_choices(noise_edge, to, dtype)
     rule = _rule(noise_edge, rules)
     target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
     target.check_inputs({"the base": base, "the tuned model": tuned})
@@ -233,7 +230,7 @@ def extract(
             base_config=model_config(Path(base)),
             tuned_config=tuned_config,
             base_model=str(base),
-            modules=modules,
+            modules=as_globs(modules, block),
             one_rank=uniform,
             # Either may lack a config.json that says so, and both store their weights in the same way.
             conv1d=stores_conv1d(Path(tuned)) or stores_conv1d(Path(base)),
@@ -255,6 +252,13 @@ def extract(
         tell_findings(str(target.written), back.findings)
     _tell(extraction)
     return ExtractResult(str(base), str(tuned), target, to, extraction)
+
+
+def _check_choices(noise_edge: Noise | None, to: str, dtype: str) -> None:
+    """Refuse values that are none of the words of an option."""
+    check_choice("noise_edge", noise_edge, get_args(Noise))
+    check_choice("to", to, FLOAT_FORMATS)
+    check_choice("dtype", dtype, FLOAT_TYPES)
 
 
 def _rename_for_readers(adapter: Adapter, *, to: str, config: Mapping[str, Any] | None) -> Adapter:

@@ -110,7 +110,6 @@ def intruders(
     MismatchError
         A module that has no weight in the base, or whose tuned weight is not W + ΔW (DoRA).
     """
-    modules = as_globs(modules, block)
     check_definition(top=top, threshold=threshold)
     check_choice("dtype", str(dtype), get_args(FloatType))
     # Any finite factor is allowed: above 1 it makes the intruders stronger, below 0 it turns them around.
@@ -123,7 +122,7 @@ def intruders(
     (label,) = labels([adapter])
     loaded = read_adapter(adapter, reading, base=base, label=label)
     with place(label):
-        names = select(loaded, modules)
+        names = select(loaded, as_globs(modules, block))
         # With a strength of 1 nothing is edited, so modules that are no pairs may stay.
         check_plain(loaded, names, pairs=remove not in (None, 1))
     target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
@@ -147,10 +146,8 @@ def intruders(
     result = IntrudersResult(label, str(base), threshold, top, measured, {name: loaded[name].rank for name in measured})
     if remove is None:
         return result
-    removal = _finish_removal(
-        loaded, label, edited, remove, target, dtype=dtype, uniform=uniform, allow_loss=allow_loss
-    )
-    return replace(result, removal=removal)
+    edit = _finish_removal(loaded, label, edited, remove, target, dtype=dtype, uniform=uniform, allow_loss=allow_loss)
+    return replace(result, removal=edit)
 
 
 def _finish_removal(
