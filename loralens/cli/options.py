@@ -69,7 +69,7 @@ _MODULES = click.option(
     multiple=True,
     help="Only modules whose name or kind matches this glob pattern, or whose name begins so. Repeatable.",
 )
-BLOCK = click.option(
+_BLOCK = click.option(
     "--block",
     metavar="BLOCK",
     multiple=True,
@@ -89,7 +89,7 @@ _BLOCKS = (
 
 def modules(function: F) -> F:
     """The options that choose modules."""
-    return decorate(function, (_MODULES, BLOCK))
+    return decorate(function, (_MODULES, _BLOCK))
 
 
 def blocks(function: F) -> F:

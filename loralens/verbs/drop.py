@@ -106,7 +106,8 @@ def drop(
     modules : str or sequence of str
         Leave out the modules whose name or kind matches one of these glob patterns.
     block : int, str or sequence of them
-        Only modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model.
+        Leave out the modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model. With ``modules``, only
+        those that both choose.
     preset, block_weights
         Leave out the blocks of an image model that have the weight 0 here, as in `scale`. The others must have the
         weight 1.
@@ -167,7 +168,9 @@ def _dropped(adapter: Adapter, globs: Sequence[str], blocks: BlockWeights) -> se
     """The modules that are left out."""
     weights = weights_by_module(adapter, blocks)
     if weights is None and not globs:
-        raise OptionError("nothing says what to drop", fix="give --modules GLOB, --preset NAME or --block-weights")
+        raise OptionError(
+            "nothing says what to drop", fix="give --modules GLOB, --block, --preset NAME or --block-weights"
+        )
     weights = weights or {}
     between = sorted(set(weights.values()) - {0.0, 1.0})
     if between:

@@ -11,9 +11,12 @@ import pytest
 from safetensors.numpy import save_file
 
 import loralens
+from loralens.core.selection import select, within_blocks
 from loralens.errors import OptionError
 from loralens.verbs import VERBS
 from tests.cli.command import Command
+from tests.conftest import ROOT
+from tests.formats import test_image as images
 
 CHOOSING = [verb for verb in VERBS if "modules" in signature(getattr(loralens, verb)).parameters]
 
@@ -119,3 +122,33 @@ def test_blocks_in_weights_of_modules(places: dict[str, Path]) -> None:
     }
     with pytest.raises(OptionError, match="is no block"):
         loralens.drop(other, block="last")
+
+
+@pytest.mark.parametrize(
+    ("name", "block", "part", "count"),
+    [
+        ("qwen05b-peft-r8", "0-2", ".layers.", 6),  # q and v of three blocks
+        ("minilm-souravt-ckpt750", "5", ".layer.5.", 2),
+        ("sam-vitb-rank4", "3", "w_003", 1),  # numbers for names count modules
+        ("sd15-timohavdk-kohya", "IN04", "down_blocks_1_attentions_0", 8),
+        ("sd15-timohavdk-diffusers", "MID", "mid_block", 8),
+        ("flux-aitoolkit-r16", "S07,S12", "single_transformer_blocks.", 2),
+    ],
+)
+def test_blocks_of_adapters_that_people_published(real: Path, name: str, block: str, part: str, count: int) -> None:
+    chosen = loralens.inspect(real / name, block=block).adapters[0].modules
+    assert len(chosen) == count
+    assert all(part in module for module in chosen)
+
+
+def test_blocks_of_a_kept_adapter() -> None:
+    kept = ROOT / "examples" / "adapters" / "reuters-r8-r8-seed0"
+    chosen = loralens.inspect(kept, block="1-2", modules="query").adapters[0].modules
+    assert [name.split(".layer.")[1] for name in chosen] == [f"{i}.attention.self.query" for i in (1, 2)]
+
+
+def test_blocks_of_sdxl_in_the_names_of_kohya() -> None:
+    names = sorted(images.XL_FILE)
+    assert select(names, within_blocks((), ["IN04"])) == [name for name in names if "input_blocks_4" in name]
+    assert select(names, within_blocks((), ["OUT02"])) == ["lora_unet_output_blocks_2_2_conv"]
+    assert select(names, within_blocks((), ["BASE"])) == ["lora_te1_text_model_encoder_layers_0_mlp_fc1"]
