@@ -150,6 +150,14 @@ def output(metavar: str, text: str) -> Callable[[F], F]:
 
 
 ADAPTER_OUTPUT = output("OUT", "The file or folder to write.")
+TARGET_OR_FOLDER = "The file or folder to write; of several adapters, the folder for all of them."
+JOBS = click.option(
+    "--jobs",
+    "-j",
+    type=COUNT,
+    metavar="N",
+    help="How many of several adapters are worked on at once. [default: as many as there are processors]",
+)
 
 
 def require_output(keywords: Mapping[str, Any]) -> None:
@@ -176,8 +184,11 @@ def take(holders: str) -> Callable[[F], F]:
     return click.option("--take", metavar="ADAPTER", help=text)
 
 
-def writing(function: Command) -> Command:
-    """The options of every command that writes an adapter made from others, and the options of reading those."""
+def writing(function: Command, *, several: bool = False) -> Command:
+    """The options of every command that writes an adapter made from others, and the options of reading those.
+
+    With ``several`` the command takes several adapters and writes each.
+    """
 
     # wraps keeps the docstring, which is the text of --help.
     @wraps(function)
@@ -186,8 +197,8 @@ def writing(function: Command) -> Command:
         function(*arguments, **keywords)
 
     options: tuple[Callable[[Command], Command], ...] = (
-        ADAPTER_OUTPUT,
-        to("the first adapter"),
+        output("OUT", TARGET_OR_FOLDER) if several else ADAPTER_OUTPUT,
+        to("each adapter" if several else "the first adapter"),
         base("Needed for DoRA, and for GGUF."),
         dtype(),
         ALLOW_LOSS,

@@ -59,15 +59,6 @@ def _other_dialect(error: click.UsageError) -> str:
     return f"for {word} there is {option} {meant}" if meant else ""
 
 
-def _number_without_option(error: click.UsageError) -> str:
-    """A number alone, in a command with one option that takes such a number and nothing else that it could mean."""
-    found = re.search(r"unexpected extra argument \((?P<word>[^()]*)\)", error.message)
-    if not found or not re.fullmatch(r"[+-]?\d*[.,]?\d+", found["word"]) or error.ctx is None:
-        return ""
-    option = {"scale": "--by", "interpolate": "--at", "compress": "--rank"}.get(str(error.ctx.command.name))
-    return f"give the number as {option} {found['word'].replace(',', '.')}" if option else ""
-
-
 def _merge_without_base(error: click.UsageError) -> str:
     """Most tools call it merging when adapters are added to each other."""
     missing = isinstance(error, click.MissingParameter) and getattr(error.param, "name", None) == "base"
@@ -84,6 +75,5 @@ def _first_quoted(error: click.UsageError) -> str:
 _GUESSES: tuple[Callable[[click.UsageError], str], ...] = (
     _other_number,
     _other_dialect,
-    _number_without_option,
     _merge_without_base,
 )

@@ -16,8 +16,8 @@ from tests.formats import test_image as images
 @pytest.mark.parametrize(
     ("words", "hint"),
     [
-        (("scale", "SMALL", "0.5", "-o", "x"), "give the number as --by 0.5"),
-        (("scale", "SMALL", "0,5", "-o", "x"), "give the number as --by 0.5"),
+        (("scale", "SMALL", "0.5", "-o", "x"), "give --by a finite number"),
+        (("inspect", "SMALL", "0,5"), "a number needs its option, such as --by 0.5"),
         (("scale", "SMALL", "--by", "0,5", "-o", "x"), "numbers have a point: 0.5"),
         (("scale", "SMALL", "--by", "50%", "-o", "x"), "give the share as a number: 0.5"),
         (("convert", "SMALL", "--to", "a1111", "-o", "x"), "for a1111 there is --to kohya"),

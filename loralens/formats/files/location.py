@@ -21,6 +21,7 @@ _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 _PLAIN = re.compile(r"(?:\w[\w.-]{0,95}/)?\w[\w.-]{0,95}", re.ASCII)  # a Hub id, whose parts have at most 96 letters
 _FIX = "check the path, or first download the Hub id or install the package that it names"
 _WINDOWS = re.compile(r"(?P<drive>[A-Za-z]):[\\/](?P<rest>.*)")
+_NUMBER = re.compile(r"[+-]?[0-9]*[.,]?[0-9]+")
 _LOOKED_AT = 10_000  # names of a folder in which a misspelt one is looked for, which takes a tenth of a second
 _LFS = b"version https://git-lfs"  # how a pointer file of Git LFS begins
 
@@ -89,6 +90,8 @@ def _meant(path: Path) -> str:
     """What to give in place of a path where nothing is: the nearest name in its folder; empty if none is near."""
     from difflib import get_close_matches  # only when something is wrong
 
+    if _NUMBER.fullmatch(str(path)):
+        return f"a number needs its option, such as --by {str(path).replace(',', '.')}"
     if os.sep == "/" and (windows := _WINDOWS.match(str(path))):
         rest = windows["rest"].replace("\\", "/")
         return f"this system writes paths with /; in WSL that is /mnt/{windows['drive'].lower()}/{rest}"
