@@ -29,7 +29,6 @@ from loralens.verbs.outputs.renaming import (
     add_magnitudes,
     rename_as_in_base,
     replace_prefixes,
-    warn_of_numbers,
     with_known_names,
 )
 from loralens.verbs.outputs.rounding import RoundingCost, round_factors
@@ -231,12 +230,9 @@ def convert(
     (label,) = labels([source])
     adapter = read_adapter(source, reading, base=base, label=label)
     format_before = adapter.format
-    notes: list[str] = []
     with place(label):
         check_known(adapter, to)
-        warn_of_numbers(adapter, to)
-        if to == "kohya" == adapter.format:
-            adapter, notes = with_known_names(adapter)
+        adapter, notes = with_known_names(adapter, to)
         if base is not None:
             adapter, base_notes = rename_as_in_base(adapter, base, to)
             notes += base_notes

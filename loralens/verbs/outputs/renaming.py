@@ -128,12 +128,16 @@ def add_magnitudes(adapter: Adapter, base: str | PathLike[str] | None) -> tuple[
     return completed, [f"magnitudes of {len(missing)} DoRA modules written as the lengths of the base's weights"]
 
 
-def with_known_names(adapter: Adapter) -> tuple[Adapter, list[str]]:
+def with_known_names(adapter: Adapter, to: str) -> tuple[Adapter, list[str]]:
     """A kohya adapter with the names of sd-scripts and ComfyUI, if its file has others, and notes for the user.
 
-    If all names are right, the modules stay as they were read. Names of a model that is not known here stay too, with a
-    warning if neither program has them.
+    Adapters that come from or go to another dialect stay as they are, since writers give new names. If all names are
+    right, the modules stay as they were read. Names of a model that is not known here stay too, with a warning if
+    neither program has them.
     """
+    _warn_of_numbers(adapter, to)
+    if not to == adapter.format == "kohya":
+        return adapter, []
     # Imported here, since most conversions are of other dialects.
     from loralens.core.naming.image_names import comfyui_has, sd_scripts_has
     from loralens.formats.dialects.image import files_of_kohya, fit_image, kohya_names
@@ -157,7 +161,7 @@ def with_known_names(adapter: Adapter) -> tuple[Adapter, list[str]]:
     return adapter, []
 
 
-def warn_of_numbers(adapter: Adapter, to: str) -> None:
+def _warn_of_numbers(adapter: Adapter, to: str) -> None:
     """Warn that no program finds the layers of modules that have numbers for names, as in files of cloneofsimo."""
     if adapter.format == "safeloras" and to != adapter.format:
         warn(
