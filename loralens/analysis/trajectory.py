@@ -14,8 +14,8 @@ from loralens.analysis.groups import mean_effective_rank, total_norm
 from loralens.analysis.spectrum import Spectrum, measure_spectrum
 from loralens.choices import Side
 from loralens.core.adapter import Adapter
-from loralens.core.names import select
 from loralens.core.naming.matching import same_modules
+from loralens.core.selection import select
 from loralens.core.threads import Step
 
 # Smallest cosine with the last checkpoint at which the direction counts as the final one. The angle is then at most

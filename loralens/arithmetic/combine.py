@@ -21,8 +21,8 @@ from loralens.core.adapter import Adapter
 from loralens.core.carried import NONE, combine_extras
 from loralens.core.joint import Core, Joint, Lift
 from loralens.core.lowrank import LowRank
-from loralens.core.names import select
 from loralens.core.recipe import Ingredient, Recipe, Strength
+from loralens.core.selection import select
 from loralens.core.structured import Update
 from loralens.core.threads import Step, in_threads
 from loralens.core.together import Row, check_combinable, keep_modules, match_modules, single_module
@@ -268,9 +268,9 @@ def _rows(
         Every module is left out.
     """
     rows = match_modules(adapters, labels)
-    recipe.check_globs(rows)
+    strengths = recipe.strengths_of(rows)
     chosen = select(rows, recipe.modules)
-    weights = {name: [ingredient.strength.of(name) for ingredient in recipe.adapters] for name in chosen}
+    weights = {name: [strength.of(name) for strength in strengths] for name in chosen}
     names = [
         name
         for name in chosen

@@ -41,7 +41,7 @@ from loralens.cli.show import RowOptions, row_options, show
 )
 @options.device()
 @options.seed("the sketch of W and the starting vectors")
-@options.MODULES
+@options.modules
 @row_options(csv="module and rank", plot="the amplification of every module")
 @options.reading
 def command(adapter: str, rows: RowOptions, **keywords: Any) -> None:

@@ -66,7 +66,7 @@ class Setting(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # not g
 # No default, since a recipe may contain a seed.
 @options.seed("methods that draw at random", default=None)
 @click.option("--space", type=click.Choice(get_args(Space)), help="The space in which an elementwise method works.")
-@options.MODULES
+@options.modules
 @options.take("several adapters")
 @options.DROP_DEAD
 @options.rank_rules

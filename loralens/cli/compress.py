@@ -21,7 +21,7 @@ from loralens.cli.show import RowOptions, row_options
 @options.base("Needed for DoRA's magnitudes, and for GGUF.")
 @options.to()
 @options.dtype(tuple(INTEGER_TYPES), note=f"; int8 and int4 are written as {QUANTISED}")
-@options.MODULES
+@options.modules
 # Not `options.DROP_DEAD`, since a budget may also give a module no rank.
 @click.option(
     "--drop-dead", is_flag=True, help="Leave out modules whose update is zero, or that get no rank from the budget."

@@ -17,7 +17,7 @@ from loralens.cli.show import RowOptions, row_options, show
 @options.PROTECT
 @options.ACTIVATIONS
 @options.base("Needed for GGUF.")
-@options.MODULES
+@options.modules
 @row_options(csv="rank", plot="size and error against rank")
 @options.reading
 def command(source: str, rows: RowOptions, **keywords: Any) -> None:

@@ -17,7 +17,7 @@ from loralens.cli.show import RowOptions, row_options, tell_written
 @click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER...")
 @options.output("DIR", "Examine the adapters one by one, and write the findings of each into this folder, as JSON.")
 @options.base("Also check the adapters against its weights.")
-@options.MODULES
+@options.modules
 @click.option(
     "--dtype",
     type=click.Choice(get_args(MergeDType)),

@@ -38,7 +38,7 @@ from loralens.cli.show import RowOptions, row_options, show
     show_default=True,
     help="The dtype of all factors.",
 )
-@options.MODULES
+@options.modules
 @click.option("--drop-extra", is_flag=True, help="Leave out what is not a matrix: norms, biases and new heads.")
 @options.OVERWRITE
 @options.DRY_RUN

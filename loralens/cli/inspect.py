@@ -15,7 +15,7 @@ from loralens.cli.terminal import say
 
 @click.command("inspect")
 @click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER...")
-@options.MODULES
+@options.modules
 @options.base("Say how the names match its weights, of which only headers are read.")
 @click.option(
     "--consumer",

@@ -21,7 +21,7 @@ from loralens.cli.show import RowOptions, row_options, show
     metavar="T",
     help="The place on the line between the adapters: 0 is A, 1 is B.",
 )
-@options.MODULES
+@options.modules
 @options.take("both")
 @row_options(csv="module")
 @options.writing

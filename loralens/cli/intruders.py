@@ -13,7 +13,7 @@ from loralens.cli.show import RowOptions, row_options, show
 @click.command("intruders")
 @click.argument("adapter", metavar="ADAPTER")
 @options.base(required=True)
-@options.MODULES
+@options.modules
 # 10 directions and the threshold 0.5 are the values of the paper, so that counts can be compared with it.
 @click.option(
     "--top",

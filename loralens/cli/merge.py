@@ -47,7 +47,7 @@ from loralens.cli.show import RowOptions, row_options, show
 @options.device(note=options.SAME_BITS)
 @options.OVERWRITE
 @options.DRY_RUN
-@options.MODULES
+@options.modules
 @row_options(csv="module")
 @options.reading
 def command(adapters: tuple[str, ...], measure: bool, rows: RowOptions, **keywords: Any) -> None:

@@ -61,12 +61,18 @@ _READING = (
     ALLOW_PICKLE,
     ONCE,
 )
-MODULES = click.option(
+_MODULES = click.option(
     "--modules",
     "-m",
     metavar="GLOB",
     multiple=True,
-    help="Only modules whose name or kind matches this glob pattern. Repeatable.",
+    help="Only modules whose name or kind matches this glob pattern, or whose name begins so. Repeatable.",
+)
+_BLOCK = click.option(
+    "--block",
+    metavar="BLOCK",
+    multiple=True,
+    help="Only modules in these blocks: 3, 4-8, or IN04 of an image model; with -m, what both choose. Repeatable.",
 )
 
 # docs/commands/scale.md lists the presets, and the blocks in their order. Both are plain strings: which presets and
@@ -79,6 +85,11 @@ _BLOCKS = (
         help="Weights of blocks: IN04=0,MID=1, or all in their order, as block weight tools write them.",
     ),
 )
+
+
+def modules(function: F) -> F:
+    """The options that choose modules."""
+    return decorate(function, (_MODULES, _BLOCK))
 
 
 def blocks(function: F) -> F:

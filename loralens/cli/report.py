@@ -26,7 +26,7 @@ from loralens.cli.terminal import say
     multiple=True,
     help="A file of `loralens evaluate -o`, whose accuracies or losses then stand at the top of the page. Repeatable.",
 )
-@options.MODULES
+@options.modules
 @click.option(
     "--intruders/--no-intruders",
     default=None,  # the verb estimates the time

@@ -20,7 +20,7 @@ from loralens.cli.show import RowOptions, row_options
     metavar="X",
     help="The factor that multiplies ΔW. [default with weights of blocks: 1]",
 )
-@options.MODULES
+@options.modules
 @options.blocks
 @options.JOBS
 @row_options(csv="module")

@@ -26,7 +26,7 @@ from loralens.cli.show import RowOptions, row_options, show
     "Whether the merge gave the head a weight of its own. [default: as in MERGED, or if the adapter needs one]"
 )
 @options.device(note=options.SAME_BITS)
-@options.MODULES
+@options.modules
 @row_options(csv="module")
 @options.reading
 def command(merged: str, adapter: tuple[str, ...], rows: RowOptions, **keywords: Any) -> None:

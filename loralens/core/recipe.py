@@ -7,7 +7,8 @@ from sys import float_info
 from typing import Any, Self, final
 
 from loralens.core.clock import Clock
-from loralens.core.names import FEWER_GLOBS, kind, matches, select, wild
+from loralens.core.names import kind
+from loralens.core.selection import FEWER_GLOBS, matches, select, wild, written_out
 from loralens.errors import FormatError, place
 
 FIELDS = ("adapters", "method", "options", "space", "seed", "modules", "take", "drop_dead", "truncate", "uniform")
@@ -37,6 +38,20 @@ class Strength:
     def plain(self) -> bool:
         """Whether the weight of every module is 1."""
         return self.weight == 1 and not self.modules
+
+    def within(self, names: Mapping[str, object]) -> "Strength":
+        """The same weights of these modules, with globs in place of beginnings of their names.
+
+        Whether a text is a name, a kind or a beginning can only be told from all names.
+
+        Raises
+        ------
+        OptionError
+            A glob matches none of the modules; the message has the nearest names.
+        """
+        select(names, tuple(self.modules))
+        written = {each: weight for glob, weight in self.modules.items() for each in written_out(names, glob)}
+        return Strength(self.weight, written, self.clock)
 
     def of(self, name: str) -> float:
         """The weight in the module of this name."""
@@ -99,10 +114,15 @@ class Recipe:
     truncate: Mapping[str, float] = field(default_factory=dict)
     uniform: bool = False
 
-    def check_globs(self, names: Mapping[str, object]) -> None:
-        """Refuse a glob that matches none of these modules, with the nearest names."""
-        for ingredient in self.adapters:
-            select(names, tuple(ingredient.strength.modules))
+    def strengths_of(self, names: Mapping[str, object]) -> list[Strength]:
+        """The weights of the adapters, with the beginnings of names among the globs of these modules written out.
+
+        Raises
+        ------
+        OptionError
+            A glob matches none of these modules; the message has the nearest names.
+        """
+        return [ingredient.strength.within(names) for ingredient in self.adapters]
 
     def record(self) -> dict[str, Any]:
         """The recipe as a JSON object without fields that have their default value."""

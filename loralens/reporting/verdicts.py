@@ -10,14 +10,12 @@ from loralens.reporting.collection import CheckpointRun, Collection, finite_cosi
 from loralens.reporting.document import PageTable
 from loralens.reporting.run import settled_sentence
 from loralens.reporting.subject import Subject
-from loralens.tables.numbers import UNDEFINED, count, fixed, join_words, percent, span, whole_percent
+from loralens.tables.numbers import UNDEFINED, count, join_words, percent, signed, span, whole_percent
 from loralens.tables.table import Column, Table
 
 # Savings below this share of the file are no reason to write another one.
 WORTHWHILE = 0.05
 CODES = 3  # codes of findings that a sentence lists
-
-signed = fixed("+.3f")
 
 
 class AdapterVerdict(NamedTuple):

@@ -12,7 +12,7 @@ from loralens.core.recipe import Recipe
 from loralens.errors import OptionError
 from loralens.formats.records.recipes import read_recipe
 from loralens.verbs.inputs.adapters import AdapterSource
-from loralens.verbs.inputs.choices import as_globs, check_choice, check_finite
+from loralens.verbs.inputs.choices import Blocks, as_globs, check_choice, check_finite
 from loralens.verbs.inputs.weighted import WithStrength, ingredients, label_of_taken, sources_with_strengths
 from loralens.verbs.outputs.combine_result import CombineResult
 from loralens.verbs.outputs.combine_run import follow_recipe
@@ -30,6 +30,7 @@ def combine(
     seed: int | None = None,
     space: Space | None = None,
     modules: Sequence[str] = (),
+    block: Blocks = (),
     take: AdapterSource | None = None,
     drop_dead: bool = False,
     uniform: bool = False,
@@ -66,6 +67,8 @@ def combine(
         The space in which an elementwise method works: ``full``, ``knots`` or ``core``.
     modules : sequence of str
         Only modules whose name or kind matches one of these glob patterns.
+    block : int, str or sequence of them
+        Only modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model.
     take : path or Adapter, optional
         The adapter whose heads and biases are written if several adapters have some: its path, its name, its number
         from ``"1"``, or the object that was given; ``"none"`` leaves them out.
@@ -121,7 +124,7 @@ def combine(
         options=_method_options(strength, density, settings),
         space=space,
         seed=seed or 0,
-        modules=as_globs(modules),
+        modules=as_globs(modules, block),
         take=label_of_taken(take, pairs),
         drop_dead=drop_dead,
         truncate={} if rule is None else {rule.name: rule.value},

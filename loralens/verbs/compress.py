@@ -29,7 +29,7 @@ from loralens.verbs.batches.batch_result import BatchResult
 from loralens.verbs.batches.batch_task import AdapterWork
 from loralens.verbs.inputs.adapters import AdapterSource, Source, labels, read_adapter
 from loralens.verbs.inputs.bases import base_weights
-from loralens.verbs.inputs.choices import numpy_dtype
+from loralens.verbs.inputs.choices import Blocks, as_globs, numpy_dtype
 from loralens.verbs.outputs.compress_result import CompressResult
 from loralens.verbs.outputs.form import PLAIN_BITS, OutputFormat, source_bytes
 from loralens.verbs.outputs.rules import (
@@ -72,6 +72,7 @@ class CompressOptions(RulesAndReading, total=False):
     to: TargetFormat | None
     dtype: FloatType | IntegerType | None
     modules: Sequence[str]
+    block: Blocks
     drop_dead: bool
     only_if_smaller: bool
     overwrite: bool
@@ -107,6 +108,7 @@ def compress(
     to: TargetFormat | None = None,
     dtype: FloatType | IntegerType | None = None,
     modules: Sequence[str] = (),
+    block: Blocks = (),
     drop_dead: bool = False,
     only_if_smaller: bool = False,
     overwrite: bool = False,
@@ -164,6 +166,8 @@ def compress(
         default every factor keeps its own.
     modules : sequence of str
         Only modules whose name or kind matches one of these glob patterns become smaller.
+    block : int, str or sequence of them
+        Only modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model.
     drop_dead : bool
         Leave out modules whose update is zero, or that get no rank from the budget.
     only_if_smaller : bool
@@ -189,6 +193,7 @@ def compress(
     """
     del jobs  # one adapter is one job
     source = one_adapter(source)
+    modules = as_globs(modules, block)
     # Several rules or none are refused before anything is read.
     rules, reading = split_rules(options)
     rule = rank_rule(**rules)

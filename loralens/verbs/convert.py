@@ -25,7 +25,12 @@ from loralens.verbs.inputs.choices import numpy_dtype
 from loralens.verbs.outputs.combine_run import check_writing
 from loralens.verbs.outputs.form import PLAIN_BITS, OutputFormat, check_known, writer_options
 from loralens.verbs.outputs.module_columns import COLUMNS, NamedModule
-from loralens.verbs.outputs.renaming import add_magnitudes, rename_as_in_base, replace_prefixes
+from loralens.verbs.outputs.renaming import (
+    add_magnitudes,
+    rename_as_in_base,
+    replace_prefixes,
+    with_known_names,
+)
 from loralens.verbs.outputs.rounding import RoundingCost, round_factors
 from loralens.verbs.outputs.target import Target, Written
 
@@ -225,11 +230,12 @@ def convert(
     (label,) = labels([source])
     adapter = read_adapter(source, reading, base=base, label=label)
     format_before = adapter.format
-    notes: list[str] = []
     with place(label):
         check_known(adapter, to)
+        adapter, notes = with_known_names(adapter, to)
         if base is not None:
-            adapter, notes = rename_as_in_base(adapter, base, to)
+            adapter, base_notes = rename_as_in_base(adapter, base, to)
+            notes += base_notes
         # Prefixes last, so that OLD may begin a name of the base.
         adapter, magnitude_notes = add_magnitudes(replace_prefixes(adapter, prefix), base)
         notes += magnitude_notes

@@ -30,7 +30,7 @@ from loralens.verbs.batches.batch_items import is_several
 from loralens.verbs.batches.batch_result import BatchResult
 from loralens.verbs.batches.batch_task import WORK, AdapterWork
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, Source, labels, load_source, sources
-from loralens.verbs.inputs.choices import check_choice
+from loralens.verbs.inputs.choices import Blocks, as_globs, check_choice
 from loralens.verbs.inputs.examination import examine_adapters, open_base
 from loralens.version import __version__
 
@@ -148,6 +148,7 @@ class DoctorOptions(Reading, total=False):
 
     base: str | PathLike[str] | None
     modules: Sequence[str]
+    block: Blocks
     dtype: MergeDType | None
     rounding: PredictedRounding
     sarif: str | PathLike[str] | None
@@ -166,6 +167,7 @@ def doctor(
     output: str | PathLike[str] | None = None,
     base: str | PathLike[str] | None = None,
     modules: Sequence[str] = (),
+    block: Blocks = (),
     dtype: MergeDType | None = None,
     rounding: PredictedRounding = "nearest",
     sarif: str | PathLike[str] | None = None,
@@ -192,6 +194,8 @@ def doctor(
         The base model: its names and sizes are compared, and the effect of rounding in a merge is predicted.
     modules : sequence of str
         Only modules whose name or kind matches one of these glob patterns.
+    block : int, str or sequence of them
+        Only modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model.
     dtype : str, optional
         The dtype of the merged model whose rounding is predicted: ``bf16``, ``f16``, ``f32`` or ``fp8``; as the base by
         default.
@@ -216,6 +220,7 @@ def doctor(
     FormatError
         A base that is no model.
     """
+    modules = as_globs(modules, block)
     check_choice("dtype", dtype, get_args(MergeDType))
     check_choice("rounding", str(rounding), get_args(PredictedRounding))
     check_choice("fail_on", fail_on, LEVELS)

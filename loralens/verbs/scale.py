@@ -4,15 +4,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Unpack, cast, overload
 
-from loralens.core.names import select
 from loralens.core.recipe import Strength
+from loralens.core.selection import select
 from loralens.errors import OptionError, place
 from loralens.verbs.batches.batch import in_batches, one_adapter
 from loralens.verbs.batches.batch_result import BatchResult
 from loralens.verbs.batches.batch_task import AdapterWork
 from loralens.verbs.inputs.adapters import READING, AdapterSource, Reading, Source, labels, read_where_unknown
 from loralens.verbs.inputs.blocks import BlockWeights, weights_by_module
-from loralens.verbs.inputs.choices import as_globs, check_finite
+from loralens.verbs.inputs.choices import Blocks, as_globs, check_finite
 from loralens.verbs.inputs.weighted import strength_within
 from loralens.verbs.outputs.combine_result import CombineResult
 from loralens.verbs.outputs.combine_run import combine_sources
@@ -23,6 +23,7 @@ class ScaleOptions(WritingAndReading, total=False):
     """The options of `scale`, for its two signatures."""
 
     modules: Sequence[str]
+    block: Blocks
     preset: str | None
     block_weights: str | Mapping[str, float] | Sequence[float] | None
     jobs: int | None
@@ -54,6 +55,7 @@ def scale(
     by: float | None = None,
     *,
     modules: Sequence[str] = (),
+    block: Blocks = (),
     preset: str | None = None,
     block_weights: str | Mapping[str, float] | Sequence[float] | None = None,
     jobs: int | None = None,
@@ -74,6 +76,8 @@ def scale(
         The factor x, which may be any finite number; 1 if there are weights of blocks.
     modules : sequence of str
         Change only modules whose name or kind matches one of these glob patterns.
+    block : int, str or sequence of them
+        Only modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model.
     preset : str, optional
         The name of weights for the blocks of SD, SDXL or FLUX.1, such as ``OUTALL``; docs/commands/scale.md lists them.
     block_weights : str, mapping or sequence of float, optional
@@ -97,11 +101,11 @@ def scale(
     adapter = one_adapter(adapter)
     _check_factor(by, preset, block_weights)
     factor = 1.0 if by is None else by
-    strength = strength_within(as_globs(modules), factor, elsewhere=1.0)
+    strength = strength_within(as_globs(modules, block), factor, elsewhere=1.0)
     if preset is not None or block_weights is not None:
         reading = cast("Reading", {name: options[name] for name in READING if name in options})  # type: ignore[literal-required]
         blocks = BlockWeights(preset=preset, block_weights=block_weights)
-        strength = _strength_of_blocks(adapter, reading, blocks, as_globs(modules), factor)
+        strength = _strength_of_blocks(adapter, reading, blocks, as_globs(modules, block), factor)
     return combine_sources([(adapter, strength)], **options)
 
 

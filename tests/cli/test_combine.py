@@ -49,8 +49,8 @@ model.layers.10.self_attn.v_proj     6 × 4  2 + 2   1           0       0
 
 2 adapters, weights add up to 0.5
 adapter  weight  retained   gain  interference in the sum  in the result
-SOURCE     0.75    85.1 %  0.426                   -0.250         -0.324
-SOURCE    -0.25    85.1 %  0.426                    0.750          0.676
+SOURCE     0.75    85.1 %  0.426                   −0.250         −0.324
+SOURCE    −0.25    85.1 %  0.426                    0.750          0.676
 
 error       ‖R−Σw·ΔW‖/‖Σw·ΔW‖ = 38.6 % over all modules, before the factors are rounded
 truncation  ‖F−R‖/‖F‖ = 38.6 % over all modules: what of the method's own result F was cut off

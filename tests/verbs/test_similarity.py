@@ -198,6 +198,6 @@ def test_the_conclusion_says_the_strongest_fact(factor, noise, words):
         for ms in (dense, {n: m.B for n, m in second.items()})
     )
     cosine = one @ two / np.linalg.norm(one) / np.linalg.norm(two) if two.any() else 0.0
-    assert f"cosine {cosine:+.3f}" in result.conclusion()[0]
+    assert f"cosine {cosine:+.3f}".replace("-", "−") in result.conclusion()[0]
     collection = loralens.similarity(*(loralens.Adapter(modules=part) for part in (first, second, first)))
     assert "practically the same adapter" in collection.conclusion()[0]

@@ -15,6 +15,7 @@ from loralens.analysis.compare.pairwise import match_collection
 from loralens.analysis.compare.similarity import compare_subspaces
 from loralens.linalg.factor import Floats
 from loralens.linalg.rounding import sample_entries
+from loralens.tables.numbers import number
 
 CODES = {
     "near-copy": "Two adapters have nearly the same update, up to its strength: checkpoints of one run, or one adapter "
@@ -125,7 +126,7 @@ def _sources(X: Floats, t: int, candidates: Sequence[int]) -> Sources:
 
 def _diagnose(exams: Sequence[Examination], t: int, sources: Sources) -> Diagnosis:
     subject = exams[t]
-    terms = " + ".join(f"{weight:.4g} × {exams[i].path}" for i, weight in sources.items())
+    terms = " + ".join(f"{number(weight)} × {exams[i].path}" for i, weight in sources.items())
     if bug := _bug(exams, t, sources):
         why, factor = bug
         fix = f"if so, use it at {1 / factor:.4g} of the strength, or combine the sources again"

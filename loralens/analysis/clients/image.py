@@ -21,8 +21,7 @@ ALGORITHMS = (  # endings of keys from which comfy/weight_adapter builds updates
 _OTHERS = "(of other models than SD, SDXL and FLUX.1 with --base PIPELINE, the folder of the whole pipeline)"
 TO_COMFYUI = f"loralens convert … --to comfyui {_OTHERS}"
 TO_KOHYA = f"loralens convert … --to kohya {_OTHERS}"
-# A file in its own dialect keeps the names that it has.
-RENAME_KOHYA = "loralens convert … --to diffusers, and the result --to kohya"
+RENAME_KOHYA = "loralens convert … --to kohya"
 
 
 error = partial(Finding, "error")  # about what makes a consumer refuse an adapter, or apply a different update
