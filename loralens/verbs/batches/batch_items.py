@@ -185,6 +185,6 @@ def _check_apart(items: Sequence[BatchItem], output: Path, targets: Sequence[Pat
             raise OptionError(f"{target} leads out of {output} by a link", fix="choose another output folder")
     for real, item in sources.items():
         for path in (Path(real), *Path(real).parents):
-            if target := real_targets.get(str(path)):
-                what = f"{target} is or holds the adapter {item.path}, and would be written over"
+            if covering := real_targets.get(str(path)):
+                what = f"{covering} is or holds the adapter {item.path}, and would be written over"
                 raise OptionError(what, fix="choose another output folder")
