@@ -25,7 +25,8 @@ def unpack(data: Bytes, bits: int, count: int) -> Bytes:
         1 to 8.
     """
     if bits == 8:
-        return data[..., :count]
+        whole: Bytes = data[..., :count]
+        return whole
     if 8 % bits == 0:
         shifts = np.arange(0, 8, bits, dtype=np.uint8)
         codes = (data[..., None] >> shifts) & np.uint8((1 << bits) - 1)
