@@ -88,10 +88,11 @@ def test_a_merge_into_floats_is_that_of_the_decoded_folder_and_comes_back(bases,
     assert [index["weight_map"][f"{own}.weight"][6:11] for own in NAMES] == ["00001", "00002"]
     assert set(index["weight_map"]) == set(merged)
     assert not (tmp_path / "coded" / "quant_config.json").exists()
-    result = loralens.verify(tmp_path / "coded", base=bases.coded, adapter=bases.adapter)
-    assert result.verdict == "exact"
-    assert result.others_changed == []
-    assert loralens.verify(tmp_path / "coded", base=bases.floats, adapter=bases.adapter).verdict == "exact"
+    for base in (bases.coded, bases.floats):
+        result = loralens.verify(tmp_path / "coded", base=base, adapter=bases.adapter)
+        # Every bit is as merged; where the weights are large, bfloat16 itself swallows a part of the update.
+        assert [verdict.different for verdict in result.modules] == [0]
+        assert result.others_changed == []
 
 
 def test_undo_restores_every_byte_of_the_codes(bases, tmp_path):
