@@ -205,8 +205,8 @@ def _undecided_error(base: ModelPath, checkpoint: Checkpoint) -> OptionError:
     """The error for a base of few bits if nothing says what the merged model stores."""
     names = " and ".join(sorted({weight.layout for weight in checkpoint.coded.values()}))
     return OptionError(
-        f"{base}: its weights are quantised ({names}), and a sum is no code",
-        fix="give --dtype bf16 (or f32, f16) to write a model of floats",
+        f"{base}: its weights are quantised ({names}), and nothing says what the merged model is to hold",
+        fix="give --dtype bf16 (or f32, f16) for a model of floats",
     )
 
 

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from hashlib import sha256
+from math import prod
 from pathlib import Path
 from threading import Lock
 from typing import Any, Literal
@@ -212,9 +213,18 @@ class MergeRun:
             "rounding": {"mode": self.rounding, **({"seed": self.seed} if self.rounding == "stochastic" else {})},
             "dtype": inputs.dtype or "keep",
             "modules": module_entries(merged_modules(records)),
-            "total": total_entry(records),
+            "total": total_entry(records, **self._kept()),
             **({} if self.files is None else {FILES: self.files}),
         }
+
+    def _kept(self) -> dict[str, int]:
+        """The bytes and weights of the tensors that the undo file keeps as they are."""
+        if not self.undo:
+            return {}
+        nbytes = sum(self.inputs.files.tensors[key].nbytes for key in self.inputs.plan.dropped)
+        # Without a dtype the codes stay, and nothing is dropped.
+        weights = sum(prod(weight.shape) for weight in self.inputs.coded.values()) if nbytes else 0
+        return {"kept_bytes": nbytes, "kept_weights": weights}
 
     def _records(self) -> list[TensorRecord]:
         # In the order of the plan: threads finish in any order, and a certificate has to be reproducible.

@@ -81,8 +81,9 @@ class Scales:
         first = start // self.block
         outer = self.nested.rows(first, -(-stop // self.block)).read().astype(np.float32)
         product = self.table.read().astype(np.float32)[stored]
-        product *= outer[np.arange(start, stop) // self.block - first]
-        product += np.float32(self.offset)
+        with np.errstate(invalid="ignore", over="ignore"):
+            product *= outer[np.arange(start, stop) // self.block - first]
+            product += np.float32(self.offset)
         return product
 
 
