@@ -137,7 +137,17 @@ def test_a_module_of_mlx_may_have_bits_of_its_own(tmp_path):
     found = open_checkpoint(write(tmp_path, first.tensors | second.tensors, config))
     same_bits(found.tensors["model.a.weight"].read(), first.W)
     same_bits(found.tensors["model.b.weight"].read(), second.W)
-    assert [weight.layout for weight in found.coded.values()] == ["MLX 4-bit", "MLX 8-bit"]
+    layouts = {key: weight.layout for key, weight in found.coded.items()}
+    assert layouts == {"model.a.weight": "MLX 4-bit", "model.b.weight": "MLX 8-bit"}
+
+
+def test_a_module_of_mlx_does_not_take_its_mode_from_the_others(tmp_path):
+    first, second = CASES["mxfp4 of mlx"](), mlx(8, 96, name="b")
+    first.config["quantization"]["b"] = {"group_size": 96, "bits": 8}
+    found = open_checkpoint(write(tmp_path, first.tensors | second.tensors, first.config))
+    layouts = {key: weight.layout for key, weight in found.coded.items()}
+    assert layouts == {"a.weight": "MLX MXFP4", "b.weight": "MLX 8-bit"}
+    same_bits(found.tensors["b.weight"].read(), second.W)
 
 
 def test_scales_of_activations_are_not_among_the_tensors(tmp_path):

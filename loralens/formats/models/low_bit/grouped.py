@@ -37,8 +37,8 @@ class Levels:
 
     @property
     def order(self) -> NDArray[np.intp]:
-        """The stored code of every code of the grid, whose levels do not decrease; −0 comes before 0."""
-        return np.lexsort((~np.signbit(self.stored), self.stored))
+        """The stored code of every code of the grid, whose levels do not decrease; 0 and −0 are two neighbours."""
+        return np.argsort(self.stored, kind="stable")
 
     @property
     def ranks(self) -> NDArray[np.int16]:
