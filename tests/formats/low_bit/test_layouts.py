@@ -150,6 +150,20 @@ def test_a_module_of_mlx_does_not_take_its_mode_from_the_others(tmp_path):
     same_bits(found.tensors["b.weight"].read(), second.W)
 
 
+@pytest.mark.parametrize("name", ["nf4", "int8", "gptq"])
+def test_layers_of_gpt2_come_as_they_are_stored_in_floats(name, tmp_path):
+    case = CASES[name]()
+    tensors = {key.replace("a.", f"{own}.", 1): array for key, array in case.tensors.items() for own in ("h.c_fc", "x")}
+    found = open_checkpoint(write(tmp_path, tensors, case.config | {"model_type": "gpt2"}))
+    W, weight = found.tensors["h.c_fc.weight"], found.coded["h.c_fc.weight"]
+    same_bits(W.read(), np.ascontiguousarray(case.W.T))
+    same_bits(W.rows(3, 7).read(), np.ascontiguousarray(case.W.T[3:7]))
+    same_bits(weight.decode(3, 7), np.ascontiguousarray(case.W.T[3:7]))
+    assert (weight.shape, weight.grid, shapes(tmp_path)["h.c_fc.weight"]) == (case.W.T.shape, None, case.W.T.shape)
+    # Other layers of the model are linear.
+    same_bits(found.tensors["x.weight"].read(), case.W)
+
+
 def test_scales_of_activations_are_not_among_the_tensors(tmp_path):
     case = CASES["nvfp4"]()
     case.tensors |= {"a.input_global_scale": np.ones(1, np.float32), "a.k_scale": np.ones((), np.float32)}
