@@ -13,6 +13,7 @@ from loralens.cli.show import RowOptions, row_options, show
 @click.option("--adapter", required=True, metavar="A", help="The adapter: a file, a folder, or a Hub id.")
 @options.output("FILE", "The .safetensors file to write.")
 @options.running
+# Off by default: a backward pass takes longer, and needs a loss, which not every model and text have.
 @click.option(
     "--out-side",
     is_flag=True,
@@ -29,5 +30,6 @@ def command(adapter: str, rows: RowOptions, **keywords: Any) -> None:
     r matrices as --activations, and keeps the directions that matter on such inputs. A few hundred texts like those of
     later use are enough. The same call on the same machine gives the same bytes.
     """
+    # Here and not by click, as a dry run needs no target; and before the model is loaded.
     options.require_output(keywords)
     show(loralens.calibrate(adapter, **keywords), rows)

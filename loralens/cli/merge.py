@@ -30,6 +30,7 @@ from loralens.cli.show import RowOptions, row_options, show
     "--measure", is_flag=True, help="Measure how much of every update arrived, even if no certificate is written."
 )
 @options.rounding(get_args(RoundingMode))
+# Negative seeds too: the seed is hashed, so that any whole number will do.
 @options.seed("stochastic rounding", least=None)
 @click.option(
     "--dtype",
@@ -46,7 +47,7 @@ from loralens.cli.show import RowOptions, row_options, show
 @options.device(note=options.SAME_BITS)
 @options.OVERWRITE
 @options.DRY_RUN
-@options.MODULES
+@options.modules
 @row_options(csv="module")
 @options.reading
 def command(adapters: tuple[str, ...], measure: bool, rows: RowOptions, **keywords: Any) -> None:

@@ -88,13 +88,15 @@ class Joint:
         present_updates = [update for update in updates if update is not None]
         if len({update.shape for update in present_updates}) > 1:
             shapes = ", ".join(str(update.shape) for update in present_updates)
-            raise ShapeError(f"updates of shapes {shapes}", fix="give adapters of one base model")
+            raise ShapeError(f"the updates have the shapes {shapes}", fix="give adapters of one base model")
         factors = [(update.B, update.A) for update in present_updates]
         stacks = _side_by_side([B for B, _ in factors]), _side_by_side([A.T for _, A in factors])
         factor_B, factor_A = map(measure, stacks)
         # ‖b_k‖‖a_k‖ of all rank indices, with the powers of two that `measure` took out of the columns.
         strength = np.ldexp(factor_B.norms * factor_A.norms, factor_B.exponents + factor_A.exponents)
-        D = strength * np.repeat([update.scale for update in present_updates], [len(A) for _, A in factors])
+        # An overflow is refused by the check below, with a message and without a warning of NumPy.
+        with np.errstate(over="ignore"):
+            D = strength * np.repeat([update.scale for update in present_updates], [len(A) for _, A in factors])
         w = np.asarray(strengths, dtype=np.float64)
         # Raises if norms of a combination would leave float64, before anything is computed.
         check_float64(max(1.0, float(np.abs(w).max(initial=0.0))), np.abs(D).max(initial=0.0, keepdims=True))

@@ -79,7 +79,7 @@ class CalibrateResult(Tabular):
         return max((moment.count for _, moment in self.moments.items()), default=0) if self.moments else 0
 
     def tables(self) -> list[Table[str]]:
-        """The modules, with those that saw fewer inputs than others first in view."""
+        """The modules; those that saw all inputs are summed up in one sentence, so that the others stand out."""
         (table,) = self.listing()
         moments, positions = self.moments, self.positions
         if moments is None:

@@ -16,10 +16,10 @@ from loralens.linalg.device import Device
 from loralens.merging.fidelity import Fidelity
 from loralens.merging.plan import MergePlan
 from loralens.merging.summary import MODULE_COLUMNS, MergedModule
-from loralens.tables.numbers import count, percent
+from loralens.tables.numbers import count, fixed, percent
 from loralens.tables.table import Table
 from loralens.verbs.inputs.adapters import Reading
-from loralens.verbs.inputs.choices import check_choice
+from loralens.verbs.inputs.choices import Blocks, as_globs, check_choice
 from loralens.verbs.inputs.merge_inputs import MergeInputs, read_merge_inputs, record_path
 from loralens.verbs.inputs.weighted import Weighted, weighted_label, weighted_sources
 from loralens.verbs.outputs.merge_run import MergeRun
@@ -72,7 +72,7 @@ class MergeResult(Written):
         # An adapter of heads alone has no update whose gain could be measured.
         elif self.modules:
             # The gain of an update is 1 where all of it arrived; the error is what rounding adds.
-            gain, error = f"{total['gain']:.4f}", percent(total["relative_error"])
+            gain, error = fixed(".4f")(total["gain"]), percent(total["relative_error"])
             sentences.append(f"The update arrived with a gain of {gain} and an error of {error} from rounding.")
         return sentences
 
@@ -117,6 +117,7 @@ def merge(
     overwrite: bool = False,
     dry_run: bool = False,
     modules: Sequence[str] = (),
+    block: Blocks = (),
     **reading: Unpack[Reading],
 ) -> MergeResult:
     """Merge adapters into a base model, W' = W + Σ w·ΔW, shard by shard and rounded once.
@@ -158,6 +159,8 @@ def merge(
         Measure what would arrive, and write nothing.
     modules : sequence of str
         Only modules whose name or kind matches one of these glob patterns.
+    block : int, str or sequence of them
+        Only modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model.
     **reading : Reading
         How files are read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
 
@@ -171,10 +174,11 @@ def merge(
     MismatchError
         Adapters and base do not fit together.
     """
+    modules = as_globs(modules, block)
     check_choice("rounding", rounding, get_args(RoundingMode))
     check_choice("dtype", dtype, get_args(ModelDtype))
     if output is None and not dry_run:
-        raise OptionError("a merged model has to be written somewhere", fix="give -o OUT (output), or --dry-run")
+        raise OptionError("no output is given for the merged model", fix="give -o OUT (output), or --dry-run")
     compute_device = Device.of(device)  # a device that does not exist is refused before the work
     inputs = read_merge_inputs(
         weighted_sources(adapters),
@@ -241,7 +245,7 @@ def _warn_of_losses(modules: Sequence[MergedModule], inputs: MergeInputs, roundi
         # bfloat16 has the range of float32, so there the update itself is too large.
         narrow = dtype not in ("float32", "bfloat16")
         fix = "write --dtype f32 (or bf16)" if narrow else "check the adapter's α and scale with loralens doctor"
-        warn(f"{overflowed:,} weights became infinite: {dtype} does not reach so far", fix)
+        warn(f"{overflowed:,} weights became infinite, because they are too large for {dtype}", fix)
     damaged = [fidelity for fidelity in arrived if _is_damaged(fidelity)]
     # In float32 there is no wider dtype to recommend.
     if not damaged or dtype == "float32":
@@ -257,6 +261,6 @@ def _warn_of_losses(modules: Sequence[MergedModule], inputs: MergeInputs, roundi
         ways.append("take --rounding stochastic: full strength at the price of noise")
     warn(
         f"rounding to {dtype} damages {len(damaged)} of {len(arrived)} updates; worst is {worst.module}: "
-        f"gain {worst.gain:.2f}, error {worst.error:.2f}",
+        f"gain {fixed('.2f')(worst.gain)}, error {worst.error:.2f}",
         f"{', '.join(ways[:-1])}, or {ways[-1]}",
     )

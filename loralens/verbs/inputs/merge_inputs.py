@@ -9,7 +9,7 @@ import numpy as np
 
 from loralens.core.adapter import Adapter
 from loralens.core.fingerprint import fingerprint
-from loralens.core.names import select
+from loralens.core.selection import select
 from loralens.errors import FormatError, LoraLensError, OptionError, place
 from loralens.formats.files.apart import Input, adapter_inputs
 from loralens.formats.files.container import read_json

@@ -116,7 +116,7 @@ def _value(header: Header) -> Value:
 def _name(kind: int) -> str:
     if kind not in NAMES:
         what = "an array of arrays" if kind == ARRAY else f"a value of type {kind}"
-        raise FormatError(f"{what} is none that GGUF adapters hold", fix=BROKEN)
+        raise FormatError(f"{what} does not occur in GGUF adapters", fix=BROKEN)
     return NAMES[kind]
 
 
