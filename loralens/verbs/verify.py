@@ -12,7 +12,7 @@ from loralens.core.names import some
 from loralens.core.progress import progress
 from loralens.core.threads import in_threads, processor_count
 from loralens.errors import MismatchError, OptionError, place
-from loralens.formats.models.checkpoint import model_config, resolve_path, weights
+from loralens.formats.models.checkpoint import model_config, open_checkpoint, resolve_path, weights
 from loralens.formats.models.model_files import model_files
 from loralens.linalg.device import Device
 from loralens.merging.apply import prepare_merge
@@ -281,14 +281,17 @@ def verify(
         return check_certificate(merged)
     compute_device = Device.of(device)  # a device that does not exist is refused before the work
     # ``shown`` gives a shared weight under all its names, so that planned tensors are found whether or not the merge
-    # untied them. ``tensors`` are multiplied by float8 scales; ``stored`` are as the file has them.
-    merged_tie = Tied.of(weights(Path(merged)), model_config(Path(merged)) or {})
-    tensors, files = merged_tie.ties.with_copies(weights(Path(merged))), model_files(resolve_path(Path(merged)))
-    stored = merged_tie.ties.with_copies(files.tensors)
+    # untied them. ``tensors`` are multiplied by float8 scales; ``stored`` are as the file has them, and codes of a few
+    # bits are decoded in both.
+    checkpoint = open_checkpoint(Path(merged))
+    merged_tie = Tied.of(checkpoint.tensors, model_config(Path(merged)) or {})
+    tensors, files = merged_tie.ties.with_copies(checkpoint.tensors), model_files(resolve_path(Path(merged)))
+    decoded = {key: checkpoint.tensors[key] for key in checkpoint.coded}
+    stored = merged_tie.ties.with_copies({**files.tensors, **decoded})
     base_tensors = weights(Path(base))
     if untie is None and _has_untied(base_tensors, Path(base), stored, merged_tie):
         untie = True
-    inputs = read_merge_inputs(weighted_sources([adapter]), base, reading, modules=modules, untie=untie)
+    inputs = read_merge_inputs(weighted_sources([adapter]), base, reading, modules=modules, untie=untie, decoded=True)
     adapters = [weighted_label(one.label, one.weight) for one in inputs.adapters]
     for key in inputs.plan.tensors:
         if key not in tensors:

@@ -59,6 +59,7 @@ def write_model(
     fill: Fill,
     watch: Watch | None = None,
     dropped: Collection[str] = (),
+    homes: Mapping[str, str] | None = None,
     headers: Mapping[str, bytes] | None = None,
     texts: Mapping[str, str] | None = None,
     without: Collection[str] = (),
@@ -78,7 +79,8 @@ def write_model(
     target : Path
         A folder, or a file if the model is a file. It appears complete or not at all.
     changes : mapping of str to Change
-        By key. A key that the model does not have is added to the last shard of its component.
+        By key. A key that the model does not have is added to the shard that ``homes`` says, or else to the last shard
+        of its component.
     fill : callable
         Gives the rows of a changed tensor by its key, in order and in blocks of the new dtype. It is called in several
         threads, each for one tensor.
@@ -86,6 +88,8 @@ def write_model(
         Called with the key and each block of rows of every tensor that is copied, in order.
     dropped : collection of str
         Keys that the copy leaves out.
+    homes : mapping of str to str, or None
+        New key → a key of the model, in whose shard it goes.
     headers : mapping of str to bytes, or None
         The complete headers (length and JSON) of some shards. They say which tensors these shards hold.
     texts : mapping of str to str, or None
@@ -124,7 +128,7 @@ def write_model(
         if files.root.is_dir():
             _copy_others(files, part, _new_names(files, without, names or {}))
             for index in files.indices:
-                _write_text(path_to_write(part, index.name), _index_text(index, files, changes, dropped))
+                _write_text(path_to_write(part, index.name), _index_text(index, files, changes, dropped, homes or {}))
             for name, text in (texts or {}).items():
                 _write_text(path_to_write(part, name), text)
         jobs, tensors = list[_Job](), files.tensors
@@ -133,7 +137,7 @@ def write_model(
             path = path_to_write(part, shard.name) if files.root.is_dir() else part
             fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
             opened.callback(os.close, fd)
-            jobs += _jobs(shard, fd, files, changes, frozenset(dropped), (headers or {}).get(shard.name))
+            jobs += _jobs(shard, fd, files, changes, frozenset(dropped), homes or {}, (headers or {}).get(shard.name))
         # The largest tensors first: else one of them could begin last and keep a single thread busy at the end.
         _run(sorted(jobs, key=lambda job: -job.nbytes), _Work(fill, watch, step), threads)
         if write_beside:
@@ -164,7 +168,13 @@ def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8", newline="")
 
 
-def _index_text(index: Index, files: ModelFiles, changes: Mapping[str, Change], dropped: Collection[str]) -> str:
+def _index_text(
+    index: Index,
+    files: ModelFiles,
+    changes: Mapping[str, Change],
+    dropped: Collection[str],
+    homes: Mapping[str, str],
+) -> str:
     """The index with added and dropped keys and the new total size; byte for byte the old one if nothing changed.
 
     Some indices name tensors that no shard holds. These stay in the index and count no bytes.
@@ -172,11 +182,11 @@ def _index_text(index: Index, files: ModelFiles, changes: Mapping[str, Change], 
     tensors = files.tensors
     old = index.content["weight_map"]
     names = {key: shard for key, shard in old.items() if index.prefix + key not in dropped}
-    homes = {key: _shard_for(key, files) for key in changes if key not in tensors}
+    shards = {key: _shard_for(key, files, homes) for key in changes if key not in tensors}
     names |= {
-        key.removeprefix(index.prefix): Path(home.name).name
-        for key, home in homes.items()
-        if home.prefix == index.prefix
+        key.removeprefix(index.prefix): Path(shard.name).name
+        for key, shard in shards.items()
+        if shard.prefix == index.prefix
     }
     all_keys = {*tensors, *changes}
     size = sum(_spec(key, tensors, changes).nbytes for name in names if (key := index.prefix + name) in all_keys)
@@ -188,8 +198,15 @@ def _index_text(index: Index, files: ModelFiles, changes: Mapping[str, Change], 
     return dumps({**index.content, "metadata": metadata, "weight_map": names})
 
 
-def _shard_for(key: str, files: ModelFiles) -> Shard:
-    """The shard for a tensor that the model does not have: the last one of its component."""
+def _shard_for(key: str, files: ModelFiles, homes: Mapping[str, str]) -> Shard:
+    """The shard for a tensor that the model does not have: that of its home, or the last one of its component."""
+    if key in homes:
+        home = homes[key]
+        return next(
+            shard
+            for shard in files.shards
+            if home.startswith(shard.prefix) and home.removeprefix(shard.prefix) in shard.stored.tensors
+        )
     # The prefix of a single model is empty, so all of its shards fit.
     own = [shard for shard in files.shards if key.startswith(shard.prefix)]
     return (own or files.shards)[-1]
@@ -216,6 +233,7 @@ def _jobs(
     files: ModelFiles,
     changes: Mapping[str, Change],
     dropped: Collection[str],
+    homes: Mapping[str, str],
     header: bytes | None,
 ) -> Iterator[_Job]:
     """Give a shard's file its full size and its header, and return the tensors that are still to be written.
@@ -228,7 +246,7 @@ def _jobs(
         specs, offsets = _specs_of(header, shard.name)
     else:
         keys = [shard.prefix + key for key in shard.stored.tensors if shard.prefix + key not in dropped]
-        keys += [key for key in changes if key not in tensors and _shard_for(key, files) is shard]
+        keys += [key for key in changes if key not in tensors and _shard_for(key, files, homes) is shard]
         specs = {key.removeprefix(shard.prefix): _spec(key, tensors, changes) for key in keys}
         header, offsets = shard.header, shard.offsets
         if specs != {key: Change(t.dtype, t.shape) for key, t in shard.stored.tensors.items()}:

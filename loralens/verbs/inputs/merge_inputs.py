@@ -1,7 +1,7 @@
 """The inputs of a merge, which `verify` and `unmerge` share: adapters with weights, the files of the base, the plan."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,12 @@ import numpy as np
 from loralens.core.adapter import Adapter
 from loralens.core.fingerprint import fingerprint
 from loralens.core.selection import select
-from loralens.errors import FormatError, LoraLensError, place
+from loralens.errors import FormatError, LoraLensError, OptionError, place
 from loralens.formats.files.apart import Input, adapter_inputs
 from loralens.formats.files.container import read_json
 from loralens.formats.files.json_text import dumps
-from loralens.formats.models.checkpoint import model_config, open_checkpoint, resolve_path, stores_conv1d
-from loralens.formats.models.float8 import scales_of
+from loralens.formats.models.checkpoint import Checkpoint, model_config, open_checkpoint, resolve_path, stores_conv1d
+from loralens.formats.models.low_bit.coded_weight import CodedWeight
 from loralens.formats.models.model_files import CONFIG, ModelFiles, model_files
 from loralens.merging.make_plan import plan_merge
 from loralens.merging.plan import MergePlan
@@ -66,6 +66,8 @@ class MergeInputs:
         Key of a planned tensor → the dtype in which it is written.
     dtype : str or None
         The dtype that was asked for, for the whole model.
+    coded : mapping of str to CodedWeight
+        Key of each weight that the base stores as codes of a few bits → its codes.
     """
 
     base: str
@@ -74,6 +76,7 @@ class MergeInputs:
     dtypes: Mapping[str, np.dtype[Any]]
     adapters: Sequence[WeightedAdapter]
     dtype: str | None = None
+    coded: Mapping[str, CodedWeight] = field(default_factory=dict)
 
     @property
     def narrowest(self) -> str:
@@ -121,6 +124,7 @@ def read_merge_inputs(
     allow_missing: bool = False,
     untie: bool | None = None,
     dtype: str | None = None,
+    decoded: bool = False,
 ) -> MergeInputs:
     """Read the adapters, open the base, and plan the merge. No number of the base is read yet.
 
@@ -138,15 +142,18 @@ def read_merge_inputs(
         Whether a head that shares the embedding's weight gets a weight of its own; by default if the adapters need it.
     dtype : str, optional
         NumPy's name of the dtype of the merged model; by default every tensor keeps its own.
+    decoded : bool
+        Take weights that are stored as codes of a few bits as float32 even without a dtype, to compare with them.
 
     Raises
     ------
     FormatError
-        A file cannot be read, the base is quantised, or an adapter was trained on a changed base.
+        A file cannot be read, or an adapter was trained on a changed base.
     MismatchError
         Adapters and base do not fit together.
     OptionError
-        A glob pattern matches no module, or an option contradicts the adapters.
+        A glob pattern matches no module, an option contradicts the adapters, or the base stores codes of a few bits and
+        nothing says what the merged model stores.
     """
     names = labels([source for source, _ in adapters])
     weighted: list[WeightedAdapter] = []
@@ -156,30 +163,51 @@ def read_merge_inputs(
         weighted.append(WeightedAdapter(label, _select_modules(adapter, label, modules), weight, path_of(source)))
     warn_of_bases(names, [term.adapter for term in weighted])
     path = Path(base)
-    # This call only checks: it refuses quantised weights, whose numbers are codes.
-    open_checkpoint(path)
+    checkpoint = open_checkpoint(path)
+    if checkpoint.coded and dtype is None and not decoded:
+        raise _undecided_error(base, checkpoint)
     files, config = model_files(resolve_path(path)), model_config(path) or {}
-    with place(base):
-        scales = scales_of(files.tensors, config)
+    scales = {key: scale for key, (_, scale) in checkpoint.float8.items()}
+    # The scales of float8 weights are not weights, and would look like tensors that nothing adapts.
+    tensors = {
+        key: tensor if key in checkpoint.coded else files.tensors[key] for key, tensor in checkpoint.tensors.items()
+    }
+    codes = {weight.stored for weight in checkpoint.coded.values()}
     try:
         planned = plan_merge(
             [(term.adapter, term.weight) for term in weighted],
-            # The scales of float8 weights are not weights, and would look like tensors that nothing adapts.
-            {key: tensor for key, tensor in files.tensors.items() if key not in scales.keys},
+            tensors,
             config=config,
             conv1d=stores_conv1d(path),
             allow_missing=allow_missing,
             untie=untie,
             dtype=dtype,
-            scales=scales.spread,
+            scales=scales,
         )
     except LoraLensError as error:
         # A FormatError is about an adapter alone; every other error is about an adapter and this base.
         raise error.at(", ".join(names) if isinstance(error, FormatError) else str(base)) from None
-    planned = recast(planned, files.tensors, dtype, scales=scales.spread, without=scales.keys, config=config)
+    planned = recast(
+        planned,
+        tensors,
+        dtype,
+        scales=scales,
+        coded=checkpoint.coded,
+        without=[key for key in files.tensors if key not in tensors or key in codes],
+        config=config,
+    )
     # This comes after recast, which adds the tensors of which only the dtype changes.
     dtypes = {key: recast_dtype(tensor, dtype) for key, tensor in planned.tensors.items()}
-    return MergeInputs(str(base), files, planned, dtypes, weighted, dtype)
+    return MergeInputs(str(base), files, planned, dtypes, weighted, dtype, checkpoint.coded)
+
+
+def _undecided_error(base: ModelPath, checkpoint: Checkpoint) -> OptionError:
+    """The error for a base of few bits if nothing says what the merged model stores."""
+    names = " and ".join(sorted({weight.layout for weight in checkpoint.coded.values()}))
+    return OptionError(
+        f"{base}: its weights are quantised ({names}), and nothing says what the merged model is to hold",
+        fix="give --dtype bf16 (or f32, f16) for a model of floats",
+    )
 
 
 def _select_modules(adapter: Adapter, label: str, modules: Sequence[str]) -> Adapter:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from hashlib import sha256
+from math import prod
 from pathlib import Path
 from threading import Lock
 from typing import Any, Literal
@@ -25,7 +26,8 @@ from loralens.formats.records.merged import BEFORE, CERTIFICATE, FILES, file_siz
 from loralens.formats.records.undo import NAME, Spool, write_undo
 from loralens.linalg.device import Device
 from loralens.merging.apply import prepare_merge
-from loralens.merging.record import MergeRecorder, TensorRecord, feed_hash
+from loralens.merging.matrix import blocks_of
+from loralens.merging.record import MergeRecorder, TensorRecord, feed_hash, hash_rows
 from loralens.merging.rounding import MergeRounding
 from loralens.merging.summary import (
     Hashed,
@@ -42,6 +44,8 @@ from loralens.verbs.inputs.merge_inputs import MergeInputs
 from loralens.version import __version__
 
 THREADS = processor_count()
+# Files that say how a model is quantised, beside config.json: of AutoGPTQ, AutoAWQ and modelopt.
+SETTINGS = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 NAMED = 5  # most files that a message names; the others are counted
 
 
@@ -158,6 +162,8 @@ class MergeRun:
 
         # The records of an earlier merge into this base wait in before/, from where unmerging moves them back.
         ours = [name for name in files.companions if name in (NAME, CERTIFICATE) or name.startswith(BEFORE)]
+        # Programs would take a model of floats for one of codes.
+        ours += [name for name in files.companions if self.inputs.plan.dropped and name in SETTINGS]
         total = copy_bytes(files.tensors, self._changes)
         # Patches wait on the output's disk until all are known, so that memory does not grow with the model.
         with Spool(output.absolute().parent) as spool, keep_files(outside, output), progress("merging", total) as step:
@@ -168,8 +174,9 @@ class MergeRun:
                 changes=self._changes,
                 fill=self._fill,
                 watch=self._hash_copy if self.hashes else None,
-                # The scales of float8 weights that are written in another dtype.
-                dropped=self.inputs.plan.dropped,
+                # The scales and codes of weights that are written as floats; some codes have the key of their weight.
+                dropped=[key for key in self.inputs.plan.dropped if key not in self._changes],
+                homes={key: weight.stored for key, weight in self.inputs.coded.items()},
                 texts=self.inputs.texts(),
                 names={name: BEFORE + name for name in ours},
                 write_beside=write_beside,
@@ -209,9 +216,18 @@ class MergeRun:
             "rounding": {"mode": self.rounding, **({"seed": self.seed} if self.rounding == "stochastic" else {})},
             "dtype": inputs.dtype or "keep",
             "modules": module_entries(merged_modules(records)),
-            "total": total_entry(records),
+            "total": total_entry(records, **self._kept()),
             **({} if self.files is None else {FILES: self.files}),
         }
+
+    def _kept(self) -> dict[str, int]:
+        """The bytes and weights of the tensors that the undo file keeps as they are."""
+        if not self.undo:
+            return {}
+        nbytes = sum(self.inputs.files.tensors[key].nbytes for key in self.inputs.plan.dropped)
+        # Without a dtype the codes stay, and nothing is dropped.
+        weights = sum(prod(weight.shape) for weight in self.inputs.coded.values()) if nbytes else 0
+        return {"kept_bytes": nbytes, "kept_weights": weights}
 
     def _records(self) -> list[TensorRecord]:
         # In the order of the plan: threads finish in any order, and a certificate has to be reproducible.
@@ -266,12 +282,14 @@ class MergeRun:
         tensors, originals = self.inputs.files.tensors, self.inputs.originals()
         # A tensor that the merged model does not have cannot be restored by a patch.
         dropped = {f"{key}#whole": tensors[key] for key in self.inputs.plan.dropped}
+        whole = {key: hash_rows(blocks_of(tensors[key])) for key in self.inputs.plan.dropped}
         content = {
             "version": VERSION,
             "adapters": self.adapters,
             "tensors": dict(sorted(self.entries.items())),
             "copies": {key: hashed.hexdigest() for key, hashed in sorted(self.digests.items())},
             **originals,
+            **({"whole": whole} if whole else {}),
             # The tensors have hashes of their own; this one is of the texts and headers.
             "digest": text_digest(originals["headers"], originals["texts"]),
         }
@@ -288,7 +306,8 @@ class MergeRun:
         if side == "base":
             for key in dropped:
                 digests[key] = sha256()
-                feed_hash(digests[key], tensors[key].read())
+                for rows in blocks_of(tensors[key]):
+                    feed_hash(digests[key], rows)
         copies = {
             key: Hashed(str(tensors[key].dtype), tensors[key].shape, hashed.hexdigest())
             for key, hashed in digests.items()

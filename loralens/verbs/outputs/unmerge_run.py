@@ -16,8 +16,7 @@ from loralens.formats.records.kept import restore_kept
 from loralens.formats.records.merged import BEFORE, CERTIFICATE
 from loralens.formats.records.undo import NAME, read_undo
 from loralens.linalg.device import Device
-from loralens.merging.matrix import MatrixRows
-from loralens.merging.plan import as_matrix
+from loralens.merging.matrix import blocks_of
 from loralens.merging.record import feed_hash
 from loralens.merging.undo.layout import parse_undo
 from loralens.merging.undo.restore import restore_tensor
@@ -171,14 +170,23 @@ class UnmergeRun:
         """The rows of one tensor of the base; those of a copied tensor are hashed."""
         with place(key):
             if key in self.undo.dropped:
-                yield self.undo.dropped[key].read()
+                yield from self._dropped(key)
             elif key in self.undo.entries:
                 yield from restore_tensor(self.undo.tensor(key), self.tensors[key], device=self.device)
             else:
                 tensor = self.tensors[key]
-                for rows in MatrixRows(tensor, as_matrix(tensor.shape)).blocks():
+                for rows in blocks_of(tensor):
                     self._hash_copy(key, rows)
                     yield rows
+
+    def _dropped(self, key: str) -> Iterator[Array]:
+        """The rows of a tensor that the merged model does not have."""
+        digest = sha256()
+        for rows in blocks_of(self.undo.dropped[key]):
+            feed_hash(digest, rows)
+            yield rows
+        if self.undo.whole.get(key, digest.hexdigest()) != digest.hexdigest():
+            raise MismatchError("is not the tensor of the base", fix=DAMAGED)
 
     def _hash_copy(self, key: str, rows: Array) -> None:
         feed_hash(self._digests.setdefault(key, sha256()), rows)
