@@ -42,7 +42,7 @@ Of = Literal["update", "A", "B"]  # what is compared
 Side = Literal["in", "out"]
 Space = Literal["full", "knots", "core"]  # where an elementwise method of combining works
 
-RoundingMode = Literal["nearest", "stochastic", "feedback"]
+RoundingMode = Literal["nearest", "stochastic", "feedback", "sweep"]
 # Not error feedback, whose effect on one weight depends on the weights before it.
 PredictedRounding = Literal["nearest", "stochastic"]
 Noise = Literal["rounding", "median"]

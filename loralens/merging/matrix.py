@@ -9,7 +9,7 @@ import numpy as np
 from loralens.core.lazy import Array, LazyArray
 from loralens.linalg.exact import Singles
 from loralens.merging.plan import Slab, TensorPlan
-from loralens.merging.update import row_ranges
+from loralens.merging.update import BLOCK, row_ranges
 
 
 @final
@@ -55,8 +55,11 @@ class MatrixRows:
                 yield self.rows(first + start, first + stop)
 
 
-def cuts(plan: TensorPlan) -> Iterator[tuple[int, int, Slab | None]]:
-    """Yield blocks of rows in order, each with its slab or None. A block does not cross limits of slabs or experts."""
+def cuts(plan: TensorPlan, numbers: int = BLOCK) -> Iterator[tuple[int, int, Slab | None]]:
+    """Yield blocks of rows in order, each with its slab or None. A block does not cross limits of slabs or experts.
+
+    A block has at most ``numbers`` numbers, but at least one row.
+    """
     rows, columns = plan.matrix
     shape = plan.shape
     height = shape[1] if len(shape) == 3 and rows != shape[0] else rows
@@ -67,7 +70,7 @@ def cuts(plan: TensorPlan) -> Iterator[tuple[int, int, Slab | None]]:
     for start, stop in pairwise(edges):
         # A slab goes on until its stop, also behind the limit of an expert within it.
         slab = at.get(start, slab if slab and slab.stop > start else None)
-        for first, last in row_ranges(stop - start, columns):
+        for first, last in row_ranges(stop - start, columns, numbers):
             yield start + first, start + last, slab
 
 
