@@ -66,7 +66,7 @@ def test_a_model_that_was_changed_or_has_other_codes_is_not_restored():
     for other in (None, replace(made.weight, grid=None), replace(made.weight, shape=(12, 128))):
         with pytest.raises(MismatchError, match="not stored as codes"):
             list(restore_codes(undo, other, stored))
-    with pytest.raises((MismatchError, FormatError), match="is not the base|codes that the grid does not have"):
+    with pytest.raises((MismatchError, FormatError), match=r"is not the base|codes that the grid does not have"):
         list(restore_codes(undo, with_codes(made, made.grid.codes), stored))
 
 
