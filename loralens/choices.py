@@ -11,6 +11,7 @@ FLOAT_TYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}  # option
 IntegerType = Literal["int8", "int4"]
 INTEGER_TYPES = {"int8": 8, "int4": 4}  # option → bits of a number
 ModelDtype = Literal["keep", "f32", "bf16", "f16"]
+MergeBits = Literal["keep", "nf4", "q4_1", "q8_0"]  # the codes in which a merged model is stored
 MergeDType = Literal["bf16", "f16", "f32", "fp8"]  # for which the doctor can predict a merge
 
 QUANTISED = "loralens-q"

@@ -8,6 +8,7 @@ from typing import Any, final
 import numpy as np
 
 from loralens.core.adapter import Finding
+from loralens.core.coded_weight import CodedWeight
 from loralens.core.lazy import LazyArray
 from loralens.errors import FormatError, OptionError, place
 from loralens.formats.files.container import read_json, read_safetensors
@@ -31,11 +32,14 @@ class Checkpoint:
     ----------
     float8
         Key of each float8 weight that has scales → the dtype it is stored in, and the scale of each of its numbers.
+    coded
+        Key of each weight that is stored as codes of a few bits → its codes and their grid.
     """
 
     tensors: Mapping[str, LazyArray]
     notes: tuple[Finding, ...] = ()
     float8: Mapping[str, tuple[np.dtype[Any], LazyArray]] = field(default_factory=dict)
+    coded: Mapping[str, CodedWeight] = field(default_factory=dict)
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

@@ -1,13 +1,15 @@
 """The inputs of a merge, which `verify` and `unmerge` share: adapters with weights, the files of the base, the plan."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from loralens.choices import MergeBits
 from loralens.core.adapter import Adapter
+from loralens.core.coded_weight import CodedWeight
 from loralens.core.fingerprint import fingerprint
 from loralens.core.names import select
 from loralens.errors import FormatError, LoraLensError, place
@@ -15,13 +17,15 @@ from loralens.formats.files.apart import Input, adapter_inputs
 from loralens.formats.files.container import read_json
 from loralens.formats.files.json_text import dumps
 from loralens.formats.models.checkpoint import model_config, open_checkpoint, resolve_path, stores_conv1d
-from loralens.formats.models.float8 import scales_of
+from loralens.formats.models.float8 import Float8Scales, scales_of
 from loralens.formats.models.model_files import CONFIG, ModelFiles, model_files
+from loralens.formats.models.model_writer import Change
 from loralens.merging.make_plan import plan_merge
 from loralens.merging.plan import MergePlan
 from loralens.merging.recast import recast, recast_dtype
 from loralens.verbs.inputs.adapters import Reading, labels, path_of, read_adapter
 from loralens.verbs.inputs.bases import ModelPath, warn_of_bases
+from loralens.verbs.inputs.low_bit import check_bits, check_codes, decoded_plan
 from loralens.verbs.inputs.weighted import Pair
 
 
@@ -66,6 +70,8 @@ class MergeInputs:
         Key of a planned tensor → the dtype in which it is written.
     dtype : str or None
         The dtype that was asked for, for the whole model.
+    coded : mapping of str to CodedWeight
+        The weights whose codes the merge moves, by the keys of the plan; empty if it writes floats.
     """
 
     base: str
@@ -74,6 +80,22 @@ class MergeInputs:
     dtypes: Mapping[str, np.dtype[Any]]
     adapters: Sequence[WeightedAdapter]
     dtype: str | None = None
+    coded: Mapping[str, CodedWeight] = field(default_factory=dict)
+
+    @property
+    def planned(self) -> dict[str, str]:
+        """The key of every tensor that the merge writes → the key of its plan; of codes the two may differ."""
+        return {self.coded[key].stored if key in self.coded else key: key for key in self.plan.tensors}
+
+    def changes(self) -> dict[str, Change]:
+        """Dtype and shape of every tensor that the merge writes. Those of codes are the ones of the base."""
+        stored = self.files.tensors
+        return {
+            written: Change(stored[written].dtype, stored[written].shape)
+            if key in self.coded
+            else Change(self.dtypes[key], self.plan.tensors[key].shape)
+            for written, key in self.planned.items()
+        }
 
     @property
     def narrowest(self) -> str:
@@ -121,6 +143,7 @@ def read_merge_inputs(
     allow_missing: bool = False,
     untie: bool | None = None,
     dtype: str | None = None,
+    bits: MergeBits | None = None,
 ) -> MergeInputs:
     """Read the adapters, open the base, and plan the merge. No number of the base is read yet.
 
@@ -138,6 +161,8 @@ def read_merge_inputs(
         Whether a head that shares the embedding's weight gets a weight of its own; by default if the adapters need it.
     dtype : str, optional
         NumPy's name of the dtype of the merged model; by default every tensor keeps its own.
+    bits : str, optional
+        ``keep``: the weights of a low-bit base stay codes.
 
     Raises
     ------
@@ -156,16 +181,18 @@ def read_merge_inputs(
         weighted.append(WeightedAdapter(label, _select_modules(adapter, label, modules), weight, path_of(source)))
     warn_of_bases(names, [term.adapter for term in weighted])
     path = Path(base)
-    # This call only checks: it refuses quantised weights, whose numbers are codes.
-    open_checkpoint(path)
+    checkpoint = open_checkpoint(path)
     files, config = model_files(resolve_path(path)), model_config(path) or {}
+    check_bits(str(base), checkpoint, [term.adapter for term in weighted], bits=bits, dtype=dtype)
     with place(base):
-        scales = scales_of(files.tensors, config)
+        scales = Float8Scales({}, ()) if checkpoint.coded else scales_of(files.tensors, config)
+    # The scales of float8 weights are not weights, and would look like tensors that nothing adapts. Neither are the
+    # codes of low-bit weights, which are planned as the numbers that they stand for.
+    floats = {key: tensor for key, tensor in files.tensors.items() if key not in scales.keys}
     try:
         planned = plan_merge(
             [(term.adapter, term.weight) for term in weighted],
-            # The scales of float8 weights are not weights, and would look like tensors that nothing adapts.
-            {key: tensor for key, tensor in files.tensors.items() if key not in scales.keys},
+            checkpoint.tensors if checkpoint.coded else floats,
             config=config,
             conv1d=stores_conv1d(path),
             allow_missing=allow_missing,
@@ -176,9 +203,22 @@ def read_merge_inputs(
     except LoraLensError as error:
         # A FormatError is about an adapter alone; every other error is about an adapter and this base.
         raise error.at(", ".join(names) if isinstance(error, FormatError) else str(base)) from None
-    planned = recast(planned, files.tensors, dtype, scales=scales.spread, without=scales.keys, config=config)
-    # This comes after recast, which adds the tensors of which only the dtype changes.
-    dtypes = {key: recast_dtype(tensor, dtype) for key, tensor in planned.tensors.items()}
+    if checkpoint.coded and bits == "keep":
+        coded = {key: weight for key, weight in checkpoint.coded.items() if key in planned.tensors}
+        with place(base):
+            check_codes(planned, coded)
+        dtypes = {key: tensor.dtype for key, tensor in planned.tensors.items()}
+        return MergeInputs(str(base), files, planned, dtypes, weighted, None, coded)
+    if checkpoint.coded:
+        assert dtype is not None
+        planned = decoded_plan(planned, checkpoint, files.tensors, dtype, config)
+    else:
+        planned = recast(planned, files.tensors, dtype, scales=scales.spread, without=scales.keys, config=config)
+    # This comes last, after the tensors were added of which only the dtype changes.
+    dtypes = {
+        key: np.dtype(dtype) if key in checkpoint.coded else recast_dtype(tensor, dtype)
+        for key, tensor in planned.tensors.items()
+    }
     return MergeInputs(str(base), files, planned, dtypes, weighted, dtype)
 
 

@@ -25,6 +25,8 @@ from loralens.formats.records.merged import BEFORE, CERTIFICATE, FILES, file_siz
 from loralens.formats.records.undo import NAME, Spool, write_undo
 from loralens.linalg.device import Device
 from loralens.merging.apply import prepare_merge
+from loralens.merging.low_bit.apply import CodeRounding, prepare_codes
+from loralens.merging.low_bit.record import CodesRecorder
 from loralens.merging.record import MergeRecorder, TensorRecord, feed_hash
 from loralens.merging.rounding import MergeRounding
 from loralens.merging.summary import (
@@ -36,8 +38,9 @@ from loralens.merging.summary import (
     module_entries,
     total_entry,
 )
-from loralens.merging.undo.layout import VERSION, pack_record, text_digest
+from loralens.merging.undo.layout import layout_version, pack_record, text_digest
 from loralens.merging.undo.patch import keep_in_memory
+from loralens.verbs.inputs.input_moments import SweepInputs
 from loralens.verbs.inputs.merge_inputs import MergeInputs
 from loralens.version import __version__
 
@@ -80,6 +83,8 @@ class MergeRun:
     rounding : str
     seed : int
         Seed of the random numbers for stochastic rounding.
+    moments : InputMoments or None
+        The second moments of the inputs of the base's layers, for a sweep.
     fidelity : bool
         Measure how much of every update arrives.
     undo : bool
@@ -89,9 +94,18 @@ class MergeRun:
     """
 
     def __init__(
-        self, inputs: MergeInputs, *, rounding: RoundingMode, seed: int, fidelity: bool, undo: bool, device: Device
+        self,
+        inputs: MergeInputs,
+        *,
+        rounding: RoundingMode,
+        seed: int,
+        fidelity: bool,
+        undo: bool,
+        device: Device,
+        moments: SweepInputs | None = None,
     ) -> None:
         self.inputs, self.rounding, self.seed, self.device = inputs, rounding, seed, device
+        self.moments = moments
         self.fidelity, self.undo = fidelity, undo
         # Nothing but the certificate and the undo file needs the SHA-256 of every tensor.
         self.hashes = fidelity or undo
@@ -104,7 +118,7 @@ class MergeRun:
         self.entries: dict[str, Any] = {}
         self.files: dict[str, int] | None = None  # name → bytes in the written folder, for the certificate
         self._lock = Lock()
-        self._changes = {key: Change(inputs.dtypes[key], tensor.shape) for key, tensor in inputs.plan.tensors.items()}
+        self._changes, self._planned = inputs.changes(), inputs.planned
 
     def rehearse(self) -> None:
         """Compute and measure everything, and write nothing."""
@@ -202,13 +216,19 @@ class MergeRun:
             "names": [str(match) for match in inputs.plan.matches],
             "missing": list(inputs.plan.missing),
             "notes": list(inputs.plan.notes),
-            # The seed changes a bit only under stochastic rounding.
-            "rounding": {"mode": self.rounding, **({"seed": self.seed} if self.rounding == "stochastic" else {})},
+            "rounding": self._rounding(),
             "dtype": inputs.dtype or "keep",
+            **({"bits": "keep"} if inputs.coded else {}),
             "modules": module_entries(merged_modules(records)),
             "total": total_entry(records),
             **({} if self.files is None else {FILES: self.files}),
         }
+
+    def _rounding(self) -> dict[str, Any]:
+        """How the merge rounded: all that a verification needs to repeat it."""
+        # The seed changes a bit only where something is drawn; a sweep starts from a draw.
+        seed = {"seed": self.seed} if self.rounding in ("stochastic", "sweep") else {}
+        return {"mode": self.rounding, **seed, **({"moments": self.moments.digest} if self.moments else {})}
 
     def _records(self) -> list[TensorRecord]:
         # In the order of the plan: threads finish in any order, and a certificate has to be reproducible.
@@ -217,15 +237,7 @@ class MergeRun:
     def _fill(self, key: str) -> Iterator[Array]:
         """The merged rows of one tensor. When the last of them was taken, the tensor's record is stored."""
         with place(key):
-            merge = prepare_merge(
-                self.inputs.plan.tensors[key],
-                dtype=self.inputs.dtypes[key],
-                rounding=MergeRounding(self.rounding, self.seed, key),
-                device=self.device,
-            )
-            keep = self.spool.keep if self.spool else keep_in_memory
-            # The recorder looks at every block on its way to the file, so that no tensor is computed twice.
-            watch = MergeRecorder(merge, hashes=self.hashes, fidelity=self.fidelity, undo=self.undo, keep=keep)
+            watch = self._recorder(key)
             yield from watch.blocks()
             record = watch.record()
             # Several threads finish their tensors here.
@@ -234,7 +246,32 @@ class MergeRun:
                     arrays, self.entries[key] = pack_record(record)
                     self.arrays |= arrays
                 # Without the patch, which is in the spool now.
-                self.records[key] = replace(record, patch=None)
+                self.records[record.plan.key] = replace(record, patch=None)
+
+    def _recorder(self, key: str) -> MergeRecorder | CodesRecorder:
+        """The recorder of the merge of one tensor, which looks at every block on its way to the file."""
+        plan = self.inputs.plan.tensors[self._planned[key]]
+        weight = self.inputs.coded.get(plan.key)
+        keep = self.spool.keep if self.spool else keep_in_memory
+        if weight is not None:
+            moments = self.moments.of(plan.key, weight.shape[1]) if self.moments else None
+            mode = "stochastic" if self.rounding == "sweep" and moments is None else self.rounding
+            merge = prepare_codes(plan, weight, CodeRounding(mode, self.seed, plan.key, moments), device=self.device)
+            stored = self.inputs.files.tensors[key]
+            return CodesRecorder(merge, stored, hashes=self.hashes, fidelity=self.fidelity, undo=self.undo, keep=keep)
+        return MergeRecorder(
+            prepare_merge(
+                plan,
+                dtype=self.inputs.dtypes[key],
+                # A float tensor beside codes is rounded to the nearest, unless its rounding is one of floats.
+                rounding=MergeRounding("nearest" if self.rounding == "sweep" else self.rounding, self.seed, key),
+                device=self.device,
+            ),
+            hashes=self.hashes,
+            fidelity=self.fidelity,
+            undo=self.undo,
+            keep=keep,
+        )
 
     def _hash_copy(self, key: str, rows: Array) -> None:
         """Hash the next rows of a tensor that stays as it is."""
@@ -264,7 +301,7 @@ class MergeRun:
         # A tensor that the merged model does not have cannot be restored by a patch.
         dropped = {f"{key}#whole": tensors[key] for key in self.inputs.plan.dropped}
         content = {
-            "version": VERSION,
+            "version": layout_version(self.entries),
             "adapters": self.adapters,
             "tensors": dict(sorted(self.entries.items())),
             "copies": {key: hashed.hexdigest() for key, hashed in sorted(self.digests.items())},
@@ -274,11 +311,15 @@ class MergeRun:
         }
         write_undo(dict(sorted({**self.arrays, **dropped}.items())), content, path)
 
+    def _written(self) -> set[str]:
+        """The keys of the stored tensors that have a record."""
+        return {written for written, key in self._planned.items() if key in self.records}
+
     def _hashed(self, records: list[TensorRecord], side: Literal["base", "merged"]) -> dict[str, Hashed] | None:
         """The hashes of a model; None if not every tensor was hashed, as in a dry run, which copies nothing."""
         tensors, dropped = self.inputs.files.tensors, self.inputs.plan.dropped
         # A hash of only some tensors would look like that of the model.
-        if not self.hashes or tensors.keys() - self.digests.keys() - self.records.keys() - set(dropped):
+        if not self.hashes or tensors.keys() - self.digests.keys() - self._written() - set(dropped):
             return None
         digests = dict(self.digests)
         # The base has these tensors, and the merged model does not.

@@ -9,17 +9,18 @@ from loralens.core.lazy import Array
 from loralens.core.progress import progress
 from loralens.errors import FormatError, MismatchError, place
 from loralens.formats.files.shards import check_index
-from loralens.formats.models.checkpoint import resolve_path
+from loralens.formats.models.checkpoint import open_checkpoint, resolve_path
 from loralens.formats.models.model_files import CONFIG, model_files, offsets_of
 from loralens.formats.models.model_writer import Change, copy_bytes, write_model
 from loralens.formats.records.kept import restore_kept
 from loralens.formats.records.merged import BEFORE, CERTIFICATE
 from loralens.formats.records.undo import NAME, read_undo
 from loralens.linalg.device import Device
+from loralens.merging.low_bit.restore import restore_codes
 from loralens.merging.matrix import MatrixRows
 from loralens.merging.plan import as_matrix
 from loralens.merging.record import feed_hash
-from loralens.merging.undo.layout import parse_undo
+from loralens.merging.undo.layout import WITH_CODES, parse_undo
 from loralens.merging.undo.restore import restore_tensor
 from loralens.verbs.inputs.merge_inputs import record_path
 from loralens.verbs.outputs.merge_run import THREADS, rehearse
@@ -62,6 +63,8 @@ class UnmergeRun:
         self.files = model_files(root)
         self.tensors = self.files.tensors
         self._digests: dict[str, Any] = {}
+        # Whether the weights are codes is known by the whole checkpoint: by its configuration and by the parts of each.
+        self._coded = open_checkpoint(root).coded if content.get("version") == WITH_CODES else {}
         with place(file):
             self.undo = parse_undo(arrays, content)
             # Only names are compared here; numbers are proven by their hashes while they are restored.
@@ -173,7 +176,11 @@ class UnmergeRun:
             if key in self.undo.dropped:
                 yield self.undo.dropped[key].read()
             elif key in self.undo.entries:
-                yield from restore_tensor(self.undo.tensor(key), self.tensors[key], device=self.device)
+                undo = self.undo.tensor(key)
+                if undo.weight:
+                    yield from restore_codes(undo, self._coded.get(undo.weight), self.tensors[key])
+                else:
+                    yield from restore_tensor(undo, self.tensors[key], device=self.device)
             else:
                 tensor = self.tensors[key]
                 for rows in MatrixRows(tensor, as_matrix(tensor.shape)).blocks():

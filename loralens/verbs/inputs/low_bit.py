@@ -1,0 +1,137 @@
+"""Bases of a few bits as inputs of a merge: which output fits them, and where a QLoRA adapter belongs."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from loralens.choices import MergeBits
+from loralens.core.adapter import Adapter
+from loralens.core.coded_weight import CodedWeight
+from loralens.core.lazy import LazyArray
+from loralens.core.messages import note, warn
+from loralens.core.names import some
+from loralens.errors import MismatchError, OptionError
+from loralens.formats.models.checkpoint import Checkpoint
+from loralens.merging.low_bit.apply import check_movable
+from loralens.merging.low_bit.dequantised import decoded_block
+from loralens.merging.plan import MergePlan, TensorPlan, as_matrix
+from loralens.merging.recast import recast
+
+# Endings of names of models of a few bits, as their makers write them.
+_FEW_BITS = re.compile(r"[-_. ](bnb|gguf|gptq|awq|exl2|mlx|fp4|nf4|int4|int8|[2-8]bit|w[48]a\d+|i?q\d\w*)(?![a-z0-9])")
+LOOKED_AT = 4  # weights that are looked at: all weights of a model are stored alike
+
+
+def check_bits(
+    base: str,
+    checkpoint: Checkpoint,
+    adapters: Sequence[Adapter],
+    *,
+    bits: MergeBits | None,
+    dtype: str | None,
+) -> None:
+    """Refuse an output that does not fit the base, and say where an adapter of a low-bit base is merged.
+
+    Raises
+    ------
+    OptionError
+        A low-bit base with neither ``bits`` nor ``dtype``, or with codes other than its own; codes to be kept of a base
+        of floats; or codes made anew of a base that is a decoded low-bit model, which would lose the adapter.
+    """
+    if checkpoint.coded:
+        kinds = Counter(weight.layout for weight in checkpoint.coded.values())
+        layouts = " and ".join(kinds)
+        if bits is None and dtype is None:
+            raise OptionError(
+                f"{base}: its weights are codes of a few bits ({layouts})",
+                fix="give --bits keep, which moves the codes, or --dtype bf16, which writes floats",
+            )
+        if bits not in (None, "keep"):
+            raise OptionError(
+                f"{base}: its weights are codes ({layouts}), and quantising their floats again loses the adapter",
+                fix="give --bits keep, or merge into the original 16-bit model",
+            )
+        return
+    if bits == "keep":
+        raise OptionError(f"{base}: its weights are floats, so there are no codes to keep", fix="leave out --bits")
+    quantised = [adapter.base_model for adapter in adapters if names_few_bits(adapter.base_model)]
+    block = decoded_block_of(checkpoint.tensors) if quantised or bits else None
+    if block and bits:
+        raise OptionError(
+            f"{base}: its floats are a decoded 4-bit model (blocks of {block}), and quantising it again loses the "
+            "adapter: almost every sum is rounded to the code that it came from",
+            fix="merge into the original 16-bit model, or keep codes: give the 4-bit model and --bits keep",
+        )
+    if quantised and block:
+        note(f"trained on {quantised[0]}, and {base} is its decoded copy: the merged model is what was trained")
+        warn("quantising the merged model again would lose the adapter", "keep it in floats, or use --bits keep")
+    elif quantised:
+        note(f"trained on {quantised[0]} and merged into the original weights, which keeps it as a rule")
+
+
+def check_codes(plan: MergePlan, coded: Mapping[str, CodedWeight]) -> None:
+    """Refuse a plan that cannot be merged into codes.
+
+    Raises
+    ------
+    MismatchError, FormatError
+        The message names the tensor.
+    """
+    if not coded:
+        raise MismatchError(
+            f"the adapter changes no weight that is stored as codes ({some(list(plan.tensors), 3)})",
+            fix="write the merged model in floats: --dtype bf16",
+        )
+    for key, tensor in plan.tensors.items():
+        if key in coded:
+            check_movable(tensor, coded[key])
+        elif tensor.base is None:
+            raise MismatchError(
+                f"{key}: the merged model needs it as a tensor of its own, and the base does not store it",
+                fix="write the merged model in floats: --dtype bf16; or keep the tie with --no-untie",
+            )
+
+
+def decoded_plan(
+    plan: MergePlan, checkpoint: Checkpoint, stored: Mapping[str, LazyArray], dtype: str, config: Mapping[str, Any]
+) -> MergePlan:
+    """The plan of a merge that writes a low-bit base in floats: decoded weights replace what they are stored in.
+
+    Parameters
+    ----------
+    plan : MergePlan
+        Made for the decoded weights.
+    checkpoint : Checkpoint
+    stored : mapping of str to LazyArray
+        All tensors of the base, as stored.
+    dtype : str
+        NumPy's name of the dtype.
+    config : mapping
+        ``config.json``.
+    """
+    tensors = dict(plan.tensors)
+    for key, weight in checkpoint.coded.items():
+        planned = tensors.get(key) or TensorPlan(key, None, as_matrix(weight.shape))
+        # The numbers of the base are not in the merged ones, so undoing needs the stored tensor as a whole.
+        replacement = weight.floats() if planned.replacement is None else planned.replacement
+        tensors[key] = replace(planned, base=stored.get(key), replacement=replacement)
+    floats = {key: tensor for key, tensor in checkpoint.tensors.items() if key not in checkpoint.coded}
+    without = tuple(key for key in stored if key not in checkpoint.tensors)
+    widened = recast(replace(plan, tensors=tensors), floats, dtype, scales={}, without=without, config=config)
+    fields = {"quantization_config": None} if "quantization_config" in config else {}
+    text = f"{len(checkpoint.coded)} weights of a few bits become {dtype}"
+    return replace(widened, config={**widened.config, **fields}, notes=(*widened.notes, text))
+
+
+def names_few_bits(name: str | None) -> bool:
+    """Whether the name of a model says that its weights are codes of a few bits."""
+    return bool(name and _FEW_BITS.search(name.lower()))
+
+
+def decoded_block_of(tensors: Mapping[str, LazyArray]) -> int | None:
+    """The block of `decoded_block`, if the first matrices of a base are decoded 4-bit weights."""
+    matrices = [t for key, t in tensors.items() if key.endswith(".weight") and t.ndim == 2 and "embed" not in key]
+    blocks = {decoded_block(tensor) for tensor in matrices[:LOOKED_AT]}
+    return blocks.pop() if len(blocks) == 1 else None
