@@ -15,10 +15,13 @@ from loralens.formats.files.container import read_json, read_safetensors
 from loralens.formats.files.location import existing_path, is_gguf, snapshot
 from loralens.formats.files.shards import weight_files
 from loralens.formats.models.float8 import dequantise, scales_of
+from loralens.formats.models.low_bit.coded_weight import CodedWeight
+from loralens.formats.models.low_bit.layouts import coded_tensors
 from loralens.formats.models.quantised_bases import check_not_quantised
 
 # Model types whose linear layers are transformers' Conv1D, which stores its weight as (in, out).
 CONV1D = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
+GPTQ_CONFIG = "quantize_config.json"
 # files of weights that are not read, for a message that names one; transformers' own come first
 PICKLES = ("pytorch_model*.bin", "*.bin", "*.pt", "*.pth")
 
@@ -55,24 +58,28 @@ def open_checkpoint(path: Path) -> Checkpoint:
     Returns
     -------
     Checkpoint
-        float8 weights with scales beside them are float32, multiplied by the scales when they are read. The scales are
-        not among the tensors.
+        Weights that are stored as codes of a few bits, and float8 weights with scales beside them, are float32. They
+        are decoded when they are read, in their key and shape as weights of floats. What else they are stored in, such
+        as scales, is not among the tensors.
 
     Raises
     ------
     OptionError, FormatError
-        There is no such path, a shard is missing, the weights are not in a safetensors file, or they are quantised, so
-        that their numbers are codes. Keys, dtypes and ``config.json`` show that; no number is read.
+        There is no such path, a shard is missing, the weights are not in a safetensors file, or they are quantised in a
+        form that is not read here. Keys, dtypes and ``config.json`` show that; no number of a weight is read.
     """
     path = resolve_path(path)
     # The configuration is read separately, as a single file may be given.
-    stored, config = _read_tensors(path), model_config(path)
+    stored, config = _read_tensors(path), _quantised_config(path)
     with place(path):
-        check_not_quantised(stored, config)
-        tensors, notes = dequantise(stored, config)
-        spread = scales_of(stored, config).spread if notes else {}
+        low_bit = coded_tensors(stored, config)
+        decoded = low_bit.floats(stored)
+        check_not_quantised(decoded, config)
+        tensors, notes = dequantise(decoded, config)
+        spread = scales_of(decoded, config).spread if notes else {}
     # The doctor needs the stored dtypes and scales to predict how a merge is rounded.
-    return Checkpoint(tensors, notes, {key: (stored[key].dtype, scale) for key, scale in spread.items()})
+    float8 = {key: (stored[key].dtype, scale) for key, scale in spread.items()}
+    return Checkpoint(tensors, (*low_bit.notes(), *notes), float8, low_bit.coded)
 
 
 def weights(path: Path) -> Mapping[str, LazyArray]:
@@ -89,10 +96,11 @@ def shapes(path: Path) -> dict[str, tuple[int, ...]]:
         As for `open_checkpoint`, but a quantised base is refused only if it does not store weights in their own shape.
     """
     path = resolve_path(path)
-    stored = _read_tensors(path)
+    stored, config = _read_tensors(path), _quantised_config(path)
     with place(path):
-        check_not_quantised(stored, model_config(path), only_shapes=True)
-    return {key: tensor.shape for key, tensor in stored.items()}
+        decoded = coded_tensors(stored, config).floats(stored)
+        check_not_quantised(decoded, config, only_shapes=True)
+    return {key: tensor.shape for key, tensor in decoded.items()}
 
 
 def model_config(path: Path) -> dict[str, Any] | None:
@@ -100,6 +108,16 @@ def model_config(path: Path) -> dict[str, Any] | None:
     folder = resolve_path(path)
     file = (folder if folder.is_dir() else folder.parent) / "config.json"
     return read_json(file) if file.is_file() else None
+
+
+def _quantised_config(path: Path) -> dict[str, Any] | None:
+    """``config.json``, with the settings of GPTQ from a file of their own where it has none, as AutoGPTQ wrote them."""
+    config = model_config(path)
+    folder = path if path.is_dir() else path.parent
+    file = folder / GPTQ_CONFIG
+    if not file.is_file() or "quantization_config" in (config or {}):
+        return config
+    return {**(config or {}), "quantization_config": read_json(file)}
 
 
 def stores_conv1d(path: Path) -> bool:
