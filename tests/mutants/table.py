@@ -402,7 +402,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "all(gguf_names.module_of(tensor, arch, e) for e in (None, 0))",
         ("tests/formats/test_gguf.py",),
     ),
-    Mutant("_check_coverage", "size - start", "size + start", ("tests/formats/test_gguf.py",)),
+    Mutant("check_coverage", "size - start", "size + start", ("tests/formats/test_gguf.py",)),
     Mutant("_tensor", "i + 1", "i - 1", ("tests/formats/test_long_names.py",)),
     Mutant("_is_as_read", "module.scale == 1", "module.scale != 1", ("tests/formats/test_gguf.py",)),
     Mutant("_fold_scale.fold", "scale * wide", "scale / wide", ("tests/formats/test_gguf.py",)),

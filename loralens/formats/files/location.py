@@ -8,7 +8,7 @@ from pathlib import Path
 
 from loralens.errors import FormatError, LoraLensError, OptionError, place
 from loralens.formats.files.container import CONFIG
-from loralens.formats.files.packages import is_installed, is_package_name, model_folder
+from loralens.formats.files.packages import gguf_file, is_installed, is_package_name, model_folder
 from loralens.formats.files.relative_name import is_relative_name
 from loralens.requirements import ENCODER, install_command
 
@@ -56,7 +56,8 @@ def _report_os_errors(path: Path) -> Iterator[None]:
 def existing_path(path: Path) -> Path:
     """Find what a path names: an existing file or folder, a Hub id in the local cache, or an installed package.
 
-    For a Hub id it is the folder of the snapshot, for a package the folder of its model.
+    For a Hub id it is the folder of the snapshot, for a package the folder of its model, or its GGUF file. Where a
+    model is read, `loralens.formats.models.float_folder.model_path` gives the folder that such a name means.
 
     Raises
     ------
@@ -97,8 +98,8 @@ def known_folder(name: str) -> Path | None:
 
 
 def _package_folder(name: str) -> Path | None:
-    """The model folder in the installed package ``name``, if the name can be one of a package."""
-    return model_folder(name) if _names_package(name) else None
+    """The model folder in the installed package ``name``, else its GGUF file; None if no package can have the name."""
+    return model_folder(name) or gguf_file(name) if _names_package(name) else None
 
 
 def _names_package(name: str) -> bool:

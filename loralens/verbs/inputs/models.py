@@ -15,7 +15,7 @@ from loralens.core.messages import warn
 from loralens.core.threads import processor_count
 from loralens.errors import FormatError, MismatchError, OptionError, place
 from loralens.formats.files.container import CONFIG
-from loralens.formats.files.location import existing_path
+from loralens.formats.models.float_folder import model_path
 from loralens.requirements import missing_packages
 from loralens.verbs.inputs.choices import check_choice
 from loralens.verbs.inputs.loaded import Head, Loaded
@@ -145,7 +145,7 @@ def load_headed(
                     raise OptionError(what, fix=f"convert it before: model.to({name}), and leave {name} out")
             loaded = _wrap_model(source, head, labels)
         else:
-            loaded = _from_folder(torch, transformers, existing_path(Path(source)), head, labels, device, dtype)
+            loaded = _from_folder(torch, transformers, model_path(Path(source)), head, labels, device, dtype)
     config: Any = loaded.model.config
     if config.pad_token_id is None:
         # Classifiers on causal models take the logits of the last token that is not padding.
@@ -240,7 +240,7 @@ def labels_of(source: ModelSource) -> tuple[str, ...]:
         if not type(source[0]).__name__.endswith("ForSequenceClassification"):
             return ()
     else:
-        folder = existing_path(Path(source))
+        folder = model_path(Path(source))
         with place(str(source)):
             if _model_class(transformers, folder)[1] != "classifier":
                 return ()
