@@ -203,6 +203,13 @@ def merge(
         _record_file(target, path, name, folder=inputs.files.root.is_dir())
         for path, name in ((undo, NAME), (certificate, CERTIFICATE))
     )
+    if inputs.files.gguf and inputs.dtype:
+        if undo is not None and undo_file is not None:
+            raise OptionError(
+                "a GGUF model in floats has no undo file: all of it is written anew", fix="leave out --undo"
+            )
+        undo_file = None
+        note("no undo file is written: the codes of the base are not in the result, so keep the base")
     # Measuring is the only purpose of a dry run.
     measured = dry_run or measure or certificate_file is not None
     run = MergeRun(

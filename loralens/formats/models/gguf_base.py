@@ -114,6 +114,15 @@ class GgufModel:
         """The entry of the stored tensor in the header."""
         return self.headers[weight.part].infos[weight.tensor]
 
+    def raw(self, key: str) -> LazyArray:
+        """The bytes of a weight as they are in the file, in the order of the file; of an expert those of its part."""
+        weight = self.weights[key]
+        header, info = self.headers[weight.part], self.info(weight)
+        # One expert is a part of the stored tensor; all experts have the same size.
+        nbytes = info.nbytes // (1 if weight.expert is None else info.shape[0])
+        begin = header.start + info.begin + (weight.expert or 0) * nbytes
+        return header.file.array(begin, (nbytes,), np.dtype(np.uint8))
+
     @property
     def has_codes(self) -> bool:
         """Whether some weights are stored as codes, also of types that cannot be decoded."""

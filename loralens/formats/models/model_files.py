@@ -86,6 +86,11 @@ class ModelFiles:
         """Every tensor by its key in the model, as it is stored."""
         return {shard.prefix + key: t for shard in self.shards for key, t in shard.stored.tensors.items()}
 
+    @property
+    def stored(self) -> dict[str, LazyArray]:
+        """Every tensor by its key, in the bytes and the order of the file; those of GGUF are bytes without a shape."""
+        return {key: self.gguf.raw(key) for key in self.gguf.weights} if self.gguf else self.tensors
+
     def check_copyable(self) -> None:
         """Refuse a folder with something that cannot be copied, before any work is done.
 

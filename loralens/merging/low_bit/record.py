@@ -1,8 +1,8 @@
 """The record of a merge into the codes of one weight, and the bytes of its stored tensor before and after."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from hashlib import sha256
-from typing import final
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,8 @@ class CodesRecorder:
         What to record. Each of them takes time.
     keep : callable
         Stores parts of the patch while it is made (see `PatchWriter`).
+    ordered : bool
+        Whether rows are given in their own order, and whoever writes them brings them into that of the file.
     """
 
     def __init__(
@@ -45,22 +47,22 @@ class CodesRecorder:
         fidelity: bool = True,
         undo: bool = True,
         keep: Keep = keep_in_memory,
+        ordered: bool = False,
     ) -> None:
+        self._ordered = ordered
         self._merge, self._stored, self._hashes, self._fidelity = merge, stored, hashes, fidelity
         self._patch = PatchWriter(1, keep) if undo else None
         self._before, self._after = "", sha256() if hashes else None
         self._sums: dict[int, CodesSums] = {}
 
     def blocks(self) -> Iterator[Array]:
-        """Yield the bytes of the merged stored tensor in order. When all have been taken, `record` is complete."""
+        """Yield the bytes of the merged rows in order. When all have been taken, `record` is complete."""
         weight, stored = self._merge.weight, self._stored
         if self._patch is not None:
             self._before = proven_hash(weight, stored)
         elif self._hashes:
             self._before = hash_rows(MatrixRows(stored, as_matrix(stored.shape)).blocks())
-        for rows in stored_bytes(weight, self._codes()):
-            feed_hash(self._after, rows)
-            yield rows
+        yield from hashed_rows(weight, self._codes(), self._after, ordered=self._ordered)
 
     def _codes(self) -> Iterator[tuple[int, Codes]]:
         """The first row and the merged codes of every block."""
@@ -89,7 +91,10 @@ class CodesRecorder:
             patch.nbytes if patch else 0,
             "codes",
             {},
-            StoredCodes(weight.stored, weight.layout, stored.dtype, stored.shape),
+            # GGUF's tensors have the names of the plan here, and those of safetensors the names of their codes.
+            StoredCodes(
+                self._merge.plan.key if self._ordered else weight.stored, weight.layout, stored.dtype, stored.shape
+            ),
         )
 
 
@@ -111,18 +116,42 @@ def stored_bytes(weight: CodedWeight, blocks: Iterator[tuple[int, Codes]]) -> It
         for start, codes in blocks:
             yield encode(start, codes)
     else:
-        yield from _in_file_order(weight.row_order, encode, blocks)
+        yield from _in_file_order(weight.row_order, ((start, encode(start, codes)) for start, codes in blocks))
 
 
-def _in_file_order(
-    order: NDArray[np.intp], encode: Callable[[int, Codes], Bytes], blocks: Iterator[tuple[int, Codes]]
+def hashed_rows(
+    weight: CodedWeight, blocks: Iterator[tuple[int, Codes]], digest: Any, *, ordered: bool
 ) -> Iterator[Bytes]:
-    whole: Bytes | None = None
+    """Yield the bytes of rows, and feed them to a hash in the order of the file; ``digest`` may be None.
+
+    With ``ordered`` the rows come in their own order, else in that of the file.
+    """
+    if not ordered or not weight.by_rows:
+        for rows in stored_bytes(weight, blocks):
+            feed_hash(digest, rows)
+            yield rows
+        return
+    assert weight.encode is not None
+    parts = []
     for start, codes in blocks:
-        rows = encode(start, codes)
+        rows = weight.encode(start, codes)
+        if weight.row_order is None:
+            feed_hash(digest, rows)
+        else:
+            parts.append((start, rows))
+        yield rows
+    if weight.row_order is not None and digest is not None:
+        for whole in _in_file_order(weight.row_order, iter(parts)):
+            feed_hash(digest, whole)
+
+
+def _in_file_order(order: NDArray[np.intp], blocks: Iterator[tuple[int, Bytes]]) -> Iterator[Bytes]:
+    """The bytes of all rows in the order of the file. An expert is a part of a stored tensor and begins within it."""
+    whole, first = None, int(order.min()) if len(order) else 0
+    for start, rows in blocks:
         if whole is None:
             whole = np.empty((len(order), rows.shape[1]), np.uint8)
-        whole[order[start : start + len(rows)]] = rows
+        whole[order[start : start + len(rows)] - first] = rows
     if whole is not None:
         yield whole
 

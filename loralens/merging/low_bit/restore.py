@@ -8,8 +8,7 @@ import numpy as np
 from loralens.core.coded_weight import CodedWeight, Codes
 from loralens.core.lazy import Array, LazyArray
 from loralens.errors import FormatError, MismatchError
-from loralens.merging.low_bit.record import as_bytes, stored_bytes
-from loralens.merging.record import feed_hash
+from loralens.merging.low_bit.record import as_bytes, hashed_rows
 from loralens.merging.undo.patch import PatchReader
 from loralens.merging.undo.restore import TensorUndo, check_merged, check_restored
 from loralens.merging.update import row_ranges
@@ -17,8 +16,10 @@ from loralens.merging.update import row_ranges
 ANOTHER = "give the model that this undo file was written for"
 
 
-def restore_codes(undo: TensorUndo, weight: CodedWeight | None, stored: LazyArray) -> Iterator[Array]:
-    """Yield the bytes of the stored tensor of the base in order.
+def restore_codes(
+    undo: TensorUndo, weight: CodedWeight | None, stored: LazyArray, *, ordered: bool = False
+) -> Iterator[Array]:
+    """Yield the bytes of the rows of the base in order.
 
     Parameters
     ----------
@@ -27,6 +28,8 @@ def restore_codes(undo: TensorUndo, weight: CodedWeight | None, stored: LazyArra
         The coded weight of the merged model; None if it has no such weight.
     stored : LazyArray
         The stored tensor of the merged model.
+    ordered : bool
+        Whether rows are given in their own order, and whoever writes them brings them into that of the file.
 
     Raises
     ------
@@ -41,9 +44,7 @@ def restore_codes(undo: TensorUndo, weight: CodedWeight | None, stored: LazyArra
     if weight is None or weight.grid is None or weight.encode is None or weight.shape != undo.matrix:
         raise MismatchError("is not stored as codes that a merge could have moved", fix=ANOTHER)
     digest = sha256()
-    for rows in stored_bytes(weight, _restored(undo, weight)):
-        feed_hash(digest, rows)
-        yield rows
+    yield from hashed_rows(weight, _restored(undo, weight), digest, ordered=ordered)
     check_restored(undo, digest.hexdigest())
 
 

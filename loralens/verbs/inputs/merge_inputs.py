@@ -18,6 +18,7 @@ from loralens.formats.files.container import read_json
 from loralens.formats.files.json_text import dumps
 from loralens.formats.models.checkpoint import model_config, open_checkpoint, resolve_path, stores_conv1d
 from loralens.formats.models.float8 import Float8Scales, scales_of
+from loralens.formats.models.gguf_writer import float_dtypes
 from loralens.formats.models.model_files import CONFIG, ModelFiles, model_files
 from loralens.formats.models.model_writer import Change
 from loralens.merging.make_plan import plan_merge
@@ -85,11 +86,12 @@ class MergeInputs:
     @property
     def planned(self) -> dict[str, str]:
         """The key of every tensor that the merge writes → the key of its plan; of codes the two may differ."""
-        return {self.coded[key].stored if key in self.coded else key: key for key in self.plan.tensors}
+        named = {} if self.files.gguf else self.coded
+        return {named[key].stored if key in named else key: key for key in self.plan.tensors}
 
     def changes(self) -> dict[str, Change]:
         """Dtype and shape of every tensor that the merge writes. Those of codes are the ones of the base."""
-        stored = self.files.tensors
+        stored = self.files.stored
         return {
             written: Change(stored[written].dtype, stored[written].shape)
             if key in self.coded
@@ -209,6 +211,11 @@ def read_merge_inputs(
             check_codes(planned, coded)
         dtypes = {key: tensor.dtype for key, tensor in planned.tensors.items()}
         return MergeInputs(str(base), files, planned, dtypes, weighted, None, coded)
+    if files.gguf:
+        # The writer decodes what the merge does not change; vectors stay float32, as llama.cpp wants them.
+        kinds = float_dtypes(files.gguf, np.dtype(dtype)) if dtype else {}
+        own = {key: kinds.get(key, tensor.dtype) for key, tensor in planned.tensors.items()}
+        return MergeInputs(str(base), files, planned, own, weighted, dtype)
     if checkpoint.coded:
         assert dtype is not None
         planned = decoded_plan(planned, checkpoint, files.tensors, dtype, config)

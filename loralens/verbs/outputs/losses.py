@@ -13,8 +13,8 @@ from loralens.tables.numbers import count, number, percent
 # shows what a gain of 0.965 and an error of 0.35 do to the embeddings of MiniLM.
 SWALLOWED = 0.95
 DAMAGED = 0.2
-# On a grid of few bits an error of several times the update is usual: the noise is spread over all inputs, and little of
-# it lies in the directions of the adapter. At 3 to 8 adapters kept 85 % and more, and at 22 they did not.
+# On a grid of few bits an error of several times the update is usual: the noise is spread over all inputs, and little
+# of it lies in the directions of the adapter. At 3 to 8 adapters kept 85 % and more, and at 22 they did not.
 NOISY = 15.0  # noise relative to the update from which the merge warns
 # Of codes 4 % of the gain is clipped as a rule.
 CLIPPED = 0.9

@@ -19,7 +19,8 @@ from loralens.formats.files.apart import check_apart
 from loralens.formats.files.atomic import atomic_file
 from loralens.formats.files.disk import check_room
 from loralens.formats.files.json_text import dumps
-from loralens.formats.models.model_writer import Change, Fill, copy_bytes, write_model
+from loralens.formats.models.model_copy import Fill
+from loralens.formats.models.model_writer import Change, copy_bytes
 from loralens.formats.records.kept import keep_files, restore_kept
 from loralens.formats.records.merged import BEFORE, CERTIFICATE, FILES, file_sizes, is_certificate, is_undo
 from loralens.formats.records.undo import NAME, Spool, write_undo
@@ -42,6 +43,7 @@ from loralens.merging.undo.layout import layout_version, pack_record, text_diges
 from loralens.merging.undo.patch import keep_in_memory
 from loralens.verbs.inputs.input_moments import SweepInputs
 from loralens.verbs.inputs.merge_inputs import MergeInputs
+from loralens.verbs.outputs.model_copy import bytes_of_copy, write_copy
 from loralens.version import __version__
 
 THREADS = processor_count()
@@ -107,8 +109,10 @@ class MergeRun:
         self.inputs, self.rounding, self.seed, self.device = inputs, rounding, seed, device
         self.moments = moments
         self.fidelity, self.undo = fidelity, undo
+        # Of a GGUF model in floats all tensors are written anew, in the order of the file and not in that of the merge.
+        recast = inputs.files.gguf is not None and inputs.dtype is not None
         # Nothing but the certificate and the undo file needs the SHA-256 of every tensor.
-        self.hashes = fidelity or undo
+        self.hashes = (fidelity or undo) and not recast
         # Made at once, since it reads all factors: a faulty adapter is an error before the base is read.
         self.adapters = [adapter.record() for adapter in inputs.adapters]
         self.records: dict[str, TensorRecord] = {}
@@ -169,15 +173,16 @@ class MergeRun:
 
         # The records of an earlier merge into this base wait in before/, from where unmerging moves them back.
         ours = [name for name in files.companions if name in (NAME, CERTIFICATE) or name.startswith(BEFORE)]
-        total = copy_bytes(files.tensors, self._changes)
+        total = bytes_of_copy(files, self._changes, self.inputs.dtype)
         # Patches wait on the output's disk until all are known, so that memory does not grow with the model.
         with Spool(output.absolute().parent) as spool, keep_files(outside, output), progress("merging", total) as step:
             self.spool = spool if undo else None
-            write_model(
+            write_copy(
                 files,
                 output,
                 changes=self._changes,
                 fill=self._fill,
+                dtype=self.inputs.dtype,
                 watch=self._hash_copy if self.hashes else None,
                 # The scales of float8 weights that are written in another dtype.
                 dropped=self.inputs.plan.dropped,
@@ -257,8 +262,15 @@ class MergeRun:
             moments = self.moments.of(plan.key, weight.shape[1]) if self.moments else None
             mode = "stochastic" if self.rounding == "sweep" and moments is None else self.rounding
             merge = prepare_codes(plan, weight, CodeRounding(mode, self.seed, plan.key, moments), device=self.device)
-            stored = self.inputs.files.tensors[key]
-            return CodesRecorder(merge, stored, hashes=self.hashes, fidelity=self.fidelity, undo=self.undo, keep=keep)
+            return CodesRecorder(
+                merge,
+                self.inputs.files.stored[key],
+                hashes=self.hashes,
+                fidelity=self.fidelity,
+                undo=self.undo,
+                keep=keep,
+                ordered=self.inputs.files.gguf is not None,
+            )
         return MergeRecorder(
             prepare_merge(
                 plan,
@@ -317,7 +329,7 @@ class MergeRun:
 
     def _hashed(self, records: list[TensorRecord], side: Literal["base", "merged"]) -> dict[str, Hashed] | None:
         """The hashes of a model; None if not every tensor was hashed, as in a dry run, which copies nothing."""
-        tensors, dropped = self.inputs.files.tensors, self.inputs.plan.dropped
+        tensors, dropped = self.inputs.files.stored, self.inputs.plan.dropped
         # A hash of only some tensors would look like that of the model.
         if not self.hashes or tensors.keys() - self.digests.keys() - self._written() - set(dropped):
             return None
