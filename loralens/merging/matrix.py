@@ -8,7 +8,7 @@ import numpy as np
 
 from loralens.core.lazy import Array, LazyArray
 from loralens.linalg.exact import Singles
-from loralens.merging.plan import Slab, TensorPlan
+from loralens.merging.plan import Slab, TensorPlan, as_matrix
 from loralens.merging.update import row_ranges
 
 
@@ -53,6 +53,11 @@ class MatrixRows:
         for first in range(0, self._matrix[0], max(height, 1)):
             for start, stop in row_ranges(height, self._matrix[1]):
                 yield self.rows(first + start, first + stop)
+
+
+def blocks_of(tensor: LazyArray) -> Iterator[Array]:
+    """All numbers of a tensor in order, a block of its rows at a time."""
+    return MatrixRows(tensor, as_matrix(tensor.shape)).blocks()
 
 
 def cuts(plan: TensorPlan, numbers: int | None = None) -> Iterator[tuple[int, int, Slab | None]]:

@@ -171,9 +171,10 @@ def merge(
     Raises
     ------
     OptionError
-        ``output`` is missing, a choice or the device does not exist, or a file would be lost at ``output``.
+        ``output`` is missing, a choice or the device does not exist, a file would be lost at ``output``, or the base is
+        quantised and nothing says what the merged model stores.
     FormatError
-        A file cannot be read, or the base is quantised.
+        A file cannot be read.
     MismatchError
         Adapters and base do not fit together.
     """

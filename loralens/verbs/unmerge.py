@@ -160,7 +160,12 @@ def unmerge(
     target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
     if subtracting:
         # untie=False: subtracting must not split a weight that the merged model shares.
-        inputs = read_merge_inputs(weighted_sources([adapter]), merged, reading, modules=modules, untie=False)
+        inputs = read_merge_inputs(
+            weighted_sources([adapter]), merged, reading, modules=modules, untie=False, decoded=True
+        )
+        if inputs.decoded:
+            what = f"{merged}: its weights are quantised, and an update cannot be subtracted from codes"
+            raise OptionError(what, fix="give the undo file of the merge")
         doubt = _subtract(inputs, target, compute_device)
         # An entry that no weight is rounded to proves that another merge, or a later change, wrote it.
         if doubt.none:
@@ -171,7 +176,8 @@ def unmerge(
         run.rehearse()
     else:
         run.write(target.written, overwrite=overwrite)
-    return UnmergeResult(str(merged), target, True, list(run.undo.entries))
+    # Tensors that the merged model does not have are restored too.
+    return UnmergeResult(str(merged), target, True, list({**run.undo.entries, **run.undo.dropped}))
 
 
 def _subtract(inputs: MergeInputs, target: Target, device: Device) -> Doubt:

@@ -6,7 +6,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Unpack, get_args, overload
 
-from loralens.choices import MergeBits, RoundingMode
+from loralens.choices import RoundingMode
 from loralens.core.lazy import LazyArray
 from loralens.core.names import some
 from loralens.core.progress import progress
@@ -279,16 +279,25 @@ def verify(
         return check_certificate(merged)
     compute_device = Device.of(device)  # a device that does not exist is refused before the work
     # ``shown`` gives a shared weight under all its names, so that planned tensors are found whether or not the merge
-    # untied them. ``tensors`` are multiplied by float8 scales; ``stored`` are as the file has them.
-    merged_tie = Tied.of(weights(Path(merged)), model_config(Path(merged)) or {})
-    tensors, files = merged_tie.ties.with_copies(weights(Path(merged))), model_files(resolve_path(Path(merged)))
-    stored = merged_tie.ties.with_copies(files.tensors)
+    # untied them. ``tensors`` are multiplied by float8 scales; ``stored`` are as the file has them, and codes of a few
+    # bits are decoded in both.
+    checkpoint = open_checkpoint(Path(merged))
+    merged_tie = Tied.of(checkpoint.tensors, model_config(Path(merged)) or {})
+    tensors, files = merged_tie.ties.with_copies(checkpoint.tensors), model_files(resolve_path(Path(merged)))
+    decoded = {key: checkpoint.tensors[key] for key in checkpoint.coded}
+    stored = merged_tie.ties.with_copies({**files.tensors, **decoded})
     base_tensors = weights(Path(base))
     if untie is None and _has_untied(base_tensors, Path(base), stored, merged_tie):
         untie = True
-    bits, dtype = _output_of(Path(base), Path(merged))
+    kept = bool(checkpoint.coded and open_checkpoint(Path(base)).coded)
     inputs = read_merge_inputs(
-        weighted_sources([adapter]), base, reading, modules=modules, untie=untie, bits=bits, dtype=dtype
+        weighted_sources([adapter]),
+        base,
+        reading,
+        modules=modules,
+        untie=untie,
+        bits="keep" if kept else None,
+        decoded=True,
     )
     adapters = [weighted_label(one.label, one.weight) for one in inputs.adapters]
     for key in inputs.plan.tensors:
@@ -356,16 +365,6 @@ def _refuse_half(has_base: bool, has_adapter: bool, others: Mapping[str, Any]) -
     stated = [name for name, value in others.items() if value not in (None, False, (), [])]
     if stated:
         raise OptionError(f"{option_names(stated[0])} goes with --base and --adapter", fix="give them, or leave it out")
-
-
-def _output_of(base: Path, merged: Path) -> tuple[MergeBits | None, str | None]:
-    """The output of a merge into a low-bit base, as the options say it: codes, or floats of this dtype."""
-    coded, of_merged = open_checkpoint(base).coded, open_checkpoint(merged)
-    if not coded:
-        return None, None
-    if of_merged.coded:
-        return "keep", None
-    return None, next((str(of_merged.tensors[key].dtype) for key in coded if key in of_merged.tensors), "float32")
 
 
 def _has_untied(

@@ -60,6 +60,7 @@ def write_model(
     fill: Fill,
     watch: Watch | None = None,
     dropped: Collection[str] = (),
+    homes: Mapping[str, str] | None = None,
     headers: Mapping[str, bytes] | None = None,
     texts: Mapping[str, str] | None = None,
     without: Collection[str] = (),
@@ -79,7 +80,8 @@ def write_model(
     target : Path
         A folder, or a file if the model is a file. It appears complete or not at all.
     changes : mapping of str to Change
-        By key. A key that the model does not have is added to the last shard of its component.
+        By key. A key that the model does not have is added to the shard that ``homes`` says, or else to the last shard
+        of its component.
     fill : callable
         Gives the rows of a changed tensor by its key, in order and in blocks of the new dtype. It is called in several
         threads, each for one tensor.
@@ -87,6 +89,8 @@ def write_model(
         Called with the key and each block of rows of every tensor that is copied, in order.
     dropped : collection of str
         Keys that the copy leaves out.
+    homes : mapping of str to str, or None
+        New key → a key of the model, in whose shard it goes.
     headers : mapping of str to bytes, or None
         The complete headers (length and JSON) of some shards. They say which tensors these shards hold.
     texts : mapping of str to str, or None
@@ -117,15 +121,17 @@ def write_model(
     place = CopyTarget(target, texts or {}, without, names or {}, inputs, overwrite)
     with new_copy(files, place) as part, ExitStack() as opened:
         if files.root.is_dir():
-            for index in files.indices:
-                write_text(path_to_write(part, index.name), _index_text(index, files, changes, dropped))
+            # An undo file gives the text of an index as it was, and `new_copy` has written that.
+            for index in (index for index in files.indices if index.name not in (texts or {})):
+                write_text(path_to_write(part, index.name), _index_text(index, files, changes, dropped, homes or {}))
         jobs, tensors = list[WriteJob](), files.tensors
         check_space(target, copy_bytes(tensors, changes))
         for shard in files.shards:
             path = path_to_write(part, shard.name) if files.root.is_dir() else part
             fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
             opened.callback(os.close, fd)
-            jobs += _jobs(shard, fd, files, changes, fill, frozenset(dropped), (headers or {}).get(shard.name))
+            parts = frozenset(dropped), homes or {}, (headers or {}).get(shard.name)
+            jobs += _jobs(shard, fd, files, changes, fill, *parts)
         run_jobs(jobs, JobWriter(watch, step), threads)
         if write_beside:
             write_beside(part)
@@ -136,7 +142,13 @@ def copy_bytes(tensors: Mapping[str, LazyArray], changes: Mapping[str, Change]) 
     return sum(_spec(key, tensors, changes).nbytes for key in {*tensors, *changes})
 
 
-def _index_text(index: Index, files: ModelFiles, changes: Mapping[str, Change], dropped: Collection[str]) -> str:
+def _index_text(
+    index: Index,
+    files: ModelFiles,
+    changes: Mapping[str, Change],
+    dropped: Collection[str],
+    homes: Mapping[str, str],
+) -> str:
     """The index with added and dropped keys and the new total size; byte for byte the old one if nothing changed.
 
     Some indices name tensors that no shard holds. These stay in the index and count no bytes.
@@ -144,11 +156,11 @@ def _index_text(index: Index, files: ModelFiles, changes: Mapping[str, Change], 
     tensors = files.tensors
     old = index.content["weight_map"]
     names = {key: shard for key, shard in old.items() if index.prefix + key not in dropped}
-    homes = {key: _shard_for(key, files) for key in changes if key not in tensors}
+    shards = {key: _shard_for(key, files, homes) for key in changes if key not in tensors}
     names |= {
-        key.removeprefix(index.prefix): Path(home.name).name
-        for key, home in homes.items()
-        if home.prefix == index.prefix
+        key.removeprefix(index.prefix): Path(shard.name).name
+        for key, shard in shards.items()
+        if shard.prefix == index.prefix
     }
     all_keys = {*tensors, *changes}
     size = sum(_spec(key, tensors, changes).nbytes for name in names if (key := index.prefix + name) in all_keys)
@@ -160,8 +172,10 @@ def _index_text(index: Index, files: ModelFiles, changes: Mapping[str, Change], 
     return dumps({**index.content, "metadata": metadata, "weight_map": names})
 
 
-def _shard_for(key: str, files: ModelFiles) -> Shard:
-    """The shard for a tensor that the model does not have: the last one of its component."""
+def _shard_for(key: str, files: ModelFiles, homes: Mapping[str, str]) -> Shard:
+    """The shard for a tensor that the model does not have: that of its home, or the last one of its component."""
+    if key in homes:
+        return next(s for s in files.shards if homes[key] in {s.prefix + own for own in s.stored.tensors})
     # The prefix of a single model is empty, so all of its shards fit.
     own = [shard for shard in files.shards if key.startswith(shard.prefix)]
     return (own or files.shards)[-1]
@@ -179,6 +193,7 @@ def _jobs(
     changes: Mapping[str, Change],
     fill: Fill,
     dropped: Collection[str],
+    homes: Mapping[str, str],
     header: bytes | None,
 ) -> Iterator[WriteJob]:
     """Give a shard's file its full size and its header, and return the tensors that are still to be written.
@@ -191,7 +206,7 @@ def _jobs(
         specs, offsets = _specs_of(header, shard.name)
     else:
         keys = [shard.prefix + key for key in shard.stored.tensors if shard.prefix + key not in dropped]
-        keys += [key for key in changes if key not in tensors and _shard_for(key, files) is shard]
+        keys += [key for key in changes if key not in tensors and _shard_for(key, files, homes) is shard]
         specs = {key.removeprefix(shard.prefix): _spec(key, tensors, changes) for key in keys}
         header, offsets = shard.header, shard.offsets
         if specs != {key: Change(t.dtype, t.shape) for key, t in shard.stored.tensors.items()}:

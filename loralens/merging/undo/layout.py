@@ -6,13 +6,14 @@ Arrays for each stored tensor KEY that the merge changed and the base has:
     KEY#gain.START      DoRA's factors of the slab that begins at row START, F32
     KEY#B.START.I       the factors of the I-th update of that slab, as they were in the adapter
     KEY#A.START.I
-    KEY#whole           a tensor that the merged model does not have (scales of float8 weights), unchanged
+    KEY#whole           a tensor that the merged model does not have, unchanged: scales of float8 weights, codes
 
 Fields of the JSON object:
 
     version             of this layout
     adapters            the adapters that were merged
     dropped             keys of tensors that the merged model does not have
+    whole               KEY → SHA-256 of the dropped tensors (older files have none)
     copies              KEY → SHA-256 of every tensor that the merge did not touch
     headers, texts      the original headers of shards, and the original texts of other files that the merge changed
     digest              SHA-256 of headers and texts (older files have none)
@@ -135,6 +136,8 @@ class MergeUndo:
         The JSON entries of all tensors that changed, by key.
     dropped : mapping of str to LazyArray
         Tensors of the base that the merged model does not have.
+    whole : mapping of str to str
+        SHA-256 of dropped tensors, by key.
     copies : mapping of str to str
         SHA-256 of the tensors that did not change, by key.
     headers, texts : mapping of str to str
@@ -144,6 +147,7 @@ class MergeUndo:
     entries: Mapping[str, Mapping[str, Any]]
     arrays: Mapping[str, LazyArray]
     dropped: Mapping[str, LazyArray]
+    whole: Mapping[str, str]
     copies: Mapping[str, str]
     headers: Mapping[str, str]
     texts: Mapping[str, str]
@@ -192,9 +196,10 @@ def parse_undo(arrays: Mapping[str, LazyArray], content: Mapping[str, Any]) -> M
             f"is an undo file of version {content.get('version')!r}, and this loralens reads up to {WITH_CODES}",
             fix="unmerge with the loralens that wrote it",
         )
-    parts = {name: content.get(name) for name in ("tensors", "copies", "headers", "texts")}
+    content = {"whole": {}, **content}
+    parts = {name: content.get(name) for name in ("tensors", "copies", "headers", "texts", "whole")}
     missing = [name for name, part in parts.items() if not isinstance(part, dict)]
-    texts = ("copies", "headers", "texts")
+    texts = ("copies", "headers", "texts", "whole")
     # Hashes and texts come from a file, so their types are checked before they are used.
     if not missing and not all(isinstance(text, str) for name in texts for text in content[name].values()):
         missing = ["texts"]
@@ -206,7 +211,7 @@ def parse_undo(arrays: Mapping[str, LazyArray], content: Mapping[str, Any]) -> M
     if content.get("digest", written) != written:
         raise FormatError("its headers and texts do not match their digest", fix=_DAMAGED)
     return MergeUndo(
-        content["tensors"], arrays, {key: arrays[f"{key}#whole"] for key in dropped},
+        content["tensors"], arrays, {key: arrays[f"{key}#whole"] for key in dropped}, content["whole"],
         content["copies"], content["headers"], content["texts"],
     )  # fmt: skip
 

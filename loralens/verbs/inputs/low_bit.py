@@ -3,8 +3,6 @@
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
 
 from loralens.choices import MergeBits
 from loralens.core.adapter import Adapter
@@ -16,8 +14,7 @@ from loralens.errors import MismatchError, OptionError
 from loralens.formats.models.checkpoint import Checkpoint
 from loralens.merging.low_bit.apply import check_movable
 from loralens.merging.low_bit.dequantised import decoded_block
-from loralens.merging.plan import MergePlan, TensorPlan, as_matrix
-from loralens.merging.recast import recast
+from loralens.merging.plan import MergePlan
 
 # Endings of names of models of a few bits, as their makers write them.
 _FEW_BITS = re.compile(r"[-_. ](bnb|gguf|gptq|awq|exl2|mlx|fp4|nf4|int4|int8|[2-8]bit|w[48]a\d+|i?q\d\w*)(?![a-z0-9])")
@@ -45,7 +42,7 @@ def check_bits(
         layouts = " and ".join(kinds)
         if bits is None and dtype is None:
             raise OptionError(
-                f"{base}: its weights are codes of a few bits ({layouts})",
+                f"{base}: its weights are quantised ({layouts}): they are codes of a few bits",
                 fix="give --bits keep, which moves the codes, or --dtype bf16, which writes floats",
             )
         if bits not in (None, "keep"):
@@ -92,37 +89,6 @@ def check_codes(plan: MergePlan, coded: Mapping[str, CodedWeight]) -> None:
                 f"{key}: the merged model needs it as a tensor of its own, and the base does not store it",
                 fix="write the merged model in floats: --dtype bf16; or keep the tie with --no-untie",
             )
-
-
-def decoded_plan(
-    plan: MergePlan, checkpoint: Checkpoint, stored: Mapping[str, LazyArray], dtype: str, config: Mapping[str, Any]
-) -> MergePlan:
-    """The plan of a merge that writes a low-bit base in floats: decoded weights replace what they are stored in.
-
-    Parameters
-    ----------
-    plan : MergePlan
-        Made for the decoded weights.
-    checkpoint : Checkpoint
-    stored : mapping of str to LazyArray
-        All tensors of the base, as stored.
-    dtype : str
-        NumPy's name of the dtype.
-    config : mapping
-        ``config.json``.
-    """
-    tensors = dict(plan.tensors)
-    for key, weight in checkpoint.coded.items():
-        planned = tensors.get(key) or TensorPlan(key, None, as_matrix(weight.shape))
-        # The numbers of the base are not in the merged ones, so undoing needs the stored tensor as a whole.
-        replacement = weight.floats() if planned.replacement is None else planned.replacement
-        tensors[key] = replace(planned, base=stored.get(key), replacement=replacement)
-    floats = {key: tensor for key, tensor in checkpoint.tensors.items() if key not in checkpoint.coded}
-    without = tuple(key for key in stored if key not in checkpoint.tensors)
-    widened = recast(replace(plan, tensors=tensors), floats, dtype, scales={}, without=without, config=config)
-    fields = {"quantization_config": None} if "quantization_config" in config else {}
-    text = f"{len(checkpoint.coded)} weights of a few bits become {dtype}"
-    return replace(widened, config={**widened.config, **fields}, notes=(*widened.notes, text))
 
 
 def names_few_bits(name: str | None) -> bool:

@@ -17,7 +17,6 @@ from loralens.formats.files.apart import Input, adapter_inputs
 from loralens.formats.files.container import read_json
 from loralens.formats.files.json_text import dumps
 from loralens.formats.models.checkpoint import model_config, open_checkpoint, resolve_path, stores_conv1d
-from loralens.formats.models.float8 import Float8Scales, scales_of
 from loralens.formats.models.gguf_writer import float_dtypes
 from loralens.formats.models.model_files import CONFIG, ModelFiles, model_files
 from loralens.formats.models.model_writer import Change
@@ -26,7 +25,7 @@ from loralens.merging.plan import MergePlan
 from loralens.merging.recast import recast, recast_dtype
 from loralens.verbs.inputs.adapters import Reading, labels, path_of, read_adapter
 from loralens.verbs.inputs.bases import ModelPath, warn_of_bases
-from loralens.verbs.inputs.low_bit import check_bits, check_codes, decoded_plan
+from loralens.verbs.inputs.low_bit import check_bits, check_codes
 from loralens.verbs.inputs.weighted import Pair
 
 
@@ -73,6 +72,8 @@ class MergeInputs:
         The dtype that was asked for, for the whole model.
     coded : mapping of str to CodedWeight
         The weights whose codes the merge moves, by the keys of the plan; empty if it writes floats.
+    decoded : mapping of str to CodedWeight
+        The weights that the base stores as codes of a few bits and the merge takes as floats.
     """
 
     base: str
@@ -82,6 +83,7 @@ class MergeInputs:
     adapters: Sequence[WeightedAdapter]
     dtype: str | None = None
     coded: Mapping[str, CodedWeight] = field(default_factory=dict)
+    decoded: Mapping[str, CodedWeight] = field(default_factory=dict)
 
     @property
     def planned(self) -> dict[str, str]:
@@ -146,6 +148,7 @@ def read_merge_inputs(
     untie: bool | None = None,
     dtype: str | None = None,
     bits: MergeBits | None = None,
+    decoded: bool = False,
 ) -> MergeInputs:
     """Read the adapters, open the base, and plan the merge. No number of the base is read yet.
 
@@ -165,15 +168,18 @@ def read_merge_inputs(
         NumPy's name of the dtype of the merged model; by default every tensor keeps its own.
     bits : str, optional
         ``keep``: the weights of a low-bit base stay codes.
+    decoded : bool
+        Take weights that are stored as codes of a few bits as float32 even without a dtype, to compare with them.
 
     Raises
     ------
     FormatError
-        A file cannot be read, the base is quantised, or an adapter was trained on a changed base.
+        A file cannot be read, or an adapter was trained on a changed base.
     MismatchError
         Adapters and base do not fit together.
     OptionError
-        A glob pattern matches no module, or an option contradicts the adapters.
+        A glob pattern matches no module, an option contradicts the adapters, or the base stores codes of a few bits and
+        nothing says what the merged model stores.
     """
     names = labels([source for source, _ in adapters])
     weighted: list[WeightedAdapter] = []
@@ -185,27 +191,29 @@ def read_merge_inputs(
     path = Path(base)
     checkpoint = open_checkpoint(path)
     files, config = model_files(resolve_path(path)), model_config(path) or {}
-    check_bits(str(base), checkpoint, [term.adapter for term in weighted], bits=bits, dtype=dtype)
-    with place(base):
-        scales = Float8Scales({}, ()) if checkpoint.coded else scales_of(files.tensors, config)
+    if not decoded:
+        check_bits(str(base), checkpoint, [term.adapter for term in weighted], bits=bits, dtype=dtype)
+    scales = {key: scale for key, (_, scale) in checkpoint.float8.items()}
     # The scales of float8 weights are not weights, and would look like tensors that nothing adapts. Neither are the
     # codes of low-bit weights, which are planned as the numbers that they stand for.
-    floats = {key: tensor for key, tensor in files.tensors.items() if key not in scales.keys}
+    tensors = {
+        key: tensor if key in checkpoint.coded else files.tensors[key] for key, tensor in checkpoint.tensors.items()
+    }
     try:
         planned = plan_merge(
             [(term.adapter, term.weight) for term in weighted],
-            checkpoint.tensors if checkpoint.coded else floats,
+            tensors,
             config=config,
             conv1d=stores_conv1d(path),
             allow_missing=allow_missing,
             untie=untie,
             dtype=dtype,
-            scales=scales.spread,
+            scales=scales,
         )
     except LoraLensError as error:
         # A FormatError is about an adapter alone; every other error is about an adapter and this base.
         raise error.at(", ".join(names) if isinstance(error, FormatError) else str(base)) from None
-    if checkpoint.coded and bits == "keep":
+    if bits == "keep":
         coded = {key: weight for key, weight in checkpoint.coded.items() if key in planned.tensors}
         with place(base):
             check_codes(planned, coded)
@@ -214,19 +222,21 @@ def read_merge_inputs(
     if files.gguf:
         # The writer decodes what the merge does not change; vectors stay float32, as llama.cpp wants them.
         kinds = float_dtypes(files.gguf, np.dtype(dtype)) if dtype else {}
-        own = {key: kinds.get(key, tensor.dtype) for key, tensor in planned.tensors.items()}
-        return MergeInputs(str(base), files, planned, own, weighted, dtype)
-    if checkpoint.coded:
-        assert dtype is not None
-        planned = decoded_plan(planned, checkpoint, files.tensors, dtype, config)
-    else:
-        planned = recast(planned, files.tensors, dtype, scales=scales.spread, without=scales.keys, config=config)
-    # This comes last, after the tensors were added of which only the dtype changes.
-    dtypes = {
-        key: np.dtype(dtype) if key in checkpoint.coded else recast_dtype(tensor, dtype)
-        for key, tensor in planned.tensors.items()
-    }
-    return MergeInputs(str(base), files, planned, dtypes, weighted, dtype)
+        dtypes = {key: kinds.get(key, tensor.dtype) for key, tensor in planned.tensors.items()}
+        return MergeInputs(str(base), files, planned, dtypes, weighted, dtype, {}, checkpoint.coded)
+    codes = {weight.stored for weight in checkpoint.coded.values()}
+    planned = recast(
+        planned,
+        tensors,
+        dtype,
+        scales=scales,
+        coded=checkpoint.coded,
+        without=[key for key in files.tensors if key not in tensors or key in codes],
+        config=config,
+    )
+    # This comes after recast, which adds the tensors of which only the dtype changes.
+    dtypes = {key: recast_dtype(tensor, dtype) for key, tensor in planned.tensors.items()}
+    return MergeInputs(str(base), files, planned, dtypes, weighted, dtype, {}, checkpoint.coded)
 
 
 def _select_modules(adapter: Adapter, label: str, modules: Sequence[str]) -> Adapter:

@@ -28,7 +28,8 @@ from loralens.linalg.device import Device
 from loralens.merging.apply import prepare_merge
 from loralens.merging.low_bit.apply import CodeRounding, prepare_codes
 from loralens.merging.low_bit.record import CodesRecorder
-from loralens.merging.record import MergeRecorder, TensorRecord, feed_hash
+from loralens.merging.matrix import blocks_of
+from loralens.merging.record import MergeRecorder, TensorRecord, feed_hash, hash_rows
 from loralens.merging.rounding import MergeRounding
 from loralens.merging.summary import (
     Hashed,
@@ -47,6 +48,8 @@ from loralens.verbs.outputs.model_copy import bytes_of_copy, write_copy
 from loralens.version import __version__
 
 THREADS = processor_count()
+# Files that say how a model is quantised, beside config.json: of AutoGPTQ, AutoAWQ and modelopt.
+SETTINGS = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 NAMED = 5  # most files that a message names; the others are counted
 
 
@@ -173,6 +176,8 @@ class MergeRun:
 
         # The records of an earlier merge into this base wait in before/, from where unmerging moves them back.
         ours = [name for name in files.companions if name in (NAME, CERTIFICATE) or name.startswith(BEFORE)]
+        # Programs would take a model of floats for one of codes.
+        ours += [name for name in files.companions if self.inputs.plan.dropped and name in SETTINGS]
         total = bytes_of_copy(files, self._changes, self.inputs.dtype)
         # Patches wait on the output's disk until all are known, so that memory does not grow with the model.
         with Spool(output.absolute().parent) as spool, keep_files(outside, output), progress("merging", total) as step:
@@ -184,8 +189,9 @@ class MergeRun:
                 fill=self._fill,
                 dtype=self.inputs.dtype,
                 watch=self._hash_copy if self.hashes else None,
-                # The scales of float8 weights that are written in another dtype.
-                dropped=self.inputs.plan.dropped,
+                # The scales and codes of weights that are written as floats; some codes have the key of their weight.
+                dropped=[key for key in self.inputs.plan.dropped if key not in self._changes],
+                homes={key: weight.stored for key, weight in self.inputs.decoded.items()},
                 texts=self.inputs.texts(),
                 names={name: BEFORE + name for name in ours},
                 write_beside=write_beside,
@@ -318,6 +324,7 @@ class MergeRun:
             "tensors": dict(sorted(self.entries.items())),
             "copies": {key: hashed.hexdigest() for key, hashed in sorted(self.digests.items())},
             **originals,
+            "whole": {key: hash_rows(blocks_of(tensors[key])) for key in self.inputs.plan.dropped},
             # The tensors have hashes of their own; this one is of the texts and headers.
             "digest": text_digest(originals["headers"], originals["texts"]),
         }
@@ -338,7 +345,8 @@ class MergeRun:
         if side == "base":
             for key in dropped:
                 digests[key] = sha256()
-                feed_hash(digests[key], tensors[key].read())
+                for rows in blocks_of(tensors[key]):
+                    feed_hash(digests[key], rows)
         copies = {
             key: Hashed(str(tensors[key].dtype), tensors[key].shape, hashed.hexdigest())
             for key, hashed in digests.items()

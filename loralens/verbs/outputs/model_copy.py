@@ -29,6 +29,7 @@ def write_copy(
     dtype: str | None = None,
     watch: Watch | None = None,
     dropped: Collection[str] = (),
+    homes: Mapping[str, str] | None = None,
     headers: Mapping[str, bytes] | None = None,
     texts: Mapping[str, str] | None = None,
     without: Collection[str] = (),
@@ -42,7 +43,7 @@ def write_copy(
     """Write a changed copy of a model; the options are those of `write_model`.
 
     ``dtype`` is NumPy's name of the dtype of a copy in floats, which only the writer of GGUF needs: elsewhere the
-    changes say it. Dropped keys and headers are of safetensors alone.
+    changes say it. Dropped keys, homes and headers are of safetensors alone.
     """
     common: dict[str, Any] = {
         "fill": fill,
@@ -59,4 +60,4 @@ def write_copy(
     if files.gguf:
         write_gguf(files, target, changes=changes.keys(), dtype=np.dtype(dtype) if dtype else None, **common)
     else:
-        write_model(files, target, changes=changes, dropped=dropped, headers=headers, **common)
+        write_model(files, target, changes=changes, dropped=dropped, homes=homes, headers=headers, **common)

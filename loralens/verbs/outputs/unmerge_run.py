@@ -17,8 +17,7 @@ from loralens.formats.records.merged import BEFORE, CERTIFICATE
 from loralens.formats.records.undo import NAME, read_undo
 from loralens.linalg.device import Device
 from loralens.merging.low_bit.restore import restore_codes
-from loralens.merging.matrix import MatrixRows
-from loralens.merging.plan import as_matrix
+from loralens.merging.matrix import blocks_of
 from loralens.merging.record import feed_hash
 from loralens.merging.undo.layout import WITH_CODES, parse_undo
 from loralens.merging.undo.restore import restore_tensor
@@ -178,7 +177,7 @@ class UnmergeRun:
         """The rows of one tensor of the base; those of a copied tensor are hashed."""
         with place(key):
             if key in self.undo.dropped:
-                yield self.undo.dropped[key].read()
+                yield from self._dropped(key)
             elif key in self.undo.entries:
                 undo = self.undo.tensor(key)
                 if undo.weight:
@@ -188,9 +187,18 @@ class UnmergeRun:
                     yield from restore_tensor(undo, self.tensors[key], device=self.device)
             else:
                 tensor = self.tensors[key]
-                for rows in MatrixRows(tensor, as_matrix(tensor.shape)).blocks():
+                for rows in blocks_of(tensor):
                     self._hash_copy(key, rows)
                     yield rows
+
+    def _dropped(self, key: str) -> Iterator[Array]:
+        """The rows of a tensor that the merged model does not have."""
+        digest = sha256()
+        for rows in blocks_of(self.undo.dropped[key]):
+            feed_hash(digest, rows)
+            yield rows
+        if self.undo.whole.get(key, digest.hexdigest()) != digest.hexdigest():
+            raise MismatchError("is not the tensor of the base", fix=DAMAGED)
 
     def _hash_copy(self, key: str, rows: Array) -> None:
         feed_hash(self._digests.setdefault(key, sha256()), rows)

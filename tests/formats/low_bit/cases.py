@@ -182,7 +182,7 @@ def four_bit_floats(form, shape=(12, 96)):
     size = 32 if form == "MXFP4" else 16
     codes = some_bytes(form, rows, columns // 2)
     if form == "MXFP4":
-        scales = some_bytes("exponents", rows, columns // size) % 40 + 100
+        scales = some_bytes("exponents", rows, columns // size) % 12 + 116
         steps = np.ldexp(f32(1), scales.astype(int) - 127).astype(f32)
         tensors, layout = {"a.weight_packed": codes, "a.weight_scale": scales}, "compressed-tensors MXFP4"
     else:
@@ -204,8 +204,23 @@ def four_bit_floats(form, shape=(12, 96)):
     return Case(layout, "a.weight", tensors, W, next(iter(tensors)))
 
 
+def mlx_floats(mode, shape=(12, 96)):
+    """The same numbers as those of compressed-tensors, but NVFP4 without a scale of the whole."""
+    case = four_bit_floats(mode.upper(), shape)
+    size, codes, scales = (32 if mode == "mxfp4" else 16), *list(case.tensors.values())[:2]
+    if mode == "nvfp4":
+        steps, W = scales.astype(f32), np.empty(shape, f32)
+        for o, i in np.ndindex(*shape):
+            byte = int(codes[o, i // 2])
+            W[o, i] = f32(E2M1[byte & 15 if i % 2 == 0 else byte >> 4]) * steps[o, i // size]
+        case.W = W
+    tensors = {"a.weight": codes.view(np.uint32), "a.scales": scales.view(np.uint8)}
+    config = {"quantization": {"group_size": size, "bits": 4, "mode": mode}}
+    return Case(f"MLX {mode.upper()}", "a.weight", tensors, case.W, "a.weight", config, facts={"mode": mode})
+
+
 def stack(experts=2, rows=6, groups=3):
-    codes, scales = some_bytes("stack", experts, rows, groups, 16), some_bytes("ss", experts, rows, groups) % 40 + 100
+    codes, scales = some_bytes("stack", experts, rows, groups, 16), some_bytes("ss", experts, rows, groups) % 12 + 116
     W = np.empty((experts, groups * 32, rows), f32)
     for e, i, o in np.ndindex(*W.shape):
         byte = int(codes[e, o, i // 32, i % 32 // 2])
@@ -245,5 +260,7 @@ CASES = {
     "mxfp4": lambda: four_bit_floats("MXFP4"),
     "nvfp4": lambda: four_bit_floats("NVFP4"),
     "nvfp4 of modelopt": lambda: four_bit_floats("modelopt"),
+    "mxfp4 of mlx": lambda: mlx_floats("mxfp4"),
+    "nvfp4 of mlx": lambda: mlx_floats("nvfp4"),
     "mxfp4 of gpt-oss": stack,
 }

@@ -139,6 +139,12 @@ def test_a_module_of_mlx_may_have_bits_of_its_own(tmp_path):
     assert [weight.layout for weight in found.coded.values()] == ["MLX 4-bit", "MLX 8-bit"]
 
 
+def test_scales_of_activations_are_not_among_the_tensors(tmp_path):
+    case = CASES["nvfp4"]()
+    case.tensors |= {"a.input_global_scale": np.ones(1, np.float32), "a.k_scale": np.ones((), np.float32)}
+    assert set(open_checkpoint(write(tmp_path, case.tensors)).tensors) == {"a.weight"}
+
+
 def test_gptq_may_keep_its_settings_in_a_file_of_its_own(tmp_path):
     case = CASES["gptq"]()
     write(tmp_path, case.tensors)

@@ -133,6 +133,17 @@ def test_mlx_decodes_to_the_same_numbers(name, tmp_path):
     same_bits(read(case, tmp_path), np.array(theirs))
 
 
+@pytest.mark.live
+@pytest.mark.parametrize("mode", ["mxfp4", "nvfp4"])
+def test_mlx_decodes_e2m1_to_the_same_numbers(mode, tmp_path):
+    mx = pytest.importorskip("mlx.core")
+    case = CASES[f"{mode} of mlx"]()
+    codes, scales = (mx.array(case.tensors[f"a.{part}"]) for part in ("weight", "scales"))
+    size = case.config["quantization"]["group_size"]
+    theirs = mx.dequantize(codes, scales, group_size=size, bits=4, mode=mode, dtype=mx.float32)
+    same_bits(read(case, tmp_path), np.array(theirs))
+
+
 def test_transformers_decodes_gpt_oss_to_the_same_numbers(tmp_path):
     integration = pytest.importorskip("transformers.integrations.mxfp4")
     case = CASES["mxfp4 of gpt-oss"]()

@@ -27,6 +27,7 @@ from loralens.formats.models.low_bit.parts import (
     Config,
     Found,
     Tensors,
+    beside,
     bits_of,
     part,
     whole,
@@ -146,7 +147,7 @@ def _weight(stored: Tensors, module: str, code_key: str) -> Found:
         pack=parts.pack,
         highest=(1 << bits) - 1,
     )
-    return Found(f"{module}.weight", weight.weight(), keys)
+    return Found(f"{module}.weight", weight.weight(), (*keys, *beside(stored, module)))
 
 
 def _bits(words: int, columns: int) -> int:

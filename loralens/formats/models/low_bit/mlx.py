@@ -4,7 +4,8 @@
     x.scales        (…, out, in/group), often negative
     x.biases        the same shape
 
-W = code·scale + bias. ``quantization`` of config.json states ``bits`` and ``group_size``, also for single modules.
+W = code·scale + bias. ``quantization`` of config.json states ``bits`` and ``group_size``, also for single modules. Its
+``mode`` may be mxfp4 or nvfp4; such weights are those of `loralens.formats.models.low_bit.e2m1`.
 """
 
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import numpy as np
 
 from loralens.core.lazy import Array, LazyArray
 from loralens.errors import FormatError, place
+from loralens.formats.models.low_bit.e2m1 import BYTES, MX, NV, Steps, float8, matrix, powers
 from loralens.formats.models.low_bit.grouped import Block, GroupedWeight, Groups
 from loralens.formats.models.low_bit.packing import Bytes, bytes_of, pack, unpack
 from loralens.formats.models.low_bit.parts import (
@@ -33,6 +35,8 @@ from loralens.formats.models.low_bit.parts import (
 END = ".scales"
 WORDS = frozenset({np.dtype(np.uint32)})
 BITS = (2, 3, 4, 5, 6, 8)  # of mlx's affine mode
+# mode → columns of a group, and the steps of its scales
+FLOAT_MODES: dict[str, tuple[int, Steps]] = {"mxfp4": (MX, powers), "nvfp4": (NV, float8)}
 
 
 def find(stored: Tensors, config: Config | None) -> Iterator[Found]:
@@ -53,7 +57,15 @@ def find(stored: Tensors, config: Config | None) -> Iterator[Found]:
 
 
 def _weight(stored: Tensors, module: str, key: str, scale_key: str, config: Config | None) -> Found:
-    bits, size = _settings(module, config)
+    stated = _settings(module, config)
+    mode = stated.get("mode", "affine")
+    if isinstance(mode, str) and mode in FLOAT_MODES:
+        size, steps = FLOAT_MODES[mode]
+        keys: tuple[str, ...] = (key, scale_key)
+        return matrix(stored, module, keys, f"MLX {mode.upper()}", size=size, scale_types=BYTES, steps=steps)
+    if mode != "affine":
+        raise FormatError(f"its weights are quantised: MLX {ascii(mode)[1:-1][:40]}", fix=SIBLING)
+    bits, size = _widths(stated)
     codes, bias_key = part(stored, key, WORDS), f"{module}.biases"
     if codes.ndim < 2:
         raise FormatError(f"its codes have the shape {codes.shape}", fix=AGAIN)
@@ -77,14 +89,16 @@ def _weight(stored: Tensors, module: str, key: str, scale_key: str, config: Conf
     return Found(key, weight.weight(), keys)
 
 
-def _settings(module: str, config: Config | None) -> tuple[int, int]:
-    """The bits and the group size of a module."""
+def _settings(module: str, config: Config | None) -> Config:
+    """The settings of a module."""
     stated = section(config, "quantization") or section(config, "quantization_config")
     own = stated.get(module)
-    stated = {**stated, **(own if isinstance(own, dict) else {})}
-    mode = stated.get("mode", "affine")
-    if mode != "affine":
-        raise FormatError(f"its weights are quantised: MLX {ascii(mode)[1:-1][:40]}", fix=SIBLING)
+    # A module's own settings do not take their mode from the others.
+    return {**stated, "mode": "affine", **own} if isinstance(own, dict) else stated
+
+
+def _widths(stated: Config) -> tuple[int, int]:
+    """The bits of a code, and the columns of a group."""
     bits, size = whole(stated.get("bits")), whole(stated.get("group_size"))
     if bits not in BITS or size is None:
         what = "its weights are quantised: MLX, and config.json states no bits and group_size under quantization"

@@ -43,7 +43,7 @@ def unpack(data: Bytes, bits: int, count: int) -> Bytes:
 
 
 def pack(codes: Array, bits: int, size: int) -> Bytes:
-    """The inverse of `unpack`: ``size`` bytes for every row of codes; codes that are missing in the last bytes are 0."""
+    """The inverse of `unpack`: ``size`` bytes for every row of codes; bits without a code are 0."""
     if 8 % bits == 0:
         held = 8 // bits
         narrow = np.zeros((*codes.shape[:-1], size * held), np.uint8)

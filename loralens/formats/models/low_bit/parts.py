@@ -9,6 +9,7 @@ import numpy as np
 
 from loralens.core.lazy import LazyArray
 from loralens.errors import FormatError
+from loralens.formats.models.float8 import BESIDE
 from loralens.formats.models.low_bit.coded_weight import CodedWeight
 
 Tensors = Mapping[str, LazyArray]
@@ -67,6 +68,11 @@ def single(stored: Tensors, key: str, dtypes: Collection[np.dtype[Any]]) -> Lazy
     if tensor.size != 1:
         raise FormatError(f"{key} has the shape {tensor.shape}, where one number belongs", fix=AGAIN)
     return tensor.reshape(1)
+
+
+def beside(stored: Tensors, module: str) -> tuple[str, ...]:
+    """The keys of a module's scales of activations and of the cache, which its weight does not depend on."""
+    return tuple(key for name in (*BESIDE, "input_global_scale") if (key := f"{module}.{name}") in stored)
 
 
 def bits_of(stored: Tensors, keys: Collection[str], shape: Shape) -> float:
