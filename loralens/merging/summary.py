@@ -95,7 +95,8 @@ def total_entry(records: Sequence[TensorRecord]) -> dict[str, Any]:
     size = sum(record.patch_bytes for record in patched)
     weights = sum(record.plan.base.size for record in patched if record.plan.base is not None)
     return {
-        "tensors": len(records),
+        # A weight that becomes codes is stored in several tensors.
+        "tensors": len({record.plan.key for record in records}),
         "gain": _mean([(part.gain, part.norm) for part in parts]),
         "relative_error": _root_mean([(part.error, part.norm) for part in parts]),
         "subspace_error": _root_mean([(part.subspace_error, part.norm) for part in parts]),
@@ -170,8 +171,8 @@ def hashed_tensors(
     tensors = dict(copies)
     for record in records:
         base, coded = record.plan.base, record.stored
-        if coded is not None:
-            # A merge into codes keeps dtype and shape of the stored tensor.
+        if coded is not None and (side == "merged" or record.against == "codes"):
+            # A merge that moves codes keeps dtype and shape of the stored tensor.
             digest = record.merged_hash if side == "merged" else record.base_hash
             tensors[coded.key] = Hashed(str(coded.dtype), coded.shape, digest)
         elif side == "merged":

@@ -204,13 +204,11 @@ def merge(
         _record_file(target, path, name, folder=inputs.files.root.is_dir())
         for path, name in ((undo, NAME), (certificate, CERTIFICATE))
     )
-    if inputs.files.gguf and inputs.dtype:
+    if inputs.quantised or (inputs.files.gguf and inputs.dtype):
         if undo is not None and undo_file is not None:
-            raise OptionError(
-                "a GGUF model in floats has no undo file: all of it is written anew", fix="leave out --undo"
-            )
+            raise OptionError("such a merge has no undo file: all weights are written anew", fix="leave out --undo")
         undo_file = None
-        note("no undo file is written: the codes of the base are not in the result, so keep the base")
+        note("no undo file is written: what the base stores is not in the result, so keep the base")
     # Measuring is the only purpose of a dry run.
     measured = dry_run or measure or certificate_file is not None
     run = MergeRun(
@@ -230,7 +228,7 @@ def merge(
     result = MergeResult(target, measured, inputs.plan, run.modules(), run.certificate())
     if inputs.coded:
         warn_of_noise(result.modules)
-    else:
+    elif not inputs.quantised:
         _warn_of_losses(result.modules, inputs, rounding)
     return result
 

@@ -1,6 +1,6 @@
 """The inputs of a merge, which `verify` and `unmerge` share: adapters with weights, the files of the base, the plan."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,13 @@ from loralens.formats.models.checkpoint import model_config, open_checkpoint, re
 from loralens.formats.models.gguf_writer import float_dtypes
 from loralens.formats.models.model_files import CONFIG, ModelFiles, model_files
 from loralens.formats.models.model_writer import Change
+from loralens.merging.low_bit.nf4 import PARTS, part_shape
 from loralens.merging.make_plan import plan_merge
 from loralens.merging.plan import MergePlan
 from loralens.merging.recast import recast, recast_dtype
 from loralens.verbs.inputs.adapters import Reading, labels, path_of, read_adapter
 from loralens.verbs.inputs.bases import ModelPath, warn_of_bases
-from loralens.verbs.inputs.low_bit import check_bits, check_codes
+from loralens.verbs.inputs.low_bit import check_bits, check_codes, part_of, quantised_plan
 from loralens.verbs.inputs.weighted import Pair
 
 
@@ -74,6 +75,10 @@ class MergeInputs:
         The weights whose codes the merge moves, by the keys of the plan; empty if it writes floats.
     decoded : mapping of str to CodedWeight
         The weights that the base stores as codes of a few bits and the merge takes as floats.
+    bits : str or None
+        The codes of the merged model; None for floats.
+    quantised : collection of str
+        The weights of floats that the merged model stores as new codes.
     """
 
     base: str
@@ -84,22 +89,30 @@ class MergeInputs:
     dtype: str | None = None
     coded: Mapping[str, CodedWeight] = field(default_factory=dict)
     decoded: Mapping[str, CodedWeight] = field(default_factory=dict)
+    bits: MergeBits | None = None
+    quantised: Collection[str] = ()
 
     @property
     def planned(self) -> dict[str, str]:
         """The key of every tensor that the merge writes → the key of its plan; of codes the two may differ."""
+        if self.bits == "nf4":
+            written = {key + part: key for key in self.plan.tensors if key in self.quantised for part in PARTS}
+            return written | {key: key for key in self.plan.tensors if key not in self.quantised}
         named = {} if self.files.gguf else self.coded
         return {named[key].stored if key in named else key: key for key in self.plan.tensors}
 
     def changes(self) -> dict[str, Change]:
         """Dtype and shape of every tensor that the merge writes. Those of codes are the ones of the base."""
         stored = self.files.stored
-        return {
-            written: Change(stored[written].dtype, stored[written].shape)
-            if key in self.coded
-            else Change(self.dtypes[key], self.plan.tensors[key].shape)
-            for written, key in self.planned.items()
-        }
+
+        def change(written: str, key: str) -> Change:
+            if key in self.coded:
+                return Change(stored[written].dtype, stored[written].shape)
+            if key in self.quantised:
+                return Change(*part_shape(part_of(written, key), self.plan.tensors[key]))
+            return Change(self.dtypes[key], self.plan.tensors[key].shape)
+
+        return {written: change(written, key) for written, key in self.planned.items()}
 
     @property
     def narrowest(self) -> str:
@@ -218,7 +231,12 @@ def read_merge_inputs(
         with place(base):
             check_codes(planned, coded)
         dtypes = {key: tensor.dtype for key, tensor in planned.tensors.items()}
-        return MergeInputs(str(base), files, planned, dtypes, weighted, None, coded)
+        return MergeInputs(str(base), files, planned, dtypes, weighted, None, coded, bits=bits)
+    if bits is not None:
+        with place(base):
+            planned, new = quantised_plan(planned, files, config, bits)
+        dtypes = {key: tensor.dtype for key, tensor in planned.tensors.items()}
+        return MergeInputs(str(base), files, planned, dtypes, weighted, bits=bits, quantised=new)
     if files.gguf:
         # The writer decodes what the merge does not change; vectors stay float32, as llama.cpp wants them.
         kinds = float_dtypes(files.gguf, np.dtype(dtype)) if dtype else {}

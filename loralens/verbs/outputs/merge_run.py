@@ -8,6 +8,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, Literal
 
+import numpy as np
+
 from loralens.choices import RoundingMode
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.messages import note
@@ -27,6 +29,7 @@ from loralens.formats.records.undo import NAME, Spool, write_undo
 from loralens.linalg.device import Device
 from loralens.merging.apply import prepare_merge
 from loralens.merging.low_bit.apply import CodeRounding, prepare_codes
+from loralens.merging.low_bit.nf4 import Nf4Recorder
 from loralens.merging.low_bit.record import CodesRecorder
 from loralens.merging.matrix import blocks_of
 from loralens.merging.record import MergeRecorder, TensorRecord, feed_hash, hash_rows
@@ -43,6 +46,7 @@ from loralens.merging.summary import (
 from loralens.merging.undo.layout import layout_version, pack_record, text_digest
 from loralens.merging.undo.patch import keep_in_memory
 from loralens.verbs.inputs.input_moments import SweepInputs
+from loralens.verbs.inputs.low_bit import part_of
 from loralens.verbs.inputs.merge_inputs import MergeInputs
 from loralens.verbs.outputs.model_copy import bytes_of_copy, write_copy
 from loralens.version import __version__
@@ -191,7 +195,7 @@ class MergeRun:
                 watch=self._hash_copy if self.hashes else None,
                 # The scales and codes of weights that are written as floats; some codes have the key of their weight.
                 dropped=[key for key in self.inputs.plan.dropped if key not in self._changes],
-                homes={key: weight.stored for key, weight in self.inputs.decoded.items()},
+                homes=self._homes(),
                 texts=self.inputs.texts(),
                 names={name: BEFORE + name for name in ours},
                 write_beside=write_beside,
@@ -202,6 +206,11 @@ class MergeRun:
             )
         if files.left_out:
             note(f"left out, as they hold weights that are not merged: {some(files.left_out, NAMED)}")
+
+    def _homes(self) -> dict[str, str]:
+        """New key → a key of the base in whose shard it goes: of weights that become floats, and that become codes."""
+        floats = {key: weight.stored for key, weight in self.inputs.decoded.items()}
+        return {**floats, **{part: key for part, key in self._planned.items() if key in self.inputs.quantised}}
 
     def modules(self) -> list[MergedModule]:
         """How much of the update of every module arrived; empty if that was not measured."""
@@ -229,7 +238,7 @@ class MergeRun:
             "notes": list(inputs.plan.notes),
             "rounding": self._rounding(),
             "dtype": inputs.dtype or "keep",
-            **({"bits": "keep"} if inputs.coded else {}),
+            **({"bits": inputs.bits} if inputs.bits else {}),
             "modules": module_entries(merged_modules(records)),
             "total": total_entry(records),
             **({} if self.files is None else {FILES: self.files}),
@@ -243,7 +252,7 @@ class MergeRun:
 
     def _records(self) -> list[TensorRecord]:
         # In the order of the plan: threads finish in any order, and a certificate has to be reproducible.
-        return [self.records[key] for key in self.inputs.plan.tensors if key in self.records]
+        return [self.records[key] for key in self._planned if key in self.records]
 
     def _fill(self, key: str) -> Iterator[Array]:
         """The merged rows of one tensor. When the last of them was taken, the tensor's record is stored."""
@@ -257,9 +266,9 @@ class MergeRun:
                     arrays, self.entries[key] = pack_record(record)
                     self.arrays |= arrays
                 # Without the patch, which is in the spool now.
-                self.records[record.plan.key] = replace(record, patch=None)
+                self.records[key] = replace(record, patch=None)
 
-    def _recorder(self, key: str) -> MergeRecorder | CodesRecorder:
+    def _recorder(self, key: str) -> MergeRecorder | CodesRecorder | Nf4Recorder:
         """The recorder of the merge of one tensor, which looks at every block on its way to the file."""
         plan = self.inputs.plan.tensors[self._planned[key]]
         weight = self.inputs.coded.get(plan.key)
@@ -277,6 +286,10 @@ class MergeRun:
                 keep=keep,
                 ordered=self.inputs.files.gguf is not None,
             )
+        if plan.key in self.inputs.quantised:
+            merge_in_floats = prepare_merge(plan, dtype=np.float32, device=self.device)
+            part = part_of(key, plan.key)
+            return Nf4Recorder(merge_in_floats, part, hashes=self.hashes, fidelity=self.fidelity)
         return MergeRecorder(
             prepare_merge(
                 plan,
@@ -332,7 +345,7 @@ class MergeRun:
 
     def _written(self) -> set[str]:
         """The keys of the stored tensors that have a record."""
-        return {written for written, key in self._planned.items() if key in self.records}
+        return self._planned.keys() & self.records.keys()
 
     def _hashed(self, records: list[TensorRecord], side: Literal["base", "merged"]) -> dict[str, Hashed] | None:
         """The hashes of a model; None if not every tensor was hashed, as in a dry run, which copies nothing."""
