@@ -12,6 +12,7 @@ from loralens.linalg.factor import Floats
 from loralens.merging.fidelity import CodeFidelity, Fidelity, LossSums, dot
 from loralens.merging.low_bit.apply import CodesBlock, CodesMerge
 from loralens.merging.low_bit.clipping import clipped_share
+from loralens.merging.low_bit.stochastic import asked_moves
 from loralens.merging.plan import Slab
 
 # With so many entries a prediction is within 1 %; a sample of whole rows is as good as one of single entries.
@@ -44,8 +45,9 @@ class DrawPrediction:
     clipped: float = 0.0
     steps: float = 0.0
 
-    def take(self, grid: GridRows, D: Singles, moves: Floats) -> None:
-        """Add some rows, with their `asked_moves`."""
+    def take(self, grid: GridRows, D: Singles, moves: Floats | None = None) -> None:
+        """Add some rows; ``moves`` are their `asked_moves`, if these are known."""
+        moves = asked_moves(grid, D) if moves is None else moves
         clipped, size = clipped_share(grid, moves), np.abs(moves)
         wide, inside = D.astype(np.float64), clipped == 0
         # The number that one step stands for; a code whose step is 0 asks for no move, and what it should get is lost.
