@@ -157,3 +157,26 @@ def test_floats_have_no_codes_to_keep(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="no codes to keep"):
         loralens.merge(pair_adapter(), base=folder, output=tmp_path / "out", bits="keep")
     assert SHAPE == (48, 128)
+
+
+def test_the_adapter_and_the_seed_bring_nearly_every_code_back(base: Path, tmp_path: Path) -> None:
+    adapter = pair_adapter(5e-4)
+    loralens.merge(adapter, base=base, output=tmp_path / "out", bits="keep", seed=5)
+    result = loralens.unmerge(tmp_path / "out", adapter=adapter, output=tmp_path / "again")
+    assert result.doubt is not None
+    assert result.doubt.none == 0
+    before, again = stored(base), stored(tmp_path / "again")
+    wrong = sum(
+        np.count_nonzero(unpack(before[f"{name}.weight"]) != unpack(again[f"{name}.weight"])) for name in MODULES
+    )
+    # Wrong codes are among those that are counted as uncertain, and there are few.
+    assert wrong <= result.doubt.several < 0.05 * result.doubt.entries
+    other = loralens.unmerge(tmp_path / "out", adapter=pair_adapter(5e-2, seed=3), dry_run=True)
+    assert not other.answer
+
+
+def test_without_a_certificate_codes_are_not_subtracted(base: Path, tmp_path: Path) -> None:
+    loralens.merge(pair_adapter(), base=base, output=tmp_path / "out", bits="keep")
+    (tmp_path / "out" / CERTIFICATE).unlink()
+    with pytest.raises(OptionError, match="cannot be subtracted from codes"):
+        loralens.unmerge(tmp_path / "out", adapter=pair_adapter(), dry_run=True)

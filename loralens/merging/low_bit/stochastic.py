@@ -137,7 +137,9 @@ def _along_levels(grid: GridRows, levels: Singles, asked: Floats) -> Floats:
     up, down = np.append(inverse, inverse[-1]), np.insert(inverse, 0, inverse[0])
     # One look-up in both tables is twice as fast as a choice between two look-ups.
     with np.errstate(over="ignore"):
-        moves = asked * np.take(np.concatenate([up, down]), index + len(up) * (asked < 0).view(np.uint8), mode="clip")
+        moves: Floats = asked * np.take(
+            np.concatenate([up, down]), index + len(up) * (asked < 0).view(np.uint8), mode="clip"
+        )
     # A move of more than one gap crosses gaps of other sizes, so its end is looked up. These are few.
     if max(moves.max(initial=0.0), -moves.min(initial=0.0)) > 1:
         far = np.nonzero(np.abs(moves) > 1)

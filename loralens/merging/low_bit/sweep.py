@@ -61,11 +61,11 @@ class SweepMoments:
         """Rows ``start`` to ``stop`` of H, at some columns, times X (columns, m), with the same bits everywhere."""
         integers, exponents = _as_integers(X, self.bits)
         product = self.integers[start:stop, columns].astype(np.float64) @ integers
-        return np.ldexp(product, self.exponent[start:stop] + exponents)
+        return np.asarray(np.ldexp(product, self.exponent[start:stop] + exponents))
 
     def block(self, start: int, stop: int) -> Floats:
         """A square block of H on its diagonal."""
-        return np.ldexp(self.integers[start:stop, start:stop].astype(np.float64), self.exponent[start:stop])
+        return np.asarray(np.ldexp(self.integers[start:stop, start:stop].astype(np.float64), self.exponent[start:stop]))
 
 
 def sweep_moments(H: Array) -> SweepMoments:
@@ -130,7 +130,7 @@ def sweep_rows(grid: GridRows, codes: Codes, D: Singles, moments: SweepMoments) 
             if rows.size:
                 changes[j - start, rows] = change[rows]
                 # Columns before j are not visited again.
-                G[j + 1 : stop, rows] += H[j + 1 - start :, j - start, None] * change[rows]
+                G[j + 1 : stop, rows] += np.outer(H[j + 1 - start :, j - start], change[rows])
                 held[rows] += change[rows] * update[j, rows]
         for first in range(stop, len(G), PANEL):
             last = min(first + PANEL, len(G))
@@ -159,7 +159,7 @@ class _Columns:
         self._group = grid.group_of_column
 
     def _level(self, codes: Codes) -> Floats:
-        return codes.astype(np.float64) if self._levels is None else self._levels[codes - self._lowest]
+        return np.asarray(codes.astype(np.float64) if self._levels is None else self._levels[codes - self._lowest])
 
     def added(self) -> Floats:
         """What the codes add to the numbers of the base, float64, shape (columns, rows)."""
@@ -174,7 +174,7 @@ class _Columns:
             new = np.clip(np.rint(target), self._lowest, self._highest).astype(np.int16)
         else:
             new = (np.searchsorted(self._between, target) + self._lowest).astype(np.int16)
-        change = (self._level(new) - before) * self._step[group]
+        change: Floats = np.asarray((self._level(new) - before) * self._step[group])
         # Where the number stays, so does the code: +0 and −0 of FP4 are two codes of one number.
         self.codes[j] = np.where(change == 0, codes, new)
         return change
@@ -189,4 +189,4 @@ def _as_integers(X: Floats, bits: int) -> "tuple[Floats, np.ndarray[tuple[int, .
 def _exact_sum(X: Floats, Y: Floats, bits: int) -> Floats:
     """Σ X·Y over the columns, of both as integers, so that the order of the sum does not matter."""
     (x, of_x), (y, of_y) = _as_integers(X, bits), _as_integers(Y, bits)
-    return np.ldexp((x * y).sum(axis=0), (of_x + of_y)[0])
+    return np.asarray(np.ldexp((x * y).sum(axis=0), (of_x + of_y)[0]))

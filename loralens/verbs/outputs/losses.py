@@ -16,8 +16,8 @@ DAMAGED = 0.2
 # On a grid of few bits an error of several times the update is usual: the noise is spread over all inputs, and little
 # of it lies in the directions of the adapter. At 3 to 8 adapters kept 85 % and more, and at 22 they did not.
 NOISY = 15.0  # noise relative to the update from which the merge warns
-# Of codes 4 % of the gain is clipped as a rule.
-CLIPPED = 0.9
+# Of codes 4 % of the gain is clipped as a rule, and in small modules chance takes or gives as much again.
+CLIPPED = 0.8
 
 
 def is_damaged(fidelity: Fidelity) -> bool:
