@@ -17,7 +17,7 @@ PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist 
 SIZE-demo := torch and transformers (1.3 GB on disk, some 2 minutes)
 SIZE-test := torch, transformers and what the tests need (1.4 GB on disk, some 2 minutes)
 SIZE-dev  := all that checks and documents need (2.1 GB on disk, some 4 minutes)
-SIZE-live := MLX, the trainers of others and all that checks need (2.5 GB on disk, some 5 minutes)
+SIZE-live := MLX, bitsandbytes, compressed-tensors, the trainers of others and all that checks need (2.5 GB on disk, some 5 minutes)
 GPU       := pip chooses the torch; on Linux with libraries for GPUs, 3 GB more to download
 # The extras that contain an extra: where one of them is installed already, nothing is left to install.
 LARGER-demo := test dev live
@@ -56,7 +56,7 @@ paper: $(READY)-dev $(DATA)
 test: $(READY)-test $(DATA)
 	$(PYTEST) -m "not slow and not live"
 
-# Everything that needs neither the programs of the extra `oracles` nor those of `trainers`.
+# Everything that needs no program of the extras `oracles`, `quantised` and `trainers`.
 test-all: $(READY)-dev $(DATA)
 	$(PYTEST) -m "not live"
 

@@ -86,14 +86,23 @@ def module_entries(modules: Sequence[MergedModule]) -> list[dict[str, Any]]:
     return Table("", module_columns(modules), modules).records()
 
 
-def total_entry(records: Sequence[TensorRecord]) -> dict[str, Any]:
-    """The JSON object of the whole merge: gain and errors of all updates together, and the size of the undo patch."""
+def total_entry(records: Sequence[TensorRecord], *, kept_bytes: int = 0, kept_weights: int = 0) -> dict[str, Any]:
+    """The JSON object of the whole merge: gain and errors of all updates together, and the size of the undo patch.
+
+    Parameters
+    ----------
+    records : sequence of TensorRecord
+    kept_bytes : int
+        The bytes of stored tensors that the undo file keeps as they are, as the merged model does not have them.
+    kept_weights : int
+        The number of weights that are stored in these tensors alone.
+    """
     parts = [fidelity for record in records for fidelity in record.fidelity]
     entries = sum(part.entries for part in parts)
     # A patch that has been written to a file already is known by its size alone.
     patched = [record for record in records if record.patch is not None or record.patch_bytes]
-    size = sum(record.patch_bytes for record in patched)
-    weights = sum(record.plan.base.size for record in patched if record.plan.base is not None)
+    size = kept_bytes + sum(record.patch_bytes for record in patched)
+    weights = kept_weights + sum(record.plan.base.size for record in patched if record.plan.base is not None)
     return {
         # A weight that becomes codes is stored in several tensors.
         "tensors": len({record.plan.key for record in records}),
@@ -105,7 +114,7 @@ def total_entry(records: Sequence[TensorRecord]) -> dict[str, Any]:
         "predicted_relative_error": _root_mean([(part.predicted_error, part.norm) for part in parts]),
         "predicted_unmoved": _mean_share([(part.predicted_unmoved, part.entries) for part in parts]),
         "overflowed": sum(part.overflowed for part in parts),
-        "undo_bytes": size if patched else None,
+        "undo_bytes": size if patched or kept_bytes else None,
         "undo_bits_per_weight": 8 * size / weights if weights else None,
         **_code_totals(parts),
     }

@@ -12,6 +12,7 @@ import loralens
 from loralens.cli.main import main
 from loralens.core.scaling import Scaling
 from loralens.errors import MismatchError, OptionError
+from loralens.formats.files.container import read_safetensors
 from tests.bases import contents
 from tests.formats.low_bit.cases import CASES
 
@@ -88,14 +89,19 @@ def test_a_merge_into_floats_is_that_of_the_decoded_folder_and_comes_back(bases,
     assert [index["weight_map"][f"{own}.weight"][6:11] for own in NAMES] == ["00001", "00002"]
     assert set(index["weight_map"]) == set(merged)
     assert not (tmp_path / "coded" / "quant_config.json").exists()
-    result = loralens.verify(tmp_path / "coded", base=bases.coded, adapter=bases.adapter)
-    assert result.verdict == "exact"
-    assert result.others_changed == []
-    assert loralens.verify(tmp_path / "coded", base=bases.floats, adapter=bases.adapter).verdict == "exact"
+    for base in (bases.coded, bases.floats):
+        result = loralens.verify(tmp_path / "coded", base=base, adapter=bases.adapter)
+        # Every bit is as merged; where the weights are large, bfloat16 itself swallows a part of the update.
+        assert [verdict.different for verdict in result.modules] == [0]
+        assert result.others_changed == []
 
 
 def test_undo_restores_every_byte_of_the_codes(bases, tmp_path):
-    loralens.merge(bases.adapter, base=bases.coded, output=tmp_path / "merged", dtype="f32")
+    result = loralens.merge(bases.adapter, base=bases.coded, output=tmp_path / "merged", dtype="f32")
+    # The undo file keeps the codes and their scales as they are.
+    stored = [t for f in bases.coded.glob("*.safetensors") for t in read_safetensors(f).tensors.items()]
+    parts = [tensor.nbytes for key, tensor in stored if key.startswith("model.layers")]
+    assert result.certificate["total"]["undo_bytes"] >= sum(parts)
     loralens.unmerge(tmp_path / "merged", output=tmp_path / "back")
     assert contents(tmp_path / "back") == contents(bases.coded)
 

@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from hashlib import sha256
+from math import prod
 from pathlib import Path
 from threading import Lock
 from typing import Any, Literal
@@ -240,7 +241,7 @@ class MergeRun:
             "dtype": inputs.dtype or "keep",
             **({"bits": inputs.bits} if inputs.bits else {}),
             "modules": module_entries(merged_modules(records)),
-            "total": total_entry(records),
+            "total": total_entry(records, **self._kept()),
             **({} if self.files is None else {FILES: self.files}),
         }
 
@@ -249,6 +250,15 @@ class MergeRun:
         # The seed changes a bit only where something is drawn; a sweep starts from a draw.
         seed = {"seed": self.seed} if self.rounding in ("stochastic", "sweep") else {}
         return {"mode": self.rounding, **seed, **({"moments": self.moments.digest} if self.moments else {})}
+
+    def _kept(self) -> dict[str, int]:
+        """The bytes and weights of the tensors that the undo file keeps as they are."""
+        if not self.undo:
+            return {}
+        nbytes = sum(self.inputs.files.tensors[key].nbytes for key in self.inputs.plan.dropped)
+        # Without a dtype the codes stay, and nothing is dropped.
+        weights = sum(prod(weight.shape) for weight in self.inputs.decoded.values()) if nbytes else 0
+        return {"kept_bytes": nbytes, "kept_weights": weights}
 
     def _records(self) -> list[TensorRecord]:
         # In the order of the plan: threads finish in any order, and a certificate has to be reproducible.
@@ -331,13 +341,14 @@ class MergeRun:
         tensors, originals = self.inputs.files.tensors, self.inputs.originals()
         # A tensor that the merged model does not have cannot be restored by a patch.
         dropped = {f"{key}#whole": tensors[key] for key in self.inputs.plan.dropped}
+        whole = {key: hash_rows(blocks_of(tensors[key])) for key in self.inputs.plan.dropped}
         content = {
             "version": layout_version(self.entries),
             "adapters": self.adapters,
             "tensors": dict(sorted(self.entries.items())),
             "copies": {key: hashed.hexdigest() for key, hashed in sorted(self.digests.items())},
             **originals,
-            "whole": {key: hash_rows(blocks_of(tensors[key])) for key in self.inputs.plan.dropped},
+            **({"whole": whole} if whole else {}),
             # The tensors have hashes of their own; this one is of the texts and headers.
             "digest": text_digest(originals["headers"], originals["texts"]),
         }

@@ -1,6 +1,7 @@
 """Every low-bit layout: its numbers entry by entry, its grid, and its bytes from the codes of the grid."""
 
 import json
+from hashlib import sha256
 
 import ml_dtypes
 import numpy as np
@@ -11,7 +12,7 @@ from safetensors.numpy import save_file
 
 from loralens.formats.models.checkpoint import open_checkpoint, shapes
 from loralens.formats.models.low_bit.packing import pack, unpack
-from tests.formats.low_bit.cases import CASES, field_of, mlx, packed
+from tests.formats.low_bit.cases import CASES, field_of, gptq, mlx, packed
 
 
 def write(folder, tensors, config=None):
@@ -156,3 +157,19 @@ def test_gptq_without_g_idx_has_groups_of_neighbours(tmp_path):
     case = CASES["gptq"]()
     del case.tensors["a.g_idx"]
     same_bits(open_checkpoint(write(tmp_path, case.tensors, case.config)).tensors["a.weight"].read(), case.W)
+
+
+# The numbers that gptqmodel 7.7.0 (`dequantize_weight`, for "gptq" after `_correct_gptq_v1_qzeros`) and autoawq 0.2.9
+# (`dequantize_gemm`) give for these tensors with scales in float32: the first digits of their SHA-256, as (out, in).
+ORACLES = {
+    "gptq, 2 bits": "75419f2f325fbe42", "gptq": "2748241d6c851c7a", "gptq, 8 bits": "da25eca634cbaf4c",
+    "gptq v2": "a0943139eb71d93f", "awq": "43d23b269b9e96af",
+}  # fmt: skip
+ORDERS = {2: "f791fb174875d99b", 3: "947acbdf17f9bdfb", 4: "77031743bc37178d", 8: "17db4a99198ffe3f"}
+
+
+@pytest.mark.parametrize("name", [*ORACLES, *ORDERS])
+def test_the_numbers_are_those_of_gptqmodel_and_autoawq(name, tmp_path):
+    case = CASES[name]() if name in ORACLES else gptq(name, version="gptq_v2", order=True)
+    W = open_checkpoint(write(tmp_path, case.tensors, case.config)).tensors["a.weight"].read()
+    assert sha256(W.tobytes()).hexdigest()[:16] == (ORACLES | ORDERS)[name]

@@ -74,8 +74,9 @@ class Scales:
         first = start // self.block
         outer = self.nested.rows(first, -(-stop // self.block)).read().astype(np.float32)
         product = self.table.read().astype(np.float32)[stored]
-        product *= outer[np.arange(start, stop) // self.block - first]
-        product += np.float32(self.offset)
+        with np.errstate(invalid="ignore", over="ignore"):
+            product *= outer[np.arange(start, stop) // self.block - first]
+            product += np.float32(self.offset)
         return product
 
 
@@ -154,24 +155,25 @@ def _block(codes: LazyArray, scales: Scales, start: int, stop: int, *, width: in
     """The codes and steps of rows of ``width`` numbers each."""
     first, last = start * width, stop * width
     data = stored_bytes(codes, first // 2, -(-last // 2))
-    nibbles = np.stack((data >> 4, data & np.uint8(15)), axis=-1).reshape(-1)
+    nibbles = np.stack((data >> 4, data & np.uint8(15)), axis=-1).reshape(2 * len(data))
     # Rows of odd width may begin or end within a byte.
-    nibbles = nibbles[first % 2 :][: last - first].reshape(stop - start, width)
+    rows = nibbles[first % 2 :][: last - first].reshape(stop - start, width)
     places = np.arange(first, last, group) // block
     base = first // block
     read = scales.read(base, -(-last // block))
-    return Block(nibbles, read[places - base].reshape(stop - start, width // group))
+    return Block(rows, read[places - base].reshape(stop - start, width // group))
 
 
 def _pack(codes: LazyArray, first: int, stored: Array) -> Bytes:  # noqa: ARG001 - every layout has this form
     """The bytes of rows, or of the whole weight if rows are odd."""
     rows, width = stored.shape
-    flat = stored.astype(np.uint8).reshape(-1)
+    flat: Bytes = stored.astype(np.uint8).reshape(-1)
     if width % 2 == 0:
-        return ((flat[::2] << 4) | flat[1::2]).reshape(rows, width // 2)
+        joined: Bytes = (flat[::2] << np.uint8(4)) | flat[1::2]
+        return joined.reshape(rows, width // 2)
     # Of all rows: what the last bytes hold beyond the weight stays as it is.
     data = stored_bytes(codes, 0, codes.nbytes).copy()
-    high, low = flat[::2] << 4, flat[1::2]
+    high, low = flat[::2] << np.uint8(4), flat[1::2]
     data[: high.size] = high | (data[: high.size] & np.uint8(15))
     data[: low.size] = high[: low.size] | low
     return data

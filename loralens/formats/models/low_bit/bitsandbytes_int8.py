@@ -56,7 +56,7 @@ def _weight(key: str, codes: LazyArray, scales: LazyArray, bits: float) -> Coded
 
     def grid(start: int, stop: int) -> GridRows:
         stored = codes.rows(start, stop).read().astype(np.int16).reshape(stop - start, columns)
-        with np.errstate(over="ignore"):
+        with np.errstate(invalid="ignore", over="ignore"):
             step = scales_of(start, stop) * SHARE
         return GridRows(stored, step, None, np.zeros(columns, np.intp), lowest=-128, highest=127)
 

@@ -22,6 +22,7 @@ from loralens.formats.models.low_bit.packing import Bytes, bytes_of, pack, unpac
 from loralens.formats.models.low_bit.parts import (
     AGAIN,
     FLOATS,
+    INDICES,
     SIBLING,
     WORDS,
     Config,
@@ -37,7 +38,6 @@ from loralens.linalg.exact import Singles
 END = ".weight_packed"
 # Of other widths, older versions left gaps between words and newer ones leave none, and the file does not say which.
 BITS = (1, 2, 4, 8)
-INDICES = frozenset({np.dtype(np.int32), np.dtype(np.int64)})
 
 
 def find(stored: Tensors, config: Config | None) -> Iterator[Found]:  # noqa: ARG001 - every layout has this form

@@ -54,7 +54,7 @@ def find_packed(stored: Tensors, config: Config | None) -> Iterator[Found]:  # n
             scale_key, global_key = f"{module}.weight_scale", f"{module}.weight_global_scale"
             if global_key in stored:
                 divisor = single(stored, global_key, SINGLE)
-                keys = (key, scale_key, global_key)
+                keys: tuple[str, ...] = (key, scale_key, global_key)
                 steps = partial(_divided, divisor)
                 yield matrix(stored, module, keys, "compressed-tensors NVFP4", size=NV, scale_types=E4M3, steps=steps)
             else:
@@ -128,22 +128,24 @@ def find_stacks(stored: Tensors, config: Config | None) -> Iterator[Found]:  # n
 def powers(exponents: Array) -> Singles:
     """The steps of MXFP4."""
     with np.errstate(over="ignore"):
-        return np.ldexp(np.float32(1), exponents.astype(np.int32) - BIAS)
+        steps: Singles = np.ldexp(np.float32(1), exponents.astype(np.int32) - BIAS)
+        return steps
 
 
 def float8(scales: Array) -> Singles:
     """The steps that are stored as the bytes of float8 numbers."""
-    return scales.view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    steps: Singles = scales.view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    return steps
 
 
 def _divided(divisor: LazyArray, scales: Array) -> Singles:
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        return scales.astype(np.float32) / divisor.read()
+        return np.divide(scales.astype(np.float32), divisor.read(), dtype=np.float32)
 
 
 def _multiplied(factor: LazyArray, scales: Array) -> Singles:
     with np.errstate(invalid="ignore", over="ignore"):
-        return scales.astype(np.float32) * factor.read()
+        return np.multiply(scales.astype(np.float32), factor.read(), dtype=np.float32)
 
 
 def matrix(

@@ -23,6 +23,7 @@ from loralens.formats.models.low_bit.packing import Bytes, bytes_of, pack, unpac
 from loralens.formats.models.low_bit.parts import (
     AGAIN,
     FLOATS,
+    INDICES,
     SIBLING,
     WORDS,
     Config,
@@ -38,7 +39,6 @@ from loralens.linalg.exact import Singles
 END = ".qweight"
 BITS = (2, 3, 4, 8)
 ZERO_SHIFT = {"gptq": 1, "gptq_v2": 0}  # what is added to a stored zero, by checkpoint_format
-INDICES = frozenset({np.dtype(np.int32), np.dtype(np.int64)})
 # Packed matrices that stay in memory while the rows of their weights are read: one for each of the usual two threads.
 HELD = 2
 

@@ -75,13 +75,14 @@ def _weight(stored: Tensors, module: str, key: str, scale_key: str, config: Conf
     groups = (*shape[:-1], shape[-1] // size)
     scales, biases = part(stored, scale_key, FLOATS, groups), part(stored, bias_key, FLOATS, groups)
     keys = (key, scale_key, bias_key)
-    flat = [tensor.reshape(prod(shape[:-1]), tensor.shape[-1]) for tensor in (codes, scales, biases)]
+    rows = prod(shape[:-1])
+    flat_codes, flat_scales, flat_biases = (t.reshape(rows, t.shape[-1]) for t in (codes, scales, biases))
     weight = GroupedWeight(
         f"MLX {bits}-bit",
         shape,
         bits_of(stored, keys, shape),
         key,
-        block=partial(_block, *flat, bits=bits),
+        block=partial(_block, flat_codes, flat_scales, flat_biases, bits=bits),
         groups=partial(Groups.of_size, shape[-1], size),
         pack=partial(_pack, bits=bits, size=4 * codes.shape[-1]),
         highest=(1 << bits) - 1,

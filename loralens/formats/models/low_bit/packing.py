@@ -25,11 +25,11 @@ def unpack(data: Bytes, bits: int, count: int) -> Bytes:
         1 to 8.
     """
     if bits == 8:
-        return data[..., :count]
+        return np.asarray(data[..., :count])
     if 8 % bits == 0:
         shifts = np.arange(0, 8, bits, dtype=np.uint8)
-        codes = (data[..., None] >> shifts) & np.uint8((1 << bits) - 1)
-        return codes.reshape(*data.shape[:-1], data.shape[-1] * (8 // bits))[..., :count]
+        codes: Bytes = (data[..., None] >> shifts) & np.uint8((1 << bits) - 1)
+        return np.asarray(codes.reshape(*data.shape[:-1], data.shape[-1] * (8 // bits))[..., :count])
     # The shortest run of whole bytes with whole codes becomes one number.
     size, held = _run(bits)
     runs = -(-data.shape[-1] // size)
@@ -38,8 +38,8 @@ def unpack(data: Bytes, bits: int, count: int) -> Bytes:
     padded[..., : data.shape[-1]] = data
     words[..., :size] = padded.reshape(*data.shape[:-1], runs, size)
     places = np.arange(held, dtype=np.uint64) * np.uint64(bits)
-    codes = (words.view("<u8") >> places) & np.uint64((1 << bits) - 1)
-    return codes.astype(np.uint8).reshape(*data.shape[:-1], runs * held)[..., :count]
+    wide = (words.view("<u8") >> places) & np.uint64((1 << bits) - 1)
+    return np.asarray(wide.astype(np.uint8).reshape(*data.shape[:-1], runs * held)[..., :count])
 
 
 def pack(codes: Array, bits: int, size: int) -> Bytes:

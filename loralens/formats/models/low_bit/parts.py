@@ -20,6 +20,7 @@ AGAIN = "download the model again, or give the 16-bit model it was made from"
 SIBLING = "give the 16-bit model it was made from"
 FLOATS: frozenset[np.dtype[Any]] = frozenset(map(np.dtype, (np.float16, ml_dtypes.bfloat16, np.float32)))
 WORDS: frozenset[np.dtype[Any]] = frozenset(map(np.dtype, (np.int32, np.uint32)))
+INDICES: frozenset[np.dtype[Any]] = frozenset(map(np.dtype, (np.int32, np.int64)))
 # Sizes from here on overflow in NumPy, and no tensor has them.
 MOST = 1 << 48
 
