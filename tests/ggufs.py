@@ -10,7 +10,7 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, MODEL_ARCH_NAMES, GGMLQuantizationType, GGUFWriter, get_tensor_name_map, quants
 
 HIDDEN, INNER, VOCAB, HEADS, HEADS_KV = 64, 96, 40, 4, 2
-PERMUTED = ("llama", "granite", "olmo")
+PERMUTED = ("llama", "granite", "smollm3", "arcee", "olmo")
 
 
 def llama(*, blocks: int = 2, hidden: int = HIDDEN, tied: bool = True, seed: int = 0) -> dict[str, np.ndarray]:

@@ -6,7 +6,7 @@ from typing import Any, final
 import numpy as np
 
 from loralens.core.lazy import Array, LazyArray, Recent
-from loralens.core.lowrank import LowRank
+from loralens.core.lowrank import LowRank, check_float64
 from loralens.core.scaling import Scaling
 from loralens.core.structured import Structured, Update
 from loralens.errors import place
@@ -59,7 +59,7 @@ def singular_directions(module: Update) -> Directions:
         return Directions(s, np.zeros((0, s.size)), np.zeros((s.size, 0)))
     out, s, in_ = truncating_maps(module.B, module.A)
     count = s.size if module.scale else 0  # a scale of 0 makes ΔW = 0, whatever the factors are
-    return Directions(s[:count] * abs(module.scale), out[:, :count], in_[:count])
+    return Directions(check_float64(abs(module.scale), s[:count]), out[:, :count], in_[:count])
 
 
 def truncate_pair(module: LowRank, leading: Directions, dtype: DType | None = None) -> LowRank:

@@ -94,7 +94,9 @@ class Joint:
         factor_B, factor_A = map(measure, stacks)
         # ‖b_k‖‖a_k‖ of all rank indices, with the powers of two that `measure` took out of the columns.
         strength = np.ldexp(factor_B.norms * factor_A.norms, factor_B.exponents + factor_A.exponents)
-        D = strength * np.repeat([update.scale for update in present_updates], [len(A) for _, A in factors])
+        # An overflow is refused by the check below, with a message and without a warning of NumPy.
+        with np.errstate(over="ignore"):
+            D = strength * np.repeat([update.scale for update in present_updates], [len(A) for _, A in factors])
         w = np.asarray(strengths, dtype=np.float64)
         # Raises if norms of a combination would leave float64, before anything is computed.
         check_float64(max(1.0, float(np.abs(w).max(initial=0.0))), np.abs(D).max(initial=0.0, keepdims=True))

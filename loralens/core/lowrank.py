@@ -16,6 +16,8 @@ from loralens.linalg.product import product_bases, product_singular_values, prod
 
 # Its square is 1e280, so 1e28 of them can be added before float64 overflows.
 LARGEST = 1e140  # largest singular value of ΔW, so that the sum of the squares of all of a model stays in float64
+# what to do about an update that leaves the range of floats
+TOO_LARGE = "correct α or the scale in its configuration, or give --scale if it states none"
 
 
 class SVD(NamedTuple):
@@ -118,7 +120,7 @@ def check_float64(scale: float, s: Array) -> Array:
         raise FormatError(
             "ΔW is too large for float64, which has to hold sums of its squares: its scale is "
             f"{scale:g} and the largest singular value of B·A is {top:g}",
-            fix="correct α or the scale in its configuration, or give --scale if it states none",
+            fix=TOO_LARGE,
         )
     return scale * s
 

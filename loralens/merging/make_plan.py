@@ -9,6 +9,7 @@ from typing import Any, final
 
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import LazyArray
+from loralens.core.lowrank import TOO_LARGE
 from loralens.core.naming.matching import Match, Shape
 from loralens.core.structured import Update, Updates
 from loralens.core.weights import Piece, Weight, Weights, share_of, weights_of
@@ -139,7 +140,7 @@ def _check_mergeable(adapter: Adapter) -> None:
         if not abs(module.scale) < SINGLE:
             raise FormatError(
                 f"{name}: its scale {module.scale:g} is beyond float32, in which an update is added to a weight",
-                fix="correct α or the scale in its configuration, or give --scale if it states none",
+                fix=TOO_LARGE,
             )
 
 

@@ -129,7 +129,7 @@ def merge(
     *adapters : path or Adapter, pair, or mapping
         The adapters and their weights w, 1 by default: ``"a"``, ``("a", 0.7)`` or ``{"a": 0.7, "b": 0.3}``.
     base : path
-        The base model: a folder, a safetensors file, or a Hub id in the local cache.
+        The base model: a folder, a safetensors or GGUF file, or a Hub id in the local cache.
     output : path
         The folder to write, or the file if the base is a single file. It may be left out in a dry run.
     undo : path, optional

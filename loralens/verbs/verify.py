@@ -241,7 +241,7 @@ def verify(
     merged : path
         The model that may hold the adapter.
     base : path, optional
-        The base model: a folder, a safetensors file, or a Hub id in the local cache.
+        The base model: a folder, a safetensors or GGUF file, or a Hub id in the local cache.
     adapter : path or Adapter, pair, mapping, or sequence of these, optional
         The adapters that may have been merged, with their weights: ``"a"``, ``("a", 0.7)`` or ``{"a": 0.7, "b": 0.3}``.
     rounding : str, optional

@@ -54,6 +54,13 @@ def huge(folder):
     (folder / "adapter_config.json").write_text(json.dumps({**config, "lora_alpha": 1e308}))
 
 
+def infinite(folder):
+    """The scale alone is within float64, and ΔW is not: products overflow where they are formed first."""
+    huge(folder)
+    file = folder / "adapter_model.safetensors"
+    save_file({key: tensor * 1e6 for key, tensor in load_file(file).items()}, file)
+
+
 def broken(folder):
     file = folder / "adapter_model.safetensors"
     stored = load_file(file)
@@ -67,7 +74,7 @@ def refuse(word):
 
 
 @pytest.mark.parametrize("verb", VERBS)
-@pytest.mark.parametrize("damage", [huge, broken])
+@pytest.mark.parametrize("damage", [huge, infinite, broken])
 def test_every_verb_ends_with_json_or_one_message(damage, verb, places, tmp_path):
     damage(places["IT"])
     words = [verb.split()[0]]
@@ -83,6 +90,8 @@ def test_every_verb_ends_with_json_or_one_message(damage, verb, places, tmp_path
         json.loads(done.stdout, parse_constant=refuse)
     else:
         assert done.stderr.count("fix:") >= 1
+        # What ends with an error has written nothing.
+        assert not list(tmp_path.glob("out*"))
 
 
 @pytest.mark.parametrize("ask", ["singular_values", "svd", "bases"])

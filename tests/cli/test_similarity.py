@@ -40,7 +40,7 @@ module                            r  cosine     z  φ(1,1)  φ(all)  chance     
 model.layers.0.self_attn.q_proj   2  +0.800  +3.9   1.000   1.000    0.33  +4.5    0.0     0.0    0.0     0.000  1.000
 model.layers.0.self_attn.v_proj   2  +0.000  +0.0   1.000   1.000    0.33  +4.5    0.0     0.0    0.0     0.000  0.983
 model.layers.10.self_attn.q_proj  2  +0.800  +3.9   1.000   1.000    0.33  +4.5    0.0     0.0    0.0     0.000  1.000
-1 module no more alike than chance gives (--verbose shows every row)
+1 module within 4 standard deviations of chance (--verbose shows every row)
 
 mean by kind
 kind    side  modules  cosine  φ(1,1)  chance  > 0.5  φ(all)  chance     z    CKA
@@ -60,6 +60,13 @@ def test_table_is_exactly_this(small: Path, other: Path) -> None:
     # The conclusion leaves out the folders that both paths share, and the others are numbered.
     assert re.sub(r"adapters\d+/", "", text) == TABLE
     assert result.stderr == ""
+
+
+def test_the_table_has_the_smallest_and_the_largest_angle_in_degrees(small: Path, other: Path) -> None:
+    lines = run(small, other, "--side", "in", "--verbose").stdout.splitlines()
+    row = next(line.split() for line in lines if line.startswith(f"{QUERY} "))
+    # The two planes of this module share one direction, and the other two are at right angles.
+    assert row[8:11] == ["0.0", "45.0", "90.0"]
 
 
 def test_json_keeps_its_contract(small: Path, other: Path) -> None:

@@ -422,6 +422,19 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "_jobs", "len(header) + offsets[key]", "len(header) - offsets[key]", ("tests/formats/test_model_writer.py",)
     ),
+    Mutant("BlockLayout.decode", "grouped += offset", "grouped -= offset", ("tests/formats/test_gguf_blocks.py",)),
+    Mutant("_unpack_q6_k", "upper << np.uint8(4)", "upper << np.uint8(3)", ("tests/formats/test_gguf_blocks.py",)),
+    Mutant("StoredRows.read", "span[positions - first]", "span", ("tests/formats/test_gguf_base.py",)),
+    Mutant("_order", "gguf_rows.unpermute", "gguf_rows.permute", ("tests/formats/test_gguf_base.py",)),
+    Mutant("_numbers", "weight.expert * shape[0]", "weight.expert", ("tests/formats/test_gguf_base.py",)),
+    Mutant("_same_layout", "begin - end", "0", ("tests/formats/test_gguf_writer.py",)),
+    Mutant("_new_layout", "count + added", "count", ("tests/formats/test_gguf_writer.py",)),
+    Mutant(
+        "in_file_order",
+        "order[done:whole] - done",
+        "np.argsort(order[done:whole])",
+        ("tests/formats/test_gguf_writer.py",),
+    ),
     Mutant("matrices", "not B.size", "B.size", ("tests/formats/test_long_names.py",)),
     Mutant(
         "_modules",

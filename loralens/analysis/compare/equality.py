@@ -7,7 +7,7 @@ from typing import final
 import numpy as np
 
 from loralens.core.adapter import Adapter
-from loralens.core.lowrank import LowRank, same_numbers
+from loralens.core.lowrank import TOO_LARGE, LowRank, same_numbers
 from loralens.core.names import natural_key
 from loralens.core.naming.matching import same_modules
 from loralens.core.structured import Update
@@ -89,7 +89,11 @@ def _relative(first: LowRank, second: LowRank) -> float:
         product_norm(first.B, first.A)  # raises a FormatError if a factor is not finite
         return 0.0
     B1, A1, B2, A2 = (X.astype(np.float64) for X in (first.B, first.A, second.B, second.A))
-    B1, B2 = first.scale * B1, second.scale * B2  # in float64, so that a scale does not round the stored factors
+    with np.errstate(over="ignore"):  # an overflow is refused below, with a message
+        B1, B2 = first.scale * B1, second.scale * B2  # in float64, so that a scale does not round the stored factors
+    for module, B, scaled_B in ((first, first.B, B1), (second, second.B, B2)):
+        if np.isinf(scaled_B).any() and not np.isinf(B).any():
+            raise FormatError(f"ΔW is too large for float64: its scale is {module.scale:g}", fix=TOO_LARGE)
     largest = max(product_norm(B1, A1), product_norm(B2, A2))
     return product_norm(np.hstack([B1, -B2]), np.vstack([A1, A2])) / largest if largest else 0.0
 

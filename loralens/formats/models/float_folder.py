@@ -98,8 +98,9 @@ def _write_beside(gguf: Path, model: GgufModel, folder: Path) -> None:
         import transformers
     except ImportError as error:
         raise missing_packages("a model in floats, made of a GGUF file,", ("torch", "transformers"), error) from error
-    verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
+    logging: Any = transformers.logging
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
     try:
         source: dict[str, Any] = {
             "pretrained_model_name_or_path": gguf.parent,
@@ -118,4 +119,4 @@ def _write_beside(gguf: Path, model: GgufModel, folder: Path) -> None:
         what = f"transformers makes no configuration and tokenizer of its metadata ({ascii(error)[:200]})"
         raise FormatError(what, fix="give the model's own folder of transformers").at(str(gguf)) from error
     finally:
-        transformers.logging.set_verbosity(verbosity)
+        logging.set_verbosity(verbosity)

@@ -182,7 +182,7 @@ def _is_at_chance(row: ModuleSimilarity) -> bool:
 
 
 def _sum_up_chance(modules: int) -> str:
-    return f"{count(modules, 'module')} no more alike than chance gives"
+    return f"{count(modules, 'module')} within {FAR:.0f} standard deviations of chance"
 
 
 def _kinds(comparison: Comparison) -> list[KindSimilarity]:

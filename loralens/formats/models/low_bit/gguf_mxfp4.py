@@ -13,21 +13,17 @@ _POSITIVE = np.array([0, 1, 2, 3, 4, 6, 8, 12], np.float32)
 _LEVELS = np.concatenate([-_POSITIVE[:0:-1], [np.float32(0)], _POSITIVE]).astype(np.float32)
 
 
-def _codes(nibbles: Bytes) -> Bytes:
-    return np.where(nibbles < 8, nibbles + 8, 15 - nibbles).astype(np.uint8)
-
-
-def _nibbles(codes: Bytes) -> Bytes:
-    return np.where(codes < 8, 15 - codes, codes - 8).astype(np.uint8)
+_CODES = np.concatenate([np.arange(8, 16), np.arange(7, -1, -1)]).astype(np.uint8)  # of every nibble
+_NIBBLES = np.argsort(_CODES).astype(np.uint8)  # of every code
 
 
 def _unpack(blocks: Bytes) -> Blocks:
     exponents = blocks[:, :1].astype(np.int32)
-    return Blocks(_codes(low_and_high(blocks[:, 1:])), np.ldexp(np.float32(1), exponents - 128), None)
+    return Blocks(_CODES[low_and_high(blocks[:, 1:])], np.ldexp(np.float32(1), exponents - 128), None)
 
 
 def _pack(blocks: Bytes, codes: Bytes) -> Bytes:
-    return np.concatenate([blocks[:, :1], as_nibbles(_nibbles(codes))], axis=1)
+    return np.concatenate([blocks[:, :1], as_nibbles(_NIBBLES[codes])], axis=1)
 
 
 MXFP4 = BlockLayout(39, 0, 15, 1, _unpack, _pack, _LEVELS)
