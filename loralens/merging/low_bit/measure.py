@@ -119,17 +119,18 @@ class CodesSums:
         sums, expected = self.losses, self.prediction
         still, drawn = 1 - self.changed / max(self.seen, 1), self.merge.mode == "stochastic"
         # A sweep moves codes against each other, and rounding to the nearest moves almost none: neither is predicted.
-        predicted = (
-            (expected.gain, expected.error, 1 - expected.share(expected.moving)) if drawn else (None, None, None)
-        )
+        directions, surviving = sums.directions(self.seen)
         return Fidelity(
             self.slab.module,
             sums.gain,
             sums.error,
             sums.subspace_error,
             still,
-            *predicted,
-            *sums.directions(self.seen),
+            expected.gain if drawn else None,
+            expected.error if drawn else None,
+            1 - expected.share(expected.moving) if drawn else None,
+            directions,
+            surviving,
             sums.norm,
             self.seen,
             0,

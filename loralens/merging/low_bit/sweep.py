@@ -115,13 +115,13 @@ def sweep_rows(grid: GridRows, codes: Codes, D: Singles, moments: SweepMoments) 
     squares = _exact_sum(update, update, moments.bits)
     # An update of 0 in a row has no gain to be held.
     weight = np.divide(moments.hold, squares, out=np.zeros_like(squares), where=squares > 0)
-    G = np.empty(error.shape)
+    G: Floats = np.empty(error.shape)
     for start in range(0, len(G), PANEL):
         stop = min(start + PANEL, len(G))
         G[start:stop] = moments.times(error, start, stop, slice(None))
     for start in range(0, len(G), COLUMNS):
         stop = min(start + COLUMNS, len(G))
-        changes = np.zeros((stop - start, G.shape[1]))
+        changes: Floats = np.zeros((stop - start, G.shape[1]))
         H = moments.block(start, stop)
         for j in range(start, stop):
             wanted = -(G[j] + weight * held * update[j]) / (moments.diagonal[j] + weight * update[j] ** 2)

@@ -77,7 +77,7 @@ def _predict(merge: CodesMerge, slab: Slab) -> _Share:
 
 def _summary(shares: dict[str, _Share], layouts: Sequence[str]) -> CodesPrediction:
     def total(name: str) -> float:
-        return sum(getattr(share.prediction, name) * share.weight for share in shares.values())
+        return float(sum(getattr(share.prediction, name) * share.weight for share in shares.values()))
 
     energy, entries = total("energy"), max(total("entries"), 1)
     return CodesPrediction(

@@ -166,8 +166,10 @@ def calibrate_inputs(
         with progress("running the model", len(passes) * (len(texts) + len(others))) as step:
 
             def batches() -> Iterable[tuple[Any, float]]:
-                parts = (loaded.batches(part, batch=batch, length=length, step=step) for part in (texts, others))
-                return both_halves(*parts, weights)
+                task, mixed_in = (
+                    loaded.batches(part, batch=batch, length=length, step=step) for part in (texts, others)
+                )
+                return both_halves(task, mixed_in, weights)
 
             def fill(put: Callable[[str, Array, int], None]) -> None:
                 def count_and_put(name: str, H: Array, positions: int) -> None:
