@@ -179,9 +179,7 @@ def merge(
         Adapters and base do not fit together.
     """
     check_choice("dtype", dtype, get_args(ModelDtype))
-    rounding = choose_rounding(rounding, bits=bits, moments=moments)
-    if bits is not None and dtype != "keep":
-        raise OptionError("--bits and --dtype exclude each other", fix="give --bits for codes, or --dtype for floats")
+    rounding = choose_rounding(rounding, bits=bits, dtype=dtype, moments=moments)
     if output is None and not dry_run:
         raise OptionError("a merged model has to be written somewhere", fix="give -o OUT (output), or --dry-run")
     compute_device = Device.of(device)  # a device that does not exist is refused before the work
@@ -196,19 +194,9 @@ def merge(
         bits=bits,
     )
     _tell_plan(inputs.plan)
-    sweep = sweep_inputs(moments)
-    if sweep:
-        sweep.tell(list(inputs.coded.items()))
     target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
-    undo_file, certificate_file = (
-        _record_file(target, path, name, folder=inputs.files.root.is_dir())
-        for path, name in ((undo, NAME), (certificate, CERTIFICATE))
-    )
-    if inputs.quantised or (inputs.files.gguf and inputs.dtype):
-        if undo is not None and undo_file is not None:
-            raise OptionError("such a merge has no undo file: all weights are written anew", fix="leave out --undo")
-        undo_file = None
-        note("no undo file is written: what the base stores is not in the result, so keep the base")
+    certificate_file = _record_file(target, certificate, CERTIFICATE, inputs)
+    undo_file = _undo_file(target, undo, inputs)
     # Measuring is the only purpose of a dry run.
     measured = dry_run or measure or certificate_file is not None
     run = MergeRun(
@@ -219,25 +207,39 @@ def merge(
         # A dry run has no use for a patch.
         undo=undo_file is not None and not dry_run,
         device=compute_device,
-        moments=sweep,
+        moments=sweep_inputs(moments, inputs.coded),
     )
     if target.written is None:
         run.rehearse()
     else:
         run.write(target.written, undo=undo_file, certificate=certificate_file, overwrite=overwrite)
     result = MergeResult(target, measured, inputs.plan, run.modules(), run.certificate())
-    if inputs.coded:
-        warn_of_noise(result.modules)
-    elif not inputs.quantised:
-        _warn_of_losses(result.modules, inputs, rounding)
+    _warn_of_losses(result.modules, inputs, rounding)
     return result
 
 
-def _record_file(target: Target, path: str | PathLike[str] | None, name: str, *, folder: bool) -> Path | None:
+def _record_file(target: Target, path: str | PathLike[str] | None, name: str, inputs: MergeInputs) -> Path | None:
     """The place of the undo file or the certificate; None if it is not written."""
     if path is not None:
         return None if str(path) == NONE else Path(path)
-    return None if target.output is None else record_path(target.output, name, folder=folder)
+    return None if target.output is None else record_path(target.output, name, folder=inputs.files.root.is_dir())
+
+
+def _undo_file(target: Target, path: str | PathLike[str] | None, inputs: MergeInputs) -> Path | None:
+    """The place of the undo file; None for a merge that writes all weights anew.
+
+    Raises
+    ------
+    OptionError
+        Such a merge is to have an undo file.
+    """
+    file = _record_file(target, path, NAME, inputs)
+    if not inputs.quantised and not (inputs.files.gguf and inputs.dtype):
+        return file
+    if path is not None and file is not None:
+        raise OptionError("such a merge has no undo file: all weights are written anew", fix="leave out --undo")
+    note("no undo file is written: what the base stores is not in the result, so keep the base")
+    return None
 
 
 def _tell_plan(plan: MergePlan) -> None:
@@ -251,6 +253,11 @@ def _tell_plan(plan: MergePlan) -> None:
 
 def _warn_of_losses(modules: Sequence[MergedModule], inputs: MergeInputs, rounding: RoundingMode) -> None:
     """Warn if a weight overflows or rounding damages an update, and say how to avoid it."""
+    if inputs.coded:
+        warn_of_noise(modules)
+    # New codes move every number, whatever the adapter does.
+    if inputs.coded or inputs.quantised:
+        return
     dtype = inputs.narrowest
     arrived = [module.fidelity for module in modules]
     overflowed = sum(fidelity.overflowed for fidelity in arrived)

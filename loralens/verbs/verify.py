@@ -6,7 +6,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Unpack, get_args, overload
 
-from loralens.choices import RoundingMode
+from loralens.choices import MergeBits, RoundingMode
 from loralens.core.lazy import LazyArray
 from loralens.core.names import some
 from loralens.core.progress import progress
@@ -289,16 +289,9 @@ def verify(
     base_tensors = weights(Path(base))
     if untie is None and _has_untied(base_tensors, Path(base), stored, merged_tie):
         untie = True
-    kept = bool(checkpoint.coded and open_checkpoint(Path(base)).coded)
-    inputs = read_merge_inputs(
-        weighted_sources([adapter]),
-        base,
-        reading,
-        modules=modules,
-        untie=untie,
-        bits="keep" if kept else None,
-        decoded=True,
-    )
+    bits: MergeBits | None = "keep" if checkpoint.coded and open_checkpoint(Path(base)).coded else None
+    sources = weighted_sources([adapter])
+    inputs = read_merge_inputs(sources, base, reading, modules=modules, untie=untie, bits=bits, decoded=True)
     adapters = [weighted_label(one.label, one.weight) for one in inputs.adapters]
     for key in inputs.plan.tensors:
         if key not in tensors:

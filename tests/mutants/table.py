@@ -530,12 +530,23 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("Extraction.share", "tensor.norm**2", "tensor.norm*2", ("tests/merging/test_extract.py",)),
     Mutant("corrections", "1 + V[j] @ along", "1 - V[j] @ along", ("tests/merging/test_feedback.py",)),
     Mutant(
-        "FidelitySums.fidelity",
-        "noise = sqrt(self.lost / max(self.seen, 1))",
-        "noise = self.lost / max(self.seen, 1)",
+        "LossSums.directions",
+        "noise = sqrt(self.lost / max(seen, 1))",
+        "noise = self.lost / max(seen, 1)",
         ("tests/merging/test_record.py",),
     ),
-    Mutant("FidelitySums.fidelity", "sqrt(inside) / norm", "sqrt(inside) * norm", ("tests/merging/test_record.py",)),
+    Mutant("LossSums.subspace_error", "/ self.norm", "* self.norm", ("tests/merging/test_record.py",)),
+    Mutant(
+        "_inverse", "np.divide(1.0, step", "np.divide(1.0, np.abs(step)", ("tests/merging/low_bit/test_stochastic.py",)
+    ),
+    Mutant(
+        "sweep_rows",
+        "held[rows] += change[rows]",
+        "held[rows] -= change[rows]",
+        ("tests/merging/low_bit/test_sweep.py",),
+    ),
+    Mutant("return_clipped", "(1 + s)", "(1 - s)", ("tests/merging/low_bit/test_stochastic.py",)),
+    Mutant("quantise_nf4", 'side="left"', 'side="right"', ("tests/linalg/test_nf4.py",)),
     Mutant("head_fields", "len(head_keys) != 1", "len(head_keys) == 1", ("tests/merging/test_heads.py",)),
     Mutant("_collect_resized", 'parameter == "weight"', 'parameter != "weight"', ("tests/merging/test_extract.py",)),
     Mutant(

@@ -42,6 +42,10 @@ class SharedInputs:
         """The bytes of all matrices in float32."""
         return sum(4 * width**2 for width in self.widths.values())
 
+    def readers(self, name: str) -> int:
+        """The number of layers that read the input of a first layer."""
+        return sum(first == name for first in self.inputs.values())
+
     def passes(self, budget: int) -> list[list[str]]:
         """The first layers in groups whose matrices take at most ``budget`` bytes, but at least one in each."""
         groups: list[list[str]] = []

@@ -29,16 +29,16 @@ def code_verdicts(merge: CodesMerge, merged: CodedWeight | None) -> list[Verdict
     plan = merge.plan
     if merged is None or merged.grid is None or merged.shape != merge.weight.shape:
         return [Verdict(slab.module, "absent", 0.0, 1.0, 1.0, plan.source.size) for slab in plan.slabs]
-    comparisons: dict[str, _Comparison] = {}
+    comparisons: dict[str, _CodesComparison] = {}
     for block in merge.blocks():
         if block.slab:
-            comparisons.setdefault(block.slab.module, _Comparison()).take(block, merged)
+            comparisons.setdefault(block.slab.module, _CodesComparison()).take(block, merged)
     return [comparison.verdict(name, merge.mode != "nearest") for name, comparison in comparisons.items()]
 
 
 @final
 @dataclass(slots=True)
-class _Comparison:
+class _CodesComparison:
     """Sums over the blocks of one module."""
 
     different: int = 0

@@ -11,12 +11,13 @@ from loralens.choices import MergeBits
 from loralens.core.adapter import Adapter
 from loralens.core.coded_weight import CodedWeight
 from loralens.core.fingerprint import fingerprint
+from loralens.core.lazy import LazyArray
 from loralens.core.names import select
 from loralens.errors import FormatError, LoraLensError, place
 from loralens.formats.files.apart import Input, adapter_inputs
 from loralens.formats.files.container import read_json
 from loralens.formats.files.json_text import dumps
-from loralens.formats.models.checkpoint import model_config, open_checkpoint, resolve_path, stores_conv1d
+from loralens.formats.models.checkpoint import Checkpoint, model_config, open_checkpoint, resolve_path, stores_conv1d
 from loralens.formats.models.gguf_writer import float_dtypes
 from loralens.formats.models.model_files import CONFIG, ModelFiles, model_files
 from loralens.formats.models.model_writer import Change
@@ -194,13 +195,7 @@ def read_merge_inputs(
         A glob pattern matches no module, an option contradicts the adapters, or the base stores codes of a few bits and
         nothing says what the merged model stores.
     """
-    names = labels([source for source, _ in adapters])
-    weighted: list[WeightedAdapter] = []
-    for label, (source, weight) in zip(names, adapters, strict=True):
-        # applies_all is set because a merge also applies magnitudes and full differences, which other verbs leave out.
-        adapter = read_adapter(source, reading, base=base, applies_all=True, label=label)
-        weighted.append(WeightedAdapter(label, _select_modules(adapter, label, modules), weight, path_of(source)))
-    warn_of_bases(names, [term.adapter for term in weighted])
+    weighted = _read_adapters(adapters, base, reading, modules)
     path = Path(base)
     checkpoint = open_checkpoint(path)
     files, config = model_files(resolve_path(path)), model_config(path) or {}
@@ -225,36 +220,60 @@ def read_merge_inputs(
         )
     except LoraLensError as error:
         # A FormatError is about an adapter alone; every other error is about an adapter and this base.
-        raise error.at(", ".join(names) if isinstance(error, FormatError) else str(base)) from None
+        names = ", ".join(term.label for term in weighted)
+        raise error.at(names if isinstance(error, FormatError) else str(base)) from None
+    inputs = MergeInputs(str(base), files, planned, {}, weighted, dtype, bits=bits)
+    return _with_output(inputs, checkpoint, tensors, config)
+
+
+def _read_adapters(
+    adapters: Sequence[Pair], base: ModelPath, reading: Reading, modules: Sequence[str]
+) -> list[WeightedAdapter]:
+    """The adapters, each with only the modules that match; a warning if they belong to different bases."""
+    names = labels([source for source, _ in adapters])
+    weighted: list[WeightedAdapter] = []
+    for label, (source, weight) in zip(names, adapters, strict=True):
+        # applies_all is set because a merge also applies magnitudes and full differences, which other verbs leave out.
+        adapter = read_adapter(source, reading, base=base, applies_all=True, label=label)
+        weighted.append(WeightedAdapter(label, _select_modules(adapter, label, modules), weight, path_of(source)))
+    warn_of_bases(names, [term.adapter for term in weighted])
+    return weighted
+
+
+def _with_output(
+    inputs: MergeInputs, checkpoint: Checkpoint, tensors: Mapping[str, LazyArray], config: Mapping[str, Any]
+) -> MergeInputs:
+    """The inputs with what the merged model stores: the codes of the base, new codes, or floats of some dtype."""
+    files, planned, bits, dtype = inputs.files, inputs.plan, inputs.bits, inputs.dtype
     if bits == "keep":
         coded = {key: weight for key, weight in checkpoint.coded.items() if key in planned.tensors}
-        with place(base):
+        with place(inputs.base):
             check_codes(planned, coded)
         dtypes = {key: tensor.dtype for key, tensor in planned.tensors.items()}
-        return MergeInputs(str(base), files, planned, dtypes, weighted, None, coded, bits=bits)
+        return replace(inputs, dtypes=dtypes, coded=coded)
     if bits is not None:
-        with place(base):
+        with place(inputs.base):
             planned, new = quantised_plan(planned, files, config, bits)
         dtypes = {key: tensor.dtype for key, tensor in planned.tensors.items()}
-        return MergeInputs(str(base), files, planned, dtypes, weighted, bits=bits, quantised=new)
+        return replace(inputs, plan=planned, dtypes=dtypes, quantised=new)
     if files.gguf:
         # The writer decodes what the merge does not change; vectors stay float32, as llama.cpp wants them.
         kinds = float_dtypes(files.gguf, np.dtype(dtype)) if dtype else {}
         dtypes = {key: kinds.get(key, tensor.dtype) for key, tensor in planned.tensors.items()}
-        return MergeInputs(str(base), files, planned, dtypes, weighted, dtype, {}, checkpoint.coded)
+        return replace(inputs, dtypes=dtypes, decoded=checkpoint.coded)
     codes = {weight.stored for weight in checkpoint.coded.values()}
     planned = recast(
         planned,
         tensors,
         dtype,
-        scales=scales,
+        scales={key: scale for key, (_, scale) in checkpoint.float8.items()},
         coded=checkpoint.coded,
         without=[key for key in files.tensors if key not in tensors or key in codes],
         config=config,
     )
     # This comes after recast, which adds the tensors of which only the dtype changes.
     dtypes = {key: recast_dtype(tensor, dtype) for key, tensor in planned.tensors.items()}
-    return MergeInputs(str(base), files, planned, dtypes, weighted, dtype, {}, checkpoint.coded)
+    return replace(inputs, plan=planned, dtypes=dtypes, decoded=checkpoint.coded)
 
 
 def _select_modules(adapter: Adapter, label: str, modules: Sequence[str]) -> Adapter:

@@ -1,10 +1,12 @@
 """How a merge rounds: the default, and the roundings that go with an output."""
 
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import get_args
 
-from loralens.choices import MergeBits, RoundingMode
+from loralens.choices import MergeBits, ModelDtype, RoundingMode
+from loralens.core.coded_weight import CodedWeight
 from loralens.core.messages import warn
 from loralens.errors import OptionError
 from loralens.verbs.inputs.choices import check_choice
@@ -12,7 +14,7 @@ from loralens.verbs.inputs.input_moments import SweepInputs
 
 
 def choose_rounding(
-    rounding: RoundingMode | None, *, bits: MergeBits | None, moments: str | PathLike[str] | None
+    rounding: RoundingMode | None, *, bits: MergeBits | None, dtype: ModelDtype, moments: str | PathLike[str] | None
 ) -> RoundingMode:
     """The rounding of a merge: the one that was asked for, or else the one that keeps the adapter.
 
@@ -22,6 +24,8 @@ def choose_rounding(
         The rounding does not exist, or does not go with the output or the moments.
     """
     check_choice("bits", bits, get_args(MergeBits))
+    if bits is not None and dtype != "keep":
+        raise OptionError("--bits and --dtype exclude each other", fix="give --bits for codes, or --dtype for floats")
     if rounding is None:
         # Almost no update reaches the next code, so rounding to the nearest would lose it.
         rounding = "stochastic" if bits == "keep" else "nearest"
@@ -53,6 +57,10 @@ def choose_rounding(
     return rounding
 
 
-def sweep_inputs(moments: str | PathLike[str] | None) -> SweepInputs | None:
-    """The moments in a file; None if no file was given."""
-    return None if moments is None else SweepInputs(Path(moments))
+def sweep_inputs(moments: str | PathLike[str] | None, coded: Mapping[str, CodedWeight]) -> SweepInputs | None:
+    """The moments in a file for a sweep of these weights, which is told of; None if no file was given."""
+    if moments is None:
+        return None
+    sweep = SweepInputs(Path(moments))
+    sweep.tell(list(coded.items()))
+    return sweep

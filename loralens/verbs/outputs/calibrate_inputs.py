@@ -118,19 +118,30 @@ class InputsResult(Tabular):
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """What a model is run on.
+
+    Attributes
+    ----------
+    task : sequence of InputText
+    label : str
+        The name of the task texts.
+    general : path or iterable, or None
+        The general texts that are mixed in (see `general_texts`).
+    batch, length : int
+        The number of texts that the model sees at a time, and of tokens after which a text is cut.
+    """
+
+    task: Sequence[InputText]
+    label: str
+    general: TextSource | None
+    batch: int
+    length: int
+
+
 def calibrate_inputs(
-    loaded: Loaded,
-    texts: Sequence[InputText],
-    *,
-    model: str,
-    data: TextSource,
-    general: TextSource | None,
-    modules: Sequence[str],
-    output: Path,
-    batch: int,
-    length: int,
-    dtype: str,
-    dry_run: bool,
+    loaded: Loaded, model: str, texts: Texts, modules: Sequence[str], output: Path, *, dtype: str, dry_run: bool
 ) -> InputsResult:
     """Measure the inputs of all linear layers whose names or kinds match, and write their second moments.
 
@@ -141,35 +152,28 @@ def calibrate_inputs(
     FormatError
         There is no room on the disk.
     """
-    names = [
-        name for name in linear_layers(loaded.model) if not modules or any(matches(name, glob) for glob in modules)
-    ]
+    layers = linear_layers(loaded.model)
+    names = [name for name in layers if not modules or any(matches(name, glob) for glob in modules)]
     if not names:
         raise OptionError("no linear layer of the model matches", fix="check the patterns of -m")
-    others, label = general_texts(general, len(texts))
-    shared = find_shared_inputs(loaded.model, next(iter(loaded.batches(texts[:1], batch=1, length=length))), names)
-    readers = {name: sum(first == name for first in shared.inputs.values()) for name in shared.widths}
+    others, label = general_texts(texts.general, len(texts.task))
+    one_text = loaded.batches(texts.task[:1], batch=1, length=texts.length)
+    shared = find_shared_inputs(loaded.model, next(iter(one_text)), names)
     budget, counts = memory_budget(), dict[str, int]()
-    passes = shared.passes(budget)
-    runs = f"; the model runs {len(passes)} times over the texts" if len(passes) > 1 else ""
-    note(f"the moments of {len(shared.widths)} inputs take {size_text(shared.nbytes)} of disk{runs}")
+    runs = len(shared.passes(budget))
+    again = f"; the model runs {runs} times over the texts" if runs > 1 else ""
+    note(f"the moments of {len(shared.widths)} inputs take {size_text(shared.nbytes)} of disk{again}")
     if not dry_run:
         source = {
-            "data": Path(text_label(data)).name,
-            "texts": len(texts),
+            "data": Path(texts.label).name,
+            "texts": len(texts.task),
             "general": label,
             "general_texts": len(others),
-            "length": length,
+            "length": texts.length,
             "dtype": dtype,
         }
-        weights = _halves([_tokens(loaded, part, batch, length) for part in (texts, others)])
-        with progress("running the model", len(passes) * (len(texts) + len(others))) as step:
-
-            def batches() -> Iterable[tuple[Any, float]]:
-                task, mixed_in = (
-                    loaded.batches(part, batch=batch, length=length, step=step) for part in (texts, others)
-                )
-                return both_halves(task, mixed_in, weights)
+        with progress("running the model", runs * (len(texts.task) + len(others))) as step:
+            batches = _both_parts(loaded, texts, others, step)
 
             def fill(put: Callable[[str, Array, int], None]) -> None:
                 def count_and_put(name: str, H: Array, positions: int) -> None:
@@ -179,15 +183,32 @@ def calibrate_inputs(
                 measure_inputs(loaded.model, batches, shared, budget=budget, put=count_and_put)
 
             write_input_moments(output, shared.widths, shared.inputs, model=model, source=source, fill=fill)
-    rows = [MeasuredInput(name, readers[name], width, counts.get(name, 0)) for name, width in shared.widths.items()]
-    unreached = [row.name for row in rows if not row.count]
-    if unreached and not dry_run:
-        warn(
-            f"{len(unreached)} inputs were reached by no text: {some(unreached)}", "their weights are merged by a draw"
-        )
-    return InputsResult(
-        model, text_label(data), label, len(texts), len(others), rows, shared.nbytes, output, not dry_run
+        unreached = [name for name in shared.widths if not counts[name]]
+        if unreached:
+            what = f"{len(unreached)} inputs were reached by no text: {some(unreached)}"
+            warn(what, "their weights are merged by a draw")
+    rows = [MeasuredInput(name, shared.readers(name), n, counts.get(name, 0)) for name, n in shared.widths.items()]
+    texts_of_both = len(texts.task), len(others)
+    return InputsResult(model, texts.label, label, *texts_of_both, rows, shared.nbytes, output, not dry_run)
+
+
+def _both_parts(
+    loaded: Loaded, texts: Texts, others: Sequence[InputText], step: Callable[[int], None] | None
+) -> Callable[[], Iterable[tuple[Any, float]]]:
+    """A function that gives the batches of both kinds of texts, whose positions weigh the same together."""
+    sizes = {"batch": texts.batch, "length": texts.length}
+    task, general = (
+        sum(int(inputs["attention_mask"].sum()) for inputs in loaded.batches(part, **sizes))
+        for part in (texts.task, others)
     )
+    # Of the order of 1, so that sums in float32 neither over- nor underflow.
+    weights = 1.0, task / general if general else 0.0
+
+    def batches() -> Iterable[tuple[Any, float]]:
+        first = loaded.batches(texts.task, **sizes, step=step)
+        return both_halves(first, loaded.batches(others, **sizes, step=step), weights)
+
+    return batches
 
 
 def general_texts(source: TextSource | None, limit: int) -> tuple[list[InputText], str]:
@@ -218,14 +239,3 @@ def memory_budget() -> int:
         return max(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2, 1)
     except (ValueError, OSError, AttributeError):
         return BUDGET
-
-
-def _tokens(loaded: Loaded, texts: Sequence[InputText], batch: int, length: int) -> int:
-    return sum(int(inputs["attention_mask"].sum()) for inputs in loaded.batches(texts, batch=batch, length=length))
-
-
-def _halves(tokens: Sequence[int]) -> tuple[float, float]:
-    """The weights of the positions of two parts that give both parts the same weight."""
-    task, general = tokens
-    # Of the order of 1, so that sums in float32 neither over- nor underflow.
-    return 1.0, task / general if general else 0.0

@@ -74,7 +74,7 @@ class Replay:
             return cls(inputs, rounding or "nearest", seed or 0, {}, None, device)
         settings = settings_of(merged)
         mode = rounding or cast("RoundingMode", settings.rounding or "stochastic")
-        sweep = sweep_inputs(moments)
+        sweep = sweep_inputs(moments, inputs.coded)
         if sweep and settings.moments is not None and sweep.digest != settings.moments:
             raise MismatchError(
                 f"{moments}: these are not the moments with which {merged} was merged",
