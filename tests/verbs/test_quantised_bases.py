@@ -157,4 +157,10 @@ def test_every_command_says_of_codes_what_it_says_of_floats(command, bases, tmp_
         assert result.exit_code in (0, 1), result.output
         return result.stdout.replace(str(base), "BASE")
 
+    if command == "doctor":  # which also says what a merge into the codes would do
+        findings = [json.loads(run(base))["findings"] for base in (bases.coded, bases.floats)]
+        codes = {"codes-merge", "codes-weak"}
+        assert {finding["code"] for finding in findings[0]} & codes
+        assert [finding for finding in findings[0] if finding["code"] not in codes] == findings[1]
+        return
     assert run(bases.coded) == run(bases.floats)

@@ -19,6 +19,10 @@ Fields of the JSON object:
     digest              SHA-256 of headers and texts (older files have none)
     tensors             KEY → dtype, shape, matrix, base and merged (SHA-256), coding, different, against, slabs
 
+Of a low-bit weight whose codes were moved, KEY is that of the stored tensor of the codes, which dtype and shape
+describe. Its patch is of the codes, a byte each and counted from the lowest code; ``against`` is ``codes``, matrix is
+the shape of the decoded weight, and the field ``weight`` its key.
+
 A slab has module, start, stop, transposed, factors (strength and scale of each update), and gain (the axis of DoRA's
 factors, or null).
 """
@@ -44,6 +48,7 @@ from loralens.merging.undo.patch import Blob
 from loralens.merging.undo.restore import TensorUndo
 
 VERSION = 1
+WITH_CODES = 2  # the version of files with codes, which older readers would take for floats
 _DAMAGED = "the undo file is damaged: use another copy"
 
 
@@ -57,6 +62,8 @@ def text_digest(headers: Mapping[str, str], texts: Mapping[str, str]) -> str:
 def pack_record(record: TensorRecord) -> tuple[dict[str, LazyArray], dict[str, Any]]:
     """The arrays and the JSON entry of one tensor."""
     plan, patch = record.plan, record.patch
+    if record.stored is not None:
+        return _pack_codes(record)
     assert plan.base is not None
     assert patch is not None
     arrays = {f"{plan.key}#patch.{i}": stream for i, stream in enumerate(patch.streams)}
@@ -80,6 +87,30 @@ def pack_record(record: TensorRecord) -> tuple[dict[str, LazyArray], dict[str, A
         "slabs": [_slab_entry(slab, record) for slab in plan.slabs] if factors else [],
     }
     return arrays, entry
+
+
+def _pack_codes(record: TensorRecord) -> tuple[dict[str, LazyArray], dict[str, Any]]:
+    stored, patch = record.stored, record.patch
+    assert stored is not None
+    assert patch is not None
+    entry = {
+        "dtype": str(stored.dtype),
+        "shape": list(stored.shape),
+        "matrix": list(record.plan.matrix),
+        "weight": record.plan.key,
+        "base": record.base_hash,
+        "merged": record.merged_hash,
+        "coding": patch.coding,
+        "different": patch.different,
+        "against": record.against,
+        "slabs": [],
+    }
+    return {f"{stored.key}#patch.{i}": stream for i, stream in enumerate(patch.streams)}, entry
+
+
+def layout_version(entries: Mapping[str, Mapping[str, Any]]) -> int:
+    """The version of an undo file with these entries."""
+    return WITH_CODES if any(entry["against"] == "codes" for entry in entries.values()) else VERSION
 
 
 def _slab_entry(slab: Slab, record: TensorRecord) -> dict[str, Any]:
@@ -160,9 +191,9 @@ def parse_undo(arrays: Mapping[str, LazyArray], content: Mapping[str, Any]) -> M
     FormatError
         A part is missing or malformed, or the version is unknown.
     """
-    if content.get("version") != VERSION:
+    if content.get("version") not in (VERSION, WITH_CODES):
         raise FormatError(
-            f"is an undo file of version {content.get('version')!r}, and this loralens reads version {VERSION}",
+            f"is an undo file of version {content.get('version')!r}, and this loralens reads up to {WITH_CODES}",
             fix="unmerge with the loralens that wrote it",
         )
     content = {"whole": {}, **content}
@@ -201,7 +232,8 @@ def _parse_entry(key: str, entry: Mapping[str, Any], arrays: Mapping[str, LazyAr
         if slab["gain"]
     }
     hashes = entry["base"], entry["merged"]
-    undo = TensorUndo(key, dtype, shape, (rows, columns), slabs, slab_factors, patch, entry["against"], *hashes)
+    weight = entry["weight"] if entry["against"] == "codes" else ""
+    undo = TensorUndo(key, dtype, shape, (rows, columns), slabs, slab_factors, patch, entry["against"], *hashes, weight)
     check_arrays(undo)
     return undo
 

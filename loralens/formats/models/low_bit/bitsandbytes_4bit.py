@@ -24,17 +24,10 @@ from loralens.formats.models.low_bit.grouped import Block, GroupedWeight, Groups
 from loralens.formats.models.low_bit.packing import Bytes, stored_bytes
 from loralens.formats.models.low_bit.parts import AGAIN, FLOATS, Config, Found, Tensors, bits_of, part, whole
 from loralens.linalg.exact import Singles
+from loralens.linalg.nf4 import LEVELS
 
 STATE = ".quant_state.bitsandbytes__"
-# NF4: quantiles of the normal distribution (Dettmers et al. 2023, arXiv 2305.14314, appendix E).
-NF4 = Levels(
-    np.array(
-        [-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
-         -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634,
-         0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0],
-        np.float32,
-    )
-)  # fmt: skip
+NF4 = Levels(LEVELS)
 _FP4 = [0.0, 0.005208333333, 0.66666667, 1.0, 0.33333333, 0.5, 0.16666667, 0.25]
 # The second zero has no sign.
 FP4 = Levels(np.array([*_FP4, 0.0, *(-level for level in _FP4[1:])], np.float32))

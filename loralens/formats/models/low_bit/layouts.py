@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from loralens.core.adapter import Finding
+from loralens.core.coded_weight import CodedWeight
 from loralens.core.lazy import LazyArray
 from loralens.formats.models.low_bit import (
     awq,
@@ -18,7 +19,6 @@ from loralens.formats.models.low_bit import (
     gptq,
     mlx,
 )
-from loralens.formats.models.low_bit.coded_weight import CodedWeight
 from loralens.formats.models.low_bit.parts import Config, Found, Tensors
 from loralens.linalg.exact import Singles
 
