@@ -228,10 +228,8 @@ def calibrate(
                 source={"texts": len(examples), "length": length, "dtype": dtype, "data": Path(text_label(data)).name},
             )
         )
-    if moments is not None and target is not None:
-        save_moments(moments, target, overwrite=overwrite)
     if moments is not None:
-        _tell_unmeasured(moments)
+        _keep(moments, target, overwrite=overwrite)
     return CalibrateResult(name, model_label(model), text_label(data), len(examples), cut, hooked, moments, target)
 
 
@@ -253,6 +251,13 @@ def _measure(
         return measure_moments(
             loaded.model, batches, adapter=adapter, out_side=loss is not None, loss=loss, source=source
         )
+
+
+def _keep(moments: Moments, target: Path | None, *, overwrite: bool) -> None:
+    """Write the moments, if a file was given, and warn of modules without them."""
+    if target is not None:
+        save_moments(moments, target, overwrite=overwrite)
+    _tell_unmeasured(moments)
 
 
 def _misplaced_error(*, has_adapter: bool) -> OptionError:
