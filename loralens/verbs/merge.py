@@ -21,8 +21,16 @@ from loralens.verbs.inputs.adapters import Reading
 from loralens.verbs.inputs.choices import check_choice
 from loralens.verbs.inputs.merge_inputs import MergeInputs, read_merge_inputs, record_path
 from loralens.verbs.inputs.rounding import choose_rounding, sweep_inputs
+from loralens.verbs.inputs.texts import TextSource
 from loralens.verbs.inputs.weighted import Weighted, weighted_label, weighted_sources
-from loralens.verbs.outputs.losses import SWALLOWED, conclusion_on_codes, is_damaged, undamaged, warn_of_noise
+from loralens.verbs.outputs.losses import (
+    SWALLOWED,
+    conclusion_on_codes,
+    conclusion_on_texts,
+    is_damaged,
+    undamaged,
+    warn_of_noise,
+)
 from loralens.verbs.outputs.merge_run import MergeRun
 from loralens.verbs.outputs.target import Target, Written
 
@@ -68,7 +76,7 @@ class MergeResult(Written):
         # An adapter of heads alone has no update whose gain could be measured.
         elif self.modules:
             if "changed" in total:
-                return [*sentences, *conclusion_on_codes(total)]
+                return [*sentences, *conclusion_on_codes(total), *conclusion_on_texts(self.certificate)]
             # The gain of an update is 1 where all of it arrived; the error is what rounding adds.
             gain, error = f"{total['gain']:.4f}", percent(total["relative_error"])
             sentences.append(f"The update arrived with a gain of {gain} and an error of {error} from rounding.")
@@ -111,6 +119,7 @@ def merge(
     dtype: ModelDtype = "keep",
     bits: MergeBits | None = None,
     moments: str | PathLike[str] | None = None,
+    data: TextSource | None = None,
     allow_missing: bool = False,
     untie: bool | None = None,
     device: str = "cpu",
@@ -153,6 +162,9 @@ def merge(
     moments : path, optional
         The second moments of the inputs of the base's layers, which `loralens.calibrate` writes with ``inputs``; for
         ``rounding="sweep"``.
+    data : path or iterable, optional
+        Texts of the adapter's domain that it was not trained on. The certificate then says the loss of the base, of the
+        unmerged and of the merged model, and the divergence of the merged one, on these and on general texts.
     allow_missing : bool
         Leave out modules that have no weight in the base.
     untie : bool, optional
@@ -208,6 +220,7 @@ def merge(
         undo=undo_file is not None and not dry_run,
         device=compute_device,
         moments=sweep_inputs(moments, inputs.coded),
+        data=data,
     )
     if target.written is None:
         run.rehearse()

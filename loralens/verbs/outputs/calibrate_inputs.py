@@ -196,17 +196,18 @@ def _both_parts(
     loaded: Loaded, texts: Texts, others: Sequence[InputText], step: Callable[[int], None] | None
 ) -> Callable[[], Iterable[tuple[Any, float]]]:
     """A function that gives the batches of both kinds of texts, whose positions weigh the same together."""
-    sizes = {"batch": texts.batch, "length": texts.length}
+    batch, length = texts.batch, texts.length
     task, general = (
-        sum(int(inputs["attention_mask"].sum()) for inputs in loaded.batches(part, **sizes))
+        sum(int(inputs["attention_mask"].sum()) for inputs in loaded.batches(part, batch=batch, length=length))
         for part in (texts.task, others)
     )
     # Of the order of 1, so that sums in float32 neither over- nor underflow.
     weights = 1.0, task / general if general else 0.0
 
     def batches() -> Iterable[tuple[Any, float]]:
-        first = loaded.batches(texts.task, **sizes, step=step)
-        return both_halves(first, loaded.batches(others, **sizes, step=step), weights)
+        parts = (loaded.batches(part, batch=batch, length=length, step=step) for part in (texts.task, others))
+        first, second = parts
+        return both_halves(first, second, weights)
 
     return batches
 
