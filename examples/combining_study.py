@@ -3,11 +3,13 @@
     python examples/combining_study.py            trains what is missing under out/paper, then half an hour on two cores
     python examples/combining_study.py --quick    two tasks, four methods, few texts
 
-An adapter of every task (r = 8, each with a first factor of its own) goes into one adapter of rank 8, which serves all
-four tasks, each with its own classifier. How strong the result is matters as much as the method, so every result is
-scaled to ρ times the mean norm of the adapters, ρ chosen for each method on validation texts; accuracy is told on texts
-held out of both. Where the best ρ lies at the end of the grid, the grid grows until the best lies inside. Three sets of
-adapters from different seeds. Writes reports/combining_study.md.
+Four adapters, one for each task (r = 8, each from its own random A), are combined into one adapter of rank 8. It serves
+all four tasks, each with its own classifier. The strength of the result matters as much as the method. Therefore every
+result is scaled to ρ times the mean norm of the adapters, and ρ is chosen for each method on validation texts. If the
+best ρ lies at the end of the grid, the grid grows until the best lies inside. The accuracy is measured on texts that
+are neither in the training nor in the validation set. There are three sets of adapters, from different seeds.
+
+Writes reports/combining_study.md.
 """
 
 import json
@@ -36,7 +38,7 @@ LEFT_OUT = {
     "slerp": "takes two adapters",
 }
 SETS = (0, 1, 2)
-SETTING = (__doc__ or "").split("\n\n")[2].removesuffix(" Writes reports/combining_study.md.\n")
+SETTING = (__doc__ or "").split("\n\n")[2]  # the third paragraph above is also the introduction of the report
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,7 @@ def report(plan: Plan, found: Sequence[Mapping[str, Any]], ends: Mapping[str, An
     rows.append(["*no adapter*", f"{nothing:.3f}", "", "", *(f"{value:.3f}" for value in without)])
     table = "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
     title = "# Combining four adapters into one of the same rank"
-    judged = f"ρ is chosen on {plan.validation} texts a task, accuracy told on {plan.held_out}."
+    judged = f"ρ is chosen on {plan.validation} texts of each task, and the accuracy is measured on {plan.held_out}."
     return f"    {command}\n\n{title}\n\n{SETTING} {judged}\n\n{table}\n"
 
 

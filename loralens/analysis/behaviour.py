@@ -131,7 +131,7 @@ def measure_behaviour(model: "nn.Module", batches: Iterable[Any], *, adapters: M
                 sums[first, second].add(outputs[first], outputs[second])
     counts = sums[pairs[0]]  # every pair saw the same positions
     if not counts.states:
-        raise OptionError("there are no inputs", fix="give at least one")
+        raise OptionError("there are no inputs", fix="give at least one input")
     return Behaviour(
         contrasts=tuple(difference.contrast(*pair) for pair, difference in sums.items()),
         positions=counts.positions,

@@ -96,7 +96,7 @@ def _match_base(exam: Examination, base: Base, *, dtype: str | None, stochastic:
     """Add what the base shows: modules without a weight, weights with NaN, and the effects of merging the others."""
     if any(module.layout.rows for module in exam.adapter.modules.values()):
         # The base could not say the order of the rows either, so a merge would change the wrong rows of W.
-        fix = "give a base whose folder has a config.json that says its heads"
+        fix = "give a base whose folder has a config.json with its numbers of heads"
         findings = tuple(
             replace(finding, level="error", fix=fix) if finding.code == "rows-permuted" else finding
             for finding in exam.adapter.findings

@@ -10,7 +10,8 @@ from loralens.core.adapter import Adapter, Extra, Finding
 from loralens.core.carried import NORMS
 from loralens.core.lazy import Array
 from loralens.core.lowrank import LowRank
-from loralens.core.names import select, some
+from loralens.core.names import some
+from loralens.core.selection import select
 from loralens.core.structured import Kronecker, Update
 
 BLOCK = 1 << 20  # values that are tested at a time: 4 MiB in float32, so that they stay in the cache of a core
@@ -75,7 +76,7 @@ def inspect_adapter(adapter: Adapter, *, modules: Sequence[str] = ()) -> Inspect
     spoilt += [key for key, extra in adapter.extra.items() if count_non_finite(extra.tensor.read())]
     findings = [*adapter.findings]
     if zero:
-        text = f"{len(zero)} of {len(chosen)} modules do nothing, their B or A is 0: {some(zero)}"
+        text = f"{len(zero)} of {len(chosen)} modules do nothing, because their B or A is 0: {some(zero)}"
         fix = "they were never trained: check the training code, or drop them"
         findings.append(Finding("warning", "zero-update", text, fix))
     if spoilt:

@@ -14,12 +14,12 @@ from loralens.analysis.groups import mean_effective_rank, total_norm
 from loralens.analysis.spectrum import Spectrum, measure_spectrum
 from loralens.choices import Side
 from loralens.core.adapter import Adapter
-from loralens.core.names import select
 from loralens.core.naming.matching import same_modules
+from loralens.core.selection import select
 from loralens.core.threads import Step
 
-# Smallest cosine with the last checkpoint at which a direction counts as the final one: it is then 26° or less away,
-# and at most a fifth of the energy of a normed update, 1 − 0.9², lies outside the final direction.
+# Smallest cosine with the last checkpoint at which the direction counts as the final one. The angle is then at most
+# 26°, and at most a fifth of the energy of the update, 1 − 0.9², lies outside the final direction.
 SETTLED = 0.9
 
 

@@ -39,7 +39,8 @@ def breadcrumbs(
 
 
 def _rule(entries: Entries, density: float, gamma: float) -> Fuse:
-    # The γ largest, and those that are kept after them.
+    # The γ largest, and those that are kept after them. Rounded down: of a small module, of which γ is less than one
+    # entry, nothing is skipped.
     skipped, count = int(gamma * entries.size), entries.count(density)
     last = min(skipped + count, entries.size)
     # There is no 0th largest entry to compare with.

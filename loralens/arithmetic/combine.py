@@ -21,8 +21,8 @@ from loralens.core.adapter import Adapter
 from loralens.core.carried import NONE, combine_extras
 from loralens.core.joint import Core, Joint, Lift
 from loralens.core.lowrank import LowRank
-from loralens.core.names import select
 from loralens.core.recipe import Ingredient, Recipe, Strength
+from loralens.core.selection import select
 from loralens.core.structured import Update
 from loralens.core.threads import Step, in_threads
 from loralens.core.together import Row, check_combinable, keep_modules, match_modules, single_module
@@ -218,15 +218,18 @@ def _check_count(row: CombiningMethod, count: int) -> None:
     # slerp has two ends; all other methods take any number.
     if not count or (row.adapters and count != row.adapters):
         expected = row.adapters or "at least 1"
-        raise OptionError(f"{row.name} takes {expected} adapters, not {count}", fix="give as many as it takes")
+        raise OptionError(
+            f"{row.name} takes {expected} adapters, not {count}",
+            fix="give that number of adapters, or another --method",
+        )
 
 
 def _labels(labels: Sequence[str], count: int, take: int | Literal["none"] | None) -> list[str]:
     """The given labels of the adapters, or numbers. Raises an OptionError if ``take`` is no index of an adapter."""
     if labels and len(labels) != count:
-        raise OptionError(f"{len(labels)} labels for {count} adapters", fix="give one for each, or none")
+        raise OptionError(f"{len(labels)} labels for {count} adapters", fix="give one label for each adapter, or none")
     if take not in (None, "none", *range(count)):
-        raise OptionError(f"take={take!r} is the place of no adapter", fix=f"give 0 to {count - 1}, or 'none'")
+        raise OptionError(f"take={take!r} is not the position of an adapter", fix=f"give 0 to {count - 1}, or 'none'")
     return list(labels) or [f"adapter {t}" for t in range(1, count + 1)]
 
 
@@ -238,7 +241,7 @@ def _strength(weight: Weight, label: str) -> Strength:
         strength = Strength(1.0, dict(weight)) if isinstance(weight, Mapping) else Strength(float(weight))
     for number in (strength.weight, *strength.modules.values()):
         if not isfinite(number):
-            raise OptionError(f"{label} has the weight {number}", fix="give a finite number")
+            raise OptionError(f"{label} has the weight {number}, which is not finite", fix="give a finite number")
     return strength
 
 
@@ -265,9 +268,9 @@ def _rows(
         Every module is left out.
     """
     rows = match_modules(adapters, labels)
-    recipe.check_globs(rows)
+    strengths = recipe.strengths_of(rows)
     chosen = select(rows, recipe.modules)
-    weights = {name: [ingredient.strength.of(name) for ingredient in recipe.adapters] for name in chosen}
+    weights = {name: [strength.of(name) for strength in strengths] for name in chosen}
     names = [
         name
         for name in chosen
@@ -275,7 +278,10 @@ def _rows(
         or any(w and update is not None for w, update in zip(weights[name], rows[name], strict=True))
     ]
     if chosen and not names:
-        raise OptionError("nothing is left: in all modules the weights are 0", fix="give other weights, or --modules")
+        raise OptionError(
+            "nothing is left: the weights are 0 in all modules",
+            fix="give other weights, or choose other modules with --modules",
+        )
     return {name: rows[name] for name in names}, {name: weights[name] for name in names}
 
 
@@ -339,6 +345,7 @@ class _Work:
         # A module that stays as it is may be of a kind that cannot be combined, such as LoKr.
         if name not in self.stay:
             check_combinable(name, self.rows[name], self.labels)
+        # Made again for every pass and not kept: the joint spaces of a large adapter would fill the memory.
         with place(name):
             return replace(Joint.of(self.rows[name], self.weights[name]), width=self.width)
 

@@ -42,6 +42,7 @@ def dare(
     -----
     arXiv 2311.03099, §3. PEFT's ``dare_linear`` does the same with torch's global random generator.
     """
+    # Nothing would be dropped, and the factors give the sum without a pass over its entries.
     if density >= 1:
         return exact_sum(joint, lam)
     return fuse_entries(joint, lambda entries: _rule(entries, density, seed, elect=False), space=space, lam=lam)

@@ -46,7 +46,7 @@ def della(
     Raises
     ------
     OptionError
-        density ± ε leaves (0, 1].
+        density ± ε is not within (0, 1].
 
     Notes
     -----
@@ -58,7 +58,8 @@ def della(
         # A little below the density, as q must stay above 0.
         widest = min(1 - density, 0.99 * density)
         raise OptionError(
-            f"density {density:g} ± epsilon {epsilon:g} leaves (0, 1]", fix=f"give an epsilon of {widest:g} or less"
+            f"density {density:g} ± epsilon {epsilon:g} is not within (0, 1]",
+            fix=f"give an epsilon of {widest:g} or less",
         )
     return fuse_entries(joint, lambda entries: _rule(entries, density, epsilon, seed), space=space, lam=lam)
 

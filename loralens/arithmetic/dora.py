@@ -94,9 +94,11 @@ def _stretch(adapter: Adapter, name: str, key: str, weight: Weight | None) -> Fl
             what = "is a magnitude by input: it stretches the columns of W"
             raise MismatchError(what, fix="merge it into the base with loralens merge")
         if extra.role == "magnitude" and extra.tensor.size != module.shape[0]:
-            raise ShapeError(f"{extra.tensor.shape} is not one number for each output", fix="save the adapter again")
+            raise ShapeError(
+                f"the shape {extra.tensor.shape} is not one number for each output", fix="save the adapter again"
+            )
         if weight is None:
-            raise MismatchError("its base weight is not there", fix="give the base that it was trained on")
+            raise MismatchError("the base has no weight for it", fix="give the base that the adapter was trained on")
         # Without a stored magnitude programs take the lengths of W, so g is ‖W‖/‖W + L‖.
         m = weight.lengths() if extra.role in NORMS else extra.tensor.read().astype(np.float64).reshape(-1)
         lengths = np.sqrt(squares(weight, module))
@@ -169,7 +171,7 @@ class Stretches:
         if gone:
             with place(name):
                 raise MismatchError(
-                    f"{gone} rows would keep nothing of the base weight, which no DoRA adapter can say",
+                    f"{gone} rows would keep nothing of the base weight, which no DoRA adapter can express",
                     fix="give other weights",
                 )
         return lift.scale_rows(1 / rows)
@@ -227,7 +229,7 @@ def keys_of_magnitudes(
         ]
         if not existing and first != "peft":
             raise MismatchError(
-                f"{name} would have a magnitude, and no file says what {first} calls it",
+                f"{name} needs a magnitude, and no file shows its name in the format {first}",
                 fix="convert the adapters to PEFT first: loralens convert --to peft",
             )
         shape = _magnitude_shape(update.shape[0], update.layout.kernel)

@@ -53,7 +53,7 @@ class DoraCombination:
         # diag(g − 1) W is in no joint space of pairs, and a rule that is not linear would need the whole change.
         if not row.linear:
             raise OptionError(
-                f"{row.name} does not combine DoRA: what it adds to the base is of full rank, and no sum of pairs",
+                f"{row.name} does not combine DoRA adapters, because what they add to the base has full rank",
                 fix="give --method sum or average; or make each a plain pair with loralens merge and extract",
             )
         separated = []

@@ -32,6 +32,7 @@ def trim_entries(cutoffs: Sequence[float], then: Callable[[Array, Workspace], Ar
 
 def add_updates(stack: Array, work: Workspace) -> Array:
     """Return the sum over the updates, shape (rows, n), added in their order so that the bits are always the same."""
+    # In an array of its own: `elected_mean` reads the updates again after it has their sum.
     result = work.of("total", stack.shape[1:], stack.dtype)
     np.copyto(result, stack[0])
     for x in stack[1:]:
@@ -61,6 +62,7 @@ def elected_mean(stack: Array, work: Workspace, shares: Sequence[float] | None =
         if shares:
             part *= dtype.type(shares[t])
         mean += part
+        # The mean has taken up `part`, so that its memory can hold the shares; a new array would cost more than this.
         weight += np.multiply(agrees, dtype.type(shares[t]), out=part) if shares else agrees
     # Where no update agrees, 0 / 1 instead of 0 / 0. A maximum would branch at every entry.
     weight += np.equal(weight, 0, out=agrees)

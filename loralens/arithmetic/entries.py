@@ -97,6 +97,7 @@ class DenseMatrix:
 
     def at(self, i: Integers, j: Integers) -> Floats:
         """Single entries."""
+        # Already exact, unlike those of a `Product`: the matrix is in memory.
         return np.asarray(self.array[i, j], np.float64)
 
 
@@ -149,6 +150,7 @@ class Entries:
         m, n = self.shape
         # Rows are never divided, as DELLA ranks the entries of a row.
         step = min(m, max(FEWEST, numbers // n))
+        # One buffer for all blocks: a new one each time would be fresh memory pages (see `Workspace`).
         buffer = np.empty((len(self.matrices), step, n), self.dtype)
         for start in range(0, m, step):
             stop = min(start + step, m)

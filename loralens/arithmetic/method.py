@@ -146,15 +146,18 @@ class CombiningMethod:
         for name in chosen:
             if name not in by_name:
                 has = ", ".join(by_name) or "none"
-                raise OptionError(f"{self.name} has no option {name}", fix=f"its options are: {has}")
+                raise OptionError(f"the method {self.name} has no option {name}", fix=f"its options are: {has}")
         values: dict[str, Any] = {o.name: o.check(chosen.get(o.name, o.default)) for o in self.options}
         if self.spaces:
             values["space"] = space or self.spaces[0]
             if values["space"] not in self.spaces:
-                raise OptionError(f"{space} is no space of {self.name}", fix=f"give one of {', '.join(self.spaces)}")
+                raise OptionError(
+                    f"the method {self.name} does not work in the space {space}",
+                    fix=f"give one of {', '.join(self.spaces)}",
+                )
         # Any space that exists is accepted by other methods, as it makes no difference to them.
         elif space is not None and space not in SPACES:
-            raise OptionError(f"{space!r} is no space", fix=f"give one of {', '.join(SPACES)}")
+            raise OptionError(f"there is no space {space!r}", fix=f"give one of {', '.join(SPACES)}")
         return values
 
 
@@ -168,5 +171,5 @@ def find_combining_method(name: str, methods: Mapping[str, CombiningMethod]) -> 
     """Return the method of this name, or raise an OptionError that lists all of them."""
     if name not in methods:
         choices = "; ".join(f"{row.name} ({row.text})" for row in methods.values())
-        raise OptionError(f"no method {name!r}", fix=f"choose one of: {choices}")
+        raise OptionError(f"there is no method {name!r}", fix=f"choose one of: {choices}")
     return methods[name]

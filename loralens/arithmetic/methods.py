@@ -111,4 +111,5 @@ _ROWS = (
     ),
 )  # fmt: skip
 
+# By name, and still in the order of the rows, in which messages list them.
 METHODS = {row.name: row for row in _ROWS}

@@ -24,6 +24,7 @@ def model_stock(joint: Joint, *, lam: float = 1.0) -> Floats:
     if count < 2:
         return lam * joint.total()
     cosines = (x @ x.T) / np.outer(norms, norms)
+    # Without the diagonal: every update has the cosine 1 with itself.
     c = max(0.0, float((cosines.sum() - np.trace(cosines)) / (count * (count - 1))))
     t = count * c / (1 + (count - 1) * c)
     return lam * t / count * joint.total()

@@ -15,6 +15,7 @@ def null_space(joint: Joint, *, lam: float = 1.0, mu: float = np.inf, rank: int 
     with a content, the second; more than two adapters are our extension. The order of the adapters matters.
     """
     first, *other_updates = joint.weighted
+    # All directions if rank is 0: a slice to None has no end.
     V = joint.decompose(first).Vh[: rank or None].T
     share = 1.0 if np.isinf(mu) else mu / (1 + mu)  # ∞/∞ is NaN
     # The projection is linear, so the others are added before it.

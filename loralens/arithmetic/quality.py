@@ -180,6 +180,7 @@ def sum_above_rounding(strengths: Floats, cores: Floats, floor: float) -> Floats
 
 def relative(part: float, reference: float) -> float | None:
     """Return √(part/reference) of two squared norms; 0 if both are 0, and None if only the reference is 0."""
+    # A change of nothing has no relative size, and infinity is no number in JSON.
     if reference > 0:
         return sqrt(float(part) / float(reference))
     return None if part > 0 else 0.0

@@ -28,10 +28,13 @@ def slerp(joint: Joint, *, lam: float = 1.0) -> Floats:
     first, second = joint.cores
     w = joint.strengths
     if w.min() < 0 or not w.sum():
-        raise OptionError(f"slerp between weights {w[0]:g} and {w[1]:g}", fix="give weights from 0 that are not all 0")
+        raise OptionError(
+            f"slerp is not defined for the weights {w[0]:g} and {w[1]:g}", fix="give weights of 0 or more, not both 0"
+        )
     t = float(w[1] / w.sum())
     norms = float(np.linalg.norm(first) * np.linalg.norm(second))
-    # An update of 0 has no angle to the other; with the cosine 1 the interpolation is linear.
+    # An update of 0 has no angle to the other; with the cosine 1 the interpolation is linear. Rounding may carry the
+    # cosine of parallel updates beyond 1, where acos fails.
     cosine = float(np.clip(np.vdot(first, second) / norms, -1.0, 1.0)) if norms else 1.0
     a, b = 1 - t, t
     if abs(cosine) <= PARALLEL:
@@ -54,7 +57,9 @@ def karcher(joint: Joint, *, lam: float = 1.0) -> Floats:
     """
     w, present = joint.strengths, joint.present
     if w.min() < 0 or not w.sum():
-        raise OptionError("a spherical mean needs weights from 0 that are not all 0", fix="leave out the signs")
+        raise OptionError(
+            "a spherical mean needs weights of 0 or more that are not all 0", fix="give such weights, or --method sum"
+        )
     # All updates are 0, and so is their sum.
     if not present.size:
         return joint.total()

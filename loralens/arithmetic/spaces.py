@@ -57,6 +57,8 @@ def _full(joint: Joint, places: Integers) -> SpaceEntries:
     updates = [(update, strength) for update, strength in weighted if update is not None]
     matrices = tuple(Product.of(update, strength) for update, strength in updates)
     entries = Entries(matrices, tuple(places.tolist()), len(joint.updates), np.dtype(np.float32))
+    # The rank of the exact sum, so that a method that changes little loses little; a weight cannot have more directions
+    # than its shorter side.
     rank = min(max(joint.width, sum(update.rank for update, _ in updates)), *joint.shape)
 
     def back(fuse: Fuse) -> Fused:
@@ -91,6 +93,7 @@ def _core(joint: Joint, places: Integers) -> SpaceEntries | None:
     triplets = [joint.decompose(M) for M in cores]
     if not any(triplet.s.size for triplet in triplets):
         return None
+    # √S on both sides: these are the balanced factors, which belong to the update and not to the factors in the file.
     U = _directions([triplet.U * np.sqrt(triplet.s) for triplet in triplets])
     V = _directions([triplet.Vh.T * np.sqrt(triplet.s) for triplet in triplets])
     entries = _dense(joint, places, [U.T @ M @ V for M in cores])
@@ -110,6 +113,7 @@ def _directions(parts: list[Floats]) -> Floats:
 
 
 def _dense(joint: Joint, places: Integers, matrices: list[Floats]) -> Entries:
+    # float64 where the full space takes float32: these matrices are small, and float32 would add its rounding.
     dense = tuple(DenseMatrix(np.asarray(matrix, np.float64)) for matrix in matrices)
     return Entries(dense, tuple(places.tolist()), len(joint.updates), np.dtype(np.float64))
 

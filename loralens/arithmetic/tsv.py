@@ -21,6 +21,7 @@ def nearest_orthonormal(X: Floats) -> Floats:
 
 def components(joint: Joint) -> list[Core]:
     """Return the leading singular triplets of every M_t: its numerical rank, at most min(out, in)/T so that all fit."""
+    # With more adapters than directions, each keeps its first: without any, the adapter would not take part.
     most = max(1, min(joint.shape) // len(joint.cores))
     triplets = []
     for M, floor in zip(joint.cores, joint.floors, strict=True):

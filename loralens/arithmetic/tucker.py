@@ -51,7 +51,8 @@ def compress_then_merge(joint: Joint, *, lam: float = 1.0, rank: int = 0, beta: 
     so the result does not depend on where it stopped.
     """
     nominal = max(update.rank for update in joint.updates if update is not None)
-    # Subspaces of one adapter's rank, so that the result is as small as an adapter.
+    # Subspaces of one adapter's rank, so that the result is as small as an adapter. A core may be smaller than that, if
+    # the updates share directions.
     count = min(rank or nominal, *joint.cores.shape[1:])
     if not count:
         return joint.total()

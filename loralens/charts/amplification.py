@@ -50,7 +50,9 @@ def amplification_figure(results: Results, *, title: str = "", phi_rank: int = 1
         No module has a value.
     """
     if not _with_value(results):
-        raise OptionError("no module has both a ΔW and a W that are not 0", fix="there is nothing to draw")
+        raise OptionError(
+            "there is nothing to draw: ΔW or W is 0 in every module", fix="choose other modules with --modules"
+        )
     kinds = commonest_kinds(results, KINDS)
     shown = {name: result for name, result in results.items() if kind(name) in kinds}
     grid, rows = Grid.of(shown, most=KINDS), full_rank_rows(shown)

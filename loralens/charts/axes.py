@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from math import ceil, floor, inf, isfinite, log10
 
 from loralens.charts.spec import Area, Axis, Limits, Line, LineChart
+from loralens.tables.numbers import MINUS
 
 X_TICKS, Y_TICKS = 6, 5  # ticks of an axis at most: as many as have room in a panel of 240 × 180 pixels
 TICK = 13.0  # pixels between the numbers of a map, which are 10 pixels high
@@ -105,7 +106,7 @@ def tick_label(value: float) -> str:
     """Return the label of a tick, as short as possible."""
     # From 1e5 on, 1e5 is shorter than 100000.
     text = f"{value:.0f}" if float(value).is_integer() and abs(value) < 1e5 else f"{value:.3g}"
-    return text.replace("e-0", "e−").replace("e+0", "e").replace("-", "−")
+    return text.replace("e-0", f"e{MINUS}").replace("e+0", "e").replace("-", MINUS)
 
 
 def round_numbers(span: Limits, most: int, *, integers: bool = False) -> list[float]:

@@ -65,7 +65,9 @@ class FigureStyle:
         """
         values = [*(self.figure_size or ()), *(() if self.figure_dpi is None else (self.figure_dpi,))]
         if any(not 0 < value < inf for value in values):
-            raise OptionError("the size and the dots of a figure are positive numbers", fix="such as 6.5x4 and 300")
+            raise OptionError(
+                "the size and the dots per inch of a figure must be positive", fix="give numbers such as 6.5x4 and 300"
+            )
 
     def draw(self, figure: Figure) -> "Drawing":
         """Draw a figure in this style.

@@ -14,7 +14,7 @@ from loralens.choices import Side
 from loralens.core.names import block
 from loralens.errors import OptionError
 from loralens.linalg.factor import Floats
-from loralens.tables.numbers import percent
+from loralens.tables.numbers import percent, signed
 
 # Adapters up to which every cell of a matrix shows its number: 8 cells of 40 pixels are 320 pixels wide.
 WRITTEN = 8
@@ -63,7 +63,7 @@ def pairwise_figure(
         Fewer than two adapters.
     """
     if len(labels) < 2:
-        raise OptionError("one adapter has no pairs to draw", fix="give two or more")
+        raise OptionError("one adapter has no pairs to draw", fix="give two or more adapters")
     branches, order = branches_of(tree)
     spread = float(pairs.spreads.max()) if len(pairs.modules) else 0.0
     shared, worst = shared_energy_map(labels, pairs, energy, order), conflict_map(labels, pairs)
@@ -171,7 +171,7 @@ def conflict_map(labels: Sequence[str], pairs: Pairwise, numbers: Mapping[str, i
             k = int(np.nanargmin(cosines))
             values[module.name] = float(cosines[k])
             pair = f"{labels[first[k]]} and {labels[second[k]]}"
-            tips[module.name] = f"{module.name}: cosine {cosines[k]:+.3f} of {pair}"
+            tips[module.name] = f"{module.name}: cosine {signed(cosines[k])} of {pair}"
     spread = float(pairs.spreads.max()) if len(pairs.modules) else 0.0
     most = min(max([abs(value) for value in values.values()] + [SPREADS * spread, LEAST]), 1.0)
     scale = ColourScale(-most, most, "cosine", diverging=True, chance=[0.0], form="+.3f")

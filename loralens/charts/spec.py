@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import Literal, final
 
+from loralens.tables.numbers import MINUS
+
 # A chart with more lines has no legend: 24 names of 16 pixels take 384 pixels of height, and the chart itself 230.
 LEGEND = 24
 
@@ -150,7 +152,7 @@ class ColourScale:
         text = f"{2.0**value if self.doublings else value:{self.form}}"
         if not text.strip("+-0.%"):
             text = text.lstrip("+-")
-        return text.replace("-", "−").replace("%", " %")
+        return text.replace("-", MINUS).replace("%", " %")
 
     @property
     def marks(self) -> list[tuple[float, str]]:

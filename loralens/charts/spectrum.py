@@ -54,7 +54,7 @@ def spectrum_figure(spectra: Mapping[str, Spectra]) -> Figure:
         There is no adapter.
     """
     if not spectra:
-        raise OptionError("no adapter to draw", fix="give at least one")
+        raise OptionError("no adapter to draw", fix="give at least one adapter")
     shown = dict(list(spectra.items())[:ADAPTERS])
     # One list of blocks for all adapters, so that a block has one colour throughout the figure.
     blocks = all_blocks(name for modules in shown.values() for name in modules)

@@ -12,6 +12,7 @@ from loralens.cli.show import RowOptions, row_options, show
 @click.command("amplify")
 @click.argument("adapter", metavar="ADAPTER")
 @options.base(required=True)
+# Several ranks in one call, since Table 7 of the paper compares r = 4 with r = 64.
 @click.option(
     "--rank",
     type=options.COUNT,
@@ -40,7 +41,7 @@ from loralens.cli.show import RowOptions, row_options, show
 )
 @options.device()
 @options.seed("the sketch of W and the starting vectors")
-@options.MODULES
+@options.modules
 @row_options(csv="module and rank", plot="the amplification of every module")
 @options.reading
 def command(adapter: str, rows: RowOptions, **keywords: Any) -> None:

@@ -13,6 +13,7 @@ from loralens.cli.show import RowOptions, row_options, show
 @click.option("--adapter", metavar="A", help="The adapter: a file, a folder, or a Hub id. Needed without --inputs.")
 @options.output("FILE", "The .safetensors file to write.")
 @options.running
+# Off by default: a backward pass takes longer, and needs a loss, which not every model and text have.
 @click.option(
     "--out-side",
     is_flag=True,
@@ -26,7 +27,7 @@ from loralens.cli.show import RowOptions, row_options, show
     help="General texts that are mixed in, half and half, with --inputs; 'none' takes none. [default: posts of "
     "20newsgroups where its package is installed, else the help of Python]",
 )
-@options.MODULES
+@options.modules
 @options.OVERWRITE
 @options.DRY_RUN
 @row_options(csv="module")
@@ -41,5 +42,6 @@ def command(adapter: str | None, rows: RowOptions, **keywords: Any) -> None:
     With --inputs the second moments of the inputs of the base's layers are measured, H = E[x xᵀ], which `merge
     --rounding sweep` takes as --moments. The file is large, about 20 GB for 7 billion weights; -m restricts it.
     """
+    # Here and not by click, as a dry run needs no target; and before the model is loaded.
     options.require_output(keywords)
     show(loralens.calibrate(adapter, **keywords), rows)

@@ -35,6 +35,7 @@ class Setting(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # not g
     metavar="FILE",
     help="Follow a recipe: a .toml file, or an adapter that combine has written.",
 )
+# Not a click.Choice: the help would show 21 names without a word about them, and the message has a line for each.
 @click.option(
     "--method", metavar="NAME", help="How the updates are combined; a wrong name lists all methods. [default: sum]"
 )
@@ -46,6 +47,7 @@ class Setting(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # not g
     metavar="X",
     help="λ, the factor by which the combined update is multiplied.",
 )
+# No range here: every method has its own, which the verb checks.
 @click.option(
     "--density",
     type=float,
@@ -64,7 +66,7 @@ class Setting(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # not g
 # No default, since a recipe may contain a seed.
 @options.seed("methods that draw at random", default=None)
 @click.option("--space", type=click.Choice(get_args(Space)), help="The space in which an elementwise method works.")
-@options.MODULES
+@options.modules
 @options.take("several adapters")
 @options.DROP_DEAD
 @options.rank_rules

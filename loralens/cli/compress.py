@@ -7,12 +7,13 @@ import click
 import loralens
 from loralens.choices import INTEGER_TYPES, QUANTISED
 from loralens.cli import options
-from loralens.cli.show import RowOptions, row_options, show
+from loralens.cli.several import run
+from loralens.cli.show import RowOptions, row_options
 
 
 @click.command("compress")
-@click.argument("source")
-@options.output("TARGET", "The file or folder to write.")
+@click.argument("source", nargs=-1, required=True, metavar="SOURCE...")
+@options.output("TARGET", options.TARGET_OR_FOLDER)
 @options.rank_rules
 @options.UNIFORM
 @options.PROTECT
@@ -20,7 +21,7 @@ from loralens.cli.show import RowOptions, row_options, show
 @options.base("Needed for DoRA's magnitudes, and for GGUF.")
 @options.to()
 @options.dtype(tuple(INTEGER_TYPES), note=f"; int8 and int4 are written as {QUANTISED}")
-@options.MODULES
+@options.modules
 # Not `options.DROP_DEAD`, since a budget may also give a module no rank.
 @click.option(
     "--drop-dead", is_flag=True, help="Leave out modules whose update is zero, or that get no rank from the budget."
@@ -32,9 +33,10 @@ from loralens.cli.show import RowOptions, row_options, show
 )
 @options.OVERWRITE
 @options.DRY_RUN
+@options.JOBS
 @row_options(csv="module", plot="the size and the error of every rank")
 @options.reading
-def command(source: str, rows: RowOptions, **keywords: Any) -> None:
+def command(source: tuple[str, ...], rows: RowOptions, **keywords: Any) -> None:
     """Write an adapter with fewer directions: the best update of the smaller ranks, and the error that it has.
 
     One of the rules has to be given. --rank, --energy, --error and --sv-ratio look at each module alone. --parameters
@@ -44,9 +46,9 @@ def command(source: str, rows: RowOptions, **keywords: Any) -> None:
 
     If the file would not become smaller, the adapter is written as it was, unless --to, --dtype or --uniform asks for
     another form.
+
+    Several SOURCEs, or a folder that has adapters in it, are written into the folder TARGET, each under its own name.
+    Repeated, the command skips what it has done.
     """
     options.require_output(keywords)
-    result = loralens.compress(source, **keywords)
-    show(result, rows)
-    if not result.answer:
-        click.get_current_context().exit(1)
+    run(loralens.compress, source, rows, **keywords)

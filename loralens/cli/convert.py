@@ -7,12 +7,13 @@ import click
 import loralens
 from loralens.choices import TARGET_FORMATS
 from loralens.cli import options
-from loralens.cli.show import RowOptions, row_options, show
+from loralens.cli.several import run
+from loralens.cli.show import RowOptions, row_options
 
 
 @click.command("convert")
-@click.argument("source")
-@options.output("TARGET", "The file or folder to write.")
+@click.argument("source", nargs=-1, required=True, metavar="SOURCE...")
+@options.output("TARGET", options.TARGET_OR_FOLDER)
 # Required here, while `options.to` defaults to the dialect of the source.
 @click.option("--to", type=click.Choice(TARGET_FORMATS), required=True, help="The dialect to write.")
 @options.base("Only the names and shapes of its weights are read.")
@@ -37,15 +38,19 @@ from loralens.cli.show import RowOptions, row_options, show
 @options.ALLOW_LOSS
 @options.OVERWRITE
 @options.DRY_RUN
+@options.JOBS
 @row_options(csv="module", verbose="Also list the modules.")
 @options.reading
-def command(source: str, rows: RowOptions, **keywords: Any) -> None:
+def command(source: tuple[str, ...], rows: RowOptions, **keywords: Any) -> None:
     """Write an adapter in another dialect, with its names and scales.
 
     Scales and names that the target dialect cannot state are recorded in its metadata, so loralens reads its own files
     back without --base or --alpha. What the dialect cannot hold is folded into the factors where that is exact; where
     it is not, the conversion is refused and the tensor is named. The error of what --rank cuts off, and of rounding
     (--dtype, loralens-q, a scale that is folded in), is reported. The source is never overwritten.
+
+    Several SOURCEs, or a folder that has adapters in it, are written into the folder TARGET, each under its own name.
+    Repeated, the command skips what it has done.
     """
     options.require_output(keywords)
-    show(loralens.convert(source, **keywords), rows)
+    run(loralens.convert, source, rows, **keywords)

@@ -11,12 +11,13 @@ from loralens.cli.show import RowOptions, row_options, show
 
 @click.command("curve")
 @click.argument("source")
+# Both change the size of the files that the rows stand for.
 @options.to()
 @options.dtype()
 @options.PROTECT
 @options.ACTIVATIONS
 @options.base("Needed for GGUF.")
-@options.MODULES
+@options.modules
 @row_options(csv="rank", plot="size and error against rank")
 @options.reading
 def command(source: str, rows: RowOptions, **keywords: Any) -> None:

@@ -24,6 +24,7 @@ from loralens.cli import options
     metavar="FILE",
     help="The report that is written at the end.",
 )
+# In the repository, which is where `make demo` runs; elsewhere the adapters for comparison are trained.
 @click.option(
     "--adapters",
     type=options.PATH,

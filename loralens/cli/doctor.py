@@ -9,13 +9,15 @@ import click
 import loralens
 from loralens.choices import Level, MergeDType, PredictedRounding
 from loralens.cli import options
-from loralens.cli.show import RowOptions, row_options, show, tell_written
+from loralens.cli.several import lines_shown, show_answer
+from loralens.cli.show import RowOptions, row_options, tell_written
 
 
 @click.command("doctor")
 @click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER...")
+@options.output("DIR", "Examine the adapters one by one, and write the findings of each into this folder, as JSON.")
 @options.base("Also check the adapters against its weights.")
-@options.MODULES
+@options.modules
 @click.option(
     "--dtype",
     type=click.Choice(get_args(MergeDType)),
@@ -30,6 +32,8 @@ from loralens.cli.show import RowOptions, row_options, show, tell_written
     type=click.Choice(get_args(Level)),
     help="Exit with code 1 if there is a finding of this level or a more serious one.",
 )
+@options.OVERWRITE
+@options.JOBS
 @row_options(csv="finding")
 @options.reading
 def command(adapters: tuple[str, ...], sarif: Path | None, rows: RowOptions, **keywords: Any) -> None:
@@ -38,13 +42,19 @@ def command(adapters: tuple[str, ...], sarif: Path | None, rows: RowOptions, **k
     ADAPTER is a file, a folder that holds one, or a Hub id in the local cache. Several adapters are also compared with
     each other. A file that cannot be read is a finding too. The exit code is 0 whatever is found, unless --fail-on is
     given. How a merge with error feedback would round is known only from merging, so --rounding does not offer it.
+
+    A folder that has adapters in it and is none, or any adapters with -o, are examined one by one, with one line for
+    each; the exit code is then 2 if one of them cannot be read. Repeated with -o, the command skips what it has done.
     """
-    result = loralens.doctor(*adapters, sarif=sarif, **keywords)
+    # Imported here, since the help of a command starts no NumPy.
+    from loralens.verbs.doctor import DoctorResult
+
+    with lines_shown(rows):
+        result = loralens.doctor(*adapters, sarif=sarif, **keywords)
     if sarif:
         tell_written(sarif)
-    # Evidence and remedies are sentences and no rows, so the result itself limits them.
-    modules_told = None if rows.verbose else result.modules_told
-    show(replace(result, causes_told=rows.top, modules_told=modules_told), rows)
-    # Only --fail-on makes the answer no.
-    if not result.answer:
-        click.get_current_context().exit(1)
+    if isinstance(result, DoctorResult):
+        # Evidence and remedies are sentences and no rows, so the result itself limits them.
+        modules_told = None if rows.verbose else result.modules_told
+        result = replace(result, causes_told=rows.top, modules_told=modules_told)
+    show_answer(result, rows)

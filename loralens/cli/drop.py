@@ -19,6 +19,12 @@ from loralens.cli.show import RowOptions, row_options, show
     multiple=True,
     help="Leave out the modules whose name or kind matches this glob pattern. Repeatable.",
 )
+@click.option(
+    "--block",
+    metavar="BLOCK",
+    multiple=True,
+    help="Leave out these blocks: 3, 4-8, or IN04 of an image model; with -m, what both choose. Repeatable.",
+)
 @options.blocks
 @row_options(csv="module", verbose="Also list the modules.")
 @options.writing

@@ -33,5 +33,6 @@ def command(first: str, second: str, rows: RowOptions, **keywords: Any) -> None:
     """
     result = loralens.equal(first, second, **keywords)
     show(result, rows)
+    # 1 is the answer no. Errors exit with 2, so that scripts can tell them apart.
     if not result.answer:
         click.get_current_context().exit(1)

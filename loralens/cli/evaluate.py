@@ -11,9 +11,11 @@ from loralens.cli.show import RowOptions, row_options, show
 
 
 @click.command("evaluate")
+# None is required: without an adapter the model is measured as it is.
 @click.argument("adapters", nargs=-1, metavar="[ADAPTER]...")
 @options.model()
 @click.option("--task", type=click.Choice(get_args(TaskName)), required=True, help="The task that is measured.")
+# A plain string and no path: it may be the name of a corpus.
 @click.option(
     "--data",
     required=True,

@@ -26,6 +26,7 @@ from loralens.cli.show import RowOptions, row_options, show
     "[default without a value: rounding]",
 )
 @options.UNIFORM
+# The default for large matrices is a randomised SVD, whose error is part of the result.
 @click.option("--exact", is_flag=True, help="Take dense SVDs in float64, which is slow for large matrices.")
 # There is no source whose dialect could be the default.
 @click.option("--to", type=click.Choice(FLOAT_FORMATS), default="peft", show_default=True, help="The dialect to write.")
@@ -37,11 +38,12 @@ from loralens.cli.show import RowOptions, row_options, show
     show_default=True,
     help="The dtype of all factors.",
 )
-@options.MODULES
+@options.modules
 @click.option("--drop-extra", is_flag=True, help="Leave out what is not a matrix: norms, biases and new heads.")
 @options.OVERWRITE
 @options.DRY_RUN
 @row_options(csv="module")
+# Without `options.reading`: both are models, which have neither a dialect nor α.
 def command(base: str, tuned: str, rows: RowOptions, **keywords: Any) -> None:
     """Make an adapter from the difference of two models: of a full fine-tune, or of a merge by another tool.
 

@@ -15,7 +15,7 @@ from loralens.cli.terminal import say
 
 @click.command("inspect")
 @click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER...")
-@options.MODULES
+@options.modules
 @options.base("Say how the names match its weights, of which only headers are read.")
 @click.option(
     "--consumer",
@@ -43,5 +43,6 @@ def command(adapters: tuple[str, ...], rows: RowOptions, **keywords: Any) -> Non
         if WITHOUT_VERB in click.get_current_context().meta and not rows.quiet:
             # Tables end with an empty line, and findings do not.
             say(*([""] if result.adapters[-1].sentences() else []), *wrapped([next_steps(quote(adapters[0]))]))
+    # None without --consumer: then nothing was asked that could be answered with no.
     if result.answer is False:
         click.get_current_context().exit(1)

@@ -12,6 +12,7 @@ from loralens.cli.show import RowOptions, row_options, show
 @click.command("interpolate")
 @click.argument("first", metavar="A")
 @click.argument("second", metavar="B")
+# No range: beyond 0 and 1 the line goes on, and the result is exact there too.
 @click.option(
     "--at",
     type=float,
@@ -20,7 +21,7 @@ from loralens.cli.show import RowOptions, row_options, show
     metavar="T",
     help="The place on the line between the adapters: 0 is A, 1 is B.",
 )
-@options.MODULES
+@options.modules
 @options.take("both")
 @row_options(csv="module")
 @options.writing

@@ -13,7 +13,7 @@ from loralens.cli.show import RowOptions, row_options, show
 @click.command("intruders")
 @click.argument("adapter", metavar="ADAPTER")
 @options.base(required=True)
-@options.MODULES
+@options.modules
 # 10 directions and the threshold 0.5 are the values of the paper, so that counts can be compared with it.
 @click.option(
     "--top",
@@ -40,6 +40,7 @@ from loralens.cli.show import RowOptions, row_options, show
 )
 @options.output("TARGET", "The file or folder that --remove writes.")
 @options.UNIFORM
+# A default, since the factors that change are new ones; those of other modules keep their dtypes.
 @click.option(
     "--dtype",
     type=click.Choice(get_args(FloatType)),
@@ -66,6 +67,7 @@ from loralens.cli.show import RowOptions, row_options, show
 )
 @click.option("--no-cache", is_flag=True, help="Neither use nor keep SVDs of earlier runs.")
 @options.device()
+# Without a --top for rows: the --top of this command is that of the definition.
 @row_options(csv="module", top=False)
 @options.reading
 def command(adapter: str, rows: RowOptions, **keywords: Any) -> None:

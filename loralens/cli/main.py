@@ -155,11 +155,19 @@ class LensGroup(click.Group):
 
 @contextmanager
 def _usage_in_one_line() -> Iterator[None]:
-    """Make the messages of click about wrong options one line, even if the words that they quote have line ends."""
+    """Make the messages of click about wrong options one line, even if the words that they quote have line ends.
+
+    A second line says what was probably meant.
+    """
     try:
         yield
     except click.ClickException as error:
-        vars(error)["message"] = visible(error.message)  # click's types call it final
+        # Imported here, since most calls are right.
+        from loralens.cli.usage_hints import hint
+
+        meant = hint(error) if isinstance(error, click.UsageError) else ""
+        # click's types call the message final.
+        vars(error)["message"] = visible(error.message) + (f"\n  fix: {visible(meant)}" if meant else "")
         raise
 
 

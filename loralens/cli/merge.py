@@ -34,6 +34,7 @@ from loralens.cli.show import RowOptions, row_options, show
     type=click.Choice(get_args(RoundingMode)),
     help="How a merge rounds the new weights. [default: nearest; stochastic with --bits keep]",
 )
+# Negative seeds too: the seed is hashed, so that any whole number will do.
 @options.seed("stochastic rounding", least=None)
 @click.option(
     "--dtype",
@@ -68,7 +69,7 @@ from loralens.cli.show import RowOptions, row_options, show
 @options.device(note=options.SAME_BITS)
 @options.OVERWRITE
 @options.DRY_RUN
-@options.MODULES
+@options.modules
 @row_options(csv="module")
 @options.reading
 def command(adapters: tuple[str, ...], measure: bool, rows: RowOptions, **keywords: Any) -> None:

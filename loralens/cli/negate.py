@@ -11,7 +11,8 @@ from loralens.cli.show import RowOptions, row_options, show
 
 @click.command("negate")
 @click.argument("adapter")
-@options.MODULES
+# Without --drop-dead: a change of sign makes nothing zero.
+@options.modules
 @row_options(csv="module")
 @options.writing
 def command(adapter: str, rows: RowOptions, **keywords: Any) -> None:

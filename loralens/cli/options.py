@@ -14,9 +14,8 @@ Command = Callable[..., None]
 F = TypeVar("F", bound=Callable[..., Any])
 
 PATH = click.Path(path_type=Path)
-COUNT = click.IntRange(
-    min=1
-)  # every number of something is at least 1: 0 is never useful, and is refused as wrong usage
+# Every number of something is at least 1: 0 is never useful, and is refused as wrong usage.
+COUNT = click.IntRange(min=1)
 
 _BASE_HELP = "The base model: a folder, a safetensors or GGUF file, or a Hub id in the local cache."
 
@@ -62,15 +61,22 @@ _READING = (
     ALLOW_PICKLE,
     ONCE,
 )
-MODULES = click.option(
+_MODULES = click.option(
     "--modules",
     "-m",
     metavar="GLOB",
     multiple=True,
-    help="Only modules whose name or kind matches this glob pattern. Repeatable.",
+    help="Only modules whose name or kind matches this glob pattern, or whose name begins so. Repeatable.",
+)
+_BLOCK = click.option(
+    "--block",
+    metavar="BLOCK",
+    multiple=True,
+    help="Only modules in these blocks: 3, 4-8, or IN04 of an image model; with -m, what both choose. Repeatable.",
 )
 
-# docs/commands/scale.md lists the presets, and the blocks in their order.
+# docs/commands/scale.md lists the presets, and the blocks in their order. Both are plain strings: which presets and
+# blocks there are depends on the model of the adapter, which is not read yet.
 _BLOCKS = (
     click.option("--preset", metavar="NAME", help="Weights for the blocks of SD, SDXL or FLUX by name: OUTALL, MIDD …"),
     click.option(
@@ -79,6 +85,11 @@ _BLOCKS = (
         help="Weights of blocks: IN04=0,MID=1, or all in their order, as block weight tools write them.",
     ),
 )
+
+
+def modules(function: F) -> F:
+    """The options that choose modules."""
+    return decorate(function, (_MODULES, _BLOCK))
 
 
 def blocks(function: F) -> F:
@@ -91,6 +102,7 @@ def reading(function: F) -> F:
     return decorate(function, _READING)
 
 
+# A plain string and no path, as in `model`: it may also be a Hub id.
 def base(purpose: str = "", *, required: bool = False) -> Callable[[F], F]:
     """``--base``; ``purpose`` is a sentence on why a command needs it, if it can also work without."""
     return click.option("--base", required=required, metavar="MODEL", help=f"{_BASE_HELP} {purpose}".rstrip())
@@ -139,6 +151,14 @@ def output(metavar: str, text: str) -> Callable[[F], F]:
 
 
 ADAPTER_OUTPUT = output("OUT", "The file or folder to write.")
+TARGET_OR_FOLDER = "The file or folder to write; of several adapters, the folder for all of them."
+JOBS = click.option(
+    "--jobs",
+    "-j",
+    type=COUNT,
+    metavar="N",
+    help="How many of several adapters are worked on at once. [default: as many as there are processors]",
+)
 
 
 def require_output(keywords: Mapping[str, Any]) -> None:
@@ -155,6 +175,7 @@ def to(source: str = "the source") -> Callable[[F], F]:
 
 def dtype(extra_types: Sequence[str] = (), *, note: str = "") -> Callable[[F], F]:
     """``--dtype``: what the factors are rounded to; ``extra_types`` are choices beside the float types."""
+    # Without a default, since the dtypes of the source may differ from module to module.
     text = f"Round all factors to this dtype{note}. [default: the dtypes of the source]"
     return click.option("--dtype", type=click.Choice([*FLOAT_TYPES, *extra_types]), help=text)
 
@@ -165,8 +186,11 @@ def take(holders: str) -> Callable[[F], F]:
     return click.option("--take", metavar="ADAPTER", help=text)
 
 
-def writing(function: Command) -> Command:
-    """The options of every command that writes an adapter made from others, and the options of reading those."""
+def writing(function: Command, *, several: bool = False) -> Command:
+    """The options of every command that writes an adapter made from others, and the options of reading those.
+
+    With ``several`` the command takes several adapters and writes each.
+    """
 
     # wraps keeps the docstring, which is the text of --help.
     @wraps(function)
@@ -175,8 +199,8 @@ def writing(function: Command) -> Command:
         function(*arguments, **keywords)
 
     options: tuple[Callable[[Command], Command], ...] = (
-        ADAPTER_OUTPUT,
-        to("the first adapter"),
+        output("OUT", TARGET_OR_FOLDER) if several else ADAPTER_OUTPUT,
+        to("each adapter" if several else "the first adapter"),
         base("Needed for DoRA, and for GGUF."),
         dtype(),
         ALLOW_LOSS,
@@ -337,6 +361,7 @@ _RUNNING = (
         "a column named text.",
     ),
     LIMIT,
+    # Fewer than `evaluate` takes, since hidden states are kept for a whole batch.
     batch(16),
     length(256),
     MODEL_DEVICE,

@@ -5,10 +5,12 @@ from difflib import get_close_matches
 
 from loralens.cli.overview import COMMANDS
 
-# Command → words by which other tools, and people, call it. A word stands once.
+# Command → words by which other tools, and people, call it. A word stands once, since it can be answered with one
+# command only; `ALSO` names the second one where a word has two meanings.
 SAID_FOR = {
     "inspect": "info show view cat open print read list keys header metadata describe summary details dump head load "
-    "stat stats file ls get look peek see what display",
+    "stat stats file ls get look peek see what display trigger triggers trigger-words triggerwords trigger-word words "
+    "keywords tags tag prompt",
     "doctor": "check lint validate diagnose test health examine audit debug fix repair verify-adapter sanity problems",
     "spectrum": "svd rank ranks singular singular-values spectra eigen effective-rank analyze analyse analysis norm "
     "norms energy",

@@ -26,7 +26,7 @@ from loralens.cli.terminal import say
     multiple=True,
     help="A file of `loralens evaluate -o`, whose accuracies or losses then stand at the top of the page. Repeatable.",
 )
-@options.MODULES
+@options.modules
 @click.option(
     "--intruders/--no-intruders",
     default=None,  # the verb estimates the time
@@ -34,6 +34,7 @@ from loralens.cli.terminal import say
     "about a minute]",
 )
 @click.option("--markdown", is_flag=True, help="Also write the page as Markdown with pictures, beside FILE.")
+# Without --csv and --top: the page has tables of many kinds, and the terminal gets sentences only.
 @row_options(verbose="Also print the other sentences of the summary.")
 @options.OVERWRITE
 @options.reading
@@ -49,6 +50,7 @@ def command(adapters: tuple[str, ...], rows: RowOptions, **keywords: Any) -> Non
         raise click.UsageError("Missing option '-o': say where to write the page, or give --json")
     result = loralens.report(*adapters, **keywords)
     if rows.as_json:
+        # On standard error, where it does not disturb the JSON.
         for path in result.written:
             tell_written(path)
         show_json(result.record())

@@ -1,16 +1,18 @@
 """The command ``loralens scale``: declares its options, calls the verb and shows the result."""
 
+from functools import partial
 from typing import Any
 
 import click
 
 import loralens
 from loralens.cli import options
-from loralens.cli.show import RowOptions, row_options, show
+from loralens.cli.several import run
+from loralens.cli.show import RowOptions, row_options
 
 
 @click.command("scale")
-@click.argument("adapter")
+@click.argument("adapter", nargs=-1, required=True, metavar="ADAPTER...")
 @click.option(
     "--by",
     type=float,
@@ -18,14 +20,18 @@ from loralens.cli.show import RowOptions, row_options, show
     metavar="X",
     help="The factor that multiplies ΔW. [default with weights of blocks: 1]",
 )
-@options.MODULES
+@options.modules
 @options.blocks
+@options.JOBS
 @row_options(csv="module")
-@options.writing
-def command(adapter: str, by: float | None, rows: RowOptions, **keywords: Any) -> None:
+@partial(options.writing, several=True)
+def command(adapter: tuple[str, ...], by: float | None, rows: RowOptions, **keywords: Any) -> None:
     """Write an adapter with ΔW multiplied by a number.
 
     With --modules only these modules change. The factors keep their bits: only the scale changes. With --by 0 every ΔW
     is zero. With --preset or --block-weights, each block of an image model has its own weight, which --by multiplies.
+
+    Several ADAPTERs, or a folder that has some in it, are written into the folder OUT, each under its own name.
+    Repeated, the command skips what it has done.
     """
-    show(loralens.scale(adapter, by, **keywords), rows)
+    run(loralens.scale, adapter, rows, by, **keywords)

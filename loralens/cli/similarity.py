@@ -25,7 +25,7 @@ from loralens.cli.show import RowOptions, row_options, show
     type=click.Choice(get_args(Side)),
     help="Whether directions of the inputs or of the outputs are compared. [default: out; of A: in]",
 )
-@options.MODULES
+@options.modules
 @click.option(
     "--phi-rank",
     type=options.COUNT,

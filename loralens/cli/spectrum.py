@@ -12,7 +12,8 @@ from loralens.cli.show import RowOptions, row_options, show
 
 @click.command("spectrum")
 @click.argument("adapters", nargs=-1, required=True, metavar="ADAPTER...")
-@options.MODULES
+@options.modules
+# In place of the --top that `row_options` would declare: with it the modules are sorted by their norm by default.
 @click.option("--top", type=options.COUNT, metavar="N", help="Show only the first N modules in the order of --sort.")
 @click.option(
     "--sort",

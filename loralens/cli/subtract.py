@@ -12,8 +12,9 @@ from loralens.cli.show import RowOptions, row_options, show
 @click.command("subtract")
 @click.argument("first", metavar="A")
 @click.argument("second", metavar="B")
-@options.MODULES
+@options.modules
 @options.take("both")
+# What is equal in both adapters becomes zeros, which not everybody wants to store.
 @options.DROP_DEAD
 @row_options(csv="module")
 @options.writing

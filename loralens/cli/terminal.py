@@ -58,6 +58,7 @@ class Harmless:
 @contextmanager
 def harmless_output() -> Iterator[None]:
     """Within the context, everything that is printed is harmless to a terminal."""
+    # Restored at the end, so that a program that calls the group can print as before.
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (cast("TextIO", _wrap_stream(stream)) for stream in before)
     try:

@@ -11,7 +11,7 @@ from loralens.cli.show import RowOptions, row_options, show
 
 @click.command("trajectory")
 @click.argument("adapters", nargs=-1, required=True, metavar="RUN|ADAPTER...")
-@options.MODULES
+@options.modules
 @row_options(csv="checkpoint", plot="the run over its steps")
 @options.reading
 def command(adapters: tuple[str, ...], rows: RowOptions, **keywords: Any) -> None:

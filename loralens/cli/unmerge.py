@@ -28,7 +28,7 @@ from loralens.cli.show import RowOptions, row_options, show
 @options.device(note=options.SAME_BITS)
 @options.OVERWRITE
 @options.DRY_RUN
-@options.MODULES
+@options.modules
 @row_options(verbose="Also list the tensors.")
 @options.reading
 def command(merged: Path, adapter: tuple[str, ...], rows: RowOptions, **keywords: Any) -> None:

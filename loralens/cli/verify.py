@@ -19,6 +19,7 @@ from loralens.cli.show import RowOptions, row_options, show
     metavar="ADAPTER[:W]",
     help="An adapter that was merged, with weight W. Repeatable. Goes with --base.",
 )
+# The merge is repeated, so these have to be the options with which it was made.
 @click.option(
     "--rounding",
     type=click.Choice(get_args(RoundingMode)),
@@ -40,7 +41,7 @@ from loralens.cli.show import RowOptions, row_options, show
     "Whether the merge gave the head a weight of its own. [default: as in MERGED, or if the adapter needs one]"
 )
 @options.device(note=options.SAME_BITS)
-@options.MODULES
+@options.modules
 @row_options(csv="module")
 @options.reading
 def command(merged: str, adapter: tuple[str, ...], rows: RowOptions, **keywords: Any) -> None:
@@ -57,5 +58,6 @@ def command(merged: str, adapter: tuple[str, ...], rows: RowOptions, **keywords:
     """
     result = loralens.verify(merged, adapter=[*map(options.split_weight, adapter)], **keywords)
     show(result, rows)
+    # 1 is the answer no. Errors exit with 2, so that scripts can tell them apart.
     if not result.answer:
         click.get_current_context().exit(1)

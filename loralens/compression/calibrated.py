@@ -125,7 +125,10 @@ def data_error(module: LowRank, other: LowRank, K: Array, *, trace: float | None
     the two updates have different shapes.
     """
     if module.shape != other.shape:
-        raise ShapeError(f"updates {module.shape} and {other.shape} are not of one weight", fix="pass equal shapes")
+        raise ShapeError(
+            f"updates of the shapes {module.shape} and {other.shape} are not of one weight",
+            fix="pass updates of equal shape",
+        )
     root = _root(_moment(K, module.rank, "K"))
     right, R_A = _basis_and_R(module.A.T)
     Q_A, rows = right.columns(), other.A.T.astype(np.float64)
@@ -147,9 +150,14 @@ def _moment(K: Array, rank: int, name: str) -> Array:
     """The moment in float64, made exactly symmetric, which `eigh` assumes."""
     K = np.asarray(K, np.float64)
     if K.shape != (rank, rank):
-        raise ShapeError(f"{name} {K.shape} is no moment of a module of rank {rank}", fix="calibrate this adapter")
+        raise ShapeError(
+            f"{name} has the shape {K.shape}, and the module has rank {rank}",
+            fix="measure the moments of this adapter: loralens calibrate",
+        )
     if not np.isfinite(K).all():
-        raise FormatError(f"{name} holds NaN or Inf", fix="calibrate again, with inputs that the model survives")
+        raise FormatError(
+            f"{name} holds NaN or Inf", fix="calibrate again, with inputs for which the model gives finite numbers"
+        )
     return np.asarray((K + K.T) / 2, np.float64)
 
 

@@ -72,7 +72,7 @@ def measure_moments(
     Raises
     ------
     MismatchError
-        The adapter does not fit the model, or the PEFT model does not carry this adapter.
+        The adapter does not fit the model, or the PEFT model does not contain this adapter.
     OptionError
         There are no batches, or ``out_side`` is set and there is no loss.
 
@@ -219,7 +219,9 @@ def _check_carried(layer: Any, module: LowRank) -> None:
         scale = getattr(layer, "scaling", {}).get(name, 1.0)
         if _near(_peft_factor(layer, "A", name), A) and _near(scale * _peft_factor(layer, "B", name), B):
             return
-    raise MismatchError("the PEFT model does not carry this adapter", fix="load this adapter into it, and activate it")
+    raise MismatchError(
+        "the PEFT model does not contain this adapter", fix="load this adapter into it, and activate it"
+    )
 
 
 def _peft_factor(layer: Any, side: str, name: str) -> Array:

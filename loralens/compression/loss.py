@@ -105,7 +105,10 @@ def losses(before: Adapter, after: Adapter, *, threads: int = 1, step: Step | No
 def update_loss(before: Update, after: Update | None) -> UpdateLoss:
     """The error of one update that was replaced by another, or left out."""
     if after is not None and before.shape != after.shape:
-        raise ShapeError(f"{before.shape} has become {after.shape}", fix="give two forms of the same adapter")
+        raise ShapeError(
+            f"the update had the shape {before.shape} and now has {after.shape}",
+            fix="give two forms of the same adapter",
+        )
     if not isinstance(before, LowRank):
         s = lost = before.singular_values()
         if after is not None:

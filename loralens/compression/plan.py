@@ -16,8 +16,8 @@ from loralens.core.carried import BOUND
 from loralens.core.lazy import Recent
 from loralens.core.lowrank import LowRank
 from loralens.core.moments import Moments
-from loralens.core.names import select
 from loralens.core.ranks import Rule, ranks, shared_ranks
+from loralens.core.selection import select
 from loralens.core.structured import Structured, Update
 from loralens.core.threads import Step, in_threads
 from loralens.errors import OptionError, place
@@ -153,7 +153,7 @@ class TruncationPlan:
             size=lambda chosen: measure(self.at(adjust(chosen))) if self._any_left(chosen) else 0,
         )
         if not self._any_left(chosen):
-            raise OptionError("no module is left: none does anything", fix="leave out --drop-dead")
+            raise OptionError("no module is left: ΔW is 0 in all of them", fix="leave out --drop-dead")
         return dict(adjust(chosen))
 
     def _restore_fused(self, chosen: Mapping[str, int], size: Size) -> Mapping[str, int]:

@@ -5,7 +5,7 @@ from sys import float_info
 from typing import Literal
 
 from loralens.core.lazy import Array
-from loralens.core.names import select
+from loralens.core.selection import select
 from loralens.errors import OptionError
 from loralens.linalg.measures import frobenius
 
@@ -40,7 +40,7 @@ def protection(spectra: Mapping[str, Array], protect: Protection) -> dict[str, f
     for glob, weight in protect.items():
         # True is a number to Python and hardly meant as one here.
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= float_info.max:
-            raise OptionError(f"the weight of {glob} is {weight!r:.100}", fix="give a finite number from 0")
+            raise OptionError(f"the weight of {glob} is {weight!r:.100}", fix="give a finite number of 0 or more")
         # The first glob wins, so that exceptions can be written before a general rule.
         for name in select(spectra, [glob]):
             weights.setdefault(name, float(weight))

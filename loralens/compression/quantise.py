@@ -42,7 +42,9 @@ def quantise(adapter: Adapter, *, bits: int | Mapping[str, Sequence[int]], threa
     # Bits for some modules alone would leave open what becomes of the others.
     if not isinstance(bits, int) and set(bits) != set(adapter):
         name = min(set(bits) ^ set(adapter))
-        raise OptionError(f"{name} is in the adapter or in bits, not in both", fix="give bits for every module")
+        raise OptionError(
+            f"only one of the adapter and bits has {name}", fix="give bits for every module of the adapter"
+        )
 
     def quantise_named(name: str) -> LowRank:
         module: Update = adapter[name]

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Self, final, overload
 
 from loralens.choices import Level
 from loralens.core.lazy import LazyArray
-from loralens.core.names import kind, matches, natural_key, nearest, wild
+from loralens.core.names import kind, natural_key, nearest
+from loralens.core.selection import matches, wild
 from loralens.errors import OptionError, UnknownModuleError
 from loralens.tables.numbers import number, shape
 from loralens.tables.table import Column, Table
@@ -178,7 +179,7 @@ class Adapter:
         # Two modules under one name would silently become one.
         if len(set(new.values())) < len(new):
             twice = next(name for name in new.values() if list(new.values()).count(name) > 1)
-            raise OptionError(f"two modules would be called {twice}", fix="choose other names")
+            raise OptionError(f"two modules would have the name {twice}", fix="choose other names")
         extra: dict[str, Extra] = {}
         for key, tensor in self.extra.items():
             name = names.get(tensor.module, tensor.module)
@@ -186,7 +187,7 @@ class Adapter:
             head, separator, tail = f".{key}.".rpartition(f".{tensor.module}.")
             renamed = f"{head}.{name}.{tail}"[1:-1] if separator and tensor.module else key
             if renamed in extra:
-                raise OptionError(f"two tensors would be called {renamed}", fix="choose other names")
+                raise OptionError(f"two tensors would have the name {renamed}", fix="choose other names")
             extra[renamed] = replace(tensor, module=name)
         changed = any(new[name] != name for name in new)
         # The stored tensors have the old names, so they cannot be written back as they were.

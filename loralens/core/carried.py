@@ -110,7 +110,7 @@ def _check_plain(adapter: Adapter, label: str, *, alone: bool, unchanged: bool) 
         bent = _of_role(adapter, (role,))
         if bent and not alone:
             raise MismatchError(
-                f"{label} has {what}, {next(iter(bent))} among {len(bent)}, which new factors would not fit",
+                f"{label} has {what}, which would not fit new factors: {next(iter(bent))} among {len(bent)} tensors",
                 fix="convert it to a plain LoRA first: loralens convert --drop-extra leaves them out",
             )
 

@@ -88,7 +88,7 @@ class Joint:
         present_updates = [update for update in updates if update is not None]
         if len({update.shape for update in present_updates}) > 1:
             shapes = ", ".join(str(update.shape) for update in present_updates)
-            raise ShapeError(f"updates of shapes {shapes}", fix="give adapters of one base model")
+            raise ShapeError(f"the updates have the shapes {shapes}", fix="give adapters of one base model")
         factors = [(update.B, update.A) for update in present_updates]
         stacks = _side_by_side([B for B, _ in factors]), _side_by_side([A.T for _, A in factors])
         factor_B, factor_A = map(measure, stacks)

@@ -144,7 +144,10 @@ def steps(module: LowRank, layer: "nn.Module") -> Steps | None:
 def _check(module: LowRank, shape: tuple[int, ...]) -> None:
     """Check that the update has the orientation of the layer; matching by shapes accepts both orientations."""
     if module.shape != shape:
-        raise MismatchError(f"its update is {module.shape} and the layer {shape}", fix="give the model it was made for")
+        raise MismatchError(
+            f"its update has the shape {module.shape}, and the layer has {shape}",
+            fix="give the model that it was trained for",
+        )
 
 
 def compute_dtype(like: "Tensor") -> "torch.dtype":

@@ -1,15 +1,13 @@
-"""Names of modules: block, kind, natural order, and globs that select modules.
+"""Names of modules: block, kind, natural order, and the nearest names. `loralens.core.selection` has the globs.
 
 A module name is the dotted path of a weight in the base model: ``model.layers.11.self_attn.q_proj``. One expert of a
 stack has its number in brackets behind it: ``model.layers.0.mlp.experts.gate_up_proj[3]``.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol, TypeVar
 
-from loralens.core.clock import Clock
 from loralens.errors import OptionError
 
 _DIGITS = re.compile(r"([0-9]+)")  # not \d, which also matches the digits of other scripts
@@ -17,8 +15,6 @@ _DIGITS = re.compile(r"([0-9]+)")  # not \d, which also matches the digits of ot
 _NUMBER = re.compile(r"[0-9]{1,9}")
 _EXPERT = re.compile(r"(?P<stack>.+)\[(?P<number>[0-9]{1,9})\]")
 _EXPERT_ALONE = re.compile(r"(^|\.)experts\.\d+\.")
-FEWER_GLOBS = "name kinds of modules, q_proj, or use fewer and shorter globs"
-_WILD = {*"*?"}  # the wildcards of a glob; brackets are literal, because numbers of experts are written in them
 
 
 class Block(NamedTuple):
@@ -124,71 +120,6 @@ def _split_name(name: str) -> tuple[list[str], str]:
 def is_expert_alone(name: str) -> bool:
     """Whether a module belongs to an expert that is stored separately: ``model.layers.0.mlp.experts.3.w1``."""
     return bool(_EXPERT_ALONE.search(name))
-
-
-def select(names: Iterable[str], globs: str | Sequence[str]) -> list[str]:
-    """The names that match any of ``globs`` (one glob may be a plain string), or all names if there are no globs.
-
-    A glob is compared with the whole name and with the kind. So ``q_proj`` means ``*.q_proj``, and ``q_*`` means all
-    kinds that begin with q_. Brackets are literal, because expert numbers are written in brackets.
-
-    Raises
-    ------
-    OptionError
-        A glob matches nothing. The message contains the nearest names.
-    FormatError
-        There are so many names and globs that matching would take minutes.
-    """
-    # Names may be an iterator, and are gone through several times.
-    names = list(names)
-    globs = [globs] if isinstance(globs, str) else globs
-    if not globs:
-        return names
-    called: dict[str, set[str]] = {}
-    for name in names:
-        called.setdefault(name, set()).add(name)
-        # Kinds repeat in every block: a glob is matched once for each kind instead of once for each module.
-        called.setdefault(kind(name), set()).add(name)
-    clock = Clock()
-    hits = {glob: _matching_names(called, glob, clock) for glob in globs}
-    for glob, hit in hits.items():
-        if not hit:
-            raise OptionError(f"no module matches {glob!r}", fix=f"the nearest names are {nearest(glob, names)}")
-    chosen = set().union(*hits.values())
-    return [name for name in names if name in chosen]
-
-
-def _matching_names(called: Mapping[str, set[str]], glob: str, clock: Clock) -> set[str]:
-    """The names that a glob matches; ``called`` maps whole names and kinds to names."""
-    # Without wildcards a dictionary is enough.
-    if not wild(glob):
-        return called.get(glob, set())
-    pattern = _escape_brackets(glob)
-    hits: set[str] = set()
-    for name, names in called.items():
-        # fnmatch may backtrack for minutes on a hostile glob with many stars.
-        with clock.running(f"the glob {glob!r:.60}", fix=FEWER_GLOBS):
-            if fnmatchcase(name, pattern):
-                hits |= names
-    return hits
-
-
-def wild(glob: str) -> bool:
-    """Whether a glob has wildcards."""
-    return bool(_WILD & {*glob})
-
-
-def matches(name: str, glob: str) -> bool:
-    """Whether a glob of `select` matches this name."""
-    if not wild(glob):
-        return glob in (name, kind(name))
-    pattern = _escape_brackets(glob)
-    return fnmatchcase(name, pattern) or fnmatchcase(kind(name), pattern)
-
-
-def _escape_brackets(glob: str) -> str:
-    """Escape the brackets of a glob for `fnmatch`, which would read them as sets of letters."""
-    return glob.replace("[", "[[]")
 
 
 def some(names: Iterable[str], count: int = 3) -> str:

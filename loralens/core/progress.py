@@ -24,14 +24,14 @@ def progress(label: str, total: int) -> Iterator[Step | None]:
 
 
 @contextmanager
-def display_progress(display: Display) -> Iterator[None]:
+def display_progress(display: Display | None) -> Iterator[None]:
     """Let ``display`` show the progress of every verb within the block.
 
     Parameters
     ----------
-    display : callable
+    display : callable or None
         Takes a label and the total amount of work, and returns a context manager. That gives the function to call with
-        each amount of work that is done.
+        each amount of work that is done. None: nothing is shown, as within a batch that shows its own progress.
     """
     token = _display.set(display)
     try:

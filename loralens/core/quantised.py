@@ -148,15 +148,20 @@ def from_bytes(
     out, in_ = shape
     # The size is checked first, so that a hostile rank cannot make a huge array.
     if data.dtype != np.uint8 or data.ndim != 1 or not 0 < HEAD * rank <= data.size:
-        raise FormatError(f"{key}: {data.dtype} {data.shape} holds no {rank} directions", fix=_DAMAGED)
+        raise FormatError(f"{key}: {data.dtype} {data.shape} cannot hold {rank} directions", fix=_DAMAGED)
     # Only this is read at once; it gives the positions of all other parts.
     bits = data.rows(0, rank).read()
     # Before any length is computed from them.
     if not ((bits >= FEWEST) & (bits <= MOST)).all():
-        raise FormatError(f"{key}: a direction of {bits.max()} or {bits.min()} bits", fix=_DAMAGED)
+        raise FormatError(
+            f"{key}: its directions have {bits.min()} to {bits.max()} bits, and {FEWEST} to {MOST} are possible",
+            fix=_DAMAGED,
+        )
     size = sum(direction_bytes(shape, int(b)) for b in bits)
     if data.size != size:
-        raise FormatError(f"{key}: {data.size:,} bytes where {rank} directions of {shape} take {size:,}", fix=_DAMAGED)
+        raise FormatError(
+            f"{key}: it has {data.size:,} bytes, and {rank} directions of {shape} take {size:,}", fix=_DAMAGED
+        )
     middle = HEAD * rank + sum(packed_length(out, int(b)) for b in bits)
 
     def side(scales: int, start: int, stop: int, count: int) -> Array:

@@ -7,7 +7,8 @@ from sys import float_info
 from typing import Any, Self, final
 
 from loralens.core.clock import Clock
-from loralens.core.names import FEWER_GLOBS, kind, matches, select, wild
+from loralens.core.names import kind
+from loralens.core.selection import FEWER_GLOBS, matches, select, wild, written_out
 from loralens.errors import FormatError, place
 
 FIELDS = ("adapters", "method", "options", "space", "seed", "modules", "take", "drop_dead", "truncate", "uniform")
@@ -37,6 +38,20 @@ class Strength:
     def plain(self) -> bool:
         """Whether the weight of every module is 1."""
         return self.weight == 1 and not self.modules
+
+    def within(self, names: Mapping[str, object]) -> "Strength":
+        """The same weights of these modules, with globs in place of beginnings of their names.
+
+        Whether a text is a name, a kind or a beginning can only be told from all names.
+
+        Raises
+        ------
+        OptionError
+            A glob matches none of the modules; the message has the nearest names.
+        """
+        select(names, tuple(self.modules))
+        written = {each: weight for glob, weight in self.modules.items() for each in written_out(names, glob)}
+        return Strength(self.weight, written, self.clock)
 
     def of(self, name: str) -> float:
         """The weight in the module of this name."""
@@ -99,10 +114,15 @@ class Recipe:
     truncate: Mapping[str, float] = field(default_factory=dict)
     uniform: bool = False
 
-    def check_globs(self, names: Mapping[str, object]) -> None:
-        """Refuse a glob that matches none of these modules, with the nearest names."""
-        for ingredient in self.adapters:
-            select(names, tuple(ingredient.strength.modules))
+    def strengths_of(self, names: Mapping[str, object]) -> list[Strength]:
+        """The weights of the adapters, with the beginnings of names among the globs of these modules written out.
+
+        Raises
+        ------
+        OptionError
+            A glob matches none of these modules; the message has the nearest names.
+        """
+        return [ingredient.strength.within(names) for ingredient in self.adapters]
 
     def record(self) -> dict[str, Any]:
         """The recipe as a JSON object without fields that have their default value."""
@@ -130,7 +150,7 @@ class Recipe:
         ingredients = tuple(map(_parse_ingredient, adapters))
         modules = _read_typed(table, "modules", list, [])
         if not all(isinstance(glob, str) for glob in modules):
-            raise FormatError("modules does not hold names", fix='write modules = ["q_proj", "*.11.*"], for example')
+            raise FormatError("modules is not a list of names", fix='write modules = ["q_proj", "*.11.*"], for example')
         rules = _read_numbers(table.get("truncate", {}), "truncate")
         # Two rules could contradict each other.
         if len(rules) > 1:
@@ -151,11 +171,11 @@ class Recipe:
 
 def _parse_ingredient(table: Any) -> Ingredient:
     if not isinstance(table, dict):
-        raise FormatError("an adapter is not a table", fix=SHAPE)
+        raise FormatError("an entry of adapters is not a table", fix=SHAPE)
     _check_fields(table, ("path", "weight", "modules"))
     path = _read_typed(table, "path", str, "")
     if not path:
-        raise FormatError("an adapter has no path", fix=SHAPE)
+        raise FormatError("an entry of adapters has no path", fix=SHAPE)
     with place(path):
         weights = _read_numbers({"weight": table.get("weight", 1.0)}, "adapters")
         modules = _read_numbers(table.get("modules", {}), "adapters.modules")
@@ -167,7 +187,7 @@ def _read_seed(table: Mapping[str, Any]) -> int:
     # A longer number could be read from TOML, but not be written down again.
     if not 0 <= seed < PRINTED:
         what = f"is {seed}" if seed < 0 else "has more digits than Python reads and writes"
-        raise FormatError(f"seed {what}", fix="write a whole number from 0")
+        raise FormatError(f"seed {what}", fix="write a whole number of 0 or more")
     return seed
 
 
@@ -187,7 +207,7 @@ def _read_typed(table: Mapping[str, Any], key: str, type_: type, default: Any) -
 
 def _read_numbers(table: Any, field: str, *, infinite: bool = False) -> dict[str, float]:
     if not isinstance(table, dict) or any(type(value) not in (int, float) for value in table.values()):
-        raise FormatError(f"{field} does not hold names and numbers", fix=SHAPE)
+        raise FormatError(f"{field} is not a table of names and numbers", fix=SHAPE)
     for name, value in table.items():
         # float() of such a number would raise OverflowError later.
         if type(value) is int and abs(value) > float_info.max:

@@ -20,15 +20,15 @@ class Scaling:
 
     Attributes
     ----------
-    rule : str
+    formula : str
         ``alpha/r``, ``alpha/sqrt(r)`` (rsLoRA), ``given`` (the scale itself was given) or ``unknown`` (taken as 1).
     alpha, rank : float, int or None
-        The numbers that the rule was applied to.
+        The numbers in the formula; None if the scale itself was given, or is unknown.
     origin : str
         The source of the numbers, in words: ``adapter_config.json``, ``alpha_pattern 'q_proj'``, ``--alpha`` …
     """
 
-    rule: ScaleFormula = "given"
+    formula: ScaleFormula = "given"
     alpha: float | None = None
     rank: int | None = None
     origin: str = ""
@@ -36,7 +36,7 @@ class Scaling:
     @property
     def stated(self) -> bool:
         """Whether the scale is in the file, so it is neither unknown nor a convention of the dialect."""
-        return self.rule != "unknown" and not self.origin.startswith(CONVENTION)
+        return self.formula != "unknown" and not self.origin.startswith(CONVENTION)
 
     @property
     def twice(self) -> bool:
@@ -58,39 +58,39 @@ class Scaling:
 
     @property
     def value(self) -> float:
-        """The scale that follows from the rule; 1 if the rule is not a formula."""
+        """The scale that the formula gives; 1 if it is ``given`` or ``unknown``."""
         # A scale that is unknown, or that was given itself, has no α and r.
         if self.alpha is None or self.rank is None:
             return 1.0
-        return scale_of(self.alpha, self.rank, self.rule)
+        return scale_of(self.alpha, self.rank, self.formula)
 
-    def alpha_for(self, scale: float, rank: int, rule: ScaleFormula) -> float:
-        """The α that gives ``scale`` at ``rank`` under ``rule``; this is the α that was read, if it still applies."""
+    def alpha_for(self, scale: float, rank: int, formula: ScaleFormula) -> float:
+        """The α that gives ``scale`` at ``rank`` by ``formula``; this is the α that was read, if it still applies."""
         # The α that was read is written again to the bit; a computed one may differ in the last place.
-        if self.alpha is not None and self.rule == rule and self.rank == rank and self.value == scale:
+        if self.alpha is not None and self.formula == formula and self.rank == rank and self.value == scale:
             return self.alpha
-        return alpha_of(scale, rank, rule)
+        return alpha_of(scale, rank, formula)
 
     def __str__(self) -> str:
-        if self.rule == "unknown":
+        if self.formula == "unknown":
             return f"unknown, taken as 1, {TWICE}" if self.twice else "unknown, taken as 1"
         formula = {
             "alpha/r": f"α/r = {self.alpha:g}/{self.rank}" if self.alpha is not None else "α/r",
             "alpha/sqrt(r)": f"α/√r = {self.alpha:g}/√{self.rank}" if self.alpha is not None else "α/√r",
             "given": "given",
-        }[self.rule]
+        }[self.formula]
         return f"{formula} ({self.origin})" if self.origin else formula
 
 
-def scale_of(alpha: float, rank: int, rule: ScaleFormula) -> float:
+def scale_of(alpha: float, rank: int, formula: ScaleFormula) -> float:
     """α/r, or α/√r for rsLoRA, as the field's software computes it in float64."""
-    return alpha / sqrt(rank) if rule == "alpha/sqrt(r)" else alpha / rank
+    return alpha / sqrt(rank) if formula == "alpha/sqrt(r)" else alpha / rank
 
 
-def alpha_of(scale: float, rank: int, rule: ScaleFormula) -> float:
-    """The α for which ``scale_of(α, rank, rule)`` is ``scale``, bit for bit if float64 has such an α.
+def alpha_of(scale: float, rank: int, formula: ScaleFormula) -> float:
+    """The α for which ``scale_of(α, rank, formula)`` is ``scale``, bit for bit if float64 has such an α.
 
     It is the product scale·r, rounded once. No neighbouring number is better: the α that give a scale lie symmetrically
     around the exact product, unless the scale is a power of two, and then the product is exact.
     """
-    return scale * (sqrt(rank) if rule == "alpha/sqrt(r)" else rank)
+    return scale * (sqrt(rank) if formula == "alpha/sqrt(r)" else rank)

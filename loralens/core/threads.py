@@ -13,12 +13,21 @@ T = TypeVar("T")
 Step = Callable[[int], None]  # is called with the amount of work that was done since the last call
 
 
+# How many processes of one run share the processors; a process that works for a batch sets it once.
+_sharers = 1
+
+
 def processor_count() -> int:
     """The number of processors that this process may use, at least 1."""
     # The affinity counts only those that a container or a scheduler allows; macOS and Windows do not have it.
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, count // _sharers)
+
+
+def share_processors(processes: int) -> None:
+    """Let this process use its part of the processors, which it shares with the others of so many processes."""
+    global _sharers  # a property of the process, as the affinity is
+    _sharers = processes
 
 
 def in_threads(work: Callable[[str], T], names: Sequence[str], count: int, step: Step | None = None) -> dict[str, T]:

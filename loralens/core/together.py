@@ -75,7 +75,7 @@ def _check_shapes(name: str, row: Sequence[Update | None], labels: Sequence[str]
         (shape, holder), (other_shape, other_holder), *_ = shapes.items()
         raise ShapeError(
             f"{name} is {shape[0]} × {shape[1]} in {holder} and "
-            f"{other_shape[0]} × {other_shape[1]} in {other_holder}: two base models",
+            f"{other_shape[0]} × {other_shape[1]} in {other_holder}: they belong to two base models",
             fix="give adapters of one base model",
         )
 
@@ -98,7 +98,7 @@ def check_combinable(name: str, row: Row, labels: Sequence[str]) -> None:
     if len(orders) > 1:
         raise MismatchError(
             f"{name}: its rows are in the order of {max(orders)} in one adapter and in that of the base in another",
-            fix="read the adapters with the base that says the head counts: --base (in Python: load(…, base=…))",
+            fix="read the adapters with the base that states the numbers of heads: --base (in Python: load(…, base=…))",
         )
 
 

@@ -50,7 +50,7 @@ def sum_adapters(terms: Sequence[tuple[Adapter, float]]) -> Adapter:
     adapters, strengths = [adapter for adapter, _ in terms], [float(w) for _, w in terms]
     for w in strengths:
         if not isfinite(w):
-            raise OptionError(f"a weight is {w}", fix="give finite numbers")
+            raise OptionError(f"the weight {w} is not finite", fix="give finite numbers")
     # Adapters from operators have no names of their own for messages.
     labels = [f"adapter {t}" for t in range(1, len(terms) + 1)]
     rows = match_modules(adapters, labels)

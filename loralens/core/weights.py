@@ -272,7 +272,9 @@ def _stored_matrix(name: str, number: int | None, tensor: LazyArray) -> LazyArra
         return tensor.reshape(tensor.shape[0], prod(tensor.shape[1:]))
     # Numbers come from the names in an adapter, which may have been trained in a larger stack.
     if number >= tensor.shape[0]:
-        raise MismatchError(f"{name}: the base has {tensor.shape[0]} experts", fix="give the base it was trained on")
+        raise MismatchError(
+            f"{name}: the base has only {tensor.shape[0]} experts", fix="give the base that it was trained on"
+        )
     return tensor.rows(number, number + 1).reshape(*tensor.shape[1:])
 
 
@@ -301,7 +303,7 @@ def check_rows(modules: Updates) -> None:
         raise FormatError(
             f"the rows of {len(turned)} modules (the first is {turned[0]}) are in the order of "
             f"{modules[turned[0]].layout.rows}, and nothing says how many heads they belong to",
-            fix="give a base whose folder has a config.json that says its heads (in Python: load(…, base=…))",
+            fix="give a base whose folder has a config.json with its numbers of heads (in Python: load(…, base=…))",
         )
 
 

@@ -208,7 +208,7 @@ def _rescale(adapter: Adapter, alpha: float | None, scale: float | None) -> Adap
     # A scale that the file states is not overruled. It may be given again, as long as it is the same.
     for name, module in adapter.items():
         if module.scaling.stated and rescaled[name].scale != module.scale:
-            raise OptionError(f"the file says its own scale ({module.scaling})", fix="leave out --alpha and --scale")
+            raise OptionError(f"the file states its own scale ({module.scaling})", fix="leave out --alpha and --scale")
     # The findings about α say that it was unknown or assumed, which is no longer so.
     findings = tuple(finding for finding in adapter.findings if not finding.code.startswith("alpha-"))
     return replace(rescaled, findings=findings)

@@ -114,7 +114,8 @@ def _extend_changes(
         # An embedding may be replaced by a resized one.
         if base is not None and base.shape != tensor.shape and role != "embedding":
             raise MismatchError(
-                f"{key} {tensor.shape} is to replace {target} {base.shape}", fix="give the base it was trained on"
+                f"{key} {tensor.shape} is to replace {target} {base.shape}",
+                fix="give the base that the adapter was trained on",
             )
         return replace(changes, replacement=tensor)
     if role == "tokens":
@@ -126,7 +127,8 @@ def _extend_changes(
     # Shapes are compared as matrices, because a convolution of kernel 1 is also stored with two axes.
     if as_matrix(tensor.shape) != as_matrix(base.shape):
         raise MismatchError(
-            f"{key} {tensor.shape} is to be added to {target} {base.shape}", fix="give the base it was trained on"
+            f"{key} {tensor.shape} is to be added to {target} {base.shape}",
+            fix="give the base that the adapter was trained on",
         )
     # PEFT adds the bias of lora_B before it scales.
     scale = adapter[extra.module].scale if role == "lora_bias" else 1.0

@@ -115,7 +115,7 @@ def plan_merge(
     if missing and not allow_missing:
         raise MismatchError(
             f"{len(missing)} tensors have no place in the base: {', '.join(missing[:3])}",
-            fix="give the base it was trained on, or leave them out with --allow-missing",
+            fix="give the base that the adapter was trained on, or leave them out with --allow-missing",
         )
     changed = {key: _plan_tensor(key, draft, base, (scales or {}).get(key)) for key, draft in drafts.items()}
     tying = tied.decide(changed, untie=untie, dtype=dtype)
@@ -211,7 +211,7 @@ def _plan_tensor(key: str, draft: _Draft, base: Mapping[str, LazyArray], scale: 
     if changes.tokens and max(changes.tokens.indices, default=0) >= matrix[0]:
         raise MismatchError(
             f"{key} has {matrix[0]} rows, and the adapter has a row for token {max(changes.tokens.indices)}",
-            fix="give the base it was trained on",
+            fix="give the base that the adapter was trained on",
         )
     slabs = dict(draft.slabs)
     if changes.added:
@@ -267,6 +267,7 @@ def _vocabulary_fields(changed: Mapping[str, TensorPlan], config: Mapping[str, A
             if tensor.base.shape[0] == config["vocab_size"] and tensor.base.shape[1:] == tensor.shape[1:]:
                 return {"vocab_size": tensor.shape[0]}
             raise MismatchError(
-                f"{tensor.key}: {tensor.shape} is to replace {tensor.base.shape}", fix="give the base it was trained on"
+                f"{tensor.key}: {tensor.shape} is to replace {tensor.base.shape}",
+                fix="give the base that the adapter was trained on",
             )
     return {}

@@ -13,7 +13,7 @@ from loralens.reporting.collection import Collection
 from loralens.reporting.document import PageTable, Paragraph, Part, Picture, Section, SideBySide
 from loralens.reporting.result_tables import ResultTables
 from loralens.reporting.subject import Subject
-from loralens.tables.numbers import fixed, join_words, number, percent
+from loralens.tables.numbers import fixed, join_words, number, percent, signed
 from loralens.tables.table import Column, Table
 
 BLOCKS = 4  # blocks whose φ(i, j) is drawn for each pair: evenly spaced ones, so that the page stays small
@@ -115,7 +115,8 @@ def _conflicts(labels: Sequence[str], collection: Collection, numbers: Numbers) 
         f"{cosine}. Below 0 the two updates work against each other, above 0 in the same direction.",
         f"0 ± {spread} in a module{many if several else ''}",
         "cosine of updates, as in task arithmetic (Ilharco et al. 2023)",
-        f"Map of cosines by kind and block, from {min(values, default=0.0):+.3f} to {max(values, default=0.0):+.3f}.",
+        f"Map of cosines by kind and block, from {signed(min(values, default=0.0))} to "
+        f"{signed(max(values, default=0.0))}.",
     )
 
 

@@ -156,7 +156,7 @@ def slider_data(subject: Subject, i: int) -> dict[str, Any]:
     largest = max(stop.bytes for stop in uniform)
     # The axis of the curve is in units that suit its largest file, and the stops are marked on it.
     _, step = unit_of(largest)
-    # Without a rule for the size, a budget is only met approximately: see `budget_stops`.
+    # Without a formula for the size, a budget is only met approximately: see `budget_stops`.
     about = "" if subject.layout else "about "
     return {
         "command": compress_command(subject),

@@ -9,7 +9,7 @@ from loralens.reporting.collection import CheckpointRun
 from loralens.reporting.document import PageTable, Paragraph, Picture, Section
 from loralens.reporting.result_tables import ResultTables
 from loralens.reporting.subject import Subject
-from loralens.tables.numbers import number
+from loralens.tables.numbers import fixed, number
 
 # From this cosine of A with the last checkpoint on, φ of the in side shows the common initialisation, not the training.
 # `loralens trajectory` uses the same.
@@ -50,7 +50,9 @@ def settled_sentence(run: CheckpointRun) -> str:
     if trajectory.settled is not None:
         return f"the direction is settled from step {steps[trajectory.settled]} on (of {steps[-1]})"
     if isfinite(before):
-        return f"the direction was still turning: cosine {before:.3f} between steps {steps[-2]} and {steps[-1]}"
+        return (
+            f"the direction was still turning: cosine {fixed('.3f')(before)} between steps {steps[-2]} and {steps[-1]}"
+        )
     return "the checkpoint before the last is 0, so it is unknown whether the direction has settled"
 
 
@@ -64,5 +66,5 @@ def _picture(run: CheckpointRun) -> Picture:
         "Norm, direction and effective rank of ΔW over the steps, and the loss where it was logged.",
         "cosine 0; φ " + ", ".join(f"{number(value, 3)} ({side} side)" for side, value in chance.items()),
         "Hu et al. 2021, §7.2, over training steps",
-        f"Curves over {len(points)} checkpoints; cosine with the last from {points[0].cosine:.2f} to 1.",
+        f"Curves over {len(points)} checkpoints; cosine with the last from {fixed('.2f')(points[0].cosine)} to 1.",
     )

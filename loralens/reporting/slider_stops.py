@@ -96,7 +96,7 @@ class FileLayout:
 
 
 class _LayoutError(Exception):
-    """The sizes of the files follow no rule of this form."""
+    """The sizes of the files follow no formula of this form."""
 
 
 def rank_groups(plan: TruncationPlan, dialect: Dialect) -> dict[str, int]:
@@ -110,7 +110,7 @@ def rank_groups(plan: TruncationPlan, dialect: Dialect) -> dict[str, int]:
 
 
 def find_layout(plan: TruncationPlan, dialect: Dialect) -> FileLayout | None:
-    """The rule that gives the size of the file at any ranks; None if there is no rule, or the file is not safetensors.
+    """The formula for the size of the file at any ranks; None if there is no formula, or the file is not safetensors.
 
     The writer itself shows which tensor grows with the rank of which group. In a first trial all groups have rank 1, in
     a second all have rank 2. In the n-th trial after these, the groups whose number has bit n set have rank 2 and the
@@ -130,7 +130,7 @@ def find_layout(plan: TruncationPlan, dialect: Dialect) -> FileLayout | None:
         # Only shapes are kept: every trial has its own copy of the names, which may take more memory than the numbers.
         layout = _layout(least, doubled, [_shapes(plan, dialect, ranks, least) for ranks in trials], groups)
         return layout if _matches_writer(layout, plan, dialect, groups) else None
-    except (LoraLensError, _LayoutError):  # the dialect cannot hold such ranks, or its files follow another rule
+    except (LoraLensError, _LayoutError):  # the dialect cannot hold such ranks, or its files follow another formula
         return None
 
 
@@ -177,8 +177,8 @@ def _json_text(value: Any) -> str:
 
 
 def _matches_writer(layout: FileLayout, plan: TruncationPlan, dialect: Dialect, groups: Mapping[str, int]) -> bool:
-    """Whether the rule gives the same sizes as the writer, at ranks of one digit and of two."""
-    # Offsets and ranks are written as digits, so the rule is tested at ranks where they get longer. Every group has
+    """Whether the formula gives the same sizes as the writer, at ranks of one digit and of two."""
+    # Offsets and ranks are written as digits, so the formula is tested at ranks where they get longer. Every group has
     # another rank in these tests, so that a tensor in the wrong group changes the size.
     for rank in (1, 3, 12):
         ranks = {name: 1 + (rank + (0 if dialect.one_rank else i)) % 12 for name, i in groups.items()}

@@ -70,7 +70,7 @@ class Subject:
     dialect : Dialect
         How a smaller adapter would be written.
     layout : FileLayout or None
-        The rule that gives the size of its file at any ranks; None where there is none.
+        The formula for the size of its file at any ranks; None where there is none.
     points : sequence of CurvePoint
         Size and error at every rank, from the highest down to 1.
     on_data : bool

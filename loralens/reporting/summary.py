@@ -16,7 +16,7 @@ from loralens.reporting.ranks import advice
 from loralens.reporting.run import run_sentence
 from loralens.reporting.spectra import half_energy_modules
 from loralens.reporting.subject import Subject
-from loralens.tables.numbers import count, fixed, join_words, percent, size, span, whole_percent
+from loralens.tables.numbers import count, join_words, number, percent, signed, size, span, whole_percent
 
 # Below this error the page says that a merge preserves ΔW: percentages of the report would round it to 0 in a sentence.
 FAITHFUL = 0.005
@@ -27,8 +27,6 @@ WORTH = 0.95  # a second recommendation is worth a sentence only where it saves 
 BEYOND = 100  # standard deviations beyond which the number itself means nothing more
 FELT = 0.05  # the least share of modules in the cosine of the whole updates that is called a conflict
 CODES = 4  # codes of findings that the sentence lists: the section below has all of them
-
-signed = fixed("+.3f")
 
 
 def summary_sentences(
@@ -175,8 +173,8 @@ def _together(labels: Sequence[str], collection: Collection) -> list[str]:
             sentences.append(f"{names} partly work against each other {where}, which is {effect}.")
     else:
         sentences.append(
-            f"No two adapters conflict in any module: no cosine is both below −{LARGE:g} and beyond chance. At "
-            f"−{LARGE:g} the sum of two updates of equal norm loses {whole_percent(LARGE)} of each."
+            f"No two adapters conflict in any module: no cosine is both below {number(-LARGE)} and beyond chance. At "
+            f"{number(-LARGE)} the sum of two updates of equal norm loses {whole_percent(LARGE)} of each."
         )
     return sentences
 

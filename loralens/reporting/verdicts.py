@@ -10,14 +10,12 @@ from loralens.reporting.collection import CheckpointRun, Collection, finite_cosi
 from loralens.reporting.document import PageTable
 from loralens.reporting.run import settled_sentence
 from loralens.reporting.subject import Subject
-from loralens.tables.numbers import UNDEFINED, count, fixed, join_words, percent, span, whole_percent
+from loralens.tables.numbers import UNDEFINED, count, join_words, percent, signed, span, whole_percent
 from loralens.tables.table import Column, Table
 
 # Savings below this share of the file are no reason to write another one.
 WORTHWHILE = 0.05
 CODES = 3  # codes of findings that a sentence lists
-
-signed = fixed("+.3f")
 
 
 class AdapterVerdict(NamedTuple):
@@ -147,7 +145,7 @@ def headline(
     collection: Collection | None,
     run: CheckpointRun | None,
 ) -> str:
-    """The strongest fact in one sentence: what is broken, else what they are to each other and what they need."""
+    """The strongest fact in one sentence: the faults, or else how the adapters are related and which rank they need."""
     several = len(subjects) > 1
     broken = [verdict for verdict in verdicts if verdict.levels["error"] or verdict.words.startswith("does nothing")]
     if broken and not several:
@@ -170,7 +168,7 @@ def headline(
 
 def _names(verdicts: Sequence[AdapterVerdict]) -> str:
     labels = [verdict.label for verdict in verdicts]
-    # A sentence of four names is no headline.
+    # With four names or more the sentence would be too long for a headline.
     return join_words(labels) if len(labels) < 4 else f"{labels[0]} and {len(labels) - 1} more"
 
 

@@ -7,6 +7,7 @@ from math import isfinite
 from loralens.errors import OptionError, visible
 
 UNDEFINED = "–"  # where a quantity has no value
+MINUS = "−"  # U+2212, in every text for people; CSV, JSON and LaTeX have the hyphen, which programs read
 # Block characters by eighths of a line's height; the space stands for 0.
 BLOCKS = " ▁▂▃▄▅▆▇█"
 # Smaller shares are written as powers of ten: 0.001 % still reads as a percentage, but 0.000012 % is counted in zeros.
@@ -23,7 +24,15 @@ def number(value: float | None, digits: int = 4) -> str:
     """Write a number with so many significant digits; None and NaN as a dash, infinity as ∞."""
     if value is None or value != value:  # NaN is the only number that differs from itself
         return UNDEFINED
-    return f"{value:.{digits}g}" if isfinite(value) else "∞" if value > 0 else "−∞"
+    return true_minus(f"{value:.{digits}g}" if isfinite(value) else "∞" if value > 0 else "-∞")
+
+
+def true_minus(text: str) -> str:
+    """Write the text of a number with a minus sign in place of the hyphen before it.
+
+    The hyphen of an exponent stays: ``−2.4e-05``.
+    """
+    return MINUS + text[1:] if text.startswith("-") else text
 
 
 def fixed(form: str) -> Callable[[float | None], str]:
@@ -40,9 +49,14 @@ def fixed(form: str) -> Callable[[float | None], str]:
         if value < 0 and not written.strip("-0.%"):
             written = f"{0.0:{form}}"
         # A space before the sign, as `percent` has it and as the SI writes units.
-        return written.replace("%", " %")
+        return true_minus(written).replace("%", " %")
 
     return text
+
+
+def signed(value: float | None) -> str:
+    """Write a cosine, or another number around 0, with its sign and three decimals."""
+    return fixed("+.3f")(value)
 
 
 def whole_percent(share: float) -> str:
@@ -62,13 +76,13 @@ def percent(share: float | None, digits: int = 3) -> str:
         return number(share)
     if share == 0:
         return "0"
-    if share < SMALL_SHARE:
-        return f"{share:.1e}"
+    if abs(share) < SMALL_SHARE:
+        return true_minus(f"{share:.1e}")
     value = float(f"{100 * share:.{digits}g}")  # back to a number: 1230 % would be written as 1.23e+03 %
     # Rounding must not claim a whole: 0.99996 would become 100 %.
     if share < 1 - WHOLE and value >= 100:
         return f"> 99.{'9' * max(digits - 2, 1)} %"
-    return f"{value:.6f}".rstrip("0").rstrip(".") + " %"
+    return true_minus(f"{value:.6f}".rstrip("0").rstrip(".")) + " %"
 
 
 def size(count: int) -> str:
@@ -110,7 +124,7 @@ def parse_size(text: str) -> int:
     fix = "write it like 20MB, 512KiB or 100000"
     written = _SIZE.fullmatch(text.strip())
     if not written:
-        raise OptionError(f"{text!r:.100} is no size", fix=fix)
+        raise OptionError(f"{text!r:.100} is not a size", fix=fix)
     base = 1024 if written["binary"] else 1000
     value = float(written["number"]) * base ** " kmgt".index(written["power"].lower() or " ")
     if not isfinite(value):  # from 309 digits on

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from loralens.errors import OptionError, visible
 from loralens.requirements import missing_packages
+from loralens.tables.numbers import MINUS
 from loralens.tables.table import Table
 
 if TYPE_CHECKING:
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
 
 # Characters that LaTeX would take as commands. `str.translate` looks at each character once, so the braces and
 # backslashes of a replacement are not replaced again.
-_SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+# LaTeX of an 8-bit font has no minus sign in text.
+_SPECIAL = {MINUS: "-", "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _LATEX = str.maketrans(_SPECIAL | {c: f"\\{c}" for c in "&%$#_{}"})
 
 
@@ -43,7 +45,11 @@ def frame(*tables: Table[Any]) -> "DataFrame":
     except ImportError as error:
         raise missing_packages("a data frame", ["pandas"], error) from error
     columns, rows = _names_and_rows(tables)
-    return DataFrame(rows, columns=columns)
+    made = DataFrame(rows, columns=columns)
+    # pandas takes a column of None alone for objects, of which there is no mean. Texts stand at the left.
+    numbers = {column.name for column in tables[0].columns if column.align == "right"}
+    absent = [name for name in columns if name in numbers and made[name].isna().all()]
+    return made.astype(dict.fromkeys(absent, "float64"))
 
 
 def html_sentence(sentence: str) -> str:
@@ -57,12 +63,14 @@ def html_table(table: Table[Any]) -> str:
     for column in table.shown:
         tooltip = f' title="{escape(column.about)}"' if column.about else ""
         heads += f'<th style="text-align: {column.align}"{tooltip}>{escape(column.title)}</th>'
-    for row in table.rows:
+    shown = table.rows[: table.most]
+    for row in shown:
         cells = ((column.align, escape(visible(column.cell(row)))) for column in table.shown)
         cell_tags = (f'<td style="text-align: {align}">{text}</td>' for align, text in cells)
         rows += f"<tr>{''.join(cell_tags)}</tr>"
     title = escape(visible(table.title))
     # Titles at the left, and a gap below: in a notebook a table is narrow, and the next one follows at once.
+    title += f" (the first {len(shown)} of {len(table.rows)} rows)" if len(shown) < len(table.rows) else ""
     caption = f'<caption style="text-align: left">{title}</caption>' if title else ""
     return f'<table style="margin-bottom: 1em">{caption}<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>'
 

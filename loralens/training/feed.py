@@ -89,7 +89,7 @@ def shuffle_order(count: int, *, size: int, seed: int) -> Callable[[int], list[i
         There are no examples.
     """
     if count < 1:
-        raise OptionError("there are no examples", fix="give at least one")
+        raise OptionError("there are no examples", fix="give at least one example")
     orders: dict[int, Any] = {}  # the last two rounds: a batch may lie in both
 
     def order(round_: int) -> Any:

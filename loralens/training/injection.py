@@ -65,8 +65,8 @@ class Injection:
 
     @property
     def scaling(self) -> Scaling:
-        """The rule, α and rank from which the scale of every layer follows."""
-        return Scaling(self.method.rule, self.alpha, self.rank, "training")
+        """The formula of the scale of every layer, with α and the rank."""
+        return Scaling(self.method.formula, self.alpha, self.rank, "training")
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -260,7 +260,7 @@ def _check_numbers(
     if a is None or not isfinite(a) or a <= 0:
         raise OptionError(f"alpha {alpha!r} is not a positive number", fix="give a positive number: 16, 32")
     # α by itself too: some dialects write it as float32.
-    if not TINY <= scale_of(a, r, method.rule) <= 1 / TINY or a > 1 / TINY:
+    if not TINY <= scale_of(a, r, method.formula) <= 1 / TINY or a > 1 / TINY:
         raise OptionError(
             f"alpha {alpha!r} gives a scale that float32 does not hold", fix="give a number like 16 or 32"
         )
@@ -299,7 +299,7 @@ def _make_layer(
     how: Initialisation,
 ) -> LoRALayer:
     """The LoRA layer for one layer, with its first factors on the device of the weight."""
-    W, scale = kind.matrix(layer), scale_of(alpha, rank, method.rule)
+    W, scale = kind.matrix(layer), scale_of(alpha, rank, method.formula)
     out, in_ = W.shape
     if method.principal and not torch.isfinite(W).all():
         raise OptionError(

@@ -271,7 +271,9 @@ def _loss_and_count(returned: Any) -> tuple[Tensor, float]:
             fix="return a tensor with one number, or a pair of it and the number of its terms",
         )
     if loss.ndim:
-        raise OptionError(f"the loss has the shape {tuple(loss.shape)}", fix="return one number: its mean, or its sum")
+        raise OptionError(
+            f"the loss has the shape {tuple(loss.shape)}, and it must be one number", fix="return its mean or its sum"
+        )
     if not loss.requires_grad:
         raise OptionError(
             "the loss depends on nothing that is trained", fix="compute it from the model's output, with gradients on"

@@ -17,7 +17,7 @@ class TrainingMethod:
     ----------
     name, text, paper : str
         The name of the method, what it does in one line, and the paper that describes it.
-    rule : str
+    formula : str
         How the scale follows from α and r.
     magnitude : bool
         Whether every output has a trained length: W' = m · (W + ΔW)/‖W + ΔW‖, see `loralens.training.dora`.
@@ -32,7 +32,7 @@ class TrainingMethod:
     name: MethodName
     text: str
     paper: str
-    rule: ScaleFormula = "alpha/r"
+    formula: ScaleFormula = "alpha/r"
     magnitude: bool = False
     principal: bool = False
     frozen: bool = False
@@ -41,7 +41,7 @@ class TrainingMethod:
 
 METHODS: tuple[TrainingMethod, ...] = (
     TrainingMethod("lora", "W + (α/r)·B·A", "Hu et al. 2021, arXiv:2106.09685"),
-    TrainingMethod("rslora", "the scale is α/√r", "Kalajdzievski 2023, arXiv:2312.03732", rule="alpha/sqrt(r)"),
+    TrainingMethod("rslora", "the scale is α/√r", "Kalajdzievski 2023, arXiv:2312.03732", formula="alpha/sqrt(r)"),
     # 2⁴ is the ratio that the paper suggests as a default.
     TrainingMethod("lora+", "B learns 16 times as fast as A", "Hayou et al. 2024, arXiv:2402.12354", ratio=16.0),
     TrainingMethod(

@@ -84,7 +84,7 @@ def _read_module(layer: LoRALayer, injection: Injection) -> LowRank:
     if layer.B0 is not None and layer.A0 is not None:
         pair = difference(pair, Pair(full_tensor(layer.B0), full_tensor(layer.A0)))
         # The rank doubles, so α doubles too, and the scale α/r stays.
-        scaling = Scaling(scaling.rule, 2 * injection.alpha, 2 * injection.rank, scaling.origin)
+        scaling = Scaling(scaling.formula, 2 * injection.alpha, 2 * injection.rank, scaling.origin)
         assert scaling.value == layer.scale
     # Factors are stored 2-D whatever the layer; the writer needs its kind and kernel to restore the shape.
     layout = Layout(layer.kind, kernel=layer.kernel, transposed=isinstance(layer, TransposedLayer))
@@ -120,7 +120,7 @@ def _peft_config(injection: Injection, base: str | None, task_type: str | None) 
         "lora_dropout": injection.dropout,
         "modules_to_save": list(injection.heads) or None,
         "use_dora": injection.method.magnitude,
-        "use_rslora": injection.method.rule == "alpha/sqrt(r)",
+        "use_rslora": injection.method.formula == "alpha/sqrt(r)",
     }
 
 

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor, nn
 
-from loralens.core.names import natural_key, select
+from loralens.core.names import natural_key
+from loralens.core.selection import select
 from loralens.errors import OptionError
 from loralens.training.conv import ConvLayer
 from loralens.training.embedding import EmbeddingLayer
@@ -33,7 +34,7 @@ def choose_layers(
     ----------
     model : nn.Module
     targets : str or sequence of str
-        Globs as in `loralens.core.names.select`: ``q_proj`` means every layer of that kind. ``all-linear`` means every
+        Globs as in `loralens.core.selection`: ``q_proj`` means every layer of that kind. ``all-linear`` means every
         linear layer except for the output embedding, which maps to the vocabulary.
     heads : sequence of str
         Modules that are trained in full. ``all-linear`` leaves out the layers in them, and no glob may match one.
@@ -82,7 +83,7 @@ def choose_heads(model: nn.Module, globs: str | Sequence[str]) -> list[str]:
     globs = glob_list(globs or (), "heads")
     if not globs:
         return []
-    matches = select([name for name, _ in model.named_modules() if name], globs)
+    matches = select([name for name, _ in model.named_modules() if name], globs, prefixes=False)
     tops = [name for name in matches if not any(name.startswith(f"{other}.") for other in matches)]
     # With duplicates, since a tied parameter has a name in both modules.
     everywhere = list(model.named_parameters(remove_duplicate=False))
@@ -161,7 +162,7 @@ def _select_layers(named: Mapping[str, nn.Module], fitting: Mapping[str, object]
                 f"{glob!r} matches {unfit_names[0]}, {_describe_layer(named[unfit_names[0]])}, which cannot be adapted",
                 fix=f"choose layers of floating point that are torch's {layer_names}, convolutions without groups",
             )
-    return select(fitting, globs)
+    return select(fitting, globs, prefixes=False)
 
 
 def _describe_layer(layer: nn.Module) -> str:
@@ -179,7 +180,7 @@ def _describe_layer(layer: nn.Module) -> str:
 def _matching_names(names: Iterable[str], glob: str) -> list[str]:
     """The names that match, which may be none."""
     try:
-        return select(names, [glob])
+        return select(names, [glob], prefixes=False)
     except OptionError:
         return []
 

@@ -11,8 +11,9 @@ from loralens.analysis.base.amplification import FAR, Amplification, KeptRank, c
 from loralens.analysis.base.weight_norms import weight_steps
 from loralens.core.carried import magnitudes
 from loralens.core.messages import note, warn
-from loralens.core.names import select, some
+from loralens.core.names import some
 from loralens.core.progress import progress
+from loralens.core.selection import select
 from loralens.core.threads import processor_count
 from loralens.errors import OptionError, place
 from loralens.linalg.device import Device
@@ -21,7 +22,7 @@ from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, read_adapter
 from loralens.verbs.inputs.bases import base_weights
-from loralens.verbs.inputs.choices import check_at_least
+from loralens.verbs.inputs.choices import Blocks, as_globs, check_at_least
 from loralens.verbs.outputs.groups import group_by_kind
 
 
@@ -163,6 +164,7 @@ def amplify(
     device: str = "cpu",
     seed: int = 0,
     modules: Sequence[str] = (),
+    block: Blocks = (),
     **reading: Unpack[Reading],
 ) -> AmplifyResult:
     """Show what ΔW amplifies of W: ‖ΔW‖/‖UᵀWV‖, with U, V the singular directions of ΔW (Table 7 of the LoRA paper).
@@ -192,6 +194,8 @@ def amplify(
         Seed of the random numbers for the sketch of W and the starting vectors.
     modules : sequence of str
         Only modules whose name or kind matches one of these glob patterns.
+    block : int, str or sequence of them
+        Only modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model.
     **reading : Reading
         How the file is read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
 
@@ -204,6 +208,7 @@ def amplify(
     MismatchError
         A module that has no weight in the base.
     """
+    modules = as_globs(modules, block)
     if no_top and directions:
         raise OptionError(
             "no_top leaves out the directions of W, and directions says how many of them", fix="give one of the two"

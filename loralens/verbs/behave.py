@@ -11,7 +11,7 @@ from loralens.core.adapter import Adapter
 from loralens.core.messages import warn
 from loralens.core.progress import progress
 from loralens.errors import OptionError, place
-from loralens.tables.numbers import count, fixed, json_number, number, percent
+from loralens.tables.numbers import fixed, json_number, number, percent
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, Source, labels, read_adapter, sources
@@ -61,22 +61,31 @@ class BehaviourResult(Tabular):
         return f"BehaviourResult({len(self.adapters)} adapters on {self.texts} texts of {self.data})"
 
     def conclusion(self) -> list[str]:
-        """How strongly the adapters change the outputs, the strongest first."""
+        """How strongly the adapters change the outputs; of several, which one does most and which one least."""
         from_base = [contrast for contrast in self.contrasts if contrast.first == BASE]
         # A model without a head has hidden states alone.
-        if all(contrast.kl is not None and contrast.agreement is not None for contrast in from_base):
-            rows = sorted(from_base, key=lambda contrast: -(contrast.kl or 0))
-            kept = f" keeps the first choice of the model in {{}} of the {POSITIONS[self.head]}"
-            texts = [
-                # The sentence says once what is counted.
-                f"{row.second}{(' in {}' if place else kept).format(percent(row.agreement))} (KL {number(row.kl)} nats)"
-                for place, row in enumerate(rows)
-            ]
-        else:
-            rows = sorted(from_base, key=lambda contrast: -contrast.hidden[-1])
-            texts = [f"{row.second} moves the last hidden states by {percent(row.hidden[-1])}" for row in rows]
-        more = f"; {count(len(texts) - NAMED, 'more adapter')} change less" if len(texts) > NAMED else ""
-        return ["; ".join(texts[:NAMED]) + f"{more}."]
+        headed = all(contrast.kl is not None and contrast.agreement is not None for contrast in from_base)
+        rows = sorted(from_base, key=lambda row: -(row.kl or 0) if headed else -row.hidden[-1])
+        most, least = rows[0], rows[-1]
+        what = "changes the outputs" if headed else "moves the last hidden states"
+        if most is least:
+            if not headed:
+                return [f"{most.second} {what} by {percent(most.hidden[-1])}."]
+            kept = f"in {percent(most.agreement)} of the {POSITIONS[self.head]} (KL {number(most.kl)} nats)"
+            return [f"{most.second} keeps the first choice of the model {kept}."]
+        by_most, by_least = (self._extent(row, headed=headed) for row in (most, least))
+        of = f" of the {POSITIONS[self.head]}" if headed else ""
+        if by_most == by_least:
+            return [f"Each of the {len(rows)} adapters {what} as much as the others ({by_most}{of})."]
+        return [
+            f"Of {len(rows)} adapters {most.second} {what} most ({by_most}{of}) and {least.second} least ({by_least})."
+        ]
+
+    def _extent(self, row: Contrast, *, headed: bool) -> str:
+        """How far one adapter moves the model."""
+        if not headed:
+            return percent(row.hidden[-1])
+        return f"KL {number(row.kl)} nats, another first choice in {percent(1 - (row.agreement or 0.0))}"
 
     def tables(self) -> list[Table[Any]]:
         """The differences between versions of the model; and those from the base, layer by layer."""

@@ -22,7 +22,7 @@ from loralens.tables.numbers import count
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, read_adapter
-from loralens.verbs.inputs.choices import check_counts
+from loralens.verbs.inputs.choices import Blocks, as_globs, check_counts
 from loralens.verbs.inputs.cut import Cut, count_cut
 from loralens.verbs.inputs.loaded import Loaded
 from loralens.verbs.inputs.models import ModelSource, load_model, model_label, restore_settings
@@ -81,7 +81,7 @@ class CalibrateResult(Tabular):
         return max((moment.count for _, moment in self.moments.items()), default=0) if self.moments else 0
 
     def tables(self) -> list[Table[str]]:
-        """The modules, with those that saw fewer inputs than others first in view."""
+        """The modules; those that saw all inputs are summed up in one sentence, so that the others stand out."""
         (table,) = self.listing()
         moments, positions = self.moments, self.positions
         if moments is None:
@@ -135,6 +135,7 @@ def calibrate(
     inputs: bool = False,
     general: TextSource | None = None,
     modules: Sequence[str] = (),
+    block: Blocks = (),
     overwrite: bool = False,
     dry_run: bool = False,
     **reading: Unpack[Reading],
@@ -172,6 +173,8 @@ def calibrate(
         Python. ``"none"`` takes none.
     modules : sequence of str
         With ``inputs``, only layers whose name or kind matches one of these glob patterns.
+    block : int, str or sequence of them
+        Only modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model.
     overwrite : bool
         Replace what is at ``output``, where that holds moments.
     dry_run : bool
@@ -190,6 +193,7 @@ def calibrate(
         The adapter does not fit the model.
     """
     check_counts(limit=limit, batch=batch, length=length, threads=threads)
+    modules = as_globs(modules, block)
     target = None if output is None else Path(output)
     if inputs:
         target = _check_inputs(adapter is not None, out_side, target, overwrite=overwrite)

@@ -12,7 +12,7 @@ from loralens.core.recipe import Recipe
 from loralens.errors import OptionError
 from loralens.formats.records.recipes import read_recipe
 from loralens.verbs.inputs.adapters import AdapterSource
-from loralens.verbs.inputs.choices import as_globs, check_choice, check_finite
+from loralens.verbs.inputs.choices import Blocks, as_globs, check_choice, check_finite
 from loralens.verbs.inputs.weighted import WithStrength, ingredients, label_of_taken, sources_with_strengths
 from loralens.verbs.outputs.combine_result import CombineResult
 from loralens.verbs.outputs.combine_run import follow_recipe
@@ -30,6 +30,7 @@ def combine(
     seed: int | None = None,
     space: Space | None = None,
     modules: Sequence[str] = (),
+    block: Blocks = (),
     take: AdapterSource | None = None,
     drop_dead: bool = False,
     uniform: bool = False,
@@ -66,6 +67,8 @@ def combine(
         The space in which an elementwise method works: ``full``, ``knots`` or ``core``.
     modules : sequence of str
         Only modules whose name or kind matches one of these glob patterns.
+    block : int, str or sequence of them
+        Only modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model.
     take : path or Adapter, optional
         The adapter whose heads and biases are written if several adapters have some: its path, its name, its number
         from ``"1"``, or the object that was given; ``"none"`` leaves them out.
@@ -108,9 +111,9 @@ def combine(
         check_finite("strength", strength)
     # NumPy's SeedSequence, from which every module draws, takes no other numbers.
     if seed is not None and (not isinstance(seed, int) or seed < 0):
-        raise OptionError(f"seed {seed!r} is not possible", fix="give a whole number from 0")
+        raise OptionError(f"seed {seed!r} is not possible", fix="give a whole number of 0 or more")
     if not adapters:
-        raise OptionError("there is no adapter", fix="give at least one ADAPTER, or --recipe")
+        raise OptionError("no adapter is given", fix="give at least one ADAPTER, or --recipe")
     pairs = sources_with_strengths(adapters)
     rule = optional_rule(**rules)
     combination = Recipe(
@@ -121,7 +124,7 @@ def combine(
         options=_method_options(strength, density, settings),
         space=space,
         seed=seed or 0,
-        modules=as_globs(modules),
+        modules=as_globs(modules, block),
         take=label_of_taken(take, pairs),
         drop_dead=drop_dead,
         truncate={} if rule is None else {rule.name: rule.value},
@@ -138,7 +141,7 @@ def _read_recipe(
     names += ["ADAPTER"] if adapters else []
     if names:
         raise OptionError(
-            f"{', '.join(names)} and --recipe exclude each other: the recipe says it all",
+            f"{', '.join(names)} and --recipe exclude each other, because the recipe contains them",
             fix=f"leave out --recipe, or {', '.join(names)}",
         )
     # Paths in a TOML file are relative to its folder, and read_recipe resolves them.
@@ -153,9 +156,11 @@ def _method_options(
         # Papers call the factor of the combined update λ, and recipes have it as ``lam``.
         options = {"lam": strength, "density": density, **dict(settings)}
     except (TypeError, ValueError) as error:
-        raise OptionError(f"settings {settings!r} are no names and numbers", fix='give {"mu": 1.5}') from error
+        raise OptionError(
+            f"settings {settings!r} is not a mapping of names to numbers", fix='give {"mu": 1.5}'
+        ) from error
     # Text from Python, such as "0.5", would fail deep inside a method.
     for name, value in options.items():
         if value is not None and not isinstance(value, Real):
-            raise OptionError(f"{name} {value!r} is no number", fix="give a number")
+            raise OptionError(f"{name} {value!r} is not a number", fix="give a number")
     return {name: float(value) for name, value in options.items() if value is not None}

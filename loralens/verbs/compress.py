@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from os import PathLike
-from typing import Unpack
+from typing import Any, Unpack, overload
 
 import numpy as np
 
@@ -24,9 +24,12 @@ from loralens.core.ranks import Rule, shared_ranks
 from loralens.core.structured import Structured
 from loralens.core.threads import processor_count
 from loralens.errors import place
-from loralens.verbs.inputs.adapters import AdapterSource, labels, read_adapter
+from loralens.verbs.batches.batch import in_batches, one_adapter
+from loralens.verbs.batches.batch_result import BatchResult
+from loralens.verbs.batches.batch_task import AdapterWork
+from loralens.verbs.inputs.adapters import AdapterSource, Source, labels, read_adapter
 from loralens.verbs.inputs.bases import base_weights
-from loralens.verbs.inputs.choices import numpy_dtype
+from loralens.verbs.inputs.choices import Blocks, as_globs, numpy_dtype
 from loralens.verbs.outputs.compress_result import CompressResult
 from loralens.verbs.outputs.form import PLAIN_BITS, OutputFormat, source_bytes
 from loralens.verbs.outputs.rules import (
@@ -58,8 +61,44 @@ class _Decision:
         return self.plan.at(self.ranks)
 
 
+class CompressOptions(RulesAndReading, total=False):
+    """The options of `compress`, for its two signatures."""
+
+    output: str | PathLike[str] | None
+    uniform: bool
+    weights: str | PathLike[str] | Mapping[str, float]
+    activations: str | PathLike[str] | Moments | None
+    base: str | PathLike[str] | None
+    to: TargetFormat | None
+    dtype: FloatType | IntegerType | None
+    modules: Sequence[str]
+    block: Blocks
+    drop_dead: bool
+    only_if_smaller: bool
+    overwrite: bool
+    dry_run: bool
+    jobs: int | None
+
+
+# A string is a sequence of strings for a type checker, and of the two signatures the first wins. A path may name a
+# folder with several adapters, which no type can tell: hence Any, beside what one adapter gives.
+@overload
+def compress(  # type: ignore[overload-overlap]
+    source: AdapterSource, **options: Unpack[CompressOptions]
+) -> CompressResult | Any: ...
+@overload
+def compress(source: Sequence[AdapterSource], **options: Unpack[CompressOptions]) -> BatchResult: ...
+@in_batches(
+    lambda verb: AdapterWork(
+        verb,
+        CompressResult.numbers,
+        status=lambda result: "no" if not result.answer else "unchanged" if result.kept_whole else "written",
+        answer=lambda numbers, options: bool(numbers["smaller"]) or not options.get("only_if_smaller"),
+        check=lambda options: rank_rule(**split_rules(options)[0]),
+    )
+)
 def compress(
-    source: AdapterSource,
+    source: Source,
     *,
     output: str | PathLike[str] | None = None,
     uniform: bool = False,
@@ -69,12 +108,14 @@ def compress(
     to: TargetFormat | None = None,
     dtype: FloatType | IntegerType | None = None,
     modules: Sequence[str] = (),
+    block: Blocks = (),
     drop_dead: bool = False,
     only_if_smaller: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
+    jobs: int | None = None,
     **options: Unpack[RulesAndReading],
-) -> CompressResult:
+) -> CompressResult | BatchResult:
     """Write an adapter with fewer directions: the best update of the smaller ranks, and the error that it has.
 
     One of the rules has to be given. ``rank``, ``energy``, ``error`` and ``sv_ratio`` look at each module alone.
@@ -91,9 +132,11 @@ def compress(
 
     Parameters
     ----------
-    source : path or Adapter
+    source : path or Adapter, or a list of them
+        Several adapters, or a folder that has some in it, give a `BatchResult` with one row for each.
     output : path, optional
-        The file or folder to write. Without it nothing is written, and the result holds the smaller adapter.
+        The file or folder to write. Without it nothing is written, and the result holds the smaller adapter. For
+        several adapters it is a folder, in which each has its own name.
     rank : int, optional
         Keep this many leading directions of every module.
     energy : float, optional
@@ -123,6 +166,8 @@ def compress(
         default every factor keeps its own.
     modules : sequence of str
         Only modules whose name or kind matches one of these glob patterns become smaller.
+    block : int, str or sequence of them
+        Only modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model.
     drop_dead : bool
         Leave out modules whose update is zero, or that get no rank from the budget.
     only_if_smaller : bool
@@ -131,6 +176,8 @@ def compress(
         Replace what is already at ``output``.
     dry_run : bool
         Check everything, and write nothing.
+    jobs : int, optional
+        How many of several adapters are worked on at once; by default as many as there are processors.
     **options : RankRules and Reading
         The six rules above, and how the file is read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
 
@@ -144,6 +191,9 @@ def compress(
     MismatchError
         The activations are those of another adapter.
     """
+    del jobs  # one adapter is one job
+    source = one_adapter(source)
+    modules = as_globs(modules, block)
     # Several rules or none are refused before anything is read.
     rules, reading = split_rules(options)
     rule = rank_rule(**rules)

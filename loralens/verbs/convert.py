@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
-from typing import Any, Unpack
+from typing import Any, Required, Unpack, overload
 
 from loralens.choices import QUANTISED, FloatType, TargetFormat
 from loralens.compression.loss import losses, total_error
@@ -17,12 +17,20 @@ from loralens.formats.dialects.table import FORMATS
 from loralens.formats.files.container import Stored
 from loralens.tables.numbers import count, percent
 from loralens.tables.table import Table
-from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, read_adapter
+from loralens.verbs.batches.batch import in_batches, one_adapter
+from loralens.verbs.batches.batch_result import BatchResult
+from loralens.verbs.batches.batch_task import AdapterWork
+from loralens.verbs.inputs.adapters import AdapterSource, Reading, Source, labels, read_adapter
 from loralens.verbs.inputs.choices import numpy_dtype
 from loralens.verbs.outputs.combine_run import check_writing
 from loralens.verbs.outputs.form import PLAIN_BITS, OutputFormat, check_known, writer_options
 from loralens.verbs.outputs.module_columns import COLUMNS, NamedModule
-from loralens.verbs.outputs.renaming import add_magnitudes, rename_as_in_base, replace_prefixes
+from loralens.verbs.outputs.renaming import (
+    add_magnitudes,
+    rename_as_in_base,
+    replace_prefixes,
+    with_known_names,
+)
 from loralens.verbs.outputs.rounding import RoundingCost, round_factors
 from loralens.verbs.outputs.target import Target, Written
 
@@ -49,6 +57,8 @@ class ConvertResult(Written):
         The error of fewer bits, and of scales that were folded into factors.
     rank : int or None
         The rank that was asked for, for modules that were not pairs.
+    format_before : str
+        The dialect of the source.
     """
 
     source: str
@@ -61,6 +71,7 @@ class ConvertResult(Written):
     truncation: float
     rounding: RoundingCost
     rank: int | None = None
+    format_before: str = ""
 
     def __repr__(self) -> str:
         return f"ConvertResult({self.format}, {self.modules} modules)"
@@ -69,6 +80,16 @@ class ConvertResult(Written):
     def bits(self) -> int | None:
         """The bits of a number in loralens-q; None in other dialects."""
         return PLAIN_BITS if self.format == QUANTISED else None
+
+    def numbers(self) -> dict[str, Any]:
+        """What matters of this adapter among several, as JSON values."""
+        return {
+            "modules": self.modules,
+            "format_before": self.format_before,
+            "format": self.format,
+            "truncation": self.truncation,
+            "rounding": self.rounding.total,
+        }
 
     def listing(self) -> list[Table[NamedModule]]:
         """The modules as the new file has them."""
@@ -108,8 +129,37 @@ class ConvertResult(Written):
         }
 
 
+class ConvertOptions(Reading, total=False):
+    """The options of `convert`, for its two signatures."""
+
+    output: str | PathLike[str] | None
+    to: Required[TargetFormat]
+    base: str | PathLike[str] | None
+    arch: str | None
+    dtype: FloatType | None
+    prefix: Sequence[str] | Mapping[str, str]
+    rank: int | None
+    drop_extra: bool
+    allow_loss: bool
+    overwrite: bool
+    dry_run: bool
+    jobs: int | None
+
+
+# As of `compress`: the first signature wins, and a path may name a folder with several adapters.
+@overload
+def convert(  # type: ignore[overload-overlap]
+    source: AdapterSource, **options: Unpack[ConvertOptions]
+) -> ConvertResult | Any: ...
+@overload
+def convert(source: Sequence[AdapterSource], **options: Unpack[ConvertOptions]) -> BatchResult: ...
+@in_batches(
+    lambda verb: AdapterWork(
+        verb, ConvertResult.numbers, check=lambda options: check_writing(options["to"], options.get("dtype"))
+    )
+)
 def convert(
-    source: AdapterSource,
+    source: Source,
     *,
     output: str | PathLike[str] | None = None,
     to: TargetFormat,
@@ -122,8 +172,9 @@ def convert(
     allow_loss: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
+    jobs: int | None = None,
     **reading: Unpack[Reading],
-) -> ConvertResult:
+) -> ConvertResult | BatchResult:
     """Write an adapter in another dialect, with its names and scales.
 
     Scales and names that the target dialect cannot state are recorded in its metadata, so loralens reads its own files
@@ -133,9 +184,11 @@ def convert(
 
     Parameters
     ----------
-    source : path or Adapter
+    source : path or Adapter, or a list of them
+        Several adapters, or a folder that has some in it, give a `BatchResult` with one row for each.
     output : path, optional
-        The file or folder to write. Without it nothing is written, and the result holds the converted adapter.
+        The file or folder to write. Without it nothing is written, and the result holds the converted adapter. For
+        several adapters it is a folder, in which each has its own name.
     to : str
         The dialect to write.
     base : path, optional
@@ -157,6 +210,8 @@ def convert(
         Replace what is already at ``output``.
     dry_run : bool
         Check everything, and write nothing.
+    jobs : int, optional
+        How many of several adapters are worked on at once; by default as many as there are processors.
     **reading : Reading
         How the file is read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
 
@@ -168,15 +223,19 @@ def convert(
     FormatError, MismatchError
         The file cannot be read, the target dialect cannot hold something of it, or the base lacks a module.
     """
+    del jobs  # one adapter is one job
+    source = one_adapter(source)
     check_writing(to, dtype)
     target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
     (label,) = labels([source])
     adapter = read_adapter(source, reading, base=base, label=label)
-    notes: list[str] = []
+    format_before = adapter.format
     with place(label):
         check_known(adapter, to)
+        adapter, notes = with_known_names(adapter, to)
         if base is not None:
-            adapter, notes = rename_as_in_base(adapter, base, to)
+            adapter, base_notes = rename_as_in_base(adapter, base, to)
+            notes += base_notes
         # Prefixes last, so that OLD may begin a name of the base.
         adapter, magnitude_notes = add_magnitudes(replace_prefixes(adapter, prefix), base)
         notes += magnitude_notes
@@ -205,7 +264,8 @@ def convert(
     # The record in the metadata holds names and scales that the dialect itself cannot state.
     converted = record.apply_stored(back, stored)
     parameters = sum(module.parameters for module in narrow.modules.values())
-    return ConvertResult(label, converted, to, target, len(adapter), parameters, notes, truncation, cost, rank)
+    measured = parameters, notes, truncation, cost
+    return ConvertResult(label, converted, to, target, len(adapter), *measured, rank, format_before)
 
 
 def _note_architecture(to: str, before: Adapter, after: Adapter) -> list[str]:
@@ -250,6 +310,6 @@ def _rename_back(exact: Adapter, back: Adapter, stored: Stored) -> dict[str, Upd
     def find(name: str, module: Update) -> Update:
         written = back[names.get(name, name)]
         # A dialect that states no scale leaves it to the record in the metadata, which is not applied here.
-        return written.rescaled(module.scale, module.scaling) if written.scaling.rule == "unknown" else written
+        return written.rescaled(module.scale, module.scaling) if written.scaling.formula == "unknown" else written
 
     return {name: find(name, module) for name, module in exact.items()}

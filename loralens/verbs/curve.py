@@ -20,7 +20,7 @@ from loralens.tables.numbers import fixed, percent, size, span
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, read_adapter
-from loralens.verbs.inputs.choices import check_choice, numpy_dtype
+from loralens.verbs.inputs.choices import Blocks, as_globs, check_choice, numpy_dtype
 from loralens.verbs.outputs.form import PLAIN_BITS, OutputFormat
 from loralens.verbs.outputs.rules import read_moments, read_protection
 
@@ -94,6 +94,7 @@ def curve(
     activations: str | PathLike[str] | Moments | None = None,
     base: str | PathLike[str] | None = None,
     modules: Sequence[str] = (),
+    block: Blocks = (),
     **reading: Unpack[Reading],
 ) -> CurveResult:
     """Show rank against size against error: for one rank in all modules, and for ranks chosen by a budget.
@@ -119,6 +120,8 @@ def curve(
         The base model, which GGUF needs.
     modules : sequence of str
         Only modules whose name or kind matches one of these glob patterns become smaller.
+    block : int, str or sequence of them
+        Only modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model.
     **reading : Reading
         How the file is read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
 
@@ -131,6 +134,7 @@ def curve(
     MismatchError
         Activations of another adapter.
     """
+    modules = as_globs(modules, block)
     check_choice("dtype", dtype, FLOAT_TYPES)
     (label,) = labels([source])
     adapter = read_adapter(source, reading, base=base, label=label)

@@ -1,11 +1,12 @@
 """The verb ``doctor``: examines adapters for faults, and says what mends them."""
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Unpack, get_args
+from typing import Any, Unpack, get_args, overload
 
 from loralens.analysis.checks.diagnosis import LEVELS, Diagnosis, by_cause
 from loralens.analysis.checks.weighted_sum import SAME_ADAPTER
@@ -13,16 +14,25 @@ from loralens.analysis.doctor import UNREADABLE, diagnosis_codes, run_checks
 from loralens.choices import FLOAT_TYPES, Level, MergeDType, PredictedRounding
 from loralens.core.adapter import Adapter
 from loralens.core.names import kind
-from loralens.errors import LoraLensError, OptionError
+from loralens.errors import FormatError, LoraLensError, OptionError
+from loralens.formats.files.atomic import atomic_file
+from loralens.formats.files.container import read_json
+from loralens.formats.files.disk import check_room
+from loralens.formats.files.json_text import dumps, is_safe_text
 from loralens.formats.files.location import adapter_file
 from loralens.formats.records.sarif import check_log_target, write_sarif
 from loralens.formats.records.sarif import sarif as sarif_log
 from loralens.tables.numbers import count
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
-from loralens.verbs.inputs.adapters import Reading, Source, labels, load_source, sources
-from loralens.verbs.inputs.choices import check_choice
+from loralens.verbs.batches.batch import run_batch
+from loralens.verbs.batches.batch_items import is_several
+from loralens.verbs.batches.batch_result import BatchResult
+from loralens.verbs.batches.batch_task import WORK, AdapterWork
+from loralens.verbs.inputs.adapters import AdapterSource, Reading, Source, labels, load_source, sources
+from loralens.verbs.inputs.choices import Blocks, as_globs, check_choice
 from loralens.verbs.inputs.examination import examine_adapters, open_base
+from loralens.version import __version__
 
 DTYPES = FLOAT_TYPES | {"fp8": "float8_e4m3fn"}  # option → the name in NumPy and ml_dtypes
 WORST = 3  # modules that the text names of findings with one cause; --verbose and --json list all of them
@@ -66,6 +76,13 @@ class DoctorResult(Tabular):
         if self.fail_on is None:
             return True
         return all(LEVELS.index(finding.level) > LEVELS.index(self.fail_on) for finding in self.findings)
+
+    def numbers(self) -> dict[str, Any]:
+        """What matters of one adapter among several, as JSON values; causes are counted, as in the text."""
+        levels = Counter(cause[0].level for cause in self.causes)
+        codes = list(dict.fromkeys(cause[0].code for cause in self.causes))
+        modules = sum(len(adapter) for adapter in self.adapters.values() if adapter is not None)
+        return {"modules": modules, **{f"{level}s": levels[level] for level in LEVELS}, "codes": codes}
 
     def listing(self) -> list[Table[Diagnosis]]:
         """The findings, one row for every module concerned."""
@@ -126,29 +143,59 @@ class DoctorResult(Tabular):
         return {"findings": Table("", COLUMNS, self.findings).records()}
 
 
+class DoctorOptions(Reading, total=False):
+    """The options of `doctor`, for its two signatures."""
+
+    base: str | PathLike[str] | None
+    modules: Sequence[str]
+    block: Blocks
+    dtype: MergeDType | None
+    rounding: PredictedRounding
+    sarif: str | PathLike[str] | None
+    fail_on: Level | None
+    overwrite: bool
+    jobs: int | None
+
+
+# A path may name a folder with several adapters, which no type can tell: hence Any.
+@overload
+def doctor(*adapters: Source, output: None = None, **options: Unpack[DoctorOptions]) -> DoctorResult | Any: ...
+@overload
+def doctor(*adapters: Source, output: str | PathLike[str], **options: Unpack[DoctorOptions]) -> BatchResult: ...
 def doctor(
     *adapters: Source,
+    output: str | PathLike[str] | None = None,
     base: str | PathLike[str] | None = None,
     modules: Sequence[str] = (),
+    block: Blocks = (),
     dtype: MergeDType | None = None,
     rounding: PredictedRounding = "nearest",
     sarif: str | PathLike[str] | None = None,
     fail_on: Level | None = None,
+    overwrite: bool = False,
+    jobs: int | None = None,
     **reading: Unpack[Reading],
-) -> DoctorResult:
+) -> DoctorResult | BatchResult:
     """Examine adapters for faults: list the findings, most serious first, each with its evidence and its remedy.
 
-    Several adapters are also compared with each other. A file that cannot be read is a finding too.
+    Several adapters that are named are also compared with each other. A file that cannot be read is a finding too.
+
+    A folder that has adapters in it and is none, or any adapters with ``output``, are examined one by one, and the
+    result is a `BatchResult` with one row for each. An adapter that cannot be read then has the status ``failed``.
 
     Parameters
     ----------
     *adapters : path or Adapter
         Files, folders that hold an adapter, Hub ids in the local cache, or what `loralens.load` returns. An adapter
         with wrong numbers is examined too; `loralens.load` returns it with ``strict=False``.
+    output : path, optional
+        A folder for one JSON file with the findings of each adapter. A later call skips what has not changed since.
     base : path, optional
         The base model: its names and sizes are compared, and the effect of rounding in a merge is predicted.
     modules : sequence of str
         Only modules whose name or kind matches one of these glob patterns.
+    block : int, str or sequence of them
+        Only modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model.
     dtype : str, optional
         The dtype of the merged model whose rounding is predicted: ``bf16``, ``f16``, ``f32`` or ``fp8``; as the base by
         default.
@@ -158,6 +205,10 @@ def doctor(
         A file to write the findings to, as SARIF 2.1.0.
     fail_on : str, optional
         ``error``, ``warning`` or ``note``: the result's ``answer`` is false where a finding is of this level or worse.
+    overwrite : bool
+        Replace files of other origin in ``output``.
+    jobs : int, optional
+        How many adapters are examined at once, one by one; by default as many as there are processors.
     **reading : Reading
         How files are read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
 
@@ -169,12 +220,37 @@ def doctor(
     FormatError
         A base that is no model.
     """
+    modules = as_globs(modules, block)
     check_choice("dtype", dtype, get_args(MergeDType))
     check_choice("rounding", str(rounding), get_args(PredictedRounding))
     check_choice("fail_on", fail_on, LEVELS)
     if sarif:  # checked first, as the examination of a large base takes long
         check_log_target(Path(sarif))
     chosen = sources(adapters)
+    options: dict[str, Any] = {"base": base, "modules": modules, "dtype": dtype, "rounding": rounding, **reading}
+    if output is not None or any(map(is_several, chosen)):
+        run = {"output": output, "fail_on": fail_on, "overwrite": overwrite, "jobs": jobs}
+        batch = run_batch("doctor", chosen, lambda name, *_: name.with_name(f"{name.name}.json"), options | run)
+        if sarif:
+            _write_sarif(_findings_of(batch), Path(sarif))
+        return batch
+    result = _examine(chosen, fail_on=fail_on, **options)
+    if sarif:
+        _write_sarif(result.findings, Path(sarif))
+    return result
+
+
+def _examine(
+    chosen: Sequence[AdapterSource],
+    *,
+    base: str | PathLike[str] | None,
+    modules: Sequence[str],
+    dtype: MergeDType | None,
+    rounding: PredictedRounding,
+    fail_on: Level | None = None,
+    **reading: Unpack[Reading],
+) -> DoctorResult:
+    """Examine adapters and compare them with each other."""
     loaded: dict[str, Adapter | None] = {}
     unreadable: list[Diagnosis] = []
     for label, source in zip(labels(chosen), chosen, strict=True):
@@ -196,10 +272,72 @@ def doctor(
         stochastic=rounding == "stochastic",
     )
     # Unreadable files are errors, and findings go by seriousness.
-    result = DoctorResult(unreadable + run_checks(examinations), loaded, str(base) if base else None, fail_on)
-    if sarif:
-        _write_sarif(result.findings, Path(sarif))
+    return DoctorResult(unreadable + run_checks(examinations), loaded, str(base) if base else None, fail_on)
+
+
+def _examine_one(source: AdapterSource, *, output: Path | None, overwrite: bool, **options: Any) -> DoctorResult:
+    """Examine one adapter of several, and write the findings as JSON.
+
+    Raises
+    ------
+    FormatError
+        The adapter cannot be read.
+    """
+    if output is not None:
+        if os.path.lexists(output) and not overwrite:
+            raise OptionError(f"{output}: exists", fix="choose another output folder, or give --overwrite")
+        check_room(output)
+    result = _examine([source], **options)
+    if None in result.adapters.values():
+        raise FormatError(result.findings[0].evidence, fix=result.findings[0].fix)
+    if output is not None:
+        with atomic_file(output) as stream:
+            stream.write(dumps({"loralens": __version__, **result.record()}).encode("utf-8"))
     return result
+
+
+def _answer(numbers: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
+    """Whether no finding is of the level ``fail_on`` or a more serious one."""
+    fail_on = options.get("fail_on")
+    return fail_on is None or not any(numbers[f"{level}s"] for level in LEVELS[: LEVELS.index(fail_on) + 1])
+
+
+def _read_findings(file: Path) -> list[Mapping[str, Any]] | None:
+    """The findings in a file of an earlier run; None if they are no findings."""
+    try:
+        findings = read_json(file).get("findings")
+    except LoraLensError:
+        return None
+    if not isinstance(findings, list) or not all(map(_is_finding, findings)):
+        return None
+    return findings
+
+
+def _is_finding(value: object) -> bool:
+    if not isinstance(value, dict) or value.keys() != {column.key for column in COLUMNS}:
+        return False
+    texts = [text for key, text in value.items() if key != "module" or text is not None]
+    return value["level"] in LEVELS and all(map(is_safe_text, texts))
+
+
+def _findings_of(batch: BatchResult) -> list[Diagnosis]:
+    """The findings about all adapters; that one could not be examined is a finding about it."""
+    findings = []
+    for row in batch.rows:
+        if row.status == "failed":
+            findings.append(Diagnosis("error", UNREADABLE, row.reason, row.fix, adapter=row.source))
+        # An adapter in memory and one of an earlier run have other labels there.
+        findings += [Diagnosis(**{**finding, "adapter": row.source}) for finding in row.findings]
+    return findings
+
+
+WORK["doctor"] = AdapterWork(
+    _examine_one,
+    DoctorResult.numbers,
+    answer=_answer,
+    findings=lambda result: result.record()["findings"],
+    recall=_read_findings,
+)
 
 
 def _write_sarif(diagnoses: Sequence[Diagnosis], file: Path) -> None:

@@ -7,14 +7,14 @@ from typing import Any, Unpack
 
 from loralens.choices import FloatType, TargetFormat
 from loralens.core.adapter import Adapter
-from loralens.core.names import select
+from loralens.core.selection import select
 from loralens.errors import OptionError, place
 from loralens.formats import save
 from loralens.tables.numbers import count
 from loralens.tables.table import Column, Table
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, sources
 from loralens.verbs.inputs.blocks import BlockWeights, weights_by_module
-from loralens.verbs.inputs.choices import as_globs, numpy_dtype
+from loralens.verbs.inputs.choices import Blocks, as_globs, numpy_dtype
 from loralens.verbs.outputs.combine_run import check_writing, form_of, read_source
 from loralens.verbs.outputs.module_columns import COLUMNS, NamedModule
 from loralens.verbs.outputs.rounding import RoundingCost, round_factors
@@ -83,6 +83,7 @@ def drop(
     adapter: AdapterSource,
     modules: str | Sequence[str] = (),
     *,
+    block: Blocks = (),
     preset: str | None = None,
     block_weights: str | Mapping[str, float] | Sequence[float] | None = None,
     output: str | PathLike[str] | None = None,
@@ -104,6 +105,9 @@ def drop(
     adapter : path or Adapter
     modules : str or sequence of str
         Leave out the modules whose name or kind matches one of these glob patterns.
+    block : int, str or sequence of them
+        Leave out the modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model. With ``modules``, only
+        those that both choose.
     preset, block_weights
         Leave out the blocks of an image model that have the weight 0 here, as in `scale`. The others must have the
         weight 1.
@@ -143,7 +147,7 @@ def drop(
     # Before the work, as in the other verbs.
     form.check_target(target, original)
     with place(label):
-        gone = _dropped(before, as_globs(modules), BlockWeights(preset=preset, block_weights=block_weights))
+        gone = _dropped(before, as_globs(modules, block), BlockWeights(preset=preset, block_weights=block_weights))
         # An adapter without modules is no adapter to any reader.
         if len(gone) == len(before):
             raise OptionError("nothing would be left", fix="give a glob that some modules do not match")
@@ -164,7 +168,9 @@ def _dropped(adapter: Adapter, globs: Sequence[str], blocks: BlockWeights) -> se
     """The modules that are left out."""
     weights = weights_by_module(adapter, blocks)
     if weights is None and not globs:
-        raise OptionError("nothing says what to drop", fix="give --modules GLOB, --preset NAME or --block-weights")
+        raise OptionError(
+            "nothing says what to drop", fix="give --modules GLOB, --block, --preset NAME or --block-weights"
+        )
     weights = weights or {}
     between = sorted(set(weights.values()) - {0.0, 1.0})
     if between:

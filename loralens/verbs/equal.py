@@ -158,7 +158,7 @@ def equal(
     """
     # A tolerance of 0 is allowed: equal factors differ by exactly 0.
     if not isfinite(tolerance) or tolerance < 0:
-        raise OptionError(f"tolerance {tolerance!r} is no difference", fix="give a finite number of 0 or more")
+        raise OptionError(f"tolerance {tolerance!r} is not possible", fix="give a finite number of 0 or more")
     names = labels([first, second])
     adapter, other = (read_where_unknown(source, reading, base=base) for source in (first, second))
     # Each takes the head counts of the other, if that states them.

@@ -311,7 +311,7 @@ class _Evaluator:
             neither = "neither the model nor the adapter has" if adapter else "the model does not have"
             warn(
                 f"{label}: {neither} {some(sorted(random), 1)}: random here",
-                "trust no number that depends on them; give an adapter with its head",
+                "do not rely on numbers that depend on them; give an adapter with its head",
             )
         evaluation = self.task.evaluation(examples, size=self.batch, step=step)
         # The adapter is attached by hooks for the evaluation only, so that the same model serves the next one.

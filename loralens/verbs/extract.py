@@ -23,7 +23,7 @@ from loralens.merging.extraction.triplets import NoiseEdge
 from loralens.tables.numbers import count, fixed, json_number, number, percent, shape
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.bases import read_checkpoint
-from loralens.verbs.inputs.choices import check_choice, numpy_dtype
+from loralens.verbs.inputs.choices import Blocks, as_globs, check_choice, numpy_dtype
 from loralens.verbs.outputs.form import OutputFormat, writer_options
 from loralens.verbs.outputs.rules import RULES, RankRules, option_names, optional_rule
 from loralens.verbs.outputs.target import Target, Written
@@ -157,6 +157,7 @@ def extract(
     to: TargetFormat = "peft",
     dtype: FloatType = "f32",
     modules: Sequence[str] = (),
+    block: Blocks = (),
     drop_extra: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
@@ -191,6 +192,8 @@ def extract(
         The dtype of all factors: ``f32``, ``bf16`` or ``f16``.
     modules : sequence of str
         Only modules whose name or kind matches one of these glob patterns.
+    block : int, str or sequence of them
+        Only modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model.
     drop_extra : bool
         Leave out what is not a matrix: norms, biases and new heads.
     overwrite : bool
@@ -207,9 +210,7 @@ def extract(
     FormatError
         A file cannot be read, or a difference has NaN or infinity.
     """
-    check_choice("noise_edge", noise_edge, get_args(Noise))
-    check_choice("to", to, FLOAT_FORMATS)
-    check_choice("dtype", dtype, FLOAT_TYPES)
+    _check_choices(noise_edge, to, dtype)
     rule = _rule(noise_edge, rules)
     target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
     target.check_inputs({"the base": base, "the tuned model": tuned})
@@ -229,7 +230,7 @@ def extract(
             base_config=model_config(Path(base)),
             tuned_config=tuned_config,
             base_model=str(base),
-            modules=modules,
+            modules=as_globs(modules, block),
             one_rank=uniform,
             # Either may lack a config.json that says so, and both store their weights in the same way.
             conv1d=stores_conv1d(Path(tuned)) or stores_conv1d(Path(base)),
@@ -251,6 +252,13 @@ def extract(
         tell_findings(str(target.written), back.findings)
     _tell(extraction)
     return ExtractResult(str(base), str(tuned), target, to, extraction)
+
+
+def _check_choices(noise_edge: Noise | None, to: str, dtype: str) -> None:
+    """Refuse values that are none of the words of an option."""
+    check_choice("noise_edge", noise_edge, get_args(Noise))
+    check_choice("to", to, FLOAT_FORMATS)
+    check_choice("dtype", dtype, FLOAT_TYPES)
 
 
 def _rename_for_readers(adapter: Adapter, *, to: str, config: Mapping[str, Any] | None) -> Adapter:
@@ -280,7 +288,7 @@ def _rule(noise_edge: Noise | None, rules: RankRules) -> Rule | NoiseEdge:
     rule = NoiseEdge(noise_edge) if noise_edge is not None else optional_rule(**rules)
     if rule is None:
         raise OptionError(
-            "nothing says how many directions to keep",
+            "no option says how many directions to keep",
             fix="give one of --rank, --energy, --error, --sv-ratio, --parameters, --size and --noise-edge",
         )
     return rule

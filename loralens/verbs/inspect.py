@@ -19,8 +19,8 @@ from loralens.tables.numbers import count, join_words, number, shape, size, span
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import Reading, Source, labels, load_source, sources
-from loralens.verbs.inputs.choices import check_choice
-from loralens.verbs.outputs.training_facts import training_facts
+from loralens.verbs.inputs.choices import Blocks, as_globs, check_choice
+from loralens.verbs.outputs.training_facts import base_by_shapes, training_facts
 
 EXTRA_SHOWN = 20  # tensors besides the pairs that are listed for people; a model saved in full has hundreds
 SCALES_NAMED = 5  # scales of one adapter, the most frequent ones, that its facts list; --json has every module's
@@ -108,7 +108,7 @@ class AdapterInspection(Tabular):
         """What the adapter is, and whether anything in it looks wrong."""
         adapter, modules = self.adapter, self.modules
         ranks = span([module.rank for module in modules.values()])
-        base = f", for {adapter.base_model}" if adapter.base_model else ", for a base that it does not name"
+        base = f", for {adapter.base_model or base_by_shapes(adapter)}"
         what = f"{self.path}: {adapter.format} adapter of rank {ranks} in {count(len(modules), 'module')}{base}"
         levels = Counter(finding.level for finding in self.findings)
         found = [count(levels[level], level) for level in get_args(Level) if levels[level]]
@@ -268,7 +268,8 @@ def _facts(inspection: Inspection) -> list[tuple[str, str]]:
         (
             "scale",
             _count_names(
-                (f"{scale:.6g}, {source}", number) for (scale, source), number in scales.most_common(SCALES_NAMED)
+                (f"{number(scale, 6)}, {source}", modules_of)
+                for (scale, source), modules_of in scales.most_common(SCALES_NAMED)
             ),
         ),
         ("size", f"{inspection.parameters:,} parameters in pairs, {size(inspection.nbytes)}"),
@@ -324,6 +325,7 @@ def _ranges_text(numbers: Iterable[int]) -> str:
 def inspect(
     *adapters: Source,
     modules: Sequence[str] = (),
+    block: Blocks = (),
     base: str | PathLike[str] | None = None,
     consumer: Consumer | None = None,
     **reading: Unpack[Reading],
@@ -336,6 +338,8 @@ def inspect(
         Files, folders that hold an adapter, Hub ids in the local cache, or what `loralens.load` returns.
     modules : sequence of str
         Only modules whose name or kind matches one of these glob patterns.
+    block : int, str or sequence of them
+        Only modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model.
     base : path, optional
         The base model: findings say how the names match its weights, of which the headers alone are read.
     consumer : str, optional
@@ -351,6 +355,7 @@ def inspect(
     FormatError
         A file that is no adapter. What is wrong with an adapter is a finding.
     """
+    modules = as_globs(modules, block)
     check_choice("consumer", consumer, get_args(Consumer))
     chosen = sources(adapters)
     inspected = []

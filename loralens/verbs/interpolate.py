@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Unpack
 
 from loralens.verbs.inputs.adapters import AdapterSource
-from loralens.verbs.inputs.choices import as_globs, check_finite
+from loralens.verbs.inputs.choices import Blocks, as_globs, check_finite
 from loralens.verbs.inputs.weighted import strength_within
 from loralens.verbs.outputs.combine_result import CombineResult
 from loralens.verbs.outputs.combine_run import combine_sources
@@ -17,6 +17,7 @@ def interpolate(
     at: float,
     *,
     modules: Sequence[str] = (),
+    block: Blocks = (),
     take: AdapterSource | None = None,
     **options: Unpack[WritingAndReading],
 ) -> CombineResult:
@@ -33,6 +34,8 @@ def interpolate(
         The number t: 0 is A and 1 is B. It may lie outside [0, 1], where the line goes on beyond the adapters.
     modules : sequence of str
         Interpolate only modules whose name or kind matches one of these glob patterns.
+    block : int, str or sequence of them
+        Only modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model.
     take : path or Adapter, optional
         The adapter whose heads and biases are written if both have some: its path, its name, ``"1"`` or ``"2"``, or the
         object that was given; ``"none"`` leaves them out.
@@ -53,7 +56,7 @@ def interpolate(
     """
     # No limit to [0, 1]: beyond B the line exaggerates what B has and A has not.
     check_finite("at", at)
-    chosen = as_globs(modules)
+    chosen = as_globs(modules, block)
     # Outside of the chosen modules the result is A: weight 1 for A, and 0 for B.
     pairs = [
         (first, strength_within(chosen, 1 - at, elsewhere=1.0)),

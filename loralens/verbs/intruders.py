@@ -19,7 +19,7 @@ from loralens.analysis.base.intruders import (
 )
 from loralens.choices import QUANTISED, FloatType
 from loralens.core.adapter import Adapter
-from loralens.core.names import select
+from loralens.core.selection import select
 from loralens.core.structured import Update
 from loralens.errors import OptionError, place
 from loralens.formats import save
@@ -27,7 +27,7 @@ from loralens.formats.dialects.table import FORMATS
 from loralens.linalg.device import Device
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, read_adapter
 from loralens.verbs.inputs.bases import base_weights
-from loralens.verbs.inputs.choices import check_choice, numpy_dtype
+from loralens.verbs.inputs.choices import Blocks, as_globs, check_choice, numpy_dtype
 from loralens.verbs.inputs.decompositions import decompositions, svd_cache
 from loralens.verbs.outputs.intruders import IntrudersResult, Removal
 from loralens.verbs.outputs.rounding import RoundingCost, round_factors
@@ -39,6 +39,7 @@ def intruders(
     *,
     base: str | PathLike[str],
     modules: Sequence[str] = (),
+    block: Blocks = (),
     top: int = TOP,
     threshold: float = THRESHOLD,
     remove: float | None = None,
@@ -68,6 +69,8 @@ def intruders(
         The base model: a folder, a safetensors or GGUF file, or a Hub id in the local cache.
     modules : sequence of str
         Only modules whose name or kind matches one of these glob patterns.
+    block : int, str or sequence of them
+        Only modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model.
     top : int
         The number of leading singular directions of W + ΔW to look at.
     threshold : float
@@ -113,13 +116,13 @@ def intruders(
     if remove is not None and not isfinite(remove):
         raise OptionError(f"remove {remove!r} is not possible", fix="give a finite number: 0 removes, 1 keeps")
     if output is not None and remove is None:  # a forgotten `remove` would be noticed only after the search
-        raise OptionError(f"nothing would be written to {output}", fix="say with remove what is left of the intruders")
+        raise OptionError(f"nothing would be written to {output}", fix="give remove, the factor for the intruders")
     store = svd_cache(cache, cache_limit, no_cache=no_cache)
     linalg_device = Device.of(device)
     (label,) = labels([adapter])
     loaded = read_adapter(adapter, reading, base=base, label=label)
     with place(label):
-        names = select(loaded, modules)
+        names = select(loaded, as_globs(modules, block))
         # With a strength of 1 nothing is edited, so modules that are no pairs may stay.
         check_plain(loaded, names, pairs=remove not in (None, 1))
     target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
@@ -143,10 +146,8 @@ def intruders(
     result = IntrudersResult(label, str(base), threshold, top, measured, {name: loaded[name].rank for name in measured})
     if remove is None:
         return result
-    removal = _finish_removal(
-        loaded, label, edited, remove, target, dtype=dtype, uniform=uniform, allow_loss=allow_loss
-    )
-    return replace(result, removal=removal)
+    edit = _finish_removal(loaded, label, edited, remove, target, dtype=dtype, uniform=uniform, allow_loss=allow_loss)
+    return replace(result, removal=edit)
 
 
 def _finish_removal(

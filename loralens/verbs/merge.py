@@ -15,10 +15,10 @@ from loralens.formats.records.undo import NAME
 from loralens.linalg.device import Device
 from loralens.merging.plan import MergePlan
 from loralens.merging.summary import MergedModule, module_columns
-from loralens.tables.numbers import count, percent
+from loralens.tables.numbers import count, fixed, percent
 from loralens.tables.table import Table
 from loralens.verbs.inputs.adapters import Reading
-from loralens.verbs.inputs.choices import check_choice
+from loralens.verbs.inputs.choices import Blocks, as_globs, check_choice
 from loralens.verbs.inputs.merge_inputs import MergeInputs, read_merge_inputs, record_path
 from loralens.verbs.inputs.rounding import choose_rounding, sweep_inputs
 from loralens.verbs.inputs.texts import TextSource
@@ -78,7 +78,7 @@ class MergeResult(Written):
             if "changed" in total:
                 return [*sentences, *conclusion_on_codes(total), *conclusion_on_texts(self.certificate)]
             # The gain of an update is 1 where all of it arrived; the error is what rounding adds.
-            gain, error = f"{total['gain']:.4f}", percent(total["relative_error"])
+            gain, error = fixed(".4f")(total["gain"]), percent(total["relative_error"])
             sentences.append(f"The update arrived with a gain of {gain} and an error of {error} from rounding.")
         return sentences
 
@@ -126,6 +126,7 @@ def merge(
     overwrite: bool = False,
     dry_run: bool = False,
     modules: Sequence[str] = (),
+    block: Blocks = (),
     **reading: Unpack[Reading],
 ) -> MergeResult:
     """Merge adapters into a base model, W' = W + Σ w·ΔW, shard by shard and rounded once.
@@ -177,6 +178,8 @@ def merge(
         Measure what would arrive, and write nothing.
     modules : sequence of str
         Only modules whose name or kind matches one of these glob patterns.
+    block : int, str or sequence of them
+        Only modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model.
     **reading : Reading
         How files are read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
 
@@ -190,10 +193,11 @@ def merge(
     MismatchError
         Adapters and base do not fit together.
     """
+    modules = as_globs(modules, block)
     check_choice("dtype", dtype, get_args(ModelDtype))
     rounding = choose_rounding(rounding, bits=bits, dtype=dtype, moments=moments)
     if output is None and not dry_run:
-        raise OptionError("a merged model has to be written somewhere", fix="give -o OUT (output), or --dry-run")
+        raise OptionError("no output is given for the merged model", fix="give -o OUT (output), or --dry-run")
     compute_device = Device.of(device)  # a device that does not exist is refused before the work
     inputs = read_merge_inputs(
         weighted_sources(adapters),
@@ -278,7 +282,7 @@ def _warn_of_losses(modules: Sequence[MergedModule], inputs: MergeInputs, roundi
         # bfloat16 has the range of float32, so there the update itself is too large.
         narrow = dtype not in ("float32", "bfloat16")
         fix = "write --dtype f32 (or bf16)" if narrow else "check the adapter's α and scale with loralens doctor"
-        warn(f"{overflowed:,} weights became infinite: {dtype} does not reach so far", fix)
+        warn(f"{overflowed:,} weights became infinite, because they are too large for {dtype}", fix)
     damaged = [fidelity for fidelity in arrived if is_damaged(fidelity)]
     # In float32 there is no wider dtype to recommend.
     if not damaged or dtype == "float32":
@@ -294,6 +298,6 @@ def _warn_of_losses(modules: Sequence[MergedModule], inputs: MergeInputs, roundi
         ways.append("take --rounding stochastic: full strength at the price of noise")
     warn(
         f"rounding to {dtype} damages {len(damaged)} of {len(arrived)} updates; worst is {worst.module}: "
-        f"gain {worst.gain:.2f}, error {worst.error:.2f}",
+        f"gain {fixed('.2f')(worst.gain)}, error {worst.error:.2f}",
         f"{', '.join(ways[:-1])}, or {ways[-1]}",
     )

@@ -23,6 +23,7 @@ from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, Source, command_line_options, path_of, sources
 from loralens.verbs.inputs.checkpoints import with_checkpoints
+from loralens.verbs.inputs.choices import Blocks, as_globs
 from loralens.verbs.outputs.page import report_page
 
 ActivationSource = str | PathLike[str] | Moments
@@ -96,6 +97,7 @@ def report(
     activations: ActivationSource | Sequence[ActivationSource] = (),
     evaluations: str | PathLike[str] | Sequence[str | PathLike[str]] = (),
     modules: Sequence[str] = (),
+    block: Blocks = (),
     intruders: bool | None = None,
     markdown: bool = False,
     overwrite: bool = False,
@@ -120,6 +122,8 @@ def report(
         Files of `loralens.evaluate`: what they measured on texts stands at the top of the page.
     modules : sequence of str
         Globs over names or kinds: only these modules are measured.
+    block : int, str or sequence of them
+        Only modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model.
     intruders : bool, optional
         Look for intruder dimensions, which takes an SVD of every weight. By default only where it takes under a minute.
     markdown : bool
@@ -148,11 +152,12 @@ def report(
     -----
     ΔW is never formed. With a base its weights are read twice, one at a time: by the doctor, and for the amplification.
     """
+    modules = as_globs(modules, block)
     if markdown and output is None:
         raise OptionError("markdown is written next to the page, and there is no page", fix="give output, the page")
     # Not to look for intruders needs no base, so only True is refused.
     if intruders and base is None:
-        raise OptionError("intruders are looked for in W + ΔW", fix="give base, the base model")
+        raise OptionError("intruders are directions of W + ΔW, and no base is given", fix="give base, the base model")
     chosen = sources(adapters)
     # A path is a sequence of letters too, so a single one is told apart by its type.
     moments = [activations] if isinstance(activations, str | PathLike | Moments) else list(activations)

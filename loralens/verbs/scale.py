@@ -2,29 +2,65 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Unpack, cast
+from typing import Any, Unpack, cast, overload
 
-from loralens.core.names import select
 from loralens.core.recipe import Strength
+from loralens.core.selection import select
 from loralens.errors import OptionError, place
-from loralens.verbs.inputs.adapters import READING, AdapterSource, Reading, labels, read_where_unknown
+from loralens.verbs.batches.batch import in_batches, one_adapter
+from loralens.verbs.batches.batch_result import BatchResult
+from loralens.verbs.batches.batch_task import AdapterWork
+from loralens.verbs.inputs.adapters import READING, AdapterSource, Reading, Source, labels, read_where_unknown
 from loralens.verbs.inputs.blocks import BlockWeights, weights_by_module
-from loralens.verbs.inputs.choices import as_globs, check_finite
+from loralens.verbs.inputs.choices import Blocks, as_globs, check_finite
 from loralens.verbs.inputs.weighted import strength_within
 from loralens.verbs.outputs.combine_result import CombineResult
 from loralens.verbs.outputs.combine_run import combine_sources
 from loralens.verbs.outputs.writing import WritingAndReading
 
 
+class ScaleOptions(WritingAndReading, total=False):
+    """The options of `scale`, for its two signatures."""
+
+    modules: Sequence[str]
+    block: Blocks
+    preset: str | None
+    block_weights: str | Mapping[str, float] | Sequence[float] | None
+    jobs: int | None
+
+
+def _numbers(result: CombineResult) -> dict[str, Any]:
+    """What matters of one adapter among several, as JSON values."""
+    return {"modules": len(result.adapter), "format": result.format, "bytes": result.size}
+
+
+# As of `compress`: the first signature wins, and a path may name a folder with several adapters.
+@overload
+def scale(  # type: ignore[overload-overlap]
+    adapter: AdapterSource, by: float | None = None, **options: Unpack[ScaleOptions]
+) -> CombineResult | Any: ...
+@overload
 def scale(
-    adapter: AdapterSource,
+    adapter: Sequence[AdapterSource], by: float | None = None, **options: Unpack[ScaleOptions]
+) -> BatchResult: ...
+@in_batches(
+    lambda verb: AdapterWork(
+        verb,
+        _numbers,
+        check=lambda options: _check_factor(*map(options.get, ("by", "preset", "block_weights"))),
+    )
+)
+def scale(
+    adapter: Source,
     by: float | None = None,
     *,
     modules: Sequence[str] = (),
+    block: Blocks = (),
     preset: str | None = None,
     block_weights: str | Mapping[str, float] | Sequence[float] | None = None,
+    jobs: int | None = None,
     **options: Unpack[WritingAndReading],
-) -> CombineResult:
+) -> CombineResult | BatchResult:
     """Write an adapter with ΔW multiplied by a number: ΔW' = x·ΔW.
 
     With ``modules`` only these modules change. The factors keep their bits: only the scale changes. With ``by`` 0 every
@@ -33,16 +69,22 @@ def scale(
 
     Parameters
     ----------
-    adapter : path or Adapter
+    adapter : path or Adapter, or a list of them
+        Several adapters, or a folder that has some in it, give a `BatchResult` with one row for each; ``output`` is
+        then a folder, in which each has its own name.
     by : float, optional
         The factor x, which may be any finite number; 1 if there are weights of blocks.
     modules : sequence of str
         Change only modules whose name or kind matches one of these glob patterns.
+    block : int, str or sequence of them
+        Only modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model.
     preset : str, optional
         The name of weights for the blocks of SD, SDXL or FLUX.1, such as ``OUTALL``; docs/commands/scale.md lists them.
     block_weights : str, mapping or sequence of float, optional
         Weights of blocks: ``"IN04=0,MID=1"``, ``{"IN04": 0, "MID": 1}``, or all of them in their order, as block weight
         tools write them. They come after the preset.
+    jobs : int, optional
+        How many of several adapters are worked on at once; by default as many as there are processors.
     **options : Writing and Reading
         How the result is written (``output``, ``to``, ``base``, ``dtype``, ``allow_loss``, ``overwrite``, ``dry_run``)
         and how the file is read (``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``).
@@ -55,6 +97,20 @@ def scale(
     FormatError
         The file is not an adapter.
     """
+    del jobs  # one adapter is one job
+    adapter = one_adapter(adapter)
+    _check_factor(by, preset, block_weights)
+    factor = 1.0 if by is None else by
+    strength = strength_within(as_globs(modules, block), factor, elsewhere=1.0)
+    if preset is not None or block_weights is not None:
+        reading = cast("Reading", {name: options[name] for name in READING if name in options})  # type: ignore[literal-required]
+        blocks = BlockWeights(preset=preset, block_weights=block_weights)
+        strength = _strength_of_blocks(adapter, reading, blocks, as_globs(modules, block), factor)
+    return combine_sources([(adapter, strength)], **options)
+
+
+def _check_factor(by: float | None, preset: object, block_weights: object) -> None:
+    """Refuse a factor that is no number, and a call that says nothing about the strength."""
     if by is not None:
         # With an infinite or undefined factor no weight would be a number.
         check_finite("by", by)
@@ -62,13 +118,6 @@ def scale(
         raise OptionError(
             "nothing says how much to scale", fix="give --by a finite number, or --preset, or --block-weights"
         )
-    factor = 1.0 if by is None else by
-    strength = strength_within(as_globs(modules), factor, elsewhere=1.0)
-    if preset is not None or block_weights is not None:
-        reading = cast("Reading", {name: options[name] for name in READING if name in options})  # type: ignore[literal-required]
-        blocks = BlockWeights(preset=preset, block_weights=block_weights)
-        strength = _strength_of_blocks(adapter, reading, blocks, as_globs(modules), factor)
-    return combine_sources([(adapter, strength)], **options)
 
 
 def _strength_of_blocks(

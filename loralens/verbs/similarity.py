@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Unpack, get_args
 
 from loralens.analysis.compare.clusters import cluster_order
-from loralens.analysis.compare.initialisation import initialisation
+from loralens.analysis.compare.initialisation import find_shared_initialisation
 from loralens.analysis.compare.interference import find_interactions, interference
 from loralens.analysis.compare.nested import nesting
 from loralens.analysis.compare.pairwise import pairwise
@@ -17,7 +17,7 @@ from loralens.core.threads import processor_count
 from loralens.core.training import same_start
 from loralens.verbs.inputs.adapters import Reading, Source, labels, read_where_unknown, sources
 from loralens.verbs.inputs.bases import warn_of_bases
-from loralens.verbs.inputs.choices import check_at_least, check_choice
+from loralens.verbs.inputs.choices import Blocks, as_globs, check_at_least, check_choice
 from loralens.verbs.outputs.collection_similarity import CollectionSimilarity
 from loralens.verbs.outputs.nested_similarity import NestedSimilarity
 from loralens.verbs.outputs.pair_similarity import PairSimilarity
@@ -32,6 +32,7 @@ def similarity(
     of: Of = "update",
     side: Side | None = None,
     modules: Sequence[str] = (),
+    block: Blocks = (),
     phi_rank: int | None = None,
     **reading: Unpack[Reading],
 ) -> SimilarityResult:
@@ -55,6 +56,8 @@ def similarity(
         in side of ΔW mostly shows the random start of A, which adapters of one seed have in common.
     modules : sequence of str
         Only modules whose name or kind matches one of these glob patterns.
+    block : int, str or sequence of them
+        Only modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model.
     phi_rank : int, optional
         Compare at most this many leading directions; by default all.
     **reading : Reading
@@ -74,6 +77,7 @@ def similarity(
     MismatchError
         No module in common; A or B asked of an update that has no factors.
     """
+    modules = as_globs(modules, block)
     check_choice("of", str(of), get_args(Of))
     check_choice("side", side, get_args(Side))
     check_at_least("phi_rank", phi_rank, 1)
@@ -121,7 +125,7 @@ def _compare_pair(
             threads=THREADS,
             step=step,
         )
-    start = initialisation(comparison, recorded=same_start(first, second))
+    start = find_shared_initialisation(comparison, recorded=same_start(first, second))
     compared_side = side_of(of, side)
     # A shared start makes φ of the in side large whatever the two tasks are, so it is a warning to whoever looks at it.
     if start.text and compared_side == "in":

@@ -18,7 +18,7 @@ from loralens.tables.numbers import count, fixed, number, percent, shape, spark,
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import Reading, Source, labels, read_adapter, sources
-from loralens.verbs.inputs.choices import check_choice
+from loralens.verbs.inputs.choices import Blocks, as_globs, check_choice
 
 if TYPE_CHECKING:
     from loralens.analysis.base.weight_norms import WeightNorms
@@ -216,6 +216,7 @@ class SpectrumResult(Tabular, Mapping[str, Spectrum]):
 def spectrum(
     *adapters: Source,
     modules: Sequence[str] = (),
+    block: Blocks = (),
     top: int | None = None,
     sort: Sort | None = None,
     base: str | PathLike[str] | None = None,
@@ -232,6 +233,8 @@ def spectrum(
         Files, folders that hold an adapter, Hub ids in the local cache, or what `loralens.load` returns.
     modules : sequence of str
         Only modules whose name or kind matches one of these glob patterns.
+    block : int, str or sequence of them
+        Only modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model.
     top : int, optional
         List only the first ``top`` modules in the order of ``sort``.
     sort : str, optional
@@ -253,12 +256,13 @@ def spectrum(
     MismatchError
         A module that has no weight in the base.
     """
+    modules = as_globs(modules, block)
     check_choice("sort", sort, get_args(Sort))
     if top is not None and top < 1:
         raise OptionError(f"top {top} leaves nothing to list", fix="give a whole number of 1 or more")
     # Without a base nothing would run on the device, and a user who names a GPU should learn that.
     if device and not base:
-        raise OptionError("device says where the weights of the base are worked on", fix="give base, or no device")
+        raise OptionError("device is for computations on the base, and no base is given", fix="give base, or no device")
     chosen = sources(adapters)
     measured = []
     # All adapters are read before the base: reading them is quick, and an unreadable one should not come up late.

@@ -5,7 +5,7 @@ from typing import Unpack
 
 from loralens.core.recipe import Strength
 from loralens.verbs.inputs.adapters import AdapterSource
-from loralens.verbs.inputs.choices import as_globs
+from loralens.verbs.inputs.choices import Blocks, as_globs
 from loralens.verbs.inputs.weighted import strength_within
 from loralens.verbs.outputs.combine_result import CombineResult
 from loralens.verbs.outputs.combine_run import combine_sources
@@ -17,6 +17,7 @@ def subtract(
     second: AdapterSource,
     *,
     modules: Sequence[str] = (),
+    block: Blocks = (),
     take: AdapterSource | None = None,
     drop_dead: bool = False,
     **options: Unpack[WritingAndReading],
@@ -32,6 +33,8 @@ def subtract(
         A and B.
     modules : sequence of str
         Subtract only in modules whose name or kind matches one of these glob patterns.
+    block : int, str or sequence of them
+        Only modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model.
     take : path or Adapter, optional
         The adapter whose heads and biases are written if both have some: its path, its name, ``"1"`` or ``"2"``, or the
         object that was given; ``"none"`` leaves them out.
@@ -53,5 +56,5 @@ def subtract(
         A module has two shapes, so the adapters belong to two base models.
     """
     # B has weight 0 in modules that were not chosen, so they stay those of A.
-    pairs = [(first, Strength()), (second, strength_within(as_globs(modules), -1.0, elsewhere=0.0))]
+    pairs = [(first, Strength()), (second, strength_within(as_globs(modules, block), -1.0, elsewhere=0.0))]
     return combine_sources(pairs, take=take, drop_dead=drop_dead, **options)

@@ -1,7 +1,6 @@
 """The verb ``survey``: lists the adapters under a folder, and names duplicates."""
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -13,7 +12,7 @@ from loralens.core.adapter import Adapter
 from loralens.core.progress import progress
 from loralens.core.threads import processor_count
 from loralens.errors import LoraLensError
-from loralens.formats.records.collection import FolderEntry, candidates, examine_file
+from loralens.formats.records.collection import FolderEntry, candidates, examine_file, folder_labels
 from loralens.tables.numbers import UNDEFINED, count, fixed, number, size, span
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
@@ -261,7 +260,7 @@ def _summarise(root: Path, measured: Sequence[tuple[FolderEntry, Summary | None]
     unreadable = [file for file, _ in measured if file.status == "unreadable"]
     copies = duplicates([adapter for _, adapter, _ in readable], [summary for _, _, summary in readable])
     by_index = {copy.index: copy for copy in copies}
-    label = _labels(root, [*(file.path for file, _, _ in readable), *(file.path for file in unreadable)])
+    label = folder_labels(root, [*(file.path for file, _, _ in readable), *(file.path for file in unreadable)])
     rows: list[SurveyedAdapter] = []
     for i, (file, adapter, summary) in enumerate(readable):
         copy = by_index.get(i)
@@ -271,15 +270,3 @@ def _summarise(root: Path, measured: Sequence[tuple[FolderEntry, Summary | None]
         SurveyedAdapter(file.path, label[file.path], file.size, reason=file.reason, fix=file.fix) for file in unreadable
     ]
     return SurveyResult(root, rows, failed, [file for file, _ in measured if file.status == "other"])
-
-
-def _labels(root: Path, paths: Sequence[Path]) -> Mapping[Path, str]:
-    """The names of files in the table, relative to ``root``: a folder stands for the only adapter in it.
-
-    PEFT calls every file ``adapter_model.safetensors``, so the folder says more, and in less space.
-    """
-    alone = {parent for parent, files in Counter(path.parent for path in paths).items() if files == 1}
-    return {
-        path: str((path.parent if path.parent in alone and path.parent != root else path).relative_to(root))
-        for path in paths
-    }

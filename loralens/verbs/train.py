@@ -138,11 +138,13 @@ class TrainResult(Tabular):
     def __repr__(self) -> str:
         return f"TrainResult({str(self.output)!r}, {self.steps} steps)"
 
-    def listing(self) -> list[Table[tuple[int, Mapping[str, float | None]]]]:
-        """The evaluations, as rows for a data frame."""
-        names = self.evaluations[0][1] if self.evaluations else ()
+    def listing(self) -> list[Table[Any]]:
+        """The evaluations, as rows for a data frame; the losses of the steps where there was no evaluation."""
         step: Column[Any] = Column("step", lambda row: row[0], "step", priority=ALWAYS)
-        return [Table("evaluations", (step, *map(_measure_column, names)), self.evaluations)]
+        if not self.evaluations:
+            loss: Column[Any] = Column("loss", lambda row: row[1], "loss", number)
+            return [Table("losses", (step, loss), list(self.losses.items()), most=20)]  # rows of a notebook
+        return [Table("evaluations", (step, *map(_measure_column, self.evaluations[0][1])), self.evaluations)]
 
     def conclusion(self) -> list[str]:
         """What was trained and written, and what it gained."""

@@ -20,6 +20,7 @@ from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, Source, check_unread, labels, sources
 from loralens.verbs.inputs.bases import warn_of_bases
+from loralens.verbs.inputs.choices import Blocks, as_globs
 
 # Cosine of the first A with the last from which φ of the in side shows the common start. Unrelated random A have
 # a cosine near 0, so only an A that training has hardly moved comes this close to 1.
@@ -118,7 +119,7 @@ class TrajectoryResult(Tabular):
             every = f"from there every cosine with the last checkpoint is at least {SETTLED}"
             sentences.append(f"The direction is settled {since}: {every}.")
         elif isfinite(before.point.cosine):  # NaN if one of the last two checkpoints is 0
-            cosine = f"cosine {before.point.cosine:.3f} between the last two checkpoints"
+            cosine = f"cosine {fixed('.3f')(before.point.cosine)} between the last two checkpoints"
             sentences.append(f"The direction was still turning: {cosine}.")
         start = first.point
         # B begins at 0 and has to move; where A hardly does, all learning is on the out side.
@@ -147,7 +148,9 @@ class TrajectoryResult(Tabular):
         }
 
 
-def trajectory(*adapters: Source, modules: Sequence[str] = (), **reading: Unpack[Reading]) -> TrajectoryResult:
+def trajectory(
+    *adapters: Source, modules: Sequence[str] = (), block: Blocks = (), **reading: Unpack[Reading]
+) -> TrajectoryResult:
     """Follow one run through its checkpoints: how far ΔW has moved, where it turned, and the loss.
 
     Parameters
@@ -159,6 +162,8 @@ def trajectory(*adapters: Source, modules: Sequence[str] = (), **reading: Unpack
         read have no step, and nothing is concluded from their order.
     modules : sequence of str
         Only modules whose name or kind matches one of these glob patterns.
+    block : int, str or sequence of them
+        Only modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model.
     **reading : Reading
         How files are read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
 
@@ -171,6 +176,7 @@ def trajectory(*adapters: Source, modules: Sequence[str] = (), **reading: Unpack
     MismatchError
         No two checkpoints have a module in common.
     """
+    modules = as_globs(modules, block)
     run, loaded = _read_checkpoints(sources(adapters), reading)
     names = [str(checkpoint.path) for checkpoint in run.checkpoints]
     warn_of_bases(names, loaded)  # checkpoints of one run have one base
@@ -213,7 +219,7 @@ def _read_checkpoints(chosen: Sequence[AdapterSource], reading: Reading) -> tupl
         )
     # A single path may be the folder of a run, but a single object is one checkpoint.
     if len(loaded) < 2:
-        raise OptionError("one adapter is no run", fix="give two or more, or the path of a run")
+        raise OptionError("one adapter is not a training run", fix="give two or more, or the path of a run")
     return Run(tuple(RunCheckpoint(Path(label), None) for label in labels(loaded))), loaded
 
 
@@ -230,7 +236,7 @@ def _warn_of_other_runs(result: TrajectoryResult) -> None:
     warn(
         f"{who} {verb} not of one run{' with the others' if len(largest) > 1 else ''}: "
         "cosines of A below 0.5 and of ΔW below 0.9, so training began from other random factors",
-        "leave out what is of another run; what is said against the last checkpoint needs one run",
+        "leave out checkpoints of other runs; comparisons with the last checkpoint are valid within one run only",
     )
 
 

@@ -20,6 +20,7 @@ from loralens.merging.undo.subtract import Doubt, subtract_block
 from loralens.tables.numbers import count
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import Reading, stated_options
+from loralens.verbs.inputs.choices import Blocks, as_globs
 from loralens.verbs.inputs.merge_inputs import MergeInputs, read_merge_inputs
 from loralens.verbs.inputs.weighted import Weighted, weighted_sources
 from loralens.verbs.outputs.merge_run import THREADS
@@ -109,6 +110,7 @@ def unmerge(
     overwrite: bool = False,
     dry_run: bool = False,
     modules: Sequence[str] = (),
+    block: Blocks = (),
     **reading: Unpack[Reading],
 ) -> UnmergeResult:
     """Restore the base that adapters were merged into.
@@ -136,6 +138,8 @@ def unmerge(
         Restore and check everything, and write nothing.
     modules : sequence of str
         Subtract only modules whose name or kind matches one of these glob patterns.
+    block : int, str or sequence of them
+        Only modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model.
     **reading : Reading
         How ``adapter`` is read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
 
@@ -148,6 +152,7 @@ def unmerge(
     FormatError
         A file cannot be read.
     """
+    modules = as_globs(modules, block)
     # () and an empty list from the command line mean that no adapter was given; an empty text is a wrong path.
     subtracting = isinstance(adapter, str | PathLike) or bool(adapter)
     # Both would give a base, and they may differ: by rounding, or because they belong to two merges.
@@ -160,7 +165,7 @@ def unmerge(
             f"{option_names(misplaced[0])} goes with --adapter: an undo file restores everything", fix="leave it out"
         )
     if output is None and not dry_run:
-        raise OptionError("the base has to be written somewhere", fix="give -o OUT (output), or --dry-run")
+        raise OptionError("no output is given for the base", fix="give -o OUT (output), or --dry-run")
     compute_device = Device.of(device)  # a device that does not exist is refused before the work
     target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
     if subtracting:
@@ -234,7 +239,7 @@ def _check_subtractable(plan: MergePlan) -> None:
         if tensor.replacement is not None or tensor.tokens or any(slab.magnitude for slab in tensor.slabs):
             raise MismatchError(
                 f"{tensor.key} was replaced or scaled (DoRA) by the merge: subtracting does not give it back",
-                fix="unmerge with --undo, or take the base from where it came",
+                fix="unmerge with --undo, or get the base model again",
             )
 
 

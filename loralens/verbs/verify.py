@@ -22,7 +22,7 @@ from loralens.tables.numbers import count, fixed, number
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import Reading, stated_options
-from loralens.verbs.inputs.choices import check_choice
+from loralens.verbs.inputs.choices import Blocks, as_globs, check_choice
 from loralens.verbs.inputs.merge_inputs import read_merge_inputs
 from loralens.verbs.inputs.weighted import Weighted, weighted_label, weighted_sources
 from loralens.verbs.outputs.certificate_check import CertificateResult, check_certificate
@@ -172,8 +172,9 @@ class VerifyResult(Tabular):
             )
         if unexplained:
             first = unexplained[0]
+            gain = fixed(".4f")(first.gain)
             sentences.append(
-                f"note: {first.module} has a gain of {first.gain:.4f}, where {self.rounding} rounding predicts "
+                f"note: {first.module} has a gain of {gain}, where {self.rounding} rounding predicts "
                 f"{first.predicted:.4f}: it was rounded otherwise, or changed since"
             )
         others = len(self.others_changed)
@@ -208,6 +209,7 @@ def verify(
     untie: bool | None = None,
     device: str = "cpu",
     modules: Sequence[str] = (),
+    block: Blocks = (),
     **reading: Unpack[Reading],
 ) -> VerifyResult: ...
 def verify(
@@ -221,6 +223,7 @@ def verify(
     untie: bool | None = None,
     device: str = "cpu",
     modules: Sequence[str] = (),
+    block: Blocks = (),
     **reading: Unpack[Reading],
 ) -> VerifyResult | CertificateResult:
     """Test for every module whether a merged model holds it, by repeating the merge and comparing.
@@ -257,6 +260,8 @@ def verify(
         The device for computations on W: ``cpu``, ``cuda`` or ``cuda:N``. The result has the same bits on every device.
     modules : sequence of str
         Only modules whose name or kind matches one of these glob patterns.
+    block : int, str or sequence of them
+        Only modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model.
     **reading : Reading
         How files are read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
 
@@ -270,6 +275,7 @@ def verify(
     FormatError
         A file cannot be read.
     """
+    modules = as_globs(modules, block)
     check_choice("rounding", rounding, get_args(RoundingMode))
     # () and an empty list from the command line mean that no adapter was given; an empty text is a wrong path.
     given = isinstance(adapter, str | PathLike) or bool(adapter)
@@ -354,10 +360,14 @@ def _refuse_half(has_base: bool, has_adapter: bool, others: Mapping[str, Any]) -
     """
     if has_base or has_adapter:
         one, other = ("--base", "--adapter") if has_base else ("--adapter", "--base")
-        raise OptionError(f"{one} goes with {other}", fix="give both, or neither to compare with the certificate")
+        raise OptionError(
+            f"{one} is given without {other}", fix="give both, or neither to compare with the certificate"
+        )
     stated = [name for name, value in others.items() if value not in (None, False, (), [])]
     if stated:
-        raise OptionError(f"{option_names(stated[0])} goes with --base and --adapter", fix="give them, or leave it out")
+        raise OptionError(
+            f"{option_names(stated[0])} is only used with --base and --adapter", fix="give them, or leave it out"
+        )
 
 
 def _has_untied(

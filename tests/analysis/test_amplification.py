@@ -167,9 +167,9 @@ def test_asked_for_ranks_are_the_rows_and_no_more_is_computed():
         assert row == pytest.approx(whole.at_rank(row.rank), rel=1e-9)
     assert [row.rank for row in whole.rows] == [5]
     for rank in (0, 6):
-        with pytest.raises(OptionError, match="is not among those"):
+        with pytest.raises(OptionError, match="is not between 1 and"):
             one(B, A, W, ranks=(rank,))
-    with pytest.raises(OptionError, match="is not among those"):
+    with pytest.raises(OptionError, match="is not between 1 and"):
         measure_amplification(loralens.Adapter(modules={}), {}, ranks=(1,))
 
 

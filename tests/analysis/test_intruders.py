@@ -147,7 +147,9 @@ def test_a_structured_update_is_measured_too():
     assert_as_dense(find_intruders(dense, decompose(W)), W, module)
 
 
-@pytest.mark.parametrize(("options", "message"), [({"threshold": 0.0}, "threshold is 0"), ({"top": 0}, "top 0")])
+@pytest.mark.parametrize(
+    ("options", "message"), [({"threshold": 0.0}, "the threshold 0 is not in"), ({"top": 0}, "leading directions is 0")]
+)
 def test_options_without_sense(options, message):
     W, module = made((6, 5))
     with pytest.raises(OptionError, match=message):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import loralens
-from loralens.analysis.compare.initialisation import initialisation
+from loralens.analysis.compare.initialisation import find_shared_initialisation
 from loralens.analysis.compare.nested import closest, nesting, relations
 from loralens.analysis.compare.similarity import Comparison, compare_subspaces, side_of
 from loralens.core.lazy import LazyArray
@@ -169,7 +169,7 @@ def test_what_is_zero_is_said_and_has_no_directions():
         assert one.overlap.phi.size == 0
         assert all(np.isnan(value) for value in (*one.cka.values(), *one.spans.values()))
     assert (found.cosine, found.cosine_z) == (0.0, 0.0)
-    assert initialisation(found).verdict == "none"
+    assert find_shared_initialisation(found).verdict == "none"
 
 
 def test_modules_of_one_alone_and_of_other_shapes_are_told():
@@ -198,7 +198,7 @@ def test_what_cannot_be_compared_is_refused_by_name():
     two = {"y_proj": random(rng), "z_proj": random(rng)}
     with pytest.raises(MismatchError, match="no module in common: the first has x_proj, the second y_proj and 1 more"):
         compare_subspaces(adapter(x_proj=random(rng)), adapter(**two))
-    with pytest.raises(MismatchError, match="only one of the two has x_proj"):
+    with pytest.raises(MismatchError, match="only one of the two adapters has x_proj"):
         compare_subspaces(adapter(random(rng), x_proj=random(rng)), adapter(random(rng)), modules=["x_proj"])
     with pytest.raises(OptionError, match="no module matches"):
         compare_subspaces(adapter(random(rng)), adapter(random(rng)), modules=["k_proj"])
@@ -221,7 +221,7 @@ def test_full_differences_are_compared_as_they_are():
     assert one.overlap.phi.shape == (11, 3)
     assert one.overlap.full == pytest.approx(1.0)
     assert np.isnan(one.initial)
-    assert initialisation(compare_subspaces(whole, adapter(y))).verdict == "unknown"
+    assert find_shared_initialisation(compare_subspaces(whole, adapter(y))).verdict == "unknown"
     with pytest.raises(MismatchError, match="no factors"):
         compare_subspaces(whole, adapter(y), of="A")
 
@@ -244,15 +244,15 @@ def test_a_shared_start_is_seen_through_training_and_through_another_gauge():
     rng = np.random.default_rng(14)
     starts = [rng.standard_normal((4, 60)) for _ in range(5)]
     first = adapter(*(seeded(rng, A) for A in starts))
-    moved = initialisation(compare_subspaces(first, adapter(*(seeded(rng, A, moved=0.5) for A in starts))))
+    moved = find_shared_initialisation(compare_subspaces(first, adapter(*(seeded(rng, A, moved=0.5) for A in starts))))
     assert (moved.verdict, moved.alike, moved.compared) == ("shared", 5, 5)
     assert moved.one_sided
     assert "the A of 5 of 5 modules are alike" in moved.text
     assert moved.advice == "directions of the in side show the seed, not the task: look at --side out"
     turned = adapter(*(seeded(rng, A, gauge=rng.standard_normal((4, 4))) for A in starts))
-    likely = initialisation(compare_subspaces(first, turned))
+    likely = find_shared_initialisation(compare_subspaces(first, turned))
     assert (likely.verdict, likely.advice) == ("likely", moved.advice)
-    apart = initialisation(compare_subspaces(first, adapter(*(seeded(rng, A[::-1, ::-1]) for A in starts))))
+    apart = find_shared_initialisation(compare_subspaces(first, adapter(*(seeded(rng, A[::-1, ::-1]) for A in starts))))
     assert (apart.verdict, apart.text, apart.advice) == ("none", "", "")
     assert apart.chance == {"in": 4 / 60, "out": 4 / 40}
 
@@ -260,7 +260,7 @@ def test_a_shared_start_is_seen_through_training_and_through_another_gauge():
 def test_where_both_sides_agree_the_seed_is_not_all():
     rng = np.random.default_rng(15)
     x = seeded(rng, rng.standard_normal((4, 60)))
-    found = initialisation(compare_subspaces(adapter(x), adapter(x)))
+    found = find_shared_initialisation(compare_subspaces(adapter(x), adapter(x)))
     assert (found.verdict, found.one_sided) == ("shared", False)
     assert found.advice.endswith("where these two agree as well")
 
@@ -350,7 +350,7 @@ def test_ranks_share_their_first_direction_on_the_out_side_and_not_in_A(real: Pa
 
 def test_two_trainers_who_share_a_seed_are_found_out(real: Path):
     found = compare_subspaces(loralens.load(real / "gemma270m-aowei-main"), loralens.load(real / "gemma270m-zouhe0"))
-    seen = initialisation(found)
+    seen = find_shared_initialisation(found)
     assert (seen.verdict, seen.alike, seen.compared, seen.one_sided) == ("shared", 72, 72, True)
     assert seen.spans == {"in": pytest.approx(0.93, abs=0.005), "out": pytest.approx(0.04, abs=0.005)}
     assert found.cosine == pytest.approx(0.12, abs=0.005)
@@ -358,15 +358,15 @@ def test_two_trainers_who_share_a_seed_are_found_out(real: Path):
 
 def test_two_runs_of_one_recipe_are_not(real: Path):
     pair = [loralens.load(real / f"minilm-souravt-{name}") for name in ("finetuned", "ckpt750")]
-    seen = initialisation(compare_subspaces(*pair))
+    seen = find_shared_initialisation(compare_subspaces(*pair))
     assert (seen.verdict, seen.cosine) == ("none", pytest.approx(-0.0025, abs=5e-5))
 
 
 def test_a_recorded_start_settles_it() -> None:
     rng = np.random.default_rng(7)
     found = compare_subspaces(adapter(random(rng, 40, 60)), adapter(random(rng, 40, 60)))
-    assert initialisation(found).verdict == "none"
-    said = initialisation(found, recorded=True)
+    assert find_shared_initialisation(found).verdict == "none"
+    said = find_shared_initialisation(found, recorded=True)
     assert said.verdict == "shared"
     assert "as their records say" in said.text
     assert said.advice

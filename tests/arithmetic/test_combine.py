@@ -303,7 +303,7 @@ def test_adapters_of_two_models_are_refused():
     ):
         combine_adapters([(made(40), 1), (other, 1)], labels=["a", "b"])
     shaped = Adapter(modules={Q: LowRank(np.ones((5, 2)), np.ones((2, 9)))})
-    with pytest.raises(ShapeError, match=r"q_proj is 12 × 9 in a and 5 × 9 in b: two base models"):
+    with pytest.raises(ShapeError, match=r"q_proj is 12 × 9 in a and 5 × 9 in b: they belong to two base models"):
         combine_adapters([(made(41), 1), (shaped, 1)], labels=["a", "b"])
 
 
@@ -329,10 +329,10 @@ def test_options_that_make_no_sense_are_refused(arguments, message):
         (float("nan"), {}, "b has the weight nan"),
         ({"q_proj": float("inf")}, {}, "b has the weight inf"),
         (Strength(float("-inf")), {}, "b has the weight -inf"),
-        (1.0, {"take": 2}, "take=2 is the place of no adapter"),
-        (1.0, {"take": -1}, "take=-1 is the place of no adapter"),
+        (1.0, {"take": 2}, "take=2 is not the position of an adapter"),
+        (1.0, {"take": -1}, "take=-1 is not the position of an adapter"),
         (1.0, {"labels": ["a"]}, "1 labels for 2 adapters"),
-        (0.0, {"modules": ["k_proj"]}, "nothing is left: in all modules the weights are 0"),
+        (0.0, {"modules": ["k_proj"]}, "nothing is left: the weights are 0 in all modules"),
     ],
 )
 def test_what_is_given_with_the_adapters_is_checked(weight, arguments, message):

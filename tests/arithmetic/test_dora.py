@@ -188,7 +188,7 @@ def test_without_the_base_it_is_refused_with_the_way_out(base):
     a, b = adapter(15, base), adapter(16, base)
     with pytest.raises(MismatchError, match=r"is a DoRA adapter(.|\n)*--base"):
         combine_adapters([(a, 1), (b, 1)])
-    with pytest.raises(MismatchError, match=r"adapter 2: .*q_proj.*: its base weight is not there"):
+    with pytest.raises(MismatchError, match=r"adapter 2: .*q_proj.*: the base has no weight for it"):
         combine_adapters([(adapter(17, base, dora=(V,)), 1), (b, 1)], weights={V: weights(base)[V]}, modules=["q_proj"])
 
 
@@ -222,7 +222,7 @@ def test_another_dialect_must_say_what_its_magnitudes_are_called(base):
     assert set(combine_adapters([(a, 1), (b, 1)], weights=weights(base)).adapter.extra) == set(a.extra)
     plain = replace(adapter(24, base, dora=()), format="kohya")
     some = replace(b, extra={KEY.format(Q): b.extra[KEY.format(Q)]})
-    with pytest.raises(MismatchError, match=r"v_proj would have a magnitude(.|\n)*convert --to peft"):
+    with pytest.raises(MismatchError, match=r"v_proj needs a magnitude(.|\n)*convert --to peft"):
         combine_adapters([(plain, 1), (some, 1)], weights=weights(base))
 
 

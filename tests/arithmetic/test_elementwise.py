@@ -252,7 +252,7 @@ def test_cutoffs_are_exact_where_the_sample_misleads_about_some_adapters(seed, s
 
 def test_della_asks_for_probabilities():
     joint = Joint.of(updates(np.random.default_rng(18)), STRENGTHS)
-    with pytest.raises(OptionError, match=r"leaves \(0, 1\]") as caught:
+    with pytest.raises(OptionError, match=r"is not within \(0, 1\]") as caught:
         della(joint, density=0.9, epsilon=0.2)
     assert "0.1 or less" in caught.value.fix
     with pytest.raises(OptionError):

@@ -113,7 +113,7 @@ def test_phi_on_both_sides_with_chance() -> None:
 def test_what_has_no_value_is_left_out_and_nothing_at_all_is_an_error() -> None:
     found = llama() | {"model.layers.3.self_attn.q_proj": one(0), "model.layers.4.self_attn.q_proj": one(weight=0.0)}
     assert len(curves(amplification_figure(found), "q_proj").lines) == 4
-    with pytest.raises(OptionError, match="not 0"):
+    with pytest.raises(OptionError, match="ΔW or W is 0 in every module"):
         amplification_figure({"a": one(0)})
 
 

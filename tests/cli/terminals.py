@@ -33,7 +33,7 @@ class Terminals:
         environment = {**os.environ, "TERM": "xterm", "XDG_CACHE_HOME": str(folder / "cache"), "NO_COLOR": "1"}
         environment |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         environment.pop("COLUMNS", None)
-        environment["PYTHONPATH"] = os.pathsep.join([str(Path.cwd()), environment.get("PYTHONPATH", "")])
+        environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2]), environment.get("PYTHONPATH", "")])
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.cli.terminals"],
             cwd=folder,

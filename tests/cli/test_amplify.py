@@ -123,7 +123,7 @@ def test_plot_is_written(small: Path, base: Path, tmp_path: Path, suffix: str, t
         (["nowhere", "--base", "BASE"], "no such file or folder"),
         (["SMALL", "--base", "nowhere"], "nowhere: no such file or folder"),
         (["SMALL", "--base", "BASE", "--modules", "k_prj"], "the nearest names are"),
-        (["SMALL", "--base", "BASE", "--rank", "3"], "rank 3 is not among those of the adapter"),
+        (["SMALL", "--base", "BASE", "--rank", "3"], "rank 3 is not between 1 and 2, the largest rank"),
         (["SMALL", "--base", "BASE", "--device", "tpu"], "no device is called 'tpu'"),
         (["SMALL", "--base", "BASE", "--plot", "out.gif"], "out.gif"),
         (["SMALL", "--base", "OTHER"], "have no weight in the base"),

@@ -1,6 +1,7 @@
 """``loralens behave``: the table, the JSON contract, and what it says of what it could not do."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,26 @@ def test_the_table(home: Path) -> None:
     assert lines[2].split()[2:] == [
         f"{record['kl']:.4g}", f"{record['logits']:.4g}", agreement, "%", f"{record['hidden'][-1]:.4g}"
     ]  # fmt: skip
+
+
+def test_the_conclusion_on_several_adapters_names_the_one_that_changes_most_and_least(home: Path) -> None:
+    args = ("--model", home / "llama", home / "two", home / "one", "--data", home / "texts.jsonl")
+    record = json.loads(run(*args, "--json").stdout)["contrasts"]
+    from_base = sorted((row for row in record if row["first"] == "base"), key=lambda row: row["kl"])
+    least, most = (
+        f"KL {row['kl']:.4g} nats, another first choice in {100 * (1 - row['agreement']):.3g} %" for row in from_base
+    )
+    (conclusion,) = run(*args, "--quiet").stdout.splitlines()
+    assert conclusion == (
+        f"Of 2 adapters {from_base[1]['second']} changes the outputs most ({most} of the tokens) "
+        f"and {from_base[0]['second']} least ({least})."
+    )
+
+
+def test_the_conclusion_on_a_model_without_a_head(home: Path) -> None:
+    args = ("--model", home / "bert", home / "zero", home / "nought", "--data", home / "texts.jsonl", "--quiet")
+    shutil.copytree(home / "zero", home / "nought", dirs_exist_ok=True)
+    assert run(*args).stdout == "Each of the 2 adapters moves the last hidden states as much as the others (0).\n"
 
 
 def test_an_encoder_and_an_adapter_that_does_nothing(home: Path) -> None:

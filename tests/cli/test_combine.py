@@ -49,8 +49,8 @@ model.layers.10.self_attn.v_proj     6 × 4  2 + 2   1           0       0
 
 2 adapters, weights add up to 0.5
 adapter  weight  retained   gain  interference in the sum  in the result
-SOURCE     0.75    85.1 %  0.426                   -0.250         -0.324
-SOURCE    -0.25    85.1 %  0.426                    0.750          0.676
+SOURCE     0.75    85.1 %  0.426                   −0.250         −0.324
+SOURCE    −0.25    85.1 %  0.426                    0.750          0.676
 
 error       ‖R−Σw·ΔW‖/‖Σw·ΔW‖ = 38.6 % over all modules, before the factors are rounded
 truncation  ‖F−R‖/‖F‖ = 38.6 % over all modules: what of the method's own result F was cut off
@@ -312,7 +312,7 @@ def test_adapters_of_two_models_are_named(small: Path, tmp_path: Path) -> None:
     assert "6 modules (q_proj, v_proj)" in result.stderr
     loralens.save(Adapter(modules={Q: LowRank(np.ones((3, 1)), np.ones((1, 3)))}), tmp_path / "c")
     result = run("combine", small, tmp_path / "c", "--dry-run")
-    assert f"{Q} is 6 × 4 in {small} and 3 × 3 in {tmp_path / 'c'}: two base models" in result.stderr
+    assert f"{Q} is 6 × 4 in {small} and 3 × 3 in {tmp_path / 'c'}: they belong to two base models" in result.stderr
 
 
 def test_an_unknown_strength_is_not_added_up(small: Path, tmp_path: Path) -> None:

@@ -250,7 +250,7 @@ def test_plot(small: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "give one of them"),
+        ([], "give one of --rank"),
         (["--rank", 1, "--energy", 0.9], "exclude each other"),
         (["--rank", 0], "0 is not in the range"),
         (["--rank", "1.5"], "not a valid integer"),
@@ -260,7 +260,7 @@ def test_plot(small: Path, tmp_path: Path) -> None:
         (["--sv-ratio", 0.5], "not in the range"),
         (["--parameters", 0], "not in the range"),
         (["--parameters", "inf"], "finite"),
-        (["--size", "20 parsecs"], "is no size"),
+        (["--size", "20 parsecs"], "is not a size"),
         (["--size", "0MB"], "not a number above 0"),
         (["--rank", 1, "--dtype", "int8", "--to", "peft"], "written as loralens-q"),
         (["--rank", 1, "--dtype", "f64"], "is not one of"),

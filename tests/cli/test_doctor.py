@@ -170,7 +170,7 @@ def test_sarif_names_the_file_and_stays_the_same(small: Path, tmp_path: Path, mo
     [
         (["nowhere"], "no such file or folder"),
         (["SMALL", "--modules", "k_prj"], "the nearest names are"),
-        (["SMALL", "--alpha", "3"], "the file says its own scale"),
+        (["SMALL", "--alpha", "3"], "the file states its own scale"),
         (["SMALL", "--base", "nowhere"], "no such file or folder"),
         (["SMALL", "--sarif", "pyproject.toml/x.sarif"], "pyproject.toml: is a file, not a folder"),
         (["SMALL", "--sarif", "."], "is a folder"),

@@ -138,7 +138,7 @@ def test_other_dialects_and_dtypes(both: tuple[Path, Path], tmp_path: Path, form
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        ((), 2, "nothing says how many directions to keep"),
+        ((), 2, "no option says how many directions to keep"),
         (("--rank", 1, "--energy", 0.5), 2, "exclude each other"),
         (("--rank", 1, "--noise-edge"), 2, "--noise-edge and --rank exclude each other"),
         (("--rank", 1, "--modules", "k"), 2, "no module matches 'k'"),

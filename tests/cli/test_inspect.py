@@ -23,7 +23,7 @@ kind    modules  blocks  weight  out × in  r  scale    dtype  parameters
 q_proj        3  0–1 10  linear     6 × 4  2      4  float32          60
 v_proj        3  0–1 10  linear     6 × 4  2      4  float32          60
 
-warning: 1 of 6 modules do nothing, their B or A is 0: model.layers.10.self_attn.v_proj
+warning: 1 of 6 modules do nothing, because their B or A is 0: model.layers.10.self_attn.v_proj
   fix: they were never trained: check the training code, or drop them
 """
 

@@ -278,7 +278,7 @@ def test_a_dialect_that_is_only_read_becomes_peft(tmp_path: Path) -> None:
         (["SMALL", "--base", "nowhere"], "no such file or folder"),
         (["SMALL", "--base", "BASE", "-m", "k_prj"], "the nearest names are"),
         (["SMALL", "--base", "BASE", "--device", "abacus"], "no device is called 'abacus'"),
-        (["SMALL", "--base", "BASE", "--cache-limit", "much"], "'much' is no size"),
+        (["SMALL", "--base", "BASE", "--cache-limit", "much"], "'much' is not a size"),
         (["SMALL", "--base", "BASE", "--remove", "0", "-o", "SMALL", "--overwrite"], "is where the source is"),
     ],
 )

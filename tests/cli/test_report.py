@@ -340,7 +340,7 @@ def test_a_folder_of_adapters_that_is_no_run_says_how_to_give_them(tmp_path: Pat
         loralens.save(drawn(1), tmp_path / "many" / name)
     result = run(tmp_path / "many", "--json")
     assert result.exit_code == 2
-    assert f"{tmp_path / 'many'}: is no run, and holds 2 adapters" in result.stderr
+    assert f"{tmp_path / 'many'}: is not a training run, and holds 2 adapters" in result.stderr
     assert f"give each: loralens report {tmp_path / 'many' / 'a'} {tmp_path / 'many' / 'b'}" in result.stderr
 
 

@@ -188,7 +188,10 @@ def test_three_are_compared_in_pairs(small: Path, other: Path) -> None:
         (["SMALL", "OTHER", "--of", "A", "--side", "out"], "A has no out side"),
         (["SMALL", "--of", "B", "--side", "in"], "B has no in side"),
         (["SMALL", "OTHER", "-m", "k_prj"], "the nearest names are"),
-        (["SMALL", "OTHER", "-m", "*.1.*"], "only one of the two has model.layers.1.self_attn.q_proj and 1 more"),
+        (
+            ["SMALL", "OTHER", "-m", "*.1.*"],
+            "only one of the two adapters has model.layers.1.self_attn.q_proj and 1 more",
+        ),
         (["SMALL", "OTHER", "--plot", "out.gif"], "out.gif"),
         (["SMALL", "-m", QUERY, "--plot", "TMP/x.png"], "no two modules have the same width"),
     ],

@@ -39,7 +39,7 @@ def collection(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 OUTPUT = """\
 Of the 6 pairs the largest |cosine| is 0.955: a and b do much the same (cosine +0.955).
-a and d fight most in blocks 0–2, v (cosine -0.980).
+a and d fight most in blocks 0–2, v (cosine −0.980).
 
 4 adapters, near ones side by side; energy inside and outside the others' directions
 #  adapter  modules  r  ‖ΔW‖F   shared  by chance  private  by chance  start
@@ -80,8 +80,8 @@ c        d          4  +0.053   +4.3  0.740      0.025        0.196
 
 two oppose each other (each module with |cosine| ≥ 0.2 and 4.0 standard deviations from chance)
 adapter  and  in             modules  cosine  of all
-a        d    blocks 0–2, v        3  -0.980  -0.310
-b        d    blocks 0–2, v        3  -0.936  -0.296
+a        d    blocks 0–2, v        3  −0.980  −0.310
+b        d    blocks 0–2, v        3  −0.936  −0.296
 
 two agree (each module with |cosine| ≥ 0.2 and 4.0 standard deviations from chance)
 adapter  and  in                modules  cosine  of all

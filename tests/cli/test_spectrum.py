@@ -116,7 +116,7 @@ def test_plot_is_written(small: Path, tmp_path: Path, suffix: str) -> None:
     [
         (["nowhere"], "no such file or folder"),
         (["SMALL", "--modules", "k_prj"], "the nearest names are"),
-        (["SMALL", "--alpha", "3"], "the file says its own scale"),
+        (["SMALL", "--alpha", "3"], "the file states its own scale"),
         (["SMALL", "--plot", "out.gif"], "out.gif"),
     ],
 )

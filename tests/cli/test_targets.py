@@ -54,7 +54,7 @@ TARGETS = [
     ((*MERGE, "--undo", "runs/notes.txt"), "out", "exists, and is not an undo file"),
     ((*MERGE, "--certificate", "runs/a/adapter_config.json"), "out", "lies within the adapter runs/a"),
     ((*MERGE, "--certificate", "runs/notes.txt"), "out", "exists, and is not a certificate"),
-    ((*MERGE, "--undo", "x", "--certificate", "./x"), "out", "is given for undo file and certificate"),
+    ((*MERGE, "--undo", "x", "--certificate", "./x"), "out", "is given for both the undo file and the certificate"),
     ((*MERGE, "--undo", "out"), "out", "is the merged model itself"),
     ((*MERGE, "--undo", "out/config.json"), "out", "is a file of the model"),
     (UNMERGE, "models/merged", "is the merged model itself"),

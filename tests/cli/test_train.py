@@ -179,7 +179,7 @@ def test_a_tied_decoder_is_not_trained_with_a_new_head(home: Path, tmp_path: Pat
 
 def test_a_new_head_that_other_heads_leave_random_is_said_to_be(home: Path, tmp_path: Path) -> None:
     result = good(*classify(home, tmp_path / "a", "--heads", "bert.pooler", "--dry-run"))
-    assert "warning: classifier is new and random, and the adapter will not hold it" in result.stderr
+    assert "warning: classifier has new random weights, and the adapter will not contain it" in result.stderr
     assert "fix: --heads bert.pooler,classifier" in result.stderr
     result = good(*classify(home, tmp_path / "a", "--heads", "bert.pooler,classifier", "--dry-run"))
     assert "bert.pooler, classifier in full" in result.stdout

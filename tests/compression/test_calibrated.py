@@ -220,7 +220,7 @@ def test_what_rounding_puts_beside_the_rows_of_a_counts_by_the_length_of_the_inp
 @pytest.mark.parametrize(
     ("K", "error", "message"),
     [
-        (np.eye(4), ShapeError, "no moment of a module of rank 5"),
+        (np.eye(4), ShapeError, "and the module has rank 5"),
         (np.full((5, 5), np.nan), FormatError, "NaN or Inf"),
     ],
 )

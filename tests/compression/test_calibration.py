@@ -134,18 +134,18 @@ def test_a_peft_model_gives_the_same_as_its_base(tmp_path: Any) -> None:
 def test_a_peft_model_that_does_not_use_the_adapter_is_refused(tmp_path: Any) -> None:
     model, adapter = carried(QV, tmp_path)
     other = adapter.map(lambda m: LowRank(m.B, -m.A, m.scale))
-    with pytest.raises(MismatchError, match="q_proj: the PEFT model does not carry this adapter"):
+    with pytest.raises(MismatchError, match="q_proj: the PEFT model does not contain this adapter"):
         measure_moments(model, masked(), adapter=other)
     trained_on = adapter.map(lambda m: LowRank(1.1 * m.B, m.A, m.scale))  # A hardly moves within a run
-    with pytest.raises(MismatchError, match="q_proj: the PEFT model does not carry this adapter"):
+    with pytest.raises(MismatchError, match="q_proj: the PEFT model does not contain this adapter"):
         measure_moments(model, masked(), adapter=trained_on)
     folded = adapter.map(lambda m: LowRank(m.scale * m.B, m.A))  # the same update, its scale in B
     assert set(measure_moments(model, masked(), adapter=folded)) == set(adapter)
-    with pytest.raises(MismatchError, match="does not carry"):
+    with pytest.raises(MismatchError, match="does not contain"):
         measure_moments(model, masked(), adapter=models.adapter(models.llama(), ("o_proj",)))
     model.add_adapter("other", peft.LoraConfig(target_modules=list(QV), r=3))
     model.set_adapter("other")
-    with pytest.raises(MismatchError, match="does not carry"):
+    with pytest.raises(MismatchError, match="does not contain"):
         measure_moments(model, masked(), adapter=adapter)
     model.set_adapter("default")
     measure_moments(model, masked(), adapter=adapter)

@@ -72,7 +72,7 @@ def test_the_whole_numbers_are_what_is_written(tmp_path: Path) -> None:
 
 
 def test_what_makes_no_sense_is_refused() -> None:
-    with pytest.raises(OptionError, match="is in the adapter or in bits, not in both"):
+    with pytest.raises(OptionError, match="only one of the adapter and bits has"):
         quantise(adapter(), bits={"layers.0.up": [8]})
     with pytest.raises(OptionError, match=r"layers\.0\.down: 1 are not the bit widths"):
         quantise(adapter(), bits=1)

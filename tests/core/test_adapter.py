@@ -103,11 +103,11 @@ def test_what_belongs_to_a_module_is_renamed_with_it():
 
 def test_two_things_of_one_name_are_refused():
     one = Adapter(modules={"a.q": module(), "b.q": module()})
-    with pytest.raises(OptionError, match="two modules would be called q"):
+    with pytest.raises(OptionError, match="two modules would have the name q"):
         one.renamed({"a.q": "q", "b.q": "q"})
     tensor = LazyArray.of(np.ones(2))
     extra = {"a.q.bias": Extra("bias", "a.q", tensor, "bias"), "q.bias": Extra("bias", "q", tensor, "bias")}
-    with pytest.raises(OptionError, match=r"two tensors would be called q\.bias"):
+    with pytest.raises(OptionError, match=r"two tensors would have the name q\.bias"):
         Adapter(modules={"a.q": module()}, extra=extra).renamed({"a.q": "q"})
 
 

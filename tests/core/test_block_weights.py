@@ -124,7 +124,7 @@ def test_every_preset_can_be_read() -> None:
     [
         ({"blocks": "IN12=0"}, "no block 'IN12'"),
         ({"blocks": "D01=0"}, "no block 'D01'"),
-        ({"blocks": "IN04"}, "is no number"),
+        ({"blocks": "IN04"}, "'IN04', which is not BLOCK=WEIGHT"),
         ({"blocks": "IN04=0,MID"}, "'MID', which is not BLOCK=WEIGHT"),
         ({"blocks": "IN04=nan"}, "'nan', which is no number"),
         ({"blocks": "1,0,R"}, "random weights"),

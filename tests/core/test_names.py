@@ -7,21 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loralens.core import names
-from loralens.core.clock import Clock
 from loralens.core.names import (
     Block,
     block,
     is_expert_alone,
     kind,
     kind_in_block,
-    matches,
     natural_key,
     nearest,
-    select,
 )
-from loralens.core.recipe import Strength
-from loralens.errors import FormatError, OptionError
 
 ORDERED = [
     "",
@@ -124,63 +118,6 @@ NAMES = [
 
 
 @pytest.mark.parametrize(
-    ("globs", "chosen"),
-    [
-        ([], [0, 1, 2, 3, 4, 5]),
-        (["*"], [0, 1, 2, 3, 4, 5]),
-        (["q_proj"], [0, 1]),
-        (["v_proj", "q_proj"], [0, 1, 2]),
-        (["q_proj", "*.1.*"], [0, 1, 2]),
-        (["model.layers.1.self_attn.q_proj"], [1]),
-        (["*.1.*"], [1, 2]),
-        (["*.?.*"], [0, 1, 2]),
-        (["model.layers.1?.*"], [3, 4]),
-        (["*_proj"], [0, 1, 2, 4]),
-        (["down_proj"], [4]),
-        (["*[1]"], [4]),
-        (["to_out.0"], [3]),
-        (["lm_head"], [5]),
-        (["q_*"], [0, 1]),  # kinds too
-        (["?_proj"], [0, 1, 2]),
-        (["down_*"], [4]),
-        (["to_out.*"], [3]),
-        (["to_*", "l*"], [3, 5]),
-    ],
-)
-def test_select(globs, chosen):
-    assert select(NAMES, globs) == [NAMES[i] for i in chosen]
-    assert select(iter(NAMES), globs) == [NAMES[i] for i in chosen]
-    if len(globs) == 1:
-        assert select(NAMES, globs[0]) == [NAMES[i] for i in chosen]
-
-
-@given(st.lists(st.sampled_from([*NAMES, *map(kind, NAMES), "*q*", "q_?roj", "*[1]", "[1]", "*"]), min_size=1))
-def test_many_globs_choose_what_each_of_them_matches(globs):
-    try:
-        chosen = select(NAMES, globs)
-    except OptionError:
-        assert not all(any(matches(name, glob) for name in NAMES) for glob in globs)
-    else:
-        assert chosen == [name for name in NAMES if any(matches(name, glob) for glob in globs)]
-
-
-@pytest.mark.parametrize(
-    "glob", ["Q_proj", "Q_*", "proj", "proj*", "layers.1", "*.[01].*", "[qv]_proj", "q_proj.*", "*.2.*", ""]
-)
-def test_a_glob_that_matches_nothing(glob):
-    with pytest.raises(OptionError) as caught:
-        select(NAMES, ["lm_head", glob])
-    assert str(caught.value).startswith(f"no module matches {glob!r}\n  fix: the nearest names are ")
-
-
-def test_what_is_suggested_can_be_given():
-    """A user who copies a suggestion gets modules."""
-    for wrong in ("to_out", "q_prj", "lm_haed", "model.layers.1.q_proj", "down_proj[1]"):
-        for suggestion in nearest(wrong, NAMES).split(", "):
-            assert select(NAMES, [suggestion])
-
-
-@pytest.mark.parametrize(
     ("name", "alone"),
     [
         ("model.layers.0.block_sparse_moe.experts.7.w1", True),
@@ -221,20 +158,3 @@ def test_nearest_among_many_names_is_quick():
 def test_names_that_are_numbered_in_other_ways(name, stack, number, last):
     assert block(name) == (stack, number)
     assert kind(name) == last
-
-
-@pytest.mark.parametrize("glob", ["*a" * 2000 + "b", "*?" * 2000 + "b", "*" + "?" * 2000 + "b"])
-def test_globs_of_many_stars_end(glob: str) -> None:
-    assert not matches("a" * 4000, glob)
-
-
-def test_what_takes_minutes_for_all_names_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(names, "Clock", lambda: Clock(0.0))
-    with pytest.raises(FormatError, match="the glob '\\*a"):
-        select([f"{'a' * 4000}{i}" for i in range(50)], ["*a" * 2000 + "b"])
-
-
-def test_a_recipe_of_countless_globs_is_refused() -> None:
-    strength = Strength(1.0, {f"*a{i}*": 2.0 for i in range(5000)}, Clock(0.0))
-    with pytest.raises(FormatError, match="5,000 globs"):
-        [strength.of(f"model.layers.{i}.q_proj") for i in range(100)]

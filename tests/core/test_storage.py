@@ -171,7 +171,7 @@ def test_single_experts_on_a_stack(stacked, alternate, name):
 
 def test_what_a_stack_has_not():
     base = {f"{MOE}.down_proj": tensor(3, 6, 4)}
-    with pytest.raises(MismatchError, match="the base has 3 experts"):
+    with pytest.raises(MismatchError, match="the base has only 3 experts"):
         weights_of({f"{MOE}.7.down_proj": module(6, 4)}, base)
     with pytest.raises(MismatchError, match="no weight in the base"):
         weights_of({f"{MOE}.0.down_proj": module(5, 4)}, base)

@@ -70,7 +70,7 @@ def test_blocks_are_the_stored_rows_in_order(numbers, streams):
 
 
 def test_an_expert_that_the_base_has_not_is_an_error():
-    with pytest.raises(MismatchError, match="has 5 experts"):
+    with pytest.raises(MismatchError, match="has only 5 experts"):
         weights_of({"x.w[5]": module(4, 6, kind="experts")}, {"x.w": tensor(5, 4, 6)})
 
 

@@ -71,7 +71,7 @@ def test_every_style_and_its_scale(style: str, alpha: float | None) -> None:
     assert comfyui.detect(source)
     module = comfyui.read(source)[Q]
     assert module.scale == (1.0 if alpha is None else alpha / 2)
-    assert module.scaling.rule == ("given" if alpha is None else "alpha/r")
+    assert module.scaling.formula == ("given" if alpha is None else "alpha/r")
     np.testing.assert_array_equal(module.B, source.tensors[f"{Q}.{B}"].read())
     assert_same_file(write(comfyui.read(source)), source)
 
@@ -314,7 +314,7 @@ def test_extras_of_another_dialect() -> None:
 REFUSED = {
     "role": (Extra("norm", Q, LazyArray.of(number((6,)))), FormatError, r"no place for x \(norm\)"),
     "output side": (Extra("magnitude", Q, LazyArray.of(number((6,)))), FormatError, "no place for"),
-    "no module": (Extra("lora_bias", K, LazyArray.of(number((6,)))), FormatError, "its module is not there"),
+    "no module": (Extra("lora_bias", K, LazyArray.of(number((6,)))), FormatError, "does not contain its module"),
     "size": (Extra("lora_bias", Q, LazyArray.of(number((5,)))), ShapeError, "not one number for each of"),
 }
 

@@ -169,7 +169,7 @@ BROKEN = {  # name: file, what the message says
     "unknown dtype": (blob({"a": entry([1], 0, 1, "I128")}, b"1"), "a: dtype 'I128' is unknown"),
     "dtype in small letters": (blob({"a": entry([1], 0, 1, "u8")}, b"1"), "a: dtype 'u8' is unknown"),
     "endless dtype": (blob({"a": entry([1], 0, 1, "U" * 9999)}, b"1"), f"a: dtype '{'U' * 40}' is unknown"),
-    "dtype is a number": (blob({"a": entry([1], 0, 1, 8)}, b"1"), "a: dtype is not a name"),
+    "dtype is a number": (blob({"a": entry([1], 0, 1, 8)}, b"1"), "a: its dtype is not text"),
     "shape is a number": (blob({"a": entry(1, 0, 1)}, b"1"), "a: shape or data_offsets are not whole"),
     "negative dimension": (blob({"a": entry([-1], 0, 1)}, b"1"), "a: shape or data_offsets are not whole"),
     "two negative dimensions": (blob({"a": entry([-1, -1], 0, 1)}, b"1"), "a: shape or data_offsets are not whole"),

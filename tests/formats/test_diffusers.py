@@ -109,7 +109,7 @@ def test_a_convolution() -> None:
 
 def test_without_any_word_the_scale_is_one() -> None:
     adapter = diffusers.read(stored({**pair(Q), **pair(K, 3)}))
-    assert {(module.scale, module.scaling.rule) for module in adapter.modules.values()} == {(1.0, "given")}
+    assert {(module.scale, module.scaling.formula) for module in adapter.modules.values()} == {(1.0, "given")}
     assert codes(adapter) == []
 
 
@@ -152,7 +152,7 @@ TE = "text_encoder.encoder.layers.0.self_attn.q_proj"
 def test_the_header_wins_and_each_component_has_its_own() -> None:
     adapter = diffusers.read(stored({**pair(Q), **pair(K, 3), **pair(TE, 4)}, SAID))
     assert {name: module.scale for name, module in adapter.items()} == {TE: 3.0, Q: 3.0, K: 0.5}
-    assert adapter[TE].scaling.rule == "alpha/sqrt(r)"
+    assert adapter[TE].scaling.formula == "alpha/sqrt(r)"
     assert "alpha_pattern" in adapter[K].scaling.origin
     assert adapter[Q].scaling.origin == KEY
     assert codes(adapter) == []
@@ -459,7 +459,7 @@ def test_magnitudes_are_translated(kind: Layout, shape: Any, key: str, written: 
 REFUSED = {
     "role": (Extra("norm", Q, LazyArray.of(number((6,)))), FormatError, r"no place for x \(norm\)"),
     "input side": (Extra("magnitude_in", Q, LazyArray.of(number((4,)))), FormatError, "no place for"),
-    "no module": (Extra("magnitude", K, LazyArray.of(number((6,)))), FormatError, "its module is not there"),
+    "no module": (Extra("magnitude", K, LazyArray.of(number((6,)))), FormatError, "does not contain its module"),
     "size": (Extra("magnitude", Q, LazyArray.of(number((5,)))), ShapeError, "not one number for each of"),
 }
 

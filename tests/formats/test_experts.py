@@ -114,12 +114,12 @@ def test_single_experts_become_a_stack_of_mlx_and_come_back(alone, tmp_path: Pat
 
 
 def test_what_nothing_says_is_asked_for():
-    with pytest.raises(OptionError, match="nothing says which model") as caught:
+    with pytest.raises(OptionError, match="does not say which model") as caught:
         encode_adapter(adapter(), "mlx")
     assert "--base" in caught.value.fix
     with pytest.raises(OptionError, match="of 'xyz' is not known here"):
         encode_adapter(adapter(), "mlx", base_config={"model_type": "xyz"})
-    with pytest.raises(OptionError, match="nothing says which this is"):
+    with pytest.raises(OptionError, match="say which model this is"):
         encode_adapter(adapter(), "gguf")
 
 

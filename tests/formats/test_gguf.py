@@ -163,14 +163,14 @@ def test_one_alpha_is_there_for_all_ranks():
     found = gguf.read(stored({**pair(), **pair("blk.1.attn_v", r=3)}, {**KINDS, "adapter.lora.alpha:f32": "7.0"}))
     scales = [module.scale for module in found.modules.values()]
     assert scales == [7 / 2, 7 / 3]
-    assert all(module.scaling.rule == "alpha/r" for module in found.modules.values())
+    assert all(module.scaling.formula == "alpha/r" for module in found.modules.values())
 
 
 @pytest.mark.parametrize("metadata", [KINDS, {**KINDS, "adapter.lora.alpha:f32": "0.0"}])
 def test_alpha_of_0_is_scale_1_and_that_is_no_guess(metadata):
     found = gguf.read(stored(pair(), metadata))
     assert found[V].scale == 1
-    assert found[V].scaling.rule == "given"
+    assert found[V].scaling.formula == "given"
     assert "alpha-unknown" not in {finding.code for finding in found.findings}
 
 
@@ -228,7 +228,7 @@ def test_a_base_of_another_architecture_is_refused():
 
 
 def test_rows_that_are_not_so_many_heads_are_refused():
-    with pytest.raises(MismatchError, match="16 rows are not 3 heads"):
+    with pytest.raises(MismatchError, match="16 rows cannot be divided into 3 heads"):
         gguf.read(stored(pair("blk.0.attn_q"), {**KINDS, "general.architecture": "llama", f"{gguf.HEADS}:u32": "3"}))
 
 
@@ -284,7 +284,7 @@ A_KEY, B_KEY = "blk.0.attn_v.weight.lora_a", "blk.0.attn_v.weight.lora_b"
         ({A_KEY: np.zeros((2, 6), np.int8)}, FormatError, "int8"),
         ({A_KEY: np.zeros((3, 6), np.float32)}, ShapeError, "do not multiply"),
         ({A_KEY: np.zeros((0, 6), np.float32), B_KEY: np.zeros((8, 0), np.float32)}, ShapeError, "no numbers"),
-        ({A_KEY: np.zeros((2, 3, 2), np.float32)}, ShapeError, "no shapes of a pair"),
+        ({A_KEY: np.zeros((2, 3, 2), np.float32)}, ShapeError, "do not have the shapes of a pair"),
         (
             {"blk.0.attn_v_exps.lora_a": np.zeros((2, 2, 6)), "blk.0.attn_v_exps.lora_b": np.zeros((3, 8, 2))},
             ShapeError,
@@ -439,7 +439,7 @@ def test_a_stack_without_some_experts_is_refused():
         ({"model.layers.0.conv": low_rank()}, "no tensor of that name"),
         ({"vision_tower.layers.0.self_attn.q_proj": low_rank()}, "no tensor of that name"),
         ({Q: low_rank(in_=9, layout=Layout("conv", kernel=(3, 3)))}, "convolutions"),
-        ({Q: low_rank(), f"language_model.{Q}": low_rank()}, "has the place of"),
+        ({Q: low_rank(), f"language_model.{Q}": low_rank()}, "has the same place in a GGUF file as"),
         ({Q: low_rank(dtype=np.float64)}, "float64"),
         ({"lm_head": low_rank()}, "head is its embedding"),
     ],
@@ -479,7 +479,7 @@ def test_extras_of_other_dialects_are_refused_by_name(role):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "says the architecture"),
+        ({}, "has to state the architecture"),
         ({"arch": "gpt9"}, "gpt9"),
         ({"base_config": {"architectures": ["GPT9ForCausalLM"], "model_type": "llama"}}, "GPT9ForCausalLM"),
         ({"base_config": {}}, "none of those known"),
@@ -495,7 +495,7 @@ def test_options_that_say_nothing_or_two_things_are_refused(options, message):
 
 
 def test_heads_that_do_not_fit_are_refused():
-    with pytest.raises(MismatchError, match="16 rows are not 3 heads"):
+    with pytest.raises(MismatchError, match="16 rows cannot be divided into 3 heads"):
         write(adapter({Q: low_rank()}), base_config={**LLAMA, "num_attention_heads": 3})
 
 
@@ -678,14 +678,14 @@ def test_values_keep_their_types(tmp_path):
     ("key", "text", "message"),
     [
         ("x:u9", "1", "not a type"),
-        ("x:u8", "256", "no u8"),
-        ("x:u8", "true", "no u8"),
-        ("x:u8", "[1]", "no u8"),
-        ("x:u8[]", "1", "no u8"),
-        ("x:f32", "1e39", "no f32"),
+        ("x:u8", "256", "cannot be stored as u8"),
+        ("x:u8", "true", "cannot be stored as u8"),
+        ("x:u8", "[1]", "cannot be stored as u8"),
+        ("x:u8[]", "1", "cannot be stored as u8"),
+        ("x:f32", "1e39", "cannot be stored as f32"),
         ("x:f32", "one", "not valid JSON"),
-        ("x:str[]", "[1]", "no str"),
-        ("x:bool", "1", "no bool"),
+        ("x:str[]", "[1]", "cannot be stored as str"),
+        ("x:bool", "1", "cannot be stored as bool"),
         ("x:u32[]", "[]", "empty array"),
     ],
 )

@@ -171,7 +171,7 @@ def test_magnitudes_are_divided_with_the_rows_and_others_are_refused() -> None:
     joined = loralens.convert(split, to="kohya").adapter
     (back,) = joined.extra.values()
     np.testing.assert_array_equal(back.tensor.read(), rows)
-    with pytest.raises(LoraLensError, match="not one number for each of the 9216 rows"):
+    with pytest.raises(LoraLensError, match="not have one number for each of the 9216 rows"):
         loralens.convert(dora("magnitude_in", columns), to="diffusers")
 
 

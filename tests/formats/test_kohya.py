@@ -72,14 +72,14 @@ def test_names_scales_and_kinds():
     assert read["lora_unet_input_blocks_1_0_in_layers_2"].layout.kernel == (3, 3)
     assert not read.extra
     assert not read.findings
-    assert {module.scaling.rule for module in read.modules.values()} == {"alpha/r"}
+    assert {module.scaling.formula for module in read.modules.values()} == {"alpha/r"}
 
 
 def test_without_alpha_the_scale_is_one_and_that_is_said():
     read = kohya.read(case("kohya-glued"))
     (name, module), *_ = read.items()
     assert name == "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_k"
-    assert (module.scale, module.scaling.rule) == (1.0, "alpha/r")
+    assert (module.scale, module.scaling.formula) == (1.0, "alpha/r")
     assert "no alpha" in str(module.scaling)
     assert [(finding.level, finding.code) for finding in read.findings] == [("note", "alpha-missing")]
 
@@ -180,9 +180,9 @@ BROKEN = {
     "empty": ({**pair(), f"{Q}.lora_up.weight": np.ones((0, 2), "f")}, ShapeError, "do not fit together"),
     "no axes": ({**pair(), f"{Q}.lora_up.weight": np.float32(1)}, ShapeError, "do not fit together"),
     "whole numbers": ({**pair(), f"{Q}.lora_up.weight": np.ones((6, 2), int)}, FormatError, "int64, not floating"),
-    "two alphas": ({**pair(), f"{Q}.alpha": np.ones(2)}, ShapeError, "not one number"),
+    "two alphas": ({**pair(), f"{Q}.alpha": np.ones(2)}, ShapeError, "one number is expected"),
     "nan": ({**pair(), f"{Q}.alpha": np.float32("nan")}, FormatError, "alpha is nan"),
-    "complex": ({**pair(), f"{Q}.alpha": np.complex64(1)}, FormatError, "complex64, not a number"),
+    "complex": ({**pair(), f"{Q}.alpha": np.complex64(1)}, FormatError, "complex64, which is not that of a number"),
     "twice": (
         {**pair("lora_unet_x"), **pair("lora_unet_unet_x")},
         FormatError,
@@ -455,7 +455,7 @@ def test_magnitudes_are_translated(kernel, role, given, shape):
     [
         (Extra("saved", "unet.x", LazyArray.of(ONES)), FormatError, r"no place for k \(saved\)"),
         (Extra("lora_bias", "unet.x", LazyArray.of(ONES)), FormatError, r"no place for k \(lora_bias\)"),
-        (Extra("magnitude", "unet.gone", LazyArray.of(ONES)), FormatError, "its module is not there"),
+        (Extra("magnitude", "unet.gone", LazyArray.of(ONES)), FormatError, "does not contain its module"),
         (Extra("magnitude", "unet.x", LazyArray.of(ONES)), ShapeError, "not one number for each of 6 channels"),
     ],
 )

@@ -130,7 +130,7 @@ def test_convolutions_as_loralib_merges_them(torch, lora, tmp_path, kernel):
 
 def test_alpha_is_never_in_the_file():
     adapter = loralib.read(stored(pair(Q, 6, 4, 2)))
-    assert {module.scaling.rule for module in adapter.modules.values()} == {"unknown"}
+    assert {module.scaling.formula for module in adapter.modules.values()} == {"unknown"}
     (finding,) = adapter.findings
     assert finding.code == "alpha-unknown"
     assert "--alpha" in finding.fix

@@ -143,7 +143,7 @@ def test_alpha_over_the_inner_dimension():
 def test_two_full_sides_take_no_alpha():
     tensors = under(X, lokr_w1=drawn(3, 2), lokr_w2=drawn(4, 6), alpha=np.float32(9999999999))
     module = lycoris.read(stored(tensors))[X]
-    assert (module.scale, module.scaling.rule) == (1.0, "given")
+    assert (module.scale, module.scaling.formula) == (1.0, "given")
     assert "both sides are full" in str(module.scaling)
 
 

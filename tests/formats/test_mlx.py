@@ -73,7 +73,7 @@ def test_each_kind_is_the_transpose_times_the_raw_scale():
 
 def test_a_bare_file_has_an_unknown_scale_and_names_the_option():
     adapter = mlx.read(file(None))
-    assert {module.scaling.rule for module in adapter.modules.values()} == {"unknown"}
+    assert {module.scaling.formula for module in adapter.modules.values()} == {"unknown"}
     (finding,) = adapter.findings
     assert finding.code == "alpha-unknown"
     assert "--scale" in finding.fix

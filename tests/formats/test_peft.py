@@ -349,7 +349,7 @@ def test_a_scaling_says_where_it_was_found() -> None:
 
 def test_defaults_are_those_of_peft() -> None:
     scaling = PeftConfig({}).scaling("q")
-    assert (scaling.alpha, scaling.rank, scaling.rule) == (8, 8, "alpha/r")
+    assert (scaling.alpha, scaling.rank, scaling.formula) == (8, 8, "alpha/r")
 
 
 @pytest.mark.parametrize(
@@ -485,17 +485,17 @@ def test_a_file_without_configuration(tmp_path: Path) -> None:
     path = folder(FILES["bare"], tmp_path / "a")
     adapter = loralens.load(path)
     assert [(f.level, f.code) for f in adapter.findings] == [("warning", "alpha-unknown")]
-    assert (adapter["q"].scale, adapter["q"].scaling.rule, adapter.config) == (1.0, "unknown", None)
+    assert (adapter["q"].scale, adapter["q"].scaling.formula, adapter.config) == (1.0, "unknown", None)
     for given, scale, rule in [({"alpha": 5}, 2.5, "alpha/r"), ({"scale": -0.3}, -0.3, "given")]:
         adapter = loralens.load(path, **given)
-        assert (adapter["q"].scale, adapter["q"].scaling.rule, adapter.findings) == (scale, rule, ())
+        assert (adapter["q"].scale, adapter["q"].scaling.formula, adapter.findings) == (scale, rule, ())
         loralens.save(adapter, tmp_path / rule.replace("/", " "))
         assert loralens.load(tmp_path / rule.replace("/", " "))["q"].scale == scale
 
 
 @pytest.mark.parametrize("given", [{"alpha": 1.0}, {"scale": 1.0}])
 def test_a_scale_that_the_file_says_cannot_be_given(given: dict[str, float], tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match="says its own scale"):
+    with pytest.raises(OptionError, match="states its own scale"):
         loralens.load(folder(FILES["plain"], tmp_path / "a"), **given)
 
 
@@ -604,7 +604,7 @@ def test_what_peft_cannot_hold_is_refused(adapter: Adapter, error: type[LoraLens
 @pytest.mark.parametrize(
     ("module", "size", "error", "message"),
     [
-        ("v", 5, FormatError, "x: its module is not there"),
+        ("v", 5, FormatError, "x: the file does not contain its module"),
         ("q", 4, ShapeError, "x: .* is not one number for each of 5 channels"),
     ],
 )

@@ -196,7 +196,7 @@ def test_without_a_configuration_the_scale_is_unknown(tmp_path: Path) -> None:
         adapter = load(folder(tmp_path / str(n), under("q", held), None))
         assert adapter.format == "peft"
         assert [finding.code for finding in adapter.findings] == ["alpha-unknown", "peft-type"]
-        assert adapter["q"].scaling.rule == "unknown"
+        assert adapter["q"].scaling.formula == "unknown"
 
 
 @pytest.mark.parametrize("kind", ["IA3", "OFT", "BOFT", "VERA", "PROMPT_TUNING", "lora", 3, ["LORA"]])

@@ -155,7 +155,7 @@ def test_an_unknown_scale_stays_unknown(tmp_path: Path) -> None:
     loralens.save(bare, tmp_path / "q", format=NAME)
     back = loralens.load(tmp_path / "q")
     assert [finding.code for finding in back.findings] == ["alpha-unknown"]
-    assert {module.scaling.rule for module in back.modules.values()} == {"unknown"}
+    assert {module.scaling.formula for module in back.modules.values()} == {"unknown"}
     assert loralens.load(tmp_path / "q", scale=3.0)["model.q_proj"].scale == 3.0
 
 
@@ -210,15 +210,15 @@ DAMAGE = {
         "extra/base_model.model.score.weight is missing",
     ),
     "a tensor too many": (lambda tensors, said: tensors.update(x=np.zeros(3)), "x is in no description"),
-    "a byte is gone": (lambda tensors, said: cut(tensors, slice(0, -1)), "bytes where 3 directions"),
-    "scales are gone": (lambda tensors, said: cut(tensors, slice(0, 3)), "holds no 3 directions"),
+    "a byte is gone": (lambda tensors, said: cut(tensors, slice(0, -1)), "bytes, and 3 directions"),
+    "scales are gone": (lambda tensors, said: cut(tensors, slice(0, 3)), "cannot hold 3 directions"),
     "another dtype": (
         lambda tensors, said: tensors.update({"model.conv.q": tensors["model.conv.q"].astype(np.int32)}),
         "int32",
     ),
-    "bits of no kind": (lambda tensors, said: poke(tensors, 0, 17), "a direction of 17 or 8 bits"),
-    "other bits": (lambda tensors, said: poke(tensors, 0, 9), "bytes where 3 directions"),
-    "another shape": (lambda tensors, said: said["modules"]["model.conv"].__setitem__(0, 10), "bytes where"),
+    "bits of no kind": (lambda tensors, said: poke(tensors, 0, 17), "its directions have 8 to 17 bits"),
+    "other bits": (lambda tensors, said: poke(tensors, 0, 9), "bytes, and 3 directions"),
+    "another shape": (lambda tensors, said: said["modules"]["model.conv"].__setitem__(0, 10), "bytes, and"),
     "no shape": (lambda tensors, said: said["modules"]["model.conv"].__setitem__(0, 0), "description is damaged"),
     "a kernel that does not fit": (lambda tensors, said: said["layouts"][0].__setitem__(1, [2]), "do not fit"),
     "a rank too high": (lambda tensors, said: said["modules"]["model.conv"].__setitem__(2, 10), "10 directions"),

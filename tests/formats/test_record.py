@@ -99,5 +99,5 @@ def test_a_scale_that_nobody_knew_is_not_known_afterwards(tmp_path: Path) -> Non
     warning = Finding("warning", "alpha-unknown", "nothing says α", "give --alpha")
     loralens.save(Adapter(modules={"q": unknown}, format="loralib", findings=(warning,)), tmp_path / "out")
     back = loralens.load(tmp_path / "out", allow_pickle=True)
-    assert back["q"].scaling.rule == "unknown"
+    assert back["q"].scaling.formula == "unknown"
     assert [finding.code for finding in back.findings] == ["alpha-unknown"]

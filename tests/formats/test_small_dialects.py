@@ -130,7 +130,7 @@ def test_torchtune_takes_alpha_from_the_configuration_it_writes_beside():
     assert adapter[TUNE].scale == 8.0
     assert [finding.code for finding in adapter.findings] == ["rotary-rows"]
     for stray in ({"r": 8, "lora_alpha": 16}, {"r": 2, "lora_alpha": "16"}, {"r": 2, "lora_alpha": 10**400}):
-        assert torchtune.read(stored(tune(), config=stray))[TUNE].scaling.rule == "unknown"
+        assert torchtune.read(stored(tune(), config=stray))[TUNE].scaling.formula == "unknown"
 
 
 def test_litgpt_puts_the_parts_where_they_belong():
@@ -168,8 +168,8 @@ def test_litgpt_learns_the_height_of_the_query_from_the_projection_behind_it():
     [
         (lit(), None, "2 of query, key and value are adapted, and the file does not say which"),
         (lit((2, 4), (4, 2)), None, "1 of query, key and value are adapted"),
-        (lit((6, 4), (8, 2)), None, "the heights of query, key and value are not in the file"),
-        (lit(), {"enable_lora": [True, False, True]}, "the heights of query"),
+        (lit((6, 4), (8, 2)), None, "the file does not state the numbers of rows of query, key and value"),
+        (lit(), {"enable_lora": [True, False, True]}, "the numbers of rows of query"),
         (lit(), {**LIT, "enable_lora": [True, True, True]}, "3 parts are said to be adapted, and lora_A has 2 blocks"),
         (lit(), {**LIT, "enable_lora": [True, True]}, "need three flags"),
         (lit(), {**LIT, "head_size": 3}, "lora_B has 6 rows, and query, key and value of 6, 3, 3 rows give 9"),
@@ -221,7 +221,7 @@ def test_plain_pairs_are_nothing_but_pairs():
     assert list(adapter) == ["w_000", "w_001", "w_010"]
     delta = tensors["w_b_010"].astype(np.float64) @ tensors["w_a_010"]
     np.testing.assert_allclose(adapter["w_010"].dense(), delta, **SAME_UPDATE)
-    assert adapter["w_010"].scaling.rule == "given"
+    assert adapter["w_010"].scaling.formula == "given"
     assert not plain.detect(stored({**tensors, "head.weight": drawn(2)}))
 
 

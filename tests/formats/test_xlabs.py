@@ -47,7 +47,7 @@ def test_names_and_scale(key: str, out: int, name: str) -> None:
     assert not any(form.detect(source) for form in (peft, kohya, lycoris, diffusers, comfyui))
     adapter = xlabs.read(source)
     assert list(adapter) == [name]
-    assert (adapter[name].scale, adapter[name].scaling.rule) == (1.0, "given")
+    assert (adapter[name].scale, adapter[name].scaling.formula) == (1.0, "given")
     np.testing.assert_array_equal(adapter[name].A, source.tensors[f"{key}.down.weight"].read())
     np.testing.assert_array_equal(adapter[name].B[:out], source.tensors[f"{key}.up.weight"].read())
 

@@ -411,7 +411,9 @@ def test_a_convolution_that_may_be_grouped_is_named():
         lazy(base), lazy({key: W + weights(rng, *W.shape) for key, W in base.items()}), Rule("rank", 2)
     )
     assert list(found.adapter) == ["grouped", "plain", "to_one"]
-    assert found.notes == ("1 convolutions are taken for ones without groups, as their shapes do not tell: grouped",)
+    assert found.notes == (
+        "1 convolutions are treated as ones without groups, because their shapes do not show groups: grouped",
+    )
 
 
 def test_a_bare_parameter_beside_layers_is_named():

@@ -228,7 +228,7 @@ def test_verify_sees_that_somebody_else_changed_a_weight():
     board = Switchboard(live, adapters())
     board.switch("a")
     live["a.q.weight"][10, 10] += 1
-    with pytest.raises(MismatchError, match=r"1 weights are not those that were given: a\.q\.weight"):
+    with pytest.raises(MismatchError, match=r"1 weights were changed by something else: a\.q\.weight"):
         board.verify()
 
 

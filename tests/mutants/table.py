@@ -20,8 +20,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("_Difference._add_logits", "p - q", "p + q", ("tests/analysis/test_behaviour.py",)),
     Mutant(
         "_scale",
-        'reading.module.scaling.rule == "alpha/r"',
-        'reading.module.scaling.rule != "alpha/r"',
+        'reading.module.scaling.formula == "alpha/r"',
+        'reading.module.scaling.formula != "alpha/r"',
         ("tests/analysis/checks/test_strength.py",),
     ),
     Mutant(
@@ -98,7 +98,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("_of_factor", "widths[i] = s.size", "widths[i] = update.rank", ("tests/analysis/test_pairwise.py",)),
     Mutant("_measure", "squares / smaller", "squares * smaller", ("tests/analysis/test_pairwise.py",)),
     Mutant(
-        "initialisation",
+        "find_shared_initialisation",
         "max(one.directions) / one.shape[end]",
         "max(one.directions) * one.shape[end]",
         ("tests/analysis/test_similarity.py",),

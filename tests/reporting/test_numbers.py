@@ -21,7 +21,7 @@ from loralens.core.lowrank import LowRank
 from loralens.core.scaling import Scaling
 from loralens.reporting import ranks
 from loralens.reporting.document import Paragraph, Report, Slider
-from loralens.tables.numbers import percent, size
+from loralens.tables.numbers import percent, signed, size
 from loralens.verbs.outputs.page_tables import RESULT_TABLES
 from tests import reference
 from tests.reporting.adapters import drawn, measured
@@ -523,7 +523,7 @@ def test_conflicts_module_by_module(two: Held) -> None:
     )
     spread = max(1 / math.sqrt(D.size) for D in flat(two.dense["first"]))
     assert number(shown.chance.removeprefix("0 ± ")) == pytest.approx(spread, rel=0.05)
-    assert f"{NAMES[0]}: cosine {cosines[NAMES[0]]:+.3f} of first and second" in tips_of(shown.charts[0])
+    assert f"{NAMES[0]}: cosine {signed(cosines[NAMES[0]])} of first and second" in tips_of(shown.charts[0])
 
 
 def test_who_fights_and_who_agrees(two: Held) -> None:
@@ -544,7 +544,7 @@ def test_who_fights_and_who_agrees(two: Held) -> None:
     assert abs(share) < 0.05
     cosine = reference.dense_cosine(first[FIGHT], second[FIGHT])
     assert (
-        f"first and second partly work against each other in block 0, q_proj: cosine {cosine:+.3f} over 1 module, "
+        f"first and second partly work against each other in block 0, q_proj: cosine {signed(cosine)} over 1 module, "
         f"which is {abs(share):.2g} of the cosine of the whole updates."
     ) in two.report.summary
 
@@ -730,7 +730,7 @@ def test_the_nearest_of_three_is_told_by_its_size_whatever_its_sign(three: Held)
     assert cosine["x", "z"] < 0 < cosine["x", "y"] < -cosine["x", "z"]
     z = cosine["x", "z"] / reference.whole_cosine_spread(flat(three.dense["x"]), flat(three.dense["z"]))
     (said,) = [text for text in three.report.summary if text.startswith("The largest |cosine| of two adapters")]
-    nearest = f"The largest |cosine| of two adapters is that of x and z: cosine {cosine['x', 'z']:+.3f}"
+    nearest = f"The largest |cosine| of two adapters is that of x and z: cosine {signed(cosine['x', 'z'])}"
     assert said.startswith(f"{nearest}, {abs(z):.1f} standard")
     (table,) = tables(three.report, "together", "Pairs")
     assert [tuple(line[:2]) for line in cells(table)] == sorted(cosine, key=lambda both: -abs(cosine[both]))

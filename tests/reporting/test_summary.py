@@ -110,7 +110,7 @@ def turned(angle, *, size=64):
 
 @pytest.mark.parametrize(
     ("angle", "cosine", "verdict"),
-    [(2.8, "-0.942", "."), (np.arccos(0.15), "+0.150", ": real, but small."), (np.arccos(0.25), "+0.250", ".")],
+    [(2.8, "−0.942", "."), (np.arccos(0.15), "+0.150", ": real, but small."), (np.arccos(0.25), "+0.250", ".")],
 )
 def test_two_updates_have_their_cosine_and_a_verdict(angle: float, cosine: str, verdict: str) -> None:
     subjects = measured({"a": turned(0.0), "b": turned(angle)})
@@ -119,7 +119,7 @@ def test_two_updates_have_their_cosine_and_a_verdict(angle: float, cosine: str, 
         for said in summary_sentences(subjects, [], measure_collection(subjects), None)
         if "The two updates" in said
     ]
-    z = abs(float(cosine)) * 64 * 3**0.5
+    z = abs(float(cosine.replace("−", "-"))) * 64 * 3**0.5
     away = "more than 100" if z > 100 else f"{z:.1f}"
     assert text == f"The two updates have a cosine {cosine}, {away} standard deviations from chance{verdict}"
 
@@ -131,12 +131,12 @@ def test_the_nearest_to_each_other_may_be_opposite() -> None:
     said = summary_sentences(subjects, [], measure_collection(subjects), None)
     assert any(
         text.startswith(
-            f"The largest |cosine| of two adapters is that of a and c: cosine -{np.cos(0.1):.3f}, more than 100"
+            f"The largest |cosine| of two adapters is that of a and c: cosine −{np.cos(0.1):.3f}, more than 100"
         )
         for text in said
     )
     assert any(
-        text.startswith("The conflict with the largest effect is between a and c in blocks 0–2, q: cosine -0.995")
+        text.startswith("The conflict with the largest effect is between a and c in blocks 0–2, q: cosine −0.995")
         for text in said
     )
 

@@ -18,6 +18,7 @@ from loralens.reporting.collection import measure_collection
 from loralens.reporting.document import Report
 from loralens.reporting.html import report_html
 from loralens.reporting.markdown import report_markdown
+from loralens.tables.numbers import signed
 from tests.reporting.adapters import drawn, measured, report
 from tests.reporting.reading import rows
 
@@ -108,7 +109,7 @@ def test_the_sentence_says_what_they_are_to_each_other_and_what_they_need(held) 
     inner = sum((first[name] * second[name]).sum() for name in NAMES)
     norms = math.sqrt(sum((D**2).sum() for D in first.values()) * sum((D**2).sum() for D in second.values()))
     headline = result.document.headline
-    assert f"(cosine {inner / norms:+.3f})" in headline
+    assert f"(cosine {signed(inner / norms)})" in headline
     assert f"steep could be smaller by {100 * result.record()['verdicts'][0]['saved']:.0f} %" in headline
     assert headline.count(".") == 1 + headline.count("0.")  # one sentence
 

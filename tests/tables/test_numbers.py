@@ -12,10 +12,16 @@ from loralens.tables.numbers import (
     number,
     parse_size,
     percent,
+    signed,
     size,
     span,
+    true_minus,
     unit_of,
+    whole_percent,
 )
+from loralens.tables.render import csv_text, html_table, latex
+from loralens.tables.table import Column, Table
+from loralens.tables.text import lay_out
 
 
 @pytest.mark.parametrize(
@@ -32,7 +38,7 @@ def test_sizes_as_people_write_them(text: str, count: int) -> None:
     "text", ["", "20 parsecs", "-1", "1e3", "MB", "nan", "1,000", "20GBB", "9" * 400 + "GB", "9" * 305 + "GB"]
 )
 def test_what_is_no_size(text: str) -> None:
-    with pytest.raises(OptionError, match=r"is no size|too many digits"):
+    with pytest.raises(OptionError, match=r"is not a size|too many digits"):
         parse_size(text)
 
 
@@ -65,6 +71,24 @@ def test_percent_to_more_digits() -> None:
 def test_numbers_that_are_none() -> None:
     assert [number(x) for x in (None, float("nan"), float("inf"), float("-inf"))] == ["–", "–", "∞", "−∞"]
     assert (fixed(".2f")(-0.0001), fixed("+.2f")(-0.0001), fixed(".2f")(None)) == ("0.00", "+0.00", "–")
+
+
+def test_a_number_below_zero_has_a_minus_sign_for_people_and_a_hyphen_for_programs() -> None:
+    assert (number(-0.25), number(-2.4e-5), number(float("-inf"))) == ("−0.25", "−2.4e-05", "−∞")
+    assert (fixed(".2f")(-1.5), fixed("+.3f")(-1.5), fixed(".0%")(-0.5)) == ("−1.50", "−1.500", "−50 %")
+    assert (signed(-0.5), signed(0.5)) == ("−0.500", "+0.500")
+    assert (percent(-0.25), percent(-1e-7), whole_percent(-0.25)) == ("−25 %", "−1.0e-07", "−25 %")
+    assert true_minus("2-3") == "2-3"
+    columns = (Column("gain", lambda row: row, "gain", fixed(".2f")), Column("z", lambda row: row, "z", number))
+    table = Table("", columns, [-0.25])
+    laid_out = str(lay_out(table))
+    assert "−0.25" in laid_out
+    assert "-0" not in laid_out
+    assert "−0.25" in html_table(table)
+    assert csv_text(table).splitlines()[1] == "-0.25,-0.25"
+    assert table.records() == [{"gain": -0.25, "z": -0.25}]
+    assert "-0.25 & -0.25" in latex(table)
+    assert "−" not in latex(table)
 
 
 def test_sizes_and_lists() -> None:

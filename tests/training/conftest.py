@@ -75,7 +75,7 @@ def peft_beside(made: Injection, model: nn.Module, **options: Any) -> nn.Module:
     """PEFT on a base of the same weights, with our factors copied in."""
     import peft
 
-    rslora, dora = made.method.rule == "alpha/sqrt(r)", made.method.magnitude
+    rslora, dora = made.method.formula == "alpha/sqrt(r)", made.method.magnitude
     config = peft.LoraConfig(
         r=made.rank,
         lora_alpha=made.alpha,

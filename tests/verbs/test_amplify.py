@@ -77,13 +77,13 @@ def test_tables_fit_every_terminal_and_there_is_a_figure(small: Path, base: Path
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rank": 3}, "give 1 to 2"),
+        ({"rank": 3}, "between 1 and 2"),
         ({"directions": 0}, "give 1 or more"),
         ({"directions": 2, "no_top": True}, "give one of the two"),
         ({"phi_rank": 0}, "give 1 or more"),
         ({"seed": -1}, "give 0 or more"),
         ({"device": "tpu"}, "no device is called 'tpu'"),
-        ({"alpha": 3.0}, "the file says its own scale"),
+        ({"alpha": 3.0}, "the file states its own scale"),
     ],
 )
 def test_wrong_values_are_refused(small: Path, base: Path, options: dict[str, Any], message: str) -> None:

@@ -229,14 +229,14 @@ def test_whose_head_is_taken(a: Adapter, b: Adapter, files: Path) -> None:
         ({"method": "ties", "density": 2}, "density 2 is not a number in"),
         ({"strength": float("nan")}, "strength nan is not possible"),
         ({"strength": "much"}, "strength 'much' is not possible"),
-        ({"method": "ties", "settings": {"whole": "no"}}, "whole 'no' is no number"),
-        ({"method": "ties", "settings": ["whole=0"]}, "are no names and numbers"),
+        ({"method": "ties", "settings": {"whole": "no"}}, "whole 'no' is not a number"),
+        ({"method": "ties", "settings": ["whole=0"]}, "is not a mapping of names to numbers"),
         ({"seed": -1}, "seed -1 is not possible"),
         ({"rank": 1, "energy": 0.5}, "--rank, --energy exclude each other"),
         ({"rank": 0}, "rank 0 is not a whole number from 1"),
-        ({"size": "big"}, "'big' is no size"),
+        ({"size": "big"}, "'big' is not a size"),
         ({"modules": "k_proj"}, "no module matches 'k_proj'"),
-        ({"alpha": 8.0}, "says how a file is read"),
+        ({"alpha": 8.0}, "says how to read a file"),
     ],
 )
 def test_a_wrong_value_is_refused_and_says_what_is_possible(
@@ -254,9 +254,9 @@ def test_a_wrong_value_is_refused_and_says_what_is_possible(
 @pytest.mark.parametrize(
     ("adapters", "message"),
     [
-        ((), "there is no adapter"),
-        (([],), "there is no adapter"),
-        ((3,), "3 is no adapter"),
+        ((), "no adapter is given"),
+        (([],), "no adapter is given"),
+        ((3,), "3 is not an adapter"),
         (("a:0.5", "b"), r"give \('a', 0.5\)"),
         ((("a", float("inf")),), "a weight cannot be inf"),
         (({"a": "much"},), "a weight cannot be 'much'"),

@@ -127,7 +127,7 @@ def test_natural_guesses(small: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "ways to choose ranks"),
+        ({}, "how to choose the ranks"),
         ({"rank": 1, "energy": 0.9}, "--rank, --energy exclude each other"),
         ({"rank": 0}, "whole number from 1"),
         ({"rank": 1.5}, "whole number from 1"),
@@ -138,7 +138,7 @@ def test_natural_guesses(small: Path) -> None:
         ({"error": 1}, "relative error in"),
         ({"sv_ratio": 0.5}, "ratio from 1"),
         ({"parameters": float("inf")}, "no finite number"),
-        ({"size": "20 parsecs"}, "is no size"),
+        ({"size": "20 parsecs"}, "is not a size"),
         ({"size": 10**400}, "no finite number"),
         ({"rank": 10**400}, "no finite number"),
         ({"size": 0}, "number above 0"),
@@ -147,7 +147,7 @@ def test_natural_guesses(small: Path) -> None:
         ({"rank": 1, "to": "peft", "dtype": "int8"}, "written as loralens-q"),
         ({"rank": 1, "weights": "most"}, "no such file"),
         ({"rank": 1, "modules": ["k_prj"]}, "the nearest names are"),
-        ({"rank": 1, "alpha": 3.0}, "says its own scale"),
+        ({"rank": 1, "alpha": 3.0}, "states its own scale"),
     ],
     ids=str,
 )
@@ -158,7 +158,7 @@ def test_wrong_values_are_option_errors(options: dict[str, Any], message: str, s
 
 
 def test_options_of_reading_are_for_paths(small: Path) -> None:
-    with pytest.raises(OptionError, match="how a file is read"):
+    with pytest.raises(OptionError, match="how to read a file"):
         loralens.compress(loralens.load(small), rank=1, alpha=3.0)
 
 

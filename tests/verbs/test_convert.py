@@ -96,7 +96,7 @@ def test_a_converted_adapter_can_be_saved_and_measured(small: Path, tmp_path: Pa
         ({"to": "kohya", "prefix": {"unet.": "x."}}, "matches nothing"),
         ({"to": "kohya", "rank": 4}, "not pairs yet"),
         ({"to": "kohya", "rank": 0}, "whole number from 1"),
-        ({"to": "kohya", "alpha": 3.0}, "says its own scale"),
+        ({"to": "kohya", "alpha": 3.0}, "states its own scale"),
     ],
     ids=str,
 )

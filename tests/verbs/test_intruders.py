@@ -92,14 +92,14 @@ def test_a_dry_run_writes_nothing_and_holds_the_adapter_too(pair: tuple[Path, Pa
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"threshold": 0}, "above 0, at most 1"),
-        ({"threshold": float("nan")}, "above 0, at most 1"),
-        ({"top": 0}, "look at one at least"),
+        ({"threshold": 0}, "above 0, and at most 1"),
+        ({"threshold": float("nan")}, "above 0, and at most 1"),
+        ({"top": 0}, "give 1 or more"),
         ({"remove": float("inf")}, "give a finite number"),
-        ({"output": "x"}, "say with remove"),
+        ({"output": "x"}, "give remove"),
         ({"dtype": "int8"}, "f32, bf16, f16"),
         ({"cache": "c", "no_cache": True}, "exclude each other"),
-        ({"cache_limit": "much"}, "'much' is no size"),
+        ({"cache_limit": "much"}, "'much' is not a size"),
         ({"device": "abacus"}, "no device is called 'abacus'"),
     ],
 )

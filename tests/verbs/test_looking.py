@@ -77,9 +77,9 @@ def test_the_modules_of_an_adapter_as_csv(small: Path) -> None:
 def test_wrong_values_of_inspect_are_one_message(small: Path) -> None:
     with pytest.raises(OptionError, match="consumer 'tgi' is not possible\n  fix: choose one of vllm, lorax"):
         loralens.inspect(small, consumer="tgi")
-    with pytest.raises(OptionError, match="alpha=8 says how a file is read"):
+    with pytest.raises(OptionError, match="alpha=8 says how to read a file"):
         loralens.inspect(loralens.load(small), alpha=8)
-    with pytest.raises(OptionError, match="there is no adapter"):
+    with pytest.raises(OptionError, match="no adapter is given"):
         loralens.inspect()
 
 
@@ -97,7 +97,7 @@ def test_equal_is_a_truth_value_and_gives_the_json_of_the_command(small: Path, t
     assert (plain(different), result.exit_code) == (json.loads(result.stdout), 1)
     assert len(different.to_csv().splitlines()) == 1 + 6
     assert repr(different) == "EqualResult(different, largest difference 0.000999)"
-    with pytest.raises(OptionError, match="tolerance -1 is no difference"):
+    with pytest.raises(OptionError, match="tolerance -1 is not possible"):
         loralens.equal(small, small, tolerance=-1)
 
 

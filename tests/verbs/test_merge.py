@@ -84,7 +84,7 @@ def test_the_listing_of_the_shell_is_that_of_the_result(small: Path, base: Path,
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "a merged model has to be written somewhere"),
+        ({}, "no output is given for the merged model"),
         ({"rounding": "up", "dry_run": True}, "nearest, stochastic, feedback"),
         ({"dtype": "int8", "dry_run": True}, "keep, f32, bf16, f16"),
         ({"device": "tpu", "dry_run": True}, "cpu, cuda or cuda:N"),
@@ -98,7 +98,7 @@ def test_wrong_options(options: dict[str, object], message: str, small: Path, ba
 
 @pytest.mark.parametrize("adapters", [(), ([],), ((3, 0.5),), (3,), ({},)])
 def test_what_is_no_adapter(adapters: tuple[object, ...], base: Path) -> None:
-    with pytest.raises(OptionError, match="no adapter"):
+    with pytest.raises(OptionError, match=r"no adapter is given|is not an adapter"):
         loralens.merge(*adapters, base=base, dry_run=True)
 
 
@@ -109,7 +109,7 @@ def test_what_is_no_weight(weight: object, small: Path, base: Path) -> None:
 
 
 def test_options_of_reading_are_for_files(base: Path) -> None:
-    with pytest.raises(OptionError, match="the adapter has been read"):
+    with pytest.raises(OptionError, match="this adapter was already read"):
         loralens.merge(small_adapter(), base=base, dry_run=True, alpha=3.0)
 
 

@@ -70,7 +70,7 @@ def test_one_rule_of_ranks() -> None:
     assert rank_rule(size="20MB") == Rule("bytes", 20_000_000)
     assert isinstance(rank_rule(rank=8.0).value, int)  # type: ignore[arg-type]
     assert isinstance(rank_rule(energy=1.0).value, float)
-    with pytest.raises(OptionError, match="ways to choose ranks"):
+    with pytest.raises(OptionError, match="how to choose the ranks"):
         rank_rule()
     with pytest.raises(OptionError, match="--rank, --size exclude each other"):
         rank_rule(rank=8, size=100)

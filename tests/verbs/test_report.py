@@ -86,7 +86,7 @@ def test_modules_are_chosen_by_globs(paths: list[Path]) -> None:
     ("options", "message"),
     [
         ({"markdown": True}, "markdown is written next to the page"),
-        ({"intruders": True}, "intruders are looked for in W"),
+        ({"intruders": True}, "intruders are directions of W"),
         ({"output": "page.txt"}, "a report is a .html page"),
     ],
 )
@@ -96,10 +96,10 @@ def test_options_that_make_no_sense_together(paths: list[Path], options: dict[st
 
 
 def test_options_of_reading_belong_to_files() -> None:
-    with pytest.raises(loralens.OptionError, match="the adapter has been read"):
+    with pytest.raises(loralens.OptionError, match="this adapter was already read"):
         loralens.report(drawn(1), alpha=8.0)
 
 
 def test_no_adapter_is_an_error_that_says_so() -> None:
-    with pytest.raises(loralens.OptionError, match="there is no adapter"):
+    with pytest.raises(loralens.OptionError, match="no adapter is given"):
         loralens.report()

@@ -1,7 +1,9 @@
 """``train``, ``evaluate`` and ``behave`` from Python: objects beside paths, and the JSON of the commands."""
 
+import csv
 import json
 import logging
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +125,7 @@ def test_behave_gives_the_json_of_the_command_in_either_spelling(home: Path) -> 
 
 def test_behave_without_adapters_or_with_one_twice_is_refused(home: Path) -> None:
     how: dict[str, Any] = {"model": home / "llama", "data": ["it ran"], "threads": 1}
-    with pytest.raises(OptionError, match="there is no adapter"):
+    with pytest.raises(OptionError, match="no adapter is given"):
         loralens.behave(**how)
     with pytest.raises(OptionError, match="an adapter is given twice"):
         loralens.behave(home / "l0", home / "l0", **how)
@@ -236,3 +238,43 @@ def test_an_object_that_was_trained_goes_on_only_with_the_same_numbers(
     result = train(models.llama(), resume=True)
     whole = train(models.llama(), output=tmp_path / "b")
     assert loralens.equal(result.adapter, whole.adapter, tolerance=0)
+
+
+# --- tables for other programs ---
+
+
+@pytest.mark.parametrize(
+    "verb", ["train", "train with evaluation", "evaluate", "evaluate alone", "behave", "calibrate"]
+)
+def test_every_result_of_a_run_is_a_table_for_other_programs(verb: str, home: Path, tmp_path: Path) -> None:
+    on: dict[str, Any] = {"model": home / "llama", "data": home / "d.jsonl", "threads": 1}
+    task: dict[str, Any] = {**on, "task": "causal-lm"}
+    training = {**task, **SHORT, "output": tmp_path / "run"}
+    result: Any = {
+        "train": lambda: loralens.train(**training),
+        "train with evaluation": lambda: loralens.train(**training, eval=home / "d.jsonl"),
+        "evaluate": lambda: loralens.evaluate(home / "l0", home / "l1", **task),
+        "evaluate alone": lambda: loralens.evaluate(**task),
+        "behave": lambda: loralens.behave(home / "l0", home / "l1", **on),
+        "calibrate": lambda: loralens.calibrate(home / "l0", **on),
+    }[verb]()
+    heading, *rows = csv.reader(StringIO(result.to_csv()))
+    assert rows
+    assert all(len(row) == len(heading) for row in rows)
+    assert result.to_latex().count(r"\begin{tabular}") >= 1
+    assert "<table" in result._repr_html_()
+    pandas = pytest.importorskip("pandas")
+    frame = result.to_frame()
+    assert (list(frame.columns), len(frame)) == (heading, len(rows))
+    # Numbers are numbers, also where all of them are absent.
+    texts = {"path", "first", "second", "name", "hidden"}
+    assert all(pandas.api.types.is_numeric_dtype(frame[name]) for name in heading if name not in texts)
+
+
+def test_without_an_evaluation_the_table_of_a_training_has_its_losses(home: Path, tmp_path: Path) -> None:
+    result = loralens.train(
+        model=home / "llama", data=home / "d.jsonl", task="causal-lm", output=tmp_path / "run", **SHORT
+    )
+    heading, *rows = csv.reader(StringIO(result.to_csv()))
+    assert heading == ["step", "loss"]
+    assert [(int(step), float(loss)) for step, loss in rows] == list(result.losses.items())

@@ -129,9 +129,9 @@ def test_a_strength_has_to_be_a_finite_number(files: Path, value: Any) -> None:
 
 
 def test_what_is_no_adapter_is_refused(files: Path) -> None:
-    with pytest.raises(loralens.OptionError, match="3 is no adapter"):
+    with pytest.raises(loralens.OptionError, match="3 is not an adapter"):
         loralens.negate(3)
-    with pytest.raises(loralens.OptionError, match="says how a file is read"):
+    with pytest.raises(loralens.OptionError, match="says how to read a file"):
         loralens.negate(small_adapter(), alpha=4.0)
     with pytest.raises(loralens.OptionError, match="nothing would be left"):
         loralens.drop("small", "*")

@@ -28,12 +28,12 @@ def test_a_list_is_as_its_parts(small: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        ((), {}, "there is no adapter"),
-        ((3,), {}, "3 is no adapter"),
+        ((), {}, "no adapter is given"),
+        ((3,), {}, "3 is not an adapter"),
         (("SMALL",), {"sort": "size"}, "choose one of name, rank"),
         (("SMALL",), {"top": 0}, "top 0"),
         (("SMALL",), {"device": "cuda"}, "give base"),
-        (("LOADED",), {"alpha": 3.0}, "has been read"),
+        (("LOADED",), {"alpha": 3.0}, "was already read"),
     ],
 )
 def test_wrong_values_are_refused(arguments: tuple, options: dict, message: str, small: Path) -> None:

@@ -54,9 +54,9 @@ def test_adapters_that_have_been_read_have_no_steps(folder: Path) -> None:
     assert [point.cosine for point in result] == [point.cosine for point in told]
     with pytest.raises(loralens.OptionError, match="give all of them as paths, or all as adapters"):
         loralens.trajectory(loaded[0], folder / "checkpoint-100")
-    with pytest.raises(loralens.OptionError, match="one adapter is no run"):
+    with pytest.raises(loralens.OptionError, match="one adapter is not a training run"):
         loralens.trajectory(loaded[0])
-    with pytest.raises(loralens.OptionError, match="the adapter has been read"):
+    with pytest.raises(loralens.OptionError, match="this adapter was already read"):
         loralens.trajectory(*loaded, alpha=3.0)
 
 

@@ -93,7 +93,7 @@ def test_a_dry_run_finds_what_was_changed(kind: str, out: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "the base has to be written somewhere"),
+        ({}, "no output is given for the base"),
         ({"undo": NAME, "adapter": "a", "dry_run": True}, "--undo and --adapter exclude each other"),
         ({"modules": ["q"], "dry_run": True}, "--modules goes with --adapter"),
         ({"allow_pickle": True, "dry_run": True}, "--allow-pickle goes with --adapter"),

@@ -58,8 +58,8 @@ def test_the_answer_is_no_and_the_exit_code_1(small: Path, base: Path, tmp_path:
     [
         ({"rounding": "up"}, "nearest, stochastic, feedback"),
         ({"device": "tpu"}, "cpu, cuda or cuda:N"),
-        ({"adapter": ()}, "--base goes with --adapter"),
-        ({"adapter": 3}, "is no adapter"),
+        ({"adapter": ()}, "--base is given without --adapter"),
+        ({"adapter": 3}, "is not an adapter"),
     ],
 )
 def test_wrong_options(options: dict[str, object], message: str, small: Path, base: Path) -> None:
@@ -184,10 +184,10 @@ def test_a_model_that_is_one_file_has_its_certificate_beside_it(small: Path, bas
     ("spoilt", "message"),
     [
         ({}, "is not the certificate of a merge"),
-        ({"result": 3}, "its hashes are not as they were written"),
+        ({"result": 3}, "its hashes are damaged"),
         ({"result": {"sha256": None}}, "it states no hash"),
-        ({"result": {"sha256": "", "tensors": {"a": {"dtype": 3, "shape": 4}}}}, "its hashes are not as"),
-        ({"adapters": [3]}, "its adapters are not as they were written"),
+        ({"result": {"sha256": "", "tensors": {"a": {"dtype": 3, "shape": 4}}}}, "its hashes are damaged"),
+        ({"adapters": [3]}, "its list of adapters is damaged"),
     ],
 )
 def test_a_damaged_certificate(
@@ -204,11 +204,11 @@ def test_a_damaged_certificate(
     ("words", "message"),
     [
         ([], "has no certificate of a merge"),
-        (["--base", "x"], "--base goes with --adapter"),
-        (["--adapter", "x"], "--adapter goes with --base"),
-        (["-m", "x"], "--modules goes with --base and --adapter"),
-        (["--rounding", "feedback"], "--rounding goes with --base and --adapter"),
-        (["--alpha", "4"], "--alpha goes with --base and --adapter"),
+        (["--base", "x"], "--base is given without --adapter"),
+        (["--adapter", "x"], "--adapter is given without --base"),
+        (["-m", "x"], "--modules is only used with --base and --adapter"),
+        (["--rounding", "feedback"], "--rounding is only used with --base and --adapter"),
+        (["--alpha", "4"], "--alpha is only used with --base and --adapter"),
     ],
 )
 def test_half_a_question_is_an_error(words: list[str], message: str, base: Path) -> None:

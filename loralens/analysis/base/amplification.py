@@ -10,7 +10,7 @@ import numpy as np
 from loralens.analysis.base.weight_norms import report_progress, weight_steps
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array
-from loralens.core.names import select
+from loralens.core.selection import select
 from loralens.core.threads import Step
 from loralens.core.weights import Weight
 from loralens.errors import OptionError, ShapeError, place
@@ -225,14 +225,16 @@ def measure_amplification(
     names = select(adapter, modules)
     most = max((adapter[name].rank for name in names), default=0)
     if wrong := [rank for rank in ranks if not 0 < rank <= most]:
-        raise OptionError(f"rank {wrong[0]} is not among those of the adapter", fix=f"give 1 to {most}")
+        raise OptionError(f"rank {wrong[0]} is not between 1 and {most}, the largest rank", fix="give such a rank")
     on_device = Device.of(device, threads=threads)
 
     def measure(name: str) -> Amplification:
         with place(name), report_progress(step, weight_steps([weights[name]], top=top)) as tell:
             module, weight = adapter[name], weights[name]
             if weight.shape != module.shape:
-                raise ShapeError(f"ΔW is {module.shape} and W {weight.shape}", fix="give the base it was trained on")
+                raise ShapeError(
+                    f"ΔW is {module.shape} and W {weight.shape}", fix="give the base that it was trained on"
+                )
             bases = module.bases()
             k = min(bases.s.size, max(ranks, default=module.rank))
             U_basis, s, V_basis = bases.left.head(k), bases.s[:k], bases.right.head(k)

@@ -107,7 +107,7 @@ def check_plain(adapter: Adapter, names: Sequence[str], *, pairs: bool = False) 
     for name in names:
         if name in dora:
             raise MismatchError(
-                f"{name} is DoRA: its magnitude scales the rows of W + ΔW, and no adapter of low rank says the result",
+                f"{name} is DoRA: its magnitude scales the rows of W + ΔW, which no adapter of low rank can express",
                 fix="leave such modules out with --modules; merged into the base it can be compared as a whole model",
             )
         if pairs:
@@ -124,9 +124,9 @@ def check_definition(*, top: int, threshold: float) -> None:
         The message states the allowed values.
     """
     if not 0 < threshold <= 1:
-        raise OptionError(f"the threshold is {threshold:g}", fix="a cosine is meant: above 0, at most 1")
+        raise OptionError(f"the threshold {threshold:g} is not in (0, 1]", fix="give a cosine above 0, and at most 1")
     if top < 1:
-        raise OptionError(f"the top {top} directions are none", fix="look at one at least")
+        raise OptionError(f"the number of leading directions is {top}", fix="give 1 or more")
 
 
 def find_intruders(module: Update, W: Decomposed, *, top: int = TOP, threshold: float = THRESHOLD) -> Intruders:

@@ -118,7 +118,9 @@ def _is_block_diagonal(nonzero: Array, count: int) -> bool:
 
 def _scale(reading: ModuleReading) -> float:
     """The scale α/r of a module whose file states α, else 1."""
-    return reading.module.scale if reading.module.scaling.stated and reading.module.scaling.rule == "alpha/r" else 1.0
+    return (
+        reading.module.scale if reading.module.scaling.stated and reading.module.scaling.formula == "alpha/r" else 1.0
+    )
 
 
 def _stronger(factor: float) -> str:

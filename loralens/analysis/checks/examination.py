@@ -15,8 +15,9 @@ from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array
 from loralens.core.lowrank import LowRank
 from loralens.core.messages import quote_word
-from loralens.core.names import is_expert_alone, select
+from loralens.core.names import is_expert_alone
 from loralens.core.naming.base_model import BaseModel
+from loralens.core.selection import select
 from loralens.core.structured import Update
 from loralens.core.threads import Step
 from loralens.errors import FormatError

@@ -118,7 +118,7 @@ def find_weights(modules: Updates, base: Base) -> tuple[dict[str, Weight], dict[
 def _reason(name: str, shape: Shape, shapes: Mapping[str, Shape], error: MismatchError) -> Reason:
     stored = next((shapes[key] for key in (f"{name}.weight", name) if key in shapes), None)
     if stored is not None:
-        return f"{shape} here and {stored} in the base", "give the base it was trained on"
+        return f"{shape} here and {stored} in the base", "give the base that the adapter was trained on"
     return f"the base has no weight of this name and shape {shape}", error.fix
 
 

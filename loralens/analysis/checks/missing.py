@@ -60,7 +60,10 @@ def missing_modules(names: Collection[str]) -> dict[str, str]:
 
 
 def _holes(blocks: Mapping[Place, set[Place]]) -> dict[Place, str]:
-    """The modules that some blocks lack and nearly all others have; none if many are missing, or others stand in."""
+    """The modules that a few blocks lack and all others have; none if many are missing.
+
+    A block with a module that the others lack is left out, because that module may take the place of another one.
+    """
     counts = Counter(module for modules in blocks.values() for module in modules)
     few = max(1, int(MOST * len(blocks)))
     usual = {module for module, count in counts.items() if count >= len(blocks) - few}
@@ -88,7 +91,7 @@ def _gap(skeleton: Place, blocks: Mapping[Place, set[Place]]) -> dict[Place, str
     padded = len(written[0]) if written[0].startswith("0") and len(written[0]) > 1 else 0
     block = (*skeleton[:-1], str(absent).zfill(padded))
     common = set.intersection(*blocks.values())
-    evidence = f"blocks {numbers[0]} to {numbers[-1]} are there but {absent}"
+    evidence = f"blocks {numbers[0]} to {numbers[-1]} are there, except {absent}"
     return {block + module: evidence for module in sorted(common)}
 
 

@@ -26,7 +26,7 @@ SUSPICIOUS: dict[str, tuple[Callable[[float, Scaling], bool], str]] = {
     "scale-zero": (lambda scale, _: scale == 0, "state α = r, or leave the modules out"),
     "scale-negative": (lambda scale, _: scale < 0, "right only if it is meant to be subtracted"),
     "scale-large": (
-        lambda scale, how: scale > (LARGEST if how.rule.startswith("alpha") else LARGEST_GIVEN),
+        lambda scale, how: scale > (LARGEST if how.formula.startswith("alpha") else LARGEST_GIVEN),
         "compare with the α and r of the training run; if it is wrong, put the run's value into the configuration",
     ),
     "scale-small": (lambda scale, _: 0 < scale < SMALLEST, "compare with the α and r of the training run"),

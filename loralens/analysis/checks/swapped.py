@@ -9,9 +9,9 @@ from loralens.core.lowrank import LowRank
 from loralens.core.names import some
 
 CODES = {
-    "factors-swapped": "B and A seem to be in each other's place, so that the update is that of another matrix: of its "
-    "transpose where they were transposed too. A starts at random, and its rows stay equally long and reach all inputs "
-    "alike. B starts at zero, and stays shorter and more uneven."
+    "factors-swapped": "B and A seem to be exchanged, so that ΔW is another matrix (its transpose, if the factors were "
+    "transposed too). A starts at random, and its rows stay equally long and reach all inputs alike. B starts at zero, "
+    "and stays shorter and more uneven."
 }
 MOST = 2 / 3  # the share of modules that must look exchanged; no published adapter has more than 1 in 12
 FEWEST = 4  # with fewer modules, all of them may look exchanged by chance

@@ -15,6 +15,7 @@ from loralens.analysis.compare.pairwise import match_collection
 from loralens.analysis.compare.similarity import compare_subspaces
 from loralens.linalg.factor import Floats
 from loralens.linalg.rounding import sample_entries
+from loralens.tables.numbers import number
 
 CODES = {
     "near-copy": "Two adapters have nearly the same update, up to its strength: checkpoints of one run, or one adapter "
@@ -93,7 +94,7 @@ def _find_near_copies(exams: Sequence[Examination], X: Floats, distinct: Sequenc
         cosine = compare_subspaces(second.adapter, first.adapter, modules=names).cosine
         if is_same(cosine):
             evidence = f"{SAME_ADAPTER} as {first.path}: cosine {cosine:.3f} of the updates"
-            fix = f"where they differ: `{second.command('similarity', first.quoted)}`"
+            fix = f"to see where they differ: `{second.command('similarity', first.quoted)}`"
             yield Diagnosis("note", "near-copy", evidence, fix, adapter=second.path)
 
 
@@ -125,13 +126,13 @@ def _sources(X: Floats, t: int, candidates: Sequence[int]) -> Sources:
 
 def _diagnose(exams: Sequence[Examination], t: int, sources: Sources) -> Diagnosis:
     subject = exams[t]
-    terms = " + ".join(f"{weight:.4g} × {exams[i].path}" for i, weight in sources.items())
+    terms = " + ".join(f"{number(weight)} × {exams[i].path}" for i, weight in sources.items())
     if bug := _bug(exams, t, sources):
         why, factor = bug
         fix = f"if so, use it at {1 / factor:.4g} of the strength, or combine the sources again"
         return Diagnosis("warning", "combination-scale", f"ΔW = {terms}: {why}", fix, adapter=subject.path)
     twin = exams[next(iter(sources))]
-    fix = f"two names for one update: {subject.command('equal', twin.quoted)}"
+    fix = f"they are the same update, as this shows: {subject.command('equal', twin.quoted)}"
     same = len(sources) == 1 and abs(next(iter(sources.values())) - 1) < RESIDUAL
     evidence = f"{SAME_ADAPTER} as {twin.path}: ΔW = {terms}" if same else f"ΔW = {terms}"
     return Diagnosis("note", "combination", evidence, fix if same else "", adapter=subject.path)

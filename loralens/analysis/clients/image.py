@@ -21,8 +21,7 @@ ALGORITHMS = (  # endings of keys from which comfy/weight_adapter builds updates
 _OTHERS = "(of other models than SD, SDXL and FLUX.1 with --base PIPELINE, the folder of the whole pipeline)"
 TO_COMFYUI = f"loralens convert … --to comfyui {_OTHERS}"
 TO_KOHYA = f"loralens convert … --to kohya {_OTHERS}"
-# A file in its own dialect keeps the names that it has.
-RENAME_KOHYA = "loralens convert … --to diffusers, and the result --to kohya"
+RENAME_KOHYA = "loralens convert … --to kohya"
 
 
 error = partial(Finding, "error")  # about what makes a consumer refuse an adapter, or apply a different update
@@ -99,7 +98,7 @@ def _comfyui_dora(adapter: Adapter) -> Iterator[Finding]:
         yield error("dora", f"DoRA magnitudes are ignored: {some(unread, 1)}", "merge it into the base")
     # ComfyUI and LyCORIS agree on magnitudes by input, so "magnitude_in" needs no warning.
     if any(extra.role == "magnitude" for key, extra in magnitudes.items() if key not in unread):
-        text = "ComfyUI divides by ‖W‖, not ‖W+ΔW‖, on the output axis: DoRA comes out otherwise than in training"
+        text = "ComfyUI divides by ‖W‖, not ‖W+ΔW‖, on the output axis: DoRA has another effect than in training"
         yield warning("dora", text, "merge it into the base")
 
 

@@ -15,7 +15,7 @@ Verdict = Literal["shared", "likely", "none", "unknown"]
 
 @final
 @dataclass(frozen=True, slots=True)
-class Initialisation:
+class SharedInitialisation:
     """Signs of a common initialisation A₀, as means over the modules that both adapters have.
 
     Attributes
@@ -95,8 +95,8 @@ class Initialisation:
         return f"{seed}, where these two agree as well" if self.both_sided else seed
 
 
-def initialisation(comparison: Comparison, *, recorded: bool = False) -> Initialisation:
-    """Collect the signs of a common initialisation of the two adapters; see `Initialisation`.
+def find_shared_initialisation(comparison: Comparison, *, recorded: bool = False) -> SharedInitialisation:
+    """Collect the signs of a common initialisation of the two adapters; see `SharedInitialisation`.
 
     ``recorded`` is the result of `loralens.core.training.same_start` on their records.
 
@@ -108,7 +108,7 @@ def initialisation(comparison: Comparison, *, recorded: bool = False) -> Initial
     alive = [one for one in comparison.modules.values() if not one.zero]
     cosines = [one.initial for one in comparison.modules.values() if not isnan(one.initial)]
     ends: dict[Side, int] = {"in": 1, "out": 0}  # of the shape (out, in): the length of a direction on that side
-    return Initialisation(
+    return SharedInitialisation(
         _mean(cosines),
         sum(cosine >= SAME_START for cosine in cosines),
         len(cosines),

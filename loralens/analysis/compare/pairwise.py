@@ -10,8 +10,9 @@ import numpy as np
 from loralens.choices import Of, Side
 from loralens.core.adapter import Adapter
 from loralens.core.lowrank import LowRank, same_numbers
-from loralens.core.names import natural_key, select
+from loralens.core.names import natural_key
 from loralens.core.naming.matching import same_modules
+from loralens.core.selection import select
 from loralens.core.structured import Update
 from loralens.core.threads import Step, in_threads
 from loralens.errors import MismatchError, OptionError, place
@@ -188,7 +189,7 @@ def pairwise(
     and only a few blocks of adapters of one module are in memory.
     """
     if len(adapters) < 2:
-        raise OptionError("a comparison takes two adapters", fix="give at least two")
+        raise OptionError("a comparison needs two adapters", fix="give two or more adapters")
     common = [one for one in match_collection(adapters) if sum(holder is not None for holder in one.holders) > 1]
     if not common:
         raise MismatchError("no two of these adapters have a module in common", fix="give adapters of one base model")

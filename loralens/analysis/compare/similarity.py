@@ -10,8 +10,9 @@ import numpy as np
 from loralens.choices import Of, Side
 from loralens.core.adapter import Adapter
 from loralens.core.lowrank import LowRank, same_numbers
-from loralens.core.names import select, some
+from loralens.core.names import some
 from loralens.core.naming.matching import same_modules
+from loralens.core.selection import select
 from loralens.core.structured import Update
 from loralens.core.threads import Step, in_threads
 from loralens.errors import MismatchError, OptionError, place
@@ -272,7 +273,7 @@ def _nothing_to_compare(
         shapes += f", and {second[other].shape} in the second, which adapts {second_base}"
         return MismatchError(shapes, fix=fix)
     if same_modules(first, second):
-        return MismatchError(f"only one of the two has {some(chosen, 1)}", fix="choose others with --modules")
+        return MismatchError(f"only one of the two adapters has {some(chosen, 1)}", fix="choose others with --modules")
     return MismatchError(f"no module in common: the first has {some(first, 1)}, the second {some(second, 1)}", fix=fix)
 
 

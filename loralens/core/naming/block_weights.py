@@ -168,6 +168,9 @@ def _parse(blocks: Weights, kin: str, inside: Mapping[str, list[str]], present: 
     else:
         # The tools write the name of a preset before its vector: OUTALL:1,0,0…
         numbers = blocks.rpartition(":")[2].split(",") if isinstance(blocks, str) else blocks
+        if isinstance(blocks, str) and len(numbers) == 1:
+            # No vector is that short; IN04:0 is what people write for one block.
+            raise OptionError(f"--block-weights has {blocks!r:.40}, which is not BLOCK=WEIGHT", fix="IN04=0, ALL=0.5")
         entries = _vector([_number(number) for number in numbers], kin, inside)
     counted = isinstance(blocks, str) and blocks.lstrip().startswith("%")
     weights: dict[str, float] = {}
@@ -243,7 +246,10 @@ def _counted(text: str, held: Sequence[str]) -> list[str]:
     """The blocks of an entry of the Inspire Pack's ``%`` form, whose numbers count the blocks that the adapter has."""
     match = re.match(r"^(default|base|in|mid|out|double|single)(\d+)?(?:-(\d+))?$", text.lower())
     if not match:
-        raise OptionError(f"--block-weights: no block {text!r}", fix="%default=1,in1-3=0,mid=0.5,out2=0")
+        raise OptionError(
+            f"--block-weights: no block {text!r}",
+            fix="give blocks and weights such as %default=1,in1-3=0,mid=0.5,out2=0",
+        )
     kind, first, last = match.groups()
     if kind == "default":
         return list(held)

@@ -85,9 +85,13 @@ class ImageModel:
 
         The name may be of any dialect; ``shape`` is (out, in) of ΔW.
         """
-        layers = self._found.get(_key(name), ())
+        layers = self.named(name)
         rows, width = sum(layer.shape[0] for layer in layers), layers[0].update_shape[1] if layers else 0
         return layers if shape == (rows, width) else ()
+
+    def named(self, name: str) -> tuple[Layer, ...]:
+        """The layers that a module of this name adapts, whatever its shape."""
+        return self._found.get(_key(name), ())
 
     def is_original(self, name: str) -> bool:
         """Whether a module is named as in the original checkpoint and not as in diffusers."""
@@ -110,7 +114,16 @@ def _key(name: str) -> Key:
 
 
 def image_model(modules: Mapping[str, Shape], hints: Iterable[str | None] = ()) -> ImageModel | None:
-    """The architecture that has all these modules; None if there is none.
+    """The most likely architecture that has all these modules; None if there is none.
+
+    The arguments are those of `likely_models`.
+    """
+    # The first of equals: the older model, of which there are more adapters.
+    return next(iter(likely_models(modules, hints)), None)
+
+
+def likely_models(modules: Mapping[str, Shape], hints: Iterable[str | None] = ()) -> list[ImageModel]:
+    """The architectures that have all these modules and that nothing decides between, the older ones first.
 
     Parameters
     ----------
@@ -131,8 +144,8 @@ def image_model(modules: Mapping[str, Shape], hints: Iterable[str | None] = ()) 
             for name in modules
         )
 
-    # The first of equals: the older model, of which there are more adapters.
-    return max(fitting, key=likelihood, default=None)
+    best = max(map(likelihood, fitting), default=None)
+    return [model for model in fitting if likelihood(model) == best]
 
 
 @cache

@@ -32,13 +32,13 @@ def single_number(key: str, tensor: LazyArray) -> float:
     """The number in a stored tensor, which must hold a single finite one."""
     # Trainers store it with no axes or with one of length 1.
     if tensor.size != 1:
-        raise ShapeError(f"{key} {tensor.shape} is not one number", fix=SAVE_AGAIN)
+        raise ShapeError(f"{key} has the shape {tensor.shape}, and one number is expected", fix=SAVE_AGAIN)
     # A bool or a complex number would be converted without an error.
     if tensor.dtype not in FLOATS and tensor.dtype.kind not in "iu":
-        raise FormatError(f"{key} is {tensor.dtype}, not a number", fix=SAVE_AGAIN)
+        raise FormatError(f"{key} has the dtype {tensor.dtype}, which is not that of a number", fix=SAVE_AGAIN)
     value = float(tensor.read().reshape(-1)[0])
     if not isfinite(value):
-        raise FormatError(f"{key} is {value}", fix="train or save the adapter again")
+        raise FormatError(f"{key} is {value}, not a finite number", fix="train or save the adapter again")
     return value
 
 
@@ -56,7 +56,7 @@ def alpha_for_file(module: Update) -> np.float32:
     # Rounding to float32 changes α by at most 6e-8 of it; a larger difference is an overflow or an underflow.
     if not isclose(float(alpha) / module.rank, module.scale, rel_tol=1e-6):
         what = f"a scale of {module.scale:g} at rank {module.rank} has no α in float32"
-        raise FormatError(what, fix="scale the adapter to ordinary size first")
+        raise FormatError(what, fix="change the strength of the adapter first: loralens scale")
     return alpha
 
 

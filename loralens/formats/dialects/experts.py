@@ -125,8 +125,8 @@ def split_stacks(adapter: Adapter, config: Mapping[str, Any] | None) -> Adapter:
     # A stack of one part has no order of gate and up, so it needs no type of model.
     if kind is None and FUSED in stacks.values():
         raise OptionError(
-            "the rows of gate and up stand below each other in most models and alternate in gpt-oss, and nothing says "
-            "which this is",
+            "the rows of gate and up form two halves in most models and alternate in gpt-oss, and the file does not "
+            "say which model this is",
             fix="give the base's folder with --base",
         )
     turned = _are_transposed(adapter, stacks, config)
@@ -211,7 +211,9 @@ def name_for_mlx(adapter: Adapter, config: Mapping[str, Any] | None) -> Adapter:
         return _rename_routers(adapter, MLX.get(model_type(config) or ""))
     kind = model_type(config)
     if kind is None:
-        what = "mlx-lm has names of its own for the experts of each model, and nothing says which model this is"
+        what = (
+            "mlx-lm has names of its own for the experts of each model, and the file does not say which model this is"
+        )
         raise OptionError(what, fix="give the base's folder with --base")
     if kind not in MLX:
         what = f"what mlx-lm calls the experts of {kind[:40]!a} is not known here"

@@ -102,7 +102,9 @@ def translate_extras(
     for key, extra in translatable_extras(adapter, roles, title).items():
         with place(key):
             if extra.module not in adapter:
-                raise FormatError("its module is not there", fix="convert with --drop-extra to leave it out")
+                raise FormatError(
+                    "the file does not contain its module", fix="convert with --drop-extra to leave it out"
+                )
             module = adapter.modules[extra.module]
             (out, in_), by_input = module.shape, extra.role == "magnitude_in"
             # A magnitude by input has one number for each input channel, whatever the kernel is.

@@ -1,4 +1,4 @@
-"""Naming and dividing the modules of an adapter of another dialect as the dialect that is written has them."""
+"""Names and divides the modules of an adapter as the dialect that is written requires."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,7 +17,7 @@ NOTES, OF_OLD_TENSORS = ("ss_", "modelspec."), "modelspec.hash_sha256"
 def fit_to_dialect(
     dialect: str, adapter: Adapter, *, base_config: Mapping[str, Any] | None = None, arch: str | None = None
 ) -> Adapter:
-    """An adapter of another dialect with experts, and the layers of image models, named and divided as in ``dialect``.
+    """The adapter, with its experts and its layers of image models named and divided as in ``dialect``.
 
     Parameters and errors are those of `fit_experts` and `fit_image`.
     """
@@ -31,10 +31,10 @@ def fit_to_dialect(
 
 
 def carry_notes(dialect: str, adapter: Adapter, stored: Stored) -> Stored:
-    """What an adapter of another dialect says about its training, in the metadata of the file that is written.
+    """The file to write, with the metadata about the training that the adapter of another dialect has.
 
-    Trigger words and tags stay with an adapter that goes from one program for images to another. What the writer states
-    itself counts.
+    Only dialects of image models carry such metadata, for example trigger words and tags. Metadata of the writer itself
+    take precedence.
     """
     notes = {key: text for key, text in (adapter.metadata or {}).items() if key.startswith(NOTES)}
     notes.pop(OF_OLD_TENSORS, None)

@@ -17,7 +17,8 @@ import numpy as np
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import Layout, LowRank
-from loralens.core.naming.image_models import ImageModel, Layer, image_model
+from loralens.core.naming.image_models import ImageModel, Layer, likely_models
+from loralens.core.naming.image_names import file_name
 from loralens.core.scaling import Scaling
 from loralens.core.structured import Update
 from loralens.core.weights import with_kernels
@@ -28,11 +29,16 @@ Layers = tuple[Layer, ...]
 
 
 def model_of(adapter: Adapter) -> ImageModel | None:
-    """The architecture of an adapter, if all its modules are layers of SD, SDXL or FLUX.1."""
+    """The architecture of an adapter, if all its modules are layers of SD, SDXL or FLUX.1; the likeliest of several."""
+    return next(iter(models_of(adapter)), None)
+
+
+def models_of(adapter: Adapter) -> list[ImageModel]:
+    """The architectures that have all modules of an adapter, and that nothing in the file decides between."""
     header = adapter.metadata or {}
     keys = ("ss_base_model_version", "ss_sd_model_name", "modelspec.architecture")
     hints = (adapter.base_model, *(header.get(key) for key in keys))
-    return image_model({name: module.shape for name, module in adapter.items()}, hints)
+    return likely_models({name: module.shape for name, module in adapter.items()}, hints)
 
 
 def kohya_names(adapter: Adapter) -> Mapping[str, str]:
@@ -41,6 +47,17 @@ def kohya_names(adapter: Adapter) -> Mapping[str, str]:
     if model is None:
         return {}
     return {name: model.kohya(model.find(name, module.shape)[0]) for name, module in adapter.items()}
+
+
+def files_of_kohya(adapter: Adapter) -> dict[str, str]:
+    """Module → its name in the kohya file that it was read from.
+
+    Some converters double a prefix (``lora_unet_unet_``), call the first encoder of SDXL ``lora_te_``, or give SDXL and
+    FLUX the names of diffusers. sd-scripts and ComfyUI pass over such names without an error.
+    """
+    stored = {name: list(module.origin.tensors) for name, module in adapter.items() if module.origin}
+    # Neither program reads an underscore in place of the dot before lora_up: then the whole key is what is wrong.
+    return {name: file_name(keys) or keys[0] for name, keys in stored.items()}
 
 
 def fit_image(dialect: str, adapter: Adapter) -> Adapter:
@@ -126,7 +143,7 @@ def _divided(adapter: Adapter, layers: Mapping[str, Layers]) -> Adapter:
 def _pair(module: Update, parts: Sequence[Sequence[Rows]]) -> list[LowRank]:
     """The pairs of some rows of a module, each without the columns of B that are zero in all its rows."""
     if not isinstance(module, LowRank):
-        raise MismatchError("is no pair, so its rows cannot be taken apart", fix="make it one first: --rank R")
+        raise MismatchError("is no pair, so its rows cannot be divided", fix="make it a pair first: --rank R")
     B, A = module.B, module.A
     pairs = []
     for part in parts:
@@ -172,7 +189,9 @@ def _join(parts: Sequence[tuple[tuple[int, ...], Update | None]]) -> LowRank:
     """One pair of pairs whose rows stand below each other. Rows without a pair are zero."""
     held = [module for _, module in parts if module is not None]
     if not all(isinstance(module, LowRank) for module in held):
-        raise MismatchError("is no pair, so it cannot be joined with its neighbours", fix="make it one: --rank R")
+        raise MismatchError(
+            "is no pair, so it cannot be joined with its neighbours", fix="make it a pair first: --rank R"
+        )
     pairs = [module for _, module in parts if isinstance(module, LowRank)]
     scale = next((pair.scale for pair in pairs if pair.scale), 0.0)
     B, A = [pair.B for pair in pairs], [pair.A for pair in pairs]
@@ -215,7 +234,7 @@ def _extras_of(adapter: Adapter, name: str) -> Iterator[tuple[str, Extra]]:
             continue
         if extra.role not in BY_ROW or extra.tensor.size != rows:
             raise MismatchError(
-                f"{key} ({extra.role}) has not one number for each of the {rows} rows, which are divided here",
+                f"{key} ({extra.role}) does not have one number for each of the {rows} rows, which have to be divided",
                 fix="leave it out with --drop-extra, or merge the adapter into its base",
             )
         yield key, extra

@@ -1,15 +1,15 @@
 """Reading LitGPT: ``lit_model.pth.lora``, a pickle of ``<module>.lora_A`` and ``.lora_B`` under its own module names.
 
 Query, key and value are one weight with the rows [q; k; v], and any of the three may be adapted. Then A (k·r, in) holds
-k blocks of r rows, and B holds the rows of the adapted parts one after the other. The parts have different heights if
-heads share keys and values::
+k blocks of r rows, and B holds the rows of the adapted parts one after the other. The parts have different numbers of
+rows if heads share keys and values::
 
     attn.qkv    rows in the order q, k, v
     attn.attn   LitGPT before 0.5: if not all three are adapted, rows go to q, k, v of each group of heads in turn
 
-Which parts are adapted and how high they are is in LitGPT's recipe (hyperparameters.yaml, model_config.yaml), not in
-the file. An ``adapter_config.json`` beside the file may have it under LitGPT's names: lora_query, lora_key, lora_value
-(or ``enable_lora``), n_head, n_query_groups, head_size. It may also have lora_alpha.
+Which parts are adapted, and how many rows they have, is in LitGPT's recipe (hyperparameters.yaml, model_config.yaml)
+and not in the file. An ``adapter_config.json`` beside the file may have it under LitGPT's names: lora_query, lora_key,
+lora_value (or ``enable_lora``), n_head, n_query_groups, head_size. It may also have lora_alpha.
 """
 
 from collections.abc import Mapping
@@ -53,7 +53,7 @@ def read(stored: Stored) -> Adapter:
     config = _flags(stored)
     modules = pairs.unfold(groups, lambda name, parts: [(name, _module(name, parts, config, groups))])
     # One finding for the file, because all its modules have the same source of α.
-    unknown = any(module.scaling.rule == "unknown" for module in modules.values())
+    unknown = any(module.scaling.formula == "unknown" for module in modules.values())
     findings = [alpha_unknown("LitGPT")] if unknown else []
     return pairs.make_adapter(stored, NAME, modules, pairs.unpaired_extras(unpaired), findings)
 
@@ -108,10 +108,10 @@ def _sizes(
         query, other = size * heads, size * (_count(config, "n_query_groups") or heads)
     elif all(enabled) and proj and "A" in proj and proj["A"][1].ndim == 2:
         query = proj["A"][1].shape[1]  # the inputs of the output projection are the outputs of the query's heads
-        # Key and value have the same height.
+        # Key and value have the same number of rows.
         other = (height - query) // 2
     else:
-        raise FormatError("the heights of query, key and value are not in the file", fix=_SAY)
+        raise FormatError("the file does not state the numbers of rows of query, key and value", fix=_SAY)
     adapted = sum(n for n, on in zip((query, other, other), enabled, strict=True) if on)
     if adapted != height or query < 1 or other < 1:
         what = f"lora_B has {height} rows, and query, key and value of {query}, {other}, {other} rows give {adapted}"
@@ -131,7 +131,9 @@ def _interleaved_rows(sizes: tuple[int, int, int], config: Mapping[str, Any]) ->
     groups = _count(config, "n_query_groups") or _count(config, "n_head")
     # Without n_query_groups every head is a group of its own.
     if groups is None or sizes[0] % groups or sizes[1] % groups:
-        raise FormatError("this old layout goes group by group, and the file does not say how many there are", fix=_SAY)
+        raise FormatError(
+            "this old layout stores rows group by group, and the file does not state the number of groups", fix=_SAY
+        )
     heights = [size // groups for size in sizes]
     table = np.arange(sum(sizes)).reshape(groups, sum(heights))
     return [part.reshape(-1) for part in np.split(table, np.cumsum(heights)[:-1], axis=1)]

@@ -41,7 +41,7 @@ def read(stored: Stored) -> Adapter:
     groups, _ = group(stored.tensors, plain_leaf)
     modules = unfold(groups, lambda name, parts: [(name, _module(parts))])
     text = "modules have numbers, not names; in SAM-LoRA they are query and value of the image encoder's blocks in turn"
-    finding = Finding("note", "names-unknown", text, "merging needs the rows of the weights they belong to")
+    finding = Finding("note", "names-unknown", text, "merging needs the names of the weights that they belong to")
     return make_adapter(stored, NAME, modules, {}, [finding])
 
 

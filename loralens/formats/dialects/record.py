@@ -10,7 +10,7 @@ a scale that differs is taken from the file.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import astuple, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -24,6 +24,9 @@ from loralens.formats.files.location import is_pickle
 from loralens.version import __version__
 
 AGREE = 1e-6  # relative; α is stored as float32, which rounds it by up to 6e-8
+
+# The fields of a `Scaling` under the keys that they have in files. The keys stay if a field gets another name.
+SCALING_KEYS = ("rule", "alpha", "rank", "origin")
 
 Record = Mapping[str, Any]  # the JSON object that `stamp` writes
 
@@ -42,8 +45,8 @@ def stamp(stored: Stored, adapter: Adapter, back: Adapter) -> Stored:
         # The record says what the factors of the file need, not what the adapter had.
         written = back.modules.get(file, module)
         folded = abs(written.scale - module.scale) > AGREE * abs(module.scale)
-        true = written if folded and written.scaling.rule != "unknown" else module
-        modules[file] = {"name": name, "scale": true.scale, "scaling": asdict(true.scaling)}
+        true = written if folded and written.scaling.formula != "unknown" else module
+        modules[file] = {"name": name, "scale": true.scale, "scaling": _written(true.scaling)}
     record = {
         "version": __version__,
         "format": back.format,
@@ -94,21 +97,21 @@ def apply(adapter: Adapter, record: Record | None) -> Adapter:
             continue
         scale = float(entry["scale"])
         # A dialect that stores no scale cannot disagree, so the record counts.
-        if module.scaling.rule != "unknown" and abs(module.scale - scale) > AGREE * abs(scale):
+        if module.scaling.formula != "unknown" and abs(module.scale - scale) > AGREE * abs(scale):
             doubts.append(entry["name"])
         else:
-            module = module.rescaled(scale, Scaling(**entry["scaling"]))
+            module = module.rescaled(scale, _scaling(entry["scaling"]))
         named[entry["name"]] = module
     extra = {
         key: replace(item, module=modules[item.module]["name"]) if item.module in modules else item
         for key, item in adapter.extra.items()
     }
-    scales_known = all(module.scaling.rule != "unknown" for module in named.values())
+    scales_known = all(module.scaling.formula != "unknown" for module in named.values())
     findings = [f for f in adapter.findings if not (scales_known and f.code == "alpha-unknown")]
     if doubts:
         which = f"{len(doubts)} modules, {doubts[0]} among them,"
         text = f"{which} have another scale than the record of their conversion says"
-        fix = "the file was changed since; its own scale is taken"
+        fix = "nothing, if the file was changed on purpose: its own scale is used"
         findings.append(Finding("warning", "record-disagrees", text, fix))
     base = adapter.base_model or plain_text(record.get("base_model"))
     # Targets name modules, so they are valid only as long as the modules of the file are those of the record.
@@ -135,17 +138,25 @@ def _modules(record: Record, files: Iterable[str]) -> Mapping[str, Any]:
 def _is_valid(module: Any) -> bool:
     """Whether an entry has all fields with values of the right types: finite numbers, and text that can be shown."""
     scaling = module.get("scaling") if isinstance(module, dict) else None
-    # Scaling(**scaling) would fail for a missing or an unknown field.
-    if not isinstance(scaling, dict) or set(scaling) != {"rule", "alpha", "rank", "origin"}:
+    if not isinstance(scaling, dict) or set(scaling) != set(SCALING_KEYS):
         return False
     named = plain_text(module.get("name")) is not None
-    return named and finite_number(module.get("scale")) is not None and is_valid_scaling(**scaling)
+    values = (scaling[key] for key in SCALING_KEYS)
+    return named and finite_number(module.get("scale")) is not None and is_valid_scaling(*values)
 
 
-def is_valid_scaling(rule: Any, alpha: Any, rank: Any, origin: Any) -> bool:
+def _written(scaling: Scaling) -> dict[str, Any]:
+    return dict(zip(SCALING_KEYS, astuple(scaling), strict=True))
+
+
+def _scaling(entry: Mapping[str, Any]) -> Scaling:
+    return Scaling(*(entry[key] for key in SCALING_KEYS))
+
+
+def is_valid_scaling(formula: Any, alpha: Any, rank: Any, origin: Any) -> bool:
     """Whether the fields of a `Scaling`, which come from a file, have values of the right types."""
     return (
-        rule in get_args(ScaleFormula)
+        formula in get_args(ScaleFormula)
         and (alpha is None or finite_number(alpha) is not None)
         and (rank is None or (type(rank) is int and rank > 0))
         and is_safe_text(origin)

@@ -88,7 +88,7 @@ def _modules(name: str, parts: Parts, config: Mapping[str, Any] | None) -> Itera
 
 def _findings(modules: Mapping[str, Update]) -> list[Finding]:
     findings = []
-    if any(module.scaling.rule == "unknown" for module in modules.values()):
+    if any(module.scaling.formula == "unknown" for module in modules.values()):
         findings.append(alpha_unknown("torchtune"))
     rotary = [name for name in modules if _ROTARY.search(name)]
     # The update is right for torchtune's own weights, so this is a note and no error.

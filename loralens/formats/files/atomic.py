@@ -19,8 +19,8 @@ from loralens.formats.files.disk import check_room, disk_errors, flush, sync, sy
 from loralens.formats.files.hold import lock_or_refuse
 from loralens.formats.files.leftovers import hidden_path, remove, reserve, tidy
 
-# What a rename fails with where the target is a mount point (EBUSY, EXDEV), or lies in a folder that may not be written
-# to or that is sticky and belongs to another user (EACCES, EPERM).
+# The errors of a rename if the target is a mount point (EBUSY, EXDEV), or if its folder may not be written to, or is
+# sticky and belongs to another user (EACCES, EPERM).
 _IMMOVABLE = (errno.EBUSY, errno.EXDEV, errno.EACCES, errno.EPERM)
 
 

@@ -221,7 +221,7 @@ def _span(key: str, entry: Any) -> Span:
             raise FormatError("shape or data_offsets are not whole numbers", fix=_BROKEN)
         # A list, for example, could not be looked up in a mapping.
         if not isinstance(name, str):
-            raise FormatError("dtype is not a name", fix=_BROKEN)
+            raise FormatError("its dtype is not text", fix=_BROKEN)
         if name not in DTYPES:
             raise FormatError(f"dtype {name[:40]!a} is unknown", fix=f"store it as one of {', '.join(DTYPES)}")
         begin, end = offsets

@@ -20,6 +20,9 @@ SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".lora")
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 _PLAIN = re.compile(r"(?:\w[\w.-]{0,95}/)?\w[\w.-]{0,95}", re.ASCII)  # a Hub id, whose parts have at most 96 letters
 _FIX = "check the path, or first download the Hub id or install the package that it names"
+_WINDOWS = re.compile(r"(?P<drive>[A-Za-z]):[\\/](?P<rest>.*)")
+_NUMBER = re.compile(r"[+-]?[0-9]*[.,]?[0-9]+")
+_LOOKED_AT = 10_000  # names of a folder in which a misspelt one is looked for, which takes a tenth of a second
 _LFS = b"version https://git-lfs"  # how a pointer file of Git LFS begins
 
 
@@ -80,8 +83,27 @@ def existing_path(path: Path) -> Path:
         without_model = f", and the installed package {name} holds no transformers model"
         tried = without_model if is_installed(name) else ", and no package of this name is installed"
     # The models of the documents are the packages whose commands are known.
-    fix = install_command([name]) if name in (ENCODER, LANGUAGE_MODEL) and not is_installed(name) else _FIX
+    known = name in (ENCODER, LANGUAGE_MODEL) and not is_installed(name)
+    fix = install_command([name]) if known else _meant(path) or _FIX
     raise OptionError(f"{path}: no such file or folder{tried}", fix=fix)
+
+
+def _meant(path: Path) -> str:
+    """What to give in place of a path where nothing is: the nearest name in its folder; empty if none is near."""
+    from difflib import get_close_matches  # only when something is wrong
+
+    if _NUMBER.fullmatch(str(path)):
+        return f"a number needs its option, such as --by {str(path).replace(',', '.')}"
+    if os.sep == "/" and (windows := _WINDOWS.match(str(path))):
+        rest = windows["rest"].replace("\\", "/")
+        return f"this system writes paths with /; in WSL that is /mnt/{windows['drive'].lower()}/{rest}"
+    try:
+        with os.scandir(path.parent) as entries:
+            names = [entry.name for entry, _ in zip(entries, range(_LOOKED_AT), strict=False)]
+    except OSError:
+        return ""
+    near = get_close_matches(path.name, names, n=1, cutoff=0.8)
+    return f"the nearest name there is {path.with_name(near[0])}" if near else ""
 
 
 def known_folder(name: str) -> Path | None:

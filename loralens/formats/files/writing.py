@@ -41,6 +41,9 @@ def write_safetensors(stored: Stored, path: Path, *, put: Put = atomic_file) -> 
 def write_files(stored: Stored, path: Path, *, files: Files, overwrite: bool, dry_run: bool = False) -> None:
     """Write into a folder, or to a file if ``path`` has the suffix of one; a dry run only makes the checks."""
     suffix = Path(files.weights).suffix
+    if _is_misspelt(path.suffix):
+        # It would become a folder of this name.
+        raise OptionError(f"{path}: no adapter file ends in {path.suffix}", fix=f"a file ends in {suffix}")
     if path.suffix in SUFFIXES and path.suffix != suffix:
         what = f"{path}: this format is not written to {path.suffix} files"
         raise OptionError(what, fix=f"give a folder, or a file ending in {suffix}")
@@ -54,6 +57,18 @@ def write_files(stored: Stored, path: Path, *, files: Files, overwrite: bool, dr
     else:
         _check_folder(path, files, overwrite=overwrite)
         check_room(path)
+
+
+def _is_misspelt(suffix: str) -> bool:
+    """Whether a suffix is nearly that of safetensors, or that of another container in capitals."""
+    from difflib import SequenceMatcher  # takes 5 ms to import, and few suffixes are that long
+
+    if suffix in SUFFIXES:
+        return False
+    plain = suffix.lower().strip()
+    # 0.85 accepts two wrong or missing letters of the twelve, and no other word that ends a name.
+    near = len(plain) > 8 and SequenceMatcher(None, plain, ".safetensors").ratio() >= 0.85
+    return plain in SUFFIXES or near
 
 
 def write_folder(stored: Stored, folder: Path, *, overwrite: bool, files: Files = PEFT) -> None:
@@ -150,7 +165,10 @@ def _exists(path: Path, *, overwrite: bool) -> bool:
         # What a killed run moved aside is restored before anything is written, so it counts as existing.
         exists = path.exists() or is_moved_aside(path)
         if exists and not overwrite:
-            raise OptionError("exists", fix="choose another target, or give --overwrite")
+            # A folder of several adapters is where a new file belongs, and not what it replaces.
+            other = path.is_dir() and not any((path / name).exists() for name in NAMES)
+            inside = f", such as {path.name}/NAME.safetensors" if other else ""
+            raise OptionError("exists", fix=f"choose another target{inside}, or give --overwrite")
         return exists
 
 

@@ -76,7 +76,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     # The configuration is read separately, as a single file may be given.
     stored, config = _read_tensors(path), _quantised_config(path)
     with place(path):
-        low_bit = coded_tensors(stored, config)
+        low_bit = coded_tensors(stored, config, conv1d=stores_conv1d(path))
         decoded = low_bit.floats(stored)
         check_not_quantised(decoded, config)
         tensors, notes = dequantise(decoded, config)
@@ -105,7 +105,7 @@ def shapes(path: Path) -> dict[str, tuple[int, ...]]:
         return {key: tensor.shape for key, tensor in gguf.tensors.items()}
     stored, config = _read_tensors(path), _quantised_config(path)
     with place(path):
-        decoded = coded_tensors(stored, config).floats(stored)
+        decoded = coded_tensors(stored, config, conv1d=stores_conv1d(path)).floats(stored)
         check_not_quantised(decoded, config, only_shapes=True)
     return {key: tensor.shape for key, tensor in decoded.items()}
 

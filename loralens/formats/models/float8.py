@@ -141,7 +141,9 @@ def _steps(shape: tuple[int, ...], scale: tuple[int, ...], block: tuple[int, int
         if all(-(-n // step) == count for n, count, step in zip(shape, scale, steps, strict=True)):
             return steps
     what = f"a float8 weight {shape} with scales {scale} and blocks of {block[0]} × {block[1]}"
-    raise FormatError(what, fix="keep config.json beside the weights: it says the block size; or give a 16-bit sibling")
+    raise FormatError(
+        what, fix="keep config.json beside the weights: it says the block size; or give the model in 16 bits"
+    )
 
 
 def _multiply(array: Array, scale: Array, steps: tuple[int, ...], start: int) -> Array:

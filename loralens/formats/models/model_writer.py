@@ -175,7 +175,12 @@ def _index_text(
 def _shard_for(key: str, files: ModelFiles, homes: Mapping[str, str]) -> Shard:
     """The shard for a tensor that the model does not have: that of its home, or the last one of its component."""
     if key in homes:
-        return next(s for s in files.shards if homes[key] in {s.prefix + own for own in s.stored.tensors})
+        home = homes[key]
+        return next(
+            shard
+            for shard in files.shards
+            if home.startswith(shard.prefix) and home.removeprefix(shard.prefix) in shard.stored.tensors
+        )
     # The prefix of a single model is empty, so all of its shards fit.
     own = [shard for shard in files.shards if key.startswith(shard.prefix)]
     return (own or files.shards)[-1]

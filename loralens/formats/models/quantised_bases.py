@@ -71,7 +71,7 @@ def check_not_quantised(tensors: Tensors, config: Mapping[str, Any] | None, *, o
     name = "GPTQ" if quantisation.name == "AWQ" and _stated_method(config) == "gptq" else quantisation.name
     source = (config or {}).get("_name_or_path")
     source_text = f" ({ascii(source)[1:-1][:80]})" if isinstance(source, str) and "/" in source else ""
-    fix = "give the 16-bit model it was made from: an adapter trained on a quantised base fits that sibling"
+    fix = "give the 16-bit model it was made from: an adapter that was trained on the quantised base fits it"
     raise FormatError(f"its weights are quantised: {name}{source_text}", fix=fix)
 
 

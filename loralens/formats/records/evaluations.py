@@ -67,7 +67,7 @@ def read_evaluation(path: Path) -> StoredEvaluation:
         if model is None or task is None or data is None or type(texts) is not int or not isinstance(adapters, list):
             raise FormatError("is no evaluation: it lacks the model, the task, the texts or the adapters", fix=_FIX)
         if not adapters:
-            raise FormatError("is an evaluation of nothing", fix=_FIX)
+            raise FormatError("is an evaluation without adapters or measures", fix=_FIX)
         return StoredEvaluation(model, task, data, texts, [_measured(entry) for entry in adapters])
 
 

@@ -151,7 +151,7 @@ def _square(tensors: Mapping[str, LazyArray], key: str) -> Array | None:
         raise FormatError(f"{key} holds NaN or Inf", fix=_AGAIN)
     size = float(np.abs(array).max(initial=0.0))
     if size > LARGEST:
-        raise FormatError(f"{key} holds numbers up to {size:.0e}, which no inputs excite", fix=_AGAIN)
+        raise FormatError(f"{key} holds numbers up to {size:.0e}, which no inputs can cause", fix=_AGAIN)
     # eigvalsh returns the smallest eigenvalue first.
     lowest = float(np.linalg.eigvalsh(array)[0]) if size else 0.0
     if np.abs(array - array.T).max(initial=0.0) > ROUNDING * size or lowest < -ROUNDING * size:

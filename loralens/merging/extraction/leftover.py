@@ -160,6 +160,8 @@ def _notes(comparison: CheckpointComparison, adapted: Collection[str]) -> list[s
         notes.append(f"{len(missing)} tensors of the base are not in the tuned model: {some(missing)}")
     doubtful = sorted((name for name in adapted if may_be_grouped(comparison.matrices[name])), key=natural_key)
     if doubtful:
-        what = f"{len(doubtful)} convolutions are taken for ones without groups, as their shapes do not tell"
+        what = (
+            f"{len(doubtful)} convolutions are treated as ones without groups, because their shapes do not show groups"
+        )
         notes.append(f"{what}: {some(doubtful)}")
     return notes

@@ -161,7 +161,7 @@ class Switchboard:
     def state(self) -> SwitchboardState:
         """The current task, and the weights that an interrupted switch has not yet changed."""
         task, touched = self._goal
-        # Weights wait while they are merged for another task than the one for which they should be.
+        # A weight waits as long as it is merged for another task than the one that was requested last.
         now = {key: self._merged[key].task if key in self._merged else () for key in self._hashes}
         waiting = tuple(key for key in self._hashes if now[key] != (task if key in touched else ()))
         return SwitchboardState(dict(task), waiting, len(self._hashes))
@@ -223,8 +223,8 @@ class Switchboard:
         changed = [key for key, digest in self._hashes.items() if hash_rows([self._base_of(key)]) != digest]
         if changed:
             raise MismatchError(
-                f"{len(changed)} weights are not those that were given: {', '.join(changed[:3])}",
-                fix="something else changed them: load the model again",
+                f"{len(changed)} weights were changed by something else: {', '.join(changed[:3])}",
+                fix="load the model again, and make a new Switchboard",
             )
 
     def bytes(self) -> MemoryUse:
@@ -287,7 +287,8 @@ class Switchboard:
     def _check_shared(self, key: str, tensor: TensorPlan, meant: Collection[str]) -> list[str]:
         """Refuse plans that would also change a weight that shares its memory, except embeddings with their head.
 
-        PEFT trains single tokens in the head too. In other cases ``meant`` has the weights that the adapter changes.
+        Embedding and head may change together if the plan changes the rows of single tokens, which PEFT changes in the
+        head too, or if ``meant``, the weights that the adapter changes, contains both.
         """
         address = self._slots[key].address
         sharing = [other for other, slot in self._slots.items() if other != key and slot.address == address]

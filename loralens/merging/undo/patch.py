@@ -34,11 +34,11 @@ Keep = Callable[[bytes], LazyArray]
 
 # An entry beyond int8 costs its whole number besides gap and escape; from about this share on a xor is smaller.
 MANY = 1 / 12  # share of entries with a difference beyond int8 from which a xor is smaller
-# The one int8 number whose negative is none, so that the range of differences stays symmetric.
+# The only int8 number whose negative is not an int8 number; without it the range of differences is symmetric.
 ESCAPE = -128
 # Large enough that the overhead of each write does not matter.
 PIECE = 1 << 20  # bytes of a stream in memory at a time
-_DAMAGED = "the undo file is damaged: unmerge with --adapter, or take the base from where it came"
+_DAMAGED = "the undo file is damaged: unmerge with --adapter, or get the base model again"
 
 
 @final

@@ -62,9 +62,9 @@ def sources(adapters: Sequence[Source]) -> list[AdapterSource]:
             flat.append(source)  # type: ignore[arg-type]  # what is no adapter is refused below
     for source in flat:
         if not isinstance(source, str | PathLike | Adapter):
-            raise OptionError(f"{source!r} is no adapter", fix="give a path, or what loralens.load returns")
+            raise OptionError(f"{source!r} is not an adapter", fix="give a path, or what loralens.load returns")
     if not flat:
-        raise OptionError("there is no adapter", fix="give one or several: paths, or what loralens.load returns")
+        raise OptionError("no adapter is given", fix="give one or several: paths, or what loralens.load returns")
     return flat
 
 
@@ -152,7 +152,7 @@ def check_unread(reading: Reading) -> None:
     """
     for name, value in stated_options(reading).items():
         raise OptionError(
-            f"{name}={value!r} says how a file is read, and the adapter has been read",
+            f"{name}={value!r} says how to read a file, and this adapter was already read",
             fix=f"give a path, or {name} to loralens.load",
         )
 

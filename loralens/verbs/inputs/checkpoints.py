@@ -46,7 +46,7 @@ def _checkpoints(path: str) -> list[str]:
         return [path]
     listed = command_line(*map(str, adapters[:SHOWN])) + (" …" if len(adapters) > SHOWN else "")
     raise OptionError(
-        f"{path}: is no run, and holds {len(adapters)} adapters", fix=f"give each: loralens report {listed}"
+        f"{path}: is not a training run, and holds {len(adapters)} adapters", fix=f"give each: loralens report {listed}"
     )
 
 

@@ -9,7 +9,10 @@ import ml_dtypes
 import numpy as np
 
 from loralens.choices import FLOAT_TYPES
+from loralens.core.selection import within_blocks
 from loralens.errors import OptionError
+
+Blocks = int | str | Sequence[int | str]  # 3, "4-8", "IN04", or several of them
 
 
 def check_choice(name: str, value: object, allowed: Iterable[str]) -> None:
@@ -28,9 +31,18 @@ def check_finite(name: str, value: object) -> None:
         raise OptionError(f"{name} {value!r} is not possible", fix="give a finite number")
 
 
-def as_globs(modules: str | Sequence[str]) -> tuple[str, ...]:
-    """The globs of an option ``modules``; Python may give a single one as a string."""
-    return (modules,) if isinstance(modules, str) else tuple(modules)
+def as_globs(modules: str | Sequence[str], block: Blocks = ()) -> tuple[str, ...]:
+    """The options ``modules`` and ``block`` as globs of `loralens.core.selection`.
+
+    Python may give a single glob as a string, and a single block as a number or a string.
+
+    Raises
+    ------
+    OptionError
+        A block is none.
+    """
+    globs = (modules,) if isinstance(modules, str) else tuple(modules)
+    return within_blocks(globs, [block] if isinstance(block, int | str) else block)
 
 
 def numpy_dtype(name: str | None) -> np.dtype[Any] | None:

@@ -42,8 +42,8 @@ def decompositions(
 ) -> Generator[tuple[str, Decomposed], None, None]:
     """The SVDs of all weights, one after the other: read from the cache if they are there, else computed.
 
-    A note says before how long the missing ones take. Close the generator (`contextlib.closing`), so that its progress
-    ends even if the caller fails.
+    A note says beforehand how long the missing ones take. Close the generator (`contextlib.closing`), so that its
+    progress ends even if the caller fails.
     """
     # All weights are digested before any is decomposed, so that the note can say how many SVDs are missing.
     keys = {}
@@ -66,7 +66,7 @@ def decompositions(
                         warn(f"the SVD kept for {name} is damaged: computed again")
                     with place(name):
                         W = decompose(weight.read(), device)
-                    try:  # a full disk costs the next run its SVDs, and not this one its results
+                    try:  # if the disk is full, the next run has to compute the SVD again, and this one goes on
                         if cache:
                             cache.write(keys[name], W)
                     except FormatError as error:

@@ -105,7 +105,7 @@ def load_model(source: ModelSource, *, device: str, dtype: str, threads: int | N
     if loaded.missing:
         warn(
             f"{model_label(source)}: {len(loaded.missing)} weights are missing and random here: {loaded.missing[0]} …",
-            "trust no number that depends on them, or give a folder that has them",
+            "do not rely on numbers that depend on them, or give a folder that has them",
         )
     return loaded
 

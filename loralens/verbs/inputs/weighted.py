@@ -11,6 +11,7 @@ from typing import Any
 from loralens.core.adapter import Adapter
 from loralens.core.recipe import Ingredient, Strength
 from loralens.errors import OptionError
+from loralens.tables.numbers import number
 from loralens.verbs.inputs.adapters import AdapterSource, labels, sources
 
 Weight = float | Mapping[str, float] | Strength  # a mapping: glob over modules → weight; 1 if none matches
@@ -36,7 +37,7 @@ def weighted_sources(adapters: Iterable[Weighted]) -> list[Pair]:
 
 def weighted_label(label: str, weight: float) -> str:
     """An adapter in a sentence: ``chat``, or ``0.7 × chat``."""
-    return label if weight == 1 else f"{weight:g} × {label}"
+    return label if weight == 1 else f"{number(weight, 6)} × {label}"
 
 
 def sources_with_strengths(adapters: Iterable[WithStrength]) -> list[tuple[AdapterSource, Strength]]:
@@ -92,7 +93,10 @@ def _refuse_weight_of_shell(source: str) -> None:
         return
     with suppress(ValueError):
         weight = float(number)
-        raise OptionError(f"{source} has a weight as the shell writes it", fix=f"give ({path!r}, {weight:g})")
+        raise OptionError(
+            f"{source} has a weight behind a colon, which only the command line reads",
+            fix=f"give ({path!r}, {weight:g})",
+        )
 
 
 def _as_strength(weight: Any) -> Strength:

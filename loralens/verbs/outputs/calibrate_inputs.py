@@ -8,9 +8,9 @@ from typing import Any
 
 from loralens.core.lazy import Array
 from loralens.core.messages import note, warn
-from loralens.core.names import matches, some
+from loralens.core.names import some
 from loralens.core.progress import progress
-from loralens.errors import OptionError
+from loralens.core.selection import select
 from loralens.formats.files.packages import is_installed
 from loralens.formats.records.corpora import CORPORA, read_corpus
 from loralens.formats.records.input_moments import write_input_moments
@@ -153,9 +153,7 @@ def calibrate_inputs(
         There is no room on the disk.
     """
     layers = linear_layers(loaded.model)
-    names = [name for name in layers if not modules or any(matches(name, glob) for glob in modules)]
-    if not names:
-        raise OptionError("no linear layer of the model matches", fix="check the patterns of -m")
+    names = select(layers, modules)
     others, label = general_texts(texts.general, len(texts.task))
     one_text = loaded.batches(texts.task[:1], batch=1, length=texts.length)
     shared = find_shared_inputs(loaded.model, next(iter(one_text)), names)
@@ -196,18 +194,19 @@ def _both_parts(
     loaded: Loaded, texts: Texts, others: Sequence[InputText], step: Callable[[int], None] | None
 ) -> Callable[[], Iterable[tuple[Any, float]]]:
     """A function that gives the batches of both kinds of texts, whose positions weigh the same together."""
-    batch, length = texts.batch, texts.length
     task, general = (
-        sum(int(inputs["attention_mask"].sum()) for inputs in loaded.batches(part, batch=batch, length=length))
+        sum(
+            int(inputs["attention_mask"].sum())
+            for inputs in loaded.batches(part, batch=texts.batch, length=texts.length)
+        )
         for part in (texts.task, others)
     )
     # Of the order of 1, so that sums in float32 neither over- nor underflow.
     weights = 1.0, task / general if general else 0.0
 
     def batches() -> Iterable[tuple[Any, float]]:
-        parts = (loaded.batches(part, batch=batch, length=length, step=step) for part in (texts.task, others))
-        first, second = parts
-        return both_halves(first, second, weights)
+        first = loaded.batches(texts.task, batch=texts.batch, length=texts.length, step=step)
+        return both_halves(first, loaded.batches(others, batch=texts.batch, length=texts.length, step=step), weights)
 
     return batches
 

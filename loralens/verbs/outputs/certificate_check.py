@@ -173,7 +173,7 @@ def _hashes(certificate: Mapping[str, Any]) -> tuple[str, dict[str, Hashed]]:
         whole = result["sha256"]
     # These are all errors that wrong types and missing keys can cause.
     except (KeyError, TypeError, AttributeError) as error:
-        raise FormatError("its hashes are not as they were written", fix=_FIX) from error
+        raise FormatError("its hashes are damaged", fix=_FIX) from error
     if not isinstance(whole, str):
         raise FormatError("it states no hash of the merged model", fix=_FIX)
     return whole, listed
@@ -185,7 +185,7 @@ def _merge_of(certificate: Mapping[str, Any]) -> tuple[str, list[str]]:
         adapters = [weighted_label(str(one["path"]), float(one["weight"])) for one in certificate["adapters"]]
         return str(certificate["base"]["path"]), adapters
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise FormatError("its adapters are not as they were written", fix=_FIX) from error
+        raise FormatError("its list of adapters is damaged", fix=_FIX) from error
 
 
 def _hash_tensors(files: ModelFiles) -> dict[str, Hashed]:

@@ -17,7 +17,7 @@ from loralens.analysis.compare.similarity import Comparison, compare_subspaces
 from loralens.choices import Of, Side
 from loralens.core.adapter import Adapter
 from loralens.linalg.factor import Floats
-from loralens.tables.numbers import UNDEFINED, count, fixed, json_number, matrix, number, span
+from loralens.tables.numbers import UNDEFINED, count, fixed, json_number, matrix, number, signed, span
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import short_labels
@@ -142,7 +142,7 @@ class CollectionSimilarity(Tabular):
             names = f"{self.labels[opposed.first]} and {self.labels[opposed.second]}"
             # The word is for opposition that takes away half of the sum or more.
             verb = "fight" if opposed.cosine <= FIGHT else "oppose each other"
-            lines.append(f"{names} {verb} most in {opposed.location} (cosine {opposed.cosine:+.3f}).")
+            lines.append(f"{names} {verb} most in {opposed.location} (cosine {signed(opposed.cosine)}).")
         else:
             lines.append("No two oppose each other anywhere.")
         return lines
@@ -150,7 +150,7 @@ class CollectionSimilarity(Tabular):
     def _on_pair(self, pair: Pair) -> str:
         first, second = (self.labels[t] for t in pair)
         cosine, z = float(self.cosine[pair]), float(self.pairs.cosine_z[pair])
-        return f"{first} and {second} {in_words(cosine, z)} (cosine {cosine:+.3f})."
+        return f"{first} and {second} {in_words(cosine, z)} (cosine {signed(cosine)})."
 
     def sentences(self) -> list[str]:
         """Which adapters cannot be compared, and which began from one A."""

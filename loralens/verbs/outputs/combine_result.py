@@ -1,5 +1,6 @@
 """The result of the verbs that combine adapters, with one row per module and one row per adapter."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
@@ -9,7 +10,8 @@ from loralens.arithmetic.combine import Combination
 from loralens.arithmetic.quality import AdapterShare, CombinationQuality
 from loralens.core.adapter import Adapter
 from loralens.core.recipe import Ingredient, Recipe
-from loralens.tables.numbers import count, fixed, join_words, percent, shape, size
+from loralens.core.selection import in_words
+from loralens.tables.numbers import MINUS, count, fixed, join_words, number, percent, shape, size
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.outputs.rounding import RoundingCost
 from loralens.verbs.outputs.target import Target, Written
@@ -142,7 +144,9 @@ class CombineResult(Written):
         parts = [_weighted(each) for each in recipe.adapters]
         plain = recipe.method == "sum" and not recipe.options
         # A minus sign in place of "+ -".
-        made = " + ".join(parts).replace("+ -", "− ") if plain else f"{recipe.method} of {join_words(parts)}"
+        made = (
+            " + ".join(parts).replace(f"+ {MINUS}", f"{MINUS} ") if plain else f"{recipe.method} of {join_words(parts)}"
+        )
         error = "exact" if self._exact else f"{_error(total.error_to_sum)} off the exact sum"
         sentences = [self.target.conclusion(f"{made}, {error} ({written})")]
         # An exact sum retains everything, and a list of many would be no sentence.
@@ -220,7 +224,7 @@ class CombineResult(Written):
     def _adapters_table(self) -> Table[CombinedAdapter]:
         rows = self.adapters
         strengths = [row.ingredient.strength for row in rows]
-        title = f"{len(rows)} adapters, weights add up to {sum(strength.weight for strength in strengths):g}"
+        title = f"{len(rows)} adapters, weights add up to {number(sum(strength.weight for strength in strengths), 6)}"
         # The sum of weights is not that of a module with weights of its own.
         if any(strength.modules for strength in strengths):
             title += " (*: others in some modules)"
@@ -231,11 +235,15 @@ def _weighted(ingredient: Ingredient) -> str:
     """An adapter in a sentence: ``chat``, ``0.7 × chat``, or ``chat × 0.7 in q_proj``."""
     strength = ingredient.strength
     if not strength.modules:
-        factor = {1.0: "", -1.0: "-"}.get(strength.weight, f"{strength.weight:g} × ")
+        factor = {1.0: "", -1.0: MINUS}.get(strength.weight, f"{number(strength.weight, 6)} × ")
         return f"{factor}{ingredient.path}"
-    exceptions = [f"{weight:g} × in {glob}" for glob, weight in strength.modules.items()]
+    exceptions = [f"{number(weight, 6)} × in {in_words(glob)}" for glob, weight in strength.modules.items()]
+    if len(exceptions) > NAMED:
+        # Weights of blocks name hundreds of modules: their numbers say more than the first three names.
+        modules = Counter(strength.modules.values())
+        exceptions = [f"{number(weight, 6)} × in {count(of, 'module')}" for weight, of in sorted(modules.items())]
     listed = ", ".join(exceptions[:NAMED]) + (", …" if len(exceptions) > NAMED else "")
-    return f"{ingredient.path} ({listed}, {strength.weight:g} × elsewhere)"
+    return f"{ingredient.path} ({listed}, {number(strength.weight, 6)} × elsewhere)"
 
 
 def _is_taken_over(row: CombinedModule) -> bool:
@@ -273,7 +281,7 @@ ADAPTER_COLUMNS: tuple[Column[CombinedAdapter], ...] = (
         "strength",
         lambda row: row.ingredient.strength,
         "weight",
-        lambda strength: f"{strength.weight:g}" + (" *" if strength.modules else ""),
+        lambda strength: number(strength.weight, 6) + (" *" if strength.modules else ""),
         json=False,
         csv=False,
         priority=8,

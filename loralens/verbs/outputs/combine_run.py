@@ -17,10 +17,10 @@ from loralens.compression.plan import TruncationPlan, keeps_rank
 from loralens.core.adapter import Adapter
 from loralens.core.carried import magnitudes
 from loralens.core.messages import note, tell_findings
-from loralens.core.names import select
 from loralens.core.progress import progress
 from loralens.core.ranks import Rule, RuleName
 from loralens.core.recipe import Recipe, Strength
+from loralens.core.selection import select
 from loralens.core.structured import Update
 from loralens.core.threads import Step, processor_count
 from loralens.core.together import match_modules, match_names, pad_rank
@@ -185,7 +185,7 @@ def _base_weights(recipe: Recipe, adapters: Sequence[Adapter], base: BasePath | 
     if base is None:
         if alone:
             raise MismatchError(
-                f"{dora[0]} is a DoRA adapter: its magnitudes belong to its factors as they are",
+                f"{dora[0]} is a DoRA adapter: its magnitudes are right only for its unchanged factors",
                 fix="give --base, or cut it with loralens compress",
             )
         # Several DoRA adapters without a base are refused by combine_adapters, in words of its method.

@@ -96,6 +96,18 @@ class CompressResult(Written):
         """√(E‖(ΔW−ΔW')x‖² / E‖ΔWx‖²) over the modules that the moments cover; None without activations."""
         return total_error(self.data_losses) if self.data_losses else None
 
+    def numbers(self) -> dict[str, Any]:
+        """What matters of this adapter among several, as JSON values; ranks are those of the widest module."""
+        return {
+            "modules": len(self.before),
+            "rank_before": max((module.rank for module in self.before.modules.values()), default=0),
+            "rank_after": max((module.rank for module in self.adapter.modules.values()), default=0),
+            "bytes_before": self.bytes_before,
+            "bytes_after": self.bytes_after,
+            "relative_error": self.relative_error,
+            "smaller": self.smaller,
+        }
+
     def trade_off(self) -> list[CurvePoint]:
         """The sizes and errors of every rank, as `loralens.curve` computes them."""
         return trade_off(self.plan, self.form, on_data=bool(self.data_losses))

@@ -147,7 +147,7 @@ def check_known(adapter: Adapter, to: str) -> None:
     # A loralib checkpoint stores no α at all: the training code has it.
     if unknown and to != "loralib":
         raise OptionError(
-            f"the file does not state its α, which {to} has to", fix="give the --alpha or --scale of the training code"
+            f"the file does not state its α, which {to} needs", fix="give the --alpha or --scale of the training code"
         )
 
 

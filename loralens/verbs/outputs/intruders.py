@@ -209,7 +209,7 @@ class IntrudersResult(Tabular, Mapping[str, Intruders]):
             # Modules that did not change were not rounded.
             *([str(removal.rounding)] if removal.rounding.module else []),
             f"{'would write' if removal.dry_run else 'wrote'} {removal.path}: {removal.format}, {shrunk} scaled by "
-            f"{removal.strength:g}, {changed}, rank {span(removal.ranks)}",
+            f"{number(removal.strength)}, {changed}, rank {span(removal.ranks)}",
         ]
 
 

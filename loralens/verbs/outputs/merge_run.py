@@ -148,7 +148,10 @@ class MergeRun:
             self._check_beside(certificate, output, is_certificate, what="a certificate", overwrite=overwrite)
         # Links are followed: one file under two paths would be written twice.
         if undo and certificate and os.path.realpath(undo) == os.path.realpath(certificate):
-            raise OptionError(f"{undo}: is given for undo file and certificate", fix="choose another place for one")
+            raise OptionError(
+                f"{undo}: is given for both the undo file and the certificate",
+                fix="choose another place for one of them",
+            )
 
         def write_beside(part: Path) -> None:
             # Last, when all tensors were read: a base that changed meanwhile would give a model of two halves.

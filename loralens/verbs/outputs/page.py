@@ -200,8 +200,8 @@ def _intruders(
         seconds = svd_seconds(plain.values(), device)
         if seconds > PATIENCE:
             reason = f"the SVD of {len(plain)} weights of the base would take about {duration(seconds)}"
-            note(f"{examination.path}: intruders were not looked for, as {reason}; --intruders does it")
-            return {}, f"{reason} (loralens report --intruders does it, and stores the SVDs)"
+            note(f"{examination.path}: intruders were not looked for, as {reason}; --intruders looks for them")
+            return {}, f"{reason} (loralens report --intruders looks for them, and stores the SVDs)"
     new = {}
     # Closed so that its progress ends after an error too.
     with closing(decompositions(plain, svd_cache(), base, device)) as bases:

@@ -7,12 +7,12 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from loralens.analysis.compare.alikeness import FAR, in_words, is_same
-from loralens.analysis.compare.initialisation import Initialisation
+from loralens.analysis.compare.initialisation import SharedInitialisation
 from loralens.analysis.compare.similarity import Comparison, Similarity
 from loralens.choices import Of, Side
 from loralens.core.names import some
 from loralens.linalg.subspace import Overlap
-from loralens.tables.numbers import count, fixed, json_number, number, percent
+from loralens.tables.numbers import count, fixed, json_number, number, percent, signed
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import short_labels
@@ -51,7 +51,7 @@ class PairSimilarity(Tabular, Mapping[str, Similarity]):
     ----------
     adapters : tuple of str
         The labels of the two adapters.
-    initialisation : Initialisation
+    initialisation : SharedInitialisation
         The signs that they began from the same random factors.
     of : str
         Whose directions were compared: ``update``, ``A`` or ``B``.
@@ -61,7 +61,7 @@ class PairSimilarity(Tabular, Mapping[str, Similarity]):
 
     adapters: tuple[str, str]
     comparison: Comparison
-    initialisation: Initialisation
+    initialisation: SharedInitialisation
     of: Of
     side: Side
 
@@ -103,7 +103,7 @@ class PairSimilarity(Tabular, Mapping[str, Similarity]):
         if self.comparison.zero:  # 0 has no direction, so the cosine of 0 would be no finding
             return [f"{first} and {second} cannot be compared: one of them is 0 in every module that both have."]
         over = f"over {count(len(self), 'module')}"
-        measured = f"cosine {self.cosine:+.3f} {over}, {_deviations(self.cosine_z)} standard deviations from chance"
+        measured = f"cosine {signed(self.cosine)} {over}, {_deviations(self.cosine_z)} standard deviations from chance"
         lines = [f"{first} and {second} {in_words(self.cosine, self.cosine_z)}: {measured}."]
         strengths = [sqrt(sum(one.norms[i] ** 2 for one in self.values())) for i in (0, 1)]
         # Two scales of one adapter have a cosine of 1, and are used in the same way by nobody.

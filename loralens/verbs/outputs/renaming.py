@@ -8,6 +8,8 @@ from loralens.arithmetic.dora import store_magnitudes
 from loralens.choices import QUANTISED
 from loralens.core.adapter import Adapter
 from loralens.core.carried import NORMS
+from loralens.core.messages import warn
+from loralens.core.names import some
 from loralens.core.naming.matching import Match, Shape, match
 from loralens.core.weights import with_kernels
 from loralens.errors import OptionError, place
@@ -124,3 +126,45 @@ def add_magnitudes(adapter: Adapter, base: str | PathLike[str] | None) -> tuple[
         return adapter, []
     completed = store_magnitudes(adapter, base_weights(base, {name: adapter[name] for name in missing}).modules)
     return completed, [f"magnitudes of {len(missing)} DoRA modules written as the lengths of the base's weights"]
+
+
+def with_known_names(adapter: Adapter, to: str) -> tuple[Adapter, list[str]]:
+    """A kohya adapter with the names of sd-scripts and ComfyUI, if its file has others, and notes for the user.
+
+    Adapters that come from or go to another dialect stay as they are, since writers give new names. If all names are
+    right, the modules stay as they were read. Names of a model that is not known here stay too, with a warning if
+    neither program has them.
+    """
+    _warn_of_numbers(adapter, to)
+    if not to == adapter.format == "kohya":
+        return adapter, []
+    # Imported here, since most conversions are of other dialects.
+    from loralens.core.naming.image_names import comfyui_has, sd_scripts_has
+    from loralens.formats.dialects.image import files_of_kohya, fit_image, kohya_names
+
+    files, right = files_of_kohya(adapter), kohya_names(adapter)
+    wrong = [file for name, file in files.items() if file != right.get(name)]
+    if right and not wrong:
+        return adapter, []
+    if right:
+        joined = fit_image("kohya", adapter.map(lambda module: module.without_origin()))
+        known = {name: file for name, file in kohya_names(joined).items() if file != name}
+        note = f"{len(wrong)} of {len(files)} modules got the names that sd-scripts has; the first was {wrong[0]}"
+        return joined.renamed(known), [note]
+    unknown = [file for file in files.values() if not (sd_scripts_has(file) or comfyui_has(file))]
+    if unknown:
+        warn(
+            f"sd-scripts and ComfyUI pass over {len(unknown)} of {len(files)} modules, whose names they do not have: "
+            f"{some(unknown, 1)}",
+            "rename them: --prefix OLD=NEW. Only those of SD, SDXL and FLUX.1 are known without it",
+        )
+    return adapter, []
+
+
+def _warn_of_numbers(adapter: Adapter, to: str) -> None:
+    """Warn that no program finds the layers of modules that have numbers for names, as in files of cloneofsimo."""
+    if adapter.format == "safeloras" and to != adapter.format:
+        warn(
+            f"the modules have numbers for names, so no program will find their layers in the {to} file",
+            "load the original file with the program lora of cloneofsimo, or merge it there",
+        )

@@ -92,7 +92,10 @@ def rank_rule(**options: Unpack[RankRules]) -> Rule:
     """
     rule = optional_rule(**options)
     if rule is None:
-        raise OptionError(f"{option_names(*RULES)} are the ways to choose ranks", fix="give one of them")
+        raise OptionError(
+            "no option says how to choose the ranks",
+            fix=f"give one of {option_names(*RULES)}, such as --energy 0.99",
+        )
     return rule
 
 

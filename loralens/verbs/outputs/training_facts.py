@@ -1,5 +1,6 @@
 """What the metadata of an adapter say about its training, as rows of a table of facts."""
 
+from loralens.core.adapter import Adapter
 from loralens.formats.records.training_notes import Folder, TrainingNotes
 from loralens.tables.numbers import count
 
@@ -26,3 +27,19 @@ def training_facts(notes: TrainingNotes | None) -> list[tuple[str, str]]:
 def _folder_text(folder: Folder) -> str:
     images = "" if folder.images is None else f": {count(folder.images, 'image')}"
     return folder.name + images + (f" × {folder.repeats}" if images and folder.repeats else "")
+
+
+def base_by_shapes(adapter: Adapter) -> str:
+    """The base of an adapter that does not name it, in the conclusion: the image models that have its modules."""
+    # Imported here, since most adapters name their base.
+    from loralens.core.naming.image_models import image_models
+    from loralens.formats.dialects.image import models_of
+
+    models = models_of(adapter)
+    if not models:
+        return "a base that it does not name"
+    said = (adapter.metadata or {}).get("ss_base_model_version", "")
+    named = [model for model in image_models() if any(word in said.lower() for word in model.words)]
+    # Some trainers write a version that they copied from a template.
+    wrong = f", although its metadata say {said}" if named and not any(model in models for model in named) else ""
+    return f"{' or '.join(model.name for model in models)}, by the names and shapes of its modules{wrong}"

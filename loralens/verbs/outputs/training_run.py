@@ -15,7 +15,7 @@ from loralens.formats.models.base_digest import base_digest
 from loralens.formats.models.float_folder import model_path
 from loralens.formats.records.training import LOG, Training
 from loralens.formats.records.training_log import History, history
-from loralens.tables.numbers import json_number
+from loralens.tables.numbers import json_number, number
 from loralens.training.course import Course
 from loralens.verbs.inputs.bases import base_weights
 from loralens.verbs.inputs.models import ModelSource
@@ -151,7 +151,7 @@ class TrainingRun:
         if random and self.world.main:
             module = random[0].rpartition(".")[0]
             warn(
-                f"{module} is new and random, and the adapter will not hold it",
+                f"{module} has new random weights, and the adapter will not contain it",
                 f"--heads {','.join((*self.heads, module))}",
             )
 
@@ -329,7 +329,7 @@ class TrainingRun:
 
     def _log_evaluation(self, step: int, measures: "Measures") -> None:
         self._log(step, evaluation={name: json_number(value) for name, value in measures.items()})
-        values = "  ".join(f"{name} {value:.4g}" for name, value in measures.items())
+        values = "  ".join(f"{name} {number(value)}" for name, value in measures.items())
         self.display.say(f"step {step}: evaluation {values}")
 
     def _write_snapshot(self, step: int, adapter: Adapter) -> None:

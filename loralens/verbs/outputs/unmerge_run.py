@@ -77,7 +77,7 @@ class UnmergeRun:
             described = {*self.undo.entries, *self.undo.copies, *self.undo.dropped}
             unknown = [key for key in self._base_keys() if key not in described]
             if unknown:
-                raise MismatchError(f"says nothing of {unknown[0]}, which the base has", fix=DAMAGED)
+                raise MismatchError(f"says nothing about {unknown[0]}, which the base has", fix=DAMAGED)
 
     def _check_names(self) -> None:
         """Refuse an undo file that would replace other files than a merge changes.
@@ -114,7 +114,7 @@ class UnmergeRun:
         try:
             headers = [offsets_of(text.encode("utf-8")) for text in self.undo.headers.values()]
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
-            raise FormatError("its headers are not as they were written", fix=DAMAGED) from error
+            raise FormatError("its headers are damaged", fix=DAMAGED) from error
         shards = zip(self.files.shards, headers, strict=True)
         return [shard.prefix + key for shard, header in shards for key in header]
 

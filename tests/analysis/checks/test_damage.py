@@ -162,7 +162,7 @@ def test_a_block_missing_between_others_is_named_with_all_its_modules():
     names = [f"model.layers.3.self_attn.{kind}" for kind in ("q_proj", "v_proj")]
     found = list(missing.look(patient(without(well(), *names))))
     assert [one.module for one in found] == names
-    assert found[0].evidence == "blocks 0 to 5 are there but 3"
+    assert found[0].evidence == "blocks 0 to 5 are there, except 3"
 
 
 UNET = [

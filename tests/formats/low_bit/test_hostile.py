@@ -35,7 +35,10 @@ def test_a_part_that_is_missing_or_has_another_shape_or_dtype_is_named(name, tmp
     for number, key in enumerate(whole.tensors):
         optional = key.endswith(OPTIONAL) and not key.endswith("nested_quant_map")
         array = whole.tensors[key]
-        damages = {"missing": None, "longer": np.concatenate([array.reshape(-1)] * 2), "bool": np.ones((), np.bool_)}
+        flat = array.reshape(-1)
+        damages = {
+            "missing": None, "longer": np.concatenate([flat] * 2), "shorter": flat[:-1], "bool": np.ones((), np.bool_)
+        }  # fmt: skip
         for damage, other in damages.items():
             if optional and (damage == "missing" or key.endswith(("quant_map", "weight_format"))):
                 continue

@@ -137,7 +137,31 @@ def test_a_module_of_mlx_may_have_bits_of_its_own(tmp_path):
     found = open_checkpoint(write(tmp_path, first.tensors | second.tensors, config))
     same_bits(found.tensors["model.a.weight"].read(), first.W)
     same_bits(found.tensors["model.b.weight"].read(), second.W)
-    assert [weight.layout for weight in found.coded.values()] == ["MLX 4-bit", "MLX 8-bit"]
+    layouts = {key: weight.layout for key, weight in found.coded.items()}
+    assert layouts == {"model.a.weight": "MLX 4-bit", "model.b.weight": "MLX 8-bit"}
+
+
+def test_a_module_of_mlx_does_not_take_its_mode_from_the_others(tmp_path):
+    first, second = CASES["mxfp4 of mlx"](), mlx(8, 96, name="b")
+    first.config["quantization"]["b"] = {"group_size": 96, "bits": 8}
+    found = open_checkpoint(write(tmp_path, first.tensors | second.tensors, first.config))
+    layouts = {key: weight.layout for key, weight in found.coded.items()}
+    assert layouts == {"a.weight": "MLX MXFP4", "b.weight": "MLX 8-bit"}
+    same_bits(found.tensors["b.weight"].read(), second.W)
+
+
+@pytest.mark.parametrize("name", ["nf4", "int8", "gptq"])
+def test_layers_of_gpt2_come_as_they_are_stored_in_floats(name, tmp_path):
+    case = CASES[name]()
+    tensors = {key.replace("a.", f"{own}.", 1): array for key, array in case.tensors.items() for own in ("h.c_fc", "x")}
+    found = open_checkpoint(write(tmp_path, tensors, case.config | {"model_type": "gpt2"}))
+    W, weight = found.tensors["h.c_fc.weight"], found.coded["h.c_fc.weight"]
+    same_bits(W.read(), np.ascontiguousarray(case.W.T))
+    same_bits(W.rows(3, 7).read(), np.ascontiguousarray(case.W.T[3:7]))
+    same_bits(weight.decode(3, 7), np.ascontiguousarray(case.W.T[3:7]))
+    assert (weight.shape, weight.grid, shapes(tmp_path)["h.c_fc.weight"]) == (case.W.T.shape, None, case.W.T.shape)
+    # Other layers of the model are linear.
+    same_bits(found.tensors["x.weight"].read(), case.W)
 
 
 def test_scales_of_activations_are_not_among_the_tensors(tmp_path):

@@ -154,6 +154,7 @@ def test_mlx_decodes_e2m1_to_the_same_numbers(mode, tmp_path):
     same_bits(read(case, tmp_path), np.array(theirs))
 
 
+@pytest.mark.slow
 def test_transformers_decodes_gpt_oss_to_the_same_numbers(tmp_path):
     integration = pytest.importorskip("transformers.integrations.mxfp4")
     case = CASES["mxfp4 of gpt-oss"]()

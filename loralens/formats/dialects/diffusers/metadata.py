@@ -64,7 +64,7 @@ class Configs:
         return None
 
     def scaling(self, name: str) -> Scaling | None:
-        """α, r and rule of a module; None if no configuration applies to it."""
+        """α, r and formula of a module; None if no configuration applies to it."""
         component = self.component(name)
         if component is None:
             return None

@@ -156,7 +156,7 @@ def _update_config(
     """The configuration of one component with ranks, alphas and targets that fit its modules."""
     config = PeftConfig(old or {})
     terms = {
-        path: (module.rank, module.scaling.alpha_for(module.scale, module.rank, config.rule))
+        path: (module.rank, module.scaling.alpha_for(module.scale, module.rank, config.formula))
         for path, module in _paths(modules, part).items()
     }
     # The change of the base depends on r, so a new r would be another base.

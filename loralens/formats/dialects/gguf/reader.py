@@ -157,7 +157,7 @@ def _modules(
     if not B.size or not A.size:
         raise ShapeError(f"lora_a {A.shape} or lora_b {B.shape} holds no numbers", fix=SAVE_AGAIN)
     if B.ndim != A.ndim or B.ndim != (3 if tensor.endswith(STACK) else 2):
-        raise ShapeError(f"lora_a {A.shape} and lora_b {B.shape} have no shapes of a pair", fix=SAVE_AGAIN)
+        raise ShapeError(f"lora_a {A.shape} and lora_b {B.shape} do not have the shapes of a pair", fix=SAVE_AGAIN)
     origin = pairs.origin_of(NAME, parts)
     # get_scale of llama.cpp takes 0 as "no alpha".
     without_alpha = Scaling("given", origin=f"{ALPHA} is 0 or missing: 1")
@@ -216,8 +216,8 @@ def _findings(
     turned = [tensor for tensor in tensors if _stays_permuted(tensor, arch, heads)]
     if turned:
         text = (
-            f"the rows of {len(turned)} q and k projections stand in llama.cpp's order, because nothing says how many "
-            "heads they belong to: norms and singular values are right, rows of B and of the update are not"
+            f"the rows of {len(turned)} q and k projections are in llama.cpp's order, because the number of heads is "
+            "not known: norms and singular values are right, but the rows of B and ΔW are not in the order of the model"
         )
         yield Finding("warning", "rows-permuted", text, "give the base's folder with --base")
     # The update depends on the text, so no single weight has it.

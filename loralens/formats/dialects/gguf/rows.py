@@ -43,5 +43,7 @@ def heads_in(tensor: str, heads: Heads, out: int) -> int:
     """
     count = heads.q if rotary(tensor) == "q" else heads.kv
     if out % (2 * count):
-        raise MismatchError(f"{out} rows are not {count} heads", fix="give the base that the adapter was trained on")
+        raise MismatchError(
+            f"{out} rows cannot be divided into {count} heads", fix="give the base that the adapter was trained on"
+        )
     return count

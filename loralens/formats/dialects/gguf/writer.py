@@ -125,7 +125,7 @@ def _target(adapter: Adapter, arch: str | None, config: Mapping[str, Any] | None
             heads = stated_heads(plain, adapter.config) if family and family.permuted else None
             return _Target(str(own or ""), family, heads, adapter.metadata or {}, adapter.config)
     if requested is None:
-        what = "a GGUF adapter says the architecture of its base, and nothing here does"
+        what = "a GGUF adapter has to state the architecture of its base, which is not known here"
         raise OptionError(what, fix="give --arch (llama, qwen2 …) or the base's folder with --base")
     heads = stated_heads({}, base_model_config(config)) if requested.permuted else None
     return _Target(requested.name, requested, heads, None, config)
@@ -157,7 +157,10 @@ def _stacks(adapter: Adapter, target: _Target) -> Stacks:
             modules = stacks.setdefault(spot.tensor, {})
             # Several spellings of one weight have one tensor.
             if spot.expert in modules:
-                raise FormatError(f"has the place of {modules[spot.expert]} in a GGUF file", fix="keep one of them")
+                raise FormatError(
+                    f"has the same place in a GGUF file as {modules[spot.expert]}",
+                    fix="leave one of them out: loralens drop",
+                )
             modules[spot.expert] = name
     return stacks
 
@@ -225,7 +228,7 @@ def _required_heads(stacks: Stacks, target: _Target) -> Heads | None:
     # Rows of an adapter that was GGUF may stay in llama.cpp's order.
     if target.heads is None and target.metadata is None:
         order = f"llama.cpp has the rows of {turned[0]} in another order, head by head"
-        what = f"{order}, and nothing says how many heads there are"
+        what = f"{order}, and the number of heads is not known"
         raise OptionError(what, fix="give the base's folder with --base")
     return target.heads
 
@@ -271,7 +274,10 @@ def _fold_scale(module: Update, alpha: float) -> LazyArray:
             scaled = (scale * wide).astype(np.float32)
         # An adapter that is infinite already is written as it is; only a new overflow is an error.
         if np.isfinite(wide).all() and not np.isfinite(scaled).all():
-            raise FormatError(f"the scale {scale:g} does not go into B: float32 overflows", fix="scale it down first")
+            raise FormatError(
+                f"the scale {scale:g} cannot be multiplied into B: float32 overflows",
+                fix="make the adapter weaker first: loralens scale",
+            )
         return scaled
 
     return B.map(fold, shape=B.shape, dtype=np.float32)

@@ -182,7 +182,10 @@ def _findings(modules: Mapping[str, Update], unpaired: Mapping[str, LazyArray]) 
     bases = [name for name in modules if f"{name}.weight" in unpaired or f"{name}.conv.weight" in unpaired]
     # In eval mode, loralib merges the update into the weight.
     if bases:
-        text = f"holds base weights too, {bases[0]}'s among them; saved in eval mode they contain the update already"
+        text = (
+            f"holds base weights too, {bases[0]}'s among them; if they were saved in eval mode, they already contain "
+            "the update"
+        )
         findings.append(Finding("warning", "base-included", text, "take the base model from its own source"))
     convs = [n for n, m in modules.items() if m.layout.kind == "linear" and "conv" in n.rpartition(".")[2]]
     if convs:

@@ -128,7 +128,7 @@ def _config(adapter: Adapter, stacks: Stacks) -> tuple[Mapping[str, Any] | None,
     old = adapter.config if adapter.format == NAME else None
     modules = adapter.modules.values()
     stated = stated_scale(old)
-    unsaid = stated is None and all(m.scaling.rule == "unknown" and m.scale == 1 for m in modules)
+    unsaid = stated is None and all(m.scaling.formula == "unknown" and m.scale == 1 for m in modules)
     unsaid = unsaid and adapter.format == NAME
     untouched = all(is_as_read(stack.values(), NAME) for stack in stacks.values())
     # Nothing that the old configuration says has changed.

@@ -133,15 +133,15 @@ class PeftConfig:
         return self._ranks.find(path, self.fields.get("r", DEFAULT_RANK))
 
     def scaling(self, path: str) -> Scaling:
-        """α, r and rule of a module, and the field that they come from."""
+        """α, r and formula of a module, and the field that they come from."""
         alpha, alpha_key = self._alphas.find(path, self.fields.get("lora_alpha", DEFAULT_ALPHA))
         rank, rank_key = self._rank(path)
         origins = [f"alpha_pattern {alpha_key!r}"] if alpha_key else []
         origins += [f"rank_pattern {rank_key!r}"] if rank_key else []
-        return Scaling(self.rule, alpha, rank, " and ".join(origins) or "adapter_config.json")
+        return Scaling(self.formula, alpha, rank, " and ".join(origins) or "adapter_config.json")
 
     @property
-    def rule(self) -> ScaleFormula:
+    def formula(self) -> ScaleFormula:
         """α/r, or α/√r with ``use_rslora``."""
         return "alpha/sqrt(r)" if self.fields.get("use_rslora") else "alpha/r"
 

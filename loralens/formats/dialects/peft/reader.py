@@ -125,7 +125,7 @@ def _about_out_proj(name: str) -> Finding:
         f"{name}: PEFT up to 0.21.2 adds the update of this attention's out_proj twice, in training too (peft pull "
         "request 3774), so its ΔW is twice scale·B·A here, and in what is merged"
     )
-    fix = "merge and measure it with --once (load(…, once=True)) where it was trained by what adds it once"
+    fix = "use --once (load(…, once=True)) if the adapter was trained with software that adds it once"
     return Finding("warning", "out-proj-twice", text, fix)
 
 

@@ -10,7 +10,7 @@ LOKR      lokr_w1 or _a·_b, lokr_w2 or _a·_b or _a, t2, _b        alpha/r · k
 
 AdaLoRA: ranknum is ``init_r``, the rank before pruning; old files hold it as a tensor. A ``lora_alpha`` of 0 or less
 counts as ``init_r``. ``rank_pattern`` says for each module which of its ``init_r`` directions remained, as a list of
-true and false. A file contains only these directions. A module without remaining directions has no update.
+true and false. A file contains only the directions that remained. A module without any has no update.
 
 LoHa and LoKr: the algebra is that of LyCORIS, but the scale is not. It is alpha/r of the configuration, also for full
 factors of LoKr. For a Conv1d with a full w2 (b, d, k), PEFT 0.21.2 orders LoKr's product differently than LyCORIS: the
@@ -130,7 +130,7 @@ def read_other_type(stored: Stored, kind: str, config: PeftConfig | None) -> Rea
     masks = _masks(stored.config or {}) if kind == "ADALORA" else {}
     modules: dict[str, Update] = {}
     pruned: list[str] = []
-    text = f"this is {kind}, which only PEFT reads; what loralens writes of it is a plain LoRA"
+    text = f"this is {kind}, which only PEFT reads; loralens writes it as a plain LoRA"
     findings = [Finding("note", "peft-type", text, "loralens convert --to peft, for all other programs")]
     for path, parts in groups.items():
         name = module_path(path)

@@ -182,7 +182,7 @@ def _config(adapter: Adapter, stacks: Stacks) -> Mapping[str, Any] | None:
     """The old configuration if it still describes the adapter, otherwise one that does."""
     old = lora_fields(adapter.config) if adapter.format == NAME and adapter.config is not None else None
     unsaid = all(
-        module.scaling.rule == "unknown" and _stated_scale(name, module, stacks)[0] == 1
+        module.scaling.formula == "unknown" and _stated_scale(name, module, stacks)[0] == 1
         for name, modules in stacks.items()
         for module in modules.values()
     )
@@ -279,7 +279,7 @@ def _terms(config: PeftConfig, stacks: Stacks) -> Terms:
         for module in modules.values():
             rank = _width(module)
             scale, scaling = _stated_scale(name, module, stacks)
-            rank_and_alpha = rank, scaling.alpha_for(scale, rank, config.rule)
+            rank_and_alpha = rank, scaling.alpha_for(scale, rank, config.formula)
             # All experts of a stack, and both projections of an attention, share one entry.
             if terms.setdefault(path, rank_and_alpha) != rank_and_alpha:
                 what = f"{path}: its parts differ in rank or scale, and PEFT holds one for all of them"
@@ -297,7 +297,7 @@ def _targets(stacks: Stacks, terms: Terms) -> dict[str, Any]:
 def _new_config(adapter: Adapter) -> dict[str, Any]:
     """A configuration for an adapter of another dialect, with the fields of an earlier PEFT configuration if any."""
     # One module without rsLoRA is enough to write plain alphas.
-    rslora = bool(len(adapter)) and all(m.scaling.rule == "alpha/sqrt(r)" for m in adapter.modules.values())
+    rslora = bool(len(adapter)) and all(m.scaling.formula == "alpha/sqrt(r)" for m in adapter.modules.values())
     stacks = [m.layout for m in adapter.modules.values() if m.layout.kind == "experts"]
     upright = bool(stacks) and not any(layout.transposed for layout in stacks)
     return {

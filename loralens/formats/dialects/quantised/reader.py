@@ -9,7 +9,7 @@ version       1
 source        the dialect that the adapter came from
 base_model    the model that it was trained on, or null
 modules       name → [out, in, directions, number of its scaling, number of its layout]
-scalings      [scale, rule, alpha, rank, origin of the scale] of each kind that occurs
+scalings      [scale, formula, alpha, rank, origin of the scale] of each kind that occurs
 layouts       [kind, kernel, groups, transposed] of each kind that occurs
 extra         key → [role, module, parameter]
 findings      [level, code, text, fix] of each finding of the source's reader
@@ -145,15 +145,15 @@ def _module(stored: Stored, name: str, entry: Any, scalings: list[Any], layouts:
     if rank > min(out, in_) or not kernel_fits(layouts[layout], (out, in_)):
         raise FormatError(f"{rank} directions or a kernel do not fit ({out}, {in_})", fix=_BROKEN)
     key, shape = f"{name}.{PART}", (out, in_)
-    scale, rule = scalings[scaling]
+    scale, how = scalings[scaling]
     data = stored.tensors[key]
-    return from_bytes(data, shape, rank=rank, scale=scale, scaling=rule, layout=layouts[layout], key=key)
+    return from_bytes(data, shape, rank=rank, scale=scale, scaling=how, layout=layouts[layout], key=key)
 
 
 def _scaling(entry: Any) -> tuple[float, Scaling]:
-    scale, rule, alpha, rank, origin = entry
-    _check(finite_number(scale) is not None and is_valid_scaling(rule, alpha, rank, origin))
-    return float(scale), Scaling(rule, alpha, rank, origin)
+    scale, formula, alpha, rank, origin = entry
+    _check(finite_number(scale) is not None and is_valid_scaling(formula, alpha, rank, origin))
+    return float(scale), Scaling(formula, alpha, rank, origin)
 
 
 def _layout(entry: Any) -> Layout:

@@ -111,7 +111,7 @@ def read_alignment(stored: Value | None) -> int:
 def _info(header: Header) -> TensorInfo:
     axes = header.number("I")
     if axes > MOST_AXES:
-        raise FormatError(f"claims {axes:,} axes", fix=BROKEN)
+        raise FormatError(f"claims to have {axes:,} axes", fix=BROKEN)
     shape = tuple(header.number("Q") for _ in range(axes))[::-1]
     kind, begin = header.number("I"), header.number("Q")
     # the only quantised type that llama.cpp's converter writes for adapters

@@ -150,7 +150,7 @@ def _value(header: Header, longest: int | None) -> Value:
 def _name(kind: int) -> str:
     if kind not in NAMES:
         what = "an array of arrays" if kind == ARRAY else f"a value of type {kind}"
-        raise FormatError(f"{what} is none that GGUF files hold here", fix=BROKEN)
+        raise FormatError(f"{what} does not occur in GGUF files of models and adapters", fix=BROKEN)
     return NAMES[kind]
 
 

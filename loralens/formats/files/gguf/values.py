@@ -69,7 +69,7 @@ def from_text(key: str, text: str) -> tuple[str, Value]:
         # A text that came from outside may be a list where a number is due.
         items = value if array and isinstance(value, list) else [value]
         if (array and not isinstance(value, list)) or not all(_fits(kind, item) for item in items):
-            raise FormatError(f"{text[:40]!a} is no {suffix}", fix=_FIX)
+            raise FormatError(f"{text[:40]!a} cannot be stored as {suffix}", fix=_FIX)
     return name, Value(kind, array, value)
 
 

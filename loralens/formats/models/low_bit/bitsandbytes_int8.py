@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from loralens.core.coded_weight import CodedWeight, Codes, GridRows
 from loralens.core.lazy import LazyArray
 from loralens.errors import place
-from loralens.formats.models.low_bit.coded_weight import CodedWeight, Codes, GridRows
 from loralens.formats.models.low_bit.packing import Bytes, bytes_of
 from loralens.formats.models.low_bit.parts import FLOATS, Config, Found, Tensors, bits_of, part
 from loralens.linalg.exact import Singles

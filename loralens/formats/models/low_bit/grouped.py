@@ -16,8 +16,8 @@ from typing import Any, NamedTuple, final
 import numpy as np
 from numpy.typing import NDArray
 
+from loralens.core.coded_weight import CodedWeight, Codes, GridRows
 from loralens.core.lazy import Array
-from loralens.formats.models.low_bit.coded_weight import CodedWeight, Codes, GridRows
 from loralens.formats.models.low_bit.packing import Bytes
 from loralens.linalg.exact import Singles
 
@@ -37,8 +37,8 @@ class Levels:
 
     @property
     def order(self) -> NDArray[np.intp]:
-        """The stored code of every code of the grid, whose levels do not decrease; −0 comes before 0."""
-        return np.lexsort((~np.signbit(self.stored), self.stored))
+        """The stored code of every code of the grid, whose levels do not decrease; 0 and −0 are two neighbours."""
+        return np.argsort(self.stored, kind="stable")
 
     @property
     def ranks(self) -> NDArray[np.int16]:

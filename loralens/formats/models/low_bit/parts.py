@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from loralens.core.coded_weight import CodedWeight
 from loralens.core.lazy import LazyArray
 from loralens.errors import FormatError
 from loralens.formats.models.float8 import BESIDE
-from loralens.formats.models.low_bit.coded_weight import CodedWeight
 
 Tensors = Mapping[str, LazyArray]
 Config = Mapping[str, Any]

@@ -1,0 +1,272 @@
+"""A verb for one adapter as a verb for several: a list, or a folder that has adapters in it."""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
+from contextvars import ContextVar
+from functools import wraps
+from hashlib import sha256
+from inspect import Parameter, signature
+from os import PathLike
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar, cast
+from urllib.parse import quote
+
+from loralens.choices import INTEGER_TYPES, QUANTISED
+from loralens.core.adapter import Adapter
+from loralens.core.progress import progress
+from loralens.core.threads import processor_count
+from loralens.errors import LoraLensError, OptionError
+from loralens.formats.dialects.table import FORMATS
+from loralens.formats.files.disk import disk_errors
+from loralens.formats.files.hold import Hold
+from loralens.formats.files.json_text import is_safe_text
+from loralens.formats.files.location import SUFFIXES, adapter_file
+from loralens.formats.models.base_digest import base_digest
+from loralens.formats.models.checkpoint import resolve_path
+from loralens.formats.records.batches import BEGUN, BatchEntry, BatchRecord, files_digest
+from loralens.tables.text import display_width
+from loralens.verbs.batches.batch_items import BatchItem, NameTarget, find_adapters, is_several, place_targets
+from loralens.verbs.batches.batch_result import BatchResult, BatchRow, line_of
+from loralens.verbs.batches.batch_task import WORK, AdapterWork, Outcome, Task, real_source
+from loralens.verbs.batches.batch_workers import perform_all
+from loralens.verbs.inputs.adapters import AdapterSource, Source
+from loralens.version import __version__
+
+F = TypeVar("F", bound=Callable[..., Any])
+Options = Mapping[str, Any]
+
+# Options that do not change the output: whether it is replaced, and how an answer is drawn from it.
+_OF_THE_RUN = {"overwrite", "dry_run", "fail_on"}
+_FILES = ("activations", "weights")  # options that may be paths of files, whose content counts
+
+# Bytes of adapters from which other processes save more time than their start takes. Two of them take half a second of
+# a processor each, in which `compress` works on some 10 MB.
+WORTH_PROCESSES = 20_000_000
+WIDEST_NAME = 32  # columns of a terminal that the names of adapters take at most in the lines
+
+LineWatcher = Callable[[str], None]
+_watcher: ContextVar[LineWatcher | None] = ContextVar("watcher", default=None)
+
+
+@contextmanager
+def watch_lines(watcher: LineWatcher) -> Iterator[None]:
+    """Let ``watcher`` see a line about every adapter of a batch within the block as soon as it is finished."""
+    token = _watcher.set(watcher)
+    try:
+        yield
+    finally:
+        _watcher.reset(token)
+
+
+def in_batches(work: Callable[[Callable[..., Any]], AdapterWork]) -> Callable[[F], F]:
+    """Let a verb that writes one adapter take several too, and then return a `BatchResult`.
+
+    Parameters
+    ----------
+    work : callable
+        The verb for one adapter → its work.
+    """
+
+    def decorate(verb: F) -> F:
+        name, parameters = verb.__name__, signature(verb).parameters
+        first = next(iter(parameters))
+        catch_all = [each.name for each in parameters.values() if each.kind is Parameter.VAR_KEYWORD]
+        WORK[name] = work(verb)
+
+        @wraps(verb)
+        def for_several(*arguments: Any, **keywords: Any) -> Any:
+            source = arguments[0] if arguments else keywords.get(first)
+            if not is_several(cast("Source", source)):
+                return verb(*arguments, **keywords)
+            options = signature(verb).bind(*arguments, **keywords).arguments
+            # The options of a TypedDict are bound as one mapping.
+            for each in catch_all:
+                options |= options.pop(each, {})
+            adapters = options.pop(first)
+            chosen = adapters if isinstance(adapters, list | tuple) else [adapters]
+            return run_batch(name, chosen, adapter_target(options), options)
+
+        return cast("F", for_several)
+
+    return decorate
+
+
+def one_adapter(source: Source) -> AdapterSource:
+    """The adapter that a verb was given; several have been taken by `in_batches`."""
+    assert not isinstance(source, list | tuple)
+    return cast("AdapterSource", source)
+
+
+def adapter_target(options: Options) -> NameTarget:
+    """How the outputs of a verb that writes adapters are named.
+
+    A folder becomes a folder. A single file becomes a file with the suffix of the dialect that is written, if the
+    dialect needs no other file; otherwise a folder, since files that belong to it would meet those of its neighbours.
+    """
+    to = QUANTISED if options.get("dtype") in INTEGER_TYPES else options.get("to")
+
+    def name_target(name: PurePosixPath, single: bool, dialect: str) -> PurePosixPath:
+        files = next((form.files for form in FORMATS if form.name == (to or dialect)), None)
+        # A file that cannot be read, or not be written, fails under its own name.
+        if not single or files is None:
+            return name
+        stem = name.with_suffix("") if name.suffix in SUFFIXES else name
+        suffix = Path(files.weights).suffix
+        # The record of a pickle is a file beside it.
+        alone = files.config is None and suffix != ".bin"
+        return stem.with_name(f"{stem.name}{suffix}") if alone else stem
+
+    return name_target
+
+
+def run_batch(verb: str, adapters: Sequence[AdapterSource], name_target: NameTarget, options: Options) -> BatchResult:
+    """Let a verb work on several adapters, and keep the record of it in the output folder.
+
+    Parameters
+    ----------
+    adapters : sequence of path or Adapter
+        Adapters, and folders that have some in them.
+    name_target : callable
+        How the outputs are named in the output folder.
+    options : mapping of str to value
+        The keywords of the verb, with ``output`` and ``jobs``.
+    """
+    # What is wrong with every adapter is said once, before any work.
+    WORK[verb].check(options)
+    if options.get("base") is not None:
+        resolve_path(Path(options["base"]))
+    keywords = {name: value for name, value in options.items() if name not in ("output", "jobs", "overwrite")}
+    output = None if options.get("output") is None else Path(cast("str | PathLike[str]", options["output"]))
+    dry_run = bool(options.get("dry_run"))
+    reading = {name: bool(options.get(name)) for name in ("allow_pickle", "once")}
+    items = find_adapters(adapters, output=output, **reading)
+    jobs = _count_jobs(options.get("jobs"), items)
+    targets = place_targets(items, output, name_target) if output else [None] * len(items)
+    record = BatchRecord.read(output) if output else None
+    digest = _digest_options(verb, options) if output else None
+    names = [_entry_name(target, output) if target and output else "" for target in targets]
+    tasks = [
+        Task(
+            verb,
+            BatchRow(item.name, item.path, None if target is None else str(target), "failed"),
+            item.source,
+            keywords,
+            bool(options.get("overwrite")),
+            digest,
+            record.entries.get(name) if record else None,
+        )
+        for item, target, name in zip(items, targets, names, strict=True)
+    ]
+    hold = Hold()
+    if output and not dry_run:
+        with disk_errors(output):
+            output.mkdir(parents=True, exist_ok=True)
+        hold.take(output)
+    try:
+        outcomes = _perform(tasks, jobs, None if dry_run else record)
+    finally:
+        hold.release()
+    rows = [outcomes[item.name] for item in items]
+    return BatchResult(verb, rows, output, dry_run)
+
+
+def _perform(tasks: Sequence[Task], jobs: int, record: BatchRecord | None) -> dict[str, BatchRow]:
+    """Perform the tasks, and write the record after each; returns the rows by the names of the adapters."""
+    rows: dict[str, BatchRow] = {}
+    if record:
+        # What an earlier run has done stays recorded until it is replaced.
+        for task in tasks:
+            begun = BatchEntry(task.verb, real_source(task.source), BEGUN, __version__)
+            record.entries.setdefault(_entry_of(task, record), begun)
+        if any(entry.status == BEGUN for entry in record.entries.values()):
+            record.write()
+    watcher = _watcher.get()
+    width = min(WIDEST_NAME, max(display_width(task.row.name) for task in tasks))
+    with progress(tasks[0].verb, len(tasks)) as step, closing(perform_all(tasks, jobs)) as outcomes:
+        for task, outcome in outcomes:
+            rows[task.row.name] = outcome.row
+            if record:
+                _record_outcome(_entry_of(task, record), outcome, record)
+            if watcher:
+                watcher(line_of(task.verb, outcome.row, width))
+            if step:
+                step(1)
+    return rows
+
+
+def _record_outcome(name: str, outcome: Outcome, record: BatchRecord) -> None:
+    """Write into the record what was done, if anything was."""
+    if outcome.entry:
+        record.entries[name] = outcome.entry
+    elif record.entries[name].status == BEGUN:  # nothing was written there
+        del record.entries[name]
+    else:
+        return
+    record.write()
+
+
+def _entry_of(task: Task, record: BatchRecord) -> str:
+    assert task.target
+    return _entry_name(task.target, record.folder)
+
+
+def _entry_name(target: Path, folder: Path) -> str:
+    """The name of a target in the record."""
+    name = target.relative_to(folder).as_posix()
+    # JSON has no bytes that are no text, and a name with control characters would be refused when it is read.
+    return name if is_safe_text(name) else quote(os.fsencode(name))
+
+
+def _count_jobs(jobs: object, items: Sequence[BatchItem]) -> int:
+    """How many adapters are worked on at once."""
+    if jobs is None:
+        # Few bytes are done before other processes would have started.
+        worth = len(items) > 1 and sum(map(_source_bytes, items)) >= WORTH_PROCESSES
+        return min(processor_count(), len(items)) if worth else 1
+    if not isinstance(jobs, int) or isinstance(jobs, bool) or jobs < 1:
+        raise OptionError(f"jobs {jobs!r:.100} is not a whole number from 1", fix="give a whole number from 1")
+    return min(jobs, len(items))
+
+
+def _source_bytes(item: BatchItem) -> int:
+    """The size of an adapter's file; 0 if it cannot be read, or is an object."""
+    if isinstance(item.source, Adapter):
+        return 0
+    with suppress(LoraLensError, OSError):
+        return adapter_file(Path(item.source)).stat().st_size
+    return 0
+
+
+def _digest_options(verb: str, options: Options) -> str | None:
+    """A digest of all that decides what is made of an adapter; None if an option is an object that has none."""
+    stated = {
+        name: value
+        for name, value in options.items()
+        if name not in ("output", "jobs") and name not in _OF_THE_RUN and value not in (None, False, (), [])
+    }
+    digests = {name: files_digest([Path(stated[name])]) for name in _FILES if _is_path(stated.get(name))}
+    if stated.get("base") is not None:
+        # A base under the same path may be another one tomorrow.
+        digests["base"] = base_digest(resolve_path(Path(stated["base"])))
+    try:
+        text = json.dumps([verb, stated, digests], default=_plain, sort_keys=True)
+    except TypeError:
+        return None
+    return sha256(text.encode()).hexdigest()
+
+
+def _is_path(value: object) -> bool:
+    return isinstance(value, str | PathLike) and Path(value).is_file()
+
+
+def _plain(value: object) -> object:
+    """A value that JSON does not know as one that it knows."""
+    if isinstance(value, PathLike):
+        return str(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, Sequence):
+        return list(value)
+    raise TypeError

@@ -1,0 +1,342 @@
+"""The result of a verb that was given several adapters: one row for each of them, and the sentences about all."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from loralens.analysis.checks.diagnosis import LEVELS
+from loralens.tables.numbers import count, join_words, percent, size
+from loralens.tables.result import Tabular
+from loralens.tables.table import ALWAYS, Column, Table
+from loralens.tables.text import display_width, shorten
+
+# ``done`` is an adapter of which nothing was to be written: in a dry run, or without an output folder.
+Status = Literal["written", "unchanged", "no", "done", "skipped", "failed"]
+STATUSES: tuple[Status, ...] = ("written", "unchanged", "done", "skipped", "no", "failed")
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRow:
+    """One row: an adapter of several, and what the verb did with it.
+
+    Attributes
+    ----------
+    name : str
+        The name of the adapter among the others.
+    source : str
+        Its path.
+    target : str or None
+        Where its output is; None without an output folder.
+    status : str
+        ``written``; ``unchanged``, if it was written as it was; ``no``, if the answer of the verb is no; ``done``, if
+        nothing was to be written; ``skipped``, if an earlier run has done it; ``failed``.
+    answer : bool or None
+        The answer of the verb, which an earlier run may have given; None if the adapter could not be processed.
+    numbers : mapping of str to value
+        What matters of this verb, as JSON values.
+    reason, fix : str
+        Why it could not be processed, and what the user can do.
+    messages : sequence of str
+        The messages about this adapter, each after its level.
+    findings : sequence of mapping
+        The findings of the doctor, as its JSON has them.
+    """
+
+    name: str
+    source: str
+    target: str | None
+    status: Status
+    answer: bool | None = True
+    numbers: Mapping[str, Any] | None = None
+    reason: str = ""
+    fix: str = ""
+    messages: Sequence[str] = ()
+    findings: Sequence[Mapping[str, Any]] = ()
+
+    def number(self, key: str) -> Any:
+        """One of the numbers; None if there is none."""
+        return (self.numbers or {}).get(key)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchResult(Tabular):
+    """Several adapters that one verb has worked on; the result is a sequence of rows in the order of the adapters.
+
+    Attributes
+    ----------
+    verb : str
+        The name of the verb.
+    rows : sequence of BatchRow
+    output : Path or None
+        The folder of the outputs.
+    dry_run : bool
+        Whether nothing was to be written.
+    """
+
+    verb: str
+    rows: Sequence[BatchRow]
+    output: Path | None = None
+    dry_run: bool = False
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> BatchRow:
+        return self.rows[index]
+
+    def __iter__(self) -> Iterator[BatchRow]:
+        return iter(self.rows)
+
+    def __repr__(self) -> str:
+        return f"BatchResult({self.verb}, {count(len(self.rows), 'adapter')})"
+
+    @property
+    def failed(self) -> list[BatchRow]:
+        """The adapters that could not be processed."""
+        return [row for row in self.rows if row.status == "failed"]
+
+    @property
+    def answered_no(self) -> list[BatchRow]:
+        """The adapters about which the answer is no, now or in an earlier run."""
+        return [row for row in self.rows if row.answer is False]
+
+    @property
+    def answer(self) -> bool:
+        """Whether every adapter was processed, and no answer is no."""
+        return not (self.failed or self.answered_no)
+
+    def tables(self) -> list[Table[BatchRow]]:
+        """The adapters, one per row."""
+        words = WORDS[self.verb]
+        columns = [NAME, *(column for column in COLUMNS[self.verb] if column.title), _happened(words)]
+        return [Table(count(len(self.rows), "adapter"), columns, self.rows)]
+
+    def listing(self) -> list[Table[BatchRow]]:
+        """The adapters with all their numbers."""
+        return [Table("adapters", [*IDENTITY, *COLUMNS[self.verb], *REASONS], self.rows)]
+
+    def conclusion(self) -> list[str]:
+        """How many adapters there are of each status; then which of them failed, and of which the answer is no."""
+        words, statuses = WORDS[self.verb], Counter(row.status for row in self.rows)
+        parts = [f"{statuses[status]:,} {words[status]}" for status in STATUSES if statuses[status]]
+        if len(parts) == 1:
+            parts = [f"{'all ' if len(self.rows) > 1 else ''}{words[self.rows[0].status]}"]
+        where = f"{self.output}: " if self.output else ""
+        sentences = [f"{where}{count(len(self.rows), 'adapter')}, {join_words(parts)}{self._saved()}."]
+        if self.failed:
+            sentences.append(f"Failed: {join_words([row.name for row in self.failed])}.")
+        if self.answered_no:
+            sentences.append(f"{words['answer']}: {join_words([row.name for row in self.answered_no])}.")
+        return sentences
+
+    def _saved(self) -> str:
+        """The size of all adapters before and after, for a verb that makes them smaller."""
+        rows = [row for row in self.rows if row.number("bytes_before") and row.status != "no"]
+        before, after = (sum(row.number(key) for row in rows) for key in ("bytes_before", "bytes_after"))
+        if not rows or after >= before:
+            return ""
+        return f"; {size(before)} → {size(after)}, {percent(1 - after / before)} smaller"
+
+    def sentences(self) -> list[str]:
+        """Why adapters could not be processed, those with one reason together, and how many gave warnings."""
+        causes: dict[tuple[str, str], list[str]] = {}
+        for row in self.failed:
+            causes.setdefault((_without_place(row), row.fix), []).append(row.name)
+        lines = []
+        for (reason, fix), names in causes.items():
+            lines += [f"{join_words(names)}: {reason}", f"  fix: {fix}"]
+        if warned := sum(any(not text.startswith("note:") for text in row.messages) for row in self.rows):
+            lines.append(f"{count(warned, 'adapter')} gave warnings (--verbose tells them)")
+        return lines
+
+    def details(self) -> list[str]:
+        """Every finding and message, each after the name of its adapter."""
+        lines = []
+        for row in self.rows:
+            for finding in row.findings:
+                module = f"{finding['module']}: " if finding["module"] else ""
+                lines.append(f"{row.name}: {finding['level']}: {finding['code']}: {module}{finding['evidence']}")
+            lines += [f"{row.name}: {text}" for text in row.messages]
+        return lines
+
+    def record(self) -> dict[str, Any]:
+        """The result as a JSON object."""
+        statuses = Counter(row.status for row in self.rows)
+        return {
+            "verb": self.verb,
+            "target": str(self.output) if self.output and not self.dry_run else None,
+            "adapters": [
+                {
+                    **Table("", [*IDENTITY, *COLUMNS[self.verb], *REASONS], []).record(row),
+                    **({"findings": list(row.findings)} if self.verb == "doctor" else {}),
+                    "messages": list(row.messages),
+                }
+                for row in self.rows
+            ],
+            "counts": {status: statuses[status] for status in STATUSES},
+            "answer": self.answer,
+        }
+
+
+def _without_place(row: BatchRow) -> str:
+    """The reason of a failure without the path of the adapter, or of its file, that it begins with."""
+    place, colon, reason = row.reason.partition(": ")
+    return reason if colon and (place == row.source or place.startswith(f"{row.source}/")) else row.reason
+
+
+def line_of(verb: str, row: BatchRow, width: int) -> str:
+    """One line about a row of a verb: its name in ``width`` columns, and then what has changed or what happened."""
+    name = shorten(row.name, width)
+    # What was done is seen by the numbers, for which alone 80 columns have room.
+    plain = row.numbers is not None and row.status in ("written", "done")
+    changed = CHANGES[verb](row) if row.numbers and row.status != "skipped" else ""
+    happened = "" if plain else _happened(WORDS[verb]).cell(row)
+    return f"{name}{' ' * (width - display_width(name))}  " + ", ".join(filter(None, [changed, happened]))
+
+
+# Status → its word for each verb; ``answer`` begins the sentence about answers that are no.
+WORDS: Mapping[str, Mapping[str, str]] = {
+    "compress": {
+        "written": "compressed",
+        "unchanged": "unchanged",
+        "no": "not written",
+        "done": "would be compressed",
+        "skipped": "done before",
+        "failed": "failed",
+        "answer": "Not written, as it would not become smaller",
+    },
+    "convert": {
+        "written": "converted",
+        "done": "would be converted",
+        "skipped": "done before",
+        "failed": "failed",
+    },
+    "scale": {
+        "written": "scaled",
+        "done": "would be scaled",
+        "skipped": "done before",
+        "failed": "failed",
+    },
+    "doctor": {
+        "written": "examined",
+        "no": "not accepted",
+        "done": "examined",
+        "skipped": "examined before",
+        "failed": "failed",
+        "answer": "With findings of the level of --fail-on, or a more serious one",
+    },
+}
+NAME: Column[BatchRow] = Column("name", lambda row: row.name, "adapter", align="left", priority=ALWAYS)
+
+
+def _happened(words: Mapping[str, str]) -> Column[BatchRow]:
+    """What happened to an adapter, in words."""
+
+    def text(row: BatchRow) -> str:
+        # An answer that an earlier run gave still is the answer.
+        again = ", and the answer is no" if row.status == "skipped" and row.answer is False else ""
+        return f"{words[row.status]}{again}"
+
+    return Column("status", text, "result", align="left", priority=ALWAYS)
+
+
+def _number(key: str, title: str = "", *, text: Callable[[Any], str] = str, **options: Any) -> Column[BatchRow]:
+    """A column of one of the numbers; empty for an adapter without it."""
+    return Column(
+        key, lambda row: row.number(key), title, lambda value: "" if value is None else text(value), **options
+    )
+
+
+def _levels(row: BatchRow) -> str:
+    """``1 error, 2 warnings: code, code``."""
+    counts = {level: row.number(f"{level}s") or 0 for level in LEVELS}
+    found = ", ".join(count(counts[level], level) for level in LEVELS if counts[level])
+    return f"{found}: {', '.join(row.number('codes') or ())}" if found else "nothing found"
+
+
+def _compression(row: BatchRow) -> str:
+    ranks = f"r {row.number('rank_before')} → {row.number('rank_after')}"
+    sizes = f"{size(row.number('bytes_before'))} → {size(row.number('bytes_after'))}"
+    return f"{ranks}, {sizes}, error {percent(row.number('relative_error'))}"
+
+
+def _conversion(row: BatchRow) -> str:
+    lost = [row.number("truncation"), row.number("rounding")]
+    loss = " + ".join(percent(each) for each in lost if each)
+    return f"{row.number('format_before')} → {row.number('format')}" + (f", error {loss}" if loss else "")
+
+
+def _modules(row: BatchRow) -> str:
+    return f"{count(row.number('modules'), 'module')}"
+
+
+CHANGES: Mapping[str, Callable[[BatchRow], str]] = {
+    "compress": _compression,
+    "convert": _conversion,
+    "scale": _modules,
+    "doctor": _levels,
+}
+COLUMNS: Mapping[str, Sequence[Column[BatchRow]]] = {
+    "compress": [
+        _number("modules"),
+        _number("rank_before", "r", priority=7),
+        _number("rank_after", "r'", priority=8),
+        _number("bytes_before", "size", text=size, priority=5),
+        _number("bytes_after", "after", text=size, priority=6),
+        _number("relative_error", "error", text=percent, priority=ALWAYS),
+        _number("smaller"),
+    ],
+    "convert": [
+        _number("modules", "modules", priority=4),
+        _number("format_before", "from", align="left", priority=7),
+        _number("format", "to", align="left", priority=8),
+        _number("truncation", "truncation", text=percent, priority=5),
+        _number("rounding", "rounding", text=percent, priority=6),
+    ],
+    "scale": [
+        _number("modules", "modules", priority=8),
+        _number("format", "format", align="left", priority=4),
+        _number("bytes", "size", text=size, priority=6),
+    ],
+    "doctor": [
+        _number("modules", "modules", priority=4),
+        _number("errors", "errors", priority=8),
+        _number("warnings", "warnings", priority=7),
+        _number("notes", "notes", priority=6),
+        _number("codes", "kinds", text=", ".join, align="left", priority=5),
+    ],
+}
+IDENTITY: Sequence[Column[BatchRow]] = (
+    NAME,
+    Column("source", lambda row: row.source),
+    Column("target", lambda row: row.target),
+    Column("status", lambda row: row.status),
+    Column("answer", lambda row: row.answer),
+)
+REASONS: Sequence[Column[BatchRow]] = (
+    Column("reason", lambda row: row.reason),
+    Column("fix", lambda row: row.fix),
+)
+# The kinds of the numbers of each verb, by which those in a record of an earlier run are checked.
+KINDS: Mapping[str, Mapping[str, tuple[type, ...]]] = {
+    "compress": {
+        "modules": (int,),
+        "rank_before": (int,),
+        "rank_after": (int,),
+        "bytes_before": (int,),
+        "bytes_after": (int,),
+        "relative_error": (int, float),
+        "smaller": (bool,),
+    },
+    "convert": {
+        "modules": (int,),
+        "format_before": (str,),
+        "format": (str,),
+        "truncation": (int, float),
+        "rounding": (int, float, type(None)),
+    },
+    "scale": {"modules": (int,), "format": (str,), "bytes": (int, type(None))},
+    "doctor": {"modules": (int,), "errors": (int,), "warnings": (int,), "notes": (int,), "codes": (list,)},
+}

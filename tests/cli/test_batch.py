@@ -1,0 +1,232 @@
+"""Several adapters on the command line: lines, exit codes, what is refused, and runs that are stopped."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from loralens.formats.records.batches import RECORD_NAME
+from tests.cli.command import Command
+from tests.cli.terminals import Terminals
+from tests.conftest import ROOT
+from tests.verbs.batches import files_under, lay_adapters, outputs_under, read_record, spoil
+
+compress = Command("compress")
+posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    lay_adapters(tmp_path / "all")
+    return tmp_path
+
+
+def test_the_conclusion_comes_first_then_one_line_each(folder: Path) -> None:
+    lines = compress.good("all", "-o", "out", "--rank", 4).stdout.splitlines()
+    assert lines[0].startswith("out: 3 adapters, all compressed; 506.5 kB → ")
+    assert [line.split()[0] for line in lines[4:7]] == ["a", "b", "c"]
+    assert compress.good("all", "-o", "out", "--rank", 4, "-q").stdout.count("\n") == 1
+
+
+def test_the_exit_code_is_2_if_one_fails_else_1_if_one_answer_is_no(folder: Path) -> None:
+    words = ("all", "-o", "out", "--rank", 8, "--only-if-smaller")
+    no = compress.run(*words)
+    assert no.exit_code == 1
+    assert "Not written, as it would not become smaller: a, b and c." in no.stdout
+    spoil(folder / "all" / "b")
+    failed = compress.run(*words)
+    assert failed.exit_code == 2
+    assert "Failed: b." in failed.stdout
+    assert "smaller: a and c." in failed.stdout
+    assert "not a safetensors file" in failed.stdout
+    assert "Traceback" not in failed.output
+    accepted = Command("doctor").run("all/a", "all/c", "-o", "found", "--fail-on", "warning")
+    assert accepted.exit_code == 0
+    assert Command("doctor").run("all/a", "all/c", "-o", "found", "--fail-on", "note").exit_code == 1
+    assert Command("doctor").run("all", "-o", "found", "--fail-on", "note").exit_code == 2
+
+
+def test_json_is_one_object_and_csv_one_line_each(folder: Path) -> None:
+    record = compress.told("all", "-o", "out", "--rank", 4)
+    assert record["counts"] == {"written": 3, "unchanged": 0, "done": 0, "skipped": 0, "no": 0, "failed": 0}
+    assert [row["name"] for row in record["adapters"]] == ["a", "b", "c"]
+    heading, *rows = compress.good("all", "-o", "out", "--rank", 4, "--csv").stdout.splitlines()
+    assert heading.startswith("name,source,target,status,answer,modules,rank_before,rank_after")
+    assert [row.split(",")[3] for row in rows] == ["skipped"] * 3
+
+
+def test_verbose_tells_the_messages_and_the_findings(folder: Path) -> None:
+    scaled = Command("scale").good("all", "--by", 0.5, "-o", "out", "-v").stdout
+    assert scaled.count("note: 2 tensors trained in full stay as they are") == 3
+    found = Command("doctor").good("all", "-v").stdout
+    assert "a: note: rank-unused: r=8" in found
+    assert "rank-unused: r=8" not in Command("doctor").good("all").stdout
+
+
+def test_what_only_one_adapter_has_is_refused(folder: Path) -> None:
+    assert "--plot draws one adapter" in compress.refused("all", "--dry-run", "--rank", 4, "--plot", "x.png")
+    assert "Missing option '-o'" in compress.refused("all", "--rank", 4)
+    assert "have one name" in compress.refused("all/a", "./all/a", "--rank", 4, "-o", "out")
+    assert not (folder / "out").exists()
+
+
+def test_on_a_terminal_a_line_for_each_and_then_the_conclusion(folder: Path) -> None:
+    spoil(folder / "all" / "b")
+    terminals = Terminals(folder)
+    try:
+        lines = terminals.run(80, ["compress", "all", "--dry-run", "--rank", "4"]).splitlines()
+        doctor = terminals.run(80, ["doctor", "all"]).splitlines()
+    finally:
+        terminals.close()
+    assert max(map(len, [*lines, *doctor])) <= 80
+    assert [line.split()[0] for line in lines[:3]] == ["a", "b", "c"]
+    assert lines[0].startswith("a  r 8 → 4, 184.0 kB → ")
+    assert lines[0].endswith(" %")
+    assert lines[1] == "b  failed"
+    assert lines[3:6] == [
+        "",
+        "3 adapters, 2 would be compressed and 1 failed; 341.4 kB → 193.9 kB, 43.2 %",
+        "smaller.",
+    ]
+    assert doctor[0] == "a  2 notes: spike, rank-unused"
+
+
+# ---- Runs that are stopped
+
+# Python runs this file at its start, in the run and in the processes that work for it: each truncation takes a while.
+SLOW = """
+import time
+import loralens.compression.directions as directions
+inner = directions.truncating_maps
+def slow(*arguments, **keywords):
+    time.sleep(0.02)
+    return inner(*arguments, **keywords)
+directions.truncating_maps = slow
+"""
+
+
+@contextmanager
+def slow_run(folder: Path, jobs: int) -> "Iterator[subprocess.Popen[str]]":
+    """A run over six adapters, of which some are done and none of the others will be for some time."""
+    (folder / "slow").mkdir()
+    (folder / "slow" / "sitecustomize.py").write_text(SLOW)
+    path = os.pathsep.join([str(folder / "slow"), str(ROOT)])
+    with subprocess.Popen(
+        [sys.executable, "-m", "loralens", *words(jobs)],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # also where ours ignores it
+    ) as process:
+        while process.poll() is None and "written" not in recorded(folder):
+            time.sleep(0.01)
+        time.sleep(0.1)  # into the next adapter
+        yield process
+
+
+def words(jobs: int) -> list[str]:
+    return ["compress", "all", "-o", "out", "--rank", "4", "--jobs", str(jobs)]
+
+
+def recorded(folder: Path) -> list[str]:
+    """The statuses in the record; none before it is there."""
+    try:
+        return [entry["status"] for entry in read_record(folder / "out")["entries"].values()]
+    except FileNotFoundError:
+        return []
+
+
+@pytest.fixture
+def six(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return lay_adapters(tmp_path / "all", *["reuters-r8-r8-seed0"] * 6).parent
+
+
+def check_repeated(folder: Path, done: int, jobs: int) -> None:
+    """A repeated run does the rest, and ends with what a run makes that nobody stopped."""
+    record = compress.told(*words(jobs)[1:])
+    assert record["counts"]["skipped"] >= done
+    assert record["counts"]["skipped"] + record["counts"]["written"] == 6
+    compress.good("all", "-o", "whole", "--rank", 4)
+    assert outputs_under(folder / "out") == outputs_under(folder / "whole")
+
+
+@posix
+@pytest.mark.slow
+@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_run_that_is_stopped_leaves_nothing_half_done(six: Path, jobs: int, number: int, code: int) -> None:
+    with slow_run(six, jobs) as process:
+        process.send_signal(number)
+        out, err = process.communicate()
+    assert process.returncode == code, err
+    assert "Traceback" not in err
+    assert out == ""
+    done = recorded(six).count("written")
+    assert 1 <= done < 6
+    hidden = {path.name for path in (six / "out").rglob(".*")}
+    assert hidden == {RECORD_NAME}
+    # One that took its place just before the signal is complete, and the next run recognises it.
+    assert len(list((six / "out").glob("*/adapter_model.safetensors"))) >= done
+    check_repeated(six, done, jobs)
+
+
+@posix
+@pytest.mark.slow
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_run_that_is_killed_is_taken_up_again(six: Path, jobs: int) -> None:
+    with slow_run(six, jobs) as process:
+        workers = children(process.pid)
+        process.kill()
+        process.communicate()
+    assert len(workers) == (0 if jobs == 1 else jobs)
+    # They end by themselves, since nobody is left who would read what they answer.
+    deadline = time.monotonic() + 60
+    while any(map(is_alive, workers)):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    if jobs > 1:
+        assert not [path for path in (six / "out").iterdir() if path.name.endswith(".part")]
+    check_repeated(six, recorded(six).count("written"), jobs)
+
+
+def children(pid: int) -> list[int]:
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
+    return [int(word) for word in listed.stdout.split()]
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and whose end nobody has noted does not."""
+    listed = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    return bool(listed.stdout.strip()) and not listed.stdout.strip().startswith("Z")
+
+
+@posix
+def test_a_worker_that_is_killed_fails_its_adapter_alone(six: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the system does where memory is short; another process takes the place of the one that is gone."""
+    (six / "slow").mkdir()
+    (six / "slow" / "sitecustomize.py").write_text(
+        "import os, sys\n"
+        "if 'batch_workers' in ' '.join(sys.orig_argv):\n"
+        "    import loralens.verbs.batches.batch_task as task\n"
+        "    inner = task.adapter_digest\n"
+        "    task.adapter_digest = lambda path: os.kill(os.getpid(), 9) if path.name == 'c' else inner(path)\n"
+    )
+    monkeypatch.setattr(sys, "path", [str(six / "slow"), *sys.path])
+    done = compress.run(*words(2)[1:], "--json")
+    assert done.exit_code == 2
+    rows = {row["name"]: row for row in json.loads(done.stdout)["adapters"]}
+    assert rows["c"]["status"] == "failed"
+    assert "signal 9" in rows["c"]["reason"]
+    assert [rows[name]["status"] for name in "abdef"] == ["written"] * 5
+    assert files_under(six / "out").keys() >= {f"{name}/adapter_model.safetensors" for name in "abdef"}

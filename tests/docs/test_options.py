@@ -1,0 +1,65 @@
+"""The documents name no option that does not exist, and the workflow of the cookbook has the inputs of the action."""
+
+import re
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+
+import click
+import pytest
+
+from loralens.cli.overview import COMMANDS
+from tests.conftest import ROOT
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9]*(?:-[a-z0-9]+)*")
+# Options of other programs, each in the pages that may name it.
+OTHERS = {
+    "--concat": {"doctor.md", "others.md"},  # sd-scripts
+    "--clamp": {"others.md"},  # sd-scripts: --clamp_quantile
+    "--no-deps": {"train.md"},  # pip
+    "--nproc-per-node": {"train.md"},  # torchrun
+    "--max-lora-rank": {"cookbook.md", "inspect.md"},  # vLLM
+}
+
+
+def options_of(command: str) -> set[str]:
+    params = import_module(f"loralens.cli.{command}").command.params
+    named = {
+        name for param in params if isinstance(param, click.Option) for name in (*param.opts, *param.secondary_opts)
+    }
+    return named | {"--help"}
+
+
+OPTIONS = {command: options_of(command) for command in COMMANDS}
+
+
+def lines(page: Path) -> Iterator[str]:
+    text = page.read_text(encoding="utf-8")
+    # The pasted usage wraps long names; a test of its own compares it with the commands.
+    yield from re.sub(r"<!-- usage -->.*?<!-- /usage -->", "", text, flags=re.DOTALL).splitlines()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_option_in_a_page_exists(page: Path) -> None:
+    known = {"--version"}.union(*OPTIONS.values()) | {name for name, pages in OTHERS.items() if page.name in pages}
+    unknown = {option for line in lines(page) for option in OPTION.findall(line)} - known
+    assert not unknown
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_command_in_a_page_has_the_options_that_it_is_given(page: Path) -> None:
+    for line in lines(page):
+        for command, words in re.findall(r"\bloralens ([a-z]+)\b([^`|;&()]*)", line):
+            if command in OPTIONS:
+                assert set(OPTION.findall(words)) <= OPTIONS[command] | OTHERS.keys(), line
+
+
+def test_the_workflow_of_the_cookbook_has_the_inputs_of_the_action() -> None:
+    inputs = (ROOT / "action.yml").read_text(encoding="utf-8").partition("inputs:")[2].partition("outputs:")[0]
+    known = set(re.findall(r"^  ([a-z-]+):$", inputs, re.MULTILINE))
+    page = (ROOT / "docs" / "cookbook" / "ci.md").read_text(encoding="utf-8")
+    step = page.partition("uses: OWNER/loralens@VERSION")[2].partition("      - uses:")[0]
+    given = set(re.findall(r"^          ([a-z-]+):", step, re.MULTILINE))
+    assert "adapters" in given
+    assert given <= known

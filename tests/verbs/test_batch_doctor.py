@@ -1,0 +1,99 @@
+"""The doctor on the adapters of a folder: one by one, with the findings of each as JSON; named ones together."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import loralens
+from loralens.verbs.batches.batch_result import BatchResult
+from loralens.verbs.doctor import DoctorResult
+from tests.verbs.batches import files_under, lay_adapters, read_record, spoil, statuses, write_record
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two trained adapters in ``all``, and a copy of the first."""
+    monkeypatch.chdir(tmp_path)
+    lay_adapters(tmp_path / "all", "20newsgroups-r64-seed0", "reuters-r8-r8-seed0", "20newsgroups-r64-seed0")
+    return tmp_path
+
+
+def test_named_adapters_are_compared_and_those_of_a_folder_are_not(folder: Path) -> None:
+    together = loralens.doctor("all/a", "all/c")
+    assert isinstance(together, DoctorResult)
+    assert any("same adapter" in finding.evidence for finding in together)
+    alone = loralens.doctor("all")
+    assert isinstance(alone, BatchResult)
+    assert statuses(alone) == {"a": "done", "b": "done", "c": "done"}
+    expected = [loralens.doctor(f"all/{name}").record()["findings"] for name in "abc"]
+    assert [row.findings for row in alone] == expected
+    assert all(expected)
+
+
+def test_the_findings_are_written_in_the_form_of_one_adapter(folder: Path) -> None:
+    result = loralens.doctor("all/a", "all/b", output="found")
+    assert statuses(result) == {"a": "written", "b": "written"}
+    for name in "ab":
+        record = json.loads((folder / "found" / f"{name}.json").read_text(encoding="utf-8"))
+        assert record == {"loralens": loralens.__version__, **loralens.doctor(f"all/{name}").record()}
+
+
+def test_the_answer_is_asked_again_about_what_was_found_before(folder: Path) -> None:
+    assert loralens.doctor("all", output="found", fail_on="warning").answer
+    before = files_under(folder / "found")
+    again = loralens.doctor("all", output="found", fail_on="note")
+    assert statuses(again) == {"a": "skipped", "b": "skipped", "c": "skipped"}
+    assert not again.answer
+    assert [row.name for row in again.answered_no] == ["a", "b", "c"]
+    assert files_under(folder / "found") == before
+    assert statuses(loralens.doctor("all", fail_on="note")) == {"a": "no", "b": "no", "c": "no"}
+
+
+def test_one_that_cannot_be_read_is_a_failure_and_a_finding_of_the_log(folder: Path) -> None:
+    spoil(folder / "all" / "b")
+    result = loralens.doctor("all", output="found", sarif="found.sarif")
+    assert statuses(result) == {"a": "written", "b": "failed", "c": "written"}
+    log = json.loads((folder / "found.sarif").read_text(encoding="utf-8"))
+    results = log["runs"][0]["results"]
+    assert [each["ruleId"] for each in results if each["level"] == "error"] == ["unreadable"]
+    # The log of a run that skips is the same.
+    assert statuses(loralens.doctor("all", output="found", sarif="again.sarif"))["a"] == "skipped"
+    assert (folder / "again.sarif").read_bytes() == (folder / "found.sarif").read_bytes()
+
+
+@pytest.mark.parametrize("hostile", ["level", "text", "form"])
+def test_findings_of_an_earlier_run_are_checked(hostile: str, folder: Path) -> None:
+    """The record vouches for the bytes of a file, and both may come from somebody else."""
+    from loralens.formats.records.batches import output_digest
+
+    loralens.doctor("all/a", output="found")
+    before = files_under(folder / "found")
+    file = folder / "found" / "a.json"
+    record = json.loads(file.read_text(encoding="utf-8"))
+    finding = record["findings"][0]
+    changed = {"level": {"level": "perfect"}, "text": {"evidence": "\x1b[2J"}, "form": {"more": 1}}[hostile]
+    file.write_text(json.dumps({"findings": [finding | changed]}), encoding="utf-8")
+    entries = read_record(folder / "found")
+    entries["entries"]["a.json"]["output"] = output_digest(file)
+    write_record(folder / "found", entries)
+    assert statuses(loralens.doctor("all/a", output="found")) == {"a": "written"}
+    assert files_under(folder / "found") == before
+
+
+def test_a_file_of_other_origin_is_not_replaced(folder: Path) -> None:
+    (folder / "found").mkdir()
+    (folder / "found" / "a.json").write_text("{}")
+    result = loralens.doctor("all", output="found")
+    assert statuses(result) == {"a": "failed", "b": "written", "c": "written"}
+    assert (folder / "found" / "a.json").read_text() == "{}"
+    assert statuses(loralens.doctor("all", output="found", overwrite=True))["a"] == "written"
+
+
+def test_the_jobs_change_no_byte(folder: Path) -> None:
+    shutil.copytree("all/a", "all/e/f")
+    for jobs in (1, 2):
+        loralens.doctor("all", output=f"jobs-{jobs}", jobs=jobs, sarif=f"jobs-{jobs}.sarif")
+    assert files_under(folder / "jobs-1") == files_under(folder / "jobs-2")
+    assert (folder / "jobs-1.sarif").read_bytes() == (folder / "jobs-2.sarif").read_bytes()
