@@ -193,7 +193,6 @@ def merge(
     MismatchError
         Adapters and base do not fit together.
     """
-    modules = as_globs(modules, block)
     check_choice("dtype", dtype, get_args(ModelDtype))
     rounding = choose_rounding(rounding, bits=bits, dtype=dtype, moments=moments)
     if output is None and not dry_run:
@@ -203,7 +202,7 @@ def merge(
         weighted_sources(adapters),
         base,
         reading,
-        modules=modules,
+        modules=as_globs(modules, block),
         allow_missing=allow_missing,
         untie=untie,
         dtype=FLOAT_TYPES.get(dtype),
@@ -211,8 +210,8 @@ def merge(
     )
     _tell_plan(inputs.plan)
     target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
-    certificate_file = _record_file(target, certificate, CERTIFICATE, inputs)
     undo_file = _undo_file(target, undo, inputs)
+    certificate_file = _record_file(target, certificate, CERTIFICATE, inputs)
     # Measuring is the only purpose of a dry run.
     measured = dry_run or measure or certificate_file is not None
     run = MergeRun(
@@ -230,9 +229,8 @@ def merge(
         run.rehearse()
     else:
         run.write(target.written, undo=undo_file, certificate=certificate_file, overwrite=overwrite)
-    result = MergeResult(target, measured, inputs.plan, run.modules(), run.certificate())
-    _warn_of_losses(result.modules, inputs, rounding)
-    return result
+    _warn_of_losses(run.modules(), inputs, rounding)
+    return MergeResult(target, measured, inputs.plan, run.modules(), run.certificate())
 
 
 def _record_file(target: Target, path: str | PathLike[str] | None, name: str, inputs: MergeInputs) -> Path | None:
