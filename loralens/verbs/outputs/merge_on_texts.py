@@ -34,8 +34,8 @@ from loralens.verbs.outputs.calibrate_inputs import general_texts
 if TYPE_CHECKING:  # torch is imported where a model is loaded
     from torch import Tensor
 
-MOST = 24  # texts of each kind: a minute or two for a model of 135 million weights on one core
-LENGTH = 128  # tokens after which a text is cut
+MOST = 16  # texts of each kind: a minute or two for a model of 135 million weights on one core
+LENGTH = 96  # tokens after which a text is cut
 BATCH = 2  # texts at a time: the predictions of all tokens for every word are in memory three times
 
 
