@@ -215,19 +215,11 @@ def calibrate(
         loss = _objective(loaded, examples) if out_side else None
         hooked = _measured_modules(loaded, adapter_in_full, name, model_label(model))
         # Only a model that was loaded, also in a dry run, shows whether the adapter fits.
-        moments = (
-            None
-            if dry_run
-            else _measure(
-                loaded,
-                adapter_in_full,
-                examples,
-                loss,
-                batch=batch,
-                # Without the folder of the data, so that the file has the same bytes wherever it is made.
-                source={"texts": len(examples), "length": length, "dtype": dtype, "data": Path(text_label(data)).name},
-            )
-        )
+        # Without the folder of the data, so that the file has the same bytes wherever it is made.
+        source = {"texts": len(examples), "length": length, "dtype": dtype, "data": Path(text_label(data)).name}
+        moments = None
+        if not dry_run:
+            moments = _measure(loaded, adapter_in_full, examples, loss, batch=batch, source=source)
     if moments is not None:
         _keep(moments, target, overwrite=overwrite)
     return CalibrateResult(name, model_label(model), text_label(data), len(examples), cut, hooked, moments, target)
