@@ -114,6 +114,14 @@ def test_whole_models_and_the_output_folder_are_no_input(folder: Path) -> None:
     assert statuses(again) == {"a": "skipped", "b": "skipped", "c": "skipped"}
 
 
+def test_a_loose_file_beside_folders_of_adapters_is_one_of_several(folder: Path) -> None:
+    loralens.convert("all/a", to="kohya", output="all/style.safetensors", drop_extra=True)
+    assert set(statuses(loralens.doctor("all"))) == {"a", "b", "c", "style.safetensors"}
+    # As an adapter the folder is refused, as one that holds several files is.
+    with pytest.raises(LoraLensError, match=r"all: the folder holds several candidates: style\.safetensors, a/"):
+        loralens.inspect("all")
+
+
 def test_what_is_wrong_with_every_adapter_is_said_once(folder: Path) -> None:
     wrong: list[tuple[Callable[..., Any], Mapping[str, Any], str]] = [
         (loralens.compress, {}, "--rank"),
