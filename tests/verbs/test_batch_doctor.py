@@ -4,7 +4,9 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import loralens
 from loralens.verbs.batches.batch_result import BatchResult
@@ -30,6 +32,20 @@ def test_named_adapters_are_compared_and_those_of_a_folder_are_not(folder: Path)
     expected = [loralens.doctor(f"all/{name}").record()["findings"] for name in "abc"]
     assert [row.findings for row in alone] == expected
     assert all(expected)
+
+
+def test_errors_are_told_where_the_adapters_are_only_counted(folder: Path) -> None:
+    sick = load_file("all/b/adapter_model.safetensors")
+    for name in list(sick)[:8]:
+        sick[name] = np.full_like(sick[name], np.nan)
+    save_file(sick, "all/b/adapter_model.safetensors")
+    result = loralens.doctor("all")
+    assert result.conclusion() == ["3 adapters, all examined.", "With errors: b."]
+    told = [line for line in result.sentences() if "non-finite" in line]
+    assert len(told) == 1
+    assert told[0].startswith("b: error: non-finite: bert.encoder.layer.")
+    asked = loralens.doctor("all", fail_on="error")
+    assert asked.conclusion()[1:] == ["With findings of the level of --fail-on, or a more serious one: b."]
 
 
 def test_the_findings_are_written_in_the_form_of_one_adapter(folder: Path) -> None:
