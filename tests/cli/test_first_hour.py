@@ -23,6 +23,7 @@ from tests.formats import test_image as images
         (("convert", "SMALL", "--to", "a1111", "-o", "x"), "for a1111 there is --to kohya"),
         (("convert", "SMALL", "--to", "Comfy", "-o", "x"), "for Comfy there is --to comfyui"),
         (("inspect", "SMALL", "--for", "A1111"), "for A1111 there is --for sd-scripts"),
+        (("inspect", "SMALL", "--for", "vLLM"), "for vLLM there is --for vllm"),
         (("merge", "SMALL", "SMALL", "-o", "x"), "to make one adapter of several there is loralens combine"),
     ],
 )
