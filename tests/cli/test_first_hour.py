@@ -37,6 +37,30 @@ def test_other_wrong_usage_gets_no_guess(words: tuple[str, ...], small: Path) ->
     assert "fix:" not in Command().refused(*(small if word == "SMALL" else word for word in words))
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("-output", "x", "--rank", "2"), "-output has two dashes: --output"),
+        (("-output=x", "--rank", "2"), "-output has two dashes: --output=x"),
+        (("-o", "x", "-rank", "2"), "-rank has two dashes: --rank"),
+        (("-o=x", "--rank", "2"), "-o=x has no =: write -o x"),
+    ],
+)
+def test_an_option_with_one_dash_becomes_no_part_of_a_name(
+    words: tuple[str, ...], said: str, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert said in Command("compress").refused(small, *words)
+    assert not any(path.name in ("x", "=x", "utput", "utput=x") for path in tmp_path.iterdir())
+
+
+def test_short_options_may_be_joined_with_their_values(small: Path, tmp_path: Path) -> None:
+    Command("compress").good(small, f"-o{tmp_path / 'x'}", "--rank=2", "-q")
+    assert (tmp_path / "x").exists()
+    # After two dashes a word is a name, whatever it looks like.
+    assert "-output: no such file" in Command("inspect").refused("--", "-output")
+
+
 def test_a_misspelt_file_is_answered_with_the_nearest_one(small: Path, tmp_path: Path) -> None:
     loralens.convert(small, to="kohya", output=tmp_path / "mein stil (größer).safetensors")
     said = Command("inspect").refused(tmp_path / "mein stil (größer).safetensor")
