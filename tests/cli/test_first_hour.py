@@ -16,7 +16,9 @@ from tests.formats import test_image as images
 @pytest.mark.parametrize(
     ("words", "hint"),
     [
-        (("scale", "SMALL", "0.5", "-o", "x"), "give --by a finite number"),
+        (("scale", "SMALL", "-o", "x"), "give --by a finite number"),
+        (("scale", "SMALL", "0,5", "-o", "x"), "the factor stands behind --by: --by 0.5"),
+        (("scale", ".5", "SMALL", "-o", "x"), "the factor stands behind --by: --by .5"),
         (("inspect", "SMALL", "0,5"), "a number needs its option, such as --by 0.5"),
         (("scale", "SMALL", "--by", "0,5", "-o", "x"), "numbers have a point: 0.5"),
         (("scale", "SMALL", "--by", "50%", "-o", "x"), "give the share as a number: 0.5"),
@@ -66,6 +68,9 @@ def test_a_misspelt_file_is_answered_with_the_nearest_one(small: Path, tmp_path:
     said = Command("inspect").refused(tmp_path / "mein stil (größer).safetensor")
     assert f"fix: the nearest name there is {tmp_path / 'mein stil (größer).safetensors'}" in said
     assert "nearest" not in Command("inspect").refused(tmp_path / "other.safetensors")
+    (tmp_path / "fleet").mkdir()
+    (tmp_path / "fleeT-b").mkdir()
+    assert f"the nearest name there is {tmp_path / 'fleeT-b'}" in Command("inspect").refused(tmp_path / "FLEET-B")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="such a path may exist there")
@@ -85,6 +90,12 @@ def test_a_folder_of_several_files_is_answered_with_a_file_in_it(small: Path, tm
     (tmp_path / "models").mkdir()
     said = Command("convert").refused(small, "--to", "kohya", "-o", tmp_path / "models")
     assert "fix: choose another target, such as models/NAME.safetensors, or give --overwrite" in said
+
+
+@pytest.mark.parametrize("word", ["list", "ls"])
+def test_a_list_is_of_a_folder(word: str) -> None:
+    assert "loralens survey (" in on_unknown(word)
+    assert "in one of them: loralens inspect" in on_unknown(word)
 
 
 @pytest.mark.parametrize("word", ["trigger", "trigger-words", "tags", "keywords"])

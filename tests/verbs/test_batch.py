@@ -207,6 +207,21 @@ def test_single_files_stay_files_where_the_dialect_allows_it(folder: Path) -> No
     assert len(loralens.load(folder / "peft" / "x.v1")) == len(adapter)
 
 
+def test_a_dtype_alone_keeps_the_dialect_of_each(folder: Path) -> None:
+    loralens.convert("all/b", to="kohya", output="all/style.safetensors", drop_extra=True)
+    result = loralens.convert("all", dtype="bf16", output="out")
+    formats = {row.name: (row.number("format_before"), row.number("format")) for row in result}
+    assert formats.pop("style.safetensors") == ("kohya", "kohya")
+    assert set(formats.values()) == {("peft", "peft")}
+    for name in ("a", "style.safetensors"):
+        dtypes = {str(module.dtype) for module in loralens.load(f"out/{name}").modules.values()}
+        assert dtypes == {"bfloat16"}
+    with pytest.raises(OptionError, match=r"nothing says what to convert to\n  fix: give --to \(peft, "):
+        loralens.convert("all", output="none")
+    with pytest.raises(OptionError, match="nothing says what to convert to"):
+        loralens.convert("all/a")
+
+
 def test_two_files_that_would_become_one_are_refused(folder: Path) -> None:
     adapter = small_adapter()
     loralens.save(adapter, folder / "loras" / "x.safetensors", format="kohya")

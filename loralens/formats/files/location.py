@@ -105,7 +105,9 @@ def _meant(path: Path) -> str:
             names = [entry.name for entry, _ in zip(entries, range(_LOOKED_AT), strict=False)]
     except OSError:
         return ""
-    near = get_close_matches(path.name, names, n=1, cutoff=0.8)
+    # A name in other capitals is nearer than any other.
+    near = [name for name in names if name.lower() == path.name.lower()]
+    near += get_close_matches(path.name, names, n=1, cutoff=0.8)
     return f"the nearest name there is {path.with_name(near[0])}" if near else ""
 
 
