@@ -55,6 +55,12 @@ from loralens.cli.show import RowOptions, row_options, show
     metavar="FILE",
     help="The second moments of the base's inputs, which `loralens calibrate --inputs` writes; for --rounding sweep.",
 )
+@click.option(
+    "--data",
+    type=options.PATH,
+    metavar="FILE",
+    help="Texts of the adapter's domain: the certificate then says the loss and the divergence of the merged model.",
+)
 # By default such a module is an error: the merged model would lack a part of the adapter.
 @click.option("--allow-missing", is_flag=True, help="Leave out modules that have no weight in the base.")
 @options.untying(

@@ -215,23 +215,13 @@ def calibrate(
         loss = _objective(loaded, examples) if out_side else None
         hooked = _measured_modules(loaded, adapter_in_full, name, model_label(model))
         # Only a model that was loaded, also in a dry run, shows whether the adapter fits.
-        moments = (
-            None
-            if dry_run
-            else _measure(
-                loaded,
-                adapter_in_full,
-                examples,
-                loss,
-                batch=batch,
-                # Without the folder of the data, so that the file has the same bytes wherever it is made.
-                source={"texts": len(examples), "length": length, "dtype": dtype, "data": Path(text_label(data)).name},
-            )
-        )
-    if moments is not None and target is not None:
-        save_moments(moments, target, overwrite=overwrite)
+        # Without the folder of the data, so that the file has the same bytes wherever it is made.
+        source = {"texts": len(examples), "length": length, "dtype": dtype, "data": Path(text_label(data)).name}
+        moments = None
+        if not dry_run:
+            moments = _measure(loaded, adapter_in_full, examples, loss, batch=batch, source=source)
     if moments is not None:
-        _tell_unmeasured(moments)
+        _keep(moments, target, overwrite=overwrite)
     return CalibrateResult(name, model_label(model), text_label(data), len(examples), cut, hooked, moments, target)
 
 
@@ -253,6 +243,13 @@ def _measure(
         return measure_moments(
             loaded.model, batches, adapter=adapter, out_side=loss is not None, loss=loss, source=source
         )
+
+
+def _keep(moments: Moments, target: Path | None, *, overwrite: bool) -> None:
+    """Write the moments, if a file was given, and warn of modules without them."""
+    if target is not None:
+        save_moments(moments, target, overwrite=overwrite)
+    _tell_unmeasured(moments)
 
 
 def _misplaced_error(*, has_adapter: bool) -> OptionError:

@@ -21,8 +21,16 @@ from loralens.verbs.inputs.adapters import Reading
 from loralens.verbs.inputs.choices import Blocks, as_globs, check_choice
 from loralens.verbs.inputs.merge_inputs import MergeInputs, read_merge_inputs, record_path
 from loralens.verbs.inputs.rounding import choose_rounding, sweep_inputs
+from loralens.verbs.inputs.texts import TextSource
 from loralens.verbs.inputs.weighted import Weighted, weighted_label, weighted_sources
-from loralens.verbs.outputs.losses import SWALLOWED, conclusion_on_codes, is_damaged, undamaged, warn_of_noise
+from loralens.verbs.outputs.losses import (
+    SWALLOWED,
+    conclusion_on_codes,
+    conclusion_on_texts,
+    is_damaged,
+    undamaged,
+    warn_of_noise,
+)
 from loralens.verbs.outputs.merge_run import MergeRun
 from loralens.verbs.outputs.target import Target, Written
 
@@ -68,7 +76,7 @@ class MergeResult(Written):
         # An adapter of heads alone has no update whose gain could be measured.
         elif self.modules:
             if "changed" in total:
-                return [*sentences, *conclusion_on_codes(total)]
+                return [*sentences, *conclusion_on_codes(total), *conclusion_on_texts(self.certificate)]
             # The gain of an update is 1 where all of it arrived; the error is what rounding adds.
             gain, error = fixed(".4f")(total["gain"]), percent(total["relative_error"])
             sentences.append(f"The update arrived with a gain of {gain} and an error of {error} from rounding.")
@@ -111,6 +119,7 @@ def merge(
     dtype: ModelDtype = "keep",
     bits: MergeBits | None = None,
     moments: str | PathLike[str] | None = None,
+    data: TextSource | None = None,
     allow_missing: bool = False,
     untie: bool | None = None,
     device: str = "cpu",
@@ -154,6 +163,9 @@ def merge(
     moments : path, optional
         The second moments of the inputs of the base's layers, which `loralens.calibrate` writes with ``inputs``; for
         ``rounding="sweep"``.
+    data : path or iterable, optional
+        Texts of the adapter's domain that it was not trained on. The certificate then says the loss of the base, of the
+        unmerged and of the merged model, and the divergence of the merged one, on these and on general texts.
     allow_missing : bool
         Leave out modules that have no weight in the base.
     untie : bool, optional
@@ -181,7 +193,6 @@ def merge(
     MismatchError
         Adapters and base do not fit together.
     """
-    modules = as_globs(modules, block)
     check_choice("dtype", dtype, get_args(ModelDtype))
     rounding = choose_rounding(rounding, bits=bits, dtype=dtype, moments=moments)
     if output is None and not dry_run:
@@ -191,7 +202,7 @@ def merge(
         weighted_sources(adapters),
         base,
         reading,
-        modules=modules,
+        modules=as_globs(modules, block),
         allow_missing=allow_missing,
         untie=untie,
         dtype=FLOAT_TYPES.get(dtype),
@@ -199,8 +210,8 @@ def merge(
     )
     _tell_plan(inputs.plan)
     target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
-    certificate_file = _record_file(target, certificate, CERTIFICATE, inputs)
     undo_file = _undo_file(target, undo, inputs)
+    certificate_file = _record_file(target, certificate, CERTIFICATE, inputs)
     # Measuring is the only purpose of a dry run.
     measured = dry_run or measure or certificate_file is not None
     run = MergeRun(
@@ -212,14 +223,14 @@ def merge(
         undo=undo_file is not None and not dry_run,
         device=compute_device,
         moments=sweep_inputs(moments, inputs.coded),
+        data=data,
     )
     if target.written is None:
         run.rehearse()
     else:
         run.write(target.written, undo=undo_file, certificate=certificate_file, overwrite=overwrite)
-    result = MergeResult(target, measured, inputs.plan, run.modules(), run.certificate())
-    _warn_of_losses(result.modules, inputs, rounding)
-    return result
+    _warn_of_losses(run.modules(), inputs, rounding)
+    return MergeResult(target, measured, inputs.plan, run.modules(), run.certificate())
 
 
 def _record_file(target: Target, path: str | PathLike[str] | None, name: str, inputs: MergeInputs) -> Path | None:

@@ -41,7 +41,7 @@ def adapter_file(path: Path) -> Path:
     """
     path = existing_path(path)
     with _report_os_errors(path):
-        file = _file_in_folder(path) if path.is_dir() else path
+        file = file_in_folder(path) if path.is_dir() else path
         if not file.is_file():
             raise OptionError(f"{file}: is not a regular file", fix="give the adapter's file or folder")
         with place(file):
@@ -157,7 +157,8 @@ def _folder(variable: str, default: Path) -> Path:
     return Path(os.path.expandvars(os.environ.get(variable) or default)).expanduser()
 
 
-def _file_in_folder(folder: Path) -> Path:
+def file_in_folder(folder: Path) -> Path:
+    """The file of the adapter that the folder holds, which need not be readable. Errors as for `adapter_file`."""
     for name in NAMES:
         if (folder / name).is_file():
             return folder / name

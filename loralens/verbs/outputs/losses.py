@@ -46,6 +46,22 @@ def conclusion_on_codes(total: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def conclusion_on_texts(certificate: Mapping[str, Any]) -> list[str]:
+    """What the merge did to the predictions on texts; nothing if it was not measured."""
+    texts = certificate.get("texts")
+    if not texts:
+        return []
+    own, general = texts["in_domain"], texts["general"]
+    gained = own["loss_base"] - own["loss_unmerged"]
+    kept = f", {(own['loss_base'] - own['loss_merged']) / gained:.0%} of what the adapter gains" if gained > 0 else ""
+    return [
+        f"On these texts its loss is {own['loss_merged']:.3f} (unmerged {own['loss_unmerged']:.3f}, base "
+        f"{own['loss_base']:.3f}){kept}; the divergence from the unmerged model is {own['kl_unmerged_merged']:.3f}.",
+        f"On general texts the loss is {general['loss_merged']:.3f} (unmerged {general['loss_unmerged']:.3f}), and the "
+        f"divergence {general['kl_unmerged_merged']:.3f}.",
+    ]
+
+
 def warn_of_noise(modules: Sequence[MergedModule]) -> None:
     """Warn if the noise of codes hides an update, or the ends of the grid clip much of it."""
     coded = [(module.fidelity, module.fidelity.codes) for module in modules if module.fidelity.codes]

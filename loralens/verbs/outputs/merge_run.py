@@ -1,7 +1,7 @@
 """One merge in progress: it computes and measures every tensor, and writes the model and its records."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from hashlib import sha256
 from math import prod
@@ -16,14 +16,12 @@ from loralens.core.lazy import Array, LazyArray
 from loralens.core.messages import note
 from loralens.core.names import some
 from loralens.core.progress import progress
-from loralens.core.threads import in_threads, processor_count
+from loralens.core.threads import processor_count
 from loralens.errors import OptionError, place
 from loralens.formats.files.apart import check_apart
 from loralens.formats.files.atomic import atomic_file
 from loralens.formats.files.disk import check_room
 from loralens.formats.files.json_text import dumps
-from loralens.formats.models.model_copy import Fill
-from loralens.formats.models.model_writer import Change, copy_bytes
 from loralens.formats.records.kept import keep_files, restore_kept
 from loralens.formats.records.merged import BEFORE, CERTIFICATE, FILES, file_sizes, is_certificate, is_undo
 from loralens.formats.records.undo import NAME, Spool, write_undo
@@ -49,39 +47,15 @@ from loralens.merging.undo.patch import keep_in_memory
 from loralens.verbs.inputs.input_moments import SweepInputs
 from loralens.verbs.inputs.low_bit import part_of
 from loralens.verbs.inputs.merge_inputs import MergeInputs
-from loralens.verbs.outputs.model_copy import bytes_of_copy, write_copy
+from loralens.verbs.inputs.texts import TextSource
+from loralens.verbs.outputs.merge_on_texts import measure_on_texts
+from loralens.verbs.outputs.model_copy import bytes_of_copy, rehearse, write_copy
 from loralens.version import __version__
 
 THREADS = processor_count()
 # Files that say how a model is quantised, beside config.json: of AutoGPTQ, AutoAWQ and modelopt.
 SETTINGS = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 NAMED = 5  # most files that a message names; the others are counted
-
-
-def rehearse(
-    label: str, fill: Fill, changes: Mapping[str, Change], *, copies: Mapping[str, LazyArray] | None = None
-) -> None:
-    """Compute all tensors as `write_model` would, and write none of them.
-
-    Parameters
-    ----------
-    label : str
-        The text beside the progress bar.
-    fill : callable
-        Gives the rows of a tensor by its key. It is called in several threads, each for one tensor.
-    changes : mapping of str to Change
-    copies : mapping of str to LazyArray, optional
-        Unchanged tensors that have to be read too.
-    """
-    unchanged = copies or {}
-
-    def compute(key: str) -> None:
-        for rows in fill(key):
-            if step:
-                step(rows.nbytes)
-
-    with progress(label, copy_bytes(unchanged, changes)) as step:
-        in_threads(compute, [*changes, *unchanged], THREADS)
 
 
 class MergeRun:
@@ -93,8 +67,10 @@ class MergeRun:
     rounding : str
     seed : int
         Seed of the random numbers for stochastic rounding.
-    moments : InputMoments or None
+    moments : SweepInputs or None
         The second moments of the inputs of the base's layers, for a sweep.
+    data : path or iterable, or None
+        Texts on which the base, the unmerged and the merged model are run.
     fidelity : bool
         Measure how much of every update arrives.
     undo : bool
@@ -113,6 +89,7 @@ class MergeRun:
         undo: bool,
         device: Device,
         moments: SweepInputs | None = None,
+        data: TextSource | None = None,
     ) -> None:
         self.inputs, self.rounding, self.seed, self.device = inputs, rounding, seed, device
         self.moments = moments
@@ -123,6 +100,12 @@ class MergeRun:
         self.hashes = (fidelity or undo) and not recast
         # Made at once, since it reads all factors: a faulty adapter is an error before the base is read.
         self.adapters = [adapter.record() for adapter in inputs.adapters]
+        # Before the merge, as the certificate is written with the model.
+        self.texts = (
+            None
+            if data is None
+            else measure_on_texts(inputs, data, rounding=rounding, seed=seed, moments=moments, device=device)
+        )
         self.records: dict[str, TensorRecord] = {}
         self.digests: dict[str, Any] = {}
         self.spool: Spool | None = None
@@ -245,6 +228,7 @@ class MergeRun:
             **({"bits": inputs.bits} if inputs.bits else {}),
             "modules": module_entries(merged_modules(records)),
             "total": total_entry(records, **self._kept()),
+            **({} if self.texts is None else {"texts": self.texts}),
             **({} if self.files is None else {FILES: self.files}),
         }
 

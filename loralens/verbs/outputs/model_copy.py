@@ -6,6 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from loralens.core.lazy import LazyArray
+from loralens.core.progress import progress
+from loralens.core.threads import in_threads, processor_count
 from loralens.formats.files.apart import Input
 from loralens.formats.models.gguf_writer import gguf_copy_bytes, write_gguf
 from loralens.formats.models.model_copy import Fill, Step, Watch
@@ -61,3 +64,29 @@ def write_copy(
         write_gguf(files, target, changes=changes.keys(), dtype=np.dtype(dtype) if dtype else None, **common)
     else:
         write_model(files, target, changes=changes, dropped=dropped, homes=homes, headers=headers, **common)
+
+
+def rehearse(
+    label: str, fill: Fill, changes: Mapping[str, Change], *, copies: Mapping[str, LazyArray] | None = None
+) -> None:
+    """Compute all tensors as `write_model` would, and write none of them.
+
+    Parameters
+    ----------
+    label : str
+        The text beside the progress bar.
+    fill : callable
+        Gives the rows of a tensor by its key. It is called in several threads, each for one tensor.
+    changes : mapping of str to Change
+    copies : mapping of str to LazyArray, optional
+        Unchanged tensors that have to be read too.
+    """
+    unchanged = copies or {}
+
+    def compute(key: str) -> None:
+        for rows in fill(key):
+            if step:
+                step(rows.nbytes)
+
+    with progress(label, copy_bytes(unchanged, changes)) as step:
+        in_threads(compute, [*changes, *unchanged], processor_count())
