@@ -11,7 +11,7 @@ from typing import Any, Unpack, get_args, overload
 from loralens.analysis.checks.diagnosis import LEVELS, Diagnosis, by_cause
 from loralens.analysis.checks.weighted_sum import SAME_ADAPTER
 from loralens.analysis.doctor import UNREADABLE, diagnosis_codes, run_checks
-from loralens.choices import FLOAT_TYPES, Level, MergeDType, PredictedRounding
+from loralens.choices import FLOAT_TYPES, Consumer, Level, MergeDType, PredictedRounding
 from loralens.core.adapter import Adapter
 from loralens.core.names import kind
 from loralens.errors import FormatError, LoraLensError, OptionError
@@ -31,6 +31,7 @@ from loralens.verbs.batches.batch_result import BatchResult
 from loralens.verbs.batches.batch_task import WORK, AdapterWork
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, Source, labels, load_source, sources
 from loralens.verbs.inputs.choices import Blocks, as_globs, check_choice
+from loralens.verbs.inputs.consumers import consumer_findings
 from loralens.verbs.inputs.examination import examine_adapters, open_base
 from loralens.version import __version__
 
@@ -151,6 +152,7 @@ class DoctorOptions(Reading, total=False):
     block: Blocks
     dtype: MergeDType | None
     rounding: PredictedRounding
+    consumer: Consumer | None
     sarif: str | PathLike[str] | None
     fail_on: Level | None
     overwrite: bool
@@ -170,6 +172,7 @@ def doctor(
     block: Blocks = (),
     dtype: MergeDType | None = None,
     rounding: PredictedRounding = "nearest",
+    consumer: Consumer | None = None,
     sarif: str | PathLike[str] | None = None,
     fail_on: Level | None = None,
     overwrite: bool = False,
@@ -201,6 +204,8 @@ def doctor(
         default.
     rounding : str
         How a merge rounds the new weights: ``nearest`` or ``stochastic``. Error feedback is known only from merging.
+    consumer : str, optional
+        A program that loads the adapter, such as ``vllm``: what it rejects or ignores is found too.
     sarif : path, optional
         A file to write the findings to, as SARIF 2.1.0.
     fail_on : str, optional
@@ -223,11 +228,19 @@ def doctor(
     modules = as_globs(modules, block)
     check_choice("dtype", dtype, get_args(MergeDType))
     check_choice("rounding", str(rounding), get_args(PredictedRounding))
+    check_choice("consumer", consumer, get_args(Consumer))
     check_choice("fail_on", fail_on, LEVELS)
     if sarif:  # checked first, as the examination of a large base takes long
         check_log_target(Path(sarif))
     chosen = sources(adapters)
-    options: dict[str, Any] = {"base": base, "modules": modules, "dtype": dtype, "rounding": rounding, **reading}
+    options: dict[str, Any] = {
+        "base": base,
+        "modules": modules,
+        "dtype": dtype,
+        "rounding": rounding,
+        "consumer": consumer,
+        **reading,
+    }
     if output is not None or any(map(is_several, chosen)):
         run = {"output": output, "fail_on": fail_on, "overwrite": overwrite, "jobs": jobs}
         batch = run_batch("doctor", chosen, lambda name, *_: name.with_name(f"{name.name}.json"), options | run)
@@ -247,6 +260,7 @@ def _examine(
     modules: Sequence[str],
     dtype: MergeDType | None,
     rounding: PredictedRounding,
+    consumer: Consumer | None = None,
     fail_on: Level | None = None,
     **reading: Unpack[Reading],
 ) -> DoctorResult:
@@ -271,8 +285,14 @@ def _examine(
         dtype=DTYPES[dtype] if dtype else None,
         stochastic=rounding == "stochastic",
     )
-    # Unreadable files are errors, and findings go by seriousness.
-    return DoctorResult(unreadable + run_checks(examinations), loaded, str(base) if base else None, fail_on)
+    found = run_checks(examinations)
+    if consumer is not None:
+        for label, adapter in loaded.items():
+            refused = consumer_findings(adapter, consumer, base) if adapter is not None else ()
+            found += [Diagnosis(f.level, f.code, f"{consumer}: {f.text}", f.fix, adapter=label) for f in refused]
+    # Unreadable files are errors. Sorting is stable, so what a consumer does comes last within a level.
+    found = sorted(unreadable + found, key=lambda finding: LEVELS.index(finding.level))
+    return DoctorResult(found, loaded, str(base) if base else None, fail_on)
 
 
 def _examine_one(source: AdapterSource, *, output: Path | None, overwrite: bool, **options: Any) -> DoctorResult:
