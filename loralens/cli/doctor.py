@@ -54,7 +54,7 @@ def command(adapters: tuple[str, ...], sarif: Path | None, rows: RowOptions, **k
     each; the exit code is then 2 if one of them cannot be read. Repeated with -o, the command skips what it has done.
     """
     # Imported here, since the help of a command starts no NumPy.
-    from loralens.verbs.doctor import DoctorResult
+    from loralens.verbs.outputs.doctor_result import DoctorResult
 
     with lines_shown(rows):
         result = loralens.doctor(*adapters, sarif=sarif, **keywords)

@@ -149,7 +149,7 @@ def test_a_model_that_is_rewritten_while_it_is_read(verb, replace, small, base, 
     }[verb]
     module, name = {
         "merge": ("loralens.verbs.outputs.merge_run", "prepare_merge"),
-        "verify": ("loralens.verbs.verify", "prepare_merge"),
+        "verify": ("loralens.verbs.outputs.replay", "prepare_merge"),
         "unmerge": ("loralens.verbs.outputs.unmerge_run", "restore_tensor"),
     }[verb]
     monkeypatch.setattr(f"{module}.{name}", rewriting(module, name, shard, replace=replace))
