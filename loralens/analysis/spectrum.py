@@ -6,7 +6,7 @@ from typing import final
 
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array
-from loralens.core.selection import select
+from loralens.core.naming.selection import select
 from loralens.core.threads import Step, in_threads
 from loralens.errors import place
 from loralens.linalg import measures

@@ -15,7 +15,7 @@ from loralens.analysis.spectrum import Spectrum, measure_spectrum
 from loralens.choices import Side
 from loralens.core.adapter import Adapter
 from loralens.core.naming.matching import same_modules
-from loralens.core.selection import select
+from loralens.core.naming.selection import select
 from loralens.core.threads import Step
 
 # Smallest cosine with the last checkpoint at which the direction counts as the final one. The angle is then at most

@@ -21,8 +21,8 @@ from loralens.core.adapter import Adapter
 from loralens.core.carried import NONE, combine_extras
 from loralens.core.joint import Core, Joint, Lift
 from loralens.core.lowrank import LowRank
+from loralens.core.naming.selection import select
 from loralens.core.recipe import Ingredient, Recipe, Strength
-from loralens.core.selection import select
 from loralens.core.structured import Update
 from loralens.core.threads import Step, in_threads
 from loralens.core.together import Row, check_combinable, keep_modules, match_modules, single_module

@@ -7,7 +7,7 @@ import click
 import loralens
 from loralens.choices import INTEGER_TYPES, QUANTISED
 from loralens.cli import options
-from loralens.cli.several import run
+from loralens.cli.several import run_verb
 from loralens.cli.show import RowOptions, row_options
 
 
@@ -51,4 +51,4 @@ def command(source: tuple[str, ...], rows: RowOptions, **keywords: Any) -> None:
     Repeated, the command skips what it has done.
     """
     options.require_output(keywords)
-    run(loralens.compress, source, rows, **keywords)
+    run_verb(loralens.compress, source, rows, **keywords)

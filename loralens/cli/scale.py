@@ -9,7 +9,7 @@ import click
 
 import loralens
 from loralens.cli import options
-from loralens.cli.several import run
+from loralens.cli.several import run_verb
 from loralens.cli.show import RowOptions, row_options
 from loralens.errors import OptionError
 
@@ -45,4 +45,4 @@ def command(adapter: tuple[str, ...], by: float | None, rows: RowOptions, **keyw
         raise OptionError(
             f"{number} is no adapter", fix=f"the factor stands behind --by: --by {number.replace(',', '.')}"
         )
-    run(loralens.scale, adapter, rows, by, **keywords)
+    run_verb(loralens.scale, adapter, rows, by, **keywords)

@@ -13,7 +13,9 @@ from loralens.cli.terminal import say
 FAILED, NO = 2, 1  # exit codes: an adapter could not be processed, an answer is no
 
 
-def run(verb: Callable[..., Any], adapters: Sequence[str], rows: RowOptions, *arguments: Any, **keywords: Any) -> None:
+def run_verb(
+    verb: Callable[..., Any], adapters: Sequence[str], rows: RowOptions, *arguments: Any, **keywords: Any
+) -> None:
     """Call a verb with the adapters of the command line, show what it returns, and exit with its answer."""
     # Imported here, since the help of a command starts no NumPy.
     from loralens.verbs.batches.batch_items import is_several

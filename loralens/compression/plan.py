@@ -16,8 +16,8 @@ from loralens.core.carried import BOUND
 from loralens.core.lazy import Recent
 from loralens.core.lowrank import LowRank
 from loralens.core.moments import Moments
+from loralens.core.naming.selection import select
 from loralens.core.ranks import Rule, ranks, shared_ranks
-from loralens.core.selection import select
 from loralens.core.structured import Structured, Update
 from loralens.core.threads import Step, in_threads
 from loralens.errors import OptionError, place

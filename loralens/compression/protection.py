@@ -5,7 +5,7 @@ from sys import float_info
 from typing import Literal
 
 from loralens.core.lazy import Array
-from loralens.core.selection import select
+from loralens.core.naming.selection import select
 from loralens.errors import OptionError
 from loralens.linalg.measures import frobenius
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self, final, overload
 from loralens.choices import Level
 from loralens.core.lazy import LazyArray
 from loralens.core.names import kind, natural_key, nearest
-from loralens.core.selection import matches, wild
+from loralens.core.naming.selection import matches, wild
 from loralens.errors import OptionError, UnknownModuleError
 from loralens.tables.numbers import number, shape
 from loralens.tables.table import Column, Table

@@ -1,4 +1,4 @@
-"""Names of modules: block, kind, natural order, and the nearest names. `loralens.core.selection` has the globs.
+"""Names of modules: block, kind, natural order, and the nearest names. `loralens.core.naming.selection` has the globs.
 
 A module name is the dotted path of a weight in the base model: ``model.layers.11.self_attn.q_proj``. One expert of a
 stack has its number in brackets behind it: ``model.layers.0.mlp.experts.gate_up_proj[3]``.

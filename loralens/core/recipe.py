@@ -8,7 +8,7 @@ from typing import Any, Self, final
 
 from loralens.core.clock import Clock
 from loralens.core.names import kind
-from loralens.core.selection import FEWER_GLOBS, matches, select, wild, written_out
+from loralens.core.naming.selection import FEWER_GLOBS, matches, select, wild, written_out
 from loralens.errors import FormatError, place
 
 FIELDS = ("adapters", "method", "options", "space", "seed", "modules", "take", "drop_dead", "truncate", "uniform")

@@ -55,7 +55,7 @@ class MatrixRows:
                 yield self.rows(first + start, first + stop)
 
 
-def blocks_of(tensor: LazyArray) -> Iterator[Array]:
+def matrix_blocks(tensor: LazyArray) -> Iterator[Array]:
     """All numbers of a tensor in order, a block of its rows at a time."""
     return MatrixRows(tensor, as_matrix(tensor.shape)).blocks()
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from torch import Tensor, nn
 
 from loralens.core.names import natural_key
-from loralens.core.selection import select
+from loralens.core.naming.selection import select
 from loralens.errors import OptionError
 from loralens.training.conv import ConvLayer
 from loralens.training.embedding import EmbeddingLayer
@@ -34,8 +34,8 @@ def choose_layers(
     ----------
     model : nn.Module
     targets : str or sequence of str
-        Globs as in `loralens.core.selection`: ``q_proj`` means every layer of that kind. ``all-linear`` means every
-        linear layer except for the output embedding, which maps to the vocabulary.
+        Globs as in `loralens.core.naming.selection`: ``q_proj`` means every layer of that kind. ``all-linear`` means
+        every linear layer except for the output embedding, which maps to the vocabulary.
     heads : sequence of str
         Modules that are trained in full. ``all-linear`` leaves out the layers in them, and no glob may match one.
 

@@ -12,8 +12,8 @@ from loralens.analysis.base.weight_norms import weight_steps
 from loralens.core.carried import magnitudes
 from loralens.core.messages import note, warn
 from loralens.core.names import some
+from loralens.core.naming.selection import select
 from loralens.core.progress import progress
-from loralens.core.selection import select
 from loralens.core.threads import processor_count
 from loralens.errors import OptionError, place
 from loralens.linalg.device import Device

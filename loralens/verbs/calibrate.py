@@ -27,7 +27,7 @@ from loralens.verbs.inputs.cut import Cut, count_cut
 from loralens.verbs.inputs.loaded import Loaded
 from loralens.verbs.inputs.models import ModelSource, load_model, model_label, restore_settings
 from loralens.verbs.inputs.texts import InputText, TextSource, read_texts, text_label
-from loralens.verbs.outputs.calibrate_inputs import InputsResult, Texts, calibrate_inputs
+from loralens.verbs.outputs.calibrate_inputs import CalibrationTexts, InputsResult, calibrate_inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +197,7 @@ def calibrate(
     target = None if output is None else Path(output)
     if inputs:
         target = _check_inputs(adapter is not None, out_side, target, overwrite=overwrite)
-        texts = Texts(read_texts(data, limit=limit), text_label(data), general, batch, length)
+        texts = CalibrationTexts(read_texts(data, limit=limit), text_label(data), general, batch, length)
         with restore_settings(model):
             loaded = load_model(model, device=device, dtype=dtype, threads=threads)
             return calibrate_inputs(loaded, model_label(model), texts, modules, target, dtype=dtype, dry_run=dry_run)

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loralens.core import selection
 from loralens.core.clock import Clock
 from loralens.core.names import kind, nearest
+from loralens.core.naming import selection
+from loralens.core.naming.selection import glob_in_words, matches, select, within_blocks
 from loralens.core.recipe import Strength
-from loralens.core.selection import in_words, matches, select, within_blocks
 from loralens.errors import FormatError, OptionError
 
 NAMES = [
@@ -253,7 +253,7 @@ def test_blocks_of_image_models_have_names(names: list[str], blocks: list[str], 
 
 
 def test_blocks_in_a_sentence() -> None:
-    assert [in_words(glob) for glob in ("q_proj", "*@3", "q_proj@0,4-8", "*@IN04")] == [
+    assert [glob_in_words(glob) for glob in ("q_proj", "*@3", "q_proj@0,4-8", "*@IN04")] == [
         "q_proj", "block 3", "q_proj of blocks 0, 4-8", "block IN04",
     ]  # fmt: skip
 

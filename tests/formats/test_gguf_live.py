@@ -12,7 +12,7 @@ from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import LowRank
 from loralens.formats.models.checkpoint import model_config, open_checkpoint
 from loralens.formats.models.float_folder import float_folder
-from loralens.formats.models.gguf_writer import write_gguf
+from loralens.formats.models.gguf_writer import write_gguf_copy
 from loralens.formats.models.model_files import model_files
 from tests import tolerances
 from tests.formats.test_gguf_base import real_file
@@ -42,7 +42,7 @@ def nothing(key: str) -> Iterator[np.ndarray]:
 def copy_in(dtype: object, base: Path, target: Path, new: dict[str, np.ndarray] | None = None) -> Path:
     numbers = {key: array.astype(np.dtype(dtype)) for key, array in (new or {}).items()}  # type: ignore[call-overload]
     fill = (lambda key: iter([numbers[key]])) if numbers else nothing
-    write_gguf(model_files(base), target, changes=numbers, fill=fill, dtype=np.dtype(dtype))  # type: ignore[call-overload]
+    write_gguf_copy(model_files(base), target, changes=numbers, fill=fill, dtype=np.dtype(dtype))  # type: ignore[call-overload]
     return target
 
 
@@ -103,7 +103,7 @@ def test_moved_codes_are_read(base: Path, tmp_path: Path) -> None:
     grid = weight.grid(0, weight.shape[0])
     codes = grid.codes[::-1].copy()  # the codes of other rows, which change the model much
     encoded = weight.encode(0, codes)
-    write_gguf(model_files(base), tmp_path / "codes.gguf", changes=[key], fill=lambda _: iter([encoded]))
+    write_gguf_copy(model_files(base), tmp_path / "codes.gguf", changes=[key], fill=lambda _: iter([encoded]))
     floats = copy_in(np.float32, base, tmp_path / "floats.gguf", {key: grid.values(codes)})
     one, other, before = (logits(path, IDS) for path in (tmp_path / "codes.gguf", floats, base))
     assert distance(one, other) < tolerances.ENGINE_CODES < 0.2 * distance(before, other)

@@ -15,7 +15,7 @@ from loralens.core.lazy import row_blocks
 from loralens.errors import FormatError, OptionError
 from loralens.formats.files import atomic
 from loralens.formats.models.checkpoint import model_config, open_checkpoint
-from loralens.formats.models.gguf_writer import float_dtypes, gguf_copy_bytes, in_file_order, write_gguf
+from loralens.formats.models.gguf_writer import float_dtypes, gguf_copy_bytes, in_file_order, write_gguf_copy
 from loralens.formats.models.model_files import model_files
 from tests import ggufs
 from tests.bases import contents
@@ -73,7 +73,7 @@ def test_a_copy_without_changes_is_the_original(threads: int, tmp_path: Path) ->
     (tmp_path / "m.gguf").write_bytes((tmp_path / "m.gguf").read_bytes())
     steps: list[int] = []
     files = model_files(tmp_path / "m.gguf")
-    write_gguf(files, tmp_path / "o.gguf", changes=(), fill=nothing, threads=threads, step=steps.append)
+    write_gguf_copy(files, tmp_path / "o.gguf", changes=(), fill=nothing, threads=threads, step=steps.append)
     assert (tmp_path / "o.gguf").read_bytes() == (tmp_path / "m.gguf").read_bytes()
     assert files.gguf is not None
     assert sum(steps) == gguf_copy_bytes(files.gguf)
@@ -86,7 +86,7 @@ def test_only_the_codes_of_changed_weights_change(kind: str, tmp_path: Path) -> 
     hidden = 512 if "K" in kind else 64
     before = ggufs.write(tmp_path / "m.gguf", ggufs.llama(hidden=hidden), kinds=kind)
     fill, numbers = moved_codes(tmp_path / "m.gguf", [Q, DOWN])
-    write_gguf(model_files(tmp_path / "m.gguf"), tmp_path / "o.gguf", changes=[Q, DOWN], fill=fill, threads=2)
+    write_gguf_copy(model_files(tmp_path / "m.gguf"), tmp_path / "o.gguf", changes=[Q, DOWN], fill=fill, threads=2)
     only_differ(tmp_path / "m.gguf", tmp_path / "o.gguf", {"blk.1.attn_q.weight", "blk.0.ffn_down.weight"})
     after = open_checkpoint(tmp_path / "o.gguf").tensors
     for key in before:
@@ -103,7 +103,7 @@ def test_one_expert_of_a_stack(tmp_path: Path) -> None:
     ggufs.write(tmp_path / "m.gguf", weights, kinds=kinds, names=STACKS)
     key = "model.layers.0.block_sparse_moe.experts.1.w3.weight"
     fill, numbers = moved_codes(tmp_path / "m.gguf", [key])
-    write_gguf(model_files(tmp_path / "m.gguf"), tmp_path / "o.gguf", changes=[key], fill=fill)
+    write_gguf_copy(model_files(tmp_path / "m.gguf"), tmp_path / "o.gguf", changes=[key], fill=fill)
     only_differ(tmp_path / "m.gguf", tmp_path / "o.gguf", {"blk.0.ffn_up_exps.weight"})
     before, after = (open_checkpoint(tmp_path / name).tensors for name in ("m.gguf", "o.gguf"))
     for other in before:
@@ -116,7 +116,7 @@ def test_floats_keep_their_type_and_norms_their_shift(tmp_path: Path) -> None:
     norm, matrix = "model.norm.weight", "model.layers.0.mlp.gate_proj.weight"
     new = {norm: np.full(64, 0.25, np.float32), matrix: np.ones((96, 64), np.float16)}
     files = model_files(tmp_path / "m.gguf")
-    write_gguf(files, tmp_path / "o.gguf", changes=new, fill=lambda key: iter([new[key]]))
+    write_gguf_copy(files, tmp_path / "o.gguf", changes=new, fill=lambda key: iter([new[key]]))
     only_differ(tmp_path / "m.gguf", tmp_path / "o.gguf", {"output_norm.weight", "blk.0.ffn_gate.weight"})
     after = open_checkpoint(tmp_path / "o.gguf").tensors
     for key in before:
@@ -139,7 +139,7 @@ def test_a_copy_in_floats(arch: str, dtype: np.dtype, tmp_path: Path) -> None:
         yield from (changed[start : start + 5] for start in range(0, 64, 5))
 
     target = tmp_path / "o.gguf"
-    write_gguf(files, target, changes=[Q], fill=fill, dtype=dtype, threads=2, step=steps.append)
+    write_gguf_copy(files, target, changes=[Q], fill=fill, dtype=dtype, threads=2, step=steps.append)
     assert sum(steps) == gguf_copy_bytes(files.gguf, dtype=dtype)
     after = open_checkpoint(target).tensors
     assert after.keys() == before.keys()
@@ -158,7 +158,7 @@ def test_a_copy_in_floats(arch: str, dtype: np.dtype, tmp_path: Path) -> None:
 def test_a_new_head(tmp_path: Path) -> None:
     ggufs.write(tmp_path / "m.gguf", ggufs.llama())
     head = np.random.default_rng(0).standard_normal((40, 64)).astype(np.float16)
-    write_gguf(
+    write_gguf_copy(
         model_files(tmp_path / "m.gguf"), tmp_path / "o.gguf", changes=(), fill=lambda key: iter([head]),
         dtype=np.dtype(np.float16), added={"lm_head.weight": (40, 64)},
     )  # fmt: skip
@@ -166,7 +166,7 @@ def test_a_new_head(tmp_path: Path) -> None:
     np.testing.assert_array_equal(open_checkpoint(tmp_path / "o.gguf").tensors["lm_head.weight"].read(), head)
     assert (model_config(tmp_path / "o.gguf") or {})["tie_word_embeddings"] is False
     with pytest.raises(FormatError, match=r"score\.weight: llama has no tensor of that name"):
-        write_gguf(
+        write_gguf_copy(
             model_files(tmp_path / "m.gguf"), tmp_path / "x", changes=(), fill=nothing, added={"score.weight": (2, 64)}
         )
 
@@ -177,13 +177,13 @@ def test_a_split_model_is_a_folder(tmp_path: Path) -> None:
     (tmp_path / "m" / "README.md").write_text("about it")
     files = model_files(tmp_path / "m" / "m-00001-of-00002.gguf")
     fill, numbers = moved_codes(tmp_path / "m", [Q])
-    write_gguf(files, tmp_path / "o", changes=[Q], fill=fill)
+    write_gguf_copy(files, tmp_path / "o", changes=[Q], fill=fill)
     old, new = contents(tmp_path / "m"), contents(tmp_path / "o")
     assert [name for name in old if old[name] != new[name]] == ["m-00002-of-00002.gguf"]
     assert old.keys() == new.keys()
     np.testing.assert_array_equal(open_checkpoint(tmp_path / "o").tensors[Q].read(), numbers[Q])
     head = np.ones((40, 64), np.float32)
-    write_gguf(
+    write_gguf_copy(
         files, tmp_path / "f", changes=(), fill=lambda key: iter([head]), dtype=np.dtype(np.float32),
         added={"lm_head.weight": (40, 64)},
     )  # fmt: skip
@@ -202,7 +202,7 @@ def test_what_is_copied_is_shown_byte_for_byte(tmp_path: Path) -> None:
         hashes.setdefault(key, sha256()).update(block)
 
     files = model_files(tmp_path / "m.gguf")
-    write_gguf(files, tmp_path / "o.gguf", changes=[Q], fill=fill, watch=watch)
+    write_gguf_copy(files, tmp_path / "o.gguf", changes=[Q], fill=fill, watch=watch)
     assert files.gguf is not None
     data, places = (tmp_path / "m.gguf").read_bytes(), spans(tmp_path / "m.gguf")
     assert hashes.keys() == files.tensors.keys() - {Q}
@@ -220,20 +220,20 @@ def test_a_failure_leaves_nothing_and_an_old_file_stays(tmp_path: Path, monkeypa
         raise FormatError("broke", fix="")
 
     with pytest.raises(FormatError, match="broke"):
-        write_gguf(files, target, changes=[DOWN], fill=broken)
+        write_gguf_copy(files, target, changes=[DOWN], fill=broken)
     assert [path.name for path in tmp_path.iterdir()] == ["m.gguf"]
     target.write_text("old")
     with pytest.raises(OptionError, match="exists"):
-        write_gguf(files, target, changes=(), fill=nothing)
+        write_gguf_copy(files, target, changes=(), fill=nothing)
     with pytest.raises(OptionError, match="base"):
-        write_gguf(files, tmp_path / "m.gguf", changes=(), fill=nothing, overwrite=True)
+        write_gguf_copy(files, tmp_path / "m.gguf", changes=(), fill=nothing, overwrite=True)
     usage = namedtuple("usage", "total used free")
     with monkeypatch.context() as patched:
         patched.setattr(atomic.shutil, "disk_usage", lambda path: usage(10, 9, 1))
         with pytest.raises(FormatError, match=r"it takes [\d,]+ bytes, and the disk has 1"):
-            write_gguf(files, target, changes=(), fill=nothing, overwrite=True)
+            write_gguf_copy(files, target, changes=(), fill=nothing, overwrite=True)
     assert target.read_text() == "old"
-    write_gguf(files, target, changes=(), fill=nothing, overwrite=True)
+    write_gguf_copy(files, target, changes=(), fill=nothing, overwrite=True)
     assert target.read_bytes() == (tmp_path / "m.gguf").read_bytes()
     assert len(list(tmp_path.iterdir())) == 2
 
@@ -244,8 +244,8 @@ def test_floats_need_every_tensor_decoded(tmp_path: Path) -> None:
     ggufs.write(tmp_path / "m.gguf", weights, kinds=kinds)
     files = model_files(tmp_path / "m.gguf")
     with pytest.raises(FormatError, match=r"blk\.0\.ffn_up\.weight is stored as Q8_K"):
-        write_gguf(files, tmp_path / "o.gguf", changes=(), fill=nothing, dtype=BF16)
-    write_gguf(files, tmp_path / "o.gguf", changes=(), fill=nothing)
+        write_gguf_copy(files, tmp_path / "o.gguf", changes=(), fill=nothing, dtype=BF16)
+    write_gguf_copy(files, tmp_path / "o.gguf", changes=(), fill=nothing)
     assert (tmp_path / "o.gguf").read_bytes() == (tmp_path / "m.gguf").read_bytes()
 
 
@@ -255,7 +255,7 @@ def test_another_alignment_and_padding_are_kept(tmp_path: Path) -> None:
     files = model_files(tmp_path / "m.gguf")
     assert files.gguf is not None
     assert files.gguf.headers[0].alignment == 1024
-    write_gguf(files, tmp_path / "o.gguf", changes=(), fill=nothing, dtype=BF16)
+    write_gguf_copy(files, tmp_path / "o.gguf", changes=(), fill=nothing, dtype=BF16)
     assert all(tensor.data_offset % 1024 == 0 for tensor in GGUFReader(tmp_path / "o.gguf").tensors)
     # Padding that is not zero is copied too.
     data = bytearray((tmp_path / "m.gguf").read_bytes())
@@ -263,7 +263,7 @@ def test_another_alignment_and_padding_are_kept(tmp_path: Path) -> None:
     assert end % 1024
     data[end : end + 4] = b"odd!"
     (tmp_path / "m.gguf").write_bytes(data)
-    write_gguf(model_files(tmp_path / "m.gguf"), tmp_path / "same.gguf", changes=(), fill=nothing)
+    write_gguf_copy(model_files(tmp_path / "m.gguf"), tmp_path / "same.gguf", changes=(), fill=nothing)
     assert (tmp_path / "same.gguf").read_bytes() == data
 
 

@@ -17,7 +17,7 @@ from loralens.errors import FormatError, LoraLensError, OptionError
 from loralens.formats.records.batches import RECORD_NAME
 from loralens.verbs.batches.batch import watch_lines
 from loralens.verbs.batches.batch_result import BatchResult, BatchRow
-from loralens.verbs.batches.batch_task import Task
+from loralens.verbs.batches.batch_task import BatchTask
 from loralens.verbs.batches.batch_workers import PendingTasks
 from loralens.verbs.compress import CompressOptions
 from loralens.verbs.convert import ConvertOptions
@@ -265,7 +265,7 @@ def test_an_outer_adapter_that_comes_later_is_written_into_the_folder_that_is_th
 def test_what_lies_in_a_target_waits_for_it() -> None:
     """A folder takes its place by a rename, which fails if another process has made one there."""
     rows = [BatchRow(name, name, f"out/{name}", "failed") for name in ("a/inner", "a", "b")]
-    inner, outer, other = (Task("scale", row, row.source, {}) for row in rows)
+    inner, outer, other = (BatchTask("scale", row, row.source, {}) for row in rows)
     pending = PendingTasks([inner, outer, other])
     assert [pending.take(), pending.take()] == [outer, other]
     pending.finish(outer)

@@ -10,7 +10,7 @@ import numpy as np
 from loralens.analysis.base.weight_norms import report_progress, weight_steps
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array
-from loralens.core.selection import select
+from loralens.core.naming.selection import select
 from loralens.core.threads import Step
 from loralens.core.weights import Weight
 from loralens.errors import OptionError, ShapeError, place

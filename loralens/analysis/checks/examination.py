@@ -17,7 +17,7 @@ from loralens.core.lowrank import LowRank
 from loralens.core.messages import quote_word
 from loralens.core.names import is_expert_alone
 from loralens.core.naming.base_model import BaseModel
-from loralens.core.selection import select
+from loralens.core.naming.selection import select
 from loralens.core.structured import Update
 from loralens.core.threads import Step
 from loralens.errors import FormatError

@@ -13,7 +13,7 @@ from loralens.analysis.compare.similarity import side_of
 from loralens.choices import Of, Side
 from loralens.core.adapter import Adapter
 from loralens.core.names import block, kind, natural_key
-from loralens.core.selection import select
+from loralens.core.naming.selection import select
 from loralens.core.threads import Step, in_threads
 from loralens.errors import place
 from loralens.linalg.basis import Basis

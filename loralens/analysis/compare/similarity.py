@@ -12,7 +12,7 @@ from loralens.core.adapter import Adapter
 from loralens.core.lowrank import LowRank, same_numbers
 from loralens.core.names import some
 from loralens.core.naming.matching import same_modules
-from loralens.core.selection import select
+from loralens.core.naming.selection import select
 from loralens.core.structured import Update
 from loralens.core.threads import Step, in_threads
 from loralens.errors import MismatchError, OptionError, place

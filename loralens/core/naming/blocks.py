@@ -49,7 +49,7 @@ def inside_blocks(names: Sequence[str], blocks: str) -> set[str]:
             raise OptionError(what, fix=f"give one of {_named(image)}, or a range of them")
         found = {name for name in names if in_block(entry, name, image.get(name, ()))}
         if not found:
-            where = block_names(names) if entry[:1].isdigit() else _named(image)
+            where = describe_blocks(names) if entry[:1].isdigit() else _named(image)
             raise OptionError(f"no module is in block {entry}", fix=f"the modules are in {where}")
         inside |= found
     return inside
@@ -110,7 +110,7 @@ def _named(image: Mapping[str, Sequence[str]]) -> str:
     return ", ".join(texts)
 
 
-def block_names(names: Iterable[str]) -> str:
+def describe_blocks(names: Iterable[str]) -> str:
     """The blocks that modules are in, as text for a message: ``the blocks 0-11 of model.layers``."""
     stacks: dict[str, set[int]] = {}
     for name in names:

@@ -82,7 +82,7 @@ def float_dtypes(model: GgufModel, dtype: np.dtype[Any]) -> dict[str, np.dtype[A
     return dtypes
 
 
-def write_gguf(
+def write_gguf_copy(
     files: ModelFiles,
     target: Path,
     *,
@@ -165,7 +165,7 @@ def write_gguf(
 def gguf_copy_bytes(
     model: GgufModel, *, dtype: np.dtype[Any] | None = None, added: Mapping[str, tuple[int, int]] | None = None
 ) -> int:
-    """The bytes of all tensors that `write_gguf` writes, without headers."""
+    """The bytes of all tensors that `write_gguf_copy` writes, without headers."""
     dtypes = float_dtypes(model, dtype) if dtype is not None else {}
     new = _added_tensors(model, added or {}, dtype)
     plans = [_plan_part(model, part, dtypes, new) for part in range(len(model.paths))]

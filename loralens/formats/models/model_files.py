@@ -72,7 +72,7 @@ class ModelFiles:
     left_out
         Files that hold the same weights in another form. A changed copy leaves them out, because they are unchanged.
     gguf
-        The model if it is GGUF. Its shards are its GGUF files then, without headers, and `write_gguf` copies it.
+        The model if it is GGUF. Its shards are its GGUF files then, without headers, and `write_gguf_copy` copies it.
     """
 
     root: Path

@@ -117,7 +117,7 @@ def write_model(
     FormatError
         The disk reports an error.
     """
-    assert files.gguf is None, "GGUF files are copied by write_gguf"
+    assert files.gguf is None, "GGUF files are copied by write_gguf_copy"
     place = CopyTarget(target, texts or {}, without, names or {}, inputs, overwrite)
     with new_copy(files, place) as part, ExitStack() as opened:
         if files.root.is_dir():

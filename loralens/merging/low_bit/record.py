@@ -74,7 +74,7 @@ class CodesRecorder:
                 self._sums[block.slab.start].take(block)
             if self._patch is not None:
                 lowest = block.grid.lowest
-                self._patch.block(as_bytes(block.grid.codes, lowest), as_bytes(block.drawn.codes, lowest))
+                self._patch.block(codes_as_bytes(block.grid.codes, lowest), codes_as_bytes(block.drawn.codes, lowest))
             yield block.start, block.drawn.codes
 
     def record(self) -> TensorRecord:
@@ -98,12 +98,12 @@ class CodesRecorder:
         )
 
 
-def as_bytes(codes: Codes, lowest: int) -> Bytes:
+def codes_as_bytes(codes: Codes, lowest: int) -> Bytes:
     """Codes counted from the lowest one on, of which no grid has more than 256."""
     return (codes - np.int16(lowest)).astype(np.uint8)
 
 
-def stored_bytes(weight: CodedWeight, blocks: Iterator[tuple[int, Codes]]) -> Iterator[Bytes]:
+def encode_rows(weight: CodedWeight, blocks: Iterator[tuple[int, Codes]]) -> Iterator[Bytes]:
     """Yield the bytes of the stored tensor in the order of the file, from the codes of its rows in their own order.
 
     A layout whose rows do not lie in order in the file is collected first: it needs the memory of the stored tensor.
@@ -127,7 +127,7 @@ def hashed_rows(
     With ``ordered`` the rows come in their own order, else in that of the file.
     """
     if not ordered or not weight.by_rows:
-        for rows in stored_bytes(weight, blocks):
+        for rows in encode_rows(weight, blocks):
             feed_hash(digest, rows)
             yield rows
         return
@@ -167,7 +167,7 @@ def proven_hash(weight: CodedWeight, stored: LazyArray) -> str:
     assert weight.grid is not None
     grid = weight.grid
     ranges = row_ranges(*as_matrix(weight.shape))
-    again = hash_rows(stored_bytes(weight, ((start, grid(start, stop).codes) for start, stop in ranges)))
+    again = hash_rows(encode_rows(weight, ((start, grid(start, stop).codes) for start, stop in ranges)))
     if again != hash_rows(MatrixRows(stored, as_matrix(stored.shape)).blocks()):
         raise FormatError(
             f"{weight.stored}: its {weight.layout} codes are written back to other bytes, so no undo restores it",

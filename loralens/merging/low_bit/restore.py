@@ -8,7 +8,7 @@ import numpy as np
 from loralens.core.coded_weight import CodedWeight, Codes
 from loralens.core.lazy import Array, LazyArray
 from loralens.errors import FormatError, MismatchError
-from loralens.merging.low_bit.record import as_bytes, hashed_rows
+from loralens.merging.low_bit.record import codes_as_bytes, hashed_rows
 from loralens.merging.undo.patch import PatchReader
 from loralens.merging.undo.restore import TensorUndo, check_merged, check_restored
 from loralens.merging.update import row_ranges
@@ -53,7 +53,7 @@ def _restored(undo: TensorUndo, weight: CodedWeight) -> Iterator[tuple[int, Code
     reader = PatchReader(undo.patch, 1)
     for start, stop in row_ranges(*undo.matrix):
         grid = weight.grid(start, stop)
-        restored = reader.block(as_bytes(grid.codes, grid.lowest)).reshape(grid.codes.shape)
+        restored = reader.block(codes_as_bytes(grid.codes, grid.lowest)).reshape(grid.codes.shape)
         codes = restored.astype(np.int16) + np.int16(grid.lowest)
         # Encoders pack codes without looking at them.
         if codes.max(initial=grid.lowest) > grid.highest:

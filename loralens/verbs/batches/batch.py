@@ -31,7 +31,7 @@ from loralens.tables.numbers import count
 from loralens.tables.text import display_width
 from loralens.verbs.batches.batch_items import BatchItem, NameTarget, find_adapters, is_several, place_targets
 from loralens.verbs.batches.batch_result import BatchResult, BatchRow, line_of
-from loralens.verbs.batches.batch_task import WORK, AdapterWork, Outcome, Task, real_source
+from loralens.verbs.batches.batch_task import WORK, AdapterWork, BatchTask, Outcome, real_source
 from loralens.verbs.batches.batch_workers import perform_all
 from loralens.verbs.inputs.adapters import AdapterSource, Source
 from loralens.version import __version__
@@ -150,7 +150,7 @@ def run_batch(verb: str, adapters: Sequence[AdapterSource], name_target: NameTar
     digest = _digest_options(verb, options) if output else None
     names = [_entry_name(target, output) if target and output else "" for target in targets]
     tasks = [
-        Task(
+        BatchTask(
             verb,
             BatchRow(item.name, item.path, None if target is None else str(target), "failed"),
             item.source,
@@ -174,7 +174,7 @@ def run_batch(verb: str, adapters: Sequence[AdapterSource], name_target: NameTar
     return BatchResult(verb, rows, output, dry_run)
 
 
-def _perform(tasks: Sequence[Task], jobs: int, record: BatchRecord | None) -> dict[str, BatchRow]:
+def _perform(tasks: Sequence[BatchTask], jobs: int, record: BatchRecord | None) -> dict[str, BatchRow]:
     """Perform the tasks, and write the record after each; returns the rows by the names of the adapters."""
     rows: dict[str, BatchRow] = {}
     if record:
@@ -225,7 +225,7 @@ def _record_outcome(name: str, outcome: Outcome, record: BatchRecord, *, quiet: 
     return True
 
 
-def _entry_of(task: Task, record: BatchRecord) -> str:
+def _entry_of(task: BatchTask, record: BatchRecord) -> str:
     assert task.target
     return _entry_name(task.target, record.folder)
 

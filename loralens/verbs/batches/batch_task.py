@@ -69,7 +69,7 @@ WORK: dict[str, AdapterWork] = {}
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class BatchTask:
     """One adapter, and what the run wants of it.
 
     Attributes
@@ -112,7 +112,7 @@ class Outcome:
     entry: BatchEntry | None = None
 
 
-def perform(task: Task) -> Outcome:
+def perform(task: BatchTask) -> Outcome:
     """Do what a task says. An error becomes a row with the status ``failed``, so that the others go on."""
     messages: list[str] = []
     with _messages_kept(messages), display_progress(None):
@@ -133,7 +133,7 @@ def perform(task: Task) -> Outcome:
     return Outcome(row, entry)
 
 
-def failed(task: Task, reason: str, fix: str) -> Outcome:
+def failed(task: BatchTask, reason: str, fix: str) -> Outcome:
     """The outcome of an adapter that could not be processed."""
     return Outcome(replace(task.row, status="failed", answer=None, reason=reason, fix=fix))
 
@@ -157,7 +157,7 @@ def _messages_kept(messages: list[str]) -> Iterator[None]:
         LOGGER.setLevel(before[1])
 
 
-def _perform(task: Task) -> Outcome:
+def _perform(task: BatchTask) -> Outcome:
     if task.verb not in WORK:  # in a new process
         import_module(f"loralens.verbs.{task.verb}")
     work, target, entry = WORK[task.verb], task.target, task.entry
@@ -182,13 +182,13 @@ def _perform(task: Task) -> Outcome:
     return _run(task, work, target, source=source, overwrite=task.overwrite or (own and vouched) or vacant)
 
 
-def _is_up_to_date(task: Task, entry: BatchEntry, source: str | None) -> bool:
+def _is_up_to_date(task: BatchTask, entry: BatchEntry, source: str | None) -> bool:
     """Whether an entry is about the same verb, adapter and options, done by this version."""
     key = (task.verb, source, task.options, __version__)
     return entry.status != BEGUN and None not in key and key == (entry.verb, entry.input, entry.options, entry.version)
 
 
-def _skip(task: Task, work: AdapterWork, entry: BatchEntry) -> Outcome | None:
+def _skip(task: BatchTask, work: AdapterWork, entry: BatchEntry) -> Outcome | None:
     """The row of an adapter that an earlier run has done; None if the record does not tell what is to be shown."""
     assert task.target
     numbers = read_numbers(task.verb, entry.numbers)
@@ -208,7 +208,7 @@ def _skip(task: Task, work: AdapterWork, entry: BatchEntry) -> Outcome | None:
     return Outcome(row)
 
 
-def _compare(task: Task, work: AdapterWork, source: str | None, there: str) -> Outcome:
+def _compare(task: BatchTask, work: AdapterWork, source: str | None, there: str) -> Outcome:
     """Do the work beside an output that a killed run may have written, and keep that output if it is the same.
 
     Between the last rename of the output and the new record a run can be killed. Nothing then says whose the output is,
@@ -229,7 +229,7 @@ def _compare(task: Task, work: AdapterWork, source: str | None, there: str) -> O
 
 
 def _run(
-    task: Task, work: AdapterWork, target: Path | None, *, source: str | None = None, overwrite: bool = False
+    task: BatchTask, work: AdapterWork, target: Path | None, *, source: str | None = None, overwrite: bool = False
 ) -> Outcome:
     """Do the work, and make the row and the entry of it."""
     result = work.run(task.source, output=target, overwrite=overwrite, **task.keywords)

@@ -21,7 +21,7 @@ from threading import Condition, Event, Thread
 from typing import final
 
 from loralens.core.threads import share_processors
-from loralens.verbs.batches.batch_task import Outcome, Task, failed, perform
+from loralens.verbs.batches.batch_task import BatchTask, Outcome, failed, perform
 
 GRACE = 10.0  # seconds in which a worker that was stopped may clean up; then it is killed
 _CODE = "from loralens.verbs.batches.batch_workers import serve; serve()"
@@ -29,7 +29,7 @@ _CODE = "from loralens.verbs.batches.batch_workers import serve; serve()"
 _BLAS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
 
 
-def perform_all(tasks: Sequence[Task], jobs: int) -> Generator[tuple[Task, Outcome], None, None]:
+def perform_all(tasks: Sequence[BatchTask], jobs: int) -> Generator[tuple[BatchTask, Outcome], None, None]:
     """Perform tasks, and give each with its outcome when it is finished.
 
     A task waits for those whose targets hold its own, since a folder is written as a whole. With one job, or if a task
@@ -37,7 +37,7 @@ def perform_all(tasks: Sequence[Task], jobs: int) -> Generator[tuple[Task, Outco
 
     Parameters
     ----------
-    tasks : sequence of Task
+    tasks : sequence of BatchTask
     jobs : int
         How many tasks are performed at once.
     """
@@ -46,7 +46,7 @@ def perform_all(tasks: Sequence[Task], jobs: int) -> Generator[tuple[Task, Outco
         for task in tasks:
             yield task, perform(task)
         return
-    pending, outcomes = PendingTasks(tasks), SimpleQueue[tuple[Task, Outcome]]()
+    pending, outcomes = PendingTasks(tasks), SimpleQueue[tuple[BatchTask, Outcome]]()
     workers = [_Worker(jobs) for _ in range(jobs)]
     threads = [Thread(target=_feed, args=(worker, pending, outcomes), daemon=True) for worker in workers]
     try:
@@ -68,7 +68,7 @@ def perform_all(tasks: Sequence[Task], jobs: int) -> Generator[tuple[Task, Outco
             worker.close()
 
 
-def _can_be_sent(task: Task) -> bool:
+def _can_be_sent(task: BatchTask) -> bool:
     try:
         pickle.dumps(task)
     except Exception:  # noqa: BLE001  # what an object in memory raises is not known
@@ -76,7 +76,7 @@ def _can_be_sent(task: Task) -> bool:
     return True
 
 
-def _feed(worker: "_Worker", pending: "PendingTasks", outcomes: "SimpleQueue[tuple[Task, Outcome]]") -> None:
+def _feed(worker: "_Worker", pending: "PendingTasks", outcomes: "SimpleQueue[tuple[BatchTask, Outcome]]") -> None:
     """Give a worker one task after the other."""
     while (task := pending.take()) is not None:
         outcome = worker.perform(task)
@@ -88,11 +88,11 @@ def _feed(worker: "_Worker", pending: "PendingTasks", outcomes: "SimpleQueue[tup
 class PendingTasks:
     """Tasks that no worker has taken yet, and those that are not finished."""
 
-    def __init__(self, tasks: Sequence[Task]) -> None:
+    def __init__(self, tasks: Sequence[BatchTask]) -> None:
         self._waiting, self._unfinished = list(tasks), list(tasks)
         self._changed = Condition()
 
-    def take(self) -> Task | None:
+    def take(self) -> BatchTask | None:
         """The next task whose target lies in none that is unfinished; None if there is no more."""
         with self._changed:
             while self._waiting:
@@ -103,13 +103,13 @@ class PendingTasks:
                 self._changed.wait()
             return None
 
-    def _is_free(self, task: Task) -> bool:
+    def _is_free(self, task: BatchTask) -> bool:
         if task.target is None:
             return True
         holders = {*map(str, task.target.parents)}
         return not any(other.row.target in holders for other in self._unfinished)
 
-    def finish(self, task: Task) -> None:
+    def finish(self, task: BatchTask) -> None:
         """Let the tasks go on that waited for this one."""
         with self._changed:
             self._unfinished.remove(task)
@@ -146,7 +146,7 @@ class _Worker:
             start_new_session=True,
         )
 
-    def perform(self, task: Task) -> Outcome:
+    def perform(self, task: BatchTask) -> Outcome:
         """Send a task and wait for its outcome."""
         process = self._process
         assert process.stdin
@@ -196,7 +196,7 @@ def serve() -> None:
     # Nothing that is printed may get between the outcomes.
     channel = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    tasks, busy = SimpleQueue[Task | None](), Event()
+    tasks, busy = SimpleQueue[BatchTask | None](), Event()
 
     def listen() -> None:
         with suppress(EOFError, OSError, pickle.UnpicklingError):

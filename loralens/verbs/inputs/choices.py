@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 
 from loralens.choices import FLOAT_TYPES
-from loralens.core.selection import within_blocks
+from loralens.core.naming.selection import within_blocks
 from loralens.errors import OptionError
 
 Blocks = int | str | Sequence[int | str]  # 3, "4-8", "IN04", or several of them
@@ -32,7 +32,7 @@ def check_finite(name: str, value: object) -> None:
 
 
 def as_globs(modules: str | Sequence[str], block: Blocks = ()) -> tuple[str, ...]:
-    """The options ``modules`` and ``block`` as globs of `loralens.core.selection`.
+    """The options ``modules`` and ``block`` as globs of `loralens.core.naming.selection`.
 
     Python may give a single glob as a string, and a single block as a number or a string.
 

@@ -11,7 +11,7 @@ import numpy as np
 from loralens.analysis.checks.low_bit import CodesPrediction
 from loralens.analysis.checks.merge_effect import Base
 from loralens.core.adapter import Adapter
-from loralens.core.selection import select
+from loralens.core.naming.selection import select
 from loralens.errors import LoraLensError
 from loralens.formats.models.checkpoint import model_config
 from loralens.merging.low_bit.apply import CodeRounding, CodesMerge, prepare_codes

@@ -12,7 +12,7 @@ from loralens.core.adapter import Adapter
 from loralens.core.coded_weight import CodedWeight
 from loralens.core.fingerprint import fingerprint
 from loralens.core.lazy import LazyArray
-from loralens.core.selection import select
+from loralens.core.naming.selection import select
 from loralens.errors import FormatError, LoraLensError, place
 from loralens.formats.files.apart import Input, adapter_inputs
 from loralens.formats.files.container import read_json

@@ -9,8 +9,8 @@ from typing import Any
 from loralens.core.lazy import Array
 from loralens.core.messages import note, warn
 from loralens.core.names import some
+from loralens.core.naming.selection import select
 from loralens.core.progress import progress
-from loralens.core.selection import select
 from loralens.formats.files.packages import is_installed
 from loralens.formats.records.corpora import CORPORA, read_corpus
 from loralens.formats.records.input_moments import write_input_moments
@@ -119,7 +119,7 @@ class InputsResult(Tabular):
 
 
 @dataclass(frozen=True, slots=True)
-class Texts:
+class CalibrationTexts:
     """What a model is run on.
 
     Attributes
@@ -141,7 +141,14 @@ class Texts:
 
 
 def calibrate_inputs(
-    loaded: Loaded, model: str, texts: Texts, modules: Sequence[str], output: Path, *, dtype: str, dry_run: bool
+    loaded: Loaded,
+    model: str,
+    texts: CalibrationTexts,
+    modules: Sequence[str],
+    output: Path,
+    *,
+    dtype: str,
+    dry_run: bool,
 ) -> InputsResult:
     """Measure the inputs of all linear layers whose names or kinds match, and write their second moments.
 
@@ -191,7 +198,7 @@ def calibrate_inputs(
 
 
 def _both_parts(
-    loaded: Loaded, texts: Texts, others: Sequence[InputText], step: Callable[[int], None] | None
+    loaded: Loaded, texts: CalibrationTexts, others: Sequence[InputText], step: Callable[[int], None] | None
 ) -> Callable[[], Iterable[tuple[Any, float]]]:
     """A function that gives the batches of both kinds of texts, whose positions weigh the same together."""
     task, general = (

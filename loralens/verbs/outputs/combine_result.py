@@ -9,8 +9,8 @@ from typing import Any
 from loralens.arithmetic.combine import Combination
 from loralens.arithmetic.quality import AdapterShare, CombinationQuality
 from loralens.core.adapter import Adapter
+from loralens.core.naming.selection import glob_in_words
 from loralens.core.recipe import Ingredient, Recipe
-from loralens.core.selection import in_words
 from loralens.tables.numbers import MINUS, count, fixed, join_words, number, percent, shape, size
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.outputs.rounding import RoundingCost
@@ -237,7 +237,7 @@ def _weighted(ingredient: Ingredient) -> str:
     if not strength.modules:
         factor = {1.0: "", -1.0: MINUS}.get(strength.weight, f"{number(strength.weight, 6)} × ")
         return f"{factor}{ingredient.path}"
-    exceptions = [f"{number(weight, 6)} × in {in_words(glob)}" for glob, weight in strength.modules.items()]
+    exceptions = [f"{number(weight, 6)} × in {glob_in_words(glob)}" for glob, weight in strength.modules.items()]
     if len(exceptions) > NAMED:
         # Weights of blocks name hundreds of modules: their numbers say more than the first three names.
         modules = Counter(strength.modules.values())

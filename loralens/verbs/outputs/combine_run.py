@@ -17,10 +17,10 @@ from loralens.compression.plan import TruncationPlan, keeps_rank
 from loralens.core.adapter import Adapter
 from loralens.core.carried import magnitudes
 from loralens.core.messages import note, tell_findings
+from loralens.core.naming.selection import select
 from loralens.core.progress import progress
 from loralens.core.ranks import Rule, RuleName
 from loralens.core.recipe import Recipe, Strength
-from loralens.core.selection import select
 from loralens.core.structured import Update
 from loralens.core.threads import Step, processor_count
 from loralens.core.together import match_modules, match_names, pad_rank

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from loralens.formats.models.checkpoint import open_checkpoint, shapes
-from loralens.formats.models.low_bit.packing import pack, unpack
+from loralens.formats.models.low_bit.packing import pack_codes, unpack_codes
 from tests.formats.low_bit.cases import CASES, field_of, gptq, mlx, packed
 
 
@@ -99,9 +99,9 @@ def test_other_codes_are_read_back_as_the_grid_says(case, tmp_path):
 def test_packing_is_one_long_number(bits, count, number):
     size = -(-count * bits // 8)
     data = np.frombuffer((number % (1 << (8 * size))).to_bytes(size, "little"), np.uint8)[None]
-    codes = unpack(data, bits, count)
+    codes = unpack_codes(data, bits, count)
     assert codes[0].tolist() == [field_of(data[0], i, bits) for i in range(count)]
-    packed_again = pack(codes, bits, size)
+    packed_again = pack_codes(codes, bits, size)
     assert int.from_bytes(packed_again.tobytes(), "little") == int.from_bytes(data.tobytes(), "little") % (
         1 << (count * bits)
     )

@@ -185,5 +185,5 @@ def test_what_codes_cannot_hold_is_refused():
             apply.check_movable(made.plan, replace(made.weight, **missing))
     with pytest.raises(MismatchError, match="replaces numbers"):
         apply.check_movable(replace(made.plan, replacement=LazyArray.of(made.D)), made.weight)
-    assert record.as_bytes(np.array([[-8, 7]], np.int16), -8).tolist() == [[0, 15]]
+    assert record.codes_as_bytes(np.array([[-8, 7]], np.int16), -8).tolist() == [[0, 15]]
     assert weight(made.grid).encode is not None

@@ -16,8 +16,8 @@ import numpy as np
 from loralens.core.lazy import Array, LazyArray, Recent
 from loralens.errors import FormatError, place
 from loralens.formats.models.low_bit.gptq import HELD
-from loralens.formats.models.low_bit.grouped import Block, GroupedWeight, Groups
-from loralens.formats.models.low_bit.packing import Bytes, bytes_of, pack, unpack
+from loralens.formats.models.low_bit.grouped import CodeBlock, GroupedWeight, Groups
+from loralens.formats.models.low_bit.packing import Bytes, bytes_of, pack_codes, unpack_codes
 from loralens.formats.models.low_bit.parts import (
     AGAIN,
     FLOATS,
@@ -64,24 +64,24 @@ class _Parts:
     zeros: LazyArray
     scales: LazyArray
 
-    def block(self, start: int, stop: int) -> Block:
+    def block(self, start: int, stop: int) -> CodeBlock:
         """The codes of some outputs, which are in some columns of words."""
         zeros = _unpack(self.zeros.read(), start, stop).T.astype(np.float32)
         step = self.scales.read()[:, start:stop].T.astype(np.float32)
         codes = np.ascontiguousarray(_unpack(self.codes.read(), start, stop).T)
-        return Block(codes, np.ascontiguousarray(step), np.ascontiguousarray(zeros))
+        return CodeBlock(codes, np.ascontiguousarray(step), np.ascontiguousarray(zeros))
 
     def pack(self, first: int, codes: Array) -> Bytes:  # noqa: ARG002 - always all rows
         """The bytes of the whole stored tensor."""
         inputs, words = self.codes.shape
         ordered = codes.T.reshape(inputs, words, HOLDS)[:, :, OUTPUTS].reshape(inputs, -1)
-        return pack(ordered, BITS, 4 * words).reshape(-1)
+        return pack_codes(ordered, BITS, 4 * words).reshape(-1)
 
 
 def _unpack(words: Array, start: int, stop: int) -> Bytes:
     """The codes of outputs ``start`` to ``stop``, for every row of words."""
     first, last = start // HOLDS, -(-stop // HOLDS)
-    nibbles = unpack(bytes_of(words[:, first:last]), BITS, HOLDS * (last - first))
+    nibbles = unpack_codes(bytes_of(words[:, first:last]), BITS, HOLDS * (last - first))
     codes = nibbles.reshape(len(words), last - first, HOLDS)[:, :, NIBBLES].reshape(nibbles.shape)
     return codes[:, start - first * HOLDS : stop - first * HOLDS]
 

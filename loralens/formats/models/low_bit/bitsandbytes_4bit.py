@@ -20,7 +20,7 @@ import numpy as np
 from loralens.core.lazy import Array, LazyArray
 from loralens.errors import FormatError, place
 from loralens.formats.files.json_text import finite_number, parse_object
-from loralens.formats.models.low_bit.grouped import Block, GroupedWeight, Groups, Levels
+from loralens.formats.models.low_bit.grouped import CodeBlock, GroupedWeight, Groups, Levels
 from loralens.formats.models.low_bit.packing import Bytes, stored_bytes
 from loralens.formats.models.low_bit.parts import AGAIN, FLOATS, Config, Found, Tensors, bits_of, part, whole
 from loralens.linalg.exact import Singles
@@ -151,7 +151,7 @@ def _scales(stored: Tensors, key: str, state: dict[str, Any], blocks: int) -> Sc
     )
 
 
-def _block(codes: LazyArray, scales: Scales, start: int, stop: int, *, width: int, group: int, block: int) -> Block:
+def _block(codes: LazyArray, scales: Scales, start: int, stop: int, *, width: int, group: int, block: int) -> CodeBlock:
     """The codes and steps of rows of ``width`` numbers each."""
     first, last = start * width, stop * width
     data = stored_bytes(codes, first // 2, -(-last // 2))
@@ -161,7 +161,7 @@ def _block(codes: LazyArray, scales: Scales, start: int, stop: int, *, width: in
     places = np.arange(first, last, group) // block
     base = first // block
     read = scales.read(base, -(-last // block))
-    return Block(rows, read[places - base].reshape(stop - start, width // group))
+    return CodeBlock(rows, read[places - base].reshape(stop - start, width // group))
 
 
 def _pack(codes: LazyArray, first: int, stored: Array) -> Bytes:  # noqa: ARG001 - every layout has this form

@@ -17,8 +17,8 @@ import numpy as np
 
 from loralens.core.lazy import Array, LazyArray
 from loralens.errors import FormatError, place
-from loralens.formats.models.low_bit.grouped import Block, GroupedWeight, Groups
-from loralens.formats.models.low_bit.packing import Bytes, bytes_of, pack, unpack
+from loralens.formats.models.low_bit.grouped import CodeBlock, GroupedWeight, Groups
+from loralens.formats.models.low_bit.packing import Bytes, bytes_of, pack_codes, unpack_codes
 from loralens.formats.models.low_bit.parts import (
     AGAIN,
     FLOATS,
@@ -68,14 +68,14 @@ class _Parts:
     groups_count: int
     bits: int
 
-    def block(self, start: int, stop: int) -> Block:
+    def block(self, start: int, stop: int) -> CodeBlock:
         """The codes of some rows, with the scales and zeros of their groups."""
-        codes = unpack(bytes_of(self.codes.rows(start, stop).read()), self.bits, self.shape[1])
+        codes = unpack_codes(bytes_of(self.codes.rows(start, stop).read()), self.bits, self.shape[1])
         # A single scale belongs to all rows.
         one = self.scales.shape[0] == 1
         step = self.scales.read() if one else self.scales.rows(start, stop).read()
         step = np.broadcast_to(step.astype(np.float32), (stop - start, self.groups_count))
-        return Block(codes, np.ascontiguousarray(step), self._zeros(start, stop))
+        return CodeBlock(codes, np.ascontiguousarray(step), self._zeros(start, stop))
 
     def _zeros(self, start: int, stop: int) -> Singles:
         if self.zeros is None:
@@ -83,7 +83,7 @@ class _Parts:
         holds = 32 // self.bits
         first = start // holds
         words = np.ascontiguousarray(self.zeros.rows(first, -(-stop // holds)).read().T)
-        zeros = unpack(bytes_of(words), self.bits, words.shape[1] * holds)
+        zeros = unpack_codes(bytes_of(words), self.bits, words.shape[1] * holds)
         return np.ascontiguousarray(zeros[:, start - first * holds : stop - first * holds].T.astype(np.float32))
 
     def groups(self) -> Groups:
@@ -108,12 +108,12 @@ class _Parts:
         """The bytes of some rows."""
         size = 4 * self.codes.shape[1]
         if codes.shape[1] * self.bits == 8 * size:
-            return pack(codes, self.bits, size)
+            return pack_codes(codes, self.bits, size)
         # What the last word of a row holds beyond it stays as it is.
         rows = self.codes.rows(first, first + len(codes)).read()
-        whole_rows = unpack(bytes_of(rows), self.bits, 8 * size // self.bits).copy()
+        whole_rows = unpack_codes(bytes_of(rows), self.bits, 8 * size // self.bits).copy()
         whole_rows[:, : codes.shape[1]] = codes
-        return pack(whole_rows, self.bits, size)
+        return pack_codes(whole_rows, self.bits, size)
 
 
 def _weight(stored: Tensors, module: str, code_key: str) -> Found:

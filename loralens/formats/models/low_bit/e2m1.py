@@ -20,8 +20,8 @@ import numpy as np
 
 from loralens.core.lazy import Array, LazyArray
 from loralens.errors import FormatError, place
-from loralens.formats.models.low_bit.grouped import Block, GroupedWeight, Groups, Levels
-from loralens.formats.models.low_bit.packing import Bytes, bytes_of, pack, unpack
+from loralens.formats.models.low_bit.grouped import CodeBlock, GroupedWeight, Groups, Levels
+from loralens.formats.models.low_bit.packing import Bytes, bytes_of, pack_codes, unpack_codes
 from loralens.formats.models.low_bit.parts import AGAIN, Config, Found, Shape, Tensors, beside, bits_of, part, single
 from loralens.linalg.exact import Singles
 
@@ -56,10 +56,14 @@ def find_packed(stored: Tensors, config: Config | None) -> Iterator[Found]:  # n
                 divisor = single(stored, global_key, SINGLE)
                 keys: tuple[str, ...] = (key, scale_key, global_key)
                 steps = partial(_divided, divisor)
-                yield matrix(stored, module, keys, "compressed-tensors NVFP4", size=NV, scale_types=E4M3, steps=steps)
+                yield e2m1_weight(
+                    stored, module, keys, "compressed-tensors NVFP4", size=NV, scale_types=E4M3, steps=steps
+                )
             else:
                 keys = key, scale_key
-                yield matrix(stored, module, keys, "compressed-tensors MXFP4", size=MX, scale_types=BYTES, steps=powers)
+                yield e2m1_weight(
+                    stored, module, keys, "compressed-tensors MXFP4", size=MX, scale_types=BYTES, steps=powers
+                )
 
 
 def find_modelopt(stored: Tensors, config: Config | None) -> Iterator[Found]:  # noqa: ARG001 - all layouts have this form
@@ -80,7 +84,7 @@ def find_modelopt(stored: Tensors, config: Config | None) -> Iterator[Found]:  #
             factor = single(stored, factor_key, SINGLE)
             keys = (key, f"{module}.weight_scale", factor_key)
             steps = partial(_multiplied, factor)
-            yield matrix(stored, module, keys, "modelopt NVFP4", size=NV, scale_types=E4M3, steps=steps)
+            yield e2m1_weight(stored, module, keys, "modelopt NVFP4", size=NV, scale_types=E4M3, steps=steps)
 
 
 def find_stacks(stored: Tensors, config: Config | None) -> Iterator[Found]:  # noqa: ARG001 - all layouts have this form
@@ -148,7 +152,7 @@ def _multiplied(factor: LazyArray, scales: Array) -> Singles:
         return np.multiply(scales.astype(np.float32), factor.read(), dtype=np.float32)
 
 
-def matrix(
+def e2m1_weight(
     stored: Tensors,
     module: str,
     keys: tuple[str, ...],
@@ -185,10 +189,10 @@ def matrix(
     return Found(f"{module}.weight", weight.weight(), (*keys, *beside(stored, module)))
 
 
-def _block(codes: LazyArray, scales: LazyArray, steps: Steps, start: int, stop: int) -> Block:
+def _block(codes: LazyArray, scales: LazyArray, steps: Steps, start: int, stop: int) -> CodeBlock:
     data = bytes_of(codes.rows(start, stop).read())
-    return Block(unpack(data, 4, 2 * data.shape[1]), steps(scales.rows(start, stop).read()))
+    return CodeBlock(unpack_codes(data, 4, 2 * data.shape[1]), steps(scales.rows(start, stop).read()))
 
 
 def _pack(first: int, codes: Array) -> Bytes:  # noqa: ARG001 - rows are alike
-    return pack(codes, 4, codes.shape[1] // 2)
+    return pack_codes(codes, 4, codes.shape[1] // 2)

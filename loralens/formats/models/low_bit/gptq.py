@@ -18,8 +18,8 @@ import numpy as np
 
 from loralens.core.lazy import Array, LazyArray, Recent
 from loralens.errors import FormatError, place
-from loralens.formats.models.low_bit.grouped import Block, GroupedWeight, Groups
-from loralens.formats.models.low_bit.packing import Bytes, bytes_of, pack, unpack
+from loralens.formats.models.low_bit.grouped import CodeBlock, GroupedWeight, Groups
+from loralens.formats.models.low_bit.packing import Bytes, bytes_of, pack_codes, unpack_codes
 from loralens.formats.models.low_bit.parts import (
     AGAIN,
     FLOATS,
@@ -75,15 +75,15 @@ class _Parts:
     bits: int
     shift: int
 
-    def block(self, start: int, stop: int) -> Block:
+    def block(self, start: int, stop: int) -> CodeBlock:
         """The codes of some outputs; the file has those of all outputs beside each other."""
         words = np.ascontiguousarray(self.codes.read()[:, start:stop].T)
-        codes = unpack(bytes_of(words), self.bits, self.inputs)
+        codes = unpack_codes(bytes_of(words), self.bits, self.inputs)
         step = self.scales.read()[:, start:stop].T.astype(np.float32)
-        return Block(codes, np.ascontiguousarray(step), self._zeros(start, stop))
+        return CodeBlock(codes, np.ascontiguousarray(step), self._zeros(start, stop))
 
     def _zeros(self, start: int, stop: int) -> Singles:
-        zeros = unpack(bytes_of(self.zeros.read()), self.bits, self.scales.shape[1])[:, start:stop]
+        zeros = unpack_codes(bytes_of(self.zeros.read()), self.bits, self.scales.shape[1])[:, start:stop]
         # The largest code stands for −1, which is a zero of 0.
         zeros = (zeros + np.uint8(self.shift)) & np.uint8((1 << self.bits) - 1)
         return np.ascontiguousarray(zeros.T.astype(np.float32))
@@ -106,7 +106,7 @@ class _Parts:
 
     def pack(self, first: int, codes: Array) -> Bytes:  # noqa: ARG002 - always all rows
         """The bytes of the whole stored tensor."""
-        words = pack(codes, self.bits, 4 * self.codes.shape[0]).view(np.int32)
+        words = pack_codes(codes, self.bits, 4 * self.codes.shape[0]).view(np.int32)
         return bytes_of(words.T).reshape(-1)
 
 

@@ -75,7 +75,7 @@ class Groups:
             operation(W, np.take(of_groups, self.of_column, axis=1), out=W)
 
 
-class Block(NamedTuple):
+class CodeBlock(NamedTuple):
     """What the file has of some rows of the matrices: codes (rows, columns), and numbers (rows, groups)."""
 
     codes: Array
@@ -94,7 +94,7 @@ class GroupedWeight:
     layout, shape, bits, stored
         As in `CodedWeight`.
     block : callable
-        Takes start and stop among the rows of all matrices, and returns their `Block`.
+        Takes start and stop among the rows of all matrices, and returns their `CodeBlock`.
     groups : callable
         Returns the groups. Some layouts store them as numbers, which are read then.
     pack : callable
@@ -110,7 +110,7 @@ class GroupedWeight:
     shape: tuple[int, ...]
     bits: float
     stored: str
-    block: Callable[[int, int], Block]
+    block: Callable[[int, int], CodeBlock]
     groups: Callable[[], Groups]
     pack: Callable[[int, Array], Bytes]
     lowest: int = 0

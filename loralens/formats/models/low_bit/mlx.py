@@ -16,9 +16,9 @@ import numpy as np
 
 from loralens.core.lazy import Array, LazyArray
 from loralens.errors import FormatError, place
-from loralens.formats.models.low_bit.e2m1 import BYTES, MX, NV, Steps, float8, matrix, powers
-from loralens.formats.models.low_bit.grouped import Block, GroupedWeight, Groups
-from loralens.formats.models.low_bit.packing import Bytes, bytes_of, pack, unpack
+from loralens.formats.models.low_bit.e2m1 import BYTES, MX, NV, Steps, e2m1_weight, float8, powers
+from loralens.formats.models.low_bit.grouped import CodeBlock, GroupedWeight, Groups
+from loralens.formats.models.low_bit.packing import Bytes, bytes_of, pack_codes, unpack_codes
 from loralens.formats.models.low_bit.parts import (
     AGAIN,
     FLOATS,
@@ -62,7 +62,7 @@ def _weight(stored: Tensors, module: str, key: str, scale_key: str, config: Conf
     if isinstance(mode, str) and mode in FLOAT_MODES:
         size, steps = FLOAT_MODES[mode]
         keys: tuple[str, ...] = (key, scale_key)
-        return matrix(stored, module, keys, f"MLX {mode.upper()}", size=size, scale_types=BYTES, steps=steps)
+        return e2m1_weight(stored, module, keys, f"MLX {mode.upper()}", size=size, scale_types=BYTES, steps=steps)
     if mode != "affine":
         raise FormatError(f"its weights are quantised: MLX {ascii(mode)[1:-1][:40]}", fix=SIBLING)
     bits, size = _widths(stated)
@@ -107,11 +107,11 @@ def _widths(stated: Config) -> tuple[int, int]:
     return bits, size
 
 
-def _block(codes: LazyArray, scales: LazyArray, biases: LazyArray, start: int, stop: int, *, bits: int) -> Block:
+def _block(codes: LazyArray, scales: LazyArray, biases: LazyArray, start: int, stop: int, *, bits: int) -> CodeBlock:
     words = bytes_of(codes.rows(start, stop).read())
     step, bias = (tensor.rows(start, stop).read().astype(np.float32) for tensor in (scales, biases))
-    return Block(unpack(words, bits, words.shape[1] * 8 // bits), step, bias=bias)
+    return CodeBlock(unpack_codes(words, bits, words.shape[1] * 8 // bits), step, bias=bias)
 
 
 def _pack(first: int, codes: Array, *, bits: int, size: int) -> Bytes:  # noqa: ARG001 - rows are alike
-    return pack(codes, bits, size)
+    return pack_codes(codes, bits, size)

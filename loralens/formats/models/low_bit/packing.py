@@ -14,7 +14,7 @@ from loralens.core.lazy import Array, LazyArray
 Bytes = NDArray[np.uint8]
 
 
-def unpack(data: Bytes, bits: int, count: int) -> Bytes:
+def unpack_codes(data: Bytes, bits: int, count: int) -> Bytes:
     """The first ``count`` codes of every row of bytes, uint8.
 
     Parameters
@@ -42,8 +42,8 @@ def unpack(data: Bytes, bits: int, count: int) -> Bytes:
     return np.asarray(wide.astype(np.uint8).reshape(*data.shape[:-1], runs * held)[..., :count])
 
 
-def pack(codes: Array, bits: int, size: int) -> Bytes:
-    """The inverse of `unpack`: ``size`` bytes for every row of codes; bits without a code are 0."""
+def pack_codes(codes: Array, bits: int, size: int) -> Bytes:
+    """The inverse of `unpack_codes`: ``size`` bytes for every row of codes; bits without a code are 0."""
     if 8 % bits == 0:
         held = 8 // bits
         narrow = np.zeros((*codes.shape[:-1], size * held), np.uint8)

@@ -30,7 +30,7 @@ from loralens.merging.apply import prepare_merge
 from loralens.merging.low_bit.apply import CodeRounding, prepare_codes
 from loralens.merging.low_bit.nf4 import Nf4Recorder
 from loralens.merging.low_bit.record import CodesRecorder
-from loralens.merging.matrix import blocks_of
+from loralens.merging.matrix import matrix_blocks
 from loralens.merging.record import MergeRecorder, TensorRecord, feed_hash, hash_rows
 from loralens.merging.rounding import MergeRounding
 from loralens.merging.summary import (
@@ -328,7 +328,7 @@ class MergeRun:
         tensors, originals = self.inputs.files.tensors, self.inputs.originals()
         # A tensor that the merged model does not have cannot be restored by a patch.
         dropped = {f"{key}#whole": tensors[key] for key in self.inputs.plan.dropped}
-        whole = {key: hash_rows(blocks_of(tensors[key])) for key in self.inputs.plan.dropped}
+        whole = {key: hash_rows(matrix_blocks(tensors[key])) for key in self.inputs.plan.dropped}
         content = {
             "version": layout_version(self.entries),
             "adapters": self.adapters,
@@ -356,7 +356,7 @@ class MergeRun:
         if side == "base":
             for key in dropped:
                 digests[key] = sha256()
-                for rows in blocks_of(tensors[key]):
+                for rows in matrix_blocks(tensors[key]):
                     feed_hash(digests[key], rows)
         copies = {
             key: Hashed(str(tensors[key].dtype), tensors[key].shape, hashed.hexdigest())

@@ -10,7 +10,7 @@ from loralens.core.lazy import LazyArray
 from loralens.core.progress import progress
 from loralens.core.threads import in_threads, processor_count
 from loralens.formats.files.apart import Input
-from loralens.formats.models.gguf_writer import gguf_copy_bytes, write_gguf
+from loralens.formats.models.gguf_writer import gguf_copy_bytes, write_gguf_copy
 from loralens.formats.models.model_copy import Fill, Step, Watch
 from loralens.formats.models.model_files import ModelFiles
 from loralens.formats.models.model_writer import Change, copy_bytes, write_model
@@ -61,7 +61,7 @@ def write_copy(
         "step": step,
     }
     if files.gguf:
-        write_gguf(files, target, changes=changes.keys(), dtype=np.dtype(dtype) if dtype else None, **common)
+        write_gguf_copy(files, target, changes=changes.keys(), dtype=np.dtype(dtype) if dtype else None, **common)
     else:
         write_model(files, target, changes=changes, dropped=dropped, homes=homes, headers=headers, **common)
 

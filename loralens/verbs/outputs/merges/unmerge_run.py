@@ -17,7 +17,7 @@ from loralens.formats.records.merged import BEFORE, CERTIFICATE
 from loralens.formats.records.undo import NAME, read_undo
 from loralens.linalg.device import Device
 from loralens.merging.low_bit.restore import restore_codes
-from loralens.merging.matrix import blocks_of
+from loralens.merging.matrix import matrix_blocks
 from loralens.merging.record import feed_hash
 from loralens.merging.undo.layout import WITH_CODES, parse_undo
 from loralens.merging.undo.restore import restore_tensor
@@ -187,14 +187,14 @@ class UnmergeRun:
                     yield from restore_tensor(undo, self.tensors[key], device=self.device)
             else:
                 tensor = self.tensors[key]
-                for rows in blocks_of(tensor):
+                for rows in matrix_blocks(tensor):
                     self._hash_copy(key, rows)
                     yield rows
 
     def _dropped(self, key: str) -> Iterator[Array]:
         """The rows of a tensor that the merged model does not have."""
         digest = sha256()
-        for rows in blocks_of(self.undo.dropped[key]):
+        for rows in matrix_blocks(self.undo.dropped[key]):
             feed_hash(digest, rows)
             yield rows
         if self.undo.whole.get(key, digest.hexdigest()) != digest.hexdigest():

@@ -15,7 +15,7 @@ from loralens.core.names import kind, nearest
 from loralens.core.naming.blocks import (
     BLOCK_FORMS,
     block_name,
-    block_names,
+    describe_blocks,
     image_blocks,
     in_block,
     inside_blocks,
@@ -100,7 +100,7 @@ def _selected(
     if not matched:
         raise OptionError(f"no module matches {pattern!r}", fix=suggestion(pattern, names))
     if not matched & inside:
-        where = block_names(name for name in names if name in matched)
+        where = describe_blocks(name for name in names if name in matched)
         raise OptionError(
             f"no module that {pattern!r} matches is in block {blocks}", fix=f"these modules are in {where}"
         )
@@ -127,7 +127,7 @@ def wild(glob: str) -> bool:
     return bool(_WILD & {*glob}) or bool(_split(glob)[1])
 
 
-def in_words(glob: str) -> str:
+def glob_in_words(glob: str) -> str:
     """A glob in a sentence: ``q_proj of blocks 4-8``."""
     pattern, blocks = _split(glob)
     if not blocks:
