@@ -78,10 +78,10 @@ def uniform_rank(spectra: Iterable[Spectrum], fraction: float) -> tuple[int, flo
     by_rank = np.zeros(max(s.size for s in values))
     for s in values:
         by_rank[: s.size] += (s / top) ** 2
-    kept = np.cumsum(by_rank) / by_rank.sum()
+    shares = np.cumsum(by_rank) / by_rank.sum()
     # The sum of all directions may come out below 1 by rounding.
-    rank = min(int(np.searchsorted(kept, fraction * (1 - 1e-12))), kept.size - 1)
-    return rank + 1, float(kept[rank])
+    rank = min(int(np.searchsorted(shares, fraction * (1 - 1e-12))), shares.size - 1)
+    return rank + 1, float(shares[rank])
 
 
 def _group(spectra: Mapping[str, Spectrum], label: Callable[[str], str]) -> list[Group]:

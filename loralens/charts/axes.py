@@ -90,9 +90,9 @@ def map_ticks(count: int, pixels: float = inf) -> list[int]:
     # Numbers less than half a step from the first or the last would touch them.
     inner = [i for i in range(step, count, step) if count - i >= step / 2 and (i - 1 >= step / 2 or i == 1)]
     ticks = [1]
-    apart = TICK * count / pixels
+    least_step = TICK * count / pixels
     for i in inner:
-        if i - ticks[-1] >= apart and count - i >= apart:
+        if i - ticks[-1] >= least_step and count - i >= least_step:
             ticks.append(i)
     return sorted({*ticks, count})
 

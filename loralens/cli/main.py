@@ -94,10 +94,10 @@ class LensGroup(click.Group):
         word = args[0]
         # Shell completion parses words that are not complete yet, and needs no answer about them.
         if word in COMMANDS or ctx.resilient_parsing or word.startswith("-"):
-            name, command, rest = super().resolve_command(ctx, args)
+            name, command, arguments = super().resolve_command(ctx, args)
             if command and not ctx.resilient_parsing:
-                check_dashes(command, rest, click.Context(command, ctx, info_name=name))
-            return name, command, rest
+                check_dashes(command, arguments, click.Context(command, ctx, info_name=name))
+            return name, command, arguments
         # A Path would raise for a word that is longer than a name of a file may be.
         if os.path.exists(word):  # noqa: PTH110
             ctx.meta[WITHOUT_VERB] = True

@@ -70,5 +70,5 @@ def show_answer(result: Any, rows: RowOptions) -> None:
 
 
 def _print_line(line: str) -> None:
-    first, *more = wrapped([line])
-    say(first, *(f"  {part}" for part in more))
+    first, *continued = wrapped([line])
+    say(first, *(f"  {part}" for part in continued))

@@ -135,8 +135,8 @@ def _check_figure(figure: Mapping[str, Any], plot: Path | None) -> None:
     if all(value is None for value in figure.values()):
         return
     if plot is None:
-        given = next(name for name, value in figure.items() if value is not None)
-        raise click.UsageError(f"--{given.replace('_', '-')} changes a figure: give --plot too")
+        option = next(name for name, value in figure.items() if value is not None)
+        raise click.UsageError(f"--{option.replace('_', '-')} changes a figure: give --plot too")
     from loralens.charts.figure import FigureStyle
 
     FigureStyle(**figure).check()

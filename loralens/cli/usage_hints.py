@@ -54,9 +54,9 @@ def _other_dialect(error: click.UsageError) -> str:
         return ""
     word = _first_quoted(error)
     name = getattr(error.param, "name", None)
-    option, known = {"to": ("--to", DIALECT_OF), "consumer": ("--for", CONSUMER_OF)}.get(str(name), ("", {}))
+    option, other_words = {"to": ("--to", DIALECT_OF), "consumer": ("--for", CONSUMER_OF)}.get(str(name), ("", {}))
     choices = getattr(getattr(error.param, "type", None), "choices", ())
-    meant = word.lower() if word.lower() in choices else known.get(word.lower().replace("_", "-"))
+    meant = word.lower() if word.lower() in choices else other_words.get(word.lower().replace("_", "-"))
     return f"for {word} there is {option} {meant}" if meant else ""
 
 

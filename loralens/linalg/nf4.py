@@ -34,13 +34,13 @@ def quantise_nf4(numbers: Singles) -> tuple[NDArray[np.uint8], Singles]:
     """
     flat = np.ascontiguousarray(numbers, np.float32).reshape(-1)
     full = flat.size // BLOCK * BLOCK
-    blocks, rest = flat[:full].reshape(-1, BLOCK), flat[full:]
+    blocks, last_block = flat[:full].reshape(-1, BLOCK), flat[full:]
     absmax = np.abs(blocks).max(axis=1, initial=0.0)
     # The product with the reciprocal and not the quotient, which is rounded otherwise.
     scaled = np.clip(blocks * (np.float32(1) / np.maximum(absmax, LEAST))[:, None], -1, 1).reshape(-1)
-    if rest.size:
-        scale = np.maximum(np.abs(rest).max(), LEAST)
-        absmax, scaled = np.append(absmax, scale), np.append(scaled, np.clip(rest / scale, -1, 1))
+    if last_block.size:
+        scale = np.maximum(np.abs(last_block).max(), LEAST)
+        absmax, scaled = np.append(absmax, scale), np.append(scaled, np.clip(last_block / scale, -1, 1))
     between = (LEVELS[:-1] + LEVELS[1:]) / np.float32(2)
     # A number half between two levels gets the lower one.
     return np.searchsorted(between, scaled, side="left").astype(np.uint8), absmax.astype(np.float32)

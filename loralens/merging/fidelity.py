@@ -152,11 +152,11 @@ class LossSums:
             return None
         return sqrt(self._sum_inside + dot(self._inside, self._inside)) / self.norm if self.D_D else 0.0
 
-    def directions(self, seen: int) -> tuple[int, int]:
-        """The number of singular values of D, and of those above the noise of the rounding over ``seen`` entries."""
+    def directions(self, entries: int) -> tuple[int, int]:
+        """The number of singular values of D, and of those above the noise of the rounding over so many ``entries``."""
         s = self._singular_values()
         # The rounding error of one entry as it was measured, instead of the predicted one.
-        noise = sqrt(self.lost / max(seen, 1))
+        noise = sqrt(self.lost / max(entries, 1))
         return int(np.count_nonzero(s)), survivors(s, noise, self._slab.terms[0][1].shape)
 
     def _singular_values(self) -> NDArray[np.float64]:

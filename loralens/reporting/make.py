@@ -64,7 +64,7 @@ def make_report(
     quality = quality_sentences(evaluations, subjects)
     sentences = [*quality, *summary_sentences(subjects, findings, collection, run)]
     verdicts = [verdict_of(subject, findings) for subject in subjects]
-    answer, *more = [*quality, headline(subjects, verdicts, collection, run)]
+    answer, *further_answers = [*quality, headline(subjects, verdicts, collection, run)]
     sections = [
         # What was measured on texts is what readers want to know first. The findings and the facts follow, as all
         # numbers below depend on them. The longest table comes last.
@@ -89,7 +89,7 @@ def make_report(
         summary=sentences,
         headline=answer,
         verdicts=verdicts_table(verdicts),
-        remarks=[*more, *remarks(subjects)],
+        remarks=[*further_answers, *remarks(subjects)],
         sections=sections,
         modules=names,
         sliders=[slider_data(subject, i) for i, subject in enumerate(subjects) if subject.plan is not None],

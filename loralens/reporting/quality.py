@@ -32,15 +32,15 @@ def quality_sentences(evaluations: Sequence[StoredEvaluation], subjects: Sequenc
 
 def _sentence(evaluation: StoredEvaluation) -> str:
     measures = HEADLINE.get(evaluation.task, ("loss",))
-    known = set(evaluation.adapters[0].measures)
-    measure = next((name for name in measures if name in known), "")
+    measured = set(evaluation.adapters[0].measures)
+    measure = next((name for name in measures if name in measured), "")
     texts = f"{count(evaluation.texts, 'text')} of {evaluation.data}"
     if not measure:
         return f"{count(len(evaluation.adapters), 'adapter')} measured on {texts}."
     values = [_value(row, measure) for row in evaluation.adapters[:NAMED]]
-    more = len(evaluation.adapters) - NAMED
-    if more > 0:
-        values.append(f"{more} more below")
+    unnamed = len(evaluation.adapters) - NAMED
+    if unnamed > 0:
+        values.append(f"{unnamed} more below")
     return f"On {texts}: {measure} {join_words(values)}."
 
 

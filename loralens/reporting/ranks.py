@@ -35,13 +35,13 @@ def ranks_section(subjects: Sequence[Subject], tables: ResultTables) -> Section:
             (subject.label, [sliders[subject.path]] if subject.path in sliders else [_no_ranks(subject)])
             for subject in subjects
         ]
-        kept = [
+        curves = [
             Paragraph(f"{subject.label}: {advice(subject)}")
             for _, subject in planned
             if subject.on_data or not _is_smaller(subject)
         ]
         rows: list[Part] = [PictureRow(pictures)] if pictures else []
-        parts = [*kept, SideBySide(columns), *rows, *join_tables([label for label, _ in pictures], listed)]
+        parts = [*curves, SideBySide(columns), *rows, *join_tables([label for label, _ in pictures], listed)]
     elif planned:
         # A single adapter has the width of the page for its picture and its table.
         figures = SideBySide([("", [pictures[0][1]]), ("", [listed[0]])])

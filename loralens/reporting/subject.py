@@ -136,8 +136,8 @@ class Subject:
         """‖W'−W−ΔW‖/‖ΔW‖ of all modules together, where W' is W + ΔW rounded to bfloat16; None without a base."""
         errors = self.against_base.bf16_errors
         norms = {name: self.spectra[name].frobenius for name in errors}
-        whole = hypot(*norms.values())
-        return hypot(*(errors[name] * norms[name] for name in errors)) / whole if whole else None
+        total = hypot(*norms.values())
+        return hypot(*(errors[name] * norms[name] for name in errors)) / total if total else None
 
     @property
     def recommended(self) -> CurvePoint | None:

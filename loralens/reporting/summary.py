@@ -164,13 +164,13 @@ def _together(labels: Sequence[str], collection: Collection) -> list[str]:
     if collection.conflicts:
         conflict = collection.conflicts[0]
         names = f"{labels[conflict.first]} and {labels[conflict.second]}"
-        where = f"in {conflict.location}: cosine {signed(conflict.cosine)} over {count(conflict.modules, 'module')}"
+        place = f"in {conflict.location}: cosine {signed(conflict.cosine)} over {count(conflict.modules, 'module')}"
         # The word is kept for what would be felt: a module of little energy may have any cosine.
         if conflict.cosine <= FIGHT and abs(conflict.weight) >= FELT:
-            sentences.append(f"The conflict with the largest effect is between {names} {where}.")
+            sentences.append(f"The conflict with the largest effect is between {names} {place}.")
         else:
             effect = f"{abs(conflict.weight):.2g} of the cosine of the whole updates"
-            sentences.append(f"{names} partly work against each other {where}, which is {effect}.")
+            sentences.append(f"{names} partly work against each other {place}, which is {effect}.")
     else:
         sentences.append(
             f"No two adapters conflict in any module: no cosine is both below {number(-LARGE)} and beyond chance. At "

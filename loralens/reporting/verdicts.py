@@ -71,8 +71,8 @@ def _words(subject: Subject, own: Sequence[Diagnosis], saved: float | None) -> s
     for level, words in (("error", "does not work as it is"), ("warning", "look at it first")):
         codes = list(dict.fromkeys(finding.code for finding in own if finding.level == level))
         if codes:
-            more = f" and {len(codes) - CODES} more" if len(codes) > CODES else ""
-            return f"{words}: {', '.join(codes[:CODES])}{more}"
+            tail = f" and {len(codes) - CODES} more" if len(codes) > CODES else ""
+            return f"{words}: {', '.join(codes[:CODES])}{tail}"
     if not subject.norm:
         return "does nothing: ΔW is 0"
     if saved is None:
@@ -196,10 +196,10 @@ def _savings(subject: Subject, verdict: AdapterVerdict) -> str:
         return f"{verdict.label} needs its rank of {verdict.of}"
     best = subject.recommended
     assert best is not None
-    kept = percent(1 - best.uniform.error**2)
+    share = percent(1 - best.uniform.error**2)
     what = "the squared output on the inputs given" if subject.on_data else "the energy"
     return (
-        f"rank {verdict.needed} of {verdict.of} keeps {kept} of {what}, and the file would be "
+        f"rank {verdict.needed} of {verdict.of} keeps {share} of {what}, and the file would be "
         f"{whole_percent(verdict.saved)} smaller"
     )
 

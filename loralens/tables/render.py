@@ -45,11 +45,11 @@ def frame(*tables: Table[Any]) -> "DataFrame":
     except ImportError as error:
         raise missing_packages("a data frame", ["pandas"], error) from error
     columns, rows = _names_and_rows(tables)
-    made = DataFrame(rows, columns=columns)
+    data = DataFrame(rows, columns=columns)
     # pandas takes a column of None alone for objects, of which there is no mean. Texts stand at the left.
     numbers = {column.name for column in tables[0].columns if column.align == "right"}
-    absent = [name for name in columns if name in numbers and made[name].isna().all()]
-    return made.astype(dict.fromkeys(absent, "float64"))
+    absent = [name for name in columns if name in numbers and data[name].isna().all()]
+    return data.astype(dict.fromkeys(absent, "float64"))
 
 
 def html_sentence(sentence: str) -> str:

@@ -62,8 +62,8 @@ class Tabular:
         from loralens.tables import render
 
         # The conclusion says what the tables then leave out.
-        said = "".join(render.html_sentence(sentence) for sentence in self.conclusion())
-        return said + "".join(map(render.html_table, self._tables_for_documents()))
+        conclusion = "".join(render.html_sentence(sentence) for sentence in self.conclusion())
+        return conclusion + "".join(map(render.html_table, self._tables_for_documents()))
 
     def _tables_for_documents(self) -> list[Table[Any]]:
         """The tables for people; without any, those for machines, whose columns then get headings."""

@@ -71,8 +71,8 @@ class BehaviourResult(Tabular):
         if most is least:
             if not headed:
                 return [f"{most.second} {what} by {percent(most.hidden[-1])}."]
-            kept = f"in {percent(most.agreement)} of the {POSITIONS[self.head]} (KL {number(most.kl)} nats)"
-            return [f"{most.second} keeps the first choice of the model {kept}."]
+            agreement = f"in {percent(most.agreement)} of the {POSITIONS[self.head]} (KL {number(most.kl)} nats)"
+            return [f"{most.second} keeps the first choice of the model {agreement}."]
         by_most, by_least = (self._extent(row, headed=headed) for row in (most, least))
         of = f" of the {POSITIONS[self.head]}" if headed else ""
         if by_most == by_least:

@@ -215,8 +215,8 @@ def compress(
     bytes_before = source_bytes(source, before, form)
     gained = decision.form.size(new) < bytes_before
     # Another form was asked for by name, so it is written whatever it costs.
-    whole = not gained and to in (None, before.format) and dtype is None and not uniform
-    if whole:
+    unchanged = not gained and to in (None, before.format) and dtype is None and not uniform
+    if unchanged:
         decision, new, notes = _Decision(plans[0], decision.ranks, form), before, []
     if only_if_smaller and not gained:
         target = replace(target, dry_run=True)
@@ -228,7 +228,7 @@ def compress(
     notes += _notes(plans[0], decision, after, rules.get("rank"))
     measured = module_losses, on_data, bytes_before, bytes_after, notes
     plan, written = plans[0], decision.form
-    return CompressResult(label, after, before, form.name, target, *measured, plan, written, whole, only_if_smaller)
+    return CompressResult(label, after, before, form.name, target, *measured, plan, written, unchanged, only_if_smaller)
 
 
 def _read_plans(
@@ -341,12 +341,12 @@ def _notes(plan: TruncationPlan, decision: _Decision, after: Adapter, rank: floa
     Others are about what PEFT would not load, and about a decision that ignores the data that ``plan`` follows.
     """
     adapter, ranks = plan.adapter, decision.ranks
-    whole = [adapter[name] for name, each in ranks.items() if each == adapter[name].rank]
+    uncompressed = [adapter[name] for name, each in ranks.items() if each == adapter[name].rank]
     counts = {
         "grouped convolutions kept as they are: smaller ones would not be grouped": map(
             keeps_rank, adapter.modules.values()
         ),
-        "modules of fused projections kept whole, in blocks": map(is_fused_module, whole),
+        "modules of fused projections kept whole, in blocks": map(is_fused_module, uncompressed),
         "modules that were no pair (LoKr, LoHa, full) are pairs now": (
             isinstance(adapter[name], Structured) and not isinstance(after.modules.get(name), Structured)
             for name in ranks

@@ -57,16 +57,18 @@ class CurveResult(Tabular):
 
     def conclusion(self) -> list[str]:
         """The lowest rank that keeps 99 % of the energy, and what a file of that rank would save."""
-        best, whole = recommended_point(self.points), self.points[0] if self.points else None
-        if best is None or whole is None:
+        best, largest = recommended_point(self.points), self.points[0] if self.points else None
+        if best is None or largest is None:
             return [f"{self.source}: nothing can be made smaller."]
         quantity = "of what ΔW does to the inputs" if self.on_data else "of the energy"
-        if best is whole:
-            text = f"No rank below {whole.rank} in every module keeps 99 % {quantity} of {self.source}"
-            half = next((point for point in self.points if 2 * point.rank <= whole.rank), None)
-            return [f"{text}; rank {half.rank} keeps {_kept(half)}, in {_saving(half, whole)}." if half else f"{text}."]
-        kept = f"Rank {best.rank} in every module keeps {_kept(best)} {quantity} of {self.source}"
-        return [f"{kept}; the file would have {_saving(best, whole)}."]
+        if best is largest:
+            text = f"No rank below {largest.rank} in every module keeps 99 % {quantity} of {self.source}"
+            half = next((point for point in self.points if 2 * point.rank <= largest.rank), None)
+            return [
+                f"{text}; rank {half.rank} keeps {_kept(half)}, in {_saving(half, largest)}." if half else f"{text}."
+            ]
+        sentence = f"Rank {best.rank} in every module keeps {_kept(best)} {quantity} of {self.source}"
+        return [f"{sentence}; the file would have {_saving(best, largest)}."]
 
     def tables(self) -> list[Table[CurvePoint]]:
         """The points of the curve, one rank per row."""
@@ -178,10 +180,10 @@ def _kept(point: CurvePoint) -> str:
     return percent(1 - point.uniform.error**2)
 
 
-def _saving(point: CurvePoint, whole: CurvePoint) -> str:
+def _saving(point: CurvePoint, largest: CurvePoint) -> str:
     """The size of a file, and how much smaller it is: ``110.2 kB instead of 221.0 kB, 50 % less``."""
-    less = fixed(".0%")(1 - point.uniform.bytes / whole.uniform.bytes)
-    return f"{size(point.uniform.bytes)} instead of {size(whole.uniform.bytes)}, {less} less"
+    less = fixed(".0%")(1 - point.uniform.bytes / largest.uniform.bytes)
+    return f"{size(point.uniform.bytes)} instead of {size(largest.uniform.bytes)}, {less} less"
 
 
 def _header_bytes(adapter: Adapter) -> int:

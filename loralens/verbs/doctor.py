@@ -173,14 +173,14 @@ def _examine(
         dtype=DTYPES[dtype] if dtype else None,
         stochastic=rounding == "stochastic",
     )
-    found = run_checks(examinations)
+    findings = run_checks(examinations)
     if consumer is not None:
         for label, adapter in loaded.items():
             refused = consumer_findings(adapter, consumer, base) if adapter is not None else ()
-            found += [Diagnosis(f.level, f.code, f"{consumer}: {f.text}", f.fix, adapter=label) for f in refused]
+            findings += [Diagnosis(f.level, f.code, f"{consumer}: {f.text}", f.fix, adapter=label) for f in refused]
     # Unreadable files are errors. Sorting is stable, so what a consumer does comes last within a level.
-    found = sorted(unreadable + found, key=lambda finding: LEVELS.index(finding.level))
-    return DoctorResult(found, loaded, str(base) if base else None, fail_on)
+    findings = sorted(unreadable + findings, key=lambda finding: LEVELS.index(finding.level))
+    return DoctorResult(findings, loaded, str(base) if base else None, fail_on)
 
 
 def _examine_one(source: AdapterSource, *, output: Path | None, overwrite: bool, **options: Any) -> DoctorResult:

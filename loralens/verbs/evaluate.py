@@ -95,11 +95,11 @@ class EvaluationResult(Tabular):
         """The measures of the best adapter, or of the only version."""
         # Accuracy is what a task is about where there is one; every task has a loss, and less of it is better.
         accurate = all("accuracy" in each.measures for each in self.evaluations)
-        known = [each for each in self.evaluations if isfinite(each.measures["accuracy" if accurate else "loss"])]
+        finite = [each for each in self.evaluations if isfinite(each.measures["accuracy" if accurate else "loss"])]
         on = f"On {count(self.texts, 'text')} of {self.data}"
-        if not known:
+        if not finite:
             return [f"{on} there is nothing to measure."]
-        best = max(known, key=lambda each: each.measures["accuracy"] if accurate else -each.measures["loss"])
+        best = max(finite, key=lambda each: each.measures["accuracy"] if accurate else -each.measures["loss"])
         names = ("accuracy", *(name for name in best.measures if name != "accuracy")) if accurate else best.measures
         measured = ", ".join(f"{name} {number(best.measures[name])}" for name in names)
         who = f"{self.model} as it is" if best.path is None else best.path

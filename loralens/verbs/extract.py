@@ -101,8 +101,8 @@ class ExtractResult(Written):
     def conclusion(self) -> list[str]:
         """How well the adapter represents the difference of the models."""
         error = percent(self.extraction.relative_error)
-        found = f"the difference of {self.tuned} and {self.base} in {count(len(self.modules), 'module')}"
-        sentences = [self.target.conclusion(f"{found}, with an error of {error} (‖D−BA‖/‖D‖)")]
+        content = f"the difference of {self.tuned} and {self.base} in {count(len(self.modules), 'module')}"
+        sentences = [self.target.conclusion(f"{content}, with an error of {error} (‖D−BA‖/‖D‖)")]
         if self.extraction.unchanged:
             sentences.append(f"{count(self.extraction.unchanged, 'module')} unchanged.")
         return sentences

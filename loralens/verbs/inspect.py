@@ -111,10 +111,10 @@ class AdapterInspection(Tabular):
         base = f", for {adapter.base_model or base_by_shapes(adapter)}"
         what = f"{self.path}: {adapter.format} adapter of rank {ranks} in {count(len(modules), 'module')}{base}"
         levels = Counter(finding.level for finding in self.findings)
-        found = [count(levels[level], level) for level in get_args(Level) if levels[level]]
+        counts = [count(levels[level], level) for level in get_args(Level) if levels[level]]
         # A note is nothing wrong, and is told below.
         codes = list(dict.fromkeys(finding.code for finding in self.findings if finding.level != "note"))
-        verdict = f"{join_words(found)}: {some(codes)}" if codes else "Nothing in it looks wrong"
+        verdict = f"{join_words(counts)}: {some(codes)}" if codes else "Nothing in it looks wrong"
         return [f"{what}.", *self._on_consumer(), f"{verdict}."]
 
     def _on_consumer(self) -> list[str]:

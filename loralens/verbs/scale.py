@@ -128,6 +128,6 @@ def _strength_of_blocks(
     with place(labels([source])[0]):
         weights = weights_by_module(adapter, blocks) or {}
         chosen = set(select(adapter, globs))
-    wanted = {name: factor * weight if name in chosen else 1.0 for name, weight in weights.items()}
-    ((common, _),) = Counter(wanted.values()).most_common(1)
-    return Strength(common, {name: weight for name, weight in wanted.items() if weight != common})
+    factors = {name: factor * weight if name in chosen else 1.0 for name, weight in weights.items()}
+    ((common, _),) = Counter(factors.values()).most_common(1)
+    return Strength(common, {name: weight for name, weight in factors.items() if weight != common})

@@ -107,12 +107,12 @@ class AdapterSpectra(Mapping[str, Spectrum]):
     def conclusion(self) -> str:
         """How much of its rank the adapter uses, and with a base how large its update is in relation to W."""
         most = max((spectrum.rank for spectrum in self.spectra.values()), default=0)
-        rank, kept = uniform_rank(self.spectra.values(), KEPT)
+        rank, energy = uniform_rank(self.spectra.values(), KEPT)
         if not rank:
             return f"{self.path} does nothing: ΔW is 0 in every module."
         effective = f"the effective rank is {mean_effective_rank(self.spectra.values()):.1f} in the mean"
         if rank < most:
-            text = f"Rank {rank} in every module keeps {percent(kept)} of the energy of {self.path} (rank {most})"
+            text = f"Rank {rank} in every module keeps {percent(energy)} of the energy of {self.path} (rank {most})"
         else:
             share = whole_percent(KEPT)
             text = f"{self.path} uses its rank of {most}: no lower rank in every module keeps {share} of the energy"

@@ -66,8 +66,8 @@ class SurveyedAdapter:
             # The signs that docs and people know: the same numbers, or the same ΔW up to rounding.
             if self.duplicate.kind == "tensors":
                 return f"= {self.original.label}"
-            apart = f" (ΔW differs by {self.duplicate.difference:.1g})" if self.duplicate.difference else ""
-            return f"≈ {self.original.label}{apart}"
+            difference = f" (ΔW differs by {self.duplicate.difference:.1g})" if self.duplicate.difference else ""
+            return f"≈ {self.original.label}{difference}"
         findings = self.adapter.findings if self.adapter else ()
         # Warnings and notes would fill the column; inspect shows them.
         wrong = [finding.code for finding in findings if finding.level == "error"]

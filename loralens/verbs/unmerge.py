@@ -171,9 +171,9 @@ def unmerge(
     if subtracting:
         # untie=False: subtracting must not split a weight that the merged model shares.
         sources, settings = weighted_sources([adapter]), settings_of(Path(merged))
-        kept = settings.bits == "keep" and settings.rounding == "stochastic"
+        in_codes = settings.bits == "keep" and settings.rounding == "stochastic"
         inputs = read_merge_inputs(
-            sources, merged, reading, modules=modules, untie=False, bits="keep" if kept else None, decoded=True
+            sources, merged, reading, modules=modules, untie=False, bits="keep" if in_codes else None, decoded=True
         )
         if inputs.decoded:
             what = f"{merged}: its weights are quantised, and an update cannot be subtracted from codes"

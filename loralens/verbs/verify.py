@@ -103,8 +103,8 @@ class VerifyResult(Tabular):
             return [f"{self.merged} holds {adapter} at full strength, with another rounding than that of this merge."]
         of, names = count(len(self.modules), "module"), some(verdict.module for verdict in bad)
         # Names tell something only if other modules are better.
-        where = "" if len(bad) == len(self.modules) else f" in {len(bad)} of {of} ({names})"
-        return [f"{self.merged} does not hold {adapter}{where}{self._found(bad)}."]
+        extent = "" if len(bad) == len(self.modules) else f" in {len(bad)} of {of} ({names})"
+        return [f"{self.merged} does not hold {adapter}{extent}{self._found(bad)}."]
 
     def _found(self, bad: Sequence[Verdict]) -> str:
         """What these modules hold in place of the adapter, as the end of a sentence."""
@@ -113,16 +113,16 @@ class VerifyResult(Tabular):
         # The base itself moves by exactly 0, and what is left is exactly D.
         if all(verdict.norm and verdict.gain == 0 and verdict.error == 1 for verdict in bad):
             return ": the weights are those of the base"
-        found = relation(bad)
+        likeness = relation(bad)
         # Where a weight is replaced or has another shape, there are no directions to compare.
-        if found is None:
+        if likeness is None:
             return ": the weights are others"
-        strength, cosine = f"{number(abs(found.gain), 2)} of the strength", fixed(".2f")(found.cosine)
-        if found.cosine >= SAME:
+        strength, cosine = f"{number(abs(likeness.gain), 2)} of the strength", fixed(".2f")(likeness.cosine)
+        if likeness.cosine >= SAME:
             return f" as it is, but the same directions at {strength}: another weight, or another checkpoint of its run"
-        if found.cosine <= -SAME:
+        if likeness.cosine <= -SAME:
             return f", but the same directions with the opposite sign at {strength}"
-        if found.cosine >= RELATED:
+        if likeness.cosine >= RELATED:
             like = "as another checkpoint of its run has"
             return f" as it is, but similar directions (cosine {cosine}) at {strength}, {like}"
         return f": what was added to the base has other directions (cosine {cosine})"
@@ -177,10 +177,10 @@ class VerifyResult(Tabular):
                 f"note: {first.module} has a gain of {gain}, where {self.rounding} rounding predicts "
                 f"{first.predicted:.4f}: it was rounded otherwise, or changed since"
             )
-        others = len(self.others_changed)
-        if others:
-            are = "is not that" if others == 1 else "are not those"
-            what = f"{count(others, 'tensor')} that the adapter does not touch {are} of the base"
+        changed = len(self.others_changed)
+        if changed:
+            are = "is not that" if changed == 1 else "are not those"
+            what = f"{count(changed, 'tensor')} that the adapter does not touch {are} of the base"
             sentences.append(f"note: {what}: {some(self.others_changed)}")
         return sentences
 
@@ -278,10 +278,10 @@ def verify(
     modules = as_globs(modules, block)
     check_choice("rounding", rounding, get_args(RoundingMode))
     # () and an empty list from the command line mean that no adapter was given; an empty text is a wrong path.
-    given = isinstance(adapter, str | PathLike) or bool(adapter)
-    if base is None or not given:
+    has_adapter = isinstance(adapter, str | PathLike) or bool(adapter)
+    if base is None or not has_adapter:
         others_set = {"rounding": rounding, "seed": seed, "moments": moments, "untie": untie, "device": device != "cpu"}
-        _refuse_half(base is not None, given, {**others_set, "modules": modules, **stated_options(reading)})
+        _refuse_half(base is not None, has_adapter, {**others_set, "modules": modules, **stated_options(reading)})
         return check_certificate(merged)
     compute_device = Device.of(device)  # a device that does not exist is refused before the work
     # ``shown`` gives a shared weight under all its names, so that planned tensors are found whether or not the merge
@@ -313,11 +313,11 @@ def verify(
             merge = replay.prepare(key, stored[key].dtype if key in stored else tensors[key].dtype)
             return verdicts(merge, tensors[key] if merge.requantised else stored[key])
 
-    module_verdicts, others = _compare(inputs.plan.tensors, tensors, base_tensors, verdicts_on)
+    module_verdicts, changed = _compare(inputs.plan.tensors, tensors, base_tensors, verdicts_on)
     # A file that changed while it was read would make the verdict meaningless.
     for model in (files, inputs.files):
         model.check_unchanged()
-    return VerifyResult(str(merged), str(base), replay.rounding, module_verdicts, others, adapters)
+    return VerifyResult(str(merged), str(base), replay.rounding, module_verdicts, changed, adapters)
 
 
 def _compare(
@@ -350,7 +350,7 @@ def _compare(
     return [verdict for of_tensor in replayed.values() for verdict in of_tensor], [k for k in untouched if changed[k]]
 
 
-def _refuse_half(has_base: bool, has_adapter: bool, others: Mapping[str, Any]) -> None:
+def _refuse_half(has_base: bool, has_adapter: bool, options: Mapping[str, Any]) -> None:
     """Refuse a comparison with the certificate if an option says that the merge is to be repeated.
 
     Raises
@@ -359,11 +359,11 @@ def _refuse_half(has_base: bool, has_adapter: bool, others: Mapping[str, Any]) -
         The message names the option, and what goes with it.
     """
     if has_base or has_adapter:
-        one, other = ("--base", "--adapter") if has_base else ("--adapter", "--base")
+        present, other = ("--base", "--adapter") if has_base else ("--adapter", "--base")
         raise OptionError(
-            f"{one} is given without {other}", fix="give both, or neither to compare with the certificate"
+            f"{present} is given without {other}", fix="give both, or neither to compare with the certificate"
         )
-    stated = [name for name, value in others.items() if value not in (None, False, (), [])]
+    stated = [name for name, value in options.items() if value not in (None, False, (), [])]
     if stated:
         raise OptionError(
             f"{option_names(stated[0])} is only used with --base and --adapter", fix="give them, or leave it out"

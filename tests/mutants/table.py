@@ -431,8 +431,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("_new_layout", "count + added", "count", ("tests/formats/test_gguf_writer.py",)),
     Mutant(
         "in_file_order",
-        "order[done:whole] - done",
-        "np.argsort(order[done:whole])",
+        "order[done:ready] - done",
+        "np.argsort(order[done:ready])",
         ("tests/formats/test_gguf_writer.py",),
     ),
     Mutant("matrices", "not B.size", "B.size", ("tests/formats/test_long_names.py",)),
@@ -531,8 +531,8 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("corrections", "1 + V[j] @ along", "1 - V[j] @ along", ("tests/merging/test_feedback.py",)),
     Mutant(
         "LossSums.directions",
-        "noise = sqrt(self.lost / max(seen, 1))",
-        "noise = self.lost / max(seen, 1)",
+        "noise = sqrt(self.lost / max(entries, 1))",
+        "noise = self.lost / max(entries, 1)",
         ("tests/merging/test_record.py",),
     ),
     Mutant("LossSums.subspace_error", "/ self.norm", "* self.norm", ("tests/merging/test_record.py",)),
@@ -541,8 +541,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "sweep_rows",
-        "held[rows] += change[rows]",
-        "held[rows] -= change[rows]",
+        "along_update[rows] += change[rows]",
+        "along_update[rows] -= change[rows]",
         ("tests/merging/low_bit/test_sweep.py",),
     ),
     Mutant("return_clipped", "(1 + s)", "(1 - s)", ("tests/merging/low_bit/test_stochastic.py",)),

@@ -151,11 +151,11 @@ def weights_of_modules(
 def _preset(name: str, kin: str) -> str:
     table = PRESETS[kin]
     # The Inspire Pack writes the family before the name: SDXL-INALL.
-    found = table.get(name.upper().removeprefix(f"{kin}-"))
-    if found is None:
+    weights = table.get(name.upper().removeprefix(f"{kin}-"))
+    if weights is None:
         fix = f"choose one of {', '.join(table)}"
         raise OptionError(f"--preset {name!r} is no preset for {kin}", fix=fix)
-    return found
+    return weights
 
 
 def _parse(blocks: Weights, kin: str, inside: Mapping[str, list[str]], present: Sequence[str]) -> dict[str, float]:
@@ -213,26 +213,26 @@ def _vector(numbers: Sequence[float], kin: str, inside: Mapping[str, list[str]])
     return [(name, 0.0) for name in inside if name.startswith(("IN", "OUT"))] + listed
 
 
-def _chosen(text: str, known: Sequence[str]) -> list[str]:
+def _chosen(text: str, model_blocks: Sequence[str]) -> list[str]:
     """The blocks that an entry names: one, a range, or all whose names begin with letters."""
     name = text.upper()
     if name in _EVERYTHING:
-        return list(known)
+        return list(model_blocks)
     name = _ALIASES.get(name, name)
     match = _ENTRY.match(name)
     if match and match["last"]:
         letters = match["first"].rstrip("0123456789")
         first, last = _padded(match["first"]), _padded(letters + match["last"].lstrip("ABCDEFGHIJKLMNOPQRSTUVWXYZ"))
-        if first in known and last in known:
-            start, stop = sorted((known.index(first), known.index(last)))
-            return [each for each in known[start : stop + 1] if each.startswith(letters)]
+        if first in model_blocks and last in model_blocks:
+            start, stop = sorted((model_blocks.index(first), model_blocks.index(last)))
+            return [each for each in model_blocks[start : stop + 1] if each.startswith(letters)]
     for exact in (name, _padded(name)):
-        if exact in known:
+        if exact in model_blocks:
             return [exact]
-    group = [each for each in known if match and not match["last"] and each.rstrip("0123456789") == name]
+    group = [each for each in model_blocks if match and not match["last"] and each.rstrip("0123456789") == name]
     if group:
         return group
-    raise OptionError(f"--block-weights: no block {text!r}", fix=f"the nearest are {nearest(name, known)}")
+    raise OptionError(f"--block-weights: no block {text!r}", fix=f"the nearest are {nearest(name, model_blocks)}")
 
 
 def _padded(name: str) -> str:
@@ -242,7 +242,7 @@ def _padded(name: str) -> str:
     return f"{letters}{int(digits):02}" if letters in ("IN", "OUT", "D", "S") and digits else name
 
 
-def _counted(text: str, held: Sequence[str]) -> list[str]:
+def _counted(text: str, model_blocks: Sequence[str]) -> list[str]:
     """The blocks of an entry of the Inspire Pack's ``%`` form, whose numbers count the blocks that the adapter has."""
     match = re.match(r"^(default|base|in|mid|out|double|single)(\d+)?(?:-(\d+))?$", text.lower())
     if not match:
@@ -252,11 +252,11 @@ def _counted(text: str, held: Sequence[str]) -> list[str]:
         )
     kind, first, last = match.groups()
     if kind == "default":
-        return list(held)
+        return list(model_blocks)
     if kind == "base":
-        return [name for name in held if name in ("BASE", "CLIP", "T5", "IN", "OUT")]
+        return [name for name in model_blocks if name in ("BASE", "CLIP", "T5", "IN", "OUT")]
     letters = _ALIASES.get(kind.upper(), kind.upper())
-    blocks = [name for name in held if re.fullmatch(rf"{letters}\d+", name)]
+    blocks = [name for name in model_blocks if re.fullmatch(rf"{letters}\d+", name)]
     if first is None:
         return blocks
     return blocks[max(0, int(first) - 1) : int(last or first)]

@@ -47,11 +47,11 @@ def inside_blocks(names: Sequence[str], blocks: str) -> set[str]:
         if numbered and entry[:1].isdigit():
             what = f"block {entry} names no block: those of an image model are chosen by name, not by number"
             raise OptionError(what, fix=f"give one of {_named(image)}, or a range of them")
-        found = {name for name in names if in_block(entry, name, image.get(name, ()))}
-        if not found:
-            where = describe_blocks(names) if entry[:1].isdigit() else _named(image)
-            raise OptionError(f"no module is in block {entry}", fix=f"the modules are in {where}")
-        inside |= found
+        members = {name for name in names if in_block(entry, name, image.get(name, ()))}
+        if not members:
+            places = describe_blocks(names) if entry[:1].isdigit() else _named(image)
+            raise OptionError(f"no module is in block {entry}", fix=f"the modules are in {places}")
+        inside |= members
     return inside
 
 
@@ -61,14 +61,14 @@ def in_block(entry: str, name: str, image: Sequence[str]) -> bool:
         own = block(name)
         first, last = sorted((int(numbers["first"]), int(numbers["last"] or numbers["first"])))
         return own is not None and first <= own.number <= last
-    wanted = _NAMED.fullmatch(entry.upper())
-    if not wanted or not image:
+    parts = _NAMED.fullmatch(entry.upper())
+    if not parts or not image:
         return False
-    if wanted["first"] is None:
+    if parts["first"] is None:
         # IN alone is a block of FLUX, and all blocks IN00, IN01 … of a UNet.
-        return any(_letters(own) == wanted["letters"] for own in image)
-    first, last = sorted((int(wanted["first"]), int(wanted["last"] or wanted["first"])))
-    return any(_letters(own) == wanted["letters"] and first <= _number(own) <= last for own in image)
+        return any(_letters(own) == parts["letters"] for own in image)
+    first, last = sorted((int(parts["first"]), int(parts["last"] or parts["first"])))
+    return any(_letters(own) == parts["letters"] and first <= _number(own) <= last for own in image)
 
 
 def _letters(own: str) -> str:

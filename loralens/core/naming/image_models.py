@@ -135,10 +135,10 @@ def likely_models(modules: Mapping[str, Shape], hints: Iterable[str | None] = ()
         kohya's files have for SDXL only, and then two text encoders.
     """
     fitting = [model for model in image_models() if modules and all(map(model.find, modules, modules.values()))]
-    said = " ".join(hint.lower() for hint in hints if hint)
+    words = " ".join(hint.lower() for hint in hints if hint)
 
     def likelihood(model: ImageModel) -> tuple[bool, bool]:
-        named = any(word in said for word in model.words)
+        named = any(word in words for word in model.words)
         return named, model.kohya_original and any(
             name.startswith("lora_te1_") or (name.startswith("lora_unet_") and model.is_original(name))
             for name in modules

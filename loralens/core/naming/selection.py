@@ -100,9 +100,9 @@ def _selected(
     if not matched:
         raise OptionError(f"no module matches {pattern!r}", fix=suggestion(pattern, names))
     if not matched & inside:
-        where = describe_blocks(name for name in names if name in matched)
+        places = describe_blocks(name for name in names if name in matched)
         raise OptionError(
-            f"no module that {pattern!r} matches is in block {blocks}", fix=f"these modules are in {where}"
+            f"no module that {pattern!r} matches is in block {blocks}", fix=f"these modules are in {places}"
         )
     return matched & inside
 
@@ -174,14 +174,16 @@ def as_prefix(names: Iterable[str], text: str) -> list[str]:
     if not start or _WILD & {*start}:
         return []
     flat = re.sub(r"[./]", "_", start)
-    wanted, component = inner_form(start), encoder(start)
+    start_form, component = inner_form(start), encoder(start)
     globs: dict[str, None] = {}
     for name in names:
         form = inner_form(name)
         if _begins(name, re.sub(r"[./]", "_", name), flat):
             length = len(flat)
-        elif wanted and encoder(name) in (component or encoder(name), component) and _begins(name, form, wanted):
-            length = len(name) - len(form) + len(wanted)
+        elif (
+            start_form and encoder(name) in (component or encoder(name), component) and _begins(name, form, start_form)
+        ):
+            length = len(name) - len(form) + len(start_form)
         else:
             continue
         globs[f"{name[: length + 1]}*"] = None
@@ -215,7 +217,7 @@ def suggestion(text: str, names: Sequence[str]) -> str:
     for glob in dict.fromkeys(f"*{spelling}{end}" for spelling in spellings for end in ends if spelling):
         clock = Clock()
         with clock.running(f"the glob {glob!r:.60}", fix=FEWER_GLOBS):
-            found = sum(matches(name, glob) for name in names)
-        if found:
-            return f"{glob!r} matches {found} module{'s' * (found != 1)}"
+            hits = sum(matches(name, glob) for name in names)
+        if hits:
+            return f"{glob!r} matches {hits} module{'s' * (hits != 1)}"
     return f"the nearest names are {nearest(text, names)}"

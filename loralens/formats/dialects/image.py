@@ -102,8 +102,8 @@ def _swap(adapter: Adapter, names: Iterable[str]) -> Adapter:
         half = modules[name].shape[0] // 2
         parts = [Rows(half, 2 * half), Rows(0, half)]
         modules[name] = _pair(modules[name], [parts])[0]
-        for key, held in _extras_of(adapter, name):
-            extra[key] = replace(held, tensor=_take(held.tensor, parts))
+        for key, extra_tensor in _extras_of(adapter, name):
+            extra[key] = replace(extra_tensor, tensor=_take(extra_tensor.tensor, parts))
     return replace(adapter, modules=modules, extra=extra)
 
 
@@ -132,11 +132,13 @@ def _divided(adapter: Adapter, layers: Mapping[str, Layers]) -> Adapter:
         keep_all = bool(with_extras) or not any(piece.B.any() for piece in pieces)
         named = zip((layer.name for layer in layers[name]), pieces, strict=True)
         modules |= {new: piece for new, piece in named if keep_all or piece.B.any()}
-        for key, held in with_extras:
+        for key, extra_tensor in with_extras:
             del extra[key]
             for layer, part in zip(layers[name], parts, strict=True):
-                tensor = _take(held.tensor, [part])
-                extra[f"{layer.name}.{held.role}"] = Extra(held.role, layer.name, tensor, held.parameter)
+                tensor = _take(extra_tensor.tensor, [part])
+                extra[f"{layer.name}.{extra_tensor.role}"] = Extra(
+                    extra_tensor.role, layer.name, tensor, extra_tensor.parameter
+                )
     return replace(adapter, modules=modules, extra=extra)
 
 
@@ -162,23 +164,23 @@ def _pair(module: Update, parts: Sequence[Sequence[Rows]]) -> list[LowRank]:
 def _joined(adapter: Adapter, layers: Mapping[str, Layers], model: ImageModel) -> Adapter:
     """The adapter with the layers of one matrix as one module, under the name of the original checkpoint."""
     groups: dict[str, list[str]] = {}
-    for name, found in layers.items():
-        groups.setdefault(found[0].original, []).append(name)
+    for name, own_layers in layers.items():
+        groups.setdefault(own_layers[0].original, []).append(name)
     modules: dict[str, Update] = {}
     extra = dict(adapter.extra)
     swapped: dict[str, str] = {}
     for original, names in groups.items():
-        whole = model.by_original[original]
+        members = model.by_original[original]
         # A matrix that is one layer, or that the adapter has as a whole.
-        if len(layers[names[0]]) == len(whole):
+        if len(layers[names[0]]) == len(members):
             modules[names[0]] = adapter[names[0]]
-            if whole[0].swapped and not model.is_original(names[0]):
+            if members[0].swapped and not model.is_original(names[0]):
                 swapped[names[0]] = original
             continue
-        held = {layers[name][0].name: adapter[name] for name in names}
+        updates = {layers[name][0].name: adapter[name] for name in names}
         with place(names[0]):
-            modules[original] = _join([(layer.shape, held.get(layer.name)) for layer in whole])
-            joined = _join_extras({layers[name][0].name: dict(_extras_of(adapter, name)) for name in names}, whole)
+            modules[original] = _join([(layer.shape, updates.get(layer.name)) for layer in members])
+            joined = _join_extras({layers[name][0].name: dict(_extras_of(adapter, name)) for name in names}, members)
         extra = {key: item for key, item in extra.items() if item.module not in names}
         extra |= {f"{original}.{role}": Extra(role, original, tensor) for role, tensor in joined.items()}
     # The name says in which order the halves are.
@@ -187,8 +189,8 @@ def _joined(adapter: Adapter, layers: Mapping[str, Layers], model: ImageModel) -
 
 def _join(parts: Sequence[tuple[tuple[int, ...], Update | None]]) -> LowRank:
     """One pair of pairs whose rows stand below each other. Rows without a pair are zero."""
-    held = [module for _, module in parts if module is not None]
-    if not all(isinstance(module, LowRank) for module in held):
+    updates = [module for _, module in parts if module is not None]
+    if not all(isinstance(module, LowRank) for module in updates):
         raise MismatchError(
             "is no pair, so it cannot be joined with its neighbours", fix="make it a pair first: --rank R"
         )
@@ -247,19 +249,19 @@ def _take(tensor: LazyArray, parts: Sequence[Rows]) -> LazyArray:
     return flat.map(lambda numbers: np.concatenate([numbers[p.start : p.stop] for p in parts]), shape=(size,))
 
 
-def _join_extras(held: Mapping[str, Mapping[str, Extra]], whole: Layers) -> dict[str, LazyArray]:
+def _join_extras(extras_of_layers: Mapping[str, Mapping[str, Extra]], members: Layers) -> dict[str, LazyArray]:
     """Role → the numbers of all rows of a matrix. A bias is zero where a layer has none."""
-    roles = {extra.role for extras in held.values() for extra in extras.values()}
+    roles = {extra.role for extras in extras_of_layers.values() for extra in extras.values()}
     joined = {}
     for role in roles:
         parts = []
-        for layer in whole:
-            found = [extra.tensor for extra in held.get(layer.name, {}).values() if extra.role == role]
-            if not found and role == "magnitude":
+        for layer in members:
+            tensors = [extra.tensor for extra in extras_of_layers.get(layer.name, {}).values() if extra.role == role]
+            if not tensors and role == "magnitude":
                 raise FormatError(
                     f"{layer.name} has no DoRA magnitude, and shares a matrix with layers that have one",
                     fix="leave the magnitudes out with --drop-extra, or merge the adapter into its base",
                 )
-            parts.append(found[0].read().reshape(-1) if found else np.zeros(layer.shape[0], np.float32))
+            parts.append(tensors[0].read().reshape(-1) if tensors else np.zeros(layer.shape[0], np.float32))
         joined[role] = LazyArray.of(np.concatenate(parts))
     return joined

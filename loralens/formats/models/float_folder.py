@@ -38,11 +38,11 @@ def model_path(path: Path) -> Path:
     OptionError, FormatError
         As for `existing_path`; transformers is not installed; the folder cannot be written.
     """
-    found = existing_path(path)
+    existing = existing_path(path)
     # A path that exists is what it is, also one to the GGUF file of a package.
-    if path.exists() or found.is_dir() or not is_package_name(path.as_posix()):
-        return found
-    return float_folder(path.as_posix(), found)
+    if path.exists() or existing.is_dir() or not is_package_name(path.as_posix()):
+        return existing
+    return float_folder(path.as_posix(), existing)
 
 
 def float_folder(name: str, gguf: Path) -> Path:

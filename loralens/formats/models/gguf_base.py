@@ -232,12 +232,12 @@ def _weights(
             return
     module = gguf_names.module_of(base, arch)
     norm = None if module else gguf_names.norm_of(base, arch)
-    found = module or norm
-    if found is None or parameter not in ("weight", "bias"):
+    target = module or norm
+    if target is None or parameter not in ("weight", "bias"):
         yield name, StoredWeight(part, name)
         return
     # The sinks of gpt-oss are a parameter of the attention itself.
-    key = found if found.endswith(".sinks") else f"{found}.{parameter}"
+    key = target if target.endswith(".sinks") else f"{target}.{parameter}"
     shift = arch.shift if norm and parameter == "weight" and len(info.shape) == 1 else 0.0
     yield key, StoredWeight(part, name, None, _order(base, info, arch, heads), shift)
 

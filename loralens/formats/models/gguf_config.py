@@ -37,12 +37,12 @@ def base_architecture(values: Mapping[str, Value]) -> Architecture:
         fix = "give the GGUF file of the model itself"
         raise FormatError(f"is a GGUF file of type {kind!a:.40}, not a model", fix=fix)
     name = _plain(values, ARCHITECTURE)
-    found = next((each for each in ARCHITECTURES if each.name == name), None)
-    if found is None:
-        known = ", ".join(each.name for each in ARCHITECTURES)
-        what = f"its architecture is {name!a:.40}, and the names of its weights are not known here ({known} are)"
+    architecture = next((each for each in ARCHITECTURES if each.name == name), None)
+    if architecture is None:
+        names = ", ".join(each.name for each in ARCHITECTURES)
+        what = f"its architecture is {name!a:.40}, and the names of its weights are not known here ({names} are)"
         raise FormatError(what, fix="give the model that it was converted from, a folder with safetensors files")
-    return found
+    return architecture
 
 
 def heads_of_gguf(values: Mapping[str, Value], arch: Architecture) -> Heads | None:
@@ -77,9 +77,9 @@ def gguf_config(
     if arch.name == "llama" and routed:
         own_class, own_type = "MixtralForCausalLM", "mixtral"
     config: dict[str, Any] = {"architectures": [own_class], "model_type": own_type}
-    found = {field: _one_number(_plain(values, f"{arch.name}.{key}")) for field, key in _FIELDS.items()}
-    found |= {field: _one_number(_plain(values, f"tokenizer.ggml.{key}")) for field, key in _TOKENS.items()}
-    config |= {field: number for field, number in found.items() if number is not None}
+    numbers = {field: _one_number(_plain(values, f"{arch.name}.{key}")) for field, key in _FIELDS.items()}
+    numbers |= {field: _one_number(_plain(values, f"tokenizer.ggml.{key}")) for field, key in _TOKENS.items()}
+    config |= {field: number for field, number in numbers.items() if number is not None}
     if vocabulary is not None:
         config["vocab_size"] = vocabulary
     config["tie_word_embeddings"] = tied

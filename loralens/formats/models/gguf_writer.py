@@ -263,10 +263,10 @@ def _new_layout(
             f"<Q{len(text)}sI{len(axes)}QIQ", len(text), text, len(axes), *axes, tensor.kind, offsets[name]
         )
     start = -(-(len(front) + len(entries)) // header.alignment) * header.alignment
-    whole = bytes(front + entries).ljust(start, b"\0")
+    head = bytes(front + entries).ljust(start, b"\0")
     # ggml pads the last tensor too.
     size = start + -(-end // header.alignment) * header.alignment
-    return _PartPlan(size, [(0, whole)], tensors, {name: start + offset for name, offset in offsets.items()})
+    return _PartPlan(size, [(0, head)], tensors, {name: start + offset for name, offset in offsets.items()})
 
 
 def _patch(header: GgufHeader, front: bytearray, key: str, change: Callable[[int], int]) -> None:
@@ -312,20 +312,20 @@ def in_file_order(blocks: Iterator[Array], order: Order) -> Iterator[Array]:
     """
     # Row i completes all rows before it if no position so far is larger than i.
     complete = np.flatnonzero(np.maximum.accumulate(order) == np.arange(len(order))) + 1
-    held: list[Array] = []
+    waiting: list[Array] = []
     done = received = 0
     for block in blocks:
-        held.append(block)
+        waiting.append(block)
         received += len(block)
-        known = np.searchsorted(complete, received, side="right")
-        whole = int(complete[known - 1]) if known else 0
-        if whole > done:
-            rows = np.concatenate(held) if len(held) > 1 else held[0]
-            count = whole - done
+        beginnings = np.searchsorted(complete, received, side="right")
+        ready = int(complete[beginnings - 1]) if beginnings else 0
+        if ready > done:
+            rows = np.concatenate(waiting) if len(waiting) > 1 else waiting[0]
+            count = ready - done
             sorted_rows = np.empty_like(rows[:count])
-            sorted_rows[order[done:whole] - done] = rows[:count]
+            sorted_rows[order[done:ready] - done] = rows[:count]
             yield sorted_rows
-            held, done = [rows[count:]] if len(rows) > count else [], whole
+            waiting, done = [rows[count:]] if len(rows) > count else [], ready
     assert done == received == len(order), (done, received, len(order))
 
 

@@ -74,7 +74,7 @@ def new_copy(files: ModelFiles, target: CopyTarget) -> Iterator[Path]:
         The disk reports an error.
     """
     path, folder = target.path, files.root.is_dir()
-    others = {name: target.names.get(name, name) for name in files.companions if name not in target.without}
+    companions = {name: target.names.get(name, name) for name in files.companions if name not in target.without}
     with place(path), disk_errors():
         tidy(path)
         known_inputs = target.inputs or [("the base", files.root)]
@@ -82,10 +82,10 @@ def new_copy(files: ModelFiles, target: CopyTarget) -> Iterator[Path]:
         # Files of others in the folder would be lost, whatever `overwrite` says.
         if path.is_dir():
             weights = {*(shard.name for shard in files.shards), *(index.name for index in files.indices)}
-            check_replaceable(path, weights | {*others.values()})
+            check_replaceable(path, weights | {*companions.values()})
     with atomic_path(path, folder=folder, overwrite=target.overwrite) as part:
         if folder:
-            _copy_others(files, part, others)
+            _copy_others(files, part, companions)
             for name, text in target.texts.items():
                 write_text(path_to_write(part, name), text)
         yield part

@@ -163,8 +163,8 @@ def _gguf_files(root: Path, gguf: GgufModel) -> ModelFiles:
         for path, header, tensors in zip(gguf.paths, gguf.headers, parts, strict=True)
     )
     used = {shard.name for shard in shards}
-    others = () if root.is_file() else tuple(n for n in _walk(root) if n not in used and n.endswith(WEIGHTS))
-    return ModelFiles(root, shards, (), others, gguf)
+    unused = () if root.is_file() else tuple(n for n in _walk(root) if n not in used and n.endswith(WEIGHTS))
+    return ModelFiles(root, shards, (), unused, gguf)
 
 
 def _in_folder(root: Path, folder: Path) -> tuple[list[Shard], Index | None]:

@@ -97,10 +97,10 @@ def _walk(root: Path) -> Iterator[Path]:
             yield from _in_folder(folder, [name for name in files if name not in links])
 
 
-def note_repeated_links(root: Path, found: Sequence[Path]) -> None:
+def note_repeated_links(root: Path, candidates: Sequence[Path]) -> None:
     """Tell of links to folders within ``root`` that hold some of the candidates found there, which are read once."""
     home = Path(os.path.realpath(root))
-    holding = {folder for path in found for folder in Path(os.path.realpath(path)).parents}
+    holding = {folder for path in candidates for folder in Path(os.path.realpath(path)).parents}
     repeated = []
     for folder, names in folders(root, without=lambda name: name.startswith(".")):
         for link in (folder / name for name in names if (folder / name).is_symlink() and not name.startswith(".")):

@@ -102,8 +102,8 @@ def _values(header: Mapping[str, str]) -> Iterator[tuple[str, str]]:
         ("base_file", ("ss_sd_model_name",)),
     )
     for name, keys in named:
-        if found := _first(header, keys):
-            yield name, found
+        if text := _first(header, keys):
+            yield name, text
     if trainer := _trainer(header):
         yield "trainer", trainer
     if module := _first(header, ("ss_network_module",)):
@@ -128,8 +128,8 @@ def _values(header: Mapping[str, str]) -> Iterator[tuple[str, str]]:
         ("seed", ("ss_seed",)),
     )
     for name, keys in simple:
-        if found := _first(header, keys):
-            yield name, found.strip("()")
+        if text := _first(header, keys):
+            yield name, text.strip("()")
     if date := _date(header):
         yield "date", date
 
@@ -152,8 +152,8 @@ def _parsed(header: Mapping[str, str], key: str) -> Any:
 
 
 def _from_json(header: Mapping[str, str], key: str, field: str) -> str | None:
-    found = _parsed(header, key)
-    value = found.get(field) if isinstance(found, dict) else None
+    parsed = _parsed(header, key)
+    value = parsed.get(field) if isinstance(parsed, dict) else None
     return _short(value) if isinstance(value, int | float | str) else None
 
 
@@ -197,8 +197,8 @@ def _date(header: Mapping[str, str]) -> str | None:
 
 
 def _datasets(header: Mapping[str, str]) -> list[Mapping[str, Any]]:
-    found = _parsed(header, "ss_datasets")
-    return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
+    parsed = _parsed(header, "ss_datasets")
+    return [each for each in parsed if isinstance(each, dict)] if isinstance(parsed, list) else []
 
 
 def _tags(header: Mapping[str, str]) -> "Counter[str]":
@@ -220,8 +220,8 @@ def _tags(header: Mapping[str, str]) -> "Counter[str]":
 
 def _folders(header: Mapping[str, str]) -> Iterator[Folder]:
     """The folders of images. sd-scripts takes the repeats and the trigger words from their names: ``10_sks dog``."""
-    found = _parsed(header, "ss_dataset_dirs")
-    for path, about in list(found.items())[:MOST_TAGS] if isinstance(found, dict) else ():
+    parsed = _parsed(header, "ss_dataset_dirs")
+    for path, about in list(parsed.items())[:MOST_TAGS] if isinstance(parsed, dict) else ():
         about = about if isinstance(about, dict) else {}
         repeats, images = about.get("n_repeats"), about.get("img_count")
         name = re.sub(r"^\d{1,9}_", "", re.split(r"[\\/]", path.rstrip("\\/"))[-1])

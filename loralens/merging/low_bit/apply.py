@@ -136,9 +136,9 @@ class CodesMerge:
     def _round(self, grid: GridRows, D: Singles, moves: Floats, start: int) -> DrawnCodes:
         if self.mode == "nearest":
             return nearest_codes(grid, moves)
-        asked = return_clipped(grid, moves, D) if self.rounding.give_back else moves.copy()
+        target_moves = return_clipped(grid, moves, D) if self.rounding.give_back else moves.copy()
         draws = Draws.named(self.rounding.seed, self.rounding.key)
-        drawn = draw_codes(grid, asked, draws, start * D.shape[1])
+        drawn = draw_codes(grid, target_moves, draws, start * D.shape[1])
         if self.mode != "sweep":
             return drawn
         assert self.rounding.moments is not None

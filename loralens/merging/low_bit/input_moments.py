@@ -75,7 +75,7 @@ def find_shared_inputs(model: "nn.Module", batch: Any, names: Sequence[str]) -> 
     own.
     """
     layers = linear_layers(model)
-    seen: dict[tuple[Any, ...], str] = {}
+    first_readers: dict[tuple[Any, ...], str] = {}
     alive: list[Tensor] = []  # so that no later tensor gets the memory of an earlier one
     inputs: dict[str, str] = {}
     widths: dict[str, int] = {}
@@ -87,7 +87,7 @@ def find_shared_inputs(model: "nn.Module", batch: Any, names: Sequence[str]) -> 
             x = first_input(args, kwargs)
             alive.append(x)
             place = (x.data_ptr(), tuple(x.shape), x.stride(), x.device)
-            inputs[name] = seen.setdefault(place, name)
+            inputs[name] = first_readers.setdefault(place, name)
             if inputs[name] == name:
                 widths[name] = int(x.shape[-1])
 

@@ -80,19 +80,19 @@ class Nf4Recorder:
             yield from self._quantised()
 
     def _quantised(self) -> Iterator[Array]:
-        kept = np.empty(0, np.float32)
+        pending = np.empty(0, np.float32)
         total, done = self._merge.plan.matrix[0] * self._merge.plan.matrix[1], 0
         for block in self._merge.blocks():
             feed_hash(self._before, block.stored)
             numbers = block.merged.astype(np.float32, copy=False).reshape(-1)
             done += numbers.size
             # A block of 64 may go on in the next rows.
-            kept = np.concatenate([kept, numbers]) if kept.size else numbers
-            whole = kept.size if done == total else kept.size // BLOCK * BLOCK
-            codes, absmax = quantise_nf4(kept[:whole])
+            pending = np.concatenate([pending, numbers]) if pending.size else numbers
+            size = pending.size if done == total else pending.size // BLOCK * BLOCK
+            codes, absmax = quantise_nf4(pending[:size])
             if self._fidelity and block.slab:
                 self._measure(block, dequantise_nf4(codes, absmax).reshape(block.merged.shape))
-            kept = kept[whole:].copy()
+            pending = pending[size:].copy()
             yield absmax if self._part else _packed(codes)
 
     def _measure(self, block: MergedBlock, quantised: Singles) -> None:

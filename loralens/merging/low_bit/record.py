@@ -141,19 +141,19 @@ def hashed_rows(
             parts.append((start, rows))
         yield rows
     if weight.row_order is not None and digest is not None:
-        for whole in _in_file_order(weight.row_order, iter(parts)):
-            feed_hash(digest, whole)
+        for tensor in _in_file_order(weight.row_order, iter(parts)):
+            feed_hash(digest, tensor)
 
 
 def _in_file_order(order: NDArray[np.intp], blocks: Iterator[tuple[int, Bytes]]) -> Iterator[Bytes]:
     """The bytes of all rows in the order of the file. An expert is a part of a stored tensor and begins within it."""
-    whole, first = None, int(order.min()) if len(order) else 0
+    tensor, first = None, int(order.min()) if len(order) else 0
     for start, rows in blocks:
-        if whole is None:
-            whole = np.empty((len(order), rows.shape[1]), np.uint8)
-        whole[order[start : start + len(rows)] - first] = rows
-    if whole is not None:
-        yield whole
+        if tensor is None:
+            tensor = np.empty((len(order), rows.shape[1]), np.uint8)
+        tensor[order[start : start + len(rows)] - first] = rows
+    if tensor is not None:
+        yield tensor
 
 
 def proven_hash(weight: CodedWeight, stored: LazyArray) -> str:

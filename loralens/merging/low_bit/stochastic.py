@@ -128,7 +128,7 @@ def _inverse(step: Singles) -> Floats:
     return np.divide(1.0, step, out=np.zeros(step.shape), where=moving, dtype=np.float64)
 
 
-def _along_levels(grid: GridRows, levels: Singles, asked: Floats) -> Floats:
+def _along_levels(grid: GridRows, levels: Singles, level_moves: Floats) -> Floats:
     """Moves on the axis of the codes, for moves on the axis of the levels, which are overwritten."""
     index, table = grid.codes - grid.lowest, levels.astype(np.float64)
     gaps = np.diff(table)
@@ -137,13 +137,13 @@ def _along_levels(grid: GridRows, levels: Singles, asked: Floats) -> Floats:
     up, down = np.append(inverse, inverse[-1]), np.insert(inverse, 0, inverse[0])
     # One look-up in both tables is twice as fast as a choice between two look-ups.
     with np.errstate(over="ignore"):
-        moves: Floats = asked * np.take(
-            np.concatenate([up, down]), index + len(up) * (asked < 0).view(np.uint8), mode="clip"
+        moves: Floats = level_moves * np.take(
+            np.concatenate([up, down]), index + len(up) * (level_moves < 0).view(np.uint8), mode="clip"
         )
     # A move of more than one gap crosses gaps of other sizes, so its end is looked up. These are few.
     if max(moves.max(initial=0.0), -moves.min(initial=0.0)) > 1:
         far = np.nonzero(np.abs(moves) > 1)
-        target = table[index[far]] + asked[far]
+        target = table[index[far]] + level_moves[far]
         below = np.clip(np.searchsorted(table, target, side="right") - 1, 0, len(gaps) - 1)
         moves[far] = below + (target - table[below]) * inverse[below] - index[far]
     return moves

@@ -111,7 +111,7 @@ def sweep_rows(grid: GridRows, codes: Codes, D: Singles, moments: SweepMoments) 
     columns = _Columns(grid, codes)
     update = np.ascontiguousarray(D.T, dtype=np.float64)
     error = columns.added() - update
-    held = _exact_sum(error, update, moments.bits)
+    along_update = _exact_sum(error, update, moments.bits)
     squares = _exact_sum(update, update, moments.bits)
     # An update of 0 in a row has no gain to be held.
     weight = np.divide(moments.hold, squares, out=np.zeros_like(squares), where=squares > 0)
@@ -124,14 +124,14 @@ def sweep_rows(grid: GridRows, codes: Codes, D: Singles, moments: SweepMoments) 
         changes: Floats = np.zeros((stop - start, G.shape[1]))
         H = moments.block(start, stop)
         for j in range(start, stop):
-            wanted = -(G[j] + weight * held * update[j]) / (moments.diagonal[j] + weight * update[j] ** 2)
-            change = columns.move(j, wanted)
+            shift = -(G[j] + weight * along_update * update[j]) / (moments.diagonal[j] + weight * update[j] ** 2)
+            change = columns.move(j, shift)
             rows = np.flatnonzero(change)
             if rows.size:
                 changes[j - start, rows] = change[rows]
                 # Columns before j are not visited again.
                 G[j + 1 : stop, rows] += np.outer(H[j + 1 - start :, j - start], change[rows])
-                held[rows] += change[rows] * update[j, rows]
+                along_update[rows] += change[rows] * update[j, rows]
         for first in range(stop, len(G), PANEL):
             last = min(first + PANEL, len(G))
             G[first:last] += moments.times(changes, first, last, slice(start, stop))
@@ -165,11 +165,11 @@ class _Columns:
         """What the codes add to the numbers of the base, float64, shape (columns, rows)."""
         return (self._level(self.codes) - self._level(self._before)) * self._step[self._group]
 
-    def move(self, j: int, wanted: Floats) -> Floats:
-        """Move the codes of a column to the levels nearest to their numbers plus ``wanted``; return what that added."""
+    def move(self, j: int, shift: Floats) -> Floats:
+        """Move the codes of a column to the levels nearest to their numbers plus ``shift``; return what that added."""
         codes, group = self.codes[j], self._group[j]
         before = self._level(codes)
-        target = before + wanted * self._inverse[group]
+        target = before + shift * self._inverse[group]
         if self._between is None:
             new = np.clip(np.rint(target), self._lowest, self._highest).astype(np.int16)
         else:

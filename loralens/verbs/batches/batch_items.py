@@ -91,9 +91,9 @@ def find_adapters(
             items += _in_folder(Path(source), output, allow_pickle=allow_pickle, once=once)
         else:
             path = Path(source)
-            found = examine_file(path, allow_pickle=allow_pickle, once=once)
+            examined = examine_file(path, allow_pickle=allow_pickle, once=once)
             name = path.name if path.name not in ("", "..") else Path(os.path.realpath(path)).name
-            items.append(BatchItem(name, source, path.is_file(), found.adapter.format if found.adapter else ""))
+            items.append(BatchItem(name, source, path.is_file(), examined.adapter.format if examined.adapter else ""))
     if not items:
         raise OptionError("there is no adapter", fix="give adapters, or a folder that has some in it")
     _check_names(items)
@@ -110,24 +110,24 @@ def _in_folder(root: Path, output: Path | None, *, allow_pickle: bool, once: boo
     paths = [path for path in candidates(root) if outputs is None or not _lies_in(path, outputs)]
     note_repeated_links(root, paths)
     with progress("looking", len(paths)) as step, ThreadPoolExecutor(processor_count()) as pool:
-        found = []
+        listed = []
         try:
             for entry in pool.map(lambda path: examine_file(path, allow_pickle=allow_pickle, once=once), paths):
-                found.append(entry)
+                listed.append(entry)
                 if step:
                     step(1)
         finally:  # after Ctrl-C, files that are not being read yet are not read at all
             pool.shutdown(cancel_futures=True)
-    entries = [entry for entry in found if entry.status != "other"]
+    entries = [entry for entry in listed if entry.status != "other"]
     folders = folder_labels(root, [entry.path for entry in entries])
     for entry in entries:
         # An adapter in a folder of its own is the folder if its file has a usual name, as PEFT's all have.
         alone = entry.path.is_dir() or (folders[entry.path] != str(entry.path.relative_to(root)))
         folder = entry.path if entry.path.is_dir() else entry.path.parent
-        whole = alone and (entry.path.is_dir() or entry.path.name in NAMES)
-        place = folder if whole else entry.path
+        is_folder = alone and (entry.path.is_dir() or entry.path.name in NAMES)
+        place = folder if is_folder else entry.path
         name = place.relative_to(root).as_posix() if place != root else root.resolve().name
-        yield BatchItem(name, str(place), not whole, entry.adapter.format if entry.adapter else "")
+        yield BatchItem(name, str(place), not is_folder, entry.adapter.format if entry.adapter else "")
 
 
 def _lies_in(path: Path, folder: Path) -> bool:

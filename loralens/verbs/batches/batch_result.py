@@ -125,16 +125,16 @@ class BatchResult(Tabular):
         parts = [f"{statuses[status]:,} {words[status]}" for status in STATUSES if statuses[status]]
         if len(parts) == 1:
             parts = [f"{'all ' if len(self.rows) > 1 else ''}{words[self.rows[0].status]}"]
-        where = f"{self.output}: " if self.output else ""
-        sentences = [f"{where}{count(len(self.rows), 'adapter')}, {join_words(parts)}{self._saved()}."]
+        place = f"{self.output}: " if self.output else ""
+        sentences = [f"{place}{count(len(self.rows), 'adapter')}, {join_words(parts)}{self._saved()}."]
         if self.failed:
             sentences.append(f"Failed: {_names(self.failed)}.")
         if self.answered_no:
             sentences.append(f"{words['answer']}: {_names(self.answered_no)}.")
         elif self.verb == "doctor":
             # Examined is not sound, which a reader of the first sentence could think.
-            found = {level: [row for row in self.rows if row.number(f"{level}s")] for level in ("error", "warning")}
-            sentences += [f"With {level}s: {_names(rows)}." for level, rows in found.items() if rows]
+            by_level = {level: [row for row in self.rows if row.number(f"{level}s")] for level in ("error", "warning")}
+            sentences += [f"With {level}s: {_names(rows)}." for level, rows in by_level.items() if rows]
         return sentences
 
     def _saved(self) -> str:
@@ -152,9 +152,9 @@ class BatchResult(Tabular):
             causes.setdefault((_without_place(row), row.fix), []).append(row)
         for row in self.rows:
             # One of each kind, as all modules may have it.
-            errors = {each["code"]: each for each in reversed(row.findings) if each["level"] == "error"}
-            for each in errors.values():
-                causes.setdefault((_finding_text(each), each["fix"]), []).append(row)
+            errors = {finding["code"]: finding for finding in reversed(row.findings) if finding["level"] == "error"}
+            for finding in errors.values():
+                causes.setdefault((_finding_text(finding), finding["fix"]), []).append(row)
         lines = []
         for (reason, fix), rows in causes.items():
             lines += [f"{_names(rows)}: {reason}", f"  fix: {fix}"]
@@ -204,11 +204,11 @@ def _without_place(row: BatchRow) -> str:
     """The reason of a failure without the paths of the adapter, of its output or their files, that it begins with."""
     reason = row.reason
     while True:
-        place, colon, rest = reason.partition(": ")
-        known = [path for path in (row.source, row.target) if path]
-        if not colon or not any(place == path or place.startswith(f"{path}/") for path in known):
+        place, colon, tail = reason.partition(": ")
+        paths = [path for path in (row.source, row.target) if path]
+        if not colon or not any(place == path or place.startswith(f"{path}/") for path in paths):
             return reason
-        reason = rest
+        reason = tail
 
 
 def line_of(verb: str, row: BatchRow, width: int) -> str:
@@ -277,8 +277,8 @@ def _number(key: str, title: str = "", *, text: Callable[[Any], str] = str, **op
 def _levels(row: BatchRow) -> str:
     """``1 error, 2 warnings: code, code``."""
     counts = {level: row.number(f"{level}s") or 0 for level in LEVELS}
-    found = ", ".join(count(counts[level], level) for level in LEVELS if counts[level])
-    return f"{found}: {', '.join(row.number('codes') or ())}" if found else "nothing found"
+    counted = ", ".join(count(counts[level], level) for level in LEVELS if counts[level])
+    return f"{counted}: {', '.join(row.number('codes') or ())}" if counted else "nothing found"
 
 
 def _compression(row: BatchRow) -> str:

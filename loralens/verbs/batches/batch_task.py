@@ -127,9 +127,9 @@ def perform(task: BatchTask) -> Outcome:
             outcome = failed(task, what, "check the path and its permissions")
         except Exception as error:  # noqa: BLE001  # one adapter must not stop two hundred others
             outcome = failed(task, f"{type(error).__name__}: {error}", "report this as a bug")
-    kept = messages[:MOST_MESSAGES]
-    entry = outcome.entry and replace(outcome.entry, messages=kept)
-    row = outcome.row if outcome.row.messages else replace(outcome.row, messages=kept)
+    messages_kept = messages[:MOST_MESSAGES]
+    entry = outcome.entry and replace(outcome.entry, messages=messages_kept)
+    row = outcome.row if outcome.row.messages else replace(outcome.row, messages=messages_kept)
     return Outcome(row, entry)
 
 
@@ -163,10 +163,10 @@ def _perform(task: BatchTask) -> Outcome:
     work, target, entry = WORK[task.verb], task.target, task.entry
     if target is None:
         return _run(task, work, None)
-    there = output_digest(target)
+    digest = output_digest(target)
     # Read before the work: if the adapter changes meanwhile, the next run sees another digest, and does it again.
     source = None if isinstance(task.source, Adapter) else adapter_digest(Path(task.source))
-    vouched = entry is not None and entry.output is not None and entry.output == there
+    vouched = entry is not None and entry.output is not None and entry.output == digest
     if entry and _is_up_to_date(task, entry, source) and (vouched or entry.status == "no"):
         skipped = _skip(task, work, entry)
         if skipped:
@@ -175,10 +175,10 @@ def _perform(task: BatchTask) -> Outcome:
     own = (
         entry is not None and entry.source != "" and (entry.verb, entry.source) == (task.verb, real_source(task.source))
     )
-    if own and there and not vouched and not (task.overwrite or task.dry_run):
-        return _compare(task, work, source, there)
+    if own and digest and not vouched and not (task.overwrite or task.dry_run):
+        return _compare(task, work, source, digest)
     # A folder in which only the outputs of adapters below it lie: nothing in it is replaced.
-    vacant = there is None and target.is_dir()
+    vacant = digest is None and target.is_dir()
     return _run(task, work, target, source=source, overwrite=task.overwrite or (own and vouched) or vacant)
 
 
@@ -208,7 +208,7 @@ def _skip(task: BatchTask, work: AdapterWork, entry: BatchEntry) -> Outcome | No
     return Outcome(row)
 
 
-def _compare(task: BatchTask, work: AdapterWork, source: str | None, there: str) -> Outcome:
+def _compare(task: BatchTask, work: AdapterWork, source: str | None, digest: str) -> Outcome:
     """Do the work beside an output that a killed run may have written, and keep that output if it is the same.
 
     Between the last rename of the output and the new record a run can be killed. Nothing then says whose the output is,
@@ -221,9 +221,9 @@ def _compare(task: BatchTask, work: AdapterWork, source: str | None, there: str)
     """
     assert task.target
     with reserve(task.target, folder=True) as part:
-        beside = part / task.target.name
-        outcome = _run(task, work, beside, source=source)
-        if outcome.row.status in ("written", "unchanged") and output_digest(beside) != there:
+        trial = part / task.target.name
+        outcome = _run(task, work, trial, source=source)
+        if outcome.row.status in ("written", "unchanged") and output_digest(trial) != digest:
             raise OptionError(f"{task.target}: exists", fix="choose another output folder, or give --overwrite")
     return Outcome(replace(outcome.row, target=task.row.target), outcome.entry)
 

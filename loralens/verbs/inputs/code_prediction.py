@@ -36,9 +36,9 @@ def predict_codes(adapter: Adapter, base: Base, *, modules: Sequence[str] = ()) 
     try:
         if modules:
             names = set(select(adapter, modules))
-            kept = {name: adapter[name] for name in names}
+            chosen = {name: adapter[name] for name in names}
             extra = {key: tensor for key, tensor in adapter.extra.items() if tensor.module in names}
-            adapter = replace(adapter, modules=kept, extra=extra)
+            adapter = replace(adapter, modules=chosen, extra=extra)
         plan = plan_merge(
             [(adapter, 1.0)],
             base.tensors,

@@ -142,8 +142,8 @@ def quantised_plan(
     fields = {**plan.config, "quantization_config": {**NF4_CONFIG, "bnb_4bit_compute_dtype": _compute_dtype(config)}}
     text = f"{len(new)} matrices become NF4 codes; embeddings, the head and vectors stay floats"
     ordered = {key: plan.tensors.get(key) or added[key] for key in tensors if key in plan.tensors or key in added}
-    rest = {key: tensor for key, tensor in plan.tensors.items() if key not in ordered}
-    return replace(plan, tensors={**ordered, **rest}, config=fields, notes=(*plan.notes, text)), new
+    unordered = {key: tensor for key, tensor in plan.tensors.items() if key not in ordered}
+    return replace(plan, tensors={**ordered, **unordered}, config=fields, notes=(*plan.notes, text)), new
 
 
 def _compute_dtype(config: Mapping[str, Any]) -> str:

@@ -161,7 +161,7 @@ def calibrate_inputs(
     """
     layers = linear_layers(loaded.model)
     names = select(layers, modules)
-    others, label = general_texts(texts.general, len(texts.task))
+    mixed_in, label = general_texts(texts.general, len(texts.task))
     one_text = loaded.batches(texts.task[:1], batch=1, length=texts.length)
     shared = find_shared_inputs(loaded.model, next(iter(one_text)), names)
     budget, counts = memory_budget(), dict[str, int]()
@@ -173,12 +173,12 @@ def calibrate_inputs(
             "data": Path(texts.label).name,
             "texts": len(texts.task),
             "general": label,
-            "general_texts": len(others),
+            "general_texts": len(mixed_in),
             "length": texts.length,
             "dtype": dtype,
         }
-        with progress("running the model", runs * (len(texts.task) + len(others))) as step:
-            batches = _both_parts(loaded, texts, others, step)
+        with progress("running the model", runs * (len(texts.task) + len(mixed_in))) as step:
+            batches = _both_parts(loaded, texts, mixed_in, step)
 
             def fill(put: Callable[[str, Array, int], None]) -> None:
                 def count_and_put(name: str, H: Array, positions: int) -> None:
@@ -193,12 +193,12 @@ def calibrate_inputs(
             what = f"{len(unreached)} inputs were reached by no text: {some(unreached)}"
             warn(what, "their weights are merged by a draw")
     rows = [MeasuredInput(name, shared.readers(name), n, counts.get(name, 0)) for name, n in shared.widths.items()]
-    texts_of_both = len(texts.task), len(others)
+    texts_of_both = len(texts.task), len(mixed_in)
     return InputsResult(model, texts.label, label, *texts_of_both, rows, shared.nbytes, output, not dry_run)
 
 
 def _both_parts(
-    loaded: Loaded, texts: CalibrationTexts, others: Sequence[InputText], step: Callable[[int], None] | None
+    loaded: Loaded, texts: CalibrationTexts, mixed_in: Sequence[InputText], step: Callable[[int], None] | None
 ) -> Callable[[], Iterable[tuple[Any, float]]]:
     """A function that gives the batches of both kinds of texts, whose positions weigh the same together."""
     task, general = (
@@ -206,14 +206,14 @@ def _both_parts(
             int(inputs["attention_mask"].sum())
             for inputs in loaded.batches(part, batch=texts.batch, length=texts.length)
         )
-        for part in (texts.task, others)
+        for part in (texts.task, mixed_in)
     )
     # Of the order of 1, so that sums in float32 neither over- nor underflow.
     weights = 1.0, task / general if general else 0.0
 
     def batches() -> Iterable[tuple[Any, float]]:
         first = loaded.batches(texts.task, batch=texts.batch, length=texts.length, step=step)
-        return both_halves(first, loaded.batches(others, batch=texts.batch, length=texts.length, step=step), weights)
+        return both_halves(first, loaded.batches(mixed_in, batch=texts.batch, length=texts.length, step=step), weights)
 
     return batches
 

@@ -133,10 +133,10 @@ class CollectionSimilarity(Tabular):
         if len(same) > SAME_NAMED:
             lines.append(f"So are {count(len(same) - SAME_NAMED, 'more pair')}.")
         # A pair that is said to be the same needs no second sentence as the nearest one.
-        others = [pair for pair in pairs if pair not in same]
-        if others:
-            most = f"Of the {len(others)} {'other ' if same else ''}pairs the largest |cosine| is"
-            lines.append(f"{most} {abs(self.cosine[others[0]]):.3f}: {self._on_pair(others[0])}")
+        distinct = [pair for pair in pairs if pair not in same]
+        if distinct:
+            most = f"Of the {len(distinct)} {'other ' if same else ''}pairs the largest |cosine| is"
+            lines.append(f"{most} {abs(self.cosine[distinct[0]]):.3f}: {self._on_pair(distinct[0])}")
         opposed = self.fights[0] if self.fights else None
         if opposed:
             names = f"{self.labels[opposed.first]} and {self.labels[opposed.second]}"

@@ -144,11 +144,11 @@ class CombineResult(Written):
         parts = [_weighted(each) for each in recipe.adapters]
         plain = recipe.method == "sum" and not recipe.options
         # A minus sign in place of "+ -".
-        made = (
+        origin = (
             " + ".join(parts).replace(f"+ {MINUS}", f"{MINUS} ") if plain else f"{recipe.method} of {join_words(parts)}"
         )
         error = "exact" if self._exact else f"{_error(total.error_to_sum)} off the exact sum"
-        sentences = [self.target.conclusion(f"{made}, {error} ({written})")]
+        sentences = [self.target.conclusion(f"{origin}, {error} ({written})")]
         # An exact sum retains everything, and a list of many would be no sentence.
         shares = [row for row in self.adapters if row.share.retained is not None]
         if not self._exact and len(shares) <= NAMED:

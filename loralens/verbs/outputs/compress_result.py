@@ -147,8 +147,8 @@ class CompressResult(Written):
     def _loss(self) -> str:
         if not self.relative_error:
             return "without loss"
-        kept = max(0.0, 1 - self.relative_error**2)
-        return f"with {percent(kept)} of the energy (error {percent(self.relative_error)})"
+        energy = max(0.0, 1 - self.relative_error**2)
+        return f"with {percent(energy)} of the energy (error {percent(self.relative_error)})"
 
     def sentences(self) -> list[str]:
         """The error on data, the exact sizes, and the notes."""

@@ -79,8 +79,8 @@ class DoctorResult(Tabular):
 
     def conclusion(self) -> list[str]:
         """Whether anything is wrong: how many causes of which level there are, and of which kinds."""
-        (label, *others) = self.adapters
-        adapters = f"these {len(self.adapters)} adapters" if others else label
+        (label, *further) = self.adapters
+        adapters = f"these {len(self.adapters)} adapters" if further else label
         causes = self.causes
         if not causes:
             return [f"Nothing is wrong with {adapters}, as far as can be seen."]
@@ -91,21 +91,21 @@ class DoctorResult(Tabular):
         named = ", ".join(codes[:CODES]) + (" …" if len(codes) > CODES else "")
         # Notes are no faults, which a newcomer would take a list of them for.
         fault = causes[0][0].level != "note"
-        found = f"{levels} about {adapters}" if fault else f"Nothing is wrong with {adapters}; {levels}"
-        return [f"{found[0].upper()}{found[1:]}: {named}.", *same[:1]]
+        sentence = f"{levels} about {adapters}" if fault else f"Nothing is wrong with {adapters}; {levels}"
+        return [f"{sentence[0].upper()}{sentence[1:]}: {named}.", *same[:1]]
 
     def sentences(self) -> list[str]:
         """The findings of every adapter, those with one cause together."""
-        told = self.causes[: self.causes_told]
-        lines = [line for label in self.adapters for line in self._adapter_lines(label, told)]
-        more = len(self.causes) - len(told)
-        return [*lines, f"{count(more, 'more cause')} (--verbose tells all)"] if more else lines
+        shown = self.causes[: self.causes_told]
+        lines = [line for label in self.adapters for line in self._adapter_lines(label, shown)]
+        hidden = len(self.causes) - len(shown)
+        return [*lines, f"{count(hidden, 'more cause')} (--verbose tells all)"] if hidden else lines
 
-    def _adapter_lines(self, label: str, told: Sequence[Sequence[Diagnosis]]) -> list[str]:
+    def _adapter_lines(self, label: str, shown: Sequence[Sequence[Diagnosis]]) -> list[str]:
         adapter = self.adapters[label]
         causes = [cause for cause in self.causes if cause[0].adapter == label]
         # Where only the most serious causes are told, an adapter that has none of them needs no heading.
-        if causes and not any(cause in told for cause in causes):
+        if causes and not any(cause in shown for cause in causes):
             return []
         read = count(len(adapter), "module") if adapter is not None else "not read"
         against = f", against {self.base}" if self.base else ""
@@ -113,7 +113,7 @@ class DoctorResult(Tabular):
         levels = _levels(Counter(cause[0].level for cause in causes))
         lines = [f"{label} ({read}{against}): {levels}"]
         for cause in causes:
-            if cause in told:
+            if cause in shown:
                 lines += _cause_lines(cause, len(adapter or ()), self.modules_told)
         return [*lines, ""]
 

@@ -59,17 +59,17 @@ class NestedSimilarity(Tabular):
         """The two modules that share most beyond chance, and how many pairs do."""
         (adapter,) = self.adapters
         pairs = sum(len(group.names) * (len(group.names) - 1) // 2 for group in self.groups)
-        where = f"on the {self.side} side of {WHOSE[self.of]}"
+        on_side = f"on the {self.side} side of {WHOSE[self.of]}"
         if not pairs:
             return [f"{adapter} has no two modules of one width, so none can be compared."]
         # The lists are by falling z-score, so the first of a group is its most similar pair.
-        found = [(group, pair) for group in self.groups if len(group.names) > 1 for pair in closest(group)[:1]]
-        if not found:
-            return [f"No two modules of {adapter} share more than chance gives {where} ({pairs:,} pairs)."]
-        group, pair = max(found, key=lambda item: item[0].full[item[1]])
+        candidates = [(group, pair) for group in self.groups if len(group.names) > 1 for pair in closest(group)[:1]]
+        if not candidates:
+            return [f"No two modules of {adapter} share more than chance gives {on_side} ({pairs:,} pairs)."]
+        group, pair = max(candidates, key=lambda item: item[0].full[item[1]])
         names = " and ".join(group.names[i] for i in pair)
         share = f"{percent(float(group.full[pair]))} of their directions, where chance gives"
-        return [f"Of {adapter}, {names} share most {where}: {share} {percent(float(group.chance[pair]), 2)}."]
+        return [f"Of {adapter}, {names} share most {on_side}: {share} {percent(float(group.chance[pair]), 2)}."]
 
     def sentences(self) -> list[str]:
         """Which modules were not compared, and why."""

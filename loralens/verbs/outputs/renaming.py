@@ -148,9 +148,9 @@ def with_known_names(adapter: Adapter, to: str) -> tuple[Adapter, list[str]]:
         return adapter, []
     if right:
         joined = fit_image("kohya", adapter.map(lambda module: module.without_origin()))
-        known = {name: file for name, file in kohya_names(joined).items() if file != name}
+        new_names = {name: file for name, file in kohya_names(joined).items() if file != name}
         note = f"{len(wrong)} of {len(files)} modules got the names that sd-scripts has; the first was {wrong[0]}"
-        return joined.renamed(known), [note]
+        return joined.renamed(new_names), [note]
     unknown = [file for file in files.values() if not (sd_scripts_has(file) or comfyui_has(file))]
     if unknown:
         warn(

@@ -85,8 +85,8 @@ class RoundingCost:
                 if len(broken) > 1
                 else f"{broken[0]} holds NaN or Inf, and is"
             )
-            rest = "the error is that of the other modules" if numbers else "nothing could be measured"
-            warn(f"{many} written so; {rest}", fix="the adapter is damaged or diverged: use an earlier one")
+            consequence = "the error is that of the other modules" if numbers else "nothing could be measured"
+            warn(f"{many} written so; {consequence}", fix="the adapter is damaged or diverged: use an earlier one")
         # All of them, since modules without a loss count in the norm of the whole.
         losses = in_threads(loss, numbers, processor_count())
         module = max(losses, key=lambda name: losses[name].relative_error, default="")

@@ -38,8 +38,8 @@ def base_by_shapes(adapter: Adapter) -> str:
     models = models_of(adapter)
     if not models:
         return "a base that it does not name"
-    said = (adapter.metadata or {}).get("ss_base_model_version", "")
-    named = [model for model in image_models() if any(word in said.lower() for word in model.words)]
+    stated = (adapter.metadata or {}).get("ss_base_model_version", "")
+    named = [model for model in image_models() if any(word in stated.lower() for word in model.words)]
     # Some trainers write a version that they copied from a template.
-    wrong = f", although its metadata say {said}" if named and not any(model in models for model in named) else ""
+    wrong = f", although its metadata say {stated}" if named and not any(model in models for model in named) else ""
     return f"{' or '.join(model.name for model in models)}, by the names and shapes of its modules{wrong}"

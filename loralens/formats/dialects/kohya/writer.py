@@ -47,13 +47,13 @@ def write(adapter: Adapter) -> Stored:
     ShapeError, MismatchError
         A grouped convolution was changed, or an update is not a pair.
     """
-    known = kohya_names(adapter) if adapter.format != NAME else {}
+    file_names = kohya_names(adapter) if adapter.format != NAME else {}
     # Of an unknown model, the prefix of the first text encoder depends on the other modules.
     numbered = any(in_pipeline(name).startswith(NUMBERED) for name in adapter)
     components = (*COMPONENTS, ("text_encoder.", "lora_te1_" if numbered else "lora_te_"))
 
     def new(name: str) -> str:
-        return known.get(name) or _file(name, components)
+        return file_names.get(name) or _file(name, components)
 
     files = up_down.names_in_file(adapter, NAME, leaf=parse_kohya_key, canonical=undouble_prefix, new=new)
     tensors: dict[str, LazyArray] = {}

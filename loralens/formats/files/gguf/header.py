@@ -61,10 +61,10 @@ class Header:
     def skip_texts(self, count: int) -> None:
         """Pass the next ``count`` texts. Only their lengths are read, as a vocabulary has a quarter of a million."""
         while count:
-            held = self._file.read(self.at, min(MANY, max(self.remaining, 0)))
+            data = self._file.read(self.at, min(MANY, max(self.remaining, 0)))
             position = 0
-            while count and position + 8 <= len(held):
-                position += 8 + int.from_bytes(held[position : position + 8], "little")
+            while count and position + 8 <= len(data):
+                position += 8 + int.from_bytes(data[position : position + 8], "little")
                 count -= 1
             # Fewer than 8 bytes are left, which hold no length.
             if not position:

@@ -72,8 +72,8 @@ class _Parts:
         """The codes of some rows, with the scales and zeros of their groups."""
         codes = unpack_codes(bytes_of(self.codes.rows(start, stop).read()), self.bits, self.shape[1])
         # A single scale belongs to all rows.
-        one = self.scales.shape[0] == 1
-        step = self.scales.read() if one else self.scales.rows(start, stop).read()
+        shared = self.scales.shape[0] == 1
+        step = self.scales.read() if shared else self.scales.rows(start, stop).read()
         step = np.broadcast_to(step.astype(np.float32), (stop - start, self.groups_count))
         return CodeBlock(codes, np.ascontiguousarray(step), self._zeros(start, stop))
 

@@ -60,12 +60,12 @@ def _steps_and_minima(blocks: Bytes) -> tuple[Singles, Singles]:
     """The 8 steps and minima of Q4_K and Q5_K, from their first 16 bytes."""
     # Bytes 0 to 3 hold the first four scales in 6 bits, and in their upper 2 bits those of the last four; bytes 4 to 7
     # the same of the minima. Bytes 8 to 11 hold the low 4 bits of the last four scales and minima.
-    scale, minimum, rest = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
+    scale, minimum, low_bits = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
     scales = np.concatenate(
-        [scale & np.uint8(63), (rest & np.uint8(15)) | ((scale >> np.uint8(6)) << np.uint8(4))], axis=1
+        [scale & np.uint8(63), (low_bits & np.uint8(15)) | ((scale >> np.uint8(6)) << np.uint8(4))], axis=1
     )
     minima = np.concatenate(
-        [minimum & np.uint8(63), (rest >> np.uint8(4)) | ((minimum >> np.uint8(6)) << np.uint8(4))], axis=1
+        [minimum & np.uint8(63), (low_bits >> np.uint8(4)) | ((minimum >> np.uint8(6)) << np.uint8(4))], axis=1
     )
     return half(blocks[:, :2]) * scales.astype(np.float32), half(blocks[:, 2:4]) * minima.astype(np.float32)
 

@@ -94,11 +94,11 @@ def coded_tensors(stored: Tensors, config: Config | None, *, conv1d: bool = Fals
     FormatError
         The parts of a weight do not fit together, or it has a form that cannot be read.
     """
-    found = [each for find in FINDERS for each in find(stored, config)]
-    parts = frozenset(key for each in found for key in each.parts)
+    weights = [each for find in FINDERS for each in find(stored, config)]
+    parts = frozenset(key for each in weights for key in each.parts)
     # Turned weights have no grid: an update of (in, out) would meet codes of (out, in).
-    turned = {each.key: each.weight.floats().T for each in found if conv1d and _is_conv1d(each.key)}
-    coded = {each.key: _turn(each.weight) if each.key in turned else each.weight for each in found}
+    turned = {each.key: each.weight.floats().T for each in weights if conv1d and _is_conv1d(each.key)}
+    coded = {each.key: _turn(each.weight) if each.key in turned else each.weight for each in weights}
     return CodedTensors(coded, parts, turned)
 
 

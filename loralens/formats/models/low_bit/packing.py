@@ -31,33 +31,33 @@ def unpack_codes(data: Bytes, bits: int, count: int) -> Bytes:
         codes: Bytes = (data[..., None] >> shifts) & np.uint8((1 << bits) - 1)
         return np.asarray(codes.reshape(*data.shape[:-1], data.shape[-1] * (8 // bits))[..., :count])
     # The shortest run of whole bytes with whole codes becomes one number.
-    size, held = _run(bits)
+    size, codes_per_run = _run(bits)
     runs = -(-data.shape[-1] // size)
     words = np.zeros((*data.shape[:-1], runs, 8), np.uint8)
     padded = np.zeros((*data.shape[:-1], runs * size), np.uint8)
     padded[..., : data.shape[-1]] = data
     words[..., :size] = padded.reshape(*data.shape[:-1], runs, size)
-    places = np.arange(held, dtype=np.uint64) * np.uint64(bits)
+    places = np.arange(codes_per_run, dtype=np.uint64) * np.uint64(bits)
     wide = (words.view("<u8") >> places) & np.uint64((1 << bits) - 1)
-    return np.asarray(wide.astype(np.uint8).reshape(*data.shape[:-1], runs * held)[..., :count])
+    return np.asarray(wide.astype(np.uint8).reshape(*data.shape[:-1], runs * codes_per_run)[..., :count])
 
 
 def pack_codes(codes: Array, bits: int, size: int) -> Bytes:
     """The inverse of `unpack_codes`: ``size`` bytes for every row of codes; bits without a code are 0."""
     if 8 % bits == 0:
-        held = 8 // bits
-        narrow = np.zeros((*codes.shape[:-1], size * held), np.uint8)
+        codes_per_run = 8 // bits
+        narrow = np.zeros((*codes.shape[:-1], size * codes_per_run), np.uint8)
         narrow[..., : codes.shape[-1]] = codes
         shifts = np.arange(0, 8, bits, dtype=np.uint8)
-        joined: Bytes = np.bitwise_or.reduce(narrow.reshape(*codes.shape[:-1], size, held) << shifts, axis=-1)
+        joined: Bytes = np.bitwise_or.reduce(narrow.reshape(*codes.shape[:-1], size, codes_per_run) << shifts, axis=-1)
         return joined
-    run, held = _run(bits)
+    run, codes_per_run = _run(bits)
     runs = -(-size // run)
-    padded = np.zeros((*codes.shape[:-1], runs * held), np.uint64)
+    padded = np.zeros((*codes.shape[:-1], runs * codes_per_run), np.uint64)
     padded[..., : codes.shape[-1]] = codes
-    places = np.arange(held, dtype=np.uint64) * np.uint64(bits)
+    places = np.arange(codes_per_run, dtype=np.uint64) * np.uint64(bits)
     # The bits of different codes do not overlap, so that their sum is their union.
-    words = (padded.reshape(*codes.shape[:-1], runs, held) << places).sum(axis=-1, dtype=np.uint64)
+    words = (padded.reshape(*codes.shape[:-1], runs, codes_per_run) << places).sum(axis=-1, dtype=np.uint64)
     data = words.astype("<u8")[..., None].view(np.uint8)[..., :run]
     return np.ascontiguousarray(data.reshape(*codes.shape[:-1], runs * run)[..., :size])
 

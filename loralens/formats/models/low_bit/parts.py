@@ -83,8 +83,8 @@ def bits_of(stored: Tensors, keys: Collection[str], shape: Shape) -> float:
 
 def section(config: Config | None, name: str) -> Mapping[str, Any]:
     """A section of ``config.json``; empty if it has none."""
-    found = (config or {}).get(name)
-    return found if isinstance(found, dict) else {}
+    value = (config or {}).get(name)
+    return value if isinstance(value, dict) else {}
 
 
 def whole(value: object, least: int = 1) -> int | None:

@@ -147,17 +147,17 @@ def check_certificate(merged: str | os.PathLike[str]) -> CertificateResult:
         if not is_certificate(path):
             raise FormatError("is not the certificate of a merge", fix=_FIX)
         certificate = read_json(path)
-        whole, listed = _hashes(certificate)
+        stated_hash, listed = _hashes(certificate)
         base, adapters = _merge_of(certificate)
-    found = _hash_tensors(files)
+    hashes = _hash_tensors(files)
     files.check_unchanged()
     tensors = []
-    for key in sorted({*found, *listed}) if listed else ():
-        state: State = "missing" if key not in found else "added" if key not in listed else "unchanged"
-        if state == "unchanged" and found[key] != listed[key]:
+    for key in sorted({*hashes, *listed}) if listed else ():
+        state: State = "missing" if key not in hashes else "added" if key not in listed else "unchanged"
+        if state == "unchanged" and hashes[key] != listed[key]:
             state = "changed"
         tensors.append(CheckedTensor(key, state))
-    unchanged = all(row.state == "unchanged" for row in tensors) if listed else model_hash(found) == whole
+    unchanged = all(row.state == "unchanged" for row in tensors) if listed else model_hash(hashes) == stated_hash
     changed_files = _changed_files(root, certificate) if root.is_dir() else []
     return CertificateResult(str(merged), str(path), base, adapters, unchanged, tensors, changed_files)
 
@@ -170,13 +170,13 @@ def _hashes(certificate: Mapping[str, Any]) -> tuple[str, dict[str, Hashed]]:
             str(key): Hashed(str(tensor["dtype"]), tuple(tensor["shape"]), str(tensor["sha256"]))
             for key, tensor in (result.get("tensors") or {}).items()
         }
-        whole = result["sha256"]
+        model_sha256 = result["sha256"]
     # These are all errors that wrong types and missing keys can cause.
     except (KeyError, TypeError, AttributeError) as error:
         raise FormatError("its hashes are damaged", fix=_FIX) from error
-    if not isinstance(whole, str):
+    if not isinstance(model_sha256, str):
         raise FormatError("it states no hash of the merged model", fix=_FIX)
-    return whole, listed
+    return model_sha256, listed
 
 
 def _merge_of(certificate: Mapping[str, Any]) -> tuple[str, list[str]]:

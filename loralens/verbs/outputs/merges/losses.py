@@ -53,10 +53,10 @@ def conclusion_on_texts(certificate: Mapping[str, Any]) -> list[str]:
         return []
     own, general = texts["in_domain"], texts["general"]
     gained = own["loss_base"] - own["loss_unmerged"]
-    kept = f", {(own['loss_base'] - own['loss_merged']) / gained:.0%} of what the adapter gains" if gained > 0 else ""
+    share = f", {(own['loss_base'] - own['loss_merged']) / gained:.0%} of what the adapter gains" if gained > 0 else ""
     return [
         f"On these texts its loss is {own['loss_merged']:.3f} (unmerged {own['loss_unmerged']:.3f}, base "
-        f"{own['loss_base']:.3f}){kept}; the divergence from the unmerged model is {own['kl_unmerged_merged']:.3f}.",
+        f"{own['loss_base']:.3f}){share}; the divergence from the unmerged model is {own['kl_unmerged_merged']:.3f}.",
         f"On general texts the loss is {general['loss_merged']:.3f} (unmerged {general['loss_unmerged']:.3f}), and the "
         f"divergence {general['kl_unmerged_merged']:.3f}.",
     ]

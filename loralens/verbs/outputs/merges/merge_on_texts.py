@@ -79,7 +79,7 @@ def measure_on_texts(
         The model has no parameter of the name and shape of a weight that changes.
     """
     texts = read_texts(data, limit=MOST)
-    others, label = general_texts(None, len(texts))
+    general, label = general_texts(None, len(texts))
     if inputs.decoded or (inputs.coded and not inputs.files.gguf):
         raise OptionError(
             "--data runs the base, and one of codes can only be run if it is GGUF", fix="leave out --data"
@@ -90,10 +90,10 @@ def measure_on_texts(
         if loaded.head != "causal":
             raise OptionError("--data measures the predictions of a causal language model", fix="leave out --data")
         weights = _Weights(loaded, inputs, rounding=rounding, seed=seed, moments=moments, device=device)
-        with progress("running the model", len(texts) + len(others)) as step:
+        with progress("running the model", len(texts) + len(general)) as step:
             measured = {
                 kind: _measure(loaded, weights, part, step).record()
-                for kind, part in (("in_domain", texts), ("general", others))
+                for kind, part in (("in_domain", texts), ("general", general))
             }
     note(f"measured on {len(texts)} texts, and on as many of {label}")
     return {**measured, "general_texts": label}
@@ -151,8 +151,12 @@ def _numbers(
         )
         for block in merge.blocks():
             W = block.W.astype(np.float32)
-            whole = W if block.D is None else W + block.D
-            yield W, whole if block.dora_factors is None else whole * block.dora_factors, block.numbers(block.merged)
+            updated = W if block.D is None else W + block.D
+            yield (
+                W,
+                updated if block.dora_factors is None else updated * block.dora_factors,
+                block.numbers(block.merged),
+            )
         return
     H = moments.of(plan.key, weight.shape[1]) if moments else None
     mode: RoundingMode = "stochastic" if rounding == "sweep" and H is None else rounding

@@ -328,14 +328,14 @@ class MergeRun:
         tensors, originals = self.inputs.files.tensors, self.inputs.originals()
         # A tensor that the merged model does not have cannot be restored by a patch.
         dropped = {f"{key}#whole": tensors[key] for key in self.inputs.plan.dropped}
-        whole = {key: hash_rows(matrix_blocks(tensors[key])) for key in self.inputs.plan.dropped}
+        hashes = {key: hash_rows(matrix_blocks(tensors[key])) for key in self.inputs.plan.dropped}
         content = {
             "version": layout_version(self.entries),
             "adapters": self.adapters,
             "tensors": dict(sorted(self.entries.items())),
             "copies": {key: hashed.hexdigest() for key, hashed in sorted(self.digests.items())},
             **originals,
-            **({"whole": whole} if whole else {}),
+            **({"whole": hashes} if hashes else {}),
             # The tensors have hashes of their own; this one is of the texts and headers.
             "digest": text_digest(originals["headers"], originals["texts"]),
         }
