@@ -37,7 +37,8 @@ class Fitted:
     injection : Injection
         The layers, which are still in the model: ``injection.remove()`` restores it.
     losses : tuple of float
-        The loss of every step of this call, before the update, as the mean over the batches of the step.
+        The loss of every step of this call before the update: the mean over its terms, or over its batches if the loss
+        function returns means.
     evaluations : tuple
         (steps done, measures) of every evaluation.
     steps : int
