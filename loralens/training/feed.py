@@ -161,12 +161,12 @@ class Feed:
 
 def _samplers_of(batches: Any) -> list[Any]:
     """The samplers of a `DataLoader`, the outer ones first; those of one that takes whole batches are nested."""
-    found: list[Any] = []
+    samplers: list[Any] = []
     for name in ("batch_sampler", "sampler"):
         sampler = getattr(batches, name, None)
         if sampler is not None:
-            found += [sampler, *_samplers_of(sampler)]
-    return found
+            samplers += [sampler, *_samplers_of(sampler)]
+    return samplers
 
 
 def _is_distributed(sampler: Any) -> bool:

@@ -22,7 +22,7 @@ from loralens.errors import FormatError, place
 from loralens.formats.files.json_text import finite_number, parse_object
 from loralens.formats.models.low_bit.grouped import CodeBlock, GroupedWeight, Groups, Levels
 from loralens.formats.models.low_bit.packing import Bytes, stored_bytes
-from loralens.formats.models.low_bit.parts import AGAIN, FLOATS, Config, Found, Tensors, bits_of, part, whole
+from loralens.formats.models.low_bit.parts import AGAIN, FLOATS, Config, Found, Tensors, bits_of, part, whole_number
 from loralens.linalg.exact import Singles
 from loralens.linalg.nf4 import LEVELS
 
@@ -97,7 +97,7 @@ def find(stored: Tensors, config: Config | None) -> Iterator[Found]:  # noqa: AR
 
 def _weight(stored: Tensors, key: str, state_key: str, kind: str) -> Found:
     state = _read_state(stored[state_key])
-    shape, block = _shape(state.get("shape")), whole(state.get("blocksize"))
+    shape, block = _shape(state.get("shape")), whole_number(state.get("blocksize"))
     if shape is None or block is None:
         raise FormatError("its quant_state has no shape, or no blocksize", fix=AGAIN)
     size, codes = prod(shape), part(stored, key, STORAGE)
@@ -131,7 +131,7 @@ def _read_state(tensor: LazyArray) -> dict[str, Any]:
 
 
 def _shape(value: object) -> tuple[int, ...] | None:
-    axes = tuple(whole(n) for n in value) if isinstance(value, list) and 1 < len(value) <= MOST_AXES else (None,)
+    axes = tuple(whole_number(n) for n in value) if isinstance(value, list) and 1 < len(value) <= MOST_AXES else (None,)
     return None if None in axes else axes  # type: ignore[return-value]
 
 
@@ -139,7 +139,7 @@ def _scales(stored: Tensors, key: str, state: dict[str, Any], blocks: int) -> Sc
     nested_key = f"{key}.nested_absmax"
     if nested_key not in stored:
         return Scales(part(stored, f"{key}.absmax", FLOATS, (blocks,)))
-    size, offset = whole(state.get("nested_blocksize")), finite_number(state.get("nested_offset"))
+    size, offset = whole_number(state.get("nested_blocksize")), finite_number(state.get("nested_offset"))
     if size is None or offset is None or not abs(offset) < SINGLE:
         raise FormatError("its quant_state has no nested_blocksize, or no nested_offset", fix=AGAIN)
     return Scales(

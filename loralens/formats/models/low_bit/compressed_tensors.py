@@ -28,10 +28,10 @@ from loralens.formats.models.low_bit.parts import (
     Config,
     Found,
     Tensors,
-    beside,
+    activation_keys,
     bits_of,
     part,
-    whole,
+    whole_number,
 )
 from loralens.linalg.exact import Singles
 
@@ -119,7 +119,7 @@ class _Parts:
 def _weight(stored: Tensors, module: str, code_key: str) -> Found:
     scale_key, shape_key = f"{module}.weight_scale", f"{module}.weight_shape"
     codes, stated = part(stored, code_key, WORDS), part(stored, shape_key, INDICES, (2,))
-    rows, columns = (whole(n) for n in stated.read().tolist())
+    rows, columns = (whole_number(n) for n in stated.read().tolist())
     if codes.ndim != 2 or rows != codes.shape[0] or columns is None:
         raise FormatError(f"codes {codes.shape} do not fit its weight_shape", fix=AGAIN)
     shape = rows, columns
@@ -147,7 +147,7 @@ def _weight(stored: Tensors, module: str, code_key: str) -> Found:
         pack=parts.pack,
         highest=(1 << bits) - 1,
     )
-    return Found(f"{module}.weight", weight.weight(), (*keys, *beside(stored, module)))
+    return Found(f"{module}.weight", weight.weight(), (*keys, *activation_keys(stored, module)))
 
 
 def _bits(words: int, columns: int) -> int:

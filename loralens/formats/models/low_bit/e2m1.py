@@ -22,7 +22,17 @@ from loralens.core.lazy import Array, LazyArray
 from loralens.errors import FormatError, place
 from loralens.formats.models.low_bit.grouped import CodeBlock, GroupedWeight, Groups, Levels
 from loralens.formats.models.low_bit.packing import Bytes, bytes_of, pack_codes, unpack_codes
-from loralens.formats.models.low_bit.parts import AGAIN, Config, Found, Shape, Tensors, beside, bits_of, part, single
+from loralens.formats.models.low_bit.parts import (
+    AGAIN,
+    Config,
+    Found,
+    Shape,
+    Tensors,
+    activation_keys,
+    bits_of,
+    part,
+    single,
+)
 from loralens.linalg.exact import Singles
 
 _MAGNITUDES = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
@@ -186,7 +196,7 @@ def e2m1_weight(
         pack=_pack,
         levels=E2M1,
     )
-    return Found(f"{module}.weight", weight.weight(), (*keys, *beside(stored, module)))
+    return Found(f"{module}.weight", weight.weight(), (*keys, *activation_keys(stored, module)))
 
 
 def _block(codes: LazyArray, scales: LazyArray, steps: Steps, start: int, stop: int) -> CodeBlock:

@@ -32,7 +32,7 @@ from loralens.formats.models.low_bit.parts import (
     bits_of,
     part,
     section,
-    whole,
+    whole_number,
 )
 from loralens.linalg.exact import Singles
 
@@ -145,7 +145,7 @@ def _weight(stored: Tensors, module: str, config: Config | None, recent: Recent)
 
 def _group_size(config: Config | None, inputs: int, groups: int) -> int:
     """The inputs of a group; what is stated counts where it fits, as modules may differ from it."""
-    stated = whole(section(config, "quantization_config").get("group_size"))
+    stated = whole_number(section(config, "quantization_config").get("group_size"))
     return stated if stated and -(-inputs // stated) == groups else -(-inputs // groups)
 
 

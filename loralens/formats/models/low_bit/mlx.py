@@ -29,7 +29,7 @@ from loralens.formats.models.low_bit.parts import (
     bits_of,
     part,
     section,
-    whole,
+    whole_number,
 )
 
 END = ".scales"
@@ -100,7 +100,7 @@ def _settings(module: str, config: Config | None) -> Config:
 
 def _widths(stated: Config) -> tuple[int, int]:
     """The bits of a code, and the columns of a group."""
-    bits, size = whole(stated.get("bits")), whole(stated.get("group_size"))
+    bits, size = whole_number(stated.get("bits")), whole_number(stated.get("group_size"))
     if bits not in BITS or size is None:
         what = "its weights are quantised: MLX, and config.json states no bits and group_size under quantization"
         raise FormatError(what, fix="keep config.json beside the weights")

@@ -71,7 +71,7 @@ def single(stored: Tensors, key: str, dtypes: Collection[np.dtype[Any]]) -> Lazy
     return tensor.reshape(1)
 
 
-def beside(stored: Tensors, module: str) -> tuple[str, ...]:
+def activation_keys(stored: Tensors, module: str) -> tuple[str, ...]:
     """The keys of a module's scales of activations and of the cache, which its weight does not depend on."""
     return tuple(key for name in (*BESIDE, "input_global_scale") if (key := f"{module}.{name}") in stored)
 
@@ -87,6 +87,6 @@ def section(config: Config | None, name: str) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def whole(value: object, least: int = 1) -> int | None:
+def whole_number(value: object, least: int = 1) -> int | None:
     """``value`` if it is a whole number from ``least`` on and of sensible size, else None; files may state anything."""
     return value if type(value) is int and least <= value < MOST else None
