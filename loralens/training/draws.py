@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 
 @final
-class Draws:
+class BatchGenerators:
     """The generators from which batches are drawn, with states of their own.
 
     Parameters

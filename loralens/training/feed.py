@@ -11,7 +11,7 @@ from torch import Tensor
 
 from loralens.core.lazy import Array
 from loralens.errors import OptionError
-from loralens.training.draws import CPU, Draws
+from loralens.training.draws import CPU, BatchGenerators
 from loralens.training.world import World
 
 Batches = Iterable[Any] | Callable[[int], Any]
@@ -58,7 +58,7 @@ class Feed:
         generators = [getattr(one, "generator", None) for one in (batches, *samplers)]
         # Each once: a DataLoader shares its generator with its sampler.
         own = {id(one): one for one in generators if isinstance(one, torch.Generator)}
-        self._draws = Draws(tuple(own.values()), device)
+        self._draws = BatchGenerators(tuple(own.values()), device)
         self.begin(self._draws.first)
         self._stream: Iterator[Any] | None = None
         self._next = 0

@@ -744,7 +744,10 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("Feed._next_streamed", "number - self._next", "number + self._next", ("tests/training/test_feed.py",)),
     Mutant("Feed.__getitem__", "turn * self._world.size", "turn / self._world.size", ("tests/training/test_feed.py",)),
     Mutant(
-        "Draws.drawing", "self._now = self._states()", "self._now = self._first", ("tests/training/test_drawing.py",)
+        "BatchGenerators.drawing",
+        "self._now = self._states()",
+        "self._now = self._first",
+        ("tests/training/test_drawing.py",),
     ),
     Mutant("count_terms", "labels.ndim > 1", "labels.ndim > 2", ("tests/training/test_own_loss.py",)),
     Mutant("shuffle_order", "number * size", "number / size", ("tests/training/test_feed.py",)),
