@@ -162,6 +162,9 @@ def _usage_in_one_line() -> Iterator[None]:
     try:
         yield
     except click.ClickException as error:
+        # Of ``loralens`` alone click 8.2 makes an error whose message is the help, which has many lines of our own.
+        if type(error).__name__ == "NoArgsIsHelpError":
+            raise
         # Imported here, since most calls are right.
         from loralens.cli.usage_hints import hint
 

@@ -20,6 +20,12 @@ def adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "mine"
 
 
+def test_no_word_at_all_shows_the_help_as_lines() -> None:
+    said = loralens.run().output
+    assert said.splitlines() == loralens.good("--help").stdout.splitlines()
+    assert len(said.splitlines()) > len(COMMANDS)
+
+
 def test_a_path_alone_is_inspected_and_the_next_commands_are_named(adapter: str) -> None:
     alone = loralens.good(adapter).stdout
     inspected = loralens.good("inspect", adapter).stdout
