@@ -53,10 +53,13 @@ class Tabular:
         return render.frame(*self.listing())
 
     def to_latex(self) -> str:
-        """Return the tables as ``tabular`` environments of LaTeX; without tables for people, its listing."""
-        from loralens.tables import render
+        """Return the tables as ``tabular`` environments of LaTeX; without tables for people, its listing.
 
-        return "\n".join(map(render.latex, self._tables_for_documents()))
+        Every one stands below a comment with its title. None needs a package, also under pdflatex.
+        """
+        from loralens.tables.latex import latex
+
+        return "\n".join(map(latex, self._tables_for_documents()))
 
     def _repr_html_(self) -> str:
         from loralens.tables import render

@@ -353,5 +353,5 @@ BASE_COLUMNS: tuple[Column[ModuleSpectrum], ...] = (
 )
 # For people alone: machines have the singular values themselves.
 BARS: Column[ModuleSpectrum] = Column(
-    "bars", lambda row: row.spectrum.s.tolist(), "spectrum", spark, align="left", json=False, csv=False
+    "bars", lambda row: row.spectrum.s.tolist(), "spectrum", spark, align="left", json=False, csv=False, drawn=True
 )
