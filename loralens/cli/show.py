@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import wraps
 from pathlib import Path
@@ -92,6 +92,7 @@ def row_options(
             # Both would be written to standard output.
             if as_json and as_csv:
                 raise click.UsageError("--json and --csv exclude each other")
+            _check_no_file("--json" if as_json else "--csv" if as_csv else "", [*arguments, *values.values()])
             # The answers are "only the conclusion", "these rows" and "every row".
             if quiet + verbose + bool(rows_shown) > 1:
                 raise click.UsageError("--quiet, --verbose and --top exclude each other")
@@ -117,6 +118,15 @@ def row_options(
         return options.decorate(with_rows, declared)
 
     return decorate
+
+
+def _check_no_file(option: str, values: Iterable[Any]) -> None:
+    """Refuse ``--csv out.csv``, where the file would be taken for an adapter that does not exist."""
+    for value in values if option else ():
+        for word in value if isinstance(value, tuple) else (value,):
+            # A file that exists may be meant: the index of a model is JSON too.
+            if isinstance(word, str) and word.lower().endswith(f".{option[2:]}") and not Path(word).exists():
+                raise click.UsageError(f"{option} takes no file: to write {word}, end the command with > {word}")
 
 
 def _check_drawable(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:

@@ -23,12 +23,31 @@ from tests.formats import test_image as images
         (("convert", "SMALL", "--to", "a1111", "-o", "x"), "for a1111 there is --to kohya"),
         (("convert", "SMALL", "--to", "Comfy", "-o", "x"), "for Comfy there is --to comfyui"),
         (("inspect", "SMALL", "--for", "A1111"), "for A1111 there is --for sd-scripts"),
+        (("spectrum", "SMALL", "--layers", "0-3"), "for that there is --block"),
+        (("spectrum", "SMALL", "--include", "q_proj"), "for that there is --modules"),
+        (("spectrum", "SMALL", "--plot", "x.pdf", "--dpi", "300"), "for that there is --figure-dpi"),
+        (("spectrum", "SMALL", "-o", "x.png"), "for that there is --plot"),
+        (("combine", "SMALL", "SMALL", "--out", "x"), "for that there is --output"),
+        (("similarity", "SMALL", "--latex"), "in Python: loralens.similarity(…).to_latex()"),
         (("merge", "SMALL", "SMALL", "-o", "x"), "to make one adapter of several there is loralens combine"),
     ],
 )
 def test_wrong_usage_is_answered_with_what_was_meant(words: tuple[str, ...], hint: str, small: Path) -> None:
     said = Command().refused(*(small if word == "SMALL" else word for word in words))
     assert f"\n  fix: {hint}" in said
+
+
+def test_what_was_meant_stands_alone(small: Path) -> None:
+    said = Command("spectrum").refused(small, "--plot", "x.pdf", "--dpi", "300")
+    assert "--device" not in said
+    assert "Did you mean" in Command("spectrum").refused(small, "--plott", "x.pdf")
+
+
+@pytest.mark.parametrize(("option", "name"), [("--csv", "out.csv"), ("--json", "out.JSON")])
+def test_a_file_after_an_option_that_takes_none(option: str, name: str, small: Path, tmp_path: Path) -> None:
+    said = Command("spectrum").refused(small, option, tmp_path / name)
+    assert f"{option} takes no file: to write {tmp_path / name}, end the command with > {tmp_path / name}" in said
+    assert "no such file" in Command("spectrum").refused(small, tmp_path / name)
 
 
 @pytest.mark.parametrize("words", [("scale", "SMALL", "--by", "x", "-o", "y"), ("convert", "SMALL", "--to", "exe")])
