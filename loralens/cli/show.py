@@ -1,6 +1,7 @@
 """Shows results on standard output, as tables, JSON or CSV, and draws figures into files; the options for that."""
 
 import json
+import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,6 +13,7 @@ import click
 
 from loralens.cli import options
 from loralens.cli.terminal import raw_stream, say
+from loralens.core.messages import LOGGER
 from loralens.errors import visible
 from loralens.tables.result import Tabular
 from loralens.tables.table import Table
@@ -98,6 +100,9 @@ def row_options(
                 raise click.UsageError("--quiet, --verbose and --top exclude each other")
             figure = {"figure_title": figure_title, "figure_size": figure_size, "figure_dpi": figure_dpi}
             _check_figure(figure, plot)
+            # Warnings may change what the conclusion means, and notes do not.
+            if quiet:
+                LOGGER.setLevel(logging.WARNING)
             shown = RowOptions(as_json, as_csv, plot, quiet, verbose, rows_shown, figure)
             function(*arguments, rows=shown, **values)
 

@@ -129,3 +129,18 @@ def test_numbers_for_names_are_warned_of(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "numbers.safetensors", metadata=metadata)
     said = Command("convert").good(tmp_path / "numbers.safetensors", "--to", "kohya", "-o", tmp_path / "k.safetensors")
     assert "no program will find their layers in the kohya file" in said.stderr
+
+
+def test_the_same_finding_of_several_files_is_told_once(tmp_path: Path) -> None:
+    """Files of SAM-LoRA have numbers for names, which is a note with a fix about each of them."""
+    rng = np.random.default_rng(0)
+    files = [tmp_path / f"{name}.safetensors" for name in ("first", "second", "third")]
+    for file in files:
+        factors = {"w_a_000": (2, 16), "w_b_000": (16, 2), "w_a_001": (2, 16), "w_b_001": (16, 2)}
+        save_file({key: rng.standard_normal(shape).astype(np.float32) for key, shape in factors.items()}, file)
+    told = Command("similarity").good(*files).stderr
+    assert told.count("modules have numbers, not names") == told.count("  fix:") == 1
+    assert f"note: {files[2]}: the same as of {files[0]}" in told
+    # Only the conclusion: a note does not change what it means.
+    assert Command("similarity").good(*files, "--quiet").stderr == ""
+    assert "numbers, not names" in Command("inspect").good(files[0]).output
