@@ -107,10 +107,11 @@ class AmplifyResult(Tabular, Mapping[str, Amplification]):
             return ["Nothing can be amplified: no module has both a ΔW and a W that are not 0."]
         factor, excess = (median(getattr(row, key) for row in rows) for key in ("amplification", "excess"))
         far, expected = count_far(rows)
+        modules, verb = count(len(rows), "module"), "is" if far == 1 else "are"
         lines = [
-            f"In its own directions ΔW is {number(factor, 3)} times as strong as W (median of {len(rows)} modules).",
-            f"They catch {number(excess, 3)} times as much of W as random directions do; {far} of {len(rows)} modules "
-            f"are beyond {FAR:g} standard deviations, where chance gives {expected:.2g}.",
+            f"In its own directions ΔW is {number(factor, 3)} times as strong as W (median of {modules}).",
+            f"They catch {number(excess, 3)} times as much of W as random directions do; {far} of {modules} {verb} beyond "
+            f"{FAR:g} standard deviations, where chance puts {expected:.2g} modules.",
         ]
         # The factor rises with ‖ΔW‖ alone. Where at most a tenth of the modules is beyond chance, it says nothing about
         # directions of W, although it may be large.

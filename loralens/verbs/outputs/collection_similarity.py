@@ -144,7 +144,7 @@ class CollectionSimilarity(Tabular):
             verb = "fight" if opposed.cosine <= FIGHT else "oppose each other"
             lines.append(f"{names} {verb} most in {opposed.location} (cosine {signed(opposed.cosine)}).")
         else:
-            lines.append("No two oppose each other anywhere.")
+            lines.append(f"No two clearly oppose each other in any module (cosine {fixed('.1f')(-LARGE)} or less).")
         return lines
 
     def _on_pair(self, pair: Pair) -> str:

@@ -112,11 +112,20 @@ class PairSimilarity(Tabular, Mapping[str, Similarity]):
         overlaps = [one.overlap for one in self.values() if not one.zero]
         phi, chance = (_mean([getattr(overlap, key) for overlap in overlaps]) for key in ("full", "full_chance"))
         if not isnan(phi):
-            share = f"{percent(phi)} of their directions, where chance gives {percent(chance, 2)}"
-            lines.append(
-                f"On the {self.side} side of {WHOSE[self.of]} they share {share} (mean of φ of all directions)."
-            )
+            side, level = f"On the {self.side} side of {WHOSE[self.of]}", f"where chance gives {percent(chance, 2)}"
+            lines.append(f"{side} {self._shared(percent(phi))}, {level} (mean of φ of all directions).")
         return lines
+
+    def _shared(self, share: str) -> str:
+        """The overlap in words: of unequal ranks it is the part of the fewer directions that lies in the others."""
+        first, second = short_labels(self.adapters)
+        more = {(a > b) - (a < b) for a, b in (one.directions for one in self.values() if not one.zero)}
+        if more == {0}:
+            return f"they share {share} of their directions"
+        if len(more - {0}) == 2:
+            return f"{share} of the directions of the lower rank lie within those of the higher one"
+        fewer, others = (second, first) if 1 in more else (first, second)
+        return f"{share} of the directions of {fewer} lie within those of {others}"
 
     def sentences(self) -> list[str]:
         """Whether the two began from one A, and which modules were not compared, and why."""
