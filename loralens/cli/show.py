@@ -62,7 +62,11 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print the complete 
 
 
 def row_options(
-    *, csv: str = "", plot: str = "", top: bool = True, verbose: str = "Also print the rows in which nothing happened."
+    *,
+    csv: str = "",
+    plot: str = "",
+    top: bool = True,
+    verbose: str = "Also print the rows in which nothing happened, and what the columns mean.",
 ) -> Callable[[options.Command], options.Command]:
     """The options of every command that shows rows; the command receives them as one `RowOptions`.
 
@@ -229,7 +233,7 @@ def show_tables(*tables: Table[Any], top: int | None = None, every_row: bool = F
     top : int, optional
         The number of rows of each table that are shown at most.
     every_row : bool
-        Show rows in which nothing happened too.
+        Show rows in which nothing happened too, and below a table what its columns mean.
     """
     # Imported here, as --json needs neither: shutil alone brings the modules of three compressions with it.
     from shutil import get_terminal_size
@@ -238,6 +242,7 @@ def show_tables(*tables: Table[Any], top: int | None = None, every_row: bool = F
 
     # A pipe or a file has no width: whole tables are written there, for grep and for other programs.
     width = get_terminal_size().columns if sys.stdout.isatty() else None
+    explained: set[str] = set()
     for table in tables:
         # A heading without rows would look like an error.
         if not table.rows:
@@ -256,7 +261,19 @@ def show_tables(*tables: Table[Any], top: int | None = None, every_row: bool = F
             _print_styled(f"{left_out} (--verbose shows every row)", width, dim=True)
         if layout.note:
             _print_styled(layout.note, width, dim=True)
+        if every_row:
+            for line in _meanings(shown, explained):
+                _print_styled(line, width, dim=True)
         click.echo()
+
+
+def _meanings(table: Table[Any], explained: set[str]) -> list[str]:
+    """A line for each column that has an explanation, hidden columns too; ``explained`` holds those already shown."""
+    # A dict, as several columns of a matrix may have one meaning.
+    lines = dict.fromkeys(f"{column.title}: {column.about}" for column in table.shown if column.about)
+    new = [line for line in lines if line not in explained]
+    explained.update(new)
+    return new
 
 
 def _print_styled(text: str, width: int | None, **style: Any) -> None:

@@ -54,7 +54,7 @@ def groups_table(what: str, groups: Sequence[Group]) -> Table[Group]:
             "energy",
             fixed(".1%"),
             priority=3,
-            about="part of the whole adapter's ‖ΔW‖²",
+            about="part of the ‖ΔW‖² of all modules chosen",
             bar=True,
         ),
         Column(
