@@ -102,7 +102,7 @@ class LensGroup(click.Group):
         from loralens.cli.other_words import on_unknown
 
         # Without the context, whose usage would hide the one sentence that answers.
-        raise click.UsageError(on_unknown(word))
+        raise click.UsageError(on_unknown(*args[:2]))
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write both forms of a call: with a command, and with a file alone."""

@@ -180,7 +180,7 @@ class SpectrumResult(Tabular, Mapping[str, Spectrum]):
 
     def __repr__(self) -> str:
         modules = sum(len(adapter) for adapter in self.adapters)
-        return f"SpectrumResult({len(self.adapters)} adapters, {modules} modules)"
+        return f"SpectrumResult({count(len(self.adapters), 'adapter')}, {count(modules, 'module')})"
 
     def tables(self) -> list[Table[Any]]:
         """For every adapter its modules, its kinds, its blocks, and the modules that stand apart."""

@@ -84,6 +84,12 @@ def test_a_word_that_means_nothing_is_answered_with_the_list() -> None:
     assert "loralens --help" in loralens.refused("xyzzy")
     assert "loralens --version" in loralens.refused("version")
     assert "loralens --help" in loralens.refused("help")
+    assert "type loralens spectrum --help" in loralens.refused("help", "spectrum")
+    assert "type loralens similarity --help" in loralens.refused("help", "compare")
+    assert "type loralens --help" in loralens.refused("help", "xyzzy")
+    assert "CITATION.cff" in loralens.refused("cite")
+    assert "--verbose" in loralens.refused("explain")
+    assert "to_latex()" in loralens.refused("latex")
 
 
 def test_every_word_stands_for_one_command_that_exists() -> None:
