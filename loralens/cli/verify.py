@@ -20,8 +20,23 @@ from loralens.cli.show import RowOptions, row_options, show
     help="An adapter that was merged, with weight W. Repeatable. Goes with --base.",
 )
 # The merge is repeated, so these have to be the options with which it was made.
-@options.rounding(get_args(RoundingMode))
-@options.seed("stochastic rounding", least=None)
+@click.option(
+    "--rounding",
+    type=click.Choice(get_args(RoundingMode)),
+    help="How the merge rounded the new weights. [default: nearest; for codes, as its certificate says]",
+)
+@click.option(
+    "--seed",
+    type=click.INT,
+    metavar="N",
+    help="Seed of the random numbers for stochastic rounding. [default: 0; for codes, as the certificate says]",
+)
+@click.option(
+    "--moments",
+    type=options.PATH,
+    metavar="FILE",
+    help="The second moments of the inputs with which a sweep was made. Without them its strength alone is compared.",
+)
 @options.untying(
     "Whether the merge gave the head a weight of its own. [default: as in MERGED, or if the adapter needs one]"
 )

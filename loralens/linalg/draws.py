@@ -8,15 +8,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 WORDS = 16  # numbers per step of Philox's counter: four words of 64 bits are 16 numbers of 16 bits
-STEPS = 1 << 16  # number of values that a number can have
+WIDE_WORDS = 8  # numbers of 32 bits per step of the counter
+STEPS = 1 << 16  # number of values that a number of 16 bits can have
+WIDE_STEPS = 1 << 32
 
 Words = NDArray[np.uint16]
+WideWords = NDArray[np.uint32]
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Draws:
-    """Random integers in [0, 2¹⁶) from Philox 4×64, one for each entry of a matrix, row by row.
+    """Random integers from Philox 4×64, one of 16 or of 32 bits for each entry of a matrix, row by row.
 
     Attributes
     ----------
@@ -33,11 +36,24 @@ class Draws:
         state = seed.generate_state(4, np.uint64).astype("<u8").tobytes()
         return cls(int.from_bytes(sha256(state + index.to_bytes(8, "little")).digest()[:16], "little"))
 
+    @classmethod
+    def named(cls, seed: int, name: str) -> Self:
+        """The random integers of the matrix with this name under a seed."""
+        # A hash spreads seed and name over the 128 bits of a Philox key, so that matrices have independent numbers.
+        return cls(int.from_bytes(sha256(f"{seed}:{name}".encode()).digest()[:16], "little"))
+
     def words(self, offset: int, count: int) -> Words:
-        """The integers of ``count`` entries from entry ``offset`` on, uint16, shape (count,)."""
+        """The integers of 16 bits of ``count`` entries from entry ``offset`` on, uint16, shape (count,)."""
+        return self._raw(offset, count, WORDS).view("<u2")[offset % WORDS :][:count]
+
+    def wide_words(self, offset: int, count: int) -> WideWords:
+        """The integers of 32 bits of ``count`` entries from entry ``offset`` on, uint32, shape (count,)."""
+        return self._raw(offset, count, WIDE_WORDS).view("<u4")[offset % WIDE_WORDS :][:count]
+
+    def _raw(self, offset: int, count: int, width: int) -> NDArray[np.uint64]:
+        """The output of the steps of the counter that belong to these entries, of which each step has ``width``."""
         # Philox is counter based, so the numbers of any entry are computed without those before it.
-        first, skipped = divmod(offset, WORDS)
+        first, skipped = divmod(offset, width)
         engine = np.random.Philox(key=self.key, counter=first)
-        raw = engine.random_raw(4 * -(-(skipped + count) // WORDS))
         # Little-endian on every machine, so the same entry has the same number everywhere.
-        return raw.astype("<u8", copy=False).view("<u2")[skipped : skipped + count]
+        return engine.random_raw(4 * -(-(skipped + count) // width)).astype("<u8", copy=False)

@@ -7,6 +7,7 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
+from loralens.choices import RoundingMode
 from loralens.core.lazy import Array
 from loralens.core.lowrank import LowRank
 from loralens.linalg.exact import Singles
@@ -19,6 +20,36 @@ from loralens.merging.plan import Slab
 from loralens.merging.prediction import Prediction
 from loralens.merging.rounding import add_update
 from loralens.merging.undo.patch import bits
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class CodeFidelity:
+    """What a merge into the codes of a low-bit weight did to them.
+
+    Attributes
+    ----------
+    rounding : str
+        The rounding that was used: ``stochastic`` also where a sweep was asked for and the update is too weak for it.
+    changed : float
+        Share of the codes that changed.
+    clipped : float
+        Share of the codes whose drawn move ended beyond the grid.
+    mean_move : float
+        The mean of |y|, the moves that the update asks for, in steps.
+    predicted_changed, predicted_clipped : float
+        The expectations of a draw. ``predicted_clipped`` is the share of the energy of the update that is clipped.
+    noise : float
+        √(Σ (d|δ| − δ²))/‖δ‖, the expected error of a draw relative to the update.
+    """
+
+    rounding: RoundingMode
+    changed: float
+    clipped: float
+    mean_move: float
+    predicted_changed: float
+    predicted_clipped: float
+    noise: float
 
 
 @final
@@ -48,6 +79,8 @@ class Fidelity:
         Number of entries of W.
     overflowed : int
         Number of finite weights that became infinite.
+    codes : CodeFidelity or None
+        For a merge into the codes of a low-bit weight.
     """
 
     module: str
@@ -63,6 +96,77 @@ class Fidelity:
     norm: float
     entries: int
     overflowed: int
+    codes: CodeFidelity | None = None
+
+
+@final
+class LossSums:
+    """Sums over the blocks of a slab of its update D and of what the rounding adds to it.
+
+    Parameters
+    ----------
+    slab : Slab
+    """
+
+    def __init__(self, slab: Slab) -> None:
+        self._slab = slab
+        self.D_D = self.along = self.lost = self._sum_inside = 0.0
+        V = input_directions(slab.terms)
+        self._V: Singles | None = None if V is None else V.astype(np.float32)
+        self._inside = np.zeros((0, 0), np.float32)  # (r, outputs): the projected loss of a transposed slab
+
+    def take(self, start: int, sums: tuple[float, float, float], lost: Singles) -> None:
+        """Add the rows from ``start`` on: Σ D², Σ loss·D and Σ loss², and the loss."""
+        self.D_D += sums[0]
+        self.along += sums[1]
+        self.lost += sums[2]
+        if self._V is None:
+            return
+        if self._slab.transposed:  # rows are inputs, so the loss of an output is complete only after the last block
+            first = start - self._slab.start
+            projected = self._V[first : first + len(lost)].T @ lost
+            self._inside = projected if not self._inside.size else self._inside + projected
+            return
+        projected = np.dot(lost, self._V)
+        self._sum_inside += dot(projected, projected)
+
+    @property
+    def norm(self) -> float:
+        """‖D‖_F."""
+        return sqrt(self.D_D)
+
+    @property
+    def gain(self) -> float:
+        """⟨W' − W, D⟩/‖D‖²; 1 if D = 0."""
+        return 1 + self.along / self.D_D if self.D_D else 1.0
+
+    @property
+    def error(self) -> float:
+        """‖W' − W − D‖_F/‖D‖_F."""
+        return sqrt(self.lost) / self.norm if self.D_D else 0.0
+
+    @property
+    def subspace_error(self) -> float | None:
+        """The error in the input directions of the update; None if it is not a pair."""
+        if self._V is None:
+            return None
+        return sqrt(self._sum_inside + dot(self._inside, self._inside)) / self.norm if self.D_D else 0.0
+
+    def directions(self, seen: int) -> tuple[int, int]:
+        """The number of singular values of D, and of those above the noise of the rounding over ``seen`` entries."""
+        s = self._singular_values()
+        # The rounding error of one entry as it was measured, instead of the predicted one.
+        noise = sqrt(self.lost / max(seen, 1))
+        return int(np.count_nonzero(s)), survivors(s, noise, self._slab.terms[0][1].shape)
+
+    def _singular_values(self) -> NDArray[np.float64]:
+        """The singular values of D, from the factors of all pairs side by side; none if an update is not a pair."""
+        terms = self._slab.terms
+        if not all(isinstance(update, LowRank) for _, update in terms):
+            return np.zeros(0)
+        B = np.hstack([strength * update.scale * update.B.astype(np.float64) for strength, update in terms])
+        A = np.vstack([update.A.astype(np.float64) for _, update in terms])
+        return product_singular_values(B, A)
 
 
 @final
@@ -75,33 +179,26 @@ class FidelitySums:
     def __init__(self, slab: Slab, merge: TensorMerge) -> None:
         self.slab, self.merge = slab, merge
         self.size = (slab.stop - slab.start) * merge.plan.matrix[1]
-        self.D_D = self.along = self.lost = self.inside = 0.0
         self.still = self.seen = self.overflowed = 0
-        V = input_directions(slab.terms)
-        self._V: Singles | None = None if V is None else V.astype(np.float32)
-        self._inside = np.zeros((0, 0), np.float32)  # (r, outputs): the projected loss of a transposed slab
-        self._buffer = Buffer()
+        self._sums, self._buffer = LossSums(slab), Buffer()
         self._prediction = Prediction(merge, self.size)
 
     def take(self, block: MergedBlock) -> None:
         """Add the next rows."""
         with np.errstate(invalid="ignore", over="ignore"):
             D, lost = self._parts(block)
-            sums = _dot(D, D), _dot(lost, D), _dot(lost, lost)
+            sums = dot(D, D), dot(lost, D), dot(lost, lost)
             # Entries are examined only if a sum is not finite, since that costs another pass over the block.
             if not isfinite(sum(sums)):
                 bad = ~(np.isfinite(lost) & np.isfinite(D))
                 self.overflowed += int(np.count_nonzero(bad & np.isfinite(block.W.astype(np.float64))))
                 D, lost = np.where(bad, np.float64(0), D), np.where(bad, np.float64(0), lost)
-                sums = _dot(D, D), _dot(lost, D), _dot(lost, lost)
-        self.D_D += sums[0]
-        self.along += sums[1]
-        self.lost += sums[2]
+                sums = dot(D, D), dot(lost, D), dot(lost, lost)
         # Under scales the stored numbers are compared, since only they are rounded.
         self.still += _count_equal(block.merged, block.W if block.scale is None else block.stored)
         self.seen += lost.size
         self._prediction.take(block, D)
-        self._add_projected_loss(block, lost)
+        self._sums.take(block.start, sums, lost)
 
     def _parts(self, block: MergedBlock) -> tuple[Array, Array]:
         """D (with DoRA the effective update) and W' − W − D, both float32."""
@@ -119,47 +216,21 @@ class FidelitySums:
             lost -= D
         return D, lost
 
-    def _add_projected_loss(self, block: MergedBlock, lost: Singles) -> None:
-        """Add the part of the loss that lies in the input directions of the update."""
-        if self._V is None:
-            return
-        if self.slab.transposed:  # rows are inputs, so the loss of an output is complete only after the last block
-            first = block.start - self.slab.start
-            projected = self._V[first : first + len(lost)].T @ lost
-            self._inside = projected if not self._inside.size else self._inside + projected
-            return
-        projected = np.dot(lost, self._V)
-        self.inside += _dot(projected, projected)
-
     def fidelity(self) -> Fidelity:
         """The fidelity of all rows together."""
-        norm = sqrt(self.D_D)
-        s = self._singular_values()
-        # The rounding error of one entry as it was measured, instead of the predicted one.
-        noise = sqrt(self.lost / max(self.seen, 1))
-        inside = self.inside + _dot(self._inside, self._inside)
+        sums = self._sums
         return Fidelity(
             self.slab.module,
-            1 + self.along / self.D_D if norm else 1.0,
-            sqrt(self.lost) / norm if norm else 0.0,
-            None if self._V is None else sqrt(inside) / norm if norm else 0.0,
+            sums.gain,
+            sums.error,
+            sums.subspace_error,
             self.still / max(self.seen, 1),
-            *self._prediction.result(norm),
-            int(np.count_nonzero(s)),
-            survivors(s, noise, self.slab.terms[0][1].shape),
-            norm,
+            *self._prediction.result(sums.norm),
+            *sums.directions(self.seen),
+            sums.norm,
             self.seen,
             self.overflowed,
         )
-
-    def _singular_values(self) -> NDArray[np.float64]:
-        """The singular values of D, from the factors of all pairs side by side; none if an update is not a pair."""
-        terms = self.slab.terms
-        if not all(isinstance(update, LowRank) for _, update in terms):
-            return np.zeros(0)
-        B = np.hstack([strength * update.scale * update.B.astype(np.float64) for strength, update in terms])
-        A = np.vstack([update.A.astype(np.float64) for _, update in terms])
-        return product_singular_values(B, A)
 
 
 def _count_equal(merged: Array, before: Array) -> int:
@@ -169,5 +240,6 @@ def _count_equal(merged: Array, before: Array) -> int:
     return int(np.count_nonzero(merged.astype(np.float64) == before.astype(np.float64)))
 
 
-def _dot(x: Array, y: Array) -> float:
+def dot(x: Array, y: Array) -> float:
+    """Σ x·y over all entries."""
     return float(np.dot(x.ravel(), y.ravel()))

@@ -8,7 +8,7 @@ import numpy as np
 
 from loralens.core.lazy import Array, LazyArray
 from loralens.linalg.exact import Singles
-from loralens.merging.plan import Slab, TensorPlan
+from loralens.merging.plan import Slab, TensorPlan, as_matrix
 from loralens.merging.update import row_ranges
 
 
@@ -55,8 +55,16 @@ class MatrixRows:
                 yield self.rows(first + start, first + stop)
 
 
-def cuts(plan: TensorPlan) -> Iterator[tuple[int, int, Slab | None]]:
-    """Yield blocks of rows in order, each with its slab or None. A block does not cross limits of slabs or experts."""
+def blocks_of(tensor: LazyArray) -> Iterator[Array]:
+    """All numbers of a tensor in order, a block of its rows at a time."""
+    return MatrixRows(tensor, as_matrix(tensor.shape)).blocks()
+
+
+def cuts(plan: TensorPlan, numbers: int | None = None) -> Iterator[tuple[int, int, Slab | None]]:
+    """Yield blocks of rows in order, each with its slab or None. A block does not cross limits of slabs or experts.
+
+    A block has at most ``numbers`` numbers, but at least one row; by default as many as `row_ranges` gives it.
+    """
     rows, columns = plan.matrix
     shape = plan.shape
     height = shape[1] if len(shape) == 3 and rows != shape[0] else rows
@@ -64,10 +72,11 @@ def cuts(plan: TensorPlan) -> Iterator[tuple[int, int, Slab | None]]:
     edges = sorted({0, rows, *range(0, rows, max(height, 1)), *(e for s in plan.slabs for e in (s.start, s.stop))})
     at = {slab.start: slab for slab in plan.slabs}
     slab: Slab | None = None
+    limit = () if numbers is None else (numbers,)
     for start, stop in pairwise(edges):
         # A slab goes on until its stop, also behind the limit of an expert within it.
         slab = at.get(start, slab if slab and slab.stop > start else None)
-        for first, last in row_ranges(stop - start, columns):
+        for first, last in row_ranges(stop - start, columns, *limit):
             yield start + first, start + last, slab
 
 

@@ -13,6 +13,7 @@ from loralens.merging.plan import MergePlan, TensorPlan, as_matrix
 
 # Older versions of transformers write the first name, newer ones the second.
 FIELDS = ("torch_dtype", "dtype")  # of config.json
+QUANTISATION = ("quantization_config", "quantization")  # of config.json; the second one is MLX's
 
 
 def recast(
@@ -21,6 +22,7 @@ def recast(
     dtype: str | None,
     *,
     scales: Mapping[str, LazyArray],
+    coded: Collection[str],
     without: Collection[str],
     config: Mapping[str, Any],
 ) -> MergePlan:
@@ -30,13 +32,15 @@ def recast(
     ----------
     plan : MergePlan
     tensors : mapping of str to LazyArray
-        All tensors of the base, as stored.
+        All tensors of the base, as stored; weights that are stored as codes of a few bits are decoded.
     dtype : str or None
         NumPy's name of the dtype. None keeps the dtype of every tensor.
     scales : mapping of str to LazyArray
         The scales of float8 weights. In another dtype these weights are stored multiplied, without scales.
+    coded : collection of str
+        Keys of the weights that are stored as codes. In another dtype they are stored as floats.
     without : collection of str
-        Keys of the stored scales.
+        Keys of the stored scales and codes, which the merged model does not have.
     config : mapping
         ``config.json``.
     """
@@ -48,22 +52,33 @@ def recast(
     untouched = {
         key: TensorPlan(key, tensor, as_matrix(tensor.shape), scale=scales.get(key))
         for key, tensor in tensors.items()
-        if key not in plan.tensors and key not in without
+        if key not in plan.tensors
     }
-    # Integers and tensors that already have the dtype are copied as they are.
-    changing = {key: tensor for key, tensor in untouched.items() if recast_dtype(tensor, dtype) != tensor.source.dtype}
+    # Integers and tensors that already have the dtype are copied as they are, and codes cannot be.
+    changing = {
+        key: tensor
+        for key, tensor in untouched.items()
+        if key in coded or recast_dtype(tensor, dtype) != tensor.source.dtype
+    }
+    planned = {key: _as_new(tensor) if key in coded else tensor for key, tensor in {**plan.tensors, **changing}.items()}
     fields: dict[str, object] = {name: dtype for name in FIELDS if name in config}
-    if scales and "quantization_config" in config:
-        # transformers would otherwise look for the scales that are no longer stored.
-        fields["quantization_config"] = None
+    if scales or coded:
+        # transformers and mlx-lm would otherwise look for the scales that are no longer stored.
+        fields |= dict.fromkeys((name for name in QUANTISATION if name in config), None)
     notes = [f"{len(scales)} float8 weights become {dtype}, their scales with them"] if scales else []
+    notes += [f"{len(coded)} weights of few bits become {dtype}"] if coded else []
     return replace(
         plan,
-        tensors={**plan.tensors, **changing},
+        tensors=planned,
         config={**plan.config, **fields},
         dropped=tuple(without),
         notes=(*plan.notes, *notes),
     )
+
+
+def _as_new(tensor: TensorPlan) -> TensorPlan:
+    """The plan of a decoded weight, which is a new tensor of the merged model."""
+    return replace(tensor, base=None, replacement=tensor.source)
 
 
 def recast_dtype(tensor: TensorPlan, dtype: str | None) -> np.dtype[Any]:

@@ -17,7 +17,18 @@ from loralens.merging.plan import TensorPlan, as_matrix
 from loralens.merging.rounding import round_sums
 from loralens.merging.undo.patch import Blob, Keep, PatchWriter, keep_in_memory
 
-Against = Literal["subtracted", "merged", "nothing"]
+Against = Literal["subtracted", "merged", "nothing", "codes"]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class StoredCodes:
+    """The stored tensor of a coded weight: its key, the name of its layout, its dtype and its shape."""
+
+    key: str
+    layout: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
 
 
 @final
@@ -39,9 +50,12 @@ class TensorRecord:
     patch_bytes : int
         Size of the patch. It stays known when the patch itself has been written to a file.
     against : str
-        What the patch is relative to: W' − D rounded (``subtracted``), W' itself (``merged``), or zeros (``nothing``).
+        What the patch is relative to: W' − D rounded (``subtracted``), W' itself (``merged``), zeros (``nothing``), or
+        the merged codes of a low-bit weight (``codes``).
     slab_factors : dict of int to DoraFactors
         DoRA's factors by the first row of their slab.
+    stored : StoredCodes or None
+        The stored tensor of a low-bit weight whose codes were moved; the plan is that of the decoded weight.
     """
 
     plan: TensorPlan
@@ -53,6 +67,7 @@ class TensorRecord:
     patch_bytes: int
     against: Against
     slab_factors: dict[int, DoraFactors]
+    stored: StoredCodes | None = None
 
 
 @final

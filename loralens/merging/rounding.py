@@ -7,7 +7,6 @@ DoRA's factors g the result is round(g·(W + D)).
 """
 
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from typing import Any, final
 
 import numpy as np
@@ -50,10 +49,9 @@ class MergeRounding:
 
     def draws(self, count: int) -> Singles:
         """Uniform random numbers in [0, 1), multiples of 2⁻¹⁶, for ``count`` entries from the offset (Philox 4×64)."""
-        # A hash spreads seed and key over the 128 bits of a Philox key, so that tensors have independent numbers.
-        key = int.from_bytes(sha256(f"{self.seed}:{self.key}".encode()).digest()[:16], "little")
         # 16 bits are enough: rounding to bf16 drops exactly 16 bits of a float32.
-        return Draws(key).words(self.offset, count).astype(np.float32) * np.float32(1 / STEPS)
+        words = Draws.named(self.seed, self.key).words(self.offset, count)
+        return words.astype(np.float32) * np.float32(1 / STEPS)
 
 
 def slices_for(dtype: DTypeLike) -> int:

@@ -56,21 +56,56 @@ MODULE_COLUMNS: tuple[Column[MergedModule], ...] = (
 )
 
 
+def _of_codes(key: str, title: str = "", **options: Any) -> Column[MergedModule]:
+    """A column with an attribute of `CodeFidelity`."""
+    return Column(key, lambda row: getattr(row.fidelity.codes, key, None), title, **options)
+
+
+# Further columns of a merge into the codes of low-bit weights.
+CODE_COLUMNS: tuple[Column[MergedModule], ...] = (
+    _of_codes("rounding"),
+    _of_codes("changed", "codes changed", text=fixed(".2%"), priority=3),
+    _of_codes("clipped", "clipped", text=fixed(".2%"), priority=5),
+    _of_codes("mean_move", "steps", text=number, priority=6),
+    _of_codes("predicted_changed"),
+    _of_codes("predicted_clipped"),
+    _of_codes("noise", "noise", text=number, priority=4),
+)
+
+
+def module_columns(modules: Sequence[MergedModule]) -> tuple[Column[MergedModule], ...]:
+    """The columns of the adapted modules."""
+    if not any(module.fidelity.codes for module in modules):
+        return MODULE_COLUMNS
+    # How many codes changed is what is said of codes; the share of weights that kept their value is the same number.
+    return (*(column for column in MODULE_COLUMNS if column.key != "above_noise"), *CODE_COLUMNS)
+
+
 def module_entries(modules: Sequence[MergedModule]) -> list[dict[str, Any]]:
     """One JSON object for each adapted module, for a certificate."""
-    return Table("", MODULE_COLUMNS, modules).records()
+    return Table("", module_columns(modules), modules).records()
 
 
-def total_entry(records: Sequence[TensorRecord]) -> dict[str, Any]:
-    """The JSON object of the whole merge: gain and errors of all updates together, and the size of the undo patch."""
+def total_entry(records: Sequence[TensorRecord], *, kept_bytes: int = 0, kept_weights: int = 0) -> dict[str, Any]:
+    """The JSON object of the whole merge: gain and errors of all updates together, and the size of the undo patch.
+
+    Parameters
+    ----------
+    records : sequence of TensorRecord
+    kept_bytes : int
+        The bytes of stored tensors that the undo file keeps as they are, as the merged model does not have them.
+    kept_weights : int
+        The number of weights that are stored in these tensors alone.
+    """
     parts = [fidelity for record in records for fidelity in record.fidelity]
     entries = sum(part.entries for part in parts)
     # A patch that has been written to a file already is known by its size alone.
     patched = [record for record in records if record.patch is not None or record.patch_bytes]
-    size = sum(record.patch_bytes for record in patched)
-    weights = sum(record.plan.base.size for record in patched if record.plan.base is not None)
+    size = kept_bytes + sum(record.patch_bytes for record in patched)
+    weights = kept_weights + sum(record.plan.base.size for record in patched if record.plan.base is not None)
     return {
-        "tensors": len(records),
+        # A weight that becomes codes is stored in several tensors.
+        "tensors": len({record.plan.key for record in records}),
         "gain": _mean([(part.gain, part.norm) for part in parts]),
         "relative_error": _root_mean([(part.error, part.norm) for part in parts]),
         "subspace_error": _root_mean([(part.subspace_error, part.norm) for part in parts]),
@@ -79,8 +114,26 @@ def total_entry(records: Sequence[TensorRecord]) -> dict[str, Any]:
         "predicted_relative_error": _root_mean([(part.predicted_error, part.norm) for part in parts]),
         "predicted_unmoved": _mean_share([(part.predicted_unmoved, part.entries) for part in parts]),
         "overflowed": sum(part.overflowed for part in parts),
-        "undo_bytes": size if patched else None,
+        "undo_bytes": size if patched or kept_bytes else None,
         "undo_bits_per_weight": 8 * size / weights if weights else None,
+        **_code_totals(parts),
+    }
+
+
+def _code_totals(parts: Sequence[Fidelity]) -> dict[str, Any]:
+    """What a merge did to the codes of all weights together; nothing for a merge into floats."""
+    coded = [(part.codes, part) for part in parts if part.codes]
+    if not coded:
+        return {}
+    swept = sum(codes.rounding == "sweep" for codes, _ in coded)
+    return {
+        "changed": _mean_share([(codes.changed, part.entries) for codes, part in coded]),
+        "clipped": _mean_share([(codes.clipped, part.entries) for codes, part in coded]),
+        "mean_move": _mean_share([(codes.mean_move, part.entries) for codes, part in coded]),
+        "noise": _root_mean([(codes.noise, part.norm) for codes, part in coded]),
+        "predicted_clipped": _mean([(codes.predicted_clipped, part.norm) for codes, part in coded]),
+        "swept": swept,
+        "drawn": sum(codes.rounding == "stochastic" for codes, _ in coded),
     }
 
 
@@ -126,8 +179,12 @@ def hashed_tensors(
     """All tensors of a model: those that were copied, and those of the records before or after the merge."""
     tensors = dict(copies)
     for record in records:
-        base = record.plan.base
-        if side == "merged":
+        base, coded = record.plan.base, record.stored
+        if coded is not None and (side == "merged" or record.against == "codes"):
+            # A merge that moves codes keeps dtype and shape of the stored tensor.
+            digest = record.merged_hash if side == "merged" else record.base_hash
+            tensors[coded.key] = Hashed(str(coded.dtype), coded.shape, digest)
+        elif side == "merged":
             tensors[record.plan.key] = Hashed(str(record.dtype), record.plan.shape, record.merged_hash)
         elif base is not None:
             tensors[record.plan.key] = Hashed(str(base.dtype), base.shape, record.base_hash)

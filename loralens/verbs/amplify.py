@@ -178,7 +178,7 @@ def amplify(
     ----------
     adapter : path or Adapter
     base : path
-        The base model: a folder, a safetensors file, or a Hub id in the local cache.
+        The base model: a folder, a safetensors or GGUF file, or a Hub id in the local cache.
     rank : int or sequence of int
         Look at this many leading directions of ΔW, with a row for each number; by default all.
     no_top : bool

@@ -16,16 +16,18 @@ from loralens.core.moments import Moments
 from loralens.core.names import some
 from loralens.core.progress import progress
 from loralens.errors import OptionError, place
+from loralens.formats.records.input_moments import check_input_moments_target
 from loralens.formats.records.moments import check_moments_target, save_moments
 from loralens.tables.numbers import count
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, read_adapter
-from loralens.verbs.inputs.choices import check_counts
+from loralens.verbs.inputs.choices import Blocks, as_globs, check_counts
 from loralens.verbs.inputs.cut import Cut, count_cut
 from loralens.verbs.inputs.loaded import Loaded
 from loralens.verbs.inputs.models import ModelSource, load_model, model_label, restore_settings
 from loralens.verbs.inputs.texts import InputText, TextSource, read_texts, text_label
+from loralens.verbs.outputs.calibrate_inputs import InputsResult, Texts, calibrate_inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +120,7 @@ class CalibrateResult(Tabular):
 
 
 def calibrate(
-    adapter: AdapterSource,
+    adapter: AdapterSource | None = None,
     *,
     model: ModelSource,
     data: TextSource,
@@ -130,10 +132,14 @@ def calibrate(
     dtype: FloatType = "f32",
     threads: int | None = None,
     out_side: bool = False,
+    inputs: bool = False,
+    general: TextSource | None = None,
+    modules: Sequence[str] = (),
+    block: Blocks = (),
     overwrite: bool = False,
     dry_run: bool = False,
     **reading: Unpack[Reading],
-) -> CalibrateResult:
+) -> CalibrateResult | InputsResult:
     """Measure the second moments of real inputs in every module of an adapter: K = E[z zᵀ], z = A x.
 
     The model runs with the adapter switched on, so x are the inputs that its modules will see. `compress` takes the r ×
@@ -160,6 +166,15 @@ def calibrate(
         The number of CPU threads; by default all that the process may use.
     out_side : bool
         Also measure the gradients at the outputs of every module, which takes a loss and a backward pass.
+    inputs : bool
+        Measure the inputs of the base's linear layers, for merges into codes.
+    general : path or iterable, optional
+        General texts for ``inputs``; by default posts of 20newsgroups where its package is installed, else the help of
+        Python. ``"none"`` takes none.
+    modules : sequence of str
+        With ``inputs``, only layers whose name or kind matches one of these glob patterns.
+    block : int, str or sequence of them
+        Only modules in these blocks: ``3``, ``"4-8"``, or ``"IN04"`` of an image model.
     overwrite : bool
         Replace what is at ``output``, where that holds moments.
     dry_run : bool
@@ -178,41 +193,87 @@ def calibrate(
         The adapter does not fit the model.
     """
     check_counts(limit=limit, batch=batch, length=length, threads=threads)
+    modules = as_globs(modules, block)
     target = None if output is None else Path(output)
-    if target is not None:  # checked here, because running the model may take minutes
-        check_moments_target(target, overwrite=overwrite)
-    texts = read_texts(data, limit=limit)
+    if inputs:
+        target = _check_inputs(adapter is not None, out_side, target, overwrite=overwrite)
+        texts = Texts(read_texts(data, limit=limit), text_label(data), general, batch, length)
+        with restore_settings(model):
+            loaded = load_model(model, device=device, dtype=dtype, threads=threads)
+            return calibrate_inputs(loaded, model_label(model), texts, modules, target, dtype=dtype, dry_run=dry_run)
+    if adapter is None or general is not None or modules:
+        raise _misplaced_error(has_adapter=adapter is not None)
+    examples = _read_examples(data, limit, target, overwrite=overwrite)
     (name,) = labels([adapter])
     base = None if isinstance(model, tuple) else model  # a loaded model has no path to read the base from
     adapter_in_full = read_adapter(adapter, reading, base=base, applies_all=True, label=name)
     # A model that was given as an object is set back, as its owner goes on using it.
     with restore_settings(model):
         loaded = load_model(model, device=device, dtype=dtype, threads=threads)
-        cut = count_cut(loaded, [text.text for text in texts], length=length)
+        cut = count_cut(loaded, [text.text for text in examples], length=length)
         cut.warn(text_label(data))  # before the work, so that the user can stop it
-        loss = _objective(loaded, texts) if out_side else None
+        loss = _objective(loaded, examples) if out_side else None
         hooked = _measured_modules(loaded, adapter_in_full, name, model_label(model))
+        # Only a model that was loaded, also in a dry run, shows whether the adapter fits.
+        # Without the folder of the data, so that the file has the same bytes wherever it is made.
+        source = {"texts": len(examples), "length": length, "dtype": dtype, "data": Path(text_label(data)).name}
         moments = None
-        # A dry run loads the model as well, because only then it is known whether the adapter fits.
         if not dry_run:
-            with progress("running the model", len(texts)) as step:
-                batches: Any = loaded.batches(texts, batch=batch, length=length, step=step)
-                labelled = loss is not None and loaded.head == "classifier"
-                moments = measure_moments(
-                    loaded.model,
-                    _add_labels(loaded, texts, batches, batch) if labelled else batches,
-                    adapter=adapter_in_full,
-                    out_side=out_side,
-                    loss=loss,
-                    # Without the folder of the data, so that the file has the same bytes wherever it is made.
-                    source={"texts": len(texts), "length": length, "dtype": dtype, "data": Path(text_label(data)).name},
-                )
+            moments = _measure(loaded, adapter_in_full, examples, loss, batch=batch, source=source)
     if moments is not None:
-        if target is not None:
-            save_moments(moments, target, overwrite=overwrite)
-        _warn_of_unmeasured([f"{key} ({why})" for key, why in moments.unmeasured.items()], "cannot be measured")
-        _warn_of_unmeasured(moments.unreached, "were reached by no input")
-    return CalibrateResult(name, model_label(model), text_label(data), len(texts), cut, hooked, moments, target)
+        _keep(moments, target, overwrite=overwrite)
+    return CalibrateResult(name, model_label(model), text_label(data), len(examples), cut, hooked, moments, target)
+
+
+def _read_examples(data: TextSource, limit: int | None, target: Path | None, *, overwrite: bool) -> list[InputText]:
+    """The texts; a target that cannot be written is refused first, as running the model may take minutes."""
+    if target is not None:
+        check_moments_target(target, overwrite=overwrite)
+    return read_texts(data, limit=limit)
+
+
+def _measure(
+    loaded: Loaded, adapter: Adapter, texts: Sequence[InputText], loss: Any, *, batch: int, source: dict[str, Any]
+) -> Moments:
+    """Run the model on the texts; with a loss, also backwards."""
+    with progress("running the model", len(texts)) as step:
+        batches: Any = loaded.batches(texts, batch=batch, length=source["length"], step=step)
+        if loss is not None and loaded.head == "classifier":
+            batches = _add_labels(loaded, texts, batches, batch)
+        return measure_moments(
+            loaded.model, batches, adapter=adapter, out_side=loss is not None, loss=loss, source=source
+        )
+
+
+def _keep(moments: Moments, target: Path | None, *, overwrite: bool) -> None:
+    """Write the moments, if a file was given, and warn of modules without them."""
+    if target is not None:
+        save_moments(moments, target, overwrite=overwrite)
+    _tell_unmeasured(moments)
+
+
+def _misplaced_error(*, has_adapter: bool) -> OptionError:
+    """The error for options of moments of inputs, or for no adapter, without ``inputs``."""
+    if has_adapter:
+        return OptionError("--general and --modules go with --inputs", fix="give --inputs, or leave them out")
+    return OptionError("moments of an adapter's modules need the adapter", fix="give --adapter, or --inputs")
+
+
+def _check_inputs(has_adapter: bool, out_side: bool, target: Path | None, *, overwrite: bool) -> Path:
+    """The target of moments of inputs; options that do not go with them are refused.
+
+    Raises
+    ------
+    OptionError
+        The message names the option.
+    """
+    if has_adapter or out_side:
+        option = "--adapter" if has_adapter else "--out-side"
+        raise OptionError(f"{option} does not go with --inputs, which measures the base alone", fix="leave it out")
+    if target is None:
+        raise OptionError("moments of inputs are too large for memory", fix="give -o FILE (output)")
+    check_input_moments_target(target, overwrite=overwrite)
+    return target
 
 
 def _measured_modules(loaded: Loaded, adapter: Adapter, name: str, model: str) -> Sequence[str]:
@@ -263,6 +324,12 @@ def _add_labels(
         if unknown:
             raise OptionError(f"the model knows no label {unknown[0]!r}", fix=f"use its own: {', '.join(names)}")
         yield {**inputs, "labels": torch.tensor([numbers[name] for name in part])}
+
+
+def _tell_unmeasured(moments: Moments) -> None:
+    """Warn of modules without moments."""
+    _warn_of_unmeasured([f"{key} ({why})" for key, why in moments.unmeasured.items()], "cannot be measured")
+    _warn_of_unmeasured(moments.unreached, "were reached by no input")
 
 
 def _warn_of_unmeasured(names: Sequence[str], what: str) -> None:

@@ -295,15 +295,17 @@ def _rule(noise_edge: Noise | None, rules: RankRules) -> Rule | NoiseEdge:
 
 
 def _check_noise(rule: Rule | NoiseEdge, tuned: Checkpoint, path: str | PathLike[str]) -> None:
-    """Refuse the rule ``rounding`` for float8 weights with scales.
+    """Refuse the rule ``rounding`` for float8 weights with scales and for codes of a few bits.
 
     They are read multiplied by their scales, so the spacing of the numbers does not show how they were rounded.
     """
     if isinstance(rule, Rule) or rule.noise != "rounding":
         return
-    if any(finding.code == "float8" for finding in tuned.notes):
+    kinds = ["float8 weights with scales"] if tuned.float8 else []
+    kinds += ["weights of few bits"] if tuned.coded else []
+    if kinds:
         raise OptionError(
-            f"{path}: the rounding noise of float8 weights with scales is not known here",
+            f"{path}: the rounding noise of {kinds[0]} is not known here",
             fix="give --noise-edge median, or one of the other rules",
         )
 

@@ -66,7 +66,7 @@ def intruders(
     ----------
     adapter : path or Adapter
     base : path
-        The base model: a folder, a safetensors file, or a Hub id in the local cache.
+        The base model: a folder, a safetensors or GGUF file, or a Hub id in the local cache.
     modules : sequence of str
         Only modules whose name or kind matches one of these glob patterns.
     block : int, str or sequence of them

@@ -6,32 +6,36 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Unpack, get_args
 
-from loralens.choices import FLOAT_TYPES, ModelDtype, RoundingMode
+from loralens.choices import FLOAT_TYPES, MergeBits, ModelDtype, RoundingMode
 from loralens.core.messages import note, warn
 from loralens.core.names import some
 from loralens.errors import OptionError
 from loralens.formats.records.merged import CERTIFICATE
 from loralens.formats.records.undo import NAME
 from loralens.linalg.device import Device
-from loralens.merging.fidelity import Fidelity
 from loralens.merging.plan import MergePlan
-from loralens.merging.summary import MODULE_COLUMNS, MergedModule
+from loralens.merging.summary import MergedModule, module_columns
 from loralens.tables.numbers import count, fixed, percent
 from loralens.tables.table import Table
 from loralens.verbs.inputs.adapters import Reading
 from loralens.verbs.inputs.choices import Blocks, as_globs, check_choice
 from loralens.verbs.inputs.merge_inputs import MergeInputs, read_merge_inputs, record_path
+from loralens.verbs.inputs.rounding import choose_rounding, sweep_inputs
+from loralens.verbs.inputs.texts import TextSource
 from loralens.verbs.inputs.weighted import Weighted, weighted_label, weighted_sources
+from loralens.verbs.outputs.losses import (
+    SWALLOWED,
+    conclusion_on_codes,
+    conclusion_on_texts,
+    is_damaged,
+    undamaged,
+    warn_of_noise,
+)
 from loralens.verbs.outputs.merge_run import MergeRun
 from loralens.verbs.outputs.target import Target, Written
 
 # Given in place of a file, which is then not written. A word, since leaving the option out means the default place.
 NONE = "none"
-# A merge warns of an update with a smaller gain or a larger error. The gain is stricter than the 0.9 below which verify
-# calls an update partial. At an error of 0.2, what rounding adds to the update has a fifth of its norm. docs/merge.md
-# shows what a gain of 0.965 and an error of 0.35 do to the embeddings of MiniLM.
-SWALLOWED = 0.95
-DAMAGED = 0.2
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -71,6 +75,8 @@ class MergeResult(Written):
             sentences.append("How much of the update arrived was not measured, as there is no certificate.")
         # An adapter of heads alone has no update whose gain could be measured.
         elif self.modules:
+            if "changed" in total:
+                return [*sentences, *conclusion_on_codes(total), *conclusion_on_texts(self.certificate)]
             # The gain of an update is 1 where all of it arrived; the error is what rounding adds.
             gain, error = fixed(".4f")(total["gain"]), percent(total["relative_error"])
             sentences.append(f"The update arrived with a gain of {gain} and an error of {error} from rounding.")
@@ -81,10 +87,10 @@ class MergeResult(Written):
         return [
             Table(
                 count(len(self.modules), "updated module"),
-                MODULE_COLUMNS,
+                module_columns(self.modules),
                 self.modules,
-                uneventful=lambda row: not (_is_damaged(row.fidelity) or row.fidelity.overflowed),
-                sum_up=lambda whole: f"{count(whole, 'module')} undamaged (gain ≥ {SWALLOWED}, error ≤ {DAMAGED})",
+                uneventful=lambda row: not (is_damaged(row.fidelity) or row.fidelity.overflowed),
+                sum_up=lambda whole: undamaged(whole, codes="changed" in self.certificate["total"]),
             )
         ]
 
@@ -108,9 +114,12 @@ def merge(
     undo: str | PathLike[str] | None = None,
     certificate: str | PathLike[str] | None = None,
     measure: bool = False,
-    rounding: RoundingMode = "nearest",
+    rounding: RoundingMode | None = None,
     seed: int = 0,
     dtype: ModelDtype = "keep",
+    bits: MergeBits | None = None,
+    moments: str | PathLike[str] | None = None,
+    data: TextSource | None = None,
     allow_missing: bool = False,
     untie: bool | None = None,
     device: str = "cpu",
@@ -130,7 +139,7 @@ def merge(
     *adapters : path or Adapter, pair, or mapping
         The adapters and their weights w, 1 by default: ``"a"``, ``("a", 0.7)`` or ``{"a": 0.7, "b": 0.3}``.
     base : path
-        The base model: a folder, a safetensors file, or a Hub id in the local cache.
+        The base model: a folder, a safetensors or GGUF file, or a Hub id in the local cache.
     output : path
         The folder to write, or the file if the base is a single file. It may be left out in a dry run.
     undo : path, optional
@@ -141,12 +150,22 @@ def merge(
         for ``undo``.
     measure : bool
         Measure how much of every update arrived, even if no certificate is written.
-    rounding : str
-        How a merge rounds the new weights to their dtype: ``nearest``, ``stochastic`` or ``feedback``.
+    rounding : str, optional
+        How a merge rounds the new weights: ``nearest``, ``stochastic``, ``feedback``, or ``sweep`` with ``moments``. By
+        default ``nearest``, and ``stochastic`` where codes are kept, as rounding to the nearest code loses the adapter.
     seed : int
         Seed of the random numbers for stochastic rounding.
     dtype : str
         The dtype of the merged model: ``f32``, ``bf16``, ``f16``, or ``keep`` for every tensor's own.
+    bits : str, optional
+        ``keep``: the codes of a low-bit base move on their grid, and its scales and its layout stay. ``nf4``: merged in
+        floats, then quantised once, as bitsandbytes reads it. A low-bit base needs this or ``dtype``.
+    moments : path, optional
+        The second moments of the inputs of the base's layers, which `loralens.calibrate` writes with ``inputs``; for
+        ``rounding="sweep"``.
+    data : path or iterable, optional
+        Texts of the adapter's domain that it was not trained on. The certificate then says the loss of the base, of the
+        unmerged and of the merged model, and the divergence of the merged one, on these and on general texts.
     allow_missing : bool
         Leave out modules that have no weight in the base.
     untie : bool, optional
@@ -167,15 +186,15 @@ def merge(
     Raises
     ------
     OptionError
-        ``output`` is missing, a choice or the device does not exist, or a file would be lost at ``output``.
+        ``output`` is missing, a choice or the device does not exist, a file would be lost at ``output``, or the base is
+        quantised and nothing says what the merged model stores.
     FormatError
-        A file cannot be read, or the base is quantised.
+        A file cannot be read.
     MismatchError
         Adapters and base do not fit together.
     """
-    modules = as_globs(modules, block)
-    check_choice("rounding", rounding, get_args(RoundingMode))
     check_choice("dtype", dtype, get_args(ModelDtype))
+    rounding = choose_rounding(rounding, bits=bits, dtype=dtype, moments=moments)
     if output is None and not dry_run:
         raise OptionError("no output is given for the merged model", fix="give -o OUT (output), or --dry-run")
     compute_device = Device.of(device)  # a device that does not exist is refused before the work
@@ -183,17 +202,16 @@ def merge(
         weighted_sources(adapters),
         base,
         reading,
-        modules=modules,
+        modules=as_globs(modules, block),
         allow_missing=allow_missing,
         untie=untie,
         dtype=FLOAT_TYPES.get(dtype),
+        bits=bits,
     )
     _tell_plan(inputs.plan)
     target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
-    undo_file, certificate_file = (
-        _record_file(target, path, name, folder=inputs.files.root.is_dir())
-        for path, name in ((undo, NAME), (certificate, CERTIFICATE))
-    )
+    undo_file = _undo_file(target, undo, inputs)
+    certificate_file = _record_file(target, certificate, CERTIFICATE, inputs)
     # Measuring is the only purpose of a dry run.
     measured = dry_run or measure or certificate_file is not None
     run = MergeRun(
@@ -204,21 +222,39 @@ def merge(
         # A dry run has no use for a patch.
         undo=undo_file is not None and not dry_run,
         device=compute_device,
+        moments=sweep_inputs(moments, inputs.coded),
+        data=data,
     )
     if target.written is None:
         run.rehearse()
     else:
         run.write(target.written, undo=undo_file, certificate=certificate_file, overwrite=overwrite)
-    result = MergeResult(target, measured, inputs.plan, run.modules(), run.certificate())
-    _warn_of_losses(result.modules, inputs, rounding)
-    return result
+    _warn_of_losses(run.modules(), inputs, rounding)
+    return MergeResult(target, measured, inputs.plan, run.modules(), run.certificate())
 
 
-def _record_file(target: Target, path: str | PathLike[str] | None, name: str, *, folder: bool) -> Path | None:
+def _record_file(target: Target, path: str | PathLike[str] | None, name: str, inputs: MergeInputs) -> Path | None:
     """The place of the undo file or the certificate; None if it is not written."""
     if path is not None:
         return None if str(path) == NONE else Path(path)
-    return None if target.output is None else record_path(target.output, name, folder=folder)
+    return None if target.output is None else record_path(target.output, name, folder=inputs.files.root.is_dir())
+
+
+def _undo_file(target: Target, path: str | PathLike[str] | None, inputs: MergeInputs) -> Path | None:
+    """The place of the undo file; None for a merge that writes all weights anew.
+
+    Raises
+    ------
+    OptionError
+        Such a merge is to have an undo file.
+    """
+    file = _record_file(target, path, NAME, inputs)
+    if not inputs.quantised and not (inputs.files.gguf and inputs.dtype):
+        return file
+    if path is not None and file is not None:
+        raise OptionError("such a merge has no undo file: all weights are written anew", fix="leave out --undo")
+    note("no undo file is written: what the base stores is not in the result, so keep the base")
+    return None
 
 
 def _tell_plan(plan: MergePlan) -> None:
@@ -230,13 +266,13 @@ def _tell_plan(plan: MergePlan) -> None:
         note(f"left out, as the base has no place for them: {some(plan.missing)}")
 
 
-def _is_damaged(fidelity: Fidelity) -> bool:
-    """Whether rounding takes a noticeable part of an update, or adds much to it."""
-    return fidelity.gain < SWALLOWED or fidelity.error > DAMAGED
-
-
 def _warn_of_losses(modules: Sequence[MergedModule], inputs: MergeInputs, rounding: RoundingMode) -> None:
     """Warn if a weight overflows or rounding damages an update, and say how to avoid it."""
+    if inputs.coded:
+        warn_of_noise(modules)
+    # New codes move every number, whatever the adapter does.
+    if inputs.coded or inputs.quantised:
+        return
     dtype = inputs.narrowest
     arrived = [module.fidelity for module in modules]
     overflowed = sum(fidelity.overflowed for fidelity in arrived)
@@ -245,7 +281,7 @@ def _warn_of_losses(modules: Sequence[MergedModule], inputs: MergeInputs, roundi
         narrow = dtype not in ("float32", "bfloat16")
         fix = "write --dtype f32 (or bf16)" if narrow else "check the adapter's α and scale with loralens doctor"
         warn(f"{overflowed:,} weights became infinite, because they are too large for {dtype}", fix)
-    damaged = [fidelity for fidelity in arrived if _is_damaged(fidelity)]
+    damaged = [fidelity for fidelity in arrived if is_damaged(fidelity)]
     # In float32 there is no wider dtype to recommend.
     if not damaged or dtype == "float32":
         return

@@ -10,9 +10,11 @@ from loralens.core.lazy import Array
 from loralens.core.messages import warn
 from loralens.core.progress import progress
 from loralens.errors import MismatchError, OptionError
-from loralens.formats.models.model_writer import Change, copy_bytes, write_model
 from loralens.linalg.device import Device
 from loralens.merging.apply import prepare_merge
+from loralens.merging.low_bit.apply import CodeRounding, prepare_codes
+from loralens.merging.low_bit.record import hashed_rows
+from loralens.merging.low_bit.subtract import subtract_codes
 from loralens.merging.plan import MergePlan
 from loralens.merging.undo.subtract import Doubt, subtract_block
 from loralens.tables.numbers import count
@@ -21,7 +23,9 @@ from loralens.verbs.inputs.adapters import Reading, stated_options
 from loralens.verbs.inputs.choices import Blocks, as_globs
 from loralens.verbs.inputs.merge_inputs import MergeInputs, read_merge_inputs
 from loralens.verbs.inputs.weighted import Weighted, weighted_sources
-from loralens.verbs.outputs.merge_run import THREADS, rehearse
+from loralens.verbs.outputs.merge_run import THREADS
+from loralens.verbs.outputs.model_copy import bytes_of_copy, rehearse, write_copy
+from loralens.verbs.outputs.replay import settings_of
 from loralens.verbs.outputs.rules import option_names
 from loralens.verbs.outputs.target import Target, Written
 from loralens.verbs.outputs.unmerge_run import UnmergeRun
@@ -113,7 +117,8 @@ def unmerge(
 
     The undo patch restores every bit of the base, which its SHA-256 proves; the adapters are not needed. With
     ``adapter`` the update is subtracted instead, W = round(W' − Σ w·ΔW). Rounding gave several weights the same W', so
-    the entries that this leaves uncertain are counted. Several merges are undone in reverse order.
+    the entries that this leaves uncertain are counted. Codes of a low-bit model are drawn again with the seed that the
+    certificate of the merge states. Several merges are undone in reverse order.
 
     Parameters
     ----------
@@ -165,8 +170,15 @@ def unmerge(
     target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
     if subtracting:
         # untie=False: subtracting must not split a weight that the merged model shares.
-        inputs = read_merge_inputs(weighted_sources([adapter]), merged, reading, modules=modules, untie=False)
-        doubt = _subtract(inputs, target, compute_device)
+        sources, settings = weighted_sources([adapter]), settings_of(Path(merged))
+        kept = settings.bits == "keep" and settings.rounding == "stochastic"
+        inputs = read_merge_inputs(
+            sources, merged, reading, modules=modules, untie=False, bits="keep" if kept else None, decoded=True
+        )
+        if inputs.decoded:
+            what = f"{merged}: its weights are quantised, and an update cannot be subtracted from codes"
+            raise OptionError(f"{what} of which no certificate says how they were drawn", fix="give the undo file")
+        doubt = _subtract(inputs, target, compute_device, settings.seed or 0)
         # An entry that no weight is rounded to proves that another merge, or a later change, wrote it.
         if doubt.none:
             warn("this model was not made by merging this adapter, or was changed since")
@@ -176,25 +188,32 @@ def unmerge(
         run.rehearse()
     else:
         run.write(target.written, overwrite=overwrite)
-    return UnmergeResult(str(merged), target, True, list(run.undo.entries))
+    # Tensors that the merged model does not have are restored too.
+    return UnmergeResult(str(merged), target, True, list({**run.undo.entries, **run.undo.dropped}))
 
 
-def _subtract(inputs: MergeInputs, target: Target, device: Device) -> Doubt:
+def _subtract(inputs: MergeInputs, target: Target, device: Device, seed: int) -> Doubt:
     """Subtract the update from every adapted tensor, and count the entries that are uncertain."""
     _check_subtractable(inputs.plan)
-    tensors = inputs.plan.tensors
+    tensors, planned, changes = inputs.plan.tensors, inputs.planned, inputs.changes()
     # One for each tensor, since several threads count at the same time.
-    doubts = {key: Doubt() for key in tensors}
-    changes = {key: Change(tensor.source.dtype, tensor.shape) for key, tensor in tensors.items()}
+    doubts = {key: Doubt() for key in planned}
 
-    def subtract(key: str) -> Iterator[Array]:
-        return (subtract_block(block, doubts[key]) for block in prepare_merge(tensors[key], device=device).blocks())
+    def subtract(written: str) -> Iterator[Array]:
+        key = planned[written]
+        weight = inputs.coded.get(key)
+        if weight is None:
+            blocks = prepare_merge(tensors[key], device=device).blocks()
+            return (subtract_block(block, doubts[written]) for block in blocks)
+        merge = prepare_codes(tensors[key], weight, CodeRounding(seed=seed, key=key), device=device)
+        codes = subtract_codes(merge, doubts[written])
+        return hashed_rows(weight, codes, None, ordered=inputs.files.gguf is not None)
 
     if target.written is None:
         rehearse("subtracting", subtract, changes)
     else:
-        with progress("subtracting", copy_bytes(inputs.files.tensors, changes)) as step:
-            write_model(
+        with progress("subtracting", bytes_of_copy(inputs.files, changes)) as step:
+            write_copy(
                 inputs.files,
                 target.written,
                 changes=changes,

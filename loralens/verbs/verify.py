@@ -6,18 +6,16 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Unpack, get_args, overload
 
-from loralens.choices import RoundingMode
+from loralens.choices import MergeBits, RoundingMode
 from loralens.core.lazy import LazyArray
 from loralens.core.names import some
 from loralens.core.progress import progress
 from loralens.core.threads import in_threads, processor_count
 from loralens.errors import MismatchError, OptionError, place
-from loralens.formats.models.checkpoint import model_config, resolve_path, weights
+from loralens.formats.models.checkpoint import model_config, open_checkpoint, resolve_path, weights
 from loralens.formats.models.model_files import model_files
 from loralens.linalg.device import Device
-from loralens.merging.apply import prepare_merge
 from loralens.merging.plan import TensorPlan
-from loralens.merging.rounding import MergeRounding
 from loralens.merging.tied_weights import Tied
 from loralens.merging.verify import HIGH, LOW, Outcome, Verdict, have_same_values, relation, verdicts
 from loralens.tables.numbers import count, fixed, number
@@ -28,6 +26,7 @@ from loralens.verbs.inputs.choices import Blocks, as_globs, check_choice
 from loralens.verbs.inputs.merge_inputs import read_merge_inputs
 from loralens.verbs.inputs.weighted import Weighted, weighted_label, weighted_sources
 from loralens.verbs.outputs.certificate_check import CertificateResult, check_certificate
+from loralens.verbs.outputs.replay import Replay
 from loralens.verbs.outputs.rules import option_names
 
 # The cosines from which the directions of two updates are called the same, and similar. Of the steps 400 and 100 of a
@@ -204,8 +203,9 @@ def verify(
     *,
     base: str | PathLike[str],
     adapter: Weighted,
-    rounding: RoundingMode = "nearest",
-    seed: int = 0,
+    rounding: RoundingMode | None = None,
+    seed: int | None = None,
+    moments: str | PathLike[str] | None = None,
     untie: bool | None = None,
     device: str = "cpu",
     modules: Sequence[str] = (),
@@ -217,8 +217,9 @@ def verify(
     *,
     base: str | PathLike[str] | None = None,
     adapter: Weighted = (),
-    rounding: RoundingMode = "nearest",
-    seed: int = 0,
+    rounding: RoundingMode | None = None,
+    seed: int | None = None,
+    moments: str | PathLike[str] | None = None,
     untie: bool | None = None,
     device: str = "cpu",
     modules: Sequence[str] = (),
@@ -243,13 +244,16 @@ def verify(
     merged : path
         The model that may hold the adapter.
     base : path, optional
-        The base model: a folder, a safetensors file, or a Hub id in the local cache.
+        The base model: a folder, a safetensors or GGUF file, or a Hub id in the local cache.
     adapter : path or Adapter, pair, mapping, or sequence of these, optional
         The adapters that may have been merged, with their weights: ``"a"``, ``("a", 0.7)`` or ``{"a": 0.7, "b": 0.3}``.
-    rounding : str
-        How a merge rounds the new weights to their dtype: ``nearest``, ``stochastic`` or ``feedback``.
-    seed : int
-        Seed of the random numbers for stochastic rounding.
+    rounding : str, optional
+        How the merge rounded the new weights: ``nearest``, ``stochastic``, ``feedback`` or ``sweep``. By default
+        ``nearest``; for the codes of a low-bit base what the certificate of the merge says, else ``stochastic``.
+    seed : int, optional
+        Seed of the random numbers for stochastic rounding, by default 0; for codes what the certificate says.
+    moments : path, optional
+        The second moments of the inputs with which a sweep was made. Without them the strength alone is compared.
     untie : bool, optional
         Whether the merge gave the head a weight of its own; by default as in ``merged``, or if the adapter needs one.
     device : str
@@ -276,37 +280,44 @@ def verify(
     # () and an empty list from the command line mean that no adapter was given; an empty text is a wrong path.
     given = isinstance(adapter, str | PathLike) or bool(adapter)
     if base is None or not given:
-        others_set = {"rounding": rounding != "nearest", "seed": seed != 0, "untie": untie, "device": device != "cpu"}
+        others_set = {"rounding": rounding, "seed": seed, "moments": moments, "untie": untie, "device": device != "cpu"}
         _refuse_half(base is not None, given, {**others_set, "modules": modules, **stated_options(reading)})
         return check_certificate(merged)
     compute_device = Device.of(device)  # a device that does not exist is refused before the work
     # ``shown`` gives a shared weight under all its names, so that planned tensors are found whether or not the merge
-    # untied them. ``tensors`` are multiplied by float8 scales; ``stored`` are as the file has them.
-    merged_tie = Tied.of(weights(Path(merged)), model_config(Path(merged)) or {})
-    tensors, files = merged_tie.ties.with_copies(weights(Path(merged))), model_files(resolve_path(Path(merged)))
-    stored = merged_tie.ties.with_copies(files.tensors)
+    # untied them. ``tensors`` are multiplied by float8 scales; ``stored`` are as the file has them, and codes of a few
+    # bits are decoded in both.
+    checkpoint = open_checkpoint(Path(merged))
+    merged_tie = Tied.of(checkpoint.tensors, model_config(Path(merged)) or {})
+    tensors, files = merged_tie.ties.with_copies(checkpoint.tensors), model_files(resolve_path(Path(merged)))
+    decoded = {key: checkpoint.tensors[key] for key in checkpoint.coded}
+    stored = merged_tie.ties.with_copies({**files.tensors, **decoded})
     base_tensors = weights(Path(base))
     if untie is None and _has_untied(base_tensors, Path(base), stored, merged_tie):
         untie = True
-    inputs = read_merge_inputs(weighted_sources([adapter]), base, reading, modules=modules, untie=untie)
+    bits: MergeBits | None = "keep" if checkpoint.coded and open_checkpoint(Path(base)).coded else None
+    sources = weighted_sources([adapter])
+    inputs = read_merge_inputs(sources, base, reading, modules=modules, untie=untie, bits=bits, decoded=True)
     adapters = [weighted_label(one.label, one.weight) for one in inputs.adapters]
     for key in inputs.plan.tensors:
         if key not in tensors:
             raise MismatchError(f"{merged} has no {key}", fix="give a merged model of this base")
+    replay = Replay.of(Path(merged), inputs, rounding=rounding, seed=seed, moments=moments, device=compute_device)
 
     def verdicts_on(key: str) -> list[Verdict]:
         """The verdicts on the modules of one tensor."""
         with place(key):
+            if key in inputs.coded:
+                return replay.verdicts_on_codes(key)
             # The merged model may have been written in another dtype than the base.
-            dtype, rounder = stored[key].dtype, MergeRounding(rounding, seed, key)
-            merge = prepare_merge(inputs.plan.tensors[key], dtype=dtype, rounding=rounder, device=compute_device)
+            merge = replay.prepare(key, stored[key].dtype if key in stored else tensors[key].dtype)
             return verdicts(merge, tensors[key] if merge.requantised else stored[key])
 
     module_verdicts, others = _compare(inputs.plan.tensors, tensors, base_tensors, verdicts_on)
     # A file that changed while it was read would make the verdict meaningless.
     for model in (files, inputs.files):
         model.check_unchanged()
-    return VerifyResult(str(merged), str(base), rounding, module_verdicts, others, adapters)
+    return VerifyResult(str(merged), str(base), replay.rounding, module_verdicts, others, adapters)
 
 
 def _compare(

@@ -412,10 +412,10 @@ def test_the_base_is_never_written_to(output: str, message: str, small: Path, ba
 
 
 def test_a_quantised_base_is_refused_by_name(small: Path, tmp_path: Path) -> None:
-    held = tensors() | {"model.layers.0.self_attn.q_proj.weight.quant_state.bitsandbytes__nf4": np.zeros(4, np.uint8)}
+    held = tensors() | {"model.layers.0.self_attn.q_proj.W_q": np.zeros(4, np.uint8)}
     refused = run("merge", small, "--base", single(tmp_path / "base", held), "-o", tmp_path / "out")
     assert refused.exit_code == 2
-    assert "quantised: bitsandbytes NF4" in refused.stderr
+    assert "quantised: HQQ" in refused.stderr
 
 
 def test_an_edit_of_names_is_said(small: Path, tmp_path: Path) -> None:

@@ -220,14 +220,14 @@ def test_interrupted(name: str, exit_code: int, base: Path, adapter: Path, tmp_p
     code = (
         "import sys, os, signal, threading\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # in the background it is ignored
-        "from loralens.formats.models import model_writer\n"
-        "plain = model_writer.write_at\n"
+        "from loralens.formats.models import model_copy\n"
+        "plain = model_copy.write_at\n"
         "count = [0]\n"
         "def slow(*args):\n"
         "    count[0] += 1\n"
         "    if count[0] == 5: os.kill(os.getpid(), signal.NAME)\n"
         "    return plain(*args)\n"
-        "model_writer.write_at = slow\n"
+        "model_copy.write_at = slow\n"
         "from loralens.cli.main import run\n"
         "run()\n"
     )
@@ -308,14 +308,14 @@ def test_a_base_that_shrinks_while_it_is_read_is_one_message(small: Path, tmp_pa
     from loralens.formats.models import model_writer
 
     root = sharded(tmp_path / "base", tensors())
-    plain = model_writer._run
+    plain = model_writer.run_jobs
 
     def cut(*args: object) -> None:
         for shard in root.glob("*.safetensors"):
             os.truncate(shard, 100)
         plain(*args)
 
-    monkeypatch.setattr(model_writer, "_run", cut)
+    monkeypatch.setattr(model_writer, "run_jobs", cut)
     refused = run("merge", small, "--base", root, "-o", tmp_path / "out")
     assert refused.exit_code == 2
     assert "became shorter while it was read" in refused.stderr

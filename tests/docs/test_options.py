@@ -17,7 +17,7 @@ OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9]*(?:-[a-z0-9]+)*")
 OTHERS = {
     "--concat": {"doctor.md", "others.md"},  # sd-scripts
     "--clamp": {"others.md"},  # sd-scripts: --clamp_quantile
-    "--no-deps": {"train.md"},  # pip
+    "--no-deps": {"formats.md", "low_bit.md", "train.md"},  # pip
     "--nproc-per-node": {"train.md"},  # torchrun
     "--max-lora-rank": {"cookbook.md", "inspect.md"},  # vLLM
 }

@@ -93,14 +93,13 @@ def test_what_holds_no_weights_says_what_it_holds(tmp_path):
     assert "convert pytorch_model.bin to safetensors" in error.value.fix
 
 
-def test_gguf_is_refused_as_a_file_and_as_a_folder(tmp_path):
+def test_a_damaged_gguf_file_is_refused_as_a_file_and_as_a_folder(tmp_path):
     file = tmp_path / "model.gguf"
     file.write_bytes(b"GGUF" + bytes(60))
     for path in (file, tmp_path):
         for read in (weights, shapes):
-            with pytest.raises(FormatError, match="is GGUF") as error:
+            with pytest.raises(FormatError, match=r"model\.gguf: is GGUF version 0"):
                 read(path)
-            assert "16 or 32 bits" in error.value.fix
 
 
 def test_a_missing_shard_and_two_files_are_said(tmp_path):

@@ -2,7 +2,6 @@
 
 import json
 
-import ml_dtypes
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -20,42 +19,42 @@ def codes(dtype, *shape):
 
 
 NORM = {"norm.weight": codes(np.float16, 4)}
+GPTQ = {
+    "a.qweight": codes(np.int32, 4, 32), "a.qzeros": codes(np.int32, 1, 4), "a.scales": codes(np.float16, 1, 32),
+    "a.g_idx": codes(np.int32, 32),
+}  # fmt: skip
+AWQ = {"a.qweight": codes(np.int32, 4, 1), "a.qzeros": codes(np.int32, 1, 1), "a.scales": codes(np.float16, 1, 6)}
+GEMM = AWQ | {"a.scales": codes(np.float16, 1, 8)}
+MLX = {"a.weight": codes(np.uint32, 6, 4), "a.scales": codes(np.uint8, 6, 1)}
+
+
+def stated(**fields):
+    return {"quantization_config": fields}
+
+
 # name → tensors beside a 16-bit norm, config.json, whether weights keep their names and shapes
 BASES = {
-    "bitsandbytes NF4": (
-        {"a.weight": codes(np.uint8, 12, 1), "a.weight.absmax": codes(np.uint8, 1),
-         "a.weight.quant_map": codes(np.float32, 16),
-         "a.weight.quant_state.bitsandbytes__nf4": codes(np.uint8, 40)}, {}, False),
-    "bitsandbytes FP4": (
-        {"a.weight": codes(np.uint8, 12, 1), "a.weight.quant_state.bitsandbytes__fp4": codes(np.uint8, 40)}, {}, False),
     "bitsandbytes 4-bit": (
         {"a.weight": codes(np.uint8, 12, 1), "a.weight.absmax": codes(np.float32, 1),
          "a.weight.quant_map": codes(np.float32, 16)},
         {}, False),
-    "bitsandbytes int8": ({"a.weight": codes(np.int8, 6, 4), "a.SCB": codes(np.float32, 6)}, {}, True),
-    "GPTQ": (
-        {"a.qweight": codes(np.int32, 1, 6), "a.qzeros": codes(np.int32, 1, 1), "a.scales": codes(np.float16, 1, 6),
-         "a.g_idx": codes(np.int32, 4)}, {}, False),
-    "AWQ": (
-        {"a.qweight": codes(np.int32, 4, 1), "a.qzeros": codes(np.int32, 1, 1), "a.scales": codes(np.float16, 1, 6)},
-        {"quantization_config": {"quant_method": "awq"}}, False),
-    "MLX": (
-        {"a.weight": codes(np.uint32, 6, 1), "a.scales": codes(np.float16, 6, 1), "a.biases": codes(np.float16, 6, 1)},
-        {"quantization": {"bits": 4}}, False),
-    "compressed-tensors": (
-        {"a.weight_packed": codes(np.int32, 6, 1), "a.weight_scale": codes(np.float16, 6, 1)}, {}, False),
-    "NVFP4 (modelopt)": (
-        {"a.weight": codes(np.uint8, 6, 2), "a.weight_scale": codes(ml_dtypes.float8_e4m3fn, 6, 1),
-         "a.weight_scale_2": codes(np.float32, 1)}, {}, False),
-    "MXFP4": (
-        {"experts.up_proj_blocks": codes(np.uint8, 2, 6, 1, 16), "experts.up_proj_scales": codes(np.uint8, 2, 6, 1)},
-        {}, False),
+    "GPTQ": (AWQ | {"a.g_idx": codes(np.int32, 4)}, {}, False),
+    "GPTQ as marlin": (GPTQ, stated(quant_method="gptq", checkpoint_format="marlin"), False),
+    "GPTQ, and nothing says how it stores zeros": (GPTQ, {}, False),
+    "AWQ": (AWQ, stated(quant_method="awq"), False),
+    "AWQ as gemv": (GEMM, stated(quant_method="awq", version="GEMV"), False),
+    "MLX mxfp8": (MLX, {"quantization": {"bits": 8, "group_size": 32, "mode": "mxfp8"}}, False),
+    "MLX, and config.json states no bits and group_size under quantization": (MLX, {}, False),
+    "compressed-tensors": ({"a.weight_packed": codes(np.int64, 6, 1)}, {}, False),
+    "compressed-tensors with 3 bits": (
+        {"a.weight_packed": codes(np.int32, 6, 3), "a.weight_scale": codes(np.float16, 6, 1),
+         "a.weight_shape": np.array([6, 32])}, {}, False),
     "HQQ": ({"a.W_q": codes(np.uint8, 3, 4)}, {}, False),
     "AQLM": ({"a.codes": codes(np.int16, 1, 1, 1), "a.codebooks": codes(np.float16, 1, 1, 1, 8)}, {}, False),
     "quanto": ({"a.weight._data": codes(np.int8, 6, 4), "a.weight._scale": codes(np.float16, 6, 1)}, {}, False),
     "integer": ({"a.weight": codes(np.int8, 6, 4), "a.weight_scale": codes(np.float16, 6, 1)},
-                {"quantization_config": {"quant_method": "compressed-tensors"}}, True),
-    "eetq": ({"a.weight": codes(np.int8, 6, 4)}, {"quantization_config": {"quant_method": "eetq"}}, True),
+                stated(quant_method="compressed-tensors"), True),
+    "eetq": ({"a.weight": codes(np.int8, 6, 4)}, stated(quant_method="eetq"), True),
 }  # fmt: skip
 
 
@@ -66,8 +65,8 @@ def test_it_is_refused_by_name_with_the_way_out(name, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({**config, "_name_or_path": "org/model-quantised"}))
     with pytest.raises(FormatError, match="quantised: ") as error:
         weights(tmp_path)
-    assert f"quantised: {name} (org/model-quantised)" in str(error.value)
-    assert "16-bit model it was made from" in error.value.fix
+    assert f"its weights are quantised: {name}" in str(error.value)
+    assert "16-bit model it was made from" in error.value.fix or "keep config.json" in error.value.fix
     if shaped:
         assert shapes(tmp_path)["a.weight"] == (6, 4)
     else:
@@ -75,8 +74,15 @@ def test_it_is_refused_by_name_with_the_way_out(name, tmp_path):
             shapes(tmp_path)
 
 
+def test_the_model_it_was_made_from_is_named(tmp_path):
+    save_file(BASES["HQQ"][0], tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"_name_or_path": "org/model-quantised"}')
+    with pytest.raises(FormatError, match=r"HQQ \(org/model-quantised\)"):
+        weights(tmp_path)
+
+
 def test_gptq_without_g_idx_is_known_by_its_configuration(tmp_path):
-    save_file(BASES["AWQ"][0], tmp_path / "model.safetensors")
+    save_file(AWQ, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "gptq"}}))
     with pytest.raises(FormatError, match="quantised: GPTQ"):
         weights(tmp_path)
@@ -99,7 +105,7 @@ def test_16_bit_weights_with_whole_numbers_beside_them_are_read(tmp_path):
 def test_every_command_refuses_it_or_needs_only_names(command, tmp_path):
     adapter = tmp_path / "adapter"
     loralens.save(small_adapter(), adapter)
-    for name in ("bitsandbytes NF4", "bitsandbytes int8"):
+    for name in ("HQQ", "integer"):
         base = tmp_path / name
         base.mkdir()
         tensors = {}
@@ -107,7 +113,7 @@ def test_every_command_refuses_it_or_needs_only_names(command, tmp_path):
             tensors |= {key.replace("a.", f"{module}.", 1): value for key, value in BASES[name][0].items()}
         save_file(tensors, base / "model.safetensors")
         result = CliRunner().invoke(main, [*command, str(adapter), "--base", str(base)])
-        if command == ["inspect"] and name == "bitsandbytes int8":
+        if command == ["inspect"] and name == "integer":
             assert "6/6 modules match" in result.stdout
             assert result.exit_code == 0
         else:

@@ -28,3 +28,19 @@ def test_they_are_uniform():
     assert words.dtype == np.uint16
     assert abs(words.mean() / STEPS - 0.5) < 5 * np.sqrt(1 / 12) / 2**10
     assert len(np.unique(words)) == STEPS
+
+
+@pytest.mark.parametrize("cut", [1, 7, 8, 9, 100])
+def test_a_wide_draw_belongs_to_an_entry(cut):
+    draws = Draws.named(5, "a weight")
+    whole = draws.wide_words(3, 400)
+    parts = [draws.wide_words(3 + i, min(cut, 400 - i)) for i in range(0, 400, cut)]
+    np.testing.assert_array_equal(np.concatenate(parts), whole)
+    # Both are parts of one sequence of bytes.
+    np.testing.assert_array_equal(draws.wide_words(0, 50).view("<u2"), draws.words(0, 100))
+
+
+def test_names_and_seeds_have_numbers_of_their_own():
+    first = Draws.named(0, "a").wide_words(0, 8).tolist()
+    assert first == Draws.named(0, "a").wide_words(0, 8).tolist()
+    assert first not in (Draws.named(1, "a").wide_words(0, 8).tolist(), Draws.named(0, "b").wide_words(0, 8).tolist())

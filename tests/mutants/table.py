@@ -402,7 +402,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "all(gguf_names.module_of(tensor, arch, e) for e in (None, 0))",
         ("tests/formats/test_gguf.py",),
     ),
-    Mutant("_check_coverage", "size - start", "size + start", ("tests/formats/test_gguf.py",)),
+    Mutant("check_coverage", "size - start", "size + start", ("tests/formats/test_gguf.py",)),
     Mutant("_tensor", "i + 1", "i - 1", ("tests/formats/test_long_names.py",)),
     Mutant("_is_as_read", "module.scale == 1", "module.scale != 1", ("tests/formats/test_gguf.py",)),
     Mutant("_fold_scale.fold", "scale * wide", "scale / wide", ("tests/formats/test_gguf.py",)),
@@ -421,6 +421,19 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "_jobs", "len(header) + offsets[key]", "len(header) - offsets[key]", ("tests/formats/test_model_writer.py",)
+    ),
+    Mutant("BlockLayout.decode", "grouped += offset", "grouped -= offset", ("tests/formats/test_gguf_blocks.py",)),
+    Mutant("_unpack_q6_k", "upper << np.uint8(4)", "upper << np.uint8(3)", ("tests/formats/test_gguf_blocks.py",)),
+    Mutant("StoredRows.read", "span[positions - first]", "span", ("tests/formats/test_gguf_base.py",)),
+    Mutant("_order", "gguf_rows.unpermute", "gguf_rows.permute", ("tests/formats/test_gguf_base.py",)),
+    Mutant("_numbers", "weight.expert * shape[0]", "weight.expert", ("tests/formats/test_gguf_base.py",)),
+    Mutant("_same_layout", "begin - end", "0", ("tests/formats/test_gguf_writer.py",)),
+    Mutant("_new_layout", "count + added", "count", ("tests/formats/test_gguf_writer.py",)),
+    Mutant(
+        "in_file_order",
+        "order[done:whole] - done",
+        "np.argsort(order[done:whole])",
+        ("tests/formats/test_gguf_writer.py",),
     ),
     Mutant("matrices", "not B.size", "B.size", ("tests/formats/test_long_names.py",)),
     Mutant(
@@ -517,12 +530,23 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant("Extraction.share", "tensor.norm**2", "tensor.norm*2", ("tests/merging/test_extract.py",)),
     Mutant("corrections", "1 + V[j] @ along", "1 - V[j] @ along", ("tests/merging/test_feedback.py",)),
     Mutant(
-        "FidelitySums.fidelity",
-        "noise = sqrt(self.lost / max(self.seen, 1))",
-        "noise = self.lost / max(self.seen, 1)",
+        "LossSums.directions",
+        "noise = sqrt(self.lost / max(seen, 1))",
+        "noise = self.lost / max(seen, 1)",
         ("tests/merging/test_record.py",),
     ),
-    Mutant("FidelitySums.fidelity", "sqrt(inside) / norm", "sqrt(inside) * norm", ("tests/merging/test_record.py",)),
+    Mutant("LossSums.subspace_error", "/ self.norm", "* self.norm", ("tests/merging/test_record.py",)),
+    Mutant(
+        "_inverse", "np.divide(1.0, step", "np.divide(1.0, np.abs(step)", ("tests/merging/low_bit/test_stochastic.py",)
+    ),
+    Mutant(
+        "sweep_rows",
+        "held[rows] += change[rows]",
+        "held[rows] -= change[rows]",
+        ("tests/merging/low_bit/test_sweep.py",),
+    ),
+    Mutant("return_clipped", "(1 + s)", "(1 - s)", ("tests/merging/low_bit/test_stochastic.py",)),
+    Mutant("quantise_nf4", 'side="left"', 'side="right"', ("tests/linalg/test_nf4.py",)),
     Mutant("head_fields", "len(head_keys) != 1", "len(head_keys) == 1", ("tests/merging/test_heads.py",)),
     Mutant("_collect_resized", 'parameter == "weight"', 'parameter != "weight"', ("tests/merging/test_extract.py",)),
     Mutant(

@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import loralens
-from loralens.errors import LoraLensError, OptionError
+from loralens.errors import FormatError, LoraLensError, OptionError
 from loralens.verbs.batches.batch_result import BatchResult, BatchRow
 from loralens.verbs.batches.batch_task import Task
 from loralens.verbs.batches.batch_workers import PendingTasks
@@ -90,6 +90,16 @@ def test_one_adapter_is_one_adapter(folder: Path) -> None:
     (folder / "empty").mkdir()
     with pytest.raises(LoraLensError, match="holds no adapter file"):
         loralens.compress("empty", rank=4)
+
+
+def test_the_folder_of_a_damaged_adapter_is_one_adapter(folder: Path) -> None:
+    damaged = folder / "damaged"
+    shutil.copytree(folder / "all" / "a", damaged)
+    (damaged / "adapter_model.safetensors").write_bytes(b"{}")
+    with pytest.raises(FormatError, match="damaged"):
+        loralens.compress(damaged, rank=1)
+    # As of every single adapter, the doctor tells of the damage as a finding.
+    assert [finding.code for finding in loralens.doctor(damaged).findings] == ["unreadable"]
 
 
 def test_one_that_fails_does_not_stop_the_others(folder: Path) -> None:

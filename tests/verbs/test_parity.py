@@ -132,9 +132,10 @@ def test_a_command_and_its_function_have_the_same_arguments(verb: str) -> None:
         for name, parameter in signature(getattr(loralens, verb)).parameters.items()
         if parameter.kind not in (Parameter.VAR_KEYWORD, Parameter.KEYWORD_ONLY)
     ]
-    # Python may pass in order what a command requires, and the two that weights of blocks may stand for.
+    # Python may pass in order what a command requires, the two that weights of blocks may stand for, and the adapter
+    # that calibrate needs but for the inputs of a base.
     options = {name for name, default in options_of(verb).items() if default == REQUIRED}
-    options |= {"scale": {"by"}, "drop": {"modules"}}.get(verb, set())
+    options |= {"scale": {"by"}, "drop": {"modules"}, "calibrate": {"adapter"}}.get(verb, set())
     assert [name for name in positional if name not in options] == arguments_of(verb)
 
 

@@ -8,6 +8,7 @@ from typing import Any, final
 
 import numpy as np
 
+from loralens.analysis.checks.low_bit import CodesPrediction
 from loralens.analysis.checks.merge_effect import MergeEffect, Reason
 from loralens.analysis.spectrum import Spectrum
 from loralens.core.adapter import Adapter
@@ -102,6 +103,8 @@ class Examination:
         The base that the adapter names.
     base : BaseModel or None
         The base that the adapter is checked against.
+    codes : CodesPrediction or None
+        The expected effect of a merge into the codes of a low-bit base.
     """
 
     path: str
@@ -114,6 +117,7 @@ class Examination:
     reading: str = ""
     named: BaseModel = field(default_factory=lambda: BaseModel(""))
     base: BaseModel | None = None
+    codes: CodesPrediction | None = None
 
     @property
     def quoted(self) -> str:

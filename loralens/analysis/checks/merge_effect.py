@@ -9,6 +9,7 @@ import numpy as np
 
 from loralens.analysis.inspection import count_non_finite
 from loralens.analysis.spectrum import Spectrum
+from loralens.core.coded_weight import CodedWeight
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import LowRank
 from loralens.core.naming.base_model import BaseModel
@@ -40,6 +41,8 @@ class Base:
         Key of each float8 weight that has scales → its stored dtype, and the scale of every entry.
     model : BaseModel or None
         What else is known of it, such as other names and its sizes.
+    coded : mapping of str to CodedWeight
+        The weights that are stored as codes of a few bits, by key.
     """
 
     name: str
@@ -47,6 +50,7 @@ class Base:
     conv1d: bool = False
     float8: Mapping[str, tuple[np.dtype[Any], LazyArray]] = field(default_factory=dict)
     model: BaseModel | None = None
+    coded: Mapping[str, CodedWeight] = field(default_factory=dict)
 
 
 @final

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from loralens.errors import FormatError, LoraLensError, OptionError, place
 from loralens.formats.files.container import CONFIG
-from loralens.formats.files.packages import is_installed, is_package_name, model_folder
+from loralens.formats.files.packages import gguf_file, is_installed, is_package_name, model_folder
 from loralens.formats.files.relative_name import is_relative_name
-from loralens.requirements import ENCODER, install_command
+from loralens.requirements import ENCODER, LANGUAGE_MODEL, install_command
 
 # The usual names of adapter files. In a folder that has several, the first one is taken: safetensors before pickles.
 NAMES = ("adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors", "pytorch_lora_weights.safetensors")
@@ -38,7 +38,7 @@ def adapter_file(path: Path) -> Path:
     """
     path = existing_path(path)
     with _report_os_errors(path):
-        file = _file_in_folder(path) if path.is_dir() else path
+        file = file_in_folder(path) if path.is_dir() else path
         if not file.is_file():
             raise OptionError(f"{file}: is not a regular file", fix="give the adapter's file or folder")
         with place(file):
@@ -59,7 +59,8 @@ def _report_os_errors(path: Path) -> Iterator[None]:
 def existing_path(path: Path) -> Path:
     """Find what a path names: an existing file or folder, a Hub id in the local cache, or an installed package.
 
-    For a Hub id it is the folder of the snapshot, for a package the folder of its model.
+    For a Hub id it is the folder of the snapshot, for a package the folder of its model, or its GGUF file. Where a
+    model is read, `loralens.formats.models.float_folder.model_path` gives the folder that such a name means.
 
     Raises
     ------
@@ -81,8 +82,9 @@ def existing_path(path: Path) -> Path:
     if not hub and _names_package(name):
         without_model = f", and the installed package {name} holds no transformers model"
         tried = without_model if is_installed(name) else ", and no package of this name is installed"
-    # The small encoder of the documents and of the demo is the one package whose command is known.
-    fix = install_command([ENCODER]) if name == ENCODER and not is_installed(name) else _meant(path) or _FIX
+    # The models of the documents are the packages whose commands are known.
+    known = name in (ENCODER, LANGUAGE_MODEL) and not is_installed(name)
+    fix = install_command([name]) if known else _meant(path) or _FIX
     raise OptionError(f"{path}: no such file or folder{tried}", fix=fix)
 
 
@@ -118,8 +120,8 @@ def known_folder(name: str) -> Path | None:
 
 
 def _package_folder(name: str) -> Path | None:
-    """The model folder in the installed package ``name``, if the name can be one of a package."""
-    return model_folder(name) if _names_package(name) else None
+    """The model folder in the installed package ``name``, else its GGUF file; None if no package can have the name."""
+    return model_folder(name) or gguf_file(name) if _names_package(name) else None
 
 
 def _names_package(name: str) -> bool:
@@ -150,7 +152,8 @@ def _folder(variable: str, default: Path) -> Path:
     return Path(os.path.expandvars(os.environ.get(variable) or default)).expanduser()
 
 
-def _file_in_folder(folder: Path) -> Path:
+def file_in_folder(folder: Path) -> Path:
+    """The file of the adapter that the folder holds, which need not be readable. Errors as for `adapter_file`."""
     for name in NAMES:
         if (folder / name).is_file():
             return folder / name

@@ -50,6 +50,17 @@ def model_folder(name: str) -> Path | None:
     return folders[0] if folders else None
 
 
+def gguf_file(name: str) -> Path | None:
+    """The only GGUF file in an installed package; None if the package is not there, or has none or several."""
+    distribution = _distribution(name)
+    if distribution is None:
+        return None
+    listed = [file for file in distribution.files or () if file.suffix == ".gguf" and is_relative_name(file.as_posix())]
+    paths = [Path(str(distribution.locate_file(file))) for file in listed]
+    paths = [path for path in paths if path.is_file()]
+    return paths[0] if len(paths) == 1 else None
+
+
 def package_file(name: str, file: str) -> Path | None:
     """A file of an installed package by its path relative to ``site-packages``; None if it is not there."""
     distribution = _distribution(name)

@@ -8,7 +8,7 @@ from loralens.errors import FormatError, place
 
 BLOCK, BLOCKS = 1 << 16, 128  # bytes of a block, and blocks read of one file: at most 8 MiB, which takes about 10 ms
 # the files that decide what a model computes; not a README, and no other configuration
-_TELLING = re.compile(r"config\.json|.*\.(?:safetensors|bin|pt|pth|model)|(?:vocab|merges|tokenizer).*")
+_TELLING = re.compile(r"config\.json|.*\.(?:safetensors|bin|pt|pth|model|gguf)|(?:vocab|merges|tokenizer).*")
 
 
 def base_digest(folder: Path) -> str:

@@ -8,16 +8,21 @@ from typing import Any, final
 import numpy as np
 
 from loralens.core.adapter import Finding
+from loralens.core.coded_weight import CodedWeight
 from loralens.core.lazy import LazyArray
 from loralens.errors import FormatError, OptionError, place
 from loralens.formats.files.container import read_json, read_safetensors
-from loralens.formats.files.location import existing_path, is_gguf, snapshot
+from loralens.formats.files.location import snapshot
 from loralens.formats.files.shards import weight_files
 from loralens.formats.models.float8 import dequantise, scales_of
+from loralens.formats.models.float_folder import model_path
+from loralens.formats.models.gguf_base import GgufModel, gguf_paths, open_gguf
+from loralens.formats.models.low_bit.layouts import coded_tensors
 from loralens.formats.models.quantised_bases import check_not_quantised
 
 # Model types whose linear layers are transformers' Conv1D, which stores its weight as (in, out).
 CONV1D = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
+GPTQ_CONFIG = "quantize_config.json"
 # files of weights that are not read, for a message that names one; transformers' own come first
 PICKLES = ("pytorch_model*.bin", "*.bin", "*.pt", "*.pth")
 
@@ -31,11 +36,14 @@ class Checkpoint:
     ----------
     float8
         Key of each float8 weight that has scales → the dtype it is stored in, and the scale of each of its numbers.
+    coded
+        Key of each weight that is stored as codes of a few bits → its codes and their grid.
     """
 
     tensors: Mapping[str, LazyArray]
     notes: tuple[Finding, ...] = ()
     float8: Mapping[str, tuple[np.dtype[Any], LazyArray]] = field(default_factory=dict)
+    coded: Mapping[str, CodedWeight] = field(default_factory=dict)
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -44,31 +52,38 @@ def open_checkpoint(path: Path) -> Checkpoint:
     Parameters
     ----------
     path : Path
-        A safetensors file; a folder with one file, with shards and their index, or with the component folders of a
-        pipeline (``unet/…``: their tensors come as ``unet.…``); a model's folder of a Hub cache
-        (``models--org--name``); or a Hub id that the local cache holds.
+        A safetensors file; a GGUF file, or any part of a split one; a folder with one file, with shards and their
+        index, or with the component folders of a pipeline (``unet/…``: their tensors come as ``unet.…``); a model's
+        folder of a Hub cache (``models--org--name``); or a Hub id that the local cache holds.
 
     Returns
     -------
     Checkpoint
-        float8 weights with scales beside them are float32, multiplied by the scales when they are read. The scales are
-        not among the tensors.
+        Weights that are stored as codes of a few bits, and float8 weights with scales beside them, are float32. They
+        are decoded when they are read, in their key and shape as weights of floats. What else they are stored in, such
+        as scales, is not among the tensors. Weights of a GGUF file have Hugging Face's names and order of rows.
 
     Raises
     ------
     OptionError, FormatError
-        There is no such path, a shard is missing, the weights are not in a safetensors file, or they are quantised, so
-        that their numbers are codes. Keys, dtypes and ``config.json`` show that; no number is read.
+        There is no such path, a shard is missing, the weights are not in a safetensors file, or they are quantised in a
+        form that is not read here. Keys, dtypes and ``config.json`` show that; no number of a weight is read.
     """
     path = resolve_path(path)
+    gguf = _gguf_model(path)
+    if gguf:
+        return Checkpoint(gguf.tensors, gguf.notes, coded=gguf.coded)
     # The configuration is read separately, as a single file may be given.
-    stored, config = _read_tensors(path), model_config(path)
+    stored, config = _read_tensors(path), _quantised_config(path)
     with place(path):
-        check_not_quantised(stored, config)
-        tensors, notes = dequantise(stored, config)
-        spread = scales_of(stored, config).spread if notes else {}
+        low_bit = coded_tensors(stored, config, conv1d=stores_conv1d(path))
+        decoded = low_bit.floats(stored)
+        check_not_quantised(decoded, config)
+        tensors, notes = dequantise(decoded, config)
+        spread = scales_of(decoded, config).spread if notes else {}
     # The doctor needs the stored dtypes and scales to predict how a merge is rounded.
-    return Checkpoint(tensors, notes, {key: (stored[key].dtype, scale) for key, scale in spread.items()})
+    float8 = {key: (stored[key].dtype, scale) for key, scale in spread.items()}
+    return Checkpoint(tensors, (*low_bit.notes(), *notes), float8, low_bit.coded)
 
 
 def weights(path: Path) -> Mapping[str, LazyArray]:
@@ -85,27 +100,50 @@ def shapes(path: Path) -> dict[str, tuple[int, ...]]:
         As for `open_checkpoint`, but a quantised base is refused only if it does not store weights in their own shape.
     """
     path = resolve_path(path)
-    stored = _read_tensors(path)
+    gguf = _gguf_model(path)
+    if gguf:
+        return {key: tensor.shape for key, tensor in gguf.tensors.items()}
+    stored, config = _read_tensors(path), _quantised_config(path)
     with place(path):
-        check_not_quantised(stored, model_config(path), only_shapes=True)
-    return {key: tensor.shape for key, tensor in stored.items()}
+        decoded = coded_tensors(stored, config, conv1d=stores_conv1d(path)).floats(stored)
+        check_not_quantised(decoded, config, only_shapes=True)
+    return {key: tensor.shape for key, tensor in decoded.items()}
 
 
 def model_config(path: Path) -> dict[str, Any] | None:
-    """The content of ``config.json`` in the folder of a base model; None if there is none."""
+    """The content of ``config.json`` in the folder of a base model; None if there is none.
+
+    For a GGUF model it is what the metadata of the file says.
+    """
     folder = resolve_path(path)
+    gguf = _gguf_model(folder)
+    if gguf:
+        return dict(gguf.config)
     file = (folder if folder.is_dir() else folder.parent) / "config.json"
     return read_json(file) if file.is_file() else None
 
 
+def _quantised_config(path: Path) -> dict[str, Any] | None:
+    """``config.json``, with the settings of GPTQ from a file of their own where it has none, as AutoGPTQ wrote them."""
+    config = model_config(path)
+    folder = path if path.is_dir() else path.parent
+    file = folder / GPTQ_CONFIG
+    if not file.is_file() or "quantization_config" in (config or {}):
+        return config
+    return {**(config or {}), "quantization_config": read_json(file)}
+
+
 def stores_conv1d(path: Path) -> bool:
-    """Whether the model stores its linear weights as (in, out), by the model type in ``config.json``."""
-    return (model_config(path) or {}).get("model_type") in CONV1D
+    """Whether the model stores its linear weights as (in, out), by the model type in ``config.json``.
+
+    GGUF files have (out, in) for these models too.
+    """
+    return (model_config(path) or {}).get("model_type") in CONV1D and not gguf_paths(resolve_path(path))
 
 
 def resolve_path(path: Path) -> Path:
     """The file or folder of the model; for a ``models--org--name`` folder of the Hub cache, that of its snapshot."""
-    path = existing_path(path)
+    path = model_path(path)
     # It is not a folder of a cache.
     if not (path / "snapshots").is_dir():
         return path
@@ -117,12 +155,16 @@ def resolve_path(path: Path) -> Path:
     return chosen
 
 
+def _gguf_model(path: Path) -> GgufModel | None:
+    """The GGUF model at a path; None if it is none."""
+    paths = gguf_paths(path)
+    return open_gguf(paths) if paths else None
+
+
 def _read_tensors(path: Path) -> Mapping[str, LazyArray]:
     """The tensors of a file or folder as they are stored."""
     # A single file has no index and no other shards.
     if path.is_file():
-        if is_gguf(path):
-            raise _gguf_error().at(str(path))
         return read_safetensors(path).tensors
     with place(path):
         tensors = _folder(path)
@@ -137,17 +179,8 @@ def _read_tensors(path: Path) -> Mapping[str, LazyArray]:
     return tensors
 
 
-def _gguf_error() -> FormatError:
-    return FormatError(
-        "is GGUF: llama.cpp's names, rows of q and k in its own order, mostly quantised",
-        fix="give the model that it was converted from: a folder with safetensors files in 16 or 32 bits",
-    )
-
-
 def _no_weights_error(folder: Path) -> FormatError:
     """The error for a folder that holds no safetensors weights."""
-    if list(folder.glob("*.gguf")):
-        return _gguf_error()
     pickled = next((file.name for pattern in PICKLES for file in sorted(folder.glob(pattern))), "")
     fix = f"convert {pickled} to safetensors" if pickled else "give the folder of a model"
     return FormatError("holds no safetensors weights", fix=f"{fix}; a Hub download may still be incomplete")

@@ -11,6 +11,7 @@ from loralens.errors import FormatError, OptionError, place
 from loralens.formats.files.container import Stored, read_safetensors
 from loralens.formats.files.shards import weight_files
 from loralens.formats.files.walking import folders
+from loralens.formats.models.gguf_base import GgufModel, gguf_paths, open_gguf
 
 CONFIG = "config.json"
 # Endings of files that hold weights, also in forms that are not read here, and of their indices.
@@ -22,7 +23,7 @@ LEFT_OUT = (".git", ".cache", ".locks")  # folders that a download leaves beside
 @final
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One safetensors file of a model.
+    """One file of a model with weights: safetensors, or GGUF.
 
     Attributes
     ----------
@@ -70,17 +71,25 @@ class ModelFiles:
         Its folder, or its only file.
     left_out
         Files that hold the same weights in another form. A changed copy leaves them out, because they are unchanged.
+    gguf
+        The model if it is GGUF. Its shards are its GGUF files then, without headers, and `write_gguf` copies it.
     """
 
     root: Path
     shards: tuple[Shard, ...]
     indices: tuple[Index, ...]
     left_out: tuple[str, ...]
+    gguf: GgufModel | None = None
 
     @property
     def tensors(self) -> dict[str, LazyArray]:
         """Every tensor by its key in the model, as it is stored."""
         return {shard.prefix + key: t for shard in self.shards for key, t in shard.stored.tensors.items()}
+
+    @property
+    def stored(self) -> dict[str, LazyArray]:
+        """Every tensor by its key, in the bytes and the order of the file; those of GGUF are bytes without a shape."""
+        return {key: self.gguf.raw(key) for key in self.gguf.weights} if self.gguf else self.tensors
 
     def check_copyable(self) -> None:
         """Refuse a folder with something that cannot be copied, before any work is done.
@@ -116,13 +125,18 @@ class ModelFiles:
 
 
 def model_files(root: Path) -> ModelFiles:
-    """The files of the model at ``root``, a folder or one safetensors file. Only headers are read.
+    """The files of the model at ``root``, a folder, one safetensors file or a GGUF file. Only headers are read.
+
+    A GGUF model in parts is a folder, also if one of its parts was given.
 
     Raises
     ------
     FormatError, OptionError
         A shard is missing or damaged; there is no safetensors file.
     """
+    paths = gguf_paths(root)
+    if paths:
+        return _gguf_files(root.parent if root.is_file() and len(paths) > 1 else root, open_gguf(paths))
     if root.is_file():
         return ModelFiles(root, (_shard(root, root.name, ""),), (), ())
     if not root.is_dir():
@@ -138,6 +152,19 @@ def model_files(root: Path) -> ModelFiles:
     indices = tuple(index for _, index in parts if index)
     used = {*(shard.name for shard in shards), *(index.name for index in indices)}
     return ModelFiles(root, shards, indices, tuple(n for n in _walk(root) if n not in used and n.endswith(WEIGHTS)))
+
+
+def _gguf_files(root: Path, gguf: GgufModel) -> ModelFiles:
+    parts: list[dict[str, LazyArray]] = [{} for _ in gguf.paths]
+    for key, weight in gguf.weights.items():
+        parts[weight.part][key] = gguf.tensors[key]
+    shards = tuple(
+        Shard(path.name, "", Stored(tensors, file=header.file), b"", {})
+        for path, header, tensors in zip(gguf.paths, gguf.headers, parts, strict=True)
+    )
+    used = {shard.name for shard in shards}
+    others = () if root.is_file() else tuple(n for n in _walk(root) if n not in used and n.endswith(WEIGHTS))
+    return ModelFiles(root, shards, (), others, gguf)
 
 
 def _in_folder(root: Path, folder: Path) -> tuple[list[Shard], Index | None]:

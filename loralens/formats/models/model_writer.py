@@ -2,39 +2,40 @@
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from math import prod
 from pathlib import Path
-from queue import Empty, SimpleQueue
-from threading import Event, Thread
-from typing import Any, NamedTuple, final
+from typing import Any, final
 
 import numpy as np
 
-from loralens.core.lazy import Array, LazyArray
-from loralens.errors import FormatError, place
+from loralens.core.lazy import LazyArray
+from loralens.errors import FormatError
 from loralens.formats.files.apart import Input
-from loralens.formats.files.atomic import atomic_path, check_space, check_write_target
+from loralens.formats.files.atomic import check_space
 from loralens.formats.files.container import DTYPES, header_bytes, tensor_pieces
-from loralens.formats.files.disk import disk_errors, write_at
+from loralens.formats.files.disk import write_at
 from loralens.formats.files.json_text import dumps
-from loralens.formats.files.leftovers import tidy
 from loralens.formats.files.relative_name import path_to_write
+from loralens.formats.models.model_copy import (
+    CopyTarget,
+    JobWriter,
+    Step,
+    Watch,
+    WriteJob,
+    new_copy,
+    run_jobs,
+    write_text,
+)
+from loralens.formats.models.model_copy import Fill as Fill
 from loralens.formats.models.model_files import Index, ModelFiles, Shard, offsets_of
-from loralens.formats.records.merged import check_replaceable
 
-HURRY = 1 << 24  # bytes after which the disk is told to begin, which shortens the wait at the end from 0.35 to 0.07 s
 # Only an undo file gives headers, so a bad header is a damage of that file.
 _DAMAGED = "the undo file is damaged: use another copy"
 _ANOTHER = "give the undo file of the merge that wrote this model, undamaged"
-
-Fill = Callable[[str], Iterator[Array]]  # the rows of one tensor of the copy, in order
-Watch = Callable[[str, Array], None]
-Step = Callable[[int], None]
 
 
 @final
@@ -59,6 +60,7 @@ def write_model(
     fill: Fill,
     watch: Watch | None = None,
     dropped: Collection[str] = (),
+    homes: Mapping[str, str] | None = None,
     headers: Mapping[str, bytes] | None = None,
     texts: Mapping[str, str] | None = None,
     without: Collection[str] = (),
@@ -78,7 +80,8 @@ def write_model(
     target : Path
         A folder, or a file if the model is a file. It appears complete or not at all.
     changes : mapping of str to Change
-        By key. A key that the model does not have is added to the last shard of its component.
+        By key. A key that the model does not have is added to the shard that ``homes`` says, or else to the last shard
+        of its component.
     fill : callable
         Gives the rows of a changed tensor by its key, in order and in blocks of the new dtype. It is called in several
         threads, each for one tensor.
@@ -86,6 +89,8 @@ def write_model(
         Called with the key and each block of rows of every tensor that is copied, in order.
     dropped : collection of str
         Keys that the copy leaves out.
+    homes : mapping of str to str, or None
+        New key → a key of the model, in whose shard it goes.
     headers : mapping of str to bytes, or None
         The complete headers (length and JSON) of some shards. They say which tensors these shards hold.
     texts : mapping of str to str, or None
@@ -112,30 +117,22 @@ def write_model(
     FormatError
         The disk reports an error.
     """
-    with place(target), disk_errors():
-        tidy(target)
-        known_inputs = inputs or [("the base", files.root)]
-        check_write_target(target, known_inputs, folder=files.root.is_dir(), overwrite=overwrite)
-        # Files of others in the folder would be lost, whatever `overwrite` says.
-        if target.is_dir():
-            weights = {*(shard.name for shard in files.shards), *(index.name for index in files.indices)}
-            check_replaceable(target, weights | {*_new_names(files, without, names or {}).values()})
-    with atomic_path(target, folder=files.root.is_dir(), overwrite=overwrite) as part, ExitStack() as opened:
+    assert files.gguf is None, "GGUF files are copied by write_gguf"
+    place = CopyTarget(target, texts or {}, without, names or {}, inputs, overwrite)
+    with new_copy(files, place) as part, ExitStack() as opened:
         if files.root.is_dir():
-            _copy_others(files, part, _new_names(files, without, names or {}))
-            for index in files.indices:
-                _write_text(path_to_write(part, index.name), _index_text(index, files, changes, dropped))
-            for name, text in (texts or {}).items():
-                _write_text(path_to_write(part, name), text)
-        jobs, tensors = list[_Job](), files.tensors
+            # An undo file gives the text of an index as it was, and `new_copy` has written that.
+            for index in (index for index in files.indices if index.name not in (texts or {})):
+                write_text(path_to_write(part, index.name), _index_text(index, files, changes, dropped, homes or {}))
+        jobs, tensors = list[WriteJob](), files.tensors
         check_space(target, copy_bytes(tensors, changes))
         for shard in files.shards:
             path = path_to_write(part, shard.name) if files.root.is_dir() else part
             fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
             opened.callback(os.close, fd)
-            jobs += _jobs(shard, fd, files, changes, frozenset(dropped), (headers or {}).get(shard.name))
-        # The largest tensors first: else one of them could begin last and keep a single thread busy at the end.
-        _run(sorted(jobs, key=lambda job: -job.nbytes), _Work(fill, watch, step), threads)
+            parts = frozenset(dropped), homes or {}, (headers or {}).get(shard.name)
+            jobs += _jobs(shard, fd, files, changes, fill, *parts)
+        run_jobs(jobs, JobWriter(watch, step), threads)
         if write_beside:
             write_beside(part)
 
@@ -145,26 +142,13 @@ def copy_bytes(tensors: Mapping[str, LazyArray], changes: Mapping[str, Change]) 
     return sum(_spec(key, tensors, changes).nbytes for key in {*tensors, *changes})
 
 
-def _new_names(files: ModelFiles, without: Collection[str], names: Mapping[str, str]) -> dict[str, str]:
-    """The other files that are copied, and their names in the copy."""
-    return {name: names.get(name, name) for name in files.companions if name not in without}
-
-
-def _copy_others(files: ModelFiles, part: Path, names: Mapping[str, str]) -> None:
-    """Copy all files other than weights under their new names; links are followed."""
-    # Also the folders of shards, whose files are made later.
-    for name in (*names.values(), *(shard.name for shard in files.shards)):
-        path_to_write(part, name).parent.mkdir(parents=True, exist_ok=True)
-    # copyfile follows links, so that the copy does not depend on a cache.
-    for name, new in names.items():
-        shutil.copyfile(files.root / name, path_to_write(part, new))
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8", newline="")
-
-
-def _index_text(index: Index, files: ModelFiles, changes: Mapping[str, Change], dropped: Collection[str]) -> str:
+def _index_text(
+    index: Index,
+    files: ModelFiles,
+    changes: Mapping[str, Change],
+    dropped: Collection[str],
+    homes: Mapping[str, str],
+) -> str:
     """The index with added and dropped keys and the new total size; byte for byte the old one if nothing changed.
 
     Some indices name tensors that no shard holds. These stay in the index and count no bytes.
@@ -172,11 +156,11 @@ def _index_text(index: Index, files: ModelFiles, changes: Mapping[str, Change], 
     tensors = files.tensors
     old = index.content["weight_map"]
     names = {key: shard for key, shard in old.items() if index.prefix + key not in dropped}
-    homes = {key: _shard_for(key, files) for key in changes if key not in tensors}
+    shards = {key: _shard_for(key, files, homes) for key in changes if key not in tensors}
     names |= {
-        key.removeprefix(index.prefix): Path(home.name).name
-        for key, home in homes.items()
-        if home.prefix == index.prefix
+        key.removeprefix(index.prefix): Path(shard.name).name
+        for key, shard in shards.items()
+        if shard.prefix == index.prefix
     }
     all_keys = {*tensors, *changes}
     size = sum(_spec(key, tensors, changes).nbytes for name in names if (key := index.prefix + name) in all_keys)
@@ -188,8 +172,15 @@ def _index_text(index: Index, files: ModelFiles, changes: Mapping[str, Change], 
     return dumps({**index.content, "metadata": metadata, "weight_map": names})
 
 
-def _shard_for(key: str, files: ModelFiles) -> Shard:
-    """The shard for a tensor that the model does not have: the last one of its component."""
+def _shard_for(key: str, files: ModelFiles, homes: Mapping[str, str]) -> Shard:
+    """The shard for a tensor that the model does not have: that of its home, or the last one of its component."""
+    if key in homes:
+        home = homes[key]
+        return next(
+            shard
+            for shard in files.shards
+            if home.startswith(shard.prefix) and home.removeprefix(shard.prefix) in shard.stored.tensors
+        )
     # The prefix of a single model is empty, so all of its shards fit.
     own = [shard for shard in files.shards if key.startswith(shard.prefix)]
     return (own or files.shards)[-1]
@@ -200,24 +191,16 @@ def _spec(key: str, tensors: Mapping[str, LazyArray], changes: Mapping[str, Chan
     return changes[key] if key in changes else Change(tensors[key].dtype, tensors[key].shape)
 
 
-class _Job(NamedTuple):
-    """One tensor that is written at a position of a file."""
-
-    key: str
-    file: int
-    offset: int
-    nbytes: int
-    source: LazyArray | None  # the tensor that is copied; None for a change
-
-
 def _jobs(
     shard: Shard,
     fd: int,
     files: ModelFiles,
     changes: Mapping[str, Change],
+    fill: Fill,
     dropped: Collection[str],
+    homes: Mapping[str, str],
     header: bytes | None,
-) -> Iterator[_Job]:
+) -> Iterator[WriteJob]:
     """Give a shard's file its full size and its header, and return the tensors that are still to be written.
 
     The header stays byte for byte the same if no tensor changes its dtype, its shape or its shard.
@@ -228,7 +211,7 @@ def _jobs(
         specs, offsets = _specs_of(header, shard.name)
     else:
         keys = [shard.prefix + key for key in shard.stored.tensors if shard.prefix + key not in dropped]
-        keys += [key for key in changes if key not in tensors and _shard_for(key, files) is shard]
+        keys += [key for key in changes if key not in tensors and _shard_for(key, files, homes) is shard]
         specs = {key.removeprefix(shard.prefix): _spec(key, tensors, changes) for key in keys}
         header, offsets = shard.header, shard.offsets
         if specs != {key: Change(t.dtype, t.shape) for key, t in shard.stored.tensors.items()}:
@@ -249,8 +232,9 @@ def _jobs(
     write_at(fd, header, 0)
     for key, spec in specs.items():
         full_key = shard.prefix + key
-        source = None if full_key in changes else tensors[full_key]
-        yield _Job(full_key, fd, len(header) + offsets[key], spec.nbytes, source)
+        copied = full_key not in changes
+        blocks = partial(tensor_pieces, tensors[full_key]) if copied else partial(fill, full_key)
+        yield WriteJob(full_key, fd, len(header) + offsets[key], spec.nbytes, blocks, copied)
 
 
 def _specs_of(header: bytes, name: str) -> tuple[dict[str, Change], dict[str, int]]:
@@ -272,73 +256,3 @@ def _specs_of(header: bytes, name: str) -> tuple[dict[str, Change], dict[str, in
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         what = f"{name}: its header is not as it was written ({ascii(error)[:120]})"
         raise FormatError(what, fix=_DAMAGED) from error
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class _Work:
-    """The callbacks of `write_model`, and the writing of one tensor."""
-
-    fill: Fill
-    watch: Watch | None
-    step: Step | None
-
-    def do(self, job: _Job, stop: Event) -> None:
-        """Write one tensor, unless ``stop`` is set."""
-        offset = job.offset
-        for block in self.fill(job.key) if job.source is None else tensor_pieces(job.source):
-            if stop.is_set():
-                return
-            # A changed tensor is known to the caller, who makes its rows.
-            if self.watch and job.source is not None:
-                self.watch(job.key, block)
-            data = np.ascontiguousarray(block).reshape(-1).view(np.uint8).data
-            write_at(job.file, data, offset)
-            _start_writeback(job.file, offset, len(data))
-            offset += len(data)
-            if self.step:
-                self.step(len(data))
-        assert offset == job.offset + job.nbytes, (job.key, offset - job.offset, job.nbytes)
-
-
-def _run(jobs: list[_Job], doing: _Work, threads: int) -> None:
-    """Do all jobs in several threads. The first error stops every thread and is raised here."""
-    queue: SimpleQueue[_Job] = SimpleQueue()
-    for job in jobs:
-        queue.put(job)
-    # A list, because several threads may fail before the first error is seen.
-    stop, errors = Event(), list[BaseException]()
-
-    def work() -> None:
-        while not stop.is_set():
-            try:
-                doing.do(queue.get_nowait(), stop)
-            except Empty:
-                return
-            except BaseException as error:  # noqa: BLE001 - raised again in the calling thread, whatever it is
-                errors.append(error)
-                stop.set()
-
-    workers: list[Thread] = []
-    try:
-        for _ in range(threads - 1):
-            thread = Thread(target=work, daemon=True)
-            thread.start()  # this fails without memory for a stack; the threads that run are then joined below
-            workers.append(thread)
-        work()
-        for thread in workers:
-            thread.join()
-    finally:  # also after an interrupt while waiting: no thread may write after the files are removed
-        stop.set()
-        for thread in workers:
-            thread.join()
-    if errors:
-        raise errors[0]
-
-
-def _start_writeback(fd: int, offset: int, count: int) -> None:
-    """Tell the disk to begin writing whenever another `HURRY` bytes of the file are complete, without waiting."""
-    # DONTNEED starts the writeback of the range on Linux.
-    first, last = offset // HURRY * HURRY, (offset + count) // HURRY * HURRY
-    if first < last and hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(fd, first, last - first, os.POSIX_FADV_DONTNEED)

@@ -1,4 +1,7 @@
-"""Recognising quantised base models by the tensors that only they store. They are refused: their numbers are codes."""
+"""Recognising quantised bases that are not read, by tensors that only they store: their numbers would be codes.
+
+What is read is in `loralens.formats.models.low_bit`, whose tensors do not come here.
+"""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -37,17 +40,13 @@ class Quantisation(NamedTuple):
 
 # The first one that fits is taken, so a method comes before those whose ends its own files have too.
 QUANTISATIONS = (
-    Quantisation("bitsandbytes NF4", (".quant_state.bitsandbytes__nf4",)),
-    Quantisation("bitsandbytes FP4", (".quant_state.bitsandbytes__fp4",)),
+    # without the quant_state that newer versions write
     Quantisation("bitsandbytes 4-bit", (".absmax", ".quant_map")),
-    Quantisation("bitsandbytes int8", (".SCB",), shaped=True),
+    # GPTQ and AWQ in another packing
     Quantisation("GPTQ", (".qweight", ".g_idx")),
     # GPTQ without g_idx has the same keys; `check_not_quantised` then takes the name from the configuration.
     Quantisation("AWQ", (".qweight", ".qzeros", ".scales")),
-    Quantisation("MLX", (".scales",), codes=".weight", dtype="uint32"),
     Quantisation("compressed-tensors", (".weight_packed",)),
-    Quantisation("NVFP4 (modelopt)", (".weight_scale_2",), codes=".weight", dtype="uint8"),
-    Quantisation("MXFP4", ("_blocks", "_scales"), codes="_blocks", dtype="uint8"),
     Quantisation("HQQ", (".W_q",)),
     Quantisation("AQLM", (".codebooks", ".codes")),
     Quantisation("quanto", (".weight._data",)),

@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Collection
 from pathlib import Path
+from typing import NamedTuple
 
 from loralens.errors import LoraLensError, OptionError
 from loralens.formats.files.container import read_json, read_safetensors
@@ -20,6 +21,42 @@ FILES = "files"  # the key of the list of files in the certificate
 # under before/, each merge of a merged model adds one level
 _OWN = re.compile(rf"(?:{BEFORE})*(?:{re.escape(NAME)}|{re.escape(CERTIFICATE)})")
 _SHOWN = 5  # names in a message, so that it stays readable
+
+
+class MergeSettings(NamedTuple):
+    """How a merge was made, as its certificate says; an attribute is None where the certificate does not say it.
+
+    Attributes
+    ----------
+    bits
+        ``keep`` if the merge moved codes.
+    rounding
+        The word of the option.
+    moments
+        The digest of the second moments of a sweep.
+    """
+
+    bits: str | None = None
+    rounding: str | None = None
+    seed: int | None = None
+    moments: str | None = None
+
+
+def merge_settings(path: Path) -> MergeSettings:
+    """How the merge with this certificate was made; nothing is known where there is none, or a damaged one."""
+    try:
+        content = read_json(path) if path.is_file() else {}
+    except (LoraLensError, OSError):
+        return MergeSettings()
+    rounding = content.get("rounding")
+    fields = rounding if isinstance(rounding, dict) else {}
+    mode, seed, moments, bits = fields.get("mode"), fields.get("seed"), fields.get("moments"), content.get("bits")
+    return MergeSettings(
+        bits if isinstance(bits, str) else None,
+        mode if isinstance(mode, str) else None,
+        seed if type(seed) is int else None,
+        moments if isinstance(moments, str) else None,
+    )
 
 
 def file_sizes(folder: Path) -> dict[str, int]:

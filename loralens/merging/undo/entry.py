@@ -38,9 +38,15 @@ def check_outline(entry: Mapping[str, Any]) -> None:
 def check_entry(entry: Mapping[str, Any]) -> None:
     """Refuse an entry whose fields have wrong types or do not fit together. Raises the errors of `check_outline`."""
     check_outline(entry)
-    matrix, size = entry["matrix"], prod(entry["shape"])
-    if not isinstance(matrix, list) or len(matrix) != 2 or not all(map(_is_count, matrix)) or prod(matrix) != size:
+    matrix, coded = entry["matrix"], entry["against"] == "codes"
+    if not isinstance(matrix, list) or len(matrix) != 2 or not all(map(_is_count, matrix)) or prod(matrix) > MOST:
         raise ValueError(f"matrix {ascii(matrix)[:40]}")
+    size = prod(matrix)
+    # The stored tensor of codes has a shape of its own, and the matrix is that of the weight that they stand for.
+    if not coded and size != prod(entry["shape"]):
+        raise ValueError(f"matrix {ascii(matrix)[:40]}")
+    if coded and (not isinstance(entry["weight"], str) or entry["slabs"] != []):
+        raise TypeError("its weight is not named")
     if entry["coding"] not in CODINGS or entry["against"] not in AGAINST:
         raise ValueError(f"coding {ascii(entry['coding'])[:20]} against {ascii(entry['against'])[:20]}")
     if not _is_count(entry["different"]) or entry["different"] > size:

@@ -6,17 +6,22 @@ Arrays for each stored tensor KEY that the merge changed and the base has:
     KEY#gain.START      DoRA's factors of the slab that begins at row START, F32
     KEY#B.START.I       the factors of the I-th update of that slab, as they were in the adapter
     KEY#A.START.I
-    KEY#whole           a tensor that the merged model does not have (scales of float8 weights), unchanged
+    KEY#whole           a tensor that the merged model does not have, unchanged: scales of float8 weights, codes
 
 Fields of the JSON object:
 
     version             of this layout
     adapters            the adapters that were merged
     dropped             keys of tensors that the merged model does not have
+    whole               KEY → SHA-256 of the dropped tensors (older files have none)
     copies              KEY → SHA-256 of every tensor that the merge did not touch
     headers, texts      the original headers of shards, and the original texts of other files that the merge changed
     digest              SHA-256 of headers and texts (older files have none)
     tensors             KEY → dtype, shape, matrix, base and merged (SHA-256), coding, different, against, slabs
+
+Of a low-bit weight whose codes were moved, KEY is that of the stored tensor of the codes, which dtype and shape
+describe. Its patch is of the codes, a byte each and counted from the lowest code; ``against`` is ``codes``, matrix is
+the shape of the decoded weight, and the field ``weight`` its key.
 
 A slab has module, start, stop, transposed, factors (strength and scale of each update), and gain (the axis of DoRA's
 factors, or null).
@@ -43,6 +48,7 @@ from loralens.merging.undo.patch import Blob
 from loralens.merging.undo.restore import TensorUndo
 
 VERSION = 1
+WITH_CODES = 2  # the version of files with codes, which older readers would take for floats
 _DAMAGED = "the undo file is damaged: use another copy"
 
 
@@ -56,6 +62,8 @@ def text_digest(headers: Mapping[str, str], texts: Mapping[str, str]) -> str:
 def pack_record(record: TensorRecord) -> tuple[dict[str, LazyArray], dict[str, Any]]:
     """The arrays and the JSON entry of one tensor."""
     plan, patch = record.plan, record.patch
+    if record.stored is not None:
+        return _pack_codes(record)
     assert plan.base is not None
     assert patch is not None
     arrays = {f"{plan.key}#patch.{i}": stream for i, stream in enumerate(patch.streams)}
@@ -81,6 +89,30 @@ def pack_record(record: TensorRecord) -> tuple[dict[str, LazyArray], dict[str, A
     return arrays, entry
 
 
+def _pack_codes(record: TensorRecord) -> tuple[dict[str, LazyArray], dict[str, Any]]:
+    stored, patch = record.stored, record.patch
+    assert stored is not None
+    assert patch is not None
+    entry = {
+        "dtype": str(stored.dtype),
+        "shape": list(stored.shape),
+        "matrix": list(record.plan.matrix),
+        "weight": record.plan.key,
+        "base": record.base_hash,
+        "merged": record.merged_hash,
+        "coding": patch.coding,
+        "different": patch.different,
+        "against": record.against,
+        "slabs": [],
+    }
+    return {f"{stored.key}#patch.{i}": stream for i, stream in enumerate(patch.streams)}, entry
+
+
+def layout_version(entries: Mapping[str, Mapping[str, Any]]) -> int:
+    """The version of an undo file with these entries."""
+    return WITH_CODES if any(entry["against"] == "codes" for entry in entries.values()) else VERSION
+
+
 def _slab_entry(slab: Slab, record: TensorRecord) -> dict[str, Any]:
     dora_factors = record.slab_factors.get(slab.start)
     return {
@@ -104,6 +136,8 @@ class MergeUndo:
         The JSON entries of all tensors that changed, by key.
     dropped : mapping of str to LazyArray
         Tensors of the base that the merged model does not have.
+    whole : mapping of str to str
+        SHA-256 of dropped tensors, by key.
     copies : mapping of str to str
         SHA-256 of the tensors that did not change, by key.
     headers, texts : mapping of str to str
@@ -113,6 +147,7 @@ class MergeUndo:
     entries: Mapping[str, Mapping[str, Any]]
     arrays: Mapping[str, LazyArray]
     dropped: Mapping[str, LazyArray]
+    whole: Mapping[str, str]
     copies: Mapping[str, str]
     headers: Mapping[str, str]
     texts: Mapping[str, str]
@@ -156,14 +191,15 @@ def parse_undo(arrays: Mapping[str, LazyArray], content: Mapping[str, Any]) -> M
     FormatError
         A part is missing or malformed, or the version is unknown.
     """
-    if content.get("version") != VERSION:
+    if content.get("version") not in (VERSION, WITH_CODES):
         raise FormatError(
-            f"is an undo file of version {content.get('version')!r}, and this loralens reads version {VERSION}",
+            f"is an undo file of version {content.get('version')!r}, and this loralens reads up to {WITH_CODES}",
             fix="unmerge with the loralens that wrote it",
         )
-    parts = {name: content.get(name) for name in ("tensors", "copies", "headers", "texts")}
+    content = {"whole": {}, **content}
+    parts = {name: content.get(name) for name in ("tensors", "copies", "headers", "texts", "whole")}
     missing = [name for name, part in parts.items() if not isinstance(part, dict)]
-    texts = ("copies", "headers", "texts")
+    texts = ("copies", "headers", "texts", "whole")
     # Hashes and texts come from a file, so their types are checked before they are used.
     if not missing and not all(isinstance(text, str) for name in texts for text in content[name].values()):
         missing = ["texts"]
@@ -175,7 +211,7 @@ def parse_undo(arrays: Mapping[str, LazyArray], content: Mapping[str, Any]) -> M
     if content.get("digest", written) != written:
         raise FormatError("its headers and texts do not match their digest", fix=_DAMAGED)
     return MergeUndo(
-        content["tensors"], arrays, {key: arrays[f"{key}#whole"] for key in dropped},
+        content["tensors"], arrays, {key: arrays[f"{key}#whole"] for key in dropped}, content["whole"],
         content["copies"], content["headers"], content["texts"],
     )  # fmt: skip
 
@@ -196,7 +232,8 @@ def _parse_entry(key: str, entry: Mapping[str, Any], arrays: Mapping[str, LazyAr
         if slab["gain"]
     }
     hashes = entry["base"], entry["merged"]
-    undo = TensorUndo(key, dtype, shape, (rows, columns), slabs, slab_factors, patch, entry["against"], *hashes)
+    weight = entry["weight"] if entry["against"] == "codes" else ""
+    undo = TensorUndo(key, dtype, shape, (rows, columns), slabs, slab_factors, patch, entry["against"], *hashes, weight)
     check_arrays(undo)
     return undo
 

@@ -38,6 +38,8 @@ class TensorUndo:
         What the patch is relative to (see `TensorRecord`).
     base_hash, merged_hash : str
         SHA-256 of the bytes.
+    weight : str
+        The key of the decoded weight, if the patch is of its codes; else empty.
     """
 
     key: str
@@ -50,6 +52,7 @@ class TensorUndo:
     against: Against
     base_hash: str
     merged_hash: str
+    weight: str = ""
 
 
 def restore_tensor(undo: TensorUndo, merged: LazyArray, *, device: Device | None = None) -> Iterator[Array]:
@@ -72,7 +75,7 @@ def restore_tensor(undo: TensorUndo, merged: LazyArray, *, device: Device | None
         The patch is damaged.
     """
     # Before the first row is given: a patch applied to other numbers gives a model that is silently wrong.
-    _check_merged(undo, merged)
+    check_merged(undo, merged)
     reader, digest = PatchReader(undo.patch, undo.dtype.itemsize), sha256()
     for rows in _patch_start(undo, merged, device):
         W = reader.block(rows)
@@ -80,18 +83,36 @@ def restore_tensor(undo: TensorUndo, merged: LazyArray, *, device: Device | None
         yield W
     # Entries of the patch that are left over belong to another tensor.
     reader.finish()
+    check_restored(undo, digest.hexdigest())
+
+
+def check_restored(undo: TensorUndo, digest: str) -> None:
+    """Refuse a restored tensor whose SHA-256 is not that of the base.
+
+    Raises
+    ------
+    MismatchError
+        It differs.
+    """
     # The last proof: every bit of the base is hashed.
-    if digest.hexdigest() != undo.base_hash:
+    if digest != undo.base_hash:
         raise MismatchError(
             "the restored tensor is not the base that was merged",
             fix="the undo file is damaged: use another copy",
         )
 
 
-def _check_merged(undo: TensorUndo, merged: LazyArray) -> None:
-    """Check by its hash that a tensor has the bytes that the merge wrote."""
+def check_merged(undo: TensorUndo, merged: LazyArray) -> None:
+    """Check by its hash that a tensor has the bytes that the merge wrote.
+
+    Raises
+    ------
+    MismatchError
+        It has other bytes.
+    """
     # A resized tensor has a matrix of its own.
-    matrix = undo.matrix if merged.shape == undo.shape else as_matrix(merged.shape)
+    # The matrix of a low-bit weight is that of its decoded numbers.
+    matrix = undo.matrix if merged.shape == undo.shape and not undo.weight else as_matrix(merged.shape)
     if hash_rows(MatrixRows(merged, matrix).blocks()) != undo.merged_hash:
         raise MismatchError(
             "is not as it was merged: it was changed since, or belongs to another merge",

@@ -11,7 +11,7 @@ from loralens.core.adapter import Adapter
 from loralens.core.progress import progress
 from loralens.core.threads import processor_count
 from loralens.errors import LoraLensError, OptionError
-from loralens.formats.files.location import NAMES, SUFFIXES, adapter_file
+from loralens.formats.files.location import NAMES, SUFFIXES, file_in_folder
 from loralens.formats.records.batches import RECORD_NAME
 from loralens.formats.records.collection import candidates, examine_file, folder_labels
 from loralens.verbs.inputs.adapters import AdapterSource, Source
@@ -60,7 +60,8 @@ def _is_collection(path: Path) -> bool:
     try:
         if not path.is_dir():
             return False
-        adapter_file(path)
+        # A damaged file does not make the folder of one adapter a collection.
+        file_in_folder(path)
     except (LoraLensError, OSError):
         # An empty folder is no collection: the verb says what it lacks, as it does for every path.
         return path.is_dir() and bool(candidates(path))

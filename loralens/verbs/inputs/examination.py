@@ -1,6 +1,7 @@
 """Adapters prepared for the checks of the doctor, for the verbs that show findings: `doctor` and `report`."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from loralens.analysis.checks.examination import Examination
@@ -12,6 +13,7 @@ from loralens.formats.dialects.table import FORMATS
 from loralens.formats.models.checkpoint import stores_conv1d
 from loralens.verbs.inputs.adapters import Reading, command_line_options
 from loralens.verbs.inputs.bases import ModelPath, base_model_at, base_model_of, read_checkpoint, with_tied_head
+from loralens.verbs.inputs.code_prediction import predict_codes
 
 
 def open_base(base: ModelPath) -> Base:
@@ -19,7 +21,7 @@ def open_base(base: ModelPath) -> Base:
     # Tensors are only opened here: the checks read those that an adapter has a module for.
     checkpoint = read_checkpoint(base)
     tensors = with_tied_head(checkpoint.tensors, base)
-    return Base(str(base), tensors, stores_conv1d(Path(base)), checkpoint.float8, base_model_at(base))
+    return Base(str(base), tensors, stores_conv1d(Path(base)), checkpoint.float8, base_model_at(base), checkpoint.coded)
 
 
 def examine_adapters(
@@ -48,7 +50,7 @@ def examine_adapters(
         Whether a merge rounds stochastically instead of to the nearest number.
     """
     with progress("examining", sum(map(len, adapters.values()))) as step:
-        return examine_all(
+        examinations = examine_all(
             adapters,
             base=base,
             dtype=dtype,
@@ -61,3 +63,6 @@ def examine_adapters(
             named={label: base_model_of(adapter) for label, adapter in adapters.items()},
             step=step,
         )
+    if base is None or not base.coded:
+        return examinations
+    return [replace(exam, codes=predict_codes(exam.adapter, base, modules=modules)) for exam in examinations]

@@ -1,27 +1,33 @@
 """The inputs of a merge, which `verify` and `unmerge` share: adapters with weights, the files of the base, the plan."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from loralens.choices import MergeBits
 from loralens.core.adapter import Adapter
+from loralens.core.coded_weight import CodedWeight
 from loralens.core.fingerprint import fingerprint
+from loralens.core.lazy import LazyArray
 from loralens.core.selection import select
 from loralens.errors import FormatError, LoraLensError, place
 from loralens.formats.files.apart import Input, adapter_inputs
 from loralens.formats.files.container import read_json
 from loralens.formats.files.json_text import dumps
-from loralens.formats.models.checkpoint import model_config, open_checkpoint, resolve_path, stores_conv1d
-from loralens.formats.models.float8 import scales_of
+from loralens.formats.models.checkpoint import Checkpoint, model_config, open_checkpoint, resolve_path, stores_conv1d
+from loralens.formats.models.gguf_writer import float_dtypes
 from loralens.formats.models.model_files import CONFIG, ModelFiles, model_files
+from loralens.formats.models.model_writer import Change
+from loralens.merging.low_bit.nf4 import PARTS, part_shape
 from loralens.merging.make_plan import plan_merge
 from loralens.merging.plan import MergePlan
 from loralens.merging.recast import recast, recast_dtype
 from loralens.verbs.inputs.adapters import Reading, labels, path_of, read_adapter
 from loralens.verbs.inputs.bases import ModelPath, warn_of_bases
+from loralens.verbs.inputs.low_bit import check_bits, check_codes, part_of, quantised_plan
 from loralens.verbs.inputs.weighted import Pair
 
 
@@ -66,6 +72,14 @@ class MergeInputs:
         Key of a planned tensor → the dtype in which it is written.
     dtype : str or None
         The dtype that was asked for, for the whole model.
+    coded : mapping of str to CodedWeight
+        The weights whose codes the merge moves, by the keys of the plan; empty if it writes floats.
+    decoded : mapping of str to CodedWeight
+        The weights that the base stores as codes of a few bits and the merge takes as floats.
+    bits : str or None
+        The codes of the merged model; None for floats.
+    quantised : collection of str
+        The weights of floats that the merged model stores as new codes.
     """
 
     base: str
@@ -74,6 +88,32 @@ class MergeInputs:
     dtypes: Mapping[str, np.dtype[Any]]
     adapters: Sequence[WeightedAdapter]
     dtype: str | None = None
+    coded: Mapping[str, CodedWeight] = field(default_factory=dict)
+    decoded: Mapping[str, CodedWeight] = field(default_factory=dict)
+    bits: MergeBits | None = None
+    quantised: Collection[str] = ()
+
+    @property
+    def planned(self) -> dict[str, str]:
+        """The key of every tensor that the merge writes → the key of its plan; of codes the two may differ."""
+        if self.bits == "nf4":
+            written = {key + part: key for key in self.plan.tensors if key in self.quantised for part in PARTS}
+            return written | {key: key for key in self.plan.tensors if key not in self.quantised}
+        named = {} if self.files.gguf else self.coded
+        return {named[key].stored if key in named else key: key for key in self.plan.tensors}
+
+    def changes(self) -> dict[str, Change]:
+        """Dtype and shape of every tensor that the merge writes. Those of codes are the ones of the base."""
+        stored = self.files.stored
+
+        def change(written: str, key: str) -> Change:
+            if key in self.coded:
+                return Change(stored[written].dtype, stored[written].shape)
+            if key in self.quantised:
+                return Change(*part_shape(part_of(written, key), self.plan.tensors[key]))
+            return Change(self.dtypes[key], self.plan.tensors[key].shape)
+
+        return {written: change(written, key) for written, key in self.planned.items()}
 
     @property
     def narrowest(self) -> str:
@@ -121,6 +161,8 @@ def read_merge_inputs(
     allow_missing: bool = False,
     untie: bool | None = None,
     dtype: str | None = None,
+    bits: MergeBits | None = None,
+    decoded: bool = False,
 ) -> MergeInputs:
     """Read the adapters, open the base, and plan the merge. No number of the base is read yet.
 
@@ -138,16 +180,56 @@ def read_merge_inputs(
         Whether a head that shares the embedding's weight gets a weight of its own; by default if the adapters need it.
     dtype : str, optional
         NumPy's name of the dtype of the merged model; by default every tensor keeps its own.
+    bits : str, optional
+        ``keep``: the weights of a low-bit base stay codes.
+    decoded : bool
+        Take weights that are stored as codes of a few bits as float32 even without a dtype, to compare with them.
 
     Raises
     ------
     FormatError
-        A file cannot be read, the base is quantised, or an adapter was trained on a changed base.
+        A file cannot be read, or an adapter was trained on a changed base.
     MismatchError
         Adapters and base do not fit together.
     OptionError
-        A glob pattern matches no module, or an option contradicts the adapters.
+        A glob pattern matches no module, an option contradicts the adapters, or the base stores codes of a few bits and
+        nothing says what the merged model stores.
     """
+    weighted = _read_adapters(adapters, base, reading, modules)
+    path = Path(base)
+    checkpoint = open_checkpoint(path)
+    files, config = model_files(resolve_path(path)), model_config(path) or {}
+    if not decoded:
+        check_bits(str(base), checkpoint, [term.adapter for term in weighted], bits=bits, dtype=dtype)
+    scales = {key: scale for key, (_, scale) in checkpoint.float8.items()}
+    # The scales of float8 weights are not weights, and would look like tensors that nothing adapts. Neither are the
+    # codes of low-bit weights, which are planned as the numbers that they stand for.
+    tensors = {
+        key: tensor if key in checkpoint.coded else files.tensors[key] for key, tensor in checkpoint.tensors.items()
+    }
+    try:
+        planned = plan_merge(
+            [(term.adapter, term.weight) for term in weighted],
+            tensors,
+            config=config,
+            conv1d=stores_conv1d(path),
+            allow_missing=allow_missing,
+            untie=untie,
+            dtype=dtype,
+            scales=scales,
+        )
+    except LoraLensError as error:
+        # A FormatError is about an adapter alone; every other error is about an adapter and this base.
+        names = ", ".join(term.label for term in weighted)
+        raise error.at(names if isinstance(error, FormatError) else str(base)) from None
+    inputs = MergeInputs(str(base), files, planned, {}, weighted, dtype, bits=bits)
+    return _with_output(inputs, checkpoint, tensors, config)
+
+
+def _read_adapters(
+    adapters: Sequence[Pair], base: ModelPath, reading: Reading, modules: Sequence[str]
+) -> list[WeightedAdapter]:
+    """The adapters, each with only the modules that match; a warning if they belong to different bases."""
     names = labels([source for source, _ in adapters])
     weighted: list[WeightedAdapter] = []
     for label, (source, weight) in zip(names, adapters, strict=True):
@@ -155,31 +237,43 @@ def read_merge_inputs(
         adapter = read_adapter(source, reading, base=base, applies_all=True, label=label)
         weighted.append(WeightedAdapter(label, _select_modules(adapter, label, modules), weight, path_of(source)))
     warn_of_bases(names, [term.adapter for term in weighted])
-    path = Path(base)
-    # This call only checks: it refuses quantised weights, whose numbers are codes.
-    open_checkpoint(path)
-    files, config = model_files(resolve_path(path)), model_config(path) or {}
-    with place(base):
-        scales = scales_of(files.tensors, config)
-    try:
-        planned = plan_merge(
-            [(term.adapter, term.weight) for term in weighted],
-            # The scales of float8 weights are not weights, and would look like tensors that nothing adapts.
-            {key: tensor for key, tensor in files.tensors.items() if key not in scales.keys},
-            config=config,
-            conv1d=stores_conv1d(path),
-            allow_missing=allow_missing,
-            untie=untie,
-            dtype=dtype,
-            scales=scales.spread,
-        )
-    except LoraLensError as error:
-        # A FormatError is about an adapter alone; every other error is about an adapter and this base.
-        raise error.at(", ".join(names) if isinstance(error, FormatError) else str(base)) from None
-    planned = recast(planned, files.tensors, dtype, scales=scales.spread, without=scales.keys, config=config)
+    return weighted
+
+
+def _with_output(
+    inputs: MergeInputs, checkpoint: Checkpoint, tensors: Mapping[str, LazyArray], config: Mapping[str, Any]
+) -> MergeInputs:
+    """The inputs with what the merged model stores: the codes of the base, new codes, or floats of some dtype."""
+    files, planned, bits, dtype = inputs.files, inputs.plan, inputs.bits, inputs.dtype
+    if bits == "keep":
+        coded = {key: weight for key, weight in checkpoint.coded.items() if key in planned.tensors}
+        with place(inputs.base):
+            check_codes(planned, coded)
+        dtypes = {key: tensor.dtype for key, tensor in planned.tensors.items()}
+        return replace(inputs, dtypes=dtypes, coded=coded)
+    if bits is not None:
+        with place(inputs.base):
+            planned, new = quantised_plan(planned, files, config, bits)
+        dtypes = {key: tensor.dtype for key, tensor in planned.tensors.items()}
+        return replace(inputs, plan=planned, dtypes=dtypes, quantised=new)
+    if files.gguf:
+        # The writer decodes what the merge does not change; vectors stay float32, as llama.cpp wants them.
+        kinds = float_dtypes(files.gguf, np.dtype(dtype)) if dtype else {}
+        dtypes = {key: kinds.get(key, tensor.dtype) for key, tensor in planned.tensors.items()}
+        return replace(inputs, dtypes=dtypes, decoded=checkpoint.coded)
+    codes = {weight.stored for weight in checkpoint.coded.values()}
+    planned = recast(
+        planned,
+        tensors,
+        dtype,
+        scales={key: scale for key, (_, scale) in checkpoint.float8.items()},
+        coded=checkpoint.coded,
+        without=[key for key in files.tensors if key not in tensors or key in codes],
+        config=config,
+    )
     # This comes after recast, which adds the tensors of which only the dtype changes.
     dtypes = {key: recast_dtype(tensor, dtype) for key, tensor in planned.tensors.items()}
-    return MergeInputs(str(base), files, planned, dtypes, weighted, dtype)
+    return replace(inputs, plan=planned, dtypes=dtypes, decoded=checkpoint.coded)
 
 
 def _select_modules(adapter: Adapter, label: str, modules: Sequence[str]) -> Adapter:

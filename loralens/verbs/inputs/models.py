@@ -15,7 +15,8 @@ from loralens.core.messages import warn
 from loralens.core.threads import processor_count
 from loralens.errors import FormatError, MismatchError, OptionError, place
 from loralens.formats.files.container import CONFIG
-from loralens.formats.files.location import existing_path
+from loralens.formats.models.float_folder import model_path
+from loralens.formats.models.gguf_base import gguf_paths
 from loralens.requirements import missing_packages
 from loralens.verbs.inputs.choices import check_choice
 from loralens.verbs.inputs.loaded import Head, Loaded
@@ -145,7 +146,7 @@ def load_headed(
                     raise OptionError(what, fix=f"convert it before: model.to({name}), and leave {name} out")
             loaded = _wrap_model(source, head, labels)
         else:
-            loaded = _from_folder(torch, transformers, existing_path(Path(source)), head, labels, device, dtype)
+            loaded = _from_folder(torch, transformers, _model_folder(source), head, labels, device, dtype)
     config: Any = loaded.model.config
     if config.pad_token_id is None:
         # Classifiers on causal models take the logits of the last token that is not padding.
@@ -240,12 +241,22 @@ def labels_of(source: ModelSource) -> tuple[str, ...]:
         if not type(source[0]).__name__.endswith("ForSequenceClassification"):
             return ()
     else:
-        folder = existing_path(Path(source))
+        folder = _model_folder(source)
         with place(str(source)):
             if _model_class(transformers, folder)[1] != "classifier":
                 return ()
             config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
     return tuple(str(config.id2label[number]) for number in sorted(config.id2label))
+
+
+def _model_folder(source: str | PathLike[str]) -> Path:
+    """The folder of transformers that a path or a name means."""
+    folder = model_path(Path(source))
+    if gguf_paths(folder):
+        what = "is a GGUF model, and models are run by transformers here"
+        fix = "give the folder of the model in 16 or 32 bits; --base takes GGUF files"
+        raise FormatError(what, fix=fix).at(str(source))
+    return folder
 
 
 def _import_torch() -> tuple[Any, Any]:

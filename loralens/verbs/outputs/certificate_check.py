@@ -189,7 +189,7 @@ def _merge_of(certificate: Mapping[str, Any]) -> tuple[str, list[str]]:
 
 
 def _hash_tensors(files: ModelFiles) -> dict[str, Hashed]:
-    tensors = files.tensors
+    tensors = files.stored
 
     def hashed(key: str) -> Hashed:
         tensor = tensors[key]

@@ -1,31 +1,37 @@
 """One merge in progress: it computes and measures every tensor, and writes the model and its records."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from hashlib import sha256
+from math import prod
 from pathlib import Path
 from threading import Lock
 from typing import Any, Literal
+
+import numpy as np
 
 from loralens.choices import RoundingMode
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.messages import note
 from loralens.core.names import some
 from loralens.core.progress import progress
-from loralens.core.threads import in_threads, processor_count
+from loralens.core.threads import processor_count
 from loralens.errors import OptionError, place
 from loralens.formats.files.apart import check_apart
 from loralens.formats.files.atomic import atomic_file
 from loralens.formats.files.disk import check_room
 from loralens.formats.files.json_text import dumps
-from loralens.formats.models.model_writer import Change, Fill, copy_bytes, write_model
 from loralens.formats.records.kept import keep_files, restore_kept
 from loralens.formats.records.merged import BEFORE, CERTIFICATE, FILES, file_sizes, is_certificate, is_undo
 from loralens.formats.records.undo import NAME, Spool, write_undo
 from loralens.linalg.device import Device
 from loralens.merging.apply import prepare_merge
-from loralens.merging.record import MergeRecorder, TensorRecord, feed_hash
+from loralens.merging.low_bit.apply import CodeRounding, prepare_codes
+from loralens.merging.low_bit.nf4 import Nf4Recorder
+from loralens.merging.low_bit.record import CodesRecorder
+from loralens.merging.matrix import blocks_of
+from loralens.merging.record import MergeRecorder, TensorRecord, feed_hash, hash_rows
 from loralens.merging.rounding import MergeRounding
 from loralens.merging.summary import (
     Hashed,
@@ -36,39 +42,20 @@ from loralens.merging.summary import (
     module_entries,
     total_entry,
 )
-from loralens.merging.undo.layout import VERSION, pack_record, text_digest
+from loralens.merging.undo.layout import layout_version, pack_record, text_digest
 from loralens.merging.undo.patch import keep_in_memory
+from loralens.verbs.inputs.input_moments import SweepInputs
+from loralens.verbs.inputs.low_bit import part_of
 from loralens.verbs.inputs.merge_inputs import MergeInputs
+from loralens.verbs.inputs.texts import TextSource
+from loralens.verbs.outputs.merge_on_texts import measure_on_texts
+from loralens.verbs.outputs.model_copy import bytes_of_copy, rehearse, write_copy
 from loralens.version import __version__
 
 THREADS = processor_count()
+# Files that say how a model is quantised, beside config.json: of AutoGPTQ, AutoAWQ and modelopt.
+SETTINGS = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 NAMED = 5  # most files that a message names; the others are counted
-
-
-def rehearse(
-    label: str, fill: Fill, changes: Mapping[str, Change], *, copies: Mapping[str, LazyArray] | None = None
-) -> None:
-    """Compute all tensors as `write_model` would, and write none of them.
-
-    Parameters
-    ----------
-    label : str
-        The text beside the progress bar.
-    fill : callable
-        Gives the rows of a tensor by its key. It is called in several threads, each for one tensor.
-    changes : mapping of str to Change
-    copies : mapping of str to LazyArray, optional
-        Unchanged tensors that have to be read too.
-    """
-    unchanged = copies or {}
-
-    def compute(key: str) -> None:
-        for rows in fill(key):
-            if step:
-                step(rows.nbytes)
-
-    with progress(label, copy_bytes(unchanged, changes)) as step:
-        in_threads(compute, [*changes, *unchanged], THREADS)
 
 
 class MergeRun:
@@ -80,6 +67,10 @@ class MergeRun:
     rounding : str
     seed : int
         Seed of the random numbers for stochastic rounding.
+    moments : SweepInputs or None
+        The second moments of the inputs of the base's layers, for a sweep.
+    data : path or iterable, or None
+        Texts on which the base, the unmerged and the merged model are run.
     fidelity : bool
         Measure how much of every update arrives.
     undo : bool
@@ -89,14 +80,32 @@ class MergeRun:
     """
 
     def __init__(
-        self, inputs: MergeInputs, *, rounding: RoundingMode, seed: int, fidelity: bool, undo: bool, device: Device
+        self,
+        inputs: MergeInputs,
+        *,
+        rounding: RoundingMode,
+        seed: int,
+        fidelity: bool,
+        undo: bool,
+        device: Device,
+        moments: SweepInputs | None = None,
+        data: TextSource | None = None,
     ) -> None:
         self.inputs, self.rounding, self.seed, self.device = inputs, rounding, seed, device
+        self.moments = moments
         self.fidelity, self.undo = fidelity, undo
+        # Of a GGUF model in floats all tensors are written anew, in the order of the file and not in that of the merge.
+        recast = inputs.files.gguf is not None and inputs.dtype is not None
         # Nothing but the certificate and the undo file needs the SHA-256 of every tensor.
-        self.hashes = fidelity or undo
+        self.hashes = (fidelity or undo) and not recast
         # Made at once, since it reads all factors: a faulty adapter is an error before the base is read.
         self.adapters = [adapter.record() for adapter in inputs.adapters]
+        # Before the merge, as the certificate is written with the model.
+        self.texts = (
+            None
+            if data is None
+            else measure_on_texts(inputs, data, rounding=rounding, seed=seed, moments=moments, device=device)
+        )
         self.records: dict[str, TensorRecord] = {}
         self.digests: dict[str, Any] = {}
         self.spool: Spool | None = None
@@ -104,7 +113,7 @@ class MergeRun:
         self.entries: dict[str, Any] = {}
         self.files: dict[str, int] | None = None  # name → bytes in the written folder, for the certificate
         self._lock = Lock()
-        self._changes = {key: Change(inputs.dtypes[key], tensor.shape) for key, tensor in inputs.plan.tensors.items()}
+        self._changes, self._planned = inputs.changes(), inputs.planned
 
     def rehearse(self) -> None:
         """Compute and measure everything, and write nothing."""
@@ -158,18 +167,22 @@ class MergeRun:
 
         # The records of an earlier merge into this base wait in before/, from where unmerging moves them back.
         ours = [name for name in files.companions if name in (NAME, CERTIFICATE) or name.startswith(BEFORE)]
-        total = copy_bytes(files.tensors, self._changes)
+        # Programs would take a model of floats for one of codes.
+        ours += [name for name in files.companions if self.inputs.plan.dropped and name in SETTINGS]
+        total = bytes_of_copy(files, self._changes, self.inputs.dtype)
         # Patches wait on the output's disk until all are known, so that memory does not grow with the model.
         with Spool(output.absolute().parent) as spool, keep_files(outside, output), progress("merging", total) as step:
             self.spool = spool if undo else None
-            write_model(
+            write_copy(
                 files,
                 output,
                 changes=self._changes,
                 fill=self._fill,
+                dtype=self.inputs.dtype,
                 watch=self._hash_copy if self.hashes else None,
-                # The scales of float8 weights that are written in another dtype.
-                dropped=self.inputs.plan.dropped,
+                # The scales and codes of weights that are written as floats; some codes have the key of their weight.
+                dropped=[key for key in self.inputs.plan.dropped if key not in self._changes],
+                homes=self._homes(),
                 texts=self.inputs.texts(),
                 names={name: BEFORE + name for name in ours},
                 write_beside=write_beside,
@@ -180,6 +193,11 @@ class MergeRun:
             )
         if files.left_out:
             note(f"left out, as they hold weights that are not merged: {some(files.left_out, NAMED)}")
+
+    def _homes(self) -> dict[str, str]:
+        """New key → a key of the base in whose shard it goes: of weights that become floats, and that become codes."""
+        floats = {key: weight.stored for key, weight in self.inputs.decoded.items()}
+        return {**floats, **{part: key for part, key in self._planned.items() if key in self.inputs.quantised}}
 
     def modules(self) -> list[MergedModule]:
         """How much of the update of every module arrived; empty if that was not measured."""
@@ -205,30 +223,38 @@ class MergeRun:
             "names": [str(match) for match in inputs.plan.matches],
             "missing": list(inputs.plan.missing),
             "notes": list(inputs.plan.notes),
-            # The seed changes a bit only under stochastic rounding.
-            "rounding": {"mode": self.rounding, **({"seed": self.seed} if self.rounding == "stochastic" else {})},
+            "rounding": self._rounding(),
             "dtype": inputs.dtype or "keep",
+            **({"bits": inputs.bits} if inputs.bits else {}),
             "modules": module_entries(merged_modules(records)),
-            "total": total_entry(records),
+            "total": total_entry(records, **self._kept()),
+            **({} if self.texts is None else {"texts": self.texts}),
             **({} if self.files is None else {FILES: self.files}),
         }
 
+    def _rounding(self) -> dict[str, Any]:
+        """How the merge rounded: all that a verification needs to repeat it."""
+        # The seed changes a bit only where something is drawn; a sweep starts from a draw.
+        seed = {"seed": self.seed} if self.rounding in ("stochastic", "sweep") else {}
+        return {"mode": self.rounding, **seed, **({"moments": self.moments.digest} if self.moments else {})}
+
+    def _kept(self) -> dict[str, int]:
+        """The bytes and weights of the tensors that the undo file keeps as they are."""
+        if not self.undo:
+            return {}
+        nbytes = sum(self.inputs.files.tensors[key].nbytes for key in self.inputs.plan.dropped)
+        # Without a dtype the codes stay, and nothing is dropped.
+        weights = sum(prod(weight.shape) for weight in self.inputs.decoded.values()) if nbytes else 0
+        return {"kept_bytes": nbytes, "kept_weights": weights}
+
     def _records(self) -> list[TensorRecord]:
         # In the order of the plan: threads finish in any order, and a certificate has to be reproducible.
-        return [self.records[key] for key in self.inputs.plan.tensors if key in self.records]
+        return [self.records[key] for key in self._planned if key in self.records]
 
     def _fill(self, key: str) -> Iterator[Array]:
         """The merged rows of one tensor. When the last of them was taken, the tensor's record is stored."""
         with place(key):
-            merge = prepare_merge(
-                self.inputs.plan.tensors[key],
-                dtype=self.inputs.dtypes[key],
-                rounding=MergeRounding(self.rounding, self.seed, key),
-                device=self.device,
-            )
-            keep = self.spool.keep if self.spool else keep_in_memory
-            # The recorder looks at every block on its way to the file, so that no tensor is computed twice.
-            watch = MergeRecorder(merge, hashes=self.hashes, fidelity=self.fidelity, undo=self.undo, keep=keep)
+            watch = self._recorder(key)
             yield from watch.blocks()
             record = watch.record()
             # Several threads finish their tensors here.
@@ -238,6 +264,42 @@ class MergeRun:
                     self.arrays |= arrays
                 # Without the patch, which is in the spool now.
                 self.records[key] = replace(record, patch=None)
+
+    def _recorder(self, key: str) -> MergeRecorder | CodesRecorder | Nf4Recorder:
+        """The recorder of the merge of one tensor, which looks at every block on its way to the file."""
+        plan = self.inputs.plan.tensors[self._planned[key]]
+        weight = self.inputs.coded.get(plan.key)
+        keep = self.spool.keep if self.spool else keep_in_memory
+        if weight is not None:
+            moments = self.moments.of(plan.key, weight.shape[1]) if self.moments else None
+            mode = "stochastic" if self.rounding == "sweep" and moments is None else self.rounding
+            merge = prepare_codes(plan, weight, CodeRounding(mode, self.seed, plan.key, moments), device=self.device)
+            return CodesRecorder(
+                merge,
+                self.inputs.files.stored[key],
+                hashes=self.hashes,
+                fidelity=self.fidelity,
+                undo=self.undo,
+                keep=keep,
+                ordered=self.inputs.files.gguf is not None,
+            )
+        if plan.key in self.inputs.quantised:
+            merge_in_floats = prepare_merge(plan, dtype=np.float32, device=self.device)
+            part = part_of(key, plan.key)
+            return Nf4Recorder(merge_in_floats, part, hashes=self.hashes, fidelity=self.fidelity)
+        return MergeRecorder(
+            prepare_merge(
+                plan,
+                dtype=self.inputs.dtypes[key],
+                # A float tensor beside codes is rounded to the nearest, unless its rounding is one of floats.
+                rounding=MergeRounding("nearest" if self.rounding == "sweep" else self.rounding, self.seed, key),
+                device=self.device,
+            ),
+            hashes=self.hashes,
+            fidelity=self.fidelity,
+            undo=self.undo,
+            keep=keep,
+        )
 
     def _hash_copy(self, key: str, rows: Array) -> None:
         """Hash the next rows of a tensor that stays as it is."""
@@ -266,29 +328,36 @@ class MergeRun:
         tensors, originals = self.inputs.files.tensors, self.inputs.originals()
         # A tensor that the merged model does not have cannot be restored by a patch.
         dropped = {f"{key}#whole": tensors[key] for key in self.inputs.plan.dropped}
+        whole = {key: hash_rows(blocks_of(tensors[key])) for key in self.inputs.plan.dropped}
         content = {
-            "version": VERSION,
+            "version": layout_version(self.entries),
             "adapters": self.adapters,
             "tensors": dict(sorted(self.entries.items())),
             "copies": {key: hashed.hexdigest() for key, hashed in sorted(self.digests.items())},
             **originals,
+            **({"whole": whole} if whole else {}),
             # The tensors have hashes of their own; this one is of the texts and headers.
             "digest": text_digest(originals["headers"], originals["texts"]),
         }
         write_undo(dict(sorted({**self.arrays, **dropped}.items())), content, path)
 
+    def _written(self) -> set[str]:
+        """The keys of the stored tensors that have a record."""
+        return self._planned.keys() & self.records.keys()
+
     def _hashed(self, records: list[TensorRecord], side: Literal["base", "merged"]) -> dict[str, Hashed] | None:
         """The hashes of a model; None if not every tensor was hashed, as in a dry run, which copies nothing."""
-        tensors, dropped = self.inputs.files.tensors, self.inputs.plan.dropped
+        tensors, dropped = self.inputs.files.stored, self.inputs.plan.dropped
         # A hash of only some tensors would look like that of the model.
-        if not self.hashes or tensors.keys() - self.digests.keys() - self.records.keys() - set(dropped):
+        if not self.hashes or tensors.keys() - self.digests.keys() - self._written() - set(dropped):
             return None
         digests = dict(self.digests)
         # The base has these tensors, and the merged model does not.
         if side == "base":
             for key in dropped:
                 digests[key] = sha256()
-                feed_hash(digests[key], tensors[key].read())
+                for rows in blocks_of(tensors[key]):
+                    feed_hash(digests[key], rows)
         copies = {
             key: Hashed(str(tensors[key].dtype), tensors[key].shape, hashed.hexdigest())
             for key, hashed in digests.items()

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from loralens.core.adapter import Adapter
 from loralens.core.messages import warn
 from loralens.errors import DivergenceError, LoraLensError, OptionError, place
-from loralens.formats.files.location import NAMES, existing_path
+from loralens.formats.files.location import NAMES
 from loralens.formats.models.base_digest import base_digest
+from loralens.formats.models.float_folder import model_path
 from loralens.formats.records.training import LOG, Training
 from loralens.formats.records.training_log import History, history
 from loralens.tables.numbers import json_number, number
@@ -199,7 +200,7 @@ class TrainingRun:
     def _base(self) -> str:
         """A digest of the weights of the base, so that other weights under the same name make another run."""
         model = self.options.model
-        return _digest_of_model(model[0]) if isinstance(model, tuple) else base_digest(existing_path(Path(model)))
+        return _digest_of_model(model[0]) if isinstance(model, tuple) else base_digest(model_path(Path(model)))
 
     def rehearse(self) -> TrainedParts:
         """The parts that would be trained; nothing is written, and the model is restored."""

@@ -9,20 +9,21 @@ from loralens.core.lazy import Array
 from loralens.core.progress import progress
 from loralens.errors import FormatError, MismatchError, place
 from loralens.formats.files.shards import check_index
-from loralens.formats.models.checkpoint import resolve_path
+from loralens.formats.models.checkpoint import open_checkpoint, resolve_path
 from loralens.formats.models.model_files import CONFIG, model_files, offsets_of
-from loralens.formats.models.model_writer import Change, copy_bytes, write_model
+from loralens.formats.models.model_writer import Change
 from loralens.formats.records.kept import restore_kept
 from loralens.formats.records.merged import BEFORE, CERTIFICATE
 from loralens.formats.records.undo import NAME, read_undo
 from loralens.linalg.device import Device
-from loralens.merging.matrix import MatrixRows
-from loralens.merging.plan import as_matrix
+from loralens.merging.low_bit.restore import restore_codes
+from loralens.merging.matrix import blocks_of
 from loralens.merging.record import feed_hash
-from loralens.merging.undo.layout import parse_undo
+from loralens.merging.undo.layout import WITH_CODES, parse_undo
 from loralens.merging.undo.restore import restore_tensor
 from loralens.verbs.inputs.merge_inputs import record_path
-from loralens.verbs.outputs.merge_run import THREADS, rehearse
+from loralens.verbs.outputs.merge_run import THREADS
+from loralens.verbs.outputs.model_copy import bytes_of_copy, rehearse, write_copy
 
 # Three remedies for three faults: a file that no merge wrote, a damaged file, and the right file for another state.
 ANOTHER = "give the undo file of the merge that wrote this model, undamaged"
@@ -60,8 +61,10 @@ class UnmergeRun:
         self.file = file = undo or record_path(root, NAME, folder=root.is_dir())
         arrays, content = read_undo(file)
         self.files = model_files(root)
-        self.tensors = self.files.tensors
+        self.tensors = self.files.stored
         self._digests: dict[str, Any] = {}
+        # Whether the weights are codes is known by the whole checkpoint: by its configuration and by the parts of each.
+        self._coded = open_checkpoint(root).coded if content.get("version") == WITH_CODES else {}
         with place(file):
             self.undo = parse_undo(arrays, content)
             # Only names are compared here; numbers are proven by their hashes while they are restored.
@@ -104,6 +107,9 @@ class UnmergeRun:
 
     def _base_keys(self) -> list[str]:
         """The keys of all tensors of the base, from the headers of its shards."""
+        # A merge changes no header of a GGUF file.
+        if self.files.gguf:
+            return list(self.tensors)
         # These are all errors that a header of wrong types, values or depth can cause.
         try:
             headers = [offsets_of(text.encode("utf-8")) for text in self.undo.headers.values()]
@@ -127,8 +133,8 @@ class UnmergeRun:
         names = list(undo.headers) if folder else [files.shards[0].name]
         headers = (text.encode("utf-8") for text in undo.headers.values())
         changes = self._changes()
-        with progress("unmerging", copy_bytes(files.tensors, changes)) as step:
-            write_model(
+        with progress("unmerging", bytes_of_copy(files, changes)) as step:
+            write_copy(
                 files,
                 output,
                 changes=changes,
@@ -171,14 +177,28 @@ class UnmergeRun:
         """The rows of one tensor of the base; those of a copied tensor are hashed."""
         with place(key):
             if key in self.undo.dropped:
-                yield self.undo.dropped[key].read()
+                yield from self._dropped(key)
             elif key in self.undo.entries:
-                yield from restore_tensor(self.undo.tensor(key), self.tensors[key], device=self.device)
+                undo = self.undo.tensor(key)
+                if undo.weight:
+                    ordered = self.files.gguf is not None
+                    yield from restore_codes(undo, self._coded.get(undo.weight), self.tensors[key], ordered=ordered)
+                else:
+                    yield from restore_tensor(undo, self.tensors[key], device=self.device)
             else:
                 tensor = self.tensors[key]
-                for rows in MatrixRows(tensor, as_matrix(tensor.shape)).blocks():
+                for rows in blocks_of(tensor):
                     self._hash_copy(key, rows)
                     yield rows
+
+    def _dropped(self, key: str) -> Iterator[Array]:
+        """The rows of a tensor that the merged model does not have."""
+        digest = sha256()
+        for rows in blocks_of(self.undo.dropped[key]):
+            feed_hash(digest, rows)
+            yield rows
+        if self.undo.whole.get(key, digest.hexdigest()) != digest.hexdigest():
+            raise MismatchError("is not the tensor of the base", fix=DAMAGED)
 
     def _hash_copy(self, key: str, rows: Array) -> None:
         feed_hash(self._digests.setdefault(key, sha256()), rows)

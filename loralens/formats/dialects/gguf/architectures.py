@@ -12,6 +12,9 @@ _GATED = ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 _ROUTED = ("mlp.gate", *(f"mlp.experts.{{e}}.{part}_proj" for part in ("gate", "up", "down")))
 _SHARED = tuple(f"mlp.shared_expert.{part}_proj" for part in ("gate", "up", "down"))
 _TIED = ("model.embed_tokens",)  # no lm_head: in these families the head is the embedding
+# All norms of those families, and the attention sinks of gpt-oss: tensors that an adapter has no pair for.
+_NORMS = ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm",
+          "self_attn.q_norm", "self_attn.k_norm", "self_attn.sinks")  # fmt: skip
 _MIXTRAL = ("block_sparse_moe.gate", *(f"block_sparse_moe.experts.{{e}}.w{i}" for i in (1, 2, 3)))
 
 
@@ -33,6 +36,10 @@ class Architecture:
         The weights of a block; ``{e}`` is the number of an expert.
     outside
         The weights outside the blocks.
+    norms, outside_norms
+        Norms and other tensors without a matrix product, in a block and outside. A family need not have all of them.
+    shift
+        What llama.cpp's files have added to the weights of norms.
     """
 
     name: str
@@ -42,6 +49,9 @@ class Architecture:
     block: str = "model.layers.{bid}."
     kinds: tuple[str, ...] = (*_ATTENTION, *_GATED)
     outside: tuple[str, ...] = ("model.embed_tokens", "lm_head")
+    norms: tuple[str, ...] = _NORMS
+    outside_norms: tuple[str, ...] = ("model.norm",)
+    shift: float = 0.0
 
 
 ARCHITECTURES = (
@@ -67,20 +77,23 @@ ARCHITECTURES = (
     Architecture("qwen2moe", ("Qwen2MoeForCausalLM",), ("qwen2_moe",),
                  kinds=(*_ATTENTION, *_ROUTED, *_SHARED, "mlp.shared_expert_gate")),
     Architecture("qwen3moe", ("Qwen3MoeForCausalLM",), ("qwen3_moe",), kinds=(*_ATTENTION, *_ROUTED)),
-    Architecture("gemma", ("GemmaForCausalLM",), ("gemma",), outside=_TIED),
-    Architecture("gemma2", ("Gemma2ForCausalLM",), ("gemma2",), outside=_TIED),
+    # Gemma multiplies by 1 + weight, and llama.cpp's converter adds the 1.
+    Architecture("gemma", ("GemmaForCausalLM",), ("gemma",), outside=_TIED, shift=1.0),
+    Architecture("gemma2", ("Gemma2ForCausalLM",), ("gemma2",), outside=_TIED, shift=1.0),
     Architecture("gemma3", ("Gemma3ForCausalLM", "Gemma3TextModel", "Gemma3ForConditionalGeneration"),
-                 ("gemma3_text", "gemma3")),
+                 ("gemma3_text", "gemma3"), shift=1.0),
     Architecture("phi3", ("Phi3ForCausalLM",), ("phi3",),
                  kinds=("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj")),
     Architecture("phimoe", ("PhimoeForCausalLM", "PhiMoEForCausalLM"), ("phimoe",), kinds=(*_ATTENTION, *_MIXTRAL)),
     Architecture("gpt-oss", ("GptOssForCausalLM",), ("gpt_oss",),
                  kinds=(*_ATTENTION, "mlp.router", *_ROUTED[1:])),
     Architecture("phi2", ("PhiForCausalLM",), ("phi",),
-                 kinds=(*_ATTENTION[:3], "self_attn.dense", "mlp.fc1", "mlp.fc2")),
+                 kinds=(*_ATTENTION[:3], "self_attn.dense", "mlp.fc1", "mlp.fc2"),
+                 outside_norms=("model.final_layernorm",)),
     Architecture("starcoder2", ("Starcoder2ForCausalLM",), ("starcoder2",),
                  kinds=(*_ATTENTION, "mlp.c_fc", "mlp.c_proj")),
-    Architecture("stablelm", ("StableLmForCausalLM",), ("stablelm",)),
+    # Norms of q and k are one for each head in Hugging Face's models, and stacked in llama.cpp's.
+    Architecture("stablelm", ("StableLmForCausalLM",), ("stablelm",), norms=_NORMS[:2]),
     Architecture("command-r", ("CohereForCausalLM",), ("cohere",), outside=_TIED),
     Architecture("cohere2", ("Cohere2ForCausalLM",), ("cohere2",), outside=_TIED),
     Architecture("olmo2", ("Olmo2ForCausalLM", "Olmo3ForCausalLM"), ("olmo2", "olmo3")),
@@ -88,13 +101,16 @@ ARCHITECTURES = (
     Architecture("seed_oss", ("SeedOssForCausalLM",), ("seed_oss",)),
     Architecture("gpt2", ("GPT2LMHeadModel",), ("gpt2",), block="transformer.h.{bid}.",
                  kinds=("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"),
-                 outside=("transformer.wte", "lm_head")),
+                 outside=("transformer.wte", "lm_head"), norms=("ln_1", "ln_2"),
+                 outside_norms=("transformer.ln_f", "transformer.wpe")),
     Architecture("bert", ("BertModel", "BertForMaskedLM", "BertForSequenceClassification", "RobertaModel",
                           "RobertaForSequenceClassification", "XLMRobertaModel"),
                  ("bert", "roberta", "xlm-roberta"), block="encoder.layer.{bid}.",
                  kinds=("attention.self.query", "attention.self.key", "attention.self.value",
                         "attention.output.dense", "intermediate.dense", "output.dense"),
-                 outside=("embeddings.word_embeddings",)),
+                 outside=("embeddings.word_embeddings",), norms=("attention.output.LayerNorm", "output.LayerNorm"),
+                 outside_norms=("embeddings.LayerNorm", "embeddings.position_embeddings",
+                                "embeddings.token_type_embeddings")),
 )  # fmt: skip
 
 

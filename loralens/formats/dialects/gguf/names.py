@@ -97,10 +97,27 @@ def module_of(tensor: str, arch: Architecture | None, expert: int | None = None)
     return pattern.format(bid=block[1] if block else "", e=expert)
 
 
+def norm_of(tensor: str, arch: Architecture) -> str | None:
+    """The Hugging Face name of a norm or another tensor without a matrix product; None if its family lists none."""
+    block = _BLOCK.match(tensor)
+    pattern = _norms(arch).get(f"blk.{{bid}}.{block[2]}" if block else tensor)
+    return None if pattern is None else pattern.format(bid=block[1] if block else "")
+
+
 @cache
 def _modules(arch: Architecture) -> Mapping[str, str]:
     """Tensor names → patterns of the only module names that an architecture lists for them."""
-    patterns = [*arch.outside, *(arch.block + kind for kind in arch.kinds)]
+    return _by_tensor(arch, [*arch.outside, *(arch.block + kind for kind in arch.kinds)])
+
+
+@cache
+def _norms(arch: Architecture) -> Mapping[str, str]:
+    """Tensor names → patterns of the names of norms."""
+    return _by_tensor(arch, [*arch.outside_norms, *(arch.block + norm for norm in arch.norms)])
+
+
+def _by_tensor(arch: Architecture, patterns: list[str]) -> Mapping[str, str]:
+    """Tensor names → the only pattern of a name that has this tensor; those that several patterns have are left out."""
     names: dict[str, list[str]] = {}
     for pattern in patterns:
         spot = place_of(pattern.format(bid=0, e=0), arch.name)

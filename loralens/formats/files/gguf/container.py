@@ -37,7 +37,7 @@ Q8_0 = 8
 BLOCK = np.dtype([("scale", np.float16), ("numbers", np.int8, 32)])  # of Q8_0
 
 
-class _Info(NamedTuple):
+class TensorInfo(NamedTuple):
     """The header's entry of a tensor; ``shape`` in NumPy's order, ``begin`` counted from the start of the numbers."""
 
     shape: tuple[int, ...]
@@ -64,7 +64,7 @@ def read_gguf(path: Path) -> Stored:
         key_values = dict(gguf_header.read_values(header, values))
         plain = {key: value.value for key, value in key_values.items()}
         check_adapter(plain)
-        infos: dict[str, _Info] = {}
+        infos: dict[str, TensorInfo] = {}
         for _ in range(tensors):
             name = header.name()
             # The second one would silently replace the first.
@@ -72,9 +72,9 @@ def read_gguf(path: Path) -> Stored:
                 raise FormatError(f"{name} appears twice", fix=BROKEN)
             with place(name):
                 infos[name] = _info(header)
-        alignment = _alignment(key_values.get("general.alignment"))
+        alignment = read_alignment(key_values.get("general.alignment"))
         start = -(-header.at // alignment) * alignment  # rounded up
-        _check_coverage(infos, start, file.size, alignment)
+        check_coverage(infos, start, file.size, alignment)
         arrays = {name: _array(file, start, info) for name, info in infos.items()}
         metadata = dict(gguf_values.to_text(key, value) for key, value in key_values.items())
         return Stored(arrays, metadata, plain=plain)
@@ -91,7 +91,14 @@ def check_adapter(plain: dict[str, Any]) -> None:
     raise FormatError(f"is a GGUF {description}, not a LoRA adapter", fix=fix)
 
 
-def _alignment(stored: Value | None) -> int:
+def read_alignment(stored: Value | None) -> int:
+    """The alignment of tensors by the value of ``general.alignment``.
+
+    Raises
+    ------
+    FormatError
+        It is not a power of two, or too large.
+    """
     if stored is None:
         return ALIGNMENT
     size = stored.value
@@ -101,7 +108,7 @@ def _alignment(stored: Value | None) -> int:
     return int(size)
 
 
-def _info(header: Header) -> _Info:
+def _info(header: Header) -> TensorInfo:
     axes = header.number("I")
     if axes > MOST_AXES:
         raise FormatError(f"claims to have {axes:,} axes", fix=BROKEN)
@@ -111,10 +118,10 @@ def _info(header: Header) -> _Info:
     if kind == Q8_0:
         if not shape or shape[-1] % 32:
             raise FormatError(f"Q8_0 {shape} is not in blocks of 32", fix=BROKEN)
-        return _Info(shape, kind, begin, prod(shape) // 32 * BLOCK.itemsize)
+        return TensorInfo(shape, kind, begin, prod(shape) // 32 * BLOCK.itemsize)
     if kind not in DTYPES:
         raise FormatError(f"is stored as {_type(kind)}", fix="convert the adapter as f32, f16, bf16 or q8_0")
-    return _Info(shape, kind, begin, prod(shape) * DTYPES[kind].itemsize)
+    return TensorInfo(shape, kind, begin, prod(shape) * DTYPES[kind].itemsize)
 
 
 def _type(kind: int) -> str:
@@ -126,7 +133,7 @@ def _type(kind: int) -> str:
         return f"unknown type {kind}"
 
 
-def _check_coverage(infos: dict[str, _Info], start: int, size: int, alignment: int) -> None:
+def check_coverage(infos: dict[str, TensorInfo], start: int, size: int, alignment: int) -> None:
     """Refuse tensors that are not stored one after the other, each at the next multiple of the alignment."""
     end, before = 0, "the header"
     for name, info in sorted(infos.items(), key=lambda item: (item[1].begin, item[1].nbytes)):
@@ -142,7 +149,7 @@ def _check_coverage(infos: dict[str, _Info], start: int, size: int, alignment: i
         raise FormatError(f"{trailing:,} bytes follow {before}", fix=BROKEN)
 
 
-def _array(file: OpenFile, start: int, info: _Info) -> LazyArray:
+def _array(file: OpenFile, start: int, info: TensorInfo) -> LazyArray:
     if info.kind != Q8_0:
         return file.array(start + info.begin, info.shape, DTYPES[info.kind])
     blocks = file.array(start + info.begin, (*info.shape[:-1], info.shape[-1] // 32), BLOCK)
@@ -201,7 +208,7 @@ def _write(stored: Stored, values: dict[str, Value], path: Path) -> None:
     architecture = values.get("general.architecture", Value("str", array=False, value="")).value
     # The writer puts the architecture first by itself, so the loop below leaves it out.
     writer = GGUFWriter(None, architecture if isinstance(architecture, str) else "")
-    writer.data_alignment = _alignment(values.get("general.alignment"))
+    writer.data_alignment = read_alignment(values.get("general.alignment"))
     for key, value in values.items():
         if key not in writer.kv_data[0]:
             kind = GGUFValueType(CODES[value.kind])

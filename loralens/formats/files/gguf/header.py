@@ -14,6 +14,7 @@ MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MOST_ITEMS = 1_000_000  # of one array: an adapter holds a few tokens (aLoRA), but never a vocabulary
 CHUNK = 1 << 16  # bytes of the header that are read at a time, because most values are only a few bytes
+MANY = 1 << 20  # bytes that are read at a time where a long list of texts is passed
 BROKEN = "the file is damaged: download or convert it again"
 
 
@@ -51,6 +52,25 @@ class Header:
         """Take the next number; ``code`` is its type in the struct module."""
         return struct.unpack(f"<{code}", self.take(struct.calcsize(f"<{code}")))[0]
 
+    def skip(self, count: int) -> None:
+        """Pass the next ``count`` bytes without reading them."""
+        if count > self.remaining:
+            raise FormatError(f"the header needs {count:,} bytes at {self.at:,}: too many", fix=BROKEN)
+        self.at += count
+
+    def skip_texts(self, count: int) -> None:
+        """Pass the next ``count`` texts. Only their lengths are read, as a vocabulary has a quarter of a million."""
+        while count:
+            held = self._file.read(self.at, min(MANY, max(self.remaining, 0)))
+            position = 0
+            while count and position + 8 <= len(held):
+                position += 8 + int.from_bytes(held[position : position + 8], "little")
+                count -= 1
+            # Fewer than 8 bytes are left, which hold no length.
+            if not position:
+                raise FormatError("a list of texts ends before its last one", fix=BROKEN)
+            self.skip(position)
+
     def text(self) -> str:
         """Take the next text: its length, then its bytes in UTF-8."""
         data = self.take(self.number("Q"))
@@ -74,14 +94,14 @@ class Header:
 def read_counts(header: Header) -> tuple[int, int]:
     """Read the numbers of tensors and key-values that the file claims."""
     if header.take(4) != MAGIC:
-        raise FormatError("does not begin as a GGUF file", fix="give a GGUF adapter")
+        raise FormatError("does not begin as a GGUF file", fix="give a GGUF file")
     version = header.number("I")
     if version not in VERSIONS:
         big = version and not version & 0xFFFF  # a small number in big-endian order has zeros in its low bytes
         raise FormatError(
             f"is GGUF {'in big-endian order' if big else f'version {version}'}, and versions 2 and 3 in little-endian "
             "order are read",
-            fix="convert the adapter again with a current llama.cpp",
+            fix="convert it again with a current llama.cpp",
         )
     tensors, values = header.number("Q"), header.number("Q")
     # Each takes at least 12 bytes: the length of its name (8) and a type (4).
@@ -90,8 +110,16 @@ def read_counts(header: Header) -> tuple[int, int]:
     return tensors, values
 
 
-def read_values(header: Header, count: int) -> Iterator[tuple[str, Value]]:
-    """Read the key-values in the order of the file."""
+def read_values(header: Header, count: int, *, longest: int | None = None) -> Iterator[tuple[str, Value]]:
+    """Read the key-values in the order of the file.
+
+    Parameters
+    ----------
+    header : Header
+    count : int
+    longest : int, optional
+        Arrays of more items than this are passed, and their value is None: the vocabulary of a model takes a second.
+    """
     keys = set()
     for _ in range(count):
         key = header.name()
@@ -99,15 +127,21 @@ def read_values(header: Header, count: int) -> Iterator[tuple[str, Value]]:
             raise FormatError(f"{key} appears twice", fix=BROKEN)
         keys.add(key)
         with place(key):
-            yield key, _value(header)
+            yield key, _value(header, longest)
 
 
-def _value(header: Header) -> Value:
+def _value(header: Header, longest: int | None) -> Value:
     kind = header.number("I")
     if kind != ARRAY:
         return Value(_name(kind), array=False, value=_item(header, kind))
     kind, count = header.number("I"), header.number("Q")
     name = _name(kind)
+    if longest is not None and count > longest:
+        if kind == TEXT:
+            header.skip_texts(count)
+        else:
+            header.skip(count * struct.calcsize(SCALARS[kind][1]))
+        return Value(name, array=True, value=None)
     if count > MOST_ITEMS:
         raise FormatError(f"an array claims {count:,} values", fix="give an adapter, not a model")
     return Value(name, array=True, value=[_item(header, kind) for _ in range(count)])
@@ -116,7 +150,7 @@ def _value(header: Header) -> Value:
 def _name(kind: int) -> str:
     if kind not in NAMES:
         what = "an array of arrays" if kind == ARRAY else f"a value of type {kind}"
-        raise FormatError(f"{what} does not occur in GGUF adapters", fix=BROKEN)
+        raise FormatError(f"{what} does not occur in GGUF files of models and adapters", fix=BROKEN)
     return NAMES[kind]
 
 

@@ -1,0 +1,67 @@
+"""What a merge into the codes of a low-bit base is expected to do to an adapter."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, final
+
+from loralens.analysis.checks.diagnosis import Diagnosis
+from loralens.tables.numbers import count, number, percent
+
+if TYPE_CHECKING:  # examinations hold a prediction
+    from loralens.analysis.checks.examination import Examination
+
+CODES = {
+    "codes-merge": "What `loralens merge --bits keep` is expected to do: the strength that arrives in the codes of the "
+    "base, its noise beside the update, and the codes that change.",
+    "codes-weak": "The update is weak beside a step of the codes of the base: its noise in the merged model is more "
+    "than 15 times the update.",
+}
+NOISY = 15.0  # noise relative to the update; at 3 to 8 adapters kept 85 % and more, and at 22 they did not
+FIX = "serve the adapter unmerged, or merge in floats (`loralens merge --dtype bf16`)"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class CodesPrediction:
+    """The expected effect of a merge into codes, over all modules together and of every module.
+
+    Attributes
+    ----------
+    layouts : str
+        The layouts of the weights.
+    gain, noise : float
+        The expected gain; the noise of a draw relative to the update.
+    changed, clipped : float
+        The share of codes that are expected to change, and the share of the energy of the update that is clipped.
+    mean_move : float
+        The mean move that the adapter asks of a code, in steps.
+    noises : mapping of str to float
+        The noise of every module.
+    """
+
+    layouts: str
+    gain: float
+    noise: float
+    changed: float
+    clipped: float
+    mean_move: float
+    noises: Mapping[str, float] = field(default_factory=dict)
+
+
+def look(exam: "Examination") -> Iterator[Diagnosis]:
+    """One diagnosis for the adapter, and one for every module that is too weak, the weakest first."""
+    expected = exam.codes
+    if expected is None:
+        return
+    yield Diagnosis(
+        "note",
+        "codes-merge",
+        f"merged into the codes of the base ({expected.layouts}) it arrives with a gain of {expected.gain:.3f}; "
+        f"{percent(expected.changed)} of the codes change by {number(expected.mean_move)} steps in the mean, "
+        f"{percent(expected.clipped)} of its energy is clipped, and the noise is {number(expected.noise)} times the "
+        f"update ({count(len(expected.noises), 'module')})",
+    )
+    for name, noise in sorted(expected.noises.items(), key=lambda item: -item[1]):
+        if noise > NOISY:
+            evidence = f"merged into the codes of the base, the noise is {noise:.0f} times the update"
+            yield Diagnosis("warning", "codes-weak", evidence, FIX, name)

@@ -1,0 +1,313 @@
+"""GGUF models as bases: their weights under Hugging Face's names, in Hugging Face's order of rows.
+
+==================  ============================================  =======================================
+in the file         here
+==================  ============================================  =======================================
+names               llama.cpp's (``blk.3.attn_q.weight``)         Hugging Face's (``model.layers.3.…``)
+rows of q and k     neighbouring rows rotate, in some families    rows half a head apart rotate
+norms of Gemma      1 + weight                                    weight
+stacks of experts   one tensor for all experts                    one matrix for each expert
+GPT-2's matrices    (out, in)                                     the same, though its checkpoints are (in, out)
+==================  ============================================  =======================================
+
+A tensor whose name is not known keeps llama.cpp's.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, final
+
+import numpy as np
+
+from loralens.core.adapter import Finding
+from loralens.core.coded_weight import CodedWeight
+from loralens.core.lazy import LazyArray
+from loralens.errors import FormatError, place
+from loralens.formats.dialects.gguf import names as gguf_names
+from loralens.formats.dialects.gguf import rows as gguf_rows
+from loralens.formats.dialects.gguf.architectures import Architecture, Heads
+from loralens.formats.dialects.gguf.reader import EMBEDDING, STACK
+from loralens.formats.files.gguf.container import DTYPES, TensorInfo
+from loralens.formats.files.gguf.model import GgufHeader, read_gguf_header, tensors_in_file
+from loralens.formats.files.gguf.types import TENSOR_TYPES
+from loralens.formats.files.location import is_gguf
+from loralens.formats.models.gguf_config import base_architecture, gguf_config, heads_of_gguf
+from loralens.formats.models.low_bit.gguf_layouts import (
+    LAYOUTS,
+    Order,
+    StoredRows,
+    can_decode,
+    coded_weight,
+    decoded,
+    float_rows,
+)
+from loralens.tables.numbers import count
+
+SUFFIX = ".gguf"
+# The parts that llama.cpp's gguf-split writes.
+_PART = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf", re.DOTALL)
+# A projector of images lies beside many models, and is a model of its own.
+_PROJECTOR = "mmproj"
+_SHOWN = 6  # most names that a message lists
+
+
+class StoredWeight(NamedTuple):
+    """Where a weight lies.
+
+    Attributes
+    ----------
+    part
+        The number of its file, from 0.
+    tensor
+        llama.cpp's name of the stored tensor.
+    expert
+        The number of the expert, where the stored tensor is a stack of them.
+    order
+        The position in the stored tensor of every row; None: in order.
+    shift
+        What the file has added to its numbers.
+    """
+
+    part: int
+    tensor: str
+    expert: int | None = None
+    order: Order | None = None
+    shift: float = 0.0
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class GgufModel:
+    """A GGUF model.
+
+    Attributes
+    ----------
+    paths : tuple of Path
+        Its files: one, or the parts in order.
+    headers : tuple of GgufHeader
+        The header of each file.
+    architecture : Architecture
+    config : mapping
+        What config.json would say.
+    weights : mapping of str to StoredWeight
+        Every weight by its key, in the order of the files.
+    tensors : mapping of str to LazyArray
+        The same keys → numbers: float32 where they are decoded, else the stored dtype.
+    coded : mapping of str to CodedWeight
+        Those that are stored as codes which can be changed.
+    notes : tuple of Finding
+    """
+
+    paths: tuple[Path, ...]
+    headers: tuple[GgufHeader, ...]
+    architecture: Architecture
+    config: Mapping[str, Any]
+    weights: Mapping[str, StoredWeight]
+    tensors: Mapping[str, LazyArray]
+    coded: Mapping[str, CodedWeight]
+    notes: tuple[Finding, ...]
+
+    def info(self, weight: StoredWeight) -> TensorInfo:
+        """The entry of the stored tensor in the header."""
+        return self.headers[weight.part].infos[weight.tensor]
+
+    def raw(self, key: str) -> LazyArray:
+        """The bytes of a weight as they are in the file, in the order of the file; of an expert those of its part."""
+        weight = self.weights[key]
+        header, info = self.headers[weight.part], self.info(weight)
+        # One expert is a part of the stored tensor; all experts have the same size.
+        nbytes = info.nbytes // (1 if weight.expert is None else info.shape[0])
+        begin = header.start + info.begin + (weight.expert or 0) * nbytes
+        return header.file.array(begin, (nbytes,), np.dtype(np.uint8))
+
+    @property
+    def has_codes(self) -> bool:
+        """Whether some weights are stored as codes, also of types that cannot be decoded."""
+        return any(info.kind not in DTYPES for header in self.headers for info in header.infos.values())
+
+
+def gguf_paths(path: Path) -> tuple[Path, ...]:
+    """The files of the GGUF model at a path: the file itself, all parts of a split one, or those in a folder.
+
+    Empty if the path is no GGUF model. Beside safetensors weights, the GGUF files of a folder are not meant.
+
+    Raises
+    ------
+    FormatError
+        A part is missing, or a folder holds several models.
+    """
+    if path.is_file():
+        match = _PART.fullmatch(path.name) if is_gguf(path) else None
+        return _parts(path.parent, match) if match else (path,) if is_gguf(path) else ()
+    if not path.is_dir() or any(path.glob("*.safetensors")) or any(path.glob("*.safetensors.index.json")):
+        return ()
+    files = sorted(p for p in path.glob(f"*{SUFFIX}") if p.is_file() and not p.name.startswith(_PROJECTOR))
+    splits = {file: match["stem"] if (match := _PART.fullmatch(file.name)) else file.name for file in files}
+    if len(set(splits.values())) > 1:
+        listed = ", ".join(file.name for file in files[:_SHOWN]) + (" …" if len(files) > _SHOWN else "")
+        raise FormatError(f"holds several GGUF models: {listed}", fix="give one of these files").at(str(path))
+    return gguf_paths(files[0]) if files else ()
+
+
+def _parts(folder: Path, match: re.Match[str]) -> tuple[Path, ...]:
+    count = int(match["count"])
+    paths = [folder / f"{match['stem']}-{number:05}-of-{count:05}{SUFFIX}" for number in range(1, count + 1)]
+    missing = next((path for path in paths if not path.is_file()), None)
+    if missing or not paths:
+        what = f"{missing.name if missing else match[0]} is missing: the model is split into {count} files"
+        raise FormatError(what, fix="download the missing part").at(str(folder))
+    return tuple(paths)
+
+
+def open_gguf(paths: tuple[Path, ...]) -> GgufModel:
+    """Open a GGUF model. Only headers are read.
+
+    Raises
+    ------
+    FormatError
+        A file is damaged, or its architecture is not known.
+    MismatchError
+        The rows of q or k cannot be divided into heads.
+    """
+    headers = tuple(read_gguf_header(path) for path in paths)
+    with place(paths[0]):
+        values = headers[0].values
+        arch = base_architecture(values)
+        _check_parts(headers)
+        infos = {name: info for header in headers for name, info in header.infos.items()}
+        heads = heads_of_gguf(values, arch)
+        weights: dict[str, StoredWeight] = {}
+        for part, header in enumerate(headers):
+            for name, info in tensors_in_file(header):
+                with place(name):
+                    for key, weight in _weights(part, name, info, arch, heads):
+                        if key in weights:
+                            what = f"has the place of {weights[key].tensor} in the model"
+                            raise FormatError(what, fix="convert the model again")
+                        weights[key] = weight
+    tensors: dict[str, LazyArray] = {}
+    coded: dict[str, CodedWeight] = {}
+    for key, weight in weights.items():
+        tensors[key], codes = _numbers(headers[weight.part], weight)
+        if codes:
+            coded[key] = codes
+    embedding = infos.get(f"{EMBEDDING}.weight")
+    config = gguf_config(
+        values,
+        arch,
+        vocabulary=embedding.shape[0] if embedding else None,
+        tied="output.weight" not in infos,
+        routed=any(name.endswith(f"{STACK}.weight") for name in infos),
+    )
+    notes = tuple(_notes(headers, weights))
+    return GgufModel(paths, headers, arch, config, weights, tensors, coded, notes)
+
+
+def _check_parts(headers: tuple[GgufHeader, ...]) -> None:
+    """Refuse parts of two models."""
+    for number, header in enumerate(headers if len(headers) > 1 else ()):
+        stated = [header.values[key].value for key in ("split.no", "split.count") if key in header.values]
+        if stated != [number, len(headers)]:
+            what = f"part {number + 1} says split.no, split.count = {stated}, and there are {len(headers)} parts"
+            raise FormatError(what, fix="download the parts of one model again")
+    names = [name for header in headers for name in header.infos]
+    if len(set(names)) != len(names):
+        raise FormatError("two of its parts hold the same tensor", fix="download the parts of one model again")
+
+
+def _weights(
+    part: int, name: str, info: TensorInfo, arch: Architecture, heads: Heads | None
+) -> Iterator[tuple[str, StoredWeight]]:
+    """The keys that a stored tensor has here: one, or one for each expert of a stack."""
+    base, _, parameter = name.rpartition(".")
+    if base.endswith(STACK) and parameter == "weight" and len(info.shape) == 3:
+        experts = [gguf_names.module_of(base, arch, e) for e in range(info.shape[0])]
+        # The family has these names for all of its experts or for none.
+        if all(experts):
+            for e, module in enumerate(experts):
+                yield f"{module}.weight", StoredWeight(part, name, e)
+            return
+    module = gguf_names.module_of(base, arch)
+    norm = None if module else gguf_names.norm_of(base, arch)
+    found = module or norm
+    if found is None or parameter not in ("weight", "bias"):
+        yield name, StoredWeight(part, name)
+        return
+    # The sinks of gpt-oss are a parameter of the attention itself.
+    key = found if found.endswith(".sinks") else f"{found}.{parameter}"
+    shift = arch.shift if norm and parameter == "weight" and len(info.shape) == 1 else 0.0
+    yield key, StoredWeight(part, name, None, _order(base, info, arch, heads), shift)
+
+
+def _order(base: str, info: TensorInfo, arch: Architecture, heads: Heads | None) -> Order | None:
+    """The position in the file of every row of a q or k projection; None where the rows are in order."""
+    if not (arch.permuted and gguf_rows.rotary(base)):
+        return None
+    if heads is None:
+        what = "its rows stand in llama.cpp's order, head by head, and the metadata has no one number of heads"
+        raise FormatError(what, fix="convert the model again with a current llama.cpp")
+    out = info.shape[0]
+    return gguf_rows.unpermute(np.arange(out), gguf_rows.heads_in(base, heads, out))
+
+
+def _numbers(header: GgufHeader, weight: StoredWeight) -> tuple[LazyArray, CodedWeight | None]:
+    """The numbers of a weight, and its codes if it has any that can be changed."""
+    info = header.infos[weight.tensor]
+    position = header.start + info.begin
+    if info.kind in DTYPES:
+        tensor = header.file.array(position, info.shape, DTYPES[info.kind])
+        if weight.expert is not None:
+            tensor = tensor.rows(weight.expert, weight.expert + 1).reshape(*info.shape[1:])
+        if weight.order is not None:
+            tensor = float_rows(tensor, weight.order)
+        if weight.shift:
+            tensor = tensor.map(partial(_without_shift, weight.shift), shape=tensor.shape, dtype=np.float32)
+        return tensor, None
+    type_ = TENSOR_TYPES[info.kind]
+    row_bytes = info.shape[-1] // type_.numbers * type_.nbytes
+    raw = header.file.array(position, (info.nbytes // row_bytes, row_bytes), np.dtype(np.uint8))
+    shape, order = info.shape, weight.order
+    if weight.expert is not None:
+        shape = info.shape[1:]
+        order = np.arange(weight.expert * shape[0], (weight.expert + 1) * shape[0])
+    rows = StoredRows(raw, order)
+    # A vector has one row of blocks, which cannot be read in parts.
+    if len(shape) == 1:
+        row = decoded(rows, info.kind, (1, *shape), name=weight.tensor)
+        return LazyArray(lambda: row(0, 1).reshape(shape), shape=shape, dtype=np.float32), None
+    read = decoded(rows, info.kind, shape, name=weight.tensor)
+    tensor = LazyArray(lambda: read(0, shape[0]), shape=shape, dtype=np.float32, rows=read)
+    matrix = len(shape) == 2
+    return tensor, coded_weight(rows, info.kind, (shape[0], shape[1]), stored=weight.tensor) if matrix else None
+
+
+def _without_shift(shift: float, numbers: Any) -> Any:
+    return numbers.astype(np.float32) - np.float32(shift)
+
+
+def _notes(headers: tuple[GgufHeader, ...], weights: Mapping[str, StoredWeight]) -> Iterator[Finding]:
+    """What the reader noticed: types, names that are not known, and tensors that cannot be decoded."""
+    infos = {name: info for header in headers for name, info in header.infos.items()}
+    types: dict[int, list[str]] = {}
+    for name, info in infos.items():
+        if info.kind not in DTYPES:
+            types.setdefault(info.kind, []).append(name)
+    if types:
+        listed = ", ".join(f"{len(names)} of {TENSOR_TYPES[kind].name}" for kind, names in types.items())
+        yield Finding("note", "gguf", f"weights are decoded to float32 when they are read: {listed}")
+    for kind, names in types.items():
+        if kind not in LAYOUTS and not can_decode(kind):
+            stored = f"{count(len(names), 'tensor')} stored as {TENSOR_TYPES[kind].name}"
+            text = f"cannot be decoded here: {stored} ({_listed(names)})"
+            yield Finding("warning", "undecodable", text, "give the model in another quantisation, such as Q4_K_M")
+    unnamed = [key for key, weight in weights.items() if key == weight.tensor]
+    if unnamed:
+        text = f"no Hugging Face name is known of {count(len(unnamed), 'tensor')}, which keep llama.cpp's"
+        yield Finding("note", "names-unknown", f"{text}: {_listed(unnamed)}")
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (" …" if len(names) > _SHOWN else "")

@@ -1,0 +1,105 @@
+"""What a base's config.json says, from the metadata of a GGUF file."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from loralens.errors import FormatError
+from loralens.formats.dialects.gguf.architectures import ARCHITECTURES, Architecture, Heads
+from loralens.formats.files.gguf.header import BROKEN
+from loralens.formats.files.gguf.values import Value
+
+ARCHITECTURE = "general.architecture"
+# Field of config.json → key of GGUF behind the name of the architecture.
+_FIELDS = {
+    "hidden_size": "embedding_length", "num_hidden_layers": "block_count", "intermediate_size": "feed_forward_length",
+    "num_attention_heads": "attention.head_count", "num_key_value_heads": "attention.head_count_kv",
+    "head_dim": "attention.key_length", "max_position_embeddings": "context_length",
+    "rms_norm_eps": "attention.layer_norm_rms_epsilon", "rope_theta": "rope.freq_base", "num_experts": "expert_count",
+    "num_experts_per_tok": "expert_used_count", "sliding_window": "attention.sliding_window",
+    "moe_intermediate_size": "expert_feed_forward_length",
+}  # fmt: skip
+# ids of tokens
+_TOKENS = {"bos_token_id": "bos_token_id", "eos_token_id": "eos_token_id", "pad_token_id": "padding_token_id"}
+
+
+def base_architecture(values: Mapping[str, Value]) -> Architecture:
+    """The architecture of a GGUF model.
+
+    Raises
+    ------
+    FormatError
+        The file is no model, or its architecture is none of those whose names are known.
+    """
+    kind = _plain(values, "general.type")
+    if kind not in (None, "model"):
+        fix = "give the GGUF file of the model itself"
+        raise FormatError(f"is a GGUF file of type {kind!a:.40}, not a model", fix=fix)
+    name = _plain(values, ARCHITECTURE)
+    found = next((each for each in ARCHITECTURES if each.name == name), None)
+    if found is None:
+        known = ", ".join(each.name for each in ARCHITECTURES)
+        what = f"its architecture is {name!a:.40}, and the names of its weights are not known here ({known} are)"
+        raise FormatError(what, fix="give the model that it was converted from, a folder with safetensors files")
+    return found
+
+
+def heads_of_gguf(values: Mapping[str, Value], arch: Architecture) -> Heads | None:
+    """The numbers of heads, if all blocks have the same; None if the file has none, or one for each block."""
+    q = _one_number(_plain(values, f"{arch.name}.attention.head_count"))
+    kv = _one_number(_plain(values, f"{arch.name}.attention.head_count_kv", q))
+    if q is None or kv is None:
+        return None
+    if not (0 < q < 1 << 20 and 0 < kv < 1 << 20):
+        raise FormatError(f"{q} heads, {kv} of keys and values are not numbers of heads", fix=BROKEN)
+    return Heads(q, kv)
+
+
+def gguf_config(
+    values: Mapping[str, Value], arch: Architecture, *, vocabulary: int | None, tied: bool, routed: bool
+) -> dict[str, Any]:
+    """The fields of config.json that the metadata has, and what the tensors say.
+
+    Parameters
+    ----------
+    values : mapping of str to Value
+    arch : Architecture
+    vocabulary : int or None
+        The rows of the embedding.
+    tied : bool
+        Whether the model has no head of its own.
+    routed : bool
+        Whether it has experts. Mixtral has the architecture of Llama.
+    """
+    # The first class and type of a family is the one that all its members can be loaded as.
+    own_class, own_type = arch.classes[0], arch.types[0]
+    if arch.name == "llama" and routed:
+        own_class, own_type = "MixtralForCausalLM", "mixtral"
+    config: dict[str, Any] = {"architectures": [own_class], "model_type": own_type}
+    found = {field: _one_number(_plain(values, f"{arch.name}.{key}")) for field, key in _FIELDS.items()}
+    found |= {field: _one_number(_plain(values, f"tokenizer.ggml.{key}")) for field, key in _TOKENS.items()}
+    config |= {field: number for field, number in found.items() if number is not None}
+    if vocabulary is not None:
+        config["vocab_size"] = vocabulary
+    config["tie_word_embeddings"] = tied
+    names = (_plain(values, f"general.base_model.0.{key}") for key in ("repo_url", "name"))
+    name = next((each for each in (*names, _plain(values, "general.name")) if isinstance(each, str) and each), None)
+    if name:
+        config["_name_or_path"] = name.removeprefix("https://huggingface.co/")
+    return config
+
+
+def _plain(values: Mapping[str, Value], key: str, default: Any = None) -> Any:
+    """The value of a key; a float32 as the shortest decimal number that means it, as config.json has it."""
+    if key not in values:
+        return default
+    value = values[key]
+    return float(str(np.float32(value.value))) if value.kind == "f32" and not value.array else value.value
+
+
+def _one_number(value: Any) -> Any:
+    """A number, or the one that all blocks have; None for anything else."""
+    if isinstance(value, list) and value and all(each == value[0] for each in value):
+        value = value[0]
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None

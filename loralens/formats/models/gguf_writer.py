@@ -1,0 +1,348 @@
+"""Writing a changed copy of a GGUF model. The copy appears complete or not at all.
+
+Where no tensor changes its type, the copy is the original byte for byte (metadata, padding, other tensors) but for the
+bytes of the changed tensors. Where some do, as in a merge in floats, the entries of the tensors are written anew behind
+the same key-values, of which only ``general.file_type`` and, if a tensor is added, the count of a split model change.
+"""
+
+import os
+import struct
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import ExitStack
+from functools import partial
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from loralens.core.lazy import Array, LazyArray, row_blocks
+from loralens.errors import FormatError, place
+from loralens.formats.dialects.gguf.names import place_of
+from loralens.formats.files.apart import Input
+from loralens.formats.files.atomic import check_space
+from loralens.formats.files.container import tensor_pieces
+from loralens.formats.files.disk import write_at
+from loralens.formats.files.gguf.container import DTYPES, TYPES
+from loralens.formats.files.gguf.model import GgufHeader, tensors_in_file
+from loralens.formats.files.gguf.types import TENSOR_TYPES
+from loralens.formats.files.gguf.values import CODES, SCALARS
+from loralens.formats.files.relative_name import path_to_write
+from loralens.formats.models.gguf_base import GgufModel, StoredWeight
+from loralens.formats.models.low_bit.gguf_layouts import Order, can_decode
+from loralens.formats.models.model_copy import CopyTarget, Fill, JobWriter, Step, Watch, WriteJob, new_copy, run_jobs
+from loralens.formats.models.model_files import ModelFiles
+
+# ggml's numbers of general.file_type (llama_ftype in llama.h): what most tensors are.
+FILE_TYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(ml_dtypes.bfloat16): 32}
+# Matrices that llama.cpp multiplies in float32 only, and its own converter never stores otherwise.
+_ALWAYS_FLOAT32 = ("ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "position_embd.weight", "token_types.weight")
+_BLOCK = 1 << 18  # numbers that are converted at a time
+_FIX = "give a base in another quantisation, such as Q4_K_M or Q8_0"
+
+
+class StoredChange(NamedTuple):
+    """The type and shape of a stored tensor of the copy."""
+
+    kind: int
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of the tensor in the file."""
+        type_ = TENSOR_TYPES[self.kind]
+        return prod(self.shape) // type_.numbers * type_.nbytes
+
+
+def float_dtypes(model: GgufModel, dtype: np.dtype[Any]) -> dict[str, np.dtype[Any]]:
+    """Key → dtype of every tensor of a copy in floats, as llama.cpp loads it.
+
+    Matrices get ``dtype``. Vectors (norms, biases) and the matrices that llama.cpp has in float32 only are float32.
+
+    Raises
+    ------
+    FormatError
+        A tensor is of a type that cannot be decoded.
+    """
+    dtypes: dict[str, np.dtype[Any]] = {}
+    for key, weight in model.weights.items():
+        info = model.info(weight)
+        if info.kind not in DTYPES and not can_decode(info.kind):
+            what = f"{weight.tensor} is stored as {TENSOR_TYPES[info.kind].name}, which cannot be decoded here"
+            raise FormatError(what, fix=_FIX)
+        stored = DTYPES.get(info.kind)
+        # Whole numbers are tables, and not weights.
+        if stored is not None and stored not in FILE_TYPES:
+            dtypes[key] = stored
+        elif len(info.shape) < 2 or weight.tensor.endswith(_ALWAYS_FLOAT32):
+            dtypes[key] = np.dtype(np.float32)
+        else:
+            dtypes[key] = dtype
+    return dtypes
+
+
+def write_gguf(
+    files: ModelFiles,
+    target: Path,
+    *,
+    changes: Collection[str],
+    fill: Fill,
+    dtype: np.dtype[Any] | None = None,
+    watch: Watch | None = None,
+    added: Mapping[str, tuple[int, int]] | None = None,
+    texts: Mapping[str, str] | None = None,
+    without: Collection[str] = (),
+    names: Mapping[str, str] | None = None,
+    write_beside: Callable[[Path], None] | None = None,
+    inputs: Collection[Input] = (),
+    overwrite: bool = False,
+    threads: int = 1,
+    step: Step | None = None,
+) -> None:
+    """Write a copy of a GGUF model in which some weights are changed.
+
+    Parameters
+    ----------
+    files : ModelFiles
+        The original (``files.gguf``), which is only read.
+    target : Path
+        A file, or a folder if the model is in a folder or in parts. It appears complete or not at all.
+    changes : collection of str
+        The keys (Hugging Face's names) of the weights that ``fill`` makes.
+    fill : callable
+        Gives the rows of a changed weight by its key, in Hugging Face's order and in blocks. Without ``dtype`` as the
+        original stores them: the uint8 rows of `CodedWeight.encode` for coded weights, and the stored dtype for others.
+        With ``dtype``: in that of `float_dtypes`. It is called in several threads, each for one weight.
+    dtype : dtype or None
+        float32, float16 or bfloat16: every weight of the copy is a number of this dtype, as `float_dtypes` says; those
+        that do not change are decoded and rounded. None: every tensor keeps its type.
+    watch : callable or None
+        Called with the key and each block of bytes (uint8) of every weight that is copied as it is, in the order of the
+        file. With ``dtype``, only weights whose type stays are.
+    added : mapping of str to (int, int), or None
+        New matrices, such as a head that was tied to the embedding, and their shapes. ``fill`` makes their rows in
+        ``dtype``, or in float32 if that is None.
+    texts, without, names, write_beside, inputs, overwrite, threads, step
+        As for `loralens.formats.models.model_writer.write_model`; the bytes of all steps are `gguf_copy_bytes`.
+
+    Raises
+    ------
+    OptionError
+        The target exists, or overlaps with an input, or holds files that would be lost.
+    FormatError
+        The disk reports an error, a tensor cannot be decoded, or the architecture has no place for an added matrix.
+    """
+    model = files.gguf
+    assert model is not None
+    dtypes = float_dtypes(model, dtype) if dtype is not None else {}
+    new = _added_tensors(model, added or {}, dtype)
+    plans = [_plan_part(model, part, dtypes, new) for part in range(len(model.paths))]
+    makers = _Makers(model, frozenset(changes), fill, dtypes)
+    copy = CopyTarget(target, texts or {}, without, names or {}, inputs, overwrite)
+    with new_copy(files, copy) as unfinished, ExitStack() as opened:
+        check_space(target, sum(plan.size for plan in plans))
+        jobs = list[WriteJob]()
+        for part, plan in enumerate(plans):
+            path = path_to_write(unfinished, files.shards[part].name) if files.root.is_dir() else unfinished
+            fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            opened.callback(os.close, fd)
+            # With the full size set first, threads can write tensors at their positions in any order.
+            os.truncate(fd, plan.size)
+            for position, data in plan.fixed:
+                write_at(fd, data, position)
+            jobs += _jobs(model, part, plan, makers, fd)
+            jobs += [
+                WriteJob(key, fd, plan.positions[tensor], plan.tensors[tensor].nbytes, partial(fill, key), copied=False)
+                for key, (tensor, _) in new.items()
+                if part == len(plans) - 1
+            ]
+        run_jobs(jobs, JobWriter(watch, step), threads)
+        if write_beside:
+            write_beside(unfinished)
+
+
+def gguf_copy_bytes(
+    model: GgufModel, *, dtype: np.dtype[Any] | None = None, added: Mapping[str, tuple[int, int]] | None = None
+) -> int:
+    """The bytes of all tensors that `write_gguf` writes, without headers."""
+    dtypes = float_dtypes(model, dtype) if dtype is not None else {}
+    new = _added_tensors(model, added or {}, dtype)
+    plans = [_plan_part(model, part, dtypes, new) for part in range(len(model.paths))]
+    return sum(tensor.nbytes for plan in plans for tensor in plan.tensors.values())
+
+
+def _added_tensors(
+    model: GgufModel, added: Mapping[str, tuple[int, int]], dtype: np.dtype[Any] | None
+) -> dict[str, tuple[str, StoredChange]]:
+    """Key → llama.cpp's name, type and shape of new matrices."""
+    tensors = {}
+    for key, shape in added.items():
+        spot = place_of(key.removesuffix(".weight"), model.architecture.name)
+        if spot is None or spot.expert is not None:
+            what = f"{key}: {model.architecture.name} has no tensor of that name in llama.cpp"
+            raise FormatError(what, fix="leave this module out (--modules)")
+        tensors[key] = f"{spot.tensor}.weight", StoredChange(TYPES[dtype or np.dtype(np.float32)], shape)
+    return tensors
+
+
+class _PartPlan(NamedTuple):
+    """What one file of the copy holds.
+
+    Attributes
+    ----------
+    size
+        Its bytes.
+    fixed
+        Bytes that are known before any tensor is: the header, and padding that is copied, each with its position.
+    tensors
+        By llama.cpp's name.
+    positions
+        Of the numbers of each tensor in the file.
+    """
+
+    size: int
+    fixed: list[tuple[int, bytes]]
+    tensors: Mapping[str, StoredChange]
+    positions: Mapping[str, int]
+
+
+def _plan_part(
+    model: GgufModel,
+    part: int,
+    dtypes: Mapping[str, np.dtype[Any]],
+    new: Mapping[str, tuple[str, StoredChange]],
+) -> _PartPlan:
+    header = model.headers[part]
+    kinds = {w.tensor: TYPES[dtypes[key]] for key, w in model.weights.items() if w.part == part and key in dtypes}
+    tensors = {name: StoredChange(kinds.get(name, info.kind), info.shape) for name, info in header.infos.items()}
+    # New tensors stand behind the last one of the last file.
+    if part == len(model.paths) - 1:
+        tensors |= dict(new.values())
+    if tensors == {name: StoredChange(info.kind, info.shape) for name, info in header.infos.items()} and not new:
+        return _same_layout(header, tensors)
+    return _new_layout(header, tensors, file_type=FILE_TYPES[_common(dtypes)] if dtypes else None, added=len(new))
+
+
+def _common(dtypes: Mapping[str, np.dtype[Any]]) -> np.dtype[Any]:
+    """The dtype of the matrices: the narrowest of all, as the others are float32 or no weights."""
+    return min((dtype for dtype in dtypes.values() if dtype in FILE_TYPES), key=lambda dtype: dtype.itemsize)
+
+
+def _same_layout(header: GgufHeader, tensors: Mapping[str, StoredChange]) -> _PartPlan:
+    """A file whose header, positions and padding are those of the original."""
+    fixed = [(0, header.file.read(0, header.start))]
+    positions, end = {}, header.start
+    for name, info in tensors_in_file(header):
+        begin = header.start + info.begin
+        # Padding is zero in the files of ggml; whatever it is, the copy has the same.
+        if begin > end:
+            fixed.append((end, header.file.read(end, begin - end)))
+        positions[name], end = begin, begin + info.nbytes
+    if header.file.size > end:
+        fixed.append((end, header.file.read(end, header.file.size - end)))
+    return _PartPlan(header.file.size, fixed, tensors, positions)
+
+
+def _new_layout(
+    header: GgufHeader, tensors: Mapping[str, StoredChange], *, file_type: int | None, added: int
+) -> _PartPlan:
+    """A file with the key-values of the original and new entries of tensors."""
+    front = bytearray(header.file.read(0, header.infos_at))
+    struct.pack_into("<Q", front, 8, len(tensors))  # behind GGUF and the version
+    if file_type is not None:
+        _patch(header, front, "general.file_type", lambda _: file_type)
+    _patch(header, front, "split.tensors.count", lambda count: count + added)
+    offsets, end, entries = {}, 0, bytearray()
+    for name, tensor in tensors.items():
+        offsets[name] = -(-end // header.alignment) * header.alignment  # rounded up
+        end = offsets[name] + tensor.nbytes
+        text = name.encode()
+        axes = tensor.shape[::-1]
+        entries += struct.pack(
+            f"<Q{len(text)}sI{len(axes)}QIQ", len(text), text, len(axes), *axes, tensor.kind, offsets[name]
+        )
+    start = -(-(len(front) + len(entries)) // header.alignment) * header.alignment
+    whole = bytes(front + entries).ljust(start, b"\0")
+    # ggml pads the last tensor too.
+    size = start + -(-end // header.alignment) * header.alignment
+    return _PartPlan(size, [(0, whole)], tensors, {name: start + offset for name, offset in offsets.items()})
+
+
+def _patch(header: GgufHeader, front: bytearray, key: str, change: Callable[[int], int]) -> None:
+    """Replace the value of a whole number among the key-values, if the file has it."""
+    value = header.values.get(key)
+    if value is None or value.array or not isinstance(value.value, int) or isinstance(value.value, bool):
+        return
+    code = f"<{SCALARS[CODES[value.kind]][1]}"
+    # The number is the end of its key-value.
+    struct.pack_into(code, front, header.spans[key][1] - struct.calcsize(code), change(value.value))
+
+
+class _Makers(NamedTuple):
+    """What makes the bytes of weights."""
+
+    model: GgufModel
+    changes: frozenset[str]
+    fill: Fill
+    dtypes: Mapping[str, np.dtype[Any]]
+
+    def blocks(self, key: str, weight: StoredWeight) -> Iterator[Array]:
+        """The rows of a changed or converted weight, in the order of the file."""
+        dtype = self.dtypes.get(key)
+        rows = self.fill(key) if key in self.changes else _rounded(self.model.tensors[key], dtype)
+        with place(key):
+            if weight.shift:
+                rows = ((block.astype(np.float32) + np.float32(weight.shift)).astype(block.dtype) for block in rows)
+            yield from rows if weight.order is None else in_file_order(rows, weight.order)
+
+
+def _rounded(tensor: LazyArray, dtype: np.dtype[Any] | None) -> Iterator[Array]:
+    assert dtype is not None
+    for _, block in row_blocks(tensor, _BLOCK):
+        # A number that is too large becomes infinite, as everywhere in a merge.
+        with np.errstate(over="ignore", invalid="ignore"):
+            yield block.astype(dtype)
+
+
+def in_file_order(blocks: Iterator[Array], order: Order) -> Iterator[Array]:
+    """Blocks of rows in another order, given as the position of every row.
+
+    Rows are held back only until all before them have come: with heads, those of a head.
+    """
+    # Row i completes all rows before it if no position so far is larger than i.
+    complete = np.flatnonzero(np.maximum.accumulate(order) == np.arange(len(order))) + 1
+    held: list[Array] = []
+    done = received = 0
+    for block in blocks:
+        held.append(block)
+        received += len(block)
+        known = np.searchsorted(complete, received, side="right")
+        whole = int(complete[known - 1]) if known else 0
+        if whole > done:
+            rows = np.concatenate(held) if len(held) > 1 else held[0]
+            count = whole - done
+            sorted_rows = np.empty_like(rows[:count])
+            sorted_rows[order[done:whole] - done] = rows[:count]
+            yield sorted_rows
+            held, done = [rows[count:]] if len(rows) > count else [], whole
+    assert done == received == len(order), (done, received, len(order))
+
+
+def _jobs(model: GgufModel, part: int, plan: _PartPlan, makers: _Makers, fd: int) -> Iterator[WriteJob]:
+    """The weights of one file: those that are made, and those whose bytes are copied."""
+    header = model.headers[part]
+    for key, weight in model.weights.items():
+        if weight.part != part:
+            continue
+        info, tensor = header.infos[weight.tensor], plan.tensors[weight.tensor]
+        # One expert is a part of the stored tensor; all experts have the same size.
+        share = 1 if weight.expert is None else info.shape[0]
+        nbytes, stored_bytes = tensor.nbytes // share, info.nbytes // share
+        offset = plan.positions[weight.tensor] + (weight.expert or 0) * nbytes
+        if key in makers.changes or tensor.kind != info.kind:
+            yield WriteJob(key, fd, offset, nbytes, partial(makers.blocks, key, weight), copied=False)
+            continue
+        begin = header.start + info.begin + (weight.expert or 0) * stored_bytes
+        raw = header.file.array(begin, (stored_bytes,), np.dtype(np.uint8))
+        yield WriteJob(key, fd, offset, nbytes, partial(tensor_pieces, raw), copied=True)

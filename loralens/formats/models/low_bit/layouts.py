@@ -1,0 +1,115 @@
+"""The table of low-bit layouts that safetensors checkpoints have, and all coded weights of a checkpoint."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+import numpy as np
+
+from loralens.core.adapter import Finding
+from loralens.core.coded_weight import CodedWeight
+from loralens.core.lazy import LazyArray
+from loralens.formats.models.low_bit import (
+    awq,
+    bitsandbytes_4bit,
+    bitsandbytes_int8,
+    compressed_tensors,
+    e2m1,
+    gptq,
+    mlx,
+)
+from loralens.formats.models.low_bit.parts import Config, Found, Tensors
+from loralens.linalg.exact import Singles
+
+# The names of transformers' Conv1D layers. Heads and embeddings of the same models are not of this type.
+CONV1D_MODULES = ("c_attn", "c_proj", "c_fc", "q_attn")
+
+# Each finds its own weights by the keys, dtypes and shapes of their parts. No two claim the same tensor.
+FINDERS: tuple[Callable[[Tensors, Config | None], Iterator[Found]], ...] = (
+    bitsandbytes_4bit.find,
+    bitsandbytes_int8.find,
+    gptq.find,
+    awq.find,
+    mlx.find,
+    compressed_tensors.find,
+    e2m1.find_packed,
+    e2m1.find_modelopt,
+    e2m1.find_stacks,
+)
+
+
+class CodedTensors(NamedTuple):
+    """The coded weights of a checkpoint.
+
+    Attributes
+    ----------
+    coded
+        Key of the float weight → the weight.
+    parts
+        The keys of all tensors that they are stored in.
+    turned
+        Key of each weight that a model of floats stores as (in, out) → its numbers, transposed.
+    """
+
+    coded: Mapping[str, CodedWeight]
+    parts: frozenset[str]
+    turned: Mapping[str, LazyArray] = MappingProxyType({})
+
+    def floats(self, stored: Tensors) -> dict[str, LazyArray]:
+        """The stored tensors, with the weights as float32 in place of what they are stored in."""
+        homes = {weight.stored: key for key, weight in self.coded.items()}
+        # In the order of the file, as a weight stands where its codes are.
+        return {
+            homes.get(key, key): self._numbers(homes[key]) if key in homes else tensor
+            for key, tensor in stored.items()
+            if key in homes or key not in self.parts
+        }
+
+    def _numbers(self, key: str) -> LazyArray:
+        return self.turned[key] if key in self.turned else self.coded[key].floats()
+
+    def notes(self) -> tuple[Finding, ...]:
+        """One note of what was decoded; none if nothing was."""
+        counts = Counter(weight.layout for weight in self.coded.values())
+        if not counts:
+            return ()
+        kinds = [f"{count} weights are {layout}" for layout, count in counts.items()]
+        return (Finding("note", "low-bit", f"{' and '.join(kinds)}, read as float32"),)
+
+
+def coded_tensors(stored: Tensors, config: Config | None, *, conv1d: bool = False) -> CodedTensors:
+    """All coded weights among stored tensors. Only their descriptions are read, which are a few bytes each.
+
+    Parameters
+    ----------
+    stored : mapping of str to LazyArray
+    config : mapping or None
+        ``config.json``.
+    conv1d : bool
+        Whether the model stores linear weights of floats as (in, out), as GPT-2 does. Quantisation turns them.
+
+    Raises
+    ------
+    FormatError
+        The parts of a weight do not fit together, or it has a form that cannot be read.
+    """
+    found = [each for find in FINDERS for each in find(stored, config)]
+    parts = frozenset(key for each in found for key in each.parts)
+    # Turned weights have no grid: an update of (in, out) would meet codes of (out, in).
+    turned = {each.key: each.weight.floats().T for each in found if conv1d and _is_conv1d(each.key)}
+    coded = {each.key: _turn(each.weight) if each.key in turned else each.weight for each in found}
+    return CodedTensors(coded, parts, turned)
+
+
+def _is_conv1d(key: str) -> bool:
+    return key.removesuffix(".weight").rpartition(".")[2] in CONV1D_MODULES
+
+
+def _turn(weight: CodedWeight) -> CodedWeight:
+    """The transposed weight, which can be read and not merged into its codes."""
+
+    def decode(start: int, stop: int) -> Singles:
+        return np.ascontiguousarray(weight.decode(0, weight.shape[0])[:, start:stop].T)
+
+    return CodedWeight(weight.layout, weight.shape[::-1], weight.bits, decode, weight.stored, by_rows=False)

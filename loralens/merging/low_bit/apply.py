@@ -1,0 +1,226 @@
+"""The merge of one coded weight, a block of rows at a time: its codes move, and its scales stay."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import final
+
+import numpy as np
+
+from loralens.choices import RoundingMode
+from loralens.core.coded_weight import CodedWeight, Codes, GridRows
+from loralens.errors import FormatError, MismatchError, OptionError
+from loralens.linalg.device import Device
+from loralens.linalg.draws import Draws
+from loralens.linalg.exact import Singles
+from loralens.linalg.factor import Floats
+from loralens.merging.dora_factors import DoraFactors, compute_dora_factors
+from loralens.merging.low_bit.clipping import return_clipped
+from loralens.merging.low_bit.stochastic import DrawnCodes, asked_moves, draw_codes, group_size, nearest_codes
+from loralens.merging.low_bit.sweep import SweepMoments, mean_move, sweep_rows
+from loralens.merging.matrix import MatrixRows, cuts
+from loralens.merging.plan import Slab, TensorPlan
+from loralens.merging.rounding import add_update
+from loralens.merging.update import BLOCK, UpdateMatrix
+
+# Below this mean move, in steps, a sweep keeps less of the adapter than the draw it starts from.
+WEAK = 0.005
+# The products of a sweep are of blocks of rows: more rows make them faster, and each row takes 50 bytes a column.
+SWEPT = 256  # rows that are swept at a time
+# One slice of the exact product, as for 16-bit weights: what it leaves out is far below the step of any grid.
+SLICES = 1
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class CodeRounding:
+    """How an update is rounded to the grid of a coded weight.
+
+    Attributes
+    ----------
+    mode : str
+        ``stochastic``, ``sweep`` or ``nearest``.
+    key : str
+        The key of the decoded weight. Every weight has random numbers of its own.
+    moments : SweepMoments or None
+        The second moments of the weight's inputs; needed by ``sweep``.
+    give_back : bool
+        Whether what is clipped is given back to the row (`loralens.merging.low_bit.clipping`): an experiment.
+    """
+
+    mode: RoundingMode = "stochastic"
+    seed: int = 0
+    key: str = ""
+    moments: SweepMoments | None = None
+    give_back: bool = False
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class CodesBlock:
+    """Some rows of a coded weight before and after the merge.
+
+    Attributes
+    ----------
+    start, stop : int
+        Range of rows.
+    slab : Slab or None
+        The slab that contains the rows; None if nothing is added to them.
+    grid : GridRows
+        The rows of the base.
+    D : float32 array or None
+        The update; with DoRA g·(W + D) − W.
+    moves : float64 array or None
+        What D asks of every code (`asked_moves`).
+    drawn : DrawnCodes
+        The merged codes.
+    """
+
+    start: int
+    stop: int
+    slab: Slab | None
+    grid: GridRows
+    D: Singles | None
+    moves: Floats | None
+    drawn: DrawnCodes
+
+    @property
+    def moved(self) -> Singles:
+        """What the merge added to the numbers of these rows, float32."""
+        return added_numbers(self.grid, self.drawn.codes)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class CodesMerge:
+    """A planned coded weight with the products of its updates; `prepare_codes` makes it.
+
+    Attributes
+    ----------
+    plan : TensorPlan
+        The plan of the decoded weight.
+    mode : str
+        The rounding that is used: a sweep of a weak update is a stochastic rounding.
+    """
+
+    plan: TensorPlan
+    weight: CodedWeight
+    rounding: CodeRounding
+    mode: RoundingMode
+    products: dict[int, UpdateMatrix]
+    slab_factors: dict[int, DoraFactors] = field(default_factory=dict)
+
+    def blocks(self) -> Iterator[CodesBlock]:
+        """Yield all rows in order, in blocks that do not cross the limits of slabs."""
+        assert self.weight.grid is not None
+        numbers = BLOCK if self.mode != "sweep" else SWEPT * self.plan.matrix[1]
+        for start, stop, slab in cuts(self.plan, numbers):
+            grid = self.weight.grid(start, stop)
+            if slab is None:
+                still = DrawnCodes(grid.codes, np.zeros(grid.codes.shape, np.bool_))
+                yield CodesBlock(start, stop, None, grid, None, None, still)
+                continue
+            D = self.update(slab, grid, start, stop)
+            moves = asked_moves(grid, D)
+            yield CodesBlock(start, stop, slab, grid, D, moves, self._round(grid, D, moves, start))
+
+    def update(self, slab: Slab, grid: GridRows, start: int, stop: int) -> Singles:
+        """What the adapter adds to some rows of the decoded weight."""
+        first, last = start - slab.start, stop - slab.start
+        D = self.products[slab.start].rows(first, last)
+        of_slab = self.slab_factors.get(slab.start)
+        if of_slab is None:
+            return D
+        W = grid.values(grid.codes)
+        return np.asarray(add_update(W, D, dora_factors=of_slab.of(first, last)) - W, dtype=np.float32)
+
+    def _round(self, grid: GridRows, D: Singles, moves: Floats, start: int) -> DrawnCodes:
+        if self.mode == "nearest":
+            return nearest_codes(grid, moves)
+        asked = return_clipped(grid, moves, D) if self.rounding.give_back else moves.copy()
+        draws = Draws.named(self.rounding.seed, self.rounding.key)
+        drawn = draw_codes(grid, asked, draws, start * D.shape[1])
+        if self.mode != "sweep":
+            return drawn
+        assert self.rounding.moments is not None
+        return DrawnCodes(sweep_rows(grid, drawn.codes, D, self.rounding.moments), drawn.clipped)
+
+
+def prepare_codes(
+    plan: TensorPlan, weight: CodedWeight, rounding: CodeRounding, *, device: Device | None = None
+) -> CodesMerge:
+    """Prepare the merge of a planned weight into its codes.
+
+    Parameters
+    ----------
+    plan : TensorPlan
+        The plan of the decoded weight.
+    weight : CodedWeight
+    rounding : CodeRounding
+    device : Device or None
+        The device that multiplies the factors of the update.
+
+    Raises
+    ------
+    MismatchError, FormatError
+        The codes of this layout cannot be moved, or the adapter replaces numbers of the weight.
+    """
+    check_movable(plan, weight)
+    products = {slab.start: slab.update(SLICES, device) for slab in plan.slabs}
+    rows = MatrixRows(weight.floats(), plan.matrix)
+    slab_factors = {
+        slab.start: compute_dora_factors(slab.magnitude, products[slab.start], rows, None, slab.start)
+        for slab in plan.slabs
+        if slab.magnitude
+    }
+    if rounding.mode == "sweep" and rounding.moments is None:
+        raise OptionError(f"{plan.key}: there are no moments of its inputs", fix="measure them: calibrate --inputs")
+    merge = CodesMerge(plan, weight, rounding, rounding.mode, products, slab_factors)
+    if rounding.mode == "sweep" and _mean_asked_move(merge) < WEAK:
+        return CodesMerge(plan, weight, rounding, "stochastic", products, slab_factors)
+    return merge
+
+
+def check_movable(plan: TensorPlan, weight: CodedWeight) -> None:
+    """Refuse a weight whose codes cannot be moved, or of which the adapter replaces numbers.
+
+    Raises
+    ------
+    FormatError
+        The layout can be read and not yet merged.
+    MismatchError
+        The adapter replaces the weight, or rows of it, by numbers that no codes stand for.
+    """
+    if weight.grid is None or weight.encode is None or len(weight.shape) != 2:
+        raise FormatError(
+            f"{plan.key}: {weight.layout} can be read, and its codes cannot be merged into yet",
+            fix="write the merged model in floats: --dtype bf16",
+        )
+    if plan.replacement is not None or plan.tokens:
+        raise MismatchError(
+            f"{plan.key}: the adapter replaces numbers of it, which codes with the scales of the base cannot hold",
+            fix="write the merged model in floats: --dtype bf16; or leave the module out with --modules",
+        )
+
+
+def added_numbers(grid: GridRows, codes: Codes) -> Singles:
+    """What other codes of the same rows add to the numbers, float32; without the offsets, which cancel."""
+    if grid.levels is None:
+        change = (codes - grid.codes).astype(np.float32)
+    else:
+        change = grid.levels[codes - grid.lowest] - grid.levels[grid.codes - grid.lowest]
+    size = group_size(grid)
+    if size is None:
+        return np.asarray(change * grid.step[:, grid.group_of_column])
+    return np.asarray(change.reshape(len(change), -1, size) * grid.step[:, :, None]).reshape(change.shape)
+
+
+def _mean_asked_move(merge: CodesMerge) -> float:
+    """The mean move that the adapter asks of a code, in steps, over rows spread evenly over the weight."""
+    assert merge.weight.grid is not None
+    parts = []
+    for slab in merge.plan.slabs:
+        # Some rows tell it, since the scales of rows differ little.
+        for row in np.unique(np.linspace(slab.start, slab.stop - 1, 64).astype(int)).tolist():
+            grid = merge.weight.grid(row, row + 1)
+            parts.append(mean_move(asked_moves(grid, merge.update(slab, grid, row, row + 1))))
+    return sum(parts) / max(len(parts), 1)

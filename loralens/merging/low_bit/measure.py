@@ -1,0 +1,153 @@
+"""How much of an update arrives in the codes of a low-bit weight, measured, and predicted without a draw."""
+
+from dataclasses import dataclass, field
+from math import sqrt
+from typing import final
+
+import numpy as np
+
+from loralens.core.coded_weight import GridRows
+from loralens.linalg.exact import Singles
+from loralens.linalg.factor import Floats
+from loralens.merging.fidelity import CodeFidelity, Fidelity, LossSums, dot
+from loralens.merging.low_bit.apply import CodesBlock, CodesMerge
+from loralens.merging.low_bit.clipping import clipped_share
+from loralens.merging.low_bit.stochastic import asked_moves
+from loralens.merging.plan import Slab
+
+# With so many entries a prediction is within 1 %; a sample of whole rows is as good as one of single entries.
+SAMPLE = 1 << 19  # entries of a module from which the prediction is made
+
+
+@final
+@dataclass(slots=True)
+class DrawPrediction:
+    """Sums over entries: what stochastic rounding on a grid is expected to do with an update.
+
+    A draw moves by whole steps, so an entry that asks for y steps has the variance f(1 − f) of a step, with f the
+    fractional part of y. In numbers of the weight this is d|δ| − δ² where |y| is below 1. What lies beyond the grid is
+    lost, and everything else arrives in the mean.
+
+    Attributes
+    ----------
+    energy, variance, lost, lost_energy : float
+        Σ δ²; the sum of the variances; Σ l·δ and Σ l² of the clipped parts l.
+    moving, clipped, steps : float
+        The expected numbers of codes that change and that are clipped, and Σ |y|.
+    """
+
+    entries: int = 0
+    energy: float = 0.0
+    variance: float = 0.0
+    lost: float = 0.0
+    lost_energy: float = 0.0
+    moving: float = 0.0
+    clipped: float = 0.0
+    steps: float = 0.0
+
+    def take(self, grid: GridRows, D: Singles, moves: Floats | None = None) -> None:
+        """Add some rows; ``moves`` are their `asked_moves`, if these are known."""
+        moves = asked_moves(grid, D) if moves is None else moves
+        clipped, size = clipped_share(grid, moves), np.abs(moves)
+        wide, inside = D.astype(np.float64), clipped == 0
+        # The number that one step stands for; a code whose step is 0 asks for no move, and what it should get is lost.
+        step = np.divide(wide, moves, out=np.zeros_like(wide), where=moves != 0)
+        fraction = moves - np.floor(moves)
+        lost = np.where(moves == 0, wide, wide * clipped)
+        chance = np.minimum(size, 1.0)
+        self.entries += D.size
+        self.energy += dot(wide, wide)
+        self.variance += float((step * step * fraction * (1 - fraction))[inside].sum())
+        self.lost += dot(lost, wide)
+        self.lost_energy += dot(lost, lost)
+        self.moving += float(chance[inside].sum())
+        self.clipped += float(chance[~inside].sum())
+        self.steps += float(size.sum())
+
+    @property
+    def gain(self) -> float:
+        """The expected gain: what is not clipped."""
+        return 1 - self.lost / self.energy if self.energy else 1.0
+
+    @property
+    def noise(self) -> float:
+        """√(Σ variances)/‖δ‖."""
+        return sqrt(self.variance / self.energy) if self.energy else 0.0
+
+    @property
+    def error(self) -> float:
+        """The expected error relative to the update, with what is clipped."""
+        return sqrt((self.variance + self.lost_energy) / self.energy) if self.energy else 0.0
+
+    def share(self, count: float) -> float:
+        """An expected number of entries as a share of all."""
+        return count / max(self.entries, 1)
+
+
+@final
+@dataclass(slots=True)
+class CodesSums:
+    """Sums over the blocks of one slab."""
+
+    slab: Slab
+    merge: CodesMerge
+    losses: LossSums = field(init=False)
+    prediction: DrawPrediction = field(default_factory=DrawPrediction)
+    seen: int = 0
+    changed: int = 0
+    clipped: int = 0
+
+    def __post_init__(self) -> None:
+        self.losses = LossSums(self.slab)
+
+    def take(self, block: CodesBlock) -> None:
+        """Add the next rows."""
+        assert block.D is not None
+        assert block.moves is not None
+        lost = block.moved - block.D
+        self.losses.take(block.start, (dot(block.D, block.D), dot(lost, block.D), dot(lost, lost)), lost)
+        self.seen += lost.size
+        self.changed += int(np.count_nonzero(block.drawn.codes != block.grid.codes))
+        self.clipped += int(np.count_nonzero(block.drawn.clipped))
+        size = (self.slab.stop - self.slab.start) * self.merge.plan.matrix[1]
+        # Every k-th row of the block, from its first one on.
+        every = slice(None, None, max(1, size // SAMPLE))
+        self.prediction.take(rows_of(block.grid, every), block.D[every], block.moves[every])
+
+    def fidelity(self) -> Fidelity:
+        """The fidelity of all rows together."""
+        sums, expected = self.losses, self.prediction
+        still, drawn = 1 - self.changed / max(self.seen, 1), self.merge.mode == "stochastic"
+        # A sweep moves codes against each other, and rounding to the nearest moves almost none: neither is predicted.
+        directions, surviving = sums.directions(self.seen)
+        return Fidelity(
+            self.slab.module,
+            sums.gain,
+            sums.error,
+            sums.subspace_error,
+            still,
+            expected.gain if drawn else None,
+            expected.error if drawn else None,
+            1 - expected.share(expected.moving) if drawn else None,
+            directions,
+            surviving,
+            sums.norm,
+            self.seen,
+            0,
+            CodeFidelity(
+                self.merge.mode,
+                1 - still,
+                self.clipped / max(self.seen, 1),
+                expected.share(expected.steps),
+                expected.share(expected.moving),
+                1 - expected.gain,
+                expected.noise,
+            ),
+        )
+
+
+def rows_of(grid: GridRows, rows: slice) -> GridRows:
+    """Some of the rows of a block."""
+    offset = None if grid.offset is None else grid.offset[rows]
+    same = grid.group_of_column, grid.lowest, grid.highest, grid.levels
+    return GridRows(grid.codes[rows], grid.step[rows], offset, *same)

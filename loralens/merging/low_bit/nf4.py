@@ -1,0 +1,150 @@
+"""A merge in floats that is quantised to NF4 once, as bitsandbytes stores it: codes, scales, levels and a description.
+
+W + ΔW is not rounded to another dtype before it is quantised. The numbers of a base in 16 bits lie off the grid, so an
+update moves some of them over a boundary, and in the mean all of it arrives.
+"""
+
+import json
+from collections.abc import Iterator
+from hashlib import sha256
+from typing import Any, Literal, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loralens.core.lazy import Array
+from loralens.linalg.exact import Singles
+from loralens.linalg.nf4 import BLOCK, LEVELS, dequantise_nf4, quantise_nf4
+from loralens.merging.apply import MergedBlock, TensorMerge
+from loralens.merging.fidelity import Fidelity, LossSums, dot
+from loralens.merging.plan import TensorPlan
+from loralens.merging.record import StoredCodes, TensorRecord, feed_hash
+
+Part = Literal["", ".absmax", ".quant_map", ".quant_state.bitsandbytes__nf4"]
+PARTS: tuple[Part, ...] = ("", ".absmax", ".quant_map", ".quant_state.bitsandbytes__nf4")
+
+
+def part_shape(part: Part, plan: TensorPlan) -> tuple[np.dtype[Any], tuple[int, ...]]:
+    """The dtype and shape of a part of a weight as it is stored; the part is the end of its key."""
+    size = plan.matrix[0] * plan.matrix[1]
+    if part == "":
+        return np.dtype(np.uint8), (-(-size // 2), 1)
+    if part == ".absmax":
+        return np.dtype(np.float32), (-(-size // BLOCK),)
+    if part == ".quant_map":
+        return np.dtype(np.float32), (len(LEVELS),)
+    return np.dtype(np.uint8), (len(_state(plan)),)
+
+
+def _state(plan: TensorPlan) -> Array:
+    """The description of a weight, as bitsandbytes packs it."""
+    # The dtype in which the weight is computed with, and so the one that it had.
+    state = {"quant_type": "nf4", "blocksize": BLOCK, "dtype": str(plan.dtype), "shape": list(plan.shape)}
+    return np.frombuffer(json.dumps(state).encode("utf-8"), np.uint8)
+
+
+@final
+class Nf4Recorder:
+    """Makes one part of a quantised weight, and records the merge with the codes.
+
+    Parameters
+    ----------
+    merge : TensorMerge
+        In float32.
+    part : str
+    hashes, fidelity : bool
+        What to record.
+    """
+
+    def __init__(self, merge: TensorMerge, part: Part, *, hashes: bool, fidelity: bool) -> None:
+        self._merge, self._part = merge, part
+        codes = part == ""
+        # What arrives is measured by whole rows.
+        self._fidelity = fidelity and codes and merge.plan.matrix[1] % BLOCK == 0
+        self._before = sha256() if hashes and codes and merge.plan.base is not None else None
+        self._after = sha256() if hashes else None
+        self._sums: dict[int, _Sums] = {}
+
+    def blocks(self) -> Iterator[Array]:
+        """Yield the part in order. When all has been taken, `record` is complete."""
+        for numbers in self._made():
+            feed_hash(self._after, numbers)
+            yield numbers
+
+    def _made(self) -> Iterator[Array]:
+        if self._part == ".quant_map":
+            yield LEVELS
+        elif self._part == ".quant_state.bitsandbytes__nf4":
+            yield _state(self._merge.plan)
+        else:
+            yield from self._quantised()
+
+    def _quantised(self) -> Iterator[Array]:
+        kept = np.empty(0, np.float32)
+        total, done = self._merge.plan.matrix[0] * self._merge.plan.matrix[1], 0
+        for block in self._merge.blocks():
+            feed_hash(self._before, block.stored)
+            numbers = block.merged.astype(np.float32, copy=False).reshape(-1)
+            done += numbers.size
+            # A block of 64 may go on in the next rows.
+            kept = np.concatenate([kept, numbers]) if kept.size else numbers
+            whole = kept.size if done == total else kept.size // BLOCK * BLOCK
+            codes, absmax = quantise_nf4(kept[:whole])
+            if self._fidelity and block.slab:
+                self._measure(block, dequantise_nf4(codes, absmax).reshape(block.merged.shape))
+            kept = kept[whole:].copy()
+            yield absmax if self._part else _packed(codes)
+
+    def _measure(self, block: MergedBlock, quantised: Singles) -> None:
+        slab = block.slab
+        assert slab is not None
+        self._sums.setdefault(slab.start, _Sums(LossSums(slab), slab.module)).take(block, quantised)
+
+    def record(self) -> TensorRecord:
+        """The record of all blocks; that of a part beside the codes has only a hash."""
+        plan = self._merge.plan
+        dtype, shape = part_shape(self._part, plan)
+        return TensorRecord(
+            plan,
+            dtype,
+            tuple(sums.fidelity() for _, sums in sorted(self._sums.items())),
+            self._before.hexdigest() if self._before else "",
+            self._after.hexdigest() if self._after else "",
+            None,
+            0,
+            "nothing",
+            {},
+            StoredCodes(plan.key + self._part, "bitsandbytes NF4", dtype, shape),
+        )
+
+
+class _Sums:
+    """Sums over the blocks of a slab."""
+
+    def __init__(self, losses: LossSums, module: str) -> None:
+        self._losses, self._module = losses, module
+        self._seen = 0
+
+    def take(self, block: MergedBlock, quantised: Singles) -> None:
+        W = block.W.astype(np.float32)
+        # With DoRA this is g·(W + D) − W.
+        D = block.merged.astype(np.float32) - W
+        lost = quantised - W - D
+        self._seen += lost.size
+        self._losses.take(block.start, (dot(D, D), dot(lost, D), dot(lost, lost)), lost)
+
+    def fidelity(self) -> Fidelity:
+        sums = self._losses
+        measured = sums.gain, sums.error, sums.subspace_error
+        # Every number moves to a level, whether the adapter moves it or not.
+        return Fidelity(
+            self._module, *measured, 0.0, None, None, None, *sums.directions(self._seen), sums.norm, self._seen, 0
+        )
+
+
+def _packed(codes: NDArray[np.uint8]) -> Array:
+    """Two codes in a byte, the first in the high nibble, shape (bytes, 1)."""
+    if codes.size % 2:
+        # The byte that is left over holds the code of 0, as bitsandbytes pads the numbers.
+        codes = np.append(codes, np.uint8(7))
+    return ((codes[::2] << 4) | codes[1::2])[:, None]

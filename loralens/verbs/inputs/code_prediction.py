@@ -1,0 +1,91 @@
+"""The prediction of a merge into the codes of a low-bit base, from some rows of every weight."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import sqrt
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from loralens.analysis.checks.low_bit import CodesPrediction
+from loralens.analysis.checks.merge_effect import Base
+from loralens.core.adapter import Adapter
+from loralens.core.selection import select
+from loralens.errors import LoraLensError
+from loralens.formats.models.checkpoint import model_config
+from loralens.merging.low_bit.apply import CodeRounding, CodesMerge, prepare_codes
+from loralens.merging.low_bit.measure import DrawPrediction
+from loralens.merging.make_plan import plan_merge
+from loralens.merging.plan import Slab
+
+SAMPLE = 1 << 18  # entries of a module from which the prediction is made, as of the other predictions of the doctor
+
+
+class _Share(NamedTuple):
+    """The prediction of one module from a sample, and the number of its entries for each one in the sample."""
+
+    prediction: DrawPrediction
+    weight: float
+
+
+def predict_codes(adapter: Adapter, base: Base, *, modules: Sequence[str] = ()) -> CodesPrediction | None:
+    """What a merge that keeps codes would do; None for a base of floats, or an adapter that does not fit it."""
+    if not base.coded:
+        return None
+    try:
+        if modules:
+            names = set(select(adapter, modules))
+            kept = {name: adapter[name] for name in names}
+            extra = {key: tensor for key, tensor in adapter.extra.items() if tensor.module in names}
+            adapter = replace(adapter, modules=kept, extra=extra)
+        plan = plan_merge(
+            [(adapter, 1.0)],
+            base.tensors,
+            config=model_config(Path(base.name)) or {},
+            conv1d=base.conv1d,
+            allow_missing=True,
+        )
+        shares: dict[str, _Share] = {}
+        layouts = []
+        for key, tensor in plan.tensors.items():
+            weight = base.coded.get(key)
+            if weight is None:
+                continue
+            merge = prepare_codes(tensor, weight, CodeRounding(key=key))
+            layouts.append(weight.layout)
+            shares |= {slab.module: _predict(merge, slab) for slab in tensor.slabs}
+    except LoraLensError:
+        # Whatever is wrong is reported by the checks of names, shapes and numbers.
+        return None
+    return _summary(shares, layouts) if shares else None
+
+
+def _predict(merge: CodesMerge, slab: Slab) -> _Share:
+    """The prediction of one slab, from rows spread evenly over it."""
+    grid_of = merge.weight.grid
+    assert grid_of is not None
+    columns, rows = merge.plan.matrix[1], slab.stop - slab.start
+    picked = np.unique(np.linspace(slab.start, slab.stop - 1, max(1, SAMPLE // columns)).astype(int)).tolist()
+    prediction = DrawPrediction()
+    for row in picked:
+        grid = grid_of(row, row + 1)
+        D = merge.update(slab, grid, row, row + 1)
+        prediction.take(grid, D)
+    return _Share(prediction, rows / len(picked))
+
+
+def _summary(shares: dict[str, _Share], layouts: Sequence[str]) -> CodesPrediction:
+    def total(name: str) -> float:
+        return float(sum(getattr(share.prediction, name) * share.weight for share in shares.values()))
+
+    energy, entries = total("energy"), max(total("entries"), 1)
+    return CodesPrediction(
+        " and ".join(dict.fromkeys(layouts)),
+        1 - total("lost") / energy if energy else 1.0,
+        sqrt(total("variance") / energy) if energy else 0.0,
+        total("moving") / entries,
+        total("lost") / energy if energy else 0.0,
+        total("steps") / entries,
+        {name: share.prediction.noise for name, share in shares.items()},
+    )

@@ -1,0 +1,169 @@
+"""Bases of a few bits as inputs of a merge: which output fits them, and where a QLoRA adapter belongs."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from loralens.choices import MergeBits
+from loralens.core.adapter import Adapter
+from loralens.core.coded_weight import CodedWeight
+from loralens.core.lazy import LazyArray
+from loralens.core.messages import note, warn
+from loralens.core.names import block, some
+from loralens.errors import MismatchError, OptionError
+from loralens.formats.models.checkpoint import CONV1D, Checkpoint
+from loralens.formats.models.model_files import ModelFiles
+from loralens.merging.low_bit.apply import check_movable
+from loralens.merging.low_bit.dequantised import decoded_block
+from loralens.merging.low_bit.nf4 import PARTS, Part
+from loralens.merging.plan import MergePlan, TensorPlan, as_matrix
+
+# Endings of names of models of a few bits, as their makers write them.
+_FEW_BITS = re.compile(r"[-_. ](bnb|gguf|gptq|awq|exl2|mlx|fp4|nf4|int4|int8|[2-8]bit|w[48]a\d+|i?q\d\w*)(?![a-z0-9])")
+# As transformers writes it for BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4").
+NF4_CONFIG = {
+    "_load_in_4bit": True,
+    "_load_in_8bit": False,
+    "bnb_4bit_compute_dtype": "float32",
+    "bnb_4bit_quant_storage": "uint8",
+    "bnb_4bit_quant_type": "nf4",
+    "bnb_4bit_use_double_quant": False,
+    "llm_int8_enable_fp32_cpu_offload": False,
+    "llm_int8_has_fp16_weight": False,
+    "llm_int8_skip_modules": None,
+    "llm_int8_threshold": 6.0,
+    "load_in_4bit": True,
+    "load_in_8bit": False,
+    "quant_method": "bitsandbytes",
+}
+LOOKED_AT = 4  # weights that are looked at: all weights of a model are stored alike
+
+
+def check_bits(
+    base: str,
+    checkpoint: Checkpoint,
+    adapters: Sequence[Adapter],
+    *,
+    bits: MergeBits | None,
+    dtype: str | None,
+) -> None:
+    """Refuse an output that does not fit the base, and say where an adapter of a low-bit base is merged.
+
+    Raises
+    ------
+    OptionError
+        A low-bit base with neither ``bits`` nor ``dtype``, or with codes other than its own; codes to be kept of a base
+        of floats; or codes made anew of a base that is a decoded low-bit model, which would lose the adapter.
+    """
+    if checkpoint.coded:
+        kinds = Counter(weight.layout for weight in checkpoint.coded.values())
+        layouts = " and ".join(kinds)
+        if bits is None and dtype is None:
+            raise OptionError(
+                f"{base}: its weights are quantised ({layouts}): they are codes of a few bits",
+                fix="give --bits keep, which moves the codes, or --dtype bf16, which writes floats",
+            )
+        if bits not in (None, "keep"):
+            raise OptionError(
+                f"{base}: its weights are codes ({layouts}), and quantising their floats again loses the adapter",
+                fix="give --bits keep, or merge into the original 16-bit model",
+            )
+        return
+    if bits == "keep":
+        raise OptionError(f"{base}: its weights are floats, so there are no codes to keep", fix="leave out --bits")
+    quantised = [adapter.base_model for adapter in adapters if names_few_bits(adapter.base_model)]
+    size = decoded_block_of(checkpoint.tensors) if quantised or bits else None
+    if size and bits:
+        raise OptionError(
+            f"{base}: its floats are a decoded 4-bit model (blocks of {size}), and quantising it again loses the "
+            "adapter: almost every sum is rounded to the code that it came from",
+            fix="merge into the original 16-bit model, or keep codes: give the 4-bit model and --bits keep",
+        )
+    if quantised and size:
+        note(f"trained on {quantised[0]}, and {base} is its decoded copy: the merged model is what was trained")
+        warn("quantising the merged model again would lose the adapter", "keep it in floats, or use --bits keep")
+    elif quantised:
+        note(f"trained on {quantised[0]} and merged into the original weights, which keeps it as a rule")
+
+
+def check_codes(plan: MergePlan, coded: Mapping[str, CodedWeight]) -> None:
+    """Refuse a plan that cannot be merged into codes.
+
+    Raises
+    ------
+    MismatchError, FormatError
+        The message names the tensor.
+    """
+    if not coded:
+        raise MismatchError(
+            f"the adapter changes no weight that is stored as codes ({some(list(plan.tensors), 3)})",
+            fix="write the merged model in floats: --dtype bf16",
+        )
+    for key, tensor in plan.tensors.items():
+        if key in coded:
+            check_movable(tensor, coded[key])
+        elif tensor.base is None:
+            raise MismatchError(
+                f"{key}: the merged model needs it as a tensor of its own, and the base does not store it",
+                fix="write the merged model in floats: --dtype bf16; or keep the tie with --no-untie",
+            )
+
+
+def quantised_plan(
+    plan: MergePlan, files: ModelFiles, config: Mapping[str, Any], bits: MergeBits
+) -> tuple[MergePlan, frozenset[str]]:
+    """The plan of a merge in floats that is quantised once, and the weights that become codes.
+
+    These are the matrices of the blocks, as for transformers, which leaves embeddings and the head in floats.
+
+    Raises
+    ------
+    OptionError
+        These codes cannot be written for this base.
+    """
+    if bits != "nf4" or files.gguf:
+        raise OptionError(
+            f"--bits {bits} is not written for this base yet",
+            fix="give --dtype, and quantise the merged model with llama-quantize or bitsandbytes",
+        )
+    if config.get("model_type") in CONV1D:
+        raise OptionError("its weights are stored as (in, out), which bitsandbytes turns", fix="give --dtype instead")
+    tensors = files.tensors
+    new = frozenset(
+        key for key, t in tensors.items() if key.endswith(".weight") and t.ndim == 2 and block(key) is not None
+    )
+    if not new:
+        raise OptionError("it has no matrices in blocks that could become codes", fix="leave out --bits")
+    added = {
+        key: TensorPlan(key, tensors[key], as_matrix(tensors[key].shape)) for key in new if key not in plan.tensors
+    }
+    fields = {**plan.config, "quantization_config": {**NF4_CONFIG, "bnb_4bit_compute_dtype": _compute_dtype(config)}}
+    text = f"{len(new)} matrices become NF4 codes; embeddings, the head and vectors stay floats"
+    ordered = {key: plan.tensors.get(key) or added[key] for key in tensors if key in plan.tensors or key in added}
+    rest = {key: tensor for key, tensor in plan.tensors.items() if key not in ordered}
+    return replace(plan, tensors={**ordered, **rest}, config=fields, notes=(*plan.notes, text)), new
+
+
+def _compute_dtype(config: Mapping[str, Any]) -> str:
+    dtype = config.get("torch_dtype") or config.get("dtype")
+    return dtype if isinstance(dtype, str) else "float32"
+
+
+def part_of(written: str, key: str) -> Part:
+    """Which part of a quantised weight a stored tensor is."""
+    return next(part for part in PARTS if written == key + part)
+
+
+def names_few_bits(name: str | None) -> bool:
+    """Whether the name of a model says that its weights are codes of a few bits."""
+    return bool(name and _FEW_BITS.search(name.lower()))
+
+
+def decoded_block_of(tensors: Mapping[str, LazyArray]) -> int | None:
+    """The block of `decoded_block`, if the first matrices of a base are decoded 4-bit weights."""
+    # Embeddings and heads stay floats in most low-bit models.
+    matrices = [t for key, t in tensors.items() if key.endswith(".weight") and t.ndim == 2 and block(key) is not None]
+    blocks = {decoded_block(tensor) for tensor in matrices[:LOOKED_AT]}
+    return blocks.pop() if len(blocks) == 1 else None

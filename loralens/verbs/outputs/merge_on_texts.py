@@ -1,0 +1,190 @@
+"""What a merge does to the predictions of a language model on real texts, in and out of the domain of the adapter.
+
+The model runs three times on every batch: with the weights of the base, with W + ΔW in float32, which is the unmerged
+adapter, and with the numbers that the merge writes.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+import numpy as np
+
+from loralens.choices import RoundingMode
+from loralens.core.attached import call, frozen_evaluation
+from loralens.core.lazy import Array
+from loralens.core.messages import note
+from loralens.core.names import some
+from loralens.core.progress import progress
+from loralens.errors import MismatchError, OptionError, place
+from loralens.formats.models.float_folder import float_folder
+from loralens.linalg.device import Device
+from loralens.merging.apply import prepare_merge
+from loralens.merging.low_bit.apply import CodeRounding, prepare_codes
+from loralens.merging.plan import TensorPlan
+from loralens.merging.rounding import MergeRounding
+from loralens.verbs.inputs.input_moments import SweepInputs
+from loralens.verbs.inputs.loaded import Loaded
+from loralens.verbs.inputs.merge_inputs import MergeInputs
+from loralens.verbs.inputs.models import load_model, restore_settings
+from loralens.verbs.inputs.texts import InputText, TextSource, read_texts
+from loralens.verbs.outputs.calibrate_inputs import general_texts
+
+if TYPE_CHECKING:  # torch is imported where a model is loaded
+    from torch import Tensor
+
+MOST = 16  # texts of each kind: a minute or two for a model of 135 million weights on one core
+LENGTH = 96  # tokens after which a text is cut
+BATCH = 2  # texts at a time: the predictions of all tokens for every word are in memory three times
+
+
+@final
+@dataclass(slots=True)
+class _Sums:
+    """Sums over the predicted tokens of one kind of texts."""
+
+    tokens: int = 0
+    losses: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("base", "unmerged", "merged"), 0.0))
+    divergence: float = 0.0
+    of_base: float = 0.0
+
+    def record(self) -> dict[str, float | int]:
+        """Means over the tokens: losses and Kullback-Leibler divergences, in nats."""
+        count = max(self.tokens, 1)
+        return {
+            "tokens": self.tokens,
+            **{f"loss_{name}": total / count for name, total in self.losses.items()},
+            "kl_unmerged_merged": self.divergence / count,
+            "kl_unmerged_base": self.of_base / count,
+        }
+
+
+def measure_on_texts(
+    inputs: MergeInputs,
+    data: TextSource,
+    *,
+    rounding: RoundingMode,
+    seed: int,
+    moments: SweepInputs | None,
+    device: Device,
+) -> dict[str, Any]:
+    """The losses and divergences on ``data`` and on as many general texts, as a JSON object.
+
+    Raises
+    ------
+    OptionError
+        The base cannot be run as a causal language model here.
+    MismatchError
+        The model has no parameter of the name and shape of a weight that changes.
+    """
+    texts = read_texts(data, limit=MOST)
+    others, label = general_texts(None, len(texts))
+    if inputs.decoded or (inputs.coded and not inputs.files.gguf):
+        raise OptionError(
+            "--data runs the base, and one of codes can only be run if it is GGUF", fix="leave out --data"
+        )
+    source = float_folder(Path(inputs.base).stem, inputs.files.gguf.paths[0]) if inputs.files.gguf else inputs.base
+    with restore_settings(source):
+        loaded = load_model(source, device="cpu", dtype="f32", threads=None)
+        if loaded.head != "causal":
+            raise OptionError("--data measures the predictions of a causal language model", fix="leave out --data")
+        weights = _Weights(loaded, inputs, rounding=rounding, seed=seed, moments=moments, device=device)
+        with progress("running the model", len(texts) + len(others)) as step:
+            measured = {
+                kind: _measure(loaded, weights, part, step).record()
+                for kind, part in (("in_domain", texts), ("general", others))
+            }
+    note(f"measured on {len(texts)} texts, and on as many of {label}")
+    return {**measured, "general_texts": label}
+
+
+class _Weights:
+    """The changing weights of a model in three versions, which take each other's place."""
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        inputs: MergeInputs,
+        *,
+        rounding: RoundingMode,
+        seed: int,
+        moments: SweepInputs | None,
+        device: Device,
+    ) -> None:
+        import torch
+
+        parameters = dict(loaded.model.named_parameters())
+        plans = {key: plan for key, plan in inputs.plan.tensors.items() if plan.slabs}
+        strange = [key for key, plan in plans.items() if key not in parameters or parameters[key].shape != plan.shape]
+        if strange:
+            raise MismatchError(f"the model has no parameter {some(strange, 3)}", fix="leave out --data")
+        self._parameters = {key: parameters[key] for key in plans}
+        self._versions: dict[str, dict[str, Tensor]] = {"base": {}, "unmerged": {}, "merged": {}}
+        for key, plan in plans.items():
+            with place(key):
+                blocks = _numbers(inputs, plan, rounding, seed, moments, device)
+                rows = [np.vstack(version) for version in zip(*blocks, strict=True)]
+            for name, numbers in zip(self._versions, rows, strict=True):
+                self._versions[name][key] = torch.from_numpy(numbers.astype(np.float32).reshape(plan.shape))
+
+    def use(self, version: str) -> None:
+        """Put one version into the model."""
+        for key, parameter in self._parameters.items():
+            parameter.data = self._versions[version][key]
+
+
+def _numbers(
+    inputs: MergeInputs,
+    plan: TensorPlan,
+    rounding: RoundingMode,
+    seed: int,
+    moments: SweepInputs | None,
+    device: Device,
+) -> Iterator[tuple[Array, Array, Array]]:
+    """Rows of a weight: of the base, with the whole update, and as the merge writes them."""
+    weight = inputs.coded.get(plan.key)
+    if weight is None:
+        floats: RoundingMode = "nearest" if rounding == "sweep" else rounding
+        merge = prepare_merge(
+            plan, dtype=inputs.dtypes[plan.key], rounding=MergeRounding(floats, seed, plan.key), device=device
+        )
+        for block in merge.blocks():
+            W = block.W.astype(np.float32)
+            whole = W if block.D is None else W + block.D
+            yield W, whole if block.dora_factors is None else whole * block.dora_factors, block.numbers(block.merged)
+        return
+    H = moments.of(plan.key, weight.shape[1]) if moments else None
+    mode: RoundingMode = "stochastic" if rounding == "sweep" and H is None else rounding
+    for codes in prepare_codes(plan, weight, CodeRounding(mode, seed, plan.key, H), device=device).blocks():
+        W = codes.grid.values(codes.grid.codes)
+        yield W, W if codes.D is None else W + codes.D, codes.grid.values(codes.drawn.codes)
+
+
+def _measure(loaded: Loaded, weights: _Weights, texts: list[InputText], step: Any) -> _Sums:
+    import torch
+
+    sums = _Sums()
+    with frozen_evaluation(loaded.model, gradient=False):
+        for batch in loaded.batches(texts, batch=BATCH, length=LENGTH, step=step):
+            ids, mask = batch["input_ids"][:, 1:], batch["attention_mask"].bool()
+            # A token after padding has nothing to be predicted from.
+            counted = mask[:, 1:] & mask[:, :-1]
+            predictions: Mapping[str, Tensor] = {
+                name: _predict(loaded, weights, name, batch)[counted] for name in sums.losses
+            }
+            targets = ids[counted][:, None]
+            sums.tokens += len(targets)
+            for name, logarithms in predictions.items():
+                sums.losses[name] -= float(torch.gather(logarithms, 1, targets).sum())
+            unmerged = predictions["unmerged"]
+            sums.divergence += float((unmerged.exp() * (unmerged - predictions["merged"])).sum())
+            sums.of_base += float((unmerged.exp() * (unmerged - predictions["base"])).sum())
+    return sums
+
+
+def _predict(loaded: Loaded, weights: _Weights, version: str, batch: Mapping[str, Any]) -> "Tensor":
+    """The logarithms of the probabilities of all words at every token, shape (texts, tokens − 1, words)."""
+    weights.use(version)
+    logits: Tensor = call(loaded.model, batch).logits[:, :-1]
+    return logits.float().log_softmax(-1)

@@ -1,0 +1,92 @@
+"""Writing a changed copy of a model in its own container: safetensors or GGUF."""
+
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from loralens.core.lazy import LazyArray
+from loralens.core.progress import progress
+from loralens.core.threads import in_threads, processor_count
+from loralens.formats.files.apart import Input
+from loralens.formats.models.gguf_writer import gguf_copy_bytes, write_gguf
+from loralens.formats.models.model_copy import Fill, Step, Watch
+from loralens.formats.models.model_files import ModelFiles
+from loralens.formats.models.model_writer import Change, copy_bytes, write_model
+
+
+def bytes_of_copy(files: ModelFiles, changes: Mapping[str, Change], dtype: str | None = None) -> int:
+    """The bytes of all tensors of a copy."""
+    if files.gguf:
+        return gguf_copy_bytes(files.gguf, dtype=np.dtype(dtype) if dtype else None)
+    return copy_bytes(files.tensors, changes)
+
+
+def write_copy(
+    files: ModelFiles,
+    target: Path,
+    *,
+    changes: Mapping[str, Change],
+    fill: Fill,
+    dtype: str | None = None,
+    watch: Watch | None = None,
+    dropped: Collection[str] = (),
+    homes: Mapping[str, str] | None = None,
+    headers: Mapping[str, bytes] | None = None,
+    texts: Mapping[str, str] | None = None,
+    without: Collection[str] = (),
+    names: Mapping[str, str] | None = None,
+    write_beside: Callable[[Path], None] | None = None,
+    inputs: Collection[Input] = (),
+    overwrite: bool = False,
+    threads: int = 1,
+    step: Step | None = None,
+) -> None:
+    """Write a changed copy of a model; the options are those of `write_model`.
+
+    ``dtype`` is NumPy's name of the dtype of a copy in floats, which only the writer of GGUF needs: elsewhere the
+    changes say it. Dropped keys, homes and headers are of safetensors alone.
+    """
+    common: dict[str, Any] = {
+        "fill": fill,
+        "watch": watch,
+        "texts": texts,
+        "without": without,
+        "names": names,
+        "write_beside": write_beside,
+        "inputs": inputs,
+        "overwrite": overwrite,
+        "threads": threads,
+        "step": step,
+    }
+    if files.gguf:
+        write_gguf(files, target, changes=changes.keys(), dtype=np.dtype(dtype) if dtype else None, **common)
+    else:
+        write_model(files, target, changes=changes, dropped=dropped, homes=homes, headers=headers, **common)
+
+
+def rehearse(
+    label: str, fill: Fill, changes: Mapping[str, Change], *, copies: Mapping[str, LazyArray] | None = None
+) -> None:
+    """Compute all tensors as `write_model` would, and write none of them.
+
+    Parameters
+    ----------
+    label : str
+        The text beside the progress bar.
+    fill : callable
+        Gives the rows of a tensor by its key. It is called in several threads, each for one tensor.
+    changes : mapping of str to Change
+    copies : mapping of str to LazyArray, optional
+        Unchanged tensors that have to be read too.
+    """
+    unchanged = copies or {}
+
+    def compute(key: str) -> None:
+        for rows in fill(key):
+            if step:
+                step(rows.nbytes)
+
+    with progress(label, copy_bytes(unchanged, changes)) as step:
+        in_threads(compute, [*changes, *unchanged], processor_count())

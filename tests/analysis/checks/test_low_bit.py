@@ -1,0 +1,43 @@
+"""What the doctor predicts of a merge into codes: the numbers of the merge itself, and a warning for weak updates."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import loralens
+from tests.bases import MODULES, single
+from tests.verbs.low_bit_bases import floats, nf4_base, pair_adapter
+
+
+def findings(adapter: Any, base: Path) -> dict[str, list[Any]]:
+    found: dict[str, list[Any]] = {}
+    for finding in loralens.doctor(adapter, base=base):
+        found.setdefault(finding.code, []).append(finding)
+    return found
+
+
+def test_it_predicts_what_the_merge_measures(tmp_path: Path) -> None:
+    base, adapter = nf4_base(tmp_path / "base"), pair_adapter()
+    (note,) = findings(adapter, base)["codes-merge"]
+    total = loralens.merge(adapter, base=base, bits="keep", dry_run=True).certificate["total"]
+    assert note.level == "note"
+    assert f"gain of {total['predicted_gain']:.3f}" in note.evidence
+    assert "bitsandbytes NF4" in note.evidence
+    assert total["gain"] == pytest.approx(total["predicted_gain"], abs=0.03)
+
+
+def test_weak_updates_are_warned_of_and_floats_have_no_codes(tmp_path: Path) -> None:
+    base = nf4_base(tmp_path / "base")
+    weak = findings(pair_adapter(1e-6), base)["codes-weak"]
+    assert {finding.module for finding in weak} == set(MODULES)
+    assert "codes-weak" not in findings(pair_adapter(), base)
+    original = single(tmp_path / "floats", floats())
+    assert not {"codes-weak", "codes-merge"} & set(findings(pair_adapter(), original))
+
+
+def test_an_adapter_of_another_base_is_no_prediction(tmp_path: Path) -> None:
+    base = nf4_base(tmp_path / "base")
+    adapter = pair_adapter()
+    strangers = {f"{name}.inner": module for name, module in adapter.items()}
+    assert "codes-merge" not in findings(type(adapter)(modules=strangers), base)

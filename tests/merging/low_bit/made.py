@@ -1,0 +1,81 @@
+"""A planned merge into one coded weight, with the stored tensor of its codes."""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+
+from loralens.core.lazy import LazyArray
+from loralens.core.lowrank import LowRank
+from loralens.merging.low_bit.apply import CodeRounding, prepare_codes
+from loralens.merging.low_bit.record import CodesRecorder
+from loralens.merging.plan import Slab, TensorPlan
+from tests.merging.low_bit.grids import grid, weight
+
+
+class Made:
+    """A weight (out, in), a pair for all of its rows or for two parts of them, and the stored bytes."""
+
+    def __init__(self, layout="Q4_1", rows=24, columns=64, *, size=1e-3, parts=1, seed=0):
+        rng = np.random.default_rng(seed)
+        self.grid = grid(layout, rows, columns, seed=seed)
+        self.weight = weight(self.grid, layout)
+        edges = np.linspace(0, rows, parts + 1).astype(int).tolist()
+        self.slabs = tuple(
+            Slab(
+                f"m{i}",
+                start,
+                stop,
+                (
+                    (
+                        1.0,
+                        LowRank(
+                            rng.standard_normal((stop - start, 3)).astype(np.float32),
+                            rng.standard_normal((3, columns)).astype(np.float32),
+                            size,
+                        ),
+                    ),
+                ),
+            )
+            for i, (start, stop) in enumerate(pairwise(edges))
+        )
+        self.plan = TensorPlan("w", self.weight.floats(), (rows, columns), self.slabs)
+
+    @property
+    def D(self):
+        return np.vstack([strength * one.dense() for slab in self.slabs for strength, one in slab.terms])
+
+    def merge(self, mode="stochastic", **options):
+        return prepare_codes(self.plan, self.weight, CodeRounding(mode, key="w", **options))
+
+    def bytes_of(self, codes):
+        return self.weight.encode(0, codes)
+
+    def stored(self, codes=None):
+        data = np.ascontiguousarray(self.bytes_of(self.grid.codes if codes is None else codes))
+        return LazyArray.of(data)
+
+    def reordered(self, order):
+        """The same weight with its rows elsewhere in the file; row i is at order[i]."""
+        inner, order = self.weight, np.asarray(order, np.intp)
+        self.weight = replace(inner, row_order=order)
+        self.bytes_of = lambda codes: inner.encode(0, codes)[np.argsort(order)]
+        return self
+
+    def in_one(self):
+        """The same weight in a layout whose bytes are made of all codes at once, columns first."""
+        inner = self.weight
+
+        def encode(start, codes):
+            assert start == 0
+            return np.ascontiguousarray(inner.encode(0, codes).T).reshape(-1)
+
+        self.weight = replace(inner, by_rows=False, encode=encode)
+        return self
+
+
+def merged(made, mode="stochastic", **options):
+    """The merged bytes and the record of the merge."""
+    recorder = CodesRecorder(made.merge(mode, **options), made.stored())
+    data = np.concatenate([rows.reshape(-1) for rows in recorder.blocks()])
+    return data, recorder.record()

@@ -1,0 +1,172 @@
+"""Stochastic rounding on a grid: the mean is the update, with the variance of a draw between two levels."""
+
+from bisect import bisect_right
+
+import numpy as np
+import pytest
+
+from loralens.errors import FormatError
+from loralens.linalg.draws import Draws
+from loralens.merging.low_bit.apply import added_numbers
+from loralens.merging.low_bit.clipping import return_clipped
+from loralens.merging.low_bit.stochastic import asked_moves, draw_codes, nearest_codes
+from tests.merging.low_bit.grids import grid, part
+
+LAYOUTS = ("Q4_0", "Q4_1", "NF4", "FP4")
+
+
+def drawn(whole, D, *, seed=0, offset=0):
+    return draw_codes(whole, asked_moves(whole, D), Draws.named(seed, "w"), offset)
+
+
+def level(whole, code):
+    return float(code if whole.levels is None else whole.levels[code - whole.lowest])
+
+
+def expectation(whole, row, column, delta):
+    """Mean and variance of what a draw adds to an entry, in Python, or None where the grid ends or has no step."""
+    step = float(whole.step[row, whole.group_of_column[column]])
+    levels = [level(whole, code) for code in range(whole.lowest, whole.highest + 1)]
+    code = int(whole.codes[row, column]) - whole.lowest
+    if step == 0:
+        return None
+    target = levels[code] + delta / step
+    if not levels[0] <= target < levels[-1]:
+        return None
+    lower = bisect_right(levels, target) - 1
+    gap = levels[lower + 1] - levels[lower]
+    p = (target - levels[lower]) / gap
+    return delta, (step * gap) ** 2 * p * (1 - p)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("size", [1e-3, 2e-2])
+def test_the_mean_is_the_update(layout, size):
+    rng = np.random.default_rng(3)
+    one = grid(layout, 4, 64, seed=1)
+    D = (size * rng.standard_normal((4, 64))).astype(np.float32)
+    draws, total = 1000, np.zeros((4, 64))
+    for seed in range(draws):
+        total += added_numbers(one, drawn(one, D, seed=seed).codes)
+    scores = []
+    for row in range(4):
+        for column in range(64):
+            known = expectation(one, row, column, float(D[row, column]))
+            if known:
+                mean, variance = known
+                scores.append((total[row, column] - draws * mean) / np.sqrt(draws * variance))
+    scores = np.array(scores)
+    assert len(scores) > 150
+    # Standard scores: three standard errors of their mean, and of their mean square.
+    assert abs(scores.mean()) < 3 / np.sqrt(len(scores))
+    assert abs((scores**2).mean() - 1) < 3 * np.sqrt(2 / len(scores)) + 0.1
+
+
+def test_a_move_of_a_millionth_of_a_step_has_its_probability():
+    # Of 16 bits no number would be so close to 1, or 128 of these would be.
+    count, chance = 1 << 23, 2.0**-20
+    one = grid("Q4_0", 1, 32, codes=0)
+    moves = np.full((1, count), chance)
+    whole = part(one, 0, 1)
+    codes = np.zeros((1, count), np.int16)
+    steps = draw_codes(type(whole)(codes, whole.step, None, np.zeros(count, np.intp), -8, 7), moves, Draws(3), 0).codes
+    assert 1 <= np.count_nonzero(steps) <= 20
+    down = np.full((1, count), -chance)
+    steps = draw_codes(type(whole)(codes, whole.step, None, np.zeros(count, np.intp), -8, 7), down, Draws(3), 0).codes
+    assert 1 <= np.count_nonzero(steps) <= 20
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_any_division_into_blocks_gives_the_same_codes(layout):
+    one = grid(layout, 20, 96, seed=2)
+    D = (0.01 * np.random.default_rng(4).standard_normal((20, 96))).astype(np.float32)
+    whole = drawn(one, D).codes
+    for height in (1, 3, 7):
+        for start in range(0, 20, height):
+            stop = min(start + height, 20)
+            np.testing.assert_array_equal(
+                drawn(part(one, start, stop), D[start:stop], offset=start * 96).codes, whole[start:stop]
+            )
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_columns_that_are_not_grouped_in_order_get_the_steps_of_their_group(layout):
+    one = grid(layout, 6, 64, seed=5)
+    order = np.random.default_rng(0).permutation(64)
+    mixed = type(one)(
+        one.codes[:, order], one.step, one.offset, one.group_of_column[order], one.lowest, one.highest, one.levels
+    )
+    D = (0.01 * np.random.default_rng(4).standard_normal((6, 64))).astype(np.float32)
+    np.testing.assert_array_equal(asked_moves(mixed, D[:, order]), asked_moves(one, D)[:, order])
+    codes = drawn(one, D).codes
+    np.testing.assert_array_equal(added_numbers(mixed, codes[:, order]), added_numbers(one, codes)[:, order])
+
+
+def test_a_negative_step_turns_the_move_and_a_step_of_0_forbids_it():
+    one = grid("Q4_1", 2, 32, codes=7)
+    one.step[:] = [[-0.5], [0.0]]
+    D = np.full((2, 32), 1.0, np.float32)
+    np.testing.assert_array_equal(asked_moves(one, D), [[-2.0] * 32, [0.0] * 32])
+    np.testing.assert_array_equal(drawn(one, D).codes, [[5] * 32, [7] * 32])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_codes_stay_on_the_grid_and_what_leaves_it_is_counted(layout):
+    for end, sign in (("highest", 1), ("lowest", -1)):
+        one = grid(layout, 1, 32, codes=0)
+        code = getattr(one, end)
+        one = type(one)(np.full_like(one.codes, code), abs(one.step) + 0.1, None, one.group_of_column, one.lowest,
+                        one.highest, one.levels)  # fmt: skip
+        outwards = np.full((1, 32), sign * 0.05, np.float32)
+        result = drawn(one, outwards)
+        assert (result.codes == code).all()
+        assert result.clipped.any()
+        inwards = drawn(one, -outwards)
+        assert not inwards.clipped.any()
+        assert (inwards.codes != code).any()
+        assert (drawn(one, np.float32(1e30) * outwards).codes == code).all()
+
+
+def test_a_move_over_several_levels_of_a_table_ends_between_its_neighbours():
+    one = grid("NF4", 1, 32, codes=0)
+    one = type(one)(one.codes, np.ones_like(one.step), None, one.group_of_column, 0, 15, one.levels)
+    # From −1 to 0.1, which lies between the levels 8 and 9.
+    D = np.full((1, 32), 1.1, np.float32)
+    p = (0.1 - 0.07958029955625534) / (0.16093020141124725 - 0.07958029955625534)
+    np.testing.assert_allclose(asked_moves(one, D), 8 + p, rtol=1e-6)
+
+
+def test_no_update_keeps_every_code_even_where_two_codes_are_one_number():
+    for layout in LAYOUTS:
+        one = grid(layout, 8, 64, seed=6)
+        np.testing.assert_array_equal(drawn(one, np.zeros((8, 64), np.float32)).codes, one.codes)
+
+
+def test_an_update_that_is_not_finite_is_refused():
+    one = grid("Q4_1", 1, 32)
+    for number in (np.inf, np.nan):
+        with pytest.raises(FormatError, match="leaves float32"):
+            asked_moves(one, np.full((1, 32), number, np.float32))
+
+
+def test_the_nearest_codes_lose_what_is_smaller_than_half_a_step():
+    one = grid("Q4_1", 4, 64, codes=7, seed=1)
+    D = np.full((4, 64), 0.004, np.float32)
+    np.testing.assert_array_equal(nearest_codes(one, asked_moves(one, D)).codes, one.codes)
+
+
+def test_what_is_clipped_is_given_back_to_the_row():
+    one = grid("Q4_1", 6, 256, seed=8)
+    one.step[one.step == 0] = 0.01
+    D = (1e-3 * np.random.default_rng(4).standard_normal((6, 256))).astype(np.float32)
+    moves = asked_moves(one, D)
+    before, after = np.zeros(6), np.zeros(6)
+    given = return_clipped(one, moves, D)
+    steps = one.step[:, one.group_of_column].astype(np.float64)
+    for asked, sums in ((moves, before), (given, after)):
+        arrives = np.clip(one.codes + asked, 0, 15) - one.codes
+        sums[:] = (arrives * steps * D).sum(axis=1) / (D.astype(np.float64) ** 2).sum(axis=1)
+    assert (before < 0.97).all()
+    np.testing.assert_allclose(after, 1, atol=1e-5)
+    rows = return_clipped(part(one, 2, 3), moves[2:3], D[2:3])
+    np.testing.assert_array_equal(rows, given[2:3])

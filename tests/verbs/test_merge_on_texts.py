@@ -1,0 +1,64 @@
+"""`merge --data`: losses and divergences of the base, the unmerged and the merged model, in and out of the domain."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import loralens
+from loralens.errors import OptionError
+from tests import models
+from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
+from tests.verbs.low_bit_bases import nf4_base, pair_adapter
+
+torch = pytest.importorskip("torch")
+TEXTS = list(models.TEXTS)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("home")
+    models.folder(models.llama(), home / "llama")
+    models.saved(models.adapter(models.llama(), ("q_proj", "down_proj")), home / "adapter")
+    return home
+
+
+def test_the_losses_are_those_of_the_three_models(home: Path, tmp_path: Path, quiet_torch: None) -> None:
+    result = loralens.merge(home / "adapter", base=home / "llama", output=tmp_path / "out", dtype="bf16", data=TEXTS)
+    texts = result.certificate["texts"]
+    import transformers
+
+    tokenizer = models.tokenizer()
+    losses = {}
+    for name, folder in (("base", home / "llama"), ("merged", tmp_path / "out")):
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        total, count = 0.0, 0
+        for text in TEXTS:
+            ids = tokenizer(text, return_tensors="pt").input_ids
+            with torch.no_grad():
+                logarithms = model(ids).logits[0, :-1].log_softmax(-1)
+            total -= float(logarithms.gather(1, ids[0, 1:, None]).sum())
+            count += ids.shape[1] - 1
+        losses[name] = total / count
+        assert texts["in_domain"]["tokens"] == count
+    for name, loss in losses.items():
+        # The unplanned weights of the merged folder are rounded to bfloat16 too.
+        assert texts["in_domain"][f"loss_{name}"] == pytest.approx(loss, rel=1e-5 if name == "base" else 1e-2)
+    in_domain = texts["in_domain"]
+    assert 0 <= in_domain["kl_unmerged_merged"] < in_domain["kl_unmerged_base"]
+    assert texts["general"]["tokens"] > 0
+
+
+def test_in_float32_the_merged_model_is_the_unmerged_one(home: Path, quiet_torch: None) -> None:
+    result = loralens.merge(home / "adapter", base=home / "llama", dry_run=True, data=TEXTS)
+    own = result.certificate["texts"]["in_domain"]
+    assert own["loss_merged"] == pytest.approx(own["loss_unmerged"], abs=1e-5)
+    assert own["kl_unmerged_merged"] == pytest.approx(0, abs=1e-5)
+    assert own["kl_unmerged_base"] > 1e-4
+    assert np.isfinite(own["loss_base"])
+
+
+def test_a_base_that_cannot_be_run_is_refused(tmp_path: Path) -> None:
+    base = nf4_base(tmp_path / "base")
+    with pytest.raises(OptionError, match="can only be run if it is GGUF"):
+        loralens.merge(pair_adapter(), base=base, bits="keep", dry_run=True, data=TEXTS)
