@@ -254,7 +254,9 @@ def show_tables(*tables: Table[Any], top: int | None = None, every_row: bool = F
             continue
         layout = lay_out(shown, width)
         _print_styled(layout.title, width, fg="cyan", bold=True)
-        _print_styled(layout.heading, None, bold=True)
+        # Pairs of a word and its value need no headings.
+        if layout.heading:
+            _print_styled(layout.heading, None, bold=True)
         for line in layout.lines:
             click.echo(line)
         if left_out:

@@ -93,7 +93,7 @@ def _other_option(error: click.UsageError) -> str:
     if not meant and word not in METHODS_OF:
         return ""
     # The options that look most like the word are others.
-    error.possibilities = ()
+    vars(error)["possibilities"] = None  # final to click's types, as the message is
     if meant:
         return f"for that there is {meant}"
     return f"in Python: loralens.{command.name}(…).{METHODS_OF[word]}()"
