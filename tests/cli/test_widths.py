@@ -324,8 +324,6 @@ def check_output(output: str, width: int, case: Shown) -> None:
         if not table.rows:
             assert block == left_out
             continue
-        if not headed(table):  # a heading of spaces ends a block
-            block += "\n" + next(blocks)
         assert [line for line in block.split("\n") if len(line) > width] == [], width
         if headed(table):
             cells = cells_of(block, table)
