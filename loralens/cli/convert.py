@@ -5,7 +5,6 @@ from typing import Any
 import click
 
 import loralens
-from loralens.choices import TARGET_FORMATS
 from loralens.cli import options
 from loralens.cli.several import run
 from loralens.cli.show import RowOptions, row_options
@@ -14,8 +13,7 @@ from loralens.cli.show import RowOptions, row_options
 @click.command("convert")
 @click.argument("source", nargs=-1, required=True, metavar="SOURCE...")
 @options.output("TARGET", options.TARGET_OR_FOLDER)
-# Required here, while `options.to` defaults to the dialect of the source.
-@click.option("--to", type=click.Choice(TARGET_FORMATS), required=True, help="The dialect to write.")
+@options.to("each source, if another option says what changes")
 @options.base("Only the names and shapes of its weights are read.")
 @click.option(
     "--arch", metavar="NAME", help="The architecture that GGUF states, such as llama or qwen2. [default: from --base]"

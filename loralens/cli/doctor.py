@@ -7,7 +7,7 @@ from typing import Any, get_args
 import click
 
 import loralens
-from loralens.choices import Level, MergeDType, PredictedRounding
+from loralens.choices import Consumer, Level, MergeDType, PredictedRounding
 from loralens.cli import options
 from loralens.cli.several import lines_shown, show_answer
 from loralens.cli.show import RowOptions, row_options, tell_written
@@ -24,6 +24,13 @@ from loralens.cli.show import RowOptions, row_options, tell_written
     help="The dtype of the merged model whose rounding is predicted. [default: the dtypes of the base]",
 )
 @options.rounding(get_args(PredictedRounding))
+@click.option(
+    "--consumer",
+    "--for",
+    "consumer",
+    type=click.Choice(get_args(Consumer)),
+    help="Also find what this program rejects or ignores.",
+)
 @click.option(
     "--sarif", type=options.PATH, metavar="FILE", help="Also write the findings to FILE as SARIF 2.1.0, for CI systems."
 )
@@ -47,7 +54,7 @@ def command(adapters: tuple[str, ...], sarif: Path | None, rows: RowOptions, **k
     each; the exit code is then 2 if one of them cannot be read. Repeated with -o, the command skips what it has done.
     """
     # Imported here, since the help of a command starts no NumPy.
-    from loralens.verbs.doctor import DoctorResult
+    from loralens.verbs.outputs.doctor_result import DoctorResult
 
     with lines_shown(rows):
         result = loralens.doctor(*adapters, sarif=sarif, **keywords)

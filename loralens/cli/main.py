@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 import click
 from click.shell_completion import CompletionItem
 
+from loralens.cli.dashes import check_dashes
 from loralens.cli.messages import messages_on_stderr
 from loralens.cli.overview import COMMANDS, EXAMPLES, GROUPS, WITHOUT_VERB
 from loralens.cli.terminal import harmless_output, occupy_closed_streams
@@ -93,7 +94,10 @@ class LensGroup(click.Group):
         word = args[0]
         # Shell completion parses words that are not complete yet, and needs no answer about them.
         if word in COMMANDS or ctx.resilient_parsing or word.startswith("-"):
-            return super().resolve_command(ctx, args)
+            name, command, rest = super().resolve_command(ctx, args)
+            if command and not ctx.resilient_parsing:
+                check_dashes(command, rest, click.Context(command, ctx, info_name=name))
+            return name, command, rest
         # A Path would raise for a word that is longer than a name of a file may be.
         if os.path.exists(word):  # noqa: PTH110
             ctx.meta[WITHOUT_VERB] = True

@@ -8,14 +8,14 @@ from loralens.cli.overview import COMMANDS
 # Command → words by which other tools, and people, call it. A word stands once, since it can be answered with one
 # command only; `ALSO` names the second one where a word has two meanings.
 SAID_FOR = {
-    "inspect": "info show view cat open print read list keys header metadata describe summary details dump head load "
-    "stat stats file ls get look peek see what display trigger triggers trigger-words triggerwords trigger-word words "
+    "inspect": "info show view cat open print read keys header metadata describe summary details dump head load "
+    "stat stats file get look peek see what display trigger triggers trigger-words triggerwords trigger-word words "
     "keywords tags tag prompt",
     "doctor": "check lint validate diagnose test health examine audit debug fix repair verify-adapter sanity problems",
     "spectrum": "svd rank ranks singular singular-values spectra eigen effective-rank analyze analyse analysis norm "
     "norms energy",
     "report": "plot html page figure figures graph chart draw visualize visualise export-html dashboard",
-    "survey": "scan find search folder dir collection index duplicates dedupe batch walk",
+    "survey": "scan find search folder dir collection index duplicates dedupe batch walk list ls",
     "similarity": "compare comparison sim similar overlap cosine distance subspace phi cka angles correlation between",
     "equal": "diff same eq equals identical cmp equality",
     "trajectory": "checkpoints steps history run progress timeline",
@@ -51,6 +51,8 @@ ALSO = {
     "quantize": "; in few bits for a number: --to loralens-q",
     "quantise": "; in few bits for a number: --to loralens-q",
     "diff": "; how much they share: loralens similarity",
+    "list": "; what is in one of them: loralens inspect",
+    "ls": "; what is in one of them: loralens inspect",
     "save": "; loralens combine and compress write what they make with -o",
 }
 # Words that ask for an option of the group.

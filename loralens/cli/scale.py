@@ -1,6 +1,8 @@
 """The command ``loralens scale``: declares its options, calls the verb and shows the result."""
 
+import re
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import click
@@ -9,6 +11,9 @@ import loralens
 from loralens.cli import options
 from loralens.cli.several import run
 from loralens.cli.show import RowOptions, row_options
+from loralens.errors import OptionError
+
+_NUMBER = re.compile(r"[+-]?\d*[.,]?\d+")
 
 
 @click.command("scale")
@@ -34,4 +39,10 @@ def command(adapter: tuple[str, ...], by: float | None, rows: RowOptions, **keyw
     Several ADAPTERs, or a folder that has some in it, are written into the folder OUT, each under its own name.
     Repeated, the command skips what it has done.
     """
+    stated = by is not None or keywords["preset"] is not None or keywords["block_weights"] is not None
+    number = next((word for word in adapter if _NUMBER.fullmatch(word) and not Path(word).exists()), None)
+    if number is not None and not stated:
+        raise OptionError(
+            f"{number} is no adapter", fix=f"the factor stands behind --by: --by {number.replace(',', '.')}"
+        )
     run(loralens.scale, adapter, rows, by, **keywords)

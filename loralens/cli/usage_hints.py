@@ -79,7 +79,8 @@ def _other_dialect(error: click.UsageError) -> str:
     word = _first_quoted(error)
     name = getattr(error.param, "name", None)
     option, known = {"to": ("--to", DIALECT_OF), "consumer": ("--for", CONSUMER_OF)}.get(str(name), ("", {}))
-    meant = known.get(word.lower().replace("_", "-"))
+    choices = getattr(getattr(error.param, "type", None), "choices", ())
+    meant = word.lower() if word.lower() in choices else known.get(word.lower().replace("_", "-"))
     return f"for {word} there is {option} {meant}" if meant else ""
 
 

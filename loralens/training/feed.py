@@ -1,57 +1,140 @@
 """The batches of a run by number, so that a run can start at any step and processes can share them."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from itertools import count, islice
+from math import ceil
 from typing import Any, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from loralens.core.lazy import Array
 from loralens.errors import OptionError
+from loralens.training.draws import CPU, Draws
+from loralens.training.world import World
 
 Batches = Iterable[Any] | Callable[[int], Any]
 
 
 @final
 class Feed:
-    """The batches 0, 1, 2 … of a run.
+    """The batches of a process: the turns 0, 1, 2 … of a run.
 
     Parameters
     ----------
     batches : sequence, iterable or callable
-        A sequence is repeated in its order. Any other iterable is iterated anew for every round, so a round may differ
-        from the one before; a run that is resumed skips the batches that it has seen. A callable is asked once for
-        every number, which is how batches are shuffled: see `shuffle_order`.
+        A sequence is repeated in its order. Any other iterable, such as a `DataLoader`, is iterated anew for every
+        round, so a round may differ from the one before; a run that is resumed skips the batches that it has seen. A
+        callable is asked once for every number, which is how batches are shuffled: see `shuffle_order`.
+    world : World
+        The processes that share the batches: in turn t process k of n takes batch n · t + k. A `DataLoader` with a
+        `DistributedSampler` has only the batches of its own process, which takes all of them; the epoch of the sampler
+        rises with every round.
+    device : torch.device
+        The device of the model, whose generator batches may be drawn from.
+
+    Notes
+    -----
+    Batches are drawn under the states that the global generators have when this object is made, in every process those
+    of the first one. See `loralens.training.draws`.
 
     Raises
     ------
     OptionError
-        The argument is none of these.
+        The argument is none of these; a sampler divides the data among other processes.
     """
 
-    def __init__(self, batches: Batches) -> None:
+    def __init__(self, batches: Batches, *, world: World | None = None, device: torch.device = CPU) -> None:
         if not (isinstance(batches, Iterable) or callable(batches)):
             what = f"batches {batches!r} is neither iterable nor callable"
             raise OptionError(what, fix="give a list of batches, an iterable, or a function of the batch's number")
-        self._batches = batches
+        self._batches, self._world = batches, world or World()
+        samplers = _samplers_of(batches)
+        self._sampler = next((sampler for sampler in samplers if _is_distributed(sampler)), None)
+        self._epoch = getattr(self._sampler, "epoch", 0)
+        if self._sampler is not None:
+            self._check_sampler(self._sampler)
+        generators = [getattr(one, "generator", None) for one in (batches, *samplers)]
+        # Each once: a DataLoader shares its generator with its sampler.
+        own = {id(one): one for one in generators if isinstance(one, torch.Generator)}
+        self._draws = Draws(tuple(own.values()), device)
+        self.begin(self._draws.first)
         self._stream: Iterator[Any] | None = None
         self._next = 0
 
+    def _check_sampler(self, sampler: Any) -> None:
+        size, rank = self._world.size, self._world.rank
+        if sampler.num_replicas != size:
+            trains = "1 trains" if size == 1 else f"{size} train"
+            what = f"the sampler of the batches divides the data among {sampler.num_replicas} processes, and {trains}"
+        elif sampler.rank != rank:
+            what = f"the sampler of the batches is that of process {sampler.rank}, and this is process {rank}"
+        else:
+            return
+        fix = "leave num_replicas and rank out of the DistributedSampler, and make it in the processes that train"
+        raise OptionError(what, fix=fix)
+
+    def begin(self, first: Mapping[str, Array]) -> None:
+        """Draw batches under these states of the generators, those of the first process; before the first batch.
+
+        Raises
+        ------
+        MismatchError
+            They are not the states of the generators.
+        """
+        self._draws.begin(self._world.from_main(lambda: first))
+        if self.divided:
+            self._draws.part(self._world.rank)
+
+    def close(self) -> None:
+        """Leave the sampler as it was before the run."""
+        if self._sampler is not None and hasattr(self._sampler, "set_epoch"):
+            self._sampler.set_epoch(self._epoch)
+
+    @property
+    def first_draws(self) -> dict[str, Array]:
+        """The states of the generators with which the run began, for its `State`."""
+        return self._draws.first
+
+    @property
+    def divided(self) -> bool:
+        """Whether each process has batches of its own, instead of sharing the same batches."""
+        return self._sampler is not None
+
     @property
     def length(self) -> int | None:
-        """The number of batches in a round; None where it is not known in advance."""
-        return len(self._batches) if isinstance(self._batches, Sequence) else None
+        """The number of turns in a round over the batches; None where it is not known in advance."""
+        if callable(self._batches) and not isinstance(self._batches, Iterable):
+            return None
+        try:
+            length = len(self._batches)  # type: ignore[arg-type]
+        # A DataLoader of an IterableDataset has a method for its length, which raises this too.
+        except TypeError:
+            return None
+        # Rounded up, so that every batch comes once; the last turn may begin the next round.
+        return length if self.divided else ceil(length / self._world.size)
 
-    def __getitem__(self, number: int) -> Any:
-        """The batch of a number. Numbers must rise if the batches are an iterable that is no sequence."""
+    def __getitem__(self, turn: int) -> Any:
+        """The batch of this process in a turn. Turns must rise if the batches are an iterable that is no sequence."""
+        return self._batch(turn if self.divided else turn * self._world.size + self._world.rank)
+
+    def _batch(self, number: int) -> Any:
+        """The batch of a number."""
         if isinstance(self._batches, Sequence):
             if not self._batches:
                 raise _no_batches()
-            return self._batches[number % len(self._batches)]
+            place = number % len(self._batches)
+            # These draw nothing, and 0.2 ms to set the generators is half of a step of a tiny model.
+            if type(self._batches) in (list, tuple):
+                return self._batches[place]
+            with self._draws.drawing(number):
+                return self._batches[place]
         if callable(self._batches):
-            return self._batches(number)
-        return self._next_streamed(number)
+            with self._draws.drawing(number):
+                return self._batches(number)
+        with self._draws.drawing():
+            return self._next_streamed(number)
 
     def _next_streamed(self, number: int) -> Any:
         assert number >= self._next, "an iterable cannot go back"
@@ -63,7 +146,10 @@ class Feed:
 
     def _rounds(self) -> Iterator[Any]:
         assert isinstance(self._batches, Iterable)
-        while True:
+        for round_ in count():
+            # Otherwise every round would have the same order.
+            if self._sampler is not None and hasattr(self._sampler, "set_epoch"):
+                self._sampler.set_epoch(self._epoch + round_)
             empty = True
             for batch in self._batches:
                 empty = False
@@ -71,6 +157,22 @@ class Feed:
             # A generator is exhausted after its first round: iterating it again would loop for ever.
             if empty:
                 raise _no_batches()
+
+
+def _samplers_of(batches: Any) -> list[Any]:
+    """The samplers of a `DataLoader`, the outer ones first; those of one that takes whole batches are nested."""
+    found: list[Any] = []
+    for name in ("batch_sampler", "sampler"):
+        sampler = getattr(batches, name, None)
+        if sampler is not None:
+            found += [sampler, *_samplers_of(sampler)]
+    return found
+
+
+def _is_distributed(sampler: Any) -> bool:
+    """Whether a sampler gives each process its own part of the data, as `torch.utils.data.DistributedSampler` does."""
+    # By its attributes, since other libraries have samplers of this kind that are no subclass of torch's.
+    return isinstance(getattr(sampler, "num_replicas", None), int) and isinstance(getattr(sampler, "rank", None), int)
 
 
 def _no_batches() -> OptionError:

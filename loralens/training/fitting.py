@@ -12,10 +12,12 @@ from loralens.core.adapter import Adapter
 from loralens.core.training import State
 from loralens.errors import OptionError
 from loralens.training.course import Course
+from loralens.training.draws import CPU
 from loralens.training.feed import Batches, Feed
 from loralens.training.initial import Initialisation
 from loralens.training.injection import Injection, inject
-from loralens.training.loop import Loop, Loss, own_loss
+from loralens.training.loop import Loop, Loss
+from loralens.training.own_loss import own_loss
 from loralens.training.readout import read_injection
 from loralens.training.targets import ALL_LINEAR
 from loralens.training.watch import Measures, Watch
@@ -35,7 +37,8 @@ class Fitted:
     injection : Injection
         The layers, which are still in the model: ``injection.remove()`` restores it.
     losses : tuple of float
-        The loss of every step of this call, before the update, as the mean over the batches of the step.
+        The loss of every step of this call before the update: the mean over its terms, or over its batches if the loss
+        function returns means.
     evaluations : tuple
         (steps done, measures) of every evaluation.
     steps : int
@@ -80,19 +83,26 @@ def fit(
     model : nn.Module
         The base, which stays on its device and in its dtype. The factors are float32 (float64 in a float64 model).
     batches : sequence, iterable or callable
-        The batches 0, 1, 2 …, see `loralens.training.feed.Feed`. Each of several processes takes its own batches.
+        The batches 0, 1, 2 …: a list, a `DataLoader`, or a function of the batch's number, see
+        `loralens.training.feed.Feed`. Several processes share them, and each must be given the same; a `DataLoader`
+        with a `DistributedSampler` has the batches of its process already.
     course : Course, optional
-        By default one round over a sequence of batches, with the defaults of `Course`.
+        By default one round over the batches, with the defaults of `Course`.
     loss : callable
-        ``loss(model, batch)`` returns a scalar, the mean over the batch, or a sum and the number of its terms. The
-        default is the loss that a transformers model computes itself: ``model(**batch).loss``.
+        ``loss(model, batch)`` returns a sum over the terms of the batch, such as its tokens, and their number (an int
+        or a tensor). All terms of a step then weigh the same, however the step is divided into batches and among
+        processes. A scalar alone is taken as a mean, and all batches of a step weigh the same: this is the loss of the
+        whole step only if they have equally many terms. The default is the loss that a transformers model computes
+        itself, ``model(**batch).loss``, with the labels counted that are not −100: see
+        `loralens.training.own_loss.count_terms`.
     targets, rank, alpha, method, heads, dropout, seed, initialisation
         As for `loralens.training.inject`. ``seed`` is also the seed of dropout.
     watch : Watch, optional
         The functions that are called during training.
     state : State, optional
         The state from which to continue. On one machine the result is, bit for bit, that of a run without interruption.
-        The model, the batches and the loss must be those of that run; everything else is compared.
+        The model, the batches and the loss must be those of that run; everything else is compared. The state holds the
+        seed of the batches: the generators need not be seeded again.
     shard : bool
         Whether to divide the model among all processes (FSDP2).
     base_model, task_type : str, optional
@@ -120,12 +130,17 @@ def fit(
     After an error the layers are removed from the model. Processes that torch.distributed has joined train one adapter,
     with DDP or, if ``shard`` is True, with FSDP2. Equal seeds and equal batches in a step then give the adapter of a
     single process up to rounding.
+
+    Batches are drawn under the states that the global generators of torch, NumPy and Python have at the call, in every
+    process those of the first: after ``torch.manual_seed(1)`` a `DataLoader` that shuffles gives the batches that it
+    would give in a plain loop. What the training draws does not change them. Afterwards all generators are as they were
+    before the call.
     """
     _check_options(loss=loss, course=course, watch=watch, state=state, record=record or {})
     # Everything that can be refused is refused before the model is changed.
-    feed = Feed(batches)
-    course = course or _course_of_one_round(feed)
     world = World.current(shard=shard)
+    feed = Feed(batches, world=world, device=_device_of(model))
+    course = course or _course_of_one_round(feed)
     injection = inject(
         model,
         targets=targets,
@@ -158,6 +173,12 @@ def fit(
         steps=loop.done,
         best_step=loop.best_step,
     )
+
+
+def _device_of(model: Any) -> torch.device:
+    """The device of a model; the CPU for what is none, or has no parameters, which `inject` refuses."""
+    parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+    return CPU if parameter is None else parameter.device
 
 
 def _course_of_one_round(feed: Feed) -> Course:

@@ -23,7 +23,14 @@ from loralens.training.method import TrainingMethod, training_method
 from loralens.training.number import as_float, as_int
 from loralens.training.pissa import principal_pair
 from loralens.training.running_statistics import freeze_statistics
-from loralens.training.targets import ALL_LINEAR, choose_heads, choose_layers, warn_of_doubles
+from loralens.training.targets import (
+    ALL_LINEAR,
+    choose_heads,
+    choose_layers,
+    modules_by_name,
+    plain_name,
+    warn_of_doubles,
+)
 
 # The scale multiplies float32 factors, and PiSSA divides by it: neither the scale nor its reciprocal may underflow, or
 # exceed the largest float32, 3.4e38.
@@ -147,8 +154,9 @@ def inject(
     """Put LoRA layers into a model, and freeze the rest of it.
 
     The model is changed in place and computes the same as before (with DoRA and PiSSA up to rounding). The names of the
-    adapted layers end with ``.base_layer`` now. A model is wrapped for distributed training after this call. Running
-    statistics are frozen in training too, see `loralens.training.running_statistics`.
+    adapted layers end with ``.base_layer`` now. What ``torch.compile`` has wrapped has the names of the modules inside.
+    A model is wrapped for distributed training after this call. Running statistics are frozen in training too, see
+    `loralens.training.running_statistics`.
 
     Parameters
     ----------
@@ -192,7 +200,7 @@ def inject(
     if initialisation not in INITIALISATIONS:
         what = f"initialisation {initialisation!r} does not exist"
         raise OptionError(what, fix=f"choose one of {', '.join(INITIALISATIONS)}")
-    named = dict(model.named_modules())
+    named = modules_by_name(model)
     tops = choose_heads(model, heads)
     layers, digests = {}, {}
     # In evaluation mode, since reading a parametrised weight (a spectral norm) in training mode changes it.
@@ -242,12 +250,14 @@ def _check_model(model: nn.Module) -> None:
     # The names of the modules would be those of the wrapper, and PEFT's own layers would be adapted.
     if hasattr(model, "peft_config"):
         raise OptionError("the model is wrapped by PEFT already", fix="give its base: model.unload()")
-    for name, layer in model.named_modules():
+    for name, layer in modules_by_name(model).items():
         if isinstance(layer, LoRALayer):
             raise OptionError(f"{name} is a LoRA layer already", fix="remove the layers first: injection.remove()")
     for name, parameter in model.named_parameters():
         if is_lazy(parameter):
-            raise OptionError(f"{name} is lazy: it has no shape yet", fix="call the model with an input first")
+            raise OptionError(
+                f"{plain_name(name)} is lazy: it has no shape yet", fix="call the model with an input first"
+            )
 
 
 def _check_numbers(

@@ -2,7 +2,7 @@
 
 import reprlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from math import inf, isfinite, nan
@@ -23,28 +23,11 @@ from loralens.training.feed import Feed, move_batch, size_of
 from loralens.training.injection import Injection
 from loralens.training.number import as_float
 from loralens.training.readout import full_tensor, read_injection
-from loralens.training.state import capture_state, overwrite, restore_state, run_identity, trained_tensors
+from loralens.training.state import capture_state, draws_of, overwrite, restore_state, run_identity, trained_tensors
 from loralens.training.watch import Measures, Step, Watch
 from loralens.training.world import World
 
 Loss = Callable[[nn.Module, Any], Tensor | tuple[Tensor, Any]]
-
-
-def own_loss(model: nn.Module, batch: Any) -> Tensor:
-    """The loss that a transformers model computes itself from a batch with labels.
-
-    Raises
-    ------
-    OptionError
-        The batch is not a mapping, or the model returns no loss.
-    """
-    if not isinstance(batch, Mapping):
-        what = f"a batch is a {type(batch).__name__}, but a model computes its own loss only from a mapping"
-        raise OptionError(what, fix="give mappings of names to tensors, with labels, or pass loss=")
-    loss: Tensor | None = getattr(model(**batch), "loss", None)
-    if loss is None:
-        raise OptionError("the model returned no loss", fix="put labels into the batches, or pass loss=")
-    return loss
 
 
 @final
@@ -55,11 +38,10 @@ class Loop:
     Attributes
     ----------
     feed : Feed
-        The batches. Step s uses accumulate · processes batches, from number s · accumulate · processes on; process k
-        takes every batch whose number is k modulo the number of processes.
+        The batches of this process. Step s uses those of the turns from s · accumulate on.
     loss : callable
-        Takes the model and a batch, and returns a scalar, the mean over the batch; or a sum and the number of its
-        terms, so that all terms of a step have equal weight however the step is divided into batches.
+        Takes the model and a batch, and returns a sum and the number of its terms, so that all terms of a step have
+        equal weight however the step is divided into batches; or a scalar, so that all batches have equal weight.
     seed : int
         The seed of dropout. Each step derives its own from it, so that no state of a generator has to be saved.
     losses, evaluations : list
@@ -87,7 +69,11 @@ class Loop:
     def run(self, state: State | None = None) -> None:
         """Train until the last step or until patience ends, from the beginning or from a state."""
         # The optimiser is made after the model is wrapped, since FSDP2 replaces the parameters.
-        with _own_generators(self.device), recompute_blocks(self.injection.model, on=self.course.checkpointing):
+        with (
+            _own_generators(self.device),
+            recompute_blocks(self.injection.model, on=self.course.checkpointing),
+            closing(self.feed),
+        ):
             self._model = self.world.wrapped(self.injection.model)
             self._prepare(state)
             # A resumed run has its first evaluation already, in its log.
@@ -131,6 +117,7 @@ class Loop:
         self._rates = [group["lr"] for group in groups]
         if state is not None:
             self._best = restore_state(self.injection, self._optimiser, state, run=self._identity)
+            self.feed.begin(draws_of(state) or self.feed.first_draws)
             self.done, self._waited = state.step, state.record["waited"]
             self._best_value, self.best_step = state.record["best"], state.record["best_step"]
 
@@ -173,10 +160,9 @@ class Loop:
         Returns the sum of the losses, the number of terms in it, and the size of the batches (see `size_of`).
         """
         # Summed in float64: the loss of a step must not depend on how the step is divided into batches.
-        total, count, size = torch.zeros((), dtype=torch.float64, device=self.device), 0.0, 0
+        sums, size = torch.zeros(2, dtype=torch.float64, device=self.device), 0
         for number in range(self.course.accumulate):
-            place = (step * self.course.accumulate + number) * self.world.size + self.world.rank
-            batch = self.feed[place]
+            batch = self.feed[step * self.course.accumulate + number]
             size += size_of(batch)
             batch = move_batch(batch, self.device)
             # Processes exchange gradients once a step, with its last batch.
@@ -186,10 +172,11 @@ class Loop:
                     result = self.loss(self._model, batch)
                 summed, over = _loss_and_count(result)
                 summed.backward()  # type: ignore[no-untyped-call]
-            # Stays on the device: float() here would wait for the GPU after every batch.
-            total += summed.detach()
-            count += over
-        return float(total), count, float(size)
+            # Both stay on the device: float() here would wait for the GPU after every batch.
+            sums[0] += summed.detach()
+            sums[1] += over
+        total, count = sums.tolist()
+        return total, count, float(size)
 
     @property
     def _autocast(self) -> Any:
@@ -210,7 +197,13 @@ class Loop:
         if self.watch.save and not last and _is_due(self.done, self.watch.save_every):
             record = {"best": self._best_value, "best_step": self.best_step, "waited": self._waited}
             state = capture_state(
-                self.injection, self._optimiser, self.done, best=self._best, record=record, run=self._identity
+                self.injection,
+                self._optimiser,
+                self.done,
+                best=self._best,
+                draws=self.feed.first_draws,
+                record=record,
+                run=self._identity,
             )
             if self.world.main:
                 self.watch.save(state)
@@ -250,7 +243,7 @@ class Loop:
 
     def _divergence_error(self, loss: float, norm: float) -> DivergenceError:
         # All batches of the step are named, since the loss of a step is one number.
-        many = self.course.accumulate * self.world.size
+        many = self.course.accumulate * (1 if self.feed.divided else self.world.size)
         first = self.done * many
         what = f"the loss is {loss}" if not isfinite(loss) else f"the loss is {loss:.4g} and its gradient {norm}"
         batches = f"batch {first}" if many == 1 else f"batches {first} to {first + many - 1}"
@@ -261,10 +254,10 @@ class Loop:
         )
 
 
-def _loss_and_count(returned: Any) -> tuple[Tensor, float]:
+def _loss_and_count(returned: Any) -> tuple[Tensor, Tensor | float]:
     """The loss and the number of its terms, from the return value of a loss function; 1 where it is a mean."""
     loss, over = returned if isinstance(returned, tuple) and len(returned) == 2 else (returned, 1)
-    number = float(over) if isinstance(over, Tensor) and over.numel() == 1 else as_float(over)
+    number = over.detach().reshape(()) if isinstance(over, Tensor) and over.numel() == 1 else as_float(over)
     if not isinstance(loss, Tensor) or number is None:
         raise OptionError(
             f"the loss is {reprlib.repr(returned)}, which is not a tensor",

@@ -7,9 +7,12 @@ one more pair of thin products. In return W is not rounded a second time, a tied
 restored, and the result is a plain LoRA of rank 2r on the original base: B' = [B, −B₀], A' = [A; A₀].
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from loralens.linalg.device import Device
+from loralens.linalg.randomized import is_dense, leading_svd
 from loralens.training.initial import Pair
 
 
@@ -18,10 +21,10 @@ def principal_pair(W: Tensor, *, rank: int, scale: float) -> Pair:
     """B₀ (out, r) and A₀ (r, in) such that scale·B₀A₀ is the best approximation of W of that rank.
 
     Both are float32, or float64 if W is. The sign of every direction makes the largest entry of its row of A₀ positive.
-    The cost is one SVD of W in float64: about a second for 1024 × 1024.
+    The directions of a big matrix are those of `loralens.linalg.randomized.leading_svd`, the same in every call: a
+    dense SVD would take seconds for each module at every start. For a float64 W the SVD is always dense.
     """
-    U, s, Vh = torch.linalg.svd(W.double(), full_matrices=False)
-    U, s, Vh = U[:, :rank], s[:rank], Vh[:rank]
+    U, s, Vh = _leading_triplets(W, rank)
     # An SVD leaves the signs open, and libraries choose them differently.
     largest = Vh.gather(1, Vh.abs().argmax(dim=1, keepdim=True))
     sign = torch.where(largest < 0, -1.0, 1.0)
@@ -30,6 +33,21 @@ def principal_pair(W: Tensor, *, rank: int, scale: float) -> Pair:
     dtype = torch.float64 if W.dtype == torch.float64 else torch.float32
     B, A = U * (root * sign[:, 0]), root[:, None] * sign * Vh
     return Pair(B.to(dtype).contiguous(), A.to(dtype).contiguous())  # FSDP2 shards no other layout
+
+
+def _leading_triplets(W: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """U (out, r), s (r,) and Vᵀ (r, in) in float64, on the device of W."""
+    if W.dtype == torch.float64 or is_dense((W.shape[0], W.shape[1]), rank):
+        U, s, Vh = torch.linalg.svd(W.double(), full_matrices=False)
+        return U[:, :rank], s[:rank], Vh[:rank]
+    # On the CPU wherever W is, so that all devices start from the same pair. The start of the iteration is no random
+    # choice of the run, so that the pair depends on W alone.
+    leading = leading_svd(W.float().cpu().numpy(), rank, rng=np.random.default_rng(0), device=Device())
+    return (
+        torch.from_numpy(leading.U).to(W.device),
+        torch.from_numpy(leading.s).to(W.device),
+        torch.from_numpy(leading.V).T.to(W.device),
+    )
 
 
 def difference(pair: Pair, start: Pair) -> Pair:

@@ -17,7 +17,8 @@ from loralens.training.readout import numpy_of, settings
 FREE = ("checkpointing",)  # fields of a course that change no number
 # A run of another command differs in many fields, and the first few are enough to recognise it.
 NAMED = 3  # differences that a message names
-TRAINED, REMEMBERED, BEST = "trained.", "optimiser.", "best."  # prefixes of the names of tensors in a state
+# Prefixes of the names of tensors in a state.
+TRAINED, REMEMBERED, BEST, DRAWN = "trained.", "optimiser.", "best.", "drawn."
 
 
 def trained_tensors(injection: Injection) -> dict[str, Tensor]:
@@ -48,16 +49,21 @@ def capture_state(
     step: int,
     *,
     best: Mapping[str, Tensor],
+    draws: Mapping[str, Array],
     record: Mapping[str, Any],
     run: Mapping[str, Any],
 ) -> State:
-    """The state of a run after a step. If the model is sharded, all processes must call this at the same time."""
+    """The state of a run after a step. If the model is sharded, all processes must call this at the same time.
+
+    ``draws`` are the states of the generators with which the run began to draw batches.
+    """
     tensors: dict[str, Array] = {}
     for name, tensor in trained_tensors(injection).items():
         tensors[TRAINED + name] = numpy_of(tensor)
         remembered = optimiser.state.get(tensor, {})
         tensors |= {f"{REMEMBERED}{name}.{own}": numpy_of(value) for own, value in remembered.items()}
     tensors |= {BEST + name: numpy_of(tensor) for name, tensor in best.items()}
+    tensors |= {DRAWN + name: array for name, array in draws.items()}
     return State(step, tensors, dict(record), dict(run))
 
 
@@ -97,6 +103,11 @@ def restore_state(
             }
     best = {name.removeprefix(BEST): value for name, value in state.tensors.items() if name.startswith(BEST)}
     return {name: _tensor_like(tensors[name], value) for name, value in best.items()}
+
+
+def draws_of(state: State) -> dict[str, Array]:
+    """The first states of the generators of batches, from the state of a run; older releases did not save them."""
+    return {name.removeprefix(DRAWN): array for name, array in state.tensors.items() if name.startswith(DRAWN)}
 
 
 @torch.no_grad()

@@ -22,7 +22,19 @@ LAYERS: Mapping[type[nn.Module], type[LoRALayer]] = {
     nn.Conv3d: ConvLayer,
     nn.Embedding: EmbeddingLayer,
 }
+COMPILED = "_orig_mod"  # the name that torch.compile gives to the module that it wraps
 TRANSPOSED = "Conv1D"  # of transformers; recognised by name and shape, so that transformers is not imported
+
+
+def plain_name(name: str) -> str:
+    """The name of a module or parameter without the wrappers of ``torch.compile``."""
+    return ".".join(part for part in name.split(".") if part != COMPILED)
+
+
+def modules_by_name(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules of a model by their plain names; the name of the model itself is empty."""
+    # A wrapper and the module in it have one plain name. The module comes later, so that it stays.
+    return {plain_name(name): module for name, module in model.named_modules()}
 
 
 def choose_layers(
@@ -45,7 +57,7 @@ def choose_layers(
         A glob is not a string, matches nothing (the message has the nearest names), or matches something that cannot be
         adapted.
     """
-    named = dict(model.named_modules())
+    named = modules_by_name(model)
     # The model itself has the empty name; a layer can only be replaced inside a parent.
     fitting = {name: layer_class for name, layer in named.items() if name and (layer_class := layer_class_for(layer))}
     if targets == ALL_LINEAR:
@@ -64,10 +76,17 @@ def choose_layers(
         if not globs:
             raise OptionError("no targets are given", fix=f"give globs for module names, or {ALL_LINEAR!r}")
         names = _select_layers(named, fitting, globs)
+    compiled = {id(inner) for module in model.modules() if (inner := module._modules.get(COMPILED)) is not None}
     for name in names:
         if _is_within(name, heads):
             raise OptionError(
                 f"{name} cannot be both adapted and trained in full", fix="name it among the targets or the heads only"
+            )
+        # The wrapper calls the code of the layer itself, and would never call what takes its place.
+        if id(named[name]) in compiled:
+            raise OptionError(
+                f"{name} is compiled by itself, so that no layer can take its place",
+                fix="compile the model or its blocks instead, or compile it after the injection",
             )
     return {name: fitting[name] for name in sorted(names, key=natural_key)}
 
@@ -83,10 +102,10 @@ def choose_heads(model: nn.Module, globs: str | Sequence[str]) -> list[str]:
     globs = glob_list(globs or (), "heads")
     if not globs:
         return []
-    matches = select([name for name, _ in model.named_modules() if name], globs, prefixes=False)
+    matches = select([name for name in modules_by_name(model) if name], globs, prefixes=False)
     tops = [name for name in matches if not any(name.startswith(f"{other}.") for other in matches)]
     # With duplicates, since a tied parameter has a name in both modules.
-    everywhere = list(model.named_parameters(remove_duplicate=False))
+    everywhere = [(plain_name(name), tensor) for name, tensor in model.named_parameters(remove_duplicate=False)]
     trained = {id(parameter): name for name, parameter in everywhere if _is_within(name, tops)}
     for name, parameter in everywhere:
         if id(parameter) in trained and not _is_within(name, tops):
@@ -128,7 +147,7 @@ def warn_of_doubles(model: nn.Module, named: Mapping[str, nn.Module]) -> None:
     names = {id(layer): name for name, layer in named.items()}
     for parent, module in model.named_modules():
         for own, child in module._modules.items():
-            place = f"{parent}.{own}" if parent else own
+            place = plain_name(f"{parent}.{own}" if parent else own)
             first = names.get(id(child), place)
             if first != place:
                 warnings.warn(

@@ -19,9 +19,10 @@ FALLING = ("loss", "perplexity")
 class Step(NamedTuple):
     """One update of the parameters.
 
-    ``number`` counts from 1. ``loss`` is the mean over the batches of the step before the update, ``lr`` the learning
-    rate of the course, ``norm`` the norm of the gradient before it was clipped. ``size`` is the number of tokens (of
-    examples, if batches have no attention mask) on all processes, and ``seconds`` the duration of the step.
+    ``number`` counts from 1. ``loss`` is the mean over the terms of the step before the update (over its batches if the
+    loss function returns means), ``lr`` the learning rate of the course, ``norm`` the norm of the gradient before it
+    was clipped. ``size`` is the number of tokens (of examples, if batches have no attention mask) on all processes, and
+    ``seconds`` the duration of the step.
     """
 
     number: int

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
-from typing import Any, Required, Unpack, overload
+from typing import Any, Unpack, cast, overload
 
-from loralens.choices import QUANTISED, FloatType, TargetFormat
+from loralens.choices import QUANTISED, TARGET_FORMATS, FloatType, TargetFormat
 from loralens.compression.loss import losses, total_error
 from loralens.core.adapter import Adapter
 from loralens.core.structured import Structured, Update
@@ -129,11 +129,14 @@ class ConvertResult(Written):
         }
 
 
+CHANGES = ("to", "dtype", "prefix", "rank", "drop_extra")  # the options that say what changes
+
+
 class ConvertOptions(Reading, total=False):
     """The options of `convert`, for its two signatures."""
 
     output: str | PathLike[str] | None
-    to: Required[TargetFormat]
+    to: TargetFormat | None
     base: str | PathLike[str] | None
     arch: str | None
     dtype: FloatType | None
@@ -146,6 +149,15 @@ class ConvertOptions(Reading, total=False):
     jobs: int | None
 
 
+def _check_change(options: Mapping[str, Any]) -> None:
+    """Refuse an unknown dialect or dtype, and options that ask for no change, before anything is read."""
+    check_writing(options.get("to"), options.get("dtype"))
+    # `rank` 0 is refused with a message of its own.
+    if not any(options.get(name) not in (None, False, (), [], {}) for name in CHANGES):
+        fix = f"give --to ({', '.join(TARGET_FORMATS)}), or --dtype bf16"
+        raise OptionError("nothing says what to convert to", fix=fix)
+
+
 # As of `compress`: the first signature wins, and a path may name a folder with several adapters.
 @overload
 def convert(  # type: ignore[overload-overlap]
@@ -153,16 +165,12 @@ def convert(  # type: ignore[overload-overlap]
 ) -> ConvertResult | Any: ...
 @overload
 def convert(source: Sequence[AdapterSource], **options: Unpack[ConvertOptions]) -> BatchResult: ...
-@in_batches(
-    lambda verb: AdapterWork(
-        verb, ConvertResult.numbers, check=lambda options: check_writing(options["to"], options.get("dtype"))
-    )
-)
+@in_batches(lambda verb: AdapterWork(verb, ConvertResult.numbers, check=_check_change))
 def convert(
     source: Source,
     *,
     output: str | PathLike[str] | None = None,
-    to: TargetFormat,
+    to: TargetFormat | None = None,
     base: str | PathLike[str] | None = None,
     arch: str | None = None,
     dtype: FloatType | None = None,
@@ -189,8 +197,9 @@ def convert(
     output : path, optional
         The file or folder to write. Without it nothing is written, and the result holds the converted adapter. For
         several adapters it is a folder, in which each has its own name.
-    to : str
-        The dialect to write.
+    to : str, optional
+        The dialect to write. Only if ``dtype``, ``prefix``, ``rank`` or ``drop_extra`` says what changes, it is by
+        default the dialect of each adapter.
     base : path, optional
         The base model. Its configuration and the names and shapes of its weights are read; numbers only for magnitudes
         that the file lacks, and for tensors that may be copies of its own.
@@ -218,20 +227,21 @@ def convert(
     Raises
     ------
     OptionError
-        The dialect or the dtype is unknown, no module has the prefix, the target dialect has to state a scale that the
-        file does not give, rounding costs too much, or the target exists or overlaps with an input.
+        Nothing says what changes, the dialect or the dtype is unknown, no module has the prefix, the target dialect has
+        to state a scale that the file does not give, rounding costs too much, or the target exists or overlaps with an
+        input.
     FormatError, MismatchError
         The file cannot be read, the target dialect cannot hold something of it, or the base lacks a module.
     """
     del jobs  # one adapter is one job
     source = one_adapter(source)
-    check_writing(to, dtype)
+    _check_change({"to": to, "dtype": dtype, "prefix": prefix, "rank": rank, "drop_extra": drop_extra})
     target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
     (label,) = labels([source])
     adapter = read_adapter(source, reading, base=base, label=label)
     format_before = adapter.format
     with place(label):
-        check_known(adapter, to)
+        to = _dialect(adapter, to)
         adapter, notes = with_known_names(adapter, to)
         if base is not None:
             adapter, base_notes = rename_as_in_base(adapter, base, to)
@@ -266,6 +276,15 @@ def convert(
     parameters = sum(module.parameters for module in narrow.modules.values())
     measured = parameters, notes, truncation, cost
     return ConvertResult(label, converted, to, target, len(adapter), *measured, rank, format_before)
+
+
+def _dialect(adapter: Adapter, to: str | None) -> TargetFormat:
+    """The dialect to write, that of the adapter if none is given; what its file leaves open may then stay open."""
+    if to is not None:
+        check_known(adapter, to)
+    elif adapter.format not in TARGET_FORMATS:
+        raise OptionError(f"{adapter.format} is only read, not written", fix=f"give --to: {', '.join(TARGET_FORMATS)}")
+    return cast("TargetFormat", to or adapter.format)
 
 
 def _note_architecture(to: str, before: Adapter, after: Adapter) -> list[str]:

@@ -1,19 +1,15 @@
 """The verb ``doctor``: examines adapters for faults, and says what mends them."""
 
 import os
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, Unpack, get_args, overload
 
-from loralens.analysis.checks.diagnosis import LEVELS, Diagnosis, by_cause
-from loralens.analysis.checks.weighted_sum import SAME_ADAPTER
+from loralens.analysis.checks.diagnosis import LEVELS, Diagnosis
 from loralens.analysis.doctor import UNREADABLE, diagnosis_codes, run_checks
-from loralens.choices import FLOAT_TYPES, Level, MergeDType, PredictedRounding
+from loralens.choices import FLOAT_TYPES, Consumer, Level, MergeDType, PredictedRounding
 from loralens.core.adapter import Adapter
-from loralens.core.names import kind
 from loralens.errors import FormatError, LoraLensError, OptionError
 from loralens.formats.files.atomic import atomic_file
 from loralens.formats.files.container import read_json
@@ -22,125 +18,18 @@ from loralens.formats.files.json_text import dumps, is_safe_text
 from loralens.formats.files.location import adapter_file
 from loralens.formats.records.sarif import check_log_target, write_sarif
 from loralens.formats.records.sarif import sarif as sarif_log
-from loralens.tables.numbers import count
-from loralens.tables.result import Tabular
-from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.batches.batch import run_batch
 from loralens.verbs.batches.batch_items import is_several
 from loralens.verbs.batches.batch_result import BatchResult
 from loralens.verbs.batches.batch_task import WORK, AdapterWork
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, Source, labels, load_source, sources
 from loralens.verbs.inputs.choices import Blocks, as_globs, check_choice
+from loralens.verbs.inputs.consumers import consumer_findings
 from loralens.verbs.inputs.examination import examine_adapters, open_base
+from loralens.verbs.outputs.doctor_result import FINDING_COLUMNS, DoctorResult
 from loralens.version import __version__
 
 DTYPES = FLOAT_TYPES | {"fp8": "float8_e4m3fn"}  # option → the name in NumPy and ml_dtypes
-WORST = 3  # modules that the text names of findings with one cause; --verbose and --json list all of them
-CODES = 4  # kinds of findings that the conclusion names
-
-
-@dataclass(frozen=True, slots=True)
-class DoctorResult(Tabular):
-    """The findings about adapters, most serious first; iteration is over the findings.
-
-    Attributes
-    ----------
-    adapters : mapping of str to Adapter or None
-        The adapters by their labels; None if one could not be read.
-    base : str or None
-        The base model that they were compared with.
-    fail_on : str or None
-        The least serious level that makes `answer` false; None if no finding does.
-    causes_told : int or None
-        How many causes the text tells of, the most serious first; None for all.
-    modules_told : int or None
-        How many modules the text names of each cause; None for all.
-    """
-
-    findings: Sequence[Diagnosis]
-    adapters: Mapping[str, Adapter | None]
-    base: str | None = None
-    fail_on: Level | None = None
-    causes_told: int | None = None
-    modules_told: int | None = WORST
-
-    def __iter__(self) -> Iterator[Diagnosis]:
-        return iter(self.findings)
-
-    def __repr__(self) -> str:
-        return f"DoctorResult({_levels(Counter(finding.level for finding in self.findings))})"
-
-    @property
-    def answer(self) -> bool:
-        """Whether there is no finding of the level ``fail_on`` or a more serious one; true if no level was given."""
-        if self.fail_on is None:
-            return True
-        return all(LEVELS.index(finding.level) > LEVELS.index(self.fail_on) for finding in self.findings)
-
-    def numbers(self) -> dict[str, Any]:
-        """What matters of one adapter among several, as JSON values; causes are counted, as in the text."""
-        levels = Counter(cause[0].level for cause in self.causes)
-        codes = list(dict.fromkeys(cause[0].code for cause in self.causes))
-        modules = sum(len(adapter) for adapter in self.adapters.values() if adapter is not None)
-        return {"modules": modules, **{f"{level}s": levels[level] for level in LEVELS}, "codes": codes}
-
-    def listing(self) -> list[Table[Diagnosis]]:
-        """The findings, one row for every module concerned."""
-        return [Table("findings", COLUMNS, self.findings)]
-
-    @property
-    def causes(self) -> list[list[Diagnosis]]:
-        """The findings in groups with one cause, most serious first; no group has those of two adapters."""
-        groups = [
-            group
-            for label in self.adapters
-            for group in by_cause(finding for finding in self.findings if finding.adapter == label)
-        ]
-        return sorted(groups, key=lambda group: LEVELS.index(group[0].level))
-
-    def conclusion(self) -> list[str]:
-        """Whether anything is wrong: how many causes of which level there are, and of which kinds."""
-        (label, *others) = self.adapters
-        adapters = f"these {len(self.adapters)} adapters" if others else label
-        causes = self.causes
-        if not causes:
-            return [f"Nothing is wrong with {adapters}, as far as can be seen."]
-        # A copy under another name is what changes most of what a user does with several adapters.
-        same = [f"{f.adapter} is {f.evidence}." for f in self.findings if f.evidence.startswith(SAME_ADAPTER)]
-        levels = _levels(Counter(cause[0].level for cause in causes))
-        codes = list(dict.fromkeys(cause[0].code for cause in causes))
-        named = ", ".join(codes[:CODES]) + (" …" if len(codes) > CODES else "")
-        # Notes are no faults, which a newcomer would take a list of them for.
-        fault = causes[0][0].level != "note"
-        found = f"{levels} about {adapters}" if fault else f"Nothing is wrong with {adapters}; {levels}"
-        return [f"{found[0].upper()}{found[1:]}: {named}.", *same[:1]]
-
-    def sentences(self) -> list[str]:
-        """The findings of every adapter, those with one cause together."""
-        told = self.causes[: self.causes_told]
-        lines = [line for label in self.adapters for line in self._adapter_lines(label, told)]
-        more = len(self.causes) - len(told)
-        return [*lines, f"{count(more, 'more cause')} (--verbose tells all)"] if more else lines
-
-    def _adapter_lines(self, label: str, told: Sequence[Sequence[Diagnosis]]) -> list[str]:
-        adapter = self.adapters[label]
-        causes = [cause for cause in self.causes if cause[0].adapter == label]
-        # Where only the most serious causes are told, an adapter that has none of them needs no heading.
-        if causes and not any(cause in told for cause in causes):
-            return []
-        read = count(len(adapter), "module") if adapter is not None else "not read"
-        against = f", against {self.base}" if self.base else ""
-        # Causes are counted and not findings: a fault in all of 200 modules is one thing to mend.
-        levels = _levels(Counter(cause[0].level for cause in causes))
-        lines = [f"{label} ({read}{against}): {levels}"]
-        for cause in causes:
-            if cause in told:
-                lines += _cause_lines(cause, len(adapter or ()), self.modules_told)
-        return [*lines, ""]
-
-    def record(self) -> dict[str, Any]:
-        """The findings as a JSON object."""
-        return {"findings": Table("", COLUMNS, self.findings).records()}
 
 
 class DoctorOptions(Reading, total=False):
@@ -151,6 +40,7 @@ class DoctorOptions(Reading, total=False):
     block: Blocks
     dtype: MergeDType | None
     rounding: PredictedRounding
+    consumer: Consumer | None
     sarif: str | PathLike[str] | None
     fail_on: Level | None
     overwrite: bool
@@ -170,6 +60,7 @@ def doctor(
     block: Blocks = (),
     dtype: MergeDType | None = None,
     rounding: PredictedRounding = "nearest",
+    consumer: Consumer | None = None,
     sarif: str | PathLike[str] | None = None,
     fail_on: Level | None = None,
     overwrite: bool = False,
@@ -201,6 +92,8 @@ def doctor(
         default.
     rounding : str
         How a merge rounds the new weights: ``nearest`` or ``stochastic``. Error feedback is known only from merging.
+    consumer : str, optional
+        A program that loads the adapter, such as ``vllm``: what it rejects or ignores is found too.
     sarif : path, optional
         A file to write the findings to, as SARIF 2.1.0.
     fail_on : str, optional
@@ -223,11 +116,19 @@ def doctor(
     modules = as_globs(modules, block)
     check_choice("dtype", dtype, get_args(MergeDType))
     check_choice("rounding", str(rounding), get_args(PredictedRounding))
+    check_choice("consumer", consumer, get_args(Consumer))
     check_choice("fail_on", fail_on, LEVELS)
     if sarif:  # checked first, as the examination of a large base takes long
         check_log_target(Path(sarif))
     chosen = sources(adapters)
-    options: dict[str, Any] = {"base": base, "modules": modules, "dtype": dtype, "rounding": rounding, **reading}
+    options: dict[str, Any] = {
+        "base": base,
+        "modules": modules,
+        "dtype": dtype,
+        "rounding": rounding,
+        "consumer": consumer,
+        **reading,
+    }
     if output is not None or any(map(is_several, chosen)):
         run = {"output": output, "fail_on": fail_on, "overwrite": overwrite, "jobs": jobs}
         batch = run_batch("doctor", chosen, lambda name, *_: name.with_name(f"{name.name}.json"), options | run)
@@ -247,6 +148,7 @@ def _examine(
     modules: Sequence[str],
     dtype: MergeDType | None,
     rounding: PredictedRounding,
+    consumer: Consumer | None = None,
     fail_on: Level | None = None,
     **reading: Unpack[Reading],
 ) -> DoctorResult:
@@ -271,8 +173,14 @@ def _examine(
         dtype=DTYPES[dtype] if dtype else None,
         stochastic=rounding == "stochastic",
     )
-    # Unreadable files are errors, and findings go by seriousness.
-    return DoctorResult(unreadable + run_checks(examinations), loaded, str(base) if base else None, fail_on)
+    found = run_checks(examinations)
+    if consumer is not None:
+        for label, adapter in loaded.items():
+            refused = consumer_findings(adapter, consumer, base) if adapter is not None else ()
+            found += [Diagnosis(f.level, f.code, f"{consumer}: {f.text}", f.fix, adapter=label) for f in refused]
+    # Unreadable files are errors. Sorting is stable, so what a consumer does comes last within a level.
+    found = sorted(unreadable + found, key=lambda finding: LEVELS.index(finding.level))
+    return DoctorResult(found, loaded, str(base) if base else None, fail_on)
 
 
 def _examine_one(source: AdapterSource, *, output: Path | None, overwrite: bool, **options: Any) -> DoctorResult:
@@ -314,7 +222,7 @@ def _read_findings(file: Path) -> list[Mapping[str, Any]] | None:
 
 
 def _is_finding(value: object) -> bool:
-    if not isinstance(value, dict) or value.keys() != {column.key for column in COLUMNS}:
+    if not isinstance(value, dict) or value.keys() != {column.key for column in FINDING_COLUMNS}:
         return False
     texts = [text for key, text in value.items() if key != "module" or text is not None]
     return value["level"] in LEVELS and all(map(is_safe_text, texts))
@@ -350,39 +258,3 @@ def _write_sarif(diagnoses: Sequence[Diagnosis], file: Path) -> None:
 
     records = [{**finding.record(), "adapter": located(finding.adapter)} for finding in diagnoses]
     write_sarif(sarif_log(records, rules=diagnosis_codes(), root=Path.cwd()), file)
-
-
-def _levels(counts: Mapping[Level, int]) -> str:
-    """``1 error, 2 warnings``, the most serious level first."""
-    return ", ".join(count(counts[level], level) for level in LEVELS if counts.get(level)) or "nothing found"
-
-
-def _cause_lines(diagnoses: Sequence[Diagnosis], of: int, most: int | None) -> list[str]:
-    """The text of findings that have one cause, in an adapter of ``of`` modules; at most ``most`` modules are named."""
-    first = diagnoses[0]
-    head = f"  {first.level}: {first.code}: "
-    if len(diagnoses) == 1:  # on one line, as most findings are
-        lines = [head + (f"{first.module}: " if first.module else "") + first.evidence]
-    else:
-        modules = {finding.module for finding in diagnoses if finding.module}
-        # A fault of one kind in all blocks is the common case, and names its cause.
-        kinds = {kind(name) for name in modules}
-        alike = f", of the kind {kinds.pop()}" if len(kinds) == 1 else ""
-        lines = [head + (f"{len(modules)} of {of} modules{alike}" if modules else f"{len(diagnoses)} of this kind")]
-        # The checks list the worst modules of a cause first.
-        for finding in diagnoses[:most]:
-            lines.append("    " + (f"{finding.module}: " if finding.module else "") + finding.evidence)
-        if most is not None and len(diagnoses) > most:
-            lines.append(f"    and {len(diagnoses) - most} more (--verbose names them)")
-    return [*lines, f"    fix: {first.fix}"] if first.fix else lines
-
-
-# No table for people: evidence and remedies are sentences, which a column would cut. --csv and --json use the columns.
-COLUMNS: tuple[Column[Diagnosis], ...] = (
-    Column("level", lambda row: row.level, "level", align="left", priority=ALWAYS),
-    Column("code", lambda row: row.code, "code", align="left", priority=ALWAYS),
-    Column("adapter", lambda row: row.adapter, "adapter", align="left", priority=3),
-    Column("module", lambda row: row.module, "module", align="left", priority=8),
-    Column("evidence", lambda row: row.evidence, "evidence", align="left", priority=7),
-    Column("fix", lambda row: row.fix, "fix", align="left", priority=2),
-)

@@ -23,7 +23,7 @@ from loralens.verbs.inputs.merge_inputs import MergeInputs, read_merge_inputs, r
 from loralens.verbs.inputs.rounding import choose_rounding, sweep_inputs
 from loralens.verbs.inputs.texts import TextSource
 from loralens.verbs.inputs.weighted import Weighted, weighted_label, weighted_sources
-from loralens.verbs.outputs.losses import (
+from loralens.verbs.outputs.merges.losses import (
     SWALLOWED,
     conclusion_on_codes,
     conclusion_on_texts,
@@ -31,7 +31,7 @@ from loralens.verbs.outputs.losses import (
     undamaged,
     warn_of_noise,
 )
-from loralens.verbs.outputs.merge_run import MergeRun
+from loralens.verbs.outputs.merges.merge_run import MergeRun
 from loralens.verbs.outputs.target import Target, Written
 
 # Given in place of a file, which is then not written. A word, since leaving the option out means the default place.

@@ -12,7 +12,13 @@ from loralens.core.adapter import Adapter
 from loralens.core.progress import progress
 from loralens.core.threads import processor_count
 from loralens.errors import LoraLensError
-from loralens.formats.records.collection import FolderEntry, candidates, examine_file, folder_labels
+from loralens.formats.records.collection import (
+    FolderEntry,
+    candidates,
+    examine_file,
+    folder_labels,
+    note_repeated_links,
+)
 from loralens.tables.numbers import UNDEFINED, count, fixed, number, size, span
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
@@ -60,7 +66,8 @@ class SurveyedAdapter:
             # The signs that docs and people know: the same numbers, or the same ΔW up to rounding.
             if self.duplicate.kind == "tensors":
                 return f"= {self.original.label}"
-            return f"≈ {self.original.label} (ΔW differs by {self.duplicate.difference:.1g})"
+            apart = f" (ΔW differs by {self.duplicate.difference:.1g})" if self.duplicate.difference else ""
+            return f"≈ {self.original.label}{apart}"
         findings = self.adapter.findings if self.adapter else ()
         # Warnings and notes would fill the column; inspect shows them.
         wrong = [finding.code for finding in findings if finding.level == "error"]
@@ -249,6 +256,7 @@ def survey(folder: str | PathLike[str], *, allow_pickle: bool = False, once: boo
             return replace(file, adapter=None, status="unreadable", reason=reason, fix=error.fix), None
 
     paths = candidates(root)
+    note_repeated_links(root, paths)
     measured = []
     # One file a thread: most adapters are small, and reading overlaps with the arithmetic of others.
     with progress("reading", len(paths)) as step, ThreadPoolExecutor(processor_count()) as pool:

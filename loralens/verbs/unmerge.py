@@ -23,12 +23,12 @@ from loralens.verbs.inputs.adapters import Reading, stated_options
 from loralens.verbs.inputs.choices import Blocks, as_globs
 from loralens.verbs.inputs.merge_inputs import MergeInputs, read_merge_inputs
 from loralens.verbs.inputs.weighted import Weighted, weighted_sources
-from loralens.verbs.outputs.merge_run import THREADS
-from loralens.verbs.outputs.model_copy import bytes_of_copy, rehearse, write_copy
-from loralens.verbs.outputs.replay import settings_of
+from loralens.verbs.outputs.merges.merge_run import THREADS
+from loralens.verbs.outputs.merges.model_copy import bytes_of_copy, rehearse, write_copy
+from loralens.verbs.outputs.merges.replay import settings_of
+from loralens.verbs.outputs.merges.unmerge_run import UnmergeRun
 from loralens.verbs.outputs.rules import option_names
 from loralens.verbs.outputs.target import Target, Written
-from loralens.verbs.outputs.unmerge_run import UnmergeRun
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -25,8 +25,8 @@ from loralens.verbs.inputs.adapters import Reading, stated_options
 from loralens.verbs.inputs.choices import Blocks, as_globs, check_choice
 from loralens.verbs.inputs.merge_inputs import read_merge_inputs
 from loralens.verbs.inputs.weighted import Weighted, weighted_label, weighted_sources
-from loralens.verbs.outputs.certificate_check import CertificateResult, check_certificate
-from loralens.verbs.outputs.replay import Replay
+from loralens.verbs.outputs.merges.certificate_check import CertificateResult, check_certificate
+from loralens.verbs.outputs.merges.replay import Replay
 from loralens.verbs.outputs.rules import option_names
 
 # The cosines from which the directions of two updates are called the same, and similar. Of the steps 400 and 100 of a

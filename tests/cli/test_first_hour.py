@@ -16,7 +16,9 @@ from tests.formats import test_image as images
 @pytest.mark.parametrize(
     ("words", "hint"),
     [
-        (("scale", "SMALL", "0.5", "-o", "x"), "give --by a finite number"),
+        (("scale", "SMALL", "-o", "x"), "give --by a finite number"),
+        (("scale", "SMALL", "0,5", "-o", "x"), "the factor stands behind --by: --by 0.5"),
+        (("scale", ".5", "SMALL", "-o", "x"), "the factor stands behind --by: --by .5"),
         (("inspect", "SMALL", "0,5"), "a number needs its option, such as --by 0.5"),
         (("scale", "SMALL", "--by", "0,5", "-o", "x"), "numbers have a point: 0.5"),
         (("scale", "SMALL", "--by", "50%", "-o", "x"), "give the share as a number: 0.5"),
@@ -29,6 +31,7 @@ from tests.formats import test_image as images
         (("spectrum", "SMALL", "-o", "x.png"), "for that there is --plot"),
         (("combine", "SMALL", "SMALL", "--out", "x"), "for that there is --output"),
         (("similarity", "SMALL", "--latex"), "in Python: loralens.similarity(…).to_latex()"),
+        (("inspect", "SMALL", "--for", "vLLM"), "for vLLM there is --for vllm"),
         (("merge", "SMALL", "SMALL", "-o", "x"), "to make one adapter of several there is loralens combine"),
     ],
 )
@@ -55,11 +58,38 @@ def test_other_wrong_usage_gets_no_guess(words: tuple[str, ...], small: Path) ->
     assert "fix:" not in Command().refused(*(small if word == "SMALL" else word for word in words))
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("-output", "x", "--rank", "2"), "-output has two dashes: --output"),
+        (("-output=x", "--rank", "2"), "-output has two dashes: --output=x"),
+        (("-o", "x", "-rank", "2"), "-rank has two dashes: --rank"),
+        (("-o=x", "--rank", "2"), "-o=x has no =: write -o x"),
+    ],
+)
+def test_an_option_with_one_dash_becomes_no_part_of_a_name(
+    words: tuple[str, ...], said: str, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert said in Command("compress").refused(small, *words)
+    assert not any(path.name in ("x", "=x", "utput", "utput=x") for path in tmp_path.iterdir())
+
+
+def test_short_options_may_be_joined_with_their_values(small: Path, tmp_path: Path) -> None:
+    Command("compress").good(small, f"-o{tmp_path / 'x'}", "--rank=2", "-q")
+    assert (tmp_path / "x").exists()
+    # After two dashes a word is a name, whatever it looks like.
+    assert "-output: no such file" in Command("inspect").refused("--", "-output")
+
+
 def test_a_misspelt_file_is_answered_with_the_nearest_one(small: Path, tmp_path: Path) -> None:
     loralens.convert(small, to="kohya", output=tmp_path / "mein stil (größer).safetensors")
     said = Command("inspect").refused(tmp_path / "mein stil (größer).safetensor")
     assert f"fix: the nearest name there is {tmp_path / 'mein stil (größer).safetensors'}" in said
     assert "nearest" not in Command("inspect").refused(tmp_path / "other.safetensors")
+    (tmp_path / "fleet").mkdir()
+    (tmp_path / "fleeT-b").mkdir()
+    assert f"the nearest name there is {tmp_path / 'fleeT-b'}" in Command("inspect").refused(tmp_path / "FLEET-B")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="such a path may exist there")
@@ -79,6 +109,12 @@ def test_a_folder_of_several_files_is_answered_with_a_file_in_it(small: Path, tm
     (tmp_path / "models").mkdir()
     said = Command("convert").refused(small, "--to", "kohya", "-o", tmp_path / "models")
     assert "fix: choose another target, such as models/NAME.safetensors, or give --overwrite" in said
+
+
+@pytest.mark.parametrize("word", ["list", "ls"])
+def test_a_list_is_of_a_folder(word: str) -> None:
+    assert "loralens survey (" in on_unknown(word)
+    assert "in one of them: loralens inspect" in on_unknown(word)
 
 
 @pytest.mark.parametrize("word", ["trigger", "trigger-words", "tags", "keywords"])

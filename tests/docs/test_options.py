@@ -19,7 +19,7 @@ OTHERS = {
     "--clamp": {"others.md"},  # sd-scripts: --clamp_quantile
     "--no-deps": {"formats.md", "low_bit.md", "train.md"},  # pip
     "--nproc-per-node": {"train.md"},  # torchrun
-    "--max-lora-rank": {"cookbook.md", "inspect.md"},  # vLLM
+    "--max-lora-rank": {"cookbook.md", "doctor.md", "inspect.md"},  # vLLM
 }
 
 

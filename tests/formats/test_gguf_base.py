@@ -205,7 +205,7 @@ def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
         open_checkpoint(path)
     at = data.index(b"llama.attention.head_count") + len(b"llama.attention.head_count") + 4
     path.write_bytes(data[:at] + struct.pack("<I", 5) + data[at + 4 :])
-    with pytest.raises(MismatchError, match="64 rows are not 5 heads"):
+    with pytest.raises(MismatchError, match="64 rows cannot be divided into 5 heads"):
         open_checkpoint(path)
     # ggml's number of a type that is too new
     at = data.index(b"blk.0.attn_q.weight") + len(b"blk.0.attn_q.weight") + 4 + 16

@@ -40,6 +40,8 @@ def tree(folder, *paths, data=EMPTY):
             ["one.safetensors", "README.md", "tokenizer.json", "checkpoint-5/adapter_model.safetensors"],
             "one.safetensors",
         ),
+        (["one.safetensors", "one-state/model.safetensors", ".cache/x.safetensors"], "one.safetensors"),
+        (["0100_adapters.safetensors", "adapter_config.json", "x/adapters.safetensors"], "0100_adapters.safetensors"),
         (["default/adapter_model.safetensors"], "default/adapter_model.safetensors"),
         (["default/adapter_model.safetensors", "runs/log"], "default/adapter_model.safetensors"),
         (["default/adapter_model.safetensors", "default/adapter_model.bin"], "default/adapter_model.safetensors"),
@@ -60,6 +62,8 @@ def test_the_file_in_a_folder(there, meant, tmp_path):
         (["a.safetensors", "b.safetensors"], "several candidates: a.safetensors, b.safetensors"),
         (["a.safetensors", "b.pt"], "several candidates: a.safetensors, b.pt"),
         (["x/adapter_model.bin", "y/adapter_model.bin"], "candidates: x/adapter_model.bin, y/adapter_model.bin"),
+        (["one.safetensors", "x/adapter_model.bin"], "several candidates: one.safetensors, x/adapter_model.bin"),
+        (["one.safetensors", "a/b/c/style.safetensors"], "candidates: one.safetensors, a/b/c/style.safetensors"),
         ([f"{i}.safetensors" for i in range(20)], "14.safetensors, 15.safetensors …"),
     ],
 )

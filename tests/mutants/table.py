@@ -742,6 +742,11 @@ MUTANTS: tuple[Mutant, ...] = (
     # train
     Mutant("Course.factor", "1 - cos(pi * remaining)", "1 + cos(pi * remaining)", ("tests/training/test_course.py",)),
     Mutant("Feed._next_streamed", "number - self._next", "number + self._next", ("tests/training/test_feed.py",)),
+    Mutant("Feed.__getitem__", "turn * self._world.size", "turn / self._world.size", ("tests/training/test_feed.py",)),
+    Mutant(
+        "Draws.drawing", "self._now = self._states()", "self._now = self._first", ("tests/training/test_drawing.py",)
+    ),
+    Mutant("count_terms", "labels.ndim > 1", "labels.ndim > 2", ("tests/training/test_own_loss.py",)),
     Mutant("shuffle_order", "number * size", "number / size", ("tests/training/test_feed.py",)),
     Mutant(
         "Injection.groups", "lr * self.method.ratio", "lr / self.method.ratio", ("tests/training/test_injection.py",)

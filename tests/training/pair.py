@@ -24,6 +24,7 @@ from loralens.training.tasks import Examples, task_named
 from loralens.training.watch import Watch
 from loralens.training.world import World
 from tests import models
+from tests.training import pair_loaders
 
 STEPS, BATCH = 6, 4
 RNG = np.random.default_rng(0)
@@ -126,13 +127,14 @@ def together(rank: int, store: Path) -> dict[str, Any]:
         "gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timedelta(seconds=120)
     )
     found = {name: scenario(name) for name in CASES}
-    found["refused"] = refused()
+    found["loaders"], found["refused"] = pair_loaders.together(), refused()
     dist.destroy_process_group()
     return found
 
 
 def alone() -> dict[str, Any]:
-    return {name: trained(**{**options, "shard": False}) for name, options in CASES.items()}
+    found: dict[str, Any] = {name: trained(**{**options, "shard": False}) for name, options in CASES.items()}
+    return {**found, "loaders": pair_loaders.alone()}
 
 
 def main(folder: Path) -> int:

@@ -12,7 +12,7 @@ import pytest
 
 from loralens.training.world import World
 from tests.tolerances import PROCESSES
-from tests.training import pair
+from tests.training import pair, pair_loaders
 
 pytestmark = pytest.mark.slow
 
@@ -80,6 +80,45 @@ def test_a_run_goes_on_as_if_it_had_not_stopped(runs: dict[str, Any], name: str)
     assert rest["best_step"] == whole["best_step"]
     for key, array in whole["numbers"].items():
         np.testing.assert_array_equal(array, rest["numbers"][key])
+
+
+@pytest.mark.parametrize("kind", pair_loaders.KINDS)
+def test_no_row_of_a_loader_is_lost(runs: dict[str, Any], kind: str) -> None:
+    zero, one = (runs[rank]["loaders"][kind]["whole"]["rows"] for rank in "01")
+    half = pair_loaders.TEXTS // 2
+    rounds = [sorted(zero[start : start + half] + one[start : start + half]) for start in (0, half)]
+    assert rounds == [list(range(pair_loaders.TEXTS))] * 2
+    assert zero[:half] != zero[half:]  # every round has its own order
+
+
+@pytest.mark.parametrize("kind", [kind for kind in pair_loaders.KINDS if kind != "python"])
+def test_one_round_of_a_loader_is_the_default(runs: dict[str, Any], kind: str) -> None:
+    zero, one = (runs[rank]["loaders"][kind]["round"] for rank in "01")
+    assert zero["steps"] == one["steps"] == 4
+    assert sorted(zero["rows"] + one["rows"]) == list(range(pair_loaders.TEXTS))
+
+
+@pytest.mark.parametrize("kind", pair_loaders.KINDS)
+def test_two_processes_go_on_with_the_rows_that_are_left(runs: dict[str, Any], kind: str) -> None:
+    for rank in "01":
+        whole, rest = (runs[rank]["loaders"][kind][part] for part in ("whole", "rest"))
+        assert rest["rows"] == whole["rows"][6:]
+        assert rest["noise"] == whole["noise"]  # what was seen is passed over, and drawn again for that
+        assert rest["losses"] == whole["losses"][3:]
+
+
+def test_shared_batches_are_the_same_everywhere_and_divided_ones_are_not(runs: dict[str, Any]) -> None:
+    shared, divided = ([runs[r]["loaders"][kind]["whole"]["noise"] for r in "01"] for kind in ("shuffled", "sampler"))
+    # The last batch of a round is drawn by the second process alone.
+    assert shared[0] == shared[1][: len(shared[0])]
+    assert len(set(divided[0] + divided[1])) == 16
+
+
+@pytest.mark.parametrize("how", ["ddp", "shard"])
+def test_every_label_weighs_alike_whichever_process_has_it(runs: dict[str, Any], how: str) -> None:
+    single, zero = runs["alone"]["loaders"]["masked"], runs["0"]["loaders"][how]
+    np.testing.assert_allclose(zero["losses"], single["losses"], rtol=1e-6)
+    close(zero["numbers"], single["numbers"])
 
 
 def test_where_the_first_process_fails_the_others_end_quietly(runs: dict[str, Any]) -> None:

@@ -147,6 +147,19 @@ def test_the_output_of_another_adapter_or_verb_is_not_replaced(folder: Path) -> 
     assert statuses(scale()) == {"a": "skipped", "b": "skipped"}
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_the_output_folder_does_not_become_an_adapter(overwrite: bool, folder: Path) -> None:
+    loralens.compress("all", output="out", rank=4)
+    before = files_under(folder / "out")
+    for verb, options in (("compress", {"rank": 2}), ("scale", {"by": 2}), ("convert", {"to": "peft"})):
+        with pytest.raises(
+            OptionError, match="would become one adapter\n  fix: choose a target in it, such as out/NAME"
+        ):
+            getattr(loralens, verb)("all/a", output="out", overwrite=overwrite, **options)
+    assert files_under(folder / "out") == before
+    loralens.compress("all/a", output="out/d", rank=2)
+
+
 def test_an_adapter_that_was_moved_is_still_done(folder: Path) -> None:
     shutil.move("all", "elsewhere")
     result = loralens.scale("elsewhere", 0.5, output="out")

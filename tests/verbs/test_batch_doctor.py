@@ -4,11 +4,13 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import loralens
 from loralens.verbs.batches.batch_result import BatchResult
-from loralens.verbs.doctor import DoctorResult
+from loralens.verbs.outputs.doctor_result import DoctorResult
 from tests.verbs.batches import files_under, lay_adapters, read_record, spoil, statuses, write_record
 
 
@@ -30,6 +32,42 @@ def test_named_adapters_are_compared_and_those_of_a_folder_are_not(folder: Path)
     expected = [loralens.doctor(f"all/{name}").record()["findings"] for name in "abc"]
     assert [row.findings for row in alone] == expected
     assert all(expected)
+
+
+def test_errors_are_told_where_the_adapters_are_only_counted(folder: Path) -> None:
+    sick = load_file("all/b/adapter_model.safetensors")
+    for name in list(sick)[:8]:
+        sick[name] = np.full_like(sick[name], np.nan)
+    save_file(sick, "all/b/adapter_model.safetensors")
+    result = loralens.doctor("all")
+    assert result.conclusion() == ["3 adapters, all examined.", "With errors: b."]
+    told = [line for line in result.sentences() if "non-finite" in line]
+    assert len(told) == 1
+    assert told[0].startswith("b: error: non-finite: bert.encoder.layer.")
+    asked = loralens.doctor("all", fail_on="error")
+    assert asked.conclusion()[1:] == ["With findings of the level of --fail-on, or a more serious one: b."]
+
+
+def test_a_folder_is_checked_for_the_program_that_serves_it(folder: Path) -> None:
+    loralens.convert("all/b", to="kohya", output="all/d.safetensors", drop_extra=True)
+    result = loralens.doctor("all", consumer="vllm", fail_on="error")
+    assert [row.name for row in result.answered_no] == ["d.safetensors"]
+    told = {row.name: {each["code"] for each in row.findings} for row in result}
+    assert {"rank", "saved-head"} <= told["a"]  # of rank 64, with a head
+    assert "rank" not in told["b"]
+    # What inspect says of each is there, after what the doctor says without.
+    for row in result:
+        (alone,) = loralens.inspect(row.source, consumer="vllm").adapters
+        found = loralens.doctor(row.source, consumer="vllm")
+        without = {(each.level, each.code, each.evidence) for each in loralens.doctor(row.source)}
+        added = [each for each in found if (each.level, each.code, each.evidence) not in without]
+        assert [(f.level, f.code, f.evidence, f.fix) for f in added] == [
+            (f.level, f.code, f"vllm: {f.text}", f.fix) for f in alone.refusals
+        ]
+    loralens.doctor("all", output="found", consumer="vllm")
+    assert set(statuses(loralens.doctor("all", output="found", consumer="lorax")).values()) == {"written"}
+    with pytest.raises(loralens.LoraLensError, match="consumer"):
+        loralens.doctor("all", consumer="vlm")  # type: ignore[arg-type]
 
 
 def test_the_findings_are_written_in_the_form_of_one_adapter(folder: Path) -> None:

@@ -79,6 +79,8 @@ def test_several_passes_give_the_same_matrices(
 
 def test_modules_restrict_it_and_a_dry_run_writes_nothing(llama: Path, tmp_path: Path, quiet_torch: None) -> None:
     target = tmp_path / "H.safetensors"
+    dry = measured(llama, target, general="none", modules=["down_proj"], block=0, dry_run=True)
+    assert [row.name for row in dry.inputs] == ["model.layers.0.mlp.down_proj"]
     dry = measured(llama, target, general="none", modules=["down_proj"], dry_run=True)
     assert not target.exists()
     assert [row.name for row in dry.inputs] == [f"model.layers.{i}.mlp.down_proj" for i in (0, 1)]

@@ -94,7 +94,7 @@ def test_new_codes_are_not_written_yet(tmp_path: Path) -> None:
 
 
 def test_threads_do_not_change_a_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from loralens.verbs.outputs import merge_run
+    from loralens.verbs.outputs.merges import merge_run
 
     base = base_of(tmp_path / "m.gguf", "Q4_K")
     for threads in (1, 3):

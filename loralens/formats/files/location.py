@@ -10,6 +10,7 @@ from loralens.errors import FormatError, LoraLensError, OptionError, place
 from loralens.formats.files.container import CONFIG
 from loralens.formats.files.packages import gguf_file, is_installed, is_package_name, model_folder
 from loralens.formats.files.relative_name import is_relative_name
+from loralens.formats.files.walking import folders
 from loralens.requirements import ENCODER, LANGUAGE_MODEL, install_command
 
 # The usual names of adapter files. In a folder that has several, the first one is taken: safetensors before pickles.
@@ -22,6 +23,8 @@ _PLAIN = re.compile(r"(?:\w[\w.-]{0,95}/)?\w[\w.-]{0,95}", re.ASCII)  # a Hub id
 _FIX = "check the path, or first download the Hub id or install the package that it names"
 _WINDOWS = re.compile(r"(?P<drive>[A-Za-z]):[\\/](?P<rest>.*)")
 _NUMBER = re.compile(r"[+-]?[0-9]*[.,]?[0-9]+")
+# Folders of trainers: what lies in them belongs to the adapter above them.
+_CHECKPOINTS = re.compile(r"checkpoint-.*|.*-state|\..*")
 _LOOKED_AT = 10_000  # names of a folder in which a misspelt one is looked for, which takes a tenth of a second
 _LFS = b"version https://git-lfs"  # how a pointer file of Git LFS begins
 
@@ -102,7 +105,9 @@ def _meant(path: Path) -> str:
             names = [entry.name for entry, _ in zip(entries, range(_LOOKED_AT), strict=False)]
     except OSError:
         return ""
-    near = get_close_matches(path.name, names, n=1, cutoff=0.8)
+    # A name in other capitals is nearer than any other.
+    near = [name for name in names if name.lower() == path.name.lower()]
+    near += get_close_matches(path.name, names, n=1, cutoff=0.8)
     return f"the nearest name there is {path.with_name(near[0])}" if near else ""
 
 
@@ -158,7 +163,10 @@ def file_in_folder(folder: Path) -> Path:
         if (folder / name).is_file():
             return folder / name
     files = sorted(p for p in folder.iterdir() if p.suffix in SUFFIXES and p.is_file())
-    # The only tensor file of a folder needs no usual name.
+    # Without a configuration, adapters below make the only tensor file of a folder one of a collection.
+    if len(files) == 1 and not (folder / CONFIG).exists():
+        files += _adapters_below(folder)
+    # The only one needs no usual name.
     if len(files) == 1:
         return files[0]
     if not files:  # PEFT saves an adapter that is not called "default" in a folder of its name
@@ -174,6 +182,18 @@ def file_in_folder(folder: Path) -> Path:
         f"the folder holds several candidates: {listed}",
         fix="give one of these files; `loralens survey` lists all adapters under a folder",
     ).at(str(folder))
+
+
+def _adapters_below(folder: Path) -> list[Path]:
+    """The first adapter in each folder within a folder, also behind links; checkpoints of trainers are left out."""
+    found = []
+    with os.scandir(folder) as entries:
+        inner = sorted(entry.name for entry in entries if entry.is_dir() and not _CHECKPOINTS.fullmatch(entry.name))
+    for name in inner:
+        below = folders(folder / name, without=lambda name: _CHECKPOINTS.fullmatch(name) is not None)
+        files = (path / file for path, files in below for file in files)
+        found += next(([file] for file in files if file.name in NAMES or file.suffix == ".safetensors"), [])
+    return found
 
 
 # What no text holds: the control characters of ASCII without tab, line ends and form feed.

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Literal, final
 
 from loralens.core.adapter import Adapter
+from loralens.core.messages import note
+from loralens.core.names import some
 from loralens.errors import LoraLensError, OptionError
 from loralens.formats import load
 from loralens.formats.dialects.table import FORMATS
@@ -93,6 +95,25 @@ def _walk(root: Path) -> Iterator[Path]:
             links = [name for name in files if not name.startswith(".") and (folder / name).is_dir()]
             waiting += [folder / name for name in links]
             yield from _in_folder(folder, [name for name in files if name not in links])
+
+
+def note_repeated_links(root: Path, found: Sequence[Path]) -> None:
+    """Tell of links to folders within ``root`` that hold some of the candidates found there, which are read once."""
+    home = Path(os.path.realpath(root))
+    holding = {folder for path in found for folder in Path(os.path.realpath(path)).parents}
+    repeated = []
+    for folder, names in folders(root, without=lambda name: name.startswith(".")):
+        for link in (folder / name for name in names if (folder / name).is_symlink() and not name.startswith(".")):
+            target = Path(os.path.realpath(link))
+            if target in holding and home in target.parents:
+                repeated.append(f"{link.relative_to(root)} → {target.relative_to(home)}")
+    if repeated:
+        many = (
+            "links to folders that are read anyway are"
+            if len(repeated) > 1
+            else "a link to a folder that is read anyway is"
+        )
+        note(f"{root}: {many} left out: {some(sorted(repeated))}")
 
 
 def _in_folder(folder: Path, files: Sequence[str]) -> Iterator[Path]:

@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 from loralens.choices import INTEGER_TYPES, QUANTISED
 from loralens.core.adapter import Adapter
+from loralens.core.messages import note, warn
 from loralens.core.progress import progress
 from loralens.core.threads import processor_count
 from loralens.errors import LoraLensError, OptionError
@@ -26,6 +27,7 @@ from loralens.formats.files.location import SUFFIXES, adapter_file
 from loralens.formats.models.base_digest import base_digest
 from loralens.formats.models.checkpoint import resolve_path
 from loralens.formats.records.batches import BEGUN, BatchEntry, BatchRecord, files_digest
+from loralens.tables.numbers import count
 from loralens.tables.text import display_width
 from loralens.verbs.batches.batch_items import BatchItem, NameTarget, find_adapters, is_several, place_targets
 from loralens.verbs.batches.batch_result import BatchResult, BatchRow, line_of
@@ -184,27 +186,43 @@ def _perform(tasks: Sequence[Task], jobs: int, record: BatchRecord | None) -> di
             record.write()
     watcher = _watcher.get()
     width = min(WIDEST_NAME, max(display_width(task.row.name) for task in tasks))
-    with progress(tasks[0].verb, len(tasks)) as step, closing(perform_all(tasks, jobs)) as outcomes:
-        for task, outcome in outcomes:
-            rows[task.row.name] = outcome.row
-            if record:
-                _record_outcome(_entry_of(task, record), outcome, record)
-            if watcher:
-                watcher(line_of(task.verb, outcome.row, width))
-            if step:
-                step(1)
+    recorded = True
+    try:
+        with progress(tasks[0].verb, len(tasks)) as step, closing(perform_all(tasks, jobs)) as outcomes:
+            for task, outcome in outcomes:
+                rows[task.row.name] = outcome.row
+                if record:
+                    recorded = _record_outcome(_entry_of(task, record), outcome, record, quiet=not recorded)
+                if watcher:
+                    watcher(line_of(task.verb, outcome.row, width))
+                if step:
+                    step(1)
+    except KeyboardInterrupt:
+        if record:
+            note(f"{len(rows)} of {count(len(tasks), 'adapter')} were looked at; the same command goes on from there")
+        raise
     return rows
 
 
-def _record_outcome(name: str, outcome: Outcome, record: BatchRecord) -> None:
-    """Write into the record what was done, if anything was."""
+def _record_outcome(name: str, outcome: Outcome, record: BatchRecord, *, quiet: bool) -> bool:
+    """Write into the record what was done, if anything was; returns whether the record has it.
+
+    A full disk is warned of, once, and does not hide what was done and what failed: the next record has all of it, and
+    without one the next run compares the output with what it makes.
+    """
     if outcome.entry:
         record.entries[name] = outcome.entry
     elif record.entries[name].status == BEGUN:  # nothing was written there
         del record.entries[name]
     else:
-        return
-    record.write()
+        return not quiet
+    try:
+        record.write()
+    except LoraLensError as error:
+        if not quiet:
+            warn(": ".join((*error.where, error.what)), fix=error.fix)
+        return False
+    return True
 
 
 def _entry_of(task: Task, record: BatchRecord) -> str:

@@ -13,7 +13,7 @@ from loralens.core.threads import processor_count
 from loralens.errors import LoraLensError, OptionError
 from loralens.formats.files.location import NAMES, SUFFIXES, file_in_folder
 from loralens.formats.records.batches import RECORD_NAME
-from loralens.formats.records.collection import candidates, examine_file, folder_labels
+from loralens.formats.records.collection import candidates, examine_file, folder_labels, note_repeated_links
 from loralens.verbs.inputs.adapters import AdapterSource, Source
 
 # What the name of a target is made of: the name of an adapter, whether it is a single file, and its dialect ("" if it
@@ -108,6 +108,7 @@ def _in_folder(root: Path, output: Path | None, *, allow_pickle: bool, once: boo
     # What an earlier run has written below the folder.
     outputs = outside if outside and real in outside.parents else None
     paths = [path for path in candidates(root) if outputs is None or not _lies_in(path, outputs)]
+    note_repeated_links(root, paths)
     with progress("looking", len(paths)) as step, ThreadPoolExecutor(processor_count()) as pool:
         found = []
         try:

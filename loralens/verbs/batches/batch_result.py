@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from loralens.analysis.checks.diagnosis import LEVELS
+from loralens.core.names import some
 from loralens.tables.numbers import count, join_words, percent, size
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
@@ -14,7 +15,8 @@ from loralens.tables.text import display_width, shorten
 
 # ``done`` is an adapter of which nothing was to be written: in a dry run, or without an output folder.
 Status = Literal["written", "unchanged", "no", "done", "skipped", "failed"]
-STATUSES: tuple[Status, ...] = ("written", "unchanged", "done", "skipped", "no", "failed")
+NAMED = 8  # adapters that one sentence names; the table has all of them
+STATUSES: tuple[Status, ...] = ("written", "done", "unchanged", "skipped", "no", "failed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +32,8 @@ class BatchRow:
     target : str or None
         Where its output is; None without an output folder.
     status : str
-        ``written``; ``unchanged``, if it was written as it was; ``no``, if the answer of the verb is no; ``done``, if
-        nothing was to be written; ``skipped``, if an earlier run has done it; ``failed``.
+        ``written``; ``unchanged``, if it was written as it was, or would be; ``no``, if the answer of the verb is no;
+        ``done``, if nothing was to be written; ``skipped``, if an earlier run has done it; ``failed``.
     answer : bool or None
         The answer of the verb, which an earlier run may have given; None if the adapter could not be processed.
     numbers : mapping of str to value
@@ -118,7 +120,7 @@ class BatchResult(Tabular):
         return [Table("adapters", [*IDENTITY, *COLUMNS[self.verb], *REASONS], self.rows)]
 
     def conclusion(self) -> list[str]:
-        """How many adapters there are of each status; then which of them failed, and of which the answer is no."""
+        """How many adapters there are of each status; then which of them failed, have errors, or are answered no."""
         words, statuses = WORDS[self.verb], Counter(row.status for row in self.rows)
         parts = [f"{statuses[status]:,} {words[status]}" for status in STATUSES if statuses[status]]
         if len(parts) == 1:
@@ -126,9 +128,13 @@ class BatchResult(Tabular):
         where = f"{self.output}: " if self.output else ""
         sentences = [f"{where}{count(len(self.rows), 'adapter')}, {join_words(parts)}{self._saved()}."]
         if self.failed:
-            sentences.append(f"Failed: {join_words([row.name for row in self.failed])}.")
+            sentences.append(f"Failed: {_names(self.failed)}.")
         if self.answered_no:
-            sentences.append(f"{words['answer']}: {join_words([row.name for row in self.answered_no])}.")
+            sentences.append(f"{words['answer']}: {_names(self.answered_no)}.")
+        elif self.verb == "doctor":
+            # Examined is not sound, which a reader of the first sentence could think.
+            found = {level: [row for row in self.rows if row.number(f"{level}s")] for level in ("error", "warning")}
+            sentences += [f"With {level}s: {_names(rows)}." for level, rows in found.items() if rows]
         return sentences
 
     def _saved(self) -> str:
@@ -140,24 +146,27 @@ class BatchResult(Tabular):
         return f"; {size(before)} → {size(after)}, {percent(1 - after / before)} smaller"
 
     def sentences(self) -> list[str]:
-        """Why adapters could not be processed, those with one reason together, and how many gave warnings."""
-        causes: dict[tuple[str, str], list[str]] = {}
+        """Why adapters could not be processed, or have errors, those with one reason together; which gave warnings."""
+        causes: dict[tuple[str, str], list[BatchRow]] = {}
         for row in self.failed:
-            causes.setdefault((_without_place(row), row.fix), []).append(row.name)
+            causes.setdefault((_without_place(row), row.fix), []).append(row)
+        for row in self.rows:
+            # One of each kind, as all modules may have it.
+            errors = {each["code"]: each for each in reversed(row.findings) if each["level"] == "error"}
+            for each in errors.values():
+                causes.setdefault((_finding_text(each), each["fix"]), []).append(row)
         lines = []
-        for (reason, fix), names in causes.items():
-            lines += [f"{join_words(names)}: {reason}", f"  fix: {fix}"]
-        if warned := sum(any(not text.startswith("note:") for text in row.messages) for row in self.rows):
-            lines.append(f"{count(warned, 'adapter')} gave warnings (--verbose tells them)")
+        for (reason, fix), rows in causes.items():
+            lines += [f"{_names(rows)}: {reason}", f"  fix: {fix}"]
+        if warned := [row for row in self.rows if any(not text.startswith("note:") for text in row.messages)]:
+            lines.append(f"{count(len(warned), 'adapter')} gave warnings: {_names(warned)} (--verbose tells them)")
         return lines
 
     def details(self) -> list[str]:
         """Every finding and message, each after the name of its adapter."""
         lines = []
         for row in self.rows:
-            for finding in row.findings:
-                module = f"{finding['module']}: " if finding["module"] else ""
-                lines.append(f"{row.name}: {finding['level']}: {finding['code']}: {module}{finding['evidence']}")
+            lines += [f"{row.name}: {_finding_text(finding)}" for finding in row.findings]
             lines += [f"{row.name}: {text}" for text in row.messages]
         return lines
 
@@ -180,10 +189,26 @@ class BatchResult(Tabular):
         }
 
 
+def _names(rows: Sequence[BatchRow]) -> str:
+    """The names of adapters as in a sentence, not more than a few."""
+    names = [row.name for row in rows]
+    return join_words(names) if len(names) <= NAMED else some(names, NAMED)
+
+
+def _finding_text(finding: Mapping[str, Any]) -> str:
+    module = f"{finding['module']}: " if finding["module"] else ""
+    return f"{finding['level']}: {finding['code']}: {module}{finding['evidence']}"
+
+
 def _without_place(row: BatchRow) -> str:
-    """The reason of a failure without the path of the adapter, or of its file, that it begins with."""
-    place, colon, reason = row.reason.partition(": ")
-    return reason if colon and (place == row.source or place.startswith(f"{row.source}/")) else row.reason
+    """The reason of a failure without the paths of the adapter, of its output or their files, that it begins with."""
+    reason = row.reason
+    while True:
+        place, colon, rest = reason.partition(": ")
+        known = [path for path in (row.source, row.target) if path]
+        if not colon or not any(place == path or place.startswith(f"{path}/") for path in known):
+            return reason
+        reason = rest
 
 
 def line_of(verb: str, row: BatchRow, width: int) -> str:

@@ -236,8 +236,8 @@ def _run(
     numbers, status = work.numbers(result), work.status(result)
     answer, findings = work.answer(numbers, task.keywords), work.findings(result)
     shown: Status = status if answer else "no"
-    if target is None or task.dry_run:
-        shown = "done" if answer else "no"
+    if (target is None or task.dry_run) and shown == "written":
+        shown = "done"
     row = replace(task.row, status=shown, answer=answer, numbers=numbers, findings=findings)
     if target is None or task.dry_run:
         return Outcome(row)

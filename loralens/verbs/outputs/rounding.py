@@ -12,6 +12,8 @@ from loralens.compression.loss import UpdateLoss, total_error, update_loss
 from loralens.compression.quantise import quantise
 from loralens.core.adapter import Adapter
 from loralens.core.lowrank import LowRank
+from loralens.core.messages import warn
+from loralens.core.names import some
 from loralens.core.structured import Update
 from loralens.core.threads import in_threads, processor_count
 from loralens.errors import OptionError, place
@@ -71,12 +73,20 @@ class RoundingCost:
         # Dtypes and scales often show that no bit changed, and then no factor has to be read.
         if all(_is_surely_equal(module, after[name]) for name, module in before.items()):
             return cls()
-        # Factors with NaN or Inf have no norm; they are carried over as they are, and the doctor reports them.
+        # Factors with NaN or Inf have no norm, and are carried over as they are.
         numbers = [
             name
             for name, module in before.items()
             if not isinstance(module, LowRank) or all(np.isfinite(factor).all() for factor in (module.B, module.A))
         ]
+        if broken := [name for name in before if name not in set(numbers)]:
+            many = (
+                f"{some(broken)} hold NaN or Inf, and are"
+                if len(broken) > 1
+                else f"{broken[0]} holds NaN or Inf, and is"
+            )
+            rest = "the error is that of the other modules" if numbers else "nothing could be measured"
+            warn(f"{many} written so; {rest}", fix="the adapter is damaged or diverged: use an earlier one")
         # All of them, since modules without a loss count in the norm of the whole.
         losses = in_threads(loss, numbers, processor_count())
         module = max(losses, key=lambda name: losses[name].relative_error, default="")

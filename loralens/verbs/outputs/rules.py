@@ -94,7 +94,7 @@ def rank_rule(**options: Unpack[RankRules]) -> Rule:
     if rule is None:
         raise OptionError(
             "no option says how to choose the ranks",
-            fix=f"give one of {option_names(*RULES)}, such as --energy 0.99",
+            fix=f"give one of {option_names(*RULES)}, such as --energy 0.99; loralens convert --dtype keeps all ranks",
         )
     return rule
 

@@ -10,9 +10,10 @@ from loralens.errors import OptionError
 from loralens.formats.dialects.table import FORMATS
 from loralens.formats.files.apart import adapter_inputs, check_apart
 from loralens.formats.files.container import Files, Stored
-from loralens.formats.files.location import SUFFIXES, adapter_file, config_beside
+from loralens.formats.files.location import NAMES, SUFFIXES, adapter_file, config_beside
 from loralens.formats.files.writing import write_files
 from loralens.formats.models.checkpoint import resolve_path
+from loralens.formats.records.batches import RECORD_NAME
 from loralens.tables.result import Tabular
 from loralens.verbs.inputs.adapters import AdapterSource
 
@@ -82,6 +83,10 @@ class Target:
         """
         if self.output is None:
             return
+        # As an adapter the folder would hide all that lie in it, with --overwrite too.
+        if (self.output / RECORD_NAME).exists() and not any((self.output / name).exists() for name in NAMES):
+            what = f"{self.output}: holds the outputs of a run for several adapters, and would become one adapter"
+            raise OptionError(what, fix=f"choose a target in it, such as {self.output / 'NAME'}")
         # An object may have come from a file, but from which one is not known here.
         if not isinstance(source, Adapter):
             self._check_apart_from_source(self.output, Path(source))

@@ -22,8 +22,8 @@ from loralens.merging.record import feed_hash
 from loralens.merging.undo.layout import WITH_CODES, parse_undo
 from loralens.merging.undo.restore import restore_tensor
 from loralens.verbs.inputs.merge_inputs import record_path
-from loralens.verbs.outputs.merge_run import THREADS
-from loralens.verbs.outputs.model_copy import bytes_of_copy, rehearse, write_copy
+from loralens.verbs.outputs.merges.merge_run import THREADS
+from loralens.verbs.outputs.merges.model_copy import bytes_of_copy, rehearse, write_copy
 
 # Three remedies for three faults: a file that no merge wrote, a damaged file, and the right file for another state.
 ANOTHER = "give the undo file of the merge that wrote this model, undamaged"

@@ -48,8 +48,8 @@ from loralens.verbs.inputs.input_moments import SweepInputs
 from loralens.verbs.inputs.low_bit import part_of
 from loralens.verbs.inputs.merge_inputs import MergeInputs
 from loralens.verbs.inputs.texts import TextSource
-from loralens.verbs.outputs.merge_on_texts import measure_on_texts
-from loralens.verbs.outputs.model_copy import bytes_of_copy, rehearse, write_copy
+from loralens.verbs.outputs.merges.merge_on_texts import measure_on_texts
+from loralens.verbs.outputs.merges.model_copy import bytes_of_copy, rehearse, write_copy
 from loralens.version import __version__
 
 THREADS = processor_count()

@@ -1,0 +1,102 @@
+"""What two processes, or one alone, see of a `DataLoader`, and what they learn from masked labels."""
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, DistributedSampler
+
+from loralens.core.training import State
+from loralens.training.course import Course
+from loralens.training.fitting import fit
+from loralens.training.watch import Watch
+from loralens.training.world import World
+from tests import models
+
+TEXTS = 16
+
+
+class Shuffled:
+    """An iterable that shuffles its rounds with Python's generator."""
+
+    def __iter__(self) -> Iterator[Any]:
+        rows = list(range(TEXTS))
+        random.shuffle(rows)
+        yield from (torch.tensor(rows[start : start + 2]) for start in range(0, TEXTS, 2))
+
+
+def batches_of(kind: str, noise: list[float]) -> Any:
+    """Batches of two rows; a loader draws one more number for each, as an augmentation would."""
+    rank, options = World.current().rank, {}
+
+    def collate(rows: Any) -> Any:
+        noise.append(float(torch.rand(())))
+        return torch.stack(rows)
+
+    if kind == "python":
+        return Shuffled()
+    if kind == "sampler":
+        options["sampler"] = DistributedSampler(range(TEXTS), seed=4)  # type: ignore[arg-type]
+    else:
+        options["shuffle"] = True
+    if kind == "own generator":
+        options["generator"] = torch.Generator().manual_seed(rank)
+    return DataLoader(torch.arange(TEXTS), batch_size=2, collate_fn=collate, **options)  # type: ignore[arg-type]
+
+
+def seen(kind: str, *, steps: int | None = None, state: State | None = None) -> dict[str, Any]:
+    """The rows that this process has seen, in order; processes are seeded unlike each other, as many programs do."""
+    rank = World.current().rank
+    torch.manual_seed(rank)
+    random.seed(rank)
+    rows: list[int] = []
+    noise: list[float] = []
+    states: list[State] = []
+
+    def loss(model: Any, batch: Any) -> Any:
+        rows.extend(batch.tolist())
+        return model(batch.float()[:, None]).square().mean()
+
+    model = nn.Sequential(nn.Linear(1, 1))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(0.1)
+    watch = Watch(save=states.append, save_every=3)
+    course = None if steps is None else Course(steps, lr=1e-3)
+    made = fit(model, batches_of(kind, noise), course=course, loss=loss, rank=1, watch=watch, state=state)
+    return {"rows": rows, "noise": noise, "steps": made.steps, "losses": made.losses, "states": states}
+
+
+def scenario(kind: str) -> dict[str, Any]:
+    """Two rounds, what goes on after three steps, and the round that is the default."""
+    whole = seen(kind, steps=8)
+    state = World.current().from_main(lambda: whole["states"][0])
+    found = {"whole": whole, "rest": seen(kind, steps=8, state=state)}
+    return found if kind == "python" else {**found, "round": seen(kind)}
+
+
+def masked(*, shard: bool = False, accumulate: int) -> dict[str, Any]:
+    """A few steps by the model's own loss, on parts with very different numbers of labels."""
+    from tests.training.test_own_loss import language, parts_of
+
+    course = Course(3, lr=0.5, optimiser="sgd", warmup=0, clip=0, accumulate=accumulate)
+    parts = parts_of(language(), [1, 1, 2, 4])
+    made = fit(models.llama().double(), parts, course=course, targets="*_proj", rank=2, shard=shard)
+    numbers = {f"{name}.{part}": getattr(module, part) for name, module in made.adapter.items() for part in "BA"}
+    return {"losses": made.losses, "numbers": numbers}
+
+
+KINDS = ("shuffled", "own generator", "sampler", "python")
+
+
+def together() -> dict[str, Any]:
+    """What one of two processes comes to."""
+    found: dict[str, Any] = {kind: scenario(kind) for kind in KINDS}
+    return found | {"ddp": masked(accumulate=2), "shard": masked(accumulate=2, shard=True)}
+
+
+def alone() -> dict[str, Any]:
+    """What one process comes to that takes all batches of a step."""
+    return {"masked": masked(accumulate=4)}

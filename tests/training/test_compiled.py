@@ -1,0 +1,86 @@
+"""Models that `torch.compile` has wrapped: their layers have the names of the model inside."""
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+
+from loralens.errors import OptionError
+from loralens.training.course import Course
+from loralens.training.fitting import fit
+from loralens.training.injection import inject
+from tests import models
+from tests.tolerances import TRAINED_LIVE
+
+torch = pytest.importorskip("torch")
+nn = torch.nn
+# torch's own, while it traces a block.
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+
+
+def compiled(module: Any) -> Any:
+    """Traced by torch, and run as it is: to generate code takes seconds."""
+    return torch.compile(module, backend="eager")
+
+
+def whole(model: Any) -> Any:
+    return compiled(model)
+
+
+def blocks(model: Any) -> Any:
+    for number, block in enumerate(model.model.layers):
+        model.model.layers[number] = compiled(block)
+    return model
+
+
+def batches() -> Any:
+    ids = torch.randint(3, 24, (4, 8), generator=torch.Generator().manual_seed(0))
+    return [{"input_ids": ids, "labels": ids}]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wrapped", [whole, blocks])
+def test_names_and_numbers_are_those_of_the_model_inside(wrapped: Any) -> None:
+    course = Course(4, lr=1e-2)
+    plain = fit(models.llama(), batches(), course=course, rank=2, heads="lm_head")
+    model = wrapped(models.llama())
+    with torch.no_grad():
+        before = model(**batches()[0]).logits  # traced before the layers come
+    made = fit(model, batches(), course=course, rank=2, heads="lm_head")
+    assert list(made.adapter) == list(plain.adapter)
+    assert list(made.adapter.extra) == list(plain.adapter.extra)
+    np.testing.assert_allclose(made.losses, plain.losses, rtol=1e-5)
+    for name, module in made.adapter.items():
+        np.testing.assert_allclose(module.B, plain.adapter[name].B, **TRAINED_LIVE)
+    made.injection.remove()
+    with torch.no_grad():
+        assert torch.equal(model(**batches()[0]).logits, before)
+
+
+@pytest.mark.parametrize("wrapped", [whole, blocks])
+def test_names_and_first_factors_are_those_of_the_model_inside(wrapped: Any) -> None:
+    plain, made = (inject(model, rank=2, heads="lm_head") for model in (models.llama(), wrapped(models.llama())))
+    assert list(made.layers) == list(plain.layers)
+    assert list(made.heads) == list(plain.heads) == ["lm_head"]
+    assert made.digests == plain.digests
+
+
+def test_globs_and_messages_know_the_names_inside() -> None:
+    made = inject(whole(models.llama()), targets="model.layers.0.*.q_proj", rank=2)
+    assert list(made.layers) == ["model.layers.0.self_attn.q_proj"]
+    with pytest.raises(OptionError, match=r"^model\.layers\.0\.self_attn\.q_proj is a LoRA layer already"):
+        inject(made.model, targets="v_proj", rank=2)
+    tied = whole(models.llama(tie_word_embeddings=True))
+    with pytest.raises(OptionError, match=r"^lm_head\.weight is tied to model\.embed_tokens\.weight"):
+        inject(tied, targets="q_proj", heads="lm_head", rank=2)
+
+
+def test_a_layer_that_is_compiled_by_itself_is_refused() -> None:
+    """The wrapper holds the code of the layer, so that a layer inside it would never be called."""
+    model = nn.Sequential(compiled(nn.Linear(3, 3)), nn.Linear(3, 3))
+    before = copy.copy(model._modules)
+    with pytest.raises(OptionError, match=r"^0 is compiled by itself"):
+        inject(model, targets=["0", "1"], rank=2)
+    assert model._modules == before
+    assert list(inject(model, targets="1", rank=2).layers) == ["1"]

@@ -1,0 +1,246 @@
+"""Batches are drawn under the generators of the caller, whatever the training draws and wherever it goes on from."""
+
+# ruff: noqa: NPY002 - the generator of NumPy that callers seed is the global one
+
+import copy
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from loralens.core.training import State
+from loralens.errors import MismatchError, OptionError
+from loralens.training.course import Course
+from loralens.training.feed import Feed
+from loralens.training.fitting import Fitted, fit
+from loralens.training.watch import Watch
+from loralens.training.world import World
+
+torch = pytest.importorskip("torch")
+nn = torch.nn
+
+ROWS = 10
+
+
+class Texts(torch.utils.data.Dataset):  # type: ignore[misc]
+    """Row n says n, and draws one more number as an augmentation would."""
+
+    def __len__(self) -> int:
+        return ROWS
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        return {"row": row, "noise": torch.rand(())}
+
+
+def loader(**more: Any) -> Any:
+    return torch.utils.data.DataLoader(Texts(), **{"batch_size": 2, "shuffle": True, **more})
+
+
+class PythonRounds:
+    """An iterable that shuffles its rounds with the generators of Python and of NumPy."""
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        rows = list(range(ROWS))
+        random.shuffle(rows)
+        for row in rows:
+            yield {"row": torch.tensor([row]), "noise": torch.from_numpy(np.random.rand(1))}
+
+
+def by_number(number: int) -> dict[str, Any]:
+    return {"row": torch.tensor([number, random.randrange(10**9)]), "noise": torch.rand(2)}
+
+
+def own_generator() -> Any:
+    return loader(generator=torch.Generator().manual_seed(3))
+
+
+FEEDS: dict[str, Callable[[], Any]] = {
+    "loader": loader,
+    "own generator": own_generator,
+    "python": PythonRounds,
+    "callable": lambda: by_number,
+}
+
+
+def seed_all(seed: int) -> None:
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)
+
+
+class Body(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():  # a model that is made draws its weights
+            self.body = nn.Linear(1, 1, bias=False)
+        with torch.no_grad():
+            self.body.weight.fill_(0.3)
+
+    def forward(self, x: Any) -> Any:
+        return self.body(x.float()[:, None])
+
+
+Seen = list[tuple[list[int], list[float]]]
+
+
+def run(batches: Any, *, steps: int = 12, state: State | None = None, **more: Any) -> tuple[Seen, Fitted, list[State]]:
+    """What a run saw, in order; its result, and its states."""
+    seen: Seen = []
+    states: list[State] = []
+
+    def loss(model: Any, batch: Any) -> Any:
+        seen.append((batch["row"].tolist(), batch["noise"].tolist()))
+        torch.rand(3), random.random(), np.random.rand()  # what training draws changes no batch
+        return model(batch["row"] + batch["noise"]).square().mean()
+
+    course = Course(steps, lr=1e-2, **more.pop("course", {}))
+    watch = Watch(save=lambda one: states.append(copy.deepcopy(one)), save_every=1)
+    made = fit(Body(), batches, course=course, loss=loss, rank=1, watch=watch, state=state, **more)
+    return seen, made, states
+
+
+@pytest.fixture(autouse=True)
+def undisturbed() -> Iterator[None]:
+    """The generators of the other tests."""
+    kept = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    yield
+    random.setstate(kept[0]), np.random.set_state(kept[1]), torch.set_rng_state(kept[2])
+
+
+@pytest.mark.parametrize("name", ["loader", "own generator", "python"])
+@pytest.mark.parametrize("more", [{}, {"dropout": 0.5}, {"course": {"accumulate": 2}}], ids=str)
+def test_batches_are_those_of_a_plain_loop_under_the_same_seed(name: str, more: Any) -> None:
+    seed_all(5)
+    plain = [(b["row"].tolist(), b["noise"].tolist()) for rounds in [FEEDS[name]()] for _ in range(5) for b in rounds]
+    seed_all(5)
+    seen, _, _ = run(FEEDS[name](), **more)
+    assert seen == plain[: len(seen)]
+    assert len({str(rows) for rows, _ in seen}) > 6  # rounds differ
+
+
+@pytest.mark.parametrize("name", ["loader", "python", "callable"])
+def test_another_seed_of_the_caller_gives_other_batches(name: str) -> None:
+    seed_all(5)
+    one, *_ = run(FEEDS[name]())
+    seed_all(5)
+    again, *_ = run(FEEDS[name](), seed=9)
+    seed_all(6)
+    other, *_ = run(FEEDS[name]())
+    assert one == again != other
+
+
+@pytest.mark.parametrize("name", FEEDS)
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_run_that_goes_on_sees_what_the_whole_run_saw(name: str, accumulate: int) -> None:
+    course = {"accumulate": accumulate}
+    seed_all(5)
+    seen, whole, states = run(FEEDS[name](), course=course)
+    for state in states[::3]:
+        seed_all(77)  # nobody has to seed the second run as the first
+        later, rest, _ = run(FEEDS[name](), state=state, course=course)
+        assert later == seen[state.step * accumulate :]
+        assert rest.losses == whole.losses[state.step :]
+        for part in "BA":
+            ours, theirs = (getattr(one.adapter["body"], part) for one in (rest, whole))
+            assert ours.tobytes() == theirs.tobytes()
+
+
+def test_the_same_loader_can_be_gone_on_with() -> None:
+    """A loader's own generator is where it was before the run, so that the second run begins as the first."""
+    batches = own_generator()
+    seen, _, states = run(batches)
+    later, *_ = run(batches, state=states[4])
+    assert later == seen[5:]
+
+
+@pytest.mark.parametrize("name", FEEDS)
+def test_the_generators_of_the_caller_are_as_before(name: str) -> None:
+    def states() -> list[bytes]:
+        numpy_state: Any = np.random.get_state(legacy=False)
+        own = getattr(batches, "generator", None)
+        return [
+            repr(random.getstate()).encode(),
+            repr(numpy_state["state"]["pos"]).encode() + numpy_state["state"]["key"].tobytes(),
+            torch.get_rng_state().numpy().tobytes(),
+            own.get_state().numpy().tobytes() if own else b"",
+        ]
+
+    batches = FEEDS[name]()
+    seed_all(5)
+    before = states()
+    made = fit(Body(), batches, course=Course(3), rank=1, loss=lambda model, batch: model(batch["row"]).square().mean())
+    assert made.steps == 3
+    assert states() == before
+
+
+def test_a_state_without_generators_is_gone_on_from() -> None:
+    """Such as one that an earlier release wrote: then the caller's seed decides, as it did."""
+    seed_all(5)
+    seen, _, states = run(loader())
+    old = {name: array for name, array in states[4].tensors.items() if not name.startswith("drawn.")}
+    assert len(old) < len(states[4].tensors)
+    seed_all(5)
+    later, *_ = run(loader(), state=State(states[4].step, old, states[4].record, states[4].run))
+    assert later == seen[5:]
+
+
+def test_one_round_over_a_loader_is_the_default() -> None:
+    made = fit(Body(), loader(), rank=1, loss=lambda model, batch: model(batch["row"]).square().mean())
+    assert made.steps == 5
+    assert Feed(iter(())).length is None
+
+
+def test_a_sampler_of_other_processes_is_refused() -> None:
+    sampler = torch.utils.data.DistributedSampler(Texts(), num_replicas=2, rank=1)
+    with pytest.raises(OptionError, match="divides the data among 2 processes, and 1 trains"):
+        run(loader(sampler=sampler, shuffle=False))
+    with pytest.raises(OptionError, match="is that of process 1, and this is process 0"):
+        Feed(loader(sampler=sampler, shuffle=False), world=World(0, 2))
+
+
+DAMAGED = {
+    "torch": lambda array: array[:-8],
+    "python": lambda array: array * 2.0**40,
+    "numpy": lambda array: array[:-7],
+    "torch of another type": lambda array: array.astype(np.float32),
+    "python without words": lambda array: array[:1],
+    "numpy that is empty": lambda array: array[:0],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_state_with_damaged_generators_is_refused(damage: str) -> None:
+    _, _, states = run(loader(), steps=3)
+    name = f"drawn.{damage.split()[0]}"
+    damaged = {**states[0].tensors, name: DAMAGED[damage](states[0].tensors[name])}
+    seed_all(5)
+    before = torch.get_rng_state(), random.getstate()
+    with pytest.raises(MismatchError, match="the state holds no generators"):
+        run(loader(), steps=3, state=State(1, damaged, states[0].record, states[0].run))
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1] == random.getstate()
+
+
+def test_a_sampler_of_processes_begins_every_round_anew() -> None:
+    sampler = torch.utils.data.DistributedSampler(Texts(), num_replicas=1, rank=0, seed=4)
+    seen, _, states = run(loader(sampler=sampler, shuffle=False))
+    assert sampler.epoch == 0
+    plain = []
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        plain += list(sampler)
+    sampler.set_epoch(0)
+    assert [row for rows, _ in seen for row in rows] == plain[:24]
+    later, *_ = run(loader(sampler=sampler, shuffle=False), state=states[6])
+    assert later == seen[7:]
+
+
+@pytest.mark.slow
+def test_workers_draw_alike() -> None:
+    seed_all(5)
+    seen, _, states = run(loader(num_workers=1), steps=7)
+    seed_all(8)
+    later, *_ = run(loader(num_workers=1), steps=7, state=states[3])
+    assert later == seen[4:]
