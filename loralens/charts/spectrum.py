@@ -61,12 +61,16 @@ def spectrum_figure(spectra: Mapping[str, Spectra]) -> Figure:
     most = max(1, PANELS // len(shown))
     limits, scale = singular_value_limits(shown.values()), effective_rank_scale(shown.values())
     bands = []
+    # The name of the only adapter is the title of the figure, which a paper replaces or leaves out.
+    alone = len(spectra) == 1 and any(spectra.values())
     for label, modules in shown.items():
         energies = {name: spectrum.frobenius**2 for name, spectrum in modules.items()}
         grid = Grid.of(modules, energies, most=most, blocks=blocks)
-        bands += _bands(label, modules, grid, limits, scale)
+        bands += _bands("" if alone else label, modules, grid, limits, scale)
     left_out = len(spectra) - len(shown)
     title = f"{len(shown)} of {len(spectra)} adapters; {left_out} left out" if left_out else ""
+    if alone:
+        title = fit_name(next(iter(spectra)), TITLE)
     return Figure(title, bands)
 
 
@@ -76,7 +80,8 @@ def _bands(label: str, modules: Spectra, grid: Grid, limits: Limits | None, scal
         return [Band([], f"{title}: no modules")]
     if grid.gathered:
         kinds = len(grid.kinds) - 1 + grid.gathered
-        title += f": {grid.gathered} of {kinds} kinds, those of least energy, share a panel"
+        note = f"{grid.gathered} of {kinds} kinds, those of least energy, share a panel"
+        title = f"{title}: {note}" if title else note
     panels = singular_value_panels(modules, grid, limits)
     return [Band(panels, title, grid.ramp), Band([effective_rank_map(modules, grid, scale)])]
 

@@ -106,7 +106,7 @@ class LensGroup(click.Group):
         from loralens.cli.other_words import on_unknown
 
         # Without the context, whose usage would hide the one sentence that answers.
-        raise click.UsageError(on_unknown(word))
+        raise click.UsageError(on_unknown(*args[:2]))
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write both forms of a call: with a command, and with a file alone."""
@@ -166,6 +166,9 @@ def _usage_in_one_line() -> Iterator[None]:
     try:
         yield
     except click.ClickException as error:
+        # Of ``loralens`` alone click 8.2 makes an error whose message is the help, which has many lines of our own.
+        if type(error).__name__ == "NoArgsIsHelpError":
+            raise
         # Imported here, since most calls are right.
         from loralens.cli.usage_hints import hint
 

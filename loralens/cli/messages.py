@@ -17,11 +17,20 @@ NAMES = {number: name for name, number in LEVELS.items()}
 class StandardError(logging.Handler):
     """Prints every message after its level, on the stream that is standard error at that moment."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        # What was said of a file, and of which. Adapters of one program often have the same finding.
+        self._first: dict[str, str] = {}
+
     def emit(self, record: logging.LogRecord) -> None:
-        """Print one message."""
+        """Print one message. What was said of another file before is not said a second time."""
         level = NAMES.get(record.levelno, record.levelname.lower())
+        text, place = record.getMessage(), getattr(record, "place", "")
+        first = self._first.setdefault(f"{level}: {getattr(record, 'about', '')}", place) if place else place
+        if first != place:
+            text = f"{place}: the same as of {first}"
         # A message and its fix are two lines. Names in them have no line ends, since `tell` has escaped them.
-        say(*f"{level}: {record.getMessage()}".split("\n"), err=True)
+        say(*f"{level}: {text}".split("\n"), err=True)
 
 
 @contextmanager

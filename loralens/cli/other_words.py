@@ -57,15 +57,34 @@ ALSO = {
 }
 # Words that ask for an option of the group.
 OPTION_OF = {"help": "--help", "usage": "--help", "commands": "--help", "version": "--version"}
+# Questions that no command answers.
+ANSWER_OF = {
+    **dict.fromkeys(("cite", "citation", "bibtex"), "CITATION.cff in the repository says how to cite loralens"),
+    **dict.fromkeys(
+        ("glossary", "explain", "legend", "columns", "meaning"),
+        "--verbose says below a table what its columns mean; GLOSSARY.md has every word",
+    ),
+    **dict.fromkeys(
+        ("latex", "tex", "pandas", "dataframe", "frame"),
+        "in Python every result has to_latex() and to_frame(): print(loralens.spectrum(…).to_latex())",
+    ),
+    "csv": "spectrum, similarity and most commands print CSV with --csv",
+}
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".npz", ".ckpt", ".json")
 
 
-def on_unknown(word: str) -> str:
-    """One sentence about a first word that is neither a command nor an existing path; it names what was meant."""
+def on_unknown(word: str, following: str = "") -> str:
+    """One sentence about a first word that is neither a command nor an existing path; it names what was meant.
+
+    ``following`` is the second word: ``help spectrum`` asks for the help of a command.
+    """
     # `Merge-Adapters`, `merge_adapters` and `merge-adapters` are one word to people.
     plain = word.lower().strip("-").replace("_", "-")
     if option := OPTION_OF.get(plain):
-        return f"{word!r} is no command: type loralens {option}"
+        verb = _verb_for(following) if option == "--help" and following else None
+        return f"{word!r} is no command: type loralens {f'{verb} ' if verb else ''}{option}"
+    if answer := ANSWER_OF.get(plain):
+        return f"{word!r} is no command: {answer}"
     if _looks_like_path(word):
         # A Hub id and a path look alike, and only the readers know how to find the first.
         hub = f"; of a Hub id, type loralens inspect {word}" if word.count("/") == 1 and word[0] not in "./~" else ""

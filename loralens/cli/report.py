@@ -47,7 +47,9 @@ def command(adapters: tuple[str, ...], rows: RowOptions, **keywords: Any) -> Non
     """
     # The page is the result; only the numbers can be had without it.
     if keywords["output"] is None and not rows.as_json:
-        raise click.UsageError("Missing option '-o': say where to write the page, or give --json")
+        raise click.UsageError(
+            "Missing option '-o': say where to write the page, such as -o report.html, or give --json"
+        )
     result = loralens.report(*adapters, **keywords)
     if rows.as_json:
         # On standard error, where it does not disturb the JSON.

@@ -1,8 +1,9 @@
 """Shows results on standard output, as tables, JSON or CSV, and draws figures into files; the options for that."""
 
 import json
+import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import wraps
 from pathlib import Path
@@ -12,6 +13,7 @@ import click
 
 from loralens.cli import options
 from loralens.cli.terminal import raw_stream, say
+from loralens.core.messages import LOGGER
 from loralens.errors import visible
 from loralens.tables.result import Tabular
 from loralens.tables.table import Table
@@ -60,7 +62,11 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print the complete 
 
 
 def row_options(
-    *, csv: str = "", plot: str = "", top: bool = True, verbose: str = "Also print the rows in which nothing happened."
+    *,
+    csv: str = "",
+    plot: str = "",
+    top: bool = True,
+    verbose: str = "Also print the rows in which nothing happened, and what the columns mean.",
 ) -> Callable[[options.Command], options.Command]:
     """The options of every command that shows rows; the command receives them as one `RowOptions`.
 
@@ -92,11 +98,15 @@ def row_options(
             # Both would be written to standard output.
             if as_json and as_csv:
                 raise click.UsageError("--json and --csv exclude each other")
+            _check_no_file("--json" if as_json else "--csv" if as_csv else "", [*arguments, *values.values()])
             # The answers are "only the conclusion", "these rows" and "every row".
             if quiet + verbose + bool(rows_shown) > 1:
                 raise click.UsageError("--quiet, --verbose and --top exclude each other")
             figure = {"figure_title": figure_title, "figure_size": figure_size, "figure_dpi": figure_dpi}
             _check_figure(figure, plot)
+            # Warnings may change what the conclusion means, and notes do not.
+            if quiet:
+                LOGGER.setLevel(logging.WARNING)
             shown = RowOptions(as_json, as_csv, plot, quiet, verbose, rows_shown, figure)
             function(*arguments, rows=shown, **values)
 
@@ -117,6 +127,15 @@ def row_options(
         return options.decorate(with_rows, declared)
 
     return decorate
+
+
+def _check_no_file(option: str, values: Iterable[Any]) -> None:
+    """Refuse ``--csv out.csv``, where the file would be taken for an adapter that does not exist."""
+    for value in values if option else ():
+        for word in value if isinstance(value, tuple) else (value,):
+            # A file that exists may be meant: the index of a model is JSON too.
+            if isinstance(word, str) and word.lower().endswith(f".{option[2:]}") and not Path(word).exists():
+                raise click.UsageError(f"{option} takes no file: to write {word}, end the command with > {word}")
 
 
 def _check_drawable(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
@@ -214,7 +233,7 @@ def show_tables(*tables: Table[Any], top: int | None = None, every_row: bool = F
     top : int, optional
         The number of rows of each table that are shown at most.
     every_row : bool
-        Show rows in which nothing happened too.
+        Show rows in which nothing happened too, and below a table what its columns mean.
     """
     # Imported here, as --json needs neither: shutil alone brings the modules of three compressions with it.
     from shutil import get_terminal_size
@@ -223,6 +242,7 @@ def show_tables(*tables: Table[Any], top: int | None = None, every_row: bool = F
 
     # A pipe or a file has no width: whole tables are written there, for grep and for other programs.
     width = get_terminal_size().columns if sys.stdout.isatty() else None
+    explained: set[str] = set()
     for table in tables:
         # A heading without rows would look like an error.
         if not table.rows:
@@ -234,14 +254,28 @@ def show_tables(*tables: Table[Any], top: int | None = None, every_row: bool = F
             continue
         layout = lay_out(shown, width)
         _print_styled(layout.title, width, fg="cyan", bold=True)
-        _print_styled(layout.heading, None, bold=True)
+        # Pairs of a word and its value need no headings.
+        if layout.heading:
+            _print_styled(layout.heading, None, bold=True)
         for line in layout.lines:
             click.echo(line)
         if left_out:
             _print_styled(f"{left_out} (--verbose shows every row)", width, dim=True)
         if layout.note:
             _print_styled(layout.note, width, dim=True)
+        if every_row:
+            for line in _meanings(shown, explained):
+                _print_styled(line, width, dim=True)
         click.echo()
+
+
+def _meanings(table: Table[Any], explained: set[str]) -> list[str]:
+    """A line for each column that has an explanation, hidden columns too; ``explained`` holds those already shown."""
+    # A dict, as several columns of a matrix may have one meaning.
+    lines = dict.fromkeys(f"{column.title}: {column.about}" for column in table.shown if column.about)
+    new = [line for line in lines if line not in explained]
+    explained.update(new)
+    return new
 
 
 def _print_styled(text: str, width: int | None, **style: Any) -> None:

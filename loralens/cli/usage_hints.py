@@ -25,6 +25,30 @@ CONSUMER_OF = {
     **dict.fromkeys(("ollama", "llamacpp", "llama-cpp", "lm-studio"), "llama.cpp"),
     **dict.fromkeys(("transformers", "hf"), "peft"),
 }
+# The words by which people call options of ours. The first option after a word that the command has is meant.
+OPTIONS_OF = {
+    word: options.split()
+    for options, words in {
+        "--block": "--blocks --layer --layers --depth --block-range",
+        "--modules": "--module --include --filter --only --match --target-modules --target-module --pattern --names",
+        "--figure-dpi": "--dpi --resolution",
+        "--figure-size": "--size --figsize --fig-size --width --height",
+        "--figure-title": "--title",
+        "--plot": "--figure --fig --image --png --pdf --svg --chart --graph --draw --save-plot --savefig",
+        "--output --plot": "--out --output --save --save-to --write --outfile --out-file --file -o",
+        "--base": "--model --base-model --base_model",
+        "--allow-pickle": "--pickle --unsafe --trust",
+        "--quiet": "--silent --brief --short",
+        "--verbose": "--all --full --long --explain --legend --describe --columns",
+        "--top": "--limit --head --max-rows --first",
+    }.items()
+    for word in words.split()
+}
+# What only the Python function has.
+METHODS_OF = {
+    **dict.fromkeys(("--latex", "--tex", "--tabular"), "to_latex"),
+    **dict.fromkeys(("--pandas", "--dataframe", "--df", "--frame", "--parquet", "--excel"), "to_frame"),
+}
 _COMMA = re.compile(r"[+-]?\d+,\d+")
 _PERCENT = re.compile(r"[+-]?\d+(?:[.,]\d+)? ?%")
 
@@ -60,6 +84,22 @@ def _other_dialect(error: click.UsageError) -> str:
     return f"for {word} there is {option} {meant}" if meant else ""
 
 
+def _other_option(error: click.UsageError) -> str:
+    """The name of an option in another tool, or something that only the function in Python does."""
+    if not isinstance(error, click.NoSuchOption) or error.ctx is None:
+        return ""
+    word, command = error.option_name, error.ctx.command
+    named = {name for param in command.params for name in (*param.opts, *param.secondary_opts)}
+    meant = next((option for option in OPTIONS_OF.get(word, ()) if option in named), None)
+    if not meant and word not in METHODS_OF:
+        return ""
+    # The options that look most like the word are others.
+    vars(error)["possibilities"] = None  # final to click's types, as the message is
+    if meant:
+        return f"for that there is {meant}"
+    return f"in Python: loralens.{command.name}(…).{METHODS_OF[word]}()"
+
+
 def _merge_without_base(error: click.UsageError) -> str:
     """Most tools call it merging when adapters are added to each other."""
     missing = isinstance(error, click.MissingParameter) and getattr(error.param, "name", None) == "base"
@@ -76,5 +116,6 @@ def _first_quoted(error: click.UsageError) -> str:
 _GUESSES: tuple[Callable[[click.UsageError], str], ...] = (
     _other_number,
     _other_dialect,
+    _other_option,
     _merge_without_base,
 )

@@ -21,10 +21,17 @@ LOGGER = logging.getLogger("loralens")
 LEVELS = {"error": logging.ERROR, "warning": logging.WARNING, "note": logging.INFO}
 
 
-def tell(level: Level, text: str, fix: str = "") -> None:
-    """Log a message; control characters in it are escaped."""
+def tell(level: Level, text: str, fix: str = "", *, place: str = "") -> None:
+    """Log a message; control characters in it are escaped.
+
+    ``place`` is the file that the message is about. The attributes ``place`` and ``about`` of the record have it and
+    the rest of the message, so that a handler can tell that it has said the same of another file.
+    """
     # `visible` escapes control characters, since texts from files could otherwise act on a terminal.
-    LOGGER.log(LEVELS[level], "%s", visible(text) + (f"\n  fix: {visible(fix)}" if fix else ""))
+    about = visible(text) + (f"\n  fix: {visible(fix)}" if fix else "")
+    shown = visible(place)
+    message = f"{shown}: {about}" if place else about
+    LOGGER.log(LEVELS[level], "%s", message, extra={"place": shown, "about": about})
 
 
 def note(text: str, fix: str = "") -> None:
@@ -41,7 +48,7 @@ def tell_findings(place: str, findings: "Iterable[Finding]", *, without: Contain
     """Log the findings of a reader about the file at ``place``, except those whose code is in ``without``."""
     for finding in findings:
         if finding.code not in without:
-            tell(finding.level, f"{place}: {finding.text}", finding.fix)
+            tell(finding.level, finding.text, finding.fix, place=place)
 
 
 def quote_word(word: str) -> str:

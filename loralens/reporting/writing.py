@@ -30,7 +30,10 @@ def check_report_target(page: Path, *, with_markdown: bool, overwrite: bool) -> 
         A suffix other than .html; a file that exists although ``overwrite`` is false; a file where a folder must be.
     """
     if page.suffix != SUFFIX:
-        raise OptionError(f"{page}: a report is a .html page", fix=f"end the name in {SUFFIX}")
+        raise OptionError(
+            f"{page}: a report is a .html page",
+            fix=f"end the name in {SUFFIX}; --markdown writes it as Markdown too, and a browser prints it as PDF",
+        )
     text, folder = markdown_paths(page)
     for target in (page, *((text, folder) if with_markdown else ())):
         # lexists: a link that leads nowhere would be replaced too.

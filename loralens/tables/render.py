@@ -1,4 +1,4 @@
-"""Tables for other programs and documents: CSV, HTML, LaTeX, and data frames of pandas."""
+"""Tables for other programs and documents: CSV, HTML, and data frames of pandas; `latex` has those for papers."""
 
 import csv
 from collections.abc import Sequence
@@ -8,17 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from loralens.errors import OptionError, visible
 from loralens.requirements import missing_packages
-from loralens.tables.numbers import MINUS
 from loralens.tables.table import Table
 
 if TYPE_CHECKING:
     from pandas import DataFrame
-
-# Characters that LaTeX would take as commands. `str.translate` looks at each character once, so the braces and
-# backslashes of a replacement are not replaced again.
-# LaTeX of an 8-bit font has no minus sign in text.
-_SPECIAL = {MINUS: "-", "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-_LATEX = str.maketrans(_SPECIAL | {c: f"\\{c}" for c in "&%$#_{}"})
 
 
 def csv_text(*tables: Table[Any]) -> str:
@@ -73,17 +66,6 @@ def html_table(table: Table[Any]) -> str:
     title += f" (the first {len(shown)} of {len(table.rows)} rows)" if len(shown) < len(table.rows) else ""
     caption = f'<caption style="text-align: left">{title}</caption>' if title else ""
     return f'<table style="margin-bottom: 1em">{caption}<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>'
-
-
-def latex(table: Table[Any]) -> str:
-    """Return a table as a ``tabular`` environment of LaTeX, which needs no package."""
-    # LaTeX calls the sides l and r.
-    sides = "".join(column.align[0] for column in table.shown)
-    rows = [[column.title for column in table.shown]]
-    rows += [[visible(column.cell(row)) for column in table.shown] for row in table.rows]
-    heading, *lines = (" & ".join(text.translate(_LATEX) for text in row) + r" \\" for row in rows)
-    body = "\n".join([rf"\begin{{tabular}}{{{sides}}}", r"\hline", heading, r"\hline", *lines, r"\hline"])
-    return body + "\n" + r"\end{tabular}" + "\n"
 
 
 def _names_and_rows(tables: Sequence[Table[Any]]) -> tuple[list[str], list[list[Any]]]:

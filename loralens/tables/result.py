@@ -1,8 +1,11 @@
 """The mixin of all results: renders their tables as CSV, data frame, LaTeX and HTML."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
 
+from loralens.errors import visible
 from loralens.tables.table import Table
 
 if TYPE_CHECKING:
@@ -40,11 +43,26 @@ class Tabular:
         """Return the sentences that are printed below the tables."""
         return ()
 
-    def to_csv(self) -> str:
-        """Return the listing as CSV."""
+    def __str__(self) -> str:
+        """What the command prints where there is no terminal."""
+        from loralens.tables.text import lay_out
+
+        parts = ["\n".join(map(visible, self.conclusion()))]
+        for table in self.tables():
+            shown, left_out = table.brief()
+            parts.append("\n".join(filter(None, [str(lay_out(shown)).strip("\n") if shown.rows else "", left_out])))
+        parts.append("\n".join(map(visible, self.sentences())))
+        return "\n\n".join(filter(None, parts)) or repr(self)
+
+    @overload
+    def to_csv(self, path: None = None) -> str: ...
+    @overload
+    def to_csv(self, path: str | PathLike[str]) -> None: ...
+    def to_csv(self, path: str | PathLike[str] | None = None) -> str | None:
+        """Return the listing as CSV, or write it to ``path`` in place of what is there, as pandas does."""
         from loralens.tables import render
 
-        return render.csv_text(*self.listing())
+        return _returned_or_written(render.csv_text(*self.listing()), path)
 
     def to_frame(self) -> "DataFrame":
         """Return the listing as a data frame of pandas, which has to be installed."""
@@ -52,11 +70,19 @@ class Tabular:
 
         return render.frame(*self.listing())
 
-    def to_latex(self) -> str:
-        """Return the tables as ``tabular`` environments of LaTeX; without tables for people, its listing."""
-        from loralens.tables import render
+    @overload
+    def to_latex(self, path: None = None) -> str: ...
+    @overload
+    def to_latex(self, path: str | PathLike[str]) -> None: ...
+    def to_latex(self, path: str | PathLike[str] | None = None) -> str | None:
+        """Return the tables as ``tabular`` environments of LaTeX, or write them to ``path``, replacing what is there.
 
-        return "\n".join(map(render.latex, self._tables_for_documents()))
+        Every one stands below a comment with its title. None needs a package, also under pdflatex. Without tables for
+        people, the listing is the table.
+        """
+        from loralens.tables.latex import latex
+
+        return _returned_or_written("\n".join(map(latex, self._tables_for_documents())), path)
 
     def _repr_html_(self) -> str:
         from loralens.tables import render
@@ -69,3 +95,11 @@ class Tabular:
         """The tables for people; without any, those for machines, whose columns then get headings."""
         tables = self.tables() or [table.with_headings() for table in self.listing()]
         return [table for table in tables if table.rows]
+
+
+def _returned_or_written(text: str, path: str | PathLike[str] | None) -> str | None:
+    if path is None:
+        return text
+    # On Windows too the lines of both formats end in \n.
+    Path(path).write_text(text, encoding="utf-8", newline="\n")
+    return None

@@ -38,6 +38,8 @@ class Column(Generic[Row]):
         An explanation of the heading, which pages and notebooks show when the pointer rests on it.
     bar : bool
         Whether pages draw the values, which are shares in [0, 1], as bars.
+    drawn : bool
+        Whether the text is a drawing made of letters, which LaTeX has no font for and leaves out.
     """
 
     key: str | tuple[str, ...]
@@ -50,6 +52,7 @@ class Column(Generic[Row]):
     csv: bool = True
     about: str = ""
     bar: bool = False
+    drawn: bool = False
 
     @property
     def name(self) -> str:

@@ -26,7 +26,7 @@ class TextLayout:
     Attributes
     ----------
     heading : str
-        The line with the titles of the columns.
+        The line with the titles of the columns; empty if none has one.
     lines : list of str
         One line for each row.
     note : str
@@ -40,7 +40,8 @@ class TextLayout:
 
     def __str__(self) -> str:
         note = [self.note] if self.note else []
-        return "\n".join([self.title, self.heading, *self.lines, *note])
+        heading = [self.heading] if self.heading else []
+        return "\n".join([self.title, *heading, *self.lines, *note])
 
 
 def lay_out(table: Table[Any], width: int | None = None) -> TextLayout:

@@ -107,10 +107,11 @@ class AmplifyResult(Tabular, Mapping[str, Amplification]):
             return ["Nothing can be amplified: no module has both a ΔW and a W that are not 0."]
         factor, excess = (median(getattr(row, key) for row in rows) for key in ("amplification", "excess"))
         far, expected = count_far(rows)
+        modules, verb = count(len(rows), "module"), "is" if far == 1 else "are"
         lines = [
-            f"In its own directions ΔW is {number(factor, 3)} times as strong as W (median of {len(rows)} modules).",
-            f"They catch {number(excess, 3)} times as much of W as random directions do; {far} of {len(rows)} modules "
-            f"are beyond {FAR:g} standard deviations, where chance gives {expected:.2g}.",
+            f"In its own directions ΔW is {number(factor, 3)} times as strong as W (median of {modules}).",
+            f"They catch {number(excess, 3)} times as much of W as random directions do; {far} of {modules} {verb} "
+            f"beyond {FAR:g} standard deviations, where chance puts {expected:.2g} modules.",
         ]
         # The factor rises with ‖ΔW‖ alone. Where at most a tenth of the modules is beyond chance, it says nothing about
         # directions of W, although it may be large.
@@ -333,19 +334,27 @@ COLUMNS: tuple[Column[KeptDirections], ...] = (
     Column("in", lambda row: row.module.shape[1], json=False),
     # The adapter's r; the next column is the number of directions of this row.
     Column("nominal_rank", lambda row: row.module.rank),
-    Column("rank", lambda row: row.directions.rank, "r", priority=5),
-    Column("delta_norm", lambda row: row.directions.delta_norm, "‖ΔW‖F", number, priority=7),
+    Column("rank", lambda row: row.directions.rank, "r", priority=5, about="the directions of ΔW that are kept"),
+    Column("delta_norm", lambda row: row.directions.delta_norm, "‖ΔW‖F", number, priority=7, about="√Σσ²"),
     Column("weight_norm", lambda row: row.module.weight_norm, "‖W‖F", number, priority=4),
     Column("relative_norm", _relative_norm),
     # The other fields twice: null in JSON and CSV, which know no infinity, and as text for people.
     *map(_number_column, KeptRank._fields[2:]),
-    _shown_column("projected_norm", "UᵀWV: ΔW", number, 6),
-    _shown_column("top_norm", "W", number, 2),
-    _shown_column("random_norm", "random", number, 3),
+    _shown_column(
+        "projected_norm", "UᵀWV: ΔW", number, 6, "‖UᵀWV‖: how much of W lies in the r leading directions U, V of ΔW"
+    ),
+    _shown_column("top_norm", "W", number, 2, "the same in the r leading directions of W, the most that is possible"),
+    _shown_column("random_norm", "random", number, 3, "the same in r random directions"),
     # The quantity of the paper is never left out, and the two that show whether it means something go last.
-    _shown_column("amplification", "amplification", number, ALWAYS, "‖ΔW‖/‖UᵀWV‖"),
+    _shown_column(
+        "amplification",
+        "amplification",
+        number,
+        ALWAYS,
+        "‖ΔW‖/‖UᵀWV‖: how strong ΔW is beside what W does in these directions",
+    ),
     _shown_column("excess", "excess", fixed(".3f"), 8, "‖UᵀWV‖ over what random directions catch"),
-    _shown_column("z", "z", fixed("+.2f"), 8, "of ‖UᵀWV‖², from random directions"),
+    _shown_column("z", "z", fixed("+.2f"), 8, "standard deviations of ‖UᵀWV‖² from random directions"),
 )
 KIND_COLUMNS: tuple[Column[KindAmplification], ...] = (
     Column("kind", lambda row: row.kind, "kind", align="left", priority=ALWAYS),

@@ -213,10 +213,30 @@ def point_columns(format: str, *, on_data: bool) -> list[Column[CurvePoint]]:
             ("uniform", "parameters"), lambda point: point.uniform.parameters, "parameters", "{:,}".format, priority=3
         ),
         Column(("uniform", "bytes"), lambda point: point.uniform.bytes, f"{format} file", size, priority=ALWAYS),
-        Column(("uniform", error), lambda point: point.uniform.error, "error", percent, priority=ALWAYS),
-        # The error of the best ranks in as many bytes as the uniform rank takes.
-        Column(("budget", error), lambda point: point.budget.error, "by budget", percent, priority=7),
-        Column(("budget", "ranks"), lambda point: list(point.budget.ranks), "its ranks", span, priority=4),
+        Column(
+            ("uniform", error),
+            lambda point: point.uniform.error,
+            "error",
+            percent,
+            priority=ALWAYS,
+            about="‖ΔW−ΔW'‖/‖ΔW‖ of this rank in all modules" if not on_data else "of the outputs on the data",
+        ),
+        Column(
+            ("budget", error),
+            lambda point: point.budget.error,
+            "by budget",
+            percent,
+            priority=7,
+            about="the error of the best ranks in as many bytes (compress --size)",
+        ),
+        Column(
+            ("budget", "ranks"),
+            lambda point: list(point.budget.ranks),
+            "its ranks",
+            span,
+            priority=4,
+            about="the lowest and the highest of these ranks",
+        ),
         Column(("budget", "parameters"), lambda point: point.budget.parameters),
         Column(("budget", "bytes"), lambda point: point.budget.bytes),
         Column(("few_bits", "bytes"), lambda point: point.uniform.bytes, csv=False),  # uniform_bytes says the same
@@ -227,5 +247,6 @@ def point_columns(format: str, *, on_data: bool) -> list[Column[CurvePoint]]:
             "" if on_data else "in few bits",
             percent,
             priority=5,
+            about="the error expected of loralens-q of as many bytes, which keeps more directions in fewer bits",
         ),
     ]

@@ -180,7 +180,7 @@ class SpectrumResult(Tabular, Mapping[str, Spectrum]):
 
     def __repr__(self) -> str:
         modules = sum(len(adapter) for adapter in self.adapters)
-        return f"SpectrumResult({len(self.adapters)} adapters, {modules} modules)"
+        return f"SpectrumResult({count(len(self.adapters), 'adapter')}, {count(modules, 'module')})"
 
     def tables(self) -> list[Table[Any]]:
         """For every adapter its modules, its kinds, its blocks, and the modules that stand apart."""
@@ -329,15 +329,23 @@ COLUMNS: tuple[Column[ModuleSpectrum], ...] = (
     Column("out", lambda row: row.spectrum.shape[0], json=False),
     Column("in", lambda row: row.spectrum.shape[1], json=False),
     Column("rank", lambda row: row.spectrum.rank, "r", priority=7, about="nominal rank"),
-    Column("scale", lambda row: row.adapter[row.name].scale, "scale", number, priority=2),
+    Column(
+        "scale", lambda row: row.adapter[row.name].scale, "scale", number, priority=2, about="the number before B·A"
+    ),
     Column("scale_source", lambda row: str(row.adapter[row.name].scaling), csv=False),
     Column("dtype", lambda row: str(row.adapter[row.name].dtype)),
-    _measure_column("frobenius", "‖ΔW‖F", text=number, priority=8, about="√Σσ²"),
+    _measure_column("frobenius", "‖ΔW‖F", text=number, priority=8, about="length of ΔW: √Σσ²"),
     _measure_column("spectral", "σ₁", text=number, priority=5, about="largest singular value"),
     _measure_column("nuclear"),
     _measure_column("numerical_rank"),
-    _measure_column("stable_rank", "stable", text=fixed(".2f"), priority=5, about="Σσ²/σ₁²"),
-    _measure_column("effective_rank", "effective", text=fixed(".2f"), priority=6, about="exp of the entropy of σ/Σσ"),
+    _measure_column("stable_rank", "stable", text=fixed(".2f"), priority=5, about="stable rank: Σσ²/σ₁²"),
+    _measure_column(
+        "effective_rank",
+        "effective",
+        text=fixed(".2f"),
+        priority=6,
+        about="effective rank: exp of the entropy of σ/Σσ; of r equal σ it is r",
+    ),
     _measure_column("effective_rank_energy"),
     _measure_column("participation_ratio"),
     *map(_energy_column, FRACTIONS),
@@ -348,10 +356,32 @@ BASE_COLUMNS: tuple[Column[ModuleSpectrum], ...] = (
     Column("weight_frobenius", lambda row: row.weight and row.weight.frobenius),
     Column("weight_spectral", lambda row: row.weight and row.weight.spectral),
     Column("weight_spectral_error", lambda row: row.weight and row.weight.spectral_error),
-    Column("relative_frobenius", lambda row: row.relative_frobenius, "‖ΔW‖/‖W‖", number, priority=8),
-    Column("relative_spectral", lambda row: row.relative_spectral, "σ₁/σ₁(W)", number, priority=7),
+    Column(
+        "relative_frobenius",
+        lambda row: row.relative_frobenius,
+        "‖ΔW‖/‖W‖",
+        number,
+        priority=8,
+        about="the length of ΔW beside that of W",
+    ),
+    Column(
+        "relative_spectral",
+        lambda row: row.relative_spectral,
+        "σ₁/σ₁(W)",
+        number,
+        priority=7,
+        about="the strongest direction of ΔW beside that of W",
+    ),
 )
 # For people alone: machines have the singular values themselves.
 BARS: Column[ModuleSpectrum] = Column(
-    "bars", lambda row: row.spectrum.s.tolist(), "spectrum", spark, align="left", json=False, csv=False
+    "bars",
+    lambda row: row.spectrum.s.tolist(),
+    "spectrum",
+    spark,
+    align="left",
+    json=False,
+    csv=False,
+    drawn=True,
+    about="σ₁, σ₂, … as bars",
 )

@@ -194,13 +194,24 @@ COLUMNS: tuple[Column[SurveyedAdapter], ...] = (
     Column("modules_and_zeros", _modules_text, "modules", priority=4, json=False, csv=False),
     _summary_column("zero_modules", name="zero"),
     Column("ranks", lambda row: row.summary and list(row.summary.ranks), "r", span, priority=8),
-    Column("scales", lambda row: row.summary and list(row.summary.scales), "scale", _scales_text, priority=2),
+    Column(
+        "scales",
+        lambda row: row.summary and list(row.summary.scales),
+        "scale",
+        _scales_text,
+        priority=2,
+        about="the number before B·A",
+    ),
     _summary_column("parameters", "parameters", text="{:,}".format, priority=5),
     Column("bytes", lambda row: row.size if row.adapter else None, "size", size, priority=6),
-    _summary_column("frobenius", "‖ΔW‖F", text=number, priority=ALWAYS),
-    _summary_column("effective_rank", "effective", text=fixed(".2f"), priority=7),
+    _summary_column("frobenius", "‖ΔW‖F", text=number, priority=ALWAYS, about="length of ΔW"),
+    _summary_column(
+        "effective_rank", "effective", text=fixed(".2f"), priority=7, about="effective rank, mean over modules"
+    ),
     # Twelve hexadecimal digits are 48 bits, enough to tell the adapters of a folder apart by eye.
-    _summary_column("fingerprint", "fingerprint", text=lambda text: text[:12], align="left", priority=1),
+    _summary_column(
+        "fingerprint", "fingerprint", text=lambda text: text[:12], align="left", priority=1, about="hash of the content"
+    ),
     Column("duplicate_of", lambda row: str(row.original.path) if row.original else None),
     Column("duplicate_kind", lambda row: row.duplicate and row.duplicate.kind),
     Column("duplicate_difference", lambda row: row.duplicate and row.duplicate.difference),

@@ -269,7 +269,12 @@ def _loss_columns(
 
 def _phi_column(side: Side) -> Column[CheckpointRow]:
     return Column(
-        ("phi", side), lambda row: json_number(row.point.phi[side]), f"φ {side} last", fixed(".3f"), priority=5
+        ("phi", side),
+        lambda row: json_number(row.point.phi[side]),
+        f"φ {side} last",
+        fixed(".3f"),
+        priority=5,
+        about=f"part of the directions of the {side} side that are those of the last, from 0 to 1",
     )
 
 
@@ -312,22 +317,31 @@ COLUMNS: tuple[Column[CheckpointRow], ...] = (
     Column("path", lambda row: str(row.checkpoint.path)),
     Column("checkpoint", lambda row: row.name, "checkpoint", align="left", priority=ALWAYS, json=False, csv=False),
     Column("step", lambda row: row.checkpoint.step, "step", fixed("d"), priority=8),
-    Column("frobenius", lambda row: row.point.frobenius, "‖ΔW‖F", number, priority=ALWAYS),
-    Column("spectral", lambda row: row.point.spectral, "σ₁", number, priority=3),
+    Column("frobenius", lambda row: row.point.frobenius, "‖ΔW‖F", number, priority=ALWAYS, about="length of ΔW"),
+    Column("spectral", lambda row: row.point.spectral, "σ₁", number, priority=3, about="largest singular value"),
     Column(
         "effective_rank",
         lambda row: row.point.effective_rank,
         "effective",
         fixed(".2f"),
         priority=4,
-        about="mean over modules",
+        about="effective rank (exp of the entropy of σ/Σσ), mean over modules",
     ),
     # Machines get null for what has no number, people tell it from what is not there: hence two columns each.
     Column("step_length", lambda row: json_number(row.point.length)),
-    _step_column("moved", "moved", lambda row: row.point.length, number, 7, "‖ΔW − ΔW of the one before‖"),
+    _step_column("moved", "moved", lambda row: row.point.length, number, 7, "‖ΔW − ΔW of the row above‖"),
     Column("previous_cosine", lambda row: json_number(row.point.previous_cosine)),
-    _step_column("turned", "cos previous", lambda row: row.point.previous_cosine, fixed(".3f"), 5),
-    Column("cosine", lambda row: json_number(row.point.cosine), "cos last", fixed(".3f"), priority=ALWAYS),
+    _step_column(
+        "turned", "cos previous", lambda row: row.point.previous_cosine, fixed(".3f"), 5, "cosine with the row above"
+    ),
+    Column(
+        "cosine",
+        lambda row: json_number(row.point.cosine),
+        "cos last",
+        fixed(".3f"),
+        priority=ALWAYS,
+        about="cosine with the last checkpoint",
+    ),
     Column("cosine_z", lambda row: json_number(row.point.cosine_z)),
     _phi_column("out"),
     _phi_column("in"),

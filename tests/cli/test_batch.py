@@ -47,7 +47,7 @@ def test_the_exit_code_is_2_if_one_fails_else_1_if_one_answer_is_no(folder: Path
     assert failed.exit_code == 2
     assert "Failed: b." in failed.stdout
     assert "smaller: a and c." in failed.stdout
-    assert "not a safetensors file" in failed.stdout
+    assert "is a text, not the weights" in failed.stdout
     assert "Traceback" not in failed.output
     accepted = Command("doctor").run("all/a", "all/c", "-o", "found", "--fail-on", "warning")
     assert accepted.exit_code == 0

@@ -25,6 +25,12 @@ from tests.formats import test_image as images
         (("convert", "SMALL", "--to", "a1111", "-o", "x"), "for a1111 there is --to kohya"),
         (("convert", "SMALL", "--to", "Comfy", "-o", "x"), "for Comfy there is --to comfyui"),
         (("inspect", "SMALL", "--for", "A1111"), "for A1111 there is --for sd-scripts"),
+        (("spectrum", "SMALL", "--layers", "0-3"), "for that there is --block"),
+        (("spectrum", "SMALL", "--include", "q_proj"), "for that there is --modules"),
+        (("spectrum", "SMALL", "--plot", "x.pdf", "--dpi", "300"), "for that there is --figure-dpi"),
+        (("spectrum", "SMALL", "-o", "x.png"), "for that there is --plot"),
+        (("combine", "SMALL", "SMALL", "--out", "x"), "for that there is --output"),
+        (("similarity", "SMALL", "--latex"), "in Python: loralens.similarity(…).to_latex()"),
         (("inspect", "SMALL", "--for", "vLLM"), "for vLLM there is --for vllm"),
         (("merge", "SMALL", "SMALL", "-o", "x"), "to make one adapter of several there is loralens combine"),
     ],
@@ -32,6 +38,19 @@ from tests.formats import test_image as images
 def test_wrong_usage_is_answered_with_what_was_meant(words: tuple[str, ...], hint: str, small: Path) -> None:
     said = Command().refused(*(small if word == "SMALL" else word for word in words))
     assert f"\n  fix: {hint}" in said
+
+
+def test_what_was_meant_stands_alone(small: Path) -> None:
+    said = Command("spectrum").refused(small, "--plot", "x.pdf", "--dpi", "300")
+    assert "--device" not in said
+    assert "Did you mean" in Command("spectrum").refused(small, "--plott", "x.pdf")
+
+
+@pytest.mark.parametrize(("option", "name"), [("--csv", "out.csv"), ("--json", "out.JSON")])
+def test_a_file_after_an_option_that_takes_none(option: str, name: str, small: Path, tmp_path: Path) -> None:
+    said = Command("spectrum").refused(small, option, tmp_path / name)
+    assert f"{option} takes no file: to write {tmp_path / name}, end the command with > {tmp_path / name}" in said
+    assert "no such file" in Command("spectrum").refused(small, tmp_path / name)
 
 
 @pytest.mark.parametrize("words", [("scale", "SMALL", "--by", "x", "-o", "y"), ("convert", "SMALL", "--to", "exe")])
@@ -146,3 +165,18 @@ def test_numbers_for_names_are_warned_of(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "numbers.safetensors", metadata=metadata)
     said = Command("convert").good(tmp_path / "numbers.safetensors", "--to", "kohya", "-o", tmp_path / "k.safetensors")
     assert "no program will find their layers in the kohya file" in said.stderr
+
+
+def test_the_same_finding_of_several_files_is_told_once(tmp_path: Path) -> None:
+    """Files of SAM-LoRA have numbers for names, which is a note with a fix about each of them."""
+    rng = np.random.default_rng(0)
+    files = [tmp_path / f"{name}.safetensors" for name in ("first", "second", "third")]
+    for file in files:
+        factors = {"w_a_000": (2, 16), "w_b_000": (16, 2), "w_a_001": (2, 16), "w_b_001": (16, 2)}
+        save_file({key: rng.standard_normal(shape).astype(np.float32) for key, shape in factors.items()}, file)
+    told = Command("similarity").good(*files).stderr
+    assert told.count("modules have numbers, not names") == told.count("  fix:") == 1
+    assert f"note: {files[2]}: the same as of {files[0]}" in told
+    # Only the conclusion: a note does not change what it means.
+    assert Command("similarity").good(*files, "--quiet").stderr == ""
+    assert "numbers, not names" in Command("inspect").good(files[0]).output

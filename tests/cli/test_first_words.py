@@ -20,6 +20,12 @@ def adapter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "mine"
 
 
+def test_no_word_at_all_shows_the_help_as_lines() -> None:
+    said = loralens.run().output
+    assert said.splitlines() == loralens.good("--help").stdout.splitlines()
+    assert len(said.splitlines()) > len(COMMANDS)
+
+
 def test_a_path_alone_is_inspected_and_the_next_commands_are_named(adapter: str) -> None:
     alone = loralens.good(adapter).stdout
     inspected = loralens.good("inspect", adapter).stdout
@@ -78,6 +84,12 @@ def test_a_word_that_means_nothing_is_answered_with_the_list() -> None:
     assert "loralens --help" in loralens.refused("xyzzy")
     assert "loralens --version" in loralens.refused("version")
     assert "loralens --help" in loralens.refused("help")
+    assert "type loralens spectrum --help" in loralens.refused("help", "spectrum")
+    assert "type loralens similarity --help" in loralens.refused("help", "compare")
+    assert "type loralens --help" in loralens.refused("help", "xyzzy")
+    assert "CITATION.cff" in loralens.refused("cite")
+    assert "--verbose" in loralens.refused("explain")
+    assert "to_latex()" in loralens.refused("latex")
 
 
 def test_every_word_stands_for_one_command_that_exists() -> None:

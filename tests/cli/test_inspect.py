@@ -14,7 +14,6 @@ PATH: peft adapter of rank 2 in 6 modules, for tiny/base.
 1 warning: zero-update.
 
 as a whole
-
 scale  4, α/r = 8/2 (adapter_config.json)
 size   120 parameters in pairs, 480 B
 

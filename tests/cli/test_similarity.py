@@ -36,10 +36,10 @@ small and other agree in part: cosine +0.547 over 4 modules, 4.6 standard deviat
 On the out side of ΔW they share 100 % of their directions, where chance gives 33 % (mean of φ of all directions).
 
 SMALL and OTHER: 4 modules, out side of ΔW
-module                            r  cosine     z  φ(1,1)  φ(all)  chance     z  θ min  median  max °  distance    CKA
-model.layers.0.self_attn.q_proj   2  +0.800  +3.9   1.000   1.000    0.33  +4.5    0.0     0.0    0.0     0.000  1.000
-model.layers.0.self_attn.v_proj   2  +0.000  +0.0   1.000   1.000    0.33  +4.5    0.0     0.0    0.0     0.000  0.983
-model.layers.10.self_attn.q_proj  2  +0.800  +3.9   1.000   1.000    0.33  +4.5    0.0     0.0    0.0     0.000  1.000
+module                            r  cosine     z  φ(1,1)  φ(all)  chance     z  θ min °  median  max °  distance    CKA
+model.layers.0.self_attn.q_proj   2  +0.800  +3.9   1.000   1.000    0.33  +4.5      0.0     0.0    0.0     0.000  1.000
+model.layers.0.self_attn.v_proj   2  +0.000  +0.0   1.000   1.000    0.33  +4.5      0.0     0.0    0.0     0.000  0.983
+model.layers.10.self_attn.q_proj  2  +0.800  +3.9   1.000   1.000    0.33  +4.5      0.0     0.0    0.0     0.000  1.000
 1 module within 4 standard deviations of chance (--verbose shows every row)
 
 mean by kind

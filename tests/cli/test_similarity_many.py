@@ -162,7 +162,7 @@ def test_many_adapters_leave_the_matrices_to_the_figure(collection: list[Path], 
     assert "cosine of the updates" not in result.stdout
     assert "pairs, the largest |cosine| first" in result.stdout
     assert "79 more rows (--verbose shows every row)" in result.stdout
-    assert "No two oppose each other anywhere." in result.stdout
+    assert "No two clearly oppose each other in any module (cosine −0.2 or less)." in result.stdout
     assert (tmp_path / "many.png").stat().st_size > 1000
 
 

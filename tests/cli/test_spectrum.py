@@ -148,3 +148,49 @@ def test_nan_in_a_factor_names_the_module(tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert "model.layers.0.self_attn.q_proj" in result.stderr
     assert "NaN" in result.stderr
+
+
+def test_verbose_says_once_what_the_columns_mean(small: Path) -> None:
+    told, brief = run("spectrum", small, "--verbose").stdout, run("spectrum", small).stdout
+    assert "stable: stable rank: Σσ²/σ₁²\n" in told
+    assert "E90: directions that hold 90 % of the energy\n" in told
+    assert "stable:" not in brief
+    # The tables of kinds and of blocks have the same columns.
+    assert told.count("energy: part of the ‖ΔW‖² of all modules chosen\n") == 1
+
+
+def test_every_quantity_of_the_main_tables_is_explained(small: Path) -> None:
+    """Names, counts and sizes need no explanation; other headings do."""
+    plain = {
+        "module",
+        "and",
+        "kind",
+        "block",
+        "side",
+        "modules",
+        "out × in",
+        "parameters",
+        "checkpoint",
+        "step",
+        "path",
+    }
+    plain |= {"#", "adapter", "in", "loss", "format", "base", "size", "note", "r", "rank", "‖W‖F", "peft file", " "}
+    other = small.parent / "other"
+    loralens.scale(small, by=2, output=other, overwrite=True)
+    results = [
+        loralens.spectrum(small),
+        loralens.similarity(small),
+        loralens.similarity(small, other),
+        loralens.similarity(small, other, small),
+        loralens.trajectory(small, other),
+        loralens.curve(small),
+        loralens.survey(small),
+    ]
+    unexplained = {
+        column.title
+        for result in results
+        for table in result.tables()
+        for column in table.shown
+        if not column.about and column.title not in plain and not column.title.isdigit()
+    }
+    assert unexplained <= {"cosine", "share of energy", "quantity", "value", "ratio", "reason"}

@@ -3,6 +3,7 @@
 import pytest
 
 from loralens.errors import OptionError
+from loralens.tables.latex import latex
 from loralens.tables.numbers import (
     change,
     count,
@@ -19,7 +20,7 @@ from loralens.tables.numbers import (
     unit_of,
     whole_percent,
 )
-from loralens.tables.render import csv_text, html_table, latex
+from loralens.tables.render import csv_text, html_table
 from loralens.tables.table import Column, Table
 from loralens.tables.text import lay_out
 

@@ -52,6 +52,12 @@ def test_it_is_a_mapping_of_what_is_measured_below(small: Path, base: Path) -> N
     assert repr(result) == f"AmplifyResult('adapter' on '{base}', 6 modules)"
 
 
+def test_one_module_is_said_of_in_the_singular(small: Path, base: Path) -> None:
+    said = loralens.amplify(small, base=base, modules=["model.layers.0.self_attn.q_proj"]).conclusion()
+    assert "(median of 1 module)" in said[0]
+    assert "1 of 1 module is beyond 3 standard deviations, where chance puts 0.015 modules." in said[1]
+
+
 def test_csv_has_a_row_a_module_and_rank_without_infinities(small: Path, base: Path) -> None:
     rows = rows_of(loralens.amplify(small, base=base, rank=[1, 2]))
     assert [(row["name"], row["rank"]) for row in rows[:2]] == [(QUERY, "1"), (QUERY, "2")]

@@ -201,3 +201,21 @@ def test_the_conclusion_says_the_strongest_fact(factor, noise, words):
     assert f"cosine {cosine:+.3f}".replace("-", "−") in result.conclusion()[0]
     collection = loralens.similarity(*(loralens.Adapter(modules=part) for part in (first, second, first)))
     assert "practically the same adapter" in collection.conclusion()[0]
+
+
+def test_the_overlap_of_unequal_ranks_is_said_of_the_fewer_directions() -> None:
+    """φ divides by the lower rank, so it is no share of the directions of both."""
+    rng = np.random.default_rng(0)
+
+    def adapter(*ranks: int) -> loralens.Adapter:
+        factors = [(rng.standard_normal((12, rank)), rng.standard_normal((rank, 10))) for rank in ranks]
+        return loralens.Adapter(modules={f"b.{i}.q_proj": loralens.LowRank(*pair) for i, pair in enumerate(factors)})
+
+    def said(first: loralens.Adapter, second: loralens.Adapter) -> str:
+        return str(loralens.similarity(first, second).conclusion()[1])
+
+    low, high, mixed = adapter(2, 2), adapter(5, 2), adapter(1, 3)
+    assert "they share" in said(low, adapter(2, 2))
+    assert "% of the directions of adapter 1 lie within those of adapter 2, where chance" in said(low, high)
+    assert "% of the directions of adapter 2 lie within those of adapter 1, where chance" in said(high, low)
+    assert "% of the directions of the lower rank lie within those of the higher one" in said(low, mixed)

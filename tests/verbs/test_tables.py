@@ -13,6 +13,7 @@ import pytest
 
 import loralens
 from loralens.verbs import VERBS
+from tests.cli.command import Command
 from tests.conftest import ROOT
 
 # Verbs that run a model are tried in tests/verbs/test_running.py; their results are of the same class.
@@ -73,7 +74,17 @@ def test_every_result_is_a_table_for_other_programs(verb: str, folder: Path, mon
     # As many columns as sides, in every line; an empty one is no table for LaTeX.
     sides = re.findall(r"\\begin\{tabular\}\{([lr]+)\}", latex)
     assert len(sides) == latex.count(r"\end{tabular}") >= 1
+    # pdflatex stops at letters that its fonts lack. Titles stand in comments, which it skips.
+    assert [line for line in latex.splitlines() if not (line.startswith("% ") or line.isascii())] == []
     assert "<" in result._repr_html_()
+    result.to_csv("table.csv")
+    result.to_latex(Path("table.tex"))
+    assert (Path("table.csv").read_text(encoding="utf-8"), Path("table.tex").read_text(encoding="utf-8")) == (
+        result.to_csv(), latex
+    )  # fmt: skip
+    printed = str(result)
+    assert all(sentence in printed for sentence in (*result.conclusion(), *result.sentences()))
+    assert "\n\n\n" not in printed
     pandas = pytest.importorskip("pandas")
     frame = result.to_frame()
     assert isinstance(frame, pandas.DataFrame)
@@ -90,3 +101,14 @@ def test_a_report_has_the_modules_of_every_adapter(folder: Path, monkeypatch: py
     assert [(row["adapter"], row["name"]) for row in rows] == expected
     frobenius = [module["frobenius"] for adapter in result.record()["adapters"] for module in adapter["modules"]]
     assert [float(row["frobenius"]) for row in rows] == pytest.approx(frobenius)
+
+
+@pytest.mark.parametrize(
+    ("verb", "words"), [("spectrum", ["chat"]), ("similarity", ["poems", "terse"]), ("trajectory", ["run"])]
+)
+def test_print_shows_what_the_command_prints(
+    verb: str, words: list[str], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    told = Command(verb).good(*words).stdout
+    assert f"{getattr(loralens, verb)(*words)}" == told.replace(" (--verbose shows every row)", "").strip()

@@ -196,6 +196,10 @@ def _adapters_below(folder: Path) -> list[Path]:
     return adapters
 
 
+# What no text holds: the control characters of ASCII without tab, line ends and form feed.
+_CONTROL = frozenset(range(32)) - frozenset(b"\t\n\r\f") | {127}
+
+
 def _check_start(file: Path) -> None:
     """Refuse a file whose first bytes show that it holds no tensors: a Git-LFS pointer, a web page, or nothing."""
     start = _first_bytes(file, 64)
@@ -208,6 +212,9 @@ def _check_start(file: Path) -> None:
         raise FormatError(f"{len(start)} bytes are too few for any tensor file", fix="download or copy the file again")
     if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
         raise FormatError("is a web page, not the weights", fix="download the file itself, logged in where it is gated")
+    # Every container has a byte of zero, or another one that no text has, within its first bytes.
+    if not _CONTROL & {*start}:
+        raise FormatError("is a text, not the weights", fix="leave it out, or give the file of the tensors")
 
 
 def is_pickle(file: Path) -> bool:

@@ -43,6 +43,12 @@ class Reading(TypedDict, total=False):
 
 # The defaults, written out because a TypedDict has none of its own.
 READING = Reading(format=None, alpha=None, scale=None, allow_pickle=False, once=False)
+# Options of the command line that show a result, and what does so in Python.
+ELSEWHERE = {
+    "plot": "loralens.plot(result).savefig(file) draws a figure",
+    "csv": "result.to_csv(file) writes CSV",
+    "json": "result.record() is the JSON object",
+}
 
 
 def sources(adapters: Sequence[Source]) -> list[AdapterSource]:
@@ -62,7 +68,9 @@ def sources(adapters: Sequence[Source]) -> list[AdapterSource]:
             flat.append(source)  # type: ignore[arg-type]  # what is no adapter is refused below
     for source in flat:
         if not isinstance(source, str | PathLike | Adapter):
-            raise OptionError(f"{source!r} is not an adapter", fix="give a path, or what loralens.load returns")
+            # The repr of an array has several lines, and an error message has one.
+            shown = " ".join(f"{source!r:.200}".split())
+            raise OptionError(f"{shown} is not an adapter", fix="give a path, or what loralens.load returns")
     if not flat:
         raise OptionError("no adapter is given", fix="give one or several: paths, or what loralens.load returns")
     return flat
@@ -142,6 +150,8 @@ def load_source(
     if isinstance(source, Adapter):
         check_unread(reading)
         return source
+    # Before `load`, in whose name Python would refuse a keyword that no caller gave to it.
+    stated_options(reading)
     return load(str(source), base=base, strict=strict, **reading)
 
 
@@ -167,7 +177,8 @@ def stated_options(reading: Mapping[str, Any]) -> dict[str, Any]:
     """
     unknown = [name for name in reading if name not in READING]
     if unknown:
-        raise TypeError(f"got an unexpected keyword argument {unknown[0]!r}")
+        meant = f"; {ELSEWHERE[unknown[0]]}" if unknown[0] in ELSEWHERE else ""
+        raise TypeError(f"got an unexpected keyword argument {unknown[0]!r}{meant}")
     return {name: value for name, value in reading.items() if value is not None and value is not False}
 
 

@@ -73,7 +73,7 @@ class SweepInputs:
                 fix="give the moments that were measured on this base",
             )
         if missing:
-            warn(f"{self._path}: has no moments for {some(missing, 3)}", "these are rounded by a draw alone")
+            warn(f"{self._path}: has no moments for {some(missing, 3)}", "stochastic rounding alone merges these")
         widest = max(weight.shape[1] for _, weight in weights)
         # The matrix, its integers, and what is alive while it is prepared.
         note(f"the sweep takes up to {size_text(3 * widest**2 * 4)} of memory for the moments of {widest:,} inputs")

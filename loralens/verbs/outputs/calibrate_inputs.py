@@ -191,7 +191,7 @@ def calibrate_inputs(
         unreached = [name for name in shared.widths if not counts[name]]
         if unreached:
             what = f"{len(unreached)} inputs were reached by no text: {some(unreached)}"
-            warn(what, "their weights are merged by a draw")
+            warn(what, "their weights are merged by stochastic rounding alone")
     rows = [MeasuredInput(name, shared.readers(name), n, counts.get(name, 0)) for name, n in shared.widths.items()]
     texts_of_both = len(texts.task), len(mixed_in)
     return InputsResult(model, texts.label, label, *texts_of_both, rows, shared.nbytes, output, not dry_run)

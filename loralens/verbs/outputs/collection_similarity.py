@@ -144,7 +144,7 @@ class CollectionSimilarity(Tabular):
             verb = "fight" if opposed.cosine <= FIGHT else "oppose each other"
             lines.append(f"{names} {verb} most in {opposed.location} (cosine {signed(opposed.cosine)}).")
         else:
-            lines.append("No two oppose each other anywhere.")
+            lines.append(f"No two clearly oppose each other in any module (cosine {fixed('.1f')(-LARGE)} or less).")
         return lines
 
     def _on_pair(self, pair: Pair) -> str:
@@ -219,21 +219,23 @@ class CollectionSimilarity(Tabular):
         def norm(t: int) -> float | None:
             return float((pairs.norms[:, t] ** 2).sum() ** 0.5) if ranks(t) else None
 
-        def share(key: str, title: str, priority: int) -> Column[int]:
+        def share(key: str, title: str, priority: int, about: str) -> Column[int]:
             values = known_mean(getattr(self.energy, key))
-            return Column(key, lambda t: json_number(values[t]), title, fixed(".2%"), priority=priority)
+            return Column(key, lambda t: json_number(values[t]), title, fixed(".2%"), priority=priority, about=about)
 
         columns: tuple[Column[int], ...] = (
             Column("place", places.__getitem__, "#", priority=ALWAYS),
             Column("adapter", labels.__getitem__, "adapter", align="left", priority=ALWAYS),
             Column("modules", lambda t: int((pairs.ranks[:, t] > 0).sum()), "modules", priority=4),
             Column("ranks", ranks, "r", span, priority=6),
-            Column("frobenius", norm, "‖ΔW‖F", number, priority=7),
-            share("shared", "shared", ALWAYS),
-            share("shared_chance", "by chance", 5),
-            share("private", "private", 8),
-            share("private_chance", "by chance", 5),
-            Column("start", start.__getitem__, "start", priority=3),  # the number of the group that began from one A
+            Column("frobenius", norm, "‖ΔW‖F", number, priority=7, about="length of ΔW"),
+            share("shared", "shared", ALWAYS, "part of ‖ΔW‖² inside the directions of all others, on both sides"),
+            share("shared_chance", "by chance", 5, "shared, if directions were random"),
+            share("private", "private", 8, "part of ‖ΔW‖² outside the directions of all others, on both sides"),
+            share("private_chance", "by chance", 5, "private, if directions were random"),
+            Column(
+                "start", start.__getitem__, "start", priority=3, about="adapters of one number began from one random A"
+            ),
         )
         energy = "energy inside and outside the others' directions"
         title = f"{pairs.count} adapters, near ones side by side; {energy}"

@@ -54,7 +54,7 @@ def groups_table(what: str, groups: Sequence[Group]) -> Table[Group]:
             "energy",
             fixed(".1%"),
             priority=3,
-            about="part of the whole adapter's ‖ΔW‖²",
+            about="part of the ‖ΔW‖² of all modules chosen",
             bar=True,
         ),
         Column(
@@ -68,7 +68,7 @@ def groups_table(what: str, groups: Sequence[Group]) -> Table[Group]:
         # Blank instead of 0, so that the rare group with such modules catches the eye.
         Column("zero", lambda row: row.zero, "zero", lambda zero: str(zero) if zero else "", about="modules of ΔW = 0"),
         # The bar repeats the energy, so it is the first column to go on a narrow terminal.
-        Column("share", bar, "share of energy", align="left", priority=0),
+        Column("share", bar, "share of energy", align="left", priority=0, drawn=True),
     )
     return Table(f"by {what}", columns, groups)
 

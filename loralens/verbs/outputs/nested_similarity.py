@@ -12,7 +12,7 @@ from loralens.linalg.factor import Floats
 from loralens.tables.numbers import fixed, json_number, matrix, percent
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
-from loralens.verbs.outputs.pair_similarity import WHOSE
+from loralens.verbs.outputs.pair_similarity import ABOUT_ALL, ABOUT_CHANCE, ABOUT_FIRST, ABOUT_Z, WHOSE
 
 Pair = tuple[int, int]  # the indices of two modules of one width, which are also an index of a matrix
 
@@ -106,8 +106,8 @@ class NestedSimilarity(Tabular):
 def _pairs_table(title: str, group: Nesting, rows: Sequence[Pair]) -> Table[Pair]:
     """Pairs of modules, one pair a row."""
 
-    def column(key: str, values: Floats, title: str, form: str, priority: int) -> Column[Pair]:
-        return Column(key, lambda pair: json_number(values[pair]), title, fixed(form), priority=priority)
+    def column(key: str, values: Floats, title: str, form: str, priority: int, about: str) -> Column[Pair]:
+        return Column(key, lambda pair: json_number(values[pair]), title, fixed(form), priority=priority, about=about)
 
     # On a narrow terminal φ(1,1) is left out first. φ(all) is never left out, as it says whether one span lies in the
     # other.
@@ -115,10 +115,10 @@ def _pairs_table(title: str, group: Nesting, rows: Sequence[Pair]) -> Table[Pair
         Column("first", lambda pair: group.names[pair[0]], "module", align="left", priority=ALWAYS),
         Column("second", lambda pair: group.names[pair[1]], "and", align="left", priority=ALWAYS),
         Column("width", lambda _: group.width),
-        column("phi_first", group.first, "φ(1,1)", ".3f", 6),
-        column("phi", group.full, "φ(all)", ".4f", ALWAYS),
-        column("chance", group.chance, "chance", ".2g", 7),
-        column("z", group.z, "z", "+.1f", 8),
+        column("phi_first", group.first, "φ(1,1)", ".3f", 6, ABOUT_FIRST),
+        column("phi", group.full, "φ(all)", ".4f", ALWAYS, ABOUT_ALL),
+        column("chance", group.chance, "chance", ".2g", 7, ABOUT_CHANCE),
+        column("z", group.z, "z", "+.1f", 8, ABOUT_Z),
     )
     return Table(title, columns, rows)
 
@@ -127,10 +127,33 @@ def _pairs_table(title: str, group: Nesting, rows: Sequence[Pair]) -> Table[Pair
 RELATION_COLUMNS: tuple[Column[Relation], ...] = (
     Column("kind", lambda row: row.kinds[0], "kind", align="left", priority=ALWAYS),
     Column("other_kind", lambda row: row.kinds[1], "and", align="left", priority=ALWAYS),
-    Column("pairs", lambda row: row.pairs, "pairs", priority=3),
-    Column("phi_first", lambda row: row.first, "φ(1,1) nearest", fixed(".3f"), priority=4),
-    Column("same_block", lambda row: row.same, "φ(all) same block", fixed(".4f"), priority=8),
-    Column("next_block", lambda row: row.next, "next block", fixed(".4f"), priority=6),
-    Column("farther", lambda row: row.farther, "farther", fixed(".4f"), priority=5),
-    Column("chance", lambda row: row.chance, "chance", fixed(".2g"), priority=7),
+    Column("pairs", lambda row: row.pairs, "pairs", priority=3, about="of modules of these two kinds"),
+    Column(
+        "phi_first",
+        lambda row: row.first,
+        "φ(1,1) nearest",
+        fixed(".3f"),
+        priority=4,
+        about=f"of the nearest blocks; {ABOUT_FIRST}",
+    ),
+    Column(
+        "same_block", lambda row: row.same, "φ(all) same block", fixed(".4f"), priority=8, about=f"mean; {ABOUT_ALL}"
+    ),
+    Column(
+        "next_block",
+        lambda row: row.next,
+        "next block",
+        fixed(".4f"),
+        priority=6,
+        about="φ(all) of modules in neighbouring blocks, mean",
+    ),
+    Column(
+        "farther",
+        lambda row: row.farther,
+        "farther",
+        fixed(".4f"),
+        priority=5,
+        about="φ(all) of modules in blocks farther apart, mean",
+    ),
+    Column("chance", lambda row: row.chance, "chance", fixed(".2g"), priority=7, about=ABOUT_CHANCE),
 )

@@ -112,11 +112,20 @@ class PairSimilarity(Tabular, Mapping[str, Similarity]):
         overlaps = [one.overlap for one in self.values() if not one.zero]
         phi, chance = (_mean([getattr(overlap, key) for overlap in overlaps]) for key in ("full", "full_chance"))
         if not isnan(phi):
-            share = f"{percent(phi)} of their directions, where chance gives {percent(chance, 2)}"
-            lines.append(
-                f"On the {self.side} side of {WHOSE[self.of]} they share {share} (mean of φ of all directions)."
-            )
+            side, level = f"On the {self.side} side of {WHOSE[self.of]}", f"where chance gives {percent(chance, 2)}"
+            lines.append(f"{side} {self._shared(percent(phi))}, {level} (mean of φ of all directions).")
         return lines
+
+    def _shared(self, share: str) -> str:
+        """The overlap in words: of unequal ranks it is the part of the fewer directions that lies in the others."""
+        first, second = short_labels(self.adapters)
+        more = {(a > b) - (a < b) for a, b in (one.directions for one in self.values() if not one.zero)}
+        if more == {0}:
+            return f"they share {share} of their directions"
+        if len(more - {0}) == 2:
+            return f"{share} of the directions of the lower rank lie within those of the higher one"
+        fewer, others = (second, first) if 1 in more else (first, second)
+        return f"{share} of the directions of {fewer} lie within those of {others}"
 
     def sentences(self) -> list[str]:
         """Whether the two began from one A, and which modules were not compared, and why."""
@@ -200,46 +209,50 @@ def _sides(row: ModuleSimilarity) -> dict[str, dict[str, float | None]]:
     }
 
 
-def _overlap_column(key: str, quantity: str, title: str, form: str, priority: int) -> Column[ModuleSimilarity]:
+def _overlap_column(
+    key: str, quantity: str, title: str, form: str, priority: int, about: str
+) -> Column[ModuleSimilarity]:
     """A quantity of the side that was asked for; JSON has it in ``sides``, for both sides."""
 
     def value(row: ModuleSimilarity) -> float | None:
         return json_number(getattr(row.similarity.overlap, quantity))
 
-    return Column(key, value, title, fixed(form), priority=priority, json=False)
+    return Column(key, value, title, fixed(form), priority=priority, json=False, about=about)
 
 
-def _cosine_column(key: str, title: str, form: str, priority: int) -> Column[ModuleSimilarity]:
+def _cosine_column(key: str, title: str, form: str, priority: int, about: str) -> Column[ModuleSimilarity]:
     """A cosine of the updates, or its z-score; None if one of them is 0, which has no direction."""
 
     def value(row: ModuleSimilarity) -> float | None:
         return None if row.similarity.zero else getattr(row.similarity, key)
 
-    return Column(key, value, title, fixed(form), priority=priority)
+    return Column(key, value, title, fixed(form), priority=priority, about=about)
 
 
-def _distance_column(key: str, title: str = "") -> Column[ModuleSimilarity]:
+def _distance_column(key: str, title: str = "", about: str = "") -> Column[ModuleSimilarity]:
     """A distance of the two subspaces; None if one of them is empty."""
 
     def value(row: ModuleSimilarity) -> float | None:
         overlap = row.similarity.overlap
         return getattr(overlap, key) if overlap.angles.size else None
 
-    return Column(key, value, title, fixed(".3f"), priority=2)
+    return Column(key, value, title, fixed(".3f"), priority=2, about=about)
 
 
 def _side_column(quantity: str, side: Side) -> Column[ModuleSimilarity]:
     return Column((quantity, side), lambda row: json_number(getattr(row.similarity, quantity)[side]))
 
 
-def _angle_column(key: str, title: str, choose: Callable[[Sequence[float]], float]) -> Column[ModuleSimilarity]:
+def _angle_column(
+    key: str, title: str, choose: Callable[[Sequence[float]], float], about: str
+) -> Column[ModuleSimilarity]:
     """A principal angle in degrees, which people read; JSON and CSV have all of them in radians."""
 
     def value(row: ModuleSimilarity) -> float | None:
         angles = [degrees(angle) for angle in row.similarity.overlap.angles]
         return choose(angles) if angles else None
 
-    return Column(key, value, title, fixed(".1f"), priority=3, json=False, csv=False)
+    return Column(key, value, title, fixed(".1f"), priority=3, json=False, csv=False, about=about)
 
 
 def _shown_cka(row: ModuleSimilarity) -> float | None:
@@ -259,15 +272,23 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _mean_column(
-    key: str, title: str, form: str, priority: int, value: Callable[[Overlap], float]
+    key: str, title: str, form: str, priority: int, value: Callable[[Overlap], float], about: str
 ) -> Column[KindSimilarity]:
     """The mean of a quantity over the modules of a kind on one side."""
 
     def mean(row: KindSimilarity) -> float:
         return _mean([value(overlap) for overlap in row.overlaps])
 
-    return Column(key, mean, title, fixed(form), priority=priority)
+    return Column(key, mean, title, fixed(form), priority=priority, about=f"{about}; mean over modules")
 
+
+# What the columns mean; two tables have them.
+ABOUT_COSINE = "⟨ΔW₁, ΔW₂⟩/(‖ΔW₁‖‖ΔW₂‖)"
+ABOUT_FIRST = "squared cosine of the two strongest directions, from 0 to 1"
+ABOUT_ALL = "part of the directions of the lower rank inside those of the other, from 0 to 1"
+ABOUT_CHANCE = "φ(all) of random directions"
+ABOUT_Z = "of φ(all): standard deviations from chance"
+ABOUT_CKA = "cosine of the two Gram matrices, from 0 to 1: like φ, but strong directions count for more"
 
 # On a narrow terminal angles and distances are left out first: φ also describes the two subspaces, and its chance level
 # is shown with it. The cosine is never left out, as its sign says whether the updates agree or oppose each other.
@@ -279,30 +300,41 @@ COLUMNS: tuple[Column[ModuleSimilarity], ...] = (
     Column("out", lambda row: row.similarity.shape[0], json=False),
     Column("in", lambda row: row.similarity.shape[1], json=False),
     # The nominal ranks, and the numbers of directions that ΔW really has.
-    Column("ranks", lambda row: list(row.similarity.ranks), "r", _ranks_text, priority=5),
+    Column(
+        "ranks",
+        lambda row: list(row.similarity.ranks),
+        "r",
+        _ranks_text,
+        priority=5,
+        about="nominal rank, of both where they differ",
+    ),
     Column("directions", lambda row: list(row.similarity.directions)),
     Column("norms", lambda row: list(row.similarity.norms)),
-    _cosine_column("cosine", "cosine", "+.3f", priority=ALWAYS),
-    _cosine_column("cosine_z", "z", "+.1f", priority=6),
+    _cosine_column("cosine", "cosine", "+.3f", ALWAYS, f"{ABOUT_COSINE}: 1 the same, 0 chance, −1 the opposite"),
+    _cosine_column("cosine_z", "z", "+.1f", 6, "of the cosine: standard deviations from chance"),
     # A map is a matrix, for which CSV has no cell.
     Column("phi", lambda row: row.similarity.overlap.phi.tolist(), csv=False),
     Column("chance", lambda row: row.similarity.overlap.chance.tolist(), csv=False),
-    _overlap_column("phi_first", "first", "φ(1,1)", ".3f", priority=7),
-    _overlap_column("phi_all", "full", "φ(all)", ".3f", priority=8),
-    _overlap_column("phi_chance", "full_chance", "chance", ".2g", priority=6),
-    Column("phi_z", lambda row: json_number(row.similarity.overlap.z), "z", fixed("+.1f"), priority=7),
+    _overlap_column("phi_first", "first", "φ(1,1)", ".3f", 7, ABOUT_FIRST),
+    _overlap_column("phi_all", "full", "φ(all)", ".3f", 8, ABOUT_ALL),
+    _overlap_column("phi_chance", "full_chance", "chance", ".2g", 6, ABOUT_CHANCE),
+    Column("phi_z", lambda row: json_number(row.similarity.overlap.z), "z", fixed("+.1f"), priority=7, about=ABOUT_Z),
     Column("principal_angles", lambda row: row.similarity.overlap.angles.tolist()),
-    _angle_column("smallest_angle", "θ min", min),
-    _angle_column("median_angle", "median", median),
-    _angle_column("largest_angle", "max °", max),
-    _distance_column("projection_distance", "distance"),
+    _angle_column(
+        "smallest_angle", "θ min °", min, "smallest principal angle of the two spans: 0 is a direction in common"
+    ),
+    _angle_column("median_angle", "median", median, "median principal angle"),
+    _angle_column("largest_angle", "max °", max, "largest principal angle: 90 is a direction that the other lacks"),
+    _distance_column(
+        "projection_distance", "distance", "√Σsin²θ over the principal angles: 0 where one span lies in the other"
+    ),
     _distance_column("geodesic_distance"),
     _distance_column("gap"),
     Column("sides", _sides, csv=False),
     _side_column("cka", "in"),
     _side_column("cka", "out"),
     # Of the side that was asked for; only people need it, as JSON and CSV have both sides.
-    Column("side_cka", _shown_cka, "CKA", fixed(".3f"), priority=4, json=False, csv=False),
+    Column("side_cka", _shown_cka, "CKA", fixed(".3f"), priority=4, json=False, csv=False, about=ABOUT_CKA),
     _side_column("cka_chance", "in"),
     _side_column("cka_chance", "out"),
     Column("shared_initialisation", lambda row: json_number(row.similarity.initial)),
@@ -313,13 +345,34 @@ KIND_COLUMNS: tuple[Column[KindSimilarity], ...] = (
     Column("kind", lambda row: row.kind, "kind", align="left", priority=ALWAYS),
     Column("side", lambda row: row.side, "side", align="left", priority=ALWAYS),
     Column("modules", lambda row: len(row.members), "modules", priority=5),
-    Column("cosine", lambda row: _mean([one.cosine for one in row.members]), "cosine", fixed("+.3f"), priority=ALWAYS),
-    _mean_column("phi_first", "φ(1,1)", ".4f", 7, lambda overlap: overlap.first),
-    _mean_column("first_chance", "chance", ".2g", 3, lambda overlap: 1 / overlap.n),  # of two random unit vectors
+    Column(
+        "cosine",
+        lambda row: _mean([one.cosine for one in row.members]),
+        "cosine",
+        fixed("+.3f"),
+        priority=ALWAYS,
+        about=f"{ABOUT_COSINE}; mean over modules",
+    ),
+    _mean_column("phi_first", "φ(1,1)", ".4f", 7, lambda overlap: overlap.first, ABOUT_FIRST),
+    # Of two random unit vectors.
+    _mean_column("first_chance", "chance", ".2g", 3, lambda overlap: 1 / overlap.n, "φ(1,1) of random directions"),
     # A mean hides whether a few modules share everything or all of them a little; the count does not.
-    Column("strong", lambda row: sum(overlap.first > STRONG for overlap in row.overlaps), f"> {STRONG}", priority=2),
-    _mean_column("phi_all", "φ(all)", ".4f", 8, lambda overlap: overlap.full),
-    _mean_column("chance", "chance", ".2g", 6, lambda overlap: overlap.full_chance),
-    _mean_column("z", "z", "+.1f", 6, lambda overlap: overlap.z),
-    Column("cka", lambda row: _mean([member.cka[row.side] for member in row.members]), "CKA", fixed(".3f"), priority=4),
+    Column(
+        "strong",
+        lambda row: sum(overlap.first > STRONG for overlap in row.overlaps),
+        f"> {STRONG}",
+        priority=2,
+        about=f"modules whose φ(1,1) is above {STRONG}",
+    ),
+    _mean_column("phi_all", "φ(all)", ".4f", 8, lambda overlap: overlap.full, ABOUT_ALL),
+    _mean_column("chance", "chance", ".2g", 6, lambda overlap: overlap.full_chance, ABOUT_CHANCE),
+    _mean_column("z", "z", "+.1f", 6, lambda overlap: overlap.z, ABOUT_Z),
+    Column(
+        "cka",
+        lambda row: _mean([member.cka[row.side] for member in row.members]),
+        "CKA",
+        fixed(".3f"),
+        priority=4,
+        about=f"{ABOUT_CKA}; mean over modules",
+    ),
 )
