@@ -17,7 +17,7 @@ def run_verb(
     verb: Callable[..., Any], adapters: Sequence[str], rows: RowOptions, *arguments: Any, **keywords: Any
 ) -> None:
     """Call a verb with the adapters of the command line, show what it returns, and exit with its answer."""
-    # Imported here, since the help of a command starts no NumPy.
+    # Imported here, so that showing the help of a command does not import NumPy.
     from loralens.verbs.batches.batch_items import is_several
 
     source = adapters[0] if len(adapters) == 1 else list(adapters)
@@ -64,7 +64,7 @@ def show_answer(result: Any, rows: RowOptions) -> None:
         say(*result.details())
     if getattr(result, "failed", None):
         click.get_current_context().exit(FAILED)
-    # The result of a verb that answers nothing has no answer.
+    # Results of verbs that answer no yes-or-no question have no `answer`; they count as yes.
     if not getattr(result, "answer", True):
         click.get_current_context().exit(NO)
 

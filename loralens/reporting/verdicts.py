@@ -13,7 +13,7 @@ from loralens.reporting.subject import Subject
 from loralens.tables.numbers import UNDEFINED, count, join_words, percent, signed, span, whole_percent
 from loralens.tables.table import Column, Table
 
-# Savings below this share of the file are no reason to write another one.
+# If less than this share of the file would be saved, a smaller file is not worth writing.
 WORTHWHILE = 0.05
 CODES = 3  # codes of findings that a sentence lists
 
@@ -52,7 +52,7 @@ def verdict_of(subject: Subject, findings: Sequence[Diagnosis]) -> AdapterVerdic
     best, highest = (subject.recommended, subject.highest) if subject.norm else (None, None)
     saved = None
     if best and highest:
-        # Never below 0: a file of a lower rank may be larger by its header, and then nothing is saved.
+        # Never below 0: because of its header, a file of lower rank may be larger, and then nothing is saved.
         saved = max(0.0, 1 - best.uniform.bytes / highest.uniform.bytes)
     return AdapterVerdict(
         label=subject.label,
@@ -162,7 +162,7 @@ def headline(
     else:
         parts = [*parts, _savings(subjects[0], verdicts[0])]
     text = "; ".join(filter(None, parts))
-    # A name at the beginning keeps its letters.
+    # If the sentence begins with an adapter's name, its capitalisation is not changed.
     return f"{text.replace('rank', 'Rank', 1) if text.startswith('rank ') else text}."
 
 

@@ -64,7 +64,7 @@ class BatchGenerators:
         try:
             states = {**self._first, **_decode({name: first[name] for name in self._first if name in first})}
             self._set(states)
-        # A state may come from a file that was damaged; torch, NumPy and Python each raise their own.
+        # A state may come from a damaged file; torch, NumPy and Python each raise a different error for it.
         except (ValueError, TypeError, RuntimeError, OverflowError, IndexError) as error:
             raise MismatchError(
                 f"the state holds no generators that batches could be drawn from: {error}",
@@ -99,7 +99,7 @@ class BatchGenerators:
 
     @contextmanager
     def _restored(self) -> Iterator[None]:
-        """Restore the states from before the block after it."""
+        """After the block, restore the states that the generators had before it."""
         outside = self._states()
         try:
             yield

@@ -42,7 +42,7 @@ def check_write_target(target: Path, inputs: Collection[Input], *, folder: bool,
     if target.exists() and target.is_dir() != folder:
         what = next(iter(inputs))[0]
         raise OptionError(f"is not of the kind of {what}", fix="give a folder for a folder, a file for a file")
-    # Else the error would come after hours, when the folder is to be renamed.
+    # Otherwise the error would appear only at the final rename, possibly after hours of work.
     if target.is_dir() and (why := why_immovable(target)):
         raise OptionError(f"cannot be replaced: {why}", fix="choose another target")
     check_room(target)
@@ -149,7 +149,9 @@ def move_aside(target: Path) -> Iterator[Path | None]:
     if not os.path.lexists(target):
         yield None
         return
-    descriptor = lock_or_refuse(target)  # without a lock, another run would take it for the remains of a killed one
+    descriptor = lock_or_refuse(
+        target
+    )  # without a lock, another run would mistake it for the leftovers of a killed run
     old = hidden_path(target, "old")
     try:
         target.rename(old)
@@ -185,7 +187,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def bring_others(old: Path, new: Path, *, without: Container[str] = ()) -> None:
-    """Add every file of ``old`` to ``new`` that is not there yet, except those named in ``without``.
+    """Add to ``new`` every file of ``old`` that it does not have yet, except those named in ``without``.
 
     ``old`` is not changed. Links stay links; relative ones keep their meaning if both folders have the same parent.
     """

@@ -1,16 +1,16 @@
 """GGUF models as bases: their weights under Hugging Face's names, in Hugging Face's order of rows.
 
 ==================  ============================================  =======================================
-in the file         here
+..                  in the file                                   here
 ==================  ============================================  =======================================
 names               llama.cpp's (``blk.3.attn_q.weight``)         Hugging Face's (``model.layers.3.…``)
-rows of q and k     neighbouring rows rotate, in some families    rows half a head apart rotate
+rows of q and k     RoPE pairs neighbouring rows (some families)  RoPE pairs rows half a head apart
 norms of Gemma      1 + weight                                    weight
 stacks of experts   one tensor for all experts                    one matrix for each expert
 GPT-2's matrices    (out, in)                                     the same, though its checkpoints are (in, out)
 ==================  ============================================  =======================================
 
-A tensor whose name is not known keeps llama.cpp's.
+A tensor with an unknown name keeps its llama.cpp name.
 """
 
 import re
@@ -49,7 +49,7 @@ from loralens.tables.numbers import count
 SUFFIX = ".gguf"
 # The parts that llama.cpp's gguf-split writes.
 _PART = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf", re.DOTALL)
-# A projector of images lies beside many models, and is a model of its own.
+# Many models come with an image projector file (mmproj), which is a separate model.
 _PROJECTOR = "mmproj"
 _SHOWN = 6  # most names that a message lists
 
@@ -132,7 +132,7 @@ class GgufModel:
 def gguf_paths(path: Path) -> tuple[Path, ...]:
     """The files of the GGUF model at a path: the file itself, all parts of a split one, or those in a folder.
 
-    Empty if the path is no GGUF model. Beside safetensors weights, the GGUF files of a folder are not meant.
+    Empty if the path is no GGUF model. GGUF files are ignored in a folder that also has safetensors weights.
 
     Raises
     ------
@@ -207,7 +207,7 @@ def open_gguf(paths: tuple[Path, ...]) -> GgufModel:
 
 
 def _check_parts(headers: tuple[GgufHeader, ...]) -> None:
-    """Refuse parts of two models."""
+    """Refuse parts that do not belong to one model."""
     for number, header in enumerate(headers if len(headers) > 1 else ()):
         stated = [header.values[key].value for key in ("split.no", "split.count") if key in header.values]
         if stated != [number, len(headers)]:

@@ -4,17 +4,18 @@ The update D asks code c of an entry to move by y steps; y is D/d on a grid with
 
     z = ⌊y + u⌋,  u uniform in (0, 1),
 
-so E[z] = y: in the mean all of the update arrives, however small it is beside a step. On a grid with unequal steps
-(NF4, FP4) y is measured on the axis of the codes, where a neighbour is one step away. For an entry whose target t lies
+so E[z] = y: on average all of the update arrives, however small it is beside a step. On a grid with unequal steps (NF4,
+FP4), y counts codes: the next level is one step away, whatever the gap. For an entry whose target t lies
 between the levels L_i and L_(i+1), the upper code is then taken with the probability (t − L_i)/(L_(i+1) − L_i). A code
 that would leave the grid stays at its end.
 
 u comes from Philox by seed, name of the weight and index of the entry, so the codes depend neither on the division
-into blocks nor on the number of threads. All arithmetic is entrywise in float64, which gives the same bits everywhere.
+into blocks nor on the number of threads. All arithmetic is elementwise in float64, so the bits are the same on every
+machine.
 
-u has 32 bits. The probabilities of small moves need them: trained adapters ask for 0.001 steps in the mean. With 16
-bits P(move) would be a multiple of 1.5e-5 and rounded down, which takes 0.8 % of a move of 0.001 and all of a move
-below 1.5e-5.
+u has 32 bits. The probabilities of small moves need them: trained adapters ask for 0.001 steps on average. With 16
+bits, P(move) would be rounded down to a multiple of 1.5e-5. A move of 0.001 would lose 0.8 %, and a move below 1.5e-5
+would be lost entirely.
 """
 
 from dataclasses import dataclass

@@ -1,18 +1,21 @@
 """One sweep of coordinate descent over the columns of a coded weight, against the second moments of its inputs.
 
-A draw has the right mean, but its noise is blind to the inputs. The sweep starts from the drawn codes Q and visits the
-columns in order. In every row it moves each code to the level that lowers
+Stochastic rounding (`stochastic.py`) has the right mean, but its noise does not take the inputs into account. The sweep
+starts from the codes Q that it gives, and visits the columns in order. In every row it moves each code to the level
+that lowers
 
     ‖(Q − W − ΔW) H^(1/2)‖² + k·(⟨Q − W, ΔW⟩/‖ΔW‖ − ‖ΔW‖)²
 
-most. H = E[x xᵀ] are the second moments of the inputs, damped by 1 % of their mean diagonal. The second term holds the
-gain: without it the first one shrinks the update, since a smaller update has a smaller error. k is 100 times the mean
-diagonal of H. For adapters that ask for less than 0.005 steps in the mean a draw alone keeps more.
+most. H = E[x xᵀ] are the second moments of the inputs, damped by 1 % of their mean diagonal. The second term keeps the
+gain near 1. Without it, minimising the first term would shrink the update, since a smaller update has a smaller error.
+k is 100 times the mean diagonal of H. For adapters that ask for less than 0.005 steps on average, stochastic rounding
+alone keeps more of the update.
 
-The codes have the same bits on every machine. With G = (Q − W − ΔW) H, the steps of the columns are entrywise in
-float64, and every product with H is one of integers, whose sums stay below 2⁵³: rows of H and of the other factor are
-rounded to t = ⌊(53 − ⌈log₂ n⌉)/2⌋ bits of their largest entry, which is 20 bits for 4,096 inputs. The rows of a weight
-do not depend on each other, so neither do the codes on the division into blocks.
+The codes have the same bits on every machine. The updates of the columns are elementwise float64 operations. Every
+product with H multiplies integers whose sums stay below 2⁵³, so it is exact. To obtain the integers, each row of H and
+of the other factor is rounded to t = ⌊(53 − ⌈log₂ n⌉)/2⌋ bits relative to its largest entry (at most 24), where n is
+the number of inputs: 20 bits for 4,096 inputs. The rows of a weight are independent of each other, so the codes do not
+depend on how the weight is divided into blocks.
 """
 
 from dataclasses import dataclass
@@ -27,9 +30,11 @@ from loralens.errors import FormatError
 from loralens.linalg.exact import Singles
 from loralens.linalg.factor import Floats
 
-DAMPING = 0.01  # of the mean diagonal: directions that no input had would otherwise cost nothing
-HOLD = 100.0  # k in units of the mean diagonal; 10 let the gain fall, 1,000 gave the noise back (docs/low_bit.md)
-COLUMNS = 128  # columns after which all later columns are brought up to date by one product
+# As a share of the mean diagonal of H. Without damping, errors in directions that no input has would cost nothing.
+DAMPING = 0.01
+# k in units of the mean diagonal of H.
+HOLD = 100.0
+COLUMNS = 128  # number of columns in a block; after each block, one product updates all later columns
 PANEL = 512  # rows of H that are turned into float64 at a time
 MOST_BITS = 24  # of the integers of H, which are kept in float32
 
@@ -37,7 +42,7 @@ MOST_BITS = 24  # of the integers of H, which are kept in float32
 @final
 @dataclass(frozen=True, slots=True)
 class SweepMoments:
-    """H, damped, as integers in float32 times a power of two for every row; `sweep_moments` makes it.
+    """The damped H. Each row is stored as integers (in float32) and a power of two; `sweep_moments` makes it.
 
     Attributes
     ----------
@@ -48,7 +53,7 @@ class SweepMoments:
     hold : float
         k.
     bits : int
-        The bits of the integers, and of those that they are multiplied by.
+        The number of bits of the integers, and also of the integers of the other factor in a product.
     """
 
     integers: Singles
@@ -58,7 +63,7 @@ class SweepMoments:
     bits: int
 
     def times(self, X: Floats, start: int, stop: int, columns: slice) -> Floats:
-        """Rows ``start`` to ``stop`` of H, at some columns, times X (columns, m), with the same bits everywhere."""
+        """Rows ``start`` to ``stop`` of H, at some columns, times X (columns, m); the bits are the same everywhere."""
         integers, exponents = _as_integers(X, self.bits)
         product = self.integers[start:stop, columns].astype(np.float64) @ integers
         return np.asarray(np.ldexp(product, self.exponent[start:stop] + exponents))
@@ -95,7 +100,7 @@ def sweep_moments(H: Array) -> SweepMoments:
 
 
 def sweep_rows(grid: GridRows, codes: Codes, D: Singles, moments: SweepMoments) -> Codes:
-    """The codes after one sweep over all columns, from drawn codes on.
+    """The codes after one sweep over all columns, which starts from the codes of stochastic rounding.
 
     Parameters
     ----------
@@ -139,7 +144,7 @@ def sweep_rows(grid: GridRows, codes: Codes, D: Singles, moments: SweepMoments) 
 
 
 def mean_move(moves: Floats) -> float:
-    """The mean of |y|, with the same bits everywhere: moves are rounded to 2⁻²⁰ steps, whose sum is exact."""
+    """The mean of |y|, each limited to 1 and rounded to a multiple of 2⁻²⁰, so that the sum is exact."""
     limited = np.minimum(np.abs(moves), 1.0)
     return float(np.rint(np.ldexp(limited, 20)).sum()) / 2**20 / max(moves.size, 1)
 
@@ -166,7 +171,7 @@ class _Columns:
         return (self._level(self.codes) - self._level(self._before)) * self._step[self._group]
 
     def move(self, j: int, shift: Floats) -> Floats:
-        """Move the codes of a column to the levels nearest to their numbers plus ``shift``; return what that added."""
+        """Add ``shift`` to the numbers of a column, and move each code to the nearest level; return the real change."""
         codes, group = self.codes[j], self._group[j]
         before = self._level(codes)
         target = before + shift * self._inverse[group]

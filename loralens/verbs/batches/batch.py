@@ -39,12 +39,13 @@ from loralens.version import __version__
 F = TypeVar("F", bound=Callable[..., Any])
 Options = Mapping[str, Any]
 
-# Options that do not change the output: whether it is replaced, and how an answer is drawn from it.
+# Options that do not change the output: whether an existing one is replaced, whether anything is written, and which
+# findings decide the exit code.
 _OF_THE_RUN = {"overwrite", "dry_run", "fail_on"}
 _FILES = ("activations", "weights")  # options that may be paths of files, whose content counts
 
-# Bytes of adapters from which other processes save more time than their start takes. Two of them take half a second of
-# a processor each, in which `compress` works on some 10 MB.
+# Total size of the adapters, in bytes, from which worker processes save more time than they need to start. Each worker
+# takes half a second of processor time to start, and in half a second `compress` processes about 10 MB.
 WORTH_PROCESSES = 20_000_000
 WIDEST_NAME = 32  # columns of a terminal that the names of adapters take at most in the lines
 
@@ -105,7 +106,8 @@ def adapter_target(options: Options) -> NameTarget:
     """How the outputs of a verb that writes adapters are named.
 
     A folder becomes a folder. A single file becomes a file with the suffix of the dialect that is written, if the
-    dialect needs no other file; otherwise a folder, since files that belong to it would meet those of its neighbours.
+    dialect needs no other file. Otherwise it becomes a folder, since its companion files would collide with those of
+    the adapters beside it.
     """
     to = QUANTISED if options.get("dtype") in INTEGER_TYPES else options.get("to")
 
@@ -207,8 +209,8 @@ def _perform(tasks: Sequence[BatchTask], jobs: int, record: BatchRecord | None) 
 def _record_outcome(name: str, outcome: Outcome, record: BatchRecord, *, quiet: bool) -> bool:
     """Write into the record what was done, if anything was; returns whether the record has it.
 
-    A full disk is warned of, once, and does not hide what was done and what failed: the next record has all of it, and
-    without one the next run compares the output with what it makes.
+    If the disk is full, there is one warning, and the result still says what was done and what failed. The next record
+    that can be written has all of it. If none can be written, the next run compares the output with what it makes.
     """
     if outcome.entry:
         record.entries[name] = outcome.entry
@@ -233,14 +235,14 @@ def _entry_of(task: BatchTask, record: BatchRecord) -> str:
 def _entry_name(target: Path, folder: Path) -> str:
     """The name of a target in the record."""
     name = target.relative_to(folder).as_posix()
-    # JSON has no bytes that are no text, and a name with control characters would be refused when it is read.
+    # JSON cannot hold bytes that are not text, and names with control characters are refused when a record is read.
     return name if is_safe_text(name) else quote(os.fsencode(name))
 
 
 def _count_jobs(jobs: object, items: Sequence[BatchItem]) -> int:
     """How many adapters are worked on at once."""
     if jobs is None:
-        # Few bytes are done before other processes would have started.
+        # Small adapters are finished before worker processes would have started.
         worth = len(items) > 1 and sum(map(_source_bytes, items)) >= WORTH_PROCESSES
         return min(processor_count(), len(items)) if worth else 1
     if not isinstance(jobs, int) or isinstance(jobs, bool) or jobs < 1:
@@ -258,7 +260,7 @@ def _source_bytes(item: BatchItem) -> int:
 
 
 def _digest_options(verb: str, options: Options) -> str | None:
-    """A digest of all that decides what is made of an adapter; None if an option is an object that has none."""
+    """A digest of all options that decide the output; None if an option is an object that cannot be digested."""
     stated = {
         name: value
         for name, value in options.items()
@@ -280,7 +282,7 @@ def _is_path(value: object) -> bool:
 
 
 def _plain(value: object) -> object:
-    """A value that JSON does not know as one that it knows."""
+    """Convert a value that JSON cannot represent into one that it can."""
     if isinstance(value, PathLike):
         return str(value)
     if isinstance(value, Mapping):
