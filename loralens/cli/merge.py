@@ -46,8 +46,8 @@ from loralens.cli.show import RowOptions, row_options, show
 @click.option(
     "--bits",
     type=click.Choice(get_args(MergeBits)),
-    help="The codes of the merged model: 'keep' moves those of a low-bit base and leaves its scales. A low-bit base "
-    "needs this or --dtype.",
+    help="The codes of the merged model: 'keep' keeps the format and the scales of a low-bit base, and changes only "
+    "codes. A low-bit base needs this or --dtype.",
 )
 @click.option(
     "--moments",
@@ -59,7 +59,8 @@ from loralens.cli.show import RowOptions, row_options, show
     "--data",
     type=options.PATH,
     metavar="FILE",
-    help="Texts of the adapter's domain: the certificate then says the loss and the divergence of the merged model.",
+    help="Texts of the adapter's domain. The certificate then gives the loss of the merged model, and its divergence "
+    "from the base with the adapter beside it.",
 )
 # By default such a module is an error: the merged model would lack a part of the adapter.
 @click.option("--allow-missing", is_flag=True, help="Leave out modules that have no weight in the base.")

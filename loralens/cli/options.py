@@ -55,7 +55,7 @@ _READING = (
         "--alpha",
         type=float,
         callback=refuse_non_finite,
-        help="α of a file that does not state it; the scale is then α/r.",
+        help="The α to use if the file states none. The scale is then α/r.",
     ),
     click.option("--scale", type=float, callback=refuse_non_finite, help="The scale of a file that does not state it."),
     ALLOW_PICKLE,
@@ -66,7 +66,7 @@ _MODULES = click.option(
     "-m",
     metavar="GLOB",
     multiple=True,
-    help="Only modules whose name or kind matches this glob pattern, or whose name begins so. Repeatable.",
+    help="Only modules whose name or kind matches this glob pattern, or begins with it. Repeatable.",
 )
 _BLOCK = click.option(
     "--block",

@@ -54,10 +54,11 @@ class Layout:
     groups : int
         Groups of a grouped convolution, or blocks of a ``merged`` pair.
     transposed : bool
-        Whether the base stores this weight as (in, out) according to the file. The shape of the base decides.
+        Whether the file says that the base stores this weight as (in, out). If the shape of the weight says otherwise,
+        the shape counts.
     rows : str
-        Name of the software whose order the rows of B have, if they could not be put into the order of the base; empty
-        otherwise. Such an update cannot be added to a weight (`loralens.core.weights.check_rows`).
+        If the rows of B are in the order of other software, and could not be put into that of the base: the name of
+        that software. Otherwise empty. Such an update cannot be added to a weight (`loralens.core.weights.check_rows`).
     """
 
     kind: str = "linear"

@@ -21,10 +21,11 @@ from loralens.linalg.projection import Estimate, exact_fourth_powers, fourth_pow
 from loralens.linalg.randomized import Leading, input_dtype, is_dense, leading_svd
 from loralens.linalg.subspace import phi_map
 
-# Chance exceeds it in 2 % of the cases at rank 1 and in 0.3 % at high ranks, so the count that chance gives is reported
-# with every count.
+# By chance, |z| exceeds FAR in 2 % of the cases at rank 1 and in 0.3 % at high ranks. So every count is reported with
+# the count that chance gives.
 FAR = 3.0  # standard deviations beyond which a module is counted
-SURE = 1e-9  # relative spread below which the null distribution is rounding error around one possible value
+# Below this relative spread the null distribution has one possible value, and the spread is rounding error.
+SURE = 1e-9
 
 
 class KeptRank(NamedTuple):
@@ -177,10 +178,11 @@ def measure_amplification(
 ) -> dict[str, Amplification]:
     """Measure the amplification of every update, in natural module order; weights are read one at a time.
 
-    Amplification is ‖ΔW‖_F / ‖UᵀWV‖_F with U (out, r) and V (in, r) the singular directions of ΔW = scale·B·A (Hu et
-    al. 2021, §7.3, Table 7 and App. H.4, where the product is printed UᵀWVᵀ because its V holds rows). The factor rises
-    with ‖ΔW‖ alone. It is therefore reported with the random control r/√(out·in)·‖W‖_F, the ratio of ‖UᵀWV‖ to that
-    control, and its z-score under uniform random U and V (`loralens.linalg.chance.projection_moments`).
+    Amplification is ‖ΔW‖_F / ‖UᵀWV‖_F, where U (out, r) and V (in, r) hold the singular directions of ΔW = scale·B·A
+    (Hu et al. 2021, §7.3, Table 7 and App. H.4). The paper writes UᵀWVᵀ, because the rows of its V are the directions.
+    The factor rises even if only ‖ΔW‖ rises. It is therefore reported with the random control r/√(out·in)·‖W‖_F, the
+    ratio of ‖UᵀWV‖ to that control, and its z-score under uniform random U and V
+    (`loralens.linalg.chance.projection_moments`).
 
     Parameters
     ----------

@@ -1,8 +1,8 @@
 """Writing a file or folder that appears complete or not at all, whatever interrupts the process.
 
-It is written beside its target under a hidden name that contains the process id, and renamed once it is on the disk
-completely. An older target is first renamed too, so that one of the two is complete at every moment, even if the power
-fails. The next run removes what a killed one left behind.
+The new file or folder is written beside its target, under a hidden name that contains the process id. It is renamed
+once it is completely on the disk. If the target exists, it is renamed out of the way first, so that the old or the new
+one is complete at every moment, even after a power failure. The next run removes the leftovers of a killed one.
 """
 
 import errno
