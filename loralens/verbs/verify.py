@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import sqrt
 from os import PathLike
 from pathlib import Path
 from typing import Any, Unpack, get_args, overload
@@ -26,6 +27,7 @@ from loralens.verbs.inputs.choices import Blocks, as_globs, check_choice
 from loralens.verbs.inputs.merge_inputs import read_merge_inputs
 from loralens.verbs.inputs.weighted import Weighted, weighted_label, weighted_sources
 from loralens.verbs.outputs.merges.certificate_check import CertificateResult, check_certificate
+from loralens.verbs.outputs.merges.losses import DAMAGED
 from loralens.verbs.outputs.merges.replay import Replay
 from loralens.verbs.outputs.rules import option_names
 
@@ -98,13 +100,25 @@ class VerifyResult(Tabular):
         if not self.modules:
             return [f"Nothing was compared: {adapter} changes no weight of {self.base}."]
         if self.verdict == "exact":
-            return [f"{self.merged} holds {adapter} exactly."]
+            return [self._exact_sentence(adapter)]
         if not bad:
             return [f"{self.merged} holds {adapter} at full strength, with another rounding than that of this merge."]
         of, names = count(len(self.modules), "module"), some(verdict.module for verdict in bad)
         # Names tell something only if other modules are better.
         extent = "" if len(bad) == len(self.modules) else f" in {len(bad)} of {of} ({names})"
         return [f"{self.merged} does not hold {adapter}{extent}{self._found(bad)}."]
+
+    def _exact_sentence(self, adapter: str) -> str:
+        """That every bit is as the merge writes it; and what rounding did to the update, if it did much."""
+        measured = [verdict for verdict in self.modules if verdict.norm]
+        energy = sum(verdict.norm**2 for verdict in measured) or 1.0
+        error = sqrt(sum((verdict.error * verdict.norm) ** 2 for verdict in measured) / energy)
+        # Codes of a few bits and narrow dtypes take much of an update, or add noise; "exactly" would hide that.
+        if not error > DAMAGED:
+            return f"{self.merged} holds {adapter} exactly."
+        gain = sum(verdict.gain * verdict.norm**2 for verdict in measured) / energy
+        lost = f"a gain of {fixed('.3f')(gain)}, and adds an error of {number(error, 3)} times the update"
+        return f"{self.merged} is the merge of {adapter}, bit for bit; rounding leaves {lost}."
 
     def _found(self, bad: Sequence[Verdict]) -> str:
         """What these modules hold in place of the adapter, as the end of a sentence."""

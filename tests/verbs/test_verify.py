@@ -11,8 +11,9 @@ from safetensors.numpy import load_file, save_file
 import loralens
 from loralens.choices import ModelDtype
 from loralens.errors import FormatError, OptionError
-from loralens.merging.verify import relation
+from loralens.merging.verify import Verdict, relation
 from loralens.tables.text import lay_out
+from loralens.verbs.verify import VerifyResult
 from tests.bases import MODULES, contents, single, tensors
 from tests.cli.test_merge import done, run
 from tests.conftest import small_adapter
@@ -215,3 +216,16 @@ def test_half_a_question_is_an_error(words: list[str], message: str, base: Path)
     refused = run("verify", base, *words)
     assert (refused.exit_code, refused.stdout) == (2, "")
     assert message in refused.stderr
+
+
+def test_an_exact_merge_that_is_mostly_noise_is_not_called_the_adapter() -> None:
+    def told(*verdicts: Verdict) -> str:
+        (sentence,) = VerifyResult("out", "base", "stochastic", verdicts, [], ["chat"]).conclusion()
+        return sentence
+
+    noisy = Verdict("q", "exact", gain=0.9, predicted=0.9, error=3.0, different=0, norm=1.0, noise=3.0)
+    quiet = Verdict("v", "exact", gain=1.0, predicted=1.0, error=0.1, different=0, norm=2.0, noise=0.1)
+    assert told(quiet) == "out holds chat exactly."
+    # √((3² · 1² + 0.1² · 2²) / (1² + 2²)) and (0.9 · 1² + 1 · 2²) / (1² + 2²)
+    expected = "a gain of 0.980, and adds an error of 1.34 times the update"
+    assert told(noisy, quiet) == f"out is the merge of chat, bit for bit; rounding leaves {expected}."
