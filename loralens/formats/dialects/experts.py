@@ -19,6 +19,7 @@ from loralens.core.naming.storage import EXPERT_PARTS
 from loralens.core.structured import Update
 from loralens.errors import OptionError, place
 from loralens.formats.dialects.gguf.architectures import architecture, text_config
+from loralens.formats.dialects.gguf.names import listed_name
 from loralens.formats.dialects.gguf.reader import ARCHITECTURE
 from loralens.formats.files.gguf.values import plain_values
 
@@ -242,7 +243,11 @@ def _rename_routers(adapter: Adapter, names: Names | None) -> Adapter:
 
 
 def name_single_experts(adapter: Adapter) -> Adapter:
-    """The adapter with mlx-lm's stacks as single experts under the names of checkpoints, which PEFT can load."""
+    """The adapter with stacks of mlx-lm and llama.cpp as single experts under the names of checkpoints.
+
+    PEFT joins those when it loads them. It has no names for gate and up of a stack, which in transformers are one.
+    """
+    arch = architecture(plain_values(adapter.metadata).get(ARCHITECTURE)) if adapter.format == "gguf" else None
     modules: dict[str, Update] = {}
     # Mixtral's checkpoints call the parts w1, w2 and w3; all others have the names of the stacks.
     old = {new: old for old, new in EXPERT_PARTS.items()}
@@ -253,5 +258,7 @@ def name_single_experts(adapter: Adapter) -> Adapter:
             name = f"{match['path']}.{match['owner']}.experts.{match['number']}.{part}"
             B, A = module.factors
             module = LowRank(B, A, module.scale, scaling=module.scaling)
+        elif arch and expert(name) and module.layout.kind == "linear":
+            name = listed_name(name, arch) or name
         modules[name] = module
     return replace(adapter, modules=modules)
