@@ -15,12 +15,10 @@ from loralens.core.adapter import Adapter
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import Layout, LowRank
 from loralens.core.names import expert, is_expert_alone
+from loralens.core.naming.base_model import text_config
 from loralens.core.naming.storage import EXPERT_PARTS
 from loralens.core.structured import Update
 from loralens.errors import OptionError, place
-from loralens.formats.dialects.gguf.architectures import architecture, text_config
-from loralens.formats.dialects.gguf.names import listed_name
-from loralens.formats.dialects.gguf.reader import ARCHITECTURE
 from loralens.formats.files.gguf.values import plain_values
 
 FUSED = "gate_up_proj"
@@ -83,7 +81,7 @@ def fit_experts(
     if dialect == "gguf":
         return split_stacks(adapter, base_config or _config_of(arch))
     if dialect == "mlx":
-        stated = plain_values(adapter.metadata).get(ARCHITECTURE) if adapter.format == "gguf" else None
+        stated = plain_values(adapter.metadata).get("general.architecture") if adapter.format == "gguf" else None
         return name_for_mlx(adapter, base_config or _config_of(stated))
     return name_single_experts(adapter) if dialect == "peft" else adapter
 
@@ -94,6 +92,9 @@ def _config_of(arch: object) -> Mapping[str, Any] | None:
     An architecture of llama.cpp stands for several model types. The one with experts matters here; llama.cpp calls
     Mixtral "llama", for example.
     """
+    # Every writer of adapters imports this module, and few of them need the table of architectures.
+    from loralens.formats.dialects.gguf.architectures import architecture
+
     family = architecture(arch)
     return {"model_type": next((kind for kind in family.types if kind in MLX), family.types[0])} if family else None
 
@@ -247,7 +248,7 @@ def name_single_experts(adapter: Adapter) -> Adapter:
 
     PEFT joins those when it loads them. It has no names for gate and up of a stack, which in transformers are one.
     """
-    arch = architecture(plain_values(adapter.metadata).get(ARCHITECTURE)) if adapter.format == "gguf" else None
+    listed = _listed_names(adapter) if adapter.format == "gguf" else {}
     modules: dict[str, Update] = {}
     # Mixtral's checkpoints call the parts w1, w2 and w3; all others have the names of the stacks.
     old = {new: old for old, new in EXPERT_PARTS.items()}
@@ -258,7 +259,15 @@ def name_single_experts(adapter: Adapter) -> Adapter:
             name = f"{match['path']}.{match['owner']}.experts.{match['number']}.{part}"
             B, A = module.factors
             module = LowRank(B, A, module.scale, scaling=module.scaling)
-        elif arch and expert(name) and module.layout.kind == "linear":
-            name = listed_name(name, arch) or name
-        modules[name] = module
+        modules[listed.get(name, name)] = module
     return replace(adapter, modules=modules)
+
+
+def _listed_names(adapter: Adapter) -> dict[str, str]:
+    """Experts of the stacks of a GGUF adapter → their names as single experts, where its architecture has such."""
+    from loralens.formats.dialects.gguf.architectures import architecture  # as in `_config_of`
+    from loralens.formats.dialects.gguf.names import listed_name
+
+    arch = architecture(plain_values(adapter.metadata).get("general.architecture"))
+    experts = [name for name, module in adapter.items() if expert(name) and module.layout.kind == "linear"]
+    return {name: single for name in experts if arch and (single := listed_name(name, arch))}
