@@ -19,7 +19,7 @@ WideWords = NDArray[np.uint32]
 @final
 @dataclass(frozen=True, slots=True)
 class Draws:
-    """Random integers from Philox 4×64, one of 16 or of 32 bits for each entry of a matrix, row by row.
+    """Random integers of 16 or 32 bits from Philox 4×64, one for each entry of a matrix, row by row.
 
     Attributes
     ----------
@@ -43,16 +43,16 @@ class Draws:
         return cls(int.from_bytes(sha256(f"{seed}:{name}".encode()).digest()[:16], "little"))
 
     def words(self, offset: int, count: int) -> Words:
-        """The integers of 16 bits of ``count`` entries from entry ``offset`` on, uint16, shape (count,)."""
+        """The 16-bit integers of ``count`` entries, beginning with entry ``offset``; uint16, shape (count,)."""
         return self._raw(offset, count, WORDS).view("<u2")[offset % WORDS :][:count]
 
     def wide_words(self, offset: int, count: int) -> WideWords:
-        """The integers of 32 bits of ``count`` entries from entry ``offset`` on, uint32, shape (count,)."""
+        """The 32-bit integers of ``count`` entries, beginning with entry ``offset``; uint32, shape (count,)."""
         return self._raw(offset, count, WIDE_WORDS).view("<u4")[offset % WIDE_WORDS :][:count]
 
     def _raw(self, offset: int, count: int, width: int) -> NDArray[np.uint64]:
-        """The output of the steps of the counter that belong to these entries, of which each step has ``width``."""
-        # Philox is counter based, so the numbers of any entry are computed without those before it.
+        """The output of the counter for these entries. One step of the counter serves ``width`` entries."""
+        # Philox is based on a counter, so the number of any entry is computed without those before it.
         first, skipped = divmod(offset, width)
         engine = np.random.Philox(key=self.key, counter=first)
         # Little-endian on every machine, so the same entry has the same number everywhere.

@@ -53,7 +53,7 @@ _FLAT_CLIP, _FLAT_CLIP_KNOWN = _with_underscores(_CLIP_LAYER), _with_underscores
 _FLAT_LAYERS = re.compile(_LAYERS.replace(r"\.", "_"))
 
 ENCODERS = ("text_encoder.", "text_encoder_2.", "text_encoder_3.")
-_LEAF = re.compile(  # of an update, as ComfyUI's weight adapters look them up
+_LEAF = re.compile(  # a key of an update: the name of its module, and an ending that ComfyUI's weight adapters look up
     r"^(?P<name>.+?)(\.lora_up\.weight|_lora\.up\.weight|\.lora_B(\.default)?\.weight|\.lora\.up\.weight|\.lora_B"
     r"|\.lora_linear_layer\.up\.weight|\.hada_w1_a|\.lokr_w1(_a)?|\.lokr_w2(_a)?|\.diff)$"
 )
@@ -77,7 +77,7 @@ def in_pipeline(name: str) -> str:
 
 
 def lone_encoder(names: Iterable[str]) -> str | None:
-    """The first name of a layer of CLIP that does not say in which text encoder it is; None if there is none."""
+    """The first name of a CLIP layer that does not state its text encoder; None if there is no such name."""
     return next((name for name in names if _CLIP_LAYER.match(name)), None)
 
 
@@ -112,7 +112,7 @@ def comfyui_has(name: str) -> bool:
 
 
 def comfyui_may_lack(name: str) -> bool:
-    """Whether a name is one of a diffusers transformer that ComfyUI 0.3.64 maps for no model; later versions may."""
+    """Whether a name is of a diffusers transformer for which ComfyUI 0.3.64 has no map; later versions may have one."""
     return name.startswith("transformer.") and not _is_mapped(name.removeprefix("transformer."))
 
 
