@@ -148,7 +148,7 @@ def drop(
     form.check_target(target, original)
     with place(label):
         gone = _dropped(before, as_globs(modules, block), BlockWeights(preset=preset, block_weights=block_weights))
-        # An adapter without modules is no adapter to any reader.
+        # No reader accepts an adapter without modules.
         if len(gone) == len(before):
             raise OptionError("nothing would be left", fix="give a glob that some modules do not match")
     # A weight that was saved in full replaces that of the base, whatever else was trained in the module.

@@ -259,7 +259,7 @@ def _undo_file(target: Target, path: str | PathLike[str] | None, inputs: MergeIn
 
 def _tell_plan(plan: MergePlan) -> None:
     """Tell the user how names were matched, what the plan notes, and which modules are left out."""
-    # Names that match as they are need no word.
+    # Names that match unchanged need no message.
     for text in (*(str(match) for match in plan.matches if match.edit), *plan.notes):
         note(text)
     if plan.missing:

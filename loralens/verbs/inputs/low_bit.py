@@ -1,4 +1,4 @@
-"""Bases of a few bits as inputs of a merge: which output fits them, and where a QLoRA adapter belongs."""
+"""Bases of a few bits as inputs of a merge: the outputs that fit them, and the base of a QLoRA adapter."""
 
 import re
 from collections import Counter
@@ -54,8 +54,8 @@ def check_bits(
     Raises
     ------
     OptionError
-        A low-bit base with neither ``bits`` nor ``dtype``, or with codes other than its own; codes to be kept of a base
-        of floats; or codes made anew of a base that is a decoded low-bit model, which would lose the adapter.
+        A low-bit base with neither ``bits`` nor ``dtype``, or with codes other than its own; codes to be kept although
+        the base has floats; or new codes for a base that is a decoded low-bit model, which would lose the adapter.
     """
     if checkpoint.coded:
         kinds = Counter(weight.layout for weight in checkpoint.coded.values())
@@ -85,7 +85,7 @@ def check_bits(
         note(f"trained on {quantised[0]}, and {base} is its decoded copy: the merged model is what was trained")
         warn("quantising the merged model again would lose the adapter", "keep it in floats, or use --bits keep")
     elif quantised:
-        note(f"trained on {quantised[0]} and merged into the original weights, which keeps it as a rule")
+        note(f"trained on {quantised[0]} and merged into the original weights, which usually preserves it")
 
 
 def check_codes(plan: MergePlan, coded: Mapping[str, CodedWeight]) -> None:

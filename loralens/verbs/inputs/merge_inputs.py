@@ -95,7 +95,7 @@ class MergeInputs:
 
     @property
     def planned(self) -> dict[str, str]:
-        """The key of every tensor that the merge writes → the key of its plan; of codes the two may differ."""
+        """The key of every tensor that the merge writes → the key of its plan; for codes the two may differ."""
         if self.bits == "nf4":
             written = {key + part: key for key in self.plan.tensors if key in self.quantised for part in PARTS}
             return written | {key: key for key in self.plan.tensors if key not in self.quantised}

@@ -56,7 +56,7 @@ def report_page(
 ) -> Report:
     """The document about these adapters; parameters as in `loralens.report`, and ``command`` as the page shows it."""
     adapters = {
-        # Wrong numbers are no error here: the doctor reports them as findings.
+        # Wrong numbers are not an error here, because the doctor reports them as findings.
         label: load_source(source, reading, base=base, strict=False)
         for label, source in zip(labels(sources), sources, strict=True)
     }
@@ -136,7 +136,7 @@ def _moments(
     MismatchError
         Activations that belong to none of the adapters.
     """
-    # Without any, no adapter lacks them, and there is nothing to warn of.
+    # If no activations were given for any adapter, there is nothing to warn about.
     if not activations:
         return {}
     measured = [(_name_of(file), file if isinstance(file, Moments) else load_moments(file)) for file in activations]

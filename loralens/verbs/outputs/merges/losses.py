@@ -1,4 +1,4 @@
-"""What a merge says of the updates that it damaged: limits, sentences and warnings."""
+"""What a merge reports about damaged updates: limits, sentences and warnings."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,9 +14,10 @@ from loralens.tables.numbers import count, number, percent
 SWALLOWED = 0.95
 DAMAGED = 0.2
 # On a grid of few bits an error of several times the update is usual: the noise is spread over all inputs, and little
-# of it lies in the directions of the adapter. At 3 to 8 adapters kept 85 % and more, and at 22 they did not.
+# of it lies in the directions of the adapter. At 3 to 8 times the update, adapters kept at least 85 %; at 22 times they
+# did not.
 NOISY = 15.0  # noise relative to the update from which the merge warns
-# Of codes 4 % of the gain is clipped as a rule, and in small modules chance takes or gives as much again.
+# With codes, usually 4 % of the gain is clipped, and in small modules chance changes the gain by as much again.
 CLIPPED = 0.8
 
 
@@ -70,8 +71,8 @@ def warn_of_noise(modules: Sequence[MergedModule]) -> None:
     if noisy:
         worst, codes = max(noisy, key=lambda pair: pair[1].noise)
         warn(
-            f"{len(noisy)} of {len(coded)} updates are weak beside a step of the codes; worst is {worst.module}: noise "
-            f"{codes.noise:.0f} times the update",
+            f"{len(noisy)} of {len(coded)} updates are weak compared with a step of the codes; worst is "
+            f"{worst.module}: noise {codes.noise:.0f} times the update",
             "serve the adapter unmerged, or write floats with --dtype bf16",
         )
     lost = [fidelity for fidelity, codes in coded if codes and fidelity.gain < CLIPPED and codes.rounding != "nearest"]

@@ -170,7 +170,7 @@ class MergeRun:
         # Programs would take a model of floats for one of codes.
         ours += [name for name in files.companions if self.inputs.plan.dropped and name in SETTINGS]
         total = bytes_of_copy(files, self._changes, self.inputs.dtype)
-        # Patches wait on the output's disk until all are known, so that memory does not grow with the model.
+        # Patches are kept on the output's disk until all are known, so that memory does not grow with the model.
         with Spool(output.absolute().parent) as spool, keep_files(outside, output), progress("merging", total) as step:
             self.spool = spool if undo else None
             write_copy(
@@ -195,7 +195,7 @@ class MergeRun:
             note(f"left out, as they hold weights that are not merged: {some(files.left_out, NAMED)}")
 
     def _homes(self) -> dict[str, str]:
-        """New key → a key of the base in whose shard it goes: of weights that become floats, and that become codes."""
+        """The key of a new tensor, of floats or of codes → a key of the base in whose shard it is stored."""
         floats = {key: weight.stored for key, weight in self.inputs.decoded.items()}
         return {**floats, **{part: key for part, key in self._planned.items() if key in self.inputs.quantised}}
 
@@ -234,7 +234,7 @@ class MergeRun:
 
     def _rounding(self) -> dict[str, Any]:
         """How the merge rounded: all that a verification needs to repeat it."""
-        # The seed changes a bit only where something is drawn; a sweep starts from a draw.
+        # The seed matters only for random rounding, with which a sweep begins.
         seed = {"seed": self.seed} if self.rounding in ("stochastic", "sweep") else {}
         return {"mode": self.rounding, **seed, **({"moments": self.moments.digest} if self.moments else {})}
 

@@ -46,7 +46,7 @@ def write_copy(
     """Write a changed copy of a model; the options are those of `write_model`.
 
     ``dtype`` is NumPy's name of the dtype of a copy in floats, which only the writer of GGUF needs: elsewhere the
-    changes say it. Dropped keys, homes and headers are of safetensors alone.
+    changes say it. Dropped keys, homes and headers apply to safetensors only.
     """
     common: dict[str, Any] = {
         "fill": fill,
