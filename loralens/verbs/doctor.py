@@ -71,8 +71,9 @@ def doctor(
 
     Several adapters that are named are also compared with each other. A file that cannot be read is a finding too.
 
-    The adapters in a folder that is not an adapter itself, or any adapters with ``output``, are examined one by
-    one, and the result is a `BatchResult` with one row for each. An adapter that cannot be read then has the status ``failed``.
+    The adapters in a folder that is not an adapter itself, or any adapters with ``output``, are examined one by one,
+    and the result is a `BatchResult` with one row for each. An adapter that cannot be read then has the status
+    ``failed``.
 
     Parameters
     ----------
