@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 WORDS = 16  # numbers per step of Philox's counter: four words of 64 bits are 16 numbers of 16 bits
 WIDE_WORDS = 8  # numbers of 32 bits per step of the counter
 STEPS = 1 << 16  # number of values that a number of 16 bits can have
-WIDE_STEPS = 1 << 32
+WIDE_STEPS = 1 << 32  # number of values that a number of 32 bits can have
 
 Words = NDArray[np.uint16]
 WideWords = NDArray[np.uint32]

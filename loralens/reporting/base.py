@@ -206,7 +206,7 @@ def _merges(subject: Subject, numbers: Numbers, scales: MapScales, tables: Resul
         x = effects[name]
         return (
             f"{name}: error {percent(x.rounding.error)}, {percent(x.rounding.gain)} of its strength survives, "
-            f"{percent(x.rounding.unmoved)} of the weights do not change; ‖ΔW‖/‖W‖ {percent(x.ratio)}"
+            f"{percent(x.rounding.unmoved)} of the weights unchanged; ‖ΔW‖/‖W‖ {percent(x.ratio)}"
         )
 
     # A cell of several modules shows the largest error, as a mean would hide the module that loses its update.

@@ -181,7 +181,7 @@ def cost(seen: Seen, name: str) -> str:
     ratio = np.linalg.norm(seen.dense["ill"][name]) / np.linalg.norm(seen.weights[name])
     return (
         f"a merge into bfloat16 keeps {100 * gain:.0f} % of its strength with an error of {100 * error:.0f} %, and "
-        f"{100 * unmoved:.0f} % of the weights do not change (‖ΔW‖/‖W‖ {100 * ratio:.2f} %)"
+        f"leaves {100 * unmoved:.0f} % of the weights unchanged (‖ΔW‖/‖W‖ {100 * ratio:.2f} %)"
     )
 
 

@@ -43,6 +43,6 @@ def _cost(effect: MergeEffect) -> str:
     rounding = effect.rounding
     error, gain, unmoved = map(whole_percent, (rounding.error, rounding.gain, rounding.unmoved))
     return (
-        f"a merge into {effect.dtype} keeps {gain} of its strength with an error of {error}, and {unmoved} of the "
-        f"weights do not change (‖ΔW‖/‖W‖ {fixed('.2%')(effect.ratio)})"
+        f"a merge into {effect.dtype} keeps {gain} of its strength with an error of {error}, and leaves {unmoved} "
+        f"of the weights unchanged (‖ΔW‖/‖W‖ {fixed('.2%')(effect.ratio)})"
     )

@@ -31,6 +31,7 @@ _UNET = re.compile(rf"^({_LAYERS}|{_OUTSIDE}|((down|up)_blocks\.\d+|mid_block)\.
 _CLIP_LAYER = re.compile(
     r"^(text_model\.)?encoder\.layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12]|layer_norm[12])$"
 )
+# ComfyUI maps the names of layers 0 to 31 of a CLIP encoder, and of no others.
 _CLIP_KNOWN = re.compile(r"^text_model\.encoder\.layers\.([12]?\d|3[01])\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])$")
 _JOINT = re.compile(
     r"^(single_transformer_blocks\.\d+\.|transformer_blocks\.\d+\.(attn\.|norm1_context\.|ff_context\.))"
@@ -57,6 +58,7 @@ _LEAF = re.compile(  # a key of an update: the name of its module, and an ending
     r"^(?P<name>.+?)(\.lora_up\.weight|_lora\.up\.weight|\.lora_B(\.default)?\.weight|\.lora\.up\.weight|\.lora_B"
     r"|\.lora_linear_layer\.up\.weight|\.hada_w1_a|\.lokr_w1(_a)?|\.lokr_w2(_a)?|\.diff)$"
 )
+# The names by which ComfyUI recognises a file of USO: those of the last single and the last double block of FLUX.1.
 _USO = ("single_blocks.37.processor.qkv_lora.up.weight", "double_blocks.18.processor.qkv_lora2.up.weight")
 
 
