@@ -119,7 +119,7 @@ class Demo:
         self._call("amplify", wide, "--base", BASE)
 
     def _shrink(self, wide: str) -> str:
-        """The path of the compressed adapter, whose accuracy was measured beside that of the whole one."""
+        """The path of the compressed adapter, whose accuracy was measured together with that of the whole one."""
         small = str(self.folder / "small")
         self._say(f"An adapter of rank 64 for {TASK}. Did it need that rank? Keep 90 % of its energy")
         self._call("compress", wide, "--energy", "0.9", "-o", small, "--overwrite")

@@ -60,7 +60,7 @@ from loralens.cli.show import RowOptions, row_options, show
     type=options.PATH,
     metavar="FILE",
     help="Texts of the adapter's domain. The certificate then gives the loss of the merged model, and its divergence "
-    "from the base with the adapter beside it.",
+    "from the base with the unmerged adapter.",
 )
 # By default such a module is an error: the merged model would lack a part of the adapter.
 @click.option("--allow-missing", is_flag=True, help="Leave out modules that have no weight in the base.")

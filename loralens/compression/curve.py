@@ -124,7 +124,7 @@ def _few_bits(plan: TruncationPlan, protect: Protection, header: int) -> Callabl
     )
 
     def error(room: int) -> float | None:
-        # The last point whose bytes fit beside the header.
+        # The last point whose bytes fit into the room that the header leaves.
         last = bisect_right(steps.nbytes, room - header) - 1
         return float(steps.error[last]) if last >= 0 else None
 

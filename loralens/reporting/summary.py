@@ -54,8 +54,8 @@ def summary_sentences(
 def remarks(subjects: Sequence[Subject]) -> list[str]:
     """The sentences that a page shows below its first table.
 
-    Of several adapters there are none: their measurements stand beside each other in tables, where a paragraph for each
-    would say the same words again.
+    A page of several adapters has none: its tables compare their measurements, and one paragraph for each adapter
+    would repeat the same words.
     """
     return [*_energy(subjects[0]), *_base(subjects[0])] if len(subjects) == 1 else []
 
@@ -67,7 +67,7 @@ def _findings(findings: Sequence[Diagnosis]) -> str:
         return "The doctor found nothing wrong."
     if not serious:
         return f"The doctor found no errors and no warnings; {count(len(causes), 'note')} below."
-    # Notes are not counted beside errors and warnings, as they ask for nothing to be done.
+    # Notes are not counted where there are errors or warnings, as a note asks for nothing to be done.
     levels = [
         count(n, level) for level in ("error", "warning") if (n := sum(finding.level == level for finding in causes))
     ]

@@ -1,6 +1,6 @@
 """The verbs: everything that the tool can do, one function per file, for Python and for the command line.
 
-A verb takes paths or objects, reads, calls the rooms below, writes where it is told to, and returns a result. `VERBS`
+A verb takes paths or objects, reads, calls the rooms below, writes to the given path, and returns a result. `VERBS`
 is the table of them: the command of the same name has the same options.
 """
 

@@ -155,7 +155,7 @@ def drop(
     extra = {key: each for key, each in before.extra.items() if each.module not in gone or each.role == "saved"}
     remaining = replace(before.without(gone), extra=extra)
     new = round_factors(remaining, numpy_dtype(dtype), form.bits)
-    # Few bits were asked for by name, so their error is reported and never refused.
+    # The user chose the number of bits, so the error of few bits is reported and never refused.
     allowed = allow_loss or form.bits is not None
     with place(label):
         cost = RoundingCost.between(remaining, new.modules, allow_loss=allowed, dtype=dtype)

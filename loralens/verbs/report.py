@@ -159,7 +159,7 @@ def report(
     if intruders and base is None:
         raise OptionError("intruders are directions of W + ΔW, and no base is given", fix="give base, the base model")
     chosen = sources(adapters)
-    # A path is a sequence of letters too, so a single one is told apart by its type.
+    # A single path is recognised by its type, since a string is a sequence too.
     moments = [activations] if isinstance(activations, str | PathLike | Moments) else list(activations)
     measured = [evaluations] if isinstance(evaluations, str | PathLike) else list(evaluations)
     page = None if output is None else Path(output)

@@ -1,4 +1,4 @@
-"""The verb ``trajectory``: follows one run through its checkpoints, beside the losses that it logged."""
+"""The verb ``trajectory``: follows one run through its checkpoints, and lists the losses that it logged."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass

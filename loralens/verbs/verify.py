@@ -172,8 +172,8 @@ class VerifyResult(Tabular):
         """The reasons for the answer no as far as the numbers show them, and the other tensors that changed."""
         sentences: list[str] = []
         bad = self._bad
-        # Two causes with two remedies: the rounding of the merge itself, and another merge than the stated one. Another
-        # strength is told by the conclusion.
+        # Two causes have two remedies: the rounding of the merge itself, and a merge other than the stated one. The
+        # conclusion says whether the strength differs.
         by_rounding = [verdict.module for verdict in bad if verdict.by_rounding]
         unexplained = [
             verdict

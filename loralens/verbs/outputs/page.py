@@ -178,7 +178,8 @@ def _compare_with_base(examination: Examination, base: Base, intruders: bool | N
         amplified = measure_amplification(adapter, weights, top=False, device=device, step=step) if weights else {}
     detected, reason = _intruders(examination, weights, base.name, intruders)
     with place(base.name):
-        # Many bases of float32 are served in bfloat16, so the loss in it is told whatever the dtype of the base is.
+        # Many bases of float32 are served in bfloat16, so the page states the error in bfloat16 for every dtype of the
+        # base.
         rounded = bf16_errors(modules, spectra, weights, examination.merge_effects)
     return BaseMeasurements(amplified=amplified, intruders=detected, no_intruders=reason, bf16_errors=rounded)
 

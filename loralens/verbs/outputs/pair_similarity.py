@@ -333,7 +333,7 @@ COLUMNS: tuple[Column[ModuleSimilarity], ...] = (
     Column("sides", _sides, csv=False),
     _side_column("cka", "in"),
     _side_column("cka", "out"),
-    # Of the side that was asked for; only people need it, as JSON and CSV have both sides.
+    # The CKA of the requested side; only the table for people needs it, as JSON and CSV have both sides.
     Column("side_cka", _shown_cka, "CKA", fixed(".3f"), priority=4, json=False, csv=False, about=ABOUT_CKA),
     _side_column("cka_chance", "in"),
     _side_column("cka_chance", "out"),
