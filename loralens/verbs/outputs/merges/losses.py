@@ -14,8 +14,8 @@ from loralens.tables.numbers import count, number, percent
 SWALLOWED = 0.95
 DAMAGED = 0.2
 # On a grid of few bits an error of several times the update is usual: the noise is spread over all inputs, and little
-# of it lies in the directions of the adapter. At 3 to 8 times the update, adapters kept at least 85 %; at 22 times they
-# did not.
+# of it lies in the directions of the adapter. At 3 to 8 times the update, adapters kept at least 85 % of the loss that
+# they gain (the last column of the table in docs/merge.md); at 22 times they did not.
 NOISY = 15.0  # noise relative to the update from which the merge warns
 # With codes, usually 4 % of the gain is clipped, and in small modules chance changes the gain by as much again.
 CLIPPED = 0.8
