@@ -221,8 +221,8 @@ def test_what_a_folder_already_holds_is_not_hidden_behind_another_dialect(small:
     [
         (["convert", "SMALL", "-o", "TMP/k.bin", "--to", "kohya"], "is not written to .bin files"),
         (["convert", "SMALL", "-o", "TMP/x", "--to", "peft", "--rank", "1"], "--rank is for modules"),
-        (["inspect", "SMALL", "--format", "kohya"], "nothing in this file is kohya"),
-        (["equal", "SMALL", "SMALL", "--format", "gguf"], "nothing in this file is gguf"),
+        (["inspect", "SMALL", "--format", "kohya"], "nothing in it is of the dialect kohya"),
+        (["equal", "SMALL", "SMALL", "--format", "gguf"], "nothing in it is of the dialect gguf"),
         (["inspect", "SMALL", "--format", "nonsense"], "is not a format"),
     ],
 )

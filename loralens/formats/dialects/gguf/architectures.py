@@ -153,7 +153,7 @@ def heads_of(config: Mapping[str, Any] | None, *, source: str = "the base's conf
     # Without grouped queries, every head has its own keys and values.
     heads = Heads(q, q if kv is None else kv)
     if not all(type(count) is int and count > 0 for count in heads):
-        what = f"{source}: {heads.q!r:.20} heads, {heads.kv!r:.20} of keys and values are not numbers of heads"
+        what = f"{source}: {heads.q!r:.20} and {heads.kv!r:.20} are not numbers of heads (queries; keys and values)"
         raise OptionError(what, fix="give the base that the adapter was trained on")
     return heads
 
