@@ -39,7 +39,7 @@ class Architecture:
     norms, outside_norms
         Norms and other tensors without a matrix product, in a block and outside. A family need not have all of them.
     shift
-        What llama.cpp's files have added to the weights of norms.
+        The constant that llama.cpp's files add to the weights of norms.
     """
 
     name: str
@@ -131,7 +131,7 @@ def architecture_of(config: Mapping[str, Any] | None) -> Architecture | None:
     text = text_config(config)
     lists = [part.get("architectures") for part in (text, config or {})]
     candidates = [name for names in lists if isinstance(names, list) for name in names]
-    # A class that is unknown here may well have a model type that is known.
+    # The model type counts only if no class is stated: an unknown class is refused, even if its model type is known.
     candidates = candidates or [text.get("model_type")]
     return next(filter(None, map(architecture, candidates)), None)
 
