@@ -315,7 +315,7 @@ def test_few_bits_say_what_they_cost(dry: list[str], tmp_path: Path) -> None:
     again = tmp_path / "again"
     result = run("convert", source, "-o", again, "--to", "loralens-q", *dry)
     assert f"= {percent(total)} over all modules, at most {percent(worst)}" in result.stdout
-    assert "8 bits a number" in result.stdout
+    assert "8 bits per number" in result.stdout
     record = json.loads(run("convert", source, "-o", again, "--to", "loralens-q", "--overwrite", "--json", *dry).stdout)
     assert record["bits"] == 8
     assert record["rounding"]["error"] == pytest.approx(total, rel=1e-6)
