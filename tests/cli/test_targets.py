@@ -185,7 +185,7 @@ def test_links_in_the_target_are_strangers_too(home: Path) -> None:
     done(*MERGE, "-o", "out")
     (home / "out" / "data").symlink_to("../runs")
     refused = run(*MERGE, "-o", "out", "--overwrite")
-    assert "no merge wrote: data\n" in refused.stderr
+    assert "the new model does not have: data\n" in refused.stderr
     assert (home / "runs" / "notes.txt").exists()
 
 

@@ -122,7 +122,7 @@ def refused():
     yield "groups", [(adapter({"c": grouped}), 1.0)], base, "grouped convolution"
     bad_head = adapter({"a": one}, h=("saved", "h", made.floats(3, 6), "weight"))
     yield "head", [(bad_head, 1.0)], base, "cannot replace"
-    yield "difference", [(adapter({"a": one}, d=("diff_b", "a", made.floats(5), "bias")), 1.0)], base, "is to be added"
+    yield "difference", [(adapter({"a": one}, d=("diff_b", "a", made.floats(5), "bias")), 1.0)], base, "cannot be added"
     turned = adapter({"c": made.pair(4, 12, kind="conv", kernel=(2, 2))}, d=("diff", "a", made.floats(10, 6), "weight"))
     yield "turned difference", [(turned, 1.0)], base, r"d \(10, 6\) cannot be added to a\.weight \(6, 10\)"
     column = adapter({"a": one}, d=("diff_b", "a", made.floats(6, 1), "bias"))
