@@ -203,7 +203,7 @@ def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
     ggufs.write(path, ggufs.llama(), arch="llama")
     data = path.read_bytes()
     path.write_bytes(data.replace(b"\x05\0\0\0\0\0\0\0llama", b"\x05\0\0\0\0\0\0\0whale", 1))
-    with pytest.raises(FormatError, match=r"its architecture is 'whale'.*\(llama, .*qwen3"):
+    with pytest.raises(FormatError, match=r"its architecture is 'whale'.*\(known: llama, .*qwen3"):
         open_checkpoint(path)
     at = data.index(b"llama.attention.head_count") + len(b"llama.attention.head_count") + 4
     path.write_bytes(data[:at] + struct.pack("<I", 5) + data[at + 4 :])
