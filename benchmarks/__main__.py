@@ -1,6 +1,6 @@
 """Run every benchmark, print the ratios, and keep them with the machine and versions: ``make bench``.
 
-Some alone: ``python -m benchmarks merge train``; what is kept of the others stays.
+Name parts to run only these: ``python -m benchmarks merge train``. The kept results of the other parts stay.
 """
 
 import argparse
@@ -33,7 +33,7 @@ RUNS = int(os.environ.get("LORALENS_BENCH_RUNS", "7"))
 
 
 def machine() -> dict[str, object]:
-    """What the numbers were measured on."""
+    """The machine and the versions that the numbers were measured with."""
     cpu = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.machine())
     return {
         "date": datetime.now(UTC).date().isoformat(),
@@ -67,7 +67,7 @@ PARTS: dict[str, Callable[[], dict[str, object]]] = {
 
 
 def main() -> None:
-    """Measure, print and write into ``benchmarks/results.json``; each part with what it was measured on."""
+    """Measure, print and write into ``benchmarks/results.json``, each part with the machine it was measured on."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], metavar="PART", help=", ".join(PARTS))
     wanted = parser.parse_args().parts or list(PARTS)

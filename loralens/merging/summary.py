@@ -77,7 +77,7 @@ def module_columns(modules: Sequence[MergedModule]) -> tuple[Column[MergedModule
     """The columns of the adapted modules."""
     if not any(module.fidelity.codes for module in modules):
         return MODULE_COLUMNS
-    # How many codes changed is what is said of codes; the share of weights that kept their value is the same number.
+    # The table of a merge into codes shows the columns of the codes in place of `above_noise`.
     return (*(column for column in MODULE_COLUMNS if column.key != "above_noise"), *CODE_COLUMNS)
 
 
@@ -93,13 +93,13 @@ def total_entry(records: Sequence[TensorRecord], *, kept_bytes: int = 0, kept_we
     ----------
     records : sequence of TensorRecord
     kept_bytes : int
-        The bytes of stored tensors that the undo file keeps as they are, as the merged model does not have them.
+        The bytes of the tensors that the undo file keeps whole, because the merged model does not have them.
     kept_weights : int
-        The number of weights that are stored in these tensors alone.
+        The number of weights that are stored in these tensors only.
     """
     parts = [fidelity for record in records for fidelity in record.fidelity]
     entries = sum(part.entries for part in parts)
-    # A patch that has been written to a file already is known by its size alone.
+    # Of a patch that was written to a file, only the size is known here.
     patched = [record for record in records if record.patch is not None or record.patch_bytes]
     size = kept_bytes + sum(record.patch_bytes for record in patched)
     weights = kept_weights + sum(record.plan.base.size for record in patched if record.plan.base is not None)

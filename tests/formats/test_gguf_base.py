@@ -194,7 +194,8 @@ def test_names_that_nobody_knows_stay(tmp_path: Path) -> None:
     ggufs.write(tmp_path / "m.gguf", weights, names={"rope": "rope_freqs.weight"})
     checkpoint = open_checkpoint(tmp_path / "m.gguf")
     assert "rope_freqs.weight" in checkpoint.tensors
-    assert any("1 tensor, which keep llama.cpp's: rope_freqs.weight" in note.text for note in checkpoint.notes)
+    unnamed = "1 tensor, for lack of a known Hugging Face name: rope_freqs.weight"
+    assert any(unnamed in note.text for note in checkpoint.notes)
 
 
 def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
@@ -202,7 +203,7 @@ def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
     ggufs.write(path, ggufs.llama(), arch="llama")
     data = path.read_bytes()
     path.write_bytes(data.replace(b"\x05\0\0\0\0\0\0\0llama", b"\x05\0\0\0\0\0\0\0whale", 1))
-    with pytest.raises(FormatError, match=r"its architecture is 'whale'.*\(llama, .*qwen3"):
+    with pytest.raises(FormatError, match=r"its architecture is 'whale'.*\(known: llama, .*qwen3"):
         open_checkpoint(path)
     at = data.index(b"llama.attention.head_count") + len(b"llama.attention.head_count") + 4
     path.write_bytes(data[:at] + struct.pack("<I", 5) + data[at + 4 :])

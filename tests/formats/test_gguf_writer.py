@@ -230,7 +230,7 @@ def test_a_failure_leaves_nothing_and_an_old_file_stays(tmp_path: Path, monkeypa
     usage = namedtuple("usage", "total used free")
     with monkeypatch.context() as patched:
         patched.setattr(atomic.shutil, "disk_usage", lambda path: usage(10, 9, 1))
-        with pytest.raises(FormatError, match=r"it takes [\d,]+ bytes, and the disk has 1"):
+        with pytest.raises(FormatError, match=r"it takes [\d,]+ bytes, but the disk has 1"):
             write_gguf_copy(files, target, changes=(), fill=nothing, overwrite=True)
     assert target.read_text() == "old"
     write_gguf_copy(files, target, changes=(), fill=nothing, overwrite=True)

@@ -200,7 +200,7 @@ def _header(file: OpenFile) -> tuple[dict[str, Any], int]:
     length = int.from_bytes(file.read(0, 8), "little")
     # Before anything of that length is read.
     if length > file.size - 8 or length > HEADER_LIMIT:
-        raise FormatError(f"the header claims {length:,} bytes and the file has {file.size:,}", fix=_BROKEN)
+        raise FormatError(f"the header claims {length:,} bytes, but the file has {file.size:,}", fix=_BROKEN)
     return parse_object(file.read(8, length), "utf-8", what="the header ", fix=_BROKEN), 8 + length
 
 
@@ -247,7 +247,7 @@ def _check_coverage(spans: Mapping[str, Span], size: int) -> None:
     ordered = sorted((begin, end, key) for key, (begin, end, _, _) in spans.items())
     for _, end, key in ordered:
         if end > size:
-            what = f"{key} ends at byte {end:,} of the data and the file holds {size:,}: the file is truncated"
+            what = f"{key} ends at byte {end:,} of the data, but the file holds {size:,}: the file is truncated"
             raise FormatError(what, fix=_TRUNCATED)
     # The entry before the first tensor makes it begin at byte 0.
     for (_, end, first), (begin, _, second) in pairwise([(0, 0, "the start"), *ordered]):

@@ -65,8 +65,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
     -------
     Checkpoint
         Weights that are stored as codes of a few bits, and float8 weights with scales beside them, are float32. They
-        are decoded when they are read, in their key and shape as weights of floats. What else they are stored in, such
-        as scales, is not among the tensors. Weights of a GGUF file have Hugging Face's names and order of rows.
+        are decoded when they are read, and have the keys and shapes of float weights. Their other stored tensors, such
+        as scales, are left out. Weights of a GGUF file have Hugging Face's names and order of rows.
 
     Raises
     ------
@@ -129,7 +129,7 @@ def model_config(path: Path) -> dict[str, Any] | None:
 
 
 def _quantised_config(path: Path) -> dict[str, Any] | None:
-    """``config.json``, with the settings of GPTQ from a file of their own where it has none, as AutoGPTQ wrote them."""
+    """``config.json``. Where it has no quantisation settings, those of the separate file of AutoGPTQ are added."""
     config = model_config(path)
     folder = path if path.is_dir() else path.parent
     file = folder / GPTQ_CONFIG
@@ -147,7 +147,7 @@ def stores_conv1d(path: Path) -> bool:
 
 
 def _gguf_model(path: Path) -> "GgufModel | None":
-    """The GGUF model at a path; None if it is none."""
+    """The GGUF model at a path; None if there is none."""
     paths = gguf_paths(path)
     if not paths:
         return None

@@ -48,7 +48,7 @@ _SHOWN = 6  # most names that a message lists
 
 
 class StoredWeight(NamedTuple):
-    """Where a weight lies.
+    """Where a weight is stored.
 
     Attributes
     ----------
@@ -61,7 +61,7 @@ class StoredWeight(NamedTuple):
     order
         The position in the stored tensor of every row; None: in order.
     shift
-        What the file has added to its numbers.
+        The constant that the file adds to its numbers.
     """
 
     part: int
@@ -90,7 +90,7 @@ class GgufModel:
     tensors : mapping of str to LazyArray
         The same keys → numbers: float32 where they are decoded, else the stored dtype.
     coded : mapping of str to CodedWeight
-        Those that are stored as codes which can be changed.
+        The weights that are stored as codes which can be changed.
     notes : tuple of Finding
     """
 
@@ -108,7 +108,7 @@ class GgufModel:
         return self.headers[weight.part].infos[weight.tensor]
 
     def raw(self, key: str) -> LazyArray:
-        """The bytes of a weight as they are in the file, in the order of the file; of an expert those of its part."""
+        """The bytes of a weight in the order of the file. For an expert, these are its part of the stored tensor."""
         weight = self.weights[key]
         header, info = self.headers[weight.part], self.info(weight)
         # One expert is a part of the stored tensor; all experts have the same size.
@@ -118,7 +118,7 @@ class GgufModel:
 
     @property
     def has_codes(self) -> bool:
-        """Whether some weights are stored as codes, also of types that cannot be decoded."""
+        """Whether some weights are stored as codes, including types that cannot be decoded."""
         return any(info.kind not in DTYPES for header in self.headers for info in header.infos.values())
 
 
@@ -145,7 +145,7 @@ def open_gguf(paths: tuple[Path, ...]) -> GgufModel:
                 with place(name):
                     for key, weight in _weights(part, name, info, arch, heads):
                         if key in weights:
-                            what = f"has the place of {weights[key].tensor} in the model"
+                            what = f"is the same weight of the model as {weights[key].tensor}"
                             raise FormatError(what, fix="convert the model again")
                         weights[key] = weight
     tensors: dict[str, LazyArray] = {}
@@ -171,7 +171,7 @@ def _check_parts(headers: tuple[GgufHeader, ...]) -> None:
     for number, header in enumerate(headers if len(headers) > 1 else ()):
         stated = [header.values[key].value for key in ("split.no", "split.count") if key in header.values]
         if stated != [number, len(headers)]:
-            what = f"part {number + 1} says split.no, split.count = {stated}, and there are {len(headers)} parts"
+            what = f"part {number + 1} says split.no, split.count = {stated}, but there are {len(headers)} parts"
             raise FormatError(what, fix="download the parts of one model again")
     names = [name for header in headers for name in header.infos]
     if len(set(names)) != len(names):
@@ -207,7 +207,7 @@ def _order(base: str, info: TensorInfo, arch: Architecture, heads: Heads | None)
     if not (arch.permuted and gguf_rows.rotary(base)):
         return None
     if heads is None:
-        what = "its rows stand in llama.cpp's order, head by head, and the metadata has no one number of heads"
+        what = "llama.cpp reordered its rows head by head, but the metadata does not state one number of heads for all"
         raise FormatError(what, fix="convert the model again with a current llama.cpp")
     out = info.shape[0]
     return gguf_rows.unpermute(np.arange(out), gguf_rows.heads_in(base, heads, out))
@@ -265,7 +265,7 @@ def _notes(headers: tuple[GgufHeader, ...], weights: Mapping[str, StoredWeight])
             yield Finding("warning", "undecodable", text, "give the model in another quantisation, such as Q4_K_M")
     unnamed = [key for key, weight in weights.items() if key == weight.tensor]
     if unnamed:
-        text = f"no Hugging Face name is known of {count(len(unnamed), 'tensor')}, which keep llama.cpp's"
+        text = f"llama.cpp's name is kept for {count(len(unnamed), 'tensor')}, for lack of a known Hugging Face name"
         yield Finding("note", "names-unknown", f"{text}: {_listed(unnamed)}")
 
 

@@ -1,4 +1,4 @@
-"""What a base's config.json says, from the metadata of a GGUF file."""
+"""What the config.json of a base would say, taken from the metadata of a GGUF file."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -30,7 +30,7 @@ def base_architecture(values: Mapping[str, Value]) -> Architecture:
     Raises
     ------
     FormatError
-        The file is no model, or its architecture is none of those whose names are known.
+        The file does not hold a model, or the weight names of its architecture are not known.
     """
     kind = _plain(values, "general.type")
     if kind not in (None, "model"):
@@ -40,19 +40,19 @@ def base_architecture(values: Mapping[str, Value]) -> Architecture:
     architecture = next((each for each in ARCHITECTURES if each.name == name), None)
     if architecture is None:
         names = ", ".join(each.name for each in ARCHITECTURES)
-        what = f"its architecture is {name!a:.40}, and the names of its weights are not known here ({names} are)"
+        what = f"its architecture is {name!a:.40}, whose weight names are not known here (known: {names})"
         raise FormatError(what, fix="give the model that it was converted from, a folder with safetensors files")
     return architecture
 
 
 def heads_of_gguf(values: Mapping[str, Value], arch: Architecture) -> Heads | None:
-    """The numbers of heads, if all blocks have the same; None if the file has none, or one for each block."""
+    """The numbers of heads, if all blocks have the same; None if the file states none, or if blocks differ."""
     q = _one_number(_plain(values, f"{arch.name}.attention.head_count"))
     kv = _one_number(_plain(values, f"{arch.name}.attention.head_count_kv", q))
     if q is None or kv is None:
         return None
     if not (0 < q < 1 << 20 and 0 < kv < 1 << 20):
-        raise FormatError(f"{q} heads, {kv} of keys and values are not numbers of heads", fix=BROKEN)
+        raise FormatError(f"{q} and {kv} are not numbers of heads (queries; keys and values)", fix=BROKEN)
     return Heads(q, kv)
 
 
@@ -72,7 +72,7 @@ def gguf_config(
     routed : bool
         Whether it has experts. Mixtral has the architecture of Llama.
     """
-    # The first class and type of a family is the one that all its members can be loaded as.
+    # All members of a family can be loaded as the first of its classes and types.
     own_class, own_type = arch.classes[0], arch.types[0]
     if arch.name == "llama" and routed:
         own_class, own_type = "MixtralForCausalLM", "mixtral"
@@ -91,7 +91,7 @@ def gguf_config(
 
 
 def _plain(values: Mapping[str, Value], key: str, default: Any = None) -> Any:
-    """The value of a key; a float32 as the shortest decimal number that means it, as config.json has it."""
+    """The value of a key; a float32 as the shortest decimal number that stands for it, as in config.json."""
     if key not in values:
         return default
     value = values[key]
@@ -99,7 +99,7 @@ def _plain(values: Mapping[str, Value], key: str, default: Any = None) -> Any:
 
 
 def _one_number(value: Any) -> Any:
-    """A number, or the one that all blocks have; None for anything else."""
+    """A number, or the number that all blocks share; None for anything else."""
     if isinstance(value, list) and value and all(each == value[0] for each in value):
         value = value[0]
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None

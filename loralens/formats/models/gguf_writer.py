@@ -1,8 +1,8 @@
 """Writing a changed copy of a GGUF model. The copy appears complete or not at all.
 
-Where no tensor changes its type, the copy is the original byte for byte (metadata, padding, other tensors) but for the
-bytes of the changed tensors. Where some do, as in a merge in floats, the entries of the tensors are written anew behind
-the same key-values, of which only ``general.file_type`` and, if a tensor is added, the count of a split model change.
+If no tensor changes its type, the copy equals the original in every byte (metadata, padding, other tensors) except for
+those of the changed tensors. If some do, as in a merge in floats, the entries of all tensors are written anew after the
+key-values. Of the key-values, only ``general.file_type`` changes, and the count of a split model if a tensor is added.
 """
 
 import os
@@ -34,9 +34,9 @@ from loralens.formats.models.low_bit.gguf_layouts import Order, can_decode
 from loralens.formats.models.model_copy import CopyTarget, Fill, JobWriter, Step, Watch, WriteJob, new_copy, run_jobs
 from loralens.formats.models.model_files import ModelFiles
 
-# ggml's numbers of general.file_type (llama_ftype in llama.h): what most tensors are.
+# The values of general.file_type (llama_ftype in llama.h), which states the type of most tensors.
 FILE_TYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(ml_dtypes.bfloat16): 32}
-# Matrices that llama.cpp multiplies in float32 only, and its own converter never stores otherwise.
+# Matrices that llama.cpp multiplies in float32 only. Its own converter stores them in no other type.
 _ALWAYS_FLOAT32 = ("ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "position_embd.weight", "token_types.weight")
 _BLOCK = 1 << 18  # numbers that are converted at a time
 _FIX = "give a base in another quantisation, such as Q4_K_M or Q8_0"
@@ -72,7 +72,7 @@ def float_dtypes(model: GgufModel, dtype: np.dtype[Any]) -> dict[str, np.dtype[A
             what = f"{weight.tensor} is stored as {TENSOR_TYPES[info.kind].name}, which cannot be decoded here"
             raise FormatError(what, fix=_FIX)
         stored = DTYPES.get(info.kind)
-        # Whole numbers are tables, and not weights.
+        # Tensors of integers are tables, not weights.
         if stored is not None and stored not in FILE_TYPES:
             dtypes[key] = stored
         elif len(info.shape) < 2 or weight.tensor.endswith(_ALWAYS_FLOAT32):
@@ -115,11 +115,11 @@ def write_gguf_copy(
         original stores them: the uint8 rows of `CodedWeight.encode` for coded weights, and the stored dtype for others.
         With ``dtype``: in that of `float_dtypes`. It is called in several threads, each for one weight.
     dtype : dtype or None
-        float32, float16 or bfloat16: every weight of the copy is a number of this dtype, as `float_dtypes` says; those
-        that do not change are decoded and rounded. None: every tensor keeps its type.
+        float32, float16 or bfloat16: the copy is in floats, with the dtypes that `float_dtypes` says; weights that do
+        not change are decoded and rounded. None: every tensor keeps its type.
     watch : callable or None
         Called with the key and each block of bytes (uint8) of every weight that is copied as it is, in the order of the
-        file. With ``dtype``, only weights whose type stays are.
+        file. With ``dtype``, these are only the weights whose type does not change.
     added : mapping of str to (int, int), or None
         New matrices, such as a head that was tied to the embedding, and their shapes. ``fill`` makes their rows in
         ``dtype``, or in float32 if that is None.
@@ -198,7 +198,7 @@ class _PartPlan(NamedTuple):
     tensors
         By llama.cpp's name.
     positions
-        Of the numbers of each tensor in the file.
+        The position of each tensor's numbers in the file.
     """
 
     size: int
@@ -216,7 +216,7 @@ def _plan_part(
     header = model.headers[part]
     kinds = {w.tensor: TYPES[dtypes[key]] for key, w in model.weights.items() if w.part == part and key in dtypes}
     tensors = {name: StoredChange(kinds.get(name, info.kind), info.shape) for name, info in header.infos.items()}
-    # New tensors stand behind the last one of the last file.
+    # New tensors follow the last tensor of the last file.
     if part == len(model.paths) - 1:
         tensors |= dict(new.values())
     if tensors == {name: StoredChange(info.kind, info.shape) for name, info in header.infos.items()} and not new:
@@ -225,7 +225,7 @@ def _plan_part(
 
 
 def _common(dtypes: Mapping[str, np.dtype[Any]]) -> np.dtype[Any]:
-    """The dtype of the matrices: the narrowest of all, as the others are float32 or no weights."""
+    """The dtype of the matrices: the narrowest of all, as the others are float32 or are not weights."""
     return min((dtype for dtype in dtypes.values() if dtype in FILE_TYPES), key=lambda dtype: dtype.itemsize)
 
 
@@ -235,7 +235,7 @@ def _same_layout(header: GgufHeader, tensors: Mapping[str, StoredChange]) -> _Pa
     positions, end = {}, header.start
     for name, info in tensors_in_file(header):
         begin = header.start + info.begin
-        # Padding is zero in the files of ggml; whatever it is, the copy has the same.
+        # ggml writes zeros as padding. The copy keeps the padding of the original, whatever it is.
         if begin > end:
             fixed.append((end, header.file.read(end, begin - end)))
         positions[name], end = begin, begin + info.nbytes
@@ -249,7 +249,7 @@ def _new_layout(
 ) -> _PartPlan:
     """A file with the key-values of the original and new entries of tensors."""
     front = bytearray(header.file.read(0, header.infos_at))
-    struct.pack_into("<Q", front, 8, len(tensors))  # behind GGUF and the version
+    struct.pack_into("<Q", front, 8, len(tensors))  # the count follows "GGUF" and the version
     if file_type is not None:
         _patch(header, front, "general.file_type", lambda _: file_type)
     _patch(header, front, "split.tensors.count", lambda count: count + added)
@@ -275,12 +275,12 @@ def _patch(header: GgufHeader, front: bytearray, key: str, change: Callable[[int
     if value is None or value.array or not isinstance(value.value, int) or isinstance(value.value, bool):
         return
     code = f"<{SCALARS[CODES[value.kind]][1]}"
-    # The number is the end of its key-value.
+    # The number is at the end of its key-value pair.
     struct.pack_into(code, front, header.spans[key][1] - struct.calcsize(code), change(value.value))
 
 
 class _Makers(NamedTuple):
-    """What makes the bytes of weights."""
+    """How the bytes of weights are made."""
 
     model: GgufModel
     changes: frozenset[str]
@@ -308,7 +308,7 @@ def _rounded(tensor: LazyArray, dtype: np.dtype[Any] | None) -> Iterator[Array]:
 def in_file_order(blocks: Iterator[Array], order: Order) -> Iterator[Array]:
     """Blocks of rows in another order, given as the position of every row.
 
-    Rows are held back only until all before them have come: with heads, those of a head.
+    Rows are held back only until all rows that precede them in the file have arrived: at most the rows of one head.
     """
     # Row i completes all rows before it if no position so far is larger than i.
     complete = np.flatnonzero(np.maximum.accumulate(order) == np.arange(len(order))) + 1

@@ -33,7 +33,7 @@ class Shard:
     prefix : str
         The component of a pipeline and a dot, which its keys get among the keys of the model.
     header : bytes
-        Its length and JSON as they are in the file. Another writer may use another order and other spaces.
+        Its length and JSON as they are in the file, because every writer has its own order of fields and its spaces.
     offsets : mapping of str to int
         The position of the numbers of each key, counted from the end of the header.
     """
@@ -128,7 +128,7 @@ class ModelFiles:
 def model_files(root: Path) -> ModelFiles:
     """The files of the model at ``root``, a folder, one safetensors file or a GGUF file. Only headers are read.
 
-    A GGUF model in parts is a folder, also if one of its parts was given.
+    The root of a GGUF model in parts is its folder, even if the path names one of the parts.
 
     Raises
     ------

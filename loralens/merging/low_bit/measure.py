@@ -1,4 +1,4 @@
-"""How much of an update arrives in the codes of a low-bit weight, measured, and predicted without a draw."""
+"""How much of an update arrives in the codes of a low-bit weight: measured, and predicted without rounding."""
 
 from dataclasses import dataclass, field
 from math import sqrt
@@ -15,7 +15,7 @@ from loralens.merging.low_bit.clipping import clipped_share
 from loralens.merging.low_bit.stochastic import asked_moves
 from loralens.merging.plan import Slab
 
-# With so many entries a prediction is within 1 %; a sample of whole rows is as good as one of single entries.
+# With this many entries, a prediction is accurate to 1 %. Whole rows make as good a sample as single entries.
 SAMPLE = 1 << 19  # entries of a module from which the prediction is made
 
 
@@ -24,9 +24,9 @@ SAMPLE = 1 << 19  # entries of a module from which the prediction is made
 class DrawPrediction:
     """Sums over entries: what stochastic rounding on a grid is expected to do with an update.
 
-    A draw moves by whole steps, so an entry that asks for y steps has the variance f(1 − f) of a step, with f the
-    fractional part of y. In numbers of the weight this is d|δ| − δ² where |y| is below 1. What lies beyond the grid is
-    lost, and everything else arrives in the mean.
+    Codes move by whole steps, so the move of an entry that asks for y steps has the variance f(1 − f), in squared
+    steps, with f the fractional part of y. In the unit of the weight, with the step d, this is d|δ| − δ² where |y| is
+    below 1. What lies beyond the grid is lost, and everything else arrives on average.
 
     Attributes
     ----------
@@ -50,7 +50,7 @@ class DrawPrediction:
         moves = asked_moves(grid, D) if moves is None else moves
         clipped, size = clipped_share(grid, moves), np.abs(moves)
         wide, inside = D.astype(np.float64), clipped == 0
-        # The number that one step stands for; a code whose step is 0 asks for no move, and what it should get is lost.
+        # The size of one step. Where it is 0, the code cannot move, and what the entry should gain is lost.
         step = np.divide(wide, moves, out=np.zeros_like(wide), where=moves != 0)
         fraction = moves - np.floor(moves)
         lost = np.where(moves == 0, wide, wide * clipped)
@@ -118,7 +118,7 @@ class CodesSums:
         """The fidelity of all rows together."""
         sums, expected = self.losses, self.prediction
         still, drawn = 1 - self.changed / max(self.seen, 1), self.merge.mode == "stochastic"
-        # A sweep moves codes against each other, and rounding to the nearest moves almost none: neither is predicted.
+        # Only stochastic rounding is predicted: a sweep moves codes jointly, and rounding to the nearest moves few.
         directions, surviving = sums.directions(self.seen)
         return Fidelity(
             self.slab.module,

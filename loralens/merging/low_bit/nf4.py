@@ -1,7 +1,7 @@
 """A merge in floats that is quantised to NF4 once, as bitsandbytes stores it: codes, scales, levels and a description.
 
 W + ΔW is not rounded to another dtype before it is quantised. The numbers of a base in 16 bits lie off the grid, so an
-update moves some of them over a boundary, and in the mean all of it arrives.
+update moves some of them over a boundary, and on average all of it arrives.
 """
 
 import json
@@ -38,7 +38,7 @@ def part_shape(part: Part, plan: TensorPlan) -> tuple[np.dtype[Any], tuple[int, 
 
 def _state(plan: TensorPlan) -> Array:
     """The description of a weight, as bitsandbytes packs it."""
-    # The dtype in which the weight is computed with, and so the one that it had.
+    # bitsandbytes decodes the weight to this dtype for its products: the dtype that the base has.
     state = {"quant_type": "nf4", "blocksize": BLOCK, "dtype": str(plan.dtype), "shape": list(plan.shape)}
     return np.frombuffer(json.dumps(state).encode("utf-8"), np.uint8)
 
@@ -50,7 +50,7 @@ class Nf4Recorder:
     Parameters
     ----------
     merge : TensorMerge
-        In float32.
+        A merge in float32.
     part : str
     hashes, fidelity : bool
         What to record.
@@ -59,7 +59,7 @@ class Nf4Recorder:
     def __init__(self, merge: TensorMerge, part: Part, *, hashes: bool, fidelity: bool) -> None:
         self._merge, self._part = merge, part
         codes = part == ""
-        # What arrives is measured by whole rows.
+        # The fidelity is measured on whole rows, so each row must consist of whole blocks.
         self._fidelity = fidelity and codes and merge.plan.matrix[1] % BLOCK == 0
         self._before = sha256() if hashes and codes and merge.plan.base is not None else None
         self._after = sha256() if hashes else None
@@ -136,7 +136,7 @@ class _Sums:
     def fidelity(self) -> Fidelity:
         sums = self._losses
         measured = sums.gain, sums.error, sums.subspace_error
-        # Every number moves to a level, whether the adapter moves it or not.
+        # Every number moves to a level, whether the adapter moves it or not, so the share of unchanged ones is 0.
         return Fidelity(
             self._module, *measured, 0.0, None, None, None, *sums.directions(self._seen), sums.norm, self._seen, 0
         )
