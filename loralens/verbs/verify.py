@@ -107,7 +107,7 @@ class VerifyResult(Tabular):
         of, names = count(len(self.modules), "module"), some(verdict.module for verdict in bad)
         # Names tell something only if other modules are better.
         extent = "" if len(bad) == len(self.modules) else f" in {len(bad)} of {of} ({names})"
-        return [f"{self.merged} does not hold {adapter}{extent}{self._found(bad)}."]
+        return [f"{self.merged} does not hold {adapter}{extent}{self._found(bad)}.", *self._absence(bad)]
 
     def _exact_sentence(self, adapter: str) -> str:
         """That every bit is as the merge writes it; and what rounding did to the update, if it did much."""
@@ -120,6 +120,18 @@ class VerifyResult(Tabular):
         gain = sum(verdict.gain * verdict.norm**2 for verdict in measured) / energy
         lost = f"a gain of {fixed('.3f')(gain)}, and adds an error of {number(error, 3)} times the update"
         return f"{self.merged} is the merge of {adapter}, bit for bit; rounding leaves {lost}."
+
+    def _absence(self, bad: Sequence[Verdict]) -> list[str]:
+        """The modules in which the adapter is absent, by name unless the sentence before has named the same ones."""
+        absent = [verdict.module for verdict in self.modules if verdict.outcome == "absent"]
+        if not absent:
+            return []
+        modules = count(len(absent), "module")
+        if len(absent) == len(self.modules):
+            return [f"It is absent in all {modules}." if len(absent) > 1 else "It is absent."]
+        if len(absent) == len(bad):
+            return [f"It is absent in these {modules}." if len(absent) > 1 else "It is absent in this module."]
+        return [f"It is absent in {modules} ({some(absent)})."]
 
     def _found(self, bad: Sequence[Verdict]) -> str:
         """What these modules hold in place of the adapter, as the end of a sentence."""

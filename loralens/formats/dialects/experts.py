@@ -244,7 +244,11 @@ def _rename_routers(adapter: Adapter, names: Names | None) -> Adapter:
 
 
 def name_single_experts(adapter: Adapter) -> Adapter:
-    """The adapter with mlx-lm's stacks as single experts under the names of checkpoints, which PEFT can load."""
+    """The adapter with stacks of mlx-lm and llama.cpp as single experts under the names of checkpoints.
+
+    PEFT joins those when it loads them. It has no names for gate and up of a stack, which in transformers are one.
+    """
+    listed = _listed_names(adapter) if adapter.format == "gguf" else {}
     modules: dict[str, Update] = {}
     # Mixtral's checkpoints call the parts w1, w2 and w3; all others have the names of the stacks.
     old = {new: old for old, new in EXPERT_PARTS.items()}
@@ -255,5 +259,15 @@ def name_single_experts(adapter: Adapter) -> Adapter:
             name = f"{match['path']}.{match['owner']}.experts.{match['number']}.{part}"
             B, A = module.factors
             module = LowRank(B, A, module.scale, scaling=module.scaling)
-        modules[name] = module
+        modules[listed.get(name, name)] = module
     return replace(adapter, modules=modules)
+
+
+def _listed_names(adapter: Adapter) -> dict[str, str]:
+    """Experts of the stacks of a GGUF adapter → their names as single experts, where its architecture has such."""
+    from loralens.formats.dialects.gguf.architectures import architecture  # as in `_config_of`
+    from loralens.formats.dialects.gguf.names import listed_name
+
+    arch = architecture(plain_values(adapter.metadata).get("general.architecture"))
+    experts = [name for name, module in adapter.items() if expert(name) and module.layout.kind == "linear"]
+    return {name: single for name in experts if arch and (single := listed_name(name, arch))}

@@ -97,6 +97,12 @@ def module_of(tensor: str, arch: Architecture | None, expert: int | None = None)
     return pattern.format(bid=block[1] if block else "", e=expert)
 
 
+def listed_name(module: str, arch: Architecture) -> str | None:
+    """The name that an architecture lists for a module of any spelling; None if it lists none."""
+    place = place_of(module, arch.name)
+    return None if place is None else module_of(place.tensor, arch, place.expert)
+
+
 def norm_of(tensor: str, arch: Architecture) -> str | None:
     """The Hugging Face name of a norm or another tensor without a matrix product; None if its family lists none."""
     block = _BLOCK.match(tensor)

@@ -242,7 +242,7 @@ def _extra(
     """A tensor that is not half of a pair, with its role and its module."""
     parts = parse_peft_key(key)
     if parts:
-        return Extra(parts.role, module_path(parts.path), tensor, "bias" if parts.role == "lora_bias" else "weight")
+        return Extra(parts.role, module_path(parts.path), tensor)
     path, _, parameter = module_path(key.removeprefix(PREFIX)).rpartition(".")
     # PEFT's trainable tokens: rows of an embedding, and no full tensor.
     if path.endswith(".token_adapter"):
