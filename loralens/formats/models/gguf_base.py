@@ -123,6 +123,10 @@ class GgufModel:
         begin = header.start + info.begin + (weight.expert or 0) * nbytes
         return header.file.array(begin, (nbytes,), np.dtype(np.uint8))
 
+    def stored(self, key: str) -> LazyArray:
+        """A weight as it is hashed: numbers in Hugging Face's order if it is stored in floats, else `raw` bytes."""
+        return self.tensors[key] if self.info(self.weights[key]).kind in DTYPES else self.raw(key)
+
     @property
     def has_codes(self) -> bool:
         """Whether some weights are stored as codes, also of types that cannot be decoded."""

@@ -115,6 +115,8 @@ class WriteJob(NamedTuple):
         Gives its numbers in order.
     copied
         Whether it is a copy. A changed tensor is known to the caller, who makes its rows.
+    watched
+        Gives what `JobWriter.watch` is called with, if that is not what is written.
     """
 
     key: str
@@ -123,6 +125,7 @@ class WriteJob(NamedTuple):
     nbytes: int
     blocks: Callable[[], Iterator[Array]]
     copied: bool
+    watched: Callable[[], Iterator[Array]] | None = None
 
 
 @final
@@ -147,7 +150,7 @@ class JobWriter:
         for block in job.blocks():
             if stop.is_set():
                 return
-            if self.watch and job.copied:
+            if self.watch and job.copied and job.watched is None:
                 self.watch(job.key, block)
             data = np.ascontiguousarray(block).reshape(-1).view(np.uint8).data
             write_at(job.file, data, offset)
@@ -155,6 +158,8 @@ class JobWriter:
             offset += len(data)
             if self.step:
                 self.step(len(data))
+        for block in job.watched() if self.watch and job.watched else ():
+            self.watch(job.key, block)  # type: ignore[misc]
         assert offset == job.offset + job.nbytes, (job.key, offset - job.offset, job.nbytes)
 
 
