@@ -106,14 +106,34 @@ def check_codes(plan: MergePlan, coded: Mapping[str, CodedWeight]) -> None:
             f"the adapter changes no weight that is stored as codes ({some(list(plan.tensors), 3)})",
             fix="write the merged model in floats: --dtype bf16",
         )
+    homes: dict[str, str] = {}
     for key, tensor in plan.tensors.items():
         if key in coded:
             check_movable(tensor, coded[key])
+            _check_alone(key, coded[key], homes)
         elif tensor.base is None:
             raise MismatchError(
                 f"{key}: the merged model needs it as a tensor of its own, and the base does not store it",
                 fix="write the merged model in floats: --dtype bf16; or keep the tie with --no-untie",
             )
+
+
+def _check_alone(key: str, weight: CodedWeight, homes: dict[str, str]) -> None:
+    """Refuse two weights whose codes lie in one stored tensor, which is written once; ``homes`` has those so far.
+
+    Raises
+    ------
+    MismatchError
+        The message names both.
+    """
+    # Rows that are parts of a stored tensor have positions of their own (experts of a GGUF stack).
+    other = key if weight.row_order is not None else homes.setdefault(weight.stored, key)
+    if other != key:
+        raise MismatchError(
+            f"{key} and {other}: their codes lie in one stored tensor ({weight.stored}), of which one merge can move "
+            "the codes of one weight",
+            fix="write the merged model in floats: --dtype bf16; or leave one of them out with --modules",
+        )
 
 
 class NewCodes(NamedTuple):
