@@ -41,6 +41,9 @@ class CodeFidelity:
         The expectations of a draw. ``predicted_clipped`` is the share of the energy of the update that is clipped.
     noise : float
         √(Σ (d|δ| − δ²))/‖δ‖, the expected error of a draw relative to the update.
+    input_error : float or None
+        ‖(W' − W − D)H^½‖_F/‖D H^½‖_F with the second moments H of the inputs, from a sample of rows: the error of the
+        layer's outputs on real inputs. None without moments.
     """
 
     rounding: RoundingMode
@@ -50,6 +53,7 @@ class CodeFidelity:
     predicted_changed: float
     predicted_clipped: float
     noise: float
+    input_error: float | None = None
 
 
 @final

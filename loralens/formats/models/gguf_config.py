@@ -20,6 +20,12 @@ _FIELDS = {
     "num_experts_per_tok": "expert_used_count", "sliding_window": "attention.sliding_window",
     "moe_intermediate_size": "expert_feed_forward_length",
 }  # fmt: skip
+# Field of rope_scaling → key of GGUF behind "rope.scaling.".
+_SCALING = {
+    "factor": "factor", "original_max_position_embeddings": "original_context_length",
+    "attention_factor": "yarn_attn_factor", "extrapolation_factor": "yarn_ext_factor", "beta_fast": "yarn_beta_fast",
+    "beta_slow": "yarn_beta_slow",
+}  # fmt: skip
 # ids of tokens
 _TOKENS = {"bos_token_id": "bos_token_id", "eos_token_id": "eos_token_id", "pad_token_id": "padding_token_id"}
 
@@ -80,6 +86,9 @@ def gguf_config(
     numbers = {field: _one_number(_plain(values, f"{arch.name}.{key}")) for field, key in _FIELDS.items()}
     numbers |= {field: _one_number(_plain(values, f"tokenizer.ggml.{key}")) for field, key in _TOKENS.items()}
     config |= {field: number for field, number in numbers.items() if number is not None}
+    scaling = _rope_scaling(values, arch)
+    if scaling:
+        config["rope_scaling"] = scaling
     if vocabulary is not None:
         config["vocab_size"] = vocabulary
     config["tie_word_embeddings"] = tied
@@ -88,6 +97,16 @@ def gguf_config(
     if name:
         config["_name_or_path"] = name.removeprefix("https://huggingface.co/")
     return config
+
+
+def _rope_scaling(values: Mapping[str, Value], arch: Architecture) -> dict[str, Any]:
+    """How the model stretches its positions beyond those that it was trained on; empty if it does not."""
+    stated = f"{arch.name}.rope.scaling"
+    kind = _plain(values, f"{stated}.type")
+    if not isinstance(kind, str) or kind == "none":
+        return {}
+    numbers = {field: _one_number(_plain(values, f"{stated}.{key}")) for field, key in _SCALING.items()}
+    return {"rope_type": kind, **{field: number for field, number in numbers.items() if number is not None}}
 
 
 def _plain(values: Mapping[str, Value], key: str, default: Any = None) -> Any:

@@ -97,6 +97,8 @@ class CodesSums:
     seen: int = 0
     changed: int = 0
     clipped: int = 0
+    lost_on_inputs: float = 0.0
+    update_on_inputs: float = 0.0
 
     def __post_init__(self) -> None:
         self.losses = LossSums(self.slab)
@@ -114,6 +116,10 @@ class CodesSums:
         # Every k-th row of the block, from its first one on.
         every = slice(None, None, max(1, size // SAMPLE))
         self.prediction.take(rows_of(block.grid, every), block.D[every], block.moves[every])
+        moments = self.merge.rounding.moments
+        if moments is not None:
+            self.lost_on_inputs += moments.energy(lost[every])
+            self.update_on_inputs += moments.energy(block.D[every])
 
     def fidelity(self) -> Fidelity:
         """The fidelity of all rows together."""
@@ -143,6 +149,7 @@ class CodesSums:
                 expected.share(expected.moving),
                 1 - expected.gain,
                 expected.noise,
+                sqrt(max(self.lost_on_inputs, 0.0) / self.update_on_inputs) if self.update_on_inputs > 0 else None,
             ),
         )
 
