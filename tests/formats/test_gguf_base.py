@@ -158,6 +158,30 @@ def test_stretched_positions_are_in_the_configuration(
     assert (model_config(tmp_path / "m.gguf") or {}).get("rope_scaling") == scaling
 
 
+def test_the_factors_of_llama_3_are_its_scaling(tmp_path: Path) -> None:
+    """llama.cpp's converter writes the factors alone (``generate_extra_tensors``)."""
+    frequencies = 500000.0 ** -(np.arange(0, 128, 2) / 128)
+    factors = []
+    for wavelength in 2 * np.pi / frequencies:
+        smooth = (8192 / wavelength - 1) / 3
+        short, long = wavelength < 8192 / 4, wavelength > 8192
+        factors.append(1.0 if short else 32.0 if long else 1 / ((1 - smooth) / 32 + smooth))
+    weights = ggufs.llama() | {"rope": np.array(factors, np.float32)}
+    values = {"llama.rope.freq_base": (500000.0, GGUFValueType.FLOAT32)}
+    ggufs.write(tmp_path / "m.gguf", weights, values=values, names={"rope": "rope_freqs.weight"})
+    assert (model_config(tmp_path / "m.gguf") or {})["rope_scaling"] == {
+        "rope_type": "llama3",
+        "factor": 32.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    # Other factors say nothing that is known.
+    weights["rope"] = np.linspace(1, 2, 64, dtype=np.float32)
+    ggufs.write(tmp_path / "o.gguf", weights, values=values, names={"rope": "rope_freqs.weight"})
+    assert "rope_scaling" not in (model_config(tmp_path / "o.gguf") or {})
+
+
 def test_a_model_in_use_is_opened_once_and_a_changed_file_again(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     ggufs.write(path, ggufs.llama())

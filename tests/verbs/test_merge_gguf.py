@@ -14,7 +14,7 @@ from loralens.errors import OptionError
 from loralens.formats.models.checkpoint import open_checkpoint
 from tests import ggufs
 
-KINDS = ("Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q6_K", "Q5_K", "MXFP4")
+KINDS = ("Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q6_K", "Q5_K", "MXFP4", "Q5_0", "Q5_1", "Q2_K", "Q3_K")
 
 
 def base_of(path: Path, kind: str) -> Path:

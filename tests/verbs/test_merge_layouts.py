@@ -1,6 +1,7 @@
 """`merge --bits keep` into every layout of safetensors: codes alone move, the update arrives, the base comes back."""
 
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,23 @@ def test_the_update_arrives_and_the_base_comes_back(name: str, tmp_path: Path) -
     assert all(verdict.different == 0 for verdict in replayed.modules)
     loralens.unmerge(out, output=tmp_path / "back")
     assert contents(tmp_path / "back") == contents(base)
+
+
+# What gptqmodel 7.7.0 (`dequantize_weight`, for "gptq" after `_correct_gptq_v1_qzeros`) and autoawq 0.2.9
+# (`dequantize_gemm`) give for the merged tensors with scales in float32: the first digits of their SHA-256.
+ORACLES = {
+    "gptq": "4925fe592ef61f1b", "gptq v2": "31ccf48f48829b58", "gptq, 2 bits": "8b0f7e8102ca05a7",
+    "gptq, 8 bits": "c940a93dd7d96c44", "awq": "21a9f1ac1d437b59",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ORACLES)
+def test_gptqmodel_and_autoawq_read_these_numbers(name: str, tmp_path: Path) -> None:
+    case = CASES[name]()
+    base = write(tmp_path / "base", case.tensors, case.config)
+    loralens.merge(adapter_for(case.W, "a"), base=base, output=tmp_path / "out", bits="keep")
+    W = open_checkpoint(tmp_path / "out").tensors["a.weight"].read()
+    assert sha256(W.tobytes()).hexdigest()[:16] == ORACLES[name]
 
 
 @pytest.mark.parametrize("name", STACKS)

@@ -45,6 +45,7 @@ from loralens.formats.models.low_bit.gguf_layouts import (
     decoded,
     float_rows,
 )
+from loralens.linalg.exact import Singles
 from loralens.tables.numbers import count
 
 SUFFIX = ".gguf"
@@ -52,6 +53,8 @@ SUFFIX = ".gguf"
 _PART = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf", re.DOTALL)
 # Many models come with an image projector file (mmproj), which is a separate model.
 _PROJECTOR = "mmproj"
+ROPE_FACTORS = "rope_freqs.weight"
+MOST_FACTORS = 1 << 12  # half of the width of a head, which is 64 or 128 in most models
 _SHOWN = 6  # most names that a message lists
 
 
@@ -218,9 +221,18 @@ def _read_gguf(paths: tuple[Path, ...]) -> GgufModel:
         vocabulary=embedding.shape[0] if embedding else None,
         tied="output.weight" not in infos,
         routed=any(name.endswith(f"{STACK}.weight") for name in infos),
+        rope_factors=_rope_factors(tensors),
     )
     notes = tuple(_notes(headers, weights))
     return GgufModel(paths, headers, arch, config, weights, tensors, coded, notes)
+
+
+def _rope_factors(tensors: Mapping[str, LazyArray]) -> Singles | None:
+    """The factors of Llama 3's positions, which are a short vector; None if the model has none."""
+    tensor = tensors.get(ROPE_FACTORS)
+    if tensor is None or tensor.ndim != 1 or tensor.dtype != np.float32 or tensor.size > MOST_FACTORS:
+        return None
+    return np.asarray(tensor.read())
 
 
 def _check_parts(headers: tuple[GgufHeader, ...]) -> None:
