@@ -121,6 +121,7 @@ def nf4(folder: Path) -> None:
 
 if __name__ == "__main__":
     data = Path(sys.argv[1])
+    data.mkdir(parents=True, exist_ok=True)
     for kind in SCALES:
         gguf(data / f"llama-4-blocks.{kind}.gguf", kind)
     nf4(data / "llama-4-blocks-nf4")
