@@ -13,8 +13,9 @@ from loralens.core.names import some
 from loralens.core.progress import progress
 from loralens.core.threads import in_threads, processor_count
 from loralens.errors import MismatchError, OptionError, place
-from loralens.formats.models.checkpoint import model_config, open_checkpoint, resolve_path
+from loralens.formats.models.checkpoint import model_config, open_checkpoint
 from loralens.formats.models.model_files import model_files
+from loralens.formats.models.model_location import resolve_path
 from loralens.linalg.device import Device
 from loralens.merging.plan import TensorPlan
 from loralens.merging.tied_weights import Tied

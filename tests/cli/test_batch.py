@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from loralens.formats.records.batches import RECORD_NAME
+from loralens.formats.files.location import RECORD_NAME
 from tests.cli.command import Command
 from tests.cli.terminals import Terminals
 from tests.conftest import ROOT

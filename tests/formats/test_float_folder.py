@@ -14,7 +14,8 @@ from loralens.errors import FormatError, OptionError
 from loralens.formats.files.location import existing_path, known_folder
 from loralens.formats.files.packages import gguf_file
 from loralens.formats.models import float_folder
-from loralens.formats.models.checkpoint import model_config, open_checkpoint, resolve_path
+from loralens.formats.models.checkpoint import model_config, open_checkpoint
+from loralens.formats.models.model_location import model_path, resolve_path
 from tests import ggufs
 from tests.formats.test_packages import Site, site  # noqa: F401 - a fixture
 
@@ -95,7 +96,7 @@ def test_two_processes_may_make_it_at_once(package: Path, tmp_path: Path, monkey
         (folder / "config.json").write_text("{}")
 
     monkeypatch.setattr(float_folder, "_write_beside", write_beside)
-    folder = float_folder.model_path(Path(NAME))
+    folder = model_path(Path(NAME))
     assert (folder / "model.safetensors").read_text() == "{}"
     assert len(list(folder.parent.iterdir())) == 1
 

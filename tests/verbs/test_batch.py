@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 import loralens
 from loralens.errors import FormatError, LoraLensError, OptionError
-from loralens.formats.records.batches import RECORD_NAME
+from loralens.formats.files.location import RECORD_NAME
 from loralens.verbs.batches.batch import watch_lines
 from loralens.verbs.batches.batch_result import BatchResult, BatchRow
 from loralens.verbs.batches.batch_task import BatchTask

@@ -12,7 +12,8 @@ import pytest
 import loralens
 from loralens.errors import FormatError, OptionError
 from loralens.formats.files.hold import Hold
-from loralens.formats.records.batches import RECORD_NAME, BatchRecord, files_digest, read_entry
+from loralens.formats.files.location import RECORD_NAME
+from loralens.formats.records.batches import BatchRecord, files_digest, read_entry
 from tests.verbs.batches import files_under, lay_adapters, outputs_under, read_record, statuses, write_record
 
 

@@ -81,6 +81,13 @@ class BaseModel:
         return cls(name or "", also, vocabulary, hidden)
 
 
+def text_config(config: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """The part of a configuration about text; most configurations have no such part, and are returned whole."""
+    # Models with images have a configuration for each of their parts.
+    text = (config or {}).get("text_config")
+    return text if isinstance(text, Mapping) else config or {}
+
+
 def contradiction(first: BaseModel, second: BaseModel) -> str:
     """The reason why these are two models, in words; empty if they may be the same model.
 

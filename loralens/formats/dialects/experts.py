@@ -15,11 +15,10 @@ from loralens.core.adapter import Adapter
 from loralens.core.lazy import LazyArray
 from loralens.core.lowrank import Layout, LowRank
 from loralens.core.names import expert, is_expert_alone
+from loralens.core.naming.base_model import text_config
 from loralens.core.naming.storage import EXPERT_PARTS
 from loralens.core.structured import Update
 from loralens.errors import OptionError, place
-from loralens.formats.dialects.gguf.architectures import architecture, text_config
-from loralens.formats.dialects.gguf.reader import ARCHITECTURE
 from loralens.formats.files.gguf.values import plain_values
 
 FUSED = "gate_up_proj"
@@ -82,7 +81,7 @@ def fit_experts(
     if dialect == "gguf":
         return split_stacks(adapter, base_config or _config_of(arch))
     if dialect == "mlx":
-        stated = plain_values(adapter.metadata).get(ARCHITECTURE) if adapter.format == "gguf" else None
+        stated = plain_values(adapter.metadata).get("general.architecture") if adapter.format == "gguf" else None
         return name_for_mlx(adapter, base_config or _config_of(stated))
     return name_single_experts(adapter) if dialect == "peft" else adapter
 
@@ -93,6 +92,9 @@ def _config_of(arch: object) -> Mapping[str, Any] | None:
     An architecture of llama.cpp stands for several model types. The one with experts matters here; llama.cpp calls
     Mixtral "llama", for example.
     """
+    # Every writer of adapters imports this module, and few of them need the table of architectures.
+    from loralens.formats.dialects.gguf.architectures import architecture
+
     family = architecture(arch)
     return {"model_type": next((kind for kind in family.types if kind in MLX), family.types[0])} if family else None
 

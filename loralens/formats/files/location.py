@@ -17,6 +17,7 @@ from loralens.requirements import ENCODER, LANGUAGE_MODEL, install_command
 NAMES = ("adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors", "pytorch_lora_weights.safetensors")
 # `.lora` is LitGPT's; the others are those of the containers that are read.
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".lora")
+RECORD_NAME = ".loralens-batch.json"  # the record of `loralens.formats.records.batches` in a folder of outputs
 # org/name; a path of two parts looks the same, so an existing path comes first.
 _HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 _PLAIN = re.compile(r"(?:\w[\w.-]{0,95}/)?\w[\w.-]{0,95}", re.ASCII)  # a Hub id, whose parts have at most 96 letters
@@ -63,7 +64,7 @@ def existing_path(path: Path) -> Path:
     """Find what a path names: an existing file or folder, a Hub id in the local cache, or an installed package.
 
     For a Hub id it is the folder of the snapshot, for a package the folder of its model, or its GGUF file. Where a
-    model is read, `loralens.formats.models.float_folder.model_path` gives the folder that such a name means.
+    model is read, `loralens.formats.models.model_location.model_path` gives the folder that such a name means.
 
     Raises
     ------

@@ -17,11 +17,9 @@ from loralens.formats.files.atomic import check_space
 from loralens.formats.files.container import Stored
 from loralens.formats.files.disk import disk_errors, sync, sync_folder
 from loralens.formats.files.leftovers import reserve, tidy
-from loralens.formats.files.location import existing_path
-from loralens.formats.files.packages import is_package_name
 from loralens.formats.files.writing import write_safetensors
 from loralens.formats.models.base_digest import base_digest
-from loralens.formats.models.gguf_base import GgufModel, gguf_paths, open_gguf
+from loralens.formats.models.gguf_base import GgufModel, open_gguf
 from loralens.formats.records.cache import default_folder
 from loralens.requirements import missing_packages
 
@@ -30,35 +28,21 @@ _DIGITS = 16  # of the digest in the name of a folder
 _BESIDE = 1 << 24  # bytes of the configuration and the tokenizer, at most
 
 
-def model_path(path: Path) -> Path:
-    """The file or folder of a model. The name of a package with a GGUF model means its folder in floats.
-
-    Raises
-    ------
-    OptionError, FormatError
-        As for `existing_path`; transformers is not installed; the folder cannot be written.
-    """
-    existing = existing_path(path)
-    # A path that exists is what it is, also one to the GGUF file of a package.
-    if path.exists() or existing.is_dir() or not is_package_name(path.as_posix()):
-        return existing
-    return float_folder(path.as_posix(), existing)
-
-
-def float_folder(name: str, gguf: Path) -> Path:
+def float_folder(name: str, paths: tuple[Path, ...]) -> Path:
     """The folder of transformers, in float32, of the model in a GGUF file. It is made if the cache does not have it.
 
     Parameters
     ----------
     name : str
         The name of the model, with which the folder begins.
-    gguf : Path
+    paths : tuple of Path
+        The file, or the parts of a split one.
     """
-    digest = sha256(f"{VERSION} {base_digest(gguf)}".encode()).hexdigest()[:_DIGITS]
+    digest = sha256(" ".join([VERSION, *map(base_digest, paths)]).encode()).hexdigest()[:_DIGITS]
     folder = default_folder() / "models" / f"{name.lower()}-{digest}"
     if _is_complete(folder):
         return folder
-    model = open_gguf(gguf_paths(gguf))
+    model = open_gguf(paths)
     needed = sum(4 * tensor.size for tensor in model.tensors.values())
     note(f"{name}: its weights are decoded once to float32, {needed / 1e6:,.0f} MB in {folder}")
     with place(folder), disk_errors():
@@ -66,7 +50,7 @@ def float_folder(name: str, gguf: Path) -> Path:
         tidy(folder)
         check_space(folder, needed + _BESIDE)
         with reserve(folder, folder=True) as part:
-            _write_beside(gguf, model, part)
+            _write_beside(paths[0], model, part)
             tensors = {key: _as_float32(tensor) for key, tensor in model.tensors.items()}
             write_safetensors(Stored(tensors, {"format": "pt"}), part / "model.safetensors")
             sync(part)

@@ -13,7 +13,6 @@ GPT-2's matrices    (out, in)                                     the same, thou
 A tensor with an unknown name keeps its llama.cpp name.
 """
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -34,7 +33,6 @@ from loralens.formats.dialects.gguf.reader import EMBEDDING, STACK
 from loralens.formats.files.gguf.container import DTYPES, TensorInfo
 from loralens.formats.files.gguf.model import GgufHeader, read_gguf_header, tensors_in_file
 from loralens.formats.files.gguf.types import TENSOR_TYPES
-from loralens.formats.files.location import is_gguf
 from loralens.formats.models.gguf_config import base_architecture, gguf_config, heads_of_gguf
 from loralens.formats.models.low_bit.gguf_layouts import (
     LAYOUTS,
@@ -48,11 +46,6 @@ from loralens.formats.models.low_bit.gguf_layouts import (
 from loralens.linalg.exact import Singles
 from loralens.tables.numbers import count
 
-SUFFIX = ".gguf"
-# The parts that llama.cpp's gguf-split writes.
-_PART = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf", re.DOTALL)
-# Many models come with an image projector file (mmproj), which is a separate model.
-_PROJECTOR = "mmproj"
 ROPE_FACTORS = "rope_freqs.weight"
 MOST_FACTORS = 1 << 12  # half of the width of a head, which is 64 or 128 in most models
 _SHOWN = 6  # most names that a message lists
@@ -135,39 +128,6 @@ class GgufModel:
     def has_codes(self) -> bool:
         """Whether some weights are stored as codes, also of types that cannot be decoded."""
         return any(info.kind not in DTYPES for header in self.headers for info in header.infos.values())
-
-
-def gguf_paths(path: Path) -> tuple[Path, ...]:
-    """The files of the GGUF model at a path: the file itself, all parts of a split one, or those in a folder.
-
-    Empty if the path is no GGUF model. GGUF files are ignored in a folder that also has safetensors weights.
-
-    Raises
-    ------
-    FormatError
-        A part is missing, or a folder holds several models.
-    """
-    if path.is_file():
-        match = _PART.fullmatch(path.name) if is_gguf(path) else None
-        return _parts(path.parent, match) if match else (path,) if is_gguf(path) else ()
-    if not path.is_dir() or any(path.glob("*.safetensors")) or any(path.glob("*.safetensors.index.json")):
-        return ()
-    files = sorted(p for p in path.glob(f"*{SUFFIX}") if p.is_file() and not p.name.startswith(_PROJECTOR))
-    splits = {file: match["stem"] if (match := _PART.fullmatch(file.name)) else file.name for file in files}
-    if len(set(splits.values())) > 1:
-        listed = ", ".join(file.name for file in files[:_SHOWN]) + (" …" if len(files) > _SHOWN else "")
-        raise FormatError(f"holds several GGUF models: {listed}", fix="give one of these files").at(str(path))
-    return gguf_paths(files[0]) if files else ()
-
-
-def _parts(folder: Path, match: re.Match[str]) -> tuple[Path, ...]:
-    count = int(match["count"])
-    paths = [folder / f"{match['stem']}-{number:05}-of-{count:05}{SUFFIX}" for number in range(1, count + 1)]
-    missing = next((path for path in paths if not path.is_file()), None)
-    if missing or not paths:
-        what = f"{missing.name if missing else match[0]} is missing: the model is split into {count} files"
-        raise FormatError(what, fix="download the missing part").at(str(folder))
-    return tuple(paths)
 
 
 # Models that are in use: a verb asks several times for the same one, and its vocabulary alone takes 40 ms to pass.

@@ -11,7 +11,8 @@ from loralens.errors import FormatError, OptionError, place
 from loralens.formats.files.container import Stored, read_safetensors
 from loralens.formats.files.shards import weight_files
 from loralens.formats.files.walking import folders
-from loralens.formats.models.gguf_base import GgufModel, gguf_paths, open_gguf
+from loralens.formats.models.gguf_base import GgufModel, open_gguf
+from loralens.formats.models.model_location import gguf_paths
 
 CONFIG = "config.json"
 # Endings of files that hold weights, also in forms that are not read here, and of their indices.

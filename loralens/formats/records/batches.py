@@ -19,9 +19,8 @@ from loralens.formats.files.container import OpenFile, read_json
 from loralens.formats.files.disk import disk_errors
 from loralens.formats.files.json_text import dumps, is_safe_text
 from loralens.formats.files.leftovers import COMPANIONS
-from loralens.formats.files.location import SUFFIXES, adapter_file
+from loralens.formats.files.location import RECORD_NAME, SUFFIXES, adapter_file
 
-RECORD_NAME = ".loralens-batch.json"
 FORM = 1  # of the record; another number is a record of another version, from which nothing can be skipped
 BEGUN = "begun"  # the status of an entry whose adapter was not finished
 STATUSES = (BEGUN, "written", "unchanged", "no")

@@ -25,7 +25,7 @@ from loralens.formats.files.hold import Hold
 from loralens.formats.files.json_text import is_safe_text
 from loralens.formats.files.location import SUFFIXES, adapter_file
 from loralens.formats.models.base_digest import base_digest
-from loralens.formats.models.checkpoint import resolve_path
+from loralens.formats.models.model_location import resolve_path
 from loralens.formats.records.batches import BEGUN, BatchEntry, BatchRecord, files_digest
 from loralens.tables.numbers import count
 from loralens.tables.text import display_width

@@ -11,8 +11,7 @@ from loralens.core.adapter import Adapter
 from loralens.core.progress import progress
 from loralens.core.threads import processor_count
 from loralens.errors import LoraLensError, OptionError
-from loralens.formats.files.location import NAMES, SUFFIXES, file_in_folder
-from loralens.formats.records.batches import RECORD_NAME
+from loralens.formats.files.location import NAMES, RECORD_NAME, SUFFIXES, file_in_folder
 from loralens.formats.records.collection import candidates, examine_file, folder_labels, note_repeated_links
 from loralens.verbs.inputs.adapters import AdapterSource, Source
 

@@ -17,9 +17,10 @@ from loralens.errors import FormatError, LoraLensError, place
 from loralens.formats.files.apart import Input, adapter_inputs
 from loralens.formats.files.container import read_json
 from loralens.formats.files.json_text import dumps
-from loralens.formats.models.checkpoint import Checkpoint, model_config, open_checkpoint, resolve_path, stores_conv1d
+from loralens.formats.models.checkpoint import Checkpoint, model_config, open_checkpoint, stores_conv1d
 from loralens.formats.models.gguf_writer import float_dtypes
 from loralens.formats.models.model_files import CONFIG, ModelFiles, model_files
+from loralens.formats.models.model_location import resolve_path
 from loralens.formats.models.model_writer import Change
 from loralens.linalg.ggml_blocks import BLOCK_TYPES, BlockType
 from loralens.merging.low_bit.ggml import stored_shape

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from loralens.core.naming.base_model import text_config
 from loralens.errors import OptionError
 
 # The weights of most families: attention, gated MLP, routed and shared experts, and Mixtral's experts.
@@ -156,10 +157,3 @@ def heads_of(config: Mapping[str, Any] | None, *, source: str = "the base's conf
         what = f"{source}: {heads.q!r:.20} heads, {heads.kv!r:.20} of keys and values are not numbers of heads"
         raise OptionError(what, fix="give the base that the adapter was trained on")
     return heads
-
-
-def text_config(config: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """The part of a configuration about text; most configurations have no such part, and are returned whole."""
-    # Models with images have a configuration for each of their parts.
-    text = (config or {}).get("text_config")
-    return text if isinstance(text, Mapping) else config or {}

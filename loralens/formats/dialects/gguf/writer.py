@@ -15,6 +15,7 @@ import numpy as np
 from loralens.core.adapter import Adapter
 from loralens.core.lazy import Array, LazyArray
 from loralens.core.names import expert
+from loralens.core.naming.base_model import text_config
 from loralens.core.structured import Update
 from loralens.errors import FormatError, OptionError, ShapeError, place
 from loralens.formats.dialects.extras import translatable_extras
@@ -26,7 +27,6 @@ from loralens.formats.dialects.gguf.architectures import (
     Heads,
     architecture,
     architecture_of,
-    text_config,
 )
 from loralens.formats.dialects.gguf.names import TensorPlace
 from loralens.formats.dialects.gguf.reader import (

@@ -84,7 +84,7 @@ def measure_on_texts(
         raise OptionError(
             "--data runs the base, and one of codes can only be run if it is GGUF", fix="leave out --data"
         )
-    source = float_folder(Path(inputs.base).stem, inputs.files.gguf.paths[0]) if inputs.files.gguf else inputs.base
+    source = float_folder(Path(inputs.base).stem, inputs.files.gguf.paths) if inputs.files.gguf else inputs.base
     with restore_settings(source):
         loaded = load_model(source, device="cpu", dtype="f32", threads=None)
         if loaded.head != "causal":
