@@ -70,6 +70,7 @@ CODE_COLUMNS: tuple[Column[MergedModule], ...] = (
     _of_codes("predicted_changed"),
     _of_codes("predicted_clipped"),
     _of_codes("noise", "noise", text=number, priority=4),
+    _of_codes("input_error", "error on inputs", text=number, priority=5),
 )
 
 
@@ -131,6 +132,7 @@ def _code_totals(parts: Sequence[Fidelity]) -> dict[str, Any]:
         "clipped": _mean_share([(codes.clipped, part.entries) for codes, part in coded]),
         "mean_move": _mean_share([(codes.mean_move, part.entries) for codes, part in coded]),
         "noise": _root_mean([(codes.noise, part.norm) for codes, part in coded]),
+        "input_error": _root_mean([(codes.input_error, part.norm) for codes, part in coded]),
         "predicted_clipped": _mean([(codes.predicted_clipped, part.norm) for codes, part in coded]),
         "swept": swept,
         "drawn": sum(codes.rounding == "stochastic" for codes, _ in coded),

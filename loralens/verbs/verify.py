@@ -13,7 +13,7 @@ from loralens.core.names import some
 from loralens.core.progress import progress
 from loralens.core.threads import in_threads, processor_count
 from loralens.errors import MismatchError, OptionError, place
-from loralens.formats.models.checkpoint import model_config, open_checkpoint, weights
+from loralens.formats.models.checkpoint import model_config, open_checkpoint
 from loralens.formats.models.model_files import model_files
 from loralens.formats.models.model_location import resolve_path
 from loralens.linalg.device import Device
@@ -319,10 +319,11 @@ def verify(
     tensors, files = merged_tie.ties.with_copies(checkpoint.tensors), model_files(resolve_path(Path(merged)))
     decoded = {key: checkpoint.tensors[key] for key in checkpoint.coded}
     stored = merged_tie.ties.with_copies({**files.tensors, **decoded})
-    base_tensors = weights(Path(base))
+    base_checkpoint = open_checkpoint(Path(base))
+    base_tensors = base_checkpoint.tensors
     if untie is None and _has_untied(base_tensors, Path(base), stored, merged_tie):
         untie = True
-    bits: MergeBits | None = "keep" if checkpoint.coded and open_checkpoint(Path(base)).coded else None
+    bits: MergeBits | None = "keep" if checkpoint.coded and base_checkpoint.coded else None
     sources = weighted_sources([adapter])
     inputs = read_merge_inputs(sources, base, reading, modules=modules, untie=untie, bits=bits, decoded=True)
     adapters = [weighted_label(one.label, one.weight) for one in inputs.adapters]

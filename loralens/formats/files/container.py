@@ -78,6 +78,15 @@ class OpenFile:
         # compared at every read
         self._state = _state(status)
 
+    @property
+    def is_unchanged(self) -> bool:
+        """Whether the file has the size, the time and the inode that it had when it was opened."""
+        try:
+            # The open file, which may have been written to, and the path, which may be another file now.
+            return _state(os.fstat(self._fd)) == _state(self.path.stat()) == self._state
+        except OSError:
+            return False
+
     def check_unchanged(self) -> None:
         """Refuse a file that was written to or replaced since it was opened.
 
@@ -86,12 +95,7 @@ class OpenFile:
         FormatError
             Its size, its time or its inode has changed, or its path is now another file.
         """
-        try:
-            # The open file, which may have been written to, and the path, which may be another file now.
-            states = _state(os.fstat(self._fd)), _state(self.path.stat())
-        except OSError:
-            states = None
-        if states != (self._state, self._state):
+        if not self.is_unchanged:
             raise FormatError("was changed while it was read", fix=_STILL).at(str(self.path))
 
     def read(self, start: int, count: int) -> bytes:

@@ -43,12 +43,15 @@ class Checkpoint:
         Key of each float8 weight that has scales → the dtype it is stored in, and the scale of each of its numbers.
     coded
         Key of each weight that is stored as codes of a few bits → its codes and their grid.
+    gguf
+        The model, if it is GGUF. While it is held here, nobody reads its header again (`open_gguf`).
     """
 
     tensors: Mapping[str, LazyArray]
     notes: tuple[Finding, ...] = ()
     float8: Mapping[str, tuple[np.dtype[Any], LazyArray]] = field(default_factory=dict)
     coded: Mapping[str, "CodedWeight"] = field(default_factory=dict)
+    gguf: "GgufModel | None" = None
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -77,7 +80,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     path = resolve_path(path)
     gguf = _gguf_model(path)
     if gguf:
-        return Checkpoint(gguf.tensors, gguf.notes, coded=gguf.coded)
+        return Checkpoint(gguf.tensors, gguf.notes, coded=gguf.coded, gguf=gguf)
     # The configuration is read separately, as a single file may be given.
     stored, config = _read_tensors(path), _quantised_config(path)
     with place(path):

@@ -96,6 +96,9 @@ def _write_beside(gguf: Path, model: GgufModel, folder: Path) -> None:
         config.architectures, config.dtype = model.config["architectures"], "float32"
         if "rms_norm_eps" in model.config:
             config.rms_norm_eps = model.config["rms_norm_eps"]
+        # It reads the scaling of positions from the key-values, where that of Llama 3 is not.
+        if model.config.get("rope_scaling", {}).get("rope_type") == "llama3":
+            config.rope_parameters = {**(config.rope_parameters or {}), **model.config["rope_scaling"]}
         config.save_pretrained(folder)
         transformers.AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
     # A faulty file makes transformers raise errors of many kinds.

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, final
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -42,8 +43,11 @@ from loralens.formats.models.low_bit.gguf_layouts import (
     decoded,
     float_rows,
 )
+from loralens.linalg.exact import Singles
 from loralens.tables.numbers import count
 
+ROPE_FACTORS = "rope_freqs.weight"
+MOST_FACTORS = 1 << 12  # half of the width of a head, which is 64 or 128 in most models
 _SHOWN = 6  # most names that a message lists
 
 
@@ -72,7 +76,7 @@ class StoredWeight(NamedTuple):
 
 
 @final
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
 class GgufModel:
     """A GGUF model.
 
@@ -116,14 +120,22 @@ class GgufModel:
         begin = header.start + info.begin + (weight.expert or 0) * nbytes
         return header.file.array(begin, (nbytes,), np.dtype(np.uint8))
 
+    def stored(self, key: str) -> LazyArray:
+        """A weight as it is hashed: numbers in Hugging Face's order if it is stored in floats, else `raw` bytes."""
+        return self.tensors[key] if self.info(self.weights[key]).kind in DTYPES else self.raw(key)
+
     @property
     def has_codes(self) -> bool:
         """Whether some weights are stored as codes, including types that cannot be decoded."""
         return any(info.kind not in DTYPES for header in self.headers for info in header.infos.values())
 
 
+# Models that are in use: a verb asks several times for the same one, and its vocabulary alone takes 40 ms to pass.
+_IN_USE: WeakValueDictionary[tuple[Path, ...], GgufModel] = WeakValueDictionary()
+
+
 def open_gguf(paths: tuple[Path, ...]) -> GgufModel:
-    """Open a GGUF model. Only headers are read.
+    """Open a GGUF model. Only headers are read, and not again while the model is in use and its files are the same.
 
     Raises
     ------
@@ -132,6 +144,14 @@ def open_gguf(paths: tuple[Path, ...]) -> GgufModel:
     MismatchError
         The rows of q or k cannot be divided into heads.
     """
+    files = tuple(path.absolute() for path in paths)
+    model = _IN_USE.get(files)
+    if model is None or not all(header.file.is_unchanged for header in model.headers):
+        model = _IN_USE[files] = _read_gguf(paths)
+    return model
+
+
+def _read_gguf(paths: tuple[Path, ...]) -> GgufModel:
     headers = tuple(read_gguf_header(path) for path in paths)
     with place(paths[0]):
         values = headers[0].values
@@ -161,9 +181,18 @@ def open_gguf(paths: tuple[Path, ...]) -> GgufModel:
         vocabulary=embedding.shape[0] if embedding else None,
         tied="output.weight" not in infos,
         routed=any(name.endswith(f"{STACK}.weight") for name in infos),
+        rope_factors=_rope_factors(tensors),
     )
     notes = tuple(_notes(headers, weights))
     return GgufModel(paths, headers, arch, config, weights, tensors, coded, notes)
+
+
+def _rope_factors(tensors: Mapping[str, LazyArray]) -> Singles | None:
+    """The factors of Llama 3's positions, which are a short vector; None if the model has none."""
+    tensor = tensors.get(ROPE_FACTORS)
+    if tensor is None or tensor.ndim != 1 or tensor.dtype != np.float32 or tensor.size > MOST_FACTORS:
+        return None
+    return np.asarray(tensor.read())
 
 
 def _check_parts(headers: tuple[GgufHeader, ...]) -> None:

@@ -115,7 +115,9 @@ class WriteJob(NamedTuple):
     blocks
         Yields its numbers in order.
     copied
-        Whether the tensor is unchanged. Only such tensors are passed to ``watch``: the caller makes the others itself.
+        Whether it is a copy. A changed tensor is known to the caller, who makes its rows.
+    watched
+        Gives what `JobWriter.watch` is called with, if that is not what is written.
     """
 
     key: str
@@ -124,6 +126,7 @@ class WriteJob(NamedTuple):
     nbytes: int
     blocks: Callable[[], Iterator[Array]]
     copied: bool
+    watched: Callable[[], Iterator[Array]] | None = None
 
 
 @final
@@ -148,7 +151,7 @@ class JobWriter:
         for block in job.blocks():
             if stop.is_set():
                 return
-            if self.watch and job.copied:
+            if self.watch and job.copied and job.watched is None:
                 self.watch(job.key, block)
             data = np.ascontiguousarray(block).reshape(-1).view(np.uint8).data
             write_at(job.file, data, offset)
@@ -156,6 +159,8 @@ class JobWriter:
             offset += len(data)
             if self.step:
                 self.step(len(data))
+        for block in job.watched() if self.watch and job.watched else ():
+            self.watch(job.key, block)  # type: ignore[misc]
         assert offset == job.offset + job.nbytes, (job.key, offset - job.offset, job.nbytes)
 
 

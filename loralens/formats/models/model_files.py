@@ -89,8 +89,8 @@ class ModelFiles:
 
     @property
     def stored(self) -> dict[str, LazyArray]:
-        """Every tensor by its key, in the bytes and the order of the file; those of GGUF are bytes without a shape."""
-        return {key: self.gguf.raw(key) for key in self.gguf.weights} if self.gguf else self.tensors
+        """Every tensor by its key, as the file has it; codes of GGUF are bytes without a shape, in the file's order."""
+        return {key: self.gguf.stored(key) for key in self.gguf.weights} if self.gguf else self.tensors
 
     def check_copyable(self) -> None:
         """Refuse a folder with something that cannot be copied, before any work is done.

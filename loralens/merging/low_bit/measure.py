@@ -9,6 +9,7 @@ import numpy as np
 from loralens.core.coded_weight import GridRows
 from loralens.linalg.exact import Singles
 from loralens.linalg.factor import Floats
+from loralens.merging.apply import MergedBlock
 from loralens.merging.fidelity import CodeFidelity, Fidelity, LossSums, dot
 from loralens.merging.low_bit.apply import CodesBlock, CodesMerge
 from loralens.merging.low_bit.clipping import clipped_share
@@ -96,6 +97,8 @@ class CodesSums:
     seen: int = 0
     changed: int = 0
     clipped: int = 0
+    lost_on_inputs: float = 0.0
+    update_on_inputs: float = 0.0
 
     def __post_init__(self) -> None:
         self.losses = LossSums(self.slab)
@@ -113,6 +116,10 @@ class CodesSums:
         # Every k-th row of the block, from its first one on.
         every = slice(None, None, max(1, size // SAMPLE))
         self.prediction.take(rows_of(block.grid, every), block.D[every], block.moves[every])
+        moments = self.merge.rounding.moments
+        if moments is not None:
+            self.lost_on_inputs += moments.energy(lost[every])
+            self.update_on_inputs += moments.energy(block.D[every])
 
     def fidelity(self) -> Fidelity:
         """The fidelity of all rows together."""
@@ -142,7 +149,35 @@ class CodesSums:
                 expected.share(expected.moving),
                 1 - expected.gain,
                 expected.noise,
+                sqrt(max(self.lost_on_inputs, 0.0) / self.update_on_inputs) if self.update_on_inputs > 0 else None,
             ),
+        )
+
+
+@final
+class QuantisedSums:
+    """Sums over the blocks of one slab whose merged floats were quantised once."""
+
+    def __init__(self, slab: Slab) -> None:
+        self._losses, self._module = LossSums(slab), slab.module
+        self._seen = 0
+
+    def take(self, block: MergedBlock, quantised: Singles) -> None:
+        """Add the next rows, and the numbers that they are quantised to."""
+        W = block.W.astype(np.float32)
+        # With DoRA this is g·(W + D) − W.
+        D = block.merged.astype(np.float32) - W
+        lost = quantised - W - D
+        self._seen += lost.size
+        self._losses.take(block.start, (dot(D, D), dot(lost, D), dot(lost, lost)), lost)
+
+    def fidelity(self) -> Fidelity:
+        """The fidelity of all rows together."""
+        sums = self._losses
+        measured = sums.gain, sums.error, sums.subspace_error
+        # Every number moves to a level, whether the adapter moves it or not.
+        return Fidelity(
+            self._module, *measured, 0.0, None, None, None, *sums.directions(self._seen), sums.norm, self._seen, 0
         )
 
 

@@ -16,7 +16,7 @@ from loralens.core.lazy import Array
 from loralens.linalg.exact import Singles
 from loralens.linalg.nf4 import BLOCK, LEVELS, dequantise_nf4, quantise_nf4
 from loralens.merging.apply import MergedBlock, TensorMerge
-from loralens.merging.fidelity import Fidelity, LossSums, dot
+from loralens.merging.low_bit.measure import QuantisedSums
 from loralens.merging.plan import TensorPlan
 from loralens.merging.record import StoredCodes, TensorRecord, feed_hash
 
@@ -63,7 +63,7 @@ class Nf4Recorder:
         self._fidelity = fidelity and codes and merge.plan.matrix[1] % BLOCK == 0
         self._before = sha256() if hashes and codes and merge.plan.base is not None else None
         self._after = sha256() if hashes else None
-        self._sums: dict[int, _Sums] = {}
+        self._sums: dict[int, QuantisedSums] = {}
 
     def blocks(self) -> Iterator[Array]:
         """Yield the part in order. When all has been taken, `record` is complete."""
@@ -98,7 +98,7 @@ class Nf4Recorder:
     def _measure(self, block: MergedBlock, quantised: Singles) -> None:
         slab = block.slab
         assert slab is not None
-        self._sums.setdefault(slab.start, _Sums(LossSums(slab), slab.module)).take(block, quantised)
+        self._sums.setdefault(slab.start, QuantisedSums(slab)).take(block, quantised)
 
     def record(self) -> TensorRecord:
         """The record of all blocks; that of a part beside the codes has only a hash."""
@@ -115,30 +115,6 @@ class Nf4Recorder:
             "nothing",
             {},
             StoredCodes(plan.key + self._part, "bitsandbytes NF4", dtype, shape),
-        )
-
-
-class _Sums:
-    """Sums over the blocks of a slab."""
-
-    def __init__(self, losses: LossSums, module: str) -> None:
-        self._losses, self._module = losses, module
-        self._seen = 0
-
-    def take(self, block: MergedBlock, quantised: Singles) -> None:
-        W = block.W.astype(np.float32)
-        # With DoRA this is g·(W + D) − W.
-        D = block.merged.astype(np.float32) - W
-        lost = quantised - W - D
-        self._seen += lost.size
-        self._losses.take(block.start, (dot(D, D), dot(lost, D), dot(lost, lost)), lost)
-
-    def fidelity(self) -> Fidelity:
-        sums = self._losses
-        measured = sums.gain, sums.error, sums.subspace_error
-        # Every number moves to a level, whether the adapter moves it or not, so the share of unchanged ones is 0.
-        return Fidelity(
-            self._module, *measured, 0.0, None, None, None, *sums.directions(self._seen), sums.norm, self._seen, 0
         )
 
 

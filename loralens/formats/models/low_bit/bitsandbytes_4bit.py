@@ -108,6 +108,8 @@ def _weight(stored: Tensors, key: str, state_key: str, kind: str) -> Found:
     keys = (key, state_key, *(name for end in PARTS if (name := f"{key}.{end}") in stored))
     # If a row is not a multiple of a block, a group is a part of a block, so that the groups of all rows are alike.
     width, group = shape[-1], gcd(shape[-1], block)
+    # A byte may hold codes of two rows, and a number of a wider dtype may have bytes left over behind the last row.
+    by_rows = width % 2 == 0 and codes.nbytes == size // 2
     weight = GroupedWeight(
         f"bitsandbytes {kind.upper()}",
         shape,
@@ -115,10 +117,9 @@ def _weight(stored: Tensors, key: str, state_key: str, kind: str) -> Found:
         key,
         block=partial(_block, codes, scales, width=width, group=group, block=block),
         groups=partial(Groups.of_size, width, group),
-        pack=partial(_pack, codes),
+        pack=_pack if by_rows else partial(_pack_whole, codes),
         levels=TABLES[kind],
-        # A byte may hold codes of two rows.
-        by_rows=width % 2 == 0,
+        by_rows=by_rows,
     )
     return Found(key, weight.weight(), keys)
 
@@ -164,14 +165,15 @@ def _block(codes: LazyArray, scales: Scales, start: int, stop: int, *, width: in
     return CodeBlock(rows, read[places - base].reshape(stop - start, width // group))
 
 
-def _pack(codes: LazyArray, first: int, stored: Array) -> Bytes:  # noqa: ARG001 - every layout has this form
-    """The bytes of rows, or of the whole weight if rows have an odd width."""
-    rows, width = stored.shape
+def _pack(first: int, stored: Array) -> Bytes:  # noqa: ARG001 - rows are alike
+    """The bytes of some rows of even width."""
+    pairs = stored.astype(np.uint8)
+    return (pairs[:, ::2] << np.uint8(4)) | pairs[:, 1::2]
+
+
+def _pack_whole(codes: LazyArray, first: int, stored: Array) -> Bytes:  # noqa: ARG001 - always all rows
+    """The bytes of the whole stored tensor. What its last bytes hold beyond the weight stays as it is."""
     flat: Bytes = stored.astype(np.uint8).reshape(-1)
-    if width % 2 == 0:
-        joined: Bytes = (flat[::2] << np.uint8(4)) | flat[1::2]
-        return joined.reshape(rows, width // 2)
-    # The codes are those of all rows. Padding after the last code stays as it is.
     data = stored_bytes(codes, 0, codes.nbytes).copy()
     high, low = flat[::2] << np.uint8(4), flat[1::2]
     data[: high.size] = high | (data[: high.size] & np.uint8(15))
