@@ -172,7 +172,7 @@ class MergeRun:
         ours += [name for name in files.companions if self.inputs.plan.dropped and name in SETTINGS]
         types = self.inputs.quantised.types
         total = bytes_of_copy(files, self._changes, self.inputs.dtype, types)
-        # Patches wait on the output's disk until all are known, so that memory does not grow with the model.
+        # Patches are kept on the output's disk until all are known, so that memory does not grow with the model.
         with Spool(output.absolute().parent) as spool, keep_files(outside, output), progress("merging", total) as step:
             self.spool = spool if undo else None
             write_copy(
