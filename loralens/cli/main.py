@@ -275,11 +275,11 @@ def run() -> None:
     except click.exceptions.Abort:
         number = signals[0] if signals else signal.SIGINT
         click.echo(ENDED[signal.Signals(number)], err=True)
-        sys.exit(SIGNALLED + number)
+        code = SIGNALLED + number
     except click.ClickException as error:
         with harmless_output():
             error.show()
-        sys.exit(error.exit_code)
+        code = error.exit_code
     except OSError as error:
         _report_os_error(error)
     try:
@@ -288,5 +288,6 @@ def run() -> None:
         _report_os_error(error)
     with suppress(OSError):
         sys.stderr.flush()
-    # Nothing is left to do, and an ordinary exit would take 7 % of the time of a short command, to unload NumPy.
+    # Nothing is left to do, and an ordinary exit would take 7 % of the time of a short command, to unload NumPy. With
+    # `python -m` it would also end by SIGINT, whatever the code, if a signal came while `exec` made a dataclass.
     os._exit(code if isinstance(code, int) else 0)

@@ -67,6 +67,11 @@ class Extra:
     tensor: LazyArray
     parameter: str = "weight"
 
+    def __post_init__(self) -> None:
+        # A bias on B is added to the bias of its module, whatever its dialect calls it.
+        if self.role == "lora_bias":
+            object.__setattr__(self, "parameter", "bias")
+
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)

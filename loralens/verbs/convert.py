@@ -110,7 +110,7 @@ class ConvertResult(Written):
             what = f"over all modules: what rank {self.rank} leaves out"
             lines.append(f"truncation  ‖ΔW−ΔW'‖/‖ΔW‖ = {percent(self.truncation)} {what}")
         if self.rounding.worst:
-            lines.append(f"{self.rounding}" + (f", {self.bits} bits a number" if self.bits else ""))
+            lines.append(f"{self.rounding}" + (f", {self.bits} bits per number" if self.bits else ""))
         return lines
 
     def record(self) -> dict[str, Any]:

@@ -39,10 +39,14 @@ def conclusion_on_codes(total: Mapping[str, Any]) -> list[str]:
     drawn, swept = total["drawn"], total["swept"]
     draw = "by stochastic rounding"
     way = draw if not swept else f"{draw} and a sweep" if not drawn else f"{draw}, with a sweep in {swept} weights"
-    own = total["subspace_error"]
-    inside = "" if own is None else f" and an error of {number(own)} in its own directions"
+    # A sweep moves the error to where inputs are small, which the adapter's own directions do not show.
+    on_inputs, own = total["input_error"], total["subspace_error"]
+    if on_inputs is not None:
+        error = f" and an error of {number(on_inputs)} on the measured inputs"
+    else:
+        error = "" if own is None else f" and an error of {number(own)} in its own directions"
     return [
-        f"The update arrived with a gain of {total['gain']:.4f}{inside}, {way}.",
+        f"The update arrived with a gain of {total['gain']:.4f}{error}, {way}.",
         f"{percent(total['changed'])} of the codes changed, {percent(total['clipped'])} were clipped, and the noise is "
         f"{number(total['noise'])} times the update.",
     ]
