@@ -87,7 +87,7 @@ def check_combinable(name: str, row: Row, labels: Sequence[str]) -> None:
             continue
         with place(label), place(name):
             if not isinstance(update, LowRank):
-                _ = update.factors  # raises, with the way out
+                _ = update.factors  # raises an error that says how to get factors
             if update.layout.kind == "conv" and update.layout.groups > 1:
                 raise MismatchError(
                     "the B of a grouped convolution is block-diagonal, and that of a combination would not be",
@@ -97,7 +97,7 @@ def check_combinable(name: str, row: Row, labels: Sequence[str]) -> None:
 
 
 def check_same_rows(name: str, row: Row) -> None:
-    """Refuse updates with rows in two orders: these are rows of different outputs, so no comparison means anything."""
+    """Refuse updates whose rows have two orders: rows with one number then belong to different outputs."""
     orders = {update.layout.rows for update in row if update is not None}
     if len(orders) > 1:
         raise MismatchError(

@@ -164,7 +164,7 @@ def _exists(path: Path, *, overwrite: bool) -> bool:
         # What a killed run moved aside is restored before anything is written, so it counts as existing.
         exists = path.exists() or is_moved_aside(path)
         if exists and not overwrite:
-            # A folder of several adapters is where a new file belongs, and not what it replaces.
+            # A new file belongs into a folder of several adapters, and does not replace it.
             other = path.is_dir() and not any((path / name).exists() for name in NAMES)
             inside = f", such as {path.name}/NAME.safetensors" if other else ""
             raise OptionError("exists", fix=f"choose another target{inside}, or give --overwrite")

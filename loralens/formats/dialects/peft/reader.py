@@ -66,7 +66,7 @@ def read(stored: Stored) -> Adapter:
         raise FormatError(f"holds several adapters: {', '.join(sorted(names))}", fix="save each one to its own folder")
     kind = peft_types.type_of(stored)
     config = None if stored.config is None else PeftConfig(peft_types.lora_fields(stored.config))
-    # Their blocks are not the factors of the whole weight.
+    # The stored blocks are not the factors of the whole weight.
     if config and config.fields.get("use_bdlora"):
         raise FormatError("use_bdlora: factors are stored as compact blocks", fix="merge or convert it with PEFT first")
     findings: list[Finding] = [] if config else [_alpha_unknown()]
