@@ -171,7 +171,7 @@ class MergeRun:
         # Programs would take a model of floats for one of codes.
         ours += [name for name in files.companions if self.inputs.plan.dropped and name in SETTINGS]
         total = bytes_of_copy(files, self._changes, self.inputs.dtype, self.inputs.quantised.types)
-        # Patches wait on the output's disk until all are known, so that memory does not grow with the model.
+        # Patches are kept on the output's disk until all are known, so that memory does not grow with the model.
         with Spool(output.absolute().parent) as spool, keep_files(outside, output), progress("merging", total) as step:
             self.spool = spool if undo else None
             write_copy(
