@@ -56,7 +56,7 @@ def _quantise_q4_1(blocks: Singles) -> QuantisedBlocks:
         codes = np.trunc((blocks - least) * _inverse(d) + np.float32(0.5)).astype(np.uint8).clip(0, 15)
     # The low nibbles are the first 16 numbers of a block.
     packed = codes[:, :16] | (codes[:, 16:] << np.uint8(4))
-    # Numbers beyond float16 become infinite, as with ggml. The caller counts them.
+    # Scales beyond float16 become infinite, as with ggml. The merge refuses them.
     with np.errstate(over="ignore", invalid="ignore"):
         step, offset = d.astype(np.float16), least.astype(np.float16)
         numbers = codes * step.astype(np.float32) + offset.astype(np.float32)
