@@ -180,7 +180,7 @@ def prepare_merge(
     For DoRA the weight is read once here, to compute the norms.
     """
     source = plan.source
-    # The precision of D follows the dtype of the base, as unmerging knows that and not the one that is written.
+    # The precision of D follows the dtype of the base, not the dtype of the result. Unmerging by a patch does the same.
     products = {slab.start: slab.update(slices_for(source.dtype), device) for slab in plan.slabs}
     rows = MatrixRows(source, plan.matrix)
     scales = MatrixRows(plan.scale, plan.matrix) if plan.scale else None

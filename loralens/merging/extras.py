@@ -30,7 +30,7 @@ class Changes:
     magnitude : tuple of (LazyArray or None, bool) or None
         DoRA's lengths (None stands for those of the base), and whether there is one length for each output.
     added : tuple of (float, Structured)
-        Full differences with the weight of the adapter.
+        Full differences, each with the strength of its adapter.
     """
 
     replacement: LazyArray | None = None
@@ -81,7 +81,7 @@ def find_changes(adapter: Adapter, strength: float, weights: Weights, base: Mapp
     # A weight of an adapter cannot scale a replacement: there is no difference to scale.
     if replaced and strength != 1:
         what = "1 tensor" if len(replaced) == 1 else f"{len(replaced)} tensors"
-        result.notes.append(f"{what} trained in full: taken instead of the base's, whatever the adapter's weight")
+        result.notes.append(f"{what} trained in full: used in place of the base's; the adapter's weight does not apply")
     return result
 
 

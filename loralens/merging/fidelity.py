@@ -160,7 +160,7 @@ class LossSums:
         return sqrt(self._sum_inside + dot(self._inside, self._inside)) / self.norm if self.D_D else 0.0
 
     def directions(self, entries: int) -> tuple[int, int]:
-        """The number of singular values of D, and of those above the rounding noise, in a slab of so many entries."""
+        """The number of singular values of D, and how many exceed the noise, for a slab of size ``entries``."""
         s = self._singular_values()
         # The measured rounding error of one entry is used, not the predicted one.
         noise = sqrt(self.lost / max(entries, 1))

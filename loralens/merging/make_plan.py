@@ -21,7 +21,7 @@ from loralens.merging.tied_weights import Tied
 
 SINGLE = 2.0**128  # the smallest power of two beyond the range of float32
 CHANGED_BASE = {  # code of a finding of a reader → the reason why the update cannot be added to the original base
-    "mutated-base": "it was trained on a changed base, so scale·B·A is not its change",
+    "mutated-base": "it was trained on a changed base, so scale·B·A is not the change of the original base",
     "kasa-config": "KaSA truncates the base weight too",
     "layer-replication": "its layers index a replicated stack",
     "alora-invocation-tokens": "aLoRA acts only after its invocation tokens",
@@ -148,7 +148,7 @@ def _find_weights(modules: Updates, base: Mapping[str, LazyArray], *, conv1d: bo
     try:
         return weights_of(modules, base, conv1d=conv1d, allow_missing=allow_missing)
     except MismatchError as error:
-        # weights_of serves verbs that have no such option, so the advice is added here.
+        # weights_of also serves verbs without the option --allow-missing, so its advice is extended here.
         advice = MismatchError(error.what, fix=f"{error.fix}; or leave them out with --allow-missing")
         advice.where = error.where
         raise advice from error

@@ -87,7 +87,7 @@ class Prediction:
         if self._mode == "stochastic":
             factor = np.float64(1) if unit is None else unit.astype(np.float64)
             u = ulp(w / factor, self._dtype) * factor
-            # A number of the dtype has the fraction 0, so only D counts where W is one.
+            # If W is a number of the dtype, its fraction is 0, and only D counts.
             fraction = (d.astype(np.float64) if self._alone or unit is not None else w.astype(np.float64) + d) / u % 1
             return u * u * fraction * (1 - fraction), d == 0  # an entry that may move counts as moved
         # Cheaper than rounding the sum, and without the cancellation of W' − W.

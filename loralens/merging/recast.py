@@ -26,7 +26,7 @@ def recast(
     without: Collection[str],
     config: Mapping[str, Any],
 ) -> MergePlan:
-    """Add all other tensors that change their dtype, and the fields of the configuration that name it, to a plan.
+    """Add to a plan all other tensors that change their dtype, and the fields of the configuration that name the dtype.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ def recast(
     dtype : str or None
         NumPy's name of the dtype. None keeps the dtype of every tensor.
     scales : mapping of str to LazyArray
-        The scales of float8 weights. In another dtype these weights are stored multiplied, without scales.
+        The scales of float8 weights. In another dtype these weights are stored as products, without scales.
     coded : collection of str
         Keys of the weights that are stored as codes. In another dtype they are stored as floats.
     without : collection of str

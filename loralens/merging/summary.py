@@ -105,7 +105,7 @@ def total_entry(records: Sequence[TensorRecord], *, kept_bytes: int = 0, kept_we
     size = kept_bytes + sum(record.patch_bytes for record in patched)
     weights = kept_weights + sum(record.plan.base.size for record in patched if record.plan.base is not None)
     return {
-        # A weight that becomes codes is stored in several tensors.
+        # A weight that becomes NF4 codes has a record for each of its stored tensors. It counts once.
         "tensors": len({record.plan.key for record in records}),
         "gain": _mean([(part.gain, part.norm) for part in parts]),
         "relative_error": _root_mean([(part.error, part.norm) for part in parts]),

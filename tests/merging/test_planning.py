@@ -183,7 +183,7 @@ def test_what_replaces_counts_once_whatever_the_weight():
     case = resized(make())
     case.adapters = [(case.adapters[0][0], 0.5)]
     assert planned(case).notes == (
-        "1 tensor trained in full: taken instead of the base's, whatever the adapter's weight",
+        "1 tensor trained in full: used in place of the base's; the adapter's weight does not apply",
     )
 
 

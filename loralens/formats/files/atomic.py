@@ -167,7 +167,7 @@ def move_aside(target: Path) -> Iterator[Path | None]:
             os.close(descriptor)
 
 
-# opens the file that will be at a path: `atomic_file`, or one of several by `Staging.put`
+# Opens a stream for the file that will be at a path: `atomic_file` for a single file, `Staging.put` for several.
 Put = Callable[[Path], AbstractContextManager[BinaryIO]]
 
 

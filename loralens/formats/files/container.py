@@ -31,7 +31,7 @@ HEADER_LIMIT = 100_000_000  # bytes; the limit of the reference implementation
 MOST_AXES = 64  # NumPy's limit
 PIECE = 1 << 20  # bytes of a tensor that are copied at a time, so that memory does not grow with the tensor
 
-# All dtypes of safetensors that NumPy has, with ml_dtypes for the others. Those of less than 8 bits are missing.
+# The dtypes of safetensors, from NumPy or from ml_dtypes. Those of less than 8 bits are missing.
 _TYPES: dict[str, type] = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
     "F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2, "F8_E4M3FNUZ": ml_dtypes.float8_e4m3fnuz,
@@ -147,7 +147,7 @@ class Stored:
     plain
         Numbers, strings and lists that a pickle or GGUF file holds beside its tensors.
     names
-        When writing: the names that this dialect had to give to modules → their canonical names, where they differ.
+        Only when writing. Names of modules in this dialect → their canonical names, as far as the two differ.
     file
         The safetensors file that the tensors are read from.
     """
@@ -165,7 +165,8 @@ class Stored:
 class Files:
     """The names of the files of a dialect: the weights, whose suffix names the container, and the configuration.
 
-    ``optional`` means that the dialect rarely has a configuration, so an existing file of that name is left alone.
+    ``optional`` is for dialects that rarely have a configuration. If the adapter has none, an existing file of that
+    name is left alone.
     """
 
     weights: str
@@ -253,7 +254,7 @@ def _check_coverage(spans: Mapping[str, Span], size: int) -> None:
         if end > size:
             what = f"{key} ends at byte {end:,} of the data, but the file holds {size:,}: the file is truncated"
             raise FormatError(what, fix=_TRUNCATED)
-    # The entry before the first tensor makes it begin at byte 0.
+    # The pair (0, 0) in front demands that the first tensor begins at byte 0.
     for (_, end, first), (begin, _, second) in pairwise([(0, 0, "the start"), *ordered]):
         if begin != end:
             how = "overlap" if begin < end else f"leave {begin - end:,} unused bytes between them"

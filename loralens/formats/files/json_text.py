@@ -46,7 +46,7 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def check_printable(name: str) -> None:
     """Refuse a name that could move the cursor of a terminal, hide text, or fill the screen."""
-    # The length comes first: the search takes time with it.
+    # The length is checked first, because the time of the search grows with it.
     if len(name) > NAME_LIMIT:
         raise FormatError(f"a name is {len(name):,} characters long: {name[:40]!a}…", fix="rename it")
     if not is_safe_text(name):

@@ -90,7 +90,7 @@ def _make(path: Path, *, folder: bool) -> int | None:
 
 
 def tidy(target: Path) -> None:
-    """Remove what killed runs left beside a target, and restore what one moved aside and did not replace."""
+    """Remove what killed runs left beside a target, and restore what they moved aside and did not replace."""
     for path in _places(target):
         tidy_folder(path.parent, {path.name}.__contains__)
 
@@ -178,7 +178,7 @@ def _is_alive(pid: int) -> bool:
 
 def restore_pair(pair: Path, weights: Path) -> None:
     """Restore first the files beside the weights and then the weights, if these were moved aside and not replaced."""
-    # The weights come last. Without them nothing can be loaded, and so no weights with the wrong configuration.
+    # The weights come last: until then no adapter can be loaded, so none is loaded with the wrong configuration.
     if os.path.lexists(pair / weights.name) and not os.path.lexists(weights):
         for name in COMPANIONS:
             if os.path.lexists(pair / name):

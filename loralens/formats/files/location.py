@@ -63,8 +63,9 @@ def _report_os_errors(path: Path) -> Iterator[None]:
 def existing_path(path: Path) -> Path:
     """Find what a path names: an existing file or folder, a Hub id in the local cache, or an installed package.
 
-    For a Hub id it is the folder of the snapshot, for a package the folder of its model, or its GGUF file. Where a
-    model is read, `loralens.formats.models.model_location.model_path` gives the folder that such a name means.
+    For a Hub id it is the folder of the snapshot, for a package the folder of its model, or its GGUF file. Readers of
+    models call `loralens.formats.models.model_location.model_path`, which turns the GGUF file of a package into a
+    folder of floats.
 
     Raises
     ------

@@ -26,7 +26,7 @@ Tensors = Mapping[str, LazyArray]
 
 
 def dequantise(tensors: Tensors, config: Mapping[str, Any] | None) -> tuple[Tensors, tuple[Finding, ...]]:
-    """The tensors, with float8 weights multiplied by their scales to float32 and without the scales, and a note on it.
+    """The tensors without scales, with float8 weights multiplied by their scales to float32; also a note that says so.
 
     Raises
     ------

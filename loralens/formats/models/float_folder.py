@@ -96,7 +96,7 @@ def _write_beside(gguf: Path, model: GgufModel, folder: Path) -> None:
         config.architectures, config.dtype = model.config["architectures"], "float32"
         if "rms_norm_eps" in model.config:
             config.rms_norm_eps = model.config["rms_norm_eps"]
-        # It reads the scaling of positions from the key-values, where that of Llama 3 is not.
+        # transformers reads the scaling of positions from the key-values, but they do not state that of Llama 3.
         if model.config.get("rope_scaling", {}).get("rope_type") == "llama3":
             config.rope_parameters = {**(config.rope_parameters or {}), **model.config["rope_scaling"]}
         config.save_pretrained(folder)

@@ -130,7 +130,7 @@ class GgufModel:
         return any(info.kind not in DTYPES for header in self.headers for info in header.infos.values())
 
 
-# Models that are in use: a verb asks several times for the same one, and its vocabulary alone takes 40 ms to pass.
+# Models that are in use. A verb opens the same model several times, and skipping its vocabulary alone takes 40 ms.
 _IN_USE: WeakValueDictionary[tuple[Path, ...], GgufModel] = WeakValueDictionary()
 
 
@@ -236,7 +236,7 @@ def _order(base: str, info: TensorInfo, arch: Architecture, heads: Heads | None)
     if not (arch.permuted and gguf_rows.rotary(base)):
         return None
     if heads is None:
-        what = "llama.cpp reordered its rows head by head, but the metadata does not state one number of heads for all"
+        what = "llama.cpp reordered its rows by heads, but the metadata states no number of heads that all blocks share"
         raise FormatError(what, fix="convert the model again with a current llama.cpp")
     out = info.shape[0]
     return gguf_rows.unpermute(np.arange(out), gguf_rows.heads_in(base, heads, out))

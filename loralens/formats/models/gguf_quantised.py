@@ -1,8 +1,9 @@
 """Which weights of a GGUF model in floats llama.cpp quantises, and in which type.
 
 The rules are those of ``llama-quantize`` (``tensor_allows_quantization`` in llama.cpp's llama-quant.cpp) for the
-architectures that are read here. Where it would store the head as Q6_K, the head becomes Q8_0 here: it is finer too,
-and ggml's Python package, whose bits a merge reproduces, can make no Q6_K.
+architectures that are read here. Where ``llama-quantize`` would store the head as Q6_K, the head becomes Q8_0 here.
+Like Q6_K, Q8_0 is finer than the type of the other weights, and ggml's Python package, whose bits a merge reproduces,
+cannot make Q6_K.
 """
 
 from loralens.core.names import some

@@ -2,8 +2,8 @@
 
 If no tensor changes its type, the copy equals the original in every byte (metadata, padding, other tensors) except for
 those of the changed tensors. If some do, as in a merge in floats, the entries of all tensors are written anew after the
-key-values. Of the key-values, only ``general.file_type`` changes, ``general.quantization_version`` if weights become
-codes, and the count of a split model if a tensor is added.
+key-values. Of the key-values, ``general.file_type`` changes, and the number of tensors of a split model if a tensor is
+added. If weights become codes, ``general.quantization_version`` is added where it is missing.
 """
 
 import os
@@ -130,10 +130,10 @@ def write_gguf_copy(
     changes : collection of str
         The keys (Hugging Face's names) of the weights that ``fill`` makes.
     fill : callable
-        Gives the rows of a changed weight by its key, in Hugging Face's order and in blocks. Without ``dtype`` as the
-        original stores them: the uint8 rows of `CodedWeight.encode` for coded weights, and the stored dtype for others.
-        With ``dtype``: in that of `float_dtypes`. Weights with a type in ``types``: uint8 rows of its blocks. It is
-        called in several threads, each for one weight.
+        Gives the rows of a changed weight by its key, in Hugging Face's order and in blocks. With ``dtype`` they have
+        the dtype of `float_dtypes`. Without it, coded weights come as uint8 rows of `CodedWeight.encode`, and others in
+        their stored dtype. A weight with a type in ``types`` comes as uint8 rows of blocks of this type. It is called
+        in several threads, each for one weight.
     dtype : dtype or None
         float32, float16 or bfloat16: the copy is in floats, with the dtypes that `float_dtypes` says; weights that do
         not change are decoded and rounded. None: every tensor keeps its type.
@@ -218,7 +218,7 @@ class _PartPlan(NamedTuple):
     size
         Its bytes.
     fixed
-        Bytes that are known before any tensor is: the header, and padding that is copied, each with its position.
+        Bytes that do not belong to a tensor: the header, and padding that is copied, each with its position.
     tensors
         By llama.cpp's name.
     positions
@@ -250,7 +250,7 @@ def _plan_part(
 
 
 def _float_types(dtypes: Mapping[str, np.dtype[Any]]) -> NewTypes:
-    """The types of a copy in floats; the file has the narrowest, as all others are float32 or are not weights."""
+    """The types of a copy in floats. ``file_type`` names the narrowest dtype, since other weights are float32."""
     common = min((dtype for dtype in dtypes.values() if dtype in FILE_TYPES), key=lambda dtype: dtype.itemsize)
     return NewTypes({key: TYPES[dtype] for key, dtype in dtypes.items()}, FILE_TYPES[common])
 
@@ -386,7 +386,7 @@ def _jobs(model: GgufModel, part: int, plan: _PartPlan, makers: _Makers, fd: int
             continue
         begin = header.start + info.begin + (weight.expert or 0) * stored_bytes
         raw = header.file.array(begin, (stored_bytes,), np.dtype(np.uint8))
-        # Floats that are others in the file, or in another order, than the numbers that are hashed.
+        # The hash is that of the numbers in Hugging Face's order and without a shift, unlike the floats in the file.
         differs = info.kind in DTYPES and (weight.order is not None or weight.shift != 0)
         watched = partial(tensor_pieces, model.stored(key)) if differs else None
         yield WriteJob(key, fd, offset, nbytes, partial(tensor_pieces, raw), copied=True, watched=watched)

@@ -31,7 +31,7 @@ class Shard:
     name : str
         Its path within the model's folder, with ``/``.
     prefix : str
-        The component of a pipeline and a dot, which its keys get among the keys of the model.
+        For a component of a pipeline its name and a dot, else empty. The keys of the model begin with this prefix.
     header : bytes
         Its length and JSON as they are in the file, because every writer has its own order of fields and its spaces.
     offsets : mapping of str to int
@@ -71,7 +71,8 @@ class ModelFiles:
     root
         Its folder, or its only file.
     left_out
-        Files that hold the same weights in another form. A changed copy leaves them out, because they are unchanged.
+        Files that hold the same weights in another form. A changed copy leaves them out, because they would still hold
+        the old weights.
     gguf
         The model if it is GGUF. Its shards are its GGUF files then, without headers, and `write_gguf_copy` copies it.
     """

@@ -33,7 +33,7 @@ def resolve_path(path: Path) -> Path:
 
 
 def model_path(path: Path) -> Path:
-    """The file or folder of a model. The name of a package with a GGUF model means its folder in floats.
+    """The file or folder of a model. For the name of a package with a GGUF model, its `float_folder`.
 
     Raises
     ------

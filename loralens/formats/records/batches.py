@@ -144,7 +144,7 @@ def adapter_digest(path: Path) -> str:
 def output_digest(path: Path) -> str | None:
     """SHA-256 of what is at the target of a run: a file, or the files of adapters in a folder; None if nothing is.
 
-    Other files in a folder do not count, so a README that a user adds changes nothing. Another adapter does.
+    Other files in a folder do not count: a README that a user adds does not change the digest. Another adapter does.
     """
     files = [path] if os.path.lexists(path) else []
     if path.is_dir():

@@ -78,7 +78,7 @@ def _walk(root: Path) -> Iterator[Path]:
     waiting = deque([root])
     while waiting:
         start = waiting.popleft()
-        # Such a link would lead through the whole disk, and back to root.
+        # A link to a folder that contains root could lead through the whole disk, and back to root.
         if start != root:
             real = os.path.realpath(start)
             if os.path.commonpath([real, home]) == real:

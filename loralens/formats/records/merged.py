@@ -71,7 +71,7 @@ def file_sizes(folder: Path) -> dict[str, int]:
 
 
 def check_replaceable(target: Path, names: Collection[str]) -> None:
-    """Refuse to replace a folder by a new one that has files of these names, if a file that no merge wrote is lost.
+    """Refuse to replace a folder if a file that no merge wrote would be lost; ``names`` are the new folder's files.
 
     Raises
     ------

@@ -35,8 +35,9 @@ class RunCheckpoint(NamedTuple):
     path
         A path for `loralens.formats.load`.
     step
-        The optimiser's step: ``global_step`` of the trainer_state.json beside it, else the number in its name or in the
-        name of the only file of mlx-lm in it; None if none of these says.
+        The optimiser's step: ``global_step`` of the trainer_state.json beside the adapter, else the number in the name
+        of its file of mlx-lm, else the number in the name of the adapter or of the folder that contains it. None if
+        there is no such number.
     """
 
     path: Path

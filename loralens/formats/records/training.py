@@ -102,7 +102,7 @@ class Training:
                 what = f"{folder}: holds no training run, so it is not replaced"
                 raise OptionError(what, fix="choose another target")
             if folder.exists() and overwrite and (strangers := _strangers(folder)):
-                what = f"{folder}: holds what no training run wrote, and would be lost: {some(strangers)}"
+                what = f"{folder}: holds files that no run wrote, which would be lost: {some(strangers)}"
                 raise OptionError(what, fix="move it elsewhere, or choose another target")
         if self.folder.exists() and not self._hold.is_taken:
             check_free(self.folder)
@@ -187,7 +187,7 @@ class Training:
                 raise OptionError("has appeared meanwhile", fix=f"the finished run is {self.folder}: move it")
             # Checked again: files may have been added while the run lasted.
             if strangers := _strangers(self.target):
-                what = f"holds what no training run wrote, and would be lost: {some(strangers)}"
+                what = f"holds files that no run wrote, which would be lost: {some(strangers)}"
                 raise OptionError(what, fix=f"move it elsewhere; the finished run is {self.folder}")
             # Windows cannot rename over a folder, and no system over one that is not empty.
             with move_aside(self.target):

@@ -152,7 +152,7 @@ def compare_checkpoints(
         if ours.shape != theirs.shape:
             resized[key] = theirs.shape
             continue
-        # See `_matrices`: a module that holds other modules cannot be wrapped for a parameter of its own.
+        # A parameter of a module that contains other modules gets no pair (see `_matrices`).
         alone = "." in key and key.rpartition(".")[0] not in holders
         differences = _matrices(key, partner, ours, theirs, conv1d=conv1d, hidden=hidden, alone=alone)
         matrices.update(differences)

@@ -21,7 +21,7 @@ from loralens.merging.extraction.noise_edge import known_threshold, median_thres
 START = 16  # directions of the first computation, if the rule does not say how many it needs
 # The relative error of a mean over 65,536 entries is 1/256 of their spread.
 SAMPLE = 1 << 16  # entries from which the level of the rounding noise is estimated, within 1 %
-SETTLED = ("rank", "energy", "error")  # rules that can decide for k directions from k triplets and ‖D‖
+SETTLED = ("rank", "energy", "error")  # rules that need only k triplets and ‖D‖ to decide that k directions are kept
 
 
 @final
@@ -140,8 +140,8 @@ def compute_triplets(
     Notes
     -----
     Without a dense SVD, D is kept in float32, rounded once from the float64 difference, and `leading_svd` computes 16,
-    32, 64 … directions. Its values exceed the true ones by at most 2⁻²⁰σ₁, so no edge below that is used. A value that
-    is within its error of the edge may be on either side.
+    32, 64 … directions. These values may exceed the true ones by up to 2⁻²⁰σ₁, so the edge is never below 2⁻²⁰σ₁. A
+    value that is within its error of the edge may be on either side.
     """
     rows, columns = difference.stored
     most = min(rows, columns)
@@ -173,7 +173,7 @@ def compute_triplets(
         result = Triplets(svd.U[:, positive], svd.V[:, positive], s, dense, norm, noise, edge, error)
         if isinstance(rule, NoiseEdge):
             needed = result.above()
-        else:  # under a budget the other modules decide too, so this one alone needs nothing
+        else:  # a budget is shared by all modules, so this module alone cannot decide how many directions it needs
             needed = 0 if rule.budget else rule.rank_of(result.spectrum())
         # All values are known; the vectors beyond those needed are not kept, and a copy frees their memory.
         if dense:

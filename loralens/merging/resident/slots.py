@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # importing torch takes 1.4 s, so functions that use it impor
     from torch import Tensor, nn
 
 # torch's .numpy() knows neither bfloat16 nor float8.
-_BITS = {1: "int8", 2: "int16"}  # integer dtypes of torch and NumPy, by the bytes of floats that NumPy lacks
+_BITS = {1: "int8", 2: "int16"}  # bytes of a float dtype → integer dtype of torch and NumPy that carries its bits
 
 
 @final

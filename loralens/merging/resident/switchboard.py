@@ -101,8 +101,8 @@ class Switchboard:
     keep_tied : bool
         Let a head that shares the numbers of the embedding change with it, even if the unmerged adapter does not.
     threads : int
-        Number of weights that are processed in parallel. More than one helps only if BLAS itself uses one. The bits are
-        the same.
+        Number of weights that are processed in parallel. More than one helps only if BLAS itself uses one. The
+        result does not depend on it.
 
     Attributes
     ----------
@@ -154,7 +154,7 @@ class Switchboard:
             self._plans[((name, 1.0),)] = tensors
         self.notes = tuple(dict.fromkeys(notes))
         keys = {key for tensors in self._plans.values() for key in tensors}
-        # Only weights that some adapter changes can drift.
+        # Only weights that some adapter changes are written by this class, so only these are checked.
         self._hashes = {key: hash_rows([self._slots[key].read()]) for key in self._slots if key in keys}
 
     @property
@@ -253,7 +253,7 @@ class Switchboard:
         return plan_merge(pairs, self._base, config=UNTIED, conv1d=self._conv1d)
 
     def _without_duplicates(self, tensors: Mapping[str, TensorPlan]) -> dict[str, TensorPlan]:
-        """The plans without duplicates, which change the same memory in the same way; that of an embedding is kept."""
+        """Leave out plans that change the same memory in the same way as another; the plan of an embedding stays."""
         distinct: dict[str, TensorPlan] = {}
         # Embeddings come first, so that of two names for the same memory, the name of the embedding is kept.
         for key in sorted(tensors, key=lambda key: not _is_of_embedding(tensors[key])):

@@ -33,7 +33,7 @@ Bytes = NDArray[np.uint8]
 Keep = Callable[[bytes], LazyArray]
 
 # A difference beyond int8 costs its whole number in addition to the gap and the escape code.
-MANY = 1 / 12  # share of entries with such a difference from which on ``xor`` is smaller
+MANY = 1 / 12  # if a larger share of the entries has such a difference, ``xor`` is smaller
 # The only int8 number whose negative is not an int8 number; without it the range of differences is symmetric.
 ESCAPE = -128
 # Large enough that the overhead of each write does not matter.
@@ -278,7 +278,7 @@ class _Entries:
         """Whether all entries were returned and the streams end properly."""
         # A stream that was cut off within a gap would otherwise look complete.
         if self._last == 255:
-            raise FormatError("the places of a patch end in the middle of one", fix=_DAMAGED)
+            raise FormatError("the last gap of a patch is cut off", fix=_DAMAGED)
         return not self._places.size and all(stream.ended for stream in (self._gaps, self._near, self._far))
 
 

@@ -41,7 +41,7 @@ def subtract_block(block: MergedBlock, doubt: Doubt) -> Array:
     with np.errstate(over="ignore", invalid="ignore"):
         # Which of R and its two neighbours a merge would round to the given number.
         hits = (merge_entries(R, D, merged.dtype) == merged).astype(np.int8)
-        # Neighbours towards infinity; float8 has none, so they end at its largest number.
+        # The next numbers towards ±infinity, or towards the largest number for float8, whose types may lack infinity.
         limit = np.asarray(np.inf if R.dtype.itemsize > 1 else largest_number(R.dtype), dtype=R.dtype)
         for other in (np.nextafter(R, limit), np.nextafter(R, -limit)):
             # The limit has no further neighbour: there, `nextafter` returns the limit itself.

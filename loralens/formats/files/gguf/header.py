@@ -59,7 +59,7 @@ class Header:
         self.at += count
 
     def skip_texts(self, count: int) -> None:
-        """Skip the next ``count`` texts. Only their lengths are read, as a vocabulary has a quarter of a million."""
+        """Skip the next ``count`` texts. Only lengths are decoded: a vocabulary has a quarter of a million texts."""
         while count:
             data = self._file.read(self.at, min(MANY, max(self.remaining, 0)))
             position = 0

@@ -4,7 +4,7 @@ The container is a zip archive without compression. It has ``data.pkl``, the pic
 and storage of each tensor, and ``data/0``, ``data/1`` … with the numbers, each at a multiple of 64 bytes as in torch's
 files. The same tensors give the same bytes: nothing depends on the clock or on the order of hashes. The pickle uses
 only opcodes that ``torch.load(weights_only=True)`` and `loralens.formats.files.torch.unpickler` read. It writes every
-name once, so a file of torch does not grow when it is written again.
+name once, so a file that torch wrote does not grow when loralens writes it again.
 """
 
 from collections.abc import Iterator, Mapping

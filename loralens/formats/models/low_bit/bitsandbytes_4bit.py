@@ -29,7 +29,7 @@ from loralens.linalg.nf4 import LEVELS
 STATE = ".quant_state.bitsandbytes__"
 NF4 = Levels(LEVELS)
 _FP4 = [0.0, 0.005208333333, 0.66666667, 1.0, 0.33333333, 0.5, 0.16666667, 0.25]
-# Code 8, the second zero, has no sign either.
+# Code 8 is a second zero, and like the first one it is +0.
 FP4 = Levels(np.array([*_FP4, 0.0, *(-level for level in _FP4[1:])], np.float32))
 TABLES = {"nf4": NF4, "fp4": FP4}
 # dtypes of the codes (bnb_4bit_quant_storage)

@@ -94,7 +94,7 @@ def can_decode(number: int) -> bool:
     from gguf import GGMLQuantizationType, quants
 
     try:
-        # One block of zeros: the package says only by trying whether it decodes a type.
+        # The package has no list of the types that it decodes, so decoding one block of zeros is tried.
         quants.dequantize(np.zeros((1, TENSOR_TYPES[number].nbytes), np.uint8), GGMLQuantizationType(number))
     except (NotImplementedError, ValueError):
         return False

@@ -67,7 +67,7 @@ class Groups:
         return cls(np.arange(columns, dtype=np.intp) // size, 0 if columns % size else size)
 
     def apply(self, operation: Callable[..., Any], W: Singles, of_groups: Singles) -> None:
-        """Change W, of shape (rows, columns), in place by a ufunc with the number of every entry's group."""
+        """Apply a ufunc in place to each entry of W, (rows, columns), and the number of its group in ``of_groups``."""
         if self.size:
             view = W.reshape(len(W), W.shape[1] // self.size, self.size)
             operation(view, of_groups[:, :, None], out=view)
