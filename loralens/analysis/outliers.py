@@ -31,7 +31,7 @@ from loralens.core.names import kind_in_block, natural_key
 from loralens.linalg.factor import Floats
 
 PER_MODULE = 0.01  # bound on the share of modules that are flagged by chance; half of it is spent
-SURE = 0.03  # a gap with a higher chance is not reported, however many modules (24 or more) the kind has
+SURE = 0.03  # largest chance of a gap that is reported; this limit takes effect from 24 modules of a kind on
 NEIGHBOURS = 4  # the median of four tolerates one outlier among them
 FEWEST = 6  # modules of a kind at least: with five, only one spacing is left to compare the widest with
 # Where all other modules are alike, a small difference may not be chance and still means nothing to the user.
@@ -102,7 +102,7 @@ def _outliers_in(cells: Mapping[tuple[str, tuple[int, int]], Mapping[str, Spectr
     for kind, members in kinds.items():
         other_scales = [scale for other, scale in scales.items() if other != kind]
         x, agreed = distances[kind], float(np.median(other_scales)) if other_scales else None
-        # The false alarms allowed for one end of one quantity: a quarter of what is spent, as there are four of these.
+        # The false alarms allowed for one end of one quantity: a quarter of all, as two quantities have two ends each.
         level = min(SURE, PER_MODULE / 2 * x.size / 4)
         for end in (1, -1):  # unusually large values, then unusually small ones
             for i, chance in upper_outliers(end * x, level, agreed):
@@ -150,9 +150,9 @@ def upper_outliers(x: Floats, level: float, agreed: float | None = None) -> Sequ
     x : float64 array, shape (n,)
         n at least `FEWEST`.
     level : float
-        Bound on the expected number of flagged values if all come from one log-concave distribution. Half of it is
-        spent on the gap below the largest value. The k-th gap, up to n/8, flags k values and gets 1/k of an equal part
-        of the other half.
+        Bound on the expected number of flagged values if all come from one log-concave distribution. Half of it
+        (all of it if n < 16) is spent on the gap below the largest value. The other half is divided equally among the
+        2nd to (n/8)-th gaps. The part of the k-th gap is divided by k, because this gap flags k values.
     agreed : float, optional
         Mean spacing of other kinds, which is used if it is larger than that of these values.
     """

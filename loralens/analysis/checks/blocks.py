@@ -103,7 +103,7 @@ def _block_diagonal(reading: ModuleReading) -> int:
     if not factor or not isinstance(module, LowRank) or module.layout.kind == "merged" or factor.zeros < SPARSE:
         return 1
     nonzero = module.B != 0
-    for count in range(module.rank // 2, 1, -1):  # most blocks first; an adapter has more than one column
+    for count in range(module.rank // 2, 1, -1):  # most blocks first; every block has at least two columns
         if module.rank % count == 0 and _is_block_diagonal(nonzero, count):
             return count
     return 1
