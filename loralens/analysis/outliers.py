@@ -15,8 +15,9 @@ m, with the probability (1 + R/(m−k))^−(m−k). A log-concave x is a concave
 variable (Barlow & Proschan 1966). Its upper spacings are shorter relative to its lower ones, so the same value is an
 upper bound. Only the m spacings above the median are used, so that outliers at one end do not hide those at the other.
 
-Two steps are approximate: neighbours share members, and the scale counts as known better if other kinds of the adapter
-agree on it (`AGREED`). `tests/analysis/test_outliers.py` holds the rate of false flags to `PER_MODULE` by simulation.
+Two steps are approximate. Neighbours share members. If the adapter has other kinds, the larger of the kind's own scale
+and the median scale of the other kinds is used, and is treated as better known (`AGREED`).
+`tests/analysis/test_outliers.py` holds the rate of false flags to `PER_MODULE` by simulation.
 """
 
 from collections.abc import Mapping, Sequence
@@ -38,7 +39,7 @@ FEWEST = 6  # modules of a kind at least: with five, only one spacing is left to
 LEAST = log(2.0)  # smallest distance that is reported: twice the norm, or twice the odds of the effective rank
 SPREAD = 0.01  # added to the mean spacing, so that modules that are equal to rounding are compared with 1 %
 NEAR = 1e-9  # smallest distance of the share of the rank from 0 and 1; below it lies rounding
-AGREED = 3  # weight of the spacings if other kinds have the same scale, which makes the scale better known
+AGREED = 3  # weight of the spacings if there are other kinds, whose scales make the scale better known
 QUANTITIES = {"frobenius": "‖ΔW‖", "effective_rank": "effective rank"}
 
 
