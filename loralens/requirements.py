@@ -29,7 +29,7 @@ def missing_packages(use: str, packages: Iterable[str], error: ImportError | Non
     packages : iterable of str
         The packages to install.
     error : ImportError, optional
-        What Python said. A package that is installed and cannot be imported is told apart by it.
+        The error of Python. Its text shows if a package is installed and cannot be imported.
     """
     names = list(packages)
     listed = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))

@@ -27,8 +27,8 @@ class Inspection:
     modules : dict of str to Update
         The chosen modules, in natural order.
     zero : list of str
-        Modules with ΔW = 0: B or A is 0, or in a module without a pair one factor of the Kronecker product or the whole
-        matrix.
+        Modules with ΔW = 0. In a pair, B or A is then 0; in a module without a pair, a factor of the Kronecker product
+        or the whole matrix.
     extra : dict of str to Extra
         Every tensor that is not a factor of a pair.
     findings : list of Finding

@@ -359,6 +359,6 @@ class _Work:
             self.truncation[name], result = result.truncation, result.update
         if not isinstance(result, LowRank):
             return joint, joint.decompose(result)
-        # The result left the space of the updates, so it joins them, with weight 0, to be measured against them.
+        # The result is outside the space of the updates. A joint space of both is needed to compare them.
         wider = Joint.of([*self.rows[name], result], [*self.weights[name], 0.0])
         return wider, wider.decompose(wider.cores[-1])

@@ -119,7 +119,7 @@ def allocate_bits(
         what = f"a budget of {budget:,} bytes is too small"
         raise OptionError(what, fix=f"give at least {needed:,}: one direction of few bits for each module")
     # The size of the file exceeds the sum of its directions by a header that depends on the bits. The capacity is
-    # lowered by what a trial exceeds the budget, until a trial fits; each round lowers it by at least one byte.
+    # lowered by the bytes by which a trial exceeds the budget, until a trial fits; each round lowers it by 1 or more.
     chosen, capacity = floor, budget - needed + ladder.cost(floor)
     while capacity > ladder.cost(floor):  # at the floor, which fits, there is nothing left to take back
         trial = ladder.taken(capacity)

@@ -23,7 +23,7 @@ from loralens.core.threads import Step, in_threads
 from loralens.errors import OptionError, place
 
 Size = Callable[[Adapter], int]
-# Their shapes and offsets have more or fewer digits, which must not decide between two forms.
+# Shapes and offsets in a header have more or fewer digits, which must not decide between two forms.
 DIGITS = 64  # bytes by which the header entries of two forms of one module may differ
 
 
@@ -60,7 +60,7 @@ class TruncationPlan:
         With ``moments``, the directions are ordered by their effect on the data that was measured. ``step`` is called
         with 1 after every module.
 
-        Without them, no update of the same rank is nearer in the Frobenius or the spectral norm (Eckart & Young 1936).
+        Without moments, no update of the same rank is nearer in the Frobenius or spectral norm (Eckart & Young 1936).
         ΔW is never formed: the work is O((out + in)·r²) a module, and two r × r matrices a module are kept in memory.
 
         Raises

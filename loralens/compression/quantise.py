@@ -28,7 +28,7 @@ def quantise(adapter: Adapter, *, bits: int | Mapping[str, Sequence[int]], threa
     Returns
     -------
     Adapter
-        Every module has as many directions as have bits. Its factors are in memory; all else is unchanged.
+        Every module has only the directions that got bits. Its factors are in memory; all else is unchanged.
 
     Raises
     ------

@@ -152,7 +152,7 @@ class Attachment:
         with ExitStack() as stack:
             for key, new in self._new.items():
                 parameter = self.tree.parameter(key)
-                # Registered before the change, so that an error in between restores it too.
+                # Registered before the change, so that the parameter is also restored if an error occurs in between.
                 stack.callback(partial(setattr, parameter, "data", parameter.data))
                 parameter.data = new
             for name, (layer, steps_of_pair) in self._steps.items():
@@ -262,14 +262,14 @@ class Attachment:
 
     def _along_channels(self, name: str, numbers: "Tensor") -> "Tensor":
         """Reshape (out,) so that it lies along the axis of the channels in the output of the layer."""
-        # The axis counts from the end, so one axis of length 1 follows for each axis behind that of the channels.
+        # `axis` is negative. One axis of length 1 is appended for each axis that comes after the axis of the channels.
         return numbers.reshape(-1, *(1,) * (-1 - self._steps[name][1].axis))
 
 
 @contextmanager
 def keep_modes(model: "nn.Module") -> Iterator[None]:
     """Restore the training or evaluation mode of every module after the block."""
-    # Each module is restored on its own, because `train` and `eval` set all modules below one alike.
+    # Each module is restored on its own, because `train` and `eval` of a module also set all modules inside it.
     modes = [(module, module.training) for module in model.modules()]
     try:
         yield
@@ -301,8 +301,9 @@ def frozen_evaluation(model: "nn.Module", *, gradient: bool) -> Iterator[None]:
 
 
 def call(model: "nn.Module", batch: Any) -> Any:
-    """Call the model with a batch: a mapping gives keyword arguments, a tuple positional ones, else it is the argument.
+    """Call the model with a batch.
 
+    A mapping is passed as keyword arguments, a tuple as positional arguments, and anything else as the only argument.
     Tensors are moved to the device of the model first.
     """
     # A model spread over several devices takes its input on the first.

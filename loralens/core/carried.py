@@ -26,7 +26,7 @@ NORMS = ("norms", "norms_in")  # magnitudes that are not in the file and are the
 MAGNITUDES = ("magnitude", "magnitude_in", *NORMS)
 BOUND = (*MAGNITUDES, "lora_bias", "diagonal")  # roles of tensors that are meaningless without their module
 FIELDS = ("modules_to_save", "bias", "trainable_token_indices", "task_type")  # fields of PEFT about full tensors
-# The values of these fields without full tensors. `task_type` stays that of the first adapter.
+# The values of these fields in an adapter without full tensors. `task_type` stays that of the first adapter.
 NOBODY: Mapping[str, Any] = {"modules_to_save": None, "bias": "none", "trainable_token_indices": None}
 LISTED = 6  # most modules that a message names
 
@@ -69,8 +69,8 @@ def combine_extras(
     Raises
     ------
     MismatchError
-        An adapter is DoRA, a bias on B or KaSA's diagonal does not fit new factors, several adapters have full tensors
-        and ``take`` is not given, or extras are in another dialect than the first adapter.
+        An adapter is DoRA; a bias on B or KaSA's diagonal does not fit new factors; several adapters have full tensors
+        and ``take`` is not given; or extras are in another dialect than the first adapter.
     """
     # Only then do the tensors that depend on the factors still fit them.
     alone = factors_stay and len(adapters) == 1

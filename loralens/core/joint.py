@@ -54,7 +54,8 @@ class Joint:
         Singular values of M_t up to this are rounding. It is the larger of max(out, in)·ε·σ₁(ΔW_t) and
         64·ε·Σ_k‖b_k‖‖a_k‖; the second is for factors that cancel in their product.
     plain : tuple of bool
-        For left and right: whether the basis is X T with X = [B_1 … B_T] (right: [A_1ᵀ … A_Tᵀ]), the unchanged factors.
+        For left and right: whether the tall matrix ``X`` of the basis consists of the unchanged factors side by side,
+        [B_1 … B_T] (left) or [A_1ᵀ … A_Tᵀ] (right).
     width : int
         The rank to which an elementwise result of full rank is cut, if it is larger than the sum of the ranks.
     """

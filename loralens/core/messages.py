@@ -24,8 +24,9 @@ LEVELS = {"error": logging.ERROR, "warning": logging.WARNING, "note": logging.IN
 def tell(level: Level, text: str, fix: str = "", *, place: str = "") -> None:
     """Log a message; control characters in it are escaped.
 
-    ``place`` is the file that the message is about. The attributes ``place`` and ``about`` of the record have it and
-    the rest of the message, so that a handler can recognise a message that it has already shown for another file.
+    ``place`` is the file that the message is about. The log record has the attribute ``place`` with this file and the
+    attribute ``about`` with the rest of the message. A handler can so recognise a message that it has already shown for
+    another file.
     """
     # `visible` escapes control characters, since texts from files could otherwise act on a terminal.
     about = visible(text) + (f"\n  fix: {visible(fix)}" if fix else "")

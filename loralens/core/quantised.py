@@ -58,7 +58,8 @@ def quantise_module(module: LowRank, bits: int | Sequence[int]) -> LowRank:
     Raises
     ------
     OptionError
-        A bit width is not allowed or is 0 before another one, or their number is 0 or larger than that of directions.
+        A bit width is not allowed, a 0 comes before another bit width, all of them are 0, or there are more bit widths
+        than directions.
     FormatError
         A factor holds NaN or Inf, or is too large for float32.
     """

@@ -97,7 +97,7 @@ def check_combinable(name: str, row: Row, labels: Sequence[str]) -> None:
 
 
 def check_same_rows(name: str, row: Row) -> None:
-    """Refuse updates whose rows have two orders: rows with one number then belong to different outputs."""
+    """Refuse updates whose rows are in two orders, because rows of the same index then belong to different outputs."""
     orders = {update.layout.rows for update in row if update is not None}
     if len(orders) > 1:
         raise MismatchError(

@@ -102,7 +102,7 @@ class Weight:
 
 
 def add_squares(sums: NDArray[np.float64], X: NDArray[np.float64], rows: slice | None) -> None:
-    """Add the squared lengths of the columns of X to ``sums``; with ``rows``, those of its rows to ``sums[rows]``."""
+    """Add the squared lengths of the columns of X to ``sums``, or with ``rows`` those of the rows to ``sums[rows]``."""
     # einsum, because X * X would be another array of the size of the block.
     if rows is None:
         sums += np.einsum("ij,ij->j", X, X)
@@ -267,7 +267,7 @@ def _partial_weight(
 
 
 def _stored_matrix(name: str, number: int | None, tensor: LazyArray) -> LazyArray:
-    """A stored tensor as a matrix: that of this number if it is a stack, else all axes behind the first flattened."""
+    """A stored tensor as a matrix. Of a stack, take the matrix of this number; flatten any other tensor to two axes."""
     if number is None:
         return tensor.reshape(tensor.shape[0], prod(tensor.shape[1:]))
     # Numbers come from the names in an adapter, which may have been trained in a larger stack.

@@ -66,15 +66,15 @@ def leading_svd(
 
     Notes
     -----
-    There are at most 8 steps, which are 16 products with k + 8 columns. They end when the error of √Σσ² is below 1e-3
-    of it.
+    There are at most 8 steps, which are 16 products with k + 8 columns. The steps end when the
+    relative error of √Σσ² is below 1e-3.
 
     WV = US holds by construction, so ρᵢ = ‖Wᵀuᵢ − σᵢvᵢ‖ is known without another product. Some singular value of W lies
     within ρᵢ/√2 of σᵢ, and all together lie within √Σρᵢ² (Kahan 1967 on [0 W; Wᵀ 0]). Apart from rounding, σᵢ is never
     above the i-th singular value. The true error is about ρᵢ²/σᵢ, which is mostly far less than the bound. It is not
-    proved that no larger value was missed, but that would need a start orthogonal to its vector. Vectors have an error
-    of ρᵢ divided by the distance to the next value. Among crowded values the single vectors are therefore not
-    determined, only the space that they span.
+    proved that no larger value was missed, but to miss a value the start would have to be orthogonal to its vector.
+    Vectors have an error of ρᵢ divided by the distance to the next value. Among crowded values the single vectors are
+    therefore not determined, only the space that they span.
     """
     m, n = W.shape
     k = min(k, m, n)

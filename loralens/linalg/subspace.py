@@ -73,7 +73,7 @@ class Overlap:
 
     @property
     def projection_distance(self) -> float:
-        """√(p − Σcos²θ) = ‖sin θ‖₂, p = min(k1, k2), in [0, √p]: the d of Hu et al. 2021, App. G (Ham & Lee 2008).
+        """√(p − Σcos²θ) = ‖sin θ‖₂, p = min(k1, k2), in [0, √p]: the d of Hu et al. 2021, App. G (Hamm & Lee 2008).
 
         φ(k1, k2) = 1 − d²/p. The paper prints (1 − d²)/p, which is the same only for p = 1.
         """

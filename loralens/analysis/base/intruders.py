@@ -108,7 +108,7 @@ def check_plain(adapter: Adapter, names: Sequence[str], *, pairs: bool = False) 
         if name in dora:
             raise MismatchError(
                 f"{name} is DoRA: its magnitude scales the rows of W + ΔW, which no adapter of low rank can express",
-                fix="leave such modules out with --modules; merged into the base it can be compared as a whole model",
+                fix="leave such modules out with --modules, or merge the adapter and compare whole models",
             )
         if pairs:
             with place(name):

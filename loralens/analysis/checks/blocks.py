@@ -74,7 +74,7 @@ def _cuts(lengths: Array) -> tuple[int, ...]:
     if len(lengths) < 2 or not lengths.all():
         return ()
     steps = np.abs(np.diff(np.log(lengths)))
-    # The middle of the two thresholds stays undecided: there, the lengths are neither one block nor clearly several.
+    # Between the two thresholds nothing is decided: the lengths there are neither one block nor clearly several.
     cuts = [0, *(np.flatnonzero(steps > np.log(APART)) + 1).tolist(), len(lengths)]
     parts = [lengths[a:b] for a, b in pairwise(cuts)]
     clear = all(part.max() <= ALIKE * part.min() and len(part) > 1 for part in parts)
@@ -103,7 +103,7 @@ def _block_diagonal(reading: ModuleReading) -> int:
     if not factor or not isinstance(module, LowRank) or module.layout.kind == "merged" or factor.zeros < SPARSE:
         return 1
     nonzero = module.B != 0
-    for count in range(module.rank // 2, 1, -1):  # most blocks first; an adapter has more than one column
+    for count in range(module.rank // 2, 1, -1):  # most blocks first; every block has at least two columns
         if module.rank % count == 0 and _is_block_diagonal(nonzero, count):
             return count
     return 1

@@ -23,7 +23,7 @@ MOST = 0.9  # the share of the modules that must show the structure
 
 
 def look(exam: Examination) -> Iterator[Diagnosis]:
-    """Report at most one bug: the structure of the factors shows an SVD, and α = r that PEFT made them."""
+    """Report at most one bug. The structure of the factors shows an SVD, and α = r shows that PEFT made the factors."""
     pairs = {name: one for name, one in exam.pairs.items() if one.module.rank > 1}
     alpha_is_rank = all(one.module.scaling.alpha == one.module.rank for one in pairs.values())
     if exam.adapter.format != "peft" or not pairs or not alpha_is_rank:

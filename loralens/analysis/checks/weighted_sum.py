@@ -140,7 +140,7 @@ def _diagnose(exams: Sequence[Examination], t: int, sources: Sources) -> Diagnos
 
 def _bug(exams: Sequence[Examination], t: int, sources: Sources) -> tuple[str, float] | None:
     """The known bug that explains such weights, in words, and the factor by which they are too large."""
-    # The weights that the user gave are unknown. Weights that sum to 1 are usual, so another sum is the sign.
+    # The weights that the user gave are unknown. Weights that sum to 1 are usual, so another sum is a sign of a bug.
     total, subject = sum(sources.values()), exams[t]
     scales = {abs(scale) for i in sources for scale in _scales(exams[i])}
     ranks = [_rank(exams[i]) for i in sources]

@@ -6,7 +6,7 @@ SAME = 0.99
 HALF = 0.7  # at this |cosine| or a larger one, at least half of the energy of each (0.7²) is along the other
 # At this cosine or a lower one, the sum of two updates of equal norm has at most half of their energy: 1 + cosine.
 FIGHT = -0.5
-# The doctor warns of the loss in a merge from the same share on.
+# The doctor warns of the loss in a merge if it is larger than the same share.
 LARGE = 0.2  # smallest |cosine| that matters: in the sum of two updates of equal norm, each loses or gains a fifth
 
 

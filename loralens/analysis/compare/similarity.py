@@ -253,9 +253,9 @@ def compare_subspaces(
 def side_of(of: Of, side: Side | None = None) -> Side:
     """The side to compare: by default ``out``, and ``in`` for A; A and B have no other side.
 
-    The in side of ΔW mostly shows the random start of A. Among the adapters in examples/adapters, other tasks of one
-    seed share more of it (φ of all directions 0.34 to 0.42) than one task with two seeds does (0.07). The out side has
-    them in the right order: 0.05 to 0.06 for other tasks, 0.12 for other seeds of one task; chance gives 0.02.
+    The in side of ΔW mostly shows the random start of A. Among the adapters in examples/adapters, two tasks with one
+    seed share more of it (φ of all directions 0.34 to 0.42) than one task with two seeds (0.07). On the out side the
+    order is right: 0.05 to 0.06 for two tasks with one seed, 0.12 for one task with two seeds. Chance gives 0.02.
 
     Raises
     ------

@@ -41,7 +41,7 @@ FOLDERS = {"model", "models", "base", "output", "outputs", "out", "run", "runs",
 SHOWN = 4  # most groups of adapters that a message lists
 # Names come from files, so their length is bounded. Of a longer path the end is kept, because it names the model.
 LONGEST = 300  # letters of a name that are looked at
-LEAST = 2  # shared tokens (gpt, 2) from which a size or a tuning in only one of two names makes them two models
+LEAST = 2  # shared tokens (gpt, 2) needed to tell two names apart by a size or tuning that only one of them has
 
 
 @final

@@ -91,7 +91,8 @@ def _selected(
     names: Sequence[str], called: Mapping[str, set[str]], glob: str, clock: Clock, *, prefixes: bool
 ) -> set[str]:
     """The names that a glob selects, which are at least one."""
-    hits = set(called.get(glob, ()))  # first as a whole name, because a name may happen to end like @ and blocks
+    # The glob is first compared as a whole, because a name may end in a text that looks like an @ with blocks.
+    hits = set(called.get(glob, ()))
     pattern, blocks = (glob, "") if hits else _split(glob)
     inside = inside_blocks(names, blocks) if blocks else {*names}
     matched = hits or _matching_names(called, pattern, clock)
@@ -199,7 +200,10 @@ def written_out(names: Mapping[str, object], glob: str) -> list[str]:
 
 
 def _begins(name: str, form: str, start: str) -> bool:
-    """Whether the form of a name, which is as long as the end of the name, begins with whole parts ``start``."""
+    """Whether the form of a name begins with ``start``, and a part of the name ends there.
+
+    The form stands for the end of the name and has the same length as that end.
+    """
     if not form.startswith(start) or len(form) == len(start):
         return False
     joint = name[len(name) - len(form) + len(start)]
