@@ -45,7 +45,7 @@ class ResultTables(NamedTuple):
         An evaluation on texts → one adapter per row, with its measures.
     """
 
-    # The types of rows are defined in the verbs, and this room may not import verbs. Their tables are thus of `Any`.
+    # Some types of rows are defined in the verbs, which this room may not import: hence `Table[Any]`.
     modules: Callable[[Subject], Table[Any]]
     ranks: Callable[[Subject], Table[CurvePoint]]
     groups: Callable[[str, Sequence[Group]], Table[Group]]

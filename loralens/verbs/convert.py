@@ -279,7 +279,10 @@ def convert(
 
 
 def _dialect(adapter: Adapter, to: str | None) -> TargetFormat:
-    """The dialect to write, by default the adapter's own; only another dialect needs what the file leaves open."""
+    """The dialect to write: ``to``, or else the adapter's own.
+
+    If ``to`` is given, the file must not leave open what this dialect needs (`check_known`).
+    """
     if to is not None:
         check_known(adapter, to)
     elif adapter.format not in TARGET_FORMATS:
