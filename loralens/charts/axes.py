@@ -77,14 +77,15 @@ def direction_axis(most: int) -> tuple[Limits, list[tuple[float, str]]]:
 
 
 def _power_of_two(count: int) -> int:
-    """The smallest power of two of which at most four multiples reach ``count``; ranks are mostly powers of two."""
+    """The smallest power of two that has at most four multiples up to ``count``; ranks are mostly powers of two."""
     return next(1 << k for k in range(32) if count <= 4 << k)
 
 
 def map_ticks(count: int, pixels: float = inf) -> list[int]:
     """Return the ticks of a map of ``count`` directions: the first, the last, and at most three between them.
 
-    On a side of so many ``pixels`` the numbers stand at least `TICK` pixels apart: those of a flat map would overlap.
+    ``pixels`` is the length of the side. The numbers stand at least `TICK` pixels apart, because they would overlap on
+    the short side of a flat map.
     """
     step = _power_of_two(count)
     # Numbers less than half a step from the first or the last would touch them.

@@ -137,6 +137,6 @@ def key_size(key: Key) -> tuple[float, float]:
 
 
 def bar_anchor(share: float) -> Literal["", "mid", "end"]:
-    """Return which part of a number's text is at its place in [0, 1] on a colour bar; empty for its beginning."""
+    """Return which part of a number's text stands at the place ``share`` of a colour bar; empty for the beginning."""
     # Numbers near an end would reach beyond the bar if their middle stood there.
     return "" if share < 0.2 else "end" if share > 0.8 else "mid"

@@ -165,7 +165,7 @@ def _rows(band: Band) -> list[_Row]:
 def _draw_chart(sheet: _Sheet, chart: Chart, left: float, top: float, *, alone: bool) -> None:
     room = layout.chart_box(chart, alone=alone)
     if isinstance(chart, HeatMap) and not (chart.rows and chart.columns):
-        return  # there is nothing to draw, and places are shares of the width of the cells
+        return  # there is nothing to draw, and places could not be computed as shares of a width of 0
     axes = sheet.axes(left + room.left, top + room.top, room.across, room.down)
     draw_chart(axes, chart)
     if isinstance(chart, LineChart):

@@ -128,8 +128,8 @@ def draw_legend(axes: "Axes", chart: LineChart, letters: int = 60, **place: Any)
     handles = [Line2D([], [], **_look(line)) for line in chart.named]
     names = [fit_name(line.name, letters) for line in chart.named]
     if place:
-        # In units of the font size, which is 11 pixels. A line of DejaVu Sans is 11.6 pixels high at this size, and
-        # with the spacing as high as on the page.
+        # Lengths are in units of the font size, which is 11 pixels. A line of DejaVu Sans is 11.6 pixels high at this
+        # size. The spacing makes the line as high as on the page.
         spacing = (layout.LINE - 11.6) / 11
         place |= {"labelspacing": spacing, "handlelength": 2.2, "borderpad": 0.0, "borderaxespad": 0.0}
     legend = axes.legend(handles, names, frameon=False, fontsize=SIZES["label"], **place)

@@ -60,7 +60,10 @@ def nesting_map(nesting: Nesting) -> HeatMap:
 
 
 def _groups(names: Sequence[str]) -> tuple[list[str], list[int]]:
-    """Labels with the name of each kind at the middle one of its modules, and the places where the next kinds begin."""
+    """A label for each module, and the places where the second and further kinds begin.
+
+    The label of the middle module of a kind is the name of the kind. All other labels are empty.
+    """
     labels, sizes = [""] * len(names), list[int]()
     for label, group in groupby(names, kind):
         members = list(group)

@@ -33,7 +33,7 @@ def spectrum_figure(spectra: Mapping[str, Spectra]) -> Figure:
     """Draw the spectra of one or more adapters by kind, and the effective rank of every block and kind.
 
     Every adapter has a panel for each kind. It shows σᵢ against i, with one line for each module in the colour of its
-    block; a line ends where σᵢ is zero to rounding. A map below shows the effective rank, with one row for each kind
+    block; a line ends where σᵢ is zero up to rounding. A map below shows the effective rank, with one row for each kind
     and one column for each block, as the mean over the non-zero modules of the cell. All adapters share the limits of σ
     and the colours.
 
@@ -87,7 +87,7 @@ def _bands(label: str, modules: Spectra, grid: Grid, limits: Limits | None, scal
 
 
 def singular_value_limits(spectra: Iterable[Spectra]) -> Limits | None:
-    """Return limits that hold all singular values that are not zero to rounding, or None if there is none."""
+    """Return limits that hold all singular values that are not zero up to rounding, or None if there is none."""
     drawn = [s for modules in spectra for spectrum in modules.values() if (s := nonzero(spectrum)).size]
     if not drawn:
         return None
@@ -97,7 +97,7 @@ def singular_value_limits(spectra: Iterable[Spectra]) -> Limits | None:
 
 
 def nonzero(spectrum: Spectrum) -> Floats:
-    """Return the singular values that are not zero to rounding."""
+    """Return the singular values that are not zero up to rounding."""
     return np.asarray(spectrum.s[: spectrum.numerical_rank], dtype=np.float64)
 
 

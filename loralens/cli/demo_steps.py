@@ -21,8 +21,8 @@ from loralens.verbs.train import DEMO
 
 BASE = str(DEMO["model"])
 PACKAGES = (BASE, TEXTS[0])
-# Steps of half as many texts as in `train --demo`, so that the demo is short. After 32 steps of 16 texts the accuracy
-# on 160 texts was 0.77, and after 24 steps of 32, which are half as much work again, 0.75 (one run each).
+# A step has half as many texts as in `train --demo`, so that the demo is short. After 32 steps of 16 texts the accuracy
+# on 160 texts was 0.77. After 24 steps of 32 texts, which take 1.5 times the work, it was 0.75 (one run each).
 COURSE = ("--batch", "16")
 # The return codes of an interrupted command: its own exit code, or minus SIGINT if the signal came before its start.
 INTERRUPTED = (130, -2)

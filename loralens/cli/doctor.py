@@ -62,7 +62,7 @@ def command(adapters: tuple[str, ...], sarif: Path | None, rows: RowOptions, **k
     if sarif:
         tell_written(sarif)
     if isinstance(result, DoctorResult):
-        # Evidence and remedies are sentences and no rows, so the result itself limits them.
+        # Evidence and remedies are printed as sentences and not as rows, so the result itself applies --top.
         modules_told = None if rows.verbose else result.modules_told
         result = replace(result, causes_told=rows.top, modules_told=modules_told)
     show_answer(result, rows)

@@ -173,7 +173,7 @@ def _usage_in_one_line() -> Iterator[None]:
         from loralens.cli.usage_hints import hint
 
         meant = hint(error) if isinstance(error, click.UsageError) else ""
-        # click's types call the message final.
+        # click declares the message as final for type checkers.
         vars(error)["message"] = visible(error.message) + (f"\n  fix: {visible(meant)}" if meant else "")
         raise
 
@@ -217,10 +217,11 @@ def _limit_blas_threads() -> None:
 
 
 def _unwind_once() -> list[int]:
-    """Let the first Ctrl-C or SIGTERM stop the command, so that it cleans up, and let a second one not disturb that.
+    """Let the first Ctrl-C or SIGTERM stop the command, so that it cleans up.
 
-    After `GRACE` seconds a further signal ends the process. The returned list receives the number of the signal. A
-    signal that is ignored, or that other code handles, is left alone.
+    A second signal does not interrupt the clean-up, and after `GRACE` seconds a further signal ends the process. The
+    returned list receives the number of the first signal. A signal that is ignored, or that other code handles, is left
+    alone.
     """
     first: list[int] = []
     since: list[float] = []
@@ -288,6 +289,6 @@ def run() -> None:
         _report_os_error(error)
     with suppress(OSError):
         sys.stderr.flush()
-    # Nothing is left to do, and an ordinary exit would take 7 % of the time of a short command, to unload NumPy. With
-    # `python -m` it would also end by SIGINT, whatever the code, if a signal came while `exec` made a dataclass.
+    # Nothing is left to do. An ordinary exit would unload NumPy, which takes 7 % of the time of a short command. If a
+    # signal came while `exec` made a dataclass, `python -m` would besides end by SIGINT, whatever the exit code is.
     os._exit(code if isinstance(code, int) else 0)

@@ -47,8 +47,8 @@ from loralens.cli.show import RowOptions, row_options, show
     "--bits",
     type=click.Choice(get_args(MergeBits)),
     help="The codes of the merged model: 'keep' keeps the format and the scales of a low-bit base, and changes only "
-    "codes. The others merge in floats and quantise once: 'nf4' a folder, 'q4_1' and 'q8_0' a GGUF model. A low-bit "
-    "base needs this or --dtype.",
+    "codes. The other values merge in floats and quantise once: 'nf4' is for a base in safetensors, 'q4_1' and 'q8_0' "
+    "are for a GGUF base. A low-bit base needs this or --dtype.",
 )
 @click.option(
     "--moments",

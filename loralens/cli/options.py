@@ -276,7 +276,7 @@ def untying(text: str) -> Callable[[F], F]:
 
 
 def rounding(modes: Sequence[str]) -> Callable[[F], F]:
-    """``--rounding``: how merged weights are rounded, one of ``modes``: what `doctor` can predict is less than all."""
+    """``--rounding``: how merged weights are rounded; ``modes`` are the choices, as `doctor` cannot predict all."""
     text = "How a merge rounds the new weights to their dtype."
     return click.option("--rounding", type=click.Choice(modes), default="nearest", show_default=True, help=text)
 

@@ -99,7 +99,7 @@ def row_options(
             if as_json and as_csv:
                 raise click.UsageError("--json and --csv exclude each other")
             _check_no_file("--json" if as_json else "--csv" if as_csv else "", [*arguments, *values.values()])
-            # The answers are "only the conclusion", "these rows" and "every row".
+            # They ask for the conclusion alone, for every row, and for some rows, so they contradict each other.
             if quiet + verbose + bool(rows_shown) > 1:
                 raise click.UsageError("--quiet, --verbose and --top exclude each other")
             figure = {"figure_title": figure_title, "figure_size": figure_size, "figure_dpi": figure_dpi}
@@ -114,7 +114,7 @@ def row_options(
         if top and csv:
             text = "Show only the first N rows of each table."
             declared.append(click.option("--top", "rows_shown", type=options.COUNT, metavar="N", help=text))
-        # Not every result has rows or a figure, and an option that does nothing would be a promise.
+        # Not every result has rows or a figure. An option for something that a result does not have would mislead.
         if csv:
             declared.append(click.option("--csv", "as_csv", is_flag=True, help=f"Print CSV with one row per {csv}."))
         if plot:
@@ -199,7 +199,7 @@ def _show_text(result: Tabular, rows: RowOptions) -> None:
     # Some results say everything in sentences; their rows are shown only if the user asks for rows.
     if not tables and (rows.verbose or rows.top):
         tables = result.listing()
-    # A table whose rows are all uneventful, with an empty sentence, prints nothing.
+    # A table prints nothing if all its rows are uneventful and its sentence about them is empty.
     below = any(shown.rows or left_out for shown, left_out in (table.brief(rows.top) for table in tables))
     if conclusion and (sentences or below or (rows.verbose and any(table.rows for table in tables))):
         say("")

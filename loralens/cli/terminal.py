@@ -100,7 +100,8 @@ def occupy_closed_streams() -> None:
     """Open /dev/null for those of the file descriptors 0 to 2 that the caller has closed.
 
     Otherwise the next file that is opened would get one of these numbers, and output would be written into it. Writing
-    to standard output fails, so that no output is not mistaken for an empty answer; standard error is discarded.
+    to a closed standard output still fails, so that a lost answer is not mistaken for an empty one. What is written to
+    a closed standard error is discarded.
     """
     for number in range(3):
         try:

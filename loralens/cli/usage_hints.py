@@ -93,8 +93,8 @@ def _other_option(error: click.UsageError) -> str:
     meant = next((option for option in OPTIONS_OF.get(word, ()) if option in named), None)
     if not meant and word not in METHODS_OF:
         return ""
-    # The options that look most like the word are others.
-    vars(error)["possibilities"] = None  # final to click's types, as the message is
+    # click would suggest options that look like the word, but mean something else.
+    vars(error)["possibilities"] = None  # click declares it as final for type checkers
     if meant:
         return f"for that there is {meant}"
     return f"in Python: loralens.{command.name}(…).{METHODS_OF[word]}()"

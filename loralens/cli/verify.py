@@ -35,7 +35,8 @@ from loralens.cli.show import RowOptions, row_options, show
     "--moments",
     type=options.PATH,
     metavar="FILE",
-    help="The second moments of the inputs with which a sweep was made. Without them its strength alone is compared.",
+    help="The second moments of the inputs with which a sweep was made. Without them only the strength of the "
+    "update is compared.",
 )
 @options.untying(
     "Whether the merge gave the head a weight of its own. [default: as in MERGED, or if the adapter needs one]"
@@ -45,16 +46,16 @@ from loralens.cli.show import RowOptions, row_options, show
 @row_options(csv="module")
 @options.reading
 def command(merged: str, adapter: tuple[str, ...], rows: RowOptions, **keywords: Any) -> None:
-    """Test for every module whether a merged model holds it, by repeating the merge and comparing.
+    """Test for every module of an adapter whether a merged model holds its update, by repeating the merge.
 
     Without --base and --adapter: test whether the model is unchanged since its merge, by the certificate in its folder.
     The exit code is 1 if a tensor changed. Whether an adapter is in the model is not tested.
 
     exact: every bit is the one that loralens writes. rounded: the update is there in full, with another rounding.
-    partial: the update has another strength, below 0.9 or above 1.1, or one that the rounding does not predict. absent:
-    less than 0.1 of it is there, as in the base or another model. An update that the rounding itself lost counts as
-    missing. The answer for the model is that of its worst module. The exit code is 0 for exact and rounded, 1 for
-    partial and absent.
+    partial: the strength of the update is below 0.9 or above 1.1, or differs from what the rounding predicts. absent:
+    the strength is below 0.1, as in the base or another model. If the rounding itself lost an update, it is partial or
+    absent, even if every bit is the one that loralens writes. The answer for the model is that of its worst module. The
+    exit code is 0 for exact and rounded, 1 for partial and absent.
     """
     result = loralens.verify(merged, adapter=[*map(options.split_weight, adapter)], **keywords)
     show(result, rows)

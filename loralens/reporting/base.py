@@ -17,10 +17,11 @@ from loralens.reporting.subject import Subject
 from loralens.tables.numbers import percent
 from loralens.tables.table import Column, Table
 
-# Dtypes of weights that hold an update almost exactly: for these the page points to the check of narrower ones.
+# Dtypes of weights that hold an update almost exactly. For a base of such a dtype the page names the command that
+# predicts the merge into a narrower dtype.
 WIDE = {"float32", "float64"}
 # The colours of merge errors reach at least this far: an error that does not matter must not look like a large one. The
-# doctor warns from four times as much on.
+# doctor warns from four times this error on.
 LEAST_ERROR = 0.05
 NEGLIGIBLE = 1e-5  # below this error a sentence says "less than 0.001 %"
 Numbers = Mapping[str, int]
@@ -196,7 +197,7 @@ def _intruders(subject: Subject, numbers: Numbers, scales: MapScales, tables: Re
 
 
 def _merges(subject: Subject, numbers: Numbers, scales: MapScales, tables: ResultTables, i: int) -> list[Part]:
-    del tables  # its table is of this section alone
+    del tables  # the table of merges is made here, as no other verb has this table
     effects = subject.merge_effects
     if not effects:
         return []

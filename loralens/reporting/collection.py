@@ -96,8 +96,8 @@ def measure_collection(subjects: Sequence[Subject], *, threads: int = 1, step: S
         return None
     tree, order = branches_of(cluster_order(pairs.cosine)[0])
     cosines = finite_cosines(pairs)
-    # The largest |cosine| first, of equal ones the first pair, so that the same report comes out every time; then again
-    # in the order in which the adapters were given.
+    # The pairs of largest |cosine|. If cosines are equal, the first pair is taken, so that the same report comes out
+    # every time. The pairs are then put back in the order in which the adapters were given.
     most_similar = sorted(sorted(cosines, key=lambda pair: -abs(cosines[pair]))[:PAIRS])
     return Collection(
         pairs,
@@ -138,7 +138,8 @@ def measure_run(subjects: Sequence[Subject], log: Run, *, threads: int = 1) -> C
         trajectory = measure_trajectory(adapters, labels=labels, threads=threads)
     except MismatchError:  # no two have a module in common
         return None
-    # Checkpoints that began from different random factors belong to several runs, whose directions have no common end.
+    # Checkpoints that began from different random factors belong to several runs. Their directions cannot be compared
+    # with one last checkpoint.
     if len(trajectory.runs) > 1:
         return None
     return CheckpointRun(trajectory, order, [step for step, _ in dated], log)

@@ -105,8 +105,8 @@ def _conflicts(labels: Sequence[str], collection: Collection, numbers: Numbers) 
     spread = number(float(pairs.spreads.max()), 2)
     # Of many cosines some are far from 0 by chance, so the most negative is compared with a level for as many.
     many = (
-        "; the most negative of many cosines is beyond that by chance alone, so only "
-        f"{far_cosine(pairs):.1f} times as much shows a conflict"
+        "; the most negative of many cosines is farther from 0 than that by chance alone, so only a cosine "
+        f"{far_cosine(pairs):.1f} times as far from 0 shows a conflict"
     )
     return Picture(
         "conflicts",
@@ -174,7 +174,8 @@ def _phi(
             f"φ(i, j), {side} side: {first} and {second}",
             [*charts, *maps.chance],
             f"How much of the i leading {side} directions of {first} (down) lies in the j leading ones of {second} "
-            f"(across): 1 if one contains the other; last what chance alone would give.{not_drawn}",
+            "(across). φ is 1 if one set contains the other. The maps at the end show what chance alone would "
+            f"give.{not_drawn}",
             f"max(i, j)/n, here {number(min(levels), 2)} to {number(max(levels), 2)}{common if side == 'in' else ''}",
             SOURCE + "; drawn as its Figures 3 and 4",
             f"Heat maps of φ(i, j) between {first} and {second}; φ of all directions is {min(full):.2f} to "

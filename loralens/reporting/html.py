@@ -115,7 +115,7 @@ def _environment() -> "Environment":
 
 def _draw(chart: Chart, alt: str, count: int) -> Markup:
     if isinstance(chart, LineChart):
-        # Alone in its picture, a chart has the width of the page, and its legend room beside it.
+        # A chart that is alone in its picture has the width of the page, and room for long names in its legend.
         text = lines_svg(chart, f"{chart.title}. {alt}" if chart.title else alt, alone=count == 1)
     elif isinstance(chart, HeatMap):
         text = heat_svg(chart, f"{chart.title}. {alt}" if chart.title else alt)

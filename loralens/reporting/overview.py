@@ -16,8 +16,8 @@ from loralens.reporting.subject import Subject
 from loralens.tables.numbers import count, join_words, number, size, span
 from loralens.tables.table import Column, Table
 
-# Modules whose evidence a finding shows; the others are counted, because their evidence differs in its numbers only.
-# `loralens doctor` shows as many.
+# The number of modules whose evidence a finding shows. The others are counted, because their evidence differs in its
+# numbers only. `loralens doctor` shows the evidence of the same number of modules.
 SHOWN = 3
 KINDS = 8  # kinds of modules that are listed by name, those with the most modules: a decoder block has seven
 LONG = 160  # letters of the name of a base model, which may be a long path
@@ -45,7 +45,10 @@ def findings_section(subjects: Sequence[Subject], findings: Sequence[Diagnosis],
 
 
 def _by_code(notices: Sequence[Notice]) -> list[Notice]:
-    """The notices of several adapters with those of one level and code as one, in the order of the first of each."""
+    """Join the notices of several adapters that have the same level and code.
+
+    A joined notice stands at the place of the first of its notices.
+    """
     groups: dict[tuple[str, str], list[Notice]] = {}
     for notice in notices:
         groups.setdefault((notice.level, notice.code), []).append(notice)

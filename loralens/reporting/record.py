@@ -111,7 +111,7 @@ def _collection_record(collection: Collection) -> dict[str, Any]:
             }
             for m, module in enumerate(pairs.modules)
         ],
-        # The keys of the JSON keep their names, whatever the program calls these.
+        # The JSON has the key "fights", although the program calls these modules conflicts.
         "fights": [_interaction(conflict) for conflict in collection.conflicts],
         "agreements": [_interaction(agreement) for agreement in collection.agreements],
         "phi_maps": [

@@ -45,7 +45,7 @@ class ResultTables(NamedTuple):
         An evaluation on texts → one adapter per row, with its measures.
     """
 
-    # Rows of other verbs are types of theirs, which this room cannot name.
+    # Some types of rows are defined in the verbs, which this room may not import: hence `Table[Any]`.
     modules: Callable[[Subject], Table[Any]]
     ranks: Callable[[Subject], Table[CurvePoint]]
     groups: Callable[[str, Sequence[Group]], Table[Group]]
@@ -85,7 +85,7 @@ def join_tables(labels: Sequence[str], tables: Sequence[PageTable]) -> list[Page
     """Tables of several adapters as one table, whose first column names the adapter; empty tables are left out.
 
     Side by side the tables of three adapters would be cut on a page of 1280 pixels. Tables whose headings differ, as
-    those of files in two dialects do, are not joined: each keeps its own, under the name of its adapter.
+    those of files in two dialects do, are not joined. Each of them then has the name of its adapter in its title.
     """
     filled = [(label, part) for label, part in zip(labels, tables, strict=True) if part.table.rows]
     if len(labels) < 2 or not filled:

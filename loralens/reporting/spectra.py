@@ -34,7 +34,8 @@ def spectra_section(subjects: Sequence[Subject], numbers: Numbers, tables: Resul
     measured = [subject for subject in subjects if subject.spectra]
     # Limits, colours and columns come from all adapters, and only then each is drawn.
     limits = singular_value_limits(subject.spectra for subject in measured)
-    # Of all adapters, so that one that was trained on some blocks only has its columns below those of the others.
+    # The blocks of all adapters, so that a block has the same column in every map. This holds also for the map of an
+    # adapter that was trained on some blocks only.
     blocks = all_blocks(name for subject in measured for name in subject.spectra)
     grids = [Grid.of(subject.spectra, subject.shares, blocks=blocks) for subject in measured]
     rank = effective_rank_scale(subject.spectra for subject in measured)
@@ -78,7 +79,7 @@ def _spectra_picture(subject: Subject, grid: Grid, numbers: Numbers, limits: Lim
         "Singular values",
         charts,
         "Singular values σᵢ of ΔW on a log scale, one panel per kind, one line per module, in the colour of its block "
-        "where there are blocks; a line ends where σᵢ is 0 to rounding.",
+        "where there are blocks; a line ends where σᵢ is 0 up to rounding.",
         "there is no single level: two factors of pure noise give a nearly flat line, which falls by less than half "
         "from the first direction to the last where r is far below the size of the weight; a steep line shows "
         "structure",
@@ -166,6 +167,6 @@ def _tables(subjects: Sequence[Subject], numbers: Numbers, tables: ResultTables)
 
 
 def _groups_table(tables: ResultTables, groups: Sequence[Group], members: Mapping[str, Sequence[Spectrum]]) -> Any:
-    """The groups by kind, whatever their members are: they were measured already."""
+    """The table of kinds. The members of a kind are not needed, because its group was measured already."""
     del members
     return tables.groups("kind", groups)

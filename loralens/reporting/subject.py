@@ -78,7 +78,7 @@ class Subject:
     activations : str
         The file of these inputs' second moments; empty without one.
     positions : int
-        The number of inputs of the module that saw most of them; 0 without inputs.
+        The largest number of inputs that any module saw; 0 without ``activations``.
     update_error : float or None
         ‖ΔW−ΔW'‖/‖ΔW‖ at the recommended rank, where the other errors are those on inputs (``on_data``).
     """
@@ -210,7 +210,7 @@ def measure_subject(
                 if moments is not None and best is not None:
                     ranks = new.ranks(Rule("rank", best.rank), one_rank=dialect.one_rank)
                     update_error = total_error(losses(adapter, new.at(ranks)))
-                # Set last: where a step before has failed, there is no plan, but a reason.
+                # The plan is set last. If an earlier step fails, the plan stays None, and `no_plan` has the reason.
                 plan, no_plan = (new, "") if points else (None, "every ΔW is 0")
         except LoraLensError as error:  # a dialect that cannot hold a smaller adapter
             no_plan = error.what

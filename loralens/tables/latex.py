@@ -27,7 +27,8 @@ _NAMED = r"""
 _MATHS = dict(re.findall(r"(\S) (\S+)", _NAMED))
 _HIGH = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ᵀ", [*"0123456789-+", r"\top"], strict=True))
 _LOW = dict(zip("₀₁₂₃₄₅₆₇₈₉ᵢⱼ", "0123456789ij", strict=True))
-# A run of these letters is one formula: TeX would read the two dollar signs between two formulas as a third one.
+# A run of these letters is one formula, so that no two dollar signs stand side by side: they also mark a displayed
+# formula.
 _FORMULA = re.compile("[" + re.escape("".join([*_MATHS, *_HIGH, *_LOW])) + "]+")
 _PIECE = re.compile(f"(?P<high>[{''.join(_HIGH)}]+)|(?P<low>[{''.join(_LOW)}]+)|(?P<sign>.)")
 

@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 def csv_text(*tables: Table[Any]) -> str:
     """Return tables that have the same columns as CSV with one heading.
 
-    A list becomes the `repr` of its items with spaces between them, so texts in it keep their quotes. A column of such
-    a list is for JSON only (``csv=False``) and has a sibling with one text for CSV, as ``findings`` in `survey`.
+    A list becomes the `repr` of its items with spaces between them, so texts in it keep their quotes. A column with
+    lists of texts is therefore for JSON only (``csv=False``). A second column then has one text for CSV, as
+    ``findings`` in `survey`.
     """
     columns, rows = _names_and_rows(tables)
     stream = StringIO()

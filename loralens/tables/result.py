@@ -77,8 +77,8 @@ class Tabular:
     def to_latex(self, path: str | PathLike[str] | None = None) -> str | None:
         """Return the tables as ``tabular`` environments of LaTeX, or write them to ``path``, replacing what is there.
 
-        Every one stands below a comment with its title. None needs a package, also under pdflatex. Without tables for
-        people, the listing is the table.
+        Every table stands below a comment with its title. No table needs a LaTeX package, also under pdflatex. If the
+        result has no tables for people, the listing is returned.
         """
         from loralens.tables.latex import latex
 

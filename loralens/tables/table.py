@@ -64,19 +64,19 @@ class Column(Generic[Row]):
         return self.text(self.value(row))
 
     def of(self, inner: Callable[[Outer], Row | None]) -> "Column[Outer]":
-        """Return this column for rows that contain such a row; None stands for a row that contains none.
+        """Return this column for outer rows, each of which contains a row that this column reads.
 
         Parameters
         ----------
         inner : callable
-            Outer row → the row that this column reads, or None.
+            Outer row → the row that this column reads. If it is None, the value of the column is None too.
         """
 
         def value(outer: Outer) -> Any:
             row = inner(outer)
             return None if row is None else self.value(row)
 
-        # `replace` keeps the type of the rows, which is the one thing that changes here.
+        # The cast is needed because `replace` keeps the type of the rows, and this type changes here.
         return replace(cast("Column[Any]", self), value=value)
 
 

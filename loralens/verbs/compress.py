@@ -80,8 +80,8 @@ class CompressOptions(RulesAndReading, total=False):
     jobs: int | None
 
 
-# A string is a sequence of strings for a type checker, and of the two signatures the first wins. A path may name a
-# folder with several adapters, which no type can tell: hence Any, beside what one adapter gives.
+# For a type checker a string is a sequence of strings too, and the first of the two signatures wins. A path may name a
+# folder with several adapters, which no type can tell. So the first signature returns what one adapter gives, or Any.
 @overload
 def compress(  # type: ignore[overload-overlap]
     source: AdapterSource, **options: Unpack[CompressOptions]

@@ -201,8 +201,8 @@ def convert(
         The dialect to write. Only if ``dtype``, ``prefix``, ``rank`` or ``drop_extra`` says what changes, it is by
         default the dialect of each adapter.
     base : path, optional
-        The base model. Its configuration and the names and shapes of its weights are read; numbers only for magnitudes
-        that the file lacks, and for tensors that may be copies of its own.
+        The base model. Its configuration and the names and shapes of its weights are read. Its numbers are read only
+        for magnitudes that the adapter's file lacks, and for tensors of the adapter that may be copies of the base's.
     arch : str, optional
         The architecture that GGUF states, such as ``llama`` or ``qwen2``; by default that of ``base``.
     dtype : str, optional
@@ -279,7 +279,10 @@ def convert(
 
 
 def _dialect(adapter: Adapter, to: str | None) -> TargetFormat:
-    """The dialect to write, that of the adapter if none is given; what its file leaves open may then stay open."""
+    """The dialect to write: ``to``, or else the adapter's own.
+
+    If ``to`` is given, the file must not leave open what this dialect needs (`check_known`).
+    """
     if to is not None:
         check_known(adapter, to)
     elif adapter.format not in TARGET_FORMATS:

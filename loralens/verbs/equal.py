@@ -90,7 +90,7 @@ class EqualResult(Tabular):
         if self.equal:
             return [f"Equal: the largest difference in {modules} is {self.largest:.3g} of ‖ΔW‖ ({tolerance})."]
         beyond = f"{len(self.beyond)} of {modules} differ" if len(self.differences) > 1 else "the only module differs"
-        # A module that only one of the two has differs by all of it, and rounding by a thousandth.
+        # A module that only one of the two adapters has differs by 100 %, and rounding changes ΔW by thousandths.
         close = " That is rounding or little more." if self.largest <= ROUNDED else ""
         return [f"Different: {beyond}, by up to {self.largest:.3g} of ‖ΔW‖ ({tolerance}).{close}"]
 

@@ -227,7 +227,7 @@ def _command(
     words += [word for file in evaluations for word in ("--evaluations", str(file))]
     words += [word for glob in modules for word in ("--modules", glob)]
     words += [] if intruders is None else ["--intruders" if intruders else "--no-intruders"]
-    # Without a page, a command that prints: `loralens report` refuses to do neither.
+    # Without a page the command prints JSON, because `loralens report` needs either -o or --json.
     last = ["-o", str(page)] if page else ["--json"]
     last += ["--markdown"] if markdown else []
     return " ".join(filter(None, [command_line(*words), command_line_options(reading), command_line(*last)]))

@@ -28,7 +28,9 @@ FRACTIONS = (0.9, 0.95, 0.99)  # of the energy, for which the rank is listed
 # People read a table of groups on one screen or two; all modules are in --json, from which any grouping follows.
 BLOCKS_SHOWN = 40
 OUTLIERS_SHOWN = 10
-OUTLIERS_TITLE = "stand apart from others of their kind and shape (chance: of such a gap if nothing is unusual)"
+OUTLIERS_TITLE = (
+    "stand apart from others of their kind and shape (chance: probability of such a gap if nothing is unusual)"
+)
 
 
 class ModuleSpectrum(NamedTuple):

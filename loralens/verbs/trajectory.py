@@ -274,7 +274,7 @@ def _phi_column(side: Side) -> Column[CheckpointRow]:
         f"φ {side} last",
         fixed(".3f"),
         priority=5,
-        about=f"part of the directions of the {side} side that are those of the last, from 0 to 1",
+        about=f"part of the directions of the {side} side that lies in those of the last checkpoint, from 0 to 1",
     )
 
 
@@ -327,7 +327,8 @@ COLUMNS: tuple[Column[CheckpointRow], ...] = (
         priority=4,
         about="effective rank (exp of the entropy of σ/Σσ), mean over modules",
     ),
-    # Machines get null for what has no number, people tell it from what is not there: hence two columns each.
+    # Machines get null both for a step that does not exist and for an undefined number. People get a blank for the
+    # first and a dash for the second, so each quantity has two columns.
     Column("step_length", lambda row: json_number(row.point.length)),
     _step_column("moved", "moved", lambda row: row.point.length, number, 7, "‖ΔW − ΔW of the row above‖"),
     Column("previous_cosine", lambda row: json_number(row.point.previous_cosine)),

@@ -247,12 +247,12 @@ def verify(
     block: Blocks = (),
     **reading: Unpack[Reading],
 ) -> VerifyResult | CertificateResult:
-    """Test for every module whether a merged model holds it, by repeating the merge and comparing.
+    """Test for every module of an adapter whether a merged model holds its update, by repeating the merge.
 
     exact: every bit is the one that loralens writes. rounded: the update is there in full, with another rounding.
-    partial: the update has another strength, below 0.9 or above 1.1, or one that the rounding does not predict. absent:
-    less than 0.1 of it is there, as in the base or another model. An update that the rounding itself lost counts as
-    missing. The answer for the model is that of its worst module.
+    partial: the strength of the update is below 0.9 or above 1.1, or differs from what the rounding predicts. absent:
+    the strength is below 0.1, as in the base or another model. If the rounding itself lost an update, it is partial or
+    absent, even if every bit is the one that loralens writes. The answer for the model is that of its worst module.
 
     Without ``base`` and ``adapter`` every tensor is compared with its hash in the certificate that the merge left in
     the folder of ``merged``. That shows whether the model was changed since, and not whether an adapter is in it.

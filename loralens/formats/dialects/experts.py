@@ -246,7 +246,8 @@ def _rename_routers(adapter: Adapter, names: Names | None) -> Adapter:
 def name_single_experts(adapter: Adapter) -> Adapter:
     """The adapter with stacks of mlx-lm and llama.cpp as single experts under the names of checkpoints.
 
-    PEFT joins those when it loads them. It has no names for gate and up of a stack, which in transformers are one.
+    PEFT joins single experts when it loads them. PEFT has no names for the gate and the up of a stack, because
+    transformers stores both in one parameter.
     """
     listed = _listed_names(adapter) if adapter.format == "gguf" else {}
     modules: dict[str, Update] = {}

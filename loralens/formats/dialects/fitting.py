@@ -9,8 +9,8 @@ from loralens.formats.dialects.experts import fit_experts
 from loralens.formats.files.container import Stored
 
 OF_IMAGE_MODELS = ("kohya", "diffusers", "comfyui")  # dialects of the programs that load adapters of image models
-# Beginnings of the metadata about the training, which none of these programs needs to load the file, and the key that
-# would be wrong afterwards: a hash of the tensors.
+# The beginnings of keys of metadata about the training, which none of these programs needs to load the file. Then the
+# one such key that would be wrong in the new file: it holds a hash of the old tensors.
 NOTES, OF_OLD_TENSORS = ("ss_", "modelspec."), "modelspec.hash_sha256"
 
 

@@ -56,7 +56,8 @@ def files_of_kohya(adapter: Adapter) -> dict[str, str]:
     FLUX the names of diffusers. sd-scripts and ComfyUI skip such names without an error.
     """
     stored = {name: list(module.origin.tensors) for name, module in adapter.items() if module.origin}
-    # Neither program reads an underscore in place of the dot before lora_up: then the whole key is what is wrong.
+    # Neither program reads a key with an underscore in place of the dot before lora_up. The name of such a module is
+    # its whole key, because the whole key is wrong.
     return {name: file_name(keys) or keys[0] for name, keys in stored.items()}
 
 
@@ -197,7 +198,8 @@ def _join(parts: Sequence[tuple[tuple[int, ...], Update | None]]) -> LowRank:
     pairs = [module for _, module in parts if isinstance(module, LowRank)]
     scale = next((pair.scale for pair in pairs if pair.scale), 0.0)
     B, A = [pair.B for pair in pairs], [pair.A for pair in pairs]
-    # Where the scales differ, B takes the difference. In float32 its rounding is below what an α can state.
+    # Where the scales differ, B is multiplied by their ratio and rounded to float32. This rounding is below the
+    # precision with which an α can state a scale.
     if any(pair.scale not in (scale, 0.0) for pair in pairs):
         ratios = [pair.scale / scale for pair in pairs]
         B = [(rows.astype(np.float64) * ratio).astype(np.float32) for rows, ratio in zip(B, ratios, strict=True)]

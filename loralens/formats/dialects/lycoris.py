@@ -5,7 +5,7 @@ algorithm              tensors                                                  
 =====================  ====================================================================  ===================
 LoCon, Tucker          lora_up (out, r, 1…), lora_mid (r, r, k…), lora_down (r, in, 1…)      a pair of rank r
 LoHa                   hada_w1_a (out, r), hada_w1_b (r, in·k…), hada_w2_a, hada_w2_b        (w1a·w1b) ∘ (w2a·w2b)
-LoHa, Tucker           hada_t1, hada_t2 (r, r, k…); w1_a (r, out), w1_b (r, in), w2 alike    the same of the two
+LoHa, Tucker           hada_t1, hada_t2 (r, r, k…); w1_a (r, out), w1_b (r, in), w2 alike    (t1·w1a·w1b) ∘ (t2·w2a·w2b)
 LoKr                   lokr_w1 or _a·_b (a, c); lokr_w2 or _a·_b or _a, t2, _b (b, d, k…)    kron(w1, w2)
 full                   diff (out, in, k…)                                                    diff, without an α
 =====================  ====================================================================  ===================
@@ -116,7 +116,7 @@ def loha(parts: Parts) -> tuple[LowRank | Hadamard, tuple[int, ...], int]:
     FormatError, ShapeError
         Tensors are missing or do not fit together.
     """
-    # A core without the other one leaves its factors without a meaning.
+    # LoHa has two Tucker cores or none. If one core is missing, the two factors that belong to it have no meaning.
     if ("hada_t1" in parts) != ("hada_t2" in parts):
         raise FormatError("one of hada_t1 and hada_t2 is missing", fix=SAVE_AGAIN)
     (first, kernel), (second, other) = (_product(parts, f"hada_w{n}", f"hada_t{n}") for n in (1, 2))
@@ -283,8 +283,8 @@ def _findings(
         yield Finding("note", "bias-differences", text)
     # What is left out changes the result, so every algorithm that is not read is named.
     for part, count in foreign.items():
-        # The residual is part of an update whose rest is read, and the rest alone is wrong. Other algorithms leave out
-        # whole updates.
+        # The residual is only a part of an update. The rest of that update is read, and is wrong without the residual.
+        # Of all other algorithms, whole updates are left out.
         level: Level = "error" if part == "bias_indices" else "warning"
         text = f"{count} modules hold {FOREIGN[part]}; loralens does not read it"
         yield Finding(level, "algorithm-unread", text, "merge the file with LyCORIS to have all of it")

@@ -72,8 +72,9 @@ def _dialect(name: str, title: str, *, files: Files | None = None, silent: bool 
 LORALIB = Files("lora.bin", "adapter_config.json", optional=True)
 GGUF = "gguf"
 
-# `detect_format` asks PEFT first and alone. The order of the others does not matter to it: their keys tell them apart,
-# and a file that two of them claim is refused. It is the order in which help texts and messages list the formats.
+# `detect_format` asks PEFT first and alone. The order of the other dialects does not matter to `detect_format`: their
+# keys tell them apart, and a file that two of them claim is refused. Help texts and messages list the formats in the
+# order of this table.
 FORMATS: tuple[Format, ...] = (
     _dialect("peft", "Hugging Face PEFT", files=PEFT),
     _dialect("gguf", "GGUF adapter (llama.cpp)", files=Files("adapter.gguf")),

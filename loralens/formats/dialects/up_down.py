@@ -72,7 +72,7 @@ def pair_tensors(file: str, module: Update, parts: Parts, alpha: np.float32, *, 
         what = f"{title} linear layers and convolutions, but this is of kind {module.layout.kind!r}"
         raise FormatError(what, fix="leave this module out with --modules")
     B, A = (parts["B"][1], parts["A"][1]) if parts else pack_pair(module)
-    # In kohya's software no α means a scale of 0, so lora_up is written as zeros.
+    # There is no α that means a scale of 0 in kohya's software, so lora_up is written as zeros.
     if module.scale == 0 and alpha:
         B = B.map(np.zeros_like, shape=B.shape)
     keys = {"A": f"{file}.lora_down.weight", "B": f"{file}.lora_up.weight", "alpha": f"{file}.alpha"}

@@ -121,5 +121,8 @@ def _about_widths(groups: Mapping[str, Parts]) -> list[Finding]:
     assumed = [name for name in groups if name.endswith(".linear1") and _second(name, groups) is None]
     if not assumed:
         return []
-    text = f"{len(assumed)} updates of linear1 (the first is {assumed[0]}) are padded with zeros to FLUX.1's 7 widths"
+    text = (
+        f"{len(assumed)} updates of linear1 (the first is {assumed[0]}) are padded with zeros to 7 times as many rows "
+        "as the model is wide, as in FLUX.1"
+    )
     return [Finding("note", "width-assumed", text)]

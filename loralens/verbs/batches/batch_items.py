@@ -94,7 +94,7 @@ def find_adapters(
             name = path.name if path.name not in ("", "..") else Path(os.path.realpath(path)).name
             items.append(BatchItem(name, source, path.is_file(), examined.adapter.format if examined.adapter else ""))
     if not items:
-        raise OptionError("there is not an adapter", fix="give adapters, or a folder that has some in it")
+        raise OptionError("there is no adapter", fix="give adapters, or a folder that has some in it")
     _check_names(items)
     return items
 
@@ -120,7 +120,8 @@ def _in_folder(root: Path, output: Path | None, *, allow_pickle: bool, once: boo
     entries = [entry for entry in listed if entry.status != "other"]
     folders = folder_labels(root, [entry.path for entry in entries])
     for entry in entries:
-        # An adapter in a folder of its own is the folder if its file has a usual name, as PEFT's all have.
+        # An adapter that is alone in its folder is named by the folder if its file has a usual name, as all of PEFT's
+        # files have. Any other adapter is named by its file.
         alone = entry.path.is_dir() or (folders[entry.path] != str(entry.path.relative_to(root)))
         folder = entry.path if entry.path.is_dir() else entry.path.parent
         is_folder = alone and (entry.path.is_dir() or entry.path.name in NAMES)

@@ -106,7 +106,7 @@ class BatchTask:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The row of an adapter that was worked on, and its entry for the record; None if the old entry stays."""
+    """The row of an adapter that was worked on, and its entry for the record, which is None if the old one stays."""
 
     row: BatchRow
     entry: BatchEntry | None = None
@@ -177,7 +177,8 @@ def _perform(task: BatchTask) -> Outcome:
     )
     if own and digest and not vouched and not (task.overwrite or task.dry_run):
         return _compare(task, work, source, digest)
-    # A folder that holds only the outputs of adapters below it: nothing in it is replaced.
+    # A target without a digest may be a folder that holds only the outputs of other adapters in subfolders. Then
+    # nothing in the folder is replaced.
     vacant = digest is None and target.is_dir()
     return _run(task, work, target, source=source, overwrite=task.overwrite or (own and vouched) or vacant)
 

@@ -60,7 +60,7 @@ def perform_all(tasks: Sequence[BatchTask], jobs: int) -> Generator[tuple[BatchT
             worker.stop()
         for worker in workers:
             worker.wait()
-        # Each of them sees that its worker has ended.
+        # A thread ends when it sees that its worker has ended.
         for thread in threads:
             if thread.is_alive():
                 thread.join()
@@ -93,10 +93,10 @@ class PendingTasks:
         self._changed = Condition()
 
     def take(self) -> BatchTask | None:
-        """The next task whose target lies in none that is unfinished; None if there is no more."""
+        """The next task whose target lies in no target of an unfinished task; None if no task is left."""
         with self._changed:
             while self._waiting:
-                # An outermost target waits for none, so one worker at least can always go on.
+                # A task whose target lies in no other target never waits, so at least one worker can always go on.
                 if task := next((each for each in self._waiting if self._is_free(each)), None):
                     self._waiting.remove(task)
                     return task
@@ -213,7 +213,8 @@ def serve() -> None:
     with suppress(KeyboardInterrupt, BrokenPipeError):
         while (task := tasks.get()) is not None:
             outcome = perform(task)
-            # Before the outcome is sent: its receiver may end this process at once, which is not an interruption.
+            # Cleared before the outcome is sent: the process that receives the outcome may end this one at once, and
+            # that is not an interruption.
             busy.clear()
             pickle.dump(outcome, channel)
             channel.flush()

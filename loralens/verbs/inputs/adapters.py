@@ -150,7 +150,7 @@ def load_source(
     if isinstance(source, Adapter):
         check_unread(reading)
         return source
-    # Checked before `load` is called, whose name an error of Python about a keyword would mention.
+    # Checked here, because Python's own error about an unknown keyword would name `load` and not the verb.
     stated_options(reading)
     return load(str(source), base=base, strict=strict, **reading)
 

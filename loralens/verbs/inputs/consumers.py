@@ -12,7 +12,10 @@ from loralens.verbs.inputs.bases import ModelPath, with_tied_head
 
 
 def consumer_findings(adapter: Adapter, consumer: Consumer, base: ModelPath | None) -> list[Finding]:
-    """The findings about ``consumer``, which may look names up as they are: also against a base, if there is one."""
+    """The findings about ``consumer``, the program that loads the adapter.
+
+    With a base, the names of the modules are compared with it too, because some programs look names up as they are.
+    """
     matched = None
     if base is not None:
         # Names that match nothing are a finding of the doctor itself.

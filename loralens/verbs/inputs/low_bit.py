@@ -41,7 +41,7 @@ NF4_CONFIG = {
     "load_in_8bit": False,
     "quant_method": "bitsandbytes",
 }
-# What --bits names of the types of ggml.
+# The block types of ggml that --bits can name.
 GGUF_BITS: dict[str, BlockType] = {"q4_1": Q4_1, "q8_0": Q8_0}
 LOOKED_AT = 4  # weights that are looked at: all weights of a model are stored alike
 
@@ -54,7 +54,9 @@ def check_bits(
     bits: MergeBits | None,
     dtype: str | None,
 ) -> None:
-    """Refuse an output that does not fit the base, and say where an adapter of a low-bit base is merged.
+    """Refuse an output that does not fit the base.
+
+    If an adapter was trained on a low-bit base and is merged into floats, a message says into which floats.
 
     Raises
     ------
@@ -130,8 +132,8 @@ def _check_alone(key: str, weight: CodedWeight, homes: dict[str, str]) -> None:
     other = key if weight.row_order is not None else homes.setdefault(weight.stored, key)
     if other != key:
         raise MismatchError(
-            f"{key} and {other}: their codes lie in one stored tensor ({weight.stored}), of which one merge can move "
-            "the codes of one weight",
+            f"{key} and {other}: their codes lie in one stored tensor ({weight.stored}), and a merge can move the "
+            "codes of only one weight in a stored tensor",
             fix="write the merged model in floats: --dtype bf16; or leave one of them out with --modules",
         )
 
@@ -158,8 +160,8 @@ def quantised_plan(
 ) -> tuple[MergePlan, NewCodes]:
     """The plan of a merge in floats that is quantised once, and the weights that become codes.
 
-    NF4 has the matrices of the blocks, as for transformers, which leaves embeddings and the head in floats. Codes of
-    GGUF are those that llama.cpp makes (`block_types`).
+    The matrices of the blocks become NF4. Embeddings and the head stay floats, as transformers leaves them. For a GGUF
+    model, `block_types` decides what each weight becomes.
 
     Raises
     ------

@@ -226,7 +226,7 @@ class CombineResult(Written):
         rows = self.adapters
         strengths = [row.ingredient.strength for row in rows]
         title = f"{len(rows)} adapters, weights add up to {number(sum(strength.weight for strength in strengths), 6)}"
-        # The sum of weights is not that of a module with weights of its own.
+        # The sum in the title does not hold for a module that has weights of its own.
         if any(strength.modules for strength in strengths):
             title += " (*: others in some modules)"
         return Table(title, ADAPTER_COLUMNS, rows)
@@ -240,7 +240,8 @@ def _weighted(ingredient: Ingredient) -> str:
         return f"{factor}{ingredient.path}"
     exceptions = [f"{number(weight, 6)} × in {glob_in_words(glob)}" for glob, weight in strength.modules.items()]
     if len(exceptions) > NAMED:
-        # Weights of blocks name hundreds of modules: their numbers say more than the first three names.
+        # Weights of blocks name hundreds of modules. The number of modules that have each weight says more than the
+        # first three names.
         modules = Counter(strength.modules.values())
         exceptions = [f"{number(weight, 6)} × in {count(of, 'module')}" for weight, of in sorted(modules.items())]
     listed = ", ".join(exceptions[:NAMED]) + (", …" if len(exceptions) > NAMED else "")

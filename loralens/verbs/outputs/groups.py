@@ -97,6 +97,6 @@ OUTLIER_COLUMNS: tuple[Column[Outlier], ...] = (
         lambda row: row.chance,
         "chance",
         partial(number, digits=1),  # an upper bound: more digits would promise too much
-        about="of such a gap in a kind whose modules are exchangeable, at most",
+        about="upper bound on the probability of such a gap, if the modules of the kind are exchangeable",
     ),
 )

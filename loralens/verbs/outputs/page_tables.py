@@ -166,7 +166,7 @@ MERGE_COLUMNS: tuple[Column[MeasuredModule], ...] = (
     ),
 )
 
-# Four digits, as ranks near the whole differ only behind 99.
+# Four digits, because the shares at ranks near the full rank all begin with 99 and differ only in the digits after it.
 ENERGY_KEPT: Column[CurvePoint] = Column(
     "kept", lambda point: 1 - point.uniform.error**2, "energy kept", partial(percent, digits=4), bar=True
 )

@@ -82,7 +82,8 @@ class Target:
         """
         if self.output is None:
             return
-        # As an adapter the folder would hide all that lie in it, with --overwrite too.
+        # If an adapter were written into it, the folder itself would count as one adapter, and the adapters below it
+        # would no longer be found. So --overwrite does not allow this either.
         if (self.output / RECORD_NAME).exists() and not any((self.output / name).exists() for name in NAMES):
             what = f"{self.output}: holds the outputs of a run for several adapters, and would become one adapter"
             raise OptionError(what, fix=f"choose a target in it, such as {self.output / 'NAME'}")

@@ -15,7 +15,9 @@ from loralens.formats.dialects.gguf.architectures import Architecture
 _WRAPPERS = (  # prefixes that llama.cpp's converter replaces before it looks names up
     ("model.language_model.", "model."), ("language_model.", ""), ("bert.", ""), ("roberta.", ""), ("", "model."),
 )  # fmt: skip
-MOST_PARTS = 16  # parts of a name: names in the tables have at most eight, and the search takes time with their square
+# The largest number of parts of a name. Names in the tables have at most eight, and the time of the search grows with
+# the square of the number of parts.
+MOST_PARTS = 16
 # A single expert (….experts.3.w1) or one of a stack (….experts.gate_proj[3]).
 _EXPERT = re.compile(
     r"^(?P<path>.+\.experts)\.(?P<number>\d{1,9})\.(?P<part>\w+)$|^(?P<stack>.+)\[(?P<item>\d{1,9})\]$"
@@ -67,7 +69,7 @@ def _tensor(module: str, arch: str) -> str | None:
 def _spellings(arch: str) -> Mapping[str, str]:
     """Every spelling of a weight's name → the name of its tensor, with ``{bid}`` for the number of the block.
 
-    This reads the tables of the package ``gguf`` directly, because making a `TensorNameMap` changes those of the class.
+    This reads the tables of the package ``gguf`` directly, because making a `TensorNameMap` changes these tables.
     """
     from gguf.constants import MODEL_ARCH_NAMES, MODEL_TENSORS, TENSOR_NAMES
     from gguf.tensor_mapping import TensorNameMap as Tables

@@ -118,7 +118,7 @@ def _module(name: str, parts: Parts, unpaired: Mapping[str, LazyArray], enabled:
     if weight is not None and weight.ndim == 4:
         B, A, layout = _unpack_conv(B, A, weight.shape)
         rank //= layout.kernel[0]
-    # With one enabled slice, the shapes fit a linear layer; only the configuration shows the fused one.
+    # With one enabled slice, the shapes fit a linear layer too. Only the configuration shows that the layer is fused.
     elif A.shape[0] != B.shape[1] or (enabled and len(enabled) > 1 and sum(enabled) == 1):
         B, layout = _unpack_merged(B, A, enabled)
         rank //= layout.groups

@@ -185,5 +185,12 @@ def _findings(config: Mapping[str, Any] | None, scale: float | None, modules: Ma
         findings.append(Finding("warning", "rank-disagrees", text, "mlx-lm cannot load it: correct lora_parameters"))
     if "alpha" in section and scale is not None and "fine_tune_type" not in (config or {}):
         text = f"lora_parameters has an alpha beside the scale {scale:g}: versions of early 2024 multiplied by α/r too"
-        findings.append(Finding("warning", "alpha-beside-scale", text, "if one of them trained it, give the product"))
+        findings.append(
+            Finding(
+                "warning",
+                "alpha-beside-scale",
+                text,
+                "if one of these versions trained the adapter, write scale · α/r as the scale into adapter_config.json",
+            )
+        )
     return findings

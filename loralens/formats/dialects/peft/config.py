@@ -47,8 +47,8 @@ VARIANTS = (
 class Endings:
     """PEFT's rule for lists of targets: a target covers a path that equals it, or that ends in it after a dot.
 
-    Only ends that are as long as a target are looked up. Looking up the end after each dot would take time with the
-    square of the length of a path, which may be hostile.
+    Only ends that are as long as a target are looked up. Looking up the end after each dot would take a time that grows
+    with the square of the length of a path, and a hostile file may have very long paths.
     """
 
     __slots__ = ("_lengths", "_targets")

@@ -13,9 +13,9 @@ counts as ``init_r``. ``rank_pattern`` says for each module which of its ``init_
 true and false. A file contains only the directions that remained. A module without any has no update.
 
 LoHa and LoKr: the algebra is that of LyCORIS, but the scale is not. It is alpha/r of the configuration, also for full
-factors of LoKr. For a Conv1d with a full w2 (b, d, k), PEFT 0.21.2 orders LoKr's product differently than LyCORIS: the
-Kronecker product is that of w1 (1, a, c) and w2, and its numbers in order are those of (out, in, k). PEFT trains and
-merges in this order, so it is read in this order here.
+factors of LoKr. For a Conv1d with a full w2 (b, d, k), PEFT 0.21.2 orders LoKr's product differently than LyCORIS: it
+takes the Kronecker product of w1, as (1, a, c), and w2. The result has the shape (b, a·d, c·k), and PEFT reshapes it to
+(out, in, k). PEFT trains and merges in this order, so it is read in this order here.
 """
 
 import re

@@ -228,7 +228,7 @@ def _stated_scale(name: str, module: Update, stacks: Stacks) -> tuple[float, Sca
 def _fold_attentions(stacks: Stacks) -> Stacks:
     """Give each out_proj of an nn.MultiheadAttention the scale that PEFT uses for it, and fold the ratio into its B.
 
-    PEFT up to 0.21.2 adds this update twice, so that scale is twice the scale of the attention's own pair.
+    PEFT up to 0.21.2 adds this update twice, so the scale that PEFT uses is twice that of the attention's own pair.
     """
     new_stacks = dict(stacks)
     for name, modules in stacks.items():
@@ -336,7 +336,7 @@ def _integer_if_whole(alpha: float) -> float | int:
 
 
 def _literal_pattern(values: Mapping[str, Any], default: Any) -> dict[str, Any]:
-    """The full paths whose values differ from the default, longest first, and the paths that their keys match too."""
+    """The full paths whose values differ from the default, and all other paths that their keys match; longest first."""
     odd = Endings(path for path, value in values.items() if value != default)
     paths = [path for path in values if odd.cover(path)]
     paths.sort(key=lambda path: (-len(path), natural_key(path)))

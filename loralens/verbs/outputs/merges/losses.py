@@ -17,7 +17,7 @@ DAMAGED = 0.2
 # of it lies in the directions of the adapter. At 3 to 8 times the update, adapters kept at least 85 % of the loss that
 # they gain (the last column of the table in docs/merge.md); at 22 times they did not.
 NOISY = 15.0  # noise relative to the update from which the merge warns
-# With codes, usually 4 % of the gain is clipped, and in small modules chance changes the gain by as much again.
+# With codes, clipping usually takes 4 % of the gain. In small modules chance changes the gain by another 4 %.
 CLIPPED = 0.8
 
 

@@ -297,7 +297,7 @@ class MergeRun:
             prepare_merge(
                 plan,
                 dtype=self.inputs.dtypes[key],
-                # A float tensor beside codes is rounded to the nearest, unless its rounding is one of floats.
+                # Only codes can be swept. In a sweep, tensors that stay floats are rounded to the nearest number.
                 rounding=MergeRounding("nearest" if self.rounding == "sweep" else self.rounding, self.seed, key),
                 device=self.device,
             ),

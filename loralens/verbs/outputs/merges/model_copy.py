@@ -51,8 +51,9 @@ def write_copy(
 ) -> None:
     """Write a changed copy of a model; the options are those of `write_model`.
 
-    ``dtype`` is NumPy's name of the dtype of a copy in floats. Only the writer of GGUF needs it and ``types``, as the
-    changes say elsewhere what is written. Dropped keys, homes and headers are of safetensors alone.
+    ``dtype`` is NumPy's name of the dtype of a copy in floats. Only the writer of GGUF needs ``dtype`` and ``types``.
+    For safetensors ``changes`` says which dtypes are written. ``dropped``, ``homes`` and ``headers`` are only for
+    safetensors.
     """
     common: dict[str, Any] = {
         "fill": fill,

@@ -64,7 +64,8 @@ class UnmergeRun:
         self.files = model_files(root)
         self.tensors = self.files.stored
         self._digests: dict[str, Any] = {}
-        # Whether the weights are codes is known by the whole checkpoint: by its configuration and by the parts of each.
+        # Only the whole checkpoint shows whether its weights are codes: by its configuration, and by the tensors that
+        # store each weight.
         self._coded = open_checkpoint(root).coded if content.get("version") == WITH_CODES else {}
         with place(file):
             self.undo = parse_undo(arrays, content)
@@ -147,7 +148,8 @@ class UnmergeRun:
                     name: len(data).to_bytes(8, "little") + data for name, data in zip(names, headers, strict=True)
                 },
                 texts=undo.texts if folder else {},
-                # The base had neither. Those of an earlier merge into it come back from before/.
+                # The base had no undo file and no certificate of this merge. Those of an earlier merge into the
+                # base come back from before/.
                 without=(NAME, CERTIFICATE),
                 names={name: name.removeprefix(BEFORE) for name in files.companions if name.startswith(BEFORE)},
                 # When all tensors were read, and before the folder gets its name.
