@@ -30,7 +30,7 @@ class CodeFidelity:
     Attributes
     ----------
     rounding : str
-        The rounding that was used: ``stochastic`` also where a sweep was asked for and the update is too weak for it.
+        The rounding that was used: ``stochastic`` also where a sweep was asked for and there are no moments.
     changed : float
         Share of the codes that changed.
     clipped : float

@@ -541,8 +541,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     Mutant(
         "sweep_rows",
-        "along_update[rows] += change[rows]",
-        "along_update[rows] -= change[rows]",
+        "left += along[j]",
+        "left -= along[j]",
         ("tests/merging/low_bit/test_sweep.py",),
     ),
     Mutant("return_clipped", "(1 + s)", "(1 - s)", ("tests/merging/low_bit/test_stochastic.py",)),

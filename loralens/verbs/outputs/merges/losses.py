@@ -37,7 +37,7 @@ def conclusion_on_codes(total: Mapping[str, Any]) -> list[str]:
     """How much of an update arrived in codes, and how many of them changed."""
     drawn, swept = total["drawn"], total["swept"]
     draw = "by stochastic rounding"
-    way = draw if not swept else f"{draw} and a sweep" if not drawn else f"{draw}, with a sweep in {swept} weights"
+    way = draw if not swept else "by a sweep" if not drawn else f"by a sweep in {swept} weights, and {draw} in {drawn}"
     own = total["subspace_error"]
     inside = "" if own is None else f" and an error of {number(own)} in its own directions"
     return [

@@ -234,7 +234,7 @@ class MergeRun:
 
     def _rounding(self) -> dict[str, Any]:
         """How the merge rounded: all that a verification needs to repeat it."""
-        # The seed changes a bit only where something is drawn; a sweep starts from a draw.
+        # The seed changes a bit only where something is drawn, as are the weights for which a sweep has no moments.
         seed = {"seed": self.seed} if self.rounding in ("stochastic", "sweep") else {}
         return {"mode": self.rounding, **seed, **({"moments": self.moments.digest} if self.moments else {})}
 
