@@ -19,10 +19,13 @@ from loralens.core.adapter import Adapter
 from loralens.core.coded_weight import CodedWeight, Codes, GridRows
 from loralens.core.lazy import Array
 from loralens.formats.records.input_moments import InputMoments, load_input_moments
+from loralens.linalg.draws import Draws
 from loralens.linalg.exact import Singles
+from loralens.linalg.factor import Floats
 from loralens.merging.low_bit.apply import CodeRounding, added_numbers, prepare_codes
+from loralens.merging.low_bit.clipping import clipped_share
 from loralens.merging.low_bit.record import codes_as_bytes
-from loralens.merging.low_bit.stochastic import asked_moves
+from loralens.merging.low_bit.stochastic import asked_moves, draw_codes
 from loralens.merging.low_bit.sweep import HOLD, SweepMoments, sweep_moments
 from loralens.merging.plan import Slab, TensorPlan
 from loralens.merging.undo.patch import PatchWriter
@@ -118,6 +121,10 @@ def merge(base: Base, adapter: Adapter, way: Way, moments: Path | None) -> Itera
         elif way.method == "gptq":
             codes = feedback_codes(grid, D, _raw(moments, name))
             new = W + added_numbers(grid, codes)
+        elif way.give_back:
+            asked = return_clipped(grid, asked_moves(grid, D), D)
+            codes = draw_codes(grid, asked, Draws.named(way.seed, f"{name}.weight"), 0).codes
+            new = W + added_numbers(grid, codes)
         elif way.method == "descent":
             drawn = _by_tool(replace(way, method="stochastic"), name, weight, update, moments, sums)
             codes = descended_codes(grid, drawn, D, _raw(moments, name))
@@ -138,7 +145,7 @@ def _by_tool(way: Way, name: str, weight: CodedWeight, update: Any, path: Path |
     if way.method == "sweep":
         H = _prepared(path, name)
         H = replace(H, hold=H.hold * way.hold / HOLD)
-    rounding = CodeRounding(way.method, way.seed, key, H, way.give_back)  # type: ignore[arg-type]
+    rounding = CodeRounding(way.method, way.seed, key, H)  # type: ignore[arg-type]
     blocks = list(prepare_codes(plan, weight, rounding).blocks())
     sums.clipped += sum(int(np.count_nonzero(block.drawn.clipped)) for block in blocks)
     return np.concatenate([block.drawn.codes for block in blocks])
@@ -158,6 +165,20 @@ def _measure(sums: Sums, way: Way, grid: GridRows, codes: Codes | None, D: Singl
         patch = PatchWriter(1)
         patch.block(codes_as_bytes(grid.codes, grid.lowest), codes_as_bytes(codes, grid.lowest))
         sums.undo += patch.finish().nbytes
+
+
+def return_clipped(grid: GridRows, moves: Floats, D: Singles) -> Floats:
+    """The moves with what is clipped given back to the other entries of the same row.
+
+    Their moves grow by one factor, 1 + s, with s = Σ_clipped l·δ / Σ_others δ², where l is the part of δ that is
+    clipped. The expected gain of every row is then 1 again.
+    """
+    clipped, squares = clipped_share(grid, moves), D.astype(np.float64) ** 2
+    lost = (squares * clipped).sum(axis=1)
+    room = np.where(clipped == 0, squares, 0.0).sum(axis=1)
+    # Beyond this the few entries that are left would be changed more by the correction than by the update.
+    s = np.minimum(np.divide(lost, room, out=np.zeros_like(lost), where=room > 0), 0.5)
+    return np.where(clipped == 0, moves * (1 + s)[:, None], moves)
 
 
 def feedback_codes(grid: GridRows, D: Singles, H: Array) -> Codes:

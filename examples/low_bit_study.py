@@ -89,9 +89,8 @@ SEEDS = (0, 1, 2)
 SEEDED = ("stochastic",)
 PLAIN = ("nearest", "fresh", "gptq", "sweep", "bf16")
 PROBES = (
+    Way("sweep", moments="adapted"),
     Way("sweep", moments="task"),
-    Way("sweep", moments="general"),
-    Way("sweep", moments="both:8"),
     Way("descent"),
 )
 
@@ -137,8 +136,8 @@ class Plan:
             yield Task(recipe, "q4_1", [*(Way(method) for method in PLAIN), *drawn, *given_back])
         for name in self.coded:
             for recipe in self.recipes[:1]:
-                yield Task(recipe, name, [Way("nearest"), Way("fresh"), Way("sweep"), *drawn])
-        for recipe in self.recipes[1:2] if self.probes else ():
+                yield Task(recipe, name, [Way("nearest"), *drawn, Way("sweep")])
+        for recipe in self.recipes[:1] if self.probes else ():
             yield Task(recipe, "q4_1", self.probes)
 
 
@@ -171,26 +170,41 @@ def make(plan: Plan, folder: Path, jobs: int) -> None:
         list(pool.map(one, plan.recipes))
 
 
-def moments(plan: Plan, folder: Path, texts: str, name: str) -> Path:
-    """The file of a domain's second moments; measured if it is missing.
+def moments(plan: Plan, folder: Path, recipe: Recipe, name: str) -> Path:
+    """The file of second moments for an adapter; measured if it is missing.
 
-    ``name`` is ``both``, ``task`` or ``general``, the texts they are measured on, and behind a colon how many texts.
+    ``name`` says which texts: ``both``, ``task`` or ``general``. ``adapted`` means both, with the adapter added to the
+    weights of the model. Behind a colon comes the number of texts.
     """
     kind, _, number = name.partition(":")
-    target, count = folder / "moments" / f"{texts}-{name.replace(':', '-')}.safetensors", int(number or plan.calibrated)
+    count, of = int(number or plan.calibrated), recipe.name if kind == "adapted" else recipe.texts
+    target = folder / "moments" / f"{of}-{name.replace(':', '-')}.safetensors"
     if not target.is_file():
         target.parent.mkdir(parents=True, exist_ok=True)
-        data, mixed_in = domain(texts).train[:count], general()[:count]
+        data, mixed_in = domain(recipe.texts).train[:count], general()[:count]
         loralens.calibrate(
-            model=MODEL,
+            model=adapted(folder / "adapters" / recipe.name) if kind == "adapted" else MODEL,
             data=mixed_in if kind == "general" else data,
-            general=mixed_in if kind == "both" else "none",
+            general="none" if kind in ("task", "general") else mixed_in,
             inputs=True,
             output=target,
             length=plan.length,
             threads=1,
         )
     return target
+
+
+def adapted(path: Path) -> tuple[Any, Any]:
+    """The model with an adapter added to its weights, and its tokenizer."""
+    import torch
+
+    from loralens.verbs.inputs.models import load_model
+
+    loaded = load_model(MODEL, device="cpu", dtype="f32", threads=1)
+    for name, update in loralens.load(path).items():
+        weight: Any = loaded.model.get_submodule(name).weight
+        weight.data += torch.from_numpy(update.dense()).float()
+    return loaded.model, loaded.tokenizer
 
 
 def examine(plan: Plan, folder: Path, task: Task) -> None:
@@ -212,7 +226,7 @@ def examine(plan: Plan, folder: Path, task: Task) -> None:
     ends = {"unmerged": unmerged, "base": judge.look()}
     _write(kept / "ends.json", {end: {part: asdict(one) for part, one in ends[end].items()} for end in ends})
     for way in missing:
-        measured = moments(plan, folder, task.recipe.texts, way.moments) if way.needs_moments else None
+        measured = moments(plan, folder, task.recipe, way.moments) if way.needs_moments else None
         sums = Sums()
         for name, made in merge(weights, adapter, way, measured):
             if isinstance(made, Sums):
@@ -247,8 +261,8 @@ def main() -> None:
     given = asked("low_bit_study", __doc__, "out/low_bit")
     plan, folder = QUICK if given.quick else Plan(), given.runs
     make(plan, folder, given.jobs)
-    for texts in dict.fromkeys(recipe.texts for recipe in plan.recipes):
-        moments(plan, folder, texts, "both")
+    for recipe in plan.recipes:
+        moments(plan, folder, recipe, "both")
     with ProcessPoolExecutor(given.jobs) as pool:
         for job in [pool.submit(examine, plan, folder, task) for task in plan.tasks()]:
             job.result()

@@ -5,8 +5,9 @@ from itertools import product
 import numpy as np
 import pytest
 from low_bit_bases import code_nf4, code_q4_1, code_q4_k
-from low_bit_merges import Way, feedback_codes
+from low_bit_merges import Way, feedback_codes, return_clipped
 
+from loralens.merging.low_bit.stochastic import asked_moves
 from tests.merging.low_bit.grids import grid
 
 
@@ -44,6 +45,21 @@ def test_the_scales_of_q4_k_have_six_bits():
             # One float16 for 8 scales, of which the largest is 63 times that number.
             unit = np.float32(np.float16(row.max() / 63))
             np.testing.assert_allclose(row / unit, np.rint(row / unit), atol=1e-3)
+
+
+def test_what_is_clipped_is_given_back_to_the_row():
+    one = grid("Q4_1", 6, 256, seed=8)
+    one.step[one.step == 0] = 0.01
+    D = (1e-3 * np.random.default_rng(4).standard_normal((6, 256))).astype(np.float32)
+    moves = asked_moves(one, D)
+    before, after = np.zeros(6), np.zeros(6)
+    given = return_clipped(one, moves, D)
+    steps = one.step[:, one.group_of_column].astype(np.float64)
+    for asked, sums in ((moves, before), (given, after)):
+        arrives = np.clip(one.codes + asked, 0, 15) - one.codes
+        sums[:] = (arrives * steps * D).sum(axis=1) / (D.astype(np.float64) ** 2).sum(axis=1)
+    assert (before < 0.97).all()
+    np.testing.assert_allclose(after, 1, atol=1e-5)
 
 
 def test_feedback_is_gptq():

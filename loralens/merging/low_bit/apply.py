@@ -14,7 +14,6 @@ from loralens.linalg.draws import Draws
 from loralens.linalg.exact import Singles
 from loralens.linalg.factor import Floats
 from loralens.merging.dora_factors import DoraFactors, compute_dora_factors
-from loralens.merging.low_bit.clipping import return_clipped
 from loralens.merging.low_bit.stochastic import DrawnCodes, asked_moves, draw_codes, group_size, nearest_codes
 from loralens.merging.low_bit.sweep import SweepMoments, sweep_rows
 from loralens.merging.matrix import MatrixRows, cuts
@@ -41,15 +40,12 @@ class CodeRounding:
         The key of the decoded weight. Every weight has random numbers of its own.
     moments : SweepMoments or None
         The second moments of the weight's inputs; needed by ``sweep``.
-    give_back : bool
-        Whether what is clipped is given back to the row (`loralens.merging.low_bit.clipping`): an experiment.
     """
 
     mode: RoundingMode = "stochastic"
     seed: int = 0
     key: str = ""
     moments: SweepMoments | None = None
-    give_back: bool = False
 
 
 @final
@@ -139,9 +135,8 @@ class CodesMerge:
         if self.mode == "sweep":
             assert self.rounding.moments is not None
             return sweep_rows(grid, D, self.rounding.moments)
-        target_moves = return_clipped(grid, moves, D) if self.rounding.give_back else moves.copy()
         draws = Draws.named(self.rounding.seed, self.rounding.key)
-        return draw_codes(grid, target_moves, draws, start * D.shape[1])
+        return draw_codes(grid, moves.copy(), draws, start * D.shape[1])
 
 
 def prepare_codes(
