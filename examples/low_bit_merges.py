@@ -26,11 +26,10 @@ from loralens.merging.low_bit.apply import CodeRounding, added_numbers, prepare_
 from loralens.merging.low_bit.clipping import clipped_share
 from loralens.merging.low_bit.record import codes_as_bytes
 from loralens.merging.low_bit.stochastic import asked_moves, draw_codes
-from loralens.merging.low_bit.sweep import HOLD, SweepMoments, sweep_moments
+from loralens.merging.low_bit.sweep import DAMPING, SweepMoments, sweep_moments
 from loralens.merging.plan import Slab, TensorPlan
 from loralens.merging.undo.patch import PatchWriter
 
-DAMPING = 0.01  # of GPTQ, as a share of the mean diagonal
 COLUMNS = 128  # of GPTQ, after which the later columns pay for the errors
 
 
@@ -47,15 +46,15 @@ class Way:
         Whether stochastic rounding gives clipped moves back to their row.
     moments : str
         The name of the file of moments.
-    hold : float
-        k of the sweep, in units of the mean diagonal.
+    damping : float
+        Of the moments of a sweep, as a share of their mean diagonal.
     """
 
     method: str
     seed: int = 0
     give_back: bool = False
     moments: str = "both"
-    hold: float = HOLD
+    damping: float = DAMPING
 
     @property
     def name(self) -> str:
@@ -143,8 +142,7 @@ def _by_tool(way: Way, name: str, weight: CodedWeight, update: Any, path: Path |
     key, H = f"{name}.weight", None
     plan = TensorPlan(key, weight.floats(), weight.shape, (Slab(name, 0, weight.shape[0], ((1.0, update),)),))
     if way.method == "sweep":
-        H = _prepared(path, name)
-        H = replace(H, hold=H.hold * way.hold / HOLD)
+        H = _prepared(path, name, way.damping)
     rounding = CodeRounding(way.method, way.seed, key, H)  # type: ignore[arg-type]
     blocks = list(prepare_codes(plan, weight, rounding).blocks())
     sums.clipped += sum(int(np.count_nonzero(block.drawn.clipped)) for block in blocks)
@@ -246,17 +244,17 @@ def _opened(path: Path) -> InputMoments:
     return load_input_moments(path)
 
 
-_LAST: dict[tuple[Path, str], SweepMoments] = {}
+_LAST: dict[tuple[Path, str, float], SweepMoments] = {}
 
 
-def _prepared(path: Path | None, name: str) -> SweepMoments:
+def _prepared(path: Path | None, name: str, damping: float) -> SweepMoments:
     """The moments of a module's input; those of the module before it are kept, as q, k and v share them."""
     assert path is not None
-    first = _opened(path).inputs[name]
-    if (path, first) not in _LAST:
+    key = path, _opened(path).inputs[name], damping
+    if key not in _LAST:
         _LAST.clear()
-        _LAST[path, first] = sweep_moments(_opened(path).read(first))
-    return _LAST[path, first]
+        _LAST[key] = sweep_moments(_raw(path, name), damping=damping)
+    return _LAST[key]
 
 
 def _raw(path: Path | None, name: str) -> Array:

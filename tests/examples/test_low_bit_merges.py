@@ -84,6 +84,6 @@ def test_feedback_is_gptq():
 
 
 def test_ways_have_names_of_their_own():
-    options = product((0, 1), (False, True), ("both", "task"), (10, 1000))
-    ways = [Way("sweep", seed, give_back=back, moments=moments, hold=hold) for seed, back, moments, hold in options]
+    options = product((0, 1), (False, True), ("both", "task"), (0.01, 0.1))
+    ways = [Way("sweep", seed, back, moments, damping) for seed, back, moments, damping in options]
     assert len({way.name for way in ways}) == len(ways) == 16

@@ -103,8 +103,8 @@ class SweepMoments:
         return np.asarray(np.ldexp(product, exponents))
 
 
-def sweep_moments(H: Array) -> SweepMoments:
-    """Prepare the second moments H (n, n) of the inputs of a weight.
+def sweep_moments(H: Array, *, damping: float = DAMPING) -> SweepMoments:
+    """Prepare the second moments H (n, n) of the inputs of a weight; ``damping`` is a share of their mean diagonal.
 
     Raises
     ------
@@ -120,11 +120,11 @@ def sweep_moments(H: Array) -> SweepMoments:
     # In panels, since H is the largest array of a merge.
     for start in range(0, len(H), PANEL):
         damped[start : start + PANEL] = H[order[start : start + PANEL]][:, order]
-    damped[np.diag_indices(len(H))] += DAMPING * mean
+    damped[np.diag_indices(len(H))] += damping * mean
     if not np.isfinite(damped).all():
         raise FormatError("the moments hold NaN or Inf", fix="measure them again: calibrate --inputs")
     # No pivot of the damped H is smaller, but for the rounding of products.
-    pivots = _factorise(damped, DAMPING * mean)
+    pivots = _factorise(damped, damping * mean)
     integers, exponent = np.empty(H.shape, np.float32), np.empty((len(H), 1), np.int64)
     for start in range(0, len(H), PANEL):
         rows = slice(start, start + PANEL)
