@@ -86,6 +86,20 @@ class SweepMoments:
     hold: float
     inverses: tuple[Floats, ...]
 
+    def energy(self, X: Singles) -> float:
+        """Σ x H xᵀ over the rows x of X (m, columns)."""
+        outputs = self.transposed(np.ascontiguousarray(X.T[self.order], dtype=np.float64))
+        return float(np.vdot(outputs * self.pivots[:, None], outputs))
+
+    def transposed(self, X: Floats) -> Floats:
+        """Cᵀ X, for X (n, m) with its columns in the order of the sweep."""
+        product = X.copy()
+        for start in range(0, len(X), COLUMNS):
+            stop = min(start + COLUMNS, len(X))
+            product[start:stop] += _exact_product(self.block(start, stop).T, X[start:stop])
+            product[stop:] += self.after(X[start:stop], start, stop)
+        return product
+
     def block(self, start: int, stop: int) -> Floats:
         """A square block of C on its diagonal, without the ones."""
         return np.asarray(np.ldexp(self.integers[start:stop, start:stop].astype(np.float64), self.exponent[start:stop]))
@@ -242,11 +256,7 @@ def _along_numbers(update: Floats, moments: SweepMoments) -> Floats:
 
 def _along_outputs(update: Floats, moments: SweepMoments) -> Floats:
     """C⁻¹u₂, which is D Cᵀ ΔWᵀ/√(ΔW H ΔWᵀ)."""
-    outputs = update.copy()
-    for start in range(0, len(update), COLUMNS):
-        stop = min(start + COLUMNS, len(update))
-        outputs[start:stop] += _exact_product(moments.block(start, stop).T, update[start:stop])
-        outputs[stop:] += moments.after(update[start:stop], start, stop)
+    outputs = moments.transposed(update)
     # ΔW H ΔWᵀ is the sum of squares of √D Cᵀ ΔWᵀ.
     outputs *= np.sqrt(moments.pivots)[:, None]
     norm = np.sqrt(_exact_squares(outputs))
