@@ -78,13 +78,17 @@ def make(runs: Iterable[Run], folder: Path, *, jobs: int = 2) -> dict[Run, Path]
 
 
 def _make(run: Run, folder: Path) -> Run:
-    target = folder / run.name
-    resume = ["--resume"] if target.with_name(f"{target.name}.unfinished").exists() else []
-    command = [sys.executable, "-m", *run.command, "-o", str(target), *resume]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | quiet(), check=False)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(run.command)}\n{done.stderr}")
+    train(run.command, folder / run.name)
     return run
+
+
+def train(command: Sequence[str], target: Path) -> None:
+    """Run ``loralens train`` with these options, or continue it if it was interrupted."""
+    resume = ["--resume"] if target.with_name(f"{target.name}.unfinished").exists() else []
+    whole = [sys.executable, "-m", *command, "-o", str(target), *resume]
+    done = subprocess.run(whole, capture_output=True, text=True, env=os.environ | quiet(), check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)}\n{done.stderr}")
 
 
 def quiet() -> dict[str, str]:
@@ -159,15 +163,16 @@ class Asked:
     command: str
 
 
-def asked(script: str, text: str | None) -> Asked:
+def asked(script: str, text: str | None, folder: str = "out/paper") -> Asked:
     """Read the command line of a study: ``--quick``, ``--runs``, ``--reports``, ``--jobs``."""
+    small = f"{folder}-quick"
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a small version, in minutes")
-    parser.add_argument("--runs", type=Path, help="where runs are kept [out/paper; quick: out/paper-quick]")
-    parser.add_argument("--reports", type=Path, help="where the report goes [reports; quick: out/paper-quick]")
+    parser.add_argument("--runs", type=Path, help=f"where runs are kept [{folder}; quick: {small}]")
+    parser.add_argument("--reports", type=Path, help=f"where the report goes [reports; quick: {small}]")
     parser.add_argument("--jobs", type=int, default=2, help="processes, one thread each [2]")
     given = parser.parse_args()
-    runs, reports = ("out/paper-quick", "out/paper-quick") if given.quick else ("out/paper", "reports")
+    runs, reports = (small, small) if given.quick else (folder, "reports")
     command = f"python examples/{script}.py" + (" --quick" if given.quick else "")
     return Asked(given.quick, given.runs or Path(runs), given.reports or Path(reports), given.jobs, command)
 

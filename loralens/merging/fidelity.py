@@ -30,7 +30,7 @@ class CodeFidelity:
     Attributes
     ----------
     rounding : str
-        The rounding that was used. It is ``stochastic`` also if a sweep was requested but the update is too weak.
+        The rounding that was used. It is ``stochastic`` also if a sweep was requested but there are no moments.
     changed : float
         Share of the codes that changed.
     clipped : float

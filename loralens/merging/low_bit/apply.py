@@ -14,18 +14,15 @@ from loralens.linalg.draws import Draws
 from loralens.linalg.exact import Singles
 from loralens.linalg.factor import Floats
 from loralens.merging.dora_factors import DoraFactors, compute_dora_factors
-from loralens.merging.low_bit.clipping import return_clipped
 from loralens.merging.low_bit.stochastic import DrawnCodes, asked_moves, draw_codes, group_size, nearest_codes
-from loralens.merging.low_bit.sweep import SweepMoments, mean_move, sweep_rows
+from loralens.merging.low_bit.sweep import SweepMoments, sweep_rows
 from loralens.merging.matrix import MatrixRows, cuts
 from loralens.merging.plan import Slab, TensorPlan
 from loralens.merging.rounding import add_update
 from loralens.merging.update import BLOCK, UpdateMatrix
 
-# Below this mean move, in steps, a sweep keeps less of the adapter than the stochastic rounding it starts from.
-WEAK = 0.005
-# A sweep multiplies blocks of rows: larger blocks are faster, but each row takes 50 bytes of memory per column.
-SWEPT = 256  # rows that are swept at a time
+# A sweep multiplies blocks of rows: larger blocks are faster, but each row takes 70 bytes of memory per column.
+SWEPT = 192  # rows that are swept at a time
 # One slice of the exact product, as for 16-bit weights: what it leaves out is far below the step of any grid.
 SLICES = 1
 
@@ -43,15 +40,12 @@ class CodeRounding:
         The key of the decoded weight. Every weight has random numbers of its own.
     moments : SweepMoments or None
         The second moments of the weight's inputs; needed by ``sweep``.
-    give_back : bool
-        Whether other entries of a row make up for what is clipped (`loralens.merging.low_bit.clipping`): an experiment.
     """
 
     mode: RoundingMode = "stochastic"
     seed: int = 0
     key: str = ""
     moments: SweepMoments | None = None
-    give_back: bool = False
 
 
 @final
@@ -98,16 +92,18 @@ class CodesMerge:
     ----------
     plan : TensorPlan
         The plan of the decoded weight.
-    mode : str
-        The rounding that is used. A weak update is rounded stochastically even if a sweep was asked for (`WEAK`).
     """
 
     plan: TensorPlan
     weight: CodedWeight
     rounding: CodeRounding
-    mode: RoundingMode
     products: dict[int, UpdateMatrix]
     slab_factors: dict[int, DoraFactors] = field(default_factory=dict)
+
+    @property
+    def mode(self) -> RoundingMode:
+        """``stochastic``, ``sweep`` or ``nearest``."""
+        return self.rounding.mode
 
     def blocks(self) -> Iterator[CodesBlock]:
         """Yield all rows in order, in blocks that do not cross the limits of slabs."""
@@ -136,13 +132,11 @@ class CodesMerge:
     def _round(self, grid: GridRows, D: Singles, moves: Floats, start: int) -> DrawnCodes:
         if self.mode == "nearest":
             return nearest_codes(grid, moves)
-        target_moves = return_clipped(grid, moves, D) if self.rounding.give_back else moves.copy()
+        if self.mode == "sweep":
+            assert self.rounding.moments is not None
+            return sweep_rows(grid, D, self.rounding.moments)
         draws = Draws.named(self.rounding.seed, self.rounding.key)
-        drawn = draw_codes(grid, target_moves, draws, start * D.shape[1])
-        if self.mode != "sweep":
-            return drawn
-        assert self.rounding.moments is not None
-        return DrawnCodes(sweep_rows(grid, drawn.codes, D, self.rounding.moments), drawn.clipped)
+        return draw_codes(grid, moves.copy(), draws, start * D.shape[1])
 
 
 def prepare_codes(
@@ -174,10 +168,7 @@ def prepare_codes(
     }
     if rounding.mode == "sweep" and rounding.moments is None:
         raise OptionError(f"{plan.key}: there are no moments of its inputs", fix="measure them: calibrate --inputs")
-    merge = CodesMerge(plan, weight, rounding, rounding.mode, products, slab_factors)
-    if rounding.mode == "sweep" and _mean_asked_move(merge) < WEAK:
-        return CodesMerge(plan, weight, rounding, "stochastic", products, slab_factors)
-    return merge
+    return CodesMerge(plan, weight, rounding, products, slab_factors)
 
 
 def check_movable(plan: TensorPlan, weight: CodedWeight) -> None:
@@ -212,15 +203,3 @@ def added_numbers(grid: GridRows, codes: Codes) -> Singles:
     if size is None:
         return np.asarray(change * grid.step[:, grid.group_of_column])
     return np.asarray(change.reshape(len(change), -1, size) * grid.step[:, :, None]).reshape(change.shape)
-
-
-def _mean_asked_move(merge: CodesMerge) -> float:
-    """The mean move that the adapter asks of a code, in steps, over rows spread evenly over the weight."""
-    assert merge.weight.grid is not None
-    parts = []
-    for slab in merge.plan.slabs:
-        # A sample of the rows is enough, since the scales of rows differ little.
-        for row in np.unique(np.linspace(slab.start, slab.stop - 1, 64).astype(int)).tolist():
-            grid = merge.weight.grid(row, row + 1)
-            parts.append(mean_move(asked_moves(grid, merge.update(slab, grid, row, row + 1))))
-    return sum(parts) / max(len(parts), 1)

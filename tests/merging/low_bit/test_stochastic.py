@@ -8,7 +8,6 @@ import pytest
 from loralens.errors import FormatError
 from loralens.linalg.draws import Draws
 from loralens.merging.low_bit.apply import added_numbers
-from loralens.merging.low_bit.clipping import return_clipped
 from loralens.merging.low_bit.stochastic import asked_moves, draw_codes, nearest_codes
 from tests.merging.low_bit.grids import grid, part
 
@@ -153,20 +152,3 @@ def test_the_nearest_codes_lose_what_is_smaller_than_half_a_step():
     one = grid("Q4_1", 4, 64, codes=7, seed=1)
     D = np.full((4, 64), 0.004, np.float32)
     np.testing.assert_array_equal(nearest_codes(one, asked_moves(one, D)).codes, one.codes)
-
-
-def test_what_is_clipped_is_given_back_to_the_row():
-    one = grid("Q4_1", 6, 256, seed=8)
-    one.step[one.step == 0] = 0.01
-    D = (1e-3 * np.random.default_rng(4).standard_normal((6, 256))).astype(np.float32)
-    moves = asked_moves(one, D)
-    before, after = np.zeros(6), np.zeros(6)
-    given = return_clipped(one, moves, D)
-    steps = one.step[:, one.group_of_column].astype(np.float64)
-    for asked, sums in ((moves, before), (given, after)):
-        arrives = np.clip(one.codes + asked, 0, 15) - one.codes
-        sums[:] = (arrives * steps * D).sum(axis=1) / (D.astype(np.float64) ** 2).sum(axis=1)
-    assert (before < 0.97).all()
-    np.testing.assert_allclose(after, 1, atol=1e-5)
-    rows = return_clipped(part(one, 2, 3), moves[2:3], D[2:3])
-    np.testing.assert_array_equal(rows, given[2:3])

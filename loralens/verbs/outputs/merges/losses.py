@@ -38,7 +38,7 @@ def conclusion_on_codes(total: Mapping[str, Any]) -> list[str]:
     """How much of an update arrived in codes, and how many of them changed."""
     drawn, swept = total["drawn"], total["swept"]
     draw = "by stochastic rounding"
-    way = draw if not swept else f"{draw} and a sweep" if not drawn else f"{draw}, with a sweep in {swept} weights"
+    way = draw if not swept else "by a sweep" if not drawn else f"by a sweep in {swept} weights, and {draw} in {drawn}"
     # A sweep moves the error to where inputs are small, which the adapter's own directions do not show.
     on_inputs, own = total["input_error"], total["subspace_error"]
     if on_inputs is not None:

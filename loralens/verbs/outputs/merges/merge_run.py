@@ -236,7 +236,7 @@ class MergeRun:
 
     def _rounding(self) -> dict[str, Any]:
         """How the merge rounded: all that a verification needs to repeat it."""
-        # The seed matters only for random rounding, with which a sweep begins.
+        # The seed matters only for random rounding, also of weights for which a sweep has no moments.
         seed = {"seed": self.seed} if self.rounding in ("stochastic", "sweep") else {}
         return {"mode": self.rounding, **seed, **({"moments": self.moments.digest} if self.moments else {})}
 
