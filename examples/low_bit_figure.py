@@ -27,14 +27,19 @@ def draw(found: Sequence[Mapping[str, Any]], path: Path) -> None:
     with style_context():
         figure = Figure(figsize=(7.4, 0.34 * len(ordered) + 1.3), layout="constrained")
         panels = figure.subplots(1, 2, sharey=True)
-        for axes, part, title in zip(panels, ("in", "out"), ("its own texts", "other texts"), strict=True):
+        for axes, part, title in zip(panels, ("in", "out"), ("on the texts of the adapter", "elsewhere"), strict=True):
             for method, (mark, colour) in MARKS.items():
                 values = [fmean(relative(part)(entry, way) for way in ways(entry, method)) for entry in ordered]
                 axes.plot(values, range(len(ordered)), mark, color=colour, ms=5, ls="", label=LABELS[method])
             axes.axvline(1, color="0.4", lw=0.6, ls=":")
             axes.set_xscale("log")
-            axes.set_xlabel(f"KL(unmerged ‖ merged) / KL(unmerged ‖ base), {title}", fontsize=7)
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+            axes.xaxis.set_minor_formatter(lambda *_: "")
+            axes.set_title(title, fontsize=8)
             axes.spines[["top", "right"]].set_visible(False)
         panels[0].set_yticks(range(len(ordered)), [entry["adapter"]["name"] for entry in ordered])
-        panels[0].legend(frameon=False, fontsize=7, loc="upper center", bbox_to_anchor=(0.9, -0.3), ncols=5)
+        figure.supxlabel("KL(unmerged ‖ merged), as a share of KL(unmerged ‖ base)", fontsize=8)
+        figure.legend(
+            *panels[0].get_legend_handles_labels(), frameon=False, fontsize=7, loc="outside upper center", ncols=5
+        )
     save_figure(fix_layout(figure), path)

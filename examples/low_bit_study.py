@@ -1,6 +1,6 @@
 """How much of an adapter survives a merge into a base of 4 bits: SmolLM2-135M, six adapters, six ways to merge.
 
-    python examples/low_bit_study.py            trains what is missing under out/low_bit, then some hours on two cores
+    python examples/low_bit_study.py            trains what is missing under out/low_bit; an hour or two on two cores
     python examples/low_bit_study.py --quick    one adapter, few texts
 
 Every adapter is trained once, with `loralens train`, on the decoded weights of the base, and merged into the codes of
@@ -27,7 +27,7 @@ os.environ.update(quiet())  # before torch is there
 
 from low_bit_bases import MODEL, base
 from low_bit_merges import Sums, Way, merge
-from low_bit_texts import domain, elsewhere, general
+from low_bit_texts import FOLDER, domain, elsewhere, general
 
 import loralens
 
@@ -271,7 +271,9 @@ def main() -> None:
             job.result()
     from low_bit_report import write  # matplotlib only now
 
-    print(write(plan, gather(plan, folder), given.reports, given.command, reading=not given.quick).read_text())
+    # Other texts, where the folder with those of two domains is missing, give other numbers.
+    command = f"{FOLDER}=FOLDER {given.command}" if os.environ.get(FOLDER) else given.command
+    print(write(plan, gather(plan, folder), given.reports, command, reading=not given.quick).read_text())
 
 
 if __name__ == "__main__":
