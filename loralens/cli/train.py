@@ -32,6 +32,7 @@ from loralens.verbs.outputs.run_display import displaying_runs
     metavar="GLOBS",
     help="The layers that get a pair of factors: glob patterns. [default: all-linear]",
 )
+@click.option("--exclude", multiple=True, metavar="GLOBS", help="Modules in which nothing is adapted: glob patterns.")
 @click.option(
     "--heads",
     multiple=True,
@@ -40,6 +41,12 @@ from loralens.verbs.outputs.run_display import displaying_runs
 )
 @click.option(
     "--rank", type=options.COUNT, default=8, show_default=True, metavar="R", help="The rank r of every update."
+)
+@click.option(
+    "--rank-pattern",
+    multiple=True,
+    metavar="GLOB=R",
+    help="Another rank for the layers that match a glob pattern. Repeatable.",
 )
 @click.option(
     "--alpha",

@@ -62,7 +62,9 @@ def fit(
     course: Course | None = None,
     loss: Loss = own_loss,
     targets: str | Sequence[str] = ALL_LINEAR,
+    exclude: str | Sequence[str] = (),
     rank: int = 8,
+    rank_pattern: Mapping[str, int] | None = None,
     alpha: float = 16.0,
     method: str = "lora",
     heads: str | Sequence[str] = (),
@@ -95,7 +97,7 @@ def fit(
         whole step only if they have equally many terms. The default is the loss that a transformers model computes
         itself, ``model(**batch).loss``, with the labels counted that are not −100: see
         `loralens.training.own_loss.count_terms`.
-    targets, rank, alpha, method, heads, dropout, seed, initialisation
+    targets, exclude, rank, rank_pattern, alpha, method, heads, dropout, seed, initialisation
         As for `loralens.training.inject`. ``seed`` is also the seed of dropout.
     watch : Watch, optional
         The functions that are called during training.
@@ -144,7 +146,9 @@ def fit(
     injection = inject(
         model,
         targets=targets,
+        exclude=exclude,
         rank=rank,
+        rank_pattern=rank_pattern,
         alpha=alpha,
         method=method,
         heads=heads,

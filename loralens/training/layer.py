@@ -111,6 +111,11 @@ class LoRALayer(nn.Module):
         return add_product(y, F.linear(cast(x, A), A), B, scale)
 
     @property
+    def rank(self) -> int:
+        """The rank of the trained pair."""
+        return int(self.A.shape[0])
+
+    @property
     def kernel(self) -> tuple[int, ...]:
         """The size of the kernel of a convolution; empty for every other layer."""
         return ()
@@ -121,7 +126,7 @@ class LoRALayer(nn.Module):
 
     def extra_repr(self) -> str:
         """The rank, the scale, and the dropout if there is any, for ``print(model)``."""
-        settings = [f"rank={self.A.shape[0]}", f"scale={self.scale:g}"]
+        settings = [f"rank={self.rank}", f"scale={self.scale:g}"]
         settings += [f"dropout={self.dropout:g}"] if self.dropout else []
         return ", ".join(settings)
 

@@ -76,15 +76,17 @@ def settings(injection: Injection) -> dict[str, Any]:
         "dropout": injection.dropout,
         "seed": injection.seed,
         "initialisation": injection.initialisation,
+        # Only where there is one, so that the record of an ordinary run stays short.
+        **({"rank_pattern": dict(injection.rank_pattern)} if injection.rank_pattern else {}),
     }
 
 
 def _read_module(layer: LoRALayer, injection: Injection) -> LowRank:
-    pair, scaling = Pair(full_tensor(layer.B), full_tensor(layer.A)), injection.scaling
+    pair, scaling = Pair(full_tensor(layer.B), full_tensor(layer.A)), injection.scaling(layer)
     if layer.B0 is not None and layer.A0 is not None:
         pair = difference(pair, Pair(full_tensor(layer.B0), full_tensor(layer.A0)))
         # The rank doubles, so α doubles too, and the scale α/r stays.
-        scaling = Scaling(scaling.formula, 2 * injection.alpha, 2 * injection.rank, scaling.origin)
+        scaling = Scaling(scaling.formula, 2 * injection.alpha, 2 * layer.rank, scaling.origin)
         assert scaling.value == layer.scale
     # Factors are stored 2-D whatever the layer; the writer needs its kind and kernel to restore the shape.
     layout = Layout(layer.kind, kernel=layer.kernel, transposed=isinstance(layer, TransposedLayer))

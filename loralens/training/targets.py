@@ -38,7 +38,7 @@ def modules_by_name(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def choose_layers(
-    model: nn.Module, targets: str | Sequence[str], *, heads: Sequence[str] = ()
+    model: nn.Module, targets: str | Sequence[str], *, heads: Sequence[str] = (), exclude: str | Sequence[str] = ()
 ) -> dict[str, type[LoRALayer]]:
     """The names of the layers to adapt, in natural order, each with its class of LoRA layer.
 
@@ -46,36 +46,31 @@ def choose_layers(
     ----------
     model : nn.Module
     targets : str or sequence of str
-        Globs as in `loralens.core.naming.selection`: ``q_proj`` means every layer of that kind. ``all-linear`` means
-        every linear layer except for the output embedding, which maps to the vocabulary.
+        Globs as in `loralens.core.naming.selection`: ``q_proj`` means every layer of that kind. ``all-linear``, alone
+        or among globs, means every linear layer except for the output embedding, which maps to the vocabulary.
     heads : sequence of str
         Modules that are trained in full. ``all-linear`` leaves out the layers in them, and no glob may match one.
+    exclude : str or sequence of str
+        Globs for modules that are not adapted, and nothing in them is.
 
     Raises
     ------
     OptionError
         A glob is not a string, matches nothing (the message has the nearest names), or matches something that cannot be
-        adapted.
+        adapted; no layer is left.
     """
     named = modules_by_name(model)
     # The model itself has the empty name; a layer can only be replaced inside a parent.
     fitting = {name: layer_class for name, layer in named.items() if name and (layer_class := layer_class_for(layer))}
-    if targets == ALL_LINEAR:
-        # A method of transformers models. The output embedding is large, and often tied to the input embedding.
-        output_embedding = getattr(model, "get_output_embeddings", None)
-        head = output_embedding() if callable(output_embedding) else None
-        names = [
-            name
-            for name, layer_class in fitting.items()
-            if layer_class.kind == "linear" and named[name] is not head and not _is_within(name, heads)
-        ]
-        if not names:
-            raise OptionError("the model has no linear layer to adapt", fix="name the layers: targets=...")
-    else:
-        globs = glob_list(targets, "targets")
-        if not globs:
-            raise OptionError("no targets are given", fix=f"give globs for module names, or {ALL_LINEAR!r}")
-        names = _select_layers(named, fitting, globs)
+    globs = glob_list(targets, "targets")
+    if not globs:
+        raise OptionError("no targets are given", fix=f"give globs for module names, or {ALL_LINEAR!r}")
+    chosen: set[str] = set()
+    if ALL_LINEAR in globs:
+        chosen.update(_linear_layers(model, named, fitting, heads))
+    if other_globs := [glob for glob in globs if glob != ALL_LINEAR]:
+        chosen.update(_select_layers(named, fitting, other_globs))
+    names = _without(chosen, exclude, named)
     compiled = {id(inner) for module in model.modules() if (inner := module._modules.get(COMPILED)) is not None}
     for name in names:
         if _is_within(name, heads):
@@ -89,6 +84,36 @@ def choose_layers(
                 fix="compile the model or its blocks instead, or compile it after the injection",
             )
     return {name: fitting[name] for name in sorted(names, key=natural_key)}
+
+
+def _linear_layers(
+    model: nn.Module, named: Mapping[str, nn.Module], fitting: Mapping[str, type[LoRALayer]], heads: Sequence[str]
+) -> list[str]:
+    """The names of the linear layers that ``all-linear`` means."""
+    # A method of transformers models. The output embedding is large, and often tied to the input embedding.
+    output_embedding = getattr(model, "get_output_embeddings", None)
+    head = output_embedding() if callable(output_embedding) else None
+    names = [
+        name
+        for name, layer_class in fitting.items()
+        if layer_class.kind == "linear" and named[name] is not head and not _is_within(name, heads)
+    ]
+    if not names:
+        raise OptionError("the model has no linear layer to adapt", fix="name the layers: targets=...")
+    return names
+
+
+def _without(names: Iterable[str], exclude: str | Sequence[str], named: Mapping[str, nn.Module]) -> list[str]:
+    """The names of layers that are neither excluded nor inside an excluded module."""
+    globs = glob_list(exclude, "exclude")
+    if not globs:
+        return list(names)
+    # Among all modules, so that a glob may mean a block or an encoder, and a misspelt one is an error.
+    excluded = select([name for name in named if name], globs, prefixes=False)
+    remaining = [name for name in names if not _is_within(name, excluded)]
+    if not remaining:
+        raise OptionError("no layer is left to adapt: all targets are excluded", fix="exclude fewer modules")
+    return remaining
 
 
 def choose_heads(model: nn.Module, globs: str | Sequence[str]) -> list[str]:

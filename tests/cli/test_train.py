@@ -20,8 +20,8 @@ from loralens.cli.train_show import TrainingLine
 from loralens.errors import FormatError
 from loralens.formats.records.training import Training
 from loralens.training.readout import record_of
-from loralens.verbs.inputs.training import TrainingOptions
-from loralens.verbs.outputs import training_run
+from loralens.verbs.inputs import model_identity
+from loralens.verbs.inputs.training_options import TrainingOptions
 from loralens.version import __version__
 from tests import models
 from tests.cli.command import Command
@@ -743,4 +743,4 @@ def test_what_the_base_is_called(tmp_path: Path, path: str, name: str) -> None:
     if path.startswith("here"):
         (tmp_path / path).mkdir(parents=True)
         path = str(tmp_path / path)
-    assert training_run.model_name(path) == name
+    assert model_identity.model_name(path) == name

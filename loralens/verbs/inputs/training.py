@@ -1,123 +1,23 @@
-"""The inputs of a training run: its options, a model with the head for the task, and texts as tokens."""
+"""The inputs of a training run: a model with the head for the task, and texts as tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from os import PathLike
-from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
-from loralens.choices import FloatType, MethodName, Optimiser, Schedule, TaskName
 from loralens.errors import OptionError, place
 from loralens.verbs.inputs.causality import CAUSAL, check_causal
-from loralens.verbs.inputs.choices import check_at_least, check_choice, check_counts
 from loralens.verbs.inputs.cut import Cut, count_cut
 from loralens.verbs.inputs.data import Texts, read_data
 from loralens.verbs.inputs.loaded import Loaded
-from loralens.verbs.inputs.models import ModelSource, labels_of, load_headed, model_label
-from loralens.verbs.inputs.texts import TextSource, text_label
+from loralens.verbs.inputs.models import labels_of, load_headed, model_label
+from loralens.verbs.inputs.texts import text_label
+from loralens.verbs.inputs.training_options import TrainingOptions
 
 if TYPE_CHECKING:  # torch takes a second
     from torch import nn
 
     from loralens.training.tasks import Examples, Task
-
-# More than any run has; it excludes infinity, from which no number of steps follows.
-MOST_EPOCHS = 1e6
-
-
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class TrainingOptions:
-    """The options of `loralens.train`, with the values that replace those left out.
-
-    The names are those of the parameters of `train`, which passes all of them on by name.
-    """
-
-    model: ModelSource
-    task: TaskName
-    data: TextSource
-    eval: TextSource | None
-    eval_limit: int | None
-    output: Path | None
-    targets: tuple[str, ...]
-    heads: tuple[str, ...]
-    rank: int
-    alpha: float
-    method: MethodName
-    dropout: float
-    base_dropout: bool
-    steps: int | None
-    epochs: float | None
-    batch: int
-    accumulate: int
-    length: int
-    lr: float
-    schedule: Schedule
-    warmup: float
-    optimiser: Optimiser
-    weight_decay: float
-    clip: float
-    seed: int
-    device: str
-    dtype: FloatType
-    threads: int | None
-    checkpointing: bool
-    shard: bool
-    evaluate_every: int | None
-    patience: int | None
-    snapshots: int | None
-    spectra: bool
-    save_every: int
-    resume: bool
-    overwrite: bool
-    dry_run: bool
-
-    def check(self) -> None:
-        """Refuse options that are wrong whatever the model and the texts are.
-
-        Raises
-        ------
-        OptionError
-            An option has a value that is not allowed, or two options exclude each other.
-        """
-        # The rows of the tables in `loralens.training` check these too, but only after the model has been loaded.
-        for name, allowed in (
-            ("task", TaskName),
-            ("method", MethodName),
-            ("schedule", Schedule),
-            ("optimiser", Optimiser),
-            ("dtype", FloatType),
-        ):
-            check_choice(name, getattr(self, name), get_args(allowed))
-        counts = ("eval_limit", "rank", "steps", "batch", "accumulate", "length", "threads", "save_every")
-        check_counts(**{name: getattr(self, name) for name in (*counts, "evaluate_every", "patience", "snapshots")})
-        # torch and NumPy take no negative seeds.
-        check_at_least("seed", self.seed, 0)
-        if self.steps and self.epochs:
-            raise OptionError("--steps and --epochs exclude each other", fix="give --steps or --epochs, not both")
-        if self.epochs is not None and not 0 < self.epochs < MOST_EPOCHS:
-            what = f"--epochs {self.epochs} is not a number of passes over the texts"
-            raise OptionError(what, fix="give a positive number, such as 1 or 0.5")
-        if self.spectra and not self.snapshots:
-            raise OptionError("--spectra measures snapshots", fix="say how often one is taken: --snapshots N")
-        if self.spectra and isinstance(self.model, tuple):
-            raise OptionError(
-                "--spectra compares ΔW with the weights in a folder, but the model is an object",
-                fix="give the path of the folder of the model, or leave spectra out",
-            )
-
-    @property
-    def places(self) -> dict[str, str | PathLike[str] | None]:
-        """The paths that are read, each with its name in messages, for the check that none of them is overwritten.
-
-        A Hub id, a package, the name of a corpus and an object have no path.
-        """
-        inputs = {"the model": self.model, "the texts": self.data, "the texts to evaluate on": self.eval}
-        return {
-            what: source
-            for what, source in inputs.items()
-            if isinstance(source, str | PathLike) and source and Path(source).exists()
-        }
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -151,7 +51,7 @@ class TrainingInputs:
         """Tell the user what was cut off the texts."""
         self.cut.warn(self.learned.name)
         if self.held_out and self.evaluation_cut:
-            self.evaluation_cut.warn(self.held_out.name)
+            self.evaluation_cut.warn(self.held_out.name, length=False)
 
 
 def read_training_inputs(options: TrainingOptions, *, device: str) -> TrainingInputs:

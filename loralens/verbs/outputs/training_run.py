@@ -1,8 +1,7 @@
 """A training run: from options and inputs to the finished folder, or to one from which the run can be resumed."""
 
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import cached_property
-from hashlib import sha256
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,18 +17,17 @@ from loralens.formats.records.training_log import History, history
 from loralens.tables.numbers import json_number, number
 from loralens.training.course import Course
 from loralens.verbs.inputs.bases import base_weights
-from loralens.verbs.inputs.models import ModelSource
-from loralens.verbs.inputs.training import TrainingInputs, TrainingOptions
+from loralens.verbs.inputs.model_identity import digest_of_model, model_name
+from loralens.verbs.inputs.training import TrainingInputs
+from loralens.verbs.inputs.training_options import TrainingOptions
 from loralens.verbs.outputs.divergence import explain_divergence
 from loralens.verbs.outputs.live_spectra import LiveSpectra, describe_spectra
 from loralens.verbs.outputs.run_display import run_display
+from loralens.verbs.outputs.trained_parts import TrainedParts
 
 if TYPE_CHECKING:  # torch takes a second
-    from torch import nn
-
     from loralens.core.training import State
     from loralens.training.fitting import Fitted
-    from loralens.training.injection import Injection
     from loralens.training.watch import Measures, Step, Watch
     from loralens.training.world import World
 
@@ -59,34 +57,6 @@ DECIDING = (
     "patience",
 )
 EVALUATED = 64  # texts at a time, as in `loralens.evaluate`
-
-
-@dataclass(frozen=True, slots=True)
-class TrainedParts:
-    """The parts of a model that are trained.
-
-    Attributes
-    ----------
-    modules : tuple of str
-        The modules with a LoRA layer, in natural order.
-    heads : tuple of str
-        The modules that are trained in full.
-    trainable, frozen : int
-        The number of parameters that are trained, and of those of the model that are not.
-    """
-
-    modules: tuple[str, ...]
-    heads: tuple[str, ...]
-    rank: int
-    trainable: int
-    frozen: int
-
-    @classmethod
-    def of(cls, injection: "Injection") -> "TrainedParts":
-        """The parts of an injection, whose layers must be in the model."""
-        return cls(
-            tuple(injection.layers), tuple(injection.heads), injection.rank, injection.trainable, injection.frozen
-        )
 
 
 class TrainingRun:
@@ -160,8 +130,10 @@ class TrainingRun:
         from loralens.training.injection import inject
         from loralens.training.readout import read_injection
 
-        # As plain LoRA, since only the names and shapes of the modules matter, and PiSSA would take an SVD of each.
-        injection = inject(self.inputs.loaded.model, **{**self._injection_options, "method": "lora"})
+        # As plain LoRA of rank 1, since only the names and shapes of the modules matter: PiSSA would take an SVD of
+        # each, and a note on narrow layers would come twice.
+        plain = {"method": "lora", "rank": 1, "rank_pattern": {}}
+        injection = inject(self.inputs.loaded.model, **{**self._injection_options, **plain})
         try:
             modules = read_injection(injection).modules
         finally:
@@ -187,6 +159,9 @@ class TrainingRun:
         deciding = {name: getattr(self.options, name) for name in DECIDING}
         return deciding | {
             "targets": list(self.options.targets),
+            # Only where they are given, so that runs of releases that did not know them are the same runs.
+            **({"exclude": list(self.options.exclude)} if self.options.exclude else {}),
+            **({"rank_pattern": dict(self.options.rank_pattern)} if self.options.rank_pattern else {}),
             "model": model_name(self.options.model),
             "base": self._base,
             "steps": self.steps,
@@ -200,7 +175,7 @@ class TrainingRun:
     def _base(self) -> str:
         """A digest of the weights of the base, so that other weights under the same name make another run."""
         model = self.options.model
-        return _digest_of_model(model[0]) if isinstance(model, tuple) else base_digest(model_path(Path(model)))
+        return digest_of_model(model[0]) if isinstance(model, tuple) else base_digest(model_path(Path(model)))
 
     def rehearse(self) -> TrainedParts:
         """The parts that would be trained; nothing is written, and the model is restored."""
@@ -247,10 +222,9 @@ class TrainingRun:
     def _injection_options(self) -> dict[str, Any]:
         """The keywords for `loralens.training.inject`."""
         options = self.options
-        # As one string it is a keyword of `inject`; in a list it would be a glob.
-        targets = "all-linear" if options.targets == ("all-linear",) else list(options.targets)
-        equal = {name: getattr(options, name) for name in ("rank", "alpha", "method", "dropout", "seed")}
-        return {"targets": targets, "heads": list(self.heads), **equal}
+        lists = {"targets": list(options.targets), "exclude": list(options.exclude), "heads": list(self.heads)}
+        equal = ("rank", "rank_pattern", "alpha", "method", "dropout", "seed")
+        return lists | {name: getattr(options, name) for name in equal}
 
     def _fit(self, state: "State | None") -> "Fitted":
         from loralens.training.fitting import fit
@@ -362,32 +336,3 @@ class TrainingRun:
     def _say(self, text: str) -> None:
         if self.world.main:
             self.display.say(text)
-
-
-def model_name(model: ModelSource) -> str:
-    """The name of the base in the adapter: the Hub id or the package, or the name of the folder.
-
-    For a model that was given as an object it is the name of the path from which it was loaded, or its class.
-    """
-    if isinstance(model, tuple):
-        loaded_from = model[0].config.name_or_path
-        return model_name(loaded_from) if loaded_from else type(model[0]).__name__
-    if not Path(model).exists():
-        return str(model)
-    # Not the path: it would mean nothing on another machine, and may contain the name of the user.
-    folder = Path(model).resolve()
-    cache = folder.parent.parent.name  # a Hub id in the cache: models--org--name/snapshots/…
-    hub = folder.parent.name == "snapshots" and cache.startswith("models--")
-    return cache.removeprefix("models--").replace("--", "/", 1) if hub else folder.name
-
-
-def _digest_of_model(model: "nn.Module") -> str:
-    """The SHA-256 of the names, dtypes, shapes and numbers of the weights of a model, in hexadecimal."""
-    import torch
-
-    digest = sha256()
-    for key, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
-        # As bytes, since NumPy does not know bfloat16.
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
