@@ -8,6 +8,7 @@ from loralens.verbs.inputs.loaded import Loaded
 
 # In parts, so that the tokens of a large corpus are never all in memory.
 CHUNK = 1024  # texts that are tokenised at a time
+DEFAULT_LENGTH = 256  # of every command that cuts texts; whoever leaves the option out has not asked for so many tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +25,8 @@ class Cut:
         The number of all texts.
     limited : bool
         Whether the model has no positions for more tokens, so that a larger length would change nothing.
+    asked : int
+        The length that was asked for, which may be more than the model has positions for.
     """
 
     length: int
@@ -31,13 +34,21 @@ class Cut:
     tokens: int
     of: int
     limited: bool
+    asked: int = DEFAULT_LENGTH
 
     def record(self) -> dict[str, int]:
         """The numbers as a JSON object."""
         return {"length": self.length, "texts": self.texts, "tokens": self.tokens}
 
-    def warn(self, data: str) -> None:
-        """Tell the user what is left out, if anything is; ``data`` is the name of the texts in the message."""
+    def warn(self, data: str, *, length: bool = True) -> None:
+        """Tell the user what is left out, if anything is, and of a length for which the model has no positions.
+
+        ``data`` is the name of the texts in the message. Without ``length`` nothing is said of the length, for texts
+        that are not the first ones of a command.
+        """
+        if length and self.asked > self.length and self.asked != DEFAULT_LENGTH:
+            positions = f"the model has positions for {self.length:,} tokens"
+            note(f"--length {self.asked:,} is too large: {positions}, and texts are cut to that")
         if not self.texts:
             return
         longer = f"{self.texts:,} of {self.of:,} texts {'is' if self.texts == 1 else 'are'} longer"
@@ -54,4 +65,4 @@ def count_cut(loaded: Loaded, texts: Sequence[str], *, length: int) -> Cut:
         # verbose=False: the tokenizer would warn of every long text, and the count says it once for all.
         tokens = loaded.tokenizer(list(texts[start : start + CHUNK]), verbose=False)["input_ids"]
         beyond += [len(row) - longest for row in tokens if len(row) > longest]
-    return Cut(longest, len(beyond), sum(beyond), len(texts), limited=longest == loaded.longest)
+    return Cut(longest, len(beyond), sum(beyond), len(texts), limited=longest == loaded.longest, asked=length)
