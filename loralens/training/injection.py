@@ -9,20 +9,30 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from loralens.core.attached import keep_modes
-from loralens.core.layers import compute_dtype
 from loralens.core.names import natural_key
-from loralens.core.scaling import Scaling, scale_of
+from loralens.core.scaling import Scaling
 from loralens.errors import OptionError
 from loralens.training.checks import check_model, check_numbers, check_weight
-from loralens.training.dora import add_magnitude
+from loralens.training.construction import make_layers, matrix_of, no_experts
+from loralens.training.experts import ExpertLayer, innermost
 from loralens.training.heads import copy_tensors, restore_tensors, widen_heads
-from loralens.training.initial import INITIALISATIONS, Initialisation, Pair, draw_pair, factor_digest
+from loralens.training.initial import INITIALISATIONS, Initialisation
 from loralens.training.layer import LoRALayer
+from loralens.training.left_out import note_left_out
 from loralens.training.method import TrainingMethod, training_method
-from loralens.training.pissa import principal_pair
+from loralens.training.quantised import codes_of, keep_codes
 from loralens.training.ranks import check_rank_pattern, choose_ranks
 from loralens.training.running_statistics import freeze_statistics
-from loralens.training.targets import ALL_LINEAR, choose_heads, choose_layers, modules_by_name, warn_of_doubles
+from loralens.training.targets import (
+    ALL_LINEAR,
+    choose_heads,
+    choose_layers,
+    excluded_modules,
+    glob_list,
+    modules_by_name,
+    warn_of_doubles,
+    with_stacks,
+)
 from loralens.training.world import World
 
 
@@ -72,6 +82,13 @@ class Injection:
     def scaling(self, layer: LoRALayer) -> Scaling:
         """The formula of the scale of a layer, with α and its rank."""
         return Scaling(self.method.formula, self.alpha, layer.rank, "training")
+
+    @property
+    def weights(self) -> str:
+        """What the frozen weights are: the name of their codes, or of the dtype of the layers that are adapted."""
+        adapted = next(iter(self.layers.values()))
+        own = next(innermost(adapted.base_layer).parameters(), None)
+        return codes_of(self.model) or ("" if own is None else str(own.dtype).removeprefix("torch."))
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -124,7 +141,7 @@ class Injection:
         # A place that other code has filled in the meantime is left alone.
         for parent, name, layer in self._places:
             if parent._modules.get(name) is layer:
-                parent._modules[name] = layer.base_layer
+                parent._modules[name] = innermost(layer.base_layer)
         for encoder in self._nested:
             encoder.use_nested_tensor = True
         for handle in self._handles:
@@ -207,23 +224,20 @@ def inject(
     if initialisation not in INITIALISATIONS:
         what = f"initialisation {initialisation!r} does not exist"
         raise OptionError(what, fix=f"choose one of {', '.join(INITIALISATIONS)}")
-    named = modules_by_name(model)
+    named = with_stacks(modules_by_name(model))
     tops = choose_heads(model, heads)
-    layers, digests = {}, {}
     # In evaluation mode, since reading a parametrised weight (a spectral norm) in training mode changes it.
     with keep_modes(model):
         model.eval()
-        kinds = choose_layers(model, targets, heads=tops, exclude=exclude)
-        warn_of_doubles(model, {name: named[name] for name in kinds})
-        sides = {name: check_weight(name, kind.matrix(named[name])) for name, kind in kinds.items()}
+        kinds = choose_layers(model, targets, heads=tops, exclude=exclude, no_experts=no_experts(row, dropout))
+        warn_of_doubles(model, {name: named[name] for name, kind in kinds.items() if kind is not ExpertLayer})
+        sides = {name: check_weight(name, matrix_of(named[name], kind, name)) for name, kind in kinds.items()}
         ranks = choose_ranks(sides, rank=rank, pattern=pattern, say=World.current().main)
-        options = {"alpha": alpha, "dropout": dropout, "seed": seed, "how": initialisation}
-        for name, kind in kinds.items():
-            layers[name] = lora = _make_layer(name, named[name], kind, row, rank=ranks[name], **options)
-            # The factor that is drawn: for an embedding B, since A is 0; PiSSA draws neither.
-            digests[name] = factor_digest(lora.B if kind.kind == "embedding" and not row.principal else lora.A)
-    for layer in layers.values():  # which were built in evaluation mode
-        layer.training = layer.base_layer.training
+        if World.current().main and ALL_LINEAR in glob_list(targets, "targets"):
+            note_left_out(model, kinds, (*tops, *excluded_modules(named, exclude)))
+        layers, digests = make_layers(
+            named, kinds, ranks, row, alpha=alpha, dropout=dropout, seed=seed, how=initialisation
+        )
     # Stored before freezing: remove() makes exactly these trainable again.
     trained = tuple(parameter for parameter in model.parameters() if parameter.requires_grad)
     places = _replace_layers(model, layers)
@@ -245,50 +259,18 @@ def inject(
         digests=digests,
         _places=places,
         _nested=_disable_nested_tensors(model, layers),
-        _handles=(*freeze_statistics(model, heads=full.values()), *widen_heads(full.values())),
+        _handles=(*freeze_statistics(model, heads=full.values()), *widen_heads(full.values()), *keep_codes(model)),
         _trained=trained,
         _head_tensors=before,
     )
 
 
-@torch.no_grad()
-def _make_layer(
-    name: str,
-    layer: nn.Module,
-    kind: type[LoRALayer],
-    method: TrainingMethod,
-    *,
-    rank: int,
-    alpha: float,
-    dropout: float,
-    seed: int,
-    how: Initialisation,
-) -> LoRALayer:
-    """The LoRA layer for one layer, with its first factors on the device of the weight."""
-    W, scale = kind.matrix(layer), scale_of(alpha, rank, method.formula)
-    out, in_ = W.shape
-    if method.principal and not torch.isfinite(W).all():
-        raise OptionError(
-            f"{name}: its weight is not finite, so it has no leading singular directions",
-            fix=f"repair the weights of the model, choose another method than {method.name}, or leave this module out",
-        )
-    start = principal_pair(W, rank=rank, scale=scale) if method.principal else None
-    if start:
-        # Copies, since the pair is trained and the start is not.
-        pair = Pair(start.B.clone(), start.A.clone())
-    else:
-        embedding = kind.kind == "embedding"
-        drawn = draw_pair(name, (out, in_), rank=rank, seed=seed, initialisation=how, embedding=embedding)
-        pair = Pair(*(factor.to(W.device, compute_dtype(W)) for factor in drawn))
-    lora_layer = kind(layer, pair, scale=scale, dropout=dropout, start=start)
-    if method.magnitude:
-        add_magnitude(lora_layer)
-    return lora_layer
-
-
 def _replace_layers(model: nn.Module, layers: Mapping[str, LoRALayer]) -> tuple[tuple[nn.Module, str, LoRALayer], ...]:
     """Put every LoRA layer in the place of its frozen layer, or in all places if the layer is in several."""
-    ours = {id(layer.base_layer): layer for layer in layers.values()}
+    for layer in layers.values():  # which were built in evaluation mode
+        layer.training = layer.base_layer.training
+    # Of the nested layers of several stacks of experts the last one is the outermost.
+    ours = {id(innermost(layer.base_layer)): layer for layer in layers.values()}
     places = [
         (parent, name, ours[id(child)])
         for parent in list(model.modules())
