@@ -5,7 +5,7 @@ from typing import Any, get_args
 import click
 
 import loralens
-from loralens.choices import MethodName, Optimiser, Schedule, TaskName
+from loralens.choices import BaseDtype, MethodName, Optimiser, Schedule, TaskName
 from loralens.cli import options
 from loralens.cli.show import RowOptions, row_options, show
 from loralens.cli.train_show import TrainingLine
@@ -116,7 +116,16 @@ from loralens.verbs.outputs.run_display import displaying_runs
 )
 @options.seed("A, new heads, the order of the texts, and dropout")
 @options.MODEL_DEVICE
-@options.MODEL_DTYPE
+@click.option(
+    "--dtype",
+    type=click.Choice(get_args(BaseDtype)),
+    help="The dtype of the model's weights; nf4 and int8 need bitsandbytes. [default: bf16 on a CUDA GPU, else f32]",
+)
+@click.option(
+    "--autocast/--no-autocast",
+    default=None,
+    help="Compute in 16 bits where that is safe. [default: on a CUDA GPU]",
+)
 @options.THREADS
 @click.option(
     "--checkpointing", is_flag=True, help="Compute activations a second time in the backward pass, to save memory."
@@ -152,6 +161,17 @@ from loralens.verbs.outputs.run_display import displaying_runs
     help="The number of steps after which the state of the run is saved, for --resume.",
 )
 @click.option("--resume", is_flag=True, help="Continue the unfinished run of -o.")
+@click.option(
+    "--more-steps",
+    type=options.COUNT,
+    metavar="N",
+    help="Continue the finished run of -o for N more steps, with the same options otherwise.",
+)
+@click.option(
+    "--start-from",
+    metavar="ADAPTER",
+    help="An adapter whose factors the run starts with; its modules, ranks and α are those of the run.",
+)
 @options.OVERWRITE
 @options.DRY_RUN
 @row_options(verbose="Also print every evaluation.")

@@ -79,7 +79,7 @@ def restore_state(
         The state is of another run, or of other modules; the message names what differs. Nothing has been changed.
     """
     # All checks come before the first write, so that a refused state leaves the model as it was.
-    _check_run(state.run, run)
+    _check_run(state.run, run, done=state.step)
     tensors = trained_tensors(injection)
     stored_names = {name.removeprefix(TRAINED) for name in state.tensors if name.startswith(TRAINED)}
     if set(tensors) != stored_names:
@@ -123,8 +123,11 @@ def overwrite(tensor: Tensor, array: "Array | Tensor", name: str) -> None:
     tensor.copy_(array if isinstance(array, Tensor) else _tensor_like(tensor, array))
 
 
-def _check_run(stored: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+def _check_run(stored: Mapping[str, Any], current: Mapping[str, Any], *, done: int) -> None:
     other = [name for name in {**current, **stored} if stored.get(name) != current.get(name)]
+    # A run that has done all its steps may go on with more of them.
+    if "steps" in other and done == stored.get("steps") and done < current["steps"]:
+        other.remove("steps")
     if other:
         differences = [f"{name} is {stored.get(name)!r} there, {current.get(name)!r} here" for name in other[:NAMED]]
         and_more = f"; and {len(other) - NAMED} more" if len(other) > NAMED else ""

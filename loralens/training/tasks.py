@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import exp, nan
+from math import ceil, exp, nan
 from typing import Any, final
 
 import numpy as np
@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from loralens.core.lazy import Array
 from loralens.core.names import row_named
 from loralens.errors import OptionError
 from loralens.training.feed import move_batch
 from loralens.training.watch import Measures
+from loralens.training.world import World
 
 Batch = dict[str, Tensor]
 Order = Callable[[int], Sequence[int]]  # batch number → the examples in it
@@ -146,33 +148,51 @@ class Task:
         return batch
 
     def evaluation(
-        self, examples: Examples, *, size: int, seed: int = 0, step: Callable[[int], None] | None = None
+        self,
+        examples: Examples,
+        *,
+        size: int,
+        seed: int = 0,
+        step: Callable[[int], None] | None = None,
+        world: World | None = None,
     ) -> Callable[[nn.Module], Measures]:
         """A function from a model to ``loss``, ``accuracy`` and, for language models, ``perplexity`` over all examples.
 
         All are NaN if there is nothing to predict: no text has a second token, or no token was hidden. ``step`` is
-        called with the number of examples after every batch of ``size``.
+        called with the number of examples after every batch of ``size``. The processes of a ``world`` share the
+        batches, and each of them gets the measures over all.
         """
+        world = world or World()
 
         def evaluate(model: nn.Module) -> Measures:
-            device, sums, count = next(model.parameters()).device, np.zeros(2), 0
-            for start in range(0, len(examples), size):
+            device, sums = next(model.parameters()).device, np.zeros(3)
+            batches = ceil(len(examples) / size)
+            for turn in range(ceil(batches / world.size)):
+                start = (turn * world.size + world.rank) * size
                 chosen = range(start, min(start + size, len(examples)))
-                batch = move_batch(self.draw(examples, chosen, _generators(seed, start)), device)
-                logits, labels = self.predict(model, batch)
-                logits = _at_least_float32(logits)
-                right = (logits.argmax(-1) == labels).sum()
-                # Summed in float64 by NumPy.
-                sums += float(cross_entropy(logits, labels, reduction="sum")), float(right)
-                count += len(labels)
-                if step:
-                    step(len(chosen))
+                if chosen:
+                    batch = move_batch(self.draw(examples, chosen, _generators(seed, start)), device)
+                    sums += self._measure(model, batch)
+                    if step:
+                        step(len(chosen))
+                else:
+                    # Nothing is left for this process, but if the model is sharded, all have to gather its shards.
+                    self._measure(model, move_batch(self.draw(examples, [0], _generators(seed, 0)), device))
+            *summed, count = world.total(sums.tolist(), device)
             # NaN instead of 0/0 if there was no token to predict.
-            loss, accuracy = (sums / count).tolist() if count else (nan, nan)
+            loss, accuracy = (each / count for each in summed) if count else (nan, nan)
             measures = {"loss": loss, "accuracy": accuracy}
             return measures if self.labelled else measures | {"perplexity": exp(min(loss, LARGEST_LOSS))}
 
         return evaluate
+
+    def _measure(self, model: nn.Module, batch: Batch) -> Array:
+        """The sum of the losses of a batch, the number of its right predictions, and that of its targets."""
+        logits, labels = self.predict(model, batch)
+        logits = _at_least_float32(logits)
+        right = (logits.argmax(-1) == labels).sum()
+        # As float64, in which they are summed.
+        return np.array([float(cross_entropy(logits, labels, reduction="sum")), float(right), len(labels)])
 
 
 def _draw_batch(examples: Examples, chosen: Sequence[int], draws: Draws) -> Batch:

@@ -1,15 +1,17 @@
 """The verb ``train``: trains LoRA layers of a local model on texts, and writes the adapter."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from os import PathLike
 
-from loralens.choices import FloatType, MethodName, Optimiser, Schedule, TaskName
+from loralens.choices import BaseDtype, MethodName, Optimiser, Schedule, TaskName
 from loralens.formats.files.disk import check_new_folder
 from loralens.formats.records.training import Training
+from loralens.verbs.inputs.adapters import AdapterSource
 from loralens.verbs.inputs.models import ModelSource, device_of, restore_settings
 from loralens.verbs.inputs.texts import TextSource
 from loralens.verbs.inputs.training import read_training_inputs
-from loralens.verbs.inputs.training_options import TrainingOptions, fill_in
+from loralens.verbs.inputs.training_options import TrainingOptions, default_dtype, fill_in
 from loralens.verbs.outputs.target import Target
 from loralens.verbs.outputs.training_result import TrainPlan, TrainResult
 from loralens.verbs.outputs.training_run import TrainingRun
@@ -46,7 +48,8 @@ def train(
     clip: float = 1.0,
     seed: int = 0,
     device: str = "auto",
-    dtype: FloatType = "f32",
+    dtype: BaseDtype | None = None,
+    autocast: bool | None = None,
     threads: int | None = None,
     checkpointing: bool = False,
     shard: bool = False,
@@ -56,6 +59,8 @@ def train(
     spectra: bool = False,
     save_every: int = 50,
     resume: bool = False,
+    more_steps: int | None = None,
+    start_from: AdapterSource | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
 ) -> TrainResult | TrainPlan:
@@ -109,7 +114,11 @@ def train(
     seed : int
         Seed of the random numbers for A, new heads, the order of the texts, and dropout.
     device, dtype : str
-        The device and the dtype of a model that is loaded from a folder.
+        The device and the dtype of a model that is loaded from a folder. By default the dtype is ``bf16`` on a GPU of
+        CUDA (``f16`` if it has no bfloat16), and ``f32`` elsewhere; factors and heads are float32. ``nf4`` and ``int8``
+        are codes that bitsandbytes makes of the weights (QLoRA).
+    autocast : bool, optional
+        Whether to compute in 16 bits under torch's autocast; by default on a GPU of CUDA alone.
     threads : int, optional
         The number of CPU threads; by default all that the process may use.
     checkpointing, shard : bool
@@ -124,6 +133,12 @@ def train(
         The number of steps after which the state of the run is saved, for ``resume``.
     resume, overwrite, dry_run : bool
         Continue the unfinished run of ``output``; replace what is there; check everything and return the plan.
+    more_steps : int, optional
+        Continue the finished run of ``output`` for so many steps, with the same options otherwise. The learning rate is
+        that of a run which has all these steps.
+    start_from : path or Adapter, optional
+        An adapter whose factors, heads and magnitudes the run starts with. Its modules, ranks and α are those of the
+        run, which is a new one: nothing is known of the optimiser.
 
     Raises
     ------
@@ -150,24 +165,27 @@ def _train(options: TrainingOptions) -> TrainResult | TrainPlan:
     # The target first: a model takes long to load, and a run of hours must not fail at the end for lack of a folder.
     training = None if options.output is None else Training(options.output)
     if training is not None:
-        if not options.resume:
+        if not options.resume and not options.more_steps:
             training.check(overwrite=options.overwrite)
             check_new_folder(training.target)
         # Neither the adapter nor the unfinished run may overwrite the model or the texts.
         for folder in (training.target, training.folder):
             Target(folder).check_inputs(options.places)
-    from loralens.training.world import join_processes, local_device  # torch takes a second
+    from loralens.training.world import join_processes  # torch takes a second
 
     # A model that was given as an object stays on its device.
     if isinstance(options.model, tuple):
         device, name = next(options.model[0].parameters()).device, options.device
+        options = replace(options, dtype=options.dtype or "f32")
     else:
-        device = local_device(device_of(options.device))
-        name = str(device)
+        device = device_of(options.device)
+        # What one GPU does not hold is loaded into the memory of the CPU, and moved in parts.
+        name = "cpu" if options.shard else str(device)
+        options = replace(options, dtype=options.dtype or default_dtype(device))
     with join_processes(device) as world:
         inputs = read_training_inputs(options, device=name)
         cuts = inputs.cut, inputs.evaluation_cut
-        run = TrainingRun(options, inputs, training, world)
+        run = TrainingRun(options, inputs, training, world, device)
         try:
             if options.dry_run:
                 return TrainPlan(options.output, run.rehearse(), run.identity, *cuts, main=world.main)

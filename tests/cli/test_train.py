@@ -304,7 +304,7 @@ def test_choices_are_the_rows_of_the_tables_that_need_torch() -> None:
 
 BAD: dict[str, tuple[tuple[object, ...], str]] = {
     "targets": (("--targets", "quary"), "no module matches 'quary'\n  fix: the nearest names are query"),
-    "rank": (("--rank", 99), "rank 99 is larger than its matrix (16, 16) can have"),
+    "rank": (("--rank", 99), "rank 99 is larger than the matrix of any target allows"),
     "head": (("--heads", "clasifier"), "clasifier"),
     "parts": (("--accumulate", 3), "a batch of 4 cannot be cut into 3 equal parts"),
     "patience": (("--patience", 2, "--evaluate-every", 1), "--patience needs texts to evaluate on"),

@@ -1,11 +1,14 @@
 """``loralens train``: which layers are adapted, and with which ranks."""
 
 import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 import loralens
+from loralens.training.readout import record_of
 from tests import models
 from tests.cli.command import Command
 from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
@@ -22,12 +25,13 @@ TRAIN = Command("train", "--threads", "1")
 def home(tmp_path_factory: pytest.TempPathFactory, quiet_torch: None) -> Path:
     home = tmp_path_factory.mktemp("home")
     models.folder(models.llama(), home / "llama")
+    models.folder(models.wide_llama(), home / "wide")
     (home / "d.txt").write_text("\n".join(models.TEXTS * 3), encoding="utf-8")
     return home
 
 
-def speak(home: Path, target: Path, *more: object) -> list[object]:
-    files = ("--model", home / "llama", "--data", home / "d.txt", "--task", "causal-lm", "-o", target)
+def speak(home: Path, target: Path, *more: object, model: str = "llama") -> list[object]:
+    files = ("--model", home / model, "--data", home / "d.txt", "--task", "causal-lm", "-o", target)
     return [*files, "--batch", 4, "--steps", 2, *more]
 
 
@@ -55,3 +59,56 @@ def test_a_rank_without_a_glob_or_a_number_is_refused(home: Path, tmp_path: Path
     assert f"--rank-pattern {text!r} is not GLOB=R" in TRAIN.refused(
         *speak(home, tmp_path / "a", "--rank-pattern", text)
     )
+
+
+def test_codes_without_bitsandbytes_or_in_shards_are_refused(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    said = TRAIN.refused(*speak(home, tmp_path / "a", "--dtype", "nf4"))
+    assert "a model in nf4 needs bitsandbytes" in said
+    assert "pip install" in said
+    assert "--shard cannot divide codes" in TRAIN.refused(*speak(home, tmp_path / "a", "--dtype", "nf4", "--shard"))
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("dtype", ["nf4", "int8"])
+def test_a_base_is_coded_and_peft_loads_the_adapter(home: Path, tmp_path: Path, dtype: str) -> None:
+    pytest.importorskip("bitsandbytes")
+    peft = pytest.importorskip("peft")
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    more = ("--dtype", dtype, "--rank", 4, "--eval", home / "d.txt", "--lr", 0.02, "--steps", 6)
+    said = TRAIN.told(*speak(home, tmp_path / "a", *more, model="wide"))
+    assert said["evaluations"][-1]["loss"] < said["evaluations"][0]["loss"]
+    record = record_of(loralens.load(tmp_path / "a")) or {}
+    assert record["weights"] == dtype
+    codes: dict[str, object] = {"load_in_8bit": True}
+    if dtype == "nf4":
+        codes = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+    model = AutoModelForCausalLM.from_pretrained(
+        home / "wide", quantization_config=BitsAndBytesConfig(**codes), device_map={"": "cpu"}, dtype=torch.float32
+    )
+    theirs = peft.PeftModel.from_pretrained(model, tmp_path / "a").train()
+    ids = torch.tensor([[3, 4, 5, 6, 9, 4, 11]])
+    with torch.no_grad():
+        loss = theirs(input_ids=ids, labels=ids).loss
+    assert float(loss) > 0
+
+
+def test_an_evaluation_takes_as_many_texts_at_a_time_as_the_training(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from loralens.training.tasks import Examples
+
+    sizes: list[int] = []
+    make = Examples.batch
+
+    def recorded(examples: Examples, chosen: Sequence[int]) -> object:
+        sizes.append(len(chosen))
+        return make(examples, chosen)
+
+    monkeypatch.setattr(Examples, "batch", recorded)
+    TRAIN.good(*speak(home, tmp_path / "a", "--eval", home / "d.txt", "--rank", 2, "--accumulate", 2))
+    assert max(sizes) == 2  # a batch of 4 in two parts

@@ -70,7 +70,7 @@ def read_training_inputs(options: TrainingOptions, *, device: str) -> TrainingIn
         options.model,
         task.head,
         device=device,
-        dtype=options.dtype,
+        dtype=options.dtype or "f32",
         threads=options.threads,
         seed=options.seed,
         labels=learned.labels if task.labelled else None,

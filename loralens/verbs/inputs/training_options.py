@@ -4,14 +4,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
-from loralens.choices import FloatType, MethodName, Optimiser, Schedule, TaskName
+from loralens.choices import CODES, BaseDtype, FloatType, MethodName, Optimiser, Schedule, TaskName
 from loralens.errors import OptionError
+from loralens.verbs.inputs.adapters import AdapterSource
 from loralens.verbs.inputs.choices import check_at_least, check_choice, check_counts
 from loralens.verbs.inputs.cut import DEFAULT_LENGTH
 from loralens.verbs.inputs.models import ModelSource
 from loralens.verbs.inputs.texts import TextSource
+
+if TYPE_CHECKING:  # torch takes a second
+    from torch import device as Device  # noqa: N812
 
 # The demo: Reuters R8 on MiniLM, which takes a minute and a half on two CPU cores. A run this short bears a larger
 # learning rate than the default, if it falls to 0 within the run.
@@ -76,7 +80,8 @@ class TrainingOptions:
     clip: float
     seed: int
     device: str
-    dtype: FloatType
+    dtype: BaseDtype | None
+    autocast: bool | None
     threads: int | None
     checkpointing: bool
     shard: bool
@@ -86,6 +91,8 @@ class TrainingOptions:
     spectra: bool
     save_every: int
     resume: bool
+    more_steps: int | None
+    start_from: AdapterSource | None
     overwrite: bool
     dry_run: bool
 
@@ -103,11 +110,17 @@ class TrainingOptions:
             ("method", MethodName),
             ("schedule", Schedule),
             ("optimiser", Optimiser),
-            ("dtype", FloatType),
+            *([("dtype", BaseDtype)] if self.dtype is not None else []),
         ):
             check_choice(name, getattr(self, name), get_args(allowed))
+        if self.more_steps and self.overwrite:
+            raise OptionError("--more-steps goes on with what --overwrite replaces", fix="leave one of them out")
+        if self.more_steps and self.epochs:
+            raise OptionError("--more-steps and --epochs exclude each other", fix="leave --epochs out")
         counts = ("eval_limit", "rank", "steps", "batch", "accumulate", "length", "threads", "save_every")
-        check_counts(**{name: getattr(self, name) for name in (*counts, "evaluate_every", "patience", "snapshots")})
+        check_counts(
+            **{name: getattr(self, name) for name in (*counts, "evaluate_every", "patience", "snapshots", "more_steps")}
+        )
         # torch and NumPy take no negative seeds.
         check_at_least("seed", self.seed, 0)
         if self.steps and self.epochs:
@@ -115,6 +128,10 @@ class TrainingOptions:
         if self.epochs is not None and not 0 < self.epochs < MOST_EPOCHS:
             what = f"--epochs {self.epochs} is not a number of passes over the texts"
             raise OptionError(what, fix="give a positive number, such as 1 or 0.5")
+        if self.shard and self.dtype in CODES:
+            raise OptionError(
+                f"--shard cannot divide codes ({self.dtype})", fix="leave out --shard, or give --dtype bf16"
+            )
         if self.spectra and not self.snapshots:
             raise OptionError("--spectra measures snapshots", fix="say how often one is taken: --snapshots N")
         if self.spectra and isinstance(self.model, tuple):
@@ -130,6 +147,7 @@ class TrainingOptions:
         A Hub id, a package, the name of a corpus and an object have no path.
         """
         inputs = {"the model": self.model, "the texts": self.data, "the texts to evaluate on": self.eval}
+        inputs |= {"the adapter to start from": self.start_from}
         return {
             what: source
             for what, source in inputs.items()
@@ -141,6 +159,8 @@ def fill_in(keywords: dict[str, Any]) -> TrainingOptions:
     """The options of `train`, in which values of the demo and defaults replace those that were left out."""
     keywords |= {name: _split(name, keywords[name]) or None for name in ("targets", "heads", "exclude")}
     keywords["rank_pattern"] = _ranks_by_glob(keywords["rank_pattern"])
+    if keywords["start_from"] is not None:
+        _check_alone(keywords)
     if keywords.pop("demo"):
         # --epochs and --steps exclude each other, so the demo must not add the latter.
         demo = DEMO if keywords["epochs"] is None else {**DEMO, "steps": None}
@@ -179,3 +199,24 @@ def _ranks_by_glob(ranks: str | Sequence[str] | Mapping[str, int]) -> dict[str, 
             raise OptionError(f"--rank-pattern {text!r} is not GLOB=R", fix=fix)
         pattern[glob.strip()] = int(rank)
     return pattern
+
+
+def default_dtype(device: "Device") -> FloatType:
+    """The dtype of the weights of a model on a device if none is given.
+
+    Autocast would cast frozen float32 weights anew in every pass, which costs time, and half as much memory again.
+    """
+    from loralens.training.precision import has_bfloat16  # torch takes a second
+
+    if device.type != "cuda":
+        return "f32"
+    return "bf16" if has_bfloat16(device) else "f16"
+
+
+def _check_alone(keywords: Mapping[str, Any]) -> None:
+    """Refuse options that an adapter to start from decides."""
+    decided = {"targets": None, "exclude": None, "rank": 8, "rank_pattern": {}, "alpha": 16.0}
+    for name, default in decided.items():
+        if keywords[name] != default:
+            what = f"--{name.replace('_', '-')} and --start-from exclude each other"
+            raise OptionError(what, fix="leave it out: the run has the modules, ranks and α of the adapter")

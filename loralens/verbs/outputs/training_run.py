@@ -1,12 +1,14 @@
 """A training run: from options and inputs to the finished folder, or to one from which the run can be resumed."""
 
-from dataclasses import fields
+from collections.abc import Callable
+from dataclasses import fields, replace
 from functools import cached_property
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loralens.core.adapter import Adapter
+from loralens.core.fingerprint import fingerprint
 from loralens.core.messages import warn
 from loralens.errors import DivergenceError, LoraLensError, OptionError, place
 from loralens.formats.files.location import NAMES
@@ -16,6 +18,7 @@ from loralens.formats.records.training import LOG, Training
 from loralens.formats.records.training_log import History, history
 from loralens.tables.numbers import json_number, number
 from loralens.training.course import Course
+from loralens.verbs.inputs.adapters import read_adapter
 from loralens.verbs.inputs.bases import base_weights
 from loralens.verbs.inputs.model_identity import digest_of_model, model_name
 from loralens.verbs.inputs.training import TrainingInputs
@@ -23,9 +26,12 @@ from loralens.verbs.inputs.training_options import TrainingOptions
 from loralens.verbs.outputs.divergence import explain_divergence
 from loralens.verbs.outputs.live_spectra import LiveSpectra, describe_spectra
 from loralens.verbs.outputs.run_display import run_display
+from loralens.verbs.outputs.termination import Termination
 from loralens.verbs.outputs.trained_parts import TrainedParts
 
 if TYPE_CHECKING:  # torch takes a second
+    from torch import device as Device  # noqa: N812
+
     from loralens.core.training import State
     from loralens.training.fitting import Fitted
     from loralens.training.watch import Measures, Step, Watch
@@ -56,7 +62,6 @@ DECIDING = (
     "evaluate_every",
     "patience",
 )
-EVALUATED = 64  # texts at a time, as in `loralens.evaluate`
 
 
 class TrainingRun:
@@ -69,6 +74,8 @@ class TrainingRun:
     training : Training or None
         The files of the run; None in a dry run without an output.
     world : World
+    device : torch.device
+        The device on which the model is trained.
 
     Raises
     ------
@@ -77,13 +84,23 @@ class TrainingRun:
     """
 
     def __init__(
-        self, options: TrainingOptions, inputs: TrainingInputs, training: Training | None, world: "World"
+        self,
+        options: TrainingOptions,
+        inputs: TrainingInputs,
+        training: Training | None,
+        world: "World",
+        device: "Device",
     ) -> None:
         from loralens.training.feed import shuffle_order
 
         self.options, self.inputs, self._training, self.world = options, inputs, training, world
+        self._device = device
+        self.start = None if options.start_from is None else read_adapter(options.start_from, {}, applies_all=True)
         # The number is rounded up, so that every text of the last pass is used.
         self.steps = options.steps or max(1, ceil((options.epochs or 1) * len(inputs.examples) / options.batch))
+        if options.more_steps:
+            # An unfinished run has its additional steps already.
+            self.steps = self.training.steps() + (0 if options.resume else options.more_steps)
         self.display = run_display(self.steps)
         self.heads = options.heads or inputs.heads
         # By default modules with missing weights are heads; only the user's own choice can leave one out.
@@ -96,8 +113,8 @@ class TrainingRun:
             self._check_spectra(self.spectra)
         if world.main:
             inputs.warn_of_cut()
-        # Every field of the course but these two is an option of the same name.
-        fields_of_course = {field.name for field in fields(Course)} - {"steps", "autocast"}
+        # Every field of the course but this one is an option of the same name.
+        fields_of_course = {field.name for field in fields(Course)} - {"steps"}
         self.course = Course(self.steps, **{name: getattr(options, name) for name in fields_of_course})
         self.watch = self._make_watch()
         self.order = shuffle_order(len(inputs.examples), size=self.part, seed=options.seed)
@@ -161,6 +178,8 @@ class TrainingRun:
             "targets": list(self.options.targets),
             # Only where they are given, so that runs of releases that did not know them are the same runs.
             **({"exclude": list(self.options.exclude)} if self.options.exclude else {}),
+            **({} if self.start is None else {"start_from": fingerprint(self.start)}),
+            **({} if self.options.autocast is None else {"autocast": self.options.autocast}),
             **({"rank_pattern": dict(self.options.rank_pattern)} if self.options.rank_pattern else {}),
             "model": model_name(self.options.model),
             "base": self._base,
@@ -193,18 +212,24 @@ class TrainingRun:
         A model that was given as an object is restored, unless it is sharded.
         """
         state = None
-        if self.options.resume:
-            state = self.world.from_main(lambda: self.training.resume(self.identity))
+        if self.options.resume or self.options.more_steps:
+            take_up = self.training.resume if self.options.resume else self.training.extend
+            state = self.world.from_main(lambda: take_up(self.identity))
+            self._begun = True
             self._done = state.step if state else 0
             self._say(f"going on after step {self._done}")
             # The next snapshot is compared with the last one before the interruption.
             if self.spectra and self.world.main and self.training.snapshots:
                 self.spectra.remember(*self.training.snapshots[-1])
-        fitted = self._fit(state)
-        self.display.clear()
-        parts = TrainedParts.of(fitted.injection)
-        if isinstance(self.options.model, tuple) and not self.options.shard:
-            fitted.injection.remove()
+        with Termination() as termination:
+            fitted = self._fit(state, stop=lambda: termination.asked)
+            self.display.clear()
+            parts = TrainedParts.of(fitted.injection)
+            if isinstance(self.options.model, tuple) and not self.options.shard:
+                fitted.injection.remove()
+            if fitted.stopped:
+                self._say(f"stopped after step {fitted.steps}; {self._describe_files()}")
+                termination.answer()
         if not self.world.main:
             return fitted, parts, History({}, fitted.evaluations)
         # Read before the folder takes its final name.
@@ -222,11 +247,17 @@ class TrainingRun:
     def _injection_options(self) -> dict[str, Any]:
         """The keywords for `loralens.training.inject`."""
         options = self.options
+        if self.start is not None:
+            from loralens.training.start import start_options
+
+            own = start_options(self.start, method=options.method)._asdict()
+            rest = {name: getattr(options, name) for name in ("method", "dropout", "seed")}
+            return {**own, **rest, "heads": list(self.heads)}
         lists = {"targets": list(options.targets), "exclude": list(options.exclude), "heads": list(self.heads)}
         equal = ("rank", "rank_pattern", "alpha", "method", "dropout", "seed")
         return lists | {name: getattr(options, name) for name in equal}
 
-    def _fit(self, state: "State | None") -> "Fitted":
+    def _fit(self, state: "State | None", *, stop: "Callable[[], bool]") -> "Fitted":
         from loralens.training.fitting import fit
 
         options, inputs = self.options, self.inputs
@@ -236,9 +267,11 @@ class TrainingRun:
                 inputs.task.batches(inputs.examples, self.order, seed=options.seed),
                 course=self.course,
                 loss=inputs.task.loss,
-                watch=self.watch,
+                watch=replace(self.watch, stop=stop),
                 state=state,
+                start=self.start if state is None else None,
                 shard=options.shard,
+                device=self._device,
                 base_model=model_name(options.model),
                 task_type=inputs.task.task_type,
                 record=self._record(),
@@ -268,7 +301,10 @@ class TrainingRun:
         from loralens.training.watch import Watch
 
         options, evaluated = self.options, self.inputs.evaluated
-        evaluate = self.inputs.task.evaluation(evaluated, size=EVALUATED) if evaluated is not None else None
+        evaluate = None
+        if evaluated is not None:
+            # As many texts at a time as in training, since they need the same memory.
+            evaluate = self.inputs.task.evaluation(evaluated, size=self.part, world=self.world)
         for option in ("patience", "evaluate_every", "eval_limit"):
             if getattr(options, option) and evaluate is None:
                 raise OptionError(f"--{option.replace('_', '-')} needs texts to evaluate on", fix="give --eval")
@@ -296,8 +332,9 @@ class TrainingRun:
 
     def _step(self, step: "Step") -> None:
         self._done = step.number
-        # JSON has no NaN, which is the loss of a step without a hidden token.
-        entry = step._asdict() | {"loss": json_number(step.loss)}
+        # JSON has no NaN, which is the loss of a step without a hidden token, and no infinity, which is the norm of a
+        # step that float16 could not hold.
+        entry = step._asdict() | {"loss": json_number(step.loss), "norm": json_number(step.norm)}
         self._log(step.number, **{name: value for name, value in entry.items() if name != "number"})
         self.display.step(step)
 
@@ -324,6 +361,8 @@ class TrainingRun:
             "labels": list(self.inputs.learned.labels) or None,
             "length": self.options.length,
             "batch": self.options.batch,
+            # A digest of the pairs: a path means nothing on another machine.
+            **({} if self.start is None else {"started_from": fingerprint(self.start)}),
         }
 
     def _describe_files(self) -> str:
