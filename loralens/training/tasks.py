@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil, exp, nan
-from typing import Any, final
+from typing import final
 
 import numpy as np
 import torch
@@ -45,6 +45,8 @@ class Examples:
         The number of different tokens.
     special : frozenset of int
         The tokens that are never hidden.
+    learned : sequence of list of bool, optional
+        For every token of every text whether a causal language model learns it; by default all are learned.
     """
 
     tokens: Sequence[list[int]]
@@ -53,6 +55,7 @@ class Examples:
     mask: int | None = None
     vocabulary: int = 0
     special: frozenset[int] = frozenset()
+    learned: Sequence[list[bool]] | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -69,30 +72,13 @@ class Examples:
         for row, tokens in enumerate(part):
             ids[row, : len(tokens)], attention[row, : len(tokens)] = torch.tensor(tokens), 1
         batch = {"input_ids": ids, "attention_mask": attention}
+        if self.learned is not None:
+            labels = torch.full_like(ids, IGNORED)
+            for row, i in enumerate(chosen):
+                learned = torch.tensor(self.learned[i])
+                labels[row, : len(learned)][learned] = ids[row, : len(learned)][learned]
+            return batch | {"labels": labels}
         return batch if self.labels is None else batch | {"labels": torch.tensor([self.labels[i] for i in chosen])}
-
-
-def encode_texts(tokenizer: Any, texts: Sequence[str], *, length: int, labels: Sequence[int] | None = None) -> Examples:
-    """Texts as the tokens of a transformers tokenizer, cut to ``length`` tokens.
-
-    Raises
-    ------
-    OptionError
-        A text has no tokens.
-    """
-    tokens = tokenizer(list(texts), truncation=True, max_length=length, padding=False)["input_ids"]
-    for number, row in enumerate(tokens, start=1):
-        if not row:
-            # A model cannot run on it, and 40 characters are enough to recognise the text.
-            raise OptionError(f"text {number} has no tokens: {texts[number - 1][:40]!r}", fix="remove this text")
-    return Examples(
-        tokens,
-        tokenizer.pad_token_id,
-        labels,
-        mask=tokenizer.mask_token_id,
-        vocabulary=len(tokenizer),
-        special=frozenset(tokenizer.all_special_ids),
-    )
 
 
 @final
@@ -238,8 +224,9 @@ def _classify(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def _predict_next_tokens(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """The logits and tokens of every position but the first, without padding."""
-    is_predicted = batch["attention_mask"][:, 1:].bool()
+    """The logits and tokens of every position but the first, without padding and without what is not learned."""
+    labels = batch.get("labels")
+    is_predicted = batch["attention_mask"][:, 1:].bool() if labels is None else labels[:, 1:] != IGNORED
     # The logits at a position are those of the next token. A cache of keys and values would be of no use.
     logits = model(**_without_labels(batch), use_cache=False).logits[:, :-1]
     return logits[is_predicted], batch["input_ids"][:, 1:][is_predicted]

@@ -217,7 +217,7 @@ def evaluate(
         from loralens.training.tasks import task_named  # torch takes a second
 
         row = task_named(task)
-        learned, held_out = read_data(data, labelled=row.labelled, one_label=True)
+        learned, held_out = read_data(data, labelled=row.labelled, one_label=True, dialogues=row.head == CAUSAL)
         # The held-out texts of a corpus, since the adapter may have been trained on the others.
         texts = (held_out or learned).head(limit)
         chosen = sources(adapters) if adapters else []

@@ -40,6 +40,7 @@ def train(
     batch: int | None = None,
     accumulate: int = 1,
     length: int | None = None,
+    mask_prompt: bool = True,
     lr: float | None = None,
     schedule: Schedule | None = None,
     warmup: float = 0.05,
@@ -77,9 +78,11 @@ def train(
     task : str
         ``classification``, ``causal-lm`` or ``masked-lm``.
     data, eval : path, name of a corpus, or iterable
-        The texts to learn from, and to evaluate on: a ``.jsonl``, ``.csv``, ``.tsv`` or ``.txt`` file, or a list of
-        texts or of (text, label) pairs. ``data`` may also be the name of a corpus: ``reuters-r8``, ``20newsgroups``,
-        ``tweet-author``, ``tweet-sentiment``; what that holds out is evaluated on by default.
+        The texts to learn from, and to evaluate on: a ``.jsonl``, ``.csv``, ``.tsv``, ``.parquet`` or ``.txt`` file, a
+        folder of ``datasets``, or a list of texts or of (text, label) pairs. ``data`` may also be the name of a corpus:
+        ``reuters-r8``, ``20newsgroups``, ``tweet-author``, ``tweet-sentiment``; what that holds out is evaluated on by
+        default. For ``causal-lm`` a record may have ``prompt`` and ``completion``, or ``messages``, instead of
+        ``text``.
     eval_limit : int, optional
         Evaluate on the first ``eval_limit`` texts only.
     output : path
@@ -104,6 +107,8 @@ def train(
     batch, accumulate, length : int
         The number of texts in a step, over all processes (16 by default); of parts that a step is cut into, to save
         memory; of tokens after which a text is cut (256 by default).
+    mask_prompt : bool
+        Whether only completions and the answers of the assistant are learned, and not what they answer.
     lr, schedule, warmup : float, str and float
         The highest learning rate (5e-4 by default); how it changes after the warm-up, ``constant`` (the default),
         ``linear`` or ``cosine``; the share of the steps in which it rises from 0.

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from loralens.core.messages import note
+from loralens.verbs.inputs.dialogues import Dialogue
 from loralens.verbs.inputs.loaded import Loaded
 
 # In parts, so that the tokens of a large corpus are never all in memory.
@@ -57,12 +58,18 @@ class Cut:
         note(f"{data}: {longer} than {self.length} tokens; {lost} left out ({way_out})")
 
 
-def count_cut(loaded: Loaded, texts: Sequence[str], *, length: int) -> Cut:
+def count_cut(loaded: Loaded, texts: Sequence[str | Dialogue], *, length: int) -> Cut:
     """Count what is left out of texts if ``length`` tokens of each are used, or fewer if the model has no positions."""
+    from loralens.training.encoding import encode_text  # torch takes a second
+
     longest = loaded.length(length)
     beyond: list[int] = []
     for start in range(0, len(texts), CHUNK):
-        # verbose=False: the tokenizer would warn of every long text, and the count says it once for all.
-        tokens = loaded.tokenizer(list(texts[start : start + CHUNK]), verbose=False)["input_ids"]
+        chunk = texts[start : start + CHUNK]
+        if all(isinstance(text, str) for text in chunk):
+            # verbose=False: the tokenizer would warn of every long text, and the count says it once for all.
+            tokens = loaded.tokenizer(list(chunk), verbose=False)["input_ids"]
+        else:
+            tokens = [encode_text(loaded.tokenizer, text)[0] for text in chunk]
         beyond += [len(row) - longest for row in tokens if len(row) > longest]
     return Cut(longest, len(beyond), sum(beyond), len(texts), limited=longest == loaded.longest, asked=length)

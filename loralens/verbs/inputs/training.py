@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
+from loralens.core.messages import note
 from loralens.errors import OptionError, place
+from loralens.tables.numbers import count
 from loralens.verbs.inputs.causality import CAUSAL, check_causal
 from loralens.verbs.inputs.cut import Cut, count_cut
 from loralens.verbs.inputs.data import Texts, read_data
@@ -50,6 +52,10 @@ class TrainingInputs:
     def warn_of_cut(self) -> None:
         """Tell the user what was cut off the texts."""
         self.cut.warn(self.learned.name)
+        lost = sum(not any(learned[1:]) for learned in self.examples.learned or ())
+        if lost:
+            which = f"of {count(lost, 'dialogue')} nothing is learned, since what would be is cut off"
+            note(f"{self.learned.name}: {which}")
         if self.held_out and self.evaluation_cut:
             self.evaluation_cut.warn(self.held_out.name, length=False)
 
@@ -59,7 +65,7 @@ def read_training_inputs(options: TrainingOptions, *, device: str) -> TrainingIn
     from loralens.training.tasks import task_named  # torch takes a second
 
     task = task_named(options.task)
-    learned, held_out = read_data(options.data, options.eval, labelled=task.labelled)
+    learned, held_out = read_data(options.data, options.eval, labelled=task.labelled, dialogues=task.head == CAUSAL)
     # A classifier that knows these labels keeps its head, so the labels must have its order.
     if task.labelled:
         own = labels_of(options.model)
@@ -75,7 +81,7 @@ def read_training_inputs(options: TrainingOptions, *, device: str) -> TrainingIn
         seed=options.seed,
         labels=learned.labels if task.labelled else None,
     )
-    encode = partial(loaded.encoded, length=options.length)
+    encode = partial(loaded.encoded, length=options.length, mask_prompt=options.mask_prompt)
     with place(text_label(options.data)):
         examples = encode(learned.texts, labels=learned.numbers)
         _check_something_to_learn(task, examples)
@@ -97,6 +103,11 @@ def _check_something_to_learn(task: "Task", examples: "Examples") -> None:
     if task.labelled:
         return
     # A causal model predicts each token from those before it, and a masked one each from the others.
+    if examples.learned is not None and not any(any(learned[1:]) for learned in examples.learned):
+        raise OptionError(
+            "nothing is left to learn: every completion and every answer is cut off",
+            fix="give a larger --length, or shorter prompts",
+        )
     if all(len(tokens) < 2 for tokens in examples.tokens):
         raise OptionError(
             "no text has two tokens, and a single token cannot be predicted from others",

@@ -72,6 +72,7 @@ class TrainingOptions:
     batch: int
     accumulate: int
     length: int
+    mask_prompt: bool
     lr: float
     schedule: Schedule
     warmup: float

@@ -178,6 +178,7 @@ class TrainingRun:
             "targets": list(self.options.targets),
             # Only where they are given, so that runs of releases that did not know them are the same runs.
             **({"exclude": list(self.options.exclude)} if self.options.exclude else {}),
+            **({} if self.options.mask_prompt else {"mask_prompt": False}),
             **({} if self.start is None else {"start_from": fingerprint(self.start)}),
             **({} if self.options.autocast is None else {"autocast": self.options.autocast}),
             **({"rank_pattern": dict(self.options.rank_pattern)} if self.options.rank_pattern else {}),
