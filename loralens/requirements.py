@@ -1,4 +1,4 @@
-"""Packages that loralens can do without: which use needs them, and the command that installs them here."""
+"""Optional packages: the message that says which use needs them, and the command that installs them here."""
 
 import sys
 from collections.abc import Iterable

@@ -29,7 +29,7 @@ class Inspection:
     zero : list of str
         Modules with ΔW = 0: B or A is 0, or the whole matrix if there is no pair.
     extra : dict of str to Extra
-        Every tensor that is no factor of a pair.
+        Every tensor that is not a factor of a pair.
     findings : list of Finding
         The findings of the reader, and those about the numbers.
     """
@@ -82,7 +82,7 @@ def inspect_adapter(adapter: Adapter, *, modules: Sequence[str] = ()) -> Inspect
     if spoilt:
         text = f"{len(spoilt)} hold NaN or Inf: {some(spoilt)}"
         findings.append(Finding("error", "non-finite", text, "training diverged: go back to an earlier checkpoint"))
-    # Norms stand for magnitudes that the file does not have, so they are no part of its contents.
+    # Norms stand for magnitudes that the file does not have, so they are not part of its contents.
     extra = {key: extra for key, extra in adapter.extra.items() if extra.role not in NORMS}
     return Inspection(adapter, chosen, zero, extra, findings)
 
@@ -100,7 +100,7 @@ def _numbers(module: Update) -> list[Array]:
     if isinstance(module, LowRank):
         return [module.B, module.A]
     form = module.form
-    # Entries of ΔW may overflow: that is what is looked for, and no reason for a warning of NumPy.
+    # Entries of ΔW may overflow. This function looks for that, so a warning of NumPy is not needed.
     with np.errstate(over="ignore", invalid="ignore"):
         return [form.first.dense(), form.second.dense()] if isinstance(form, Kronecker) else [form.dense()]
 

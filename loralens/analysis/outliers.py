@@ -1,4 +1,4 @@
-"""Modules that stand out of their kind by a gap in the sorted values, with a bound on the rate of false alarms.
+"""Modules separated from others of their kind by a gap in the sorted values, with a bound on the rate of false alarms.
 
 Each module is compared with the four modules of its kind and shape that are nearest in depth. In trained adapters,
 whose norms rise from block to block, these differences spread three to five times less than the norms themselves.
@@ -34,7 +34,7 @@ PER_MODULE = 0.01  # bound on the share of modules that are flagged by chance; h
 SURE = 0.03  # a gap with a higher chance is not reported, however many modules (24 or more) the kind has
 NEIGHBOURS = 4  # the median of four tolerates one outlier among them
 FEWEST = 6  # modules of a kind at least: with five, only one spacing is left to compare the widest with
-# A small difference may be no accident where all other modules are alike, and still means nothing for the user.
+# Where all other modules are alike, a small difference may not be chance and still means nothing to the user.
 LEAST = log(2.0)  # smallest distance that is reported: twice the norm, or twice the odds of the effective rank
 SPREAD = 0.01  # added to the mean spacing, so that modules that are equal to rounding are compared with 1 %
 NEAR = 1e-9  # smallest distance of the share of the rank from 0 and 1; below it lies rounding
@@ -45,7 +45,7 @@ QUANTITIES = {"frobenius": "‖ΔW‖", "effective_rank": "effective rank"}
 @final
 @dataclass(frozen=True, slots=True)
 class Outlier:
-    """A module that stands out of the modules of its kind and shape.
+    """A module that stands out from the modules of its kind and shape.
 
     Attributes
     ----------
@@ -75,7 +75,7 @@ class _Member(NamedTuple):
 
 
 def find_outliers(spectra: Mapping[str, Spectrum]) -> list[Outlier]:
-    """Find modules whose norm or effective rank stands out of their kind and shape; the least likely come first.
+    """Find modules whose norm or effective rank stands out from their kind and shape; the least likely come first.
 
     Kinds are those of `kind_in_block`, which are the same in every dialect. Modules with ΔW = 0 are left out, and so
     are kinds of fewer than `FEWEST` modules, in which no gap is wide enough to exclude chance.
@@ -93,7 +93,7 @@ def _outliers_in(cells: Mapping[tuple[str, tuple[int, int]], Mapping[str, Spectr
     kinds: dict[str, list[_Member]] = {}
     for (kind, _), spectra in cells.items():
         kinds.setdefault(kind, []).extend(_members(spectra, quantity))
-    # The differences from the neighbours are comparable over all shapes of a kind, and more of them tell more.
+    # Differences from neighbours are comparable between all shapes of a kind. They are pooled, because more are better.
     kinds = {kind: members for kind, members in kinds.items() if len(members) >= FEWEST}
     distances = {kind: np.array([member.distance for member in members]) for kind, members in kinds.items()}
     # ln 2 is the median of an exponential of scale 1: robust, so an odd module in one kind spoils no other.
@@ -113,7 +113,7 @@ def _outliers_in(cells: Mapping[tuple[str, tuple[int, int]], Mapping[str, Spectr
 
 def _members(spectra: Mapping[str, Spectrum], quantity: str) -> list[_Member]:
     """The modules of one kind and shape, in the order of their blocks; none if there are too few neighbours."""
-    # The effective rank of an update of one direction is 1 always.
+    # The effective rank of an update with one direction is always 1.
     names = [name for name, s in spectra.items() if quantity == "frobenius" or _directions(s) > 1]
     if len(names) <= NEIGHBOURS:
         return []
@@ -121,7 +121,7 @@ def _members(spectra: Mapping[str, Spectrum], quantity: str) -> list[_Member]:
     x = np.array([_unbounded_value(spectra[name], quantity) for name in names])
     members = []
     for i, name in enumerate(names):
-        # Two on either side; at the ends of the stack, four on the one side that there is.
+        # Two neighbours on either side; at the ends of a stack more of them are on one side.
         start = min(max(i - NEIGHBOURS // 2, 0), len(names) - NEIGHBOURS - 1)
         near = [j for j in range(start, start + NEIGHBOURS + 1) if j != i]
         typical, distance = float(np.median(values[near])), float(x[i] - np.median(x[near]))

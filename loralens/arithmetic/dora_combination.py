@@ -80,7 +80,7 @@ class DoraCombination:
         present = {name: next(update for update in row if update is not None) for name, row in rows.items()}
         modules = {name: (update, self.called[name]) for name, update in present.items()}
         stretches = Stretches(h, {name: self.weight(name) for name in rows}, {})
-        # Without a stretch no magnitude is written, and no file has to show what it calls one.
+        # Without a stretch no magnitude is written, and no key for one has to be found.
         return replace(stretches, keys=keys_of_magnitudes(self.adapters, modules)) if stretches.any else stretches
 
     def notes(self, stretches: Stretches) -> tuple[str, ...]:

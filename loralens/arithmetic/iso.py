@@ -60,7 +60,7 @@ def iso_cts(joint: Joint, *, lam: float = 1.0, common: float = 0.8) -> Core | Fl
     V_all = nearest_orthonormal(np.hstack([part.Vh.T for part in chosen]))
     if _orthonormal(U_all) and _orthonormal(V_all):
         return flat(U_all, V_all, lam * float(values.mean()))
-    # Where a direction was left out the columns are no longer orthonormal, so this is no SVD yet.
+    # Where a direction was left out the columns are no longer orthonormal, so this is not an SVD yet.
     return np.asarray(lam * float(values.mean()) * U_all @ V_all.T, dtype=np.float64)
 
 

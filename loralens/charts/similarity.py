@@ -75,7 +75,7 @@ def similarity_figure(comparison: Comparison, *, labels: tuple[str, str], of: Of
     maps = phi_maps(overlaps)
     title = "\n".join([title, *maps.left_out])
     if maps.columns == 1:
-        # Maps of one kind fill the rows, as one column of them would be a strip at the left of a page.
+        # Maps of a single kind fill the rows, because one column of them would leave most of a page empty.
         bands = [Band([*maps.charts, *maps.chance], keys=[maps.scale])]
     else:
         bands = [Band(maps.charts, columns=maps.columns), Band(maps.chance, "by chance alone", [maps.scale])]
@@ -113,7 +113,7 @@ def phi_maps(
     cells: dict[tuple[Column, str], str] = {}
     in_blocks = any(map(block, overlaps))
     for name in overlaps:
-        # The first of several modules of one kind in a block. Without blocks every module has a row of its own.
+        # Of several modules of one kind in a block, the first is drawn. Without blocks every module has its own row.
         cells.setdefault((block(name) if in_blocks else name, kind(name)), name)
     places = list(dict.fromkeys(place for place, _ in cells))
     # Modules outside any block follow after the blocks; without blocks all keep the order of the file.
@@ -128,7 +128,7 @@ def phi_maps(
     if len(chosen) < len(kinds):
         left_out.append(f"{len(chosen)} of {len(kinds)} kinds (--modules picks others)")
     if len(cells) < len(overlaps):
-        left_out.append(f"{len(cells)} of {len(overlaps)} modules: of several of one kind in a block, the first")
+        left_out.append(f"{len(cells)} of {len(overlaps)} modules: the first of each kind in a block")
     rows = [[cells.get((place, word)) for word in chosen] for place in drawn]
     shown = [name for row in rows for name in row if name]
     phis = {name: overlaps[name].phi[:widest, :widest] for name in shown}
@@ -148,7 +148,7 @@ def phi_maps(
             title = fit_name(kind(module), max(TITLE - len(suffix), 7)) + suffix
             notes = [f"φ(1,1) {overlap.first:.2f}", f"all {overlap.full:.2f} (chance {overlap.full_chance:.2g})"]
             charts.append(Overlaps(title, phis[module].tolist(), scale, notes, own))
-    # By what they depend on alone, so that a figure of one shape has one such map and not one for each block.
+    # A map of chance depends only on n and the shape, so there is one for each of these and not one for each module.
     by_shape = {(overlaps[name].n, phis[name].shape): overlaps[name] for name in shown}
     chance = [_chance_map(overlap, scale, widest) for overlap in by_shape.values()]
     return PhiMaps(charts, len(chosen), shown, scale, left_out, chance)

@@ -137,7 +137,7 @@ class TruncationPlan:
 
         measure: Size = nbytes if rule.name == "bytes" else attrgetter("parameters")
         price = (cost or self.direction_bytes) if rule.name == "bytes" else lambda module: sum(module.shape)
-        # A budget of one parameter or less fits nothing, so such a number is free to mean a share.
+        # No module fits into one parameter or less, so such a number can mean a share instead.
         if rule.name == "parameters" and rule.value <= 1:
             rule = Rule("parameters", max(1, int(rule.value * self.adapter.parameters)))
         chosen = ranks(
@@ -194,7 +194,7 @@ class TruncationPlan:
         """The adapter at these ranks. Its factors are computed when they are read.
 
         A module that keeps its rank and dtype is the same object, with its stored bits. A module of rank 0 is left out.
-        An update that is no pair (LoKr, LoHa, full) becomes one.
+        An update that is not a pair (LoKr, LoHa, full) becomes a pair.
         """
         recent = Recent()  # shared by all modules, so that one dense pair is in memory at a time
         modules: dict[str, Update] = {}

@@ -67,6 +67,11 @@ class Extra:
     tensor: LazyArray
     parameter: str = "weight"
 
+    def __post_init__(self) -> None:
+        # A bias on B is added to the bias of its module, whatever its dialect calls it.
+        if self.role == "lora_bias":
+            object.__setattr__(self, "parameter", "bias")
+
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +142,7 @@ class Adapter:
         if wild(key) and (matched := [name for name in self.modules if matches(name, key)]):
             return self.without(self.modules.keys() - {*matched})
         what = "no module is matched by" if wild(key) else "no module"
-        # A kind is no name, as most adapters have many modules of it; options named --modules accept it.
+        # A kind does not name one module, because most adapters have many modules of it. --modules accepts kinds.
         if any(kind(name) == key for name in self.modules):
             raise UnknownModuleError(f"{what} {key!r}", fix=f"for all modules of this kind give {f'*.{key}'!r}")
         raise UnknownModuleError(f"{what} {key!r}", fix=f"the nearest names are {nearest(key, self.modules)}")

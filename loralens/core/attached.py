@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     Watch = Callable[[str, Steps, Tensor, Tensor, Tensor], Tensor]
 
-PEFT_PREFIX = "base_model.model."  # of all names in a model that PEFT wraps
+PEFT_PREFIX = "base_model.model."  # what all names in a model that PEFT wraps begin with
 # `magnitude_in` is not among them: factors for the inputs would have to scale x, and a hook sees the output alone.
 BENDING = ("magnitude", "norms")  # roles of extras that make a module DoRA with one number for each output
 REPLACED = ("saved", "embedding", "bias")  # roles of extras that replace a parameter of the model
@@ -186,7 +186,7 @@ class Attachment:
 
     def _change_weight(self, name: str, module: Update, weight: Weight) -> None:
         """Compute the new weights W + ΔW, rounded once, for a module whose layer cannot have a hook."""
-        from torch import contiguous_format  # of which a reshape is a view
+        from torch import contiguous_format  # a reshape of a contiguous tensor is a view
 
         for piece in weight.pieces:
             changed_weight = self._new.get(piece.key)
@@ -211,11 +211,11 @@ class Attachment:
         if extra.role in REPLACED + ADDED:
             self._replace(key, extra, weights)
         elif extra.module not in self._steps:
-            self.left_out[key] = f"{extra.role}: {extra.module} is no layer here that a hook can adapt"
+            self.left_out[key] = f"{extra.role}: {extra.module} is not a layer that a hook can adapt here"
         elif extra.role in BENDING:
             self._renormalise(key, extra, adapter, weights)
         elif extra.role == "lora_bias":
-            # In float64, and rounded to the dtype of the computation once.
+            # Computed in float64, and rounded to the dtype of the computation once.
             update = adapter[extra.module].scale * extra.tensor.read().astype("float64").reshape(-1)
             self._biases[extra.module] = self._per_output(extra.module, update)
         else:

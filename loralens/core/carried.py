@@ -18,8 +18,8 @@ from loralens.linalg.factor import check_in_range
 
 StrengthOf = Callable[[int, str], float]  # (index of an adapter, name of a module in it) → weight
 
-# A number, so that it can stand where an index does. None means that the caller did not choose.
-NONE = -1  # instead of the index of an adapter: use the full tensors of none
+# A number, because it is passed in place of an index. None means that the caller did not choose.
+NONE = -1  # in place of the index of an adapter: the full tensors of no adapter are used
 FULL = ("saved", "copy", "embedding", "tokens", "bias", "other")  # roles of tensors that cannot be added
 ADDED = ("diff", "diff_b")  # roles of tensors that can be added
 NORMS = ("norms", "norms_in")  # magnitudes that are not in the file and are the lengths of W

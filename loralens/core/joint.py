@@ -98,7 +98,7 @@ class Joint:
         with np.errstate(over="ignore"):
             D = strength * np.repeat([update.scale for update in present_updates], [len(A) for _, A in factors])
         w = np.asarray(strengths, dtype=np.float64)
-        # Raises if norms of a combination would leave float64, before anything is computed.
+        # Before anything is computed, this raises an error if norms of a combination would leave the range of float64.
         check_float64(max(1.0, float(np.abs(w).max(initial=0.0))), np.abs(D).max(initial=0.0, keepdims=True))
         # Rank indices of length 0 have no direction for the bases.
         alive = np.flatnonzero(D)

@@ -6,7 +6,6 @@ from types import MappingProxyType
 from typing import Any, final
 
 from loralens.core.adapter import Adapter
-from loralens.core.fingerprint import fingerprint
 from loralens.core.lazy import Array
 from loralens.core.names import natural_key, nearest
 from loralens.errors import MismatchError, OptionError
@@ -99,6 +98,9 @@ class Moments:
             The names, shapes or factors differ from those of the adapter at calibration.
         """
         # K and G are those of these factors: the same update with other factors has other moments.
+        # Imported here because hashlib loads OpenSSL, and most commands import this module without moments.
+        from loralens.core.fingerprint import fingerprint
+
         if fingerprint(adapter) != self.fingerprint:
             turned = any(module.layout.rows for module in adapter.modules.values())
             raise MismatchError(

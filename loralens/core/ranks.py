@@ -167,13 +167,13 @@ def _fill(items: Sequence[Item], start: Chosen, capacity: int) -> list[int]:
     remaining = capacity - total_cost(items, chosen)
     open_ = [item.gains[rank : item.most] / item.cost for item, rank in zip(items, chosen, strict=True)]
     which = np.repeat(np.arange(len(items)), [gains.size for gains in open_])
-    # The empty array is for no items at all, which `concatenate` refuses.
+    # `concatenate` refuses an empty list, so an empty array is added for the case of no items.
     worth = np.concatenate([*open_, np.zeros(0)])
     ended: set[int] = set()
     # Stable, so that equal directions are taken in the order of the modules on every machine.
     for j in np.argsort(-worth, kind="stable"):
         i = int(which[j])
-        # Sorted: all that follow save nothing either.
+        # The directions are sorted, so all that follow save nothing either.
         if worth[j] <= 0:
             break
         # A later direction of the item must not be taken without this one.

@@ -56,7 +56,7 @@ class Strength:
     def of(self, name: str) -> float:
         """The weight in the module of this name."""
         last = self.weight
-        # Weights of blocks name hundreds of modules, so the kind is not looked for anew for each of them.
+        # Block weights become hundreds of globs, so the kind is found once and not for each glob.
         own = {name, kind(name)}
         with self.clock.running(f"weights for {len(self.modules):,} globs", fix=FEWER_GLOBS):
             # Last match first: later lines of a recipe are exceptions to earlier ones.

@@ -87,13 +87,13 @@ def check_combinable(name: str, row: Row, labels: Sequence[str]) -> None:
             continue
         with place(label), place(name):
             if not isinstance(update, LowRank):
-                _ = update.factors  # raises, with the way out
+                _ = update.factors  # raises an error that says how to get factors
             if update.layout.kind == "conv" and update.layout.groups > 1:
                 raise MismatchError(
                     "the B of a grouped convolution is block-diagonal, and that of a combination would not be",
                     fix="take the module from one adapter only: loralens drop --modules",
                 )
-    # Rows in two orders are rows of different outputs; their sum would mean nothing.
+    # If the orders differ, rows with one number belong to different outputs, and their sum would mean nothing.
     orders = {update.layout.rows for update in row if update is not None}
     if len(orders) > 1:
         raise MismatchError(

@@ -39,7 +39,7 @@ def gram(X: Array, basis: Floats | None = None) -> Floats:
     """
     k = X.shape[1] if basis is None else basis.shape[1]
     G = np.zeros((k, k))
-    # Overflow is no error here: `measure` sees it in the norms and scales X first.
+    # Overflow is not an error here: `measure` sees it in the norms and scales X first.
     with np.errstate(over="ignore", invalid="ignore"):
         for x in _blocks(X, _block_rows(X), _scratch.of(min(X.size, max(BLOCK, X.shape[1])))):
             y = x if basis is None else x @ basis

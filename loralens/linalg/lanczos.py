@@ -112,7 +112,7 @@ def _is_complete(M: RankUpdate, s: Floats, residuals: Floats, k: int) -> bool:
     if len(s) <= k or s[0] == 0:
         return False
     gap_behind = np.diff(-s) > TIE * s[0]
-    # Values within `TIE` belong together: the count is asked for behind the whole group.
+    # Values within `TIE` belong together: the values are counted behind the whole group.
     gaps = np.flatnonzero(gap_behind[k - 1 :])
     if not gaps.size:
         return False

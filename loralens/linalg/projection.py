@@ -94,7 +94,7 @@ def project(
             squares, product, gram = squares + square, product + P, gram + G
         if step:
             step(size)
-    # One check for the whole pass: any NaN or Inf in S makes the sum of squares one.
+    # One check for the whole pass: any NaN or Inf in S makes the sum of squares NaN or Inf.
     if not np.isfinite(squares):
         raise FormatError("the weight holds NaN or Inf", fix="the base is damaged: download it again")
     return Projection(squares, product, gram)

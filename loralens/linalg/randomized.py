@@ -57,7 +57,7 @@ def leading_svd(
     k : int
         Number of triplets. If W has fewer, all min(m, n) are returned.
     rng : Generator
-        Draws the Gaussian start.
+        The source of the Gaussian start.
     exact : bool
         Compute the dense SVD with LAPACK, O(m n min(m, n)). For 4096 × 4096 this takes minutes and four times the
         memory of W.
@@ -135,7 +135,7 @@ class _Krylov:
     def triplets(self, k: int) -> tuple[Floats, Floats, Floats, Floats]:
         """The k leading triplets: their coordinates in P and in Q, σ, and ‖Wᵀu − σv‖."""
         a, s, bh = np.linalg.svd(self.M)
-        # Only the last block of P has a part of WᵀP outside Q; the earlier ones were extended by theirs.
+        # Only the last block of P has a part of WᵀP outside Q, because Q was extended by the parts of the earlier ones.
         residual = np.linalg.norm(self.rest @ a[-len(self.rest) :, :k], axis=0)
         return a[:, :k], s[:k], bh[:k].T, residual
 

@@ -13,8 +13,8 @@ For inputs in the span of V the update is then exact, and the gain is 1. The err
 more. Measured on all-MiniLM-L6-v2 in bf16 with a trained adapter of ‖ΔW‖/‖W‖ = 0.2 to 0.7 %: ‖(W' − W − D) V‖/‖D‖ is
 0.006; with rounding to the nearest it is 0.093, and with stochastic rounding 0.078. However, inputs of a real model lie
 mostly outside the span of V. The error of its embeddings of real texts, relative to the change by the adapter, is
-0.023; to the nearest it is 0.020, stochastic 0.028. So this mode is for inputs that are known to lie in the directions
-of the adapter, and it is not a better default.
+0.023; with rounding to the nearest it is 0.020, and with stochastic rounding 0.028. So this mode is for inputs that are
+known to lie in the directions of the adapter, and it is not a better default.
 """
 
 from collections.abc import Sequence
@@ -29,9 +29,9 @@ from loralens.linalg.exact import Singles
 from loralens.merging.rounding import round_sums
 from loralens.merging.update import Weighted
 
-# Directions below are rounding in float32, in which the correction is computed.
+# Weaker directions are rounding noise of float32, in which the correction is computed.
 WEAKEST = 1e-6  # smallest singular value of A, relative to the largest, whose direction is used
-# It bounds the corrections of the last inputs, behind which there is no room to make up for an error.
+# λ limits the corrections of the last inputs, after which no input is left that could make up for an error.
 DAMPING = 1e-3  # λ; a direction of which less than this remains counts as used up
 
 

@@ -1,6 +1,6 @@
 """Prediction of the fidelity of a merge from W and D, without rounding the whole weight.
 
-It is made beside a merge, block by block, from what the merge has in memory. Before any merge, the doctor predicts the
+It is computed during a merge, block by block, from what is in memory then. Before a merge, the doctor predicts the
 same quantities from a sample of both files (`loralens.linalg.rounding.sampled_rounding`).
 """
 
@@ -16,7 +16,7 @@ from loralens.linalg.rounding import ulp
 from loralens.merging.apply import MergedBlock, TensorMerge
 from loralens.merging.rounding import WIDE, round_sums
 
-# With so many entries the prediction is within 1 % (see the class).
+# With this many entries the prediction is accurate to 1 % (see the class).
 SAMPLE = 1 << 19  # entries of a module that are sampled; smaller modules are used completely
 Floats = NDArray[np.float64]
 
@@ -54,7 +54,7 @@ class Prediction:
 
     def take(self, block: MergedBlock, D: Array) -> None:
         """Add the next rows, with their D in float32 or float64."""
-        # Its losses depend on all earlier columns, so a sample says nothing about them.
+        # The losses of error feedback depend on all earlier columns, so a sample says nothing about them.
         if self._mode == "feedback":
             return
         w, d, unit = self._sample_entries(block, D)

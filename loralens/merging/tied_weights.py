@@ -27,7 +27,7 @@ Plans = Mapping[str, TensorPlan]
 @final
 @dataclass(frozen=True, slots=True)
 class TyingResult:
-    """The plans of a merge after the decision which weights stay tied.
+    """The plans of a merge after the decision on which weights stay tied.
 
     Attributes
     ----------

@@ -19,7 +19,7 @@ Outcome = Literal["exact", "rounded", "partial", "absent"]
 LOW, HIGH = 0.9, 1.1  # gains between which an update counts as present at full strength
 TRACE = 0.1  # gain below which an update counts as absent
 ERRORS = 3  # standard errors by which a gain may differ from the prediction
-FACTOR = 2.0**-9  # absolute difference of gains in addition: other tools round the scale or each product to bfloat16
+FACTOR = 2.0**-9  # further difference of the gains: other tools round the scale or each product to bfloat16
 NEAR = 1.001  # units in the last place by which an entry may differ from W + D and still be a rounding of it
 
 
@@ -69,14 +69,14 @@ class Verdict:
 @final
 @dataclass(frozen=True, slots=True)
 class HeldUpdate:
-    """How what a model has beyond its base, E = M − W, relates to the update D, over several modules together.
+    """How the change of a model from its base, E = M − W, relates to the update D, over several modules together.
 
     Attributes
     ----------
     gain : float
         ⟨E, D⟩/‖D‖², the strength at which the model holds the update.
     cosine : float
-        ⟨E, D⟩/(‖E‖·‖D‖), where the noise of rounding was taken out of ‖E‖. It is 1 if E is a multiple of D.
+        ⟨E, D⟩/(‖E‖·‖D‖), where the rounding noise is subtracted from ‖E‖. It is 1 if E is a multiple of D.
     """
 
     gain: float
@@ -104,12 +104,12 @@ def verdicts(merge: TensorMerge, merged: LazyArray) -> list[Verdict]:
     merge : TensorMerge
         Prepared with the dtype of the merged tensor.
     merged : LazyArray
-        The tensor of the model in question. Float8 weights with scales are given multiplied by their scales.
+        The tensor of the model in question; for float8 weights with scales, the product of both.
     """
     plan = merge.plan
     # Nothing can be compared: the update is absent by definition.
     if merged.shape != plan.shape:
-        # Nothing was added where a tensor is only replaced, so its key stands for it.
+        # A tensor that is only replaced has no modules, so its key takes their place.
         names = [slab.module for slab in plan.slabs] or [plan.key]
         return [Verdict(name, "absent", 0.0, 1.0, 1.0, merged.size) for name in names]
     # The model in question is read in the same blocks as the merge.
@@ -160,7 +160,7 @@ class _Comparison:
             # One infinite entry would make every sum infinite; it still counts as equal or different above.
             finite = np.isfinite(residual) & np.isfinite(D) & np.isfinite(loss)
             moved, residual, D, loss = (np.where(finite, x, 0) for x in (moved, residual, D, loss))
-            # Of float8 a unit is that of the stored number, times its scale.
+            # For float8 with scales, a unit is the ulp of the stored number times its scale.
             scale = np.float64(1) if block.scale is None else block.scale
             unit = ulp(np.where(finite, W + D, 1) / scale, block.merged.dtype) * scale
             self.beyond += int(np.count_nonzero(np.abs(residual) > NEAR * unit))

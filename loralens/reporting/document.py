@@ -112,7 +112,7 @@ class Picture:
     keys : sequence of Key
         The colour keys that the charts share.
     remark : str
-        What is true of this adapter alone: in a `PictureRow` it stands below the charts, and the caption stands once.
+        A text about this adapter alone. In a `PictureRow` it is below the charts of the adapter; the caption is shared.
     """
 
     key: str

@@ -10,7 +10,7 @@ from loralens.reporting.result_tables import ResultTables
 from loralens.reporting.subject import Subject
 from loralens.tables.numbers import count, join_words, number, percent
 
-# The measure that a sentence names: the first of these that the task has. Accuracy says most to people.
+# The measure that a sentence names: the first of these that the task has. Accuracy is what people know best.
 HEADLINE = {"classification": ("accuracy", "loss"), "causal-lm": ("perplexity", "loss")}
 NAMED = 4  # adapters that a sentence names; the table has all of them
 BARE_MODEL = "the model alone"

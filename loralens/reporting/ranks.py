@@ -15,7 +15,7 @@ from loralens.reporting.slider_stops import Stop, budget_stops, rank_stops
 from loralens.reporting.subject import Subject
 from loralens.tables.numbers import count, join_words, percent, size, span, unit_of
 
-OPEN = 16  # ranks up to which their table stands open: an adapter of rank 16 has so many
+OPEN = 16  # with at most this many ranks, as an adapter of rank 16 has, their table is open at first
 
 
 def ranks_section(subjects: Sequence[Subject], tables: ResultTables) -> Section:
@@ -54,7 +54,7 @@ def ranks_section(subjects: Sequence[Subject], tables: ResultTables) -> Section:
         "the rank that saves most."
     )
     without = [subject.label for subject in subjects if not subject.on_data]
-    # Where all of them or none have activations, the introduction says it already.
+    # If all of them have activations, or none has, the introduction says so already.
     if 0 < len(without) < len(subjects):
         text = f"No activations were given for {join_words(without)}, so their errors are those of ΔW itself."
         parts.insert(0, Paragraph(text))
@@ -66,13 +66,13 @@ def _no_ranks(subject: Subject) -> Paragraph:
 
 
 def _is_smaller(subject: Subject) -> bool:
-    """Whether a lower rank for all modules is recommended, as the file would be smaller."""
+    """Whether a lower rank for all modules is recommended, because the file would be smaller."""
     best, highest = subject.recommended, subject.highest
     return bool(subject.norm and best and highest and best.uniform.bytes < highest.uniform.bytes)
 
 
 def _error_of(subjects: Sequence[Subject]) -> str:
-    """What the errors of the section are errors of."""
+    """The formula of the errors in this section."""
     plain, output = "‖ΔW−ΔW'‖/‖ΔW‖", "√(E‖(ΔW−ΔW')x‖² / E‖ΔWx‖²) on the inputs given"
     measured = {subject.on_data for subject in subjects}
     return output if measured == {True} else plain if measured == {False} else f"{output}, without them {plain},"

@@ -62,7 +62,7 @@ def _picture(run: CheckpointRun) -> Picture:
     return Picture(
         "run",
         "From checkpoint to checkpoint",
-        [chart for chart in charts if chart.lines],  # that of losses has none where none was logged
+        [chart for chart in charts if chart.lines],  # the chart of losses has no lines if no loss was logged
         "Norm, direction and effective rank of ΔW over the steps, and the loss where it was logged.",
         "cosine 0; φ " + ", ".join(f"{number(value, 3)} ({side} side)" for side, value in chance.items()),
         "Hu et al. 2021, §7.2, over training steps",

@@ -119,7 +119,7 @@ def parse_size(text: str) -> int:
     Raises
     ------
     OptionError
-        The text is no size.
+        The text is not a size.
     """
     fix = "write it like 20MB, 512KiB or 100000"
     written = _SIZE.fullmatch(text.strip())

@@ -99,7 +99,7 @@ def curve(
     block: Blocks = (),
     **reading: Unpack[Reading],
 ) -> CurveResult:
-    """Show rank against size against error: for one rank in all modules, and for ranks chosen by a budget.
+    """Show the file size and the error at every rank: for one rank in all modules, and for ranks chosen by a budget.
 
     Every row stands for files that `compress` would write: with ``rank``, with ``size`` and the same number of bytes,
     and with that size and the dialect loralens-q (an expected error, not a measured one). Errors are those of
@@ -130,9 +130,9 @@ def curve(
     Raises
     ------
     OptionError
-        A glob that matches nothing; a dialect or a dtype that is none.
+        A glob that matches nothing; an unknown dialect or dtype.
     FormatError
-        A file that is no adapter; a module that holds NaN or Inf.
+        A file that is not an adapter; a module that holds NaN or Inf.
     MismatchError
         Activations of another adapter.
     """

@@ -1,4 +1,4 @@
-"""The verb ``similarity``: compares the directions of adapters, beside what chance would give."""
+"""The verb ``similarity``: compares the directions of adapters with each other and with chance."""
 
 from collections.abc import Sequence
 from typing import Unpack, get_args
@@ -36,7 +36,7 @@ def similarity(
     phi_rank: int | None = None,
     **reading: Unpack[Reading],
 ) -> SimilarityResult:
-    """Compare the directions of adapters, beside what chance would give.
+    """Compare the directions of adapters with each other and with chance.
 
     The modules of one adapter are compared with each other if they have the same width. Two adapters are compared
     module by module: φ(i, j), cosine, principal angles and CKA. Of three and more adapters every pair is compared, and
@@ -61,7 +61,7 @@ def similarity(
     phi_rank : int, optional
         Compare at most this many leading directions; by default all.
     **reading : Reading
-        How files are read; ``alpha`` and ``scale`` count for files that do not say their own.
+        How files are read; ``alpha`` and ``scale`` apply to files that do not state their own.
 
     Returns
     -------
@@ -71,9 +71,9 @@ def similarity(
     Raises
     ------
     OptionError
-        A glob that matches nothing; an unknown ``of`` or ``side``, or a side that A or B has not.
+        A glob that matches nothing; an unknown ``of`` or ``side``, or a side that A or B does not have.
     FormatError
-        A file that is no adapter; a module that holds NaN or Inf.
+        A file that is not an adapter; a module that holds NaN or Inf.
     MismatchError
         No module in common; A or B asked of an update that has no factors.
     """

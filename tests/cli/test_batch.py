@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from loralens.formats.records.batches import RECORD_NAME
+from loralens.formats.files.location import RECORD_NAME
 from tests.cli.command import Command
 from tests.cli.terminals import Terminals
 from tests.conftest import ROOT
@@ -177,7 +177,7 @@ def test_a_run_that_is_stopped_leaves_nothing_half_done(six: Path, jobs: int, nu
     assert 1 <= done < 6
     # One more may have ended than the record says.
     assert re.search(
-        rf"note: ({done}|{done + 1}) of 6 adapters were looked at; the same command goes on from there", err
+        rf"note: ({done}|{done + 1}) of 6 adapters were processed; the same command continues from there", err
     )
     hidden = {path.name for path in (six / "out").rglob(".*")}
     assert hidden == {RECORD_NAME}

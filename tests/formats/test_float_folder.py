@@ -14,7 +14,8 @@ from loralens.errors import FormatError, OptionError
 from loralens.formats.files.location import existing_path, known_folder
 from loralens.formats.files.packages import gguf_file
 from loralens.formats.models import float_folder
-from loralens.formats.models.checkpoint import model_config, open_checkpoint, resolve_path
+from loralens.formats.models.checkpoint import model_config, open_checkpoint
+from loralens.formats.models.model_location import model_path, resolve_path
 from tests import ggufs
 from tests.formats.test_packages import Site, site  # noqa: F401 - a fixture
 
@@ -80,7 +81,7 @@ def test_the_folder_has_every_number_and_is_made_once(
     assert transformers.AutoTokenizer.from_pretrained(folder)("abc").input_ids == [28, 3]
     # Another file under the same name is another folder.
     ggufs.write(package, ggufs.llama(seed=1))
-    with pytest.raises(FormatError, match="transformers makes no configuration and tokenizer"):
+    with pytest.raises(FormatError, match="transformers cannot make a configuration and a tokenizer"):
         resolve_path(Path(NAME))
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
@@ -95,14 +96,14 @@ def test_two_processes_may_make_it_at_once(package: Path, tmp_path: Path, monkey
         (folder / "config.json").write_text("{}")
 
     monkeypatch.setattr(float_folder, "_write_beside", write_beside)
-    folder = float_folder.model_path(Path(NAME))
+    folder = model_path(Path(NAME))
     assert (folder / "model.safetensors").read_text() == "{}"
     assert len(list(folder.parent.iterdir())) == 1
 
 
 def test_it_needs_transformers(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(OptionError, match=r"a model in floats, made of a GGUF file, needs torch and transformers"):
+    with pytest.raises(OptionError, match=r"a float model made from a GGUF file needs torch and transformers"):
         resolve_path(Path(NAME))
     assert not list((tmp_path / "cache" / "loralens" / "models").iterdir())
 

@@ -128,7 +128,7 @@ def test_what_is_no_run_is_never_replaced(tmp_path: Path, name: str) -> None:
         Training(tmp_path / "mine").begin(RUN, overwrite=False)
     assert (tmp_path / name / "thesis.txt").read_text() == "years"
     (tmp_path / "file").write_text("")
-    with pytest.raises(OptionError, match="is a file, and a run is a folder"):
+    with pytest.raises(OptionError, match="is a file, but a run is a folder"):
         Training(tmp_path / "file").check(overwrite=True)
     with pytest.raises(OptionError, match="is a file, not a folder"):
         Training(tmp_path / "file" / "out").check(overwrite=False)

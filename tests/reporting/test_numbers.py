@@ -678,7 +678,7 @@ def test_the_curves_of_a_run(run: Held) -> None:
     drawn = {name: line for chart in shown.charts for name, line in lines_of(chart).items()}
     for line, heading in (
         ("‖ΔW‖ here", "‖ΔW‖F"),
-        ("moved since the one before", "moved"),
+        ("change since the previous one", "moved"),
         ("cosine of ΔW", "cos last"),
         ("φ, out side", "φ out last"),
         ("φ, in side", "φ in last"),

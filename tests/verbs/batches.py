@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from loralens.formats.records.batches import RECORD_NAME
+from loralens.formats.files.location import RECORD_NAME
 from tests.conftest import ROOT
 
 TRAINED = ROOT / "examples" / "adapters"

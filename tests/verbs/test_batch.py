@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 import loralens
 from loralens.errors import FormatError, LoraLensError, OptionError
-from loralens.formats.records.batches import RECORD_NAME
+from loralens.formats.files.location import RECORD_NAME
 from loralens.verbs.batches.batch import watch_lines
 from loralens.verbs.batches.batch_result import BatchResult, BatchRow
 from loralens.verbs.batches.batch_task import BatchTask
@@ -194,7 +194,7 @@ def test_a_link_in_the_output_folder_leads_nowhere(folder: Path) -> None:
 
 def test_two_adapters_of_one_name_are_refused_before_anything_is_written(folder: Path) -> None:
     shutil.copytree("all/b", "other/a")
-    with pytest.raises(OptionError, match=r"all/a and other/a have one name, a"):
+    with pytest.raises(OptionError, match=r"all/a and other/a have the same name, a"):
         loralens.compress(["all/b", "all/a", "other/a"], output="out", rank=4)
     assert not (folder / "out").exists()
     # The folder that holds both tells them apart.

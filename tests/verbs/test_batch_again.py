@@ -12,7 +12,8 @@ import pytest
 import loralens
 from loralens.errors import FormatError, OptionError
 from loralens.formats.files.hold import Hold
-from loralens.formats.records.batches import RECORD_NAME, BatchRecord, files_digest, read_entry
+from loralens.formats.files.location import RECORD_NAME
+from loralens.formats.records.batches import BatchRecord, files_digest, read_entry
 from tests.verbs.batches import files_under, lay_adapters, outputs_under, read_record, statuses, write_record
 
 
@@ -222,7 +223,7 @@ def test_a_record_that_is_a_link_is_not_written_through(folder: Path) -> None:
     for target in ("precious", "nothing"):
         (folder / "out" / RECORD_NAME).unlink()
         (folder / "out" / RECORD_NAME).symlink_to(folder / target)
-        with pytest.raises(FormatError, match="no regular file"):
+        with pytest.raises(FormatError, match="not a regular file"):
             scale()
     assert (folder / "precious").read_text() == "mine"
 

@@ -34,7 +34,7 @@ def look(exam: Examination) -> Iterator[Diagnosis]:
     cut = row_length_blocks(list(pairs.values()))
     # rsLoRA first: adapters joined side by side ("cat") are too strong by √r as well, and no SVD shows them.
     if exam.setting("use_rslora") and (svd or cut):
-        how = f"rows of A fall in blocks of {cut}"
+        how = f"the lengths of the rows of A form blocks of {cut} rows"
         if svd:
             how = f"{decomposed} of {len(pairs)} modules are singular vectors"
         evidence = (

@@ -71,7 +71,7 @@ def _holes(blocks: Mapping[Place, set[Place]]) -> dict[Place, str]:
     if len(holes) > max(1, HOLES * len(usual) * len(blocks)):
         return {}
     return {
-        block + module: f"{counts[module]} of {len(blocks)} blocks have {'_'.join(module)}, and this one has not"
+        block + module: f"{counts[module]} of {len(blocks)} blocks have {'_'.join(module)}, and this one does not"
         for block, module in sorted(holes)
     }
 

@@ -86,7 +86,7 @@ def _no_structure(adapter: Adapter) -> Iterator[Finding]:
     """No consumer of pairs can apply a LoKr, LoHa or full update."""
     count = sum(isinstance(module, Structured) for module in adapter.modules.values())
     if count:
-        yield error("structured", f"{count} modules are no pair B·A", "loralens convert … --rank R makes them pairs")
+        yield error("structured", f"{count} modules are not pairs B·A", "loralens convert … --rank R makes them pairs")
 
 
 def _only_lora(adapter: Adapter) -> Iterator[Finding]:
@@ -107,7 +107,7 @@ def _only_lora(adapter: Adapter) -> Iterator[Finding]:
 
 
 def _peft_structure(adapter: Adapter) -> Iterator[Finding]:
-    """PEFT reads its own LoHa and LoKr files, like all its types; other structures it does not."""
+    """PEFT reads its own LoHa and LoKr files, as it reads all its own types; it reads no other structure."""
     if _peft_type(adapter) == PLAIN:
         yield from _no_structure(adapter)
 

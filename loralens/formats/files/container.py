@@ -78,6 +78,15 @@ class OpenFile:
         # compared at every read
         self._state = _state(status)
 
+    @property
+    def is_unchanged(self) -> bool:
+        """Whether the file has the size, the time and the inode that it had when it was opened."""
+        try:
+            # The open file, which may have been written to, and the path, which may be another file now.
+            return _state(os.fstat(self._fd)) == _state(self.path.stat()) == self._state
+        except OSError:
+            return False
+
     def check_unchanged(self) -> None:
         """Refuse a file that was written to or replaced since it was opened.
 
@@ -86,12 +95,7 @@ class OpenFile:
         FormatError
             Its size, its time or its inode has changed, or its path is now another file.
         """
-        try:
-            # The open file, which may have been written to, and the path, which may be another file now.
-            states = _state(os.fstat(self._fd)), _state(self.path.stat())
-        except OSError:
-            states = None
-        if states != (self._state, self._state):
+        if not self.is_unchanged:
             raise FormatError("was changed while it was read", fix=_STILL).at(str(self.path))
 
     def read(self, start: int, count: int) -> bytes:
@@ -200,7 +204,7 @@ def _header(file: OpenFile) -> tuple[dict[str, Any], int]:
     length = int.from_bytes(file.read(0, 8), "little")
     # Before anything of that length is read.
     if length > file.size - 8 or length > HEADER_LIMIT:
-        raise FormatError(f"the header claims {length:,} bytes and the file has {file.size:,}", fix=_BROKEN)
+        raise FormatError(f"the header claims {length:,} bytes, but the file has {file.size:,}", fix=_BROKEN)
     return parse_object(file.read(8, length), "utf-8", what="the header ", fix=_BROKEN), 8 + length
 
 
@@ -247,7 +251,7 @@ def _check_coverage(spans: Mapping[str, Span], size: int) -> None:
     ordered = sorted((begin, end, key) for key, (begin, end, _, _) in spans.items())
     for _, end, key in ordered:
         if end > size:
-            what = f"{key} ends at byte {end:,} of the data and the file holds {size:,}: the file is truncated"
+            what = f"{key} ends at byte {end:,} of the data, but the file holds {size:,}: the file is truncated"
             raise FormatError(what, fix=_TRUNCATED)
     # The entry before the first tensor makes it begin at byte 0.
     for (_, end, first), (begin, _, second) in pairwise([(0, 0, "the start"), *ordered]):

@@ -111,7 +111,7 @@ class Expression:
         self._what = f"{field} {_short(key)}"
         self._allowance = allowance
         self._text = rf"(.*\.)?({key})$" if after_prefix else key
-        # Before the parser sees it, which takes time and memory with the length.
+        # Checked before parsing, whose time and memory grow with the length.
         if len(key) > LONGEST:
             raise FormatError(f"{self._what} is {len(key):,} characters long", fix=SIMPLER)
         with allowance.plain.running(self._what, fix=SIMPLER):

@@ -1,4 +1,4 @@
-"""Hidden files and folders beside a target while it is written, and the remains that a killed run leaves of them.
+"""Hidden files and folders beside a target while it is written, and those that a killed run leaves behind.
 
 ==================== ===============================================================================================
 ``.NAME.PID.part``   the new content, which takes the name of the target once it is complete
@@ -131,7 +131,7 @@ def _leftovers(folder: Path, is_target: Callable[[str], object]) -> list[tuple[P
 
 
 def hidden_names(folder: Path, pattern: re.Pattern[str]) -> list[re.Match[str]]:
-    """The hidden names in a folder that a pattern fits as a whole, in order."""
+    """The hidden names in a folder that match a pattern as a whole, sorted."""
     try:
         names = sorted(path.name for path in folder.iterdir() if path.name.startswith("."))
     except OSError:

@@ -14,7 +14,6 @@ from loralens.formats.files.json_text import dumps
 from loralens.formats.files.leftovers import COMPANIONS, is_moved_aside, tidy, tidy_folder
 from loralens.formats.files.location import NAMES, SUFFIXES
 from loralens.formats.files.staging import Staging
-from loralens.formats.files.torch.writer import pickle_bytes
 
 
 def write_safetensors(stored: Stored, path: Path, *, put: Put = atomic_file) -> None:
@@ -165,7 +164,7 @@ def _exists(path: Path, *, overwrite: bool) -> bool:
         # What a killed run moved aside is restored before anything is written, so it counts as existing.
         exists = path.exists() or is_moved_aside(path)
         if exists and not overwrite:
-            # A folder of several adapters is where a new file belongs, and not what it replaces.
+            # A new file belongs into a folder of several adapters, and does not replace it.
             other = path.is_dir() and not any((path / name).exists() for name in NAMES)
             inside = f", such as {path.name}/NAME.safetensors" if other else ""
             raise OptionError("exists", fix=f"choose another target{inside}, or give --overwrite")
@@ -202,6 +201,8 @@ def _write_together(stored: Stored, path: Path, files: Files) -> None:
 
 def write_pickle(stored: Stored, path: Path, *, put: Put = atomic_file) -> None:
     """Write a torch pickle without torch."""
+    from loralens.formats.files.torch.writer import pickle_bytes  # few adapters are written as pickles
+
     with put(path) as stream:
         for chunk in pickle_bytes(stored.tensors):
             stream.write(chunk)

@@ -1,24 +1,29 @@
-"""Opening the checkpoint of a base model. Only headers are read until numbers are needed."""
+"""Opening the checkpoint of a base model. Only headers are read until numbers are needed.
+
+Verbs that can take a base import this module, also where none is given. The readers of GGUF and of low-bit layouts are
+therefore imported by the functions that open a base.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, final
+from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
 from loralens.core.adapter import Finding
-from loralens.core.coded_weight import CodedWeight
 from loralens.core.lazy import LazyArray
-from loralens.errors import FormatError, OptionError, place
+from loralens.errors import FormatError, place
 from loralens.formats.files.container import read_json, read_safetensors
-from loralens.formats.files.location import snapshot
 from loralens.formats.files.shards import weight_files
 from loralens.formats.models.float8 import dequantise, scales_of
-from loralens.formats.models.float_folder import model_path
-from loralens.formats.models.gguf_base import GgufModel, gguf_paths, open_gguf
-from loralens.formats.models.low_bit.layouts import coded_tensors
+from loralens.formats.models.model_location import gguf_paths, resolve_path
 from loralens.formats.models.quantised_bases import check_not_quantised
+
+if TYPE_CHECKING:
+    from loralens.core.coded_weight import CodedWeight
+    from loralens.formats.models.gguf_base import GgufModel
+    from loralens.formats.models.low_bit.layouts import CodedTensors
 
 # Model types whose linear layers are transformers' Conv1D, which stores its weight as (in, out).
 CONV1D = frozenset({"gpt2", "openai-gpt", "imagegpt", "decision_transformer"})
@@ -38,12 +43,15 @@ class Checkpoint:
         Key of each float8 weight that has scales → the dtype it is stored in, and the scale of each of its numbers.
     coded
         Key of each weight that is stored as codes of a few bits → its codes and their grid.
+    gguf
+        The model, if it is GGUF. While it is held here, nobody reads its header again (`open_gguf`).
     """
 
     tensors: Mapping[str, LazyArray]
     notes: tuple[Finding, ...] = ()
     float8: Mapping[str, tuple[np.dtype[Any], LazyArray]] = field(default_factory=dict)
-    coded: Mapping[str, CodedWeight] = field(default_factory=dict)
+    coded: Mapping[str, "CodedWeight"] = field(default_factory=dict)
+    gguf: "GgufModel | None" = None
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -60,8 +68,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
     -------
     Checkpoint
         Weights that are stored as codes of a few bits, and float8 weights with scales beside them, are float32. They
-        are decoded when they are read, in their key and shape as weights of floats. What else they are stored in, such
-        as scales, is not among the tensors. Weights of a GGUF file have Hugging Face's names and order of rows.
+        are decoded when they are read, and have the keys and shapes of float weights. Their other stored tensors, such
+        as scales, are left out. Weights of a GGUF file have Hugging Face's names and order of rows.
 
     Raises
     ------
@@ -72,11 +80,11 @@ def open_checkpoint(path: Path) -> Checkpoint:
     path = resolve_path(path)
     gguf = _gguf_model(path)
     if gguf:
-        return Checkpoint(gguf.tensors, gguf.notes, coded=gguf.coded)
+        return Checkpoint(gguf.tensors, gguf.notes, coded=gguf.coded, gguf=gguf)
     # The configuration is read separately, as a single file may be given.
     stored, config = _read_tensors(path), _quantised_config(path)
     with place(path):
-        low_bit = coded_tensors(stored, config, conv1d=stores_conv1d(path))
+        low_bit = _coded_tensors(stored, config, path)
         decoded = low_bit.floats(stored)
         check_not_quantised(decoded, config)
         tensors, notes = dequantise(decoded, config)
@@ -105,7 +113,7 @@ def shapes(path: Path) -> dict[str, tuple[int, ...]]:
         return {key: tensor.shape for key, tensor in gguf.tensors.items()}
     stored, config = _read_tensors(path), _quantised_config(path)
     with place(path):
-        decoded = coded_tensors(stored, config, conv1d=stores_conv1d(path)).floats(stored)
+        decoded = _coded_tensors(stored, config, path).floats(stored)
         check_not_quantised(decoded, config, only_shapes=True)
     return {key: tensor.shape for key, tensor in decoded.items()}
 
@@ -124,7 +132,7 @@ def model_config(path: Path) -> dict[str, Any] | None:
 
 
 def _quantised_config(path: Path) -> dict[str, Any] | None:
-    """``config.json``, with the settings of GPTQ from a file of their own where it has none, as AutoGPTQ wrote them."""
+    """``config.json``. Where it has no quantisation settings, those of the separate file of AutoGPTQ are added."""
     config = model_config(path)
     folder = path if path.is_dir() else path.parent
     file = folder / GPTQ_CONFIG
@@ -141,24 +149,21 @@ def stores_conv1d(path: Path) -> bool:
     return (model_config(path) or {}).get("model_type") in CONV1D and not gguf_paths(resolve_path(path))
 
 
-def resolve_path(path: Path) -> Path:
-    """The file or folder of the model; for a ``models--org--name`` folder of the Hub cache, that of its snapshot."""
-    path = model_path(path)
-    # It is not a folder of a cache.
-    if not (path / "snapshots").is_dir():
-        return path
-    chosen = snapshot(path)
-    if not chosen:
-        names = ", ".join(sorted(p.name for p in (path / "snapshots").iterdir())[:6]) or "none"
-        what = f"{path}: refs/main points to none of its snapshots ({names})"
-        raise OptionError(what, fix="give the folder of one snapshot, or download the model again")
-    return chosen
-
-
-def _gguf_model(path: Path) -> GgufModel | None:
-    """The GGUF model at a path; None if it is none."""
+def _gguf_model(path: Path) -> "GgufModel | None":
+    """The GGUF model at a path; None if there is none."""
     paths = gguf_paths(path)
-    return open_gguf(paths) if paths else None
+    if not paths:
+        return None
+    from loralens.formats.models.gguf_base import open_gguf
+
+    return open_gguf(paths)
+
+
+def _coded_tensors(stored: Mapping[str, LazyArray], config: dict[str, Any] | None, path: Path) -> "CodedTensors":
+    """The weights of a folder or file of safetensors that are stored as codes."""
+    from loralens.formats.models.low_bit.layouts import coded_tensors
+
+    return coded_tensors(stored, config, conv1d=stores_conv1d(path))
 
 
 def _read_tensors(path: Path) -> Mapping[str, LazyArray]:

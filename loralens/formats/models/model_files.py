@@ -11,7 +11,8 @@ from loralens.errors import FormatError, OptionError, place
 from loralens.formats.files.container import Stored, read_safetensors
 from loralens.formats.files.shards import weight_files
 from loralens.formats.files.walking import folders
-from loralens.formats.models.gguf_base import GgufModel, gguf_paths, open_gguf
+from loralens.formats.models.gguf_base import GgufModel, open_gguf
+from loralens.formats.models.model_location import gguf_paths
 
 CONFIG = "config.json"
 # Endings of files that hold weights, also in forms that are not read here, and of their indices.
@@ -32,7 +33,7 @@ class Shard:
     prefix : str
         The component of a pipeline and a dot, which its keys get among the keys of the model.
     header : bytes
-        Its length and JSON as they are in the file. Another writer may use another order and other spaces.
+        Its length and JSON as they are in the file, because every writer has its own order of fields and its spaces.
     offsets : mapping of str to int
         The position of the numbers of each key, counted from the end of the header.
     """
@@ -88,8 +89,8 @@ class ModelFiles:
 
     @property
     def stored(self) -> dict[str, LazyArray]:
-        """Every tensor by its key, in the bytes and the order of the file; those of GGUF are bytes without a shape."""
-        return {key: self.gguf.raw(key) for key in self.gguf.weights} if self.gguf else self.tensors
+        """Every tensor by its key, as the file has it; codes of GGUF are bytes without a shape, in the file's order."""
+        return {key: self.gguf.stored(key) for key in self.gguf.weights} if self.gguf else self.tensors
 
     def check_copyable(self) -> None:
         """Refuse a folder with something that cannot be copied, before any work is done.
@@ -127,7 +128,7 @@ class ModelFiles:
 def model_files(root: Path) -> ModelFiles:
     """The files of the model at ``root``, a folder, one safetensors file or a GGUF file. Only headers are read.
 
-    A GGUF model in parts is a folder, also if one of its parts was given.
+    The root of a GGUF model in parts is its folder, even if the path names one of the parts.
 
     Raises
     ------

@@ -22,7 +22,7 @@ tweet-author      6,444    5,105    3,825      640      2
 In each task, 640 texts meant for training are set aside for choosing learning rates. Peculiarities of the files:
 
 - reuters-r8 and 20newsgroups are published in two halves, cleaned to lower-case letters, below three header rows and an
-  empty one. Seven texts of the first and 46 of the second begin alike in both halves: they are not used for training.
+  empty one. In reuters-r8, 7 texts begin alike in both halves, and in 20newsgroups 46: these are not used for training.
 - tweet-sentiment is not UTF-8. It has 915 exact duplicates, and 841 texts that differ only in white space, case,
   punctuation or links. The copies of 120 texts have different labels.
 - tweet-author marks 722 retweets. Another 511 repeat somebody by hand (``"@name: …``), and three are only a link or an

@@ -147,7 +147,7 @@ def _step(path: Path, states: Mapping[Path, Mapping[str, Any]]) -> int | None:
     global_step = _whole(states.get(path, {}).get("global_step"))
     if global_step is not None:
         return global_step
-    # mlx-lm's number counts more than one in the name of a folder, which the user chose.
+    # mlx-lm's number takes precedence over a number in the name of a folder, which the user chose.
     file = _MLX.fullmatch(path.name) or _MLX.fullmatch(_only_adapter(path))
     named = [int(n) for part in (path.name, path.parent.name) for n in _STEP.findall(part)]
     return _whole(int(file[1])) if file else named[0] if named else None

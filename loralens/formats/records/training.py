@@ -97,7 +97,7 @@ class Training:
         # Each of these cases has another remedy, so each has a message of its own.
         for folder in (self.target, self.folder):
             if folder.exists() and not folder.is_dir():
-                raise OptionError(f"{folder}: is a file, and a run is a folder", fix="choose another target")
+                raise OptionError(f"{folder}: is a file, but a run is a folder", fix="choose another target")
             if folder.exists() and overwrite and not _ours(folder):
                 what = f"{folder}: holds no training run, so it is not replaced"
                 raise OptionError(what, fix="choose another target")
@@ -276,7 +276,7 @@ class Training:
         if path.exists():
             remaining = [entry for entry in log_entries(path) if entry["step"] <= step]
             self._write(LOG, "".join(f"{json.dumps(entry)}\n" for entry in remaining))
-        # They would be written again, and perhaps differ.
+        # The resumed run will write these snapshots again, and they may differ.
         for at, snapshot in self.snapshots:
             if at > step:
                 shutil.rmtree(snapshot, ignore_errors=True)
@@ -292,7 +292,7 @@ def _ours(folder: Path) -> bool:
 
 
 def _strangers(folder: Path) -> list[str]:
-    """The files in the folder of a run that no run of loralens writes."""
+    """The files in the folder of a run that loralens did not write."""
     strangers = []
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()

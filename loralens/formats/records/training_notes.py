@@ -209,7 +209,7 @@ def _tags(header: Mapping[str, str]) -> "Counter[str]":
             continue
         for tags in folders.values():
             for tag, count in tags.items() if isinstance(tags, dict) else ():
-                # A whole number beyond float64 would be no count of images.
+                # Whole numbers that float64 cannot hold exactly are no counts of images.
                 if type(count) is int and 0 < count < 1 << 53 and (name := _short(tag)):
                     counts[name] += count
         # Datasets repeat what ss_tag_frequency says.

@@ -107,7 +107,7 @@ def extract_adapter(
         raise OptionError("the two checkpoints share no weight matrix", fix="give two checkpoints of one model")
     if isinstance(rule, Rule) and rule.name == "parameters" and rule.value <= 1:
         raise OptionError(
-            "a share of the parameters needs an adapter to refer to, and there is none", fix="give a count, or --size"
+            "a share of the parameters needs an adapter to refer to, but there is none", fix="give a count, or --size"
         )
     work = _ExtractionRun(
         compared, rule, _select_modules(compared, modules), one_rank, exact, np.dtype(dtype), threads, step
@@ -126,7 +126,7 @@ def extract_adapter(
     skipped += [module for module in noise if module.norm]
     if not chosen_ranks:
         count = len(skipped)
-        what = f"{count} matrices differ and none is taken: {skipped[0].why}" if count else "no matrix differs"
+        what = f"{count} matrices differ, but none is extracted: {skipped[0].why}" if count else "no matrix differs"
         raise OptionError(what, fix="check which checkpoint is which, --modules and the rule")
     # A bias of a module without a pair has another key in the file.
     if len(chosen_ranks) < len(results):
@@ -198,7 +198,7 @@ class _ExtractionRun:
         norms = self._run_all(unchosen, lambda name, _: matrices[name].norm())
         self.unchanged = len(unchanged) + sum(not norm for norm in norms.values())
         left_out = [
-            LeftOut(name, "an embedding: --modules asks for it" if is_embedding(name) else "not asked for", norm)
+            LeftOut(name, "an embedding: select it with --modules" if is_embedding(name) else "not selected", norm)
             for name, norm in norms.items()
             if norm
         ]

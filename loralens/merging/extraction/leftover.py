@@ -103,7 +103,7 @@ def collect_leftover(comparison: CheckpointComparison, adapted: Collection[str],
         _collect_resized(key, shape, comparison.tuned, collected)
     # Collected first and dropped here, so that the report still names everything.
     if drop:
-        collected.left_out += [LeftOut(key.removeprefix(PREFIX), "dropped, as asked for") for key in collected.extra]
+        collected.left_out += [LeftOut(key.removeprefix(PREFIX), "dropped on request") for key in collected.extra]
         collected.extra, collected.saved, collected.notes = {}, [], []
     collected.saved.sort(key=natural_key)
     collected.notes += _notes(comparison, adapted)
@@ -125,9 +125,9 @@ def _collect_changed(key: str, comparison: CheckpointComparison, adapted: Collec
         collected.save(module, comparison.tuned)
     # A matrix that is a parameter of a module with children: see `_matrices` in `differences`.
     elif module and len(tensor.shape) == 2 and tensor.dtype.kind in "fV":
-        collected.left_out.append(LeftOut(key, "stands in a module with layers of its own, which PEFT renames"))
+        collected.left_out.append(LeftOut(key, "belongs to a module that contains layers, which PEFT would rename"))
     else:
-        collected.left_out.append(LeftOut(key, "is no weight of a layer, and no module can be saved for it"))
+        collected.left_out.append(LeftOut(key, "is not the weight of a layer, and no module can be saved for it"))
 
 
 def _is_norm(module: str, tensors: Tensors) -> bool:

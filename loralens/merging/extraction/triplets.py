@@ -154,7 +154,7 @@ def compute_triplets(
     device = Device("cpu", threads)
     while True:
         dense = is_dense((rows, columns), k, exact=exact)
-        # Only now is it clear that the dense SVD is needed, which wants float64.
+        # Only now is it clear that a dense SVD is needed, which is computed in float64.
         if dense and working_dtype == "float32":
             working_dtype = "float64"
             D, norm, noise = _read_difference(difference, working_dtype, name)
@@ -181,7 +181,7 @@ def compute_triplets(
             return Triplets(result.U[:, :keep].copy(), result.V[:, :keep].copy(), s, dense, norm, noise, edge, error)
         if count or needed < k or (needed == k and isinstance(rule, Rule) and rule.name in SETTLED):
             return result
-        # Doubled, so that all looks together cost at most twice the last one.
+        # Doubled, so that all attempts together cost at most twice as much as the last one.
         k = min(2 * k, most)
 
 
@@ -195,7 +195,7 @@ def _noise_edge(
     floor = 0.0 if dense else ROUNDING * float(s[0])
     N = _draw_rounding_noise(difference, input_dtype(shape, 1))
     largest = float(leading_svd(N, 1, rng=np.random.default_rng(1), device=device).s[0])
-    # The largest of the three: a direction must stand above every kind of noise.
+    # The largest of the three: a direction must exceed every kind of noise.
     return max(sampled_threshold(largest, shape), known_threshold(noise, shape), floor)
 
 

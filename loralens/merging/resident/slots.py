@@ -108,7 +108,7 @@ def _numpy(tensor: "Tensor", dtype: np.dtype[Any]) -> Array:
     """A tensor as an array, which shares its memory on the CPU."""
     import torch
 
-    # float16 goes the same way as bfloat16, since two bytes are two bytes.
+    # float16 could be passed as it is, but it takes the path of bfloat16: both have two bytes.
     bits = _BITS.get(dtype.itemsize)
     array: Array = (tensor.view(getattr(torch, bits)) if bits else tensor).cpu().numpy()
     return array.view(dtype)

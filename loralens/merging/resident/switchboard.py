@@ -253,9 +253,9 @@ class Switchboard:
         return plan_merge(pairs, self._base, config=UNTIED, conv1d=self._conv1d)
 
     def _without_duplicates(self, tensors: Mapping[str, TensorPlan]) -> dict[str, TensorPlan]:
-        """The plans without those that change shared numbers in the same way as another plan; an embedding's stays."""
+        """The plans without duplicates, which change the same memory in the same way; that of an embedding is kept."""
         distinct: dict[str, TensorPlan] = {}
-        # Embeddings first, so that of two names for one memory that of the embedding stays.
+        # Embeddings come first, so that of two names for the same memory, the name of the embedding is kept.
         for key in sorted(tensors, key=lambda key: not _is_of_embedding(tensors[key])):
             # A new tensor has no memory yet, so nothing shares it.
             address = self._slots[key].address if key in self._slots else None
@@ -294,7 +294,7 @@ class Switchboard:
         sharing = [other for other, slot in self._slots.items() if other != key and slot.address == address]
         if not sharing or not tensor.base or not tensor.base.size:
             return []
-        # An unmerged adapter changes one of the weights alone, so both may change only if that is meant.
+        # An unmerged adapter changes one of the weights alone, so both may change only if that is intended.
         both = tensor.tokens is not None or all(other in meant for other in sharing)
         if not _is_of_embedding(tensor) or not (both or self._keep_tied):
             raise MismatchError(

@@ -75,7 +75,7 @@ def _check_slab(slab: Mapping[str, Any]) -> None:
 
 
 def check_arrays(undo: TensorUndo) -> None:
-    """Refuse streams and factors (of DoRA too) that contradict the dtype or the shapes of the entry."""
+    """Refuse streams, factors and DoRA's factors that contradict the dtype or the shapes of the entry."""
     for stream in undo.patch.streams:
         if stream.dtype != np.uint8 or stream.ndim != 1:
             raise ValueError(f"a stream of {stream.dtype} {stream.shape}")

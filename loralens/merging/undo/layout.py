@@ -19,9 +19,9 @@ Fields of the JSON object:
     digest              SHA-256 of headers and texts (older files have none)
     tensors             KEY → dtype, shape, matrix, base and merged (SHA-256), coding, different, against, slabs
 
-Of a low-bit weight whose codes were moved, KEY is that of the stored tensor of the codes, which dtype and shape
-describe. Its patch is of the codes, a byte each and counted from the lowest code; ``against`` is ``codes``, matrix is
-the shape of the decoded weight, and the field ``weight`` its key.
+For a low-bit weight whose codes were moved, KEY is the key of the stored tensor with the codes, and dtype and shape
+describe this tensor. The patch refers to the codes, one byte for each, counted from the lowest code. ``against`` is
+``codes``, matrix is the shape of the decoded weight, and the field ``weight`` is the key of the decoded weight.
 
 A slab has module, start, stop, transposed, factors (strength and scale of each update), and gain (the axis of DoRA's
 factors, or null).

@@ -1,4 +1,4 @@
-"""Unmerging with a patch: a merged tensor becomes the tensor of the base, bit for bit, which hashes prove."""
+"""Unmerging with a patch: a merged tensor becomes the tensor of the base, bit for bit, and hashes prove it."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -74,7 +74,7 @@ def restore_tensor(undo: TensorUndo, merged: LazyArray, *, device: Device | None
     FormatError
         The patch is damaged.
     """
-    # Before the first row is given: a patch applied to other numbers gives a model that is silently wrong.
+    # Checked before the first row is yielded: a patch applied to other numbers gives a model that is silently wrong.
     check_merged(undo, merged)
     reader, digest = PatchReader(undo.patch, undo.dtype.itemsize), sha256()
     for rows in _patch_start(undo, merged, device):
@@ -116,7 +116,7 @@ def check_merged(undo: TensorUndo, merged: LazyArray) -> None:
     if hash_rows(MatrixRows(merged, matrix).blocks()) != undo.merged_hash:
         raise MismatchError(
             "is not as it was merged: it was changed since, or belongs to another merge",
-            fix="give the model that this undo file was written for; adapters merged later are unmerged first",
+            fix="give the model that this undo file was written for; unmerge adapters that were merged later first",
         )
 
 

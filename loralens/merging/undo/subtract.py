@@ -44,7 +44,7 @@ def subtract_block(block: MergedBlock, doubt: Doubt) -> Array:
         # Neighbours towards infinity; float8 has none, so they end at its largest number.
         limit = np.asarray(np.inf if R.dtype.itemsize > 1 else largest_number(R.dtype), dtype=R.dtype)
         for other in (np.nextafter(R, limit), np.nextafter(R, -limit)):
-            # The limit has no neighbour behind it, and `nextafter` returns the limit itself then.
+            # The limit has no further neighbour: there, `nextafter` returns the limit itself.
             hits += (other != R) & (merge_entries(other, D, merged.dtype) == merged)
     doubt.entries += R.size
     doubt.several += int(np.count_nonzero(hits > 1))

@@ -15,8 +15,7 @@ from loralens.core.messages import warn
 from loralens.core.threads import processor_count
 from loralens.errors import FormatError, MismatchError, OptionError, place
 from loralens.formats.files.container import CONFIG
-from loralens.formats.models.float_folder import model_path
-from loralens.formats.models.gguf_base import gguf_paths
+from loralens.formats.models.model_location import gguf_paths, model_path
 from loralens.requirements import missing_packages
 from loralens.verbs.inputs.choices import check_choice
 from loralens.verbs.inputs.coded_models import weight_options

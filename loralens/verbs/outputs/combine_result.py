@@ -149,7 +149,7 @@ class CombineResult(Written):
         )
         error = "exact" if self._exact else f"{_error(total.error_to_sum)} off the exact sum"
         sentences = [self.target.conclusion(f"{origin}, {error} ({written})")]
-        # An exact sum retains everything, and a list of many would be no sentence.
+        # An exact sum retains everything, and a list of many is too long for a sentence.
         shares = [row for row in self.adapters if row.share.retained is not None]
         if not self._exact and len(shares) <= NAMED:
             retained = [f"{percent(row.share.retained)} of {row.ingredient.path}" for row in shares]
@@ -167,7 +167,8 @@ class CombineResult(Written):
         if total.truncation >= EXACT:
             lost = _error(total.truncation)
             lines.append(
-                f"truncation  ‖F−R‖/‖F‖ = {lost} over all modules: what of the method's own result F was cut off"
+                f"truncation  ‖F−R‖/‖F‖ = {lost} over all modules: "
+                "the part of the method's own result F that was cut off"
             )
         if self.rounding and self.rounding.worst:
             lines.append(str(self.rounding))

@@ -316,7 +316,7 @@ def _round(
         return adapter, None
     before = replace(adapter, modules={**adapter.modules, **factors.exact})
     after = round_factors(adapter, None, form.bits)
-    # Few bits were asked for by name, so their error is reported and never refused.
+    # The user chose the number of bits, so the error of few bits is reported and never refused.
     allowed = allow_loss or form.bits is not None
     return after, RoundingCost.between(before, after.modules, allow_loss=allowed, dtype=dtype)
 

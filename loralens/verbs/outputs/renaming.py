@@ -16,8 +16,9 @@ from loralens.errors import OptionError, place
 from loralens.formats.dialects.gguf.writer import tied_head_error
 from loralens.formats.dialects.table import GGUF
 from loralens.formats.models.base_copies import FULL, drop_copies
-from loralens.formats.models.checkpoint import model_config, resolve_path, shapes, weights
+from loralens.formats.models.checkpoint import model_config, shapes, weights
 from loralens.formats.models.model_files import model_files
+from loralens.formats.models.model_location import resolve_path
 from loralens.merging.tied_weights import Tied
 from loralens.verbs.inputs.bases import base_weights
 

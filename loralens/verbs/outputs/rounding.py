@@ -9,7 +9,6 @@ import numpy as np
 from loralens.choices import QUANTISED
 from loralens.compression.directions import DType, cast_factors, locate_errors
 from loralens.compression.loss import UpdateLoss, total_error, update_loss
-from loralens.compression.quantise import quantise
 from loralens.core.adapter import Adapter
 from loralens.core.lowrank import LowRank
 from loralens.core.messages import warn
@@ -136,6 +135,8 @@ def round_factors(
         A number is too large for ``dtype``; this is raised when the factor is read.
     """
     if bits is not None:
+        from loralens.compression.quantise import quantise  # only for integers
+
         # Quantising integers again would round them a second time.
         plain = {name: m for name, m in adapter.items() if m.origin is None or m.origin.format != QUANTISED}
         quantised = quantise(replace(adapter, modules=plain), bits=bits, threads=processor_count())

@@ -10,10 +10,9 @@ from loralens.errors import OptionError
 from loralens.formats.dialects.table import FORMATS
 from loralens.formats.files.apart import adapter_inputs, check_apart
 from loralens.formats.files.container import Files, Stored
-from loralens.formats.files.location import NAMES, SUFFIXES, adapter_file, config_beside
+from loralens.formats.files.location import NAMES, RECORD_NAME, SUFFIXES, adapter_file, config_beside
 from loralens.formats.files.writing import write_files
-from loralens.formats.models.checkpoint import resolve_path
-from loralens.formats.records.batches import RECORD_NAME
+from loralens.formats.models.model_location import resolve_path
 from loralens.tables.result import Tabular
 from loralens.verbs.inputs.adapters import AdapterSource
 

@@ -13,7 +13,7 @@ from loralens.core.messages import warn
 from loralens.errors import DivergenceError, LoraLensError, OptionError, place
 from loralens.formats.files.location import NAMES
 from loralens.formats.models.base_digest import base_digest
-from loralens.formats.models.float_folder import model_path
+from loralens.formats.models.model_location import model_path
 from loralens.formats.records.training import LOG, Training
 from loralens.formats.records.training_log import History, history
 from loralens.tables.numbers import json_number, number

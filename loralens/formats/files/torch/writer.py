@@ -21,7 +21,7 @@ from loralens.errors import FormatError
 from loralens.formats.files.json_text import check_printable
 from loralens.formats.files.torch.names import STORAGE_DTYPES, TENSOR_DTYPES, Name
 
-# torch's own name for the folder, when it does not know that of the file
+# torch's own name for the folder in the archive, when it does not know the name of the file
 ROOT = "archive"
 ALIGN = 64  # as torch aligns storages
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip archive can hold; a fixed one keeps the bytes the same
@@ -150,7 +150,7 @@ def _ints(numbers: Any) -> bytes:
 
 
 def _int(number: int) -> bytes:
-    # The shortest opcode, as torch's pickler takes it.
+    # The shortest opcode, as torch's pickler chooses it.
     if number < 1 << 8:
         return b"K" + pack("<B", number)
     if number < 1 << 31:

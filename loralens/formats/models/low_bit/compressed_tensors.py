@@ -1,4 +1,4 @@
-"""compressed-tensors, ``pack-quantized``: codes of whole numbers in words of 32, packed along the inputs.
+"""compressed-tensors, ``pack-quantized``: whole numbers as codes in 32-bit words, packed along the inputs.
 
     x.weight_packed         (out, ⌈in·bits/32⌉) of int32; a code is the number + 2^(bits−1)
     x.weight_scale          (out, groups), (out, 1), or a single one
@@ -36,7 +36,7 @@ from loralens.formats.models.low_bit.parts import (
 from loralens.linalg.exact import Singles
 
 END = ".weight_packed"
-# Of other widths, older versions left gaps between words and newer ones leave none, and the file does not say which.
+# With other widths, older versions left gaps between words and newer ones do not, and the file does not say which.
 BITS = (1, 2, 4, 8)
 
 
@@ -92,12 +92,12 @@ class _Parts:
         Raises
         ------
         FormatError
-            A number in weight_g_idx is no group.
+            A number in weight_g_idx is not that of a group.
         """
         columns = self.shape[1]
         plain = Groups.of_size(columns, -(-columns // self.groups_count))
         of_column = plain.of_column if self.indices is None else self.indices.read().astype(np.intp)
-        # compressed-tensors takes −1 as the sign that there is no order of its own.
+        # In compressed-tensors, −1 means that the groups have the usual order.
         if self.indices is None or np.any(of_column == -1):
             return plain
         if not 0 <= of_column.min() <= of_column.max() < self.groups_count:
@@ -109,7 +109,7 @@ class _Parts:
         size = 4 * self.codes.shape[1]
         if codes.shape[1] * self.bits == 8 * size:
             return pack_codes(codes, self.bits, size)
-        # What the last word of a row holds beyond it stays as it is.
+        # The bits of a row's last word that hold no code stay as they are.
         rows = self.codes.rows(first, first + len(codes)).read()
         whole_rows = unpack_codes(bytes_of(rows), self.bits, 8 * size // self.bits).copy()
         whole_rows[:, : codes.shape[1]] = codes
@@ -127,7 +127,7 @@ def _weight(stored: Tensors, module: str, code_key: str) -> Found:
     scales = part(stored, scale_key, FLOATS)
     scales = scales.reshape(1, 1) if scales.size == 1 else scales
     if scales.ndim != 2 or scales.shape[0] not in (1, rows) or not 0 < scales.shape[1] <= columns:
-        raise FormatError(f"{scale_key} has the shape {scales.shape}, which fits no rule for {shape}", fix=AGAIN)
+        raise FormatError(f"{scale_key} has the shape {scales.shape}, which does not fit a weight {shape}", fix=AGAIN)
     groups = scales.shape[1]
     if columns % groups and groups != -(-columns // -(-columns // groups)):
         raise FormatError(f"{groups} groups do not fit {columns} inputs", fix=AGAIN)
@@ -153,7 +153,7 @@ def _weight(stored: Tensors, module: str, code_key: str) -> Found:
 def _bits(words: int, columns: int) -> int:
     """The bits of a code, from the words that a row takes."""
     fitting = [bits for bits in BITS if -(-columns * bits // 32) == words]
-    # Rows of a few columns may take one word with several widths; 4 bits are the usual ones.
+    # Several widths may fit a row of few columns, which takes one word with each of them; 4 bits are the usual width.
     if not fitting:
         width = 32 * words / columns
         raise FormatError(f"its weights are quantised: compressed-tensors with {width:g} bits", fix=SIBLING)

@@ -58,8 +58,9 @@ def _pack_q3_k(blocks: Bytes, codes: Bytes) -> Bytes:
 
 def _steps_and_minima(blocks: Bytes) -> tuple[Singles, Singles]:
     """The 8 steps and minima of Q4_K and Q5_K, from their first 16 bytes."""
-    # Bytes 0 to 3 hold the first four scales in 6 bits, and in their upper 2 bits those of the last four; bytes 4 to 7
-    # the same of the minima. Bytes 8 to 11 hold the low 4 bits of the last four scales and minima.
+    # After d and dmin: bytes 0 to 3 hold the first four scales in their low 6 bits, and the upper 2 bits of the last
+    # four scales in their upper 2 bits. Bytes 4 to 7 hold the minima in the same way. Bytes 8 to 11 hold the low 4 bits
+    # of the last four scales and minima.
     scale, minimum, low_bits = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
     scales = np.concatenate(
         [scale & np.uint8(63), (low_bits & np.uint8(15)) | ((scale >> np.uint8(6)) << np.uint8(4))], axis=1

@@ -76,7 +76,7 @@ class Groups:
 
 
 class CodeBlock(NamedTuple):
-    """What the file has of some rows of the matrices: codes (rows, columns), and numbers (rows, groups)."""
+    """What the file stores for some rows of the matrices: codes (rows, columns), and the rest as (rows, groups)."""
 
     codes: Array
     step: Singles
@@ -96,7 +96,7 @@ class GroupedWeight:
     block : callable
         Takes start and stop among the rows of all matrices, and returns their `CodeBlock`.
     groups : callable
-        Returns the groups. Some layouts store them as numbers, which are read then.
+        Returns the groups. Some layouts store them in a tensor, which is read in this call.
     pack : callable
         Takes the first row and the stored codes of rows (of all rows, if ``by_rows`` is false). Returns their bytes,
         uint8, shape (rows, bytes per row) or (bytes,).
@@ -120,7 +120,7 @@ class GroupedWeight:
     by_rows: bool = True
 
     def weight(self) -> CodedWeight:
-        """The weight as all layouts give it."""
+        """The weight in the form that all layouts share."""
         return CodedWeight(
             self.layout,
             self.shape,

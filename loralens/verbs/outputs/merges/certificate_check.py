@@ -11,8 +11,8 @@ from loralens.core.progress import progress
 from loralens.core.threads import in_threads, processor_count
 from loralens.errors import FormatError, OptionError, place
 from loralens.formats.files.container import read_json
-from loralens.formats.models.checkpoint import resolve_path
 from loralens.formats.models.model_files import ModelFiles, model_files
+from loralens.formats.models.model_location import resolve_path
 from loralens.formats.records.merged import CERTIFICATE, FILES, file_sizes, is_certificate
 from loralens.merging.matrix import MatrixRows
 from loralens.merging.plan import as_matrix
@@ -62,7 +62,7 @@ class CertificateResult(Tabular):
         Every tensor of the model and of the certificate; empty if the certificate does not list them, as older
         ones do not.
     files_changed : sequence of str
-        Other files of the merge that are gone or have another size. They are no reason for the answer no.
+        Other files of the merge that are gone or have another size. They do not lead to the answer no.
     """
 
     merged: str

@@ -12,7 +12,8 @@ from loralens.choices import RoundingMode
 from loralens.core.coded_weight import CodedWeight
 from loralens.core.messages import note
 from loralens.errors import MismatchError, OptionError
-from loralens.formats.models.checkpoint import open_checkpoint, resolve_path
+from loralens.formats.models.checkpoint import open_checkpoint
+from loralens.formats.models.model_location import resolve_path
 from loralens.formats.records.merged import CERTIFICATE, MergeSettings, merge_settings
 from loralens.linalg.device import Device
 from loralens.merging.apply import TensorMerge, prepare_merge

@@ -9,8 +9,9 @@ from loralens.core.lazy import Array
 from loralens.core.progress import progress
 from loralens.errors import FormatError, MismatchError, place
 from loralens.formats.files.shards import check_index
-from loralens.formats.models.checkpoint import open_checkpoint, resolve_path
+from loralens.formats.models.checkpoint import open_checkpoint
 from loralens.formats.models.model_files import CONFIG, model_files, offsets_of
+from loralens.formats.models.model_location import resolve_path
 from loralens.formats.models.model_writer import Change
 from loralens.formats.records.kept import restore_kept
 from loralens.formats.records.merged import BEFORE, CERTIFICATE
