@@ -93,6 +93,12 @@ from loralens.verbs.outputs.run_display import displaying_runs
     show_default=True,
     help="Learn only completions and the answers of the assistant, not what they answer.",
 )
+@click.option(
+    "--pack",
+    is_flag=True,
+    help="Put several texts into a row of --length tokens, in which none sees another; --batch counts rows.",
+)
+@click.option("--group-by-length", is_flag=True, help="Put texts of similar lengths into a batch, which saves padding.")
 @click.option("--lr", type=float, help="The highest learning rate. [default: 0.0005]")
 @click.option(
     "--schedule",

@@ -47,6 +47,10 @@ class Examples:
         The tokens that are never hidden.
     learned : sequence of list of bool, optional
         For every token of every text whether a causal language model learns it; by default all are learned.
+    positions : sequence of list of int, optional
+        The positions of the tokens, if a row holds several texts: see `loralens.training.packing`.
+    members : sequence of list of int, optional
+        The numbers of the texts in each row, if a row holds several.
     """
 
     tokens: Sequence[list[int]]
@@ -56,6 +60,8 @@ class Examples:
     vocabulary: int = 0
     special: frozenset[int] = frozenset()
     learned: Sequence[list[bool]] | None = None
+    positions: Sequence[list[int]] | None = None
+    members: Sequence[list[int]] | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -72,6 +78,13 @@ class Examples:
         for row, tokens in enumerate(part):
             ids[row, : len(tokens)], attention[row, : len(tokens)] = torch.tensor(tokens), 1
         batch = {"input_ids": ids, "attention_mask": attention}
+        if self.positions is not None:
+            # Padding is one more text, which sees none of the others.
+            places = torch.arange(ids.shape[1]).repeat(len(part), 1)
+            for row, i in enumerate(chosen):
+                size = len(self.positions[i])
+                places[row, :size], places[row, size:] = torch.tensor(self.positions[i]), places[row, size:] - size
+            batch["position_ids"] = places
         if self.learned is not None:
             labels = torch.full_like(ids, IGNORED)
             for row, i in enumerate(chosen):
@@ -215,8 +228,10 @@ def _at_least_float32(logits: Tensor) -> Tensor:
 
 
 def _without_labels(batch: Batch) -> Batch:
-    # With labels, transformers would compute a loss of its own: the mean over a batch.
-    return {name: tensor for name, tensor in batch.items() if name != "labels"}
+    # With labels, transformers would compute a loss of its own: the mean over a batch. With a mask it would not look at
+    # positions to see which texts are in a row.
+    left_out = {"labels", "attention_mask"} if "position_ids" in batch else {"labels"}
+    return {name: tensor for name, tensor in batch.items() if name not in left_out}
 
 
 def _classify(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -41,6 +41,8 @@ def train(
     accumulate: int = 1,
     length: int | None = None,
     mask_prompt: bool = True,
+    pack: bool = False,
+    group_by_length: bool = False,
     lr: float | None = None,
     schedule: Schedule | None = None,
     warmup: float = 0.05,
@@ -109,6 +111,9 @@ def train(
         memory; of tokens after which a text is cut (256 by default).
     mask_prompt : bool
         Whether only completions and the answers of the assistant are learned, and not what they answer.
+    pack, group_by_length : bool
+        Put several texts into a row of ``length`` tokens, in which they do not see each other (``batch`` then counts
+        rows); or put texts of similar lengths into a batch.
     lr, schedule, warmup : float, str and float
         The highest learning rate (5e-4 by default); how it changes after the warm-up, ``constant`` (the default),
         ``linear`` or ``cosine``; the share of the steps in which it rises from 0.

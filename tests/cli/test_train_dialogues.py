@@ -145,3 +145,32 @@ def test_columns_are_read_as_lines_are(home: Path, tmp_path: Path, kind: str) ->
         dataset.to_parquet(path) if kind == "parquet" else dataset.save_to_disk(path)
         found = read_texts(path, dialogues=True)
         assert [text.dialogue for text in found] == records
+
+
+@pytest.mark.parametrize("data", ["pairs.jsonl", "talks.jsonl"])
+def test_packed_rows_are_learned_and_evaluated_as_their_texts_are(home: Path, tmp_path: Path, data: str) -> None:
+    result = TRAIN.good(*speak(home, data, tmp_path / "a", "--pack", "--length", 30, "--evaluate-every", 1))
+    assert "packed 4 texts into " in result.stderr
+    # One step holds all texts, and its loss is taken before the update, as the first evaluation is.
+    lines = (tmp_path / "a" / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    logged = [json.loads(line) for line in lines]
+    rows = int(result.stderr.partition("into ")[2].partition(" rows")[0])
+    if 4 % rows == 0:  # every row is in a step equally often
+        first = next(line["loss"] for line in logged if "loss" in line)
+        assert first == pytest.approx(logged[0]["evaluation"]["loss"], rel=1e-5)
+    plan = TRAIN.good(*speak(home, data, tmp_path / "b", "--pack", "--dry-run"))
+    assert "steps of 4 rows" in plan.stdout
+
+
+def test_texts_that_see_each_other_are_not_packed(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A model that takes no notice of positions anew: transformers is kept from finding the texts of a row.
+    monkeypatch.setattr("transformers.masking_utils.find_packed_sequence_indices", lambda position_ids: None)
+    said = TRAIN.refused(*speak(home, "pairs.jsonl", tmp_path / "a", "--pack"))
+    assert "the texts of a packed row see each other in this llama model" in said
+
+
+def test_batches_of_similar_lengths_are_learned(home: Path, tmp_path: Path) -> None:
+    TRAIN.good(*speak(home, "pairs.jsonl", tmp_path / "a", "--group-by-length"))
+    assert json.loads((tmp_path / "a" / "run.json").read_text(encoding="utf-8"))["group_by_length"] is True
+    said = TRAIN.refused(*speak(home, "pairs.jsonl", tmp_path / "b", "--group-by-length", "--pack"))
+    assert "--pack and --group-by-length exclude each other" in said

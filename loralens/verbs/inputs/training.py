@@ -13,6 +13,7 @@ from loralens.verbs.inputs.cut import Cut, count_cut
 from loralens.verbs.inputs.data import Texts, read_data
 from loralens.verbs.inputs.loaded import Loaded
 from loralens.verbs.inputs.models import labels_of, load_headed, model_label
+from loralens.verbs.inputs.packs import packed
 from loralens.verbs.inputs.texts import text_label
 from loralens.verbs.inputs.training_options import TrainingOptions
 
@@ -91,6 +92,8 @@ def read_training_inputs(options: TrainingOptions, *, device: str) -> TrainingIn
     if task.head == CAUSAL:
         with place(model_label(options.model)):
             check_causal(loaded, examples)
+    if options.pack:
+        examples = packed(loaded, task, examples, length=options.length)
     heads = heads_to_train(loaded.model, loaded.missing, classifier=task.labelled)
     # Counted apart from the examples, which hold only what was kept.
     cut = count_cut(loaded, learned.texts, length=options.length)

@@ -73,6 +73,8 @@ class TrainingOptions:
     accumulate: int
     length: int
     mask_prompt: bool
+    pack: bool
+    group_by_length: bool
     lr: float
     schedule: Schedule
     warmup: float
@@ -114,6 +116,10 @@ class TrainingOptions:
             *([("dtype", BaseDtype)] if self.dtype is not None else []),
         ):
             check_choice(name, getattr(self, name), get_args(allowed))
+        if self.pack and self.group_by_length:
+            raise OptionError(
+                "--pack and --group-by-length exclude each other", fix="packed rows have no padding to save"
+            )
         if self.more_steps and self.overwrite:
             raise OptionError("--more-steps goes on with what --overwrite replaces", fix="leave one of them out")
         if self.more_steps and self.epochs:

@@ -45,9 +45,10 @@ class TrainPlan(Tabular):
         """What would be trained."""
         parts, run = self.parts, self.run
         written = f", and write {self.output}" if self.output else ""
+        unit = "rows" if run.get("pack") else "texts"
         return [
             f"Would train {parts.trainable:,} numbers in {len(parts.modules)} modules{_and_heads(parts.heads)} "
-            f"for {run['steps']} steps of {run['batch']} texts{written}; {parts.frozen:,} numbers stay frozen."
+            f"for {run['steps']} steps of {run['batch']} {unit}{written}; {parts.frozen:,} numbers stay frozen."
         ]
 
     def record(self) -> dict[str, Any]:

@@ -117,7 +117,8 @@ class TrainingRun:
         fields_of_course = {field.name for field in fields(Course)} - {"steps"}
         self.course = Course(self.steps, **{name: getattr(options, name) for name in fields_of_course})
         self.watch = self._make_watch()
-        self.order = shuffle_order(len(inputs.examples), size=self.part, seed=options.seed)
+        lengths = [len(tokens) for tokens in inputs.examples.tokens] if options.group_by_length else None
+        self.order = shuffle_order(len(inputs.examples), size=self.part, seed=options.seed, lengths=lengths)
         self._begun, self._done = options.resume, 0
         # The digest of an object is computed now: with LoRA layers in it, the model has other weights.
         if isinstance(options.model, tuple):
@@ -178,6 +179,7 @@ class TrainingRun:
             "targets": list(self.options.targets),
             # Only where they are given, so that runs of releases that did not know them are the same runs.
             **({"exclude": list(self.options.exclude)} if self.options.exclude else {}),
+            **{name: True for name in ("pack", "group_by_length") if getattr(self.options, name)},
             **({} if self.options.mask_prompt else {"mask_prompt": False}),
             **({} if self.start is None else {"start_from": fingerprint(self.start)}),
             **({} if self.options.autocast is None else {"autocast": self.options.autocast}),
@@ -284,7 +286,9 @@ class TrainingRun:
                 raise SystemExit(2) from error
             # The texts of all batches of the step are named, since the loss of a step is one number.
             many = options.accumulate * self.world.size
-            texts = [text for number in range(many) for text in self.order(self._done * many + number)]
+            rows = [row for number in range(many) for row in self.order(self._done * many + number)]
+            members = inputs.examples.members
+            texts = [text for row in rows for text in (members[row] if members else [row])]
             training = self.training if self._begun else None
             raise explain_divergence(
                 error, texts=texts, name=inputs.learned.name, training=training, done=self._done
