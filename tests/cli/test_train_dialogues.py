@@ -154,7 +154,7 @@ def test_packed_rows_are_learned_and_evaluated_as_their_texts_are(home: Path, tm
     # One step holds all texts, and its loss is taken before the update, as the first evaluation is.
     lines = (tmp_path / "a" / "log.jsonl").read_text(encoding="utf-8").splitlines()
     logged = [json.loads(line) for line in lines]
-    rows = int(result.stderr.partition("into ")[2].partition(" rows")[0])
+    rows = int(result.stderr.partition("into ")[2].partition(" row")[0])
     if 4 % rows == 0:  # every row is in a step equally often
         first = next(line["loss"] for line in logged if "loss" in line)
         assert first == pytest.approx(logged[0]["evaluation"]["loss"], rel=1e-5)

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from loralens.core.messages import note
 from loralens.errors import MismatchError, OptionError
+from loralens.tables.numbers import count
 from loralens.verbs.inputs.loaded import Loaded
 
 if TYPE_CHECKING:  # torch takes a second
@@ -33,7 +34,7 @@ def packed(loaded: Loaded, task: "Task", examples: "Examples", *, length: int) -
     most = loaded.length(length)
     rows = pack(examples, most)
     share = f"{100 * filled(rows, most):.0f} % of {most} tokens each"
-    note(f"packed {len(examples):,} texts into {len(rows):,} rows, {share}")
+    note(f"packed {count(len(examples), 'text')} into {count(len(rows), 'row')}, {share}")
     return rows
 
 
