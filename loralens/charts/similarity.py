@@ -15,9 +15,10 @@ from loralens.core.names import Block, block, kind, natural_key
 from loralens.linalg.chance import overlap_chance
 from loralens.linalg.subspace import Overlap
 
-BLOCKS, FEW = 8, 4  # up to BLOCKS blocks have a row of heat maps; of more blocks only FEW are shown
+# If there are at most BLOCKS blocks, each has a row of heat maps. If there are more, only FEW of them have one.
+BLOCKS, FEW = 8, 4
 KINDS = 8  # columns of heat maps
-GLANCE = 12  # heat maps up to which no overview of all modules is needed
+GLANCE = 12  # with more heat maps than this, an overview of all modules is added
 TITLE = 25  # letters that fit above a heat map
 WHOSE = {"update": "ΔW", "A": "A", "B": "B"}  # the matrix whose directions are compared, as the title names it
 
@@ -48,10 +49,11 @@ class PhiMaps(NamedTuple):
 def similarity_figure(comparison: Comparison, *, labels: tuple[str, str], of: Of = "update") -> Figure:
     """Draw heat maps of φ(i, j) of two adapters for some blocks, and an overview of all modules.
 
-    There is one heat map per kind and block, with the i leading directions of the first adapter down and the j of the
-    second across. Below them stands the map that two random subspaces would give, once for each shape. Of more than 8
-    blocks four are shown: the first, those at one and two thirds, and the last. If some modules have no heat map, or
-    more than 12 have one, an overview below shows φ(1, 1) and φ of all directions of every module, by kind and block.
+    There is one heat map per kind and block. Its cell in row i and column j shows φ of the i leading directions of the
+    first adapter and the j leading directions of the second. Below them are the maps that two random subspaces would
+    give, one for each width n and shape of a map. If there are more than 8 blocks, four evenly spaced ones are shown,
+    from the first to the last. If some modules have no heat map, or more than 12 have one, an overview below shows
+    φ(1, 1) and φ of all directions of every module, by kind and block.
 
     Parameters
     ----------
@@ -106,7 +108,7 @@ def phi_maps(
     numbers : mapping of str to int, optional
         The numbers of the modules on a page.
     blocks : int
-        Where there are more blocks, only four are drawn, evenly spaced.
+        The largest number of blocks that are all drawn. If there are more, four evenly spaced ones are drawn.
     widest : int, optional
         The largest number of directions that a heat map shows.
     """

@@ -253,8 +253,8 @@ PROTECT = click.option(
     default="absolute",
     show_default=True,
     metavar="WHAT",
-    help="The error that a budget minimises: absolute, relative to each module, or weighted by a JSON file of "
-    "glob: weight.",
+    help="The error that a budget minimises: absolute, relative to each module, or weighted by a JSON file that "
+    "maps globs to weights.",
 )
 # `report` has the same option for several files.
 ACTIVATIONS_HELP = "A file of `loralens calibrate`: the second moments of real inputs."

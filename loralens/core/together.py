@@ -93,12 +93,17 @@ def check_combinable(name: str, row: Row, labels: Sequence[str]) -> None:
                     "the B of a grouped convolution is block-diagonal, and that of a combination would not be",
                     fix="take the module from one adapter only: loralens drop --modules",
                 )
-    # If the orders differ, rows with one number belong to different outputs, and their sum would mean nothing.
+    check_same_rows(name, row)
+
+
+def check_same_rows(name: str, row: Row) -> None:
+    """Refuse updates whose rows have two orders: rows with one number then belong to different outputs."""
     orders = {update.layout.rows for update in row if update is not None}
     if len(orders) > 1:
         raise MismatchError(
             f"{name}: its rows are in the order of {max(orders)} in one adapter and in that of the base in another",
-            fix="read the adapters with the base that states the numbers of heads: --base (in Python: load(…, base=…))",
+            fix="read the adapters with the base that states the numbers of heads: --base (in Python: load(…, base=…));"
+            " for a command without it, convert the GGUF adapter first",
         )
 
 

@@ -56,9 +56,11 @@ def _quantise_q4_1(blocks: Singles) -> QuantisedBlocks:
         codes = np.trunc((blocks - least) * _inverse(d) + np.float32(0.5)).astype(np.uint8).clip(0, 15)
     # The low nibbles are the first 16 numbers of a block.
     packed = codes[:, :16] | (codes[:, 16:] << np.uint8(4))
-    step, offset = d.astype(np.float16), least.astype(np.float16)
-    stored = np.concatenate([step.view(np.uint8), offset.view(np.uint8), packed], axis=1)
-    return QuantisedBlocks(stored, codes * step.astype(np.float32) + offset.astype(np.float32))
+    # Scales beyond float16 become infinite, as with ggml. The merge refuses them.
+    with np.errstate(over="ignore", invalid="ignore"):
+        step, offset = d.astype(np.float16), least.astype(np.float16)
+        numbers = codes * step.astype(np.float32) + offset.astype(np.float32)
+    return QuantisedBlocks(np.concatenate([step.view(np.uint8), offset.view(np.uint8), packed], axis=1), numbers)
 
 
 def _quantise_q8_0(blocks: Singles) -> QuantisedBlocks:
@@ -70,9 +72,10 @@ def _quantise_q8_0(blocks: Singles) -> QuantisedBlocks:
         size = np.abs(scaled)
         floor = np.floor(size)
         codes = (np.sign(scaled) * (floor + np.floor(2 * (size - floor)))).astype(np.int8)
-    step = d.astype(np.float16)
-    stored = np.concatenate([step.view(np.uint8), codes.view(np.uint8)], axis=1)
-    return QuantisedBlocks(stored, codes * step.astype(np.float32))
+    with np.errstate(over="ignore", invalid="ignore"):  # as above
+        step = d.astype(np.float16)
+        numbers = codes * step.astype(np.float32)
+    return QuantisedBlocks(np.concatenate([step.view(np.uint8), codes.view(np.uint8)], axis=1), numbers)
 
 
 def _inverse(d: Singles) -> Singles:

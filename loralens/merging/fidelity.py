@@ -40,7 +40,8 @@ class CodeFidelity:
     predicted_changed, predicted_clipped : float
         The expected shares under stochastic rounding. ``predicted_clipped`` is a share of the energy of the update.
     noise : float
-        √(Σ (d|δ| − δ²))/‖δ‖, the expected error of a draw relative to the update.
+        √(Σ d² f(1 − f))/‖δ‖, the expected error of stochastic rounding relative to the update δ, where d is the step of
+        an entry and f the fractional part of its move. Clipped entries do not count.
     input_error : float or None
         ‖(W' − W − D)H^½‖_F/‖D H^½‖_F with the second moments H of the inputs, from a sample of rows: the error of the
         layer's outputs on real inputs. None without moments.

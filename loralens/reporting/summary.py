@@ -18,14 +18,14 @@ from loralens.reporting.spectra import half_energy_modules
 from loralens.reporting.subject import Subject
 from loralens.tables.numbers import count, join_words, number, percent, signed, size, span, whole_percent
 
-# Below this error the page says that a merge preserves ΔW: percentages of the report would round it to 0 in a sentence.
+# If the largest error of a merge in any module is below this, the summary says that the merge preserves ΔW.
 FAITHFUL = 0.005
-# A kind is named where it holds half as much again as an even share. Beyond 40 kinds, as where every module is a kind
-# of its own, the share of one says nothing.
+# A kind is named if its share of the energy is more than 1.5 times an even share. With more than 40 kinds none is
+# named: every module may then be a kind of its own, and the share of one module says nothing.
 UNEVEN, KINDS = 1.5, 40
 WORTH = 0.95  # a second recommendation is worth a sentence only where it saves at least 5 % of the file of the first
 BEYOND = 100  # standard deviations above which the exact number gives no further information
-FELT = 0.05  # the least share of modules in the cosine of the whole updates that is called a conflict
+FELT = 0.05  # modules with a conflict contribute at least this much to the cosine of the whole updates
 CODES = 4  # codes of findings that the sentence lists: the section below has all of them
 
 
@@ -100,7 +100,7 @@ def _ranks(subject: Subject) -> list[str]:
     best, text = subject.recommended, advice(subject)
     by_module = recommended_point(subject.points, budget=True)
     if best and by_module and by_module.uniform.bytes < WORTH * best.uniform.bytes:
-        on_inputs = " there" if subject.on_data else ""
+        on_inputs = " on the inputs given" if subject.on_data else ""
         text += (
             f" With a rank of its own for every module, {size(by_module.budget.bytes)} are enough (ranks "
             f"{span(by_module.budget.ranks)}, error {percent(by_module.budget.error)}{on_inputs})."
@@ -144,8 +144,8 @@ def _base(subject: Subject) -> list[str]:
 def _together(labels: Sequence[str], collection: Collection) -> list[str]:
     pairs = collection.pairs
     sentences = [
-        f"{join_words([labels[t] for t in group])} were initialised with the same random A, so compare them by the out "
-        "side."
+        f"{join_words([labels[t] for t in group])} were initialised with the same random A, so compare them by φ "
+        "of the out side."
         for group in collection.families
     ]
     cosines = finite_cosines(pairs)
@@ -169,20 +169,22 @@ def _together(labels: Sequence[str], collection: Collection) -> list[str]:
         if conflict.cosine <= FIGHT and abs(conflict.weight) >= FELT:
             sentences.append(f"The conflict with the largest effect is between {names} {place}.")
         else:
-            effect = f"{abs(conflict.weight):.2g} of the cosine of the whole updates"
-            sentences.append(f"{names} partly work against each other {place}, which is {effect}.")
+            effect = f"This contributes {number(conflict.weight, 2)} to the cosine of the whole updates"
+            sentences.append(f"{names} partly work against each other {place}. {effect}.")
     else:
         sentences.append(
-            f"No two adapters conflict in any module: no cosine is both below {number(-LARGE)} and beyond chance. At "
-            f"{number(-LARGE)} the sum of two updates of equal norm loses {whole_percent(LARGE)} of each."
+            f"No two adapters work against each other in any module: no cosine is both {number(-LARGE)} or less and "
+            f"beyond chance. At {number(-LARGE)} the sum of two updates of equal norm loses {whole_percent(LARGE)} of "
+            "each."
         )
     return sentences
 
 
 def _verdict(cosine: float, z: float, pairs: int) -> str:
     """Whether the largest |cosine| of so many pairs is more than chance would give, and whether it is nearly 1."""
-    # For two single directions |z| exceeds t with probability e^−t at most, and for more directions with less. So by
-    # chance some pair exceeds ln(20·pairs), which is 3 for one pair, in at most one case of 20.
+    # Between two updates of rank 1, |z| exceeds t by chance with a probability of at most e^−t. With more directions
+    # the probability is lower. So the probability that any of the pairs exceeds ln(20·pairs) is at most 1/20. For one
+    # pair this limit is 3.
     if abs(z) < log(20 * pairs):
         return ", which is what unrelated adapters would have"
     if abs(cosine) >= SAME:

@@ -286,7 +286,9 @@ def _extra_bytes(inspection: Inspection) -> int:
 def _count_names(counts: Iterable[tuple[str, int]]) -> str:
     """Values with the number of modules that have them; a value that all modules have stands alone."""
     pairs = list(counts)
-    return pairs[0][0] if len(pairs) == 1 else "; ".join(f"{text} ({number} modules)" for text, number in pairs)
+    return (
+        pairs[0][0] if len(pairs) == 1 else "; ".join(f"{text} ({count(number, 'module')})" for text, number in pairs)
+    )
 
 
 def _kinds(modules: Mapping[str, Update]) -> list[Kind]:

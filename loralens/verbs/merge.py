@@ -100,7 +100,7 @@ class MergeResult(Written):
         if total["undo_bytes"] is None:
             return []
         bits = total["undo_bits_per_weight"]
-        return [f"undo patch: {total['undo_bytes']:,} bytes, {bits:.2f} bits for each changed weight"]
+        return [f"undo patch: {total['undo_bytes']:,} bytes, {bits:.2f} bits per weight of the changed tensors"]
 
     def record(self) -> dict[str, Any]:
         """The certificate as a JSON object."""

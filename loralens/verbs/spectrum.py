@@ -93,9 +93,10 @@ class AdapterSpectra(Mapping[str, Spectrum]):
     @property
     def table(self) -> Table[ModuleSpectrum]:
         """The modules listed, one module per row."""
-        modules = f"{len(self.listed)} of {len(self)}" if len(self.listed) < len(self) else f"{len(self)}"
+        all_modules = count(len(self), "module")
+        modules = f"{len(self.listed)} of {all_modules}" if len(self.listed) < len(self) else all_modules
         # The norm is that of the whole adapter, also where --top lists only a part of it.
-        title = f"{self.path}: {modules} modules, ‖ΔW‖F = {number(total_norm(self.spectra.values()))} in all"
+        title = f"{self.path}: {modules}, ‖ΔW‖F = {number(total_norm(self.spectra.values()))} in all"
         # A dense SVD reports an error of 0, so the sentence appears only where a randomised SVD was used.
         errors = (norms.spectral_error / norms.spectral for norms in self.weights.values() if norms.spectral)
         worst = max(errors, default=0.0)

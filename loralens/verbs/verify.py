@@ -122,16 +122,10 @@ class VerifyResult(Tabular):
         return f"{self.merged} is the merge of {adapter}, bit for bit; rounding leaves {lost}."
 
     def _absence(self, bad: Sequence[Verdict]) -> list[str]:
-        """The modules in which the adapter is absent, by name unless the sentence before has named the same ones."""
-        absent = [verdict.module for verdict in self.modules if verdict.outcome == "absent"]
-        if not absent:
-            return []
-        modules = count(len(absent), "module")
-        if len(absent) == len(self.modules):
-            return [f"It is absent in all {modules}." if len(absent) > 1 else "It is absent."]
-        if len(absent) == len(bad):
-            return [f"It is absent in these {modules}." if len(absent) > 1 else "It is absent in this module."]
-        return [f"It is absent in {modules} ({some(absent)})."]
+        """The modules in which the adapter is absent."""
+        absent = [verdict.module for verdict in bad if verdict.outcome == "absent"]
+        where = f" ({some(absent)})" if len(absent) < max(2, len(self.modules)) else ""
+        return [f"It is absent in {'' if where else 'all '}{count(len(absent), 'module')}{where}."] if absent else []
 
     def _found(self, bad: Sequence[Verdict]) -> str:
         """What these modules hold in place of the adapter, as the end of a sentence."""

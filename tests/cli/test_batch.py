@@ -75,7 +75,7 @@ def test_verbose_tells_the_messages_and_the_findings(folder: Path) -> None:
 def test_what_only_one_adapter_has_is_refused(folder: Path) -> None:
     assert "--plot draws one adapter" in compress.refused("all", "--dry-run", "--rank", 4, "--plot", "x.png")
     assert "Missing option '-o'" in compress.refused("all", "--rank", 4)
-    assert "have one name" in compress.refused("all/a", "./all/a", "--rank", 4, "-o", "out")
+    assert "have the same name" in compress.refused("all/a", "./all/a", "--rank", 4, "-o", "out")
     assert not (folder / "out").exists()
 
 

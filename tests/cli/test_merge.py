@@ -81,7 +81,7 @@ def test_the_table_is_exactly_this(small: Path, base: Path, tmp_path: Path) -> N
     table, undo = stdout.split("undo patch: ")
     assert table.rstrip("\n") == TABLE.rstrip("\n")
     size = json.loads((tmp_path / "out" / CERTIFICATE).read_text())["total"]["undo_bytes"]
-    assert undo == f"{size} bytes, {8 * size / 144:.2f} bits for each changed weight\n"
+    assert undo == f"{size} bytes, {8 * size / 144:.2f} bits per weight of the changed tensors\n"
     assert result.stderr == ""
 
 

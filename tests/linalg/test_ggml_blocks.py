@@ -16,9 +16,12 @@ def test_the_bits_are_those_of_ggml(type_: BlockType, size: float) -> None:
     numbers[0], numbers[1], numbers[2, 5:] = 0, -size, 0
     numbers[3] = size * np.arange(-BLOCK, BLOCK) / 4
     number = GGMLQuantizationType(type_.number)
-    theirs = quants.quantize(numbers, number)
+    # The largest numbers are beyond float16.
+    with np.errstate(over="ignore", invalid="ignore"):
+        theirs = quants.quantize(numbers, number)
+        expected = quants.dequantize(theirs, number)
     stored, decoded = type_.quantise(numbers.reshape(-1, BLOCK))
     np.testing.assert_array_equal(stored.reshape(theirs.shape), theirs)
-    np.testing.assert_array_equal(decoded.reshape(numbers.shape), quants.dequantize(theirs, number))
+    np.testing.assert_array_equal(decoded.reshape(numbers.shape), expected)
     assert type_.nbytes * 2 == theirs.shape[1]
     assert number.name == type_.name

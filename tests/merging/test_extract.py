@@ -300,7 +300,7 @@ def test_what_is_no_matrix_rides_along_or_is_named():
         "net.embeddings.word_embeddings": "an embedding: select it with --modules",
         "net.position_ids": "is not the weight of a layer, and no module can be saved for it",
         "net.cls_token": "is not the weight of a layer, and no module can be saved for it",
-        "net.encoder.0.q.extra": "the base has a layer of that name without it",
+        "net.encoder.0.q.extra": "PEFT cannot add it to a layer that the base already has",
     }
     assert found.share == pytest.approx(64 / (64 + 160))
     assert found.notes == (
@@ -432,7 +432,7 @@ def test_a_bare_parameter_beside_layers_is_named():
     assert list(found.adapter) == ["a.q", "b.table"]
     assert list(found.adapter.extra) == ["base_model.model.b.base_layer.bias"]
     assert {one.key: one.why for one in found.left_out} == {
-        "a.table": "belongs to a module that contains layers, which PEFT would rename",
+        "a.table": "belongs to a module with layers in it, and PEFT would rename them",
         "top": "is not the weight of a layer, and no module can be saved for it",
     }
 

@@ -8,7 +8,7 @@ from gguf import GGMLQuantizationType, GGUFReader, quants
 
 import loralens
 from loralens.core.adapter import Adapter
-from loralens.errors import OptionError
+from loralens.errors import FormatError, OptionError
 from loralens.formats.models.checkpoint import open_checkpoint
 from loralens.formats.models.gguf_writer import write_gguf_copy
 from loralens.formats.models.model_files import model_files
@@ -151,3 +151,13 @@ def test_bases_that_cannot_become_such_codes_are_refused(tmp_path: Path) -> None
     ) as error:
         loralens.merge(adapter, base=base_of(tmp_path / "g.gguf", "F16"), output=tmp_path / "o.gguf", bits="nf4")
     assert "q4_1 or q8_0" in error.value.fix
+
+
+@pytest.mark.parametrize("bits", ["q4_1", "q8_0"])
+def test_numbers_beyond_the_scales_are_refused(bits: str, tmp_path: Path) -> None:
+    base, out = base_of(tmp_path / "m.gguf", "F32"), tmp_path / "o.gguf"
+    adapter = adapter_for(base)
+    huge = Adapter(modules={name: loralens.LowRank(m.B, m.A, 1e9) for name, m in adapter.items()})
+    with pytest.raises(FormatError, match="too large for the float16 scales of"):
+        loralens.merge(huge, base=base, output=out, bits=bits)  # type: ignore[arg-type]
+    assert not out.exists()

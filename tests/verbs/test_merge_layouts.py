@@ -110,7 +110,7 @@ def test_stacks_of_experts_are_named_as_not_yet_merged(name: str, tmp_path: Path
     B, A = (rng.standard_normal(shape).astype(np.float32) for shape in ((case.W.shape[1], 2), (2, case.W.shape[2])))
     key = next(iter(open_checkpoint(base).tensors)).removesuffix(".weight")
     adapter = Adapter(modules={f"{key}[0]": loralens.LowRank(B, A, 0.1)})
-    with pytest.raises(FormatError, match=f"{case.layout} can be read, and its codes cannot be merged into yet"):
+    with pytest.raises(FormatError, match=f"{case.layout} can be read, but its codes cannot be merged into yet"):
         loralens.merge(adapter, base=base, output=tmp_path / "out", bits="keep")
 
 

@@ -1,9 +1,9 @@
 """Writing a changed copy of a GGUF model. The copy appears complete or not at all.
 
-Where no tensor changes its type, the copy is the original byte for byte (metadata, padding, other tensors) but for the
-bytes of the changed tensors. Where some do, as in a merge in floats, the entries of the tensors are written anew behind
-the same key-values, of which only ``general.file_type`` (if weights become codes also ``general.quantization_version``)
-and, if a tensor is added, the count of a split model change.
+If no tensor changes its type, the copy equals the original in every byte (metadata, padding, other tensors) except for
+those of the changed tensors. If some do, as in a merge in floats, the entries of all tensors are written anew after the
+key-values. Of the key-values, only ``general.file_type`` changes, ``general.quantization_version`` if weights become
+codes, and the count of a split model if a tensor is added.
 """
 
 import os
@@ -135,13 +135,13 @@ def write_gguf_copy(
         With ``dtype``: in that of `float_dtypes`. Weights with a type in ``types``: uint8 rows of its blocks. It is
         called in several threads, each for one weight.
     dtype : dtype or None
-        float32, float16 or bfloat16: every weight of the copy is a number of this dtype, as `float_dtypes` says; those
-        that do not change are decoded and rounded. None: every tensor keeps its type.
+        float32, float16 or bfloat16: the copy is in floats, with the dtypes that `float_dtypes` says; weights that do
+        not change are decoded and rounded. None: every tensor keeps its type.
     types : NewTypes or None
         Weights that become codes; all of them are among ``changes``. Not together with ``dtype``.
     watch : callable or None
-        Called with the key and each block of every weight that is copied as it is, in the order of `ModelFiles.stored`.
-        With ``dtype`` or ``types``, only weights whose type stays are.
+        Called with the key and each block of bytes (uint8) of every weight that is copied as it is, in the order of
+        `ModelFiles.stored`. With ``dtype`` or ``types``, these are only the weights whose type does not change.
     added : mapping of str to StoredChange, or None
         New matrices, such as a head that was tied to the embedding. ``fill`` makes their rows.
     texts, without, names, write_beside, inputs, overwrite, threads, step
@@ -250,7 +250,7 @@ def _plan_part(
 
 
 def _float_types(dtypes: Mapping[str, np.dtype[Any]]) -> NewTypes:
-    """The types of a copy in floats; that of the file is the narrowest, as all others are float32 or no weights."""
+    """The types of a copy in floats; the file has the narrowest, as all others are float32 or are not weights."""
     common = min((dtype for dtype in dtypes.values() if dtype in FILE_TYPES), key=lambda dtype: dtype.itemsize)
     return NewTypes({key: TYPES[dtype] for key, dtype in dtypes.items()}, FILE_TYPES[common])
 
@@ -275,7 +275,7 @@ def _new_layout(
 ) -> _PartPlan:
     """A file with the key-values of the original and new entries of tensors."""
     front = bytearray(header.file.read(0, header.infos_at))
-    struct.pack_into("<Q", front, 8, len(tensors))  # behind GGUF and the version
+    struct.pack_into("<Q", front, 8, len(tensors))  # the count follows "GGUF" and the version
     _patch(header, front, "split.tensors.count", lambda count: count + added)
     if types:
         _patch(header, front, "general.file_type", lambda _: types.file_type)
@@ -308,15 +308,15 @@ def _patch(header: GgufHeader, front: bytearray, key: str, change: Callable[[int
 
 
 def _append_missing(header: GgufHeader, front: bytearray, file_type: int) -> None:
-    """Append what llama-quantize states of codes, as far as the key-values do not have it."""
-    # Of a model in parts the first file has all that is general.
+    """Append the key-values that llama-quantize writes for codes, if the original lacks them."""
+    # In a split model, the first file has the general key-values.
     if ARCHITECTURE not in header.values:
         return
     for key, number in (("general.quantization_version", QUANTIZATION_VERSION), ("general.file_type", file_type)):
         if key not in header.values:
             text = key.encode()
             front += struct.pack(f"<Q{len(text)}sII", len(text), text, CODES["u32"], number)
-            (held,) = struct.unpack_from("<Q", front, 16)  # behind the number of tensors
+            (held,) = struct.unpack_from("<Q", front, 16)  # the count follows the number of tensors
             struct.pack_into("<Q", front, 16, held + 1)
 
 

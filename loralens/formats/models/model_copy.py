@@ -115,9 +115,9 @@ class WriteJob(NamedTuple):
     blocks
         Yields its numbers in order.
     copied
-        Whether it is a copy. A changed tensor is known to the caller, who makes its rows.
+        Whether the tensor is unchanged. Only such tensors are passed to ``watch``: the caller makes the others itself.
     watched
-        Gives what `JobWriter.watch` is called with, if that is not what is written.
+        Yields the blocks for `JobWriter.watch`, if they differ from the written ones.
     """
 
     key: str

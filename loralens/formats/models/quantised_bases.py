@@ -1,6 +1,7 @@
-"""Recognising quantised bases that cannot be read, by tensors that only they store: their codes are not the weights.
+"""Recognise quantised bases that cannot be read, so that their codes are not taken for weights.
 
-The layouts that can be read are in `loralens.formats.models.low_bit`; their tensors are decoded before this check.
+They are recognised by the keys and dtypes of their tensors. The layouts that can be read are in
+`loralens.formats.models.low_bit`, and their tensors are decoded before this check.
 """
 
 from collections.abc import Mapping
@@ -38,11 +39,11 @@ class Quantisation(NamedTuple):
     shaped: bool = False
 
 
-# The first match counts, so a method comes before those whose ends also occur in its own files.
+# The first match counts. If the files of one method also contain the ends of another, the first is listed earlier.
 QUANTISATIONS = (
-    # without the quant_state that newer versions write
+    # Files of older versions, which have no quant_state. With one they can be read.
     Quantisation("bitsandbytes 4-bit", (".absmax", ".quant_map")),
-    # GPTQ and AWQ in another packing
+    # GPTQ and AWQ come here only in packings that cannot be read.
     Quantisation("GPTQ", (".qweight", ".g_idx")),
     # GPTQ without g_idx has the same keys; `check_not_quantised` then takes the name from the configuration.
     Quantisation("AWQ", (".qweight", ".qzeros", ".scales")),

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loralens.core.lazy import Array
+from loralens.errors import FormatError
 from loralens.linalg.ggml_blocks import BLOCK, BlockType
 from loralens.merging.apply import TensorMerge
 from loralens.merging.low_bit.measure import QuantisedSums
@@ -58,6 +59,10 @@ class BlocksRecorder:
             feed_hash(self._before, block.stored)
             numbers = block.merged.astype(np.float32, copy=False)
             quantised = self._type.quantise(np.ascontiguousarray(numbers).reshape(-1, BLOCK))
+            # Scales are float16. An infinite one would turn the 32 numbers of its block into NaN or infinity.
+            if not np.isfinite(quantised.numbers).all() and np.isfinite(numbers).all():
+                what = f"{self._merge.plan.key}: numbers are too large for the float16 scales of {self._type.name}"
+                raise FormatError(what, fix="check the adapter's α with loralens doctor, or merge with --dtype")
             if self._fidelity and block.slab:
                 sums = self._sums.setdefault(block.slab.start, QuantisedSums(block.slab))
                 sums.take(block, quantised.numbers.reshape(numbers.shape))

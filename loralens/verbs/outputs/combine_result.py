@@ -209,7 +209,7 @@ class CombineResult(Written):
         errors = "truncation, error to the exact sum" if truncated else "error to the exact sum"
         rows = self.modules
         # A column without a title is shown to machines only. A column of zeros would tell people nothing.
-        title = f"{self.recipe.method}{space}: {len(rows)} modules, r before and r' after, {errors}"
+        title = f"{self.recipe.method}{space}: {count(len(rows), 'module')}, r before and r' after, {errors}"
         columns = [
             replace(column, title="") if column.key == "truncation" and not truncated else column
             for column in MODULE_COLUMNS

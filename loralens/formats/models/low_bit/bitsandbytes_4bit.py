@@ -108,7 +108,7 @@ def _weight(stored: Tensors, key: str, state_key: str, kind: str) -> Found:
     keys = (key, state_key, *(name for end in PARTS if (name := f"{key}.{end}") in stored))
     # If a row is not a multiple of a block, a group is a part of a block, so that the groups of all rows are alike.
     width, group = shape[-1], gcd(shape[-1], block)
-    # A byte may hold codes of two rows, and a number of a wider dtype may have bytes left over behind the last row.
+    # One byte may hold codes of two rows, and the last number of a wider dtype may have bytes after the last row.
     by_rows = width % 2 == 0 and codes.nbytes == size // 2
     weight = GroupedWeight(
         f"bitsandbytes {kind.upper()}",
@@ -172,7 +172,7 @@ def _pack(first: int, stored: Array) -> Bytes:  # noqa: ARG001 - rows are alike
 
 
 def _pack_whole(codes: LazyArray, first: int, stored: Array) -> Bytes:  # noqa: ARG001 - always all rows
-    """The bytes of the whole stored tensor. What its last bytes hold beyond the weight stays as it is."""
+    """The bytes of the whole stored tensor. Padding after the last code stays as it is."""
     flat: Bytes = stored.astype(np.uint8).reshape(-1)
     data = stored_bytes(codes, 0, codes.nbytes).copy()
     high, low = flat[::2] << np.uint8(4), flat[1::2]

@@ -3,7 +3,7 @@
     x.weight_packed         (out, ⌈in·bits/32⌉) of int32; a code is the number + 2^(bits−1)
     x.weight_scale          (out, groups), (out, 1), or a single one
     x.weight_zero_point     (⌈out·bits/32⌉, groups), packed along the outputs in the same way; none if symmetric
-    x.weight_g_idx          (in,), the group of every input; without it groups are neighbours
+    x.weight_g_idx          (in,), the group of every input; without it each group consists of neighbouring inputs
     x.weight_shape          (out, in) as numbers
 
 W = (number − zero)·scale.
@@ -36,11 +36,12 @@ from loralens.formats.models.low_bit.parts import (
 from loralens.linalg.exact import Singles
 
 END = ".weight_packed"
-# With other widths, older versions left gaps between words and newer ones do not, and the file does not say which.
+# At other widths, older versions left the last bits of each word unused. Newer versions use them, and the file does not
+# say which of the two wrote it.
 BITS = (1, 2, 4, 8)
 
 
-def find(stored: Tensors, config: Config | None) -> Iterator[Found]:  # noqa: ARG001 - every layout has this form
+def find(stored: Tensors, config: Config | None) -> Iterator[Found]:  # noqa: ARG001 - all finders have this signature
     """All weights whose codes are packed in words.
 
     Raises
@@ -101,7 +102,7 @@ class _Parts:
         if self.indices is None or np.any(of_column == -1):
             return plain
         if not 0 <= of_column.min() <= of_column.max() < self.groups_count:
-            raise FormatError(f"its weight_g_idx names groups beyond its {self.groups_count}", fix=AGAIN)
+            raise FormatError(f"its weight_g_idx has group numbers outside 0 to {self.groups_count - 1}", fix=AGAIN)
         return plain if np.array_equal(of_column, plain.of_column) else Groups(of_column)
 
     def pack(self, first: int, codes: Array) -> Bytes:
@@ -153,8 +154,8 @@ def _weight(stored: Tensors, module: str, code_key: str) -> Found:
 def _bits(words: int, columns: int) -> int:
     """The bits of a code, from the words that a row takes."""
     fitting = [bits for bits in BITS if -(-columns * bits // 32) == words]
-    # Several widths may fit a row of few columns, which takes one word with each of them; 4 bits are the usual width.
     if not fitting:
         width = 32 * words / columns
         raise FormatError(f"its weights are quantised: compressed-tensors with {width:g} bits", fix=SIBLING)
+    # A row of few columns takes one word at several widths. Then the usual width of 4 bits is assumed.
     return 4 if 4 in fitting else fitting[0]

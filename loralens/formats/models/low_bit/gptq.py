@@ -101,7 +101,7 @@ class _Parts:
             return plain
         of_column = self.indices.read().astype(np.intp)
         if of_column.size and not 0 <= of_column.min() <= of_column.max() < self.scales.shape[0]:
-            raise FormatError(f"its g_idx names groups beyond its {self.scales.shape[0]}", fix=AGAIN)
+            raise FormatError(f"its g_idx has group numbers outside 0 to {self.scales.shape[0] - 1}", fix=AGAIN)
         return plain if np.array_equal(of_column, plain.of_column) else Groups(of_column)
 
     def pack(self, first: int, codes: Array) -> Bytes:  # noqa: ARG002 - always all rows

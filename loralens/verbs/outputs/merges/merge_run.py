@@ -170,9 +170,8 @@ class MergeRun:
         ours = [name for name in files.companions if name in (NAME, CERTIFICATE) or name.startswith(BEFORE)]
         # Programs would take a model of floats for one of codes.
         ours += [name for name in files.companions if self.inputs.plan.dropped and name in SETTINGS]
-        types = self.inputs.quantised.types
-        total = bytes_of_copy(files, self._changes, self.inputs.dtype, types)
-        # Patches wait on the output's disk until all are known, so that memory does not grow with the model.
+        total = bytes_of_copy(files, self._changes, self.inputs.dtype, self.inputs.quantised.types)
+        # Patches are kept on the output's disk until all are known, so that memory does not grow with the model.
         with Spool(output.absolute().parent) as spool, keep_files(outside, output), progress("merging", total) as step:
             self.spool = spool if undo else None
             write_copy(
@@ -181,7 +180,7 @@ class MergeRun:
                 changes=self._changes,
                 fill=self._fill,
                 dtype=self.inputs.dtype,
-                types=types,
+                types=self.inputs.quantised.types,
                 watch=self._hash_copy if self.hashes else None,
                 # The scales and codes of weights that are written as floats; some codes have the key of their weight.
                 dropped=[key for key in self.inputs.plan.dropped if key not in self._changes],
