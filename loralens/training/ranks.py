@@ -61,7 +61,9 @@ def choose_ranks(
     """
     for glob in pattern:
         select(sides, [glob], prefixes=False)  # which has the message for a glob that matches nothing
-    wanted = {name: next((r for glob, r in reversed(pattern.items()) if matches(name, glob)), rank) for name in sides}
+    wanted = {
+        name: next((r for glob, r in reversed([*pattern.items()]) if matches(name, glob)), rank) for name in sides
+    }
     # More directions than the smaller side has cannot exist, and PiSSA could not take them from W.
     ranks = {name: min(wanted[name], side) for name, side in sides.items()}
     narrow = [name for name in sides if ranks[name] < wanted[name]]

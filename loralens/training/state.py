@@ -1,6 +1,7 @@
 """The state of a run, saved and restored bit for bit, so that a run can be resumed."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -108,6 +109,11 @@ def restore_state(
 def draws_of(state: State) -> dict[str, Array]:
     """The first states of the generators of batches, from the state of a run; older releases did not save them."""
     return {name.removeprefix(DRAWN): array for name, array in state.tensors.items() if name.startswith(DRAWN)}
+
+
+def without_draws(state: State) -> State:
+    """The state without the generators of batches, for batches that draw nothing: it is then the same in every run."""
+    return replace(state, tensors={name: t for name, t in state.tensors.items() if not name.startswith(DRAWN)})
 
 
 @torch.no_grad()

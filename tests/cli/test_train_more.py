@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -70,6 +71,14 @@ def test_a_finished_run_goes_on_as_one_that_had_all_steps(home: Path, tmp_path: 
     # What the state is kept for does not look like an adapter.
     listed = [adapter.path for adapter in loralens.survey(tmp_path / "a").adapters]
     assert listed == [tmp_path / "a" / "adapter_model.safetensors"]
+
+
+def test_equal_runs_leave_equal_states_whatever_other_code_has_drawn(home: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        random.random()
+        TRAIN.good(*speak(home, tmp_path / name, "--targets", "q_proj", "--rank", 2, "--steps", 2))
+    one, two = ((tmp_path / name / "state.safetensors").read_bytes() for name in ("a", "b"))
+    assert one == two
 
 
 def test_what_cannot_go_on_is_refused_and_stays(home: Path, tmp_path: Path) -> None:

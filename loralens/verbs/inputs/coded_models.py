@@ -29,12 +29,13 @@ def weight_options(dtype: str, device: "Device") -> dict[str, Any]:
     # What is not coded, such as embeddings and norms, and the numbers in which coded layers compute.
     from loralens.training.precision import has_bfloat16
 
+    make: Any = BitsAndBytesConfig  # without types
     other = torch.float32 if device.type == "cpu" else torch.bfloat16 if has_bfloat16(device) else torch.float16
     if dtype == "int8":
-        config = BitsAndBytesConfig(load_in_8bit=True)
+        config = make(load_in_8bit=True)
     else:
         # As in the QLoRA paper: the scales of the blocks are coded too.
-        config = BitsAndBytesConfig(
+        config = make(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,

@@ -324,7 +324,7 @@ class TrainingRun:
             snapshot=self._write_snapshot if options.snapshots else None,
             snapshot_every=options.snapshots or 0,
             # A dry run without an output makes a watch too, for the checks in it.
-            save=self.training.save if self._training else None,
+            save=self._save if self._training else None,
             save_every=options.save_every,
         )
 
@@ -347,6 +347,12 @@ class TrainingRun:
         self._log(step, evaluation={name: json_number(value) for name, value in measures.items()})
         values = "  ".join(f"{name} {number(value)}" for name, value in measures.items())
         self.display.say(f"step {step}: evaluation {values}")
+
+    def _save(self, state: "State") -> None:
+        from loralens.training.state import without_draws
+
+        # The batches are functions of the seed. The generators of this process would make equal runs differ.
+        self.training.save(without_draws(state))
 
     def _write_snapshot(self, step: int, adapter: Adapter) -> None:
         self.training.snapshot(step, adapter)
