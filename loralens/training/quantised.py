@@ -34,8 +34,8 @@ class QuantisedLayer(LinearLayer):
             return decoded
         from bitsandbytes.functional import dequantize_4bit
 
-        decoded = dequantize_4bit(*_plain_codes(weight))
-        return decoded.view(layer.out_features, layer.in_features)
+        matrix: Tensor = dequantize_4bit(*_plain_codes(weight)).view(weight.quant_state.shape)
+        return matrix
 
 
 def keep_codes(model: nn.Module) -> tuple[RemovableHandle, ...]:

@@ -1,6 +1,6 @@
 """Packs the texts of a run into rows, after a check that the model keeps the texts of a row apart."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from loralens.core.messages import note
 from loralens.errors import MismatchError, OptionError
@@ -53,7 +53,7 @@ def _check_apart(loaded: Loaded, examples: "Examples") -> None:
         logits = loaded.model(input_ids=row, position_ids=positions, use_cache=False).logits[1, len(texts[0]) :]
         wanted = loaded.model(input_ids=alone, use_cache=False).logits[0]
     if float((logits - wanted).abs().max()) > APART * float(wanted.abs().max()):
-        config = loaded.model.config
+        config: Any = loaded.model.config
         raise MismatchError(
             f"the texts of a packed row see each other in this {config.model_type} model",
             fix="leave out --pack; --group-by-length saves padding too",
