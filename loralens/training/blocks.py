@@ -8,19 +8,45 @@ from typing import Any
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+# Modules that only hold others: they are never called, so that nothing could be recomputed or gathered for a call.
+CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
+
 
 def repeated_blocks(model: nn.Module) -> list[nn.Module]:
-    """The members of every outermost ``ModuleList`` or ``Sequential`` of two or more modules of one class."""
-    repeated: list[nn.Module] = []
+    """The members of the outermost ``ModuleList``s and ``Sequential``s that are stacks of blocks.
+
+    A stack has two or more members of one class. The ``ModuleList`` with the most parameters is a stack whatever its
+    members are, as long as they are called: the blocks of hybrid models, such as Jamba, have several classes.
+    """
+    return _blocks_in(model, _largest_list(model))
+
+
+def _blocks_in(model: nn.Module, largest: nn.Module | None) -> list[nn.Module]:
+    blocks: list[nn.Module] = []
     for child in model.children():
         members = list(child.children()) if isinstance(child, nn.ModuleList | nn.Sequential) else []
-        # One class, since a Sequential of different layers is no stack of blocks, and a single member saves nothing.
-        if len(members) > 1 and len({type(member) for member in members}) == 1:
+        # Otherwise one class, since a Sequential of different layers is no stack of blocks. A single member saves
+        # nothing.
+        alike = len({type(member) for member in members}) == 1 or child is largest
+        if len(members) > 1 and alike and not any(isinstance(member, CONTAINERS) for member in members):
             # The members are not searched: a block that is recomputed inside a recomputed block would run three times.
-            repeated += members
+            blocks += members
         else:
-            repeated += repeated_blocks(child)
-    return repeated
+            blocks += _blocks_in(child, largest)
+    return blocks
+
+
+def _largest_list(model: nn.Module) -> nn.Module | None:
+    """The list with the most parameters among those whose members are called; of nested ones the outermost."""
+    lists = [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.ModuleList)
+        and len(module) > 1
+        and not any(isinstance(member, CONTAINERS) for member in module)
+    ]
+    # The first of equals: modules() names a list before those inside it.
+    return max(lists, key=lambda each: sum(parameter.numel() for parameter in each.parameters()), default=None)
 
 
 @contextmanager

@@ -48,7 +48,8 @@ class Course:
     checkpointing : bool
         Whether the activations of the model's blocks are computed again in the backward pass instead of being kept.
     autocast : bool, optional
-        Whether to compute in bfloat16 under torch's autocast. By default only on CUDA: on a CPU it is slower.
+        Whether to compute in 16 bits under torch's autocast: in bfloat16, or in float16 if the weights are that or the
+        GPU has no bfloat16. By default only on CUDA: on a CPU it is slower.
 
     Raises
     ------

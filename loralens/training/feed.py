@@ -14,6 +14,8 @@ from loralens.errors import OptionError
 from loralens.training.draws import CPU, BatchGenerators
 from loralens.training.world import World
 
+GROUPED = 50  # batches whose examples are sorted by length together, as in transformers
+
 Batches = Iterable[Any] | Callable[[int], Any]
 
 
@@ -179,11 +181,14 @@ def _no_batches() -> OptionError:
     return OptionError("there are no more batches", fix="give a list of batches, or an iterable that can begin again")
 
 
-def shuffle_order(count: int, *, size: int, seed: int) -> Callable[[int], list[int]]:
+def shuffle_order(
+    count: int, *, size: int, seed: int, lengths: Sequence[int] | None = None
+) -> Callable[[int], list[int]]:
     """A function from the number of a batch to the examples in it: each of ``count`` examples once in every round.
 
     The order of a round is a permutation that depends only on the seed and on the number of the round. All batches have
-    ``size`` examples, since a batch may contain the end of one round and the start of the next.
+    ``size`` examples, since a batch may contain the end of one round and the start of the next. With ``lengths`` the
+    examples of a batch have similar lengths, so that little of it is padding.
 
     Raises
     ------
@@ -198,7 +203,8 @@ def shuffle_order(count: int, *, size: int, seed: int) -> Callable[[int], list[i
         if round_ not in orders:
             # Philox, since its key holds two numbers: the orders of two rounds, and of two seeds, are independent.
             generator = np.random.Generator(np.random.Philox(key=[seed % 2**64, round_]))
-            orders[round_] = generator.permutation(count)
+            permutation = generator.permutation(count)
+            orders[round_] = permutation if lengths is None else _grouped(permutation, lengths, size, generator)
             # A run asks for rising numbers, so older rounds are never needed again.
             for old in [known for known in orders if abs(known - round_) > 1]:
                 del orders[old]
@@ -209,6 +215,21 @@ def shuffle_order(count: int, *, size: int, seed: int) -> Callable[[int], list[i
         return [int(order(place // count)[place % count]) for place in places]
 
     return batch
+
+
+def _grouped(permutation: Any, lengths: Sequence[int], size: int, generator: np.random.Generator) -> Any:
+    """A permutation in which runs of ``size`` examples have similar lengths, and the runs are in random order."""
+    sizes = np.asarray(lengths)
+    runs: list[Any] = []
+    # Parts of a permutation are sorted, and not all of it, so that runs differ from round to round.
+    for start in range(0, len(permutation), GROUPED * size):
+        part = permutation[start : start + GROUPED * size]
+        part = part[np.argsort(-sizes[part], kind="stable")]
+        runs += [part[place : place + size] for place in range(0, len(part), size)]
+    # What is left over is last, so that all other runs are whole batches.
+    last = runs.pop() if len(runs[-1]) < size else None
+    shuffled = [runs[place] for place in generator.permutation(len(runs))]
+    return np.concatenate([*shuffled, *([] if last is None else [last])])
 
 
 def move_batch(batch: Any, device: torch.device) -> Any:
@@ -231,3 +252,9 @@ def size_of(batch: Any) -> int:
         return int(mask.sum())
     values = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, tuple | list) else (batch,)
     return next((len(value) for value in values if isinstance(value, Tensor) and value.ndim), 0)
+
+
+def length_of(batch: Any) -> int:
+    """The number of tokens of the longest text of a batch, with padding; 0 for a batch that holds no tokens."""
+    ids = batch.get("input_ids") if isinstance(batch, Mapping) else None
+    return int(ids.shape[-1]) if isinstance(ids, Tensor) and ids.ndim else 0

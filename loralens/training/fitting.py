@@ -1,7 +1,8 @@
 """The function `fit`: trains LoRA layers in a model, from injection to the adapter."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -19,6 +20,7 @@ from loralens.training.injection import Injection, inject
 from loralens.training.loop import Loop, Loss
 from loralens.training.own_loss import own_loss
 from loralens.training.readout import read_injection
+from loralens.training.start import start_from
 from loralens.training.targets import ALL_LINEAR
 from loralens.training.watch import Measures, Watch
 from loralens.training.world import World
@@ -45,6 +47,8 @@ class Fitted:
         The number of steps done, including those of an earlier call from whose state this one started.
     best_step : int or None
         The step whose adapter this is, if patience was given.
+    stopped : bool
+        Whether the watch has stopped the run before its end.
     """
 
     adapter: Adapter
@@ -53,6 +57,7 @@ class Fitted:
     evaluations: tuple[tuple[int, Measures], ...]
     steps: int
     best_step: int | None
+    stopped: bool = False
 
 
 def fit(
@@ -62,7 +67,9 @@ def fit(
     course: Course | None = None,
     loss: Loss = own_loss,
     targets: str | Sequence[str] = ALL_LINEAR,
+    exclude: str | Sequence[str] = (),
     rank: int = 8,
+    rank_pattern: Mapping[str, int] | None = None,
     alpha: float = 16.0,
     method: str = "lora",
     heads: str | Sequence[str] = (),
@@ -71,7 +78,9 @@ def fit(
     initialisation: Initialisation = "kaiming-uniform",
     watch: Watch | None = None,
     state: State | None = None,
+    start: Adapter | None = None,
     shard: bool = False,
+    device: torch.device | None = None,
     base_model: str | None = None,
     task_type: str | None = None,
     record: Mapping[str, Any] | None = None,
@@ -95,7 +104,7 @@ def fit(
         whole step only if they have equally many terms. The default is the loss that a transformers model computes
         itself, ``model(**batch).loss``, with the labels counted that are not −100: see
         `loralens.training.own_loss.count_terms`.
-    targets, rank, alpha, method, heads, dropout, seed, initialisation
+    targets, exclude, rank, rank_pattern, alpha, method, heads, dropout, seed, initialisation
         As for `loralens.training.inject`. ``seed`` is also the seed of dropout.
     watch : Watch, optional
         The functions that are called during training.
@@ -103,8 +112,14 @@ def fit(
         The state from which to continue. On one machine the result is, bit for bit, that of a run without interruption.
         The model, the batches and the loss must be those of that run; everything else is compared. The state holds the
         seed of the batches: the generators need not be seeded again.
+    start : Adapter, optional
+        An adapter with whose factors, magnitudes and heads the run begins instead of new ones. The targets and the
+        ranks must be those of the adapter: see `loralens.training.start.start_options`.
     shard : bool
         Whether to divide the model among all processes (FSDP2).
+    device : torch.device, optional
+        The device on which a model is trained that is sharded; by default that of the model. A model that no GPU holds
+        as a whole is given on the CPU, and its blocks are moved one by one.
     base_model, task_type : str, optional
         As for `loralens.training.read_injection`.
     record : mapping, optional
@@ -139,12 +154,15 @@ def fit(
     _check_options(loss=loss, course=course, watch=watch, state=state, record=record or {})
     # Everything that can be refused is refused before the model is changed.
     world = World.current(shard=shard)
-    feed = Feed(batches, world=world, device=_device_of(model))
+    device = _training_device(model, device, shard=shard)
+    feed = Feed(batches, world=world, device=device)
     course = course or _course_of_one_round(feed)
     injection = inject(
         model,
         targets=targets,
+        exclude=exclude,
         rank=rank,
+        rank_pattern=rank_pattern,
         alpha=alpha,
         method=method,
         heads=heads,
@@ -152,27 +170,40 @@ def fit(
         seed=seed,
         initialisation=initialisation,
     )
-    try:
-        loop = Loop(injection, feed, course, loss=loss, world=world, watch=watch or Watch(), seed=seed)
+    with _removed_on_error(injection, shard=shard):
+        if start is not None:
+            injection = start_from(injection, start)
+        loop = Loop(injection, feed, course, loss=loss, world=world, watch=watch or Watch(), seed=seed, device=device)
         loop.run(state)
+    # The record names the versions because the numbers of two releases may differ. The values of the caller come last,
+    # so that they may replace others.
+    versions = {"loralens": __version__, "torch": torch.__version__}
+    training_record = {**loop.record, **versions, **(record or {})}
+    adapter = read_injection(injection, base_model=base_model, task_type=task_type, training=training_record)
+    stopped = loop.stopped and loop.done < course.steps
+    return Fitted(adapter, injection, tuple(loop.losses), tuple(loop.evaluations), loop.done, loop.best_step, stopped)
+
+
+@contextmanager
+def _removed_on_error(injection: Injection, *, shard: bool) -> Iterator[None]:
+    """After an error within the context, the model has its original layers again."""
+    try:
+        yield
     # It is BaseException because the model is restored after Ctrl-C too.
     except BaseException:
         # FSDP2 has replaced the parameters of a sharded model, so that the original layers cannot be restored.
         if not shard:
             injection.remove()
         raise
-    # The record names the versions because the numbers of two releases may differ. The values of the caller come last,
-    # so that they may replace others.
-    versions = {"loralens": __version__, "torch": torch.__version__}
-    training_record = {**loop.record, **versions, **(record or {})}
-    return Fitted(
-        adapter=read_injection(injection, base_model=base_model, task_type=task_type, training=training_record),
-        injection=injection,
-        losses=tuple(loop.losses),
-        evaluations=tuple(loop.evaluations),
-        steps=loop.done,
-        best_step=loop.best_step,
-    )
+
+
+def _training_device(model: Any, device: torch.device | None, *, shard: bool) -> torch.device:
+    """The device on which a model is trained, which is its own unless it is sharded."""
+    own = _device_of(model)
+    # Without shards the model would have to be moved as a whole, which is the caller's to do.
+    if device is not None and device != own and not shard:
+        raise OptionError(f"the model is on {own}, not on {device}", fix=f"move it there: model.to({str(device)!r})")
+    return device or own
 
 
 def _device_of(model: Any) -> torch.device:

@@ -2,39 +2,38 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
 from loralens.core.attached import keep_modes
-from loralens.core.layers import compute_dtype
 from loralens.core.names import natural_key
-from loralens.core.scaling import Scaling, scale_of
+from loralens.core.scaling import Scaling
 from loralens.errors import OptionError
-from loralens.training.dora import add_magnitude
+from loralens.training.checks import check_model, check_numbers, check_weight
+from loralens.training.construction import make_layers, matrix_of, no_experts
+from loralens.training.experts import ExpertLayer, innermost
 from loralens.training.heads import copy_tensors, restore_tensors, widen_heads
-from loralens.training.initial import INITIALISATIONS, Initialisation, Pair, draw_pair, factor_digest
+from loralens.training.initial import INITIALISATIONS, Initialisation
 from loralens.training.layer import LoRALayer
+from loralens.training.left_out import note_left_out
 from loralens.training.method import TrainingMethod, training_method
-from loralens.training.number import as_float, as_int
-from loralens.training.pissa import principal_pair
+from loralens.training.quantised import codes_of, keep_codes
+from loralens.training.ranks import check_rank_pattern, choose_ranks
 from loralens.training.running_statistics import freeze_statistics
 from loralens.training.targets import (
     ALL_LINEAR,
     choose_heads,
     choose_layers,
+    excluded_modules,
+    glob_list,
     modules_by_name,
-    plain_name,
     warn_of_doubles,
+    with_stacks,
 )
-
-# The scale multiplies float32 factors, and PiSSA divides by it: neither the scale nor its reciprocal may underflow, or
-# exceed the largest float32, 3.4e38.
-TINY = 1e-38
+from loralens.training.world import World
 
 
 @final
@@ -48,6 +47,10 @@ class Injection:
         The LoRA layers by the names of the layers that they replace, in natural order.
     heads : mapping of str to nn.Module
         The modules of the model that are trained in full.
+    rank : int
+        The rank of layers that no glob of ``rank_pattern`` matches and that are not narrower, see `ranks`.
+    rank_pattern : mapping of str to int
+        The ranks that globs were given.
     initialisation : str
         How the initial factors were made; ``principal`` for PiSSA.
     digests : mapping of str to str
@@ -59,6 +62,7 @@ class Injection:
     heads: Mapping[str, nn.Module]
     method: TrainingMethod
     rank: int
+    rank_pattern: Mapping[str, int]
     alpha: float
     dropout: float
     seed: int
@@ -71,9 +75,20 @@ class Injection:
     _head_tensors: tuple[tuple[Tensor, Tensor], ...]  # each tensor of a head with a copy from before the injection
 
     @property
-    def scaling(self) -> Scaling:
-        """The formula of the scale of every layer, with α and the rank."""
-        return Scaling(self.method.formula, self.alpha, self.rank, "training")
+    def ranks(self) -> dict[str, int]:
+        """The rank of every layer: that of the injection, that of a glob, or the most that the layer allows."""
+        return {name: layer.rank for name, layer in self.layers.items()}
+
+    def scaling(self, layer: LoRALayer) -> Scaling:
+        """The formula of the scale of a layer, with α and its rank."""
+        return Scaling(self.method.formula, self.alpha, layer.rank, "training")
+
+    @property
+    def weights(self) -> str:
+        """What the frozen weights are: the name of their codes, or of the dtype of the layers that are adapted."""
+        adapted = next(iter(self.layers.values()))
+        own = next(innermost(adapted.base_layer).parameters(), None)
+        return codes_of(self.model) or ("" if own is None else str(own.dtype).removeprefix("torch."))
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -126,7 +141,7 @@ class Injection:
         # A place that other code has filled in the meantime is left alone.
         for parent, name, layer in self._places:
             if parent._modules.get(name) is layer:
-                parent._modules[name] = layer.base_layer
+                parent._modules[name] = innermost(layer.base_layer)
         for encoder in self._nested:
             encoder.use_nested_tensor = True
         for handle in self._handles:
@@ -143,7 +158,9 @@ def inject(
     model: nn.Module,
     *,
     targets: str | Sequence[str] = ALL_LINEAR,
+    exclude: str | Sequence[str] = (),
     rank: int = 8,
+    rank_pattern: Mapping[str, int] | None = None,
     alpha: float = 16.0,
     method: str = "lora",
     heads: str | Sequence[str] = (),
@@ -162,11 +179,17 @@ def inject(
     ----------
     model : nn.Module
     targets : str or sequence of str
-        Globs for the names or kinds of layers. ``all-linear`` means every linear layer except for the one that maps to
-        the vocabulary.
+        Globs for the names or kinds of layers. ``all-linear``, alone or among globs, means every linear layer except
+        for the one that maps to the vocabulary.
+    exclude : str or sequence of str
+        Globs for modules in which nothing is adapted.
     rank : int
+        The rank of every layer. A layer whose matrix is narrower gets the largest rank that it allows, and a note of
+        the logger ``loralens`` names it.
+    rank_pattern : mapping of str to int, optional
+        Globs for layers that get another rank; of several that match a layer, the last one counts.
     alpha : float
-        The scale is α/r, for rsLoRA α/√r.
+        The scale is α/r, for rsLoRA α/√r, with the rank r of each layer, as in PEFT.
     method : str
         The name of a row of `loralens.training.method.METHODS`.
     heads : str or sequence of str
@@ -185,7 +208,7 @@ def inject(
     Raises
     ------
     OptionError
-        A glob matches nothing; the rank is larger than a matrix allows; the model has LoRA layers already; the weight
+        A glob matches nothing; the rank is larger than any matrix allows; the model has LoRA layers already; the weight
         of a head is tied to one of a module that is no head; a weight has no numbers (meta or lazy; for PiSSA also
         infinite numbers and NaN); an argument is not of its type. The model has not been changed.
 
@@ -195,29 +218,26 @@ def inject(
         A layer is in several places of the model. It is adapted in all of them, while PEFT would adapt only the first.
     """
     row = training_method(method)
-    _check_model(model)
-    rank, alpha, dropout, seed = _check_numbers(row, rank=rank, alpha=alpha, dropout=dropout, seed=seed)
+    check_model(model)
+    pattern = check_rank_pattern(rank_pattern or {})
+    rank, alpha, dropout, seed = check_numbers(row, rank=rank, alpha=alpha, dropout=dropout, seed=seed)
     if initialisation not in INITIALISATIONS:
         what = f"initialisation {initialisation!r} does not exist"
         raise OptionError(what, fix=f"choose one of {', '.join(INITIALISATIONS)}")
-    named = modules_by_name(model)
+    named = with_stacks(modules_by_name(model))
     tops = choose_heads(model, heads)
-    layers, digests = {}, {}
     # In evaluation mode, since reading a parametrised weight (a spectral norm) in training mode changes it.
     with keep_modes(model):
         model.eval()
-        kinds = choose_layers(model, targets, heads=tops)
-        warn_of_doubles(model, {name: named[name] for name in kinds})
-        for name, kind in kinds.items():
-            _check_weight(name, kind.matrix(named[name]), rank)
-        for name, kind in kinds.items():
-            layers[name] = lora = _make_layer(
-                name, named[name], kind, row, rank=rank, alpha=alpha, dropout=dropout, seed=seed, how=initialisation
-            )
-            # The factor that is drawn: for an embedding B, since A is 0; PiSSA draws neither.
-            digests[name] = factor_digest(lora.B if kind.kind == "embedding" and not row.principal else lora.A)
-    for layer in layers.values():  # which were built in evaluation mode
-        layer.training = layer.base_layer.training
+        kinds = choose_layers(model, targets, heads=tops, exclude=exclude, no_experts=no_experts(row, dropout))
+        warn_of_doubles(model, {name: named[name] for name, kind in kinds.items() if kind is not ExpertLayer})
+        sides = {name: check_weight(name, matrix_of(named[name], kind, name)) for name, kind in kinds.items()}
+        ranks = choose_ranks(sides, rank=rank, pattern=pattern, say=World.current().main)
+        if World.current().main and ALL_LINEAR in glob_list(targets, "targets"):
+            note_left_out(model, kinds, (*tops, *excluded_modules(named, exclude)))
+        layers, digests = make_layers(
+            named, kinds, ranks, row, alpha=alpha, dropout=dropout, seed=seed, how=initialisation
+        )
     # Stored before freezing: remove() makes exactly these trainable again.
     trained = tuple(parameter for parameter in model.parameters() if parameter.requires_grad)
     places = _replace_layers(model, layers)
@@ -231,6 +251,7 @@ def inject(
         heads=full,
         method=row,
         rank=rank,
+        rank_pattern=pattern,
         alpha=alpha,
         dropout=dropout,
         seed=seed,
@@ -238,101 +259,18 @@ def inject(
         digests=digests,
         _places=places,
         _nested=_disable_nested_tensors(model, layers),
-        _handles=(*freeze_statistics(model, heads=full.values()), *widen_heads(full.values())),
+        _handles=(*freeze_statistics(model, heads=full.values()), *widen_heads(full.values()), *keep_codes(model)),
         _trained=trained,
         _head_tensors=before,
     )
 
 
-def _check_model(model: nn.Module) -> None:
-    if not isinstance(model, nn.Module):
-        raise OptionError(f"the model is a {type(model).__name__}, not a module", fix="give a torch.nn.Module")
-    # The names of the modules would be those of the wrapper, and PEFT's own layers would be adapted.
-    if hasattr(model, "peft_config"):
-        raise OptionError("the model is wrapped by PEFT already", fix="give its base: model.unload()")
-    for name, layer in modules_by_name(model).items():
-        if isinstance(layer, LoRALayer):
-            raise OptionError(f"{name} is a LoRA layer already", fix="remove the layers first: injection.remove()")
-    for name, parameter in model.named_parameters():
-        if is_lazy(parameter):
-            raise OptionError(
-                f"{plain_name(name)} is lazy: it has no shape yet", fix="call the model with an input first"
-            )
-
-
-def _check_numbers(
-    method: TrainingMethod, *, rank: object, alpha: object, dropout: object, seed: object
-) -> tuple[int, float, float, int]:
-    """The numeric arguments of an injection, converted to numbers of Python, with which JSON can be written."""
-    r, a, part, s = as_int(rank), as_float(alpha), as_float(dropout), as_int(seed)
-    if r is None or r < 1:
-        raise OptionError(f"rank {rank!r} is not a whole number of 1 or more", fix="give a rank of 1 or more")
-    if a is None or not isfinite(a) or a <= 0:
-        raise OptionError(f"alpha {alpha!r} is not a positive number", fix="give a positive number: 16, 32")
-    # α by itself too: some dialects write it as float32.
-    if not TINY <= scale_of(a, r, method.formula) <= 1 / TINY or a > 1 / TINY:
-        raise OptionError(
-            f"alpha {alpha!r} gives a scale that float32 does not hold", fix="give a number like 16 or 32"
-        )
-    if part is None or not 0 <= part < 1:
-        raise OptionError(f"dropout {dropout!r} is not in [0, 1)", fix="give a probability, such as 0 or 0.1")
-    if s is None:
-        raise OptionError(f"seed {seed!r} is not a whole number", fix="give 0, 1 …")
-    return r, a, part, s
-
-
-def _check_weight(name: str, W: Tensor, rank: int) -> None:
-    if W.is_meta:
-        raise OptionError(
-            f"{name}: its weight is on the meta device, which holds no numbers", fix="load the model's weights first"
-        )
-    out, in_ = W.shape
-    # More directions than the smaller side has cannot exist, and PiSSA could not take them from W.
-    if rank > min(out, in_):
-        raise OptionError(
-            f"{name}: rank {rank} is larger than its matrix ({out}, {in_}) can have",
-            fix=f"give a rank of at most {min(out, in_)}, or leave this module out of the targets",
-        )
-
-
-@torch.no_grad()
-def _make_layer(
-    name: str,
-    layer: nn.Module,
-    kind: type[LoRALayer],
-    method: TrainingMethod,
-    *,
-    rank: int,
-    alpha: float,
-    dropout: float,
-    seed: int,
-    how: Initialisation,
-) -> LoRALayer:
-    """The LoRA layer for one layer, with its first factors on the device of the weight."""
-    W, scale = kind.matrix(layer), scale_of(alpha, rank, method.formula)
-    out, in_ = W.shape
-    if method.principal and not torch.isfinite(W).all():
-        raise OptionError(
-            f"{name}: its weight is not finite, so it has no leading singular directions",
-            fix=f"repair the weights of the model, choose another method than {method.name}, or leave this module out",
-        )
-    start = principal_pair(W, rank=rank, scale=scale) if method.principal else None
-    if start:
-        # Copies, since the pair is trained and the start is not.
-        pair = Pair(start.B.clone(), start.A.clone())
-    else:
-        embedding = kind.kind == "embedding"
-        drawn = draw_pair(name, (out, in_), rank=rank, seed=seed, initialisation=how, embedding=embedding)
-        pair = Pair(*(factor.to(W.device, compute_dtype(W)) for factor in drawn))
-    lora_layer = kind(layer, pair, scale=scale, dropout=dropout, start=start)
-    if method.magnitude:
-        add_magnitude(lora_layer)
-    return lora_layer
-
-
 def _replace_layers(model: nn.Module, layers: Mapping[str, LoRALayer]) -> tuple[tuple[nn.Module, str, LoRALayer], ...]:
     """Put every LoRA layer in the place of its frozen layer, or in all places if the layer is in several."""
-    ours = {id(layer.base_layer): layer for layer in layers.values()}
+    for layer in layers.values():  # which were built in evaluation mode
+        layer.training = layer.base_layer.training
+    # Of the nested layers of several stacks of experts the last one is the outermost.
+    ours = {id(innermost(layer.base_layer)): layer for layer in layers.values()}
     places = [
         (parent, name, ours[id(child)])
         for parent in list(model.modules())

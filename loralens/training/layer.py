@@ -51,13 +51,15 @@ class LoRALayer(nn.Module):
         self, base_layer: nn.Module, pair: "Pair", *, scale: float, dropout: float = 0.0, start: "Pair | None" = None
     ) -> None:
         super().__init__()
-        # PEFT's name for it, so that the names of weights are those of a model in PEFT.
-        self.base_layer = base_layer
+        # Before the frozen layer, since torch refuses the name of an attribute that is there: layers of experts are
+        # nested, and the inner one has all these.
         self.B, self.A = nn.Parameter(pair.B), nn.Parameter(pair.A)
         self.register_parameter("magnitude", None)
         # Buffers move to another device with the layer, and no optimiser updates them.
         self.register_buffer("B0", start.B if start else None)
         self.register_buffer("A0", start.A if start else None)
+        # PEFT's name for it, so that the names of weights are those of a model in PEFT.
+        self.base_layer = base_layer
         self.scale = scale
         self.dropout = dropout
         self.training = base_layer.training
@@ -76,7 +78,7 @@ class LoRALayer(nn.Module):
         """Set a parameter of the frozen layer there, since transformers ties weights by setting them."""
         # Read from __dict__: before nn.Module.__init__ has run, attribute access would recurse.
         base = self.__dict__.get("_modules", {}).get("base_layer")
-        if base is not None and name in base._parameters:
+        if base is not None and name in base._parameters and name not in self._parameters:
             setattr(base, name, value)
         else:
             super().__setattr__(name, value)
@@ -111,6 +113,11 @@ class LoRALayer(nn.Module):
         return add_product(y, F.linear(cast(x, A), A), B, scale)
 
     @property
+    def rank(self) -> int:
+        """The rank of the trained pair."""
+        return int(self.A.shape[0])
+
+    @property
     def kernel(self) -> tuple[int, ...]:
         """The size of the kernel of a convolution; empty for every other layer."""
         return ()
@@ -121,7 +128,7 @@ class LoRALayer(nn.Module):
 
     def extra_repr(self) -> str:
         """The rank, the scale, and the dropout if there is any, for ``print(model)``."""
-        settings = [f"rank={self.A.shape[0]}", f"scale={self.scale:g}"]
+        settings = [f"rank={self.rank}", f"scale={self.scale:g}"]
         settings += [f"dropout={self.dropout:g}"] if self.dropout else []
         return ", ".join(settings)
 
@@ -153,8 +160,10 @@ def add_product(y: Tensor, z: Tensor, B: Tensor, scale: float) -> Tensor:
     z : tensor, shape (…, r)
     B : tensor, shape (out, r)
     """
-    # addmm saves a tensor of the size of y. It needs one dtype; under autocast y may have 16 bits and z be float32.
-    if y.dtype == z.dtype:
+    # addmm saves a tensor of the size of y. It needs one dtype; under autocast y may have 16 bits and z be float32. And
+    # autocast would round a float32 y, such as the rows of a frozen embedding, before the sum.
+    rounds = y.dtype == torch.float32 and torch.is_autocast_enabled(y.device.type)
+    if y.dtype == z.dtype and not rounds:
         flat = torch.addmm(y.reshape(-1, y.shape[-1]), z.reshape(-1, z.shape[-1]), B.T, alpha=scale)
         return flat.view(y.shape)
     return torch.add(y, F.linear(z, B), alpha=scale)

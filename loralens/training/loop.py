@@ -15,13 +15,15 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import SGD, AdamW, Optimizer
 
 from loralens.core.attached import keep_modes
+from loralens.core.messages import warn
 from loralens.core.training import State
 from loralens.errors import DivergenceError, OptionError
 from loralens.training.blocks import recompute_blocks
 from loralens.training.course import Course
-from loralens.training.feed import Feed, move_batch, size_of
+from loralens.training.feed import Feed, length_of, move_batch, size_of
 from loralens.training.injection import Injection
 from loralens.training.number import as_float
+from loralens.training.precision import Precision
 from loralens.training.readout import full_tensor, read_injection
 from loralens.training.state import capture_state, draws_of, overwrite, restore_state, run_identity, trained_tensors
 from loralens.training.watch import Measures, Step, Watch
@@ -44,6 +46,10 @@ class Loop:
         equal weight however the step is divided into batches; or a scalar, so that all batches have equal weight.
     seed : int
         The seed of dropout. Each step derives its own from it, so that no state of a generator has to be saved.
+    device : torch.device
+        The device of the model, to which it is moved part by part where it is sharded.
+    stopped : bool
+        Whether the watch has stopped the run before its end.
     losses, evaluations : list
         The loss of every step, and (steps done, measures) of every evaluation.
     """
@@ -55,16 +61,20 @@ class Loop:
     world: World
     watch: Watch
     seed: int
+    device: torch.device
     losses: list[float] = field(default_factory=list)
     evaluations: list[tuple[int, Measures]] = field(default_factory=list)
     done: int = 0
     best_step: int | None = None
+    stopped: bool = False
     _model: nn.Module = field(init=False)
     _optimiser: Optimizer = field(init=False)
     _rates: list[float] = field(init=False)
+    _precision: Precision = field(init=False)
     _best: dict[str, Tensor] = field(default_factory=dict)
     _best_value: float | None = None
     _waited: int = 0
+    _warned: bool = False  # of texts that are longer than the model has positions for
 
     def run(self, state: State | None = None) -> None:
         """Train until the last step or until patience ends, from the beginning or from a state."""
@@ -74,13 +84,14 @@ class Loop:
             recompute_blocks(self.injection.model, on=self.course.checkpointing),
             closing(self.feed),
         ):
-            self._model = self.world.wrapped(self.injection.model)
+            self._precision = Precision.of(self.injection.model, self.device, autocast=self.course.autocast)
+            self._model = self.world.wrapped(self.injection.model, self.device, narrow=self._gathered_dtype)
             self._prepare(state)
             # A resumed run has its first evaluation already, in its log.
             if state is None:
                 self._evaluate()
             patience = inf if self.watch.patience is None else self.watch.patience
-            while self.done < self.course.steps and self._waited < patience:
+            while self.done < self.course.steps and self._waited < patience and not self.stopped:
                 self._step()
                 self._after_step()
         # With patience the result is that of the best evaluation, not of the last step.
@@ -90,9 +101,14 @@ class Loop:
                 overwrite(tensors[name], tensor, name)
 
     @property
-    def device(self) -> torch.device:
-        """The device of the model."""
-        return next(self.injection.model.parameters()).device
+    def _gathered_dtype(self) -> torch.dtype | None:
+        """The dtype in which shards are gathered; None for their own.
+
+        Under autocast a layer keeps a copy of its weight in 16 bits until the backward pass, which would undo the
+        sharding. If shards are gathered in these bits, there is no copy. DoRA needs the norms of whole weights.
+        """
+        on = self._precision.autocast and not self.injection.method.magnitude
+        return self._precision.dtype if on else None
 
     @property
     def _identity(self) -> dict[str, Any]:
@@ -120,6 +136,7 @@ class Loop:
             self.feed.begin(draws_of(state) or self.feed.first_draws)
             self.done, self._waited = state.step, state.record["waited"]
             self._best_value, self.best_step = state.record["best"], state.record["best_step"]
+            self._precision.restore(state.record)
 
     def _step(self) -> None:
         begun = perf_counter()
@@ -129,18 +146,23 @@ class Loop:
         rate = self._set_rates(step)
         with _training_mode(self.injection, base_dropout=self.course.base_dropout):
             total, count, size = self._add_gradients(step)
-        total, count, size = self.world.total([total, count, size], device)
+        asked = self.watch.stop is not None and self.watch.stop()
+        # With the sums, so that it costs nothing to agree whether any process is to stop.
+        total, count, size, stops = self.world.total([total, count, size, float(asked)], device)
+        self.stopped = stops > 0
         parameters = [p for group in self._optimiser.param_groups for p in group["params"] if p.grad is not None]
         # The backward pass gave the gradient of the sum over this process's batches, and DDP and FSDP2 took the mean
         # over processes. The gradient of the mean over the step is that times processes / count.
         with torch.no_grad():
-            torch._foreach_mul_([p.grad for p in parameters], self.world.size / max(count, 1))
+            scale = self.world.size / max(count, 1) / self._precision.scale
+            torch._foreach_mul_([p.grad for p in parameters], scale)
         # With an infinite limit the norm is computed, and nothing is clipped.
         norm = float(full_tensor(clip_grad_norm_(parameters, self.course.clip or inf)))
         loss = total / max(count, 1) if count else nan  # a step in which no token was hidden has no loss
-        if not isfinite(total) or not isfinite(norm):
+        if not isfinite(total) or not self._precision.accepts(finite=isfinite(norm)):
             raise self._divergence_error(loss, norm)
-        self._optimiser.step()
+        if isfinite(norm):
+            self._optimiser.step()
         self._optimiser.zero_grad(set_to_none=True)
         self.done += 1
         self.losses.append(loss)
@@ -164,24 +186,34 @@ class Loop:
         for number in range(self.course.accumulate):
             batch = self.feed[step * self.course.accumulate + number]
             size += size_of(batch)
+            self._check_length(batch)
             batch = move_batch(batch, self.device)
             # Processes exchange gradients once a step, with its last batch.
             last = number == self.course.accumulate - 1
             with self.world.gathering(self._model, last=last):
-                with self._autocast:
+                with self._precision.context():
                     result = self.loss(self._model, batch)
                 summed, over = _loss_and_count(result)
-                summed.backward()  # type: ignore[no-untyped-call]
+                if not self._precision.begun:
+                    # The mean over processes, so that all have one scale.
+                    self._precision.begin(self.world.mean(float(over), self.device))
+                (summed * self._precision.scale).backward()  # type: ignore[no-untyped-call]
             # Both stay on the device: float() here would wait for the GPU after every batch.
             sums[0] += summed.detach()
             sums[1] += over
         total, count = sums.tolist()
         return total, count, float(size)
 
-    @property
-    def _autocast(self) -> Any:
-        on = self.device.type == "cuda" if self.course.autocast is None else self.course.autocast
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=on)
+    def _check_length(self, batch: Any) -> None:
+        """Warn, once, of texts that are longer than the model has positions for."""
+        positions = positions_of(self.injection.model)
+        length = length_of(batch)
+        if positions and length > positions and not self._warned:
+            self._warned = True
+            warn(
+                f"a batch has texts of {length:,} tokens, and the model has positions for {positions:,}",
+                f"cut the texts, such as by truncation=True, max_length={positions} of a tokenizer",
+            )
 
     def _after_step(self) -> None:
         """Evaluate, take a snapshot and save the state, where each is due."""
@@ -193,9 +225,11 @@ class Loop:
             adapter = read_injection(self.injection)
             if self.world.main:
                 self.watch.snapshot(self.done, adapter)
-        # After the last step there is nothing to resume, and the adapter itself is written.
-        if self.watch.save and not last and _is_due(self.done, self.watch.save_every):
+        # The state after the last step is that from which a run goes on with more steps.
+        due = _is_due(self.done, self.watch.save_every) or (last and self.watch.save_every > 0)
+        if self.watch.save and (due or self.stopped):
             record = {"best": self._best_value, "best_step": self.best_step, "waited": self._waited}
+            record |= self._precision.record
             state = capture_state(
                 self.injection,
                 self._optimiser,
@@ -211,7 +245,7 @@ class Loop:
     def _evaluate(self) -> None:
         if self.watch.evaluate is None:
             return
-        with _evaluation_mode(self.injection.model), self._autocast:
+        with _evaluation_mode(self.injection.model), self._precision.context():
             returned = self.watch.evaluate(self._model)
         if not isinstance(returned, Mapping):
             raise OptionError(
@@ -312,6 +346,13 @@ def _seed_generators(seed: int, step: int, rank: int, device: torch.device) -> N
             torch.cuda.manual_seed(seed)
     elif device.type == "mps":
         torch.mps.manual_seed(seed)
+
+
+def positions_of(model: nn.Module) -> int | None:
+    """The number of positions that the configuration of a transformers model states."""
+    config = getattr(model, "config", None)
+    counts = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions"))
+    return next((number for number in counts if isinstance(number, int) and number > 0), None)
 
 
 def _is_due(step: int, every: int) -> bool:

@@ -13,6 +13,7 @@ from loralens.core.lazy import Array, LazyArray
 from loralens.core.lowrank import Layout, LowRank
 from loralens.core.scaling import Scaling
 from loralens.core.training import RECORD, record_of
+from loralens.training.experts import ExpertLayer, is_transposed
 from loralens.training.initial import Pair, combined_digest
 from loralens.training.injection import Injection
 from loralens.training.layer import LoRALayer, TransposedLayer
@@ -55,10 +56,10 @@ def read_injection(
     """
     extra = dict(_read_magnitudes(injection)) | dict(_read_heads(injection))
     digests = {"A0": combined_digest(injection.digests), "A0_of": dict(injection.digests)}
-    record = {**settings(injection), **digests, **(training or {})}
+    record = {**settings(injection), "weights": injection.weights, **digests, **(training or {})}
     base = base_model or getattr(getattr(injection.model, "config", None), "_name_or_path", None) or None
     return Adapter(
-        modules={name: _read_module(layer, injection) for name, layer in injection.layers.items()},
+        modules=dict(_read_modules(injection)),
         extra=extra,
         config=_peft_config(injection, base, task_type),
         # transformers refuses a safetensors file without the format. Sorted keys give equal runs equal bytes.
@@ -76,15 +77,29 @@ def settings(injection: Injection) -> dict[str, Any]:
         "dropout": injection.dropout,
         "seed": injection.seed,
         "initialisation": injection.initialisation,
+        # Only where there is one, so that the record of an ordinary run stays short.
+        **({"rank_pattern": dict(injection.rank_pattern)} if injection.rank_pattern else {}),
     }
 
 
+def _read_modules(injection: Injection) -> Iterator[tuple[str, LowRank]]:
+    """The modules by name; a stack of experts is one module for each expert."""
+    for name, layer in injection.layers.items():
+        if not isinstance(layer, ExpertLayer):
+            yield name, _read_module(layer, injection)
+            continue
+        layout, scaling = Layout(layer.kind, transposed=is_transposed(layer)), injection.scaling(layer)
+        B, A = numpy_of(layer.B), numpy_of(layer.A)
+        for e in range(len(A)):
+            yield f"{name}[{e}]", LowRank(B[e], A[e], layer.scale, scaling=scaling, layout=layout)
+
+
 def _read_module(layer: LoRALayer, injection: Injection) -> LowRank:
-    pair, scaling = Pair(full_tensor(layer.B), full_tensor(layer.A)), injection.scaling
+    pair, scaling = Pair(full_tensor(layer.B), full_tensor(layer.A)), injection.scaling(layer)
     if layer.B0 is not None and layer.A0 is not None:
         pair = difference(pair, Pair(full_tensor(layer.B0), full_tensor(layer.A0)))
         # The rank doubles, so α doubles too, and the scale α/r stays.
-        scaling = Scaling(scaling.formula, 2 * injection.alpha, 2 * injection.rank, scaling.origin)
+        scaling = Scaling(scaling.formula, 2 * injection.alpha, 2 * layer.rank, scaling.origin)
         assert scaling.value == layer.scale
     # Factors are stored 2-D whatever the layer; the writer needs its kind and kernel to restore the shape.
     layout = Layout(layer.kind, kernel=layer.kernel, transposed=isinstance(layer, TransposedLayer))

@@ -1,6 +1,7 @@
 """The state of a run, saved and restored bit for bit, so that a run can be resumed."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -79,7 +80,7 @@ def restore_state(
         The state is of another run, or of other modules; the message names what differs. Nothing has been changed.
     """
     # All checks come before the first write, so that a refused state leaves the model as it was.
-    _check_run(state.run, run)
+    _check_run(state.run, run, done=state.step)
     tensors = trained_tensors(injection)
     stored_names = {name.removeprefix(TRAINED) for name in state.tensors if name.startswith(TRAINED)}
     if set(tensors) != stored_names:
@@ -110,6 +111,11 @@ def draws_of(state: State) -> dict[str, Array]:
     return {name.removeprefix(DRAWN): array for name, array in state.tensors.items() if name.startswith(DRAWN)}
 
 
+def without_draws(state: State) -> State:
+    """The state without the generators of batches, for batches that draw nothing: it is then the same in every run."""
+    return replace(state, tensors={name: t for name, t in state.tensors.items() if not name.startswith(DRAWN)})
+
+
 @torch.no_grad()
 def overwrite(tensor: Tensor, array: "Array | Tensor", name: str) -> None:
     """Overwrite a tensor, which may be sharded, with a whole array.
@@ -123,8 +129,11 @@ def overwrite(tensor: Tensor, array: "Array | Tensor", name: str) -> None:
     tensor.copy_(array if isinstance(array, Tensor) else _tensor_like(tensor, array))
 
 
-def _check_run(stored: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+def _check_run(stored: Mapping[str, Any], current: Mapping[str, Any], *, done: int) -> None:
     other = [name for name in {**current, **stored} if stored.get(name) != current.get(name)]
+    # A run that has done all its steps may go on with more of them.
+    if "steps" in other and done == stored.get("steps") and done < current["steps"]:
+        other.remove("steps")
     if other:
         differences = [f"{name} is {stored.get(name)!r} there, {current.get(name)!r} here" for name in other[:NAMED]]
         and_more = f"; and {len(other) - NAMED} more" if len(other) > NAMED else ""

@@ -10,7 +10,9 @@ from loralens.core.naming.selection import select
 from loralens.errors import OptionError
 from loralens.training.conv import ConvLayer
 from loralens.training.embedding import EmbeddingLayer
+from loralens.training.experts import ExpertLayer, expert_stacks
 from loralens.training.layer import LinearLayer, LoRALayer, TransposedLayer
+from loralens.training.quantised import QuantisedLayer, weight_kind
 
 ALL_LINEAR = "all-linear"
 
@@ -38,7 +40,12 @@ def modules_by_name(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def choose_layers(
-    model: nn.Module, targets: str | Sequence[str], *, heads: Sequence[str] = ()
+    model: nn.Module,
+    targets: str | Sequence[str],
+    *,
+    heads: Sequence[str] = (),
+    exclude: str | Sequence[str] = (),
+    no_experts: str = "",
 ) -> dict[str, type[LoRALayer]]:
     """The names of the layers to adapt, in natural order, each with its class of LoRA layer.
 
@@ -46,36 +53,42 @@ def choose_layers(
     ----------
     model : nn.Module
     targets : str or sequence of str
-        Globs as in `loralens.core.naming.selection`: ``q_proj`` means every layer of that kind. ``all-linear`` means
-        every linear layer except for the output embedding, which maps to the vocabulary.
+        Globs as in `loralens.core.naming.selection`: ``q_proj`` means every layer of that kind. ``all-linear``, alone
+        or among globs, means every linear layer except for the output embedding, which maps to the vocabulary. Stacks
+        of experts are layers by the names of their parameters, and linear.
     heads : sequence of str
         Modules that are trained in full. ``all-linear`` leaves out the layers in them, and no glob may match one.
+    exclude : str or sequence of str
+        Globs for modules that are not adapted, and nothing in them is.
+    no_experts : str
+        Why stacks of experts cannot be adapted, if they cannot: ``all-linear`` leaves them out, and no glob may match
+        one.
 
     Raises
     ------
     OptionError
         A glob is not a string, matches nothing (the message has the nearest names), or matches something that cannot be
-        adapted.
+        adapted; no layer is left.
     """
-    named = modules_by_name(model)
+    named = with_stacks(modules_by_name(model))
     # The model itself has the empty name; a layer can only be replaced inside a parent.
-    fitting = {name: layer_class for name, layer in named.items() if name and (layer_class := layer_class_for(layer))}
-    if targets == ALL_LINEAR:
-        # A method of transformers models. The output embedding is large, and often tied to the input embedding.
-        output_embedding = getattr(model, "get_output_embeddings", None)
-        head = output_embedding() if callable(output_embedding) else None
-        names = [
-            name
-            for name, layer_class in fitting.items()
-            if layer_class.kind == "linear" and named[name] is not head and not _is_within(name, heads)
-        ]
-        if not names:
-            raise OptionError("the model has no linear layer to adapt", fix="name the layers: targets=...")
-    else:
-        globs = glob_list(targets, "targets")
-        if not globs:
-            raise OptionError("no targets are given", fix=f"give globs for module names, or {ALL_LINEAR!r}")
-        names = _select_layers(named, fitting, globs)
+    fitting: dict[str, type[LoRALayer]] = {
+        name: layer_class for name, layer in named.items() if name and (layer_class := layer_class_for(layer, name))
+    }
+    globs = glob_list(targets, "targets")
+    if not globs:
+        raise OptionError("no targets are given", fix=f"give globs for module names, or {ALL_LINEAR!r}")
+    chosen: set[str] = set()
+    if ALL_LINEAR in globs:
+        usable = {name: kind for name, kind in fitting.items() if not (no_experts and kind is ExpertLayer)}
+        chosen.update(_linear_layers(model, named, usable, heads))
+    if other_globs := [glob for glob in globs if glob != ALL_LINEAR]:
+        chosen.update(_select_layers(named, fitting, other_globs))
+    names = _without(chosen, exclude, named)
+    for name in names:
+        if no_experts and fitting[name] is ExpertLayer:
+            fix = "leave it out, exclude it, or choose another method"
+            raise OptionError(f"{name} is a stack of experts, which {no_experts} does not adapt", fix=fix)
     compiled = {id(inner) for module in model.modules() if (inner := module._modules.get(COMPILED)) is not None}
     for name in names:
         if _is_within(name, heads):
@@ -89,6 +102,57 @@ def choose_layers(
                 fix="compile the model or its blocks instead, or compile it after the injection",
             )
     return {name: fitting[name] for name in sorted(names, key=natural_key)}
+
+
+def _linear_layers(
+    model: nn.Module, named: Mapping[str, nn.Module], fitting: Mapping[str, type[LoRALayer]], heads: Sequence[str]
+) -> list[str]:
+    """The names of the linear layers that ``all-linear`` means."""
+    # The output embedding is large, and often tied to the input embedding.
+    head = output_embedding_of(model)
+    names = [
+        name
+        for name, layer_class in fitting.items()
+        if layer_class.kind in ("linear", "experts") and named[name] is not head and not _is_within(name, heads)
+    ]
+    if not names:
+        coded = [layer for layer in named.values() if _has_codes(layer)]
+        if coded:
+            what = f"the weights of the linear layers are codes ({type(coded[0]).__name__}), which cannot be adapted"
+            raise OptionError(what, fix="load the model in 16 or 32 bits, or in NF4 or int8 by bitsandbytes")
+        raise OptionError("the model has no linear layer to adapt", fix="name the layers: targets=...")
+    return names
+
+
+def _has_codes(layer: nn.Module) -> bool:
+    """Whether a layer is a linear one of a library for quantised models, whose weights are whole numbers."""
+    if "linear" not in type(layer).__name__.lower():
+        return False
+    # Libraries store the codes as parameters or as buffers, and under several names.
+    tensors = (*layer.parameters(recurse=False), *layer.buffers(recurse=False))
+    return any(tensor.ndim == 2 and not tensor.is_floating_point() for tensor in tensors)
+
+
+def excluded_modules(named: Mapping[str, nn.Module], exclude: str | Sequence[str]) -> list[str]:
+    """The names that the globs match; none without globs.
+
+    Raises
+    ------
+    OptionError
+        A glob matches nothing, or is not a string.
+    """
+    globs = glob_list(exclude, "exclude")
+    # Among all modules, so that a glob may mean a block or an encoder, and a misspelt one is an error.
+    return select([name for name in named if name], globs, prefixes=False) if globs else []
+
+
+def _without(names: Iterable[str], exclude: str | Sequence[str], named: Mapping[str, nn.Module]) -> list[str]:
+    """The names of layers that are neither excluded nor inside an excluded module."""
+    excluded = excluded_modules(named, exclude)
+    remaining = [name for name in names if not _is_within(name, excluded)]
+    if excluded and not remaining:
+        raise OptionError("no layer is left to adapt: all targets are excluded", fix="exclude fewer modules")
+    return remaining
 
 
 def choose_heads(model: nn.Module, globs: str | Sequence[str]) -> list[str]:
@@ -116,13 +180,33 @@ def choose_heads(model: nn.Module, globs: str | Sequence[str]) -> list[str]:
     return tops
 
 
-def layer_class_for(layer: nn.Module) -> type[LoRALayer] | None:
+def output_embedding_of(model: nn.Module) -> nn.Module | None:
+    """The layer of a transformers model that maps to the vocabulary; None if there is none."""
+    method = getattr(model, "get_output_embeddings", None)
+    head = method() if callable(method) else None
+    return head if isinstance(head, nn.Module) else None
+
+
+def with_stacks(named: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """The modules by name, and each stack of experts by the name of its parameter with the module that has it."""
+    stacks = {f"{name}.{own}": module for name, module in named.items() if name for own in expert_stacks(module)}
+    return {**named, **stacks}
+
+
+def layer_class_for(layer: nn.Module, name: str = "") -> type[LoRALayer] | None:
     """The class of LoRA layer for a layer; None if a pair could not be a low-rank update of the weight of the layer.
+
+    ``name`` tells a stack of experts from the module that has it.
 
     These are not adapted: grouped convolutions, for which PEFT's pair is not an update of the weight; embeddings with a
     ``max_norm``, which change their weight when they are called; the ``out_proj`` of ``nn.MultiheadAttention``, which
-    is never called; weights that are not floating point; and classes that only have the name of a layer of torch.
+    is never called; routers; weights that are not floating point, except for codes of bitsandbytes; and classes that
+    only have the name of a layer of torch.
     """
+    if name.rpartition(".")[2] in expert_stacks(layer):
+        return ExpertLayer
+    if weight_kind(layer):
+        return QuantisedLayer
     weight = getattr(layer, "weight", None)
     # The attribute "weight" of a ParametrizationList is a module, not a tensor.
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
@@ -130,6 +214,9 @@ def layer_class_for(layer: nn.Module) -> type[LoRALayer] | None:
     class_names = {base.__name__ for base in type(layer).__mro__}
     # torch's class of the out_proj; attention passes its weight to a function.
     if "NonDynamicallyQuantizableLinear" in class_names or getattr(layer, "groups", 1) != 1:
+        return None
+    # A router of transformers (Llama 4) is a linear layer by its class, and returns several tensors.
+    if isinstance(layer, nn.Linear) and "router" in type(layer).__name__.lower():
         return None
     if isinstance(layer, nn.Embedding) and layer.max_norm is not None:
         return None

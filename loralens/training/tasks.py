@@ -2,18 +2,20 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import exp, nan
-from typing import Any, final
+from math import ceil, exp, nan
+from typing import final
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from loralens.core.lazy import Array
 from loralens.core.names import row_named
 from loralens.errors import OptionError
 from loralens.training.feed import move_batch
 from loralens.training.watch import Measures
+from loralens.training.world import World
 
 Batch = dict[str, Tensor]
 Order = Callable[[int], Sequence[int]]  # batch number → the examples in it
@@ -43,6 +45,12 @@ class Examples:
         The number of different tokens.
     special : frozenset of int
         The tokens that are never hidden.
+    learned : sequence of list of bool, optional
+        For every token of every text whether a causal language model learns it; by default all are learned.
+    positions : sequence of list of int, optional
+        The positions of the tokens, if a row holds several texts: see `loralens.training.packing`.
+    members : sequence of list of int, optional
+        The numbers of the texts in each row, if a row holds several.
     """
 
     tokens: Sequence[list[int]]
@@ -51,6 +59,9 @@ class Examples:
     mask: int | None = None
     vocabulary: int = 0
     special: frozenset[int] = frozenset()
+    learned: Sequence[list[bool]] | None = None
+    positions: Sequence[list[int]] | None = None
+    members: Sequence[list[int]] | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -67,30 +78,20 @@ class Examples:
         for row, tokens in enumerate(part):
             ids[row, : len(tokens)], attention[row, : len(tokens)] = torch.tensor(tokens), 1
         batch = {"input_ids": ids, "attention_mask": attention}
+        if self.positions is not None:
+            # Padding is one more text, which sees none of the others.
+            places = torch.arange(ids.shape[1]).repeat(len(part), 1)
+            for row, i in enumerate(chosen):
+                size = len(self.positions[i])
+                places[row, :size], places[row, size:] = torch.tensor(self.positions[i]), places[row, size:] - size
+            batch["position_ids"] = places
+        if self.learned is not None:
+            labels = torch.full_like(ids, IGNORED)
+            for row, i in enumerate(chosen):
+                learned = torch.tensor(self.learned[i])
+                labels[row, : len(learned)][learned] = ids[row, : len(learned)][learned]
+            return batch | {"labels": labels}
         return batch if self.labels is None else batch | {"labels": torch.tensor([self.labels[i] for i in chosen])}
-
-
-def encode_texts(tokenizer: Any, texts: Sequence[str], *, length: int, labels: Sequence[int] | None = None) -> Examples:
-    """Texts as the tokens of a transformers tokenizer, cut to ``length`` tokens.
-
-    Raises
-    ------
-    OptionError
-        A text has no tokens.
-    """
-    tokens = tokenizer(list(texts), truncation=True, max_length=length, padding=False)["input_ids"]
-    for number, row in enumerate(tokens, start=1):
-        if not row:
-            # A model cannot run on it, and 40 characters are enough to recognise the text.
-            raise OptionError(f"text {number} has no tokens: {texts[number - 1][:40]!r}", fix="remove this text")
-    return Examples(
-        tokens,
-        tokenizer.pad_token_id,
-        labels,
-        mask=tokenizer.mask_token_id,
-        vocabulary=len(tokenizer),
-        special=frozenset(tokenizer.all_special_ids),
-    )
 
 
 @final
@@ -146,33 +147,51 @@ class Task:
         return batch
 
     def evaluation(
-        self, examples: Examples, *, size: int, seed: int = 0, step: Callable[[int], None] | None = None
+        self,
+        examples: Examples,
+        *,
+        size: int,
+        seed: int = 0,
+        step: Callable[[int], None] | None = None,
+        world: World | None = None,
     ) -> Callable[[nn.Module], Measures]:
         """A function from a model to ``loss``, ``accuracy`` and, for language models, ``perplexity`` over all examples.
 
         All are NaN if there is nothing to predict: no text has a second token, or no token was hidden. ``step`` is
-        called with the number of examples after every batch of ``size``.
+        called with the number of examples after every batch of ``size``. The processes of a ``world`` share the
+        batches, and each of them gets the measures over all.
         """
+        world = world or World()
 
         def evaluate(model: nn.Module) -> Measures:
-            device, sums, count = next(model.parameters()).device, np.zeros(2), 0
-            for start in range(0, len(examples), size):
+            device, sums = next(model.parameters()).device, np.zeros(3)
+            batches = ceil(len(examples) / size)
+            for turn in range(ceil(batches / world.size)):
+                start = (turn * world.size + world.rank) * size
                 chosen = range(start, min(start + size, len(examples)))
-                batch = move_batch(self.draw(examples, chosen, _generators(seed, start)), device)
-                logits, labels = self.predict(model, batch)
-                logits = _at_least_float32(logits)
-                right = (logits.argmax(-1) == labels).sum()
-                # Summed in float64 by NumPy.
-                sums += float(cross_entropy(logits, labels, reduction="sum")), float(right)
-                count += len(labels)
-                if step:
-                    step(len(chosen))
+                if chosen:
+                    batch = move_batch(self.draw(examples, chosen, _generators(seed, start)), device)
+                    sums += self._measure(model, batch)
+                    if step:
+                        step(len(chosen))
+                else:
+                    # Nothing is left for this process, but if the model is sharded, all have to gather its shards.
+                    self._measure(model, move_batch(self.draw(examples, [0], _generators(seed, 0)), device))
+            *summed, count = world.total(sums.tolist(), device)
             # NaN instead of 0/0 if there was no token to predict.
-            loss, accuracy = (sums / count).tolist() if count else (nan, nan)
+            loss, accuracy = (each / count for each in summed) if count else (nan, nan)
             measures = {"loss": loss, "accuracy": accuracy}
             return measures if self.labelled else measures | {"perplexity": exp(min(loss, LARGEST_LOSS))}
 
         return evaluate
+
+    def _measure(self, model: nn.Module, batch: Batch) -> Array:
+        """The sum of the losses of a batch, the number of its right predictions, and that of its targets."""
+        logits, labels = self.predict(model, batch)
+        logits = _at_least_float32(logits)
+        right = (logits.argmax(-1) == labels).sum()
+        # As float64, in which they are summed.
+        return np.array([float(cross_entropy(logits, labels, reduction="sum")), float(right), len(labels)])
 
 
 def _draw_batch(examples: Examples, chosen: Sequence[int], draws: Draws) -> Batch:
@@ -209,8 +228,10 @@ def _at_least_float32(logits: Tensor) -> Tensor:
 
 
 def _without_labels(batch: Batch) -> Batch:
-    # With labels, transformers would compute a loss of its own: the mean over a batch.
-    return {name: tensor for name, tensor in batch.items() if name != "labels"}
+    # With labels, transformers would compute a loss of its own: the mean over a batch. With a mask it would not look at
+    # positions to see which texts are in a row.
+    left_out = {"labels", "attention_mask"} if "position_ids" in batch else {"labels"}
+    return {name: tensor for name, tensor in batch.items() if name not in left_out}
 
 
 def _classify(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -218,8 +239,9 @@ def _classify(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def _predict_next_tokens(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """The logits and tokens of every position but the first, without padding."""
-    is_predicted = batch["attention_mask"][:, 1:].bool()
+    """The logits and tokens of every position but the first, without padding and without what is not learned."""
+    labels = batch.get("labels")
+    is_predicted = batch["attention_mask"][:, 1:].bool() if labels is None else labels[:, 1:] != IGNORED
     # The logits at a position are those of the next token. A cache of keys and values would be of no use.
     logits = model(**_without_labels(batch), use_cache=False).logits[:, :-1]
     return logits[is_predicted], batch["input_ids"][:, 1:][is_predicted]

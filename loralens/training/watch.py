@@ -57,7 +57,11 @@ class Watch:
     snapshot : callable, optional
         Called with the number of steps done and the adapter at that step.
     save : callable, optional
-        Called with the `State`, from which a run can be resumed.
+        Called with the `State`, from which a run can be resumed; also after the last step, so that a finished run can
+        go on with more steps.
+    stop : callable, optional
+        Asked after every step, and by every process. If one of them gets the answer True, the state is saved and the
+        run ends, as a run does that is to be resumed.
 
     Raises
     ------
@@ -75,6 +79,7 @@ class Watch:
     snapshot_every: int = 0
     save: Callable[[State], None] | None = None
     save_every: int = 0
+    stop: Callable[[], bool] | None = None
 
     def __post_init__(self) -> None:
         counts = ("evaluate_every", "snapshot_every", "save_every")

@@ -57,19 +57,32 @@ class World:
         """Whether this process is the first, which alone writes files and messages."""
         return self.rank == 0
 
-    def wrapped(self, model: nn.Module) -> nn.Module:
-        """The model as it is called in training. With ``shard`` it is changed in place, block by block."""
-        if self.shard:
-            from torch.distributed.fsdp import fully_shard
+    def wrapped(self, model: nn.Module, device: torch.device, *, narrow: torch.dtype | None = None) -> nn.Module:
+        """The model as it is called in training. With ``shard`` it is changed in place, block by block.
 
+        Parameters
+        ----------
+        model : nn.Module
+        device : torch.device
+            The device on which the model is trained. A model that is sharded may be on the CPU: only one of its blocks
+            at a time is moved to the device as a whole.
+        narrow : torch.dtype, optional
+            The dtype in which shards are gathered, if it is not their own.
+        """
+        if self.shard:
+            from torch.distributed.device_mesh import init_device_mesh
+            from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+            # Named, since torch would take a GPU wherever the machine has one.
+            mesh = init_device_mesh(device.type, (self.size,))
+            policy = MixedPrecisionPolicy(param_dtype=narrow, reduce_dtype=torch.float32 if narrow else None)
             # Blocks first: what is left for the model itself is then gathered as one more unit.
             for block in repeated_blocks(model):
-                fully_shard(block)
-            fully_shard(model)
+                fully_shard(block, mesh=mesh, mp_policy=policy)
+            fully_shard(model, mesh=mesh, mp_policy=policy)
             return model
         if self.size == 1:
             return model
-        device = next(model.parameters()).device
         parallel = nn.parallel.DistributedDataParallel
         # Buffers are equal in all processes and do not change, so that synchronising them would be lost time. Newer
         # releases of torch have another name for the option, and warn of the old one.

@@ -24,7 +24,7 @@ from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import Reading, Source, labels, read_adapter, sources
 from loralens.verbs.inputs.causality import CAUSAL, check_causal
 from loralens.verbs.inputs.choices import check_choice, check_counts
-from loralens.verbs.inputs.cut import Cut, count_cut
+from loralens.verbs.inputs.cut import DEFAULT_LENGTH, Cut, count_cut
 from loralens.verbs.inputs.data import Texts, read_data
 from loralens.verbs.inputs.loaded import Loaded
 from loralens.verbs.inputs.models import ModelSource, labels_of, load_headed, model_label, restore_settings
@@ -33,8 +33,6 @@ from loralens.version import __version__
 
 if TYPE_CHECKING:  # torch takes a second
     from loralens.training.tasks import Task
-
-LENGTH = 256  # tokens of a text if neither the option nor the adapter gives a length: the default of `train`
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +217,7 @@ def evaluate(
         from loralens.training.tasks import task_named  # torch takes a second
 
         row = task_named(task)
-        learned, held_out = read_data(data, labelled=row.labelled, one_label=True)
+        learned, held_out = read_data(data, labelled=row.labelled, one_label=True, dialogues=row.head == CAUSAL)
         # The held-out texts of a corpus, since the adapter may have been trained on the others.
         texts = (held_out or learned).head(limit)
         chosen = sources(adapters) if adapters else []
@@ -293,7 +291,7 @@ class _Evaluator:
         labels = self._labels(record.get("labels") or ()) if self.task.labelled else None
         loaded = self._load(labels)
         # By default the length of the training, so that texts are cut as they were there.
-        length = self.length or record.get("length") or LENGTH
+        length = self.length or record.get("length") or DEFAULT_LENGTH
         with place(self.place):
             numbers = None if labels is None else self.texts.numbered(labels)
             examples = loaded.encoded(self.texts.texts, length=length, labels=numbers)

@@ -89,3 +89,11 @@ def test_one_token_is_one_token_and_adapters_of_one_length_say_it_once(home: Pat
     words = ("--model", home / "llama", "--task", "causal-lm", "--data", home / "texts.jsonl", "--length", 9)
     stderr = call.good("evaluate", home / "adapter", home / "adapter", *words, "--threads", 1).stderr
     assert stderr.count("1 of 4 texts is longer than 9 tokens; 1 token is left out") == 1
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_length_for_which_the_model_has_no_positions_is_said(command: str, home: Path, tmp_path: Path) -> None:
+    for length, said in ((POSITIONS, 0), (64, 1)):
+        files = ("--data", home / "texts.jsonl", *(("--eval", home / "texts.jsonl") if command == "train" else ()))
+        _, stderr = told(command, home, tmp_path / f"out{length}", *files, "--length", length)
+        assert stderr.count(f"--length {length} is too large: the model has positions for 32 tokens") == said

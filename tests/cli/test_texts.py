@@ -148,4 +148,4 @@ def test_other_files(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="no such file"):
         read_texts(tmp_path / "nowhere.txt")
     with pytest.raises(OptionError, match="texts are read from"):
-        read_texts(written(tmp_path, "a.parquet", "x"))
+        read_texts(written(tmp_path, "a.xlsx", "x"))

@@ -20,8 +20,8 @@ from loralens.cli.train_show import TrainingLine
 from loralens.errors import FormatError
 from loralens.formats.records.training import Training
 from loralens.training.readout import record_of
-from loralens.verbs.inputs.training import TrainingOptions
-from loralens.verbs.outputs import training_run
+from loralens.verbs.inputs import model_identity
+from loralens.verbs.inputs.training_options import TrainingOptions
 from loralens.version import __version__
 from tests import models
 from tests.cli.command import Command
@@ -304,7 +304,7 @@ def test_choices_are_the_rows_of_the_tables_that_need_torch() -> None:
 
 BAD: dict[str, tuple[tuple[object, ...], str]] = {
     "targets": (("--targets", "quary"), "no module matches 'quary'\n  fix: the nearest names are query"),
-    "rank": (("--rank", 99), "rank 99 is larger than its matrix (16, 16) can have"),
+    "rank": (("--rank", 99), "rank 99 is larger than the matrix of any target allows"),
     "head": (("--heads", "clasifier"), "clasifier"),
     "parts": (("--accumulate", 3), "a batch of 4 cannot be cut into 3 equal parts"),
     "patience": (("--patience", 2, "--evaluate-every", 1), "--patience needs texts to evaluate on"),
@@ -743,4 +743,4 @@ def test_what_the_base_is_called(tmp_path: Path, path: str, name: str) -> None:
     if path.startswith("here"):
         (tmp_path / path).mkdir(parents=True)
         path = str(tmp_path / path)
-    assert training_run.model_name(path) == name
+    assert model_identity.model_name(path) == name

@@ -43,7 +43,8 @@ def test_a_finished_run_takes_the_name_of_its_target(tmp_path: Path) -> None:
     training.finish(small_adapter())
     assert not training.folder.exists()
     found = {path.name for path in training.target.iterdir()}
-    assert found == {"run.json", "log.jsonl", "checkpoint-1", "adapter_model.safetensors", "adapter_config.json"}
+    wanted = {"run.json", "log.jsonl", "checkpoint-1", "adapter_model.safetensors", "adapter_config.json"}
+    assert found == {*wanted, "state.safetensors"}
     assert set(loralens.load(training.target)) == set(small_adapter())
     assert list(tmp_path.joinpath("deep").iterdir()) == [training.target]
 

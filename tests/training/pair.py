@@ -60,7 +60,7 @@ def trained(
     states: list[State] = []
     watch = Watch(
         on_step=lambda step: calls.append(("step", step.number, step.size)),
-        evaluate=row.evaluation(LABELLED if row.labelled else HIDDEN, size=3),
+        evaluate=row.evaluation(LABELLED if row.labelled else HIDDEN, size=3, world=world),
         on_evaluation=lambda step, measures: calls.append(("evaluation", step)),
         evaluate_every=2, patience=patience, goal="accuracy",
         snapshot=lambda step, adapter: calls.append(("snapshot", step)), snapshot_every=3,

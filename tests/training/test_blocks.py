@@ -8,6 +8,7 @@ import pytest
 from loralens.training.blocks import recompute_blocks, repeated_blocks
 from loralens.training.injection import inject
 from tests import models
+from tests.architectures import MIXTURES
 
 torch = pytest.importorskip("torch")
 nn = torch.nn
@@ -23,6 +24,35 @@ def test_blocks_are_the_outermost_lists_of_one_class() -> None:
     )
     assert repeated_blocks(nn.Sequential(nn.Linear(2, 2), nn.ReLU())) == []
     assert repeated_blocks(nn.ModuleList([nn.Linear(2, 2)])) == []
+
+
+def test_the_blocks_of_a_hybrid_model_are_its_largest_list() -> None:
+    with torch.random.fork_rng():
+        jamba = next(each for each in MIXTURES if each.name == "jamba").made()
+    layers = list(jamba.model.layers)
+    assert len({type(layer) for layer in layers}) == 2  # one with attention, one with a state space
+    assert repeated_blocks(jamba) == layers
+
+
+def test_lists_that_are_never_called_are_searched_for_blocks() -> None:
+    class Pairs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pairs = nn.ModuleList(nn.ModuleList([nn.Linear(3, 3), nn.Linear(3, 3)]) for _ in range(2))
+
+    model = Pairs()
+    assert repeated_blocks(model) == [linear for pair in model.pairs for linear in pair]
+
+
+def test_a_hybrid_model_saves_less_and_has_the_same_gradients() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        jamba = next(each for each in MIXTURES if each.name == "jamba").made()
+    plain, kept = gradients(jamba, on=False)
+    again, less = gradients(jamba, on=True)
+    for name in plain:
+        torch.testing.assert_close(again[name], plain[name], rtol=1e-4, atol=1e-7)
+    assert less < kept / 2
 
 
 def gradients(model: Any, *, on: bool, dropout: float = 0.0) -> tuple[dict[str, Any], int]:

@@ -91,7 +91,7 @@ def test_any_model_with_any_loss_is_trained() -> None:
     ("options", "words"),
     [
         ({"targets": "q_prog"}, "no module matches 'q_prog'"),
-        ({"rank": 99}, "rank 99 is larger than its matrix"),
+        ({"rank": 99}, "rank 99 is larger than the matrix of any target"),
         ({"method": "lore"}, "is not a training method"),
         ({"shard": True}, "a model cannot be sharded in a single process"),
     ],
@@ -157,3 +157,13 @@ def test_a_record_that_cannot_be_written_is_refused_before_training() -> None:
         fit(model, batches(), rank=2, record={"lr": np.float32(0.1)}, watch=Watch(on_step=seen.append))
     assert not seen
     assert not any(isinstance(module, LoRALayer) for module in model.modules())
+
+
+@pytest.mark.parametrize(("length", "warned"), [(32, 0), (33, 1)])
+def test_texts_that_are_longer_than_the_model_has_positions_for_are_named_once(
+    length: int, warned: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    ids = torch.randint(2, 24, (2, length), generator=torch.Generator().manual_seed(0))
+    fit(models.llama(), [{"input_ids": ids, "labels": ids}], course=Course(steps=2), targets="q_proj", rank=2)
+    said = f"a batch has texts of {length} tokens, and the model has positions for 32"
+    assert caplog.text.count(said) == warned

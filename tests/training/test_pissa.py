@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from loralens.training import pissa
 from loralens.training.pissa import principal_pair
 
 torch = pytest.importorskip("torch")
@@ -58,11 +59,38 @@ def test_where_directions_are_crowded_the_pair_takes_as_much_of_the_weight() -> 
 
 def test_the_same_weight_has_the_same_pair_to_the_bit() -> None:
     W = torch.tensor(weight(SHAPES[0], "falling")[0]).float()
-    one, two = (principal_pair(W, rank=RANK, scale=SCALE) for _ in range(2))
+    one = principal_pair(W, rank=RANK, scale=SCALE)
+    pissa._known.clear()
+    two = principal_pair(W, rank=RANK, scale=SCALE)
     for mine, other in zip(one, two, strict=True):
         assert mine.dtype == torch.float32
         assert mine.is_contiguous()
         assert torch.equal(mine, other)
+
+
+def test_directions_are_computed_once_in_a_process_and_the_oldest_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    W, other = (torch.tensor(weight(shape, "falling")[0]).float() for shape in SHAPES)
+    calls: list[int] = []
+    compute = pissa.leading_svd
+
+    def counted(matrix: Any, rank: int, **options: Any) -> Any:
+        calls.append(rank)
+        return compute(matrix, rank, **options)
+
+    monkeypatch.setattr(pissa, "leading_svd", counted)
+    monkeypatch.setattr(pissa, "_known", {})
+    first = principal_pair(W, rank=RANK, scale=SCALE)
+    again = principal_pair(W.clone(), rank=RANK, scale=3 * SCALE)  # the scale is no part of the directions
+    assert calls == [RANK]
+    torch.testing.assert_close(again.B * 3**0.5, first.B)
+    first.B.zero_()  # what is kept is not what was given
+    torch.testing.assert_close(principal_pair(W, rank=RANK, scale=3 * SCALE).B, again.B, rtol=0, atol=0)
+    principal_pair(W, rank=RANK - 1, scale=SCALE)
+    assert calls == [RANK, RANK - 1]
+    monkeypatch.setattr(pissa, "KEPT", 1)
+    principal_pair(other, rank=RANK, scale=SCALE)
+    principal_pair(W, rank=RANK, scale=SCALE)
+    assert calls == [RANK, RANK - 1, RANK, RANK]
 
 
 def test_a_weight_of_float64_has_the_exact_pair() -> None:

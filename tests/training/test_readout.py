@@ -163,6 +163,7 @@ def test_the_record_says_how_it_began(tmp_path: Path) -> None:
         "dropout": 0.1,
         "seed": 3,
         "initialisation": "gaussian",
+        "weights": "float32",
         "A0": combined_digest(digests),
         "A0_of": digests,
         "steps": 5,

@@ -38,7 +38,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def run(
-    state: State | None = None, *, dtype: Any = torch.float32, patience: int | None = None, **more: Any
+    state: State | None = None,
+    *,
+    dtype: Any = torch.float32,
+    patience: int | None = None,
+    steps: int = STEPS,
+    stop: Any = None,
+    save_every: int = 1,
+    **more: Any,
 ) -> tuple[Fitted, list[State]]:
     """All of a run, or the rest of one, and the states on the way."""
     states: list[State] = []
@@ -54,11 +61,11 @@ def run(
     if state:
         step[0] += 1
     watch = Watch(
-        save=lambda one: states.append(copy.deepcopy(one)), save_every=1,
+        save=lambda one: states.append(copy.deepcopy(one)), save_every=save_every, stop=stop,
         evaluate=evaluate if patience else None, evaluate_every=1 if patience else 0, patience=patience,
     )  # fmt: skip
     options = {"heads": ["classifier"], "rank": 2, "targets": ["query", "value"], **more}
-    course = Course(STEPS, **{"lr": 1e-2, **options.pop("course", {})})
+    course = Course(steps, **{"lr": 1e-2, **options.pop("course", {})})
     order = shuffle_order(6, size=2, seed=0)
     return fit(
         model, TASK.batches(TEXTS, order, seed=0), course=course, loss=TASK.loss, watch=watch, state=state, **options
@@ -76,7 +83,7 @@ def numbers(found: Fitted) -> dict[str, bytes]:
 def test_a_run_that_goes_on_is_the_run_in_one_go(variant: str) -> None:
     options = VARIANTS[variant]
     whole, states = run(**options)
-    last = 4 if variant == "patience" else STEPS - 1
+    last = 4 if variant == "patience" else STEPS
     assert [state.step for state in states] == list(range(1, last + 1))
     for state in states:
         rest, _ = run(state, **options)
@@ -87,6 +94,35 @@ def test_a_run_that_goes_on_is_the_run_in_one_go(variant: str) -> None:
         assert numbers(run(seed=1, **options)[0]) != numbers(whole)
     if variant == "patience":
         assert (whole.steps, whole.best_step) == (4, 2)
+
+
+@pytest.mark.parametrize("variant", ["adamw", "dropout", "no head"])
+def test_a_finished_run_goes_on_with_more_steps_as_one_that_had_them_from_the_start(variant: str) -> None:
+    options = {**VARIANTS[variant], "course": {**VARIANTS[variant].get("course", {}), "warmup": 0.0}}
+    longer = {**options, "steps": STEPS + 4}
+    _, states = run(**options)
+    rest, _ = run(states[-1], **longer)
+    whole, _ = run(**longer)
+    assert numbers(rest) == numbers(whole)
+    assert rest.losses == whole.losses[STEPS:]
+    with pytest.raises(MismatchError, match="steps is 8 there, 12 here"):
+        run(states[-2], **longer)  # an unfinished run has the steps that it was given
+
+
+def test_a_run_that_is_told_to_stop_saves_its_state_and_goes_on() -> None:
+    whole, _ = run()
+    asked: list[bool] = []
+
+    def stop() -> bool:
+        asked.append(len(asked) == 2)
+        return asked[-1]
+
+    part, states = run(stop=stop, save_every=100)
+    assert (part.steps, part.stopped, len(part.losses)) == (3, True, 3)
+    assert [state.step for state in states] == [3]
+    rest, _ = run(states[0])
+    assert numbers(rest) == numbers(whole)
+    assert not rest.stopped
 
 
 def test_a_state_holds_its_own_copy() -> None:

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from loralens.errors import OptionError
+from loralens.training.encoding import encode_texts
 from loralens.training.feed import shuffle_order
-from loralens.training.tasks import IGNORED, Examples, encode_texts, task_named
+from loralens.training.tasks import IGNORED, Examples, task_named
+from loralens.training.world import World
 from tests import models
 
 torch = pytest.importorskip("torch")
@@ -167,3 +169,23 @@ def test_an_unknown_task_names_the_nearest() -> None:
     with pytest.raises(OptionError, match="classification") as refused:
         task_named("clasification")
     assert "nearest: classification" in refused.value.fix
+
+
+def test_processes_share_the_batches_of_an_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    task, model = task_named("causal-lm"), models.llama()
+    parts: list[list[float]] = []
+    seen: list[int] = []
+
+    def total(world: World, numbers: Any, device: Any) -> list[float]:
+        parts.append(list(numbers))
+        return parts[-1]
+
+    monkeypatch.setattr(World, "total", total)
+    for rank in range(3):
+        before = sum(seen)
+        with torch.no_grad():
+            task.evaluation(examples(), size=1, step=seen.append, world=World(rank, 3))(model)
+        assert sum(seen) - before == len(range(rank, len(examples()), 3))
+    with torch.no_grad():
+        task.evaluation(examples(), size=1)(model)
+    np.testing.assert_allclose(np.sum(parts[:3], axis=0), parts[3], rtol=1e-6)

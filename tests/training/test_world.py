@@ -51,6 +51,10 @@ def test_two_processes_come_to_what_one_does(runs: dict[str, Any], name: str) ->
     np.testing.assert_allclose(whole["losses"], single["losses"], rtol=1e-5)
     close(whole["numbers"], single["numbers"])
     assert (whole["steps"], whole["best_step"]) == (single["steps"], single["best_step"])
+    # Each process has measured its part of the examples, and all of them know the measures over all.
+    for (step, found), (same, wanted) in zip(whole["evaluations"], single["evaluations"], strict=True):
+        assert step == same
+        assert found == pytest.approx(wanted, rel=1e-4)
 
 
 @pytest.mark.parametrize("name", pair.CASES)

@@ -9,9 +9,9 @@ While it runs, it is a folder beside its target, ``OUT.unfinished``, with
 ``checkpoint-N/``    snapshots of the adapter
 ==================== ===============================================================================================
 
-At its end the adapter is written beside these, the folder takes the name of the target, and the state is removed. So a
-target is a finished run or does not exist. The process that writes holds a lock on the folder, so that a second one is
-refused.
+At its end the adapter is written beside these, and the folder takes the name of the target. So a target is a finished
+run or does not exist. The state stays, so that the run can go on with more steps. The process that writes holds a lock
+on the folder, so that a second one is refused.
 """
 
 import json
@@ -136,19 +136,67 @@ class Training:
             raise OptionError(f"there is no run to go on with: {done}", fix="leave out --resume")
         self._hold.take(self.folder)
         with place(self.folder):
-            saved_run = {name: value for name, value in read_json(self.folder / RUN).items() if name != REPLACES}
-            this_run = json.loads(json.dumps(run))  # as it would be read back: tuples are lists in JSON
-            other = [name for name in {**saved_run, **this_run} if saved_run.get(name) != this_run.get(name)]
-            if other:
-                values = ((n, _short(saved_run.get(n)), _short(this_run.get(n))) for n in other[:3])
-                differences = "; ".join(f"{name} is {there} there, {here} here" for name, there, here in values)
-                fix = "go on with the same options, or --overwrite it"
-                raise MismatchError(f"holds another run: {differences}", fix=fix)
+            self._check_same(run)
             state = self._state()
         for part in self.folder.glob(".*.part"):  # files that a killed run left incomplete
             remove(part)
         self._cut(state.step if state else -1)
         return state
+
+    def steps(self) -> int:
+        """The number of steps of the finished run, or of the unfinished one that goes on from it.
+
+        Raises
+        ------
+        OptionError
+            There is no run.
+        """
+        for folder in (self.folder, self.target):
+            if (folder / RUN).exists():
+                with place(folder):
+                    steps = read_json(folder / RUN).get("steps")
+                    if not isinstance(steps, int):
+                        raise FormatError(f"{RUN} does not say how many steps the run has", fix="train it anew")
+                return steps
+        raise OptionError(f"{self.target}: there is no run that could go on", fix="leave out --more-steps")
+
+    def extend(self, run: Mapping[str, Any]) -> State:
+        """Make a finished run an unfinished one with more steps; returns the state after its last step.
+
+        Raises
+        ------
+        OptionError
+            There is no finished run, or it has no state of its last step; or an unfinished run is in the way.
+        MismatchError
+            It is a run with other options. The message names the differences. Nothing has been changed.
+        """
+        if (self.folder / RUN).exists():
+            raise OptionError(f"{self.folder}: holds an unfinished run", fix="go on with it: add --resume")
+        steps = self.steps()
+        with place(self.target), disk_errors():
+            self._check_same({**run, "steps": steps}, self.target)
+            state = self._state(self.target)
+            if state is None or state.step != steps:
+                what = "has no state of its last step (older releases removed it, and --patience may end before it)"
+                raise OptionError(what, fix="begin a new run with its adapter: --start-from")
+            self.target.rename(self.folder)
+        with place(self.folder), disk_errors():
+            self._hold.take(self.folder)
+            self._write(RUN, json.dumps({**run, REPLACES: False}, indent=2, sort_keys=True) + "\n")
+        return state
+
+    def _check_same(self, run: Mapping[str, Any], folder: Path | None = None) -> None:
+        """Refuse a folder with another run than this."""
+        saved_run = {
+            name: value for name, value in read_json((folder or self.folder) / RUN).items() if name != REPLACES
+        }
+        this_run = json.loads(json.dumps(run))  # as it would be read back: tuples are lists in JSON
+        other = [name for name in {**saved_run, **this_run} if saved_run.get(name) != this_run.get(name)]
+        if other:
+            values = ((n, _short(saved_run.get(n)), _short(this_run.get(n))) for n in other[:3])
+            differences = "; ".join(f"{name} is {there} there, {here} here" for name, there, here in values)
+            fix = "go on with the same options, or --overwrite it"
+            raise MismatchError(f"holds another run: {differences}", fix=fix)
 
     def log(self, record: Mapping[str, Any]) -> None:
         """Add a line to the log."""
@@ -192,7 +240,6 @@ class Training:
             # Windows cannot rename over a folder, and no system over one that is not empty.
             with move_aside(self.target):
                 self.folder.rename(self.target)
-            (self.target / STATE).unlink(missing_ok=True)
         self.release()
 
     def release(self) -> None:
@@ -210,8 +257,8 @@ class Training:
         """Whether there is a state from which the run can be resumed."""
         return (self.folder / STATE).exists()
 
-    def _state(self) -> State | None:
-        path = self.folder / STATE
+    def _state(self, folder: Path | None = None) -> State | None:
+        path = (folder or self.folder) / STATE
         if not path.exists():
             return None
         stored = read_safetensors(path)

@@ -11,6 +11,7 @@ from typing import Any
 
 from loralens.errors import OptionError, place
 from loralens.formats.records.corpora import CORPORA, read_corpus
+from loralens.verbs.inputs.dialogues import Dialogue
 from loralens.verbs.inputs.texts import TextSource, read_texts, text_label
 
 # At most 18 digits: such a number fits into 64 bits, while int() refuses some of thousands of digits.
@@ -20,10 +21,13 @@ LABELS = 20  # of those known, which a message lists; some data sets have hundre
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Texts:
-    """Texts and, if the task has labels, the number of the label of each; and the names of all labels by number."""
+    """Texts and, if the task has labels, the number of the label of each; and the names of all labels by number.
+
+    A text may be a dialogue: a prompt with its completion, or messages.
+    """
 
     name: str
-    texts: Sequence[str]
+    texts: Sequence[str | Dialogue]
     numbers: Sequence[int] | None
     labels: tuple[str, ...]
 
@@ -69,7 +73,12 @@ class Texts:
 
 
 def read_data(
-    data: TextSource, evaluation: TextSource | None = None, *, labelled: bool, one_label: bool = False
+    data: TextSource,
+    evaluation: TextSource | None = None,
+    *,
+    labelled: bool,
+    one_label: bool = False,
+    dialogues: bool = False,
 ) -> tuple[Texts, Texts | None]:
     """The texts for training, and those for evaluation, which are by default the held-out texts of a corpus.
 
@@ -81,6 +90,8 @@ def read_data(
         Whether every text must have a label.
     one_label : bool
         Whether all texts may have the same label.
+    dialogues : bool
+        Whether there may be dialogues in place of texts.
 
     Raises
     ------
@@ -96,14 +107,18 @@ def read_data(
             split = read_corpus(name)
             learned = _corpus_texts(name, split.train, split.labels, labelled=labelled)
             held_out = _corpus_texts(f"{name} held out", split.held_out, split.labels, labelled=labelled)
-            return learned, held_out if evaluation is None else _read(evaluation, learned.labels, labelled=labelled)
+            return learned, held_out if evaluation is None else _read(
+                evaluation, learned.labels, labelled=labelled, dialogues=dialogues
+            )
         # A name without a suffix may be meant as a corpus; `read_texts` has the message for every other.
         if not Path(name).exists() and not Path(name).suffix:
             raise OptionError(
                 f"{name}: no such file, and no corpus of that name", fix=f"give a file, or one of {', '.join(CORPORA)}"
             )
-    learned = _read(data, (), labelled=labelled, one_label=one_label)
-    return learned, None if evaluation is None else _read(evaluation, learned.labels, labelled=labelled)
+    learned = _read(data, (), labelled=labelled, one_label=one_label, dialogues=dialogues)
+    return learned, None if evaluation is None else _read(
+        evaluation, learned.labels, labelled=labelled, dialogues=dialogues
+    )
 
 
 def _corpus_texts(name: str, examples: Sequence[Any], labels: tuple[str, ...], *, labelled: bool) -> Texts:
@@ -111,14 +126,16 @@ def _corpus_texts(name: str, examples: Sequence[Any], labels: tuple[str, ...], *
     return Texts(name, texts, [e.label for e in examples], labels) if labelled else Texts(name, texts, None, ())
 
 
-def _read(source: TextSource, labels: tuple[str, ...], *, labelled: bool, one_label: bool = False) -> Texts:
+def _read(
+    source: TextSource, labels: tuple[str, ...], *, labelled: bool, one_label: bool = False, dialogues: bool = False
+) -> Texts:
     """The texts of a file or of a list. Their labels must be among ``labels``, unless that is empty."""
-    texts = read_texts(source, labelled=labelled)
+    texts = read_texts(source, labelled=labelled, dialogues=dialogues)
     label = text_label(source)
     # The name without its folder, since it is stored with the adapter.
     name = Path(label).name
     if not labelled:
-        return Texts(name, [text.text for text in texts], None, ())
+        return Texts(name, [text.dialogue or text.text for text in texts], None, ())
     names = labels or _order_labels({str(text.label) for text in texts})
     numbers = {name: i for i, name in enumerate(names)}
     for text in texts:

@@ -10,6 +10,7 @@ from loralens.verbs.inputs.texts import InputText
 if TYPE_CHECKING:  # torch is imported where a model is loaded
     from torch import nn
 
+    from loralens.training.encoding import Dialogue
     from loralens.training.tasks import Examples
 
 Head = Literal["causal", "masked", "classifier", ""]
@@ -57,7 +58,14 @@ class Loaded(NamedTuple):
             if step:
                 step(len(part))
 
-    def encoded(self, texts: Sequence[str], *, length: int, labels: Sequence[int] | None = None) -> "Examples":
+    def encoded(
+        self,
+        texts: "Sequence[str | Dialogue]",
+        *,
+        length: int,
+        labels: Sequence[int] | None = None,
+        mask_prompt: bool = True,
+    ) -> "Examples":
         """Texts as tokens, cut to ``length`` of them, or to as many as the model has positions for.
 
         Raises
@@ -67,9 +75,11 @@ class Loaded(NamedTuple):
         MismatchError
             The model has no embedding for a token.
         """
-        from loralens.training.tasks import encode_texts
+        from loralens.training.encoding import encode_texts
 
-        examples = encode_texts(self.tokenizer, texts, length=self.length(length), labels=labels)
+        examples = encode_texts(
+            self.tokenizer, texts, length=self.length(length), labels=labels, mask_prompt=mask_prompt
+        )
         for number, tokens in enumerate(examples.tokens, start=1):
             self._check(number, tokens)
         words = self.words or examples.vocabulary

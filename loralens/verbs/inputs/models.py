@@ -9,7 +9,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
-from loralens.choices import FLOAT_TYPES
+from loralens.choices import CODES, FLOAT_TYPES
 from loralens.core.attached import keep_modes
 from loralens.core.messages import warn
 from loralens.core.threads import processor_count
@@ -18,6 +18,7 @@ from loralens.formats.files.container import CONFIG
 from loralens.formats.models.model_location import gguf_paths, model_path
 from loralens.requirements import missing_packages
 from loralens.verbs.inputs.choices import check_choice
+from loralens.verbs.inputs.coded_models import weight_options
 from loralens.verbs.inputs.loaded import Head, Loaded
 
 if TYPE_CHECKING:  # keeps torch out of --help
@@ -127,7 +128,7 @@ def load_headed(
     # The messages and bars of transformers would mix with ours, and speak of weights that are expected to be missing.
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    check_choice("dtype", dtype, FLOAT_TYPES)
+    check_choice("dtype", dtype, FLOAT_TYPES if head is None else (*FLOAT_TYPES, *CODES))
     if threads and threads > MANY:
         raise OptionError(
             f"--threads {threads} is more than {MANY}", fix="give as many as the machine has, or leave the option out"
@@ -145,7 +146,7 @@ def load_headed(
                     raise OptionError(what, fix=f"convert it before: model.to({name}), and leave {name} out")
             loaded = _wrap_model(source, head, labels)
         else:
-            loaded = _from_folder(torch, transformers, _model_folder(source), head, labels, device, dtype)
+            loaded = _from_folder(transformers, _model_folder(source), head, labels, device, dtype)
     config: Any = loaded.model.config
     if config.pad_token_id is None:
         # Classifiers on causal models take the logits of the last token that is not padding.
@@ -157,7 +158,6 @@ def load_headed(
 
 
 def _from_folder(
-    torch: Any,
     transformers: Any,
     folder: Path,
     head: str | None,
@@ -184,8 +184,8 @@ def _from_folder(
         lambda: getattr(transformers, head or architecture).from_pretrained(
             folder,
             local_files_only=True,
-            dtype=getattr(torch, FLOAT_TYPES[dtype]),
             output_loading_info=True,
+            **weight_options(dtype, target),
             **head_options,
         ),
         "its model cannot be loaded",
@@ -193,7 +193,9 @@ def _from_folder(
     )
     # Releases of transformers differ in whether a mismatched key comes alone or with its two shapes.
     missing = {*info["missing_keys"], *(key if isinstance(key, str) else key[0] for key in info["mismatched_keys"])}
-    return Loaded(model.to(target), tokenizer, dict(HEADS.values())[head] if head else kind, tuple(sorted(missing)))
+    if dtype not in CODES:  # which are on the device already
+        model = model.to(target)
+    return Loaded(model, tokenizer, dict(HEADS.values())[head] if head else kind, tuple(sorted(missing)))
 
 
 def _check_pair(source: tuple[Any, ...]) -> tuple[Any, Any]:
@@ -352,7 +354,7 @@ def _first_line(error: Exception) -> str:
 
 
 def device_of(name: str) -> "Device":
-    """The device of a name; ``auto`` is a GPU if there is one.
+    """The device of a name; ``auto`` is a GPU if there is one. Of several processes each gets its own GPU.
 
     Raises
     ------
@@ -363,8 +365,11 @@ def device_of(name: str) -> "Device":
     if name == "auto":
         mps = getattr(torch.backends, "mps", None)  # only in builds of torch that know Apple's GPUs
         name = "cuda" if torch.cuda.is_available() else "mps" if mps and mps.is_available() else "cpu"
+    from loralens.training.world import local_device
+
     try:
-        device: Device = torch.device(name)
+        # The GPU of this process alone is tried: a process that computed on another one would take memory there.
+        device: Device = local_device(torch.device(name))
         # torch accepts the name of a device that is not there, and also "meta", which holds no numbers.
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:

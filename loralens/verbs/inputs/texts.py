@@ -1,4 +1,4 @@
-"""Reads the texts on which a model is run: .jsonl, .txt, .csv and .tsv files, or lists."""
+"""Reads the texts on which a model is run: .jsonl, .txt, .csv, .tsv and .parquet files, or lists."""
 
 import csv
 import json
@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from loralens.errors import FormatError, OptionError, place
+from loralens.verbs.inputs.columns import PARQUET, SAVED, parquet_rows, saved_rows
+from loralens.verbs.inputs.dialogues import Dialogue, dialogue_of
 
-SUFFIXES = (".jsonl", ".json", ".txt", ".csv", ".tsv")
+SUFFIXES = (".jsonl", ".json", ".txt", ".csv", ".tsv", PARQUET)
 _QUOTES = "put texts with commas, tabs or line ends into quotes, and double the quotes in them"
 # Characters of a cell. The csv module allows 131,072 by default; this is the most that a C long holds on every system.
 _LONGEST = 2**31 - 1
@@ -24,6 +26,7 @@ class InputText(NamedTuple):
     text: str
     label: str | int | None = None
     line: int | None = None
+    dialogue: Dialogue | None = None  # in place of a text
 
 
 # A file; or texts, (text, label) pairs, or {"text": …, "label": …} mappings.
@@ -35,11 +38,14 @@ def text_label(source: TextSource) -> str:
     return str(source) if isinstance(source, str | PathLike) else "texts"
 
 
-def read_texts(source: TextSource, *, limit: int | None = None, labelled: bool = False) -> list[InputText]:
+def read_texts(
+    source: TextSource, *, limit: int | None = None, labelled: bool = False, dialogues: bool = False
+) -> list[InputText]:
     """The first ``limit`` texts of a file or of a list, in its order.
 
-    A ``.jsonl`` file has one object per line with ``text`` and optionally ``label``, a ``.csv`` or ``.tsv`` file has
-    columns of these names, and a ``.txt`` file has one text per line, where blank lines are skipped. Files are UTF-8.
+    A ``.jsonl`` file has one object per line with ``text`` and optionally ``label``, a ``.csv``, ``.tsv`` or
+    ``.parquet`` file and a folder of ``datasets`` have columns of these names, and a ``.txt`` file has one text per
+    line, where blank lines are skipped. Files are UTF-8.
 
     Parameters
     ----------
@@ -48,6 +54,8 @@ def read_texts(source: TextSource, *, limit: int | None = None, labelled: bool =
     limit : int, optional
     labelled : bool
         Whether every text must have a label, which is a name or a whole number.
+    dialogues : bool
+        Whether there may be prompts with completions, and messages, in place of texts.
 
     Raises
     ------
@@ -65,11 +73,16 @@ def read_texts(source: TextSource, *, limit: int | None = None, labelled: bool =
         texts = list(islice(reader, limit))
         if not texts:
             raise FormatError("holds no texts", fix="give a file or a list with at least one text")
+        if not dialogues and any(text.dialogue for text in texts):
+            fix = "give texts; prompts, completions and messages are learned by train --task causal-lm"
+            raise FormatError("holds dialogues, which this use of texts cannot take", fix=fix)
     return texts
 
 
 def _check_text_file(path: Path, labelled: bool) -> Path:
     """The path itself, after a check that texts can be read from it."""
+    if (path / SAVED).is_file():
+        return path
     if path.suffix not in SUFFIXES:
         raise OptionError(f"{path}: texts are read from {', '.join(SUFFIXES)} files", fix="give one of these")
     if labelled and path.suffix == ".txt":
@@ -81,12 +94,20 @@ def _check_text_file(path: Path, labelled: bool) -> Path:
     return path
 
 
+def _read_columns(rows: Iterable[Mapping[str, Any]], labelled: bool) -> Iterator[InputText]:
+    for number, row in enumerate(rows, start=1):
+        with place(f"row {number}"):
+            yield _check_record(row, number, labelled)
+
+
 def _read_list(items: Iterable[Any], labelled: bool) -> Iterator[InputText]:
     """The texts of a list, with their numbers, counted from 1, as line numbers."""
     for number, item in enumerate(items, start=1):
         with place(f"text {number}"):
             if isinstance(item, Mapping):
                 record = item
+            elif isinstance(item, InputText):
+                record = item.dialogue or {"text": item.text, "label": item.label}
             elif isinstance(item, tuple | list) and len(item) in (2, 3):
                 record = {"text": item[0], "label": item[1]}
             else:
@@ -95,6 +116,8 @@ def _read_list(items: Iterable[Any], labelled: bool) -> Iterator[InputText]:
 
 
 def _read_file(path: Path, labelled: bool) -> Iterator[InputText]:
+    if path.suffix == PARQUET or path.is_dir():
+        return _read_columns(saved_rows(path) if path.is_dir() else parquet_rows(path), labelled)
     if path.suffix == ".txt":
         return (InputText(line.strip(), None, number) for number, line in _read_lines(path) if line.strip())
     return _read_json_lines(path, labelled) if path.suffix.startswith(".json") else _read_table(path, labelled)
@@ -176,7 +199,10 @@ def _read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
 def _read_table(path: Path, labelled: bool) -> Iterator[InputText]:
     rows = _read_rows(path)
     _, columns = next(rows, (0, []))
-    for column in ("text", "label")[: 1 + labelled]:
+    needed = ("text", "label")[: 1 + labelled]
+    if "text" not in columns and {"prompt", "completion"} <= set(columns):
+        needed = ("prompt", "completion")
+    for column in needed:
         if column not in columns:
             fix = f'call the column "{column}" in the first line'
             raise FormatError(f'has no column "{column}" (it has {", ".join(columns) or "none"})', fix=fix)
@@ -193,6 +219,9 @@ def _read_table(path: Path, labelled: bool) -> Iterator[InputText]:
 
 def _check_record(record: Mapping[Any, Any], line: int, labelled: bool) -> InputText:
     """The text of one record; if a key is missing, the message has the other keys, one of which may be meant."""
+    dialogue = dialogue_of(record)
+    if dialogue is not None and not labelled:
+        return InputText("", None, line, dialogue)
     text, label = record.get("text"), record.get("label")
     if text is None:
         raise FormatError(f'has no "text"{_describe_keys(record)}', fix="give every line a text, or remove the line")

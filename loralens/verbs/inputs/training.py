@@ -1,123 +1,26 @@
-"""The inputs of a training run: its options, a model with the head for the task, and texts as tokens."""
+"""The inputs of a training run: a model with the head for the task, and texts as tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from os import PathLike
-from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
-from loralens.choices import FloatType, MethodName, Optimiser, Schedule, TaskName
+from loralens.core.messages import note
 from loralens.errors import OptionError, place
+from loralens.tables.numbers import count
 from loralens.verbs.inputs.causality import CAUSAL, check_causal
-from loralens.verbs.inputs.choices import check_at_least, check_choice, check_counts
 from loralens.verbs.inputs.cut import Cut, count_cut
 from loralens.verbs.inputs.data import Texts, read_data
 from loralens.verbs.inputs.loaded import Loaded
-from loralens.verbs.inputs.models import ModelSource, labels_of, load_headed, model_label
-from loralens.verbs.inputs.texts import TextSource, text_label
+from loralens.verbs.inputs.models import labels_of, load_headed, model_label
+from loralens.verbs.inputs.packs import packed
+from loralens.verbs.inputs.texts import text_label
+from loralens.verbs.inputs.training_options import TrainingOptions
 
 if TYPE_CHECKING:  # torch takes a second
     from torch import nn
 
     from loralens.training.tasks import Examples, Task
-
-# More than any run has; it excludes infinity, from which no number of steps follows.
-MOST_EPOCHS = 1e6
-
-
-@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
-class TrainingOptions:
-    """The options of `loralens.train`, with the values that replace those left out.
-
-    The names are those of the parameters of `train`, which passes all of them on by name.
-    """
-
-    model: ModelSource
-    task: TaskName
-    data: TextSource
-    eval: TextSource | None
-    eval_limit: int | None
-    output: Path | None
-    targets: tuple[str, ...]
-    heads: tuple[str, ...]
-    rank: int
-    alpha: float
-    method: MethodName
-    dropout: float
-    base_dropout: bool
-    steps: int | None
-    epochs: float | None
-    batch: int
-    accumulate: int
-    length: int
-    lr: float
-    schedule: Schedule
-    warmup: float
-    optimiser: Optimiser
-    weight_decay: float
-    clip: float
-    seed: int
-    device: str
-    dtype: FloatType
-    threads: int | None
-    checkpointing: bool
-    shard: bool
-    evaluate_every: int | None
-    patience: int | None
-    snapshots: int | None
-    spectra: bool
-    save_every: int
-    resume: bool
-    overwrite: bool
-    dry_run: bool
-
-    def check(self) -> None:
-        """Refuse options that are wrong whatever the model and the texts are.
-
-        Raises
-        ------
-        OptionError
-            An option has a value that is not allowed, or two options exclude each other.
-        """
-        # The rows of the tables in `loralens.training` check these too, but only after the model has been loaded.
-        for name, allowed in (
-            ("task", TaskName),
-            ("method", MethodName),
-            ("schedule", Schedule),
-            ("optimiser", Optimiser),
-            ("dtype", FloatType),
-        ):
-            check_choice(name, getattr(self, name), get_args(allowed))
-        counts = ("eval_limit", "rank", "steps", "batch", "accumulate", "length", "threads", "save_every")
-        check_counts(**{name: getattr(self, name) for name in (*counts, "evaluate_every", "patience", "snapshots")})
-        # torch and NumPy take no negative seeds.
-        check_at_least("seed", self.seed, 0)
-        if self.steps and self.epochs:
-            raise OptionError("--steps and --epochs exclude each other", fix="give --steps or --epochs, not both")
-        if self.epochs is not None and not 0 < self.epochs < MOST_EPOCHS:
-            what = f"--epochs {self.epochs} is not a number of passes over the texts"
-            raise OptionError(what, fix="give a positive number, such as 1 or 0.5")
-        if self.spectra and not self.snapshots:
-            raise OptionError("--spectra measures snapshots", fix="say how often one is taken: --snapshots N")
-        if self.spectra and isinstance(self.model, tuple):
-            raise OptionError(
-                "--spectra compares ΔW with the weights in a folder, but the model is an object",
-                fix="give the path of the folder of the model, or leave spectra out",
-            )
-
-    @property
-    def places(self) -> dict[str, str | PathLike[str] | None]:
-        """The paths that are read, each with its name in messages, for the check that none of them is overwritten.
-
-        A Hub id, a package, the name of a corpus and an object have no path.
-        """
-        inputs = {"the model": self.model, "the texts": self.data, "the texts to evaluate on": self.eval}
-        return {
-            what: source
-            for what, source in inputs.items()
-            if isinstance(source, str | PathLike) and source and Path(source).exists()
-        }
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -150,8 +53,12 @@ class TrainingInputs:
     def warn_of_cut(self) -> None:
         """Tell the user what was cut off the texts."""
         self.cut.warn(self.learned.name)
+        lost = sum(not any(learned[1:]) for learned in self.examples.learned or ())
+        if lost:
+            which = f"of {count(lost, 'dialogue')} nothing is learned, since what would be is cut off"
+            note(f"{self.learned.name}: {which}")
         if self.held_out and self.evaluation_cut:
-            self.evaluation_cut.warn(self.held_out.name)
+            self.evaluation_cut.warn(self.held_out.name, length=False)
 
 
 def read_training_inputs(options: TrainingOptions, *, device: str) -> TrainingInputs:
@@ -159,7 +66,7 @@ def read_training_inputs(options: TrainingOptions, *, device: str) -> TrainingIn
     from loralens.training.tasks import task_named  # torch takes a second
 
     task = task_named(options.task)
-    learned, held_out = read_data(options.data, options.eval, labelled=task.labelled)
+    learned, held_out = read_data(options.data, options.eval, labelled=task.labelled, dialogues=task.head == CAUSAL)
     # A classifier that knows these labels keeps its head, so the labels must have its order.
     if task.labelled:
         own = labels_of(options.model)
@@ -170,12 +77,12 @@ def read_training_inputs(options: TrainingOptions, *, device: str) -> TrainingIn
         options.model,
         task.head,
         device=device,
-        dtype=options.dtype,
+        dtype=options.dtype or "f32",
         threads=options.threads,
         seed=options.seed,
         labels=learned.labels if task.labelled else None,
     )
-    encode = partial(loaded.encoded, length=options.length)
+    encode = partial(loaded.encoded, length=options.length, mask_prompt=options.mask_prompt)
     with place(text_label(options.data)):
         examples = encode(learned.texts, labels=learned.numbers)
         _check_something_to_learn(task, examples)
@@ -185,6 +92,8 @@ def read_training_inputs(options: TrainingOptions, *, device: str) -> TrainingIn
     if task.head == CAUSAL:
         with place(model_label(options.model)):
             check_causal(loaded, examples)
+    if options.pack:
+        examples = packed(loaded, task, examples, length=options.length)
     heads = heads_to_train(loaded.model, loaded.missing, classifier=task.labelled)
     # Counted apart from the examples, which hold only what was kept.
     cut = count_cut(loaded, learned.texts, length=options.length)
@@ -197,6 +106,11 @@ def _check_something_to_learn(task: "Task", examples: "Examples") -> None:
     if task.labelled:
         return
     # A causal model predicts each token from those before it, and a masked one each from the others.
+    if examples.learned is not None and not any(any(learned[1:]) for learned in examples.learned):
+        raise OptionError(
+            "nothing is left to learn: every completion and every answer is cut off",
+            fix="give a larger --length, or shorter prompts",
+        )
     if all(len(tokens) < 2 for tokens in examples.tokens):
         raise OptionError(
             "no text has two tokens, and a single token cannot be predicted from others",

@@ -1,13 +1,14 @@
 """A training run: from options and inputs to the finished folder, or to one from which the run can be resumed."""
 
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import fields, replace
 from functools import cached_property
-from hashlib import sha256
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loralens.core.adapter import Adapter
+from loralens.core.fingerprint import fingerprint
 from loralens.core.messages import warn
 from loralens.errors import DivergenceError, LoraLensError, OptionError, place
 from loralens.formats.files.location import NAMES
@@ -17,19 +18,22 @@ from loralens.formats.records.training import LOG, Training
 from loralens.formats.records.training_log import History, history
 from loralens.tables.numbers import json_number, number
 from loralens.training.course import Course
+from loralens.verbs.inputs.adapters import read_adapter
 from loralens.verbs.inputs.bases import base_weights
-from loralens.verbs.inputs.models import ModelSource
-from loralens.verbs.inputs.training import TrainingInputs, TrainingOptions
+from loralens.verbs.inputs.model_identity import digest_of_model, model_name
+from loralens.verbs.inputs.training import TrainingInputs
+from loralens.verbs.inputs.training_options import TrainingOptions
 from loralens.verbs.outputs.divergence import explain_divergence
 from loralens.verbs.outputs.live_spectra import LiveSpectra, describe_spectra
 from loralens.verbs.outputs.run_display import run_display
+from loralens.verbs.outputs.termination import Termination
+from loralens.verbs.outputs.trained_parts import TrainedParts
 
 if TYPE_CHECKING:  # torch takes a second
-    from torch import nn
+    from torch import device as Device  # noqa: N812
 
     from loralens.core.training import State
     from loralens.training.fitting import Fitted
-    from loralens.training.injection import Injection
     from loralens.training.watch import Measures, Step, Watch
     from loralens.training.world import World
 
@@ -58,35 +62,6 @@ DECIDING = (
     "evaluate_every",
     "patience",
 )
-EVALUATED = 64  # texts at a time, as in `loralens.evaluate`
-
-
-@dataclass(frozen=True, slots=True)
-class TrainedParts:
-    """The parts of a model that are trained.
-
-    Attributes
-    ----------
-    modules : tuple of str
-        The modules with a LoRA layer, in natural order.
-    heads : tuple of str
-        The modules that are trained in full.
-    trainable, frozen : int
-        The number of parameters that are trained, and of those of the model that are not.
-    """
-
-    modules: tuple[str, ...]
-    heads: tuple[str, ...]
-    rank: int
-    trainable: int
-    frozen: int
-
-    @classmethod
-    def of(cls, injection: "Injection") -> "TrainedParts":
-        """The parts of an injection, whose layers must be in the model."""
-        return cls(
-            tuple(injection.layers), tuple(injection.heads), injection.rank, injection.trainable, injection.frozen
-        )
 
 
 class TrainingRun:
@@ -99,6 +74,8 @@ class TrainingRun:
     training : Training or None
         The files of the run; None in a dry run without an output.
     world : World
+    device : torch.device
+        The device on which the model is trained.
 
     Raises
     ------
@@ -107,13 +84,23 @@ class TrainingRun:
     """
 
     def __init__(
-        self, options: TrainingOptions, inputs: TrainingInputs, training: Training | None, world: "World"
+        self,
+        options: TrainingOptions,
+        inputs: TrainingInputs,
+        training: Training | None,
+        world: "World",
+        device: "Device",
     ) -> None:
         from loralens.training.feed import shuffle_order
 
         self.options, self.inputs, self._training, self.world = options, inputs, training, world
+        self._device = device
+        self.start = None if options.start_from is None else read_adapter(options.start_from, {}, applies_all=True)
         # The number is rounded up, so that every text of the last pass is used.
         self.steps = options.steps or max(1, ceil((options.epochs or 1) * len(inputs.examples) / options.batch))
+        if options.more_steps:
+            # An unfinished run has its additional steps already.
+            self.steps = self.training.steps() + (0 if options.resume else options.more_steps)
         self.display = run_display(self.steps)
         self.heads = options.heads or inputs.heads
         # By default modules with missing weights are heads; only the user's own choice can leave one out.
@@ -126,11 +113,12 @@ class TrainingRun:
             self._check_spectra(self.spectra)
         if world.main:
             inputs.warn_of_cut()
-        # Every field of the course but these two is an option of the same name.
-        fields_of_course = {field.name for field in fields(Course)} - {"steps", "autocast"}
+        # Every field of the course but this one is an option of the same name.
+        fields_of_course = {field.name for field in fields(Course)} - {"steps"}
         self.course = Course(self.steps, **{name: getattr(options, name) for name in fields_of_course})
         self.watch = self._make_watch()
-        self.order = shuffle_order(len(inputs.examples), size=self.part, seed=options.seed)
+        lengths = [len(tokens) for tokens in inputs.examples.tokens] if options.group_by_length else None
+        self.order = shuffle_order(len(inputs.examples), size=self.part, seed=options.seed, lengths=lengths)
         self._begun, self._done = options.resume, 0
         # The digest of an object is computed now: with LoRA layers in it, the model has other weights.
         if isinstance(options.model, tuple):
@@ -160,8 +148,10 @@ class TrainingRun:
         from loralens.training.injection import inject
         from loralens.training.readout import read_injection
 
-        # As plain LoRA, since only the names and shapes of the modules matter, and PiSSA would take an SVD of each.
-        injection = inject(self.inputs.loaded.model, **{**self._injection_options, "method": "lora"})
+        # As plain LoRA of rank 1, since only the names and shapes of the modules matter: PiSSA would take an SVD of
+        # each, and a note on narrow layers would come twice.
+        plain = {"method": "lora", "rank": 1, "rank_pattern": {}}
+        injection = inject(self.inputs.loaded.model, **{**self._injection_options, **plain})
         try:
             modules = read_injection(injection).modules
         finally:
@@ -187,6 +177,13 @@ class TrainingRun:
         deciding = {name: getattr(self.options, name) for name in DECIDING}
         return deciding | {
             "targets": list(self.options.targets),
+            # Only where they are given, so that runs of releases that did not know them are the same runs.
+            **({"exclude": list(self.options.exclude)} if self.options.exclude else {}),
+            **{name: True for name in ("pack", "group_by_length") if getattr(self.options, name)},
+            **({} if self.options.mask_prompt else {"mask_prompt": False}),
+            **({} if self.start is None else {"start_from": fingerprint(self.start)}),
+            **({} if self.options.autocast is None else {"autocast": self.options.autocast}),
+            **({"rank_pattern": dict(self.options.rank_pattern)} if self.options.rank_pattern else {}),
             "model": model_name(self.options.model),
             "base": self._base,
             "steps": self.steps,
@@ -200,7 +197,7 @@ class TrainingRun:
     def _base(self) -> str:
         """A digest of the weights of the base, so that other weights under the same name make another run."""
         model = self.options.model
-        return _digest_of_model(model[0]) if isinstance(model, tuple) else base_digest(model_path(Path(model)))
+        return digest_of_model(model[0]) if isinstance(model, tuple) else base_digest(model_path(Path(model)))
 
     def rehearse(self) -> TrainedParts:
         """The parts that would be trained; nothing is written, and the model is restored."""
@@ -218,18 +215,24 @@ class TrainingRun:
         A model that was given as an object is restored, unless it is sharded.
         """
         state = None
-        if self.options.resume:
-            state = self.world.from_main(lambda: self.training.resume(self.identity))
+        if self.options.resume or self.options.more_steps:
+            take_up = self.training.resume if self.options.resume else self.training.extend
+            state = self.world.from_main(lambda: take_up(self.identity))
+            self._begun = True
             self._done = state.step if state else 0
             self._say(f"going on after step {self._done}")
             # The next snapshot is compared with the last one before the interruption.
             if self.spectra and self.world.main and self.training.snapshots:
                 self.spectra.remember(*self.training.snapshots[-1])
-        fitted = self._fit(state)
-        self.display.clear()
-        parts = TrainedParts.of(fitted.injection)
-        if isinstance(self.options.model, tuple) and not self.options.shard:
-            fitted.injection.remove()
+        with Termination() as termination:
+            fitted = self._fit(state, stop=lambda: termination.asked)
+            self.display.clear()
+            parts = TrainedParts.of(fitted.injection)
+            if isinstance(self.options.model, tuple) and not self.options.shard:
+                fitted.injection.remove()
+            if fitted.stopped:
+                self._say(f"stopped after step {fitted.steps}; {self._describe_files()}")
+                termination.answer()
         if not self.world.main:
             return fitted, parts, History({}, fitted.evaluations)
         # Read before the folder takes its final name.
@@ -247,12 +250,17 @@ class TrainingRun:
     def _injection_options(self) -> dict[str, Any]:
         """The keywords for `loralens.training.inject`."""
         options = self.options
-        # As one string it is a keyword of `inject`; in a list it would be a glob.
-        targets = "all-linear" if options.targets == ("all-linear",) else list(options.targets)
-        equal = {name: getattr(options, name) for name in ("rank", "alpha", "method", "dropout", "seed")}
-        return {"targets": targets, "heads": list(self.heads), **equal}
+        if self.start is not None:
+            from loralens.training.start import start_options
 
-    def _fit(self, state: "State | None") -> "Fitted":
+            own = start_options(self.start, method=options.method)._asdict()
+            rest = {name: getattr(options, name) for name in ("method", "dropout", "seed")}
+            return {**own, **rest, "heads": list(self.heads)}
+        lists = {"targets": list(options.targets), "exclude": list(options.exclude), "heads": list(self.heads)}
+        equal = ("rank", "rank_pattern", "alpha", "method", "dropout", "seed")
+        return lists | {name: getattr(options, name) for name in equal}
+
+    def _fit(self, state: "State | None", *, stop: "Callable[[], bool]") -> "Fitted":
         from loralens.training.fitting import fit
 
         options, inputs = self.options, self.inputs
@@ -262,9 +270,11 @@ class TrainingRun:
                 inputs.task.batches(inputs.examples, self.order, seed=options.seed),
                 course=self.course,
                 loss=inputs.task.loss,
-                watch=self.watch,
+                watch=replace(self.watch, stop=stop),
                 state=state,
+                start=self.start if state is None else None,
                 shard=options.shard,
+                device=self._device,
                 base_model=model_name(options.model),
                 task_type=inputs.task.task_type,
                 record=self._record(),
@@ -276,7 +286,9 @@ class TrainingRun:
                 raise SystemExit(2) from error
             # The texts of all batches of the step are named, since the loss of a step is one number.
             many = options.accumulate * self.world.size
-            texts = [text for number in range(many) for text in self.order(self._done * many + number)]
+            rows = [row for number in range(many) for row in self.order(self._done * many + number)]
+            members = inputs.examples.members
+            texts = [text for row in rows for text in (members[row] if members else [row])]
             training = self.training if self._begun else None
             raise explain_divergence(
                 error, texts=texts, name=inputs.learned.name, training=training, done=self._done
@@ -294,7 +306,10 @@ class TrainingRun:
         from loralens.training.watch import Watch
 
         options, evaluated = self.options, self.inputs.evaluated
-        evaluate = self.inputs.task.evaluation(evaluated, size=EVALUATED) if evaluated is not None else None
+        evaluate = None
+        if evaluated is not None:
+            # As many texts at a time as in training, since they need the same memory.
+            evaluate = self.inputs.task.evaluation(evaluated, size=self.part, world=self.world)
         for option in ("patience", "evaluate_every", "eval_limit"):
             if getattr(options, option) and evaluate is None:
                 raise OptionError(f"--{option.replace('_', '-')} needs texts to evaluate on", fix="give --eval")
@@ -309,7 +324,7 @@ class TrainingRun:
             snapshot=self._write_snapshot if options.snapshots else None,
             snapshot_every=options.snapshots or 0,
             # A dry run without an output makes a watch too, for the checks in it.
-            save=self.training.save if self._training else None,
+            save=self._save if self._training else None,
             save_every=options.save_every,
         )
 
@@ -322,8 +337,9 @@ class TrainingRun:
 
     def _step(self, step: "Step") -> None:
         self._done = step.number
-        # JSON has no NaN, which is the loss of a step without a hidden token.
-        entry = step._asdict() | {"loss": json_number(step.loss)}
+        # JSON has no NaN, which is the loss of a step without a hidden token, and no infinity, which is the norm of a
+        # step that float16 could not hold.
+        entry = step._asdict() | {"loss": json_number(step.loss), "norm": json_number(step.norm)}
         self._log(step.number, **{name: value for name, value in entry.items() if name != "number"})
         self.display.step(step)
 
@@ -331,6 +347,12 @@ class TrainingRun:
         self._log(step, evaluation={name: json_number(value) for name, value in measures.items()})
         values = "  ".join(f"{name} {number(value)}" for name, value in measures.items())
         self.display.say(f"step {step}: evaluation {values}")
+
+    def _save(self, state: "State") -> None:
+        from loralens.training.state import without_draws
+
+        # The batches are functions of the seed. The generators of this process would make equal runs differ.
+        self.training.save(without_draws(state))
 
     def _write_snapshot(self, step: int, adapter: Adapter) -> None:
         self.training.snapshot(step, adapter)
@@ -350,6 +372,8 @@ class TrainingRun:
             "labels": list(self.inputs.learned.labels) or None,
             "length": self.options.length,
             "batch": self.options.batch,
+            # A digest of the pairs: a path means nothing on another machine.
+            **({} if self.start is None else {"started_from": fingerprint(self.start)}),
         }
 
     def _describe_files(self) -> str:
@@ -362,32 +386,3 @@ class TrainingRun:
     def _say(self, text: str) -> None:
         if self.world.main:
             self.display.say(text)
-
-
-def model_name(model: ModelSource) -> str:
-    """The name of the base in the adapter: the Hub id or the package, or the name of the folder.
-
-    For a model that was given as an object it is the name of the path from which it was loaded, or its class.
-    """
-    if isinstance(model, tuple):
-        loaded_from = model[0].config.name_or_path
-        return model_name(loaded_from) if loaded_from else type(model[0]).__name__
-    if not Path(model).exists():
-        return str(model)
-    # Not the path: it would mean nothing on another machine, and may contain the name of the user.
-    folder = Path(model).resolve()
-    cache = folder.parent.parent.name  # a Hub id in the cache: models--org--name/snapshots/…
-    hub = folder.parent.name == "snapshots" and cache.startswith("models--")
-    return cache.removeprefix("models--").replace("--", "/", 1) if hub else folder.name
-
-
-def _digest_of_model(model: "nn.Module") -> str:
-    """The SHA-256 of the names, dtypes, shapes and numbers of the weights of a model, in hexadecimal."""
-    import torch
-
-    digest = sha256()
-    for key, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
-        # As bytes, since NumPy does not know bfloat16.
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()

@@ -1,0 +1,149 @@
+"""Starts a training with the factors, magnitudes and heads of an adapter."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from loralens.core.adapter import Adapter
+from loralens.core.lazy import Array
+from loralens.core.lowrank import LowRank
+from loralens.core.names import some
+from loralens.core.scaling import Scaling
+from loralens.errors import MismatchError, OptionError
+from loralens.training.experts import ExpertLayer
+from loralens.training.initial import factor_digest
+from loralens.training.injection import Injection
+from loralens.training.layer import LoRALayer
+from loralens.training.method import training_method
+
+SAVED, MAGNITUDE = "saved", "magnitude"  # roles of extras that a run can start with
+
+
+class StartOptions(NamedTuple):
+    """The arguments of an injection that has the modules, the ranks and the scale of an adapter."""
+
+    targets: list[str]
+    rank: int
+    rank_pattern: dict[str, int]
+    alpha: float
+
+
+def start_options(adapter: Adapter, *, method: str) -> StartOptions:
+    """What an injection has to be given so that it can start with an adapter.
+
+    Raises
+    ------
+    OptionError
+        The adapter has no modules, modules that are no pairs, or content that a training has no place for.
+    """
+    formula = training_method(method).formula
+    _check_content(adapter, magnitude=training_method(method).magnitude)
+    ranks: dict[str, int] = {}
+    alphas: Counter[float] = Counter()
+    for name, module in adapter.items():
+        assert isinstance(module, LowRank)
+        scaling = module.scaling or Scaling()
+        # All experts of a stack have one layer.
+        ranks[name.rpartition("[")[0] or name] = module.rank
+        alphas[scaling.alpha_for(module.scale, module.rank, formula)] += 1
+    ((rank, _),) = Counter(ranks.values()).most_common(1)
+    alpha = alphas.most_common(1)[0][0]
+    # A scale that is not positive cannot be trained with, so that it is put into B.
+    return StartOptions(list(ranks), rank, {n: r for n, r in ranks.items() if r != rank}, alpha if alpha > 0 else 1.0)
+
+
+def _check_content(adapter: Adapter, *, magnitude: bool) -> None:
+    if not len(adapter):
+        raise OptionError("the adapter to start from has no modules", fix="give one that was trained")
+    other = [name for name, module in adapter.items() if not isinstance(module, LowRank)]
+    if other:
+        what = f"{other[0]} of the adapter to start from is no pair of factors"
+        raise OptionError(what, fix="give a plain LoRA adapter, such as one that loralens convert has written")
+    if magnitude != any(extra.role == MAGNITUDE for extra in adapter.extra.values()):
+        has = "has no magnitudes, which dora trains" if magnitude else "has magnitudes, which only dora trains"
+        raise OptionError(f"the adapter to start from {has}", fix="give the --method with which it was trained")
+    strange = [key for key, extra in adapter.extra.items() if extra.role not in (SAVED, MAGNITUDE)]
+    if strange:
+        raise OptionError(
+            f"the adapter to start from holds what is not trained here: {some(strange)}",
+            fix="start from an adapter of factors, magnitudes and heads alone",
+        )
+
+
+@torch.no_grad()
+def start_from(injection: Injection, adapter: Adapter) -> Injection:
+    """Copy the factors, magnitudes and heads of an adapter into an injection; returns it with the new digests.
+
+    The scales may differ: B is multiplied by their ratio, so that ΔW is that of the adapter.
+
+    Raises
+    ------
+    MismatchError
+        The adapter has other modules, other heads or other shapes than the injection.
+    OptionError
+        The method starts with directions of the weights.
+    """
+    if injection.method.principal:
+        what = f"{injection.method.name} starts with directions of W, and not with an adapter"
+        raise OptionError(what, fix="continue as plain LoRA: method lora")
+    digests: dict[str, str] = {}
+    seen: set[str] = set()
+    for name, layer in injection.layers.items():
+        count = len(layer.A) if isinstance(layer, ExpertLayer) else 0
+        names = [f"{name}[{e}]" for e in range(count)] or [name]
+        modules = [_module_of(adapter, each) for each in names]
+        seen.update(names)
+        pairs = [(module.scale / layer.scale * module.B.astype(np.float64), module.A) for module in modules]
+        B, A = (np.stack([pair[side] for pair in pairs]) if count else pairs[0][side] for side in (0, 1))
+        _copy(layer.B, B, name)
+        _copy(layer.A, A, name)
+        digests |= {each: factor_digest(layer.A[e] if count else layer.A) for e, each in enumerate(names)}
+        _copy_magnitude(layer, adapter, name)
+    if unknown := sorted(set(adapter) - seen):
+        raise MismatchError(f"the run does not adapt {some(unknown)} of the adapter", fix="adapt the same modules")
+    _copy_heads(injection, adapter)
+    return replace(injection, digests=digests, initialisation="adapter")
+
+
+def _module_of(adapter: Adapter, name: str) -> LowRank:
+    module = adapter.modules.get(name)
+    if not isinstance(module, LowRank):
+        raise MismatchError(f"the adapter to start from has no pair for {name}", fix="adapt the modules of the adapter")
+    return module
+
+
+def _copy(tensor: Tensor, array: Array, name: str) -> None:
+    values = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float64))
+    if values.numel() != tensor.numel():
+        shapes = f"{tuple(values.shape)}, where the model needs {tuple(tensor.shape)}"
+        raise MismatchError(f"the adapter to start from does not fit: {name} has {shapes}", fix="give another model")
+    tensor.copy_(values.reshape(tensor.shape))
+
+
+def _copy_magnitude(layer: LoRALayer, adapter: Adapter, name: str) -> None:
+    if layer.magnitude is None:
+        return
+    found = [e for e in adapter.extra.values() if e.role == MAGNITUDE and e.module == name]
+    if not found:
+        raise MismatchError(f"the adapter to start from has no magnitude of {name}", fix="give another --method")
+    _copy(layer.magnitude, found[0].tensor.read(), name)
+
+
+def _copy_heads(injection: Injection, adapter: Adapter) -> None:
+    tensors: Mapping[str, Any] = {
+        f"{name}.{own}": tensor
+        for name, head in injection.heads.items()
+        for own, tensor in head.state_dict(keep_vars=True).items()
+    }
+    for extra in adapter.extra.values():
+        if extra.role == SAVED:
+            key = f"{extra.module}.{extra.parameter}"
+            if key not in tensors:
+                what = f"the adapter to start from brings {extra.module} in full, which the run does not train"
+                raise MismatchError(what, fix=f"give --heads {extra.module}")
+            _copy(tensors[key], extra.tensor.read(), key)

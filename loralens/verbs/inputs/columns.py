@@ -1,0 +1,44 @@
+"""Rows of Parquet files, and of data sets that Hugging Face's ``datasets`` has saved to a folder."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from loralens.errors import FormatError
+from loralens.requirements import missing_packages
+
+PARQUET = ".parquet"
+SAVED = "dataset_info.json"  # in a folder of `Dataset.save_to_disk`
+
+
+def parquet_rows(path: Path) -> Iterator[Mapping[str, Any]]:
+    """The rows of a Parquet file as mappings, some at a time."""
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+    except ImportError as error:
+        raise missing_packages("reading Parquet", ("pyarrow",), error) from error
+    try:
+        with ParquetFile(path) as file:
+            for batch in file.iter_batches():
+                yield from batch.to_pylist()
+    except (ArrowException, OSError) as error:
+        what = f"cannot be read as Parquet: {str(error).splitlines()[0]}"
+        raise FormatError(what, fix="save the table again") from error
+
+
+def saved_rows(folder: Path) -> Iterator[Mapping[str, Any]]:
+    """The rows of a data set that was saved to a folder."""
+    try:
+        from datasets import Dataset, load_from_disk
+    except ImportError as error:
+        raise missing_packages("reading a folder of datasets", ("datasets",), error) from error
+    try:
+        dataset = load_from_disk(str(folder))
+    except (OSError, ValueError) as error:
+        what = f"cannot be read as a data set: {str(error).splitlines()[0]}"
+        raise FormatError(what, fix="save it again: dataset.save_to_disk(…)") from error
+    if not isinstance(dataset, Dataset):
+        fix = f"give the folder of one of them: {', '.join(map(str, dataset))}"
+        raise FormatError("holds several splits", fix=fix)
+    yield from dataset

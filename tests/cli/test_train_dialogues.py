@@ -1,0 +1,176 @@
+"""``loralens train`` on instruction data: how it is read, learned and evaluated."""
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import loralens
+from tests import models
+from tests.cli.command import Command
+from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
+from tests.training.test_dialogues import PLAIN
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+pytestmark = pytest.mark.usefixtures("quiet_torch")
+
+TRAIN = Command("train", "--threads", "1")
+PAIRS = [
+    {"prompt": "the cat sat on ", "completion": "the mat"},
+    {"prompt": "a dog ran ", "completion": "under the tree"},
+    {"prompt": "it ", "completion": "slept"},
+    {"prompt": "the dog sat and then ", "completion": "the cat ran"},
+]
+TALKS = [
+    {"messages": [{"role": "user", "content": pair["prompt"]}, {"role": "assistant", "content": pair["completion"]}]}
+    for pair in PAIRS
+]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, quiet_torch: None) -> Path:
+    home = tmp_path_factory.mktemp("home")
+    models.folder(models.llama(), home / "llama")
+    (home / "llama" / "chat_template.jinja").write_text(PLAIN, encoding="utf-8")
+    models.folder(models.llama(), home / "silent")
+    for name, records in (("pairs", PAIRS), ("talks", TALKS)):
+        lines = "".join(f"{json.dumps(record)}\n" for record in records)
+        (home / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    with (home / "pairs.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, ["prompt", "completion"])
+        writer.writeheader()
+        writer.writerows(PAIRS)
+    return home
+
+
+def speak(home: Path, data: str | Path, target: Path, *more: object, model: str = "llama") -> list[object]:
+    files = ("--model", home / model, "--data", home / data, "--eval", home / data, "--task", "causal-lm", "-o", target)
+    return [*files, "--targets", "q_proj,v_proj", "--rank", 2, "--batch", 4, "--steps", 3, "--lr", 0.01, *more]
+
+
+def mean_loss(home: Path, *, masked: bool) -> float:
+    """The loss of the completions, or of everything, by the model itself, one dialogue at a time."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(home / "llama")
+    tokenizer = AutoTokenizer.from_pretrained(home / "llama")
+    total, count = 0.0, 0
+    for pair in PAIRS:
+        ids = tokenizer(pair["prompt"] + pair["completion"] + "[END]", return_tensors="pt")["input_ids"]
+        start = len(tokenizer(pair["prompt"])["input_ids"]) if masked else 1
+        with torch.no_grad():
+            logs = model(input_ids=ids).logits[0].log_softmax(-1)
+        total -= float(sum(logs[place - 1, ids[0, place]] for place in range(start, ids.shape[1])))
+        count += ids.shape[1] - start
+    return total / count
+
+
+@pytest.mark.parametrize(("option", "masked"), [("--mask-prompt", True), ("--no-mask-prompt", False)])
+def test_the_loss_is_that_of_the_completions(home: Path, tmp_path: Path, option: str, masked: bool) -> None:
+    said = TRAIN.told(*speak(home, "pairs.jsonl", tmp_path / "a", option))
+    assert said["evaluations"][0]["loss"] == pytest.approx(mean_loss(home, masked=masked), rel=1e-5)
+    assert said["evaluations"][-1]["loss"] < said["evaluations"][0]["loss"]
+
+
+def test_a_table_and_a_list_are_read_as_lines_are(home: Path, tmp_path: Path) -> None:
+    for name in ("pairs.jsonl", "pairs.csv"):
+        TRAIN.good(*speak(home, name, tmp_path / name))
+    loralens.train(
+        model=home / "llama", data=PAIRS, task="causal-lm", output=tmp_path / "list", targets="q_proj,v_proj", rank=2,
+        batch=4, steps=3, lr=0.01, threads=1,
+    )  # fmt: skip
+    files = [tmp_path / name / "adapter_model.safetensors" for name in ("pairs.jsonl", "pairs.csv", "list")]
+    factors = [{n: (m.B.tobytes(), m.A.tobytes()) for n, m in loralens.load(file.parent).items()} for file in files]
+    assert factors[0] == factors[1] == factors[2]
+
+
+def test_conversations_are_learned_and_evaluated_and_need_a_template(home: Path, tmp_path: Path) -> None:
+    said = TRAIN.told(*speak(home, "talks.jsonl", tmp_path / "a"))
+    words = ("--model", home / "llama", "--task", "causal-lm", "--data", home / "talks.jsonl", "--threads", 1)
+    again = Command("evaluate").told(tmp_path / "a", *words)
+    assert again["adapters"][0]["loss"] == pytest.approx(said["evaluations"][-1]["loss"], rel=1e-5)
+    assert math.isfinite(said["evaluations"][-1]["loss"])
+    refused = TRAIN.refused(*speak(home, "talks.jsonl", tmp_path / "b", model="silent"))
+    assert "text 1: the tokenizer has no chat template" in refused
+
+
+def test_what_is_cut_off_is_said(home: Path, tmp_path: Path) -> None:
+    stderr = TRAIN.good(*speak(home, "pairs.jsonl", tmp_path / "a", "--length", 4)).stderr
+    assert "pairs.jsonl: 3 of 4 texts are longer than 4 tokens" in stderr
+    assert "pairs.jsonl: of 2 dialogues nothing is learned, since what would be is cut off" in stderr
+    assert "nothing is left to learn" in TRAIN.refused(*speak(home, "pairs.jsonl", tmp_path / "b", "--length", 1))
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"prompt": "the cat"}, 'has no "text" (it has prompt)'),
+        ({"prompt": "the cat", "completion": " "}, '"completion" is empty'),
+        ({"prompt": "the cat", "completion": [{"role": "assistant", "content": "ran"}]}, "are of two kinds"),
+        ({"messages": [{"role": "user", "content": "the cat"}]}, "has no message of the assistant"),
+        ({"messages": [{"role": "assistant"}]}, 'message 1 of "messages" has no "content" that is a text'),
+        ({"messages": "the cat"}, '"messages" is not a list of messages'),
+        ({"messages": [{"content": "a"}]}, 'message 1 of "messages" has no "role"'),
+    ],
+)
+def test_what_is_no_dialogue_is_said_with_its_line(home: Path, tmp_path: Path, record: Any, message: str) -> None:
+    (tmp_path / "d.jsonl").write_text(f"{json.dumps(PAIRS[0])}\n{json.dumps(record)}\n", encoding="utf-8")
+    said = TRAIN.refused(*speak(home, tmp_path / "d.jsonl", tmp_path / "a"))
+    assert "d.jsonl: line 2" in said
+    assert message in said
+
+
+def test_other_uses_of_texts_say_that_they_take_none(home: Path) -> None:
+    adapter = models.saved(models.adapter(models.llama(), ("q_proj",)), home / "adapter")
+    words = ("--model", home / "llama", "--data", home / "talks.jsonl", "--threads", 1)
+    assert "holds dialogues" in Command("calibrate").refused("--adapter", adapter, *words, "-o", home / "m.safetensors")
+
+
+@pytest.mark.live
+@pytest.mark.parametrize("kind", ["parquet", "folder"])
+def test_columns_are_read_as_lines_are(home: Path, tmp_path: Path, kind: str) -> None:
+    datasets = pytest.importorskip("datasets")
+    from loralens.verbs.inputs.texts import read_texts
+
+    for name, records in (("pairs", PAIRS), ("talks", TALKS)):
+        dataset, path = (
+            datasets.Dataset.from_list(records),
+            tmp_path / (f"{name}.parquet" if kind == "parquet" else name),
+        )
+        dataset.to_parquet(path) if kind == "parquet" else dataset.save_to_disk(path)
+        found = read_texts(path, dialogues=True)
+        assert [text.dialogue for text in found] == records
+
+
+@pytest.mark.parametrize("data", ["pairs.jsonl", "talks.jsonl"])
+def test_packed_rows_are_learned_and_evaluated_as_their_texts_are(home: Path, tmp_path: Path, data: str) -> None:
+    result = TRAIN.good(*speak(home, data, tmp_path / "a", "--pack", "--length", 30, "--evaluate-every", 1))
+    assert "packed 4 texts into " in result.stderr
+    # One step holds all texts, and its loss is taken before the update, as the first evaluation is.
+    lines = (tmp_path / "a" / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    logged = [json.loads(line) for line in lines]
+    rows = int(result.stderr.partition("into ")[2].partition(" row")[0])
+    if 4 % rows == 0:  # every row is in a step equally often
+        first = next(line["loss"] for line in logged if "loss" in line)
+        assert first == pytest.approx(logged[0]["evaluation"]["loss"], rel=1e-5)
+    plan = TRAIN.good(*speak(home, data, tmp_path / "b", "--pack", "--dry-run"))
+    assert "steps of 4 rows" in plan.stdout
+
+
+def test_texts_that_see_each_other_are_not_packed(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A model that takes no notice of positions anew: transformers is kept from finding the texts of a row.
+    monkeypatch.setattr("transformers.masking_utils.find_packed_sequence_indices", lambda position_ids: None)
+    said = TRAIN.refused(*speak(home, "pairs.jsonl", tmp_path / "a", "--pack"))
+    assert "the texts of a packed row see each other in this llama model" in said
+
+
+def test_batches_of_similar_lengths_are_learned(home: Path, tmp_path: Path) -> None:
+    TRAIN.good(*speak(home, "pairs.jsonl", tmp_path / "a", "--group-by-length"))
+    assert json.loads((tmp_path / "a" / "run.json").read_text(encoding="utf-8"))["group_by_length"] is True
+    said = TRAIN.refused(*speak(home, "pairs.jsonl", tmp_path / "b", "--group-by-length", "--pack"))
+    assert "--pack and --group-by-length exclude each other" in said
