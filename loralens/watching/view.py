@@ -6,10 +6,12 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from loralens.core.adapter import Adapter, Extra
 from loralens.core.lazy import LazyArray
+from loralens.core.lowrank import LowRank
 from loralens.core.names import nearest
 from loralens.core.scaling import Scaling
 from loralens.core.structured import Update
@@ -62,20 +64,55 @@ def live(model: "nn.Module | Injection", adapter: str | None = None) -> Adapter:
         return view_injection(model)
     if not isinstance(model, nn.Module):
         raise OptionError(f"{type(model).__name__} is not a model", fix="give a torch module with an adapter")
-    wrapped = _peft_model(model)
+    wrapped = peft_model(model)
     if wrapped is not None:
         names = [adapter] if adapter is not None else active_adapters(wrapped)
         views = [_peft_view(wrapped, name) for name in names]
         return views[0] if len(views) == 1 else sum_adapters([(view, 1.0) for view in views])
-    # DDP's name for what it wraps; a model's own module may have that name too, so the class decides.
-    while type(model).__name__ in ("DistributedDataParallel", "DataParallel"):
-        model = model.module  # type: ignore[assignment]
-    layers = {plain_path(name): layer for name, layer in model.named_modules() if isinstance(layer, LoRALayer)}
+    layers = own_layers(model)
     if not layers:
         raise OptionError("the model has no adapter", fix="give a model that PEFT or loralens.training adapted")
     if adapter is not None:
         raise OptionError("the model has one adapter, which has no name", fix="leave the name out")
-    return _own_view(model, layers)
+    return _own_view(unwrapped(model), layers)
+
+
+def live_gradients(model: "nn.Module | Injection", adapter: str | None = None) -> Adapter:
+    """The gradients of the factors as the factors of a view; those of parameters without one are 0."""
+    if isinstance(model, Injection):
+        return _own_gradients(model.layers)
+    wrapped = peft_model(model)
+    if wrapped is None:
+        return _own_gradients(own_layers(model))
+    name = one_active(wrapped) if adapter is None else adapter
+    return _peft_view(wrapped, name, gradients=True)
+
+
+def _own_gradients(layers: Mapping[str, LoRALayer]) -> Adapter:
+    pairs = {
+        name: LowRank(lazy_tensor(partial(_gradient_of, layer, "B")), lazy_tensor(partial(_gradient_of, layer, "A")))
+        for name, layer in layers.items()
+    }
+    return Adapter(modules=pairs)
+
+
+def _gradient_of(module: "nn.Module", own: str) -> Tensor:
+    """The gradient of a parameter; 0 if it has none."""
+    parameter: Tensor = getattr(module, own)
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+
+
+def own_layers(model: "nn.Module") -> dict[str, LoRALayer]:
+    """The LoRA layers of `loralens.training` in a model, by the names of the layers that they adapt."""
+    layers = ((path, layer) for path, layer in unwrapped(model).named_modules() if isinstance(layer, LoRALayer))
+    return {plain_path(path): layer for path, layer in layers}
+
+
+def unwrapped(model: "nn.Module") -> "nn.Module":
+    """The model without DDP, whose name for it is one that a model's own module may have, so that the class decides."""
+    while type(model).__name__ in ("DistributedDataParallel", "DataParallel"):
+        model = model.module  # type: ignore[assignment]
+    return model
 
 
 def plain_path(path: str) -> str:
@@ -100,7 +137,21 @@ def active_adapters(model: "nn.Module") -> list[str]:
     return names
 
 
-def _peft_model(model: "nn.Module") -> Any:
+def one_active(model: "nn.Module") -> str:
+    """The name of the only active adapter.
+
+    Raises
+    ------
+    OptionError
+        Several are active, whose factors and gradients are not those of their sum.
+    """
+    names = active_adapters(model)
+    if len(names) > 1:
+        raise OptionError(f"{len(names)} adapters are active: {', '.join(names)}", fix="name one: adapter=…")
+    return names[0]
+
+
+def peft_model(model: "nn.Module") -> Any:
     """The outermost module in a model that has adapters of PEFT; None if there is none."""
     holders = [(path, module) for path, module in model.named_modules() if hasattr(module, "peft_config")]
     if not holders:
@@ -113,15 +164,15 @@ def _peft_model(model: "nn.Module") -> Any:
     return holder
 
 
-def _peft_view(model: Any, name: str) -> Adapter:
-    """One adapter of a model of PEFT, read as its file would be."""
+def _peft_view(model: Any, name: str, *, gradients: bool = False) -> Adapter:
+    """One adapter of a model of PEFT, read as its file would be; or the gradients in the place of the factors."""
     if name not in model.peft_config:
         raise OptionError(
             f"no adapter is called {name!r}", fix=f"the nearest names are {nearest(name, model.peft_config)}"
         )
     config = _file_config(model, name)
     check_peft_type(config)
-    tensors = {_file_key(key): tensor for key, tensor in _peft_tensors(model, name)}
+    tensors = {_file_key(key): tensor for key, tensor in _peft_tensors(model, name, gradients=gradients)}
     return _with_layer_scales(read(Stored(tensors, {"format": "pt"}, config)), model, name)
 
 
@@ -139,8 +190,8 @@ def _as_json(value: Any) -> Any:
     return sorted(value) if isinstance(value, set | frozenset) else str(value)
 
 
-def _peft_tensors(model: Any, name: str) -> Iterator[tuple[str, LazyArray]]:
-    """The tensors of one adapter by their keys in PEFT's file."""
+def _peft_tensors(model: Any, name: str, *, gradients: bool) -> Iterator[tuple[str, LazyArray]]:
+    """The tensors of one adapter, or their gradients, by the keys in PEFT's file."""
     try:
         from peft import get_peft_model_state_dict
     except ImportError as error:  # pragma: no cover - whoever has a model of PEFT has PEFT
@@ -164,13 +215,14 @@ def _peft_tensors(model: Any, name: str) -> Iterator[tuple[str, LazyArray]]:
             )
         path = places.get(id(tensor))
         # PEFT computes a few tensors when it saves them, such as the ranks that AdaLoRA keeps.
-        yield key, lazy_tensor(partial(_at, model, path) if path else partial(_computed, state, key))
+        yield key, lazy_tensor(partial(_at, model, path, gradients) if path else partial(_computed, state, key))
 
 
-def _at(model: "nn.Module", path: str) -> Tensor:
+def _at(model: "nn.Module", path: str, gradient: bool = False) -> Tensor:
     """The parameter or buffer at a path, looked up anew, since moving a model may replace its parameters."""
     owner, _, own = path.rpartition(".")
-    tensor: Tensor = getattr(model.get_submodule(owner), own)
+    module = model.get_submodule(owner)
+    tensor: Tensor = _gradient_of(module, own) if gradient else getattr(module, own)
     return tensor
 
 

@@ -1,0 +1,61 @@
+"""What a watcher needs to know of a model besides its adapter: the rounding of its weights, and who writes."""
+
+from math import sqrt
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from loralens.core.adapter import Adapter
+from loralens.core.attached import Tree
+from loralens.errors import MismatchError
+from loralens.linalg.rounding import ulp
+from loralens.training.injection import Injection
+from loralens.training.readout import numpy_of
+from loralens.watching.view import peft_model, unwrapped
+
+SAMPLE = 1 << 12  # entries of a weight: the mean of their squared units has an error of a few per cent
+NARROW = (torch.float16, torch.bfloat16)  # what float32 weights lose is below anything that is trained
+
+
+def rounding_noise(model: "nn.Module | Injection", adapter: Adapter) -> dict[str, float]:
+    """The standard deviation √(mean u²/12) of rounding in each adapted weight of 16 bits, u its unit in the last place.
+
+    Weights of more bits, quantised ones, and those that are not found under the names of the adapter are left out.
+    """
+    inner = model.model if isinstance(model, Injection) else (peft_model(model) or unwrapped(model))
+    tree = Tree.of(inner)
+    try:
+        weights = tree.weights(adapter)
+    except MismatchError:
+        return {}
+    noise = {}
+    for name, weight in weights.modules.items():
+        parameter = tree.parameter(weight.key).detach()
+        if parameter.dtype in NARROW:
+            entries = _sample(parameter)
+            units = ulp(entries, entries.dtype)
+            noise[name] = sqrt(float((units**2).mean()) / 12)
+    return noise
+
+
+def _sample(parameter: Tensor) -> Any:
+    """Entries of a weight at equal distances; of a sharded one those that this process has."""
+    own: Tensor = getattr(parameter, "to_local", lambda: parameter)()
+    flat = own.reshape(-1)
+    chosen = flat[:: max(1, flat.numel() // SAMPLE)]
+    return numpy_of(chosen)
+
+
+def trains_A(model: "nn.Module | Injection") -> bool:
+    """Whether the factors A get gradients: methods that freeze A do so on purpose."""
+    inner = model.model if isinstance(model, Injection) else model
+    trained = {path.rpartition(".")[2] for path, p in inner.named_parameters() if p.requires_grad}
+    # A of our layers, weight below lora_A in PEFT's.
+    return "A" in trained or any("lora_A" in path for path, p in inner.named_parameters() if p.requires_grad)
+
+
+def is_writer() -> bool:
+    """Whether this process writes logs: the first of several."""
+    distributed = torch.distributed
+    return not (distributed.is_available() and distributed.is_initialized() and distributed.get_rank())
