@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import nan
+from math import nan, sqrt
 from typing import Any, final
 
 import numpy as np
@@ -12,6 +12,7 @@ from loralens.choices import Side
 from loralens.core.lazy import Array
 from loralens.core.lowrank import LowRank
 from loralens.core.structured import Update
+from loralens.linalg.measures import frobenius
 from loralens.linalg.product import column_basis
 from loralens.linalg.quick import QuickSVD, quick_svd
 from loralens.linalg.subspace import phi_map, update_cosine
@@ -27,19 +28,30 @@ class Turn:
 
     Attributes
     ----------
+    norm : float
+        ‖ΔW‖_F of the earlier look.
+    length : float
+        ‖ΔW − ΔW of the earlier look‖_F, to 1e-3 of the larger norm.
     cosine : float
         Of the two ΔW, in [−1, 1].
     phi, chance : mapping of side to float
         φ of all directions, and its mean for random ones.
     """
 
+    norm: float
+    length: float
     cosine: float
     phi: Mapping[Side, float]
     chance: Mapping[Side, float]
 
     def record(self) -> dict[str, Any]:
         """The turn as a JSON object."""
-        return {"cosine": _short(self.cosine), "phi": _sides(self.phi), "chance": _sides(self.chance)}
+        numbers = {
+            "norm": short_number(self.norm),
+            "length": short_number(self.length),
+            "cosine": short_number(self.cosine),
+        }
+        return {**numbers, "phi": _sides(self.phi), "chance": _sides(self.chance)}
 
 
 @final
@@ -66,10 +78,10 @@ class GradientLook:
     def record(self) -> dict[str, Any]:
         """The gradient as a JSON object."""
         return {
-            "norm": _short(self.norm),
-            "effective_rank": _short(self.effective_rank),
-            "overlap": _short(self.overlap),
-            "chance": _short(self.chance),
+            "norm": short_number(self.norm),
+            "effective_rank": short_number(self.effective_rank),
+            "overlap": short_number(self.overlap),
+            "chance": short_number(self.chance),
         }
 
 
@@ -94,7 +106,7 @@ class BaseLook:
 
     def record(self) -> dict[str, Any]:
         """The measures as a JSON object."""
-        numbers = {name: _short(getattr(self, name)) for name in ("amplification", "excess", "z")}
+        numbers = {name: short_number(getattr(self, name)) for name in ("amplification", "excess", "z")}
         return {**numbers, "share": _sides(self.share), "chance": _sides(self.chance)}
 
 
@@ -127,13 +139,13 @@ class ModuleLook:
         """The measures as a JSON object."""
         spectrum = self.spectrum
         return {
-            "s": [_short(value) for value in spectrum.s.tolist()],
-            "frobenius": _short(spectrum.frobenius),
-            "stable_rank": _short(spectrum.stable_rank),
-            "effective_rank": _short(spectrum.effective_rank),
+            "s": [short_number(value) for value in spectrum.s.tolist()],
+            "frobenius": short_number(spectrum.frobenius),
+            "stable_rank": short_number(spectrum.stable_rank),
+            "effective_rank": short_number(spectrum.effective_rank),
             "previous": self.previous and self.previous.record(),
             "first": self.first and self.first.record(),
-            "drift": _short(self.drift),
+            "drift": short_number(self.drift),
             **({"gradients": {name: g.record() for name, g in self.gradients.items()}} if self.gradients else {}),
             **({"base": self.base.record()} if self.base else {}),
         }
@@ -199,7 +211,11 @@ def _turn(now: QuickSVD, before: QuickSVD | None) -> Turn | None:
         "in": min(max(now.k, before.k) / len(now.V), 1.0),
         "out": min(max(now.k, before.k) / len(now.U), 1.0),
     }
-    return Turn(update_cosine(before.s, now.s, left, right), phi, chance)
+    cosine = update_cosine(before.s, now.s, left, right)
+    norm, own = frobenius(before.s), frobenius(now.s)
+    # Rounding may make the square of a length of 0 negative.
+    length = sqrt(max(norm**2 + own**2 - 2 * cosine * norm * own, 0.0))
+    return Turn(norm, length, cosine, phi, chance)
 
 
 def _gradients(gradient: LowRank, directions: QuickSVD) -> dict[str, GradientLook]:
@@ -221,10 +237,10 @@ def _gradient(factor: Array, columns: Array) -> GradientLook:
 
 
 def _sides(values: Mapping[Side, float]) -> dict[str, float | None]:
-    return {side: _short(value) for side, value in values.items()}
+    return {side: short_number(value) for side, value in values.items()}
 
 
-def _short(value: float) -> float | None:
+def short_number(value: float) -> float | None:
     """A number with the digits of the log; None if it is not defined."""
     number = json_number(value)
     return None if number is None else float(f"{number:.{DIGITS}g}")

@@ -18,10 +18,9 @@ from loralens.core.threads import in_threads, processor_count, single_blas_threa
 from loralens.errors import FormatError, OptionError
 from loralens.formats import save
 from loralens.formats.records.watch_log import WatchLog
-from loralens.tables.numbers import json_number
 from loralens.watching.beside_base import BaseOnDisk
 from loralens.watching.health import Health, HealthWarning
-from loralens.watching.measures import Memory, ModuleLook, measure_module
+from loralens.watching.measures import Memory, ModuleLook, measure_module, short_number
 
 if TYPE_CHECKING:  # importing torch takes a second, and an adapter can be watched without a model
     from torch import nn
@@ -57,9 +56,9 @@ class Look:
     def total(self) -> dict[str, float]:
         """Measures of the whole adapter, NaN where they are not defined.
 
-        ``frobenius`` is ‖ΔW‖_F, ``effective_rank``, ``drift`` and ``previous_phi_in`` … the means over the modules,
-        ``step_length`` is ‖ΔW − ΔW of the last look‖_F, ``previous_cosine`` and ``first_cosine`` the cosines of the
-        whole updates.
+        ``frobenius`` is ‖ΔW‖_F and ``spectral`` the largest σ₁; ``effective_rank``, ``drift`` and the φ and chance
+        levels of both sides are means over the modules. ``step_length`` is ‖ΔW − ΔW of the last look‖_F, and
+        ``previous_cosine`` and ``first_cosine`` are the cosines of the whole updates.
         """
         looks = list(self.modules.values())
         totals = {
@@ -69,10 +68,15 @@ class Look:
             "drift": _mean(look.drift for look in looks),
         }
         for name in ("previous", "first"):
-            turns = [turn for look in looks if (turn := getattr(look, name)) is not None]
+            turns = [(look, turn) for look in looks if (turn := getattr(look, name)) is not None]
+            before, now = hypot(*(turn.norm for _, turn in turns)), totals["frobenius"]
+            inner = sum(turn.cosine * turn.norm * look.spectrum.frobenius for look, turn in turns)
+            totals[f"{name}_cosine"] = inner / (before * now) if before and now else nan
+            if name == "previous":
+                totals["step_length"] = hypot(*(turn.length for _, turn in turns)) if turns else nan
             for side in SIDES:
-                totals[f"{name}_phi_{side}"] = _mean(turn.phi[side] for turn in turns)
-                totals[f"{name}_chance_{side}"] = _mean(turn.chance[side] for turn in turns)
+                totals[f"{name}_phi_{side}"] = _mean(turn.phi[side] for _, turn in turns)
+                totals[f"{name}_chance_{side}"] = _mean(turn.chance[side] for _, turn in turns)
         for name in ("B", "A"):
             gradients = [look.gradients[name] for look in looks if name in look.gradients]
             if gradients:
@@ -91,7 +95,7 @@ class Look:
         return {
             "step": self.step,
             "seconds": round(self.seconds, 3),
-            "total": {name: json_number(value) for name, value in self.total.items()},
+            "total": {name: short_number(value) for name, value in self.total.items()},
             "warnings": [warning.record() for warning in self.warnings],
             "modules": {name: look.record() for name, look in self.modules.items()},
         }
@@ -189,8 +193,11 @@ class Watcher:
     def _watch(self, model: "nn.Module | Injection", adapter: str | None, *, gradients: bool) -> None:
         """Make the views of a model, and find out what rounding does to its weights."""
         from loralens.watching.model import is_writer, rounding_noise, trains_A
-        from loralens.watching.view import live, live_gradients
+        from loralens.watching.view import live, live_gradients, one_active, peft_model
 
+        wrapped = None if adapter is not None or not hasattr(model, "modules") else peft_model(model)
+        # The sum of several is made at once, and would not follow the training.
+        adapter = adapter if wrapped is None else one_active(wrapped)
         self._view = live(model, adapter)
         self._gradients = live_gradients(model, adapter) if gradients else None
         self._health = Health(rounding_noise(model, self._view), frozen=not trains_A(model))
