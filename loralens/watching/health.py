@@ -2,7 +2,7 @@
 
 Every sign has a limit that random numbers do not reach by chance, or one that follows from a bound. A sign of a module
 counts if two looks in a row show it, since one look may catch a moment. Signs that healthy runs show in single modules
-are told if a quarter of the modules have them. Each sign is told once in a run.
+are told if half of the modules have them. Each sign is told once in a run.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, final
 
 from loralens.analysis.checks.spike import ENERGY as SPIKE_ENERGY
 from loralens.analysis.checks.spike import SMALLEST_RANK
+from loralens.analysis.spectrum import Spectrum
 from loralens.core.names import some
 from loralens.linalg.rounding import survivors
 from loralens.watching.measures import ModuleLook
@@ -25,8 +26,8 @@ SIGNS = {
     "rank is too small for what is learnt, or what is learnt is noise.",
     "rank-unused": "Two directions or fewer hold 99 % of the energy, at a rank of 16 or more.",
     "zero-update": "ΔW is still exactly 0 after the first steps: the module gets no gradient.",
-    "norm-explodes": "‖ΔW‖ has grown ten times as much between two looks as the square of the steps. Both factors move "
-    "at most in proportion to the steps while the learning rate is constant.",
+    "norm-explodes": "‖ΔW‖ is larger than twice ‖W‖, or has grown ten times as much between two looks as the square of "
+    "the steps. Both factors move at most in proportion to the steps while the learning rate is constant.",
     "below-rounding": "No singular value of ΔW is above the edge of the noise that rounding adds when ΔW is merged "
     "into weights of this dtype.",
     "A-still": "A has moved by less than 1e-4 of its length, although B has moved.",
@@ -43,12 +44,13 @@ FIXES = {
     "A-still": "check that A is in the optimiser and that its learning rate is not far below that of B",
     "not-finite": "lower the learning rate, and go back to the last checkpoint without NaN",
 }
-SHARE = 0.25  # of the modules that must show a sign, for signs that single modules of healthy runs show too
-SINGLE = ("zero-update", "norm-explodes", "not-finite")  # signs that one module is enough for
+SHARE = 0.5  # of the modules that must show a sign, for signs that single modules of healthy runs show too
+SINGLE = ("zero-update", "not-finite")  # signs that one module is enough for
 FALL = 0.5  # of the highest effective rank
 EVEN = 0.95  # of the participation ratio of random factors, which is r if r is small beside the weight
 FEW, LEAST_RANK = 2, 16
 GROWTH = 10.0
+LARGEST = 2.0  # of ‖ΔW‖/‖W‖: healthy runs of models as narrow as 64 reach 1.8, those of large ones a tenth
 STILL = 1e-4
 YOUNG = 3  # looks after the first in which ΔW is not judged by its size or shape: it is just beginning
 
@@ -81,6 +83,13 @@ class HealthWarning:
         return {**asdict(self), "modules": list(self.modules)}
 
 
+class WeightSize(NamedTuple):
+    """The size of an adapted weight W: ‖W‖_F, and the standard deviation of rounding where its dtype has 16 bits."""
+
+    norm: float | None = None
+    noise: float | None = None
+
+
 class _Past(NamedTuple):
     """What the rules need of the earlier looks at a module."""
 
@@ -98,14 +107,13 @@ class Health:
 
     Attributes
     ----------
-    noise : mapping of str to float
-        Module → the standard deviation of rounding in the dtype of its weight; modules that are not there are not
-        judged by it.
+    weights : mapping of str to WeightSize
+        The sizes of the adapted weights; modules that are not there are not judged by them.
     frozen : bool
         Whether A is not trained on purpose.
     """
 
-    noise: Mapping[str, float] = field(default_factory=dict)
+    weights: Mapping[str, WeightSize] = field(default_factory=dict)
     frozen: bool = False
     _past: dict[str, _Past] = field(default_factory=dict)
     _told: set[str] = field(default_factory=set)
@@ -115,7 +123,8 @@ class Health:
         evidence: dict[str, dict[str, str]] = {}
         for name, look in looks.items():
             before = self._past.get(name, _Past(0, 0, 0.0, 0.0, frozenset()))
-            signs = dict(_signs(look, step, before, None if self.frozen else STILL, self.noise.get(name)))
+            weight = self.weights.get(name, WeightSize())
+            signs = dict(_signs(look, step, before, None if self.frozen else STILL, weight))
             for code, text in signs.items():
                 if code in before.signs or code == "norm-explodes":
                     evidence.setdefault(code, {})[name] = text
@@ -147,7 +156,7 @@ class Health:
 
 
 def _signs(
-    look: ModuleLook, step: int, before: _Past, still: float | None, noise: float | None
+    look: ModuleLook, step: int, before: _Past, still: float | None, weight: WeightSize
 ) -> Iterator[tuple[str, str]]:
     """The codes of the signs that a look at one module shows, each with its evidence."""
     spectrum, s = look.spectrum, look.spectrum.s
@@ -156,24 +165,33 @@ def _signs(
         if step > 0:
             yield "zero-update", f"ΔW is 0 after {step} steps"
         return
-    rank = min(spectrum.rank, *spectrum.shape)
-    if before.norm and before.step:
+    if weight.norm and spectrum.frobenius > LARGEST * weight.norm:
+        yield "norm-explodes", f"‖ΔW‖ is {spectrum.frobenius / weight.norm:.3g} times ‖W‖"
+    elif before.norm and before.step:
         growth, bound = spectrum.frobenius / before.norm, GROWTH * (step / before.step) ** 2
         if growth > bound:
             yield "norm-explodes", f"‖ΔW‖ is {growth:.3g} times that of step {before.step}; {bound:.3g} is the limit"
     if before.looks < YOUNG:
         return
-    if rank >= SMALLEST_RANK and spectrum.stable_rank < 1 / SPIKE_ENERGY:
-        share = 1 / spectrum.stable_rank
-        yield "spike", f"one of {rank} directions holds {share:.1%} of the energy, by chance {1 / rank:.0%}"
-    if spectrum.effective_rank < FALL * before.peak:
-        yield "collapse", f"the effective rank fell from {before.peak:.3g} to {spectrum.effective_rank:.3g}"
-    if rank >= SMALLEST_RANK and spectrum.participation_ratio > EVEN * rank:
-        yield "rank-saturated", f"the energy is that of {spectrum.participation_ratio:.3g} equal directions of {rank}"
-    if rank >= LEAST_RANK and (used := spectrum.energy_rank(SPIKE_ENERGY)) <= FEW:
-        yield "rank-unused", f"{used} of {rank} directions hold {SPIKE_ENERGY:.0%} of the energy"
-    if noise and survivors(s, noise, spectrum.shape) == 0:
-        edge = noise * (spectrum.shape[0] * spectrum.shape[1]) ** 0.25
+    yield from _signs_of_shape(spectrum, before)
+    if weight.noise and survivors(s, weight.noise, spectrum.shape) == 0:
+        edge = weight.noise * (spectrum.shape[0] * spectrum.shape[1]) ** 0.25
         yield "below-rounding", f"σ₁ is {s[0]:.2g}, and the noise of rounding reaches {edge:.2g}"
     if still is not None and isfinite(look.drift) and look.drift < still:
         yield "A-still", f"A has moved by {look.drift:.1g} of its length in {step} steps"
+
+
+def _signs_of_shape(spectrum: Spectrum, before: _Past) -> Iterator[tuple[str, str]]:
+    """The signs that the singular values show, whatever their size."""
+    rank = min(spectrum.rank, *spectrum.shape)
+    if spectrum.effective_rank < FALL * before.peak:
+        yield "collapse", f"the effective rank fell from {before.peak:.3g} to {spectrum.effective_rank:.3g}"
+    if rank < SMALLEST_RANK:
+        return
+    if spectrum.stable_rank < 1 / SPIKE_ENERGY:
+        share = 1 / spectrum.stable_rank
+        yield "spike", f"one of {rank} directions holds {share:.1%} of the energy, by chance {1 / rank:.0%}"
+    if spectrum.participation_ratio > EVEN * rank:
+        yield "rank-saturated", f"the energy is that of {spectrum.participation_ratio:.3g} equal directions of {rank}"
+    if rank >= LEAST_RANK and (used := spectrum.energy_rank(SPIKE_ENERGY)) <= FEW:
+        yield "rank-unused", f"{used} of {rank} directions hold {SPIKE_ENERGY:.0%} of the energy"

@@ -1,8 +1,9 @@
-"""What a watcher needs to know of a model besides its adapter: the rounding of its weights, and who writes."""
+"""What a watcher needs to know of a model besides its adapter: the sizes of its weights, and who writes."""
 
-from math import sqrt
+from math import prod, sqrt
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -12,16 +13,17 @@ from loralens.errors import MismatchError
 from loralens.linalg.rounding import ulp
 from loralens.training.injection import Injection
 from loralens.training.readout import numpy_of
+from loralens.watching.health import WeightSize
 from loralens.watching.view import peft_model, unwrapped
 
-SAMPLE = 1 << 12  # entries of a weight: the mean of their squared units has an error of a few per cent
+SAMPLE = 1 << 12  # entries of a weight: a mean of squares has an error of a few per cent
 NARROW = (torch.float16, torch.bfloat16)  # what float32 weights lose is below anything that is trained
 
 
-def rounding_noise(model: "nn.Module | Injection", adapter: Adapter) -> dict[str, float]:
-    """The standard deviation √(mean u²/12) of rounding in each adapted weight of 16 bits, u its unit in the last place.
+def weigh(model: "nn.Module | Injection", adapter: Adapter) -> dict[str, WeightSize]:
+    """The sizes of the adapted weights, estimated from a sample of their entries.
 
-    Weights of more bits, quantised ones, and those that are not found under the names of the adapter are left out.
+    Quantised weights, and those that are not found under the names of the adapter, are left out.
     """
     inner = model.model if isinstance(model, Injection) else (peft_model(model) or unwrapped(model))
     tree = Tree.of(inner)
@@ -29,14 +31,18 @@ def rounding_noise(model: "nn.Module | Injection", adapter: Adapter) -> dict[str
         weights = tree.weights(adapter)
     except MismatchError:
         return {}
-    noise = {}
+    sizes = {}
     for name, weight in weights.modules.items():
         parameter = tree.parameter(weight.key).detach()
-        if parameter.dtype in NARROW:
-            entries = _sample(parameter)
-            units = ulp(entries, entries.dtype)
-            noise[name] = sqrt(float((units**2).mean()) / 12)
-    return noise
+        if not parameter.dtype.is_floating_point or not parameter.numel():
+            continue
+        entries = _sample(parameter)
+        squares = float(np.square(entries.astype(np.float64)).mean())
+        # One weight may hold the matrices of several modules, of which each has its share.
+        norm = sqrt(squares * prod(adapter[name].shape))
+        units = ulp(entries, entries.dtype) if parameter.dtype in NARROW else None
+        sizes[name] = WeightSize(norm, None if units is None else sqrt(float((units**2).mean()) / 12))
+    return sizes
 
 
 def _sample(parameter: Tensor) -> Any:

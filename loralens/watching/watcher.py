@@ -191,8 +191,8 @@ class Watcher:
             self.look(start)
 
     def _watch(self, model: "nn.Module | Injection", adapter: str | None, *, gradients: bool) -> None:
-        """Make the views of a model, and find out what rounding does to its weights."""
-        from loralens.watching.model import is_writer, rounding_noise, trains_A
+        """Make the views of a model, and weigh what it adapts."""
+        from loralens.watching.model import is_writer, trains_A, weigh
         from loralens.watching.view import live, live_gradients, one_active, peft_model
 
         wrapped = None if adapter is not None or not hasattr(model, "modules") else peft_model(model)
@@ -200,7 +200,7 @@ class Watcher:
         adapter = adapter if wrapped is None else one_active(wrapped)
         self._view = live(model, adapter)
         self._gradients = live_gradients(model, adapter) if gradients else None
-        self._health = Health(rounding_noise(model, self._view), frozen=not trains_A(model))
+        self._health = Health(weigh(model, self._view), frozen=not trains_A(model))
         self._writes = is_writer()
 
     def step(self) -> Look | None:
