@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from loralens.watching.health import SIGNS as SIGNS
     from loralens.watching.health import HealthWarning as HealthWarning
     from loralens.watching.lightning_looks import lightning_callback as lightning_callback
+    from loralens.watching.merged import LiveSwitchboard as LiveSwitchboard
+    from loralens.watching.trainer_callback import ExactMergeCallback as ExactMergeCallback
     from loralens.watching.trainer_callback import SpectralCallback as SpectralCallback
     from loralens.watching.view import live as live
     from loralens.watching.watcher import Look as Look
@@ -19,7 +21,8 @@ else:
         {
             "health": ["SIGNS", "HealthWarning"],
             "lightning_looks": ["lightning_callback"],
-            "trainer_callback": ["SpectralCallback"],
+            "merged": ["LiveSwitchboard"],
+            "trainer_callback": ["ExactMergeCallback", "SpectralCallback"],
             "view": ["live"],
             "watcher": ["Look", "Watcher"],
         },

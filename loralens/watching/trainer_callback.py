@@ -1,11 +1,13 @@
-"""`SpectralCallback`: a `Watcher` as a callback of transformers' `Trainer`, and so of TRL and axolotl."""
+"""Callbacks of transformers' `Trainer`, and so of TRL and axolotl: a `Watcher`, and merging without drift."""
 
+from contextlib import ExitStack
 from os import PathLike
 from typing import Any, Unpack
 
 from loralens.errors import OptionError
 from loralens.requirements import missing_packages
 from loralens.watching.callback_options import WatcherOptions, log_path
+from loralens.watching.merged import BUDGET, LiveSwitchboard
 from loralens.watching.watcher import Look, Watcher
 
 try:
@@ -93,3 +95,39 @@ class SpectralCallback(TrainerCallback):  # type: ignore[misc]  # transformers h
             Trainer.log(self._trainer, dict(look.scalars))
         else:
             state.log_history.append({**look.scalars, "step": state.global_step})
+
+
+class ExactMergeCallback(TrainerCallback):  # type: ignore[misc]
+    """Lets a trainer merge and unmerge its adapter without drift, for TRL's GRPO and others that send merged weights.
+
+    During the training ``model.merge_adapter()`` and ``model.unmerge_adapter()`` of the trainer's code are those of a
+    `LiveSwitchboard`. At the end the base is compared with that of the beginning by SHA-256.
+
+    Parameters
+    ----------
+    adapter : str, optional
+        The name of the adapter; by default the active one.
+    budget, threads
+        As for `LiveSwitchboard`.
+
+    Attributes
+    ----------
+    switchboard : LiveSwitchboard or None
+        Once the training has begun.
+    """
+
+    def __init__(self, adapter: str | None = None, *, budget: float = BUDGET, threads: int = 1) -> None:
+        self.switchboard: LiveSwitchboard | None = None
+        self._adapter, self._budget, self._threads = adapter, budget, threads
+        self._stack = ExitStack()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Take the place of PEFT's merging."""
+        self.switchboard = LiveSwitchboard(kwargs["model"], self._adapter, budget=self._budget, threads=self._threads)
+        self._stack.enter_context(self.switchboard.in_place_of_peft())
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Give PEFT's methods back, and check the base."""
+        self._stack.close()
+        if self.switchboard is not None:
+            self.switchboard.verify()

@@ -1,14 +1,16 @@
 """The callbacks inside the trainers themselves: transformers, TRL and Lightning."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import loralens
 from loralens.formats.records.watch_log import read_watch_log
-from loralens.watching import SpectralCallback, lightning_callback
+from loralens.watching import ExactMergeCallback, SpectralCallback, lightning_callback
 from tests import models
 
 peft = pytest.importorskip("peft")
@@ -121,6 +123,48 @@ def test_trl_grpo(tmp_path: Path) -> None:
     SpectralCallback(2, gradients=True).attach(trainer)
     trainer.train()
     check(tmp_path / "watch.jsonl", gradients=False)
+
+
+def test_trl_grpo_sends_merged_weights_without_drift(tmp_path: Path) -> None:
+    """TRL's own code for sending weights to vLLM, called in every step of its GRPO trainer."""
+    from trl.generation.vllm_generation import VLLMGeneration
+
+    transformers = pytest.importorskip("transformers")
+
+    class Sender(transformers.TrainerCallback):
+        """Sends the weights as `sync_weights` does, and keeps the last."""
+
+        sent: dict[str, torch.Tensor]
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            generation = object.__new__(VLLMGeneration)
+            generation.model, generation._dist, generation.mode = kwargs["model"], distribution, "server"
+            self.sent = {name: tensor.clone() for name, tensor in generation._iter_named_params()}
+            self.adapter = loralens.live(kwargs["model"]).load()
+
+    class Alone:
+        is_fsdp, fsdp_version = False, 0
+
+        def gather_params(self, _: Any) -> Any:
+            return nullcontext()
+
+    distribution, sender = Alone(), Sender()
+    trainer = grpo(tmp_path / "run", callbacks=[ExactMergeCallback(budget=2.0), sender])
+    base = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if "lora_" not in name}
+    trainer.train()
+    assert all(torch.equal(p, base[name]) for name, p in trainer.model.named_parameters() if name in base)
+    assert "merge_adapter" not in vars(trainer.model)
+    # What was sent last is what `loralens merge` writes, whose certificate verifies.
+    models.llama().save_pretrained(tmp_path / "base")
+    loralens.merge(sender.adapter, base=tmp_path / "base", output=tmp_path / "merged")
+    assert loralens.verify(tmp_path / "merged").answer
+    from safetensors.torch import load_file
+
+    written = load_file(tmp_path / "merged" / "model.safetensors")
+    assert all(torch.equal(sender.sent[key], tensor) for key, tensor in written.items())
+    assert any(
+        not torch.equal(written[key], tensor) for key, tensor in models.llama().state_dict().items() if key in written
+    )
 
 
 def test_lightning(tmp_path: Path) -> None:
