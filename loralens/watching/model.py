@@ -48,9 +48,9 @@ def weigh(model: "nn.Module | Injection", adapter: Adapter) -> dict[str, WeightS
 def _sample(parameter: Tensor) -> Any:
     """Entries of a weight at equal distances; of a sharded one those that this process has."""
     own: Tensor = getattr(parameter, "to_local", lambda: parameter)()
-    flat = own.reshape(-1)
-    chosen = flat[:: max(1, flat.numel() // SAMPLE)]
-    return numpy_of(chosen)
+    # Along every axis, and not of the flattened weight, which would be copied if it is not contiguous.
+    step = max(1, int((own.numel() / SAMPLE) ** (1 / max(1, own.ndim))))
+    return numpy_of(own[(slice(None, None, step),) * own.ndim])
 
 
 def trains_A(model: "nn.Module | Injection") -> bool:
