@@ -1,6 +1,6 @@
 """Run every benchmark, print the ratios, and keep them with the machine and versions: ``make bench``.
 
-Some alone: ``python -m benchmarks merge train``; what is kept of the others stays.
+Name parts to run only these: ``python -m benchmarks merge train``. The kept results of the other parts stay.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from benchmarks import (
     combine,
     compress,
     intruders,
+    low_bit,
     merge,
     others,
     pairwise,
@@ -33,7 +34,7 @@ RUNS = int(os.environ.get("LORALENS_BENCH_RUNS", "7"))
 
 
 def machine() -> dict[str, object]:
-    """What the numbers were measured on."""
+    """The machine and the versions that the numbers were measured with."""
     cpu = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.machine())
     return {
         "date": datetime.now(UTC).date().isoformat(),
@@ -60,6 +61,7 @@ PARTS: dict[str, Callable[[], dict[str, object]]] = {
     "intruders": lambda: intruders.run(DATA, runs=RUNS),
     "pairwise": lambda: pairwise.run(DATA, runs=RUNS),
     "merge": lambda: merge.run(DATA, runs=RUNS),
+    "low-bit": lambda: low_bit.run(DATA, runs=RUNS),
     "switchboard": lambda: switchboard.run(runs=RUNS),
     "others": lambda: others.run(DATA, runs=RUNS),
     "train": lambda: train.run(runs=RUNS),
@@ -67,7 +69,7 @@ PARTS: dict[str, Callable[[], dict[str, object]]] = {
 
 
 def main() -> None:
-    """Measure, print and write into ``benchmarks/results.json``; each part with what it was measured on."""
+    """Measure, print and write into ``benchmarks/results.json``, each part with the machine it was measured on."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], metavar="PART", help=", ".join(PARTS))
     wanted = parser.parse_args().parts or list(PARTS)

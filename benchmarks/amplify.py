@@ -1,4 +1,4 @@
-"""``loralens amplify`` against its floor: the base's bytes read, and two thin float32 products a weight."""
+"""``loralens amplify`` against its floor: reading the base, and two thin float32 products per weight."""
 
 import json
 import subprocess
@@ -37,7 +37,7 @@ for path in sys.argv[1:]:
 def run(data: Path, *, runs: int) -> dict[str, object]:
     """Times, ratios to the floor and peak memory on two blocks of a 7B base in bf16, 772 MiB in two shards.
 
-    The floor is the faster of two: with one thread in BLAS, and with as many as it likes.
+    The floor is the faster of two: BLAS with one thread, and BLAS with its default number of threads.
     """
     subprocess.run([sys.executable, "-m", "benchmarks.amplify", str(data)], check=True)
     base, adapter = data / "base-2-blocks", data / "r16-2-blocks"
@@ -67,7 +67,7 @@ def run(data: Path, *, runs: int) -> dict[str, object]:
 
 
 def base(folder: Path) -> Path:
-    """Two blocks of 7B-like linear weights, one shard a block, made unless they are there."""
+    """Two blocks of linear weights with the shapes of a 7B Llama, one shard per block; made if they do not exist."""
     index = folder / "model.safetensors.index.json"
     if index.exists():
         return folder
@@ -87,7 +87,7 @@ def base(folder: Path) -> Path:
 
 
 def adapter(folder: Path) -> Path:
-    """An adapter of all of them, made unless it is there."""
+    """An adapter for every weight of `base`; made if it does not exist."""
     if (folder / "adapter_model.safetensors").exists():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -107,6 +107,6 @@ def adapter(folder: Path) -> Path:
     return folder
 
 
-if __name__ == "__main__":  # in a process of its own, whose memory is nobody's measurement
+if __name__ == "__main__":  # in a process of its own, so that its memory is not part of a measurement
     base(Path(sys.argv[1]) / "base-2-blocks")
     adapter(Path(sys.argv[1]) / "r16-2-blocks")

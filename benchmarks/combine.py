@@ -1,4 +1,4 @@
-"""``loralens combine`` against its floor (read both files, write one as large), and some modules against PEFT's svd."""
+"""``loralens combine`` against its floor (read both files, write one as large), and four modules against PEFT's svd."""
 
 import json
 import os
@@ -29,8 +29,8 @@ for seed in (1, 2):
     adapter(Path(sys.argv[1]) / f"r16-seed{seed}", rank=16, seed=seed)
 """
 
-# The seven modules of one 7B block, two adapters of rank 16, combined to rank 16: what PEFT's `svd` does (ΔW of both,
-# their sum, a dense SVD of it), by PEFT itself on one layer each, and what loralens does.
+# Four attention modules with inputs of width 2048, two adapters of rank 16, combined to rank 16: PEFT's `svd` (ΔW of
+# both adapters, the sum, and a dense SVD of the sum), run by PEFT itself, and what loralens does.
 MODULES = """
 import json, sys, time, warnings
 warnings.simplefilter("ignore")
@@ -87,9 +87,9 @@ print(json.dumps({
 }))
 """
 
-# One module of 4096 × 4096, two adapters of rank 16: every elementwise method in the full space beside forming both ΔW
-# once: as float64 matrices (`LowRank.dense`), as float32 ones (what PEFT forms), and as the blocks that the methods
-# work on, which never leave the cache. One thread.
+# One module of 4096 × 4096, two adapters of rank 16: every elementwise method in the full space, compared with the time
+# to form both ΔW once: as float64 matrices (`LowRank.dense`), as float32 matrices (what PEFT forms), and as the blocks
+# that the methods work on, which never leave the cache. One thread.
 ELEMENTWISE = """
 import json, time
 import ml_dtypes, numpy as np
@@ -112,7 +112,7 @@ def blocks():
 def method(name):
     row = METHODS[name]
     settings = row.settings({})
-    if row.prepare:  # the look at the whole adapter is part of the work
+    if row.prepare:  # the pass over the whole adapter is part of the work
         settings |= row.prepare(Modules(["one"], lambda name: joint, N * N), **settings)
     return row.rule(joint, **settings, **({"seed": np.random.SeedSequence(0)} if row.seeded else {}))
 names = [name for name, row in METHODS.items() if row.spaces]

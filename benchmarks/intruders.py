@@ -1,4 +1,4 @@
-"""Intruders of one module by the diagonal-plus-rank-r identity, against the dense definition with W's SVD given."""
+"""Intruders of one module by the diagonal-plus-rank-r identity and by the dense definition, both given the SVD of W."""
 
 import statistics
 import tempfile
@@ -20,10 +20,11 @@ CASES = {"r16": (16, 0.05), "r64": (64, 0.2)}  # rank, and ‖ΔW‖/‖W‖
 
 
 def run(data: Path, *, runs: int) -> dict[str, object]:
-    """Median seconds of both ways at n = 2048, and how many times faster the identity is; nothing of ``data`` is used.
+    """Median seconds of both ways at n = 2048, and how many times faster the identity is; ``data`` is not used.
 
-    The identity is timed with all that a second ``loralens intruders`` does for a module: the hash of W, the kept SVD
-    read and checked, and the answer. The dense way is one SVD of W + ΔW and the cosines, its SVD of W given.
+    The identity is timed with all that a second ``loralens intruders`` does for a module: hashing W, reading and
+    checking the kept SVD, and computing the answer. The dense way is one SVD of W + ΔW and the cosines; the SVD of W is
+    not timed.
     """
     del data
     rng = np.random.default_rng(0)

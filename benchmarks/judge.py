@@ -1,4 +1,4 @@
-"""Judge: what adapters hold, against the exact answer in dense float64, read by none of the tools that are judged."""
+"""The judge: compares adapters with the exact answer in dense float64, without any code of the tools it judges."""
 
 import json
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ def updates(adapter: Path) -> Matrices:
 
 
 def differences(base: Path, tuned: Path) -> Matrices:
-    """Tuned less base, of every linear layer of the blocks."""
+    """Tuned − base, for every linear layer of the blocks."""
     before, after = (load_file(folder / "model.safetensors") for folder in (base, tuned))
     return {
         key.removesuffix(".weight"): after[key].astype(np.float64) - before[key].astype(np.float64)
@@ -80,7 +80,8 @@ def strength(found: Mapping[str, Matrix], exact: Mapping[str, Matrix]) -> float:
 def least_error(exact: Mapping[str, Matrix], rank: int) -> float:
     """The error of the best approximation of this rank, module by module (Eckart & Young 1936).
 
-    From the eigenvalues of a Gram matrix: √ε of a singular value is far below the tail that is summed here.
+    Computed from the eigenvalues of a Gram matrix. This loses singular values below √ε of the largest one, which are
+    far below the tail that is summed here.
     """
     tail = sum(
         float(np.linalg.eigvalsh(M @ M.T if len(M) < M.shape[1] else M.T @ M)[:-rank].sum()) for M in exact.values()
@@ -89,7 +90,7 @@ def least_error(exact: Mapping[str, Matrix], rank: int) -> float:
 
 
 def singular_values(adapter: Path) -> dict[str, NDArray[np.float64]]:
-    """Of every module, from QR of both factors in float64."""
+    """The singular values of every module, from the QR decompositions of both factors in float64."""
     found = {}
     for name, (B, A) in factors(adapter).items():
         left, right = np.linalg.qr(B, mode="r"), np.linalg.qr(A.T, mode="r")

@@ -1,7 +1,7 @@
-"""``loralens merge`` on four blocks of a 7B Llama, bf16, against a sketch of 30 lines and against PEFT.
+"""``loralens merge`` on four blocks of a 7B Llama in bf16, against a sketch of 30 lines and against PEFT.
 
-The goals are for the sketch as one would write it. It leaves its files in the memory of the system, while ours are on
-the disk before they take their place: ``synced`` is the sketch that waits for the disk too.
+The goals are ratios to the plain sketch. The plain sketch does not wait until its files are on the disk, but loralens
+does, before it renames them. ``synced`` is the sketch that waits for the disk too.
 """
 
 import json
@@ -62,7 +62,7 @@ PeftModel.from_pretrained(model, sys.argv[2]).merge_and_unload().save_pretrained
 
 
 def run(data: Path, *, runs: int) -> dict[str, object]:
-    """Times, ratios and peak memory for a model and an adapter in ``data``, made where missing."""
+    """Times, ratios and peak memory for a model and an adapter in ``data`` (made where missing)."""
     subprocess.run([sys.executable, "-m", "benchmarks.synthetic_model", str(data)], check=True)
     with TemporaryDirectory(dir=data) as folder:
         return _compare(data / "llama-4-blocks", data / "llama-4-blocks-r16", Path(folder), runs=runs)
@@ -100,7 +100,7 @@ def _ratio(figures: dict[str, Figure], name: str, other: str) -> float:
 
 
 def _same(sketch: Path, ours: Path, base: Path) -> float:
-    """The share of weights on which the two do not agree: a float32 product is not exact."""
+    """The share of weights that differ between the two results: a float32 product is not exact."""
     count = f"""
 import sys
 from pathlib import Path

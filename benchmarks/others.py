@@ -1,8 +1,8 @@
-"""loralens beside the tools that do some of the same: adaptersentry, mergekit and PEFT, in turns in one run.
+"""loralens compared with tools that do part of the same: adaptersentry, mergekit and PEFT, alternated in one run.
 
-Rivals are installed where the data lie (``benchmarks/data/others``), PEFT is that of the development environment. Tools
-that no package index has are not run. Every part is a process of its own: what a process holds when it starts another
-counts as the other's memory, and the judge holds much.
+Rivals are installed under ``benchmarks/data/others``; PEFT is the one of the development environment. Tools that are
+on no package index are not run. Every part is a process of its own: the memory that a process holds when it starts
+another one counts as memory of the new process, and the judge holds much.
 
     python -m benchmarks.others [spectrum|extract|combine] [--runs N]
 """
@@ -19,12 +19,12 @@ from typing import Any
 from benchmarks import others_combine, others_extract, others_spectrum
 from benchmarks.rivals import REQUIREMENTS, rival
 
-MOST = 3  # runs of what takes seconds
+MOST = 3  # runs at most: the slowest commands take many seconds
 PARTS = ("spectrum", "extract", "combine")
 
 
 def run(data: Path, *, runs: int) -> dict[str, object]:
-    """Every comparison; where a rival cannot be had, its row says so."""
+    """Every comparison; the row of a rival that cannot be installed says so."""
     rivals = {name: rival(name, data / "others") for name in REQUIREMENTS}
     versions = {name: one.missing or one.requirement for name, one in rivals.items()}
     versions["peft"] = f"peft=={version('peft')}" if find_spec("peft") else "not measured: peft is not installed"
@@ -37,7 +37,7 @@ def _process(part: str, data: Path, *, runs: int) -> Any:
 
 
 def measure(part: str, data: Path, *, runs: int) -> dict[str, object]:
-    """One of `PARTS`, in this process."""
+    """The result of one of `PARTS`, measured in this process."""
     if part == "spectrum":
         return others_spectrum.run(data, rival("adaptersentry", data / "others"), runs=runs)
     if part == "extract":
@@ -46,7 +46,7 @@ def measure(part: str, data: Path, *, runs: int) -> dict[str, object]:
 
 
 def main() -> None:
-    """These comparisons alone, or one of them, printed."""
+    """Print these comparisons, or one of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", nargs="?", choices=PARTS)
     parser.add_argument("--runs", type=int, default=MOST)

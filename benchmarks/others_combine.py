@@ -1,10 +1,11 @@
-"""``loralens combine`` against PEFT's ``add_weighted_adapter`` by the same names, on blocks of a small Llama.
+"""``loralens combine`` against the methods of PEFT's ``add_weighted_adapter``, on blocks of a small Llama.
 
-Whole processes for the sum cut to one adapter's rank: PEFT's is that of its users, who load the model, both adapters,
-combine and save. The model is loaded in its own dtype, bf16, which the pair that ``cat`` makes takes, so that its error
-is that rounding (3e-8 on a float32 model). PEFT's other ways run once, in one process, and their seconds are those of
-the call alone. Sums and DARE are held against Σ w·ΔW, TIES against TIES of ΔW, with equal weights, where both tools
-define it alike. DARE is right on average only: its error is that of the random numbers.
+For the sum cut to one adapter's rank, whole processes are timed. PEFT's process does what its users do: it loads the
+model and both adapters, combines and saves. The model is loaded in its own dtype, bf16. The factors that ``cat`` makes
+get the same dtype, so its error is that of rounding to bf16 (on a float32 model, it is 3e-8). PEFT's other methods run
+once, in one process, and their seconds are those of the call alone. Sums and DARE are compared with Σ w·ΔW; TIES is
+compared with TIES of ΔW, with equal weights, for which both tools define it alike. DARE is right on average only: its
+error is that of the random numbers.
 """
 
 import json
@@ -46,7 +47,7 @@ for name, (adapters, weights, options) in work["jobs"].items():
 
 @dataclass(frozen=True)
 class Comparison:
-    """One method under its names here and there, and the exact answer that results are held against."""
+    """One method with its options in loralens and in PEFT, and the exact answer that results are compared with."""
 
     method: str
     weights: tuple[float, float]
@@ -56,18 +57,18 @@ class Comparison:
     density: float = 1.0
 
     def exact(self, pair: Path) -> judge.Matrices:
-        """What the method of this name says, in dense float64."""
+        """The exact result of the method, in dense float64."""
         adapters = [pair / name for name in self.adapters]
         return judge.ties(adapters, self.density) if self.method == "ties" else judge.weighted(adapters, self.weights)
 
     def commands(self, pair: Path, folder: Path) -> dict[str, list[str]]:
-        """``loralens`` as it is called, for each of ``ours``."""
+        """The command line of loralens for each entry of ``ours``."""
         pairs = [f"{pair / name}:{weight}" for name, weight in zip(self.adapters, self.weights, strict=True)]
         start = [str(Path(sys.executable).with_name("loralens")), "combine", *pairs, "--method", self.method]
         return {n: [*start, *told, "-o", str(folder / n), "--overwrite", "--json"] for n, told in self.ours.items()}
 
     def jobs(self) -> dict[str, object]:
-        """The work for PEFT, for each of ``theirs``."""
+        """The arguments of PEFT's call for each entry of ``theirs``."""
         return {name: (self.adapters, self.weights, options) for name, options in self.theirs.items()}
 
 
@@ -123,7 +124,7 @@ def run(data: Path, *, runs: int) -> dict[str, object]:
 
 
 def compare(pair: Path, folder: Path, *, runs: int) -> dict[str, object]:
-    """The same, of the files in ``pair``, with results in ``folder``."""
+    """The same as `run`, for the files in ``pair``, with results in ``folder``."""
     commands = {name: command for one in COMPARISONS for name, command in one.commands(pair, folder).items()}
     report: dict[str, object] = {"density": KEPT}
     cut = {name: command for name, command in commands.items() if name.endswith("_cut")}

@@ -1,7 +1,7 @@
-"""``loralens extract`` against mergekit-extract-lora: time, peak memory, and how far each is from the best of its rank.
+"""``loralens extract`` against mergekit-extract-lora: time, peak memory, and error beside the least error of the rank.
 
-Two tuned models: ``tuned`` differs from its base in every direction, ``merged`` in 16 and rounding noise. Both tools
-are asked for rank 16 of the linear layers and for nothing else.
+There are two tuned models: ``tuned`` differs from its base in every direction, ``merged`` in 16 directions and in
+rounding noise. Both tools extract rank 16 from the linear layers only.
 """
 
 import subprocess
@@ -25,7 +25,7 @@ def run(data: Path, mergekit: Rival, *, runs: int) -> dict[str, object]:
 
 
 def compare(pair: Path, folder: Path, mergekit: Rival, *, runs: int) -> dict[str, object]:
-    """The same, of the files in ``pair``, with results in ``folder``."""
+    """The same as `run`, for the files in ``pair``, with results in ``folder``."""
 
     def commands(tuned: str) -> dict[str, list[str]]:
         base, changed = str(pair / "base"), str(pair / tuned)

@@ -1,7 +1,8 @@
-"""``loralens spectrum`` against adaptersentry, which takes its statistics from singular values too: time and accuracy.
+"""``loralens spectrum`` against adaptersentry, which also computes its statistics from singular values.
 
-Both as they are used, and adaptersentry's exact part alone (no kurtosis, no hashes, no report), which is the one that
-does the same work as ours. adaptersentry shows no singular values; they are those that its own function returns.
+The commands of both are timed as their users call them. The exact part of adaptersentry is also timed alone (no
+kurtosis, no hashes, no report), because only this part does the same work as loralens. adaptersentry does not print
+singular values; they are taken from what its own function returns.
 """
 
 import json
@@ -38,7 +39,7 @@ print(json.dumps(found))
 
 
 def run(data: Path, sentry: Rival, *, runs: int) -> dict[str, object]:
-    """Time and peak memory on the 7B adapter of rank 16 in ``data``; errors of its singular values, and at κ = 1000."""
+    """Time and peak memory on the 7B adapter of rank 16; errors of its singular values, and those at κ = 1000."""
     subprocess.run([sys.executable, "-m", "benchmarks.synthetic", str(data)], check=True)
     plain, hard = data / "r16", data / "r16-kappa1000"
     commands = {"loralens": _loralens(plain)}
@@ -77,7 +78,7 @@ def _errors(adapter: Path, sentry: Rival) -> dict[str, dict[str, float]]:
 
 
 def errors(found: Mapping[str, list[float]], exact: Mapping[str, NDArray[np.float64]]) -> dict[str, float]:
-    """The largest relative error of any first and of any singular value."""
+    """The largest relative error over the first singular values of the modules, and over all singular values."""
     assert found.keys() == exact.keys()
     off = np.array([np.abs(np.array(found[name]) - s) / s for name, s in exact.items()])
     return {"of_first": float(f"{off[:, 0].max():.1e}"), "of_any": float(f"{off.max():.1e}")}

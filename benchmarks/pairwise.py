@@ -1,7 +1,8 @@
 """All pairs of a hundred adapters by blocked products, against loops over the pairs.
 
-``seconds`` is everything `pairwise` measures: cosines, φ of both sides with the SVDs that they need, cosines of A. The
-loop computes the same from SVDs made once an adapter; ``cosine_loop`` computes the cosines alone, from the factors.
+``seconds`` is the time for everything that `pairwise` measures: cosines of ΔW, φ of both sides with the SVDs it needs,
+and cosines of A. The loop computes the same from SVDs made once per adapter. ``cosine_loop`` computes only the cosines
+of ΔW, from the factors.
 """
 
 import json
@@ -16,11 +17,11 @@ from typing import Any
 import numpy as np
 
 COUNT, MODULES, WIDTH, RANK = 100, 12, 768, 8
-GOAL = 2.5  # times as fast as the loop of the same numbers
+GOAL = 2.5  # times as fast as the loop that computes the same numbers
 
 
 def run(data: Path, *, runs: int) -> dict[str, object]:
-    """Seconds and microseconds a pair, best of ``runs``, in a process of its own with one BLAS thread."""
+    """Seconds, and microseconds per pair: the best of ``runs``, in a process of its own with one BLAS thread."""
     del data  # the adapters are made in memory
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.pairwise", str(runs)],

@@ -19,7 +19,7 @@ class Figure:
     runs: int
 
     def record(self) -> dict[str, float]:
-        """Rounded to what the clock can tell."""
+        """The figures, rounded to the accuracy of the measurement."""
         return {
             "seconds": round(self.seconds, 4),
             "least": round(self.least, 4),
@@ -37,7 +37,7 @@ def once(command: Sequence[str]) -> tuple[float, float]:
     with process.stderr:
         complaint = process.stderr.read()
     _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)  # or it would wait for itself once more
+    process.returncode = os.waitstatus_to_exitcode(status)  # so that Popen does not wait for it again
     seconds = time.perf_counter() - start
     if status:
         raise RuntimeError(f"{' '.join(command)} failed:\n{complaint.decode(errors='replace')}")

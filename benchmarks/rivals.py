@@ -1,4 +1,4 @@
-"""Rivals: other tools, each in an environment of its own, as their pins and ours need not agree."""
+"""Rivals: other tools, each in an environment of its own, because the versions they pin may conflict with ours."""
 
 import shutil
 import subprocess
@@ -11,7 +11,7 @@ REQUIREMENTS = {"adaptersentry": "adaptersentry==2.0.2", "mergekit": "mergekit==
 
 @dataclass(frozen=True)
 class Rival:
-    """Where a tool was installed, or the words that stand in its row where it could not be."""
+    """Where a tool was installed; ``missing`` is the text for its row if it could not be installed."""
 
     requirement: str
     folder: Path
@@ -23,7 +23,7 @@ class Rival:
 
 
 def rival(name: str, data: Path) -> Rival:
-    """The tool of this name, installed under ``data`` unless it is there."""
+    """The tool of this name, installed under ``data`` if it is not there yet."""
     requirement = REQUIREMENTS[name]
     found = Rival(requirement, data.absolute() / name)
     ready = found.folder / ".ready"
@@ -37,7 +37,7 @@ def rival(name: str, data: Path) -> Rival:
     ):
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
-            sys.stderr.write(done.stderr)  # for whoever sits here; the row is kept, and says no more than that
+            sys.stderr.write(done.stderr)  # for the user who runs this; the row that is kept has no details
             return Rival(requirement, found.folder, missing=f"not measured: {requirement} could not be installed")
     ready.write_text(requirement)
     return found

@@ -6,9 +6,8 @@ import subprocess
 import sys
 
 # A Llama of 4 blocks (1024, 2816), bf16, two adapters of rank 16 on all linear layers, ‖ΔW‖/‖W‖ about 1 %. The two
-# sides have a model each and take turns. Rates are switches from one adapter to the other; PEFT's merged one is
-# unmerge_adapter, set_adapter, merge_adapter. Forward: one sequence of 16 tokens, the
-# least of all.
+# sides have a model each and take turns. What is timed is a switch from one adapter to the other; PEFT's merged switch
+# is unmerge_adapter, set_adapter, merge_adapter. A forward pass has one sequence of 16 tokens; the least time counts.
 SCRIPT = """
 import copy, json, statistics, sys, tempfile, time, warnings
 import numpy as np, torch, transformers, peft

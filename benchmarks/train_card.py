@@ -3,8 +3,9 @@
     python -m benchmarks.train_card
     python -m benchmarks.train_card alone peft
 
-Work is counted as torch's FlopCounterMode counts it in one of our steps, forward and backward; its share of the peak is
-given beside the card's nominal dense bf16 rate, and beside what a product of two 8192 × 8192 matrices reaches here.
+The operations of one of our steps, forward and backward, are those that torch's FlopCounterMode counts. Their rate is
+reported as a fraction of the card's nominal dense bf16 rate, and of the rate that a product of two 8192 × 8192 matrices
+reaches on this card.
 """
 
 import argparse
@@ -15,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from benchmarks.train_sides import Setting
 
-# Dense bf16, in 10¹² a second, as the makers state it; by a part of the name that torch gives the card.
+# The rate of dense bf16 operations, in 10¹² per second, as the maker states it; by a part of torch's name for the card.
+# The first match counts, so that "H100 PCIe" must come before "H100".
 NOMINAL = {"H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "L4": 121, "RTX 4090": 165, "A10": 125}
 GOALS = {"throughput_over_peft": 1.03, "saved_activations_ratio": 1.0, "peak_ratio": 1.03}
 
@@ -39,7 +41,7 @@ TINY = Size(hidden=32, inner=48, blocks=2, heads=4, shared=2, vocabulary=64, bat
 
 
 def run(*, runs: int) -> dict[str, object]:
-    """The figures, in processes of their own; what is owed where there is no GPU."""
+    """The figures, each measured in a process of its own; without a GPU, a note that they are owed."""
     from benchmarks.train import process
 
     module = "benchmarks.train_card"
@@ -82,7 +84,7 @@ def setting(device: str, size: Size) -> "Setting":
 
 
 def in_turn(*, turns: int, device: str = "cuda", size: Size | None = None) -> dict[str, object]:
-    """Seconds of the sides, what a forward pass keeps, and how much of the card's arithmetic is used."""
+    """The times of all sides, the bytes that a forward pass keeps, and how much of the card's peak rate is used."""
     import peft
     import torch
 
@@ -106,7 +108,7 @@ def in_turn(*, turns: int, device: str = "cuda", size: Size | None = None) -> di
 
 
 def work(one: "Setting", size: Size, seconds: float) -> dict[str, object]:
-    """Operations of one of our steps, how many a second that is, and which part of the peak."""
+    """The operations of one of our steps, their number per second, and its fraction of the peak."""
     from torch.utils.flop_counter import FlopCounterMode
 
     from benchmarks.train_sides import by_hand, injected
@@ -127,7 +129,7 @@ def work(one: "Setting", size: Size, seconds: float) -> dict[str, object]:
 
 
 def product_rate(one: "Setting", n: int) -> float:
-    """10¹² operations a second of a bf16 product of two n × n matrices: the best of five of ten in a row."""
+    """10¹² operations per second in bf16 products of two n × n matrices: the best of five series of ten products."""
     import torch
 
     X = torch.randn(n, n, device=one.device, dtype=torch.bfloat16)
@@ -141,7 +143,7 @@ def product_rate(one: "Setting", n: int) -> float:
 
 
 def nominal_rate(one: "Setting") -> float | None:
-    """What the maker of the card states, if it is one of those that are known."""
+    """The rate that the maker of the card states, or None for a card that `NOMINAL` lacks."""
     import torch
 
     name = torch.cuda.get_device_name(one.device) if one.cuda else ""
@@ -149,7 +151,7 @@ def nominal_rate(one: "Setting") -> float | None:
 
 
 def main() -> None:
-    """Everything, or the one measurement that a process of its own is asked for."""
+    """Run everything, or the one measurement that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="?", choices=("all", "in-turn", "alone"), default="all")
     parser.add_argument("side", nargs="?", choices=("ours", "peft"), default="ours")

@@ -16,7 +16,7 @@ from torch.optim import AdamW
 from loralens.training import Course, Injection, Step, Watch, fit, inject
 from loralens.training.targets import choose_layers
 
-Act = Callable[[Any], float]  # one update from a batch; the loss before it
+Act = Callable[[Any], float]  # takes one step on a batch and returns the loss before the step
 SIDES = ("ours", "ours_by_hand", "peft")
 
 
@@ -24,7 +24,7 @@ SIDES = ("ours", "ours_by_hand", "peft")
 class Setting:
     """What both sides train, and how: AdamW at a constant rate, gradients clipped at 1, no dropout anywhere.
 
-    ``tokens``: how many a step of each batch is given, padding included.
+    ``tokens`` is the number of tokens in each batch, padding included.
     """
 
     make: Callable[[], nn.Module]
@@ -40,21 +40,21 @@ class Setting:
 
     @property
     def pair(self) -> dict[str, Any]:
-        """What `inject` and `fit` are told."""
+        """The arguments that `inject` and `fit` share."""
         return {"targets": self.targets, "heads": self.heads, "rank": self.rank, "alpha": self.alpha}
 
     @property
     def autocast(self) -> AbstractContextManager[Any]:
-        """As `loralens.training.Course` has it by default: bfloat16 on CUDA, nothing on a CPU."""
+        """The default of `loralens.training.Course`: bfloat16 on CUDA, no autocast on a CPU."""
         return torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16, enabled=self.cuda)
 
     @property
     def cuda(self) -> bool:
-        """Whether the device is a GPU of CUDA, which has to be waited for."""
+        """Whether the device is a CUDA GPU, which runs asynchronously."""
         return torch.device(self.device).type == "cuda"
 
     def wait(self) -> float:
-        """The time, when all that was asked of the device is done."""
+        """The time after the device has finished all work."""
         if self.cuda:
             torch.cuda.synchronize(self.device)
         return perf_counter()
@@ -62,14 +62,14 @@ class Setting:
 
 @dataclass
 class Turns:
-    """What was seen of the sides in turn, after the first turns, which do not count; ``tokens`` of every turn."""
+    """Times and losses of each side, and the number of tokens, for every turn after the warm-up turns."""
 
     tokens: list[int] = field(default_factory=list)
     seconds: dict[str, list[float]] = field(default_factory=lambda: {side: [] for side in SIDES})
     losses: dict[str, list[float]] = field(default_factory=lambda: {side: [] for side in SIDES})
 
     def record(self) -> dict[str, object]:
-        """Medians; ratios are the median of those of every turn, PEFT's seconds over ours."""
+        """Medians over the turns. A ratio is the median over the turns of PEFT's seconds over ours."""
         peft = self.seconds["peft"]
         ratio = {
             side: round(statistics.median(b / a for a, b in zip(self.seconds[side], peft, strict=True)), 3)
@@ -90,7 +90,7 @@ class Turns:
 
 
 def injected(setting: Setting, model: nn.Module) -> Injection:
-    """Our layers in the model, as `fit` puts them."""
+    """Our layers in the model, injected as `fit` does it."""
     return inject(model, **setting.pair)
 
 
@@ -105,12 +105,12 @@ def wrapped(setting: Setting, model: nn.Module, names: Iterable[str]) -> nn.Modu
         target_modules=list(names),
         modules_to_save=list(setting.heads) or None,
     )
-    return peft.get_peft_model(model, config).eval()  # no dropout of the base either: as `fit` has it
+    return peft.get_peft_model(model, config).eval()  # as in `fit`, so that the base has no dropout either
 
 
 @torch.no_grad()
 def levelled(theirs: nn.Module, ours: Injection) -> nn.Module:
-    """PEFT's layers with our factors in them."""
+    """PEFT's layers with our factors copied into them, so that both sides start from the same weights."""
     for name, layer in ours.layers.items():
         beside: Any = theirs.get_submodule(f"base_model.model.{name}")
         beside.lora_A["default"].weight.copy_(layer.A)
@@ -136,16 +136,16 @@ def by_hand(setting: Setting, model: nn.Module) -> Act:
 
 
 def by_fit(setting: Setting, model: nn.Module, steps: int, on_step: Callable[[Step], None] | None = None) -> None:
-    """`loralens.training.fit`, as it is."""
+    """Train with `loralens.training.fit` itself."""
     course = Course(steps=steps, lr=setting.lr, warmup=0.0)
     fit(model, setting.batches, course=course, loss=setting.loss, watch=Watch(on_step=on_step), **setting.pair)
 
 
 def in_turn(setting: Setting, *, turns: int, warm: int = 2) -> Turns:
-    """A step of each side after the other, again and again, from the same factors on the same batches.
+    """The sides take steps in turn, from the same factors on the same batches.
 
-    Ours is all that `fit` does from one step to the next, told by a clock outside; the other sides take their steps
-    when `fit` says that it has taken one.
+    The time of ``ours`` is everything that `fit` does between two calls of ``on_step``. In this callback, the other
+    sides take their steps.
     """
     ours, model = setting.make(), setting.make()
     layers = injected(setting, model)
@@ -175,13 +175,13 @@ def in_turn(setting: Setting, *, turns: int, warm: int = 2) -> Turns:
 
 
 def alone(setting: Setting, side: str, *, steps: int) -> float:
-    """MiB at the peak of a few steps of one side: of the whole process; on CUDA, of what torch had allocated."""
+    """Peak MiB during a few steps of one side: of the whole process; on CUDA, of the memory that torch allocated."""
     import peft
 
-    del peft  # imported on either side: its code is no part of what training takes
+    del peft  # imported on both sides, so that its code counts for neither
     model = setting.make()
     if setting.cuda:
-        torch.cuda.reset_peak_memory_stats(setting.device)  # it was made in float32
+        torch.cuda.reset_peak_memory_stats(setting.device)  # the model was made in float32, which would count
     if side == "ours":
         by_fit(setting, model, steps)
     else:
@@ -196,14 +196,14 @@ def alone(setting: Setting, side: str, *, steps: int) -> float:
 
 
 def kept(setting: Setting) -> dict[str, int]:
-    """Bytes of activations that either side keeps, by side."""
+    """The bytes of activations that each side keeps, by side."""
     ours, theirs = setting.make(), setting.make()
     layers = injected(setting, ours)
     return {"ours": saved(setting, ours), "peft": saved(setting, wrapped(setting, theirs, layers.layers))}
 
 
 def saved(setting: Setting, model: nn.Module) -> int:
-    """Bytes that a forward pass keeps for the backward pass, every storage once, without weights and factors."""
+    """Bytes that a forward pass keeps for the backward pass, each storage once, without parameters and buffers."""
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
     held: dict[int, Tensor] = {}  # alive until the end, so that no address is used twice
 
@@ -219,5 +219,5 @@ def saved(setting: Setting, model: nn.Module) -> int:
 
 
 def mean(found: Any) -> Tensor:
-    """The mean loss, of whatever form `fit` takes one in."""
+    """The mean loss, from either form that `fit` accepts: the mean itself, or a sum and a count."""
     return found[0] / found[1] if isinstance(found, tuple) else found

@@ -1,10 +1,10 @@
-"""LoRA beside the alternatives that its paper compares it with: same model, texts, budget and seeds.
+"""LoRA and the alternatives that its paper compares it with: same model, texts, number of steps and seeds.
 
-    python examples/alternatives.py --quick                        a small round of everything, in a minute
-    python examples/alternatives.py --out out/alternatives         train every method (resumes, run by run)
+    python examples/alternatives.py --quick                        train, measure and report, small, in a minute
+    python examples/alternatives.py --out out/alternatives         train every method (finished runs are kept)
     python examples/alternatives.py --out out/alternatives --measure    step time, memory, latency: on a quiet machine
-    python examples/alternatives.py --out out/alternatives --report     table.md and figure.png of what is there
-    python examples/alternatives.py --out out/tuning --tune        how the learning rates were chosen
+    python examples/alternatives.py --out out/alternatives --report     table.md and figure.png of the results so far
+    python examples/alternatives.py --out out/tuning --tune        choose the learning rates
 
 The paper is Hu et al. 2021 (arXiv:2106.09685), Tables 1 to 4. Needs the packages that `loralens train --demo` needs,
 and peft.
@@ -12,7 +12,7 @@ and peft.
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: threads that wait leave the processor to others
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported: waiting threads must not spin
 
 import argparse
 import json
@@ -60,7 +60,7 @@ FULL = {
     "rounds": [60, 12],
     "memory": True,
 }
-Job = tuple[Path, dict[str, Any]]  # where a result goes, and what the function that makes it is told
+Job = tuple[Path, dict[str, Any]]  # the file of the result, and the arguments of the function that makes it
 
 
 def jobs_of(folder: Path, given: argparse.Namespace) -> list[Job]:
@@ -96,7 +96,7 @@ def _recipe(given: argparse.Namespace) -> dict[str, Any]:
 
 
 def finished(path: Path, told: dict[str, Any]) -> dict[str, Any] | None:
-    """The result of a job, if it is there and was told the same."""
+    """The kept result of a job, or None if there is none or it was made with other arguments."""
     if not path.is_file():
         return None
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -104,7 +104,7 @@ def finished(path: Path, told: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def make(jobs: Sequence[Job], *, at_once: int) -> list[dict[str, Any]]:
-    """The results of all jobs, in their order; those that are missing are made, and written one by one."""
+    """The results of all jobs, in their order; missing results are made, and each is written when it is done."""
     missing = [(path, told) for path, told in jobs if finished(path, told) is None]
     print(f"{len(jobs)} runs, {len(jobs) - len(missing)} of them done", flush=True)
     for (path, _), made in zip(missing, _made(missing, at_once), strict=True):
@@ -126,14 +126,14 @@ def _told(told: dict[str, Any]) -> dict[str, Any]:
 
 
 def keep(path: Path, result: dict[str, Any]) -> None:
-    """Write a result, whole or not at all."""
+    """Write a result atomically: the file is complete, or it does not exist."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as stream:
         stream.write((json.dumps(result, indent=1) + "\n").encode())
 
 
 def best_rates(tuned: Iterable[dict[str, Any]]) -> dict[str, float]:
-    """Method → the rate of the best mean accuracy over corpora and seeds; of equals the lower."""
+    """Method → the learning rate with the best mean accuracy over corpora and seeds; in a tie, the lower rate."""
     seen: dict[tuple[str, float], list[float]] = {}
     for run in tuned:
         seen.setdefault((run["method"], run["lr"]), []).append(run["accuracy"])
@@ -145,14 +145,14 @@ def best_rates(tuned: Iterable[dict[str, Any]]) -> dict[str, float]:
 
 
 def tune(folder: Path, given: argparse.Namespace) -> None:
-    """Say which learning rate is best for each method."""
+    """Print the best learning rate of each method."""
     for name, lr in best_rates(make(tuning_of(folder, given), at_once=given.jobs)).items():
         edge = " (at the edge of its grid)" if lr in (method_named(name).grid[0], method_named(name).grid[-1]) else ""
         print(f"{name}: {lr:g}{edge}; in use: {method_named(name).lr:g}")
 
 
 def measure_all(folder: Path, given: argparse.Namespace) -> None:
-    """Measure the methods one after the other; those that have been measured so are left as they are."""
+    """Measure the methods one after the other, without those that were already measured with these settings."""
     for name in given.methods:
         path = folder / "costs" / f"{name}.json"
         told = {setting: getattr(given, setting) for setting in ("batch", "length", "turns", "rounds", "threads")}
@@ -175,7 +175,7 @@ def report(folder: Path) -> None:
     """Print the table, and write it and the figure into the folder."""
     results = read_results(folder)
     if not results.runs:
-        raise OptionError(f"{folder}: no run is there", fix="first train: the same command without --report")
+        raise OptionError(f"{folder}: contains no runs", fix="first train: the same command without --report")
     text = table(results)
     with atomic_file(folder / "table.md") as stream:
         stream.write(text.encode())
@@ -187,8 +187,8 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     doing = parser.add_mutually_exclusive_group()
     doing.add_argument("--measure", action="store_true", help="step time, memory, latency")
-    doing.add_argument("--report", action="store_true", help="table and figure of what is there")
-    doing.add_argument("--tune", action="store_true", help="all learning rates of the grids, on validation texts")
+    doing.add_argument("--report", action="store_true", help="table and figure of the results so far")
+    doing.add_argument("--tune", action="store_true", help="try all learning rates of the grids on validation texts")
     doing.add_argument("--quick", action="store_true", help="everything, small, into out/alternatives-quick")
     parser.add_argument("--out", type=Path, help=f"the folder of the results [{FULL['out']}]")
     parser.add_argument("--methods", nargs="+", default=NAMES, choices=NAMES, metavar="NAME", help=", ".join(NAMES))
@@ -196,9 +196,9 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, metavar="N")
     for name in ("steps", "batch", "length"):
         parser.add_argument(f"--{name}", type=_count, metavar="N", help=f"[{FULL[name]}]")
-    parser.add_argument("--limit", type=_count, metavar="N", help="judge on so many texts only")
+    parser.add_argument("--limit", type=_count, metavar="N", help="judge on at most N texts")
     parser.add_argument("--threads", type=_count, default=1, metavar="N")
-    parser.add_argument("--jobs", type=_count, default=1, metavar="N", help="runs at a time")
+    parser.add_argument("--jobs", type=_count, default=1, metavar="N", help="number of runs in parallel")
     given = parser.parse_args(arguments)
     for name, value in (QUICK if given.quick else FULL).items():
         if getattr(given, name, None) is None:
@@ -209,7 +209,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _count(text: str) -> int:
     number = int(text)
     if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} is no number from 1 on")
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number above 0")
     return number
 
 

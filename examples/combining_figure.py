@@ -18,7 +18,7 @@ MARKS = (("o", "#0072B2"), ("s", "#D55E00"), ("^", "#009E73"), ("D", "#CC79A7"))
 
 
 def draw(plan: "Plan", found: Sequence[Mapping[str, Any]], ends: Mapping[str, Any], path: Path) -> None:
-    """A row a method, best on top: a mark for each task, a bar for their mean, a dot for each set of adapters."""
+    """One row per method, best on top: a mark for each task, a bar for their mean, a dot for each set of adapters."""
 
     def kept(accuracy: Mapping[str, float], number: str, task: str) -> float:
         return accuracy[task] / float(ends["alone"][number][task])

@@ -1,6 +1,6 @@
-"""Which method combines adapters best: four text tasks on one encoder, four adapters as one of the same rank.
+"""Which method combines adapters best? Four adapters for four text tasks become one adapter of the same rank.
 
-    python examples/combining_study.py            trains what is missing under out/paper, then half an hour on two cores
+    python examples/combining_study.py            after training (kept in out/paper), half an hour on two cores
     python examples/combining_study.py --quick    two tasks, four methods, few texts
 
 Four adapters, one for each task (r = 8, each from its own random A), are combined into one adapter of rank 8. It serves
@@ -24,14 +24,14 @@ from typing import Any
 
 from runs import TASKS, Run, asked, judge, make, quiet
 
-os.environ.update(quiet())  # before torch is there
+os.environ.update(quiet())  # before torch is imported
 
 import loralens
 from loralens.arithmetic.methods import METHODS
 from loralens.core.adapter import Adapter
 
-STRENGTHS = (0.7, 1.0, 1.4, 2.0)  # ρ, tried for every method
-WIDER = (0.125, 0.18, 0.25, 0.35, 0.5, *STRENGTHS, 2.8, 4.0, 5.6, 8.0, 11.0, 16.0)  # and where the grid may grow to
+STRENGTHS = (0.7, 1.0, 1.4, 2.0)  # the values of ρ that are tried for every method
+WIDER = (0.125, 0.18, 0.25, 0.35, 0.5, *STRENGTHS, 2.8, 4.0, 5.6, 8.0, 11.0, 16.0)  # the largest grid
 LEFT_OUT = {
     "average": "the same as sum at one norm",
     "knots": "the same as sum",
@@ -43,20 +43,20 @@ SETTING = (__doc__ or "").split("\n\n")[2]  # the third paragraph above is also 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is combined and on how much it is judged."""
+    """The tasks, methods and sets of adapters, the recipe of their training, and the numbers of texts for judging."""
 
     tasks: Sequence[str] = TASKS
     methods: Sequence[str] = tuple(name for name in METHODS if name not in LEFT_OUT)
     sets: Sequence[int] = SETS
     validation: int = 48
     held_out: int = 160
-    judged: int = 640  # texts that a run is judged on when it is trained
+    judged: int = 640  # texts that a run is evaluated on after its training
     rank: int = 8
     steps: int = 120
     batch: int = 32
 
     def runs(self, number: int) -> list[Run]:
-        """The adapters of a set: no two of them begin with the same first factor."""
+        """The adapters of a set. All have different seeds, so that no two start from the same random A."""
         seeds = [(number + i) % 3 + 3 * (i // 3) for i in range(len(self.tasks))]
         recipe = {"rank": self.rank, "steps": self.steps, "batch": self.batch, "held_out": self.judged}
         return [Run(task, seed=seed, **recipe) for task, seed in zip(self.tasks, seeds, strict=True)]
@@ -69,7 +69,7 @@ QUICK = Plan(
 
 @dataclass(frozen=True)
 class Set:
-    """The adapters of a set, one a task."""
+    """The adapters of a set, one per task."""
 
     tasks: Sequence[str]
     adapters: Sequence[Adapter]
@@ -80,7 +80,7 @@ class Set:
         return fmean(norm(adapter) for adapter in self.adapters)
 
     def combined(self, method: str, rank: int) -> Adapter:
-        """All of them as one of a rank, of norm 1, without classifiers."""
+        """All adapters combined into one of this rank, scaled to norm 1, without classifiers."""
         combined = loralens.combine(self.adapters, method=method, take="none").adapter
         cut = loralens.compress(combined, rank=rank).adapter
         return cut * (1 / norm(cut))
@@ -125,7 +125,7 @@ def examine(plan: Plan, folders: Mapping[int, Sequence[Path]], method: str, kept
 
 
 def search(accuracy: Callable[[float], float]) -> dict[float, float]:
-    """ρ → accuracy over a grid whose ends are worse than its best, the first of equal ones; as far as `WIDER`."""
+    """ρ → accuracy over a grid that grows, within `WIDER`, until the best ρ (in a tie, the first tried) is inside."""
     low, high = WIDER.index(STRENGTHS[0]), WIDER.index(STRENGTHS[-1])
     tried = {strength: accuracy(strength) for strength in STRENGTHS}
     while True:
@@ -141,7 +141,7 @@ def search(accuracy: Callable[[float], float]) -> dict[float, float]:
 
 
 def alone(plan: Plan, folders: Mapping[int, Sequence[Path]], kept: Path) -> dict[str, Any]:
-    """What every adapter reaches on its own task, and what its classifier reaches on the encoder as it is."""
+    """The accuracy of every adapter on its own task, and the accuracy of its classifier without the adapter."""
     file = kept / "alone.json"
     if file.exists():
         return dict(json.loads(file.read_text()))
@@ -159,7 +159,7 @@ def alone(plan: Plan, folders: Mapping[int, Sequence[Path]], kept: Path) -> dict
 
 
 def report(plan: Plan, found: Sequence[Mapping[str, Any]], ends: Mapping[str, Any], command: str) -> str:
-    """The table, best method first, in the share that is kept of what the adapters reach alone."""
+    """The table, best method first: the share of the adapters' own accuracy that each method keeps."""
     alone_mean = {task: fmean(one[task] for one in ends["alone"].values()) for task in plan.tasks}
 
     def share(accuracy: Mapping[str, float], number: str) -> float:
@@ -200,7 +200,7 @@ def main() -> None:
         jobs = [pool.submit(examine, plan, folders, method, kept) for method in plan.methods]
         found = [job.result() for job in jobs]
     reports.mkdir(parents=True, exist_ok=True)
-    from combining_figure import draw  # matplotlib only now
+    from combining_figure import draw  # only here, because it imports matplotlib
 
     text = report(plan, found, ends.result(), given.command)
     if not given.quick:

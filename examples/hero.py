@@ -1,9 +1,9 @@
-"""The figure of the README: an adapter becomes smaller and smaller, and what that does to its accuracy.
+"""The figure of the README: the size and the accuracy of an adapter that is cut to lower and lower ranks.
 
     python examples/hero.py            # writes docs/images/hero.png; two minutes on two CPU cores
 
-The adapter of rank 64 in examples/adapters is cut to lower ranks, and each is written, and evaluated on all held-out
-texts of Reuters R8. The line marks what a classifier has that always names the largest class.
+The adapter of rank 64 in examples/adapters is cut to lower ranks. Each result is written, and evaluated on all held-out
+texts of Reuters R8. The line marks the accuracy of a classifier that always names the largest class.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def measure(limit: int | None) -> list[Cut]:
 
 
 def draw(cuts: list[Cut], texts: int, largest_class: float) -> Figure:
-    """Bars side by side: the sizes, and the accuracies. The second title is what was measured; look at it again."""
+    """Bars of the sizes, and beside them the accuracies. The second title is a result: check it when numbers change."""
     figure = Figure(figsize=(8.4, 4.2), dpi=150, layout="constrained")
     sizes, accuracies = figure.subplots(1, 2)
     labels = [f"{cut.rank}" for cut in cuts]
@@ -58,7 +58,7 @@ def draw(cuts: list[Cut], texts: int, largest_class: float) -> Figure:
     accuracies.bar_label(bars, [f"{100 * cut.accuracy:.1f}" for cut in cuts], padding=2)
     accuracies.plot([-0.5, len(cuts) - 0.5], [100 * largest_class] * 2, color="0.25", linestyle="--", linewidth=1)
     accuracies.set_xlim(-0.6, len(cuts) + 0.7)
-    # To the right of the bars, where nothing is behind the letters.
+    # The label stands to the right of the bars, where nothing is behind the text.
     accuracies.text(
         len(cuts) - 0.45, 100 * largest_class, " always the\n largest class", va="center", color="0.25", fontsize=9
     )
@@ -75,7 +75,7 @@ def draw(cuts: list[Cut], texts: int, largest_class: float) -> Figure:
 def main() -> None:
     """Measure, draw, and print the numbers."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--limit", type=int, help="evaluate on so many texts only")
+    parser.add_argument("--limit", type=int, help="evaluate on at most this many texts")
     parser.add_argument("--out", type=Path, default=IMAGE, help="the image to write")
     options = parser.parse_args()
     held_out = read_corpus(TASK).held_out[: options.limit]

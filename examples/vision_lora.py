@@ -1,12 +1,12 @@
-"""LoRA beyond language: a small convolutional net for digits, adapted to digits that it cannot read, and looked at.
+"""LoRA beyond language: a small convolutional net that reads digits learns digits that it cannot read.
 
     python examples/vision_lora.py out/vision            half a minute on one core
     python examples/vision_lora.py out/vision --quick    ten seconds
 
 The base learns the 8 × 8 digits of scikit-learn (``pip install 'loralens[examples]'``), upright and bright on dark.
-Two tasks are made of the same digits, of which the base reads few: turned by a quarter, and inverted. LoRA layers on
-the convolutions and the last layer learn each, beside full fine-tuning; then every tool of loralens is used on what
-came of it. Equal seeds give equal files.
+The two tasks use the same digits, turned by 90° or inverted; the base reads few of these. LoRA layers on the
+convolutions and the last layer learn each task, and full fine-tuning learns it for comparison. Then the adapters are
+examined, compressed, combined and merged with the tools of loralens. Equal seeds give equal files.
 """
 
 import argparse
@@ -38,12 +38,12 @@ percent = fixed(".1%")
 TARGETS = ("conv1", "conv2", "conv3", "head")
 RANK, ALPHA = 4, 8.0
 BATCH, HELD_OUT = 64, 500
-BASE_LR, FULL_LR, LORA_LR = 3e-3, 6e-3, 1e-2  # each among the best of a few tried on a logarithmic grid
+BASE_LR, FULL_LR, LORA_LR = 3e-3, 6e-3, 1e-2  # each is among the best of a few values on a logarithmic grid
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much is trained: channels of the net, and steps of the base and of each adaptation."""
+    """The size of the example: channels of the net, and training steps of the base and of each task."""
 
     channels: int = 32
     base_steps: int = 600
@@ -54,7 +54,7 @@ QUICK = Size(channels=16, base_steps=200, steps=200)
 
 
 class DigitNet(nn.Module):
-    """Three convolutions, the mean over what is left of the image, and a linear layer."""
+    """Three convolutions, max pooling, and a linear layer."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -72,11 +72,11 @@ class DigitNet(nn.Module):
 
 
 def digits(shift: Callable[[Tensor], Tensor] = lambda images: images) -> tuple[Images, Images]:
-    """The digits of a task, to learn and held out, always the same."""
+    """The training digits and the held-out digits of a task; the split is always the same."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise SystemExit(f"the digits are scikit-learn's ({error}): pip install 'loralens[examples]'") from error
+        raise SystemExit(f"the digits come with scikit-learn ({error}): pip install 'loralens[examples]'") from error
     found = load_digits()
     images = shift(torch.tensor(found.images[:, None] / 16, dtype=torch.float32))
     labels = torch.tensor(found.target)
@@ -86,7 +86,7 @@ def digits(shift: Callable[[Tensor], Tensor] = lambda images: images) -> tuple[I
 
 
 def batches(learned: Images, seed: int) -> Callable[[int], Images]:
-    """Batch number → batch, shuffled anew every round."""
+    """A function from the number of a batch to the batch; the digits are shuffled again in every epoch."""
     order = shuffle_order(len(learned[1]), size=BATCH, seed=seed)
     return lambda number: (learned[0][order(number)], learned[1][order(number)])
 
@@ -97,13 +97,13 @@ def loss(model: nn.Module, batch: Images) -> Tensor:
 
 
 def accuracy(model: nn.Module, held_out: Images) -> float:
-    """Part of the digits that are read right."""
+    """The share of digits that are read correctly."""
     with torch.no_grad():
         return float((model(held_out[0]).argmax(-1) == held_out[1]).float().mean())
 
 
 def trained_in_full(model: nn.Module, learned: Images, *, steps: int, lr: float) -> nn.Module:
-    """The model itself, every parameter trained, at a rate that falls to 0."""
+    """The same model after training all its parameters; the learning rate falls linearly to 0."""
     optimiser, batch = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0), batches(learned, 0)
     for step in range(steps):
         optimiser.param_groups[0]["lr"] = lr * (1 - step / steps)
@@ -114,7 +114,7 @@ def trained_in_full(model: nn.Module, learned: Images, *, steps: int, lr: float)
 
 
 def net(size: Size, weights: Path | None = None) -> DigitNet:
-    """A net with the weights of a file, or with random ones that are always the same."""
+    """A net with the weights of a file, or with random weights that are always the same."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = DigitNet(size.channels)
@@ -132,7 +132,7 @@ def base(size: Size, folder: Path) -> Path:
 
 
 def adapted(size: Size, weights: Path, learned: Images, *, seed: int) -> loralens.Adapter:
-    """What LoRA layers on every convolution and the last layer learn of a task."""
+    """The adapter that LoRA layers on every convolution and the last layer learn for a task."""
     course = Course(steps=size.steps, lr=LORA_LR, schedule="linear")
     given: dict[str, Any] = {"targets": TARGETS, "rank": RANK, "alpha": ALPHA, "seed": seed}
     return fit(
@@ -141,14 +141,14 @@ def adapted(size: Size, weights: Path, learned: Images, *, seed: int) -> loralen
 
 
 def accuracy_with(size: Size, weights: Path, adapter: Path, held_out: Images) -> float:
-    """Part of the digits that the base reads right with an adapter from a file beside it."""
+    """The share of digits that the base reads correctly with the adapter of a file attached."""
     model = net(size, weights)
     with Attachment(model, loralens.load(adapter)).on():
         return accuracy(model, held_out)
 
 
 def tool(verb: str, *inputs: Path | tuple[Path, float], **options: Any) -> Any:
-    """Call a function of loralens, and print the call and what it shows; its result."""
+    """Call a function of loralens, print the call and its tables, and return its result."""
     words = [*map(written, inputs), *(f"{name}={written(value)}" for name, value in options.items())]
     print(f"\n>>> loralens.{verb}({', '.join(words)})")
     result = getattr(loralens, verb)(*inputs, **options)
@@ -158,14 +158,14 @@ def tool(verb: str, *inputs: Path | tuple[Path, float], **options: Any) -> Any:
 
 
 def written(value: Any) -> str:
-    """A value as somebody types it; a path as text."""
+    """A value as it is written in Python code; a path is written as a string."""
     if isinstance(value, tuple):
         return f"({', '.join(map(written, value))})"
     return repr(str(value) if isinstance(value, Path) else value)
 
 
 def learn(size: Size, out: Path) -> dict[str, float]:
-    """Make the base and the adapters, and say how well each reads."""
+    """Train the base and the adapters, and print their accuracies."""
     weights = base(size, out / "base")
     whole = sum(p.numel() for p in net(size).parameters())
     upright = digits()[1]
@@ -191,22 +191,22 @@ def learn(size: Size, out: Path) -> dict[str, float]:
 
 
 def look(out: Path) -> None:
-    """Ask the adapters what they are, and what they do to the base."""
+    """Examine the adapters, and their effect on the base."""
     base_folder = out / "base"
-    print("\nHow large is ΔW, and how many directions has it? A convolution is the matrix (out, in · k · k).")
+    print("\nHow large is ΔW, and how many directions does it have? A convolution is a matrix (out, in · k · k).")
     tool("spectrum", out / "turned", base=base_folder)
     print("\nDo two seeds find the same update? z: how far the cosine is from chance, in standard deviations.")
     tool("similarity", out / "turned", out / "turned-1")
-    print("\nIs what ΔW amplifies more in W than random directions are (excess above 1), or less than its top?")
+    print("\nIs W stronger along the directions of ΔW than along random ones (excess above 1)? Are they its strongest?")
     tool("amplify", out / "turned", base=base_folder)
-    print("\nDoes W + ΔW have leading directions that W has not?")
+    print("\nDoes W + ΔW have leading directions that W does not have?")
     tool("intruders", out / "turned", base=base_folder, cache=out / "cache")
     print("\nIs anything wrong with it?")
     tool("doctor", out / "turned", base=base_folder)
 
 
 def remake(size: Size, out: Path) -> dict[str, float]:
-    """Make other adapters of these, merge one and take it out again; how well each reads."""
+    """Compress and combine the adapters, merge one and unmerge it; return the accuracies."""
     weights, found = out / "base" / "model.safetensors", {}
     held_out = {task: digits(shift)[1] for task, shift in TASKS.items()}
 
@@ -224,17 +224,17 @@ def remake(size: Size, out: Path) -> dict[str, float]:
     print(
         f"It reads {percent(found['both on turned'])} of the turned digits and {percent(found['both on inverted'])} of "
         "the inverted ones. The two updates hardly overlap,\n"
-        "but each is about as large as the weights that it changes: what adds up there does not in what comes out."
+        "but each is about as large as the weights that it changes, so their effects on the output do not add up."
     )
 
-    print("\nInto the base for good, checked, and out again?")
+    print("\nCan it be merged into the base, verified, and removed again?")
     tool("merge", out / "turned", base=out / "base", output=out / "merged", overwrite=True)
     tool("verify", out / "merged", adapter=out / "turned", base=out / "base")
     found["merged on turned"] = accuracy(net(size, out / "merged" / "model.safetensors"), held_out["turned"])
     tool("unmerge", out / "merged", output=out / "restored", overwrite=True)
     same = digest(out / "restored" / "model.safetensors") == digest(weights)
-    said = "it is the base, every bit of it" if same else "it is the base no more"
-    print(f"Merged it reads {percent(found['merged on turned'])}; unmerged {said}.")
+    said = "equals the base bit for bit" if same else "differs from the base"
+    print(f"The merged model reads {percent(found['merged on turned'])}; the unmerged one {said}.")
     return found | {"restored": same}
 
 
@@ -244,9 +244,9 @@ def digest(file: Path) -> str:
 
 
 def main(out: Path, size: Size) -> dict[str, float]:
-    """The whole story, told on stdout; the scores."""
+    """Run the whole example, print it, and return the scores."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the net is small, and sums come out the same whatever the machine
+    torch.set_num_threads(1)  # the net is small, and sums do not depend on the number of cores
     try:
         found = learn(size, out)
         look(out)

@@ -12,14 +12,14 @@ Every command of the command line is a function of the same name, with the same 
     convert      Write an adapter in another dialect, with its names and scales.
     equal        Test whether two adapters are the same update.
     spectrum     Show the singular values of ΔW, and the ranks and norms that follow from them.
-    similarity   Compare the directions of adapters: φ(i, j), cosines, angles, beside chance.
+    similarity   Compare the directions of adapters: φ(i, j), cosines and angles, with their chance levels.
     trajectory   Follow one run through its checkpoints.
     survey       List the adapters under a folder, and name duplicates.
-    amplify      Show what ΔW amplifies of W, beside random and top directions.
+    amplify      Show how strongly ΔW amplifies W, compared with random and top directions.
     intruders    Find singular vectors of W + ΔW that W does not have.
     doctor       Examine adapters for faults, and say how to mend them.
     compress     Make an adapter smaller, and measure the error of that.
-    curve        Show rank against size against error, before anything is written.
+    curve        Show the file size and the error at every rank, before anything is written.
     calibrate    Measure the second moments of real inputs, for compress --activations.
     combine      Combine several adapters into one: exact sums, and the methods of the literature.
     negate       Change the sign of an adapter, everywhere or in some modules.

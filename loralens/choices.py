@@ -1,7 +1,7 @@
-"""The words that options can be given: one type for each, which Python's signatures and the command line share.
+"""The values that options accept. Each option has one type, which Python's signatures and the command line share.
 
-They stand below all rooms, because a command declares its options before it imports anything that computes: the help of
-a command starts no NumPy.
+A command declares its options before it imports anything that computes, so this module imports only ``typing``. The
+help of a command therefore does not load NumPy.
 """
 
 from typing import Literal, get_args

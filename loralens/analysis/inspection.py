@@ -27,9 +27,10 @@ class Inspection:
     modules : dict of str to Update
         The chosen modules, in natural order.
     zero : list of str
-        Modules with ΔW = 0: B or A is 0, or the whole matrix if there is no pair.
+        Modules with ΔW = 0. In a pair, B or A is then 0; in a module without a pair, a factor of the Kronecker product
+        or the whole matrix.
     extra : dict of str to Extra
-        Every tensor that is no factor of a pair.
+        Every tensor that is not a factor of a pair.
     findings : list of Finding
         The findings of the reader, and those about the numbers.
     """
@@ -82,7 +83,7 @@ def inspect_adapter(adapter: Adapter, *, modules: Sequence[str] = ()) -> Inspect
     if spoilt:
         text = f"{len(spoilt)} hold NaN or Inf: {some(spoilt)}"
         findings.append(Finding("error", "non-finite", text, "training diverged: go back to an earlier checkpoint"))
-    # Norms stand for magnitudes that the file does not have, so they are no part of its contents.
+    # These roles mark magnitudes that the file does not have, so such entries are not part of its contents.
     extra = {key: extra for key, extra in adapter.extra.items() if extra.role not in NORMS}
     return Inspection(adapter, chosen, zero, extra, findings)
 
@@ -96,11 +97,14 @@ def count_non_finite(array: Array) -> int:
 
 
 def _numbers(module: Update) -> list[Array]:
-    """B and A, or the arrays in their place: one of them is 0 if ΔW is, and not finite if ΔW is not."""
+    """B and A, or the arrays in their place.
+
+    If ΔW is 0, one of these arrays is 0. If ΔW holds NaN or Inf, so does one of them.
+    """
     if isinstance(module, LowRank):
         return [module.B, module.A]
     form = module.form
-    # Entries of ΔW may overflow: that is what is looked for, and no reason for a warning of NumPy.
+    # Entries of ΔW may overflow. This function looks for that, so a warning of NumPy is not needed.
     with np.errstate(over="ignore", invalid="ignore"):
         return [form.first.dense(), form.second.dense()] if isinstance(form, Kronecker) else [form.dense()]
 

@@ -1,4 +1,4 @@
-"""Modules that stand out of their kind by a gap in the sorted values, with a bound on the rate of false alarms.
+"""Modules separated from others of their kind by a gap in the sorted values, with a bound on the rate of false alarms.
 
 Each module is compared with the four modules of its kind and shape that are nearest in depth. In trained adapters,
 whose norms rise from block to block, these differences spread three to five times less than the norms themselves.
@@ -15,8 +15,9 @@ m, with the probability (1 + R/(m−k))^−(m−k). A log-concave x is a concave
 variable (Barlow & Proschan 1966). Its upper spacings are shorter relative to its lower ones, so the same value is an
 upper bound. Only the m spacings above the median are used, so that outliers at one end do not hide those at the other.
 
-Two steps are approximate: neighbours share members, and the scale counts as known better if other kinds of the adapter
-agree on it (`AGREED`). `tests/analysis/test_outliers.py` holds the rate of false flags to `PER_MODULE` by simulation.
+Two steps are approximate. Neighbours share members. If the adapter has other kinds, the larger of the kind's own scale
+and the median scale of the other kinds is used, and is treated as better known (`AGREED`).
+`tests/analysis/test_outliers.py` holds the rate of false flags to `PER_MODULE` by simulation.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,21 +32,21 @@ from loralens.core.names import kind_in_block, natural_key
 from loralens.linalg.factor import Floats
 
 PER_MODULE = 0.01  # bound on the share of modules that are flagged by chance; half of it is spent
-SURE = 0.03  # a gap with a higher chance is not reported, however many modules (24 or more) the kind has
+SURE = 0.03  # largest chance of a gap that is reported; this limit takes effect from 24 modules of a kind on
 NEIGHBOURS = 4  # the median of four tolerates one outlier among them
 FEWEST = 6  # modules of a kind at least: with five, only one spacing is left to compare the widest with
-# A small difference may be no accident where all other modules are alike, and still means nothing for the user.
+# Where all other modules are alike, a small difference may not be chance and still means nothing to the user.
 LEAST = log(2.0)  # smallest distance that is reported: twice the norm, or twice the odds of the effective rank
 SPREAD = 0.01  # added to the mean spacing, so that modules that are equal to rounding are compared with 1 %
 NEAR = 1e-9  # smallest distance of the share of the rank from 0 and 1; below it lies rounding
-AGREED = 3  # weight of the spacings if other kinds have the same scale, which makes the scale better known
+AGREED = 3  # weight of the spacings if there are other kinds, whose scales make the scale better known
 QUANTITIES = {"frobenius": "‖ΔW‖", "effective_rank": "effective rank"}
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Outlier:
-    """A module that stands out of the modules of its kind and shape.
+    """A module that stands out from the modules of its kind and shape.
 
     Attributes
     ----------
@@ -75,7 +76,7 @@ class _Member(NamedTuple):
 
 
 def find_outliers(spectra: Mapping[str, Spectrum]) -> list[Outlier]:
-    """Find modules whose norm or effective rank stands out of their kind and shape; the least likely come first.
+    """Find modules whose norm or effective rank stands out from their kind and shape; the least likely come first.
 
     Kinds are those of `kind_in_block`, which are the same in every dialect. Modules with ΔW = 0 are left out, and so
     are kinds of fewer than `FEWEST` modules, in which no gap is wide enough to exclude chance.
@@ -93,7 +94,7 @@ def _outliers_in(cells: Mapping[tuple[str, tuple[int, int]], Mapping[str, Spectr
     kinds: dict[str, list[_Member]] = {}
     for (kind, _), spectra in cells.items():
         kinds.setdefault(kind, []).extend(_members(spectra, quantity))
-    # The differences from the neighbours are comparable over all shapes of a kind, and more of them tell more.
+    # Differences from neighbours are comparable between all shapes of a kind. They are pooled, because more are better.
     kinds = {kind: members for kind, members in kinds.items() if len(members) >= FEWEST}
     distances = {kind: np.array([member.distance for member in members]) for kind, members in kinds.items()}
     # ln 2 is the median of an exponential of scale 1: robust, so an odd module in one kind spoils no other.
@@ -102,7 +103,7 @@ def _outliers_in(cells: Mapping[tuple[str, tuple[int, int]], Mapping[str, Spectr
     for kind, members in kinds.items():
         other_scales = [scale for other, scale in scales.items() if other != kind]
         x, agreed = distances[kind], float(np.median(other_scales)) if other_scales else None
-        # The false alarms allowed for one end of one quantity: a quarter of what is spent, as there are four of these.
+        # The false alarms allowed for one end of one quantity: a quarter of all, as two quantities have two ends each.
         level = min(SURE, PER_MODULE / 2 * x.size / 4)
         for end in (1, -1):  # unusually large values, then unusually small ones
             for i, chance in upper_outliers(end * x, level, agreed):
@@ -113,7 +114,7 @@ def _outliers_in(cells: Mapping[tuple[str, tuple[int, int]], Mapping[str, Spectr
 
 def _members(spectra: Mapping[str, Spectrum], quantity: str) -> list[_Member]:
     """The modules of one kind and shape, in the order of their blocks; none if there are too few neighbours."""
-    # The effective rank of an update of one direction is 1 always.
+    # The effective rank of an update with one direction is always 1.
     names = [name for name, s in spectra.items() if quantity == "frobenius" or _directions(s) > 1]
     if len(names) <= NEIGHBOURS:
         return []
@@ -121,7 +122,7 @@ def _members(spectra: Mapping[str, Spectrum], quantity: str) -> list[_Member]:
     x = np.array([_unbounded_value(spectra[name], quantity) for name in names])
     members = []
     for i, name in enumerate(names):
-        # Two on either side; at the ends of the stack, four on the one side that there is.
+        # Two neighbours on either side; at the ends of a stack more of them are on one side.
         start = min(max(i - NEIGHBOURS // 2, 0), len(names) - NEIGHBOURS - 1)
         near = [j for j in range(start, start + NEIGHBOURS + 1) if j != i]
         typical, distance = float(np.median(values[near])), float(x[i] - np.median(x[near]))
@@ -150,9 +151,9 @@ def upper_outliers(x: Floats, level: float, agreed: float | None = None) -> Sequ
     x : float64 array, shape (n,)
         n at least `FEWEST`.
     level : float
-        Bound on the expected number of flagged values if all come from one log-concave distribution. Half of it is
-        spent on the gap below the largest value. The k-th gap, up to n/8, flags k values and gets 1/k of an equal part
-        of the other half.
+        Bound on the expected number of flagged values if all come from one log-concave distribution. Half of it
+        (all of it if n < 16) is spent on the gap below the largest value. The other half is divided equally among the
+        2nd to (n/8)-th gaps. The part of the k-th gap is divided by k, because this gap flags k values.
     agreed : float, optional
         Mean spacing of other kinds, which is used if it is larger than that of these values.
     """

@@ -143,9 +143,9 @@ def measure_trajectory(
     alike = np.fmax(initial, cosine >= SETTLED)  # true (1) if two point the same way, else the cosine of A
     runs = tuple(tuple(group) for group in connected_groups(alike))
     chance = {side: float(known_mean(pairs.chance(side)[-1, :-1])) for side in sides}
-    last = len(points) - 1  # which has the cosine 1 with itself in any case
+    last = len(points) - 1  # its cosine with itself is 1 in any case
     settled = next((t for t in range(last) if all(point.cosine >= SETTLED for point in points[t:last])), None)
-    # The last checkpoint of another run is no end that the direction could approach.
+    # If there are several runs, the directions of the others do not approach the last checkpoint.
     return Trajectory(points, chance, runs, settled if len(runs) == 1 else None)
 
 

@@ -13,7 +13,7 @@ from loralens.core.lazy import Array
 def breadcrumbs(
     joint: Joint, *, density: float = 0.15, gamma: float = 0.006, lam: float = 1.0, space: Space = "full"
 ) -> Fused:
-    """λ Σ_t of the w_t ΔW_t, each without its γ largest entries and reduced to the ``density`` that follow in size.
+    """λ Σ_t of the w_t ΔW_t, each without its γ largest entries and reduced to the share ``density`` that follows.
 
     Parameters
     ----------
@@ -31,16 +31,16 @@ def breadcrumbs(
     -----
     arXiv 2312.06795, §3: the masks are those of each layer, here of each module.
     """
-    # Everything is kept, so γ has no room: the sum is exact and needs no sampling.
+    # Everything is kept and nothing is dropped: the sum is exact and needs no sampling.
     if density >= 1:
         return exact_sum(joint, lam)
-    # γ gives way to the density: of γ + density > 1 there would not be enough entries.
+    # The density has priority over γ: with γ + density > 1 there would not be enough entries.
     return fuse_entries(joint, lambda entries: _rule(entries, density, min(gamma, 1 - density)), space=space, lam=lam)
 
 
 def _rule(entries: Entries, density: float, gamma: float) -> Fuse:
-    # The γ largest, and those that are kept after them. Rounded down: of a small module, of which γ is less than one
-    # entry, nothing is skipped.
+    # The γ largest, and those that are kept after them. γ is rounded down: in a small module, where it is less than
+    # one entry, nothing is skipped.
     skipped, count = int(gamma * entries.size), entries.count(density)
     last = min(skipped + count, entries.size)
     # There is no 0th largest entry to compare with.
@@ -51,7 +51,7 @@ def _rule(entries: Entries, density: float, gamma: float) -> Fuse:
         for x, (low, *high) in zip(stack, cutoffs, strict=True):
             size = np.abs(x, out=work.of("size", x.shape, x.dtype))
             inside = np.greater_equal(size, low, out=work.of("mask", x.shape, np.bool_))
-            # Entries that are as large as the last of the γ largest count as such, so that equal entries share a fate.
+            # Entries as large as the last of the γ largest count among them, so that equal entries are treated alike.
             if high:
                 inside &= np.less(size, high[0], out=work.of("below", x.shape, np.bool_))
             x *= inside

@@ -113,7 +113,7 @@ def combine_adapters(
     density, **options : float
         Further options of the method; see its row.
     seed : int
-        The seed of methods that draw random numbers. Every module draws its own.
+        The seed of methods with random numbers. Every module has random numbers of its own.
     space : "full", "knots" or "core", optional
         The space in which an elementwise method acts. To other methods it makes no difference.
     modules : sequence of str
@@ -149,7 +149,7 @@ def combine_adapters(
         The method is unknown or has no such option, there is no adapter, a weight is not finite, or no module is left.
     MismatchError
         The adapters have no module in common, or something in them cannot be combined: DoRA without the base, fully
-        trained tensors in several adapters, or updates that are no pair.
+        trained tensors in several adapters, or updates that are not pairs.
     ShapeError
         A module has two shapes, so the adapters belong to two base models.
 
@@ -225,7 +225,7 @@ def _check_count(row: CombiningMethod, count: int) -> None:
 
 
 def _labels(labels: Sequence[str], count: int, take: int | Literal["none"] | None) -> list[str]:
-    """The given labels of the adapters, or numbers. Raises an OptionError if ``take`` is no index of an adapter."""
+    """The given labels of the adapters, or numbers. Raises an OptionError if ``take`` is not an adapter's index."""
     if labels and len(labels) != count:
         raise OptionError(f"{len(labels)} labels for {count} adapters", fix="give one label for each adapter, or none")
     if take not in (None, "none", *range(count)):
@@ -359,6 +359,6 @@ class _Work:
             self.truncation[name], result = result.truncation, result.update
         if not isinstance(result, LowRank):
             return joint, joint.decompose(result)
-        # The result left the space of the updates, so it joins them, with weight 0, to be measured against them.
+        # The result is outside the space of the updates. A joint space of both is needed to compare them.
         wider = Joint.of([*self.rows[name], result], [*self.weights[name], 0.0])
         return wider, wider.decompose(wider.cores[-1])

@@ -35,8 +35,8 @@ def dare(
     lam : float
     space : str
     seed : SeedSequence
-        The seed of this module. Every adapter draws its own numbers, by its place among the adapters. Every draw
-        belongs to one entry, so the mask is the same on every machine.
+        The seed of this module. Every adapter has random numbers of its own, by its place among the adapters. Every
+        random number belongs to one entry, so the mask is the same on every machine.
 
     Notes
     -----
@@ -68,16 +68,16 @@ def dare_ties(
 
 
 def _rule(entries: Entries, density: float, seed: np.random.SeedSequence | None, *, elect: bool) -> Fuse:
-    # A draw is a 16-bit word, and an entry is kept where the word is below the threshold. The threshold is
-    # at least 1, because kept entries are divided by the probability.
+    # An entry is kept if its random 16-bit word is below the threshold. The threshold is at least 1, because kept
+    # entries are divided by the probability.
     threshold = min(max(1, round(density * STEPS)), STEPS)
     draws, work = adapter_draws(entries, seed), Workspace()
     n = entries.shape[1]
 
     def fuse(rows: slice, stack: Array) -> Array:
         for x, draws_t in zip(stack, draws, strict=True):
-            if threshold < STEPS:  # else all entries are kept, and nothing needs to be drawn
-                # A draw belongs to the place of its entry, so the mask does not depend on the size of the blocks.
+            if threshold < STEPS:  # else all entries are kept without random numbers
+                # A word belongs to the place of its entry, so the mask does not depend on the size of the blocks.
                 words = draws_t.words(rows.start * n, x.size).reshape(x.shape)
                 x *= np.less(words, threshold, out=work.of("mask", x.shape, np.bool_))
                 # The probability is exactly threshold/STEPS, so the mean over seeds is exactly the update.
@@ -88,7 +88,8 @@ def _rule(entries: Entries, density: float, seed: np.random.SeedSequence | None,
 
 
 def adapter_draws(entries: Entries, seed: np.random.SeedSequence | None) -> list[Draws]:
-    """Return the random draws of every update; they depend on its place among the adapters."""
+    """Return the source of random numbers of every update, which depends on its place among the adapters."""
     seed = np.random.SeedSequence(0) if seed is None else seed
-    # The place makes the seed, not the order of the matrices: an adapter that is 0 in a module shifts no draws.
+    # The seed comes from the place, not from the order of the matrices: if an adapter is 0 in a module, the random
+    # numbers of the others stay.
     return [Draws.of(seed, t) for t in entries.places]

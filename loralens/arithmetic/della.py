@@ -55,7 +55,7 @@ def della(
     over the entries, which is most of the work.
     """
     if not 0 < density - epsilon <= density + epsilon <= 1:
-        # A little below the density, as q must stay above 0.
+        # A little below the density, because q must stay above 0.
         widest = min(1 - density, 0.99 * density)
         raise OptionError(
             f"density {density:g} ± epsilon {epsilon:g} is not within (0, 1]",
@@ -69,7 +69,8 @@ def _rule(entries: Entries, density: float, epsilon: float, seed: np.random.Seed
     n = entries.shape[1]
     # The probabilities of a row by rank, from the smallest entry to the largest; a row of one entry has the mean.
     q = density + epsilon * (2 * np.arange(n) / (n - 1) - 1) if n > 1 else np.full(1, density)
-    # A draw of 0 … STEPS − 1 below its threshold keeps the entry. At least 1, because entries are divided by q.
+    # An entry is kept if its random number, 0 … STEPS − 1, is below the threshold. The threshold is at least 1,
+    # because entries are divided by q.
     thresholds = np.clip(np.rint(q * STEPS), 1, STEPS)
 
     def fuse(rows: slice, stack: Array) -> Array:

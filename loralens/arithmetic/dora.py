@@ -34,8 +34,8 @@ from loralens.errors import MismatchError, ShapeError, place
 from loralens.linalg.factor import Floats
 
 Weights = Mapping[str, Weight]
-# The smallest |1 + h|. Below it a row has next to nothing of W left, which no B' can make up for: L' would be more than
-# a million times as large as K.
+# The smallest |1 + h|. Below it almost nothing of W is left in a row, and B' cannot replace it: L' would be more than a
+# million times as large as K.
 LEAST = 2.0**-20
 
 
@@ -68,7 +68,7 @@ def separate_stretches(adapter: Adapter, weights: Weights, *, threads: int = 1) 
     Raises
     ------
     MismatchError
-        A magnitude belongs to the inputs, a module is no pair, or its base weight is missing.
+        A magnitude belongs to the inputs, a module is not a pair, or its base weight is missing.
     ShapeError
         A magnitude does not have one number for each output.
     """
@@ -166,7 +166,7 @@ class Stretches:
             The combination removes the base weight from a row, which DoRA cannot express.
         """
         rows = 1 + self.h[name]
-        # A negative 1 + h is no hindrance: m' is then negative, which the formula of DoRA allows.
+        # A negative 1 + h is possible: m' is then negative, which the formula of DoRA allows.
         gone = int(np.count_nonzero(np.abs(rows) < LEAST))
         if gone:
             with place(name):
@@ -179,7 +179,7 @@ class Stretches:
     def with_magnitudes(self, adapter: Adapter) -> Adapter:
         """Return the DoRA adapter of the pairs L' in ``adapter``, with their magnitudes.
 
-        If no row is stretched, it has none, and PEFT's configuration does not ask for any.
+        If no row is stretched, the adapter has no magnitudes, and PEFT's configuration says that it is not DoRA.
         """
         extra = dict(adapter.extra)
         for name, module in adapter.items() if self.any else ():
@@ -221,7 +221,7 @@ def keys_of_magnitudes(
     keys_by_adapter = [magnitudes(adapter) if adapter.format == first else {} for adapter in adapters]
     keys = {}
     for name, (update, own) in modules.items():
-        # Magnitudes that the file lacks have no key that could be taken over.
+        # Magnitudes that are not in the file have no key that could be used again.
         existing = [
             (keys_here[name], adapter.extra[keys_here[name]].tensor.shape)
             for adapter, keys_here, called in zip(adapters, keys_by_adapter, own, strict=True)

@@ -1,4 +1,7 @@
-"""DoRA adapters in a combination: each is separated into pairs, which a method combines, and stretches of W."""
+"""DoRA adapters in a combination: each is separated into pairs and stretches of W, and a method combines both.
+
+The notation is that of `loralens.arithmetic.dora`: ΔW = diag(g) L + diag(g − 1) W with L = scale·B·A.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -50,7 +53,7 @@ class DoraCombination:
         """Separate the adapters; return None if none of them is DoRA."""
         if not any(map(magnitudes, adapters)):
             return None
-        # diag(g − 1) W is in no joint space of pairs, and a rule that is not linear would need the whole change.
+        # A rule that is not linear would need the whole ΔW, and diag(g − 1) W lies in no joint space of pairs.
         if not row.linear:
             raise OptionError(
                 f"{row.name} does not combine DoRA adapters, because what they add to the base has full rank",
@@ -80,7 +83,7 @@ class DoraCombination:
         present = {name: next(update for update in row if update is not None) for name, row in rows.items()}
         modules = {name: (update, self.called[name]) for name, update in present.items()}
         stretches = Stretches(h, {name: self.weight(name) for name in rows}, {})
-        # Without a stretch no magnitude is written, and no file has to show what it calls one.
+        # Without a stretch no magnitude is written, and no key for one has to be found.
         return replace(stretches, keys=keys_of_magnitudes(self.adapters, modules)) if stretches.any else stretches
 
     def notes(self, stretches: Stretches) -> tuple[str, ...]:
@@ -93,7 +96,7 @@ class DoraCombination:
 def add_stretches(
     quality: Quality, joint: Joint, core: Core, h_each: Floats, h_result: Floats, weight: Weight
 ) -> Quality:
-    """Add the stretches of W to ``quality``, which knows only the pairs: to every square and inner product.
+    """Add what stretches of W contribute to the squares and inner products of ``quality``, which has only the pairs.
 
     Parameters
     ----------
@@ -113,7 +116,7 @@ def add_stretches(
     -----
     For a pair K = Q_B M Q_Aᵀ, ⟨K, diag(h) W⟩ = ⟨M, P⟩ with P = Q_Bᵀ diag(h) W Q_A, and ⟨diag(x) W, diag(y) W⟩ =
     Σ x_i y_i‖W_i‖². So one pass over W is enough, and none is needed if no update stretches it. Cutting the rank takes
-    energy from the pair only, so the whole energy of the stretch counts as retained.
+    energy from the pair only, so the energy of the stretch and its mixed terms with the pair count as retained in full.
     """
     if not h_each.any():
         return quality

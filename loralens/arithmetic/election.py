@@ -62,9 +62,9 @@ def elected_mean(stack: Array, work: Workspace, shares: Sequence[float] | None =
         if shares:
             part *= dtype.type(shares[t])
         mean += part
-        # The mean has taken up `part`, so that its memory can hold the shares; a new array would cost more than this.
+        # `part` has been added to the mean, so its memory can hold the shares; a new array would cost more time.
         weight += np.multiply(agrees, dtype.type(shares[t]), out=part) if shares else agrees
-    # Where no update agrees, 0 / 1 instead of 0 / 0. A maximum would branch at every entry.
+    # Where no update agrees, this divides 0 by 1 and not by 0. `np.maximum` would do the same, with a branch per entry.
     weight += np.equal(weight, 0, out=agrees)
     np.divide(mean, weight, out=mean, dtype=dtype)
     # The mean is that of |x| so far, as the parts were multiplied by the elected sign.

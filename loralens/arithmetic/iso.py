@@ -23,9 +23,9 @@ def iso_c(joint: Joint, *, lam: float = 1.0) -> Core:
 
     Iso-C of Marczak et al. 2025, arXiv 2502.04959, on the numerical rank of the sum. The published code takes all
     min(out, in) directions. For a low-rank update nearly all of those are null directions: their vectors depend on the
-    LAPACK driver (two drivers differed by 58 % of the result), and their σ = 0 enters the mean. The leading part of its
-    result is ours times rank/min(out, in). Directions stay in the order of S, so a truncation keeps the leading ones of
-    the sum.
+    LAPACK driver (two drivers differed by 58 % of the result), and their σ = 0 enters the mean. In the leading
+    directions its result is ours times rank/min(out, in). Directions stay in the order of S, so a truncation keeps the
+    leading ones of the sum.
     """
     U, s, Vh = joint.decompose(joint.total())
     return flat(U, Vh.T, lam * float(s.mean()) if s.size else 0.0)
@@ -60,7 +60,7 @@ def iso_cts(joint: Joint, *, lam: float = 1.0, common: float = 0.8) -> Core | Fl
     V_all = nearest_orthonormal(np.hstack([part.Vh.T for part in chosen]))
     if _orthonormal(U_all) and _orthonormal(V_all):
         return flat(U_all, V_all, lam * float(values.mean()))
-    # Where a direction was left out the columns are no longer orthonormal, so this is no SVD yet.
+    # Where a direction was left out the columns are no longer orthonormal, so this is not an SVD yet.
     return np.asarray(lam * float(values.mean()) * U_all @ V_all.T, dtype=np.float64)
 
 

@@ -25,7 +25,7 @@ def average(joint: Joint, *, lam: float = 1.0) -> Floats:
     OptionError
         The weights add up to 0.
     """
-    # Of all adapters, also of those that lack the module, so that every module is divided by the same number.
+    # The weights of all adapters, also of those that lack the module, so that every module is divided by one number.
     weight_sum = float(np.sum(joint.strengths))
     if weight_sum == 0:
         raise OptionError("the weights add up to 0, so there is no average", fix="give --method sum, or other weights")

@@ -10,8 +10,8 @@ from loralens.core.joint import Joint
 def magnitude(joint: Joint, *, density: float = 0.2, lam: float = 1.0, space: Space = "full") -> Fused:
     """λ Σ_t top(w_t ΔW_t), where top keeps the share ``density`` of entries that are largest in absolute value.
 
-    The share is one of each module. Of several equal entries at the boundary all are kept; PEFT's ``magnitude_prune``
-    keeps some of them.
+    The share is taken in each module by itself. Of several equal entries at the boundary all are kept; PEFT's
+    ``magnitude_prune`` keeps some of them.
     """
     # The space makes no difference to a sum of all entries, and the factors need no rounding on the way.
     if density >= 1:

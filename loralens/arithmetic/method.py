@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from loralens.core.lowrank import LowRank
     from loralens.linalg.factor import Floats
 
-# The default comes first: ΔW itself, in which the papers of the elementwise rules define them.
+# The default comes first: ΔW itself, for which the papers define the elementwise rules.
 SPACES: tuple[Space, ...] = ("full", "knots", "core")
 
 

@@ -10,7 +10,7 @@ from loralens.arithmetic.method import DENSITY, LAM, SPACES, CombiningMethod, Op
 _RANK = Option("rank", 0, "the number of directions; 0 takes the default of the method", low=0, whole=True)
 _BETA = Option("beta", 0.25, "the share of the differences in norm that stays, in [0, 1]", low=0, high=1)
 _COMMON = Option("common", 0.8, "the share of the directions that is common to all updates, in [0, 1]", low=0, high=1)
-_MU = Option("mu", inf, "how strictly the others are kept out: 0 not at all, inf completely", low=0, infinite=True)
+_MU = Option("mu", inf, "how strictly the other adapters are kept out: 0 not at all, inf fully", low=0, infinite=True)
 _WHOLE_TEXT = "1 keeps the largest entries of the whole adapter, 0 those of every module"
 _WHOLE = Option("whole", 1, _WHOLE_TEXT, low=0, high=1, whole=True)
 _GAMMA = Option("gamma", 0.006, "the share of the largest entries that is dropped, in [0, 1]", low=0, high=1)
@@ -106,7 +106,7 @@ _ROWS = (
         "Davari & Belilovsky 2024, arXiv 2312.06795", 0.15, _GAMMA,
     ),
     _elementwise(
-        "sce", "the mean by energy of the updates that agree on the sign, where updates vary most",
+        "sce", "keep the entries where updates vary most, elect a sign, average those that agree, weighted by energy",
         "Wan et al. 2024, arXiv 2408.07990", 1.0,
     ),
 )  # fmt: skip

@@ -19,7 +19,7 @@ def model_stock(joint: Joint, *, lam: float = 1.0) -> Floats:
     x = joint.weighted[present].reshape(present.size, -1)
     norms = np.linalg.norm(x, axis=1)
     x, norms = x[norms > 0], norms[norms > 0]
-    # A weight of 0 makes an update 0 that is present.
+    # An update that the adapter has is also 0 if its weight is 0.
     count = len(x)
     if count < 2:
         return lam * joint.total()

@@ -7,7 +7,7 @@ from loralens.linalg.factor import Floats
 
 
 def equalise_norms(x: Floats, beta: float) -> Floats:
-    """Scale the updates x_t (T, p, q) to the norms β‖x_t‖ + (1 − β) mean‖x‖; updates of 0 are not in the mean."""
+    """Scale the updates x_t (T, p, q) to the norms β‖x_t‖ + (1 − β) mean‖x‖; updates of 0 do not count in the mean."""
     norms = np.linalg.norm(x, axis=(1, 2))
     nonzero = norms > 0
     if not nonzero.any():

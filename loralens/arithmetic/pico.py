@@ -17,7 +17,7 @@ def pico(joint: Joint, *, lam: float = 1.0) -> Floats:
     """
     x, total = joint.weighted, joint.total()
     norms = np.linalg.norm(x, axis=(1, 2))
-    # T and the mean are those of the updates that are there: an adapter that lacks the module has no say in it.
+    # T and the mean are those of the updates that exist: an adapter that lacks the module does not count.
     x, norms = x[norms > 0], norms[norms > 0]
     if not len(x) or np.linalg.norm(total, 2) <= joint.floor:
         # A sum that cancels is rounding error, which must not be scaled to the norm m.

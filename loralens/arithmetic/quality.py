@@ -55,14 +55,14 @@ class Quality:
         No difference of nearly equal squares is taken, so an exact sum has an error of a few ε and not of √ε.
         """
         U, s, Vh = core
-        # After the adapters may come the result itself, with weight 0, where it left their space.
+        # If the result left the space of the adapters, it comes after them in the joint space, with weight 0.
         cores, strengths = joint.cores[:count], joint.strengths[:count]
         S = sum_above_rounding(strengths, cores, joint.floor)
         inside = U.T @ cores @ Vh.T  # (T, k, k)
         along = np.diagonal(inside, axis1=1, axis2=2)  # uᵢᵀ M_t vᵢ
         of_sum = np.einsum("ik,ij,kj->k", U, S, Vh)
         residual = float(np.sum((U * s @ Vh - S) ** 2))
-        lost = of_sum**2 - (s - of_sum) ** 2  # by which the squared error grows when direction i is cut
+        lost = of_sum**2 - (s - of_sum) ** 2  # the increase of the squared error when direction i is cut
         # Added up from the last direction, as cutting to rank j loses all directions after j.
         errors = np.maximum(residual + np.append(lost[::-1].cumsum()[::-1], 0.0), 0.0)
         # The energy of the leading j × j block of UᵀM_tV, for every j.
@@ -162,7 +162,7 @@ def total_quality(modules: Iterable[tuple[Quality, int | None, float]]) -> Combi
     before = np.sum([quality.sum_inner for quality, _ in cuts], axis=0)
     after = np.sum([quality.inner[:, j] for quality, j in cuts], axis=0)
     inside = np.sum([quality.retained[:, j] for quality, j in cuts], axis=0)
-    # An adapter that is 0 has no energy of which shares could be taken.
+    # An adapter that is 0 has no energy, so it has no shares.
     shares = [
         AdapterShare(*(float(x) for x in (i / e, a / e, (b - w) / e, (a - w) / e)))
         if e
@@ -180,7 +180,7 @@ def sum_above_rounding(strengths: Floats, cores: Floats, floor: float) -> Floats
 
 def relative(part: float, reference: float) -> float | None:
     """Return √(part/reference) of two squared norms; 0 if both are 0, and None if only the reference is 0."""
-    # A change of nothing has no relative size, and infinity is no number in JSON.
+    # A change of nothing has no relative size, and JSON has no infinity.
     if reference > 0:
         return sqrt(float(part) / float(reference))
     return None if part > 0 else 0.0

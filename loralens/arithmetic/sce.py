@@ -18,7 +18,7 @@ def sce(joint: Joint, *, density: float = 1.0, lam: float = 1.0, space: Space = 
 
     Notes
     -----
-    arXiv 2408.07990, §3.2. The share is one of all positions, and of equal variances at the boundary all are kept. So a
+    arXiv 2408.07990, §3.2. The share is taken of all positions, and all equal variances at its boundary are kept. So a
     single adapter, whose variance is 0 everywhere, stays whole; mergekit counts positions of nonzero variance only and
     turns it into 0.
     """
@@ -35,7 +35,7 @@ def _rule(entries: Entries, density: float) -> Fuse:
         shape, dtype = stack.shape[1:], stack.dtype
         mean, variances, part = (work.of(name, shape, dtype) for name in ("mean", "variance", "part"))
         np.sum(stack, axis=0, out=mean)
-        # Of all adapters, those included that have no matrix here because they are 0.
+        # Divided by the number of all adapters, including those that have no matrix here because they are 0.
         mean /= entries.adapters
         np.square(mean, out=variances)
         # Updates that are 0 have no matrix, but a deviation of −mean.
@@ -53,12 +53,12 @@ def _rule(entries: Entries, density: float) -> Fuse:
         if cutoff > 0:
             stack *= np.greater_equal(variance(stack), cutoff, out=work.of("selected", stack.shape[1:], np.bool_))
 
-    # A pass of its own: the shares of a module need the sums over all its entries.
+    # In a separate pass, because the shares of a module need the sums over all its entries.
     squares = np.zeros(len(entries.places))
     for _, stack in entries.blocks():
         select(stack)
         squares += [float(np.einsum("ij,ij->i", x, x).sum(dtype=np.float64)) for x in stack]
-    # Where nothing is left there is nothing to share, and any positive shares serve.
+    # If no entry is left, the shares have no effect, and any positive numbers serve.
     shares = (squares / squares.sum()).tolist() if squares.any() else [1.0] * len(squares)
 
     def fuse(_: slice, stack: Array) -> Array:

@@ -9,7 +9,7 @@ from loralens.errors import OptionError
 from loralens.linalg.factor import Floats
 
 PARALLEL = 0.9995  # |cos| above which interpolation is linear, as in mergekit: sin ω is too small to divide by
-ROUNDS = 200  # of the Karcher iteration at most; it ends earlier once a step is below rounding
+ROUNDS = 200  # most steps of the Karcher iteration, which ends earlier once a step is below rounding
 
 
 def slerp(joint: Joint, *, lam: float = 1.0) -> Floats:

@@ -44,7 +44,7 @@ def entries_in_space(joint: Joint, space: Space) -> SpaceEntries | None:
     The signs of singular vectors are arbitrary, but make no difference to any rule here. Vectors of equal singular
     values are not determined, and neither is the result then. The bits of ``full`` do not depend on LAPACK.
     """
-    # Updates of 0 are left out: they have no entries to look at, and rules take them into account by their number.
+    # Updates of 0 are left out: they have no entries to look at. Rules that need them count them by `Entries.adapters`.
     places = np.flatnonzero((joint.strengths != 0) & np.any(joint.cores != 0, axis=(1, 2)))
     if not places.size:
         return None

@@ -20,8 +20,8 @@ def nearest_orthonormal(X: Floats) -> Floats:
 
 
 def components(joint: Joint) -> list[Core]:
-    """Return the leading singular triplets of every M_t: its numerical rank, at most min(out, in)/T so that all fit."""
-    # With more adapters than directions, each keeps its first: without any, the adapter would not take part.
+    """Return the leading singular triplets of every M_t: as many as its rank, at most min(out, in)/T, so all fit."""
+    # With more adapters than directions, each still keeps one direction, because it would otherwise not take part.
     most = max(1, min(joint.shape) // len(joint.cores))
     triplets = []
     for M, floor in zip(joint.cores, joint.floors, strict=True):

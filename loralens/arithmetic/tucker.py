@@ -6,7 +6,7 @@ from loralens.arithmetic.norms import equalise_norms
 from loralens.core.joint import Joint
 from loralens.linalg.factor import Floats
 
-ROUNDS = 1000  # of the alternating iteration at most
+ROUNDS = 1000  # most rounds of the alternating iteration
 STEADY = 1e-13  # the iteration ends when no angle between old and new U has a larger sine
 
 
@@ -23,7 +23,7 @@ def shared_subspaces(x: Floats, rank: int) -> tuple[Floats, Floats]:
         U = _leading(_gram(projected), rank)
         projected_T = x.transpose(0, 2, 1) @ U
         V = _leading(_gram(projected_T), rank)
-        # The part of U outside the old one; single columns may still turn within the subspace.
+        # The part of U outside the span of the old U; single columns may still turn within the subspace.
         if np.linalg.norm(U - before @ (before.T @ U)) <= STEADY:
             break
     return U, V
@@ -47,8 +47,8 @@ def compress_then_merge(joint: Joint, *, lam: float = 1.0, rank: int = 0, beta: 
     U and V are those of the updates brought to the norms β‖·‖ + (1 − β) mean‖·‖ (`shared_subspaces`); the updates
     themselves are summed unscaled. r is ``rank``; 0 stands for the largest rank of any of the adapters, so the result
     is as wide as one of them. Compress-then-Merge, He et al. 2026, arXiv 2606.03723, with task arithmetic as the rule
-    inside. Where we differ: the iteration runs until the subspaces stand still to 1e-13, not their energy to 1e-6,
-    so the result does not depend on where it stopped.
+    inside. Where we differ: the iteration runs until the subspaces change by at most 1e-13, and not until their
+    energy does by 1e-6, so the result does not depend on where it stopped.
     """
     nominal = max(update.rank for update in joint.updates if update is not None)
     # Subspaces of one adapter's rank, so that the result is as small as an adapter. A core may be smaller than that, if
@@ -57,5 +57,5 @@ def compress_then_merge(joint: Joint, *, lam: float = 1.0, rank: int = 0, beta: 
     if not count:
         return joint.total()
     U, V = shared_subspaces(equalise_norms(joint.cores, beta), count)
-    # Norms are equalised for finding the subspaces only, so that a small adapter has a say in them.
+    # Norms are equalised for finding the subspaces only, so that a small adapter counts in the choice of the subspaces.
     return lam * U @ (U.T @ joint.total() @ V) @ V.T

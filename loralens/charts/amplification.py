@@ -15,7 +15,7 @@ from loralens.core.names import kind
 from loralens.errors import OptionError
 from loralens.tables.numbers import fixed, number
 
-KINDS = 12  # the number of kinds in a figure, which are those with the most modules: three rows of four panels
+KINDS = 12  # kinds in a figure, those with the most modules: three rows of four panels
 FEW = 8  # the number of directions up to which the points of a curve are marked: more marks would hide the line
 
 Results = Mapping[str, Amplification]
@@ -59,7 +59,7 @@ def amplification_figure(results: Results, *, title: str = "", phi_rank: int = 1
     z, excess = z_scale(rows.values()), excess_scale(rows.values())
     curves = "amplification over the kept directions of ΔW (dashed: random directions; grey: their range)"
     maps = amplification_maps(rows, grid, z, excess)
-    bands = [Band(_curves(shown, grid), curves, grid.ramp), Band(list(maps), "at the whole rank")]
+    bands = [Band(_curves(shown, grid), curves, grid.ramp), Band(list(maps), "at full rank")]
     return Figure(title, [*bands, *_phi(results, phi_rank)])
 
 
@@ -157,7 +157,7 @@ def _phi(results: Results, limit: int) -> list[Band]:
     if not tops:
         return []
     pairs = [(top.out, top.in_, *top.chance(shape)) for top, shape in tops]
-    # Modules of fewer directions are left out of the mean rather than padded: padding would look like no overlap.
+    # Modules with fewer directions are left out of the mean and not padded, because padding would look like no overlap.
     i = min(max(out.shape[0] for out, *_ in pairs), limit)
     full = [[side[:i, :limit] for side in sides] for sides in pairs if sides[0].shape[0] >= i]
     j = min(side.shape[1] for sides in full for side in sides)

@@ -6,7 +6,7 @@ from math import ceil, floor, inf, isfinite, log10
 from loralens.charts.spec import Area, Axis, Limits, Line, LineChart
 from loralens.tables.numbers import MINUS
 
-X_TICKS, Y_TICKS = 6, 5  # ticks of an axis at most: as many as have room in a panel of 240 × 180 pixels
+X_TICKS, Y_TICKS = 6, 5  # most ticks of an axis, for which a panel of 240 × 180 pixels has room
 TICK = 13.0  # pixels between the numbers of a map, which are 10 pixels high
 
 
@@ -38,7 +38,7 @@ def line_chart(
         Limits that several charts share. By default x spans the finite points with a margin, and a y axis that is not
         logarithmic begins at 0.
     x_ticks : sequence of (float, str), optional
-        By default round numbers, which are integers where every x is one.
+        By default round numbers, which are integers if every x is an integer.
     levels, legend, areas, note
         As in `LineChart`.
     """
@@ -46,7 +46,7 @@ def line_chart(
     across = x_range or _x_limits([x for x, _ in points])
     up = y_range or _y_limits([y for _, y in points if y > 0 or not log], log=log)
     if x_ticks is None:
-        # Directions, ranks and blocks are counted: a tick at 2.5 would stand for nothing.
+        # Directions, ranks and blocks are counted, so a tick at 2.5 would have no meaning.
         integers = all(float(x).is_integer() for line in lines for x in line.x)
         x_ticks = label_ticks(round_numbers(across, X_TICKS, integers=integers))
     y_ticks = label_ticks(powers_of_ten(up) if log else round_numbers(up, Y_TICKS))

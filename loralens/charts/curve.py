@@ -11,7 +11,7 @@ from loralens.tables.numbers import unit_of
 LABELS = 10  # ranks that are written next to their points: more would overlap
 SPACE = 1.08  # the end of an axis, as a multiple of the largest value: room for the label of the last point
 
-UNIFORM, BUDGET = "one rank everywhere", "ranks where they save most, at the same size"
+UNIFORM, BUDGET = "one rank everywhere", "best rank for each module, at the same size"
 FEW_BITS = "ranks and bits, at the same size (loralens-q, expected)"
 
 
@@ -37,7 +37,7 @@ def curve_chart(
     points: Sequence[CurvePoint], *, chosen: tuple[int, float] | None = None, on_data: bool = False, dialect: str = ""
 ) -> LineChart:
     """Draw the chart of that figure; ``dialect`` is the format of the file."""
-    # The unit of the largest file serves for all, so that the numbers of one axis have one unit.
+    # All sizes are in the unit that suits the largest file, because an axis has one unit.
     largest = max((point.uniform.bytes for point in points), default=1)
     unit, step = unit_of(largest)
     sizes, errors = [point.uniform.bytes / step for point in points], [100 * point.uniform.error for point in points]
@@ -63,7 +63,7 @@ def _rank_labels(points: Sequence[CurvePoint], room: float) -> list[str]:
     """The label of each point; points less than ``room`` bytes from the last labelled one have an empty label."""
     labelled, labels = float("inf"), []
     for point in points:
-        # The points go from the largest file to the smallest, and the smallest is always named.
+        # The points go from the largest file to the smallest, which always has a label.
         if labelled - point.uniform.bytes < room and point is not points[-1]:
             labels.append("")
             continue

@@ -17,6 +17,6 @@ class Drawing(Figure):
         stream = BytesIO()
         with style_context(), ignore_missing_letters():
             self.savefig(stream, format="png", dpi=self.dpi)
-        # The size on the screen: the picture itself has more dots, for screens that have more too.
+        # The size on the screen in CSS pixels. The picture itself has more dots, for screens of high resolution.
         width, height = (round(PIXELS * inches) for inches in self.get_size_inches())
         return stream.getvalue(), {"width": width, "height": height}

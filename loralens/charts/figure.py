@@ -39,7 +39,7 @@ MOST_DOTS = 1 << 16
 @final
 @dataclass(frozen=True, slots=True)
 class FigureStyle:
-    """What a user changes about a figure.
+    """The style options of a figure.
 
     Attributes
     ----------
@@ -127,7 +127,7 @@ def save_figure(figure: "Figure | Drawing", path: Path | str) -> None:
         The file cannot be written.
     """
     path = Path(path)
-    kind = check_suffix(path)  # again, as a script may call this function with any path
+    kind = check_suffix(path)  # checked again, because a script may call this function with any path
     with atomic_file(path) as stream:
         write_figure(figure, stream, kind)
 
@@ -136,6 +136,6 @@ def write_figure(figure: "Figure | Drawing", stream: BinaryIO, kind: str) -> Non
     """Write a figure as ``png``, ``jpg``, ``webp``, ``svg`` or ``pdf`` into a stream."""
     drawing = draw_figure(figure) if isinstance(figure, Figure) else figure
     with style_context(), ignore_missing_letters():
-        # The dots of the drawing itself where the user chose them: `DPI` is also what a drawing has by default.
+        # A drawing has its own dots per inch: those that the user chose, or else `DPI`.
         options = {**SUFFIXES[f".{kind}"], "dpi": drawing.dpi}
         drawing.savefig(stream, format=kind, **options)

@@ -105,7 +105,7 @@ class Grid:
         many = len(self.blocks) > LABELS
         for j in columns_to_label(self.blocks, LABELS):
             column = self.blocks[j]
-            # The stack is named once: above the map, or else at its first block, where columns are close.
+            # The stack is named once: above the map, or at its first block if there is no room above.
             if isinstance(column, Block) and (self.heads or (many and j not in firsts)):
                 labels[j] = str(column.number)
             else:
@@ -131,7 +131,7 @@ class Grid:
 
     @property
     def across(self) -> str:
-        """A word or two that say what the columns are."""
+        """One or two words that say what the columns are."""
         stacks = self.stacks
         if not stacks:
             return "module" if len(self.blocks) > 1 else ""

@@ -15,7 +15,7 @@ PANEL, ALONE = (240, 180), (420, 230)
 CELL, WRITTEN = (18.0, 18.0), (40.0, 26.0)
 LEAST = 3.0  # the smallest side of a cell: below it neighbours can no longer be told apart
 MAP = 132.0  # the longer side of a map of φ(i, j)
-# The shorter side at least, with cells that are then no squares: else a map of 8 × 64 would be 16 pixels high.
+# The least length of the shorter side, for which cells may be rectangles: a map of 8 × 64 would be 16 pixels high.
 FLAT = 44.0
 BAR, BAR_HIGH = 160.0, 9.0  # width and height of a colour bar
 # Places on a colour bar from its top: the baseline of the label, the bar, and the baselines of the numbers and of the
@@ -87,7 +87,7 @@ def cell_size(chart: HeatMap) -> tuple[float, float]:
     """Return the width and the height of a cell, which shrinks if there are many rows or columns."""
     wide, high = WRITTEN if chart.written else CELL
     rows, columns = max(len(chart.rows), 1), max(len(chart.columns), 1)
-    # Rather too large than unreadable: `LEAST` wins over the room of the chart.
+    # A cell has at least `LEAST` pixels even if the chart then exceeds its room, because it would be unreadable.
     return max(LEAST, min(wide, chart.room / columns)), max(LEAST, min(high, chart.room / rows))
 
 
@@ -137,6 +137,6 @@ def key_size(key: Key) -> tuple[float, float]:
 
 
 def bar_anchor(share: float) -> Literal["", "mid", "end"]:
-    """Return which part of a number stands at its place in [0, 1] on a colour bar; empty for its beginning."""
+    """Return which part of a number's text is at its place in [0, 1] on a colour bar; empty for its beginning."""
     # Numbers near an end would reach beyond the bar if their middle stood there.
     return "" if share < 0.2 else "end" if share > 0.8 else "mid"

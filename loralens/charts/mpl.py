@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 ROOM = 1040  # width in pixels up to which charts stand side by side: four panels of lines
 GAP, MARGIN = 14, 12  # pixels between charts, and around them
 TITLE, BAND = 17, 22  # height in pixels of a line of the title, and of the title of a band
-WIDENED = 520  # pixels to which a figure is widened for its title at most
+WIDENED = 520  # largest width in pixels to which a figure is widened for its title
 LETTER = 7.4  # width in pixels of a letter of the title, by which long titles are shortened
 # matplotlib's words for the anchors of `loralens.charts.layout.bar_anchor`.
 ALIGN: Mapping[str, Literal["left", "center", "right"]] = {"": "left", "mid": "center", "end": "right"}

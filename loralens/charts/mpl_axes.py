@@ -19,6 +19,7 @@ PIXELS = 96  # CSS pixels per inch, by the definition of CSS
 POINT = 72 / PIXELS  # points per CSS pixel: layout is in pixels, fonts of matplotlib are in points
 RASTER = 4096  # the number of cells from which a map in .svg or .pdf is a bitmap: rectangles would make a large file
 COLOURS = colours("light")  # a picture has no theme to follow, and is put on white paper and slides
+# Sizes of fonts in points; the factors are the sizes in CSS pixels, as in report.css.
 SIZES = {"label": 11 * POINT, "num": 10 * POINT, "small": 9 * POINT, "head": 11.5 * POINT}
 MARKERS = {"": "", "dot": "o", "square": "s", "triangle": "^", "star": "*"}
 # How a cell without a module looks: hatched, so that it is not taken for a small value.

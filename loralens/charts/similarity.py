@@ -15,9 +15,10 @@ from loralens.core.names import Block, block, kind, natural_key
 from loralens.linalg.chance import overlap_chance
 from loralens.linalg.subspace import Overlap
 
-BLOCKS, FEW = 8, 4  # up to BLOCKS blocks have a row of heat maps; of more blocks only FEW are shown
+# If there are at most BLOCKS blocks, each has a row of heat maps. If there are more, only FEW of them have one.
+BLOCKS, FEW = 8, 4
 KINDS = 8  # columns of heat maps
-GLANCE = 12  # heat maps up to which no overview of all modules is needed
+GLANCE = 12  # with more heat maps than this, an overview of all modules is added
 TITLE = 25  # letters that fit above a heat map
 WHOSE = {"update": "ΔW", "A": "A", "B": "B"}  # the matrix whose directions are compared, as the title names it
 
@@ -48,10 +49,11 @@ class PhiMaps(NamedTuple):
 def similarity_figure(comparison: Comparison, *, labels: tuple[str, str], of: Of = "update") -> Figure:
     """Draw heat maps of φ(i, j) of two adapters for some blocks, and an overview of all modules.
 
-    There is one heat map per kind and block, with the i leading directions of the first adapter down and the j of the
-    second across. Below them stands the map that two random subspaces would give, once for each shape. Of more than 8
-    blocks four are shown: the first, those at one and two thirds, and the last. If some modules have no heat map, or
-    more than 12 have one, an overview below shows φ(1, 1) and φ of all directions of every module, by kind and block.
+    There is one heat map per kind and block. Its cell in row i and column j shows φ of the i leading directions of the
+    first adapter and the j leading directions of the second. Below them are the maps that two random subspaces would
+    give, one for each width n and shape of a map. If there are more than 8 blocks, four evenly spaced ones are shown,
+    from the first to the last. If some modules have no heat map, or more than 12 have one, an overview below shows
+    φ(1, 1) and φ of all directions of every module, by kind and block.
 
     Parameters
     ----------
@@ -75,7 +77,7 @@ def similarity_figure(comparison: Comparison, *, labels: tuple[str, str], of: Of
     maps = phi_maps(overlaps)
     title = "\n".join([title, *maps.left_out])
     if maps.columns == 1:
-        # Maps of one kind fill the rows, as one column of them would be a strip at the left of a page.
+        # Maps of a single kind fill the rows, because one column of them would leave most of a page empty.
         bands = [Band([*maps.charts, *maps.chance], keys=[maps.scale])]
     else:
         bands = [Band(maps.charts, columns=maps.columns), Band(maps.chance, "by chance alone", [maps.scale])]
@@ -106,14 +108,14 @@ def phi_maps(
     numbers : mapping of str to int, optional
         The numbers of the modules on a page.
     blocks : int
-        Where there are more blocks, only four are drawn, evenly spaced.
+        The largest number of blocks that are all drawn. If there are more, four evenly spaced ones are drawn.
     widest : int, optional
         The largest number of directions that a heat map shows.
     """
     cells: dict[tuple[Column, str], str] = {}
     in_blocks = any(map(block, overlaps))
     for name in overlaps:
-        # The first of several modules of one kind in a block. Without blocks every module has a row of its own.
+        # Of several modules of one kind in a block, the first is drawn. Without blocks every module has its own row.
         cells.setdefault((block(name) if in_blocks else name, kind(name)), name)
     places = list(dict.fromkeys(place for place, _ in cells))
     # Modules outside any block follow after the blocks; without blocks all keep the order of the file.
@@ -128,7 +130,7 @@ def phi_maps(
     if len(chosen) < len(kinds):
         left_out.append(f"{len(chosen)} of {len(kinds)} kinds (--modules picks others)")
     if len(cells) < len(overlaps):
-        left_out.append(f"{len(cells)} of {len(overlaps)} modules: of several of one kind in a block, the first")
+        left_out.append(f"{len(cells)} of {len(overlaps)} modules: the first of each kind in a block")
     rows = [[cells.get((place, word)) for word in chosen] for place in drawn]
     shown = [name for row in rows for name in row if name]
     phis = {name: overlaps[name].phi[:widest, :widest] for name in shown}
@@ -148,7 +150,7 @@ def phi_maps(
             title = fit_name(kind(module), max(TITLE - len(suffix), 7)) + suffix
             notes = [f"φ(1,1) {overlap.first:.2f}", f"all {overlap.full:.2f} (chance {overlap.full_chance:.2g})"]
             charts.append(Overlaps(title, phis[module].tolist(), scale, notes, own))
-    # By what they depend on alone, so that a figure of one shape has one such map and not one for each block.
+    # A map of chance depends only on n and the shape, so there is one for each of these and not one for each module.
     by_shape = {(overlaps[name].n, phis[name].shape): overlaps[name] for name in shown}
     chance = [_chance_map(overlap, scale, widest) for overlap in by_shape.values()]
     return PhiMaps(charts, len(chosen), shown, scale, left_out, chance)

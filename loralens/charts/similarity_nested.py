@@ -14,11 +14,11 @@ from loralens.choices import Of, Side
 from loralens.core.names import block, kind
 from loralens.errors import OptionError
 
-WIDTHS = 3  # groups of modules of one width in a figure, those of most modules
+WIDTHS = 3  # widths in a figure, those with the most modules
 
 
 def nesting_figure(nestings: Sequence[Nesting], *, label: str, of: Of = "update", side: Side | None = None) -> Figure:
-    """Draw φ between every two modules of the same width, for the three widths of most modules.
+    """Draw φ between every two modules of the same width, for the three widths with the most modules.
 
     φ of all directions stands above the diagonal and φ(1, 1) below it, in the same colours. Modules are ordered by
     kind, and by block within a kind. ``of`` and ``side`` are those for which the nesting was measured.

@@ -24,7 +24,7 @@ Limits = tuple[float, float]
 @final
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """An axis with its label, its limits and its ticks, which are pairs of value and text."""
+    """An axis with its label, its limits, and its ticks as pairs of a value and a text."""
 
     label: str
     limits: Limits
@@ -146,7 +146,7 @@ class ColourScale:
 
     def text(self, value: float) -> str:
         """Write a value as text, with a true minus sign, and without a sign where it rounds to 0."""
-        # "0.00 %" claims a precision that nothing needs.
+        # "0.00 %" would claim more precision than needed.
         if value == 0 and not self.doublings:
             return "0 %" if "%" in self.form else "0"
         text = f"{2.0**value if self.doublings else value:{self.form}}"

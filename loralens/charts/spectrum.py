@@ -45,8 +45,8 @@ def spectrum_figure(spectra: Mapping[str, Spectra]) -> Figure:
     Returns
     -------
     Figure
-        It has at most 24 panels and 12 adapters. If there are more kinds, those of least energy share a panel, and the
-        title says so. A panel of more than 128 modules shows the mean σᵢ of every block instead.
+        It has at most 24 panels and 12 adapters. If there are more kinds, those with the least energy share a panel,
+        and the title says so. A panel of more than 128 modules shows the mean σᵢ of every block instead.
 
     Raises
     ------
@@ -80,7 +80,7 @@ def _bands(label: str, modules: Spectra, grid: Grid, limits: Limits | None, scal
         return [Band([], f"{title}: no modules")]
     if grid.gathered:
         kinds = len(grid.kinds) - 1 + grid.gathered
-        note = f"{grid.gathered} of {kinds} kinds, those of least energy, share a panel"
+        note = f"{grid.gathered} of {kinds} kinds, those with the least energy, share a panel"
         title = f"{title}: {note}" if title else note
     panels = singular_value_panels(modules, grid, limits)
     return [Band(panels, title, grid.ramp), Band([effective_rank_map(modules, grid, scale)])]
@@ -199,7 +199,7 @@ def effective_rank_map(
 def energy_chart(spectra: Spectra, weights: Mapping[str, float]) -> LineChart:
     """Draw the share of Σσ² in the k leading directions of every module, with one line per kind.
 
-    ``weights`` maps module names to their share of the energy: the kinds of most energy have a line of their own.
+    ``weights`` maps module names to their share of the energy: the kinds with the most energy have a line of their own.
     """
     kinds, place_of, _ = gather_kinds(spectra, weights)
     members: list[list[Spectrum]] = [[] for _ in kinds]
@@ -215,7 +215,7 @@ def energy_chart(spectra: Spectra, weights: Mapping[str, float]) -> LineChart:
         curve = energy_curve(list(spectra.values()))
         lines.append(Line("all modules", range(len(curve)), curve, ("quiet", 0), dashed=True))
     return line_chart(
-        "", lines, "directions kept of every module", "share of energy", y_range=(0.0, 1.0),
+        "", lines, "directions kept in every module", "share of energy", y_range=(0.0, 1.0),
         levels={"99 %": 0.99, "90 %": 0.9}, legend=True,
     )  # fmt: skip
 
@@ -247,15 +247,15 @@ def energy_map(
     scale: ColourScale,
     numbers: Mapping[str, int] | None = None,
 ) -> HeatMap:
-    """Draw shares of ‖ΔW‖² by kind and block. Marked as chance is the share that every module has if all are equal."""
+    """Draw shares of ‖ΔW‖² by kind and block. The mark of chance is the share of each module if all were equal."""
     even = 1 / max(len(spectra), 1)
-    # A cell of several modules has a multiple of the even share, so there is no one level to mark.
+    # A cell of several modules has a multiple of the even share, so there is not one level to mark.
     level = [even] if grid.fullest == 1 and even < scale.high else []
     colours = replace(scale, chance=level)
 
     def tip(name: str) -> str:
         return f"{name}: {percent(shares[name])} of the energy, ‖ΔW‖ {number(spectra[name].frobenius)}"
 
-    # Without any energy all cells are empty: a map of zeros would look like one of equal shares.
+    # If the energy is 0, all cells stay empty, because a map of zeros would look like a map of equal shares.
     values = shares if any(shares.values()) else {}
     return grid.heat("", values, colours, numbers=numbers, gather=sum, tip=tip)

@@ -93,7 +93,7 @@ def _bar(scale: ColourScale, left: float, top: float) -> list[str]:
     parts.append(words(scale.label, left, top + layout.BAR_LABEL, "label"))
     places = [left + layout.BAR * scale.share(value) for value in scale.levels]
     parts += [f'<path class="chance" d="M{n(x)} {n(top + layout.BAR_TOP - 3)}v15"/>' for x in places]
-    # Of two levels the text stands at the lower one: there is room for one text only.
+    # If there are two levels, the text is at the lower one, because there is room for one text only.
     parts += [text(f"chance {scale.chance_text}", value, layout.BAR_CHANCE) for value in scale.levels[:1]]
     return parts
 

@@ -41,9 +41,9 @@ def trajectory_charts(
     x: Sequence[float] = known_steps if timed else range(len(steps))
     every = ceil(len(names) / NAMES)
     ticks = None if timed else [(float(i), fit_name(names[i], 12)) for i in range(0, len(names), every)]
-    label = "step" if timed else "checkpoint (not all say their step)"
+    label = "step" if timed else "checkpoint (some steps are unknown)"
     points = run.points
-    moved = [nan if point.length is None else point.length for point in points]  # the first has none before it
+    moved = [nan if point.length is None else point.length for point in points]  # the first has none before
     norms, ranks = [point.frobenius for point in points], [point.effective_rank for point in points]
     cosines = [point.cosine for point in points]
     # Cosines may be negative; the axis reaches below 0 only where one is.
@@ -53,12 +53,12 @@ def trajectory_charts(
             "size of the update",
             [
                 Line("‖ΔW‖ here", x, norms, ("series", 0), marker="dot"),
-                Line("moved since the one before", x, moved, ("series", 1), marker="square", dashed=True),
+                Line("change since the previous one", x, moved, ("series", 1), marker="square", dashed=True),
             ],
             label, "Frobenius norm", y_range=(0.0, _top([*norms, *moved])), x_ticks=ticks, legend=True,
         ),
         line_chart(
-            "direction, against the last",
+            "direction vs. last checkpoint",
             [
                 Line("cosine of ΔW", x, cosines, ("series", 0), marker="dot"),
                 Line("φ, out side", x, [point.phi["out"] for point in points], ("series", 1), marker="square"),

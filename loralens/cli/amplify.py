@@ -45,9 +45,9 @@ from loralens.cli.show import RowOptions, row_options, show
 @row_options(csv="module and rank", plot="the amplification of every module")
 @options.reading
 def command(adapter: str, rows: RowOptions, **keywords: Any) -> None:
-    """Show what ΔW amplifies of W: ‖ΔW‖/‖UᵀWV‖, with U, V the singular directions of ΔW (Table 7 of the LoRA paper).
+    """Show how strongly ΔW amplifies W: ‖ΔW‖/‖UᵀWV‖, with U, V the singular directions of ΔW (LoRA paper, Table 7).
 
-    The factor is shown beside three comparisons: the share of W that random directions would catch, the excess of ΔW
+    The factor is shown with three comparisons: the share of W that random directions would catch, the excess of ΔW
     over them with its z-score, and the largest share that any directions could catch. The weights of the base are read
     one at a time.
     """

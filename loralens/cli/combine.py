@@ -35,7 +35,7 @@ class Setting(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # not g
     metavar="FILE",
     help="Follow a recipe: a .toml file, or an adapter that combine has written.",
 )
-# Not a click.Choice: the help would show 21 names without a word about them, and the message has a line for each.
+# Not a click.Choice: the help would show 21 names without explanation, and the message for a wrong name explains each.
 @click.option(
     "--method", metavar="NAME", help="How the updates are combined; a wrong name lists all methods. [default: sum]"
 )
@@ -64,7 +64,7 @@ class Setting(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # not g
     help="Another setting of the method, by name. Repeatable.",
 )
 # No default, since a recipe may contain a seed.
-@options.seed("methods that draw at random", default=None)
+@options.seed("random methods", default=None)
 @click.option("--space", type=click.Choice(get_args(Space)), help="The space in which an elementwise method works.")
 @options.modules
 @options.take("several adapters")

@@ -21,11 +21,11 @@ from loralens.cli.show import RowOptions, row_options, show
 @row_options(csv="rank", plot="size and error against rank")
 @options.reading
 def command(source: str, rows: RowOptions, **keywords: Any) -> None:
-    """Show rank against size against error: for one rank in all modules, and for ranks chosen by a budget.
+    """Show the file size and the error at every rank: for one rank in all modules, and for ranks chosen by a budget.
 
-    Every row stands for files that `compress` would write: with --rank, with --size and the same number of bytes, and
-    with that size and the dialect loralens-q (an expected error, not a measured one). Errors are those of truncation;
-    rounding to bfloat16 adds about 0.2 % of ‖ΔW‖ in quadrature, float16 0.03 %. With --activations errors are measured
-    on those inputs, and there is no column for loralens-q.
+    Every row stands for three files that `compress` would write: one with --rank, one with --size and the same number
+    of bytes, and one of this size in the dialect loralens-q. The error of the third is an expected one, not a measured
+    one. Errors are those of truncation; rounding to bfloat16 adds about 0.2 % of ‖ΔW‖ in quadrature, float16 0.03 %.
+    With --activations errors are measured on those inputs, and there is no column for loralens-q.
     """
     show(loralens.curve(source, **keywords), rows)

@@ -1,4 +1,4 @@
-"""Refuses options with one dash that mean one with two: click would take ``-output x`` for ``-o utput x``."""
+"""Refuses long options that were written with one dash: click would take ``-output x`` for ``-o utput x``."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ def check_dashes(command: click.Command, words: Sequence[str], ctx: click.Contex
     """
     names = {name for param in command.params for name in (*param.opts, *param.secondary_opts)}
     for word in words:
-        # What follows is no option.
+        # Words after this one are not options.
         if word == "--":
             return
         option, equals, value = word.partition("=")

@@ -59,7 +59,7 @@ class Demo:
         with place(self.folder), disk_errors():
             self.folder.mkdir(parents=True, exist_ok=True)
         wide, other = self._find_or_train(TASK, 64), self._find_or_train(OTHER, 8)
-        # The result that convinces comes first, before anything is trained.
+        # The most convincing result comes first, before anything is trained.
         small = self._shrink(wide)
         first = self._train_adapter(TASK, 8)
         self._look(first, wide, other)
@@ -103,7 +103,7 @@ class Demo:
         if path.is_dir() and not self.all_trained:
             return str(path)
         if not self.all_trained:
-            say("", f"{path} is not there, so its like is trained: --adapters says where such adapters are")
+            say("", f"{path} does not exist, so such an adapter is trained now; --adapters names a folder that has it")
         return self._train_adapter(task, rank)
 
     def _look(self, first: str, wide: str, other: str) -> None:
@@ -115,11 +115,11 @@ class Demo:
         self._call("similarity", first, wide, "--side", "out")
         self._say("Two tasks share far less: compare the cosines and φ(all) with those above")
         self._call("similarity", first, other, "--side", "out")
-        self._say("What ΔW amplifies of the weights, beside chance (Table 7)")
+        self._say("How strongly ΔW amplifies the weights, compared with chance (Table 7)")
         self._call("amplify", wide, "--base", BASE)
 
     def _shrink(self, wide: str) -> str:
-        """The path of the compressed adapter, whose accuracy was measured beside that of the whole one."""
+        """The path of the compressed adapter, whose accuracy was measured together with that of the whole one."""
         small = str(self.folder / "small")
         self._say(f"An adapter of rank 64 for {TASK}. Did it need that rank? Keep 90 % of its energy")
         self._call("compress", wide, "--energy", "0.9", "-o", small, "--overwrite")
@@ -129,7 +129,7 @@ class Demo:
         return small
 
     def _combine(self, first: str, other: str) -> None:
-        self._say("Two tasks in one adapter, exactly: the sum of the updates, no classifiers")
+        self._say("Two tasks in one adapter, exactly: the sum of the updates, without classifiers")
         # Both have a classifier of their own, and one adapter can hold only one.
         self._call("combine", first, other, "--take", "none", "-o", str(self.folder / "both"), "--overwrite")
 

@@ -50,8 +50,9 @@ def command(adapters: tuple[str, ...], sarif: Path | None, rows: RowOptions, **k
     each other. A file that cannot be read is a finding too. The exit code is 0 whatever is found, unless --fail-on is
     given. How a merge with error feedback would round is known only from merging, so --rounding does not offer it.
 
-    A folder that has adapters in it and is none, or any adapters with -o, are examined one by one, with one line for
-    each; the exit code is then 2 if one of them cannot be read. Repeated with -o, the command skips what it has done.
+    The adapters in a folder that is not an adapter itself, or any adapters with -o, are examined one by one, with one
+    line for each; the exit code is then 2 if one of them cannot be read. Repeated with -o, the command skips what it
+    has done.
     """
     # Imported here, since the help of a command starts no NumPy.
     from loralens.verbs.outputs.doctor_result import DoctorResult

@@ -39,7 +39,7 @@ NO_MEMORY = "there is not enough memory\n  fix: choose fewer modules (--modules)
 # Fragments of the messages of libraries, of the dynamic loader and of threading, in lower case.
 SHORT_OF_MEMORY = ("allocate memory", "failed to map segment", "can't start new thread", "not enough memory")
 
-# Options whose value may be a path, although their type is a plain string, since a Hub id or ``A:0.7`` is no path.
+# Options whose value may be a path, although their type is a plain string, since a Hub id or ``A:0.7`` is not a path.
 PLACES = {"adapter", "adapters", "base", "model", "tuned", "activations", "recipe", "data", "eval"}
 
 
@@ -80,14 +80,14 @@ class LensGroup(click.Group):
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """The names from the table, without an import of the commands, and the options of the group."""
         names = [CompletionItem(name, help=text) for name, text in COMMANDS.items() if name.startswith(incomplete)]
-        # What begins no name of a command may begin the path of an adapter.
+        # A word that does not begin the name of a command may begin the path of an adapter.
         paths = [] if names or incomplete.startswith("-") else [CompletionItem(incomplete, type="file")]
         return names + paths + click.Command.shell_complete(self, ctx, incomplete)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The command of the first word; `inspect` if that is an existing path and no command.
+        """The command of the first word; `inspect` if that is an existing path and not a command.
 
         A word that is neither is answered with the command that it probably means.
         """
@@ -166,7 +166,7 @@ def _usage_in_one_line() -> Iterator[None]:
     try:
         yield
     except click.ClickException as error:
-        # Of ``loralens`` alone click 8.2 makes an error whose message is the help, which has many lines of our own.
+        # For ``loralens`` without arguments click 8.2 raises an error whose message is our help of many lines.
         if type(error).__name__ == "NoArgsIsHelpError":
             raise
         # Imported here, since most calls are right.
@@ -275,11 +275,11 @@ def run() -> None:
     except click.exceptions.Abort:
         number = signals[0] if signals else signal.SIGINT
         click.echo(ENDED[signal.Signals(number)], err=True)
-        sys.exit(SIGNALLED + number)
+        code = SIGNALLED + number
     except click.ClickException as error:
         with harmless_output():
             error.show()
-        sys.exit(error.exit_code)
+        code = error.exit_code
     except OSError as error:
         _report_os_error(error)
     try:
@@ -288,5 +288,6 @@ def run() -> None:
         _report_os_error(error)
     with suppress(OSError):
         sys.stderr.flush()
-    # Nothing is left to do, and an ordinary exit would take 7 % of the time of a short command, to unload NumPy.
+    # Nothing is left to do, and an ordinary exit would take 7 % of the time of a short command, to unload NumPy. With
+    # `python -m` it would also end by SIGINT, whatever the code, if a signal came while `exec` made a dataclass.
     os._exit(code if isinstance(code, int) else 0)

@@ -47,7 +47,8 @@ from loralens.cli.show import RowOptions, row_options, show
     "--bits",
     type=click.Choice(get_args(MergeBits)),
     help="The codes of the merged model: 'keep' keeps the format and the scales of a low-bit base, and changes only "
-    "codes. A low-bit base needs this or --dtype.",
+    "codes. The others merge in floats and quantise once: 'nf4' a folder, 'q4_1' and 'q8_0' a GGUF model. A low-bit "
+    "base needs this or --dtype.",
 )
 @click.option(
     "--moments",
@@ -60,7 +61,7 @@ from loralens.cli.show import RowOptions, row_options, show
     type=options.PATH,
     metavar="FILE",
     help="Texts of the adapter's domain. The certificate then gives the loss of the merged model, and its divergence "
-    "from the base with the adapter beside it.",
+    "from the base with the unmerged adapter.",
 )
 # By default such a module is an error: the merged model would lack a part of the adapter.
 @click.option("--allow-missing", is_flag=True, help="Leave out modules that have no weight in the base.")

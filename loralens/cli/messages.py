@@ -19,16 +19,16 @@ class StandardError(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__()
-        # What was said of a file, and of which. Adapters of one program often have the same finding.
+        # The text of a message → the first file that it was about. Adapters of one program often have the same finding.
         self._first: dict[str, str] = {}
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print one message. What was said of another file before is not said a second time."""
+        """Print one message. If it was printed for another file before, only that file is named."""
         level = NAMES.get(record.levelno, record.levelname.lower())
         text, place = record.getMessage(), getattr(record, "place", "")
         first = self._first.setdefault(f"{level}: {getattr(record, 'about', '')}", place) if place else place
         if first != place:
-            text = f"{place}: the same as of {first}"
+            text = f"{place}: the same as for {first}"
         # A message and its fix are two lines. Names in them have no line ends, since `tell` has escaped them.
         say(*f"{level}: {text}".split("\n"), err=True)
 
@@ -70,7 +70,7 @@ def messages_on_stderr() -> Iterator[None]:
     # The logger belongs to the process, so that its settings are restored after the block.
     handler, level, propagate = StandardError(), LOGGER.level, LOGGER.propagate
     LOGGER.addHandler(handler)
-    LOGGER.setLevel(logging.INFO)  # which notes have
+    LOGGER.setLevel(logging.INFO)  # the level of notes
     # A program that has configured logging itself would print every message a second time.
     LOGGER.propagate = False
     try:

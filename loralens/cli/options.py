@@ -43,7 +43,7 @@ def decorate(function: F, decorators: Sequence[Callable[[F], F]]) -> F:
 ALLOW_PICKLE = click.option(
     "--allow-pickle", is_flag=True, help="Read .bin and .pt files, with an unpickler that builds nothing but tensors."
 )
-# Twice is the default, since PEFT trains, runs and merges such a layer so.
+# Twice is the default, because PEFT trains, runs and merges such a layer in this way.
 ONCE = click.option(
     "--once",
     is_flag=True,
@@ -78,7 +78,7 @@ _BLOCK = click.option(
 # docs/commands/scale.md lists the presets, and the blocks in their order. Both are plain strings: which presets and
 # blocks there are depends on the model of the adapter, which is not read yet.
 _BLOCKS = (
-    click.option("--preset", metavar="NAME", help="Weights for the blocks of SD, SDXL or FLUX by name: OUTALL, MIDD …"),
+    click.option("--preset", metavar="NAME", help="Preset weights for the blocks of SD, SDXL or FLUX: OUTALL, MIDD …"),
     click.option(
         "--block-weights",
         metavar="WEIGHTS",
@@ -157,7 +157,7 @@ JOBS = click.option(
     "-j",
     type=COUNT,
     metavar="N",
-    help="How many of several adapters are worked on at once. [default: as many as there are processors]",
+    help="The number of adapters that are processed at a time. [default: the number of processors]",
 )
 
 
@@ -241,7 +241,7 @@ _RANK_RULES = (
         "--parameters",
         type=click.FloatRange(min=0, min_open=True),
         metavar="N",
-        help="Keep the directions that one budget for the whole adapter pays for: a share of its parameters (0.5), or "
+        help="Keep as many directions as one budget for the whole adapter allows: a share of its parameters (0.5), or "
         "their number.",
     ),
     # The verb reads the unit, as it does in Python.
@@ -253,8 +253,8 @@ PROTECT = click.option(
     default="absolute",
     show_default=True,
     metavar="WHAT",
-    help="The error that a budget minimises: absolute, relative to each module, or weighted by a JSON file of "
-    "glob: weight.",
+    help="The error that a budget minimises: absolute, relative to each module, or weighted by a JSON file that "
+    "maps globs to weights.",
 )
 # `report` has the same option for several files.
 ACTIVATIONS_HELP = "A file of `loralens calibrate`: the second moments of real inputs."

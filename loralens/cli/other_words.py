@@ -1,4 +1,4 @@
-"""The commands that newcomers mean by the words of other tools, and what is said about a word that is no command."""
+"""The commands that newcomers mean by the words of other tools, and what is said about a word that is not a command."""
 
 import os
 from difflib import get_close_matches
@@ -48,8 +48,8 @@ VERB_OF = {word: verb for verb, words in SAID_FOR.items() for word in words.spli
 ALSO = {
     "plot": "; spectrum, similarity, amplify, curve and trajectory draw one figure with --plot FILE",
     "merge-adapters": "; to fold adapters into a base model, loralens merge",
-    "quantize": "; in few bits for a number: --to loralens-q",
-    "quantise": "; in few bits for a number: --to loralens-q",
+    "quantize": "; with few bits per number: --to loralens-q",
+    "quantise": "; with few bits per number: --to loralens-q",
     "diff": "; how much they share: loralens similarity",
     "list": "; what is in one of them: loralens inspect",
     "ls": "; what is in one of them: loralens inspect",
@@ -82,15 +82,15 @@ def on_unknown(word: str, following: str = "") -> str:
     plain = word.lower().strip("-").replace("_", "-")
     if option := OPTION_OF.get(plain):
         verb = _verb_for(following) if option == "--help" and following else None
-        return f"{word!r} is no command: type loralens {f'{verb} ' if verb else ''}{option}"
+        return f"{word!r} is not a command: type loralens {f'{verb} ' if verb else ''}{option}"
     if answer := ANSWER_OF.get(plain):
-        return f"{word!r} is no command: {answer}"
+        return f"{word!r} is not a command: {answer}"
     if _looks_like_path(word):
         # A Hub id and a path look alike, and only the readers know how to find the first.
         hub = f"; of a Hub id, type loralens inspect {word}" if word.count("/") == 1 and word[0] not in "./~" else ""
-        return f"{word!r} is no existing file or folder{hub}"
+        return f"{word!r} is not an existing file or folder{hub}"
     if verb := _verb_for(plain):
-        answer = f"{word!r} is no command; for that there is loralens {verb} ({COMMANDS[verb].rstrip('.')})"
+        answer = f"{word!r} is not a command; for that there is loralens {verb} ({COMMANDS[verb].rstrip('.')})"
         return answer + ALSO.get(plain, "")
     return f"{word!r} is neither a command nor an existing file: loralens --help lists the commands"
 

@@ -31,5 +31,5 @@ def next_steps(adapter: str) -> str:
     """The line below the answer to ``loralens FILE``: what comes next; ``adapter`` is quoted for a shell."""
     return (
         f"next: loralens doctor {adapter} (is anything wrong?), spectrum (which rank does it need?), "
-        "similarity (beside another adapter), compress (make it smaller); loralens --help has them all"
+        "similarity (to another adapter), compress (make it smaller); loralens --help has them all"
     )

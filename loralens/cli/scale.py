@@ -43,6 +43,6 @@ def command(adapter: tuple[str, ...], by: float | None, rows: RowOptions, **keyw
     number = next((word for word in adapter if _NUMBER.fullmatch(word) and not Path(word).exists()), None)
     if number is not None and not stated:
         raise OptionError(
-            f"{number} is no adapter", fix=f"the factor stands behind --by: --by {number.replace(',', '.')}"
+            f"{number} is not an adapter", fix=f"give the factor with --by: --by {number.replace(',', '.')}"
         )
     run_verb(loralens.scale, adapter, rows, by, **keywords)

@@ -48,7 +48,7 @@ class Inches(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # not ge
         try:
             width, height = map(float, value.lower().split("x"))
         except ValueError:
-            self.fail(f"{value!r:.100} is no size: write it like 6.5x4, in inches", param, ctx)
+            self.fail(f"{value!r:.100} is not a size: write it like 6.5x4, in inches", param, ctx)
         return width, height
 
 
@@ -66,7 +66,7 @@ def row_options(
     csv: str = "",
     plot: str = "",
     top: bool = True,
-    verbose: str = "Also print the rows in which nothing happened, and what the columns mean.",
+    verbose: str = "Print all rows, not only the notable ones, and explain the columns.",
 ) -> Callable[[options.Command], options.Command]:
     """The options of every command that shows rows; the command receives them as one `RowOptions`.
 
@@ -196,10 +196,10 @@ def _show_text(result: Tabular, rows: RowOptions) -> None:
         return
     say(*wrapped(conclusion))
     tables, sentences = result.tables(), result.sentences()
-    # Some results say everything in sentences; their rows are shown to who asks for them.
+    # Some results say everything in sentences; their rows are shown only if the user asks for rows.
     if not tables and (rows.verbose or rows.top):
         tables = result.listing()
-    # A table whose rows are all uneventful may have nothing to say.
+    # A table whose rows are all uneventful, with an empty sentence, prints nothing.
     below = any(shown.rows or left_out for shown, left_out in (table.brief(rows.top) for table in tables))
     if conclusion and (sentences or below or (rows.verbose and any(table.rows for table in tables))):
         say("")
@@ -233,7 +233,7 @@ def show_tables(*tables: Table[Any], top: int | None = None, every_row: bool = F
     top : int, optional
         The number of rows of each table that are shown at most.
     every_row : bool
-        Show rows in which nothing happened too, and below a table what its columns mean.
+        Show all rows, also those with nothing notable, and below a table what its columns mean.
     """
     # Imported here, as --json needs neither: shutil alone brings the modules of three compressions with it.
     from shutil import get_terminal_size
@@ -248,7 +248,7 @@ def show_tables(*tables: Table[Any], top: int | None = None, every_row: bool = F
         if not table.rows:
             continue
         shown, left_out = (replace(table, uneventful=None, most=None) if every_row else table).brief(top)
-        # If nothing happened in any row, the sentence alone says so.
+        # If no row is notable, only the sentence is printed.
         if not shown.rows:
             say(*([left_out, ""] if left_out else []))
             continue

@@ -38,7 +38,7 @@ from loralens.cli.show import RowOptions, row_options, show
 )
 @options.reading
 def command(adapters: tuple[str, ...], rows: RowOptions, **keywords: Any) -> None:
-    """Compare the directions of adapters, beside what chance would give.
+    """Compare the directions of adapters with each other and with chance.
 
     One adapter: its own modules of equal width are compared with each other. Two adapters: φ(i, j), cosine, principal
     angles and CKA of every module. Three and more: every pair, clustered. --alpha and --scale are used for files that

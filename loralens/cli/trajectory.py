@@ -18,7 +18,7 @@ def command(adapters: tuple[str, ...], rows: RowOptions, **keywords: Any) -> Non
     """Follow one run through its checkpoints: how far ΔW has moved, where it turned, and the loss.
 
     RUN is a folder with checkpoint-N folders (loralens train, the Trainer of transformers) or with
-    NNNNNNN_adapters.safetensors files (mlx-lm); the adapters can also be given themselves. They are ordered by step:
+    NNNNNNN_adapters.safetensors files (mlx-lm); the adapters can also be named one by one. They are ordered by step:
     the global_step in the trainer_state.json beside them, else the number in the name. If one of them states no step,
     nothing is concluded from their order. Losses are read from the trainer_state.json of the latest step, or from the
     log of loralens train.

@@ -93,8 +93,8 @@ def allocate_bits(
     least : int or mapping of str to int
         1: a module keeps at least one direction, even if it is 0. 0: the module may be left out.
     size : callable, optional
-        Bits → size of the file, header included (`loralens.formats.dialects.sizes.file_size`). The budget is then one
-        of the file.
+        Bits → size of the file, header included (`loralens.formats.dialects.sizes.file_size`). The budget then
+        applies to the file.
 
     Returns
     -------
@@ -119,7 +119,7 @@ def allocate_bits(
         what = f"a budget of {budget:,} bytes is too small"
         raise OptionError(what, fix=f"give at least {needed:,}: one direction of few bits for each module")
     # The size of the file exceeds the sum of its directions by a header that depends on the bits. The capacity is
-    # lowered by what a trial exceeds the budget, until a trial fits; each round lowers it by at least one byte.
+    # lowered by the bytes by which a trial exceeds the budget, until a trial fits; each round lowers it by 1 or more.
     chosen, capacity = floor, budget - needed + ladder.cost(floor)
     while capacity > ladder.cost(floor):  # at the floor, which fits, there is nothing left to take back
         trial = ladder.taken(capacity)
@@ -148,7 +148,7 @@ def tradeoff(
     total = sum(float(energy.sum()) for energy in energies(spectra).values())
     remaining = np.maximum(total - np.cumsum(ladder.energy), 0.0)  # rounding may leave −1e-17 at the end
     errors = np.sqrt(remaining / total) if total else np.zeros(remaining.size)
-    # The first point that can be had is that after all forced steps.
+    # All forced steps are taken first, so the curve begins after them.
     first = max(ladder.forced - 1, 0)
     return Tradeoff(np.cumsum(ladder.costs)[first:], errors[first:])
 
@@ -169,7 +169,7 @@ class _Hull(NamedTuple):
 
     bits: Array
     costs: Array  # bytes of a direction
-    noise: Array  # of its σ²
+    noise: Array  # the error that remains, as a share of its σ²
 
 
 class _Group(NamedTuple):
@@ -230,7 +230,7 @@ class _Ladder:
                 energy = group.energy[direction] * saved
                 parts.append(np.stack([worth, cost, energy, np.full(step.size, g), direction, hull.bits[step + 1]]))
         table = np.concatenate(parts, axis=1) if parts else np.zeros((6, 0))
-        table = table[:, table[0] > 0]  # steps that save nothing are directions of 0
+        table = table[:, table[0] > 0]  # steps that save nothing belong to directions with σ = 0
         table = table[
             :, np.argsort(-table[0], kind="stable")
         ]  # stable: of equal steps, the earlier module's comes first

@@ -3,7 +3,7 @@
 Plain truncation minimises ‖ΔW − ΔW'‖_F². This one minimises E‖(ΔW − ΔW')x‖² or, with moments of the out side, E(gᵀ(ΔW −
 ΔW')x)² as in K-FAC. In general that takes C = E[x xᵀ] (in, in) and its inverse root. A pair needs neither: with B = Q_B
 R_B and K = A C Aᵀ = E[z zᵀ], z = A x, it is enough to know the left singular vectors Û of s R_B K^½ (r × r). Then ΔW'_k
-= Q_B Û_k · s Û_kᵀ R_B A. This is a projection, so nothing is inverted and a singular K is no special case.
+= Q_B Û_k · s Û_kᵀ R_B A. This is a projection, so nothing is inverted, and a singular K needs no special treatment.
 
 C is replaced by C + εI with ε = 1e-6 · E‖ΔW x‖² / ‖ΔW‖_F², which turns K into K + ε A Aᵀ. Directions that the data
 never excites are then ordered among each other by their weight, full rank is lossless, B G and G⁻¹ A give the same ΔW',
@@ -119,7 +119,7 @@ def data_error(module: LowRank, other: LowRank, K: Array, *, trace: float | None
 
     K describes the inputs only as A sees them. This is exact as far as the rows of A' are combinations of the rows of
     A, which holds for every truncation. Rounding adds a part outside the row space of A. For that part the energy of x
-    that A does not see is assumed to be spread evenly over the remaining in − n directions, which is exact in the mean
+    that A does not see is assumed to be spread evenly over the remaining in − n directions, which is exact on average
     for white rounding noise. It needs ``trace``, E‖x‖² (`loralens.core.moments.Moment.trace`), and is left out without
     it. The result is infinite where ΔW x = 0 and ΔW' x is not. Raises the errors of `whitened_svd`, and a ShapeError if
     the two updates have different shapes.

@@ -66,7 +66,7 @@ def measure_moments(
     -------
     Moments
         Modules that no input reached have the count 0 and are listed in ``unreached``. Modules that cannot be measured
-        are in ``unmeasured`` with the reason: they are no pair, or have no layer of their own (stacks of experts, fused
+        are in ``unmeasured`` with the reason: they are not pairs, or have no layer of their own (expert stacks, fused
         attention, grouped convolutions). Their updates are applied nevertheless.
 
     Raises
@@ -87,7 +87,7 @@ def measure_moments(
         for batch in batches:
             count += 1
             mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
-            sums.mask = None if mask is None or mask.ndim != 2 else mask.bool()  # 4-D masks are no list of positions
+            sums.mask = None if mask is None or mask.ndim != 2 else mask.bool()  # a 4-D mask does not list positions
             output = call(model, batch)
             if not out_side:
                 continue
@@ -244,7 +244,7 @@ def _reason(module: Update) -> str:
     """The reason why a module could not be measured, for the user."""
     if not isinstance(module, LowRank):
         return f"a {module.form.name} has no A"
-    return "its weight is that of no linear, embedding or ungrouped convolution that is called"
+    return "its weight does not belong to a linear layer, an embedding or an ungrouped convolution that is called"
 
 
 # Both losses are sums over positions, so that all positions weigh the same in batches of any size.

@@ -13,7 +13,7 @@ from loralens.core.ranks import Rule, shared_ranks
 from loralens.core.threads import Step
 
 # The share of the energy that a recommended rank may lose. It is the square of the error, so the error is 10 %. This is
-# a convention and no promise about a task: what a smaller adapter does to outputs, `loralens behave` measures.
+# a convention and not a promise about a task: `loralens behave` measures what a smaller adapter does to outputs.
 LOSS = 0.01
 EVERY = 16  # every rank up to this is on the curve; above it, four for each doubling: 16, 20, 24, 28, 32, 40 …
 
@@ -47,7 +47,7 @@ class CurvePoint:
     Attributes
     ----------
     few_bits : float or None
-        The expected error of the best ranks and bits in the bytes of ``uniform``; None if it was not asked for.
+        The expected error of the best ranks and bits in the bytes of ``uniform``; None if it was not requested.
     """
 
     rank: int
@@ -124,7 +124,7 @@ def _few_bits(plan: TruncationPlan, protect: Protection, header: int) -> Callabl
     )
 
     def error(room: int) -> float | None:
-        # The last point whose bytes fit into what the header leaves.
+        # The last point whose bytes fit into the room that the header leaves.
         last = bisect_right(steps.nbytes, room - header) - 1
         return float(steps.error[last]) if last >= 0 else None
 

@@ -23,7 +23,7 @@ from loralens.core.threads import Step, in_threads
 from loralens.errors import OptionError, place
 
 Size = Callable[[Adapter], int]
-# Their shapes and offsets have more or fewer digits, which must not decide between two forms.
+# Shapes and offsets in a header have more or fewer digits, which must not decide between two forms.
 DIGITS = 64  # bytes by which the header entries of two forms of one module may differ
 
 
@@ -60,7 +60,7 @@ class TruncationPlan:
         With ``moments``, the directions are ordered by their effect on the data that was measured. ``step`` is called
         with 1 after every module.
 
-        Without them, no update of the same rank is nearer in the Frobenius or the spectral norm (Eckart & Young 1936).
+        Without moments, no update of the same rank is nearer in the Frobenius or spectral norm (Eckart & Young 1936).
         ΔW is never formed: the work is O((out + in)·r²) a module, and two r × r matrices a module are kept in memory.
 
         Raises
@@ -137,7 +137,7 @@ class TruncationPlan:
 
         measure: Size = nbytes if rule.name == "bytes" else attrgetter("parameters")
         price = (cost or self.direction_bytes) if rule.name == "bytes" else lambda module: sum(module.shape)
-        # A budget of one parameter or less fits nothing, so such a number is free to mean a share.
+        # No module fits into one parameter or less, so such a number can mean a share instead.
         if rule.name == "parameters" and rule.value <= 1:
             rule = Rule("parameters", max(1, int(rule.value * self.adapter.parameters)))
         chosen = ranks(
@@ -194,7 +194,7 @@ class TruncationPlan:
         """The adapter at these ranks. Its factors are computed when they are read.
 
         A module that keeps its rank and dtype is the same object, with its stored bits. A module of rank 0 is left out.
-        An update that is no pair (LoKr, LoHa, full) becomes one.
+        An update that is not a pair (LoKr, LoHa, full) becomes a pair.
         """
         recent = Recent()  # shared by all modules, so that one dense pair is in memory at a time
         modules: dict[str, Update] = {}

@@ -27,7 +27,7 @@ def protection(spectra: Mapping[str, Array], protect: Protection) -> dict[str, f
     Raises
     ------
     OptionError
-        A weight is negative or no number, or a glob matches nothing.
+        A weight is negative or not a number, or a glob matches nothing.
     """
     if protect == "absolute":
         return dict.fromkeys(spectra, 1.0)
@@ -38,7 +38,7 @@ def protection(spectra: Mapping[str, Array], protect: Protection) -> dict[str, f
         return {name: min(largest / norm, MOST) ** 2 if norm else 0.0 for name, norm in norms.items()}
     weights: dict[str, float] = {}
     for glob, weight in protect.items():
-        # True is a number to Python and hardly meant as one here.
+        # Python treats True as a number, but a weight of True is probably a mistake.
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= float_info.max:
             raise OptionError(f"the weight of {glob} is {weight!r:.100}", fix="give a finite number of 0 or more")
         # The first glob wins, so that exceptions can be written before a general rule.

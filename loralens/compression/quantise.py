@@ -28,14 +28,14 @@ def quantise(adapter: Adapter, *, bits: int | Mapping[str, Sequence[int]], threa
     Returns
     -------
     Adapter
-        Every module has as many directions as have bits. Its factors are in memory; all else is unchanged.
+        Every module has only the directions that got bits. Its factors are in memory; all else is unchanged.
 
     Raises
     ------
     OptionError
         Bits are out of range, are given for more directions than there are, or for other modules.
     MismatchError
-        A module is no pair.
+        A module is not a pair.
     FormatError
         A module holds NaN or Inf, or is too large for float32.
     """
@@ -51,7 +51,7 @@ def quantise(adapter: Adapter, *, bits: int | Mapping[str, Sequence[int]], threa
         with place(name):
             if not isinstance(module, LowRank):
                 # Only a product has directions to which bits could be given.
-                raise MismatchError("is no pair of factors", fix="make it a pair first: loralens convert --rank R")
+                raise MismatchError("is not a pair of factors", fix="make it a pair first: loralens convert --rank R")
             return quantise_module(module, bits if isinstance(bits, int) else bits[name])
 
     return replace(adapter, modules=in_threads(quantise_named, list(adapter), threads))

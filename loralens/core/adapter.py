@@ -51,11 +51,12 @@ class Extra:
     ----------
     role : str
         ``magnitude`` (DoRA, one number for each output), ``magnitude_in`` (one for each input), ``norms`` and
-        ``norms_in`` (the same if the file has none: an empty tensor stands for the lengths of W), ``bias``,
-        ``lora_bias`` (a bias on B), ``saved`` (a module trained in full, such as a head), ``copy`` (a duplicate of
-        one), ``embedding`` (the full matrix of an adapted or resized one, or of a head), ``tokens`` (single rows of an
-        embedding), ``diagonal`` (KaSA), ``diff`` and ``diff_b`` (differences that are added to a weight or bias),
-        ``shape`` (ComfyUI: the shape to which a weight is padded) or ``other``.
+        ``norms_in`` (magnitudes that the file does not have: the tensor is empty, and the lengths in W are used),
+        ``bias``, ``lora_bias`` (a bias on B), ``saved`` (a module trained in full, such as a head), ``copy`` (the
+        second of two tensors that old versions of PEFT store for such a module), ``embedding`` (the full matrix of an
+        embedding that is adapted or resized, or of a head), ``tokens`` (single rows of an embedding), ``diagonal``
+        (KaSA), ``diff`` and ``diff_b`` (differences that are added to a weight or bias), ``shape`` (ComfyUI: the shape
+        to which a weight is padded) or ``other``.
     module : str
         The module of the base model to which it belongs.
     parameter : str
@@ -67,6 +68,11 @@ class Extra:
     tensor: LazyArray
     parameter: str = "weight"
 
+    def __post_init__(self) -> None:
+        # A bias on B is added to the bias of its module, whatever its dialect calls it.
+        if self.role == "lora_bias":
+            object.__setattr__(self, "parameter", "bias")
+
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,8 +81,8 @@ class Adapter:
 
     An adapter works as a mapping: ``adapter["model.layers.0.self_attn.q_proj"]``, ``len``, ``in``, iteration over
     names, ``items()``. ``adapter[0]`` and ``adapter[-1]`` are the first and the last module, and
-    ``adapter["*.q_proj"]`` is an adapter with the modules that a glob matches. Copies share numbers that are not read
-    yet; a pickle contains them.
+    ``adapter["*.q_proj"]`` is an adapter with the modules that a glob matches. A copy shares lazy arrays with its
+    original and reads nothing; a pickle contains their numbers.
 
     Attributes
     ----------
@@ -137,7 +143,7 @@ class Adapter:
         if wild(key) and (matched := [name for name in self.modules if matches(name, key)]):
             return self.without(self.modules.keys() - {*matched})
         what = "no module is matched by" if wild(key) else "no module"
-        # A kind is no name, as most adapters have many modules of it; options named --modules accept it.
+        # A kind does not name one module, because most adapters have many modules of it. --modules accepts kinds.
         if any(kind(name) == key for name in self.modules):
             raise UnknownModuleError(f"{what} {key!r}", fix=f"for all modules of this kind give {f'*.{key}'!r}")
         raise UnknownModuleError(f"{what} {key!r}", fix=f"the nearest names are {nearest(key, self.modules)}")
@@ -151,7 +157,8 @@ class Adapter:
     def __contains__(self, name: object) -> bool:
         return name in self.modules
 
-    def __hash__(self) -> int:  # so that an adapter can be a key of {adapter: weight}; equal ones have equal names
+    def __hash__(self) -> int:
+        # So that an adapter can be a key of {adapter: weight}. Adapters that are equal have equal names.
         return hash((self.format, self.base_model, *self.modules))
 
     def items(self) -> "ItemsView[str, Update]":

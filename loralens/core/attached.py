@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     Watch = Callable[[str, Steps, Tensor, Tensor, Tensor], Tensor]
 
-PEFT_PREFIX = "base_model.model."  # of all names in a model that PEFT wraps
+PEFT_PREFIX = "base_model.model."  # what all names in a model that PEFT wraps begin with
 # `magnitude_in` is not among them: factors for the inputs would have to scale x, and a hook sees the output alone.
 BENDING = ("magnitude", "norms")  # roles of extras that make a module DoRA with one number for each output
 REPLACED = ("saved", "embedding", "bias")  # roles of extras that replace a parameter of the model
@@ -152,7 +152,7 @@ class Attachment:
         with ExitStack() as stack:
             for key, new in self._new.items():
                 parameter = self.tree.parameter(key)
-                # Registered before the change, so that an error in between restores it too.
+                # Registered before the change, so that the parameter is also restored if an error occurs in between.
                 stack.callback(partial(setattr, parameter, "data", parameter.data))
                 parameter.data = new
             for name, (layer, steps_of_pair) in self._steps.items():
@@ -186,7 +186,7 @@ class Attachment:
 
     def _change_weight(self, name: str, module: Update, weight: Weight) -> None:
         """Compute the new weights W + ΔW, rounded once, for a module whose layer cannot have a hook."""
-        from torch import contiguous_format  # of which a reshape is a view
+        from torch import contiguous_format  # a reshape of a contiguous tensor is a view
 
         for piece in weight.pieces:
             changed_weight = self._new.get(piece.key)
@@ -211,11 +211,11 @@ class Attachment:
         if extra.role in REPLACED + ADDED:
             self._replace(key, extra, weights)
         elif extra.module not in self._steps:
-            self.left_out[key] = f"{extra.role}: {extra.module} is no layer here that a hook can adapt"
+            self.left_out[key] = f"{extra.role}: {extra.module} is not a layer that a hook can adapt here"
         elif extra.role in BENDING:
             self._renormalise(key, extra, adapter, weights)
         elif extra.role == "lora_bias":
-            # In float64, and rounded to the dtype of the computation once.
+            # Computed in float64, and rounded to the dtype of the computation once.
             update = adapter[extra.module].scale * extra.tensor.read().astype("float64").reshape(-1)
             self._biases[extra.module] = self._per_output(extra.module, update)
         else:
@@ -262,14 +262,14 @@ class Attachment:
 
     def _along_channels(self, name: str, numbers: "Tensor") -> "Tensor":
         """Reshape (out,) so that it lies along the axis of the channels in the output of the layer."""
-        # The axis counts from the end, so one axis of length 1 follows for each axis behind that of the channels.
+        # `axis` is negative. One axis of length 1 is appended for each axis that comes after the axis of the channels.
         return numbers.reshape(-1, *(1,) * (-1 - self._steps[name][1].axis))
 
 
 @contextmanager
 def keep_modes(model: "nn.Module") -> Iterator[None]:
     """Restore the training or evaluation mode of every module after the block."""
-    # Each module is restored on its own, because `train` and `eval` set all modules below one alike.
+    # Each module is restored on its own, because `train` and `eval` of a module also set all modules inside it.
     modes = [(module, module.training) for module in model.modules()]
     try:
         yield
@@ -301,8 +301,9 @@ def frozen_evaluation(model: "nn.Module", *, gradient: bool) -> Iterator[None]:
 
 
 def call(model: "nn.Module", batch: Any) -> Any:
-    """Call the model with a batch: a mapping gives keyword arguments, a tuple positional ones, else it is the argument.
+    """Call the model with a batch.
 
+    A mapping is passed as keyword arguments, a tuple as positional arguments, and anything else as the only argument.
     Tensors are moved to the device of the model first.
     """
     # A model spread over several devices takes its input on the first.

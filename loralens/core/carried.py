@@ -18,15 +18,15 @@ from loralens.linalg.factor import check_in_range
 
 StrengthOf = Callable[[int, str], float]  # (index of an adapter, name of a module in it) → weight
 
-# A number, so that it can stand where an index does. None means that the caller did not choose.
-NONE = -1  # instead of the index of an adapter: use the full tensors of none
+# A number, because it is passed in place of an index. None means that the caller did not choose.
+NONE = -1  # in place of the index of an adapter: the full tensors of no adapter are used
 FULL = ("saved", "copy", "embedding", "tokens", "bias", "other")  # roles of tensors that cannot be added
 ADDED = ("diff", "diff_b")  # roles of tensors that can be added
 NORMS = ("norms", "norms_in")  # magnitudes that are not in the file and are the lengths of W
 MAGNITUDES = ("magnitude", "magnitude_in", *NORMS)
 BOUND = (*MAGNITUDES, "lora_bias", "diagonal")  # roles of tensors that are meaningless without their module
 FIELDS = ("modules_to_save", "bias", "trainable_token_indices", "task_type")  # fields of PEFT about full tensors
-# The values of these fields without full tensors. `task_type` stays that of the first adapter.
+# The values of these fields in an adapter without full tensors. `task_type` stays that of the first adapter.
 NOBODY: Mapping[str, Any] = {"modules_to_save": None, "bias": "none", "trainable_token_indices": None}
 LISTED = 6  # most modules that a message names
 
@@ -69,8 +69,8 @@ def combine_extras(
     Raises
     ------
     MismatchError
-        An adapter is DoRA, a bias on B or KaSA's diagonal does not fit new factors, several adapters have full tensors
-        and ``take`` is not given, or extras are in another dialect than the first adapter.
+        An adapter is DoRA; a bias on B or KaSA's diagonal does not fit new factors; several adapters have full tensors
+        and ``take`` is not given; or extras are in another dialect than the first adapter.
     """
     # Only then do the tensors that depend on the factors still fit them.
     alone = factors_stay and len(adapters) == 1

@@ -1,7 +1,7 @@
 """`CodedWeight`: a weight that is stored as codes of a few bits with scales, whatever its file format.
 
-Every layout gives the same two views of a weight W (out, in). The numbers, in float32 and bit for bit as the software
-that owns the layout decodes them; and the grid, on which a merge that keeps the scales moves codes:
+Every layout gives the same two views of a weight W (out, in). The first is its numbers in float32, bit for bit as the
+layout's own software decodes them. The second is its grid, on which a merge that keeps the scales moves codes:
 
     W[i, j] = step[i, g(j)] · level(code[i, j]) + offset[i, g(j)]
 
@@ -65,13 +65,13 @@ class CodedWeight:
     Attributes
     ----------
     layout : str
-        Its name in messages: ``Q4_1``, ``bitsandbytes NF4``, ``MLX 4-bit``.
+        The name of the layout in messages: ``Q4_1``, ``bitsandbytes NF4``, ``MLX 4-bit``.
     shape : tuple of int
         The shape of the decoded weight, as a checkpoint of floats stores it.
     bits : float
         Bits per weight in the file, with scales.
     decode : callable
-        Takes start and stop, and returns these rows in float32, bit for bit as the layout's own software.
+        Takes start and stop, and returns these rows in float32, bit for bit as the layout's own software does.
     stored : str
         The key of the stored tensor that holds the codes.
     grid : callable or None

@@ -44,7 +44,7 @@ def _hash_module(name: str, update: Update) -> bytes:
     if isinstance(update.form, Dense):
         stored = update.form.array.reshape(*update.shape)
         return _hash_arrays("pair", name, scale, _lazy_difference(stored, update.scale))
-    # Another dialect may store the same matrix multiplied by its scale, so both are rounded alike.
+    # Another dialect may store this matrix multiplied by the scale. The same rounding here gives both the same hash.
     return _hash_arrays("pair", name, scale, _round_by_scale(update.form.dense(), update.scale))
 
 
@@ -54,7 +54,7 @@ def _round_by_scale(matrix: Array, scale: float) -> Array:
 
 
 def _lazy_difference(stored: LazyArray, scale: float) -> LazyArray:
-    """A full difference in the form in which other updates are hashed; its rows are still read on demand."""
+    """A full difference, rounded by `_round_by_scale` like other updates; its rows are still read on demand."""
 
     def rows(start: int, stop: int) -> Array:
         return _round_by_scale(stored.rows(start, stop).read().astype(np.float64), scale)

@@ -18,8 +18,9 @@ from loralens.linalg.measures import EPS
 
 Floats = NDArray[np.float64]
 
-# It multiplies Σ_k ‖b_k‖‖a_k‖ rather than σ₁, because factors that cancel have large lengths and a small product.
-BACKWARD = 64  # the error of a core is less than this times ε Σ_k ‖b_k‖‖a_k‖
+# The error of a core is less than BACKWARD·ε·Σ_k ‖b_k‖‖a_k‖. The bound has this sum and not σ₁, because factors that
+# cancel have large lengths and a small product.
+BACKWARD = 64
 
 COMBINED = Scaling("given", origin="combined")
 
@@ -53,9 +54,10 @@ class Joint:
         Singular values of M_t up to this are rounding. It is the larger of max(out, in)·ε·σ₁(ΔW_t) and
         64·ε·Σ_k‖b_k‖‖a_k‖; the second is for factors that cancel in their product.
     plain : tuple of bool
-        Whether the bases are combinations of the unchanged factors side by side.
+        For left and right: whether the tall matrix ``X`` of the basis consists of the unchanged factors side by side,
+        [B_1 … B_T] (left) or [A_1ᵀ … A_Tᵀ] (right).
     width : int
-        Smallest number of directions of a result of full rank. The default is the rank of the exact sum.
+        The rank to which an elementwise result of full rank is cut, if it is larger than the sum of the ranks.
     """
 
     updates: tuple[LowRank | None, ...]
@@ -98,7 +100,7 @@ class Joint:
         with np.errstate(over="ignore"):
             D = strength * np.repeat([update.scale for update in present_updates], [len(A) for _, A in factors])
         w = np.asarray(strengths, dtype=np.float64)
-        # Raises if norms of a combination would leave float64, before anything is computed.
+        # Before anything is computed, this raises an error if norms of a combination would leave the range of float64.
         check_float64(max(1.0, float(np.abs(w).max(initial=0.0))), np.abs(D).max(initial=0.0, keepdims=True))
         # Rank indices of length 0 have no direction for the bases.
         alive = np.flatnonzero(D)
@@ -127,7 +129,7 @@ class Joint:
     def floor(self) -> float:
         """Σ|w_t|·floors_t: singular values of a combination up to this are rounding.
 
-        A threshold relative to the σ₁ of the combination would give a − a a rank above 0.
+        A threshold relative to σ₁ of the combination would give the difference of two equal updates a rank above 0.
         """
         return float(np.abs(self.strengths) @ self.floors)
 
@@ -147,7 +149,7 @@ class Joint:
 
     def decompose(self, M: Floats | Core) -> Core:
         """The SVD of a core matrix (p, q) without singular values below ``floor``; k may be 0."""
-        # A rule that has decomposed the matrix already passes its `Core`, so that no SVD is done twice.
+        # If a rule has decomposed the matrix before, it passes the `Core`, so that no SVD is done twice.
         U, s, Vh = M if isinstance(M, Core) else np.linalg.svd(M, full_matrices=False)
         k = int(np.count_nonzero(s > self.floor))
         return Core(U[:, :k], s[:k], Vh[:k])
@@ -181,7 +183,7 @@ def _side_by_side(parts: Sequence[Array]) -> Array:
     # In float64 every factor keeps its numbers exactly.
     if len({part.dtype for part in parts}) > 1:
         parts = [part.astype(np.float64) for part in parts]
-    # Column-major parts are joined in that order, which copies along the memory.
+    # Column-major parts give a column-major array, so that they are copied in the order of the memory.
     if all(part.strides[0] < part.strides[1] for part in parts):
         return np.vstack([part.T for part in parts]).T
     return np.hstack(list(parts))
@@ -243,7 +245,7 @@ class Lift:
 
 
 def _lifted_side(basis: Basis, M: Floats, plain: bool, parts: Callable[[], list[Array]]) -> Side:
-    """The columns Q @ M of a basis, from the factors themselves if they span it, else computed now."""
+    """The columns Q @ M of a basis: if it is ``plain``, computed from the factors at each read, else computed now."""
     # No directions: nothing has to be read, and a `Side` of width 0 is padded with zeros as any other.
     if not M.shape[1]:
         return Side(basis.n, lambda: np.zeros((basis.n, 0)), np.zeros((0, 0)))

@@ -111,7 +111,7 @@ class LazyArray:
         Rows can still be read separately if single numbers can, as in a file, or if the first dimension is the same.
         """
         assert prod(shape) == self.size, (shape, self.shape)
-        # Rows of another first dimension are other rows; only single numbers can then still be read alone.
+        # If the first dimension changes, the rows hold other numbers. They can then be read only as ranges of numbers.
         rows = self._rows if shape and self.shape and shape[0] == self.shape[0] else None
         return LazyArray(
             lambda: self.read().reshape(shape),

@@ -15,7 +15,7 @@ from loralens.linalg.basis import Basis
 from loralens.linalg.product import product_bases, product_singular_values, product_svd
 
 # The square of 1e140 is 1e280, so 1e28 such squares can be added before float64 overflows.
-LARGEST = 1e140  # largest singular value of ΔW, so that the sum of the squares of all of a model stays in float64
+LARGEST = 1e140  # largest singular value of ΔW, so that the sum of all squares in a model stays in float64
 # what to do about an update that leaves the range of floats
 TOO_LARGE = "correct α or the scale in its configuration, or give --scale if it states none"
 
@@ -86,7 +86,7 @@ class Origin:
     share : int
         Number of modules that share these tensors.
     numbers : int or None
-        How many numbers the tensors hold, if they are packed bits; None if it is the size of the tensors.
+        How many numbers the tensors hold, if they are packed bits. None: every element of a tensor is one number.
     """
 
     format: str

@@ -24,8 +24,9 @@ LEVELS = {"error": logging.ERROR, "warning": logging.WARNING, "note": logging.IN
 def tell(level: Level, text: str, fix: str = "", *, place: str = "") -> None:
     """Log a message; control characters in it are escaped.
 
-    ``place`` is the file that the message is about. The attributes ``place`` and ``about`` of the record have it and
-    the rest of the message, so that a handler can tell that it has said the same of another file.
+    ``place`` is the file that the message is about. The log record has the attribute ``place`` with this file and the
+    attribute ``about`` with the rest of the message. A handler can so recognise a message that it has already shown for
+    another file.
     """
     # `visible` escapes control characters, since texts from files could otherwise act on a terminal.
     about = visible(text) + (f"\n  fix: {visible(fix)}" if fix else "")
@@ -60,7 +61,7 @@ def quote_word(word: str) -> str:
         return quote(word)
     plain = word.replace("\\", "\\\\").replace("'", "\\'")
     short = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}
-    # Bytes, not code points: names of files may hold bytes that are no text.
+    # Bytes, not code points: names of files may hold bytes that are not text.
     escaped = [short.get(x) or "".join(f"\\x{byte:02x}" for byte in os.fsencode(x)) for x in plain]
     return f"$'{''.join(x if x.isprintable() else y for x, y in zip(plain, escaped, strict=True))}'"
 

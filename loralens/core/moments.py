@@ -105,7 +105,7 @@ class Moments:
             turned = any(module.layout.rows for module in adapter.modules.values())
             raise MismatchError(
                 "these moments belong to another adapter: names, shapes or factors differ",
-                fix="give --base, the model that it was calibrated in: that puts its rows in order"
+                fix="give --base, the model in which the adapter was calibrated: its rows are then put in order"
                 if turned
                 else "measure them again with this one: loralens calibrate",
             )

@@ -68,14 +68,14 @@ def kind(name: str) -> str:
     path, joint = _split_name(weight_name(name))
     # kohya's names have no dots; what follows the last inner number is the kind.
     if joint == "_":
-        # A number at the end belongs to the kind (`to_out_0`), and one at the beginning to no block.
+        # A number at the end belongs to the kind (`to_out_0`), and a number at the beginning does not name a block.
         inner = [i for i, part in enumerate(path[:-1]) if i and _NUMBER.fullmatch(part)]
         return joint.join(path[inner[-1] + 1 :] if inner else path[:-1])
     start = len(path) - 1
     # `to_out.0`: numbers that end a name count the layers of a sequence, and the part before them names the kind.
     while start and path[start].isdecimal():
         start -= 1
-    # `w_018` or `w.018`: the number counts modules and is no part of the kind.
+    # `w_018` or `w.018`: the number counts modules and is not part of the kind.
     alone = start == 0 and len(path) == 2
     return path[0] if alone and path[1].isdecimal() else joint.join(path[start:])
 
@@ -154,7 +154,7 @@ def row_named(name: str, rows: Sequence[Row], what: str) -> Row:
             return row
     names = [row.name for row in rows]
     raise OptionError(
-        f"{name!r} is no {what}", fix=f"choose one of {', '.join(names)}; nearest: {nearest(name, names, 1)}"
+        f"{name!r} is not a {what}", fix=f"choose one of {', '.join(names)}; nearest: {nearest(name, names, 1)}"
     )
 
 

@@ -30,8 +30,8 @@ def display_progress(display: Display | None) -> Iterator[None]:
     Parameters
     ----------
     display : callable or None
-        Takes a label and the total amount of work, and returns a context manager. That gives the function to call with
-        each amount of work that is done. None: nothing is shown, as within a batch that shows its own progress.
+        Takes a label and the total amount of work, and returns a context manager, which gives the function to call with
+        each amount of work that is done. None: nothing is shown; a batch that shows its own progress uses this.
     """
     token = _display.set(display)
     try:

@@ -58,7 +58,8 @@ def quantise_module(module: LowRank, bits: int | Sequence[int]) -> LowRank:
     Raises
     ------
     OptionError
-        A bit width is not allowed or is 0 before another one, or their number is 0 or larger than that of directions.
+        A bit width is not allowed, a 0 comes before another bit width, all of them are 0, or there are more bit widths
+        than directions.
     FormatError
         A factor holds NaN or Inf, or is too large for float32.
     """
@@ -149,9 +150,9 @@ def from_bytes(
     # The size is checked first, so that a hostile rank cannot make a huge array.
     if data.dtype != np.uint8 or data.ndim != 1 or not 0 < HEAD * rank <= data.size:
         raise FormatError(f"{key}: {data.dtype} {data.shape} cannot hold {rank} directions", fix=_DAMAGED)
-    # Only this is read at once; it gives the positions of all other parts.
+    # Only the bit widths are read now; they give the positions of all other parts.
     bits = data.rows(0, rank).read()
-    # Before any length is computed from them.
+    # Checked before any length is computed from them.
     if not ((bits >= FEWEST) & (bits <= MOST)).all():
         raise FormatError(
             f"{key}: its directions have {bits.min()} to {bits.max()} bits, and {FEWEST} to {MOST} are possible",

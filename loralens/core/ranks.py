@@ -145,11 +145,11 @@ def _highest(items: Sequence[Item]) -> int:
 def allocate_ranks(items: Sequence[Item], capacity: int) -> list[int]:
     """Choose the ranks that save most within ``capacity``; the smallest ranks if not even they fit.
 
-    Directions are taken greedily, by gain per cost, while they fit. The first direction of an item that does not fit
-    ends this item, and the others go on. The result is the better of this choice and the largest uniform choice that
-    fits, filled up in the same way. So it is never worse than a uniform choice, and it is optimal if all costs are
-    equal. It differs from the optimum by at most the gain of one direction, because up to the first direction that does
-    not fit, the greedy choice solves the linear relaxation.
+    Directions are taken greedily, by gain per cost, while they fit. If the next direction of an item does not fit, no
+    further direction of this item is taken, and the other items go on. The result is the better of this choice and the
+    largest uniform choice that fits, filled up in the same way. So it is never worse than a uniform choice, and it is
+    optimal if all costs are equal. It differs from the optimum by at most the gain of one direction, because up to the
+    first direction that does not fit, the greedy choice solves the linear relaxation.
     """
     candidates = [_fill(items, uniform(items, 0), capacity)]
     # So that the result is never worse than a uniform choice.
@@ -167,13 +167,13 @@ def _fill(items: Sequence[Item], start: Chosen, capacity: int) -> list[int]:
     remaining = capacity - total_cost(items, chosen)
     open_ = [item.gains[rank : item.most] / item.cost for item, rank in zip(items, chosen, strict=True)]
     which = np.repeat(np.arange(len(items)), [gains.size for gains in open_])
-    # The empty array is for no items at all, which `concatenate` refuses.
+    # `concatenate` refuses an empty list, so an empty array is added for the case of no items.
     worth = np.concatenate([*open_, np.zeros(0)])
     ended: set[int] = set()
     # Stable, so that equal directions are taken in the order of the modules on every machine.
     for j in np.argsort(-worth, kind="stable"):
         i = int(which[j])
-        # Sorted: all that follow save nothing either.
+        # The directions are sorted, so all that follow save nothing either.
         if worth[j] <= 0:
             break
         # A later direction of the item must not be taken without this one.
@@ -212,7 +212,7 @@ def within(
     least = uniform(items, 0)
     needed = size(least)
     if needed > budget:
-        what = "rank 1 everywhere" if any(least) else "what stays as it is"
+        what = "rank 1 everywhere" if any(least) else "everything that stays as it is needs that many"
         raise OptionError(f"{budget:,} {unit} are too few", fix=f"give at least {needed:,} {unit}: {what}")
     if one_rank:
         return _highest_uniform(items, budget, size)

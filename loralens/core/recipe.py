@@ -40,7 +40,7 @@ class Strength:
         return self.weight == 1 and not self.modules
 
     def within(self, names: Mapping[str, object]) -> "Strength":
-        """The same weights of these modules, with globs in place of beginnings of their names.
+        """The same weights; a text that is only the beginning of names of these modules is replaced by globs for them.
 
         Whether a text is a name, a kind or a beginning can only be told from all names.
 
@@ -56,7 +56,7 @@ class Strength:
     def of(self, name: str) -> float:
         """The weight in the module of this name."""
         last = self.weight
-        # Weights of blocks name hundreds of modules, so the kind is not looked for anew for each of them.
+        # Block weights become hundreds of globs, so the kind is found once and not for each glob.
         own = {name, kind(name)}
         with self.clock.running(f"weights for {len(self.modules):,} globs", fix=FEWER_GLOBS):
             # Last match first: later lines of a recipe are exceptions to earlier ones.
@@ -115,7 +115,7 @@ class Recipe:
     uniform: bool = False
 
     def strengths_of(self, names: Mapping[str, object]) -> list[Strength]:
-        """The weights of the adapters, with the beginnings of names among the globs of these modules written out.
+        """The weights of the adapters, in which texts that begin names of these modules are replaced by globs for them.
 
         Raises
         ------

@@ -50,7 +50,7 @@ class Scaling:
         return replace(self, alpha=alpha, origin=f"{self.origin}, {TWICE}" if self.origin else TWICE)
 
     def once(self) -> "Scaling":
-        """The scaling in the file of an update that is `doubled`; unchanged for any other."""
+        """The scaling as the file states it, if the update is `doubled`; unchanged for any other update."""
         if not self.twice:
             return self
         alpha = None if self.alpha is None else self.alpha / 2

@@ -43,12 +43,12 @@ class Kronecker:
     @property
     def rank(self) -> int:
         """The product of the ranks of both factors."""
-        # A factor may be wider than its sides: its rank is then limited by them.
+        # The width of a factor may exceed its number of rows or columns, which then limits its rank.
         return min(self.first.rank, *self.first.shape) * min(self.second.rank, *self.second.shape)
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of the first factor."""
+        """The dtype of the first factor."""
         return self.first.dtype
 
     def dense(self) -> Array:
@@ -85,7 +85,7 @@ class Hadamard:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of the first factor."""
+        """The dtype of the first factor."""
         return self.first.dtype
 
     def dense(self) -> Array:
@@ -162,7 +162,7 @@ class Structured:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of the stored factors."""
+        """The dtype of the stored factors."""
         return self.form.dtype
 
     @property

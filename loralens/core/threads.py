@@ -25,7 +25,7 @@ def processor_count() -> int:
 
 
 def share_processors(processes: int) -> None:
-    """Let this process use its part of the processors, which it shares with the others of so many processes."""
+    """Let this process use only its part of the processors, which ``processes`` processes share."""
     global _sharers  # a property of the process, as the affinity is
     _sharers = processes
 

@@ -87,18 +87,23 @@ def check_combinable(name: str, row: Row, labels: Sequence[str]) -> None:
             continue
         with place(label), place(name):
             if not isinstance(update, LowRank):
-                _ = update.factors  # raises, with the way out
+                _ = update.factors  # raises an error that says how to get factors
             if update.layout.kind == "conv" and update.layout.groups > 1:
                 raise MismatchError(
                     "the B of a grouped convolution is block-diagonal, and that of a combination would not be",
                     fix="take the module from one adapter only: loralens drop --modules",
                 )
-    # Rows in two orders are rows of different outputs; their sum would mean nothing.
+    check_same_rows(name, row)
+
+
+def check_same_rows(name: str, row: Row) -> None:
+    """Refuse updates whose rows are in two orders, because rows of the same index then belong to different outputs."""
     orders = {update.layout.rows for update in row if update is not None}
     if len(orders) > 1:
         raise MismatchError(
             f"{name}: its rows are in the order of {max(orders)} in one adapter and in that of the base in another",
-            fix="read the adapters with the base that states the numbers of heads: --base (in Python: load(…, base=…))",
+            fix="read the adapters with the base that states the numbers of heads: --base (in Python: load(…, base=…));"
+            " for a command without it, convert the GGUF adapter first",
         )
 
 

@@ -26,7 +26,7 @@ def assemble_adapter(first: Adapter, modules: Mapping[str, Update], extras: Comb
 
 def with_modules(adapter: Adapter, modules: Mapping[str, Update]) -> Adapter:
     """``adapter`` with these modules instead of its own; modules of one stack get the same rank."""
-    # A configuration that selects modules by a pattern names too many of them then.
+    # If modules are gone, a configuration that selects modules by a pattern names too many.
     gone = any(name not in modules for name in adapter)
     return replace(adapter, modules=one_rank_a_stack(modules), narrowed=adapter.narrowed or gone)
 

@@ -102,7 +102,7 @@ class Weight:
 
 
 def add_squares(sums: NDArray[np.float64], X: NDArray[np.float64], rows: slice | None) -> None:
-    """Add the squared lengths of the columns of a block to ``sums``, or of its rows, which are ``rows`` in ``sums``."""
+    """Add the squared lengths of the columns of X to ``sums``, or with ``rows`` those of the rows to ``sums[rows]``."""
     # einsum, because X * X would be another array of the size of the block.
     if rows is None:
         sums += np.einsum("ij,ij->j", X, X)
@@ -168,7 +168,7 @@ def weights_of(
         name: _locate_weight(name, modules[name], key, name_match, base) for name, key in name_match.keys.items()
     }
     lying = {name: _is_transposed(modules[name], weight) for name, weight in weights.items()}
-    # One linear weight that only fits transposed shows how the whole base stores them.
+    # One linear weight that fits only when transposed shows how the base stores all of them.
     habit = conv1d or any(lies for name, lies in lying.items() if modules[name].layout.kind == "linear")
     stacks = {lies for name, lies in lying.items() if modules[name].layout.kind == "experts"} - {None}
 
@@ -267,7 +267,7 @@ def _partial_weight(
 
 
 def _stored_matrix(name: str, number: int | None, tensor: LazyArray) -> LazyArray:
-    """A stored tensor as a matrix: that of this number if it is a stack, else all axes behind the first flattened."""
+    """A stored tensor as a matrix. Of a stack, take the matrix of this number; flatten any other tensor to two axes."""
     if number is None:
         return tensor.reshape(tensor.shape[0], prod(tensor.shape[1:]))
     # Numbers come from the names in an adapter, which may have been trained in a larger stack.
@@ -284,7 +284,7 @@ def merged_dtype(stored: np.dtype[Any], requested: DTypeLike | None, *, scaled: 
     It is ``requested`` for floats of 16 bits and more, and for float8 with scales. All other tensors keep their dtype,
     and so do all tensors if ``requested`` is None.
     """
-    # Integers and packed bits are no weights that can be rounded; float8 without scales has no other form.
+    # Integers and packed bits are not weights that can be rounded; float8 without scales has no other form.
     if requested is None or stored.kind not in "fV" or (stored.itemsize < 2 and not scaled):
         return stored
     return np.dtype(requested)
@@ -338,7 +338,7 @@ def _as_matrix(name: str, module: Update, tensor: LazyArray) -> LazyArray:
         return _stored_matrix(name, number.number, tensor)
     if len(shape) == 2:
         return tensor
-    # A stack of one expert, whose name says no number.
+    # A stack of one expert, whose name has no number.
     if shape[0] == 1 and module.layout.kind != "conv" and module.shape in (shape[1:], shape[:0:-1]):
         return tensor.reshape(*shape[1:])
     return _stored_matrix(name, None, tensor)
@@ -350,7 +350,7 @@ def _is_transposed(module: Update, weight: Weight) -> bool | None:
     # Decided by `_partial_weight` already: some of the columns are the outputs.
     if weight.transposed:
         return True
-    # An embedding is stored (tokens, dim), and its update is (dim, tokens). A square one is taken as that too.
+    # An embedding is stored (tokens, dim), and its update is (dim, tokens). A square embedding is read in the same way.
     if module.layout.kind == "embedding":
         return stored != module.shape or stored[0] == stored[1]
     # A square weight fits both ways.

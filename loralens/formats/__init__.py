@@ -137,7 +137,7 @@ def _read_dialect(stored: Stored, name: str | None) -> Adapter:
     if name is not None:
         adapter = next(form for form in FORMATS if form.name == name).read(stored)
         if not len(adapter):
-            raise FormatError(f"nothing in this file is {name}", fix="leave out --format, or give the dialect it is in")
+            raise FormatError(f"nothing in it is of the dialect {name}", fix="leave out --format, or give another one")
         return adapter
     check_peft_type(stored.config)
     adapter = detect_format(stored).read(stored)
@@ -165,7 +165,7 @@ def check_peft_type(config: Mapping[str, Any] | None) -> None:
 
 
 def detect_format(stored: Stored) -> Format:
-    """The dialect that the content of a file is of.
+    """The dialect of the content of a file.
 
     PEFT is asked first and alone: its prefix, or its configuration beside its keys, is unambiguous.
 
@@ -198,7 +198,7 @@ def _rescale(adapter: Adapter, alpha: float | None, scale: float | None) -> Adap
             twice = module.scaling.twice
             scaling = Scaling("given", origin="--scale")
             return module.rescaled(scale * (1 + twice), scaling.doubled() if twice else scaling)
-        # Fused projections have one block of r columns a slice, and α belongs to r, not to the width of all blocks.
+        # Fused projections have one block of r columns per slice, and α belongs to r, not to the width of all blocks.
         rank = module.scaling.rank or module.rank // module.layout.blocks
         scaling = Scaling("alpha/r", alpha, rank, "--alpha")
         scaling = scaling.doubled() if module.scaling.twice else scaling
@@ -279,7 +279,7 @@ def encode_adapter(
         adapter = expand(adapter)
     from loralens.formats.dialects.fitting import carry_notes, fit_to_dialect
 
-    # After the expansion, which gives the adapter the dialect of its source: for that one the modules need no change.
+    # After the expansion, the adapter has the dialect of its source, so writing that one needs no change of modules.
     if adapter.format != name:
         adapter = fit_to_dialect(name, adapter, base_config=options.get("base_config"), arch=options.get("arch"))
     # The writers would raise a TypeError for an option that they do not have; a message is better.

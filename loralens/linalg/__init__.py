@@ -1,4 +1,4 @@
-"""Arrays in, arrays out; no word of LoRA."""
+"""Numerical functions of arrays, which know nothing about LoRA."""
 
 from typing import TYPE_CHECKING
 

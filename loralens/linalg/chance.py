@@ -14,7 +14,7 @@ from loralens.linalg.factor import Floats
 def overlap_chance(k1: int, k2: int, n: int) -> Floats:
     """Mean of φ(i, j) between uniform subspaces of R^n, max(i, j)/n; float64, shape (k1, k2)."""
     i, j = np.ogrid[1 : k1 + 1, 1 : k2 + 1]
-    # More directions than dimensions overlap fully, not more than that.
+    # More directions than dimensions overlap fully, and φ is then 1, not larger.
     return np.asarray(np.minimum(np.maximum(i, j) / n, 1.0), dtype=np.float64)
 
 
@@ -37,7 +37,7 @@ def overlap_tail(phi: float, i: int, j: int, n: int) -> float:
     from scipy.special import betainc  # imported here: it takes 50 ms, and only this function needs it
 
     mean, spread = max(i, j) / n, overlap_spread(i, j, n)
-    # Without freedom φ always has its one value, so "at least" holds for certain.
+    # If the spread is 0, φ has only one possible value and reaches it with certainty.
     if not spread:
         return 1.0
     # α + β of the beta distribution with this mean and variance.
@@ -49,7 +49,7 @@ def overlap_tail(phi: float, i: int, j: int, n: int) -> float:
 def cosine_spread(shape: tuple[int, int]) -> float:
     """Standard deviation 1/√(out·in) of the cosine of two random updates of this shape; its mean is 0 at every rank.
 
-    This is exact where the directions of both sides are drawn: E⟨M, P N Qᵀ⟩² = ‖M‖²‖N‖²/(out·in). At small ranks the
+    This is exact if the directions of both sides are uniform: E⟨M, P N Qᵀ⟩² = ‖M‖²‖N‖²/(out·in). At small ranks the
     distribution has heavier tails than a Gaussian.
     """
     return 1 / sqrt(shape[0] * shape[1])

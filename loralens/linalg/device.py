@@ -133,7 +133,7 @@ class Device:
         return product
 
     def map(self, work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-        """Yield ``work(item)`` of every item, in order; the caller's thread draws items a few ahead of the workers."""
+        """Yield ``work(item)`` of every item, in order; the caller's thread takes items a few ahead of the workers."""
         # No pool for one thread: exceptions and profiles stay simple.
         if self.threads == 1:
             yield from map(work, items)
@@ -169,7 +169,7 @@ def _tensor(array: Array) -> Any:
     import torch
 
     if array.dtype == ml_dtypes.bfloat16:
-        # torch does not know ml_dtypes: the bits go over as int16.
+        # torch does not know ml_dtypes, so the bits are passed as int16.
         return torch.from_numpy(np.array(array.view(np.int16))).view(torch.bfloat16)
     plain = array if array.dtype in (np.float16, np.float32, np.float64) else array.astype(np.float32)
-    return torch.from_numpy(np.array(plain))  # a copy: torch takes no read-only memory
+    return torch.from_numpy(np.array(plain))  # a copy, because torch does not accept read-only memory

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 WORDS = 16  # numbers per step of Philox's counter: four words of 64 bits are 16 numbers of 16 bits
 WIDE_WORDS = 8  # numbers of 32 bits per step of the counter
 STEPS = 1 << 16  # number of values that a number of 16 bits can have
-WIDE_STEPS = 1 << 32
+WIDE_STEPS = 1 << 32  # number of values that a number of 32 bits can have
 
 Words = NDArray[np.uint16]
 WideWords = NDArray[np.uint32]
@@ -19,7 +19,7 @@ WideWords = NDArray[np.uint32]
 @final
 @dataclass(frozen=True, slots=True)
 class Draws:
-    """Random integers from Philox 4×64, one of 16 or of 32 bits for each entry of a matrix, row by row.
+    """Random integers of 16 or 32 bits from Philox 4×64, one for each entry of a matrix, row by row.
 
     Attributes
     ----------
@@ -43,16 +43,16 @@ class Draws:
         return cls(int.from_bytes(sha256(f"{seed}:{name}".encode()).digest()[:16], "little"))
 
     def words(self, offset: int, count: int) -> Words:
-        """The integers of 16 bits of ``count`` entries from entry ``offset`` on, uint16, shape (count,)."""
+        """The 16-bit integers of ``count`` entries, beginning with entry ``offset``; uint16, shape (count,)."""
         return self._raw(offset, count, WORDS).view("<u2")[offset % WORDS :][:count]
 
     def wide_words(self, offset: int, count: int) -> WideWords:
-        """The integers of 32 bits of ``count`` entries from entry ``offset`` on, uint32, shape (count,)."""
+        """The 32-bit integers of ``count`` entries, beginning with entry ``offset``; uint32, shape (count,)."""
         return self._raw(offset, count, WIDE_WORDS).view("<u4")[offset % WIDE_WORDS :][:count]
 
     def _raw(self, offset: int, count: int, width: int) -> NDArray[np.uint64]:
-        """The output of the steps of the counter that belong to these entries, of which each step has ``width``."""
-        # Philox is counter based, so the numbers of any entry are computed without those before it.
+        """The output of the counter for these entries. One step of the counter serves ``width`` entries."""
+        # Philox is based on a counter, so the number of any entry is computed without those before it.
         first, skipped = divmod(offset, width)
         engine = np.random.Philox(key=self.key, counter=first)
         # Little-endian on every machine, so the same entry has the same number everywhere.

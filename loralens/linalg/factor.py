@@ -25,7 +25,7 @@ Route = Literal["cholesky", "rotated", "householder"]
 
 # At this limit the first route errs by about 1e-14 ‖X̂‖; beyond it a second pass over X is worth its time.
 CONDITION_LIMIT = 40.0  # measured: the Gram matrix errs by up to 2.3e-16 κ ‖X̂‖ in every singular value of X̂
-# Squaring costs σ_1/σ of the digits: at a tenth, one of sixteen.
+# Squaring makes the relative error of σ larger by the factor σ_1/σ: at a tenth of σ_1, one of sixteen digits is lost.
 STRONG = 10.0  # a second pass is needed for the directions of X̂ with σ below σ_1 / STRONG
 NEARLY_ORTHOGONAL = 3.0  # condition up to which one Cholesky makes columns orthonormal to a few ε
 SQUARES = (1e-200, 1e200)  # squared norms outside are measured again after an exact scaling
@@ -39,7 +39,7 @@ def gram(X: Array, basis: Floats | None = None) -> Floats:
     """
     k = X.shape[1] if basis is None else basis.shape[1]
     G = np.zeros((k, k))
-    # Overflow is no error here: `measure` sees it in the norms and scales X first.
+    # Overflow is not an error here: `measure` sees it in the norms and scales X first.
     with np.errstate(over="ignore", invalid="ignore"):
         for x in _blocks(X, _block_rows(X), _scratch.of(min(X.size, max(BLOCK, X.shape[1])))):
             y = x if basis is None else x @ basis

@@ -112,7 +112,7 @@ def _is_complete(M: RankUpdate, s: Floats, residuals: Floats, k: int) -> bool:
     if len(s) <= k or s[0] == 0:
         return False
     gap_behind = np.diff(-s) > TIE * s[0]
-    # Values within `TIE` belong together: the count is asked for behind the whole group.
+    # Values closer than `TIE` form a group. The count is therefore taken in the next gap behind a whole group.
     gaps = np.flatnonzero(gap_behind[k - 1 :])
     if not gaps.size:
         return False
@@ -120,8 +120,8 @@ def _is_complete(M: RankUpdate, s: Floats, residuals: Floats, k: int) -> bool:
     if (residuals[:j] > RESIDUAL * s[0]).any():
         return False
     # The recursion can miss a copy of a repeated value; the count taken from the matrix cannot.
-    # Its argument is in the gap and as far as possible from the singular values of W, because it divides by the
-    # distance to them.
+    # The argument of `above` is in the gap and as far as possible from the singular values of W, because `above`
+    # divides by the distance to them.
     marks = np.sort(np.concatenate([s[j - 1 : j + 1], M.s[(M.s > s[j]) & (M.s < s[j - 1])]]))
     widest = np.diff(marks).argmax()
     return M.above(float(marks[widest] + marks[widest + 1]) / 2) == j

@@ -15,7 +15,7 @@ LEVELS: Singles = np.array(
     np.float32,
 )  # fmt: skip
 BLOCK = 64  # numbers that share a scale
-# bitsandbytes divides by no smaller scale, so that a block of zeros is one of the level 0.
+# bitsandbytes divides by at least this number, so that a block of zeros gets the level 0.
 LEAST = np.float32(1e-38)
 
 
@@ -36,7 +36,7 @@ def quantise_nf4(numbers: Singles) -> tuple[NDArray[np.uint8], Singles]:
     full = flat.size // BLOCK * BLOCK
     blocks, last_block = flat[:full].reshape(-1, BLOCK), flat[full:]
     absmax = np.abs(blocks).max(axis=1, initial=0.0)
-    # The product with the reciprocal and not the quotient, which is rounded otherwise.
+    # Multiplied by the reciprocal, as bitsandbytes does it, because a quotient would be rounded differently.
     scaled = np.clip(blocks * (np.float32(1) / np.maximum(absmax, LEAST))[:, None], -1, 1).reshape(-1)
     if last_block.size:
         scale = np.maximum(np.abs(last_block).max(), LEAST)

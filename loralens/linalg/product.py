@@ -203,7 +203,7 @@ def _check_shapes(B: Array, A: Array) -> int:
 
 
 def _sort_by_strength(factor_B: Measured, factor_A: Measured) -> tuple[Integers, Floats, int]:
-    """The order that sorts D = diag(‖b_k‖‖a_k‖), largest first; D / 2**e so sorted, D[0] in [0.5, 1) or 0; and e."""
+    """The order of D = diag(‖b_k‖‖a_k‖), largest first; D / 2**e in this order, with D[0] in [0.5, 1) or 0; and e."""
     D, unit = _one_exponent(factor_B.norms * factor_A.norms, factor_B.exponents + factor_A.exponents)
     # Stable, so that equal directions keep their order on every machine.
     order = np.argsort(-D, kind="stable")

@@ -94,7 +94,7 @@ def project(
             squares, product, gram = squares + square, product + P, gram + G
         if step:
             step(size)
-    # One check for the whole pass: any NaN or Inf in S makes the sum of squares one.
+    # One check for the whole pass: any NaN or Inf in S makes the sum of squares NaN or Inf.
     if not np.isfinite(squares):
         raise FormatError("the weight holds NaN or Inf", fix="the base is damaged: download it again")
     return Projection(squares, product, gram)
@@ -138,8 +138,8 @@ def fourth_powers(
     # Jackknife: the estimate that results when each column of Ω is left out in turn.
     without = (squares.sum() - 2 * squares.sum(axis=0) + squares.diagonal()) / (size * (size - 1))
     error = float(np.sqrt((size - 1) * without.var()))
-    # No spectrum of `count` values with this Σσ² has a Σσ⁴ outside these bounds: equal values below, equal to the
-    # largest above.
+    # No spectrum of `count` values with this Σσ² has a Σσ⁴ outside these bounds. The lower bound is that of equal
+    # values, the upper bound that of values equal to the largest possible one.
     return Estimate(head + min(max(unbiased, tail**2 / count), tail * highest), error)
 
 

@@ -192,7 +192,7 @@ class _Trial(NamedTuple):
 def _fit_and_round(X: Floats, Y: Floats, Z: Floats, bits: Array) -> QuantisedColumns:
     """Integers for the side X such that X̂ Zᵀ is near X Yᵀ: the least squares solution X Yᵀ Z (ZᵀZ)⁻¹, rounded."""
     G: Floats = np.asarray(Z.T @ Z, np.float64)
-    # Scaled to a unit diagonal first: rcond then cuts dependence, not small length.
+    # Scaled to a unit diagonal first: rcond then drops columns that depend on others, not columns that are only short.
     unit, lengths = _scale_to_unit_diagonal(G)
     inverse = np.linalg.pinv(unit, rcond=1e-12, hermitian=True) / np.outer(lengths, lengths)
     return _round_columns(np.asarray(X @ ((Y.T @ Z) @ inverse), np.float64), G, bits)

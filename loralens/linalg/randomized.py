@@ -57,7 +57,7 @@ def leading_svd(
     k : int
         Number of triplets. If W has fewer, all min(m, n) are returned.
     rng : Generator
-        Draws the Gaussian start.
+        The source of the Gaussian start.
     exact : bool
         Compute the dense SVD with LAPACK, O(m n min(m, n)). For 4096 × 4096 this takes minutes and four times the
         memory of W.
@@ -66,15 +66,15 @@ def leading_svd(
 
     Notes
     -----
-    There are at most 8 steps, which are 16 products with k + 8 columns. They end when the error of √Σσ² is below 1e-3
-    of it.
+    There are at most 8 steps, which are 16 products with k + 8 columns. The steps end when the
+    relative error of √Σσ² is below 1e-3.
 
     WV = US holds by construction, so ρᵢ = ‖Wᵀuᵢ − σᵢvᵢ‖ is known without another product. Some singular value of W lies
     within ρᵢ/√2 of σᵢ, and all together lie within √Σρᵢ² (Kahan 1967 on [0 W; Wᵀ 0]). Apart from rounding, σᵢ is never
     above the i-th singular value. The true error is about ρᵢ²/σᵢ, which is mostly far less than the bound. It is not
-    proved that no larger value was missed, but that would need a start orthogonal to its vector. Vectors have an error
-    of ρᵢ divided by the distance to the next value. Among crowded values the single vectors are therefore not
-    determined, only the space that they span.
+    proved that no larger value was missed, but to miss a value the start would have to be orthogonal to its vector.
+    Vectors have an error of ρᵢ divided by the distance to the next value. Among crowded values the single vectors are
+    therefore not determined, only the space that they span.
     """
     m, n = W.shape
     k = min(k, m, n)
@@ -135,7 +135,7 @@ class _Krylov:
     def triplets(self, k: int) -> tuple[Floats, Floats, Floats, Floats]:
         """The k leading triplets: their coordinates in P and in Q, σ, and ‖Wᵀu − σv‖."""
         a, s, bh = np.linalg.svd(self.M)
-        # Only the last block of P has a part of WᵀP outside Q; the earlier ones were extended by theirs.
+        # Only the last block of P has a part of WᵀP outside Q, because Q was extended by the parts of the earlier ones.
         residual = np.linalg.norm(self.rest @ a[-len(self.rest) :, :k], axis=0)
         return a[:, :k], s[:k], bh[:k].T, residual
 

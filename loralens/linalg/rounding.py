@@ -58,7 +58,7 @@ def ulp(W: Array, dtype: DTypeLike) -> Floats:
     ----------
     W : array, any shape, any float dtype
     dtype : dtype
-        float16, float32, float64, or one of ml_dtypes: bfloat16, float8_e4m3fn, float8_e5m2 and kin.
+        float16, float32, float64, or one of ml_dtypes: bfloat16, float8_e4m3fn, float8_e5m2 and similar dtypes.
 
     Returns
     -------
@@ -147,7 +147,7 @@ def sampled_rounding(
         total = np.add(w, d.astype(np.float32), dtype=np.result_type(w.dtype, np.float32))
         total = total if scale is None else (total / scale).astype(np.float32)
         squares, lost, still = _losses(total, wide, d.astype(np.float64), unit, np.dtype(dtype), stochastic=stochastic)
-        # Of float8 a unit is that of the stored number, times its scale.
+        # For float8 the unit is that of the stored number times its scale.
         factor = np.float64(1) if unit is None else unit
         noise = ulp(round_to_dtype(wide / factor, dtype), dtype) * factor
     # Entries that leave the range are reported by the merge itself; here one of them would make every mean infinite.
@@ -238,7 +238,7 @@ def survivors(s: Floats, noise: float, shape: tuple[int, int]) -> int:
 def _controlled_mean(x: Floats, control: Floats, true_mean: float) -> float:
     """Mean of x, corrected by its regression on ``control``, whose true mean is known."""
     spread = control - control.mean()
-    # A constant control says nothing, and its regression is undefined.
+    # A constant control gives no information, and its regression is undefined.
     variance = float(spread @ spread)
     slope = float(spread @ x) / variance if variance else 0.0
     return float(x.mean() + slope * (true_mean - control.mean()))

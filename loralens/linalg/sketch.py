@@ -72,7 +72,7 @@ def low_rank_approximation(blocks: Blocks, shape: tuple[int, int], *, rank: int,
     for rows, block in panels():
         Y[rows, on_start.shape[1] :] = np.dot(block, thin if block.dtype == np.float32 else fresh)
         squares += _squared_norm(block)
-    # Checked after the pass, once: Inf or NaN anywhere makes the sum of squares one.
+    # Checked after the pass, once: Inf or NaN anywhere makes the sum of squares Inf or NaN.
     if not np.isfinite(squares):
         raise FormatError("the combination leaves the range of float32", fix="give smaller weights")
     L, s, R = truncating_maps(Y, V.T)

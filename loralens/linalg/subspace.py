@@ -60,7 +60,7 @@ class Overlap:
     @property
     def full_chance(self) -> float:
         """Mean of `full` under chance, max(k1, k2)/n; NaN where a basis is empty."""
-        # More directions than the space has dimensions cannot be: rounding of k/n must not lead above 1.
+        # There cannot be more directions than dimensions, and rounding of k/n must not give more than 1.
         return min(max(self.phi.shape) / self.n, 1.0) if self.phi.size else float("nan")
 
     @property
@@ -68,12 +68,12 @@ class Overlap:
         """`full` minus its chance level, in standard deviations; NaN where all subspaces have the same `full`."""
         k1, k2 = self.phi.shape
         spread = overlap_spread(k1, k2, self.n)
-        # A span that fills the space overlaps fully with everything: there is no spread to measure in.
+        # A span that fills the space overlaps fully with everything, so the spread is 0 and z is undefined.
         return (self.full - self.full_chance) / spread if spread else float("nan")
 
     @property
     def projection_distance(self) -> float:
-        """√(p − Σcos²θ) = ‖sin θ‖₂, p = min(k1, k2), in [0, √p]: the d of Hu et al. 2021, App. G (Ham & Lee 2008).
+        """√(p − Σcos²θ) = ‖sin θ‖₂, p = min(k1, k2), in [0, √p]: the d of Hu et al. 2021, App. G (Hamm & Lee 2008).
 
         φ(k1, k2) = 1 − d²/p. The paper prints (1 − d²)/p, which is the same only for p = 1.
         """
@@ -125,7 +125,7 @@ def principal_angles(first: Basis, second: Basis, G: Floats | None = None) -> Fl
     2002), so that an angle of 1e-9 is not lost. Only in this case are columns formed.
     """
     G = first.cross(second) if G is None else G
-    # The smaller span comes second: its directions are those of which the larger may leave something.
+    # The smaller span comes second, because parts of its directions may lie outside the larger one.
     if G.shape[0] < G.shape[1]:
         first, second, G = second, first, G.T
     cosines = np.linalg.svd(G, compute_uv=False)

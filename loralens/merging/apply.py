@@ -74,7 +74,7 @@ class MergedBlock:
 @final
 @dataclass(slots=True)
 class TensorMerge:
-    """A planned tensor with the products of its updates and DoRA's factors; `prepare_merge` makes it."""
+    """The merge of one tensor: its plan, the products of its updates and DoRA's factors. `prepare_merge` makes it."""
 
     plan: TensorPlan
     dtype: np.dtype[Any]
@@ -106,7 +106,7 @@ class TensorMerge:
                     start, stop, None, stored, W, None, None, scale, self._with_tokens(start, stop, merged)
                 )
                 continue
-            # Products and factors count the rows of their slab, not those of the tensor.
+            # Products and factors are indexed by the rows of their slab, not by those of the tensor.
             first, last = start - slab.start, stop - slab.start
             D = self.products[slab.start].rows(first, last, out=buffers[0].of(W.shape))
             of_slab = self.slab_factors.get(slab.start)
@@ -124,12 +124,12 @@ class TensorMerge:
                 else round_sums(total, self.dtype, rounding=self.rounding.at(start * W.shape[1]))
             )
             merged = self._with_tokens(start, stop, merged)
-            # Of a wide dtype the merged rows may be `total` itself; kept only where it differs from them.
+            # In a wide dtype the merged rows may be `total` itself, so it is kept for narrow dtypes only.
             unrounded = total if scale is None and self.dtype not in WIDE else None
             yield MergedBlock(start, stop, slab, stored, W, D, dora_factors, scale, merged, unrounded)
 
     def _feedback(self) -> dict[int, Feedback]:
-        """Error feedback by the first row of the slab; empty for wide dtypes and for updates that are not pairs."""
+        """The error feedback of each slab, by its first row; none for wide dtypes and updates that are not pairs."""
         if self.rounding.mode != "feedback" or self.dtype in WIDE:
             return {}
         if self.requantised:
@@ -148,7 +148,7 @@ class TensorMerge:
         trained = [(k, row) for k, row in enumerate(tokens.indices) if start <= row < stop] if tokens else []
         if not trained or not tokens:
             return merged
-        # The rows may be those of the base, which must not be written into.
+        # The array may be that of the base, which must not be modified.
         merged = merged.copy()
         rows = tokens.rows.read()
         for k, row in trained:
@@ -171,7 +171,7 @@ def prepare_merge(
     dtype : dtype or None
         The dtype of the result. The default is that of the base.
     rounding : MergeRounding or None
-        The default is to the nearest.
+        The default is rounding to the nearest.
     device : Device or None
         The device that multiplies the factors of the update. NumPy computes everything else.
 
@@ -180,7 +180,7 @@ def prepare_merge(
     For DoRA the weight is read once here, to compute the norms.
     """
     source = plan.source
-    # The precision of D follows the dtype of the base, as unmerging knows that and not the one that is written.
+    # The precision of D follows the dtype of the base, not the dtype of the result. Unmerging by a patch does the same.
     products = {slab.start: slab.update(slices_for(source.dtype), device) for slab in plan.slabs}
     rows = MatrixRows(source, plan.matrix)
     scales = MatrixRows(plan.scale, plan.matrix) if plan.scale else None

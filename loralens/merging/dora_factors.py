@@ -1,4 +1,4 @@
-"""The factors of DoRA, by which the vectors of W + D get the trained lengths."""
+"""The factors of DoRA, which scale the vectors of W + D to the trained lengths."""
 
 from dataclasses import dataclass
 from typing import final
@@ -54,7 +54,7 @@ def compute_dora_factors(
         W, dtype = stored.astype(np.float64), stored.dtype
         if scale:
             W *= scale.rows(start + first, start + last)
-        # The norms of the base come from the same pass, only where they are needed.
+        # The norms of the base are computed in the same pass, if they are needed.
         own = [(W, before)] if magnitude.lengths is None else []
         for X, sums in [(W + D.rows(first, last), squares), *own]:
             add_squares(sums, X, slice(first, last) if by_row else None)

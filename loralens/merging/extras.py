@@ -30,7 +30,7 @@ class Changes:
     magnitude : tuple of (LazyArray or None, bool) or None
         DoRA's lengths (None stands for those of the base), and whether there is one length for each output.
     added : tuple of (float, Structured)
-        Full differences with the weight of the adapter.
+        Full differences, each with the strength of its adapter.
     """
 
     replacement: LazyArray | None = None
@@ -64,7 +64,7 @@ def find_changes(adapter: Adapter, strength: float, weights: Weights, base: Mapp
     """
     result = ExtraChanges()
     for key, extra in adapter.extra.items():
-        # A copy is a tensor that PEFT stored twice: its original says the same.
+        # A copy is a tensor that PEFT stored twice; its original is handled on its own.
         if extra.role == "copy":
             continue
         target = _target_key(key, extra, weights)
@@ -76,12 +76,12 @@ def find_changes(adapter: Adapter, strength: float, weights: Weights, base: Mapp
         result.changes[target] = _extend_changes(before, key, extra, adapter, strength, target, base.get(target))
     count = sum(extra.role in NORMS for extra in adapter.extra.values())
     if count:
-        result.notes.append(f"{count} DoRA modules have no magnitude in the file: the lengths of W stand for it")
+        result.notes.append(f"{count} DoRA modules have no magnitude in the file: the lengths in W are used")
     replaced = [key for key, change in result.changes.items() if change.replacement is not None]
     # A weight of an adapter cannot scale a replacement: there is no difference to scale.
     if replaced and strength != 1:
         what = "1 tensor" if len(replaced) == 1 else f"{len(replaced)} tensors"
-        result.notes.append(f"{what} trained in full: in place of what the base has, whatever the adapter's weight")
+        result.notes.append(f"{what} trained in full: used in place of the base's; the adapter's weight does not apply")
     return result
 
 
@@ -96,7 +96,7 @@ def _target_key(key: str, extra: Extra, weights: Weights) -> str:
     # The tensors of a module belong to its whole weight; nothing says how they would be divided.
     if weight and weight.scattered:
         raise MismatchError(
-            f"{key}: the base stores the weight of {extra.module} in parts, and a {extra.role} needs the whole weight",
+            f"{key}: the base stores the weight of {extra.module} in parts, but a {extra.role} needs the whole weight",
             fix="leave this module out with --modules, or merge it where it was trained",
         )
     home = weight.key if weight else f"{weights.match.rename(extra.module)}.weight"
@@ -114,7 +114,7 @@ def _extend_changes(
         # An embedding may be replaced by a resized one.
         if base is not None and base.shape != tensor.shape and role != "embedding":
             raise MismatchError(
-                f"{key} {tensor.shape} is to replace {target} {base.shape}",
+                f"{key} {tensor.shape} cannot replace {target} {base.shape}",
                 fix="give the base that the adapter was trained on",
             )
         return replace(changes, replacement=tensor)
@@ -127,7 +127,7 @@ def _extend_changes(
     # Shapes are compared as matrices, because a convolution of kernel 1 is also stored with two axes.
     if as_matrix(tensor.shape) != as_matrix(base.shape):
         raise MismatchError(
-            f"{key} {tensor.shape} is to be added to {target} {base.shape}",
+            f"{key} {tensor.shape} cannot be added to {target} {base.shape}",
             fix="give the base that the adapter was trained on",
         )
     # PEFT adds the bias of lora_B before it scales.
@@ -148,7 +148,7 @@ def _trained_tokens(key: str, extra: Extra, config: Mapping[str, Any] | None) ->
         )
     if len(indices) != extra.tensor.shape[0]:
         raise FormatError(
-            f"{key} has {extra.tensor.shape[0]} rows, and the configuration names {len(indices)} tokens",
+            f"{key} has {extra.tensor.shape[0]} rows, but the configuration names {len(indices)} tokens",
             fix="save the adapter again",
         )
     return Tokens(tuple(indices), extra.tensor)

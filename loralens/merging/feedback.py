@@ -6,15 +6,15 @@ rounded in order, and each column compensates the errors that earlier columns ha
 
     x_j = t_j − E g_j,  q_j = round(x_j),  E += (q_j − t_j) v_jᵀ,  g_j = (Σ_{k≥j} v_k v_kᵀ + λ1)⁻¹ v_j
 
-t = g·(W + D), V (in, r) is orthonormal with rows v_j, and E (out, r) is the accumulated loss. This is the recursion of
-GPTQ (Frantar et al. 2022) for the Hessian V Vᵀ + λ1, whose inverse is needed on r directions only.
+t = g·(W + D), V (in, r) has orthonormal columns and the rows v_j, and E (out, r) is the accumulated loss. This is the
+recursion of GPTQ (Frantar et al. 2022) for the Hessian V Vᵀ + λ1, whose inverse is needed on r directions only.
 
 For inputs in the span of V the update is then exact, and the gain is 1. The error of single entries grows by a tenth or
 more. Measured on all-MiniLM-L6-v2 in bf16 with a trained adapter of ‖ΔW‖/‖W‖ = 0.2 to 0.7 %: ‖(W' − W − D) V‖/‖D‖ is
 0.006; with rounding to the nearest it is 0.093, and with stochastic rounding 0.078. However, inputs of a real model lie
 mostly outside the span of V. The error of its embeddings of real texts, relative to the change by the adapter, is
-0.023; to the nearest it is 0.020, stochastic 0.028. So this mode is for inputs that are known to lie in the directions
-of the adapter, and it is not a better default.
+0.023; with rounding to the nearest it is 0.020, and with stochastic rounding 0.028. So this mode is for inputs that are
+known to lie in the directions of the adapter, and it is not a better default.
 """
 
 from collections.abc import Sequence
@@ -29,10 +29,10 @@ from loralens.linalg.exact import Singles
 from loralens.merging.rounding import round_sums
 from loralens.merging.update import Weighted
 
-# Directions below are rounding in float32, in which the correction is computed.
+# Weaker directions are rounding noise of float32, in which the correction is computed.
 WEAKEST = 1e-6  # smallest singular value of A, relative to the largest, whose direction is used
-# It bounds the corrections of the last inputs, behind which there is no room to make up for an error.
-DAMPING = 1e-3  # λ; a direction of which less than this remains counts as used up
+# λ limits the corrections of the last inputs, after which no input is left that could make up for an error.
+DAMPING = 1e-3  # λ; a direction counts as used up when the remaining inputs hold less than this share of it
 
 
 @final
@@ -56,8 +56,8 @@ class Feedback:
 
     def round_rows(self, total: Array, first: int, dtype: np.dtype[Any]) -> Array:
         """Round the rows of t = g·(W + D) (float32) from row ``first`` on to ``dtype``."""
-        # Each row is an output: it has all inputs, and its error ends with it. Inputs are processed one by one, so they
-        # are put into rows, which are contiguous.
+        # Each row is an output. It has all inputs, so no error is passed on to the next rows. The inputs are processed
+        # one by one, so they are put into rows, which are contiguous.
         if not self._transposed:
             return np.ascontiguousarray(self._inputs(np.ascontiguousarray(total.T), 0, None, dtype)[0].T)
         merged, self._E = self._inputs(total, first, self._E if first else None, dtype)
@@ -90,7 +90,7 @@ def input_directions(terms: Sequence[Weighted]) -> NDArray[np.float64] | None:
 
 
 def corrections(V: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The rows g_j = (S_j + λ1)⁻¹ v_j with S_j = Σ_{k≥j} v_k v_kᵀ, by rank-one updates from the last input on."""
+    """The rows g_j = (S_j + λ1)⁻¹ v_j with S_j = Σ_{k≥j} v_k v_kᵀ, from the last input to the first."""
     G = np.empty_like(V)
     M = np.eye(V.shape[1]) / DAMPING
     # Sherman–Morrison: adding v_j v_jᵀ updates the inverse in r² operations.

@@ -30,7 +30,7 @@ class CodeFidelity:
     Attributes
     ----------
     rounding : str
-        The rounding that was used: ``stochastic`` also where a sweep was asked for and the update is too weak for it.
+        The rounding that was used. It is ``stochastic`` also if a sweep was requested but the update is too weak.
     changed : float
         Share of the codes that changed.
     clipped : float
@@ -38,9 +38,13 @@ class CodeFidelity:
     mean_move : float
         The mean of |y|, the moves that the update asks for, in steps.
     predicted_changed, predicted_clipped : float
-        The expectations of a draw. ``predicted_clipped`` is the share of the energy of the update that is clipped.
+        The expected shares under stochastic rounding. ``predicted_clipped`` is a share of the energy of the update.
     noise : float
-        √(Σ (d|δ| − δ²))/‖δ‖, the expected error of a draw relative to the update.
+        √(Σ d² f(1 − f))/‖δ‖, the expected error of stochastic rounding relative to the update δ, where d is the step of
+        an entry and f the fractional part of its move. Clipped entries do not count.
+    input_error : float or None
+        ‖(W' − W − D)H^½‖_F/‖D H^½‖_F with the second moments H of the inputs, from a sample of rows: the error of the
+        layer's outputs on real inputs. None without moments.
     """
 
     rounding: RoundingMode
@@ -50,6 +54,7 @@ class CodeFidelity:
     predicted_changed: float
     predicted_clipped: float
     noise: float
+    input_error: float | None = None
 
 
 @final
@@ -69,7 +74,9 @@ class Fidelity:
     unmoved : float
         Share of the entries that kept their value.
     predicted_gain, predicted_error, predicted_unmoved : float or None
-        The same quantities as predicted before the merge (`Prediction`). None under error feedback.
+        The same quantities as predicted (`Prediction`, and `DrawPrediction` for codes). None where there is no
+        prediction: under error feedback, for NF4 made from floats, and for codes unless the rounding is stochastic.
+        ``predicted_unmoved`` is also None under stochastic rounding of floats.
     directions, surviving : int
         Number of singular values of D, and number of those above the noise of the rounding. Both are 0 if the update is
         not a pair.
@@ -101,7 +108,7 @@ class Fidelity:
 
 @final
 class LossSums:
-    """Sums over the blocks of a slab of its update D and of what the rounding adds to it.
+    """Sums over the blocks of a slab: of its update D, and of the loss W' − W − D that the rounding causes.
 
     Parameters
     ----------
@@ -153,9 +160,9 @@ class LossSums:
         return sqrt(self._sum_inside + dot(self._inside, self._inside)) / self.norm if self.D_D else 0.0
 
     def directions(self, entries: int) -> tuple[int, int]:
-        """The number of singular values of D, and of those above the noise of the rounding over so many ``entries``."""
+        """The number of singular values of D, and how many exceed the noise, for a slab of size ``entries``."""
         s = self._singular_values()
-        # The rounding error of one entry as it was measured, instead of the predicted one.
+        # The measured rounding error of one entry is used, not the predicted one.
         noise = sqrt(self.lost / max(entries, 1))
         return int(np.count_nonzero(s)), survivors(s, noise, self._slab.terms[0][1].shape)
 
@@ -194,7 +201,7 @@ class FidelitySums:
                 self.overflowed += int(np.count_nonzero(bad & np.isfinite(block.W.astype(np.float64))))
                 D, lost = np.where(bad, np.float64(0), D), np.where(bad, np.float64(0), lost)
                 sums = dot(D, D), dot(lost, D), dot(lost, lost)
-        # Under scales the stored numbers are compared, since only they are rounded.
+        # For float8 with scales the stored numbers are compared, since only they are rounded.
         self.still += _count_equal(block.merged, block.W if block.scale is None else block.stored)
         self.seen += lost.size
         self._prediction.take(block, D)

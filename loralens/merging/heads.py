@@ -29,7 +29,7 @@ def head_fields(
         return [], {}
     key = head_keys[0]
     count = changed[key].shape[0]
-    # The labels in the training records of loralens. Two adapters with labels do not agree which names count.
+    # The labels in the training records of loralens. If two adapters have labels, nothing says whose names count.
     label_lists = [labels for adapter in adapters if (labels := (record_of(adapter) or {}).get("labels"))]
     fits = len(label_lists) == 1 and isinstance(label_lists[0], list) and len(label_lists[0]) == count
     names = [str(label) for label in label_lists[0]] if fits else []
@@ -40,9 +40,9 @@ def head_fields(
         notes.append(f"config.json gets {count} labels for {key}, {names_note}")
     if "architectures" in fields:
         notes.append(f"config.json says {fields['architectures'][0]} now")  # type: ignore[index]
-    # The base had no head, and its class would load without the new one.
+    # The base has no such tensor, so the class of the base would ignore the new head.
     elif changed[key].base is None:
-        notes.append(f"nothing says which class {key} belongs to: load the model with the one that has it")
+        notes.append(f"nothing says which class {key} belongs to: load the model with the class that has this head")
     return notes, fields
 
 

@@ -21,7 +21,7 @@ from loralens.merging.tied_weights import Tied
 
 SINGLE = 2.0**128  # the smallest power of two beyond the range of float32
 CHANGED_BASE = {  # code of a finding of a reader → the reason why the update cannot be added to the original base
-    "mutated-base": "it was trained on a changed base, so scale·B·A is not its change",
+    "mutated-base": "it was trained on a changed base, so scale·B·A is not the change of the original base",
     "kasa-config": "KaSA truncates the base weight too",
     "layer-replication": "its layers index a replicated stack",
     "alora-invocation-tokens": "aLoRA acts only after its invocation tokens",
@@ -148,7 +148,7 @@ def _find_weights(modules: Updates, base: Mapping[str, LazyArray], *, conv1d: bo
     try:
         return weights_of(modules, base, conv1d=conv1d, allow_missing=allow_missing)
     except MismatchError as error:
-        # weights_of serves verbs that have no such option, so the advice is added here.
+        # weights_of also serves verbs without the option --allow-missing, so its advice is extended here.
         advice = MismatchError(error.what, fix=f"{error.fix}; or leave them out with --allow-missing")
         advice.where = error.where
         raise advice from error
@@ -158,7 +158,7 @@ def _add_update(draft: _Draft, name: str, weight: Weight, piece: Piece, module: 
     """Add the update of one module to the slab of its rows; updates of several adapters there form one sum."""
     if module.layout.kind == "conv" and module.layout.groups > 1:
         raise MismatchError(
-            f"{name}: the update reads all input channels, and the weight of a grouped convolution has only some",
+            f"{name}: the update reads all input channels, but the weight of a grouped convolution has only some",
             fix="leave it out with --modules",
         )
     # As soon as one expert is adapted alone, the whole stack is treated as a matrix of all rows.
@@ -170,7 +170,7 @@ def _add_update(draft: _Draft, name: str, weight: Weight, piece: Piece, module: 
         for slab in draft.slabs.values()
     ):
         raise MismatchError(
-            f"{name} adapts some rows of {piece.key}, and another adapter adapts an overlapping range of rows",
+            f"{name} adapts some rows of {piece.key}, and another adapter adapts a range that overlaps with them",
             fix="merge one of the adapters first, and the other into the result",
         )
     with place(name):
@@ -203,14 +203,14 @@ def _plan_tensor(key: str, draft: _Draft, base: Mapping[str, LazyArray], scale: 
     # The scales belong to the numbers of the base, not to those that replace them.
     if scale is not None and (changes.replacement is not None or changes.tokens):
         raise MismatchError(
-            f"{key} is float8 with scales, and the adapter replaces some of its numbers",
+            f"{key} is float8 with scales, but the adapter replaces some of its numbers",
             fix="give the base in a 16-bit dtype",
         )
     source = changes.replacement or base[key]
     matrix = as_matrix(source.shape, experts=draft.experts)
     if changes.tokens and max(changes.tokens.indices, default=0) >= matrix[0]:
         raise MismatchError(
-            f"{key} has {matrix[0]} rows, and the adapter has a row for token {max(changes.tokens.indices)}",
+            f"{key} has {matrix[0]} rows, but the adapter has a row for token {max(changes.tokens.indices)}",
             fix="give the base that the adapter was trained on",
         )
     slabs = dict(draft.slabs)
@@ -218,7 +218,7 @@ def _plan_tensor(key: str, draft: _Draft, base: Mapping[str, LazyArray], scale: 
         first_slab = slabs.get(0, Slab(key, 0, matrix[0], ()))
         if first_slab.transposed:
             raise MismatchError(
-                f"{key} is stored as (in, out), and the adapter has a pair and a full difference for it",
+                f"{key} is stored as (in, out), but the adapter has both a pair and a full difference for it",
                 fix="leave one of them out",
             )
         # A full difference covers all rows, so it joins the slab that begins at row 0.
@@ -267,7 +267,7 @@ def _vocabulary_fields(changed: Mapping[str, TensorPlan], config: Mapping[str, A
             if tensor.base.shape[0] == config["vocab_size"] and tensor.base.shape[1:] == tensor.shape[1:]:
                 return {"vocab_size": tensor.shape[0]}
             raise MismatchError(
-                f"{tensor.key}: {tensor.shape} is to replace {tensor.base.shape}",
+                f"{tensor.key}: {tensor.shape} cannot replace {tensor.base.shape}",
                 fix="give the base that the adapter was trained on",
             )
     return {}

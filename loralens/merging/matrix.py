@@ -32,7 +32,7 @@ class MatrixRows:
 
     def rows(self, start: int, stop: int) -> Array:
         """Rows ``start`` to ``stop`` in the dtype of the file. They lie within one expert, and must not be modified."""
-        # `row_ranges` of the callers never crosses an expert, so one expert answers each call.
+        # The callers' row ranges never cross the end of an expert, so each call needs one expert.
         if self._stack:
             height = self._tensor.shape[1]
             expert = start // height
@@ -48,7 +48,7 @@ class MatrixRows:
 
     def blocks(self) -> Iterator[Array]:
         """Yield all rows in order, a block at a time."""
-        # Blocks end with their expert, since `rows` answers from one expert at a time.
+        # Blocks end with their expert, since `rows` reads from one expert at a time.
         height = self._tensor.shape[1] if self._stack else self._matrix[0]
         for first in range(0, self._matrix[0], max(height, 1)):
             for start, stop in row_ranges(height, self._matrix[1]):
@@ -74,7 +74,7 @@ def cuts(plan: TensorPlan, numbers: int | None = None) -> Iterator[tuple[int, in
     slab: Slab | None = None
     limit = () if numbers is None else (numbers,)
     for start, stop in pairwise(edges):
-        # A slab goes on until its stop, also behind the limit of an expert within it.
+        # A slab goes on until its stop, even past the end of an expert within it.
         slab = at.get(start, slab if slab and slab.stop > start else None)
         for first, last in row_ranges(stop - start, columns, *limit):
             yield start + first, start + last, slab

@@ -94,8 +94,8 @@ class TensorPlan:
     slabs : tuple of Slab
         In the order of their rows, without overlap.
     replacement : LazyArray or None
-        A tensor trained in full, which may have another shape. Of a weight that the base stores as codes of a few bits
-        it is the decoded weight, if the merged model stores floats: the base has no such tensor then.
+        A tensor trained in full, which may have another shape. If the base stores the weight as codes of a few bits and
+        the merged model stores floats, it is the decoded weight, and ``base`` is None.
     scale : LazyArray or None
         The scales of a float8 weight: a float32 factor for each stored number, in the shape of the tensor.
     """

@@ -1,6 +1,6 @@
 """Prediction of the fidelity of a merge from W and D, without rounding the whole weight.
 
-It is made beside a merge, block by block, from what the merge has in memory. Before any merge, the doctor predicts the
+It is computed during a merge, block by block, from what is in memory then. Before a merge, the doctor predicts the
 same quantities from a sample of both files (`loralens.linalg.rounding.sampled_rounding`).
 """
 
@@ -16,7 +16,7 @@ from loralens.linalg.rounding import ulp
 from loralens.merging.apply import MergedBlock, TensorMerge
 from loralens.merging.rounding import WIDE, round_sums
 
-# With so many entries the prediction is within 1 % (see the class).
+# With this many entries the prediction is accurate to 1 % (see the class).
 SAMPLE = 1 << 19  # entries of a module that are sampled; smaller modules are used completely
 Floats = NDArray[np.float64]
 
@@ -54,7 +54,7 @@ class Prediction:
 
     def take(self, block: MergedBlock, D: Array) -> None:
         """Add the next rows, with their D in float32 or float64."""
-        # Its losses depend on all earlier columns, so a sample says nothing about them.
+        # The losses of error feedback depend on all earlier columns, so a sample says nothing about them.
         if self._mode == "feedback":
             return
         w, d, unit = self._sample_entries(block, D)
@@ -87,7 +87,7 @@ class Prediction:
         if self._mode == "stochastic":
             factor = np.float64(1) if unit is None else unit.astype(np.float64)
             u = ulp(w / factor, self._dtype) * factor
-            # A number of the dtype has the fraction 0, so only D counts where W is one.
+            # If W is a number of the dtype, its fraction is 0, and only D counts.
             fraction = (d.astype(np.float64) if self._alone or unit is not None else w.astype(np.float64) + d) / u % 1
             return u * u * fraction * (1 - fraction), d == 0  # an entry that may move counts as moved
         # Cheaper than rounding the sum, and without the cancellation of W' − W.

@@ -26,7 +26,7 @@ def recast(
     without: Collection[str],
     config: Mapping[str, Any],
 ) -> MergePlan:
-    """Add all other tensors that change their dtype, and the fields of the configuration that name it, to a plan.
+    """Add to a plan all other tensors that change their dtype, and the fields of the configuration that name the dtype.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ def recast(
     dtype : str or None
         NumPy's name of the dtype. None keeps the dtype of every tensor.
     scales : mapping of str to LazyArray
-        The scales of float8 weights. In another dtype these weights are stored multiplied, without scales.
+        The scales of float8 weights. In another dtype these weights are stored as products, without scales.
     coded : collection of str
         Keys of the weights that are stored as codes. In another dtype they are stored as floats.
     without : collection of str
@@ -47,14 +47,14 @@ def recast(
     # Every tensor keeps its dtype, so only the adapted tensors change.
     if dtype is None:
         count = sum(tensor.scale is not None for tensor in plan.tensors.values())
-        note = f"{count} weights are float8 under scales: they are merged as numbers and rounded to float8 again"
+        note = f"{count} weights are float8 with scales: they are decoded, merged, and rounded to float8 again"
         return replace(plan, notes=(*plan.notes, note)) if count else plan
     untouched = {
         key: TensorPlan(key, tensor, as_matrix(tensor.shape), scale=scales.get(key))
         for key, tensor in tensors.items()
         if key not in plan.tensors
     }
-    # Integers and tensors that already have the dtype are copied as they are, and codes cannot be.
+    # Integers and tensors that already have the dtype are copied as they are. Codes must be decoded first.
     changing = {
         key: tensor
         for key, tensor in untouched.items()
@@ -65,8 +65,8 @@ def recast(
     if scales or coded:
         # transformers and mlx-lm would otherwise look for the scales that are no longer stored.
         fields |= dict.fromkeys((name for name in QUANTISATION if name in config), None)
-    notes = [f"{len(scales)} float8 weights become {dtype}, their scales with them"] if scales else []
-    notes += [f"{len(coded)} weights of few bits become {dtype}"] if coded else []
+    notes = [f"{len(scales)} float8 weights become {dtype}, multiplied by their scales"] if scales else []
+    notes += [f"{len(coded)} low-bit weights become {dtype}"] if coded else []
     return replace(
         plan,
         tensors=planned,

@@ -114,7 +114,7 @@ class MergeRecorder:
                 if self._patch is not None:
                     self._patch.block(block.stored, self._patch_start(block, buffer))
             yield block.merged
-        # A replacement is merged in its own rows; the rows of the base follow after them.
+        # The rows of a replacement are not those of the base, so the base is read separately, after them.
         if replaced:
             self._take_base()
 

@@ -2,8 +2,8 @@
 
 D is float32 (`loralens.merging.update`) and is never rounded to the dtype of the weight on its own. The sum is computed
 in float32 and rounded to the stored dtype. For float32 weights this is one rounding. For bf16, f16 and fp8 it is a
-double rounding, with an error of at most 0.5 + 2⁻¹⁶ units in the last place. float64 weights are added in float64. With
-DoRA's factors g the result is round(g·(W + D)).
+double rounding, with an error of at most 0.5 + 2⁻¹⁴ units in the last place for f16, and less for the others. float64
+weights are added in float64. With DoRA's factors g the result is round(g·(W + D)).
 """
 
 from dataclasses import dataclass, replace
@@ -44,7 +44,7 @@ class MergeRounding:
     offset: int = 0
 
     def at(self, offset: int) -> "MergeRounding":
-        """The same rounding from another entry on."""
+        """The same rounding, starting at another entry."""
         return replace(self, offset=offset)
 
     def draws(self, count: int) -> Singles:

@@ -70,6 +70,7 @@ CODE_COLUMNS: tuple[Column[MergedModule], ...] = (
     _of_codes("predicted_changed"),
     _of_codes("predicted_clipped"),
     _of_codes("noise", "noise", text=number, priority=4),
+    _of_codes("input_error", "error on inputs", text=number, priority=5),
 )
 
 
@@ -77,7 +78,7 @@ def module_columns(modules: Sequence[MergedModule]) -> tuple[Column[MergedModule
     """The columns of the adapted modules."""
     if not any(module.fidelity.codes for module in modules):
         return MODULE_COLUMNS
-    # How many codes changed is what is said of codes; the share of weights that kept their value is the same number.
+    # The table of a merge into codes shows the columns of the codes in place of `above_noise`.
     return (*(column for column in MODULE_COLUMNS if column.key != "above_noise"), *CODE_COLUMNS)
 
 
@@ -93,18 +94,18 @@ def total_entry(records: Sequence[TensorRecord], *, kept_bytes: int = 0, kept_we
     ----------
     records : sequence of TensorRecord
     kept_bytes : int
-        The bytes of stored tensors that the undo file keeps as they are, as the merged model does not have them.
+        The bytes of the tensors that the undo file keeps whole, because the merged model does not have them.
     kept_weights : int
-        The number of weights that are stored in these tensors alone.
+        The number of weights that are stored in these tensors only.
     """
     parts = [fidelity for record in records for fidelity in record.fidelity]
     entries = sum(part.entries for part in parts)
-    # A patch that has been written to a file already is known by its size alone.
+    # Of a patch that was written to a file, only the size is known here.
     patched = [record for record in records if record.patch is not None or record.patch_bytes]
     size = kept_bytes + sum(record.patch_bytes for record in patched)
     weights = kept_weights + sum(record.plan.base.size for record in patched if record.plan.base is not None)
     return {
-        # A weight that becomes codes is stored in several tensors.
+        # A weight that becomes NF4 codes has a record for each of its stored tensors. It counts once.
         "tensors": len({record.plan.key for record in records}),
         "gain": _mean([(part.gain, part.norm) for part in parts]),
         "relative_error": _root_mean([(part.error, part.norm) for part in parts]),
@@ -131,6 +132,7 @@ def _code_totals(parts: Sequence[Fidelity]) -> dict[str, Any]:
         "clipped": _mean_share([(codes.clipped, part.entries) for codes, part in coded]),
         "mean_move": _mean_share([(codes.mean_move, part.entries) for codes, part in coded]),
         "noise": _root_mean([(codes.noise, part.norm) for codes, part in coded]),
+        "input_error": _root_mean([(codes.input_error, part.norm) for codes, part in coded]),
         "predicted_clipped": _mean([(codes.predicted_clipped, part.norm) for codes, part in coded]),
         "swept": swept,
         "drawn": sum(codes.rounding == "stochastic" for codes, _ in coded),

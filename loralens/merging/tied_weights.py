@@ -27,7 +27,7 @@ Plans = Mapping[str, TensorPlan]
 @final
 @dataclass(frozen=True, slots=True)
 class TyingResult:
-    """The plans of a merge after the decision which weights stay tied.
+    """The plans of a merge after the decision on which weights stay tied.
 
     Attributes
     ----------
@@ -52,7 +52,7 @@ class Tied:
     ties : Ties
         The names of the weights.
     stored : mapping of str to LazyArray
-        Those of the weights that the base stores: the embedding, copies, and the biases of `Ties`.
+        The tensors that the base stores under these names: the embedding, copies, and the biases of `Ties`.
     """
 
     ties: Ties
@@ -81,8 +81,9 @@ class Tied:
     ) -> tuple[str, ...]:
         """The keys that an adapter changes when it names ``key``: that one, or also the copies of the embedding.
 
-        PEFT trains the copies together with the embedding under ``ensure_weight_tying``, always if single tokens are
-        trained, and if the vocabulary was resized. Copies that the adapter itself changes (``touched``) are left out.
+        PEFT trains the copies together with the embedding in three cases: under ``ensure_weight_tying``, if single
+        tokens are trained, and if the vocabulary was resized. Copies that the adapter itself changes (``touched``) are
+        left out.
         """
         # An adapter of the head changes the head alone.
         if key != self.ties.embedding:
@@ -90,7 +91,7 @@ class Tied:
         new = changes.replacement if changes else None
         resized = new is not None and new.shape != self.stored[key].shape
         tokens = changes is not None and changes.tokens is not None
-        # PEFT's rules; without them it adapts only the named weight.
+        # Outside of PEFT's three cases, only the named weight is adapted.
         if not ((adapter.config or {}).get("ensure_weight_tying") or resized or tokens):
             return (key,)
         return (key, *(copy for copy in self.copies() if copy not in touched))

@@ -122,7 +122,7 @@ class KroneckerUpdate:
         # The rows of the first factor that these rows of the product need.
         first, last = start // height, -(-stop // height)
         first_rows = self.first.rows(first, last).astype(np.float64)
-        # The whole second factor: it is small, and every row of it is needed as soon as a block has that many rows.
+        # The second factor is read whole: it is small, and a block with at least as many rows needs all of it.
         second_rows = self.second.rows(0, height)
         indices = np.arange(start, stop)
         products = first_rows[indices // height - first, :, None] * second_rows[indices % height, None, :]

@@ -19,7 +19,7 @@ Outcome = Literal["exact", "rounded", "partial", "absent"]
 LOW, HIGH = 0.9, 1.1  # gains between which an update counts as present at full strength
 TRACE = 0.1  # gain below which an update counts as absent
 ERRORS = 3  # standard errors by which a gain may differ from the prediction
-FACTOR = 2.0**-9  # absolute difference of gains in addition: other tools round the scale or each product to bfloat16
+FACTOR = 2.0**-9  # tolerance added to this, because other tools round the scale or each product to bfloat16
 NEAR = 1.001  # units in the last place by which an entry may differ from W + D and still be a rounding of it
 
 
@@ -33,10 +33,11 @@ class Verdict:
     module : str
         For a tensor that the adapter replaces, its key.
     outcome : str
-        ``exact``: every bit is what this merge would write. ``rounded``: every entry is W + D within one unit in the
-        last place, or the update is present at full strength with another rounding. ``partial``: the update is present
-        at another strength, because of another merge, a later change, or the rounding itself. ``absent``: the weight is
-        that of the base, or has nothing to do with the update.
+        ``exact``: every bit is what this merge would write. ``rounded``: some bits differ, but the gain is near 1 and
+        as predicted; besides, every entry is W + D within one unit in the last place, or D was added and the error is
+        below 1. ``partial``: the update is present, but neither of these is true, because of another merge, a later
+        change, or the rounding itself. ``absent``: the gain is below 0.1, because the weight is that of the base, has
+        nothing to do with the update, or was rounded back.
     gain : float
         ⟨M − W, D⟩/‖D‖², where M is the weight in the model. For a tensor that is replaced by R, D = R − W.
     predicted : float
@@ -69,14 +70,14 @@ class Verdict:
 @final
 @dataclass(frozen=True, slots=True)
 class HeldUpdate:
-    """How what a model has beyond its base, E = M − W, relates to the update D, over several modules together.
+    """How the change of a model from its base, E = M − W, relates to the update D, over several modules together.
 
     Attributes
     ----------
     gain : float
         ⟨E, D⟩/‖D‖², the strength at which the model holds the update.
     cosine : float
-        ⟨E, D⟩/(‖E‖·‖D‖), where the noise of rounding was taken out of ‖E‖. It is 1 if E is a multiple of D.
+        ⟨E, D⟩/(‖E‖·‖D‖), where the rounding noise is subtracted from ‖E‖. It is 1 if E is a multiple of D.
     """
 
     gain: float
@@ -90,9 +91,10 @@ def relation(verdicts_of_modules: Iterable[Verdict]) -> HeldUpdate | None:
     if not energy:
         return None
     gain = sum(verdict.gain * verdict.norm**2 for verdict in compared) / energy
-    # ‖E‖² = ‖E − D‖² + 2⟨E, D⟩ − ‖D‖². A merge of any other update into this weight has about the same noise.
+    # ‖E‖² = ‖E − D‖² + 2⟨E, D⟩ − ‖D‖². The noise of this merge is subtracted from it: if the model holds another update
+    # instead, the noise of that merge was about the same.
     size = sum((v.error**2 + 2 * v.gain - 1 - v.noise**2) * v.norm**2 for v in compared) / energy
-    # Without noise the cosine is at most 1; the estimate of the noise may exceed it.
+    # If the noise is overestimated, ‖E‖² becomes too small. Its lower bound keeps the cosine at 1 or below.
     return HeldUpdate(gain, gain / sqrt(max(size, gain**2)) if gain else 0.0)
 
 
@@ -104,12 +106,12 @@ def verdicts(merge: TensorMerge, merged: LazyArray) -> list[Verdict]:
     merge : TensorMerge
         Prepared with the dtype of the merged tensor.
     merged : LazyArray
-        The tensor of the model in question. Float8 weights with scales are given multiplied by their scales.
+        The tensor of the model in question; for float8 weights with scales, the product of both.
     """
     plan = merge.plan
     # Nothing can be compared: the update is absent by definition.
     if merged.shape != plan.shape:
-        # Nothing was added where a tensor is only replaced, so its key stands for it.
+        # A tensor that is only replaced has no modules, so its key takes their place.
         names = [slab.module for slab in plan.slabs] or [plan.key]
         return [Verdict(name, "absent", 0.0, 1.0, 1.0, merged.size) for name in names]
     # The model in question is read in the same blocks as the merge.
@@ -125,11 +127,11 @@ def verdicts(merge: TensorMerge, merged: LazyArray) -> list[Verdict]:
 
 
 class _Comparison:
-    """Sums over the blocks of one module. Entries that are infinite or NaN count only as equal or different.
+    """Sums over the blocks of one module. Infinite and NaN entries enter no sum; only their equality is counted.
 
-    The standard error of the gain is √(Σ e²D²)/‖D‖², where e is the loss of every entry. It is computed from the losses
-    in the model and from those of this merge, and the larger result is used. The formula assumes that the losses are
-    independent with mean 0.
+    The standard error of the gain is √(Σ e²D²)/‖D‖², where e is the rounding error of each entry. It is computed twice,
+    with e = M − W − D in the model and with the same difference in this merge, and the larger result is used. The
+    formula assumes that the rounding errors are independent with mean 0.
     """
 
     def __init__(self, merge: TensorMerge) -> None:
@@ -147,20 +149,20 @@ class _Comparison:
             return
         ours, theirs = (x.astype(np.float64) for x in (block.numbers(block.merged), M))
         with np.errstate(invalid="ignore", over="ignore"):
-            # Where a tensor is replaced, the rows of the base are not those to which the merge adds.
+            # If the tensor is only replaced, ``block.W`` is the replacement, so W is read from the base itself.
             own = block.W if block.D is not None or before is None else before.rows(block.start, block.stop)
             W = own.astype(np.float64)
             D = ours - W if block.D is None else block.D.astype(np.float64)
             if block.dora_factors is not None:
                 D = (W + D) * block.dora_factors - W
-            # Rows of tokens are replaced, so their difference is what the adapter asks for.
+            # Rows of tokens are replaced, so there D is the new row minus the row of the base.
             trained = self.tokens[(block.start <= self.tokens) & (self.tokens < block.stop)] - block.start
             D[trained] = ours[trained] - W[trained]
             moved, residual, loss = theirs - W, theirs - W - D, ours - W - D
             # One infinite entry would make every sum infinite; it still counts as equal or different above.
             finite = np.isfinite(residual) & np.isfinite(D) & np.isfinite(loss)
             moved, residual, D, loss = (np.where(finite, x, 0) for x in (moved, residual, D, loss))
-            # Of float8 a unit is that of the stored number, times its scale.
+            # For float8 with scales, a unit is the ulp of the stored number times its scale.
             scale = np.float64(1) if block.scale is None else block.scale
             unit = ulp(np.where(finite, W + D, 1) / scale, block.merged.dtype) * scale
             self.beyond += int(np.count_nonzero(np.abs(residual) > NEAR * unit))
@@ -185,7 +187,7 @@ class _Comparison:
         return Verdict(name, outcome, gain, predicted, error, self.different, norm, sqrt(self.noise) / norm)
 
     def _outcome(self, gain: float, predicted: float, error: float) -> Outcome:
-        # The order matters: a small gain is absent even where every bit agrees, because the rounding took the update.
+        # The order matters: if the rounding removed the update, it is absent although every bit agrees.
         if gain < TRACE:
             return "absent"
         if not LOW <= gain <= HIGH:
@@ -194,7 +196,8 @@ class _Comparison:
             return "exact"
         error_of_gain = sqrt(max(self.spread, self.scatter)) / self.D_D
         expected = abs(gain - predicted) <= ERRORS * error_of_gain + FACTOR
-        # Entries off by more than a unit are tolerated in an added update, whose error is below the update itself.
+        # Entries that are off by more than a unit are tolerated only if the update was added, and if the error is
+        # smaller than the update itself.
         near = not self.beyond or (self.added and error < 1)
         return "rounded" if expected and near else "partial"
 

@@ -161,7 +161,7 @@ def _intruders(subject: Subject, numbers: Numbers, scales: MapScales, tables: Re
     if not intruders:
         return []
     grid = Grid.of(intruders)
-    # All modules were tested with one threshold, which any of them tells.
+    # All modules were tested with one threshold, so it is taken from the first.
     first = next(iter(intruders.values()))
     looked, count = subject.against_base.intruder_counts
     # The chance depends on the shape of the weight, so kinds may differ in it.
@@ -206,7 +206,7 @@ def _merges(subject: Subject, numbers: Numbers, scales: MapScales, tables: Resul
         x = effects[name]
         return (
             f"{name}: error {percent(x.rounding.error)}, {percent(x.rounding.gain)} of its strength survives, "
-            f"{percent(x.rounding.unmoved)} of the weights unmoved; ‖ΔW‖/‖W‖ {percent(x.ratio)}"
+            f"{percent(x.rounding.unmoved)} of the weights unchanged; ‖ΔW‖/‖W‖ {percent(x.ratio)}"
         )
 
     # A cell of several modules shows the largest error, as a mean would hide the module that loses its update.
@@ -249,7 +249,7 @@ MEASURES: tuple[Callable[[Subject, Numbers, MapScales, ResultTables, int], list[
     _merges,
 )
 
-# The worst module of a kind where one is enough to spoil a merge, and the median where the kind as a whole is meant.
+# Columns for which one bad module spoils a merge show the worst module of a kind; the others show the median.
 KIND_MERGE_COLUMNS: tuple[Column[KindMerges], ...] = (
     Column("kind", lambda row: row.kind, "kind", align="left"),
     Column("modules", lambda row: len(row.effects), "modules"),

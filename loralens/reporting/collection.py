@@ -88,7 +88,7 @@ def measure_collection(subjects: Sequence[Subject], *, threads: int = 1, step: S
     OptionError
         Fewer than two adapters.
     """
-    # Adapters of different models are no error here: the rest of the page describes each of them.
+    # Adapters of different models are not an error here, because the rest of the page describes each of them.
     adapters = [subject.adapter for subject in subjects]
     try:
         pairs = pairwise(adapters, labels=[subject.path for subject in subjects], threads=threads, step=step)
@@ -129,7 +129,7 @@ def measure_run(subjects: Sequence[Subject], log: Run, *, threads: int = 1) -> C
     steps = {checkpoint.path: checkpoint.step for checkpoint in log.checkpoints}
     adapter_steps = [steps.get(Path(subject.path)) for subject in subjects]
     dated = sorted((step, i) for i, step in enumerate(adapter_steps) if step is not None)
-    # One unknown step is enough to leave the order of the checkpoints open.
+    # If one step is unknown, the order of the checkpoints is unknown.
     if len(dated) < len(subjects) or len(subjects) < 2:
         return None
     order = [i for _, i in dated]

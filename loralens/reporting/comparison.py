@@ -18,10 +18,10 @@ from loralens.tables.table import Column, Table
 
 BLOCKS = 4  # blocks whose φ(i, j) is drawn for each pair: evenly spaced ones, so that the page stays small
 WIDEST = 64  # directions of a heat map of φ(i, j): more would be cells of less than two pixels
-# Conflicts, or agreements, up to which their table stands open; five times as many are listed. The first have the
-# largest share in the cosine of the whole updates.
+# With at most this many conflicts (or agreements) their table is open at first; at most five times as many are listed,
+# those with the largest share in the cosine of the whole updates.
 INTERACTIONS = 8
-PAIRS = 15  # pairs up to which their table stands open: those of six adapters
+PAIRS = 15  # with at most this many pairs, which six adapters have, their table is open at first
 Numbers = Mapping[str, int]
 SOURCE = "Hu et al. 2021, §7.2, eq. 4"
 
@@ -103,10 +103,10 @@ def _conflicts(labels: Sequence[str], collection: Collection, numbers: Numbers) 
     values = [cell.value for cell in chart.cells.values()]
     cosine = "The most negative cosine of any two adapters in each module" if several else "Cosine of ΔW in each module"
     spread = number(float(pairs.spreads.max()), 2)
-    # One of many cosines is far from 0 by chance: the most negative must be compared with as many.
+    # Of many cosines some are far from 0 by chance, so the most negative is compared with a level for as many.
     many = (
-        "; the most negative of many cosines is beyond that by chance alone, so look for "
-        f"{far_cosine(pairs):.1f} times as much"
+        "; the most negative of many cosines is beyond that by chance alone, so only "
+        f"{far_cosine(pairs):.1f} times as much shows a conflict"
     )
     return Picture(
         "conflicts",
@@ -122,7 +122,7 @@ def _conflicts(labels: Sequence[str], collection: Collection, numbers: Numbers) 
 
 def _interactions(labels: Sequence[str], collection: Collection) -> list[Part]:
     far = f"{far_cosine(collection.pairs):.1f} standard deviations from chance"
-    rule = f"every module with |cosine| ≥ {LARGE:g} and {far}"
+    rule = f"every module with |cosine| ≥ {LARGE:g} and at least {far}"
     parts: list[Part] = []
     for verb, places in (("work against each other", collection.conflicts), ("agree", collection.agreements)):
         if places:
@@ -130,7 +130,7 @@ def _interactions(labels: Sequence[str], collection: Collection) -> list[Part]:
             table = Table(f"Where two adapters {verb}: {rule}", columns, rows)
             parts.append(PageTable(table, folded=len(places) > INTERACTIONS))
         else:
-            # The rule stands here too: none by a strict rule is less than none at all.
+            # The rule is stated here too, because a looser rule might have found some.
             parts.append(Paragraph(f"No two adapters {verb} in any module ({rule})."))
     return parts
 

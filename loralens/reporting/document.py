@@ -11,11 +11,11 @@ from loralens.tables.table import Table
 
 # The width in pixels that a page of 1280 pixels has for charts within a frame, and the gap between columns of them.
 ROOM, GAP = 1160, 28
-COLUMNS = 3  # columns beside each other at most, as the stylesheet has it
+COLUMNS = 3  # the largest number of columns side by side, as in the stylesheet
 
 
 def is_too_wide(charts: Iterable[Chart], columns: int) -> bool:
-    """Whether a map among charts is wider than one of so many columns, so that it would be cut there."""
+    """Whether one of the charts is a map too wide for its column, if the page has this number of columns."""
     columns = min(max(columns, 1), COLUMNS)
     room = (ROOM - GAP * (columns - 1)) / columns
     # Line charts shrink with their column, and maps do not: their numbers would become too small to read.
@@ -48,9 +48,10 @@ class Notice:
 
 
 def code_pieces(text: str) -> list[str]:
-    """The parts of a fix between its backticks, words and commands by turns.
+    """Split the text of a fix at its backticks.
 
-    Where a backtick has no partner, the whole text is one part.
+    Parts with an even index are words, and parts with an odd index are commands. If a backtick has no partner, the
+    whole text is one part.
     """
     pieces = text.split("`")
     return pieces if len(pieces) % 2 else [text]
@@ -102,9 +103,9 @@ class Picture:
     key : str
         A short name, unique in a report: the id on the page, and the name of the file next to the Markdown.
     chance : str
-        What chance alone would give, or why there is no such level; without a full stop, as it ends a sentence.
+        What chance alone would give, or why there is no such level. It has no full stop, which the caption adds.
     source : str
-        The paper and section where the figure, or its measure, comes from; without a full stop too.
+        The paper and section where the figure, or its measure, comes from. It has no full stop either.
     alt : str
         A description for readers who do not see the charts.
     folded : bool
@@ -112,7 +113,7 @@ class Picture:
     keys : sequence of Key
         The colour keys that the charts share.
     remark : str
-        What is true of this adapter alone: in a `PictureRow` it stands below the charts, and the caption stands once.
+        A text about this adapter alone. In a `PictureRow` it is below the charts of the adapter; the caption is shared.
     """
 
     key: str
@@ -163,7 +164,8 @@ class PictureRow:
 class Slider:
     """The two sliders that choose ranks for one adapter.
 
-    ``adapter`` is its place in `Report.sliders`; ``share`` is the name of 1 − error², the energy or the output kept.
+    ``adapter`` is the index of its data in `Report.sliders`. ``share`` is what 1 − error² is called on the page:
+    "energy kept" or "output kept".
     """
 
     adapter: int

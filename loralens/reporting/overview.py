@@ -16,13 +16,13 @@ from loralens.reporting.subject import Subject
 from loralens.tables.numbers import count, join_words, number, size, span
 from loralens.tables.table import Column, Table
 
-# Modules whose evidence is spelled out in a finding; the others are counted, as they repeat it with other numbers.
-# `loralens doctor` names as many.
+# Modules whose evidence a finding shows; the others are counted, because their evidence differs in its numbers only.
+# `loralens doctor` shows as many.
 SHOWN = 3
-KINDS = 8  # kinds of modules that are listed by name, those of most modules: a decoder block has seven
+KINDS = 8  # kinds of modules that are listed by name, those with the most modules: a decoder block has seven
 LONG = 160  # letters of the name of a base model, which may be a long path
 KIND = 40  # letters of a kind within a sentence: that of a module outside blocks may be its whole name
-OPEN = 60  # modules up to which their table stands open
+OPEN = 60  # with at most this many modules their table is open at first
 
 
 def findings_section(subjects: Sequence[Subject], findings: Sequence[Diagnosis], base: str | None) -> Section:
@@ -104,7 +104,7 @@ def _facts(subject: Subject) -> dict[str, str]:
     modules = [reading.module for reading in readings.values()]
     scales = Counter((module.scale, str(module.scaling)) for module in modules)
     kinds = Counter(map(kind, readings))
-    # Magnitudes that were taken from the base are no tensors of the file.
+    # Magnitudes that were taken from the base are not tensors of the file.
     extra = Counter(extra.role for extra in adapter.extra.values() if extra.role not in NORMS)
     extra_bytes = sum(extra.tensor.nbytes for extra in adapter.extra.values())
     facts = {
@@ -128,7 +128,7 @@ def _facts(subject: Subject) -> dict[str, str]:
     if subject.spectra and subject.norm:
         modules_half = half_energy_modules(subject)
         facts["half of the energy"] = f"in {modules_half} of {count(len(subject.spectra), 'module')}"
-        facts["effective rank"] = f"{mean_effective_rank(subject.spectra.values()):.1f} in the mean"
+        facts["effective rank"] = f"{mean_effective_rank(subject.spectra.values()):.1f} on average"
     if extra:
         roles = ", ".join(f"{times} {role}" for role, times in extra.items())
         facts["other tensors"] = f"{roles} tensors, {size(extra_bytes)}; they are not measured here"

@@ -10,7 +10,7 @@ from loralens.reporting.result_tables import ResultTables
 from loralens.reporting.subject import Subject
 from loralens.tables.numbers import count, join_words, number, percent
 
-# The measure that a sentence names: the first of these that the task has. Accuracy says most to people.
+# A sentence names the first of these measures that was measured. People know accuracy best.
 HEADLINE = {"classification": ("accuracy", "loss"), "causal-lm": ("perplexity", "loss")}
 NAMED = 4  # adapters that a sentence names; the table has all of them
 BARE_MODEL = "the model alone"
@@ -21,12 +21,15 @@ def quality_section(
 ) -> Section:
     """The section with one table for each evaluation."""
     named = [_with_labels(evaluation, subjects) for evaluation in evaluations]
-    lead = "Measured by running the model: what the numbers below mean for the task."
+    lead = (
+        "The model was run on texts with each adapter. The results show how well it does the task; the sections below "
+        "describe the adapters themselves."
+    )
     return Section("quality", "Quality on texts", lead, [PageTable(tables.quality(evaluation)) for evaluation in named])
 
 
 def quality_sentences(evaluations: Sequence[StoredEvaluation], subjects: Sequence[Subject]) -> list[str]:
-    """One sentence for each evaluation: the measure that says most, with each adapter."""
+    """One sentence for each evaluation: the best-known measure, and its values with at most `NAMED` adapters."""
     return [_sentence(_with_labels(evaluation, subjects)) for evaluation in evaluations]
 
 
@@ -52,7 +55,7 @@ def _value(row: MeasuredAdapter, measure: str) -> str:
 
 
 def _with_labels(evaluation: StoredEvaluation, subjects: Sequence[Subject]) -> StoredEvaluation:
-    """The evaluation, whose adapters have their names on the page in place of their paths."""
+    """The same evaluation, in which every path is replaced by the name that the adapter has on the page."""
     labels = {subject.path: subject.label for subject in subjects}
     # An adapter that is not on the page is named by the end of its path.
     named = [

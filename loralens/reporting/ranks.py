@@ -1,6 +1,6 @@
 """The section of ranks: the size and the error of every choice of ranks, its sliders, and the words of the advice.
 
-The recommended rank itself is `loralens.reporting.subject.recommended_point`.
+The recommended rank itself comes from `loralens.compression.curve.recommended_point`.
 """
 
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ from loralens.reporting.slider_stops import Stop, budget_stops, rank_stops
 from loralens.reporting.subject import Subject
 from loralens.tables.numbers import count, join_words, percent, size, span, unit_of
 
-OPEN = 16  # ranks up to which their table stands open: an adapter of rank 16 has so many
+OPEN = 16  # a table of more ranks than these is folded at first; that of an adapter of rank 16 is open
 
 
 def ranks_section(subjects: Sequence[Subject], tables: ResultTables) -> Section:
-    """Error and size of every choice of ranks; the sliders count the subjects that have a plan."""
+    """Error and size of every choice of ranks. Only subjects that have a plan get a slider, and a number for it."""
     planned = [(i, subject) for i, subject in enumerate(subjects) if subject.plan is not None]
     sliders = {
         subject.path: Slider(k, subject.label, "output kept" if subject.on_data else "energy kept")
@@ -29,8 +29,8 @@ def ranks_section(subjects: Sequence[Subject], tables: ResultTables) -> Section:
     listed = [PageTable(tables.ranks(subject), folded=len(subject.points) > OPEN) for _, subject in planned]
     parts: list[Part]
     if len(subjects) > 1:
-        # The first table of the page has the recommendations, and the sliders begin at them. A sentence says only what
-        # neither can: why a rank stays, and on how many inputs an error was measured.
+        # The recommendations are in the first table of the page, and the sliders start at them. So an adapter gets a
+        # sentence only for what these cannot show: why its rank stays, or on how many inputs an error was measured.
         columns: list[tuple[str, Sequence[Part]]] = [
             (subject.label, [sliders[subject.path]] if subject.path in sliders else [_no_ranks(subject)])
             for subject in subjects
@@ -49,12 +49,12 @@ def ranks_section(subjects: Sequence[Subject], tables: ResultTables) -> Section:
     else:
         parts = [_no_ranks(subjects[0])]
     lead = (
-        f"The error is {_error_of(subjects)} over all modules, before rounding; no other adapter of the same ranks "
-        "has a smaller one. One rank for all modules is what inference servers expect; a budget gives each module "
-        "the rank that saves most."
+        f"The error is {_error_of(subjects)} over all modules, before rounding. No other adapter of the same ranks has "
+        "a smaller error. Inference servers expect one rank for all modules. A budget gives more directions to the "
+        "modules where they reduce the error most."
     )
     without = [subject.label for subject in subjects if not subject.on_data]
-    # Where all of them or none have activations, the introduction says it already.
+    # If all of them have activations, or none has, the introduction says so already.
     if 0 < len(without) < len(subjects):
         text = f"No activations were given for {join_words(without)}, so their errors are those of ΔW itself."
         parts.insert(0, Paragraph(text))
@@ -66,21 +66,22 @@ def _no_ranks(subject: Subject) -> Paragraph:
 
 
 def _is_smaller(subject: Subject) -> bool:
-    """Whether a lower rank for all modules is recommended, as the file would be smaller."""
+    """Whether a lower rank for all modules is recommended, because the file would be smaller."""
     best, highest = subject.recommended, subject.highest
     return bool(subject.norm and best and highest and best.uniform.bytes < highest.uniform.bytes)
 
 
 def _error_of(subjects: Sequence[Subject]) -> str:
-    """What the errors of the section are errors of."""
+    """The formula of the errors in this section."""
     plain, output = "‖ΔW−ΔW'‖/‖ΔW‖", "√(E‖(ΔW−ΔW')x‖² / E‖ΔWx‖²) on the inputs given"
     measured = {subject.on_data for subject in subjects}
-    return output if measured == {True} else plain if measured == {False} else f"{output}, without them {plain},"
+    both = f"{output}, or {plain} without such inputs,"
+    return output if measured == {True} else plain if measured == {False} else both
 
 
 def _quantity(subject: Subject) -> str:
     """The quantity of which a smaller adapter keeps a share, in words."""
-    # The error is relative to √E‖ΔWx‖², so what it loses is a share of the square.
+    # The error is relative to √E‖ΔWx‖², so its square is the share of the squared output that is lost.
     return "the squared output on the inputs given" if subject.on_data else "the energy"
 
 
@@ -121,7 +122,7 @@ def _describe_error(subject: Subject, point: CurvePoint, update_error: float | N
 def compress_command(subject: Subject) -> str:
     """The command that makes the adapter smaller, without the rank or size, which the sliders append."""
     to = ["--to", subject.dialect.name] if subject.dialect.name != subject.examination.adapter.format else []
-    # Without it compress would choose a rank for each module, which a file of one rank cannot hold.
+    # Without --uniform, compress would choose a rank for each module, which a file of one rank cannot hold.
     uniform = ["--uniform"] if subject.dialect.one_rank else []
     activations = ["--activations", quote_word(subject.activations)] if subject.activations else []
     return subject.examination.command(

@@ -36,7 +36,7 @@ def report_record(
 
 def _adapter(subject: Subject, tables: ResultTables) -> dict[str, Any]:
     best, adapter = subject.recommended, subject.examination.adapter
-    # The totals are those of the modules that were asked for, with those that are left out below.
+    # The totals cover the requested modules, including those that are left out below.
     chosen = adapter.without([name for name in adapter if name not in subject.examination.readings])
     return {
         "path": subject.path,

@@ -11,8 +11,8 @@ from loralens.reporting.result_tables import ResultTables
 from loralens.reporting.subject import Subject
 from loralens.tables.numbers import fixed, number
 
-# From this cosine of A with the last checkpoint on, φ of the in side shows the common initialisation, not the training.
-# `loralens trajectory` uses the same.
+# If the A of the first checkpoint and that of the last have at least this cosine, φ of the in side shows the common
+# initialisation and not the training. `loralens trajectory` has the same limit.
 STUCK = 0.9
 
 
@@ -24,7 +24,7 @@ def run_section(subjects: Sequence[Subject], run: CheckpointRun, tables: ResultT
 
 
 def run_sentence(run: CheckpointRun) -> str:
-    """A sentence that says from which step on the direction of ΔW has settled, and whether the in side can be read."""
+    """From which step on the direction of ΔW has settled, and whether φ of the in side means anything, in words."""
     settled = settled_sentence(run)
     text = f"{settled[0].upper()}{settled[1:]}"
     trajectory = run.trajectory
@@ -33,7 +33,7 @@ def run_sentence(run: CheckpointRun) -> str:
     text += "."
     if not trajectory.points[-1].frobenius:
         return text
-    # The first checkpoint is the farthest from the last: where even its A is near, that of all others is.
+    # The first checkpoint is the farthest from the last. If even its A is close to the last A, all others are too.
     first = trajectory.points[0]
     if first.initial >= STUCK and first.phi["in"] > first.phi["out"]:
         text += " A stays close to its random initialisation, so φ of the in side is high throughout: "
@@ -42,7 +42,7 @@ def run_sentence(run: CheckpointRun) -> str:
 
 
 def settled_sentence(run: CheckpointRun) -> str:
-    """Whether the direction of ΔW has settled, without a capital and without a full stop."""
+    """A clause that says whether the direction of ΔW has settled, without a capital and without a full stop."""
     trajectory, steps = run.trajectory, run.steps
     before = trajectory.points[-2].cosine
     if not trajectory.points[-1].frobenius:
@@ -62,7 +62,7 @@ def _picture(run: CheckpointRun) -> Picture:
     return Picture(
         "run",
         "From checkpoint to checkpoint",
-        [chart for chart in charts if chart.lines],  # that of losses has none where none was logged
+        [chart for chart in charts if chart.lines],  # the chart of losses has no lines if no loss was logged
         "Norm, direction and effective rank of ΔW over the steps, and the loss where it was logged.",
         "cosine 0; φ " + ", ".join(f"{number(value, 3)} ({side} side)" for side, value in chance.items()),
         "Hu et al. 2021, §7.2, over training steps",

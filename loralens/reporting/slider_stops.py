@@ -34,7 +34,7 @@ class Dialect:
     Attributes
     ----------
     write : callable
-        Adapter → the content of its file, before any number is computed.
+        Adapter → the tensors and the header of its file. No number of a tensor is computed until it is read.
     one_rank : bool
         Whether a file can only have one rank for all modules.
     """
@@ -58,7 +58,7 @@ class TensorSize:
     entry : int
         Bytes of its entry in the header, without the digits of rank and offsets.
     unit : int
-        Its bytes per direction; all its bytes where no dimension is a rank.
+        Its bytes at rank 1. If no dimension is a rank, these are its bytes at every rank.
     module : str or None
         The first module of the group whose rank is one of its dimensions; None where no dimension is a rank.
     """
@@ -71,8 +71,9 @@ class TensorSize:
 @final
 @dataclass(frozen=True, slots=True)
 class FileLayout:
-    """The size of a safetensors file at any ranks, from the header bytes outside the entries and its tensors in order.
+    """What determines the size of a safetensors file at any ranks.
 
+    These are the bytes of the header outside of its entries (``head``), and the tensors in the order of the file.
     The writer gives the same size, but it would make an adapter and a header for every choice of ranks that is tried.
     """
 
@@ -116,7 +117,7 @@ def find_layout(plan: TruncationPlan, dialect: Dialect) -> FileLayout | None:
     a second all have rank 2. In the n-th trial after these, the groups whose number has bit n set have rank 2 and the
     others rank 1. So the trials in which a tensor grew spell the number of its group in binary, and few trials suffice.
     """
-    # The rank of a fused or structured module is not a dimension of its tensors alone.
+    # At full rank a fused or structured module is stored in its own form, whose size does not follow from the rank.
     if any(
         is_fused_module(plan.adapter[name]) or isinstance(plan.adapter[name], Structured) for name in plan.directions
     ):
@@ -178,8 +179,8 @@ def _json_text(value: Any) -> str:
 
 def _matches_writer(layout: FileLayout, plan: TruncationPlan, dialect: Dialect, groups: Mapping[str, int]) -> bool:
     """Whether the formula gives the same sizes as the writer, at ranks of one digit and of two."""
-    # Offsets and ranks are written as digits, so the formula is tested at ranks where they get longer. Every group has
-    # another rank in these tests, so that a tensor in the wrong group changes the size.
+    # Offsets and ranks are written as digits, so the formula is tested at ranks where they get longer. Any 12
+    # successive groups have different ranks here, so that a tensor in the wrong group changes the size.
     for rank in (1, 3, 12):
         ranks = {name: 1 + (rank + (0 if dialect.one_rank else i)) % 12 for name, i in groups.items()}
         if layout.size(ranks) != dialect.size(plan.at(ranks)):

@@ -85,7 +85,7 @@ def _spectra_picture(subject: Subject, grid: Grid, numbers: Numbers, limits: Lim
         "Hu et al. 2021, §7.2 (subspaces of different r); the measures as in the glossary",
         f"Singular values of {subject.label}, by kind of module; {_effective_rank_range(subject)}.",
         keys=grid.ramp,
-        remark=f"ΔW is 0 in {count(zero, 'module')}, without a line." if zero else "",
+        remark=f"ΔW is 0 in {count(zero, 'module')}: there is no line." if zero else "",
     )
 
 
@@ -106,8 +106,8 @@ def _energy_curves_picture(subject: Subject, i: int) -> Picture:
         "Energy kept",
         [energy_chart(subject.spectra, subject.shares)],
         "Share of Σσ² in the k leading directions of every module, one line per kind of module.",
-        "r equally strong directions give a straight line, k/r; the farther a curve lies above it, the lower a rank "
-        "is enough",
+        "r equally strong directions give a straight line, k/r; the farther a curve lies above it, the fewer "
+        "directions are enough",
         "Eckart & Young 1936; Hu et al. 2021, §7.2",
         f"Share of energy against directions kept, for {subject.label}; {directions}.",
     )

@@ -18,14 +18,14 @@ from loralens.reporting.spectra import half_energy_modules
 from loralens.reporting.subject import Subject
 from loralens.tables.numbers import count, join_words, number, percent, signed, size, span, whole_percent
 
-# Below this error the page says that a merge preserves ΔW: percentages of the report would round it to 0 in a sentence.
+# If the largest error of a merge in any module is below this, the summary says that the merge preserves ΔW.
 FAITHFUL = 0.005
-# A kind is named where it holds half as much again as an even share. Beyond 40 kinds, as where every module is a kind
-# of its own, the share of one says nothing.
+# A kind is named if its share of the energy is more than 1.5 times an even share. With more than 40 kinds none is
+# named: every module may then be a kind of its own, and the share of one module says nothing.
 UNEVEN, KINDS = 1.5, 40
 WORTH = 0.95  # a second recommendation is worth a sentence only where it saves at least 5 % of the file of the first
-BEYOND = 100  # standard deviations beyond which the number itself means nothing more
-FELT = 0.05  # the least share of modules in the cosine of the whole updates that is called a conflict
+BEYOND = 100  # standard deviations above which the exact number gives no further information
+FELT = 0.05  # modules with a conflict contribute at least this much to the cosine of the whole updates
 CODES = 4  # codes of findings that the sentence lists: the section below has all of them
 
 
@@ -41,11 +41,11 @@ def summary_sentences(
     if run:
         lines.append(f"{len(run.order)} checkpoints of one run. {run_sentence(run)}")
     for subject in subjects:
-        # Of a run only the last checkpoint gets a recommendation: the others are on the way to it.
+        # In a run only the last checkpoint gets a recommendation, because the others are intermediate results.
         ranks = [] if run and subject is not subjects[run.order[-1]] else _ranks(subject)
         sentences = [*_energy(subject), *ranks, *_base(subject)]
         lines += [f"{subject.label}: {' '.join(sentences)}"] if several else sentences
-    # Checkpoints of one run resemble each other, which is no finding.
+    # Checkpoints of one run always resemble each other, so this is not reported.
     if collection and not run:
         lines += _together([subject.label for subject in subjects], collection)
     return lines
@@ -54,8 +54,8 @@ def summary_sentences(
 def remarks(subjects: Sequence[Subject]) -> list[str]:
     """The sentences that a page shows below its first table.
 
-    Of several adapters there are none: their measurements stand beside each other in tables, where a paragraph for each
-    would say the same words again.
+    A page of several adapters has none: its tables compare their measurements, and one paragraph for each adapter
+    would repeat the same words.
     """
     return [*_energy(subjects[0]), *_base(subjects[0])] if len(subjects) == 1 else []
 
@@ -67,7 +67,7 @@ def _findings(findings: Sequence[Diagnosis]) -> str:
         return "The doctor found nothing wrong."
     if not serious:
         return f"The doctor found no errors and no warnings; {count(len(causes), 'note')} below."
-    # Notes are not counted beside errors and warnings, as they ask for nothing to be done.
+    # Notes are not counted where there are errors or warnings, as a note asks for nothing to be done.
     levels = [
         count(n, level) for level in ("error", "warning") if (n := sum(finding.level == level for finding in causes))
     ]
@@ -100,7 +100,7 @@ def _ranks(subject: Subject) -> list[str]:
     best, text = subject.recommended, advice(subject)
     by_module = recommended_point(subject.points, budget=True)
     if best and by_module and by_module.uniform.bytes < WORTH * best.uniform.bytes:
-        on_inputs = " there" if subject.on_data else ""
+        on_inputs = " on the inputs given" if subject.on_data else ""
         text += (
             f" With a rank of its own for every module, {size(by_module.budget.bytes)} are enough (ranks "
             f"{span(by_module.budget.ranks)}, error {percent(by_module.budget.error)}{on_inputs})."
@@ -132,7 +132,7 @@ def _base(subject: Subject) -> list[str]:
             error = error_in_words(largest)
             sentences.append(f"{merge} would preserve ΔW: its largest error in any module is {error}.")
         else:
-            # The median too, as the worst of many modules may stand for itself alone.
+            # The median is given too, because the worst of many modules may be an exception.
             middle = median(x.rounding.error for x in effects.values())
             sentences.append(
                 f"{merge} would have an error of {percent(middle)} of ‖ΔW‖ in the median module and of "
@@ -144,8 +144,8 @@ def _base(subject: Subject) -> list[str]:
 def _together(labels: Sequence[str], collection: Collection) -> list[str]:
     pairs = collection.pairs
     sentences = [
-        f"{join_words([labels[t] for t in group])} were initialised with the same random A, so compare them by the out "
-        "side."
+        f"{join_words([labels[t] for t in group])} were initialised with the same random A, so compare them by φ "
+        "of the out side."
         for group in collection.families
     ]
     cosines = finite_cosines(pairs)
@@ -165,24 +165,26 @@ def _together(labels: Sequence[str], collection: Collection) -> list[str]:
         conflict = collection.conflicts[0]
         names = f"{labels[conflict.first]} and {labels[conflict.second]}"
         place = f"in {conflict.location}: cosine {signed(conflict.cosine)} over {count(conflict.modules, 'module')}"
-        # The word is kept for what would be felt: a module of little energy may have any cosine.
+        # It is called a conflict only if it has a noticeable effect: a module with little energy may have any cosine.
         if conflict.cosine <= FIGHT and abs(conflict.weight) >= FELT:
             sentences.append(f"The conflict with the largest effect is between {names} {place}.")
         else:
-            effect = f"{abs(conflict.weight):.2g} of the cosine of the whole updates"
-            sentences.append(f"{names} partly work against each other {place}, which is {effect}.")
+            effect = f"This contributes {number(conflict.weight, 2)} to the cosine of the whole updates"
+            sentences.append(f"{names} partly work against each other {place}. {effect}.")
     else:
         sentences.append(
-            f"No two adapters conflict in any module: no cosine is both below {number(-LARGE)} and beyond chance. At "
-            f"{number(-LARGE)} the sum of two updates of equal norm loses {whole_percent(LARGE)} of each."
+            f"No two adapters work against each other in any module: no cosine is both {number(-LARGE)} or less and "
+            f"beyond chance. At {number(-LARGE)} the sum of two updates of equal norm loses {whole_percent(LARGE)} of "
+            "each."
         )
     return sentences
 
 
 def _verdict(cosine: float, z: float, pairs: int) -> str:
     """Whether the largest |cosine| of so many pairs is more than chance would give, and whether it is nearly 1."""
-    # |z| of two single directions exceeds t with probability e^−t at most, and of more directions less: beyond
-    # ln(20·pairs), which is 3 for one pair, chance leaves any pair in one case of 20.
+    # Between two updates of rank 1, |z| exceeds t by chance with a probability of at most e^−t. With more directions
+    # the probability is lower. So the probability that any of the pairs exceeds ln(20·pairs) is at most 1/20. For one
+    # pair this limit is 3.
     if abs(z) < log(20 * pairs):
         return ", which is what unrelated adapters would have"
     if abs(cosine) >= SAME:

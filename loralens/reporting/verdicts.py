@@ -19,7 +19,7 @@ CODES = 3  # codes of findings that a sentence lists
 
 
 class AdapterVerdict(NamedTuple):
-    """One row: an adapter in short.
+    """One row of the table on the first screen: the verdict on one adapter.
 
     Attributes
     ----------
@@ -46,7 +46,7 @@ class AdapterVerdict(NamedTuple):
 
 
 def verdict_of(subject: Subject, findings: Sequence[Diagnosis]) -> AdapterVerdict:
-    """The row of one adapter; ``findings`` are those of all adapters."""
+    """Return the row of one adapter; ``findings`` has those of all adapters."""
     own = [same[0] for same in by_cause(findings) if same[0].adapter == subject.path]
     levels = Counter(finding.level for finding in own)
     best, highest = (subject.recommended, subject.highest) if subject.norm else (None, None)
@@ -67,7 +67,7 @@ def verdict_of(subject: Subject, findings: Sequence[Diagnosis]) -> AdapterVerdic
 
 
 def _words(subject: Subject, own: Sequence[Diagnosis], saved: float | None) -> str:
-    """The verdict in a few words: what is most serious comes first."""
+    """The verdict in a few words; the most serious fact comes first."""
     for level, words in (("error", "does not work as it is"), ("warning", "look at it first")):
         codes = list(dict.fromkeys(finding.code for finding in own if finding.level == level))
         if codes:
@@ -110,7 +110,7 @@ COLUMNS: tuple[Column[AdapterVerdict], ...] = (
         lambda row: (row.needed, row.of),
         "rank needed",
         _rank,
-        about="the lowest rank for all modules that keeps 99 % of the energy, of the highest rank",
+        about="the lowest rank for all modules that keeps 99 % of the energy, and the highest rank now",
     ),
     Column("saved", lambda row: row.saved, "saves", _share, about="the share of the file that this rank saves"),
     Column("strength", lambda row: row.strength, "strength", _share, about="‖ΔW‖/‖W‖ over all modules with a weight"),
@@ -178,7 +178,7 @@ def _warned(warned: Sequence[AdapterVerdict], *, several: bool) -> str:
 
 
 def _relation(subjects: Sequence[Subject], collection: Collection | None) -> str:
-    """What the most similar, or most opposed, two of several adapters are to each other."""
+    """How the two most similar, or most opposed, of several adapters are related."""
     cosines = finite_cosines(collection.pairs) if collection else {}
     if not collection or not cosines:
         return "the adapters have no module in common" if collection is None else ""
@@ -189,7 +189,7 @@ def _relation(subjects: Sequence[Subject], collection: Collection | None) -> str
 
 
 def _savings(subject: Subject, verdict: AdapterVerdict) -> str:
-    """What one adapter needs, in words that follow its name or stand alone."""
+    """Return in words which rank one adapter needs."""
     if verdict.needed is None or verdict.saved is None:
         return f"{verdict.label} has no rank to choose"
     if verdict.saved < WORTHWHILE:

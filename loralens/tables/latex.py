@@ -1,6 +1,6 @@
 """Tables as ``tabular`` environments that pdflatex, xelatex and lualatex take without a package.
 
-pdflatex stops at letters such as ‖, Δ and σ, so the letters of headings and numbers become formulas.
+pdflatex stops at characters such as ‖, Δ and σ, so such characters are written as formulas.
 """
 
 import re
@@ -12,7 +12,8 @@ from loralens.tables.table import Table
 
 # Characters that LaTeX would take as commands. `str.translate` looks at each character once, so the braces and
 # backslashes of a replacement are not replaced again.
-# LaTeX of an 8-bit font has no minus sign in text; programs that read the table expect a hyphen.
+# The minus sign becomes a hyphen: the 8-bit fonts of LaTeX have no minus sign in text, and programs that read the table
+# expect a hyphen.
 _SPECIAL = {MINUS: "-", "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _PLAIN = {"–": "--", "…": r"\ldots{}", "“": "``", "”": "''", "’": "'"}
 _TEXT = str.maketrans(_SPECIAL | _PLAIN | {c: f"\\{c}" for c in "&%$#_{}"})

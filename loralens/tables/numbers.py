@@ -10,10 +10,11 @@ UNDEFINED = "–"  # where a quantity has no value
 MINUS = "−"  # U+2212, in every text for people; CSV, JSON and LaTeX have the hyphen, which programs read
 # Block characters by eighths of a line's height; the space stands for 0.
 BLOCKS = " ▁▂▃▄▅▆▇█"
-# Smaller shares are written as powers of ten: 0.001 % still reads as a percentage, but 0.000012 % is counted in zeros.
+# Smaller shares are written as powers of ten: 0.001 % is still easy to read, but the zeros of 0.000012 % would have to
+# be counted.
 SMALL_SHARE = 1e-5
-# Shares are quotients of sums of squares, so one that is 1 comes out of float64 up to rounding. The tolerance is far
-# above the rounding of such sums, and far below the 0.05 % that three digits can show.
+# Shares are quotients of sums of squares in float64. By rounding, a share of exactly 1 may come out slightly smaller.
+# The tolerance is far above the rounding of such sums, and far below the 0.05 % that three digits can show.
 WHOLE = 1e-9
 UNITS = ("kB", "MB", "GB", "TB")  # powers of 1000, as the Hub, operating systems and --size 20MB count
 
@@ -21,7 +22,7 @@ _SIZE = re.compile(r"(?P<number>\d+(\.\d+)?|\.\d+)\s*(?P<power>[kmgt]?)(?P<binar
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """Write a number with so many significant digits; None and NaN as a dash, infinity as ∞."""
+    """Write a number with ``digits`` significant digits, None and NaN as a dash, and infinity as ∞."""
     if value is None or value != value:  # NaN is the only number that differs from itself
         return UNDEFINED
     return true_minus(f"{value:.{digits}g}" if isfinite(value) else "∞" if value > 0 else "-∞")
@@ -48,7 +49,7 @@ def fixed(form: str) -> Callable[[float | None], str]:
         # -0.0001 with two decimals would become "-0.00", which looks like a negative result.
         if value < 0 and not written.strip("-0.%"):
             written = f"{0.0:{form}}"
-        # A space before the sign, as `percent` has it and as the SI writes units.
+        # A space before the percent sign, as `percent` writes it and the SI prescribes.
         return true_minus(written).replace("%", " %")
 
     return text
@@ -65,7 +66,7 @@ def whole_percent(share: float) -> str:
 
 
 def percent(share: float | None, digits: int = 3) -> str:
-    """Write a share in percent with at most so many significant digits, and None as an empty text.
+    """Write a share in percent with at most ``digits`` significant digits, and None as an empty text.
 
     A share below 0.001 % is written as a power of ten, without the percent sign. A share that is less than 1 is never
     written as 100 %.
@@ -79,7 +80,7 @@ def percent(share: float | None, digits: int = 3) -> str:
     if abs(share) < SMALL_SHARE:
         return true_minus(f"{share:.1e}")
     value = float(f"{100 * share:.{digits}g}")  # back to a number: 1230 % would be written as 1.23e+03 %
-    # Rounding must not claim a whole: 0.99996 would become 100 %.
+    # Rounding must not turn a part into the whole: 0.99996 would become 100 %.
     if share < 1 - WHOLE and value >= 100:
         return f"> 99.{'9' * max(digits - 2, 1)} %"
     return true_minus(f"{value:.6f}".rstrip("0").rstrip(".")) + " %"
@@ -119,7 +120,7 @@ def parse_size(text: str) -> int:
     Raises
     ------
     OptionError
-        The text is no size.
+        The text is not a size.
     """
     fix = "write it like 20MB, 512KiB or 100000"
     written = _SIZE.fullmatch(text.strip())

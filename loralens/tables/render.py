@@ -22,7 +22,7 @@ def csv_text(*tables: Table[Any]) -> str:
     """
     columns, rows = _names_and_rows(tables)
     stream = StringIO()
-    # The writer would end lines with \r\n, which programs of Unix show as a stray character.
+    # By default lines would end with \r\n, which programs of Unix show as a stray character.
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(columns)
     for row in rows:
@@ -39,7 +39,7 @@ def frame(*tables: Table[Any]) -> "DataFrame":
         raise missing_packages("a data frame", ["pandas"], error) from error
     columns, rows = _names_and_rows(tables)
     data = DataFrame(rows, columns=columns)
-    # pandas takes a column of None alone for objects, of which there is no mean. Texts stand at the left.
+    # pandas gives a column with only None the dtype object, which has no mean. Columns of numbers are right-aligned.
     numbers = {column.name for column in tables[0].columns if column.align == "right"}
     absent = [name for name in columns if name in numbers and data[name].isna().all()]
     return data.astype(dict.fromkeys(absent, "float64"))
@@ -62,7 +62,7 @@ def html_table(table: Table[Any]) -> str:
         cell_tags = (f'<td style="text-align: {align}">{text}</td>' for align, text in cells)
         rows += f"<tr>{''.join(cell_tags)}</tr>"
     title = escape(visible(table.title))
-    # Titles at the left, and a gap below: in a notebook a table is narrow, and the next one follows at once.
+    # The title is at the left because a table is narrow, and a gap separates it from the next table.
     title += f" (the first {len(shown)} of {len(table.rows)} rows)" if len(shown) < len(table.rows) else ""
     caption = f'<caption style="text-align: left">{title}</caption>' if title else ""
     return f'<table style="margin-bottom: 1em">{caption}<thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>'

@@ -87,7 +87,7 @@ class Tabular:
     def _repr_html_(self) -> str:
         from loralens.tables import render
 
-        # The conclusion says what the tables then leave out.
+        # The conclusion comes first, and the tables do not repeat what it says.
         conclusion = "".join(render.html_sentence(sentence) for sentence in self.conclusion())
         return conclusion + "".join(map(render.html_table, self._tables_for_documents()))
 

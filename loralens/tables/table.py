@@ -39,7 +39,7 @@ class Column(Generic[Row]):
     bar : bool
         Whether pages draw the values, which are shares in [0, 1], as bars.
     drawn : bool
-        Whether the text is a drawing made of letters, which LaTeX has no font for and leaves out.
+        Whether the text is a drawing made of characters. LaTeX has no font for these, so the column is left out there.
     """
 
     key: str | tuple[str, ...]
@@ -87,11 +87,11 @@ class Table(Generic[Row]):
     Attributes
     ----------
     uneventful : callable, optional
-        Row → whether nothing happened in it. A terminal shows one sentence for all such rows; machines get every row.
+        Row → whether it has nothing notable. A terminal shows one sentence for all such rows; machines get every row.
     sum_up : callable
         The number of such rows → that sentence, without a full stop.
     most : int, optional
-        How many rows a terminal shows, unless the user asks for another number or for every row.
+        The largest number of rows that a terminal shows, unless the user asks for another number or for every row.
     whole : bool
         Whether all rows belong together, as those of a matrix do, so that no number of rows limits them.
     """
@@ -100,7 +100,7 @@ class Table(Generic[Row]):
     columns: Sequence[Column[Row]]
     rows: Sequence[Row]
     uneventful: Callable[[Row], bool] | None = None
-    sum_up: Callable[[int], str] = "{:,} rows in which nothing happened".format
+    sum_up: Callable[[int], str] = "{:,} rows with nothing notable".format
     most: int | None = None
     whole: bool = False
 
@@ -125,7 +125,7 @@ class Table(Generic[Row]):
             sentences.append(count(len(eventful) - len(shown), "more row"))
         if len(eventful) < len(self.rows):
             sentences.append(self.sum_up(len(self.rows) - len(eventful)))
-        # A sum that is empty was said elsewhere.
+        # An empty text means that the conclusion says it already.
         return replace(self, rows=shown), "; ".join(filter(None, sentences))
 
     def record(self, row: Row) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The verbs: everything that the tool can do, one function per file, for Python and for the command line.
 
-A verb takes paths or objects, reads, calls the rooms below, writes where it is told to, and returns a result. `VERBS`
+A verb takes paths or objects, reads, calls the rooms below, writes to the given path, and returns a result. `VERBS`
 is the table of them: the command of the same name has the same options.
 """
 
@@ -9,14 +9,14 @@ VERBS = {
     "convert": "Write an adapter in another dialect, with its names and scales.",
     "equal": "Test whether two adapters are the same update.",
     "spectrum": "Show the singular values of ΔW, and the ranks and norms that follow from them.",
-    "similarity": "Compare the directions of adapters: φ(i, j), cosines, angles, beside chance.",
+    "similarity": "Compare the directions of adapters: φ(i, j), cosines and angles, with their chance levels.",
     "trajectory": "Follow one run through its checkpoints.",
     "survey": "List the adapters under a folder, and name duplicates.",
-    "amplify": "Show what ΔW amplifies of W, beside random and top directions.",
+    "amplify": "Show how strongly ΔW amplifies W, compared with random and top directions.",
     "intruders": "Find singular vectors of W + ΔW that W does not have.",
     "doctor": "Examine adapters for faults, and say how to mend them.",
     "compress": "Make an adapter smaller, and measure the error of that.",
-    "curve": "Show rank against size against error, before anything is written.",
+    "curve": "Show the file size and the error at every rank, before anything is written.",
     "calibrate": "Measure the second moments of real inputs, for compress --activations.",
     "combine": "Combine several adapters into one: exact sums, and the methods of the literature.",
     "negate": "Change the sign of an adapter, everywhere or in some modules.",

@@ -1,4 +1,4 @@
-"""The verb ``amplify``: measures what ΔW amplifies of W, beside what random and the best directions would give."""
+"""The verb ``amplify``: measures how strongly ΔW amplifies W, compared with random and with the best directions."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ class AmplifyResult(Tabular, Mapping[str, Amplification]):
     path : str
         The label of the adapter: its path, if it was read from a file.
     modules : mapping of str to Amplification
-        The modules that were asked for, in natural order.
+        The requested modules, in natural order.
     phi_rank : int
         The largest i and j of the φ(i, j) in the JSON object and in the figure.
     exact : bool
@@ -78,7 +78,7 @@ class AmplifyResult(Tabular, Mapping[str, Amplification]):
 
     @property
     def rows(self) -> list[KeptDirections]:
-        """One row for every module and every rank that was asked for."""
+        """One row for every module and every requested rank."""
         return [KeptDirections(name, module, directions) for name, module in self.items() for directions in module.rows]
 
     @property
@@ -101,7 +101,7 @@ class AmplifyResult(Tabular, Mapping[str, Amplification]):
         return [modules, Table("medians by kind", KIND_COLUMNS, medians)]
 
     def conclusion(self) -> list[str]:
-        """How strongly W is amplified, and whether ΔW found more of W than random directions would."""
+        """How strongly W is amplified, and whether the directions of ΔW hold more of W than random ones do."""
         rows = [row.directions for row in self.measured]
         if not rows:
             return ["Nothing can be amplified: no module has both a ΔW and a W that are not 0."]
@@ -111,12 +111,14 @@ class AmplifyResult(Tabular, Mapping[str, Amplification]):
         lines = [
             f"In its own directions ΔW is {number(factor, 3)} times as strong as W (median of {modules}).",
             f"They catch {number(excess, 3)} times as much of W as random directions do; {far} of {modules} {verb} "
-            f"beyond {FAR:g} standard deviations, where chance puts {expected:.2g} modules.",
+            f"beyond {FAR:g} standard deviations; by chance there would be {expected:.2g} modules.",
         ]
         # The factor rises with ‖ΔW‖ alone. Where at most a tenth of the modules is beyond chance, it says nothing about
         # directions of W, although it may be large.
         if 10 * far <= len(rows):
-            lines.append("So the factor tells how long ΔW is beside W, not that it found particular directions of W.")
+            lines.append(
+                "So the factor shows how large ΔW is compared with W, and not that it found particular directions of W."
+            )
         return lines
 
     def sentences(self) -> list[str]:
@@ -133,7 +135,9 @@ class AmplifyResult(Tabular, Mapping[str, Amplification]):
         # Only a randomised SVD has an error to report; a dense one says 0.
         worst = max((row.top_error / row.top_norm for row in rows if row.top_norm > 0), default=0.0)
         if worst > 0:
-            sentences.append(f"the column of W is from a randomised SVD, its relative error at most {worst:.1g}")
+            sentences.append(
+                f"the column of W comes from a randomised SVD, whose relative error is at most {worst:.1g}"
+            )
         return sentences
 
     def record(self) -> dict[str, Any]:
@@ -168,9 +172,9 @@ def amplify(
     block: Blocks = (),
     **reading: Unpack[Reading],
 ) -> AmplifyResult:
-    """Show what ΔW amplifies of W: ‖ΔW‖/‖UᵀWV‖, with U, V the singular directions of ΔW (Table 7 of the LoRA paper).
+    """Show how strongly ΔW amplifies W: ‖ΔW‖/‖UᵀWV‖, with U, V the singular directions of ΔW (LoRA paper, Table 7).
 
-    The factor is shown beside three comparisons: the share of W that random directions would catch, the excess of ΔW
+    The factor is shown with three comparisons: the share of W that random directions would catch, the excess of ΔW
     over them with its z-score, and the largest share that any directions could catch. The weights of the base are read
     one at a time.
 
@@ -205,7 +209,7 @@ def amplify(
     OptionError
         A glob that matches nothing, a rank that no module has, no such device; ``directions`` with ``no_top``.
     FormatError
-        A file that is no adapter, or no model; numbers that are NaN or Inf.
+        A file that is not an adapter, or not a model; numbers that are NaN or Inf.
     MismatchError
         A module that has no weight in the base.
     """
@@ -226,7 +230,7 @@ def amplify(
     # Names that match only after a prefix was changed are told: a wrong match would measure another weight.
     if weights.match.edit:
         note(f"{base}: {weights.match}")
-    # The tuned weight of DoRA is no W + ΔW. Its ΔW can still be measured, so this is no error.
+    # The tuned weight of DoRA is not W + ΔW. Its ΔW can still be measured, so this is not an error.
     with_magnitude = magnitudes(loaded).keys() & names
     if with_magnitude:
         warn(f"{label}: {len(with_magnitude)} modules are DoRA: scale·B·A alone is measured, without their magnitudes")
@@ -244,7 +248,7 @@ def amplify(
             modules=modules,
             step=step,
         )
-    # Their rows are blank, and a reader would look for the reason.
+    # Their rows are blank, so the reason is given.
     zero = [name for name, module in measured.items() if not module.s.size]
     if zero:
         note(f"{label}: {len(zero)} of {len(measured)} modules do nothing (ΔW = 0): {some(zero)}")
@@ -351,7 +355,7 @@ COLUMNS: tuple[Column[KeptDirections], ...] = (
         "amplification",
         number,
         ALWAYS,
-        "‖ΔW‖/‖UᵀWV‖: how strong ΔW is beside what W does in these directions",
+        "‖ΔW‖/‖UᵀWV‖: how strong ΔW is compared with W in these directions",
     ),
     _shown_column("excess", "excess", fixed(".3f"), 8, "‖UᵀWV‖ over what random directions catch"),
     _shown_column("z", "z", fixed("+.2f"), 8, "standard deviations of ‖UᵀWV‖² from random directions"),
@@ -362,7 +366,7 @@ KIND_COLUMNS: tuple[Column[KindAmplification], ...] = (
     _median_column("amplification", "amplification", number, ALWAYS, "median of ‖ΔW‖/‖UᵀWV‖"),
     _median_column("excess", "excess", fixed(".3f"), 8, "median of ‖UᵀWV‖ over what random directions catch"),
     _median_column("z", "z", fixed("+.2f"), 8, "median"),
-    # The count stands beside what chance gives, as 3 standard deviations are exceeded in 2 % of cases at rank 1.
+    # The count is shown with the count by chance, because 3 standard deviations are exceeded in 2 % of cases at rank 1.
     Column(
         "far",
         lambda row: count_far(row.rows)[0],
@@ -376,6 +380,6 @@ KIND_COLUMNS: tuple[Column[KindAmplification], ...] = (
         "by chance",
         "{:.2g}".format,
         priority=4,
-        about="how many of them chance gives",
+        about="the number of them by chance",
     ),
 )

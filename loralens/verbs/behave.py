@@ -152,7 +152,7 @@ COLUMNS: tuple[Column[Contrast], ...] = (
         priority=5,
         json=False,
     ),
-    # Without a title it is no column of a table: --json has the list, and tables have the last layer of it.
+    # A column without a title is not shown in tables: --json has the whole list, and tables have its last layer.
     Column("hidden", lambda row: [json_number(value) for value in row.hidden]),
 )
 

@@ -62,7 +62,7 @@ def combine(
     settings : mapping of str to float, or pairs
         Other options of the method, such as ``{"mu": 1.5}``. A wrong name lists those that the method has.
     seed : int, optional
-        Seed of the random numbers for methods that draw at random; by default 0.
+        Seed of the random numbers for random methods; by default 0.
     space : str, optional
         The space in which an elementwise method works: ``full``, ``knots`` or ``core``.
     modules : sequence of str
@@ -109,7 +109,7 @@ def combine(
     check_choice("space", space, SPACES)
     if strength is not None:
         check_finite("strength", strength)
-    # NumPy's SeedSequence, from which every module draws, takes no other numbers.
+    # NumPy's SeedSequence, which gives every module its random numbers, accepts no other seeds.
     if seed is not None and (not isinstance(seed, int) or seed < 0):
         raise OptionError(f"seed {seed!r} is not possible", fix="give a whole number of 0 or more")
     if not adapters:

@@ -43,8 +43,8 @@ from loralens.verbs.outputs.rules import (
 )
 from loralens.verbs.outputs.target import Target
 
-# The note where moments were given and _least_data_error preferred the plan that does not follow them.
-BY_WEIGHTS = "ranks and bits chosen by the weights alone: so they lose less on the data too"
+# The note if moments were given, but `_least_data_error` preferred the plan that does not use them.
+BY_WEIGHTS = "ranks and bits were chosen by the weights alone, because this loses less on the data too"
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +177,7 @@ def compress(
     dry_run : bool
         Check everything, and write nothing.
     jobs : int, optional
-        How many of several adapters are worked on at once; by default as many as there are processors.
+        The number of adapters that are processed at a time; by default the number of processors.
     **options : RankRules and Reading
         The six rules above, and how the file is read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
 
@@ -214,7 +214,7 @@ def compress(
         new, notes = _solve_magnitudes(before, decision.adapter, base)
     bytes_before = source_bytes(source, before, form)
     gained = decision.form.size(new) < bytes_before
-    # Another form was asked for by name, so it is written whatever it costs.
+    # If another form was requested by name, it is written even if the file becomes larger.
     unchanged = not gained and to in (None, before.format) and dtype is None and not uniform
     if unchanged:
         decision, new, notes = _Decision(plans[0], decision.ranks, form), before, []
@@ -347,7 +347,7 @@ def _notes(plan: TruncationPlan, decision: _Decision, after: Adapter, rank: floa
             keeps_rank, adapter.modules.values()
         ),
         "modules of fused projections kept whole, in blocks": map(is_fused_module, uncompressed),
-        "modules that were no pair (LoKr, LoHa, full) are pairs now": (
+        "modules that were not pairs (LoKr, LoHa, full) are pairs now": (
             isinstance(adapter[name], Structured) and not isinstance(after.modules.get(name), Structured)
             for name in ranks
         ),

@@ -110,7 +110,7 @@ class ConvertResult(Written):
             what = f"over all modules: what rank {self.rank} leaves out"
             lines.append(f"truncation  ‖ΔW−ΔW'‖/‖ΔW‖ = {percent(self.truncation)} {what}")
         if self.rounding.worst:
-            lines.append(f"{self.rounding}" + (f", {self.bits} bits a number" if self.bits else ""))
+            lines.append(f"{self.rounding}" + (f", {self.bits} bits per number" if self.bits else ""))
         return lines
 
     def record(self) -> dict[str, Any]:
@@ -220,7 +220,7 @@ def convert(
     dry_run : bool
         Check everything, and write nothing.
     jobs : int, optional
-        How many of several adapters are worked on at once; by default as many as there are processors.
+        The number of adapters that are processed at a time; by default the number of processors.
     **reading : Reading
         How the file is read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
 
@@ -251,7 +251,7 @@ def convert(
         notes += magnitude_notes
         # After the magnitudes: those that were just added are left out too if the user wants no extras.
         if drop_extra:
-            notes.append(f"left out {len(adapter.extra)} tensors that are half of no pair")
+            notes.append(f"left out {len(adapter.extra)} tensors that do not belong to a pair")
             adapter = replace(adapter, extra={})
         pairs, truncation = _as_pairs(adapter, rank)
         narrow = round_factors(pairs, numpy_dtype(dtype), PLAIN_BITS if to == QUANTISED else None)

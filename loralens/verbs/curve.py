@@ -16,7 +16,7 @@ from loralens.core.quantised import direction_bytes
 from loralens.core.structured import Structured
 from loralens.core.threads import processor_count
 from loralens.errors import place
-from loralens.tables.numbers import fixed, percent, size, span
+from loralens.tables.numbers import count, fixed, percent, size, span
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.verbs.inputs.adapters import AdapterSource, Reading, labels, read_adapter
@@ -73,7 +73,7 @@ class CurveResult(Tabular):
     def tables(self) -> list[Table[CurvePoint]]:
         """The points of the curve, one rank per row."""
         error = "√(E‖(ΔW−ΔW')x‖² / E‖ΔWx‖²) on the data" if self.on_data else "‖ΔW−ΔW'‖/‖ΔW‖"
-        title = f"{self.source}: {len(self.adapter)} modules; {error} over all of them"
+        title = f"{self.source}: {count(len(self.adapter), 'module')}; {error} over all of them"
         return [Table(title, point_columns(self.format, on_data=self.on_data), self.points)]
 
     def record(self) -> dict[str, Any]:
@@ -99,12 +99,12 @@ def curve(
     block: Blocks = (),
     **reading: Unpack[Reading],
 ) -> CurveResult:
-    """Show rank against size against error: for one rank in all modules, and for ranks chosen by a budget.
+    """Show the file size and the error at every rank: for one rank in all modules, and for ranks chosen by a budget.
 
-    Every row stands for files that `compress` would write: with ``rank``, with ``size`` and the same number of bytes,
-    and with that size and the dialect loralens-q (an expected error, not a measured one). Errors are those of
-    truncation; rounding to bfloat16 adds about 0.2 % of ‖ΔW‖ in quadrature, float16 0.03 %. With ``activations`` errors
-    are measured on those inputs, and there is no column for loralens-q.
+    Every row stands for three files that `compress` would write: one with ``rank``, one with ``size`` and the same
+    number of bytes, and one of this size in the dialect loralens-q. The error of the third is an expected one, not a
+    measured one. Errors are those of truncation; rounding to bfloat16 adds about 0.2 % of ‖ΔW‖ in quadrature, float16
+    0.03 %. With ``activations`` errors are measured on those inputs, and there is no column for loralens-q.
 
     Parameters
     ----------
@@ -130,9 +130,9 @@ def curve(
     Raises
     ------
     OptionError
-        A glob that matches nothing; a dialect or a dtype that is none.
+        A glob that matches nothing; an unknown dialect or dtype.
     FormatError
-        A file that is no adapter; a module that holds NaN or Inf.
+        A file that is not an adapter; a module that holds NaN or Inf.
     MismatchError
         Activations of another adapter.
     """

@@ -71,8 +71,9 @@ def doctor(
 
     Several adapters that are named are also compared with each other. A file that cannot be read is a finding too.
 
-    A folder that has adapters in it and is none, or any adapters with ``output``, are examined one by one, and the
-    result is a `BatchResult` with one row for each. An adapter that cannot be read then has the status ``failed``.
+    The adapters in a folder that is not an adapter itself, or any adapters with ``output``, are examined one by one,
+    and the result is a `BatchResult` with one row for each. An adapter that cannot be read then has the status
+    ``failed``.
 
     Parameters
     ----------
@@ -101,17 +102,18 @@ def doctor(
     overwrite : bool
         Replace files of other origin in ``output``.
     jobs : int, optional
-        How many adapters are examined at once, one by one; by default as many as there are processors.
+        The number of adapters that are examined at a time, if they are examined one by one; by default the number of
+        processors.
     **reading : Reading
         How files are read: ``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``.
 
     Raises
     ------
     OptionError
-        An unknown value of an option, a path where nothing is, a glob that matches nothing, a place where no log can
+        An unknown value of an option, a path that does not exist, a glob that matches nothing, a place where no log can
         be written.
     FormatError
-        A base that is no model.
+        A base that is not a model.
     """
     modules = as_globs(modules, block)
     check_choice("dtype", dtype, get_args(MergeDType))
@@ -161,7 +163,7 @@ def _examine(
         loaded[label] = None
         try:
             loaded[label] = load_source(source, reading, base=base, strict=False)
-        except OptionError:  # a wrong path or option is a mistake of the caller, and no fault of an adapter
+        except OptionError:  # a wrong path or option is a mistake of the caller and not a fault of an adapter
             raise
         except LoraLensError as error:  # one more finding, and the others are still examined
             unreadable.append(Diagnosis("error", UNREADABLE, error.what, error.fix, adapter=label))
@@ -211,7 +213,7 @@ def _answer(numbers: Mapping[str, Any], options: Mapping[str, Any]) -> bool:
 
 
 def _read_findings(file: Path) -> list[Mapping[str, Any]] | None:
-    """The findings in a file of an earlier run; None if they are no findings."""
+    """The findings in a file of an earlier run; None if the file holds something else."""
     try:
         findings = read_json(file).get("findings")
     except LoraLensError:

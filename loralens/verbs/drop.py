@@ -148,14 +148,14 @@ def drop(
     form.check_target(target, original)
     with place(label):
         gone = _dropped(before, as_globs(modules, block), BlockWeights(preset=preset, block_weights=block_weights))
-        # An adapter without modules is no adapter to any reader.
+        # No reader accepts an adapter without modules.
         if len(gone) == len(before):
             raise OptionError("nothing would be left", fix="give a glob that some modules do not match")
     # A weight that was saved in full replaces that of the base, whatever else was trained in the module.
     extra = {key: each for key, each in before.extra.items() if each.module not in gone or each.role == "saved"}
     remaining = replace(before.without(gone), extra=extra)
     new = round_factors(remaining, numpy_dtype(dtype), form.bits)
-    # Few bits were asked for by name, so their error is reported and never refused.
+    # The user chose the number of bits, so the error of few bits is reported and never refused.
     allowed = allow_loss or form.bits is not None
     with place(label):
         cost = RoundingCost.between(remaining, new.modules, allow_loss=allowed, dtype=dtype)

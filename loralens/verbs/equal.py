@@ -56,7 +56,7 @@ class EqualResult(Tabular):
     @property
     def beyond(self) -> list[UpdateDifference]:
         """The modules that differ by more than the tolerance, in natural order."""
-        # "not ≤" and no ">": a difference that is NaN is no equality.
+        # "not ≤" instead of ">", so that a difference of NaN does not count as equal.
         return [difference for difference in self.differences if not difference.relative <= self.tolerance]
 
     @property
@@ -103,7 +103,7 @@ class EqualResult(Tabular):
         # Two adapters with one ΔW and different heads are equal here, which must be said.
         if not self.not_compared:
             return []
-        return [f"not compared: {self.not_compared} tensors that are half of no pair (heads, biases, magnitudes …)"]
+        return [f"not compared: {self.not_compared} tensors that do not belong to a pair (heads, biases, magnitudes …)"]
 
     def record(self) -> dict[str, Any]:
         """The whole result as a JSON object."""
@@ -152,7 +152,7 @@ def equal(
     OptionError
         A tolerance that is negative or not finite.
     FormatError
-        A file that is no adapter; a module that holds NaN or Inf.
+        A file that is not an adapter; a module that holds NaN or Inf.
     MismatchError
         The rows of q and k of one adapter are in another order, and no head counts are known to restore it.
     """
@@ -161,13 +161,13 @@ def equal(
         raise OptionError(f"tolerance {tolerance!r} is not possible", fix="give a finite number of 0 or more")
     names = labels([first, second])
     adapter, other = (read_where_unknown(source, reading, base=base) for source in (first, second))
-    # Each takes the head counts of the other, if that states them.
+    # Each adapter uses the head counts of the other, if the other states them.
     adapter, other = restore_rows(adapter, other), restore_rows(other, adapter)
     # Two adapters with rows in the same unknown order can be compared as they are.
     if has_permuted_rows(adapter) != has_permuted_rows(other):
         permuted = names[0] if has_permuted_rows(adapter) else names[1]
         raise MismatchError(
-            f"{permuted}: rows of q and k stand in llama.cpp's order, and nothing "
+            f"{permuted}: rows of q and k are in llama.cpp's order, and nothing "
             "says the head counts by which to compare them with the other's",
             fix="give the base that it was trained on: --base DIR",
         )

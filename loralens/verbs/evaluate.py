@@ -254,7 +254,7 @@ def _check_target(
 ) -> None:
     """Refuse a file that exists, or that is an input or lies inside one."""
     paths = [Path(source) for source in (*adapters, model, data) if isinstance(source, str | PathLike)]
-    # The name of a corpus or of a package is no path, and cannot be overwritten.
+    # The name of a corpus or of a package is not a path, and cannot be overwritten.
     inputs = [(str(path), path) for path in paths if path.exists()]
     with place(target):
         check_write_target(target, inputs, folder=False, overwrite=overwrite)

@@ -115,7 +115,7 @@ class ExtractResult(Written):
         randomised = max((module.svd_error for module in self.modules.values()), default=0.0)
         if randomised:
             sentences.append(
-                f"svd         randomised: √Σσ² known within {percent(randomised)}; --exact takes dense ones"
+                f"svd         randomised: √Σσ² known within {percent(randomised)}; --exact computes dense SVDs"
             )
         sentences.append(f"parameters  {self.adapter.parameters:,}")
         if extra:
@@ -247,7 +247,7 @@ def extract(
     if list(adapter) != list(extraction.adapter):
         extraction = replace(extraction, adapter=adapter, notes=(*extraction.notes, RENAMED))
     if target.written:
-        # What a reader of the new file has to know, the user has to know now.
+        # The reader's messages about the new file are given to the user now.
         back, _ = form.write(extraction.adapter, target)
         tell_findings(str(target.written), back.findings)
     _tell(extraction)
@@ -255,7 +255,7 @@ def extract(
 
 
 def _check_choices(noise_edge: Noise | None, to: str, dtype: str) -> None:
-    """Refuse values that are none of the words of an option."""
+    """Refuse values that an option does not allow."""
     check_choice("noise_edge", noise_edge, get_args(Noise))
     check_choice("to", to, FLOAT_FORMATS)
     check_choice("dtype", dtype, FLOAT_TYPES)

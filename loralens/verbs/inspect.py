@@ -79,7 +79,7 @@ class AdapterInspection(Tabular):
 
     @property
     def modules(self) -> Mapping[str, Update]:
-        """The modules that were asked for, in natural order."""
+        """The requested modules, in natural order."""
         return self.inspection.modules
 
     @property
@@ -97,7 +97,7 @@ class AdapterInspection(Tabular):
             Table("training, as the file says", FACT_COLUMNS, training_facts(self.training), whole=True),
             Table("modules", KIND_COLUMNS, _kinds(self.modules)),
             Table(
-                "not half of any pair, kept as they are",
+                "not part of a pair, kept unchanged",
                 EXTRA_COLUMNS,
                 list(self.inspection.extra.items()),
                 most=EXTRA_SHOWN,
@@ -112,7 +112,7 @@ class AdapterInspection(Tabular):
         what = f"{self.path}: {adapter.format} adapter of rank {ranks} in {count(len(modules), 'module')}{base}"
         levels = Counter(finding.level for finding in self.findings)
         counts = [count(levels[level], level) for level in get_args(Level) if levels[level]]
-        # A note is nothing wrong, and is told below.
+        # A note does not mean that something is wrong; notes are listed below.
         codes = list(dict.fromkeys(finding.code for finding in self.findings if finding.level != "note"))
         verdict = f"{join_words(counts)}: {some(codes)}" if codes else "Nothing in it looks wrong"
         return [f"{what}.", *self._on_consumer(), f"{verdict}."]
@@ -180,7 +180,7 @@ class InspectResult(Tabular):
     @property
     def answer(self) -> bool | None:
         """Whether the consumer applies every adapter as it was trained; None if no consumer was named."""
-        # Only findings about the consumer count: a fault of the file itself was not the question.
+        # Only findings about the consumer count, because the question is about the consumer alone.
         if self.consumer is None:
             return None
         return not any(finding.level == "error" for adapter in self.adapters for finding in adapter.refusals)
@@ -223,7 +223,7 @@ MODULE_COLUMNS: tuple[Column[ModuleInspection], ...] = (
     Column("in", lambda row: row.module.shape[1], json=False),
     Column("rank", lambda row: row.module.rank, "r", priority=7),
     Column("scale", lambda row: row.module.scale, "scale", number, priority=6),
-    Column("scale_source", lambda row: str(row.module.scaling)),  # a wrong scale is mostly a wrong source
+    Column("scale_source", lambda row: str(row.module.scaling)),  # a wrong scale mostly comes from a wrong source
     Column("dtype", lambda row: str(row.module.dtype), "dtype", priority=2),
     Column("parameters", lambda row: row.module.parameters, "parameters", "{:,}".format, priority=4),
     Column("bytes", lambda row: row.module.nbytes),
@@ -286,7 +286,9 @@ def _extra_bytes(inspection: Inspection) -> int:
 def _count_names(counts: Iterable[tuple[str, int]]) -> str:
     """Values with the number of modules that have them; a value that all modules have stands alone."""
     pairs = list(counts)
-    return pairs[0][0] if len(pairs) == 1 else "; ".join(f"{text} ({number} modules)" for text, number in pairs)
+    return (
+        pairs[0][0] if len(pairs) == 1 else "; ".join(f"{text} ({count(number, 'module')})" for text, number in pairs)
+    )
 
 
 def _kinds(modules: Mapping[str, Update]) -> list[Kind]:
@@ -353,7 +355,7 @@ def inspect(
     OptionError
         A glob that matches nothing; an unknown consumer.
     FormatError
-        A file that is no adapter. What is wrong with an adapter is a finding.
+        A file that is not an adapter. What is wrong with an adapter is a finding.
     """
     modules = as_globs(modules, block)
     check_choice("consumer", consumer, get_args(Consumer))

@@ -54,7 +54,7 @@ def interpolate(
     ShapeError
         A module has two shapes, so the adapters belong to two base models.
     """
-    # No limit to [0, 1]: beyond B the line exaggerates what B has and A has not.
+    # No limit to [0, 1]: beyond B the line exaggerates the difference of B from A.
     check_finite("at", at)
     chosen = as_globs(modules, block)
     # Outside of the chosen modules the result is A: weight 1 for A, and 0 for B.

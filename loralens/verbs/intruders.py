@@ -106,7 +106,7 @@ def intruders(
     OptionError
         An output and nothing to write; options that exclude each other, or make no sense; rounding that costs too much.
     FormatError
-        A file that is no adapter, or no model; numbers that are NaN or Inf.
+        A file that is not an adapter, or not a model; numbers that are NaN or Inf.
     MismatchError
         A module that has no weight in the base, or whose tuned weight is not W + ΔW (DoRA).
     """
@@ -123,7 +123,7 @@ def intruders(
     loaded = read_adapter(adapter, reading, base=base, label=label)
     with place(label):
         names = select(loaded, as_globs(modules, block))
-        # With a strength of 1 nothing is edited, so modules that are no pairs may stay.
+        # With a strength of 1 nothing is edited, so modules that are not pairs may stay.
         check_plain(loaded, names, pairs=remove not in (None, 1))
     target = Target.of(output, overwrite=overwrite, dry_run=dry_run)
     target.check_source(adapter, base=base)  # what is read is never replaced
@@ -179,6 +179,6 @@ def _finish_removal(
 
 def _dialect(adapter: Adapter) -> str:
     """The adapter's own dialect, or PEFT's if that cannot be written."""
-    # loralens-q would round the edit to few bits of a number.
+    # loralens-q would round the edit to few bits per number.
     writable = any(form.name == adapter.format != QUANTISED and form.writer for form in FORMATS)
     return str(adapter.format) if writable else "peft"

@@ -100,7 +100,7 @@ class MergeResult(Written):
         if total["undo_bytes"] is None:
             return []
         bits = total["undo_bits_per_weight"]
-        return [f"undo patch: {total['undo_bytes']:,} bytes, {bits:.2f} bits for each changed weight"]
+        return [f"undo patch: {total['undo_bytes']:,} bytes, {bits:.2f} bits per weight of the changed tensors"]
 
     def record(self) -> dict[str, Any]:
         """The certificate as a JSON object."""
@@ -159,7 +159,8 @@ def merge(
         The dtype of the merged model: ``f32``, ``bf16``, ``f16``, or ``keep`` for every tensor's own.
     bits : str, optional
         ``keep``: the codes of a low-bit base move on their grid, and its scales and its layout stay. ``nf4``: merged in
-        floats, then quantised once, as bitsandbytes reads it. A low-bit base needs this or ``dtype``.
+        floats, then quantised once, as bitsandbytes reads it. ``q4_1``, ``q8_0``: the same for a GGUF base in floats,
+        in these types of llama.cpp. A low-bit base needs this or ``dtype``.
     moments : path, optional
         The second moments of the inputs of the base's layers, which `loralens.calibrate` writes with ``inputs``; for
         ``rounding="sweep"``.
@@ -241,7 +242,7 @@ def _record_file(target: Target, path: str | PathLike[str] | None, name: str, in
 
 
 def _undo_file(target: Target, path: str | PathLike[str] | None, inputs: MergeInputs) -> Path | None:
-    """The place of the undo file; None for a merge that writes all weights anew.
+    """The place of the undo file; None for a merge that lays the model out anew.
 
     Raises
     ------
@@ -249,17 +250,17 @@ def _undo_file(target: Target, path: str | PathLike[str] | None, inputs: MergeIn
         Such a merge is to have an undo file.
     """
     file = _record_file(target, path, NAME, inputs)
-    if not inputs.quantised and not (inputs.files.gguf and inputs.dtype):
+    if not inputs.laid_anew:
         return file
     if path is not None and file is not None:
-        raise OptionError("such a merge has no undo file: all weights are written anew", fix="leave out --undo")
+        raise OptionError("such a merge has no undo file: the model is laid out anew", fix="leave out --undo")
     note("no undo file is written: what the base stores is not in the result, so keep the base")
     return None
 
 
 def _tell_plan(plan: MergePlan) -> None:
     """Tell the user how names were matched, what the plan notes, and which modules are left out."""
-    # Names that match as they are need no word.
+    # Names that match unchanged need no message.
     for text in (*(str(match) for match in plan.matches if match.edit), *plan.notes):
         note(text)
     if plan.missing:
@@ -271,7 +272,7 @@ def _warn_of_losses(modules: Sequence[MergedModule], inputs: MergeInputs, roundi
     if inputs.coded:
         warn_of_noise(modules)
     # New codes move every number, whatever the adapter does.
-    if inputs.coded or inputs.quantised:
+    if inputs.coded or inputs.quantised.keys:
         return
     dtype = inputs.narrowest
     arrived = [module.fidelity for module in modules]

@@ -120,7 +120,7 @@ def report(
     activations : path or Moments, or a sequence of them
         Second moments of real inputs, as `loralens.calibrate` measures them, each for the adapter it belongs to.
     evaluations : path, or a sequence of them
-        Files of `loralens.evaluate`: what they measured on texts stands at the top of the page.
+        Files of `loralens.evaluate`: what they measured on texts is shown at the top of the page.
     modules : sequence of str
         Globs over names or kinds: only these modules are measured.
     block : int, str or sequence of them
@@ -143,9 +143,9 @@ def report(
     ------
     OptionError
         A page of another suffix than ``.html``, or that exists; ``markdown`` without ``output``; ``intruders`` without
-        a base; a folder of several adapters that is no run; a glob that matches nothing.
+        a base; a folder of several adapters that is not a run; a glob that matches nothing.
     FormatError
-        A file that is no adapter.
+        A file that is not an adapter.
     MismatchError
         Activations that belong to none of the adapters.
 
@@ -160,7 +160,7 @@ def report(
     if intruders and base is None:
         raise OptionError("intruders are directions of W + ΔW, and no base is given", fix="give base, the base model")
     chosen = sources(adapters)
-    # A path is a sequence of letters too, so a single one is told apart by its type.
+    # A single path is recognised by its type, since a string is a sequence too.
     moments = [activations] if isinstance(activations, str | PathLike | Moments) else list(activations)
     measured = [evaluations] if isinstance(evaluations, str | PathLike) else list(evaluations)
     page = None if output is None else Path(output)

@@ -84,7 +84,7 @@ def scale(
         Weights of blocks: ``"IN04=0,MID=1"``, ``{"IN04": 0, "MID": 1}``, or all of them in their order, as block weight
         tools write them. They come after the preset.
     jobs : int, optional
-        How many of several adapters are worked on at once; by default as many as there are processors.
+        The number of adapters that are processed at a time; by default the number of processors.
     **options : Writing and Reading
         How the result is written (``output``, ``to``, ``base``, ``dtype``, ``allow_loss``, ``overwrite``, ``dry_run``)
         and how the file is read (``format``, ``alpha``, ``scale``, ``allow_pickle``, ``once``).
@@ -110,7 +110,7 @@ def scale(
 
 
 def _check_factor(by: float | None, preset: object, block_weights: object) -> None:
-    """Refuse a factor that is no number, and a call that says nothing about the strength."""
+    """Refuse a factor that is not a number, and a call that says nothing about the strength."""
     if by is not None:
         # With an infinite or undefined factor no weight would be a number.
         check_finite("by", by)
@@ -123,7 +123,7 @@ def _check_factor(by: float | None, preset: object, block_weights: object) -> No
 def _strength_of_blocks(
     source: AdapterSource, reading: Reading, blocks: BlockWeights, globs: Sequence[str], factor: float
 ) -> Strength:
-    """The weights of all modules, in as few words as a recipe can say them."""
+    """The weights of all modules in the shortest form that a recipe has for them."""
     adapter = read_where_unknown(source, reading)
     with place(labels([source])[0]):
         weights = weights_by_module(adapter, blocks) or {}

@@ -1,4 +1,4 @@
-"""The verb ``similarity``: compares the directions of adapters, beside what chance would give."""
+"""The verb ``similarity``: compares the directions of adapters with each other and with chance."""
 
 from collections.abc import Sequence
 from typing import Unpack, get_args
@@ -36,7 +36,7 @@ def similarity(
     phi_rank: int | None = None,
     **reading: Unpack[Reading],
 ) -> SimilarityResult:
-    """Compare the directions of adapters, beside what chance would give.
+    """Compare the directions of adapters with each other and with chance.
 
     The modules of one adapter are compared with each other if they have the same width. Two adapters are compared
     module by module: φ(i, j), cosine, principal angles and CKA. Of three and more adapters every pair is compared, and
@@ -52,8 +52,8 @@ def similarity(
         Whose directions: ``update``, the singular directions of ΔW; ``A`` or ``B``, those of one factor alone.
         Cosines and CKA are always of ΔW.
     side : str, optional
-        ``in`` or ``out``: the directions of the inputs or of the outputs. The default is ``out``, and ``in`` of A: the
-        in side of ΔW mostly shows the random start of A, which adapters of one seed have in common.
+        ``in`` or ``out``: the directions of the inputs or of the outputs. The default is ``out``, but ``in`` if ``of``
+        is ``A``. The in side of ΔW mostly shows the random start of A, which adapters of one seed have in common.
     modules : sequence of str
         Only modules whose name or kind matches one of these glob patterns.
     block : int, str or sequence of them
@@ -61,7 +61,7 @@ def similarity(
     phi_rank : int, optional
         Compare at most this many leading directions; by default all.
     **reading : Reading
-        How files are read; ``alpha`` and ``scale`` count for files that do not say their own.
+        How files are read; ``alpha`` and ``scale`` apply to files that do not state their own.
 
     Returns
     -------
@@ -71,23 +71,23 @@ def similarity(
     Raises
     ------
     OptionError
-        A glob that matches nothing; an unknown ``of`` or ``side``, or a side that A or B has not.
+        A glob that matches nothing; an unknown ``of`` or ``side``, or a side that A or B does not have.
     FormatError
-        A file that is no adapter; a module that holds NaN or Inf.
+        A file that is not an adapter; a module that holds NaN or Inf.
     MismatchError
-        No module in common; A or B asked of an update that has no factors.
+        No module in common; ``of`` is ``A`` or ``B``, but an update has no factors.
     """
     modules = as_globs(modules, block)
     check_choice("of", str(of), get_args(Of))
     check_choice("side", side, get_args(Side))
     check_at_least("phi_rank", phi_rank, 1)
-    # Called here for its errors: A and B have one side each, which is said before any file is read.
+    # A and B have one side each. Called here so that asking for the other side is an error before any file is read.
     compared_side = side_of(of, side)
     chosen = sources(adapters)
     names = labels(chosen)
     loaded = [read_where_unknown(source, reading) for source in chosen]
     for source, name, adapter in zip(chosen, names, loaded, strict=True):
-        # The findings of an adapter that was read before were told when it was read.
+        # An `Adapter` was read earlier, and its findings were reported then.
         if not isinstance(source, Adapter):
             tell_findings(name, adapter.findings)
     warn_of_bases(names, loaded)
@@ -127,7 +127,7 @@ def _compare_pair(
         )
     start = find_shared_initialisation(comparison, recorded=same_start(first, second))
     compared_side = side_of(of, side)
-    # A shared start makes φ of the in side large whatever the two tasks are, so it is a warning to whoever looks at it.
+    # A shared start makes φ of the in side large whatever the two tasks are, so users of the in side are warned.
     if start.text and compared_side == "in":
         warn(start.text, start.advice)
     return PairSimilarity(names, comparison, start, of, compared_side)

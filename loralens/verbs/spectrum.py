@@ -28,7 +28,7 @@ FRACTIONS = (0.9, 0.95, 0.99)  # of the energy, for which the rank is listed
 # People read a table of groups on one screen or two; all modules are in --json, from which any grouping follows.
 BLOCKS_SHOWN = 40
 OUTLIERS_SHOWN = 10
-OUTLIERS_TITLE = "stand apart from their kind and shape (chance: of such a gap where nothing is odd)"
+OUTLIERS_TITLE = "stand apart from others of their kind and shape (chance: of such a gap if nothing is unusual)"
 
 
 class ModuleSpectrum(NamedTuple):
@@ -60,7 +60,7 @@ class AdapterSpectra(Mapping[str, Spectrum]):
     path : str
         The label of the adapter: its path, if it was read from a file.
     spectra : mapping of str to Spectrum
-        The spectra of all modules that were asked for, in natural order.
+        The spectra of all requested modules, in natural order.
     listed : sequence of str
         The names of the modules that ``top`` selects, in the order of ``sort``.
     weights : mapping of str to WeightNorms
@@ -93,9 +93,10 @@ class AdapterSpectra(Mapping[str, Spectrum]):
     @property
     def table(self) -> Table[ModuleSpectrum]:
         """The modules listed, one module per row."""
-        modules = f"{len(self.listed)} of {len(self)}" if len(self.listed) < len(self) else f"{len(self)}"
+        all_modules = count(len(self), "module")
+        modules = f"{len(self.listed)} of {all_modules}" if len(self.listed) < len(self) else all_modules
         # The norm is that of the whole adapter, also where --top lists only a part of it.
-        title = f"{self.path}: {modules} modules, ‖ΔW‖F = {number(total_norm(self.spectra.values()))} in all"
+        title = f"{self.path}: {modules}, ‖ΔW‖F = {number(total_norm(self.spectra.values()))} in all"
         # A dense SVD reports an error of 0, so the sentence appears only where a randomised SVD was used.
         errors = (norms.spectral_error / norms.spectral for norms in self.weights.values() if norms.spectral)
         worst = max(errors, default=0.0)
@@ -110,7 +111,7 @@ class AdapterSpectra(Mapping[str, Spectrum]):
         rank, energy = uniform_rank(self.spectra.values(), KEPT)
         if not rank:
             return f"{self.path} does nothing: ΔW is 0 in every module."
-        effective = f"the effective rank is {mean_effective_rank(self.spectra.values()):.1f} in the mean"
+        effective = f"the effective rank is {mean_effective_rank(self.spectra.values()):.1f} on average"
         if rank < most:
             text = f"Rank {rank} in every module keeps {percent(energy)} of the energy of {self.path} (rank {most})"
         else:
@@ -252,7 +253,7 @@ def spectrum(
     OptionError
         A glob that matches nothing; an unknown ``sort``; a device without a base.
     FormatError
-        A file that is no adapter; a module that holds NaN or Inf.
+        A file that is not an adapter; a module that holds NaN or Inf.
     MismatchError
         A module that has no weight in the base.
     """
@@ -362,7 +363,7 @@ BASE_COLUMNS: tuple[Column[ModuleSpectrum], ...] = (
         "‖ΔW‖/‖W‖",
         number,
         priority=8,
-        about="the length of ΔW beside that of W",
+        about="the length of ΔW compared with that of W",
     ),
     Column(
         "relative_spectral",
@@ -370,7 +371,7 @@ BASE_COLUMNS: tuple[Column[ModuleSpectrum], ...] = (
         "σ₁/σ₁(W)",
         number,
         priority=7,
-        about="the strongest direction of ΔW beside that of W",
+        about="the strongest direction of ΔW compared with that of W",
     ),
 )
 # For people alone: machines have the singular values themselves.

@@ -117,7 +117,7 @@ class SurveyResult(Tabular):
         copies = sum(row.original is not None for row in self.adapters)
         wrong = sum(row.note.startswith("wrong") for row in self.adapters)
         parts = [count(len(self.adapters), "adapter")]
-        # An empty count is no news, but that nothing is a copy answers a question of this command.
+        # A count of 0 is left out, except that of copies, because this command is asked about copies.
         if len(self.adapters) > 1:
             parts.append(f"{copies} of them the same as another" if copies else "all of them different")
         parts += [f"{wrong} with wrong numbers"] if wrong else []
@@ -268,7 +268,7 @@ def survey(folder: str | PathLike[str], *, allow_pickle: bool = False, once: boo
         finally:  # after Ctrl-C, files that are not being read yet are not read at all
             pool.shutdown(cancel_futures=True)
     result = _summarise(root, measured)
-    # Several bases are no fault of a collection, but only adapters of one base can be compared.
+    # Several bases are not a fault of a collection, but only adapters of one base can be compared.
     note_of_bases([row.adapter for row in result.adapters if row.adapter])
     return result
 

@@ -1,4 +1,4 @@
-"""The verb ``trajectory``: follows one run through its checkpoints, beside the losses that it logged."""
+"""The verb ``trajectory``: follows one run through its checkpoints, and lists the losses that it logged."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -79,7 +79,7 @@ class TrajectoryResult(Tabular):
         unknown = sum(checkpoint.step is None for checkpoint in self.run.checkpoints)
         # Checkpoints without a step come last in the order in which they were given.
         order = f"{unknown} of them without a step and last, as given" if unknown else "in order of steps"
-        order = "as given: nothing says their steps" if unknown == len(self) else order
+        order = "as given: their steps are unknown" if unknown == len(self) else order
         return [run_table(f"{len(self)} checkpoints, {order}", self.run, self.names, self.trajectory.points)]
 
     def listing(self) -> list[Table[CheckpointRow]]:
@@ -87,14 +87,14 @@ class TrajectoryResult(Tabular):
         return [Table("", COLUMNS, self.rows)]
 
     def conclusion(self) -> list[str]:
-        """From which step on the direction is settled, or why nothing can be said of that."""
+        """The step from which the direction is settled, or the reason why it is unknown."""
         # Checkpoints of several runs have no common direction to follow; a warning has named them.
         if len(self.trajectory.runs) > 1:
             return [
-                f"These {len(self)} checkpoints are not of one run, so nothing is said of when a direction settled."
+                f"These {len(self)} checkpoints are not of one run, so nothing is said about when a direction settled."
             ]
         if not self.run.ordered:
-            return ["Without steps there is no order, so nothing is said of when the direction settled."]
+            return ["Without steps there is no order, so nothing is said about when the direction settled."]
         # Its cosines are then undefined, and a column of dashes needs a reason.
         if not self.rows[-1].point.frobenius:
             return ["The last checkpoint is 0, so there is no direction to compare the others with."]
@@ -134,7 +134,7 @@ class TrajectoryResult(Tabular):
         run, trajectory = self.run, self.trajectory
         paths = [str(checkpoint.path) for checkpoint in run.checkpoints]
         return {
-            # The key names transformers' file; the log of `loralens train` is none.
+            # The key names transformers' file; the log of `loralens train` is not such a file.
             "trainer_state": str(run.source) if run.source and run.source.name == STATE else None,
             "chance": {side: json_number(value) for side, value in trajectory.chance.items()},
             "ordered": run.ordered,
@@ -174,7 +174,7 @@ def trajectory(
     OptionError
         Fewer than two checkpoints, or two of one step; a glob that matches nothing.
     FormatError
-        A file that is no adapter, or a trainer_state.json that cannot be read; a module that holds NaN or Inf.
+        A file that is not an adapter, or a trainer_state.json that cannot be read; a module that holds NaN or Inf.
     MismatchError
         No two checkpoints have a module in common.
     """

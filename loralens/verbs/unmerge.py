@@ -117,8 +117,8 @@ def unmerge(
 
     The undo patch restores every bit of the base, which its SHA-256 proves; the adapters are not needed. With
     ``adapter`` the update is subtracted instead, W = round(W' − Σ w·ΔW). Rounding gave several weights the same W', so
-    the entries that this leaves uncertain are counted. Codes of a low-bit model are drawn again with the seed that the
-    certificate of the merge states. Several merges are undone in reverse order.
+    the entries that this leaves uncertain are counted. For codes of a low-bit model, the stochastic rounding of the
+    merge is repeated with the seed that its certificate states. Several merges are undone in reverse order.
 
     Parameters
     ----------
@@ -177,7 +177,7 @@ def unmerge(
         )
         if inputs.decoded:
             what = f"{merged}: its weights are quantised, and an update cannot be subtracted from codes"
-            raise OptionError(f"{what} of which no certificate says how they were drawn", fix="give the undo file")
+            raise OptionError(f"{what} unless a certificate says how they were rounded", fix="give the undo file")
         doubt = _subtract(inputs, target, compute_device, settings.seed or 0)
         # An entry that no weight is rounded to proves that another merge, or a later change, wrote it.
         if doubt.none:

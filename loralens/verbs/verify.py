@@ -13,7 +13,7 @@ from loralens.core.names import some
 from loralens.core.progress import progress
 from loralens.core.threads import in_threads, processor_count
 from loralens.errors import MismatchError, OptionError, place
-from loralens.formats.models.checkpoint import model_config, open_checkpoint, weights
+from loralens.formats.models.checkpoint import model_config, open_checkpoint
 from loralens.formats.models.model_files import model_files
 from loralens.formats.models.model_location import resolve_path
 from loralens.linalg.device import Device
@@ -107,7 +107,7 @@ class VerifyResult(Tabular):
         of, names = count(len(self.modules), "module"), some(verdict.module for verdict in bad)
         # Names tell something only if other modules are better.
         extent = "" if len(bad) == len(self.modules) else f" in {len(bad)} of {of} ({names})"
-        return [f"{self.merged} does not hold {adapter}{extent}{self._found(bad)}."]
+        return [f"{self.merged} does not hold {adapter}{extent}{self._found(bad)}.", *self._absence(bad)]
 
     def _exact_sentence(self, adapter: str) -> str:
         """That every bit is as the merge writes it; and what rounding did to the update, if it did much."""
@@ -120,6 +120,12 @@ class VerifyResult(Tabular):
         gain = sum(verdict.gain * verdict.norm**2 for verdict in measured) / energy
         lost = f"a gain of {fixed('.3f')(gain)}, and adds an error of {number(error, 3)} times the update"
         return f"{self.merged} is the merge of {adapter}, bit for bit; rounding leaves {lost}."
+
+    def _absence(self, bad: Sequence[Verdict]) -> list[str]:
+        """The modules in which the adapter is absent."""
+        absent = [verdict.module for verdict in bad if verdict.outcome == "absent"]
+        where = f" ({some(absent)})" if len(absent) < max(2, len(self.modules)) else ""
+        return [f"It is absent in {'' if where else 'all '}{count(len(absent), 'module')}{where}."] if absent else []
 
     def _found(self, bad: Sequence[Verdict]) -> str:
         """What these modules hold in place of the adapter, as the end of a sentence."""
@@ -172,8 +178,8 @@ class VerifyResult(Tabular):
         """The reasons for the answer no as far as the numbers show them, and the other tensors that changed."""
         sentences: list[str] = []
         bad = self._bad
-        # Two causes with two remedies: the rounding of the merge itself, and another merge than the stated one. Another
-        # strength is told by the conclusion.
+        # Two causes have two remedies: the rounding of the merge itself, and a merge other than the stated one. The
+        # conclusion says whether the strength differs.
         by_rounding = [verdict.module for verdict in bad if verdict.by_rounding]
         unexplained = [
             verdict
@@ -307,10 +313,11 @@ def verify(
     tensors, files = merged_tie.ties.with_copies(checkpoint.tensors), model_files(resolve_path(Path(merged)))
     decoded = {key: checkpoint.tensors[key] for key in checkpoint.coded}
     stored = merged_tie.ties.with_copies({**files.tensors, **decoded})
-    base_tensors = weights(Path(base))
+    base_checkpoint = open_checkpoint(Path(base))
+    base_tensors = base_checkpoint.tensors
     if untie is None and _has_untied(base_tensors, Path(base), stored, merged_tie):
         untie = True
-    bits: MergeBits | None = "keep" if checkpoint.coded and open_checkpoint(Path(base)).coded else None
+    bits: MergeBits | None = "keep" if checkpoint.coded and base_checkpoint.coded else None
     sources = weighted_sources([adapter])
     inputs = read_merge_inputs(sources, base, reading, modules=modules, untie=untie, bits=bits, decoded=True)
     adapters = [weighted_label(one.label, one.weight) for one in inputs.adapters]

@@ -24,7 +24,7 @@ def test_tensors_that_comfyui_applies_are_not_called_ignored() -> None:
     """``diff``, ``diff_b``, ``set_weight`` and ``reshape_weight`` are ComfyUI's own."""
     assert said(adapter("diff", "diff_b", "saved", "shape", form="comfyui"), "comfyui") == {}
     found = said(adapter("diff", "bias", "other", form="comfyui"), "comfyui")
-    assert found == {"extra-ignored": "2 tensors that are half of no pair are ignored"}
+    assert found == {"extra-ignored": "2 tensors that do not belong to a pair are ignored"}
     assert "extra-ignored" in said(adapter("saved"), "comfyui")
 
 

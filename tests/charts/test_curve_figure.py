@@ -26,7 +26,7 @@ def test_axes_lines_and_labels() -> None:
     assert isinstance(chart, LineChart)
     lines = {line.name: line for line in chart.lines}
     assert list(lines) == [line.name for line in chart.named] == [
-        "one rank everywhere", "ranks where they save most, at the same size",
+        "one rank everywhere", "best rank for each module, at the same size",
         "ranks and bits, at the same size (loralens-q, expected)", "what was written",
     ]  # fmt: skip
     assert (chart.x.label, chart.y.label) == ("size of the file (kB)", "error ‖ΔW−ΔW'‖ / ‖ΔW‖ (%)")

@@ -134,7 +134,7 @@ def test_names_without_blocks_and_several_modules_in_a_cell() -> None:
         modules={n: loralens.LowRank(rng.standard_normal((6, 2)), rng.standard_normal((2, 7))) for n in names}
     )
     figure = similarity_figure(compare_subspaces(mine, mine), labels=LABELS)
-    assert "4 of 5 modules: of several of one kind in a block, the first" in figure.title
+    assert "4 of 5 modules: the first of each kind in a block" in figure.title
     assert {"to_q, block down.0", "to_q, outside"} <= set(phis(figure))
     bare = loralens.Adapter(modules={name: mine[name] for name in ("to_q", "head")})
     assert "head, head" in phis(similarity_figure(compare_subspaces(bare, bare), labels=LABELS))

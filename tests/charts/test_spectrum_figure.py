@@ -197,7 +197,7 @@ def test_the_kinds_of_least_energy_share_a_panel() -> None:
     spectra = {f"layers.{b}.kind{k}": one((k + 1) * 2.0, k + 1) for b in range(2) for k in range(30)}
     figure = spectrum_figure({"wide": spectra})
     assert list(panels(figure)) == [*(f"kind{k}" for k in range(7, 30)), "7 other kinds"]
-    assert figure.bands[0].title == "7 of 30 kinds, those of least energy, share a panel"
+    assert figure.bands[0].title == "7 of 30 kinds, those with the least energy, share a panel"
     assert len(panels(figure)["7 other kinds"].lines) == 14
     two = spectrum_figure({"a": spectra, "b": spectra})
     assert len([chart for chart in two.charts if isinstance(chart, LineChart)]) == 24

@@ -34,8 +34,8 @@ def test_every_panel_has_its_line_its_title_and_its_units() -> None:
     size, direction, rank, loss = charts(run, [10, 50, 100])
     assert [list(line.x) for line in size.lines] == [[10, 50, 100]] * 2
     assert lines(size)["‖ΔW‖ here"] == [point.frobenius for point in run.points]
-    assert np.isnan(lines(size)["moved since the one before"][0])
-    assert lines(size)["moved since the one before"][1:] == [point.length for point in run.points[1:]]
+    assert np.isnan(lines(size)["change since the previous one"][0])
+    assert lines(size)["change since the previous one"][1:] == [point.length for point in run.points[1:]]
     assert lines(rank) == {"mean over modules": [point.effective_rank for point in run.points]}
     assert lines(direction)["cosine of ΔW"] == [point.cosine for point in run.points]
     for side in ("out", "in"):

@@ -35,8 +35,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 TABLE = """\
 In its own directions ΔW is 0.5 times as strong as W (median of 5 modules).
-They catch 2.38 times as much of W as random directions do; 5 of 5 modules are beyond 3 standard deviations, where \
-chance puts 0.075 modules.
+They catch 2.38 times as much of W as random directions do; 5 of 5 modules are beyond 3 standard deviations; by \
+chance there would be 0.075 modules.
 
 PATH on BASE: 6 modules; ‖UᵀWV‖F with U, V of ΔW, of W, random
 module                            r  ‖ΔW‖F  ‖W‖F  UᵀWV: ΔW      W  random  amplification  excess      z

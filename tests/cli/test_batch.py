@@ -75,7 +75,7 @@ def test_verbose_tells_the_messages_and_the_findings(folder: Path) -> None:
 def test_what_only_one_adapter_has_is_refused(folder: Path) -> None:
     assert "--plot draws one adapter" in compress.refused("all", "--dry-run", "--rank", 4, "--plot", "x.png")
     assert "Missing option '-o'" in compress.refused("all", "--rank", 4)
-    assert "have one name" in compress.refused("all/a", "./all/a", "--rank", 4, "-o", "out")
+    assert "have the same name" in compress.refused("all/a", "./all/a", "--rank", 4, "-o", "out")
     assert not (folder / "out").exists()
 
 
@@ -177,7 +177,7 @@ def test_a_run_that_is_stopped_leaves_nothing_half_done(six: Path, jobs: int, nu
     assert 1 <= done < 6
     # One more may have ended than the record says.
     assert re.search(
-        rf"note: ({done}|{done + 1}) of 6 adapters were looked at; the same command goes on from there", err
+        rf"note: ({done}|{done + 1}) of 6 adapters were processed; the same command continues from there", err
     )
     hidden = {path.name for path in (six / "out").rglob(".*")}
     assert hidden == {RECORD_NAME}

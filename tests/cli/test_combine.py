@@ -53,7 +53,7 @@ SOURCE     0.75    85.1 %  0.426                   −0.250         −0.324
 SOURCE    −0.25    85.1 %  0.426                    0.750          0.676
 
 error       ‖R−Σw·ΔW‖/‖Σw·ΔW‖ = 38.6 % over all modules, before the factors are rounded
-truncation  ‖F−R‖/‖F‖ = 38.6 % over all modules: what of the method's own result F was cut off
+truncation  ‖F−R‖/‖F‖ = 38.6 % over all modules: the part of the method's own result F that was cut off
 parameters  60
 bytes       BYTES
 """

@@ -221,8 +221,8 @@ def test_what_a_folder_already_holds_is_not_hidden_behind_another_dialect(small:
     [
         (["convert", "SMALL", "-o", "TMP/k.bin", "--to", "kohya"], "is not written to .bin files"),
         (["convert", "SMALL", "-o", "TMP/x", "--to", "peft", "--rank", "1"], "--rank is for modules"),
-        (["inspect", "SMALL", "--format", "kohya"], "nothing in this file is kohya"),
-        (["equal", "SMALL", "SMALL", "--format", "gguf"], "nothing in this file is gguf"),
+        (["inspect", "SMALL", "--format", "kohya"], "nothing in it is of the dialect kohya"),
+        (["equal", "SMALL", "SMALL", "--format", "gguf"], "nothing in it is of the dialect gguf"),
         (["inspect", "SMALL", "--format", "nonsense"], "is not a format"),
     ],
 )
@@ -315,7 +315,7 @@ def test_few_bits_say_what_they_cost(dry: list[str], tmp_path: Path) -> None:
     again = tmp_path / "again"
     result = run("convert", source, "-o", again, "--to", "loralens-q", *dry)
     assert f"= {percent(total)} over all modules, at most {percent(worst)}" in result.stdout
-    assert "8 bits a number" in result.stdout
+    assert "8 bits per number" in result.stdout
     record = json.loads(run("convert", source, "-o", again, "--to", "loralens-q", "--overwrite", "--json", *dry).stdout)
     assert record["bits"] == 8
     assert record["rounding"]["error"] == pytest.approx(total, rel=1e-6)
@@ -525,7 +525,7 @@ def test_embeddings_that_peft_copied_from_the_base_do_not_block(
     refused = run("convert", full, *words, *(["--arch", "llama"] if to == "gguf" else []))
     assert refused.exit_code == 2
     if to != "gguf":
-        assert "--base leaves out embeddings that PEFT saved though they are the base's" in refused.stderr
+        assert "--base leaves out embeddings that PEFT saved although they equal the base's" in refused.stderr
     done = run("convert", full, *words, "--base", base)
     assert done.exit_code == 0, done.stderr
     assert done.stdout.count("it is the base's own") == 2

@@ -122,7 +122,10 @@ def test_a_second_demo_trains_nothing(commands: Commands, tmp_path: Path) -> Non
 def test_companions_that_are_not_there_are_trained_and_said_to_be(commands: Commands) -> None:
     result = run("--folder", "some where")
     assert commands.names[:5] == ["train", "train", "compress", "evaluate", "train"]
-    assert "examples/adapters/reuters-r8-r64-seed0 is not there, so its like is trained: --adapters" in result.stdout
+    assert (
+        "examples/adapters/reuters-r8-r64-seed0 does not exist, so such an adapter is trained now; --adapters"
+        in result.stdout
+    )
     assert "-o 'some where/20newsgroups-r8'" in result.stdout
 
 

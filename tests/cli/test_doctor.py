@@ -111,14 +111,14 @@ def test_findings_of_one_kind_are_told_together(small: Path, tmp_path: Path) -> 
     text = run("doctor", small, "--base", base).stdout
     assert text.startswith(f"2 warnings about {small}: zero-update, below-rounding.\n")
     assert f"\n{small} (6 modules, against {base}): 2 warnings\n" in text
-    assert "  warning: below-rounding: 5 of 6 modules\n    model.layers.0.self_attn.q_proj: ‖ΔW‖ is 0.2 of" in text
-    assert "merged into bfloat16 it is 100 % off at 0 % of its strength, 100 % of the weights unmoved" in text
+    assert "  warning: below-rounding: 5 of 6 modules\n    model.layers.0.self_attn.q_proj: ‖ΔW‖ is 0.2 times" in text
+    assert "a merge into bfloat16 keeps 0 % of its strength with an error of 100 %, and leaves 100 % of" in text
     assert "    and 2 more (--verbose names them)\n" in text
     assert "more (--" not in run("doctor", small, "--base", base, "--verbose").stdout
     first = run("doctor", small, "--base", base, "--top", "1").stdout
     assert "zero-update: " in first
     assert "below-rounding: " not in first
-    assert "1 more cause (--verbose tells all)" in first
+    assert "1 more cause (--verbose shows all)" in first
     assert text.count("fix: keep float32 when merging (`loralens merge --dtype f32`)") == 1
     findings = json.loads(run("doctor", small, "--base", base, "--json").stdout)["findings"]
     assert [one["code"] for one in findings] == ["zero-update"] + ["below-rounding"] * 5

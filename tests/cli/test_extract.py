@@ -60,7 +60,7 @@ format      peft
 """
 
 SAID = """\
-warning: 1 left out, an embedding: --modules asks for it: embed_tokens
+warning: 1 left out, an embedding: select it with --modules: embed_tokens
 note: the adapter's modules hold 66.67 % of the energy of all differences
 note: in 1 module more is left over than rounding explains (left / noise), as the difference has more directions than \
 were kept: layers.0.q
@@ -96,7 +96,7 @@ def test_json_keeps_its_contract(both: tuple[Path, Path], tmp_path: Path) -> Non
     }  # fmt: skip
     assert record["extra"] == ["base_model.model.norm.weight"]
     assert record["left_out"] == [
-        {"key": "embed_tokens", "why": "an embedding: --modules asks for it", "frobenius": 3.0}
+        {"key": "embed_tokens", "why": "an embedding: select it with --modules", "frobenius": 3.0}
     ]
     adapter = loralens.load(tmp_path / "out")
     assert adapter.base_model == str(base)

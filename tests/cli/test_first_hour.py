@@ -17,8 +17,8 @@ from tests.formats import test_image as images
     ("words", "hint"),
     [
         (("scale", "SMALL", "-o", "x"), "give --by a finite number"),
-        (("scale", "SMALL", "0,5", "-o", "x"), "the factor stands behind --by: --by 0.5"),
-        (("scale", ".5", "SMALL", "-o", "x"), "the factor stands behind --by: --by .5"),
+        (("scale", "SMALL", "0,5", "-o", "x"), "give the factor with --by: --by 0.5"),
+        (("scale", ".5", "SMALL", "-o", "x"), "give the factor with --by: --by .5"),
         (("inspect", "SMALL", "0,5"), "a number needs its option, such as --by 0.5"),
         (("scale", "SMALL", "--by", "0,5", "-o", "x"), "numbers have a point: 0.5"),
         (("scale", "SMALL", "--by", "50%", "-o", "x"), "give the share as a number: 0.5"),
@@ -176,7 +176,7 @@ def test_the_same_finding_of_several_files_is_told_once(tmp_path: Path) -> None:
         save_file({key: rng.standard_normal(shape).astype(np.float32) for key, shape in factors.items()}, file)
     told = Command("similarity").good(*files).stderr
     assert told.count("modules have numbers, not names") == told.count("  fix:") == 1
-    assert f"note: {files[2]}: the same as of {files[0]}" in told
+    assert f"note: {files[2]}: the same as for {files[0]}" in told
     # Only the conclusion: a note does not change what it means.
     assert Command("similarity").good(*files, "--quiet").stderr == ""
     assert "numbers, not names" in Command("inspect").good(files[0]).output

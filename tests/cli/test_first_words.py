@@ -52,7 +52,7 @@ def test_the_name_of_a_command_is_no_path(adapter: str) -> None:
 
 
 def test_a_path_that_does_not_exist_is_not_inspected() -> None:
-    assert "no existing file" in loralens.refused("missing.safetensors")
+    assert "not an existing file" in loralens.refused("missing.safetensors")
     assert "loralens inspect owner/name" in loralens.refused("owner/name")
     assert "Hub" not in loralens.refused("./missing")
 

@@ -103,10 +103,8 @@ def test_the_directions_that_rise_above_the_noise_too(home: Path) -> None:
     assert lossy
     for name, evidence in lossy.items():
         assert f"; {true[name]['surviving']} of {true[name]['directions']} directions rise above" in evidence
-        assert (
-            f"it is {100 * true[name]['relative_error']:.0f} % off at {100 * true[name]['gain']:.0f} % of its strength"
-            in evidence
-        )
+        gain, error = (f"{100 * true[name][key]:.0f} %" for key in ("gain", "relative_error"))
+        assert f"keeps {gain} of its strength with an error of {error}, and" in evidence
 
 
 def test_a_healthy_base_in_float32_draws_nothing(home: Path) -> None:

@@ -96,3 +96,30 @@ def test_interrupted(name: str, number: signal.Signals, folder: Path, tmp_path: 
     assert "Traceback" not in err
     assert out == ""
     assert sorted(folder.rglob("*")) == before
+
+
+# `python -m` remembers a KeyboardInterrupt that passed through `exec` of a text, even if it is caught. Dataclasses are
+# made by `exec`.
+IN_EXEC = """
+import loralens
+def spectrum(*given, **named):
+    exec("import os, signal; os.kill(os.getpid(), signal.{signal})")
+loralens.spectrum = spectrum
+from loralens.cli.main import run
+run()
+"""
+
+
+@pytest.mark.parametrize("number", ENDS)
+def test_the_exit_code_does_not_depend_on_where_the_signal_comes(number: signal.Signals, tmp_path: Path) -> None:
+    (tmp_path / "interrupted.py").write_text(IN_EXEC.format(signal=number.name))
+    process = subprocess.run(
+        [sys.executable, "-m", "interrupted", "spectrum", "a"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        check=False,
+    )
+    code, word = ENDS[number]
+    assert (process.returncode, process.stdout, process.stderr.strip()) == (code, "", word)

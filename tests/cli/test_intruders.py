@@ -90,7 +90,7 @@ def test_table(small: Path, diagonal: Path) -> None:
     result = run(small, "--base", diagonal, "--threshold", "0.61", "--no-cache")
     shown = result.stdout.replace(str(small), "PATH").replace(str(diagonal), "BASE")
     assert shown.rstrip("\n") == TABLE.rstrip("\n")
-    assert "the SVD of 6 weights of the base comes first: about 1 s" in result.stderr
+    assert "the SVD of 6 weights of the base is computed first: about 1 s" in result.stderr
 
 
 @pytest.mark.parametrize("top", [1, 10, 100])

@@ -218,6 +218,15 @@ def test_doctor_and_report_say_so_and_go_on(home: Path, tmp_path: Path) -> None:
     assert "4 modules have their rows in another order than the base and are left out here" in report.read_text()
 
 
+@pytest.mark.parametrize("others", [("peft",), ("peft", "other")])
+def test_rows_in_two_orders_are_not_compared(others: tuple[str, ...], home: Path) -> None:
+    files = [home / name for name in others] + [home / "gguf" / "adapter.gguf"]
+    assert "its rows are in the order of" in call.refused("similarity", *files)
+    # The projections without heads have one order, and so have adapters of one order.
+    call.good("similarity", *files, "-m", "v_proj")
+    call.good("similarity", files[-1], files[-1])
+
+
 def test_a_merged_model_without_heads_is_not_unmerged(home: Path, tmp_path: Path) -> None:
     shutil.copytree(home / "merged", tmp_path / "merged")
     (tmp_path / "merged" / "config.json").unlink()

@@ -81,7 +81,7 @@ def test_the_table_is_exactly_this(small: Path, base: Path, tmp_path: Path) -> N
     table, undo = stdout.split("undo patch: ")
     assert table.rstrip("\n") == TABLE.rstrip("\n")
     size = json.loads((tmp_path / "out" / CERTIFICATE).read_text())["total"]["undo_bytes"]
-    assert undo == f"{size} bytes, {8 * size / 144:.2f} bits for each changed weight\n"
+    assert undo == f"{size} bytes, {8 * size / 144:.2f} bits per weight of the changed tensors\n"
     assert result.stderr == ""
 
 
@@ -203,7 +203,7 @@ def float8(folder: Path) -> tuple[Path, dict[str, np.ndarray]]:
 def test_float8_with_scales_stays_float8_under_the_same_scales(small: Path, tmp_path: Path) -> None:
     base, real = float8(tmp_path / "base")
     result = done("merge", small, "--base", base, "-o", tmp_path / "out")
-    assert "6 weights are float8 under scales: they are merged as numbers and rounded to float8 again" in result.stderr
+    assert "6 weights are float8 with scales: they are decoded, merged, and rounded to float8 again" in result.stderr
     found, before, wide = loaded(tmp_path / "out"), loaded(base), expected(real)
     for name in MODULES:
         key = f"{name}.weight"
@@ -384,7 +384,7 @@ def test_out_is_replaced_only_when_asked_for(small: Path, base: Path, tmp_path: 
     assert contents(out) == before
     refused = run("merge", small, "--base", base, "-o", out, "--overwrite")
     assert refused.exit_code == 2
-    assert "out: holds what the new model does not have and no merge wrote: mine.txt\n" in refused.stderr
+    assert "out: holds files that no merge wrote and the new model does not have: mine.txt\n" in refused.stderr
     assert contents(out) == before
     (out / "mine.txt").unlink()
     done("merge", f"{small}:2", "--base", base, "-o", out, "--overwrite")
@@ -399,7 +399,7 @@ def test_out_is_replaced_only_when_asked_for(small: Path, base: Path, tmp_path: 
         ("base/inside", "lies within the base"),
         (".", "holds the base"),
         ("file/out", "file: is a file, not a folder"),
-        ("file", "is not of the kind of the base"),
+        ("file", "is a file, but the base is a folder"),
     ],
 )
 def test_the_base_is_never_written_to(output: str, message: str, small: Path, base: Path, tmp_path: Path) -> None:

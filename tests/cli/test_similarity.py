@@ -127,7 +127,7 @@ q_proj  q_proj      3           1.000                  –      1.0000   1.0000 
 q_proj  v_proj      6           1.000             1.0000      1.0000   1.0000    0.33
 v_proj  v_proj      1           1.000                  –      1.0000        –    0.33
 
-share most, beside chance
+share most, compared with chance
 module                            and                               φ(1,1)  φ(all)  chance     z
 model.layers.0.self_attn.q_proj   model.layers.1.self_attn.q_proj    1.000  1.0000    0.33  +4.5
 model.layers.0.self_attn.q_proj   model.layers.10.self_attn.q_proj   1.000  1.0000    0.33  +4.5
@@ -160,7 +160,7 @@ def test_pairs_beyond_chance_are_named(tmp_path: Path) -> None:
     B, A = rng.standard_normal((300, 2)), rng.standard_normal((2, 400))
     loralens.save(loralens.Adapter(modules={f"layers.{b}.q": loralens.LowRank(B, A) for b in (0, 1)}), tmp_path / "x")
     text = run(tmp_path / "x").stdout
-    assert "share most, beside chance\n" in text
+    assert "share most, compared with chance\n" in text
     assert text.rstrip().splitlines()[-1].split()[:5] == ["layers.0.q", "layers.1.q", "1.000", "1.0000", "0.0067"]
 
 

@@ -78,12 +78,12 @@ a        c          4  +0.172  +13.8  0.770      0.025        0.196
 b        c          4  +0.164  +13.2  0.703      0.025        0.196
 c        d          4  +0.053   +4.3  0.740      0.025        0.196
 
-two oppose each other (each module with |cosine| ≥ 0.2 and 4.0 standard deviations from chance)
+two oppose each other (each module with |cosine| ≥ 0.2 and at least 4.0 standard deviations from chance)
 adapter  and  in             modules  cosine  of all
 a        d    blocks 0–2, v        3  −0.980  −0.310
 b        d    blocks 0–2, v        3  −0.936  −0.296
 
-two agree (each module with |cosine| ≥ 0.2 and 4.0 standard deviations from chance)
+two agree (each module with |cosine| ≥ 0.2 and at least 4.0 standard deviations from chance)
 adapter  and  in                modules  cosine  of all
 a        b    blocks 0–2, q, v        6  +0.955  +0.955
 a        d    blocks 0–2, q           3  +0.980  +0.620

@@ -21,8 +21,8 @@ run = Command().run
 
 
 TABLE = """\
-PATH uses its rank of 2: no lower rank in every module keeps 99 % of the energy; the effective rank is 1.8 in the \
-mean.
+PATH uses its rank of 2: no lower rank in every module keeps 99 % of the energy; the effective rank is 1.8 on \
+average.
 
 PATH: 6 modules, ‖ΔW‖F = 9.695 in all
 module                            out × in  r  scale  ‖ΔW‖F  σ₁  stable  effective  E90  E99  spectrum

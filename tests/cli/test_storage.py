@@ -136,7 +136,7 @@ def test_two_adapters_that_cut_a_tensor_otherwise(folders, tmp_path: Path) -> No
     done("merge", other, "--base", stacks, "-o", tmp_path / "first")
     said = Command("merge").run(adapter, other, "--base", stacks, "-o", tmp_path / "out")
     assert said.exit_code
-    assert "another adapter adapts an overlapping range" in said.stderr
+    assert "another adapter adapts a range that overlaps" in said.stderr
 
 
 def test_what_is_of_a_whole_module_is_refused_for_a_part(folders, tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_what_is_of_a_whole_module_is_refused_for_a_part(folders, tmp_path: Path
     (other / "adapter_config.json").write_text(json.dumps(said))
     refused = Command("merge").run(other, "--base", stacks, "-o", tmp_path / "out")
     assert refused.exit_code
-    assert "in parts, and a magnitude needs the whole weight" in refused.stderr
+    assert "in parts, but a magnitude needs the whole weight" in refused.stderr
 
 
 @pytest.mark.parametrize(("to", "name"), [("mlx", "mlx"), ("gguf", "adapter.gguf")])

@@ -175,7 +175,7 @@ def test_what_others_put_there_is_named_and_stays(name: str, verb: str, home: Pa
     command = {"merge": MERGE, "unmerge": UNMERGE, "unmerge --adapter": (*UNMERGE, "--adapter", "runs/a")}[verb]
     refused = run(*command, "-o", "out", "--overwrite")
     assert refused.exit_code == 2
-    assert f"out: holds what the new model does not have and no merge wrote: {name}\n  fix: " in refused.stderr
+    assert f"out: holds files that no merge wrote and the new model does not have: {name}\n  fix: " in refused.stderr
     assert contents(home) == before
     stranger.unlink()
     done(*command, "-o", "out", "--overwrite")
@@ -185,7 +185,7 @@ def test_links_in_the_target_are_strangers_too(home: Path) -> None:
     done(*MERGE, "-o", "out")
     (home / "out" / "data").symlink_to("../runs")
     refused = run(*MERGE, "-o", "out", "--overwrite")
-    assert "no merge wrote: data\n" in refused.stderr
+    assert "the new model does not have: data\n" in refused.stderr
     assert (home / "runs" / "notes.txt").exists()
 
 
@@ -217,7 +217,7 @@ def test_what_was_changed_since_or_is_not_listed_stays(change: str, home: Path) 
     before = contents(home)
     refused = run(*MERGE, "-o", "out", "--overwrite")
     assert refused.exit_code == 2
-    assert f"no merge wrote: {lost}" in refused.stderr
+    assert f"the new model does not have: {lost}" in refused.stderr
     assert contents(home) == before
 
 

@@ -220,7 +220,7 @@ def test_a_module_that_moments_name(small, tmp_path):
     for words in (["compress", small, "--rank", "1", "--dry-run"], ["report", small, "-o", tmp_path / "page.html"]):
         code, text = said(*words, "--activations", tmp_path / "m.safetensors")
         assert code == 2
-        assert r"\x1b]0;t\x07\u202e: it was counted and its moments are missing" in text
+        assert r"\x1b]0;t\x07\u202e: it was counted, but its moments are missing" in text
 
 
 def test_a_tensor_that_a_file_in_few_bits_names(small, tmp_path):

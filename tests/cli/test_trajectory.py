@@ -93,7 +93,7 @@ def test_a_stranger_is_named_and_nothing_is_concluded(folder: Path, tmp_path: Pa
     result = run(*(folder / f"checkpoint-{step}" for step in (5, 20, 100)), tmp_path / "another")
     assert "warning: another is not of one run with the others" in result.stderr
     conclusion, title, *_ = (block.splitlines() for block in result.stdout.split("\n\n"))
-    assert conclusion == ["These 4 checkpoints are not of one run, so nothing is said of when a direction settled."]
+    assert conclusion == ["These 4 checkpoints are not of one run, so nothing is said about when a direction settled."]
     assert title[0] == "4 checkpoints, 1 of them without a step and last, as given"
     assert title[5].split()[:2] == ["another", "–"]
     pair = run(folder / "checkpoint-5", tmp_path / "another")
@@ -111,7 +111,7 @@ def test_without_steps_there_is_no_order_and_no_conclusion(named: tuple[str, ...
     assert said.startswith("Without steps there is no order")
     assert not any(word in said for word in ("settled from", "still turning", "from the start"))
     first = (
-        "as given: nothing says their steps" if "-" not in named[0] else "2 of them without a step and last, as given"
+        "as given: their steps are unknown" if "-" not in named[0] else "2 of them without a step and last, as given"
     )
     assert f"\n3 checkpoints, {first}\n" in said
 

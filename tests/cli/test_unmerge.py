@@ -55,7 +55,7 @@ def test_several_merges_are_undone_last_first(small: Path, base: Path, out: Path
     refused = run("unmerge", tmp_path / "out2", "-o", tmp_path / "back", "--undo", out / NAME)
     assert refused.exit_code == 2
     assert "is not as it was merged" in refused.stderr
-    assert "adapters merged later are unmerged first" in refused.stderr
+    assert "if adapters were merged later, unmerge them first" in refused.stderr
     assert not (tmp_path / "back").exists()
     for number in (2, 1):
         done("unmerge", tmp_path / f"out{number}", "-o", tmp_path / f"back{number}")

@@ -114,12 +114,30 @@ def test_the_headline_is_no_better_than_the_worst_module(small: Path, base: Path
     assert result.exit_code == 1
     where = f"in 1 of 6 modules ({MODULES[1]})"
     headline = f"{tmp_path / 'cut'} does not hold {small} {where}: the weights are those of the base."
-    assert result.stdout.splitlines()[0] == headline
+    assert result.stdout.splitlines()[:2] == [headline, f"It is absent in 1 module ({MODULES[1]})."]
     single(tmp_path / "more", {**held, gone: held[gone] * 2 - before[gone]})
     result = run(*looked[:1], tmp_path / "more", *looked[2:])
     assert result.exit_code == 1
     start = f"{tmp_path / 'more'} does not hold {small} {where} as it is, but the same directions at 2 of the strength"
     assert result.stdout.startswith(start)
+
+
+def test_the_headline_says_where_the_adapter_is_absent(small: Path, base: Path, tmp_path: Path) -> None:
+    def conclusion(folder: str) -> str:
+        return run("verify", tmp_path / folder, "--base", base, "--adapter", small, "-q").stdout
+
+    done("merge", small, "--base", base, "-o", tmp_path / "out")
+    held, before = loaded(tmp_path / "out"), tensors()
+    gone, half = f"{MODULES[1]}.weight", f"{MODULES[2]}.weight"
+    halved = ((held[half].astype(np.float64) + before[half]) / 2).astype(held[half].dtype)
+    single(tmp_path / "some", {**held, gone: before[gone], half: halved})
+    assert conclusion("some").splitlines()[1:] == [f"It is absent in 1 module ({MODULES[1]})."]
+    single(tmp_path / "two", {**held, gone: before[gone], half: before[half]})
+    assert conclusion("two").splitlines()[1:] == [f"It is absent in 2 modules ({MODULES[1]}, {MODULES[2]})."]
+    single(tmp_path / "none", {**held, **{f"{name}.weight": before[f"{name}.weight"] for name in MODULES}})
+    assert "absent" in conclusion("none").splitlines()[1]
+    single(tmp_path / "more", {**held, half: halved})
+    assert "absent" not in conclusion("more")
 
 
 def test_an_update_that_rounding_swallows_is_absent(base: Path, tmp_path: Path) -> None:

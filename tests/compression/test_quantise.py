@@ -80,5 +80,5 @@ def test_what_makes_no_sense_is_refused() -> None:
         with pytest.raises(OptionError, match="are not the bit widths of at most 4 directions"):
             quantise(adapter(), bits=dict.fromkeys(adapter(), wrong))
     full = Structured(Dense(LazyArray.of(np.eye(3))))
-    with pytest.raises(MismatchError, match="no pair"):
+    with pytest.raises(MismatchError, match="is not a pair of factors"):
         quantise(loralens.Adapter(modules={"a": full}), bits=8)

@@ -126,10 +126,10 @@ def test_every_preset_can_be_read() -> None:
         ({"blocks": "D01=0"}, "no block 'D01'"),
         ({"blocks": "IN04"}, "'IN04', which is not BLOCK=WEIGHT"),
         ({"blocks": "IN04=0,MID"}, "'MID', which is not BLOCK=WEIGHT"),
-        ({"blocks": "IN04=nan"}, "'nan', which is no number"),
+        ({"blocks": "IN04=nan"}, "'nan', which is not a number"),
         ({"blocks": "1,0,R"}, "random weights"),
         ({"blocks": "1,0,1"}, "3 numbers, and vectors for SD have 17, 26, 27"),
-        ({"preset": "SDXL-INALL"}, "is no preset for SD"),
+        ({"preset": "SDXL-INALL"}, "is not a preset for SD"),
     ],
 )
 def test_what_cannot_be_read_is_refused(options: dict[str, object], message: str) -> None:

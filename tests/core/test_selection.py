@@ -206,9 +206,9 @@ def test_blocks_of_vision_models_and_of_files_without_names() -> None:
         (NAMES, [5], "no module is in block 5", "the modules are in the blocks 0-1, 10 of model.layers"),
         (["lm_head"], [0], "no module is in block 0", "the modules are in no block: their names have no numbers"),
         (NAMES, ["IN04"], "no module is in block IN04", "the modules are in no block that has a name; give numbers"),
-        (KOHYA, [3], "block 3 names no block", "give one of IN01-IN02, IN04-IN05, IN07-IN08, MID, OUT03-OUT11"),
+        (KOHYA, [3], "block 3 does not exist", "give one of IN01-IN02, IN04-IN05, IN07-IN08, MID, OUT03-OUT11"),
         (KOHYA, ["IN00"], "no module is in block IN00", "the modules are in IN01-IN02, IN04-IN05, IN07-IN08, MID, OUT"),
-        (FLUX, ["3-4"], "block 3-4 names no block", "give one of D00-D18, S00-S37"),
+        (FLUX, ["3-4"], "block 3-4 does not exist", "give one of D00-D18, S00-S37"),
     ],
 )
 def test_a_block_without_modules(names: list[str], blocks: list[int | str], message: str, fix: str) -> None:
@@ -226,7 +226,7 @@ def test_modules_that_match_outside_of_the_blocks_only() -> None:
 
 @pytest.mark.parametrize("block", ["three", "-1", "3-", "1.5", "", "4-8-9", True, "IN-IN04"])
 def test_what_is_no_block(block: int | str) -> None:
-    with pytest.raises(OptionError, match="is no block"):
+    with pytest.raises(OptionError, match="is not a block"):
         within_blocks((), [block])
 
 

@@ -327,7 +327,7 @@ def test_the_figure_shows_accuracy_over_what_is_trained() -> None:
 def test_a_report_is_a_table_and_a_picture_of_what_is_in_the_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit, match=r"no run is there\n  fix: first train"):
+    with pytest.raises(SystemExit, match=r"contains no runs\n  fix: first train"):
         alternatives.main(["--report", "--out", str(tmp_path)])
     for number, run in enumerate(results().runs):
         alternatives.keep(tmp_path / "runs" / f"{number}.json", run)
@@ -349,7 +349,7 @@ def test_a_number_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) ->
     with pytest.raises(SystemExit) as caught:
         alternatives.main(["--steps", "0"])
     assert caught.value.code == 2
-    assert "--steps: 0 is no number from 1 on" in capsys.readouterr().err
+    assert "--steps: 0 is not a whole number above 0" in capsys.readouterr().err
 
 
 def test_prefix_tuning_without_peft_says_what_to_do(base: Any, monkeypatch: pytest.MonkeyPatch) -> None:

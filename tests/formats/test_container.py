@@ -189,7 +189,7 @@ BROKEN = {  # name: file, what the message says
     "wrong size": (blob({"a": entry([2], 0, 4, "F32")}, bytes(4)), "F32 (2) does not take the 4 bytes"),
     "bytes to spare": (blob({"a": entry([1], 0, 8, "F32")}, bytes(8)), "F32 (1) does not take the 8 bytes"),
     "end before begin": (blob({"a": entry([1], 1, 0)}, b"1"), "U8 (1) does not take the -1 bytes"),
-    "out of range": (blob({"a": entry([2], 0, 2)}, b"1"), "a ends at byte 2 of the data and the file holds 1"),
+    "out of range": (blob({"a": entry([2], 0, 2)}, b"1"), "a ends at byte 2 of the data, but the file holds 1"),
     "overlap": (blob({"a": entry([2], 0, 2), "b": entry([2], 1, 3)}, bytes(3)), "a and b overlap"),
     "same place": (blob({"a": entry([2], 0, 2), "b": entry([2], 0, 2)}, bytes(2)), "a and b overlap"),
     "late start": (blob({"a": entry([2], 2, 4)}, bytes(4)), "the start and a leave 2 unused bytes"),

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
 
 import loralens
 from loralens.core.adapter import Adapter, Extra
@@ -490,7 +491,7 @@ def test_modules_that_have_no_place() -> None:
         write(one(Structured(Dense(LazyArray.of(number((6, 4)))))))
     with pytest.raises(ShapeError, match="grouped convolution"):
         write(one(low_rank(layout=Layout("conv", kernel=(1, 1), groups=2))))
-    with pytest.raises(FormatError, match="cannot be told from its neighbours"):
+    with pytest.raises(FormatError, match="could not be read back from a diffusers file"):
         write(one(low_rank(), ""))
 
 
@@ -612,3 +613,17 @@ def test_a_bias_on_b_in_every_style(stem: str, module: str) -> None:
     assert back.config["lora_bias"] is True
     bias = back.tensors[f"base_model.model.{module}.lora_B.bias"].read()
     np.testing.assert_array_equal(bias, source.tensors[f"{stem}.up.bias"].read())
+
+
+def test_a_bias_on_b_is_added_to_the_bias_of_the_base(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    module = "down_blocks.0.attentions.0.attn1.to_out.0"
+    B, A, bias = (rng.standard_normal(shape).astype(np.float32) for shape in ((6, 2), (2, 4), 6))
+    W, b = rng.standard_normal((6, 4)).astype(np.float32), rng.standard_normal(6).astype(np.float32)
+    stem = f"unet.{module}.lora"
+    save_file({f"{stem}.down.weight": A, f"{stem}.up.weight": B, f"{stem}.up.bias": bias}, tmp_path / "a.safetensors")
+    save_file({f"{module}.weight": W, f"{module}.bias": b}, tmp_path / "base.safetensors")
+    loralens.merge(tmp_path / "a.safetensors", base=tmp_path / "base.safetensors", output=tmp_path / "m.safetensors")
+    merged = load_file(tmp_path / "m.safetensors")
+    np.testing.assert_allclose(merged[f"{module}.weight"], W + B.astype(np.float64) @ A, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(merged[f"{module}.bias"], b.astype(np.float64) + bias, rtol=1e-6)

@@ -51,7 +51,7 @@ def test_what_was_written_is_read_back(tmp_path: Path) -> None:
 )
 def test_another_file_is_refused(change: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "e.json").write_text(json.dumps(RECORD | change))
-    with pytest.raises(FormatError, match=r"e\.json: is (no|an) evaluation") as caught:
+    with pytest.raises(FormatError, match=r"e\.json: is (not )?an evaluation") as caught:
         read_evaluation(tmp_path / "e.json")
     assert "loralens evaluate -o" in caught.value.fix
 

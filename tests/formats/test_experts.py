@@ -15,6 +15,7 @@ from loralens.formats.dialects.gguf.architectures import ARCHITECTURES
 
 MOE = "model.layers.0.mlp"
 D, F, E = 6, 4, 3
+PARTS = {"gate": 1, "down": 2, "up": 3}  # part of an expert → its number in Mixtral's checkpoints
 
 
 def pair(out, in_, seed=0, kind="experts", **layout):
@@ -111,6 +112,34 @@ def test_single_experts_become_a_stack_of_mlx_and_come_back(alone, tmp_path: Pat
     assert set(again) == {f"{owner}.gate", *(alone.format(e) for e in range(E))}
     for e in range(E):
         np.testing.assert_allclose(again[alone.format(e)].dense(), modules[alone.format(e)].dense(), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "alone"),
+    [
+        ("MixtralForCausalLM", {p: f"model.layers.0.block_sparse_moe.experts.{{}}.w{i}" for p, i in PARTS.items()}),
+        ("Qwen3MoeForCausalLM", {part: f"{MOE}.experts.{{}}.{part}_proj" for part in PARTS}),
+    ],
+)
+@pytest.mark.parametrize("changed", [False, True])
+def test_stacks_of_llama_cpp_become_single_experts_of_peft(kind, alone, changed, tmp_path: Path):
+    """PEFT drops ``experts.gate_proj[0]`` without a word, because no module has this name."""
+    found = next(arch for arch in ARCHITECTURES if kind in arch.classes)
+    config = {"architectures": [kind], "model_type": next(t for t in found.types if t in MLX), "hidden_size": D}
+    config |= {"num_attention_heads": 2, "num_local_experts": E}
+    source = adapter()
+    loralens.save(source, tmp_path / "a.gguf", format="gguf", base_config=config)
+    back = loralens.load(tmp_path / "a.gguf")
+    if changed:
+        back = back.map(lambda module: module.without_origin())
+    loralens.save(back, tmp_path / "peft", format="peft")
+    again = loralens.load(tmp_path / "peft")
+    assert set(again) == {name.format(e) for name in alone.values() for e in range(E)}
+    for e in range(E):
+        gate, up = halves(source[f"{MOE}.experts.gate_up_proj[{e}]"])
+        down = source[f"{MOE}.experts.down_proj[{e}]"].dense()
+        for part, wanted in {"gate": gate, "up": up, "down": down}.items():
+            np.testing.assert_allclose(again[alone[part].format(e)].dense(), wanted, rtol=1e-6)
 
 
 def test_what_nothing_says_is_asked_for():

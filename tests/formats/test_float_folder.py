@@ -81,7 +81,7 @@ def test_the_folder_has_every_number_and_is_made_once(
     assert transformers.AutoTokenizer.from_pretrained(folder)("abc").input_ids == [28, 3]
     # Another file under the same name is another folder.
     ggufs.write(package, ggufs.llama(seed=1))
-    with pytest.raises(FormatError, match="transformers makes no configuration and tokenizer"):
+    with pytest.raises(FormatError, match="transformers cannot make a configuration and a tokenizer"):
         resolve_path(Path(NAME))
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
@@ -103,7 +103,7 @@ def test_two_processes_may_make_it_at_once(package: Path, tmp_path: Path, monkey
 
 def test_it_needs_transformers(package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(OptionError, match=r"a model in floats, made of a GGUF file, needs torch and transformers"):
+    with pytest.raises(OptionError, match=r"a float model made from a GGUF file needs torch and transformers"):
         resolve_path(Path(NAME))
     assert not list((tmp_path / "cache" / "loralens" / "models").iterdir())
 

@@ -1,10 +1,13 @@
 """GGUF models as bases: names, order of rows, numbers, configuration, parts, and what is refused."""
 
+import gc
 import os
 import struct
 import tracemalloc
+import weakref
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -135,6 +138,66 @@ def test_the_configuration_is_that_of_the_metadata(tmp_path: Path) -> None:
     assert (model_config(tmp_path / "own.gguf") or {})["tie_word_embeddings"] is False
 
 
+@pytest.mark.parametrize(
+    ("stated", "scaling"),
+    [
+        ({"type": "linear", "factor": 4.0}, {"rope_type": "linear", "factor": 4.0}),
+        (
+            {"type": "yarn", "factor": 4.0, "original_context_length": 32768, "yarn_beta_fast": 24.0},
+            {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768, "beta_fast": 24.0},
+        ),
+        ({"type": "none"}, None),
+        ({"factor": 4.0}, None),
+    ],
+)
+def test_stretched_positions_are_in_the_configuration(
+    stated: dict[str, Any], scaling: dict[str, Any] | None, tmp_path: Path
+) -> None:
+    kinds = {str: GGUFValueType.STRING, float: GGUFValueType.FLOAT32, int: GGUFValueType.UINT32}
+    values = {f"llama.rope.scaling.{key}": (value, kinds[type(value)]) for key, value in stated.items()}
+    ggufs.write(tmp_path / "m.gguf", ggufs.llama(), values=values)
+    assert (model_config(tmp_path / "m.gguf") or {}).get("rope_scaling") == scaling
+
+
+def test_the_factors_of_llama_3_are_its_scaling(tmp_path: Path) -> None:
+    """llama.cpp's converter writes the factors alone (``generate_extra_tensors``)."""
+    frequencies = 500000.0 ** -(np.arange(0, 128, 2) / 128)
+    factors = []
+    for wavelength in 2 * np.pi / frequencies:
+        smooth = (8192 / wavelength - 1) / 3
+        short, long = wavelength < 8192 / 4, wavelength > 8192
+        factors.append(1.0 if short else 32.0 if long else 1 / ((1 - smooth) / 32 + smooth))
+    weights = ggufs.llama() | {"rope": np.array(factors, np.float32)}
+    values = {"llama.rope.freq_base": (500000.0, GGUFValueType.FLOAT32)}
+    ggufs.write(tmp_path / "m.gguf", weights, values=values, names={"rope": "rope_freqs.weight"})
+    assert (model_config(tmp_path / "m.gguf") or {})["rope_scaling"] == {
+        "rope_type": "llama3",
+        "factor": 32.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    # Other factors say nothing that is known.
+    weights["rope"] = np.linspace(1, 2, 64, dtype=np.float32)
+    ggufs.write(tmp_path / "o.gguf", weights, values=values, names={"rope": "rope_freqs.weight"})
+    assert "rope_scaling" not in (model_config(tmp_path / "o.gguf") or {})
+
+
+def test_a_model_in_use_is_opened_once_and_a_changed_file_again(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    ggufs.write(path, ggufs.llama())
+    checkpoint = open_checkpoint(path)
+    assert model_files(path).gguf is open_gguf((path,)) is checkpoint.gguf
+    ggufs.write(path, ggufs.llama(blocks=1))
+    again = open_checkpoint(path)
+    assert len(again.tensors) < len(checkpoint.tensors)
+    # What nobody uses is not kept, nor is its file.
+    held = weakref.ref(again.gguf)
+    del again
+    gc.collect()
+    assert held() is None
+
+
 def test_gpt2_is_stored_as_other_models_are(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     kinds = {"attn.c_attn": (192, 64), "attn.c_proj": (64, 64), "mlp.c_fc": (96, 64), "mlp.c_proj": (64, 96)}
@@ -194,7 +257,8 @@ def test_names_that_nobody_knows_stay(tmp_path: Path) -> None:
     ggufs.write(tmp_path / "m.gguf", weights, names={"rope": "rope_freqs.weight"})
     checkpoint = open_checkpoint(tmp_path / "m.gguf")
     assert "rope_freqs.weight" in checkpoint.tensors
-    assert any("1 tensor, which keep llama.cpp's: rope_freqs.weight" in note.text for note in checkpoint.notes)
+    unnamed = "1 tensor, for lack of a known Hugging Face name: rope_freqs.weight"
+    assert any(unnamed in note.text for note in checkpoint.notes)
 
 
 def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
@@ -202,7 +266,7 @@ def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
     ggufs.write(path, ggufs.llama(), arch="llama")
     data = path.read_bytes()
     path.write_bytes(data.replace(b"\x05\0\0\0\0\0\0\0llama", b"\x05\0\0\0\0\0\0\0whale", 1))
-    with pytest.raises(FormatError, match=r"its architecture is 'whale'.*\(llama, .*qwen3"):
+    with pytest.raises(FormatError, match=r"its architecture is 'whale'.*\(known: llama, .*qwen3"):
         open_checkpoint(path)
     at = data.index(b"llama.attention.head_count") + len(b"llama.attention.head_count") + 4
     path.write_bytes(data[:at] + struct.pack("<I", 5) + data[at + 4 :])

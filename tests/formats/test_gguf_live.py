@@ -107,3 +107,27 @@ def test_moved_codes_are_read(base: Path, tmp_path: Path) -> None:
     floats = copy_in(np.float32, base, tmp_path / "floats.gguf", {key: grid.values(codes)})
     one, other, before = (logits(path, IDS) for path in (tmp_path / "codes.gguf", floats, base))
     assert distance(one, other) < tolerances.ENGINE_CODES < 0.2 * distance(before, other)
+
+
+@pytest.mark.parametrize("bits", ["q4_1", "q8_0"])
+def test_floats_that_were_merged_and_quantised_once_are_loaded(bits: str, base: Path, tmp_path: Path) -> None:
+    """A merge with ``--bits`` computes what a copy in floats of the same numbers does, the adapter included."""
+    from tests.llama_engine import logits
+
+    rng, tensors = np.random.default_rng(1), open_checkpoint(base).tensors
+    # The numbers of SmolLM2 lie on the grid of its own codes, so they are moved off it.
+    noisy = {
+        key: (W := tensor.read()) + np.float32(0.02 * W.std()) * rng.standard_normal(W.shape, np.float32)
+        for key, tensor in tensors.items()
+        if tensor.ndim == 2
+    }
+    floats = copy_in(np.float32, base, tmp_path / "floats.gguf", noisy)
+    pairs = {name: LowRank(LazyArray.of(B), LazyArray.of(A), 2.0) for name, (B, A) in adapter_for(base).items()}
+    adapter = loralens.Adapter(modules=pairs, format="peft")
+    loralens.merge(adapter, base=floats, output=tmp_path / "merged.gguf", bits=bits)  # type: ignore[arg-type]
+    found = open_checkpoint(tmp_path / "merged.gguf")
+    assert len(found.coded) == sum(tensor.ndim == 2 for tensor in tensors.values())
+    decoded = copy_in(np.float32, tmp_path / "merged.gguf", tmp_path / "decoded.gguf")
+    one, other, before = (logits(path, IDS) for path in (tmp_path / "merged.gguf", decoded, floats))
+    # Here the inputs of the head are rounded to 8 bits too.
+    assert distance(one, other) < min(2 * tolerances.ENGINE_CODES, 0.5 * distance(before, other))

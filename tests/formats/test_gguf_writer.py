@@ -15,7 +15,13 @@ from loralens.core.lazy import row_blocks
 from loralens.errors import FormatError, OptionError
 from loralens.formats.files import atomic
 from loralens.formats.models.checkpoint import model_config, open_checkpoint
-from loralens.formats.models.gguf_writer import float_dtypes, gguf_copy_bytes, in_file_order, write_gguf_copy
+from loralens.formats.models.gguf_writer import (
+    StoredChange,
+    float_dtypes,
+    gguf_copy_bytes,
+    in_file_order,
+    write_gguf_copy,
+)
 from loralens.formats.models.model_files import model_files
 from tests import ggufs
 from tests.bases import contents
@@ -160,15 +166,16 @@ def test_a_new_head(tmp_path: Path) -> None:
     head = np.random.default_rng(0).standard_normal((40, 64)).astype(np.float16)
     write_gguf_copy(
         model_files(tmp_path / "m.gguf"), tmp_path / "o.gguf", changes=(), fill=lambda key: iter([head]),
-        dtype=np.dtype(np.float16), added={"lm_head.weight": (40, 64)},
+        dtype=np.dtype(np.float16), added={"lm_head.weight": StoredChange(1, (40, 64))},
     )  # fmt: skip
     assert GGUFReader(tmp_path / "o.gguf").tensors[-1].name == "output.weight"
     np.testing.assert_array_equal(open_checkpoint(tmp_path / "o.gguf").tensors["lm_head.weight"].read(), head)
     assert (model_config(tmp_path / "o.gguf") or {})["tie_word_embeddings"] is False
     with pytest.raises(FormatError, match=r"score\.weight: llama has no tensor of that name"):
         write_gguf_copy(
-            model_files(tmp_path / "m.gguf"), tmp_path / "x", changes=(), fill=nothing, added={"score.weight": (2, 64)}
-        )
+            model_files(tmp_path / "m.gguf"), tmp_path / "x", changes=(), fill=nothing,
+            added={"score.weight": StoredChange(0, (2, 64))},
+        )  # fmt: skip
 
 
 def test_a_split_model_is_a_folder(tmp_path: Path) -> None:
@@ -185,7 +192,7 @@ def test_a_split_model_is_a_folder(tmp_path: Path) -> None:
     head = np.ones((40, 64), np.float32)
     write_gguf_copy(
         files, tmp_path / "f", changes=(), fill=lambda key: iter([head]), dtype=np.dtype(np.float32),
-        added={"lm_head.weight": (40, 64)},
+        added={"lm_head.weight": StoredChange(0, (40, 64))},
     )  # fmt: skip
     after = open_checkpoint(tmp_path / "f").tensors
     assert after.keys() == {*before, "lm_head.weight"}
@@ -230,7 +237,7 @@ def test_a_failure_leaves_nothing_and_an_old_file_stays(tmp_path: Path, monkeypa
     usage = namedtuple("usage", "total used free")
     with monkeypatch.context() as patched:
         patched.setattr(atomic.shutil, "disk_usage", lambda path: usage(10, 9, 1))
-        with pytest.raises(FormatError, match=r"it takes [\d,]+ bytes, and the disk has 1"):
+        with pytest.raises(FormatError, match=r"it takes [\d,]+ bytes, but the disk has 1"):
             write_gguf_copy(files, target, changes=(), fill=nothing, overwrite=True)
     assert target.read_text() == "old"
     write_gguf_copy(files, target, changes=(), fill=nothing, overwrite=True)

@@ -335,7 +335,7 @@ BROKEN = {
     "empty": ({**loha(), W1A: np.ones((0, 2), "f")}, ShapeError, "is not a matrix"),
     "a number": ({**loha(), W1A: np.float32(1)}, ShapeError, "is not a matrix"),
     "w1 with a kernel": ({**lokr(), f"{X}.lokr_w1": drawn(3, 2, 3, 3)}, ShapeError, "lokr_w1 has a kernel"),
-    "full and factored": (lokr(lokr_w2=drawn(4, 6)), FormatError, "in full and in factors"),
+    "full and factored": (lokr(lokr_w2=drawn(4, 6)), FormatError, "both in full and in factors"),
     "two inner dimensions": (
         {
             **under(X, lokr_w1_a=drawn(3, 2), lokr_w1_b=drawn(2, 2)),

@@ -121,7 +121,7 @@ def test_dora_without_magnitudes_has_the_lengths_of_the_base():
     linear = {name for name, module in adapter.items() if module.layout.kind == "linear"} - {Q}
     assert roles == {EMBED: "norms_in", **dict.fromkeys(linear, "norms")}
     (finding,) = [one for one in adapter.findings if one.code == "dora-magnitudes-missing"]
-    assert "mlx-lm takes the lengths of W" in finding.text
+    assert "mlx-lm uses the lengths in W" in finding.text
     again = write(adapter)
     assert set(again.tensors) == {*full(), f"{Q}.m"}
     assert again.config["fine_tune_type"] == "dora"
@@ -262,7 +262,7 @@ def test_dora_goes_over_where_the_axis_is_the_same():
     out = write(made({Q: random_module()}, magnitude("magnitude", Q, 6, 1)))
     assert out.config["fine_tune_type"] == "dora"
     assert out.tensors[f"{Q}.m"].shape == (6,)
-    with pytest.raises(FormatError, match="another axis"):
+    with pytest.raises(FormatError, match="but this one has another axis"):
         write(made({EMBED: random_module(4, 7, kind="embedding")}, magnitude("magnitude", EMBED, 4)))
     with pytest.raises(FormatError, match=r"1 of 2 modules .the first is v. have no DoRA magnitude"):
         write(made({Q: random_module(), "v": random_module()}, magnitude("magnitude", Q, 6)))

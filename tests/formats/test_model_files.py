@@ -96,7 +96,7 @@ def broken(folder: Path, how: str) -> None:
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("missing", "model-00002-of-00003.safetensors is named by model.safetensors.index.json and missing"),
+        ("missing", "model-00002-of-00003.safetensors is named by model.safetensors.index.json, but is missing"),
         ("truncated", "the file is truncated"),
         ("no map", "has no weight_map"),
         ("outside", "which is not a plain file name"),

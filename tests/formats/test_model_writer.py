@@ -237,7 +237,7 @@ def test_only_what_was_left_for_this_target_is_tidied_up(tmp_path: Path) -> None
 def test_a_full_disk_is_seen_before_the_first_byte(tmp_path: Path, monkeypatch) -> None:
     root = single(tmp_path / "m", tensors())
     monkeypatch.setattr(atomic.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 9, 1))
-    with pytest.raises(FormatError, match=r"it takes \d+ bytes, and the disk has 1 left"):
+    with pytest.raises(FormatError, match=r"it takes \d+ bytes, but the disk has 1 left"):
         write(root, tmp_path / "out")
     assert clean(tmp_path)
 

@@ -421,7 +421,7 @@ def test_only_these_opcodes():
         (b"e", "damaged"),
         (b"\x87", "damaged"),
         (b"h\x07", "damaged"),
-        (b"Nq\x01", "note to itself"),
+        (b"Nq\x01", "entry of its memo"),
         (b"}" + push((1,)) + b"Ns", "not a string"),
         (b"}(" + push("a") + b"u", "a dict"),
         (b"}(" + push(1) + b"e", "a list"),
@@ -496,7 +496,7 @@ def test_false_lengths_allocate_nothing(tmp_path, body, zipped):
         path.write_bytes(LEGACY_HEAD + b"\x80\x02" + body + b".")
     tracemalloc.start()
     try:
-        refused(path, "ends in the middle|damaged|opcode|note to itself")
+        refused(path, "ends in the middle|damaged|opcode|entry of its memo")
         assert tracemalloc.get_traced_memory()[1] < 1_000_000
     finally:
         tracemalloc.stop()

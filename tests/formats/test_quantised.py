@@ -209,7 +209,7 @@ DAMAGE = {
         lambda tensors, said: tensors.pop("extra/base_model.model.score.weight"),
         "extra/base_model.model.score.weight is missing",
     ),
-    "a tensor too many": (lambda tensors, said: tensors.update(x=np.zeros(3)), "x is in no description"),
+    "a tensor too many": (lambda tensors, said: tensors.update(x=np.zeros(3)), "x is not in the description"),
     "a byte is gone": (lambda tensors, said: cut(tensors, slice(0, -1)), "bytes, and 3 directions"),
     "scales are gone": (lambda tensors, said: cut(tensors, slice(0, 3)), "cannot hold 3 directions"),
     "another dtype": (
@@ -226,7 +226,7 @@ DAMAGE = {
     "a scale beyond float64": (lambda tensors, said: said["scalings"][0].__setitem__(0, 10**400), "damaged"),
     "an infinite scale": (lambda tensors, said: said["scalings"][0].__setitem__(0, float("inf")), "damaged"),
     "no modules": (lambda tensors, said: (said["modules"].clear(), tensors.clear(), said["extra"].clear()), "no mod"),
-    "another version": (lambda tensors, said: said.update(version=2), "of version 2, and this loralens knows 1"),
+    "another version": (lambda tensors, said: said.update(version=2), "of version 2, but this loralens knows 1"),
     "no version": (lambda tensors, said: said.pop("version"), "of version None"),
     "no scalings": (lambda tensors, said: said.pop("scalings"), "description is damaged"),
     "a source for no terminal": (lambda tensors, said: said.update(source="\x1b[2J"), "description is damaged"),

@@ -1,4 +1,4 @@
-"""What is half of no pair goes where its module goes: through every writer, when the modules get other names."""
+"""A tensor that does not belong to a pair follows its module: through every writer, when modules get other names."""
 
 from pathlib import Path
 

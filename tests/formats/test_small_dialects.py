@@ -170,7 +170,7 @@ def test_litgpt_learns_the_height_of_the_query_from_the_projection_behind_it():
         (lit((2, 4), (4, 2)), None, "1 of query, key and value are adapted"),
         (lit((6, 4), (8, 2)), None, "the file does not state the numbers of rows of query, key and value"),
         (lit(), {"enable_lora": [True, False, True]}, "the numbers of rows of query"),
-        (lit(), {**LIT, "enable_lora": [True, True, True]}, "3 parts are said to be adapted, and lora_A has 2 blocks"),
+        (lit(), {**LIT, "enable_lora": [True, True, True]}, "3 parts are said to be adapted, but lora_A has 2 blocks"),
         (lit(), {**LIT, "enable_lora": [True, True]}, "need three flags"),
         (lit(), {**LIT, "head_size": 3}, "lora_B has 6 rows, and query, key and value of 6, 3, 3 rows give 9"),
         (lit(), {**LIT, "n_head": "two"}, "n_head is not a number"),

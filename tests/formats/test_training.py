@@ -127,7 +127,7 @@ def test_what_is_no_run_is_never_replaced(tmp_path: Path, name: str) -> None:
         Training(tmp_path / "mine").begin(RUN, overwrite=False)
     assert (tmp_path / name / "thesis.txt").read_text() == "years"
     (tmp_path / "file").write_text("")
-    with pytest.raises(OptionError, match="is a file, and a run is a folder"):
+    with pytest.raises(OptionError, match="is a file, but a run is a folder"):
         Training(tmp_path / "file").check(overwrite=True)
     with pytest.raises(OptionError, match="is a file, not a folder"):
         Training(tmp_path / "file" / "out").check(overwrite=False)
@@ -168,7 +168,7 @@ def test_what_no_run_wrote_is_never_lost(tmp_path: Path, name: str) -> None:
         note = tmp_path / folder / name
         note.parent.mkdir(exist_ok=True)
         note.write_text("years")
-        with pytest.raises(OptionError, match=f"{folder}: holds what no training run wrote, and would be lost: {name}"):
+        with pytest.raises(OptionError, match=f"{folder}: holds files that no run wrote, which would be lost: {name}"):
             Training(tmp_path / "out").begin(RUN, overwrite=True)
         note.unlink()
         run = begun(tmp_path / "out", overwrite=True)

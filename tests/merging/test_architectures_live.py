@@ -80,13 +80,14 @@ def test_what_else_an_adapter_carries_goes_to_the_stored_names_too(name, changes
     merged_alike(tmp_path)
 
 
+@pytest.mark.parametrize(("to", "file"), [("mlx", "mlx"), ("gguf", "a.gguf")])
 @pytest.mark.parametrize("name", ["mixtral", "qwen3-moe", "olmoe"])
-def test_a_round_through_mlx_s_names_is_loaded_by_peft(name, tmp_path: Path) -> None:
-    """PEFT puts single experts together; what mlx-lm holds apart comes back with twice the rank for gate and up."""
+def test_a_round_through_other_names_is_loaded_by_peft(name, to, file, tmp_path: Path) -> None:
+    """PEFT puts single experts together; gate and up, which others hold apart, come back with twice the rank."""
     architecture = named(name)
     architecture.save(tmp_path, target_modules=["q_proj"])
-    done("convert", tmp_path / "adapter", "--to", "mlx", "--base", tmp_path / "base", "-o", tmp_path / "mlx")
-    done("convert", tmp_path / "mlx", "--to", "peft", "-o", tmp_path / "back")
+    done("convert", tmp_path / "adapter", "--to", to, "--base", tmp_path / "base", "-o", tmp_path / file)
+    done("convert", tmp_path / file, "--to", "peft", "-o", tmp_path / "back")
     (tmp_path / "adapter").rename(tmp_path / "first")
     (tmp_path / "back").rename(tmp_path / "adapter")
     merged_alike(tmp_path)

@@ -131,7 +131,7 @@ def test_merge_verify_and_unmerge(tmp_path: Path) -> None:
     trained(models.llama(), tmp_path / "adapter", ["q_proj", "v_proj"], cut="q_proj")
     paths = (tmp_path / "adapter", "--base", tmp_path / "base")
     result = done("merge", *paths, "-o", tmp_path / "out")
-    assert "note: 2 DoRA modules have no magnitude in the file: the lengths of W stand for it" in result.stderr
+    assert "note: 2 DoRA modules have no magnitude in the file: the lengths in W are used" in result.stderr
     looked = ("verify", tmp_path / "out", "--base", tmp_path / "base", "--adapter", tmp_path / "adapter")
     assert done(*looked).stdout.splitlines()[0].endswith(" exactly.")
     done("unmerge", tmp_path / "out", "-o", tmp_path / "back")

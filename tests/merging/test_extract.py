@@ -297,10 +297,10 @@ def test_what_is_no_matrix_rides_along_or_is_named():
     assert found.adapter.config["modules_to_save"] == ["head", "net.depthwise", "net.encoder.0.norm"]
     assert found.adapter.config["bias"] == "all"
     assert {one.key: one.why for one in found.left_out} == {
-        "net.embeddings.word_embeddings": "an embedding: --modules asks for it",
-        "net.position_ids": "is no weight of a layer, and no module can be saved for it",
-        "net.cls_token": "is no weight of a layer, and no module can be saved for it",
-        "net.encoder.0.q.extra": "the base has a layer of that name without it",
+        "net.embeddings.word_embeddings": "an embedding: select it with --modules",
+        "net.position_ids": "is not the weight of a layer, and no module can be saved for it",
+        "net.cls_token": "is not the weight of a layer, and no module can be saved for it",
+        "net.encoder.0.q.extra": "PEFT cannot add it to a layer that the base already has",
     }
     assert found.share == pytest.approx(64 / (64 + 160))
     assert found.notes == (
@@ -370,7 +370,7 @@ def test_threads_and_company_change_nothing():
         np.testing.assert_array_equal(
             getattr(one.adapter["blocks.1.q"], factor), getattr(two.adapter["blocks.1.q"], factor)
         )
-    assert {left.why for left in two.left_out} == {"not asked for"}
+    assert {left.why for left in two.left_out} == {"not selected"}
 
 
 def test_errors():
@@ -395,7 +395,7 @@ def test_nothing_above_the_noise_is_an_error_that_says_so():
     rng = np.random.default_rng(15)
     W = weights(rng, 60, 50, dtype=ml_dtypes.bfloat16)
     T = (W.astype(np.float32) * (1 + 2.0**-10 * rng.standard_normal(W.shape).astype(np.float32))).astype(W.dtype)
-    with pytest.raises(OptionError, match="1 matrices differ and none is taken: nothing rises above the noise"):
+    with pytest.raises(OptionError, match="1 matrices differ, but none is extracted: nothing rises above the noise"):
         extract_adapter(lazy({"a.q.weight": W}), lazy({"a.q.weight": T}), NoiseEdge())
 
 
@@ -432,8 +432,8 @@ def test_a_bare_parameter_beside_layers_is_named():
     assert list(found.adapter) == ["a.q", "b.table"]
     assert list(found.adapter.extra) == ["base_model.model.b.base_layer.bias"]
     assert {one.key: one.why for one in found.left_out} == {
-        "a.table": "stands in a module with layers of its own, which PEFT renames",
-        "top": "is no weight of a layer, and no module can be saved for it",
+        "a.table": "belongs to a module with layers in it, and PEFT would rename them",
+        "top": "is not the weight of a layer, and no module can be saved for it",
     }
 
 

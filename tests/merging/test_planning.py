@@ -121,12 +121,12 @@ def refused():
     )
     yield "groups", [(adapter({"c": grouped}), 1.0)], base, "grouped convolution"
     bad_head = adapter({"a": one}, h=("saved", "h", made.floats(3, 6), "weight"))
-    yield "head", [(bad_head, 1.0)], base, "is to replace"
-    yield "difference", [(adapter({"a": one}, d=("diff_b", "a", made.floats(5), "bias")), 1.0)], base, "is to be added"
+    yield "head", [(bad_head, 1.0)], base, "cannot replace"
+    yield "difference", [(adapter({"a": one}, d=("diff_b", "a", made.floats(5), "bias")), 1.0)], base, "cannot be added"
     turned = adapter({"c": made.pair(4, 12, kind="conv", kernel=(2, 2))}, d=("diff", "a", made.floats(10, 6), "weight"))
-    yield "turned difference", [(turned, 1.0)], base, r"d \(10, 6\) is to be added to a\.weight \(6, 10\)"
+    yield "turned difference", [(turned, 1.0)], base, r"d \(10, 6\) cannot be added to a\.weight \(6, 10\)"
     column = adapter({"a": one}, d=("diff_b", "a", made.floats(6, 1), "bias"))
-    yield "bias as a column", [(column, 1.0)], base, r"d \(6, 1\) is to be added to a\.bias \(6,\)"
+    yield "bias as a column", [(column, 1.0)], base, r"d \(6, 1\) cannot be added to a\.bias \(6,\)"
     stray = adapter({"c": made.pair(4, 12, kind="conv", kernel=(2, 2))}, d=("lora_bias", "a", made.floats(6), "bias"))
     yield "bias of no pair", [(stray, 1.0)], base, "no module 'a'"
     no_config = adapter({"a": one}, t=("tokens", "a", made.floats(2, 10), "weight"))
@@ -175,7 +175,7 @@ def test_a_resized_embedding_changes_the_vocabulary():
     assert dict(found.config) == {"vocab_size": 11}
     case = resized(make())
     case.options["config"]["vocab_size"] = 10
-    with pytest.raises(MismatchError, match="is to replace"):
+    with pytest.raises(MismatchError, match="cannot replace"):
         planned(case)
 
 
@@ -183,7 +183,7 @@ def test_what_replaces_counts_once_whatever_the_weight():
     case = resized(make())
     case.adapters = [(case.adapters[0][0], 0.5)]
     assert planned(case).notes == (
-        "1 tensor trained in full: in place of what the base has, whatever the adapter's weight",
+        "1 tensor trained in full: used in place of the base's; the adapter's weight does not apply",
     )
 
 

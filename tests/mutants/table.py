@@ -653,7 +653,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "trajectory_charts",
         'Line("‖ΔW‖ here", x, norms',
-        'Line("moved since the one before", x, norms',
+        'Line("change since the previous one", x, norms',
         ("tests/charts/test_trajectory_figure.py",),
     ),
     # report
@@ -806,7 +806,7 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "trajectory_charts",
         'Line("‖ΔW‖ here"',
-        'Line("moved since the one before"',
+        'Line("change since the previous one"',
         ("tests/charts/test_trajectory_figure.py",),
     ),
     Mutant(

@@ -133,7 +133,7 @@ def test_findings_that_are_counted(seen: Seen) -> None:
     assert one(seen, "dead-columns", COLUMNS) == "3 of 32 columns of A are zero"
     assert one(seen, "module-copied", COPY) == f"its B and A are those of {TAKEN}, number for number"
     for label in ("ill", "noisy"):
-        evidence = f"{BLOCKS - 1} of {BLOCKS} blocks have self_attn_v_proj, and this one has not"
+        evidence = f"{BLOCKS - 1} of {BLOCKS} blocks have self_attn_v_proj, and this one does not"
         assert one(seen, "module-missing", MISSING, label) == evidence
     (evidence,) = seen.notices["ill", "scale-large"].evidence
     assert evidence.startswith(f"scale {SCALE}, ")
@@ -180,8 +180,8 @@ def cost(seen: Seen, name: str) -> str:
     gain, error, unmoved = landed(seen, name)
     ratio = np.linalg.norm(seen.dense["ill"][name]) / np.linalg.norm(seen.weights[name])
     return (
-        f"merged into bfloat16 it is {100 * error:.0f} % off at {100 * gain:.0f} % of its strength, "
-        f"{100 * unmoved:.0f} % of the weights unmoved (‖ΔW‖/‖W‖ {100 * ratio:.2f} %)"
+        f"a merge into bfloat16 keeps {100 * gain:.0f} % of its strength with an error of {100 * error:.0f} %, and "
+        f"leaves {100 * unmoved:.0f} % of the weights unchanged (‖ΔW‖/‖W‖ {100 * ratio:.2f} %)"
     )
 
 
@@ -192,7 +192,7 @@ def test_what_a_merge_would_swallow(seen: Seen) -> None:
     noise = math.sqrt((steps**2).sum() / 12)
     assert norm[TINY] < noise
     evidence = one(seen, "below-rounding", TINY)
-    assert evidence == f"‖ΔW‖ is {norm[TINY] / noise:.2g} of the rounding error of W in bfloat16; {cost(seen, TINY)}"
+    assert evidence == f"‖ΔW‖ is {norm[TINY] / noise:.2g} times the rounding error of W in bfloat16; {cost(seen, TINY)}"
     lossy = [
         name for name in alive(seen) if name != TINY and (landed(seen, name)[1] > 0.2 or landed(seen, name)[0] < 0.95)
     ]
@@ -243,7 +243,7 @@ def test_a_random_adapter(seen: Seen) -> None:
     notice = seen.notices["noisy", "random-spectrum"]
     assert notice.place == "noisy"
     (evidence,) = notice.evidence
-    first = f"participation ratio of r: {alike[0]} {ratios[alike[0]]:.2f} (random "
+    first = f"participation ratio (at most r) of {alike[0]} {ratios[alike[0]]:.2f} (random "
     assert evidence.startswith(f"{len(alike)} of {len(NAMES)} spectra are as flat as random ones; {first}")
     low, high = (float(text) for text in evidence.rpartition("random ")[2].rstrip(")").split("–"))
     drawn = null[seen.dense["noisy"][alike[0]].shape]

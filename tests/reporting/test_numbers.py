@@ -21,7 +21,7 @@ from loralens.core.lowrank import LowRank
 from loralens.core.scaling import Scaling
 from loralens.reporting import ranks
 from loralens.reporting.document import Paragraph, Report, Slider
-from loralens.tables.numbers import percent, signed, size
+from loralens.tables.numbers import percent, signed, size, true_minus
 from loralens.verbs.outputs.page_tables import RESULT_TABLES
 from tests import reference
 from tests.reporting.adapters import drawn, measured
@@ -544,8 +544,8 @@ def test_who_fights_and_who_agrees(two: Held) -> None:
     assert abs(share) < 0.05
     cosine = reference.dense_cosine(first[FIGHT], second[FIGHT])
     assert (
-        f"first and second partly work against each other in block 0, q_proj: cosine {signed(cosine)} over 1 module, "
-        f"which is {abs(share):.2g} of the cosine of the whole updates."
+        f"first and second partly work against each other in block 0, q_proj: cosine {signed(cosine)} over 1 module. "
+        f"This contributes {true_minus(f'{share:.2g}')} to the cosine of the whole updates."
     ) in two.report.summary
 
 
@@ -678,7 +678,7 @@ def test_the_curves_of_a_run(run: Held) -> None:
     drawn = {name: line for chart in shown.charts for name, line in lines_of(chart).items()}
     for line, heading in (
         ("‖ΔW‖ here", "‖ΔW‖F"),
-        ("moved since the one before", "moved"),
+        ("change since the previous one", "moved"),
         ("cosine of ΔW", "cos last"),
         ("φ, out side", "φ out last"),
         ("φ, in side", "φ in last"),
@@ -793,7 +793,7 @@ def test_what_the_errors_of_the_ranks_are_errors_of() -> None:
     assert ranks.ranks_section([one, other], RESULT_TABLES).lead.startswith(f"The error is {plain} over all modules")
     assert ranks.ranks_section(with_inputs, RESULT_TABLES).lead.startswith(f"The error is {output} over all modules")
     mixed = ranks.ranks_section([one, with_inputs[1]], RESULT_TABLES)
-    assert mixed.lead.startswith(f"The error is {output}, without them {plain}, over all modules")
+    assert mixed.lead.startswith(f"The error is {output}, or {plain} without such inputs, over all modules")
     assert mixed.parts[0] == Paragraph("No activations were given for a, so their errors are those of ΔW itself.")
     said = ranks.advice(with_inputs[0])
     assert "of the squared output on the inputs given (7 positions; error " in said

@@ -170,6 +170,6 @@ def test_where_no_two_fight_the_size_that_counts_is_said() -> None:
         if said.startswith("No two")
     ]
     assert text == (
-        "No two adapters conflict in any module: no cosine is both below −0.2 and beyond chance. At −0.2 the sum of "
-        "two updates of equal norm loses 20 % of each."
+        "No two adapters work against each other in any module: no cosine is both −0.2 or less and beyond chance. At "
+        "−0.2 the sum of two updates of equal norm loses 20 % of each."
     )

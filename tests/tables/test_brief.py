@@ -1,4 +1,4 @@
-"""Tables for people: rows in which nothing happened become one sentence, and --top limits the others."""
+"""Tables for people: rows with nothing notable become one sentence, and --top limits the others."""
 
 from loralens.tables.table import Column, Table
 

@@ -92,7 +92,7 @@ def test_any_model_with_any_loss_is_trained() -> None:
     [
         ({"targets": "q_prog"}, "no module matches 'q_prog'"),
         ({"rank": 99}, "rank 99 is larger than its matrix"),
-        ({"method": "lore"}, "is no training method"),
+        ({"method": "lore"}, "is not a training method"),
         ({"shard": True}, "a model cannot be sharded in a single process"),
     ],
 )

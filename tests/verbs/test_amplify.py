@@ -55,7 +55,7 @@ def test_it_is_a_mapping_of_what_is_measured_below(small: Path, base: Path) -> N
 def test_one_module_is_said_of_in_the_singular(small: Path, base: Path) -> None:
     said = loralens.amplify(small, base=base, modules=["model.layers.0.self_attn.q_proj"]).conclusion()
     assert "(median of 1 module)" in said[0]
-    assert "1 of 1 module is beyond 3 standard deviations, where chance puts 0.015 modules." in said[1]
+    assert "1 of 1 module is beyond 3 standard deviations; by chance there would be 0.015 modules." in said[1]
 
 
 def test_csv_has_a_row_a_module_and_rank_without_infinities(small: Path, base: Path) -> None:

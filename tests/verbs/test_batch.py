@@ -194,7 +194,7 @@ def test_a_link_in_the_output_folder_leads_nowhere(folder: Path) -> None:
 
 def test_two_adapters_of_one_name_are_refused_before_anything_is_written(folder: Path) -> None:
     shutil.copytree("all/b", "other/a")
-    with pytest.raises(OptionError, match=r"all/a and other/a have one name, a"):
+    with pytest.raises(OptionError, match=r"all/a and other/a have the same name, a"):
         loralens.compress(["all/b", "all/a", "other/a"], output="out", rank=4)
     assert not (folder / "out").exists()
     # The folder that holds both tells them apart.

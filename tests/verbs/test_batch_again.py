@@ -223,7 +223,7 @@ def test_a_record_that_is_a_link_is_not_written_through(folder: Path) -> None:
     for target in ("precious", "nothing"):
         (folder / "out" / RECORD_NAME).unlink()
         (folder / "out" / RECORD_NAME).symlink_to(folder / target)
-        with pytest.raises(FormatError, match="no regular file"):
+        with pytest.raises(FormatError, match="not a regular file"):
             scale()
     assert (folder / "precious").read_text() == "mine"
 

@@ -123,7 +123,7 @@ def test_blocks_in_weights_of_modules(places: dict[str, Path]) -> None:
     assert factors == {
         name: 0.5 if name == "model.layers.1.self_attn.q_proj" else 0.25 if ".10." in name else 1.0 for name in other
     }
-    with pytest.raises(OptionError, match="is no block"):
+    with pytest.raises(OptionError, match="is not a block"):
         loralens.drop(other, block="last")
 
 

@@ -151,6 +151,7 @@ def test_a_sweep_is_merged_verified_and_undone(tmp_path: Path) -> None:
         "moments": load_input_moments(moments).digest,
     }
     assert abs(swept.certificate["total"]["gain"] - 1) < 0.05
+    assert "on the measured inputs, by stochastic rounding and a sweep" in " ".join(swept.conclusion())
     assert loralens.verify(out, base=base, adapter=adapter, moments=moments).verdict == "exact"
     assert loralens.verify(out, base=base, adapter=adapter).verdict in ("rounded", "partial")
     with pytest.raises(loralens.LoraLensError, match="not the moments with which"):
@@ -168,7 +169,7 @@ def test_moments_of_another_width_or_of_other_layers_are_refused(tmp_path: Path)
     write_input_moments(
         stranger, {"x": 4}, {"x": "x"}, model="m", source={}, fill=lambda put: put("x", np.eye(4, dtype=np.float32), 1)
     )
-    with pytest.raises(FormatError, match="none of the weights"):
+    with pytest.raises(FormatError, match="no moments for any weight that changes"):
         loralens.merge(pair_adapter(), moments=stranger, **options)
 
 

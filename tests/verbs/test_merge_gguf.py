@@ -14,7 +14,7 @@ from loralens.errors import OptionError
 from loralens.formats.models.checkpoint import open_checkpoint
 from tests import ggufs
 
-KINDS = ("Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q6_K", "Q5_K", "MXFP4")
+KINDS = ("Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q6_K", "Q5_K", "MXFP4", "Q5_0", "Q5_1", "Q2_K", "Q3_K")
 
 
 def base_of(path: Path, kind: str) -> Path:
@@ -87,7 +87,7 @@ def test_a_folder_with_a_gguf_model_becomes_a_folder(tmp_path: Path) -> None:
     assert digest(tmp_path / "again" / "m.gguf") == digest(base / "m.gguf")
 
 
-def test_new_codes_are_not_written_yet(tmp_path: Path) -> None:
+def test_codes_are_not_quantised_again(tmp_path: Path) -> None:
     base = base_of(tmp_path / "m.gguf", "Q4_1")
     with pytest.raises(OptionError, match="quantising their floats again loses the adapter"):
         loralens.merge(adapter_for(base), base=base, output=tmp_path / "o.gguf", bits="q4_1")

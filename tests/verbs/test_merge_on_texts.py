@@ -1,12 +1,18 @@
 """`merge --data`: losses and divergences of the base, the unmerged and the merged model, in and out of the domain."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 import loralens
+from loralens.core.lazy import LazyArray
 from loralens.errors import OptionError
+from loralens.linalg.device import Device
+from loralens.merging.plan import Slab, TensorPlan
+from loralens.verbs.outputs.merges.merge_on_texts import changed_rows
 from tests import models
 from tests.formats.conftest import quiet_torch as quiet_torch  # a fixture: found here by its name
 from tests.verbs.low_bit_bases import nf4_base, pair_adapter
@@ -62,3 +68,21 @@ def test_a_base_that_cannot_be_run_is_refused(tmp_path: Path) -> None:
     base = nf4_base(tmp_path / "base")
     with pytest.raises(OptionError, match="can only be run if it is GGUF"):
         loralens.merge(pair_adapter(), base=base, bits="keep", dry_run=True, data=TEXTS)
+
+
+def test_a_weight_of_several_blocks_is_taken_block_by_block() -> None:
+    rng = np.random.default_rng(0)
+    W = rng.standard_normal((3000, 256)).astype(np.float32)
+    update = loralens.LowRank(
+        rng.standard_normal((3000, 2)).astype(np.float32), rng.standard_normal((2, 256)).astype(np.float32), 1.0
+    )
+    plan = TensorPlan("w", LazyArray.of(W), W.shape, (Slab("m", 0, 3000, ((1.0, update),)),))
+    inputs: Any = SimpleNamespace(coded={}, dtypes={"w": np.dtype(np.float32)})
+    whole, merged = np.zeros_like(W), np.zeros_like(W)
+    blocks = 0
+    for start, *rows in changed_rows(inputs, plan, "nearest", 0, None, Device.of("cpu")):
+        whole[start : start + len(rows[0])], merged[start : start + len(rows[1])] = rows
+        blocks += 1
+    assert blocks > 1
+    np.testing.assert_allclose(whole, W + update.dense(), atol=1e-5)
+    np.testing.assert_array_equal(whole, merged)

@@ -46,8 +46,8 @@ def test_the_answer_is_no_and_the_exit_code_1(small: Path, base: Path, tmp_path:
     assert (shell.exit_code, shell.stdout) == (1, result.to_csv())
     assert [line.split(",")[0] for line in shell.stdout.splitlines()[1:]] == MODULES  # in natural order
     lines = run(*words).stdout.splitlines()
-    assert [line.split()[1] for line in lines[4:6]] == ["absent"] * 2
-    assert lines[6] == "4 modules in which every bit is as this merge writes it (--verbose shows every row)"
+    assert [line.split()[1] for line in lines[5:7]] == ["absent"] * 2
+    assert lines[7] == "4 modules in which every bit is as this merge writes it (--verbose shows every row)"
     assert loralens.verify(tmp_path / "out", base=base, adapter=small, modules=["q_proj"]).answer
     lines = str(lay_out(result.tables()[0], 60)).splitlines()
     assert max(map(len, lines[1:-1])) <= 60
@@ -104,7 +104,7 @@ def test_what_a_model_holds_instead(
     loralens.merge(other, base=base, output=tmp_path / "out", dtype=dtype)
     # The last v_proj of the adapter is 0, and so in every model.
     result = loralens.verify(tmp_path / "out", base=base, adapter=small, modules=MODULES[:5])
-    (told,) = result.conclusion()
+    told = result.conclusion()[0]
     between = "" if conclusion[0] in ",:" else " "
     assert told.startswith(f"{tmp_path / 'out'} does not hold {small}{between}{conclusion}")
 

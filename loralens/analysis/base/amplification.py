@@ -31,8 +31,8 @@ SURE = 1e-9
 class KeptRank(NamedTuple):
     """The quantities of Hu et al. 2021, Table 7, for the ``rank`` leading directions of ΔW.
 
-    A quantity without a value is NaN: ΔW or W is 0, or the top of W was not asked for. ``amplification`` is infinite
-    where UᵀWV = 0.
+    A quantity without a value is NaN: ΔW or W is 0, or the leading directions of W were not requested.
+    ``amplification`` is infinite where UᵀWV = 0.
     """
 
     rank: int
@@ -87,7 +87,7 @@ class Amplification:
     rank : int
         Nominal rank r of the update.
     s : float64 array, shape (k,)
-        Singular values of ΔW: those above rounding, or as many as were asked for. Empty where ΔW = 0.
+        Singular values of ΔW above rounding, at most as many as the largest requested rank. Empty where ΔW = 0.
     overlap : float64 array, shape (k, k)
         UᵀWV in the units of W, U (out, k) and V (in, k) the singular directions of ΔW. Row and column i change sign
         with the directions, but no reported number depends on that.
@@ -96,9 +96,9 @@ class Amplification:
     fourths : Estimate
         Σσ⁴(W), which the spread of the random control needs.
     top : Top or None
-        The leading directions of W, where they were asked for.
+        The leading directions of W, if they were requested.
     ranks : tuple of int
-        The ranks that were asked for, at most k each; by default k.
+        The requested ranks, at most k each; by default k.
     """
 
     shape: tuple[int, int]
@@ -117,12 +117,12 @@ class Amplification:
 
     @property
     def rows(self) -> tuple[KeptRank, ...]:
-        """The quantities for every rank that was asked for."""
+        """The quantities for every requested rank."""
         return tuple(self.at_rank(i) for i in self.ranks)
 
     @property
     def directions(self) -> Array:
-        """σᵢ / |uᵢᵀWvᵢ| of every direction of ΔW, float64, shape (k,); infinite where W does nothing along it."""
+        """σᵢ / |uᵢᵀWvᵢ| of every direction of ΔW, float64, shape (k,); infinite where uᵢᵀWvᵢ = 0."""
         with np.errstate(divide="ignore"):
             return np.asarray(self.s / np.abs(np.diagonal(self.overlap)), dtype=np.float64)
 
@@ -132,7 +132,7 @@ class Amplification:
         Notes
         -----
         The numerator is ‖ΔWᵢ‖ and not ‖ΔW‖: these are the quantities of the adapter truncated to rank i. At i = k both
-        agree.
+        are equal.
         """
         delta, projected = float(np.linalg.norm(self.s[:i])), float(np.linalg.norm(self.overlap[:i, :i]))
         random = i / sqrt(self.shape[0] * self.shape[1]) * self.weight_norm
@@ -149,7 +149,7 @@ class Amplification:
         if not (i and squares):
             return nan, nan, nan
         mean, spread = projection_moments(self.shape, i, squares, fourths)
-        # Chance allows only one value, for example if U and V span both sides.
+        # By chance only one value is possible, for example if U and V span the whole spaces.
         if spread <= SURE * mean:
             return nan, nan, nan
         z = (projected**2 - mean) / spread
@@ -190,11 +190,11 @@ def measure_amplification(
     weights : mapping of str to Weight
         The base weight of every module, as `loralens.core.weights.weights_of` finds them.
     ranks : sequence of int
-        Ranks to report. Only the leading ``max(ranks)`` directions are then computed. Empty: all.
+        Ranks to report. Only the leading ``max(ranks)`` directions are then computed. If empty, the full rank.
     top : bool
         Also compute the leading directions of W: √Σσ(W)², and φ between them and those of ΔW (Figure 8).
     directions : int
-        The number of directions of W; 0: as many as ΔW has.
+        The number of directions of W; 0 stands for as many as ΔW has.
     exact : bool
         Use a dense SVD of W in float64, and the exact Σσ⁴. This takes minutes and more memory for a big weight.
     device : str or Device
@@ -246,9 +246,9 @@ def measure_amplification(
             shape = weight.shape[::-1] if swap else weight.shape
             U, V = (basis.columns() for basis in ((V_basis, U_basis) if swap else (U_basis, V_basis)))
             dense = is_dense(shape, max(count, 1), exact=exact)
-            # A copy of W is kept only for what needs more than one pass over it.
+            # A copy of W is kept only if something needs more than one pass over W.
             W_copy = on_device.empty(shape, input_dtype(shape, max(count, 1), exact=exact)) if count or dense else None
-            rng = np.random.default_rng(seed)  # of its own, so that no module depends on which others are chosen
+            rng = np.random.default_rng(seed)  # anew for each module, whose result then does not depend on the others
             sketch = gaussian(rng, shape[1])
             projection = project(weight.blocks(on_device.block), U, V, sketch, device=on_device, out=W_copy, step=tell)
             led = None
@@ -256,7 +256,7 @@ def measure_amplification(
                 led = leading_svd(W_copy, count, rng=rng, device=on_device, exact=exact, step=tell)
             if dense:
                 fourths = Estimate(exact_fourth_powers(W_copy, device=on_device), 0.0)
-            else:  # what the leading directions contribute is known, so only the remainder is estimated
+            else:  # the leading directions contribute a known part, so only the remainder is estimated
                 fourths = fourth_powers(projection, shape, leading=(led.s, led.V.T @ sketch) if led else None)
             return Amplification(
                 shape=module.shape,
@@ -273,7 +273,7 @@ def measure_amplification(
 
 
 def _compare_top(U_basis: Basis, V_basis: Basis, led: Leading, *, swap: bool) -> Top:
-    """The leading directions of W beside those of ΔW; ``swap`` says that W was processed transposed."""
+    """Compare the leading directions of W with those of ΔW; ``swap`` says that W was processed transposed."""
     U, V = (led.V, led.U) if swap else (led.U, led.V)
     out, in_ = (phi_map(own.cross(Basis.of(columns))) for own, columns in ((U_basis, U), (V_basis, V)))
     return Top(led.s, led.error, out, in_, led.steps == 0)

@@ -108,7 +108,7 @@ def check_plain(adapter: Adapter, names: Sequence[str], *, pairs: bool = False) 
         if name in dora:
             raise MismatchError(
                 f"{name} is DoRA: its magnitude scales the rows of W + ΔW, which no adapter of low rank can express",
-                fix="leave such modules out with --modules; merged into the base it can be compared as a whole model",
+                fix="leave such modules out with --modules, or merge the adapter and compare whole models",
             )
         if pairs:
             with place(name):
@@ -155,7 +155,8 @@ def find_intruders(module: Update, W: Decomposed, *, top: int = TOP, threshold: 
         The threshold or the number of directions is out of range.
     """
     check_definition(top=top, threshold=threshold)
-    # ΔW as a product of singular directions times √σ; directions of 0 are left out. Both factors then have one norm.
+    # ΔW as a product of singular directions times √σ, so that both factors have the same norm. Directions with σ = 0
+    # are left out.
     U, s, Vh = module.svd()
     r = numerical_rank(s, module.shape)
     root = np.sqrt(s[:r])
@@ -163,7 +164,7 @@ def find_intruders(module: Update, W: Decomposed, *, top: int = TOP, threshold: 
     k = min(module.shape)
     triplets = leading_triplets(tuned.matrix, min(top, k))
     count = numerical_rank(triplets.s, module.shape)
-    # The bases of W were extended by what lies outside: the first k entries belong to its own thin left vectors.
+    # The bases of W were extended by the directions outside them: the first k entries belong to W's own left vectors.
     scores = np.abs(triplets.Y[:k, :count]).max(axis=0, initial=0.0)
     chosen = np.flatnonzero(scores < threshold)
     return Intruders(
@@ -198,14 +199,14 @@ def remove_intruders(module: Update, intruders: Intruders, *, strength: float, d
     Raises
     ------
     MismatchError
-        The module is no pair.
+        The module is not a pair.
     """
     if strength == 1 or not intruders.count:  # the same object, with its stored bits
         return module
     module = _factors(module)
     weights = (strength - 1) * intruders.s[intruders.indices]
     scale = module.scale or 1.0  # an update with the scale 0 is 0, so the scale is free
-    # The sign of a weight goes into B; both factors get the root of its size, relative to the scale.
+    # The sign of a weight goes into B, and each factor gets the root of its size relative to the scale.
     root = np.sqrt(np.abs(weights) / abs(scale))
     B = module.B.astype(np.float64) * (module.scale != 0)
     B = np.hstack([B, intruders.U * root * copysign(1.0, (strength - 1) * scale)])

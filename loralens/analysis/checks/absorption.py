@@ -11,8 +11,8 @@ from loralens.tables.numbers import fixed, whole_percent
 CODES = {
     "below-rounding": "‖ΔW‖ is smaller than the error of rounding W to the dtype of the merge, in which the base may "
     "already be stored. The effect of the module is lost in that error.",
-    "merge-lossy": "Merged into weights of this dtype, much of the update is rounded away, or is hidden by "
-    "what rounding W itself changes: the merged model is not the base with the adapter.",
+    "merge-lossy": "A merge into weights of this dtype rounds much of the update away, or hides it in the error of "
+    "rounding W itself. The merged model is then not the base with the adapter.",
 }
 # In bfloat16, updates of 1 % of ‖W‖ arrive at their full strength; at 0.2 %, 82 % of the strength is left.
 LEAST_GAIN = 0.95  # the share of its strength that the merged update must have
@@ -30,7 +30,7 @@ def look(exam: Examination) -> Iterator[Diagnosis]:
         # Only the more serious of the two is reported: an update below the rounding error is lossy in any case.
         if reading.spectrum.frobenius < noise:
             ratio = reading.spectrum.frobenius / noise
-            evidence = f"‖ΔW‖ is {ratio:.2g} of the rounding error of W in {effect.dtype}; {_cost(effect)}"
+            evidence = f"‖ΔW‖ is {ratio:.2g} times the rounding error of W in {effect.dtype}; {_cost(effect)}"
             yield Diagnosis("warning", "below-rounding", evidence, FIX, name)
         elif rounding.gain < LEAST_GAIN or rounding.error > LARGEST_ERROR:
             lost = rounding.error * reading.spectrum.frobenius / (out * in_) ** 0.5  # error of one entry
@@ -43,6 +43,6 @@ def _cost(effect: MergeEffect) -> str:
     rounding = effect.rounding
     error, gain, unmoved = map(whole_percent, (rounding.error, rounding.gain, rounding.unmoved))
     return (
-        f"merged into {effect.dtype} it is {error} off at {gain} of its strength, {unmoved} of the weights unmoved "
-        f"(‖ΔW‖/‖W‖ {fixed('.2%')(effect.ratio)})"
+        f"a merge into {effect.dtype} keeps {gain} of its strength with an error of {error}, and leaves {unmoved} "
+        f"of the weights unchanged (‖ΔW‖/‖W‖ {fixed('.2%')(effect.ratio)})"
     )

@@ -22,7 +22,7 @@ APART = 1.3  # smallest ratio of the lengths of two neighbouring rows in differe
 ALIKE = 1.15  # largest ratio within a block; over all rows of most published adapters it is 1.04 to 1.12
 MOST = 0.9  # the share of the modules that must have blocks at the same rows
 FEWEST = 4  # in fewer modules than this, equal blocks may be chance
-SPARSE = 0.4  # with a smaller share of zeros B has no blocks: already two blocks leave half of B zero
+SPARSE = 0.4  # with a smaller share of zeros B has no blocks, because even two blocks leave half of B zero
 
 
 def look(exam: Examination) -> Iterator[Diagnosis]:
@@ -31,9 +31,9 @@ def look(exam: Examination) -> Iterator[Diagnosis]:
     pairs = {name: reading for name, reading in exam.pairs.items() if isinstance(reading.module, LowRank)}
     declared_rank = _number((exam.adapter.metadata or {}).get("ss_network_dim"))
     plain = [reading for reading in pairs.values() if _block_diagonal(reading) == 1]
-    # scaling.rank, because an expanded LoHa has a larger rank than it was trained with.
+    # `scaling.rank` comes first, because an expanded LoHa has a larger rank than it was trained with.
     ranks = {reading.module.scaling.rank or reading.module.rank for reading in plain}
-    # A scale of 1 or more is not too weak: whoever put the adapters side by side has raised α.
+    # A scale of 1 or more is not too weak: the program that joined the adapters has raised α.
     if (
         declared_rank
         and len(ranks) == 1
@@ -47,8 +47,8 @@ def look(exam: Examination) -> Iterator[Diagnosis]:
     blocks = row_length_blocks(plain)
     if blocks and _scale(plain[0]) < 1:
         evidence = (
-            f"in {whole_percent(MOST)} of the modules or more the rows of A fall in blocks of {blocks} by their "
-            f"lengths, as those of adapters put side by side do; scale {plain[0].module.scaling}"
+            f"in at least {whole_percent(MOST)} of the modules the lengths of the rows of A form blocks of {blocks} "
+            f"rows, as in adapters that were joined side by side; scale {plain[0].module.scaling}"
         )
         yield Diagnosis("warning", "concat-alpha", evidence, _stronger(sum(blocks) / blocks[0]))
 
@@ -74,7 +74,7 @@ def _cuts(lengths: Array) -> tuple[int, ...]:
     if len(lengths) < 2 or not lengths.all():
         return ()
     steps = np.abs(np.diff(np.log(lengths)))
-    # The middle of the two thresholds stays undecided: there, the lengths are neither one block nor clearly several.
+    # Between the two thresholds nothing is decided: the lengths there are neither one block nor clearly several.
     cuts = [0, *(np.flatnonzero(steps > np.log(APART)) + 1).tolist(), len(lengths)]
     parts = [lengths[a:b] for a, b in pairwise(cuts)]
     clear = all(part.max() <= ALIKE * part.min() and len(part) > 1 for part in parts)
@@ -103,7 +103,7 @@ def _block_diagonal(reading: ModuleReading) -> int:
     if not factor or not isinstance(module, LowRank) or module.layout.kind == "merged" or factor.zeros < SPARSE:
         return 1
     nonzero = module.B != 0
-    for count in range(module.rank // 2, 1, -1):  # most blocks first; an adapter has more than one column
+    for count in range(module.rank // 2, 1, -1):  # most blocks first; every block has at least two columns
         if module.rank % count == 0 and _is_block_diagonal(nonzero, count):
             return count
     return 1

@@ -23,7 +23,7 @@ MOST = 0.9  # the share of the modules that must show the structure
 
 
 def look(exam: Examination) -> Iterator[Diagnosis]:
-    """Report at most one bug: the structure of the factors shows an SVD, and α = r that PEFT made them."""
+    """Report at most one bug. The structure of the factors shows an SVD, and α = r shows that PEFT made the factors."""
     pairs = {name: one for name, one in exam.pairs.items() if one.module.rank > 1}
     alpha_is_rank = all(one.module.scaling.alpha == one.module.rank for one in pairs.values())
     if exam.adapter.format != "peft" or not pairs or not alpha_is_rank:
@@ -34,7 +34,7 @@ def look(exam: Examination) -> Iterator[Diagnosis]:
     cut = row_length_blocks(list(pairs.values()))
     # rsLoRA first: adapters joined side by side ("cat") are too strong by √r as well, and no SVD shows them.
     if exam.setting("use_rslora") and (svd or cut):
-        how = f"rows of A fall in blocks of {cut}"
+        how = f"the lengths of the rows of A form blocks of {cut} rows"
         if svd:
             how = f"{decomposed} of {len(pairs)} modules are singular vectors"
         evidence = (

@@ -7,7 +7,7 @@ from loralens.analysis.checks.examination import Examination
 from loralens.core.names import some
 
 CODES = {
-    "module-copied": "A module has the numbers of another one, B and A alike: something wrote one over the other.",
+    "module-copied": "A module has the same B and the same A as another one: one was written over the other.",
     "factor-copied": "A module has the B or the A of another one, although the others have their own.",
     "factor-shared": "Many modules share one B or one A. That is a design (VeRA, a frozen or tied A, the parts of a "
     "fused projection), or every module was started from one seed.",

@@ -22,7 +22,7 @@ from loralens.core.structured import Update
 from loralens.core.threads import Step
 from loralens.errors import FormatError
 
-# Of adapters that are a single file and not a folder: a suggested output keeps the suffix, which says the container.
+# Suffixes of adapters that are one file. A suggested output keeps the suffix, because it decides the container.
 SUFFIXES = (".safetensors", ".bin", ".gguf")
 
 
@@ -69,7 +69,7 @@ class ModuleReading:
     spectrum : Spectrum or None
         None if a factor holds NaN or Inf.
     B, A : Factor or None
-        None if the update is no pair, or has no spectrum.
+        None if the update is not a pair, or has no spectrum.
     """
 
     module: Update

@@ -10,7 +10,7 @@ from loralens.core.lowrank import LowRank
 
 CODES = {
     "non-finite": "A tensor holds NaN or Inf: every output of a model with this adapter will be NaN.",
-    "base-non-finite": "A weight of the base holds NaN or Inf: its outputs are NaN with every adapter and without.",
+    "base-non-finite": "A weight of the base holds NaN or Inf: its outputs are NaN with any adapter and without one.",
 }
 FIX = "training diverged or a value overflowed its dtype: go back to an earlier checkpoint"
 BASE_FIX = "get the base model again: this copy is damaged, or was written in a dtype too narrow for it"
@@ -36,7 +36,7 @@ def _describe(module: object) -> str:
         return "a factor holds NaN or Inf"
     counts = {"B": (count_non_finite(module.B), module.B.size), "A": (count_non_finite(module.A), module.A.size)}
     broken_factors = [f"{name} {_count_text(count, size)}" for name, (count, size) in counts.items() if count]
-    # The spectrum is missing because of NaN and Inf alone, so if both factors are finite, their product is not.
+    # A spectrum is missing only because of NaN or Inf. If both factors are finite, their product is not.
     return " and ".join(broken_factors) or "B·A overflows"
 
 

@@ -31,7 +31,7 @@ def look(exam: Examination) -> Iterator[Diagnosis]:
 def _foreign_fields(exam: Examination) -> Iterator[tuple[str, Any]]:
     mapping = exam.setting("auto_mapping")
     library = mapping.get("parent_library") if isinstance(mapping, dict) else None
-    # A hostile file may have anything here, so what is no name is reported too.
+    # A hostile file may have anything here, so a value that is not a name is reported too.
     if library is not None and not (isinstance(library, str) and library.partition(".")[0] in KNOWN):
         yield "auto_mapping.parent_library", library
     # PEFT imports megatron_core only if there is a configuration for it.

@@ -12,29 +12,30 @@ if TYPE_CHECKING:  # examinations hold a prediction
 
 CODES = {
     "codes-merge": "What `loralens merge --bits keep` is expected to do: the strength that arrives in the codes of the "
-    "base, its noise beside the update, and the codes that change.",
-    "codes-weak": "The update is weak beside a step of the codes of the base: its noise in the merged model is more "
-    "than 15 times the update.",
+    "base, the noise relative to the update, and the codes that change.",
+    "codes-weak": "The update is weak compared with a step of the codes of the base: its noise in the merged model is "
+    "more than 15 times the update.",
 }
-NOISY = 15.0  # noise relative to the update; at 3 to 8 adapters kept 85 % and more, and at 22 they did not
+# Noise relative to the update. At 3 to 8, adapters kept 85 % and more of the loss that they gain; at 22 they did not.
+NOISY = 15.0
 FIX = "serve the adapter unmerged, or merge in floats (`loralens merge --dtype bf16`)"
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class CodesPrediction:
-    """The expected effect of a merge into codes, over all modules together and of every module.
+    """The expected effect of a merge into codes, for all modules together and for every module.
 
     Attributes
     ----------
     layouts : str
         The layouts of the weights.
     gain, noise : float
-        The expected gain; the noise of a draw relative to the update.
+        The expected gain, and the noise of one stochastic rounding relative to the update.
     changed, clipped : float
         The share of codes that are expected to change, and the share of the energy of the update that is clipped.
     mean_move : float
-        The mean move that the adapter asks of a code, in steps.
+        The mean move of a code that the adapter requires, in steps.
     noises : mapping of str to float
         The noise of every module.
     """
@@ -57,7 +58,7 @@ def look(exam: "Examination") -> Iterator[Diagnosis]:
         "note",
         "codes-merge",
         f"merged into the codes of the base ({expected.layouts}) it arrives with a gain of {expected.gain:.3f}; "
-        f"{percent(expected.changed)} of the codes change by {number(expected.mean_move)} steps in the mean, "
+        f"{percent(expected.changed)} of the codes change by {number(expected.mean_move)} steps on average, "
         f"{percent(expected.clipped)} of its energy is clipped, and the noise is {number(expected.noise)} times the "
         f"update ({count(len(expected.noises), 'module')})",
     )

@@ -151,7 +151,8 @@ def merge_effects(
         if count := count_non_finite(W):
             non_finite_weights[name] = count
             continue
-        # A float8 weight is read in its values, so its own dtype, in which a merge writes it, is not that of W.
+        # A float8 weight is decoded when it is read, so W has another dtype than the stored weight. A merge writes the
+        # stored dtype by default.
         stored = base.float8[weights[name].key][0] if scale else W.dtype
         written = merged_dtype(stored, merge_dtype, scaled=scale is not None)
         rows, columns = sample_entries(W.shape)

@@ -38,7 +38,7 @@ def missing_modules(names: Collection[str]) -> dict[str, str]:
 
     A name is split at its dots and underscores, so that every dialect has the same grids. Every number in a name
     defines a grid: its blocks are the paths up to that number, and its modules the rest of the names behind it. A block
-    is compared only if it has no module that the others lack, as the dense block of a mixture of experts does.
+    with a module that the others lack, such as the dense block of a mixture of experts, is not compared.
     """
     present = {re.sub(r"[._]", ".", name) for name in names}
     spelling: dict[Place, str] = {}
@@ -71,14 +71,14 @@ def _holes(blocks: Mapping[Place, set[Place]]) -> dict[Place, str]:
     if len(holes) > max(1, HOLES * len(usual) * len(blocks)):
         return {}
     return {
-        block + module: f"{counts[module]} of {len(blocks)} blocks have {'_'.join(module)}, and this one has not"
+        block + module: f"{counts[module]} of {len(blocks)} blocks have {'_'.join(module)}, and this one does not"
         for block, module in sorted(holes)
     }
 
 
 def _gap(skeleton: Place, blocks: Mapping[Place, set[Place]]) -> dict[Place, str]:
     """The modules of the one block that is missing between the first and the last of a single row of blocks."""
-    # Where numbers stand inside numbers, as in a UNet, some blocks lack inner ones by design.
+    # If names have several numbers, as in a UNet, some outer blocks lack inner blocks by design.
     if skeleton.count("#") != 1:
         return {}
     written = sorted((block[-1] for block in blocks if len(block[-1]) < LONGEST), key=int)

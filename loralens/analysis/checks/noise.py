@@ -18,8 +18,8 @@ LARGEST_RANK = 512  # wider pairs are full differences of weights, and their nul
 DRAWS = 200  # samples of the null distribution for every shape and rank
 WORK = 200 * 64**3  # draws · rank³ at most: at high rank the null distribution is narrow, so fewer draws are enough
 REJECTED = 0.01  # quantile of the null below which a spectrum is not random, which errs for 1 module in 100
-MOST = 0.5  # the share of modules that must look random; one or two of hundreds always do
-FEWEST = 2  # tested modules at least, so that a single one does not condemn an adapter
+MOST = 0.5  # the share of modules that must look random; one or two among hundreds always do
+FEWEST = 2  # tested modules at least, so that a single one does not decide about the adapter
 
 
 def look(exam: Examination) -> Iterator[Diagnosis]:
@@ -40,7 +40,7 @@ def look(exam: Examination) -> Iterator[Diagnosis]:
             alike += 1
             first = first or f"{name} {spectrum.participation_ratio:.2f} (random {null.min():.2f}–{null.max():.2f})"
     if tested >= FEWEST and alike > MOST * tested:
-        evidence = f"{alike} of {tested} spectra are as flat as random ones; participation ratio of r: {first}"
+        evidence = f"{alike} of {tested} spectra are as flat as random ones; participation ratio (at most r) of {first}"
         fix = "check that this is the trained checkpoint, not the initial one"
         yield Diagnosis("warning", "random-spectrum", evidence, fix)
 

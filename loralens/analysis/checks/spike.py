@@ -10,7 +10,7 @@ CODES = {
     "spike": "One direction holds nearly all of the energy of a module of rank 4 or more. Such spikes add up when "
     "adapters are stacked, and often come from a learning rate that is too high."
 }
-SMALLEST_RANK = 4  # at a lower rank, one dominant direction is no surprise
+SMALLEST_RANK = 4  # at a lower rank, one dominant direction is to be expected
 ENERGY = 0.99  # smallest σ₁²/Σσ² that is reported: a stable rank below 1.01
 
 

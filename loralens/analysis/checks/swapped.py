@@ -57,12 +57,13 @@ def look(exam: Examination) -> Iterator[Diagnosis]:
     exchanged = [name for name, start in starts.items() if start.votes == 3]
     if len(exchanged) >= MOST * len(starts):
         evidence = (
-            f"in {share(len(exchanged), len(starts))} the columns of B are longer and more equal than the rows of A "
-            "and reach their side more evenly, as only a random A does"
+            f"in {share(len(exchanged), len(starts))} the columns of B are longer than the rows of A and more equal in "
+            "length, and B reaches all outputs more evenly than A reaches the inputs, as only a random A does"
         )
         yield Diagnosis("warning", "factors-swapped", evidence, FIX)
         return
-    # A few modules show the signs by chance, so a single one must also have the lengths that the others have exchanged.
+    # A few modules show the signs by chance. So a single module is reported only if its B is about as long as the A of
+    # the other modules, and its A about as short as their B.
     other_starts = [start for name, start in starts.items() if name not in exchanged]
     shortest, longest = min(start.A for start in other_starts), max(start.B for start in other_starts)
     for name in exchanged if shortest >= APART * longest else ():
@@ -76,7 +77,7 @@ def look(exam: Examination) -> Iterator[Diagnosis]:
 
 
 def _by_shape(exam: Examination) -> list[str]:
-    """Modules whose factors were exchanged without transposing: the update is r × r, with the rank of the weight."""
+    """Modules whose factors were exchanged without transposing: the update is r × r, and its rank is above r."""
     # At r = 1 the exchanged pair would be a number, which no weight is.
     rank = exam.setting("r")
     modules: Mapping[str, ModuleReading] = exam.readings

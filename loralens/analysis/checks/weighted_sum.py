@@ -29,7 +29,7 @@ CODES = {
 ENTRIES = 256  # entries of every module that are compared
 RESIDUAL = 0.01  # the share of ‖ΔW‖ that a sum may leave unexplained; storage in bfloat16 leaves 0.4 %
 SAME = 0.02  # relative distance of a total weight from the factor of a known bug
-PLAIN = 0.1  # a factor that differs from 1 by less is no sign of a bug
+PLAIN = 0.1  # a factor that differs from 1 by less does not indicate a bug
 SAME_ADAPTER = "practically the same adapter"  # how the evidence about such a pair begins
 CANDIDATE = 0.9  # cosine of entries from which the cosine of the whole updates is measured
 SMALL = 0.01  # a source that contributes a smaller share of ‖ΔW‖ is left out
@@ -66,13 +66,13 @@ def _find_sums(exams: Sequence[Examination]) -> Iterator[Diagnosis]:
     if not modules:
         return
     X = np.stack([_sketch(exam, [str(module.holders[t]) for module in modules]) for t, exam in enumerate(exams)])
-    distinct: list[int] = []  # adapters that are no multiple of an earlier one
-    for t in np.flatnonzero(X.any(axis=1)).tolist():  # an adapter that is 0 is the empty sum, which is no news
+    distinct: list[int] = []  # adapters that are not a multiple of an earlier one
+    for t in np.flatnonzero(X.any(axis=1)).tolist():  # an adapter that is 0 is an empty sum, which is not reported
         twin = next((i for i in distinct if _residual(X, t, [i])[1] < RESIDUAL), None)
         if twin is None:
             distinct.append(t)
             continue
-        # Each of the two is a multiple of the other: the one whose factor is that of a known bug was made of the other.
+        # Each of the two is a multiple of the other. The one with the factor of a known bug was made from the other.
         factor = float(_residual(X, t, [twin])[0][0])
         forward, backward = (t, {twin: factor}), (twin, {t: 1 / factor})
         yield _diagnose(exams, *(backward if _bug(exams, *backward) and not _bug(exams, *forward) else forward))
@@ -83,7 +83,7 @@ def _find_sums(exams: Sequence[Examination]) -> Iterator[Diagnosis]:
 
 
 def _find_near_copies(exams: Sequence[Examination], X: Floats, distinct: Sequence[int]) -> Iterator[Diagnosis]:
-    """Report the pairs that are no multiples of each other, and practically the same adapter nevertheless."""
+    """Report the pairs that are not multiples of each other, but are practically the same adapter."""
     rows = X / np.linalg.norm(X, axis=1, keepdims=True).clip(min=np.finfo(float).tiny)
     for i, t in combinations(distinct, 2):
         # The entries only choose the pairs: their cosine weighs small modules as much as large ones.
@@ -112,7 +112,7 @@ def _residual(X: Floats, t: int, sources: Sequence[int]) -> tuple[Floats, float]
 
 
 def _sources(X: Floats, t: int, candidates: Sequence[int]) -> Sources:
-    """The candidates of which row t is a positive sum, with their weights; empty if it is no such sum."""
+    """The candidates of which row t is a positive sum, with their weights; empty if it is not such a sum."""
     # With too few entries for each unknown weight, some weights fit by chance.
     if len(candidates) < 2 or X.shape[1] < 10 * len(candidates):
         return {}
@@ -140,7 +140,7 @@ def _diagnose(exams: Sequence[Examination], t: int, sources: Sources) -> Diagnos
 
 def _bug(exams: Sequence[Examination], t: int, sources: Sources) -> tuple[str, float] | None:
     """The known bug that explains such weights, in words, and the factor by which they are too large."""
-    # The weights that the user gave are unknown. Weights that sum to 1 are usual, so another sum is the sign.
+    # The weights that the user gave are unknown. Weights that sum to 1 are usual, so another sum is a sign of a bug.
     total, subject = sum(sources.values()), exams[t]
     scales = {abs(scale) for i in sources for scale in _scales(exams[i])}
     ranks = [_rank(exams[i]) for i in sources]
@@ -148,7 +148,7 @@ def _bug(exams: Sequence[Examination], t: int, sources: Sources) -> tuple[str, f
         return f"the weights sum to {total:.4g}, the scale of the sources, as if it was applied twice", scale
     if subject.setting("use_rslora") and _is_near(total, root := sqrt(_rank(subject))):
         return f"the weights sum to {total:.4g} = √r, as PEFT leaves them under rsLoRA", root
-    # One source that fits is a multiple, in which the ranks say nothing.
+    # With one source the adapter is a multiple of it, and the ranks show nothing.
     part = ranks[0] / _rank(subject)
     if len(sources) > 1 and _rank(subject) == sum(ranks) and all(_is_near(weight, part) for weight in sources.values()):
         return f"every weight is {part:.4g} = r₁/Σr, as α of the first source at the summed rank gives", part

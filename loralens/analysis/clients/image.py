@@ -15,7 +15,7 @@ from loralens.core.naming.image_models import image_model
 
 READ = ("comfyui", "kohya", "lycoris", "diffusers", "peft", "xlabs")  # dialects of which ComfyUI knows some names
 OWN = ("comfyui", "kohya", "lycoris")  # dialects that it reads completely
-ALGORITHMS = (  # endings of keys from which comfy/weight_adapter builds updates that are no pair here
+ALGORITHMS = (  # endings of keys from which comfy/weight_adapter builds updates that are not pairs here
     ".a1.weight", ".a2.weight", ".b1.weight", ".b2.weight", ".oft_blocks", ".rescale",
 )  # fmt: skip
 _OTHERS = "(of other models than SD, SDXL and FLUX.1 with --base PIPELINE, the folder of the whole pipeline)"
@@ -44,7 +44,8 @@ def _comfyui_names(adapter: Adapter) -> Iterator[Finding]:
         if unsure:
             text = f"{len(unsure)} modules have names that no map of ComfyUI 0.3.64 has: {some(unsure, 1)}"
             fix = (
-                "if ComfyUI's model has the names behind it: loralens convert … --prefix transformer.=diffusion_model."
+                "if ComfyUI's model has the names after the prefix: loralens convert … "
+                "--prefix transformer.=diffusion_model."
             )
             yield warning("names-unmapped", text, fix)
 
@@ -111,7 +112,7 @@ def _comfyui_extra(adapter: Adapter) -> Iterator[Finding]:
         key for key, extra in adapter.extra.items() if extra.role not in applied and not key.endswith(ALGORITHMS)
     ]
     if ignored:
-        text = f"{len(ignored)} tensors that are half of no pair are ignored"
+        text = f"{len(ignored)} tensors that do not belong to a pair are ignored"
         yield warning("extra-ignored", text, "merge them into the base")
 
 
@@ -132,7 +133,7 @@ def _kohya_names(adapter: Adapter) -> Iterator[Finding]:
     stored = _stored_keys(adapter)
     files = {name: image_names.file_name(keys) or keys[0] for name, keys in stored.items()}
     unknown = {name: file for name, file in files.items() if not image_names.sd_scripts_has(file)}
-    # Of a model that is known, there is one name for each layer.
+    # A known model has one name for each layer.
     model = image_model({name: module.shape for name, module in adapter.items()}, (adapter.base_model,))
     if model is not None:
         right = {name: model.kohya(model.find(name, adapter[name].shape)[0]) for name in files}
@@ -149,7 +150,7 @@ def _kohya_extra(adapter: Adapter) -> Iterator[Finding]:
         yield error("dora", text, "load it with network_module lycoris.kohya, or merge it into the base")
     unread = [key for key, extra in adapter.extra.items() if not extra.role.startswith("magnitude")]
     if unread:
-        text = f"{len(unread)} tensors that are half of no pair are ignored: {some(unread, 1)}"
+        text = f"{len(unread)} tensors that do not belong to a pair are ignored: {some(unread, 1)}"
         yield warning("extra-ignored", text, "merge them into the base")
 
 

@@ -38,7 +38,7 @@ VLLM_UNREAD = {  # fields of a configuration that 0.32.0 refuses and earlier ver
 VLLM_HEADS = ("score", "classifier")  # the only modules that may be trained in full: peft_helper.py, lora/utils.py
 VLLM_SKIPPED = (".embed_tokens.base_layer.weight", ".lm_head.base_layer.weight")  # is_base_embedding_weights
 LORAX_RANK = 128  # the largest rank of its batched kernels: BGMV_MAX_RANK, utils/punica.py
-LORAX_STEP = 16  # ranks are padded to a multiple of SGMV_BLOCK_SIZE, and ranks up to 8 to 8
+LORAX_STEP = 16  # SGMV_BLOCK_SIZE, to a multiple of which larger ranks are padded; ranks up to 8 are padded to 8
 PLAIN = "LORA"  # the peft_type of plain pairs
 SAME = 1e-9  # relative difference up to which two scales are equal: α/r is a quotient that was rounded to float64
 TRAINED_IN_FULL = ("saved", "copy", "embedding", "tokens")  # roles of tensors that replace a part of the base
@@ -86,15 +86,16 @@ def _no_structure(adapter: Adapter) -> Iterator[Finding]:
     """No consumer of pairs can apply a LoKr, LoHa or full update."""
     count = sum(isinstance(module, Structured) for module in adapter.modules.values())
     if count:
-        yield error("structured", f"{count} modules are no pair B·A", "loralens convert … --rank R makes them pairs")
+        yield error("structured", f"{count} modules are not pairs B·A", "loralens convert … --rank R makes them pairs")
 
 
 def _only_lora(adapter: Adapter) -> Iterator[Finding]:
     """Of the types of adapter that PEFT writes, the servers read only plain LoRA.
 
-    vLLM: ``PEFTHelper`` of peft_helper.py does not read peft_type, misses lora_alpha in a LoHa or LoKr, and
-    ``parse_fine_tuned_lora_name`` of lora/utils.py refuses the tensors of all three. LoRAX: ``LoraConfig.load`` of
-    adapters/lora.py misses it too; of AdaLoRA ``map_weights_for_model`` finds no tensor, so that nothing is applied.
+    vLLM: ``PEFTHelper`` of peft_helper.py does not read peft_type, and finds no lora_alpha in a LoHa or LoKr.
+    ``parse_fine_tuned_lora_name`` of lora/utils.py refuses the tensors of AdaLoRA, LoHa and LoKr. LoRAX:
+    ``LoraConfig.load`` of adapters/lora.py finds no lora_alpha in a LoHa or LoKr either. Of an AdaLoRA,
+    ``map_weights_for_model`` finds no tensor, so that nothing is applied.
     """
     kind = _peft_type(adapter)
     if kind == PLAIN:
@@ -107,7 +108,7 @@ def _only_lora(adapter: Adapter) -> Iterator[Finding]:
 
 
 def _peft_structure(adapter: Adapter) -> Iterator[Finding]:
-    """PEFT reads its own LoHa and LoKr files, like all its types; other structures it does not."""
+    """PEFT reads its own LoHa and LoKr files, as it reads all its own types; it reads no other structure."""
     if _peft_type(adapter) == PLAIN:
         yield from _no_structure(adapter)
 
@@ -222,7 +223,7 @@ def _one_scale(who: str, fix: str) -> ClientRule:
 
 
 def _lorax_rank(adapter: Adapter) -> Iterator[Finding]:
-    """``can_vectorize`` of adapters/lora.py: a wider one is applied outside the kernels, adapter by adapter."""
+    """``can_vectorize`` of adapters/lora.py: adapters of a larger rank are applied outside the kernels, one by one."""
     rank = _largest_rank(adapter)
     if rank > LORAX_RANK:
         text = f"rank {rank} is more than the kernels take ({LORAX_RANK})"
@@ -243,7 +244,7 @@ def _lorax_ranks(adapter: Adapter) -> Iterator[Finding]:
 
 
 def _one_alpha(adapter: Adapter) -> Iterator[Finding]:
-    """``get_scale``: α/rank of each tensor, with one α for the file; a GGUF file says its scales so already."""
+    """``get_scale``: α/rank of each tensor, with one α for the file. Scales read from a GGUF file are of this form."""
     if adapter.format != "gguf" and len({module.scale for module in adapter.modules.values()}) > 1:
         fix = "loralens convert --to gguf folds each scale into B"
         yield warning("mixed-scale", "holds one α for all modules", fix)

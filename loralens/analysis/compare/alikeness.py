@@ -1,13 +1,13 @@
 """What the cosine of two updates means in words, from one adapter under two names to two that fight."""
 
-FAR = 4.0  # smallest number of standard deviations at which a cosine counts as no accident
-# From this |cosine| on two updates of one length differ by at most 14 % of it, √(2 − 2·0.99).
+FAR = 4.0  # smallest number of standard deviations from 0 at which a cosine does not count as chance
+# At this |cosine| or a larger one, two updates of equal norm differ by at most 14 % of that norm: √(2 − 2·0.99).
 SAME = 0.99
-HALF = 0.7  # from this |cosine| on half of the energy of each, 0.7², is along the other
-# From this cosine downwards the sum of two updates of one norm has at most half of their energy, 1 + cosine.
+HALF = 0.7  # at this |cosine| or a larger one, at least half of the energy of each (0.7²) is along the other
+# At this cosine or a lower one, the sum of two updates of equal norm has at most half of their energy: 1 + cosine.
 FIGHT = -0.5
-# The same share from which the doctor warns of the loss in a merge.
-LARGE = 0.2  # smallest |cosine| that matters: the sum of two updates of one norm loses or gains a fifth of each
+# The doctor warns of the loss in a merge if it is larger than the same share.
+LARGE = 0.2  # smallest |cosine| that matters: in the sum of two updates of equal norm, each loses or gains a fifth
 
 
 def is_same(cosine: float) -> bool:

@@ -73,7 +73,7 @@ def _difference(name: str, first: Update | None, second: Update | None) -> Updat
             only = first or second
             assert only
             note = "only in the " + ("first" if second is None else "second")
-            # A module that does nothing is no difference between two adapters.
+            # A module that does nothing makes no difference between two adapters.
             return UpdateDifference(name, float(only.singular_values().any()), note)
         if first.shape != second.shape:  # no difference is defined; infinite, so that no tolerance passes it
             return UpdateDifference(name, np.inf, f"{first.shape} and {second.shape}")
@@ -99,7 +99,7 @@ def _relative(first: LowRank, second: LowRank) -> float:
 
 
 def _relative_dense(first: Update, second: Update) -> float:
-    """The relative difference of two updates if one of them is no pair: both are formed densely."""
+    """The relative difference of two updates if one of them is not a pair: both are formed densely."""
     with np.errstate(over="ignore", invalid="ignore"):  # NaN and Inf are reported below, as an error with a fix
         X, Y = first.dense(), second.dense()
     norms = float(np.linalg.norm(X)), float(np.linalg.norm(Y))

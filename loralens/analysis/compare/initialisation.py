@@ -59,7 +59,7 @@ class SharedInitialisation:
         ``likely``: they are not, but the updates agree on the in side alone, which happens if one of the two was
         re-factored. ``unknown``: there is no A and no such sign. ``none``: no sign.
         """
-        # The record is asked first: training may have moved A so far that no number shows the common start any more.
+        # The records come first: training may have moved A so far that its numbers no longer show the common start.
         if self.recorded or self.cosine >= SAME_START:
             return "shared"
         if self.one_sided:
@@ -91,7 +91,7 @@ class SharedInitialisation:
         if isnan(self.spans["in"]):
             return "one of them is 0 in every module, so there are no directions to compare"
         seed = "directions of the in side show the seed, not the task: look at --side out"
-        # If both sides agree, the two may be checkpoints of one run, of which the out side shows no less.
+        # If both sides agree, the two may be checkpoints of one run, and the out side shows the common run as well.
         return f"{seed}, where these two agree as well" if self.both_sided else seed
 
 

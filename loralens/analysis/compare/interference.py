@@ -136,7 +136,7 @@ class Interaction:
 
 
 def far_cosine(pairs: Pairwise) -> float:
-    """The standard deviations that a cosine of this collection needs to be no accident: ln(cosines), at least `FAR`.
+    """The standard deviations from which a cosine in this collection is not chance: ln(cosines), at least `FAR`.
 
     The cosines of updates of rank 1 have exponential tails, so fewer than one of n cosines exceeds ln n by chance.
     """
@@ -152,7 +152,7 @@ def find_interactions(pairs: Pairwise, *, opposing: bool) -> list[Interaction]:
     least `LARGE`. Kinds with the same blocks are joined. Results are sorted by their contribution to the whole updates.
     """
     values = -pairs.cosines if opposing else pairs.cosines
-    with np.errstate(invalid="ignore"):  # NaN, where an update is 0 or missing, is no hit
+    with np.errstate(invalid="ignore"):  # NaN, where an update is 0 or missing, does not count
         hits = (values >= LARGE) & (values >= far_cosine(pairs) * pairs.spreads[:, None, None])
     stacks = len({place.stack for module in pairs.modules if (place := block(module.name))})
     results = []

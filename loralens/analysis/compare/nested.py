@@ -195,8 +195,8 @@ def closest(nested: Nesting, count: int = 10) -> list[tuple[int, int]]:
     """The pairs of modules with the most similar spans, as indices, by falling z-score.
 
     A pair is listed only if chance would produce an overlap as large in any of the pairs with a probability of at most
-    5 %. The tail for the numbers of directions is used and not a limit on z, because with single directions one pair in
-    200 exceeds 5 standard deviations.
+    5 %. The tail probability for the two numbers of directions is used instead of a limit on z. With single directions,
+    one pair in 200 exceeds 5 standard deviations by chance.
     """
     rows, columns = np.triu_indices(len(nested.names), 1)
     z = np.nan_to_num(nested.z[rows, columns], nan=-np.inf)  # pairs without a z-score sort to the end

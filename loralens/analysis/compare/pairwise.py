@@ -15,6 +15,7 @@ from loralens.core.naming.matching import same_modules
 from loralens.core.naming.selection import select
 from loralens.core.structured import Update
 from loralens.core.threads import Step, in_threads
+from loralens.core.together import check_same_rows
 from loralens.errors import MismatchError, OptionError, place
 from loralens.linalg.chance import cosine_spread
 from loralens.linalg.factor import Floats, Integers
@@ -195,6 +196,9 @@ def pairwise(
         raise MismatchError("no two of these adapters have a module in common", fix="give adapters of one base model")
     chosen = set(select([one.name for one in common], modules))
     common = [one for one in common if one.name in chosen]
+    for one in common:
+        held = zip(adapters, one.holders, strict=True)
+        check_same_rows(one.name, tuple(adapter[holder] if holder else None for adapter, holder in held))
     sides: tuple[Side, ...] = ("in", "out") if of == "update" else ("in",) if of == "A" else ("out",)
     shape = (len(common), len(adapters), len(adapters))
     result = Pairwise(

@@ -15,6 +15,7 @@ from loralens.core.naming.matching import same_modules
 from loralens.core.naming.selection import select
 from loralens.core.structured import Update
 from loralens.core.threads import Step, in_threads
+from loralens.core.together import check_same_rows
 from loralens.errors import MismatchError, OptionError, place
 from loralens.linalg.basis import Basis
 from loralens.linalg.chance import cosine_spread
@@ -209,7 +210,8 @@ def compare_subspaces(
     OptionError
         A glob matches nothing, or A or B does not have this side.
     MismatchError
-        The adapters have no module of one shape in common, or A or B is asked of an update without factors.
+        The adapters have no module of one shape in common, rows of one are in the order of llama.cpp, or A or B is
+        asked of an update without factors.
     FormatError
         A module holds NaN or Inf.
 
@@ -227,6 +229,8 @@ def compare_subspaces(
     fitting = {name: other for name, other in common.items() if first[name].shape == second[other].shape}
     if not fitting:
         raise _nothing_to_compare(first, second, chosen, common)
+    for name, other in fitting.items():
+        check_same_rows(name, (first[name], second[other]))
 
     def measure(name: str) -> Similarity:
         other = fitting[name]
@@ -249,9 +253,9 @@ def compare_subspaces(
 def side_of(of: Of, side: Side | None = None) -> Side:
     """The side to compare: by default ``out``, and ``in`` for A; A and B have no other side.
 
-    The in side of ΔW mostly shows the random start of A. Among the adapters in examples/adapters, other tasks of one
-    seed share more of it (φ of all directions 0.34 to 0.42) than one task with two seeds does (0.07). The out side has
-    them in the right order: 0.05 to 0.06 for other tasks, 0.12 for other seeds of one task; chance gives 0.02.
+    The in side of ΔW mostly shows the random start of A. Among the adapters in examples/adapters, two tasks with one
+    seed share more of it (φ of all directions 0.34 to 0.42) than one task with two seeds (0.07). On the out side the
+    order is right: 0.05 to 0.06 for two tasks with one seed, 0.12 for one task with two seeds. Chance gives 0.02.
 
     Raises
     ------

@@ -23,7 +23,7 @@ _ORGANISATION = re.compile(r"^(meta|google|facebook|openai)[-_]")  # before the 
 _HUB = re.compile(r"^[\w.-]*\w/[\w.-]+$", re.ASCII)
 _CACHED = re.compile(r"models--([\w.-]+?)--([\w.-]+)", re.ASCII)  # a folder of the Hub's cache
 _TOKEN = re.compile(r"\d+(?:\.\d+)*[a-z]*|[^\W\d_]+")
-_COUNT = re.compile(r"\d+(?:\.\d+)*[bm]")  # of parameters
+_COUNT = re.compile(r"\d+(?:\.\d+)*[bm]")  # a number of parameters: 8b, 270m
 
 # Families of models. Names of two different families belong to two models, wherever the names come from.
 FAMILIES = {
@@ -36,12 +36,12 @@ FAMILIES = {
 CASINGS = {"cased", "uncased"}
 SIZES = {"tiny", "mini", "small", "base", "medium", "large", "xl", "xxl", "huge", "giant"}
 TUNED = {"it", "instruct", "instruction", "chat"}
-# `runs/bert-base` has the form of a Hub id, but the first part is no organisation.
+# `runs/bert-base` has the form of a Hub id, but its first part is not an organisation.
 FOLDERS = {"model", "models", "base", "output", "outputs", "out", "run", "runs", "checkpoint", "checkpoints", "results"}
 SHOWN = 4  # most groups of adapters that a message lists
-# Names come from files, so their length is bounded. The end of a longer one has the name itself.
+# Names come from files, so their length is bounded. Of a longer path the end is kept, because it names the model.
 LONGEST = 300  # letters of a name that are looked at
-LEAST = 2  # tokens that names share before a size or a tuning in one alone tells them apart: gpt 2, gemma 3 270m
+LEAST = 2  # shared tokens (gpt, 2) needed to tell two names apart by a size or tuning that only one of them has
 
 
 @final
@@ -181,7 +181,7 @@ def _names_differ(first: str, second: str) -> bool:
     """Whether two names certainly belong to two models; they are known not to be spellings of one name."""
     tokens_first, tokens_second = set(_tokens(first)), set(_tokens(second))
     families = tokens_first & FAMILIES, tokens_second & FAMILIES
-    # Two known families without a common one: different models wherever the names come from.
+    # Both names state known families and have none in common: they are different models, also if one is a folder.
     if all(families) and not families[0] & families[1]:
         return True
     differing = tokens_first ^ tokens_second

@@ -42,8 +42,8 @@ _XL_12 = ["BASE", *_numbers("IN", 4, 5, 7, 8), "MID", *_numbers("OUT", *range(6)
 _XL_20 = ["BASE", *_numbers("IN", *range(9)), "MID", *_numbers("OUT", *range(9))]
 _XL_21 = ["BASE", *_numbers("IN", *range(1, 9)), "MID0", "MID1", "MID2", *_numbers("OUT", *range(9))]
 _DOUBLE, _SINGLE = _numbers("D", *range(19)), _numbers("S", *range(38))
-# For each family the blocks that a vector of that many numbers is about. Blocks that it does not list get 0, as in
-# A1111; the single blocks behind a vector of 20 get the weight of the last double block, as in the Inspire Pack.
+# For each family, the blocks of each vector, which is recognised by its length. Blocks that a vector does not list get
+# 0, as in A1111. With a vector of 20, single blocks get the weight of the last double block, as in the Inspire Pack.
 VECTORS: dict[str, tuple[list[str], ...]] = {
     "SD": (_SD_17, _SD_26, _SD_27),
     "SDXL": (_XL_12, _XL_20, _XL_21),
@@ -53,7 +53,7 @@ VECTORS: dict[str, tuple[list[str], ...]] = {
         ["CLIP", "T5", "IN", *_DOUBLE, *_SINGLE, "OUT"],
     ),
 }
-# name → weights of BASE and of the blocks of the shortest vector, or of blocks by name
+# name → weights of BASE and of the blocks of the shortest vector in their order, or of blocks by name
 PRESETS: dict[str, dict[str, str]] = {
     "SD": {
         "NONE": "ALL=0",
@@ -94,12 +94,12 @@ PRESETS: dict[str, dict[str, str]] = {
 
 
 def family(model: ImageModel) -> str:
-    """The models that share block names and presets: ``SD``, ``SDXL`` or ``FLUX``."""
+    """The family of a model, which has its own block names and presets: ``SD``, ``SDXL`` or ``FLUX``."""
     return {"SDXL": "SDXL", "FLUX.1": "FLUX"}.get(model.name, "SD")
 
 
 def layer_block_names(layer: Layer) -> tuple[str, ...]:
-    """The names of the block that a layer belongs to, the narrowest first."""
+    """The names of the block that a layer belongs to, the smallest block first: ``MID1``, ``MID``."""
     component, _, inner = layer.original.partition(".")
     flux = layer.name.startswith("transformer.")
     for start, letters in _NUMBERED:
@@ -132,10 +132,10 @@ def weights_of_modules(
     Raises
     ------
     OptionError
-        A preset or a block that the model does not have, a vector of another length, or a weight that is no number.
+        A preset or a block that the model does not have, a vector of another length, or a weight that is not a number.
     """
     names = {module: layer_block_names(layer) for module, layer in layers.items()}
-    # Every name of a block → the narrowest blocks in it, of the whole model.
+    # Every name of a block of the model → the smallest blocks that it contains.
     inside: dict[str, list[str]] = {}
     for own in dict.fromkeys(map(layer_block_names, model.layers)):
         for name in own:
@@ -154,12 +154,12 @@ def _preset(name: str, kin: str) -> str:
     weights = table.get(name.upper().removeprefix(f"{kin}-"))
     if weights is None:
         fix = f"choose one of {', '.join(table)}"
-        raise OptionError(f"--preset {name!r} is no preset for {kin}", fix=fix)
+        raise OptionError(f"--preset {name!r} is not a preset for {kin}", fix=fix)
     return weights
 
 
 def _parse(blocks: Weights, kin: str, inside: Mapping[str, list[str]], present: Sequence[str]) -> dict[str, float]:
-    """Block → its weight, for the blocks that are named; all names are the narrowest ones."""
+    """The weight of every block that is named; a block that contains others is replaced by these."""
     entries: Sequence[tuple[str, object]]
     if isinstance(blocks, Mapping):
         entries = [(str(name), value) for name, value in blocks.items()]
@@ -169,12 +169,12 @@ def _parse(blocks: Weights, kin: str, inside: Mapping[str, list[str]], present: 
         # The tools write the name of a preset before its vector: OUTALL:1,0,0…
         numbers = blocks.rpartition(":")[2].split(",") if isinstance(blocks, str) else blocks
         if isinstance(blocks, str) and len(numbers) == 1:
-            # No vector is that short; IN04:0 is what people write for one block.
+            # Every vector has more numbers. `IN04:0` is meant as the weight of one block.
             raise OptionError(f"--block-weights has {blocks!r:.40}, which is not BLOCK=WEIGHT", fix="IN04=0, ALL=0.5")
         entries = _vector([_number(number) for number in numbers], kin, inside)
     counted = isinstance(blocks, str) and blocks.lstrip().startswith("%")
     weights: dict[str, float] = {}
-    # What counts for all blocks comes first, wherever it stands.
+    # An entry for all blocks is applied first, wherever it is written, so that the others are exceptions to it.
     for name, value in sorted(entries, key=lambda entry: entry[0].upper() not in _EVERYTHING):
         chosen = _counted(name, present) if counted else _chosen(name, list(inside))
         weights |= dict.fromkeys((block for own in chosen for block in inside[own]), _number(value))
@@ -196,12 +196,12 @@ def _number(value: object) -> float:
     if not isfinite(number):
         text = str(value).strip()
         random = ": random weights (R, U) and those of sliders (A, B) are not taken" if text.upper() in "RUAB" else ""
-        raise OptionError(f"--block-weights has {text!r:.40}, which is no number{random}", fix="IN04=0,MID=1")
+        raise OptionError(f"--block-weights has {text!r:.40}, which is not a number{random}", fix="IN04=0,MID=1")
     return number
 
 
 def _vector(numbers: Sequence[float], kin: str, inside: Mapping[str, list[str]]) -> list[tuple[str, float]]:
-    """Names of blocks and their weights in a vector, those that it does not list first."""
+    """The blocks and their weights in a vector, preceded by the blocks that it does not list."""
     blocks = next((blocks for blocks in VECTORS[kin] if len(blocks) == len(numbers)), None)
     if blocks is None:
         lengths = ", ".join(str(len(blocks)) for blocks in VECTORS[kin])

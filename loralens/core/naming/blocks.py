@@ -17,18 +17,18 @@ _NUMBERS = re.compile(r"(?P<first>[0-9]{1,9})(?:-(?P<last>[0-9]{1,9}))?")
 _NAMED = re.compile(
     r"(?P<letters>BASE|CLIP|T5|IN|MID|OUT|D|S)(?P<first>[0-9]{1,2})?(?:-(?:IN|OUT|D|S)?(?P<last>[0-9]{1,2}))?"
 )
-_ORDER = ("BASE", "CLIP", "T5", "IN", "MID", "OUT", "D", "S")  # of the letters, in messages
+_ORDER = ("BASE", "CLIP", "T5", "IN", "MID", "OUT", "D", "S")  # the order in which messages list blocks
 
 
 def block_name(entry: str) -> str:
-    """A block as it is called here: A1111 calls the middle one M00."""
+    """The name of a block in this project, which calls A1111's M00 MID."""
     return "MID" if entry.upper() == "M00" else entry
 
 
 def is_block(entry: str) -> bool:
     """Whether a text is a block, or a range of blocks."""
     named = _NAMED.fullmatch(entry.upper())
-    # A range needs a beginning: IN-IN04 is none.
+    # A range needs a first number: IN-IN04 is not a range.
     return bool(_NUMBERS.fullmatch(entry)) or bool(named and (named["first"] or not named["last"]))
 
 
@@ -45,7 +45,7 @@ def inside_blocks(names: Sequence[str], blocks: str) -> set[str]:
     inside: set[str] = set()
     for entry in blocks.split(","):
         if numbered and entry[:1].isdigit():
-            what = f"block {entry} names no block: those of an image model are chosen by name, not by number"
+            what = f"block {entry} does not exist: the blocks of an image model are chosen by name, not by number"
             raise OptionError(what, fix=f"give one of {_named(image)}, or a range of them")
         members = {name for name in names if in_block(entry, name, image.get(name, ()))}
         if not members:
@@ -77,13 +77,13 @@ def _letters(own: str) -> str:
 
 
 def _number(own: str) -> int:
-    """The number of a block; −1 of a block without one."""
+    """The number of a block; −1 if it has none."""
     return int(own[len(_letters(own)) :] or -1)
 
 
 def image_blocks(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Module → the names of its block, if all modules are layers of one image model by their names; else nothing."""
-    # Imported here, since the tables of layers are long, and most adapters are selected from without them.
+    """Module → the names of its block; empty unless the names of all modules are those of one image model."""
+    # Imported here, because the tables of layers are long, and selecting modules seldom needs them.
     from loralens.core.naming.block_weights import layer_block_names
     from loralens.core.naming.image_models import image_models
 
@@ -95,7 +95,7 @@ def image_blocks(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
 
 
 def _named(image: Mapping[str, Sequence[str]]) -> str:
-    """The names of the blocks that modules are in, in the order of the model; consecutive ones as ranges."""
+    """The names of the blocks of these modules, in the order of the model; consecutive blocks are given as ranges."""
     if not image:
         return "no block that has a name; give numbers"
     present: dict[str, set[int]] = {}

@@ -57,7 +57,7 @@ class ImageModel:
         What users call it.
     layers : tuple of Layer
     kohya_original : bool
-        Whether sd-scripts has the names of the original checkpoint; otherwise it has those of diffusers.
+        Whether sd-scripts uses the names of the original checkpoint; otherwise it uses those of diffusers.
     encoders : tuple of (str, str)
         The beginning of the names of each text encoder → the prefix of kohya's names.
     words : tuple of str
@@ -118,21 +118,21 @@ def image_model(modules: Mapping[str, Shape], hints: Iterable[str | None] = ()) 
 
     The arguments are those of `likely_models`.
     """
-    # The first of equals: the older model, of which there are more adapters.
+    # Of several, the first: the older model, for which there are more adapters.
     return next(iter(likely_models(modules, hints)), None)
 
 
 def likely_models(modules: Mapping[str, Shape], hints: Iterable[str | None] = ()) -> list[ImageModel]:
-    """The architectures that have all these modules and that nothing decides between, the older ones first.
+    """The architectures that have all these modules; more than one if nothing decides between them, older ones first.
 
     Parameters
     ----------
     modules : mapping of str to tuple of int
         Module, named as in any dialect → (out, in) of its update.
     hints : iterable of str
-        What the file says about its base model. It decides between models that all have these modules, as have SD 1.5
-        and SDXL if only some blocks are adapted. Without a hint, names of the original checkpoint decide, which
-        kohya's files have for SDXL only, and then two text encoders.
+        What the file says about its base model. It decides between models that all have these modules: SD 1.5 and SDXL,
+        for example, if only some blocks are adapted. Without a hint, names of the original checkpoint decide, because
+        kohya's files have them for SDXL only, and after them the presence of a second text encoder.
     """
     fitting = [model for model in image_models() if modules and all(map(model.find, modules, modules.values()))]
     words = " ".join(hint.lower() for hint in hints if hint)
@@ -172,9 +172,9 @@ def image_models() -> tuple[ImageModel, ...]:
 def _unet(depths: tuple[int, ...], cross: int, linear: bool, added: int = 0) -> Iterator[Layer]:
     """The layers of a UNet.
 
-    ``depths`` are the transformer blocks of an attention at each level, ``cross`` the width of the text, ``linear``
-    whether the projections around the transformer blocks are no convolutions, and ``added`` the width of what SDXL adds
-    to the time step.
+    ``depths`` has the number of transformer blocks in an attention at each level, ``cross`` is the width of the text,
+    ``linear`` says whether the projections around the transformer blocks are linear layers and not convolutions, and
+    ``added`` is the width of what SDXL adds to the time step.
     """
     for layer in _unet_layers(depths, cross, linear, added):
         yield layer._replace(name=f"unet.{layer.name}", original=f"diffusion_model.{layer.original}")
@@ -302,7 +302,7 @@ def _flux_layers(double: int, single: int) -> Iterator[Layer]:
     yield Layer("proj_out", (64, WIDTH), "final_layer.linear")
 
 
-# name in diffusers, shape, name in the original; of one original name in the order of its rows
+# Name in diffusers, shape, name in the original. Layers of one original name are listed in the order of its rows.
 _SQUARE = (WIDTH, WIDTH)
 _DOUBLE: tuple[tuple[str, Shape, str], ...] = (
     ("norm1.linear", (6 * WIDTH, WIDTH), "img_mod.lin"),

@@ -31,6 +31,7 @@ _UNET = re.compile(rf"^({_LAYERS}|{_OUTSIDE}|((down|up)_blocks\.\d+|mid_block)\.
 _CLIP_LAYER = re.compile(
     r"^(text_model\.)?encoder\.layers\.\d+\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12]|layer_norm[12])$"
 )
+# ComfyUI maps the names of layers 0 to 31 of a CLIP encoder, and of no others.
 _CLIP_KNOWN = re.compile(r"^text_model\.encoder\.layers\.([12]?\d|3[01])\.(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])$")
 _JOINT = re.compile(
     r"^(single_transformer_blocks\.\d+\.|transformer_blocks\.\d+\.(attn\.|norm1_context\.|ff_context\.))"
@@ -53,10 +54,11 @@ _FLAT_CLIP, _FLAT_CLIP_KNOWN = _with_underscores(_CLIP_LAYER), _with_underscores
 _FLAT_LAYERS = re.compile(_LAYERS.replace(r"\.", "_"))
 
 ENCODERS = ("text_encoder.", "text_encoder_2.", "text_encoder_3.")
-_LEAF = re.compile(  # of an update, as ComfyUI's weight adapters look them up
+_LEAF = re.compile(  # a key of an update: the name of its module, and an ending that ComfyUI's weight adapters look up
     r"^(?P<name>.+?)(\.lora_up\.weight|_lora\.up\.weight|\.lora_B(\.default)?\.weight|\.lora\.up\.weight|\.lora_B"
     r"|\.lora_linear_layer\.up\.weight|\.hada_w1_a|\.lokr_w1(_a)?|\.lokr_w2(_a)?|\.diff)$"
 )
+# The names by which ComfyUI recognises a file of USO: those of the last single and the last double block of FLUX.1.
 _USO = ("single_blocks.37.processor.qkv_lora.up.weight", "double_blocks.18.processor.qkv_lora2.up.weight")
 
 
@@ -77,7 +79,7 @@ def in_pipeline(name: str) -> str:
 
 
 def lone_encoder(names: Iterable[str]) -> str | None:
-    """The first name of a layer of CLIP that does not say in which text encoder it is; None if there is none."""
+    """The first name of a CLIP layer that does not state its text encoder; None if there is no such name."""
     return next((name for name in names if _CLIP_LAYER.match(name)), None)
 
 
@@ -112,7 +114,7 @@ def comfyui_has(name: str) -> bool:
 
 
 def comfyui_may_lack(name: str) -> bool:
-    """Whether a name is one of a diffusers transformer that ComfyUI 0.3.64 maps for no model; later versions may."""
+    """Whether a name is of a diffusers transformer for which ComfyUI 0.3.64 has no map; later versions may have one."""
     return name.startswith("transformer.") and not _is_mapped(name.removeprefix("transformer."))
 
 

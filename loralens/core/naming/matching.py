@@ -94,7 +94,7 @@ def match(
     MismatchError
         A module matches no weight or several. The message contains the nearest names.
     """
-    # The best match so far, which names the missing modules if no edit fits all of them.
+    # The match that finds the most modules so far. If no match finds all of them, the error is about this match.
     best = Match({}, "")
     for edit, rename in _edits(modules, base):
         keys = {name: _weight_key(rename(name), shape, base) for name, shape in modules.items()}

@@ -42,12 +42,12 @@ def within_blocks(globs: Sequence[str], blocks: Sequence[int | str]) -> tuple[st
     Raises
     ------
     OptionError
-        A text that is no block.
+        A text that is not a block.
     """
     entries = [block_name(entry.strip()) for part in blocks for entry in str(part).split(",")]
     for entry in entries:
         if not is_block(entry):
-            raise OptionError(f"block {entry!r:.60} is no block", fix=BLOCK_FORMS)
+            raise OptionError(f"{entry!r:.60} is not a block", fix=BLOCK_FORMS)
     if not entries:
         return tuple(globs)
     return tuple(f"{glob}@{','.join(entries)}" for glob in globs or ["*"])
@@ -91,7 +91,8 @@ def _selected(
     names: Sequence[str], called: Mapping[str, set[str]], glob: str, clock: Clock, *, prefixes: bool
 ) -> set[str]:
     """The names that a glob selects, which are at least one."""
-    hits = set(called.get(glob, ()))  # a name that happens to end like a choice of blocks is still a name
+    # The glob is first compared as a whole, because a name may end in a text that looks like an @ with blocks.
+    hits = set(called.get(glob, ()))
     pattern, blocks = (glob, "") if hits else _split(glob)
     inside = inside_blocks(names, blocks) if blocks else {*names}
     matched = hits or _matching_names(called, pattern, clock)
@@ -155,7 +156,7 @@ def _escape_brackets(glob: str) -> str:
 
 
 def _split(glob: str) -> tuple[str, str]:
-    """A glob without its blocks, and the blocks; no blocks if what follows the last @ does not say any."""
+    """A glob without its blocks, and the blocks; the blocks are empty if none follow the last @."""
     pattern, at, blocks = glob.rpartition("@")
     return (pattern, blocks) if at and all(map(is_block, blocks.split(","))) else (glob, "")
 
@@ -169,7 +170,7 @@ def as_prefix(names: Iterable[str], text: str) -> list[str]:
     The beginning ends where a part of the name ends. It may be written as any dialect writes it, and with a space
     before the number of a block, as `inspect` prints it: ``lora_unet_up_blocks``, ``unet.up_blocks``, ``up_blocks 3``.
     """
-    # Dots at the end, as a shell that completes words leaves them.
+    # A shell that completes words leaves a dot at the end.
     start = text.strip().replace(" ", "_").rstrip("._*")
     if not start or _WILD & {*start}:
         return []
@@ -191,7 +192,7 @@ def as_prefix(names: Iterable[str], text: str) -> list[str]:
 
 
 def written_out(names: Mapping[str, object], glob: str) -> list[str]:
-    """The glob, or globs for the modules that it is the beginning of."""
+    """The glob itself, or globs for the modules whose names it begins."""
     pattern, blocks = _split(glob)
     if any(matches(name, pattern) for name in names):
         return [glob]
@@ -199,18 +200,21 @@ def written_out(names: Mapping[str, object], glob: str) -> list[str]:
 
 
 def _begins(name: str, form: str, start: str) -> bool:
-    """Whether the form of a name, which is as long as the end of the name, begins with whole parts ``start``."""
+    """Whether the form of a name begins with ``start``, and a part of the name ends there.
+
+    The form stands for the end of the name and has the same length as that end.
+    """
     if not form.startswith(start) or len(form) == len(start):
         return False
     joint = name[len(name) - len(form) + len(start)]
-    # An underscore divides parts only in names that have numbers and no dots: `lm` is no beginning of `lm_head`.
+    # An underscore divides parts only in names that have numbers and no dots: `lm` is not the beginning of `lm_head`.
     return joint in ".[/" or (joint == "_" and "." not in name and bool(_NUMBERED.search(name)))
 
 
 def suggestion(text: str, names: Sequence[str]) -> str:
     """What to give in place of a glob that matches nothing: one that matches, else the nearest names."""
     middle = text.strip("*. ")
-    # The same words as other dialects join them, and in small letters.
+    # The same words joined as in other dialects, and in lower case.
     spellings = (middle, middle.replace(".", "_"), middle.replace("_", "."), middle.lower())
     # Behind a number only a whole part of the name is meant: layers.1 is not layers.10.
     ends = (".*", "_*", "*") if middle[-1:].isdigit() else ("*",)

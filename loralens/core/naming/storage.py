@@ -133,11 +133,11 @@ class Storage:
 
     def _place(self, slot: MatrixSlot) -> Place | None:
         candidates = self._places.get(slot, [])
-        # The name of a stack says no number. Only a tensor with three axes is one.
+        # The name of a stack does not contain the number of an expert. Only a tensor with three axes can be a stack.
         if not candidates and slot.expert is not None:
             stacks = self._places.get(MatrixSlot(slot.name), [])
             candidates = [p._replace(number=slot.expert) for p in stacks if len(self._base[p.key]) == 3]
-        # Two candidates: the name does not decide between them, so it matches none.
+        # With two candidates the name does not decide, so the slot has no place.
         return candidates[0] if len(candidates) == 1 else None
 
 

@@ -1,6 +1,6 @@
 """α that is stored as a tensor beside a pair, and the scale that diffusers, ComfyUI and others use without one.
 
-Not of kohya's dialect: for its software a missing α means α = r (`kohya.reader.kohya_scaling`).
+This does not hold for kohya's dialect, whose software takes a missing α as α = r (`kohya.reader.kohya_scaling`).
 """
 
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ def single_number(key: str, tensor: LazyArray) -> float:
     """The number in a stored tensor, which must hold a single finite one."""
     # Trainers store it with no axes or with one of length 1.
     if tensor.size != 1:
-        raise ShapeError(f"{key} has the shape {tensor.shape}, and one number is expected", fix=SAVE_AGAIN)
+        raise ShapeError(f"{key} has the shape {tensor.shape}, but one number is expected", fix=SAVE_AGAIN)
     # A bool or a complex number would be converted without an error.
     if tensor.dtype not in FLOATS and tensor.dtype.kind not in "iu":
         raise FormatError(f"{key} has the dtype {tensor.dtype}, which is not that of a number", fix=SAVE_AGAIN)
@@ -53,7 +53,7 @@ def alpha_for_file(module: Update) -> np.float32:
     # The check below reports what float32 cannot hold.
     with np.errstate(all="ignore"):
         alpha = np.float32(module.scaling.alpha_for(module.scale, module.rank, "alpha/r"))
-    # Rounding to float32 changes α by at most 6e-8 of it; a larger difference is an overflow or an underflow.
+    # Rounding to float32 changes α by a relative 6e-8 at most; a larger difference is an overflow or an underflow.
     if not isclose(float(alpha) / module.rank, module.scale, rel_tol=1e-6):
         what = f"a scale of {module.scale:g} at rank {module.rank} has no α in float32"
         raise FormatError(what, fix="change the strength of the adapter first: loralens scale")

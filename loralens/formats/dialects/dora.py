@@ -44,8 +44,8 @@ def magnitude_findings(extra: Mapping[str, Extra], *, software: str) -> list[Fin
     count = sum(item.role in MAGNITUDES for item in extra.values())
     text = (
         f"{len(missing)} of {count} DoRA modules have no magnitude in the file (the first is {missing[0]}): {software} "
-        "takes the lengths of W for it, W' = ‖W‖ · (W+ΔW)/‖W+ΔW‖, and so do commands that are given the base; without "
-        "a base, only ΔW = scale·B·A is measured"
+        "uses the lengths in W, W' = ‖W‖ · (W+ΔW)/‖W+ΔW‖, and so do commands that are given the base; without a base, "
+        "only ΔW = scale·B·A is measured"
     )
     fix = "save the adapter again from training if it trained magnitudes"
     return [Finding("warning", CODE, text, fix)]

@@ -150,7 +150,7 @@ def split_stacks(adapter: Adapter, config: Mapping[str, Any] | None) -> Adapter:
 
 
 def _stack(name: str, module: Update) -> str | None:
-    """The stack of transformers that a module is an expert of; None if it is none."""
+    """The stack of transformers to which a module belongs as an expert; None if it is not an expert."""
     member = expert(name)
     if member is None or module.layout.kind != "experts":
         return None
@@ -160,8 +160,8 @@ def _stack(name: str, module: Update) -> str | None:
 def _are_transposed(adapter: Adapter, stacks: Mapping[str, str], config: Mapping[str, Any] | None) -> bool:
     """Whether the updates of the stacks are (in, out).
 
-    In PEFT they are so for some models, and up to 0.18 for most. The hidden size of the base decides, then the shapes
-    of the two stacks, and at last the layout that the reader found.
+    In PEFT this is the case for some models, and up to version 0.18 for most. The hidden size of the base decides, then
+    the shapes of the two stacks, and at last the layout that the reader found.
     """
     hidden = text_config(config).get("hidden_size")
     shapes = {part: adapter[name].shape for name, part in stacks.items()}
@@ -206,9 +206,9 @@ def name_for_mlx(adapter: Adapter, config: Mapping[str, Any] | None) -> Adapter:
     Raises
     ------
     OptionError
-        It adapts experts, and nothing says of which model, or the names of that model are not known here.
+        It adapts experts, but nothing says of which model, or the names of that model are not known here.
     """
-    # An adapter without experts needs no names of a model; only a router may have another name.
+    # Without experts the model need not be known; only a router may have another name.
     if not any(module.layout.kind == "experts" or is_expert_alone(name) for name, module in adapter.items()):
         return _rename_routers(adapter, MLX.get(model_type(config) or ""))
     kind = model_type(config)
@@ -244,7 +244,11 @@ def _rename_routers(adapter: Adapter, names: Names | None) -> Adapter:
 
 
 def name_single_experts(adapter: Adapter) -> Adapter:
-    """The adapter with mlx-lm's stacks as single experts under the names of checkpoints, which PEFT can load."""
+    """The adapter with stacks of mlx-lm and llama.cpp as single experts under the names of checkpoints.
+
+    PEFT joins those when it loads them. It has no names for gate and up of a stack, which in transformers are one.
+    """
+    listed = _listed_names(adapter) if adapter.format == "gguf" else {}
     modules: dict[str, Update] = {}
     # Mixtral's checkpoints call the parts w1, w2 and w3; all others have the names of the stacks.
     old = {new: old for old, new in EXPERT_PARTS.items()}
@@ -255,5 +259,15 @@ def name_single_experts(adapter: Adapter) -> Adapter:
             name = f"{match['path']}.{match['owner']}.experts.{match['number']}.{part}"
             B, A = module.factors
             module = LowRank(B, A, module.scale, scaling=module.scaling)
-        modules[name] = module
+        modules[listed.get(name, name)] = module
     return replace(adapter, modules=modules)
+
+
+def _listed_names(adapter: Adapter) -> dict[str, str]:
+    """Experts of the stacks of a GGUF adapter → their names as single experts, where its architecture has such."""
+    from loralens.formats.dialects.gguf.architectures import architecture  # as in `_config_of`
+    from loralens.formats.dialects.gguf.names import listed_name
+
+    arch = architecture(plain_values(adapter.metadata).get("general.architecture"))
+    experts = [name for name, module in adapter.items() if expert(name) and module.layout.kind == "linear"]
+    return {name: single for name in experts if arch and (single := listed_name(name, arch))}

@@ -25,16 +25,16 @@ def translatable_extras(adapter: Adapter, roles: Collection[str], title: str) ->
     # The norms have to be computed from the base, which the caller does with --base.
     if norms:
         raise FormatError(
-            f"the magnitudes of {len(norms)} DoRA modules are not in the file (the first is {norms[0]}), and {title} "
-            "does not make them from the base",
-            fix="give --base, and they are written as the lengths of its weights; or merge it into the base",
+            f"the magnitudes of {len(norms)} DoRA modules are not in the file (the first is {norms[0]}), but {title} "
+            "needs them",
+            fix="give --base, so that the lengths in its weights are written; or merge it into the base",
         )
     lost = [f"{key} ({extra.role})" for key, extra in adapter.extra.items() if extra.role not in roles]
     if lost:
         fix = "convert with --drop-extra to leave them out"
         # PEFT saves embeddings with every resized vocabulary, whether they were trained or not.
         if any(extra.role == "embedding" for extra in adapter.extra.values()):
-            fix += "; --base leaves out embeddings that PEFT saved though they are the base's"
+            fix += "; --base leaves out embeddings that PEFT saved although they equal the base's"
         raise FormatError(f"{title} has no place for {some(lost)}", fix=fix)
     return adapter.extra
 
@@ -119,14 +119,14 @@ def translate_extras(
 def check_all_dora(adapter: Adapter, title: str, *, part: Callable[[str], str] = lambda _: "") -> None:
     """Refuse an adapter in which only some modules are DoRA.
 
-    ``title`` makes either all modules of one kind or none, in each ``part`` of the names of modules.
+    The software ``title`` makes all modules DoRA or none, in each group of modules that ``part`` tells by their names.
     """
     dora = {extra.module for extra in adapter.extra.values() if extra.role in MAGNITUDES}
     parts = {part(name) for name in dora}
     plain = [name for name in adapter if name not in dora and part(name) in parts]
     if plain:
         which = f"{len(plain)} of {len(adapter)} modules (the first is {plain[0]})"
-        what = f"{which} have no DoRA magnitude, and {title} makes all of them DoRA"
+        what = f"{which} have no DoRA magnitude, but {title} makes all of them DoRA"
         raise FormatError(what, fix="leave one of the two kinds out with --modules")
 
 
@@ -136,7 +136,7 @@ def check_encoder(name: str) -> None:
     if lone_encoder((name,)):
         first = name.partition(".")[0]
         raise FormatError(
-            "is a text encoder's layer, and nothing says which of the pipeline's text encoders that is",
+            "is a text encoder's layer, but nothing says which of the pipeline's text encoders that is",
             fix="give the pipeline's folder with --base, or say it with loralens convert: "
             f"--prefix {first}.=text_encoder.{first}.",
         )

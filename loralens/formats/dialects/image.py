@@ -2,10 +2,10 @@
 
 diffusers has q, k and v of FLUX as layers of their own, and the other two keep them in one matrix. Dividing a pair is
 exact: all parts share A, and each has its rows of B, without the columns that are zero in them. Joining pairs is exact
-too: the factors stand in blocks, so the rank is the sum of their ranks, unless they share A.
+too: the factors form blocks, so the rank is the sum of their ranks, unless they share A.
 
-What the architecture is, the names and shapes of the modules say (`loralens.core.naming.image_models`), so no base is
-needed. Adapters of other models stay as they are.
+The names and shapes of the modules show the architecture (`loralens.core.naming.image_models`), so no base is needed.
+Adapters of other models stay as they are.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,12 +29,12 @@ Layers = tuple[Layer, ...]
 
 
 def model_of(adapter: Adapter) -> ImageModel | None:
-    """The architecture of an adapter, if all its modules are layers of SD, SDXL or FLUX.1; the likeliest of several."""
+    """The architecture of an adapter, if all its modules are layers of SD, SDXL or FLUX.1; the likeliest of those."""
     return next(iter(models_of(adapter)), None)
 
 
 def models_of(adapter: Adapter) -> list[ImageModel]:
-    """The architectures that have all modules of an adapter, and that nothing in the file decides between."""
+    """The architectures that have all modules of an adapter; several if nothing in the file decides between them."""
     header = adapter.metadata or {}
     keys = ("ss_base_model_version", "ss_sd_model_name", "modelspec.architecture")
     hints = (adapter.base_model, *(header.get(key) for key in keys))
@@ -53,7 +53,7 @@ def files_of_kohya(adapter: Adapter) -> dict[str, str]:
     """Module → its name in the kohya file that it was read from.
 
     Some converters double a prefix (``lora_unet_unet_``), call the first encoder of SDXL ``lora_te_``, or give SDXL and
-    FLUX the names of diffusers. sd-scripts and ComfyUI pass over such names without an error.
+    FLUX the names of diffusers. sd-scripts and ComfyUI skip such names without an error.
     """
     stored = {name: list(module.origin.tensors) for name, module in adapter.items() if module.origin}
     # Neither program reads an underscore in place of the dot before lora_up: then the whole key is what is wrong.
@@ -68,7 +68,7 @@ def fit_image(dialect: str, adapter: Adapter) -> Adapter:
     Raises
     ------
     MismatchError
-        Layers of one matrix have to be joined, and are not pairs, or an extra cannot be divided or joined with them.
+        Layers of one matrix have to be joined but are not pairs, or an extra cannot be divided or joined with them.
     """
     model = model_of(adapter)
     if model is None:
@@ -85,7 +85,7 @@ def fit_image(dialect: str, adapter: Adapter) -> Adapter:
         for name, found in layers.items()
         if name in divided
     }
-    # The rows of a layer with halves in the other order are those of the original until its name changes.
+    # A layer whose halves have the other order in diffusers keeps the original order of rows until it is renamed.
     swapped = [name for name, found in layers.items() if name in divided and _swaps(name, found, names[name], model)]
     return _swap(divided, swapped).renamed({old: new for old, new in names.items() if old != new})
 
@@ -128,7 +128,7 @@ def _divided(adapter: Adapter, layers: Mapping[str, Layers]) -> Adapter:
         with place(name):
             pieces = _pair(module, [[part] for part in parts])
         with_extras = list(_extras_of(adapter, name))
-        # Layers that were not adapted are zero rows of a matrix that was joined; a magnitude changes them all the same.
+        # In a joined matrix, layers that were not adapted are rows of zeros. A magnitude changes them nevertheless.
         keep_all = bool(with_extras) or not any(piece.B.any() for piece in pieces)
         named = zip((layer.name for layer in layers[name]), pieces, strict=True)
         modules |= {new: piece for new, piece in named if keep_all or piece.B.any()}
@@ -145,7 +145,7 @@ def _divided(adapter: Adapter, layers: Mapping[str, Layers]) -> Adapter:
 def _pair(module: Update, parts: Sequence[Sequence[Rows]]) -> list[LowRank]:
     """The pairs of some rows of a module, each without the columns of B that are zero in all its rows."""
     if not isinstance(module, LowRank):
-        raise MismatchError("is no pair, so its rows cannot be divided", fix="make it a pair first: --rank R")
+        raise MismatchError("is not a pair, so its rows cannot be divided", fix="make it a pair first: --rank R")
     B, A = module.B, module.A
     pairs = []
     for part in parts:
@@ -188,11 +188,11 @@ def _joined(adapter: Adapter, layers: Mapping[str, Layers], model: ImageModel) -
 
 
 def _join(parts: Sequence[tuple[tuple[int, ...], Update | None]]) -> LowRank:
-    """One pair of pairs whose rows stand below each other. Rows without a pair are zero."""
+    """One pair made of pairs whose rows lie below each other. Rows without a pair are zero."""
     updates = [module for _, module in parts if module is not None]
     if not all(isinstance(module, LowRank) for module in updates):
         raise MismatchError(
-            "is no pair, so it cannot be joined with its neighbours", fix="make it a pair first: --rank R"
+            "is not a pair, so it cannot be joined with its neighbours", fix="make it a pair first: --rank R"
         )
     pairs = [module for _, module in parts if isinstance(module, LowRank)]
     scale = next((pair.scale for pair in pairs if pair.scale), 0.0)
@@ -228,7 +228,7 @@ def _extras_of(adapter: Adapter, name: str) -> Iterator[tuple[str, Extra]]:
     Raises
     ------
     MismatchError
-        One of them has not one number for each row.
+        One of them does not have one number for each row.
     """
     rows = adapter[name].shape[0]
     for key, extra in adapter.extra.items():
@@ -259,7 +259,7 @@ def _join_extras(extras_of_layers: Mapping[str, Mapping[str, Extra]], members: L
             tensors = [extra.tensor for extra in extras_of_layers.get(layer.name, {}).values() if extra.role == role]
             if not tensors and role == "magnitude":
                 raise FormatError(
-                    f"{layer.name} has no DoRA magnitude, and shares a matrix with layers that have one",
+                    f"{layer.name} has no DoRA magnitude, but shares a matrix with layers that have one",
                     fix="leave the magnitudes out with --drop-extra, or merge the adapter into its base",
                 )
             parts.append(tensors[0].read().reshape(-1) if tensors else np.zeros(layer.shape[0], np.float32))

@@ -94,7 +94,7 @@ def _adapted_parts(B: LazyArray, A: LazyArray, config: Mapping[str, Any]) -> lis
     if enabled is None:
         raise FormatError(f"{count} of query, key and value are adapted, and the file does not say which", fix=_SAY)
     if sum(enabled) != count:
-        raise ShapeError(f"{sum(enabled)} parts are said to be adapted, and lora_A has {count} blocks", fix=_SAY)
+        raise ShapeError(f"{sum(enabled)} parts are said to be adapted, but lora_A has {count} blocks", fix=_SAY)
     return list(enabled)
 
 

@@ -70,7 +70,7 @@ def lycoris_leaf(key: str) -> Leaf | None:
 
 
 def detect(stored: Stored) -> bool:
-    """Whether a file holds tensors that only LyCORIS writes, or that both have, under kohya's names."""
+    """Whether a file holds tensors that only LyCORIS writes, or, under kohya's names, ones that ComfyUI writes too."""
     return any(
         (_OWN.search(key) and key.startswith(_NAMES)) or (_FLAT_OWN.search(key) and key.startswith(kohya.PREFIXES))
         for key in stored.tensors
@@ -238,7 +238,7 @@ def side(parts: Parts, number: int) -> tuple[LowRank | Dense, tuple[int, ...]]:
         return _product(parts, stem, f"lokr_t{number}")
     # Only one of them is used, and the file does not say which.
     if f"{stem}_a" in parts or f"{stem}_b" in parts:
-        raise FormatError(f"{parts[stem][0]} is there in full and in factors", fix=SAVE_AGAIN)
+        raise FormatError(f"{parts[stem][0]} is stored both in full and in factors", fix=SAVE_AGAIN)
     factor = _matrix(parts, stem)
     return Dense(factor), factor.shape[2:]
 
@@ -283,7 +283,8 @@ def _findings(
         yield Finding("note", "bias-differences", text)
     # What is left out changes the result, so every algorithm that is not read is named.
     for part, count in foreign.items():
-        # The residual is a part of the same update, so the rest of it alone is wrong. Other algorithms stand beside it.
+        # The residual is part of an update whose rest is read, and the rest alone is wrong. Other algorithms leave out
+        # whole updates.
         level: Level = "error" if part == "bias_indices" else "warning"
         text = f"{count} modules hold {FOREIGN[part]}; loralens does not read it"
         yield Finding(level, "algorithm-unread", text, "merge the file with LyCORIS to have all of it")

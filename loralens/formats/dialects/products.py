@@ -50,7 +50,7 @@ def hadamard(first: LowRank, second: LowRank) -> LowRank | Hadamard:
 def kronecker(first: LowRank | Dense, second: LowRank | Dense) -> LowRank | Kronecker:
     """kron(first, second) = kron(B₁, B₂) · kron(A₁, A₂); a full factor is itself times an identity."""
     first, second = _exact(first), _exact(second)
-    # It knows the exact rank of the product.
+    # The Kronecker form knows the exact rank of the product.
     form = Kronecker(first, second)
     if not _narrow(form.rank, form.shape):
         return form

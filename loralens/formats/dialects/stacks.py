@@ -56,11 +56,11 @@ def check_complete(modules: Mapping[str, Update], holder: str) -> None:
     """
     kinds = {(m.shape, m.rank, *(factor.dtype for factor in m.factors)) for m in modules.values()}
     if len(kinds) > 1:
-        what = f"the experts of this stack differ in rank or dtype, and {holder} holds one for all"
+        what = f"the experts of this stack differ in rank or dtype, but {holder} holds one for all"
         raise ShapeError(what, fix="give them one rank (--uniform)")
-    # They must be 0, 1, 2 … in order, and as many as the file that they came from had.
+    # The numbers must be 0, 1, 2 … in order, and as many as in the file that the experts came from.
     numbers = [found.number for found in map(expert, modules) if found]
     shares = {module.origin.share for module in modules.values() if module.origin}
     if numbers != list(range(len(modules))) or shares - {len(modules)}:
-        what = f"some experts of this stack are missing, and {holder} holds all"
+        what = f"some experts of this stack are missing, but {holder} holds all"
         raise ShapeError(what, fix="keep all of them, or none")

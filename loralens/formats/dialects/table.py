@@ -104,7 +104,7 @@ class WriterOptions(TypedDict, total=False):
 
     arch: str | None  # llama.cpp's name of the architecture
     base_config: Mapping[str, Any] | None  # the content of the base model's config.json
-    bits: int | Mapping[str, Sequence[int]]  # of a stored number: for all directions, or by module for each of them
+    bits: int | Mapping[str, Sequence[int]]  # bits per number: for all directions, or by module for each direction
 
 
 WRITTEN_WITH = {"arch": ("gguf",), "base_config": ("gguf", "mlx"), "bits": ("loralens-q",)}  # option → its dialects

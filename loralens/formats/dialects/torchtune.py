@@ -91,7 +91,7 @@ def _findings(modules: Mapping[str, Update]) -> list[Finding]:
     if any(module.scaling.formula == "unknown" for module in modules.values()):
         findings.append(alpha_unknown("torchtune"))
     rotary = [name for name in modules if _ROTARY.search(name)]
-    # The update is right for torchtune's own weights, so this is a note and no error.
+    # The update is right for torchtune's own weights, so this is a note and not an error.
     if rotary:
         text = f"{rotary[0]} and {len(rotary) - 1} more have their rows in torchtune's order, not in Hugging Face's"
         fix = "merge into torchtune's own weights, or let torchtune save a PEFT adapter"

@@ -69,10 +69,10 @@ def pair_tensors(file: str, module: Update, parts: Parts, alpha: np.float32, *, 
         The programs do not adapt this kind of weight. ``title`` is the beginning of the message.
     """
     if module.layout.kind not in KINDS:
-        what = f"{title} linear layers and convolutions, and this is of kind {module.layout.kind!r}"
+        what = f"{title} linear layers and convolutions, but this is of kind {module.layout.kind!r}"
         raise FormatError(what, fix="leave this module out with --modules")
     B, A = (parts["B"][1], parts["A"][1]) if parts else pack_pair(module)
-    # kohya's software has no α that stands for a scale of 0, so lora_up is zero there.
+    # In kohya's software no α means a scale of 0, so lora_up is written as zeros.
     if module.scale == 0 and alpha:
         B = B.map(np.zeros_like, shape=B.shape)
     keys = {"A": f"{file}.lora_down.weight", "B": f"{file}.lora_up.weight", "alpha": f"{file}.alpha"}

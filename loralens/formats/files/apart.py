@@ -8,7 +8,7 @@ from loralens.errors import OptionError, place
 from loralens.formats.files.location import adapter_file, config_beside, existing_path
 
 Input = tuple[str, Path]  # what it is in words, such as "the base", and its path
-_FIX = "choose a target outside: what is read is never written to"
+_FIX = "choose a target outside the inputs: what is read is never written to"
 
 
 def adapter_inputs(path: str) -> Iterator[Input]:

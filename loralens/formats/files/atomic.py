@@ -41,7 +41,8 @@ def check_write_target(target: Path, inputs: Collection[Input], *, folder: bool,
         raise OptionError("exists", fix="choose another target, or give --overwrite")
     if target.exists() and target.is_dir() != folder:
         what = next(iter(inputs))[0]
-        raise OptionError(f"is not of the kind of {what}", fix="give a folder for a folder, a file for a file")
+        kinds = "a folder, but {} is a file" if target.is_dir() else "a file, but {} is a folder"
+        raise OptionError(f"is {kinds.format(what)}", fix="give a folder for a folder, a file for a file")
     # Otherwise the error would appear only at the final rename, possibly after hours of work.
     if target.is_dir() and (why := why_immovable(target)):
         raise OptionError(f"cannot be replaced: {why}", fix="choose another target")
@@ -49,7 +50,7 @@ def check_write_target(target: Path, inputs: Collection[Input], *, folder: bool,
 
 
 def why_immovable(folder: Path) -> str | None:
-    """Why a folder cannot be replaced by another one, as far as that can be told beforehand; None if nothing is known.
+    """The reason why a folder cannot be replaced, as far as it can be known beforehand; None if there is none.
 
     A process whose working directory is the folder would stay in the old one, which is removed.
     """
@@ -58,14 +59,14 @@ def why_immovable(folder: Path) -> str | None:
         working_folder = Path.cwd().resolve()
         if real == working_folder or real in working_folder.parents:
             return "the current directory is in it"
-    # ismount compares the device with that of the parent, and a bound folder has the same one.
+    # ismount compares the device with that of the parent folder, and finds no difference for a bound folder.
     if os.path.ismount(real) or _is_bound(real):
         return "a disk is mounted there"
     return None if os.access(real.parent, os.W_OK | os.X_OK) else "the folder it is in may not be written to"
 
 
 def _is_bound(folder: Path) -> bool:
-    """Whether a folder of the same disk is mounted (bound) there. Only Linux tells, in ``/proc/self/mountinfo``."""
+    """Whether a folder of the same disk is mounted (bound) there. Only Linux says so, in ``/proc/self/mountinfo``."""
     # That file writes blanks, tabs, line ends and backslashes of a path in octal (proc_pid_mountinfo(5)).
     name = "".join(f"\\{ord(letter):03o}" if letter in " \t\n\\" else letter for letter in str(folder))
     try:
@@ -80,7 +81,7 @@ def check_space(target: Path, needed: int) -> None:
     """Refuse to begin a long run whose result the disk has no room for. A quota of the user is not seen here."""
     free = shutil.disk_usage(target.absolute().parent).free
     if free < needed:
-        what = f"{target}: cannot be written: it takes {needed:,} bytes, and the disk has {free:,} left"
+        what = f"{target}: cannot be written: it takes {needed:,} bytes, but the disk has {free:,} left"
         raise FormatError(what, fix="free some space, or choose another place")
 
 
@@ -166,7 +167,7 @@ def move_aside(target: Path) -> Iterator[Path | None]:
             os.close(descriptor)
 
 
-# opens the file that will be at a path: `atomic_file`, or one of several by `Staging.put`
+# Opens a stream for the file that will be at a path: `atomic_file` for a single file, `Staging.put` for several.
 Put = Callable[[Path], AbstractContextManager[BinaryIO]]
 
 
@@ -174,8 +175,8 @@ Put = Callable[[Path], AbstractContextManager[BinaryIO]]
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Give a stream whose file takes the place of ``path`` when the block succeeds and is removed otherwise.
 
-    An OSError of the block becomes a FormatError that names ``path``; other errors pass unchanged. What killed runs
-    left of the same file is removed.
+    An OSError of the block becomes a FormatError that names ``path``; other errors pass unchanged. Leftovers of killed
+    runs that wrote the same file are removed.
     """
     with place(path), disk_errors():
         tidy(path)
@@ -202,7 +203,7 @@ def bring_others(old: Path, new: Path, *, without: Container[str] = ()) -> None:
             bring_others(source, target)
             if created:  # last, because adding files to the folder changes its time
                 shutil.copystat(source, target)
-        # What the new folder has already is newer.
+        # A file that the new folder has already is newer.
         elif not os.path.lexists(target):
             _bring(source, target)
 
@@ -211,7 +212,8 @@ def _bring(source: Path, target: Path) -> None:
     if source.is_symlink():
         target.symlink_to(source.readlink())
         return
-    # A hard link takes no room and no time for large files. Some disks have none, and none leads to another disk.
+    # A hard link takes no room and no time, however large the file is. Some disks have no hard links, and no hard link
+    # leads to another disk.
     with suppress(OSError):
         os.link(source, target)
         return

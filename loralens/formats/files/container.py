@@ -31,7 +31,7 @@ HEADER_LIMIT = 100_000_000  # bytes; the limit of the reference implementation
 MOST_AXES = 64  # NumPy's limit
 PIECE = 1 << 20  # bytes of a tensor that are copied at a time, so that memory does not grow with the tensor
 
-# All dtypes of safetensors that NumPy has, with ml_dtypes for the others. Those of less than 8 bits are missing.
+# The dtypes of safetensors, from NumPy or from ml_dtypes. Those of less than 8 bits are missing.
 _TYPES: dict[str, type] = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
     "F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2, "F8_E4M3FNUZ": ml_dtypes.float8_e4m3fnuz,
@@ -78,6 +78,15 @@ class OpenFile:
         # compared at every read
         self._state = _state(status)
 
+    @property
+    def is_unchanged(self) -> bool:
+        """Whether the file has the size, the time and the inode that it had when it was opened."""
+        try:
+            # The open file, which may have been written to, and the path, which may be another file now.
+            return _state(os.fstat(self._fd)) == _state(self.path.stat()) == self._state
+        except OSError:
+            return False
+
     def check_unchanged(self) -> None:
         """Refuse a file that was written to or replaced since it was opened.
 
@@ -86,12 +95,7 @@ class OpenFile:
         FormatError
             Its size, its time or its inode has changed, or its path is now another file.
         """
-        try:
-            # The open file, which may have been written to, and the path, which may be another file now.
-            states = _state(os.fstat(self._fd)), _state(self.path.stat())
-        except OSError:
-            states = None
-        if states != (self._state, self._state):
+        if not self.is_unchanged:
             raise FormatError("was changed while it was read", fix=_STILL).at(str(self.path))
 
     def read(self, start: int, count: int) -> bytes:
@@ -143,7 +147,7 @@ class Stored:
     plain
         Numbers, strings and lists that a pickle or GGUF file holds beside its tensors.
     names
-        When writing: the names that this dialect had to give to modules → their canonical names, where they differ.
+        Only when writing. Names of modules in this dialect → their canonical names, as far as the two differ.
     file
         The safetensors file that the tensors are read from.
     """
@@ -161,7 +165,8 @@ class Stored:
 class Files:
     """The names of the files of a dialect: the weights, whose suffix names the container, and the configuration.
 
-    ``optional`` means that the dialect rarely has a configuration, so an existing file of that name is left alone.
+    ``optional`` is for dialects that rarely have a configuration. If the adapter has none, an existing file of that
+    name is left alone.
     """
 
     weights: str
@@ -200,7 +205,7 @@ def _header(file: OpenFile) -> tuple[dict[str, Any], int]:
     length = int.from_bytes(file.read(0, 8), "little")
     # Before anything of that length is read.
     if length > file.size - 8 or length > HEADER_LIMIT:
-        raise FormatError(f"the header claims {length:,} bytes and the file has {file.size:,}", fix=_BROKEN)
+        raise FormatError(f"the header claims {length:,} bytes, but the file has {file.size:,}", fix=_BROKEN)
     return parse_object(file.read(8, length), "utf-8", what="the header ", fix=_BROKEN), 8 + length
 
 
@@ -247,9 +252,9 @@ def _check_coverage(spans: Mapping[str, Span], size: int) -> None:
     ordered = sorted((begin, end, key) for key, (begin, end, _, _) in spans.items())
     for _, end, key in ordered:
         if end > size:
-            what = f"{key} ends at byte {end:,} of the data and the file holds {size:,}: the file is truncated"
+            what = f"{key} ends at byte {end:,} of the data, but the file holds {size:,}: the file is truncated"
             raise FormatError(what, fix=_TRUNCATED)
-    # The entry before the first tensor makes it begin at byte 0.
+    # The pair (0, 0) in front demands that the first tensor begins at byte 0.
     for (_, end, first), (begin, _, second) in pairwise([(0, 0, "the start"), *ordered]):
         if begin != end:
             how = "overlap" if begin < end else f"leave {begin - end:,} unused bytes between them"

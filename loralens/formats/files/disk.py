@@ -22,10 +22,10 @@ def disk_errors(path: Path | None = None) -> Iterator[None]:
 
 
 def check_room(path: Path) -> None:
-    """Refuse a target below a file, or in a folder that may not be written to; folders that are missing are no reason.
+    """Refuse a target below a file, or in a folder that may not be written to; missing folders are accepted.
 
-    `loralens.formats.files.leftovers.reserve` makes the missing folders when the writing begins. A dry run checks no
-    more of the disk.
+    `loralens.formats.files.leftovers.reserve` makes the missing folders when the writing begins. This is all that a dry
+    run checks on the disk.
     """
     # lexists: where a link leads nowhere, no folder can be made.
     ancestor = next(folder for folder in path.absolute().parents if os.path.lexists(folder))
@@ -79,7 +79,7 @@ def sync_folder(path: Path) -> None:
 
 
 def check_new_folder(path: Path) -> None:
-    """Refuse a path where no folder can be made. The folder of the trial is removed at once.
+    """Refuse a path where no folder can be made. A folder is made as a trial and removed at once.
 
     Raises
     ------

@@ -24,7 +24,7 @@ LONGEST = 65_536  # characters; tools write some thousands at most, and an expre
 MOST_REPEATS = 2
 MANY = 16  # a repeat whose highest count exceeds its lowest by more than this is treated as unbounded
 MOST_STEPS = 10**8  # of backtracking that one match by `re` may take in the worst case, which is about a second
-NO_BOUND = 10 * MOST_STEPS  # any number above MOST_STEPS; a finite one keeps products of choices small integers
+NO_BOUND = 10 * MOST_STEPS  # any integer above MOST_STEPS; it replaces larger products of choices
 # Nodes of a compiled expression. `regex` copies nested repeats into each other and has no limit of its own: 62
 # characters took more than 1.4 GB.
 MOST_NODES = 100_000
@@ -79,7 +79,7 @@ class Effort:
 
     def steps(self, length: int) -> int:
         """The steps on a name of this length in the worst case: every repeat may begin and end at every letter."""
-        # One repeat more than the limit already exceeds it, so the power need not be computed any further.
+        # `matches` does not ask for expressions with more repeats, so larger powers need not be computed.
         ways: int = (length + 2) ** min(self.repeats, MOST_REPEATS + 2)
         return self.choices * ways
 
@@ -111,7 +111,7 @@ class Expression:
         self._what = f"{field} {_short(key)}"
         self._allowance = allowance
         self._text = rf"(.*\.)?({key})$" if after_prefix else key
-        # Before the parser sees it, which takes time and memory with the length.
+        # Checked before parsing, whose time and memory grow with the length.
         if len(key) > LONGEST:
             raise FormatError(f"{self._what} is {len(key):,} characters long", fix=SIMPLER)
         with allowance.plain.running(self._what, fix=SIMPLER):
@@ -207,7 +207,7 @@ def _sequence_effort(parts: Iterable[tuple[Any, Any]]) -> Effort:
 
 
 def _total_effort(efforts: Sequence[Effort], *, choices: int, nodes: int = 0) -> Effort:
-    """The effort of several parts with these choices together, and with ``nodes`` of their own operator."""
+    """The effort of several parts: ``choices`` are those of all parts together, ``nodes`` those of their operator."""
     return Effort(
         sum(effort.repeats for effort in efforts),
         min(NO_BOUND, choices),

@@ -1,4 +1,4 @@
-"""Locks on files and folders, by which one process alone works in a folder.
+"""Locks on files and folders, so that only one process works in a folder.
 
 The system releases a lock however the process ends.
 """

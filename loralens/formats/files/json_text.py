@@ -46,7 +46,7 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def check_printable(name: str) -> None:
     """Refuse a name that could move the cursor of a terminal, hide text, or fill the screen."""
-    # The length comes first: the search takes time with it.
+    # The length is checked first, because the time of the search grows with it.
     if len(name) > NAME_LIMIT:
         raise FormatError(f"a name is {len(name):,} characters long: {name[:40]!a}…", fix="rename it")
     if not is_safe_text(name):
@@ -78,21 +78,21 @@ def finite_number(value: Any) -> float | None:
 
 
 def dumps(value: Any) -> str:
-    """JSON as loralens writes it everywhere: indented by two spaces, in the order of the keys, and not only ASCII."""
+    """JSON as loralens writes it everywhere: indented by two spaces, keys in their given order, and not only ASCII."""
     return json_text(value, indent=2) + "\n"
 
 
 def json_text(value: Any, *, indent: int | None = None) -> str:
     """JSON that can be encoded as UTF-8: a lone surrogate (a byte of a path that is not UTF-8) becomes an escape."""
     text = json.dumps(value, indent=indent, ensure_ascii=False)
-    # Nearly no text has a surrogate, and encoding one would make two more copies of a text that may be long.
+    # Almost no text has a surrogate, and encoding would make two more copies of a text that may be long.
     if not _SURROGATE.search(text):
         return text
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def json_or_none(text: str | None) -> Any:
-    """The value of a JSON text that need not be there; None if it is missing or not valid JSON."""
+    """The value of an optional JSON text; None if the text is missing or not valid JSON."""
     try:
         return json.loads(text or "null")
     except (ValueError, RecursionError):

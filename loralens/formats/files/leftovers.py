@@ -1,4 +1,4 @@
-"""Hidden files and folders beside a target while it is written, and the remains that a killed run leaves of them.
+"""Hidden files and folders beside a target while it is written, and those that a killed run leaves behind.
 
 ==================== ===============================================================================================
 ``.NAME.PID.part``   the new content, which takes the name of the target once it is complete
@@ -25,11 +25,11 @@ from loralens.formats.files.container import CONFIG, RECORD
 from loralens.formats.files.hold import lock
 
 COMPANIONS = (CONFIG, f"{RECORD}.json")  # the files that may lie beside weights and belong to them
-NONE = ".none"  # the end of a name in a .pair, which says that there was no file of this name
+NONE = ".none"  # NAME.none in a .pair says that there was no file NAME
 # A name may contain anything, also a line end, so DOTALL.
 _HIDDEN = re.compile(r"\.(?P<name>.+)\.(?P<pid>[0-9]+)\.(?P<end>old|part|pair)", re.DOTALL)
-# Attempts to make a part. One fails only if another process tidies up at that very moment, which takes far less than
-# the half second of all attempts.
+# Attempts to make a hidden file or folder. An attempt fails while another process tidies up, which takes far less than
+# the half second of all attempts. All of them fail if a process with the same id, in another container, uses the name.
 _ATTEMPTS = 50
 _PAUSE = 0.01  # seconds between attempts
 
@@ -53,7 +53,7 @@ def reserve(target: Path, *, folder: bool = False, end: str = "part") -> Iterato
         The disk reports an error.
     """
     path = hidden_path(target, end)
-    # Only if it is missing: some systems refuse to make a folder in one that may not be written to, even if it exists.
+    # Only if the folder is missing: inside a read-only folder, some systems refuse mkdir even for a folder that exists.
     if not path.parent.is_dir():
         path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = _make(path, folder=folder)
@@ -90,7 +90,7 @@ def _make(path: Path, *, folder: bool) -> int | None:
 
 
 def tidy(target: Path) -> None:
-    """Remove what killed runs left beside a target, and restore what one moved aside and did not replace."""
+    """Remove what killed runs left beside a target, and restore what they moved aside and did not replace."""
     for path in _places(target):
         tidy_folder(path.parent, {path.name}.__contains__)
 
@@ -117,7 +117,7 @@ def is_moved_aside(target: Path) -> bool:
 
 
 def _places(target: Path) -> set[Path]:
-    """A target and the path that it links to, because a linked folder is replaced at its other end."""
+    """A target and the path that it links to: if a folder is a link, the folder to which it links is replaced."""
     return {path for path in (target, Path(os.path.realpath(target))) if path.name}
 
 
@@ -131,7 +131,7 @@ def _leftovers(folder: Path, is_target: Callable[[str], object]) -> list[tuple[P
 
 
 def hidden_names(folder: Path, pattern: re.Pattern[str]) -> list[re.Match[str]]:
-    """The hidden names in a folder that a pattern fits as a whole, in order."""
+    """The hidden names in a folder that match a pattern as a whole, sorted."""
     try:
         names = sorted(path.name for path in folder.iterdir() if path.name.startswith("."))
     except OSError:
@@ -177,8 +177,8 @@ def _is_alive(pid: int) -> bool:
 
 
 def restore_pair(pair: Path, weights: Path) -> None:
-    """Restore weights that were moved aside and not replaced, after the files beside them."""
-    # The weights come last: until then there is no adapter, so nothing can be loaded with another's configuration.
+    """Restore first the files beside the weights and then the weights, if these were moved aside and not replaced."""
+    # The weights come last: until then no adapter can be loaded, so none is loaded with the wrong configuration.
     if os.path.lexists(pair / weights.name) and not os.path.lexists(weights):
         for name in COMPANIONS:
             if os.path.lexists(pair / name):

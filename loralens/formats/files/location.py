@@ -26,7 +26,7 @@ _WINDOWS = re.compile(r"(?P<drive>[A-Za-z]):[\\/](?P<rest>.*)")
 _NUMBER = re.compile(r"[+-]?[0-9]*[.,]?[0-9]+")
 # Folders of trainers: what lies in them belongs to the adapter above them.
 _CHECKPOINTS = re.compile(r"checkpoint-.*|.*-state|\..*")
-_LOOKED_AT = 10_000  # names of a folder in which a misspelt one is looked for, which takes a tenth of a second
+_LOOKED_AT = 10_000  # most names of a folder that are compared with a misspelt one; they take a tenth of a second
 _LFS = b"version https://git-lfs"  # how a pointer file of Git LFS begins
 
 
@@ -63,8 +63,9 @@ def _report_os_errors(path: Path) -> Iterator[None]:
 def existing_path(path: Path) -> Path:
     """Find what a path names: an existing file or folder, a Hub id in the local cache, or an installed package.
 
-    For a Hub id it is the folder of the snapshot, for a package the folder of its model, or its GGUF file. Where a
-    model is read, `loralens.formats.models.model_location.model_path` gives the folder that such a name means.
+    For a Hub id it is the folder of the snapshot, for a package the folder of its model, or its GGUF file. Readers of
+    models call `loralens.formats.models.model_location.model_path`, which turns the GGUF file of a package into a
+    folder of floats.
 
     Raises
     ------
@@ -86,14 +87,14 @@ def existing_path(path: Path) -> Path:
     if not hub and _names_package(name):
         without_model = f", and the installed package {name} holds no transformers model"
         tried = without_model if is_installed(name) else ", and no package of this name is installed"
-    # The models of the documents are the packages whose commands are known.
+    # The install command is known only for the packages of the two models that the documentation uses.
     installable = name in (ENCODER, LANGUAGE_MODEL) and not is_installed(name)
     fix = install_command([name]) if installable else _meant(path) or _FIX
     raise OptionError(f"{path}: no such file or folder{tried}", fix=fix)
 
 
 def _meant(path: Path) -> str:
-    """What to give in place of a path where nothing is: the nearest name in its folder; empty if none is near."""
+    """Advice for a path that does not exist, such as the nearest name in its folder; empty if there is none."""
     from difflib import get_close_matches  # only when something is wrong
 
     if _NUMBER.fullmatch(str(path)):
@@ -145,7 +146,7 @@ def snapshot(folder: Path) -> Path | None:
     """The snapshot in a folder ``models--org--name`` of a cache: the one that ``main`` names, else the only one."""
     # The layout of huggingface_hub's cache.
     snapshots, main = folder / "snapshots", folder / "refs" / "main"
-    # refs/main holds the commit that the last download was of.
+    # refs/main holds the commit of the last download.
     if main.is_file():
         revision = main.read_text(errors="replace").strip()
         chosen = snapshots / revision if is_relative_name(revision) else None
@@ -159,15 +160,16 @@ def _folder(variable: str, default: Path) -> Path:
 
 
 def file_in_folder(folder: Path) -> Path:
-    """The file of the adapter that the folder holds, which need not be readable. Errors as for `adapter_file`."""
+    """The adapter file in a folder; whether it can be read is not checked. Errors as for `adapter_file`."""
     for name in NAMES:
         if (folder / name).is_file():
             return folder / name
     files = sorted(p for p in folder.iterdir() if p.suffix in SUFFIXES and p.is_file())
-    # Without a configuration, adapters below make the only tensor file of a folder one of a collection.
+    # If the only tensor file of a folder has no configuration, but there are adapters in folders below, it is one
+    # adapter of a collection.
     if len(files) == 1 and not (folder / CONFIG).exists():
         files += _adapters_below(folder)
-    # The only one needs no usual name.
+    # A single file may have any name.
     if len(files) == 1:
         return files[0]
     if not files:  # PEFT saves an adapter that is not called "default" in a folder of its name
@@ -197,7 +199,7 @@ def _adapters_below(folder: Path) -> list[Path]:
     return adapters
 
 
-# What no text holds: the control characters of ASCII without tab, line ends and form feed.
+# Bytes that no text holds: the control characters of ASCII without tab, line ends and form feed.
 _CONTROL = frozenset(range(32)) - frozenset(b"\t\n\r\f") | {127}
 
 
@@ -212,7 +214,7 @@ def _check_start(file: Path) -> None:
     if len(start) < 8:  # the length of a safetensors header takes 8, and other containers need more
         raise FormatError(f"{len(start)} bytes are too few for any tensor file", fix="download or copy the file again")
     if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise FormatError("is a web page, not the weights", fix="download the file itself, logged in where it is gated")
+        raise FormatError("is a web page, not the weights", fix="download the file itself; log in first if it is gated")
     # Every container has a byte of zero, or another one that no text has, within its first bytes.
     if not _CONTROL & {*start}:
         raise FormatError("is a text, not the weights", fix="leave it out, or give the file of the tensors")

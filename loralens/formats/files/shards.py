@@ -46,7 +46,7 @@ def weight_files(folder: Path) -> WeightFiles | None:
         shards = tuple(folder / name for name in shard_names(content, index.name))
         for shard in shards:
             if not shard.is_file():
-                what = f"{shard.name} is named by {index.name} and missing"
+                what = f"{shard.name} is named by {index.name}, but is missing"
                 raise OptionError(what, fix="download the missing shard")
         return WeightFiles(shards, index, content)
     file = _usual(folder, "*.safetensors", "files and no index", fix="give one of these files")

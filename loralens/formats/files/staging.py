@@ -68,7 +68,7 @@ class Staging:
                 weights.rename(pair / weights.name)
             for path, part in companions.items():
                 part.replace(path)
-            # A configuration that the new adapter does not have would be read with it.
+            # If the new adapter has no configuration, an old one would be taken for its own.
             for path in absent:
                 path.unlink(missing_ok=True)
             # Last: from here on the new adapter can be loaded.

@@ -16,7 +16,7 @@ def folders(root: Path, *, follow: bool = False, without: Callable[[str], bool])
     follow : bool
         Follow links to folders too. A folder that is its own ancestor is left out, so that a loop ends.
     without : callable
-        Whether folders of a name are left out.
+        Takes the name of a folder, and returns whether the folder is left out.
     """
     pending = [(root, frozenset[tuple[int, int]]())]
     while pending:

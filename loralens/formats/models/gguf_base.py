@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, final
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -42,13 +43,16 @@ from loralens.formats.models.low_bit.gguf_layouts import (
     decoded,
     float_rows,
 )
+from loralens.linalg.exact import Singles
 from loralens.tables.numbers import count
 
+ROPE_FACTORS = "rope_freqs.weight"
+MOST_FACTORS = 1 << 12  # half of the width of a head, which is 64 or 128 in most models
 _SHOWN = 6  # most names that a message lists
 
 
 class StoredWeight(NamedTuple):
-    """Where a weight lies.
+    """Where a weight is stored.
 
     Attributes
     ----------
@@ -61,7 +65,7 @@ class StoredWeight(NamedTuple):
     order
         The position in the stored tensor of every row; None: in order.
     shift
-        What the file has added to its numbers.
+        The constant that the file adds to its numbers.
     """
 
     part: int
@@ -72,7 +76,7 @@ class StoredWeight(NamedTuple):
 
 
 @final
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
 class GgufModel:
     """A GGUF model.
 
@@ -90,7 +94,7 @@ class GgufModel:
     tensors : mapping of str to LazyArray
         The same keys → numbers: float32 where they are decoded, else the stored dtype.
     coded : mapping of str to CodedWeight
-        Those that are stored as codes which can be changed.
+        The weights that are stored as codes which can be changed.
     notes : tuple of Finding
     """
 
@@ -108,7 +112,7 @@ class GgufModel:
         return self.headers[weight.part].infos[weight.tensor]
 
     def raw(self, key: str) -> LazyArray:
-        """The bytes of a weight as they are in the file, in the order of the file; of an expert those of its part."""
+        """The bytes of a weight in the order of the file. For an expert, these are its part of the stored tensor."""
         weight = self.weights[key]
         header, info = self.headers[weight.part], self.info(weight)
         # One expert is a part of the stored tensor; all experts have the same size.
@@ -116,14 +120,22 @@ class GgufModel:
         begin = header.start + info.begin + (weight.expert or 0) * nbytes
         return header.file.array(begin, (nbytes,), np.dtype(np.uint8))
 
+    def stored(self, key: str) -> LazyArray:
+        """A weight as it is hashed: numbers in Hugging Face's order if it is stored in floats, else `raw` bytes."""
+        return self.tensors[key] if self.info(self.weights[key]).kind in DTYPES else self.raw(key)
+
     @property
     def has_codes(self) -> bool:
-        """Whether some weights are stored as codes, also of types that cannot be decoded."""
+        """Whether some weights are stored as codes, including types that cannot be decoded."""
         return any(info.kind not in DTYPES for header in self.headers for info in header.infos.values())
 
 
+# Models that are in use. A verb opens the same model several times, and skipping its vocabulary alone takes 40 ms.
+_IN_USE: WeakValueDictionary[tuple[Path, ...], GgufModel] = WeakValueDictionary()
+
+
 def open_gguf(paths: tuple[Path, ...]) -> GgufModel:
-    """Open a GGUF model. Only headers are read.
+    """Open a GGUF model. Only headers are read, and not again while the model is in use and its files are the same.
 
     Raises
     ------
@@ -132,6 +144,14 @@ def open_gguf(paths: tuple[Path, ...]) -> GgufModel:
     MismatchError
         The rows of q or k cannot be divided into heads.
     """
+    files = tuple(path.absolute() for path in paths)
+    model = _IN_USE.get(files)
+    if model is None or not all(header.file.is_unchanged for header in model.headers):
+        model = _IN_USE[files] = _read_gguf(paths)
+    return model
+
+
+def _read_gguf(paths: tuple[Path, ...]) -> GgufModel:
     headers = tuple(read_gguf_header(path) for path in paths)
     with place(paths[0]):
         values = headers[0].values
@@ -145,7 +165,7 @@ def open_gguf(paths: tuple[Path, ...]) -> GgufModel:
                 with place(name):
                     for key, weight in _weights(part, name, info, arch, heads):
                         if key in weights:
-                            what = f"has the place of {weights[key].tensor} in the model"
+                            what = f"is the same weight of the model as {weights[key].tensor}"
                             raise FormatError(what, fix="convert the model again")
                         weights[key] = weight
     tensors: dict[str, LazyArray] = {}
@@ -161,9 +181,18 @@ def open_gguf(paths: tuple[Path, ...]) -> GgufModel:
         vocabulary=embedding.shape[0] if embedding else None,
         tied="output.weight" not in infos,
         routed=any(name.endswith(f"{STACK}.weight") for name in infos),
+        rope_factors=_rope_factors(tensors),
     )
     notes = tuple(_notes(headers, weights))
     return GgufModel(paths, headers, arch, config, weights, tensors, coded, notes)
+
+
+def _rope_factors(tensors: Mapping[str, LazyArray]) -> Singles | None:
+    """The factors of Llama 3's positions, which are a short vector; None if the model has none."""
+    tensor = tensors.get(ROPE_FACTORS)
+    if tensor is None or tensor.ndim != 1 or tensor.dtype != np.float32 or tensor.size > MOST_FACTORS:
+        return None
+    return np.asarray(tensor.read())
 
 
 def _check_parts(headers: tuple[GgufHeader, ...]) -> None:
@@ -171,7 +200,7 @@ def _check_parts(headers: tuple[GgufHeader, ...]) -> None:
     for number, header in enumerate(headers if len(headers) > 1 else ()):
         stated = [header.values[key].value for key in ("split.no", "split.count") if key in header.values]
         if stated != [number, len(headers)]:
-            what = f"part {number + 1} says split.no, split.count = {stated}, and there are {len(headers)} parts"
+            what = f"part {number + 1} says split.no, split.count = {stated}, but there are {len(headers)} parts"
             raise FormatError(what, fix="download the parts of one model again")
     names = [name for header in headers for name in header.infos]
     if len(set(names)) != len(names):
@@ -207,7 +236,7 @@ def _order(base: str, info: TensorInfo, arch: Architecture, heads: Heads | None)
     if not (arch.permuted and gguf_rows.rotary(base)):
         return None
     if heads is None:
-        what = "its rows stand in llama.cpp's order, head by head, and the metadata has no one number of heads"
+        what = "llama.cpp reordered its rows by heads, but the metadata states no number of heads that all blocks share"
         raise FormatError(what, fix="convert the model again with a current llama.cpp")
     out = info.shape[0]
     return gguf_rows.unpermute(np.arange(out), gguf_rows.heads_in(base, heads, out))
@@ -265,7 +294,7 @@ def _notes(headers: tuple[GgufHeader, ...], weights: Mapping[str, StoredWeight])
             yield Finding("warning", "undecodable", text, "give the model in another quantisation, such as Q4_K_M")
     unnamed = [key for key, weight in weights.items() if key == weight.tensor]
     if unnamed:
-        text = f"no Hugging Face name is known of {count(len(unnamed), 'tensor')}, which keep llama.cpp's"
+        text = f"llama.cpp's name is kept for {count(len(unnamed), 'tensor')}, for lack of a known Hugging Face name"
         yield Finding("note", "names-unknown", f"{text}: {_listed(unnamed)}")
 
 

@@ -1,8 +1,9 @@
 """Writing a changed copy of a GGUF model. The copy appears complete or not at all.
 
-Where no tensor changes its type, the copy is the original byte for byte (metadata, padding, other tensors) but for the
-bytes of the changed tensors. Where some do, as in a merge in floats, the entries of the tensors are written anew behind
-the same key-values, of which only ``general.file_type`` and, if a tensor is added, the count of a split model change.
+If no tensor changes its type, the copy equals the original in every byte (metadata, padding, other tensors) except for
+those of the changed tensors. If some do, as in a merge in floats, the entries of all tensors are written anew after the
+key-values. Of the key-values, ``general.file_type`` changes, and the number of tensors of a split model if a tensor is
+added. If weights become codes, ``general.quantization_version`` is added where it is missing.
 """
 
 import os
@@ -30,16 +31,33 @@ from loralens.formats.files.gguf.types import TENSOR_TYPES
 from loralens.formats.files.gguf.values import CODES, SCALARS
 from loralens.formats.files.relative_name import path_to_write
 from loralens.formats.models.gguf_base import GgufModel, StoredWeight
+from loralens.formats.models.gguf_config import ARCHITECTURE
 from loralens.formats.models.low_bit.gguf_layouts import Order, can_decode
 from loralens.formats.models.model_copy import CopyTarget, Fill, JobWriter, Step, Watch, WriteJob, new_copy, run_jobs
 from loralens.formats.models.model_files import ModelFiles
 
-# ggml's numbers of general.file_type (llama_ftype in llama.h): what most tensors are.
+# The values of general.file_type (llama_ftype in llama.h), which states the type of most tensors.
 FILE_TYPES = {np.dtype(np.float32): 0, np.dtype(np.float16): 1, np.dtype(ml_dtypes.bfloat16): 32}
-# Matrices that llama.cpp multiplies in float32 only, and its own converter never stores otherwise.
+# Matrices that llama.cpp multiplies in float32 only. Its own converter stores them in no other type.
 _ALWAYS_FLOAT32 = ("ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "position_embd.weight", "token_types.weight")
 _BLOCK = 1 << 18  # numbers that are converted at a time
+QUANTIZATION_VERSION = 2  # of the block types of ggml, as general.quantization_version states it
 _FIX = "give a base in another quantisation, such as Q4_K_M or Q8_0"
+
+
+class NewTypes(NamedTuple):
+    """Types of the tensors of a copy that are not those of the original.
+
+    Attributes
+    ----------
+    kinds
+        Key → ggml's number of the new type.
+    file_type
+        The new value of ``general.file_type``.
+    """
+
+    kinds: Mapping[str, int]
+    file_type: int
 
 
 class StoredChange(NamedTuple):
@@ -72,7 +90,7 @@ def float_dtypes(model: GgufModel, dtype: np.dtype[Any]) -> dict[str, np.dtype[A
             what = f"{weight.tensor} is stored as {TENSOR_TYPES[info.kind].name}, which cannot be decoded here"
             raise FormatError(what, fix=_FIX)
         stored = DTYPES.get(info.kind)
-        # Whole numbers are tables, and not weights.
+        # Tensors of integers are tables, not weights.
         if stored is not None and stored not in FILE_TYPES:
             dtypes[key] = stored
         elif len(info.shape) < 2 or weight.tensor.endswith(_ALWAYS_FLOAT32):
@@ -89,8 +107,9 @@ def write_gguf_copy(
     changes: Collection[str],
     fill: Fill,
     dtype: np.dtype[Any] | None = None,
+    types: NewTypes | None = None,
     watch: Watch | None = None,
-    added: Mapping[str, tuple[int, int]] | None = None,
+    added: Mapping[str, StoredChange] | None = None,
     texts: Mapping[str, str] | None = None,
     without: Collection[str] = (),
     names: Mapping[str, str] | None = None,
@@ -111,18 +130,20 @@ def write_gguf_copy(
     changes : collection of str
         The keys (Hugging Face's names) of the weights that ``fill`` makes.
     fill : callable
-        Gives the rows of a changed weight by its key, in Hugging Face's order and in blocks. Without ``dtype`` as the
-        original stores them: the uint8 rows of `CodedWeight.encode` for coded weights, and the stored dtype for others.
-        With ``dtype``: in that of `float_dtypes`. It is called in several threads, each for one weight.
+        Gives the rows of a changed weight by its key, in Hugging Face's order and in blocks. With ``dtype`` they have
+        the dtype of `float_dtypes`. Without it, coded weights come as uint8 rows of `CodedWeight.encode`, and others in
+        their stored dtype. A weight with a type in ``types`` comes as uint8 rows of blocks of this type. It is called
+        in several threads, each for one weight.
     dtype : dtype or None
-        float32, float16 or bfloat16: every weight of the copy is a number of this dtype, as `float_dtypes` says; those
-        that do not change are decoded and rounded. None: every tensor keeps its type.
+        float32, float16 or bfloat16: the copy is in floats, with the dtypes that `float_dtypes` says; weights that do
+        not change are decoded and rounded. None: every tensor keeps its type.
+    types : NewTypes or None
+        Weights that become codes; all of them are among ``changes``. Not together with ``dtype``.
     watch : callable or None
-        Called with the key and each block of bytes (uint8) of every weight that is copied as it is, in the order of the
-        file. With ``dtype``, only weights whose type stays are.
-    added : mapping of str to (int, int), or None
-        New matrices, such as a head that was tied to the embedding, and their shapes. ``fill`` makes their rows in
-        ``dtype``, or in float32 if that is None.
+        Called with the key and each block of bytes (uint8) of every weight that is copied as it is, in the order of
+        `ModelFiles.stored`. With ``dtype`` or ``types``, these are only the weights whose type does not change.
+    added : mapping of str to StoredChange, or None
+        New matrices, such as a head that was tied to the embedding. ``fill`` makes their rows.
     texts, without, names, write_beside, inputs, overwrite, threads, step
         As for `loralens.formats.models.model_writer.write_model`; the bytes of all steps are `gguf_copy_bytes`.
 
@@ -136,8 +157,9 @@ def write_gguf_copy(
     model = files.gguf
     assert model is not None
     dtypes = float_dtypes(model, dtype) if dtype is not None else {}
-    new = _added_tensors(model, added or {}, dtype)
-    plans = [_plan_part(model, part, dtypes, new) for part in range(len(model.paths))]
+    types = _float_types(dtypes) if dtypes else types
+    new = _added_tensors(model, added or {})
+    plans = [_plan_part(model, part, types, new) for part in range(len(model.paths))]
     makers = _Makers(model, frozenset(changes), fill, dtypes)
     copy = CopyTarget(target, texts or {}, without, names or {}, inputs, overwrite)
     with new_copy(files, copy) as unfinished, ExitStack() as opened:
@@ -163,26 +185,28 @@ def write_gguf_copy(
 
 
 def gguf_copy_bytes(
-    model: GgufModel, *, dtype: np.dtype[Any] | None = None, added: Mapping[str, tuple[int, int]] | None = None
+    model: GgufModel,
+    *,
+    dtype: np.dtype[Any] | None = None,
+    types: NewTypes | None = None,
+    added: Mapping[str, StoredChange] | None = None,
 ) -> int:
     """The bytes of all tensors that `write_gguf_copy` writes, without headers."""
-    dtypes = float_dtypes(model, dtype) if dtype is not None else {}
-    new = _added_tensors(model, added or {}, dtype)
-    plans = [_plan_part(model, part, dtypes, new) for part in range(len(model.paths))]
+    types = _float_types(float_dtypes(model, dtype)) if dtype is not None else types
+    new = _added_tensors(model, added or {})
+    plans = [_plan_part(model, part, types, new) for part in range(len(model.paths))]
     return sum(tensor.nbytes for plan in plans for tensor in plan.tensors.values())
 
 
-def _added_tensors(
-    model: GgufModel, added: Mapping[str, tuple[int, int]], dtype: np.dtype[Any] | None
-) -> dict[str, tuple[str, StoredChange]]:
+def _added_tensors(model: GgufModel, added: Mapping[str, StoredChange]) -> dict[str, tuple[str, StoredChange]]:
     """Key → llama.cpp's name, type and shape of new matrices."""
     tensors = {}
-    for key, shape in added.items():
+    for key, stored in added.items():
         spot = place_of(key.removesuffix(".weight"), model.architecture.name)
         if spot is None or spot.expert is not None:
             what = f"{key}: {model.architecture.name} has no tensor of that name in llama.cpp"
             raise FormatError(what, fix="leave this module out (--modules)")
-        tensors[key] = f"{spot.tensor}.weight", StoredChange(TYPES[dtype or np.dtype(np.float32)], shape)
+        tensors[key] = f"{spot.tensor}.weight", stored
     return tensors
 
 
@@ -194,11 +218,11 @@ class _PartPlan(NamedTuple):
     size
         Its bytes.
     fixed
-        Bytes that are known before any tensor is: the header, and padding that is copied, each with its position.
+        Bytes that do not belong to a tensor: the header, and padding that is copied, each with its position.
     tensors
         By llama.cpp's name.
     positions
-        Of the numbers of each tensor in the file.
+        The position of each tensor's numbers in the file.
     """
 
     size: int
@@ -210,23 +234,25 @@ class _PartPlan(NamedTuple):
 def _plan_part(
     model: GgufModel,
     part: int,
-    dtypes: Mapping[str, np.dtype[Any]],
+    types: NewTypes | None,
     new: Mapping[str, tuple[str, StoredChange]],
 ) -> _PartPlan:
     header = model.headers[part]
-    kinds = {w.tensor: TYPES[dtypes[key]] for key, w in model.weights.items() if w.part == part and key in dtypes}
+    by_key = types.kinds if types else {}
+    kinds = {w.tensor: by_key[key] for key, w in model.weights.items() if w.part == part and key in by_key}
     tensors = {name: StoredChange(kinds.get(name, info.kind), info.shape) for name, info in header.infos.items()}
-    # New tensors stand behind the last one of the last file.
+    # New tensors follow the last tensor of the last file.
     if part == len(model.paths) - 1:
         tensors |= dict(new.values())
     if tensors == {name: StoredChange(info.kind, info.shape) for name, info in header.infos.items()} and not new:
         return _same_layout(header, tensors)
-    return _new_layout(header, tensors, file_type=FILE_TYPES[_common(dtypes)] if dtypes else None, added=len(new))
+    return _new_layout(header, tensors, types=types, added=len(new))
 
 
-def _common(dtypes: Mapping[str, np.dtype[Any]]) -> np.dtype[Any]:
-    """The dtype of the matrices: the narrowest of all, as the others are float32 or no weights."""
-    return min((dtype for dtype in dtypes.values() if dtype in FILE_TYPES), key=lambda dtype: dtype.itemsize)
+def _float_types(dtypes: Mapping[str, np.dtype[Any]]) -> NewTypes:
+    """The types of a copy in floats. ``file_type`` names the narrowest dtype, since other weights are float32."""
+    common = min((dtype for dtype in dtypes.values() if dtype in FILE_TYPES), key=lambda dtype: dtype.itemsize)
+    return NewTypes({key: TYPES[dtype] for key, dtype in dtypes.items()}, FILE_TYPES[common])
 
 
 def _same_layout(header: GgufHeader, tensors: Mapping[str, StoredChange]) -> _PartPlan:
@@ -235,7 +261,7 @@ def _same_layout(header: GgufHeader, tensors: Mapping[str, StoredChange]) -> _Pa
     positions, end = {}, header.start
     for name, info in tensors_in_file(header):
         begin = header.start + info.begin
-        # Padding is zero in the files of ggml; whatever it is, the copy has the same.
+        # ggml writes zeros as padding. The copy keeps the padding of the original, whatever it is.
         if begin > end:
             fixed.append((end, header.file.read(end, begin - end)))
         positions[name], end = begin, begin + info.nbytes
@@ -245,14 +271,16 @@ def _same_layout(header: GgufHeader, tensors: Mapping[str, StoredChange]) -> _Pa
 
 
 def _new_layout(
-    header: GgufHeader, tensors: Mapping[str, StoredChange], *, file_type: int | None, added: int
+    header: GgufHeader, tensors: Mapping[str, StoredChange], *, types: NewTypes | None, added: int
 ) -> _PartPlan:
     """A file with the key-values of the original and new entries of tensors."""
     front = bytearray(header.file.read(0, header.infos_at))
-    struct.pack_into("<Q", front, 8, len(tensors))  # behind GGUF and the version
-    if file_type is not None:
-        _patch(header, front, "general.file_type", lambda _: file_type)
+    struct.pack_into("<Q", front, 8, len(tensors))  # the count follows "GGUF" and the version
     _patch(header, front, "split.tensors.count", lambda count: count + added)
+    if types:
+        _patch(header, front, "general.file_type", lambda _: types.file_type)
+        if any(kind not in DTYPES for kind in types.kinds.values()):
+            _append_missing(header, front, types.file_type)
     offsets, end, entries = {}, 0, bytearray()
     for name, tensor in tensors.items():
         offsets[name] = -(-end // header.alignment) * header.alignment  # rounded up
@@ -275,12 +303,25 @@ def _patch(header: GgufHeader, front: bytearray, key: str, change: Callable[[int
     if value is None or value.array or not isinstance(value.value, int) or isinstance(value.value, bool):
         return
     code = f"<{SCALARS[CODES[value.kind]][1]}"
-    # The number is the end of its key-value.
+    # The number is at the end of its key-value pair.
     struct.pack_into(code, front, header.spans[key][1] - struct.calcsize(code), change(value.value))
 
 
+def _append_missing(header: GgufHeader, front: bytearray, file_type: int) -> None:
+    """Append the key-values that llama-quantize writes for codes, if the original lacks them."""
+    # In a split model, the first file has the general key-values.
+    if ARCHITECTURE not in header.values:
+        return
+    for key, number in (("general.quantization_version", QUANTIZATION_VERSION), ("general.file_type", file_type)):
+        if key not in header.values:
+            text = key.encode()
+            front += struct.pack(f"<Q{len(text)}sII", len(text), text, CODES["u32"], number)
+            (held,) = struct.unpack_from("<Q", front, 16)  # the count follows the number of tensors
+            struct.pack_into("<Q", front, 16, held + 1)
+
+
 class _Makers(NamedTuple):
-    """What makes the bytes of weights."""
+    """How the bytes of weights are made."""
 
     model: GgufModel
     changes: frozenset[str]
@@ -308,7 +349,7 @@ def _rounded(tensor: LazyArray, dtype: np.dtype[Any] | None) -> Iterator[Array]:
 def in_file_order(blocks: Iterator[Array], order: Order) -> Iterator[Array]:
     """Blocks of rows in another order, given as the position of every row.
 
-    Rows are held back only until all before them have come: with heads, those of a head.
+    Rows are held back only until all rows that precede them in the file have arrived: at most the rows of one head.
     """
     # Row i completes all rows before it if no position so far is larger than i.
     complete = np.flatnonzero(np.maximum.accumulate(order) == np.arange(len(order))) + 1
@@ -345,4 +386,7 @@ def _jobs(model: GgufModel, part: int, plan: _PartPlan, makers: _Makers, fd: int
             continue
         begin = header.start + info.begin + (weight.expert or 0) * stored_bytes
         raw = header.file.array(begin, (stored_bytes,), np.dtype(np.uint8))
-        yield WriteJob(key, fd, offset, nbytes, partial(tensor_pieces, raw), copied=True)
+        # The hash is that of the numbers in Hugging Face's order and without a shift, unlike the floats in the file.
+        differs = info.kind in DTYPES and (weight.order is not None or weight.shift != 0)
+        watched = partial(tensor_pieces, model.stored(key)) if differs else None
+        yield WriteJob(key, fd, offset, nbytes, partial(tensor_pieces, raw), copied=True, watched=watched)

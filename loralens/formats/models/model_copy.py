@@ -26,7 +26,7 @@ from loralens.formats.files.relative_name import path_to_write
 from loralens.formats.models.model_files import ModelFiles
 from loralens.formats.records.merged import check_replaceable
 
-HURRY = 1 << 24  # bytes after which the disk is told to begin, which shortens the wait at the end from 0.35 to 0.07 s
+HURRY = 1 << 24  # bytes after which the disk is told to write, which shortens the wait at the end from 0.35 to 0.07 s
 
 Fill = Callable[[str], Iterator[Array]]  # the rows of one tensor of the copy, in order
 Watch = Callable[[str, Array], None]
@@ -36,7 +36,7 @@ Step = Callable[[int], None]
 @final
 @dataclass(frozen=True, slots=True)
 class CopyTarget:
-    """The place of a copy, and what it takes over of the model.
+    """The place of a copy, and what it takes over from the model.
 
     Attributes
     ----------
@@ -49,9 +49,10 @@ class CopyTarget:
     names : mapping of str to str
         Other files that are copied under a new name.
     inputs : collection of (str, Path)
-        What is read, in words and as a path, the model itself first. The target must not overlap with any of them.
+        Everything that is read, each with a description and its path; the model itself is the first. The target must
+        not overlap with any of them.
     overwrite : bool
-        Let the copy replace an existing target. Two renames do so, and one of the two is complete at every moment.
+        Let the copy replace an existing target, by two renames. At every moment, the old or the new one is complete.
     """
 
     path: Path
@@ -64,7 +65,7 @@ class CopyTarget:
 
 @contextmanager
 def new_copy(files: ModelFiles, target: CopyTarget) -> Iterator[Path]:
-    """Give the unfinished copy, with the files beside the weights. It takes the name of the target after the block.
+    """Yield the path of the unfinished copy, which has all but the weights. After the block it becomes the target.
 
     Raises
     ------
@@ -79,7 +80,7 @@ def new_copy(files: ModelFiles, target: CopyTarget) -> Iterator[Path]:
         tidy(path)
         known_inputs = target.inputs or [("the base", files.root)]
         check_write_target(path, known_inputs, folder=folder, overwrite=target.overwrite)
-        # Files of others in the folder would be lost, whatever `overwrite` says.
+        # Unrelated files in the folder would be lost, so they are refused even with `overwrite`.
         if path.is_dir():
             weights = {*(shard.name for shard in files.shards), *(index.name for index in files.indices)}
             check_replaceable(path, weights | {*companions.values()})
@@ -102,7 +103,7 @@ def _copy_others(files: ModelFiles, part: Path, names: Mapping[str, str]) -> Non
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text as it is, with the line ends that it has."""
+    """Write a text with the line endings that it has."""
     path.write_text(text, encoding="utf-8", newline="")
 
 
@@ -112,9 +113,11 @@ class WriteJob(NamedTuple):
     Attributes
     ----------
     blocks
-        Gives its numbers in order.
+        Yields its numbers in order.
     copied
-        Whether it is a copy. A changed tensor is known to the caller, who makes its rows.
+        Whether the tensor is unchanged. Only such tensors are passed to ``watch``: the caller makes the others itself.
+    watched
+        Yields the blocks for `JobWriter.watch`, if they differ from the written ones.
     """
 
     key: str
@@ -123,12 +126,13 @@ class WriteJob(NamedTuple):
     nbytes: int
     blocks: Callable[[], Iterator[Array]]
     copied: bool
+    watched: Callable[[], Iterator[Array]] | None = None
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class JobWriter:
-    """The writing of one tensor after the other.
+    """Writes one tensor after another.
 
     Attributes
     ----------
@@ -147,7 +151,7 @@ class JobWriter:
         for block in job.blocks():
             if stop.is_set():
                 return
-            if self.watch and job.copied:
+            if self.watch and job.copied and job.watched is None:
                 self.watch(job.key, block)
             data = np.ascontiguousarray(block).reshape(-1).view(np.uint8).data
             write_at(job.file, data, offset)
@@ -155,6 +159,8 @@ class JobWriter:
             offset += len(data)
             if self.step:
                 self.step(len(data))
+        for block in job.watched() if self.watch and job.watched else ():
+            self.watch(job.key, block)  # type: ignore[misc]
         assert offset == job.offset + job.nbytes, (job.key, offset - job.offset, job.nbytes)
 
 

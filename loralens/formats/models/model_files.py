@@ -31,9 +31,9 @@ class Shard:
     name : str
         Its path within the model's folder, with ``/``.
     prefix : str
-        The component of a pipeline and a dot, which its keys get among the keys of the model.
+        For a component of a pipeline its name and a dot, else empty. The keys of the model begin with this prefix.
     header : bytes
-        Its length and JSON as they are in the file. Another writer may use another order and other spaces.
+        Its length and JSON as they are in the file, because every writer has its own order of fields and its spaces.
     offsets : mapping of str to int
         The position of the numbers of each key, counted from the end of the header.
     """
@@ -71,7 +71,8 @@ class ModelFiles:
     root
         Its folder, or its only file.
     left_out
-        Files that hold the same weights in another form. A changed copy leaves them out, because they are unchanged.
+        Files that hold the same weights in another form. A changed copy leaves them out, because they would still hold
+        the old weights.
     gguf
         The model if it is GGUF. Its shards are its GGUF files then, without headers, and `write_gguf_copy` copies it.
     """
@@ -89,8 +90,8 @@ class ModelFiles:
 
     @property
     def stored(self) -> dict[str, LazyArray]:
-        """Every tensor by its key, in the bytes and the order of the file; those of GGUF are bytes without a shape."""
-        return {key: self.gguf.raw(key) for key in self.gguf.weights} if self.gguf else self.tensors
+        """Every tensor by its key, as the file has it; codes of GGUF are bytes without a shape, in the file's order."""
+        return {key: self.gguf.stored(key) for key in self.gguf.weights} if self.gguf else self.tensors
 
     def check_copyable(self) -> None:
         """Refuse a folder with something that cannot be copied, before any work is done.
@@ -128,7 +129,7 @@ class ModelFiles:
 def model_files(root: Path) -> ModelFiles:
     """The files of the model at ``root``, a folder, one safetensors file or a GGUF file. Only headers are read.
 
-    A GGUF model in parts is a folder, also if one of its parts was given.
+    The root of a GGUF model in parts is its folder, even if the path names one of the parts.
 
     Raises
     ------

@@ -1,6 +1,6 @@
-"""Where a base model lies: its file, its folder, or the parts of its GGUF file.
+"""Where a base model is stored: its file, its folder, or the parts of its GGUF file.
 
-Every verb that writes an adapter looks at these places too, so no reader of a model is imported here.
+Every verb that writes an adapter checks these paths too, so this module imports no reader of models.
 """
 
 import re
@@ -21,7 +21,7 @@ _SHOWN = 6  # most names that a message lists
 def resolve_path(path: Path) -> Path:
     """The file or folder of the model; for a ``models--org--name`` folder of the Hub cache, that of its snapshot."""
     path = model_path(path)
-    # It is not a folder of a cache.
+    # A path without snapshots is not a folder of the cache.
     if not (path / "snapshots").is_dir():
         return path
     chosen = snapshot(path)
@@ -33,7 +33,7 @@ def resolve_path(path: Path) -> Path:
 
 
 def model_path(path: Path) -> Path:
-    """The file or folder of a model. The name of a package with a GGUF model means its folder in floats.
+    """The file or folder of a model. For the name of a package with a GGUF model, its `float_folder`.
 
     Raises
     ------
@@ -41,10 +41,10 @@ def model_path(path: Path) -> Path:
         As for `existing_path`; transformers is not installed; the folder cannot be written.
     """
     existing = existing_path(path)
-    # A path that exists is what it is, also one to the GGUF file of a package.
+    # An existing path is used as it is, even if it names the GGUF file of a package.
     if path.exists() or existing.is_dir() or not is_package_name(path.as_posix()):
         return existing
-    # Making the folder needs the readers and writers of models, which nobody else waits for.
+    # Imported here because it imports the readers and writers of models, which other calls do not need.
     from loralens.formats.models.float_folder import float_folder
 
     return float_folder(path.as_posix(), gguf_paths(existing))
@@ -53,7 +53,7 @@ def model_path(path: Path) -> Path:
 def gguf_paths(path: Path) -> tuple[Path, ...]:
     """The files of the GGUF model at a path: the file itself, all parts of a split one, or those in a folder.
 
-    Empty if the path is no GGUF model. GGUF files are ignored in a folder that also has safetensors weights.
+    Empty if the path is not a GGUF model. GGUF files are ignored in a folder that also has safetensors weights.
 
     Raises
     ------

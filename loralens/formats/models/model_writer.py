@@ -33,7 +33,7 @@ from loralens.formats.models.model_copy import (
 from loralens.formats.models.model_copy import Fill as Fill
 from loralens.formats.models.model_files import Index, ModelFiles, Shard, offsets_of
 
-# Only an undo file gives headers, so a bad header is a damage of that file.
+# Headers come only from an undo file, so a bad header means that this file is damaged.
 _DAMAGED = "the undo file is damaged: use another copy"
 _ANOTHER = "give the undo file of the merge that wrote this model, undamaged"
 
@@ -90,7 +90,7 @@ def write_model(
     dropped : collection of str
         Keys that the copy leaves out.
     homes : mapping of str to str, or None
-        New key → a key of the model, in whose shard it goes.
+        New key → a key of the model; the new tensor is written to the shard of that key.
     headers : mapping of str to bytes, or None
         The complete headers (length and JSON) of some shards. They say which tensors these shards hold.
     texts : mapping of str to str, or None
@@ -102,9 +102,10 @@ def write_model(
     write_beside : callable or None
         Writes further files into the folder before it takes its place.
     inputs : collection of (str, Path)
-        What is read, in words and as a path, the model itself first. The target must not overlap with any of them.
+        Everything that is read, each with a description and its path; the model itself is the first. The target must
+        not overlap with any of them.
     overwrite : bool
-        Let the copy replace an existing target. Two renames do so, and one of the two is complete at every moment.
+        Let the copy replace an existing target, by two renames. At every moment, the old or the new one is complete.
     threads : int
         The number of tensors that are processed at a time.
     step : callable or None
@@ -121,7 +122,7 @@ def write_model(
     place = CopyTarget(target, texts or {}, without, names or {}, inputs, overwrite)
     with new_copy(files, place) as part, ExitStack() as opened:
         if files.root.is_dir():
-            # An undo file gives the text of an index as it was, and `new_copy` has written that.
+            # If an undo file gives the original text of an index, `new_copy` has written it already.
             for index in (index for index in files.indices if index.name not in (texts or {})):
                 write_text(path_to_write(part, index.name), _index_text(index, files, changes, dropped, homes or {}))
         jobs, tensors = list[WriteJob](), files.tensors
@@ -151,7 +152,7 @@ def _index_text(
 ) -> str:
     """The index with added and dropped keys and the new total size; byte for byte the old one if nothing changed.
 
-    Some indices name tensors that no shard holds. These stay in the index and count no bytes.
+    Some indices name tensors that no shard holds. These stay in the index and add nothing to the total size.
     """
     tensors = files.tensors
     old = index.content["weight_map"]
@@ -215,7 +216,7 @@ def _jobs(
         specs = {key.removeprefix(shard.prefix): _spec(key, tensors, changes) for key in keys}
         header, offsets = shard.header, shard.offsets
         if specs != {key: Change(t.dtype, t.shape) for key, t in shard.stored.tensors.items()}:
-            # Arrays of which only the dtype and the shape are asked for.
+            # These arrays are never made: a header needs only their dtype and shape.
             empty = {
                 key: LazyArray(partial(np.empty, spec.shape, spec.dtype), shape=spec.shape, dtype=spec.dtype)
                 for key, spec in specs.items()

@@ -1,6 +1,7 @@
-"""Recognising quantised bases that are not read, by tensors that only they store: their numbers would be codes.
+"""Recognise quantised bases that cannot be read, so that their codes are not taken for weights.
 
-What is read is in `loralens.formats.models.low_bit`, whose tensors do not come here.
+They are recognised by the keys and dtypes of their tensors. The layouts that can be read are in
+`loralens.formats.models.low_bit`, and their tensors are decoded before this check.
 """
 
 from collections.abc import Mapping
@@ -13,8 +14,8 @@ from loralens.errors import FormatError
 
 Tensors = Mapping[str, LazyArray]
 
-# Methods of ``quantization_config`` that store float8 weights with scales, among them methods that store codes too. The
-# name of such a method does not say which it is.
+# Methods of ``quantization_config`` that store float8 weights with scales. Some of them can also store codes, and the
+# name of the method does not say which of the two a model has.
 FLOAT8_METHODS = frozenset({"fp8", "fbgemm_fp8", "compressed-tensors", "modelopt"})
 
 
@@ -24,7 +25,7 @@ class Quantisation(NamedTuple):
     Attributes
     ----------
     ends
-        Ends of keys. For each of them some key must have this end.
+        Ends of keys. The model must have keys with all of these ends.
     codes, dtype
         The end of the keys of the codes, and their dtype, if ``ends`` are not unique to the method.
     shaped
@@ -38,11 +39,11 @@ class Quantisation(NamedTuple):
     shaped: bool = False
 
 
-# The first one that fits is taken, so a method comes before those whose ends its own files have too.
+# The first match counts. If the files of one method also contain the ends of another, the first is listed earlier.
 QUANTISATIONS = (
-    # without the quant_state that newer versions write
+    # Files of older versions, which have no quant_state. With one they can be read.
     Quantisation("bitsandbytes 4-bit", (".absmax", ".quant_map")),
-    # GPTQ and AWQ in another packing
+    # GPTQ and AWQ come here only in packings that cannot be read.
     Quantisation("GPTQ", (".qweight", ".g_idx")),
     # GPTQ without g_idx has the same keys; `check_not_quantised` then takes the name from the configuration.
     Quantisation("AWQ", (".qweight", ".qzeros", ".scales")),
@@ -67,7 +68,7 @@ def check_not_quantised(tensors: Tensors, config: Mapping[str, Any] | None, *, o
     quantisation = _quantisation(tensors, config)
     if quantisation is None or (only_shapes and quantisation.shaped):
         return
-    # The keys are the same, so only the configuration knows.
+    # GPTQ without g_idx has the keys of AWQ, so only the configuration tells them apart.
     name = "GPTQ" if quantisation.name == "AWQ" and _stated_method(config) == "gptq" else quantisation.name
     source = (config or {}).get("_name_or_path")
     source_text = f" ({ascii(source)[1:-1][:80]})" if isinstance(source, str) and "/" in source else ""

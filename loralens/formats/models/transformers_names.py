@@ -137,7 +137,7 @@ def _join_experts(modules: Mapping[str, Update], count: int) -> dict[str, Update
         if not single:
             joined[name] = module
             continue
-        # Mixtral's w1, w2 and w3 have names in the stacks.
+        # Mixtral's w1, w2 and w3 have other names in the stacks.
         part = EXPERT_PARTS.get(single["part"], single["part"])
         # transformers 5 holds gate and up of all experts in one parameter.
         joint = "down_proj" if part == "down_proj" else "gate_up_proj"
@@ -145,7 +145,7 @@ def _join_experts(modules: Mapping[str, Update], count: int) -> dict[str, Update
     for stack, experts in stacks.items():
         parts = ("down_proj",) if stack.endswith("down_proj") else ("gate_proj", "up_proj")
         shape = next(module.shape for parts_of_expert in experts.values() for module in parts_of_expert.values())
-        # All experts of a stack need one rank: that of the one with most columns.
+        # All experts of a stack need the same rank: that of the expert whose joined pairs have the most columns.
         rank = max(sum(module.rank for module in parts_of_expert.values()) for parts_of_expert in experts.values())
         for e in range(max(count, max(experts) + 1)):
             joined[f"{stack}[{e}]"] = _stack_pairs(experts.get(e, {}), parts, shape, rank)

@@ -21,10 +21,10 @@ from loralens.formats.files.json_text import dumps, is_safe_text
 from loralens.formats.files.leftovers import COMPANIONS
 from loralens.formats.files.location import RECORD_NAME, SUFFIXES, adapter_file
 
-FORM = 1  # of the record; another number is a record of another version, from which nothing can be skipped
+FORM = 1  # the version of the record; a record with another number is refused
 BEGUN = "begun"  # the status of an entry whose adapter was not finished
 STATUSES = (BEGUN, "written", "unchanged", "no")
-MOST_MESSAGES = 100  # most messages that are kept of an adapter
+MOST_MESSAGES = 100  # most messages that are kept for an adapter
 BLOCK = 1 << 20  # bytes that are read at a time
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _FIX = f"remove {RECORD_NAME}, or choose another output folder"
@@ -87,14 +87,14 @@ class BatchRecord:
         Raises
         ------
         FormatError
-            The file is there, and is no such record.
+            The file exists, but is not such a record.
         """
         file = folder / RECORD_NAME
         if not os.path.lexists(file):
             return cls(folder)
         # A link could lead to any file, and the next writing would replace it.
         if not file.is_file() or file.is_symlink():
-            raise FormatError("is no regular file", fix=_FIX).at(str(file))
+            raise FormatError("is not a regular file", fix=_FIX).at(str(file))
         record = read_json(file, fix=_FIX)
         entries = record.get("entries")
         with place(file):
@@ -111,7 +111,7 @@ class BatchRecord:
 
 
 def read_entry(value: object) -> BatchEntry | None:
-    """The entry that a JSON value is; None if a part of it is missing or not of its kind."""
+    """The entry in a JSON value; None if a part of it is missing or has the wrong type."""
     if not isinstance(value, dict) or value.keys() != {field.name for field in fields(BatchEntry)}:
         return None
     messages, numbers = value["messages"], value["numbers"]
@@ -144,7 +144,7 @@ def adapter_digest(path: Path) -> str:
 def output_digest(path: Path) -> str | None:
     """SHA-256 of what is at the target of a run: a file, or the files of adapters in a folder; None if nothing is.
 
-    Other files in a folder do not count, so a README that a user adds changes nothing. Another adapter does.
+    Other files in a folder do not count: a README that a user adds does not change the digest. Another adapter does.
     """
     files = [path] if os.path.lexists(path) else []
     if path.is_dir():

@@ -121,7 +121,7 @@ class SvdCache:
         return self.folder / f"{key}{SUFFIX}"
 
     def _make_room(self, room: int, *, besides: str) -> bool:
-        """Remove the entries used longest ago until the others take at most ``room`` bytes; false if that cannot be."""
+        """Remove the entries used longest ago until the rest takes at most ``room`` bytes; false if it cannot."""
         entries = []
         for file in self.folder.glob(f"*{SUFFIX}"):
             with suppress(OSError):  # another process may remove entries at the same time

@@ -78,7 +78,7 @@ def _walk(root: Path) -> Iterator[Path]:
     waiting = deque([root])
     while waiting:
         start = waiting.popleft()
-        # Such a link would lead through the whole disk, and back to root.
+        # A link to a folder that contains root could lead through the whole disk, and back to root.
         if start != root:
             real = os.path.realpath(start)
             if os.path.commonpath([real, home]) == real:
@@ -98,7 +98,7 @@ def _walk(root: Path) -> Iterator[Path]:
 
 
 def note_repeated_links(root: Path, candidates: Sequence[Path]) -> None:
-    """Tell of links to folders within ``root`` that hold some of the candidates found there, which are read once."""
+    """Print a note about links to folders within ``root`` that hold candidates, since candidates are read only once."""
     home = Path(os.path.realpath(root))
     holding = {folder for path in candidates for folder in Path(os.path.realpath(path)).parents}
     repeated = []
@@ -138,7 +138,7 @@ def folder_labels(root: Path, paths: Sequence[Path]) -> Mapping[Path, str]:
 
 
 def examine_file(path: Path, *, allow_pickle: bool = False, once: bool = False) -> FolderEntry:
-    """Find out what a candidate is by its header; numbers are read only of pickles. It raises no LoraLensError."""
+    """Find out what a candidate is by its header; numbers are read only from pickles. It raises no LoraLensError."""
     try:
         size = path.stat().st_size if path.is_file() else 0
     except OSError:
@@ -148,7 +148,7 @@ def examine_file(path: Path, *, allow_pickle: bool = False, once: bool = False) 
     except LoraLensError as error:
         # A damaged file cannot be told from a damaged adapter, so it is reported.
         status: Status = "other" if _is_model(path) else "unreadable"
-        reason = "holds tensors, and no LoRA pairs" if status == "other" else error.what
+        reason = "holds tensors, but no LoRA pairs" if status == "other" else error.what
         return FolderEntry(path, None, size, status, reason, "" if status == "other" else error.fix)
 
 

@@ -21,8 +21,9 @@ tweet-author      6,444    5,105    3,825      640      2
 
 In each task, 640 texts meant for training are set aside for choosing learning rates. Peculiarities of the files:
 
-- reuters-r8 and 20newsgroups are published in two halves, cleaned to lower-case letters, below three header rows and an
-  empty one. Seven texts of the first and 46 of the second begin alike in both halves: they are not used for training.
+- reuters-r8 and 20newsgroups are published in two halves. Their texts are cleaned to lower-case letters. Each file
+  begins with three header rows, followed by an empty row. In reuters-r8, 7 texts begin alike in both halves, and in
+  20newsgroups 46: these are not used for training.
 - tweet-sentiment is not UTF-8. It has 915 exact duplicates, and 841 texts that differ only in white space, case,
   punctuation or links. The copies of 120 texts have different labels.
 - tweet-author marks 722 retweets. Another 511 repeat somebody by hand (``"@name: …``), and three are only a link or an
@@ -42,7 +43,7 @@ from loralens.errors import FormatError, OptionError, place
 from loralens.formats.files.packages import is_installed, package_file
 from loralens.requirements import KNOWN_TEXTS, install_command, missing_packages
 
-HELD_OUT = 640  # texts for the final accuracy, as in all four tasks
+HELD_OUT = 640  # texts for the final accuracy, in each of the four tasks
 VALIDATION = 640  # texts for choosing a learning rate
 TRAIN = 8000  # at most; a quick training of 120 steps of 32 texts sees 3,840
 BEGINNING = 300  # characters that are compared: about 64 tokens, which is all that a quick training reads

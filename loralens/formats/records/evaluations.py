@@ -65,7 +65,7 @@ def read_evaluation(path: Path) -> StoredEvaluation:
         model, task, data = (plain_text(record.get(key)) for key in ("model", "task", "data"))
         texts, adapters = record.get("texts"), record.get("adapters")
         if model is None or task is None or data is None or type(texts) is not int or not isinstance(adapters, list):
-            raise FormatError("is no evaluation: it lacks the model, the task, the texts or the adapters", fix=_FIX)
+            raise FormatError("is not an evaluation: it lacks the model, the task, the texts or the adapters", fix=_FIX)
         if not adapters:
             raise FormatError("is an evaluation without adapters or measures", fix=_FIX)
         return StoredEvaluation(model, task, data, texts, [_measured(entry) for entry in adapters])
@@ -73,11 +73,11 @@ def read_evaluation(path: Path) -> StoredEvaluation:
 
 def _measured(entry: Any) -> MeasuredAdapter:
     if not isinstance(entry, dict):
-        raise FormatError("is no evaluation: an adapter is not an object", fix=_FIX)
+        raise FormatError("is not an evaluation: an adapter is not an object", fix=_FIX)
     numbers = dict(entry)
     path, parameters = numbers.pop("path", None), numbers.pop("parameters", None)
     if path is not None and plain_text(path) is None:
-        raise FormatError("is no evaluation: the path of an adapter is not text that can be shown", fix=_FIX)
+        raise FormatError("is not an evaluation: the path of an adapter is not text that can be shown", fix=_FIX)
     # A later version may store more than numbers.
     measures = {
         name: finite_number(value)

@@ -29,7 +29,7 @@ from loralens.formats.records.moments import KEY as MOMENTS_KEY
 
 VERSION = 1
 AGAIN = "measure them again: loralens calibrate --inputs"
-_UNKNOWN = "0" * 64  # in place of a SHA-256 until the matrix was written
+_UNKNOWN = "0" * 64  # stands for a SHA-256 until the matrix is written
 
 
 @final
@@ -76,7 +76,7 @@ def check_input_moments_target(path: Path, *, overwrite: bool) -> None:
     Raises
     ------
     OptionError, FormatError
-        The suffix is another, there is no room, or something else would be lost.
+        The suffix is not ``.safetensors``, there is no room, or another kind of file would be lost.
     """
     if path.suffix != ".safetensors":
         raise OptionError(f"{path}: moments are written to .safetensors files", fix="give a file of that suffix")
@@ -132,7 +132,7 @@ def write_input_moments(
             "version": VERSION,
             "model": model,
             "inputs": dict(inputs),
-            # Of one width, so that the header does not grow when it is written for the second time.
+            # All counts have the same width, so that the header keeps its size when it is written for the second time.
             "counts": {name: f"{counts[name]:020}" for name in sizes},
             "digests": digests,
             "source": dict(source),

@@ -1,4 +1,4 @@
-"""The files of a merge in a model's folder, which may be overwritten, told from the files of others.
+"""Telling the files that a merge wrote into a model's folder, which may be overwritten, from all other files.
 
 The certificate of a merge lists every file that it wrote, with its size. A file that is not in this list, or that has
 another size now, was written by somebody else: even ``--overwrite`` does not remove it.
@@ -31,7 +31,7 @@ class MergeSettings(NamedTuple):
     bits
         ``keep`` if the merge moved codes.
     rounding
-        The word of the option.
+        The word that was given to ``--rounding``.
     moments
         The digest of the second moments of a sweep.
     """
@@ -43,7 +43,7 @@ class MergeSettings(NamedTuple):
 
 
 def merge_settings(path: Path) -> MergeSettings:
-    """How the merge with this certificate was made; nothing is known where there is none, or a damaged one."""
+    """How the merge with this certificate was made; nothing is known if the file is missing or damaged."""
     try:
         content = read_json(path) if path.is_file() else {}
     except (LoraLensError, OSError):
@@ -71,7 +71,7 @@ def file_sizes(folder: Path) -> dict[str, int]:
 
 
 def check_replaceable(target: Path, names: Collection[str]) -> None:
-    """Refuse to replace a folder by one with files of these names if a file of somebody else would be lost.
+    """Refuse to replace a folder if a file that no merge wrote would be lost; ``names`` are the new folder's files.
 
     Raises
     ------
@@ -86,7 +86,7 @@ def check_replaceable(target: Path, names: Collection[str]) -> None:
     if lost:
         listed = ", ".join(lost[:_SHOWN]) + (f" and {len(lost) - _SHOWN} more" if len(lost) > _SHOWN else "")
         fix = "move it elsewhere, or choose another target: --overwrite replaces the whole folder"
-        raise OptionError(f"holds what the new model does not have and no merge wrote: {listed}", fix=fix)
+        raise OptionError(f"holds files that no merge wrote and the new model does not have: {listed}", fix=fix)
 
 
 def _files_written(folder: Path) -> dict[str, int]:

@@ -92,7 +92,7 @@ def load_moments(path: str | PathLike[str]) -> Moments:
         record = _record(stored)
         counts, traces = record["counts"], record["traces"]
         modules = {name: _moment(name, count, traces.get(name), stored.tensors) for name, count in counts.items()}
-        # A tensor without a count is of a file that was put together by hand or damaged.
+        # Only a file that was put together by hand or damaged has a tensor without a count.
         extra = set(stored.tensors) - {f"{name}.{side}" for name in modules for side in "KG"}
         if extra:
             raise FormatError(f"{min(extra)} belongs to no module that was counted", fix=_AGAIN)
@@ -125,7 +125,7 @@ def _record(stored: Stored) -> dict[str, Any]:
     if not all(type(count) is int and count >= 0 for count in record["counts"].values()):
         raise FormatError("its counts are not whole numbers", fix=_AGAIN)
     if not all(x is None or (type(x) in (int, float) and 0 <= x <= LARGEST) for x in record["traces"].values()):
-        raise FormatError("its traces are not numbers from 0, or no inputs are so long", fix=_AGAIN)
+        raise FormatError("its traces are negative, not numbers, or larger than any inputs can cause", fix=_AGAIN)
     if not all(isinstance(reason, str) for reason in record["unmeasured"].values()):
         raise FormatError("its reasons are not text", fix=_AGAIN)
     return dict(record)
@@ -135,7 +135,7 @@ def _moment(name: str, count: int, trace: float | None, tensors: Mapping[str, La
     with place(name):
         K, G = (_square(tensors, f"{name}.{side}") for side in "KG")
         if K is None:
-            raise FormatError("it was counted and its moments are missing", fix=_AGAIN)
+            raise FormatError("it was counted, but its moments are missing", fix=_AGAIN)
         return Moment(K, count, G, trace=trace)
 
 

@@ -12,7 +12,7 @@ modules = { "v_proj" = 0.3 }
 ```
 
 Paths in a TOML file are relative to its folder; those in metadata are as the user gave them. Unlike other names that
-come from files they may lead anywhere, as the arguments of a command may, because they are only read: the user of a
+come from files, these paths may lead anywhere, like the arguments of a command. They are only read, and the user of a
 recipe chooses where the output goes.
 """
 
@@ -31,7 +31,7 @@ from loralens.formats.files.location import adapter_file
 
 KEY = "loralens_recipe"  # the key of the recipe in the metadata
 LONGEST = 1_000_000  # bytes of a TOML file; a recipe of a thousand adapters takes less
-DEEPEST = 30  # parts of a dotted key: tomllib takes time with their square, and a recipe needs three
+DEEPEST = 30  # parts of a dotted key: the time of tomllib grows with their square, and a recipe needs three
 _DEEP = re.compile(rf"""(?<![\w.-])(?:(?:[\w-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*){{{DEEPEST}}}""")
 
 
@@ -70,7 +70,7 @@ def _from_toml(path: Path) -> Recipe:
         if _DEEP.search(text):
             raise FormatError(f"has a name of more than {DEEPEST} parts", fix="give the path of a recipe")
         content = tomllib.loads(text)
-    # TOMLDecodeError is a ValueError. A number of too many digits raises a plain one.
+    # TOMLDecodeError is a ValueError. A number of too many digits raises a plain ValueError.
     except (ValueError, RecursionError) as error:
         raise FormatError(f"is not TOML: {error}", fix="mend the file") from error
     recipe = _recipe(content)

@@ -35,8 +35,9 @@ class RunCheckpoint(NamedTuple):
     path
         A path for `loralens.formats.load`.
     step
-        The optimiser's step: ``global_step`` of the trainer_state.json beside it, else the number in its name or in the
-        name of the only file of mlx-lm in it; None if none of these says.
+        The optimiser's step: ``global_step`` of the trainer_state.json beside the adapter, else the number in the name
+        of its file of mlx-lm, else the number in the name of the adapter or of the folder that contains it. None if
+        there is no such number.
     """
 
     path: Path
@@ -147,7 +148,7 @@ def _step(path: Path, states: Mapping[Path, Mapping[str, Any]]) -> int | None:
     global_step = _whole(states.get(path, {}).get("global_step"))
     if global_step is not None:
         return global_step
-    # mlx-lm's number counts more than one in the name of a folder, which the user chose.
+    # mlx-lm's number takes precedence over a number in the name of a folder, which the user chose.
     file = _MLX.fullmatch(path.name) or _MLX.fullmatch(_only_adapter(path))
     named = [int(n) for part in (path.name, path.parent.name) for n in _STEP.findall(part)]
     return _whole(int(file[1])) if file else named[0] if named else None

@@ -97,12 +97,12 @@ class Training:
         # Each of these cases has another remedy, so each has a message of its own.
         for folder in (self.target, self.folder):
             if folder.exists() and not folder.is_dir():
-                raise OptionError(f"{folder}: is a file, and a run is a folder", fix="choose another target")
+                raise OptionError(f"{folder}: is a file, but a run is a folder", fix="choose another target")
             if folder.exists() and overwrite and not _ours(folder):
                 what = f"{folder}: holds no training run, so it is not replaced"
                 raise OptionError(what, fix="choose another target")
             if folder.exists() and overwrite and (strangers := _strangers(folder)):
-                what = f"{folder}: holds what no training run wrote, and would be lost: {some(strangers)}"
+                what = f"{folder}: holds files that no run wrote, which would be lost: {some(strangers)}"
                 raise OptionError(what, fix="move it elsewhere, or choose another target")
         if self.folder.exists() and not self._hold.is_taken:
             check_free(self.folder)
@@ -187,7 +187,7 @@ class Training:
                 raise OptionError("has appeared meanwhile", fix=f"the finished run is {self.folder}: move it")
             # Checked again: files may have been added while the run lasted.
             if strangers := _strangers(self.target):
-                what = f"holds what no training run wrote, and would be lost: {some(strangers)}"
+                what = f"holds files that no run wrote, which would be lost: {some(strangers)}"
                 raise OptionError(what, fix=f"move it elsewhere; the finished run is {self.folder}")
             # Windows cannot rename over a folder, and no system over one that is not empty.
             with move_aside(self.target):
@@ -229,7 +229,7 @@ class Training:
         if path.exists():
             remaining = [entry for entry in log_entries(path) if entry["step"] <= step]
             self._write(LOG, "".join(f"{json.dumps(entry)}\n" for entry in remaining))
-        # They would be written again, and perhaps differ.
+        # The resumed run will write these snapshots again, and they may differ.
         for at, snapshot in self.snapshots:
             if at > step:
                 shutil.rmtree(snapshot, ignore_errors=True)
@@ -245,7 +245,7 @@ def _ours(folder: Path) -> bool:
 
 
 def _strangers(folder: Path) -> list[str]:
-    """The files in the folder of a run that no run of loralens writes."""
+    """The files in the folder of a run that loralens did not write."""
     strangers = []
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()

@@ -74,7 +74,7 @@ class TrainingNotes:
         tags, folders = _tags(header), list(_folders(header))
         phrase = header.get("modelspec.trigger_phrase")
         words = [_short(phrase)] if phrase else [folder.name for folder in folders]
-        # loralens itself states the network of a file of kohya that it writes, which says nothing about a training.
+        # A file of kohya that loralens wrote states its network. This alone says nothing about a training.
         if not (values.keys() - {"network"} or tags or folders or words):
             return None
         return cls(values, words, [Tag(*tag) for tag in tags.most_common(MOST_TAGS)], len(tags), folders)
@@ -209,7 +209,7 @@ def _tags(header: Mapping[str, str]) -> "Counter[str]":
             continue
         for tags in folders.values():
             for tag, count in tags.items() if isinstance(tags, dict) else ():
-                # A whole number beyond float64 would be no count of images.
+                # Whole numbers that float64 cannot hold exactly are no counts of images.
                 if type(count) is int and 0 < count < 1 << 53 and (name := _short(tag)):
                     counts[name] += count
         # Datasets repeat what ss_tag_frequency says.

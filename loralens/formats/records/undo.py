@@ -46,7 +46,7 @@ class Spool:
         # Only the position is taken under the lock: threads then write their own parts at the same time.
         with self._lock:
             if self._file is None:
-                # In the given folder: the system's own may be a small disk in memory.
+                # In the given folder: the system's folder for temporary files may be a small disk in memory.
                 self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - closed when the context ends
             file, start, self._end = self._file.fileno(), self._end, self._end + len(data)
         write_at(file, data, start)

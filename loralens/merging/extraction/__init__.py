@@ -1,1 +1,1 @@
-"""An adapter from two checkpoints: their difference, how much of it is noise, and what a rank holds of it."""
+"""Extracting an adapter from two checkpoints: their difference, the noise in it, and how much of it a rank keeps."""

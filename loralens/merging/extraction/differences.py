@@ -152,7 +152,7 @@ def compare_checkpoints(
         if ours.shape != theirs.shape:
             resized[key] = theirs.shape
             continue
-        # See `_matrices`: a module that holds other modules cannot be wrapped for a parameter of its own.
+        # A parameter of a module that contains other modules gets no pair (see `_matrices`).
         alone = "." in key and key.rpartition(".")[0] not in holders
         differences = _matrices(key, partner, ours, theirs, conv1d=conv1d, hidden=hidden, alone=alone)
         matrices.update(differences)
@@ -244,8 +244,8 @@ def _expert_matrices(
     # Granite's layers have names of their own, which `slots` translates.
     called = slots(name)[0].name if name != key else key
     inner = bool(_IN_LAST.search(called.rpartition(".")[2]))
-    # The side of the hidden size says which axis is which. Square experts look the same both ways, and are taken as
-    # (out, in).
+    # The axis with the hidden size shows the orientation. Square experts look the same in both orientations, and are
+    # taken as (out, in).
     transposed = rows != columns and (columns if inner else rows) == hidden
 
     def expert_weight(tensor: LazyArray, e: int) -> LazyArray:
@@ -268,6 +268,6 @@ def _is_floating(tensor: LazyArray) -> bool:
 def values_differ(base: Array, tuned: Array) -> bool:
     """Whether numbers differ by more than a change of dtype; NaN counts as equal to NaN."""
     with np.errstate(over="ignore", invalid="ignore"):
-        # A tuned checkpoint is often saved in another dtype, which alone is no change.
+        # A tuned checkpoint is often saved in another dtype, which alone does not count as a change.
         cast = base.astype(tuned.dtype)
         return not bool(np.all((cast == tuned) | ((cast != cast) & (tuned != tuned))))

@@ -29,8 +29,8 @@ from loralens.merging.extraction.leftover import LeftOut, collect_leftover
 from loralens.merging.extraction.triplets import START, NoiseEdge, Triplets, compute_triplets, measured_error
 from loralens.merging.tied_weights import Tied
 
-# 64 MiB in float32, so several of them at a time would need too much memory.
-BIG = 1 << 24  # entries of a matrix from which matrices are processed one at a time, with all threads in the products
+# A matrix of this size takes 64 MiB in float32, so several at a time would need too much memory.
+BIG = 1 << 24  # entries; matrices with at least as many are processed one at a time, with all threads in the products
 
 Size = Callable[[Adapter], int]
 Assemble = Callable[[Mapping[str, LowRank]], Adapter]
@@ -107,7 +107,7 @@ def extract_adapter(
         raise OptionError("the two checkpoints share no weight matrix", fix="give two checkpoints of one model")
     if isinstance(rule, Rule) and rule.name == "parameters" and rule.value <= 1:
         raise OptionError(
-            "a share of the parameters needs an adapter to refer to, and there is none", fix="give a count, or --size"
+            "a share of the parameters needs an adapter to refer to, but there is none", fix="give a count, or --size"
         )
     work = _ExtractionRun(
         compared, rule, _select_modules(compared, modules), one_rank, exact, np.dtype(dtype), threads, step
@@ -126,9 +126,9 @@ def extract_adapter(
     skipped += [module for module in noise if module.norm]
     if not chosen_ranks:
         count = len(skipped)
-        what = f"{count} matrices differ and none is taken: {skipped[0].why}" if count else "no matrix differs"
+        what = f"{count} matrices differ, but none is extracted: {skipped[0].why}" if count else "no matrix differs"
         raise OptionError(what, fix="check which checkpoint is which, --modules and the rule")
-    # A bias of a module without a pair has another key in the file.
+    # The key of a bias depends on whether its module has a pair, so the extras are collected again.
     if len(chosen_ranks) < len(results):
         extras = collect_leftover(compared, chosen_ranks, drop=drop_extra)
     pairs, measurements = work.pairs(results, chosen_ranks)
@@ -198,7 +198,7 @@ class _ExtractionRun:
         norms = self._run_all(unchosen, lambda name, _: matrices[name].norm())
         self.unchanged = len(unchanged) + sum(not norm for norm in norms.values())
         left_out = [
-            LeftOut(name, "an embedding: --modules asks for it" if is_embedding(name) else "not asked for", norm)
+            LeftOut(name, "an embedding: select it with --modules" if is_embedding(name) else "not selected", norm)
             for name, norm in norms.items()
             if norm
         ]
@@ -268,7 +268,7 @@ class _ExtractionRun:
             adapter = assemble({name: self._stub(name, rank) for name, rank in chosen.items()})
             return size(adapter) if self.rule.name == "bytes" else adapter.parameters  # type: ignore[union-attr]
 
-        # One rank for all may be that of the widest module; narrower ones are padded with zeros.
+        # One rank for all may be as large as the widest module allows. Factors of other modules are padded with zeros.
         widest = max((min(self.compared.matrices[name].shape) for name in results), default=1)
         return ranks(
             {name: triplets.spectrum() for name, triplets in results.items()},

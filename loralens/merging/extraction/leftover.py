@@ -1,8 +1,9 @@
 """The changes of a tuned checkpoint other than its matrices, as far as an adapter can store them.
 
-Biases of layers are stored as PEFT stores them. Norms, depthwise convolutions (whose pair would be larger than the
-weight and mix its channels), new heads and resized embeddings are saved in full as ``modules_to_save``, with every
-tensor of their module. Changes that an adapter cannot store are listed.
+Biases of layers are stored as PEFT stores them. Norms, depthwise convolutions, new heads and other resized tensors are
+saved in full as ``modules_to_save``, with every tensor of their module. A depthwise convolution has no pair, because
+the pair would be larger than the weight and would mix its channels. Resized ``embed_tokens`` and ``lm_head`` are stored
+in full without ``modules_to_save``. Changes that an adapter cannot store are listed.
 """
 
 from collections.abc import Collection
@@ -98,12 +99,12 @@ def collect_leftover(comparison: CheckpointComparison, adapted: Collection[str],
         if module and module not in layers:
             collected.save(module, comparison.tuned)
         else:
-            collected.left_out.append(LeftOut(key, "the base has a layer of that name without it"))
+            collected.left_out.append(LeftOut(key, "PEFT cannot add it to a layer that the base already has"))
     for key, shape in comparison.resized.items():
         _collect_resized(key, shape, comparison.tuned, collected)
     # Collected first and dropped here, so that the report still names everything.
     if drop:
-        collected.left_out += [LeftOut(key.removeprefix(PREFIX), "dropped, as asked for") for key in collected.extra]
+        collected.left_out += [LeftOut(key.removeprefix(PREFIX), "dropped on request") for key in collected.extra]
         collected.extra, collected.saved, collected.notes = {}, [], []
     collected.saved.sort(key=natural_key)
     collected.notes += _notes(comparison, adapted)
@@ -125,9 +126,9 @@ def _collect_changed(key: str, comparison: CheckpointComparison, adapted: Collec
         collected.save(module, comparison.tuned)
     # A matrix that is a parameter of a module with children: see `_matrices` in `differences`.
     elif module and len(tensor.shape) == 2 and tensor.dtype.kind in "fV":
-        collected.left_out.append(LeftOut(key, "stands in a module with layers of its own, which PEFT renames"))
+        collected.left_out.append(LeftOut(key, "belongs to a module with layers in it, and PEFT would rename them"))
     else:
-        collected.left_out.append(LeftOut(key, "is no weight of a layer, and no module can be saved for it"))
+        collected.left_out.append(LeftOut(key, "is not the weight of a layer, and no module can be saved for it"))
 
 
 def _is_norm(module: str, tensors: Tensors) -> bool:
@@ -137,7 +138,7 @@ def _is_norm(module: str, tensors: Tensors) -> bool:
 
 
 def _collect_resized(key: str, shape: tuple[int, ...], tuned: Tensors, collected: Leftover) -> None:
-    """Save a tensor in full whose shape in the base is ``shape`` and differs from the shape in the tuned model."""
+    """Save a tensor in full because its shape in the tuned model is not its shape in the base, ``shape``."""
     module, _, parameter = key.rpartition(".")
     tensor = tuned[key]
     if parameter == "weight" and len(shape) == len(tensor.shape) == 2 and shape[1] == tensor.shape[1]:

@@ -6,9 +6,9 @@ mean squared error is smallest if exactly the values above τ are kept. With kno
 
 Both formulas assume white noise. Rounding noise is independent between entries, but it grows with the weight. The noise
 of a row of large weights therefore looks like a direction of its own: with these formulas, 11 and 9 directions were
-kept in two of twelve real merges of rank 8. Since τ is λ(β)/(1+√β) times the largest singular value of white noise,
-that value is computed here from noise drawn with the variances of the entries (parallel analysis, Horn 1965). The
-median rule is meaningful only for a difference of full rank, as full fine-tuning gives it. The singular values of a
+kept in two of twelve real merges of rank 8. τ is λ(β)/(1+√β) times the largest singular value of white noise. Here,
+this singular value is replaced by that of noise drawn with the variances of the entries (parallel analysis, Horn 1965).
+The median rule is meaningful only for a difference of full rank, as full fine-tuning gives it. The singular values of a
 merged pair have no bulk from which a median could be taken.
 """
 
@@ -18,7 +18,7 @@ from math import cos, pi, sqrt
 import numpy as np
 
 # The trapezoidal rule errs by 1/POINTS², and interpolating the median by about as much.
-POINTS = 1 << 14  # steps of the Marchenko–Pastur law: its median to 1e-8
+POINTS = 1 << 14  # steps of the integral of the Marchenko–Pastur law, which give its median to 1e-8
 
 Shape = tuple[int, int]
 

@@ -21,7 +21,7 @@ from loralens.merging.extraction.noise_edge import known_threshold, median_thres
 START = 16  # directions of the first computation, if the rule does not say how many it needs
 # The relative error of a mean over 65,536 entries is 1/256 of their spread.
 SAMPLE = 1 << 16  # entries from which the level of the rounding noise is estimated, within 1 %
-SETTLED = ("rank", "energy", "error")  # rules that can decide for k directions from k triplets and ‖D‖
+SETTLED = ("rank", "energy", "error")  # rules that need only k triplets and ‖D‖ to decide that k directions are kept
 
 
 @final
@@ -140,8 +140,8 @@ def compute_triplets(
     Notes
     -----
     Without a dense SVD, D is kept in float32, rounded once from the float64 difference, and `leading_svd` computes 16,
-    32, 64 … directions. Its values exceed the true ones by at most 2⁻²⁰σ₁, so no edge below that is used. A value that
-    is within its error of the edge may be on either side.
+    32, 64 … directions. These values may exceed the true ones by up to 2⁻²⁰σ₁, so the edge is never below 2⁻²⁰σ₁. A
+    value that is within its error of the edge may be on either side.
     """
     rows, columns = difference.stored
     most = min(rows, columns)
@@ -154,7 +154,7 @@ def compute_triplets(
     device = Device("cpu", threads)
     while True:
         dense = is_dense((rows, columns), k, exact=exact)
-        # Only now is it clear that the dense SVD is needed, which wants float64.
+        # Only now is it clear that a dense SVD is needed, which is computed in float64.
         if dense and working_dtype == "float32":
             working_dtype = "float64"
             D, norm, noise = _read_difference(difference, working_dtype, name)
@@ -173,7 +173,7 @@ def compute_triplets(
         result = Triplets(svd.U[:, positive], svd.V[:, positive], s, dense, norm, noise, edge, error)
         if isinstance(rule, NoiseEdge):
             needed = result.above()
-        else:  # under a budget the other modules decide too, so this one alone needs nothing
+        else:  # a budget is shared by all modules, so this module alone cannot decide how many directions it needs
             needed = 0 if rule.budget else rule.rank_of(result.spectrum())
         # All values are known; the vectors beyond those needed are not kept, and a copy frees their memory.
         if dense:
@@ -181,7 +181,7 @@ def compute_triplets(
             return Triplets(result.U[:, :keep].copy(), result.V[:, :keep].copy(), s, dense, norm, noise, edge, error)
         if count or needed < k or (needed == k and isinstance(rule, Rule) and rule.name in SETTLED):
             return result
-        # Doubled, so that all looks together cost at most twice the last one.
+        # Doubled, so that all attempts together cost at most twice as much as the last one.
         k = min(2 * k, most)
 
 
@@ -195,7 +195,7 @@ def _noise_edge(
     floor = 0.0 if dense else ROUNDING * float(s[0])
     N = _draw_rounding_noise(difference, input_dtype(shape, 1))
     largest = float(leading_svd(N, 1, rng=np.random.default_rng(1), device=device).s[0])
-    # The largest of the three: a direction must stand above every kind of noise.
+    # The largest of the three: a direction must exceed every kind of noise.
     return max(sampled_threshold(largest, shape), known_threshold(noise, shape), floor)
 
 

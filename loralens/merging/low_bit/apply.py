@@ -22,9 +22,9 @@ from loralens.merging.plan import Slab, TensorPlan
 from loralens.merging.rounding import add_update
 from loralens.merging.update import BLOCK, UpdateMatrix
 
-# Below this mean move, in steps, a sweep keeps less of the adapter than the draw it starts from.
+# Below this mean move, in steps, a sweep keeps less of the adapter than the stochastic rounding it starts from.
 WEAK = 0.005
-# The products of a sweep are of blocks of rows: more rows make them faster, and each row takes 50 bytes a column.
+# A sweep multiplies blocks of rows: larger blocks are faster, but each row takes 50 bytes of memory per column.
 SWEPT = 256  # rows that are swept at a time
 # One slice of the exact product, as for 16-bit weights: what it leaves out is far below the step of any grid.
 SLICES = 1
@@ -44,7 +44,7 @@ class CodeRounding:
     moments : SweepMoments or None
         The second moments of the weight's inputs; needed by ``sweep``.
     give_back : bool
-        Whether what is clipped is given back to the row (`loralens.merging.low_bit.clipping`): an experiment.
+        Whether other entries of a row make up for what is clipped (`loralens.merging.low_bit.clipping`): an experiment.
     """
 
     mode: RoundingMode = "stochastic"
@@ -92,14 +92,14 @@ class CodesBlock:
 @final
 @dataclass(frozen=True, slots=True)
 class CodesMerge:
-    """A planned coded weight with the products of its updates; `prepare_codes` makes it.
+    """The merge of one coded weight: its plan and the products of its updates. `prepare_codes` makes it.
 
     Attributes
     ----------
     plan : TensorPlan
         The plan of the decoded weight.
     mode : str
-        The rounding that is used: a sweep of a weak update is a stochastic rounding.
+        The rounding that is used. A weak update is rounded stochastically even if a sweep was asked for (`WEAK`).
     """
 
     plan: TensorPlan
@@ -181,29 +181,29 @@ def prepare_codes(
 
 
 def check_movable(plan: TensorPlan, weight: CodedWeight) -> None:
-    """Refuse a weight whose codes cannot be moved, or of which the adapter replaces numbers.
+    """Refuse a weight whose codes cannot be moved, or in which the adapter replaces numbers.
 
     Raises
     ------
     FormatError
-        The layout can be read and not yet merged.
+        The layout can be read, but nothing can be merged into its codes yet.
     MismatchError
         The adapter replaces the weight, or rows of it, by numbers that no codes stand for.
     """
     if weight.grid is None or weight.encode is None or len(weight.shape) != 2:
         raise FormatError(
-            f"{plan.key}: {weight.layout} can be read, and its codes cannot be merged into yet",
+            f"{plan.key}: {weight.layout} can be read, but its codes cannot be merged into yet",
             fix="write the merged model in floats: --dtype bf16",
         )
     if plan.replacement is not None or plan.tokens:
         raise MismatchError(
-            f"{plan.key}: the adapter replaces numbers of it, which codes with the scales of the base cannot hold",
+            f"{plan.key}: the adapter replaces numbers in it, which codes with the scales of the base cannot hold",
             fix="write the merged model in floats: --dtype bf16; or leave the module out with --modules",
         )
 
 
 def added_numbers(grid: GridRows, codes: Codes) -> Singles:
-    """What other codes of the same rows add to the numbers, float32; without the offsets, which cancel."""
+    """What the numbers of some rows gain if they have these codes instead, float32; the offsets cancel."""
     if grid.levels is None:
         change = (codes - grid.codes).astype(np.float32)
     else:
@@ -219,7 +219,7 @@ def _mean_asked_move(merge: CodesMerge) -> float:
     assert merge.weight.grid is not None
     parts = []
     for slab in merge.plan.slabs:
-        # Some rows tell it, since the scales of rows differ little.
+        # A sample of the rows is enough, since the scales of rows differ little.
         for row in np.unique(np.linspace(slab.start, slab.stop - 1, 64).astype(int)).tolist():
             grid = merge.weight.grid(row, row + 1)
             parts.append(mean_move(asked_moves(grid, merge.update(slab, grid, row, row + 1))))

@@ -1,4 +1,4 @@
-"""What moves beyond the ends of the grid would lose, given back to the other entries of the row: an experiment.
+"""Making up for what is lost at the ends of the grid by larger moves in the rest of the row: an experiment.
 
 A code at an end of its grid cannot move outwards. About 8 % of the codes of a block format lie at an end, and half of
 their moves point outwards, so 4 % of the gain is lost. Here the moves of all other entries of the row grow by one
@@ -7,9 +7,9 @@ factor, 1 + s, with
     s = Σ_clipped l·δ / Σ_others δ²,
 
 where l is the part of δ that is clipped. The expected gain of every row is then 1 again, and the other entries keep
-their proportions. Not a choice of users: whether it lowers the divergence of a model has to be measured first.
+their proportions. It is not an option for users: whether it lowers the divergence of a model must be measured first.
 
-Both sums are over integers below 2⁵³, so they are exact in any order, and the codes have the same bits everywhere.
+Both sums add integers and stay below 2⁵³, so they are exact in any order, and the codes are the same on every machine.
 """
 
 from math import ceil, log2
@@ -20,7 +20,7 @@ from loralens.core.coded_weight import GridRows
 from loralens.linalg.exact import Singles
 from loralens.linalg.factor import Floats
 
-# Beyond this the few entries that are left would be changed more by the correction than by the update.
+# If few entries are left, s has no bound of its own, and the correction could become larger than the update itself.
 MOST = 0.5  # largest s
 
 
@@ -32,7 +32,7 @@ def clipped_share(grid: GridRows, moves: Floats) -> Floats:
 
 
 def return_clipped(grid: GridRows, moves: Floats, D: Singles) -> Floats:
-    """The moves with what is clipped given back to the other entries of the same row."""
+    """The moves, where those that are not clipped make up for the clipped ones of the same row."""
     clipped = clipped_share(grid, moves)
     squares = _exact_squares(D)
     lost = np.rint(squares * clipped).sum(axis=1)

@@ -10,8 +10,8 @@ from loralens.core.lazy import LazyArray
 from loralens.merging.matrix import MatrixRows
 from loralens.merging.plan import as_matrix
 
-VALUES = 16  # of 4 bits
-BLOCKS = (64, 32)  # numbers that share a scale: bitsandbytes, and GGUF or MLX; the longer one first, as it says more
+VALUES = 16  # the number of codes of 4 bits
+BLOCKS = (64, 32)  # numbers that share a scale: bitsandbytes; GGUF or MLX. The longer is the stronger evidence
 ROWS = 16  # rows that are looked at, spread over the weight
 # A block of a pruned or constant row has few values too, so a few rows must not decide.
 LEAST = 0.95  # share of the blocks with few values
@@ -25,7 +25,7 @@ def decoded_block(tensor: LazyArray) -> int | None:
     rows = MatrixRows(tensor, matrix)
     picked = np.unique(np.linspace(0, matrix[0] - 1, ROWS).astype(int)).tolist()
     sample = np.vstack([rows.rows(row, row + 1).astype(np.float32) for row in picked])
-    # A weight of zeros is stored so by every method.
+    # A weight of zeros has few values whatever stored it.
     if not sample.any():
         return None
     for block in BLOCKS:

@@ -137,7 +137,7 @@ def measure_inputs(
             raise OptionError("there are no texts to calibrate on", fix="give at least one text")
         for name in group:
             put(name, sums[name].mean(shared.widths[name]), sums[name].count)
-            # One after the other, so that a copy of one matrix at most is in memory beside them.
+            # Each sum is freed at once, so that at most one copied matrix is in memory beside the sums.
             del sums[name]
 
 

@@ -1,4 +1,4 @@
-"""How much of an update arrives in the codes of a low-bit weight, measured, and predicted without a draw."""
+"""How much of an update arrives in the codes of a low-bit weight: measured, and predicted without rounding."""
 
 from dataclasses import dataclass, field
 from math import sqrt
@@ -9,13 +9,14 @@ import numpy as np
 from loralens.core.coded_weight import GridRows
 from loralens.linalg.exact import Singles
 from loralens.linalg.factor import Floats
+from loralens.merging.apply import MergedBlock
 from loralens.merging.fidelity import CodeFidelity, Fidelity, LossSums, dot
 from loralens.merging.low_bit.apply import CodesBlock, CodesMerge
 from loralens.merging.low_bit.clipping import clipped_share
 from loralens.merging.low_bit.stochastic import asked_moves
 from loralens.merging.plan import Slab
 
-# With so many entries a prediction is within 1 %; a sample of whole rows is as good as one of single entries.
+# With this many entries, a prediction is accurate to 1 %. Whole rows make as good a sample as single entries.
 SAMPLE = 1 << 19  # entries of a module from which the prediction is made
 
 
@@ -24,9 +25,9 @@ SAMPLE = 1 << 19  # entries of a module from which the prediction is made
 class DrawPrediction:
     """Sums over entries: what stochastic rounding on a grid is expected to do with an update.
 
-    A draw moves by whole steps, so an entry that asks for y steps has the variance f(1 − f) of a step, with f the
-    fractional part of y. In numbers of the weight this is d|δ| − δ² where |y| is below 1. What lies beyond the grid is
-    lost, and everything else arrives in the mean.
+    Codes move by whole steps, so the move of an entry that asks for y steps has the variance f(1 − f), in squared
+    steps, with f the fractional part of y. In the unit of the weight, with the step d, this is d|δ| − δ² where |y| is
+    below 1. What lies beyond the grid is lost, and everything else arrives on average.
 
     Attributes
     ----------
@@ -50,7 +51,7 @@ class DrawPrediction:
         moves = asked_moves(grid, D) if moves is None else moves
         clipped, size = clipped_share(grid, moves), np.abs(moves)
         wide, inside = D.astype(np.float64), clipped == 0
-        # The number that one step stands for; a code whose step is 0 asks for no move, and what it should get is lost.
+        # The size of one step. Where it is 0, the code cannot move, and what the entry should gain is lost.
         step = np.divide(wide, moves, out=np.zeros_like(wide), where=moves != 0)
         fraction = moves - np.floor(moves)
         lost = np.where(moves == 0, wide, wide * clipped)
@@ -96,6 +97,8 @@ class CodesSums:
     seen: int = 0
     changed: int = 0
     clipped: int = 0
+    lost_on_inputs: float = 0.0
+    update_on_inputs: float = 0.0
 
     def __post_init__(self) -> None:
         self.losses = LossSums(self.slab)
@@ -113,12 +116,16 @@ class CodesSums:
         # Every k-th row of the block, from its first one on.
         every = slice(None, None, max(1, size // SAMPLE))
         self.prediction.take(rows_of(block.grid, every), block.D[every], block.moves[every])
+        moments = self.merge.rounding.moments
+        if moments is not None:
+            self.lost_on_inputs += moments.energy(lost[every])
+            self.update_on_inputs += moments.energy(block.D[every])
 
     def fidelity(self) -> Fidelity:
         """The fidelity of all rows together."""
         sums, expected = self.losses, self.prediction
         still, drawn = 1 - self.changed / max(self.seen, 1), self.merge.mode == "stochastic"
-        # A sweep moves codes against each other, and rounding to the nearest moves almost none: neither is predicted.
+        # Only stochastic rounding is predicted: a sweep moves codes jointly, and rounding to the nearest moves few.
         directions, surviving = sums.directions(self.seen)
         return Fidelity(
             self.slab.module,
@@ -142,7 +149,35 @@ class CodesSums:
                 expected.share(expected.moving),
                 1 - expected.gain,
                 expected.noise,
+                sqrt(max(self.lost_on_inputs, 0.0) / self.update_on_inputs) if self.update_on_inputs > 0 else None,
             ),
+        )
+
+
+@final
+class QuantisedSums:
+    """Sums over the blocks of one slab whose merged floats were quantised once."""
+
+    def __init__(self, slab: Slab) -> None:
+        self._losses, self._module = LossSums(slab), slab.module
+        self._seen = 0
+
+    def take(self, block: MergedBlock, quantised: Singles) -> None:
+        """Add the next rows, and the numbers that they are quantised to."""
+        W = block.W.astype(np.float32)
+        # With DoRA this is g·(W + D) − W.
+        D = block.merged.astype(np.float32) - W
+        lost = quantised - W - D
+        self._seen += lost.size
+        self._losses.take(block.start, (dot(D, D), dot(lost, D), dot(lost, lost)), lost)
+
+    def fidelity(self) -> Fidelity:
+        """The fidelity of all rows together."""
+        sums = self._losses
+        measured = sums.gain, sums.error, sums.subspace_error
+        # Every number moves to a level, whether the adapter moves it or not.
+        return Fidelity(
+            self._module, *measured, 0.0, None, None, None, *sums.directions(self._seen), sums.norm, self._seen, 0
         )
 
 

@@ -1,7 +1,7 @@
 """A merge in floats that is quantised to NF4 once, as bitsandbytes stores it: codes, scales, levels and a description.
 
 W + ΔW is not rounded to another dtype before it is quantised. The numbers of a base in 16 bits lie off the grid, so an
-update moves some of them over a boundary, and in the mean all of it arrives.
+update moves some of them over a boundary, and on average all of it arrives.
 """
 
 import json
@@ -16,7 +16,7 @@ from loralens.core.lazy import Array
 from loralens.linalg.exact import Singles
 from loralens.linalg.nf4 import BLOCK, LEVELS, dequantise_nf4, quantise_nf4
 from loralens.merging.apply import MergedBlock, TensorMerge
-from loralens.merging.fidelity import Fidelity, LossSums, dot
+from loralens.merging.low_bit.measure import QuantisedSums
 from loralens.merging.plan import TensorPlan
 from loralens.merging.record import StoredCodes, TensorRecord, feed_hash
 
@@ -38,7 +38,7 @@ def part_shape(part: Part, plan: TensorPlan) -> tuple[np.dtype[Any], tuple[int, 
 
 def _state(plan: TensorPlan) -> Array:
     """The description of a weight, as bitsandbytes packs it."""
-    # The dtype in which the weight is computed with, and so the one that it had.
+    # bitsandbytes decodes the weight to this dtype for its products: the dtype that the base has.
     state = {"quant_type": "nf4", "blocksize": BLOCK, "dtype": str(plan.dtype), "shape": list(plan.shape)}
     return np.frombuffer(json.dumps(state).encode("utf-8"), np.uint8)
 
@@ -50,7 +50,7 @@ class Nf4Recorder:
     Parameters
     ----------
     merge : TensorMerge
-        In float32.
+        A merge in float32.
     part : str
     hashes, fidelity : bool
         What to record.
@@ -59,11 +59,11 @@ class Nf4Recorder:
     def __init__(self, merge: TensorMerge, part: Part, *, hashes: bool, fidelity: bool) -> None:
         self._merge, self._part = merge, part
         codes = part == ""
-        # What arrives is measured by whole rows.
+        # The fidelity is measured on whole rows, so each row must consist of whole blocks.
         self._fidelity = fidelity and codes and merge.plan.matrix[1] % BLOCK == 0
         self._before = sha256() if hashes and codes and merge.plan.base is not None else None
         self._after = sha256() if hashes else None
-        self._sums: dict[int, _Sums] = {}
+        self._sums: dict[int, QuantisedSums] = {}
 
     def blocks(self) -> Iterator[Array]:
         """Yield the part in order. When all has been taken, `record` is complete."""
@@ -98,7 +98,7 @@ class Nf4Recorder:
     def _measure(self, block: MergedBlock, quantised: Singles) -> None:
         slab = block.slab
         assert slab is not None
-        self._sums.setdefault(slab.start, _Sums(LossSums(slab), slab.module)).take(block, quantised)
+        self._sums.setdefault(slab.start, QuantisedSums(slab)).take(block, quantised)
 
     def record(self) -> TensorRecord:
         """The record of all blocks; that of a part beside the codes has only a hash."""
@@ -115,30 +115,6 @@ class Nf4Recorder:
             "nothing",
             {},
             StoredCodes(plan.key + self._part, "bitsandbytes NF4", dtype, shape),
-        )
-
-
-class _Sums:
-    """Sums over the blocks of a slab."""
-
-    def __init__(self, losses: LossSums, module: str) -> None:
-        self._losses, self._module = losses, module
-        self._seen = 0
-
-    def take(self, block: MergedBlock, quantised: Singles) -> None:
-        W = block.W.astype(np.float32)
-        # With DoRA this is g·(W + D) − W.
-        D = block.merged.astype(np.float32) - W
-        lost = quantised - W - D
-        self._seen += lost.size
-        self._losses.take(block.start, (dot(D, D), dot(lost, D), dot(lost, lost)), lost)
-
-    def fidelity(self) -> Fidelity:
-        sums = self._losses
-        measured = sums.gain, sums.error, sums.subspace_error
-        # Every number moves to a level, whether the adapter moves it or not.
-        return Fidelity(
-            self._module, *measured, 0.0, None, None, None, *sums.directions(self._seen), sums.norm, self._seen, 0
         )
 
 

@@ -35,7 +35,7 @@ class CodesRecorder:
     keep : callable
         Stores parts of the patch while it is made (see `PatchWriter`).
     ordered : bool
-        Whether rows are given in their own order, and whoever writes them brings them into that of the file.
+        Whether rows are yielded in the order of the weight. The writer then brings them into the order of the file.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class CodesRecorder:
 
 
 def codes_as_bytes(codes: Codes, lowest: int) -> Bytes:
-    """Codes counted from the lowest one on, of which no grid has more than 256."""
+    """Codes as uint8, counted from the lowest one; no grid has more than 256 codes."""
     return (codes - np.int16(lowest)).astype(np.uint8)
 
 
@@ -116,7 +116,7 @@ def encode_rows(weight: CodedWeight, blocks: Iterator[tuple[int, Codes]]) -> Ite
         for start, codes in blocks:
             yield encode(start, codes)
     else:
-        yield from _in_file_order(weight.row_order, ((start, encode(start, codes)) for start, codes in blocks))
+        yield from in_file_order(weight.row_order, ((start, encode(start, codes)) for start, codes in blocks))
 
 
 def hashed_rows(
@@ -124,7 +124,7 @@ def hashed_rows(
 ) -> Iterator[Bytes]:
     """Yield the bytes of rows, and feed them to a hash in the order of the file; ``digest`` may be None.
 
-    With ``ordered`` the rows come in their own order, else in that of the file.
+    With ``ordered`` the rows come in the order of the weight, else in that of the file.
     """
     if not ordered or not weight.by_rows:
         for rows in encode_rows(weight, blocks):
@@ -141,11 +141,11 @@ def hashed_rows(
             parts.append((start, rows))
         yield rows
     if weight.row_order is not None and digest is not None:
-        for tensor in _in_file_order(weight.row_order, iter(parts)):
+        for tensor in in_file_order(weight.row_order, iter(parts)):
             feed_hash(digest, tensor)
 
 
-def _in_file_order(order: NDArray[np.intp], blocks: Iterator[tuple[int, Bytes]]) -> Iterator[Bytes]:
+def in_file_order(order: NDArray[np.intp], blocks: Iterator[tuple[int, Bytes]]) -> Iterator[Bytes]:
     """The bytes of all rows in the order of the file. An expert is a part of a stored tensor and begins within it."""
     tensor, first = None, int(order.min()) if len(order) else 0
     for start, rows in blocks:
@@ -157,12 +157,12 @@ def _in_file_order(order: NDArray[np.intp], blocks: Iterator[tuple[int, Bytes]])
 
 
 def proven_hash(weight: CodedWeight, stored: LazyArray) -> str:
-    """The SHA-256 of the stored tensor, proven to be that of its codes written back.
+    """The SHA-256 of the stored tensor, after a check that encoding its codes again gives the same bytes.
 
     Raises
     ------
     FormatError
-        The codes are written back to other bytes, so that no undo could restore the tensor.
+        Encoding the codes again gives other bytes, so no undo file could restore the tensor.
     """
     assert weight.grid is not None
     grid = weight.grid
@@ -170,7 +170,7 @@ def proven_hash(weight: CodedWeight, stored: LazyArray) -> str:
     again = hash_rows(encode_rows(weight, ((start, grid(start, stop).codes) for start, stop in ranges)))
     if again != hash_rows(MatrixRows(stored, as_matrix(stored.shape)).blocks()):
         raise FormatError(
-            f"{weight.stored}: its {weight.layout} codes are written back to other bytes, so no undo restores it",
+            f"{weight.stored}: encoding its {weight.layout} codes again gives other bytes, so no undo file restores it",
             fix="leave the undo file out with --undo none, or write the merged model in floats: --dtype bf16",
         )
     return again

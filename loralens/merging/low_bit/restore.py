@@ -1,4 +1,4 @@
-"""Unmerging with a patch of codes: the stored tensor of the base, bit for bit, which its SHA-256 proves."""
+"""Unmerging with a patch of codes, which restores the stored tensor of the base; its SHA-256 proves it."""
 
 from collections.abc import Iterator
 from hashlib import sha256
@@ -29,7 +29,7 @@ def restore_codes(
     stored : LazyArray
         The stored tensor of the merged model.
     ordered : bool
-        Whether rows are given in their own order, and whoever writes them brings them into that of the file.
+        Whether rows are yielded in the order of the weight. The writer then brings them into the order of the file.
 
     Raises
     ------
@@ -40,7 +40,7 @@ def restore_codes(
         The patch is damaged.
     """
     check_merged(undo, stored)
-    # The hash does not cover the scales, nor what the configuration says of the layout.
+    # The hash covers neither the scales nor what the configuration says about the layout.
     if weight is None or weight.grid is None or weight.encode is None or weight.shape != undo.matrix:
         raise MismatchError("is not stored as codes that a merge could have moved", fix=ANOTHER)
     digest = sha256()
@@ -55,7 +55,7 @@ def _restored(undo: TensorUndo, weight: CodedWeight) -> Iterator[tuple[int, Code
         grid = weight.grid(start, stop)
         restored = reader.block(codes_as_bytes(grid.codes, grid.lowest)).reshape(grid.codes.shape)
         codes = restored.astype(np.int16) + np.int16(grid.lowest)
-        # Encoders pack codes without looking at them.
+        # Encoders do not check the range of the codes that they pack.
         if codes.max(initial=grid.lowest) > grid.highest:
             raise FormatError(
                 "a patch gives codes that the grid does not have", fix="use another copy of the undo file"

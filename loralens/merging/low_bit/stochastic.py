@@ -79,7 +79,13 @@ def draw_codes(grid: GridRows, moves: Floats, draws: Draws, offset: int) -> Draw
     steps = drawn_steps(moves, draws, offset, limit=grid.highest - grid.lowest + 1)
     codes = grid.codes + steps
     clipped = (codes < grid.lowest) | (codes > grid.highest)
-    return DrawnCodes(np.clip(codes, grid.lowest, grid.highest, out=codes), clipped)
+    np.clip(codes, grid.lowest, grid.highest, out=codes)
+    levels = grid.levels
+    # Where the number stays, so does the code: +0 and −0 of FP4 are two codes of one number.
+    if levels is not None and (levels[1:] == levels[:-1]).any():
+        stays = levels[codes - grid.lowest] == levels[grid.codes - grid.lowest]
+        codes = np.where(stays, grid.codes, codes)
+    return DrawnCodes(codes, clipped)
 
 
 def drawn_steps(moves: Floats, draws: Draws, offset: int, *, limit: int) -> Codes:

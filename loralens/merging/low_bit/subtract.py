@@ -37,7 +37,7 @@ def subtract_codes(merge: CodesMerge, doubt: Doubt) -> Iterator[tuple[int, Codes
     """
     if merge.slab_factors or merge.mode != "stochastic":
         raise MismatchError(
-            "the codes before this merge cannot be drawn again", fix="unmerge with --undo, or take the base"
+            "the codes before this merge cannot be computed again", fix="unmerge with --undo, or take the base"
         )
     assert merge.weight.grid is not None
     draws = Draws.named(merge.rounding.seed, merge.rounding.key)

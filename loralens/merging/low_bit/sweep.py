@@ -68,6 +68,15 @@ class SweepMoments:
         product = self.integers[start:stop, columns].astype(np.float64) @ integers
         return np.asarray(np.ldexp(product, self.exponent[start:stop] + exponents))
 
+    def energy(self, X: Singles) -> float:
+        """Σ x H xᵀ over the rows x of X (m, columns)."""
+        columns = np.ascontiguousarray(X.T, dtype=np.float64)
+        total = 0.0
+        for start in range(0, len(columns), PANEL):
+            stop = min(start + PANEL, len(columns))
+            total += float(np.vdot(columns[start:stop], self.times(columns, start, stop, slice(None))))
+        return total
+
     def block(self, start: int, stop: int) -> Floats:
         """A square block of H on its diagonal."""
         return np.asarray(np.ldexp(self.integers[start:stop, start:stop].astype(np.float64), self.exponent[start:stop]))

@@ -12,7 +12,7 @@ from loralens.merging.fidelity import dot
 from loralens.merging.low_bit.apply import CodesBlock, CodesMerge, added_numbers
 from loralens.merging.verify import ERRORS, HIGH, LOW, TRACE, Outcome, Verdict
 
-# Gains in addition to the standard error by which a merge of another seed may differ: the clipped part is an estimate.
+# By how much the gains of merges with two seeds may differ beyond the standard error: the clipped part is an estimate.
 NEAR = 0.02
 
 
@@ -60,7 +60,7 @@ class _CodesComparison:
             self.different += int(np.count_nonzero(grid.codes != block.drawn.codes))
             moved: Floats = added_numbers(block.grid, grid.codes).astype(np.float64)
         else:
-            # Fresh scales: other numbers, which are compared as numbers.
+            # Codes with other scales stand for other numbers, so the decoded numbers are compared.
             self.different += grid.codes.size
             before = block.grid.values(block.grid.codes).astype(np.float64)
             moved = grid.values(grid.codes).astype(np.float64) - before

@@ -67,7 +67,7 @@ def merge_weight(W: Array, plan: TensorPlan, task: Task) -> tuple[Array, MergedW
         Its result must have the shape and dtype of W.
     task : Task
     """
-    # The plan was made for the model as it was; W is the weight as it is now, restored to the base.
+    # `plan.base` reads the memory of the model, which may hold merged numbers by now. W has those of the base.
     merge = prepare_merge(replace(plan, base=LazyArray.of(W)), dtype=W.dtype)
     replaced = plan.replacement is not None
     result, writer, buffer = np.empty(plan.matrix, W.dtype), PatchWriter(W.dtype.itemsize), Buffer()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # importing torch takes 1.4 s, so functions that use it impor
     from torch import Tensor, nn
 
 # torch's .numpy() knows neither bfloat16 nor float8.
-_BITS = {1: "int8", 2: "int16"}  # integer dtypes of torch and NumPy, by the bytes of floats that NumPy lacks
+_BITS = {1: "int8", 2: "int16"}  # bytes of a float dtype → integer dtype of torch and NumPy that carries its bits
 
 
 @final
@@ -108,7 +108,7 @@ def _numpy(tensor: "Tensor", dtype: np.dtype[Any]) -> Array:
     """A tensor as an array, which shares its memory on the CPU."""
     import torch
 
-    # float16 goes the same way as bfloat16, since two bytes are two bytes.
+    # float16 could be passed as it is, but it takes the path of bfloat16: both have two bytes.
     bits = _BITS.get(dtype.itemsize)
     array: Array = (tensor.view(getattr(torch, bits)) if bits else tensor).cpu().numpy()
     return array.view(dtype)

@@ -101,8 +101,8 @@ class Switchboard:
     keep_tied : bool
         Let a head that shares the numbers of the embedding change with it, even if the unmerged adapter does not.
     threads : int
-        Number of weights that are processed in parallel. More than one helps only if BLAS itself uses one. The bits are
-        the same.
+        Number of weights that are processed in parallel. More than one helps only if BLAS itself uses one. The
+        result does not depend on it.
 
     Attributes
     ----------
@@ -267,7 +267,7 @@ class Switchboard:
             notes = (*merge_plan.notes, *self._check_in_place(tensors, merge_plan.tensors))
         self._plans[((name, 1.0),)] = tensors
         self.notes = tuple(dict.fromkeys([*self.notes, *(f"{name}: {note}" for note in notes)]))
-        # Only weights that some adapter changes can drift. An adapter may bring a weight only while no other is merged.
+        # Only weights that some adapter changes are written by this class, so only these are checked.
         self._hashes |= {
             key: hash_rows([self._base_of(key)]) for key in self._slots if key in tensors and key not in self._hashes
         }
@@ -277,9 +277,9 @@ class Switchboard:
         return plan_merge(pairs, self._base, config=UNTIED, conv1d=self._conv1d)
 
     def _without_duplicates(self, tensors: Mapping[str, TensorPlan]) -> dict[str, TensorPlan]:
-        """The plans without those that change shared numbers in the same way as another plan; an embedding's stays."""
+        """Leave out plans that change the same memory in the same way as another; the plan of an embedding stays."""
         distinct: dict[str, TensorPlan] = {}
-        # Embeddings first, so that of two names for one memory that of the embedding stays.
+        # Embeddings come first, so that of two names for the same memory, the name of the embedding is kept.
         for key in sorted(tensors, key=lambda key: not _is_of_embedding(tensors[key])):
             # A new tensor has no memory yet, so nothing shares it.
             address = self._slots[key].address if key in self._slots else None
@@ -318,7 +318,7 @@ class Switchboard:
         sharing = [other for other, slot in self._slots.items() if other != key and slot.address == address]
         if not sharing or not tensor.base or not tensor.base.size:
             return []
-        # An unmerged adapter changes one of the weights alone, so both may change only if that is meant.
+        # An unmerged adapter changes one of the weights alone, so both may change only if that is intended.
         both = tensor.tokens is not None or all(other in meant for other in sharing)
         if not _is_of_embedding(tensor) or not (both or self._keep_tied):
             raise MismatchError(

@@ -1,1 +1,1 @@
-"""Unmerging: the patch that an undo file holds, its layout, and the base back from it bit for bit."""
+"""Unmerging: the patch in an undo file, the layout of that file, and restoring the base bit for bit."""

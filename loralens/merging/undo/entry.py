@@ -23,10 +23,10 @@ def check_outline(entry: Mapping[str, Any]) -> None:
     Raises
     ------
     ValueError, KeyError, TypeError
-        The entry is wrong. The message is what the FormatError of the caller quotes.
+        The entry is wrong. The caller raises a FormatError that quotes the message.
     """
     name, shape = entry["dtype"], entry["shape"]
-    # NumPy would parse other strings, such as lists of fields.
+    # `np.dtype` would parse "f4,i4" as a list of fields, so only identifiers are passed to it.
     dtype = np.dtype(name) if isinstance(name, str) and name.isidentifier() else None
     # Only the dtype's own name is accepted: aliases such as `longdouble` mean different dtypes on different machines.
     if dtype is None or str(dtype) != name or dtype.hasobject or dtype.names or dtype.itemsize not in (1, 2, 4, 8):
@@ -42,11 +42,11 @@ def check_entry(entry: Mapping[str, Any]) -> None:
     if not isinstance(matrix, list) or len(matrix) != 2 or not all(map(_is_count, matrix)) or prod(matrix) > MOST:
         raise ValueError(f"matrix {ascii(matrix)[:40]}")
     size = prod(matrix)
-    # The stored tensor of codes has a shape of its own, and the matrix is that of the weight that they stand for.
+    # With codes, ``shape`` is that of the stored tensor and ``matrix`` that of the decoded weight: sizes may differ.
     if not coded and size != prod(entry["shape"]):
         raise ValueError(f"matrix {ascii(matrix)[:40]}")
     if coded and (not isinstance(entry["weight"], str) or entry["slabs"] != []):
-        raise TypeError("its weight is not named")
+        raise TypeError("its weight is not named, or it has slabs")
     if entry["coding"] not in CODINGS or entry["against"] not in AGAINST:
         raise ValueError(f"coding {ascii(entry['coding'])[:20]} against {ascii(entry['against'])[:20]}")
     if not _is_count(entry["different"]) or entry["different"] > size:
@@ -75,7 +75,7 @@ def _check_slab(slab: Mapping[str, Any]) -> None:
 
 
 def check_arrays(undo: TensorUndo) -> None:
-    """Refuse streams and factors (of DoRA too) that contradict the dtype or the shapes of the entry."""
+    """Refuse streams that are not 1-D uint8 arrays, and factors whose shapes contradict those of the entry."""
     for stream in undo.patch.streams:
         if stream.dtype != np.uint8 or stream.ndim != 1:
             raise ValueError(f"a stream of {stream.dtype} {stream.shape}")

@@ -1,12 +1,15 @@
 """The content of an undo file: the records of a merge as named arrays and a JSON object.
 
-Arrays for each stored tensor KEY that the merge changed and the base has:
+Arrays for each stored tensor KEY of the base that the merge changed:
 
     KEY#patch.I         the deflated streams of its patch, U8
     KEY#gain.START      DoRA's factors of the slab that begins at row START, F32
     KEY#B.START.I       the factors of the I-th update of that slab, as they were in the adapter
     KEY#A.START.I
-    KEY#whole           a tensor that the merged model does not have, unchanged: scales of float8 weights, codes
+
+An array for each stored tensor KEY of the base that the merged model does not have, such as codes and scales:
+
+    KEY#whole           the tensor itself
 
 Fields of the JSON object:
 
@@ -19,9 +22,10 @@ Fields of the JSON object:
     digest              SHA-256 of headers and texts (older files have none)
     tensors             KEY → dtype, shape, matrix, base and merged (SHA-256), coding, different, against, slabs
 
-Of a low-bit weight whose codes were moved, KEY is that of the stored tensor of the codes, which dtype and shape
-describe. Its patch is of the codes, a byte each and counted from the lowest code; ``against`` is ``codes``, matrix is
-the shape of the decoded weight, and the field ``weight`` its key.
+For a low-bit weight whose codes were moved, KEY is the key of the stored tensor with the codes, and dtype and shape
+describe this tensor. The patch is computed from the codes, each as one byte: the difference between the code and the
+lowest code of its grid. ``against`` is ``codes``, matrix is the shape of the decoded weight, and the field ``weight``
+is the key of the decoded weight.
 
 A slab has module, start, stop, transposed, factors (strength and scale of each update), and gain (the axis of DoRA's
 factors, or null).
@@ -68,7 +72,7 @@ def pack_record(record: TensorRecord) -> tuple[dict[str, LazyArray], dict[str, A
     assert patch is not None
     arrays = {f"{plan.key}#patch.{i}": stream for i, stream in enumerate(patch.streams)}
     factors = record.against == "subtracted"
-    # Factors are only needed where unmerging subtracts D; otherwise the patch alone gives the base.
+    # Factors are only needed if unmerging subtracts the update. Otherwise the merged tensor and the patch are enough.
     for slab in plan.slabs if factors else ():
         if slab.start in record.slab_factors:
             arrays[f"{plan.key}#gain.{slab.start}"] = LazyArray.of(record.slab_factors[slab.start].values)
@@ -153,7 +157,7 @@ class MergeUndo:
     texts: Mapping[str, str]
 
     def tensor(self, key: str) -> TensorUndo:
-        """The undo of one tensor; its patch stays in the file.
+        """What restores one tensor. Its patch is not read from the file yet.
 
         Raises
         ------
@@ -175,7 +179,7 @@ class MergeUndo:
 
 @contextmanager
 def _entry_errors(key: str) -> Iterator[None]:
-    """Turn exceptions while the entry of a tensor is read into a FormatError that names the tensor."""
+    """Replace an exception by a FormatError that names the tensor whose entry was being read."""
     with place(key):
         try:
             yield

@@ -8,8 +8,8 @@ There are two codings of a tensor. Both are written and read block by block in t
     xor     The bits of R XOR those of W. Each byte of the numbers has a stream of its own, which is deflated. This
             coding is for tensors that need nearly a full copy. It is at most 0.1 % larger than a copy.
 
-If one entry of 20, 5 or 2 differs by one unit, a patch takes 0.36, 1.10 or 1.92 bits per weight, and a xor takes 0.66,
-1.64 or 2.61 (bf16). So the size of the differences decides which coding is better, not their number.
+If one entry in 20, in 5 or in 2 differs by one unit, ``patch`` takes 0.36, 1.10 or 1.92 bits per weight, and ``xor``
+0.66, 1.64 or 2.61 (bf16). So the size of the differences decides which coding is better, not their number.
 
 Gaps and differences are almost random bytes, in which deflate finds no matches except runs. Restricted to runs (Z_RLE)
 it is ten times as fast, and the result is 1 to 15 % smaller.
@@ -32,8 +32,8 @@ Coding = Literal["patch", "xor"]
 Bytes = NDArray[np.uint8]
 Keep = Callable[[bytes], LazyArray]
 
-# An entry beyond int8 costs its whole number besides gap and escape; from about this share on a xor is smaller.
-MANY = 1 / 12  # share of entries with a difference beyond int8 from which a xor is smaller
+# A difference beyond int8 costs its whole number in addition to the gap and the escape code.
+MANY = 1 / 12  # if a larger share of the entries has such a difference, ``xor`` is smaller
 # The only int8 number whose negative is not an int8 number; without it the range of differences is symmetric.
 ESCAPE = -128
 # Large enough that the overhead of each write does not matter.
@@ -76,8 +76,8 @@ class PatchWriter:
     itemsize : int
         Bytes of one weight: 1, 2, 4 or 8.
     keep : callable
-        Stores bytes, 1 MiB or more at a time, and returns the array that reads them back. A patch can be as large as
-        its tensor, so it may have to go to a file.
+        Stores bytes, about 1 MiB at a time, and returns the array that reads them back. A patch can be as large as its
+        tensor, so it may have to go to a file.
     """
 
     itemsize: int
@@ -90,7 +90,7 @@ class PatchWriter:
     def block(self, W: Array, R: Array) -> None:
         """Add the next rows of W and R."""
         w, r = bits(W), bits(R)
-        # Bit patterns are compared: −0 equals 0, and NaN differs from itself, as numbers.
+        # Bit patterns are compared, because as numbers −0 equals 0, and NaN differs from itself.
         places = np.flatnonzero(w != r)
         units = _to_ordinals(w[places]) - _to_ordinals(r[places])  # modulo 2**bits
         signed = units.view(f"i{self.itemsize}")
@@ -130,7 +130,7 @@ class PatchReader:
 
     def __init__(self, blob: Blob, itemsize: int) -> None:
         self._coding, self._different, self._done = blob.coding, blob.different, 0
-        # No streams: a tensor without rows, of which nothing was written.
+        # A tensor without rows has no streams, since nothing was written.
         if len(blob.streams) not in (0, 3 if blob.coding == "patch" else itemsize):
             raise FormatError(f"a {blob.coding} has {len(blob.streams)} streams", fix=_DAMAGED)
         streams = [_Inflate(stream) for stream in blob.streams]
@@ -218,7 +218,7 @@ class _Inflate:
     def take(self, count: int) -> Bytes:
         """Exactly the next ``count`` bytes; raise FormatError if the stream ends before."""
         parts, missing = [], count
-        # Inflating gives as much as the part of the stream in memory holds, which may be less than asked for.
+        # One call inflates only what the part of the stream in memory holds, which may be less than `count` bytes.
         while missing:
             part = self.some(missing)
             if not part.size:
@@ -278,7 +278,7 @@ class _Entries:
         """Whether all entries were returned and the streams end properly."""
         # A stream that was cut off within a gap would otherwise look complete.
         if self._last == 255:
-            raise FormatError("the places of a patch end in the middle of one", fix=_DAMAGED)
+            raise FormatError("the last gap of a patch is cut off", fix=_DAMAGED)
         return not self._places.size and all(stream.ended for stream in (self._gaps, self._near, self._far))
 
 

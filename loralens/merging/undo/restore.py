@@ -1,4 +1,4 @@
-"""Unmerging with a patch: a merged tensor becomes the tensor of the base, bit for bit, which hashes prove."""
+"""Unmerging with a patch: a merged tensor becomes the tensor of the base, bit for bit, and hashes prove it."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ class TensorUndo:
     base_hash, merged_hash : str
         SHA-256 of the bytes.
     weight : str
-        The key of the decoded weight, if the patch is of its codes; else empty.
+        If the patch restores the codes of a low-bit weight, the key of the decoded weight; else empty.
     """
 
     key: str
@@ -69,19 +69,19 @@ def restore_tensor(undo: TensorUndo, merged: LazyArray, *, device: Device | None
     Raises
     ------
     MismatchError
-        The tensor is not the one that was merged; this is checked before the first row. Or the result is not the base;
-        this is checked after the last row.
+        The tensor is not the one that the merge wrote, which is checked before the first row; or the result is not the
+        base, which is checked after the last row.
     FormatError
         The patch is damaged.
     """
-    # Before the first row is given: a patch applied to other numbers gives a model that is silently wrong.
+    # Checked before the first row is yielded: a patch applied to other numbers gives a model that is silently wrong.
     check_merged(undo, merged)
     reader, digest = PatchReader(undo.patch, undo.dtype.itemsize), sha256()
     for rows in _patch_start(undo, merged, device):
         W = reader.block(rows)
         feed_hash(digest, W)
         yield W
-    # Entries of the patch that are left over belong to another tensor.
+    # If entries of the patch are left over, the patch is damaged or belongs to another tensor: this is an error.
     reader.finish()
     check_restored(undo, digest.hexdigest())
 
@@ -94,7 +94,7 @@ def check_restored(undo: TensorUndo, digest: str) -> None:
     MismatchError
         It differs.
     """
-    # The last proof: every bit of the base is hashed.
+    # The hash covers every bit of the base, so this comparison proves that the result is exact.
     if digest != undo.base_hash:
         raise MismatchError(
             "the restored tensor is not the base that was merged",
@@ -110,20 +110,20 @@ def check_merged(undo: TensorUndo, merged: LazyArray) -> None:
     MismatchError
         It has other bytes.
     """
-    # A resized tensor has a matrix of its own.
-    # The matrix of a low-bit weight is that of its decoded numbers.
+    # ``undo.matrix`` is the matrix of the base, or of the decoded numbers of a low-bit weight. It fits neither a tensor
+    # that the merge resized, nor the stored codes.
     matrix = undo.matrix if merged.shape == undo.shape and not undo.weight else as_matrix(merged.shape)
     if hash_rows(MatrixRows(merged, matrix).blocks()) != undo.merged_hash:
         raise MismatchError(
             "is not as it was merged: it was changed since, or belongs to another merge",
-            fix="give the model that this undo file was written for; adapters merged later are unmerged first",
+            fix="give the model that this undo file was written for; if adapters were merged later, unmerge them first",
         )
 
 
 def _patch_start(undo: TensorUndo, merged: LazyArray, device: Device | None) -> Iterator[Array]:
     """The rows to which the patch is relative, in the dtype of the base."""
     if undo.against == "nothing":
-        # Zeros without an array of their size.
+        # Zeros block by block, so that no array of the size of the tensor is made.
         return (np.zeros((stop - start, undo.matrix[1]), undo.dtype) for start, stop in row_ranges(*undo.matrix))
     # If the patch refers to the merged numbers themselves, there is nothing to subtract.
     slabs = undo.slabs if undo.against == "subtracted" else ()
@@ -135,7 +135,7 @@ def _patch_start(undo: TensorUndo, merged: LazyArray, device: Device | None) -> 
 def subtract_updates(
     plan: TensorPlan, slab_factors: Mapping[int, DoraFactors], dtype: np.dtype[Any], *, device: Device | None = None
 ) -> Iterator[Array]:
-    """Yield R in order of the rows: a merged tensor minus its update, rounded to ``dtype``.
+    """Yield the rows of R in order, where R is a merged tensor minus its update, rounded to ``dtype``.
 
     Parameters
     ----------

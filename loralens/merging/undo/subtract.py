@@ -41,10 +41,10 @@ def subtract_block(block: MergedBlock, doubt: Doubt) -> Array:
     with np.errstate(over="ignore", invalid="ignore"):
         # Which of R and its two neighbours a merge would round to the given number.
         hits = (merge_entries(R, D, merged.dtype) == merged).astype(np.int8)
-        # Neighbours towards infinity; float8 has none, so they end at its largest number.
+        # The next numbers towards ±infinity, or towards the largest number for float8, whose types may lack infinity.
         limit = np.asarray(np.inf if R.dtype.itemsize > 1 else largest_number(R.dtype), dtype=R.dtype)
         for other in (np.nextafter(R, limit), np.nextafter(R, -limit)):
-            # The limit has no neighbour behind it, and `nextafter` returns the limit itself then.
+            # The limit has no further neighbour: there, `nextafter` returns the limit itself.
             hits += (other != R) & (merge_entries(other, D, merged.dtype) == merged)
     doubt.entries += R.size
     doubt.several += int(np.count_nonzero(hits > 1))

@@ -137,7 +137,7 @@ def run_batch(verb: str, adapters: Sequence[AdapterSource], name_target: NameTar
     options : mapping of str to value
         The keywords of the verb, with ``output`` and ``jobs``.
     """
-    # What is wrong with every adapter is said once, before any work.
+    # An error that concerns every adapter is raised once, before any work.
     WORK[verb].check(options)
     if options.get("base") is not None:
         resolve_path(Path(options["base"]))
@@ -180,7 +180,7 @@ def _perform(tasks: Sequence[BatchTask], jobs: int, record: BatchRecord | None) 
     """Perform the tasks, and write the record after each; returns the rows by the names of the adapters."""
     rows: dict[str, BatchRow] = {}
     if record:
-        # What an earlier run has done stays recorded until it is replaced.
+        # The entries of an earlier run stay in the record until they are replaced.
         for task in tasks:
             begun = BatchEntry(task.verb, real_source(task.source), BEGUN, __version__)
             record.entries.setdefault(_entry_of(task, record), begun)
@@ -201,7 +201,7 @@ def _perform(tasks: Sequence[BatchTask], jobs: int, record: BatchRecord | None) 
                     step(1)
     except KeyboardInterrupt:
         if record:
-            note(f"{len(rows)} of {count(len(tasks), 'adapter')} were looked at; the same command goes on from there")
+            note(f"{len(rows)} of {count(len(tasks), 'adapter')} were processed; the same command continues from there")
         raise
     return rows
 
@@ -240,7 +240,7 @@ def _entry_name(target: Path, folder: Path) -> str:
 
 
 def _count_jobs(jobs: object, items: Sequence[BatchItem]) -> int:
-    """How many adapters are worked on at once."""
+    """The number of adapters that are processed at a time."""
     if jobs is None:
         # Small adapters are finished before worker processes would have started.
         worth = len(items) > 1 and sum(map(_source_bytes, items)) >= WORTH_PROCESSES

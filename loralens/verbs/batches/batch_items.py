@@ -47,22 +47,22 @@ class BatchItem:
 
 
 def is_several(source: Source) -> bool:
-    """Whether a verb was given several adapters: a list, or a folder that is no adapter itself and has some in it."""
+    """Whether a verb was given several adapters: a list, or a folder that is not an adapter itself but holds some."""
     if isinstance(source, list | tuple):
         return True
-    # A Sequence of another kind would be refused as no adapter.
+    # A sequence of another type is refused later, because it is not an adapter.
     return not isinstance(source, Adapter) and isinstance(source, str | os.PathLike) and _is_collection(Path(source))
 
 
 def _is_collection(path: Path) -> bool:
-    """Whether a path is a folder that is no adapter itself, and there are tensor files under it."""
+    """Whether a path is a folder that is not an adapter itself, and there are tensor files under it."""
     try:
         if not path.is_dir():
             return False
         # A damaged file does not make the folder of one adapter a collection.
         file_in_folder(path)
     except (LoraLensError, OSError):
-        # An empty folder is no collection: the verb says what it lacks, as it does for every path.
+        # An empty folder is not a collection. The verb itself reports what is missing, as for every path.
         return path.is_dir() and bool(candidates(path))
     return False
 
@@ -73,7 +73,7 @@ def find_adapters(
     """The adapters that were named and those under the folders that were named, each with its name.
 
     Files that hold tensors and no LoRA pairs are left out; those that cannot be read are not. What lies under
-    ``output`` is no input, so that the output folder may lie within a folder of adapters.
+    ``output`` is not an input, so the output folder may be inside a folder of adapters.
 
     Raises
     ------
@@ -85,7 +85,7 @@ def find_adapters(
         if isinstance(source, Adapter):
             items.append(BatchItem(f"adapter-{number}", source, format=source.format))
         elif not isinstance(source, str | os.PathLike):
-            raise OptionError(f"{source!r} is no adapter", fix="give a path, or what loralens.load returns")
+            raise OptionError(f"{source!r} is not an adapter", fix="give a path, or what loralens.load returns")
         elif _is_collection(Path(source)):
             items += _in_folder(Path(source), output, allow_pickle=allow_pickle, once=once)
         else:
@@ -94,7 +94,7 @@ def find_adapters(
             name = path.name if path.name not in ("", "..") else Path(os.path.realpath(path)).name
             items.append(BatchItem(name, source, path.is_file(), examined.adapter.format if examined.adapter else ""))
     if not items:
-        raise OptionError("there is no adapter", fix="give adapters, or a folder that has some in it")
+        raise OptionError("there is not an adapter", fix="give adapters, or a folder that has some in it")
     _check_names(items)
     return items
 
@@ -104,7 +104,7 @@ def _in_folder(root: Path, output: Path | None, *, allow_pickle: bool, once: boo
     real, outside = Path(os.path.realpath(root)), Path(os.path.realpath(output)) if output else None
     if outside == real:
         raise OptionError(f"{output} is the folder of the adapters itself", fix="choose another output folder")
-    # What an earlier run has written below the folder.
+    # The outputs of an earlier run may lie below the folder; they are not inputs.
     outputs = outside if outside and real in outside.parents else None
     paths = [path for path in candidates(root) if outputs is None or not _lies_in(path, outputs)]
     note_repeated_links(root, paths)
@@ -135,13 +135,13 @@ def _lies_in(path: Path, folder: Path) -> bool:
 
 
 def _check_names(items: Sequence[BatchItem]) -> None:
-    """Refuse two adapters of one name: the output of one would take the place of the other's."""
+    """Refuse two adapters with the same name, because the output of one would replace that of the other."""
     first: dict[str, BatchItem] = {}
     for item in items:
         other = first.setdefault(item.name, item)
         if other is not item:
             raise OptionError(
-                f"{other.path} and {item.path} have one name, {item.name}",
+                f"{other.path} and {item.path} have the same name, {item.name}",
                 fix="rename one of them, or give the folder that holds both",
             )
 
@@ -152,7 +152,7 @@ def place_targets(items: Sequence[BatchItem], output: Path, name_target: NameTar
     Raises
     ------
     OptionError
-        Two adapters would have one target, the output folder is no folder, or it overlaps with an adapter.
+        Two adapters would have one target, the output folder is not a folder, or it overlaps with an adapter.
     """
     if output.suffix in SUFFIXES:
         raise OptionError(f"{output}: is the name of one file, and there are several adapters", fix="name a folder")
@@ -173,7 +173,7 @@ def place_targets(items: Sequence[BatchItem], output: Path, name_target: NameTar
 
 def _check_apart(items: Sequence[BatchItem], output: Path, targets: Sequence[Path]) -> None:
     """Refuse targets that are, hold or lie in one of the adapters; each verb checks the one that it writes again."""
-    # By sets of paths and not by pairs of adapters, of which two hundred would have forty thousand.
+    # Compared by sets of paths and not pair by pair: two hundred adapters have forty thousand pairs.
     sources = {os.path.realpath(item.source): item for item in items if not isinstance(item.source, Adapter)}
     real_output = Path(os.path.realpath(output))
     for folder in (real_output, *real_output.parents):

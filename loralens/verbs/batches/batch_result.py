@@ -13,7 +13,7 @@ from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 from loralens.tables.text import display_width, shorten
 
-# ``done`` is an adapter of which nothing was to be written: in a dry run, or without an output folder.
+# ``done`` is the status if nothing was to be written: in a dry run, or without an output folder.
 Status = Literal["written", "unchanged", "no", "done", "skipped", "failed"]
 NAMED = 8  # adapters that one sentence names; the table has all of them
 STATUSES: tuple[Status, ...] = ("written", "done", "unchanged", "skipped", "no", "failed")
@@ -37,7 +37,7 @@ class BatchRow:
     answer : bool or None
         The answer of the verb, which an earlier run may have given; None if the adapter could not be processed.
     numbers : mapping of str to value
-        What matters of this verb, as JSON values.
+        The important numbers of this verb, as JSON values.
     reason, fix : str
         Why it could not be processed, and what the user can do.
     messages : sequence of str
@@ -132,7 +132,7 @@ class BatchResult(Tabular):
         if self.answered_no:
             sentences.append(f"{words['answer']}: {_names(self.answered_no)}.")
         elif self.verb == "doctor":
-            # Examined is not sound, which a reader of the first sentence could think.
+            # An examined adapter may still have faults, so the first sentence alone would mislead.
             by_level = {level: [row for row in self.rows if row.number(f"{level}s")] for level in ("error", "warning")}
             sentences += [f"With {level}s: {_names(rows)}." for level, rows in by_level.items() if rows]
         return sentences
@@ -159,7 +159,7 @@ class BatchResult(Tabular):
         for (reason, fix), rows in causes.items():
             lines += [f"{_names(rows)}: {reason}", f"  fix: {fix}"]
         if warned := [row for row in self.rows if any(not text.startswith("note:") for text in row.messages)]:
-            lines.append(f"{count(len(warned), 'adapter')} gave warnings: {_names(warned)} (--verbose tells them)")
+            lines.append(f"{count(len(warned), 'adapter')} gave warnings: {_names(warned)} (--verbose shows them)")
         return lines
 
     def details(self) -> list[str]:
@@ -214,7 +214,7 @@ def _without_place(row: BatchRow) -> str:
 def line_of(verb: str, row: BatchRow, width: int) -> str:
     """One line about a row of a verb: its name in ``width`` columns, and then what has changed or what happened."""
     name = shorten(row.name, width)
-    # What was done is seen by the numbers, for which alone 80 columns have room.
+    # The numbers show what was done, and 80 columns have room for them alone.
     plain = row.numbers is not None and row.status in ("written", "done")
     changed = CHANGES[verb](row) if row.numbers and row.status != "skipped" else ""
     happened = "" if plain else _happened(WORDS[verb]).cell(row)

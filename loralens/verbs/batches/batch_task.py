@@ -42,7 +42,7 @@ class AdapterWork:
     run : callable
         ``run(source, output=…, overwrite=…, **keywords)``: does it and returns a result.
     numbers : callable
-        Result → what matters of it, as JSON values; their kinds are in `KINDS`.
+        Result → its important numbers as JSON values; their kinds are in `KINDS`.
     status : callable
         Result → ``written``, ``unchanged``, or ``no`` if the answer is no and nothing was written.
     answer : callable
@@ -171,13 +171,13 @@ def _perform(task: BatchTask) -> Outcome:
         skipped = _skip(task, work, entry)
         if skipped:
             return skipped
-    # What this verb made of this adapter may be replaced.
+    # An output that this verb made from this adapter may be replaced.
     own = (
         entry is not None and entry.source != "" and (entry.verb, entry.source) == (task.verb, real_source(task.source))
     )
     if own and digest and not vouched and not (task.overwrite or task.dry_run):
         return _compare(task, work, source, digest)
-    # A folder in which only the outputs of adapters below it lie: nothing in it is replaced.
+    # A folder that holds only the outputs of adapters below it: nothing in it is replaced.
     vacant = digest is None and target.is_dir()
     return _run(task, work, target, source=source, overwrite=task.overwrite or (own and vouched) or vacant)
 
@@ -198,7 +198,7 @@ def _skip(task: BatchTask, work: AdapterWork, entry: BatchEntry) -> Outcome | No
         return None
     row = replace(
         task.row,
-        # Nothing was written, and nothing is.
+        # If the earlier answer was no, nothing was written then, and nothing is written now.
         status="no" if entry.status == "no" else "skipped",
         answer=work.answer(numbers, task.keywords),
         numbers=numbers,
@@ -211,8 +211,8 @@ def _skip(task: BatchTask, work: AdapterWork, entry: BatchEntry) -> Outcome | No
 def _compare(task: BatchTask, work: AdapterWork, source: str | None, digest: str) -> Outcome:
     """Do the work beside an output that a killed run may have written, and keep that output if it is the same.
 
-    Between the last rename of the output and the new record a run can be killed. Nothing then says whose the output is,
-    and a user may have put it there since.
+    Between the last rename of the output and the new record a run can be killed. The record then does
+    not say where the output came from, and a user may have put it there since.
 
     Raises
     ------

@@ -33,7 +33,7 @@ def perform_all(tasks: Sequence[BatchTask], jobs: int) -> Generator[tuple[BatchT
     """Perform tasks, and give each with its outcome when it is finished.
 
     A task waits for those whose targets hold its own, since a folder is written as a whole. With one job, or if a task
-    is no plain data (an adapter in memory may be none), the tasks are performed in this process.
+    is not plain data (an adapter in memory may not be), the tasks are performed in this process.
 
     Parameters
     ----------
@@ -136,7 +136,7 @@ class _Worker:
             environment.setdefault(name, "1")
         # The same packages as here, also those of a folder that the caller has put into the path.
         environment["PYTHONPATH"] = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
-        return subprocess.Popen(  # noqa: S603  # nothing of the words comes from outside
+        return subprocess.Popen(  # noqa: S603  # none of the words comes from outside
             # -P: the current folder is not searched for modules, unless it is in the path of the caller.
             [sys.executable, "-P", "-c", _CODE, str(self._jobs)],
             stdin=subprocess.PIPE,
@@ -213,7 +213,7 @@ def serve() -> None:
     with suppress(KeyboardInterrupt, BrokenPipeError):
         while (task := tasks.get()) is not None:
             outcome = perform(task)
-            # Before the outcome is sent: its receiver may end this process at once, which then is no interruption.
+            # Before the outcome is sent: its receiver may end this process at once, which is not an interruption.
             busy.clear()
             pickle.dump(outcome, channel)
             channel.flush()

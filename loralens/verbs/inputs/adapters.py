@@ -65,7 +65,7 @@ def sources(adapters: Sequence[Source]) -> list[AdapterSource]:
         if isinstance(source, list | tuple):
             flat += source
         else:
-            flat.append(source)  # type: ignore[arg-type]  # what is no adapter is refused below
+            flat.append(source)  # type: ignore[arg-type]  # what is not an adapter is refused below
     for source in flat:
         if not isinstance(source, str | PathLike | Adapter):
             # The repr of an array has several lines, and an error message has one.
@@ -150,7 +150,7 @@ def load_source(
     if isinstance(source, Adapter):
         check_unread(reading)
         return source
-    # Before `load`, in whose name Python would refuse a keyword that no caller gave to it.
+    # Checked before `load` is called, whose name an error of Python about a keyword would mention.
     stated_options(reading)
     return load(str(source), base=base, strict=strict, **reading)
 
@@ -173,7 +173,7 @@ def stated_options(reading: Mapping[str, Any]) -> dict[str, Any]:
     Raises
     ------
     TypeError
-        A keyword that is no such option. Python raises this error for functions whose keywords are written out.
+        A keyword that is not such an option. Python raises this error for functions whose keywords are written out.
     """
     unknown = [name for name in reading if name not in READING]
     if unknown:
@@ -185,10 +185,10 @@ def stated_options(reading: Mapping[str, Any]) -> dict[str, Any]:
 def read_where_unknown(source: AdapterSource, reading: Reading, *, base: str | PathLike[str] | None = None) -> Adapter:
     """Read an adapter without messages; ``alpha`` and ``scale`` apply only if the file does not state its own.
 
-    Of several adapters some may be objects, to which the options do not apply, so they are no error here.
+    Some of several adapters may be objects, to which the options do not apply, so this is not an error here.
     """
     if isinstance(source, Adapter):
-        stated_options(reading)  # still refuses keywords that are no options
+        stated_options(reading)  # still refuses keywords that are not options
         return source
     # First without them: whether the file states its own scale is known only after reading it.
     unscaled: Reading = {**reading, "alpha": None, "scale": None}

@@ -16,9 +16,9 @@ from loralens.formats.files.location import known_folder
 from loralens.formats.models.checkpoint import Checkpoint, model_config, open_checkpoint, stores_conv1d
 from loralens.merging.tied_names import find_ties
 
-# A warning and no error, in both cases: a copy of a base may have any name, and only the user knows.
-FIX = "give the base that it was trained on; where this is a copy of it under another name, all is well"
-OF_ONE = "take adapters of one base: an update means something beside its own weights only"
+# In both cases a warning and not an error: a copy of a base may have any name, and only the user knows.
+FIX = "give the base that it was trained on; a copy of it under another name is fine"
+OF_ONE = "take adapters of one base: an update has a meaning only for the weights that it was trained on"
 
 Held = TypeVar("Held")  # tensors, or their shapes
 ModelPath = str | PathLike[str]
@@ -53,7 +53,7 @@ def base_model_of(adapter: Adapter) -> BaseModel:
     folder = known_folder(name)
     try:
         config = model_config(folder) if folder else None
-    except LoraLensError:  # a fault of a model that the user did not name is no error of this command
+    except LoraLensError:  # a fault of a model that the user did not name is not an error of this command
         config = None
     return BaseModel.of(name, config)
 
@@ -61,7 +61,7 @@ def base_model_of(adapter: Adapter) -> BaseModel:
 def base_model_at(base: ModelPath) -> BaseModel:
     """The base that a user gave, under its path and the names in its configuration."""
     path = Path(base)
-    name = str(path.resolve()) if path.exists() else str(base)  # what exists is a path, though it look like a Hub id
+    name = str(path.resolve()) if path.exists() else str(base)  # what exists is a path, even if it looks like a Hub id
     return BaseModel.of(name, model_config(path))
 
 
@@ -89,7 +89,7 @@ def warn_of_bases(labels: Sequence[str], adapters: Sequence[Adapter]) -> None:
 
 
 def note_of_bases(adapters: Sequence[Adapter]) -> None:
-    """Note the number of bases of a collection, if there are several; in a collection that is no mistake."""
+    """Note the number of bases of a collection, if there are several, which is not a mistake in a collection."""
     # Each name is looked up once, as a collection has few bases and many adapters.
     models = [base_model_of(adapter) for adapter in {adapter.base_model: adapter for adapter in adapters}.values()]
     groups = group_models(models)

@@ -19,7 +19,7 @@ def with_checkpoints(adapters: Sequence[AdapterSource]) -> list[AdapterSource]:
     Raises
     ------
     OptionError
-        A folder holds several adapters and is no run.
+        A folder holds several adapters and is not a run.
     """
     # A dict keeps the order. An object has no path, so its identity stands for it.
     members: dict[object, AdapterSource] = {}
@@ -41,7 +41,7 @@ def _checkpoints(path: str) -> list[str]:
         return [str(checkpoint.path) for checkpoint in read_run([folder]).checkpoints]
     except LoraLensError:
         adapters = sorted(entry for entry in folder.iterdir() if _is_adapter(entry))
-    # What is wrong with the path is said by the reader, which knows more.
+    # If the path is wrong, the reader reports it, because it knows more.
     if len(adapters) < 2:
         return [path]
     listed = command_line(*map(str, adapters[:SHOWN])) + (" …" if len(adapters) > SHOWN else "")

@@ -39,7 +39,7 @@ def as_globs(modules: str | Sequence[str], block: Blocks = ()) -> tuple[str, ...
     Raises
     ------
     OptionError
-        A block is none.
+        A text is not a block.
     """
     globs = (modules,) if isinstance(modules, str) else tuple(modules)
     return within_blocks(globs, [block] if isinstance(block, int | str) else block)

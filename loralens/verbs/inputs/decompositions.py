@@ -30,7 +30,7 @@ def svd_cache(
     Raises
     ------
     OptionError
-        Both a folder and ``no_cache`` were given, or ``limit`` is no size.
+        Both a folder and ``no_cache`` were given, or ``limit`` is not a size.
     """
     if no_cache and folder:
         raise OptionError("cache and no_cache exclude each other", fix="give one of the two")
@@ -61,7 +61,7 @@ def decompositions(
             for name, weight in weights.items():
                 W = cache.read(keys[name], weight.shape) if cache else None
                 if W is None:
-                    # It was counted as kept, so its file exists and could not be read.
+                    # The SVD was counted as kept, so its file exists but could not be read.
                     if name not in missing:
                         warn(f"the SVD kept for {name} is damaged: computed again")
                     with place(name):
@@ -108,7 +108,7 @@ def _announce(weights: Sequence[Weight], cache: SvdCache | None, device: Device)
         return
     total = sum(map(svd_bytes, weights))
     time = duration(svd_seconds(weights, device))
-    words = f"the SVD of {count(len(weights), 'weight')} of the base comes first: about {time}"
+    words = f"the SVD of {count(len(weights), 'weight')} of the base is computed first: about {time}"
     if cache:
         words += f", and {size(total)} kept in {cache.folder} for the next time"
         if total > cache.limit:

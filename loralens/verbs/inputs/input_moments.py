@@ -64,16 +64,18 @@ class SweepInputs:
         Raises
         ------
         FormatError
-            None of them has.
+            None of them has moments.
         """
         missing = [key for key, _ in weights if _find(self._moments, key) is None]
         if len(missing) == len(weights):
             raise FormatError(
-                f"{self._path}: has moments of none of the weights that change ({some(missing, 3)})",
+                f"{self._path}: has no moments for any weight that changes ({some(missing, 3)})",
                 fix="give the moments that were measured on this base",
             )
         if missing:
-            warn(f"{self._path}: has no moments for {some(missing, 3)}", "stochastic rounding alone merges these")
+            warn(
+                f"{self._path}: has no moments for {some(missing, 3)}", "these are merged by stochastic rounding alone"
+            )
         widest = max(weight.shape[1] for _, weight in weights)
         # The matrix, its integers, and what is alive while it is prepared.
         note(f"the sweep takes up to {size_text(3 * widest**2 * 4)} of memory for the moments of {widest:,} inputs")

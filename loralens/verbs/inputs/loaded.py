@@ -121,7 +121,7 @@ class Loaded(NamedTuple):
         """The number of tokens for which the model has embeddings; None if it does not say."""
         try:
             return getattr(self.model.get_input_embeddings(), "num_embeddings", None)  # type: ignore[operator]
-        except (AttributeError, NotImplementedError):  # a model whose inputs are no tokens
+        except (AttributeError, NotImplementedError):  # a model whose inputs are not tokens
             return None
 
     def random(self, brought: Collection[str]) -> set[str]:

@@ -1,10 +1,10 @@
-"""Bases of a few bits as inputs of a merge: which output fits them, and where a QLoRA adapter belongs."""
+"""Bases of a few bits as inputs of a merge: the outputs that fit them, and the base of a QLoRA adapter."""
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from loralens.choices import MergeBits
 from loralens.core.adapter import Adapter
@@ -14,7 +14,10 @@ from loralens.core.messages import note, warn
 from loralens.core.names import block, some
 from loralens.errors import MismatchError, OptionError
 from loralens.formats.models.checkpoint import CONV1D, Checkpoint
+from loralens.formats.models.gguf_quantised import block_types
+from loralens.formats.models.gguf_writer import NewTypes
 from loralens.formats.models.model_files import ModelFiles
+from loralens.linalg.ggml_blocks import Q4_1, Q8_0, BlockType
 from loralens.merging.low_bit.apply import check_movable
 from loralens.merging.low_bit.dequantised import decoded_block
 from loralens.merging.low_bit.nf4 import PARTS, Part
@@ -38,6 +41,8 @@ NF4_CONFIG = {
     "load_in_8bit": False,
     "quant_method": "bitsandbytes",
 }
+# What --bits names of the types of ggml.
+GGUF_BITS: dict[str, BlockType] = {"q4_1": Q4_1, "q8_0": Q8_0}
 LOOKED_AT = 4  # weights that are looked at: all weights of a model are stored alike
 
 
@@ -54,8 +59,8 @@ def check_bits(
     Raises
     ------
     OptionError
-        A low-bit base with neither ``bits`` nor ``dtype``, or with codes other than its own; codes to be kept of a base
-        of floats; or codes made anew of a base that is a decoded low-bit model, which would lose the adapter.
+        A low-bit base with neither ``bits`` nor ``dtype``, or with codes other than its own; codes to be kept although
+        the base has floats; or new codes for a base that is a decoded low-bit model, which would lose the adapter.
     """
     if checkpoint.coded:
         kinds = Counter(weight.layout for weight in checkpoint.coded.values())
@@ -85,7 +90,7 @@ def check_bits(
         note(f"trained on {quantised[0]}, and {base} is its decoded copy: the merged model is what was trained")
         warn("quantising the merged model again would lose the adapter", "keep it in floats, or use --bits keep")
     elif quantised:
-        note(f"trained on {quantised[0]} and merged into the original weights, which keeps it as a rule")
+        note(f"trained on {quantised[0]} and merged into the original weights, which usually preserves it")
 
 
 def check_codes(plan: MergePlan, coded: Mapping[str, CodedWeight]) -> None:
@@ -101,9 +106,11 @@ def check_codes(plan: MergePlan, coded: Mapping[str, CodedWeight]) -> None:
             f"the adapter changes no weight that is stored as codes ({some(list(plan.tensors), 3)})",
             fix="write the merged model in floats: --dtype bf16",
         )
+    homes: dict[str, str] = {}
     for key, tensor in plan.tensors.items():
         if key in coded:
             check_movable(tensor, coded[key])
+            _check_alone(key, coded[key], homes)
         elif tensor.base is None:
             raise MismatchError(
                 f"{key}: the merged model needs it as a tensor of its own, and the base does not store it",
@@ -111,22 +118,68 @@ def check_codes(plan: MergePlan, coded: Mapping[str, CodedWeight]) -> None:
             )
 
 
+def _check_alone(key: str, weight: CodedWeight, homes: dict[str, str]) -> None:
+    """Refuse two weights whose codes lie in one stored tensor, which is written once; ``homes`` has those so far.
+
+    Raises
+    ------
+    MismatchError
+        The message names both.
+    """
+    # Rows that are parts of a stored tensor have positions of their own (experts of a GGUF stack).
+    other = key if weight.row_order is not None else homes.setdefault(weight.stored, key)
+    if other != key:
+        raise MismatchError(
+            f"{key} and {other}: their codes lie in one stored tensor ({weight.stored}), of which one merge can move "
+            "the codes of one weight",
+            fix="write the merged model in floats: --dtype bf16; or leave one of them out with --modules",
+        )
+
+
+class NewCodes(NamedTuple):
+    """Weights of floats that the merged model stores as new codes.
+
+    Attributes
+    ----------
+    keys
+    types
+        Their types, if the model is GGUF.
+    """
+
+    keys: frozenset[str] = frozenset()
+    types: NewTypes | None = None
+
+
+NO_CODES = NewCodes()
+
+
 def quantised_plan(
     plan: MergePlan, files: ModelFiles, config: Mapping[str, Any], bits: MergeBits
-) -> tuple[MergePlan, frozenset[str]]:
+) -> tuple[MergePlan, NewCodes]:
     """The plan of a merge in floats that is quantised once, and the weights that become codes.
 
-    These are the matrices of the blocks, as for transformers, which leaves embeddings and the head in floats.
+    NF4 has the matrices of the blocks, as for transformers, which leaves embeddings and the head in floats. Codes of
+    GGUF are those that llama.cpp makes (`block_types`).
 
     Raises
     ------
     OptionError
         These codes cannot be written for this base.
     """
-    if bits != "nf4" or files.gguf:
+    if files.gguf and bits in GGUF_BITS:
+        new_head = bool(plan.tensors.keys() - files.gguf.weights.keys())
+        types, text = block_types(files.gguf, GGUF_BITS[bits].number, new_head=new_head)
+        if not types.kinds:
+            raise OptionError("it has no matrices that could become codes", fix="leave out --bits")
+        return _with_codes(plan, files, types.kinds, text), NewCodes(frozenset(types.kinds), types)
+    if files.gguf or bits != "nf4":
+        here, there = (
+            ("a GGUF model", "a safetensors folder") if files.gguf else ("a safetensors folder", "GGUF models")
+        )
+        fitting = " or ".join(GGUF_BITS) if files.gguf else "nf4"
         raise OptionError(
-            f"--bits {bits} is not written for this base yet",
-            fix="give --dtype, and quantise the merged model with llama-quantize or bitsandbytes",
+            f"--bits {bits} is for {there}, and the base is {here}",
+            fix=f"give --bits {fitting}; or --dtype, and quantise the merged model with other software",
         )
     if config.get("model_type") in CONV1D:
         raise OptionError("its weights are stored as (in, out), which bitsandbytes turns", fix="give --dtype instead")
@@ -136,14 +189,20 @@ def quantised_plan(
     )
     if not new:
         raise OptionError("it has no matrices in blocks that could become codes", fix="leave out --bits")
-    added = {
-        key: TensorPlan(key, tensors[key], as_matrix(tensors[key].shape)) for key in new if key not in plan.tensors
-    }
     fields = {**plan.config, "quantization_config": {**NF4_CONFIG, "bnb_4bit_compute_dtype": _compute_dtype(config)}}
     text = f"{len(new)} matrices become NF4 codes; embeddings, the head and vectors stay floats"
+    return replace(_with_codes(plan, files, new, text), config=fields), NewCodes(new)
+
+
+def _with_codes(plan: MergePlan, files: ModelFiles, keys: Collection[str], text: str) -> MergePlan:
+    """The plan with all weights that become codes, in the order of the file, and a sentence that says so."""
+    tensors = files.tensors
+    added = {
+        key: TensorPlan(key, tensors[key], as_matrix(tensors[key].shape)) for key in keys if key not in plan.tensors
+    }
     ordered = {key: plan.tensors.get(key) or added[key] for key in tensors if key in plan.tensors or key in added}
     unordered = {key: tensor for key, tensor in plan.tensors.items() if key not in ordered}
-    return replace(plan, tensors={**ordered, **unordered}, config=fields, notes=(*plan.notes, text)), new
+    return replace(plan, tensors={**ordered, **unordered}, notes=(*plan.notes, text))
 
 
 def _compute_dtype(config: Mapping[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """The inputs of a merge, which `verify` and `unmerge` share: adapters with weights, the files of the base, the plan."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,15 @@ from loralens.formats.models.gguf_writer import float_dtypes
 from loralens.formats.models.model_files import CONFIG, ModelFiles, model_files
 from loralens.formats.models.model_location import resolve_path
 from loralens.formats.models.model_writer import Change
+from loralens.linalg.ggml_blocks import BLOCK_TYPES, BlockType
+from loralens.merging.low_bit.ggml import stored_shape
 from loralens.merging.low_bit.nf4 import PARTS, part_shape
 from loralens.merging.make_plan import plan_merge
 from loralens.merging.plan import MergePlan
 from loralens.merging.recast import recast, recast_dtype
 from loralens.verbs.inputs.adapters import Reading, labels, path_of, read_adapter
 from loralens.verbs.inputs.bases import ModelPath, warn_of_bases
-from loralens.verbs.inputs.low_bit import check_bits, check_codes, part_of, quantised_plan
+from loralens.verbs.inputs.low_bit import NO_CODES, NewCodes, check_bits, check_codes, part_of, quantised_plan
 from loralens.verbs.inputs.weighted import Pair
 
 
@@ -79,7 +81,7 @@ class MergeInputs:
         The weights that the base stores as codes of a few bits and the merge takes as floats.
     bits : str or None
         The codes of the merged model; None for floats.
-    quantised : collection of str
+    quantised : NewCodes
         The weights of floats that the merged model stores as new codes.
     """
 
@@ -92,14 +94,15 @@ class MergeInputs:
     coded: Mapping[str, CodedWeight] = field(default_factory=dict)
     decoded: Mapping[str, CodedWeight] = field(default_factory=dict)
     bits: MergeBits | None = None
-    quantised: Collection[str] = ()
+    quantised: NewCodes = NO_CODES
 
     @property
     def planned(self) -> dict[str, str]:
-        """The key of every tensor that the merge writes → the key of its plan; of codes the two may differ."""
+        """The key of every tensor that the merge writes → the key of its plan; for codes the two may differ."""
         if self.bits == "nf4":
-            written = {key + part: key for key in self.plan.tensors if key in self.quantised for part in PARTS}
-            return written | {key: key for key in self.plan.tensors if key not in self.quantised}
+            codes = self.quantised.keys
+            written = {key + part: key for key in self.plan.tensors if key in codes for part in PARTS}
+            return written | {key: key for key in self.plan.tensors if key not in codes}
         named = {} if self.files.gguf else self.coded
         return {named[key].stored if key in named else key: key for key in self.plan.tensors}
 
@@ -110,11 +113,26 @@ class MergeInputs:
         def change(written: str, key: str) -> Change:
             if key in self.coded:
                 return Change(stored[written].dtype, stored[written].shape)
-            if key in self.quantised:
+            type_ = self.block_type(key)
+            if type_:
+                return Change(np.dtype(np.uint8), stored_shape(type_, self.plan.tensors[key]))
+            if key in self.quantised.keys:
                 return Change(*part_shape(part_of(written, key), self.plan.tensors[key]))
             return Change(self.dtypes[key], self.plan.tensors[key].shape)
 
         return {written: change(written, key) for written, key in self.planned.items()}
+
+    def block_type(self, key: str) -> BlockType | None:
+        """The type of ggml that a weight of floats becomes; None if it becomes none."""
+        types = self.quantised.types
+        return BLOCK_TYPES[types.kinds[key]] if types and key in types.kinds else None
+
+    @property
+    def laid_anew(self) -> bool:
+        """Whether the merge has no undo file: all weights are stored anew, or a GGUF file gets another tensor."""
+        gguf = self.files.gguf
+        new = gguf is not None and (self.dtype is not None or bool(self.plan.tensors.keys() - gguf.weights.keys()))
+        return bool(self.quantised.keys) or new
 
     @property
     def narrowest(self) -> str:
@@ -260,7 +278,8 @@ def _with_output(
     if files.gguf:
         # The writer decodes what the merge does not change; vectors stay float32, as llama.cpp wants them.
         kinds = float_dtypes(files.gguf, np.dtype(dtype)) if dtype else {}
-        dtypes = {key: kinds.get(key, tensor.dtype) for key, tensor in planned.tensors.items()}
+        # A new head has the dtype that was asked for, or that of the embedding.
+        dtypes = {key: kinds.get(key, np.dtype(dtype or tensor.dtype)) for key, tensor in planned.tensors.items()}
         return replace(inputs, dtypes=dtypes, decoded=checkpoint.coded)
     codes = {weight.stored for weight in checkpoint.coded.values()}
     planned = recast(

@@ -58,7 +58,7 @@ def choose_rounding(
 
 
 def sweep_inputs(moments: str | PathLike[str] | None, coded: Mapping[str, CodedWeight]) -> SweepInputs | None:
-    """The moments in a file for a sweep of these weights, which is told of; None if no file was given."""
+    """The moments in a file for a sweep of these weights, with messages about them; None if no file was given."""
     if moments is None:
         return None
     sweep = SweepInputs(Path(moments))

@@ -187,7 +187,7 @@ def _read_table(path: Path, labelled: bool) -> Iterator[InputText]:
             if len(cells) > len(columns):
                 raise FormatError("has more cells than columns", fix="put texts with commas or tabs into quotes")
             row: dict[str, Any] = dict(zip(columns, cells, strict=False))
-            row["label"] = row.get("label") or None  # an empty cell is no label
+            row["label"] = row.get("label") or None  # an empty cell means that there is no label
             yield _check_record(row, line, labelled)
 
 

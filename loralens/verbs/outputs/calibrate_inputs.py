@@ -29,9 +29,9 @@ from loralens.verbs.inputs.texts import InputText, TextSource, read_texts, text_
 
 NONE = "none"
 GENERAL = "20newsgroups"  # the corpus of general text: posts of people on 20 subjects
-# Where the system does not tell how much memory is free.
+# The budget if the system does not say how much memory is free.
 BUDGET = 4 << 30  # bytes
-LONG = 60  # characters from which a paragraph is a text
+LONG = 60  # characters from which a paragraph is used as a text
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class InputsResult(Tabular):
         The labels of the model, of the task texts and of the general texts; ``none`` for no general texts.
     texts, general_texts : int
     inputs : sequence of MeasuredInput
-        The distinct inputs; of a dry run without positions.
+        The distinct inputs; in a dry run without positions.
     nbytes : int
         The bytes of all matrices.
     output : Path
@@ -190,7 +190,7 @@ def calibrate_inputs(
             write_input_moments(output, shared.widths, shared.inputs, model=model, source=source, fill=fill)
         unreached = [name for name in shared.widths if not counts[name]]
         if unreached:
-            what = f"{len(unreached)} inputs were reached by no text: {some(unreached)}"
+            what = f"{len(unreached)} inputs were not reached by any text: {some(unreached)}"
             warn(what, "their weights are merged by stochastic rounding alone")
     rows = [MeasuredInput(name, shared.readers(name), n, counts.get(name, 0)) for name, n in shared.widths.items()]
     texts_of_both = len(texts.task), len(mixed_in)
@@ -228,7 +228,7 @@ def general_texts(source: TextSource | None, limit: int) -> tuple[list[InputText
         if is_installed(CORPORA[GENERAL].package):
             examples = read_corpus(GENERAL).train
             return [InputText(example.text) for example in examples[:limit]], GENERAL
-        # On every machine, and plain English, if of one subject.
+        # The help of Python is on every machine, and is plain English, although about one subject.
         from pydoc_data.topics import topics
 
         paragraphs = [" ".join(part.split()) for topic in sorted(topics) for part in topics[topic].split("\n\n")]

@@ -110,7 +110,8 @@ class CollectionSimilarity(Tabular):
         defined = [pair for pair in every if not isnan(self.pairs.cosine[pair])]
         title = "pairs, the largest |cosine| first"
         table = adapter_pairs_table(title, self.pairs, self.labels, (self.side,), defined)
-        rule = f"each module with |cosine| ≥ {LARGE} and {far_cosine(self.pairs):.1f} standard deviations from chance"
+        far = f"{far_cosine(self.pairs):.1f} standard deviations from chance"
+        rule = f"each module with |cosine| ≥ {LARGE} and at least {far}"
         return [
             *tables,
             replace(table, most=PAIRS),
@@ -132,7 +133,7 @@ class CollectionSimilarity(Tabular):
         lines = [self._on_pair(pair) for pair in same[:SAME_NAMED]]
         if len(same) > SAME_NAMED:
             lines.append(f"So are {count(len(same) - SAME_NAMED, 'more pair')}.")
-        # A pair that is said to be the same needs no second sentence as the nearest one.
+        # A pair that was named as the same is not named again as the nearest one.
         distinct = [pair for pair in pairs if pair not in same]
         if distinct:
             most = f"Of the {len(distinct)} {'other ' if same else ''}pairs the largest |cosine| is"
@@ -140,7 +141,7 @@ class CollectionSimilarity(Tabular):
         opposed = self.fights[0] if self.fights else None
         if opposed:
             names = f"{self.labels[opposed.first]} and {self.labels[opposed.second]}"
-            # The word is for opposition that takes away half of the sum or more.
+            # "fight" is used only if the opposition takes away half of the sum or more.
             verb = "fight" if opposed.cosine <= FIGHT else "oppose each other"
             lines.append(f"{names} {verb} most in {opposed.location} (cosine {signed(opposed.cosine)}).")
         else:
@@ -258,7 +259,7 @@ class CollectionSimilarity(Tabular):
 
     def _chance(self, side: Side) -> str:
         """The chance level of φ, or its range if ranks differ."""
-        # Without the diagonal: φ of an adapter with itself is no comparison.
+        # Without the diagonal: φ of an adapter with itself is not a comparison.
         levels = self.pairs.chance(side)[~np.eye(self.pairs.count, dtype=bool)]
         levels = levels[~np.isnan(levels)]
         if not levels.size:

@@ -149,7 +149,7 @@ class CombineResult(Written):
         )
         error = "exact" if self._exact else f"{_error(total.error_to_sum)} off the exact sum"
         sentences = [self.target.conclusion(f"{origin}, {error} ({written})")]
-        # An exact sum retains everything, and a list of many would be no sentence.
+        # An exact sum retains everything, and a list of many is too long for a sentence.
         shares = [row for row in self.adapters if row.share.retained is not None]
         if not self._exact and len(shares) <= NAMED:
             retained = [f"{percent(row.share.retained)} of {row.ingredient.path}" for row in shares]
@@ -167,7 +167,8 @@ class CombineResult(Written):
         if total.truncation >= EXACT:
             lost = _error(total.truncation)
             lines.append(
-                f"truncation  ‖F−R‖/‖F‖ = {lost} over all modules: what of the method's own result F was cut off"
+                f"truncation  ‖F−R‖/‖F‖ = {lost} over all modules: "
+                "the part of the method's own result F that was cut off"
             )
         if self.rounding and self.rounding.worst:
             lines.append(str(self.rounding))
@@ -208,7 +209,7 @@ class CombineResult(Written):
         errors = "truncation, error to the exact sum" if truncated else "error to the exact sum"
         rows = self.modules
         # A column without a title is shown to machines only. A column of zeros would tell people nothing.
-        title = f"{self.recipe.method}{space}: {len(rows)} modules, r before and r' after, {errors}"
+        title = f"{self.recipe.method}{space}: {count(len(rows), 'module')}, r before and r' after, {errors}"
         columns = [
             replace(column, title="") if column.key == "truncation" and not truncated else column
             for column in MODULE_COLUMNS

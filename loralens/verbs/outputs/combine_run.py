@@ -80,7 +80,7 @@ def follow_recipe(
     output, to, base, dtype, allow_loss, overwrite, dry_run
         The options of `Writing`.
     **reading : Reading
-        How files are read. ``alpha`` and ``scale`` only count for files that do not state their own.
+        How files are read. ``alpha`` and ``scale`` are used only for files that do not state their scale.
     """
     # Everything that needs no file is checked before any file is read.
     check_writing(to, dtype)
@@ -91,8 +91,8 @@ def follow_recipe(
     if all(isinstance(source, Adapter) for source in originals):
         check_unread(reading)
     adapters = [read_source(source, path, reading, base) for source, path in zip(originals, paths, strict=True)]
-    # One adapter may keep an unknown scale: scaling and negating are relative. A sum of two needs both scales, and both
-    # orders of rows.
+    # A single adapter may have an unknown scale, because scaling and negating are relative. A sum of several needs the
+    # scale of each, and for q and k in GGUF files the number of heads, which says how their rows are ordered.
     if len(adapters) > 1:
         warn_of_bases(paths, adapters)
         for path, adapter in zip(paths, adapters, strict=True):
@@ -114,7 +114,8 @@ def follow_recipe(
     rows, combination = match_modules(adapters, paths), factors.combination
     nominal_ranks = {name: [module.rank if module else 0 for module in rows[name]] for name in combination.modules}
     size = _write(adapter, recipe, form, target)
-    # The recipe of the result names the space, which a method may have chosen by default. The one in the file does not.
+    # A method may have chosen a default space. The recipe of the result names this space. The recipe that was written
+    # to the file names a space only if the user did.
     followed = replace(recipe, space=combination.recipe.space)
     return CombineResult(
         followed, combination, factors.ranks, nominal_ranks, adapter, form.name, size, rounding, target
@@ -124,7 +125,8 @@ def follow_recipe(
 def form_of(adapter: Adapter, target: Target, *, to: TargetFormat | None, base: BasePath | None) -> OutputFormat:
     """The dialect of the result: the one asked for, or the first adapter's own.
 
-    If no file is wanted, an adapter of a dialect that is only read becomes one of PEFT instead of an error.
+    Some dialects can be read and not written. If no file is wanted, PEFT takes the place of such a dialect, and there
+    is no error.
     """
     if to is None and not target.wanted and adapter.format not in TARGET_FORMATS:
         return OutputFormat("peft", {}, base)
@@ -139,7 +141,7 @@ def _write(adapter: Adapter, recipe: Recipe, form: OutputFormat, target: Target)
     try:
         stored, files = _encode_with_recipe(adapter, recipe, form)
     except LoraLensError:
-        # A result in memory may be what no dialect has a place for.
+        # A result that stays in memory need not fit into any dialect.
         if not target.wanted:
             return None
         raise
@@ -156,7 +158,7 @@ def check_writing(to: str | None, dtype: str | None) -> None:
 def read_source(source: AdapterSource, label: str, reading: Reading, base: BasePath | None) -> Adapter:
     """Read an adapter that is to be combined, and tell the user what was noticed.
 
-    ``alpha`` and ``scale`` only count if the file does not state its own: of several adapters, one may state none.
+    ``alpha`` and ``scale`` are used only if the file does not state its scale, since they are given once for all files.
     """
     adapter = read_where_unknown(source, reading, base=base)
     if base is not None:
@@ -188,7 +190,7 @@ def _base_weights(recipe: Recipe, adapters: Sequence[Adapter], base: BasePath | 
                 f"{dora[0]} is a DoRA adapter: its magnitudes are right only for its unchanged factors",
                 fix="give --base, or cut it with loralens compress",
             )
-        # Several DoRA adapters without a base are refused by combine_adapters, in words of its method.
+        # combine_adapters refuses several DoRA adapters without a base.
         return None
     weights = [base_weights(base, adapter.modules).modules for adapter in adapters]
     # Reversed, so that the first adapter wins where two have a module: the result has its names and layout.
@@ -233,7 +235,8 @@ def _combine(
         # Factors that are truncated afterwards are rounded only then, and so only once.
         dtype=None if recipe.truncate else chosen,
         drop_dead=recipe.drop_dead,
-        # An elementwise result in the space ``full`` has full rank. It is cut to the sum of the ranks, or to this one.
+        # An elementwise result in the space ``full`` has full rank. It is cut to the sum of the ranks, or to ``width``
+        # if that is larger.
         width=int(recipe.truncate.get("rank", 0)),
         labels=[ingredient.path for ingredient in recipe.adapters],
         weights=weights,
@@ -307,16 +310,16 @@ def _round(
 ) -> tuple[Adapter, RoundingCost | None]:
     """The adapter in the numbers that are written, and the error that rounding adds to its new factors.
 
-    The error is None if it was not measured, which costs a pass over all modules. It is measured if the user asked for
-    a dtype or for integers, and for float16, in which small numbers lose digits or become 0. The error of the other
-    dtypes follows from their digits.
+    The error is None if it was not measured, because measuring costs a pass over all modules. It is measured if the
+    user asked for a dtype or for integers, and for float16, in which small numbers lose digits or become 0. The error
+    of the other dtypes follows from their digits.
     """
     adapter = factors.adapter
     if not (dtype or form.bits or any(module.dtype == np.float16 for module in adapter.modules.values())):
         return adapter, None
     before = replace(adapter, modules={**adapter.modules, **factors.exact})
     after = round_factors(adapter, None, form.bits)
-    # Few bits were asked for by name, so their error is reported and never refused.
+    # The user chose the number of bits, so the error of few bits is reported and never refused.
     allowed = allow_loss or form.bits is not None
     return after, RoundingCost.between(before, after.modules, allow_loss=allowed, dtype=dtype)
 

@@ -122,7 +122,7 @@ class CompressResult(Written):
         columns = [*COLUMNS, *([DATA_ERROR] if self.data_losses else [])]
         return [
             Table(
-                f"{self.source}: {len(self.before)} modules, r before and r' after",
+                f"{self.source}: {count(len(self.before), 'module')}, r before and r' after",
                 columns,
                 rows,
                 uneventful=lambda row: row.loss.rank_after == row.loss.rank_before and row.loss.relative_error == 0,

@@ -14,7 +14,7 @@ from loralens.tables.numbers import count
 from loralens.tables.result import Tabular
 from loralens.tables.table import ALWAYS, Column, Table
 
-WORST = 3  # modules that the text names of findings with one cause; --verbose and --json list all of them
+WORST = 3  # modules that the text names for findings with one cause; --verbose and --json list all of them
 CODES = 4  # kinds of findings that the conclusion names
 
 
@@ -84,12 +84,12 @@ class DoctorResult(Tabular):
         causes = self.causes
         if not causes:
             return [f"Nothing is wrong with {adapters}, as far as can be seen."]
-        # A copy under another name is what changes most of what a user does with several adapters.
+        # That one adapter is a copy of another is the most important fact about several adapters.
         same = [f"{f.adapter} is {f.evidence}." for f in self.findings if f.evidence.startswith(SAME_ADAPTER)]
         levels = _levels(Counter(cause[0].level for cause in causes))
         codes = list(dict.fromkeys(cause[0].code for cause in causes))
         named = ", ".join(codes[:CODES]) + (" …" if len(codes) > CODES else "")
-        # Notes are no faults, which a newcomer would take a list of them for.
+        # Notes are not faults, but a newcomer could take a list of them for faults.
         fault = causes[0][0].level != "note"
         sentence = f"{levels} about {adapters}" if fault else f"Nothing is wrong with {adapters}; {levels}"
         return [f"{sentence[0].upper()}{sentence[1:]}: {named}.", *same[:1]]
@@ -99,7 +99,7 @@ class DoctorResult(Tabular):
         shown = self.causes[: self.causes_told]
         lines = [line for label in self.adapters for line in self._adapter_lines(label, shown)]
         hidden = len(self.causes) - len(shown)
-        return [*lines, f"{count(hidden, 'more cause')} (--verbose tells all)"] if hidden else lines
+        return [*lines, f"{count(hidden, 'more cause')} (--verbose shows all)"] if hidden else lines
 
     def _adapter_lines(self, label: str, shown: Sequence[Sequence[Diagnosis]]) -> list[str]:
         adapter = self.adapters[label]

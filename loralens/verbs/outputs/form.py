@@ -20,8 +20,8 @@ from loralens.verbs.inputs.adapters import AdapterSource
 from loralens.verbs.inputs.choices import check_choice
 from loralens.verbs.outputs.target import Inputs, Target
 
-# Bits of every number of loralens-q unless others are asked for. On a real Qwen2.5-0.5B adapter, 8 bits add 0.74 % of
-# ‖ΔW‖ in quadrature at a quarter of the bytes (docs/compress.md).
+# Bits of every number of loralens-q unless the caller gives another number. On a real Qwen2.5-0.5B adapter, 8 bits add
+# 0.74 % of ‖ΔW‖ in quadrature at a quarter of the bytes (docs/compress.md).
 PLAIN_BITS = 8
 
 Bits = int | Mapping[str, Sequence[int]]

@@ -66,7 +66,9 @@ def groups_table(what: str, groups: Sequence[Group]) -> Table[Group]:
             about="effective rank, mean over modules that are not 0",
         ),
         # Blank instead of 0, so that the rare group with such modules catches the eye.
-        Column("zero", lambda row: row.zero, "zero", lambda zero: str(zero) if zero else "", about="modules of ΔW = 0"),
+        Column(
+            "zero", lambda row: row.zero, "zero", lambda zero: str(zero) if zero else "", about="modules with ΔW = 0"
+        ),
         # The bar repeats the energy, so it is the first column to go on a narrow terminal.
         Column("share", bar, "share of energy", align="left", priority=0, drawn=True),
     )

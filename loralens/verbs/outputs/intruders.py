@@ -165,7 +165,7 @@ class IntrudersResult(Tabular, Mapping[str, Intruders]):
                 f"No intruders: all {total.directions:,} leading directions of W + ΔW in {modules} resemble one of W."
             ]
         with_any = sum(module.count > 0 for module in self.values())
-        # The share of the energy stands beside the count, as counts saturate where ‖ΔW‖ is large: in one study 57 % and
+        # The count is given with the share of the energy, as counts saturate where ‖ΔW‖ is large: in one study 57 % and
         # 99.7 % of the directions were intruders, with 43 % and 92 % of the energy (docs/intruders.md).
         return [
             f"{total.count:,} of {total.directions:,} leading directions of W + ΔW are intruders, with "

@@ -48,7 +48,7 @@ class NestedSimilarity(Tabular):
             if len(group.names) > 1:  # a width with one module has no pair; a sentence names it
                 what = f"{len(group.names)} modules of width {group.width}, {self.side} side of {WHOSE[self.of]}"
                 tables.append(Table(f"{adapter}: {what}", RELATION_COLUMNS, relations(group)))
-                tables.append(_pairs_table("share most, beside chance", group, closest(group)))
+                tables.append(_pairs_table("share most, compared with chance", group, closest(group)))
         return tables
 
     def listing(self) -> list[Table[Pair]]:

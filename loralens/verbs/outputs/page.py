@@ -56,7 +56,7 @@ def report_page(
 ) -> Report:
     """The document about these adapters; parameters as in `loralens.report`, and ``command`` as the page shows it."""
     adapters = {
-        # Wrong numbers are no error here: the doctor reports them as findings.
+        # Wrong numbers are not an error here, because the doctor reports them as findings.
         label: load_source(source, reading, base=base, strict=False)
         for label, source in zip(labels(sources), sources, strict=True)
     }
@@ -136,7 +136,7 @@ def _moments(
     MismatchError
         Activations that belong to none of the adapters.
     """
-    # Without any, no adapter lacks them, and there is nothing to warn of.
+    # If no activations were given for any adapter, there is nothing to warn about.
     if not activations:
         return {}
     measured = [(_name_of(file), file if isinstance(file, Moments) else load_moments(file)) for file in activations]
@@ -178,7 +178,8 @@ def _compare_with_base(examination: Examination, base: Base, intruders: bool | N
         amplified = measure_amplification(adapter, weights, top=False, device=device, step=step) if weights else {}
     detected, reason = _intruders(examination, weights, base.name, intruders)
     with place(base.name):
-        # Many bases of float32 are served in bfloat16, so the loss in it is told whatever the dtype of the base is.
+        # Many bases of float32 are served in bfloat16, so the page states the error in bfloat16 for every dtype of the
+        # base.
         rounded = bf16_errors(modules, spectra, weights, examination.merge_effects)
     return BaseMeasurements(amplified=amplified, intruders=detected, no_intruders=reason, bf16_errors=rounded)
 

@@ -100,13 +100,13 @@ class PairSimilarity(Tabular, Mapping[str, Similarity]):
     def conclusion(self) -> list[str]:
         """How much the two have in common: as vectors, and in the directions of the side that was compared."""
         first, second = short_labels(self.adapters)
-        if self.comparison.zero:  # 0 has no direction, so the cosine of 0 would be no finding
+        if self.comparison.zero:  # 0 has no direction, so its cosine of 0 would mean nothing
             return [f"{first} and {second} cannot be compared: one of them is 0 in every module that both have."]
         over = f"over {count(len(self), 'module')}"
         measured = f"cosine {signed(self.cosine)} {over}, {_deviations(self.cosine_z)} standard deviations from chance"
         lines = [f"{first} and {second} {in_words(self.cosine, self.cosine_z)}: {measured}."]
         strengths = [sqrt(sum(one.norms[i] ** 2 for one in self.values())) for i in (0, 1)]
-        # Two scales of one adapter have a cosine of 1, and are used in the same way by nobody.
+        # One adapter at two scales has a cosine of 1, but the two are not interchangeable.
         if is_same(self.cosine) and not 0.9 < strengths[1] / strengths[0] < 1.1:
             lines.append(f"{second} is {number(strengths[1] / strengths[0], 3)} times as strong.")
         overlaps = [one.overlap for one in self.values() if not one.zero]
@@ -179,7 +179,7 @@ def pair_modules_table(comparison: Comparison, title: str = "") -> Table[ModuleS
 
 
 def _deviations(z: float) -> str:
-    # Beyond ten of them a decimal says nothing.
+    # Above ten standard deviations a decimal has no meaning.
     return f"{abs(z):.1f}" if abs(z) < 10 else f"{abs(z):,.0f}"
 
 
@@ -246,7 +246,7 @@ def _side_column(quantity: str, side: Side) -> Column[ModuleSimilarity]:
 def _angle_column(
     key: str, title: str, choose: Callable[[Sequence[float]], float], about: str
 ) -> Column[ModuleSimilarity]:
-    """A principal angle in degrees, which people read; JSON and CSV have all of them in radians."""
+    """A principal angle in degrees, for people; JSON and CSV have all of them in radians."""
 
     def value(row: ModuleSimilarity) -> float | None:
         angles = [degrees(angle) for angle in row.similarity.overlap.angles]
@@ -333,7 +333,7 @@ COLUMNS: tuple[Column[ModuleSimilarity], ...] = (
     Column("sides", _sides, csv=False),
     _side_column("cka", "in"),
     _side_column("cka", "out"),
-    # Of the side that was asked for; only people need it, as JSON and CSV have both sides.
+    # The CKA of the requested side; only the table for people needs it, as JSON and CSV have both sides.
     Column("side_cka", _shown_cka, "CKA", fixed(".3f"), priority=4, json=False, csv=False, about=ABOUT_CKA),
     _side_column("cka_chance", "in"),
     _side_column("cka_chance", "out"),

@@ -77,7 +77,7 @@ def optional_rule(**options: Unpack[RankRules]) -> Rule | None:
     except OverflowError:  # of an integer beyond all floats
         amount = inf
     if not isfinite(amount):
-        raise OptionError(f"{option_names(name)} {value!r:.100} is no finite number", fix="give a finite number")
+        raise OptionError(f"{option_names(name)} {value!r:.100} is not a finite number", fix="give a finite number")
     # rank=8.0 is taken as 8. Rule refuses a rank with a fraction, so that has to stay a float here.
     return Rule(RULES[name], int(amount) if name == "size" or (name == "rank" and amount.is_integer()) else amount)
 

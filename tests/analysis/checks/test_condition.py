@@ -77,7 +77,7 @@ def test_random_factors_are_told_from_trained_ones_whatever_their_norm():
 
     (found,) = noise.look(patient(healthy(make=random)))
     assert (found.level, found.code, found.module) == ("warning", "random-spectrum", None)
-    assert found.evidence.startswith("8 of 8 spectra are as flat as random ones; participation ratio of r: ")
+    assert found.evidence.startswith("8 of 8 spectra are as flat as random ones; participation ratio (at most r) of ")
 
 
 def test_a_few_random_modules_among_trained_ones_are_not_reported():

@@ -155,7 +155,7 @@ def test_a_module_missing_of_a_full_grid_is_named(block, kind):
     name = f"model.layers.{block}.self_attn.{kind}"
     (found,) = missing.look(patient(without(well(), name)))
     assert (found.level, found.code, found.module) == ("warning", "module-missing", name)
-    assert found.evidence == f"5 of 6 blocks have self_attn_{kind}, and this one has not"
+    assert found.evidence == f"5 of 6 blocks have self_attn_{kind}, and this one does not"
 
 
 def test_a_block_missing_between_others_is_named_with_all_its_modules():

@@ -139,6 +139,6 @@ def _about_extras(extra: Mapping[str, Extra], modules: Mapping[str, Update]) -> 
     both = [item.module for item in extra.values() if item.role in ("diff", "saved") and item.module in modules]
     if both:
         # ComfyUI keeps one patch for each key, and the difference or the new weight replaces the pair.
-        text = f"{len(both)} modules (the first is {both[0]}) also have a pair, which ComfyUI does not apply then"
+        text = f"{len(both)} modules (the first is {both[0]}) also have a pair, which ComfyUI then does not apply"
         findings.append(Finding("warning", "pair-ignored", text, "remove one of the two"))
     return findings

@@ -34,7 +34,7 @@ def write(adapter: Adapter) -> Stored:
     Raises
     ------
     FormatError, MismatchError, ShapeError
-        A name has no dots or is unknown to ComfyUI, ComfyUI does not adapt weights of a kind, the file cannot hold an
+        A name has no dots or is unknown to ComfyUI, ComfyUI does not adapt a kind of weight, the file cannot hold an
         extra, float32 cannot hold a scale, or an update is not a pair.
     """
     files = up_down.names_in_file(adapter, NAME, leaf=parse_comfyui_key, canonical=remove_processor, new=_file)
@@ -84,7 +84,7 @@ def _tensors(file: str, module: Update) -> Mapping[str, LazyArray]:
 
 
 def _extras(adapter: Adapter, files: Mapping[str, str]) -> dict[str, LazyArray]:
-    """The extras: unchanged in ComfyUI's own dialect; of others the bias of B, and magnitudes of DoRA by input.
+    """The extras: unchanged in ComfyUI's own dialect; from other dialects, biases of B and DoRA magnitudes by input.
 
     Δbias = scale · bias is a ``diff_b``. DoRA by output cannot be written: there ComfyUI divides by ‖W‖, and other
     software by ‖W+ΔW‖.

@@ -79,7 +79,7 @@ class Configs:
         return component is not None and bool(self.by_component[component].fields.get("use_dora"))
 
     def findings(self) -> list[Finding]:
-        """Findings about settings by which a component is more, or other, than scale·B·A on the original base."""
+        """Findings about settings that make the update of a component differ from scale·B·A on the original base."""
         return [
             replace(finding, text=f"{component}: {finding.text}" if component else finding.text)
             for component, config in self.by_component.items()

@@ -2,7 +2,7 @@
 
 That style has ``<name>.lora_A.weight`` and ``lora_B.weight``. If a scale is not 1 or ranks differ, the header gets r
 and α of every component. It then has all components, because diffusers makes an empty configuration for a missing one.
-α is never written as a tensor besides, because diffusers refuses a file with both.
+α is never also written as a tensor, because diffusers refuses a file with both.
 
 Names of a single component from another dialect get the component before them, because a pipeline loads nothing
 without it.
@@ -87,10 +87,10 @@ def _pair(name: str, module: Update) -> Mapping[str, LazyArray]:
     kind = module.layout.kind
     # Experts, for example, have no keys that diffusers reads.
     if kind not in KINDS:
-        what = f"diffusers files hold linear layers, convolutions and embeddings, and this is of kind {kind!r}"
+        what = f"diffusers files hold linear layers, convolutions and embeddings, but this is of kind {kind!r}"
         raise FormatError(what, fix="leave this module out with --modules")
     if name.startswith(_FLAT):
-        what = "this is a name with underscores for dots, and diffusers would load nothing under it"
+        what = "this is a name with underscores for dots, under which diffusers would load nothing"
         raise MismatchError(
             what,
             fix="its layers are not those of SD, SDXL or FLUX.1, whose names are known: give --base, so that the names "
@@ -106,7 +106,7 @@ def _pair(name: str, module: Update) -> Mapping[str, LazyArray]:
 
 
 def _extras(adapter: Adapter) -> dict[str, LazyArray]:
-    """The extras: unchanged in diffusers' own dialect; of others the magnitudes of DoRA and the biases of B."""
+    """The extras: unchanged in diffusers' own dialect; from other dialects, DoRA magnitudes and biases of B."""
     if adapter.format == NAME:
         return {_key(key, extra): extra.tensor for key, extra in adapter.extra.items() if extra.role not in NORMS}
     tensors = translate_companions(adapter, "a diffusers file")
@@ -196,6 +196,6 @@ def _check(stored: Stored, adapter: Adapter) -> None:
     strangers = sorted(set(adapter) ^ set(back))
     # For example a name that begins like another program's.
     if strangers:
-        what = f"{strangers[0]} cannot be told from its neighbours in a diffusers file"
+        what = f"{strangers[0]} could not be read back from a diffusers file under this name"
         raise FormatError(what, fix="rename the module")
     check_reread(adapter.modules, back)

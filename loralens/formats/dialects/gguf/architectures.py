@@ -40,7 +40,7 @@ class Architecture:
     norms, outside_norms
         Norms and other tensors without a matrix product, in a block and outside. A family need not have all of them.
     shift
-        What llama.cpp's files have added to the weights of norms.
+        The constant that llama.cpp's files add to the weights of norms.
     """
 
     name: str
@@ -132,7 +132,7 @@ def architecture_of(config: Mapping[str, Any] | None) -> Architecture | None:
     text = text_config(config)
     lists = [part.get("architectures") for part in (text, config or {})]
     candidates = [name for names in lists if isinstance(names, list) for name in names]
-    # A class that is unknown here may well have a model type that is known.
+    # The model type counts only if no class is stated: an unknown class is refused, even if its model type is known.
     candidates = candidates or [text.get("model_type")]
     return next(filter(None, map(architecture, candidates)), None)
 
@@ -154,6 +154,6 @@ def heads_of(config: Mapping[str, Any] | None, *, source: str = "the base's conf
     # Without grouped queries, every head has its own keys and values.
     heads = Heads(q, q if kv is None else kv)
     if not all(type(count) is int and count > 0 for count in heads):
-        what = f"{source}: {heads.q!r:.20} heads, {heads.kv!r:.20} of keys and values are not numbers of heads"
+        what = f"{source}: {heads.q!r:.20} and {heads.kv!r:.20} are not numbers of heads (queries; keys and values)"
         raise OptionError(what, fix="give the base that the adapter was trained on")
     return heads

@@ -15,7 +15,7 @@ from loralens.formats.dialects.gguf.architectures import Architecture
 _WRAPPERS = (  # prefixes that llama.cpp's converter replaces before it looks names up
     ("model.language_model.", "model."), ("language_model.", ""), ("bert.", ""), ("roberta.", ""), ("", "model."),
 )  # fmt: skip
-MOST_PARTS = 16  # of a name: those of the tables have at most eight, and the search takes time with their square
+MOST_PARTS = 16  # parts of a name: names in the tables have at most eight, and the search takes time with their square
 # A single expert (….experts.3.w1) or one of a stack (….experts.gate_proj[3]).
 _EXPERT = re.compile(
     r"^(?P<path>.+\.experts)\.(?P<number>\d{1,9})\.(?P<part>\w+)$|^(?P<stack>.+)\[(?P<item>\d{1,9})\]$"
@@ -97,6 +97,12 @@ def module_of(tensor: str, arch: Architecture | None, expert: int | None = None)
     return pattern.format(bid=block[1] if block else "", e=expert)
 
 
+def listed_name(module: str, arch: Architecture) -> str | None:
+    """The name that an architecture lists for a module of any spelling; None if it lists none."""
+    place = place_of(module, arch.name)
+    return None if place is None else module_of(place.tensor, arch, place.expert)
+
+
 def norm_of(tensor: str, arch: Architecture) -> str | None:
     """The Hugging Face name of a norm or another tensor without a matrix product; None if its family lists none."""
     block = _BLOCK.match(tensor)
@@ -117,7 +123,7 @@ def _norms(arch: Architecture) -> Mapping[str, str]:
 
 
 def _by_tensor(arch: Architecture, patterns: list[str]) -> Mapping[str, str]:
-    """Tensor names → the only pattern of a name that has this tensor; those that several patterns have are left out."""
+    """Tensor names → the only pattern of a name with this tensor; tensors that several patterns have are left out."""
     names: dict[str, list[str]] = {}
     for pattern in patterns:
         spot = place_of(pattern.format(bid=0, e=0), arch.name)

@@ -85,7 +85,7 @@ def restore_rows(adapter: Adapter, other: Adapter) -> Adapter:
     """``adapter`` with the rows of q and k in Hugging Face's order, by the numbers of heads of ``other``.
 
     Both must be for the same base. The adapter is returned unchanged if its rows are in order already, or if ``other``
-    is no GGUF file of the same architecture or does not have the numbers of heads either.
+    is not a GGUF file of the same architecture, or does not have the numbers of heads either.
     """
     if not (has_permuted_rows(adapter) and other.format == NAME):
         return adapter
@@ -114,9 +114,9 @@ def base_model_config(config: Mapping[str, Any] | None) -> Mapping[str, Any] | N
 def _architecture(plain: Mapping[str, Any], base: Mapping[str, Any] | None) -> Architecture | None:
     name = plain.get(ARCHITECTURE)
     arch, of_base = architecture(name) if isinstance(name, str) else None, architecture_of(base)
-    arch = arch if arch and arch.name == name else None  # llama.cpp's own name, no class of Hugging Face's
+    arch = arch if arch and arch.name == name else None  # llama.cpp's own name, not a class of Hugging Face
     if of_base and of_base is not arch:
-        what = f"the adapter is for {name!a:.40} and the base is {of_base.name}"
+        what = f"the adapter is for {name!a:.40}, but the base is {of_base.name}"
         raise MismatchError(what, fix="give the base that the adapter was trained on")
     return arch
 
@@ -138,7 +138,7 @@ def stated_heads(plain: Mapping[str, Any], base: Mapping[str, Any] | None) -> He
 def _alpha(plain: Mapping[str, Any]) -> float:
     alpha = plain.get(ALPHA, 0.0)
     number = isinstance(alpha, int | float) and not isinstance(alpha, bool) and abs(alpha) <= LARGEST
-    # llama.cpp reads a float32. Another number would be rounded there, and the scale would be another.
+    # llama.cpp reads a float32. It would round any other number, and the scale would change.
     if not number or float(np.float32(alpha)) != alpha:
         raise FormatError(f"{ALPHA} is {alpha!r:.40}, not a finite float32", fix="convert the adapter again")
     return float(alpha)
@@ -208,11 +208,12 @@ def _findings(
     heads: Heads | None,
     unpaired: Mapping[str, LazyArray],
 ) -> Iterator[Finding]:
-    # Their names can still be compared with each other, but not with those of a Hugging Face model.
+    # Names of llama.cpp can be compared with each other, but not with those of a Hugging Face model.
     strange = [tensor for tensor in tensors if not any(gguf_names.module_of(tensor, arch, e) for e in (None, 0))]
     if strange:
-        text = f"{len(strange)} modules (the first is {strange[0]}) keep llama.cpp's names: "
-        yield Finding("warning", "names-unknown", text + f"{plain.get(ARCHITECTURE)!a:.40} is not known to name them")
+        text = f"{len(strange)} modules (the first is {strange[0]}) keep llama.cpp's names: for the architecture "
+        text += f"{plain.get(ARCHITECTURE)!a:.40}, their Hugging Face names are not known"
+        yield Finding("warning", "names-unknown", text)
     turned = [tensor for tensor in tensors if _stays_permuted(tensor, arch, heads)]
     if turned:
         text = (
@@ -222,7 +223,7 @@ def _findings(
         yield Finding("warning", "rows-permuted", text, "give the base's folder with --base")
     # The update depends on the text, so no single weight has it.
     if "adapter.alora.invocation_tokens" in plain:
-        yield Finding("warning", "alora", "works only behind its invocation tokens (aLoRA): it cannot be merged")
+        yield Finding("warning", "alora", "works only after its invocation tokens (aLoRA): it cannot be merged")
     norms = [key for key in unpaired if key.endswith("_norm.weight")]
     if norms:
         text = f"{len(norms)} norms were trained in full (the first is {norms[0]}), and llama.cpp ignores them"

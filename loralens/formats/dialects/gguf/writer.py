@@ -139,7 +139,7 @@ def _requested_architecture(arch: str | None, config: Mapping[str, Any] | None) 
     if arch is not None and named is None:
         raise OptionError(f"the architecture {arch[:40]!a} is none of those known here", fix=f"choose one of {choices}")
     if named and of_base and named is not of_base:
-        raise OptionError(f"--arch says {named.name} and the base is {of_base.name}", fix="leave out --arch")
+        raise OptionError(f"--arch says {named.name}, but the base is {of_base.name}", fix="leave out --arch")
     if config is not None and not named and not of_base:
         described = config.get("architectures") or config.get("model_type")
         what = f"the base's architecture {described!a:.60} is none of those known here: {choices}"
@@ -213,7 +213,7 @@ def _alpha(adapter: Adapter, target: _Target) -> float:
     if target.metadata is not None and unscaled and not gguf_values.plain_values(target.metadata).get(ALPHA):
         return 0.0  # as it was read
     exact = [module.scaling.alpha_for(module.scale, module.rank, "alpha/r") for module in modules]
-    # The exact values of α may differ in the last bits of a float64, and are one float32 all the same.
+    # The exact values of α may differ in the last bits of a float64, but round to the same float32.
     with np.errstate(over="ignore"):
         rounded = {float(np.float32(alpha)) for alpha in exact}
     alpha = rounded.pop() if len(rounded) == 1 else 0.0
@@ -228,7 +228,7 @@ def _required_heads(stacks: Stacks, target: _Target) -> Heads | None:
     # Rows of an adapter that was GGUF may stay in llama.cpp's order.
     if target.heads is None and target.metadata is None:
         order = f"llama.cpp has the rows of {turned[0]} in another order, head by head"
-        what = f"{order}, and the number of heads is not known"
+        what = f"{order}, but the number of heads is not known"
         raise OptionError(what, fix="give the base's folder with --base")
     return target.heads
 
@@ -288,7 +288,7 @@ def _stack(modules: Mapping[int | None, Update], target: _Target, alpha: float) 
     ordered = [modules[e] for e in sorted(e for e in modules if e is not None)]
     count = _experts(ordered, target)
     if sorted(e for e in modules if e is not None) != list(range(count)):
-        what = f"{len(modules)} experts of this stack are adapted and llama.cpp needs all, 0 to {count - 1}"
+        what = f"{len(modules)} experts of this stack are adapted, but llama.cpp needs all, 0 to {count - 1}"
         raise ShapeError(what, fix="leave the stack out: loralens drop --modules")
     # One tensor holds all experts, so they need one shape and one rank.
     if len({(module.shape, module.rank) for module in ordered}) > 1:

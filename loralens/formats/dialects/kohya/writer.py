@@ -37,7 +37,7 @@ def write(adapter: Adapter) -> Stored:
     Names get a prefix, and their dots become underscores; SDXL and FLUX get the names of their original checkpoints,
     which sd-scripts has. A module that was read from a kohya file keeps its keys, and its tensors if nothing changed.
     The layers of CLIP are under ``text_model``, where kohya's software and ComfyUI look for them, whatever their names
-    are in transformers. α is a float32. No α stands for a scale of 0, so then lora_up is zero.
+    are in transformers. α is a float32. There is no α that means a scale of 0; for such a module, lora_up is zero.
 
     Raises
     ------
@@ -48,7 +48,7 @@ def write(adapter: Adapter) -> Stored:
         A grouped convolution was changed, or an update is not a pair.
     """
     file_names = kohya_names(adapter) if adapter.format != NAME else {}
-    # Of an unknown model, the prefix of the first text encoder depends on the other modules.
+    # If the model is unknown, the prefix of the first text encoder depends on the other modules.
     numbered = any(in_pipeline(name).startswith(NUMBERED) for name in adapter)
     components = (*COMPONENTS, ("text_encoder.", "lora_te1_" if numbered else "lora_te_"))
 
@@ -98,7 +98,7 @@ def _alpha(module: Update) -> np.float32:
 
 
 def _extras(adapter: Adapter, files: Mapping[str, str], new: Callable[[str], str]) -> dict[str, LazyArray]:
-    """The extras: unchanged in kohya's own dialect; of others the magnitudes of DoRA."""
+    """The extras: unchanged in kohya's own dialect; from other dialects, DoRA magnitudes."""
     if adapter.format == NAME:
         return keep_extras(adapter, files, leaf=parse_kohya_key, canonical=undouble_prefix, named=new)
 
@@ -122,7 +122,7 @@ def _metadata(adapter: Adapter) -> Mapping[str, str] | None:
     }
     if adapter.format != NAME:
         return {"ss_network_module": "networks.lora", **summary}
-    # A kohya file without metadata stays one.
+    # A kohya file without metadata stays without them.
     if adapter.metadata is None:
         return None
     return {key: summary.get(key, text) for key, text in adapter.metadata.items() if key not in HASHES}

@@ -59,7 +59,7 @@ def are_litgpt_names(names: Iterable[str]) -> bool:
 
 
 def detect(stored: Stored) -> bool:
-    """Whether a file is loralib's: its keys end in ``lora_A`` and ``lora_B``, and its names are of no other program."""
+    """Whether a file is loralib's: its keys end in ``lora_A`` and ``lora_B``, and no other program uses its names."""
     names = [found.name for found in map(loralib_leaf, stored.tensors) if found]
     return (
         bool(names)

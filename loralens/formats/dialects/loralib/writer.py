@@ -54,7 +54,7 @@ def _tensors(name: str, module: Update, adapter: Adapter) -> Mapping[str, LazyAr
         what = f"a loralib file does not say what a {kind} weight is, so it would be read as linear"
         raise FormatError(what, fix="leave it out with --modules, or choose another format")
     if kind == "merged" and adapter.format == NAME and sum((adapter.config or {}).get(ENABLED, [])) == 1:
-        what = "a changed update of one slice of a fused weight can no longer be told from a whole one"
+        what = "a changed update of one slice of a fused weight would be read as an update of the whole weight"
         raise ShapeError(what, fix="convert it to PEFT first")
     return {f"{name}.lora_A": A, f"{name}.lora_B": B}
 

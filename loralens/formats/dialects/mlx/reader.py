@@ -51,7 +51,7 @@ def detect(stored: Stored) -> bool:
 
     Full weights beside a configuration of full fine-tuning are mlx-lm's too; they are refused when they are read.
     """
-    # torchtune's halves end in `.weight` and are no leaves here.
+    # torchtune's halves end in `.weight` and are not leaves here.
     groups, _ = pairs.group(stored.tensors, mlx_leaf)
     if not groups:
         full = (stored.config or {}).get("fine_tune_type") == "full"
@@ -185,5 +185,5 @@ def _findings(config: Mapping[str, Any] | None, scale: float | None, modules: Ma
         findings.append(Finding("warning", "rank-disagrees", text, "mlx-lm cannot load it: correct lora_parameters"))
     if "alpha" in section and scale is not None and "fine_tune_type" not in (config or {}):
         text = f"lora_parameters has an alpha beside the scale {scale:g}: versions of early 2024 multiplied by α/r too"
-        findings.append(Finding("warning", "alpha-beside-scale", text, "if it was trained so, give the product"))
+        findings.append(Finding("warning", "alpha-beside-scale", text, "if one of them trained it, give the product"))
     return findings

@@ -1,8 +1,8 @@
 """Writing mlx-lm: unchanged modules as they were read, others transposed, and a configuration beside them.
 
-mlx-lm has one rank and one scale for all modules. The lora_b of a module with another scale than the most common one is
-multiplied by the ratio: exactly if it is a power of two, otherwise rounded once to float32. Several ranks are refused,
-because mlx-lm cannot load them.
+mlx-lm has one rank and one scale for all modules. If a module has another scale than the most common one, its lora_b is
+multiplied by the ratio. This is exact if the ratio is a power of two; otherwise it is rounded once to float32. Several
+ranks are refused, because mlx-lm cannot load them.
 """
 
 from collections.abc import Iterable, Mapping
@@ -43,7 +43,7 @@ _MAGNITUDES = {"linear": "magnitude", "merged": "magnitude", "embedding": "magni
 def write(adapter: Adapter, *, base_config: Mapping[str, Any] | None = None) -> Stored:
     """The adapter as mlx-lm stores it.
 
-    ``base_config``, the content of the base's config.json, is not used here: by its help
+    ``base_config``, the content of the base's config.json, is not used here: with its help
     `loralens.formats.dialects.experts` has already renamed the experts.
 
     Raises
@@ -89,7 +89,7 @@ def _ratio(modules: Mapping[str, Update], scale: float) -> float:
     scales = {module.scale for module in modules.values()}
     # All experts are in one tensor, which has one scale.
     if len(scales) > 1:
-        raise ShapeError("the experts of this stack differ in scale, and mlx-lm holds one", fix="give them one scale")
+        raise ShapeError("the experts of this stack differ in scale, but mlx-lm holds one", fix="give them one scale")
     own = scales.pop()
     return 1.0 if own == scale else own / scale  # both may be 0
 
@@ -103,14 +103,14 @@ def _times(b: LazyArray, ratio: float) -> LazyArray:
 
 
 def _extras(adapter: Adapter) -> dict[str, LazyArray]:
-    """The extras: unchanged in mlx-lm's own dialect; of others the DoRA magnitudes as ``m``."""
+    """The extras: unchanged in mlx-lm's own dialect; from other dialects, DoRA magnitudes as ``m``."""
     if adapter.format == NAME:
         return {key: extra.tensor for key, extra in adapter.extra.items() if extra.role not in NORMS}
 
     def translate(extra: Extra, module: Update, rows: int) -> tuple[str, LazyArray]:
         # A convolution, for example, has no DoRA in mlx-lm.
         if _MAGNITUDES.get(module.layout.kind) != extra.role:
-            what = "mlx-lm keeps a DoRA magnitude for each row of a stored weight, and this is another axis"
+            what = "mlx-lm keeps a DoRA magnitude for each row of a stored weight, but this one has another axis"
             raise FormatError(what, fix="convert with --drop-extra to leave it out")
         return f"{extra.module}.m", extra.tensor.reshape(rows)
 
@@ -141,7 +141,7 @@ def _config(adapter: Adapter, stacks: Stacks) -> tuple[Mapping[str, Any] | None,
         if old is not None and "rank" in lora_parameters(old):
             old = {**old, "lora_parameters": {**lora_parameters(old), "rank": rank}}
         return old, 1.0
-    # One other than 0, because the other scales are divided by it.
+    # A scale other than 0, because the other scales are divided by it.
     scale = most_common((module.scale for module in modules if module.scale), 1.0)
     # Other fields, such as the number of layers, are kept.
     base = dict(old) if old is not None and is_mlx_config(old) else _new_config(adapter, stacks)

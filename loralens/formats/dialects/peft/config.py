@@ -17,7 +17,7 @@ from loralens.formats.files.json_text import check_printable, finite_number
 
 DEFAULT_RANK = 8  # PEFT's defaults, for configurations that leave the fields out
 DEFAULT_ALPHA = 8
-# Fields that change how numbers are read. A value such as "false" would count as true.
+# Fields that change how numbers are read. A text such as "false" would count as true.
 FLAGS = ("use_rslora", "use_dora", "fan_in_fan_out", "lora_bias")
 
 # Initialisations with which PEFT changes the base weight, at every load again.
@@ -184,13 +184,13 @@ class PeftConfig:
         """
         if self.changed_base:
             raise FormatError(
-                f"{self.changed_base}: PEFT changes the base weight at every load by r and α, so with others than in "
-                "training the base would be another",
+                f"{self.changed_base}: PEFT changes the base weight at every load by r and α, so the base would "
+                "differ with values other than those in training",
                 fix="convert it with PEFT to a plain LoRA first",
             )
 
     def variants(self) -> list[Finding]:
-        """Findings about settings by which the update is more, or other, than scale·B·A on the original base."""
+        """Findings about settings that make the update differ from scale·B·A on the original base."""
         findings: list[Finding] = []
         changed = self.changed_base
         # KaSA has an entry of its own in VARIANTS.

@@ -37,7 +37,7 @@ class Pattern:
     field : str
         Its name in the configuration, for messages.
     allowance : Allowance, optional
-        Of the adapter, whose keys have a time limit in common.
+        The time limit that all keys of the adapter share.
 
     Raises
     ------

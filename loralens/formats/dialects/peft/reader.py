@@ -66,7 +66,7 @@ def read(stored: Stored) -> Adapter:
         raise FormatError(f"holds several adapters: {', '.join(sorted(names))}", fix="save each one to its own folder")
     kind = peft_types.type_of(stored)
     config = None if stored.config is None else PeftConfig(peft_types.lora_fields(stored.config))
-    # Their blocks are not the factors of the whole weight.
+    # The stored blocks are not the factors of the whole weight.
     if config and config.fields.get("use_bdlora"):
         raise FormatError("use_bdlora: factors are stored as compact blocks", fix="merge or convert it with PEFT first")
     findings: list[Finding] = [] if config else [_alpha_unknown()]
@@ -242,7 +242,7 @@ def _extra(
     """A tensor that is not half of a pair, with its role and its module."""
     parts = parse_peft_key(key)
     if parts:
-        return Extra(parts.role, module_path(parts.path), tensor, "bias" if parts.role == "lora_bias" else "weight")
+        return Extra(parts.role, module_path(parts.path), tensor)
     path, _, parameter = module_path(key.removeprefix(PREFIX)).rpartition(".")
     # PEFT's trainable tokens: rows of an embedding, and no full tensor.
     if path.endswith(".token_adapter"):

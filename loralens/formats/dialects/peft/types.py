@@ -15,7 +15,7 @@ true and false. A file contains only the directions that remained. A module with
 LoHa and LoKr: the algebra is that of LyCORIS, but the scale is not. It is alpha/r of the configuration, also for full
 factors of LoKr. For a Conv1d with a full w2 (b, d, k), PEFT 0.21.2 orders LoKr's product differently than LyCORIS: the
 Kronecker product is that of w1 (1, a, c) and w2, and its numbers in order are those of (out, in, k). PEFT trains and
-merges it so, and it is read so here.
+merges in this order, so it is read in this order here.
 """
 
 import re
@@ -85,7 +85,7 @@ def type_of(stored: Stored) -> str:
     pair = None if holds else next((key for key in stored.tensors if is_pair(key) and key.startswith(PREFIX)), None)
     if pair:
         holds = {PLAIN: pair}
-    # The configuration is right if the tensors agree, and not needed if only they tell.
+    # The configuration counts if the tensors agree with it. Without a configuration, the tensors show the type.
     if declared in (None, *holds):
         return str(declared or next(iter(holds), PLAIN))
     if holds and declared in TYPES:
@@ -171,7 +171,7 @@ def _adalora(parts: Parts, config: PeftConfig | None, mask: list[bool] | None) -
     if A.ndim != 2 or B.ndim != 2 or B.shape[1] != A.shape[0] or E.shape != (A.shape[0], 1):
         what = f"lora_A {A.shape}, lora_E {E.shape} and lora_B {B.shape} do not fit together"
         raise ShapeError(what, fix=SAVE_AGAIN)
-    # Else the file and the configuration are of different checkpoints.
+    # If the counts differ, the file and the configuration are of different checkpoints.
     if mask is not None and sum(mask) != A.shape[0]:
         what = f"rank_pattern keeps {sum(mask)} directions and lora_A has {A.shape[0]}"
         raise ShapeError(what, fix="correct rank_pattern in adapter_config.json, or save the adapter again")

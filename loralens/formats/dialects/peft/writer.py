@@ -77,7 +77,7 @@ def write(adapter: Adapter) -> Stored:
     written = {name: module for modules in stacks.values() for name, module in modules.items()}
     back = read(stored)
     for name in sorted(set(written) ^ set(back), key=natural_key):
-        what = "cannot be told from its neighbours" if name in written else "would appear"
+        what = "could not be read back" if name in written else "would appear"
         raise FormatError(f"{name} {what} in a PEFT file", fix="keep whole stacks and nn.MultiheadAttention layers")
     check_reread(written, back)
     return stored
@@ -103,7 +103,7 @@ def _tensors(name: str, modules: Mapping[str, Update], stacks: Stacks, *, groupe
     if kind == "embedding":
         return {f"{PREFIX}{name}.lora_embedding_B": B, f"{PREFIX}{name}.lora_embedding_A": A}
     attention = _attention(name, stacks)
-    # Its two pairs have keys of their own: the attention itself, and out_proj under a base_layer.
+    # The two pairs of an attention have keys of their own: the attention itself, and out_proj under a base_layer.
     if attention:
         name = f"{attention}.{OUT_PROJ}" if name.endswith(".out_proj") else attention
     elif kind in PARAMETERS:
@@ -124,7 +124,7 @@ def _extras(adapter: Adapter) -> dict[str, LazyArray]:
         tensors = {key: extra.tensor for key, extra in adapter.extra.items() if extra.role not in NORMS}
         for key, extra in adapter.extra.items():
             module = adapter.modules.get(extra.module)
-            # The B of a changed module of KaSA contains its diagonal, which ones then leave unchanged.
+            # The B of a changed module of KaSA contains its diagonal already, so the written diagonal has ones only.
             if extra.role == "diagonal" and module is not None and not module.origin:
                 tensors[key] = LazyArray.of(np.ones(module.rank, extra.tensor.dtype))
         return tensors
@@ -282,7 +282,7 @@ def _terms(config: PeftConfig, stacks: Stacks) -> Terms:
             rank_and_alpha = rank, scaling.alpha_for(scale, rank, config.formula)
             # All experts of a stack, and both projections of an attention, share one entry.
             if terms.setdefault(path, rank_and_alpha) != rank_and_alpha:
-                what = f"{path}: its parts differ in rank or scale, and PEFT holds one for all of them"
+                what = f"{path}: its parts differ in rank or scale, but PEFT holds one for all of them"
                 raise ShapeError(what, fix="give them one rank (--uniform)")
     return terms
 

@@ -10,12 +10,13 @@ source        the dialect that the adapter came from
 base_model    the model that it was trained on, or null
 modules       name → [out, in, directions, number of its scaling, number of its layout]
 scalings      [scale, formula, alpha, rank, origin of the scale] of each kind that occurs
-layouts       [kind, kernel, groups, transposed] of each kind that occurs
+layouts       [kind, kernel, groups, transposed] of each kind that occurs, and the order of rows if it is not usual
 extra         key → [role, module, parameter]
 findings      [level, code, text, fix] of each finding of the source's reader
 config        the configuration beside the source's file, or null
 metadata      the source's header metadata, or null
 narrowed      whether modules were removed since the configuration was written
+peft          fields of a PEFT configuration that the source's dialect cannot store; missing if there are none
 ============  ==========================================================================================
 
 Converting the file gives an adapter of its source's dialect again, with configuration, metadata and extras. Its factors
@@ -59,9 +60,9 @@ def read(stored: Stored) -> Adapter:
         The description does not fit the tensors, is damaged, or is of a newer version.
     """
     fields = description(stored.metadata)
-    # Before anything else is looked up: a newer version may have other fields.
+    # Checked before anything else, because a newer version may have other fields.
     if fields.get("version") != VERSION:
-        what = f"is {NAME} of version {fields.get('version')!a:.20}, and this loralens knows {VERSION}"
+        what = f"is {NAME} of version {fields.get('version')!a:.20}, but this loralens knows {VERSION}"
         raise FormatError(what, fix="update loralens")
     try:
         scalings = [_scaling(entry) for entry in fields["scalings"]]
@@ -73,10 +74,10 @@ def read(stored: Stored) -> Adapter:
         _check(fields["config"] is None or isinstance(fields["config"], dict))
         _check(is_safe_text(fields["source"]))
         _check(isinstance(fields["narrowed"], bool))
-    # Every way in which a field can be missing or of another type.
+    # These are all exceptions that a missing field, or one of another type, can raise.
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FormatError("its description is damaged", fix=_BROKEN) from error
-    # Before tensors are looked up: every key must be in the description, and the other way round.
+    # Checked before tensors are looked up: every key must be in the description, and the other way round.
     _check_keys(stored, entries, extras)
     modules = {}
     for name, entry in entries.items():
@@ -132,7 +133,7 @@ def _check_keys(stored: Stored, modules: Mapping[str, Any], extras: Mapping[str,
     for key in sorted(expected - set(stored.tensors)):
         raise FormatError(f"{key} is missing", fix=_BROKEN)
     for key in sorted(set(stored.tensors) - expected):
-        raise FormatError(f"{key} is in no description", fix=_BROKEN)
+        raise FormatError(f"{key} is not in the description", fix=_BROKEN)
 
 
 def _module(stored: Stored, name: str, entry: Any, scalings: list[Any], layouts: list[Layout]) -> LowRank:

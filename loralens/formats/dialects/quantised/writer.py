@@ -41,7 +41,7 @@ def write(adapter: Adapter, *, bits: Bits = 8) -> Stored:
     # A name that does not exist would be ignored without an error.
     if not isinstance(bits, int):
         for name in sorted(set(bits) - set(adapter)):
-            raise OptionError(f"bits for {name}, and there is no such module", fix="give the names of modules")
+            raise OptionError(f"bits for {name}, but there is no such module", fix="give the names of modules")
     tensors, modules = {}, {}
     scalings: list[Any] = []
     layouts: list[Any] = []
@@ -50,7 +50,7 @@ def write(adapter: Adapter, *, bits: Bits = 8) -> Stored:
             rank, tensors[f"{name}.{PART}"] = _bytes(module, bits if isinstance(bits, int) else bits.get(name, 8))
         scaling = _number([module.scale, *astuple(module.scaling)], scalings)
         kind = astuple(module.layout)
-        # The order of rows is rarely another one, and older readers know four entries only.
+        # The order of rows is written only where it is not the usual one: older readers know four entries.
         layout = _number(_to_json(kind if module.layout.rows else kind[:-1]), layouts)
         modules[name] = [*module.shape, rank, scaling, layout]
     tensors |= {EXTRA + key: extra.tensor for key, extra in adapter.extra.items()}
@@ -78,7 +78,7 @@ def write(adapter: Adapter, *, bits: Bits = 8) -> Stored:
 
 
 def _bytes(module: Update, bits: int | Sequence[int]) -> tuple[int, LazyArray]:
-    """The number of directions that are stored of a module, and their bytes."""
+    """The number of directions that are stored for a module, and their bytes."""
     # Quantising once more would add a second error.
     if module.origin and module.origin.format == NAME:
         (data,) = module.origin.tensors.values()

@@ -81,7 +81,7 @@ def read_gguf(path: Path) -> Stored:
 
 
 def check_adapter(plain: dict[str, Any]) -> None:
-    """Refuse a GGUF file that is no LoRA adapter; the message says what it is instead."""
+    """Refuse a GGUF file that is not a LoRA adapter; the message says what it is instead."""
     # Both are required by llama.cpp.
     kind, adapter = plain.get("general.type"), plain.get("adapter.type")
     if kind == "adapter" and adapter == "lora":
@@ -102,7 +102,7 @@ def read_alignment(stored: Value | None) -> int:
     if stored is None:
         return ALIGNMENT
     size = stored.value
-    # Written by anybody: a zero, a list or a text would end in an error of Python's.
+    # The value may come from anybody: a zero, a list or a text would raise an exception of Python.
     if (stored.kind, stored.array) != ("u32", False) or not 1 <= size <= MOST_ALIGNMENT or size & (size - 1):
         raise FormatError(f"general.alignment is {size!r:.20}, not a power of two up to {MOST_ALIGNMENT:,}", fix=BROKEN)
     return int(size)
@@ -138,10 +138,10 @@ def check_coverage(infos: dict[str, TensorInfo], start: int, size: int, alignmen
     end, before = 0, "the header"
     for name, info in sorted(infos.items(), key=lambda item: (item[1].begin, item[1].nbytes)):
         if info.begin != -(-end // alignment) * alignment:
-            raise FormatError(f"{name} begins at byte {info.begin:,} of the data, not behind {before}", fix=BROKEN)
+            raise FormatError(f"{name} begins at byte {info.begin:,} of the data, not right after {before}", fix=BROKEN)
         end, before = info.begin + info.nbytes, name
         if start + end > size:
-            what = f"{name} ends at byte {start + end:,} and the file has {size:,}: the file is truncated"
+            what = f"{name} ends at byte {start + end:,}, but the file has {size:,}: the file is truncated"
             raise FormatError(what, fix=BROKEN)
     # Writers may pad the last tensor too, so less than one alignment may follow it.
     trailing = size - start - end
@@ -196,7 +196,7 @@ def write_gguf(stored: Stored, path: Path) -> None:
     with atomic_file(path) as stream:
         _write(stored, values, Path(stream.name))
         try:
-            # Names alone: the numbers were written by the same package that reads them.
+            # Only the names are compared: the package that reads the numbers has written them too.
             assert {tensor.name for tensor in GGUFReader(stream.name).tensors} == set(stored.tensors)
         except (ValueError, LookupError) as error:
             raise FormatError(f"gguf cannot read what was written ({error})", fix="report this as a bug") from error

@@ -14,7 +14,7 @@ MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MOST_ITEMS = 1_000_000  # of one array: an adapter holds a few tokens (aLoRA), but never a vocabulary
 CHUNK = 1 << 16  # bytes of the header that are read at a time, because most values are only a few bytes
-MANY = 1 << 20  # bytes that are read at a time where a long list of texts is passed
+MANY = 1 << 20  # bytes that are read at a time where a long list of texts is skipped
 BROKEN = "the file is damaged: download or convert it again"
 
 
@@ -38,9 +38,9 @@ class Header:
     def take(self, count: int) -> bytes:
         """Take the next ``count`` bytes."""
         if count > self.remaining:
-            available = max(self.remaining, 0)
-            raise FormatError(f"the header needs {count:,} bytes at {self.at:,} and {available:,} are left", fix=BROKEN)
-        # The bytes that are held do not reach far enough.
+            left = max(self.remaining, 0)
+            raise FormatError(f"the header needs {count:,} bytes at {self.at:,}, but {left:,} are left", fix=BROKEN)
+        # The bytes that are in memory do not reach far enough.
         if self.at + count > self._start + len(self._held):
             self._held = self._file.read(self.at, min(max(count, CHUNK), self._file.size - self.at))
             self._start = self.at
@@ -53,13 +53,13 @@ class Header:
         return struct.unpack(f"<{code}", self.take(struct.calcsize(f"<{code}")))[0]
 
     def skip(self, count: int) -> None:
-        """Pass the next ``count`` bytes without reading them."""
+        """Skip the next ``count`` bytes without reading them."""
         if count > self.remaining:
             raise FormatError(f"the header needs {count:,} bytes at {self.at:,}: too many", fix=BROKEN)
         self.at += count
 
     def skip_texts(self, count: int) -> None:
-        """Pass the next ``count`` texts. Only their lengths are read, as a vocabulary has a quarter of a million."""
+        """Skip the next ``count`` texts. Only lengths are decoded: a vocabulary has a quarter of a million texts."""
         while count:
             data = self._file.read(self.at, min(MANY, max(self.remaining, 0)))
             position = 0
@@ -99,8 +99,8 @@ def read_counts(header: Header) -> tuple[int, int]:
     if version not in VERSIONS:
         big = version and not version & 0xFFFF  # a small number in big-endian order has zeros in its low bytes
         raise FormatError(
-            f"is GGUF {'in big-endian order' if big else f'version {version}'}, and versions 2 and 3 in little-endian "
-            "order are read",
+            f"is GGUF {'in big-endian order' if big else f'version {version}'}, but only versions 2 and 3 in "
+            "little-endian order can be read",
             fix="convert it again with a current llama.cpp",
         )
     tensors, values = header.number("Q"), header.number("Q")
@@ -118,7 +118,8 @@ def read_values(header: Header, count: int, *, longest: int | None = None) -> It
     header : Header
     count : int
     longest : int, optional
-        Arrays of more items than this are passed, and their value is None: the vocabulary of a model takes a second.
+        Arrays of more items than this are skipped, and their value is None. Reading the vocabulary of a model would
+        take a second.
     """
     keys = set()
     for _ in range(count):

@@ -1,6 +1,6 @@
-"""The header of a GGUF model: its key-values, and where each tensor lies. No number is read.
+"""The header of a GGUF model: its key-values, and the position of each tensor. No number is read.
 
-Long arrays (the vocabulary and its merges) are passed, and their bytes are found again by `GgufHeader.spans`.
+Long arrays (the vocabulary and its merges) are skipped; `GgufHeader.spans` says where their bytes are.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,7 +17,7 @@ from loralens.formats.files.gguf.header import BROKEN, Header
 from loralens.formats.files.gguf.types import TENSOR_TYPES
 from loralens.formats.files.gguf.values import Value
 
-# Items of an array that is read: heads and sizes come as one number for each block, a vocabulary has thousands.
+# Most items of an array that is read: heads and sizes may have one number for each block; a vocabulary has thousands.
 LONGEST = 1024
 
 
@@ -36,7 +36,7 @@ class GgufHeader:
     infos : mapping of str to TensorInfo
         The tensors in the order of the header.
     infos_at : int
-        The position behind the key-values, where the entries of the tensors begin.
+        The position after the key-values, where the entries of the tensors begin.
     start : int
         The position of the numbers.
     alignment : int

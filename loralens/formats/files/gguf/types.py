@@ -11,7 +11,7 @@ class TensorType(NamedTuple):
     nbytes: int
 
 
-# ggml.h and ggml-common.h of ggml; numbers that are missing here were types once, and are refused by every reader
+# From ggml.h and ggml-common.h of ggml. Keys that are missing belonged to former types, which every reader refuses.
 TENSOR_TYPES = {
     0: TensorType("F32", 1, 4), 1: TensorType("F16", 1, 2), 30: TensorType("BF16", 1, 2), 28: TensorType("F64", 1, 8),
     24: TensorType("I8", 1, 1), 25: TensorType("I16", 1, 2), 26: TensorType("I32", 1, 4), 27: TensorType("I64", 1, 8),

@@ -66,7 +66,7 @@ def from_text(key: str, text: str) -> tuple[str, Value]:
             value = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise FormatError(f"{text[:40]!a} is not valid JSON", fix=_FIX) from error
-        # A text that came from outside may be a list where a number is due.
+        # A text from outside may hold a list where a number is expected.
         items = value if array and isinstance(value, list) else [value]
         if (array and not isinstance(value, list)) or not all(_fits(kind, item) for item in items):
             raise FormatError(f"{text[:40]!a} cannot be stored as {suffix}", fix=_FIX)

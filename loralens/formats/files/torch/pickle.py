@@ -74,7 +74,7 @@ def _unwrap(state: object) -> dict[str, Any]:
     # Tensors at the top decide, because a state dict may hold other dicts as values.
     if _has_tensors(state) or not inner:
         return state
-    # Keys of both could be the same.
+    # The same key could occur in two of them.
     if len(inner) > 1:
         what = f"it holds more than one state dict: {inner[0]}, {inner[1]}"
         raise FormatError(what, fix="save the one you want alone")

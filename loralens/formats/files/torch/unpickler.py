@@ -39,7 +39,7 @@ def unpickle(stream: BytesIO) -> tuple[object, dict[str, TorchStorage]]:
     machine = _Machine(stream)
     try:
         return machine.run(), machine.storages
-    # An empty stack, an unknown memo number, text that is not UTF-8, and a number that is cut off.
+    # The causes: an empty stack, an unknown memo number, text that is not UTF-8, or a number that is cut off.
     except (IndexError, KeyError, ValueError, struct.error) as error:
         raise FormatError("its pickle is damaged", fix=SAVE_AGAIN) from error
 
@@ -99,7 +99,7 @@ def _protocol(machine: _Machine) -> None:
 
 def _push(make: Callable[[_Machine], object]) -> Callable[[_Machine], None]:
     def push(machine: _Machine) -> None:
-        value = make(machine)  # before the stack is looked up: TUPLE exchanges it
+        value = make(machine)  # called before the stack is looked up, because TUPLE replaces the stack
         machine.stack.append(value)
 
     return push
@@ -132,7 +132,7 @@ def _put(layout: str) -> Callable[[_Machine], None]:
     def put(machine: _Machine) -> None:
         # torch.save numbers its memo 0, 1, 2 …, so a list is enough and nothing is allocated by a large number.
         if machine.number(layout) != len(machine.memo):
-            refuse_unusual("a note to itself")
+            refuse_unusual("an entry of its memo")
         machine.memo.append(machine.stack[-1])
 
     return put

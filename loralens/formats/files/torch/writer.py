@@ -4,7 +4,7 @@ The container is a zip archive without compression. It has ``data.pkl``, the pic
 and storage of each tensor, and ``data/0``, ``data/1`` … with the numbers, each at a multiple of 64 bytes as in torch's
 files. The same tensors give the same bytes: nothing depends on the clock or on the order of hashes. The pickle uses
 only opcodes that ``torch.load(weights_only=True)`` and `loralens.formats.files.torch.unpickler` read. It writes every
-name once, so a file of torch does not grow when it is written again.
+name once, so a file that torch wrote does not grow when loralens writes it again.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,7 +21,7 @@ from loralens.errors import FormatError
 from loralens.formats.files.json_text import check_printable
 from loralens.formats.files.torch.names import STORAGE_DTYPES, TENSOR_DTYPES, Name
 
-# torch's own name for the folder, when it does not know that of the file
+# torch's own name for the folder in the archive, when it does not know the name of the file
 ROOT = "archive"
 ALIGN = 64  # as torch aligns storages
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest time that a zip archive can hold; a fixed one keeps the bytes the same
@@ -150,7 +150,7 @@ def _ints(numbers: Any) -> bytes:
 
 
 def _int(number: int) -> bytes:
-    # The shortest opcode, as torch's pickler takes it.
+    # The shortest opcode, as torch's pickler chooses it.
     if number < 1 << 8:
         return b"K" + pack("<B", number)
     if number < 1 << 31:

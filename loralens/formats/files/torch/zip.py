@@ -42,7 +42,7 @@ def _entries(file: OpenFile) -> list[ZipInfo]:
         raise FormatError("its zip archive is damaged", fix=SAVE_AGAIN) from error
     # Which of the two is read would depend on the program.
     if len({info.filename for info in entries}) != len(entries):
-        raise FormatError("its zip archive holds two entries of one name", fix=CONVERT)
+        raise FormatError("its zip archive holds two entries of the same name", fix=CONVERT)
     return entries
 
 
@@ -54,7 +54,7 @@ def _root(names: dict[str, Span]) -> str:
         raise FormatError(what, fix=CONVERT)
     # torch.jit writes other archives, with code.
     if f"{root}/data.pkl" not in names:
-        fix = "give a file written by torch.save; a model saved by torch.jit or a zipped folder is none"
+        fix = "give a file written by torch.save, not a model saved by torch.jit or a zipped folder"
         raise FormatError("it is a zip archive without data.pkl", fix=fix)
     return root
 

@@ -1,4 +1,4 @@
-"""AWQ (gemm): codes of 4 bits in words of 32, packed along the outputs in an order of their own.
+"""AWQ (gemm): 4-bit codes in 32-bit words, packed along the outputs in an order of their own.
 
     x.qweight       (in, out/8) of int32; the nibbles of a word, from the lowest on, are outputs 0, 2, 4, 6, 1, 3, 5, 7
     x.qzeros        (groups, out/8), packed in the same way
@@ -32,7 +32,7 @@ from loralens.formats.models.low_bit.parts import (
 )
 
 END = ".qweight"
-BITS, HOLDS = 4, 8  # of a code, and codes in a word
+BITS, HOLDS = 4, 8  # bits of a code, and codes in a word
 NIBBLES = np.array([0, 4, 1, 5, 2, 6, 3, 7])  # the nibble of every output of a word
 OUTPUTS = np.argsort(NIBBLES)  # the output of every nibble
 
@@ -65,7 +65,7 @@ class _Parts:
     scales: LazyArray
 
     def block(self, start: int, stop: int) -> CodeBlock:
-        """The codes of some outputs, which are in some columns of words."""
+        """The codes of some outputs; only the columns of words that hold them are unpacked."""
         zeros = _unpack(self.zeros.read(), start, stop).T.astype(np.float32)
         step = self.scales.read()[:, start:stop].T.astype(np.float32)
         codes = np.ascontiguousarray(_unpack(self.codes.read(), start, stop).T)

@@ -29,7 +29,7 @@ from loralens.linalg.nf4 import LEVELS
 STATE = ".quant_state.bitsandbytes__"
 NF4 = Levels(LEVELS)
 _FP4 = [0.0, 0.005208333333, 0.66666667, 1.0, 0.33333333, 0.5, 0.16666667, 0.25]
-# The second zero has no sign.
+# Code 8 is a second zero, and like the first one it is +0.
 FP4 = Levels(np.array([*_FP4, 0.0, *(-level for level in _FP4[1:])], np.float32))
 TABLES = {"nf4": NF4, "fp4": FP4}
 # dtypes of the codes (bnb_4bit_quant_storage)
@@ -51,11 +51,11 @@ class Scales:
     absmax : LazyArray
         The scales, or their codes if they are nested.
     nested : LazyArray or None
-        The scale of every block of scales.
+        The scale that a block of scales shares.
     table : LazyArray or None
-        The levels of the codes of scales.
+        The numbers that the codes of the scales stand for.
     block : int
-        The number of scales in a block of them.
+        The number of scales that share a nested one.
     offset : float
         What is added to every nested scale.
     """
@@ -101,13 +101,15 @@ def _weight(stored: Tensors, key: str, state_key: str, kind: str) -> Found:
     if shape is None or block is None:
         raise FormatError("its quant_state has no shape, or no blocksize", fix=AGAIN)
     size, codes = prod(shape), part(stored, key, STORAGE)
-    # Bytes that are missing at the end of a wider dtype cannot be, so only a few may be left over.
+    # A wider dtype pads the codes to whole items: no byte may be missing, and less than one item may be left over.
     if not 0 <= codes.nbytes - -(-size // 2) < codes.dtype.itemsize:
         raise FormatError(f"{codes.nbytes:,} bytes of codes do not fit the shape {shape} of its quant_state", fix=AGAIN)
     scales = _scales(stored, key, state, -(-size // block))
     keys = (key, state_key, *(name for end in PARTS if (name := f"{key}.{end}") in stored))
-    # If the width of rows is no multiple of the blocks, a group is a part of a block, at the same columns of every row.
+    # If a row is not a multiple of a block, a group is a part of a block, so that the groups of all rows are alike.
     width, group = shape[-1], gcd(shape[-1], block)
+    # One byte may hold codes of two rows, and the last number of a wider dtype may have bytes after the last row.
+    by_rows = width % 2 == 0 and codes.nbytes == size // 2
     weight = GroupedWeight(
         f"bitsandbytes {kind.upper()}",
         shape,
@@ -115,10 +117,9 @@ def _weight(stored: Tensors, key: str, state_key: str, kind: str) -> Found:
         key,
         block=partial(_block, codes, scales, width=width, group=group, block=block),
         groups=partial(Groups.of_size, width, group),
-        pack=partial(_pack, codes),
+        pack=_pack if by_rows else partial(_pack_whole, codes),
         levels=TABLES[kind],
-        # A byte may hold codes of two rows.
-        by_rows=width % 2 == 0,
+        by_rows=by_rows,
     )
     return Found(key, weight.weight(), keys)
 
@@ -164,14 +165,15 @@ def _block(codes: LazyArray, scales: Scales, start: int, stop: int, *, width: in
     return CodeBlock(rows, read[places - base].reshape(stop - start, width // group))
 
 
-def _pack(codes: LazyArray, first: int, stored: Array) -> Bytes:  # noqa: ARG001 - every layout has this form
-    """The bytes of rows, or of the whole weight if rows are odd."""
-    rows, width = stored.shape
+def _pack(first: int, stored: Array) -> Bytes:  # noqa: ARG001 - rows are alike
+    """The bytes of some rows of even width."""
+    pairs = stored.astype(np.uint8)
+    return (pairs[:, ::2] << np.uint8(4)) | pairs[:, 1::2]
+
+
+def _pack_whole(codes: LazyArray, first: int, stored: Array) -> Bytes:  # noqa: ARG001 - always all rows
+    """The bytes of the whole stored tensor. Padding after the last code stays as it is."""
     flat: Bytes = stored.astype(np.uint8).reshape(-1)
-    if width % 2 == 0:
-        joined: Bytes = (flat[::2] << np.uint8(4)) | flat[1::2]
-        return joined.reshape(rows, width // 2)
-    # Of all rows: what the last bytes hold beyond the weight stays as it is.
     data = stored_bytes(codes, 0, codes.nbytes).copy()
     high, low = flat[::2] << np.uint8(4), flat[1::2]
     data[: high.size] = high | (data[: high.size] & np.uint8(15))

@@ -1,9 +1,9 @@
-"""compressed-tensors, ``pack-quantized``: codes of whole numbers in words of 32, packed along the inputs.
+"""compressed-tensors, ``pack-quantized``: whole numbers as codes in 32-bit words, packed along the inputs.
 
     x.weight_packed         (out, ⌈in·bits/32⌉) of int32; a code is the number + 2^(bits−1)
     x.weight_scale          (out, groups), (out, 1), or a single one
     x.weight_zero_point     (⌈out·bits/32⌉, groups), packed along the outputs in the same way; none if symmetric
-    x.weight_g_idx          (in,), the group of every input; without it groups are neighbours
+    x.weight_g_idx          (in,), the group of every input; without it each group consists of neighbouring inputs
     x.weight_shape          (out, in) as numbers
 
 W = (number − zero)·scale.
@@ -36,11 +36,12 @@ from loralens.formats.models.low_bit.parts import (
 from loralens.linalg.exact import Singles
 
 END = ".weight_packed"
-# Of other widths, older versions left gaps between words and newer ones leave none, and the file does not say which.
+# At other widths, older versions left the last bits of each word unused. Newer versions use them, and the file does not
+# say which of the two wrote it.
 BITS = (1, 2, 4, 8)
 
 
-def find(stored: Tensors, config: Config | None) -> Iterator[Found]:  # noqa: ARG001 - every layout has this form
+def find(stored: Tensors, config: Config | None) -> Iterator[Found]:  # noqa: ARG001 - all finders have this signature
     """All weights whose codes are packed in words.
 
     Raises
@@ -92,16 +93,16 @@ class _Parts:
         Raises
         ------
         FormatError
-            A number in weight_g_idx is no group.
+            A number in weight_g_idx is not that of a group.
         """
         columns = self.shape[1]
         plain = Groups.of_size(columns, -(-columns // self.groups_count))
         of_column = plain.of_column if self.indices is None else self.indices.read().astype(np.intp)
-        # compressed-tensors takes −1 as the sign that there is no order of its own.
+        # In compressed-tensors, −1 means that the groups have the usual order.
         if self.indices is None or np.any(of_column == -1):
             return plain
         if not 0 <= of_column.min() <= of_column.max() < self.groups_count:
-            raise FormatError(f"its weight_g_idx names groups beyond its {self.groups_count}", fix=AGAIN)
+            raise FormatError(f"its weight_g_idx has group numbers outside 0 to {self.groups_count - 1}", fix=AGAIN)
         return plain if np.array_equal(of_column, plain.of_column) else Groups(of_column)
 
     def pack(self, first: int, codes: Array) -> Bytes:
@@ -109,7 +110,7 @@ class _Parts:
         size = 4 * self.codes.shape[1]
         if codes.shape[1] * self.bits == 8 * size:
             return pack_codes(codes, self.bits, size)
-        # What the last word of a row holds beyond it stays as it is.
+        # The bits of a row's last word that hold no code stay as they are.
         rows = self.codes.rows(first, first + len(codes)).read()
         whole_rows = unpack_codes(bytes_of(rows), self.bits, 8 * size // self.bits).copy()
         whole_rows[:, : codes.shape[1]] = codes
@@ -127,7 +128,7 @@ def _weight(stored: Tensors, module: str, code_key: str) -> Found:
     scales = part(stored, scale_key, FLOATS)
     scales = scales.reshape(1, 1) if scales.size == 1 else scales
     if scales.ndim != 2 or scales.shape[0] not in (1, rows) or not 0 < scales.shape[1] <= columns:
-        raise FormatError(f"{scale_key} has the shape {scales.shape}, which fits no rule for {shape}", fix=AGAIN)
+        raise FormatError(f"{scale_key} has the shape {scales.shape}, which does not fit a weight {shape}", fix=AGAIN)
     groups = scales.shape[1]
     if columns % groups and groups != -(-columns // -(-columns // groups)):
         raise FormatError(f"{groups} groups do not fit {columns} inputs", fix=AGAIN)
@@ -153,8 +154,8 @@ def _weight(stored: Tensors, module: str, code_key: str) -> Found:
 def _bits(words: int, columns: int) -> int:
     """The bits of a code, from the words that a row takes."""
     fitting = [bits for bits in BITS if -(-columns * bits // 32) == words]
-    # Rows of a few columns may take one word with several widths; 4 bits are the usual ones.
     if not fitting:
         width = 32 * words / columns
         raise FormatError(f"its weights are quantised: compressed-tensors with {width:g} bits", fix=SIBLING)
+    # A row of few columns takes one word at several widths. Then the usual width of 4 bits is assumed.
     return 4 if 4 in fitting else fitting[0]

@@ -6,7 +6,7 @@
     MXFP4 and NVFP4 of MLX          x.weight: uint32, x.scales: uint8, exponents or the bytes of float8
     MXFP4 of gpt-oss                x_blocks (experts, out, in/32, 16), x_scales (experts, out, in/32)
 
-A step of MXFP4 is 2^(exponent − 127). One of NVFP4 is the float8 number, divided by ``weight_global_scale`` or
+The step of MXFP4 is 2^(exponent − 127). The step of NVFP4 is the float8 number, divided by ``weight_global_scale`` or
 multiplied by ``weight_scale_2``. The weight x of gpt-oss is (experts, in, out), as transformers holds it.
 """
 
@@ -172,7 +172,7 @@ def e2m1_weight(
     scale_types: Collection[np.dtype[Any]],
     steps: Steps,
 ) -> Found:
-    """A weight in groups of ``size``. The keys are those of its codes, of its scales and of what else it has.
+    """A weight in groups of ``size``. The keys name its codes, its scales and any further tensors, in this order.
 
     Raises
     ------

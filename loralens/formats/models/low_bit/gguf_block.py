@@ -66,7 +66,7 @@ class BlockLayout:
 
     def decode(self, blocks: Bytes) -> Singles:
         """The numbers of blocks, shape (n, numbers of a block), bit for bit as ggml's own Python package."""
-        # A damaged or odd file may hold an infinite scale, and inf · 0 is NaN there as well.
+        # A damaged or odd file may hold an infinite scale, and inf · 0 is NaN in ggml as well.
         with np.errstate(invalid="ignore", over="ignore"):
             codes, step, offset = self.unpack(blocks)
             if self.levels is None:

@@ -1,4 +1,4 @@
-"""ggml's k-quants, 256 numbers with scales of scales: Q2_K, Q3_K, Q4_K, Q5_K and Q6_K.
+"""ggml's k-quants, blocks of 256 numbers whose scales are quantised too: Q2_K, Q3_K, Q4_K, Q5_K and Q6_K.
 
 ======  =====  ===========================================================================  ========================
 type    bytes  content                                                                      number
@@ -10,7 +10,7 @@ Q5_K    176    d, dmin; 8 × (scale, minimum); 32 bytes of fifth bits; 128 bytes
 Q6_K    210    128 bytes of low nibbles; 64 bytes of upper bits; 16 scales int8; d          d·s·(q − 32)
 ======  =====  ===========================================================================  ========================
 
-A step d·s may be 0 or negative. (block_q2_K … block_q6_K in ggml-common.h of ggml.)
+A step d·s may be 0 or negative. The source is block_q2_K … block_q6_K in ggml-common.h of ggml.
 """
 
 import numpy as np
@@ -58,8 +58,9 @@ def _pack_q3_k(blocks: Bytes, codes: Bytes) -> Bytes:
 
 def _steps_and_minima(blocks: Bytes) -> tuple[Singles, Singles]:
     """The 8 steps and minima of Q4_K and Q5_K, from their first 16 bytes."""
-    # Bytes 0 to 3 hold the first four scales in 6 bits, and in their upper 2 bits those of the last four; bytes 4 to 7
-    # the same of the minima. Bytes 8 to 11 hold the low 4 bits of the last four scales and minima.
+    # 12 bytes follow d and dmin. The low 6 bits of bytes 0 to 3 are the first four scales, and those of bytes 4 to 7
+    # the first four minima. The last four are divided. Their low 4 bits are in bytes 8 to 11, scales in low nibbles,
+    # minima in high ones. Their upper 2 bits are the upper 2 bits of bytes 0 to 3 (scales) and 4 to 7 (minima).
     scale, minimum, low_bits = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
     scales = np.concatenate(
         [scale & np.uint8(63), (low_bits & np.uint8(15)) | ((scale >> np.uint8(6)) << np.uint8(4))], axis=1
@@ -96,7 +97,8 @@ def _pack_q5_k(blocks: Bytes, codes: Bytes) -> Bytes:
 
 
 def _unpack_q6_k(blocks: Bytes) -> Blocks:
-    # Two halves of 128 numbers; in each, 64 bytes have the low 4 bits, and 32 bytes the upper 2 bits of four numbers.
+    # Two halves of 128 numbers. In each, 64 bytes hold the low 4 bits, two numbers in a byte, and 32 bytes hold the
+    # upper 2 bits, four numbers in a byte.
     low = low_and_high(blocks[:, :128].reshape(-1, 2, 64)).reshape(-1, 256)
     upper = planes(blocks[:, 128:192].reshape(-1, 2, 32), 2, 4).reshape(-1, 256)
     step = half(blocks[:, 208:210]) * blocks[:, 192:208].view(np.int8).astype(np.float32)

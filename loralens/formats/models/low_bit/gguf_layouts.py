@@ -20,7 +20,7 @@ from loralens.linalg.exact import Singles
 
 # by ggml's number of the type
 LAYOUTS = {each.number: each for each in (Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, MXFP4)}
-# Numbers that are decoded at a time: with all that is made on the way they take about 4 MiB, which cores have as cache.
+# Numbers that are decoded at a time: with all temporary arrays they take about 4 MiB, which fits the cache of a core.
 SLAB = 1 << 18
 
 Order = NDArray[np.intp]
@@ -53,7 +53,7 @@ class StoredRows:
 
 
 def decoded(rows: StoredRows, number: int, shape: tuple[int, ...], *, name: str) -> Callable[[int, int], Singles]:
-    """A function that decodes rows of a tensor, whose first axis may be one of several above the rows of blocks.
+    """A function that decodes entries of a tensor's first axis, each of which is one row of blocks or several.
 
     Types without a layout here are left to the package ``gguf``, if it decodes them.
 
@@ -88,13 +88,13 @@ def _decode_blocks(layout: BlockLayout, raw: Bytes) -> Singles:
 
 
 def can_decode(number: int) -> bool:
-    """Whether the numbers of a type can be had, here or from the package ``gguf``."""
+    """Whether the numbers of a type can be decoded, here or by the package ``gguf``."""
     if number in LAYOUTS:
         return True
     from gguf import GGMLQuantizationType, quants
 
     try:
-        # One block of zeros: the package says only by trying whether it decodes a type.
+        # The package has no list of the types that it decodes, so decoding one block of zeros is tried.
         quants.dequantize(np.zeros((1, TENSOR_TYPES[number].nbytes), np.uint8), GGMLQuantizationType(number))
     except (NotImplementedError, ValueError):
         return False

@@ -1,4 +1,4 @@
-"""ggml's types of 32 numbers with one scale: Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0.
+"""ggml's types with blocks of 32 numbers and one scale for each block: Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0.
 
 ======  =====  ==================================================================  ====================
 type    bytes  content                                                             number
@@ -59,7 +59,7 @@ def _pack_q5_1(blocks: Bytes, codes: Bytes) -> Bytes:
     return np.concatenate([blocks[:, :4], bits, as_nibbles(codes & np.uint8(15))], axis=1)
 
 
-# Flipping the highest bit of an int8 counts it from −128.
+# Flipping the highest bit of an int8 adds 128 to it, so −128 becomes the code 0.
 def _unpack_q8_0(blocks: Bytes) -> Blocks:
     return Blocks(blocks[:, 2:] ^ np.uint8(0x80), half(blocks[:, :2]), None)
 

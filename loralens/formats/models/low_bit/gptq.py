@@ -1,4 +1,4 @@
-"""GPTQ: codes of 2, 3, 4 or 8 bits in words of 32, packed along the inputs.
+"""GPTQ: codes of 2, 3, 4 or 8 bits in 32-bit words, packed along the inputs.
 
     x.qweight       (in·bits/32, out) of int32, the codes of one output below each other
     x.qzeros        (groups, out·bits/32) of int32, packed along the outputs
@@ -94,14 +94,14 @@ class _Parts:
         Raises
         ------
         FormatError
-            A number in g_idx is no group.
+            A number in g_idx is not that of a group.
         """
         plain = Groups.of_size(self.inputs, self.group_size)
         if self.indices is None:
             return plain
         of_column = self.indices.read().astype(np.intp)
         if of_column.size and not 0 <= of_column.min() <= of_column.max() < self.scales.shape[0]:
-            raise FormatError(f"its g_idx names groups beyond its {self.scales.shape[0]}", fix=AGAIN)
+            raise FormatError(f"its g_idx has group numbers outside 0 to {self.scales.shape[0] - 1}", fix=AGAIN)
         return plain if np.array_equal(of_column, plain.of_column) else Groups(of_column)
 
     def pack(self, first: int, codes: Array) -> Bytes:  # noqa: ARG002 - always all rows
@@ -144,7 +144,7 @@ def _weight(stored: Tensors, module: str, config: Config | None, recent: Recent)
 
 
 def _group_size(config: Config | None, inputs: int, groups: int) -> int:
-    """The inputs of a group; what is stated counts where it fits, as modules may differ from it."""
+    """The number of inputs in a group. The stated size counts only where it fits, as modules may have another one."""
     stated = whole_number(section(config, "quantization_config").get("group_size"))
     return stated if stated and -(-inputs // stated) == groups else -(-inputs // groups)
 
@@ -154,7 +154,7 @@ def _zero_shift(config: Config | None) -> int:
     if not stated:
         what = "its weights are quantised: GPTQ, and nothing says how it stores zeros"
         raise FormatError(what, fix="keep config.json or quantize_config.json beside the weights")
-    # AutoGPTQ, which wrote no such field, had the first form only.
+    # AutoGPTQ did not write this field, and knew the first form only.
     name = stated.get("checkpoint_format", "gptq")
     if not isinstance(name, str) or name not in ZERO_SHIFT:
         raise FormatError(f"its weights are quantised: GPTQ as {ascii(name)[1:-1][:40]}", fix=SIBLING)

@@ -67,7 +67,7 @@ class Groups:
         return cls(np.arange(columns, dtype=np.intp) // size, 0 if columns % size else size)
 
     def apply(self, operation: Callable[..., Any], W: Singles, of_groups: Singles) -> None:
-        """Change W, of shape (rows, columns), in place by a ufunc with the number of every entry's group."""
+        """Apply a ufunc in place to each entry of W, (rows, columns), and the number of its group in ``of_groups``."""
         if self.size:
             view = W.reshape(len(W), W.shape[1] // self.size, self.size)
             operation(view, of_groups[:, :, None], out=view)
@@ -76,7 +76,7 @@ class Groups:
 
 
 class CodeBlock(NamedTuple):
-    """What the file has of some rows of the matrices: codes (rows, columns), and numbers (rows, groups)."""
+    """What the file stores for some rows of the matrices: codes (rows, columns), and the rest as (rows, groups)."""
 
     codes: Array
     step: Singles
@@ -96,7 +96,7 @@ class GroupedWeight:
     block : callable
         Takes start and stop among the rows of all matrices, and returns their `CodeBlock`.
     groups : callable
-        Returns the groups. Some layouts store them as numbers, which are read then.
+        Returns the groups. Some layouts store them in a tensor, which is read in this call.
     pack : callable
         Takes the first row and the stored codes of rows (of all rows, if ``by_rows`` is false). Returns their bytes,
         uint8, shape (rows, bytes per row) or (bytes,).
@@ -120,7 +120,7 @@ class GroupedWeight:
     by_rows: bool = True
 
     def weight(self) -> CodedWeight:
-        """The weight as all layouts give it."""
+        """The weight in the form that all layouts share."""
         return CodedWeight(
             self.layout,
             self.shape,

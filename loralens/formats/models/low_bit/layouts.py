@@ -59,7 +59,7 @@ class CodedTensors(NamedTuple):
     def floats(self, stored: Tensors) -> dict[str, LazyArray]:
         """The stored tensors, with the weights as float32 in place of what they are stored in."""
         homes = {weight.stored: key for key, weight in self.coded.items()}
-        # In the order of the file, as a weight stands where its codes are.
+        # The order of the file is kept: a weight takes the place of its codes.
         return {
             homes.get(key, key): self._numbers(homes[key]) if key in homes else tensor
             for key, tensor in stored.items()
@@ -70,7 +70,7 @@ class CodedTensors(NamedTuple):
         return self.turned[key] if key in self.turned else self.coded[key].floats()
 
     def notes(self) -> tuple[Finding, ...]:
-        """One note of what was decoded; none if nothing was."""
+        """One note about what was decoded; none if nothing was."""
         counts = Counter(weight.layout for weight in self.coded.values())
         if not counts:
             return ()

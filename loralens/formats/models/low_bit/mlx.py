@@ -1,4 +1,4 @@
-"""MLX: codes of 2 to 8 bits in words of 32, without gaps, and a scale and a bias for every group of columns.
+"""MLX: codes of 2 to 8 bits in 32-bit words, without gaps, and a scale and a bias for every group of columns.
 
     x.weight        (…, out, in·bits/32) of uint32
     x.scales        (…, out, in/group), often negative
@@ -94,7 +94,7 @@ def _settings(module: str, config: Config | None) -> Config:
     """The settings of a module."""
     stated = section(config, "quantization") or section(config, "quantization_config")
     own = stated.get(module)
-    # A module's own settings do not take their mode from the others.
+    # A module with settings of its own does not inherit the mode of the model.
     return {**stated, "mode": "affine", **own} if isinstance(own, dict) else stated
 
 

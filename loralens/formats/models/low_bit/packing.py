@@ -1,7 +1,7 @@
-"""Codes of a few bits in bytes, without gaps, least significant bit first; bytes of little-endian words in their order.
+"""Codes of a few bits in bytes, without gaps, least significant bit first; a word is its bytes in little-endian order.
 
-Eight codes of b bits fill b bytes. All of 1 to 8 bits are packed in this way by GPTQ, compressed-tensors and MLX, some
-of them along columns. bitsandbytes alone has the high nibble first.
+Eight codes of b bits fill b bytes. GPTQ, compressed-tensors and MLX pack codes of 1 to 8 bits in this way, some of them
+along columns. bitsandbytes alone has the high nibble first.
 """
 
 from math import gcd

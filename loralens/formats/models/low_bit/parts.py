@@ -57,9 +57,9 @@ def part(stored: Tensors, key: str, dtypes: Collection[np.dtype[Any]], shape: Sh
         raise FormatError(f"{key} is missing", fix=AGAIN)
     if tensor.dtype not in dtypes:
         names = " or ".join(sorted(map(str, dtypes)))
-        raise FormatError(f"{key} is {tensor.dtype}, where codes of this kind have {names}", fix=AGAIN)
+        raise FormatError(f"{key} is {tensor.dtype}, where this layout has {names}", fix=AGAIN)
     if shape is not None and tensor.shape != shape:
-        raise FormatError(f"{key} has the shape {tensor.shape}, where {shape} belongs to its weight", fix=AGAIN)
+        raise FormatError(f"{key} has the shape {tensor.shape}, where its weight needs {shape}", fix=AGAIN)
     return tensor
 
 
@@ -67,7 +67,7 @@ def single(stored: Tensors, key: str, dtypes: Collection[np.dtype[Any]]) -> Lazy
     """A stored tensor with one number, whatever its axes."""
     tensor = part(stored, key, dtypes)
     if tensor.size != 1:
-        raise FormatError(f"{key} has the shape {tensor.shape}, where one number belongs", fix=AGAIN)
+        raise FormatError(f"{key} has the shape {tensor.shape}, where one number is needed", fix=AGAIN)
     return tensor.reshape(1)
 
 

@@ -62,7 +62,7 @@ class CertificateResult(Tabular):
         Every tensor of the model and of the certificate; empty if the certificate does not list them, as older
         ones do not.
     files_changed : sequence of str
-        Other files of the merge that are gone or have another size. They are no reason for the answer no.
+        Other files of the merge that are gone or have another size. They do not lead to the answer no.
     """
 
     merged: str

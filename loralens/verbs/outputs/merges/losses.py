@@ -1,4 +1,4 @@
-"""What a merge says of the updates that it damaged: limits, sentences and warnings."""
+"""What a merge reports about damaged updates: limits, sentences and warnings."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,9 +14,10 @@ from loralens.tables.numbers import count, number, percent
 SWALLOWED = 0.95
 DAMAGED = 0.2
 # On a grid of few bits an error of several times the update is usual: the noise is spread over all inputs, and little
-# of it lies in the directions of the adapter. At 3 to 8 adapters kept 85 % and more, and at 22 they did not.
+# of it lies in the directions of the adapter. At 3 to 8 times the update, adapters kept at least 85 % of the loss that
+# they gain (the last column of the table in docs/merge.md); at 22 times they did not.
 NOISY = 15.0  # noise relative to the update from which the merge warns
-# Of codes 4 % of the gain is clipped as a rule, and in small modules chance takes or gives as much again.
+# With codes, usually 4 % of the gain is clipped, and in small modules chance changes the gain by as much again.
 CLIPPED = 0.8
 
 
@@ -38,10 +39,14 @@ def conclusion_on_codes(total: Mapping[str, Any]) -> list[str]:
     drawn, swept = total["drawn"], total["swept"]
     draw = "by stochastic rounding"
     way = draw if not swept else f"{draw} and a sweep" if not drawn else f"{draw}, with a sweep in {swept} weights"
-    own = total["subspace_error"]
-    inside = "" if own is None else f" and an error of {number(own)} in its own directions"
+    # A sweep moves the error to where inputs are small, which the adapter's own directions do not show.
+    on_inputs, own = total["input_error"], total["subspace_error"]
+    if on_inputs is not None:
+        error = f" and an error of {number(on_inputs)} on the measured inputs"
+    else:
+        error = "" if own is None else f" and an error of {number(own)} in its own directions"
     return [
-        f"The update arrived with a gain of {total['gain']:.4f}{inside}, {way}.",
+        f"The update arrived with a gain of {total['gain']:.4f}{error}, {way}.",
         f"{percent(total['changed'])} of the codes changed, {percent(total['clipped'])} were clipped, and the noise is "
         f"{number(total['noise'])} times the update.",
     ]
@@ -70,8 +75,8 @@ def warn_of_noise(modules: Sequence[MergedModule]) -> None:
     if noisy:
         worst, codes = max(noisy, key=lambda pair: pair[1].noise)
         warn(
-            f"{len(noisy)} of {len(coded)} updates are weak beside a step of the codes; worst is {worst.module}: noise "
-            f"{codes.noise:.0f} times the update",
+            f"{len(noisy)} of {len(coded)} updates are weak compared with a step of the codes; worst is "
+            f"{worst.module}: noise {codes.noise:.0f} times the update",
             "serve the adapter unmerged, or write floats with --dtype bf16",
         )
     lost = [fidelity for fidelity, codes in coded if codes and fidelity.gain < CLIPPED and codes.rounding != "nearest"]

@@ -122,11 +122,16 @@ class _Weights:
         self._parameters = {key: parameters[key] for key in plans}
         self._versions: dict[str, dict[str, Tensor]] = {"base": {}, "unmerged": {}, "merged": {}}
         for key, plan in plans.items():
+            # The model holds the base already.
+            self._versions["base"][key] = self._parameters[key].data
+            versions = {name: np.empty(plan.matrix, np.float32) for name in ("unmerged", "merged")}
             with place(key):
-                blocks = _numbers(inputs, plan, rounding, seed, moments, device)
-                rows = [np.vstack(version) for version in zip(*blocks, strict=True)]
-            for name, numbers in zip(self._versions, rows, strict=True):
-                self._versions[name][key] = torch.from_numpy(numbers.astype(np.float32).reshape(plan.shape))
+                # The rows of a block are valid until the next one.
+                for start, whole, merged in changed_rows(inputs, plan, rounding, seed, moments, device):
+                    rows = slice(start, start + len(whole))
+                    versions["unmerged"][rows], versions["merged"][rows] = whole, merged
+            for name, numbers in versions.items():
+                self._versions[name][key] = torch.from_numpy(numbers.reshape(plan.shape))
 
     def use(self, version: str) -> None:
         """Put one version into the model."""
@@ -134,15 +139,15 @@ class _Weights:
             parameter.data = self._versions[version][key]
 
 
-def _numbers(
+def changed_rows(
     inputs: MergeInputs,
     plan: TensorPlan,
     rounding: RoundingMode,
     seed: int,
     moments: SweepInputs | None,
     device: Device,
-) -> Iterator[tuple[Array, Array, Array]]:
-    """Rows of a weight: of the base, with the whole update, and as the merge writes them."""
+) -> Iterator[tuple[int, Array, Array]]:
+    """The first row of every block of a weight, its rows with the whole update, and as the merge writes them."""
     weight = inputs.coded.get(plan.key)
     if weight is None:
         floats: RoundingMode = "nearest" if rounding == "sweep" else rounding
@@ -152,17 +157,14 @@ def _numbers(
         for block in merge.blocks():
             W = block.W.astype(np.float32)
             updated = W if block.D is None else W + block.D
-            yield (
-                W,
-                updated if block.dora_factors is None else updated * block.dora_factors,
-                block.numbers(block.merged),
-            )
+            whole = updated if block.dora_factors is None else updated * block.dora_factors
+            yield block.start, whole, block.numbers(block.merged)
         return
     H = moments.of(plan.key, weight.shape[1]) if moments else None
     mode: RoundingMode = "stochastic" if rounding == "sweep" and H is None else rounding
     for codes in prepare_codes(plan, weight, CodeRounding(mode, seed, plan.key, H), device=device).blocks():
         W = codes.grid.values(codes.grid.codes)
-        yield W, W if codes.D is None else W + codes.D, codes.grid.values(codes.drawn.codes)
+        yield codes.start, W if codes.D is None else W + codes.D, codes.grid.values(codes.drawn.codes)
 
 
 def _measure(loaded: Loaded, weights: _Weights, texts: list[InputText], step: Any) -> _Sums:

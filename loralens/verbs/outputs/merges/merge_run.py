@@ -28,6 +28,7 @@ from loralens.formats.records.undo import NAME, Spool, write_undo
 from loralens.linalg.device import Device
 from loralens.merging.apply import prepare_merge
 from loralens.merging.low_bit.apply import CodeRounding, prepare_codes
+from loralens.merging.low_bit.ggml import BlocksRecorder
 from loralens.merging.low_bit.nf4 import Nf4Recorder
 from loralens.merging.low_bit.record import CodesRecorder
 from loralens.merging.matrix import matrix_blocks
@@ -169,8 +170,8 @@ class MergeRun:
         ours = [name for name in files.companions if name in (NAME, CERTIFICATE) or name.startswith(BEFORE)]
         # Programs would take a model of floats for one of codes.
         ours += [name for name in files.companions if self.inputs.plan.dropped and name in SETTINGS]
-        total = bytes_of_copy(files, self._changes, self.inputs.dtype)
-        # Patches wait on the output's disk until all are known, so that memory does not grow with the model.
+        total = bytes_of_copy(files, self._changes, self.inputs.dtype, self.inputs.quantised.types)
+        # Patches are kept on the output's disk until all are known, so that memory does not grow with the model.
         with Spool(output.absolute().parent) as spool, keep_files(outside, output), progress("merging", total) as step:
             self.spool = spool if undo else None
             write_copy(
@@ -179,6 +180,7 @@ class MergeRun:
                 changes=self._changes,
                 fill=self._fill,
                 dtype=self.inputs.dtype,
+                types=self.inputs.quantised.types,
                 watch=self._hash_copy if self.hashes else None,
                 # The scales and codes of weights that are written as floats; some codes have the key of their weight.
                 dropped=[key for key in self.inputs.plan.dropped if key not in self._changes],
@@ -195,9 +197,9 @@ class MergeRun:
             note(f"left out, as they hold weights that are not merged: {some(files.left_out, NAMED)}")
 
     def _homes(self) -> dict[str, str]:
-        """New key → a key of the base in whose shard it goes: of weights that become floats, and that become codes."""
+        """The key of a new tensor, of floats or of codes → a key of the base in whose shard it is stored."""
         floats = {key: weight.stored for key, weight in self.inputs.decoded.items()}
-        return {**floats, **{part: key for part, key in self._planned.items() if key in self.inputs.quantised}}
+        return {**floats, **{part: key for part, key in self._planned.items() if key in self.inputs.quantised.keys}}
 
     def modules(self) -> list[MergedModule]:
         """How much of the update of every module arrived; empty if that was not measured."""
@@ -234,7 +236,7 @@ class MergeRun:
 
     def _rounding(self) -> dict[str, Any]:
         """How the merge rounded: all that a verification needs to repeat it."""
-        # The seed changes a bit only where something is drawn; a sweep starts from a draw.
+        # The seed matters only for random rounding, with which a sweep begins.
         seed = {"seed": self.seed} if self.rounding in ("stochastic", "sweep") else {}
         return {"mode": self.rounding, **seed, **({"moments": self.moments.digest} if self.moments else {})}
 
@@ -265,7 +267,7 @@ class MergeRun:
                 # Without the patch, which is in the spool now.
                 self.records[key] = replace(record, patch=None)
 
-    def _recorder(self, key: str) -> MergeRecorder | CodesRecorder | Nf4Recorder:
+    def _recorder(self, key: str) -> MergeRecorder | CodesRecorder | Nf4Recorder | BlocksRecorder:
         """The recorder of the merge of one tensor, which looks at every block on its way to the file."""
         plan = self.inputs.plan.tensors[self._planned[key]]
         weight = self.inputs.coded.get(plan.key)
@@ -283,8 +285,12 @@ class MergeRun:
                 keep=keep,
                 ordered=self.inputs.files.gguf is not None,
             )
-        if plan.key in self.inputs.quantised:
+        if plan.key in self.inputs.quantised.keys:
             merge_in_floats = prepare_merge(plan, dtype=np.float32, device=self.device)
+            type_, gguf = self.inputs.block_type(plan.key), self.inputs.files.gguf
+            if type_ and gguf:
+                order = gguf.weights[key].order
+                return BlocksRecorder(merge_in_floats, type_, order=order, hashes=self.hashes, fidelity=self.fidelity)
             part = part_of(key, plan.key)
             return Nf4Recorder(merge_in_floats, part, hashes=self.hashes, fidelity=self.fidelity)
         return MergeRecorder(

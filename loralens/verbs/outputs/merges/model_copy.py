@@ -10,16 +10,21 @@ from loralens.core.lazy import LazyArray
 from loralens.core.progress import progress
 from loralens.core.threads import in_threads, processor_count
 from loralens.formats.files.apart import Input
-from loralens.formats.models.gguf_writer import gguf_copy_bytes, write_gguf_copy
+from loralens.formats.files.gguf.container import TYPES
+from loralens.formats.models.gguf_base import GgufModel
+from loralens.formats.models.gguf_writer import NewTypes, StoredChange, gguf_copy_bytes, write_gguf_copy
 from loralens.formats.models.model_copy import Fill, Step, Watch
 from loralens.formats.models.model_files import ModelFiles
 from loralens.formats.models.model_writer import Change, copy_bytes, write_model
 
 
-def bytes_of_copy(files: ModelFiles, changes: Mapping[str, Change], dtype: str | None = None) -> int:
+def bytes_of_copy(
+    files: ModelFiles, changes: Mapping[str, Change], dtype: str | None = None, types: NewTypes | None = None
+) -> int:
     """The bytes of all tensors of a copy."""
     if files.gguf:
-        return gguf_copy_bytes(files.gguf, dtype=np.dtype(dtype) if dtype else None)
+        as_floats = np.dtype(dtype) if dtype else None
+        return gguf_copy_bytes(files.gguf, dtype=as_floats, types=types, added=_added(files.gguf, changes))
     return copy_bytes(files.tensors, changes)
 
 
@@ -30,6 +35,7 @@ def write_copy(
     changes: Mapping[str, Change],
     fill: Fill,
     dtype: str | None = None,
+    types: NewTypes | None = None,
     watch: Watch | None = None,
     dropped: Collection[str] = (),
     homes: Mapping[str, str] | None = None,
@@ -45,8 +51,8 @@ def write_copy(
 ) -> None:
     """Write a changed copy of a model; the options are those of `write_model`.
 
-    ``dtype`` is NumPy's name of the dtype of a copy in floats, which only the writer of GGUF needs: elsewhere the
-    changes say it. Dropped keys, homes and headers are of safetensors alone.
+    ``dtype`` is NumPy's name of the dtype of a copy in floats. Only the writer of GGUF needs it and ``types``, as the
+    changes say elsewhere what is written. Dropped keys, homes and headers are of safetensors alone.
     """
     common: dict[str, Any] = {
         "fill": fill,
@@ -61,9 +67,18 @@ def write_copy(
         "step": step,
     }
     if files.gguf:
-        write_gguf_copy(files, target, changes=changes.keys(), dtype=np.dtype(dtype) if dtype else None, **common)
+        as_floats = np.dtype(dtype) if dtype else None
+        added = _added(files.gguf, changes)
+        known = changes.keys() - added.keys()
+        write_gguf_copy(files, target, changes=known, dtype=as_floats, types=types, added=added, **common)
     else:
         write_model(files, target, changes=changes, dropped=dropped, homes=homes, headers=headers, **common)
+
+
+def _added(model: GgufModel, changes: Mapping[str, Change]) -> dict[str, StoredChange]:
+    """The changes that the model has no tensor for, such as a head that was tied."""
+    new = {key: change for key, change in changes.items() if key not in model.weights}
+    return {key: StoredChange(TYPES[change.dtype], change.shape) for key, change in new.items()}
 
 
 def rehearse(

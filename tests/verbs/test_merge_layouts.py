@@ -1,0 +1,126 @@
+"""`merge --bits keep` into every layout of safetensors: codes alone move, the update arrives, the base comes back."""
+
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors import deserialize
+
+import loralens
+from loralens.core.adapter import Adapter
+from loralens.core.coded_weight import CodedWeight, GridRows
+from loralens.errors import FormatError, MismatchError
+from loralens.formats.models.checkpoint import open_checkpoint
+from loralens.merging.plan import MergePlan, TensorPlan
+from loralens.verbs.inputs.low_bit import check_codes
+from tests.bases import contents
+from tests.formats.low_bit.cases import CASES, Case, bitsandbytes
+from tests.formats.low_bit.test_layouts import write
+
+# Stacks of experts need an adapter of experts, and have a test of their own.
+STACKS = [name for name in CASES if "stack" in name or "gpt-oss" in name]
+BASES = CASES | {
+    # 17 bytes of codes and one byte that is left over.
+    "nf4, padded": lambda: padded((17, 2)),
+    "nf4, padded, rows that end within a byte": lambda: padded((3, 11)),
+}
+MATRICES = [name for name in BASES if name not in STACKS]
+
+
+def padded(shape: tuple[int, int]) -> Case:
+    """NF4 stored as numbers of 16 bits, the last of which holds one byte of codes."""
+    case = bitsandbytes("nf4", shape)
+    data = np.append(case.tensors[case.codes].reshape(-1), np.uint8(0xAB))
+    assert data.size % 2 == 0
+    case.tensors[case.codes] = data.view(ml_dtypes.bfloat16).reshape(-1, 1)
+    return case
+
+
+def adapter_for(W: Any, module: str, *, share: float = 0.3, seed: int = 1) -> Adapter:
+    """A pair whose entries have a share of the spread of the weight."""
+    rng = np.random.default_rng(seed)
+    B, A = (rng.standard_normal(shape).astype(np.float32) for shape in ((W.shape[0], 2), (2, W.shape[1])))
+    return Adapter(modules={module: loralens.LowRank(B, A, share * float(np.std(W)) / 2**0.5)})
+
+
+def tensors(folder: Path) -> dict[str, Any]:
+    """Dtype, shape and bytes of every stored tensor."""
+    return dict(deserialize((folder / "model.safetensors").read_bytes()))
+
+
+def read(folder: Path, key: str) -> Any:
+    return open_checkpoint(folder).tensors[key].read().astype(np.float64)
+
+
+@pytest.mark.parametrize("name", MATRICES)
+def test_the_update_arrives_and_the_base_comes_back(name: str, tmp_path: Path) -> None:
+    case = BASES[name]()
+    beside = {"norm.weight": np.ones(4, np.float16)}
+    base = write(tmp_path / "base", case.tensors | beside, case.config)
+    module, out = case.key.removesuffix(".weight"), tmp_path / "out"
+    adapter = adapter_for(case.W, module)
+    result = loralens.merge(adapter, base=base, output=out, bits="keep")
+    before, after = tensors(base), tensors(out)
+    assert before.keys() == after.keys()
+    assert [key for key in before if before[key] != after[key]] == [case.codes]
+    assert contents(out)["config.json"] == contents(base)["config.json"]
+    D = adapter[module].dense()
+    moved = read(out, case.key) - case.W.astype(np.float64)
+    (row,) = result.modules
+    assert row.fidelity.gain == pytest.approx(np.sum(moved * D) / np.sum(D**2), abs=1e-5)
+    assert row.fidelity.codes is not None
+    assert row.fidelity.codes.changed == pytest.approx(np.mean(moved != 0), abs=1e-9)
+    # Random bytes lie at the ends of the grid more often than the codes of a weight, and have scales of all sizes.
+    assert 0.3 < row.fidelity.gain < 1.3
+    assert loralens.verify(out).answer
+    replayed = loralens.verify(out, base=base, adapter=adapter)
+    assert all(verdict.different == 0 for verdict in replayed.modules)
+    loralens.unmerge(out, output=tmp_path / "back")
+    assert contents(tmp_path / "back") == contents(base)
+
+
+# What gptqmodel 7.7.0 (`dequantize_weight`, for "gptq" after `_correct_gptq_v1_qzeros`) and autoawq 0.2.9
+# (`dequantize_gemm`) give for the merged tensors with scales in float32: the first digits of their SHA-256.
+ORACLES = {
+    "gptq": "4925fe592ef61f1b", "gptq v2": "31ccf48f48829b58", "gptq, 2 bits": "8b0f7e8102ca05a7",
+    "gptq, 8 bits": "c940a93dd7d96c44", "awq": "21a9f1ac1d437b59",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ORACLES)
+def test_gptqmodel_and_autoawq_read_these_numbers(name: str, tmp_path: Path) -> None:
+    case = CASES[name]()
+    base = write(tmp_path / "base", case.tensors, case.config)
+    loralens.merge(adapter_for(case.W, "a"), base=base, output=tmp_path / "out", bits="keep")
+    W = open_checkpoint(tmp_path / "out").tensors["a.weight"].read()
+    assert sha256(W.tobytes()).hexdigest()[:16] == ORACLES[name]
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_stacks_of_experts_are_named_as_not_yet_merged(name: str, tmp_path: Path) -> None:
+    case = CASES[name]()
+    rename = "h.0.experts.down_proj"
+    stored = {key.replace("a.gate_up_proj", rename).replace("a.", f"{rename}."): t for key, t in case.tensors.items()}
+    base = write(tmp_path / "base", stored, case.config)
+    rng = np.random.default_rng(0)
+    B, A = (rng.standard_normal(shape).astype(np.float32) for shape in ((case.W.shape[1], 2), (2, case.W.shape[2])))
+    key = next(iter(open_checkpoint(base).tensors)).removesuffix(".weight")
+    adapter = Adapter(modules={f"{key}[0]": loralens.LowRank(B, A, 0.1)})
+    with pytest.raises(FormatError, match=f"{case.layout} can be read, but its codes cannot be merged into yet"):
+        loralens.merge(adapter, base=base, output=tmp_path / "out", bits="keep")
+
+
+def test_two_weights_in_one_stored_tensor_are_refused() -> None:
+    weight = CodedWeight("x", (4, 4), 4.0, lambda start, stop: np.zeros((stop - start, 4), np.float32), "both")
+    grid = GridRows(np.zeros((4, 4), np.int16), np.ones((4, 1), np.float32), None, np.zeros(4, np.intp), 0, 15)
+    weight = replace(weight, grid=lambda start, stop: grid, encode=lambda first, codes: codes.astype(np.uint8))
+    plan = MergePlan({key: TensorPlan(key, weight.floats(), (4, 4)) for key in ("q.weight", "k.weight")})
+    with pytest.raises(MismatchError, match=r"k.weight and q.weight: their codes lie in one stored tensor \(both\)"):
+        check_codes(plan, {"q.weight": weight, "k.weight": weight})
+    # Experts of a GGUF stack are parts of a stored tensor, each with rows of its own.
+    parts = {key: replace(weight, row_order=np.arange(4)) for key in ("q.weight", "k.weight")}
+    check_codes(plan, parts)
