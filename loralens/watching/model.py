@@ -61,6 +61,12 @@ def trains_A(model: "nn.Module | Injection") -> bool:
     return "A" in trained or any("lora_A" in path for path, p in inner.named_parameters() if p.requires_grad)
 
 
+def is_sharded(model: "nn.Module | Injection") -> bool:
+    """Whether FSDP2 has divided parameters of the model, so that reading one is work of all processes."""
+    inner = model.model if isinstance(model, Injection) else model
+    return any(hasattr(parameter, "full_tensor") for parameter in inner.parameters())
+
+
 def is_writer() -> bool:
     """Whether this process writes logs: the first of several."""
     distributed = torch.distributed

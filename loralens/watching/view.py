@@ -41,8 +41,9 @@ def live(model: "nn.Module | Injection", adapter: str | None = None) -> Adapter:
     model : nn.Module or Injection
         A model of PEFT (or of transformers and diffusers with ``add_adapter``), or a model with the layers of
         `loralens.training`. It may be inside others: DDP, a LightningModule, what ``accelerator.prepare`` or
-        ``torch.compile`` returns. If it is sharded by FSDP2, all processes must read the same factors in the same
-        order, and each factor is gathered when it is read.
+        ``torch.compile`` returns. If it is sharded by FSDP2, each factor is gathered when it is read, and all
+        processes must read the same factors in the same order. Analyses read in threads, so give them
+        ``live(model).load()``, which all processes call.
     adapter : str, optional
         The name of one of PEFT's adapters. By default the active one; if several are active, their sum, which is what
         the model computes.

@@ -193,7 +193,7 @@ class Watcher:
     def _watch(self, model: "nn.Module | Injection", adapter: str | None, *, gradients: bool) -> None:
         """Make the views of a model, and weigh what it adapts."""
         from loralens.training.injection import Injection
-        from loralens.watching.model import is_writer, trains_A, weigh
+        from loralens.watching.model import is_sharded, is_writer, trains_A, weigh
         from loralens.watching.view import live, live_gradients, one_active, peft_model
 
         wrapped = None if adapter is not None or isinstance(model, Injection) else peft_model(model)
@@ -203,6 +203,9 @@ class Watcher:
         self._gradients = live_gradients(model, adapter) if gradients else None
         self._health = Health(weigh(model, self._view), frozen=not trains_A(model))
         self._writes = is_writer()
+        # Threads would gather the factors in another order in each process.
+        if is_sharded(model):
+            self._threads = 1
 
     def step(self) -> Look | None:
         """Count one step of the optimiser, and look if it is time.

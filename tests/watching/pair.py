@@ -19,7 +19,7 @@ def adapted() -> Any:
     import peft
 
     torch.manual_seed(1)
-    model = peft.get_peft_model(models.llama(), peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"]))
+    model = peft.get_peft_model(models.llama(), peft.LoraConfig(r=4, target_modules="all-linear"))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_" in name:
