@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from math import isfinite
+from math import isfinite, prod
 from typing import TYPE_CHECKING, final
 
 from loralens.core.adapter import Adapter
@@ -142,20 +142,10 @@ class Switchboard:
         # Set before the first byte is written and cleared after the last, so that an interrupted write is repeated.
         self._writing: tuple[str, Made] | None = None  # the weight that is being written, and its new numbers
         self._plans: dict[Task, Mapping[str, TensorPlan]] = {(): {}}  # of the base, and of every adapter alone
-        notes: list[str] = []
+        self._hashes: dict[str, str] = {}
+        self.notes: tuple[str, ...] = ()
         for name in adapters:
-            with place(name):
-                merge_plan = self._make_plan(((name, 1.0),))
-                tensors = self._without_duplicates(merge_plan.tensors)
-                notes += [
-                    f"{name}: {note}"
-                    for note in (*merge_plan.notes, *self._check_in_place(tensors, merge_plan.tensors))
-                ]
-            self._plans[((name, 1.0),)] = tensors
-        self.notes = tuple(dict.fromkeys(notes))
-        keys = {key for tensors in self._plans.values() for key in tensors}
-        # Only weights that some adapter changes are written by this class, so only these are checked.
-        self._hashes = {key: hash_rows([self._slots[key].read()]) for key in self._slots if key in keys}
+            self._add_plan(name)
 
     @property
     def state(self) -> SwitchboardState:
@@ -205,6 +195,27 @@ class Switchboard:
             self._writing = new_weight
             self._finish_writing()
 
+    def replace(self, name: str, adapter: Adapter) -> None:
+        """Replace the adapter of a task, for which the model must not be merged.
+
+        Raises
+        ------
+        OptionError
+            There is no such task, or the model is merged for it.
+        MismatchError
+            The adapter does not fit the model.
+        """
+        (task,) = self._normalise_task(name)
+        if task[0] in dict(self._goal[0]) or self.state.waiting:
+            raise OptionError(f"the model is merged for {name}", fix="switch to the base first: switch(None)")
+        self._adapters[name] = _read_all(adapter)
+        self._add_plan(name)
+
+    @property
+    def weights(self) -> dict[str, int]:
+        """The weights that some adapter changes, with their bytes."""
+        return {key: prod(self._slots[key].shape) * self._slots[key].dtype.itemsize for key in self._hashes}
+
     def repair(self) -> None:
         """Finish a switch that was interrupted, if there is one."""
         self.switch(dict(self._goal[0]))
@@ -247,6 +258,19 @@ class Switchboard:
                 raise OptionError(f"the weight of {name} is {weight}", fix="give a finite number")
         # In one order, so that the same mixture has the same plan and the same bits however it was written down.
         return tuple((name, float(weights[name])) for name in self._adapters if weights.get(name))
+
+    def _add_plan(self, name: str) -> None:
+        """Plan the merge of one adapter, and remember the digests of the weights that it changes."""
+        with place(name):
+            merge_plan = self._make_plan(((name, 1.0),))
+            tensors = self._without_duplicates(merge_plan.tensors)
+            notes = (*merge_plan.notes, *self._check_in_place(tensors, merge_plan.tensors))
+        self._plans[((name, 1.0),)] = tensors
+        self.notes = tuple(dict.fromkeys([*self.notes, *(f"{name}: {note}" for note in notes)]))
+        # Only weights that some adapter changes are written by this class, so only these are checked.
+        self._hashes |= {
+            key: hash_rows([self._base_of(key)]) for key in self._slots if key in tensors and key not in self._hashes
+        }
 
     def _make_plan(self, task: Task) -> MergePlan:
         pairs = [(self._adapters[name], weight) for name, weight in task]
