@@ -26,6 +26,7 @@ from benchmarks import (
     spectrum,
     switchboard,
     train,
+    train_language,
 )
 
 HERE = Path(__file__).parent
@@ -65,6 +66,7 @@ PARTS: dict[str, Callable[[], dict[str, object]]] = {
     "switchboard": lambda: switchboard.run(runs=RUNS),
     "others": lambda: others.run(DATA, runs=RUNS),
     "train": lambda: train.run(runs=RUNS),
+    "train-language": lambda: train_language.run(turns=3 * RUNS),
 }
 
 
